@@ -1,0 +1,383 @@
+//! A job and its document: what a browser is shown and what every room of the hub speaks of.
+//!
+//! Invariant: the document *is* the message. [`Job::apply`] (in `job::law`) is the only place that
+//! decides whether news changes a job, and every change raises `version` by one.
+
+mod id;
+mod law;
+mod request;
+mod update;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+pub use id::{InvalidJobId, JobId};
+pub use request::{Platform, Ticket, VideoRequest};
+pub use update::{News, Report, Update};
+
+use crate::time::Time;
+
+/// How often a job is tried at most before its provider has accepted it.
+pub const MAX_ATTEMPTS: u32 = 5;
+
+/// The most bytes of JSON that a caller's `metadata` may have.
+pub const MAX_METADATA_BYTES: usize = 2048;
+
+/// Where a job is. Declared in the order of its rank: a job never goes to a lower one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Ours, and not yet known to be at the provider.
+    Accepted,
+    /// At the provider, not yet begun.
+    Queued,
+    /// Being worked on.
+    Running,
+    /// Ended with its outputs.
+    Succeeded,
+    /// Ended without; `error` says why.
+    Failed,
+    /// Ended because somebody asked for it.
+    Cancelled,
+}
+
+impl Status {
+    /// Every status, in the order of a job's life.
+    pub const ALL: [Self; 6] = [
+        Self::Accepted,
+        Self::Queued,
+        Self::Running,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// 0 to 3; the three ends share the highest.
+    #[must_use]
+    pub fn rank(self) -> u8 {
+        match self {
+            Self::Accepted => 0,
+            Self::Queued => 1,
+            Self::Running => 2,
+            Self::Succeeded | Self::Failed | Self::Cancelled => 3,
+        }
+    }
+
+    /// Whether this is an end, after which nothing changes a job.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        self.rank() == 3
+    }
+
+    /// The word in documents, URLs and specs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The status that `word` names.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.word() == word)
+    }
+}
+
+/// Who brought the newest version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A caller of the HTTP API or of a socket.
+    Api,
+    /// The submitter, from the provider's answer.
+    Submit,
+    /// The provider's webhook.
+    Webhook,
+    /// The watchdog's authenticated read.
+    Poll,
+    /// A worker.
+    Push,
+    /// The clock: the job's deadline passed.
+    Deadline,
+}
+
+/// Why a job failed, or why a try at submitting it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The provider's moderation declined the input or the result.
+    Safety,
+    /// The provider can't make sense of a parameter.
+    InvalidInput,
+    /// The provider account has no credit left.
+    Quota,
+    /// The provider is busy; a later try may pass.
+    RateLimit,
+    /// The provider refuses the hub's key.
+    Auth,
+    /// A fault on the way or at the provider; a later try may pass.
+    Technical,
+    /// The deadline passed without an end.
+    Timeout,
+    /// The request may have been received, but its answer was lost.
+    SubmissionUnknown,
+    /// Succeeded, but an authenticated read no longer has the outputs.
+    ResultExpired,
+}
+
+impl FailureKind {
+    /// Whether the submitter may try the same job again, as long as no provider has accepted it.
+    #[must_use]
+    pub fn is_retried(self) -> bool {
+        match self {
+            Self::RateLimit | Self::Technical => true,
+            Self::Safety
+            | Self::InvalidInput
+            | Self::Quota
+            | Self::Auth
+            | Self::Timeout
+            | Self::SubmissionUnknown
+            | Self::ResultExpired => false,
+        }
+    }
+}
+
+/// A failure as the document tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What went wrong, in the hub's terms.
+    pub kind: FailureKind,
+    /// For a person; the provider's own words where it has some.
+    pub message: String,
+    /// The provider's code, as text.
+    #[serde(default)]
+    pub provider_code: Option<String>,
+    /// Whether a fresh submission may succeed.
+    #[serde(default)]
+    pub retryable: bool,
+}
+
+impl Failure {
+    /// A failure whose `retryable` follows from its kind.
+    #[must_use]
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        let retryable = kind.is_retried();
+        Self {
+            kind,
+            message: message.into(),
+            provider_code: None,
+            retryable,
+        }
+    }
+}
+
+/// One result of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Output {
+    /// `video`, `image`, `audio` or `file`.
+    #[serde(rename = "type", default = "Output::default_kind")]
+    pub kind: String,
+    /// Where it can be fetched.
+    pub url: String,
+    /// Length in seconds, where told.
+    #[serde(default)]
+    pub duration: Option<f64>,
+    /// When the URL stops working, where told.
+    #[serde(default)]
+    pub expires_at: Option<Time>,
+}
+
+impl Output {
+    fn default_kind() -> String {
+        "video".to_owned()
+    }
+}
+
+/// A job: serialised, it is exactly the public document.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Job {
+    /// Its name everywhere.
+    pub id: JobId,
+    /// 1, 2, 3 …: raised by one with every change.
+    pub version: u64,
+    /// Where it is.
+    pub status: Status,
+    /// Percent, 0–100; null where none is reported, 100 once succeeded, null once failed or
+    /// cancelled, so that it does not depend on which late news came in before the end.
+    pub progress: Option<f64>,
+    /// Jobs ahead of it at the provider, where told.
+    pub queue_position: Option<u32>,
+    /// A worker's or provider's own word for what is going on.
+    pub stage: Option<String>,
+    /// The `sub` of those who may see it.
+    pub owner: String,
+    /// The provider's name in the configuration; null for a worker's own job.
+    pub provider: Option<String>,
+    /// The provider's own id, once known.
+    pub provider_task_id: Option<String>,
+    /// The provider's name of the model.
+    pub model: Option<String>,
+    /// Who brought this version.
+    pub source: Source,
+    /// When it was registered.
+    pub created_at: Time,
+    /// When this version came to be.
+    pub updated_at: Time,
+    /// When it was first known to run.
+    pub started_at: Option<Time>,
+    /// When it ended.
+    pub finished_at: Option<Time>,
+    /// When it is given up.
+    pub deadline_at: Time,
+    /// Seconds it may still take, where told.
+    pub eta_seconds: Option<f64>,
+    /// Its results, once succeeded.
+    pub outputs: Vec<Output>,
+    /// Why it failed, or what the last try at submitting ran into.
+    pub error: Option<Failure>,
+    /// Tries at submitting begun so far: 0 before the first.
+    pub attempt: u32,
+    /// When the next try is due, while one is.
+    pub next_attempt_at: Option<Time>,
+    /// The caller's own.
+    pub metadata: Map<String, Value>,
+    /// What the hub needs to send the job and to ask about it; never part of the document.
+    #[serde(skip)]
+    pub ticket: Arc<Ticket>,
+}
+
+/// What a new job is made from.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// Who may see it.
+    pub owner: String,
+    /// Its provider; none for a worker's own.
+    pub provider: Option<String>,
+    /// The provider's id when it was submitted elsewhere.
+    pub provider_task_id: Option<String>,
+    /// The provider's name of the model.
+    pub model: Option<String>,
+    /// The caller's own.
+    pub metadata: Map<String, Value>,
+    /// What is to be submitted, when the hub does it.
+    pub request: Option<VideoRequest>,
+    /// How long until it is given up.
+    pub deadline: Duration,
+}
+
+impl Job {
+    /// Version 1 of a job: `queued` where a provider has it already, else `accepted`.
+    #[must_use]
+    pub fn new(new: NewJob, now: Time) -> Self {
+        let submitted_here = new.request.is_some();
+        Self {
+            id: JobId::new(),
+            version: 1,
+            status: if new.provider_task_id.is_some() {
+                Status::Queued
+            } else {
+                Status::Accepted
+            },
+            progress: None,
+            queue_position: None,
+            stage: None,
+            owner: new.owner,
+            provider: new.provider,
+            provider_task_id: new.provider_task_id,
+            model: new.model,
+            source: Source::Api,
+            created_at: now,
+            updated_at: now,
+            started_at: None,
+            finished_at: None,
+            deadline_at: now + new.deadline,
+            eta_seconds: None,
+            outputs: Vec::new(),
+            error: None,
+            attempt: u32::from(!submitted_here),
+            next_attempt_at: None,
+            metadata: new.metadata,
+            ticket: Arc::new(Ticket {
+                request: new.request,
+                handle: Value::Null,
+            }),
+        }
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        self.status.is_final()
+    }
+
+    /// Where the job stands with regard to being submitted; read from the document alone.
+    #[must_use]
+    pub fn submission(&self) -> Submission {
+        let ours = self.status == Status::Accepted && self.ticket.request.is_some();
+        let lost = || {
+            self.error
+                .as_ref()
+                .is_some_and(|e| e.kind == FailureKind::SubmissionUnknown)
+        };
+        match (ours, self.next_attempt_at) {
+            (false, _) => Submission::Over,
+            (true, Some(at)) => Submission::Waiting(at),
+            (true, None) if self.attempt == 0 => Submission::Waiting(self.created_at),
+            (true, None) if lost() => Submission::Unknown,
+            (true, None) => Submission::Sending,
+        }
+    }
+}
+
+/// Where a job stands with regard to being submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submission {
+    /// A try is due at this moment, or was and waits for a free place.
+    Waiting(Time),
+    /// A try is under way; should its process die now, the outcome is unknown.
+    Sending,
+    /// A try went out and its answer was lost: never sent again.
+    Unknown,
+    /// The provider has it, or it has ended, or it was never the hub's to submit.
+    Over,
+}
+
+impl Serialize for Job {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut document = serializer.serialize_struct("Job", 23)?;
+        document.serialize_field("id", &self.id)?;
+        document.serialize_field("version", &self.version)?;
+        document.serialize_field("status", &self.status)?;
+        document.serialize_field("final", &self.is_final())?;
+        document.serialize_field("progress", &self.progress)?;
+        document.serialize_field("queue_position", &self.queue_position)?;
+        document.serialize_field("stage", &self.stage)?;
+        document.serialize_field("owner", &self.owner)?;
+        document.serialize_field("provider", &self.provider)?;
+        document.serialize_field("provider_task_id", &self.provider_task_id)?;
+        document.serialize_field("model", &self.model)?;
+        document.serialize_field("source", &self.source)?;
+        document.serialize_field("created_at", &self.created_at)?;
+        document.serialize_field("updated_at", &self.updated_at)?;
+        document.serialize_field("started_at", &self.started_at)?;
+        document.serialize_field("finished_at", &self.finished_at)?;
+        document.serialize_field("deadline_at", &self.deadline_at)?;
+        document.serialize_field("eta_seconds", &self.eta_seconds)?;
+        document.serialize_field("outputs", &self.outputs)?;
+        document.serialize_field("error", &self.error)?;
+        document.serialize_field("attempt", &self.attempt)?;
+        document.serialize_field("next_attempt_at", &self.next_attempt_at)?;
+        document.serialize_field("metadata", &self.metadata)?;
+        document.end()
+    }
+}

@@ -1,0 +1,98 @@
+//! The name of a job.
+//!
+//! Invariant: a `JobId` is `job_` and up to 64 characters of `A–Z a–z 0–9 _ -`, so it can stand in
+//! a URL, a key and a log line as it is.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use uuid::Uuid;
+
+/// A job's name; cheap to clone. Ids of later jobs sort after those of earlier ones.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(Arc<str>);
+
+/// The text is not a job's name.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a job id is 'job_' and up to 64 letters, digits, '_' or '-'")]
+pub struct InvalidJobId;
+
+impl JobId {
+    /// A fresh one, from a version 7 UUID: by time, then 74 random bits.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "every call makes another")]
+    pub fn new() -> Self {
+        Self(format!("job_{}", Uuid::now_v7().simple()).into())
+    }
+
+    /// Checks what a caller calls a job.
+    ///
+    /// # Errors
+    /// [`InvalidJobId`] when it can't be one.
+    pub fn parse(text: &str) -> Result<Self, InvalidJobId> {
+        let rest = text.strip_prefix("job_").ok_or(InvalidJobId)?;
+        let fits = (1..=64).contains(&rest.len())
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        if fits {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidJobId)
+        }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for JobId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for JobId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'_, str>::deserialize(deserializer)?;
+        Self::parse(&text).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_id_is_a_valid_one_and_later_ids_sort_later() {
+        let (a, b) = (JobId::new(), JobId::new());
+        assert_eq!(JobId::parse(a.as_str()), Ok(a.clone()));
+        assert!(a < b);
+    }
+
+    #[test]
+    fn what_could_escape_a_key_or_url_is_no_id() {
+        for bad in [
+            "", "job_", "task_1", "job_a/b", "job_a b", "job_é", "job_{x}",
+        ] {
+            assert_eq!(JobId::parse(bad), Err(InvalidJobId), "{bad:?}");
+        }
+        assert!(JobId::parse(&format!("job_{}", "a".repeat(65))).is_err());
+    }
+}

@@ -1,0 +1,336 @@
+//! What the law promises, as properties over any news in any order.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::job::{NewJob, Output, VideoRequest};
+
+const NOW: i64 = 1_795_428_000_000;
+
+fn job(request: Option<VideoRequest>) -> Job {
+    let new = NewJob {
+        owner: "alice".into(),
+        provider: Some("kling".into()),
+        provider_task_id: None,
+        model: None,
+        metadata: serde_json::Map::new(),
+        request,
+        deadline: Duration::from_secs(60),
+    };
+    Job::new(new, Time::from_millis(NOW))
+}
+
+fn submitted_here() -> Job {
+    job(Some(VideoRequest::default()))
+}
+
+fn output(name: &str) -> Output {
+    let url = format!("https://cdn.example.com/{name}.mp4");
+    Output {
+        kind: "video".into(),
+        url,
+        duration: None,
+        expires_at: None,
+    }
+}
+
+fn told(job: &Job, report: Report) -> Option<Job> {
+    job.apply(
+        report.from_source(Source::Webhook),
+        Time::from_millis(NOW + 1),
+    )
+}
+
+fn failure(kind: FailureKind) -> Failure {
+    Failure::new(kind, "so it is")
+}
+
+fn submit(job: &Job, news: News) -> Option<Job> {
+    job.apply(
+        Update {
+            source: Source::Submit,
+            news,
+        },
+        Time::from_millis(NOW + 1),
+    )
+}
+
+#[test]
+fn a_report_that_tells_nothing_new_is_no_news() {
+    let running = told(&job(None), Report::of(Status::Running)).unwrap();
+    assert_eq!(running.version, 2);
+    assert_eq!(told(&running, Report::of(Status::Running)), None);
+    assert_eq!(told(&running, Report::of(Status::Queued)), None);
+    assert_eq!(told(&running, Report::default()), None);
+}
+
+#[test]
+fn progress_without_a_status_means_running() {
+    let report = Report {
+        progress: Some(3.0),
+        ..Report::default()
+    };
+    let running = told(&job(None), report).unwrap();
+    assert_eq!(
+        (running.status, running.progress),
+        (Status::Running, Some(3.0))
+    );
+    assert!(running.started_at.is_some());
+}
+
+#[test]
+fn a_success_without_outputs_counts_only_when_it_was_read() {
+    let bare = Report::of(Status::Succeeded);
+    assert_eq!(told(&job(None), bare.clone()), None);
+
+    let read = Report {
+        conclusive: true,
+        ..bare
+    };
+    let expired = job(None).apply(
+        read.clone().from_source(Source::Poll),
+        Time::from_millis(NOW),
+    );
+    let expired = expired.unwrap();
+    assert_eq!(expired.status, Status::Succeeded);
+    assert_eq!(expired.error.unwrap().kind, FailureKind::ResultExpired);
+
+    let pushed = job(None)
+        .apply(read.from_source(Source::Push), Time::from_millis(NOW))
+        .unwrap();
+    assert_eq!((pushed.status, pushed.error), (Status::Succeeded, None));
+}
+
+#[test]
+fn news_of_another_task_is_not_ours() {
+    let ours = Report {
+        task_id: Some("1".into()),
+        ..Report::of(Status::Queued)
+    };
+    let bound = told(&job(None), ours).unwrap();
+    let theirs = Report {
+        task_id: Some("2".into()),
+        ..Report::of(Status::Running)
+    };
+    assert_eq!(told(&bound, theirs), None);
+}
+
+#[test]
+fn tries_are_counted_and_a_lost_answer_is_never_sent_again() {
+    let first = submit(&submitted_here(), News::Sending).unwrap();
+    assert_eq!(
+        (first.attempt, first.submission()),
+        (1, Submission::Sending)
+    );
+    assert_eq!(submit(&first, News::Sending), None);
+
+    let at = Time::from_millis(NOW + 4_000);
+    let retry = News::Retry {
+        error: failure(FailureKind::RateLimit),
+        at,
+    };
+    let waiting = submit(&first, retry.clone()).unwrap();
+    assert_eq!(waiting.submission(), Submission::Waiting(at));
+    assert_eq!(submit(&waiting, retry), None);
+
+    let second = submit(&waiting, News::Sending).unwrap();
+    assert_eq!((second.attempt, second.error.clone()), (2, None));
+    let lost = News::Lost {
+        error: failure(FailureKind::SubmissionUnknown),
+    };
+    let unknown = submit(&second, lost).unwrap();
+    assert_eq!(unknown.submission(), Submission::Unknown);
+    assert_eq!(submit(&unknown, News::Sending), None);
+
+    let found = told(&unknown, Report::of(Status::Queued)).unwrap();
+    assert_eq!(
+        (found.error.clone(), found.submission()),
+        (None, Submission::Over)
+    );
+    assert_eq!(submit(&found, News::Sending), None);
+}
+
+#[test]
+fn only_a_job_that_nobody_has_can_be_withdrawn() {
+    let withdraw = |job: &Job| {
+        job.apply(
+            Update {
+                source: Source::Api,
+                news: News::Withdrawn,
+            },
+            Time::from_millis(NOW),
+        )
+    };
+    assert_eq!(
+        withdraw(&submitted_here()).unwrap().status,
+        Status::Cancelled
+    );
+    let sending = submit(&submitted_here(), News::Sending).unwrap();
+    assert_eq!(withdraw(&sending), None);
+    assert_eq!(
+        withdraw(&told(&sending, Report::of(Status::Queued)).unwrap()),
+        None
+    );
+    let at_a_provider = job(None);
+    assert_eq!(withdraw(&at_a_provider), None);
+    let a_workers_own = Job {
+        provider: None,
+        ..at_a_provider
+    };
+    assert_eq!(withdraw(&a_workers_own).unwrap().status, Status::Cancelled);
+}
+
+#[test]
+fn a_webhook_that_outruns_the_answer_makes_the_answer_no_news() {
+    let sending = submit(&submitted_here(), News::Sending).unwrap();
+    let early = Report {
+        task_id: Some("1".into()),
+        ..Report::of(Status::Running)
+    };
+    let running = told(&sending, early).unwrap();
+    let answer = Report {
+        task_id: Some("1".into()),
+        ..Report::of(Status::Queued)
+    };
+    assert_eq!(submit(&running, News::Report(answer)), None);
+    let at = Time::from_millis(NOW);
+    assert_eq!(
+        submit(
+            &running,
+            News::Retry {
+                error: failure(FailureKind::Technical),
+                at
+            }
+        ),
+        None
+    );
+}
+
+fn any_progress() -> impl Strategy<Value = Option<f64>> {
+    proptest::option::of(prop_oneof![
+        -10.0..150.0,
+        Just(f64::NAN),
+        Just(f64::INFINITY)
+    ])
+}
+
+fn any_report(statuses: Vec<Option<Status>>) -> impl Strategy<Value = Report> {
+    let status = proptest::sample::select(statuses);
+    let stage = proptest::option::of("[a-c]");
+    (status, any_progress(), proptest::option::of(0u32..9), stage).prop_map(
+        |(status, progress, queue_position, stage)| Report {
+            status,
+            progress,
+            queue_position,
+            stage,
+            conclusive: true,
+            ..Report::default()
+        },
+    )
+}
+
+fn on_the_way() -> impl Strategy<Value = Report> {
+    any_report(vec![
+        None,
+        Some(Status::Accepted),
+        Some(Status::Queued),
+        Some(Status::Running),
+    ])
+}
+
+fn an_end() -> impl Strategy<Value = Report> {
+    let ends = vec![
+        Some(Status::Succeeded),
+        Some(Status::Failed),
+        Some(Status::Cancelled),
+    ];
+    (any_report(ends), "[a-z]{1,4}").prop_map(|(mut report, name)| {
+        if report.status == Some(Status::Succeeded) {
+            report.outputs = vec![output(&name)];
+        }
+        report
+    })
+}
+
+fn any_news() -> impl Strategy<Value = Update> {
+    let at = Time::from_millis(NOW);
+    let error = failure(FailureKind::Technical);
+    let lost = failure(FailureKind::SubmissionUnknown);
+    prop_oneof![
+        1 => Just(Update { source: Source::Submit, news: News::Sending }),
+        1 => Just(Update { source: Source::Submit, news: News::Retry { error, at } }),
+        1 => Just(Update { source: Source::Submit, news: News::Lost { error: lost } }),
+        1 => Just(Update { source: Source::Api, news: News::Withdrawn }),
+        5 => on_the_way().prop_map(|report| report.from_source(Source::Webhook)),
+        1 => an_end().prop_map(|report| report.from_source(Source::Poll)),
+    ]
+}
+
+fn after_all(start: &Job, reports: &[Report]) -> Job {
+    reports.iter().fold(start.clone(), |job, report| {
+        told(&job, report.clone()).unwrap_or(job)
+    })
+}
+
+proptest! {
+    /// Reports with at most one end: any order and any repetition end alike.
+    #[test]
+    fn order_and_repetition_do_not_matter(
+        reports in proptest::collection::vec(on_the_way(), 0..8),
+        end in proptest::option::of(an_end()),
+        again in proptest::collection::vec(any::<proptest::sample::Index>(), 0..8),
+        seed in any::<u64>(),
+    ) {
+        let mut straight = reports;
+        straight.extend(end);
+        let mut shuffled = straight.clone();
+        if !straight.is_empty() {
+            shuffled.extend(again.iter().map(|index| index.get(&straight).clone()));
+        }
+        let mut state = seed | 1;
+        for at in (1..shuffled.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            shuffled.swap(at, usize::try_from(state >> 33).unwrap() % (at + 1));
+        }
+        let (one, other) = (after_all(&job(None), &straight), after_all(&job(None), &shuffled));
+        prop_assert_eq!(one.status, other.status);
+        prop_assert_eq!(one.progress, other.progress);
+        prop_assert_eq!(one.outputs, other.outputs);
+    }
+
+    /// Whatever comes, in whatever order: nothing goes backwards, and an end is the end.
+    #[test]
+    fn nothing_goes_backwards(news in proptest::collection::vec(any_news(), 0..30)) {
+        let mut job = submitted_here();
+        for update in news {
+            let Some(next) = job.apply(update, Time::from_millis(NOW + 1)) else { continue };
+            prop_assert!(!job.is_final());
+            prop_assert_eq!(next.version, job.version + 1);
+            prop_assert!(next.attempt >= job.attempt);
+            prop_assert!(next.status.rank() >= job.status.rank());
+            if let (Some(before), Some(after)) = (job.progress, next.progress) {
+                prop_assert!(after >= before);
+                prop_assert!((0.0..=100.0).contains(&after));
+            }
+            prop_assert_eq!(next.is_final(), next.finished_at.is_some());
+            job = next;
+        }
+    }
+
+    /// A final job absorbs everything.
+    #[test]
+    fn a_final_job_absorbs_everything(end in an_end(), news in any_news()) {
+        let ended = told(&job(None), end).unwrap();
+        prop_assert_eq!(ended.apply(news, Time::from_millis(NOW + 9)), None);
+    }
+
+    /// A document read back is the document that was written.
+    #[test]
+    fn a_document_survives_the_wire(reports in proptest::collection::vec(on_the_way(), 0..4)) {
+        let job = after_all(&job(None), &reports);
+        let text = serde_json::to_string(&job).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), job);
+    }
+}

@@ -1,0 +1,105 @@
+//! News about a job: what anybody (provider, worker, submitter, clock) can tell the law.
+//!
+//! Invariant: an update says what was *heard*; whether it changes anything is the law's to decide.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Failure, Output, Source, Status};
+use crate::time::Time;
+
+/// One piece of news and who brought it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Update {
+    /// Who brought it.
+    pub source: Source,
+    /// What it says.
+    pub news: News,
+}
+
+/// What can be heard of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum News {
+    /// A try at submitting begins.
+    Sending,
+    /// The try failed before the provider accepted the job; the next one follows at `at`.
+    Retry {
+        /// What the try ran into.
+        error: Failure,
+        /// When the next one is due.
+        at: Time,
+    },
+    /// The try went out and its answer was lost.
+    Lost {
+        /// Of kind `submission_unknown`.
+        error: Failure,
+    },
+    /// Whoever asked for it wants it no more: the end of a job that nobody has been given.
+    Withdrawn,
+    /// Where the job is, by its provider, its worker or the clock.
+    Report(Report),
+}
+
+/// Where a job is, as far as the teller says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Its status; progress without one means running.
+    pub status: Option<Status>,
+    /// Percent; held to 0–100.
+    pub progress: Option<f64>,
+    /// Jobs ahead of it.
+    pub queue_position: Option<u32>,
+    /// The teller's own word for what is going on.
+    pub stage: Option<String>,
+    /// Seconds it may still take.
+    pub eta_seconds: Option<f64>,
+    /// Results; they count with a success only.
+    pub outputs: Vec<Output>,
+    /// Why it failed.
+    pub error: Option<Failure>,
+    /// The provider's own id.
+    pub task_id: Option<String>,
+    /// What the provider's answer said about asking again; null where nothing.
+    pub handle: Value,
+    /// Whether a success may be believed although it brings no outputs: true for an authenticated
+    /// read, a worker, and a provider that can't be asked.
+    pub conclusive: bool,
+}
+
+impl Report {
+    /// A report of nothing but a status.
+    #[must_use]
+    pub fn of(status: Status) -> Self {
+        Self {
+            status: Some(status),
+            ..Self::default()
+        }
+    }
+
+    /// The end of a job by failure.
+    #[must_use]
+    pub fn failed(error: Failure) -> Self {
+        Self {
+            status: Some(Status::Failed),
+            error: Some(error),
+            ..Self::default()
+        }
+    }
+
+    /// Whether this is a success that must be read from the provider before it counts.
+    #[must_use]
+    pub fn wants_a_look(&self) -> bool {
+        self.status == Some(Status::Succeeded) && self.outputs.is_empty() && !self.conclusive
+    }
+
+    /// The report as news from `source`.
+    #[must_use]
+    pub fn from_source(self, source: Source) -> Update {
+        Update {
+            source,
+            news: News::Report(self),
+        }
+    }
+}
