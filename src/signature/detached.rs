@@ -1,0 +1,308 @@
+//! Signatures that a provider describes by data: in which header they stand, how they are written, what they
+//! cover, and with which kind of key they are made.
+//!
+//! Invariant: the timestamp is read only after the signature that covers it was proven.
+
+use std::borrow::Cow;
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use jiff::Timestamp;
+use serde::Deserialize;
+use url::Url;
+
+use super::key::{BASE64, BASE64URL, Key, Prover};
+use super::table::Table;
+use super::template::{Fields, Template, field, hex, unhex};
+use super::{CannotSign, Headers, MAX_SIGNATURES, Refusal, Trust, check_fresh, required};
+
+/// HMAC-SHA256 in a header of the provider's own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Table")]
+pub struct Hmac {
+    pub(super) envelope: Envelope,
+    pub(super) key: KeyForm,
+    pub(super) key_prefix: String,
+}
+
+/// Ed25519 in a header of the provider's own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Table")]
+pub struct Ed25519 {
+    pub(super) envelope: Envelope,
+    pub(super) key_id_header: Option<String>,
+    pub(super) jwks_url: Option<Url>,
+}
+
+/// Where a signature stands and what it covers.
+#[derive(Debug, Clone)]
+pub(super) struct Envelope {
+    /// The first of these that is present carries the signature.
+    pub(super) headers: Vec<String>,
+    pub(super) encoding: Encoding,
+    pub(super) prefix: String,
+    /// Set when the header is a list of fields (`t=…,v1=…`): the field, or fields, with the signature.
+    pub(super) signature_field: Option<String>,
+    pub(super) signed: Template,
+    pub(super) timestamp: Option<Place>,
+    pub(super) id_header: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    Header(String),
+    Field(String),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Encoding {
+    Hex,
+    Base64,
+    Base64url,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum KeyForm {
+    Raw,
+    Base64,
+    Hex,
+}
+
+impl Encoding {
+    fn decode(self, text: &str) -> Option<Vec<u8>> {
+        match self {
+            Self::Hex => unhex(text),
+            Self::Base64 => BASE64.decode(text).ok(),
+            Self::Base64url => BASE64URL.decode(text).ok(),
+        }
+    }
+
+    fn encode(self, bytes: &[u8]) -> String {
+        match self {
+            Self::Hex => hex(bytes),
+            Self::Base64 => BASE64.encode(bytes),
+            Self::Base64url => BASE64URL.encode(bytes),
+        }
+    }
+}
+
+impl Envelope {
+    fn trust(&self) -> Trust {
+        if self.signed.covers_body() {
+            Trust::Signed
+        } else {
+            Trust::Unsigned
+        }
+    }
+
+    /// Checks the request with `provers`, of which there is at least one, and gives the signed message id.
+    fn verify(
+        &self,
+        headers: &Headers<'_>,
+        body: &[u8],
+        provers: &[Prover],
+        now: Timestamp,
+    ) -> Result<Option<String>, Refusal> {
+        let (carrier, value) = self.carrier(headers)?;
+        let fields = self.fields(value);
+        let content = self.signed.render(headers, (carrier, &fields), body)?;
+        let tags = self.tags(carrier, value, &fields)?;
+        let proven = tags
+            .iter()
+            .any(|tag| provers.iter().any(|prover| prover.proves(&content, tag)));
+        if !proven {
+            return Err(Refusal::Mismatch);
+        }
+        match &self.timestamp {
+            Some(Place::Header(name)) => check_fresh(required(headers, name)?, name, now)?,
+            Some(Place::Field(name)) => {
+                check_fresh(field(&fields, name).unwrap_or_default(), carrier, now)?;
+            }
+            None => {}
+        }
+        let id = self.id_header.as_deref();
+        id.map(|name| required(headers, name).map(str::to_owned))
+            .transpose()
+    }
+
+    /// The header that carries the signature, and its value.
+    fn carrier<'s, 'h>(&'s self, headers: &Headers<'h>) -> Result<(&'s str, &'h str), Refusal> {
+        let mut present = self
+            .headers
+            .iter()
+            .filter_map(|name| headers(name).map(|value| (name.as_str(), value)));
+        present.next().ok_or_else(|| {
+            let first = self.headers.first().map_or("", String::as_str);
+            Refusal::MissingHeader(first.into())
+        })
+    }
+
+    fn fields<'h>(&self, value: &'h str) -> Fields<'h> {
+        let pair = |part: &'h str| part.trim().split_once('=');
+        match self.signature_field {
+            Some(_) => value.split(',').filter_map(pair).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// The signatures in the header, decoded; those that cannot be decoded cannot match either.
+    fn tags(
+        &self,
+        carrier: &str,
+        value: &str,
+        fields: &Fields<'_>,
+    ) -> Result<Vec<Vec<u8>>, Refusal> {
+        let written: Vec<&str> = match &self.signature_field {
+            Some(name) => fields
+                .iter()
+                .filter(|(key, _)| key == name)
+                .map(|(_, value)| *value)
+                .collect(),
+            None => value.split_ascii_whitespace().collect(),
+        };
+        let tags: Vec<_> = written
+            .into_iter()
+            .filter_map(|text| {
+                let bare = text.strip_prefix(&self.prefix).unwrap_or(text);
+                self.encoding.decode(bare)
+            })
+            .take(MAX_SIGNATURES)
+            .collect();
+        if tags.is_empty() {
+            return Err(Refusal::Malformed(carrier.into()));
+        }
+        Ok(tags)
+    }
+}
+
+impl Hmac {
+    pub(super) fn trust(&self) -> Trust {
+        self.envelope.trust()
+    }
+
+    pub(super) fn verify(
+        &self,
+        headers: &Headers<'_>,
+        body: &[u8],
+        keys: &[Key],
+        now: Timestamp,
+    ) -> Result<Option<String>, Refusal> {
+        let provers: Vec<Prover> = keys.iter().filter_map(|key| self.prover(key)).collect();
+        if provers.is_empty() {
+            return Err(Refusal::NoSecret);
+        }
+        self.envelope.verify(headers, body, &provers, now)
+    }
+
+    pub(super) fn sign(
+        &self,
+        key: &Key,
+        message_id: &str,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<Vec<(String, String)>, CannotSign> {
+        let Some(Prover::Hmac(key)) = self.prover(key) else {
+            return Err(CannotSign);
+        };
+        let envelope = &self.envelope;
+        let carrier = envelope.headers.first().ok_or(CannotSign)?;
+        let seconds = now.as_second().to_string();
+        let mut sent = Vec::new();
+        let mut fields: Fields<'_> = Vec::new();
+        match &envelope.timestamp {
+            Some(Place::Header(name)) => sent.push((name.clone(), seconds.clone())),
+            Some(Place::Field(name)) => fields.push((name, &seconds)),
+            None => {}
+        }
+        if let Some(name) = &envelope.id_header {
+            sent.push((name.clone(), message_id.to_owned()));
+        }
+        let tag = {
+            let known = super::headers_of(&sent);
+            let content = envelope
+                .signed
+                .render(&known, (carrier, &fields), body)
+                .map_err(|_| CannotSign)?;
+            hmac::sign(&key, &content)
+        };
+        let written = format!(
+            "{}{}",
+            envelope.prefix,
+            envelope.encoding.encode(tag.as_ref())
+        );
+        let value = match &envelope.signature_field {
+            Some(name) => {
+                fields.push((name, &written));
+                let pairs: Vec<_> = fields.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                pairs.join(",")
+            }
+            None => written,
+        };
+        sent.push((carrier.clone(), value));
+        Ok(sent)
+    }
+
+    pub(super) fn problem_with(&self, key: &Key) -> Option<&'static str> {
+        if self.prover(key).is_some() {
+            return None;
+        }
+        Some(match (key, self.key) {
+            (Key::Ed25519 { .. }, _) => "this scheme takes a secret, not a public key",
+            (Key::Secret(_), KeyForm::Raw) => "the secret is empty",
+            (Key::Secret(_), KeyForm::Base64) => "the secret is empty or not base64",
+            (Key::Secret(_), KeyForm::Hex) => "the secret is empty or not hex",
+        })
+    }
+
+    fn prover(&self, key: &Key) -> Option<Prover> {
+        let text = key.secret()?;
+        let bare = text.strip_prefix(&self.key_prefix).unwrap_or(text);
+        let secret = match self.key {
+            KeyForm::Raw => Cow::Borrowed(bare.as_bytes()),
+            KeyForm::Base64 => Cow::Owned(BASE64.decode(bare).ok()?),
+            KeyForm::Hex => Cow::Owned(unhex(bare)?),
+        };
+        Prover::hmac(&secret)
+    }
+}
+
+impl Ed25519 {
+    pub(super) fn trust(&self) -> Trust {
+        self.envelope.trust()
+    }
+
+    pub(super) fn jwks_url(&self) -> Option<&Url> {
+        self.jwks_url.as_ref()
+    }
+
+    pub(super) fn verify(
+        &self,
+        headers: &Headers<'_>,
+        body: &[u8],
+        keys: &[Key],
+        now: Timestamp,
+    ) -> Result<Option<String>, Refusal> {
+        let named = self.key_id_header.as_deref().and_then(headers);
+        let mut any = false;
+        let mut provers = Vec::new();
+        for key in keys {
+            match key {
+                Key::Ed25519 { id, public } => {
+                    any = true;
+                    // A key without a name may be the one that is meant.
+                    if named.is_none() || id.is_none() || id.as_deref() == named {
+                        provers.push(Prover::Ed25519(*public));
+                    }
+                }
+                Key::Secret(_) => {}
+            }
+        }
+        match (any, provers.is_empty()) {
+            (false, _) => Err(Refusal::NoSecret),
+            (true, true) => Err(Refusal::UnknownKey),
+            (true, false) => self.envelope.verify(headers, body, &provers, now),
+        }
+    }
+}

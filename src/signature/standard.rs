@@ -1,0 +1,110 @@
+//! Standard Webhooks: `id.timestamp.body`, signed by HMAC-SHA256 (`v1`) or Ed25519 (`v1a`).
+//! Source: standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
+//!
+//! Invariant: a version's signature is checked only with that version's kind of key.
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use jiff::Timestamp;
+
+use super::key::{BASE64, Key, Prover};
+use super::{CannotSign, Headers, MAX_SIGNATURES, Refusal, check_fresh, required};
+
+const ID: &str = "webhook-id";
+const TIMESTAMP: &str = "webhook-timestamp";
+const SIGNATURE: &str = "webhook-signature";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V1a,
+}
+
+pub(super) fn verify(
+    headers: &Headers<'_>,
+    body: &[u8],
+    keys: &[Key],
+    now: Timestamp,
+) -> Result<String, Refusal> {
+    let provers: Vec<(Version, Prover)> = keys.iter().filter_map(prover).collect();
+    if provers.is_empty() {
+        return Err(Refusal::NoSecret);
+    }
+    let id = required(headers, ID)?;
+    let timestamp = required(headers, TIMESTAMP)?;
+    let listed = required(headers, SIGNATURE)?;
+    if id.is_empty() {
+        return Err(Refusal::Malformed(ID.into()));
+    }
+    let content = content(id, timestamp, body);
+    let signatures: Vec<(Version, Vec<u8>)> = listed
+        .split_ascii_whitespace()
+        .filter_map(signature)
+        .take(MAX_SIGNATURES)
+        .collect();
+    let proven = signatures.iter().any(|(version, tag)| {
+        let fitting = provers.iter().filter(|(of, _)| of == version);
+        fitting
+            .into_iter()
+            .any(|(_, prover)| prover.proves(&content, tag))
+    });
+    if !proven {
+        return Err(Refusal::Mismatch);
+    }
+    check_fresh(timestamp, TIMESTAMP, now)?;
+    Ok(id.to_owned())
+}
+
+pub(super) fn sign(
+    key: &Key,
+    id: &str,
+    body: &[u8],
+    now: Timestamp,
+) -> Result<Vec<(String, String)>, CannotSign> {
+    let Some((Version::V1, Prover::Hmac(key))) = prover(key) else {
+        return Err(CannotSign);
+    };
+    let timestamp = now.as_second().to_string();
+    let tag = hmac::sign(&key, &content(id, &timestamp, body));
+    Ok(vec![
+        (ID.to_owned(), id.to_owned()),
+        (TIMESTAMP.to_owned(), timestamp),
+        (SIGNATURE.to_owned(), format!("v1,{}", BASE64.encode(tag))),
+    ])
+}
+
+pub(super) fn problem_with(key: &Key) -> Option<&'static str> {
+    prover(key).is_none().then_some(
+        "not a Standard Webhooks secret: whsec_ and base64, or whpk_ and the base64 of 32 bytes",
+    )
+}
+
+fn content(id: &str, timestamp: &str, body: &[u8]) -> Vec<u8> {
+    [id.as_bytes(), timestamp.as_bytes(), body].join(&b'.')
+}
+
+/// One entry of the list; None for unknown versions and for what is not base64.
+fn signature(entry: &str) -> Option<(Version, Vec<u8>)> {
+    let (version, tag) = entry.split_once(',')?;
+    let version = match version {
+        "v1" => Version::V1,
+        "v1a" => Version::V1a,
+        _ => return None,
+    };
+    Some((version, BASE64.decode(tag).ok()?))
+}
+
+fn prover(key: &Key) -> Option<(Version, Prover)> {
+    match key {
+        Key::Ed25519 { public, .. } => Some((Version::V1a, Prover::Ed25519(*public))),
+        Key::Secret(_) => {
+            let text = key.secret()?;
+            if let Some(public) = text.strip_prefix("whpk_") {
+                let public = BASE64.decode(public).ok()?.try_into().ok()?;
+                return Some((Version::V1a, Prover::Ed25519(public)));
+            }
+            let secret = text.strip_prefix("whsec_").unwrap_or(text);
+            Some((Version::V1, Prover::hmac(&BASE64.decode(secret).ok()?)?))
+        }
+    }
+}

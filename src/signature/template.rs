@@ -1,0 +1,143 @@
+//! What a provider signs, as a small template: `{body}`, `{sha256:body}` (lower-case hex), `{header:NAME}`, and
+//! `{FIELD}` for a field of the signature header itself (`t=…,v1=…`).
+//!
+//! Invariant: a template is understood whole when it is read from the spec; rendering can only miss a value.
+
+use std::borrow::Cow;
+
+use aws_lc_rs::digest;
+
+use super::{Headers, Refusal, required};
+
+/// The signed content, parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Template(Vec<Part>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Body,
+    BodyDigest,
+    Header(String),
+    Field(String),
+}
+
+/// The fields of a signature header: `t=1,v1=ab` is `[("t", "1"), ("v1", "ab")]`.
+pub(super) type Fields<'h> = Vec<(&'h str, &'h str)>;
+
+impl Template {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(open) = rest.find(['{', '}']) {
+            let (before, from_open) = rest.split_at(open);
+            if !before.is_empty() {
+                parts.push(Part::Text(before.to_owned()));
+            }
+            let (name, after) = from_open
+                .strip_prefix('{')
+                .and_then(|inside| inside.split_once('}'))
+                .ok_or("signed: a brace without its partner")?;
+            parts.push(Part::parse(name)?);
+            rest = after;
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Text(rest.to_owned()));
+        }
+        if parts.iter().all(|part| matches!(part, Part::Text(_))) {
+            return Err("signed: nothing of the request is in it".to_owned());
+        }
+        Ok(Self(parts))
+    }
+
+    pub(super) fn covers_body(&self) -> bool {
+        self.has(&Part::Body) || self.has(&Part::BodyDigest)
+    }
+
+    pub(super) fn covers_header(&self, name: &str) -> bool {
+        self.has(&Part::Header(name.to_owned()))
+    }
+
+    pub(super) fn covers_field(&self, name: &str) -> bool {
+        self.has(&Part::Field(name.to_owned()))
+    }
+
+    pub(super) fn has_fields(&self) -> bool {
+        self.0.iter().any(|part| matches!(part, Part::Field(_)))
+    }
+
+    /// The bytes that were signed; `carrier` is the name of the header that holds `fields`.
+    pub(super) fn render<'b>(
+        &self,
+        headers: &Headers<'_>,
+        (carrier, fields): (&str, &Fields<'_>),
+        body: &'b [u8],
+    ) -> Result<Cow<'b, [u8]>, Refusal> {
+        if self.0 == [Part::Body] {
+            return Ok(Cow::Borrowed(body));
+        }
+        let mut content = Vec::with_capacity(body.len() + 128);
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => content.extend_from_slice(text.as_bytes()),
+                Part::Body => content.extend_from_slice(body),
+                Part::BodyDigest => {
+                    let digest = digest::digest(&digest::SHA256, body);
+                    content.extend_from_slice(hex(digest.as_ref()).as_bytes());
+                }
+                Part::Header(name) => {
+                    content.extend_from_slice(required(headers, name)?.as_bytes());
+                }
+                Part::Field(name) => {
+                    let value =
+                        field(fields, name).ok_or_else(|| Refusal::Malformed(carrier.into()))?;
+                    content.extend_from_slice(value.as_bytes());
+                }
+            }
+        }
+        Ok(Cow::Owned(content))
+    }
+
+    fn has(&self, part: &Part) -> bool {
+        self.0.contains(part)
+    }
+}
+
+impl Part {
+    fn parse(name: &str) -> Result<Self, String> {
+        match name.split_once(':') {
+            Some(("header", header)) if is_word(header) => {
+                Ok(Self::Header(header.to_ascii_lowercase()))
+            }
+            Some(("sha256", "body")) => Ok(Self::BodyDigest),
+            None if name == "body" => Ok(Self::Body),
+            None if is_word(name) => Ok(Self::Field(name.to_owned())),
+            Some(_) | None => Err(format!("signed: unknown placeholder {{{name}}}")),
+        }
+    }
+}
+
+/// The first field of that name.
+pub(super) fn field<'h>(fields: &Fields<'h>, name: &str) -> Option<&'h str> {
+    let found = fields.iter().find(|(key, _)| *key == name);
+    found.map(|(_, value)| *value)
+}
+
+pub(super) fn is_word(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    !text.is_empty() && text.bytes().all(fits)
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads hex of either case; None for anything else.
+pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |[high, low]: &[u8; 2]| u8::try_from(digit(*high)? << 4 | digit(*low)?).ok();
+    rest.is_empty()
+        .then(|| pairs.iter().map(byte).collect())
+        .flatten()
+}

@@ -1,0 +1,57 @@
+//! The hub's own tokens and links.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn callback_tokens_find_their_job_and_no_other() {
+    let key = CallbackKey::new(&"a secret".into()).expect("a key");
+    let other = CallbackKey::new(&"another".into()).expect("a key");
+    let token = key.token("kling", "job_01");
+    assert_eq!(key.job_of("kling", &token), Some("job_01"));
+    assert_eq!(other.job_of("kling", &token), None);
+    assert_eq!(key.job_of("generic", &token), None);
+    let mac = token.strip_prefix("job_01.").expect("the job in front");
+    assert_eq!(mac.len(), 43);
+    for forged in [
+        format!("job_02.{mac}"),
+        mac.to_owned(),
+        "job_01.".into(),
+        "job_01".into(),
+    ] {
+        assert_eq!(key.job_of("kling", &forged), None, "{forged}");
+    }
+    assert!(CallbackKey::new(&"".into()).is_err());
+}
+
+#[test]
+fn grants_hold_for_their_purpose_subject_and_time() {
+    let key = CallbackKey::new(&"a secret".into()).expect("a key");
+    let grant = key.grant("output", "job_01/0", at(NOW));
+    let holds = |purpose, subject, now| key.granted(purpose, subject, &grant, at(now));
+    assert!(holds("output", "job_01/0", NOW - 1));
+    assert!(!holds("output", "job_01/0", NOW));
+    assert!(!holds("output", "job_01/1", NOW - 1));
+    assert!(!holds("other", "job_01/0", NOW - 1));
+    let later = grant.replacen(&NOW.to_string(), &(NOW + 60).to_string(), 1);
+    assert!(!key.granted("output", "job_01/0", &later, at(NOW - 1)));
+    assert_ne!(key.seal("ab", "c"), key.seal("a", "bc"));
+}
+
+proptest! {
+    #[test]
+    fn a_changed_character_of_a_callback_token_is_refused(
+        job in "job_[0-9A-Z]{26}",
+        place in any::<prop::sample::Index>(),
+        character in "[!-~]",
+    ) {
+        let key = CallbackKey::new(&"a secret".into()).expect("a key");
+        let mut token = key.token("kling", &job);
+        prop_assert_eq!(key.job_of("kling", &token), Some(job.as_str()));
+        let place = place.index(token.len());
+        prop_assume!(token[place..=place] != character);
+        token.replace_range(place..=place, &character);
+        prop_assert_eq!(key.job_of("kling", &token), None);
+    }
+}
