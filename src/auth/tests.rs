@@ -1,0 +1,340 @@
+//! Every way a token may be wrong, for every kind of key.
+
+mod key_sets;
+mod rights;
+mod section;
+mod signers;
+
+use serde_json::json;
+
+use super::*;
+use signers::{Signer, ed25519, forge, p256, p384, rsa, shared};
+
+const NOW: i64 = 1_790_000_000;
+
+struct NoFetch;
+
+#[async_trait::async_trait]
+impl Fetch for NoFetch {
+    async fn fetch(&self, _: &url::Url, _: usize) -> Result<Vec<u8>, FetchError> {
+        panic!("nothing is fetched without a key set");
+    }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_second(NOW).expect("a time")
+}
+
+fn verifier(config: &AuthConfig) -> Verifier {
+    Verifier::new(config, Arc::new(NoFetch)).expect("a verifier")
+}
+
+/// Accepts what `signer` signs, and nothing else.
+fn trusting(signer: &Signer) -> AuthConfig {
+    let mut config = AuthConfig::default();
+    match &signer.public_pem {
+        Some(pem) => config.public_keys.push(pem.clone()),
+        None => config.hs256_secrets.push(signers::SECRET.into()),
+    }
+    config
+}
+
+fn claims() -> Value {
+    json!({"sub": "alice", "exp": NOW + 60})
+}
+
+fn with(more: Value) -> Value {
+    let mut claims = claims();
+    let (Some(all), Value::Object(more)) = (claims.as_object_mut(), more) else {
+        panic!("claims are objects")
+    };
+    for (name, value) in more {
+        if value == "absent" {
+            all.remove(&name);
+        } else {
+            all.insert(name, value);
+        }
+    }
+    claims
+}
+
+async fn check(config: &AuthConfig, token: &str) -> Result<Principal, Refused> {
+    verifier(config).verify_at(token, now()).await
+}
+
+async fn refused(config: &AuthConfig, token: &str) -> Refused {
+    check(config, token).await.expect_err("a refusal")
+}
+
+#[tokio::test]
+async fn every_kind_of_key_proves_its_tokens_and_no_others() {
+    let signers = [shared(), rsa(), p256(), p384(), ed25519()];
+    for signer in &signers {
+        let config = trusting(signer);
+        for algorithm in &signer.algorithms {
+            let token = signer.sign_as(*algorithm, None, &claims());
+            let principal = check(&config, &token).await.expect("proven");
+            assert_eq!(principal.subject(), "alice");
+            assert_eq!(principal.expires_at().as_second(), NOW + 60);
+        }
+        for other in signers.iter().filter(|other| !std::ptr::eq(*other, signer)) {
+            let token = other.sign(&claims());
+            assert_eq!(refused(&config, &token).await, Refused::Algorithm);
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_configured_keys_serve_at_once() {
+    let signers = [shared(), rsa(), p256(), p384(), ed25519()];
+    let mut config = AuthConfig::default();
+    config
+        .hs256_secrets
+        .push("another secret of thirty-two bytes or more".into());
+    for signer in &signers {
+        let one = trusting(signer);
+        config.hs256_secrets.extend(one.hs256_secrets);
+        config.public_keys.extend(one.public_keys);
+    }
+    for signer in &signers {
+        assert!(check(&config, &signer.sign(&claims())).await.is_ok());
+        // Keys from the configuration have no name, so any name may mean them.
+        let named = signer.sign_as(signer.algorithms[0], Some("any"), &claims());
+        assert!(check(&config, &named).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn an_algorithm_that_is_not_the_keys_is_refused() {
+    let unsigned = |algorithm: &str| forge(&json!({"alg": algorithm}), &claims(), b"");
+    for signer in [shared(), rsa(), p256()] {
+        let config = trusting(&signer);
+        for algorithm in [
+            "none", "None", "NONE", "", "ES512", "ES256K", "HS384", "dir",
+        ] {
+            let refused = refused(&config, &unsigned(algorithm)).await;
+            assert_eq!(refused, Refused::Algorithm, "{algorithm}");
+        }
+    }
+    for header in [
+        json!({}),
+        json!({"alg": 7}),
+        json!({"alg": ["HS256"]}),
+        json!([]),
+    ] {
+        let token = forge(&header, &claims(), b"");
+        assert_eq!(
+            refused(&trusting(&shared()), &token).await,
+            Refused::Malformed
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_public_key_is_never_a_shared_secret() {
+    for signer in [rsa(), p256(), ed25519()] {
+        let pem = signer.public_pem.clone().expect("a public key");
+        let attacker = Signer::sharing(pem.as_bytes());
+        let token = attacker.sign(&claims());
+        let mut config = trusting(&signer);
+        assert_eq!(refused(&config, &token).await, Refused::Algorithm);
+        // And not either where a secret makes the algorithm acceptable.
+        config.hs256_secrets.push(signers::SECRET.into());
+        assert_eq!(refused(&config, &token).await, Refused::Signature);
+    }
+}
+
+#[tokio::test]
+async fn a_changed_token_is_refused() {
+    for signer in [shared(), rsa(), p256(), ed25519()] {
+        let config = trusting(&signer);
+        let token = signer.sign(&claims());
+        let parts: Vec<&str> = token.split('.').collect();
+        let other = signer.sign(&with(json!({"sub": "mallory"})));
+        let other: Vec<&str> = other.split('.').collect();
+        let swapped = [parts[0], other[1], parts[2]].join(".");
+        assert_eq!(refused(&config, &swapped).await, Refused::Signature);
+        let unsigned = [parts[0], parts[1], ""].join(".");
+        assert_eq!(refused(&config, &unsigned).await, Refused::Signature);
+        let mut signature = URL_SAFE_NO_PAD.decode(parts[2]).expect("base64");
+        for at in [0, signature.len() / 2, signature.len() - 1] {
+            signature[at] ^= 1;
+            let token = [parts[0], parts[1], &URL_SAFE_NO_PAD.encode(&signature)].join(".");
+            assert_eq!(refused(&config, &token).await, Refused::Signature);
+            signature[at] ^= 1;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_token_is_told_apart() {
+    let config = trusting(&shared());
+    assert_eq!(refused(&config, "").await, Refused::Missing);
+    let token = shared().sign(&claims());
+    let parts: Vec<&str> = token.split('.').collect();
+    let padded = [&format!("{}==", parts[0]), parts[1], parts[2]].join(".");
+    for malformed in [
+        ".",
+        "..",
+        "a.b.c",
+        parts[0],
+        &parts[..2].join("."),
+        &format!("{token}."),
+        &format!("{token}.x"),
+        &format!(" {token}"),
+        &format!("Bearer {token}"),
+        &padded,
+        "é.é.é",
+    ] {
+        assert_eq!(
+            refused(&config, malformed).await,
+            Refused::Malformed,
+            "{malformed}"
+        );
+    }
+    for (length, expected) in [
+        (MAX_TOKEN_BYTES, Refused::Malformed),
+        (MAX_TOKEN_BYTES + 1, Refused::TooLong),
+    ] {
+        assert_eq!(refused(&config, &"a".repeat(length)).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_extension_is_refused_and_embedded_keys_are_not_followed() {
+    let signer = shared();
+    let config = trusting(&signer);
+    for crit in [json!(["exp"]), json!([]), json!(null), json!("b64")] {
+        let token = signer.sign_with(&json!({"alg": "HS256", "crit": crit}), &claims());
+        assert_eq!(refused(&config, &token).await, Refused::Critical);
+    }
+    let attacker = ed25519();
+    let header = json!({"alg": "EdDSA", "jwk": attacker.jwk("k", json!({})),
+        "jku": "https://evil.example/jwks", "x5u": "https://evil.example/x5u"});
+    let token = attacker.sign_with(&header, &claims());
+    assert_eq!(refused(&config, &token).await, Refused::Algorithm);
+    let kid = signer.sign_with(&json!({"alg": "HS256", "kid": 7}), &claims());
+    assert_eq!(refused(&config, &kid).await, Refused::Malformed);
+}
+
+#[tokio::test]
+async fn time_is_kept_to_the_second_with_the_leeway() {
+    let signer = shared();
+    let mut config = trusting(&signer);
+    config.leeway = Duration::from_secs(5);
+    for (claim, offset, expected) in [
+        ("exp", -4.0, None),
+        ("exp", -4.5, None),
+        ("exp", -5.0, Some(Refused::Expired)),
+        ("exp", -60.0, Some(Refused::Expired)),
+        ("nbf", 5.0, None),
+        ("nbf", 5.5, Some(Refused::NotYet)),
+        ("nbf", 6.0, Some(Refused::NotYet)),
+        ("nbf", -9e8, None),
+    ] {
+        let at = NOW as f64 + offset;
+        let token = signer.sign(&with(json!({claim: at})));
+        let answer = check(&config, &token).await.err();
+        assert_eq!(answer, expected, "{claim} {offset}");
+    }
+    config.leeway = Duration::ZERO;
+    let token = signer.sign(&with(json!({"exp": NOW})));
+    assert_eq!(refused(&config, &token).await, Refused::Expired);
+    config.leeway = Duration::MAX;
+    let token = signer.sign(&with(json!({"exp": 0, "nbf": 253_000_000_000_i64})));
+    assert!(check(&config, &token).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_system_clock_is_used_without_another() {
+    let signer = shared();
+    let verifier = verifier(&trusting(&signer));
+    let fresh = signer.sign(&json!({"sub": "a", "exp": Timestamp::now().as_second() + 60}));
+    let expired = signer.sign(&json!({"sub": "a", "exp": Timestamp::now().as_second() - 60}));
+    assert!(verifier.verify(&fresh).await.is_ok());
+    assert_eq!(
+        verifier.verify(&expired).await.err(),
+        Some(Refused::Expired)
+    );
+}
+
+#[tokio::test]
+async fn required_claims_are_required_in_their_types() {
+    let signer = shared();
+    let config = trusting(&signer);
+    for (claim, value, expected) in [
+        ("sub", json!("absent"), Refused::MissingClaim("sub")),
+        ("sub", json!(""), Refused::MissingClaim("sub")),
+        ("sub", json!(7), Refused::Malformed),
+        ("sub", json!(null), Refused::Malformed),
+        ("exp", json!("absent"), Refused::MissingClaim("exp")),
+        ("exp", json!(null), Refused::Malformed),
+        ("exp", json!(format!("{}", NOW + 60)), Refused::Malformed),
+        ("exp", json!(NOW * 1_000_000), Refused::Malformed),
+        ("exp", json!(1e300), Refused::Malformed),
+        ("exp", json!(-1), Refused::Expired),
+        ("nbf", json!("soon"), Refused::Malformed),
+        ("nbf", json!(null), Refused::Malformed),
+        ("scope", json!(["jobs:read"]), Refused::Malformed),
+        ("scope", json!(null), Refused::Malformed),
+        ("jobs", json!("job_a"), Refused::Malformed),
+        ("jobs", json!(["job_a", 7]), Refused::Malformed),
+        ("jobs", json!(null), Refused::Malformed),
+    ] {
+        let token = signer.sign(&with(json!({claim: value})));
+        assert_eq!(refused(&config, &token).await, expected, "{claim} {value}");
+    }
+    let twice = format!(r#"{{"sub":"a","sub":"b","exp":{}}}"#, NOW + 60);
+    let token = signer.sign_text(r#"{"alg":"HS256"}"#, &twice);
+    assert_eq!(refused(&config, &token).await, Refused::Malformed);
+}
+
+#[tokio::test]
+async fn issuer_and_audience_are_required_when_configured() {
+    let signer = shared();
+    let mut config = trusting(&signer);
+    config.issuer = Some("https://issuer.example".to_owned());
+    config.audience = Some("hub".to_owned());
+    let good = json!({"iss": "https://issuer.example", "aud": ["other", "hub"]});
+    assert!(
+        check(&config, &signer.sign(&with(good.clone())))
+            .await
+            .is_ok()
+    );
+    for (claim, value, expected) in [
+        ("aud", json!("hub"), None),
+        ("aud", json!("other"), Some(Refused::Audience)),
+        ("aud", json!("hub "), Some(Refused::Audience)),
+        ("aud", json!(["hub", 5]), Some(Refused::Audience)),
+        ("aud", json!([]), Some(Refused::Audience)),
+        ("aud", json!({"hub": 1}), Some(Refused::Audience)),
+        ("aud", json!("absent"), Some(Refused::MissingClaim("aud"))),
+        ("aud", json!(null), Some(Refused::MissingClaim("aud"))),
+        (
+            "iss",
+            json!("https://issuer.example/"),
+            Some(Refused::Issuer),
+        ),
+        (
+            "iss",
+            json!(["https://issuer.example"]),
+            Some(Refused::Issuer),
+        ),
+        ("iss", json!(5), Some(Refused::Issuer)),
+        ("iss", json!("absent"), Some(Refused::MissingClaim("iss"))),
+    ] {
+        let mut all = with(good.clone());
+        if value == "absent" {
+            all.as_object_mut().expect("an object").remove(claim);
+        } else {
+            all[claim] = value.clone();
+        }
+        let answer = check(&config, &signer.sign(&all)).await.err();
+        assert_eq!(answer, expected, "{claim} {value}");
+    }
+    let anywhere = trusting(&signer);
+    for aud in [json!("other"), json!(["x", 5])] {
+        let token = signer.sign(&with(json!({"aud": aud, "iss": 7})));
+        assert!(check(&anywhere, &token).await.is_ok());
+    }
+}

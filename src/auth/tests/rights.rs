@@ -1,0 +1,87 @@
+//! What a proven caller may do, and the tokens that the hub makes itself.
+
+use super::*;
+
+#[tokio::test]
+async fn who_may_do_what() {
+    let signer = shared();
+    let config = trusting(&signer);
+    // Columns: see own, see another's, see the granted; cancel the same three; submit, publish, update, admin.
+    let none = json!("absent");
+    let one = json!(["job_g"]);
+    let table = [
+        (json!("absent"), &none, "1.. ... ...."),
+        (json!(""), &none, "... ... ...."),
+        (json!("openid profile"), &none, "... ... ...."),
+        (json!("jobs:read"), &none, "1.. ... ...."),
+        (json!("JOBS:READ"), &none, "... ... ...."),
+        (json!("jobs:write"), &none, "1.. 1.. 1..."),
+        (json!(" jobs:read  jobs:write "), &none, "1.. 1.. 1..."),
+        (json!("jobs:publish"), &none, "... ... .11."),
+        (json!("admin"), &none, "111 111 1111"),
+        (json!("absent"), &one, "..1 ... ...."),
+        (json!(""), &one, "... ... ...."),
+        (json!("jobs:read jobs:write"), &one, "..1 ..1 ...."),
+        (json!("jobs:publish"), &one, "... ... ...."),
+        (json!("admin"), &one, "..1 ..1 ...."),
+        (json!("admin"), &json!([]), "... ... ...."),
+    ];
+    for (scope, jobs, expected) in table {
+        let token = signer.sign(&with(json!({"scope": scope, "jobs": jobs})));
+        let caller = check(&config, &token).await.expect("proven");
+        let mark = |may: bool| if may { '1' } else { '.' };
+        let jobs_of = [("job_a", "alice"), ("job_b", "bob"), ("job_g", "bob")];
+        let see = jobs_of.map(|(job, owner)| mark(caller.may_see(job, owner)));
+        let cancel = jobs_of.map(|(job, owner)| mark(caller.may_cancel(job, owner)));
+        let rest = [
+            caller.may_submit(),
+            caller.may_publish(),
+            caller.may_update("job_a"),
+            caller.is_admin(),
+        ];
+        let row: String = [&see[..], &[' '], &cancel, &[' '], &rest.map(mark)]
+            .concat()
+            .iter()
+            .collect();
+        assert_eq!(row, expected, "{scope} {jobs}");
+    }
+    let worker = with(json!({"scope": "jobs:publish", "jobs": ["job_g", "job_f"]}));
+    let caller = check(&config, &signer.sign(&worker)).await.expect("proven");
+    assert!(caller.may_update("job_g") && !caller.may_update("job_a"));
+    let granted = caller.granted_jobs().expect("a list");
+    assert_eq!(granted.collect::<Vec<_>>(), ["job_f", "job_g"]);
+}
+
+#[tokio::test]
+async fn minted_tokens_pass_the_verifier_of_the_same_configuration() {
+    let mut config = trusting(&shared());
+    config.issuer = Some("hub".to_owned());
+    config.audience = Some("browsers".to_owned());
+    let minter = Minter::new(&config).expect("a minter");
+    let ttl = Duration::from_secs(900);
+    let jobs = Some(vec!["job_g".to_owned()]);
+    let minted = minter
+        .mint("bob", jobs, Some("jobs:read"), ttl, now())
+        .expect("minted");
+    assert_eq!(minted.expires_at.as_second(), NOW + 900);
+    let caller = check(&config, &minted.token).await.expect("proven");
+    assert_eq!(caller.subject(), "bob");
+    assert_eq!(caller.expires_at(), minted.expires_at);
+    assert!(caller.may_see("job_g", "alice") && !caller.may_see("job_b", "bob"));
+    let plain = minter.mint("bob", None, None, ttl, now()).expect("minted");
+    let caller = check(&config, &plain.token).await.expect("proven");
+    assert!(caller.may_see("job_b", "bob") && !caller.may_submit());
+
+    let many = || Some(vec!["job_0123456789".to_owned(); 1000]);
+    let fails = |sub, jobs, scope, ttl| minter.mint(sub, jobs, scope, ttl, now()).err();
+    assert_eq!(fails("", None, None, ttl), Some(CannotMint::EmptySubject));
+    assert_eq!(fails("a", many(), None, ttl), Some(CannotMint::TooLong));
+    assert_eq!(
+        fails("a", None, None, Duration::ZERO),
+        Some(CannotMint::Ttl)
+    );
+    assert_eq!(fails("a", None, None, Duration::MAX), Some(CannotMint::Ttl));
+    let unknown = CannotMint::UnknownScope("job:read".to_owned());
+    assert_eq!(fails("a", None, Some("admin job:read"), ttl), Some(unknown));
+    assert!(Minter::new(&trusting(&ed25519())).is_none());
+}

@@ -1,0 +1,82 @@
+//! The `[auth]` section: what it reads and what it refuses.
+
+use super::*;
+
+fn problems(config: &AuthConfig) -> Vec<(String, String)> {
+    match Verifier::new(config, Arc::new(NoFetch)) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems,
+    }
+}
+
+#[test]
+fn bad_keys_are_reported_all_together_each_by_its_key() {
+    let private = ed25519().private_pem();
+    let mut config = AuthConfig {
+        hs256_secrets: vec![signers::SECRET.into(), "x".repeat(31).into()],
+        jwks_url: Some("http://keys.example/jwks".parse().expect("a url")),
+        ..AuthConfig::default()
+    };
+    config.public_keys = vec![
+        private,
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----".to_owned(),
+        signers::RSA_1024.to_owned(),
+        signers::SECP256K1.to_owned(),
+        signers::P521.to_owned(),
+        signers::X25519.to_owned(),
+        format!("{0}{0}", p256().public_pem.expect("a public key")),
+        "no/such/file.pem".to_owned(),
+    ];
+    let problems = problems(&config);
+    let lines: Vec<String> = problems
+        .iter()
+        .map(|(key, problem)| format!("{key} {problem}"))
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"), @"
+    auth.hs256_secrets[1] must have at least 32 bytes
+    auth.public_keys[0] is a private key: give the public one (openssl pkey -pubout)
+    auth.public_keys[1] is a certificate: give its public key (openssl x509 -pubkey -noout)
+    auth.public_keys[2] is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM
+    auth.public_keys[3] is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM
+    auth.public_keys[4] is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM
+    auth.public_keys[5] is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM
+    auth.public_keys[6] must hold exactly one PEM public key
+    auth.public_keys[7] neither PEM text nor a readable file: entity not found
+    auth.jwks_url must be https, or http on loopback
+    ");
+}
+
+#[test]
+fn keys_are_needed_and_read_from_files_too() {
+    let said = problems(&AuthConfig::default());
+    assert_eq!(said.len(), 1);
+    assert_eq!(said[0].0, "auth");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("key.pem");
+    std::fs::write(&path, p384().public_pem.expect("a public key")).expect("written");
+    let config = AuthConfig {
+        public_keys: vec![path.to_str().expect("a path").to_owned()],
+        ..AuthConfig::default()
+    };
+    assert!(problems(&config).is_empty());
+    for (url, safe) in [
+        ("https://a.example/k", true),
+        ("http://127.0.0.1:9/k", true),
+        ("http://[::1]:9/k", true),
+        ("http://localhost/k", true),
+        ("http://localhost.example/k", false),
+        ("file:///etc/keys", false),
+    ] {
+        let config = AuthConfig {
+            jwks_url: Some(url.parse().expect("a url")),
+            ..AuthConfig::default()
+        };
+        assert_eq!(problems(&config).is_empty(), safe, "{url}");
+    }
+}
+
+#[test]
+fn secrets_do_not_show() {
+    let config = trusting(&shared());
+    assert!(!format!("{config:?}").contains(signers::SECRET));
+}
