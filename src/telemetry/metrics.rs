@@ -1,0 +1,370 @@
+//! The numbers at `/metrics`, counted where things happen.
+//!
+//! Invariant: the number of time series is bounded by the configuration. A label is a word of
+//! `labels` or the name of a configured provider, never what a request says.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::labels::{self, Call, CallOutcome, ConnectionKind, WebhookOutcome};
+use crate::job::Source;
+
+/// The `Content-Type` of what [`Metrics::render`] writes.
+pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct WebhookLabels {
+    provider: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CallLabels {
+    provider: String,
+    call: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SourceLabels {
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CloseLabels {
+    code: &'static str,
+}
+
+/// One hub's numbers. All methods take `&self`, from any thread.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    connections: PerConnection<Gauge>,
+    watched_jobs: Gauge,
+    deliveries: PerConnection<Counter>,
+    webhooks: Family<WebhookLabels, Counter>,
+    provider_calls: Family<CallLabels, Counter>,
+    updates: Family<SourceLabels, Counter>,
+    sockets_closed: Family<CloseLabels, Counter>,
+    webhook_time: Histogram,
+}
+
+/// Looked up once, because deliveries are counted by the hundred thousand.
+#[derive(Debug)]
+struct PerConnection<M> {
+    websocket: M,
+    sse: M,
+    poll: M,
+}
+
+impl<M: Clone + Default> PerConnection<M> {
+    fn of(family: &Family<KindLabels, M>) -> Self {
+        let [websocket, sse, poll] = ConnectionKind::ALL
+            .map(|kind| family.get_or_create_owned(&KindLabels { kind: kind.word() }));
+        Self {
+            websocket,
+            sse,
+            poll,
+        }
+    }
+
+    fn get(&self, kind: ConnectionKind) -> &M {
+        match kind {
+            ConnectionKind::Websocket => &self.websocket,
+            ConnectionKind::Sse => &self.sse,
+            ConnectionKind::Poll => &self.poll,
+        }
+    }
+}
+
+/// One connection in the gauge, until it is dropped.
+#[derive(Debug)]
+#[must_use = "the connection is counted for as long as this lives"]
+pub struct OpenConnection(Gauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Metrics {
+    /// All numbers at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let connections = Family::default();
+        let deliveries = Family::default();
+        let mut metrics = Self {
+            registry: Registry::with_prefix("progress_hub"),
+            connections: PerConnection::of(&connections),
+            watched_jobs: Gauge::default(),
+            deliveries: PerConnection::of(&deliveries),
+            webhooks: Family::default(),
+            provider_calls: Family::default(),
+            updates: Family::default(),
+            sockets_closed: Family::default(),
+            webhook_time: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
+        };
+        for source in labels::SOURCES {
+            metrics.update_counter(source);
+        }
+        metrics.register(connections, deliveries);
+        metrics
+    }
+
+    fn register(
+        &mut self,
+        connections: Family<KindLabels, Gauge>,
+        deliveries: Family<KindLabels, Counter>,
+    ) {
+        let registry = &mut self.registry;
+        registry.register("connections", "Open connections", connections);
+        registry.register(
+            "watched_jobs",
+            "Jobs that at least one connection watches",
+            self.watched_jobs.clone(),
+        );
+        registry.register(
+            "deliveries",
+            "Job documents handed to connections",
+            deliveries,
+        );
+        registry.register("webhooks", "Webhooks received", self.webhooks.clone());
+        registry.register(
+            "provider_calls",
+            "Requests to providers",
+            self.provider_calls.clone(),
+        );
+        registry.register(
+            "updates",
+            "Updates that changed a job",
+            self.updates.clone(),
+        );
+        registry.register(
+            "sockets_closed",
+            "WebSockets closed, by close code",
+            self.sockets_closed.clone(),
+        );
+        registry.register_with_unit(
+            "webhook",
+            "From a webhook's arrival to its answer",
+            Unit::Seconds,
+            self.webhook_time.clone(),
+        );
+    }
+
+    /// A connection opened; it counts until the answer is dropped.
+    pub fn connected(&self, kind: ConnectionKind) -> OpenConnection {
+        let gauge = self.connections.get(kind).clone();
+        gauge.inc();
+        OpenConnection(gauge)
+    }
+
+    /// So many jobs have at least one watcher on this node.
+    pub fn jobs_watched(&self, jobs: usize) {
+        self.watched_jobs
+            .set(i64::try_from(jobs).unwrap_or(i64::MAX));
+    }
+
+    /// So many documents were handed to connections of this kind.
+    pub fn delivered(&self, kind: ConnectionKind, documents: u64) {
+        self.deliveries.get(kind).inc_by(documents);
+    }
+
+    /// A webhook was answered. `provider` is a configured name; with
+    /// [`WebhookOutcome::Unknown`] it is what a stranger wrote, so it is not kept.
+    pub fn webhook(&self, provider: &str, outcome: WebhookOutcome) {
+        let unknown = outcome == WebhookOutcome::Unknown;
+        let labels = WebhookLabels {
+            provider: if unknown { "" } else { provider }.to_owned(),
+            outcome: outcome.word(),
+        };
+        self.webhooks.get_or_create(&labels).inc();
+    }
+
+    /// A webhook's answer took this long.
+    pub fn webhook_took(&self, time: Duration) {
+        self.webhook_time.observe(time.as_secs_f64());
+    }
+
+    /// A provider, by its configured name, was asked for something.
+    pub fn called(&self, provider: &str, call: Call, outcome: CallOutcome) {
+        let labels = CallLabels {
+            provider: provider.to_owned(),
+            call: call.word(),
+            outcome: outcome.word(),
+        };
+        self.provider_calls.get_or_create(&labels).inc();
+    }
+
+    /// An update changed a job.
+    pub fn updated(&self, source: Source) {
+        self.update_counter(source).inc();
+    }
+
+    fn update_counter(&self, source: Source) -> Counter {
+        let source = labels::source(source);
+        self.updates.get_or_create_owned(&SourceLabels { source })
+    }
+
+    /// A WebSocket was closed with this code, by either side.
+    pub fn socket_closed(&self, code: u16) {
+        let code = labels::close_code(code);
+        self.sockets_closed
+            .get_or_create(&CloseLabels { code })
+            .inc();
+    }
+
+    /// All of it in the OpenMetrics text format, of type [`METRICS_CONTENT_TYPE`].
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // It fails only where its writer does, and a String never does.
+        let written = encode(&mut text, &self.registry);
+        debug_assert!(written.is_ok());
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+
+    /// The samples of one metric, a line each.
+    fn samples(metrics: &Metrics, name: &str) -> Vec<String> {
+        let text = metrics.render();
+        let mut lines: Vec<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("progress_hub_"))
+            .filter(|line| line.starts_with(name))
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn every_number_has_its_documented_name() {
+        let metrics = Metrics::new();
+        metrics.webhook("kling", WebhookOutcome::Applied);
+        metrics.called("kling", Call::Submit, CallOutcome::Ok);
+        metrics.socket_closed(1000);
+        let text = metrics.render();
+        let described: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .collect();
+        assert_snapshot!(described.join("\n"), @r"
+    progress_hub_connections gauge
+    progress_hub_watched_jobs gauge
+    progress_hub_deliveries counter
+    progress_hub_webhooks counter
+    progress_hub_provider_calls counter
+    progress_hub_updates counter
+    progress_hub_sockets_closed counter
+    progress_hub_webhook_seconds histogram
+    ");
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_connection_counts_while_it_is_open() {
+        let metrics = Metrics::new();
+        let first = metrics.connected(ConnectionKind::Websocket);
+        let second = metrics.connected(ConnectionKind::Websocket);
+        let _stream = metrics.connected(ConnectionKind::Sse);
+        drop(first);
+        assert_eq!(
+            samples(&metrics, "connections"),
+            [
+                "connections{kind=\"poll\"} 0",
+                "connections{kind=\"sse\"} 1",
+                "connections{kind=\"websocket\"} 1",
+            ]
+        );
+        drop(second);
+        assert_eq!(
+            samples(&metrics, "connections{kind=\"websocket\"}"),
+            ["connections{kind=\"websocket\"} 0"]
+        );
+    }
+
+    #[test]
+    fn what_happened_is_counted_by_its_words() {
+        let metrics = Metrics::new();
+        metrics.jobs_watched(1);
+        metrics.delivered(ConnectionKind::Websocket, 1_000);
+        metrics.delivered(ConnectionKind::Poll, 1);
+        metrics.webhook("kling", WebhookOutcome::TooLarge);
+        metrics.called("fal", Call::Cancel, CallOutcome::RateLimited);
+        metrics.updated(Source::Deadline);
+        let told: Vec<String> = ["watched", "deliv", "webhooks", "provider", "updates"]
+            .iter()
+            .flat_map(|name| samples(&metrics, name))
+            .collect();
+        assert_snapshot!(told.join("\n"), @r#"
+    watched_jobs 1
+    deliveries_total{kind="poll"} 1
+    deliveries_total{kind="sse"} 0
+    deliveries_total{kind="websocket"} 1000
+    webhooks_total{provider="kling",outcome="too_large"} 1
+    provider_calls_total{provider="fal",call="cancel",outcome="rate_limited"} 1
+    updates_total{source="api"} 0
+    updates_total{source="deadline"} 1
+    updates_total{source="poll"} 0
+    updates_total{source="push"} 0
+    updates_total{source="submit"} 0
+    updates_total{source="webhook"} 0
+    "#);
+    }
+
+    #[test]
+    fn strangers_make_no_time_series() {
+        let metrics = Metrics::new();
+        for n in 0..1_000_u16 {
+            metrics.webhook(&format!("made-up-{n}"), WebhookOutcome::Unknown);
+            metrics.socket_closed(3_000 + n);
+        }
+        assert_eq!(
+            samples(&metrics, "webhooks"),
+            ["webhooks_total{provider=\"\",outcome=\"unknown\"} 1000"]
+        );
+        assert_eq!(
+            samples(&metrics, "sockets_closed"),
+            ["sockets_closed_total{code=\"other\"} 1000"]
+        );
+    }
+
+    #[test]
+    fn times_are_in_seconds() {
+        let metrics = Metrics::new();
+        metrics.webhook_took(Duration::from_millis(1));
+        let lines = samples(&metrics, "webhook_seconds");
+        for line in ["sum 0.001", "count 1", "bucket{le=\"+Inf\"} 1"] {
+            assert!(
+                lines.contains(&format!("webhook_seconds_{line}")),
+                "{lines:?}"
+            );
+        }
+    }
+}
