@@ -1,0 +1,389 @@
+//! The configuration's promises: which layer wins, and that every key is read and shown.
+
+mod mistakes;
+mod secrets;
+
+use std::fs;
+
+use insta::assert_snapshot;
+use proptest::prelude::*;
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+
+use super::*;
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// Every key of every section, none at its default.
+const EVERYTHING: &str = r#"
+[server]
+bind = "0.0.0.0:9000"
+public_url = "https://hub.example.com/progress"
+allowed_origins = ["https://app.example.com", "http://localhost:3000", "*"]
+max_connections = 500
+max_body_bytes = 2048
+drain = "0s"
+tls_cert = "Cargo.toml"
+tls_key = "Cargo.lock"
+
+[auth]
+hs256_secrets = ["0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"]
+public_keys = ["-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----\n"]
+jwks_url = "https://id.example.com/keys?v=2"
+issuer = "https://id.example.com"
+audience = "hub"
+leeway = "1m"
+
+[store]
+url = "redis://hub:s3cret-password@redis.example.com:6379/1"
+prefix = "videos"
+retain_final = "1h30m"
+retain_active = "48h"
+
+[socket]
+heartbeat = "5s"
+auth_timeout = "500ms"
+write_timeout = "3s"
+max_message_bytes = 4096
+max_subscriptions = 16
+
+[callback]
+secret = "00112233445566778899aabbccddeeff"
+
+[defaults]
+provider = "kling-legacy"
+tier = "staging"
+
+[providers.kling-legacy]
+spec = "specs/mine.toml"
+base_url = "http://127.0.0.1:4000/api"
+api_key = "access-key-of-kling"
+secret_key = "secret-key-of-kling"
+webhook_secrets = ["old-webhook-secret", "new-webhook-secret"]
+jwks_url = "https://kling.example.com/jwks.json"
+poll_after = "50ms"
+poll_every = "2s"
+deadline = "36h"
+max_concurrent = 5
+"#;
+
+fn load(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Vec<Mistake>> {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("hub.toml");
+    fs::write(&path, file).unwrap();
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let env = env.iter().map(owned);
+    let flags = flags.iter().map(owned).collect();
+    Config::load(Some(&path), env, flags).map_err(|mut mistakes| {
+        let folder = format!("{}/", folder.path().display());
+        for mistake in &mut mistakes {
+            mistake.key = mistake.key.replace(&folder, "");
+        }
+        mistakes
+    })
+}
+
+fn lines(loaded: Result<Config, Vec<Mistake>>) -> String {
+    let lines = loaded.expect_err("mistakes").into_iter();
+    lines.map(|mistake| format!("{mistake}\n")).collect()
+}
+
+/// A file that is right when `more` is.
+fn with_secret(more: &str) -> String {
+    format!("[auth]\nhs256_secrets = [{SECRET:?}]\n{more}")
+}
+
+#[test]
+fn every_key_is_read_and_shown_without_its_secret() {
+    let config = load(EVERYTHING, &[], &[]).unwrap();
+    assert_snapshot!(config.shown(), @r#"
+    [server]
+    bind = "0.0.0.0:9000"
+    public_url = "https://hub.example.com/progress"
+    allowed_origins = ["https://app.example.com", "http://localhost:3000", "*"]
+    max_connections = 500
+    max_body_bytes = 2048
+    drain = "0s"
+    tls_cert = "Cargo.toml"
+    tls_key = "Cargo.lock"
+
+    [auth]
+    hs256_secrets = ["(set)", "(set)"]
+    public_keys = ["""
+    -----BEGIN PUBLIC KEY-----
+    MCow
+    -----END PUBLIC KEY-----
+    """]
+    jwks_url = "https://id.example.com/keys?v=2"
+    issuer = "https://id.example.com"
+    audience = "hub"
+    leeway = "1m"
+
+    [store]
+    url = "redis://(set)@redis.example.com:6379/1"
+    prefix = "videos"
+    retain_final = "1h30m"
+    retain_active = "48h"
+
+    [socket]
+    heartbeat = "5s"
+    auth_timeout = "500ms"
+    write_timeout = "3s"
+    max_message_bytes = 4096
+    max_subscriptions = 16
+
+    [callback]
+    secret = "(set)"
+
+    [defaults]
+    provider = "kling-legacy"
+    tier = "staging"
+
+    [providers.kling-legacy]
+    spec = "specs/mine.toml"
+    base_url = "http://127.0.0.1:4000/api"
+    api_key = "(set)"
+    secret_key = "(set)"
+    webhook_secrets = ["(set)", "(set)"]
+    jwks_url = "https://kling.example.com/jwks.json"
+    poll_after = "50ms"
+    poll_every = "2s"
+    deadline = "36h"
+    max_concurrent = 5
+    "#);
+}
+
+#[test]
+fn the_defaults_are_the_documented_ones() {
+    assert_snapshot!(Config::defaults().shown(), @r#"
+    [server]
+    bind = "127.0.0.1:8080"
+    public_url = ""
+    allowed_origins = []
+    max_connections = 100000
+    max_body_bytes = 1048576
+    drain = "20s"
+    tls_cert = ""
+    tls_key = ""
+
+    [auth]
+    hs256_secrets = []
+    public_keys = []
+    jwks_url = ""
+    issuer = ""
+    audience = ""
+    leeway = "5s"
+
+    [store]
+    url = "sqlite://progress-hub.db"
+    prefix = "ph"
+    retain_final = "24h"
+    retain_active = "24h"
+
+    [socket]
+    heartbeat = "25s"
+    auth_timeout = "10s"
+    write_timeout = "10s"
+    max_message_bytes = 16384
+    max_subscriptions = 256
+
+    [callback]
+    secret = ""
+
+    [defaults]
+    provider = ""
+    tier = "production"
+    "#);
+}
+
+#[test]
+fn secrets_arrive_as_given() {
+    let config = load(EVERYTHING, &[], &[]).unwrap();
+    let kling = &config.providers["kling-legacy"];
+    let all = config.auth.hs256_secrets.iter().chain([
+        config.callback.secret.as_ref().unwrap(),
+        kling.api_key.as_ref().unwrap(),
+        kling.secret_key.as_ref().unwrap(),
+    ]);
+    let all: Vec<&str> = all
+        .chain(&kling.webhook_secrets)
+        .map(ExposeSecret::expose_secret)
+        .collect();
+    assert_eq!(
+        all,
+        [
+            SECRET,
+            "fedcba9876543210fedcba9876543210",
+            "00112233445566778899aabbccddeeff",
+            "access-key-of-kling",
+            "secret-key-of-kling",
+            "old-webhook-secret",
+            "new-webhook-secret",
+        ]
+    );
+}
+
+#[test]
+fn the_environment_and_the_flags_can_say_all_that_the_file_can() {
+    let table: toml::Table = EVERYTHING.parse().unwrap();
+    let mut dotted = Vec::new();
+    for (section, keys) in &table {
+        let named = if section == "providers" {
+            let name = "kling-legacy";
+            vec![(format!("providers.{name}"), &keys[name])]
+        } else {
+            vec![(section.clone(), keys)]
+        };
+        for (section, keys) in named {
+            for (key, value) in keys.as_table().unwrap() {
+                let text = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned);
+                dotted.push((format!("{section}.{key}"), text));
+            }
+        }
+    }
+    let env = dotted.iter().map(|(key, value)| {
+        let name = key.to_uppercase().replace('.', "__").replace('-', "_");
+        (format!("PROGRESS_HUB__{name}"), value.clone())
+    });
+    let by_env = Config::load(None, env, Vec::new()).unwrap();
+    let by_flags = Config::load(None, std::iter::empty(), dotted.clone()).unwrap();
+    let by_file = load(EVERYTHING, &[], &[]).unwrap();
+    assert_eq!(by_env.shown(), by_file.shown());
+    assert_eq!(by_flags.shown(), by_file.shown());
+    assert_eq!(by_env.store.url, by_file.store.url);
+    assert_eq!(by_env.auth.public_keys, by_file.auth.public_keys);
+}
+
+#[test]
+fn later_layers_win() {
+    let file = with_secret("[server]\nbind = \"127.0.0.1:2\"\n");
+    let env = [("PROGRESS_HUB__SERVER__BIND", "127.0.0.1:3")];
+    let flags = [("server.bind", "127.0.0.1:4")];
+    let port = |loaded: Result<Config, Vec<Mistake>>| loaded.unwrap().server.bind.port();
+    assert_eq!(port(load(&with_secret(""), &[], &[])), 8080);
+    assert_eq!(port(load(&file, &[], &[])), 2);
+    assert_eq!(port(load(&file, &env, &[])), 3);
+    assert_eq!(port(load(&file, &env, &flags)), 4);
+}
+
+#[test]
+fn an_empty_value_is_as_if_absent() {
+    let file = with_secret("[server]\nbind = \"127.0.0.1:2\"\ndrain = \"\"\n");
+    let env = [("PROGRESS_HUB__SERVER__BIND", "")];
+    let flags = [("socket.max_subscriptions", ""), ("auth.public_keys", "")];
+    let config = load(&file, &env, &flags).unwrap();
+    assert_eq!(config.server.bind.port(), 2);
+    assert_eq!(config.server.drain, Duration::from_secs(20));
+    assert_eq!(config.socket.max_subscriptions, 256);
+    assert!(config.auth.public_keys.is_empty());
+}
+
+#[test]
+fn an_empty_list_replaces_a_longer_one() {
+    let file = with_secret("[server]\nallowed_origins = [\"https://a.example\"]\n");
+    let env = [("PROGRESS_HUB__SERVER__ALLOWED_ORIGINS", "[]")];
+    assert_eq!(
+        load(&file, &[], &[]).unwrap().server.allowed_origins.len(),
+        1
+    );
+    assert!(
+        load(&file, &env, &[])
+            .unwrap()
+            .server
+            .allowed_origins
+            .is_empty()
+    );
+}
+
+#[test]
+fn a_list_in_the_environment_is_toml_or_parted_by_commas() {
+    let origins = |list: &str| {
+        let env = [("PROGRESS_HUB__SERVER__ALLOWED_ORIGINS", list)];
+        load(&with_secret(""), &env, &[])
+            .unwrap()
+            .server
+            .allowed_origins
+    };
+    let expected = ["https://a.example", "https://b.example:81"];
+    assert_eq!(origins("https://a.example, https://b.example:81"), expected);
+    assert_eq!(
+        origins(r#"["https://a.example", "https://b.example:81"]"#),
+        expected
+    );
+}
+
+#[test]
+fn the_environment_reaches_a_providers_dash_by_an_underscore() {
+    let file = with_secret("[providers.kling-legacy]\nspec = \"kling-legacy\"\n");
+    let env = [("PROGRESS_HUB__PROVIDERS__KLING_LEGACY__MAX_CONCURRENT", "7")];
+    let config = load(&file, &env, &[]).unwrap();
+    assert_eq!(config.providers.len(), 1);
+    assert_eq!(config.providers["kling-legacy"].max_concurrent, Some(7));
+}
+
+#[test]
+fn origins_take_the_form_that_browsers_send() {
+    let file = with_secret(
+        r#"
+        [server]
+        allowed_origins = ["HTTPS://App.Example.com:443/", "http://[::1]:3000", "tauri://localhost"]
+        "#,
+    );
+    assert_eq!(
+        load(&file, &[], &[]).unwrap().server.allowed_origins,
+        [
+            "https://app.example.com",
+            "http://[::1]:3000",
+            "tauri://localhost"
+        ]
+    );
+}
+
+#[test]
+fn each_stores_url_is_accepted() {
+    for url in [
+        "sqlite://progress-hub.db",
+        "sqlite:///var/lib/hub.db",
+        "sqlite::memory:",
+        "redis://localhost",
+        "redis://localhost:6379/2",
+        "redis://user:pass@localhost:6379",
+        "rediss://:pass@[::1]:6380/0?protocol=resp3",
+        "redis-cluster://a:1,b:2,c",
+        "redis-sentinel://user:p@a,b:26379/master",
+    ] {
+        let flags = [("store.url", url)];
+        let config = load(&with_secret(""), &[], &flags).unwrap();
+        assert_eq!(config.store.url, url);
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_shown_loads_to_the_same(
+        port in any::<u16>(),
+        issuer in "[ -~é\n]{0,20}",
+        connections in 1_usize..10_000_000,
+        drain in 0_u64..600_000,
+        deadline in proptest::option::of(1_000_u64..86_400_000),
+        origins in proptest::collection::vec("https://[a-z]{1,9}(:8[1-9])?", 0..3),
+    ) {
+        let mut config = load(
+            &with_secret("[providers.a-1]\nspec = \"fal\"\n"),
+            &[],
+            &[("auth.jwks_url", "https://id.example.com/keys")],
+        ).unwrap();
+        config.auth.hs256_secrets.clear();
+        config.server.bind.set_port(port);
+        config.server.max_connections = connections;
+        config.server.drain = Duration::from_millis(drain);
+        config.server.allowed_origins = origins;
+        config.auth.issuer = Some(issuer).filter(|text| !text.is_empty());
+        config.providers.get_mut("a-1").unwrap().deadline = deadline.map(Duration::from_millis);
+        let again = load(&config.shown(), &[], &[]).unwrap();
+        prop_assert_eq!(format!("{again:?}"), format!("{config:?}"));
+        prop_assert_eq!(again.shown(), config.shown());
+    }
+}

@@ -1,0 +1,273 @@
+//! All mistakes are told at once, each by its key.
+
+use insta::assert_snapshot;
+
+use super::*;
+
+/// The mistakes in a file, a line each.
+fn mistakes(file: &str) -> String {
+    lines(load(file, &[], &[]))
+}
+
+/// The mistakes in the environment, a line each.
+fn mistakes_in_env(env: &[(&str, &str)]) -> String {
+    lines(load("", env, &[]))
+}
+
+#[test]
+fn every_mistake_is_told_at_once() {
+    assert_snapshot!(mistakes(r#"
+        [server]
+        bind = "localhost:8080"
+        public_url = "ftp://hub.example.com"
+        allowed_origins = ["https://a.example/path", "", 3, "https://*.example.com"]
+        max_connections = 0
+        max_body_bytes = "big"
+        drain = "11m"
+        tls_cert = "no-such.pem"
+
+        [auth]
+        hs256_secrets = ["short", " 0123456789abcdef0123456789abcdef"]
+        public_keys = "-----BEGIN PUBLIC KEY-----"
+        jwks_url = "id.example.com"
+        leeway = "6m"
+
+        [store]
+        url = "postgres://localhost"
+        prefix = "a b"
+        retain_final = "0s"
+        retain_active = "9000h"
+
+        [socket]
+        heartbeat = "999ms"
+        auth_timeout = 10
+        write_timeout = "-5s"
+        max_message_bytes = 1023
+        max_subscriptions = 1.5
+
+        [callback]
+        secret = "0123456789abcdef0123456789abcde"
+
+        [defaults]
+        provider = "klink"
+        tier = "prod"
+
+        [providers.kling]
+        spec = ""
+        base_url = "https://u:p@api.example.com"
+        api_key = 123
+        secret_key = " x"
+        webhook_secrets = [""]
+        jwks_url = "https://api.example.com/#keys"
+        poll_after = "soon"
+        poll_every = "49ms"
+        deadline = "25h"
+        max_concurrent = 0
+
+        [providers.Kling_2]
+        spec = "kling"
+    "#), @r#"
+    server.bind: must be an IP address and a port, such as 127.0.0.1:8080
+    server.public_url: must begin with http:// or https://
+    server.allowed_origins: item 1 must be scheme://host[:port] as browsers send it, or *
+    server.allowed_origins: item 2 is empty
+    server.allowed_origins: item 3 must be text, found a whole number
+    server.allowed_origins: item 4 must be scheme://host[:port] as browsers send it, or *
+    server.max_connections: must be between 1 and 10000000, found 0
+    server.max_body_bytes: must be a whole number, found text
+    server.drain: must be between 0s and 10m, found 11m
+    server.tls_cert: no-such.pem is not a file
+    server.tls_key: missing: tls_cert is set
+    auth.hs256_secrets: item 1 must have at least 32 bytes, found 5
+    auth.hs256_secrets: item 2 begins or ends with white space
+    auth.public_keys: must be a list, found text
+    auth.jwks_url: must be a URL such as https://hub.example.com
+    auth.leeway: must be between 0s and 5m, found 6m
+    store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/master
+    store.prefix: must be at most 64 of A-Z a-z 0-9 . _ : -
+    store.retain_final: must be between 1s and 8760h, found 0s
+    store.retain_active: must be between 1s and 8760h, found 9000h
+    socket.heartbeat: must be between 1s and 10m, found 999ms
+    socket.auth_timeout: must be a duration such as "500ms", "20s" or "1h30m"
+    socket.write_timeout: must be a duration such as "500ms", "20s" or "1h30m"
+    socket.max_message_bytes: must be between 1024 and 16777216, found 1023
+    socket.max_subscriptions: must be a whole number, found a fraction
+    callback.secret: must have at least 32 bytes, found 31
+    defaults.tier: must be development, staging or production
+    providers.Kling_2: a provider's name is 1 to 32 of a-z, 0-9 and -
+    providers.kling.spec: missing: a built-in spec, or the path of a spec file
+    providers.kling.base_url: must hold no user name or password
+    providers.kling.api_key: must be text, found a whole number
+    providers.kling.secret_key: begins or ends with white space
+    providers.kling.webhook_secrets: item 1 is empty
+    providers.kling.jwks_url: must have no #fragment
+    providers.kling.poll_after: must be a duration such as "500ms", "20s" or "1h30m"
+    providers.kling.poll_every: must be between 50ms and 24h, found 49ms
+    providers.kling.max_concurrent: must be between 1 and 100000, found 0
+    defaults.provider: names no configured provider, did you mean kling?
+    providers.kling.deadline: must be at most store.retain_active (24h), found 25h
+    "#);
+}
+
+#[test]
+fn what_is_missing_is_told() {
+    assert_snapshot!(mistakes(""), @"auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url");
+    assert_snapshot!(mistakes(r#"
+        [server]
+        public_url = "https://hub.example.com"
+        tls_key = "Cargo.toml"
+        [providers.fal]
+    "#), @r"
+    server.tls_cert: missing: tls_key is set
+    providers.fal.spec: missing: a built-in spec, or the path of a spec file
+    auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url
+    callback.secret: missing: server.public_url and a provider are set, and it signs their callback URLs
+    ");
+}
+
+#[test]
+fn unknown_names_are_told_with_the_ones_that_were_meant() {
+    assert_snapshot!(mistakes(&with_secret(r#"
+        leway = "1s"
+        heartbeat = "5s"
+        zzz = ""
+
+        [srever]
+        bind = "127.0.0.1:1"
+
+        [metrics]
+
+        [server.tls]
+        cert = "a.pem"
+
+        [provider.kling]
+        spec = "kling"
+
+        [providers]
+        fal = "fal"
+
+        [providers.kling]
+        spec = "kling"
+        pol_every = "1s"
+    "#)), @r"
+    auth.heartbeat: unknown key, did you mean socket.heartbeat?
+    auth.leway: unknown key, did you mean leeway?
+    auth.zzz: unknown key
+    metrics: unknown section
+    provider: unknown section, did you mean providers?
+    providers.fal: is a section, not a value
+    providers.kling.pol_every: unknown key, did you mean poll_every?
+    server.tls: unknown key
+    srever: unknown section, did you mean server?
+    ");
+    assert_snapshot!(mistakes("bind = \"127.0.0.1:1\"\nserver = 8080\nport = 1\n"), @r"
+    auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url
+    bind: unknown key, did you mean server.bind?
+    port: unknown key
+    server: is a section, not a value
+    ");
+}
+
+#[test]
+fn unknown_names_in_the_environment_and_the_flags_are_told() {
+    let env = [
+        ("PROGRESS_HUB__SERVER__BNID", ""),
+        ("PROGRESS_HUB__SERVER", "127.0.0.1:1"),
+        ("PROGRESS_HUB__SERVER__TLS__CERT", "a.pem"),
+        ("PROGRESS_HUB__PROVIDERS__KLING", "kling"),
+        ("PROGRESS_HUB__", "1"),
+        ("PROGRESS_HUB_BIN", "not ours"),
+        ("HOME", "/"),
+    ];
+    let loaded = load(&with_secret(""), &env, &[("sokcet.heartbeat", "5s")]);
+    assert_snapshot!(lines(loaded), @r"
+    server: is a section, not a value
+    providers.kling: is a section, not a value
+    server.bnid: unknown key, did you mean bind?
+    server.tls: unknown section
+    sokcet: unknown section, did you mean socket?
+    ");
+}
+
+#[test]
+fn lists_and_numbers_in_the_environment_are_checked() {
+    assert_snapshot!(mistakes_in_env(&[
+        ("PROGRESS_HUB__AUTH__HS256_SECRETS", "[0123456789abcdef0123456789abcdef"),
+        ("PROGRESS_HUB__AUTH__PUBLIC_KEYS", "-----BEGIN PRIVATE KEY-----,,"),
+        ("PROGRESS_HUB__SERVER__MAX_CONNECTIONS", "many"),
+        ("PROGRESS_HUB__SERVER__DRAIN", "20"),
+        ("PROGRESS_HUB__SOCKET__MAX_SUBSCRIPTIONS", "-1"),
+    ]), @r#"
+    server.max_connections: must be a whole number, found text
+    server.drain: must be a duration such as "500ms", "20s" or "1h30m"
+    auth.hs256_secrets: begins with '[' but is not a TOML list
+    auth.public_keys: item 2 is empty
+    auth.public_keys: item 3 is empty
+    socket.max_subscriptions: must be between 1 and 100000, found -1
+    "#);
+}
+
+#[test]
+fn bad_urls_of_stores_are_told_apart() {
+    let told: String = [
+        "progress-hub.db",
+        "sqlite://",
+        "sqlite://hub.db?mode=rwc",
+        "redis:localhost",
+        "redis://",
+        "redis://a,b",
+        "redis://a/zero",
+        "redis-cluster://a,,b",
+        "redis-sentinel://a,b",
+        "redis-sentinel://a:70000/master",
+    ]
+    .map(|url| {
+        let loaded = load(&with_secret(""), &[], &[("store.url", url)]);
+        format!("{url}\n  {}", lines(loaded))
+    })
+    .concat();
+    assert_snapshot!(told, @r"
+    progress-hub.db
+      store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/master
+    sqlite://
+      store.url: must name a file, such as sqlite://progress-hub.db
+    sqlite://hub.db?mode=rwc
+      store.url: takes no ?options after the file's path
+    redis:localhost
+      store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/master
+    redis://
+      store.url: must name hosts as host or host:port, separated by commas
+    redis://a,b
+      store.url: must name one host; several make redis-cluster:// or redis-sentinel://
+    redis://a/zero
+      store.url: must end with the database's number or nothing, such as redis://host/0
+    redis-cluster://a,,b
+      store.url: must name hosts as host or host:port, separated by commas
+    redis-sentinel://a,b
+      store.url: must end with the master's name, such as redis-sentinel://a,b/mymaster
+    redis-sentinel://a:70000/master
+      store.url: must name hosts as host or host:port, separated by commas
+    ");
+}
+
+#[test]
+fn syntax_errors_have_a_place() {
+    assert_snapshot!(
+        mistakes("[server]\nbind = 127.0.0.1:8080\n\n[auth]\nhs256_secrets = [\"a\"\n"),
+        @r"
+    hub.toml:2:13: invalid float, expected nothing
+    hub.toml:5:21: unclosed array, expected `]`
+    "
+    );
+    assert_snapshot!(mistakes("[store]\nurl = \"a\"\nurl = \"b\"\n"), @"hub.toml:3:1: duplicate key");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_told() {
+    let loaded = Config::load(
+        Some(Path::new("no/such.toml")),
+        std::iter::empty(),
+        Vec::new(),
+    );
+    assert_snapshot!(lines(loaded), @"no/such.toml: can't be read: No such file or directory (os error 2)");
+}

@@ -1,0 +1,81 @@
+//! No secret is told: not by what is shown, not by `Debug`, not by a mistake.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn debug_tells_no_secret_either() {
+    let config = load(EVERYTHING, &[], &[]).unwrap();
+    let debug = format!("{config:?}");
+    for secret in secrets_of_everything() {
+        assert!(!debug.contains(secret), "{secret} is in {debug}");
+    }
+}
+
+fn secrets_of_everything() -> [&'static str; 8] {
+    [
+        SECRET,
+        "fedcba9876543210fedcba9876543210",
+        "s3cret-password",
+        "00112233445566778899aabbccddeeff",
+        "access-key-of-kling",
+        "secret-key-of-kling",
+        "old-webhook-secret",
+        "new-webhook-secret",
+    ]
+}
+
+/// Text that stands nowhere by chance, with what TOML, URLs and lists give a meaning.
+fn secret() -> impl Strategy<Value = String> {
+    r#"[a-zA-Z0-9]{12}[ -~é]{16,40}[a-zA-Z0-9]{12}"#
+}
+
+fn all_shown(config: &Config) -> String {
+    format!("{}\n{config:?}", config.shown())
+}
+
+proptest! {
+    #[test]
+    fn no_secret_is_shown(secrets in proptest::collection::vec(secret(), 6), pass in "[a-zA-Z0-9/@:]{12,20}") {
+        let quoted: Vec<String> =
+            secrets.iter().map(|s| toml::Value::String(s.clone()).to_string()).collect();
+        let file = format!(
+            "[auth]\nhs256_secrets = [{}, {}]\n[store]\nurl = \"redis://u:{}@host/1\"\n[callback]\nsecret = {}\n\
+             [providers.a]\nspec = \"fal\"\napi_key = {}\nsecret_key = {}\nwebhook_secrets = [{}]\n",
+            quoted[0], quoted[1], pass.replace('/', "%2F"), quoted[2], quoted[3], quoted[4], quoted[5],
+        );
+        let config = load(&file, &[], &[]).unwrap();
+        let shown = all_shown(&config);
+        for secret in &secrets {
+            prop_assert!(!shown.contains(secret.as_str()), "{secret} is in {shown}");
+        }
+        let pass = pass.replace('/', "%2F");
+        prop_assert!(!shown.contains(&pass), "{pass} is in {shown}");
+    }
+
+    #[test]
+    fn no_mistake_tells_a_secret(secret in secret(), raw in any::<bool>()) {
+        let given = if raw { secret.clone() } else { toml::Value::String(secret.clone()).to_string() };
+        let file = format!(
+            "[auth]\nhs256_secrets = {given}\n[store]\nurl = {given}\n[callback]\nsecret = [{given}]\n\
+             [providers.a]\nspec = \"fal\"\napi_key = {{ a = {given} }}\nwebhook_secrets = {given}\nbase_url = {given}\n",
+        );
+        let listed = format!("[{secret}");
+        let short = format!("{secret} ");
+        let url = format!("redis://u:{secret}@");
+        let env = [
+            ("PROGRESS_HUB__AUTH__HS256_SECRETS", listed.as_str()),
+            ("PROGRESS_HUB__CALLBACK__SECRET", short.as_str()),
+            ("PROGRESS_HUB__STORE__URL", url.as_str()),
+            ("PROGRESS_HUB__AUTH__PUBLIC_KEYS", secret.as_str()),
+            ("PROGRESS_HUB__PROVIDERS__A__JWKS_URL", secret.as_str()),
+        ];
+        for loaded in [load(&file, &[], &[]), load("", &env, &[])] {
+            let told = lines(loaded);
+            prop_assert!(!told.contains(secret.as_str()), "{secret} is in {told}");
+            // Nor a good part of it: a quoted line, say.
+            prop_assert!(!told.contains(&secret[..12]), "the start of {secret} is in {told}");
+        }
+    }
+}
