@@ -1,0 +1,276 @@
+//! The store: one truth per job, on disk before anybody is told.
+//!
+//! Invariant: [`Store::commit`] compares the version, stores, schedules and announces as one step,
+//! so that of two writers one wins, and what was announced is what a restart finds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::job::{Job, JobId, Status, Update};
+use crate::time::Time;
+
+pub mod sqlite;
+
+/// The most news that is parked for one task; what comes on top pushes the oldest out.
+pub const MOST_PARKED: usize = 32;
+
+/// How long news is parked.
+pub const PARKED_FOR: Duration = Duration::from_secs(3600);
+
+/// What a store tells its node; called in commit order for one job, and must not block.
+pub type Announce = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// What a store tells its node.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A job has this newest version.
+    Changed(Arc<Job>),
+    /// Changes may have been missed from here on.
+    Away,
+    /// The store answers again; what is watched must be read again.
+    Back,
+}
+
+/// How long jobs are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// A final job, from its end.
+    pub done: Duration,
+    /// An unfinished job, from its last news.
+    pub active: Duration,
+}
+
+/// When a job wants attention next, by whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agenda {
+    /// The submitter: when the next try is due.
+    pub submit: Option<Time>,
+    /// The watchdog: when to ask about it or to give it up.
+    pub watch: Option<Time>,
+    /// How long a claim by the watchdog puts the next look off; never past the job's deadline.
+    pub every: Duration,
+    /// Whether the job takes one of its provider's places: from being sent to its end.
+    pub holds_place: bool,
+}
+
+/// How long a job claimed for submitting may take to be marked as being sent.
+pub const SUBMIT_LEASE: Duration = Duration::from_secs(30);
+
+/// One of the two queues that an [`Agenda`] puts a job in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue<'a> {
+    /// Jobs of a provider whose next try at submitting is due, as far as it has places: jobs that
+    /// hold one, and jobs that are claimed, are at most `places`.
+    Submit {
+        /// The provider's name.
+        provider: &'a str,
+        /// How many jobs it may have at once.
+        places: usize,
+    },
+    /// Jobs to ask about or to give up, of all providers.
+    Watch,
+}
+
+/// A caller's promise that equal keys mean the same request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Who promises.
+    pub caller: String,
+    /// The caller's key.
+    pub key: String,
+    /// A digest of the request, so that the key can't be used for another.
+    pub fingerprint: String,
+}
+
+/// A job to be kept from now on.
+#[derive(Clone, Debug)]
+pub struct Create {
+    /// Its first document.
+    pub job: Arc<Job>,
+    /// When it wants attention.
+    pub agenda: Agenda,
+    /// Under which key the caller may repeat the request.
+    pub idempotency: Option<Idempotency>,
+    /// The parked updates of its task that are already in the document; see [`Commit::folded`].
+    pub folded: Vec<Update>,
+}
+
+/// How a [`Create`] ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Created {
+    /// It is kept.
+    New,
+    /// The key was used before for the same request, or the job is kept already; this is the job
+    /// as it is now.
+    Replay(Arc<Job>),
+    /// The key was used before for another request.
+    KeyReused,
+    /// The provider's task is this job's already.
+    TaskTaken(Arc<Job>),
+    /// Other updates were parked for the task in the meantime: read them and create again.
+    Stale,
+}
+
+/// The next document of a job.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// The document to store.
+    pub job: Arc<Job>,
+    /// The version it was made from.
+    pub expected: u64,
+    /// When it wants attention next.
+    pub agenda: Agenda,
+    /// The parked updates of its task that are already in the document, as [`Store::parked`] gave
+    /// them. They are forgotten with this commit; should any other be parked by now, the commit is
+    /// [`Committed::Stale`]. Only looked at when the commit makes the job's task id known.
+    pub folded: Vec<Update>,
+}
+
+/// How a [`Commit`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// Durable and announced.
+    Done,
+    /// The job has another version, the task is another job's, or updates were parked: read again.
+    Stale,
+    /// There is no such job any more.
+    Gone,
+}
+
+/// How parking ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parked {
+    /// Kept until the task becomes known, or the retention of parked news ends.
+    Kept,
+    /// The task is this job's: record it there.
+    Known(JobId),
+}
+
+/// Which jobs to list.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Only this owner's; none: everybody's.
+    pub owner: Option<String>,
+    /// Only those with this status.
+    pub status: Option<Status>,
+    /// Only those older than this one.
+    pub before: Option<JobId>,
+    /// Unfinished jobs first, then the others, instead of newest first.
+    pub unfinished_first: bool,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't be reached, its disk fails, or it is closing.
+    #[error("the store is away: {0}")]
+    Away(String),
+    /// It has more waiting than it takes.
+    #[error("the store is busy")]
+    Busy,
+    /// What it holds can't be read.
+    #[error("the store holds something unreadable: {0}")]
+    Corrupt(String),
+}
+
+/// The engines that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Embedded: one node, one file.
+    Sqlite,
+}
+
+/// The engine that the URL names.
+///
+/// # Errors
+/// What to tell whoever named another.
+pub fn engine_of(url: &str) -> Result<Engine, String> {
+    match url.split(':').next() {
+        Some("sqlite") => Ok(Engine::Sqlite),
+        scheme => Err(format!(
+            "this version has no engine for {}: URLs, only for sqlite:",
+            scheme.unwrap_or_default()
+        )),
+    }
+}
+
+/// Opens the engine that the URL names.
+///
+/// # Errors
+/// [`Error::Away`] when it can't be opened, or when there is no such engine.
+pub fn open(url: &str, retention: Retention, announce: Announce) -> Result<Arc<dyn Store>, Error> {
+    match engine_of(url).map_err(Error::Away)? {
+        Engine::Sqlite => Ok(Arc::new(sqlite::SqliteStore::open(
+            url, retention, announce,
+        )?)),
+    }
+}
+
+/// Where jobs live. One conformance suite runs against every engine.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// `sqlite` or `redis`, as health shows it.
+    fn name(&self) -> &'static str;
+
+    /// Keeps a new job, with its task id and its idempotency key, and announces it.
+    async fn create(&self, create: Create) -> Result<Created, Error>;
+
+    /// The newest version of a job.
+    async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error>;
+
+    /// The newest versions of those that exist, in any order.
+    async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error>;
+
+    /// Jobs newest first.
+    async fn list(&self, listing: Listing) -> Result<Vec<Arc<Job>>, Error>;
+
+    /// The job a provider's task belongs to.
+    async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error>;
+
+    /// Stores a job's next document and its agenda, if its version is still the expected one, and
+    /// announces it: all or nothing.
+    async fn commit(&self, commit: Commit) -> Result<Committed, Error>;
+
+    /// Brings the watchdog's next look at an unfinished job forward to `at`; never puts it off.
+    async fn hasten(&self, id: &JobId, at: Time) -> Result<(), Error>;
+
+    /// Claims up to `limit` jobs of a queue that are due at `now`, earliest first. No other claim
+    /// yields them before their next commit, or before [`SUBMIT_LEASE`] has passed
+    /// ([`Queue::Submit`]) or the agenda's `every` ([`Queue::Watch`]).
+    async fn claim(
+        &self,
+        queue: Queue<'_>,
+        now: Time,
+        limit: usize,
+    ) -> Result<Vec<Arc<Job>>, Error>;
+
+    /// When the earliest job of a queue is due, leases counted in, places not.
+    async fn next_due(&self, queue: Queue<'_>) -> Result<Option<Time>, Error>;
+
+    /// Keeps verified news about a task that is no job's yet: the same news once, and of more than
+    /// [`MOST_PARKED`] the latest, for [`PARKED_FOR`].
+    async fn park(
+        &self,
+        provider: &str,
+        task_id: &str,
+        news: &Update,
+        now: Time,
+    ) -> Result<Parked, Error>;
+
+    /// What is parked for a task, oldest first.
+    async fn parked(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error>;
+
+    /// Forgets what its retention says: jobs, with their keys and tasks, and parked news; returns
+    /// how many of both. One call does a bounded piece of the work: call until it returns zero.
+    async fn sweep(&self, now: Time) -> Result<usize, Error>;
+
+    /// Whether it answers.
+    async fn ping(&self) -> Result<(), Error>;
+
+    /// Ends it: what was acknowledged is durable, what comes later is [`Error::Away`].
+    async fn close(&self);
+}

@@ -1,0 +1,228 @@
+//! The embedded engine: one SQLite file, one process.
+//!
+//! Invariant: every write goes through one thread, so that what is compared is what is replaced and
+//! the order of commits is the order of announcements; reads run beside it, and nothing here blocks
+//! an async thread.
+
+mod agenda;
+mod file;
+mod inbox;
+mod jobs;
+mod parking;
+mod reader;
+mod sweep;
+mod writer;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use async_trait::async_trait;
+use rusqlite::Connection;
+
+use self::agenda::OwnedQueue;
+use self::file::Place;
+use self::inbox::Inbox;
+use self::jobs::Record;
+use super::{
+    Announce, Commit, Committed, Create, Created, Error, Listing, Parked, Queue, Retention, Store,
+};
+use crate::job::{Job, JobId, Update};
+use crate::time::Time;
+
+/// Threads that read a file beside its writer.
+const READERS: usize = 4;
+
+/// Jobs in an SQLite database, in a file or in memory.
+#[derive(Debug)]
+pub struct SqliteStore {
+    writer: Inbox,
+    /// Absent where the writer reads as well.
+    readers: Option<Inbox>,
+    failing: Arc<AtomicBool>,
+    retention: Retention,
+    /// The readers', then the writer's.
+    threads: tokio::sync::Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl SqliteStore {
+    /// Opens `sqlite://path` (made where there is none) or `sqlite::memory:`, and starts its
+    /// threads. Leases of the process before are void, and jobs that it was sending are due to be
+    /// looked at now. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// [`Error::Away`] where the URL is none, the file can't be opened or another process has it;
+    /// [`Error::Corrupt`] where it is no SQLite database, another program's, or a newer hub's.
+    pub fn open(url: &str, retention: Retention, announce: Announce) -> Result<Self, Error> {
+        let place = Place::parse(url)?;
+        let (db, lock) = place.open()?;
+        let failing = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+
+        let (readers, receiver) = Inbox::new();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..READERS {
+            let Some(db) = place.open_beside()? else {
+                break;
+            };
+            let receiver = Arc::clone(&receiver);
+            threads.push(start("store-reader", move || {
+                reader::serve(&db, &receiver);
+            })?);
+        }
+        let readers = (!threads.is_empty()).then_some(readers);
+
+        let (writer, receiver) = Inbox::new();
+        let fault = Arc::clone(&failing);
+        threads.push(start("store-writer", move || {
+            writer::serve(&db, receiver, &announce, &fault);
+            drop(db);
+            drop(lock);
+        })?);
+        Ok(Self {
+            writer,
+            readers,
+            failing,
+            retention,
+            threads: tokio::sync::Mutex::new(threads),
+        })
+    }
+
+    async fn read<T, F>(&self, run: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let inbox = self.readers.as_ref().unwrap_or(&self.writer);
+        inbox.ask(move |db, _| run(db)).await
+    }
+}
+
+fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    let thread = thread::Builder::new().name(name.to_owned());
+    thread
+        .spawn(run)
+        .map_err(|error| Error::Away(error.to_string()))
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
+    async fn create(&self, create: Create) -> Result<Created, Error> {
+        let record = Record::of(create.job, create.agenda, create.folded)?;
+        let key = create.idempotency;
+        self.writer
+            .ask(move |db, changes| jobs::create(db, &record, key.as_ref(), changes))
+            .await
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
+        let id = id.clone();
+        self.read(move |db| jobs::get(db, id.as_str())).await
+    }
+
+    async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
+        let ids = ids.to_vec();
+        self.read(move |db| jobs::get_many(db, &ids)).await
+    }
+
+    async fn list(&self, listing: Listing) -> Result<Vec<Arc<Job>>, Error> {
+        self.read(move |db| jobs::list(db, &listing)).await
+    }
+
+    async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
+        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
+        self.read(move |db| jobs::find_task(db, &provider, &task_id))
+            .await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed, Error> {
+        let record = Record::of(commit.job, commit.agenda, commit.folded)?;
+        let expected = commit.expected;
+        self.writer
+            .ask(move |db, changes| jobs::commit(db, &record, expected, changes))
+            .await
+    }
+
+    async fn hasten(&self, id: &JobId, at: Time) -> Result<(), Error> {
+        let id = id.clone();
+        self.writer
+            .ask(move |db, _| agenda::hasten(db, &id, at))
+            .await
+    }
+
+    async fn claim(
+        &self,
+        queue: Queue<'_>,
+        now: Time,
+        limit: usize,
+    ) -> Result<Vec<Arc<Job>>, Error> {
+        let queue = OwnedQueue::from(queue);
+        self.writer
+            .ask(move |db, _| agenda::claim(db, &queue, now, limit))
+            .await
+    }
+
+    async fn next_due(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
+        let queue = OwnedQueue::from(queue);
+        self.read(move |db| agenda::next_due(db, &queue)).await
+    }
+
+    async fn park(
+        &self,
+        provider: &str,
+        task_id: &str,
+        news: &Update,
+        now: Time,
+    ) -> Result<Parked, Error> {
+        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
+        let news = jobs::to_json(news)?;
+        self.writer
+            .ask(move |db, _| parking::park(db, &provider, &task_id, &news, now))
+            .await
+    }
+
+    async fn parked(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
+        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
+        self.read(move |db| parking::parked(db, &provider, &task_id))
+            .await
+    }
+
+    async fn sweep(&self, now: Time) -> Result<usize, Error> {
+        let retention = self.retention;
+        self.writer
+            .ask(move |db, _| sweep::sweep(db, now, retention))
+            .await
+    }
+
+    /// Asks the writer; where its last transaction failed, by a small write.
+    async fn ping(&self) -> Result<(), Error> {
+        let failing = self.failing.load(Ordering::Relaxed);
+        self.writer
+            .ask(move |db, _| if failing { file::touch(db) } else { Ok(()) })
+            .await
+    }
+
+    async fn close(&self) {
+        let writer = self.writer.close();
+        drop(self.readers.as_ref().and_then(Inbox::close));
+        let mut threads = self.threads.lock().await;
+        let mut readers = std::mem::take(&mut *threads);
+        let last = readers.pop();
+        let joined = tokio::task::spawn_blocking(move || {
+            let mut whole = true;
+            for reader in readers {
+                whole &= reader.join().is_ok();
+            }
+            // The writer's connection is the last to go, so that it can take the log with it.
+            drop(writer);
+            whole & last.is_none_or(|last| last.join().is_ok())
+        });
+        if !joined.await.unwrap_or(false) {
+            tracing::error!("a thread of the store had panicked");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Forgetting what has been kept long enough.
+//!
+//! Invariant: a job goes together with its key, and one sweep is a bounded piece of work.
+
+use rusqlite::{Connection, params};
+
+use crate::store::{PARKED_FOR, Retention};
+use crate::time::Time;
+
+/// The most jobs and the most parked news that one sweep forgets, so that writers wait for
+/// milliseconds only.
+const PIECE: usize = 250;
+
+pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> rusqlite::Result<usize> {
+    let done = "SELECT id FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?";
+    let mut ids = outdated(db, done, now - retention.done, PIECE)?;
+    let active = "SELECT id FROM jobs WHERE finished_at IS NULL AND updated_at < ?
+                  ORDER BY updated_at LIMIT ?";
+    ids.extend(outdated(
+        db,
+        active,
+        now - retention.active,
+        PIECE - ids.len(),
+    )?);
+    let mut forget_job = db.prepare_cached("DELETE FROM jobs WHERE id = ?")?;
+    let mut forget_key = db.prepare_cached("DELETE FROM idempotency WHERE job_id = ?")?;
+    for id in &ids {
+        forget_job.execute([id])?;
+        forget_key.execute([id])?;
+    }
+    let news = db
+        .prepare_cached(
+            "DELETE FROM parked WHERE seq IN
+             (SELECT seq FROM parked WHERE parked_at < ? ORDER BY parked_at LIMIT ?)",
+        )?
+        .execute(params![(now - PARKED_FOR).millis(), most(PIECE)])?;
+    Ok(ids.len() + news)
+}
+
+fn outdated(
+    db: &Connection,
+    sql: &str,
+    before: Time,
+    limit: usize,
+) -> rusqlite::Result<Vec<String>> {
+    db.prepare_cached(sql)?
+        .query_map([before.millis(), most(limit)], |row| row.get(0))?
+        .collect()
+}
+
+fn most(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,333 @@
+//! What every store promises: one list of stories, told against each engine.
+//!
+//! Invariant: a story knows only the trait and passes time in, so an engine is added by a function
+//! in `engines` and one line below the list.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cloned_ref_to_slice_refs,
+    reason = "a test fails by panicking, and compares with lists of one as with others"
+)]
+
+mod agenda;
+mod closing;
+mod committing;
+mod creating;
+mod parking;
+mod places;
+mod reading;
+mod sqlite;
+mod sweeping;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use progress_hub::job::{Job, JobId, NewJob, Report, Source, Status, Update, VideoRequest};
+use progress_hub::store::sqlite::SqliteStore;
+use progress_hub::store::{
+    Agenda, Announce, Commit, Committed, Create, Created, Event, Idempotency, Retention, Store,
+};
+use progress_hub::time::Time;
+use serde_json::Map;
+
+/// Names of files and stories, to be told against one engine.
+macro_rules! tell {
+    ($engine:ident: $($file:ident::{$($story:ident),* $(,)?})*) => {
+        mod $engine {
+            $($(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $story() {
+                    super::$file::$story(super::engines::$engine()).await;
+                }
+            )*)*
+        }
+    };
+}
+
+macro_rules! tell_every_story {
+    ($engine:ident) => {
+        tell! { $engine:
+            creating::{
+                a_new_job_is_kept_and_announced,
+                a_repeated_request_finds_the_job_it_made,
+                a_key_is_not_reused_for_another_request,
+                equal_keys_of_two_callers_are_two_keys,
+                one_of_many_equal_requests_makes_the_job,
+                a_job_is_created_once,
+                a_task_is_one_jobs,
+                equal_task_ids_of_two_providers_are_two_tasks,
+            }
+            committing::{
+                a_commit_replaces_the_document_and_is_announced,
+                a_commit_from_an_old_version_is_stale,
+                a_commit_from_a_version_that_never_was_is_stale,
+                a_commit_to_no_job_is_gone,
+                a_commit_that_takes_anothers_task_is_stale,
+                a_task_that_became_known_finds_its_job,
+                the_ticket_is_kept_beside_the_document,
+                writers_of_one_job_are_announced_once_and_in_order,
+                writers_of_many_jobs_do_not_disturb_each_other,
+            }
+            parking::{
+                news_of_an_unknown_task_is_parked_in_order,
+                news_of_a_known_task_is_not_parked,
+                the_same_news_is_parked_once,
+                of_too_much_news_the_latest_is_kept,
+                a_commit_forgets_what_it_folded,
+                a_commit_that_missed_news_is_stale,
+                a_commit_that_missed_news_in_a_full_park_is_stale,
+                a_create_that_missed_news_is_stale,
+                news_that_races_its_task_is_never_lost,
+            }
+            agenda::{
+                what_is_due_is_claimed_earliest_first,
+                a_queue_holds_its_own_jobs_only,
+                a_lease_keeps_others_away_until_it_ends,
+                a_look_comes_round_again_until_the_job_ends,
+                a_look_is_never_put_off_past_the_deadline,
+                a_commit_ends_the_lease_and_sets_the_agenda,
+                an_ended_job_leaves_the_queues,
+                claims_never_overlap,
+                a_hastened_job_is_claimed_at_that_time,
+                a_hastened_job_is_claimed_despite_an_earlier_claim,
+                hastening_never_puts_off_and_never_wakes_an_ended_job,
+                the_next_due_time_counts_leases_in,
+            }
+            places::{
+                no_more_are_claimed_than_there_are_places,
+                places_of_two_providers_are_apart,
+                an_end_frees_a_place,
+                a_retry_frees_a_place,
+                an_expired_lease_frees_a_place,
+                fewer_places_than_are_taken_are_none,
+                the_next_due_time_ignores_places,
+                rival_claimers_never_exceed_the_places,
+            }
+            reading::{
+                what_does_not_exist_is_not_found,
+                many_are_read_at_once,
+                a_listing_is_newest_first_and_goes_on_at_its_cursor,
+                a_listing_keeps_owners_and_statuses_apart,
+                a_listing_can_begin_with_the_unfinished,
+                what_was_acknowledged_is_read,
+            }
+            sweeping::{
+                an_ended_job_is_forgotten_after_its_retention,
+                a_silent_job_is_forgotten_after_its_retention,
+                a_forgotten_job_takes_its_key_and_task_along,
+                parked_news_is_forgotten_after_an_hour,
+                a_sweep_goes_on_until_nothing_is_left,
+            }
+            closing::{
+                it_answers_until_it_is_closed,
+                what_was_asked_before_the_close_is_done,
+                it_can_be_closed_twice,
+            }
+        }
+    };
+}
+
+tell_every_story!(sqlite_file);
+tell_every_story!(sqlite_memory);
+
+/// The engines, each fresh and empty.
+mod engines {
+    use super::{Engine, SqliteStore};
+
+    pub(super) fn sqlite_file() -> Engine {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", dir.path().join("hub.db").display());
+        let mut engine = sqlite(&url);
+        engine.dir = Some(dir.into());
+        engine
+    }
+
+    pub(super) fn sqlite_memory() -> Engine {
+        sqlite("sqlite::memory:")
+    }
+
+    fn sqlite(url: &str) -> Engine {
+        Engine::new(|announce| SqliteStore::open(url, super::RETENTION, announce).unwrap())
+    }
+}
+
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+
+/// An ended job for a week, an unfinished one for thirty days.
+pub(crate) const RETENTION: Retention = Retention {
+    done: Duration::from_secs(7 * 24 * 3600),
+    active: Duration::from_secs(30 * 24 * 3600),
+};
+
+/// A store and what it has announced.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    pub(crate) store: Arc<dyn Store>,
+    heard: Arc<Mutex<Vec<Arc<Job>>>>,
+    dir: Option<Arc<tempfile::TempDir>>,
+}
+
+impl Engine {
+    fn new<S: Store>(open: impl FnOnce(Announce) -> S) -> Self {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ear = Arc::clone(&heard);
+        let announce: Announce = Arc::new(move |event| match event {
+            Event::Changed(job) => ear.lock().unwrap().push(job),
+            Event::Away | Event::Back => panic!("nothing went away"),
+        });
+        Self {
+            store: Arc::new(open(announce)),
+            heard,
+            dir: None,
+        }
+    }
+
+    /// The versions of a job that were announced so far.
+    pub(crate) fn heard(&self, id: &JobId) -> Vec<u64> {
+        let heard = self.heard.lock().unwrap();
+        let versions = heard.iter().filter(|job| job.id == *id);
+        versions.map(|job| job.version).collect()
+    }
+
+    pub(crate) async fn create(&self, job: Job) -> Arc<Job> {
+        self.create_due(job, Agenda::default()).await
+    }
+
+    pub(crate) async fn create_due(&self, job: Job, agenda: Agenda) -> Arc<Job> {
+        let create = creation(job, agenda, None);
+        let job = Arc::clone(&create.job);
+        assert_eq!(self.store.create(create).await.unwrap(), Created::New);
+        job
+    }
+
+    /// Creates under a key of the job's owner, as the caller.
+    pub(crate) async fn create_once(&self, job: &Job, key: &str, fingerprint: &str) -> Created {
+        let idempotency = Idempotency {
+            caller: job.owner.clone(),
+            key: key.into(),
+            fingerprint: fingerprint.into(),
+        };
+        let create = creation(job.clone(), Agenda::default(), Some(idempotency));
+        self.store.create(create).await.unwrap()
+    }
+
+    /// Commits `next` as made from the version before it.
+    pub(crate) async fn commit(&self, next: &Job) -> Committed {
+        self.commit_due(next, Agenda::default()).await
+    }
+
+    pub(crate) async fn commit_due(&self, next: &Job, agenda: Agenda) -> Committed {
+        self.store
+            .commit(commitment(next, agenda, Vec::new()))
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn get(&self, id: &JobId) -> Option<Arc<Job>> {
+        self.store.get(id).await.unwrap()
+    }
+}
+
+pub(crate) fn creation(job: Job, agenda: Agenda, idempotency: Option<Idempotency>) -> Create {
+    Create {
+        job: Arc::new(job),
+        agenda,
+        idempotency,
+        folded: Vec::new(),
+    }
+}
+
+pub(crate) fn commitment(next: &Job, agenda: Agenda, folded: Vec<Update>) -> Commit {
+    Commit {
+        job: Arc::new(next.clone()),
+        expected: next.version - 1,
+        agenda,
+        folded,
+    }
+}
+
+/// Now, as far as a story is concerned.
+pub(crate) fn now() -> Time {
+    Time::from_millis(1_795_428_000_000)
+}
+
+/// A worker's own job.
+pub(crate) fn job_of(owner: &str) -> Job {
+    Job::new(new_job(owner), now())
+}
+
+/// A job that the hub submits to this provider.
+pub(crate) fn video(provider: &str) -> Job {
+    let request = VideoRequest {
+        model: "m".into(),
+        prompt: "a lighthouse in the fog".into(),
+        ..VideoRequest::default()
+    };
+    let new = NewJob {
+        provider: Some(provider.into()),
+        request: Some(request),
+        ..new_job("ada")
+    };
+    Job::new(new, now())
+}
+
+/// A job that this provider has already.
+pub(crate) fn task(provider: &str, task_id: &str) -> Job {
+    let new = NewJob {
+        provider: Some(provider.into()),
+        provider_task_id: Some(task_id.into()),
+        ..new_job("ada")
+    };
+    Job::new(new, now())
+}
+
+fn new_job(owner: &str) -> NewJob {
+    NewJob {
+        owner: owner.into(),
+        provider: None,
+        provider_task_id: None,
+        model: None,
+        metadata: Map::new(),
+        request: None,
+        deadline: DAY,
+    }
+}
+
+/// The job one version on, running.
+pub(crate) fn next(job: &Job) -> Job {
+    Job {
+        version: job.version + 1,
+        status: Status::Running,
+        source: Source::Push,
+        ..job.clone()
+    }
+}
+
+/// The job one version on, ended at `at`.
+pub(crate) fn ended(job: &Job, status: Status, at: Time) -> Job {
+    Job {
+        status,
+        updated_at: at,
+        finished_at: Some(at),
+        ..next(job)
+    }
+}
+
+/// The job one version on, with its task known.
+pub(crate) fn bound(job: &Job, task_id: &str) -> Job {
+    Job {
+        provider_task_id: Some(task_id.into()),
+        ..next(job)
+    }
+}
+
+/// News that differs from others by its stage.
+pub(crate) fn news(stage: &str) -> Update {
+    Report {
+        progress: Some(0.1 + 0.2),
+        stage: Some(stage.into()),
+        ..Report::of(Status::Running)
+    }
+    .from_source(Source::Webhook)
+}

@@ -1,0 +1,257 @@
+//! What is due, and who has claimed it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use progress_hub::job::{Job, JobId, Status};
+use progress_hub::store::{Agenda, Queue, SUBMIT_LEASE};
+use progress_hub::time::Time;
+use tokio::task::JoinSet;
+
+use super::{Engine, MINUTE, SECOND, ended, job_of, next, now, video};
+
+fn at(seconds: u64) -> Time {
+    now() + Duration::from_secs(seconds)
+}
+
+fn submit(at: Time) -> Agenda {
+    Agenda {
+        submit: Some(at),
+        ..Agenda::default()
+    }
+}
+
+fn watch(at: Time) -> Agenda {
+    Agenda {
+        watch: Some(at),
+        every: MINUTE,
+        ..Agenda::default()
+    }
+}
+
+/// The queue of a provider with places for all.
+fn queue(provider: &str) -> Queue<'_> {
+    Queue::Submit {
+        provider,
+        places: 100,
+    }
+}
+
+async fn claim(engine: &Engine, queue: Queue<'_>, now: Time) -> Vec<JobId> {
+    let jobs = engine.store.claim(queue, now, 100).await.unwrap();
+    jobs.iter().map(|job| job.id.clone()).collect()
+}
+
+async fn next_due(engine: &Engine, queue: Queue<'_>) -> Option<Time> {
+    engine.store.next_due(queue).await.unwrap()
+}
+
+pub(crate) async fn what_is_due_is_claimed_earliest_first(engine: Engine) {
+    let mut jobs = Vec::new();
+    for seconds in [30, 10, 40, 20] {
+        jobs.push(engine.create_due(job_of("ada"), watch(at(seconds))).await);
+    }
+    let claimed = engine.store.claim(Queue::Watch, at(30), 2).await.unwrap();
+    assert_eq!(claimed, [Arc::clone(&jobs[1]), Arc::clone(&jobs[3])]);
+    assert_eq!(
+        claim(&engine, Queue::Watch, at(30)).await,
+        [jobs[0].id.clone()]
+    );
+    assert!(claim(&engine, Queue::Watch, at(39)).await.is_empty());
+}
+
+pub(crate) async fn a_queue_holds_its_own_jobs_only(engine: Engine) {
+    let kling = engine.create_due(video("kling"), submit(now())).await;
+    let runway = engine.create_due(video("runway"), submit(now())).await;
+    let watched = engine.create_due(video("kling"), watch(now())).await;
+    assert_eq!(
+        claim(&engine, queue("kling"), now()).await,
+        [kling.id.clone()]
+    );
+    assert_eq!(
+        claim(&engine, queue("runway"), now()).await,
+        [runway.id.clone()]
+    );
+    assert_eq!(
+        claim(&engine, Queue::Watch, now()).await,
+        [watched.id.clone()]
+    );
+    assert!(claim(&engine, queue("other"), now()).await.is_empty());
+}
+
+pub(crate) async fn a_lease_keeps_others_away_until_it_ends(engine: Engine) {
+    let job = engine.create_due(video("kling"), submit(now())).await;
+    let queue = queue("kling");
+    assert_eq!(claim(&engine, queue, now()).await, [job.id.clone()]);
+    let end = now() + SUBMIT_LEASE;
+    assert!(claim(&engine, queue, end - SECOND).await.is_empty());
+    assert_eq!(claim(&engine, queue, end).await, [job.id.clone()]);
+    assert!(claim(&engine, queue, end).await.is_empty());
+}
+
+pub(crate) async fn a_look_comes_round_again_until_the_job_ends(engine: Engine) {
+    let rare = engine.create_due(job_of("ada"), watch(now())).await;
+    let often = Agenda {
+        every: SECOND,
+        ..watch(now())
+    };
+    let often = engine.create_due(job_of("ada"), often).await;
+    assert_eq!(claim(&engine, Queue::Watch, at(0)).await.len(), 2);
+    for seconds in [1, 2] {
+        let due = claim(&engine, Queue::Watch, at(seconds)).await;
+        assert_eq!(due, [often.id.clone()]);
+        assert!(claim(&engine, Queue::Watch, at(seconds)).await.is_empty());
+    }
+    engine
+        .commit(&ended(&often, Status::Succeeded, now()))
+        .await;
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(60)));
+    assert_eq!(
+        claim(&engine, Queue::Watch, at(70)).await,
+        [rare.id.clone()]
+    );
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(130)));
+}
+
+pub(crate) async fn a_look_is_never_put_off_past_the_deadline(engine: Engine) {
+    let job = Job {
+        deadline_at: at(100),
+        ..job_of("ada")
+    };
+    let job = engine.create_due(job, watch(now())).await;
+    for (claimed_at, next) in [(0, 60), (60, 100), (100, 160), (170, 230)] {
+        let claimed = claim(&engine, Queue::Watch, at(claimed_at)).await;
+        assert_eq!(claimed, [job.id.clone()]);
+        assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(next)));
+    }
+    let longer = Job {
+        deadline_at: at(310),
+        ..next(&job)
+    };
+    let rarer = Agenda {
+        every: MINUTE + SECOND,
+        ..watch(at(230))
+    };
+    engine.commit_due(&longer, rarer).await;
+    for (claimed_at, next) in [(230, 291), (291, 310)] {
+        let claimed = claim(&engine, Queue::Watch, at(claimed_at)).await;
+        assert_eq!(claimed, [job.id.clone()]);
+        assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(next)));
+    }
+}
+
+pub(crate) async fn a_commit_ends_the_lease_and_sets_the_agenda(engine: Engine) {
+    let both = Agenda {
+        submit: Some(now()),
+        ..watch(now())
+    };
+    let job = engine.create_due(video("kling"), both).await;
+    let queue = queue("kling");
+    assert_eq!(claim(&engine, queue, now()).await, [job.id.clone()]);
+    assert_eq!(claim(&engine, Queue::Watch, now()).await, [job.id.clone()]);
+
+    let newer = next(&job);
+    engine.commit_due(&newer, watch(at(5))).await;
+    assert!(claim(&engine, queue, at(3600)).await.is_empty());
+    assert!(claim(&engine, Queue::Watch, at(4)).await.is_empty());
+    let claimed = engine.store.claim(Queue::Watch, at(5), 1).await.unwrap();
+    assert_eq!(claimed, [Arc::new(newer)]);
+}
+
+pub(crate) async fn an_ended_job_leaves_the_queues(engine: Engine) {
+    let both = Agenda {
+        submit: Some(now()),
+        ..watch(now())
+    };
+    let job = engine.create_due(video("kling"), both).await;
+    engine
+        .commit_due(&ended(&job, Status::Failed, now()), both)
+        .await;
+    for queue in [queue("kling"), Queue::Watch] {
+        assert!(claim(&engine, queue, at(3600)).await.is_empty());
+        assert_eq!(next_due(&engine, queue).await, None);
+    }
+}
+
+pub(crate) async fn claims_never_overlap(engine: Engine) {
+    let mut due = HashSet::new();
+    for seconds in 0..200 {
+        let job = engine.create_due(job_of("ada"), watch(at(seconds))).await;
+        due.insert(job.id.clone());
+    }
+    let mut claimers = JoinSet::new();
+    for _ in 0..8 {
+        let store = Arc::clone(&engine.store);
+        claimers.spawn(async move {
+            let mut mine: Vec<Arc<Job>> = Vec::new();
+            loop {
+                let some = store.claim(Queue::Watch, at(3600), 7).await.unwrap();
+                // More than there are would be the same again.
+                if some.is_empty() || mine.len() > 200 {
+                    return mine;
+                }
+                mine.extend(some);
+            }
+        });
+    }
+    let claimed = claimers.join_all().await.concat();
+    assert_eq!(claimed.len(), due.len());
+    let claimed: HashSet<JobId> = claimed.iter().map(|job| job.id.clone()).collect();
+    assert_eq!(claimed, due);
+}
+
+pub(crate) async fn a_hastened_job_is_claimed_at_that_time(engine: Engine) {
+    let far = engine.create_due(job_of("ada"), watch(at(3600))).await;
+    let unwatched = engine.create(job_of("ada")).await;
+    engine.store.hasten(&far.id, at(10)).await.unwrap();
+    engine.store.hasten(&unwatched.id, at(20)).await.unwrap();
+    assert!(claim(&engine, Queue::Watch, at(9)).await.is_empty());
+    assert_eq!(claim(&engine, Queue::Watch, at(10)).await, [far.id.clone()]);
+    assert_eq!(
+        claim(&engine, Queue::Watch, at(20)).await,
+        [unwatched.id.clone()]
+    );
+    assert!(engine.heard(&far.id).len() == 1, "hastening is no version");
+}
+
+pub(crate) async fn a_hastened_job_is_claimed_despite_an_earlier_claim(engine: Engine) {
+    let job = engine.create_due(job_of("ada"), watch(now())).await;
+    assert_eq!(claim(&engine, Queue::Watch, now()).await, [job.id.clone()]);
+    engine.store.hasten(&job.id, at(10)).await.unwrap();
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(10)));
+    assert!(claim(&engine, Queue::Watch, at(9)).await.is_empty());
+    assert_eq!(claim(&engine, Queue::Watch, at(10)).await, [job.id.clone()]);
+}
+
+pub(crate) async fn hastening_never_puts_off_and_never_wakes_an_ended_job(engine: Engine) {
+    let soon = engine.create_due(job_of("ada"), watch(at(10))).await;
+    let over = engine.create(job_of("ada")).await;
+    engine.commit(&ended(&over, Status::Succeeded, now())).await;
+    for id in [&soon.id, &over.id, &JobId::new()] {
+        engine.store.hasten(id, at(20)).await.unwrap();
+    }
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(10)));
+    assert_eq!(
+        claim(&engine, Queue::Watch, at(30)).await,
+        [soon.id.clone()]
+    );
+}
+
+pub(crate) async fn the_next_due_time_counts_leases_in(engine: Engine) {
+    let queue = queue("kling");
+    assert_eq!(next_due(&engine, queue).await, None);
+    engine.create_due(video("kling"), submit(at(10))).await;
+    engine.create_due(video("kling"), submit(at(50))).await;
+    engine.create_due(video("runway"), submit(at(5))).await;
+    assert_eq!(next_due(&engine, queue).await, Some(at(10)));
+
+    let leased = engine.store.claim(queue, at(10), 1).await.unwrap();
+    let end = at(10) + SUBMIT_LEASE;
+    assert_eq!(next_due(&engine, queue).await, Some(end));
+    engine.store.claim(queue, end, 1).await.unwrap();
+    assert_eq!(next_due(&engine, queue).await, Some(at(50)));
+    engine.commit_due(&next(&leased[0]), submit(at(12))).await;
+    assert_eq!(next_due(&engine, queue).await, Some(at(12)));
+    assert_eq!(next_due(&engine, Queue::Watch).await, None);
+}

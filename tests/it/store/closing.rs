@@ -1,0 +1,75 @@
+//! A store ends.
+
+use progress_hub::job::JobId;
+use progress_hub::store::{Agenda, Committed, Error, Listing, Queue};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{Engine, commitment, creation, job_of, news, next, now};
+
+pub(crate) async fn it_answers_until_it_is_closed(engine: Engine) {
+    let (store, id) = (&engine.store, JobId::new());
+    store.ping().await.unwrap();
+    store.close().await;
+    let job = job_of("ada");
+    let create = creation(job.clone(), Agenda::default(), None);
+    let commit = commitment(&next(&job), Agenda::default(), Vec::new());
+    let listing = Listing::default();
+    let answers = [
+        store.ping().await,
+        store.get(&id).await.map(drop),
+        store.get_many(&[id.clone()]).await.map(drop),
+        store.list(listing).await.map(drop),
+        store.find_task("kling", "1").await.map(drop),
+        store.create(create).await.map(drop),
+        store.commit(commit).await.map(drop),
+        store.hasten(&id, now()).await,
+        store.claim(Queue::Watch, now(), 1).await.map(drop),
+        store.next_due(Queue::Watch).await.map(drop),
+        store.park("kling", "1", &news("a"), now()).await.map(drop),
+        store.parked("kling", "1").await.map(drop),
+        store.sweep(now()).await.map(drop),
+    ];
+    for (index, answer) in answers.into_iter().enumerate() {
+        assert!(matches!(answer, Err(Error::Away(_))), "{index}: {answer:?}");
+    }
+    assert!(engine.heard(&job.id).is_empty());
+}
+
+/// Whoever was told that it is done was announced; whoever was not is told that it is away.
+pub(crate) async fn what_was_asked_before_the_close_is_done(engine: Engine) {
+    let mut writers = JoinSet::new();
+    let (begun, mut beginnings) = mpsc::channel(16);
+    for _ in 0..16 {
+        let begun = begun.clone();
+        let mut job = (*engine.create(job_of("ada")).await).clone();
+        let engine = engine.clone();
+        writers.spawn(async move {
+            let mut done = 1;
+            loop {
+                if done == 5 {
+                    begun.send(()).await.unwrap();
+                }
+                job = next(&job);
+                let commit = commitment(&job, Agenda::default(), Vec::new());
+                match engine.store.commit(commit).await {
+                    Ok(Committed::Done) => done += 1,
+                    Err(Error::Away(_)) => break,
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(engine.heard(&job.id), (1..=done).collect::<Vec<_>>());
+        });
+    }
+    drop(begun);
+    for _ in 0..16 {
+        beginnings.recv().await.unwrap();
+    }
+    engine.store.close().await;
+    writers.join_all().await;
+}
+
+pub(crate) async fn it_can_be_closed_twice(engine: Engine) {
+    tokio::join!(engine.store.close(), engine.store.close());
+    engine.store.close().await;
+}
