@@ -1,0 +1,254 @@
+//! What a provider's refusal means, and how long it asks to be left alone.
+//!
+//! Invariant: a provider's own code decides before the HTTP status does (a 429 can mean that the
+//! credit is gone), and a gateway's word is never taken for the provider's refusal.
+
+use std::time::Duration;
+
+use minijinja::Value;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::expression::{Expression, text};
+use super::http::Answer;
+use crate::job::{Failure, FailureKind};
+
+/// The provider does not have the job, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// As the document will tell it.
+    pub failure: Failure,
+    /// How long the provider asks to wait.
+    pub wait: Option<Duration>,
+    /// Whether the provider does not have the job, for sure: its own word says so, or the status
+    /// can mean nothing else. A bare 500, a gateway's 502 and a 200 that is no answer of the
+    /// provider's leave it open.
+    pub is_certain: bool,
+}
+
+/// The provider may or may not have the job; the text says what happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ambiguous(pub String);
+
+/// Why asking brought nothing.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AskError {
+    /// No answer, or none that is whole.
+    #[error("no answer: {0}")]
+    Unanswered(String),
+    /// An answer that says no.
+    #[error("refused: {}", .0.failure.message)]
+    Refused(Refused),
+    /// The spec makes no request out of this job.
+    #[error("the spec makes no request: {0}")]
+    Spec(String),
+}
+
+impl Refused {
+    /// The request could not be delivered; nothing was sent.
+    #[must_use]
+    pub fn technical(message: impl Into<String>) -> Self {
+        Self {
+            failure: Failure::new(FailureKind::Technical, message),
+            wait: None,
+            is_certain: true,
+        }
+    }
+
+    /// The hub itself can't make this request.
+    #[must_use]
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self {
+            failure: Failure::new(FailureKind::InvalidInput, message),
+            wait: None,
+            is_certain: true,
+        }
+    }
+}
+
+/// What an answer says of itself.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AnswerShape {
+    /// Whether an answer with a 2xx status really is one.
+    ok: Option<Expression>,
+    code: Option<Expression>,
+    message: Option<Expression>,
+}
+
+impl AnswerShape {
+    pub(super) fn is_ok(&self, payload: &Value) -> bool {
+        self.ok
+            .as_ref()
+            .is_none_or(|ok| ok.evaluate(payload).is_true())
+    }
+}
+
+/// `when` holds → `kind`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rule {
+    /// Over `code` and `status` (text), `message`, `http` (undefined within a task) and `payload`.
+    when: Expression,
+    kind: FailureKind,
+    /// Whether a fresh submission may succeed, where that does not follow from the kind.
+    retryable: Option<bool>,
+}
+
+/// A spec's rules; the first that holds decides.
+#[derive(Default)]
+pub(super) struct Rules {
+    pub(super) rules: Vec<Rule>,
+}
+
+/// What a provider said of a failure.
+#[derive(Default)]
+pub(super) struct Complaint {
+    pub(super) code: Option<String>,
+    pub(super) status: Option<String>,
+    pub(super) message: Option<String>,
+}
+
+impl Rules {
+    /// What failed, of a task that the provider itself has ended.
+    pub(super) fn failure(&self, complaint: Complaint, payload: &Value) -> Failure {
+        let known = self.kind(&complaint, None, payload);
+        told(complaint, known, FailureKind::Technical)
+    }
+
+    /// What an answer that is no success means.
+    pub(super) fn refusal(&self, answer: &Answer, shape: &AnswerShape, payload: &Value) -> Refused {
+        let word = |expression: &Option<Expression>| {
+            expression
+                .as_ref()
+                .and_then(|expression| text(&expression.evaluate(payload)))
+        };
+        let message = word(&shape.message)
+            .or_else(|| Some(format!("the provider answered {}", answer.status)));
+        let complaint = Complaint {
+            code: word(&shape.code),
+            status: None,
+            message,
+        };
+        let known = self.kind(&complaint, Some(answer.status), payload);
+        let is_its_own = known.is_some() || complaint.code.is_some();
+        let wait = answer.wait_hint();
+        let by_status = by_status(answer.status);
+        Refused {
+            failure: told(complaint, known, by_status),
+            wait,
+            is_certain: is_its_own || is_a_refusal(answer.status),
+        }
+    }
+
+    fn kind(
+        &self,
+        complaint: &Complaint,
+        http: Option<u16>,
+        payload: &Value,
+    ) -> Option<(FailureKind, Option<bool>)> {
+        let names = Value::from_serialize(json!({
+            "code": complaint.code,
+            "status": complaint.status,
+            "message": complaint.message,
+            "http": http,
+        }));
+        let names = minijinja::context! { payload, ..names };
+        let rule = self
+            .rules
+            .iter()
+            .find(|rule| rule.when.evaluate_in(&names).is_true());
+        rule.map(|rule| (rule.kind, rule.retryable))
+    }
+}
+
+fn told(
+    complaint: Complaint,
+    known: Option<(FailureKind, Option<bool>)>,
+    otherwise: FailureKind,
+) -> Failure {
+    let (kind, retryable) = known.unwrap_or((otherwise, None));
+    let message = complaint
+        .message
+        .unwrap_or_else(|| "the provider gave no reason".to_owned());
+    let mut failure = Failure::new(kind, message.chars().take(500).collect::<String>());
+    failure.provider_code = complaint.code;
+    failure.retryable = retryable.unwrap_or(failure.retryable);
+    failure
+}
+
+/// Whether a status alone says that the request was not taken.
+fn is_a_refusal(status: u16) -> bool {
+    (300..500).contains(&status) || status == 503
+}
+
+/// What a status means where no rule knows better.
+fn by_status(status: u16) -> FailureKind {
+    match status {
+        401 | 403 => FailureKind::Auth,
+        402 => FailureKind::Quota,
+        429 => FailureKind::RateLimit,
+        400 | 404 | 405 | 409 | 410 | 413 | 415 | 422 | 451 => FailureKind::InvalidInput,
+        _ => FailureKind::Technical,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn refused(status: u16, body: &str) -> Refused {
+        let answer = Answer::told(status, body);
+        let shape: AnswerShape =
+            toml::from_str("code = 'payload.code'\nmessage = 'payload.message'").unwrap();
+        let rules = "[[rules]]\nwhen = \"code == '1102'\"\nkind = 'quota'\nretryable = true";
+        let rules: BTreeMap<String, Vec<Rule>> = toml::from_str(rules).unwrap();
+        let rules = Rules {
+            rules: rules.into_values().flatten().collect(),
+        };
+        rules.refusal(&answer, &shape, &answer.json())
+    }
+
+    #[test]
+    fn only_a_sure_word_is_a_refusal() {
+        for (status, body, is_certain) in [
+            (400, "", true),
+            (404, "<html>", true),
+            (429, "", true),
+            (503, "", true),
+            (500, r#"{"code": 5000}"#, true),
+            (200, r#"{"code": "1102"}"#, true),
+            (502, r#"{"code": 1102}"#, true),
+            (200, "", false),
+            (200, "<html>", false),
+            (500, "oops", false),
+            (502, "", false),
+            (504, "{}", false),
+        ] {
+            assert_eq!(
+                refused(status, body).is_certain,
+                is_certain,
+                "{status} {body}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_providers_code_decides_before_the_status_does() {
+        let quota = refused(429, r#"{"code": 1102, "message": "empty"}"#).failure;
+        assert_eq!((quota.kind, quota.retryable), (FailureKind::Quota, true));
+        assert_eq!(quota.provider_code.as_deref(), Some("1102"));
+        assert_eq!(quota.message, "empty");
+        let busy = refused(429, "").failure;
+        assert_eq!((busy.kind, busy.retryable), (FailureKind::RateLimit, true));
+        assert_eq!(busy.message, "the provider answered 429");
+    }
+
+    #[test]
+    fn a_long_complaint_is_cut() {
+        let body = json!({ "code": 1, "message": "é".repeat(2000) }).to_string();
+        assert_eq!(refused(400, &body).failure.message.chars().count(), 500);
+    }
+}

@@ -1,0 +1,313 @@
+//! The one door to providers over HTTP.
+//!
+//! Invariant: no redirects, no proxies from the environment, a timeout on everything, answers
+//! capped; and a request that may cost money goes out on a fresh connection, so that a failure is
+//! either certainly before it was sent or told as unknown.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use minijinja::Value;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::redirect::Policy;
+use serde::Deserialize;
+use serde_json::Value as Json;
+use url::Url;
+
+use crate::auth::{Fetch, FetchError};
+use crate::time::Time;
+
+/// How long a provider may take to answer in all.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long it may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of an answer that are read at most; the rest of a longer one is not.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// The longest wait a hint can ask for.
+const MAX_WAIT: f64 = 3600.0;
+
+/// The HTTP clients; cheap to clone.
+#[derive(Clone)]
+pub struct Http {
+    repeatable: reqwest::Client,
+    once: reqwest::Client,
+}
+
+/// The HTTP client could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("no HTTP client: {0}")]
+pub struct NoClient(String);
+
+/// The verbs that providers use.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub(super) enum Method {
+    Get,
+    Post,
+    Put,
+    Delete,
+}
+
+/// A request to a provider. Its headers hold keys: it is never logged.
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Option<Json>,
+}
+
+/// A provider's answer.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failed {
+    /// For sure nothing was sent.
+    #[error("{0}")]
+    NotSent(String),
+    /// Something may have been received.
+    #[error("{0}")]
+    Lost(String),
+}
+
+impl Http {
+    /// Sets the clients up.
+    ///
+    /// # Errors
+    /// [`NoClient`] when the system's TLS roots can't be used.
+    pub fn new() -> Result<Self, NoClient> {
+        let builder = || {
+            reqwest::Client::builder()
+                .redirect(Policy::none())
+                .no_proxy()
+                .referer(false)
+                .retry(reqwest::retry::never())
+                .connect_timeout(CONNECT_TIMEOUT)
+                .timeout(TIMEOUT)
+                .user_agent(concat!("progress-hub/", env!("CARGO_PKG_VERSION")))
+        };
+        let build = |builder: reqwest::ClientBuilder| {
+            builder.build().map_err(|error| NoClient(explain(error)))
+        };
+        Ok(Self {
+            repeatable: build(builder())?,
+            once: build(builder().pool_max_idle_per_host(0))?,
+        })
+    }
+
+    /// Sends a request that may be repeated.
+    pub(super) async fn send(&self, request: Request) -> Result<Answer, Failed> {
+        exchange(&self.repeatable, request).await
+    }
+
+    /// Sends a request that must not be.
+    pub(super) async fn send_once(&self, request: Request) -> Result<Answer, Failed> {
+        exchange(&self.once, request).await
+    }
+}
+
+async fn exchange(client: &reqwest::Client, request: Request) -> Result<Answer, Failed> {
+    let method = match request.method {
+        Method::Get => reqwest::Method::GET,
+        Method::Post => reqwest::Method::POST,
+        Method::Put => reqwest::Method::PUT,
+        Method::Delete => reqwest::Method::DELETE,
+    };
+    let mut headers = HeaderMap::new();
+    for (name, value) in request.headers {
+        let header = HeaderName::try_from(&name)
+            .ok()
+            .zip(HeaderValue::try_from(value).ok());
+        let Some((name, mut value)) = header else {
+            return Err(Failed::NotSent(format!(
+                "the header '{name}' can't be sent"
+            )));
+        };
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    let mut outgoing = client.request(method, request.url).headers(headers);
+    if let Some(body) = &request.body {
+        outgoing = outgoing.json(body);
+    }
+    let mut response =
+        outgoing
+            .send()
+            .await
+            .map_err(|error| match error.is_connect() || error.is_builder() {
+                true => Failed::NotSent(explain(error)),
+                false => Failed::Lost(explain(error)),
+            })?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| Failed::Lost(explain(error)))?
+    {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_ANSWER {
+            return Err(Failed::Lost("the answer is too long".to_owned()));
+        }
+    }
+    Ok(Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body,
+    })
+}
+
+/// What went wrong, down to its cause, without the URL, which may hold a callback token.
+fn explain(error: reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let error = error.without_url();
+    let mut cause: &dyn std::error::Error = &error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+impl Answer {
+    pub(super) fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    #[cfg(test)]
+    pub(super) fn told(status: u16, body: &str) -> Self {
+        Self {
+            status,
+            headers: HeaderMap::new(),
+            body: body.into(),
+        }
+    }
+
+    /// The body as a value; undefined where it is not JSON.
+    pub(super) fn json(&self) -> Value {
+        let parsed: Result<Json, _> = serde_json::from_slice(&self.body);
+        parsed.map_or(Value::UNDEFINED, Value::from_serialize)
+    }
+
+    /// How long the provider asks to wait: `retry-after-ms`, `Retry-After` in seconds or as a date,
+    /// `ratelimit-reset` in seconds, or "resets in ~30s" in its words (Replicate).
+    pub(super) fn wait_hint(&self) -> Option<Duration> {
+        let header = |name: &str| {
+            self.headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::trim)
+        };
+        let seconds = |text: &str| text.parse::<f64>().ok();
+        let date = |text: &str| {
+            let date = httpdate::parse_http_date(text).ok()?;
+            let millis = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis();
+            let moment = Time::from_millis(i64::try_from(millis).ok()?);
+            Some(moment.since(Time::now()).as_secs_f64())
+        };
+        let words = || {
+            let text = String::from_utf8_lossy(&self.body);
+            let (_, after) = text.split_once("resets in ~")?;
+            seconds(after.split('s').next()?)
+        };
+        let wait = header("retry-after-ms")
+            .and_then(seconds)
+            .map(|millis| millis / 1000.0)
+            .or_else(|| header("retry-after").and_then(|text| seconds(text).or_else(|| date(text))))
+            .or_else(|| header("ratelimit-reset").and_then(seconds))
+            .or_else(words)?;
+        (wait.is_finite() && wait >= 0.0).then(|| Duration::from_secs_f64(wait.min(MAX_WAIT)))
+    }
+}
+
+/// Fetches key sets for those who check signatures and know no HTTP client.
+pub struct Fetcher(Http);
+
+impl Fetcher {
+    /// A fetcher with these clients.
+    #[must_use]
+    pub fn new(http: Http) -> Self {
+        Self(http)
+    }
+}
+
+#[async_trait]
+impl Fetch for Fetcher {
+    async fn fetch(&self, url: &Url, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
+        let request = Request {
+            method: Method::Get,
+            url: url.clone(),
+            headers: Vec::new(),
+            body: None,
+        };
+        let answer = self
+            .0
+            .send(request)
+            .await
+            .map_err(|failed| FetchError(failed.to_string()))?;
+        match answer.status {
+            200 if answer.body.len() <= max_bytes => Ok(answer.body),
+            200 => Err(FetchError("the key set is too long".to_owned())),
+            status => Err(FetchError(format!(
+                "the key set was answered with {status}"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(headers: &[(&str, &str)], body: &str) -> Answer {
+        let header = |(name, value): &(&str, &str)| {
+            (
+                HeaderName::try_from(*name).unwrap(),
+                HeaderValue::try_from(*value).unwrap(),
+            )
+        };
+        Answer {
+            status: 429,
+            headers: headers.iter().map(header).collect(),
+            body: body.into(),
+        }
+    }
+
+    #[test]
+    fn a_wait_is_read_from_wherever_it_is_told() {
+        let seconds = |headers: &[(&str, &str)], body: &str| {
+            answer(headers, body)
+                .wait_hint()
+                .map(|wait| wait.as_secs_f64())
+        };
+        assert_eq!(
+            seconds(&[("retry-after-ms", "1500"), ("retry-after", "9")], ""),
+            Some(1.5)
+        );
+        assert_eq!(
+            seconds(&[("retry-after", "9"), ("ratelimit-reset", "4")], ""),
+            Some(9.0)
+        );
+        assert_eq!(seconds(&[("ratelimit-reset", "4")], ""), Some(4.0));
+        assert_eq!(seconds(&[], "Your rate limit resets in ~30s."), Some(30.0));
+        assert_eq!(seconds(&[("retry-after", "-1")], ""), None);
+        assert_eq!(seconds(&[("retry-after", "1e300")], ""), Some(MAX_WAIT));
+        assert_eq!(seconds(&[], ""), None);
+    }
+
+    #[test]
+    fn a_date_to_come_is_a_wait_and_one_gone_by_is_none_at_all() {
+        let soon = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(60));
+        let wait = answer(&[("retry-after", &soon)], "").wait_hint().unwrap();
+        assert!((58.0..=60.0).contains(&wait.as_secs_f64()), "{wait:?}");
+        let gone = answer(&[("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")], "");
+        assert_eq!(gone.wait_hint(), Some(Duration::ZERO));
+    }
+}

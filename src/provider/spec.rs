@@ -1,0 +1,215 @@
+//! A provider's spec file: what it says, and how it is found and read.
+//!
+//! Invariant: every template and expression in a loaded spec compiles; a mistake names its key.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::Duration;
+
+use minijinja::Value;
+use serde::Deserialize;
+
+use super::error::{AnswerShape, Rule};
+use super::expression::{Expression, Template};
+use super::http::Method;
+use super::reading::Reading;
+use crate::signature::Scheme;
+
+/// The specs that come with the hub.
+const BUILT_IN: [(&str, &str); 2] = [
+    ("kling", include_str!("specs/kling.toml")),
+    ("generic", include_str!("specs/generic.toml")),
+];
+
+/// A setting that a spec can't do without.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Requirement {
+    ApiKey,
+    SecretKey,
+    WebhookSecrets,
+    BaseUrl,
+}
+
+/// One provider's ways, as a spec file tells them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Spec {
+    /// Its name for a person.
+    #[serde(rename = "title")]
+    pub(super) _title: String,
+    pub(super) base_url: Option<String>,
+    #[serde(default)]
+    pub(super) requires: Vec<Requirement>,
+    /// Sent with every call.
+    #[serde(default)]
+    pub(super) headers: BTreeMap<String, Template>,
+    pub(super) signature: Scheme,
+    #[serde(default)]
+    pub(super) answer: AnswerShape,
+    pub(super) submit: Option<Call>,
+    pub(super) poll: Option<Call>,
+    pub(super) cancel: Option<Call>,
+    #[serde(default)]
+    pub(super) webhook: Webhook,
+    pub(super) read: Reading,
+    #[serde(default, rename = "errors")]
+    rules: Vec<Rule>,
+    #[serde(default = "seconds::<60>", with = "humantime_serde")]
+    pub(super) poll_after: Duration,
+    #[serde(default = "seconds::<15>", with = "humantime_serde")]
+    pub(super) poll_every: Duration,
+    #[serde(default = "seconds::<1800>", with = "humantime_serde")]
+    pub(super) deadline: Duration,
+    /// How long the provider keeps a finished task.
+    #[serde(default = "seconds::<86400>", with = "humantime_serde")]
+    retention: Duration,
+    #[serde(default = "five")]
+    pub(super) max_concurrent: usize,
+}
+
+fn seconds<const N: u64>() -> Duration {
+    Duration::from_secs(N)
+}
+
+fn five() -> usize {
+    5
+}
+
+/// A request, and where in its answer things stand.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Call {
+    /// Default: GET to ask, POST for all else.
+    pub(super) method: Option<Method>,
+    pub(super) url: Template,
+    #[serde(default)]
+    pub(super) headers: BTreeMap<String, Template>,
+    pub(super) body: Option<Expression>,
+    /// Where in the answer the task or the list of tasks stands. Default: it is the answer.
+    #[serde(default = "payload_itself", alias = "item")]
+    pub(super) items: Expression,
+    /// What of the answer to a submission is needed to ask again.
+    pub(super) handle: Option<Expression>,
+    /// How many tasks one question may be about.
+    #[serde(default = "one")]
+    pub(super) batch: NonZeroUsize,
+    /// Whether a task can be asked for by the name that the hub gave it.
+    #[serde(default)]
+    pub(super) by_reference: bool,
+}
+
+fn one() -> NonZeroUsize {
+    NonZeroUsize::MIN
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Webhook {
+    /// Where in the body the task stands.
+    item: Expression,
+}
+
+impl Webhook {
+    pub(super) fn evaluate(&self, payload: &Value) -> Value {
+        self.item.evaluate(payload)
+    }
+}
+
+impl Default for Webhook {
+    fn default() -> Self {
+        Self {
+            item: payload_itself(),
+        }
+    }
+}
+
+#[expect(clippy::expect_used, reason = "a constant that a test evaluates")]
+fn payload_itself() -> Expression {
+    Expression::new("payload").expect("is an expression")
+}
+
+impl Spec {
+    /// Finds a built-in spec by its name, or reads one from a file.
+    ///
+    /// # Errors
+    /// What is wrong, by key: `spec` when there is none, else where in the file.
+    pub(super) fn load(name: &str) -> Result<Self, Vec<(String, String)>> {
+        let built_in = BUILT_IN.iter().find(|(known, _)| *known == name);
+        let text = match built_in {
+            Some((_, text)) => (*text).to_owned(),
+            None if is_path(name) => std::fs::read_to_string(name).map_err(|error| {
+                vec![("spec".to_owned(), format!("can't read '{name}': {error}"))]
+            })?,
+            None => {
+                let known: Vec<&str> = BUILT_IN.iter().map(|(known, _)| *known).collect();
+                let problem = format!(
+                    "no built-in spec is called '{name}' (there are {}), and it is no path of a file",
+                    known.join(", ")
+                );
+                return Err(vec![("spec".to_owned(), problem)]);
+            }
+        };
+        Self::read(&text)
+            .map_err(|problem| vec![("spec".to_owned(), format!("'{name}': {problem}"))])
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let mut spec: Self =
+            toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+        if spec.deadline >= spec.retention {
+            return Err("deadline: must be shorter than the provider's retention".to_owned());
+        }
+        spec.read.rules.rules = std::mem::take(&mut spec.rules);
+        Ok(spec)
+    }
+}
+
+fn is_path(name: &str) -> bool {
+    name.contains('/')
+        || Path::new(name)
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_specs_are_whole() {
+        for (name, _) in BUILT_IN {
+            assert!(
+                Spec::load(name).is_ok(),
+                "{name}: {:?}",
+                Spec::load(name).err()
+            );
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_a_spec_names_its_place() {
+        let wrong = include_str!("specs/kling.toml").replace("payload.external_id", "payload.");
+        let problem = Spec::read(&wrong).err().unwrap();
+        assert!(
+            problem.contains("reference") && problem.contains("line"),
+            "{problem}"
+        );
+
+        let unknown = include_str!("specs/generic.toml").replace("title =", "titel =");
+        let problem = Spec::read(&unknown).err().unwrap();
+        assert!(problem.contains("titel"), "{problem}");
+
+        for line in ["batch = 50", "item = \"payload.data\""] {
+            let with_more = format!("{line}\ntypo = 1");
+            let unknown = include_str!("specs/kling.toml").replace(line, &with_more);
+            let problem = Spec::read(&unknown).err().unwrap();
+            assert!(problem.contains("typo"), "{problem}");
+        }
+
+        let problem = Spec::load("klign").err().unwrap();
+        assert_eq!(problem[0].0, "spec");
+        assert!(problem[0].1.contains("kling, generic"), "{problem:?}");
+    }
+}
