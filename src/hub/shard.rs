@@ -1,0 +1,333 @@
+//! One worker thread's share of the hub: its topics, its connections and who watches what.
+//!
+//! Invariant: a topic exists exactly as long as somebody watches it; a connection is shown a job's
+//! versions in rising order only; and a watcher that was not released yet is shown nothing.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::interest::Key;
+use super::{Condition, Hub, Letter};
+use crate::job::JobId;
+use crate::protocol::Frame;
+
+/// A feed lets go of a job this long after its end: by then no older version is on its way.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// Where a connection's frames go. Called by the shard; must not call back into it.
+pub trait Sink {
+    /// Takes the frame if it can be sent at once. Otherwise the sink asks for it with
+    /// [`Connection::next`](super::Connection::next) when it can, by which time a newer one may have taken its place.
+    fn offer(&self, frame: &Frame) -> bool;
+
+    /// Frames wait: ask for them with [`Connection::next`](super::Connection::next).
+    fn wake(&self);
+
+    /// The store went away or is back.
+    fn condition(&self, condition: Condition);
+}
+
+/// One thread's topics and connections.
+pub struct Shard {
+    pub(super) hub: Arc<Hub>,
+    pub(super) index: usize,
+    pub(super) state: RefCell<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) topics: Slab<Topic>,
+    pub(super) topic_of: HashMap<JobId, usize>,
+    pub(super) followers: HashMap<String, Vec<usize>>,
+    pub(super) connections: Slab<Entry>,
+    /// What the connections were told last; until then all is well.
+    pub(super) condition: Option<Condition>,
+}
+
+/// One watched job.
+pub(super) struct Topic {
+    pub(super) job: JobId,
+    pub(super) newest: Option<Arc<Frame>>,
+    pub(super) watchers: Vec<Watcher>,
+    /// Whether every follower of the job's owner is among the watchers.
+    pub(super) is_fed: bool,
+    pub(super) ended_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Watcher {
+    pub(super) connection: usize,
+    pub(super) slot: usize,
+}
+
+/// One connection: what it watches, and which of that it has yet to be shown.
+pub(super) struct Entry {
+    pub(super) sink: Rc<dyn Sink>,
+    pub(super) watches: Slab<Watch>,
+    pub(super) pending: VecDeque<usize>,
+    pub(super) follows: Option<String>,
+    pub(super) single: usize,
+}
+
+/// One connection's watch over one topic.
+pub(super) struct Watch {
+    pub(super) topic: usize,
+    /// Index of the watcher in the topic.
+    pub(super) position: usize,
+    /// The highest version that was shown.
+    pub(super) shown: u64,
+    pub(super) is_pending: bool,
+    /// Not yet proven to be allowed to see it.
+    pub(super) is_held: bool,
+    /// Asked for by id; otherwise it came by the feed.
+    pub(super) is_single: bool,
+}
+
+impl Shard {
+    pub(super) fn open(
+        hub: Arc<Hub>,
+        index: usize,
+        mut mailbox: mpsc::Receiver<Letter>,
+    ) -> Rc<Self> {
+        let shard = Rc::new(Self {
+            hub,
+            index,
+            state: RefCell::default(),
+        });
+        let me = Rc::downgrade(&shard);
+        tokio::task::spawn_local(async move {
+            let mut letters = Vec::new();
+            let mut sweep = tokio::time::interval(LINGER / 2);
+            loop {
+                tokio::select! {
+                    received = mailbox.recv_many(&mut letters, super::MAILBOX) => {
+                        let Some(shard) = me.upgrade().filter(|_| received > 0) else { return };
+                        shard.read(&mut letters);
+                    }
+                    _ = sweep.tick() => {
+                        let Some(shard) = me.upgrade() else { return };
+                        shard.forget_ended();
+                    }
+                }
+            }
+        });
+        shard
+    }
+
+    /// Whether nothing is held for anybody.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let state = self.state.borrow();
+        state.topics.is_empty()
+            && state.topic_of.is_empty()
+            && state.followers.is_empty()
+            && state.connections.is_empty()
+    }
+
+    /// Takes in everything that waits, keeps the newest of each job, then shows it.
+    fn read(&self, letters: &mut Vec<Letter>) {
+        let mut newest: HashMap<JobId, usize> = HashMap::with_capacity(letters.len());
+        let mut frames: Vec<Arc<Frame>> = Vec::with_capacity(letters.len());
+        let mut condition = None;
+        for letter in letters.drain(..) {
+            match letter {
+                Letter::Changed(frame) => match newest.get(&frame.job().id) {
+                    Some(&at) if frames[at].job().version >= frame.job().version => {}
+                    Some(&at) => frames[at] = frame,
+                    None => {
+                        newest.insert(frame.job().id.clone(), frames.len());
+                        frames.push(frame);
+                    }
+                },
+                Letter::Condition(latest) => condition = Some(latest),
+            }
+        }
+        let mut state = self.state.borrow_mut();
+        for frame in frames {
+            state.deliver(self, &frame);
+        }
+        let known = state.condition.unwrap_or(Condition::Healthy);
+        if let Some(condition) = condition.filter(|latest| *latest != known) {
+            state.condition = Some(condition);
+            for (_, entry) in &state.connections {
+                entry.sink.condition(condition);
+            }
+        }
+    }
+
+    fn forget_ended(&self) {
+        let mut state = self.state.borrow_mut();
+        let is_over = |topic: &Topic| topic.ended_at.is_some_and(|at| at.elapsed() >= LINGER);
+        let over: Vec<usize> = state
+            .topics
+            .iter()
+            .filter(|(_, topic)| is_over(topic))
+            .map(|(key, _)| key)
+            .collect();
+        for topic in over {
+            let watchers = state.topics[topic].watchers.clone();
+            for watcher in watchers {
+                let watch = &state.connections[watcher.connection].watches[watcher.slot];
+                if !watch.is_single && !watch.is_pending {
+                    state.detach(self, watcher);
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    pub(super) fn deliver(&mut self, shard: &Shard, frame: &Arc<Frame>) {
+        let job = frame.job();
+        let followers = self.followers.get(&job.owner).cloned();
+        let topic = match self.topic_of.get(&job.id) {
+            Some(&topic) => topic,
+            None if followers.is_none() => return,
+            None => self.open_topic(shard, &job.id),
+        };
+        let mut fed = Vec::new();
+        if !self.topics[topic].is_fed {
+            self.topics[topic].is_fed = true;
+            for connection in followers.unwrap_or_default() {
+                if self.watch_of(connection, topic).is_none() {
+                    let slot = self.attach(connection, topic, false, false);
+                    fed.push(Watcher { connection, slot });
+                }
+            }
+        }
+        let entry = &mut self.topics[topic];
+        match &entry.newest {
+            Some(newest) if newest.job().version >= job.version => {
+                let newest = Arc::clone(newest);
+                for watcher in fed {
+                    self.connections[watcher.connection].show(watcher.slot, &newest);
+                }
+            }
+            Some(_) | None => {
+                entry.newest = Some(Arc::clone(frame));
+                if job.is_final() {
+                    entry.ended_at = Some(Instant::now());
+                }
+                for watcher in &self.topics[topic].watchers {
+                    self.connections[watcher.connection].show(watcher.slot, frame);
+                }
+            }
+        }
+    }
+
+    pub(super) fn open_topic(&mut self, shard: &Shard, job: &JobId) -> usize {
+        shard.hub.interest.add(Key::Job(job.clone()), shard.index);
+        let topic = self.topics.insert(Topic {
+            job: job.clone(),
+            newest: None,
+            watchers: Vec::new(),
+            is_fed: false,
+            ended_at: None,
+        });
+        self.topic_of.insert(job.clone(), topic);
+        topic
+    }
+
+    pub(super) fn watch_of(&self, connection: usize, topic: usize) -> Option<usize> {
+        let watches = &self.connections[connection].watches;
+        watches
+            .iter()
+            .find(|(_, watch)| watch.topic == topic)
+            .map(|(slot, _)| slot)
+    }
+
+    pub(super) fn slot_of(&self, connection: usize, job: &JobId) -> Option<usize> {
+        self.watch_of(connection, *self.topic_of.get(job)?)
+    }
+
+    /// Whether the followed owner's feed would show the job as well.
+    pub(super) fn is_fed_too(&self, connection: usize, slot: usize) -> bool {
+        let entry = &self.connections[connection];
+        let watch = &entry.watches[slot];
+        let newest = self.topics[watch.topic].newest.as_ref();
+        let owner = newest.map(|frame| &frame.job().owner);
+        !watch.is_held && owner.is_some() && owner == entry.follows.as_ref()
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        connection: usize,
+        topic: usize,
+        is_held: bool,
+        is_single: bool,
+    ) -> usize {
+        let watchers = &mut self.topics[topic].watchers;
+        let entry = &mut self.connections[connection];
+        let slot = entry.watches.insert(Watch {
+            topic,
+            position: watchers.len(),
+            shown: 0,
+            is_pending: false,
+            is_held,
+            is_single,
+        });
+        entry.single += usize::from(is_single);
+        watchers.push(Watcher { connection, slot });
+        slot
+    }
+
+    pub(super) fn detach(&mut self, shard: &Shard, watcher: Watcher) {
+        let entry = &mut self.connections[watcher.connection];
+        let watch = entry.watches.remove(watcher.slot);
+        entry.single -= usize::from(watch.is_single);
+        if watch.is_pending {
+            entry.pending.retain(|slot| *slot != watcher.slot);
+        }
+        let topic = &mut self.topics[watch.topic];
+        topic.watchers.swap_remove(watch.position);
+        if let Some(moved) = topic.watchers.get(watch.position) {
+            self.connections[moved.connection].watches[moved.slot].position = watch.position;
+        } else if topic.watchers.is_empty() {
+            let topic = self.topics.remove(watch.topic);
+            self.topic_of.remove(&topic.job);
+            shard.hub.interest.remove(&Key::Job(topic.job), shard.index);
+        }
+    }
+
+    pub(super) fn unfollow(&mut self, shard: &Shard, connection: usize) {
+        let Some(owner) = self.connections[connection].follows.take() else {
+            return;
+        };
+        if let Some(followers) = self.followers.get_mut(&owner) {
+            followers.retain(|follower| *follower != connection);
+            if followers.is_empty() {
+                self.followers.remove(&owner);
+                shard.hub.interest.remove(&Key::Owner(owner), shard.index);
+            }
+        }
+    }
+}
+
+impl Entry {
+    pub(super) fn leave_to_feed(&mut self, slot: usize) {
+        let watch = &mut self.watches[slot];
+        self.single -= usize::from(watch.is_single);
+        watch.is_single = false;
+    }
+
+    pub(super) fn show(&mut self, slot: usize, frame: &Arc<Frame>) {
+        let watch = &mut self.watches[slot];
+        if watch.is_held || watch.is_pending || watch.shown >= frame.job().version {
+            return;
+        }
+        if self.pending.is_empty() && self.sink.offer(frame) {
+            watch.shown = frame.job().version;
+        } else {
+            watch.is_pending = true;
+            self.pending.push_back(slot);
+            self.sink.wake();
+        }
+    }
+}
