@@ -1,0 +1,358 @@
+//! The tracker: the only writer of jobs.
+//!
+//! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
+//! another writer was faster; there is no other way to change a job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::job::{Job, JobId, News, Source, Submission, Update};
+use crate::provider::{Provider, Providers};
+use crate::store::{self, Agenda, Commit, Committed, Create, Created, Idempotency, Parked, Store};
+use crate::telemetry::Metrics;
+use crate::time::Time;
+
+/// How long a try at submitting may be silent before it is taken for lost: the time a provider has
+/// to answer, and some.
+pub const SENDING_LEASE: Duration = Duration::from_secs(40);
+
+/// How often a writer that lost the race reads again. Each loss means that another one won, so this
+/// is only reached by a job with very many writers at once.
+const ROUNDS: usize = 64;
+
+/// Writes what is heard of jobs.
+pub struct Tracker {
+    store: Arc<dyn Store>,
+    providers: Arc<Providers>,
+    metrics: Arc<Metrics>,
+    stir: Stir,
+}
+
+/// Wakes those who work through the agendas.
+#[derive(Clone, Debug, Default)]
+pub struct Stir {
+    /// A job may be due for submitting, or a provider has a free place again.
+    pub submitter: Arc<Notify>,
+    /// A job may be due for a look.
+    pub watchdog: Arc<Notify>,
+}
+
+/// What became of news.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The job as it is now.
+    pub job: Arc<Job>,
+    /// Whether the news changed it.
+    pub applied: bool,
+}
+
+/// What became of news about a provider's task.
+#[derive(Clone, Debug)]
+pub enum Matched {
+    /// It is this job's.
+    Job(Recorded),
+    /// It is no job's yet; the news waits for it.
+    Parked,
+}
+
+/// Why nothing was recorded.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such job.
+    #[error("there is no such job")]
+    NotFound,
+    /// The store could not do it; the news must be told again.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Tracker {
+    /// A tracker that writes to this store and plans by these providers.
+    #[must_use]
+    pub fn new(
+        store: Arc<dyn Store>,
+        providers: Arc<Providers>,
+        metrics: Arc<Metrics>,
+        stir: Stir,
+    ) -> Self {
+        Self {
+            store,
+            providers,
+            metrics,
+            stir,
+        }
+    }
+
+    /// Registers a job; news that was parked for its task is applied before anybody sees it.
+    ///
+    /// # Errors
+    /// The store's, when it could not be kept.
+    pub async fn create(
+        &self,
+        job: Job,
+        idempotency: Option<Idempotency>,
+    ) -> Result<(Created, Arc<Job>), Error> {
+        for _ in 0..ROUNDS {
+            let (job, agenda, folded) = self.fold(job.clone()).await?;
+            let create = Create {
+                job: Arc::clone(&job),
+                agenda,
+                idempotency: idempotency.clone(),
+                folded,
+            };
+            let created = self.store.create(create).await?;
+            if created != Created::Stale {
+                self.stirred(&agenda, &job);
+                return Ok((created, job));
+            }
+        }
+        Err(store::Error::Busy.into())
+    }
+
+    /// Applies news to a job and commits it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] or the store's; then the news was not taken and must be told again.
+    pub async fn record(&self, id: &JobId, update: Update) -> Result<Recorded, Error> {
+        self.record_if(id, update, |_| true).await
+    }
+
+    /// Applies a provider's news to a job, which must be that provider's.
+    ///
+    /// # Errors
+    /// As [`Tracker::record`]; a job of anybody else is not found.
+    pub async fn record_from(
+        &self,
+        provider: &str,
+        id: &JobId,
+        update: Update,
+    ) -> Result<Recorded, Error> {
+        self.record_if(id, update, |job| job.provider.as_deref() == Some(provider))
+            .await
+    }
+
+    async fn record_if(
+        &self,
+        id: &JobId,
+        update: Update,
+        fits: impl Fn(&Job) -> bool,
+    ) -> Result<Recorded, Error> {
+        for _ in 0..ROUNDS {
+            let job = self
+                .store
+                .get(id)
+                .await?
+                .filter(|job| fits(job))
+                .ok_or(Error::NotFound)?;
+            let Some(next) = job.apply(update.clone(), Time::now()) else {
+                if asks_for_a_look(&job, &update) {
+                    self.hasten(id).await?;
+                }
+                return Ok(Recorded {
+                    job,
+                    applied: false,
+                });
+            };
+            let is_new_task = job.provider_task_id.is_none() && next.provider_task_id.is_some();
+            let (next, agenda, folded) = if is_new_task {
+                self.fold(next).await?
+            } else {
+                let agenda = self.agenda(&next, Time::now());
+                (Arc::new(next), agenda, Vec::new())
+            };
+            let commit = Commit {
+                job: Arc::clone(&next),
+                expected: job.version,
+                agenda,
+                folded,
+            };
+            match self.store.commit(commit).await? {
+                Committed::Done => {
+                    self.metrics.updated(next.source);
+                    tell(&next);
+                    self.stirred(&agenda, &next);
+                    return Ok(Recorded {
+                        job: next,
+                        applied: true,
+                    });
+                }
+                Committed::Stale if is_new_task && self.is_taken(&next).await? => {
+                    return Ok(Recorded {
+                        job,
+                        applied: false,
+                    });
+                }
+                Committed::Stale => {}
+                Committed::Gone => return Err(Error::NotFound),
+            }
+        }
+        Err(store::Error::Busy.into())
+    }
+
+    /// Records trusted news about a provider's task, or parks it until the task is known.
+    ///
+    /// # Errors
+    /// As [`Tracker::record`].
+    pub async fn record_task(
+        &self,
+        provider: &str,
+        task_id: &str,
+        update: Update,
+    ) -> Result<Matched, Error> {
+        let known = match self.store.find_task(provider, task_id).await? {
+            Some(id) => id,
+            None => match self
+                .store
+                .park(provider, task_id, &update, Time::now())
+                .await?
+            {
+                Parked::Kept => return Ok(Matched::Parked),
+                Parked::Known(id) => id,
+            },
+        };
+        self.record(&known, update).await.map(Matched::Job)
+    }
+
+    /// The job that a provider's task belongs to.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
+        Ok(self.store.find_task(provider, task_id).await?)
+    }
+
+    /// Has the watchdog ask about a job now, unless it is yet to be sent or being sent: then there
+    /// is nothing to ask, and the answer to the try comes by itself.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn hasten(&self, id: &JobId) -> Result<(), Error> {
+        let job = self.store.get(id).await?;
+        let is_out = |job: Arc<Job>| match job.submission() {
+            Submission::Waiting(_) | Submission::Sending => false,
+            Submission::Unknown | Submission::Over => true,
+        };
+        if job.is_some_and(is_out) {
+            self.store.hasten(id, Time::now()).await?;
+            self.stir.watchdog.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Whether the job's task is another job's: then the news is not about this one.
+    async fn is_taken(&self, job: &Job) -> Result<bool, Error> {
+        let (Some(provider), Some(task_id)) = (&job.provider, &job.provider_task_id) else {
+            return Ok(false);
+        };
+        let holder = self.store.find_task(provider, task_id).await?;
+        Ok(holder.is_some_and(|holder| holder != job.id))
+    }
+
+    /// The job with all that is parked for its task, what that makes of its agenda, and the news
+    /// that went into it.
+    async fn fold(&self, mut job: Job) -> Result<(Arc<Job>, Agenda, Vec<Update>), Error> {
+        let parked = match (&job.provider, &job.provider_task_id) {
+            (Some(provider), Some(task_id)) => self.store.parked(provider, task_id).await?,
+            (None, _) | (_, None) => Vec::new(),
+        };
+        let now = Time::now();
+        let mut asks = false;
+        for update in &parked {
+            asks |= asks_for_a_look(&job, update);
+            job = job.apply(update.clone(), now).unwrap_or(job);
+        }
+        let mut agenda = self.agenda(&job, now);
+        if asks && !job.is_final() {
+            agenda.watch = Some(now);
+        }
+        Ok((Arc::new(job), agenda, parked))
+    }
+
+    /// When a job wants attention next.
+    fn agenda(&self, job: &Job, now: Time) -> Agenda {
+        if job.is_final() {
+            return Agenda::default();
+        }
+        let provider = job
+            .provider
+            .as_ref()
+            .and_then(|name| self.providers.get(name));
+        let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
+        let next_look = provider.and_then(|provider| next_look(provider, job, now));
+        let by_deadline =
+            |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
+        match job.submission() {
+            Submission::Waiting(at) => Agenda {
+                submit: Some(at),
+                watch: by_deadline(None),
+                every,
+                holds_place: false,
+            },
+            Submission::Sending => Agenda {
+                submit: None,
+                watch: Some(now + SENDING_LEASE),
+                every,
+                holds_place: true,
+            },
+            Submission::Unknown => Agenda {
+                submit: None,
+                watch: by_deadline(next_look),
+                every,
+                holds_place: true,
+            },
+            Submission::Over => {
+                let holds_place = job.ticket.request.is_some();
+                Agenda {
+                    submit: None,
+                    watch: by_deadline(next_look),
+                    every,
+                    holds_place,
+                }
+            }
+        }
+    }
+
+    fn stirred(&self, agenda: &Agenda, job: &Job) {
+        if agenda.submit.is_some() || job.is_final() {
+            self.stir.submitter.notify_one();
+        }
+        if agenda.watch.is_some() {
+            self.stir.watchdog.notify_one();
+        }
+    }
+}
+
+/// One line when a job has ended, and for those who look closer one for each change.
+fn tell(job: &Job) {
+    let (status, source) = (job.status.word(), job.source);
+    let kind = job.error.as_ref().map(|error| error.kind);
+    if job.is_final() {
+        tracing::info!(job.id = %job.id, job.status = status, job.source = ?source, error.kind = ?kind, "ended");
+    } else {
+        tracing::debug!(job.id = %job.id, job.version = job.version, job.status = status, job.source = ?source, error.kind = ?kind, "changed");
+    }
+}
+
+/// Whether the news is a success that counts only once it has been read from the provider.
+fn asks_for_a_look(job: &Job, update: &Update) -> bool {
+    match &update.news {
+        News::Report(report) => !job.is_final() && report.wants_a_look(),
+        News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => false,
+    }
+}
+
+/// When to ask the provider next, going by who spoke last.
+fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
+    let cadence = provider.cadence();
+    let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
+    let is_being_asked = job.source == Source::Poll || job.submission() == Submission::Unknown;
+    Some(
+        now + if is_being_asked {
+            cadence.poll_every
+        } else {
+            after
+        },
+    )
+}
