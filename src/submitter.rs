@@ -1,0 +1,249 @@
+//! The submitter: sends accepted jobs to their providers.
+//!
+//! Invariant: a try is on record before it is sent, so that whatever happens to this process, no
+//! job is sent twice unless its provider has said for sure that it does not have it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use crate::job::{Failure, FailureKind, Job, JobId, MAX_ATTEMPTS, News, Report, Source, Update};
+use crate::provider::{Provider, Providers, Refused, Sent};
+use crate::signature::CallbackKey;
+use crate::store::{Queue, Store};
+use crate::telemetry::{Call, CallOutcome, Metrics};
+use crate::time::Time;
+use crate::tracker::{Error, Stir, Tracker};
+
+/// Jobs claimed at once.
+const BATCH: usize = 64;
+
+/// How long to sleep at most: places can come free on another node, which does not wake this one.
+const NAP: Duration = Duration::from_secs(1);
+
+/// The wait after the first failed try; doubled after each further one.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// The longest wait of our own making.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Where providers are told to send their webhooks.
+#[derive(Clone)]
+pub struct Callbacks {
+    public_url: Option<Url>,
+    key: Option<CallbackKey>,
+}
+
+impl Callbacks {
+    /// Callbacks under this public address, each with its job's own token; none without both.
+    #[must_use]
+    pub fn new(public_url: Option<Url>, key: Option<CallbackKey>) -> Self {
+        Self { public_url, key }
+    }
+
+    /// The address for news of this job.
+    #[must_use]
+    pub fn url(&self, provider: &str, job: &JobId) -> Option<Url> {
+        let (mut url, key) = (self.public_url.clone()?, self.key.as_ref()?);
+        let token = key.token(provider, job.as_str());
+        url.path_segments_mut()
+            .ok()?
+            .pop_if_empty()
+            .extend(["v1", "webhooks", provider, &token]);
+        Some(url)
+    }
+
+    /// The job that a token from such an address of this provider's proves; none when it proves
+    /// nothing.
+    #[must_use]
+    pub fn job_of(&self, provider: &str, token: &str) -> Option<JobId> {
+        JobId::parse(self.key.as_ref()?.job_of(provider, token)?).ok()
+    }
+}
+
+/// Sends accepted jobs; cheap to clone.
+#[derive(Clone)]
+pub struct Submitter {
+    /// Where jobs wait.
+    pub store: Arc<dyn Store>,
+    /// Who takes them.
+    pub providers: Arc<Providers>,
+    /// Where the outcome is written.
+    pub tracker: Arc<Tracker>,
+    /// Where providers send their news.
+    pub callbacks: Callbacks,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What wakes it.
+    pub stir: Stir,
+}
+
+impl Submitter {
+    /// Claims and sends until `stop`, then waits for the tries under way.
+    pub async fn run(self, stop: CancellationToken) {
+        let tries = TaskTracker::new();
+        loop {
+            let stirred = self.stir.submitter.notified();
+            let next = self.claim(&tries, &stop).await;
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = stirred => {}
+                () = tokio::time::sleep(next) => {}
+            }
+        }
+        tries.close();
+        tries.wait().await;
+    }
+
+    /// Starts a try for every job that is due and has a place; says how long to sleep after it.
+    async fn claim(&self, tries: &TaskTracker, stop: &CancellationToken) -> Duration {
+        let mut nap = NAP;
+        for provider in self
+            .providers
+            .iter()
+            .filter(|provider| provider.can_submit())
+        {
+            let queue = Queue::Submit {
+                provider: provider.name(),
+                places: provider.max_concurrent(),
+            };
+            let claimed = match self.store.claim(queue, Time::now(), BATCH).await {
+                Ok(claimed) => claimed,
+                Err(error) => {
+                    tracing::warn!(provider.name = provider.name(), %error, "can't claim jobs");
+                    continue;
+                }
+            };
+            if claimed.len() == BATCH {
+                nap = Duration::ZERO;
+            }
+            for job in claimed {
+                let (submitter, provider, stop) =
+                    (self.clone(), Arc::clone(provider), stop.clone());
+                tries.spawn(async move { submitter.attempt(&provider, &job.id, &stop).await });
+            }
+            if let Ok(Some(due)) = self.store.next_due(queue).await {
+                let wait = due.since(Time::now());
+                nap = if wait.is_zero() { nap } else { nap.min(wait) };
+            }
+        }
+        nap
+    }
+
+    async fn attempt(&self, provider: &Provider, id: &JobId, stop: &CancellationToken) {
+        let begins = Update {
+            source: Source::Submit,
+            news: News::Sending,
+        };
+        let job = match self.tracker.record(id, begins).await {
+            Ok(recorded) if recorded.applied => recorded.job,
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(job.id = %id, %error, "can't begin a try");
+                return;
+            }
+        };
+        let callback = self.callbacks.url(provider.name(), id);
+        let sent = provider.submit(&job, callback.as_ref()).await;
+        let outcome = match &sent {
+            Sent::Accepted(_) => CallOutcome::Ok,
+            Sent::Refused(refused) if refused.failure.kind == FailureKind::RateLimit => {
+                CallOutcome::RateLimited
+            }
+            Sent::Refused(_) => CallOutcome::Refused,
+            Sent::Lost(_) => CallOutcome::Unanswered,
+        };
+        self.metrics.called(provider.name(), Call::Submit, outcome);
+        self.insist(&job, outcome_of(&job, sent), stop).await;
+    }
+
+    /// Records the outcome of a paid request, however long the store is away: there is nobody who
+    /// would tell it again.
+    async fn insist(&self, job: &Job, update: Update, stop: &CancellationToken) {
+        loop {
+            match self.tracker.record(&job.id, update.clone()).await {
+                Ok(_) | Err(Error::NotFound) => return,
+                Err(Error::Store(error)) => {
+                    tracing::error!(job.id = %job.id, %error, "can't record what became of a try; trying again");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(NAP) => {}
+            }
+        }
+    }
+}
+
+/// What a try's end means for its job.
+fn outcome_of(job: &Job, sent: Sent) -> Update {
+    let news = match sent {
+        Sent::Accepted(report) => News::Report(report),
+        Sent::Lost(lost) => {
+            let message = format!(
+                "the answer to the submission was lost ({}); waiting for the provider's word",
+                lost.0
+            );
+            News::Lost {
+                error: Failure::new(FailureKind::SubmissionUnknown, message),
+            }
+        }
+        Sent::Refused(refused)
+            if refused.failure.kind.is_retried() && job.attempt < MAX_ATTEMPTS =>
+        {
+            let wait = wait(job.attempt, &refused);
+            News::Retry {
+                error: refused.failure,
+                at: Time::now() + wait,
+            }
+        }
+        Sent::Refused(refused) => News::Report(Report::failed(refused.failure)),
+    };
+    Update {
+        source: Source::Submit,
+        news,
+    }
+}
+
+/// As long as the provider asks for, and up to a tenth more, so that waiting jobs do not come back
+/// together; else twice as long after each try, by half more or less.
+fn wait(attempt: u32, refused: &Refused) -> Duration {
+    let mut rng = rand::rng();
+    match refused.wait {
+        Some(wait) => wait.mul_f64(rng.random_range(1.0..1.1)),
+        None => {
+            let doubled = FIRST_WAIT * 2u32.saturating_pow(attempt.saturating_sub(1)).min(1 << 10);
+            doubled
+                .min(LONGEST_WAIT)
+                .mul_f64(rng.random_range(0.5..1.5))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_and_a_hint_is_never_cut_short() {
+        let refused = |wait| Refused {
+            wait,
+            ..Refused::technical("busy")
+        };
+        for attempt in 1..=12 {
+            let base = f64::from(2u32.pow(attempt - 1)).min(60.0);
+            let wait = wait(attempt, &refused(None)).as_secs_f64();
+            assert!(
+                (base * 0.5..base * 1.5).contains(&wait),
+                "{attempt}: {wait}"
+            );
+        }
+        let hint = Duration::from_secs(7);
+        let told = wait(3, &refused(Some(hint)));
+        assert!(told >= hint && told < hint.mul_f64(1.1));
+    }
+}

@@ -1,0 +1,205 @@
+//! The watchdog: asks about silent jobs, and ends those whose time is up.
+//!
+//! Invariant: every unfinished job is due here at some moment not after its deadline, in the store
+//! and not in this process, so that no job hangs without an end, whatever restarts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::job::{Failure, FailureKind, Job, News, Report, Source, Submission, Update};
+use crate::provider::{Provider, Providers};
+use crate::store::{Queue, Store};
+use crate::telemetry::{Call, CallOutcome, Metrics};
+use crate::time::Time;
+use crate::tracker::{Stir, Tracker};
+
+/// Jobs claimed at once.
+const BATCH: usize = 256;
+
+/// Questions under way at once; further ones wait.
+const MOST_QUESTIONS: usize = 16;
+
+/// How long to sleep at most.
+const NAP: Duration = Duration::from_secs(1);
+
+/// How often the store forgets what its retention says.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// Asks about silent jobs; cheap to clone.
+#[derive(Clone)]
+pub struct Watchdog {
+    /// Where jobs are due.
+    pub store: Arc<dyn Store>,
+    /// Who is asked.
+    pub providers: Arc<Providers>,
+    /// Where answers are written.
+    pub tracker: Arc<Tracker>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What wakes it.
+    pub stir: Stir,
+}
+
+impl Watchdog {
+    /// Looks after due jobs until `stop`, then waits for the questions under way.
+    pub async fn run(self, stop: CancellationToken) {
+        let questions = TaskTracker::new();
+        let places = Arc::new(Semaphore::new(MOST_QUESTIONS));
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            let stirred = self.stir.watchdog.notified();
+            let next = self.claim(&questions, &places).await;
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = stirred => {}
+                () = tokio::time::sleep(next) => {}
+                _ = sweep.tick() => self.sweep().await,
+            }
+        }
+        questions.close();
+        questions.wait().await;
+    }
+
+    /// Starts looking after every job that is due; says how long to sleep after it.
+    async fn claim(&self, questions: &TaskTracker, places: &Arc<Semaphore>) -> Duration {
+        let now = Time::now();
+        let due = match self.store.claim(Queue::Watch, now, BATCH).await {
+            Ok(due) => due,
+            Err(error) => {
+                tracing::warn!(%error, "can't claim jobs to look after");
+                return NAP;
+            }
+        };
+        let there_may_be_more = due.len() == BATCH;
+        for visit in visits(due, &self.providers, now) {
+            let (watchdog, places) = (self.clone(), Arc::clone(places));
+            questions.spawn(async move {
+                let Ok(_place) = places.acquire().await else {
+                    return;
+                };
+                watchdog.visit(visit, now).await;
+            });
+        }
+        if there_may_be_more {
+            return Duration::ZERO;
+        }
+        match self.store.next_due(Queue::Watch).await {
+            Ok(Some(due)) => NAP.min(due.since(Time::now())),
+            Ok(None) | Err(_) => NAP,
+        }
+    }
+
+    async fn visit(&self, visit: Visit, now: Time) {
+        if let Some(provider) = &visit.provider {
+            self.ask(provider, &visit.jobs).await;
+        }
+        for job in visit.jobs {
+            let last_word = if job.submission() == Submission::Sending {
+                let message = "the hub was interrupted while it submitted the job; waiting for the provider's word";
+                let error = Failure::new(FailureKind::SubmissionUnknown, message);
+                Update {
+                    source: Source::Submit,
+                    news: News::Lost { error },
+                }
+            } else if job.deadline_at <= now {
+                let error = Failure::new(
+                    FailureKind::Timeout,
+                    "the job did not end before its deadline",
+                );
+                Report::failed(error).from_source(Source::Deadline)
+            } else {
+                continue;
+            };
+            if let Err(error) = self.tracker.record(&job.id, last_word).await {
+                tracing::warn!(job.id = %job.id, %error, "can't record what the clock says");
+            }
+        }
+    }
+
+    async fn ask(&self, provider: &Provider, jobs: &[Arc<Job>]) {
+        let answer = provider.ask(jobs).await;
+        let outcome = if answer.is_ok() {
+            CallOutcome::Ok
+        } else {
+            CallOutcome::Unanswered
+        };
+        self.metrics.called(provider.name(), Call::Ask, outcome);
+        let reports = answer.unwrap_or_else(|error| {
+            tracing::warn!(provider.name = provider.name(), jobs = jobs.len(), %error, "asked in vain");
+            Vec::new()
+        });
+        for (id, report) in reports {
+            if let Err(error) = self
+                .tracker
+                .record(&id, report.from_source(Source::Poll))
+                .await
+            {
+                tracing::warn!(job.id = %id, %error, "can't record what was read");
+            }
+        }
+    }
+
+    async fn sweep(&self) {
+        loop {
+            match self.store.sweep(Time::now()).await {
+                Ok(0) => return,
+                Ok(jobs) => tracing::info!(jobs, "forgot old jobs"),
+                Err(error) => {
+                    tracing::warn!(%error, "can't forget old jobs");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Jobs that are looked after together, and whom to ask about them, if anybody.
+struct Visit {
+    provider: Option<Arc<Provider>>,
+    jobs: Vec<Arc<Job>>,
+}
+
+/// Groups due jobs by whom to ask, in batches as large as each provider takes; jobs known by the
+/// provider's id and jobs known by ours only are asked about apart.
+fn visits(due: Vec<Arc<Job>>, providers: &Providers, now: Time) -> Vec<Visit> {
+    let mut grouped: BTreeMap<(String, bool), Vec<Arc<Job>>> = BTreeMap::new();
+    for job in due {
+        let name = job.provider.clone().unwrap_or_default();
+        grouped
+            .entry((name, job.provider_task_id.is_some()))
+            .or_default()
+            .push(job);
+    }
+    let mut visits = Vec::new();
+    for ((name, _), jobs) in grouped {
+        let provider = providers.get(&name);
+        let worth_asking = |job: &Arc<Job>| {
+            let is_there = match job.submission() {
+                Submission::Waiting(_) => false,
+                Submission::Sending => job.deadline_at <= now,
+                Submission::Unknown | Submission::Over => true,
+            };
+            is_there && provider.is_some_and(|provider| provider.can_ask(job))
+        };
+        let (asked, unasked): (Vec<_>, Vec<_>) = jobs.into_iter().partition(worth_asking);
+        let batch = provider.map_or(1, |provider| provider.batch());
+        for jobs in asked.chunks(batch) {
+            visits.push(Visit {
+                provider: provider.cloned(),
+                jobs: jobs.to_vec(),
+            });
+        }
+        if !unasked.is_empty() {
+            visits.push(Visit {
+                provider: None,
+                jobs: unasked,
+            });
+        }
+    }
+    visits
+}
