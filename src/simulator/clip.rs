@@ -1,0 +1,99 @@
+//! The clip that every task yields: five seconds of a sunrise, with a bar that fills.
+//!
+//! Invariant: the same bytes under every number, with length, ranges and an open door for pages of other
+//! origins, so that a browser can play and seek it. It was made by one command:
+//!
+//! ```sh
+//! S='st(0,T/5.04);st(1,hypot(X-240,Y-205+120*ld(0)));st(5,lt(ld(1),24));st(6,exp((24-ld(1))/50))
+//!   ;st(2,lt(Y,165+14*sin(X/61+T/3)+7*sin(X/23)));st(3,lt(Y,200+12*sin(X/47+T/1.6+2)+6*sin(X/17+1)))
+//!   ;st(4,lt(Y,232+9*sin(X/39+T+4)));st(7,between(X,20,460)*between(Y,254,259));st(8,lt(X,20+440*ld(0)))'
+//! ffmpeg -y -f lavfi -i "nullsrc=s=480x270:r=24,format=gbrp,geq=
+//!   r='$S;if(ld(7),if(ld(8),255,70),if(ld(2),min(255,20+Y*(0.25+0.9*ld(0))+if(ld(5),200,170*ld(6))),
+//!      if(ld(3),70+60*ld(0),if(ld(4),44+28*ld(0),22))))':
+//!   g='$S;if(ld(7),if(ld(8),190,60),if(ld(2),min(235,24+60*ld(0)+Y*(0.12+0.45*ld(0))+if(ld(5),150,80*ld(6))),
+//!      if(ld(3),52+50*ld(0),if(ld(4),34+26*ld(0),20))))':
+//!   b='$S;if(ld(7),if(ld(8),110,90),if(ld(2),min(225,70+80*ld(0)+Y*0.2+if(ld(5),60,20*ld(6))),
+//!      if(ld(3),104+30*ld(0),if(ld(4),70+20*ld(0),42))))'" -frames:v 121 -c:v libx264 -profile:v baseline \
+//!   -preset veryslow -crf 30 -pix_fmt yuv420p -movflags +faststart clip.mp4
+//! ```
+
+use actix_web::http::header::{
+    self, ByteRangeSpec, ContentRange, ContentRangeSpec, Header, IF_RANGE, Range,
+};
+use actix_web::web::{self, Bytes, ServiceConfig};
+use actix_web::{HttpRequest, HttpResponse};
+
+static CLIP: &[u8] = include_bytes!("clip.mp4");
+
+pub(super) fn routes(config: &mut ServiceConfig) {
+    let clip = web::resource("/clips/{number:[0-9]+}.mp4")
+        .route(web::get().to(serve))
+        .route(web::head().to(serve));
+    config.service(clip);
+}
+
+async fn serve(request: HttpRequest) -> HttpResponse {
+    let length = CLIP.len() as u64;
+    let (mut response, range, body) = match asked(&request) {
+        Asked::Whole => (HttpResponse::Ok(), None, CLIP),
+        Asked::Part(first, last) => {
+            let range = ContentRangeSpec::Bytes {
+                range: Some((first, last)),
+                instance_length: Some(length),
+            };
+            let body = CLIP.get(first as usize..=last as usize).unwrap_or_default();
+            (HttpResponse::PartialContent(), Some(range), body)
+        }
+        Asked::Beyond => {
+            let range = ContentRangeSpec::Bytes {
+                range: None,
+                instance_length: Some(length),
+            };
+            (HttpResponse::RangeNotSatisfiable(), Some(range), &[][..])
+        }
+    };
+    if let Some(range) = range {
+        response.insert_header(ContentRange(range));
+    }
+    response
+        .insert_header((header::CONTENT_TYPE, "video/mp4"))
+        .insert_header((header::ACCEPT_RANGES, "bytes"))
+        .insert_header((header::CACHE_CONTROL, "public, max-age=3600"))
+        .insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"))
+        .insert_header((
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            "content-length, content-range",
+        ))
+        .insert_header(("cross-origin-resource-policy", "cross-origin"))
+        .body(Bytes::from_static(body))
+}
+
+/// What part of the clip a request is for.
+enum Asked {
+    Whole,
+    /// First and last byte.
+    Part(u64, u64),
+    Beyond,
+}
+
+/// A range that is not understood, more than one, and one bound to a version (we name none) ask for the whole.
+fn asked(request: &HttpRequest) -> Asked {
+    let headers = request.headers();
+    if !headers.contains_key(header::RANGE) || headers.contains_key(IF_RANGE) {
+        return Asked::Whole;
+    }
+    match Range::parse(request) {
+        Ok(Range::Bytes(specs)) => match specs.as_slice() {
+            [spec] => satisfy(spec),
+            _ => Asked::Whole,
+        },
+        Ok(Range::Unregistered(..)) | Err(_) => Asked::Whole,
+    }
+}
+
+fn satisfy(spec: &ByteRangeSpec) -> Asked {
+    match spec.to_satisfiable_range(CLIP.len() as u64) {
+        Some((first, last)) => Asked::Part(first, last),
+        None => Asked::Beyond,
+    }
+}

@@ -1,0 +1,162 @@
+//! An order: the body of a submit, checked as Kling would check it.
+//!
+//! Invariant: an `Order` exists only for a body that has passed. Keys that are not known are passed over, as
+//! `scenario` is by the real one. Limits are those of Kling's text-to-video and image-to-video pages.
+
+use reqwest::Url;
+use serde::Deserialize;
+
+use super::refusal::Refusal;
+use super::scenario::Scenario;
+use super::task::Product;
+
+const MAX_PROMPT_CHARS: usize = 2500;
+const DURATIONS: std::ops::RangeInclusive<u64> = 3..=15;
+const ASPECT_RATIOS: [&str; 3] = ["16:9", "9:16", "1:1"];
+const RESOLUTIONS: [&str; 3] = ["720p", "1080p", "4k"];
+
+/// What matters of a submit that has passed.
+pub(super) struct Order {
+    pub external_id: Option<String>,
+    pub callback: Option<Url>,
+    pub watermark: bool,
+    pub scenario: Option<Scenario>,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    prompt: Option<String>,
+    contents: Option<Vec<Content>>,
+    settings: Option<Settings>,
+    options: Option<Options>,
+    scenario: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Content {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+    url: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Settings {
+    resolution: Option<String>,
+    aspect_ratio: Option<String>,
+    duration: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Options {
+    callback_url: Option<String>,
+    external_task_id: Option<String>,
+    watermark_info: Option<WatermarkInfo>,
+}
+
+#[derive(Deserialize)]
+struct WatermarkInfo {
+    enabled: bool,
+}
+
+impl Order {
+    pub fn read(product: Product, body: &[u8]) -> Result<Self, Refusal> {
+        let body: Body = serde_json::from_slice(body).map_err(Refusal::malformed)?;
+        check_prompt(product, &body)?;
+        if let Some(settings) = &body.settings {
+            check_settings(settings)?;
+        }
+        let scenario = body
+            .scenario
+            .map(|name| name.parse())
+            .transpose()
+            .map_err(Refusal::invalid)?;
+        let Some(options) = body.options else {
+            return Ok(Self {
+                external_id: None,
+                callback: None,
+                watermark: false,
+                scenario,
+            });
+        };
+        Ok(Self {
+            external_id: options.external_task_id.filter(|id| !id.is_empty()),
+            callback: options
+                .callback_url
+                .as_deref()
+                .filter(|url| !url.is_empty())
+                .map(callback)
+                .transpose()?,
+            watermark: options.watermark_info.is_some_and(|info| info.enabled),
+            scenario,
+        })
+    }
+}
+
+fn check_prompt(product: Product, body: &Body) -> Result<(), Refusal> {
+    let contents = body.contents.as_deref().unwrap_or_default();
+    let prompts = contents.iter().filter(|content| content.kind == "prompt");
+    let prompts = prompts
+        .filter_map(|content| content.text.as_deref())
+        .chain(body.prompt.as_deref());
+    let prompt: String = prompts.collect();
+    if prompt.trim().is_empty() {
+        return Err(Refusal::invalid("prompt is required"));
+    }
+    if prompt.chars().count() > MAX_PROMPT_CHARS {
+        return Err(Refusal::invalid(format!(
+            "prompt is longer than {MAX_PROMPT_CHARS} characters"
+        )));
+    }
+    match product {
+        Product::TextToVideo => Ok(()),
+        Product::ImageToVideo => {
+            let is_frame = |content: &Content| {
+                content.kind.ends_with("_frame")
+                    && content.url.as_ref().is_some_and(|url| !url.is_empty())
+            };
+            let has_frame = contents.iter().any(is_frame);
+            has_frame
+                .then_some(())
+                .ok_or_else(|| Refusal::invalid("contents has no frame with a url"))
+        }
+    }
+}
+
+fn check_settings(settings: &Settings) -> Result<(), Refusal> {
+    if settings
+        .duration
+        .is_some_and(|seconds| !DURATIONS.contains(&seconds))
+    {
+        return Err(Refusal::invalid(
+            "settings.duration is not a whole number from 3 to 15",
+        ));
+    }
+    check_choice(
+        "settings.aspect_ratio",
+        settings.aspect_ratio.as_deref(),
+        &ASPECT_RATIOS,
+    )?;
+    check_choice(
+        "settings.resolution",
+        settings.resolution.as_deref(),
+        &RESOLUTIONS,
+    )
+}
+
+fn check_choice(key: &str, value: Option<&str>, choices: &[&str]) -> Result<(), Refusal> {
+    match value {
+        Some(value) if !choices.contains(&value) => Err(Refusal::invalid(format!(
+            "{key} is none of {}",
+            choices.join(", ")
+        ))),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn callback(url: &str) -> Result<Url, Refusal> {
+    Url::parse(url)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https"))
+        .ok_or_else(|| Refusal::invalid("options.callback_url is not an http address"))
+}

@@ -1,0 +1,166 @@
+//! The simulator against a plain client and a receiver of callbacks.
+//!
+//! Invariant: nothing sleeps; every wait is for an event, with a deadline that only a broken simulator meets.
+
+mod clip;
+mod interface;
+mod receiver;
+mod scenarios;
+mod webhooks;
+
+use std::future::Future;
+use std::time::Duration;
+
+use reqwest::{Client, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::receiver::Receiver;
+use super::{Scenario, Settings, Simulator, TaskFacts, Witness};
+
+const API_KEY: &str = "sim-key";
+const SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
+
+/// A running simulator, a receiver for its callbacks and a client.
+struct Stage {
+    url: String,
+    witness: Witness,
+    receiver: Receiver,
+    client: Client,
+    stop: CancellationToken,
+    running: JoinHandle<std::io::Result<()>>,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        Self::set_with(Some(SECRET)).await
+    }
+
+    async fn set_with(webhook_secret: Option<&str>) -> Self {
+        let settings = Settings {
+            api_key: API_KEY.to_owned(),
+            webhook_secret: webhook_secret.map(str::to_owned),
+            pace: Duration::from_millis(2),
+            default_scenario: Scenario::Normal,
+        };
+        let simulator = Simulator::bind("127.0.0.1:0", settings).unwrap();
+        let url = simulator.url();
+        let witness = simulator.witness();
+        let stop = CancellationToken::new();
+        let receiver = Receiver::start(witness.clone());
+        let running = tokio::spawn(simulator.run(stop.clone()));
+        Self {
+            url,
+            witness,
+            receiver,
+            client: Client::builder().no_proxy().build().unwrap(),
+            stop,
+            running,
+        }
+    }
+
+    /// A submit as the hub would send it.
+    fn order(&self, scenario: Scenario, external_id: &str) -> Value {
+        json!({
+            "prompt": "a sunrise over hills",
+            "settings": {"duration": 5, "aspect_ratio": "16:9", "resolution": "720p"},
+            "options": {"callback_url": self.receiver.url(), "external_task_id": external_id},
+            "scenario": scenario,
+        })
+    }
+
+    async fn try_submit(&self, order: &Value) -> reqwest::Result<Response> {
+        let url = format!("{}/text-to-video/kling-2.6", self.url);
+        in_time(
+            self.client
+                .post(url)
+                .bearer_auth(API_KEY)
+                .json(order)
+                .send(),
+        )
+        .await
+    }
+
+    async fn submit(&self, scenario: Scenario, external_id: &str) -> (StatusCode, Value) {
+        answer(
+            self.try_submit(&self.order(scenario, external_id))
+                .await
+                .unwrap(),
+        )
+        .await
+    }
+
+    /// Submits a job that is accepted, and waits until all is done with it.
+    async fn play(&self, scenario: Scenario) -> TaskFacts {
+        let (status, _) = self.submit(scenario, "job_1").await;
+        assert_eq!(status, StatusCode::OK);
+        in_time(self.witness.at_rest("job_1")).await
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, Value) {
+        let request = self
+            .client
+            .get(format!("{}{path}", self.url))
+            .bearer_auth(API_KEY);
+        answer(in_time(request.send()).await.unwrap()).await
+    }
+
+    /// What a query tells of the job that was played.
+    async fn queried(&self) -> Value {
+        let (status, body) = self.get("/tasks?external_task_ids=job_1").await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(body["data"].as_array().unwrap().len(), 1);
+        body["data"][0].clone()
+    }
+}
+
+async fn answer(response: Response) -> (StatusCode, Value) {
+    (response.status(), response.json().await.unwrap())
+}
+
+/// What comes of a future that must not take long.
+async fn in_time<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("in time")
+}
+
+#[tokio::test]
+async fn stopping_ends_the_run_even_amid_a_task() {
+    let stage = Stage::set().await;
+    stage.receiver.hold();
+    stage.submit(Scenario::Slow, "job_1").await;
+    in_time(stage.receiver.received(1)).await;
+    stage.stop.cancel();
+    in_time(stage.running).await.unwrap().unwrap();
+    assert!(!stage.witness.tasks()[0].at_rest);
+    // The port may already be another server's, so not whether anybody answers counts, but who.
+    let asked = stage
+        .client
+        .get(format!("{}/tasks", stage.url))
+        .send()
+        .await;
+    drop(asked);
+    assert_eq!(stage.witness.calls().queries_received, 0);
+}
+
+#[test]
+fn a_secret_that_is_none_is_refused_at_the_door_and_not_repeated() {
+    for secret in ["dGVzdA==", "whsec_", "whsec_not base64"] {
+        let settings = Settings {
+            api_key: API_KEY.to_owned(),
+            webhook_secret: Some(secret.to_owned()),
+            pace: Duration::from_millis(1),
+            default_scenario: Scenario::Normal,
+        };
+        let Err(error) = Simulator::bind("127.0.0.1:0", settings) else {
+            panic!("{secret} was taken")
+        };
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert_eq!(
+            error.to_string(),
+            "webhook secret is not whsec_ followed by base64"
+        );
+    }
+}

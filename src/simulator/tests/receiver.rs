@@ -1,0 +1,158 @@
+//! A receiver of callbacks: it keeps all that comes, answers as told and can be made to hold its answers.
+//!
+//! Invariant: a callback is kept before it is answered.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use actix_web::http::StatusCode;
+use actix_web::web::{self, Bytes, Data};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::super::{Status, Witness};
+use super::SECRET;
+
+pub struct Receiver {
+    url: String,
+    inner: Data<Inner>,
+    server: actix_web::dev::ServerHandle,
+}
+
+struct Inner {
+    witness: Witness,
+    kept: watch::Sender<Vec<Callback>>,
+    answers: Mutex<VecDeque<u16>>,
+    held: watch::Sender<bool>,
+}
+
+/// A callback as it came.
+#[derive(Clone, Debug)]
+pub struct Callback {
+    pub id: Option<String>,
+    pub timestamp: Option<String>,
+    pub signature: Option<String>,
+    pub raw: Bytes,
+    pub body: Value,
+    /// The task's true status at that moment.
+    pub truth: Status,
+}
+
+impl Receiver {
+    pub fn start(witness: Witness) -> Self {
+        let inner = Data::new(Inner {
+            witness,
+            kept: watch::Sender::new(Vec::new()),
+            answers: Mutex::default(),
+            held: watch::Sender::new(false),
+        });
+        let app_inner = inner.clone();
+        let app = move || {
+            App::new()
+                .app_data(app_inner.clone())
+                .default_service(web::to(receive))
+        };
+        let server = HttpServer::new(app)
+            .workers(1)
+            .disable_signals()
+            .bind("127.0.0.1:0")
+            .unwrap();
+        let url = format!("http://{}/hook", server.addrs()[0]);
+        let running = server.run();
+        let server = running.handle();
+        tokio::spawn(running);
+        Self { url, inner, server }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Answers with these statuses, one after the other, and then with 200.
+    pub fn answer_with(&self, statuses: &[u16]) {
+        self.inner.answers.lock().unwrap().extend(statuses);
+    }
+
+    pub fn hold(&self) {
+        self.inner.held.send_replace(true);
+    }
+
+    pub fn release(&self) {
+        self.inner.held.send_replace(false);
+    }
+
+    /// All that came so far.
+    pub fn all(&self) -> Vec<Callback> {
+        self.inner.kept.borrow().clone()
+    }
+
+    /// Waits until so many have come.
+    pub async fn received(&self, count: usize) -> Vec<Callback> {
+        let mut kept = self.inner.kept.subscribe();
+        kept.wait_for(|kept| kept.len() >= count)
+            .await
+            .unwrap()
+            .clone()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        drop(self.server.stop(false));
+    }
+}
+
+impl Callback {
+    pub fn status(&self) -> &str {
+        self.body["status"].as_str().unwrap()
+    }
+
+    /// Whether the signature is the shared secret's over exactly these bytes.
+    pub fn is_genuine(&self) -> bool {
+        let (Some(id), Some(timestamp), Some(signature)) =
+            (&self.id, &self.timestamp, &self.signature)
+        else {
+            return false;
+        };
+        let secret = STANDARD
+            .decode(SECRET.strip_prefix("whsec_").unwrap())
+            .unwrap();
+        let signed = [format!("{id}.{timestamp}.").as_bytes(), &self.raw].concat();
+        let tag = STANDARD
+            .decode(signature.strip_prefix("v1,").unwrap())
+            .unwrap();
+        hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, &secret), &signed, &tag).is_ok()
+    }
+}
+
+async fn receive(request: HttpRequest, raw: Bytes, inner: Data<Inner>) -> HttpResponse {
+    let header = |name: &str| {
+        request
+            .headers()
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
+    };
+    let body: Value = serde_json::from_slice(&raw).unwrap();
+    let callback = Callback {
+        id: header("webhook-id"),
+        timestamp: header("webhook-timestamp"),
+        signature: header("webhook-signature"),
+        truth: inner
+            .witness
+            .task(body["id"].as_str().unwrap())
+            .unwrap()
+            .status,
+        raw,
+        body,
+    };
+    inner.kept.send_modify(|kept| kept.push(callback));
+    inner.held.subscribe().wait_for(|held| !held).await.unwrap();
+    let status = inner.answers.lock().unwrap().pop_front().unwrap_or(200);
+    HttpResponse::build(StatusCode::from_u16(status).unwrap())
+        .insert_header(("location", "/elsewhere"))
+        .finish()
+}

@@ -1,0 +1,110 @@
+//! Signatures and delivery.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::super::webhook::Secret;
+use super::super::{Scenario, Status};
+use super::receiver::Callback;
+use super::{SECRET, Stage, in_time};
+
+/// The published vector: klingai.com/document-api, "callbacks", appendix B.
+#[test]
+fn the_published_vector_is_signed_as_published() {
+    let body = br#"{"id":"1234567890","status":"succeeded","message":"","create_time":1781080778802,"update_time":1781080794151}"#;
+    let signature = Secret::parse(SECRET)
+        .unwrap()
+        .sign("9876543210", 1781080794, body);
+    assert_eq!(signature, "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4=");
+}
+
+#[tokio::test]
+async fn a_refused_webhook_is_tried_again_under_its_id() {
+    let stage = Stage::set().await;
+    stage.receiver.answer_with(&[503, 302, 404]);
+    let facts = stage.play(Scenario::Normal).await;
+    assert_eq!((facts.callbacks_sent, facts.callbacks_acknowledged), (9, 6));
+    let callbacks = stage.receiver.all();
+    assert_eq!(callbacks.len(), 9, "no redirect is followed");
+    assert!(callbacks.iter().all(Callback::is_genuine));
+    let same = |callback: &&Callback| {
+        (&callback.id, &callback.raw) == (&callbacks[0].id, &callbacks[0].raw)
+    };
+    assert_eq!(callbacks.iter().take_while(same).count(), 4);
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_always_refused_is_given_up_and_the_next_one_sent() {
+    let stage = Stage::set().await;
+    stage.receiver.answer_with(&[500; 5]);
+    let facts = stage.play(Scenario::Normal).await;
+    assert_eq!(
+        (facts.callbacks_sent, facts.callbacks_acknowledged),
+        (10, 5)
+    );
+    assert_eq!(stage.receiver.all()[5].body["progress"], 20);
+}
+
+#[tokio::test]
+async fn gone_ends_the_webhooks_and_not_the_task() {
+    let stage = Stage::set().await;
+    stage.receiver.answer_with(&[200, 410]);
+    let facts = stage.play(Scenario::Normal).await;
+    assert_eq!(
+        (
+            facts.status,
+            facts.callbacks_sent,
+            facts.callbacks_acknowledged
+        ),
+        (Status::Succeeded, 2, 1)
+    );
+}
+
+#[tokio::test]
+async fn a_receiver_that_stalls_does_not_hold_up_the_truth() {
+    let stage = Stage::set().await;
+    stage.receiver.hold();
+    stage.submit(Scenario::Normal, "job_1").await;
+    in_time(stage.witness.until(|witness| {
+        witness
+            .tasks()
+            .first()
+            .filter(|task| task.status == Status::Succeeded)
+            .map(drop)
+    }))
+    .await;
+    assert!(stage.receiver.all().len() <= 1);
+    stage.receiver.release();
+    assert_eq!(
+        in_time(stage.witness.at_rest("job_1"))
+            .await
+            .callbacks_acknowledged,
+        6
+    );
+}
+
+#[tokio::test]
+async fn timestamps_are_seconds_of_now() {
+    let stage = Stage::set().await;
+    stage.play(Scenario::Normal).await;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    for callback in stage.receiver.all() {
+        let timestamp: u64 = callback.timestamp.unwrap().parse().unwrap();
+        assert!(now - timestamp < 60);
+    }
+}
+
+#[tokio::test]
+async fn without_a_secret_nothing_is_signed() {
+    let stage = Stage::set_with(None).await;
+    stage.play(Scenario::Normal).await;
+    let callbacks = stage.receiver.all();
+    assert_eq!(callbacks.len(), 6);
+    assert!(
+        callbacks
+            .iter()
+            .all(|callback| callback.id.is_none() && callback.signature.is_none())
+    );
+}
