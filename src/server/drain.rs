@@ -1,0 +1,79 @@
+//! Going away in good order.
+//!
+//! Invariant: draining begins once and never ends; whoever holds a connection open asks here when
+//! to let go, and gets a moment of its own, so that clients do not come back all at once.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio_util::sync::CancellationToken;
+
+/// Between two farewells on average, while the drain time allows.
+const PER_SOCKET: Duration = Duration::from_millis(1);
+
+/// What a client is told to wait at least: the hub that follows has to start.
+const LEAST_RETRY: Duration = Duration::from_millis(300);
+
+/// Whether this node is going away.
+pub struct Drain {
+    begun: CancellationToken,
+    sockets: AtomicUsize,
+    longest: Duration,
+}
+
+impl Drain {
+    /// A node that stays, until [`Drain::begin`]; then sockets let go within half of `time`.
+    pub fn new(time: Duration) -> Self {
+        Self {
+            begun: CancellationToken::new(),
+            sockets: AtomicUsize::new(0),
+            longest: time / 2,
+        }
+    }
+
+    /// From now on this node is going away.
+    pub fn begin(&self) {
+        self.begun.cancel();
+    }
+
+    /// Whether it is.
+    pub fn has_begun(&self) -> bool {
+        self.begun.is_cancelled()
+    }
+
+    /// Waits until it is.
+    pub async fn begun(&self) {
+        self.begun.cancelled().await;
+    }
+
+    /// Counts a socket in, unless there are `most` already.
+    pub fn admit(&self, most: usize) -> bool {
+        let more = |count: usize| (count < most).then_some(count + 1);
+        self.sockets
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .is_ok()
+    }
+
+    /// Counts a socket out.
+    pub fn release(&self) {
+        self.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How long the farewells take in all.
+    fn spread(&self) -> Duration {
+        let sockets = u32::try_from(self.sockets.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        (PER_SOCKET.saturating_mul(sockets)).min(self.longest)
+    }
+
+    /// When this socket is to let go, from now.
+    pub fn moment(&self) -> Duration {
+        self.spread().mul_f64(rand::rng().random_range(0.0..1.0))
+    }
+
+    /// When its client is to come back, from then: a second, and longer the more there are.
+    pub fn retry_after(&self) -> Duration {
+        let range = self.spread().max(Duration::from_secs(1));
+        LEAST_RETRY + range.mul_f64(rand::rng().random_range(0.0..1.0))
+    }
+}

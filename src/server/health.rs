@@ -1,0 +1,76 @@
+//! `/v1/health`, `/metrics`: how this node is.
+
+use std::time::Instant;
+
+use actix_web::http::header;
+use actix_web::{HttpResponse, web};
+use serde_json::json;
+
+use super::drain::Drain;
+use crate::hub::{Condition, Hub};
+use crate::store::Store;
+use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
+
+/// When this node began to serve.
+pub struct Begun(pub Instant);
+
+/// How long the store may take to say that it is there.
+const PATIENCE: std::time::Duration = std::time::Duration::from_millis(800);
+
+async fn is_store_there(store: &dyn Store) -> bool {
+    matches!(
+        tokio::time::timeout(PATIENCE, store.ping()).await,
+        Ok(Ok(()))
+    )
+}
+
+/// `GET /v1/health`: always 200 while the process answers; the words tell more.
+pub async fn check(
+    store: web::Data<dyn Store>,
+    hub: web::Data<Hub>,
+    drain: web::Data<Drain>,
+    begun: web::Data<Begun>,
+) -> HttpResponse {
+    let is_current = hub.condition() == Condition::Healthy && is_store_there(&**store).await;
+    let status = match (drain.has_begun(), is_current) {
+        (true, _) => "draining",
+        (false, true) => "ok",
+        (false, false) => "degraded",
+    };
+    HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(json!({
+            "status": status,
+            "version": env!("CARGO_PKG_VERSION"),
+            "store": store.name(),
+            "uptime_seconds": begun.0.elapsed().as_secs(),
+        }))
+}
+
+/// `GET /v1/health/live`: whether the process answers; a restart would not help anything else.
+pub async fn live() -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "status": "ok" }))
+}
+
+/// `GET /v1/health/ready`: whether a load balancer should send anything here.
+pub async fn ready(store: web::Data<dyn Store>, drain: web::Data<Drain>) -> HttpResponse {
+    let status = match drain.has_begun() {
+        true => "draining",
+        false if is_store_there(&**store).await => "ok",
+        false => "store_unavailable",
+    };
+    let mut answer = if status == "ok" {
+        HttpResponse::Ok()
+    } else {
+        HttpResponse::ServiceUnavailable()
+    };
+    answer.json(json!({ "status": status }))
+}
+
+/// `GET /metrics`: the Prometheus text.
+pub async fn metrics(metrics: web::Data<Metrics>, hub: web::Data<Hub>) -> HttpResponse {
+    metrics.jobs_watched(hub.watched_jobs());
+    HttpResponse::Ok()
+        .content_type(METRICS_CONTENT_TYPE)
+        .body(metrics.render())
+}

@@ -1,0 +1,81 @@
+//! Everything that handlers and background work touch, wired together once.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::demo::Demo;
+use super::drain::Drain;
+use super::socket::Sockets;
+use crate::auth::{Minter, Verifier};
+use crate::cancel::Canceller;
+use crate::config::Config;
+use crate::feed;
+use crate::hub::Hub;
+use crate::provider::Providers;
+use crate::store::Store;
+use crate::submitter::{Callbacks, Submitter};
+use crate::telemetry::Metrics;
+use crate::tracker::{Stir, Tracker};
+use crate::watchdog::Watchdog;
+
+/// Everything that handlers and background work touch; each takes what it needs.
+#[derive(Clone)]
+pub struct House {
+    pub config: Arc<Config>,
+    pub store: Arc<dyn Store>,
+    pub hub: Arc<Hub>,
+    pub providers: Arc<Providers>,
+    pub tracker: Arc<Tracker>,
+    pub canceller: Arc<Canceller>,
+    pub verifier: Arc<Verifier>,
+    pub minter: Arc<Option<Minter>>,
+    pub callbacks: Callbacks,
+    pub metrics: Arc<Metrics>,
+    pub drain: Arc<Drain>,
+    pub stir: Stir,
+    pub demo: Option<Demo>,
+}
+
+impl House {
+    /// Sets the background work going.
+    pub fn start(&self, background: &TaskTracker, stop: &CancellationToken) {
+        let submitter = Submitter {
+            store: Arc::clone(&self.store),
+            providers: Arc::clone(&self.providers),
+            tracker: Arc::clone(&self.tracker),
+            callbacks: self.callbacks.clone(),
+            metrics: Arc::clone(&self.metrics),
+            stir: self.stir.clone(),
+        };
+        let watchdog = Watchdog {
+            store: Arc::clone(&self.store),
+            providers: Arc::clone(&self.providers),
+            tracker: Arc::clone(&self.tracker),
+            metrics: Arc::clone(&self.metrics),
+            stir: self.stir.clone(),
+        };
+        background.spawn(submitter.run(stop.clone()));
+        background.spawn(watchdog.run(stop.clone()));
+        background.spawn(feed::run(
+            Arc::clone(&self.hub),
+            Arc::clone(&self.store),
+            stop.clone(),
+        ));
+    }
+
+    /// What sockets touch of it.
+    pub fn sockets(&self) -> Arc<Sockets> {
+        Arc::new(Sockets {
+            server: self.config.server.clone(),
+            settings: self.config.socket.clone(),
+            verifier: Arc::clone(&self.verifier),
+            hub: Arc::clone(&self.hub),
+            store: Arc::clone(&self.store),
+            canceller: Arc::clone(&self.canceller),
+            drain: Arc::clone(&self.drain),
+            metrics: Arc::clone(&self.metrics),
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! Which resources there are, and who answers for them.
+
+use std::time::Instant;
+
+use actix_cors::Cors;
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, web};
+
+use super::health::Begun;
+use super::house::House;
+use super::problem::Problem;
+use super::{demo, events, health, jobs, pages, tokens, videos, webhooks, workers};
+use crate::config::ServerConfig;
+use crate::store::Store;
+
+/// The resources of a house that began to serve at `begun`, each with what it touches.
+pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
+    let house = house.clone();
+    move |app| {
+        app.app_data(web::Data::<dyn Store>::from(house.store))
+            .app_data(web::Data::from(house.hub))
+            .app_data(web::Data::from(house.providers))
+            .app_data(web::Data::from(house.tracker))
+            .app_data(web::Data::from(house.canceller))
+            .app_data(web::Data::from(house.verifier))
+            .app_data(web::Data::from(house.minter))
+            .app_data(web::Data::from(house.metrics))
+            .app_data(web::Data::from(house.drain))
+            .app_data(web::Data::new(house.callbacks))
+            .app_data(web::Data::new(Begun(begun)))
+            .app_data(web::Data::new(house.config.server.clone()))
+            .app_data(web::Data::new(house.config.store.clone()))
+            .app_data(web::Data::new(house.config.socket.clone()))
+            .app_data(web::Data::new(house.config.defaults.clone()))
+            .app_data(
+                web::QueryConfig::default()
+                    .error_handler(|error, _| Problem::invalid(error.to_string()).into()),
+            );
+        let resources = [
+            ("/v1/videos", vec![web::post().to(videos::submit)]),
+            (
+                "/v1/jobs",
+                vec![web::get().to(jobs::list), web::post().to(workers::register)],
+            ),
+            (
+                "/v1/jobs/{id}",
+                vec![web::get().to(jobs::show), web::head().to(jobs::show)],
+            ),
+            ("/v1/jobs/{id}/updates", vec![web::post().to(workers::push)]),
+            ("/v1/jobs/{id}/cancel", vec![web::post().to(jobs::cancel)]),
+            ("/v1/tokens", vec![web::post().to(tokens::mint)]),
+            (
+                "/v1/webhooks/{provider}",
+                vec![web::post().to(webhooks::by_task)],
+            ),
+            (
+                "/v1/webhooks/{provider}/{token}",
+                vec![web::post().to(webhooks::by_token)],
+            ),
+            ("/v1/events", vec![web::get().to(events::open)]),
+            ("/v1/ws", vec![web::get().to(upgrade_required)]),
+            (
+                "/v1/health",
+                vec![web::get().to(health::check), web::head().to(health::check)],
+            ),
+            (
+                "/v1/health/live",
+                vec![web::get().to(health::live), web::head().to(health::live)],
+            ),
+            (
+                "/v1/health/ready",
+                vec![web::get().to(health::ready), web::head().to(health::ready)],
+            ),
+            ("/metrics", vec![web::get().to(health::metrics)]),
+        ];
+        for (path, routes) in resources {
+            let mut resource = web::resource(path).default_service(web::to(wrong_method));
+            for route in routes {
+                resource = resource.route(route);
+            }
+            app.service(resource);
+        }
+        if let Some(demo) = house.demo {
+            app.app_data(web::Data::new(demo))
+                .route("/demo/session", web::get().to(demo::session));
+        }
+        app.default_service(web::to(pages::file));
+    }
+}
+
+/// A resource that is there, asked for in a way that it does not have.
+async fn wrong_method() -> Result<HttpResponse, Problem> {
+    let detail = "this resource does not have that method";
+    Err(Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        detail,
+    ))
+}
+
+/// `GET /v1/ws` by somebody who does not ask for an upgrade.
+async fn upgrade_required() -> Result<HttpResponse, Problem> {
+    let detail = "this is a WebSocket; ask for an upgrade";
+    Err(Problem::new(
+        StatusCode::UPGRADE_REQUIRED,
+        "upgrade_required",
+        detail,
+    ))
+}
+
+/// Pages of the allowed origins may call the API, with tokens and without cookies.
+pub fn cors(server: &ServerConfig) -> Cors {
+    let mut cors = Cors::default()
+        .allow_any_method()
+        .allow_any_header()
+        .expose_headers(["etag", "location", "retry-after"])
+        .max_age(3600)
+        .block_on_origin_mismatch(false);
+    for origin in &server.allowed_origins {
+        cors = match origin.as_str() {
+            "*" => cors.allow_any_origin().send_wildcard(),
+            origin => cors.allowed_origin(origin),
+        };
+    }
+    cors
+}

@@ -1,0 +1,350 @@
+//! What a connection and its client say to each other.
+//!
+//! Invariant: each message has one answer; what goes wrong with one job or one message harms no
+//! other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::Sockets;
+use super::connection::{Peer, Task};
+use crate::auth::{Principal, Refused};
+use crate::feed;
+use crate::hub::Condition;
+use crate::job::{Job, JobId};
+use crate::protocol::{ClientMessage, Close, FeedName, HubMessage, Known, Subscription};
+use crate::server::jobs::{granted, may_follow};
+use crate::server::problem::Problem;
+use crate::store;
+use crate::time::Time;
+
+/// Messages that make no sense before the connection ends.
+const MOST_BAD_MESSAGES: u32 = 10;
+
+/// How long before its end a token is said to be expiring.
+const NOTICE: Duration = Duration::from_secs(30);
+
+/// How long an answer from the store may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Cancels under way at once for one connection.
+const MOST_CANCELS: usize = 8;
+
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
+    pub(super) async fn understand(&mut self, text: &[u8]) -> Result<(), Close> {
+        let message = match serde_json::from_slice::<ClientMessage>(text) {
+            Ok(message) => message,
+            Err(_) if matches!(self.peer, Peer::Stranger { .. }) => {
+                return Err(Close::Unauthorized);
+            }
+            Err(error) => return self.complain(text, &error),
+        };
+        let principal = match (&self.peer, message) {
+            (_, ClientMessage::Auth { token }) => return self.authenticate(&token).await,
+            (Peer::Stranger { .. }, _) => return Err(Close::Unauthorized),
+            (Peer::Known { principal, .. }, message) => (principal.clone(), message),
+        };
+        match principal {
+            (principal, ClientMessage::Subscribe { id, jobs, feed }) => {
+                self.subscribe(&principal, &id, &jobs, feed).await;
+            }
+            (_, ClientMessage::Unsubscribe { id, jobs, feed }) => {
+                self.unsubscribe(&id, &jobs, feed);
+            }
+            (principal, ClientMessage::Cancel { id, job }) => self.cancel(principal, id, &job),
+            (_, ClientMessage::Ping { id }) => self.wire.say(HubMessage::Pong { id: &id }.frame()),
+            (_, ClientMessage::Auth { .. }) => {}
+        }
+        Ok(())
+    }
+
+    /// Says what is wrong with a message; the tenth time, that was it.
+    fn complain(&mut self, text: &[u8], error: &serde_json::Error) -> Result<(), Close> {
+        self.bad_messages += 1;
+        if self.bad_messages >= MOST_BAD_MESSAGES {
+            return Err(Close::TooManyBadMessages);
+        }
+        let whole: Value = serde_json::from_slice(text).unwrap_or_default();
+        let id = whole.get("id").cloned().unwrap_or_default();
+        let message = format!("not a message of this protocol: {error}");
+        self.wire.say(
+            HubMessage::Error {
+                id: &id,
+                code: "bad_message",
+                message: &message,
+            }
+            .frame(),
+        );
+        Ok(())
+    }
+
+    async fn authenticate(&mut self, token: &str) -> Result<(), Close> {
+        match (self.sockets.verifier.verify(token).await, &self.peer) {
+            (Ok(principal), Peer::Stranger { .. }) => self.welcome(principal),
+            (Ok(renewed), Peer::Known { principal, .. })
+                if renewed.subject() == principal.subject() =>
+            {
+                if !may_follow(&renewed) {
+                    self.connection.unfollow();
+                }
+                self.connection
+                    .keep(|job, owner| renewed.may_see(job.as_str(), owner));
+                self.welcome(renewed);
+            }
+            (Ok(_), Peer::Known { .. }) => {
+                self.error(
+                    &Value::Null,
+                    "subject_changed",
+                    "a token can only be renewed for the same subject",
+                );
+            }
+            (Err(refused @ Refused::KeysUnavailable { .. }), _) => {
+                self.error(&Value::Null, "keys_unavailable", &refused.to_string());
+            }
+            (Err(_), Peer::Stranger { .. }) => return Err(Close::Unauthorized),
+            (Err(refused), Peer::Known { .. }) => {
+                self.error(&Value::Null, "unauthorized", &refused.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn welcome(&mut self, principal: Principal) {
+        let (now, expires_at) = (Time::now(), Time::from(principal.expires_at()));
+        let left = expires_at.since(now);
+        let ends_at = Instant::now() + left;
+        let notice_at = Some(Instant::now() + left.saturating_sub(NOTICE.min(left / 2)));
+        let heartbeat = self.sockets.settings.heartbeat.as_millis();
+        let is_first = matches!(self.peer, Peer::Stranger { .. });
+        self.peer = Peer::Known {
+            principal,
+            notice_at,
+            ends_at,
+        };
+        let heartbeat_ms = u64::try_from(heartbeat).unwrap_or(u64::MAX);
+        let hello = HubMessage::Hello {
+            protocol: 1,
+            connection: &self.name,
+            heartbeat_ms,
+            expires_at,
+            now,
+        };
+        self.wire.say(hello.frame());
+        if let (true, Condition::Degraded(since)) = (is_first, self.sockets.hub.condition()) {
+            self.wire.say(HubMessage::Degraded { since }.frame());
+        }
+    }
+
+    fn error(&self, id: &Value, code: &str, message: &str) {
+        self.wire
+            .say(HubMessage::Error { id, code, message }.frame());
+    }
+
+    async fn subscribe(
+        &self,
+        principal: &Principal,
+        id: &Value,
+        asked: &[Known],
+        feed: Option<FeedName>,
+    ) {
+        let asked: BTreeMap<&str, u64> = asked
+            .iter()
+            .map(|known| (known.job.as_str(), known.version))
+            .collect();
+        let version_of = |job: &JobId| asked.get(job.as_str()).copied().unwrap_or(0);
+        let follows = feed.is_some() && may_follow(principal);
+        let mut wanted: BTreeSet<JobId> = asked
+            .keys()
+            .filter_map(|name| JobId::parse(name).ok())
+            .collect();
+        if feed.is_some() && !follows {
+            wanted.extend(granted(principal).unwrap_or_default());
+        }
+        let mut outcome: BTreeMap<&str, Subscription> = asked
+            .keys()
+            .copied()
+            .chain(wanted.iter().map(JobId::as_str))
+            .map(|name| (name, Subscription::NotFound))
+            .collect();
+        let beyond = if follows {
+            Vec::new()
+        } else {
+            self.hold(&wanted)
+        };
+        let found = match follows {
+            true => self.find_feed(principal, &wanted).await,
+            false => self.find_held(principal, &wanted).await,
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                let problem = Problem::from(error);
+                let (code, message) = problem.words();
+                return self.error(id, code, message);
+            }
+        };
+        for job in &beyond {
+            outcome.insert(job.as_str(), Subscription::TooMany);
+        }
+        for job in &found {
+            let is_current = version_of(&job.id) >= job.version;
+            let told = if is_current {
+                Subscription::Current
+            } else {
+                Subscription::Sent
+            };
+            outcome.insert(job.id.as_str(), told);
+        }
+        let subscribed = HubMessage::Subscribed {
+            id,
+            feed,
+            jobs: outcome,
+        };
+        self.wire.say(subscribed.frame());
+        for job in &found {
+            let known = version_of(&job.id);
+            match follows {
+                true => self.connection.catch_up(Arc::clone(job), known),
+                false => self.connection.release(Arc::clone(job), known),
+            }
+        }
+        if !beyond.is_empty() {
+            let most = self.sockets.settings.max_subscriptions;
+            let message = format!("a connection may watch {most} jobs by id");
+            self.error(id, "too_many_subscriptions", &message);
+        }
+    }
+
+    /// Attaches to jobs, as many as the connection may watch; those beyond it are left out.
+    fn hold(&self, wanted: &BTreeSet<JobId>) -> Vec<JobId> {
+        let most = self.sockets.settings.max_subscriptions;
+        let mut beyond = Vec::new();
+        for job in wanted {
+            if self.connection.watches(job) || self.connection.single() < most {
+                self.connection.hold(job);
+            } else {
+                beyond.push(job.clone());
+            }
+        }
+        beyond
+    }
+
+    /// Reads the jobs that are held, *after* they were attached to: whatever happens in between,
+    /// the version tells which is newer. Those the caller may not see are let go.
+    async fn find_held(
+        &self,
+        principal: &Principal,
+        wanted: &BTreeSet<JobId>,
+    ) -> Result<Vec<Arc<Job>>, store::Error> {
+        let held: Vec<JobId> = wanted
+            .iter()
+            .filter(|job| self.connection.watches(job))
+            .cloned()
+            .collect();
+        let read = patient(self.sockets.store.get_many(&held)).await;
+        let mut found = read.as_ref().cloned().unwrap_or_default();
+        found.retain(|job| principal.may_see(job.id.as_str(), &job.owner));
+        let seen: BTreeSet<&JobId> = found.iter().map(|job| &job.id).collect();
+        for job in held.iter().filter(|job| !seen.contains(job)) {
+            self.connection.refuse(job);
+        }
+        read.map(|_| found)
+    }
+
+    /// Follows the caller's jobs, and reads those there are: what the feed shows, and what the
+    /// caller has of them besides.
+    async fn find_feed(
+        &self,
+        principal: &Principal,
+        known: &BTreeSet<JobId>,
+    ) -> Result<Vec<Arc<Job>>, store::Error> {
+        self.connection.follow(principal.subject());
+        let known: Vec<JobId> = known.iter().cloned().collect();
+        let read = patient(async {
+            let mut jobs = self.sockets.store.get_many(&known).await?;
+            jobs.retain(|job| job.owner == principal.subject());
+            let mine = feed::of_owner(principal.subject());
+            let mine = self.sockets.store.list(mine).await?;
+            jobs.extend(mine.into_iter().filter(|job| !known.contains(&job.id)));
+            Ok(jobs)
+        })
+        .await;
+        if read.is_err() {
+            self.connection.unfollow();
+        }
+        read
+    }
+
+    fn unsubscribe(&self, id: &Value, jobs: &[String], feed: Option<FeedName>) {
+        for job in jobs {
+            if let Ok(job) = JobId::parse(job) {
+                self.connection.forget(&job);
+            }
+        }
+        if feed.is_some() {
+            self.connection.unfollow();
+        }
+        self.wire.say(HubMessage::Unsubscribed { id }.frame());
+    }
+
+    /// Cancels beside the conversation: a provider may take its time.
+    fn cancel(&self, principal: Principal, id: Value, job: &str) {
+        if Rc::strong_count(&self.cancels) > MOST_CANCELS {
+            return self.error(
+                &id,
+                "too_many_requests",
+                "too many cancels are under way; try again",
+            );
+        }
+        let (wire, sockets, under_way) = (
+            Rc::clone(&self.wire),
+            Arc::clone(&self.sockets),
+            Rc::clone(&self.cancels),
+        );
+        let job = job.to_owned();
+        tokio::task::spawn_local(async move {
+            let done = cancel(&sockets, &principal, &job).await;
+            match &done {
+                Ok(()) => wire.say(HubMessage::Cancelling { id: &id, job: &job }.frame()),
+                Err(problem) => {
+                    let (code, message) = problem.words();
+                    wire.say(
+                        HubMessage::Error {
+                            id: &id,
+                            code,
+                            message,
+                        }
+                        .frame(),
+                    );
+                }
+            }
+            drop(under_way);
+        });
+    }
+}
+
+async fn cancel(sockets: &Sockets, principal: &Principal, job: &str) -> Result<(), Problem> {
+    let job = crate::server::jobs::visible(&*sockets.store, principal, job).await?;
+    if !principal.may_cancel(job.id.as_str(), &job.owner) {
+        return Err(Problem::forbidden("jobs:write"));
+    }
+    sockets.canceller.cancel(&job.id).await?;
+    Ok(())
+}
+
+/// What the store says, or that it says nothing.
+async fn patient<R>(
+    read: impl Future<Output = Result<R, store::Error>>,
+) -> Result<R, store::Error> {
+    match tokio::time::timeout(PATIENCE, read).await {
+        Ok(read) => read,
+        Err(_) => Err(store::Error::Busy),
+    }
+}

@@ -1,0 +1,262 @@
+//! From bytes to what a client says.
+//!
+//! Invariant: no more is kept of a message than it may have, whatever its header declares and in
+//! however many pieces it comes; whatever breaks the rules ends this socket with the code that says
+//! which rule.
+
+use actix_codec::Decoder;
+use actix_http::ws::{Codec, Frame, Item};
+use actix_web::web::{Bytes, BytesMut};
+use actix_ws::ProtocolError;
+
+use crate::protocol::Close;
+
+/// The most pieces of one message: no honest client cuts a message that may have a few KiB finer.
+const MOST_PIECES: usize = 64;
+
+/// What came in.
+pub(super) enum Heard {
+    /// A whole text message.
+    Text(Bytes),
+    /// A ping to be answered.
+    Ping(Bytes),
+    /// An answer to a ping, or a piece of a message: a sign of life.
+    Life,
+    /// The client closes.
+    Close,
+}
+
+/// Reads one connection's frames.
+pub(super) struct Inbound {
+    codec: Codec,
+    longest: usize,
+    pieces: usize,
+    whole: BytesMut,
+}
+
+impl Inbound {
+    /// Reads messages of at most `longest` bytes.
+    pub(super) fn new(longest: usize) -> Self {
+        Self {
+            codec: Codec::new().max_size(longest),
+            longest,
+            pieces: 0,
+            whole: BytesMut::new(),
+        }
+    }
+
+    /// The next thing that is whole in `buffer`; `None` when more bytes are needed.
+    ///
+    /// # Errors
+    /// How the socket must be closed.
+    pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Heard>, Close> {
+        judge_header(buffer, self.longest)?;
+        let frame = self.codec.decode(buffer).map_err(|error| broken(&error))?;
+        if buffer.is_empty() {
+            // Gives the memory back: an idle socket keeps none.
+            *buffer = BytesMut::new();
+        }
+        let Some(frame) = frame else { return Ok(None) };
+        let heard = match frame {
+            Frame::Text(text) => Heard::Text(is_text(text)?),
+            Frame::Binary(_) | Frame::Continuation(Item::FirstBinary(_)) => {
+                return Err(Close::Unsupported);
+            }
+            Frame::Continuation(Item::FirstText(piece) | Item::Continue(piece)) => {
+                self.collect(&piece)?;
+                Heard::Life
+            }
+            Frame::Continuation(Item::Last(piece)) => {
+                self.collect(&piece)?;
+                self.pieces = 0;
+                Heard::Text(is_text(std::mem::take(&mut self.whole).freeze())?)
+            }
+            Frame::Ping(payload) => Heard::Ping(payload),
+            Frame::Pong(_) => Heard::Life,
+            Frame::Close(_) => Heard::Close,
+        };
+        Ok(Some(heard))
+    }
+
+    fn collect(&mut self, piece: &[u8]) -> Result<(), Close> {
+        self.pieces += 1;
+        if self.pieces > MOST_PIECES || self.whole.len() + piece.len() > self.longest {
+            return Err(Close::MessageTooLarge);
+        }
+        self.whole.extend_from_slice(piece);
+        Ok(())
+    }
+}
+
+fn broken(error: &ProtocolError) -> Close {
+    if matches!(error, ProtocolError::Overflow) {
+        return Close::MessageTooLarge;
+    }
+    Close::Protocol
+}
+
+fn is_text(bytes: Bytes) -> Result<Bytes, Close> {
+    match std::str::from_utf8(&bytes) {
+        Ok(_) => Ok(bytes),
+        Err(_) => Err(Close::NotUtf8),
+    }
+}
+
+/// Judges a frame by its header, before its payload is there: the codec waits for all of it first.
+fn judge_header(buffer: &[u8], longest: usize) -> Result<(), Close> {
+    let &[first, second, ref rest @ ..] = buffer else {
+        return Ok(());
+    };
+    let (is_last, is_control) = (first & 0x80 != 0, first & 0x08 != 0);
+    let is_masked = second & 0x80 != 0;
+    let short = usize::from(second & 0x7F);
+    if !is_masked || (is_control && (!is_last || short > 125)) {
+        return Err(Close::Protocol);
+    }
+    let declared = match (short, rest) {
+        (126, &[a, b, ..]) => u64::from(u16::from_be_bytes([a, b])),
+        (127, &[a, b, c, d, e, f, g, h, ..]) => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        (126 | 127, _) => return Ok(()),
+        (short, _) => short as u64,
+    };
+    if declared > longest as u64 {
+        Err(Close::MessageTooLarge)
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![first];
+        match payload.len() {
+            short @ 0..126 => frame.push(0x80 | u8::try_from(short).unwrap()),
+            medium => {
+                frame.push(0x80 | 126);
+                frame.extend(u16::try_from(medium).unwrap().to_be_bytes());
+            }
+        }
+        let mask = [1, 2, 3, 4];
+        frame.extend(mask);
+        frame.extend(
+            payload
+                .iter()
+                .zip(mask.iter().cycle())
+                .map(|(byte, mask)| byte ^ mask),
+        );
+        frame
+    }
+
+    fn hear(bytes: &[u8]) -> Result<Vec<Bytes>, Close> {
+        let mut inbound = Inbound::new(1000);
+        let mut buffer = BytesMut::from(bytes);
+        let mut texts = Vec::new();
+        while let Some(heard) = inbound.next(&mut buffer)? {
+            if let Heard::Text(text) = heard {
+                texts.push(text);
+            }
+        }
+        Ok(texts)
+    }
+
+    #[test]
+    fn a_declared_length_is_refused_before_its_bytes_come() {
+        let huge = [0x81, 0xFF, 0, 0, 1, 0, 0, 0, 0, 0];
+        assert_eq!(hear(&huge), Err(Close::MessageTooLarge));
+        assert_eq!(hear(&[0x81, 0xFE, 0x03, 0xE9]), Err(Close::MessageTooLarge));
+        assert_eq!(hear(&[0x81, 0xFE, 0x03, 0xE8]), Ok(vec![]));
+    }
+
+    #[test]
+    fn each_broken_rule_has_its_code() {
+        assert_eq!(hear(&[0x81, 0x01, b'x']), Err(Close::Protocol), "unmasked");
+        assert_eq!(hear(&frame(0x82, b"x")), Err(Close::Unsupported), "binary");
+        assert_eq!(
+            hear(&frame(0x02, b"x")),
+            Err(Close::Unsupported),
+            "first binary piece"
+        );
+        assert_eq!(hear(&frame(0x81, &[0xC3, 0x28])), Err(Close::NotUtf8));
+        assert_eq!(
+            hear(&frame(0x80, b"x")),
+            Err(Close::Protocol),
+            "a continuation of nothing"
+        );
+        assert_eq!(
+            hear(&frame(0x09, b"x")),
+            Err(Close::Protocol),
+            "a ping in pieces"
+        );
+        assert_eq!(
+            hear(&frame(0x89, &[0; 126])),
+            Err(Close::Protocol),
+            "a long ping"
+        );
+        assert_eq!(
+            hear(&frame(0xC1, b"x")),
+            Err(Close::Protocol),
+            "a reserved bit"
+        );
+        assert_eq!(
+            hear(&frame(0x83, b"x")),
+            Err(Close::Protocol),
+            "a reserved opcode"
+        );
+        assert_eq!(
+            hear(&[frame(0x01, b"x"), frame(0x81, b"y")].concat()),
+            Err(Close::Protocol)
+        );
+    }
+
+    #[test]
+    fn empty_pieces_without_end_are_too_many() {
+        let flood: Vec<u8> = std::iter::once(frame(0x01, b""))
+            .chain((0..1000).map(|_| frame(0x00, b"")))
+            .flatten()
+            .collect();
+        assert_eq!(hear(&flood), Err(Close::MessageTooLarge));
+    }
+
+    proptest! {
+        /// However a message is cut into frames and bytes, it is heard once and whole.
+        #[test]
+        fn messages_survive_any_cutting(text in "\\PC{0,200}", cuts in proptest::collection::vec(any::<proptest::sample::Index>(), 0..10), step in 1usize..40) {
+            let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
+            ends.push(text.len());
+            ends.sort_unstable();
+            let mut bytes = Vec::new();
+            let mut start = 0;
+            for (at, end) in ends.iter().enumerate() {
+                let opcode = u8::from(at == 0) | if at + 1 == ends.len() { 0x80 } else { 0 };
+                bytes.extend(frame(opcode, &text.as_bytes()[start..*end]));
+                start = *end;
+            }
+            let mut inbound = Inbound::new(1000);
+            let mut buffer = BytesMut::new();
+            let mut heard = Vec::new();
+            for chunk in bytes.chunks(step) {
+                buffer.extend_from_slice(chunk);
+                while let Some(next) = inbound.next(&mut buffer).unwrap() {
+                    if let Heard::Text(text) = next {
+                        heard.push(text);
+                    }
+                }
+            }
+            prop_assert_eq!(heard, vec![Bytes::from(text)]);
+        }
+
+        /// Nothing makes it panic or keep more than a message.
+        #[test]
+        fn noise_is_refused_or_waited_for(noise in proptest::collection::vec(any::<u8>(), 0..3000)) {
+            let mut inbound = Inbound::new(1000);
+            let mut buffer = BytesMut::from(&noise[..]);
+            while let Ok(Some(_)) = inbound.next(&mut buffer) {}
+            prop_assert!(inbound.whole.len() <= 1000);
+        }
+    }
+}
