@@ -1,0 +1,383 @@
+//! The command line: `serve`, `demo`, `token`, `check`, `simulator`.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use progress_hub::auth::Minter;
+use progress_hub::config::{Config, Mistake};
+use progress_hub::provider::Http;
+use progress_hub::server::{self, BindError, Demo, DemoScenario, Server};
+use progress_hub::simulator::{Scenario, Settings, Simulator};
+use progress_hub::telemetry::{self, LogFormat};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Shows your users a long job's progress, and never loses its result.
+///
+/// progress-hub submits jobs to AI-video providers, verifies their signed webhooks, asks about
+/// jobs that have gone silent, and shows every change to the browsers that watch it.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How to log: `pretty` for people, `json` for machines [default: pretty for demo, json else]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log: Option<LogFormat>,
+    /// What to log, unless RUST_LOG says so: error, warn, info, debug or a filter
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+const AFTER_HELP: &str = "\
+Try it:  progress-hub demo
+Run it:  progress-hub serve --config hub.toml
+Both begin with nothing but this program; hub.toml is described in README.md.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the hub with a configuration
+    ///
+    /// Every setting has a default except secrets and providers. Settings come from the file, then
+    /// from PROGRESS_HUB__SECTION__KEY in the environment, then from flags; `progress-hub check`
+    /// shows what comes out. With any mistake the hub names all of them and exits with 2.
+    /// SIGTERM or Ctrl-C drains: clients are told when to come back, and move over.
+    Serve(Configured),
+    /// See a job run to its end, in ten seconds and without any configuration
+    ///
+    /// Starts the hub with an embedded store and a simulated provider, both on loopback only, and
+    /// prints the address of a page that is signed in. Nothing is left behind when it ends.
+    Demo {
+        /// Address to listen on [default: 127.0.0.1:8080, or a free port where that is taken]
+        #[arg(long)]
+        bind: Option<SocketAddr>,
+    },
+    /// Mint a token for trying things out
+    ///
+    /// Signed with the first of auth.hs256_secrets. In production your own backend mints tokens, or
+    /// asks `POST /v1/tokens` for them.
+    Token {
+        #[command(flatten)]
+        configured: Configured,
+        /// Whose token it is: the owner of jobs
+        #[arg(long)]
+        sub: String,
+        /// Space-separated: jobs:read jobs:write jobs:publish admin
+        #[arg(long, default_value = "jobs:read")]
+        scope: String,
+        /// Only these jobs; may be repeated
+        #[arg(long = "job", value_name = "JOB")]
+        jobs: Vec<String>,
+        /// How long it lasts, as 15m or 1h
+        #[arg(long, default_value = "15m", value_parser = duration)]
+        ttl: Duration,
+    },
+    /// Check a configuration and print what it comes to, without secrets
+    Check(Configured),
+    /// Run the simulated provider alone, for tests of your own
+    ///
+    /// It speaks Kling's API; a job's `input.scenario` makes it misbehave.
+    Simulator {
+        /// Address to listen on; port 0 takes a free one
+        #[arg(long, default_value = "127.0.0.1:8090")]
+        bind: SocketAddr,
+        /// The key that callers must have
+        #[arg(long, default_value = "simulated")]
+        api_key: String,
+        /// Signs callbacks, as whsec_…; without it they are unsigned
+        #[arg(long)]
+        webhook_secret: Option<String>,
+        /// The time of one step of progress
+        #[arg(long, default_value = "700ms", value_parser = duration)]
+        pace: Duration,
+    },
+}
+
+#[derive(Args)]
+struct Configured {
+    /// A TOML file
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sets one key, as `--set server.bind=0.0.0.0:80`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(text);
+    parsed.map_err(|_| "must be a duration such as 500ms, 15m or 1h30m".to_owned())
+}
+
+impl Configured {
+    /// The configuration, once nothing at all is wrong with it.
+    fn load(self) -> Result<Config, Ended> {
+        let environment = std::env::vars_os();
+        let environment = environment
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        let (config, mut mistakes) = Config::read(self.config.as_deref(), environment, self.set);
+        let http = Http::new().context("no HTTP client")?;
+        let further = server::check(&config, &http).err().unwrap_or_default();
+        // What is wrong with a key makes what follows from it no further mistake.
+        let is_new = |further: &Mistake| {
+            let mut known = mistakes.iter();
+            known.all(|known| !known.key.starts_with(&further.key))
+        };
+        let further: Vec<Mistake> = further.into_iter().filter(is_new).collect();
+        mistakes.extend(further);
+        if mistakes.is_empty() {
+            Ok(config)
+        } else {
+            Err(mistakes.into())
+        }
+    }
+}
+
+/// How a command ends: mistakes in a configuration are the user's, everything else is ours.
+enum Ended {
+    Mistakes(Vec<Mistake>),
+    Failed(anyhow::Error),
+}
+
+impl From<Vec<Mistake>> for Ended {
+    fn from(mistakes: Vec<Mistake>) -> Self {
+        Self::Mistakes(mistakes)
+    }
+}
+
+impl From<anyhow::Error> for Ended {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ended = match run(cli) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(ended) => ended,
+    };
+    match ended {
+        Ended::Mistakes(mistakes) => {
+            eprintln!("the configuration has {} mistake(s):", mistakes.len());
+            for Mistake { key, problem } in mistakes {
+                eprintln!("  {key}: {problem}");
+            }
+            ExitCode::from(2)
+        }
+        Ended::Failed(error) => {
+            eprintln!("progress-hub: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Ended> {
+    let log = |otherwise: LogFormat| -> anyhow::Result<()> {
+        telemetry::init(cli.log.unwrap_or(otherwise), &cli.log_level)
+            .context("can't set up logging")
+    };
+    match cli.command {
+        Command::Serve(configured) => {
+            let config = configured.load()?;
+            log(LogFormat::Json)?;
+            async_main(serve(config, None))
+        }
+        Command::Demo { bind } => {
+            log(LogFormat::Pretty)?;
+            async_main(demo(bind))
+        }
+        Command::Token {
+            configured,
+            sub,
+            scope,
+            jobs,
+            ttl,
+        } => token(&configured.load()?, &sub, &scope, jobs, ttl),
+        Command::Check(configured) => say(&configured.load()?.shown()),
+        Command::Simulator {
+            bind,
+            api_key,
+            webhook_secret,
+            pace,
+        } => {
+            log(LogFormat::Pretty)?;
+            let settings = Settings {
+                api_key,
+                webhook_secret,
+                pace,
+                default_scenario: Scenario::Normal,
+            };
+            async_main(async {
+                let simulator = Simulator::bind(bind, settings)
+                    .with_context(|| format!("can't listen on {bind}"))?;
+                say(&format!("The simulated provider is at {}", simulator.url()))?;
+                Ok(simulator
+                    .run(stopped()?)
+                    .await
+                    .context("the simulator failed")?)
+            })
+        }
+    }
+}
+
+fn async_main(work: impl Future<Output = Result<(), Ended>>) -> Result<(), Ended> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
+    let ended = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    ended
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+fn stopped() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("can't listen to signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("can't listen to signals")?;
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    Ok(stop)
+}
+
+/// Prints for whoever called, who may have gone.
+fn say(text: &str) -> Result<(), Ended> {
+    let mut out = std::io::stdout().lock();
+    Ok(writeln!(out, "{text}")
+        .and_then(|()| out.flush())
+        .context("can't print")?)
+}
+
+fn bound(config: Config, demo: Option<Demo>) -> Result<Server, Ended> {
+    match Server::bind(config, demo) {
+        Ok(server) => Ok(server),
+        Err(BindError::Config(mistakes)) => Err(mistakes.into()),
+        Err(error) => Err(anyhow::Error::from(error).into()),
+    }
+}
+
+async fn serve(config: Config, demo: Option<Demo>) -> Result<(), Ended> {
+    let server = bound(config, demo)?;
+    say(&format!("progress-hub is at {}/", server.url()))?;
+    Ok(server.run(stopped()?).await.context("the server failed")?)
+}
+
+fn token(
+    config: &Config,
+    sub: &str,
+    scope: &str,
+    jobs: Vec<String>,
+    ttl: Duration,
+) -> Result<(), Ended> {
+    let minter =
+        Minter::new(&config.auth).context("auth.hs256_secrets is needed to mint a token")?;
+    let jobs = (!jobs.is_empty()).then_some(jobs);
+    let minted = minter.mint(sub, jobs, Some(scope), ttl, jiff::Timestamp::now());
+    say(&minted.context("can't mint this token")?.token)
+}
+
+/// What the demo's hub is made from: everything is new, on loopback and gone with it.
+async fn demo(bind: Option<SocketAddr>) -> Result<(), Ended> {
+    let bind = bind.unwrap_or_else(free_address);
+    if !bind.ip().is_loopback() {
+        return Err(
+            anyhow::anyhow!("the demo signs everybody in, so it listens on loopback only").into(),
+        );
+    }
+    let (api_key, webhook_secret) = (secret(), format!("whsec_{}", secret()));
+    let settings = Settings {
+        api_key: api_key.clone(),
+        webhook_secret: Some(webhook_secret.clone()),
+        pace: Duration::from_millis(700),
+        default_scenario: Scenario::Normal,
+    };
+    let simulator =
+        Simulator::bind("127.0.0.1:0", settings).context("can't start the simulated provider")?;
+    let folder = std::env::temp_dir().join(format!(
+        "progress-hub-demo-{}",
+        uuid::Uuid::now_v7().simple()
+    ));
+    std::fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let settings = [
+        ("server.bind", bind.to_string()),
+        ("server.drain", "2s".to_owned()),
+        ("auth.hs256_secrets", secret()),
+        ("callback.secret", secret()),
+        (
+            "store.url",
+            format!("sqlite://{}", folder.join("hub.db").display()),
+        ),
+        ("defaults.provider", "simulated".to_owned()),
+        ("providers.simulated.spec", "kling".to_owned()),
+        ("providers.simulated.base_url", simulator.url()),
+        ("providers.simulated.api_key", api_key),
+        ("providers.simulated.webhook_secrets", webhook_secret),
+        ("providers.simulated.poll_after", "5s".to_owned()),
+        ("providers.simulated.poll_every", "2s".to_owned()),
+        ("providers.simulated.deadline", "45s".to_owned()),
+        ("providers.simulated.max_concurrent", "50".to_owned()),
+    ];
+    let settings = settings
+        .map(|(key, value)| (key.to_owned(), value))
+        .to_vec();
+    let config = Config::load(None, std::iter::empty(), settings)?;
+    let scenario = |scenario: Scenario| DemoScenario {
+        name: scenario.name().to_owned(),
+        title: scenario.title().to_owned(),
+        expect: scenario.expect().to_owned(),
+    };
+    let page = Demo {
+        owner: "you".to_owned(),
+        provider: "simulated".to_owned(),
+        model: "kling-v3.0-pro".to_owned(),
+        scenarios: Scenario::all().iter().copied().map(scenario).collect(),
+    };
+    let stop = CancellationToken::new();
+    let provider = tokio::spawn(simulator.run(stop.clone()));
+    let server = bound(config, Some(page))?;
+    say(&format!(
+        "\n  Open  {}/\n\n  A job runs to its end there in ten seconds. Ctrl-C ends the demo.\n",
+        server.url()
+    ))?;
+    let served = server.run(stopped()?).await;
+    stop.cancel();
+    let simulated = provider.await;
+    if let Err(error) = std::fs::remove_dir_all(&folder) {
+        tracing::warn!(%error, folder = %folder.display(), "can't clean up");
+    }
+    served.context("the demo's hub failed")?;
+    Ok(simulated
+        .context("the simulated provider failed")?
+        .context("the simulated provider failed")?)
+}
+
+/// The usual port, or one that is free.
+fn free_address() -> SocketAddr {
+    let usual = SocketAddr::from(([127, 0, 0, 1], 8080));
+    match std::net::TcpListener::bind(usual) {
+        Ok(_) => usual,
+        Err(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
+    }
+}
+
+/// 256 random bits; base64, so that it can stand in a webhook secret too.
+fn secret() -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 32]>())
+}
