@@ -1,0 +1,99 @@
+/**
+ * The page: shows what the hub says, in words for people. This file names the parts and ties them together.
+ *
+ * Invariant: whatever the page shows of a job is a document of the hub, or a version that this browser itself has seen.
+ *
+ * @module
+ */
+
+import { connectionWords, showConnection, showFacts } from './page/connection.js';
+import { $ } from './page/dom.js';
+import { OrderForm } from './page/form.js';
+import { JobList } from './page/list.js';
+import { News } from './page/news.js';
+import { Opened } from './page/opened.js';
+import { Session } from './page/session.js';
+import { SignIn } from './page/signin.js';
+import { Timeline } from './page/timeline.js';
+import { statusOf, titleOf, wordsFor } from './page/words.js';
+import { HubError } from './progress-hub.js';
+
+/** @typedef {import('./progress-hub.js').Job} Job */
+/** @typedef {import('./progress-hub.js').State} State */
+
+/** How long the hub may take to send the first job, before the page says that there is none. */
+const SETTLED_AFTER_MS = 400;
+
+const session = new Session({
+  onKnown(demo) {
+    form.prepare(demo);
+    showFacts();
+  },
+  onEntered(owner, isAnother) {
+    if (isAnother) list.forget();
+    list.settle(false);
+    signIn.welcome(owner, !session.demo);
+    followAddress();
+  },
+  onLeft: () => list.forget(),
+  onState,
+  onJob: job => list.show(job),
+});
+
+/** @type {JobList} */
+const list = new JobList({
+  timeline: new Timeline(),
+  now: () => session.now(),
+  isDemo: () => session.demo !== null,
+  toggle: card => opened.toggle(card),
+  orderAgain: job => form.fill(job),
+  async cancel(job) {
+    list.show(await hub().cancel(job.id));
+  },
+}, {
+  onCard: card => opened.onCard(card),
+  onChange(job, before) {
+    if (before.status === job.status && before.error?.kind === job.error?.kind) return;
+    news.say(job.id, `${titleOf(job).slice(0, 60)}: ${statusOf(job).word}. ${job.error ? wordsFor(job, session.now()) : ''}`);
+  },
+});
+
+const form = new OrderForm(async order => {
+  const job = await hub().submit(order);
+  list.show(job);
+  list.reveal(job.id);
+});
+
+const opened = new Opened();
+const signIn = new SignIn(session);
+const news = new News($('#say'));
+
+/** @param {State} state @param {State} before */
+function onState(state, before) {
+  showConnection(state, session.hub !== null);
+  if (state.name === 'signed_out') return signIn.ask(state.reason);
+  if (state.name === before.name) return;
+  if (state.name === 'live') {
+    showFacts();
+    setTimeout(() => list.settle(true), SETTLED_AFTER_MS);
+  }
+  if (before.name === 'live') news.say('connection', `Connection: ${connectionWords(state)}.`);
+  else if (state.name === 'live' && before.name !== 'connecting') news.say('connection', 'Live again.');
+}
+
+function followAddress() {
+  opened.followAddress(session.hub, list, () => news.say('address', 'There is no such job to be seen.'));
+}
+
+function hub() {
+  if (!session.hub) throw new HubError('signed_out', 'nobody is signed in', { status: 401 });
+  return session.hub;
+}
+
+addEventListener('hashchange', followAddress);
+$('#notice button').addEventListener('click', () => session.hub?.reconnect());
+setInterval(() => {
+  showConnection(session.state, session.hub !== null);
+  list.tick();
+}, 1_000);
+session.start();

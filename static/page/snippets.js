@@ -1,0 +1,42 @@
+/** One job for other programs: its document, and how to follow it from elsewhere. Invariant: no token is shown. */
+
+/** @typedef {import('../progress-hub.js').Job} Job */
+/** @typedef {'Document' | 'curl' | 'JavaScript' | 'SSE'} Tab */
+/** @type {Tab[]} */
+export const TABS = ['Document', 'curl', 'JavaScript', 'SSE'];
+
+/** @param {Tab} tab @param {Job} job @param {boolean} isDemo where the hub hands out tokens by itself */
+export function snippet(tab, job, isDemo) {
+  const { origin } = location;
+  const token = isDemo
+    ? `TOKEN=$(curl -s ${origin}/demo/session | sed -E 's/.*"token": ?"([^"]+)".*/\\1/')`
+    : `TOKEN=$(progress-hub token --config progress-hub.toml \\
+  --sub ${job.owner} --scope "jobs:read jobs:write")`;
+  const header = '-H "Authorization: Bearer $TOKEN"';
+  switch (tab) {
+    case 'Document': return JSON.stringify(job, null, 2);
+    case 'curl': return `${token}
+
+# the document as it is
+curl -s ${header} \\
+  ${origin}/v1/jobs/${job.id}
+
+# or wait up to 30 s for something newer than version ${job.version}
+curl -s ${header} \\
+  "${origin}/v1/jobs/${job.id}?wait=30&since=${job.version}"`;
+    case 'JavaScript': return `import { ProgressHub } from '${origin}/progress-hub.js';
+
+const hub = new ProgressHub({
+  url: '${origin}',
+  token: ${isDemo ? `() => fetch('${origin}/demo/session').then(r => r.json()).then(s => s.token)` : "() => fetch('/my/hub-token').then(r => r.text())"},
+});
+hub.watch('${job.id}', job => {
+  console.log(job.version, job.status, job.progress, 'by', job.source);
+});
+const done = await hub.finished('${job.id}');`;
+    case 'SSE': return `${token}
+
+curl -N ${header} \\
+  "${origin}/v1/events?job=${job.id}"`;
+  }
+}

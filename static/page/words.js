@@ -1,0 +1,121 @@
+/** What the hub says, in words for people: what happened, and what they can do. */
+
+import { HubError } from '../progress-hub.js';
+import { percent, seconds, span } from './format.js';
+
+/** @typedef {import('../progress-hub.js').Job} Job */
+
+/** As many times as the hub tries at most. */
+export const MAX_ATTEMPTS = 5;
+const FIELDS = ['prompt', 'negative_prompt', 'image_url', 'duration', 'aspect_ratio', 'resolution', 'model', 'platform', 'provider', 'input', 'metadata'];
+
+/** @param {Job} job */
+export function titleOf(job) {
+  for (const key of ['prompt', 'title', 'name']) {
+    const value = job.metadata?.[key];
+    if (typeof value === 'string' && value.trim()) return value.trim();
+  }
+  return job.stage ?? job.model ?? job.id;
+}
+
+/** @param {Job} job */
+export function kindOfOutput(job) {
+  const type = job.outputs[0]?.type ?? (job.provider ? 'video' : '');
+  return { video: 'Clip', image: 'Image', audio: 'Sound' }[type] ?? 'Result';
+}
+
+/** @param {Job} job @returns {{ word: string, tone: 'calm' | 'go' | 'wait' | 'bad' | 'done' }} */
+export function statusOf(job) {
+  switch (job.status) {
+    case 'accepted':
+      if (job.error?.kind === 'submission_unknown') return { word: 'Unsure', tone: 'wait' };
+      if (job.next_attempt_at) return { word: 'Waiting to try again', tone: 'wait' };
+      return job.attempt ? { word: 'Sending', tone: 'go' } : { word: 'Accepted', tone: 'calm' };
+    case 'queued': return { word: 'Queued', tone: job.error ? 'wait' : 'go' };
+    case 'running': return { word: 'Running', tone: job.error ? 'wait' : 'go' };
+    case 'succeeded': return job.error ? { word: job.error.kind === 'result_expired' ? 'Expired' : 'Finished', tone: 'wait' } : { word: 'Finished', tone: 'done' };
+    case 'failed': return { word: 'Failed', tone: 'bad' };
+    case 'cancelled': return { word: 'Cancelled', tone: 'calm' };
+  }
+}
+
+/**
+ * What a person should know about an error, and can do.
+ * @param {Job} job
+ * @param {number} now
+ */
+export function wordsFor(job, now) {
+  const error = /** @type {NonNullable<Job['error']>} */ (job.error);
+  const next = job.next_attempt_at && !job.final ? seconds(Date.parse(job.next_attempt_at) - now) : null;
+  switch (error.kind) {
+    case 'safety': return "The provider's safety check declined this prompt. Change it and try again.";
+    case 'invalid_input': {
+      const field = fieldIn(error.message);
+      return field ? `The provider did not accept “${field}”: ${sentence(error.message)}` : `The provider did not accept this order: ${sentence(error.message)}`;
+    }
+    case 'quota': return 'The provider account is out of credit.';
+    case 'rate_limit':
+      if (next !== null) return next ? `The provider is busy. Trying again in ${next} s.` : 'The provider is busy. Trying again now.';
+      return job.final ? 'The provider stayed busy. Nothing more is tried; order it again later.' : 'The provider is busy.';
+    case 'technical':
+      if (next !== null) return `The provider had a hiccup. Try ${job.attempt + 1} of ${MAX_ATTEMPTS} ${next ? `in ${next} s` : 'now'}.`;
+      return job.final ? 'The provider had a hiccup it did not recover from. Try again.' : 'The provider had a hiccup.';
+    case 'timeout': return `No answer within ${job.deadline_at ? span(Date.parse(job.deadline_at) - Date.parse(job.created_at)) : 'its deadline'}. Nothing more is expected.`;
+    case 'submission_unknown':
+      return job.final
+        ? "The provider's answer got lost, and no word came since. Look at the provider's own list before you order it again."
+        : "The provider's answer got lost. Waiting for its word, so that you don't pay twice.";
+    case 'result_expired': return 'Finished, but the provider has already deleted the clip.';
+    case 'auth': return "The provider refused the hub's key. Whoever runs the hub has to look at it.";
+    default: return sentence(error.message);
+  }
+}
+
+/** @param {string} message */
+function sentence(message) {
+  const trimmed = message.trim();
+  return /[.!?]$/.test(trimmed) ? trimmed : `${trimmed}.`;
+}
+
+/** The rest of the status line. @param {Job} job @param {number} now */
+export function noteOf(job, now) {
+  if (job.error) return wordsFor(job, now);
+  const parts = [];
+  switch (job.status) {
+    case 'accepted':
+      if (!job.provider) return 'waiting for its worker';
+      return job.attempt ? `to ${job.provider}${job.attempt > 1 ? `, try ${job.attempt} of ${MAX_ATTEMPTS}` : ''}` : `next it goes to ${job.provider}`;
+    case 'queued':
+    case 'running': {
+      if (job.progress !== null) parts.push(percent(job.progress));
+      if (job.queue_position !== null) parts.push(`number ${job.queue_position} in the queue`);
+      if (job.stage) parts.push(job.stage);
+      if (job.eta_seconds !== null) {
+        const left = seconds(job.eta_seconds * 1000 - (now - Date.parse(job.updated_at)));
+        parts.push(left ? `about ${left < 90 ? `${left} s` : span(left * 1000)} left` : 'any moment now');
+      }
+      if (!parts.length) parts.push(job.status === 'queued' ? `waiting at ${job.provider ?? 'its worker'}` : `${job.provider ?? 'its worker'} tells no progress`);
+      return parts.join(' · ');
+    }
+    case 'succeeded': return `took ${span(Date.parse(job.finished_at ?? job.updated_at) - Date.parse(job.created_at))}${job.outputs.length ? '' : ' · no outputs'}`;
+    case 'cancelled': return 'nothing more is coming';
+    case 'failed': return 'no reason was given';
+  }
+}
+
+/** @param {unknown} error */
+export function problemWords(error) {
+  if (!(error instanceof HubError)) return 'That did not work.';
+  const wait = error.retryAfter ? ` Try again in ${Math.ceil(error.retryAfter)} s.` : error.retryable ? ' Try again in a moment.' : '';
+  if (error.code === 'unreachable') return 'The hub does not answer. Nothing was placed twice; try again.';
+  if (error.status === 401) return 'You are signed out.';
+  if (error.status === 403) return 'This token may look, but not place or cancel orders.';
+  if (error.status >= 500) return `The hub cannot do that right now.${wait}`;
+  if (error.status === 429) return `Too much at once.${wait}`;
+  return sentence(error.message.charAt(0).toUpperCase() + error.message.slice(1)) + wait;
+}
+
+/** The field of the order that a message is about. @param {string} message */
+export function fieldIn(message) {
+  return FIELDS.find(name => new RegExp(`\\b${name}\\b`, 'i').test(message));
+}
