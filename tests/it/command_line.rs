@@ -1,0 +1,432 @@
+//! The command line: helpful to a newcomer, strict with a configuration, silent about secrets.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::StreamExt;
+use progress_hub::simulator::Scenario;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::app::{PATIENCE, SECRET, TestApp, WEBHOOK_SECRET, send};
+use crate::client::{self, TestClient};
+use crate::signing;
+
+/// Runs the built program to its end, which must come.
+fn run(arguments: &[&str]) -> Output {
+    run_with(arguments, &[])
+}
+
+fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let child = Command::new(env!("CARGO_BIN_EXE_progress-hub"))
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = child.id();
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(child.wait_with_output()));
+    match ended.recv_timeout(PATIENCE) {
+        Ok(output) => output.unwrap(),
+        Err(_) => {
+            let _ = Command::new("kill").arg(id.to_string()).status();
+            panic!("{arguments:?} does not end");
+        }
+    }
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn file(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let help = run(&["--help"]);
+    assert!(help.status.success());
+    for command in ["serve", "demo", "token", "check"] {
+        assert!(out(&help).contains(command), "{}", out(&help));
+        let own = run(&[command, "--help"]);
+        assert!(own.status.success());
+        let text = out(&own);
+        assert!(
+            text.contains("Usage: progress-hub") && text.lines().count() > 8,
+            "{text}"
+        );
+    }
+    assert!(out(&run(&["serve", "--help"])).contains("--config"));
+    assert!(!run(&[]).status.success());
+    assert!(!run(&["fly"]).status.success());
+}
+
+const WRONG: &str = r#"
+[server]
+bind = "nowhere"
+bnd = "127.0.0.1:80"
+[auth]
+hs256_secrets = ["too-short-hunter2"]
+[store]
+url = "mysql://root:hunter3@db/hub"
+[providers.kling]
+spec = "kling"
+poll_after = "soon"
+webhook_secrets = ["hunter4!"]
+[nothing]
+a = 1
+"#;
+
+#[test]
+fn a_configuration_with_mistakes_is_refused_with_all_of_them_and_no_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(folder.path(), "hub.toml", WRONG);
+    for command in ["serve", "check"] {
+        let refused = run(&[command, "--config", &config]);
+        assert_eq!(refused.status.code(), Some(2), "{command}");
+        let said = format!("{}{}", out(&refused), err(&refused));
+        for key in [
+            "server.bind",
+            "server.bnd",
+            "auth.hs256_secrets",
+            "store.url",
+            "providers.kling.poll_after",
+            "nothing",
+        ] {
+            assert!(said.contains(key), "{key}: {said}");
+        }
+        assert!(!said.contains("hunter"), "{said}");
+    }
+}
+
+#[test]
+fn what_only_shows_when_it_is_used_is_refused_by_its_key_too() {
+    let base = format!("auth.hs256_secrets={SECRET}");
+    for (settings, key) in [
+        (
+            &["providers.kling.spec=kling"][..],
+            "providers.kling.api_key",
+        ),
+        (
+            &[
+                "providers.kling.spec=kling",
+                "providers.kling.api_key=k",
+                "providers.kling.webhook_secrets=hunter!",
+            ],
+            "providers.kling.webhook_secrets",
+        ),
+        (&["providers.g.spec=generic"], "providers.g.webhook_secrets"),
+        (&["providers.x.spec=klign"], "providers.x.spec"),
+        (&["providers.x.spec=/nowhere/x.toml"], "providers.x.spec"),
+        (&["auth.public_keys=hunter"], "auth.public_keys"),
+    ] {
+        for command in ["check", "serve"] {
+            let mut arguments = vec![command, "--set", &base];
+            for setting in settings {
+                arguments.extend(["--set", *setting]);
+            }
+            let refused = run(&arguments);
+            assert_eq!(refused.status.code(), Some(2), "{command} {settings:?}");
+            let said = format!("{}{}", out(&refused), err(&refused));
+            assert!(said.contains(key), "{key}: {said}");
+            assert!(!said.contains("hunter"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_or_broken_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = file(folder.path(), "broken.toml", "[server\nbind = 1");
+    for path in ["/nowhere/hub.toml", &broken] {
+        let refused = run(&["serve", "--config", path]);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(err(&refused).contains(path), "{}", err(&refused));
+    }
+}
+
+#[test]
+fn nothing_is_served_without_a_secret() {
+    let refused = run(&["serve"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(err(&refused).contains("auth"), "{}", err(&refused));
+
+    // A callback address that nobody could check is no callback address.
+    let refused = run(&[
+        "serve",
+        "--set",
+        &format!("auth.hs256_secrets={SECRET}"),
+        "--set",
+        "server.public_url=https://hub.example.com",
+        "--set",
+        "providers.kling.spec=kling",
+        "--set",
+        "providers.kling.api_key=k",
+    ]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        err(&refused).contains("callback.secret"),
+        "{}",
+        err(&refused)
+    );
+}
+
+#[test]
+fn check_prints_what_the_layers_come_to_and_no_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(
+        folder.path(),
+        "hub.toml",
+        r#"
+        [server]
+        drain = "7s"
+        max_body_bytes = 4096
+        [auth]
+        hs256_secrets = ["hunter hunter hunter hunter hunter hunter"]
+        [providers.kling]
+        spec = "kling"
+        api_key = "hunter-key"
+        webhook_secrets = ["whsec_aHVudGVyaHVudGVyaHVudGVyaHVudGVy"]
+        "#,
+    );
+    let environment = [
+        ("PROGRESS_HUB__SERVER__DRAIN", "8s"),
+        ("PROGRESS_HUB__SOCKET__HEARTBEAT", "11s"),
+    ];
+    let arguments = [
+        "check",
+        "--config",
+        &config,
+        "--set",
+        "socket.heartbeat=12s",
+    ];
+    let checked = run_with(&arguments, &environment);
+    assert!(checked.status.success(), "{}", err(&checked));
+    let shown: toml::Table = out(&checked).parse().expect("it prints TOML");
+    assert_eq!(shown["server"]["drain"].as_str(), Some("8s"));
+    assert_eq!(shown["server"]["max_body_bytes"].as_integer(), Some(4096));
+    assert_eq!(shown["socket"]["heartbeat"].as_str(), Some("12s"));
+    assert_eq!(shown["socket"]["auth_timeout"].as_str(), Some("10s"));
+    assert_eq!(shown["providers"]["kling"]["spec"].as_str(), Some("kling"));
+    let said = format!("{}{}", out(&checked), err(&checked));
+    assert!(
+        !said.contains("hunter") && !said.contains("aHVudGVy"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_bad_spec_file_is_refused_by_its_line_or_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = r#"
+title = "Mine"
+signature = { scheme = "none" }
+[read]
+task_id = "payload.id"
+status = "payload.state"
+statuses = { done = "succeeded" }
+"#;
+    for (from, to, clue) in [
+        ("payload.id", "payload.", "task_id"),
+        ("payload.state", "payload.state |", "status"),
+        ("succeeded", "splendid", "splendid"),
+        ("title", "titel", "titel"),
+        ("none", "handshake", "handshake"),
+        ("[read]", "retention = \"1m\"\n[read]", "deadline"),
+        (
+            "[read]",
+            "[submit]\nurl = \"/\"\nitem = \"payload\"\nbdy = \"{}\"\n[read]",
+            "bdy",
+        ),
+        (
+            "[read]",
+            "[submit]\nurl = \"{{ base_url\"\nitem = \"payload\"\n[read]",
+            "url",
+        ),
+        (
+            "[read]",
+            "[[errors]]\nwhen = \"code ==\"\nkind = \"safety\"\n[read]",
+            "when",
+        ),
+        ("payload.id", "payload.id|shout", "shout"),
+        ("[read]", "[read", "line 4"),
+    ] {
+        let spec = file(folder.path(), "mine.toml", &good.replace(from, to));
+        let refused = run(&[
+            "check",
+            "--set",
+            &format!("auth.hs256_secrets={SECRET}"),
+            "--set",
+            &format!("providers.mine.spec={spec}"),
+        ]);
+        assert_eq!(refused.status.code(), Some(2), "{from} -> {to}");
+        let said = err(&refused);
+        assert!(said.contains("providers.mine.spec"), "{said}");
+        assert!(said.contains(clue), "{from} -> {to}: {said}");
+    }
+    let spec = file(folder.path(), "mine.toml", good);
+    let checked = run(&[
+        "check",
+        "--set",
+        &format!("auth.hs256_secrets={SECRET}"),
+        "--set",
+        &format!("providers.mine.spec={spec}"),
+    ]);
+    assert!(checked.status.success(), "{}", err(&checked));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minted_token_opens_the_hub_for_what_it_says() {
+    let app = TestApp::spawn().await;
+    let id = app.worker_job("alice").await;
+    let secret = format!("auth.hs256_secrets={SECRET}");
+    let mint = |arguments: &[&str]| {
+        let all = [&["token", "--set", &secret], arguments].concat();
+        let minted = run(&all);
+        assert!(minted.status.success(), "{}", err(&minted));
+        out(&minted).trim().to_owned()
+    };
+    let path = format!("/v1/jobs/{id}");
+    let look = |token: String| send(app.request_with(Method::GET, &path, &token));
+    assert_eq!(look(mint(&["--sub", "alice"])).await.status, 200);
+    assert_eq!(look(mint(&["--sub", "bob"])).await.status, 404);
+    assert_eq!(
+        look(mint(&["--sub", "bob", "--job", &id])).await.status,
+        200
+    );
+    let admin = mint(&["--sub", "root", "--scope", "admin", "--ttl", "1h"]);
+    assert_eq!(look(admin).await.status, 200);
+
+    for wrong in [
+        &["token", "--sub", "a"][..],
+        &["token", "--set", &secret],
+        &["token", "--set", &secret, "--sub", "a", "--ttl", "soon"],
+        &[
+            "token", "--set", &secret, "--sub", "a", "--scope", "jobs:fly",
+        ],
+    ] {
+        let refused = run(wrong);
+        assert!(!refused.status.success(), "{wrong:?}");
+        assert_eq!(out(&refused), "");
+    }
+}
+
+/// Signed with the right secret, and long out of date.
+fn expired_token() -> String {
+    let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let header = encode(r#"{"alg":"HS256","typ":"JWT"}"#);
+    let claims = encode(r#"{"sub":"alice","exp":1700000000}"#);
+    let content = format!("{header}.{claims}");
+    let signature = signing::base64(SECRET, content.as_bytes());
+    let signature = signature
+        .trim_end_matches('=')
+        .replace('+', "-")
+        .replace('/', "_");
+    format!("{content}.{signature}")
+}
+
+/// Everything secret that a hub is given or gives away, over a run that uses all of it.
+async fn busy_run(app: &TestApp) -> Vec<String> {
+    let mut secrets: Vec<String> = [
+        SECRET,
+        "a callback secret that is long enough too",
+        "hub_test_secret",
+        "a key",
+        WEBHOOK_SECRET.strip_prefix("whsec_").unwrap(),
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let token = app.token("alice", "jobs:read jobs:write");
+    let worker = app.token("worker", "jobs:publish");
+    let expired = expired_token();
+    let forged = format!("{token}forged");
+
+    let job = app.submit("alice", Scenario::Normal).await;
+    let id = job["id"].as_str().unwrap().to_owned();
+    for scenario in [Scenario::Forged, Scenario::LostAnswer, Scenario::BadKey] {
+        app.submit("alice", scenario).await;
+    }
+    let mut socket = TestClient::connect(&app.url, &token).await;
+    socket.subscribe(&[(&id, 0)]).await;
+    socket.to_the_end(&id).await;
+    socket
+        .say(json!({ "type": "auth", "token": expired }))
+        .await;
+    let mut stranger = TestClient::stranger(&app.url).await;
+    stranger
+        .say(json!({ "type": "auth", "token": forged }))
+        .await;
+    assert_eq!(stranger.closed().await, Some(4001));
+    let offered = format!("progress-hub.v1, bearer.{expired}");
+    let refused = client::open(client::upgrade(
+        &app.url,
+        &[("sec-websocket-protocol", &offered)],
+    ));
+    assert_eq!(refused.await.err().unwrap().status(), 401);
+    let offered = format!("progress-hub.v1, bearer.{token}");
+    let request = client::upgrade(&app.url, &[("sec-websocket-protocol", &offered)]);
+    let (mut opened, _) = client::open(request).await.unwrap();
+    opened.next().await.unwrap().unwrap();
+    opened.close(None).await.unwrap();
+
+    for token in [&token, &worker, &expired, &forged] {
+        send(app.request_with(Method::GET, &format!("/v1/jobs/{id}"), token)).await;
+    }
+    let minted = send(
+        app.request_with(Method::POST, "/v1/tokens", &app.token("root", "admin"))
+            .json(&json!({ "sub": "alice" })),
+    )
+    .await;
+    let minted = minted.body["token"].as_str().unwrap().to_owned();
+    let news = json!({ "task_id": "1", "status": "running" }).to_string();
+    let signature = signing::hex("hub_test_secret", news.as_bytes());
+    for signature in [signature.as_str(), "00"] {
+        let request = app.anonymous(Method::POST, "/v1/webhooks/generic");
+        let request = request.header("x-ai-signature", signature);
+        send(request.body(news.clone())).await;
+    }
+    let forged_callback = format!("{id}.bm9ib2R5IHNob3VsZCBldmVyIHNlZSB0aGlz");
+    let path = format!("/v1/webhooks/simulated/{forged_callback}");
+    assert_eq!(send(app.anonymous(Method::POST, &path)).await.status, 404);
+
+    secrets.extend([token, worker, expired, forged, minted, signature]);
+    secrets.push(forged_callback);
+    secrets
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_line_holds_a_secret_or_a_token() {
+    for format in ["pretty", "json"] {
+        let app = TestApp::builder()
+            .simulated(Scenario::Normal)
+            .spawn_process(&["--log", format, "--log-level", "debug"])
+            .await;
+        let secrets = busy_run(&app).await;
+        let log = app.log();
+        assert!(
+            log.lines().count() > 5,
+            "a debug log tells something: {log}"
+        );
+        for secret in &secrets {
+            // Of a token its signature alone would do.
+            let tail = secret.rsplit('.').next().unwrap();
+            assert!(!log.contains(tail), "{secret} in {format}:\n{log}");
+        }
+        if format == "json" {
+            let is_object = |line: &str| serde_json::from_str::<Value>(line).is_ok();
+            assert!(log.lines().all(is_object), "{log}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! A power cut: what was acknowledged is still there.
+
+use std::sync::Arc;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::app::{PATIENCE, TestApp, send};
+use crate::signing;
+
+const TASKS: usize = 8;
+
+/// Tells a task's progress and says what was answered; nothing when the hub is gone.
+async fn tell(hub: &str, http: &reqwest::Client, task: &str, percent: f64) -> Option<Value> {
+    let body = json!({ "task_id": task, "status": "running", "progress": percent }).to_string();
+    let signature = signing::hex("hub_test_secret", body.as_bytes());
+    let request = http
+        .post(format!("{hub}/v1/webhooks/generic"))
+        .timeout(PATIENCE)
+        .header("x-ai-signature", signature)
+        .body(body);
+    let answer = request.send().await.ok()?;
+    assert_eq!(answer.status(), 200);
+    answer.json().await.ok()
+}
+
+async fn register(app: &TestApp, task: &str) -> Value {
+    let worker = app.token("worker", "jobs:publish");
+    let body = json!({ "provider": "generic", "provider_task_id": task, "owner": "alice" });
+    let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+    let answer = send(request.json(&body)).await;
+    assert_eq!(answer.status, 201, "{}", answer.body);
+    answer.body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_webhook_is_missing_after_a_kill() {
+    let app = TestApp::builder().spawn_process(&[]).await;
+    let mut jobs = Vec::new();
+    for n in 0..TASKS {
+        let job = register(&app, &format!("t{n}")).await;
+        jobs.push(job["id"].as_str().unwrap().to_owned());
+    }
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let (count, mut counted) = watch::channel(0);
+    let count = Arc::new(count);
+    let told = (0..TASKS).map(|n| {
+        let (hub, http, count) = (app.url.clone(), http.clone(), Arc::clone(&count));
+        tokio::spawn(async move {
+            // What was acknowledged as applied, of a known task and of one that nobody knows yet.
+            let (mut applied, mut progress, mut parked) = (0, 0.0, 0.0);
+            for step in 1..1000 {
+                let percent = f64::from(step) / 10.0;
+                let Some(answer) = tell(&hub, &http, &format!("t{n}"), percent).await else {
+                    break;
+                };
+                assert_eq!(answer, json!({ "matched": true, "applied": true }));
+                (applied, progress) = (applied + 1, percent);
+                let Some(answer) = tell(&hub, &http, &format!("early{n}"), percent).await else {
+                    break;
+                };
+                assert_eq!(answer, json!({ "matched": false, "applied": false }));
+                parked = percent;
+                count.send_modify(|count| *count += 1);
+            }
+            (applied, progress, parked)
+        })
+    });
+    let told: Vec<_> = told.collect();
+    let enough = counted.wait_for(|count| *count >= 150);
+    tokio::time::timeout(PATIENCE, enough)
+        .await
+        .unwrap()
+        .unwrap();
+    let folder = app.kill();
+    let told = futures_util::future::join_all(told).await;
+
+    let app = TestApp::builder().folder(folder).spawn_process(&[]).await;
+    for (n, (told, id)) in told.into_iter().zip(&jobs).enumerate() {
+        let (applied, progress, parked) = told.unwrap();
+        assert!((1..999).contains(&applied), "it was killed in the middle");
+        let job = app.job(id, "alice").await;
+        assert!(
+            job["version"].as_u64().unwrap() > applied,
+            "{applied}: {job}"
+        );
+        assert!(
+            job["progress"].as_f64().unwrap() >= progress,
+            "{progress}: {job}"
+        );
+        let early = register(&app, &format!("early{n}")).await;
+        assert!(
+            early["progress"].as_f64().unwrap() >= parked,
+            "{parked}: {early}"
+        );
+    }
+    let folder = app.kill();
+    drop(folder);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_answered_202_is_there_after_a_kill_and_is_sent() {
+    use crate::standin::{Asked, Reply, StandIn};
+    let provider = StandIn::start(|asked: Asked| async move {
+        let name = asked.body["options"]["external_task_id"].clone();
+        Reply::json(
+            200,
+            &json!({ "code": 0, "data": { "id": name, "status": "submitted" } }),
+        )
+    })
+    .await;
+    let hub = |places: usize| {
+        TestApp::builder()
+            .set("providers.kling.spec", "kling")
+            .set("providers.kling.base_url", &provider.url)
+            .set("providers.kling.api_key", "a key")
+            .set("providers.kling.max_concurrent", places)
+    };
+    let app = hub(1).spawn_process(&[]).await;
+    let mut jobs = Vec::new();
+    for n in 0..20 {
+        let body = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
+        let request = app.request(Method::POST, "/v1/videos", "alice");
+        let request = request.header("idempotency-key", n.to_string()).json(&body);
+        let answer = send(request).await;
+        assert_eq!(answer.status, 202, "{}", answer.body);
+        jobs.push(answer.body["id"].as_str().unwrap().to_owned());
+    }
+    app.until(&jobs[0], "alice", |job| job["status"] == "queued")
+        .await;
+    let folder = app.kill();
+    let app = hub(100).folder(folder).spawn_process(&[]).await;
+    for id in &jobs {
+        let job = app
+            .until(id, "alice", |job| job["status"] == "queued")
+            .await;
+        assert_eq!(
+            (&job["attempt"], &job["provider_task_id"]),
+            (&json!(1), &json!(id))
+        );
+    }
+    assert_eq!(provider.asked().len(), 20, "each was sent once");
+    // The key still stands for its job.
+    let body = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
+    let request = app.request(Method::POST, "/v1/videos", "alice");
+    let answer = send(request.header("idempotency-key", "7").json(&body)).await;
+    assert_eq!(answer.body["id"], jobs[7]);
+}

@@ -1,0 +1,210 @@
+//! Going away, as by SIGTERM.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use crate::app::{PATIENCE, TestApp, send};
+use crate::client::{open, upgrade};
+use crate::raw::{Raw, handshake, text};
+use crate::stream::TestStream;
+
+/// A hub that stays long enough, after the word to stop, to be asked about it.
+async fn spawn() -> TestApp {
+    TestApp::builder().set("server.drain", "5s").spawn().await
+}
+
+/// Stops within its drain time, and the moment that it takes to put everything away.
+async fn stops_in_time(app: TestApp, drain: Duration) {
+    let begun = Instant::now();
+    app.stop().await;
+    let took = begun.elapsed();
+    assert!(took < drain + Duration::from_secs(1), "it took {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_hub_stops() {
+    stops_in_time(spawn().await, Duration::from_secs(5)).await;
+}
+
+/// An answer over a connection of its own: one that was kept may be closed under the request.
+async fn fresh(app: &TestApp, path: &str) -> reqwest::Response {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.get(format!("{}{path}", app.url)).timeout(PATIENCE);
+    request.send().await.expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_goes_and_liveness_stays() {
+    let app = TestApp::builder().set("server.drain", "60s").spawn().await;
+    assert_eq!(fresh(&app, "/v1/health/ready").await.status(), 200);
+    app.begin_stop();
+    let ready = loop {
+        let ready = fresh(&app, "/v1/health/ready").await;
+        if ready.status() != 200 {
+            break ready;
+        }
+    };
+    assert_eq!(ready.status(), 503);
+    let told: Value = ready.json().await.unwrap();
+    assert_eq!(told["status"], "draining");
+    assert_eq!(fresh(&app, "/v1/health/live").await.status(), 200);
+    let health = fresh(&app, "/v1/health").await;
+    assert_eq!(health.status(), 200);
+    let told: Value = health.json().await.unwrap();
+    assert_eq!(told["status"], "draining");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_socket_is_told_when_to_come_back() {
+    let app = spawn().await;
+    let mut sockets = Vec::new();
+    for _ in 0..20 {
+        sockets.push(app.socket("alice").await);
+    }
+    app.begin_stop();
+    let mut waits = BTreeSet::new();
+    for socket in &mut sockets {
+        let bye = socket.hear("bye").await;
+        assert_eq!(
+            (&bye["code"], &bye["reason"]),
+            (&json!(1012), &json!("restart"))
+        );
+        waits.insert(bye["retry_after_ms"].as_u64().unwrap());
+        assert_eq!(socket.closed().await, Some(1012));
+    }
+    // Of 20 draws out of a thousand and more, some are the same only rarely, and half of them never.
+    assert!(waits.len() > 10, "{waits:?}");
+    assert!(
+        waits.iter().all(|wait| (1..10_000).contains(wait)),
+        "{waits:?}"
+    );
+    stops_in_time(app, Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_shown_before_the_end() {
+    let app = spawn().await;
+    let job = app.worker_job("alice").await;
+    let mut client = app.socket("alice").await;
+    client.subscribe(&[(&job, 1)]).await;
+    app.push(&job, json!({ "status": "succeeded" })).await;
+    app.begin_stop();
+    assert_eq!(client.job().await["final"], true);
+    assert_eq!(client.closed().await, Some(1012));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_end_and_held_requests_are_answered() {
+    let app = spawn().await;
+    let job = app.worker_job("alice").await;
+    let mut of_job = TestStream::open(&app, &format!("job={job}"), "alice").await;
+    let mut of_feed = TestStream::open(&app, "feed=mine", "alice").await;
+    for stream in [&mut of_job, &mut of_feed] {
+        assert_eq!(stream.job().await["id"], job);
+    }
+    let request = app.request(
+        Method::GET,
+        &format!("/v1/jobs/{job}?wait=60&since=1"),
+        "alice",
+    );
+    let waiting = tokio::spawn(send(request));
+    app.until_metric("connections{kind=\"poll\"}", |open| open == 1.0)
+        .await;
+    app.begin_stop();
+    // Without `end`: the jobs go on, and so does who comes back elsewhere.
+    assert_eq!(of_job.next().await, None);
+    assert_eq!(of_feed.next().await, None);
+    assert_eq!(waiting.await.unwrap().status, 304);
+    stops_in_time(app, Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_new_is_let_in() {
+    let app = spawn().await;
+    let address = app.address().to_owned();
+    let token = app.token("alice", "jobs:read");
+    let mut last = app.socket("alice").await;
+    app.begin_stop();
+    assert_eq!(last.closed().await, Some(1012));
+    // While it still listens, it says no; then it does not even listen.
+    let mut refusals = 0;
+    while let Ok(mut late) = Raw::try_connect(&app).await {
+        late.write(&handshake("/v1/ws", &token)).await;
+        let Some(head) = late.try_head().await else {
+            continue;
+        };
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        assert!(head.to_lowercase().contains("\r\nretry-after: "), "{head}");
+        refusals += 1;
+    }
+    assert!(refusals > 0, "it never said no");
+    stops_in_time(app, Duration::from_secs(5)).await;
+    assert!(
+        TcpStream::connect(address).await.is_err(),
+        "it still listens"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_closes_does_not_hold_it_up() {
+    let app = spawn().await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(Raw::upgraded(&app, "alice").await);
+    }
+    app.begin_stop();
+    for client in &mut clients {
+        let (code, texts) = client.farewell().await;
+        assert_eq!(code, Some(1012));
+        let bye: Value = serde_json::from_str(texts.last().unwrap()).unwrap();
+        assert_eq!(bye["type"], "bye");
+    }
+    stops_in_time(app, Duration::from_secs(5)).await;
+    for client in &mut clients {
+        client.ends().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_reads_does_not_hold_it_up() {
+    let app = spawn().await;
+    let job = app.worker_job("alice").await;
+    let mut stopped = Raw::narrow(&app).await.upgrade(&app, "alice").await;
+    let known = json!([{ "job": job, "version": 1 }]);
+    stopped
+        .write(&text(&json!({ "type": "subscribe", "jobs": known })))
+        .await;
+    let request = app.request(Method::GET, &format!("/v1/events?job={job}"), "alice");
+    let unread = request.send().await.unwrap();
+    app.until_metric("watched_jobs", |jobs| jobs == 1.0).await;
+    let output = json!({ "url": format!("https://cdn.example.com/{}", "x".repeat(4000)) });
+    let update = json!({ "status": "succeeded", "outputs": vec![output; 100] });
+    assert_eq!(app.push(&job, update).await.status, 200);
+    stops_in_time(app, Duration::from_secs(5)).await;
+    drop((stopped, unread));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_do_not_hold_it_up() {
+    let app = spawn().await;
+    // One that never said anything, one that was answered and is kept, and a stranger's socket.
+    let silent = Raw::connect(&app).await;
+    send(app.anonymous(Method::GET, "/v1/health")).await;
+    let stranger = open(upgrade(&app.url, &[])).await.unwrap();
+    stops_in_time(app, Duration::from_secs(5)).await;
+    drop((silent, stranger));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_drain_time_it_still_says_goodbye() {
+    let app = TestApp::builder().set("server.drain", "0s").spawn().await;
+    let mut client = app.socket("alice").await;
+    let stopping = tokio::spawn(app.stop());
+    // There may be no time for it, but the connection ends.
+    assert!(matches!(client.closed().await, Some(1012) | None));
+    stopping.await.unwrap();
+}

@@ -1,0 +1,21 @@
+//! The main job, from a submission to a browser.
+
+use progress_hub::simulator::Scenario;
+
+use crate::app::TestApp;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submitted_job_is_seen_to_its_end() {
+    let app = TestApp::builder().simulated(Scenario::Normal).spawn().await;
+    let mut socket = app.socket("alice").await;
+    let job = app.submit("alice", Scenario::Normal).await;
+    let id = job["id"].as_str().unwrap();
+    let outcome = socket.subscribe(&[(id, 0)]).await;
+    assert_eq!(outcome[id], "sent");
+    let ended = socket.to_the_end(id).await;
+    assert_eq!(ended["status"], "succeeded");
+    assert_eq!(ended["outputs"][0]["type"], "video");
+    assert_eq!(ended["source"], "webhook");
+    assert_eq!(app.job(id, "alice").await, ended);
+    assert_eq!(app.witness().submits_of(id).received, 1);
+}

@@ -1,0 +1,107 @@
+//! Signs of life, both ways.
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::app::{PATIENCE, TestApp};
+use crate::raw::{PING, PONG, Raw, TEXT, frame, text};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_heartbeat_brings_a_message_and_a_ping() {
+    let app = TestApp::builder()
+        .set("socket.heartbeat", "1s")
+        .spawn()
+        .await;
+    let mut client = app.socket("alice").await;
+    assert_eq!(client.hello["heartbeat_ms"], 1000);
+    let (mut heartbeats, mut pings) = (Vec::new(), 0);
+    while heartbeats.len() < 3 || pings < 3 {
+        let message = tokio::time::timeout(PATIENCE, client.socket.next()).await;
+        match message.expect("something comes in time").unwrap().unwrap() {
+            Message::Text(text) => {
+                let message: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(message["type"], "heartbeat");
+                heartbeats.push(message["now"].as_str().unwrap().to_owned());
+            }
+            // The library answers it; that is what keeps the socket open.
+            Message::Ping(_) => pings += 1,
+            other @ (Message::Binary(_)
+            | Message::Pong(_)
+            | Message::Close(_)
+            | Message::Frame(_)) => panic!("{other:?}"),
+        }
+    }
+    assert!(heartbeats.is_sorted(), "{heartbeats:?}");
+    client.hears_nothing().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_answers_no_ping_is_left() {
+    let app = TestApp::builder()
+        .set("socket.heartbeat", "1s")
+        .spawn()
+        .await;
+    let mut peer = Raw::upgraded(&app, "alice").await;
+    let (code, texts) = peer.farewell().await;
+    assert_eq!(code, Some(1001));
+    let bye: Value = serde_json::from_str(texts.last().unwrap()).unwrap();
+    assert_eq!((&bye["type"], &bye["code"]), (&json!("bye"), &json!(1001)));
+    // It does not close its side either, and is not waited for.
+    peer.ends().await;
+    app.until_nobody_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_neither_reads_nor_writes_is_left() {
+    let app = TestApp::builder()
+        .set("socket.heartbeat", "1s")
+        .spawn()
+        .await;
+    let job = app.worker_job("alice").await;
+    let mut peer = Raw::upgraded(&app, "alice").await;
+    peer.write(&text(
+        &json!({ "type": "subscribe", "jobs": [{ "job": job }] }),
+    ))
+    .await;
+    app.until_metric("connections{kind=\"websocket\"}", |open| open == 1.0)
+        .await;
+    app.until_nobody_is_left().await;
+    assert_eq!(app.metric("sockets_closed_total{code=\"1001\"}").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pong_is_sign_enough() {
+    let app = TestApp::builder()
+        .set("socket.heartbeat", "1s")
+        .spawn()
+        .await;
+    let mut peer = Raw::upgraded(&app, "alice").await;
+    let mut heartbeats = 0;
+    while heartbeats < 4 {
+        let heard = peer.frame().await.expect("a frame");
+        match heard.first {
+            PING => assert!(peer.write(&frame(PONG, &heard.payload)).await),
+            TEXT => {
+                heartbeats += usize::from(heard.payload.starts_with(b"{\"type\":\"heartbeat\""));
+            }
+            other => panic!("{other:#x}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ping_of_the_client_is_answered_with_its_payload() {
+    let app = TestApp::spawn().await;
+    let mut peer = Raw::upgraded(&app, "alice").await;
+    for payload in [&b""[..], b"abc", &[0xFF; 125]] {
+        assert!(peer.write(&frame(PING, payload)).await);
+        loop {
+            let heard = peer.frame().await.expect("a frame");
+            if heard.first == PONG {
+                assert_eq!(heard.payload, payload);
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Issuers of tokens beside the hub: key pairs made for each run, and a place that publishes keys.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use actix_web::{App, HttpResponse, HttpServer, web};
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
+use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
+};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jsonwebtoken::jwk::Jwk;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// Who signs with a private key that the hub does not have.
+pub struct Signer {
+    algorithm: Algorithm,
+    key: EncodingKey,
+    pub public_pem: String,
+}
+
+impl Signer {
+    pub fn rsa() -> Self {
+        let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+        let private = AsDer::<Pkcs8V1Der<'_>>::as_der(&pair).unwrap();
+        let public = AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap();
+        let key = EncodingKey::from_rsa_pem(pem("PRIVATE KEY", private.as_ref()).as_bytes());
+        Self::new(Algorithm::RS256, key.unwrap(), public.as_ref())
+    }
+
+    pub fn p256() -> Self {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let private = pair.to_pkcs8v1().unwrap();
+        let public = AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap();
+        let key = EncodingKey::from_ec_pem(pem("PRIVATE KEY", private.as_ref()).as_bytes());
+        Self::new(Algorithm::ES256, key.unwrap(), public.as_ref())
+    }
+
+    pub fn ed25519() -> Self {
+        let pair = Ed25519KeyPair::generate().unwrap();
+        let private = AsDer::<Pkcs8V1Der<'_>>::as_der(&pair).unwrap();
+        let public = AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap();
+        let key = EncodingKey::from_ed_pem(pem("PRIVATE KEY", private.as_ref()).as_bytes());
+        Self::new(Algorithm::EdDSA, key.unwrap(), public.as_ref())
+    }
+
+    fn new(algorithm: Algorithm, key: EncodingKey, public: &[u8]) -> Self {
+        let public_pem = pem("PUBLIC KEY", public);
+        Self {
+            algorithm,
+            key,
+            public_pem,
+        }
+    }
+
+    /// A token that is good for ten minutes, signed with the key called `kid`.
+    pub fn token(&self, kid: Option<&str>, sub: &str) -> String {
+        let header = Header {
+            kid: kid.map(str::to_owned),
+            ..Header::new(self.algorithm)
+        };
+        let exp = jiff::Timestamp::now().as_second() + 600;
+        encode(&header, &json!({ "sub": sub, "exp": exp }), &self.key).unwrap()
+    }
+
+    /// The public key as it is published under the name `kid`.
+    pub fn jwk(&self, kid: &str) -> Value {
+        let jwk = Jwk::from_encoding_key(&self.key, self.algorithm).unwrap();
+        let mut jwk = serde_json::to_value(jwk).unwrap();
+        jwk["kid"] = json!(kid);
+        jwk
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<&str> = (0..text.len())
+        .step_by(64)
+        .map(|at| &text[at..text.len().min(at + 64)])
+        .collect();
+    let lines = lines.join("\n");
+    format!("-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n")
+}
+
+/// Publishes a key set, until it is dropped.
+pub struct Issuer {
+    address: SocketAddr,
+    keys: Published,
+    stop: CancellationToken,
+}
+
+/// `None`: the endpoint is out of order.
+type Published = Arc<Mutex<Option<Value>>>;
+
+impl Issuer {
+    pub fn start(keys: Option<Vec<Value>>) -> Self {
+        let published = Published::default();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shown = web::Data::from(Arc::clone(&published));
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(shown.clone())
+                .default_service(web::to(show))
+        });
+        let server = server.workers(1).disable_signals().listen(listener);
+        let server = server.unwrap().run();
+        let stop = CancellationToken::new();
+        let (handle, stopped) = (server.handle(), stop.clone());
+        tokio::spawn(server);
+        tokio::spawn(async move {
+            stopped.cancelled().await;
+            handle.stop(false).await;
+        });
+        let issuer = Self {
+            address,
+            keys: published,
+            stop,
+        };
+        issuer.publish(keys);
+        issuer
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/keys", self.address)
+    }
+
+    /// From now on these are the keys; `None` puts the endpoint out of order.
+    pub fn publish(&self, keys: Option<Vec<Value>>) {
+        *self.keys.lock().unwrap() = keys.map(|keys| json!({ "keys": keys }));
+    }
+}
+
+impl Drop for Issuer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn show(keys: web::Data<Mutex<Option<Value>>>) -> HttpResponse {
+    match &*keys.lock().unwrap() {
+        Some(keys) => HttpResponse::Ok().json(keys),
+        None => HttpResponse::InternalServerError().finish(),
+    }
+}

@@ -1,0 +1,208 @@
+//! One job over plain HTTP, held until there is something newer.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::app::{Answer, PATIENCE, TestApp, send};
+
+async fn get(app: &TestApp, job: &str, query: &str) -> Answer {
+    send(app.request(Method::GET, &format!("/v1/jobs/{job}{query}"), "alice")).await
+}
+
+/// Waits until so many requests are held.
+async fn held(app: &TestApp, requests: f64) {
+    app.until_metric("connections{kind=\"poll\"}", |open| open == requests)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tag_is_the_version() {
+    let app = TestApp::spawn().await;
+    let job = app.worker_job("alice").await;
+    let answer = get(&app, &job, "").await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers["etag"]),
+        (200, &"\"1\"".parse().unwrap())
+    );
+    app.push(&job, json!({ "progress": 1 })).await;
+    let answer = get(&app, &job, "").await;
+    assert_eq!(answer.headers["etag"], "\"2\"");
+    assert_eq!(answer.body["version"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_version_is_not_repeated() {
+    let app = TestApp::spawn().await;
+    let job = app.worker_job("alice").await;
+    app.push(&job, json!({ "progress": 1 })).await;
+    for (query, tag, status) in [
+        ("?since=2", None, 304),
+        ("?since=2&wait=0", None, 304),
+        ("?since=1", None, 200),
+        ("?since=0&wait=60", None, 200),
+        ("?wait=0", None, 200),
+        ("?wait=60", None, 200),
+        ("", Some("\"2\""), 304),
+        ("", Some("W/\"2\""), 304),
+        ("", Some("\"1\""), 200),
+        ("", Some("\"1\", \"2\""), 304),
+        ("", Some("\"other\""), 200),
+        ("?wait=60", Some("\"1\""), 200),
+        ("?since=1", Some("\"2\""), 200),
+    ] {
+        let mut request = app.request(Method::GET, &format!("/v1/jobs/{job}{query}"), "alice");
+        if let Some(tag) = tag {
+            request = request.header("if-none-match", tag);
+        }
+        let answer = send(request).await;
+        assert_eq!(answer.status, status, "{query} {tag:?}");
+        assert_eq!(answer.headers["etag"], "\"2\"");
+        assert_eq!(answer.body.is_object(), status == 200, "{query} {tag:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_request_is_answered_by_the_next_version() {
+    let app = TestApp::spawn().await;
+    let job = app.worker_job("alice").await;
+    let (by_query, by_tag) = (
+        app.request(
+            Method::GET,
+            &format!("/v1/jobs/{job}?wait=60&since=1"),
+            "alice",
+        ),
+        app.request(Method::GET, &format!("/v1/jobs/{job}?wait=60"), "alice")
+            .header("if-none-match", "\"1\""),
+    );
+    let waiting = [by_query, by_tag].map(|request| tokio::spawn(send(request)));
+    held(&app, 2.0).await;
+    app.push(&job, json!({ "progress": 7 })).await;
+    for waiting in waiting {
+        let answer = tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body["progress"]),
+            (200, &json!(7.0))
+        );
+        assert_eq!(answer.headers["etag"], "\"2\"");
+    }
+    app.until_nobody_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_request_waits_for_more_than_what_is_known() {
+    let app = TestApp::spawn().await;
+    let job = app.worker_job("alice").await;
+    let request = app.request(
+        Method::GET,
+        &format!("/v1/jobs/{job}?wait=60&since=3"),
+        "alice",
+    );
+    let waiting = tokio::spawn(send(request));
+    held(&app, 1.0).await;
+    for progress in 1..=3 {
+        app.push(&job, json!({ "progress": progress })).await;
+    }
+    let answer = waiting.await.unwrap();
+    assert_eq!(
+        (answer.status.as_u16(), &answer.body["version"]),
+        (200, &json!(4))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_request_ends_unchanged_when_its_time_is_over() {
+    let app = TestApp::spawn().await;
+    let job = app.worker_job("alice").await;
+    let answer = get(&app, &job, "?wait=0.2&since=1").await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.body),
+        (304, Value::String(String::new()))
+    );
+    app.until_nobody_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_job_holds_nobody() {
+    let app = TestApp::spawn().await;
+    let job = app.worker_job("alice").await;
+    app.push(&job, json!({ "status": "succeeded" })).await;
+    // Longer than the client's own patience: it is not held at all.
+    assert_eq!(get(&app, &job, "?wait=60&since=2").await.status, 304);
+    assert_eq!(
+        get(&app, &job, "?wait=60&since=1").await.body["final"],
+        true
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_is_none_is_refused() {
+    let app = TestApp::spawn().await;
+    let job = app.worker_job("alice").await;
+    for query in [
+        "?wait=-1",
+        "?wait=long",
+        "?wait=inf",
+        "?wait=NaN",
+        "?since=-1",
+        "?since=x",
+    ] {
+        let answer = get(&app, &job, query).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body["code"]),
+            (400, &json!("invalid_request")),
+            "{query}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_gives_up_is_not_held_for() {
+    let app = TestApp::spawn().await;
+    let job = app.worker_job("alice").await;
+    let request = app.request(
+        Method::GET,
+        &format!("/v1/jobs/{job}?wait=60&since=1"),
+        "alice",
+    );
+    let waiting = tokio::spawn(send(request));
+    held(&app, 1.0).await;
+    waiting.abort();
+    app.until_nobody_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_followed_version_by_version() {
+    let app = TestApp::spawn().await;
+    let job = app.worker_job("alice").await;
+    let following = async {
+        let mut versions = vec![1];
+        loop {
+            let answer = get(
+                &app,
+                &job,
+                &format!("?wait=10&since={}", versions[versions.len() - 1]),
+            )
+            .await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            versions.push(answer.body["version"].as_u64().unwrap());
+            if answer.body["final"] == true {
+                return versions;
+            }
+        }
+    };
+    let working = async {
+        for progress in 1..100 {
+            app.push(&job, json!({ "progress": progress })).await;
+        }
+        app.push(&job, json!({ "status": "succeeded" })).await;
+    };
+    let (versions, ()) = tokio::join!(following, working);
+    assert!(
+        versions.windows(2).all(|pair| pair[0] < pair[1]),
+        "{versions:?}"
+    );
+    assert_eq!(versions.last(), Some(&101));
+}

@@ -1,0 +1,35 @@
+//! The hub as its users meet it: one story a test, over real sockets.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::needless_pass_by_value,
+    reason = "a test that says what it means"
+)]
+
+mod app;
+mod auth;
+mod bad_input;
+mod cancel;
+mod client;
+mod command_line;
+mod crash;
+mod drain;
+mod fan_out;
+mod first;
+mod heartbeat;
+mod issuer;
+mod limits;
+mod long_poll;
+mod raw;
+mod resume;
+mod signing;
+mod spec;
+mod sse;
+mod standin;
+mod store;
+mod stream;
+mod submit;
+mod subscribe;
+mod watchdog;
+mod webhook;
+mod workers;

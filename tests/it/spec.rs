@@ -1,0 +1,443 @@
+//! A provider that the hub has never heard of, told to it by a file alone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::app::{Answer, TestApp, send};
+use crate::signing;
+use crate::standin::{Asked, Reply, StandIn};
+
+const SECRET: &str = "a secret of the studio's";
+
+/// Integers and whole phrases for statuses, ids in nests, a signature in base64 over more than the
+/// body, an envelope that says 200 to everything, and words for errors.
+const STUDIO: &str = r#"
+title = "Studio"
+requires = ["api_key", "secret_key", "webhook_secrets", "base_url"]
+headers = { Authorization = "Token {{ api_key }}:{{ secret_key }}" }
+poll_after = "1h"
+poll_every = "100ms"
+deadline = "1m"
+max_concurrent = 3
+
+[signature]
+scheme = "hmac"
+header = "x-studio-signature"
+encoding = "base64"
+signed = "{header:x-studio-time}.{body}"
+timestamp_header = "x-studio-time"
+
+[answer]
+ok = "payload.result == 'ok'"
+code = "payload.reason.number"
+message = "payload.reason.text"
+
+[submit]
+method = "PUT"
+url = "{{ base_url }}/v2/{{ model|urlencode }}/render"
+headers = { x-request = "{{ reference }}" }
+body = """{
+  "scene": {"text": prompt, "avoid": negative_prompt, "frame": [width, height] if width},
+  "seconds": duration|default(5),
+  "tell": callback_url,
+}|merge(input)"""
+item = "payload.render"
+handle = "payload.render.desk"
+
+[poll]
+url = "{{ base_url }}/desks/{{ handle.number }}/{{ task_id }}"
+items = "payload.render"
+
+[cancel]
+method = "POST"
+url = "{{ base_url }}/desks/{{ handle.number }}/{{ task_id }}/stop"
+body = "{'why': 'asked for'}"
+
+[webhook]
+item = "payload.event.render"
+
+[read]
+task_id = "payload.ids.render"
+status = "payload.state"
+progress = "payload.share * 100"
+queue_position = "payload.ahead"
+stage = "payload.note"
+eta_seconds = "payload.left"
+outputs = "payload.files"
+error_code = "payload.fault.number"
+error_message = "payload.fault.text"
+
+[read.statuses]
+0 = "queued"
+1 = "running"
+"Nearly There" = "running"
+2 = "succeeded"
+"Content Moderated" = "failed"
+9 = "failed"
+"Called Off" = "cancelled"
+
+[[errors]]
+when = "status == 'Content Moderated' or code == '77'"
+kind = "safety"
+
+[[errors]]
+when = "http and message is containing(['come back'])"
+kind = "rate_limit"
+
+[[errors]]
+when = "code == '12'"
+kind = "technical"
+retryable = false
+"#;
+
+fn render(state: Value) -> Value {
+    json!({ "ids": { "render": 4711, "desk": 3 }, "state": state })
+}
+
+fn with(mut render: Value, field: &str, value: Value) -> Value {
+    render[field] = value;
+    render
+}
+
+async fn studio(provider: &StandIn) -> (TestApp, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = folder.path().join("studio.toml");
+    std::fs::write(&spec, STUDIO).unwrap();
+    let app = TestApp::builder()
+        .set("providers.studio.spec", spec.display())
+        .set(
+            "providers.studio.base_url",
+            format!("{}/api/", provider.url),
+        )
+        .set("providers.studio.api_key", "the key")
+        .set("providers.studio.secret_key", "the other key")
+        .set("providers.studio.webhook_secrets", SECRET)
+        .spawn()
+        .await;
+    (app, folder)
+}
+
+async fn submit(app: &TestApp) -> String {
+    let body = json!({
+        "provider": "studio",
+        "model": "big/one",
+        "prompt": "a lighthouse",
+        "platform": "instagram",
+        "input": { "scene": { "mood": "calm" } },
+    });
+    let request = app.request(Method::POST, "/v1/videos", "alice");
+    let answer = send(request.json(&body)).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    answer.body["id"].as_str().unwrap().to_owned()
+}
+
+async fn event(app: &TestApp, render: &Value) -> Answer {
+    let body = json!({ "event": { "kind": "moved", "render": render } }).to_string();
+    let time = signing::now();
+    let signature = signing::base64(SECRET, format!("{time}.{body}").as_bytes());
+    let request = app.anonymous(Method::POST, "/v1/webhooks/studio");
+    let request = request.header("x-studio-time", time);
+    send(request.header("x-studio-signature", signature).body(body)).await
+}
+
+async fn moved(app: &TestApp, id: &str, render: &Value) -> Value {
+    let answer = event(app, render).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.body["applied"], true, "{render}");
+    app.job(id, "alice").await
+}
+
+fn taken() -> Reply {
+    let desk = json!({ "number": 3 });
+    let render = with(render(json!(0)), "desk", desk);
+    Reply::json(200, &json!({ "result": "ok", "render": render }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_all_it_takes_from_submitting_to_the_result() {
+    let provider = StandIn::start(|_| async { taken() }).await;
+    let (app, _folder) = studio(&provider).await;
+    let id = submit(&app).await;
+    let job = app
+        .until(&id, "alice", |job| job["status"] == "queued")
+        .await;
+    assert_eq!(job["provider_task_id"], "4711");
+    let asked = provider.asked().remove(0);
+    assert_eq!(
+        (asked.method.as_str(), asked.path.as_str()),
+        ("PUT", "/api/v2/big/one/render")
+    );
+    assert_eq!(
+        asked.header("authorization"),
+        Some("Token the key:the other key")
+    );
+    assert_eq!(asked.header("x-request"), Some(id.as_str()));
+    let callback = &asked.body["tell"];
+    assert!(callback.as_str().unwrap().contains("/v1/webhooks/studio/"));
+    assert_eq!(
+        asked.body,
+        json!({
+            "scene": { "text": "a lighthouse", "frame": [1024, 1024], "mood": "calm" },
+            "seconds": 5,
+            "tell": callback,
+        })
+    );
+
+    let job = moved(&app, &id, &with(render(json!(0)), "ahead", json!(4))).await;
+    assert_eq!(
+        (&job["status"], &job["queue_position"]),
+        (&json!("queued"), &json!(4))
+    );
+    let told = with(render(json!(1)), "share", json!(0.125));
+    let told = with(with(told, "note", json!("lights")), "left", json!("12.5"));
+    let job = moved(&app, &id, &told).await;
+    assert_eq!(
+        (&job["status"], &job["progress"]),
+        (&json!("running"), &json!(12.5))
+    );
+    assert_eq!(
+        (&job["stage"], &job["eta_seconds"]),
+        (&json!("lights"), &json!(12.5))
+    );
+    let told = with(render(json!("Nearly There")), "share", json!(0.99));
+    assert_eq!(moved(&app, &id, &told).await["progress"], 99.0);
+    for unknown in [json!(3), json!("nearly there")] {
+        let answer = event(&app, &render(unknown)).await;
+        assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
+    }
+    let files = json!([
+        "https://cdn.example.com/still.PNG?x=1",
+        { "url": "https://cdn.example.com/a", "type": "video", "duration": "8", "expires_at": 1_800_000_000 },
+    ]);
+    let job = moved(&app, &id, &with(render(json!(2)), "files", files)).await;
+    assert_eq!(job["status"], "succeeded");
+    assert_eq!(
+        job["outputs"],
+        json!([
+            { "type": "image", "url": "https://cdn.example.com/still.PNG?x=1", "duration": null, "expires_at": null },
+            { "type": "video", "url": "https://cdn.example.com/a", "duration": 8.0, "expires_at": "2027-01-15T08:00:00.000Z" },
+        ])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_signature_covers_what_the_file_says() {
+    let provider = StandIn::start(|_| async { taken() }).await;
+    let (app, _folder) = studio(&provider).await;
+    let body = json!({ "event": { "render": render(json!(1)) } }).to_string();
+    let now = signing::now();
+    let over = |content: String| signing::base64(SECRET, content.as_bytes());
+    for (time, signature, status) in [
+        (now, over(format!("{now}.{body}")), 200),
+        (now, over(body.clone()), 401),
+        (now - 1, over(format!("{now}.{body}")), 401),
+        (now - 400, over(format!("{}.{body}", now - 400)), 401),
+        (
+            now,
+            signing::hex(SECRET, format!("{now}.{body}").as_bytes()),
+            401,
+        ),
+    ] {
+        let request = app.anonymous(Method::POST, "/v1/webhooks/studio");
+        let request = request.header("x-studio-time", time);
+        let request = request.header("x-studio-signature", signature);
+        let answer = send(request.body(body.clone())).await;
+        assert_eq!(answer.status, status, "{}", answer.body);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_words_for_failures_have_their_kinds() {
+    let provider = StandIn::start(|_| async { taken() }).await;
+    for (state, fault, kind, retryable) in [
+        (json!("Content Moderated"), json!(null), "safety", false),
+        (
+            json!(9),
+            json!({ "number": 77, "text": "no" }),
+            "safety",
+            false,
+        ),
+        (
+            json!(9),
+            json!({ "number": "12", "text": "broken" }),
+            "technical",
+            false,
+        ),
+        (
+            json!(9),
+            json!({ "number": 13, "text": "come back" }),
+            "technical",
+            true,
+        ),
+    ] {
+        let (app, _folder) = studio(&provider).await;
+        let id = submit(&app).await;
+        app.until(&id, "alice", |job| job["status"] == "queued")
+            .await;
+        let job = moved(&app, &id, &with(render(state), "fault", fault.clone())).await;
+        assert_eq!(
+            (&job["status"], &job["error"]["kind"]),
+            (&json!("failed"), &json!(kind))
+        );
+        assert_eq!(job["error"]["retryable"], retryable, "{job}");
+        if let Some(text) = fault["text"].as_str() {
+            assert_eq!(job["error"]["message"], text);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_in_a_200_is_a_refusal_and_its_words_decide() {
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&tries);
+    let provider = StandIn::start(move |_| {
+        let reason = match counted.fetch_add(1, Ordering::Relaxed) {
+            0 => json!({ "number": 5, "text": "Busy, please COME BACK; resets in ~0s" }),
+            _ => json!({ "number": 77, "text": "not that" }),
+        };
+        async move { Reply::json(200, &json!({ "result": "no", "reason": reason })) }
+    })
+    .await;
+    let (app, _folder) = studio(&provider).await;
+    let id = submit(&app).await;
+    let job = app.ended(&id, "alice").await;
+    assert_eq!(
+        (&job["error"]["kind"], &job["attempt"]),
+        (&json!("safety"), &json!(2))
+    );
+    assert_eq!(job["error"]["provider_code"], "77");
+    assert_eq!(job["error"]["message"], "not that");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_its_answer_gave_is_used_to_ask_and_to_cancel() {
+    let provider = StandIn::start(|asked: Asked| async move {
+        match asked.method.as_str() {
+            "PUT" => taken(),
+            "POST" => Reply::json(200, &json!({ "result": "ok" })),
+            _ => Reply::json(
+                200,
+                &json!({ "result": "ok", "render": render(json!("Called Off")) }),
+            ),
+        }
+    })
+    .await;
+    let (app, _folder) = studio(&provider).await;
+    let id = submit(&app).await;
+    app.until(&id, "alice", |job| job["status"] == "queued")
+        .await;
+    let path = format!("/v1/jobs/{id}/cancel");
+    let answer = send(app.request(Method::POST, &path, "alice")).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    let job = app.ended(&id, "alice").await;
+    assert_eq!(
+        (&job["status"], &job["source"]),
+        (&json!("cancelled"), &json!("poll"))
+    );
+    let asked = provider.asked();
+    let paths: Vec<&str> = asked.iter().map(|asked| asked.path.as_str()).collect();
+    assert_eq!(
+        paths[..3],
+        [
+            "/api/v2/big/one/render",
+            "/api/desks/3/4711/stop",
+            "/api/desks/3/4711"
+        ]
+    );
+    assert_eq!(asked[1].body, json!({ "why": "asked for" }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_a_file_cannot_make_is_not_sent() {
+    let provider = StandIn::start(|_| async { taken() }).await;
+    let folder = tempfile::tempdir().unwrap();
+    let spec = folder.path().join("studio.toml");
+    let text = STUDIO.replace(
+        "\"seconds\": duration|default(5)",
+        "\"seconds\": prompt - 2",
+    );
+    std::fs::write(&spec, text).unwrap();
+    let app = TestApp::builder()
+        .set("providers.studio.spec", spec.display())
+        .set("providers.studio.base_url", &provider.url)
+        .set("providers.studio.api_key", "the key")
+        .set("providers.studio.secret_key", "the other key")
+        .set("providers.studio.webhook_secrets", SECRET)
+        .spawn()
+        .await;
+    let id = submit(&app).await;
+    let job = app.ended(&id, "alice").await;
+    assert_eq!(job["error"]["kind"], "invalid_input", "{job}");
+    let message = job["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("body: "), "{message}");
+    assert_eq!(provider.asked().len(), 0);
+}
+
+/// Kling's older interface, as a user would write it down: the recorded bodies must fit it.
+const LEGACY: &str = r#"
+title = "Kling, legacy"
+requires = ["api_key", "base_url"]
+headers = { Authorization = "Bearer {{ api_key }}" }
+signature = { scheme = "none" }
+poll_after = "100ms"
+poll_every = "100ms"
+deadline = "1m"
+
+[answer]
+ok = "payload.code == 0"
+code = "payload.code"
+message = "payload.message"
+
+[poll]
+url = "{{ base_url }}/v1/videos/text2video/{{ task_id }}"
+items = "payload.data"
+
+[read]
+task_id = "payload.task_id"
+reference = "payload.task_info.external_task_id"
+status = "payload.task_status"
+outputs = "payload.task_result.videos"
+error_message = "payload.task_status_msg"
+statuses = { submitted = "queued", processing = "running", succeed = "succeeded", failed = "failed" }
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_answer_of_klings_older_interface_is_read_by_a_file_too() {
+    let provider = StandIn::start(|_| async {
+        Reply::text(
+            200,
+            include_str!("../fixtures/kling-legacy-query-processing.json"),
+        )
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let spec = folder.path().join("legacy.toml");
+    std::fs::write(&spec, LEGACY).unwrap();
+    let app = TestApp::builder()
+        .set("providers.legacy.spec", spec.display())
+        .set("providers.legacy.base_url", &provider.url)
+        .set("providers.legacy.api_key", "k")
+        .spawn()
+        .await;
+    let worker = app.token("worker", "jobs:publish");
+    let body = json!({ "provider": "legacy", "provider_task_id": "CjMkWmdJhuIAAAAAAAGQ1A", "owner": "alice" });
+    let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+    let job = send(request.json(&body)).await.body;
+    let id = job["id"].as_str().unwrap();
+    let job = app
+        .until(id, "alice", |job| job["status"] == "running")
+        .await;
+    assert_eq!(job["source"], "poll");
+    let path = &provider.asked()[0].path;
+    assert_eq!(path, "/v1/videos/text2video/CjMkWmdJhuIAAAAAAAGQ1A");
+    // The callback is unsigned: it says that it is done, and the provider does not say so.
+    let callback = include_str!("../fixtures/kling-legacy-callback-succeed.json");
+    let request = app.anonymous(Method::POST, "/v1/webhooks/legacy");
+    let answer = send(request.body(callback)).await;
+    assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
+    assert_eq!(app.job(id, "alice").await["status"], "running");
+}

@@ -1,0 +1,87 @@
+//! An SSE client that reads what browsers read, and comments too; every wait has an end.
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use reqwest::{Method, RequestBuilder};
+use serde_json::Value;
+
+use crate::app::{PATIENCE, TestApp};
+
+pub struct TestStream {
+    bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    unread: String,
+}
+
+/// One block of the stream.
+#[derive(Debug, Default, PartialEq)]
+pub struct Event {
+    pub event: String,
+    pub id: String,
+    pub data: Value,
+    pub retry: Option<u64>,
+    pub comment: Option<String>,
+}
+
+impl TestStream {
+    /// A stream of `sub`, open already.
+    pub async fn open(app: &TestApp, query: &str, sub: &str) -> Self {
+        let path = format!("/v1/events?{query}");
+        Self::of(app.request(Method::GET, &path, sub)).await
+    }
+
+    pub async fn of(request: RequestBuilder) -> Self {
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self {
+            bytes: response.bytes_stream().boxed(),
+            unread: String::new(),
+        }
+    }
+
+    /// The next block; `None` once the stream has ended in good order.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some((block, rest)) = self.unread.split_once("\n\n") {
+                let event = read(block);
+                self.unread = rest.to_owned();
+                return Some(event);
+            }
+            let more = tokio::time::timeout(PATIENCE, self.bytes.next())
+                .await
+                .expect("something comes in time");
+            let Some(more) = more else {
+                assert_eq!(self.unread, "", "it ended within an event");
+                return None;
+            };
+            let more = more.expect("a stream that ends in good order");
+            self.unread.push_str(std::str::from_utf8(&more).unwrap());
+        }
+    }
+
+    /// The next job; comments and the greeting are passed over.
+    pub async fn job(&mut self) -> Value {
+        loop {
+            let event = self.next().await.expect("a job");
+            if event.event == "job" {
+                return event.data;
+            }
+            assert_eq!(event.event, "", "{event:?} instead of a job");
+        }
+    }
+}
+
+fn read(block: &str) -> Event {
+    let mut event = Event::default();
+    for line in block.lines() {
+        match line.split_once(": ").expect("a field") {
+            ("event", name) => name.clone_into(&mut event.event),
+            ("id", id) => id.clone_into(&mut event.id),
+            ("data", text) => event.data = serde_json::from_str(text).unwrap(),
+            ("retry", time) => event.retry = Some(time.parse().unwrap()),
+            ("", comment) => event.comment = Some(comment.to_owned()),
+            (other, _) => panic!("no field of this protocol: {other}"),
+        }
+    }
+    event
+}

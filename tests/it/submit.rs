@@ -1,0 +1,696 @@
+//! Submitting: what a caller sees and what reaches the provider, however the provider behaves.
+
+use std::time::Duration;
+
+use progress_hub::simulator::{Scenario, Settings, Simulator};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{Answer, PATIENCE, TestApp, TestBuilder, send};
+use crate::standin::{Asked, Reply, StandIn};
+
+/// A hub with a simulated provider that is asked soon.
+fn curious(scenario: Scenario) -> TestBuilder {
+    TestApp::builder()
+        .simulated(scenario)
+        .set("providers.simulated.poll_after", "200ms")
+        .set("providers.simulated.poll_every", "100ms")
+}
+
+/// A hub that is never first to ask: news comes by webhook, or the test runs out of patience.
+fn patient(scenario: Scenario) -> TestBuilder {
+    TestApp::builder()
+        .simulated(scenario)
+        .set("providers.simulated.poll_after", "5m")
+}
+
+fn id_of(job: &Value) -> String {
+    job["id"].as_str().expect("an id").to_owned()
+}
+
+/// Plays a scenario to its end at both sides and returns the job as it is once nothing more comes.
+async fn play(app: &TestApp, scenario: Scenario) -> Value {
+    let id = id_of(&app.submit("alice", scenario).await);
+    let ended = app.ended(&id, "alice").await;
+    if app.witness().task_of(&id).is_some() {
+        let rest = tokio::time::timeout(PATIENCE, app.witness().at_rest(&id));
+        rest.await.expect("the provider comes to rest");
+    }
+    assert_eq!(app.job(&id, "alice").await, ended, "an end is an end");
+    ended
+}
+
+fn assert_success(job: &Value) {
+    assert_eq!(job["status"], "succeeded", "{job}");
+    assert_eq!(job["progress"], 100.0);
+    assert_eq!(job["error"], Value::Null);
+    assert_eq!(job["next_attempt_at"], Value::Null);
+    assert_eq!(job["outputs"].as_array().unwrap().len(), 1);
+}
+
+/// Submitted once, accepted once.
+fn assert_paid_once(app: &TestApp, job: &Value) {
+    let submits = app.witness().submits_of(job["id"].as_str().unwrap());
+    assert_eq!((submits.received, submits.accepted), (1, 1), "{job}");
+    assert_eq!(submits.task.as_deref(), job["provider_task_id"].as_str());
+}
+
+fn assert_failure(job: &Value, kind: &str, code: Option<&str>) {
+    assert_eq!(job["status"], "failed", "{job}");
+    assert_eq!(job["error"]["kind"], kind, "{job}");
+    assert_eq!(job["error"]["provider_code"].as_str(), code);
+    assert_eq!(job["outputs"], json!([]));
+    assert_eq!(job["progress"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_is_answered_before_the_provider_has_heard_of_it() {
+    let silent = StandIn::start(|_| std::future::pending()).await;
+    let app = kling(&silent).spawn().await;
+    let answer = post(&app, "alice", &order()).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    let id = id_of(&answer.body);
+    assert_eq!(answer.headers["location"], format!("/v1/jobs/{id}"));
+    let job = &answer.body;
+    assert_eq!(
+        (&job["status"], &job["version"]),
+        (&json!("accepted"), &json!(1))
+    );
+    assert_eq!(
+        (&job["attempt"], &job["source"]),
+        (&json!(0), &json!("api"))
+    );
+    assert_eq!(
+        (&job["owner"], &job["provider"]),
+        (&json!("alice"), &json!("kling"))
+    );
+    let sending = app.until(&id, "alice", |job| job["attempt"] == 1).await;
+    assert_eq!(sending["status"], "accepted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_alone_bring_a_job_to_its_end() {
+    let app = patient(Scenario::Normal).spawn().await;
+    for scenario in [
+        Scenario::Normal,
+        Scenario::DuplicateWebhooks,
+        Scenario::ReorderedWebhooks,
+        Scenario::WebhookBeforeAnswer,
+        Scenario::LostAnswer,
+        Scenario::Slow,
+    ] {
+        let job = play(&app, scenario).await;
+        assert_success(&job);
+        assert_paid_once(&app, &job);
+        assert_eq!(job["source"], "webhook", "{scenario}");
+    }
+    assert_eq!(app.witness().calls().queries_received, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asking_brings_a_job_to_its_end_where_webhooks_do_not() {
+    let app = curious(Scenario::Normal).spawn().await;
+    for scenario in [
+        Scenario::LostWebhooks,
+        Scenario::LateWebhooks,
+        Scenario::ThinSuccess,
+    ] {
+        let job = play(&app, scenario).await;
+        assert_success(&job);
+        assert_paid_once(&app, &job);
+        assert_eq!(job["source"], "poll", "{scenario}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callbacks_that_prove_nothing_are_turned_away_and_asking_tells_the_truth() {
+    let app = curious(Scenario::Normal).spawn().await;
+    for scenario in [Scenario::Forged, Scenario::Unsigned] {
+        let job = play(&app, scenario).await;
+        assert_success(&job);
+        assert_paid_once(&app, &job);
+        assert_eq!(job["source"], "poll", "{scenario}");
+        let task = app
+            .witness()
+            .task(job["provider_task_id"].as_str().unwrap());
+        let task = task.unwrap();
+        assert!(task.callbacks_sent > 0);
+        assert_eq!(task.callbacks_acknowledged, 0, "{scenario}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_secret_every_callback_is_a_reason_to_ask() {
+    let simulator = Simulator::bind(
+        "127.0.0.1:0",
+        Settings {
+            api_key: "a key".to_owned(),
+            webhook_secret: None,
+            pace: Duration::from_millis(20),
+            default_scenario: Scenario::Normal,
+        },
+    )
+    .unwrap();
+    let witness = simulator.witness();
+    let app = TestApp::builder()
+        .set("providers.kling.spec", "kling")
+        .set("providers.kling.base_url", simulator.url())
+        .set("providers.kling.api_key", "a key")
+        .set("providers.kling.poll_after", "5m")
+        .spawn()
+        .await;
+    let stop = CancellationToken::new();
+    let _end = stop.clone().drop_guard();
+    tokio::spawn(simulator.run(stop));
+    let id = id_of(&post(&app, "alice", &order()).await.body);
+    let job = app.ended(&id, "alice").await;
+    assert_success(&job);
+    assert_eq!(job["source"], "poll");
+    let task = tokio::time::timeout(PATIENCE, witness.at_rest(&id));
+    let task = task.await.unwrap();
+    assert_eq!(task.callbacks_acknowledged, task.callbacks_sent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_is_waited_out_in_full_view() {
+    let app = patient(Scenario::RateLimited).spawn().await;
+    let id = id_of(&app.submit("alice", Scenario::RateLimited).await);
+    let is_waiting = |attempt: u32| {
+        move |job: &Value| job["attempt"] == attempt && !job["next_attempt_at"].is_null()
+    };
+    for attempt in [1, 2] {
+        let waiting = app.until(&id, "alice", is_waiting(attempt)).await;
+        assert_eq!(waiting["status"], "accepted");
+        assert_eq!(waiting["error"]["kind"], "rate_limit");
+        assert_eq!(waiting["error"]["provider_code"], "1302");
+        assert_eq!(waiting["error"]["retryable"], true);
+        assert!(wait_of(&waiting) >= 1.0, "Retry-After is a second");
+        let next = app
+            .until(&id, "alice", |job| job["attempt"] == attempt + 1)
+            .await;
+        assert!(seconds(&next["updated_at"]) >= seconds(&waiting["next_attempt_at"]));
+    }
+    let job = app.ended(&id, "alice").await;
+    assert_success(&job);
+    assert_eq!(job["attempt"], 3);
+    let submits = app.witness().submits_of(&id);
+    assert_eq!((submits.received, submits.accepted), (3, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_or_failing_provider_is_tried_again() {
+    let app = patient(Scenario::Normal).spawn().await;
+    for (scenario, kind, code, tries) in [
+        (Scenario::ConcurrencyLimited, "rate_limit", "1303", 2),
+        (Scenario::ServerErrors, "technical", "5000", 3),
+    ] {
+        let id = id_of(&app.submit("alice", scenario).await);
+        let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
+        let waiting = app.until(&id, "alice", is_waiting).await;
+        assert_eq!(waiting["error"]["kind"], kind);
+        assert_eq!(waiting["error"]["provider_code"], code);
+        let job = app.ended(&id, "alice").await;
+        assert_success(&job);
+        assert_eq!(job["attempt"], tries);
+        let submits = app.witness().submits_of(&id);
+        assert_eq!((submits.received, submits.accepted), (tries, 1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_is_shown_and_found_again_by_asking_for_our_own_name() {
+    let app = TestApp::builder()
+        .simulated(Scenario::LostAnswerSilent)
+        .set("providers.simulated.poll_every", "1s")
+        .spawn()
+        .await;
+    let id = id_of(&app.submit("alice", Scenario::LostAnswerSilent).await);
+    let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
+    let lost = app.until(&id, "alice", is_lost).await;
+    assert_eq!(
+        (&lost["status"], &lost["attempt"]),
+        (&json!("accepted"), &json!(1))
+    );
+    assert_eq!(lost["next_attempt_at"], Value::Null);
+    assert_eq!(lost["error"]["retryable"], false);
+    assert_eq!(lost["provider_task_id"], Value::Null);
+    let job = app.ended(&id, "alice").await;
+    assert_success(&job);
+    assert_paid_once(&app, &job);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_repetition_can_mend_is_not_repeated() {
+    let app = patient(Scenario::Normal).spawn().await;
+    for (scenario, kind, code) in [
+        (Scenario::Safety, "safety", "1301"),
+        (Scenario::Quota, "quota", "1102"),
+        (Scenario::BadKey, "auth", "1002"),
+    ] {
+        let job = play(&app, scenario).await;
+        assert_failure(&job, kind, Some(code));
+        assert_eq!(job["error"]["retryable"], false);
+        assert_eq!(
+            (&job["attempt"], &job["source"]),
+            (&json!(1), &json!("submit"))
+        );
+        let submits = app.witness().submits_of(job["id"].as_str().unwrap());
+        assert_eq!((submits.received, submits.accepted), (1, 0), "{scenario}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_at_the_end_is_told_in_the_providers_words_and_not_repeated() {
+    let app = patient(Scenario::Normal).spawn().await;
+    for (scenario, kind, words) in [
+        (
+            Scenario::FailsAtEnd,
+            "technical",
+            "internal rendering error",
+        ),
+        (Scenario::SafetyAtEnd, "safety", "content safety policy"),
+    ] {
+        let job = play(&app, scenario).await;
+        assert_failure(&job, kind, None);
+        let message = job["error"]["message"].as_str().unwrap();
+        assert!(message.contains(words), "{message}");
+        assert_paid_once(&app, &job);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_gone_is_a_success_that_says_so() {
+    let app = patient(Scenario::ExpiredResult).spawn().await;
+    let job = play(&app, Scenario::ExpiredResult).await;
+    assert_eq!(job["status"], "succeeded");
+    assert_eq!(job["outputs"], json!([]));
+    assert_eq!(job["error"]["kind"], "result_expired");
+    assert_eq!(job["source"], "poll");
+    assert_paid_once(&app, &job);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_ends_at_the_deadline() {
+    let app = curious(Scenario::Silence)
+        .set("providers.simulated.deadline", "2s")
+        .spawn()
+        .await;
+    let job = play(&app, Scenario::Silence).await;
+    assert_failure(&job, "timeout", None);
+    assert_eq!(job["source"], "deadline");
+    assert!(seconds(&job["finished_at"]) >= seconds(&job["deadline_at"]));
+    assert_paid_once(&app, &job);
+    assert!(app.witness().calls().queries_received >= 2);
+}
+
+fn seconds(time: &Value) -> f64 {
+    let time: jiff::Timestamp = time.as_str().expect("a time").parse().unwrap();
+    time.as_duration().as_secs_f64()
+}
+
+/// How long a waiting job was told to wait, in seconds.
+fn wait_of(job: &Value) -> f64 {
+    seconds(&job["next_attempt_at"]) - seconds(&job["updated_at"])
+}
+
+/// A hub whose provider `kling` is this stand-in.
+fn kling(provider: &StandIn) -> TestBuilder {
+    TestApp::builder()
+        .set("providers.kling.spec", "kling")
+        .set("providers.kling.base_url", &provider.url)
+        .set("providers.kling.api_key", "the key")
+}
+
+fn order() -> Value {
+    json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" })
+}
+
+async fn post(app: &TestApp, owner: &str, body: &Value) -> Answer {
+    send(app.request(Method::POST, "/v1/videos", owner).json(body)).await
+}
+
+async fn post_with_key(app: &TestApp, owner: &str, key: &str, body: &Value) -> Answer {
+    let request = app.request(Method::POST, "/v1/videos", owner);
+    send(request.header("idempotency-key", key).json(body)).await
+}
+
+/// The answer of a Kling that took the job.
+fn taken(task: &str) -> Reply {
+    let task = json!({ "id": task, "status": "submitted" });
+    Reply::json(
+        200,
+        &json!({ "code": 0, "message": "SUCCEED", "data": task }),
+    )
+}
+
+fn refused(status: u16, code: u16) -> Reply {
+    Reply::json(
+        status,
+        &json!({ "code": code, "message": "no", "request_id": "1" }),
+    )
+}
+
+fn is_submit(asked: &Asked) -> bool {
+    asked.method == "POST"
+}
+
+/// A Kling that has never heard of anything it is asked about, and answers submissions so.
+async fn answering(reply: Reply) -> StandIn {
+    StandIn::start(move |asked| {
+        let reply = match is_submit(&asked) {
+            true => reply.clone(),
+            false => Reply::json(200, &json!({ "code": 0, "data": [] })),
+        };
+        async move { reply }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_request_is_what_the_provider_wants() {
+    let provider = answering(taken("1")).await;
+    let app = kling(&provider).spawn().await;
+    let body = json!({
+        "provider": "kling",
+        "model": "kling-v3",
+        "prompt": "a \"lighthouse\" in the rain\n{{ api_key }}",
+        "negative_prompt": "people",
+        "duration": 5,
+        "platform": "tiktok",
+        "input": { "settings": { "audio": true }, "seed": 7 },
+        "metadata": { "shelf": 3 },
+    });
+    let answer = post(&app, "alice", &body).await;
+    assert_eq!(answer.body["metadata"], json!({ "shelf": 3 }));
+    let id = id_of(&answer.body);
+    let asked = provider.until(|all| !all.is_empty()).await.remove(0);
+    assert_eq!(asked.path, "/text-to-video/kling-v3");
+    assert_eq!(asked.header("authorization"), Some("Bearer the key"));
+    let callback = asked.body["options"]["callback_url"].as_str().unwrap();
+    let start = format!("{}/v1/webhooks/kling/{id}.", app.url);
+    assert!(callback.starts_with(&start), "{callback}");
+    assert_eq!(
+        asked.body,
+        json!({
+            "prompt": "a \"lighthouse\" in the rain\n{{ api_key }}",
+            "negative_prompt": "people",
+            "settings": { "aspect_ratio": "9:16", "duration": 5, "audio": true },
+            "options": { "callback_url": callback, "external_task_id": id },
+            "seed": 7,
+        })
+    );
+
+    let image = json!({
+        "provider": "kling",
+        "model": "kling-v3",
+        "prompt": "it moves",
+        "image_url": "https://example.com/first.png",
+        "aspect_ratio": "16:9",
+        "resolution": "1080p",
+    });
+    post(&app, "alice", &image).await;
+    let asked = provider.until(|all| all.len() == 2).await.remove(1);
+    assert_eq!(asked.path, "/image-to-video/kling-v3");
+    let contents = json!([
+        { "type": "prompt", "text": "it moves" },
+        { "type": "first_frame", "url": "https://example.com/first.png" },
+    ]);
+    assert_eq!(asked.body["contents"], contents);
+    let settings = json!({ "aspect_ratio": "16:9", "resolution": "1080p" });
+    assert_eq!(asked.body["settings"], settings);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_been_an_acceptance_is_never_sent_again() {
+    for reply in [
+        Reply::broken(),
+        Reply::text(200, "<html>welcome</html>"),
+        Reply::text(200, ""),
+        Reply::json(200, &json!({ "code": 0, "data": {} })),
+        Reply::text(500, "oops"),
+        Reply::text(502, "<html>bad gateway</html>"),
+        Reply::text(504, ""),
+    ] {
+        let what = format!("{reply:?}");
+        let provider = answering(reply).await;
+        let app = kling(&provider)
+            .set("providers.kling.poll_every", "50ms")
+            .set("providers.kling.deadline", "1s")
+            .spawn()
+            .await;
+        let id = id_of(&post(&app, "alice", &order()).await.body);
+        let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
+        let lost = app.until(&id, "alice", is_lost).await;
+        assert_eq!(
+            (&lost["final"], &lost["attempt"]),
+            (&json!(false), &json!(1))
+        );
+        let ended = app.ended(&id, "alice").await;
+        assert_failure(&ended, "timeout", None);
+        let asked = provider.asked();
+        assert_eq!(asked.iter().filter(|it| is_submit(it)).count(), 1, "{what}");
+        let asks = asked.iter().filter(|it| it.path.contains(&id)).count();
+        assert!(asks > 0, "{what}: asked for by our own name");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sure_refusal_is_tried_five_times_and_not_once_more() {
+    for (reply, kind) in [
+        (refused(429, 1302), "rate_limit"),
+        (refused(429, 1303), "rate_limit"),
+        (refused(500, 5000), "technical"),
+        (refused(503, 5001), "technical"),
+        (refused(504, 5002), "technical"),
+        (Reply::text(503, "busy"), "technical"),
+        (Reply::text(429, ""), "rate_limit"),
+    ] {
+        let provider = answering(reply.with("retry-after-ms", 1)).await;
+        let app = kling(&provider).spawn().await;
+        let id = id_of(&post(&app, "alice", &order()).await.body);
+        let job = app.ended(&id, "alice").await;
+        assert_eq!(job["error"]["kind"], kind, "{job}");
+        assert_eq!(job["error"]["retryable"], true);
+        assert_eq!(
+            (&job["status"], &job["attempt"]),
+            (&json!("failed"), &json!(5))
+        );
+        assert_eq!(provider.asked().len(), 5);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_has_its_kind() {
+    for (reply, kind) in [
+        (refused(401, 1000), "auth"),
+        (refused(401, 1004), "auth"),
+        (refused(403, 1103), "auth"),
+        (refused(429, 1304), "auth"),
+        (refused(429, 1100), "quota"),
+        (refused(429, 1101), "quota"),
+        (refused(200, 1102), "quota"),
+        (refused(400, 1200), "invalid_input"),
+        (refused(404, 1203), "invalid_input"),
+        (refused(400, 1300), "safety"),
+        (refused(400, 1301), "safety"),
+        (Reply::text(401, "no"), "auth"),
+        (Reply::text(402, "no"), "quota"),
+        (Reply::text(422, "no"), "invalid_input"),
+    ] {
+        let what = format!("{reply:?}");
+        let provider = answering(reply).await;
+        let app = kling(&provider).spawn().await;
+        let id = id_of(&post(&app, "alice", &order()).await.body);
+        let job = app.ended(&id, "alice").await;
+        assert_eq!(job["error"]["kind"], kind, "{what}: {job}");
+        assert_eq!(job["error"]["retryable"], false);
+        assert_eq!(provider.asked().len(), 1, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_is_honoured_in_every_form() {
+    let date = std::time::SystemTime::now() + Duration::from_secs(60);
+    for (header, value, least, most) in [
+        ("retry-after", "60".to_owned(), 60.0, 66.1),
+        ("retry-after", httpdate::fmt_http_date(date), 40.0, 66.1),
+        ("ratelimit-reset", "45".to_owned(), 45.0, 49.6),
+        ("retry-after-ms", "30500".to_owned(), 30.5, 33.6),
+        ("x-nothing", "90".to_owned(), 0.5, 1.5),
+    ] {
+        let provider = answering(refused(429, 1302).with(header, &value)).await;
+        let app = kling(&provider).spawn().await;
+        let id = id_of(&post(&app, "alice", &order()).await.body);
+        let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
+        let wait = wait_of(&app.until(&id, "alice", is_waiting).await);
+        // The wait was measured a little before the document was written.
+        assert!(
+            (least - 0.4..=most).contains(&wait),
+            "{header}: {value}: {wait}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_cannot_be_reached_is_tried_again() {
+    let app = TestApp::builder()
+        .set("providers.kling.spec", "kling")
+        .set("providers.kling.base_url", "http://127.0.0.1:9")
+        .set("providers.kling.api_key", "a key")
+        .spawn()
+        .await;
+    let id = id_of(&post(&app, "alice", &order()).await.body);
+    let job = app.until(&id, "alice", |job| job["attempt"] == 2).await;
+    assert_eq!(job["status"], "accepted");
+    let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
+    let waiting = app.until(&id, "alice", is_waiting).await;
+    assert_eq!(waiting["error"]["kind"], "technical");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_key_and_body_are_the_same_job() {
+    let app = patient(Scenario::Normal).spawn().await;
+    let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
+    let first = post_with_key(&app, "alice", "k1", &order).await;
+    assert_eq!(first.status, 202);
+    let id = id_of(&first.body);
+    let again = post_with_key(&app, "alice", "k1", &order).await;
+    assert_eq!(
+        (again.status.as_u16(), id_of(&again.body)),
+        (202, id.clone())
+    );
+    assert_eq!(again.headers["location"], format!("/v1/jobs/{id}"));
+
+    let mut other = order.clone();
+    other["prompt"] = "two lighthouses".into();
+    let conflict = post_with_key(&app, "alice", "k1", &other).await;
+    assert_eq!(conflict.status, 409);
+    assert_eq!(conflict.body["code"], "idempotency_conflict");
+
+    let bobs = post_with_key(&app, "bob", "k1", &order).await;
+    assert_ne!(id_of(&bobs.body), id);
+    let unkeyed = post(&app, "alice", &order).await;
+    assert_ne!(id_of(&unkeyed.body), id);
+
+    // The job as it is now, also after its end.
+    app.ended(&id, "alice").await;
+    let later = post_with_key(&app, "alice", "k1", &order).await;
+    assert_eq!(
+        (&later.body["id"], &later.body["final"]),
+        (&json!(id), &json!(true))
+    );
+    assert_eq!(app.witness().submits_of(&id).received, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_owners_key_is_mistaken_for_anothers() {
+    let app = patient(Scenario::Normal).spawn().await;
+    let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
+    let one = post_with_key(&app, "a", "b:c", &order).await;
+    let two = post_with_key(&app, "a:b", "c", &order).await;
+    assert_eq!((one.status.as_u16(), two.status.as_u16()), (202, 202));
+    assert_ne!(one.body["id"], two.body["id"]);
+    assert_eq!(two.body["owner"], "a:b");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_double_submit_at_the_same_moment_is_one_job() {
+    let app = patient(Scenario::Normal).spawn().await;
+    let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
+    let all = (0..12).map(|_| post_with_key(&app, "alice", "twelve", &order));
+    let all = futures_util::future::join_all(all).await;
+    let id = id_of(&all[0].body);
+    for answer in &all {
+        assert_eq!(
+            (answer.status.as_u16(), id_of(&answer.body)),
+            (202, id.clone())
+        );
+    }
+    assert_success(&app.ended(&id, "alice").await);
+    assert_eq!(app.witness().calls().submits_received, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_never_has_more_jobs_than_it_takes_at_once() {
+    let app = patient(Scenario::Normal)
+        .set("providers.simulated.max_concurrent", 2)
+        .spawn()
+        .await;
+    let mut jobs = Vec::new();
+    for _ in 0..7 {
+        jobs.push(id_of(&app.submit("alice", Scenario::Normal).await));
+    }
+    let mut most = 0;
+    let all_ended = app.witness().until(|witness| {
+        let tasks = witness.tasks();
+        let unfinished = tasks.iter().filter(|task| !task.status.is_final()).count();
+        most = most.max(unfinished);
+        (tasks.len() == 7 && unfinished == 0).then_some(())
+    });
+    tokio::time::timeout(PATIENCE, all_ended)
+        .await
+        .expect("all end");
+    assert_eq!(most, 2);
+    for id in jobs {
+        assert_success(&app.ended(&id, "alice").await);
+        assert_eq!(app.witness().submits_of(&id).received, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_is_held_until_the_job_has_ended_and_then_the_next_one_goes_out() {
+    let provider = answering(taken("1")).await;
+    let app = kling(&provider)
+        .set("providers.kling.max_concurrent", 1)
+        .set(
+            "providers.kling.webhook_secrets",
+            crate::app::WEBHOOK_SECRET,
+        )
+        .spawn()
+        .await;
+    let first = id_of(&post(&app, "alice", &order()).await.body);
+    let is_queued = |job: &Value| job["status"] == "queued";
+    app.until(&first, "alice", is_queued).await;
+    let second = id_of(&post(&app, "alice", &order()).await.body);
+    let news = json!({ "id": "1", "status": "processing" });
+    assert_eq!(signed(&app, &news).await.body["applied"], true);
+    assert_eq!(app.job(&second, "alice").await["attempt"], 0);
+    assert_eq!(provider.asked().len(), 1);
+
+    let news = json!({ "id": "1", "status": "failed", "message": "no" });
+    assert_eq!(signed(&app, &news).await.body["applied"], true);
+    let asked = provider.until(|all| all.len() == 2).await;
+    assert_eq!(asked[1].body["options"]["external_task_id"], second);
+}
+
+async fn signed(app: &TestApp, news: &Value) -> Answer {
+    let body = news.to_string();
+    let now = crate::signing::now();
+    let secret = crate::app::WEBHOOK_SECRET;
+    let mut request = app.anonymous(Method::POST, "/v1/webhooks/kling");
+    for (name, value) in crate::signing::standard(secret, "1", now, body.as_bytes()) {
+        request = request.header(name, value);
+    }
+    send(request.body(body)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_those_who_may_submit_can() {
+    let app = patient(Scenario::Normal).spawn().await;
+    let anonymous = app.anonymous(Method::POST, "/v1/videos").json(&order());
+    let answer = send(anonymous).await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.body["code"]),
+        (401, &json!("unauthorized"))
+    );
+    for scope in ["jobs:read", "jobs:publish", ""] {
+        let token = app.token("alice", scope);
+        let request = app.request_with(Method::POST, "/v1/videos", &token);
+        let answer = send(request.json(&order())).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body["code"]),
+            (403, &json!("forbidden"))
+        );
+    }
+}

@@ -1,0 +1,326 @@
+//! The Poll half: no job hangs, whatever is lost, silent, restarted or killed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use crate::app::{TestApp, TestBuilder, send};
+use crate::standin::{Asked, Reply, StandIn};
+
+fn kling(provider: &StandIn) -> TestBuilder {
+    TestApp::builder()
+        .set("providers.kling.spec", "kling")
+        .set("providers.kling.base_url", &provider.url)
+        .set("providers.kling.api_key", "a key")
+        .set("providers.kling.poll_every", "100ms")
+        .set("providers.kling.deadline", "1m")
+}
+
+/// Registers a task that was submitted elsewhere.
+async fn register(app: &TestApp, task: &str) -> String {
+    let worker = app.token("worker", "jobs:publish");
+    let body = json!({ "provider": "kling", "provider_task_id": task, "owner": "alice" });
+    let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+    let answer = send(request.json(&body)).await;
+    assert_eq!(answer.status, 201, "{}", answer.body);
+    answer.body["id"].as_str().unwrap().to_owned()
+}
+
+async fn submit(app: &TestApp) -> String {
+    let body = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
+    let request = app.request(Method::POST, "/v1/videos", "alice");
+    let answer = send(request.json(&body)).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    answer.body["id"].as_str().unwrap().to_owned()
+}
+
+fn found(tasks: &[Value]) -> Reply {
+    Reply::json(200, &json!({ "code": 0, "data": tasks }))
+}
+
+fn succeeded(task: &str, reference: Option<&str>) -> Value {
+    let output = json!({ "type": "video", "url": "https://cdn.example.com/a.mp4" });
+    json!({ "id": task, "external_id": reference, "status": "succeeded", "outputs": [output] })
+}
+
+/// The tasks that a question names, by the provider's names or by ours.
+fn names(asked: &Asked, parameter: &str) -> Vec<String> {
+    let query = asked.path.split_once('?').unwrap().1;
+    let list = query
+        .strip_prefix(parameter)
+        .and_then(|rest| rest.strip_prefix('='));
+    let list = list.unwrap_or_default().replace("%2C", ",");
+    let names = list.split(',').filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
+}
+
+fn submits(asked: &[Asked]) -> usize {
+    asked.iter().filter(|it| it.method == "POST").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_submitted_elsewhere_is_asked_about_until_it_ends() {
+    let questions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let provider = StandIn::start(move |_| {
+        // A provider that fails twice is asked again.
+        let reply = match questions.fetch_add(1, Ordering::Relaxed) {
+            0 => Reply::text(500, "oops"),
+            1 => Reply::broken(),
+            2 => found(&[]),
+            3 => found(&[json!({ "id": "1", "status": "processing" })]),
+            _ => found(&[succeeded("1", None)]),
+        };
+        async move { reply }
+    })
+    .await;
+    let app = kling(&provider)
+        .set("providers.kling.poll_after", "100ms")
+        .spawn()
+        .await;
+    let id = register(&app, "1").await;
+    let job = app.ended(&id, "alice").await;
+    assert_eq!(
+        (&job["status"], &job["source"]),
+        (&json!("succeeded"), &json!("poll"))
+    );
+    assert_eq!(job["version"], 3, "a failed question is no news");
+    assert!(
+        provider
+            .asked()
+            .iter()
+            .all(|asked| asked.path == "/tasks?task_ids=1")
+    );
+    assert!(provider.asked().iter().all(|asked| asked.method == "GET"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tasks_name_cannot_change_what_is_asked() {
+    let provider = StandIn::start(|_| async { found(&[]) }).await;
+    let app = kling(&provider)
+        .set("providers.kling.poll_after", "100ms")
+        .spawn()
+        .await;
+    register(&app, "1&external_task_ids=2#3,4").await;
+    let asked = provider.until(|all| !all.is_empty()).await.remove(0);
+    assert_eq!(
+        asked.path,
+        "/tasks?task_ids=1%26external_task_ids%3D2%233%2C4"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_due_is_due_after_a_restart_too_and_is_asked_about_in_batches() {
+    let provider = StandIn::start(|asked: Asked| async move {
+        let tasks = names(&asked, "task_ids");
+        let tasks: Vec<Value> = tasks.iter().map(|task| succeeded(task, None)).collect();
+        found(&tasks)
+    })
+    .await;
+    let hub = || {
+        kling(&provider)
+            .set("providers.kling.poll_after", "1h")
+            .set("providers.kling.poll_every", "1m")
+    };
+    let app = hub().spawn().await;
+    let jobs = (0..120).map(|n| {
+        let app = &app;
+        async move { register(app, &n.to_string()).await }
+    });
+    let jobs = futures_util::future::join_all(jobs).await;
+    let database = app.database();
+    let folder = app.stop().await.unwrap();
+    assert_eq!(provider.asked().len(), 0);
+    // An hour passes.
+    let db = rusqlite::Connection::open(database).unwrap();
+    let put_forward = "UPDATE jobs SET watch_at = watch_at - 3600 * 1000";
+    assert_eq!(db.execute(put_forward, []).unwrap(), 120);
+    drop(db);
+
+    let app = hub().folder(folder).spawn().await;
+    for id in &jobs {
+        assert_eq!(app.ended(id, "alice").await["status"], "succeeded");
+    }
+    let sizes = provider.asked();
+    let mut sizes: Vec<usize> = sizes.iter().map(|it| names(it, "task_ids").len()).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [20, 50, 50]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_waits_for_its_next_try_is_sent_after_a_restart() {
+    let is_busy = Arc::new(AtomicBool::new(true));
+    let busy = Arc::clone(&is_busy);
+    let provider = StandIn::start(move |_| {
+        let reply = match busy.load(Ordering::Relaxed) {
+            true => Reply::json(429, &json!({ "code": 1302, "message": "busy" })),
+            false => Reply::json(
+                200,
+                &json!({ "code": 0, "data": { "id": "1", "status": "submitted" } }),
+            ),
+        };
+        async move { reply.with("retry-after", 1) }
+    })
+    .await;
+    let app = kling(&provider).spawn().await;
+    let id = submit(&app).await;
+    app.until(&id, "alice", |job| !job["next_attempt_at"].is_null())
+        .await;
+    let folder = app.stop().await.unwrap();
+    is_busy.store(false, Ordering::Relaxed);
+    let before = submits(&provider.asked());
+    let app = kling(&provider).folder(folder).spawn().await;
+    let job = app
+        .until(&id, "alice", |job| job["status"] == "queued")
+        .await;
+    assert_eq!(submits(&provider.asked()), before + 1);
+    assert_eq!(job["attempt"], before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_ends_a_workers_own_job_too() {
+    let app = TestApp::spawn().await;
+    let worker = app.token("worker", "jobs:publish");
+    let body = json!({ "owner": "alice", "deadline_seconds": 0.5 });
+    let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+    let job = send(request.json(&body)).await.body;
+    let id = job["id"].as_str().unwrap();
+    let answer = app.push(id, json!({ "progress": 20 })).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let ended = app.ended(id, "alice").await;
+    assert_eq!(
+        (&ended["status"], &ended["source"]),
+        (&json!("failed"), &json!("deadline"))
+    );
+    assert_eq!(ended["error"]["kind"], "timeout");
+    let late = app.push(id, json!({ "progress": 30 })).await;
+    assert_eq!(
+        (late.status.as_u16(), &late.body["code"]),
+        (409, &json!("job_final"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_ends_a_job_that_waits_for_its_next_try() {
+    let provider = StandIn::start(|_| async {
+        Reply::json(429, &json!({ "code": 1302, "message": "busy" })).with("retry-after", 60)
+    })
+    .await;
+    let app = kling(&provider)
+        .set("providers.kling.deadline", "1s")
+        .spawn()
+        .await;
+    let id = submit(&app).await;
+    let job = app.ended(&id, "alice").await;
+    assert_eq!(
+        (&job["error"]["kind"], &job["source"]),
+        (&json!("timeout"), &json!("deadline"))
+    );
+    assert_eq!(job["next_attempt_at"], Value::Null);
+    assert_eq!(provider.asked().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_look_at_the_deadline_may_still_find_a_success() {
+    let provider = StandIn::start(|_| async { found(&[succeeded("1", None)]) }).await;
+    let app = kling(&provider)
+        .set("providers.kling.poll_after", "1h")
+        .set("providers.kling.deadline", "1s")
+        .spawn()
+        .await;
+    let id = register(&app, "1").await;
+    let job = app.ended(&id, "alice").await;
+    assert_eq!(
+        (&job["status"], &job["source"]),
+        (&json!("succeeded"), &json!("poll"))
+    );
+}
+
+/// A Kling without signatures that answers submissions when it is told to, as it is told to.
+async fn hesitant(replies: [Reply; 2]) -> (StandIn, Arc<Notify>) {
+    let go = Arc::new(Notify::new());
+    let told = Arc::clone(&go);
+    let replies = Arc::new(std::sync::Mutex::new(replies.to_vec()));
+    let provider = StandIn::start(move |asked: Asked| {
+        let (told, replies) = (Arc::clone(&told), Arc::clone(&replies));
+        async move {
+            if asked.method == "GET" {
+                return found(&[]);
+            }
+            told.notified().await;
+            replies.lock().unwrap().remove(0)
+        }
+    })
+    .await;
+    (provider, go)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nudge_that_outruns_the_answer_does_not_disturb_the_try() {
+    let taken = Reply::json(
+        200,
+        &json!({ "code": 0, "data": { "id": "1", "status": "submitted" } }),
+    );
+    let busy =
+        Reply::json(429, &json!({ "code": 1302, "message": "busy" })).with("retry-after-ms", 1);
+    let (provider, go) = hesitant([busy, taken]).await;
+    let app = kling(&provider).spawn().await;
+    let id = submit(&app).await;
+    let asked = provider.until(|all| all.len() == 1).await;
+    let callback = asked[0].body["options"]["callback_url"].as_str().unwrap();
+    let path = callback.strip_prefix(&app.url).unwrap();
+    let nudge = json!({ "id": "1", "status": "processing" });
+    let answer = send(app.anonymous(Method::POST, path).json(&nudge)).await;
+    assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
+    go.notify_one();
+    // Refused for sure, so it is tried again.
+    provider.until(|all| submits(all) == 2).await;
+    assert_eq!(app.job(&id, "alice").await["attempt"], 2);
+    go.notify_one();
+    let job = app
+        .until(&id, "alice", |job| job["status"] == "queued")
+        .await;
+    assert_eq!(job["version"], 5, "{job}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_killed_while_it_submits_asks_for_its_job_and_never_sends_it_twice() {
+    let (go, is_found) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+    let known = Arc::clone(&is_found);
+    let provider = StandIn::start(move |asked: Asked| {
+        let (go, known) = (Arc::clone(&go), Arc::clone(&known));
+        async move {
+            if asked.method == "POST" {
+                // It has the job, and nobody will ever hear so.
+                go.notified().await;
+            }
+            let ours = names(&asked, "external_task_ids");
+            match ours.first().filter(|_| known.load(Ordering::Relaxed)) {
+                Some(name) => found(&[succeeded("1", Some(name))]),
+                None => found(&[]),
+            }
+        }
+    })
+    .await;
+    let app = kling(&provider).spawn_process(&[]).await;
+    let id = submit(&app).await;
+    provider.until(|all| submits(all) == 1).await;
+    let folder = app.kill();
+
+    let app = kling(&provider).folder(folder).spawn_process(&[]).await;
+    let is_unknown = |job: &Value| job["error"]["kind"] == "submission_unknown";
+    let unknown = app.until(&id, "alice", is_unknown).await;
+    assert_eq!(
+        (&unknown["status"], &unknown["attempt"]),
+        (&json!("accepted"), &json!(1))
+    );
+    is_found.store(true, Ordering::Relaxed);
+    let job = app.ended(&id, "alice").await;
+    assert_eq!(
+        (&job["status"], &job["provider_task_id"]),
+        (&json!("succeeded"), &json!("1"))
+    );
+    assert_eq!(submits(&provider.asked()), 1);
+}
