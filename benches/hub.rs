@@ -1,0 +1,108 @@
+//! What one change costs the hub: from [`Hub::deliver`] to the last connection that watches the job.
+//!
+//! Invariant: the clock runs from the hand-over until every sink has been offered the new version;
+//! making the job's next version, connecting and subscribing stand outside of it.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a bench that can't be set up has nothing to measure"
+)]
+
+use std::cell::Cell;
+use std::hint::black_box;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use progress_hub::hub::{Condition, Connection, Hub, Sink};
+use progress_hub::job::{Job, NewJob};
+use progress_hub::protocol::Frame;
+use progress_hub::time::Time;
+use tokio::task::LocalSet;
+
+/// A socket that takes everything at once and counts it, as a quiet one does.
+struct Counting(Rc<Cell<usize>>);
+
+impl Sink for Counting {
+    fn offer(&self, frame: &Frame) -> bool {
+        black_box(frame.websocket());
+        self.0.set(self.0.get() + 1);
+        true
+    }
+
+    fn wake(&self) {}
+
+    fn condition(&self, _: Condition) {}
+}
+
+fn job() -> Job {
+    let new = NewJob {
+        owner: "alice".into(),
+        provider: Some("kling".into()),
+        provider_task_id: Some("817235034244244789".into()),
+        model: Some("kling-v3.0-pro".into()),
+        metadata: serde_json::Map::new(),
+        request: None,
+        deadline: Duration::from_secs(1800),
+    };
+    Job::new(new, Time::now())
+}
+
+/// Connections that watch one job, on this thread's shard.
+async fn watchers(
+    hub: &Arc<Hub>,
+    job: &Job,
+    how_many: usize,
+) -> (Vec<Connection>, Rc<Cell<usize>>) {
+    let offered = Rc::new(Cell::new(0));
+    let shard = hub.shard();
+    let newest = Arc::new(job.clone());
+    let connections = (0..how_many).map(|_| {
+        let connection = Connection::open(&shard, Rc::new(Counting(Rc::clone(&offered))));
+        connection.hold(&job.id);
+        connection.release(Arc::clone(&newest), 0);
+        connection
+    });
+    (connections.collect(), offered)
+}
+
+async fn deliveries(how_many: usize, times: u64) -> Duration {
+    let hub = Hub::new();
+    let mut job = job();
+    let (connections, offered) = watchers(&hub, &job, how_many).await;
+    assert_eq!(offered.get(), how_many, "each is shown the first version");
+    let mut spent = Duration::ZERO;
+    for _ in 0..times {
+        offered.set(0);
+        job.version += 1;
+        let next = Arc::new(job.clone());
+        let begun = Instant::now();
+        hub.deliver(next);
+        while offered.get() < how_many {
+            tokio::task::yield_now().await;
+        }
+        spent += begun.elapsed();
+    }
+    drop(connections);
+    spent
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group = criterion.benchmark_group("deliver");
+    for how_many in [1, 100, 10_000] {
+        group.throughput(Throughput::Elements(how_many as u64));
+        group.bench_function(BenchmarkId::from_parameter(how_many), |bencher| {
+            bencher.iter_custom(|times| {
+                LocalSet::new().block_on(&runtime, deliveries(how_many, times))
+            });
+        });
+    }
+    group.finish();
+    criterion.final_summary();
+}

@@ -1,0 +1,72 @@
+//! What one piece of news costs before anybody is told: the law, and the frame that tells it.
+//!
+//! Invariant: the job is one as a provider's webhook leaves it, with a title in its metadata; each
+//! round applies news that does change it, and encodes a frame that was not encoded before.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a bench that can't be set up has nothing to measure"
+)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, Throughput};
+use progress_hub::job::{Job, NewJob, Report, Source, Status, Update};
+use progress_hub::protocol::Frame;
+use progress_hub::time::Time;
+
+fn progress(percent: f64) -> Update {
+    let report = Report {
+        progress: Some(percent),
+        ..Report::of(Status::Running)
+    };
+    report.from_source(Source::Webhook)
+}
+
+fn main() {
+    let now = Time::now();
+    let metadata = [("title".to_owned(), "A paper boat at dawn".into())];
+    let new = NewJob {
+        owner: "alice".into(),
+        provider: Some("kling".into()),
+        provider_task_id: Some("817235034244244789".into()),
+        model: Some("kling-v3.0-pro".into()),
+        metadata: metadata.into_iter().collect(),
+        request: None,
+        deadline: Duration::from_secs(1800),
+    };
+    let job = Job::new(new, now).apply(progress(40.0), now).unwrap();
+    let next = Arc::new(job.apply(progress(60.0), now).unwrap());
+    let mut criterion = Criterion::default().configure_from_args();
+
+    let mut law = criterion.benchmark_group("apply");
+    law.bench_function("news", |bencher| {
+        bencher.iter_batched(
+            || progress(60.0),
+            |update| job.apply(update, now),
+            BatchSize::SmallInput,
+        );
+    });
+    law.bench_function("no news", |bencher| {
+        bencher.iter_batched(
+            || progress(20.0),
+            |update| job.apply(update, now),
+            BatchSize::SmallInput,
+        );
+    });
+    law.finish();
+
+    let mut frames = criterion.benchmark_group("frame");
+    let length = Frame::new(Arc::clone(&next)).websocket().len() as u64;
+    frames.throughput(Throughput::Bytes(length));
+    frames.bench_function("encode", |bencher| {
+        bencher.iter_batched(
+            || Frame::new(Arc::clone(&next)),
+            |frame| frame.websocket().clone(),
+            BatchSize::SmallInput,
+        );
+    });
+    frames.finish();
+    criterion.final_summary();
+}
