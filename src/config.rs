@@ -183,7 +183,8 @@ pub struct ProviderConfig {
     /// `providers.<name>.deadline`: after which a job has failed, 1 second or more and at most
     /// `store.retain_active`. Default: the spec's.
     pub deadline: Option<Duration>,
-    /// `providers.<name>.max_concurrent`: submissions under way at one time, 1 to 100,000.
+    /// `providers.<name>.max_concurrent`: jobs it may have at one time, from
+    /// being sent to their end, 1 to 100,000.
     /// Default: the spec's.
     pub max_concurrent: Option<usize>,
 }

@@ -296,11 +296,12 @@ impl Tracker {
                 every,
                 holds_place: true,
             },
+            // Holds no place: the provider may well not have it, and its deadline can be far.
             Submission::Unknown => Agenda {
                 submit: None,
                 watch: by_deadline(next_look),
                 every,
-                holds_place: true,
+                holds_place: false,
             },
             Submission::Over => {
                 let holds_place = job.ticket.request.is_some();

@@ -664,6 +664,20 @@ async fn a_place_is_held_until_the_job_has_ended_and_then_the_next_one_goes_out(
     assert_eq!(asked[1].body["options"]["external_task_id"], second);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_keeps_no_place() {
+    let provider = answering(Reply::broken()).await;
+    let app = kling(&provider)
+        .set("providers.kling.max_concurrent", 1)
+        .spawn()
+        .await;
+    for _ in 0..3 {
+        let id = id_of(&post(&app, "alice", &order()).await.body);
+        let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
+        app.until(&id, "alice", is_lost).await;
+    }
+}
+
 async fn signed(app: &TestApp, news: &Value) -> Answer {
     let body = news.to_string();
     let now = crate::signing::now();
