@@ -341,18 +341,7 @@ impl Provider {
         let mut context = self.context(first);
         context.insert("tasks".to_owned(), tasks.into());
         context.insert("references".to_owned(), references.into());
-        let request = self
-            .request(poll, Method::Get, &context)
-            .map_err(AskError::Spec)?;
-        let answer = self
-            .http
-            .send(request)
-            .await
-            .map_err(|failed| AskError::Unanswered(failed.to_string()))?;
-        let payload = answer.json();
-        if let Some(refused) = self.refusal(&answer, &payload) {
-            return Err(AskError::Refused(refused));
-        }
+        let payload = self.call(poll, Method::Get, &context).await?;
         let mut reports = Vec::new();
         for item in expression::items(&poll.items.evaluate(&payload)) {
             let Some(mut told) = self.spec.read.told(&item) else {
@@ -382,8 +371,19 @@ impl Provider {
                 "this provider can't cancel",
             )));
         };
+        let context = self.context(job);
+        self.call(call, Method::Post, &context).await.map(|_| ())
+    }
+
+    /// Makes a call that may be repeated; what its answer says, once the provider agreed.
+    async fn call(
+        &self,
+        call: &Call,
+        otherwise: Method,
+        context: &BTreeMap<String, Json>,
+    ) -> Result<Value, AskError> {
         let request = self
-            .request(call, Method::Post, &self.context(job))
+            .request(call, otherwise, context)
             .map_err(AskError::Spec)?;
         let answer = self
             .http
@@ -391,8 +391,10 @@ impl Provider {
             .await
             .map_err(|failed| AskError::Unanswered(failed.to_string()))?;
         let payload = answer.json();
-        self.refusal(&answer, &payload)
-            .map_or(Ok(()), |refused| Err(AskError::Refused(refused)))
+        match self.refusal(&answer, &payload) {
+            Some(refused) => Err(AskError::Refused(refused)),
+            None => Ok(payload),
+        }
     }
 
     fn context(&self, job: &Job) -> BTreeMap<String, Json> {

@@ -148,7 +148,7 @@ impl Tracker {
                 .ok_or(Error::NotFound)?;
             let Some(next) = job.apply(update.clone(), Time::now()) else {
                 if asks_for_a_look(&job, &update) {
-                    self.hasten(id).await?;
+                    self.look_at(&job).await?;
                 }
                 return Ok(Recorded {
                     job,
@@ -229,14 +229,19 @@ impl Tracker {
     /// # Errors
     /// The store's.
     pub async fn hasten(&self, id: &JobId) -> Result<(), Error> {
-        let job = self.store.get(id).await?;
-        let is_out = |job: Arc<Job>| match job.submission() {
-            Submission::Waiting(_) | Submission::Sending => false,
-            Submission::Unknown | Submission::Over => true,
-        };
-        if job.is_some_and(is_out) {
-            self.store.hasten(id, Time::now()).await?;
-            self.stir.watchdog.notify_one();
+        match self.store.get(id).await? {
+            Some(job) => self.look_at(&job).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn look_at(&self, job: &Job) -> Result<(), Error> {
+        match job.submission() {
+            Submission::Waiting(_) | Submission::Sending => {}
+            Submission::Unknown | Submission::Over => {
+                self.store.hasten(&job.id, Time::now()).await?;
+                self.stir.watchdog.notify_one();
+            }
         }
         Ok(())
     }

@@ -79,17 +79,10 @@ impl News {
         match taken {
             Ok(outcome) => {
                 self.metrics.webhook(provider, outcome);
-                let (matched, applied) = match outcome {
-                    WebhookOutcome::Applied => (true, true),
-                    WebhookOutcome::Unmatched => (false, false),
-                    WebhookOutcome::Unchanged
-                    | WebhookOutcome::Unauthorized
-                    | WebhookOutcome::Malformed
-                    | WebhookOutcome::Unavailable
-                    | WebhookOutcome::TooLarge
-                    | WebhookOutcome::Unknown => (true, false),
-                };
-                Ok(HttpResponse::Ok().json(json!({ "matched": matched, "applied": applied })))
+                Ok(HttpResponse::Ok().json(json!({
+                    "matched": outcome != WebhookOutcome::Unmatched,
+                    "applied": outcome == WebhookOutcome::Applied,
+                })))
             }
             Err((outcome, problem)) => {
                 self.metrics.webhook(provider, outcome);
@@ -115,7 +108,10 @@ impl News {
                 Some(job.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("callback")))?)
             }
         };
-        let Raw(body) = body.map_err(|problem| (WebhookOutcome::TooLarge, problem))?;
+        let Raw(body) = body.map_err(|problem| match problem.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => (WebhookOutcome::TooLarge, problem),
+            _ => (WebhookOutcome::Malformed, problem),
+        })?;
         let header = |name: &str| {
             request
                 .headers()

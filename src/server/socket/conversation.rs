@@ -46,21 +46,25 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             }
             Err(error) => return self.complain(text, &error),
         };
-        let principal = match (&self.peer, message) {
-            (_, ClientMessage::Auth { token }) => return self.authenticate(&token).await,
-            (Peer::Stranger { .. }, _) => return Err(Close::Unauthorized),
-            (Peer::Known { principal, .. }, message) => (principal.clone(), message),
+        let known = match &self.peer {
+            Peer::Stranger { .. } => None,
+            Peer::Known { principal, .. } => Some(principal.clone()),
         };
-        match principal {
-            (principal, ClientMessage::Subscribe { id, jobs, feed }) => {
+        match (message, known) {
+            (ClientMessage::Auth { token }, _) => return self.authenticate(&token).await,
+            (_, None) => return Err(Close::Unauthorized),
+            (ClientMessage::Subscribe { id, jobs, feed }, Some(principal)) => {
                 self.subscribe(&principal, &id, &jobs, feed).await;
             }
-            (_, ClientMessage::Unsubscribe { id, jobs, feed }) => {
+            (ClientMessage::Unsubscribe { id, jobs, feed }, Some(_)) => {
                 self.unsubscribe(&id, &jobs, feed);
             }
-            (principal, ClientMessage::Cancel { id, job }) => self.cancel(principal, id, &job),
-            (_, ClientMessage::Ping { id }) => self.wire.say(HubMessage::Pong { id: &id }.frame()),
-            (_, ClientMessage::Auth { .. }) => {}
+            (ClientMessage::Cancel { id, job }, Some(principal)) => {
+                self.cancel(principal, id, &job);
+            }
+            (ClientMessage::Ping { id }, Some(_)) => {
+                self.wire.say(HubMessage::Pong { id: &id }.frame());
+            }
         }
         Ok(())
     }
