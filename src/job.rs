@@ -3,6 +3,7 @@
 //! Invariant: the document *is* the message. [`Job::apply`] (in `job::law`) is the only place that
 //! decides whether news changes a job, and every change raises `version` by one.
 
+mod failure;
 mod id;
 mod law;
 mod request;
@@ -15,6 +16,7 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
 pub use request::{Platform, Ticket, VideoRequest};
 pub use update::{News, Report, Update};
@@ -111,76 +113,6 @@ pub enum Source {
     Deadline,
 }
 
-/// Why a job failed, or why a try at submitting it did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailureKind {
-    /// The provider's moderation declined the input or the result.
-    Safety,
-    /// The provider can't make sense of a parameter.
-    InvalidInput,
-    /// The provider account has no credit left.
-    Quota,
-    /// The provider is busy; a later try may pass.
-    RateLimit,
-    /// The provider refuses the hub's key.
-    Auth,
-    /// A fault on the way or at the provider; a later try may pass.
-    Technical,
-    /// The deadline passed without an end.
-    Timeout,
-    /// The request may have been received, but its answer was lost.
-    SubmissionUnknown,
-    /// Succeeded, but an authenticated read no longer has the outputs.
-    ResultExpired,
-}
-
-impl FailureKind {
-    /// Whether the submitter may try the same job again, as long as no provider has accepted it.
-    #[must_use]
-    pub fn is_retried(self) -> bool {
-        match self {
-            Self::RateLimit | Self::Technical => true,
-            Self::Safety
-            | Self::InvalidInput
-            | Self::Quota
-            | Self::Auth
-            | Self::Timeout
-            | Self::SubmissionUnknown
-            | Self::ResultExpired => false,
-        }
-    }
-}
-
-/// A failure as the document tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// What went wrong, in the hub's terms.
-    pub kind: FailureKind,
-    /// For a person; the provider's own words where it has some.
-    pub message: String,
-    /// The provider's code, as text.
-    #[serde(default)]
-    pub provider_code: Option<String>,
-    /// Whether a fresh submission may succeed.
-    #[serde(default)]
-    pub retryable: bool,
-}
-
-impl Failure {
-    /// A failure whose `retryable` follows from its kind.
-    #[must_use]
-    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        let retryable = kind.is_retried();
-        Self {
-            kind,
-            message: message.into(),
-            provider_code: None,
-            retryable,
-        }
-    }
-}
-
 /// One result of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Output {
@@ -195,6 +127,21 @@ pub struct Output {
     /// When the URL stops working, where told.
     #[serde(default)]
     pub expires_at: Option<Time>,
+    /// The same with the provider's watermark, where it makes both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark_url: Option<String>,
+    /// Whether the provider marked it as not safe for work, where it judges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nsfw: Option<bool>,
+}
+
+/// What a job cost, in the provider's own words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// How much.
+    pub amount: f64,
+    /// Of what: a currency in lower case (`usd`), `credits`, `tokens`, `unit` …
+    pub unit: String,
 }
 
 impl Output {
@@ -249,6 +196,12 @@ pub struct Job {
     pub attempt: u32,
     /// When the next try is due, while one is.
     pub next_attempt_at: Option<Time>,
+    /// What the provider charged, where it tells.
+    #[serde(default)]
+    pub cost: Option<Cost>,
+    /// What the provider's moderation held back or remarked on, in its own words.
+    #[serde(default)]
+    pub moderation: Vec<String>,
     /// The caller's own.
     pub metadata: Map<String, Value>,
     /// What the hub needs to send the job and to ask about it; never part of the document.
@@ -306,10 +259,12 @@ impl Job {
             error: None,
             attempt: u32::from(!submitted_here),
             next_attempt_at: None,
+            cost: None,
+            moderation: Vec::new(),
             metadata: new.metadata,
             ticket: Arc::new(Ticket {
                 request: new.request,
-                handle: Value::Null,
+                ..Ticket::default()
             }),
         }
     }
@@ -354,7 +309,7 @@ pub enum Submission {
 
 impl Serialize for Job {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut document = serializer.serialize_struct("Job", 23)?;
+        let mut document = serializer.serialize_struct("Job", 25)?;
         document.serialize_field("id", &self.id)?;
         document.serialize_field("version", &self.version)?;
         document.serialize_field("status", &self.status)?;
@@ -377,6 +332,8 @@ impl Serialize for Job {
         document.serialize_field("error", &self.error)?;
         document.serialize_field("attempt", &self.attempt)?;
         document.serialize_field("next_attempt_at", &self.next_attempt_at)?;
+        document.serialize_field("cost", &self.cost)?;
+        document.serialize_field("moderation", &self.moderation)?;
         document.serialize_field("metadata", &self.metadata)?;
         document.end()
     }

@@ -110,14 +110,8 @@ const COMMON: [&str; 17] = [
     "std",
 ];
 
-/// Lines of a file without its tests, unless it is one of [`LONG`].
+/// Lines of a file without its tests.
 const LONGEST: usize = 400;
-
-/// Files that are longer, and why they are one idea all the same.
-const LONG: [(&str, &str); 1] = [(
-    "src/provider.rs",
-    "the four things that are done with a provider share their request and refusal",
-)];
 
 // Floors.
 
@@ -275,11 +269,8 @@ fn sizes(tree: &Tree) -> Vec<String> {
         } else {
             before_tests(text).lines().count()
         };
-        let is_listed = LONG.iter().any(|(long, _)| long == path);
-        match (lines > LONGEST, is_listed) {
-            (true, false) => wrong.push(format!("{path}: {lines} lines, look for the second idea")),
-            (false, true) => wrong.push(format!("{path}: {lines} lines are not long any more")),
-            (true, true) | (false, false) => {}
+        if lines > LONGEST {
+            wrong.push(format!("{path}: {lines} lines, look for the second idea"));
         }
     }
     wrong
@@ -302,8 +293,6 @@ fn a_file_without_a_purpose_or_with_two_is_found() {
     );
     let tested = Tree::from([("src/a.rs".to_owned(), tested)]);
     assert_eq!((purposes(&tested).len(), sizes(&tested).len()), (0, 0));
-    let short = Tree::from([(LONG[0].0.to_owned(), "//! Short.".to_owned())]);
-    assert_eq!(sizes(&short).len(), 1);
 }
 
 #[test]

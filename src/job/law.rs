@@ -89,10 +89,9 @@ impl Job {
             self.provider_task_id = report.task_id;
         }
         if !report.handle.is_null() && report.handle != self.ticket.handle {
-            let request = self.ticket.request.clone();
             self.ticket = Arc::new(Ticket {
-                request,
                 handle: report.handle,
+                ..Ticket::clone(&self.ticket)
             });
         }
         if let Some(percent) = report.progress.filter(|percent| percent.is_finite()) {
@@ -108,6 +107,10 @@ impl Job {
             self.eta_seconds = None;
         }
         self.status = told;
+        self.cost = report.cost.or(self.cost.take());
+        if !report.moderation.is_empty() {
+            self.moderation = report.moderation;
+        }
         self.queue_position = report.queue_position.or(self.queue_position);
         self.stage = report.stage.or(self.stage.take());
         self.eta_seconds = report.eta_seconds.or(self.eta_seconds);
@@ -126,6 +129,12 @@ impl Job {
                     Failure::new(FailureKind::ResultExpired, message)
                 });
                 self.outputs = report.outputs;
+                if !report.sources.is_empty() {
+                    self.ticket = Arc::new(Ticket {
+                        sources: report.sources,
+                        ..Ticket::clone(&self.ticket)
+                    });
+                }
             }
             Status::Failed => {
                 self.progress = None;

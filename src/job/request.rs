@@ -15,6 +15,10 @@ pub struct Ticket {
     /// What the provider's answer said about asking again (URLs, endpoints); null where nothing.
     #[serde(default)]
     pub handle: Value,
+    /// For each output, where it really lies when only the provider's key can read it there; empty
+    /// where there is no such output.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Option<String>>,
 }
 
 /// The body of `POST /v1/videos`.

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Failure, Output, Source, Status};
+use super::{Cost, Failure, Output, Source, Status};
 use crate::time::Time;
 
 /// One piece of news and who brought it.
@@ -57,6 +57,13 @@ pub struct Report {
     pub eta_seconds: Option<f64>,
     /// Results; they count with a success only.
     pub outputs: Vec<Output>,
+    /// For each output, where it really lies when only the provider's key can read it there; such an
+    /// output has no `url` until the tracker gives it one of the hub's. Empty where there is none.
+    pub sources: Vec<Option<String>>,
+    /// What the provider charged.
+    pub cost: Option<Cost>,
+    /// What its moderation held back or remarked on.
+    pub moderation: Vec<String>,
     /// Why it failed.
     pub error: Option<Failure>,
     /// The provider's own id.

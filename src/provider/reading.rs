@@ -139,6 +139,8 @@ fn output(item: &Value) -> Option<Output> {
         kind: text(&at("type")).unwrap_or_else(|| kind_by_name(&url)),
         duration: number(&at("duration")),
         expires_at: moment(&at("expires_at")),
+        watermark_url: text(&at("watermark_url")),
+        nsfw: None,
         url,
     })
 }

@@ -33,6 +33,8 @@ fn output(name: &str) -> Output {
         url,
         duration: None,
         expires_at: None,
+        watermark_url: None,
+        nsfw: None,
     }
 }
 

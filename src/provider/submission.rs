@@ -1,0 +1,80 @@
+//! Submitting: a paid request, and what its answer means.
+//!
+//! Invariant: a request is sent at most once a call, and an answer that may have been an acceptance
+//! is never told as a refusal.
+
+use serde_json::Value as Json;
+use url::Url;
+
+use super::http::{Failed, Method};
+use super::{Ambiguous, Provider, Refused, Told};
+use crate::job::{Job, Report};
+
+/// How a try at submitting ended.
+#[derive(Clone, Debug)]
+pub enum Sent {
+    /// The provider has the job, under the report's `task_id`.
+    Accepted(Report),
+    /// It does not have the job, for sure.
+    Refused(Refused),
+    /// It may or may not have the job.
+    Lost(Ambiguous),
+}
+
+impl Provider {
+    /// Sends a job that has not been sent before.
+    pub async fn submit(&self, job: &Job, callback_url: Option<&Url>) -> Sent {
+        let (Some(call), Some(request)) = (&self.spec.submit, &job.ticket.request) else {
+            return Sent::Refused(Refused::unsupported(
+                "this provider takes no submissions from the hub",
+            ));
+        };
+        let mut context = self.context(job);
+        context.extend(
+            request
+                .parameters()
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value)),
+        );
+        context.insert(
+            "callback_url".to_owned(),
+            callback_url.map_or(Json::Null, |url| url.as_str().into()),
+        );
+        let request = match self.request(call, Method::Post, &context) {
+            Ok(request) => request,
+            Err(problem) => return Sent::Refused(Refused::unsupported(problem)),
+        };
+        let answer = match self.http.send_once(request).await {
+            Ok(answer) => answer,
+            Err(Failed::NotSent(why)) => return Sent::Refused(Refused::technical(why)),
+            Err(Failed::Lost(why)) => return Sent::Lost(Ambiguous(why)),
+        };
+        let payload = answer.json();
+        if let Some(refused) = self.refusal(&answer, &payload) {
+            return match refused.is_certain {
+                true => Sent::Refused(refused),
+                false => Sent::Lost(Ambiguous(refused.failure.message)),
+            };
+        }
+        let item = call.items.evaluate(&payload);
+        match self.spec.read.told(&item) {
+            Some(Told {
+                mut report,
+                task_id: Some(task_id),
+                ..
+            }) => {
+                report.task_id = Some(task_id);
+                report.status = report.status.filter(|status| !status.is_final());
+                report.status.get_or_insert(crate::job::Status::Queued);
+                let handle = call.handle.as_ref().map(|it| it.evaluate(&payload));
+                report.handle = handle
+                    .and_then(|handle| serde_json::to_value(handle).ok())
+                    .unwrap_or_default();
+                Sent::Accepted(report)
+            }
+            Some(_) | None => Sent::Lost(Ambiguous(
+                "the answer to the submission names no task".to_owned(),
+            )),
+        }
+    }
+}
