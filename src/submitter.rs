@@ -201,7 +201,7 @@ fn outcome_of(job: &Job, sent: Sent) -> Update {
                 at: Time::now() + wait,
             }
         }
-        Sent::Refused(refused) => News::Report(Report::failed(refused.failure)),
+        Sent::Refused(refused) => News::Report(Box::new(Report::failed(refused.failure))),
     };
     Update {
         source: Source::Submit,

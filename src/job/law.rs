@@ -22,7 +22,7 @@ impl Job {
             News::Retry { error, at } => next.wait_for_try(error, at)?,
             News::Lost { error } => next.lose_answer(error)?,
             News::Withdrawn => next.withdraw()?,
-            News::Report(report) => next.hear(report, update.source, now)?,
+            News::Report(report) => next.hear(*report, update.source, now)?,
         }
         if next == *self {
             return None;

@@ -38,7 +38,7 @@ pub enum News {
     /// Whoever asked for it wants it no more: the end of a job that nobody has been given.
     Withdrawn,
     /// Where the job is, by its provider, its worker or the clock.
-    Report(Report),
+    Report(Box<Report>),
 }
 
 /// Where a job is, as far as the teller says.
@@ -106,7 +106,7 @@ impl Report {
     pub fn from_source(self, source: Source) -> Update {
         Update {
             source,
-            news: News::Report(self),
+            news: News::Report(Box::new(self)),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::job::{Job, Report};
 #[derive(Clone, Debug)]
 pub enum Sent {
     /// The provider has the job, under the report's `task_id`.
-    Accepted(Report),
+    Accepted(Box<Report>),
     /// It does not have the job, for sure.
     Refused(Refused),
     /// It may or may not have the job.
@@ -70,7 +70,7 @@ impl Provider {
                 report.handle = handle
                     .and_then(|handle| serde_json::to_value(handle).ok())
                     .unwrap_or_default();
-                Sent::Accepted(report)
+                Sent::Accepted(Box::new(report))
             }
             Some(_) | None => Sent::Lost(Ambiguous(
                 "the answer to the submission names no task".to_owned(),

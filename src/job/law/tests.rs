@@ -196,7 +196,7 @@ fn a_webhook_that_outruns_the_answer_makes_the_answer_no_news() {
         task_id: Some("1".into()),
         ..Report::of(Status::Queued)
     };
-    assert_eq!(submit(&running, News::Report(answer)), None);
+    assert_eq!(submit(&running, News::Report(Box::new(answer))), None);
     let at = Time::from_millis(NOW);
     assert_eq!(
         submit(
