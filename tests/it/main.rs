@@ -12,6 +12,7 @@ mod bad_input;
 mod cancel;
 mod client;
 mod command_line;
+mod conformance;
 mod crash;
 mod drain;
 mod fan_out;
