@@ -274,7 +274,8 @@ pub trait Store: Send + Sync + 'static {
     async fn commit(&self, commit: Commit) -> Result<Committed, Error>;
 
     /// Brings the watchdog's next look at an unfinished job forward to `at`, or to `cool_down`
-    /// after its last claim if that is later; never puts it off.
+    /// after its last claim if that is later; never puts it off. Until it is claimed, no commit
+    /// puts that look off either: what was heard while a read was under way is not lost with it.
     async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error>;
 
     /// The balances of accounts at `now`, in millionths and in their order.

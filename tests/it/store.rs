@@ -103,6 +103,7 @@ macro_rules! tell_every_story {
                 a_hastened_job_is_claimed_despite_an_earlier_claim,
                 hastening_never_puts_off_and_never_wakes_an_ended_job,
                 many_nudges_bring_one_look_per_cool_down,
+                a_nudge_outlives_the_commit_of_the_look_before,
                 a_patient_job_is_looked_at_ever_more_rarely,
                 what_is_due_together_does_not_come_back_together,
                 the_next_due_time_counts_leases_in,

@@ -103,7 +103,9 @@ fn claim_to_watch(db: &Connection, now: Time, limit: usize) -> rusqlite::Result<
         let id: String = row.get(2)?;
         Ok(next_look(now, spread(span, &id), deadline))
     })?;
-    let mut look = db.prepare_cached("UPDATE jobs SET watch_at = ?, looked_at = ? WHERE id = ?")?;
+    let mut look = db.prepare_cached(
+        "UPDATE jobs SET watch_at = ?, looked_at = ?, hastened_at = NULL WHERE id = ?",
+    )?;
     put_off(due, |id, again| {
         look.execute(params![again.millis(), now.millis(), id])
     })
@@ -172,11 +174,12 @@ pub(super) fn hasten(
     cool_down: Duration,
 ) -> rusqlite::Result<()> {
     db.prepare_cached(
-        "UPDATE jobs SET watch_at = max(?1, ifnull(looked_at + ?2, ?1))
-         WHERE id = ?3 AND finished_at IS NULL
-             AND ifnull(watch_at > max(?1, ifnull(looked_at + ?2, ?1)), TRUE)",
+        "UPDATE jobs SET watch_at = min(ifnull(watch_at, next.look), next.look),
+             hastened_at = min(ifnull(hastened_at, next.look), next.look)
+         FROM (SELECT max(?2, ifnull(looked_at + ?3, ?2)) AS look FROM jobs WHERE id = ?1) AS next
+         WHERE id = ?1 AND finished_at IS NULL",
     )?
-    .execute(params![at.millis(), jobs::millis(cool_down), id.as_str()])?;
+    .execute(params![id.as_str(), at.millis(), jobs::millis(cool_down)])?;
     Ok(())
 }
 

@@ -185,8 +185,8 @@ pub(super) fn commit(
     }
     db.prepare_cached(
         "UPDATE jobs SET status = :status, version = :version, submit_at = :submit,
-             submit_due = :submit, watch_at = :watch, watch_every = :every,
-             watch_patient = :patient, deadline_at = :deadline_at, updated_at = :updated_at, doc = :doc, ticket = :ticket
+             submit_due = :submit, watch_at = min(:watch, ifnull(hastened_at, :watch)),
+             watch_every = :every, watch_patient = :patient, deadline_at = :deadline_at, updated_at = :updated_at, doc = :doc, ticket = :ticket
          WHERE rowid = :row",
     )?
     .execute(named_params! {

@@ -1,6 +1,7 @@
--- From 1 to 2: a look remembers its time, patience, and accounts.
+-- From 1 to 2: looks, hastened and remembered; patience; accounts.
 
-ALTER TABLE jobs ADD COLUMN looked_at INTEGER;                           -- the last claim to be watched
+ALTER TABLE jobs ADD COLUMN looked_at INTEGER;      -- the last claim to watch it
+ALTER TABLE jobs ADD COLUMN hastened_at INTEGER;    -- a look to come, whatever is committed before
 ALTER TABLE jobs ADD COLUMN watch_patient INTEGER NOT NULL DEFAULT 0;    -- 0 or 1
 
 CREATE TABLE accounts (

@@ -286,13 +286,33 @@ pub(crate) async fn many_nudges_bring_one_look_per_cool_down(engine: Engine) {
         nudge(&job.id, seconds).await;
         assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(17)));
     }
-    // What the look found changes nothing about when it was.
-    engine.commit_due(&next(&job), watch(at(3600))).await;
-    nudge(&job.id, 16).await;
     assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(17)));
     assert_eq!(claim(&engine, Queue::Watch, at(17)).await, [job.id.clone()]);
     nudge(&job.id, 40).await;
     assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(40)));
+}
+
+pub(crate) async fn a_nudge_outlives_the_commit_of_the_look_before(engine: Engine) {
+    let job = engine.create_due(job_of("ada"), watch(now())).await;
+    assert_eq!(claim(&engine, Queue::Watch, now()).await.len(), 1);
+    let nudged = engine.store.hasten(&job.id, at(1), 10 * SECOND).await;
+    nudged.unwrap();
+    let found = next(&job);
+    engine.commit_due(&found, watch(at(3600))).await;
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(10)));
+    assert_eq!(claim(&engine, Queue::Watch, at(10)).await.len(), 1);
+    let found = next(&found);
+    engine.commit_due(&found, watch(at(3600))).await;
+    let due = next_due(&engine, Queue::Watch).await;
+    assert_eq!(due, Some(at(3600)), "the nudge was followed");
+    // Nor does what the look found change when it was.
+    let nudged = engine.store.hasten(&job.id, at(12), 10 * SECOND).await;
+    nudged.unwrap();
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(20)));
+    engine
+        .commit_due(&ended(&found, Status::Failed, now()), watch(at(1)))
+        .await;
+    assert_eq!(next_due(&engine, Queue::Watch).await, None);
 }
 
 pub(crate) async fn a_patient_job_is_looked_at_ever_more_rarely(engine: Engine) {
