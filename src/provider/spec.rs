@@ -73,6 +73,8 @@ pub(super) struct Spec {
     pub(super) poll_after: Duration,
     #[serde(default = "seconds::<15>", with = "humantime_serde")]
     pub(super) poll_every: Duration,
+    #[serde(default = "seconds::<2>", with = "humantime_serde")]
+    pub(super) cool_down: Duration,
     #[serde(default = "seconds::<1800>", with = "humantime_serde")]
     pub(super) deadline: Duration,
     /// How long the provider keeps a finished task.
