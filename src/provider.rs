@@ -13,6 +13,7 @@ mod proof;
 mod reading;
 mod spec;
 mod submission;
+mod terms;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub use http::{Fetcher, Http, NoClient};
 pub use reading::{NotItsShape, Told};
 use spec::{Requirement, Spec};
 pub use submission::Sent;
+use terms::Prices;
 
 /// How and when a provider is asked.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +55,7 @@ pub struct Provider {
     webhook_keys: Vec<Key>,
     cadence: Cadence,
     max_concurrent: usize,
+    prices: Prices,
 }
 
 /// All configured providers.
@@ -152,6 +155,10 @@ impl Provider {
                 mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
             }
         }
+        let prices = Prices::new(&settings.prices).unwrap_or_else(|problems| {
+            mistakes.extend(problems);
+            Prices::default()
+        });
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
@@ -175,6 +182,7 @@ impl Provider {
             webhook_keys,
             cadence,
             max_concurrent: settings.max_concurrent.unwrap_or(spec.max_concurrent),
+            prices,
             spec,
         })
     }

@@ -14,6 +14,7 @@ use super::error::{AnswerShape, Rule};
 use super::expression::{Expression, Template};
 use super::http::Method;
 use super::reading::Reading;
+use super::terms::Check;
 use crate::signature::Scheme;
 
 /// The specs that come with the hub.
@@ -66,6 +67,9 @@ pub(super) struct Spec {
     pub(super) cancel: Option<Call>,
     #[serde(default)]
     pub(super) webhook: Webhook,
+    /// What the provider is known to refuse; the first that holds is told.
+    #[serde(default)]
+    pub(super) checks: Vec<Check>,
     pub(super) read: Reading,
     #[serde(default, rename = "errors")]
     rules: Vec<Rule>,
