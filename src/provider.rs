@@ -8,6 +8,8 @@ mod calls;
 mod cancelling;
 mod error;
 mod expression;
+mod gate;
+mod hints;
 mod http;
 mod proof;
 mod reading;
@@ -24,6 +26,7 @@ use crate::config::{Config, Mistake, ProviderConfig};
 use crate::signature::Key;
 
 pub use error::{Ambiguous, AskError, Refused};
+pub use gate::{Gate, Held, Leave, Standing, State};
 pub use http::{Fetcher, Http, NoClient};
 pub use reading::{NotItsShape, Told};
 use spec::{Requirement, Spec};
@@ -51,6 +54,7 @@ pub struct Provider {
     webhook_keys: Vec<Key>,
     cadence: Cadence,
     max_concurrent: usize,
+    gate: Arc<Gate>,
 }
 
 /// All configured providers.
@@ -170,6 +174,7 @@ impl Provider {
             webhook_keys,
             cadence,
             max_concurrent: settings.max_concurrent.unwrap_or(spec.max_concurrent),
+            gate: Gate::new(name),
             spec,
         })
     }
@@ -178,6 +183,18 @@ impl Provider {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its name for a person.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        &self.spec.title
+    }
+
+    /// Whether and how fast it may be sent requests.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     /// How and when it is asked.

@@ -71,7 +71,7 @@ const DOORS: [(&str, &[&str]); 24] = [
         ],
     ),
     ("clap", &["src/main.rs"]),
-    ("httpdate", &["src/provider/http.rs"]),
+    ("httpdate", &["src/provider/hints.rs"]),
     ("humantime_serde", &["src/provider/spec.rs"]),
     ("jsonwebtoken", &["src/auth.rs", "src/auth/"]),
     ("minijinja", &["src/provider.rs", "src/provider/"]),

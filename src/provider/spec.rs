@@ -37,8 +37,7 @@ pub(super) enum Requirement {
 #[serde(deny_unknown_fields)]
 pub(super) struct Spec {
     /// Its name for a person.
-    #[serde(rename = "title")]
-    pub(super) _title: String,
+    pub(super) title: String,
     pub(super) base_url: Option<String>,
     #[serde(default)]
     pub(super) requires: Vec<Requirement>,
