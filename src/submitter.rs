@@ -112,6 +112,7 @@ impl Submitter {
             .iter()
             .filter(|provider| provider.can_submit())
         {
+            self.look_at_account(provider, tries);
             let leaves = provider.gate().leaves(BATCH, Time::now());
             if leaves.is_empty() {
                 // Full: the next one that ends stirs.
@@ -143,6 +144,26 @@ impl Submitter {
             }
         }
         nap
+    }
+
+    /// Has the balance read where it is time to.
+    fn look_at_account(&self, provider: &Arc<Provider>, tries: &TaskTracker) {
+        if !provider.is_balance_due(Time::now()) {
+            return;
+        }
+        let (submitter, provider) = (self.clone(), Arc::clone(provider));
+        tries.spawn(async move {
+            let outcome = match provider.read_balance().await {
+                Ok(()) => CallOutcome::Ok,
+                Err(error) => {
+                    tracing::warn!(provider.name = provider.name(), %error, "can't read the balance");
+                    CallOutcome::Unanswered
+                }
+            };
+            let metrics = &submitter.metrics;
+            metrics.called(provider.name(), Call::Balance, outcome);
+            submitter.stir.submitter.notify_one();
+        });
     }
 
     async fn attempt(

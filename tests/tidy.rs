@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use progress_hub::config::Config;
 use progress_hub::provider::Http;
-use progress_hub::telemetry::{Call, CallOutcome, Metrics, WebhookOutcome};
+use progress_hub::telemetry::{Call, CallOutcome, Metrics, ProviderState, WebhookOutcome};
 use source::{
     Strings, Tree, before_tests, code, file, is_code, path_starts, room, rooms_named, tree,
     words_given_to,
@@ -506,6 +506,8 @@ fn the_readme_has_every_metric() {
     let metrics = Metrics::new();
     metrics.webhook("kling", WebhookOutcome::Applied);
     metrics.called("kling", Call::Submit, CallOutcome::Ok);
+    metrics.provider_is("kling", ProviderState::Open, |_| 0);
+    metrics.provider_has("kling", 1.0);
     metrics.socket_closed(1000);
     let text = metrics.render();
     let described = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));

@@ -27,6 +27,7 @@ const UNANSWERED: Health = Health::Unwell(FailureKind::Technical, None);
 impl Provider {
     /// Sends a job that has not been sent before: a paid request, made at most once.
     pub async fn submit(&self, leave: Leave, job: &Job, callback_url: Option<&Url>) -> Sent {
+        self.account.used();
         let sent = self.send(job, callback_url).await;
         leave.end(match &sent {
             Sent::Accepted(_) => Health::Well,
@@ -68,18 +69,26 @@ impl Provider {
         }
     }
 
-    pub(super) fn context(&self, job: &Job) -> BTreeMap<String, Json> {
+    /// What a call that is about no job knows.
+    pub(super) fn account_context(&self) -> BTreeMap<String, Json> {
         BTreeMap::from([
             ("base_url".to_owned(), self.base_url.as_str().into()),
             ("api_key".to_owned(), self.api_key.as_str().into()),
             ("secret_key".to_owned(), self.secret_key.as_str().into()),
+        ])
+    }
+
+    pub(super) fn context(&self, job: &Job) -> BTreeMap<String, Json> {
+        let mut context = self.account_context();
+        context.extend([
             ("reference".to_owned(), job.id.as_str().into()),
             (
                 "task_id".to_owned(),
                 job.provider_task_id.clone().map_or(Json::Null, Json::from),
             ),
             ("handle".to_owned(), job.ticket.handle.clone()),
-        ])
+        ]);
+        context
     }
 
     pub(super) fn request(

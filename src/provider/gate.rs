@@ -14,10 +14,11 @@ use tokio::sync::Notify;
 
 use self::condition::{Condition, Errand};
 use self::lane::{Admission, Pass};
+use crate::telemetry::ProviderState;
 use crate::time::Time;
 
 pub(super) use self::condition::Health;
-pub use self::condition::{Standing, State};
+pub use self::condition::Standing;
 
 /// Questions that wait in line at most; a further one is not asked now.
 const LONGEST_LINE: usize = 1024;
@@ -40,7 +41,7 @@ struct Inner {
     asks: usize,
     in_line: usize,
     /// How often it came to each state.
-    turns: [u64; State::ALL.len()],
+    turns: [u64; ProviderState::ALL.len()],
     /// The last webhook that was about a job.
     heard_at: Option<Time>,
 }
@@ -132,7 +133,7 @@ impl Gate {
 
     /// How often it came to this state.
     #[must_use]
-    pub fn turns(&self, state: State) -> u64 {
+    pub fn turns(&self, state: ProviderState) -> u64 {
         self.lock().turns[state as usize]
     }
 
@@ -205,11 +206,11 @@ impl Gate {
         let (name, state) = (&self.provider, standing.state.word());
         let until = standing.until.map(tracing::field::display);
         match standing.state {
-            State::Open => tracing::info!(provider.name = name, state, "sending again"),
-            State::Paused => {
+            ProviderState::Open => tracing::info!(provider.name = name, state, "sending again"),
+            ProviderState::Paused => {
                 tracing::info!(provider.name = name, state, until, "left alone for a while");
             }
-            State::Failing => {
+            ProviderState::Failing => {
                 tracing::warn!(
                     provider.name = name,
                     state,
@@ -217,7 +218,7 @@ impl Gate {
                     "left alone until it answers"
                 );
             }
-            State::Stopped => {
+            ProviderState::Stopped => {
                 tracing::error!(provider.name = name, state, reason = ?standing.reason, until, "nothing is submitted until somebody mends it");
             }
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use minijinja::Value;
 use serde::Deserialize;
 
+use super::balance;
 use super::error::{AnswerShape, Rule};
 use super::expression::{Expression, Template};
 use super::http::Method;
@@ -50,6 +51,7 @@ pub(super) struct Spec {
     pub(super) submit: Option<Call>,
     pub(super) poll: Option<Call>,
     pub(super) cancel: Option<Call>,
+    pub(super) balance: Option<balance::Reading>,
     #[serde(default)]
     pub(super) webhook: Webhook,
     pub(super) read: Reading,
@@ -63,7 +65,7 @@ pub(super) struct Spec {
     pub(super) deadline: Duration,
     /// How long the provider keeps a finished task.
     #[serde(default = "seconds::<86400>", with = "humantime_serde")]
-    retention: Duration,
+    pub(super) retention: Duration,
     #[serde(default = "five")]
     pub(super) max_concurrent: usize,
 }

@@ -59,7 +59,10 @@ pub async fn register(
             ));
         }
     };
-    let longest = settings.retain_active;
+    let kept = provider.map(|provider| provider.retention());
+    let longest = kept.map_or(settings.retain_active, |kept| {
+        settings.retain_active.min(kept)
+    });
     let deadline = match new.deadline_seconds {
         Some(seconds) if seconds > 0.0 && seconds <= longest.as_secs_f64() => {
             Duration::from_secs_f64(seconds)

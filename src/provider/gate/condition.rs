@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lane::{Admission, Cause, Lane, Pass};
 use crate::job::FailureKind;
+use crate::telemetry::ProviderState;
 use crate::time::Time;
 
 /// Failures in a row after which a provider is left alone.
@@ -34,41 +35,11 @@ pub(in crate::provider) enum Health {
     Unknown,
 }
 
-/// A provider's state in a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Whatever is due is sent.
-    Open,
-    /// It asked to be left alone for a while.
-    Paused,
-    /// It fails, or can't be reached.
-    Failing,
-    /// Its account has no credit, or its key is refused: somebody must do something.
-    Stopped,
-}
-
-impl State {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Open, Self::Paused, Self::Failing, Self::Stopped];
-
-    /// As documents and metrics say it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Paused => "paused",
-            Self::Failing => "failing",
-            Self::Stopped => "stopped",
-        }
-    }
-}
-
 /// How a provider is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// In a word.
-    pub state: State,
+    pub state: ProviderState,
     /// What it refused with; none while it is open.
     pub reason: Option<FailureKind>,
     /// From when on; none while it is open.
@@ -218,7 +189,7 @@ impl Condition {
             .max_by_key(|closed| rank(closed.cause));
         match worst {
             None => Standing {
-                state: State::Open,
+                state: ProviderState::Open,
                 reason: None,
                 since: None,
                 until: None,
@@ -233,15 +204,15 @@ impl Condition {
     }
 }
 
-fn state(cause: Cause) -> State {
+fn state(cause: Cause) -> ProviderState {
     match cause {
-        Cause::RateLimit => State::Paused,
-        Cause::Technical => State::Failing,
-        Cause::Quota | Cause::Auth => State::Stopped,
+        Cause::RateLimit => ProviderState::Paused,
+        Cause::Technical => ProviderState::Failing,
+        Cause::Quota | Cause::Auth => ProviderState::Stopped,
     }
 }
 
-fn rank(cause: Cause) -> (State, Cause) {
+fn rank(cause: Cause) -> (ProviderState, Cause) {
     (state(cause), cause)
 }
 
@@ -299,16 +270,58 @@ mod tests {
     fn what_stands_still_depends_on_the_cause_and_on_who_met_it() {
         use Errand::{Ask, Submit};
         for (errand, kind, submits, asks, state) in [
-            (Submit, FailureKind::RateLimit, false, true, State::Paused),
-            (Ask, FailureKind::RateLimit, false, false, State::Paused),
-            (Submit, FailureKind::Quota, false, true, State::Stopped),
-            (Ask, FailureKind::Quota, false, true, State::Stopped),
-            (Submit, FailureKind::Auth, false, false, State::Stopped),
-            (Ask, FailureKind::Auth, false, false, State::Stopped),
-            (Submit, FailureKind::Safety, true, true, State::Open),
-            (Submit, FailureKind::InvalidInput, true, true, State::Open),
-            (Ask, FailureKind::InvalidInput, true, true, State::Open),
-            (Submit, FailureKind::Technical, true, true, State::Open),
+            (
+                Submit,
+                FailureKind::RateLimit,
+                false,
+                true,
+                ProviderState::Paused,
+            ),
+            (
+                Ask,
+                FailureKind::RateLimit,
+                false,
+                false,
+                ProviderState::Paused,
+            ),
+            (
+                Submit,
+                FailureKind::Quota,
+                false,
+                true,
+                ProviderState::Stopped,
+            ),
+            (Ask, FailureKind::Quota, false, true, ProviderState::Stopped),
+            (
+                Submit,
+                FailureKind::Auth,
+                false,
+                false,
+                ProviderState::Stopped,
+            ),
+            (Ask, FailureKind::Auth, false, false, ProviderState::Stopped),
+            (Submit, FailureKind::Safety, true, true, ProviderState::Open),
+            (
+                Submit,
+                FailureKind::InvalidInput,
+                true,
+                true,
+                ProviderState::Open,
+            ),
+            (
+                Ask,
+                FailureKind::InvalidInput,
+                true,
+                true,
+                ProviderState::Open,
+            ),
+            (
+                Submit,
+                FailureKind::Technical,
+                true,
+                true,
+                ProviderState::Open,
+            ),
         ] {
             let mut condition = Condition::default();
             hear(&mut condition, errand, kind, at(0));
@@ -337,7 +350,7 @@ mod tests {
                 at(n),
             );
         }
-        assert_eq!(condition.standing(at(9)).state, State::Open);
+        assert_eq!(condition.standing(at(9)).state, ProviderState::Open);
         hear(
             &mut condition,
             Errand::Ask,
@@ -345,7 +358,7 @@ mod tests {
             at(10),
         );
         let standing = condition.standing(at(10));
-        assert_eq!(standing.state, State::Failing);
+        assert_eq!(standing.state, ProviderState::Failing);
         assert_eq!(
             (standing.since, standing.until),
             (Some(at(10)), Some(at(15)))
@@ -354,7 +367,7 @@ mod tests {
         hear(&mut condition, Errand::Ask, FailureKind::Technical, at(15));
         assert!(!may(&condition, Errand::Ask, at(24)));
         succeed(&mut condition, Errand::Ask, at(25));
-        assert_eq!(condition.standing(at(25)).state, State::Open);
+        assert_eq!(condition.standing(at(25)).state, ProviderState::Open);
         assert!(may(&condition, Errand::Submit, at(25)));
     }
 
@@ -364,10 +377,10 @@ mod tests {
             let mut condition = Condition::default();
             hear(&mut condition, Errand::Submit, kind, at(0));
             succeed(&mut condition, Errand::Ask, at(60));
-            assert_eq!(condition.standing(at(60)).state, State::Stopped);
+            assert_eq!(condition.standing(at(60)).state, ProviderState::Stopped);
             assert_eq!(condition.standing(at(60)).reason, Some(kind));
             succeed(&mut condition, Errand::Submit, at(60));
-            assert_eq!(condition.standing(at(60)).state, State::Open);
+            assert_eq!(condition.standing(at(60)).state, ProviderState::Open);
             assert!(may(&condition, Errand::Ask, at(60)));
         }
     }
@@ -381,10 +394,10 @@ mod tests {
             FailureKind::RateLimit,
             at(0),
         );
-        assert_eq!(condition.standing(at(0)).state, State::Paused);
-        assert_eq!(condition.standing(at(1)).state, State::Open);
+        assert_eq!(condition.standing(at(0)).state, ProviderState::Paused);
+        assert_eq!(condition.standing(at(1)).state, ProviderState::Open);
         hear(&mut condition, Errand::Submit, FailureKind::Quota, at(1));
-        assert_eq!(condition.standing(at(9999)).state, State::Stopped);
+        assert_eq!(condition.standing(at(9999)).state, ProviderState::Stopped);
     }
 
     #[test]
@@ -393,7 +406,7 @@ mod tests {
         hear(&mut condition, Errand::Submit, FailureKind::Auth, at(0));
         hear(&mut condition, Errand::Submit, FailureKind::Auth, at(60));
         condition.resume();
-        assert_eq!(condition.standing(at(61)).state, State::Open);
+        assert_eq!(condition.standing(at(61)).state, ProviderState::Open);
         hear(&mut condition, Errand::Submit, FailureKind::Auth, at(61));
         assert_eq!(condition.standing(at(61)).until, Some(at(121)));
     }
