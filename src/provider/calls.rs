@@ -16,7 +16,8 @@ use super::http::{Answer, Method, Request};
 use super::spec::Call;
 use super::submission::Sent;
 use super::{AskError, Provider, Refused};
-use crate::job::{FailureKind, Job};
+use crate::job::{FailureKind, Job, VideoRequest};
+use crate::time::Time;
 
 /// How long a call may wait for its turn.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -72,15 +73,27 @@ impl Provider {
     /// What a call that is about no job knows.
     pub(super) fn account_context(&self) -> BTreeMap<String, Json> {
         BTreeMap::from([
+            (
+                "now".to_owned(),
+                Time::now().millis().div_euclid(1000).into(),
+            ),
             ("base_url".to_owned(), self.base_url.as_str().into()),
             ("api_key".to_owned(), self.api_key.as_str().into()),
             ("secret_key".to_owned(), self.secret_key.as_str().into()),
         ])
     }
 
+    /// What templates and bodies of calls about this job know.
     pub(super) fn context(&self, job: &Job) -> BTreeMap<String, Json> {
+        let asked_for = job.ticket.request.as_ref();
+        let parameters = asked_for.map(VideoRequest::parameters).unwrap_or_default();
+        let parameters = parameters
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
+        let model = job.model.clone().map_or(Json::Null, Json::from);
         let mut context = self.account_context();
         context.extend([
+            ("model".to_owned(), model),
             ("reference".to_owned(), job.id.as_str().into()),
             (
                 "task_id".to_owned(),
@@ -88,6 +101,7 @@ impl Provider {
             ),
             ("handle".to_owned(), job.ticket.handle.clone()),
         ]);
+        context.extend(parameters);
         context
     }
 

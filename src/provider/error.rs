@@ -3,6 +3,7 @@
 //! Invariant: a provider's own code decides before the HTTP status does (a 429 can mean that the
 //! credit is gone), and a gateway's word is never taken for the provider's refusal.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use minijinja::Value;
@@ -29,8 +30,8 @@ pub struct Refused {
     pub is_certain: bool,
     /// Whether the provider says that another try may pass, or may not.
     pub may_retry: Option<bool>,
-    /// The answer's HTTP status; none where the hub itself could not ask.
-    pub status: Option<u16>,
+    /// The status of the answer; none where none came.
+    pub http: Option<u16>,
 }
 
 /// The provider may or may not have the job; the text says what happened.
@@ -63,7 +64,7 @@ impl Refused {
             wait: None,
             is_certain: true,
             may_retry: None,
-            status: None,
+            http: None,
         }
     }
 
@@ -75,7 +76,7 @@ impl Refused {
             wait: None,
             is_certain: true,
             may_retry: None,
-            status: None,
+            http: None,
         }
     }
 
@@ -99,7 +100,7 @@ impl Refused {
 
     /// What it says of the provider.
     pub(super) fn health(&self) -> Health {
-        match (self.status, self.failure.kind) {
+        match (self.http, self.failure.kind) {
             (None, FailureKind::InvalidInput) => Health::Unknown,
             (None | Some(_), kind) => Health::Unwell(kind, self.wait),
         }
@@ -112,6 +113,7 @@ impl Refused {
 pub(super) struct AnswerShape {
     /// Whether an answer with a 2xx status really is one.
     ok: Option<Expression>,
+    /// These two see the answer's `headers`, too, by their lower-case names.
     code: Option<Expression>,
     message: Option<Expression>,
 }
@@ -158,10 +160,12 @@ impl Rules {
 
     /// What an answer that is no success means.
     pub(super) fn refusal(&self, answer: &Answer, shape: &AnswerShape, payload: &Value) -> Refused {
+        let headers: BTreeMap<&str, &str> = answer.headers().collect();
+        let names = minijinja::context! { payload, headers };
         let word = |expression: &Option<Expression>| {
             expression
                 .as_ref()
-                .and_then(|expression| text(&expression.evaluate(payload)))
+                .and_then(|expression| text(&expression.evaluate_in(&names)))
         };
         let message = word(&shape.message)
             .or_else(|| Some(format!("the provider answered {}", answer.status)));
@@ -178,7 +182,7 @@ impl Rules {
             wait: hints::wait(answer, Time::now()),
             is_certain: is_its_own || is_a_refusal(answer.status),
             may_retry: hints::may_retry(answer),
-            status: Some(answer.status),
+            http: Some(answer.status),
         };
         if refused.may_retry.is_some() {
             refused.failure.retryable = refused.is_retried();
@@ -240,8 +244,6 @@ fn by_status(status: u16) -> FailureKind {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn refused(status: u16, body: &str) -> Refused {

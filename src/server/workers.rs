@@ -59,7 +59,8 @@ pub async fn register(
             ));
         }
     };
-    let kept = provider.map(|provider| provider.retention());
+    // There is no asking once the provider has forgotten it.
+    let kept = provider.map(|provider| provider.retention().saturating_sub(Duration::from_secs(1)));
     let longest = kept.map_or(settings.retain_active, |kept| {
         settings.retain_active.min(kept)
     });
@@ -87,7 +88,7 @@ pub async fn register(
         },
         Time::now(),
     );
-    let (created, job) = tracker.create(job, idempotency).await?;
+    let (created, job) = tracker.create(job, idempotency, Vec::new()).await?;
     answer(created, job, StatusCode::CREATED)
 }
 
