@@ -306,7 +306,7 @@ impl Tracker {
         let provider = self.provider_of(job);
         let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
         let next_look = provider.and_then(|provider| next_look(provider, job, now));
-        let patient = job.source == Source::Webhook;
+        let patient = provider.is_some_and(Provider::is_heard);
         let by_deadline =
             |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
         match job.submission() {
@@ -329,7 +329,7 @@ impl Tracker {
                 submit: None,
                 watch: by_deadline(next_look),
                 every,
-                patient,
+                patient: false,
                 holds_place: false,
             },
             Submission::Over => {
@@ -387,7 +387,8 @@ fn asks_for_a_look(job: &Job, update: &Update) -> bool {
 fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
     let cadence = provider.cadence();
     let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
-    let is_being_asked = job.source == Source::Poll || job.submission() == Submission::Unknown;
+    let is_unknown = job.submission() == Submission::Unknown;
+    let is_being_asked = is_unknown || job.source == Source::Poll && !provider.is_heard();
     let span = if is_being_asked {
         cadence.poll_every
     } else {
