@@ -13,6 +13,7 @@ mod proof;
 mod reading;
 mod spec;
 mod submission;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,13 +22,15 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::{Config, Mistake, ProviderConfig};
-use crate::signature::Key;
 
 pub use error::{Ambiguous, AskError, Refused};
 pub use http::{Fetcher, Http, NoClient};
+use proof::Proof;
+pub use proof::Unproven;
 pub use reading::{NotItsShape, Told};
 use spec::{Requirement, Spec};
 pub use submission::Sent;
+pub use webhook::Heard;
 
 /// How and when a provider is asked.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +51,7 @@ pub struct Provider {
     base_url: String,
     api_key: String,
     secret_key: String,
-    webhook_keys: Vec<Key>,
+    proof: Proof,
     cadence: Cadence,
     max_concurrent: usize,
 }
@@ -139,20 +142,10 @@ impl Provider {
                 ));
             }
         }
-        let webhook_keys: Vec<Key> = settings
-            .webhook_secrets
-            .iter()
-            .cloned()
-            .map(Key::from)
-            .collect();
-        for (at, key) in webhook_keys.iter().enumerate() {
-            if let Some(problem) = spec.signature.problem_with(key) {
-                mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
-            }
-        }
-        if !mistakes.is_empty() {
+        let proof = Proof::new(&spec, settings, &http).map_err(|found| mistakes.extend(found));
+        let (Ok(proof), true) = (proof, mistakes.is_empty()) else {
             return Err(mistakes);
-        }
+        };
         let cadence = Cadence {
             poll_after: spec
                 .poll
@@ -167,7 +160,7 @@ impl Provider {
             base_url: base_url.unwrap_or_default(),
             api_key: text(&settings.api_key),
             secret_key: text(&settings.secret_key),
-            webhook_keys,
+            proof,
             cadence,
             max_concurrent: settings.max_concurrent.unwrap_or(spec.max_concurrent),
             spec,

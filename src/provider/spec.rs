@@ -7,14 +7,14 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use minijinja::Value;
 use serde::Deserialize;
 
 use super::error::{AnswerShape, Rule};
 use super::expression::{Expression, Template};
 use super::http::Method;
 use super::reading::Reading;
-use crate::signature::Scheme;
+use super::webhook::Webhook;
+use crate::signature::Schemes;
 
 /// The specs that come with the hub.
 const BUILT_IN: [(&str, &str); 2] = [
@@ -45,7 +45,7 @@ pub(super) struct Spec {
     /// Sent with every call.
     #[serde(default)]
     pub(super) headers: BTreeMap<String, Template>,
-    pub(super) signature: Scheme,
+    pub(super) signature: Schemes,
     #[serde(default)]
     pub(super) answer: AnswerShape,
     pub(super) submit: Option<Call>,
@@ -104,29 +104,8 @@ fn one() -> NonZeroUsize {
     NonZeroUsize::MIN
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Webhook {
-    /// Where in the body the task stands.
-    item: Expression,
-}
-
-impl Webhook {
-    pub(super) fn evaluate(&self, payload: &Value) -> Value {
-        self.item.evaluate(payload)
-    }
-}
-
-impl Default for Webhook {
-    fn default() -> Self {
-        Self {
-            item: payload_itself(),
-        }
-    }
-}
-
 #[expect(clippy::expect_used, reason = "a constant that a test evaluates")]
-fn payload_itself() -> Expression {
+pub(super) fn payload_itself() -> Expression {
     Expression::new("payload").expect("is an expression")
 }
 
