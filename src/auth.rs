@@ -13,6 +13,7 @@ mod config;
 mod jwks;
 mod keys;
 mod minter;
+mod outgoing;
 mod principal;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub use config::AuthConfig;
 pub use jwks::{Fetch, FetchError, Jwks, Unavailable};
 pub use keys::VerifyingKey;
 pub use minter::{CannotMint, Minted, Minter};
+pub use outgoing::hs256;
 pub use principal::{Principal, Scope};
 pub use token::{MAX_TOKEN_BYTES, Token};
 

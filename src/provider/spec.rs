@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
+use minijinja::Value;
 use serde::Deserialize;
 
 use super::error::{AnswerShape, Rule};
@@ -17,8 +18,19 @@ use super::webhook::Webhook;
 use crate::signature::Schemes;
 
 /// The specs that come with the hub.
-const BUILT_IN: [(&str, &str); 2] = [
+const BUILT_IN: [(&str, &str); 13] = [
     ("kling", include_str!("specs/kling.toml")),
+    ("kling-legacy", include_str!("specs/kling-legacy.toml")),
+    ("atlas", include_str!("specs/atlas.toml")),
+    ("fal", include_str!("specs/fal.toml")),
+    ("replicate", include_str!("specs/replicate.toml")),
+    ("runway", include_str!("specs/runway.toml")),
+    ("veo", include_str!("specs/veo.toml")),
+    ("minimax", include_str!("specs/minimax.toml")),
+    ("videos", include_str!("specs/videos.toml")),
+    ("seedance", include_str!("specs/seedance.toml")),
+    ("wavespeed", include_str!("specs/wavespeed.toml")),
+    ("luma", include_str!("specs/luma.toml")),
     ("generic", include_str!("specs/generic.toml")),
 ];
 
@@ -50,6 +62,8 @@ pub(super) struct Spec {
     pub(super) answer: AnswerShape,
     pub(super) submit: Option<Call>,
     pub(super) poll: Option<Call>,
+    /// What a task has brought, where its own answer does not say.
+    pub(super) result: Option<Call>,
     pub(super) cancel: Option<Call>,
     #[serde(default)]
     pub(super) webhook: Webhook,
@@ -60,6 +74,8 @@ pub(super) struct Spec {
     pub(super) poll_after: Duration,
     #[serde(default = "seconds::<15>", with = "humantime_serde")]
     pub(super) poll_every: Duration,
+    #[serde(default = "seconds::<2>", with = "humantime_serde")]
+    pub(super) cool_down: Duration,
     #[serde(default = "seconds::<1800>", with = "humantime_serde")]
     pub(super) deadline: Duration,
     /// How long the provider keeps a finished task.
@@ -102,6 +118,15 @@ pub(super) struct Call {
 
 fn one() -> NonZeroUsize {
     NonZeroUsize::MIN
+}
+
+impl Call {
+    /// Whether there is such a call for a job: its URL is not empty then.
+    pub(super) fn applies(&self, context: &Value) -> bool {
+        self.url
+            .render(context)
+            .is_ok_and(|url| !url.trim().is_empty())
+    }
 }
 
 #[expect(clippy::expect_used, reason = "a constant that a test evaluates")]
@@ -189,6 +214,6 @@ mod tests {
 
         let problem = Spec::load("klign").err().unwrap();
         assert_eq!(problem[0].0, "spec");
-        assert!(problem[0].1.contains("kling, generic"), "{problem:?}");
+        assert!(problem[0].1.contains("kling, kling-legacy"), "{problem:?}");
     }
 }

@@ -94,7 +94,7 @@ impl Webhook {
         let payload = serde_json::from_slice::<Json>(request.body);
         payload.map_or(true, |payload| {
             let payload = Value::from_serialize(payload);
-            bool::try_from(accept.evaluate(&payload, request.headers)).unwrap_or(false)
+            accept.evaluate(&payload, request.headers).is_true()
         })
     }
 
