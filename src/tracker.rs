@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::job::{Job, JobId, News, Source, Submission, Update};
+use crate::links::Links;
 use crate::provider::{Provider, Providers};
 use crate::store::{self, Agenda, Commit, Committed, Create, Created, Idempotency, Parked, Store};
 use crate::telemetry::Metrics;
@@ -26,6 +27,7 @@ const ROUNDS: usize = 64;
 pub struct Tracker {
     store: Arc<dyn Store>,
     providers: Arc<Providers>,
+    links: Links,
     metrics: Arc<Metrics>,
     stir: Stir,
 }
@@ -69,17 +71,20 @@ pub enum Error {
 }
 
 impl Tracker {
-    /// A tracker that writes to this store and plans by these providers.
+    /// A tracker that writes to this store, plans by these providers, and links what lies behind
+    /// their keys.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         providers: Arc<Providers>,
+        links: Links,
         metrics: Arc<Metrics>,
         stir: Stir,
     ) -> Self {
         Self {
             store,
             providers,
+            links,
             metrics,
             stir,
         }
@@ -146,7 +151,7 @@ impl Tracker {
                 .await?
                 .filter(|job| fits(job))
                 .ok_or(Error::NotFound)?;
-            let Some(next) = job.apply(update.clone(), Time::now()) else {
+            let Some(next) = self.applied(&job, &update, Time::now()) else {
                 if asks_for_a_look(&job, &update) {
                     self.look_at(&job).await?;
                 }
@@ -266,13 +271,19 @@ impl Tracker {
         let mut asks = false;
         for update in &parked {
             asks |= asks_for_a_look(&job, update);
-            job = job.apply(update.clone(), now).unwrap_or(job);
+            job = self.applied(&job, update, now).unwrap_or(job);
         }
         let mut agenda = self.agenda(&job, now);
         if asks && !job.is_final() {
             agenda.watch = Some(now);
         }
         Ok((Arc::new(job), agenda, parked))
+    }
+
+    /// What the news makes of the job, if anything; outputs behind a key as links of the hub's.
+    fn applied(&self, job: &Job, update: &Update, now: Time) -> Option<Job> {
+        let update = self.links.addressed(&job.id, update.clone(), now);
+        job.apply(update, now)
     }
 
     /// When a job wants attention next.

@@ -26,7 +26,7 @@ const FLOORS: [&[&str]; 9] = [
     &["time"],
     &["job"],
     &["protocol", "auth", "signature", "telemetry"],
-    &["config"],
+    &["config", "links"],
     &["hub", "store", "provider"],
     &["feed", "tracker"],
     &["submitter", "watchdog", "cancel"],

@@ -12,9 +12,9 @@ use serde_json::json;
 use super::problem::Problem;
 use super::request::Raw;
 use crate::job::{JobId, Source};
+use crate::links::Links;
 use crate::provider::{Provider, Providers, Told};
 use crate::signature::Refusal;
-use crate::submitter::Callbacks;
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, Matched, Recorded, Tracker};
@@ -44,7 +44,7 @@ pub async fn by_token(
 pub struct News {
     tracker: web::Data<Tracker>,
     providers: web::Data<Providers>,
-    callbacks: web::Data<Callbacks>,
+    links: web::Data<Links>,
     metrics: web::Data<Metrics>,
 }
 
@@ -57,7 +57,7 @@ impl actix_web::FromRequest for News {
             Some(Self {
                 tracker: request.app_data::<web::Data<Tracker>>()?.clone(),
                 providers: request.app_data::<web::Data<Providers>>()?.clone(),
-                callbacks: request.app_data::<web::Data<Callbacks>>()?.clone(),
+                links: request.app_data::<web::Data<Links>>()?.clone(),
                 metrics: request.app_data::<web::Data<Metrics>>()?.clone(),
             })
         };
@@ -104,7 +104,7 @@ impl News {
         let job = match token {
             None => None,
             Some(token) => {
-                let job = self.callbacks.job_of(provider.name(), token);
+                let job = self.links.job_of(provider.name(), token);
                 Some(job.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("callback")))?)
             }
         };
