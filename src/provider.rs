@@ -3,9 +3,11 @@
 //! Invariant: a body is parsed only once it is [`Verified`], a paid request is sent at most once a
 //! call, and an answer that may have been an acceptance is never told as a refusal.
 
+mod address;
 mod asking;
 mod calls;
 mod cancelling;
+mod download;
 mod error;
 mod expression;
 mod http;
@@ -23,6 +25,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::config::{Config, Mistake, ProviderConfig};
 use crate::signature::Key;
 
+pub use download::{Body, Broken, Download, NotFetched, Wanted};
 pub use error::{Ambiguous, AskError, Refused};
 pub use http::{Fetcher, Http, NoClient};
 pub use reading::{NotItsShape, Told};

@@ -11,6 +11,7 @@ mod health;
 mod house;
 mod jobs;
 mod listener;
+mod outputs;
 mod pages;
 mod problem;
 mod request;

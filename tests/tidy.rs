@@ -76,7 +76,14 @@ const DOORS: [(&str, &[&str]); 24] = [
     ("jsonwebtoken", &["src/auth.rs", "src/auth/"]),
     ("minijinja", &["src/provider.rs", "src/provider/"]),
     ("prometheus_client", &["src/telemetry/metrics.rs"]),
-    ("reqwest", &["src/provider/http.rs", "src/simulator/"]),
+    (
+        "reqwest",
+        &[
+            "src/provider/http.rs",
+            "src/provider/download.rs",
+            "src/simulator/",
+        ],
+    ),
     ("rusqlite", &["src/store/sqlite.rs", "src/store/sqlite/"]),
     ("rust_embed", &["src/server/pages.rs"]),
     ("rustls", &["src/server.rs", "src/server/"]),

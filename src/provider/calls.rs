@@ -22,6 +22,17 @@ impl Provider {
         otherwise: Method,
         context: &BTreeMap<String, Json>,
     ) -> Result<Value, AskError> {
+        let (_, payload) = self.agreed(call, otherwise, context).await?;
+        Ok(payload)
+    }
+
+    /// The same with the HTTP status, for calls whose answers say it by that alone.
+    pub(super) async fn agreed(
+        &self,
+        call: &Call,
+        otherwise: Method,
+        context: &BTreeMap<String, Json>,
+    ) -> Result<(u16, Value), AskError> {
         let request = self
             .request(call, otherwise, context)
             .map_err(AskError::Spec)?;
@@ -33,7 +44,7 @@ impl Provider {
         let payload = answer.json();
         match self.refusal(&answer, &payload) {
             Some(refused) => Err(AskError::Refused(refused)),
-            None => Ok(payload),
+            None => Ok((answer.status, payload)),
         }
     }
 

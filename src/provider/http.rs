@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use url::Url;
 
+use super::download::Downloads;
 use crate::auth::{Fetch, FetchError};
 use crate::time::Time;
 
@@ -21,7 +22,7 @@ use crate::time::Time;
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long it may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that are read at most; the rest of a longer one is not.
 const MAX_ANSWER: usize = 1 << 20;
@@ -34,6 +35,7 @@ const MAX_WAIT: f64 = 3600.0;
 pub struct Http {
     repeatable: reqwest::Client,
     once: reqwest::Client,
+    pub(super) downloads: Downloads,
 }
 
 /// The HTTP client could not be set up.
@@ -99,6 +101,7 @@ impl Http {
         Ok(Self {
             repeatable: build(builder())?,
             once: build(builder().pool_max_idle_per_host(0))?,
+            downloads: Downloads::new().map_err(|error| NoClient(explain(error)))?,
         })
     }
 
@@ -164,7 +167,7 @@ async fn exchange(client: &reqwest::Client, request: Request) -> Result<Answer, 
 }
 
 /// What went wrong, down to its cause, without the URL, which may hold a callback token.
-fn explain(error: reqwest::Error) -> String {
+pub(super) fn explain(error: reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();
     }

@@ -9,7 +9,7 @@ use actix_web::{HttpResponse, web};
 use super::health::Begun;
 use super::house::House;
 use super::problem::Problem;
-use super::{demo, events, health, jobs, pages, tokens, videos, webhooks, workers};
+use super::{demo, events, health, jobs, outputs, pages, tokens, videos, webhooks, workers};
 use crate::config::ServerConfig;
 use crate::store::Store;
 
@@ -48,6 +48,13 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             ),
             ("/v1/jobs/{id}/updates", vec![web::post().to(workers::push)]),
             ("/v1/jobs/{id}/cancel", vec![web::post().to(jobs::cancel)]),
+            (
+                "/v1/jobs/{id}/outputs/{n}",
+                vec![
+                    web::get().to(outputs::fetch),
+                    web::head().to(outputs::fetch),
+                ],
+            ),
             ("/v1/tokens", vec![web::post().to(tokens::mint)]),
             (
                 "/v1/webhooks/{provider}",
@@ -113,7 +120,14 @@ pub fn cors(server: &ServerConfig) -> Cors {
     let mut cors = Cors::default()
         .allow_any_method()
         .allow_any_header()
-        .expose_headers(["etag", "location", "retry-after"])
+        .expose_headers([
+            "accept-ranges",
+            "content-disposition",
+            "content-range",
+            "etag",
+            "location",
+            "retry-after",
+        ])
         .max_age(3600)
         .block_on_origin_mismatch(false);
     for origin in &server.allowed_origins {
