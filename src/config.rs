@@ -180,6 +180,9 @@ pub struct ProviderConfig {
     /// `providers.<name>.poll_every`: between two such questions, 50 ms to 24 hours.
     /// Default: the spec's.
     pub poll_every: Option<Duration>,
+    /// `providers.<name>.cool_down`: between a question and the next that a callback without proof
+    /// may bring, 0 to 24 hours and never more than `poll_every`. Default: the spec's.
+    pub cool_down: Option<Duration>,
     /// `providers.<name>.deadline`: after which a job has failed, 1 second or more and at most
     /// `store.retain_active`. Default: the spec's.
     pub deadline: Option<Duration>,

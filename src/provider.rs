@@ -39,6 +39,8 @@ pub struct Cadence {
     pub poll_after: Option<Duration>,
     /// How often, from then on.
     pub poll_every: Duration,
+    /// How long after one question a nudge may bring the next; at most `poll_every`.
+    pub cool_down: Duration,
     /// How long a job may take in all.
     pub deadline: Duration,
 }
@@ -156,12 +158,15 @@ impl Provider {
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
+        let poll_every = settings.poll_every.unwrap_or(spec.poll_every);
+        let cool_down = settings.cool_down.unwrap_or(spec.cool_down);
         let cadence = Cadence {
             poll_after: spec
                 .poll
                 .as_ref()
                 .map(|_| settings.poll_after.unwrap_or(spec.poll_after)),
-            poll_every: settings.poll_every.unwrap_or(spec.poll_every),
+            poll_every,
+            cool_down: cool_down.min(poll_every),
             deadline: settings.deadline.unwrap_or(spec.deadline),
         };
         Ok(Self {

@@ -11,7 +11,9 @@ use tokio::sync::Notify;
 use crate::job::{Job, JobId, News, Source, Submission, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
-use crate::store::{self, Agenda, Commit, Committed, Create, Created, Idempotency, Parked, Store};
+use crate::store::{
+    self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store, spread,
+};
 use crate::telemetry::Metrics;
 use crate::time::Time;
 
@@ -90,7 +92,8 @@ impl Tracker {
         }
     }
 
-    /// Registers a job; news that was parked for its task is applied before anybody sees it.
+    /// Registers a job and charges what it may cost; news that was parked for its task is applied
+    /// before anybody sees it.
     ///
     /// # Errors
     /// The store's, when it could not be kept.
@@ -98,6 +101,7 @@ impl Tracker {
         &self,
         job: Job,
         idempotency: Option<Idempotency>,
+        entries: Vec<Entry>,
     ) -> Result<(Created, Arc<Job>), Error> {
         for _ in 0..ROUNDS {
             let (job, agenda, folded) = self.fold(job.clone()).await?;
@@ -106,6 +110,7 @@ impl Tracker {
                 agenda,
                 idempotency: idempotency.clone(),
                 folded,
+                entries: entries.clone(),
             };
             let created = self.store.create(create).await?;
             if created != Created::Stale {
@@ -172,6 +177,7 @@ impl Tracker {
                 expected: job.version,
                 agenda,
                 folded,
+                entries: Vec::new(),
             };
             match self.store.commit(commit).await? {
                 Committed::Done => {
@@ -244,7 +250,10 @@ impl Tracker {
         match job.submission() {
             Submission::Waiting(_) | Submission::Sending => {}
             Submission::Unknown | Submission::Over => {
-                self.store.hasten(&job.id, Time::now()).await?;
+                let cool_down = self
+                    .provider_of(job)
+                    .map_or(Duration::ZERO, |provider| provider.cadence().cool_down);
+                self.store.hasten(&job.id, Time::now(), cool_down).await?;
                 self.stir.watchdog.notify_one();
             }
         }
@@ -291,12 +300,10 @@ impl Tracker {
         if job.is_final() {
             return Agenda::default();
         }
-        let provider = job
-            .provider
-            .as_ref()
-            .and_then(|name| self.providers.get(name));
+        let provider = self.provider_of(job);
         let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
         let next_look = provider.and_then(|provider| next_look(provider, job, now));
+        let patient = job.source == Source::Webhook;
         let by_deadline =
             |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
         match job.submission() {
@@ -304,12 +311,14 @@ impl Tracker {
                 submit: Some(at),
                 watch: by_deadline(None),
                 every,
+                patient,
                 holds_place: false,
             },
             Submission::Sending => Agenda {
                 submit: None,
                 watch: Some(now + SENDING_LEASE),
                 every,
+                patient,
                 holds_place: true,
             },
             // Holds no place: the provider may well not have it, and its deadline can be far.
@@ -317,6 +326,7 @@ impl Tracker {
                 submit: None,
                 watch: by_deadline(next_look),
                 every,
+                patient,
                 holds_place: false,
             },
             Submission::Over => {
@@ -325,10 +335,16 @@ impl Tracker {
                     submit: None,
                     watch: by_deadline(next_look),
                     every,
+                    patient,
                     holds_place,
                 }
             }
         }
+    }
+
+    fn provider_of(&self, job: &Job) -> Option<&Provider> {
+        let name = job.provider.as_deref()?;
+        self.providers.get(name).map(AsRef::as_ref)
     }
 
     fn stirred(&self, agenda: &Agenda, job: &Job) {
@@ -365,11 +381,10 @@ fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
     let cadence = provider.cadence();
     let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
     let is_being_asked = job.source == Source::Poll || job.submission() == Submission::Unknown;
-    Some(
-        now + if is_being_asked {
-            cadence.poll_every
-        } else {
-            after
-        },
-    )
+    let span = if is_being_asked {
+        cadence.poll_every
+    } else {
+        after
+    };
+    Some(now + spread(span, job.id.as_str()))
 }

@@ -165,6 +165,7 @@ fn provider(section: &mut Section<'_>) -> ProviderConfig {
         jwks_url: section.parsed("jwks_url", check::web_url),
         poll_after: section.duration("poll_after", cadence.clone()),
         poll_every: section.duration("poll_every", cadence),
+        cool_down: section.duration("cool_down", Duration::ZERO..=DAY),
         deadline: section.duration("deadline", SECOND..=YEAR),
         max_concurrent: section.number("max_concurrent", 1..=100_000),
     }

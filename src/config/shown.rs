@@ -100,6 +100,7 @@ impl Page {
         let times = [
             ("poll_after", provider.poll_after),
             ("poll_every", provider.poll_every),
+            ("cool_down", provider.cool_down),
             ("deadline", provider.deadline),
         ];
         self.line("spec", text(&provider.spec));

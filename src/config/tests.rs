@@ -148,6 +148,7 @@ fn every_key_is_read_and_shown_without_its_secret() {
     jwks_url = "https://kling.example.com/jwks.json"
     poll_after = "50ms"
     poll_every = "2s"
+    cool_down = ""
     deadline = "36h"
     max_concurrent = 5
     "#);

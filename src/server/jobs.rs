@@ -243,6 +243,13 @@ pub fn answer(
                 detail,
             ));
         }
+        Created::OverLimit { account } => {
+            return Err(Problem::new(
+                StatusCode::PAYMENT_REQUIRED,
+                "budget_exceeded",
+                format!("{account} does not allow it"),
+            ));
+        }
         Created::TaskTaken(job) => {
             return Err(Problem::conflict(
                 "task_known",

@@ -56,7 +56,7 @@ pub async fn submit(
         deadline: provider.cadence().deadline,
     };
     let (created, job) = tracker
-        .create(Job::new(new, Time::now()), idempotency)
+        .create(Job::new(new, Time::now()), idempotency, Vec::new())
         .await?;
     answer(created, job, StatusCode::ACCEPTED)
 }
