@@ -73,10 +73,9 @@ impl Canceller {
                 let provider = self
                     .providers
                     .get(name)
-                    .filter(|provider| provider.can_cancel());
-                let provider = provider.ok_or(NotCancelled::NotCancellable(
-                    "its provider can't cancel a job",
-                ))?;
+                    .filter(|provider| provider.can_cancel(&job));
+                let provider =
+                    provider.ok_or(NotCancelled::NotCancellable("its provider can't cancel it"))?;
                 self.ask(provider, job).await
             }
         }
@@ -173,13 +172,12 @@ fn settled(job: Arc<Job>) -> Result<Arc<Job>, NotCancelled> {
     }
 }
 
-/// Whether a refusal is the provider's last word on cancelling this task, and not about who asks or
-/// how often.
+/// Whether a refusal is the provider's last word on cancelling this task: not one about who asks or
+/// how often, and not a fault of its own.
 fn is_about_the_task(refused: &Refused) -> bool {
-    let kind = refused.failure.kind;
-    let is_last = matches!(
-        kind,
-        FailureKind::InvalidInput | FailureKind::Safety | FailureKind::ResultExpired
+    let is_about_us = matches!(
+        refused.failure.kind,
+        FailureKind::Auth | FailureKind::Quota | FailureKind::RateLimit
     );
-    refused.is_certain && is_last
+    refused.is_certain && !is_about_us && refused.http.is_some_and(|http| http < 500)
 }

@@ -205,10 +205,4 @@ impl Provider {
     pub fn can_submit(&self) -> bool {
         self.spec.submit.is_some()
     }
-
-    /// Whether a job there can be cancelled.
-    #[must_use]
-    pub fn can_cancel(&self) -> bool {
-        self.spec.cancel.is_some()
-    }
 }

@@ -3,13 +3,21 @@
 //! Invariant: an agreement is not yet an end; only what is said of the task is, in the answer itself
 //! where the spec finds it there, or when it is read afterwards.
 
-use minijinja::context;
+use minijinja::{Value, context};
 
 use super::http::Method;
 use super::{AskError, Provider, Refused, Told};
 use crate::job::{Job, Report};
 
 impl Provider {
+    /// Whether this job can be cancelled there.
+    #[must_use]
+    pub fn can_cancel(&self, job: &Job) -> bool {
+        let context = || Value::from_serialize(self.context(job));
+        let call = self.spec.cancel.as_ref();
+        call.is_some_and(|call| call.applies(&context()))
+    }
+
     /// Asks the provider to cancel a job. Some answer with the task as it is then: this is the report,
     /// where it is about this job and tells its end.
     ///
