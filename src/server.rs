@@ -14,6 +14,7 @@ mod listener;
 mod outputs;
 mod pages;
 mod problem;
+mod providers;
 mod request;
 mod routes;
 mod socket;
@@ -35,6 +36,7 @@ use crate::auth::{Minter, Verifier};
 use crate::cancel::Canceller;
 use crate::config::{Config, Mistake};
 use crate::feed;
+use crate::guard::Guard;
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, Http, Providers};
@@ -158,6 +160,7 @@ impl Server {
         let drain_time = config.server.drain;
         let house = House {
             links,
+            guard: Arc::new(Guard::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
             drain: Arc::new(Drain::new(drain_time)),

@@ -134,6 +134,12 @@ impl News {
         } else {
             self.look(provider, job, told).await
         };
+        if recorded
+            .as_ref()
+            .is_ok_and(|outcome| *outcome != WebhookOutcome::Unmatched)
+        {
+            provider.heard();
+        }
         recorded.map_err(|error| (WebhookOutcome::Unavailable, error.into()))
     }
 
