@@ -98,12 +98,7 @@ impl Canceller {
     /// Has the provider cancel. Its answer may tell the end itself; otherwise the end is read.
     async fn ask(&self, provider: &Provider, job: Arc<Job>) -> Result<Arc<Job>, NotCancelled> {
         let asked = provider.cancel(&job).await;
-        let outcome = match &asked {
-            Ok(_) => CallOutcome::Ok,
-            Err(AskError::Unanswered(_)) => CallOutcome::Unanswered,
-            Err(_) => CallOutcome::Refused,
-        };
-        self.metrics.called(provider.name(), Call::Cancel, outcome);
+        self.count(provider, Call::Cancel, asked.as_ref().err());
         match asked {
             Ok(Some(report)) => {
                 let source = if report.status == Some(Status::Cancelled) {
@@ -147,17 +142,18 @@ impl Canceller {
             return;
         }
         let answer = provider.ask(std::slice::from_ref(job)).await;
-        let outcome = if answer.is_ok() {
-            CallOutcome::Ok
-        } else {
-            CallOutcome::Unanswered
-        };
-        self.metrics.called(provider.name(), Call::Ask, outcome);
+        self.count(provider, Call::Ask, answer.as_ref().err());
         for (id, report) in answer.unwrap_or_default() {
             let update = report.from_source(Source::Poll);
             if let Err(error) = self.tracker.record(&id, update).await {
                 tracing::warn!(job.id = %id, %error, "can't record what was read");
             }
+        }
+    }
+
+    fn count(&self, provider: &Provider, call: Call, failed: Option<&AskError>) {
+        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), AskError::outcome) {
+            self.metrics.called(provider.name(), call, outcome);
         }
     }
 }

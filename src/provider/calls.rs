@@ -1,6 +1,6 @@
 //! How a call of a spec becomes a request, and an answer a value or a refusal.
 //!
-//! Invariant: every request to a provider is made here, from its spec and its job alone, with leave
+//! Invariant: every call of a provider's API is made here, from its spec and its job alone, with leave
 //! of its gate, which is told how it went.
 
 use std::collections::BTreeMap;
