@@ -3,6 +3,7 @@
 //! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
 //! another writer was faster; there is no other way to change a job.
 
+mod planning;
 mod settling;
 
 use std::sync::Arc;
@@ -10,18 +11,16 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::job::{Job, JobId, News, Source, Submission, Update};
+use crate::job::{Job, JobId, News, Submission, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
 use crate::store::{
-    self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store, spread,
+    self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store,
 };
 use crate::telemetry::Metrics;
 use crate::time::Time;
 
-/// How long a try at submitting may be silent before it is taken for lost: the time a provider has
-/// to answer, and some.
-pub const SENDING_LEASE: Duration = Duration::from_secs(40);
+use planning::agenda;
 
 /// How often a writer that lost the race reads again. Each loss means that another one won, so this
 /// is only reached by a job with very many writers at once.
@@ -176,7 +175,7 @@ impl Tracker {
             let (next, agenda, folded) = if is_new_task {
                 self.fold(next).await?
             } else {
-                let agenda = self.agenda(&next, Time::now());
+                let agenda = agenda(self.provider_of(&next), &next, Time::now());
                 (Arc::new(next), agenda, Vec::new())
             };
             let settled = settling::settle(&job, &next);
@@ -296,7 +295,7 @@ impl Tracker {
             asks |= asks_for_a_look(&job, update);
             job = self.applied(&job, update, now).unwrap_or(job);
         }
-        let mut agenda = self.agenda(&job, now);
+        let mut agenda = agenda(self.provider_of(&job), &job, now);
         if asks && !job.is_final() {
             agenda.watch = Some(now);
         }
@@ -307,53 +306,6 @@ impl Tracker {
     fn applied(&self, job: &Job, update: &Update, now: Time) -> Option<Job> {
         let update = self.links.addressed(&job.id, update.clone(), now);
         job.apply(update, now)
-    }
-
-    /// When a job wants attention next.
-    fn agenda(&self, job: &Job, now: Time) -> Agenda {
-        if job.is_final() {
-            return Agenda::default();
-        }
-        let provider = self.provider_of(job);
-        let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
-        let next_look = provider.and_then(|provider| next_look(provider, job, now));
-        let patient = provider.is_some_and(Provider::is_heard);
-        let by_deadline =
-            |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
-        match job.submission() {
-            Submission::Waiting(at) => Agenda {
-                submit: Some(at),
-                watch: by_deadline(None),
-                every,
-                patient,
-                holds_place: false,
-            },
-            Submission::Sending => Agenda {
-                submit: None,
-                watch: Some(now + SENDING_LEASE),
-                every,
-                patient,
-                holds_place: true,
-            },
-            // Holds no place: the provider may well not have it, and its deadline can be far.
-            Submission::Unknown => Agenda {
-                submit: None,
-                watch: by_deadline(next_look),
-                every,
-                patient: false,
-                holds_place: false,
-            },
-            Submission::Over => {
-                let holds_place = job.ticket.request.is_some();
-                Agenda {
-                    submit: None,
-                    watch: by_deadline(next_look),
-                    every,
-                    patient,
-                    holds_place,
-                }
-            }
-        }
     }
 
     fn provider_of(&self, job: &Job) -> Option<&Provider> {
@@ -392,18 +344,4 @@ fn asks_for_a_look(job: &Job, update: &Update) -> bool {
         News::Report(report) => !job.is_final() && report.wants_a_look(),
         News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => false,
     }
-}
-
-/// When to ask the provider next, going by who spoke last.
-fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
-    let cadence = provider.cadence();
-    let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
-    let is_unknown = job.submission() == Submission::Unknown;
-    let is_being_asked = is_unknown || job.source == Source::Poll && !provider.is_heard();
-    let span = if is_being_asked {
-        cadence.poll_every
-    } else {
-        after
-    };
-    Some(now + spread(span, job.id.as_str()))
 }

@@ -24,10 +24,11 @@ use source::{
 };
 
 /// The house, ground floor first. A room imports from the floors below its own only.
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     &["time"],
     &["job"],
-    &["protocol", "auth", "signature", "telemetry"],
+    &["protocol", "auth", "telemetry"],
+    &["signature"],
     &["config", "links"],
     &["hub", "store", "provider"],
     &["feed", "tracker", "guard"],

@@ -16,7 +16,8 @@ use super::expression::{Expression, Template};
 use super::http::Method;
 use super::reading::Reading;
 use super::terms::Check;
-use crate::signature::Scheme;
+use super::webhook::Webhook;
+use crate::signature::Schemes;
 
 /// The specs that come with the hub.
 const BUILT_IN: [(&str, &str); 13] = [
@@ -57,7 +58,7 @@ pub(super) struct Spec {
     /// Sent with every call.
     #[serde(default)]
     pub(super) headers: BTreeMap<String, Template>,
-    pub(super) signature: Scheme,
+    pub(super) signature: Schemes,
     #[serde(default)]
     pub(super) answer: AnswerShape,
     pub(super) submit: Option<Call>,
@@ -124,13 +125,6 @@ fn one() -> NonZeroUsize {
     NonZeroUsize::MIN
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Webhook {
-    /// Where in the body the task stands.
-    item: Expression,
-}
-
 impl Call {
     /// Whether there is such a call for a job: its URL is not empty then.
     pub(super) fn applies(&self, context: &Value) -> bool {
@@ -140,22 +134,8 @@ impl Call {
     }
 }
 
-impl Webhook {
-    pub(super) fn evaluate(&self, payload: &Value) -> Value {
-        self.item.evaluate(payload)
-    }
-}
-
-impl Default for Webhook {
-    fn default() -> Self {
-        Self {
-            item: payload_itself(),
-        }
-    }
-}
-
 #[expect(clippy::expect_used, reason = "a constant that a test evaluates")]
-fn payload_itself() -> Expression {
+pub(super) fn payload_itself() -> Expression {
     Expression::new("payload").expect("is an expression")
 }
 
