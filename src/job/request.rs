@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::time::Time;
+
 /// What the hub must know to submit a job and to ask about it later.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ticket {
@@ -19,6 +21,9 @@ pub struct Ticket {
     /// where there is no such output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Option<String>>,
+    /// When its provider first told of a success that was yet to be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success_told_at: Option<Time>,
 }
 
 /// The body of `POST /v1/videos`.
