@@ -45,12 +45,13 @@ pub mod time; // a moment, as documents and stores have it
 
 pub mod job; // the document, the news about it, and the law
 
-// First floor: words, proofs and numbers.
+// First floor: words, tokens and numbers; and above them what may be proven by a token.
 
 pub mod auth; // tokens: who is calling, and what they may
 pub mod protocol; // messages, and the frames that jobs travel in
-pub mod signature; // proofs that a webhook is its sender's
 pub mod telemetry; // logs and metrics
+
+pub mod signature; // proofs that a webhook is its sender's
 
 // Second floor: what the operator says.
 
@@ -65,6 +66,7 @@ pub mod store; // where jobs live, on disk before anybody is told
 // Fourth floor: the only writer, and who keeps the hub current.
 
 pub mod feed; // from the store to the hub
+pub mod guard; // what a submit must pass
 pub mod tracker; // read, apply, commit
 
 // Fifth floor: work that nobody waits for, and stopping it.

@@ -16,6 +16,8 @@ mod proof;
 mod reading;
 mod spec;
 mod submission;
+mod terms;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +26,6 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::{Config, Mistake, ProviderConfig};
-use crate::signature::Key;
 use crate::time::Time;
 
 use balance::Account;
@@ -32,9 +33,13 @@ pub use balance::Balance;
 pub use error::{Ambiguous, AskError, Refused};
 pub use gate::{Gate, Held, Leave, Standing};
 pub use http::{Fetcher, Http, NoClient};
+use proof::Proof;
+pub use proof::Unproven;
 pub use reading::{NotItsShape, Told};
 use spec::{Requirement, Spec};
 pub use submission::Sent;
+use terms::Prices;
+pub use webhook::Heard;
 
 /// How and when a provider is asked.
 #[derive(Clone, Copy, Debug)]
@@ -57,9 +62,10 @@ pub struct Provider {
     base_url: String,
     api_key: String,
     secret_key: String,
-    webhook_keys: Vec<Key>,
+    proof: Proof,
     cadence: Cadence,
     max_concurrent: usize,
+    prices: Prices,
     gate: Arc<Gate>,
     account: Account,
 }
@@ -156,17 +162,10 @@ impl Provider {
                 ));
             }
         }
-        let webhook_keys: Vec<Key> = settings
-            .webhook_secrets
-            .iter()
-            .cloned()
-            .map(Key::from)
-            .collect();
-        for (at, key) in webhook_keys.iter().enumerate() {
-            if let Some(problem) = spec.signature.problem_with(key) {
-                mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
-            }
-        }
+        let prices = Prices::new(&settings.prices).unwrap_or_else(|problems| {
+            mistakes.extend(problems);
+            Prices::default()
+        });
         for (key, given) in [
             ("deadline", settings.deadline),
             ("poll_after", settings.poll_after),
@@ -176,9 +175,10 @@ impl Provider {
                 mistakes.push((key.to_owned(), forgotten_by_then(spec.retention)));
             }
         }
-        if !mistakes.is_empty() {
+        let proof = Proof::new(&spec, settings, &http).map_err(|found| mistakes.extend(found));
+        let (Ok(proof), true) = (proof, mistakes.is_empty()) else {
             return Err(mistakes);
-        }
+        };
         let poll_every = settings.poll_every.unwrap_or(spec.poll_every);
         let cool_down = settings.cool_down.unwrap_or(spec.cool_down);
         let cadence = Cadence {
@@ -196,9 +196,10 @@ impl Provider {
             base_url: base_url.unwrap_or_default(),
             api_key: text(&settings.api_key),
             secret_key: text(&settings.secret_key),
-            webhook_keys,
+            proof,
             cadence,
             max_concurrent: settings.max_concurrent.unwrap_or(spec.max_concurrent),
+            prices,
             gate: Gate::new(name),
             account: Account::default(),
             spec,

@@ -3,6 +3,8 @@
 //! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
 //! another writer was faster; there is no other way to change a job.
 
+mod settling;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +110,11 @@ impl Tracker {
                 entries: entries.clone(),
             };
             let created = self.store.create(create).await?;
+            if created == Created::New
+                && let Some(charge) = &job.ticket.charge
+            {
+                self.metrics.reserved(provider_name(&job), charge.amount);
+            }
             if created != Created::Stale {
                 self.stirred(&agenda, &job);
                 return Ok((created, job));
@@ -168,16 +175,23 @@ impl Tracker {
                 let agenda = self.agenda(&next, Time::now());
                 (Arc::new(next), agenda, Vec::new())
             };
+            let settled = settling::settle(&job, &next);
+            let (spent, entries) = settled.map_or((None, Vec::new()), |settled| {
+                (Some(settled.spent), settled.entries)
+            });
             let commit = Commit {
                 job: Arc::clone(&next),
                 expected: job.version,
                 agenda,
                 folded,
-                entries: Vec::new(),
+                entries,
             };
             match self.store.commit(commit).await? {
                 Committed::Done => {
                     self.metrics.updated(next.source);
+                    if let Some(spent) = spent {
+                        self.metrics.spent(provider_name(&next), spent);
+                    }
                     tell(&next);
                     self.stirred(&agenda, &next);
                     return Ok(Recorded {
@@ -373,6 +387,10 @@ impl Tracker {
             self.stir.watchdog.notify_one();
         }
     }
+}
+
+fn provider_name(job: &Job) -> &str {
+    job.provider.as_deref().unwrap_or_default()
 }
 
 /// One line when a job has ended, and for those who look closer one for each change.

@@ -15,7 +15,9 @@ use super::error::{AnswerShape, Rule};
 use super::expression::{Expression, Template};
 use super::http::Method;
 use super::reading::Reading;
-use crate::signature::Scheme;
+use super::terms::Check;
+use super::webhook::Webhook;
+use crate::signature::Schemes;
 
 /// The specs that come with the hub.
 const BUILT_IN: [(&str, &str); 13] = [
@@ -56,7 +58,7 @@ pub(super) struct Spec {
     /// Sent with every call.
     #[serde(default)]
     pub(super) headers: BTreeMap<String, Template>,
-    pub(super) signature: Scheme,
+    pub(super) signature: Schemes,
     #[serde(default)]
     pub(super) answer: AnswerShape,
     pub(super) submit: Option<Call>,
@@ -67,6 +69,9 @@ pub(super) struct Spec {
     pub(super) balance: Option<balance::Reading>,
     #[serde(default)]
     pub(super) webhook: Webhook,
+    /// What the provider is known to refuse; the first that holds is told.
+    #[serde(default)]
+    pub(super) checks: Vec<Check>,
     pub(super) read: Reading,
     #[serde(default, rename = "errors")]
     rules: Vec<Rule>,
@@ -120,13 +125,6 @@ fn one() -> NonZeroUsize {
     NonZeroUsize::MIN
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Webhook {
-    /// Where in the body the task stands.
-    item: Expression,
-}
-
 impl Call {
     /// Whether there is such a call for a job: its URL is not empty then.
     pub(super) fn applies(&self, context: &Value) -> bool {
@@ -136,22 +134,8 @@ impl Call {
     }
 }
 
-impl Webhook {
-    pub(super) fn evaluate(&self, payload: &Value) -> Value {
-        self.item.evaluate(payload)
-    }
-}
-
-impl Default for Webhook {
-    fn default() -> Self {
-        Self {
-            item: payload_itself(),
-        }
-    }
-}
-
 #[expect(clippy::expect_used, reason = "a constant that a test evaluates")]
-fn payload_itself() -> Expression {
+pub(super) fn payload_itself() -> Expression {
     Expression::new("payload").expect("is an expression")
 }
 

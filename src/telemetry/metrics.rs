@@ -14,7 +14,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::labels::{self, Call, CallOutcome, ConnectionKind, ProviderState, WebhookOutcome};
+use super::labels::{
+    self, Call, CallOutcome, ConnectionKind, ProviderState, SubmitRefusal, WebhookOutcome,
+};
 use crate::job::Source;
 
 /// The `Content-Type` of what [`Metrics::render`] writes.
@@ -50,6 +52,11 @@ struct ProviderLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct SourceLabels {
     source: &'static str,
 }
@@ -58,6 +65,9 @@ struct SourceLabels {
 struct CloseLabels {
     code: &'static str,
 }
+
+/// Money, which comes in fractions.
+type Sum = Counter<f64, AtomicU64>;
 
 /// One hub's numbers. All methods take `&self`, from any thread.
 #[derive(Debug)]
@@ -72,6 +82,9 @@ pub struct Metrics {
     provider_turns: Family<StateLabels, Counter>,
     provider_balance: Family<ProviderLabels, Gauge<f64, AtomicU64>>,
     updates: Family<SourceLabels, Counter>,
+    submits_refused: Family<ReasonLabels, Counter>,
+    reserved: Family<ProviderLabels, Sum>,
+    spent: Family<ProviderLabels, Sum>,
     sockets_closed: Family<CloseLabels, Counter>,
     webhook_time: Histogram,
 }
@@ -132,6 +145,9 @@ impl Metrics {
             provider_turns: Family::default(),
             provider_balance: Family::default(),
             updates: Family::default(),
+            submits_refused: Family::default(),
+            reserved: Family::default(),
+            spent: Family::default(),
             sockets_closed: Family::default(),
             webhook_time: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
         };
@@ -184,6 +200,21 @@ impl Metrics {
             "updates",
             "Updates that changed a job",
             self.updates.clone(),
+        );
+        registry.register(
+            "submits_refused",
+            "Submits refused before anything was kept",
+            self.submits_refused.clone(),
+        );
+        registry.register(
+            "reserved",
+            "What was set aside for jobs, in budgets.unit",
+            self.reserved.clone(),
+        );
+        registry.register(
+            "spent",
+            "What ended jobs came to, in budgets.unit",
+            self.spent.clone(),
         );
         registry.register(
             "sockets_closed",
@@ -278,6 +309,24 @@ impl Metrics {
         self.updates.get_or_create_owned(&SourceLabels { source })
     }
 
+    /// A submit was refused before anything was kept.
+    pub fn submit_refused(&self, reason: SubmitRefusal) {
+        let reason = reason.word();
+        self.submits_refused
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    /// So many millionths were set aside for a job of this provider.
+    pub fn reserved(&self, provider: &str, millionths: i64) {
+        add(&self.reserved, provider, millionths);
+    }
+
+    /// A job of this provider ended, and came to so many millionths.
+    pub fn spent(&self, provider: &str, millionths: i64) {
+        add(&self.spent, provider, millionths);
+    }
+
     /// A WebSocket was closed with this code, by either side.
     pub fn socket_closed(&self, code: u16) {
         let code = labels::close_code(code);
@@ -295,6 +344,13 @@ impl Metrics {
         debug_assert!(written.is_ok());
         text
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a number to look at")]
+fn add(sums: &Family<ProviderLabels, Sum>, provider: &str, millionths: i64) {
+    let provider = provider.to_owned();
+    sums.get_or_create(&ProviderLabels { provider })
+        .inc_by(millionths as f64 / 1e6);
 }
 
 impl Default for Metrics {
@@ -330,6 +386,9 @@ mod tests {
         metrics.provider_is("kling", ProviderState::Open, |_| 0);
         metrics.provider_has("kling", 1.0);
         metrics.socket_closed(1000);
+        metrics.submit_refused(SubmitRefusal::Budget);
+        metrics.reserved("kling", 1);
+        metrics.spent("kling", 1);
         let text = metrics.render();
         let described: Vec<&str> = text
             .lines()
@@ -345,6 +404,9 @@ mod tests {
     progress_hub_provider_turns counter
     progress_hub_provider_balance gauge
     progress_hub_updates counter
+    progress_hub_submits_refused counter
+    progress_hub_reserved counter
+    progress_hub_spent counter
     progress_hub_sockets_closed counter
     progress_hub_webhook_seconds histogram
     ");

@@ -26,6 +26,7 @@ mod raw;
 mod result;
 mod resume;
 mod sent;
+mod signatures;
 mod signing;
 mod spec;
 mod sse;
