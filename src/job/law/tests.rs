@@ -119,7 +119,7 @@ fn a_success_that_is_yet_to_be_read_is_remembered_and_not_shown() {
     assert_eq!(job(None).expect_success(&running, now), None);
     let others = Report {
         task_id: Some("another".to_owned()),
-        ..bare.clone()
+        ..bare
     };
     let known = told(
         &job(None),
