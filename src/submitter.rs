@@ -121,7 +121,7 @@ impl Submitter {
             let outcome = match provider.read_balance().await {
                 Ok(()) => CallOutcome::Ok,
                 Err(error) => {
-                    tracing::warn!(provider.name = provider.name(), %error, "can't read the balance");
+                    tracing::info!(provider.name = provider.name(), %error, "can't read the balance");
                     CallOutcome::Unanswered
                 }
             };

@@ -164,6 +164,7 @@ impl Tracker {
                 .ok_or(Error::NotFound)?;
             let Some(next) = self.applied(&job, &update, Time::now()) else {
                 if asks_for_a_look(&job, &update) {
+                    self.expect_success(&job, &update).await?;
                     self.look_at(&job).await?;
                 }
                 return Ok(Recorded {
@@ -259,6 +260,28 @@ impl Tracker {
         }
     }
 
+    /// Keeps that a success was told, for when the provider no longer knows of the task. Another
+    /// writer who is faster takes nothing away but this.
+    async fn expect_success(&self, job: &Job, update: &Update) -> Result<(), Error> {
+        let next = match (&update.news, job.submission()) {
+            (News::Report(report), Submission::Unknown | Submission::Over) => {
+                job.expect_success(report, Time::now())
+            }
+            (_, Submission::Waiting(_) | Submission::Sending) => None,
+            (News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn, _) => None,
+        };
+        let Some(next) = next else { return Ok(()) };
+        let commit = Commit {
+            agenda: self.agenda(&next, Time::now()),
+            job: Arc::new(next),
+            expected: job.version,
+            folded: Vec::new(),
+            entries: Vec::new(),
+        };
+        self.store.commit(commit).await?;
+        Ok(())
+    }
+
     async fn look_at(&self, job: &Job) -> Result<(), Error> {
         match job.submission() {
             Submission::Waiting(_) | Submission::Sending => {}
@@ -293,7 +316,13 @@ impl Tracker {
         let mut asks = false;
         for update in &parked {
             asks |= asks_for_a_look(&job, update);
-            job = self.applied(&job, update, now).unwrap_or(job);
+            let expecting = match &update.news {
+                News::Report(report) => job.expect_success(report, now),
+                News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => None,
+            };
+            job = expecting
+                .or_else(|| self.applied(&job, update, now))
+                .unwrap_or(job);
         }
         let mut agenda = agenda(self.provider_of(&job), &job, now);
         if asks && !job.is_final() {
