@@ -45,17 +45,16 @@ pub mod time; // a moment, as documents and stores have it
 
 pub mod job; // the document, the news about it, and the law
 
-// First floor: words, tokens and numbers; and above them what may be proven by a token.
+// First floor: words, tokens and numbers.
 
 pub mod auth; // tokens: who is calling, and what they may
 pub mod protocol; // messages, and the frames that jobs travel in
 pub mod telemetry; // logs and metrics
 
-pub mod signature; // proofs that a webhook is its sender's
-
-// Second floor: what the operator says.
+// Second floor: what the operator says, and proofs of what others say.
 
 pub mod config; // every setting, typed and checked
+pub mod signature; // proofs that a webhook is its sender's
 
 // Third floor: memory, the fan-out, the world outside; none of them knows another.
 

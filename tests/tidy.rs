@@ -22,12 +22,11 @@ use source::{
 };
 
 /// The house, ground floor first. A room imports from the floors below its own only.
-const FLOORS: [&[&str]; 10] = [
+const FLOORS: [&[&str]; 9] = [
     &["time"],
     &["job"],
     &["protocol", "auth", "telemetry"],
-    &["signature"],
-    &["config"],
+    &["config", "signature"],
     &["hub", "store", "provider"],
     &["feed", "tracker"],
     &["submitter", "watchdog", "cancel"],

@@ -36,4 +36,5 @@ mod submit;
 mod subscribe;
 mod watchdog;
 mod webhook;
+mod webhook_bodies;
 mod workers;
