@@ -3,6 +3,8 @@
 //! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
 //! another writer was faster; there is no other way to change a job.
 
+mod settling;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +110,11 @@ impl Tracker {
                 entries: entries.clone(),
             };
             let created = self.store.create(create).await?;
+            if created == Created::New
+                && let Some(charge) = &job.ticket.charge
+            {
+                self.metrics.reserved(provider_name(&job), charge.amount);
+            }
             if created != Created::Stale {
                 self.stirred(&agenda, &job);
                 return Ok((created, job));
@@ -167,16 +174,23 @@ impl Tracker {
                 let agenda = self.agenda(&next, Time::now());
                 (Arc::new(next), agenda, Vec::new())
             };
+            let settled = settling::settle(&job, &next);
+            let (spent, entries) = settled.map_or((None, Vec::new()), |settled| {
+                (Some(settled.spent), settled.entries)
+            });
             let commit = Commit {
                 job: Arc::clone(&next),
                 expected: job.version,
                 agenda,
                 folded,
-                entries: Vec::new(),
+                entries,
             };
             match self.store.commit(commit).await? {
                 Committed::Done => {
                     self.metrics.updated(next.source);
+                    if let Some(spent) = spent {
+                        self.metrics.spent(provider_name(&next), spent);
+                    }
                     tell(&next);
                     self.stirred(&agenda, &next);
                     return Ok(Recorded {
@@ -292,7 +306,7 @@ impl Tracker {
         let provider = self.provider_of(job);
         let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
         let next_look = provider.and_then(|provider| next_look(provider, job, now));
-        let patient = job.source == Source::Webhook;
+        let patient = provider.is_some_and(Provider::is_heard);
         let by_deadline =
             |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
         match job.submission() {
@@ -315,7 +329,7 @@ impl Tracker {
                 submit: None,
                 watch: by_deadline(next_look),
                 every,
-                patient,
+                patient: false,
                 holds_place: false,
             },
             Submission::Over => {
@@ -346,6 +360,10 @@ impl Tracker {
     }
 }
 
+fn provider_name(job: &Job) -> &str {
+    job.provider.as_deref().unwrap_or_default()
+}
+
 /// One line when a job has ended, and for those who look closer one for each change.
 fn tell(job: &Job) {
     let (status, source) = (job.status.word(), job.source);
@@ -369,7 +387,8 @@ fn asks_for_a_look(job: &Job, update: &Update) -> bool {
 fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
     let cadence = provider.cadence();
     let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
-    let is_being_asked = job.source == Source::Poll || job.submission() == Submission::Unknown;
+    let is_unknown = job.submission() == Submission::Unknown;
+    let is_being_asked = is_unknown || job.source == Source::Poll && !provider.is_heard();
     let span = if is_being_asked {
         cadence.poll_every
     } else {

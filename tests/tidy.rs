@@ -15,7 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use progress_hub::config::Config;
 use progress_hub::provider::Http;
-use progress_hub::telemetry::{Call, CallOutcome, Metrics, WebhookOutcome};
+use progress_hub::telemetry::{
+    Call, CallOutcome, Metrics, ProviderState, SubmitRefusal, WebhookOutcome,
+};
 use source::{
     Strings, Tree, before_tests, code, file, is_code, path_starts, room, rooms_named, tree,
     words_given_to,
@@ -28,7 +30,7 @@ const FLOORS: [&[&str]; 9] = [
     &["protocol", "auth", "telemetry"],
     &["config", "signature"],
     &["hub", "store", "provider"],
-    &["feed", "tracker"],
+    &["feed", "tracker", "guard"],
     &["submitter", "watchdog", "cancel"],
     &["server"],
     &["main"],
@@ -71,7 +73,7 @@ const DOORS: [(&str, &[&str]); 25] = [
         ],
     ),
     ("clap", &["src/main.rs"]),
-    ("httpdate", &["src/provider/http.rs"]),
+    ("httpdate", &["src/provider/hints.rs"]),
     ("humantime_serde", &["src/provider/spec.rs"]),
     ("jsonwebtoken", &["src/auth.rs", "src/auth/"]),
     ("minijinja", &["src/provider.rs", "src/provider/"]),
@@ -447,7 +449,11 @@ fn keys() -> BTreeMap<String, String> {
         } else if let Some((key, value)) = line.split_once(" = ") {
             let value = value.trim_matches('"');
             let is_ours = matches!(key, "hs256_secrets" | "spec");
-            let value = if is_ours || value == "[]" { "" } else { value };
+            let value = if is_ours || matches!(value, "[]" | "{}") {
+                ""
+            } else {
+                value
+            };
             keys.insert(format!("{section}.{key}"), value.to_owned());
         }
     }
@@ -507,7 +513,12 @@ fn the_readme_has_every_metric() {
     let metrics = Metrics::new();
     metrics.webhook("kling", WebhookOutcome::Applied);
     metrics.called("kling", Call::Submit, CallOutcome::Ok);
+    metrics.provider_is("kling", ProviderState::Open, |_| 0);
+    metrics.provider_has("kling", 1.0);
     metrics.socket_closed(1000);
+    metrics.submit_refused(SubmitRefusal::Budget);
+    metrics.reserved("kling", 1);
+    metrics.spent("kling", 1);
     let text = metrics.render();
     let described = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let ours = described.map(|line| match line.split_once(' ') {

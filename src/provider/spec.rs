@@ -10,10 +10,12 @@ use std::time::Duration;
 use minijinja::Value;
 use serde::Deserialize;
 
+use super::balance;
 use super::error::{AnswerShape, Rule};
 use super::expression::{Expression, Template};
 use super::http::Method;
 use super::reading::Reading;
+use super::terms::Check;
 use super::webhook::Webhook;
 use crate::signature::Schemes;
 
@@ -49,8 +51,7 @@ pub(super) enum Requirement {
 #[serde(deny_unknown_fields)]
 pub(super) struct Spec {
     /// Its name for a person.
-    #[serde(rename = "title")]
-    pub(super) _title: String,
+    pub(super) title: String,
     pub(super) base_url: Option<String>,
     #[serde(default)]
     pub(super) requires: Vec<Requirement>,
@@ -65,8 +66,12 @@ pub(super) struct Spec {
     /// What a task has brought, where its own answer does not say.
     pub(super) result: Option<Call>,
     pub(super) cancel: Option<Call>,
+    pub(super) balance: Option<balance::Reading>,
     #[serde(default)]
     pub(super) webhook: Webhook,
+    /// What the provider is known to refuse; the first that holds is told.
+    #[serde(default)]
+    pub(super) checks: Vec<Check>,
     pub(super) read: Reading,
     #[serde(default, rename = "errors")]
     rules: Vec<Rule>,
@@ -80,7 +85,7 @@ pub(super) struct Spec {
     pub(super) deadline: Duration,
     /// How long the provider keeps a finished task.
     #[serde(default = "seconds::<86400>", with = "humantime_serde")]
-    retention: Duration,
+    pub(super) retention: Duration,
     #[serde(default = "five")]
     pub(super) max_concurrent: usize,
 }

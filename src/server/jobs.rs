@@ -14,6 +14,7 @@ use super::drain::Drain;
 use super::problem::Problem;
 use crate::auth::Principal;
 use crate::cancel::Canceller;
+use crate::guard::Refusal;
 use crate::hub::{Condition, Connection, Hub, Sink};
 use crate::job::{Job, JobId, Status};
 use crate::protocol::Frame;
@@ -244,11 +245,7 @@ pub fn answer(
             ));
         }
         Created::OverLimit { account } => {
-            return Err(Problem::new(
-                StatusCode::PAYMENT_REQUIRED,
-                "budget_exceeded",
-                format!("{account} does not allow it"),
-            ));
+            return Err(Refusal::Budget(format!("{account}: nothing is left")).into());
         }
         Created::TaskTaken(job) => {
             return Err(Problem::conflict(

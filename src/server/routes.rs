@@ -9,7 +9,7 @@ use actix_web::{HttpResponse, web};
 use super::health::Begun;
 use super::house::House;
 use super::problem::Problem;
-use super::{demo, events, health, jobs, pages, tokens, videos, webhooks, workers};
+use super::{demo, events, health, jobs, pages, providers, tokens, videos, webhooks, workers};
 use crate::config::ServerConfig;
 use crate::store::Store;
 
@@ -21,12 +21,14 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             .app_data(web::Data::from(house.hub))
             .app_data(web::Data::from(house.providers))
             .app_data(web::Data::from(house.tracker))
+            .app_data(web::Data::from(house.guard))
             .app_data(web::Data::from(house.canceller))
             .app_data(web::Data::from(house.verifier))
             .app_data(web::Data::from(house.minter))
             .app_data(web::Data::from(house.metrics))
             .app_data(web::Data::from(house.drain))
             .app_data(web::Data::new(house.callbacks))
+            .app_data(web::Data::new(house.stir))
             .app_data(web::Data::new(Begun(begun)))
             .app_data(web::Data::new(house.config.server.clone()))
             .app_data(web::Data::new(house.config.store.clone()))
@@ -56,6 +58,11 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             (
                 "/v1/webhooks/{provider}/{token}",
                 vec![web::post().to(webhooks::by_token)],
+            ),
+            ("/v1/providers", vec![web::get().to(providers::list)]),
+            (
+                "/v1/providers/{name}/resume",
+                vec![web::post().to(providers::resume)],
             ),
             ("/v1/events", vec![web::get().to(events::open)]),
             ("/v1/ws", vec![web::get().to(upgrade_required)]),

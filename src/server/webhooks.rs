@@ -149,6 +149,12 @@ impl News {
             Heard::News(news) => news,
         };
         let recorded = self.hear(provider, job, news).await;
+        if recorded
+            .as_ref()
+            .is_ok_and(|outcome| *outcome != WebhookOutcome::Unmatched)
+        {
+            provider.heard();
+        }
         recorded
             .map(Taken::Told)
             .map_err(|error| (WebhookOutcome::Unavailable, error.into()))

@@ -3,6 +3,7 @@
 //! Invariant: the number of time series is bounded by the configuration. A label is a word of
 //! `labels` or the name of a configured provider, never what a request says.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -13,7 +14,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::labels::{self, Call, CallOutcome, ConnectionKind, WebhookOutcome};
+use super::labels::{
+    self, Call, CallOutcome, ConnectionKind, ProviderState, SubmitRefusal, WebhookOutcome,
+};
 use crate::job::Source;
 
 /// The `Content-Type` of what [`Metrics::render`] writes.
@@ -38,6 +41,22 @@ struct CallLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StateLabels {
+    provider: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ProviderLabels {
+    provider: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct SourceLabels {
     source: &'static str,
 }
@@ -46,6 +65,9 @@ struct SourceLabels {
 struct CloseLabels {
     code: &'static str,
 }
+
+/// Money, which comes in fractions.
+type Sum = Counter<f64, AtomicU64>;
 
 /// One hub's numbers. All methods take `&self`, from any thread.
 #[derive(Debug)]
@@ -56,7 +78,13 @@ pub struct Metrics {
     deliveries: PerConnection<Counter>,
     webhooks: Family<WebhookLabels, Counter>,
     provider_calls: Family<CallLabels, Counter>,
+    provider_state: Family<StateLabels, Gauge>,
+    provider_turns: Family<StateLabels, Counter>,
+    provider_balance: Family<ProviderLabels, Gauge<f64, AtomicU64>>,
     updates: Family<SourceLabels, Counter>,
+    submits_refused: Family<ReasonLabels, Counter>,
+    reserved: Family<ProviderLabels, Sum>,
+    spent: Family<ProviderLabels, Sum>,
     sockets_closed: Family<CloseLabels, Counter>,
     webhook_time: Histogram,
 }
@@ -113,7 +141,13 @@ impl Metrics {
             deliveries: PerConnection::of(&deliveries),
             webhooks: Family::default(),
             provider_calls: Family::default(),
+            provider_state: Family::default(),
+            provider_turns: Family::default(),
+            provider_balance: Family::default(),
             updates: Family::default(),
+            submits_refused: Family::default(),
+            reserved: Family::default(),
+            spent: Family::default(),
             sockets_closed: Family::default(),
             webhook_time: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
         };
@@ -148,9 +182,39 @@ impl Metrics {
             self.provider_calls.clone(),
         );
         registry.register(
+            "provider_state",
+            "1 for the state that a provider is in",
+            self.provider_state.clone(),
+        );
+        registry.register(
+            "provider_turns",
+            "How often a provider came to a state",
+            self.provider_turns.clone(),
+        );
+        registry.register(
+            "provider_balance",
+            "What was left on a provider's account",
+            self.provider_balance.clone(),
+        );
+        registry.register(
             "updates",
             "Updates that changed a job",
             self.updates.clone(),
+        );
+        registry.register(
+            "submits_refused",
+            "Submits refused before anything was kept",
+            self.submits_refused.clone(),
+        );
+        registry.register(
+            "reserved",
+            "What was set aside for jobs, in budgets.unit",
+            self.reserved.clone(),
+        );
+        registry.register(
+            "spent",
+            "What ended jobs came to, in budgets.unit",
+            self.spent.clone(),
         );
         registry.register(
             "sockets_closed",
@@ -209,6 +273,32 @@ impl Metrics {
         self.provider_calls.get_or_create(&labels).inc();
     }
 
+    /// A provider, by its configured name, is in this state, and came to each so often.
+    pub fn provider_is(
+        &self,
+        provider: &str,
+        now: ProviderState,
+        turns: impl Fn(ProviderState) -> u64,
+    ) {
+        for state in ProviderState::ALL {
+            let labels = StateLabels {
+                provider: provider.to_owned(),
+                state: state.word(),
+            };
+            let gauge = self.provider_state.get_or_create(&labels);
+            gauge.set(i64::from(state == now));
+            let counter = self.provider_turns.get_or_create(&labels);
+            counter.inner().store(turns(state), Ordering::Relaxed);
+        }
+    }
+
+    /// So much was left on a provider's account when it was last read.
+    pub fn provider_has(&self, provider: &str, amount: f64) {
+        let provider = provider.to_owned();
+        let labels = ProviderLabels { provider };
+        self.provider_balance.get_or_create(&labels).set(amount);
+    }
+
     /// An update changed a job.
     pub fn updated(&self, source: Source) {
         self.update_counter(source).inc();
@@ -217,6 +307,24 @@ impl Metrics {
     fn update_counter(&self, source: Source) -> Counter {
         let source = labels::source(source);
         self.updates.get_or_create_owned(&SourceLabels { source })
+    }
+
+    /// A submit was refused before anything was kept.
+    pub fn submit_refused(&self, reason: SubmitRefusal) {
+        let reason = reason.word();
+        self.submits_refused
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    /// So many millionths were set aside for a job of this provider.
+    pub fn reserved(&self, provider: &str, millionths: i64) {
+        add(&self.reserved, provider, millionths);
+    }
+
+    /// A job of this provider ended, and came to so many millionths.
+    pub fn spent(&self, provider: &str, millionths: i64) {
+        add(&self.spent, provider, millionths);
     }
 
     /// A WebSocket was closed with this code, by either side.
@@ -236,6 +344,13 @@ impl Metrics {
         debug_assert!(written.is_ok());
         text
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a number to look at")]
+fn add(sums: &Family<ProviderLabels, Sum>, provider: &str, millionths: i64) {
+    let provider = provider.to_owned();
+    sums.get_or_create(&ProviderLabels { provider })
+        .inc_by(millionths as f64 / 1e6);
 }
 
 impl Default for Metrics {
@@ -268,7 +383,12 @@ mod tests {
         let metrics = Metrics::new();
         metrics.webhook("kling", WebhookOutcome::Applied);
         metrics.called("kling", Call::Submit, CallOutcome::Ok);
+        metrics.provider_is("kling", ProviderState::Open, |_| 0);
+        metrics.provider_has("kling", 1.0);
         metrics.socket_closed(1000);
+        metrics.submit_refused(SubmitRefusal::Budget);
+        metrics.reserved("kling", 1);
+        metrics.spent("kling", 1);
         let text = metrics.render();
         let described: Vec<&str> = text
             .lines()
@@ -280,7 +400,13 @@ mod tests {
     progress_hub_deliveries counter
     progress_hub_webhooks counter
     progress_hub_provider_calls counter
+    progress_hub_provider_state gauge
+    progress_hub_provider_turns counter
+    progress_hub_provider_balance gauge
     progress_hub_updates counter
+    progress_hub_submits_refused counter
+    progress_hub_reserved counter
+    progress_hub_spent counter
     progress_hub_sockets_closed counter
     progress_hub_webhook_seconds histogram
     ");
@@ -335,6 +461,26 @@ mod tests {
     updates_total{source="push"} 0
     updates_total{source="submit"} 0
     updates_total{source="webhook"} 0
+    "#);
+    }
+
+    #[test]
+    fn a_provider_is_in_one_state() {
+        let metrics = Metrics::new();
+        let turns = |state| u64::from(state == ProviderState::Stopped) * 2;
+        metrics.provider_is("fal", ProviderState::Open, turns);
+        metrics.provider_is("fal", ProviderState::Stopped, turns);
+        metrics.provider_has("fal", 12.5);
+        assert_snapshot!(samples(&metrics, "provider").join("\n"), @r#"
+    provider_balance{provider="fal"} 12.5
+    provider_state{provider="fal",state="failing"} 0
+    provider_state{provider="fal",state="open"} 0
+    provider_state{provider="fal",state="paused"} 0
+    provider_state{provider="fal",state="stopped"} 1
+    provider_turns_total{provider="fal",state="failing"} 0
+    provider_turns_total{provider="fal",state="open"} 0
+    provider_turns_total{provider="fal",state="paused"} 0
+    provider_turns_total{provider="fal",state="stopped"} 2
     "#);
     }
 
