@@ -38,4 +38,5 @@ mod submit;
 mod subscribe;
 mod watchdog;
 mod webhook;
+mod webhook_bodies;
 mod workers;
