@@ -17,6 +17,7 @@ mod crash;
 mod drain;
 mod fan_out;
 mod first;
+mod guard;
 mod heartbeat;
 mod issuer;
 mod limits;
