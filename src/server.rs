@@ -13,6 +13,7 @@ mod jobs;
 mod listener;
 mod pages;
 mod problem;
+mod providers;
 mod request;
 mod routes;
 mod socket;

@@ -9,7 +9,7 @@ use actix_web::{HttpResponse, web};
 use super::health::Begun;
 use super::house::House;
 use super::problem::Problem;
-use super::{demo, events, health, jobs, pages, tokens, videos, webhooks, workers};
+use super::{demo, events, health, jobs, pages, providers, tokens, videos, webhooks, workers};
 use crate::config::ServerConfig;
 use crate::store::Store;
 
@@ -28,6 +28,7 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             .app_data(web::Data::from(house.metrics))
             .app_data(web::Data::from(house.drain))
             .app_data(web::Data::new(house.callbacks))
+            .app_data(web::Data::new(house.stir))
             .app_data(web::Data::new(Begun(begun)))
             .app_data(web::Data::new(house.config.server.clone()))
             .app_data(web::Data::new(house.config.store.clone()))
@@ -57,6 +58,11 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             (
                 "/v1/webhooks/{provider}/{token}",
                 vec![web::post().to(webhooks::by_token)],
+            ),
+            ("/v1/providers", vec![web::get().to(providers::list)]),
+            (
+                "/v1/providers/{name}/resume",
+                vec![web::post().to(providers::resume)],
             ),
             ("/v1/events", vec![web::get().to(events::open)]),
             ("/v1/ws", vec![web::get().to(upgrade_required)]),

@@ -32,7 +32,7 @@ pub struct Asked {
 pub struct Reply {
     status: u16,
     headers: Vec<(&'static str, String)>,
-    body: String,
+    body: Bytes,
     is_broken: bool,
 }
 
@@ -49,6 +49,10 @@ impl Reply {
     }
 
     pub fn text(status: u16, body: impl Into<String>) -> Self {
+        Self::bytes(status, body.into())
+    }
+
+    pub fn bytes(status: u16, body: impl Into<Bytes>) -> Self {
         Self {
             status,
             headers: Vec::new(),
@@ -63,6 +67,14 @@ impl Reply {
             is_broken: true,
             ..Self::text(200, "")
         }
+    }
+
+    /// With this number wherever its body says `{n}`.
+    pub fn naming(mut self, n: usize) -> Self {
+        if let Ok(text) = std::str::from_utf8(&self.body) {
+            self.body = text.replace("{n}", &n.to_string()).into();
+        }
+        self
     }
 
     pub fn with(mut self, header: &'static str, value: impl ToString) -> Self {
