@@ -24,7 +24,7 @@ use source::{
 };
 
 /// The house, ground floor first. A room imports from the floors below its own only.
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     &["time"],
     &["job"],
     &["protocol", "auth", "telemetry"],

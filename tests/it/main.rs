@@ -18,6 +18,7 @@ mod drain;
 mod fan_out;
 mod first;
 mod gate;
+mod guard;
 mod heartbeat;
 mod issuer;
 mod limits;
