@@ -12,6 +12,7 @@ mod config;
 mod jwks;
 mod keys;
 mod minter;
+mod outgoing;
 mod principal;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use keys::VerifyingKey;
 pub use config::AuthConfig;
 pub use jwks::{Fetch, FetchError, Jwks, Unavailable};
 pub use minter::{CannotMint, Minted, Minter};
+pub use outgoing::hs256;
 pub use principal::{Principal, Scope};
 
 /// The longest token that is looked at, in bytes.

@@ -42,6 +42,10 @@ pub struct Config {
     pub callback: CallbackConfig,
     /// `[defaults]`: what a submission does not say.
     pub defaults: Defaults,
+    /// `[limits]`: how often an owner may submit.
+    pub limits: Limits,
+    /// `[budgets]`: what submitted jobs may cost.
+    pub budgets: Budgets,
     /// `[providers.<name>]`: by the name that stands in webhook URLs and in `job.provider`,
     /// 1 to 32 characters of `a-z`, `0-9` and `-`. Default: none.
     pub providers: BTreeMap<String, ProviderConfig>,
@@ -158,6 +162,35 @@ impl Tier {
     }
 }
 
+/// `[limits]`: how often an owner may submit.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// `limits.submits_per_minute`: jobs that one owner may submit in a minute of the clock, 1 to
+    /// 1,000,000. Default: none.
+    pub submits_per_minute: Option<usize>,
+}
+
+/// `[budgets]`: what submitted jobs may cost, each sum 0 to 1,000,000,000.
+#[derive(Clone, Debug)]
+pub struct Budgets {
+    /// `budgets.unit`: what prices and budgets are counted in, as providers tell it. Default: `usd`.
+    pub unit: String,
+    /// `budgets.per_job`: the most that one job may cost. Default: none.
+    pub per_job: Option<f64>,
+    /// `budgets.per_owner_day`: the most that one owner's jobs of a UTC day may cost.
+    /// Default: none.
+    pub per_owner_day: Option<f64>,
+}
+
+/// What a job of a model costs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Price {
+    /// The same for each.
+    Each(f64),
+    /// An expression over the request's parameters, such as `0.07 * duration`.
+    By(String),
+}
+
 /// `[providers.<name>]`: one account at one provider.
 #[derive(Clone, Debug)]
 pub struct ProviderConfig {
@@ -180,6 +213,9 @@ pub struct ProviderConfig {
     /// `providers.<name>.poll_every`: between two such questions, 50 ms to 24 hours.
     /// Default: the spec's.
     pub poll_every: Option<Duration>,
+    /// `providers.<name>.cool_down`: between a question and the next that a callback without proof
+    /// may bring, 0 to 24 hours and never more than `poll_every`. Default: the spec's.
+    pub cool_down: Option<Duration>,
     /// `providers.<name>.deadline`: after which a job has failed, 1 second or more and at most
     /// `store.retain_active`. Default: the spec's.
     pub deadline: Option<Duration>,
@@ -187,6 +223,12 @@ pub struct ProviderConfig {
     /// being sent to their end, 1 to 100,000.
     /// Default: the spec's.
     pub max_concurrent: Option<usize>,
+    /// `providers.<name>.prices`: a model's name, or a pattern with `*`, and what a job of it costs;
+    /// the longest that fits counts. Default: none.
+    pub prices: BTreeMap<String, Price>,
+    /// `providers.<name>.budget_per_day`: the most that its jobs of a UTC day may cost, 0 to
+    /// 1,000,000,000. Default: none.
+    pub budget_per_day: Option<f64>,
 }
 
 /// One thing that is wrong, told without any secret.

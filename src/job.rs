@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
-pub use request::{Platform, Ticket, VideoRequest};
+pub use request::{Account, Charge, Platform, Ticket, VideoRequest};
 pub use update::{News, Report, Update};
 
 use crate::time::Time;

@@ -65,6 +65,7 @@ pub mod store; // where jobs live, on disk before anybody is told
 // Fourth floor: the only writer, and who keeps the hub current.
 
 pub mod feed; // from the store to the hub
+pub mod guard; // what a submit must pass
 pub mod tracker; // read, apply, commit
 
 // Fifth floor: work that nobody waits for, and stopping it.

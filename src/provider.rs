@@ -13,6 +13,7 @@ mod proof;
 mod reading;
 mod spec;
 mod submission;
+mod terms;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub use http::{Fetcher, Http, NoClient};
 pub use reading::{NotItsShape, Told};
 use spec::{Requirement, Spec};
 pub use submission::Sent;
+use terms::Prices;
 
 /// How and when a provider is asked.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +38,8 @@ pub struct Cadence {
     pub poll_after: Option<Duration>,
     /// How often, from then on.
     pub poll_every: Duration,
+    /// How long after one question a nudge may bring the next; at most `poll_every`.
+    pub cool_down: Duration,
     /// How long a job may take in all.
     pub deadline: Duration,
 }
@@ -51,6 +55,7 @@ pub struct Provider {
     webhook_keys: Vec<Key>,
     cadence: Cadence,
     max_concurrent: usize,
+    prices: Prices,
 }
 
 /// All configured providers.
@@ -150,15 +155,22 @@ impl Provider {
                 mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
             }
         }
+        let prices = Prices::new(&settings.prices).unwrap_or_else(|problems| {
+            mistakes.extend(problems);
+            Prices::default()
+        });
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
+        let poll_every = settings.poll_every.unwrap_or(spec.poll_every);
+        let cool_down = settings.cool_down.unwrap_or(spec.cool_down);
         let cadence = Cadence {
             poll_after: spec
                 .poll
                 .as_ref()
                 .map(|_| settings.poll_after.unwrap_or(spec.poll_after)),
-            poll_every: settings.poll_every.unwrap_or(spec.poll_every),
+            poll_every,
+            cool_down: cool_down.min(poll_every),
             deadline: settings.deadline.unwrap_or(spec.deadline),
         };
         Ok(Self {
@@ -170,6 +182,7 @@ impl Provider {
             webhook_keys,
             cadence,
             max_concurrent: settings.max_concurrent.unwrap_or(spec.max_concurrent),
+            prices,
             spec,
         })
     }

@@ -34,6 +34,7 @@ use crate::auth::{Minter, Verifier};
 use crate::cancel::Canceller;
 use crate::config::{Config, Mistake};
 use crate::feed;
+use crate::guard::Guard;
 use crate::hub::{self, Hub};
 use crate::provider::{Fetcher, Http, Providers};
 use crate::signature::CallbackKey;
@@ -155,6 +156,7 @@ impl Server {
         let drain_time = config.server.drain;
         let house = House {
             callbacks: Callbacks::new(public_url, key),
+            guard: Arc::new(Guard::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
             drain: Arc::new(Drain::new(drain_time)),

@@ -49,10 +49,25 @@ pub struct Agenda {
     pub submit: Option<Time>,
     /// The watchdog: when to ask about it or to give it up.
     pub watch: Option<Time>,
-    /// How long a claim by the watchdog puts the next look off; never past the job's deadline.
+    /// How long a claim by the watchdog puts the next look off, [`spread`]; never past the job's
+    /// deadline.
     pub every: Duration,
+    /// Whether news of it comes by itself: then a claim puts the next look off by at least twice
+    /// as long as the job has been silent.
+    pub patient: bool,
     /// Whether the job takes one of its provider's places: from being sent to its end.
     pub holds_place: bool,
+}
+
+/// A span longer by up to a tenth, always the same for one job, so that many jobs that are due
+/// together do not come back together.
+#[must_use]
+pub fn spread(span: Duration, job_id: &str) -> Duration {
+    // FNV-1a, which differs in its low bits already where only the last letter does.
+    let hash = job_id.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    span + span / 10 * (hash % 1024) / 1024
 }
 
 /// How long a job claimed for submitting may take to be marked as being sent.
@@ -84,6 +99,19 @@ pub struct Idempotency {
     pub fingerprint: String,
 }
 
+/// A sum to be added to an account. Accounts need no opening: where none is, its balance is zero.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The account's name.
+    pub account: String,
+    /// What to add, in millionths of whatever is counted there; negative to give back.
+    pub amount: i64,
+    /// The most the balance may be with it; none: no limit. Only a [`Create`] is held to it.
+    pub limit: Option<i64>,
+    /// When the account ends: from then on its balance is zero, and what is added to it is lost.
+    pub ends_at: Time,
+}
+
 /// A job to be kept from now on.
 #[derive(Clone, Debug)]
 pub struct Create {
@@ -95,6 +123,8 @@ pub struct Create {
     pub idempotency: Option<Idempotency>,
     /// The parked updates of its task that are already in the document; see [`Commit::folded`].
     pub folded: Vec<Update>,
+    /// What it is charged, if it is [`Created::New`].
+    pub entries: Vec<Entry>,
 }
 
 /// How a [`Create`] ended.
@@ -109,6 +139,11 @@ pub enum Created {
     KeyReused,
     /// The provider's task is this job's already.
     TaskTaken(Arc<Job>),
+    /// An account's limit does not allow it; the first one of [`Create::entries`].
+    OverLimit {
+        /// The account's name.
+        account: String,
+    },
     /// Other updates were parked for the task in the meantime: read them and create again.
     Stale,
 }
@@ -126,6 +161,8 @@ pub struct Commit {
     /// them. They are forgotten with this commit; should any other be parked by now, the commit is
     /// [`Committed::Stale`]. Only looked at when the commit makes the job's task id known.
     pub folded: Vec<Update>,
+    /// What is added to accounts, whatever their limits, if it is [`Committed::Done`].
+    pub entries: Vec<Entry>,
 }
 
 /// How a [`Commit`] ended.
@@ -216,7 +253,8 @@ pub trait Store: Send + Sync + 'static {
     /// `sqlite` or `redis`, as health shows it.
     fn name(&self) -> &'static str;
 
-    /// Keeps a new job, with its task id and its idempotency key, and announces it.
+    /// Keeps a new job, with its task id and its idempotency key, charges its accounts, and
+    /// announces it: all or nothing, at the job's `updated_at`.
     async fn create(&self, create: Create) -> Result<Created, Error>;
 
     /// The newest version of a job.
@@ -231,12 +269,17 @@ pub trait Store: Send + Sync + 'static {
     /// The job a provider's task belongs to.
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error>;
 
-    /// Stores a job's next document and its agenda, if its version is still the expected one, and
-    /// announces it: all or nothing.
+    /// Stores a job's next document and its agenda, if its version is still the expected one,
+    /// charges its accounts at the job's `updated_at`, and announces it: all or nothing.
     async fn commit(&self, commit: Commit) -> Result<Committed, Error>;
 
-    /// Brings the watchdog's next look at an unfinished job forward to `at`; never puts it off.
-    async fn hasten(&self, id: &JobId, at: Time) -> Result<(), Error>;
+    /// Brings the watchdog's next look at an unfinished job forward to `at`, or to `cool_down`
+    /// after its last claim if that is later; never puts it off. Until it is claimed, no commit
+    /// puts that look off either: what was heard while a read was under way is not lost with it.
+    async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error>;
+
+    /// The balances of accounts at `now`, in millionths and in their order.
+    async fn balance(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error>;
 
     /// Claims up to `limit` jobs of a queue that are due at `now`, earliest first. No other claim
     /// yields them before their next commit, or before [`SUBMIT_LEASE`] has passed
@@ -264,8 +307,8 @@ pub trait Store: Send + Sync + 'static {
     /// What is parked for a task, oldest first.
     async fn parked(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error>;
 
-    /// Forgets what its retention says: jobs, with their keys and tasks, and parked news; returns
-    /// how many of both. One call does a bounded piece of the work: call until it returns zero.
+    /// Forgets what its retention says: jobs, with their keys and tasks, parked news, and accounts
+    /// that have ended; returns how many of all. One call does a bounded piece of the work: call until it returns zero.
     async fn sweep(&self, now: Time) -> Result<usize, Error>;
 
     /// Whether it answers.

@@ -3,6 +3,8 @@
 //! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
 //! another writer was faster; there is no other way to change a job.
 
+mod settling;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +12,9 @@ use tokio::sync::Notify;
 
 use crate::job::{Job, JobId, News, Source, Submission, Update};
 use crate::provider::{Provider, Providers};
-use crate::store::{self, Agenda, Commit, Committed, Create, Created, Idempotency, Parked, Store};
+use crate::store::{
+    self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store, spread,
+};
 use crate::telemetry::Metrics;
 use crate::time::Time;
 
@@ -85,7 +89,8 @@ impl Tracker {
         }
     }
 
-    /// Registers a job; news that was parked for its task is applied before anybody sees it.
+    /// Registers a job and charges what it may cost; news that was parked for its task is applied
+    /// before anybody sees it.
     ///
     /// # Errors
     /// The store's, when it could not be kept.
@@ -93,6 +98,7 @@ impl Tracker {
         &self,
         job: Job,
         idempotency: Option<Idempotency>,
+        entries: Vec<Entry>,
     ) -> Result<(Created, Arc<Job>), Error> {
         for _ in 0..ROUNDS {
             let (job, agenda, folded) = self.fold(job.clone()).await?;
@@ -101,8 +107,14 @@ impl Tracker {
                 agenda,
                 idempotency: idempotency.clone(),
                 folded,
+                entries: entries.clone(),
             };
             let created = self.store.create(create).await?;
+            if created == Created::New
+                && let Some(charge) = &job.ticket.charge
+            {
+                self.metrics.reserved(provider_name(&job), charge.amount);
+            }
             if created != Created::Stale {
                 self.stirred(&agenda, &job);
                 return Ok((created, job));
@@ -162,15 +174,23 @@ impl Tracker {
                 let agenda = self.agenda(&next, Time::now());
                 (Arc::new(next), agenda, Vec::new())
             };
+            let settled = settling::settle(&job, &next);
+            let (spent, entries) = settled.map_or((None, Vec::new()), |settled| {
+                (Some(settled.spent), settled.entries)
+            });
             let commit = Commit {
                 job: Arc::clone(&next),
                 expected: job.version,
                 agenda,
                 folded,
+                entries,
             };
             match self.store.commit(commit).await? {
                 Committed::Done => {
                     self.metrics.updated(next.source);
+                    if let Some(spent) = spent {
+                        self.metrics.spent(provider_name(&next), spent);
+                    }
                     tell(&next);
                     self.stirred(&agenda, &next);
                     return Ok(Recorded {
@@ -239,7 +259,10 @@ impl Tracker {
         match job.submission() {
             Submission::Waiting(_) | Submission::Sending => {}
             Submission::Unknown | Submission::Over => {
-                self.store.hasten(&job.id, Time::now()).await?;
+                let cool_down = self
+                    .provider_of(job)
+                    .map_or(Duration::ZERO, |provider| provider.cadence().cool_down);
+                self.store.hasten(&job.id, Time::now(), cool_down).await?;
                 self.stir.watchdog.notify_one();
             }
         }
@@ -280,12 +303,10 @@ impl Tracker {
         if job.is_final() {
             return Agenda::default();
         }
-        let provider = job
-            .provider
-            .as_ref()
-            .and_then(|name| self.providers.get(name));
+        let provider = self.provider_of(job);
         let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
         let next_look = provider.and_then(|provider| next_look(provider, job, now));
+        let patient = job.source == Source::Webhook;
         let by_deadline =
             |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
         match job.submission() {
@@ -293,12 +314,14 @@ impl Tracker {
                 submit: Some(at),
                 watch: by_deadline(None),
                 every,
+                patient,
                 holds_place: false,
             },
             Submission::Sending => Agenda {
                 submit: None,
                 watch: Some(now + SENDING_LEASE),
                 every,
+                patient,
                 holds_place: true,
             },
             // Holds no place: the provider may well not have it, and its deadline can be far.
@@ -306,6 +329,7 @@ impl Tracker {
                 submit: None,
                 watch: by_deadline(next_look),
                 every,
+                patient,
                 holds_place: false,
             },
             Submission::Over => {
@@ -314,10 +338,16 @@ impl Tracker {
                     submit: None,
                     watch: by_deadline(next_look),
                     every,
+                    patient,
                     holds_place,
                 }
             }
         }
+    }
+
+    fn provider_of(&self, job: &Job) -> Option<&Provider> {
+        let name = job.provider.as_deref()?;
+        self.providers.get(name).map(AsRef::as_ref)
     }
 
     fn stirred(&self, agenda: &Agenda, job: &Job) {
@@ -328,6 +358,10 @@ impl Tracker {
             self.stir.watchdog.notify_one();
         }
     }
+}
+
+fn provider_name(job: &Job) -> &str {
+    job.provider.as_deref().unwrap_or_default()
 }
 
 /// One line when a job has ended, and for those who look closer one for each change.
@@ -354,11 +388,10 @@ fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
     let cadence = provider.cadence();
     let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
     let is_being_asked = job.source == Source::Poll || job.submission() == Submission::Unknown;
-    Some(
-        now + if is_being_asked {
-            cadence.poll_every
-        } else {
-            after
-        },
-    )
+    let span = if is_being_asked {
+        cadence.poll_every
+    } else {
+        after
+    };
+    Some(now + spread(span, job.id.as_str()))
 }

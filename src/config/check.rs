@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 
+use toml::Value;
 use url::{Host, Url};
 
 use super::Tier;
@@ -20,6 +21,20 @@ pub(super) fn tier(text: &str) -> Checked<Tier> {
         .into_iter()
         .find(|tier| tier.as_str() == text)
         .ok_or("must be development, staging or production")
+}
+
+/// The largest sum: a thousand times as much fits into the store's millionths.
+pub(super) const MOST: f64 = 1e9;
+
+pub(super) const NO_SUM: &str = "must be a number between 0 and 1000000000";
+
+/// A sum of money.
+#[expect(clippy::cast_precision_loss, reason = "exact up to the largest sum")]
+pub(super) fn sum(value: &Value) -> Option<f64> {
+    let sum = value
+        .as_float()
+        .or_else(|| value.as_integer().map(|whole| whole as f64))?;
+    (0.0..=MOST).contains(&sum).then_some(sum)
 }
 
 /// An http(s) URL to which a path is added: it has no query.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::reader::{Reader, Section, nearest};
 use super::{
-    AuthConfig, CallbackConfig, Config, Defaults, ProviderConfig, ServerConfig, SocketConfig,
-    StoreConfig, Tier, TlsFiles, check, duration,
+    AuthConfig, Budgets, CallbackConfig, Config, Defaults, Limits, ProviderConfig, ServerConfig,
+    SocketConfig, StoreConfig, Tier, TlsFiles, check, duration,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -32,6 +32,12 @@ pub(super) fn config(reader: &mut Reader) -> Config {
                 .secret("secret", STRONG_SECRET_BYTES),
         },
         defaults: defaults(&mut reader.section("defaults")),
+        limits: Limits {
+            submits_per_minute: reader
+                .section("limits")
+                .number("submits_per_minute", 1..=1_000_000),
+        },
+        budgets: budgets(&mut reader.section("budgets")),
         providers: providers(reader),
     };
     whole(&config, reader);
@@ -135,6 +141,14 @@ fn defaults(section: &mut Section<'_>) -> Defaults {
     }
 }
 
+fn budgets(section: &mut Section<'_>) -> Budgets {
+    Budgets {
+        unit: section.text("unit").unwrap_or_else(|| "usd".to_owned()),
+        per_job: section.sum("per_job"),
+        per_owner_day: section.sum("per_owner_day"),
+    }
+}
+
 fn providers(reader: &mut Reader) -> BTreeMap<String, ProviderConfig> {
     let mut providers = BTreeMap::new();
     for name in reader.names_in("providers") {
@@ -165,8 +179,11 @@ fn provider(section: &mut Section<'_>) -> ProviderConfig {
         jwks_url: section.parsed("jwks_url", check::web_url),
         poll_after: section.duration("poll_after", cadence.clone()),
         poll_every: section.duration("poll_every", cadence),
+        cool_down: section.duration("cool_down", Duration::ZERO..=DAY),
         deadline: section.duration("deadline", SECOND..=YEAR),
         max_concurrent: section.number("max_concurrent", 1..=100_000),
+        prices: section.prices("prices"),
+        budget_per_day: section.sum("budget_per_day"),
     }
 }
 

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use toml::Value;
 
 use super::layers::{Given, Layers};
-use super::{Mistake, duration};
+use super::{Mistake, Price, check, duration};
 
 /// The layers not read so far, and the mistakes found in those that were.
 pub(super) struct Reader {
@@ -239,6 +239,49 @@ impl Section<'_> {
             );
         }
         fits
+    }
+
+    /// A sum of money: a number from nothing to [`check::MOST`].
+    pub(super) fn sum(&mut self, key: &str) -> Option<f64> {
+        let value = match self.take(key)? {
+            Given::Empty => return None,
+            Given::Text(text) => text.trim().parse().unwrap_or(Value::String(text)),
+            Given::Toml(value) => value,
+        };
+        let sum = check::sum(&value);
+        if sum.is_none() {
+            self.wrong(key, check::NO_SUM);
+        }
+        sum
+    }
+
+    /// Names, and what each costs.
+    pub(super) fn prices(&mut self, key: &str) -> BTreeMap<String, Price> {
+        let given = match self.take(key) {
+            None | Some(Given::Empty) => return BTreeMap::new(),
+            Some(Given::Toml(value)) => value,
+            Some(Given::Text(text)) => text.trim().parse().unwrap_or(Value::String(text)),
+        };
+        let Value::Table(given) = given else {
+            self.wrong(key, format!("must be a table, found {}", kind(&given)));
+            return BTreeMap::new();
+        };
+        let mut prices = BTreeMap::new();
+        for (name, value) in given {
+            match (check::sum(&value), value) {
+                (Some(sum), _) => {
+                    prices.insert(name, Price::Each(sum));
+                }
+                (None, Value::String(text)) if !text.is_empty() => {
+                    prices.insert(name, Price::By(text));
+                }
+                (None, _) => self.wrong(
+                    &format!("{key}.{name}"),
+                    format!("{}, or an expression as text", check::NO_SUM),
+                ),
+            }
+        }
+        prices
     }
 
     /// A duration within `range`.

@@ -2,13 +2,14 @@
 //!
 //! Invariant: of a secret only whether it is set is told; a password in a URL is one.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::Duration;
 
 use secrecy::SecretString;
 use toml::Value;
 
-use super::{Config, ProviderConfig, duration};
+use super::{Config, Price, ProviderConfig, duration};
 
 /// What stands in the place of a secret.
 const SET: &str = "(set)";
@@ -21,6 +22,8 @@ pub(super) fn toml(config: &Config) -> String {
         socket,
         callback,
         defaults,
+        limits,
+        budgets,
         providers,
     } = config;
     let path = |path: &std::path::Path| text(&path.to_string_lossy());
@@ -58,6 +61,13 @@ pub(super) fn toml(config: &Config) -> String {
     page.section("defaults");
     page.line("provider", optional(defaults.provider.as_ref()));
     page.line("tier", text(defaults.tier.as_str()));
+    page.section("limits");
+    let most = limits.submits_per_minute;
+    page.line("submits_per_minute", most.map_or(text(""), number));
+    page.section("budgets");
+    page.line("unit", text(&budgets.unit));
+    page.line("per_job", sum(budgets.per_job));
+    page.line("per_owner_day", sum(budgets.per_owner_day));
     for (name, provider) in providers {
         page.section(&format!("providers.{name}"));
         page.provider(provider);
@@ -100,6 +110,7 @@ impl Page {
         let times = [
             ("poll_after", provider.poll_after),
             ("poll_every", provider.poll_every),
+            ("cool_down", provider.cool_down),
             ("deadline", provider.deadline),
         ];
         self.line("spec", text(&provider.spec));
@@ -113,6 +124,8 @@ impl Page {
         }
         let most = provider.max_concurrent;
         self.line("max_concurrent", most.map_or(text(""), number));
+        self.line("prices", prices(&provider.prices));
+        self.line("budget_per_day", sum(provider.budget_per_day));
     }
 }
 
@@ -126,6 +139,21 @@ fn optional<T: Display>(value: Option<&T>) -> Value {
 
 fn number(value: usize) -> Value {
     Value::Integer(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn sum(value: Option<f64>) -> Value {
+    value.map_or(text(""), Value::Float)
+}
+
+fn prices(prices: &BTreeMap<String, Price>) -> Value {
+    let shown = prices.iter().map(|(name, price)| {
+        let price = match price {
+            Price::Each(amount) => Value::Float(*amount),
+            Price::By(expression) => text(expression),
+        };
+        (name.clone(), price)
+    });
+    Value::Table(shown.collect())
 }
 
 fn time(value: Duration) -> Value {

@@ -54,6 +54,14 @@ secret = "00112233445566778899aabbccddeeff"
 provider = "kling-legacy"
 tier = "staging"
 
+[limits]
+submits_per_minute = 30
+
+[budgets]
+unit = "credits"
+per_job = 2
+per_owner_day = 12.5
+
 [providers.kling-legacy]
 spec = "specs/mine.toml"
 base_url = "http://127.0.0.1:4000/api"
@@ -63,8 +71,11 @@ webhook_secrets = ["old-webhook-secret", "new-webhook-secret"]
 jwks_url = "https://kling.example.com/jwks.json"
 poll_after = "50ms"
 poll_every = "2s"
+cool_down = "1s"
 deadline = "36h"
 max_concurrent = 5
+prices = { "kling-v3*" = 0.35, "*" = "0.07 * duration" }
+budget_per_day = 100
 "#;
 
 fn load(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Vec<Mistake>> {
@@ -139,6 +150,14 @@ fn every_key_is_read_and_shown_without_its_secret() {
     provider = "kling-legacy"
     tier = "staging"
 
+    [limits]
+    submits_per_minute = 30
+
+    [budgets]
+    unit = "credits"
+    per_job = 2.0
+    per_owner_day = 12.5
+
     [providers.kling-legacy]
     spec = "specs/mine.toml"
     base_url = "http://127.0.0.1:4000/api"
@@ -148,8 +167,11 @@ fn every_key_is_read_and_shown_without_its_secret() {
     jwks_url = "https://kling.example.com/jwks.json"
     poll_after = "50ms"
     poll_every = "2s"
+    cool_down = "1s"
     deadline = "36h"
     max_concurrent = 5
+    prices = { "*" = "0.07 * duration", "kling-v3*" = 0.35 }
+    budget_per_day = 100.0
     "#);
 }
 
@@ -193,6 +215,14 @@ fn the_defaults_are_the_documented_ones() {
     [defaults]
     provider = ""
     tier = "production"
+
+    [limits]
+    submits_per_minute = ""
+
+    [budgets]
+    unit = "usd"
+    per_job = ""
+    per_owner_day = ""
     "#);
 }
 

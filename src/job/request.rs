@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::time::Time;
+
 /// What the hub must know to submit a job and to ask about it later.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ticket {
@@ -19,6 +21,42 @@ pub struct Ticket {
     /// where there is no such output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Option<String>>,
+    /// What was set aside for it; none where its price is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub charge: Option<Charge>,
+}
+
+/// What was set aside for a job when it was submitted, to be settled when it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charge {
+    /// Millionths of the unit.
+    pub amount: i64,
+    /// What is counted, as in a job's `cost`.
+    pub unit: String,
+    /// The accounts that it is booked in.
+    pub accounts: Vec<Account>,
+}
+
+impl Charge {
+    /// A sum in millionths, rounded up, so that no fraction of one is spent unseen.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "saturates, which is what is wanted"
+    )]
+    pub fn millionths(sum: f64) -> i64 {
+        // What is not exact in binary (0.07 · 5) is within this of what was meant.
+        (sum * 1e6 - 1e-3).ceil().max(0.0) as i64
+    }
+}
+
+/// A sum that is counted for a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Its name in the store.
+    pub name: String,
+    /// When it ends, and another begins from zero.
+    pub ends_at: Time,
 }
 
 /// The body of `POST /v1/videos`.
@@ -48,6 +86,12 @@ pub struct VideoRequest {
     /// `720p`, `1080p` …
     #[serde(default)]
     pub resolution: Option<String>,
+    /// Width in pixels; comes with a height.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<u32>,
+    /// Height in pixels; comes with a width.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub height: Option<u32>,
     /// A preset that fills in what was left open.
     #[serde(default)]
     pub platform: Option<Platform>,
@@ -72,6 +116,16 @@ pub enum Platform {
 }
 
 impl Platform {
+    /// The word in requests.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tiktok => "tiktok",
+            Self::Youtube => "youtube",
+            Self::Instagram => "instagram",
+        }
+    }
+
     /// Width and height in pixels, and their ratio as providers write it.
     #[must_use]
     pub fn frame(self) -> (u32, u32, &'static str) {
@@ -92,6 +146,10 @@ impl VideoRequest {
             .aspect_ratio
             .clone()
             .or(frame.map(|(_, _, ratio)| ratio.to_owned()));
+        // A resolution says it already.
+        let sides = frame.filter(|_| self.resolution.is_none());
+        let width = self.width.or(sides.map(|(width, _, _)| width));
+        let height = self.height.or(sides.map(|(_, height, _)| height));
         let mut parameters = BTreeMap::new();
         parameters.insert("model", Value::from(self.model.as_str()));
         parameters.insert("prompt", Value::from(self.prompt.as_str()));
@@ -105,8 +163,8 @@ impl VideoRequest {
             ("duration", self.duration.map(whole_where_it_is)),
             ("aspect_ratio", ratio.map(Value::from)),
             ("resolution", self.resolution.clone().map(Value::from)),
-            ("width", frame.map(|(width, _, _)| Value::from(width))),
-            ("height", frame.map(|(_, height, _)| Value::from(height))),
+            ("width", width.map(Value::from)),
+            ("height", height.map(Value::from)),
         ] {
             if let Some(value) = value {
                 parameters.insert(name, value);

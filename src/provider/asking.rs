@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
+use minijinja::Value;
 use serde_json::Value as Json;
 
 use super::expression;
 use super::http::Method;
 use super::{AskError, Provider};
-use crate::job::{Job, JobId, Report};
+use crate::job::{FailureKind, Job, JobId, Report, Status};
 
 impl Provider {
     /// How many jobs one [`Provider::ask`] may be about.
@@ -48,7 +49,7 @@ impl Provider {
         let payload = self.call(poll, Method::Get, &context).await?;
         let mut reports = Vec::new();
         for item in expression::items(&poll.items.evaluate(&payload)) {
-            let Some(mut told) = self.spec.read.told(&item) else {
+            let Some(told) = self.spec.read.told(&item) else {
                 continue;
             };
             let is_its = |job: &&Arc<Job>| match (&job.provider_task_id, &told.task_id) {
@@ -58,10 +59,56 @@ impl Provider {
             let Some(job) = jobs.iter().find(is_its) else {
                 continue;
             };
-            told.report.task_id = told.task_id.take();
-            told.report.conclusive = true;
-            reports.push((job.id.clone(), told.report));
+            let mut report = match self.result(job, &item, told.report).await {
+                Ok(report) => report,
+                Err(error) => {
+                    tracing::warn!(provider.name = self.name, job.id = %job.id, %error, "can't read a result");
+                    continue;
+                }
+            };
+            report.task_id = told.task_id;
+            report.conclusive = true;
+            reports.push((job.id.clone(), report));
         }
         Ok(reports)
+    }
+
+    /// What a task has brought, where it has succeeded and does not tell itself. A refusal that is
+    /// about the task is its failure; one that says it is gone leaves it without outputs.
+    async fn result(&self, job: &Job, task: &Value, report: Report) -> Result<Report, AskError> {
+        let brings_nothing = report.status == Some(Status::Succeeded) && report.outputs.is_empty();
+        let Some(call) = self.spec.result.as_ref().filter(|_| brings_nothing) else {
+            return Ok(report);
+        };
+        let mut context = self.context(job);
+        let as_json = serde_json::to_value(task).unwrap_or_default();
+        context.insert("task".to_owned(), as_json);
+        if !call.applies(&Value::from_serialize(&context)) {
+            return Ok(report);
+        }
+        match self.call(call, Method::Get, &context).await {
+            Ok(payload) => {
+                let names = minijinja::context! { payload, task };
+                let item = call.items.evaluate_in(&names);
+                let told = self.spec.read.told(&item);
+                told.map(|told| told.report)
+                    .ok_or_else(|| AskError::Spec("result.item: names no task".to_owned()))
+            }
+            Err(AskError::Refused(refused)) if matches!(refused.http, Some(404 | 410)) => {
+                Ok(report)
+            }
+            Err(AskError::Refused(refused)) if refused.is_certain => match refused.failure.kind {
+                FailureKind::Safety | FailureKind::InvalidInput | FailureKind::Timeout => {
+                    Ok(Report::failed(refused.failure))
+                }
+                FailureKind::Quota
+                | FailureKind::RateLimit
+                | FailureKind::Auth
+                | FailureKind::Technical
+                | FailureKind::SubmissionUnknown
+                | FailureKind::ResultExpired => Err(AskError::Refused(refused)),
+            },
+            Err(error) => Err(error),
+        }
     }
 }

@@ -12,7 +12,8 @@ use super::expression;
 use super::http::{Answer, Method, Request};
 use super::spec::Call;
 use super::{AskError, Provider, Refused};
-use crate::job::Job;
+use crate::job::{Job, VideoRequest};
+use crate::time::Time;
 
 impl Provider {
     /// Makes a call that may be repeated; what its answer says, once the provider agreed.
@@ -37,8 +38,20 @@ impl Provider {
         }
     }
 
+    /// What templates and bodies of calls about this job know.
     pub(super) fn context(&self, job: &Job) -> BTreeMap<String, Json> {
-        BTreeMap::from([
+        let asked_for = job.ticket.request.as_ref();
+        let parameters = asked_for.map(VideoRequest::parameters).unwrap_or_default();
+        let parameters = parameters
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
+        let model = job.model.clone().map_or(Json::Null, Json::from);
+        let mut context = BTreeMap::from([
+            ("model".to_owned(), model),
+            (
+                "now".to_owned(),
+                Time::now().millis().div_euclid(1000).into(),
+            ),
             ("base_url".to_owned(), self.base_url.as_str().into()),
             ("api_key".to_owned(), self.api_key.as_str().into()),
             ("secret_key".to_owned(), self.secret_key.as_str().into()),
@@ -48,7 +61,9 @@ impl Provider {
                 job.provider_task_id.clone().map_or(Json::Null, Json::from),
             ),
             ("handle".to_owned(), job.ticket.handle.clone()),
-        ])
+        ]);
+        context.extend(parameters);
+        context
     }
 
     pub(super) fn request(

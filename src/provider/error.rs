@@ -3,6 +3,7 @@
 //! Invariant: a provider's own code decides before the HTTP status does (a 429 can mean that the
 //! credit is gone), and a gateway's word is never taken for the provider's refusal.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use minijinja::Value;
@@ -24,6 +25,8 @@ pub struct Refused {
     /// can mean nothing else. A bare 500, a gateway's 502 and a 200 that is no answer of the
     /// provider's leave it open.
     pub is_certain: bool,
+    /// The status of the answer; none where none came.
+    pub http: Option<u16>,
 }
 
 /// The provider may or may not have the job; the text says what happened.
@@ -52,6 +55,7 @@ impl Refused {
             failure: Failure::new(FailureKind::Technical, message),
             wait: None,
             is_certain: true,
+            http: None,
         }
     }
 
@@ -62,6 +66,7 @@ impl Refused {
             failure: Failure::new(FailureKind::InvalidInput, message),
             wait: None,
             is_certain: true,
+            http: None,
         }
     }
 }
@@ -72,6 +77,7 @@ impl Refused {
 pub(super) struct AnswerShape {
     /// Whether an answer with a 2xx status really is one.
     ok: Option<Expression>,
+    /// These two see the answer's `headers`, too, by their lower-case names.
     code: Option<Expression>,
     message: Option<Expression>,
 }
@@ -118,10 +124,12 @@ impl Rules {
 
     /// What an answer that is no success means.
     pub(super) fn refusal(&self, answer: &Answer, shape: &AnswerShape, payload: &Value) -> Refused {
+        let headers: BTreeMap<&str, &str> = answer.headers().collect();
+        let names = minijinja::context! { payload, headers };
         let word = |expression: &Option<Expression>| {
             expression
                 .as_ref()
-                .and_then(|expression| text(&expression.evaluate(payload)))
+                .and_then(|expression| text(&expression.evaluate_in(&names)))
         };
         let message = word(&shape.message)
             .or_else(|| Some(format!("the provider answered {}", answer.status)));
@@ -138,6 +146,7 @@ impl Rules {
             failure: told(complaint, known, by_status),
             wait,
             is_certain: is_its_own || is_a_refusal(answer.status),
+            http: Some(answer.status),
         }
     }
 
@@ -195,8 +204,6 @@ fn by_status(status: u16) -> FailureKind {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn refused(status: u16, body: &str) -> Refused {

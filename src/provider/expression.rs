@@ -3,15 +3,24 @@
 //! Invariant: compiled once, at load; evaluated with bounded fuel; a missing path is `undefined`
 //! and never an error, so a spec asks for what may be there without asking first.
 
-use std::sync::LazyLock;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use minijinja::value::ValueKind;
-use minijinja::{Environment, Expression as Compiled, UndefinedBehavior, Value};
+use minijinja::{Environment, ErrorKind, Expression as Compiled, UndefinedBehavior, Value};
+use regex_lite::Regex;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value as Json;
 
 /// Steps one evaluation may take: many times what any spec needs, and a bound for a hostile body.
 const FUEL: u64 = 100_000;
+
+/// Bytes of a text, from its end, that are searched for a pattern: logs can be long, and what counts
+/// is their newest line.
+const SEARCHED: usize = 64 << 10;
+
+/// Patterns that are kept compiled; specs hold a handful.
+const MOST_PATTERNS: usize = 256;
 
 static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut language = Environment::new();
@@ -20,6 +29,10 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     language.set_fuel(Some(FUEL));
     language.add_filter("merge", merge);
     language.add_filter("urlencode", urlencode);
+    language.add_filter("find_all", find_all);
+    language.add_filter("jwt", jwt);
+    language.add_filter("media", media);
+    language.add_filter("private", private);
     language.add_test("containing", is_containing);
     language
 });
@@ -59,15 +72,87 @@ fn urlencode(value: &Value) -> String {
     encoded
 }
 
+/// `text|find_all(pattern)`: what the pattern matches, in order: its first group where it has one.
+fn find_all(text: &Value, pattern: &str) -> Result<Vec<String>, minijinja::Error> {
+    let pattern = compiled(pattern)?;
+    let Some(text) = text.as_str() else {
+        return Ok(Vec::new());
+    };
+    let tail = (text.len().saturating_sub(SEARCHED)..text.len())
+        .find_map(|begin| text.get(begin..))
+        .unwrap_or_default();
+    let found = pattern.captures_iter(tail).filter_map(|captures| {
+        let whole = captures.get(0);
+        let found = captures.get(1).or(whole)?;
+        Some(found.as_str().to_owned())
+    });
+    Ok(found.collect())
+}
+
+fn compiled(pattern: &str) -> Result<Arc<Regex>, minijinja::Error> {
+    static KNOWN: Mutex<BTreeMap<String, Arc<Regex>>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(compiled) = known.get(pattern) {
+        return Ok(Arc::clone(compiled));
+    }
+    let compiled = Regex::new(pattern).map(Arc::new).map_err(|error| {
+        minijinja::Error::new(ErrorKind::SyntaxError, format!("find_all: {error}"))
+    })?;
+    if known.len() < MOST_PATTERNS {
+        known.insert(pattern.to_owned(), Arc::clone(&compiled));
+    }
+    Ok(compiled)
+}
+
+/// `value|media`: every mapping with a text `url`, at any depth, in order: for providers whose results
+/// have another shape for each model.
+fn media(value: &Value) -> Vec<Value> {
+    let is_media = |value: &Value| {
+        value
+            .get_attr("url")
+            .is_ok_and(|url| url.as_str().is_some())
+    };
+    if value.kind() != ValueKind::Map {
+        // A text is no list, although it can be walked.
+        let inside = value.as_str().is_none().then(|| value.try_iter());
+        let inside = inside.into_iter().flatten().flatten();
+        return inside.flat_map(|item| media(&item)).collect();
+    }
+    if is_media(value) {
+        return vec![value.clone()];
+    }
+    let keys = value.try_iter().into_iter().flatten();
+    keys.flat_map(|key| media(&value.get_item(&key).unwrap_or_default()))
+        .collect()
+}
+
+/// `urls|private`: the same, each marked as one that only the provider's key can read.
+fn private(list: &Value) -> Vec<Value> {
+    let marked = |item: Value| {
+        let item = match item.as_str() {
+            Some(url) => Value::from_iter([("url", url)]),
+            None => item,
+        };
+        merge(&item, &Value::from_iter([("private", true)]))
+    };
+    items(list).into_iter().map(marked).collect()
+}
+
+/// `claims|jwt(secret)`: an HS256 token, for providers that want one in the place of a key.
+fn jwt(claims: &Value, secret: &str) -> Result<String, minijinja::Error> {
+    crate::auth::hs256(claims, secret)
+        .ok_or_else(|| minijinja::Error::new(ErrorKind::InvalidOperation, "jwt: no claims"))
+}
+
 /// A name that the language does not have shows only when it is used, so everything is used once,
 /// with nothing at hand, when it is read.
 fn check_names<T>(tried: Result<T, minijinja::Error>) -> Result<(), String> {
-    use minijinja::ErrorKind::{UnknownFilter, UnknownFunction, UnknownMethod, UnknownTest};
+    use ErrorKind::{SyntaxError, UnknownFilter, UnknownFunction, UnknownMethod, UnknownTest};
     match tried {
         Err(error)
             if matches!(
                 error.kind(),
-                UnknownFilter | UnknownTest | UnknownFunction | UnknownMethod
+                SyntaxError | UnknownFilter | UnknownTest | UnknownFunction | UnknownMethod
             ) =>
         {
             Err(explain(&error))
@@ -238,6 +323,41 @@ mod tests {
             &json!({"a": {"x": 2}, "z": [1]}),
         );
         assert_eq!(lean(merged), json!({"a": {"x": 2}, "z": [1]}));
+    }
+
+    #[test]
+    fn patterns_find_what_is_in_logs() {
+        let logs = "seed 7\n 0%|     | 0/5\n 40%|##  | 2/5\n80%|### | 4/5 100% of it";
+        let percent = r"payload|find_all('(?m)^\s*(\d+)%\|')|last";
+        assert_eq!(value(percent, &json!(logs)), json!("80"));
+        assert_eq!(value(percent, &json!("nothing yet")), json!(null));
+        assert_eq!(value(percent, &json!(null)), json!(null));
+        let long = format!("{}é{}9%|", "1%|\n".repeat(30_000), "\n".repeat(5));
+        assert_eq!(value(percent, &json!(long)), json!("9"));
+        let problem = Expression::new("payload|find_all('(')").err().unwrap();
+        assert!(problem.contains("find_all"), "{problem}");
+    }
+
+    #[test]
+    fn media_are_found_wherever_they_are() {
+        let result = json!({"seed": 1, "video": {"url": "v", "meta": {"url": "no"}},
+            "more": [{"image": {"url": "i"}}, {"url": 5}, "text"]});
+        let found = value("payload|media|map(attribute='url')|list", &result);
+        assert_eq!(found, json!(["i", "v"]));
+        assert_eq!(value("payload|media", &json!(null)), json!([]));
+        assert_eq!(value("payload.none|media", &json!({})), json!([]));
+    }
+
+    #[test]
+    fn a_token_says_what_it_is_told_to() {
+        let token = value(
+            "{'iss': payload.key, 'exp': 1800, 'nbf': -5}|jwt('secret')",
+            &json!({"key": "ak"}),
+        );
+        let token = token.as_str().unwrap();
+        // {"typ":"JWT","alg":"HS256"}, and the claims in the order of their names.
+        assert!(token.starts_with("eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9."));
+        assert_eq!(token.split('.').count(), 3);
     }
 
     #[test]

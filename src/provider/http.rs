@@ -181,6 +181,13 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
+    /// The headers that are text, by their lower-case names.
+    pub(super) fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.headers
+            .iter()
+            .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
+    }
+
     #[cfg(test)]
     pub(super) fn told(status: u16, body: &str) -> Self {
         Self {

@@ -3,6 +3,7 @@
 //! Invariant: an unknown status is no status, never an end; what a body lacks stays open.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use minijinja::Value;
 use minijinja::value::ValueKind;
@@ -10,7 +11,7 @@ use serde::Deserialize;
 
 use super::error::{Complaint, Rules};
 use super::expression::{Expression, items, text};
-use crate::job::{Output, Report, Status};
+use crate::job::{Cost, Output, Report, Status};
 use crate::time::Time;
 
 /// Which task a body is about, and what it says of it.
@@ -54,8 +55,18 @@ pub(super) struct Reading {
     queue_position: Option<Expression>,
     stage: Option<Expression>,
     eta_seconds: Option<Expression>,
-    /// A list of URLs or of mappings with `url`, `type`, `duration`, `expires_at`.
+    /// A list of URLs or of mappings with `url`, `type` or `content_type`, `duration`, `expires_at`,
+    /// `watermark_url`, `nsfw`, `private`.
     outputs: Option<Expression>,
+    /// How long the provider keeps an output that does not say it itself.
+    #[serde(default, with = "humantime_serde")]
+    output_lifetime: Option<Duration>,
+    /// A list beside the outputs: whether the provider marked each of them.
+    nsfw: Option<Expression>,
+    /// A number or a mapping with `amount` and `unit`.
+    cost: Option<Expression>,
+    /// A list of the moderation's remarks.
+    moderation: Option<Expression>,
     error_code: Option<Expression>,
     error_message: Option<Expression>,
     #[serde(skip)]
@@ -88,8 +99,9 @@ impl Reading {
             message: word(&self.error_message),
         };
         let error = (status == Some(Status::Failed)).then(|| self.rules.failure(complaint(), item));
-        let outputs = value(&self.outputs)
-            .map(|list| outputs(&list))
+        let (outputs, sources) = self.outputs(item);
+        let remarks = value(&self.moderation)
+            .map(|list| items(&list))
             .unwrap_or_default();
         let report = Report {
             status,
@@ -98,6 +110,9 @@ impl Reading {
             stage: word(&self.stage),
             eta_seconds: value(&self.eta_seconds).as_ref().and_then(number),
             outputs,
+            sources,
+            cost: value(&self.cost).as_ref().and_then(cost),
+            moderation: remarks.iter().filter_map(text).collect(),
             error,
             ..Report::default()
         };
@@ -108,6 +123,34 @@ impl Reading {
             has_status_word,
             is_trusted: false,
         })
+    }
+}
+
+impl Reading {
+    /// What a task has brought, and where that lies which only the provider's key can read.
+    fn outputs(&self, item: &Value) -> (Vec<Output>, Vec<Option<String>>) {
+        let list = |expression: &Option<Expression>| {
+            expression
+                .as_ref()
+                .map(|expression| items(&expression.evaluate(item)))
+                .unwrap_or_default()
+        };
+        let marks = list(&self.nsfw);
+        let (mut outputs, mut sources) = (Vec::new(), Vec::new());
+        for (at, found) in list(&self.outputs).iter().enumerate() {
+            let Some((mut output, is_private)) = output(found) else {
+                continue;
+            };
+            output.nsfw = output.nsfw.or(marks.get(at).and_then(truth));
+            let end = self.output_lifetime.map(|lifetime| Time::now() + lifetime);
+            output.expires_at = output.expires_at.or(end);
+            sources.push(is_private.then(|| std::mem::take(&mut output.url)));
+            outputs.push(output);
+        }
+        if sources.iter().all(Option::is_none) {
+            sources.clear();
+        }
+        (outputs, sources)
     }
 }
 
@@ -124,25 +167,44 @@ fn whole(value: &Value) -> Option<u32> {
     text(value)?.trim().parse().ok()
 }
 
-fn outputs(list: &Value) -> Vec<Output> {
-    items(list).iter().filter_map(output).collect()
+fn truth(value: &Value) -> Option<bool> {
+    (value.kind() == ValueKind::Bool).then(|| value.is_true())
 }
 
-fn output(item: &Value) -> Option<Output> {
+fn cost(value: &Value) -> Option<Cost> {
+    let at = |name: &str| value.get_attr(name).unwrap_or_default();
+    let amount = number(value).or_else(|| number(&at("amount")))?;
+    let unit = text(&at("unit")).unwrap_or_else(|| "unit".to_owned());
+    Some(Cost {
+        amount,
+        unit: unit.to_lowercase(),
+    })
+}
+
+/// An output, and whether only the provider's key can read it.
+fn output(item: &Value) -> Option<(Output, bool)> {
     let at = |name: &str| item.get_attr(name).unwrap_or_default();
     let url = if item.kind() == ValueKind::String {
         text(item)
     } else {
         text(&at("url"))
     }?;
-    Some(Output {
-        kind: text(&at("type")).unwrap_or_else(|| kind_by_name(&url)),
+    let media_type = || {
+        let text = text(&at("content_type"))?;
+        let (kind, _) = text.split_once('/')?;
+        matches!(kind, "video" | "image" | "audio").then(|| kind.to_owned())
+    };
+    let output = Output {
+        kind: text(&at("type"))
+            .or_else(media_type)
+            .unwrap_or_else(|| kind_by_name(&url)),
         duration: number(&at("duration")),
         expires_at: moment(&at("expires_at")),
         watermark_url: text(&at("watermark_url")),
-        nsfw: None,
+        nsfw: truth(&at("nsfw")),
         url,
-    })
+    };
+    Some((output, at("private").is_true()))
 }
 
 /// RFC 3339, or seconds or milliseconds since the epoch.

@@ -14,11 +14,23 @@ use super::error::{AnswerShape, Rule};
 use super::expression::{Expression, Template};
 use super::http::Method;
 use super::reading::Reading;
+use super::terms::Check;
 use crate::signature::Scheme;
 
 /// The specs that come with the hub.
-const BUILT_IN: [(&str, &str); 2] = [
+const BUILT_IN: [(&str, &str); 13] = [
     ("kling", include_str!("specs/kling.toml")),
+    ("kling-legacy", include_str!("specs/kling-legacy.toml")),
+    ("atlas", include_str!("specs/atlas.toml")),
+    ("fal", include_str!("specs/fal.toml")),
+    ("replicate", include_str!("specs/replicate.toml")),
+    ("runway", include_str!("specs/runway.toml")),
+    ("veo", include_str!("specs/veo.toml")),
+    ("minimax", include_str!("specs/minimax.toml")),
+    ("videos", include_str!("specs/videos.toml")),
+    ("seedance", include_str!("specs/seedance.toml")),
+    ("wavespeed", include_str!("specs/wavespeed.toml")),
+    ("luma", include_str!("specs/luma.toml")),
     ("generic", include_str!("specs/generic.toml")),
 ];
 
@@ -50,9 +62,14 @@ pub(super) struct Spec {
     pub(super) answer: AnswerShape,
     pub(super) submit: Option<Call>,
     pub(super) poll: Option<Call>,
+    /// What a task has brought, where its own answer does not say.
+    pub(super) result: Option<Call>,
     pub(super) cancel: Option<Call>,
     #[serde(default)]
     pub(super) webhook: Webhook,
+    /// What the provider is known to refuse; the first that holds is told.
+    #[serde(default)]
+    pub(super) checks: Vec<Check>,
     pub(super) read: Reading,
     #[serde(default, rename = "errors")]
     rules: Vec<Rule>,
@@ -60,6 +77,8 @@ pub(super) struct Spec {
     pub(super) poll_after: Duration,
     #[serde(default = "seconds::<15>", with = "humantime_serde")]
     pub(super) poll_every: Duration,
+    #[serde(default = "seconds::<2>", with = "humantime_serde")]
+    pub(super) cool_down: Duration,
     #[serde(default = "seconds::<1800>", with = "humantime_serde")]
     pub(super) deadline: Duration,
     /// How long the provider keeps a finished task.
@@ -109,6 +128,15 @@ fn one() -> NonZeroUsize {
 pub(super) struct Webhook {
     /// Where in the body the task stands.
     item: Expression,
+}
+
+impl Call {
+    /// Whether there is such a call for a job: its URL is not empty then.
+    pub(super) fn applies(&self, context: &Value) -> bool {
+        self.url
+            .render(context)
+            .is_ok_and(|url| !url.trim().is_empty())
+    }
 }
 
 impl Webhook {
@@ -210,6 +238,6 @@ mod tests {
 
         let problem = Spec::load("klign").err().unwrap();
         assert_eq!(problem[0].0, "spec");
-        assert!(problem[0].1.contains("kling, generic"), "{problem:?}");
+        assert!(problem[0].1.contains("kling, kling-legacy"), "{problem:?}");
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: a request is sent at most once a call, and an answer that may have been an acceptance
 //! is never told as a refusal.
 
+use minijinja::Value;
 use serde_json::Value as Json;
 use url::Url;
 
@@ -24,18 +25,12 @@ pub enum Sent {
 impl Provider {
     /// Sends a job that has not been sent before.
     pub async fn submit(&self, job: &Job, callback_url: Option<&Url>) -> Sent {
-        let (Some(call), Some(request)) = (&self.spec.submit, &job.ticket.request) else {
+        let (Some(call), Some(_)) = (&self.spec.submit, &job.ticket.request) else {
             return Sent::Refused(Refused::unsupported(
                 "this provider takes no submissions from the hub",
             ));
         };
         let mut context = self.context(job);
-        context.extend(
-            request
-                .parameters()
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value)),
-        );
         context.insert(
             "callback_url".to_owned(),
             callback_url.map_or(Json::Null, |url| url.as_str().into()),
@@ -66,7 +61,8 @@ impl Provider {
                 report.task_id = Some(task_id);
                 report.status = report.status.filter(|status| !status.is_final());
                 report.status.get_or_insert(crate::job::Status::Queued);
-                let handle = call.handle.as_ref().map(|it| it.evaluate(&payload));
+                let names = minijinja::context! { payload, ..Value::from_serialize(&context) };
+                let handle = call.handle.as_ref().map(|it| it.evaluate_in(&names));
                 report.handle = handle
                     .and_then(|handle| serde_json::to_value(handle).ok())
                     .unwrap_or_default();

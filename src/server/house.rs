@@ -12,6 +12,7 @@ use crate::auth::{Minter, Verifier};
 use crate::cancel::Canceller;
 use crate::config::Config;
 use crate::feed;
+use crate::guard::Guard;
 use crate::hub::Hub;
 use crate::provider::Providers;
 use crate::store::Store;
@@ -28,6 +29,7 @@ pub struct House {
     pub hub: Arc<Hub>,
     pub providers: Arc<Providers>,
     pub tracker: Arc<Tracker>,
+    pub guard: Arc<Guard>,
     pub canceller: Arc<Canceller>,
     pub verifier: Arc<Verifier>,
     pub minter: Arc<Option<Minter>>,

@@ -14,6 +14,7 @@ use super::drain::Drain;
 use super::problem::Problem;
 use crate::auth::Principal;
 use crate::cancel::Canceller;
+use crate::guard::Refusal;
 use crate::hub::{Condition, Connection, Hub, Sink};
 use crate::job::{Job, JobId, Status};
 use crate::protocol::Frame;
@@ -242,6 +243,9 @@ pub fn answer(
                 "idempotency_conflict",
                 detail,
             ));
+        }
+        Created::OverLimit { account } => {
+            return Err(Refusal::Budget(format!("{account}: nothing is left")).into());
         }
         Created::TaskTaken(job) => {
             return Err(Problem::conflict(

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::auth::Refused;
 use crate::cancel::NotCancelled;
+use crate::guard::Refusal;
 use crate::job::Job;
 use crate::{store, tracker};
 
@@ -70,6 +71,15 @@ impl Problem {
         Self {
             job,
             ..Self::new(StatusCode::CONFLICT, code, detail)
+        }
+    }
+
+    /// 429 `rate_limited`, with a time to come back.
+    pub fn rate_limited(detail: impl Into<String>, wait: Duration) -> Self {
+        Self {
+            // Rounded up: who comes back on the second must not be early.
+            retry_after: Some(Duration::from_secs(wait.as_millis().div_ceil(1000) as u64)),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
         }
     }
 
@@ -173,6 +183,24 @@ impl From<tracker::Error> for Problem {
         match error {
             tracker::Error::NotFound => Self::not_found("job"),
             tracker::Error::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let detail = refusal.to_string();
+        match refusal {
+            Refusal::Parameters(_) | Refusal::Inline(_) | Refusal::Price(_) => {
+                Self::invalid(detail)
+            }
+            Refusal::TooLarge(_) => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
+            }
+            Refusal::Budget(_) => {
+                Self::new(StatusCode::PAYMENT_REQUIRED, "budget_exceeded", detail)
+            }
+            Refusal::Rate { wait, .. } => Self::rate_limited(detail, wait),
         }
     }
 }

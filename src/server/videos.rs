@@ -8,18 +8,23 @@ use super::jobs::answer;
 use super::problem::Problem;
 use super::request::{Body, idempotency, metadata_fits, provider_named};
 use crate::config::Defaults;
-use crate::job::{Job, NewJob, VideoRequest};
+use crate::guard::{Admitted, Guard};
+use crate::job::VideoRequest;
 use crate::provider::Providers;
+use crate::store::{Created, Store};
 use crate::time::Time;
 use crate::tracker::Tracker;
 
-/// The most characters of a prompt; providers take fewer, and say so themselves.
-const MAX_PROMPT: usize = 20_000;
-
 /// Takes a job on, 202, before its provider has heard of it.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a handler's arguments list exactly what it touches"
+)]
 pub async fn submit(
     caller: Caller,
     tracker: web::Data<Tracker>,
+    store: web::Data<dyn Store>,
+    guard: web::Data<Guard>,
     providers: web::Data<Providers>,
     defaults: web::Data<Defaults>,
     request: HttpRequest,
@@ -29,8 +34,8 @@ pub async fn submit(
         return Err(Problem::forbidden("jobs:write"));
     }
     let idempotency = idempotency(&request, &caller, &body)?;
-    let mut video = body.value;
-    check(&video)?;
+    let video = body.value;
+    metadata_fits(&video.metadata)?;
     let named = video.provider.as_deref().or(defaults.provider.as_deref());
     let provider = match named {
         Some(name) => provider_named(&providers, name)?,
@@ -38,69 +43,19 @@ pub async fn submit(
             Problem::invalid("provider: is needed, since no default is configured")
         })?,
     };
-    let name = provider.name().to_owned();
     if !provider.can_submit() {
         return Err(Problem::invalid(format!(
-            "provider: the hub can't submit to '{name}', only hear from it"
+            "provider: the hub can't submit to '{}', only hear from it",
+            provider.name()
         )));
     }
-    let metadata = std::mem::take(&mut video.metadata);
-    video.provider = Some(name.clone());
-    let new = NewJob {
-        owner: caller.subject().to_owned(),
-        provider: Some(name),
-        provider_task_id: None,
-        model: Some(video.model.clone()),
-        metadata,
-        request: Some(video),
-        deadline: provider.cadence().deadline,
-    };
-    let (created, job) = tracker
-        .create(Job::new(new, Time::now()), idempotency)
-        .await?;
+    let now = Time::now();
+    let Admitted { job, bookings } = guard.admit(caller.subject(), provider, video, now)?;
+    let entries = bookings.entries();
+    let (created, job) = tracker.create(job, idempotency, entries).await?;
+    if let Created::OverLimit { account } = &created {
+        let refusal = guard.over_limit(&bookings, account, &**store, now).await?;
+        return Err(refusal.into());
+    }
     answer(created, job, StatusCode::ACCEPTED)
-}
-
-/// What no provider could make sense of; the rest is the provider's to judge.
-fn check(video: &VideoRequest) -> Result<(), Problem> {
-    let is_path_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte);
-    let model = &video.model;
-    if model.is_empty()
-        || model.len() > 128
-        || !model.bytes().all(is_path_safe)
-        || model.contains("..")
-        || model.starts_with('/')
-    {
-        return Err(Problem::invalid(
-            "model: must be 1 to 128 letters, digits, '.', '_', ':', '/' or '-'",
-        ));
-    }
-    if video.prompt.is_empty() && video.image_url.is_none() && video.input.is_empty() {
-        return Err(Problem::invalid(
-            "prompt: is needed where there is neither image_url nor input",
-        ));
-    }
-    if video.prompt.chars().count() > MAX_PROMPT {
-        return Err(Problem::invalid(format!(
-            "prompt: must have at most {MAX_PROMPT} characters"
-        )));
-    }
-    if video
-        .duration
-        .is_some_and(|seconds| !seconds.is_finite() || seconds <= 0.0 || seconds > 3600.0)
-    {
-        return Err(Problem::invalid(
-            "duration: must be a number of seconds, more than 0 and at most 3600",
-        ));
-    }
-    if let Some(image) = &video.image_url {
-        let is_web =
-            url::Url::parse(image).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-        if !is_web || image.len() > 4096 {
-            return Err(Problem::invalid(
-                "image_url: must be an http(s) URL of at most 4096 characters, not the image itself",
-            ));
-        }
-    }
-    metadata_fits(&video.metadata)
 }

@@ -84,7 +84,7 @@ pub async fn register(
         },
         Time::now(),
     );
-    let (created, job) = tracker.create(job, idempotency).await?;
+    let (created, job) = tracker.create(job, idempotency, Vec::new()).await?;
     answer(created, job, StatusCode::CREATED)
 }
 

@@ -4,6 +4,7 @@
 //! the order of commits is the order of announcements; reads run beside it, and nothing here blocks
 //! an async thread.
 
+mod accounts;
 mod agenda;
 mod file;
 mod inbox;
@@ -16,6 +17,7 @@ mod writer;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::Connection;
@@ -112,7 +114,7 @@ impl Store for SqliteStore {
     }
 
     async fn create(&self, create: Create) -> Result<Created, Error> {
-        let record = Record::of(create.job, create.agenda, create.folded)?;
+        let record = Record::of(create.job, create.agenda, create.folded, create.entries)?;
         let key = create.idempotency;
         self.writer
             .ask(move |db, changes| jobs::create(db, &record, key.as_ref(), changes))
@@ -140,18 +142,27 @@ impl Store for SqliteStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed, Error> {
-        let record = Record::of(commit.job, commit.agenda, commit.folded)?;
+        let record = Record::of(commit.job, commit.agenda, commit.folded, commit.entries)?;
         let expected = commit.expected;
         self.writer
             .ask(move |db, changes| jobs::commit(db, &record, expected, changes))
             .await
     }
 
-    async fn hasten(&self, id: &JobId, at: Time) -> Result<(), Error> {
+    async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
         let id = id.clone();
         self.writer
-            .ask(move |db, _| agenda::hasten(db, &id, at))
+            .ask(move |db, _| agenda::hasten(db, &id, at, cool_down))
             .await
+    }
+
+    async fn balance(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
+        let names = accounts.to_vec();
+        self.read(move |db| {
+            let balances = names.iter().map(|name| accounts::balance(db, name, now));
+            balances.collect()
+        })
+        .await
     }
 
     async fn claim(

@@ -109,6 +109,33 @@ impl CallOutcome {
     }
 }
 
+/// Why a submit was refused before anything was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubmitRefusal {
+    /// A parameter makes no sense, or is more than the tier allows.
+    Parameters,
+    /// It carries data where a URL belongs, or is too long.
+    Payload,
+    /// Nobody knows what it would cost.
+    Price,
+    /// A budget does not allow it.
+    Budget,
+    /// Its owner submits too often.
+    Rate,
+}
+
+impl SubmitRefusal {
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Parameters => "parameters",
+            Self::Payload => "payload",
+            Self::Price => "price",
+            Self::Budget => "budget",
+            Self::Rate => "rate",
+        }
+    }
+}
+
 /// Every source of news.
 pub(super) const SOURCES: [Source; 6] = [
     Source::Api,

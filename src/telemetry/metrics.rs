@@ -3,6 +3,7 @@
 //! Invariant: the number of time series is bounded by the configuration. A label is a word of
 //! `labels` or the name of a configured provider, never what a request says.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -13,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::labels::{self, Call, CallOutcome, ConnectionKind, WebhookOutcome};
+use super::labels::{self, Call, CallOutcome, ConnectionKind, SubmitRefusal, WebhookOutcome};
 use crate::job::Source;
 
 /// The `Content-Type` of what [`Metrics::render`] writes.
@@ -38,6 +39,16 @@ struct CallLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ProviderLabels {
+    provider: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct SourceLabels {
     source: &'static str,
 }
@@ -46,6 +57,9 @@ struct SourceLabels {
 struct CloseLabels {
     code: &'static str,
 }
+
+/// Money, which comes in fractions.
+type Sum = Counter<f64, AtomicU64>;
 
 /// One hub's numbers. All methods take `&self`, from any thread.
 #[derive(Debug)]
@@ -57,6 +71,9 @@ pub struct Metrics {
     webhooks: Family<WebhookLabels, Counter>,
     provider_calls: Family<CallLabels, Counter>,
     updates: Family<SourceLabels, Counter>,
+    submits_refused: Family<ReasonLabels, Counter>,
+    reserved: Family<ProviderLabels, Sum>,
+    spent: Family<ProviderLabels, Sum>,
     sockets_closed: Family<CloseLabels, Counter>,
     webhook_time: Histogram,
 }
@@ -114,6 +131,9 @@ impl Metrics {
             webhooks: Family::default(),
             provider_calls: Family::default(),
             updates: Family::default(),
+            submits_refused: Family::default(),
+            reserved: Family::default(),
+            spent: Family::default(),
             sockets_closed: Family::default(),
             webhook_time: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
         };
@@ -151,6 +171,21 @@ impl Metrics {
             "updates",
             "Updates that changed a job",
             self.updates.clone(),
+        );
+        registry.register(
+            "submits_refused",
+            "Submits refused before anything was kept",
+            self.submits_refused.clone(),
+        );
+        registry.register(
+            "reserved",
+            "What was set aside for jobs, in budgets.unit",
+            self.reserved.clone(),
+        );
+        registry.register(
+            "spent",
+            "What ended jobs came to, in budgets.unit",
+            self.spent.clone(),
         );
         registry.register(
             "sockets_closed",
@@ -219,6 +254,24 @@ impl Metrics {
         self.updates.get_or_create_owned(&SourceLabels { source })
     }
 
+    /// A submit was refused before anything was kept.
+    pub fn submit_refused(&self, reason: SubmitRefusal) {
+        let reason = reason.word();
+        self.submits_refused
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    /// So many millionths were set aside for a job of this provider.
+    pub fn reserved(&self, provider: &str, millionths: i64) {
+        add(&self.reserved, provider, millionths);
+    }
+
+    /// A job of this provider ended, and came to so many millionths.
+    pub fn spent(&self, provider: &str, millionths: i64) {
+        add(&self.spent, provider, millionths);
+    }
+
     /// A WebSocket was closed with this code, by either side.
     pub fn socket_closed(&self, code: u16) {
         let code = labels::close_code(code);
@@ -236,6 +289,13 @@ impl Metrics {
         debug_assert!(written.is_ok());
         text
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a number to look at")]
+fn add(sums: &Family<ProviderLabels, Sum>, provider: &str, millionths: i64) {
+    let provider = provider.to_owned();
+    sums.get_or_create(&ProviderLabels { provider })
+        .inc_by(millionths as f64 / 1e6);
 }
 
 impl Default for Metrics {
@@ -269,6 +329,9 @@ mod tests {
         metrics.webhook("kling", WebhookOutcome::Applied);
         metrics.called("kling", Call::Submit, CallOutcome::Ok);
         metrics.socket_closed(1000);
+        metrics.submit_refused(SubmitRefusal::Budget);
+        metrics.reserved("kling", 1);
+        metrics.spent("kling", 1);
         let text = metrics.render();
         let described: Vec<&str> = text
             .lines()
@@ -281,6 +344,9 @@ mod tests {
     progress_hub_webhooks counter
     progress_hub_provider_calls counter
     progress_hub_updates counter
+    progress_hub_submits_refused counter
+    progress_hub_reserved counter
+    progress_hub_spent counter
     progress_hub_sockets_closed counter
     progress_hub_webhook_seconds histogram
     ");

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking, and compares with lists of one as with others"
 )]
 
+mod accounts;
 mod agenda;
 mod closing;
 mod committing;
@@ -67,6 +68,17 @@ macro_rules! tell_every_story {
                 writers_of_one_job_are_announced_once_and_in_order,
                 writers_of_many_jobs_do_not_disturb_each_other,
             }
+            accounts::{
+                a_new_job_is_charged_up_to_the_limit,
+                a_refused_job_charges_none_of_its_accounts,
+                of_many_jobs_as_many_are_kept_as_the_limit_allows,
+                a_repeated_request_is_charged_once,
+                an_end_gives_back_what_another_job_then_takes,
+                a_commit_that_is_not_done_books_nothing,
+                of_rival_ends_one_is_booked,
+                an_account_that_has_ended_is_zero_again,
+                accounts_that_have_ended_are_forgotten,
+            }
             parking::{
                 news_of_an_unknown_task_is_parked_in_order,
                 news_of_a_known_task_is_not_parked,
@@ -90,6 +102,10 @@ macro_rules! tell_every_story {
                 a_hastened_job_is_claimed_at_that_time,
                 a_hastened_job_is_claimed_despite_an_earlier_claim,
                 hastening_never_puts_off_and_never_wakes_an_ended_job,
+                many_nudges_bring_one_look_per_cool_down,
+                a_nudge_outlives_the_commit_of_the_look_before,
+                a_patient_job_is_looked_at_ever_more_rarely,
+                what_is_due_together_does_not_come_back_together,
                 the_next_due_time_counts_leases_in,
             }
             places::{
@@ -235,6 +251,7 @@ pub(crate) fn creation(job: Job, agenda: Agenda, idempotency: Option<Idempotency
         agenda,
         idempotency,
         folded: Vec::new(),
+        entries: Vec::new(),
     }
 }
 
@@ -244,6 +261,7 @@ pub(crate) fn commitment(next: &Job, agenda: Agenda, folded: Vec<Update>) -> Com
         expected: next.version - 1,
         agenda,
         folded,
+        entries: Vec::new(),
     }
 }
 

@@ -63,6 +63,15 @@ fn every_mistake_is_told_at_once() {
         poll_every = "49ms"
         deadline = "25h"
         max_concurrent = 0
+        prices = { "*" = -1, "kling" = "" }
+        budget_per_day = "much"
+
+        [limits]
+        submits_per_minute = 0
+
+        [budgets]
+        per_job = -0.5
+        per_owner_day = nan
 
         [providers.Kling_2]
         spec = "kling"
@@ -94,6 +103,9 @@ fn every_mistake_is_told_at_once() {
     socket.max_subscriptions: must be a whole number, found a fraction
     callback.secret: must have at least 32 bytes, found 31
     defaults.tier: must be development, staging or production
+    limits.submits_per_minute: must be between 1 and 1000000, found 0
+    budgets.per_job: must be a number between 0 and 1000000000
+    budgets.per_owner_day: must be a number between 0 and 1000000000
     providers.Kling_2: a provider's name is 1 to 32 of a-z, 0-9 and -
     providers.kling.spec: missing: a built-in spec, or the path of a spec file
     providers.kling.base_url: must hold no user name or password
@@ -104,6 +116,9 @@ fn every_mistake_is_told_at_once() {
     providers.kling.poll_after: must be a duration such as "500ms", "20s" or "1h30m"
     providers.kling.poll_every: must be between 50ms and 24h, found 49ms
     providers.kling.max_concurrent: must be between 1 and 100000, found 0
+    providers.kling.prices.*: must be a number between 0 and 1000000000, or an expression as text
+    providers.kling.prices.kling: must be a number between 0 and 1000000000, or an expression as text
+    providers.kling.budget_per_day: must be a number between 0 and 1000000000
     defaults.provider: names no configured provider, did you mean kling?
     providers.kling.deadline: must be at most store.retain_active (24h), found 25h
     "#);

@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::jobs;
 use crate::job::{Job, JobId};
-use crate::store::{Queue, SUBMIT_LEASE};
+use crate::store::{Queue, SUBMIT_LEASE, spread};
 use crate::time::Time;
 
 /// Uses the index `jobs_with_place`.
@@ -24,8 +24,8 @@ const LEASED: &str = "SELECT count(*) FROM jobs
 const TO_SUBMIT: &str = "SELECT doc, ticket, id FROM jobs WHERE provider = ? AND submit_due <= ?
     ORDER BY submit_due LIMIT ?";
 
-const TO_WATCH: &str = "SELECT doc, ticket, id, watch_every, deadline_at FROM jobs
-    WHERE watch_at <= ? ORDER BY watch_at LIMIT ?";
+const TO_WATCH: &str = "SELECT doc, ticket, id, watch_every, deadline_at, watch_patient, updated_at
+    FROM jobs WHERE watch_at <= ? ORDER BY watch_at LIMIT ?";
 
 const NEXT_TO_SUBMIT: &str =
     "SELECT min(submit_due) FROM jobs WHERE provider = ? AND submit_due IS NOT NULL";
@@ -85,24 +85,38 @@ fn claim_to_submit(
 ) -> rusqlite::Result<Vec<Arc<Job>>> {
     let values = params![provider, now.millis(), most(limit)];
     let due = due(db, TO_SUBMIT, values, |_| Ok(now + SUBMIT_LEASE))?;
-    put_off(db, "UPDATE jobs SET submit_due = ? WHERE id = ?", due)
+    let mut lease = db.prepare_cached("UPDATE jobs SET submit_due = ? WHERE id = ?")?;
+    put_off(due, |id, again| lease.execute(params![again.millis(), id]))
 }
 
 fn claim_to_watch(db: &Connection, now: Time, limit: usize) -> rusqlite::Result<Vec<Arc<Job>>> {
     let due = due(db, TO_WATCH, params![now.millis(), most(limit)], |row| {
         let every = Duration::from_millis(row.get(3).map(i64::cast_unsigned)?);
         let deadline = Time::from_millis(row.get(4)?);
-        Ok(next_look(now, every, deadline))
+        let silence = now.since(Time::from_millis(row.get(6)?));
+        let is_patient: bool = row.get(5)?;
+        let span = if is_patient {
+            every.max(silence * 2)
+        } else {
+            every
+        };
+        let id: String = row.get(2)?;
+        Ok(next_look(now, spread(span, &id), deadline))
     })?;
-    put_off(db, "UPDATE jobs SET watch_at = ? WHERE id = ?", due)
+    let mut look = db.prepare_cached(
+        "UPDATE jobs SET watch_at = ?, looked_at = ?, hastened_at = NULL WHERE id = ?",
+    )?;
+    put_off(due, |id, again| {
+        look.execute(params![again.millis(), now.millis(), id])
+    })
 }
 
 /// The deadline itself is never passed over; once it is behind, a job is looked at until it ends.
-fn next_look(now: Time, every: Duration, deadline: Time) -> Time {
+fn next_look(now: Time, span: Duration, deadline: Time) -> Time {
     if now < deadline {
-        deadline.min(now + every)
+        deadline.min(now + span)
     } else {
-        now + every
+        now + span
     }
 }
 
@@ -130,11 +144,13 @@ fn due(
         .collect()
 }
 
-fn put_off(db: &Connection, sql: &str, due: Vec<Due>) -> rusqlite::Result<Vec<Arc<Job>>> {
-    let mut update = db.prepare_cached(sql)?;
+fn put_off(
+    due: Vec<Due>,
+    mut until: impl FnMut(&str, Time) -> rusqlite::Result<usize>,
+) -> rusqlite::Result<Vec<Arc<Job>>> {
     let mut claimed = Vec::with_capacity(due.len());
     for Due { id, job, again } in due {
-        update.execute(params![again.millis(), id])?;
+        until(&id, again)?;
         claimed.extend(jobs::readable(job, &id)?);
     }
     Ok(claimed)
@@ -151,12 +167,19 @@ pub(super) fn next_due(db: &Connection, queue: &OwnedQueue) -> rusqlite::Result<
     Ok(due.map(Time::from_millis))
 }
 
-pub(super) fn hasten(db: &Connection, id: &JobId, at: Time) -> rusqlite::Result<()> {
+pub(super) fn hasten(
+    db: &Connection,
+    id: &JobId,
+    at: Time,
+    cool_down: Duration,
+) -> rusqlite::Result<()> {
     db.prepare_cached(
-        "UPDATE jobs SET watch_at = ?1
-         WHERE id = ?2 AND finished_at IS NULL AND ifnull(watch_at > ?1, TRUE)",
+        "UPDATE jobs SET watch_at = min(ifnull(watch_at, next.look), next.look),
+             hastened_at = min(ifnull(hastened_at, next.look), next.look)
+         FROM (SELECT max(?2, ifnull(looked_at + ?3, ?2)) AS look FROM jobs WHERE id = ?1) AS next
+         WHERE id = ?1 AND finished_at IS NULL",
     )?
-    .execute(params![at.millis(), id.as_str()])?;
+    .execute(params![id.as_str(), at.millis(), jobs::millis(cool_down)])?;
     Ok(())
 }
 
@@ -185,11 +208,12 @@ fn most(count: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sqlite::file;
 
     #[test]
     fn each_queue_is_served_by_its_indexes() {
         let db = Connection::open_in_memory().unwrap();
-        db.execute_batch(include_str!("schema.sql")).unwrap();
+        file::migrate(&db).unwrap();
         for (sql, index) in [
             (HOLDERS, "USING INDEX jobs_with_place (provider=?)"),
             (

@@ -16,8 +16,12 @@ use crate::time::Time;
 /// Marks the file as the hub's, as `PRAGMA application_id`: `PHub` in ASCII.
 const APPLICATION: i64 = 0x5048_7562;
 
-/// The schema this program writes and reads, kept as `PRAGMA user_version`.
-const SCHEMA: i64 = 1;
+/// What leads to the schema this program writes and reads: a fresh file takes all steps, an older
+/// one those it lacks. The number of those taken is kept as `PRAGMA user_version`. A step that was
+/// once released is never edited.
+const STEPS: [&str; SCHEMA as usize] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+
+const SCHEMA: i64 = 2;
 
 /// What an open database keeps waiting for when a `sqlite3` shell holds a lock.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
@@ -111,7 +115,7 @@ impl Place {
             Ok((entries, application, number("PRAGMA user_version")?))
         });
         match found {
-            Ok((0, 0, 0) | (_, APPLICATION, SCHEMA)) => Ok(()),
+            Ok((0, 0, 0) | (_, APPLICATION, 1..=SCHEMA)) => Ok(()),
             Ok((_, APPLICATION, schema)) => Err(self.corrupt(&format!(
                 "it has schema {schema}, and this program knows {SCHEMA}"
             ))),
@@ -141,20 +145,30 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Makes the tables where there are none, and takes over from the process before.
+/// Brings the tables to this program's schema, and takes over from the process before.
 fn prepare(db: &Connection) -> rusqlite::Result<()> {
     db.busy_timeout(LOCK_WAIT)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS);
     db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
-    let schema: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let transaction = db.unchecked_transaction()?;
-    if schema == 0 {
-        transaction.execute_batch(include_str!("schema.sql"))?;
-        transaction.pragma_update(None, "application_id", APPLICATION)?;
-        transaction.pragma_update(None, "user_version", SCHEMA)?;
-    }
+    migrate(&transaction)?;
     agenda::take_over(&transaction, Time::now())?;
     transaction.commit()
+}
+
+/// Takes the steps that the database lacks.
+pub(super) fn migrate(db: &Connection) -> rusqlite::Result<()> {
+    let taken: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    for (step, schema) in STEPS.iter().zip(1..) {
+        if taken < schema {
+            db.execute_batch(step)?;
+            db.pragma_update(None, "user_version", schema)?;
+        }
+    }
+    if taken == 0 {
+        db.pragma_update(None, "application_id", APPLICATION)?;
+    }
+    Ok(())
 }
 
 /// A small write that changes nothing, to see whether the disk takes one.

@@ -4,6 +4,7 @@
 //! what is searched is what is shown.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
@@ -11,21 +12,27 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::inbox::{Changes, is_unreadable};
-use super::parking;
+use super::{accounts, parking};
 use crate::job::{Job, JobId, Update};
-use crate::store::{Agenda, Committed, Created, Error, Idempotency, Listing};
+use crate::store::{Agenda, Committed, Created, Entry, Error, Idempotency, Listing};
 
 /// A job, written out where its caller runs, so that the writer's time is spent on writing.
 pub(super) struct Record {
     job: Arc<Job>,
     agenda: Agenda,
     folded: Vec<Update>,
+    entries: Vec<Entry>,
     doc: String,
     ticket: String,
 }
 
 impl Record {
-    pub(super) fn of(job: Arc<Job>, agenda: Agenda, folded: Vec<Update>) -> Result<Self, Error> {
+    pub(super) fn of(
+        job: Arc<Job>,
+        agenda: Agenda,
+        folded: Vec<Update>,
+        entries: Vec<Entry>,
+    ) -> Result<Self, Error> {
         Ok(Self {
             doc: to_json(&*job)?,
             ticket: to_json(&*job.ticket)?,
@@ -36,6 +43,7 @@ impl Record {
                 agenda
             },
             folded,
+            entries,
             job,
         })
     }
@@ -44,11 +52,6 @@ impl Record {
     fn task(&self) -> Option<(&str, &str)> {
         let provider = self.job.provider.as_deref();
         provider.zip(self.job.provider_task_id.as_deref())
-    }
-
-    /// In milliseconds.
-    fn watch_every(&self) -> i64 {
-        i64::try_from(self.agenda.every.as_millis()).unwrap_or(i64::MAX)
     }
 
     fn finished_at(&self) -> Option<i64> {
@@ -99,15 +102,24 @@ pub(super) fn create(
         if let Some(holder) = holder {
             return Ok(Created::TaskTaken(holder));
         }
-        if !parking::forget(db, provider, task_id, &record.folded)? {
-            return Ok(Created::Stale);
-        }
     }
+    if let Some(account) = accounts::over_limit(db, &record.entries, job.updated_at)? {
+        let account = account.to_owned();
+        return Ok(Created::OverLimit { account });
+    }
+    if let Some((provider, task_id)) = record.task()
+        && !parking::forget(db, provider, task_id, &record.folded)?
+    {
+        return Ok(Created::Stale);
+    }
+    accounts::book(db, &record.entries, job.updated_at)?;
     db.prepare_cached(
         "INSERT INTO jobs (id, owner, status, version, provider, task_id, submit_at, submit_due,
-             watch_at, watch_every, holds_place, deadline_at, updated_at, finished_at, doc, ticket)
+             watch_at, watch_every, watch_patient, holds_place, deadline_at, updated_at,
+             finished_at, doc, ticket)
          VALUES (:id, :owner, :status, :version, :provider, :task_id, :submit, :submit,
-             :watch, :every, :holds_place, :deadline_at, :updated_at, :finished_at, :doc, :ticket)",
+             :watch, :every, :patient, :holds_place, :deadline_at, :updated_at,
+             :finished_at, :doc, :ticket)",
     )?
     .execute(named_params! {
         ":id": job.id.as_str(),
@@ -118,7 +130,8 @@ pub(super) fn create(
         ":task_id": job.provider_task_id,
         ":submit": record.agenda.submit.map(|at| at.millis()),
         ":watch": record.agenda.watch.map(|at| at.millis()),
-        ":every": record.watch_every(),
+        ":every": millis(record.agenda.every),
+        ":patient": record.agenda.patient,
         ":holds_place": record.agenda.holds_place,
         ":deadline_at": job.deadline_at.millis(),
         ":updated_at": job.updated_at.millis(),
@@ -172,8 +185,8 @@ pub(super) fn commit(
     }
     db.prepare_cached(
         "UPDATE jobs SET status = :status, version = :version, submit_at = :submit,
-             submit_due = :submit, watch_at = :watch, watch_every = :every,
-             deadline_at = :deadline_at, updated_at = :updated_at, doc = :doc, ticket = :ticket
+             submit_due = :submit, watch_at = min(:watch, ifnull(hastened_at, :watch)),
+             watch_every = :every, watch_patient = :patient, deadline_at = :deadline_at, updated_at = :updated_at, doc = :doc, ticket = :ticket
          WHERE rowid = :row",
     )?
     .execute(named_params! {
@@ -182,7 +195,8 @@ pub(super) fn commit(
         ":version": job.version.cast_signed(),
         ":submit": record.agenda.submit.map(|at| at.millis()),
         ":watch": record.agenda.watch.map(|at| at.millis()),
-        ":every": record.watch_every(),
+        ":every": millis(record.agenda.every),
+        ":patient": record.agenda.patient,
         ":deadline_at": job.deadline_at.millis(),
         ":updated_at": job.updated_at.millis(),
         ":doc": record.doc,
@@ -202,6 +216,7 @@ pub(super) fn commit(
         db.prepare_cached("UPDATE jobs SET finished_at = ? WHERE rowid = ?")?
             .execute([end, row])?;
     }
+    accounts::book(db, &record.entries, job.updated_at)?;
     changes.push(Arc::clone(job));
     Ok(Committed::Done)
 }
@@ -302,6 +317,11 @@ pub(super) fn readable<T>(found: rusqlite::Result<T>, what: &str) -> rusqlite::R
 pub(super) fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     let text = row.get_ref(column)?.as_str()?;
     serde_json::from_str(text).map_err(|error| unreadable(column, error))
+}
+
+/// Whole milliseconds, as the tables keep a span of time.
+pub(super) fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
 
 pub(super) fn to_json<T: Serialize>(value: &T) -> Result<String, Error> {

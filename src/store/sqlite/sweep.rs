@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 use crate::store::{PARKED_FOR, Retention};
 use crate::time::Time;
 
-/// The most jobs and the most parked news that one sweep forgets, so that writers wait for
+/// The most jobs, news and accounts that one sweep forgets of each, so that writers wait for
 /// milliseconds only.
 const PIECE: usize = 250;
 
@@ -34,7 +34,13 @@ pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> rusqlit
              (SELECT seq FROM parked WHERE parked_at < ? ORDER BY parked_at LIMIT ?)",
         )?
         .execute(params![(now - PARKED_FOR).millis(), most(PIECE)])?;
-    Ok(ids.len() + news)
+    let accounts = db
+        .prepare_cached(
+            "DELETE FROM accounts WHERE name IN
+             (SELECT name FROM accounts WHERE ends_at <= ? ORDER BY ends_at LIMIT ?)",
+        )?
+        .execute(params![now.millis(), most(PIECE)])?;
+    Ok(ids.len() + news + accounts)
 }
 
 fn outdated(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use progress_hub::job::{Job, JobId, Status};
-use progress_hub::store::{Agenda, Queue, SUBMIT_LEASE};
+use progress_hub::store::{Agenda, Queue, SUBMIT_LEASE, spread};
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
 
@@ -28,6 +28,11 @@ fn watch(at: Time) -> Agenda {
         every: MINUTE,
         ..Agenda::default()
     }
+}
+
+/// How long a claim puts this job of [`watch`] off.
+fn put_off(id: &JobId) -> Duration {
+    spread(MINUTE, id.as_str())
 }
 
 /// The queue of a provider with places for all.
@@ -98,7 +103,7 @@ pub(crate) async fn a_look_comes_round_again_until_the_job_ends(engine: Engine) 
     };
     let often = engine.create_due(job_of("ada"), often).await;
     assert_eq!(claim(&engine, Queue::Watch, at(0)).await.len(), 2);
-    for seconds in [1, 2] {
+    for seconds in [2, 4] {
         let due = claim(&engine, Queue::Watch, at(seconds)).await;
         assert_eq!(due, [often.id.clone()]);
         assert!(claim(&engine, Queue::Watch, at(seconds)).await.is_empty());
@@ -106,38 +111,51 @@ pub(crate) async fn a_look_comes_round_again_until_the_job_ends(engine: Engine) 
     engine
         .commit(&ended(&often, Status::Succeeded, now()))
         .await;
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(60)));
+    let minute = put_off(&rare.id);
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(0) + minute));
     assert_eq!(
         claim(&engine, Queue::Watch, at(70)).await,
         [rare.id.clone()]
     );
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(130)));
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(70) + minute));
 }
 
 pub(crate) async fn a_look_is_never_put_off_past_the_deadline(engine: Engine) {
-    let job = Job {
-        deadline_at: at(100),
-        ..job_of("ada")
-    };
-    let job = engine.create_due(job, watch(now())).await;
-    for (claimed_at, next) in [(0, 60), (60, 100), (100, 160), (170, 230)] {
-        let claimed = claim(&engine, Queue::Watch, at(claimed_at)).await;
+    for patient in [false, true] {
+        let job = Job {
+            deadline_at: at(100),
+            ..job_of("ada")
+        };
+        let agenda = Agenda {
+            patient,
+            ..watch(now())
+        };
+        let job = engine.create_due(job, agenda).await;
+        let minute = put_off(&job.id);
+        for (claimed_at, next) in [(0, at(0) + minute), (70, at(100)), (99, at(100))] {
+            engine
+                .store
+                .hasten(&job.id, at(claimed_at), Duration::ZERO)
+                .await
+                .unwrap();
+            let claimed = claim(&engine, Queue::Watch, at(claimed_at)).await;
+            assert_eq!(claimed, [job.id.clone()]);
+            assert_eq!(next_due(&engine, Queue::Watch).await, Some(next));
+        }
+        let claimed = claim(&engine, Queue::Watch, at(100)).await;
         assert_eq!(claimed, [job.id.clone()]);
-        assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(next)));
-    }
-    let longer = Job {
-        deadline_at: at(310),
-        ..next(&job)
-    };
-    let rarer = Agenda {
-        every: MINUTE + SECOND,
-        ..watch(at(230))
-    };
-    engine.commit_due(&longer, rarer).await;
-    for (claimed_at, next) in [(230, 291), (291, 310)] {
-        let claimed = claim(&engine, Queue::Watch, at(claimed_at)).await;
+        let beyond = next_due(&engine, Queue::Watch).await.unwrap();
+        assert!(beyond >= at(160), "it is looked at until it ends");
+
+        let longer = Job {
+            deadline_at: at(310),
+            ..next(&job)
+        };
+        engine.commit_due(&longer, watch(at(250))).await;
+        let claimed = claim(&engine, Queue::Watch, at(250)).await;
         assert_eq!(claimed, [job.id.clone()]);
-        assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(next)));
+        assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(310)));
+        engine.commit(&ended(&longer, Status::Failed, now())).await;
     }
 }
 
@@ -204,8 +222,16 @@ pub(crate) async fn claims_never_overlap(engine: Engine) {
 pub(crate) async fn a_hastened_job_is_claimed_at_that_time(engine: Engine) {
     let far = engine.create_due(job_of("ada"), watch(at(3600))).await;
     let unwatched = engine.create(job_of("ada")).await;
-    engine.store.hasten(&far.id, at(10)).await.unwrap();
-    engine.store.hasten(&unwatched.id, at(20)).await.unwrap();
+    engine
+        .store
+        .hasten(&far.id, at(10), Duration::ZERO)
+        .await
+        .unwrap();
+    engine
+        .store
+        .hasten(&unwatched.id, at(20), Duration::ZERO)
+        .await
+        .unwrap();
     assert!(claim(&engine, Queue::Watch, at(9)).await.is_empty());
     assert_eq!(claim(&engine, Queue::Watch, at(10)).await, [far.id.clone()]);
     assert_eq!(
@@ -218,7 +244,11 @@ pub(crate) async fn a_hastened_job_is_claimed_at_that_time(engine: Engine) {
 pub(crate) async fn a_hastened_job_is_claimed_despite_an_earlier_claim(engine: Engine) {
     let job = engine.create_due(job_of("ada"), watch(now())).await;
     assert_eq!(claim(&engine, Queue::Watch, now()).await, [job.id.clone()]);
-    engine.store.hasten(&job.id, at(10)).await.unwrap();
+    engine
+        .store
+        .hasten(&job.id, at(10), Duration::ZERO)
+        .await
+        .unwrap();
     assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(10)));
     assert!(claim(&engine, Queue::Watch, at(9)).await.is_empty());
     assert_eq!(claim(&engine, Queue::Watch, at(10)).await, [job.id.clone()]);
@@ -229,13 +259,112 @@ pub(crate) async fn hastening_never_puts_off_and_never_wakes_an_ended_job(engine
     let over = engine.create(job_of("ada")).await;
     engine.commit(&ended(&over, Status::Succeeded, now())).await;
     for id in [&soon.id, &over.id, &JobId::new()] {
-        engine.store.hasten(id, at(20)).await.unwrap();
+        engine
+            .store
+            .hasten(id, at(20), Duration::ZERO)
+            .await
+            .unwrap();
     }
     assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(10)));
     assert_eq!(
         claim(&engine, Queue::Watch, at(30)).await,
         [soon.id.clone()]
     );
+}
+
+pub(crate) async fn many_nudges_bring_one_look_per_cool_down(engine: Engine) {
+    let cool_down = 10 * SECOND;
+    let nudge = async |id, seconds| {
+        let nudged = engine.store.hasten(id, at(seconds), cool_down).await;
+        nudged.unwrap();
+    };
+    let job = engine.create_due(job_of("ada"), watch(at(3600))).await;
+    nudge(&job.id, 5).await;
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(5)));
+    assert_eq!(claim(&engine, Queue::Watch, at(7)).await, [job.id.clone()]);
+    for seconds in [7, 8, 9] {
+        nudge(&job.id, seconds).await;
+        assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(17)));
+    }
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(17)));
+    assert_eq!(claim(&engine, Queue::Watch, at(17)).await, [job.id.clone()]);
+    nudge(&job.id, 40).await;
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(40)));
+}
+
+pub(crate) async fn a_nudge_outlives_the_commit_of_the_look_before(engine: Engine) {
+    let job = engine.create_due(job_of("ada"), watch(now())).await;
+    assert_eq!(claim(&engine, Queue::Watch, now()).await.len(), 1);
+    let nudged = engine.store.hasten(&job.id, at(1), 10 * SECOND).await;
+    nudged.unwrap();
+    let found = next(&job);
+    engine.commit_due(&found, watch(at(3600))).await;
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(10)));
+    assert_eq!(claim(&engine, Queue::Watch, at(10)).await.len(), 1);
+    let found = next(&found);
+    engine.commit_due(&found, watch(at(3600))).await;
+    let due = next_due(&engine, Queue::Watch).await;
+    assert_eq!(due, Some(at(3600)), "the nudge was followed");
+    // Nor does what the look found change when it was.
+    let nudged = engine.store.hasten(&job.id, at(12), 10 * SECOND).await;
+    nudged.unwrap();
+    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(20)));
+    engine
+        .commit_due(&ended(&found, Status::Failed, now()), watch(at(1)))
+        .await;
+    assert_eq!(next_due(&engine, Queue::Watch).await, None);
+}
+
+pub(crate) async fn a_patient_job_is_looked_at_ever_more_rarely(engine: Engine) {
+    let patient = Agenda {
+        patient: true,
+        ..watch(at(10))
+    };
+    let job = engine.create_due(job_of("ada"), patient).await;
+    assert_eq!(claim(&engine, Queue::Watch, at(10)).await.len(), 1);
+    let due = at(10) + put_off(&job.id);
+    assert_eq!(
+        next_due(&engine, Queue::Watch).await,
+        Some(due),
+        "no sooner than an impatient one"
+    );
+    let mut last = due;
+    for _ in 0..3 {
+        assert_eq!(claim(&engine, Queue::Watch, last).await.len(), 1);
+        let due = next_due(&engine, Queue::Watch).await.unwrap();
+        let silence = last.since(job.updated_at);
+        assert_eq!(due, last + spread(silence * 2, job.id.as_str()));
+        last = due;
+    }
+    let newer = Job {
+        updated_at: last,
+        ..next(&job)
+    };
+    engine
+        .commit_due(
+            &newer,
+            Agenda {
+                watch: Some(last),
+                ..patient
+            },
+        )
+        .await;
+    claim(&engine, Queue::Watch, last).await;
+    let due = next_due(&engine, Queue::Watch).await;
+    assert_eq!(due, Some(last + put_off(&job.id)), "news ends a silence");
+}
+
+pub(crate) async fn what_is_due_together_does_not_come_back_together(engine: Engine) {
+    let mut dues = HashSet::new();
+    for _ in 0..40 {
+        let job = engine.create_due(job_of("ada"), watch(now())).await;
+        assert_eq!(claim(&engine, Queue::Watch, now()).await, [job.id.clone()]);
+        let due = next_due(&engine, Queue::Watch).await.unwrap();
+        assert!((at(60)..=at(66)).contains(&due), "{due}");
+        dues.insert(due);
+        engine.commit(&ended(&job, Status::Failed, now())).await;
+    }
+    assert!(dues.len() > 20, "{} moments", dues.len());
 }
 
 pub(crate) async fn the_next_due_time_counts_leases_in(engine: Engine) {

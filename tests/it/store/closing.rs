@@ -1,5 +1,7 @@
 //! A store ends.
 
+use std::time::Duration;
+
 use progress_hub::job::JobId;
 use progress_hub::store::{Agenda, Committed, Error, Listing, Queue};
 use tokio::sync::mpsc;
@@ -23,7 +25,7 @@ pub(crate) async fn it_answers_until_it_is_closed(engine: Engine) {
         store.find_task("kling", "1").await.map(drop),
         store.create(create).await.map(drop),
         store.commit(commit).await.map(drop),
-        store.hasten(&id, now()).await,
+        store.hasten(&id, now(), Duration::ZERO).await,
         store.claim(Queue::Watch, now(), 1).await.map(drop),
         store.next_due(Queue::Watch).await.map(drop),
         store.park("kling", "1", &news("a"), now()).await.map(drop),

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use progress_hub::job::{JobId, Ticket};
+use progress_hub::job::{Account, Charge, JobId, Ticket};
 use progress_hub::store::{Agenda, Committed};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{Engine, bound, commitment, job_of, next, task, video};
+use super::{Engine, bound, commitment, job_of, next, now, task, video};
 
 pub(crate) async fn a_commit_replaces_the_document_and_is_announced(engine: Engine) {
     let job = engine.create(job_of("ada")).await;
@@ -69,6 +69,14 @@ pub(crate) async fn the_ticket_is_kept_beside_the_document(engine: Engine) {
         request: job.ticket.request.clone(),
         handle: json!({"status_url": "https://queue.example/1"}),
         sources: vec![Some("https://api.example/1/content".to_owned()), None],
+        charge: Some(Charge {
+            amount: 70_000,
+            unit: "usd".to_owned(),
+            accounts: vec![Account {
+                name: "owner/ada/2026-11-24".to_owned(),
+                ends_at: now(),
+            }],
+        }),
     });
     engine.commit(&newer).await;
     let read = engine.get(&job.id).await.unwrap();

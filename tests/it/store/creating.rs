@@ -65,7 +65,10 @@ pub(crate) async fn one_of_many_equal_requests_makes_the_job(engine: Engine) {
         match created {
             Created::New => made.push(id),
             Created::Replay(job) => replayed.push(job.id.clone()),
-            Created::KeyReused | Created::TaskTaken(_) | Created::Stale => panic!("{created:?}"),
+            Created::KeyReused
+            | Created::TaskTaken(_)
+            | Created::OverLimit { .. }
+            | Created::Stale => panic!("{created:?}"),
         }
     }
     assert_eq!((made.len(), replayed.len()), (1, 31));

@@ -20,6 +20,7 @@ fn due(at: Time) -> Agenda {
 
 /// The agenda of a job that is being sent, or is at its provider.
 const PLACED: Agenda = Agenda {
+    patient: false,
     submit: None,
     watch: None,
     every: MINUTE,

@@ -15,6 +15,7 @@ use progress_hub::store::{
 use progress_hub::time::Time;
 use tempfile::TempDir;
 
+use super::accounts::entry;
 use super::{MINUTE, RETENTION, commitment, creation, job_of, next, now, video};
 
 fn open(path: &Path) -> Result<SqliteStore, Error> {
@@ -175,12 +176,58 @@ async fn a_newer_schema_is_refused() {
     let (_dir, path) = scratch();
     open(&path).unwrap().close().await;
     let newer = rusqlite::Connection::open(&path).unwrap();
-    newer.pragma_update(None, "user_version", 2).unwrap();
+    newer.pragma_update(None, "user_version", 3).unwrap();
     drop(newer);
     assert_eq!(
         refusal(&path),
-        "the store holds something unreadable: hub.db: it has schema 2, and this program knows 1"
+        "the store holds something unreadable: hub.db: it has schema 3, and this program knows 2"
     );
+}
+
+/// A file as the first release left it, with a job in it.
+#[tokio::test]
+async fn a_file_of_an_older_schema_is_brought_up_to_date() {
+    let (_dir, path) = scratch();
+    let job = video("kling");
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch(include_str!("../../../src/store/sqlite/schema-1.sql"))
+        .unwrap();
+    old.execute_batch("PRAGMA application_id = 0x50487562; PRAGMA user_version = 1;")
+        .unwrap();
+    let insert = "INSERT INTO jobs (id, owner, status, version, provider, watch_at, watch_every,
+             holds_place, deadline_at, updated_at, doc, ticket)
+         VALUES (?1, 'ada', 'accepted', 1, 'kling', ?2, 60000, 0, ?3, ?2, ?4, ?5)";
+    let (at, deadline) = (job.updated_at.millis(), job.deadline_at.millis());
+    let doc = serde_json::to_string(&job).unwrap();
+    let ticket = serde_json::to_string(&*job.ticket).unwrap();
+    old.execute(
+        insert,
+        rusqlite::params![job.id.as_str(), at, deadline, doc, ticket],
+    )
+    .unwrap();
+    drop(old);
+
+    for version in 1..=2 {
+        let store = open(&path).unwrap();
+        let kept = store.get(&job.id).await.unwrap().unwrap();
+        assert_eq!((kept.version, &kept.ticket), (version, &job.ticket));
+        let due = Agenda {
+            watch: Some(now()),
+            every: MINUTE,
+            patient: true,
+            ..Agenda::default()
+        };
+        let mut commit = commitment(&next(&kept), due, Vec::new());
+        commit.entries = vec![entry("ada", 3)];
+        assert_eq!(store.commit(commit).await.unwrap(), Committed::Done);
+        let claimed = store.claim(Queue::Watch, now(), 10).await.unwrap();
+        assert_eq!(claimed.len(), 1);
+        store.close().await;
+    }
+    let store = open(&path).unwrap();
+    let balances = store.balance(&["ada".to_owned()], now()).await.unwrap();
+    assert_eq!(balances, [6], "a restart keeps balances");
+    store.close().await;
 }
 
 #[test]

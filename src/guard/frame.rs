@@ -1,0 +1,382 @@
+//! The frame: presets filled in, and lowered to what the tier allows.
+//!
+//! Invariant: below production nothing that sets a size passes unless it is known to be at most
+//! 720p, be it in a field of ours or anywhere in `input`.
+
+use serde_json::{Map, Value};
+
+use super::Refusal;
+use crate::config::Tier;
+use crate::job::VideoRequest;
+
+/// The most pixels of the shorter side below production.
+const SHORT_SIDE: u32 = 720;
+
+/// Fills in what the platform means, unless the request says something else about it.
+pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
+    let Some(platform) = request.platform else {
+        return Ok(());
+    };
+    let (width, height, ratio) = platform.frame();
+    let contradicts = |sides: (u32, u32)| {
+        u64::from(sides.0) * u64::from(height) != u64::from(sides.1) * u64::from(width)
+    };
+    let asked = request.aspect_ratio.as_deref();
+    if let Some(asked) = asked.filter(|asked| sides(asked).is_some_and(contradicts)) {
+        return Err(Refusal::Parameters(format!(
+            "aspect_ratio: '{asked}' contradicts the platform '{}', which is {ratio}",
+            platform.word()
+        )));
+    }
+    if let Some((w, h)) = request
+        .width
+        .zip(request.height)
+        .filter(|&it| contradicts(it))
+    {
+        return Err(Refusal::Parameters(format!(
+            "width, height: {w}x{h} contradicts the platform '{}', which is {ratio}",
+            platform.word()
+        )));
+    }
+    request.aspect_ratio.get_or_insert_with(|| ratio.to_owned());
+    if request.resolution.is_none() {
+        request.width.get_or_insert(width);
+        request.height.get_or_insert(height);
+    }
+    Ok(())
+}
+
+/// Lowers the request to 720p.
+pub(super) fn lower(request: &mut VideoRequest, tier: Tier) -> Result<(), Refusal> {
+    let most = format!("{SHORT_SIDE}p");
+    let resolution = request.resolution.take().unwrap_or_else(|| most.clone());
+    request.resolution = match short_side(&resolution) {
+        None => return Err(incomparable("resolution", &resolution, tier)),
+        Some(side) if side <= SHORT_SIDE => Some(resolution),
+        Some(_) => {
+            // `720p` does not say which side is the shorter one, as the pixels did.
+            if let Some((width, height)) = sides(&resolution) {
+                let ratio = || ratio(width, height);
+                request.aspect_ratio.get_or_insert_with(ratio);
+            }
+            Some(most)
+        }
+    };
+    if let Some((width, height)) = request.width.zip(request.height) {
+        let (width, height) = scaled(width, height);
+        (request.width, request.height) = (Some(width), Some(height));
+    }
+    // Some providers take pixels for a ratio, as `1920:1080`.
+    if let Some((width, height)) = request.aspect_ratio.as_deref().and_then(sides)
+        && width.min(height) > SHORT_SIDE
+    {
+        let (width, height) = scaled(width, height);
+        request.aspect_ratio = Some(format!("{width}:{height}"));
+    }
+    object(&request.input, "input", tier)
+}
+
+fn incomparable(path: &str, value: &str, tier: Tier) -> Refusal {
+    let tier = tier.as_str();
+    Refusal::Parameters(format!(
+        "{path}: '{value}' can't be compared with {SHORT_SIDE}p, the most of the tier {tier}"
+    ))
+}
+
+/// Both sides made smaller alike, so that the shorter one is within the tier; even numbers, which
+/// encoders want.
+fn scaled(width: u32, height: u32) -> (u32, u32) {
+    let short = width.min(height);
+    if short <= SHORT_SIDE {
+        return (width, height);
+    }
+    let scale = |side: u32| {
+        let side = u64::from(side) * u64::from(SHORT_SIDE) / u64::from(short);
+        u32::try_from(side).unwrap_or(u32::MAX) & !1
+    };
+    (scale(width), scale(height))
+}
+
+fn ratio(width: u32, height: u32) -> String {
+    let (mut a, mut b) = (width, height);
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    format!("{}:{}", width / a.max(1), height / a.max(1))
+}
+
+/// Two numbers, as `1920x1080`, `1920*1080` or `16:9`.
+fn sides(text: &str) -> Option<(u32, u32)> {
+    let (width, height) = text.split_once(['x', 'X', '×', '*', ':', '/'])?;
+    let side = |text: &str| text.trim().parse().ok().filter(|side| *side > 0);
+    Some((side(width)?, side(height)?))
+}
+
+/// The shorter side in pixels that a word for a resolution means.
+fn short_side(word: &str) -> Option<u32> {
+    let word = word.trim().to_lowercase().replace([' ', '_', '-'], "");
+    if let Some((width, height)) = sides(&word) {
+        let short = width.min(height);
+        // Less is no size but a ratio.
+        return (short >= 64).then_some(short);
+    }
+    let named = match word.as_str() {
+        "sd" => Some(480),
+        "hd" => Some(720),
+        "1k" => Some(1024),
+        "fhd" | "fullhd" => Some(1080),
+        "qhd" | "wqhd" => Some(1440),
+        "uhd" | "ultrahd" => Some(2160),
+        _ => None,
+    };
+    let lines = || word.strip_suffix(['p', 'i']).unwrap_or(&word).parse().ok();
+    // 2K is 1080 lines and 4K is 2160.
+    let thousands = || {
+        Some(
+            word.strip_suffix('k')?
+                .parse::<u32>()
+                .ok()?
+                .saturating_mul(540),
+        )
+    };
+    named.or_else(thousands).or_else(lines)
+}
+
+/// Whether nothing in a mapping sets a size above the tier's.
+fn object(fields: &Map<String, Value>, path: &str, tier: Tier) -> Result<(), Refusal> {
+    let side = |name| fields.get(name).filter(|value| !value.is_null());
+    let both = side("width")
+        .and_then(pixels)
+        .zip(side("height").and_then(pixels));
+    for (name, value) in fields {
+        let path = format!("{path}.{name}");
+        let is_of = |name: &str| match name {
+            "width" | "height" => Some(both.map(|(w, h)| w.min(h)).or_else(|| pixels(value))),
+            "ratio" | "aspectratio" => {
+                let sides = value.as_str().and_then(sides);
+                sides.map(|(w, h)| Some(w.min(h)))
+            }
+            "size" | "imagesize" | "videosize" | "framesize" => Some(size(value)),
+            name if name.ends_with("resolution") => Some(size(value)),
+            _ => None,
+        };
+        let known = name.to_lowercase().replace(['_', '-'], "");
+        match (is_of(&known), value) {
+            (_, Value::Null | Value::Object(_)) | (None, _) => {}
+            (Some(Some(short)), _) if short <= SHORT_SIDE => {}
+            (Some(Some(_)), _) => {
+                return Err(Refusal::Parameters(format!(
+                    "{path}: {value} is more than {SHORT_SIDE}p, the most of the tier {}",
+                    tier.as_str()
+                )));
+            }
+            (Some(None), _) => {
+                let text = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned);
+                return Err(incomparable(&path, &text, tier));
+            }
+        }
+        within(value, &path, tier)?;
+    }
+    Ok(())
+}
+
+fn within(value: &Value, path: &str, tier: Tier) -> Result<(), Refusal> {
+    match value {
+        Value::Object(fields) => object(fields, path, tier),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .try_for_each(|(at, item)| within(item, &format!("{path}[{at}]"), tier)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
+    }
+}
+
+/// The shorter side of a size, as a word, a number or two.
+fn size(value: &Value) -> Option<u32> {
+    match value {
+        Value::String(word) => short_side(word),
+        Value::Array(sides) => {
+            let sides: Option<Vec<u32>> = sides.iter().map(pixels).collect();
+            sides.filter(|sides| sides.len() == 2)?.into_iter().min()
+        }
+        Value::Number(_) => pixels(value),
+        Value::Null | Value::Bool(_) | Value::Object(_) => None,
+    }
+}
+
+/// Rounded up.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturates, which is what is wanted"
+)]
+fn pixels(value: &Value) -> Option<u32> {
+    match value {
+        Value::Number(number) => number.as_f64().map(|side| side.ceil() as u32),
+        Value::String(text) => text.trim().trim_end_matches("px").parse().ok(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::job::Platform;
+
+    fn lowered(mut request: VideoRequest) -> Result<VideoRequest, String> {
+        let tier = Tier::Staging;
+        let done = fill(&mut request).and_then(|()| lower(&mut request, tier));
+        done.map(|()| request)
+            .map_err(|refusal| refusal.to_string())
+    }
+
+    #[test]
+    fn every_word_for_a_resolution_is_lowered_to_720p() {
+        for word in [
+            "1080p",
+            "1080P",
+            "4k",
+            "2K",
+            "8k",
+            "1920x1080",
+            "1080x1920",
+            "1920*1080",
+            "fhd",
+            "Full HD",
+            "UHD",
+            "qhd",
+            "1440p",
+            "1080",
+            "721p",
+            "1k",
+            "1080i",
+            "1920 × 1080",
+        ] {
+            let resolution = Some(word.to_owned());
+            let request = VideoRequest {
+                resolution,
+                ..VideoRequest::default()
+            };
+            let request = lowered(request).unwrap();
+            assert_eq!(request.resolution.as_deref(), Some("720p"), "{word}");
+        }
+        for word in [
+            "720p", "hd", "480p", "SD", "1280x720", "720x1280", "540", "512P",
+        ] {
+            let resolution = Some(word.to_owned());
+            let request = VideoRequest {
+                resolution,
+                ..VideoRequest::default()
+            };
+            let request = lowered(request).unwrap();
+            assert_eq!(request.resolution.as_deref(), Some(word), "as asked");
+        }
+        for word in ["best", "", "16:9", "p", "k", "1080pp", "square_hd"] {
+            let resolution = Some(word.to_owned());
+            let request = VideoRequest {
+                resolution,
+                ..VideoRequest::default()
+            };
+            let problem = lowered(request).unwrap_err();
+            assert!(problem.starts_with("resolution: "), "{word}: {problem}");
+        }
+        let request = lowered(VideoRequest::default()).unwrap();
+        assert_eq!(request.resolution.as_deref(), Some("720p"));
+    }
+
+    #[test]
+    fn a_frame_keeps_its_shape() {
+        let square = VideoRequest {
+            platform: Some(Platform::Instagram),
+            ..VideoRequest::default()
+        };
+        let square = lowered(square).unwrap();
+        assert_eq!((square.width, square.height), (Some(720), Some(720)));
+        let tall = VideoRequest {
+            resolution: Some("1080x1920".to_owned()),
+            ..VideoRequest::default()
+        };
+        assert_eq!(lowered(tall).unwrap().aspect_ratio.as_deref(), Some("9:16"));
+        let wide = VideoRequest {
+            width: Some(3413),
+            height: Some(1439),
+            aspect_ratio: Some("1920:1080".to_owned()),
+            ..VideoRequest::default()
+        };
+        let wide = lowered(wide).unwrap();
+        assert_eq!((wide.width, wide.height), (Some(1706), Some(720)));
+        assert_eq!(wide.aspect_ratio.as_deref(), Some("1280:720"));
+    }
+
+    #[test]
+    fn what_is_passed_on_as_it_is_may_set_no_more() {
+        let check = |input: Value| {
+            let input = input.as_object().unwrap().clone();
+            lowered(VideoRequest {
+                input,
+                ..VideoRequest::default()
+            })
+            .err()
+        };
+        for (input, path) in [
+            (json!({"resolution": "1080p"}), "input.resolution"),
+            (json!({"a": [{"Size": "1024x1024"}]}), "input.a[0].Size"),
+            (json!({"width": 1920, "height": 1080}), "input.height"),
+            (json!({"p": {"height": "1080"}}), "input.p.height"),
+            (json!({"width": 1280}), "input.width"),
+            (
+                json!({"output_resolution": "4k"}),
+                "input.output_resolution",
+            ),
+            (json!({"videoResolution": 1080}), "input.videoResolution"),
+            (json!({"size": [1920, 1080]}), "input.size"),
+            (
+                json!({"image_size": {"width": 1024, "height": 1024}}),
+                "input.image_size.height",
+            ),
+            (json!({"image_size": "landscape_16_9"}), "input.image_size"),
+            (json!({"resolution": true}), "input.resolution"),
+            (json!({"ratio": "1920:1080"}), "input.ratio"),
+        ] {
+            let problem = check(input.clone()).unwrap_or_default();
+            assert!(
+                problem.starts_with(&format!("{path}: ")),
+                "{input}: {problem}"
+            );
+        }
+        for input in [
+            json!({"resolution": "720p", "size": null, "batch_size": 4096, "ratio": "16:9"}),
+            json!({"width": 1280, "height": 720, "aspect_ratio": "auto"}),
+            json!({"a": [{"size": "480p"}], "seed": 4_294_967_295_u32, "resolution": 720}),
+        ] {
+            assert_eq!(check(input.clone()), None, "{input}");
+        }
+    }
+
+    #[test]
+    fn a_platform_and_another_shape_contradict_each_other() {
+        let of = |ratio: &str| {
+            let mut request = VideoRequest {
+                platform: Some(Platform::Tiktok),
+                aspect_ratio: Some(ratio.to_owned()),
+                ..VideoRequest::default()
+            };
+            fill(&mut request)
+                .map(|()| request)
+                .map_err(|refusal| refusal.to_string())
+        };
+        for ratio in ["9:16", "720:1280", "9/16", "auto"] {
+            let request = of(ratio).unwrap();
+            assert_eq!(request.aspect_ratio.as_deref(), Some(ratio));
+            assert_eq!((request.width, request.height), (Some(720), Some(1280)));
+        }
+        assert_eq!(
+            of("16:9").unwrap_err(),
+            "aspect_ratio: '16:9' contradicts the platform 'tiktok', which is 9:16"
+        );
+    }
+}

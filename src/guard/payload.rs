@@ -1,0 +1,87 @@
+//! Lean payloads: what is large travels by its URL.
+//!
+//! Invariant: no request that passes carries a file's bytes, in whatever field.
+
+use serde_json::Value;
+
+use super::Refusal;
+use crate::job::VideoRequest;
+
+/// The most bytes of JSON that a request may have.
+pub(super) const MOST_BYTES: usize = 64 << 10;
+
+/// From this length on, a text of nothing but base64 is taken for a file.
+const BLOB: usize = 8 << 10;
+
+pub(super) fn check(request: &VideoRequest) -> Result<(), Refusal> {
+    let request = serde_json::to_value(request).unwrap_or_default();
+    for (field, value) in request.as_object().into_iter().flatten() {
+        if let Some(path) = inline(value, field) {
+            return Err(Refusal::Inline(path));
+        }
+    }
+    match request.to_string().len() {
+        bytes if bytes > MOST_BYTES => Err(Refusal::TooLarge(bytes)),
+        _ => Ok(()),
+    }
+}
+
+/// Where in a value a file's bytes stand.
+fn inline(value: &Value, path: &str) -> Option<String> {
+    match value {
+        Value::String(text) => holds_data(text).then(|| path.to_owned()),
+        Value::Array(items) => {
+            let mut items = items.iter().enumerate();
+            items.find_map(|(at, item)| inline(item, &format!("{path}[{at}]")))
+        }
+        Value::Object(fields) => {
+            let mut fields = fields.iter();
+            fields.find_map(|(name, value)| inline(value, &format!("{path}.{name}")))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
+}
+
+fn holds_data(text: &str) -> bool {
+    let text = text.trim();
+    let is_data_url = text
+        .get(..5)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
+        && text
+            .split_once(',')
+            .is_some_and(|(kind, _)| !kind.contains(char::is_whitespace));
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=\r\n".contains(&byte);
+    is_data_url || text.contains(";base64,") || (text.len() > BLOB && text.bytes().all(is_base64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_is_told_from_text() {
+        let blob = "QUJD".repeat(BLOB / 4) + "RA==";
+        for data in [
+            "data:image/png;base64,iVBORw0KGgo=",
+            " DATA:,hello",
+            "look at this: data:image/png;base64,iVBORw0KGgo=",
+            &blob,
+            &blob.replace("QUJDQUJD", "QU_-QU\r\n"),
+        ] {
+            assert!(holds_data(data), "{}", &data[..20.min(data.len())]);
+        }
+        let prose = "a lighthouse in the fog ".repeat(1000);
+        let chinese = "灯塔".repeat(5000);
+        for text in [
+            "https://files.example/data:1,2.png",
+            "data: a chart of rainfall, animated",
+            "data:",
+            "é",
+            &prose,
+            &chinese,
+            &"a".repeat(BLOB),
+        ] {
+            assert!(!holds_data(text), "{text:.20}");
+        }
+    }
+}

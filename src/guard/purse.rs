@@ -1,0 +1,198 @@
+//! Money and pace: what a submit is charged before it is kept.
+//!
+//! Invariant: with a budget that applies, nothing passes whose price is not known; and whether it
+//! fits is the store's to say, in the step that keeps the job.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Refusal;
+use crate::config::{Budgets, Config};
+use crate::job::{Account, Charge, VideoRequest};
+use crate::provider::Provider;
+use crate::store::{self, Entry, Store};
+use crate::time::Time;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// One submit, in the store's millionths.
+const ONE: i64 = 1_000_000;
+
+/// What may be spent, and how often.
+pub(super) struct Purse {
+    budgets: Budgets,
+    /// By the provider's name.
+    per_day: BTreeMap<String, f64>,
+    submits_per_minute: Option<i64>,
+}
+
+/// What an admitted job is to be charged.
+#[derive(Default)]
+pub struct Bookings(Vec<Booking>);
+
+struct Booking {
+    entry: Entry,
+    limit: i64,
+    purpose: Purpose,
+}
+
+enum Purpose {
+    /// The submits of a minute.
+    Pace,
+    /// The budget that this setting names.
+    Budget(String),
+}
+
+impl Bookings {
+    /// The charges with the limits they are held to, the pace first.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        self.0.iter().map(|booking| booking.entry.clone()).collect()
+    }
+
+    fn add(&mut self, purpose: Purpose, account: Account, amount: i64, limit: i64) {
+        let entry = Entry {
+            account: account.name,
+            amount,
+            limit: Some(limit),
+            ends_at: account.ends_at,
+        };
+        self.0.push(Booking {
+            entry,
+            limit,
+            purpose,
+        });
+    }
+}
+
+impl Purse {
+    pub(super) fn new(config: &Config) -> Self {
+        let per_day = config.providers.iter().filter_map(|(name, settings)| {
+            let budget = settings.budget_per_day?;
+            Some((name.clone(), budget))
+        });
+        let most = config.limits.submits_per_minute;
+        Self {
+            budgets: config.budgets.clone(),
+            per_day: per_day.collect(),
+            submits_per_minute: most.and_then(|most| i64::try_from(most).ok()),
+        }
+    }
+
+    /// What the job is to be charged, and of that what its end has to settle.
+    pub(super) fn reserve(
+        &self,
+        owner: &str,
+        provider: &Provider,
+        request: &VideoRequest,
+        now: Time,
+    ) -> Result<(Option<Charge>, Bookings), Refusal> {
+        let mut bookings = Bookings::default();
+        if let Some(most) = self.submits_per_minute {
+            let account = account("submits", owner, now, MINUTE);
+            bookings.add(Purpose::Pace, account, ONE, most.saturating_mul(ONE));
+        }
+        let name = provider.name();
+        let price = provider.price(request).map_err(Refusal::Price)?;
+        let days = [
+            (
+                self.budgets.per_owner_day,
+                "budgets.per_owner_day".to_owned(),
+                account("owner", owner, now, DAY),
+            ),
+            (
+                self.per_day.get(name).copied(),
+                format!("providers.{name}.budget_per_day"),
+                account("provider", name, now, DAY),
+            ),
+        ];
+        let days = days
+            .into_iter()
+            .filter_map(|(budget, setting, account)| Some((budget?, setting, account)));
+        let days: Vec<_> = days.collect();
+        let Some(price) = price else {
+            let per_job = self.budgets.per_job.map(|_| "budgets.per_job");
+            let budget = per_job.or(days.first().map(|(_, setting, _)| setting.as_str()));
+            return match budget {
+                None => Ok((None, bookings)),
+                Some(budget) => Err(Refusal::Price(format!(
+                    "providers.{name}.prices: has no price for the model '{}', and {budget} needs one",
+                    request.model
+                ))),
+            };
+        };
+        let amount = Charge::millionths(price);
+        let unit = &self.budgets.unit;
+        if let Some(most) = self.budgets.per_job
+            && amount > Charge::millionths(most)
+        {
+            return Err(Refusal::Budget(format!(
+                "budgets.per_job: {most} {unit} are allowed, and this job would cost {} {unit}",
+                sum(amount)
+            )));
+        }
+        let mut charge = Charge {
+            amount,
+            unit: unit.clone(),
+            accounts: Vec::new(),
+        };
+        for (budget, setting, account) in days {
+            charge.accounts.push(account.clone());
+            let limit = Charge::millionths(budget);
+            bookings.add(Purpose::Budget(setting), account, amount, limit);
+        }
+        Ok((Some(charge), bookings))
+    }
+
+    /// Why the store did not take the bookings, with what it has left of this account.
+    pub(super) async fn over_limit(
+        &self,
+        bookings: &Bookings,
+        account: &str,
+        store: &dyn Store,
+        now: Time,
+    ) -> Result<Refusal, store::Error> {
+        let its = |booking: &&Booking| booking.entry.account == account;
+        let Some(booking) = bookings.0.iter().find(its) else {
+            return Ok(Refusal::Budget(format!("{account}: nothing is left")));
+        };
+        let ends_at = booking.entry.ends_at;
+        let setting = match &booking.purpose {
+            Purpose::Pace => {
+                return Ok(Refusal::Rate {
+                    most: booking.limit / ONE,
+                    wait: ends_at.since(now),
+                });
+            }
+            Purpose::Budget(setting) => setting,
+        };
+        let balances = store.balance(&[account.to_owned()], now).await?;
+        let spent = balances.first().copied().unwrap_or_default();
+        let left = sum(booking.limit.saturating_sub(spent).max(0));
+        let (unit, cost) = (&self.budgets.unit, sum(booking.entry.amount));
+        Ok(Refusal::Budget(format!(
+            "{setting}: {left} {unit} are left until {ends_at}, and this job would cost {cost} {unit}"
+        )))
+    }
+}
+
+/// The account that is `whose` for the span of the clock that `now` is in.
+fn account(kind: &str, whose: &str, now: Time, span: Duration) -> Account {
+    let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    let begun = now.millis().div_euclid(millis).saturating_mul(millis);
+    let begun = Time::from_millis(begun);
+    Account {
+        name: format!("{kind}/{whose}/{begun}"),
+        ends_at: begun + span,
+    }
+}
+
+/// Millionths as a person writes them.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "exact for any sum that is allowed"
+)]
+fn sum(millionths: i64) -> f64 {
+    millionths as f64 / 1e6
+}

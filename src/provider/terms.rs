@@ -1,0 +1,163 @@
+//! What a provider takes, and what a job there costs: judged over a request's parameters.
+//!
+//! Invariant: both see exactly the names that a submission's templates see of the request.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use minijinja::Value;
+use serde::Deserialize;
+
+use super::Provider;
+use super::expression::Expression;
+use crate::config::Price;
+use crate::job::VideoRequest;
+
+/// The most that one job may cost, in the prices' unit.
+const MOST: f64 = 1e9;
+
+/// What a provider is known to refuse, so that it is not asked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Check {
+    /// Holds where the request can't succeed.
+    when: Expression,
+    /// What to tell the caller, as `duration: must be 5 or 10`.
+    problem: String,
+}
+
+/// The price table of a provider: names first, then patterns, longer ones first.
+#[derive(Default)]
+pub(super) struct Prices(Vec<(String, Formula)>);
+
+enum Formula {
+    Each(f64),
+    By(Expression),
+}
+
+impl Prices {
+    /// # Errors
+    /// What is no expression, each by its key.
+    pub(super) fn new(settings: &BTreeMap<String, Price>) -> Result<Self, Vec<(String, String)>> {
+        let mut prices = Vec::new();
+        let mut mistakes = Vec::new();
+        for (pattern, price) in settings {
+            match price {
+                Price::Each(amount) => prices.push((pattern.clone(), Formula::Each(*amount))),
+                Price::By(text) => match Expression::new(text) {
+                    Ok(expression) => prices.push((pattern.clone(), Formula::By(expression))),
+                    Err(problem) => mistakes.push((format!("prices.{pattern}"), problem)),
+                },
+            }
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        prices.sort_by_key(|(pattern, _)| (pattern.contains('*'), Reverse(pattern.len())));
+        Ok(Self(prices))
+    }
+
+    fn of(&self, model: &str) -> Option<&(String, Formula)> {
+        self.0.iter().find(|(pattern, _)| fits(pattern, model))
+    }
+}
+
+/// Whether a name fits a pattern, in which `*` stands for any letters or none.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|left| {
+            left.char_indices()
+                .map(|(at, _)| at)
+                .chain([left.len()])
+                .any(|at| fits(rest, &left[at..]))
+        }),
+    }
+}
+
+impl Provider {
+    /// Why its provider would refuse the request, where the spec knows; the first that holds.
+    #[must_use]
+    pub fn objection(&self, request: &VideoRequest) -> Option<&str> {
+        let names = Value::from_serialize(request.parameters());
+        let holds = |check: &&Check| check.when.evaluate_in(&names).is_true();
+        let check = self.spec.checks.iter().find(holds)?;
+        Some(&check.problem)
+    }
+
+    /// What the request will cost by the configured prices, in `budgets.unit`; none where no price
+    /// fits its model.
+    ///
+    /// # Errors
+    /// Why its price gives no sum, by the price's key.
+    pub fn price(&self, request: &VideoRequest) -> Result<Option<f64>, String> {
+        let Some((pattern, formula)) = self.prices.of(&request.model) else {
+            return Ok(None);
+        };
+        let amount = match formula {
+            Formula::Each(amount) => Ok(*amount),
+            Formula::By(expression) => expression
+                .json(&Value::from_serialize(request.parameters()))
+                .and_then(|value| {
+                    value
+                        .as_f64()
+                        .ok_or_else(|| format!("'{value}' is no number"))
+                }),
+        };
+        amount
+            .and_then(|amount| {
+                let is_sum = (0.0..=MOST).contains(&amount);
+                is_sum
+                    .then_some(Some(amount))
+                    .ok_or_else(|| format!("{amount} is no sum"))
+            })
+            .map_err(|problem| {
+                let name = &self.name;
+                format!(
+                    "providers.{name}.prices: '{pattern}' has no price for this request: {problem}"
+                )
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_pattern_that_fits_counts() {
+        let each = |amount| Price::Each(amount);
+        let settings = [
+            ("*", 1.0),
+            ("kling-*", 2.0),
+            ("kling-v3*pro", 3.0),
+            ("kling-v3-pro", 4.0),
+            ("*/video", 5.0),
+        ];
+        let settings = settings.map(|(pattern, amount)| (pattern.to_owned(), each(amount)));
+        let prices = Prices::new(&settings.into()).ok().unwrap();
+        for (model, expected) in [
+            ("veo", 1.0),
+            ("kling-v2", 2.0),
+            ("kling-v3-turbo-pro", 3.0),
+            ("kling-v3pro", 3.0),
+            ("kling-v3-pro", 4.0),
+            ("fal/é/video", 5.0),
+            ("", 1.0),
+        ] {
+            let (_, formula) = prices.of(model).unwrap();
+            assert!(
+                matches!(formula, Formula::Each(it) if *it == expected),
+                "{model}"
+            );
+        }
+        assert!(Prices::default().of("veo").is_none());
+    }
+
+    #[test]
+    fn a_mistake_in_a_price_names_its_key() {
+        let settings = [("kling-*".to_owned(), Price::By("0.07 *".to_owned()))];
+        let mistakes = Prices::new(&settings.into()).err().unwrap();
+        assert_eq!(mistakes[0].0, "prices.kling-*");
+    }
+}

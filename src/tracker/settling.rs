@@ -1,0 +1,181 @@
+//! Settling: what a job's end makes of the sum that was set aside for it.
+//!
+//! Invariant: an end settles in the commit that makes it, so once; and what may have been spent is
+//! never given back.
+
+use crate::job::{Charge, Cost, Job, Source, Status, Submission};
+use crate::store::Entry;
+
+/// What a charge comes to, in millionths of its unit.
+pub(super) struct Settled {
+    /// What was spent.
+    pub spent: i64,
+    /// What is to be booked beside what was set aside.
+    pub entries: Vec<Entry>,
+}
+
+/// What the end `next` makes of what was set aside; none where nothing was, or it is no end.
+pub(super) fn settle(before: &Job, next: &Job) -> Option<Settled> {
+    let charge = next.ticket.charge.as_ref().filter(|_| next.is_final())?;
+    let spent = spent(before, next, charge);
+    let entries = charge.accounts.iter().map(|account| Entry {
+        account: account.name.clone(),
+        amount: spent.saturating_sub(charge.amount),
+        limit: None,
+        ends_at: account.ends_at,
+    });
+    Some(Settled {
+        spent,
+        entries: entries.filter(|entry| entry.amount != 0).collect(),
+    })
+}
+
+/// A cost that was told counts, or what was set aside where it can't be compared. Else a success
+/// costs what was set aside, and so does a job that the clock ended while its provider may have had
+/// it; a provider that says a job has failed or is cancelled charges nothing unless it says so.
+fn spent(before: &Job, next: &Job, charge: &Charge) -> i64 {
+    if let Some(cost) = &next.cost {
+        return told(cost, charge);
+    }
+    let may_be_there = match before.submission() {
+        Submission::Waiting(_) => false,
+        Submission::Sending | Submission::Unknown | Submission::Over => true,
+    };
+    match next.status {
+        Status::Succeeded => charge.amount,
+        Status::Failed if next.source == Source::Deadline && may_be_there => charge.amount,
+        Status::Failed
+        | Status::Cancelled
+        | Status::Accepted
+        | Status::Queued
+        | Status::Running => 0,
+    }
+}
+
+fn told(cost: &Cost, charge: &Charge) -> i64 {
+    if cost.amount == 0.0 {
+        return 0;
+    }
+    if !cost.unit.eq_ignore_ascii_case(&charge.unit) || !cost.amount.is_finite() {
+        return charge.amount;
+    }
+    Charge::millionths(cost.amount)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::Map;
+
+    use super::*;
+    use crate::job::{
+        Account, Failure, FailureKind, NewJob, News, Report, Ticket, Update, VideoRequest,
+    };
+    use crate::time::Time;
+
+    const NOW: i64 = 1_795_428_000_000;
+
+    fn charged() -> Job {
+        let new = NewJob {
+            owner: "ada".into(),
+            provider: Some("kling".into()),
+            provider_task_id: None,
+            model: None,
+            metadata: Map::new(),
+            request: Some(VideoRequest::default()),
+            deadline: std::time::Duration::from_secs(60),
+        };
+        let mut job = Job::new(new, Time::from_millis(NOW));
+        job.ticket = Arc::new(Ticket {
+            charge: Some(Charge {
+                amount: 700_000,
+                unit: "usd".into(),
+                accounts: vec![Account {
+                    name: "day".into(),
+                    ends_at: Time::from_millis(NOW + 1),
+                }],
+            }),
+            ..Ticket::clone(&job.ticket)
+        });
+        job
+    }
+
+    fn then(job: &Job, news: News, source: Source) -> Job {
+        let update = Update { source, news };
+        job.apply(update, Time::from_millis(NOW)).unwrap()
+    }
+
+    fn report(job: &Job, report: Report, source: Source) -> Job {
+        then(job, News::Report(Box::new(report)), source)
+    }
+
+    fn cost(status: Status, amount: f64, unit: &str) -> Report {
+        Report {
+            conclusive: true,
+            cost: Some(Cost {
+                amount,
+                unit: unit.into(),
+            }),
+            ..Report::of(status)
+        }
+    }
+
+    fn spent_by(before: &Job, next: &Job) -> i64 {
+        let settled = settle(before, next).unwrap();
+        let booked: i64 = settled.entries.iter().map(|entry| entry.amount).sum();
+        assert_eq!(booked, settled.spent - 700_000);
+        settled.spent
+    }
+
+    #[test]
+    fn a_told_cost_counts_where_it_can_be_compared() {
+        let sending = then(&charged(), News::Sending, Source::Submit);
+        for (status, amount, unit, expected) in [
+            (Status::Succeeded, 0.35, "USD", 350_000),
+            (Status::Succeeded, 1.4, "usd", 1_400_000),
+            (Status::Succeeded, 35.0, "credits", 700_000),
+            (Status::Failed, 0.1, "usd", 100_000),
+            (Status::Cancelled, 12.0, "credits", 700_000),
+            (Status::Cancelled, 0.0, "credits", 0),
+        ] {
+            let end = report(&sending, cost(status, amount, unit), Source::Poll);
+            assert_eq!(
+                spent_by(&sending, &end),
+                expected,
+                "{status:?} {amount} {unit}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_not_told_is_kept_only_where_it_may_be_spent() {
+        let waiting = charged();
+        let sending = then(&waiting, News::Sending, Source::Submit);
+        let lost = |kind| Failure::new(kind, "no answer");
+        let error = lost(FailureKind::SubmissionUnknown);
+        let unknown = then(&sending, News::Lost { error }, Source::Submit);
+        let running = report(&sending, Report::of(Status::Running), Source::Webhook);
+        let success = Report {
+            conclusive: true,
+            ..Report::of(Status::Succeeded)
+        };
+        let timeout = Report::failed(lost(FailureKind::Timeout));
+        for (before, end, source, expected) in [
+            (&running, &success, Source::Webhook, 700_000),
+            (&running, &Report::of(Status::Failed), Source::Poll, 0),
+            (&running, &Report::of(Status::Cancelled), Source::Poll, 0),
+            (&sending, &timeout, Source::Submit, 0),
+            (&waiting, &timeout, Source::Deadline, 0),
+            (&unknown, &timeout, Source::Deadline, 700_000),
+            (&unknown, &Report::of(Status::Failed), Source::Poll, 0),
+            (&running, &timeout, Source::Deadline, 700_000),
+        ] {
+            let next = report(before, end.clone(), source);
+            assert_eq!(spent_by(before, &next), expected, "{source:?} {end:?}");
+        }
+        let withdrawn = then(&waiting, News::Withdrawn, Source::Api);
+        assert_eq!(spent_by(&waiting, &withdrawn), 0);
+        assert!(settle(&sending, &running).is_none());
+    }
+}
