@@ -159,7 +159,10 @@ impl Mount {
         match &plan.door {
             Door::Refuse(refusal) => return Err(refusal.clone()),
             Door::RefuseFirst(times, refusal) if before < *times => return Err(refusal.clone()),
-            Door::Open | Door::RefuseFirst(..) | Door::CloseUnanswered | Door::AnswerAfterWebhook => {}
+            Door::Open
+            | Door::RefuseFirst(..)
+            | Door::CloseUnanswered
+            | Door::AnswerAfterWebhook => {}
         }
         let callback = dialect.callback(&order, counter.project.as_ref());
         let seed = Seed {

@@ -105,8 +105,14 @@ impl Listing {
     pub fn wants(&self, task: &Task) -> bool {
         self.start_ms.is_none_or(|start| task.created_ms >= start)
             && self.end_ms.is_none_or(|end| task.created_ms <= end)
-            && self.statuses.iter().all(|among| among.contains(&task.status))
-            && self.products.iter().all(|among| among.contains(&task.seed.product))
+            && self
+                .statuses
+                .iter()
+                .all(|among| among.contains(&task.status))
+            && self
+                .products
+                .iter()
+                .all(|among| among.contains(&task.seed.product))
     }
 }
 

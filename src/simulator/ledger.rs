@@ -48,7 +48,8 @@ struct Entry {
 impl Ledger {
     pub fn new() -> Self {
         // Eighteen digits from a random start, so that ids of two runs do not meet in one hub's store.
-        let next_number = rand::rng().random_range(800_000_000_000_000_000..900_000_000_000_000_000);
+        let next_number =
+            rand::rng().random_range(800_000_000_000_000_000..900_000_000_000_000_000);
         let book = Book {
             counts: BTreeMap::new(),
             tasks: BTreeMap::new(),
@@ -120,7 +121,10 @@ impl Ledger {
             submits.task = Some(id.clone());
             // What a task makes has the number after it.
             book.next_number = number + 2;
-            book.counts.entry(seed.dialect).or_default().submits_accepted += 1;
+            book.counts
+                .entry(seed.dialect)
+                .or_default()
+                .submits_accepted += 1;
             let task = Task::new(number, id.clone(), seed);
             let entry = Entry {
                 task: task.clone(),
@@ -213,7 +217,10 @@ impl Ledger {
     /// What was counted in all of them.
     pub fn counts(&self) -> Counts {
         let book = self.read();
-        book.counts.values().copied().fold(Counts::default(), Counts::plus)
+        book.counts
+            .values()
+            .copied()
+            .fold(Counts::default(), Counts::plus)
     }
 
     pub fn facts(&self, id: &str) -> Option<TaskFacts> {

@@ -84,7 +84,8 @@ impl Postman {
             self.ledger.callback_sent(to.dialect.name(), to.task);
             match self.attempt(message, to).await {
                 Ok(status) if status.is_success() => {
-                    self.ledger.callback_acknowledged(to.dialect.name(), to.task);
+                    self.ledger
+                        .callback_acknowledged(to.dialect.name(), to.task);
                     return Delivery::Acknowledged;
                 }
                 Ok(StatusCode::GONE) => return Delivery::Unwanted,
@@ -161,6 +162,8 @@ impl Postman {
 
     fn post(&self, to: &Recipient, body: Vec<u8>) -> reqwest::RequestBuilder {
         let request = self.client.post(to.url.clone());
-        request.header("content-type", "application/json").body(body)
+        request
+            .header("content-type", "application/json")
+            .body(body)
     }
 }

@@ -100,7 +100,9 @@ impl Work {
         if matches!(self.plan.ending, Ending::Never) {
             return;
         }
-        self.change(&outbox, |_| {});
+        if self.change(&outbox, |_| {}).is_break() {
+            return;
+        }
         for _ in 0..self.plan.ahead {
             sleep(self.pace).await;
             if self.change(&outbox, Task::advance).is_break() {
@@ -117,7 +119,7 @@ impl Work {
             }
             sleep(self.pace).await;
         }
-        let _ended = self.change(&outbox, |task| task.end(self.plan.ending));
+        let _over = self.change(&outbox, |task| task.end(self.plan.ending));
     }
 
     /// Makes a change and sends word of it, unless the task is to be cancelled instead: then that was the last.
@@ -141,8 +143,7 @@ impl Work {
             return ControlFlow::Break(());
         };
         for body in self.dialect.news(&task) {
-            let id: u64 =
-                rand::rng().random_range(1_000_000_000_000_000..10_000_000_000_000_000);
+            let id: u64 = rand::rng().random_range(1_000_000_000_000_000..10_000_000_000_000_000);
             let message = Message {
                 id: id.to_string(),
                 task: task.id.clone(),

@@ -178,7 +178,10 @@ impl Dialect for Fal {
             ("x-fal-webhook-request-id", message.task.clone()),
             ("x-fal-webhook-user-id", USER.to_owned()),
             ("x-fal-webhook-timestamp", at.to_string()),
-            ("x-fal-webhook-signature", hex(&keys.ed25519(signed.as_bytes()))),
+            (
+                "x-fal-webhook-signature",
+                hex(&keys.ed25519(signed.as_bytes())),
+            ),
         ]
     }
 }
@@ -243,7 +246,12 @@ fn request_error(status: u16, kind: &str, words: &str) -> Answer {
 /// Where a request lives: under the first two segments of the model's path.
 fn addresses(task: &Task) -> Value {
     let app: Vec<&str> = task.seed.model.split('/').take(2).collect();
-    let url = format!("{}/{}/requests/{}", task.seed.origin, app.join("/"), task.id);
+    let url = format!(
+        "{}/{}/requests/{}",
+        task.seed.origin,
+        app.join("/"),
+        task.id
+    );
     json!({
         "request_id": task.id,
         "status_url": format!("{url}/status"),

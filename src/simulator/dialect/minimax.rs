@@ -110,7 +110,9 @@ impl Dialect for Minimax {
             "purpose": "video_generation",
             "download_url": task.clip(),
         });
-        Ok(Answer::ok(json!({"file": file, "base_resp": said(0, "success")})))
+        Ok(Answer::ok(
+            json!({"file": file, "base_resp": said(0, "success")}),
+        ))
     }
 
     fn refused(&self, refusal: &Refusal) -> Answer {

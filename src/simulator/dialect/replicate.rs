@@ -69,7 +69,9 @@ impl Dialect for Replicate {
 
     fn id(&self, _number: u64) -> String {
         let letters = rand::rng().sample_iter(Alphanumeric).take(26);
-        letters.map(|letter| char::from(letter).to_ascii_lowercase()).collect()
+        letters
+            .map(|letter| char::from(letter).to_ascii_lowercase())
+            .collect()
     }
 
     fn accepted(&self, task: &Task) -> Answer {
@@ -101,7 +103,9 @@ impl Dialect for Replicate {
             Refusal::RateLimit | Refusal::Concurrency => {
                 let words = "Request was throttled. Your rate limit resets in ~1s.";
                 let answer = Answer::new(429, json!({ "detail": words }));
-                return answer.with("ratelimit-remaining", 0).with("ratelimit-reset", 1);
+                return answer
+                    .with("ratelimit-remaining", 0)
+                    .with("ratelimit-reset", 1);
             }
             Refusal::Server => (500, "Internal server error"),
             Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
@@ -155,7 +159,9 @@ fn wants(task: &Task, event: &str) -> bool {
 
 /// With what is left of the rate limit.
 fn limited(answer: Answer) -> Answer {
-    answer.with("ratelimit-remaining", 599).with("ratelimit-reset", 1)
+    answer
+        .with("ratelimit-remaining", 599)
+        .with("ratelimit-reset", 1)
 }
 
 fn prediction(task: &Task) -> Value {

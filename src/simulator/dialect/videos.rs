@@ -89,8 +89,13 @@ impl Dialect for Videos {
             Refusal::NoSuchModel => (404, REQUEST, "model_not_found"),
             Refusal::NoSuchMethod | Refusal::NoSuchTask => (404, REQUEST, "not_found"),
         };
+        let words = if matches!(refusal, Refusal::Safety) {
+            MODERATION.to_owned()
+        } else {
+            refusal.to_string()
+        };
         let error = json!({
-            "message": refusal.to_string(),
+            "message": words,
             "type": kind,
             "param": null,
             "code": code,
@@ -122,6 +127,7 @@ impl Dialect for Videos {
     }
 }
 
+const MODERATION: &str = "Your request was blocked by our moderation system.";
 const REQUEST: &str = "invalid_request_error";
 
 fn video(task: &Task) -> Value {
@@ -157,9 +163,6 @@ fn error(failure: Failure) -> Value {
         Failure::Rendering => {
             json!({"code": "internal_error", "message": "The video could not be generated."})
         }
-        Failure::Safety => json!({
-            "code": "moderation_blocked",
-            "message": "Your request was blocked by our moderation system.",
-        }),
+        Failure::Safety => json!({"code": "moderation_blocked", "message": MODERATION}),
     }
 }

@@ -56,6 +56,7 @@ impl Stage {
         let witness = simulator.witness();
         let stop = CancellationToken::new();
         let receiver = Receiver::start(witness.clone());
+        let simulator = simulator.with_project_webhook(receiver.url()).unwrap();
         let running = tokio::spawn(simulator.run(stop.clone()));
         Self {
             url,

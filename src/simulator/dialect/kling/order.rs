@@ -125,10 +125,9 @@ fn check_settings(settings: &Settings) -> Result<(), Refusal> {
 
 fn check_choice(key: &str, value: Option<&str>, choices: &[&str]) -> Result<(), Refusal> {
     match value {
-        Some(value) if !choices.contains(&value) => Err(invalid(format!(
-            "{key} is none of {}",
-            choices.join(", ")
-        ))),
+        Some(value) if !choices.contains(&value) => {
+            Err(invalid(format!("{key} is none of {}", choices.join(", "))))
+        }
         Some(_) | None => Ok(()),
     }
 }
