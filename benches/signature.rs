@@ -8,7 +8,7 @@
 )]
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use progress_hub::signature::{Key, Scheme, headers_of};
+use progress_hub::signature::{Key, Request, Scheme};
 use progress_hub::time::Time;
 use secrecy::SecretString;
 
@@ -38,8 +38,12 @@ fn main() {
             let signed = scheme.sign(&keys[0], "msg_1", &body, now).unwrap();
             group.throughput(Throughput::Bytes(body.len() as u64));
             group.bench_function(BenchmarkId::new(name, format!("{kib} KiB")), |bencher| {
-                let headers = headers_of(&signed);
-                bencher.iter(|| scheme.verify(&headers, &body, &keys, now).unwrap().trust());
+                let request = Request {
+                    headers: &signed,
+                    body: &body,
+                    url: "",
+                };
+                bencher.iter(|| scheme.verify(&request, &keys, now).unwrap().trust());
             });
         }
     }

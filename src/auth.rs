@@ -5,7 +5,8 @@
 //! choice. No refusal carries any of the token.
 //!
 //! One file for each idea: `config`, `keys` (which algorithms a key may use), `jwks` (keys that are fetched),
-//! `claims` (what a token must say), `principal` (who may do what), `minter` (the hub's own tokens).
+//! `token` (how one is proven), `claims` (what it must say), `principal` (who may do what), `minter` (the hub's own
+//! tokens).
 
 mod claims;
 mod config;
@@ -16,28 +17,23 @@ mod outgoing;
 mod principal;
 #[cfg(test)]
 mod tests;
+mod token;
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
-use jsonwebtoken::{Algorithm, AlgorithmFamily};
-use serde_json::{Map, Value};
 
-use claims::{Claims, Expected};
-use keys::VerifyingKey;
+use claims::Claims;
 
+pub use claims::Expected;
 pub use config::AuthConfig;
 pub use jwks::{Fetch, FetchError, Jwks, Unavailable};
+pub use keys::VerifyingKey;
 pub use minter::{CannotMint, Minted, Minter};
 pub use outgoing::hs256;
 pub use principal::{Principal, Scope};
-
-/// The longest token that is looked at, in bytes.
-pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
+pub use token::{MAX_TOKEN_BYTES, Token};
 
 /// Why a token was not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,7 +120,7 @@ impl Verifier {
         let jwks = config.jwks_url.clone();
         Ok(Self {
             keys,
-            jwks: jwks.map(|url| Arc::new(Jwks::new(url, fetch, keys::from_jwks))),
+            jwks: jwks.map(|url| Arc::new(Jwks::new(url, fetch, VerifyingKey::from_jwks))),
             expected: Expected {
                 issuer: config.issuer.clone(),
                 audience: config.audience.clone(),
@@ -146,111 +142,34 @@ impl Verifier {
     /// # Errors
     /// As [`verify`](Self::verify).
     pub async fn verify_at(&self, token: &str, now: Timestamp) -> Result<Principal, Refused> {
-        let header = Header::read(token)?;
-        let claims = match prove(&self.keys, token, &header) {
+        let token = Token::read(token)?;
+        let claims = match token.prove(&self.keys) {
             Err(Refused::Malformed) => Err(Refused::Malformed),
-            Err(refused) => self.prove_with_fetched(token, &header, refused).await,
+            Err(refused) => self.prove_with_fetched(&token, refused).await,
             Ok(claims) => Ok(claims),
         }?;
-        self.expected.check(claims, now)
+        self.expected.principal(claims, now)
     }
 
     /// Goes on where the configured keys ended with `refused`.
     async fn prove_with_fetched(
         &self,
-        token: &str,
-        header: &Header,
+        token: &Token<'_>,
         refused: Refused,
     ) -> Result<Claims, Refused> {
         // A key set holds public keys only, so a token with a shared secret must not cause a fetch.
-        let jwks = self.jwks.as_ref();
-        let Some(jwks) = jwks.filter(|_| header.algorithm.family() != AlgorithmFamily::Hmac) else {
+        let jwks = self.jwks.as_ref().filter(|_| !token.wants_a_secret());
+        let Some(jwks) = jwks else {
             return Err(refused);
         };
         let held = jwks.current().await?;
-        let refused = match prove(&held, token, header) {
-            Err(refused) if header.may_be_newer(&refused) => refused,
+        let refused = match token.prove(held.iter()) {
+            Err(refused) if token.may_pass_later(&refused) => refused,
             answer => return answer,
         };
         match jwks.newer_than(&held).await {
-            Some(newer) => prove(&newer, token, header),
+            Some(newer) => token.prove(newer.iter()),
             None => Err(refused),
-        }
-    }
-}
-
-/// Checks the signature with every key that fits; the claims are not looked at yet.
-fn prove(keys: &[VerifyingKey], token: &str, header: &Header) -> Result<Claims, Refused> {
-    let mut refused = Refused::Algorithm;
-    for key in keys.iter().filter(|key| key.may_use(header.algorithm)) {
-        if !key.may_be_called(header.key_id.as_deref()) {
-            if refused == Refused::Algorithm {
-                refused = Refused::UnknownKey;
-            }
-            continue;
-        }
-        match key.open(token) {
-            Err(Refused::Signature) => refused = Refused::Signature,
-            answer => return answer,
-        }
-    }
-    Err(refused)
-}
-
-/// What an unproven token says of how to prove it.
-struct Header {
-    algorithm: Algorithm,
-    key_id: Option<String>,
-}
-
-impl Header {
-    fn read(token: &str) -> Result<Self, Refused> {
-        if token.is_empty() {
-            return Err(Refused::Missing);
-        }
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(Refused::TooLong);
-        }
-        let (header, rest) = token.split_once('.').ok_or(Refused::Malformed)?;
-        if rest.split('.').count() != 2 {
-            return Err(Refused::Malformed);
-        }
-        let json = URL_SAFE_NO_PAD
-            .decode(header)
-            .map_err(|_| Refused::Malformed)?;
-        let header: Map<String, Value> =
-            serde_json::from_slice(&json).map_err(|_| Refused::Malformed)?;
-        if header.contains_key("crit") {
-            return Err(Refused::Critical);
-        }
-        let name = header.get("alg").and_then(Value::as_str);
-        let key_id = match header.get("kid") {
-            None => None,
-            Some(Value::String(id)) => Some(id.clone()),
-            Some(_) => return Err(Refused::Malformed),
-        };
-        Ok(Self {
-            algorithm: Algorithm::from_str(name.ok_or(Refused::Malformed)?)
-                .map_err(|_| Refused::Algorithm)?,
-            key_id,
-        })
-    }
-
-    /// Whether a newer key set could turn this refusal round: a key known by its id that did not sign stays so.
-    fn may_be_newer(&self, refused: &Refused) -> bool {
-        match refused {
-            Refused::Algorithm | Refused::UnknownKey => true,
-            Refused::Signature => self.key_id.is_none(),
-            Refused::Missing
-            | Refused::TooLong
-            | Refused::Malformed
-            | Refused::Critical
-            | Refused::MissingClaim(_)
-            | Refused::Expired
-            | Refused::NotYet
-            | Refused::Issuer
-            | Refused::Audience
-            | Refused::KeysUnavailable { .. } => false,
         }
     }
 }

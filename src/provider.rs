@@ -3,17 +3,23 @@
 //! Invariant: a body is parsed only once it is [`Verified`], a paid request is sent at most once a
 //! call, and an answer that may have been an acceptance is never told as a refusal.
 
+mod address;
 mod asking;
+mod balance;
 mod calls;
 mod cancelling;
+mod download;
 mod error;
 mod expression;
+mod gate;
+mod hints;
 mod http;
 mod proof;
 mod reading;
 mod spec;
 mod submission;
 mod terms;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,14 +28,21 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::{Config, Mistake, ProviderConfig};
-use crate::signature::Key;
+use crate::time::Time;
 
+use balance::Account;
+pub use balance::Balance;
+pub use download::{Body, Broken, Download, NotFetched, Wanted};
 pub use error::{Ambiguous, AskError, Refused};
+pub use gate::{Gate, Held, Leave, Standing};
 pub use http::{Fetcher, Http, NoClient};
+use proof::Proof;
+pub use proof::Unproven;
 pub use reading::{NotItsShape, Told};
 use spec::{Requirement, Spec};
 pub use submission::Sent;
 use terms::Prices;
+pub use webhook::Heard;
 
 /// How and when a provider is asked.
 #[derive(Clone, Copy, Debug)]
@@ -52,10 +65,12 @@ pub struct Provider {
     base_url: String,
     api_key: String,
     secret_key: String,
-    webhook_keys: Vec<Key>,
+    proof: Proof,
     cadence: Cadence,
     max_concurrent: usize,
     prices: Prices,
+    gate: Arc<Gate>,
+    account: Account,
 }
 
 /// All configured providers.
@@ -109,6 +124,12 @@ impl Providers {
     }
 }
 
+/// What is wrong with a time that is longer than a provider keeps its tasks.
+fn forgotten_by_then(retention: Duration) -> String {
+    let seconds = retention.as_secs();
+    format!("must be less than {seconds}s: the provider forgets a task by then")
+}
+
 impl Provider {
     fn new(
         name: &str,
@@ -144,24 +165,23 @@ impl Provider {
                 ));
             }
         }
-        let webhook_keys: Vec<Key> = settings
-            .webhook_secrets
-            .iter()
-            .cloned()
-            .map(Key::from)
-            .collect();
-        for (at, key) in webhook_keys.iter().enumerate() {
-            if let Some(problem) = spec.signature.problem_with(key) {
-                mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
-            }
-        }
         let prices = Prices::new(&settings.prices).unwrap_or_else(|problems| {
             mistakes.extend(problems);
             Prices::default()
         });
-        if !mistakes.is_empty() {
-            return Err(mistakes);
+        for (key, given) in [
+            ("deadline", settings.deadline),
+            ("poll_after", settings.poll_after),
+            ("poll_every", settings.poll_every),
+        ] {
+            if given.is_some_and(|given| given >= spec.retention) {
+                mistakes.push((key.to_owned(), forgotten_by_then(spec.retention)));
+            }
         }
+        let proof = Proof::new(&spec, settings, &http).map_err(|found| mistakes.extend(found));
+        let (Ok(proof), true) = (proof, mistakes.is_empty()) else {
+            return Err(mistakes);
+        };
         let poll_every = settings.poll_every.unwrap_or(spec.poll_every);
         let cool_down = settings.cool_down.unwrap_or(spec.cool_down);
         let cadence = Cadence {
@@ -179,10 +199,12 @@ impl Provider {
             base_url: base_url.unwrap_or_default(),
             api_key: text(&settings.api_key),
             secret_key: text(&settings.secret_key),
-            webhook_keys,
+            proof,
             cadence,
             max_concurrent: settings.max_concurrent.unwrap_or(spec.max_concurrent),
             prices,
+            gate: Gate::new(name),
+            account: Account::default(),
             spec,
         })
     }
@@ -193,10 +215,39 @@ impl Provider {
         &self.name
     }
 
+    /// Its name for a person.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        &self.spec.title
+    }
+
+    /// Whether and how fast it may be sent requests.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
     /// How and when it is asked.
     #[must_use]
     pub fn cadence(&self) -> Cadence {
         self.cadence
+    }
+
+    /// How long it keeps a task; there is no asking after that.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        self.spec.retention
+    }
+
+    /// News of one of its jobs came by webhook.
+    pub fn heard(&self) {
+        self.gate.heard(Time::now());
+    }
+
+    /// Whether its webhooks do arrive, so that silence need not mean that one was lost.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.gate.is_heard(Time::now())
     }
 
     /// How many jobs it may have at once, from being sent to their end.
@@ -209,11 +260,5 @@ impl Provider {
     #[must_use]
     pub fn can_submit(&self) -> bool {
         self.spec.submit.is_some()
-    }
-
-    /// Whether a job there can be cancelled.
-    #[must_use]
-    pub fn can_cancel(&self) -> bool {
-        self.spec.cancel.is_some()
     }
 }

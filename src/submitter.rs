@@ -1,7 +1,8 @@
 //! The submitter: sends accepted jobs to their providers.
 //!
 //! Invariant: a try is on record before it is sent, so that whatever happens to this process, no
-//! job is sent twice unless its provider has said for sure that it does not have it.
+//! job is sent twice unless its provider has said for sure that it does not have it. No more jobs
+//! are claimed than the provider's gate gives leave for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,18 +10,21 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use url::Url;
 
 use crate::job::{Failure, FailureKind, Job, JobId, MAX_ATTEMPTS, News, Report, Source, Update};
-use crate::provider::{Provider, Providers, Refused, Sent};
-use crate::signature::CallbackKey;
+use crate::links::Links;
+use crate::provider::{Leave, Provider, Providers, Refused, Sent};
 use crate::store::{Queue, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::time::Time;
 use crate::tracker::{Error, Stir, Tracker};
 
-/// Jobs claimed at once.
+/// Jobs claimed at once, of one provider.
 const BATCH: usize = 64;
+
+/// How long after its claim a job may wait for a gate that has closed in between: well within the
+/// lease, so that nobody else begins a try meanwhile.
+const HESITATION: Duration = Duration::from_secs(20);
 
 /// How long to sleep at most: places can come free on another node, which does not wake this one.
 const NAP: Duration = Duration::from_secs(1);
@@ -30,40 +34,6 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// The longest wait of our own making.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-
-/// Where providers are told to send their webhooks.
-#[derive(Clone)]
-pub struct Callbacks {
-    public_url: Option<Url>,
-    key: Option<CallbackKey>,
-}
-
-impl Callbacks {
-    /// Callbacks under this public address, each with its job's own token; none without both.
-    #[must_use]
-    pub fn new(public_url: Option<Url>, key: Option<CallbackKey>) -> Self {
-        Self { public_url, key }
-    }
-
-    /// The address for news of this job.
-    #[must_use]
-    pub fn url(&self, provider: &str, job: &JobId) -> Option<Url> {
-        let (mut url, key) = (self.public_url.clone()?, self.key.as_ref()?);
-        let token = key.token(provider, job.as_str());
-        url.path_segments_mut()
-            .ok()?
-            .pop_if_empty()
-            .extend(["v1", "webhooks", provider, &token]);
-        Some(url)
-    }
-
-    /// The job that a token from such an address of this provider's proves; none when it proves
-    /// nothing.
-    #[must_use]
-    pub fn job_of(&self, provider: &str, token: &str) -> Option<JobId> {
-        JobId::parse(self.key.as_ref()?.job_of(provider, token)?).ok()
-    }
-}
 
 /// Sends accepted jobs; cheap to clone.
 #[derive(Clone)]
@@ -75,7 +45,7 @@ pub struct Submitter {
     /// Where the outcome is written.
     pub tracker: Arc<Tracker>,
     /// Where providers send their news.
-    pub callbacks: Callbacks,
+    pub links: Links,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What wakes it.
@@ -107,24 +77,31 @@ impl Submitter {
             .iter()
             .filter(|provider| provider.can_submit())
         {
+            self.look_at_account(provider, tries);
+            let leaves = provider.gate().leaves(BATCH, Time::now());
+            if leaves.is_empty() {
+                // Full: the next one that ends stirs.
+                let reopens = provider.gate().reopens(Time::now());
+                nap = reopens.map_or(nap, |at| nap.min(at.since(Time::now())));
+                continue;
+            }
             let queue = Queue::Submit {
                 provider: provider.name(),
                 places: provider.max_concurrent(),
             };
-            let claimed = match self.store.claim(queue, Time::now(), BATCH).await {
+            let claimed = match self.store.claim(queue, Time::now(), leaves.len()).await {
                 Ok(claimed) => claimed,
                 Err(error) => {
                     tracing::warn!(provider.name = provider.name(), %error, "can't claim jobs");
                     continue;
                 }
             };
-            if claimed.len() == BATCH {
-                nap = Duration::ZERO;
-            }
-            for job in claimed {
+            for (job, leave) in claimed.into_iter().zip(leaves) {
                 let (submitter, provider, stop) =
                     (self.clone(), Arc::clone(provider), stop.clone());
-                tries.spawn(async move { submitter.attempt(&provider, &job.id, &stop).await });
+                tries.spawn(
+                    async move { submitter.attempt(leave, &provider, &job.id, &stop).await },
+                );
             }
             if let Ok(Some(due)) = self.store.next_due(queue).await {
                 let wait = due.since(Time::now());
@@ -134,7 +111,38 @@ impl Submitter {
         nap
     }
 
-    async fn attempt(&self, provider: &Provider, id: &JobId, stop: &CancellationToken) {
+    /// Has the balance read where it is time to.
+    fn look_at_account(&self, provider: &Arc<Provider>, tries: &TaskTracker) {
+        if !provider.is_balance_due(Time::now()) {
+            return;
+        }
+        let (submitter, provider) = (self.clone(), Arc::clone(provider));
+        tries.spawn(async move {
+            let outcome = match provider.read_balance().await {
+                Ok(()) => CallOutcome::Ok,
+                Err(error) => {
+                    tracing::info!(provider.name = provider.name(), %error, "can't read the balance");
+                    CallOutcome::Unanswered
+                }
+            };
+            let metrics = &submitter.metrics;
+            metrics.called(provider.name(), Call::Balance, outcome);
+            submitter.stir.submitter.notify_one();
+        });
+    }
+
+    async fn attempt(
+        &self,
+        leave: Leave,
+        provider: &Provider,
+        id: &JobId,
+        stop: &CancellationToken,
+    ) {
+        let leave = tokio::select! {
+            () = stop.cancelled() => return,
+            leave = leave.still(Time::now() + HESITATION) => leave,
+        };
+        let Some(leave) = leave else { return };
         let begins = Update {
             source: Source::Submit,
             news: News::Sending,
@@ -147,8 +155,9 @@ impl Submitter {
                 return;
             }
         };
-        let callback = self.callbacks.url(provider.name(), id);
-        let sent = provider.submit(&job, callback.as_ref()).await;
+        let callback = self.links.callback(provider.name(), id);
+        let sent = provider.submit(leave, &job, callback.as_ref()).await;
+        self.stir.submitter.notify_one();
         let outcome = match &sent {
             Sent::Accepted(_) => CallOutcome::Ok,
             Sent::Refused(refused) if refused.failure.kind == FailureKind::RateLimit => {
@@ -192,16 +201,16 @@ fn outcome_of(job: &Job, sent: Sent) -> Update {
                 error: Failure::new(FailureKind::SubmissionUnknown, message),
             }
         }
-        Sent::Refused(refused)
-            if refused.failure.kind.is_retried() && job.attempt < MAX_ATTEMPTS =>
-        {
-            let wait = wait(job.attempt, &refused);
-            News::Retry {
-                error: refused.failure,
-                at: Time::now() + wait,
+        Sent::Refused(refused) => {
+            let at = Time::now() + wait(job.attempt, &refused);
+            let is_tried_again =
+                refused.is_retried() && job.attempt < MAX_ATTEMPTS && at < job.deadline_at;
+            let error = refused.failure;
+            match is_tried_again {
+                true => News::Retry { error, at },
+                false => News::Report(Box::new(Report::failed(error))),
             }
         }
-        Sent::Refused(refused) => News::Report(Box::new(Report::failed(refused.failure))),
     };
     Update {
         source: Source::Submit,

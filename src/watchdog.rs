@@ -1,18 +1,20 @@
 //! The watchdog: asks about silent jobs, and ends those whose time is up.
 //!
 //! Invariant: every unfinished job is due here at some moment not after its deadline, in the store
-//! and not in this process, so that no job hangs without an end, whatever restarts.
+//! and not in this process, so that no job hangs without an end, whatever restarts. How many
+//! questions are under way is the gate's to say, provider by provider.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::job::{Failure, FailureKind, Job, News, Report, Source, Submission, Update};
-use crate::provider::{Provider, Providers};
+use crate::job::{
+    Failure, FailureKind, Job, JobId, News, Report, Source, Status, Submission, Update,
+};
+use crate::provider::{AskError, Provider, Providers};
 use crate::store::{Queue, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::time::Time;
@@ -20,9 +22,6 @@ use crate::tracker::{Stir, Tracker};
 
 /// Jobs claimed at once.
 const BATCH: usize = 256;
-
-/// Questions under way at once; further ones wait.
-const MOST_QUESTIONS: usize = 16;
 
 /// How long to sleep at most.
 const NAP: Duration = Duration::from_secs(1);
@@ -49,11 +48,10 @@ impl Watchdog {
     /// Looks after due jobs until `stop`, then waits for the questions under way.
     pub async fn run(self, stop: CancellationToken) {
         let questions = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(MOST_QUESTIONS));
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
             let stirred = self.stir.watchdog.notified();
-            let next = self.claim(&questions, &places).await;
+            let next = self.claim(&questions).await;
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = stirred => {}
@@ -66,7 +64,7 @@ impl Watchdog {
     }
 
     /// Starts looking after every job that is due; says how long to sleep after it.
-    async fn claim(&self, questions: &TaskTracker, places: &Arc<Semaphore>) -> Duration {
+    async fn claim(&self, questions: &TaskTracker) -> Duration {
         let now = Time::now();
         let due = match self.store.claim(Queue::Watch, now, BATCH).await {
             Ok(due) => due,
@@ -77,13 +75,8 @@ impl Watchdog {
         };
         let there_may_be_more = due.len() == BATCH;
         for visit in visits(due, &self.providers, now) {
-            let (watchdog, places) = (self.clone(), Arc::clone(places));
-            questions.spawn(async move {
-                let Ok(_place) = places.acquire().await else {
-                    return;
-                };
-                watchdog.visit(visit, now).await;
-            });
+            let watchdog = self.clone();
+            questions.spawn(async move { watchdog.visit(visit).await });
         }
         if there_may_be_more {
             return Duration::ZERO;
@@ -94,10 +87,11 @@ impl Watchdog {
         }
     }
 
-    async fn visit(&self, visit: Visit, now: Time) {
+    async fn visit(&self, visit: Visit) {
         if let Some(provider) = &visit.provider {
             self.ask(provider, &visit.jobs).await;
         }
+        let now = Time::now();
         for job in visit.jobs {
             let last_word = if job.submission() == Submission::Sending {
                 let message = "the hub was interrupted while it submitted the job; waiting for the provider's word";
@@ -107,10 +101,13 @@ impl Watchdog {
                     news: News::Lost { error },
                 }
             } else if job.deadline_at <= now {
-                let error = Failure::new(
-                    FailureKind::Timeout,
-                    "the job did not end before its deadline",
-                );
+                let message = match job.submission() {
+                    Submission::Waiting(_) => "the job could not be sent before its deadline",
+                    Submission::Sending | Submission::Unknown | Submission::Over => {
+                        "the job did not end before its deadline"
+                    }
+                };
+                let error = Failure::new(FailureKind::Timeout, message);
                 Report::failed(error).from_source(Source::Deadline)
             } else {
                 continue;
@@ -121,24 +118,45 @@ impl Watchdog {
         }
     }
 
+    /// Asks about jobs; where a question is refused because of one of them, about fewer at a time.
     async fn ask(&self, provider: &Provider, jobs: &[Arc<Job>]) {
+        let mut questions = vec![jobs];
+        while let Some(jobs) = questions.pop() {
+            match self.question(provider, jobs).await {
+                Ok(reports) => self.record(reports).await,
+                Err(error) if jobs.len() > 1 && is_of_one(&error) => {
+                    let (these, those) = jobs.split_at(jobs.len() / 2);
+                    questions.extend([those, these]);
+                }
+                Err(error) => {
+                    tracing::warn!(provider.name = provider.name(), jobs = jobs.len(), %error, "asked in vain");
+                    let lost = jobs
+                        .iter()
+                        .filter(|job| is_gone(&error) && was_done(provider, job, Time::now()));
+                    self.record(lost.map(|job| (job.id.clone(), gone())).collect())
+                        .await;
+                }
+            }
+        }
+    }
+
+    async fn question(
+        &self,
+        provider: &Provider,
+        jobs: &[Arc<Job>],
+    ) -> Result<Vec<(JobId, Report)>, AskError> {
         let answer = provider.ask(jobs).await;
-        let outcome = if answer.is_ok() {
-            CallOutcome::Ok
-        } else {
-            CallOutcome::Unanswered
-        };
-        self.metrics.called(provider.name(), Call::Ask, outcome);
-        let reports = answer.unwrap_or_else(|error| {
-            tracing::warn!(provider.name = provider.name(), jobs = jobs.len(), %error, "asked in vain");
-            Vec::new()
-        });
+        let failed = answer.as_ref().err();
+        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), AskError::outcome) {
+            self.metrics.called(provider.name(), Call::Ask, outcome);
+        }
+        answer
+    }
+
+    async fn record(&self, reports: Vec<(JobId, Report)>) {
         for (id, report) in reports {
-            if let Err(error) = self
-                .tracker
-                .record(&id, report.from_source(Source::Poll))
-                .await
-            {
+            let update = report.from_source(Source::Poll);
+            if let Err(error) = self.tracker.record(&id, update).await {
                 tracing::warn!(job.id = %id, %error, "can't record what was read");
             }
         }
@@ -155,6 +173,45 @@ impl Watchdog {
                 }
             }
         }
+    }
+}
+
+/// Whether a refusal can be the fault of one of the jobs that were asked about.
+fn is_of_one(error: &AskError) -> bool {
+    match error {
+        AskError::Refused(refused) => match refused.failure.kind {
+            FailureKind::InvalidInput | FailureKind::Safety | FailureKind::ResultExpired => true,
+            FailureKind::Quota
+            | FailureKind::RateLimit
+            | FailureKind::Auth
+            | FailureKind::Technical
+            | FailureKind::Timeout
+            | FailureKind::SubmissionUnknown => false,
+        },
+        AskError::Unanswered(_) | AskError::Spec(_) | AskError::Held(_) => false,
+    }
+}
+
+/// Whether the provider says that it does not know, or no longer knows, what it was asked about.
+fn is_gone(error: &AskError) -> bool {
+    match error {
+        AskError::Refused(refused) => matches!(refused.http, Some(404 | 410)),
+        AskError::Unanswered(_) | AskError::Spec(_) | AskError::Held(_) => false,
+    }
+}
+
+/// Whether the provider told of the job's success, and not only just now: a task can be done before
+/// it can be read.
+fn was_done(provider: &Provider, job: &Job, now: Time) -> bool {
+    let told_at = job.ticket.success_told_at;
+    told_at.is_some_and(|told_at| now.since(told_at) >= provider.cadence().poll_every)
+}
+
+/// A success of which nothing is left.
+fn gone() -> Report {
+    Report {
+        conclusive: true,
+        ..Report::of(Status::Succeeded)
     }
 }
 

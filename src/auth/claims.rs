@@ -38,21 +38,38 @@ where
     T::deserialize(deserializer).map(Some)
 }
 
-/// What the operator expects of every token.
-pub(super) struct Expected {
-    pub(super) issuer: Option<String>,
-    pub(super) audience: Option<String>,
-    pub(super) leeway: Duration,
+/// What is expected of every token, besides its signature.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// The `iss` that it must have; not checked where there is none.
+    pub issuer: Option<String>,
+    /// What its `aud` must be or hold; not checked where there is none.
+    pub audience: Option<String>,
+    /// How far clocks may differ when `exp`, which must be there, and `nbf` are checked.
+    pub leeway: Duration,
 }
 
 impl Expected {
-    pub(super) fn check(&self, claims: Claims, now: Timestamp) -> Result<Principal, Refused> {
-        let subject = claims.sub.ok_or(Refused::MissingClaim("sub"))?;
-        if subject.is_empty() {
-            return Err(Refused::MissingClaim("sub"));
-        }
-        let exp = claims.exp.ok_or(Refused::MissingClaim("exp"))?;
-        let expires_at = instant(&exp).ok_or(Refused::Malformed)?;
+    /// Whom the claims make of the caller.
+    pub(super) fn principal(
+        &self,
+        mut claims: Claims,
+        now: Timestamp,
+    ) -> Result<Principal, Refused> {
+        let subject = claims.sub.take().filter(|subject| !subject.is_empty());
+        let subject = subject.ok_or(Refused::MissingClaim("sub"))?;
+        let expires_at = self.check(&claims, now)?;
+        let scopes = match &claims.scope {
+            Some(words) => Scope::read_list(words),
+            None => BTreeSet::from([Scope::Read]),
+        };
+        Ok(Principal::new(subject, scopes, claims.jobs, expires_at))
+    }
+
+    /// When the claims expire, if they are as expected.
+    pub(super) fn check(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, Refused> {
+        let exp = claims.exp.as_ref().ok_or(Refused::MissingClaim("exp"))?;
+        let expires_at = instant(exp).ok_or(Refused::Malformed)?;
         let leeway = SignedDuration::try_from(self.leeway).unwrap_or(SignedDuration::MAX);
         if now.duration_since(expires_at) >= leeway {
             return Err(Refused::Expired);
@@ -77,11 +94,7 @@ impl Expected {
             is_audience,
             Refused::Audience,
         )?;
-        let scopes = match &claims.scope {
-            Some(words) => Scope::read_list(words),
-            None => BTreeSet::from([Scope::Read]),
-        };
-        Ok(Principal::new(subject, scopes, claims.jobs, expires_at))
+        Ok(expires_at)
     }
 }
 

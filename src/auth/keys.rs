@@ -3,6 +3,8 @@
 //! Invariant: the algorithms come from the kind of key, never from a token, and are of one family; so a public
 //! key cannot be used as a shared secret.
 
+use std::fmt;
+
 use aws_lc_rs::signature::{self, ParsedPublicKey, RsaParameters};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{
@@ -58,11 +60,20 @@ fn is_rsa(key: &[u8]) -> bool {
 }
 
 /// A key that proves tokens.
-pub(super) struct VerifyingKey {
+#[derive(Clone)]
+pub struct VerifyingKey {
     /// Set for keys of a JWKS only.
     id: Option<String>,
     key: DecodingKey,
     validation: Validation,
+}
+
+impl fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VerifyingKey")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl VerifyingKey {
@@ -109,6 +120,12 @@ impl VerifyingKey {
             }
         }
         Err("is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM")
+    }
+
+    /// The keys of a JWKS document that may prove tokens; None when it is no key set.
+    pub fn from_jwks(document: &[u8]) -> Option<Vec<Self>> {
+        let set: KeySet = serde_json::from_slice(document).ok()?;
+        Some(set.keys.into_iter().filter_map(Self::from_jwk).collect())
     }
 
     /// Reads a public key of a JWKS; None for a key that must not prove tokens.
@@ -182,15 +199,4 @@ impl VerifyingKey {
 #[derive(Deserialize)]
 struct KeySet {
     keys: Vec<Value>,
-}
-
-/// The keys of a JWKS document that may prove tokens; None when it is no key set.
-pub(super) fn from_jwks(document: &[u8]) -> Option<Vec<VerifyingKey>> {
-    let set: KeySet = serde_json::from_slice(document).ok()?;
-    Some(
-        set.keys
-            .into_iter()
-            .filter_map(VerifyingKey::from_jwk)
-            .collect(),
-    )
 }

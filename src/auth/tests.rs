@@ -5,7 +5,10 @@ mod rights;
 mod section;
 mod signers;
 
-use serde_json::json;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, AlgorithmFamily};
+use serde_json::{Value, json};
 
 use super::*;
 use signers::{Signer, ed25519, forge, p256, p384, rsa, shared};

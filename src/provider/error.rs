@@ -11,8 +11,12 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::expression::{Expression, text};
+use super::gate::{Health, Held};
+use super::hints;
 use super::http::Answer;
 use crate::job::{Failure, FailureKind};
+use crate::telemetry::CallOutcome;
+use crate::time::Time;
 
 /// The provider does not have the job, and why.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +29,8 @@ pub struct Refused {
     /// can mean nothing else. A bare 500, a gateway's 502 and a 200 that is no answer of the
     /// provider's leave it open.
     pub is_certain: bool,
+    /// Whether the provider says that another try may pass, or may not.
+    pub may_retry: Option<bool>,
     /// The status of the answer; none where none came.
     pub http: Option<u16>,
 }
@@ -45,6 +51,24 @@ pub enum AskError {
     /// The spec makes no request out of this job.
     #[error("the spec makes no request: {0}")]
     Spec(String),
+    /// The provider is left alone for now.
+    #[error(transparent)]
+    Held(#[from] Held),
+}
+
+impl AskError {
+    /// What it is counted as; nothing where nothing was sent.
+    #[must_use]
+    pub fn outcome(&self) -> Option<CallOutcome> {
+        match self {
+            Self::Refused(refused) if refused.failure.kind == FailureKind::RateLimit => {
+                Some(CallOutcome::RateLimited)
+            }
+            Self::Refused(_) => Some(CallOutcome::Refused),
+            Self::Unanswered(_) | Self::Spec(_) => Some(CallOutcome::Unanswered),
+            Self::Held(_) => None,
+        }
+    }
 }
 
 impl Refused {
@@ -55,6 +79,7 @@ impl Refused {
             failure: Failure::new(FailureKind::Technical, message),
             wait: None,
             is_certain: true,
+            may_retry: None,
             http: None,
         }
     }
@@ -66,7 +91,34 @@ impl Refused {
             failure: Failure::new(FailureKind::InvalidInput, message),
             wait: None,
             is_certain: true,
+            may_retry: None,
             http: None,
+        }
+    }
+
+    /// Whether the same request may be made again: as the provider says, or else by the kind. What
+    /// only a person can mend is never tried again.
+    #[must_use]
+    pub fn is_retried(&self) -> bool {
+        match self.failure.kind {
+            FailureKind::RateLimit | FailureKind::Technical | FailureKind::InvalidInput => {
+                let by_kind = self.failure.kind.is_retried();
+                self.may_retry.unwrap_or(by_kind)
+            }
+            FailureKind::Safety
+            | FailureKind::Quota
+            | FailureKind::Auth
+            | FailureKind::Timeout
+            | FailureKind::SubmissionUnknown
+            | FailureKind::ResultExpired => false,
+        }
+    }
+
+    /// What it says of the provider.
+    pub(super) fn health(&self) -> Health {
+        match (self.http, self.failure.kind) {
+            (None, FailureKind::InvalidInput) => Health::Unknown,
+            (None | Some(_), kind) => Health::Unwell(kind, self.wait),
         }
     }
 }
@@ -140,14 +192,18 @@ impl Rules {
         };
         let known = self.kind(&complaint, Some(answer.status), payload);
         let is_its_own = known.is_some() || complaint.code.is_some();
-        let wait = answer.wait_hint();
         let by_status = by_status(answer.status);
-        Refused {
+        let mut refused = Refused {
             failure: told(complaint, known, by_status),
-            wait,
+            wait: hints::wait(answer, Time::now()),
             is_certain: is_its_own || is_a_refusal(answer.status),
+            may_retry: hints::may_retry(answer),
             http: Some(answer.status),
+        };
+        if refused.may_retry.is_some() {
+            refused.failure.retryable = refused.is_retried();
         }
+        refused
     }
 
     fn kind(
@@ -207,7 +263,10 @@ mod tests {
     use super::*;
 
     fn refused(status: u16, body: &str) -> Refused {
-        let answer = Answer::told(status, body);
+        refused_by(&Answer::told(status, body))
+    }
+
+    fn refused_by(answer: &Answer) -> Refused {
         let shape: AnswerShape =
             toml::from_str("code = 'payload.code'\nmessage = 'payload.message'").unwrap();
         let rules = "[[rules]]\nwhen = \"code == '1102'\"\nkind = 'quota'\nretryable = true";
@@ -215,7 +274,7 @@ mod tests {
         let rules = Rules {
             rules: rules.into_values().flatten().collect(),
         };
-        rules.refusal(&answer, &shape, &answer.json())
+        rules.refusal(answer, &shape, &answer.json())
     }
 
     #[test]
@@ -251,6 +310,27 @@ mod tests {
         let busy = refused(429, "").failure;
         assert_eq!((busy.kind, busy.retryable), (FailureKind::RateLimit, true));
         assert_eq!(busy.message, "the provider answered 429");
+    }
+
+    #[test]
+    fn the_providers_word_on_trying_again_counts_where_trying_can_help() {
+        for (status, body, word, is_retried, is_certain) in [
+            (500, r#"{"code": 5000}"#, "false", false, true),
+            (500, r#"{"code": 5000}"#, "true", true, true),
+            (429, "", "false", false, true),
+            (422, "", "true", true, true),
+            (401, "", "true", false, true),
+            (402, "", "true", false, true),
+            (500, "oops", "true", true, false),
+        ] {
+            let answer = Answer::told(status, body).with("x-fal-retryable", word);
+            let refused = refused_by(&answer);
+            assert_eq!(refused.is_retried(), is_retried, "{status} {word}");
+            assert_eq!(refused.failure.retryable, is_retried, "{status} {word}");
+            assert_eq!(refused.is_certain, is_certain, "{status} {word}");
+        }
+        assert!(refused(429, "").is_retried());
+        assert!(!refused(422, "").is_retried());
     }
 
     #[test]

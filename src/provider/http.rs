@@ -14,26 +14,24 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use url::Url;
 
+use super::download::Downloads;
 use crate::auth::{Fetch, FetchError};
-use crate::time::Time;
 
 /// How long a provider may take to answer in all.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long it may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that are read at most; the rest of a longer one is not.
 const MAX_ANSWER: usize = 1 << 20;
-
-/// The longest wait a hint can ask for.
-const MAX_WAIT: f64 = 3600.0;
 
 /// The HTTP clients; cheap to clone.
 #[derive(Clone)]
 pub struct Http {
     repeatable: reqwest::Client,
     once: reqwest::Client,
+    pub(super) downloads: Downloads,
 }
 
 /// The HTTP client could not be set up.
@@ -99,6 +97,7 @@ impl Http {
         Ok(Self {
             repeatable: build(builder())?,
             once: build(builder().pool_max_idle_per_host(0))?,
+            downloads: Downloads::new().map_err(|error| NoClient(explain(error)))?,
         })
     }
 
@@ -164,7 +163,7 @@ async fn exchange(client: &reqwest::Client, request: Request) -> Result<Answer, 
 }
 
 /// What went wrong, down to its cause, without the URL, which may hold a callback token.
-fn explain(error: reqwest::Error) -> String {
+pub(super) fn explain(error: reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();
     }
@@ -197,40 +196,28 @@ impl Answer {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn with(mut self, name: &'static str, value: &str) -> Self {
+        let value = HeaderValue::from_str(value);
+        self.headers.insert(name, value.expect("a header's value"));
+        self
+    }
+
     /// The body as a value; undefined where it is not JSON.
     pub(super) fn json(&self) -> Value {
         let parsed: Result<Json, _> = serde_json::from_slice(&self.body);
         parsed.map_or(Value::UNDEFINED, Value::from_serialize)
     }
 
-    /// How long the provider asks to wait: `retry-after-ms`, `Retry-After` in seconds or as a date,
-    /// `ratelimit-reset` in seconds, or "resets in ~30s" in its words (Replicate).
-    pub(super) fn wait_hint(&self) -> Option<Duration> {
-        let header = |name: &str| {
-            self.headers
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .map(str::trim)
-        };
-        let seconds = |text: &str| text.parse::<f64>().ok();
-        let date = |text: &str| {
-            let date = httpdate::parse_http_date(text).ok()?;
-            let millis = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis();
-            let moment = Time::from_millis(i64::try_from(millis).ok()?);
-            Some(moment.since(Time::now()).as_secs_f64())
-        };
-        let words = || {
-            let text = String::from_utf8_lossy(&self.body);
-            let (_, after) = text.split_once("resets in ~")?;
-            seconds(after.split('s').next()?)
-        };
-        let wait = header("retry-after-ms")
-            .and_then(seconds)
-            .map(|millis| millis / 1000.0)
-            .or_else(|| header("retry-after").and_then(|text| seconds(text).or_else(|| date(text))))
-            .or_else(|| header("ratelimit-reset").and_then(seconds))
-            .or_else(words)?;
-        (wait.is_finite() && wait >= 0.0).then(|| Duration::from_secs_f64(wait.min(MAX_WAIT)))
+    /// A header's value, where it is text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let value = self.headers.get(name)?;
+        value.to_str().ok().map(str::trim)
+    }
+
+    /// The body as text, whatever it is.
+    pub(super) fn text(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.body)
     }
 }
 
@@ -266,55 +253,5 @@ impl Fetch for Fetcher {
                 "the key set was answered with {status}"
             ))),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(headers: &[(&str, &str)], body: &str) -> Answer {
-        let header = |(name, value): &(&str, &str)| {
-            (
-                HeaderName::try_from(*name).unwrap(),
-                HeaderValue::try_from(*value).unwrap(),
-            )
-        };
-        Answer {
-            status: 429,
-            headers: headers.iter().map(header).collect(),
-            body: body.into(),
-        }
-    }
-
-    #[test]
-    fn a_wait_is_read_from_wherever_it_is_told() {
-        let seconds = |headers: &[(&str, &str)], body: &str| {
-            answer(headers, body)
-                .wait_hint()
-                .map(|wait| wait.as_secs_f64())
-        };
-        assert_eq!(
-            seconds(&[("retry-after-ms", "1500"), ("retry-after", "9")], ""),
-            Some(1.5)
-        );
-        assert_eq!(
-            seconds(&[("retry-after", "9"), ("ratelimit-reset", "4")], ""),
-            Some(9.0)
-        );
-        assert_eq!(seconds(&[("ratelimit-reset", "4")], ""), Some(4.0));
-        assert_eq!(seconds(&[], "Your rate limit resets in ~30s."), Some(30.0));
-        assert_eq!(seconds(&[("retry-after", "-1")], ""), None);
-        assert_eq!(seconds(&[("retry-after", "1e300")], ""), Some(MAX_WAIT));
-        assert_eq!(seconds(&[], ""), None);
-    }
-
-    #[test]
-    fn a_date_to_come_is_a_wait_and_one_gone_by_is_none_at_all() {
-        let soon = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(60));
-        let wait = answer(&[("retry-after", &soon)], "").wait_hint().unwrap();
-        assert!((58.0..=60.0).contains(&wait.as_secs_f64()), "{wait:?}");
-        let gone = answer(&[("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")], "");
-        assert_eq!(gone.wait_hint(), Some(Duration::ZERO));
     }
 }

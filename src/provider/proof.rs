@@ -1,49 +1,211 @@
-//! What comes from a provider by itself: proven first, read after.
+//! How a provider's webhooks are proven: its schemes, each with the keys it goes by.
 //!
-//! Invariant: a body is parsed only once it is [`Verified`].
+//! Invariant: a webhook that satisfies no scheme whose keys are known is refused, and keys that can't be had are
+//! never taken for keys that are not needed. Strangers cause no more fetches than [`Jwks`] allows.
 
-use minijinja::Value;
-use serde_json::Value as Json;
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::{NotItsShape, Provider, Told};
-use crate::signature::{Headers, Refusal, Scheme, Trust, Verified};
+use crate::auth::{Jwks, Unavailable};
+use crate::config::ProviderConfig;
+use crate::provider::spec::Spec;
+use crate::provider::{Fetcher, Http, Provider};
+use crate::signature::{Key, Refusal, Request, Scheme, Trust, Verified};
 use crate::time::Time;
 
-impl Provider {
-    /// Proves who sent a webhook.
+/// The schemes of which a webhook must satisfy one.
+pub(super) struct Proof {
+    /// Those whose keys are configured or published; without any, nothing can be proven.
+    ways: Vec<Way>,
+}
+
+struct Way {
+    scheme: Scheme,
+    keys: Keys,
+}
+
+enum Keys {
+    Configured(Vec<Key>),
+    Published(Arc<Jwks<Key>>),
+}
+
+/// Why a webhook is not believed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unproven {
+    /// It is not what its sender would have sent.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It breaks the spec's own condition.
+    #[error("the webhook does not meet its provider's condition")]
+    NotAccepted,
+    /// The keys that may prove it can't be fetched now, so it can be neither believed nor refused.
+    #[error("the provider's keys can't be fetched for a moment")]
+    KeysUnavailable {
+        /// When to try again.
+        retry_after: Duration,
+    },
+}
+
+impl Unproven {
+    /// The stable word for logs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code(),
+            Self::NotAccepted => "signature_not_accepted",
+            Self::KeysUnavailable { .. } => "signature_keys_unavailable",
+        }
+    }
+}
+
+impl From<Unavailable> for Unproven {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::KeysUnavailable {
+            retry_after: unavailable.retry_after,
+        }
+    }
+}
+
+impl Proof {
+    /// The spec's schemes with the operator's secrets and addresses.
     ///
     /// # Errors
-    /// Whatever the signature scheme refuses. Where no secret is configured and the provider can be
-    /// asked, nothing is refused and nothing is trusted either.
-    pub fn verify<'a>(
-        &self,
-        headers: &Headers<'_>,
-        body: &'a [u8],
-        now: Time,
-    ) -> Result<Verified<'a>, Refusal> {
-        let unproven = self.webhook_keys.is_empty() && self.cadence.poll_after.is_some();
-        let scheme = if unproven {
-            &Scheme::None {}
-        } else {
-            &self.spec.signature
+    /// All mistakes, by key: secrets that fit no scheme, published keys without a place, and a provider
+    /// whose webhooks could never tell anything.
+    pub(super) fn new(
+        spec: &Spec,
+        settings: &ProviderConfig,
+        http: &Http,
+    ) -> Result<Self, Vec<(String, String)>> {
+        let can_be_asked = spec.poll.is_some();
+        let secrets = settings.webhook_secrets.iter().cloned().map(Key::from);
+        let secrets: Vec<Key> = secrets.collect();
+        let mut mistakes = Vec::new();
+        for (at, secret) in secrets.iter().enumerate() {
+            if let Some(problem) = problem_with(&spec.signature, secret) {
+                mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
+            }
+        }
+        let nudges = |scheme: &Scheme| scheme.trust() == Trust::Unsigned;
+        if !can_be_asked && spec.signature.iter().all(nudges) {
+            let problem = "signature: proves no body, and without [poll] nobody can be asked: nothing could ever be applied";
+            mistakes.push(("spec".to_owned(), format!("'{}': {problem}", settings.spec)));
+        }
+        let keyed = |scheme: &Scheme| {
+            let keys = keys_of(scheme, &secrets, settings, http)?;
+            let scheme = scheme.clone();
+            Some(Way { scheme, keys })
         };
-        scheme.verify(headers, body, &self.webhook_keys, now.timestamp())
+        let mut ways: Vec<Way> = spec.signature.iter().filter_map(keyed).collect();
+        let needs_secret = spec.signature.iter().any(Scheme::needs_secret);
+        if ways.is_empty() && !needs_secret {
+            let problem = "is needed: the spec does not say where the provider publishes its keys";
+            mistakes.push(("jwks_url".to_owned(), problem.to_owned()));
+        }
+        if ways.is_empty() && can_be_asked {
+            ways.push(Way {
+                scheme: Scheme::None {},
+                keys: Keys::Configured(Vec::new()),
+            });
+        }
+        if mistakes.is_empty() {
+            Ok(Self { ways })
+        } else {
+            Err(mistakes)
+        }
     }
 
-    /// Reads a proven webhook: which task it is about, and what it says of it.
+    /// Proves a request by the first scheme that it satisfies.
+    async fn verify<'a>(&self, request: &Request<'a>, now: Time) -> Result<Verified<'a>, Unproven> {
+        let mut unproven: Option<Unproven> = None;
+        for way in &self.ways {
+            let failed = match way.verify(request, now).await {
+                Ok(verified) => return Ok(verified),
+                Err(failed) => failed,
+            };
+            // What was meant for another scheme says the least; keys that may yet come say the most.
+            let says_more = match (&unproven, &failed) {
+                (None, _) | (Some(_), Unproven::KeysUnavailable { .. }) => true,
+                (Some(Unproven::Refused(earlier)), _) => earlier.is_of_form(),
+                (Some(Unproven::NotAccepted | Unproven::KeysUnavailable { .. }), _) => false,
+            };
+            if says_more {
+                unproven = Some(failed);
+            }
+        }
+        Err(unproven.unwrap_or(Refusal::NoSecret.into()))
+    }
+}
+
+/// The keys that a scheme goes by; none where it needs some and none are configured.
+fn keys_of(
+    scheme: &Scheme,
+    secrets: &[Key],
+    settings: &ProviderConfig,
+    http: &Http,
+) -> Option<Keys> {
+    if let Some(published) = scheme.published() {
+        let url = settings.jwks_url.as_ref().or(published.url)?;
+        let fetch = Arc::new(Fetcher::new(http.clone()));
+        let jwks = Jwks::new(url.clone(), fetch, published.read);
+        return Some(Keys::Published(Arc::new(jwks)));
+    }
+    let is_complete = !secrets.is_empty() || !scheme.needs_secret();
+    is_complete.then(|| Keys::Configured(secrets.to_vec()))
+}
+
+/// What keeps a secret from proving anything under any scheme.
+fn problem_with(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
+    let takes_secrets = |scheme: &&Scheme| scheme.needs_secret();
+    let problem = |scheme: &Scheme| scheme.problem_with(secret);
+    if schemes.iter().any(|scheme| problem(scheme).is_none()) {
+        return None;
+    }
+    let first = schemes.iter().find(takes_secrets).or(schemes.first());
+    first.and_then(problem)
+}
+
+impl Way {
+    async fn verify<'a>(&self, request: &Request<'a>, now: Time) -> Result<Verified<'a>, Unproven> {
+        let verify = |keys: &[Key]| self.scheme.verify(request, keys, now.timestamp());
+        let jwks = match &self.keys {
+            Keys::Configured(keys) => return Ok(verify(keys)?),
+            Keys::Published(jwks) => jwks,
+        };
+        // What no key can prove is refused without any.
+        if let Err(refusal) = verify(&[])
+            && !refusal.is_of_keys()
+        {
+            return Err(refusal.into());
+        }
+        let held = jwks.current().await?;
+        let refusal = match verify(&held) {
+            Err(refusal) if refusal.is_of_keys() => refusal,
+            answer => return Ok(answer?),
+        };
+        match jwks.newer_than(&held).await {
+            Some(newer) => Ok(verify(&newer)?),
+            None => Err(refusal.into()),
+        }
+    }
+}
+
+impl Provider {
+    /// Proves who sent a webhook, and that it meets the spec's condition.
     ///
     /// # Errors
-    /// [`NotItsShape`] when the body is not what this provider sends.
-    pub fn parse(&self, proof: &Verified<'_>) -> Result<Told, NotItsShape> {
-        let payload: Json =
-            serde_json::from_slice(proof.body()).map_err(|_| NotItsShape::NotJson)?;
-        let item = self.spec.webhook.evaluate(&Value::from_serialize(&payload));
-        let mut told = self.spec.read.told(&item).ok_or(NotItsShape::NoTask)?;
-        if told.report.status.is_none() && !told.has_status_word {
-            return Err(NotItsShape::NoStatus);
+    /// [`Unproven`]. Where the schemes need a secret, none is configured and the provider can be asked,
+    /// nothing is refused and nothing is trusted either.
+    pub async fn verify<'a>(
+        &self,
+        request: &Request<'a>,
+        now: Time,
+    ) -> Result<Verified<'a>, Unproven> {
+        let verified = self.proof.verify(request, now).await?;
+        if self.spec.webhook.accepts(request) {
+            Ok(verified)
+        } else {
+            Err(Unproven::NotAccepted)
         }
-        told.report.conclusive = self.cadence.poll_after.is_none();
-        told.is_trusted = proof.trust() == Trust::Signed;
-        Ok(told)
     }
 }

@@ -10,12 +10,14 @@ use std::time::Duration;
 use minijinja::Value;
 use serde::Deserialize;
 
+use super::balance;
 use super::error::{AnswerShape, Rule};
 use super::expression::{Expression, Template};
 use super::http::Method;
 use super::reading::Reading;
 use super::terms::Check;
-use crate::signature::Scheme;
+use super::webhook::Webhook;
+use crate::signature::Schemes;
 
 /// The specs that come with the hub.
 const BUILT_IN: [(&str, &str); 13] = [
@@ -49,15 +51,14 @@ pub(super) enum Requirement {
 #[serde(deny_unknown_fields)]
 pub(super) struct Spec {
     /// Its name for a person.
-    #[serde(rename = "title")]
-    pub(super) _title: String,
+    pub(super) title: String,
     pub(super) base_url: Option<String>,
     #[serde(default)]
     pub(super) requires: Vec<Requirement>,
     /// Sent with every call.
     #[serde(default)]
     pub(super) headers: BTreeMap<String, Template>,
-    pub(super) signature: Scheme,
+    pub(super) signature: Schemes,
     #[serde(default)]
     pub(super) answer: AnswerShape,
     pub(super) submit: Option<Call>,
@@ -65,6 +66,7 @@ pub(super) struct Spec {
     /// What a task has brought, where its own answer does not say.
     pub(super) result: Option<Call>,
     pub(super) cancel: Option<Call>,
+    pub(super) balance: Option<balance::Reading>,
     #[serde(default)]
     pub(super) webhook: Webhook,
     /// What the provider is known to refuse; the first that holds is told.
@@ -83,7 +85,7 @@ pub(super) struct Spec {
     pub(super) deadline: Duration,
     /// How long the provider keeps a finished task.
     #[serde(default = "seconds::<86400>", with = "humantime_serde")]
-    retention: Duration,
+    pub(super) retention: Duration,
     #[serde(default = "five")]
     pub(super) max_concurrent: usize,
 }
@@ -123,13 +125,6 @@ fn one() -> NonZeroUsize {
     NonZeroUsize::MIN
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Webhook {
-    /// Where in the body the task stands.
-    item: Expression,
-}
-
 impl Call {
     /// Whether there is such a call for a job: its URL is not empty then.
     pub(super) fn applies(&self, context: &Value) -> bool {
@@ -139,22 +134,8 @@ impl Call {
     }
 }
 
-impl Webhook {
-    pub(super) fn evaluate(&self, payload: &Value) -> Value {
-        self.item.evaluate(payload)
-    }
-}
-
-impl Default for Webhook {
-    fn default() -> Self {
-        Self {
-            item: payload_itself(),
-        }
-    }
-}
-
 #[expect(clippy::expect_used, reason = "a constant that a test evaluates")]
-fn payload_itself() -> Expression {
+pub(super) fn payload_itself() -> Expression {
     Expression::new("payload").expect("is an expression")
 }
 

@@ -23,8 +23,8 @@ pub enum Sent {
 }
 
 impl Provider {
-    /// Sends a job that has not been sent before.
-    pub async fn submit(&self, job: &Job, callback_url: Option<&Url>) -> Sent {
+    /// Sends a job; whoever calls has leave to.
+    pub(super) async fn send(&self, job: &Job, callback_url: Option<&Url>) -> Sent {
         let (Some(call), Some(_)) = (&self.spec.submit, &job.ticket.request) else {
             return Sent::Refused(Refused::unsupported(
                 "this provider takes no submissions from the hub",

@@ -7,9 +7,12 @@ use actix_web::{HttpResponse, web};
 use serde_json::json;
 
 use super::drain::Drain;
+use super::providers::states;
 use crate::hub::{Condition, Hub};
+use crate::provider::Providers;
 use crate::store::Store;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
+use crate::time::Time;
 
 /// When this node began to serve.
 pub struct Begun(pub Instant);
@@ -30,6 +33,7 @@ pub async fn check(
     hub: web::Data<Hub>,
     drain: web::Data<Drain>,
     begun: web::Data<Begun>,
+    providers: web::Data<Providers>,
 ) -> HttpResponse {
     let is_current = hub.condition() == Condition::Healthy && is_store_there(&**store).await;
     let status = match (drain.has_begun(), is_current) {
@@ -44,6 +48,7 @@ pub async fn check(
             "version": env!("CARGO_PKG_VERSION"),
             "store": store.name(),
             "uptime_seconds": begun.0.elapsed().as_secs(),
+            "providers": states(&providers),
         }))
 }
 
@@ -68,8 +73,21 @@ pub async fn ready(store: web::Data<dyn Store>, drain: web::Data<Drain>) -> Http
 }
 
 /// `GET /metrics`: the Prometheus text.
-pub async fn metrics(metrics: web::Data<Metrics>, hub: web::Data<Hub>) -> HttpResponse {
+pub async fn metrics(
+    metrics: web::Data<Metrics>,
+    hub: web::Data<Hub>,
+    providers: web::Data<Providers>,
+) -> HttpResponse {
     metrics.jobs_watched(hub.watched_jobs());
+    for provider in providers.iter() {
+        let (name, gate) = (provider.name(), provider.gate());
+        metrics.provider_is(name, gate.standing(Time::now()).state, |state| {
+            gate.turns(state)
+        });
+        if let Some(balance) = provider.balance() {
+            metrics.provider_has(name, balance.amount);
+        }
+    }
     HttpResponse::Ok()
         .content_type(METRICS_CONTENT_TYPE)
         .body(metrics.render())

@@ -6,15 +6,17 @@
 use std::time::Instant;
 
 use actix_web::http::StatusCode;
+use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::problem::Problem;
 use super::request::Raw;
+use crate::config::ServerConfig;
 use crate::job::{JobId, Source};
-use crate::provider::{Provider, Providers, Told};
-use crate::signature::Refusal;
-use crate::submitter::Callbacks;
+use crate::links::Links;
+use crate::provider::{Heard, Provider, Providers, Told, Unproven};
+use crate::signature::{Headers, Request};
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, Matched, Recorded, Tracker};
@@ -44,7 +46,8 @@ pub async fn by_token(
 pub struct News {
     tracker: web::Data<Tracker>,
     providers: web::Data<Providers>,
-    callbacks: web::Data<Callbacks>,
+    links: web::Data<Links>,
+    server: web::Data<ServerConfig>,
     metrics: web::Data<Metrics>,
 }
 
@@ -57,12 +60,19 @@ impl actix_web::FromRequest for News {
             Some(Self {
                 tracker: request.app_data::<web::Data<Tracker>>()?.clone(),
                 providers: request.app_data::<web::Data<Providers>>()?.clone(),
-                callbacks: request.app_data::<web::Data<Callbacks>>()?.clone(),
+                links: request.app_data::<web::Data<Links>>()?.clone(),
+                server: request.app_data::<web::Data<ServerConfig>>()?.clone(),
                 metrics: request.app_data::<web::Data<Metrics>>()?.clone(),
             })
         };
         std::future::ready(news().ok_or_else(|| Problem::not_found("resource")))
     }
+}
+
+/// What became of a webhook that its sender need not repeat.
+enum Taken {
+    Told(WebhookOutcome),
+    Answered(Value),
 }
 
 impl News {
@@ -77,7 +87,11 @@ impl News {
         let taken = self.record(provider, token, request, body).await;
         self.metrics.webhook_took(begun.elapsed());
         match taken {
-            Ok(outcome) => {
+            Ok(Taken::Answered(reply)) => {
+                self.metrics.webhook(provider, WebhookOutcome::Unchanged);
+                Ok(HttpResponse::Ok().json(reply))
+            }
+            Ok(Taken::Told(outcome)) => {
                 self.metrics.webhook(provider, outcome);
                 Ok(HttpResponse::Ok().json(json!({
                     "matched": outcome != WebhookOutcome::Unmatched,
@@ -97,14 +111,14 @@ impl News {
         token: Option<&str>,
         request: &HttpRequest,
         body: Result<Raw, Problem>,
-    ) -> Result<WebhookOutcome, (WebhookOutcome, Problem)> {
+    ) -> Result<Taken, (WebhookOutcome, Problem)> {
         let provider = self.providers.get(provider);
         let provider =
             provider.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("provider")))?;
         let job = match token {
             None => None,
             Some(token) => {
-                let job = self.callbacks.job_of(provider.name(), token);
+                let job = self.links.job_of(provider.name(), token);
                 Some(job.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("callback")))?)
             }
         };
@@ -112,16 +126,17 @@ impl News {
             StatusCode::PAYLOAD_TOO_LARGE => (WebhookOutcome::TooLarge, problem),
             _ => (WebhookOutcome::Malformed, problem),
         })?;
-        let header = |name: &str| {
-            request
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
+        let headers = request.headers();
+        let sent = Request {
+            headers,
+            body: &body,
+            url: &self.url(request),
         };
         let proof = provider
-            .verify(&header, &body, Time::now())
-            .map_err(|refusal| unproven(provider, &refusal))?;
-        let told = provider.parse(&proof).map_err(|shape| {
+            .verify(&sent, Time::now())
+            .await
+            .map_err(|unproven| refused(provider, &unproven))?;
+        let heard = provider.parse(&proof, headers).map_err(|shape| {
             let problem = Problem::new(
                 StatusCode::BAD_REQUEST,
                 "invalid_payload",
@@ -129,12 +144,57 @@ impl News {
             );
             (WebhookOutcome::Malformed, problem)
         })?;
-        let recorded = if told.is_trusted {
-            self.believe(provider, job, told).await
-        } else {
-            self.look(provider, job, told).await
+        let news = match heard {
+            Heard::Reply(reply) => return Ok(Taken::Answered(reply)),
+            Heard::News(news) => news,
         };
-        recorded.map_err(|error| (WebhookOutcome::Unavailable, error.into()))
+        let recorded = self.hear(provider, job, news).await;
+        if recorded
+            .as_ref()
+            .is_ok_and(|outcome| *outcome != WebhookOutcome::Unmatched)
+        {
+            provider.heard();
+        }
+        recorded
+            .map(Taken::Told)
+            .map_err(|error| (WebhookOutcome::Unavailable, error.into()))
+    }
+
+    /// This very webhook's address, as its sender knows it.
+    fn url(&self, request: &HttpRequest) -> String {
+        let path = request.uri().path_and_query();
+        let path = path.map_or("/", |path| path.as_str());
+        if let Some(public) = &self.server.public_url {
+            return format!("{}{path}", public.as_str().trim_end_matches('/'));
+        }
+        let seen = request.connection_info();
+        format!("{}://{}{path}", seen.scheme(), seen.host())
+    }
+
+    /// The furthest that any of the news came.
+    async fn hear(
+        &self,
+        provider: &Provider,
+        job: Option<JobId>,
+        news: Vec<Told>,
+    ) -> Result<WebhookOutcome, Error> {
+        // A token stands for one job, so among several tasks it names none.
+        let job = job.filter(|_| news.len() == 1);
+        let (mut applied, mut matched) = (false, false);
+        for told in news {
+            let outcome = if told.is_trusted {
+                self.believe(provider, job.clone(), told).await?
+            } else {
+                self.look(provider, job.clone(), told).await?
+            };
+            applied |= outcome == WebhookOutcome::Applied;
+            matched |= outcome != WebhookOutcome::Unmatched;
+        }
+        Ok(match (applied, matched) {
+            (true, _) => WebhookOutcome::Applied,
+            (false, true) => WebhookOutcome::Unchanged,
+            (false, false) => WebhookOutcome::Unmatched,
+        })
     }
 
     /// News whose every byte is its sender's: by the token, by our own name for the task, or by the
@@ -151,13 +211,15 @@ impl News {
             mut report,
             ..
         } = told;
+        // A word that nobody knows may mean anything, so it is asked about.
+        let is_unclear = report.status.is_none();
         let is_by_token = job.is_some();
         let named = job.or_else(|| reference.and_then(|name| JobId::parse(&name).ok()));
         report.task_id.clone_from(&task_id);
         if let Some(id) = named {
             let update = report.clone().from_source(Source::Webhook);
             match self.tracker.record_from(provider.name(), &id, update).await {
-                Ok(recorded) => return Ok(applied(&recorded)),
+                Ok(recorded) => return self.recorded(&recorded, is_unclear).await,
                 // Forgotten by now; or a name that somebody else gave to a task.
                 Err(Error::NotFound) if is_by_token => return Ok(WebhookOutcome::Unmatched),
                 Err(Error::NotFound) => {}
@@ -176,10 +238,24 @@ impl News {
             )
             .await
         {
-            Ok(Matched::Job(recorded)) => Ok(applied(&recorded)),
+            Ok(Matched::Job(recorded)) => self.recorded(&recorded, is_unclear).await,
             Ok(Matched::Parked) | Err(Error::NotFound) => Ok(WebhookOutcome::Unmatched),
             Err(error) => Err(error),
         }
+    }
+
+    async fn recorded(
+        &self,
+        recorded: &Recorded,
+        is_unclear: bool,
+    ) -> Result<WebhookOutcome, Error> {
+        if is_unclear {
+            self.tracker.hasten(&recorded.job.id).await?;
+        }
+        Ok(match recorded.applied {
+            true => WebhookOutcome::Applied,
+            false => WebhookOutcome::Unchanged,
+        })
     }
 
     /// News that anybody could have sent: a reason to ask the provider, and nothing more.
@@ -202,26 +278,33 @@ impl News {
     }
 }
 
-fn applied(recorded: &Recorded) -> WebhookOutcome {
-    if recorded.applied {
-        WebhookOutcome::Applied
-    } else {
-        WebhookOutcome::Unchanged
+fn refused(provider: &Provider, unproven: &Unproven) -> (WebhookOutcome, Problem) {
+    tracing::warn!(
+        provider.name = provider.name(),
+        reason = unproven.code(),
+        "refused a webhook"
+    );
+    let detail = unproven.to_string();
+    match unproven {
+        Unproven::Refused(_) | Unproven::NotAccepted => (
+            WebhookOutcome::Unauthorized,
+            Problem::new(StatusCode::UNAUTHORIZED, "invalid_signature", detail),
+        ),
+        Unproven::KeysUnavailable { retry_after } => (
+            WebhookOutcome::Unavailable,
+            Problem::unavailable("keys_unavailable", detail, *retry_after),
+        ),
     }
 }
 
-fn unproven(provider: &Provider, refusal: &Refusal) -> (WebhookOutcome, Problem) {
-    tracing::warn!(
-        provider.name = provider.name(),
-        reason = refusal.code(),
-        "refused a webhook"
-    );
-    (
-        WebhookOutcome::Unauthorized,
-        Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "invalid_signature",
-            refusal.to_string(),
-        ),
-    )
+impl Headers for HeaderMap {
+    fn get(&self, name: &str) -> Option<&str> {
+        HeaderMap::get(self, name)?.to_str().ok()
+    }
+
+    fn pairs(&self) -> Vec<(&str, &str)> {
+        self.iter()
+            .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
+            .collect()
+    }
 }

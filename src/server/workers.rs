@@ -59,7 +59,11 @@ pub async fn register(
             ));
         }
     };
-    let longest = settings.retain_active;
+    // There is no asking once the provider has forgotten it.
+    let kept = provider.map(|provider| provider.retention().saturating_sub(Duration::from_secs(1)));
+    let longest = kept.map_or(settings.retain_active, |kept| {
+        settings.retain_active.min(kept)
+    });
     let deadline = match new.deadline_seconds {
         Some(seconds) if seconds > 0.0 && seconds <= longest.as_secs_f64() => {
             Duration::from_secs_f64(seconds)

@@ -14,13 +14,14 @@ use url::Url;
 use super::key::{BASE64, BASE64URL, Key, Prover};
 use super::table::Table;
 use super::template::{Fields, Template, field, hex, unhex};
-use super::{CannotSign, Headers, MAX_SIGNATURES, Refusal, Trust, check_fresh, required};
+use super::{CannotSign, Headers, MAX_SIGNATURES, Refusal, Request, Trust, check_fresh, required};
 
-/// HMAC-SHA256 in a header of the provider's own.
+/// An HMAC in a header of the provider's own.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "Table")]
 pub struct Hmac {
     pub(super) envelope: Envelope,
+    pub(super) digest: Digest,
     pub(super) key: KeyForm,
     pub(super) key_prefix: String,
 }
@@ -62,12 +63,30 @@ pub(super) enum Encoding {
     Base64url,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Digest {
+    #[default]
+    Sha256,
+    Sha512,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum KeyForm {
+    #[default]
     Raw,
     Base64,
     Hex,
+}
+
+impl Digest {
+    fn algorithm(self) -> hmac::Algorithm {
+        match self {
+            Self::Sha256 => hmac::HMAC_SHA256,
+            Self::Sha512 => hmac::HMAC_SHA512,
+        }
+    }
 }
 
 impl Encoding {
@@ -97,42 +116,25 @@ impl Envelope {
         }
     }
 
-    /// Checks the request with `provers`, of which there is at least one, and gives the signed message id.
-    fn verify(
-        &self,
-        headers: &Headers<'_>,
-        body: &[u8],
-        provers: &[Prover],
-        now: Timestamp,
-    ) -> Result<Option<String>, Refusal> {
-        let (carrier, value) = self.carrier(headers)?;
+    /// Reads what the request claims, with nothing proven.
+    fn claim<'s, 'r>(&'s self, request: &Request<'r>) -> Result<Claim<'s, 'r>, Refusal> {
+        let (carrier, value) = self.carrier(request.headers)?;
         let fields = self.fields(value);
-        let content = self.signed.render(headers, (carrier, &fields), body)?;
-        let tags = self.tags(carrier, value, &fields)?;
-        let proven = tags
-            .iter()
-            .any(|tag| provers.iter().any(|prover| prover.proves(&content, tag)));
-        if !proven {
-            return Err(Refusal::Mismatch);
-        }
-        match &self.timestamp {
-            Some(Place::Header(name)) => check_fresh(required(headers, name)?, name, now)?,
-            Some(Place::Field(name)) => {
-                check_fresh(field(&fields, name).unwrap_or_default(), carrier, now)?;
-            }
-            None => {}
-        }
-        let id = self.id_header.as_deref();
-        id.map(|name| required(headers, name).map(str::to_owned))
-            .transpose()
+        Ok(Claim {
+            content: self.signed.render(request, (carrier, &fields))?,
+            tags: self.tags(carrier, value, &fields)?,
+            envelope: self,
+            carrier,
+            fields,
+        })
     }
 
     /// The header that carries the signature, and its value.
-    fn carrier<'s, 'h>(&'s self, headers: &Headers<'h>) -> Result<(&'s str, &'h str), Refusal> {
+    fn carrier<'s, 'h>(&'s self, headers: &'h dyn Headers) -> Result<(&'s str, &'h str), Refusal> {
         let mut present = self
             .headers
             .iter()
-            .filter_map(|name| headers(name).map(|value| (name.as_str(), value)));
+            .filter_map(|name| headers.get(name).map(|value| (name.as_str(), value)));
         present.next().ok_or_else(|| {
             let first = self.headers.first().map_or("", String::as_str);
             Refusal::MissingHeader(first.into())
@@ -177,6 +179,46 @@ impl Envelope {
     }
 }
 
+/// A signature as it stands in a request.
+struct Claim<'s, 'r> {
+    envelope: &'s Envelope,
+    carrier: &'s str,
+    fields: Fields<'r>,
+    /// What must have been signed.
+    content: Cow<'r, [u8]>,
+    /// The signatures, of which one must hold.
+    tags: Vec<Vec<u8>>,
+}
+
+impl Claim<'_, '_> {
+    /// Checks it with any of `provers`, and gives the signed message id.
+    fn prove(
+        &self,
+        headers: &dyn Headers,
+        provers: &[Prover],
+        now: Timestamp,
+    ) -> Result<Option<String>, Refusal> {
+        let is_proven = |tag: &Vec<u8>| {
+            let mut provers = provers.iter();
+            provers.any(|prover| prover.proves(&self.content, tag))
+        };
+        if !self.tags.iter().any(is_proven) {
+            return Err(Refusal::Mismatch);
+        }
+        match &self.envelope.timestamp {
+            Some(Place::Header(name)) => check_fresh(required(headers, name)?, name, now)?,
+            Some(Place::Field(name)) => {
+                let written = field(&self.fields, name).unwrap_or_default();
+                check_fresh(written, self.carrier, now)?;
+            }
+            None => {}
+        }
+        let id = self.envelope.id_header.as_deref();
+        id.map(|name| required(headers, name).map(str::to_owned))
+            .transpose()
+    }
+}
+
 impl Hmac {
     pub(super) fn trust(&self) -> Trust {
         self.envelope.trust()
@@ -184,8 +226,7 @@ impl Hmac {
 
     pub(super) fn verify(
         &self,
-        headers: &Headers<'_>,
-        body: &[u8],
+        request: &Request<'_>,
         keys: &[Key],
         now: Timestamp,
     ) -> Result<Option<String>, Refusal> {
@@ -193,7 +234,8 @@ impl Hmac {
         if provers.is_empty() {
             return Err(Refusal::NoSecret);
         }
-        self.envelope.verify(headers, body, &provers, now)
+        let claim = self.envelope.claim(request)?;
+        claim.prove(request.headers, &provers, now)
     }
 
     pub(super) fn sign(
@@ -220,12 +262,13 @@ impl Hmac {
             sent.push((name.clone(), message_id.to_owned()));
         }
         let tag = {
-            let known = super::headers_of(&sent);
-            let content = envelope
-                .signed
-                .render(&known, (carrier, &fields), body)
-                .map_err(|_| CannotSign)?;
-            hmac::sign(&key, &content)
+            let request = Request {
+                headers: &sent,
+                body,
+                url: "",
+            };
+            let content = envelope.signed.render(&request, (carrier, &fields));
+            hmac::sign(&key, &content.map_err(|_| CannotSign)?)
         };
         let written = format!(
             "{}{}",
@@ -249,7 +292,9 @@ impl Hmac {
             return None;
         }
         Some(match (key, self.key) {
-            (Key::Ed25519 { .. }, _) => "this scheme takes a secret, not a public key",
+            (Key::Ed25519 { .. } | Key::Token(_), _) => {
+                "this scheme takes a secret, not a public key"
+            }
             (Key::Secret(_), KeyForm::Raw) => "the secret is empty",
             (Key::Secret(_), KeyForm::Base64) => "the secret is empty or not base64",
             (Key::Secret(_), KeyForm::Hex) => "the secret is empty or not hex",
@@ -264,7 +309,7 @@ impl Hmac {
             KeyForm::Base64 => Cow::Owned(BASE64.decode(bare).ok()?),
             KeyForm::Hex => Cow::Owned(unhex(bare)?),
         };
-        Prover::hmac(&secret)
+        Prover::hmac(self.digest.algorithm(), &secret)
     }
 }
 
@@ -273,36 +318,38 @@ impl Ed25519 {
         self.envelope.trust()
     }
 
-    pub(super) fn jwks_url(&self) -> Option<&Url> {
-        self.jwks_url.as_ref()
-    }
-
     pub(super) fn verify(
         &self,
-        headers: &Headers<'_>,
-        body: &[u8],
+        request: &Request<'_>,
         keys: &[Key],
         now: Timestamp,
     ) -> Result<Option<String>, Refusal> {
-        let named = self.key_id_header.as_deref().and_then(headers);
-        let mut any = false;
+        // What no key can prove is refused before there is any.
+        let claim = self.envelope.claim(request)?;
+        let named = self.key_id_header.as_deref();
+        let named = named.and_then(|name| request.headers.get(name));
+        let (mut has_any, mut has_named) = (false, false);
         let mut provers = Vec::new();
         for key in keys {
             match key {
                 Key::Ed25519 { id, public } => {
-                    any = true;
+                    has_any = true;
+                    has_named |= named.is_some() && id.as_deref() == named;
                     // A key without a name may be the one that is meant.
                     if named.is_none() || id.is_none() || id.as_deref() == named {
                         provers.push(Prover::Ed25519(*public));
                     }
                 }
-                Key::Secret(_) => {}
+                Key::Secret(_) | Key::Token(_) => {}
             }
         }
-        match (any, provers.is_empty()) {
+        match (has_any, provers.is_empty()) {
             (false, _) => Err(Refusal::NoSecret),
             (true, true) => Err(Refusal::UnknownKey),
-            (true, false) => self.envelope.verify(headers, body, &provers, now),
+            (true, false) => match claim.prove(request.headers, &provers, now) {
+                Err(Refusal::Mismatch) if has_named => Err(Refusal::Forged),
+                answer => answer,
+            },
         }
     }
 }

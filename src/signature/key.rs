@@ -1,4 +1,4 @@
-//! What a signature is proven with: a shared secret from the configuration, or a public key of a JWKS.
+//! What a signature is proven with: a shared secret from the configuration, or public keys of a JWKS.
 //!
 //! Invariant: `Debug` never shows a secret, and a public key never serves as a secret.
 
@@ -9,6 +9,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::auth::VerifyingKey;
 
 const PADDING_OPTIONAL: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -33,6 +35,8 @@ pub enum Key {
         /// The 32 bytes of the key.
         public: [u8; 32],
     },
+    /// A public key that proves tokens.
+    Token(VerifyingKey),
 }
 
 impl From<SecretString> for Key {
@@ -41,20 +45,18 @@ impl From<SecretString> for Key {
     }
 }
 
-/// A JWKS document that cannot be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a JSON web key set")]
-pub struct BadKeySet;
-
 impl Key {
-    /// The Ed25519 signing keys of a JWKS document; keys of any other kind or use are left out.
-    ///
-    /// # Errors
-    /// [`BadKeySet`] when the document is not a key set at all.
-    pub fn from_jwks(document: &[u8]) -> Result<Vec<Self>, BadKeySet> {
-        let set: KeySet = serde_json::from_slice(document).map_err(|_| BadKeySet)?;
-        let keys = set.keys.into_iter();
-        Ok(keys.filter_map(Self::from_jwk).collect())
+    /// The Ed25519 signing keys of a JWKS document; keys of any other kind or use are left out. None when the
+    /// document is no key set at all.
+    pub fn ed25519_of(document: &[u8]) -> Option<Vec<Self>> {
+        let set: KeySet = serde_json::from_slice(document).ok()?;
+        Some(set.keys.into_iter().filter_map(Self::from_jwk).collect())
+    }
+
+    /// The keys of a JWKS document that prove tokens, likewise.
+    pub fn tokens_of(document: &[u8]) -> Option<Vec<Self>> {
+        let keys = VerifyingKey::from_jwks(document)?;
+        Some(keys.into_iter().map(Self::Token).collect())
     }
 
     fn from_jwk(jwk: Value) -> Option<Self> {
@@ -71,10 +73,17 @@ impl Key {
         })
     }
 
+    pub(super) fn token(&self) -> Option<&VerifyingKey> {
+        match self {
+            Self::Token(key) => Some(key),
+            Self::Secret(_) | Self::Ed25519 { .. } => None,
+        }
+    }
+
     pub(super) fn secret(&self) -> Option<&str> {
         match self {
             Self::Secret(secret) => Some(secret.expose_secret()),
-            Self::Ed25519 { .. } => None,
+            Self::Ed25519 { .. } | Self::Token(_) => None,
         }
     }
 }
@@ -103,9 +112,8 @@ pub(super) enum Prover {
 
 impl Prover {
     /// None for an empty secret, with which anybody could sign.
-    pub(super) fn hmac(secret: &[u8]) -> Option<Self> {
-        (!secret.is_empty())
-            .then(|| Self::Hmac(Box::new(hmac::Key::new(hmac::HMAC_SHA256, secret))))
+    pub(super) fn hmac(algorithm: hmac::Algorithm, secret: &[u8]) -> Option<Self> {
+        (!secret.is_empty()).then(|| Self::Hmac(Box::new(hmac::Key::new(algorithm, secret))))
     }
 
     /// Whether `tag` is this key's signature of `content`, in constant time.

@@ -8,7 +8,7 @@ use base64::Engine;
 use jiff::Timestamp;
 
 use super::key::{BASE64, Key, Prover};
-use super::{CannotSign, Headers, MAX_SIGNATURES, Refusal, check_fresh, required};
+use super::{CannotSign, MAX_SIGNATURES, Refusal, Request, check_fresh, required};
 
 const ID: &str = "webhook-id";
 const TIMESTAMP: &str = "webhook-timestamp";
@@ -21,8 +21,7 @@ enum Version {
 }
 
 pub(super) fn verify(
-    headers: &Headers<'_>,
-    body: &[u8],
+    &Request { headers, body, .. }: &Request<'_>,
     keys: &[Key],
     now: Timestamp,
 ) -> Result<String, Refusal> {
@@ -104,7 +103,9 @@ fn prover(key: &Key) -> Option<(Version, Prover)> {
                 return Some((Version::V1a, Prover::Ed25519(public)));
             }
             let secret = text.strip_prefix("whsec_").unwrap_or(text);
-            Some((Version::V1, Prover::hmac(&BASE64.decode(secret).ok()?)?))
+            let secret = BASE64.decode(secret).ok()?;
+            Some((Version::V1, Prover::hmac(hmac::HMAC_SHA256, &secret)?))
         }
+        Key::Token(_) => None,
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Invariant: a signature that is read from a table covers its own timestamp and message id.
 
+use std::ops::Deref;
+
 use serde::Deserialize;
 use url::Url;
 
-use super::detached::{Ed25519, Encoding, Envelope, Hmac, KeyForm, Place};
+use super::detached::{Digest, Ed25519, Encoding, Envelope, Hmac, KeyForm, Place};
 use super::template::{Template, is_word};
 
 #[derive(Deserialize)]
@@ -29,6 +31,7 @@ pub(super) struct Table {
     timestamp_header: Option<String>,
     timestamp_field: Option<String>,
     id_header: Option<String>,
+    digest: Option<Digest>,
     key: Option<KeyForm>,
     key_prefix: Option<String>,
     key_id_header: Option<String>,
@@ -47,7 +50,8 @@ impl TryFrom<Table> for Hmac {
             return Err("key_id_header and jwks_url belong to ed25519".to_owned());
         }
         Ok(Self {
-            key: table.key.take().unwrap_or(KeyForm::Raw),
+            digest: table.digest.take().unwrap_or_default(),
+            key: table.key.take().unwrap_or_default(),
             key_prefix: table.key_prefix.take().unwrap_or_default(),
             envelope: Envelope::try_from(table)?,
         })
@@ -58,8 +62,8 @@ impl TryFrom<Table> for Ed25519 {
     type Error = String;
 
     fn try_from(mut table: Table) -> Result<Self, String> {
-        if table.key.is_some() || table.key_prefix.is_some() {
-            return Err("key and key_prefix belong to hmac".to_owned());
+        if table.digest.is_some() || table.key.is_some() || table.key_prefix.is_some() {
+            return Err("digest, key and key_prefix belong to hmac".to_owned());
         }
         Ok(Self {
             key_id_header: table
@@ -124,6 +128,27 @@ impl TryFrom<Table> for Envelope {
             timestamp,
             id_header,
         })
+    }
+}
+
+/// A header's name, in lower case.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct HeaderName(String);
+
+impl TryFrom<String> for HeaderName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        header_name(&name).map(Self)
+    }
+}
+
+impl Deref for HeaderName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
     }
 }
 

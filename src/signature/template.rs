@@ -1,13 +1,15 @@
-//! What a provider signs, as a small template: `{body}`, `{sha256:body}` (lower-case hex), `{header:NAME}`, and
-//! `{FIELD}` for a field of the signature header itself (`t=…,v1=…`).
+//! What a provider signs, as a small template: `{body}`, `{sha256:body}` (lower-case hex), `{header:NAME}`,
+//! `{json:/POINTER|/ANOTHER}` for what stands in the body (RFC 6901), and `{FIELD}` for a field of the signature
+//! header itself (`t=…,v1=…`).
 //!
 //! Invariant: a template is understood whole when it is read from the spec; rendering can only miss a value.
 
 use std::borrow::Cow;
 
 use aws_lc_rs::digest;
+use serde_json::Value;
 
-use super::{Headers, Refusal, required};
+use super::{Refusal, Request, required};
 
 /// The signed content, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +22,8 @@ enum Part {
     BodyDigest,
     Header(String),
     Field(String),
+    /// The text or number at the first of these places in the body that has one.
+    Json(Vec<String>),
 }
 
 /// The fields of a signature header: `t=1,v1=ab` is `[("t", "1"), ("v1", "ab")]`.
@@ -67,12 +71,11 @@ impl Template {
     }
 
     /// The bytes that were signed; `carrier` is the name of the header that holds `fields`.
-    pub(super) fn render<'b>(
+    pub(super) fn render<'r>(
         &self,
-        headers: &Headers<'_>,
+        &Request { headers, body, .. }: &Request<'r>,
         (carrier, fields): (&str, &Fields<'_>),
-        body: &'b [u8],
-    ) -> Result<Cow<'b, [u8]>, Refusal> {
+    ) -> Result<Cow<'r, [u8]>, Refusal> {
         if self.0 == [Part::Body] {
             return Ok(Cow::Borrowed(body));
         }
@@ -93,6 +96,9 @@ impl Template {
                         field(fields, name).ok_or_else(|| Refusal::Malformed(carrier.into()))?;
                     content.extend_from_slice(value.as_bytes());
                 }
+                Part::Json(pointers) => {
+                    content.extend_from_slice(pointed(pointers, body)?.as_bytes());
+                }
             }
         }
         Ok(Cow::Owned(content))
@@ -110,6 +116,9 @@ impl Part {
                 Ok(Self::Header(header.to_ascii_lowercase()))
             }
             Some(("sha256", "body")) => Ok(Self::BodyDigest),
+            Some(("json", pointers)) if pointers.split('|').all(|one| one.starts_with('/')) => {
+                Ok(Self::Json(pointers.split('|').map(str::to_owned).collect()))
+            }
             None if name == "body" => Ok(Self::Body),
             None if is_word(name) => Ok(Self::Field(name.to_owned())),
             Some(_) | None => Err(format!("signed: unknown placeholder {{{name}}}")),
@@ -121,6 +130,22 @@ impl Part {
 pub(super) fn field<'h>(fields: &Fields<'h>, name: &str) -> Option<&'h str> {
     let found = fields.iter().find(|(key, _)| *key == name);
     found.map(|(_, value)| *value)
+}
+
+/// What was signed of a body that is itself not proven: a text or a number, as it is written.
+fn pointed(pointers: &[String], body: &[u8]) -> Result<String, Refusal> {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    };
+    let mut found = pointers
+        .iter()
+        .filter_map(|at| body.pointer(at).and_then(text));
+    found
+        .next()
+        .ok_or_else(|| Refusal::MissingValue(pointers.join(" or ").into()))
 }
 
 pub(super) fn is_word(text: &str) -> bool {

@@ -2,6 +2,8 @@
 //!
 //! Invariant: each is one of a closed list, so no request can make up a new time series.
 
+use serde::{Deserialize, Serialize};
+
 use crate::job::Source;
 
 /// How a client follows its jobs.
@@ -73,6 +75,8 @@ pub enum Call {
     Ask,
     /// To end a job.
     Cancel,
+    /// What is left on the account.
+    Balance,
 }
 
 impl Call {
@@ -81,6 +85,7 @@ impl Call {
             Self::Submit => "submit",
             Self::Ask => "ask",
             Self::Cancel => "cancel",
+            Self::Balance => "balance",
         }
     }
 }
@@ -132,6 +137,36 @@ impl SubmitRefusal {
             Self::Price => "price",
             Self::Budget => "budget",
             Self::Rate => "rate",
+        }
+    }
+}
+
+/// How a provider is, in a word; a later one is worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProviderState {
+    /// Whatever is due is sent.
+    Open,
+    /// It asked to be left alone for a while.
+    Paused,
+    /// It fails, or can't be reached.
+    Failing,
+    /// Its account has no credit, or its key is refused: somebody must do something.
+    Stopped,
+}
+
+impl ProviderState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Open, Self::Paused, Self::Failing, Self::Stopped];
+
+    /// As documents and metrics say it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Paused => "paused",
+            Self::Failing => "failing",
+            Self::Stopped => "stopped",
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: the number of time series is bounded by the configuration. A label is a word of
 //! `labels` or the name of a configured provider, never what a request says.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -14,7 +14,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::labels::{self, Call, CallOutcome, ConnectionKind, SubmitRefusal, WebhookOutcome};
+use super::labels::{
+    self, Call, CallOutcome, ConnectionKind, ProviderState, SubmitRefusal, WebhookOutcome,
+};
 use crate::job::Source;
 
 /// The `Content-Type` of what [`Metrics::render`] writes.
@@ -36,6 +38,12 @@ struct CallLabels {
     provider: String,
     call: &'static str,
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StateLabels {
+    provider: String,
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -70,6 +78,9 @@ pub struct Metrics {
     deliveries: PerConnection<Counter>,
     webhooks: Family<WebhookLabels, Counter>,
     provider_calls: Family<CallLabels, Counter>,
+    provider_state: Family<StateLabels, Gauge>,
+    provider_turns: Family<StateLabels, Counter>,
+    provider_balance: Family<ProviderLabels, Gauge<f64, AtomicU64>>,
     updates: Family<SourceLabels, Counter>,
     submits_refused: Family<ReasonLabels, Counter>,
     reserved: Family<ProviderLabels, Sum>,
@@ -130,6 +141,9 @@ impl Metrics {
             deliveries: PerConnection::of(&deliveries),
             webhooks: Family::default(),
             provider_calls: Family::default(),
+            provider_state: Family::default(),
+            provider_turns: Family::default(),
+            provider_balance: Family::default(),
             updates: Family::default(),
             submits_refused: Family::default(),
             reserved: Family::default(),
@@ -166,6 +180,21 @@ impl Metrics {
             "provider_calls",
             "Requests to providers",
             self.provider_calls.clone(),
+        );
+        registry.register(
+            "provider_state",
+            "1 for the state that a provider is in",
+            self.provider_state.clone(),
+        );
+        registry.register(
+            "provider_turns",
+            "How often a provider came to a state",
+            self.provider_turns.clone(),
+        );
+        registry.register(
+            "provider_balance",
+            "What was left on a provider's account",
+            self.provider_balance.clone(),
         );
         registry.register(
             "updates",
@@ -242,6 +271,32 @@ impl Metrics {
             outcome: outcome.word(),
         };
         self.provider_calls.get_or_create(&labels).inc();
+    }
+
+    /// A provider, by its configured name, is in this state, and came to each so often.
+    pub fn provider_is(
+        &self,
+        provider: &str,
+        now: ProviderState,
+        turns: impl Fn(ProviderState) -> u64,
+    ) {
+        for state in ProviderState::ALL {
+            let labels = StateLabels {
+                provider: provider.to_owned(),
+                state: state.word(),
+            };
+            let gauge = self.provider_state.get_or_create(&labels);
+            gauge.set(i64::from(state == now));
+            let counter = self.provider_turns.get_or_create(&labels);
+            counter.inner().store(turns(state), Ordering::Relaxed);
+        }
+    }
+
+    /// So much was left on a provider's account when it was last read.
+    pub fn provider_has(&self, provider: &str, amount: f64) {
+        let provider = provider.to_owned();
+        let labels = ProviderLabels { provider };
+        self.provider_balance.get_or_create(&labels).set(amount);
     }
 
     /// An update changed a job.
@@ -328,6 +383,8 @@ mod tests {
         let metrics = Metrics::new();
         metrics.webhook("kling", WebhookOutcome::Applied);
         metrics.called("kling", Call::Submit, CallOutcome::Ok);
+        metrics.provider_is("kling", ProviderState::Open, |_| 0);
+        metrics.provider_has("kling", 1.0);
         metrics.socket_closed(1000);
         metrics.submit_refused(SubmitRefusal::Budget);
         metrics.reserved("kling", 1);
@@ -343,6 +400,9 @@ mod tests {
     progress_hub_deliveries counter
     progress_hub_webhooks counter
     progress_hub_provider_calls counter
+    progress_hub_provider_state gauge
+    progress_hub_provider_turns counter
+    progress_hub_provider_balance gauge
     progress_hub_updates counter
     progress_hub_submits_refused counter
     progress_hub_reserved counter
@@ -401,6 +461,26 @@ mod tests {
     updates_total{source="push"} 0
     updates_total{source="submit"} 0
     updates_total{source="webhook"} 0
+    "#);
+    }
+
+    #[test]
+    fn a_provider_is_in_one_state() {
+        let metrics = Metrics::new();
+        let turns = |state| u64::from(state == ProviderState::Stopped) * 2;
+        metrics.provider_is("fal", ProviderState::Open, turns);
+        metrics.provider_is("fal", ProviderState::Stopped, turns);
+        metrics.provider_has("fal", 12.5);
+        assert_snapshot!(samples(&metrics, "provider").join("\n"), @r#"
+    provider_balance{provider="fal"} 12.5
+    provider_state{provider="fal",state="failing"} 0
+    provider_state{provider="fal",state="open"} 0
+    provider_state{provider="fal",state="paused"} 0
+    provider_state{provider="fal",state="stopped"} 1
+    provider_turns_total{provider="fal",state="failing"} 0
+    provider_turns_total{provider="fal",state="open"} 0
+    provider_turns_total{provider="fal",state="paused"} 0
+    provider_turns_total{provider="fal",state="stopped"} 2
     "#);
     }
 

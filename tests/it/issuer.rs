@@ -59,12 +59,17 @@ impl Signer {
 
     /// A token that is good for ten minutes, signed with the key called `kid`.
     pub fn token(&self, kid: Option<&str>, sub: &str) -> String {
+        let exp = jiff::Timestamp::now().as_second() + 600;
+        self.sign(kid, &json!({ "sub": sub, "exp": exp }))
+    }
+
+    /// A token that says this.
+    pub fn sign(&self, kid: Option<&str>, claims: &Value) -> String {
         let header = Header {
             kid: kid.map(str::to_owned),
             ..Header::new(self.algorithm)
         };
-        let exp = jiff::Timestamp::now().as_second() + 600;
-        encode(&header, &json!({ "sub": sub, "exp": exp }), &self.key).unwrap()
+        encode(&header, claims, &self.key).unwrap()
     }
 
     /// The public key as it is published under the name `kid`.

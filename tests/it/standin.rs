@@ -32,7 +32,7 @@ pub struct Asked {
 pub struct Reply {
     status: u16,
     headers: Vec<(&'static str, String)>,
-    body: String,
+    body: Bytes,
     is_broken: bool,
 }
 
@@ -49,6 +49,10 @@ impl Reply {
     }
 
     pub fn text(status: u16, body: impl Into<String>) -> Self {
+        Self::bytes(status, body.into())
+    }
+
+    pub fn bytes(status: u16, body: impl Into<Bytes>) -> Self {
         Self {
             status,
             headers: Vec::new(),
@@ -63,6 +67,14 @@ impl Reply {
             is_broken: true,
             ..Self::text(200, "")
         }
+    }
+
+    /// With this number wherever its body says `{n}`.
+    pub fn naming(mut self, n: usize) -> Self {
+        if let Ok(text) = std::str::from_utf8(&self.body) {
+            self.body = text.replace("{n}", &n.to_string()).into();
+        }
+        self
     }
 
     pub fn with(mut self, header: &'static str, value: impl ToString) -> Self {
@@ -127,6 +139,7 @@ impl Reply {
     fn response(self) -> HttpResponse {
         let status = StatusCode::from_u16(self.status).unwrap();
         let mut response = HttpResponse::build(status);
+        response.content_type("application/json");
         for header in self.headers {
             response.insert_header(header);
         }
@@ -134,7 +147,7 @@ impl Reply {
             let broken = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
             return response.streaming(futures_util::stream::iter([Err::<Bytes, _>(broken)]));
         }
-        response.content_type("application/json").body(self.body)
+        response.body(self.body)
     }
 }
 

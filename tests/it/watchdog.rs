@@ -1,13 +1,13 @@
 //! The Poll half: no job hangs, whatever is lost, silent, restarted or killed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::app::{TestApp, TestBuilder, send};
+use crate::app::{TestApp, TestBuilder, WEBHOOK_SECRET, send};
 use crate::standin::{Asked, Reply, StandIn};
 
 fn kling(provider: &StandIn) -> TestBuilder {
@@ -63,7 +63,7 @@ fn submits(asked: &[Asked]) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_submitted_elsewhere_is_asked_about_until_it_ends() {
-    let questions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let questions = Arc::new(AtomicUsize::new(0));
     let provider = StandIn::start(move |_| {
         // A provider that fails twice is asked again.
         let reply = match questions.fetch_add(1, Ordering::Relaxed) {
@@ -203,7 +203,7 @@ async fn a_deadline_ends_a_workers_own_job_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_ends_a_job_that_waits_for_its_next_try() {
+async fn a_try_that_would_come_after_the_deadline_is_the_end_with_its_own_reason() {
     let provider = StandIn::start(|_| async {
         Reply::json(429, &json!({ "code": 1302, "message": "busy" })).with("retry-after", 60)
     })
@@ -216,10 +216,116 @@ async fn a_deadline_ends_a_job_that_waits_for_its_next_try() {
     let job = app.ended(&id, "alice").await;
     assert_eq!(
         (&job["error"]["kind"], &job["source"]),
-        (&json!("timeout"), &json!("deadline"))
+        (&json!("rate_limit"), &json!("submit"))
     );
+    assert_eq!(job["error"]["retryable"], true);
     assert_eq!(job["next_attempt_at"], Value::Null);
     assert_eq!(provider.asked().len(), 1);
+
+    // The next one waits for the provider as long as its own deadline allows.
+    let id = submit(&app).await;
+    let job = app.ended(&id, "alice").await;
+    assert_eq!(
+        (&job["error"]["kind"], &job["source"]),
+        (&json!("timeout"), &json!("deadline"))
+    );
+    assert_eq!(job["attempt"], 0);
+    assert_eq!(provider.asked().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_task_that_is_refused_does_not_keep_the_others_from_being_asked_about() {
+    let provider = StandIn::start(|asked: Asked| async move {
+        let tasks = names(&asked, "task_ids");
+        if tasks.contains(&"bad".to_owned()) {
+            return Reply::json(400, &json!({ "code": 1201, "message": "no such id" }));
+        }
+        let tasks: Vec<Value> = tasks.iter().map(|task| succeeded(task, None)).collect();
+        found(&tasks)
+    })
+    .await;
+    let app = kling(&provider)
+        .set("providers.kling.poll_after", "500ms")
+        .spawn()
+        .await;
+    let mut ids = Vec::new();
+    for task in ["1", "2", "bad", "3", "4"] {
+        ids.push(register(&app, task).await);
+    }
+    let bad = ids.remove(2);
+    for id in &ids {
+        assert_eq!(app.ended(id, "alice").await["status"], "succeeded");
+    }
+    assert_eq!(app.job(&bad, "alice").await["final"], false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
+    let provider = StandIn::start(|_| async {
+        Reply::json(404, &json!({ "code": 1203, "message": "no such task" }))
+    })
+    .await;
+    let app = kling(&provider)
+        .set("providers.kling.poll_after", "100ms")
+        .set("providers.kling.webhook_secrets", WEBHOOK_SECRET)
+        .spawn()
+        .await;
+    let [told, untold] = [register(&app, "1").await, register(&app, "2").await];
+    let thin = json!({ "id": "1", "status": "succeeded" }).to_string();
+    let mut request = app.anonymous(Method::POST, "/v1/webhooks/kling");
+    let now = crate::signing::now();
+    for (name, value) in crate::signing::standard(WEBHOOK_SECRET, "1", now, thin.as_bytes()) {
+        request = request.header(name, value);
+    }
+    let answer = send(request.body(thin)).await;
+    assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
+    let job = app.ended(&told, "alice").await;
+    assert_eq!(
+        (&job["status"], &job["source"]),
+        (&json!("succeeded"), &json!("poll"))
+    );
+    assert_eq!(job["error"]["kind"], "result_expired");
+    let questions = provider.asked().len();
+    provider.until(|all| all.len() > questions + 2).await;
+    assert_eq!(app.job(&untold, "alice").await["final"], false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_jobs_that_are_due_at_once_few_are_asked_about_at_once() {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (under_way, seen) = (Arc::clone(&now), Arc::clone(&most));
+    let provider = StandIn::start(move |asked: Asked| {
+        let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+        async move {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            let id = asked.path.rsplit('/').next().unwrap().to_owned();
+            let output = json!(["https://cdn.example.com/a.mp4"]);
+            Reply::json(
+                200,
+                &json!({ "id": id, "status": "SUCCEEDED", "output": output }),
+            )
+        }
+    })
+    .await;
+    let app = TestApp::builder()
+        .set("providers.kling.spec", "runway")
+        .set("providers.kling.base_url", &provider.url)
+        .set("providers.kling.api_key", "a key")
+        .set("providers.kling.poll_after", "1s")
+        .spawn()
+        .await;
+    let jobs = (0..60).map(|n| {
+        let app = &app;
+        async move { register(app, &n.to_string()).await }
+    });
+    for id in futures_util::future::join_all(jobs).await {
+        assert_eq!(app.ended(&id, "alice").await["status"], "succeeded");
+    }
+    let most = seen.load(Ordering::SeqCst);
+    assert!((2..=8).contains(&most), "{most}");
+    assert_eq!(under_way.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,6 @@
 //! stranger.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use progress_hub::simulator::Scenario;
 use reqwest::Method;
@@ -432,13 +431,28 @@ async fn a_status_that_nobody_knows_changes_nothing() {
         json!("resting"),
         json!(7),
         json!("SUCCEEDED"),
-        json!("succeed"),
+        json!("succeeding"),
     ] {
         let news = json!({ "id": "83", "status": status, "outputs": succeeded("83")["outputs"] });
         assert_taken(&kling_says(&app, "kling", &news).await, true, false);
     }
     let id = before["id"].as_str().unwrap();
     assert_eq!(app.job(id, "alice").await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_word_that_nobody_knows_is_asked_about() {
+    let provider = StandIn::start(|_| async {
+        Reply::json(200, &json!({ "code": 0, "data": [running("84")] }))
+    });
+    let provider = provider.await;
+    let app = with_kling(&provider.url).spawn().await;
+    let id = job_of_task(&app, "kling", "84").await["id"].clone();
+    let news = json!({ "id": "84", "status": "resting" });
+    assert_taken(&kling_says(&app, "kling", &news).await, true, false);
+    let is_running = |job: &Value| job["status"] == "running";
+    let job = app.until(id.as_str().unwrap(), "alice", is_running).await;
+    assert_eq!(job["source"], "poll");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -604,127 +618,4 @@ async fn webhooks_that_race_each_other_are_counted_one_by_one() {
     let job = app.job(id.as_str().unwrap(), "alice").await;
     assert_eq!(job["progress"], 40.0);
     assert_eq!(job["version"], 1 + applied);
-}
-
-fn fixture(name: &str) -> Vec<u8> {
-    let path = format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// A stand-in that answers everything with one body.
-async fn echoing(status: u16, body: &[u8]) -> StandIn {
-    let body = String::from_utf8(body.to_vec()).unwrap();
-    StandIn::start(move |_| {
-        let reply = Reply::text(status, body.clone());
-        async move { reply }
-    })
-    .await
-}
-
-async fn webhook_fixture(entry: &Value, body: &[u8]) {
-    let parsed: Value = serde_json::from_slice(body).unwrap();
-    let is_flat = parsed.get("id").is_some();
-    let task = parsed[if is_flat { "id" } else { "task_id" }]
-        .as_str()
-        .unwrap();
-    let read = json!({ "code": 0, "data": [succeeded(task)] });
-    let provider = echoing(200, read.to_string().as_bytes()).await;
-    let app = with_kling(&provider.url).spawn().await;
-    let (name, headers) = if is_flat {
-        (
-            "kling",
-            signing::standard(NEW_SECRET, "8674665223082153551", signing::now(), body),
-        )
-    } else {
-        (
-            "generic",
-            vec![("x-ai-signature", signing::hex(GENERIC_SECRET, body))],
-        )
-    };
-    // The console's test callback is about no task of ours: first of all it must be 200.
-    assert_taken(&hook(&app, name, &headers, body).await, false, false);
-    let id = job_of_task(&app, name, task).await["id"].clone();
-    let answer = hook(&app, name, &headers, body).await;
-    assert_eq!(answer.status, 200);
-    let expect = &entry["expect"];
-    let state = expect["state"].clone();
-    let job = app
-        .until(id.as_str().unwrap(), "alice", |job| job["status"] == state)
-        .await;
-    if let Some(outputs) = expect["outputs"].as_u64() {
-        assert_eq!(job["outputs"].as_array().unwrap().len() as u64, outputs);
-        assert_eq!(job["source"], "webhook");
-    }
-    if expect["next"].is_string() {
-        assert_eq!(job["source"], "poll");
-    }
-    if let Some(seconds) = expect["duration_s"].as_f64() {
-        assert_eq!(job["outputs"][0]["duration"], seconds);
-    }
-}
-
-async fn submit_fixture(entry: &Value, body: &[u8]) {
-    let status = u16::try_from(entry["http_status"].as_u64().unwrap()).unwrap();
-    let provider = echoing(status, body).await;
-    let app = with_kling(&provider.url).spawn().await;
-    let id = submitted(&app).await;
-    let expect = &entry["expect"];
-    if let Some(task) = expect["task_id"].as_str() {
-        let is_there = |job: &Value| job["provider_task_id"] == task;
-        let job = app.until(&id, "alice", is_there).await;
-        assert_eq!(job["status"], expect["state"]);
-        return;
-    }
-    let kind = &expect["failure_kind"];
-    let job = app
-        .until(&id, "alice", |job| job["error"]["kind"] == *kind)
-        .await;
-    assert_eq!(job["error"]["retryable"], expect["retryable"]);
-    assert_eq!(job["final"], expect["retryable"] == false);
-}
-
-async fn poll_fixture(entry: &Value, body: &[u8]) {
-    let provider = echoing(200, body).await;
-    let app = with_kling(&provider.url)
-        .set("providers.kling.poll_after", "50ms")
-        .set("providers.kling.poll_every", "50ms")
-        .spawn()
-        .await;
-    for (task, state) in entry["expect"]["batch"].as_object().unwrap() {
-        let id = job_of_task(&app, "kling", task).await["id"].clone();
-        let is_so = |job: &Value| job["status"] == *state;
-        let job = app.until(id.as_str().unwrap(), "alice", is_so).await;
-        assert_eq!(job["source"], "poll");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn recorded_bodies_mean_what_they_are_known_to_mean() {
-    let manifest: Vec<Value> = serde_json::from_slice(&fixture("manifest.json")).unwrap();
-    let mut passed_over = Vec::new();
-    for entry in &manifest {
-        let (file, channel) = (entry["file"].as_str().unwrap(), entry["channel"].as_str());
-        let body = fixture(file);
-        let story = async {
-            match channel.unwrap() {
-                "webhook" => webhook_fixture(entry, &body).await,
-                "submit-response" | "error-response" => submit_fixture(entry, &body).await,
-                "poll" if entry["expect"]["batch"].is_object() => {
-                    poll_fixture(entry, &body).await;
-                }
-                _ => passed_over.push(file),
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), story)
-            .await
-            .unwrap_or_else(|_| panic!("{file} takes too long"));
-    }
-    // What the hub has no use for (an account's balance), and what needs a spec of its own.
-    assert_eq!(
-        passed_over,
-        [
-            "kling-legacy-query-processing.json",
-            "kling-account-costs.json"
-        ]
-    );
 }

@@ -1,0 +1,182 @@
+//! What is left on a provider's account, where its API tells.
+//!
+//! Invariant: a hint, never a judge. It is read now and then while the provider is used and once when
+//! the credit is gone; all that follows from it is that a submission is tried sooner.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize, de};
+
+use super::expression::{Expression, Template, text};
+use super::spec::Call;
+use super::{AskError, Provider};
+use crate::time::Time;
+
+/// The least time between two readings.
+const EVERY: Duration = Duration::from_secs(300);
+
+/// How long after a submission it is read, so that what was bought is booked.
+const SETTLING: Duration = Duration::from_secs(10);
+
+/// How a spec has the balance read.
+#[derive(Deserialize)]
+#[serde(try_from = "toml::Table")]
+pub(super) struct Reading {
+    call: Call,
+    /// Over `payload`.
+    amount: Expression,
+    /// Of what: a currency, or `credits` …; a template over `payload`.
+    unit: Option<Template>,
+}
+
+impl TryFrom<toml::Table> for Reading {
+    type Error = toml::de::Error;
+
+    /// The keys of a call, and two of its own.
+    fn try_from(mut table: toml::Table) -> Result<Self, Self::Error> {
+        let amount = table.remove("amount");
+        let amount = amount.ok_or_else(|| de::Error::missing_field("amount"))?;
+        let unit = table
+            .remove("unit")
+            .map(toml::Value::try_into)
+            .transpose()?;
+        Ok(Self {
+            call: toml::Value::Table(table).try_into()?,
+            amount: amount.try_into()?,
+            unit,
+        })
+    }
+}
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Balance {
+    /// How much is left.
+    pub amount: f64,
+    /// Of what, where the spec says.
+    pub unit: Option<String>,
+    /// When it was read.
+    pub at: Time,
+}
+
+/// The last reading.
+#[derive(Debug, Default)]
+pub(super) struct Account(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    balance: Option<Balance>,
+    /// When it was last asked for, in vain or not.
+    asked_at: Option<Time>,
+    /// When the first job was submitted since.
+    used_at: Option<Time>,
+}
+
+impl Known {
+    /// Whether to read it now, the credit having been gone since `dry`.
+    fn is_due(&self, dry: Option<Time>, now: Time) -> bool {
+        let is_old = self.asked_at.is_none_or(|at| now.since(at) >= EVERY);
+        let has_settled = self.used_at.is_some_and(|at| now.since(at) >= SETTLING);
+        let is_new = |dry: Time| self.asked_at.is_none_or(|asked_at| asked_at < dry);
+        is_old && (has_settled || dry.is_some()) || dry.is_some_and(is_new)
+    }
+}
+
+impl Account {
+    /// A job was submitted for its money.
+    pub(super) fn used(&self, now: Time) {
+        self.known().used_at.get_or_insert(now);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Provider {
+    /// What was left on its account when that was last read.
+    #[must_use]
+    pub fn balance(&self) -> Option<Balance> {
+        self.account.known().balance.clone()
+    }
+
+    /// Whether it is time to read the balance: whoever is told so does it, and is the only one.
+    #[must_use]
+    pub fn is_balance_due(&self, now: Time) -> bool {
+        let dry = self.gate.is_without_credit();
+        let mut known = self.account.known();
+        let is_due = self.spec.balance.is_some() && known.is_due(dry, now);
+        if is_due {
+            known.asked_at = Some(now);
+            known.used_at = None;
+        }
+        is_due
+    }
+
+    /// Reads it. Where there is credit again after there was none, a job is tried at once.
+    ///
+    /// # Errors
+    /// [`AskError`]; then what was known stays.
+    pub async fn read_balance(&self) -> Result<(), AskError> {
+        let Some(reading) = &self.spec.balance else {
+            return Ok(());
+        };
+        let context = self.account_context();
+        let payload = self.peek(&reading.call, &context).await?;
+        let amount = text(&reading.amount.evaluate(&payload));
+        let amount: Option<f64> = amount.and_then(|amount| amount.parse().ok());
+        let Some(amount) = amount.filter(|amount| amount.is_finite()) else {
+            return Err(AskError::Spec("balance.amount: is no number".to_owned()));
+        };
+        let names = minijinja::context! { payload };
+        let unit = reading.unit.as_ref();
+        let unit = unit.and_then(|unit| unit.render(&names).ok());
+        let unit = unit.map(|unit| unit.to_lowercase());
+        let at = Time::now();
+        self.account.known().balance = Some(Balance { amount, unit, at });
+        if amount > 0.0 {
+            self.gate.try_credit(at);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_read_now_and_then_and_once_when_the_credit_is_gone() {
+        let at = |seconds: i64| Time::from_millis(seconds * 1000);
+        let mut known = Known::default();
+        assert!(!known.is_due(None, at(0)), "nobody uses it");
+        known.used_at = Some(at(0));
+        assert!(!known.is_due(None, at(9)));
+        assert!(known.is_due(None, at(10)));
+        known.asked_at = Some(at(0));
+        assert!(!known.is_due(None, at(299)));
+        assert!(known.is_due(None, at(300)));
+        known.used_at = None;
+        assert!(!known.is_due(None, at(300)));
+        assert!(known.is_due(Some(at(10)), at(10)));
+        known.asked_at = Some(at(11));
+        assert!(!known.is_due(Some(at(10)), at(100)));
+        assert!(known.is_due(Some(at(10)), at(311)));
+    }
+
+    #[test]
+    fn a_mistake_in_it_is_told() {
+        let read = |text: &str| toml::from_str::<Reading>(text).map(|_| ());
+        read("url = 'https://a/b'\namount = 'payload.left'\nunit = '{{ payload.of }}'").unwrap();
+        for (text, problem) in [
+            ("url = 'https://a/b'", "missing field `amount`"),
+            ("amount = 'payload'", "missing field `url`"),
+            ("url = 'https://a/b'\namount = 'payload.'", "payload."),
+            ("url = 'https://a/b'\namount = 'payload'\ntypo = 1", "typo"),
+        ] {
+            let told = read(text).unwrap_err().to_string();
+            assert!(told.contains(problem), "{text}: {told}");
+        }
+    }
+}

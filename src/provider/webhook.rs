@@ -1,0 +1,149 @@
+//! What a proven webhook is taken for: news of one task or several, or a question to be answered.
+//!
+//! Invariant: a body is read only once it is [`Verified`]; news that is not wholly its sender's is marked so.
+
+use std::collections::BTreeMap;
+
+use minijinja::Value;
+use serde::{Deserialize, Deserializer, de};
+use serde_json::Value as Json;
+
+use super::expression::{Expression, items};
+use super::spec::payload_itself;
+use super::{NotItsShape, Provider, Told};
+use crate::signature::{Headers, Request, Trust, Verified};
+
+/// Bytes of an answer to a handshake at most; what asks for more is no handshake.
+const MAX_REPLY: usize = 1024;
+
+/// What a webhook says.
+#[derive(Debug)]
+pub enum Heard {
+    /// News of tasks; there is at least one.
+    News(Vec<Told>),
+    /// Nothing of any task: the sender wants exactly this answer.
+    Reply(Json),
+}
+
+/// The `[webhook]` table of a spec.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Webhook {
+    /// Where in the body the task or the list of tasks stands.
+    #[serde(alias = "item")]
+    items: Seen,
+    /// Gives the answer that a handshake wants, and nothing for news.
+    reply: Option<Seen>,
+    /// Must be true besides the signature.
+    accept: Option<Seen>,
+}
+
+impl Default for Webhook {
+    fn default() -> Self {
+        Self {
+            items: Seen {
+                expression: payload_itself(),
+                reads_headers: false,
+            },
+            reply: None,
+            accept: None,
+        }
+    }
+}
+
+/// An expression over `payload` and `headers`.
+struct Seen {
+    expression: Expression,
+    reads_headers: bool,
+}
+
+impl<'de> Deserialize<'de> for Seen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let source = String::deserialize(deserializer)?;
+        Ok(Self {
+            expression: Expression::new(&source).map_err(de::Error::custom)?,
+            reads_headers: source.contains("headers"),
+        })
+    }
+}
+
+impl Seen {
+    fn evaluate(&self, payload: &Value, headers: &dyn Headers) -> Value {
+        if !self.reads_headers {
+            return self.expression.evaluate(payload);
+        }
+        let mut mapping = BTreeMap::new();
+        for (name, value) in headers.pairs() {
+            // The one that the signature was checked with.
+            mapping.entry(name.to_ascii_lowercase()).or_insert(value);
+        }
+        let names = [
+            ("payload", payload.clone()),
+            ("headers", Value::from_serialize(mapping)),
+        ];
+        self.expression.evaluate_in(&Value::from_iter(names))
+    }
+}
+
+impl Webhook {
+    /// Whether the spec's condition holds. What is not JSON is for [`Provider::parse`] to refuse.
+    pub(super) fn accepts(&self, request: &Request<'_>) -> bool {
+        let Some(accept) = &self.accept else {
+            return true;
+        };
+        let payload = serde_json::from_slice::<Json>(request.body);
+        payload.map_or(true, |payload| {
+            let payload = Value::from_serialize(payload);
+            accept.evaluate(&payload, request.headers).is_true()
+        })
+    }
+
+    fn reply(&self, payload: &Value, headers: &dyn Headers) -> Option<Json> {
+        let reply = self.reply.as_ref()?.evaluate(payload, headers);
+        let reply = serde_json::to_value(reply).ok()?;
+        let fits = !reply.is_null() && reply.to_string().len() <= MAX_REPLY;
+        fits.then_some(reply)
+    }
+}
+
+impl Provider {
+    /// Reads a proven webhook: which tasks it is about, and what it says of them. Elements of a list that name no
+    /// task or have no status are passed over where others do.
+    ///
+    /// # Errors
+    /// [`NotItsShape`] when the body is not what this provider sends.
+    pub fn parse(&self, proof: &Verified<'_>, headers: &dyn Headers) -> Result<Heard, NotItsShape> {
+        let payload: Json =
+            serde_json::from_slice(proof.body()).map_err(|_| NotItsShape::NotJson)?;
+        let payload = Value::from_serialize(&payload);
+        let webhook = &self.spec.webhook;
+        if let Some(reply) = webhook.reply(&payload, headers) {
+            return Ok(Heard::Reply(reply));
+        }
+        let can_be_asked = self.cadence.poll_after.is_some();
+        let is_trusted = match proof.trust() {
+            Trust::Signed => true,
+            Trust::Sender => !can_be_asked,
+            Trust::Unsigned => false,
+        };
+        let listed = items(&webhook.items.evaluate(&payload, headers));
+        let mut named = listed
+            .iter()
+            .filter_map(|item| self.spec.read.told(item))
+            .peekable();
+        if named.peek().is_none() {
+            return Err(NotItsShape::NoTask);
+        }
+        let mut news: Vec<Told> = named
+            .filter(|told| told.report.status.is_some() || told.has_status_word)
+            .collect();
+        if news.is_empty() {
+            return Err(NotItsShape::NoStatus);
+        }
+        for told in &mut news {
+            told.report.conclusive = !can_be_asked;
+            told.is_trusted = is_trusted;
+        }
+        Ok(Heard::News(news))
+    }
+}

@@ -1,0 +1,62 @@
+//! A shared token that the provider sends back with each webhook.
+//!
+//! Invariant: it shows who calls and covers no byte of what is said.
+
+use aws_lc_rs::constant_time;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+
+use super::key::Key;
+use super::table::HeaderName;
+use super::{CannotSign, Refusal, Request, required};
+
+/// Where the token stands.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticToken {
+    header: HeaderName,
+    /// Before the token, as `Bearer `; it may be absent.
+    #[serde(default)]
+    prefix: String,
+}
+
+impl StaticToken {
+    pub(super) fn verify(&self, request: &Request<'_>, keys: &[Key]) -> Result<(), Refusal> {
+        let mut tokens = keys
+            .iter()
+            .filter_map(Key::secret)
+            .filter(|token| !token.is_empty())
+            .peekable();
+        if tokens.peek().is_none() {
+            return Err(Refusal::NoSecret);
+        }
+        let sent = required(request.headers, &self.header)?;
+        let sent = sent.strip_prefix(&self.prefix).unwrap_or(sent).as_bytes();
+        tokens
+            .any(|token| constant_time::verify_slices_are_equal(token.as_bytes(), sent).is_ok())
+            .then_some(())
+            .ok_or(Refusal::Mismatch)
+    }
+
+    pub(super) fn sign(&self, key: &Key) -> Result<Vec<(String, String)>, CannotSign> {
+        match key {
+            Key::Secret(token) => {
+                let value = format!("{}{}", self.prefix, token.expose_secret());
+                Ok(vec![(self.header.to_string(), value)])
+            }
+            Key::Ed25519 { .. } | Key::Token(_) => Err(CannotSign),
+        }
+    }
+
+    pub(super) fn problem_with(key: &Key) -> Option<&'static str> {
+        match key {
+            Key::Secret(token) => token
+                .expose_secret()
+                .is_empty()
+                .then_some("the token is empty"),
+            Key::Ed25519 { .. } | Key::Token(_) => {
+                Some("this scheme takes a token, not a public key")
+            }
+        }
+    }
+}
