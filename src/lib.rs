@@ -53,9 +53,10 @@ pub mod telemetry; // logs and metrics
 
 pub mod signature; // proofs that a webhook is its sender's
 
-// Second floor: what the operator says.
+// Second floor: what the operator says, and what the hub gives away.
 
 pub mod config; // every setting, typed and checked
+pub mod links; // the URLs of its own that it hands out
 
 // Third floor: memory, the fan-out, the world outside; none of them knows another.
 

@@ -1,6 +1,6 @@
 //! How a call of a spec becomes a request, and an answer a value or a refusal.
 //!
-//! Invariant: every request to a provider is made here, from its spec and its job alone, with leave
+//! Invariant: every call of a provider's API is made here, from its spec and its job alone, with leave
 //! of its gate, which is told how it went.
 
 use std::collections::BTreeMap;
@@ -46,6 +46,17 @@ impl Provider {
         otherwise: Method,
         context: &BTreeMap<String, Json>,
     ) -> Result<Value, AskError> {
+        let (_, payload) = self.agreed(call, otherwise, context).await?;
+        Ok(payload)
+    }
+
+    /// The same with the HTTP status, for calls whose answers say it by that alone.
+    pub(super) async fn agreed(
+        &self,
+        call: &Call,
+        otherwise: Method,
+        context: &BTreeMap<String, Json>,
+    ) -> Result<(u16, Value), AskError> {
         let request = self
             .request(call, otherwise, context)
             .map_err(AskError::Spec)?;
@@ -65,7 +76,7 @@ impl Provider {
             }
             None => {
                 leave.end(Health::Well);
-                Ok(payload)
+                Ok((answer.status, payload))
             }
         }
     }

@@ -22,6 +22,7 @@ mod heartbeat;
 mod issuer;
 mod limits;
 mod long_poll;
+mod outputs;
 mod raw;
 mod result;
 mod resume;
