@@ -51,10 +51,12 @@ pub mod auth; // tokens: who is calling, and what they may
 pub mod protocol; // messages, and the frames that jobs travel in
 pub mod telemetry; // logs and metrics
 
-// Second floor: what the operator says, and proofs of what others say.
+pub mod signature; // proofs that a webhook is its sender's
+
+// Second floor: what the operator says, and what the hub gives away.
 
 pub mod config; // every setting, typed and checked
-pub mod signature; // proofs that a webhook is its sender's
+pub mod links; // the URLs of its own that it hands out
 
 // Third floor: memory, the fan-out, the world outside; none of them knows another.
 

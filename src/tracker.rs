@@ -3,6 +3,7 @@
 //! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
 //! another writer was faster; there is no other way to change a job.
 
+mod planning;
 mod settling;
 
 use std::sync::Arc;
@@ -10,17 +11,16 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::job::{Job, JobId, News, Source, Submission, Update};
+use crate::job::{Job, JobId, News, Submission, Update};
+use crate::links::Links;
 use crate::provider::{Provider, Providers};
 use crate::store::{
-    self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store, spread,
+    self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store,
 };
 use crate::telemetry::Metrics;
 use crate::time::Time;
 
-/// How long a try at submitting may be silent before it is taken for lost: the time a provider has
-/// to answer, and some.
-pub const SENDING_LEASE: Duration = Duration::from_secs(40);
+use planning::agenda;
 
 /// How often a writer that lost the race reads again. Each loss means that another one won, so this
 /// is only reached by a job with very many writers at once.
@@ -30,6 +30,7 @@ const ROUNDS: usize = 64;
 pub struct Tracker {
     store: Arc<dyn Store>,
     providers: Arc<Providers>,
+    links: Links,
     metrics: Arc<Metrics>,
     stir: Stir,
 }
@@ -73,17 +74,20 @@ pub enum Error {
 }
 
 impl Tracker {
-    /// A tracker that writes to this store and plans by these providers.
+    /// A tracker that writes to this store, plans by these providers, and links what lies behind
+    /// their keys.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         providers: Arc<Providers>,
+        links: Links,
         metrics: Arc<Metrics>,
         stir: Stir,
     ) -> Self {
         Self {
             store,
             providers,
+            links,
             metrics,
             stir,
         }
@@ -158,8 +162,9 @@ impl Tracker {
                 .await?
                 .filter(|job| fits(job))
                 .ok_or(Error::NotFound)?;
-            let Some(next) = job.apply(update.clone(), Time::now()) else {
+            let Some(next) = self.applied(&job, &update, Time::now()) else {
                 if asks_for_a_look(&job, &update) {
+                    self.expect_success(&job, &update).await?;
                     self.look_at(&job).await?;
                 }
                 return Ok(Recorded {
@@ -171,7 +176,7 @@ impl Tracker {
             let (next, agenda, folded) = if is_new_task {
                 self.fold(next).await?
             } else {
-                let agenda = self.agenda(&next, Time::now());
+                let agenda = agenda(self.provider_of(&next), &next, Time::now());
                 (Arc::new(next), agenda, Vec::new())
             };
             let settled = settling::settle(&job, &next);
@@ -255,6 +260,28 @@ impl Tracker {
         }
     }
 
+    /// Keeps that a success was told, for when the provider no longer knows of the task. Another
+    /// writer who is faster takes nothing away but this.
+    async fn expect_success(&self, job: &Job, update: &Update) -> Result<(), Error> {
+        let next = match (&update.news, job.submission()) {
+            (News::Report(report), Submission::Unknown | Submission::Over) => {
+                job.expect_success(report, Time::now())
+            }
+            (_, Submission::Waiting(_) | Submission::Sending) => None,
+            (News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn, _) => None,
+        };
+        let Some(next) = next else { return Ok(()) };
+        let commit = Commit {
+            agenda: agenda(self.provider_of(&next), &next, Time::now()),
+            job: Arc::new(next),
+            expected: job.version,
+            folded: Vec::new(),
+            entries: Vec::new(),
+        };
+        self.store.commit(commit).await?;
+        Ok(())
+    }
+
     async fn look_at(&self, job: &Job) -> Result<(), Error> {
         match job.submission() {
             Submission::Waiting(_) | Submission::Sending => {}
@@ -289,60 +316,25 @@ impl Tracker {
         let mut asks = false;
         for update in &parked {
             asks |= asks_for_a_look(&job, update);
-            job = job.apply(update.clone(), now).unwrap_or(job);
+            let expecting = match &update.news {
+                News::Report(report) => job.expect_success(report, now),
+                News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => None,
+            };
+            job = expecting
+                .or_else(|| self.applied(&job, update, now))
+                .unwrap_or(job);
         }
-        let mut agenda = self.agenda(&job, now);
+        let mut agenda = agenda(self.provider_of(&job), &job, now);
         if asks && !job.is_final() {
             agenda.watch = Some(now);
         }
         Ok((Arc::new(job), agenda, parked))
     }
 
-    /// When a job wants attention next.
-    fn agenda(&self, job: &Job, now: Time) -> Agenda {
-        if job.is_final() {
-            return Agenda::default();
-        }
-        let provider = self.provider_of(job);
-        let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
-        let next_look = provider.and_then(|provider| next_look(provider, job, now));
-        let patient = provider.is_some_and(Provider::is_heard);
-        let by_deadline =
-            |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
-        match job.submission() {
-            Submission::Waiting(at) => Agenda {
-                submit: Some(at),
-                watch: by_deadline(None),
-                every,
-                patient,
-                holds_place: false,
-            },
-            Submission::Sending => Agenda {
-                submit: None,
-                watch: Some(now + SENDING_LEASE),
-                every,
-                patient,
-                holds_place: true,
-            },
-            // Holds no place: the provider may well not have it, and its deadline can be far.
-            Submission::Unknown => Agenda {
-                submit: None,
-                watch: by_deadline(next_look),
-                every,
-                patient: false,
-                holds_place: false,
-            },
-            Submission::Over => {
-                let holds_place = job.ticket.request.is_some();
-                Agenda {
-                    submit: None,
-                    watch: by_deadline(next_look),
-                    every,
-                    patient,
-                    holds_place,
-                }
-            }
-        }
+    /// What the news makes of the job, if anything; outputs behind a key as links of the hub's.
+    fn applied(&self, job: &Job, update: &Update, now: Time) -> Option<Job> {
+        let update = self.links.addressed(&job.id, update.clone(), now);
+        job.apply(update, now)
     }
 
     fn provider_of(&self, job: &Job) -> Option<&Provider> {
@@ -381,18 +373,4 @@ fn asks_for_a_look(job: &Job, update: &Update) -> bool {
         News::Report(report) => !job.is_final() && report.wants_a_look(),
         News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => false,
     }
-}
-
-/// When to ask the provider next, going by who spoke last.
-fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
-    let cadence = provider.cadence();
-    let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
-    let is_unknown = job.submission() == Submission::Unknown;
-    let is_being_asked = is_unknown || job.source == Source::Poll && !provider.is_heard();
-    let span = if is_being_asked {
-        cadence.poll_every
-    } else {
-        after
-    };
-    Some(now + spread(span, job.id.as_str()))
 }

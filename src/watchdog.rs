@@ -11,7 +11,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::job::{Failure, FailureKind, Job, JobId, News, Report, Source, Submission, Update};
+use crate::job::{
+    Failure, FailureKind, Job, JobId, News, Report, Source, Status, Submission, Update,
+};
 use crate::provider::{AskError, Provider, Providers};
 use crate::store::{Queue, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
@@ -128,6 +130,11 @@ impl Watchdog {
                 }
                 Err(error) => {
                     tracing::warn!(provider.name = provider.name(), jobs = jobs.len(), %error, "asked in vain");
+                    let lost = jobs
+                        .iter()
+                        .filter(|job| is_gone(&error) && was_done(provider, job, Time::now()));
+                    self.record(lost.map(|job| (job.id.clone(), gone())).collect())
+                        .await;
                 }
             }
         }
@@ -139,16 +146,10 @@ impl Watchdog {
         jobs: &[Arc<Job>],
     ) -> Result<Vec<(JobId, Report)>, AskError> {
         let answer = provider.ask(jobs).await;
-        let outcome = match &answer {
-            Ok(_) => CallOutcome::Ok,
-            Err(AskError::Refused(refused)) if refused.failure.kind == FailureKind::RateLimit => {
-                CallOutcome::RateLimited
-            }
-            Err(AskError::Refused(_)) => CallOutcome::Refused,
-            Err(AskError::Unanswered(_) | AskError::Spec(_)) => CallOutcome::Unanswered,
-            Err(AskError::Held(_)) => return answer,
-        };
-        self.metrics.called(provider.name(), Call::Ask, outcome);
+        let failed = answer.as_ref().err();
+        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), AskError::outcome) {
+            self.metrics.called(provider.name(), Call::Ask, outcome);
+        }
         answer
     }
 
@@ -188,6 +189,29 @@ fn is_of_one(error: &AskError) -> bool {
             | FailureKind::SubmissionUnknown => false,
         },
         AskError::Unanswered(_) | AskError::Spec(_) | AskError::Held(_) => false,
+    }
+}
+
+/// Whether the provider says that it does not know, or no longer knows, what it was asked about.
+fn is_gone(error: &AskError) -> bool {
+    match error {
+        AskError::Refused(refused) => matches!(refused.http, Some(404 | 410)),
+        AskError::Unanswered(_) | AskError::Spec(_) | AskError::Held(_) => false,
+    }
+}
+
+/// Whether the provider told of the job's success, and not only just now: a task can be done before
+/// it can be read.
+fn was_done(provider: &Provider, job: &Job, now: Time) -> bool {
+    let told_at = job.ticket.success_told_at;
+    told_at.is_some_and(|told_at| now.since(told_at) >= provider.cadence().poll_every)
+}
+
+/// A success of which nothing is left.
+fn gone() -> Report {
+    Report {
+        conclusive: true,
+        ..Report::of(Status::Succeeded)
     }
 }
 

@@ -24,11 +24,12 @@ use source::{
 };
 
 /// The house, ground floor first. A room imports from the floors below its own only.
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     &["time"],
     &["job"],
     &["protocol", "auth", "telemetry"],
-    &["config", "signature"],
+    &["signature"],
+    &["config", "links"],
     &["hub", "store", "provider"],
     &["feed", "tracker", "guard"],
     &["submitter", "watchdog", "cancel"],
@@ -79,7 +80,14 @@ const DOORS: [(&str, &[&str]); 25] = [
     ("minijinja", &["src/provider.rs", "src/provider/"]),
     ("prometheus_client", &["src/telemetry/metrics.rs"]),
     ("regex_lite", &["src/provider/expression.rs"]),
-    ("reqwest", &["src/provider/http.rs", "src/simulator/"]),
+    (
+        "reqwest",
+        &[
+            "src/provider/http.rs",
+            "src/provider/download.rs",
+            "src/simulator/",
+        ],
+    ),
     ("rusqlite", &["src/store/sqlite.rs", "src/store/sqlite/"]),
     ("rust_embed", &["src/server/pages.rs"]),
     ("rustls", &["src/server.rs", "src/server/"]),

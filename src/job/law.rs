@@ -36,6 +36,29 @@ impl Job {
         Some(next)
     }
 
+    /// The job as one whose success has been told and is yet to be read; `None` where that was known.
+    /// Nothing that is shown changes by it, and so the version does not either.
+    #[must_use]
+    pub fn expect_success(&self, report: &Report, now: Time) -> Option<Self> {
+        let is_known = self.ticket.success_told_at.is_some();
+        if self.is_final() || is_known || !report.wants_a_look() || self.is_another(report) {
+            return None;
+        }
+        let mut next = self.clone();
+        next.ticket = Arc::new(Ticket {
+            success_told_at: Some(now),
+            ..Ticket::clone(&self.ticket)
+        });
+        Some(next)
+    }
+
+    fn is_another(&self, report: &Report) -> bool {
+        match (&self.provider_task_id, &report.task_id) {
+            (Some(ours), Some(theirs)) => ours != theirs,
+            (None, _) | (_, None) => false,
+        }
+    }
+
     fn begin_try(&mut self) -> Option<()> {
         let Submission::Waiting(_) = self.submission() else {
             return None;
@@ -76,11 +99,7 @@ impl Job {
     }
 
     fn hear(&mut self, report: Report, source: Source, now: Time) -> Option<()> {
-        let is_another_task = match (&self.provider_task_id, &report.task_id) {
-            (Some(ours), Some(theirs)) => ours != theirs,
-            (None, _) | (_, None) => false,
-        };
-        if is_another_task || report.wants_a_look() {
+        if self.is_another(&report) || report.wants_a_look() {
             return None;
         }
         let implied = report.progress.map_or(self.status, |_| Status::Running);

@@ -21,6 +21,9 @@ pub struct Ticket {
     /// where there is no such output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Option<String>>,
+    /// When its provider first told of a success that was yet to be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success_told_at: Option<Time>,
     /// What was set aside for it; none where its price is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub charge: Option<Charge>,

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de};
 
-use super::expression::{self, Expression};
-use super::http::Method;
+use super::expression::{Expression, Template, text};
 use super::spec::Call;
 use super::{AskError, Provider};
 use crate::time::Time;
 
 /// The least time between two readings.
 const EVERY: Duration = Duration::from_secs(300);
+
+/// How long after a submission it is read, so that what was bought is booked.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// How a spec has the balance read.
 #[derive(Deserialize)]
@@ -24,8 +26,8 @@ pub(super) struct Reading {
     call: Call,
     /// Over `payload`.
     amount: Expression,
-    /// Of what: a currency, or `credits` …
-    unit: Option<String>,
+    /// Of what: a currency, or `credits` …; a template over `payload`.
+    unit: Option<Template>,
 }
 
 impl TryFrom<toml::Table> for Reading {
@@ -67,24 +69,24 @@ struct Known {
     balance: Option<Balance>,
     /// When it was last asked for, in vain or not.
     asked_at: Option<Time>,
-    /// Whether a job was submitted since.
-    is_used: bool,
+    /// When the first job was submitted since.
+    used_at: Option<Time>,
 }
 
 impl Known {
     /// Whether to read it now, the credit having been gone since `dry`.
     fn is_due(&self, dry: Option<Time>, now: Time) -> bool {
-        let is_old = |asked_at: Time| now.since(asked_at) >= EVERY;
+        let is_old = self.asked_at.is_none_or(|at| now.since(at) >= EVERY);
+        let has_settled = self.used_at.is_some_and(|at| now.since(at) >= SETTLING);
         let is_new = |dry: Time| self.asked_at.is_none_or(|asked_at| asked_at < dry);
-        let is_wanted = self.is_used || dry.is_some();
-        is_wanted && self.asked_at.is_none_or(is_old) || dry.is_some_and(is_new)
+        is_old && (has_settled || dry.is_some()) || dry.is_some_and(is_new)
     }
 }
 
 impl Account {
     /// A job was submitted for its money.
-    pub(super) fn used(&self) {
-        self.known().is_used = true;
+    pub(super) fn used(&self, now: Time) {
+        self.known().used_at.get_or_insert(now);
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -107,7 +109,7 @@ impl Provider {
         let is_due = self.spec.balance.is_some() && known.is_due(dry, now);
         if is_due {
             known.asked_at = Some(now);
-            known.is_used = false;
+            known.used_at = None;
         }
         is_due
     }
@@ -121,13 +123,17 @@ impl Provider {
             return Ok(());
         };
         let context = self.account_context();
-        let payload = self.call(&reading.call, Method::Get, &context).await?;
-        let amount = expression::text(&reading.amount.evaluate(&payload));
+        let payload = self.peek(&reading.call, &context).await?;
+        let amount = text(&reading.amount.evaluate(&payload));
         let amount: Option<f64> = amount.and_then(|amount| amount.parse().ok());
         let Some(amount) = amount.filter(|amount| amount.is_finite()) else {
             return Err(AskError::Spec("balance.amount: is no number".to_owned()));
         };
-        let (unit, at) = (reading.unit.clone(), Time::now());
+        let names = minijinja::context! { payload };
+        let unit = reading.unit.as_ref();
+        let unit = unit.and_then(|unit| unit.render(&names).ok());
+        let unit = unit.map(|unit| unit.to_lowercase());
+        let at = Time::now();
         self.account.known().balance = Some(Balance { amount, unit, at });
         if amount > 0.0 {
             self.gate.try_credit(at);
@@ -145,12 +151,13 @@ mod tests {
         let at = |seconds: i64| Time::from_millis(seconds * 1000);
         let mut known = Known::default();
         assert!(!known.is_due(None, at(0)), "nobody uses it");
-        known.is_used = true;
-        assert!(known.is_due(None, at(0)));
+        known.used_at = Some(at(0));
+        assert!(!known.is_due(None, at(9)));
+        assert!(known.is_due(None, at(10)));
         known.asked_at = Some(at(0));
         assert!(!known.is_due(None, at(299)));
         assert!(known.is_due(None, at(300)));
-        known.is_used = false;
+        known.used_at = None;
         assert!(!known.is_due(None, at(300)));
         assert!(known.is_due(Some(at(10)), at(10)));
         known.asked_at = Some(at(11));
@@ -161,7 +168,7 @@ mod tests {
     #[test]
     fn a_mistake_in_it_is_told() {
         let read = |text: &str| toml::from_str::<Reading>(text).map(|_| ());
-        read("url = 'https://a/b'\namount = 'payload.left'\nunit = 'usd'").unwrap();
+        read("url = 'https://a/b'\namount = 'payload.left'\nunit = '{{ payload.of }}'").unwrap();
         for (text, problem) in [
             ("url = 'https://a/b'", "missing field `amount`"),
             ("amount = 'payload'", "missing field `url`"),

@@ -1,6 +1,6 @@
 //! How a call of a spec becomes a request, and an answer a value or a refusal.
 //!
-//! Invariant: every request to a provider is made here, from its spec and its job alone, with leave
+//! Invariant: every call of a provider's API is made here, from its spec and its job alone, with leave
 //! of its gate, which is told how it went.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ const UNANSWERED: Health = Health::Unwell(FailureKind::Technical, None);
 impl Provider {
     /// Sends a job that has not been sent before: a paid request, made at most once.
     pub async fn submit(&self, leave: Leave, job: &Job, callback_url: Option<&Url>) -> Sent {
-        self.account.used();
+        self.account.used(Time::now());
         let sent = self.send(job, callback_url).await;
         leave.end(match &sent {
             Sent::Accepted(_) => Health::Well,
@@ -46,27 +46,58 @@ impl Provider {
         otherwise: Method,
         context: &BTreeMap<String, Json>,
     ) -> Result<Value, AskError> {
+        let (_, payload) = self.agreed(call, otherwise, context).await?;
+        Ok(payload)
+    }
+
+    /// The same with the HTTP status, for calls whose answers say it by that alone.
+    pub(super) async fn agreed(
+        &self,
+        call: &Call,
+        otherwise: Method,
+        context: &BTreeMap<String, Json>,
+    ) -> Result<(u16, Value), AskError> {
+        let leave = self.gate.enter(PATIENCE).await?;
+        let answer = self.exchange(call, otherwise, context).await;
+        leave.end(match &answer {
+            Ok(_) => Health::Well,
+            Err(AskError::Refused(refused)) => refused.health(),
+            Err(AskError::Unanswered(_)) => UNANSWERED,
+            Err(AskError::Spec(_) | AskError::Held(_)) => Health::Unknown,
+        });
+        answer
+    }
+
+    /// The same for a call beside the way: how it ends says nothing of how jobs would fare.
+    pub(super) async fn peek(
+        &self,
+        call: &Call,
+        context: &BTreeMap<String, Json>,
+    ) -> Result<Value, AskError> {
+        let leave = self.gate.enter(PATIENCE).await?;
+        let answer = self.exchange(call, Method::Get, context).await;
+        drop(leave);
+        answer.map(|(_, payload)| payload)
+    }
+
+    async fn exchange(
+        &self,
+        call: &Call,
+        otherwise: Method,
+        context: &BTreeMap<String, Json>,
+    ) -> Result<(u16, Value), AskError> {
         let request = self
             .request(call, otherwise, context)
             .map_err(AskError::Spec)?;
-        let leave = self.gate.enter(PATIENCE).await?;
-        let answer = match self.http.send(request).await {
-            Ok(answer) => answer,
-            Err(failed) => {
-                leave.end(UNANSWERED);
-                return Err(AskError::Unanswered(failed.to_string()));
-            }
-        };
+        let answer = self
+            .http
+            .send(request)
+            .await
+            .map_err(|failed| AskError::Unanswered(failed.to_string()))?;
         let payload = answer.json();
         match self.refusal(&answer, &payload) {
-            Some(refused) => {
-                leave.end(refused.health());
-                Err(AskError::Refused(refused))
-            }
-            None => {
-                leave.end(Health::Well);
-                Ok(payload)
-            }
+            Some(refused) => Err(AskError::Refused(refused)),
+            None => Ok((answer.status, payload)),
         }
     }
 

@@ -324,8 +324,10 @@ async fn credit_that_comes_in_is_noticed_where_the_provider_tells_its_balance() 
     let folder = tempfile::tempdir().unwrap();
     let spec = folder.path().join("kling.toml");
     let kling = include_str!("../../src/provider/specs/kling.toml");
-    let balance = "[balance]\nurl = '{{ base_url }}/balance'\namount = 'payload.data.left'\nunit = 'credits'\n\n[webhook]";
-    std::fs::write(&spec, kling.replacen("[webhook]", balance, 1)).unwrap();
+    let (before, after) = kling.split_once("[balance]").unwrap();
+    let (_, after) = after.split_once("\n[").unwrap();
+    let balance = "url = '{{ base_url }}/balance'\namount = 'payload.data.left'\nunit = 'Credits'";
+    std::fs::write(&spec, format!("{before}[balance]\n{balance}\n\n[{after}")).unwrap();
     let is_first = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let provider = StandIn::start(move |asked: Asked| {
         let reply = match (asked.method.as_str(), asked.path.as_str()) {

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::app::{TestApp, TestBuilder, send};
+use crate::app::{TestApp, TestBuilder, WEBHOOK_SECRET, send};
 use crate::standin::{Asked, Reply, StandIn};
 
 fn kling(provider: &StandIn) -> TestBuilder {
@@ -257,6 +257,37 @@ async fn one_task_that_is_refused_does_not_keep_the_others_from_being_asked_abou
         assert_eq!(app.ended(id, "alice").await["status"], "succeeded");
     }
     assert_eq!(app.job(&bad, "alice").await["final"], false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
+    let provider = StandIn::start(|_| async {
+        Reply::json(404, &json!({ "code": 1203, "message": "no such task" }))
+    })
+    .await;
+    let app = kling(&provider)
+        .set("providers.kling.poll_after", "100ms")
+        .set("providers.kling.webhook_secrets", WEBHOOK_SECRET)
+        .spawn()
+        .await;
+    let [told, untold] = [register(&app, "1").await, register(&app, "2").await];
+    let thin = json!({ "id": "1", "status": "succeeded" }).to_string();
+    let mut request = app.anonymous(Method::POST, "/v1/webhooks/kling");
+    let now = crate::signing::now();
+    for (name, value) in crate::signing::standard(WEBHOOK_SECRET, "1", now, thin.as_bytes()) {
+        request = request.header(name, value);
+    }
+    let answer = send(request.body(thin)).await;
+    assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
+    let job = app.ended(&told, "alice").await;
+    assert_eq!(
+        (&job["status"], &job["source"]),
+        (&json!("succeeded"), &json!("poll"))
+    );
+    assert_eq!(job["error"]["kind"], "result_expired");
+    let questions = provider.asked().len();
+    provider.until(|all| all.len() > questions + 2).await;
+    assert_eq!(app.job(&untold, "alice").await["final"], false);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -106,6 +106,32 @@ fn a_success_without_outputs_counts_only_when_it_was_read() {
 }
 
 #[test]
+fn a_success_that_is_yet_to_be_read_is_remembered_and_not_shown() {
+    let now = Time::from_millis(NOW);
+    let bare = Report::of(Status::Succeeded);
+    let before = job(None);
+    let expecting = before.expect_success(&bare, now).unwrap();
+    assert_eq!(expecting.ticket.success_told_at, Some(now));
+    let shown = |job: &Job| serde_json::to_value(job).unwrap();
+    assert_eq!(shown(&expecting), shown(&before));
+    assert_eq!(expecting.expect_success(&bare, now), None);
+    let running = Report::of(Status::Running);
+    assert_eq!(job(None).expect_success(&running, now), None);
+    let others = Report {
+        task_id: Some("another".to_owned()),
+        ..bare
+    };
+    let known = told(
+        &job(None),
+        Report {
+            task_id: Some("one".to_owned()),
+            ..running
+        },
+    );
+    assert_eq!(known.unwrap().expect_success(&others, now), None);
+}
+
+#[test]
 fn news_of_another_task_is_not_ours() {
     let ours = Report {
         task_id: Some("1".into()),

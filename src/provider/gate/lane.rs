@@ -223,7 +223,7 @@ mod tests {
     fn go(lane: &mut Lane, under_way: usize, now: Time) -> Pass {
         match lane.admit(under_way, now) {
             Admission::Go(pass) => pass,
-            other => panic!("{other:?} at {now}"),
+            other @ (Admission::Full | Admission::Shut(_)) => panic!("{other:?} at {now}"),
         }
     }
 

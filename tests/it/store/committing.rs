@@ -69,6 +69,7 @@ pub(crate) async fn the_ticket_is_kept_beside_the_document(engine: Engine) {
         request: job.ticket.request.clone(),
         handle: json!({"status_url": "https://queue.example/1"}),
         sources: vec![Some("https://api.example/1/content".to_owned()), None],
+        success_told_at: Some(job.created_at),
         charge: Some(Charge {
             amount: 70_000,
             unit: "usd".to_owned(),
