@@ -3,6 +3,7 @@
 //! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
 //! another writer was faster; there is no other way to change a job.
 
+mod agenda;
 mod settling;
 
 use std::sync::Arc;
@@ -10,10 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::job::{Job, JobId, News, Source, Submission, Update};
-use crate::provider::{Provider, Providers};
+use crate::job::{Job, JobId, News, Submission, Update};
+use crate::provider::Providers;
 use crate::store::{
-    self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store, spread,
+    self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store,
 };
 use crate::telemetry::Metrics;
 use crate::time::Time;
@@ -327,58 +328,6 @@ impl Tracker {
         Ok((Arc::new(job), agenda, parked))
     }
 
-    /// When a job wants attention next.
-    fn agenda(&self, job: &Job, now: Time) -> Agenda {
-        if job.is_final() {
-            return Agenda::default();
-        }
-        let provider = self.provider_of(job);
-        let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
-        let next_look = provider.and_then(|provider| next_look(provider, job, now));
-        let patient = provider.is_some_and(Provider::is_heard);
-        let by_deadline =
-            |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
-        match job.submission() {
-            Submission::Waiting(at) => Agenda {
-                submit: Some(at),
-                watch: by_deadline(None),
-                every,
-                patient,
-                holds_place: false,
-            },
-            Submission::Sending => Agenda {
-                submit: None,
-                watch: Some(now + SENDING_LEASE),
-                every,
-                patient,
-                holds_place: true,
-            },
-            // Holds no place: the provider may well not have it, and its deadline can be far.
-            Submission::Unknown => Agenda {
-                submit: None,
-                watch: by_deadline(next_look),
-                every,
-                patient: false,
-                holds_place: false,
-            },
-            Submission::Over => {
-                let holds_place = job.ticket.request.is_some();
-                Agenda {
-                    submit: None,
-                    watch: by_deadline(next_look),
-                    every,
-                    patient,
-                    holds_place,
-                }
-            }
-        }
-    }
-
-    fn provider_of(&self, job: &Job) -> Option<&Provider> {
-        let name = job.provider.as_deref()?;
-        self.providers.get(name).map(AsRef::as_ref)
-    }
-
     fn stirred(&self, agenda: &Agenda, job: &Job) {
         if agenda.submit.is_some() || job.is_final() {
             self.stir.submitter.notify_one();
@@ -410,18 +359,4 @@ fn asks_for_a_look(job: &Job, update: &Update) -> bool {
         News::Report(report) => !job.is_final() && report.wants_a_look(),
         News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => false,
     }
-}
-
-/// When to ask the provider next, going by who spoke last.
-fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
-    let cadence = provider.cadence();
-    let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
-    let is_unknown = job.submission() == Submission::Unknown;
-    let is_being_asked = is_unknown || job.source == Source::Poll && !provider.is_heard();
-    let span = if is_being_asked {
-        cadence.poll_every
-    } else {
-        after
-    };
-    Some(now + spread(span, job.id.as_str()))
 }

@@ -47,6 +47,7 @@ impl Provider {
         context: &BTreeMap<String, Json>,
     ) -> Result<Value, AskError> {
         let leave = self.gate.enter(PATIENCE).await?;
+        self.account.used(Time::now());
         let answer = self.exchange(call, otherwise, context).await;
         leave.end(match &answer {
             Ok(_) => Health::Well,
