@@ -1,13 +1,13 @@
 //! Cancelling: the one way from "stop it" to a job's end, for HTTP and sockets alike.
 //!
 //! Invariant: a job that was never sent ends at once; one that a provider has ends when the
-//! provider says so; and where both an end and a cancel are on their way, the first to be
-//! committed wins.
+//! provider says so, in its answer or when it is asked; and where both an end and a cancel are on
+//! their way, the first to be committed wins, and the other changes nothing.
 
 use std::sync::Arc;
 
-use crate::job::{Job, JobId, News, Source, Status, Submission, Update};
-use crate::provider::{AskError, Providers};
+use crate::job::{FailureKind, Job, JobId, News, Source, Status, Submission, Update};
+use crate::provider::{AskError, Provider, Providers, Refused};
 use crate::store::{self, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::tracker::{Error, Tracker};
@@ -30,7 +30,7 @@ pub enum NotCancelled {
     /// There is no such job.
     #[error("there is no such job")]
     NotFound,
-    /// It has ended, or its provider can't cancel, or nobody knows yet where it is.
+    /// It has ended, or its provider can't or won't cancel it, or nobody knows yet where it is.
     #[error("{0}")]
     NotCancellable(&'static str),
     /// The provider did not answer, or said no.
@@ -51,10 +51,11 @@ impl From<Error> for NotCancelled {
 }
 
 impl Canceller {
-    /// Ends a job that was not sent, or asks its provider to; the job as it is afterwards.
+    /// Ends a job that was not sent, or asks its provider to; the job as it is afterwards: cancelled,
+    /// or on its way to an end that the watchdog reads.
     ///
     /// # Errors
-    /// [`NotCancelled`], with nothing changed.
+    /// [`NotCancelled`]; then this cancel has changed nothing.
     pub async fn cancel(&self, id: &JobId) -> Result<Arc<Job>, NotCancelled> {
         let job = self.store.get(id).await?.ok_or(NotCancelled::NotFound)?;
         if job.is_final() {
@@ -62,27 +63,20 @@ impl Canceller {
         }
         match (job.submission(), &job.provider) {
             (Submission::Waiting(_), _) | (Submission::Over, None) => self.end(id).await,
-            (Submission::Sending | Submission::Unknown, _) => Err(NotCancelled::NotCancellable(
-                "the job is being submitted, and its provider has not answered yet",
+            (Submission::Sending, _) => Err(NotCancelled::NotCancellable(
+                "the job is being submitted; try again once its provider has answered",
+            )),
+            (Submission::Unknown, _) => Err(NotCancelled::NotCancellable(
+                "the answer to the job's submission was lost; nobody knows what to cancel yet",
             )),
             (Submission::Over, Some(name)) => {
                 let provider = self
                     .providers
                     .get(name)
-                    .filter(|provider| provider.can_cancel());
-                let provider = provider.ok_or(NotCancelled::NotCancellable(
-                    "its provider can't cancel a job",
-                ))?;
-                let asked = provider.cancel(&job).await;
-                let outcome = if asked.is_ok() {
-                    CallOutcome::Ok
-                } else {
-                    CallOutcome::Refused
-                };
-                self.metrics.called(name, Call::Cancel, outcome);
-                asked.map_err(NotCancelled::Provider)?;
-                self.tracker.hasten(id).await?;
-                Ok(job)
+                    .filter(|provider| provider.can_cancel(&job));
+                let provider =
+                    provider.ok_or(NotCancelled::NotCancellable("its provider can't cancel it"))?;
+                self.ask(provider, job).await
             }
         }
     }
@@ -100,4 +94,86 @@ impl Canceller {
             "the job is being submitted, or has ended, since you last saw it",
         ))
     }
+
+    /// Has the provider cancel. Its answer may tell the end itself; otherwise the end is read.
+    async fn ask(&self, provider: &Provider, job: Arc<Job>) -> Result<Arc<Job>, NotCancelled> {
+        let asked = provider.cancel(&job).await;
+        self.count(provider, Call::Cancel, asked.as_ref().err());
+        match asked {
+            Ok(Some(report)) => {
+                let source = if report.status == Some(Status::Cancelled) {
+                    Source::Api
+                } else {
+                    Source::Poll
+                };
+                let recorded = self
+                    .tracker
+                    .record(&job.id, report.from_source(source))
+                    .await?;
+                settled(recorded.job)
+            }
+            Ok(None) => {
+                self.tracker.hasten(&job.id).await?;
+                let job = self.store.get(&job.id).await?;
+                settled(job.ok_or(NotCancelled::NotFound)?)
+            }
+            Err(AskError::Refused(refused)) if is_about_the_task(&refused) => {
+                self.read(provider, &job).await;
+                let job = self.store.get(&job.id).await?;
+                let job = job.ok_or(NotCancelled::NotFound)?;
+                match settled(job)? {
+                    cancelled if cancelled.is_final() => Ok(cancelled),
+                    _ => Err(NotCancelled::NotCancellable(
+                        "its provider does not cancel this job as it is",
+                    )),
+                }
+            }
+            Err(failed) => {
+                // It may have been heard all the same.
+                self.tracker.hasten(&job.id).await?;
+                Err(NotCancelled::Provider(failed))
+            }
+        }
+    }
+
+    /// Reads where the job is: whoever may not cancel it is told why by the job itself.
+    async fn read(&self, provider: &Provider, job: &Arc<Job>) {
+        if !provider.can_ask(job) {
+            return;
+        }
+        let answer = provider.ask(std::slice::from_ref(job)).await;
+        self.count(provider, Call::Ask, answer.as_ref().err());
+        for (id, report) in answer.unwrap_or_default() {
+            let update = report.from_source(Source::Poll);
+            if let Err(error) = self.tracker.record(&id, update).await {
+                tracing::warn!(job.id = %id, %error, "can't record what was read");
+            }
+        }
+    }
+
+    fn count(&self, provider: &Provider, call: Call, failed: Option<&AskError>) {
+        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), AskError::outcome) {
+            self.metrics.called(provider.name(), call, outcome);
+        }
+    }
+}
+
+/// A job after a cancel: whichever end was committed first is its end.
+fn settled(job: Arc<Job>) -> Result<Arc<Job>, NotCancelled> {
+    match job.status {
+        Status::Cancelled | Status::Accepted | Status::Queued | Status::Running => Ok(job),
+        Status::Succeeded | Status::Failed => Err(NotCancelled::NotCancellable(
+            "the job ended before it could be cancelled",
+        )),
+    }
+}
+
+/// Whether a refusal is the provider's last word on cancelling this task: not one about who asks or
+/// how often, and not a fault of its own.
+fn is_about_the_task(refused: &Refused) -> bool {
+    let is_about_us = matches!(
+        refused.failure.kind,
+        FailureKind::Auth | FailureKind::Quota | FailureKind::RateLimit
+    );
+    refused.is_certain && !is_about_us && refused.http.is_some_and(|http| http < 500)
 }

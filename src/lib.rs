@@ -45,7 +45,7 @@ pub mod time; // a moment, as documents and stores have it
 
 pub mod job; // the document, the news about it, and the law
 
-// First floor: words, tokens and numbers; and above them what may be proven by a token.
+// First floor: words, tokens and numbers.
 
 pub mod auth; // tokens: who is calling, and what they may
 pub mod protocol; // messages, and the frames that jobs travel in
@@ -53,9 +53,10 @@ pub mod telemetry; // logs and metrics
 
 pub mod signature; // proofs that a webhook is its sender's
 
-// Second floor: what the operator says.
+// Second floor: what the operator says, and what the hub gives away.
 
 pub mod config; // every setting, typed and checked
+pub mod links; // the URLs of its own that it hands out
 
 // Third floor: memory, the fan-out, the world outside; none of them knows another.
 

@@ -12,7 +12,7 @@ use progress_hub::auth::Minter;
 use progress_hub::config::{Config, Mistake};
 use progress_hub::provider::Http;
 use progress_hub::server::{self, BindError, Demo, DemoScenario, Server};
-use progress_hub::simulator::{Scenario, Settings, Simulator};
+use progress_hub::simulator::{self, Scenario, Settings, Simulator};
 use progress_hub::telemetry::{self, LogFormat};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -81,7 +81,8 @@ enum Command {
     Check(Configured),
     /// Run the simulated provider alone, for tests of your own
     ///
-    /// It speaks Kling's API; a job's `input.scenario` makes it misbehave.
+    /// It speaks the APIs of Kling, fal, Atlas Cloud, MiniMax, Runway, Replicate and the /v1/videos
+    /// family, each below its own path; a job's `input.scenario` makes it misbehave.
     Simulator {
         /// Address to listen on; port 0 takes a free one
         #[arg(long, default_value = "127.0.0.1:8090")]
@@ -89,9 +90,12 @@ enum Command {
         /// The key that callers must have
         #[arg(long, default_value = "simulated")]
         api_key: String,
-        /// Signs callbacks, as whsec_…; without it they are unsigned
+        /// Signs Standard Webhooks, as whsec_…; without it they are unsigned
         #[arg(long)]
         webhook_secret: Option<String>,
+        /// Where the webhooks of `videos` go, which has one address per account and none per job
+        #[arg(long, value_name = "URL")]
+        project_webhook: Option<String>,
         /// The time of one step of progress
         #[arg(long, default_value = "700ms", value_parser = duration)]
         pace: Duration,
@@ -208,6 +212,7 @@ fn run(cli: Cli) -> Result<(), Ended> {
             bind,
             api_key,
             webhook_secret,
+            project_webhook,
             pace,
         } => {
             log(LogFormat::Pretty)?;
@@ -218,9 +223,17 @@ fn run(cli: Cli) -> Result<(), Ended> {
                 default_scenario: Scenario::Normal,
             };
             async_main(async {
-                let simulator = Simulator::bind(bind, settings)
+                let mut simulator = Simulator::bind(bind, settings)
                     .with_context(|| format!("can't listen on {bind}"))?;
-                say(&format!("The simulated provider is at {}", simulator.url()))?;
+                if let Some(url) = project_webhook {
+                    let told = simulator.with_project_webhook(&url);
+                    simulator = told.context("can't send webhooks there")?;
+                }
+                let url = simulator.url();
+                say(&format!("The simulated provider is at {url}"))?;
+                for dialect in simulator::dialects() {
+                    say(&format!("  {dialect:<10} base_url = \"{url}/{dialect}\""))?;
+                }
                 Ok(simulator
                     .run(stopped()?)
                     .await
@@ -346,7 +359,10 @@ async fn demo(bind: Option<SocketAddr>) -> Result<(), Ended> {
         owner: "you".to_owned(),
         provider: "simulated".to_owned(),
         model: "kling-v3.0-pro".to_owned(),
-        scenarios: Scenario::all().iter().copied().map(scenario).collect(),
+        scenarios: simulator::playable("kling")
+            .into_iter()
+            .map(scenario)
+            .collect(),
     };
     let stop = CancellationToken::new();
     let provider = tokio::spawn(simulator.run(stop.clone()));

@@ -3,10 +3,12 @@
 //! Invariant: a body is parsed only once it is [`Verified`], a paid request is sent at most once a
 //! call, and an answer that may have been an acceptance is never told as a refusal.
 
+mod address;
 mod asking;
 mod balance;
 mod calls;
 mod cancelling;
+mod download;
 mod error;
 mod expression;
 mod gate;
@@ -30,6 +32,7 @@ use crate::time::Time;
 
 use balance::Account;
 pub use balance::Balance;
+pub use download::{Body, Broken, Download, NotFetched, Wanted};
 pub use error::{Ambiguous, AskError, Refused};
 pub use gate::{Gate, Held, Leave, Standing};
 pub use http::{Fetcher, Http, NoClient};
@@ -257,11 +260,5 @@ impl Provider {
     #[must_use]
     pub fn can_submit(&self) -> bool {
         self.spec.submit.is_some()
-    }
-
-    /// Whether a job there can be cancelled.
-    #[must_use]
-    pub fn can_cancel(&self) -> bool {
-        self.spec.cancel.is_some()
     }
 }

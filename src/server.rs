@@ -11,6 +11,7 @@ mod health;
 mod house;
 mod jobs;
 mod listener;
+mod outputs;
 mod pages;
 mod problem;
 mod providers;
@@ -37,10 +38,10 @@ use crate::config::{Config, Mistake};
 use crate::feed;
 use crate::guard::Guard;
 use crate::hub::{self, Hub};
+use crate::links::Links;
 use crate::provider::{Fetcher, Http, Providers};
 use crate::signature::CallbackKey;
 use crate::store::{self, Retention};
-use crate::submitter::Callbacks;
 use crate::telemetry::Metrics;
 use crate::tracker::{Stir, Tracker};
 
@@ -132,9 +133,20 @@ impl Server {
         let store = store::open(&config.store.url, retention, feed::announce(&hub))?;
         let stir = Stir::default();
         let providers = Arc::new(providers);
+        let key = config
+            .callback
+            .secret
+            .as_ref()
+            .and_then(|secret| CallbackKey::new(secret).ok());
+        let public_url = config.server.public_url.clone().or_else(|| {
+            demo.as_ref()
+                .and(url::Url::parse(&format!("http://{address}")).ok())
+        });
+        let links = Links::new(public_url, key, config.store.retain_final);
         let tracker = Tracker::new(
             Arc::clone(&store),
             Arc::clone(&providers),
+            links.clone(),
             Arc::clone(&metrics),
             stir.clone(),
         );
@@ -145,18 +157,9 @@ impl Server {
             tracker: Arc::clone(&tracker),
             metrics: Arc::clone(&metrics),
         });
-        let key = config
-            .callback
-            .secret
-            .as_ref()
-            .and_then(|secret| CallbackKey::new(secret).ok());
-        let public_url = config.server.public_url.clone().or_else(|| {
-            demo.as_ref()
-                .and(url::Url::parse(&format!("http://{address}")).ok())
-        });
         let drain_time = config.server.drain;
         let house = House {
-            callbacks: Callbacks::new(public_url, key),
+            links,
             guard: Arc::new(Guard::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),

@@ -10,11 +10,10 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use url::Url;
 
 use crate::job::{Failure, FailureKind, Job, JobId, MAX_ATTEMPTS, News, Report, Source, Update};
+use crate::links::Links;
 use crate::provider::{Leave, Provider, Providers, Refused, Sent};
-use crate::signature::CallbackKey;
 use crate::store::{Queue, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::time::Time;
@@ -36,40 +35,6 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait of our own making.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Where providers are told to send their webhooks.
-#[derive(Clone)]
-pub struct Callbacks {
-    public_url: Option<Url>,
-    key: Option<CallbackKey>,
-}
-
-impl Callbacks {
-    /// Callbacks under this public address, each with its job's own token; none without both.
-    #[must_use]
-    pub fn new(public_url: Option<Url>, key: Option<CallbackKey>) -> Self {
-        Self { public_url, key }
-    }
-
-    /// The address for news of this job.
-    #[must_use]
-    pub fn url(&self, provider: &str, job: &JobId) -> Option<Url> {
-        let (mut url, key) = (self.public_url.clone()?, self.key.as_ref()?);
-        let token = key.token(provider, job.as_str());
-        url.path_segments_mut()
-            .ok()?
-            .pop_if_empty()
-            .extend(["v1", "webhooks", provider, &token]);
-        Some(url)
-    }
-
-    /// The job that a token from such an address of this provider's proves; none when it proves
-    /// nothing.
-    #[must_use]
-    pub fn job_of(&self, provider: &str, token: &str) -> Option<JobId> {
-        JobId::parse(self.key.as_ref()?.job_of(provider, token)?).ok()
-    }
-}
-
 /// Sends accepted jobs; cheap to clone.
 #[derive(Clone)]
 pub struct Submitter {
@@ -80,7 +45,7 @@ pub struct Submitter {
     /// Where the outcome is written.
     pub tracker: Arc<Tracker>,
     /// Where providers send their news.
-    pub callbacks: Callbacks,
+    pub links: Links,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What wakes it.
@@ -190,7 +155,7 @@ impl Submitter {
                 return;
             }
         };
-        let callback = self.callbacks.url(provider.name(), id);
+        let callback = self.links.callback(provider.name(), id);
         let sent = provider.submit(leave, &job, callback.as_ref()).await;
         self.stir.submitter.notify_one();
         let outcome = match &sent {

@@ -3,7 +3,7 @@
 //! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
 //! another writer was faster; there is no other way to change a job.
 
-mod agenda;
+mod planning;
 mod settling;
 
 use std::sync::Arc;
@@ -12,16 +12,15 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::job::{Job, JobId, News, Submission, Update};
-use crate::provider::Providers;
+use crate::links::Links;
+use crate::provider::{Provider, Providers};
 use crate::store::{
     self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store,
 };
 use crate::telemetry::Metrics;
 use crate::time::Time;
 
-/// How long a try at submitting may be silent before it is taken for lost: the time a provider has
-/// to answer, and some.
-pub const SENDING_LEASE: Duration = Duration::from_secs(40);
+use planning::agenda;
 
 /// How often a writer that lost the race reads again. Each loss means that another one won, so this
 /// is only reached by a job with very many writers at once.
@@ -31,6 +30,7 @@ const ROUNDS: usize = 64;
 pub struct Tracker {
     store: Arc<dyn Store>,
     providers: Arc<Providers>,
+    links: Links,
     metrics: Arc<Metrics>,
     stir: Stir,
 }
@@ -74,17 +74,20 @@ pub enum Error {
 }
 
 impl Tracker {
-    /// A tracker that writes to this store and plans by these providers.
+    /// A tracker that writes to this store, plans by these providers, and links what lies behind
+    /// their keys.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         providers: Arc<Providers>,
+        links: Links,
         metrics: Arc<Metrics>,
         stir: Stir,
     ) -> Self {
         Self {
             store,
             providers,
+            links,
             metrics,
             stir,
         }
@@ -159,7 +162,7 @@ impl Tracker {
                 .await?
                 .filter(|job| fits(job))
                 .ok_or(Error::NotFound)?;
-            let Some(next) = job.apply(update.clone(), Time::now()) else {
+            let Some(next) = self.applied(&job, &update, Time::now()) else {
                 if asks_for_a_look(&job, &update) {
                     self.expect_success(&job, &update).await?;
                     self.look_at(&job).await?;
@@ -173,7 +176,7 @@ impl Tracker {
             let (next, agenda, folded) = if is_new_task {
                 self.fold(next).await?
             } else {
-                let agenda = self.agenda(&next, Time::now());
+                let agenda = agenda(self.provider_of(&next), &next, Time::now());
                 (Arc::new(next), agenda, Vec::new())
             };
             let settled = settling::settle(&job, &next);
@@ -269,7 +272,7 @@ impl Tracker {
         };
         let Some(next) = next else { return Ok(()) };
         let commit = Commit {
-            agenda: self.agenda(&next, Time::now()),
+            agenda: agenda(self.provider_of(&next), &next, Time::now()),
             job: Arc::new(next),
             expected: job.version,
             folded: Vec::new(),
@@ -318,14 +321,25 @@ impl Tracker {
                 News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => None,
             };
             job = expecting
-                .or_else(|| job.apply(update.clone(), now))
+                .or_else(|| self.applied(&job, update, now))
                 .unwrap_or(job);
         }
-        let mut agenda = self.agenda(&job, now);
+        let mut agenda = agenda(self.provider_of(&job), &job, now);
         if asks && !job.is_final() {
             agenda.watch = Some(now);
         }
         Ok((Arc::new(job), agenda, parked))
+    }
+
+    /// What the news makes of the job, if anything; outputs behind a key as links of the hub's.
+    fn applied(&self, job: &Job, update: &Update, now: Time) -> Option<Job> {
+        let update = self.links.addressed(&job.id, update.clone(), now);
+        job.apply(update, now)
+    }
+
+    fn provider_of(&self, job: &Job) -> Option<&Provider> {
+        let name = job.provider.as_deref()?;
+        self.providers.get(name).map(AsRef::as_ref)
     }
 
     fn stirred(&self, agenda: &Agenda, job: &Job) {

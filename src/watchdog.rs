@@ -146,16 +146,10 @@ impl Watchdog {
         jobs: &[Arc<Job>],
     ) -> Result<Vec<(JobId, Report)>, AskError> {
         let answer = provider.ask(jobs).await;
-        let outcome = match &answer {
-            Ok(_) => CallOutcome::Ok,
-            Err(AskError::Refused(refused)) if refused.failure.kind == FailureKind::RateLimit => {
-                CallOutcome::RateLimited
-            }
-            Err(AskError::Refused(_)) => CallOutcome::Refused,
-            Err(AskError::Unanswered(_) | AskError::Spec(_)) => CallOutcome::Unanswered,
-            Err(AskError::Held(_)) => return answer,
-        };
-        self.metrics.called(provider.name(), Call::Ask, outcome);
+        let failed = answer.as_ref().err();
+        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), AskError::outcome) {
+            self.metrics.called(provider.name(), Call::Ask, outcome);
+        }
         answer
     }
 

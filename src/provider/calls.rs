@@ -1,6 +1,6 @@
 //! How a call of a spec becomes a request, and an answer a value or a refusal.
 //!
-//! Invariant: every request to a provider is made here, from its spec and its job alone, with leave
+//! Invariant: every call of a provider's API is made here, from its spec and its job alone, with leave
 //! of its gate, which is told how it went.
 
 use std::collections::BTreeMap;
@@ -46,6 +46,17 @@ impl Provider {
         otherwise: Method,
         context: &BTreeMap<String, Json>,
     ) -> Result<Value, AskError> {
+        let (_, payload) = self.agreed(call, otherwise, context).await?;
+        Ok(payload)
+    }
+
+    /// The same with the HTTP status, for calls whose answers say it by that alone.
+    pub(super) async fn agreed(
+        &self,
+        call: &Call,
+        otherwise: Method,
+        context: &BTreeMap<String, Json>,
+    ) -> Result<(u16, Value), AskError> {
         let leave = self.gate.enter(PATIENCE).await?;
         self.account.used(Time::now());
         let answer = self.exchange(call, otherwise, context).await;
@@ -67,7 +78,7 @@ impl Provider {
         let leave = self.gate.enter(PATIENCE).await?;
         let answer = self.exchange(call, Method::Get, context).await;
         drop(leave);
-        answer
+        answer.map(|(_, payload)| payload)
     }
 
     async fn exchange(
@@ -75,7 +86,7 @@ impl Provider {
         call: &Call,
         otherwise: Method,
         context: &BTreeMap<String, Json>,
-    ) -> Result<Value, AskError> {
+    ) -> Result<(u16, Value), AskError> {
         let request = self
             .request(call, otherwise, context)
             .map_err(AskError::Spec)?;
@@ -87,7 +98,7 @@ impl Provider {
         let payload = answer.json();
         match self.refusal(&answer, &payload) {
             Some(refused) => Err(AskError::Refused(refused)),
-            None => Ok(payload),
+            None => Ok((answer.status, payload)),
         }
     }
 

@@ -1,23 +1,54 @@
 //! Asking a provider to cancel a task.
 //!
-//! Invariant: an agreement is not yet an end; only what is read of the task is.
+//! Invariant: an agreement is not yet an end; only what is said of the task is, in the answer itself
+//! where the spec finds it there, or when it is read afterwards.
+
+use minijinja::{Value, context};
 
 use super::http::Method;
-use super::{AskError, Provider, Refused};
-use crate::job::Job;
+use super::{AskError, Provider, Refused, Told};
+use crate::job::{Job, Report};
 
 impl Provider {
-    /// Asks the provider to cancel a job.
+    /// Whether this job can be cancelled there.
+    #[must_use]
+    pub fn can_cancel(&self, job: &Job) -> bool {
+        let context = || Value::from_serialize(self.context(job));
+        let call = self.spec.cancel.as_ref();
+        call.is_some_and(|call| call.applies(&context()))
+    }
+
+    /// Asks the provider to cancel a job. Some answer with the task as it is then: this is the report,
+    /// where it is about this job and tells its end.
     ///
     /// # Errors
     /// [`AskError`] when it did not agree.
-    pub async fn cancel(&self, job: &Job) -> Result<(), AskError> {
+    pub async fn cancel(&self, job: &Job) -> Result<Option<Report>, AskError> {
         let Some(call) = &self.spec.cancel else {
             return Err(AskError::Refused(Refused::unsupported(
                 "this provider can't cancel",
             )));
         };
         let context = self.context(job);
-        self.call(call, Method::Post, &context).await.map(|_| ())
+        let (http, payload) = self.agreed(call, Method::Post, &context).await?;
+        let task_id = job.provider_task_id.as_deref();
+        let item = call.items.evaluate_in(&context! { payload, http, task_id });
+        Ok(self
+            .spec
+            .read
+            .told(&item)
+            .and_then(|told| end_of(job, told)))
     }
+}
+
+fn end_of(job: &Job, told: Told) -> Option<Report> {
+    let is_its = match (&job.provider_task_id, &told.task_id) {
+        (Some(ours), Some(theirs)) => ours == theirs,
+        (None, _) | (_, None) => told.reference.as_deref() == Some(job.id.as_str()),
+    };
+    let is_over = told.report.status.is_some_and(|status| status.is_final());
+    (is_its && is_over).then_some(Report {
+        task_id: told.task_id,
+        ..told.report
+    })
 }

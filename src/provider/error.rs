@@ -15,6 +15,7 @@ use super::gate::{Health, Held};
 use super::hints;
 use super::http::Answer;
 use crate::job::{Failure, FailureKind};
+use crate::telemetry::CallOutcome;
 use crate::time::Time;
 
 /// The provider does not have the job, and why.
@@ -53,6 +54,21 @@ pub enum AskError {
     /// The provider is left alone for now.
     #[error(transparent)]
     Held(#[from] Held),
+}
+
+impl AskError {
+    /// What it is counted as; nothing where nothing was sent.
+    #[must_use]
+    pub fn outcome(&self) -> Option<CallOutcome> {
+        match self {
+            Self::Refused(refused) if refused.failure.kind == FailureKind::RateLimit => {
+                Some(CallOutcome::RateLimited)
+            }
+            Self::Refused(_) => Some(CallOutcome::Refused),
+            Self::Unanswered(_) | Self::Spec(_) => Some(CallOutcome::Unanswered),
+            Self::Held(_) => None,
+        }
+    }
 }
 
 impl Refused {

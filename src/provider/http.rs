@@ -14,13 +14,14 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use url::Url;
 
+use super::download::Downloads;
 use crate::auth::{Fetch, FetchError};
 
 /// How long a provider may take to answer in all.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long it may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that are read at most; the rest of a longer one is not.
 const MAX_ANSWER: usize = 1 << 20;
@@ -30,6 +31,7 @@ const MAX_ANSWER: usize = 1 << 20;
 pub struct Http {
     repeatable: reqwest::Client,
     once: reqwest::Client,
+    pub(super) downloads: Downloads,
 }
 
 /// The HTTP client could not be set up.
@@ -95,6 +97,7 @@ impl Http {
         Ok(Self {
             repeatable: build(builder())?,
             once: build(builder().pool_max_idle_per_host(0))?,
+            downloads: Downloads::new().map_err(|error| NoClient(explain(error)))?,
         })
     }
 
@@ -160,7 +163,7 @@ async fn exchange(client: &reqwest::Client, request: Request) -> Result<Answer, 
 }
 
 /// What went wrong, down to its cause, without the URL, which may hold a callback token.
-fn explain(error: reqwest::Error) -> String {
+pub(super) fn explain(error: reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();
     }

@@ -14,9 +14,10 @@ use crate::config::Config;
 use crate::feed;
 use crate::guard::Guard;
 use crate::hub::Hub;
+use crate::links::Links;
 use crate::provider::Providers;
 use crate::store::Store;
-use crate::submitter::{Callbacks, Submitter};
+use crate::submitter::Submitter;
 use crate::telemetry::Metrics;
 use crate::tracker::{Stir, Tracker};
 use crate::watchdog::Watchdog;
@@ -33,7 +34,7 @@ pub struct House {
     pub canceller: Arc<Canceller>,
     pub verifier: Arc<Verifier>,
     pub minter: Arc<Option<Minter>>,
-    pub callbacks: Callbacks,
+    pub links: Links,
     pub metrics: Arc<Metrics>,
     pub drain: Arc<Drain>,
     pub stir: Stir,
@@ -47,7 +48,7 @@ impl House {
             store: Arc::clone(&self.store),
             providers: Arc::clone(&self.providers),
             tracker: Arc::clone(&self.tracker),
-            callbacks: self.callbacks.clone(),
+            links: self.links.clone(),
             metrics: Arc::clone(&self.metrics),
             stir: self.stir.clone(),
         };

@@ -15,10 +15,14 @@ use crate::auth::Refused;
 use crate::cancel::NotCancelled;
 use crate::guard::Refusal;
 use crate::job::Job;
+use crate::provider::NotFetched;
 use crate::{store, tracker};
 
 /// When to come back after the store failed.
 const STORE_PAUSE: Duration = Duration::from_secs(2);
+
+/// When to come back while all places for downloads are taken.
+const DOWNLOAD_PAUSE: Duration = Duration::from_secs(5);
 
 /// An answer that is not the one asked for: `application/problem+json` (RFC 9457).
 #[derive(Debug)]
@@ -107,7 +111,8 @@ impl Problem {
 
     /// Its body.
     pub fn body(&self) -> String {
-        let retryable = self.retry_after.is_some() || self.status == StatusCode::TOO_MANY_REQUESTS;
+        let passes = [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_GATEWAY];
+        let retryable = self.retry_after.is_some() || passes.contains(&self.status);
         let mut body = json!({
             "title": self.status.canonical_reason().unwrap_or("Problem"),
             "status": self.status.as_u16(),
@@ -219,6 +224,31 @@ impl From<NotCancelled> for Problem {
                     StatusCode::BAD_GATEWAY,
                     "provider_error",
                     "the provider did not cancel the job",
+                )
+            }
+        }
+    }
+}
+
+impl From<NotFetched> for Problem {
+    fn from(error: NotFetched) -> Self {
+        match error {
+            NotFetched::Gone => Self::new(
+                StatusCode::GONE,
+                "output_gone",
+                "the provider no longer has this output",
+            ),
+            NotFetched::Busy => Self::unavailable(
+                "too_many_downloads",
+                "this node passes on as many outputs as it can; try again",
+                DOWNLOAD_PAUSE,
+            ),
+            NotFetched::Refused(_) | NotFetched::Unanswered(_) => {
+                tracing::warn!(%error, "a provider did not give an output");
+                Self::new(
+                    StatusCode::BAD_GATEWAY,
+                    "provider_error",
+                    "the provider did not give the output",
                 )
             }
         }

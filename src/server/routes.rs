@@ -9,7 +9,9 @@ use actix_web::{HttpResponse, web};
 use super::health::Begun;
 use super::house::House;
 use super::problem::Problem;
-use super::{demo, events, health, jobs, pages, providers, tokens, videos, webhooks, workers};
+use super::{
+    demo, events, health, jobs, outputs, pages, providers, tokens, videos, webhooks, workers,
+};
 use crate::config::ServerConfig;
 use crate::store::Store;
 
@@ -27,7 +29,7 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             .app_data(web::Data::from(house.minter))
             .app_data(web::Data::from(house.metrics))
             .app_data(web::Data::from(house.drain))
-            .app_data(web::Data::new(house.callbacks))
+            .app_data(web::Data::new(house.links))
             .app_data(web::Data::new(house.stir))
             .app_data(web::Data::new(Begun(begun)))
             .app_data(web::Data::new(house.config.server.clone()))
@@ -50,6 +52,13 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             ),
             ("/v1/jobs/{id}/updates", vec![web::post().to(workers::push)]),
             ("/v1/jobs/{id}/cancel", vec![web::post().to(jobs::cancel)]),
+            (
+                "/v1/jobs/{id}/outputs/{n}",
+                vec![
+                    web::get().to(outputs::fetch),
+                    web::head().to(outputs::fetch),
+                ],
+            ),
             ("/v1/tokens", vec![web::post().to(tokens::mint)]),
             (
                 "/v1/webhooks/{provider}",
@@ -120,7 +129,14 @@ pub fn cors(server: &ServerConfig) -> Cors {
     let mut cors = Cors::default()
         .allow_any_method()
         .allow_any_header()
-        .expose_headers(["etag", "location", "retry-after"])
+        .expose_headers([
+            "accept-ranges",
+            "content-disposition",
+            "content-range",
+            "etag",
+            "location",
+            "retry-after",
+        ])
         .max_age(3600)
         .block_on_origin_mismatch(false);
     for origin in &server.allowed_origins {

@@ -14,9 +14,9 @@ use super::problem::Problem;
 use super::request::Raw;
 use crate::config::ServerConfig;
 use crate::job::{JobId, Source};
+use crate::links::Links;
 use crate::provider::{Heard, Provider, Providers, Told, Unproven};
 use crate::signature::{Headers, Request};
-use crate::submitter::Callbacks;
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, Matched, Recorded, Tracker};
@@ -46,7 +46,7 @@ pub async fn by_token(
 pub struct News {
     tracker: web::Data<Tracker>,
     providers: web::Data<Providers>,
-    callbacks: web::Data<Callbacks>,
+    links: web::Data<Links>,
     server: web::Data<ServerConfig>,
     metrics: web::Data<Metrics>,
 }
@@ -60,7 +60,7 @@ impl actix_web::FromRequest for News {
             Some(Self {
                 tracker: request.app_data::<web::Data<Tracker>>()?.clone(),
                 providers: request.app_data::<web::Data<Providers>>()?.clone(),
-                callbacks: request.app_data::<web::Data<Callbacks>>()?.clone(),
+                links: request.app_data::<web::Data<Links>>()?.clone(),
                 server: request.app_data::<web::Data<ServerConfig>>()?.clone(),
                 metrics: request.app_data::<web::Data<Metrics>>()?.clone(),
             })
@@ -118,7 +118,7 @@ impl News {
         let job = match token {
             None => None,
             Some(token) => {
-                let job = self.callbacks.job_of(provider.name(), token);
+                let job = self.links.job_of(provider.name(), token);
                 Some(job.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("callback")))?)
             }
         };

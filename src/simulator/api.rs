@@ -1,275 +1,245 @@
-//! The provider's HTTP interface: submit, query, list.
+//! The counter at which all dialects are served: submit, query, list, result, cancel, content.
 //!
 //! Invariant: every request is counted, then its key is proven, then its body is read; only an open door
-//! creates a task. How the next page of a list is named is not documented in anything we have read:
-//! `next_cursor` is ours.
+//! creates a task. What was asked and how it is answered is the dialect's alone; a refusal that is the
+//! simulator's own says so.
+
+use std::sync::Arc;
 
 use actix_web::http::header::{AUTHORIZATION, HOST};
-use actix_web::web::{self, Bytes, Data, Json, Path, Query, ServiceConfig};
+use actix_web::web::{self, Bytes, Data, Json, Path, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use futures_util::stream;
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use reqwest::Url;
+use serde_json::json;
 
+use super::call::{Answer, Ask, Call, Listing, Name};
+use super::clip;
+use super::dialect::Dialect;
 use super::ledger::Ledger;
-use super::order::Order;
+use super::plan::{Door, Plan};
 use super::refusal::Refusal;
-use super::scenario::{Door, Plan, Scenario};
-use super::task::{Product, Seed, Status, Task};
+use super::scenario::Scenario;
+use super::signing::Keyring;
+use super::task::{Seed, Task};
 use super::witness::{Counts, TaskFacts, Witness};
 use super::worker::Workers;
 
-const DEFAULT_PAGE: usize = 100;
-const MAX_PAGE: usize = 500;
 /// Images may come in the body, as base64.
 const MAX_BODY: usize = 16 * 1024 * 1024;
 
-/// What the interface knows besides its state.
-pub(super) struct Terms {
+/// What all dialects share.
+pub(super) struct Counter {
+    pub ledger: Ledger,
+    pub workers: Workers,
+    pub keys: Arc<Keyring>,
     pub api_key: String,
     pub default_scenario: Scenario,
+    /// Where the webhooks of those go that have one address per account.
+    pub project: Option<Url>,
     /// Where clips are found by those who send no `Host`.
     pub origin: String,
 }
 
-#[derive(Serialize)]
-struct Success<T> {
-    code: u16,
-    message: &'static str,
-    request_id: String,
-    data: T,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_cursor: Option<String>,
+/// A dialect at a path.
+struct Mount {
+    counter: Data<Counter>,
+    dialect: &'static dyn Dialect,
+    prefix: String,
 }
 
-/// Exactly one of the two, each a list with commas.
-#[derive(Deserialize)]
-struct Wanted {
-    task_ids: Option<String>,
-    external_task_ids: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Listing {
-    start_time: Option<u64>,
-    end_time: Option<u64>,
-    cursor: Option<String>,
-    limit: Option<usize>,
-    filters: Vec<Filter>,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "key", content = "values", rename_all = "snake_case")]
-enum Filter {
-    Status(Vec<Status>),
-    ProductType(Vec<Product>),
-}
-
-pub(super) fn routes(config: &mut ServiceConfig) {
+/// What the witness says, for black-box tests.
+pub(super) fn witness_routes(config: &mut ServiceConfig) {
     config
-        .app_data(web::PayloadConfig::new(MAX_BODY))
-        .route(
-            "/{product:text-to-video|image-to-video}/{model}",
-            web::post().to(submit),
-        )
-        .route("/tasks", web::get().to(query))
-        .route("/tasks", web::post().to(list))
         .route("/simulator/counts", web::get().to(counts))
+        .route("/simulator/counts/{dialect}", web::get().to(counts_in))
         .route("/simulator/tasks", web::get().to(facts));
 }
 
-/// Whatever else is asked for.
-pub(super) async fn unknown() -> Result<HttpResponse, Refusal> {
-    Err(Refusal::no_such_method())
+/// All that is asked in one dialect below a path.
+pub(super) fn routes(
+    counter: Data<Counter>,
+    dialect: &'static dyn Dialect,
+    prefix: String,
+) -> impl FnOnce(&mut ServiceConfig) {
+    let mount = Data::new(Mount {
+        counter,
+        dialect,
+        prefix,
+    });
+    move |config| {
+        let clip = web::resource("/clips/{number:[0-9]+}.mp4")
+            .route(web::get().to(clip))
+            .route(web::head().to(clip));
+        config
+            .app_data(web::PayloadConfig::new(MAX_BODY))
+            .app_data(mount)
+            .service(clip)
+            .default_service(web::to(answer));
+    }
 }
 
-async fn submit(
-    request: HttpRequest,
-    path: Path<(Product, String)>,
-    body: Bytes,
-    terms: Data<Terms>,
-    ledger: Data<Ledger>,
-    workers: Data<Workers>,
-) -> Result<HttpResponse, Refusal> {
-    ledger.count_submit();
-    terms.prove(&request)?;
-    let (product, model) = path.into_inner();
-    if !model.starts_with("kling-") {
-        return Err(Refusal::no_such_model());
-    }
-    let order = Order::read(product, &body)?;
-    let scenario = order.scenario.unwrap_or(terms.default_scenario);
-    let plan = scenario.plan();
-    let before = ledger.note_submit(order.external_id.as_deref());
-    match &plan.door {
-        Door::Refuse(refusal) => return Err(refusal.clone()),
-        Door::RefuseFirst(times, refusal) if before < *times => return Err(refusal.clone()),
-        Door::Open | Door::RefuseFirst(..) | Door::CloseUnanswered | Door::AnswerAfterWebhook => {}
-    }
-    let task = ledger.open(Seed {
-        external_id: order.external_id,
-        product,
-        model,
-        scenario,
-        origin: terms.origin(&request),
-        watermark: order.watermark,
-    })?;
-    tracing::debug!(task.id, task.scenario = %scenario, "task accepted");
-    Ok(admit(&task, plan, order.callback, &workers).await)
+async fn answer(request: HttpRequest, body: Bytes, mount: Data<Mount>) -> HttpResponse {
+    let attended = mount.attend(&request, &body).await;
+    attended.unwrap_or_else(|refusal| mount.dialect.refused(&refusal).into())
 }
 
-async fn admit(
-    task: &Task,
-    plan: Plan,
-    callback: Option<reqwest::Url>,
-    workers: &Workers,
-) -> HttpResponse {
-    let door = plan.door.clone();
-    let first_webhook = workers.start(task.id, plan, callback);
-    match door {
-        Door::Open | Door::Refuse(_) | Door::RefuseFirst(..) => accepted(task),
-        Door::AnswerAfterWebhook => {
-            // An error means that there was none to send: then there is nothing to wait for.
-            first_webhook.await.ok();
-            accepted(task)
+async fn clip(request: HttpRequest, mount: Data<Mount>) -> HttpResponse {
+    mount.counter.ledger.count_clip(mount.dialect.name());
+    clip::serve(&request)
+}
+
+async fn counts(counter: Data<Counter>) -> Json<Counts> {
+    Json(counter.witness().calls())
+}
+
+async fn counts_in(counter: Data<Counter>, dialect: Path<String>) -> Json<Counts> {
+    Json(counter.witness().calls_in(&dialect))
+}
+
+async fn facts(counter: Data<Counter>) -> Json<Vec<TaskFacts>> {
+    Json(counter.witness().tasks())
+}
+
+impl Counter {
+    fn witness(&self) -> Witness {
+        Witness::of(self.ledger.clone())
+    }
+}
+
+impl Mount {
+    async fn attend(&self, request: &HttpRequest, body: &[u8]) -> Result<HttpResponse, Refusal> {
+        let Self {
+            counter, dialect, ..
+        } = self;
+        let ask = Ask::of(request, &self.prefix);
+        let call = dialect.call(&ask).ok_or(Refusal::NoSuchMethod)?;
+        counter.ledger.count(dialect.name(), &call);
+        if matches!(call, Call::Keys) {
+            return Ok(Answer::ok(counter.keys.jwks()).into());
         }
-        Door::CloseUnanswered => unanswered(),
+        self.prove(&ask)?;
+        dialect.check(&ask)?;
+        let answer = match call {
+            Call::Submit => return self.submit(&ask, body).await,
+            Call::Query(names) => {
+                let found = names.iter().filter_map(|name| self.find(name));
+                dialect.queried(&ask, &found.collect::<Vec<_>>())
+            }
+            Call::List => self.list(&dialect.listing(body)?),
+            Call::Result(name) => dialect.result(&self.named(&name)?),
+            Call::Content(name) => {
+                let task = self.named(&name)?;
+                task.kept.then_some(()).ok_or(Refusal::NoSuchTask)?;
+                return Ok(clip::serve(request));
+            }
+            Call::Cancel(id) => {
+                let delete = dialect.deletes_ended();
+                dialect.cancelled(&counter.ledger.cancel(dialect.name(), &id, delete))
+            }
+            Call::Account | Call::Keys => dialect.account(&counter.keys),
+        };
+        Ok(answer?.into())
+    }
+
+    async fn submit(&self, ask: &Ask<'_>, body: &[u8]) -> Result<HttpResponse, Refusal> {
+        let Self {
+            counter, dialect, ..
+        } = self;
+        let order = dialect.order(ask, body)?;
+        let scenario = order.scenario.unwrap_or(counter.default_scenario);
+        let mut plan = match dialect.plan(scenario) {
+            Ok(plan) => plan,
+            Err(why) => return Ok(unplayable(scenario, dialect.name(), why)),
+        };
+        plan.steps = order.steps.unwrap_or(plan.steps);
+        let handle = order.handle(body);
+        let before = counter.ledger.note_submit(dialect.name(), &handle);
+        match &plan.door {
+            Door::Refuse(refusal) => return Err(refusal.clone()),
+            Door::RefuseFirst(times, refusal) if before < *times => return Err(refusal.clone()),
+            Door::Open
+            | Door::RefuseFirst(..)
+            | Door::CloseUnanswered
+            | Door::AnswerAfterWebhook => {}
+        }
+        let callback = dialect.callback(&order, counter.project.as_ref());
+        let seed = Seed {
+            dialect: dialect.name(),
+            handle,
+            external_id: order.external_id,
+            product: order.product,
+            model: order.model,
+            scenario,
+            ahead: plan.ahead,
+            steps: plan.steps,
+            origin: self.origin(ask),
+            notes: order.notes,
+        };
+        let task = counter.ledger.open(seed, |number| dialect.id(number));
+        let task = task.ok_or(Refusal::Taken)?;
+        tracing::debug!(task.id, task.dialect = dialect.name(), task.scenario = %scenario, "task accepted");
+        Ok(self.admit(&task, plan, callback).await)
+    }
+
+    async fn admit(&self, task: &Task, plan: Plan, callback: Option<Url>) -> HttpResponse {
+        let door = plan.door.clone();
+        let workers = &self.counter.workers;
+        let first_webhook = workers.start(task.number, self.dialect, plan, callback);
+        match door {
+            Door::Open | Door::Refuse(_) | Door::RefuseFirst(..) => {}
+            // An error means that there was none to send: then there is nothing to wait for.
+            Door::AnswerAfterWebhook => {
+                first_webhook.await.ok();
+            }
+            Door::CloseUnanswered => return unanswered(),
+        }
+        self.dialect.accepted(task).into()
+    }
+
+    fn list(&self, listing: &Listing) -> Result<Answer, Refusal> {
+        let mut tasks = self.counter.ledger.list(self.dialect.name(), listing);
+        let more = tasks.len() > listing.limit;
+        tasks.truncate(listing.limit);
+        let next = tasks.last().filter(|_| more).map(|task| task.number);
+        self.dialect.listed(&tasks, next)
+    }
+
+    fn find(&self, name: &Name) -> Option<Task> {
+        self.counter.ledger.find(self.dialect.name(), name)
+    }
+
+    /// The task of a result's or content's name.
+    fn named(&self, name: &str) -> Result<Task, Refusal> {
+        let id = self.dialect.task_of(name).ok_or(Refusal::NoSuchTask)?;
+        self.find(&Name::Task(id)).ok_or(Refusal::NoSuchTask)
+    }
+
+    fn prove(&self, ask: &Ask) -> Result<(), Refusal> {
+        let authorization = ask.headers.get(AUTHORIZATION).ok_or(Refusal::NoKey)?;
+        let scheme = self.dialect.scheme().as_bytes();
+        let key = authorization.as_bytes().strip_prefix(scheme);
+        let key = key.ok_or(Refusal::BadKey)?;
+        verify_slices_are_equal(key, self.counter.api_key.as_bytes()).map_err(|_| Refusal::BadKey)
+    }
+
+    /// The address under which the sender of this request knows us.
+    fn origin(&self, ask: &Ask) -> String {
+        let host = ask.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let origin = host.map(|host| format!("http://{host}"));
+        let origin = origin.unwrap_or_else(|| self.counter.origin.clone());
+        format!("{origin}{}", self.prefix)
     }
 }
 
-fn accepted(task: &Task) -> HttpResponse {
-    HttpResponse::Ok().json(Success::of(task.receipt()))
+fn unplayable(scenario: Scenario, dialect: &str, why: &str) -> HttpResponse {
+    let words = format!("{scenario} can't be played in {dialect}: {why}");
+    Answer::new(400, json!({"simulator": words})).into()
 }
 
 /// A body that breaks before its first byte: the connection closes, with nothing written to it.
 fn unanswered() -> HttpResponse {
     let broken = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
     HttpResponse::Ok().streaming(stream::iter([Err::<Bytes, _>(broken)]))
-}
-
-async fn query(
-    request: HttpRequest,
-    wanted: Query<Wanted>,
-    terms: Data<Terms>,
-    ledger: Data<Ledger>,
-) -> Result<HttpResponse, Refusal> {
-    ledger.count_query();
-    terms.prove(&request)?;
-    let given = |ids: &Option<String>| ids.clone().filter(|ids| !ids.is_empty());
-    let ids: Vec<u64> = match (given(&wanted.task_ids), given(&wanted.external_task_ids)) {
-        (Some(ids), None) => ids
-            .split(',')
-            .filter_map(|id| id.trim().parse().ok())
-            .collect(),
-        (None, Some(ids)) => {
-            let task_of = |id: &str| ledger.submits(id.trim()).task?.parse().ok();
-            ids.split(',')
-                .filter(|id| !id.trim().is_empty())
-                .filter_map(task_of)
-                .collect()
-        }
-        (None, None) | (Some(_), Some(_)) => {
-            return Err(Refusal::invalid(
-                "exactly one of task_ids and external_task_ids is required",
-            ));
-        }
-    };
-    let tasks: Vec<Task> = ids.into_iter().filter_map(|id| ledger.task(id)).collect();
-    let documents: Vec<_> = tasks.iter().map(Task::document).collect();
-    Ok(HttpResponse::Ok().json(Success::of(documents)))
-}
-
-async fn list(
-    request: HttpRequest,
-    body: Bytes,
-    terms: Data<Terms>,
-    ledger: Data<Ledger>,
-) -> Result<HttpResponse, Refusal> {
-    ledger.count_query();
-    terms.prove(&request)?;
-    let listing: Listing = serde_json::from_slice(&body).map_err(Refusal::malformed)?;
-    let limit = listing.limit.unwrap_or(DEFAULT_PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(Refusal::invalid(format!(
-            "limit is not from 1 to {MAX_PAGE}"
-        )));
-    }
-    let cursor = listing
-        .cursor
-        .as_deref()
-        .filter(|cursor| !cursor.is_empty());
-    let before = cursor.map_or(Ok(u64::MAX), |cursor| {
-        cursor
-            .parse()
-            .map_err(|_| Refusal::invalid("cursor is not one of ours"))
-    })?;
-    // One more than fits tells whether there is a next page.
-    let mut tasks = ledger.tasks_before(before, |task| listing.wants(task), limit + 1);
-    let more = tasks.len() > limit;
-    tasks.truncate(limit);
-    let next_cursor = tasks
-        .last()
-        .filter(|_| more)
-        .map(|task| task.id.to_string());
-    let documents: Vec<_> = tasks.iter().map(Task::document).collect();
-    Ok(HttpResponse::Ok().json(Success {
-        next_cursor,
-        ..Success::of(documents)
-    }))
-}
-
-async fn counts(ledger: Data<Ledger>) -> Json<Counts> {
-    Json(Witness::of(Ledger::clone(&ledger)).calls())
-}
-
-async fn facts(ledger: Data<Ledger>) -> Json<Vec<TaskFacts>> {
-    Json(Witness::of(Ledger::clone(&ledger)).tasks())
-}
-
-impl Terms {
-    fn prove(&self, request: &HttpRequest) -> Result<(), Refusal> {
-        let authorization = request
-            .headers()
-            .get(AUTHORIZATION)
-            .ok_or_else(Refusal::no_key)?;
-        let key = authorization
-            .as_bytes()
-            .strip_prefix(b"Bearer ")
-            .ok_or_else(Refusal::bad_key)?;
-        verify_slices_are_equal(key, self.api_key.as_bytes()).map_err(|_| Refusal::bad_key())
-    }
-
-    /// The address under which the sender of this request knows us.
-    fn origin(&self, request: &HttpRequest) -> String {
-        let host = request
-            .headers()
-            .get(HOST)
-            .and_then(|host| host.to_str().ok());
-        host.map_or_else(|| self.origin.clone(), |host| format!("http://{host}"))
-    }
-}
-
-impl<T> Success<T> {
-    fn of(data: T) -> Self {
-        Self {
-            code: 0,
-            message: "SUCCEED",
-            request_id: Uuid::now_v7().to_string(),
-            data,
-            next_cursor: None,
-        }
-    }
-}
-
-impl Listing {
-    fn wants(&self, task: &Task) -> bool {
-        self.start_time.is_none_or(|start| task.created_ms >= start)
-            && self.end_time.is_none_or(|end| task.created_ms <= end)
-            && self.filters.iter().all(|filter| match filter {
-                Filter::Status(statuses) => statuses.contains(&task.status),
-                Filter::ProductType(products) => products.contains(&task.product),
-            })
-    }
 }

@@ -20,21 +20,17 @@
 use actix_web::http::header::{
     self, ByteRangeSpec, ContentRange, ContentRangeSpec, Header, IF_RANGE, Range,
 };
-use actix_web::web::{self, Bytes, ServiceConfig};
+use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse};
 
 static CLIP: &[u8] = include_bytes!("clip.mp4");
+/// In bytes.
+pub(super) const LENGTH: usize = include_bytes!("clip.mp4").len();
 
-pub(super) fn routes(config: &mut ServiceConfig) {
-    let clip = web::resource("/clips/{number:[0-9]+}.mp4")
-        .route(web::get().to(serve))
-        .route(web::head().to(serve));
-    config.service(clip);
-}
-
-async fn serve(request: HttpRequest) -> HttpResponse {
+/// The part of the clip that a request is for.
+pub(super) fn serve(request: &HttpRequest) -> HttpResponse {
     let length = CLIP.len() as u64;
-    let (mut response, range, body) = match asked(&request) {
+    let (mut response, range, body) = match asked(request) {
         Asked::Whole => (HttpResponse::Ok(), None, CLIP),
         Asked::Part(first, last) => {
             let range = ContentRangeSpec::Bytes {

@@ -1,7 +1,7 @@
 //! The ledger: all tasks and all counts, and a bell that rings at every change.
 //!
 //! Invariant: one lock, never held across an await; whoever waits for the bell and then reads sees the change
-//! that rang it. The ledger keeps the newest 100,000 tasks and the newest 100,000 external ids; older ones are
+//! that rang it. The ledger keeps the newest 100,000 tasks and the submits of the newest 100,000 jobs; older ones are
 //! forgotten, as the real provider forgets after thirty days.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rand::RngExt;
 use tokio::sync::watch;
 
-use super::refusal::Refusal;
+use super::call::{Call, Cancelled, Listing, Name};
 use super::task::{Seed, Task};
 use super::witness::{Counts, Submits, TaskFacts};
 
@@ -26,13 +26,17 @@ struct Shared {
 }
 
 struct Book {
-    counts: Counts,
-    /// By id; ids rise, so this is the order of creation too.
+    counts: BTreeMap<&'static str, Counts>,
+    /// By number; numbers rise, so this is the order of creation too.
     tasks: BTreeMap<u64, Entry>,
-    submits: HashMap<String, Submits>,
-    submits_order: VecDeque<String>,
-    next_id: u64,
+    numbers: HashMap<String, u64>,
+    submits: HashMap<Handle, Submits>,
+    submits_order: VecDeque<Handle>,
+    next_number: u64,
 }
+
+/// A dialect, and what makes two submits in it the same job.
+type Handle = (&'static str, String);
 
 struct Entry {
     task: Task,
@@ -44,13 +48,15 @@ struct Entry {
 impl Ledger {
     pub fn new() -> Self {
         // Eighteen digits from a random start, so that ids of two runs do not meet in one hub's store.
-        let next_id = rand::rng().random_range(800_000_000_000_000_000..900_000_000_000_000_000);
+        let next_number =
+            rand::rng().random_range(800_000_000_000_000_000..900_000_000_000_000_000);
         let book = Book {
-            counts: Counts::default(),
+            counts: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            numbers: HashMap::new(),
             submits: HashMap::new(),
             submits_order: VecDeque::new(),
-            next_id,
+            next_number,
         };
         Self(Arc::new(Shared {
             book: Mutex::new(book),
@@ -62,122 +68,184 @@ impl Ledger {
         self.0.bell.subscribe()
     }
 
-    pub fn count_submit(&self) {
-        self.write(|book| book.counts.submits_received += 1);
+    /// Counts a request, whatever becomes of it.
+    pub fn count(&self, dialect: &'static str, call: &Call) {
+        self.tally(dialect, |counts| match call {
+            Call::Submit => counts.submits_received += 1,
+            Call::Query(names) => {
+                counts.queries_received += 1;
+                counts.tasks_queried += names.len() as u64;
+            }
+            Call::List => counts.queries_received += 1,
+            Call::Result(_) => counts.results_fetched += 1,
+            Call::Cancel(_) => counts.cancels_received += 1,
+            Call::Content(_) => counts.downloads += 1,
+            Call::Account => counts.accounts_read += 1,
+            Call::Keys => counts.keys_read += 1,
+        });
     }
 
-    pub fn count_query(&self) {
-        self.write(|book| book.counts.queries_received += 1);
+    /// Counts a clip that was fetched at its own address.
+    pub fn count_clip(&self, dialect: &'static str) {
+        self.tally(dialect, |counts| counts.downloads += 1);
     }
 
-    /// Notes a well-formed submit and tells how many of the same external id came before it. Those without
-    /// an id are counted together, under the empty one.
-    pub fn note_submit(&self, external_id: Option<&str>) -> u32 {
+    pub fn challenge_sent(&self, dialect: &'static str) {
+        self.tally(dialect, |counts| counts.challenges_sent += 1);
+    }
+
+    pub fn challenge_met(&self, dialect: &'static str) {
+        self.tally(dialect, |counts| counts.challenges_met += 1);
+    }
+
+    /// Notes a well-formed submit and tells how many of the same job came before it.
+    pub fn note_submit(&self, dialect: &'static str, handle: &str) -> u32 {
         self.write(|book| {
-            let submits = book.submits_of(external_id);
+            let submits = book.submits_of((dialect, handle.to_owned()));
             let before = submits.received;
             submits.received += 1;
             before
         })
     }
 
-    /// Creates a task, unless its external id is taken: that is unique per account.
-    pub fn open(&self, seed: Seed) -> Result<Task, Refusal> {
+    /// Creates a task and names it, unless its external id is taken: that is unique per account.
+    pub fn open(&self, seed: Seed, name: impl FnOnce(u64) -> String) -> Option<Task> {
         self.write(|book| {
-            let id = book.next_id;
-            let submits = book.submits_of(seed.external_id.as_deref());
+            let number = book.next_number;
+            let submits = book.submits_of((seed.dialect, seed.handle.clone()));
             if seed.external_id.is_some() && submits.task.is_some() {
-                return Err(Refusal::invalid("external_task_id already exists"));
+                return None;
             }
+            let id = name(number);
             submits.accepted += 1;
-            submits.task = Some(id.to_string());
-            // An output has the number after its task.
-            book.next_id = id + 2;
-            book.counts.submits_accepted += 1;
-            let task = Task::new(id, seed);
+            submits.task = Some(id.clone());
+            // What a task makes has the number after it.
+            book.next_number = number + 2;
+            book.counts
+                .entry(seed.dialect)
+                .or_default()
+                .submits_accepted += 1;
+            let task = Task::new(number, id.clone(), seed);
             let entry = Entry {
                 task: task.clone(),
                 callbacks_sent: 0,
                 callbacks_acknowledged: 0,
                 at_rest: false,
             };
-            book.tasks.insert(id, entry);
-            if book.tasks.len() > KEPT {
-                book.tasks.pop_first();
+            book.tasks.insert(number, entry);
+            book.numbers.insert(id, number);
+            if book.tasks.len() > KEPT
+                && let Some((_, oldest)) = book.tasks.pop_first()
+            {
+                book.numbers.remove(&oldest.task.id);
             }
-            Ok(task)
+            Some(task)
         })
     }
 
     /// Changes a task and returns it as it now is; `None` when it is forgotten.
-    pub fn change(&self, id: u64, change: impl FnOnce(&mut Task)) -> Option<Task> {
-        self.update(id, |entry| {
+    pub fn change(&self, number: u64, change: impl FnOnce(&mut Task)) -> Option<Task> {
+        self.update(number, |entry| {
             change(&mut entry.task);
             entry.task.clone()
         })
     }
 
-    pub fn callback_sent(&self, id: u64) {
-        self.update(id, |entry| entry.callbacks_sent += 1);
-        self.write(|book| book.counts.callbacks_sent += 1);
+    /// Takes note of a request to cancel; where `delete` says so, one for a task that has ended deletes it.
+    pub fn cancel(&self, dialect: &'static str, id: &str, delete: bool) -> Cancelled {
+        let Some(task) = self.find(dialect, &Name::Task(id.to_owned())) else {
+            return Cancelled::Unknown;
+        };
+        let outcome = self.update(task.number, |entry| {
+            let task = &mut entry.task;
+            if task.status.is_final() {
+                task.deleted = delete;
+                return Cancelled::Ended;
+            }
+            task.cancel_asked = true;
+            Cancelled::Agreed(task.clone())
+        });
+        outcome.unwrap_or(Cancelled::Unknown)
     }
 
-    pub fn callback_acknowledged(&self, id: u64) {
-        self.update(id, |entry| entry.callbacks_acknowledged += 1);
-        self.write(|book| book.counts.callbacks_acknowledged += 1);
+    pub fn callback_sent(&self, dialect: &'static str, number: u64) {
+        self.update(number, |entry| entry.callbacks_sent += 1);
+        self.tally(dialect, |counts| counts.callbacks_sent += 1);
+    }
+
+    pub fn callback_acknowledged(&self, dialect: &'static str, number: u64) {
+        self.update(number, |entry| entry.callbacks_acknowledged += 1);
+        self.tally(dialect, |counts| counts.callbacks_acknowledged += 1);
     }
 
     /// Nothing more will happen to this task.
-    pub fn rest(&self, id: u64) {
-        self.update(id, |entry| entry.at_rest = true);
+    pub fn rest(&self, number: u64) {
+        self.update(number, |entry| entry.at_rest = true);
     }
 
-    pub fn task(&self, id: u64) -> Option<Task> {
-        self.read().tasks.get(&id).map(|entry| entry.task.clone())
-    }
-
-    /// The tasks with an id below `before`, newest first.
-    pub fn tasks_before(
-        &self,
-        before: u64,
-        mut wanted: impl FnMut(&Task) -> bool,
-        limit: usize,
-    ) -> Vec<Task> {
+    /// A task as the provider knows it who speaks this dialect.
+    pub fn find(&self, dialect: &'static str, name: &Name) -> Option<Task> {
         let book = self.read();
-        let older = book
-            .tasks
-            .range(..before)
-            .rev()
-            .map(|(_, entry)| &entry.task);
+        let id = match name {
+            Name::Task(id) => id,
+            Name::External(id) => {
+                let submits = book.submits.get(&(dialect, id.clone()))?;
+                submits.task.as_ref()?
+            }
+        };
+        let task = &book.tasks.get(book.numbers.get(id)?)?.task;
+        (task.seed.dialect == dialect && !task.deleted).then(|| task.clone())
+    }
+
+    /// The tasks of a list, and one more than it may have, where there is one.
+    pub fn list(&self, dialect: &'static str, listing: &Listing) -> Vec<Task> {
+        let book = self.read();
+        let older = book.tasks.range(..listing.before).rev();
+        let older = older.map(|(_, entry)| &entry.task);
         older
-            .filter(|task| wanted(task))
-            .take(limit)
+            .filter(|task| task.seed.dialect == dialect && !task.deleted && listing.wants(task))
+            .take(listing.limit + 1)
             .cloned()
             .collect()
     }
 
-    pub fn counts(&self) -> Counts {
-        self.read().counts
+    /// What was counted in one dialect.
+    pub fn counts_of(&self, dialect: &str) -> Counts {
+        self.read().counts.get(dialect).copied().unwrap_or_default()
     }
 
-    pub fn facts(&self, id: u64) -> Option<TaskFacts> {
-        self.read().tasks.get(&id).map(Entry::facts)
+    /// What was counted in all of them.
+    pub fn counts(&self) -> Counts {
+        let book = self.read();
+        book.counts
+            .values()
+            .copied()
+            .fold(Counts::default(), Counts::plus)
+    }
+
+    pub fn facts(&self, id: &str) -> Option<TaskFacts> {
+        let book = self.read();
+        book.tasks.get(book.numbers.get(id)?).map(Entry::facts)
     }
 
     pub fn all_facts(&self) -> Vec<TaskFacts> {
         self.read().tasks.values().map(Entry::facts).collect()
     }
 
-    pub fn submits(&self, external_id: &str) -> Submits {
-        self.read()
-            .submits
-            .get(external_id)
-            .cloned()
-            .unwrap_or_default()
+    /// The submits of a job, in whichever dialect.
+    pub fn submits(&self, handle: &str) -> Submits {
+        let book = self.read();
+        let mut dialects = book.counts.keys();
+        let submits = dialects.find_map(|dialect| book.submits.get(&(*dialect, handle.to_owned())));
+        submits.cloned().unwrap_or_default()
     }
 
-    fn update<T>(&self, id: u64, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
-        self.write(|book| book.tasks.get_mut(&id).map(change))
+    fn tally(&self, dialect: &'static str, count: impl FnOnce(&mut Counts)) {
+        self.write(|book| count(book.counts.entry(dialect).or_default()));
+    }
+
+    fn update<T>(&self, number: u64, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        self.write(|book| book.tasks.get_mut(&number).map(change))
     }
 
     fn write<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
@@ -192,17 +260,16 @@ impl Ledger {
 }
 
 impl Book {
-    fn submits_of(&mut self, external_id: Option<&str>) -> &mut Submits {
-        let external_id = external_id.unwrap_or_default();
-        if !self.submits.contains_key(external_id) {
-            self.submits_order.push_back(external_id.to_owned());
+    fn submits_of(&mut self, handle: Handle) -> &mut Submits {
+        if !self.submits.contains_key(&handle) {
+            self.submits_order.push_back(handle.clone());
             if self.submits_order.len() > KEPT
                 && let Some(oldest) = self.submits_order.pop_front()
             {
                 self.submits.remove(&oldest);
             }
         }
-        self.submits.entry(external_id.to_owned()).or_default()
+        self.submits.entry(handle).or_default()
     }
 }
 
@@ -210,13 +277,15 @@ impl Entry {
     fn facts(&self) -> TaskFacts {
         let task = &self.task;
         TaskFacts {
-            id: task.id.to_string(),
-            external_id: task.external_id.clone(),
-            product: task.product,
-            model: task.model.clone(),
-            scenario: task.scenario,
+            id: task.id.clone(),
+            dialect: task.seed.dialect,
+            handle: task.seed.handle.clone(),
+            external_id: task.seed.external_id.clone(),
+            product: task.seed.product,
+            model: task.seed.model.clone(),
+            scenario: task.seed.scenario,
             status: task.status,
-            progress: task.progress,
+            progress: task.progress(),
             callbacks_sent: self.callbacks_sent,
             callbacks_acknowledged: self.callbacks_acknowledged,
             at_rest: self.at_rest,

@@ -1,33 +1,43 @@
-//! The provider simulator: an HTTP server that speaks Kling's newer interface, well and badly, as asked.
+//! The provider simulator: an HTTP server that speaks seven providers' dialects, well and badly, as asked.
 //!
 //! It is a program of its own beside the house: `progress-hub demo` shows the hub with it, the tests measure the
-//! hub against it, and `progress-hub simulator` runs it alone. What is on the wire follows Kling's published
-//! pages (klingai.com/document-api: text-to-video, image-to-video, query task, callbacks, error codes).
+//! hub against it, and `progress-hub simulator` runs it alone. What is on the wire follows what the providers
+//! publish; where a dialect has it from stands at the head of its file.
 //!
-//! | call | does |
-//! |---|---|
-//! | `POST /text-to-video/{model}`, `/image-to-video/{model}` | submit, with `Authorization: Bearer <api key>`; models are those named `kling-…` |
-//! | `GET /tasks?task_ids=a,b` or `?external_task_ids=a,b` | query by exactly one of the two; unknown ids are left out |
-//! | `POST /tasks` | list by time, status and product, newest first, page by page |
-//! | `GET /clips/{n}.mp4` | the clip, with ranges, for any page |
-//! | `GET /simulator/counts`, `GET /simulator/tasks` | what truly happened, for black-box tests, without a key |
+//! | at | speaks | webhooks |
+//! |---|---|---|
+//! | `/kling`, `/` | Kling's newer interface; queries in batches, by its ids or the caller's | Standard Webhooks, at each step |
+//! | `/fal` | fal's queue: addresses in the answer, a second call for the result, `PUT` cancels | Ed25519, hex, with a key set; at the end |
+//! | `/atlas` | Atlas Cloud: an envelope, failures as HTTP 200, a balance | Ed25519, base64url, with a key set; at the end |
+//! | `/videos` | the `/v1/videos` family as OpenAI shaped it; content behind the key | Standard Webhooks to one address per account; thin |
+//! | `/minimax` | MiniMax: errors as HTTP 200, files by a second call | unsigned, after a challenge that must be echoed |
+//! | `/runway` | Runway: a version header, `DELETE` cancels, cost in credits | none |
+//! | `/replicate` | Replicate: whole predictions, progress in the logs, `POST` cancels | Standard Webhooks, for the events asked for |
 //!
-//! Beyond the real one, three things: a key `scenario` at the top of a submit's body chooses how this job is
-//! treated ([`Scenario`]), callbacks and queries tell a `progress` (whole percent) while a task is processing, and
-//! the rate limit comes with `Retry-After`.
+//! `GET /simulator/counts`, `/simulator/counts/{dialect}` and `/simulator/tasks` tell what truly happened, for
+//! black-box tests, without a key. `GET /clips/{n}.mp4` below any dialect is the clip, with ranges.
 //!
-//! The files, in reading order: `scenario` says how a job is treated and `task` what is known of it; `order` and
-//! `refusal` are what comes in and what is turned away; `ledger` keeps all, and `witness` reads it; `worker` moves
-//! a task and `webhook` tells of it; `api` and `clip` answer requests.
+//! Beyond the real ones: a key `scenario` at the top of a submit's body or in its `input` chooses how this job is
+//! treated ([`Scenario`]), and a key `steps` in how many steps it is made. A scenario that a dialect can't express
+//! is refused with 400 and `{"simulator": why}`.
+//!
+//! The files, in reading order: `scenario` names the ways to behave and `plan` says what each is; `task` is what
+//! is known of a job; `call`, `order` and `refusal` are what comes in and goes out, in no dialect, and `dialect`
+//! is how that is said; `ledger` keeps all, and `witness` reads it; `worker` moves a task, `signing` and `webhook`
+//! tell of it; `api` and `clip` answer requests.
 //!
 //! Invariant: it imports nothing of the hub's, so that the two agree only where both follow the provider.
 
 mod api;
+mod call;
 mod clip;
+mod dialect;
 mod ledger;
 mod order;
+mod plan;
 mod refusal;
 mod scenario;
+mod signing;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -37,17 +47,21 @@ mod worker;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web::{self, Data};
 use actix_web::{App, HttpServer};
+use reqwest::Url;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::api::Terms;
+use self::api::Counter;
+use self::dialect::DIALECTS;
 use self::ledger::Ledger;
-use self::webhook::{Postman, Secret};
+use self::signing::{Keyring, Secret};
+use self::webhook::Postman;
 use self::worker::Workers;
 
 pub use self::scenario::{Scenario, UnknownScenario};
@@ -57,9 +71,9 @@ pub use self::witness::{Counts, Submits, TaskFacts, Witness};
 /// How the simulated provider is set up.
 #[derive(Clone)]
 pub struct Settings {
-    /// The key that submits and queries must bear.
+    /// The key that every call must bear, in all dialects.
     pub api_key: String,
-    /// `whsec_` and the base64 of the key that signs callbacks; `None`: callbacks carry no signature.
+    /// `whsec_` and the base64 of the key that signs Standard Webhooks; `None`: those carry no signature.
     pub webhook_secret: Option<String>,
     /// The time of one step of a task, and of the first wait before a callback is tried again.
     pub pace: Duration,
@@ -72,8 +86,22 @@ pub struct Simulator {
     listener: TcpListener,
     address: SocketAddr,
     settings: Settings,
+    project: Option<Url>,
+    keys: Arc<Keyring>,
     ledger: Ledger,
     postman: Postman,
+}
+
+/// The names of all dialects; each is spoken below the path of its name.
+pub fn dialects() -> impl Iterator<Item = &'static str> {
+    DIALECTS.iter().map(|dialect| dialect.name())
+}
+
+/// The scenarios that can be played in a dialect, in the order in which they are best shown.
+pub fn playable(dialect: &str) -> Vec<Scenario> {
+    let dialect = DIALECTS.iter().find(|known| known.name() == dialect);
+    let plays = |scenario: &Scenario| dialect.is_some_and(|known| known.plan(*scenario).is_ok());
+    Scenario::all().into_iter().filter(plays).collect()
 }
 
 impl Simulator {
@@ -88,17 +116,32 @@ impl Simulator {
             .map(Secret::parse)
             .transpose();
         let secret = secret.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let keys = Arc::new(Keyring::new(secret).map_err(io::Error::other)?);
         let ledger = Ledger::new();
-        let postman = Postman::new(secret, settings.pace, ledger.clone())?;
+        let postman = Postman::new(keys.clone(), settings.pace, ledger.clone())?;
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         Ok(Self {
             listener,
             address,
             settings,
+            project: None,
+            keys,
             ledger,
             postman,
         })
+    }
+
+    /// Sets the one address to which `videos`, who takes none with a submit, sends its webhooks.
+    ///
+    /// # Errors
+    /// `InvalidInput` when that is not an http address.
+    pub fn with_project_webhook(mut self, url: &str) -> io::Result<Self> {
+        let parsed = Url::parse(url).ok();
+        let parsed = parsed.filter(|url| matches!(url.scheme(), "http" | "https"));
+        let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "not an http address");
+        self.project = Some(parsed.ok_or_else(wrong)?);
+        Ok(self)
     }
 
     /// Where it listens, as `http://127.0.0.1:PORT`, without a slash at the end.
@@ -124,31 +167,37 @@ impl Simulator {
         let workers_stop = stop.child_token();
         // However this future ends, dropped or done, the workers end with it.
         let workers_end = workers_stop.clone().drop_guard();
-        let ledger = Data::new(self.ledger.clone());
-        let terms = Data::new(Terms {
+        let counter = Data::new(Counter {
             origin: self.url(),
             api_key: self.settings.api_key,
             default_scenario: self.settings.default_scenario,
-        });
-        let workers = Data::new(Workers {
-            ledger: self.ledger,
-            postman: self.postman,
-            pace: self.settings.pace,
-            runtime: Handle::current(),
-            running: running.clone(),
-            stop: workers_stop,
+            project: self.project,
+            keys: self.keys,
+            ledger: self.ledger.clone(),
+            workers: Workers {
+                ledger: self.ledger,
+                postman: self.postman,
+                pace: self.settings.pace,
+                runtime: Handle::current(),
+                running: running.clone(),
+                stop: workers_stop,
+            },
         });
         // A forced stop of the server does not wait for its thread: this, dropped with the last connection, does.
         let presence = running.token();
         let app = move || {
-            App::new()
-                .app_data(terms.clone())
-                .app_data(ledger.clone())
-                .app_data(workers.clone())
+            let mut app = App::new()
+                .app_data(counter.clone())
                 .app_data(presence.clone())
-                .configure(api::routes)
-                .configure(clip::routes)
-                .default_service(web::to(api::unknown))
+                .configure(api::witness_routes);
+            for dialect in DIALECTS {
+                let prefix = format!("/{}", dialect.name());
+                let scope = web::scope(&prefix);
+                let routes = api::routes(counter.clone(), dialect, prefix);
+                app = app.service(scope.configure(routes));
+            }
+            let [first, ..] = DIALECTS;
+            app.configure(api::routes(counter.clone(), first, String::new()))
         };
         let served = {
             let server = HttpServer::new(app)

@@ -1,162 +1,99 @@
-//! An order: the body of a submit, checked as Kling would check it.
+//! An order: what matters of a submit that has passed, in no dialect.
 //!
-//! Invariant: an `Order` exists only for a body that has passed. Keys that are not known are passed over, as
-//! `scenario` is by the real one. Limits are those of Kling's text-to-video and image-to-video pages.
+//! Invariant: an `Order` exists only for a body that has passed. Two keys are the simulator's own and mean the
+//! same in every dialect, at the top of the body or in its `input`: `scenario` and `steps`.
 
+use aws_lc_rs::digest;
 use reqwest::Url;
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::refusal::Refusal;
 use super::scenario::Scenario;
 use super::task::Product;
 
-const MAX_PROMPT_CHARS: usize = 2500;
-const DURATIONS: std::ops::RangeInclusive<u64> = 3..=15;
-const ASPECT_RATIOS: [&str; 3] = ["16:9", "9:16", "1:1"];
-const RESOLUTIONS: [&str; 3] = ["720p", "1080p", "4k"];
+/// The most steps of progress that a submit may ask for.
+const MAX_STEPS: u64 = 10_000;
 
-/// What matters of a submit that has passed.
+/// What matters of a submit.
 pub(super) struct Order {
+    pub product: Product,
+    pub model: String,
+    /// The caller's own id, where the provider has such a thing: unique per account.
     pub external_id: Option<String>,
     pub callback: Option<Url>,
-    pub watermark: bool,
+    /// How to treat the job; the simulator's default where none is named.
     pub scenario: Option<Scenario>,
-}
-
-#[derive(Deserialize)]
-struct Body {
-    prompt: Option<String>,
-    contents: Option<Vec<Content>>,
-    settings: Option<Settings>,
-    options: Option<Options>,
-    scenario: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Content {
-    #[serde(rename = "type")]
-    kind: String,
-    text: Option<String>,
-    url: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Settings {
-    resolution: Option<String>,
-    aspect_ratio: Option<String>,
-    duration: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct Options {
-    callback_url: Option<String>,
-    external_task_id: Option<String>,
-    watermark_info: Option<WatermarkInfo>,
-}
-
-#[derive(Deserialize)]
-struct WatermarkInfo {
-    enabled: bool,
+    /// Steps of progress, in place of the scenario's.
+    pub steps: Option<u16>,
+    /// What the dialect needs again when it tells of the task.
+    pub notes: Value,
 }
 
 impl Order {
-    pub fn read(product: Product, body: &[u8]) -> Result<Self, Refusal> {
-        let body: Body = serde_json::from_slice(body).map_err(Refusal::malformed)?;
-        check_prompt(product, &body)?;
-        if let Some(settings) = &body.settings {
-            check_settings(settings)?;
-        }
-        let scenario = body
-            .scenario
-            .map(|name| name.parse())
-            .transpose()
-            .map_err(Refusal::invalid)?;
-        let Some(options) = body.options else {
-            return Ok(Self {
-                external_id: None,
-                callback: None,
-                watermark: false,
-                scenario,
-            });
+    /// With the simulator's own wishes read from the body.
+    pub fn new(model: &str, body: &Value) -> Result<Self, Refusal> {
+        let wish = |key: &str| {
+            let inner = body.get("input").and_then(|input| input.get(key));
+            body.get(key).or(inner)
         };
+        let scenario = wish("scenario").map(|name| {
+            let name = name.as_str().unwrap_or_default();
+            name.parse()
+                .map_err(|unknown| Refusal::Invalid(format!("{unknown}")))
+        });
+        let steps = wish("steps").map(|steps| {
+            let steps = steps.as_u64().filter(|steps| *steps <= MAX_STEPS);
+            let steps = steps.and_then(|steps| u16::try_from(steps).ok());
+            steps.ok_or_else(|| {
+                Refusal::Invalid(format!("steps is not a whole number up to {MAX_STEPS}"))
+            })
+        });
         Ok(Self {
-            external_id: options.external_task_id.filter(|id| !id.is_empty()),
-            callback: options
-                .callback_url
-                .as_deref()
-                .filter(|url| !url.is_empty())
-                .map(callback)
-                .transpose()?,
-            watermark: options.watermark_info.is_some_and(|info| info.enabled),
-            scenario,
+            product: Product::TextToVideo,
+            model: model.to_owned(),
+            external_id: None,
+            callback: None,
+            scenario: scenario.transpose()?,
+            steps: steps.transpose()?,
+            notes: Value::Null,
         })
     }
-}
 
-fn check_prompt(product: Product, body: &Body) -> Result<(), Refusal> {
-    let contents = body.contents.as_deref().unwrap_or_default();
-    let prompts = contents.iter().filter(|content| content.kind == "prompt");
-    let prompts = prompts
-        .filter_map(|content| content.text.as_deref())
-        .chain(body.prompt.as_deref());
-    let prompt: String = prompts.collect();
-    if prompt.trim().is_empty() {
-        return Err(Refusal::invalid("prompt is required"));
-    }
-    if prompt.chars().count() > MAX_PROMPT_CHARS {
-        return Err(Refusal::invalid(format!(
-            "prompt is longer than {MAX_PROMPT_CHARS} characters"
-        )));
-    }
-    match product {
-        Product::TextToVideo => Ok(()),
-        Product::ImageToVideo => {
-            let is_frame = |content: &Content| {
-                content.kind.ends_with("_frame")
-                    && content.url.as_ref().is_some_and(|url| !url.is_empty())
-            };
-            let has_frame = contents.iter().any(is_frame);
-            has_frame
-                .then_some(())
-                .ok_or_else(|| Refusal::invalid("contents has no frame with a url"))
-        }
+    /// What makes two submits the same job: the caller's own id, else the address to call back, else the body.
+    pub fn handle(&self, body: &[u8]) -> String {
+        let callback = self.callback.as_ref().map(Url::to_string);
+        let digest = || format!("{:?}", digest::digest(&digest::SHA256, body));
+        let handle = self.external_id.clone().or(callback);
+        handle.unwrap_or_else(digest)
     }
 }
 
-fn check_settings(settings: &Settings) -> Result<(), Refusal> {
-    if settings
-        .duration
-        .is_some_and(|seconds| !DURATIONS.contains(&seconds))
-    {
-        return Err(Refusal::invalid(
-            "settings.duration is not a whole number from 3 to 15",
-        ));
-    }
-    check_choice(
-        "settings.aspect_ratio",
-        settings.aspect_ratio.as_deref(),
-        &ASPECT_RATIOS,
-    )?;
-    check_choice(
-        "settings.resolution",
-        settings.resolution.as_deref(),
-        &RESOLUTIONS,
-    )
+/// A body that is a JSON object.
+pub(super) fn object(body: &[u8]) -> Result<Value, Refusal> {
+    let body: Value =
+        serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
+    body.is_object()
+        .then_some(body)
+        .ok_or_else(|| Refusal::Malformed("the body is not an object".to_owned()))
 }
 
-fn check_choice(key: &str, value: Option<&str>, choices: &[&str]) -> Result<(), Refusal> {
-    match value {
-        Some(value) if !choices.contains(&value) => Err(Refusal::invalid(format!(
-            "{key} is none of {}",
-            choices.join(", ")
-        ))),
-        Some(_) | None => Ok(()),
+/// A text of the body that must be there.
+pub(super) fn text<'a>(body: &'a Value, key: &str) -> Result<&'a str, Refusal> {
+    let text = body.get(key).and_then(Value::as_str).unwrap_or_default();
+    if text.trim().is_empty() {
+        return Err(Refusal::Invalid(format!("{key} is required")));
     }
+    Ok(text)
 }
 
-fn callback(url: &str) -> Result<Url, Refusal> {
-    Url::parse(url)
-        .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https"))
-        .ok_or_else(|| Refusal::invalid("options.callback_url is not an http address"))
+/// An address to call back, where one is given.
+pub(super) fn callback(url: Option<&str>) -> Result<Option<Url>, Refusal> {
+    let Some(url) = url.filter(|url| !url.is_empty()) else {
+        return Ok(None);
+    };
+    let parsed = Url::parse(url).ok();
+    let parsed = parsed.filter(|url| matches!(url.scheme(), "http" | "https"));
+    parsed
+        .map(Some)
+        .ok_or_else(|| Refusal::Invalid("the callback is not an http address".to_owned()))
 }

@@ -1,14 +1,12 @@
 //! The scenarios: the ways in which a provider can behave, well or badly, chosen job by job.
 //!
-//! Invariant: a scenario is nothing but a name, words for people and a [`Plan`]; whatever the simulator
-//! does differently for it stands in the plan, so no other file asks which scenario is playing.
+//! Invariant: a scenario is nothing but a name and words for people; whatever the simulator does differently
+//! for it stands in its [`Plan`](super::plan::Plan), or in the dialect that can't play it.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use super::refusal::Refusal;
 
 /// How the simulated provider treats one job. The names are kebab-case, as `FromStr`, `Display` and serde agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -28,91 +26,38 @@ pub enum Scenario {
     LostWebhooks,
     /// The first webhook is sent and acknowledged before the submit is answered.
     WebhookBeforeAnswer,
-    /// The first two submits are refused with 429, code 1302 and `Retry-After: 1`.
+    /// The first two submits are refused as too many, with a word on how long to wait where the provider has one.
     RateLimited,
-    /// The first submit is refused with 429 and code 1303, without `Retry-After`.
+    /// All slots are taken: the first submit is refused without such a word, or the job waits in the queue.
     ConcurrencyLimited,
-    /// The first two submits are answered with 500 and code 5000.
+    /// The first two submits are answered with an error of the provider's own.
     ServerErrors,
     /// The job is taken and runs, but the connection closes without an answer to the submit.
     LostAnswer,
     /// As lost-answer, and no webhook comes either.
     LostAnswerSilent,
-    /// Refused at submit by content safety: 400, code 1301.
+    /// Refused at submit by content safety.
     Safety,
     /// Accepted, makes progress, then fails with a message.
     FailsAtEnd,
     /// Accepted, makes progress, then fails with the words of content safety.
     SafetyAtEnd,
-    /// Succeeds, but the last webhook names no outputs: a query has them.
+    /// Succeeds, but the last webhook names no outputs: only asking has them.
     ThinSuccess,
-    /// Succeeds, but the outputs are already gone, from the query too.
+    /// Succeeds, but the outputs are already gone, however one asks.
     ExpiredResult,
-    /// The account is out of credit: 429, code 1102.
+    /// The account is out of credit.
     Quota,
-    /// The key is refused, whichever it is: 401, code 1002.
+    /// The key is refused, whichever it is.
     BadKey,
     /// Webhooks carry no signature headers.
     Unsigned,
     /// Webhooks carry a signature made with another key.
     Forged,
+    /// A cancel is agreed to, and the job succeeds all the same.
+    CancelledLate,
     /// Accepted, and then nothing, by webhook or by query, for ever.
     Silence,
-}
-
-/// What the simulator does with one submit and the job that may come of it.
-#[derive(Clone, Debug)]
-pub(super) struct Plan {
-    pub door: Door,
-    /// Steps of progress between the start of processing and the end.
-    pub steps: u8,
-    pub ending: Ending,
-    pub schedule: Schedule,
-    pub seal: Seal,
-}
-
-/// How a submit is received.
-#[derive(Clone, Debug)]
-pub(super) enum Door {
-    Open,
-    Refuse(Refusal),
-    /// Refuses the first so many submits of a job, then lets it in.
-    RefuseFirst(u32, Refusal),
-    /// Lets the job in and says nothing.
-    CloseUnanswered,
-    /// Lets the job in, delivers its first webhook, and only then answers.
-    AnswerAfterWebhook,
-}
-
-/// How a job that was let in ends.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Ending {
-    Succeeds,
-    /// Succeeds; the webhook has the shape of the published test vector, which names no outputs.
-    SucceedsThin,
-    /// Succeeds, and the outputs are deleted at once.
-    SucceedsExpired,
-    Fails(&'static str),
-    Never,
-}
-
-/// When the webhooks of a job are delivered.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Schedule {
-    InTime,
-    Twice,
-    Reversed,
-    /// Each one so many paces after its change.
-    Late(u32),
-    Lost,
-}
-
-/// What a webhook is signed with.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Seal {
-    Signed,
-    Unsigned,
-    Forged,
 }
 
 /// The text is not the name of a scenario.
@@ -122,7 +67,7 @@ pub struct UnknownScenario;
 
 impl Scenario {
     /// All scenarios, in the order in which they are best shown.
-    pub const fn all() -> [Self; 22] {
+    pub const fn all() -> [Self; 23] {
         [
             Self::Normal,
             Self::Slow,
@@ -145,6 +90,7 @@ impl Scenario {
             Self::BadKey,
             Self::Unsigned,
             Self::Forged,
+            Self::CancelledLate,
             Self::Silence,
         ]
     }
@@ -173,6 +119,7 @@ impl Scenario {
             Self::BadKey => "bad-key",
             Self::Unsigned => "unsigned",
             Self::Forged => "forged",
+            Self::CancelledLate => "cancelled-late",
             Self::Silence => "silence",
         }
     }
@@ -201,6 +148,7 @@ impl Scenario {
             Self::BadKey => "Key refused",
             Self::Unsigned => "Webhooks without a signature",
             Self::Forged => "Webhooks with a forged signature",
+            Self::CancelledLate => "Cancelled, and done all the same",
             Self::Silence => "Silence for ever",
         }
     }
@@ -263,105 +211,12 @@ impl Scenario {
             Self::Forged => {
                 "Webhooks carry a wrong signature: watch the hub turn them away and the poller tell the truth."
             }
+            Self::CancelledLate => {
+                "The provider agrees to cancel and finishes all the same: watch the truth win."
+            }
             Self::Silence => {
                 "Accepted, and then nothing, however often one asks: watch the deadline end it."
             }
-        }
-    }
-
-    pub(super) fn plan(self) -> Plan {
-        let plan = Plan {
-            door: Door::Open,
-            steps: 4,
-            ending: Ending::Succeeds,
-            schedule: Schedule::InTime,
-            seal: Seal::Signed,
-        };
-        match self {
-            Self::Normal => plan,
-            Self::Slow => Plan { steps: 24, ..plan },
-            Self::DuplicateWebhooks => Plan {
-                schedule: Schedule::Twice,
-                ..plan
-            },
-            Self::ReorderedWebhooks => Plan {
-                schedule: Schedule::Reversed,
-                ..plan
-            },
-            Self::LateWebhooks => Plan {
-                schedule: Schedule::Late(20),
-                ..plan
-            },
-            Self::LostWebhooks => Plan {
-                schedule: Schedule::Lost,
-                ..plan
-            },
-            Self::WebhookBeforeAnswer => Plan {
-                door: Door::AnswerAfterWebhook,
-                ..plan
-            },
-            Self::RateLimited => Plan {
-                door: Door::RefuseFirst(2, Refusal::rate_limit()),
-                ..plan
-            },
-            Self::ConcurrencyLimited => Plan {
-                door: Door::RefuseFirst(1, Refusal::concurrency()),
-                ..plan
-            },
-            Self::ServerErrors => Plan {
-                door: Door::RefuseFirst(2, Refusal::server()),
-                ..plan
-            },
-            Self::LostAnswer => Plan {
-                door: Door::CloseUnanswered,
-                ..plan
-            },
-            Self::LostAnswerSilent => Plan {
-                door: Door::CloseUnanswered,
-                schedule: Schedule::Lost,
-                ..plan
-            },
-            Self::Safety => Plan {
-                door: Door::Refuse(Refusal::safety()),
-                ..plan
-            },
-            Self::FailsAtEnd => Plan {
-                ending: Ending::Fails("Generation failed: internal rendering error"),
-                ..plan
-            },
-            Self::SafetyAtEnd => Plan {
-                ending: Ending::Fails("The generated content triggered the content safety policy"),
-                ..plan
-            },
-            Self::ThinSuccess => Plan {
-                ending: Ending::SucceedsThin,
-                ..plan
-            },
-            Self::ExpiredResult => Plan {
-                ending: Ending::SucceedsExpired,
-                ..plan
-            },
-            Self::Quota => Plan {
-                door: Door::Refuse(Refusal::pack_exhausted()),
-                ..plan
-            },
-            Self::BadKey => Plan {
-                door: Door::Refuse(Refusal::bad_key()),
-                ..plan
-            },
-            Self::Unsigned => Plan {
-                seal: Seal::Unsigned,
-                ..plan
-            },
-            Self::Forged => Plan {
-                seal: Seal::Forged,
-                ..plan
-            },
-            Self::Silence => Plan {
-                ending: Ending::Never,
-                schedule: Schedule::Lost,
-                ..plan
-            },
         }
     }
 }

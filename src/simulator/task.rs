@@ -1,19 +1,17 @@
-//! A task: what the provider knows of one job, and how it is written on the wire.
+//! A task: what the provider knows of one job, in no dialect.
 //!
-//! Invariant: a task's times never go back and each change has a later `update_time` than the one before,
-//! even within a millisecond. Field names and their order are Kling's (klingai.com/document-api, "callbacks"
-//! and "query task"), with one exception: `progress`, which the real one does not tell.
+//! Invariant: a task's times never go back and each change has a later `updated_ms` than the one before, even
+//! within a millisecond. A task that has ended changes no more.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::scenario::{Ending, Scenario};
+use super::plan::{Ending, Failure};
+use super::scenario::Scenario;
 
-/// Seconds that the clip lasts, as Kling writes them: a string.
-const CLIP_DURATION: &str = "5.041";
-
-/// What was asked for, by the first part of the submit path.
+/// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Product {
@@ -23,7 +21,7 @@ pub enum Product {
     ImageToVideo,
 }
 
-/// Where a task is, in Kling's words.
+/// Where a task is. Each dialect has words of its own for these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -35,6 +33,8 @@ pub enum Status {
     Succeeded,
     /// Ended without.
     Failed,
+    /// Ended because that was asked for.
+    Cancelled,
 }
 
 impl Status {
@@ -42,7 +42,7 @@ impl Status {
     pub const fn is_final(self) -> bool {
         match self {
             Self::Submitted | Self::Processing => false,
-            Self::Succeeded | Self::Failed => true,
+            Self::Succeeded | Self::Failed | Self::Cancelled => true,
         }
     }
 }
@@ -50,81 +50,98 @@ impl Status {
 /// The truth about one task.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
-    pub id: u64,
-    pub external_id: Option<String>,
-    pub product: Product,
-    pub model: String,
-    pub scenario: Scenario,
-    /// `http://host:port`, under which whoever submitted the task reaches the clips.
-    pub origin: String,
-    pub watermark: bool,
+    /// Rises from task to task.
+    pub number: u64,
+    /// As the provider names it.
+    pub id: String,
+    pub seed: Seed,
     pub status: Status,
-    pub progress: Option<u8>,
+    /// Tasks that wait in the queue before this one.
+    pub ahead: u16,
+    /// Steps of progress done, of [`Seed::steps`] and one.
+    pub step: u16,
     pub created_ms: u64,
+    pub started_ms: Option<u64>,
     pub updated_ms: u64,
-    message: &'static str,
-    outputs_kept: bool,
+    pub failure: Option<Failure>,
+    /// Somebody asked to cancel it.
+    pub cancel_asked: bool,
+    /// Asked to be forgotten: nobody finds it any more.
+    pub deleted: bool,
+    /// The webhook of the end names no outputs.
+    pub thin: bool,
+    /// There are outputs to be had.
+    pub kept: bool,
 }
 
 /// What is asked of a new task.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Seed {
+    pub dialect: &'static str,
+    pub handle: String,
     pub external_id: Option<String>,
     pub product: Product,
     pub model: String,
     pub scenario: Scenario,
+    pub ahead: u16,
+    pub steps: u16,
+    /// The address of the dialect, as whoever submitted the task reaches it.
     pub origin: String,
-    pub watermark: bool,
+    /// What the dialect wants to remember.
+    pub notes: Value,
 }
 
 impl Task {
-    pub fn new(id: u64, seed: Seed) -> Self {
+    pub fn new(number: u64, id: String, seed: Seed) -> Self {
         let now = now_ms();
-        let Seed {
-            external_id,
-            product,
-            model,
-            scenario,
-            origin,
-            watermark,
-        } = seed;
         Self {
+            number,
             id,
-            external_id,
-            product,
-            model,
-            scenario,
-            origin,
-            watermark,
             status: Status::Submitted,
-            progress: None,
+            ahead: seed.ahead,
+            step: 0,
             created_ms: now,
+            started_ms: None,
             updated_ms: now,
-            message: "",
-            outputs_kept: false,
+            failure: None,
+            cancel_asked: false,
+            deleted: false,
+            thin: false,
+            kept: false,
+            seed,
         }
     }
 
-    pub fn proceed(&mut self, percent: u8) {
-        self.status = Status::Processing;
-        self.progress = Some(percent);
+    /// One task fewer waits before this one.
+    pub fn advance(&mut self) {
+        self.ahead = self.ahead.saturating_sub(1);
         self.touch();
+    }
+
+    pub fn proceed(&mut self, step: u16) {
+        self.status = Status::Processing;
+        self.step = step;
+        self.touch();
+        self.started_ms.get_or_insert(self.updated_ms);
     }
 
     pub fn end(&mut self, ending: Ending) {
         match ending {
             Ending::Never => return,
-            Ending::Succeeds | Ending::SucceedsThin => {
-                self.status = Status::Succeeded;
-                self.outputs_kept = true;
-            }
-            Ending::SucceedsExpired => self.status = Status::Succeeded,
-            Ending::Fails(message) => {
-                self.status = Status::Failed;
-                self.message = message;
-            }
+            Ending::Succeeds => self.kept = true,
+            Ending::SucceedsThin => (self.kept, self.thin) = (true, true),
+            Ending::SucceedsExpired => self.thin = true,
+            Ending::Fails(failure) => self.failure = Some(failure),
         }
-        self.progress = None;
+        self.status = match self.failure {
+            None => Status::Succeeded,
+            Some(_) => Status::Failed,
+        };
+        self.touch();
+    }
+
+    pub fn cancel(&mut self) {
+        self.status = Status::Cancelled;
         self.touch();
     }
 
@@ -132,118 +149,44 @@ impl Task {
         self.updated_ms = now_ms().max(self.updated_ms + 1);
     }
 
-    /// The `data` of a submit's answer.
-    pub fn receipt(&self) -> Receipt<'_> {
-        Receipt {
-            id: self.id.to_string(),
-            status: self.status,
-            create_time: self.created_ms,
-            update_time: self.updated_ms,
-            external_id: self.external_id.as_deref(),
-        }
+    /// Percent, while it is being made.
+    pub fn progress(&self) -> Option<u8> {
+        let percent = u32::from(self.step) * 100 / (u32::from(self.seed.steps) + 1);
+        // Below a hundred, because a step is below the number of steps.
+        (self.status == Status::Processing).then(|| u8::try_from(percent).unwrap_or(100))
     }
 
-    /// The task as a query and a callback tell it.
-    pub fn document(&self) -> Document<'_> {
-        Document {
-            outputs: Some(self.outputs()),
-            billing: Some(self.billing()),
-            external_id: self.external_id.as_deref(),
-            progress: self.progress,
-            ..self.thin_document()
-        }
+    /// When it ended.
+    pub fn ended_ms(&self) -> Option<u64> {
+        self.status.is_final().then_some(self.updated_ms)
     }
 
-    /// The task in the shape of the published test vector: neither outputs nor billing nor the caller's own id.
-    pub fn thin_document(&self) -> Document<'_> {
-        Document {
-            id: self.id.to_string(),
-            status: self.status,
-            message: self.message,
-            create_time: self.created_ms,
-            update_time: self.updated_ms,
-            external_id: None,
-            outputs: None,
-            billing: None,
-            progress: None,
-        }
+    /// Where the clip lies that the task has made.
+    pub fn clip(&self) -> String {
+        format!("{}/clips/{}.mp4", self.seed.origin, self.number + 1)
     }
 
-    fn outputs(&self) -> Vec<Output> {
-        if !self.outputs_kept {
-            return Vec::new();
-        }
-        let id = self.id + 1;
-        let url = format!("{}/clips/{id}.mp4", self.origin);
-        vec![Output {
-            kind: "video",
-            id: id.to_string(),
-            watermark_url: self.watermark.then(|| format!("{url}?watermark=1")),
-            url,
-            duration: CLIP_DURATION,
-        }]
-    }
-
-    fn billing(&self) -> Vec<Billing> {
-        match self.status {
-            Status::Submitted | Status::Processing | Status::Failed => Vec::new(),
-            Status::Succeeded => {
-                vec![Billing {
-                    charge_type: "unit",
-                    amount: "2.5",
-                    package_type: "video",
-                }]
-            }
-        }
+    /// What the task wrote while it was being made: a line for each step, as a progress bar prints them.
+    pub fn log(&self) -> Vec<String> {
+        let of = self.seed.steps + 1;
+        let last = match self.status {
+            Status::Submitted => return Vec::new(),
+            Status::Processing | Status::Failed | Status::Cancelled => self.step,
+            Status::Succeeded => of,
+        };
+        let line = |step: u16| {
+            let percent = u32::from(step) * 100 / u32::from(of);
+            let done = usize::from(step) * 10 / usize::from(of);
+            format!(
+                "{percent:3}%|{:<10}| {step}/{of} [00:00<00:00, 20.00it/s]",
+                "█".repeat(done)
+            )
+        };
+        (0..=last).map(line).collect()
     }
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct Receipt<'a> {
-    id: String,
-    status: Status,
-    create_time: u64,
-    update_time: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    external_id: Option<&'a str>,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct Document<'a> {
-    id: String,
-    status: Status,
-    message: &'a str,
-    create_time: u64,
-    update_time: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    external_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    outputs: Option<Vec<Output>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    billing: Option<Vec<Billing>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    progress: Option<u8>,
-}
-
-#[derive(Debug, Serialize)]
-struct Output {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    id: String,
-    url: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    watermark_url: Option<String>,
-    duration: &'static str,
-}
-
-#[derive(Debug, Serialize)]
-struct Billing {
-    charge_type: &'static str,
-    amount: &'static str,
-    package_type: &'static str,
-}
-
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

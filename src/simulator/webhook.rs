@@ -1,72 +1,42 @@
-//! Webhooks: how a message is signed and delivered.
+//! Webhooks: how a message is delivered.
 //!
 //! Invariant: a message keeps its id and its body over all attempts, and each attempt has its own time and
-//! signature (Standard Webhooks; Kling's headers are the same). No redirect is followed, and neither secret
-//! nor address is logged.
+//! signature. No redirect is followed, and neither secret nor address is logged.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use std::{fmt, io};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
-use aws_lc_rs::hmac;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use rand::RngExt;
 use reqwest::{Client, StatusCode, Url, redirect};
+use serde_json::Value;
 use tokio::time::sleep;
+use uuid::Uuid;
 
+use super::dialect::Dialect;
 use super::ledger::Ledger;
-use super::scenario::Seal;
+use super::plan::Seal;
+use super::signing::Keyring;
+use super::task::now_ms;
 
 /// Attempts for one message; the waits between them double, from one pace.
 const ATTEMPTS: u32 = 5;
 /// How long a receiver may take to answer: the lower end of what Standard Webhooks recommends.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A key that signs.
-#[derive(Clone)]
-pub(super) struct Secret(hmac::Key);
-
-/// The secret is not `whsec_` and base64 after it.
-#[derive(Debug, thiserror::Error)]
-#[error("webhook secret is not whsec_ followed by base64")]
-pub(super) struct BadSecret;
-
-impl Secret {
-    pub fn parse(secret: &str) -> Result<Self, BadSecret> {
-        let encoded = secret.strip_prefix("whsec_").ok_or(BadSecret)?;
-        let key = STANDARD.decode(encoded).map_err(|_| BadSecret)?;
-        if key.is_empty() {
-            return Err(BadSecret);
-        }
-        Ok(Self::from_key(&key))
-    }
-
-    fn random() -> Self {
-        Self::from_key(&rand::rng().random::<[u8; 32]>())
-    }
-
-    fn from_key(key: &[u8]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
-    }
-
-    /// The value of `webhook-signature`: `v1,` and the base64 HMAC-SHA256 of `id.timestamp.body`.
-    pub fn sign(&self, id: impl fmt::Display, timestamp: u64, body: &[u8]) -> String {
-        let mut context = hmac::Context::with_key(&self.0);
-        context.update(format!("{id}.{timestamp}.").as_bytes());
-        context.update(body);
-        format!("v1,{}", STANDARD.encode(context.sign()))
-    }
-}
-
 /// What is sent: a body under an id.
 pub(super) struct Message {
-    pub id: u64,
+    /// Digits.
+    pub id: String,
+    /// The provider's id of the task that it tells of.
+    pub task: String,
     pub body: Vec<u8>,
 }
 
 /// Where the messages of one task go, and signed with what.
 pub(super) struct Recipient {
+    /// The task's number.
     pub task: u64,
+    pub dialect: &'static dyn Dialect,
     pub url: Url,
     pub seal: Seal,
 }
@@ -84,14 +54,14 @@ pub(super) enum Delivery {
 #[derive(Clone)]
 pub(super) struct Postman {
     client: Client,
-    secret: Option<Secret>,
-    wrong_secret: Secret,
+    keys: Arc<Keyring>,
+    wrong_keys: Arc<Keyring>,
     pace: Duration,
     ledger: Ledger,
 }
 
 impl Postman {
-    pub fn new(secret: Option<Secret>, pace: Duration, ledger: Ledger) -> io::Result<Self> {
+    pub fn new(keys: Arc<Keyring>, pace: Duration, ledger: Ledger) -> io::Result<Self> {
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -100,8 +70,8 @@ impl Postman {
             .map_err(io::Error::other)?;
         Ok(Self {
             client,
-            secret,
-            wrong_secret: Secret::random(),
+            keys,
+            wrong_keys: Arc::new(Keyring::forged().map_err(io::Error::other)?),
             pace,
             ledger,
         })
@@ -111,10 +81,11 @@ impl Postman {
     pub async fn deliver(&self, message: &Message, to: &Recipient) -> Delivery {
         let mut wait = self.pace;
         for attempt in 1..=ATTEMPTS {
-            self.ledger.callback_sent(to.task);
+            self.ledger.callback_sent(to.dialect.name(), to.task);
             match self.attempt(message, to).await {
                 Ok(status) if status.is_success() => {
-                    self.ledger.callback_acknowledged(to.task);
+                    self.ledger
+                        .callback_acknowledged(to.dialect.name(), to.task);
                     return Delivery::Acknowledged;
                 }
                 Ok(StatusCode::GONE) => return Delivery::Unwanted,
@@ -145,33 +116,54 @@ impl Postman {
         message: &Message,
         to: &Recipient,
     ) -> Result<StatusCode, reqwest::Error> {
-        let mut request = self
-            .client
-            .post(to.url.clone())
-            .header("content-type", "application/json")
-            .body(message.body.clone());
-        let secret = match to.seal {
-            Seal::Signed => self.secret.as_ref(),
+        let mut request = self.post(to, message.body.clone());
+        let keys = match to.seal {
+            Seal::Signed => Some(&self.keys),
             Seal::Unsigned => None,
-            Seal::Forged => Some(&self.wrong_secret),
+            Seal::Forged => Some(&self.wrong_keys),
         };
-        if let Some(secret) = secret {
-            let timestamp = now_seconds();
-            request = request
-                .header("webhook-id", message.id.to_string())
-                .header("webhook-timestamp", timestamp.to_string())
-                .header(
-                    "webhook-signature",
-                    secret.sign(message.id, timestamp, &message.body),
-                );
+        if let Some(keys) = keys {
+            for (name, value) in to.dialect.seal(keys, message, now_ms() / 1000) {
+                request = request.header(name, value);
+            }
         }
         Ok(request.send().await?.status())
     }
-}
 
-fn now_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    /// Whether the receiver has passed the dialect's test, which is made once.
+    pub async fn introduce(&self, to: &Recipient) -> bool {
+        let word = Uuid::now_v7().to_string();
+        let Some(challenge) = to.dialect.challenge(&word) else {
+            return true;
+        };
+        self.ledger.challenge_sent(to.dialect.name());
+        let body = challenge.body.to_string().into_bytes();
+        let answer = async {
+            let response = self.post(to, body).timeout(challenge.patience).send();
+            let response = response.await?.error_for_status()?;
+            response.json::<Value>().await
+        };
+        match answer.await {
+            Ok(answer) if answer == challenge.body => {
+                self.ledger.challenge_met(to.dialect.name());
+                true
+            }
+            Ok(_) => {
+                tracing::debug!(task.id = to.task, "webhook challenge not echoed");
+                false
+            }
+            Err(error) => {
+                let error = error.without_url();
+                tracing::debug!(task.id = to.task, %error, "webhook challenge failed");
+                false
+            }
+        }
+    }
+
+    fn post(&self, to: &Recipient, body: Vec<u8>) -> reqwest::RequestBuilder {
+        let request = self.client.post(to.url.clone());
+        request
+            .header("content-type", "application/json")
+            .body(body)
+    }
 }

@@ -21,35 +21,75 @@ pub struct Counts {
     pub submits_received: u64,
     /// Submits that created a task, answered or not.
     pub submits_accepted: u64,
-    /// Queries for tasks, by id or as a list.
+    /// Queries for tasks, by id or as a list: each is one HTTP call, however many tasks it asks about.
     pub queries_received: u64,
+    /// Tasks asked about by id, one by one.
+    pub tasks_queried: u64,
+    /// Second calls, for what a finished task has made.
+    pub results_fetched: u64,
+    /// Requests to cancel.
+    pub cancels_received: u64,
+    /// Clips fetched, whole or in part, behind the key or not.
+    pub downloads: u64,
+    /// Questions about the account.
+    pub accounts_read: u64,
+    /// Fetches of the public keys.
+    pub keys_read: u64,
+    /// Tests of receivers.
+    pub challenges_sent: u64,
+    /// Those of them that were passed.
+    pub challenges_met: u64,
     /// Attempts to deliver a callback, repetitions included.
     pub callbacks_sent: u64,
     /// Those of them that were answered with a 2xx.
     pub callbacks_acknowledged: u64,
 }
 
-/// The well-formed, authenticated submits of one external id.
+impl Counts {
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            submits_received: self.submits_received + other.submits_received,
+            submits_accepted: self.submits_accepted + other.submits_accepted,
+            queries_received: self.queries_received + other.queries_received,
+            tasks_queried: self.tasks_queried + other.tasks_queried,
+            results_fetched: self.results_fetched + other.results_fetched,
+            cancels_received: self.cancels_received + other.cancels_received,
+            downloads: self.downloads + other.downloads,
+            accounts_read: self.accounts_read + other.accounts_read,
+            keys_read: self.keys_read + other.keys_read,
+            challenges_sent: self.challenges_sent + other.challenges_sent,
+            challenges_met: self.challenges_met + other.challenges_met,
+            callbacks_sent: self.callbacks_sent + other.callbacks_sent,
+            callbacks_acknowledged: self.callbacks_acknowledged + other.callbacks_acknowledged,
+        }
+    }
+}
+
+/// The well-formed, authenticated submits of one job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Submits {
     /// All of them.
     pub received: u32,
-    /// Those that created a task: one at most, since the id is unique.
+    /// Those that created a task: one at most where the job has an external id, which is unique.
     pub accepted: u32,
-    /// The id of that task.
+    /// The id of the last of those tasks.
     pub task: Option<String>,
 }
 
 /// One task as it truly is, whatever its callbacks have told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TaskFacts {
-    /// The provider's id: eighteen digits.
+    /// The provider's id.
     pub id: String,
+    /// The dialect in which it was submitted.
+    pub dialect: &'static str,
+    /// What its submits have in common: the external id, else the callback address, else a digest of the body.
+    pub handle: String,
     /// The caller's own id.
     pub external_id: Option<String>,
     /// What was asked for.
     pub product: Product,
-    /// The model, from the path of the submit.
+    /// The model, as the submit named it.
     pub model: String,
     /// How the task is treated.
     pub scenario: Scenario,
@@ -70,9 +110,14 @@ impl Witness {
         Self(ledger)
     }
 
-    /// All counts.
+    /// All counts, of all dialects together.
     pub fn calls(&self) -> Counts {
         self.0.counts()
+    }
+
+    /// The counts of one dialect.
+    pub fn calls_in(&self, dialect: &str) -> Counts {
+        self.0.counts_of(dialect)
     }
 
     /// All tasks, oldest first.
@@ -82,17 +127,17 @@ impl Witness {
 
     /// One task by the provider's id.
     pub fn task(&self, id: &str) -> Option<TaskFacts> {
-        self.0.facts(id.parse().ok()?)
+        self.0.facts(id)
     }
 
-    /// The provider's id of the task that was created for the caller's own id.
-    pub fn task_of(&self, external_id: &str) -> Option<String> {
-        self.submits_of(external_id).task
+    /// The provider's id of the task that was created for a job, named by its [handle](TaskFacts::handle).
+    pub fn task_of(&self, handle: &str) -> Option<String> {
+        self.submits_of(handle).task
     }
 
     /// How often a job was submitted: that it was paid for once is `accepted == 1`, that it was tried once `received == 1`.
-    pub fn submits_of(&self, external_id: &str) -> Submits {
-        self.0.submits(external_id)
+    pub fn submits_of(&self, handle: &str) -> Submits {
+        self.0.submits(handle)
     }
 
     /// A bell that rings at every change of anything above.
@@ -115,10 +160,10 @@ impl Witness {
         }
     }
 
-    /// Waits until the job of this external id was submitted, has ended and all its callbacks are done with.
-    pub async fn at_rest(&self, external_id: &str) -> TaskFacts {
+    /// Waits until the job of this handle was submitted, has ended and all its callbacks are done with.
+    pub async fn at_rest(&self, handle: &str) -> TaskFacts {
         self.until(|witness| {
-            let task = witness.task(&witness.task_of(external_id)?)?;
+            let task = witness.task(&witness.task_of(handle)?)?;
             task.at_rest.then_some(task)
         })
         .await

@@ -4,6 +4,7 @@
 //! are delivered one after the other. Each task has room for all the messages of its plan, so nothing waits and
 //! nothing is dropped.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -14,10 +15,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::dialect::Dialect;
 use super::ledger::Ledger;
-use super::scenario::{Door, Ending, Plan, Schedule};
+use super::plan::{Cancelling, Door, Ending, Plan, Schedule};
 use super::task::Task;
 use super::webhook::{Delivery, Message, Postman, Recipient};
+
+/// The most webhooks that tell of one change.
+const NEWS_PER_CHANGE: usize = 2;
 
 /// Starts the work on tasks. Cheap to clone.
 #[derive(Clone)]
@@ -35,6 +40,7 @@ struct Work {
     ledger: Ledger,
     postman: Postman,
     pace: Duration,
+    dialect: &'static dyn Dialect,
     task: u64,
     plan: Plan,
 }
@@ -47,10 +53,17 @@ struct News {
 
 impl Workers {
     /// Starts the work on a task. The returned end is told, or dropped, when its first webhook is done with.
-    pub fn start(&self, task: u64, plan: Plan, callback: Option<Url>) -> oneshot::Receiver<()> {
+    pub fn start(
+        &self,
+        task: u64,
+        dialect: &'static dyn Dialect,
+        plan: Plan,
+        callback: Option<Url>,
+    ) -> oneshot::Receiver<()> {
         let (first_done, first) = oneshot::channel();
         let recipient = callback.map(|url| Recipient {
             task,
+            dialect,
             url,
             seal: plan.seal,
         });
@@ -58,6 +71,7 @@ impl Workers {
             ledger: self.ledger.clone(),
             postman: self.postman.clone(),
             pace: self.pace,
+            dialect,
             task,
             plan,
         };
@@ -73,7 +87,8 @@ impl Workers {
 
 impl Work {
     async fn run(self, recipient: Option<Recipient>, first_done: oneshot::Sender<()>) {
-        let (outbox, inbox) = mpsc::channel(usize::from(self.plan.steps) + 2);
+        let changes = usize::from(self.plan.ahead) + usize::from(self.plan.steps) + 3;
+        let (outbox, inbox) = mpsc::channel(changes * NEWS_PER_CHANGE);
         tokio::join!(
             self.render(outbox),
             self.notify(inbox, recipient, first_done)
@@ -85,45 +100,64 @@ impl Work {
         if matches!(self.plan.ending, Ending::Never) {
             return;
         }
+        if self.change(&outbox, |_| {}).is_break() {
+            return;
+        }
+        for _ in 0..self.plan.ahead {
+            sleep(self.pace).await;
+            if self.change(&outbox, Task::advance).is_break() {
+                return;
+            }
+        }
         // Where the submitter is kept waiting for the first webhook, there is no time in the queue.
         if !matches!(self.plan.door, Door::AnswerAfterWebhook) {
             sleep(self.pace).await;
         }
         for step in 0..=self.plan.steps {
-            self.change(&outbox, |task| {
-                task.proceed(percent(step, self.plan.steps + 1));
-            });
+            if self.change(&outbox, |task| task.proceed(step)).is_break() {
+                return;
+            }
             sleep(self.pace).await;
         }
-        self.change(&outbox, |task| task.end(self.plan.ending));
+        let _over = self.change(&outbox, |task| task.end(self.plan.ending));
     }
 
-    fn change(&self, outbox: &mpsc::Sender<News>, change: impl FnOnce(&mut Task)) {
-        let Some(task) = self.ledger.change(self.task, change) else {
-            return;
+    /// Makes a change and sends word of it, unless the task is to be cancelled instead: then that was the last.
+    fn change(
+        &self,
+        outbox: &mpsc::Sender<News>,
+        change: impl FnOnce(&mut Task),
+    ) -> ControlFlow<()> {
+        let task = self.ledger.change(self.task, |task| {
+            let heeded = match self.plan.cancelling {
+                Cancelling::Heeded => task.cancel_asked,
+                Cancelling::Forgotten => false,
+            };
+            if heeded {
+                task.cancel();
+            } else {
+                change(task);
+            }
+        });
+        let Some(task) = task else {
+            return ControlFlow::Break(());
         };
-        let thin = matches!(
-            self.plan.ending,
-            Ending::SucceedsThin | Ending::SucceedsExpired
-        );
-        let document = if thin && task.status.is_final() {
-            task.thin_document()
+        for body in self.dialect.news(&task) {
+            let id: u64 = rand::rng().random_range(1_000_000_000_000_000..10_000_000_000_000_000);
+            let message = Message {
+                id: id.to_string(),
+                task: task.id.clone(),
+                body: body.to_string().into_bytes(),
+            };
+            // A receiver that is gone wants no more news.
+            let at = Instant::now();
+            outbox.try_send(News { at, message }).ok();
+        }
+        if task.status.is_final() {
+            ControlFlow::Break(())
         } else {
-            task.document()
-        };
-        // Strings and numbers under fixed names always serialise.
-        let body = serde_json::to_vec(&document).unwrap_or_default();
-        let message = Message {
-            id: rand::rng().random_range(1_000_000_000_000_000..10_000_000_000_000_000),
-            body,
-        };
-        // A receiver that is gone wants no more news.
-        outbox
-            .try_send(News {
-                at: Instant::now(),
-                message,
-            })
-            .ok();
+            ControlFlow::Continue(())
+        }
     }
 
     async fn notify(
@@ -133,11 +167,15 @@ impl Work {
         first_done: oneshot::Sender<()>,
     ) {
         let Some(to) = recipient else { return };
+        let is_lost = matches!(self.plan.schedule, Schedule::Lost);
+        if is_lost || !self.postman.introduce(&to).await {
+            return;
+        }
         let mut first_done = Some(first_done);
         let mut held_back = Vec::new();
         while let Some(news) = inbox.recv().await {
             let delivery = match self.plan.schedule {
-                Schedule::Lost => Delivery::GivenUp,
+                Schedule::Lost => return,
                 Schedule::InTime => self.postman.deliver(&news.message, &to).await,
                 Schedule::Twice => {
                     self.postman.deliver(&news.message, &to).await;
@@ -167,9 +205,4 @@ impl Work {
             }
         }
     }
-}
-
-fn percent(step: u8, of: u8) -> u8 {
-    // Below a hundred, because a step is below the number of steps.
-    u8::try_from(u32::from(step) * 100 / u32::from(of)).unwrap_or(100)
 }

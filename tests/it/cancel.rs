@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::{Barrier, Notify};
 
 use crate::app::{Answer, TestApp, send};
 use crate::standin::{Asked, Reply, StandIn};
@@ -98,6 +99,7 @@ async fn a_job_that_waits_for_a_place_ends_at_once_and_is_never_sent() {
     let sent: Vec<Value> = provider
         .asked()
         .iter()
+        .filter(|asked| asked.method == "POST")
         .map(|asked| asked.body["options"]["external_task_id"].clone())
         .collect();
     assert_eq!(sent, [json!(first), json!(stays)]);
@@ -196,10 +198,15 @@ async fn a_workers_own_job_ends_and_its_worker_is_told_with_the_next_push() {
 
 const SPEC: &str = r#"
 title = "A provider that can cancel"
-requires = ["api_key", "base_url"]
+requires = ["api_key", "base_url", "webhook_secrets"]
 headers = { x-key = "{{ api_key }}" }
-signature = { scheme = "none" }
 poll_after = "1h"
+
+[signature]
+scheme = "hmac"
+header = "x-able-signature"
+encoding = "hex"
+signed = "{body}"
 
 [submit]
 url = "{{ base_url }}/tasks"
@@ -213,26 +220,39 @@ items = "payload"
 [cancel]
 method = "DELETE"
 url = "{{ base_url }}/tasks/{{ task_id }}"
+item = "{'id': task_id, 'state': 'stopped'} if http == 204 else payload.task"
 
 [read]
 task_id = "payload.id"
 status = "payload.state"
-statuses = { waiting = "queued", stopped = "cancelled" }
+outputs = "payload.file"
+statuses = { waiting = "queued", done = "succeeded", stopped = "cancelled" }
 "#;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_can_is_asked_to_and_the_job_ends_when_it_says_so() {
-    let agrees = Arc::new(AtomicBool::new(false));
-    let agreed = Arc::clone(&agrees);
+const ABLE_SECRET: &str = "the able one's secret";
+
+fn task(state: &str) -> Value {
+    json!({ "id": "t1", "state": state })
+}
+
+fn finished() -> Value {
+    json!({ "id": "t1", "state": "done", "file": "https://cdn.example.com/a.mp4" })
+}
+
+/// A provider that takes one job, and answers whoever wants it cancelled, or asks about it, as told.
+async fn able<F, R>(answer: F) -> (StandIn, TestApp, String)
+where
+    F: Fn(Asked) -> R + Send + Sync + 'static,
+    R: Future<Output = Reply> + 'static,
+{
     let provider = StandIn::start(move |asked: Asked| {
-        let agrees = agreed.load(Ordering::Relaxed);
-        let reply = match asked.method.as_str() {
-            "POST" => Reply::json(201, &json!({ "id": "t1", "state": "waiting" })),
-            "DELETE" if agrees => Reply::text(204, ""),
-            "DELETE" => Reply::json(409, &json!({ "reason": "a secret matter" })),
-            _ => Reply::json(200, &json!({ "id": "t1", "state": "stopped" })),
-        };
-        async move { reply }
+        let later = (asked.method != "POST").then(|| answer(asked));
+        async move {
+            match later {
+                Some(later) => later.await,
+                None => Reply::json(201, &task("waiting")),
+            }
+        }
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
@@ -242,18 +262,37 @@ async fn a_provider_that_can_is_asked_to_and_the_job_ends_when_it_says_so() {
         .set("providers.able.spec", spec.display())
         .set("providers.able.base_url", &provider.url)
         .set("providers.able.api_key", "the key")
+        .set("providers.able.webhook_secrets", ABLE_SECRET)
         .spawn()
         .await;
     let id = submit(&app, "able").await;
     app.until(&id, "alice", |job| job["status"] == "queued")
         .await;
+    (provider, app, id)
+}
 
-    let answer = cancel(&app, &id, "alice").await;
-    assert_refused(&answer, 502, "provider_error");
-    assert!(!answer.body.to_string().contains("secret matter"));
-    assert_eq!(app.job(&id, "alice").await["status"], "queued");
+async fn webhook(app: &TestApp, news: &Value) -> Answer {
+    let body = news.to_string();
+    let signature = crate::signing::hex(ABLE_SECRET, body.as_bytes());
+    let request = app.anonymous(Method::POST, "/v1/webhooks/able");
+    send(request.header("x-able-signature", signature).body(body)).await
+}
 
-    agrees.store(true, Ordering::Relaxed);
+fn verbs(provider: &StandIn) -> Vec<String> {
+    let asked = provider.asked();
+    let after_submit = asked.iter().skip(1);
+    after_submit.map(|asked| asked.method.clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_agrees_is_asked_and_the_job_ends_when_it_says_so() {
+    let (provider, app, id) = able(|asked| async move {
+        match asked.method.as_str() {
+            "DELETE" => Reply::json(202, &json!({ "note": "as you wish" })),
+            _ => Reply::json(200, &task("stopped")),
+        }
+    })
+    .await;
     let answer = cancel(&app, &id, "alice").await;
     assert_eq!(answer.status, 202, "{}", answer.body);
     assert_eq!(answer.body["id"], id);
@@ -263,8 +302,215 @@ async fn a_provider_that_can_is_asked_to_and_the_job_ends_when_it_says_so() {
         (&json!("cancelled"), &json!("poll"))
     );
     let asked = provider.asked();
-    let asked: Vec<_> = asked.iter().filter(|it| it.method == "DELETE").collect();
-    assert_eq!(asked.len(), 2);
     assert_eq!(asked[1].path, "/tasks/t1");
     assert_eq!(asked[1].header("x-key"), Some("the key"));
+    assert_eq!(verbs(&provider), ["DELETE", "GET"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_tells_the_end_is_the_end_for_http_and_socket() {
+    for reply in [
+        Reply::text(204, ""),
+        Reply::json(200, &json!({ "task": task("stopped") })),
+    ] {
+        for by_socket in [false, true] {
+            let reply = reply.clone();
+            let (provider, app, id) = able(move |_| {
+                let reply = reply.clone();
+                async move { reply }
+            })
+            .await;
+            let job = if by_socket {
+                let mut socket = app.socket("alice").await;
+                socket.subscribe(&[(id.as_str(), 1)]).await;
+                socket
+                    .say(json!({ "type": "cancel", "id": 4, "job": id }))
+                    .await;
+                socket.to_the_end(&id).await
+            } else {
+                let answer = cancel(&app, &id, "alice").await;
+                assert_eq!(answer.status, 202, "{}", answer.body);
+                answer.body
+            };
+            assert_eq!(
+                (&job["status"], &job["source"]),
+                (&json!("cancelled"), &json!("api"))
+            );
+            assert_eq!(verbs(&provider), ["DELETE"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_about_another_task_or_without_an_end_is_only_an_agreement() {
+    for said in [
+        json!({ "task": { "id": "t2", "state": "stopped" } }),
+        json!({ "task": task("waiting") }),
+        json!({ "task": task("stopping") }),
+        json!("fine"),
+    ] {
+        let (provider, app, id) = able(move |asked| {
+            let said = said.clone();
+            async move {
+                match asked.method.as_str() {
+                    "DELETE" => Reply::json(200, &said),
+                    _ => Reply::json(200, &task("waiting")),
+                }
+            }
+        })
+        .await;
+        let answer = cancel(&app, &id, "alice").await;
+        assert_eq!(answer.status, 202, "{}", answer.body);
+        assert_eq!(answer.body["status"], "queued");
+        provider.until(|asked| asked.len() == 3).await;
+        assert_eq!(app.job(&id, "alice").await["status"], "queued");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_explained_by_reading_the_task_at_once() {
+    for (status, state, ends) in [
+        (400, finished(), "succeeded"),
+        (404, task("stopped"), "cancelled"),
+        (409, task("waiting"), "queued"),
+    ] {
+        let (provider, app, id) = able(move |asked| {
+            let state = state.clone();
+            async move {
+                match asked.method.as_str() {
+                    "DELETE" => Reply::json(status, &json!({ "reason": "a secret matter" })),
+                    _ => Reply::json(200, &state),
+                }
+            }
+        })
+        .await;
+        let answer = cancel(&app, &id, "alice").await;
+        let job = app.job(&id, "alice").await;
+        assert_eq!(job["status"], ends, "{status}");
+        // Whoever wanted it cancelled has what they wanted, whoever did it.
+        if ends == "cancelled" {
+            assert_eq!((answer.status.as_u16(), &answer.body), (202, &job));
+        } else {
+            assert_refused(&answer, 409, "not_cancellable");
+            assert!(!answer.body.to_string().contains("secret matter"));
+        }
+        assert_eq!(verbs(&provider), ["DELETE", "GET"]);
+        let mut socket = app.socket("alice").await;
+        socket
+            .say(json!({ "type": "cancel", "id": 1, "job": id }))
+            .await;
+        let error = socket.hear("error").await;
+        assert_eq!(error["code"], "not_cancellable");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_fails_or_is_busy_or_knows_no_such_key_may_be_asked_again() {
+    for reply in [
+        Reply::json(500, &json!({ "reason": "a secret matter" })),
+        Reply::text(503, ""),
+        Reply::text(429, ""),
+        Reply::text(401, ""),
+        Reply::broken(),
+    ] {
+        let (_provider, app, id) = able(move |asked| {
+            let reply = reply.clone();
+            async move {
+                match asked.method.as_str() {
+                    "DELETE" => reply,
+                    _ => Reply::json(200, &task("waiting")),
+                }
+            }
+        })
+        .await;
+        let answer = cancel(&app, &id, "alice").await;
+        assert_refused(&answer, 502, "provider_error");
+        assert_eq!(answer.body["retryable"], true);
+        assert!(!answer.body.to_string().contains("secret matter"));
+        assert_eq!(app.job(&id, "alice").await["status"], "queued");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_success_that_is_committed_before_the_cancels_answer_wins() {
+    let told = Arc::new(Notify::new());
+    let waits = Arc::clone(&told);
+    let (provider, app, id) = able(move |_| {
+        let told = Arc::clone(&waits);
+        async move {
+            told.notified().await;
+            Reply::text(204, "")
+        }
+    })
+    .await;
+    let mut socket = app.socket("alice").await;
+    socket
+        .say(json!({ "type": "cancel", "id": 7, "job": id }))
+        .await;
+    let (answer, ()) = tokio::join!(cancel(&app, &id, "alice"), async {
+        provider.until(|asked| asked.len() == 3).await;
+        let answer = webhook(&app, &finished()).await;
+        assert_eq!(answer.body, json!({ "matched": true, "applied": true }));
+        // The answers come only now.
+        told.notify_one();
+        told.notify_waiters();
+    });
+    assert_refused(&answer, 409, "not_cancellable");
+    let error = socket.hear("error").await;
+    assert_eq!(
+        (&error["id"], &error["code"]),
+        (&json!(7), &json!("not_cancellable"))
+    );
+    let job = app.job(&id, "alice").await;
+    assert_eq!(
+        (&job["status"], &job["source"]),
+        (&json!("succeeded"), &json!("webhook"))
+    );
+    assert_eq!(job["outputs"][0]["url"], "https://cdn.example.com/a.mp4");
+    assert_eq!(job["error"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_is_confirmed_before_the_success_comes_in_wins() {
+    let (_provider, app, id) = able(|_| async { Reply::text(204, "") }).await;
+    let answer = cancel(&app, &id, "alice").await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    let late = webhook(&app, &finished()).await;
+    assert_eq!(late.status, 200);
+    assert_eq!(late.body, json!({ "matched": true, "applied": false }));
+    let job = app.job(&id, "alice").await;
+    assert_eq!(job, answer.body);
+    assert_eq!(
+        (&job["status"], &job["outputs"]),
+        (&json!("cancelled"), &json!([]))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_cancels_at_once_are_one() {
+    let (begun, done) = (Arc::new(Barrier::new(2)), Arc::new(AtomicBool::new(false)));
+    let (provider, app, id) = able(move |asked| {
+        let (begun, done) = (Arc::clone(&begun), Arc::clone(&done));
+        async move {
+            if asked.method == "GET" {
+                return Reply::json(200, &task("stopped"));
+            }
+            begun.wait().await;
+            match done.swap(true, Ordering::Relaxed) {
+                false => Reply::text(204, ""),
+                true => Reply::json(404, &json!({ "reason": "no such task" })),
+            }
+        }
+    })
+    .await;
+    let before = app.job(&id, "alice").await["version"].as_u64().unwrap();
+    let (one, other) = tokio::join!(cancel(&app, &id, "alice"), cancel(&app, &id, "alice"));
+    let job = app.job(&id, "alice").await;
+    assert_eq!(job["status"], "cancelled");
+    assert_eq!(job["version"], before + 1);
+    for answer in [one, other] {
+        assert_eq!((answer.status.as_u16(), &answer.body), (202, &job));
+    }
+    let is_cancel = |asked: &&Asked| asked.method == "DELETE";
+    assert_eq!(provider.asked().iter().filter(is_cancel).count(), 2);
 }

@@ -474,12 +474,9 @@ async fn by_submission(fixture: &Fixture) {
             fixture.file
         );
     }
-    assert_eq!(
-        stage.provider.asked().len(),
-        1,
-        "{}: sent once",
-        fixture.file
-    );
+    let asked = stage.provider.asked();
+    let submits = asked.iter().filter(|asked| asked.method == "POST");
+    assert_eq!(submits.count(), 1, "{}: sent once", fixture.file);
 }
 
 /// An answer to the second call, for what a finished task has brought.
@@ -580,19 +577,27 @@ async fn every_recorded_body_means_what_it_must() {
     let fixtures = Fixture::all();
     assert!(fixtures.len() >= 62, "the manifest is whole");
     let stories = fixtures.into_iter().map(|fixture| async move {
-        match fixture.channel.as_str() {
-            "webhook" => by_webhook(&fixture).await,
-            "poll" => by_poll(&fixture).await,
-            "submit-response" => by_submission(&fixture).await,
-            "error-response" if fixture.action() == "apply" => by_result(&fixture).await,
-            "error-response" => by_submission(&fixture).await,
-            "cancel-response" => by_cancel(&fixture).await,
-            "balance" => by_balance(&fixture).await,
-            other => panic!("an unknown channel: {other}"),
-        }
+        let name = fixture.file.clone();
+        let told = tokio::spawn(async move { tell(&fixture).await });
+        told.await.is_err().then_some(name)
     });
-    stream::iter(stories)
+    let wrong: Vec<String> = stream::iter(stories)
         .buffer_unordered(4)
-        .collect::<()>()
+        .filter_map(async |wrong| wrong)
+        .collect()
         .await;
+    assert_eq!(wrong, [""; 0], "each has said above what it came to");
+}
+
+async fn tell(fixture: &Fixture) {
+    match fixture.channel.as_str() {
+        "webhook" => by_webhook(fixture).await,
+        "poll" => by_poll(fixture).await,
+        "submit-response" => by_submission(fixture).await,
+        "error-response" if fixture.action() == "apply" => by_result(fixture).await,
+        "error-response" => by_submission(fixture).await,
+        "cancel-response" => by_cancel(fixture).await,
+        "balance" => by_balance(fixture).await,
+        other => panic!("an unknown channel: {other}"),
+    }
 }

@@ -139,6 +139,7 @@ impl Reply {
     fn response(self) -> HttpResponse {
         let status = StatusCode::from_u16(self.status).unwrap();
         let mut response = HttpResponse::build(status);
+        response.content_type("application/json");
         for header in self.headers {
             response.insert_header(header);
         }
@@ -146,7 +147,7 @@ impl Reply {
             let broken = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
             return response.streaming(futures_util::stream::iter([Err::<Bytes, _>(broken)]));
         }
-        response.content_type("application/json").body(self.body)
+        response.body(self.body)
     }
 }
 

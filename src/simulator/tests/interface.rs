@@ -283,14 +283,22 @@ async fn the_witness_says_the_same_over_http() {
         submits_received: 1,
         submits_accepted: 1,
         queries_received: 1,
+        tasks_queried: 1,
         callbacks_sent: 6,
         callbacks_acknowledged: 6,
+        ..Counts::default()
     };
     assert_eq!(stage.witness.calls(), counts);
     assert_eq!(
         stage.get("/simulator/counts").await.1,
         serde_json::to_value(counts).unwrap()
     );
+    assert_eq!(
+        stage.get("/simulator/counts/kling").await.1,
+        serde_json::to_value(counts).unwrap()
+    );
+    let others = serde_json::to_value(Counts::default()).unwrap();
+    assert_eq!(stage.get("/simulator/counts/fal").await.1, others);
     let tasks = serde_json::to_value(stage.witness.tasks()).unwrap();
     assert_eq!(stage.get("/simulator/tasks").await.1, tasks);
     assert_eq!(

@@ -2,10 +2,17 @@
 //!
 //! Invariant: nothing sleeps; every wait is for an event, with a deadline that only a broken simulator meets.
 
+mod atlas;
 mod clip;
+mod dialects;
+mod fal;
 mod interface;
+mod minimax;
 mod receiver;
+mod replicate;
+mod runway;
 mod scenarios;
+mod videos;
 mod webhooks;
 
 use std::future::Future;
@@ -49,6 +56,7 @@ impl Stage {
         let witness = simulator.witness();
         let stop = CancellationToken::new();
         let receiver = Receiver::start(witness.clone());
+        let simulator = simulator.with_project_webhook(receiver.url()).unwrap();
         let running = tokio::spawn(simulator.run(stop.clone()));
         Self {
             url,

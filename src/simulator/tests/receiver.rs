@@ -1,9 +1,10 @@
 //! A receiver of callbacks: it keeps all that comes, answers as told and can be made to hold its answers.
 //!
-//! Invariant: a callback is kept before it is answered.
+//! Invariant: a callback is kept before it is answered. A challenge is kept apart, and echoed unless told not to.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use actix_web::http::StatusCode;
 use actix_web::web::{self, Bytes, Data};
@@ -26,6 +27,8 @@ pub struct Receiver {
 struct Inner {
     witness: Witness,
     kept: watch::Sender<Vec<Callback>>,
+    challenges: Mutex<Vec<Value>>,
+    is_mute: AtomicBool,
     answers: Mutex<VecDeque<u16>>,
     held: watch::Sender<bool>,
 }
@@ -36,6 +39,8 @@ pub struct Callback {
     pub id: Option<String>,
     pub timestamp: Option<String>,
     pub signature: Option<String>,
+    /// All headers, by their names in lower case.
+    pub headers: HashMap<String, String>,
     pub raw: Bytes,
     pub body: Value,
     /// The task's true status at that moment.
@@ -47,6 +52,8 @@ impl Receiver {
         let inner = Data::new(Inner {
             witness,
             kept: watch::Sender::new(Vec::new()),
+            challenges: Mutex::default(),
+            is_mute: AtomicBool::new(false),
             answers: Mutex::default(),
             held: watch::Sender::new(false),
         });
@@ -75,6 +82,16 @@ impl Receiver {
     /// Answers with these statuses, one after the other, and then with 200.
     pub fn answer_with(&self, statuses: &[u16]) {
         self.inner.answers.lock().unwrap().extend(statuses);
+    }
+
+    /// Takes challenges without a word.
+    pub fn mute(&self) {
+        self.inner.is_mute.store(true, Ordering::SeqCst);
+    }
+
+    /// The challenges that came so far.
+    pub fn challenges(&self) -> Vec<Value> {
+        self.inner.challenges.lock().unwrap().clone()
     }
 
     pub fn hold(&self) {
@@ -130,22 +147,28 @@ impl Callback {
 }
 
 async fn receive(request: HttpRequest, raw: Bytes, inner: Data<Inner>) -> HttpResponse {
-    let header = |name: &str| {
-        request
-            .headers()
-            .get(name)
-            .map(|value| value.to_str().unwrap().to_owned())
-    };
+    let text = |value: &actix_web::http::header::HeaderValue| value.to_str().unwrap().to_owned();
+    let headers = request.headers().iter();
+    let headers: HashMap<_, _> = headers
+        .map(|(name, value)| (name.as_str().to_owned(), text(value)))
+        .collect();
     let body: Value = serde_json::from_slice(&raw).unwrap();
+    if body.get("challenge").is_some() {
+        inner.challenges.lock().unwrap().push(body.clone());
+        return match inner.is_mute.load(Ordering::SeqCst) {
+            true => HttpResponse::Ok().finish(),
+            false => HttpResponse::Ok().json(body),
+        };
+    }
+    let ids = ["/id", "/request_id", "/session_id", "/task_id", "/data/id"];
+    let tasks = ids.into_iter().filter_map(|id| body.pointer(id)?.as_str());
+    let task = tasks.filter_map(|id| inner.witness.task(id)).next();
     let callback = Callback {
-        id: header("webhook-id"),
-        timestamp: header("webhook-timestamp"),
-        signature: header("webhook-signature"),
-        truth: inner
-            .witness
-            .task(body["id"].as_str().unwrap())
-            .unwrap()
-            .status,
+        id: headers.get("webhook-id").cloned(),
+        timestamp: headers.get("webhook-timestamp").cloned(),
+        signature: headers.get("webhook-signature").cloned(),
+        headers,
+        truth: task.unwrap().status,
         raw,
         body,
     };

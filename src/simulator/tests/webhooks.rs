@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::super::webhook::Secret;
+use super::super::signing::Secret;
 use super::super::{Scenario, Status};
 use super::receiver::Callback;
 use super::{SECRET, Stage, in_time};

@@ -1,0 +1,248 @@
+//! Links: everything that the hub gives away as a URL of its own.
+//!
+//! Invariant: a link proves by itself what it opens, one job's news or one output of it, and opens
+//! nothing else; no provider's key and no provider's private address is ever in one.
+
+use std::time::Duration;
+
+use url::Url;
+
+use crate::job::{JobId, News, Report, Update};
+use crate::signature::CallbackKey;
+use crate::time::Time;
+
+/// What a grant for an output is good for; apart from every other use of the key.
+const OUTPUT: &str = "job-output";
+
+/// Makes the hub's URLs, and reads them back.
+#[derive(Clone)]
+pub struct Links {
+    public_url: Option<Url>,
+    key: Option<CallbackKey>,
+    keeps: Duration,
+}
+
+impl Links {
+    /// Links under this public address, proven with this key. Those of outputs hold for `keeps`, as
+    /// long as the hub keeps the job that they are of.
+    #[must_use]
+    pub fn new(public_url: Option<Url>, key: Option<CallbackKey>, keeps: Duration) -> Self {
+        Self {
+            public_url,
+            key,
+            keeps,
+        }
+    }
+
+    /// The address for a provider's news of this job, with the job's own token; none without a
+    /// public address and a key.
+    #[must_use]
+    pub fn callback(&self, provider: &str, job: &JobId) -> Option<Url> {
+        let (url, key) = (self.public_url.clone()?, self.key.as_ref()?);
+        let token = key.token(provider, job.as_str());
+        under(url, &["v1", "webhooks", provider, &token])
+    }
+
+    /// The job that a token from such an address of this provider's proves; none when it proves
+    /// nothing.
+    #[must_use]
+    pub fn job_of(&self, provider: &str, token: &str) -> Option<JobId> {
+        JobId::parse(self.key.as_ref()?.job_of(provider, token)?).ok()
+    }
+
+    /// Where the hub serves a job's output, counted from 0, to whoever has the link, until a time.
+    /// Without a key it opens nothing by itself, and without a public address it is a path.
+    #[must_use]
+    pub fn output(&self, job: &JobId, n: usize, until: Time) -> String {
+        let path = ["v1", "jobs", job.as_str(), "outputs", &n.to_string()];
+        let url = self.public_url.clone().and_then(|url| under(url, &path));
+        let address = url.map_or_else(|| format!("/{}", path.join("/")), String::from);
+        match &self.key {
+            Some(key) => {
+                let grant = key.grant(OUTPUT, &subject(job, n), until.timestamp());
+                format!("{address}?grant={grant}")
+            }
+            None => address,
+        }
+    }
+
+    /// Whether a grant from such a link opens this output at `now`.
+    #[must_use]
+    pub fn opens(&self, job: &JobId, n: usize, grant: &str, now: Time) -> bool {
+        self.key
+            .as_ref()
+            .is_some_and(|key| key.granted(OUTPUT, &subject(job, n), grant, now.timestamp()))
+    }
+
+    /// The news with a link of the hub's for each output that only a provider's key can read. It holds
+    /// as long as the job is kept, or as the output where that is known to go earlier.
+    #[must_use]
+    pub fn addressed(&self, job: &JobId, mut update: Update, now: Time) -> Update {
+        match &mut update.news {
+            News::Report(report) => self.address(job, report, now),
+            News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => {}
+        }
+        update
+    }
+
+    fn address(&self, job: &JobId, report: &mut Report, now: Time) {
+        let kept = now + self.keeps;
+        let outputs = report.outputs.iter_mut().zip(&report.sources).enumerate();
+        for (n, (output, source)) in outputs {
+            if source.is_some() {
+                let until = output.expires_at.map_or(kept, |gone| gone.min(kept));
+                output.url = self.output(job, n, until);
+            }
+        }
+    }
+}
+
+fn under(mut url: Url, path: &[&str]) -> Option<Url> {
+    url.path_segments_mut().ok()?.pop_if_empty().extend(path);
+    Some(url)
+}
+
+fn subject(job: &JobId, n: usize) -> String {
+    format!("{job} {n}")
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+
+    use super::*;
+    use crate::job::{Output, Source, Status};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn key(secret: &str) -> Option<CallbackKey> {
+        CallbackKey::new(&SecretString::from(secret)).ok()
+    }
+
+    fn links(public_url: Option<&str>) -> Links {
+        let public_url = public_url.map(|url| url.parse().unwrap());
+        Links::new(public_url, key("a secret"), HOUR)
+    }
+
+    fn job(name: &str) -> JobId {
+        JobId::parse(name).unwrap()
+    }
+
+    fn grant(link: &str) -> &str {
+        link.split_once("?grant=").unwrap().1
+    }
+
+    #[test]
+    fn a_grant_opens_one_output_of_one_job_until_its_time() {
+        let (links, now) = (links(None), Time::from_millis(1_800_000_000_000));
+        let link = links.output(&job("job_a"), 1, now + HOUR);
+        let held = grant(&link);
+        let last = now + HOUR - Duration::from_secs(1);
+        for (who, id, n, at, opens) in [
+            (&links, "job_a", 1, now, true),
+            (&links, "job_a", 1, last, true),
+            (&links, "job_a", 1, now + HOUR, false),
+            (&links, "job_a", 0, now, false),
+            (&links, "job_a", 11, now, false),
+            (&links, "job_b", 1, now, false),
+            (
+                &Links::new(None, key("another"), HOUR),
+                "job_a",
+                1,
+                now,
+                false,
+            ),
+            (&Links::new(None, None, HOUR), "job_a", 1, now, false),
+        ] {
+            assert_eq!(who.opens(&job(id), n, held, at), opens, "{id} {n} {at}");
+        }
+        let (_, mac) = held.split_once('.').unwrap();
+        let later = format!("{}.{mac}", (now + HOUR * 2).millis() / 1000);
+        for forged in ["", ".", mac, later.as_str(), "9999999999."] {
+            assert!(!links.opens(&job("job_a"), 1, forged, now), "{forged}");
+        }
+    }
+
+    #[test]
+    fn links_stand_under_the_public_address_and_are_a_path_without_one() {
+        let (id, now) = (job("job_a"), Time::from_millis(1_800_000_000_000));
+        for public_url in [
+            "https://hub.example.com/progress",
+            "https://hub.example.com/progress/",
+        ] {
+            let links = links(Some(public_url));
+            let callback = links.callback("kling", &id).unwrap();
+            let (address, token) = callback.as_str().rsplit_once('/').unwrap();
+            assert_eq!(
+                address,
+                "https://hub.example.com/progress/v1/webhooks/kling"
+            );
+            assert_eq!(links.job_of("kling", token), Some(id.clone()));
+            assert_eq!(links.job_of("other", token), None);
+            let output = links.output(&id, 0, now);
+            let (address, _) = output.split_once("?grant=1800000000.").unwrap();
+            assert_eq!(
+                address,
+                "https://hub.example.com/progress/v1/jobs/job_a/outputs/0"
+            );
+        }
+        assert_eq!(links(None).callback("kling", &id), None);
+        assert!(
+            links(None)
+                .output(&id, 0, now)
+                .starts_with("/v1/jobs/job_a/outputs/0?grant=")
+        );
+        let keyless = Links::new(None, None, HOUR);
+        assert_eq!(keyless.output(&id, 3, now), "/v1/jobs/job_a/outputs/3");
+    }
+
+    #[test]
+    fn only_what_lies_behind_a_key_gets_a_link_and_no_longer_than_it_lasts() {
+        let now = Time::from_millis(1_800_000_000_000);
+        let output = |url: &str, expires_at| Output {
+            kind: "video".to_owned(),
+            url: url.to_owned(),
+            duration: None,
+            expires_at,
+            watermark_url: None,
+            nsfw: None,
+        };
+        let report = Report {
+            outputs: vec![
+                output("", None),
+                output("https://cdn.example.com/b", None),
+                output("", Some(now + HOUR / 2)),
+                output("", Some(now + HOUR * 2)),
+            ],
+            sources: vec![
+                Some("files/a".to_owned()),
+                None,
+                Some("c".to_owned()),
+                Some("d".to_owned()),
+            ],
+            ..Report::of(Status::Succeeded)
+        };
+        let update = links(None).addressed(&job("job_a"), report.from_source(Source::Poll), now);
+        let News::Report(report) = update.news else {
+            panic!("another kind of news")
+        };
+        let seconds: Vec<_> = report
+            .outputs
+            .iter()
+            .map(|output| {
+                output
+                    .url
+                    .split_once("?grant=18000")
+                    .map(|(_, grant)| grant[..5].parse().unwrap())
+            })
+            .collect();
+        assert_eq!(seconds, [Some(3600), None, Some(1800), Some(3600)]);
+        assert_eq!(report.outputs[1].url, "https://cdn.example.com/b");
+        assert!(
+            report
+                .outputs
+                .iter()
+                .all(|output| !output.url.contains("files"))
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! Atlas Cloud (atlascloud.ai/docs: webhooks, predictions, errors, public API).
+//!
+//! Invariant: every answer of the media interface has a `code` beside its HTTP status; a prediction that failed
+//! comes as HTTP 200 with code 200 all the same. There is one webhook, at the end, and no way to cancel.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{Dialect, one, present, rfc3339, uncancellable};
+use crate::simulator::call::{Answer, Ask, Call, Name};
+use crate::simulator::order::{Order, callback, object, text};
+use crate::simulator::plan::{Failure, Plan};
+use crate::simulator::refusal::Refusal;
+use crate::simulator::scenario::Scenario;
+use crate::simulator::signing::{KEY_ID, Keyring};
+use crate::simulator::task::{Product, Status, Task};
+use crate::simulator::webhook::Message;
+
+const EVENT: &str = "video.task.terminal";
+/// Content moderation.
+const MODERATION: u16 = 1039;
+
+pub(super) struct Atlas;
+
+impl Dialect for Atlas {
+    fn name(&self) -> &'static str {
+        "atlas"
+    }
+
+    fn call(&self, ask: &Ask) -> Option<Call> {
+        match (ask.method, ask.path.as_slice()) {
+            ("POST", ["api", "v1", "model", "generateVideo"]) => Some(Call::Submit),
+            ("GET", ["api", "v1", "model", "prediction", id]) => {
+                Some(Call::Query(vec![Name::Task((*id).to_owned())]))
+            }
+            ("GET", ["api", "v1", "webhooks", "jwks.json"]) => Some(Call::Keys),
+            ("GET", ["public", "v1", "balance"]) => Some(Call::Account),
+            _ => None,
+        }
+    }
+
+    fn order(&self, _ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+        let body = object(body)?;
+        text(&body, "prompt")?;
+        let model = text(&body, "model")?;
+        let product = match body.get("image") {
+            Some(_) => Product::ImageToVideo,
+            None => Product::TextToVideo,
+        };
+        Ok(Order {
+            product,
+            callback: callback(body["webhook_url"].as_str())?,
+            ..Order::new(model, &body)?
+        })
+    }
+
+    fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
+        uncancellable(scenario)
+    }
+
+    fn id(&self, _number: u64) -> String {
+        Uuid::now_v7().simple().to_string()
+    }
+
+    fn accepted(&self, task: &Task) -> Answer {
+        success(prediction(task))
+    }
+
+    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+        Ok(success(prediction(one(tasks)?)))
+    }
+
+    fn account(&self, _keys: &Keyring) -> Result<Answer, Refusal> {
+        let usd = |value: &str| json!({"value": value, "currency": "usd"});
+        Ok(Answer::ok(json!({
+            "object": "balance",
+            "scope": "account",
+            "account": {"id": "acc_1", "name": "simulated", "type": "personal"},
+            "available": usd("125.500000"),
+            "cash": usd("100.000000"),
+            "bonus": usd("25.500000"),
+            "subscription_bonus": usd("0.000000"),
+            "frozen": usd("1.250000"),
+            "credit_grant": {
+                "status": "none",
+                "granted": usd("0.000000"),
+                "used": usd("0.000000"),
+                "remaining_overdraft": usd("0.000000"),
+                "overdrawn": false,
+            },
+            "request_id": Uuid::now_v7().to_string(),
+        })))
+    }
+
+    /// Without a `Retry-After` on any of them, as documented.
+    fn refused(&self, refusal: &Refusal) -> Answer {
+        let words = refusal.to_string();
+        let (status, code, words) = match refusal {
+            // A path that is wrong is unauthorized too.
+            Refusal::NoKey | Refusal::BadKey | Refusal::NoSuchMethod => {
+                (401, 401, "unauthorized".to_owned())
+            }
+            Refusal::Quota => (402, 402, words),
+            Refusal::Safety => (400, MODERATION, "content moderation rejected".to_owned()),
+            Refusal::RateLimit | Refusal::Concurrency => (429, 429, words),
+            Refusal::Server => (500, 500, words),
+            Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => (400, 400, words),
+            Refusal::NoSuchModel | Refusal::NoSuchTask => (404, 404, words),
+        };
+        let request_id = Uuid::now_v7().to_string();
+        let body = json!({"code": code, "msg": words, "request_id": request_id, "data": null});
+        Answer::new(status, body)
+    }
+
+    fn news(&self, task: &Task) -> Vec<Value> {
+        let status = match task.status {
+            Status::Submitted | Status::Processing => return Vec::new(),
+            Status::Succeeded => "OK",
+            Status::Failed | Status::Cancelled => "ERROR",
+        };
+        let outputs = if task.thin { json!([]) } else { outputs(task) };
+        let payload = present(json!({
+            "model": task.seed.model,
+            "status": word(task),
+            "outputs": outputs,
+            "error_code": task.failure.and_then(code),
+        }));
+        vec![present(json!({
+            "session_id": task.id,
+            "event_type": EVENT,
+            "status": status,
+            "created_at": task.updated_ms,
+            "payload": payload,
+            "error": task.failure.map(words),
+        }))]
+    }
+
+    /// Over the time, a dot and the body. The id in the header is not signed.
+    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+        let signed = [format!("{at}.").as_bytes(), &message.body].concat();
+        let signature = URL_SAFE_NO_PAD.encode(keys.ed25519(&signed));
+        vec![
+            ("x-atlascloud-webhook-id", message.task.clone()),
+            ("x-atlascloud-webhook-event", EVENT.to_owned()),
+            ("x-atlascloud-webhook-timestamp", at.to_string()),
+            ("x-atlascloud-webhook-key-id", KEY_ID.to_owned()),
+            ("x-atlascloud-webhook-signature-ed25519", signature),
+        ]
+    }
+}
+
+fn success(data: Value) -> Answer {
+    Answer::ok(json!({"code": 200, "message": "success", "data": data}))
+}
+
+fn prediction(task: &Task) -> Value {
+    let url = format!("{}/api/v1/model/prediction/{}", task.seed.origin, task.id);
+    present(json!({
+        "id": task.id,
+        "model": task.seed.model,
+        "status": word(task),
+        "outputs": outputs(task),
+        "error": task.failure.map(words),
+        "error_code": task.failure.and_then(code),
+        "urls": {"get": url},
+        "has_nsfw_contents": task.status.is_final().then(|| json!([false])),
+        "created_at": rfc3339(task.created_ms),
+    }))
+}
+
+fn word(task: &Task) -> &'static str {
+    match task.status {
+        Status::Submitted | Status::Processing => "processing",
+        Status::Succeeded => "completed",
+        Status::Failed => "failed",
+        Status::Cancelled => "cancelled",
+    }
+}
+
+fn outputs(task: &Task) -> Value {
+    if task.kept {
+        json!([task.clip()])
+    } else {
+        json!([])
+    }
+}
+
+fn words(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Rendering => "internal rendering error",
+        Failure::Safety => "content moderation rejected",
+    }
+}
+
+fn code(failure: Failure) -> Option<u16> {
+    match failure {
+        Failure::Rendering => None,
+        Failure::Safety => Some(MODERATION),
+    }
+}

@@ -1,0 +1,281 @@
+//! fal's queue (fal.ai/docs: queue, webhooks, model errors, request errors).
+//!
+//! Invariant: a request lives under its app's root, `/{owner}/{alias}/requests/{id}`, and not under the model that
+//! was called, so only the addresses of the answer lead to it. What was made comes by a second call.
+
+use aws_lc_rs::digest;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{Dialect, one, present, queueing, rfc3339};
+use crate::simulator::call::{Answer, Ask, Call, Cancelled, Name};
+use crate::simulator::order::{Order, callback, object, text};
+use crate::simulator::plan::{Failure, Plan};
+use crate::simulator::refusal::Refusal;
+use crate::simulator::scenario::Scenario;
+use crate::simulator::signing::Keyring;
+use crate::simulator::task::{Product, Status, Task};
+use crate::simulator::webhook::Message;
+
+/// To whom all webhooks are addressed.
+const USER: &str = "user_simulated";
+
+pub(super) struct Fal;
+
+impl Dialect for Fal {
+    fn name(&self) -> &'static str {
+        "fal"
+    }
+
+    fn scheme(&self) -> &'static str {
+        "Key "
+    }
+
+    fn call(&self, ask: &Ask) -> Option<Call> {
+        match (ask.method, ask.path.as_slice()) {
+            ("GET", [".well-known", "jwks.json"]) => Some(Call::Keys),
+            ("GET", [_, _, "requests", id, "status"]) => {
+                Some(Call::Query(vec![Name::Task((*id).to_owned())]))
+            }
+            ("GET", [_, _, "requests", id]) => Some(Call::Result((*id).to_owned())),
+            ("PUT", [_, _, "requests", id, "cancel"]) => Some(Call::Cancel((*id).to_owned())),
+            ("POST", [_, _, rest @ ..]) if !rest.contains(&"requests") => Some(Call::Submit),
+            _ => None,
+        }
+    }
+
+    fn order(&self, ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+        let body = object(body)?;
+        text(&body, "prompt")?;
+        let product = match body.get("image_url") {
+            Some(_) => Product::ImageToVideo,
+            None => Product::TextToVideo,
+        };
+        Ok(Order {
+            product,
+            callback: callback(ask.query("fal_webhook"))?,
+            ..Order::new(&ask.path.join("/"), &body)?
+        })
+    }
+
+    /// The queue takes every request, so one that finds all slots taken waits in it.
+    fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
+        Ok(queueing(scenario))
+    }
+
+    fn id(&self, _number: u64) -> String {
+        Uuid::now_v7().to_string()
+    }
+
+    fn accepted(&self, task: &Task) -> Answer {
+        let mut body = addresses(task);
+        body["status"] = json!("IN_QUEUE");
+        body["queue_position"] = json!(task.seed.ahead);
+        Answer::ok(body)
+    }
+
+    fn queried(&self, ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+        let task = one(tasks)?;
+        let mut body = addresses(task);
+        let logs = (ask.query("logs") == Some("1")).then(|| logs(task));
+        let status = match task.status {
+            Status::Submitted => {
+                body["status"] = json!("IN_QUEUE");
+                body["queue_position"] = json!(task.ahead);
+                202
+            }
+            Status::Processing => {
+                body["status"] = json!("IN_PROGRESS");
+                body["logs"] = json!(logs);
+                202
+            }
+            Status::Succeeded | Status::Failed | Status::Cancelled => {
+                let seconds = task.updated_ms - task.started_ms.unwrap_or(task.updated_ms);
+                body["status"] = json!("COMPLETED");
+                body["logs"] = json!(logs);
+                body["metrics"] = json!({"inference_time": seconds as f64 / 1000.0});
+                if let Some(fault) = fault(task) {
+                    body["error"] = json!(fault.words);
+                    body["error_type"] = json!(fault.kind);
+                }
+                200
+            }
+        };
+        Ok(Answer::new(status, present(body)))
+    }
+
+    fn result(&self, task: &Task) -> Result<Answer, Refusal> {
+        if !task.status.is_final() {
+            let detail = json!({"detail": "Request is still in progress"});
+            return Ok(Answer::new(400, detail));
+        }
+        match fault(task) {
+            None if task.kept => Ok(Answer::ok(payload(task))),
+            None => Err(Refusal::NoSuchTask),
+            Some(fault) => Ok(fault.answer()),
+        }
+    }
+
+    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, Refusal> {
+        let (status, word) = match outcome {
+            Cancelled::Agreed(_) => (202, "CANCELLATION_REQUESTED"),
+            Cancelled::Ended => (400, "ALREADY_COMPLETED"),
+            Cancelled::Unknown => (404, "NOT_FOUND"),
+        };
+        Ok(Answer::new(status, json!({"status": word})))
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Answer {
+        let plain = |status: u16, detail: &str| Answer::new(status, json!({"detail": detail}));
+        match refusal {
+            Refusal::NoKey | Refusal::BadKey => plain(401, "Authentication is required"),
+            Refusal::Quota => plain(403, "User is locked. Reason: Exhausted balance."),
+            Refusal::RateLimit | Refusal::Concurrency => {
+                plain(429, "Too many requests").with("retry-after", 1)
+            }
+            Refusal::Safety => Fault::of(Failure::Safety).answer(),
+            Refusal::Malformed(why) | Refusal::Invalid(why) => Fault {
+                status: 422,
+                kind: "value_error",
+                words: why.clone(),
+                retryable: false,
+            }
+            .answer(),
+            Refusal::Server => request_error(500, "internal_error", "Internal server error"),
+            Refusal::NoSuchMethod | Refusal::NoSuchModel => plain(404, "Path not found"),
+            Refusal::NoSuchTask | Refusal::Taken => plain(404, "Request not found"),
+        }
+    }
+
+    fn news(&self, task: &Task) -> Vec<Value> {
+        let mut body = json!({"request_id": task.id, "gateway_request_id": task.id});
+        match (task.status, fault(task)) {
+            (Status::Submitted | Status::Processing, _) => return Vec::new(),
+            (_, Some(fault)) => {
+                body["status"] = json!("ERROR");
+                body["error"] = json!(format!("Invalid status code: {}", fault.status));
+                body["payload"] = json!(fault.answer().body);
+            }
+            (_, None) => {
+                body["status"] = json!("OK");
+                body["payload"] = if task.thin {
+                    body["payload_error"] = json!("The payload is too large for a webhook");
+                    Value::Null
+                } else {
+                    payload(task)
+                };
+            }
+        }
+        vec![body]
+    }
+
+    /// Over `request id, user id, time and the SHA-256 of the body`, in lines.
+    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+        let digest = digest::digest(&digest::SHA256, &message.body);
+        let digest = hex(digest.as_ref());
+        let signed = format!("{}\n{USER}\n{at}\n{digest}", message.task);
+        vec![
+            ("x-fal-webhook-request-id", message.task.clone()),
+            ("x-fal-webhook-user-id", USER.to_owned()),
+            ("x-fal-webhook-timestamp", at.to_string()),
+            (
+                "x-fal-webhook-signature",
+                hex(&keys.ed25519(signed.as_bytes())),
+            ),
+        ]
+    }
+}
+
+/// Why there is no result.
+struct Fault {
+    status: u16,
+    kind: &'static str,
+    words: String,
+    retryable: bool,
+}
+
+impl Fault {
+    fn of(failure: Failure) -> Self {
+        match failure {
+            Failure::Rendering => Self {
+                status: 500,
+                kind: "internal_server_error",
+                words: "Internal server error".to_owned(),
+                retryable: true,
+            },
+            Failure::Safety => Self {
+                status: 422,
+                kind: "content_policy_violation",
+                words: "The content could not be processed because it was flagged by a content checker."
+                    .to_owned(),
+                retryable: false,
+            },
+        }
+    }
+
+    /// A model's error, or for a cancel the request's.
+    fn answer(&self) -> Answer {
+        if self.kind == CANCELLED {
+            return request_error(self.status, self.kind, &self.words);
+        }
+        let detail = json!({"loc": ["body", "prompt"], "msg": self.words, "type": self.kind});
+        Answer::new(self.status, json!({"detail": [detail]}))
+            .with("x-fal-retryable", self.retryable)
+    }
+}
+
+const CANCELLED: &str = "client_cancelled";
+
+fn fault(task: &Task) -> Option<Fault> {
+    match task.status {
+        Status::Submitted | Status::Processing | Status::Succeeded => None,
+        Status::Failed => task.failure.map(Fault::of),
+        Status::Cancelled => Some(Fault {
+            status: 499,
+            kind: CANCELLED,
+            words: "Request was cancelled by the client".to_owned(),
+            retryable: false,
+        }),
+    }
+}
+
+fn request_error(status: u16, kind: &str, words: &str) -> Answer {
+    Answer::new(status, json!({"detail": words, "error_type": kind})).with("x-fal-error-type", kind)
+}
+
+/// Where a request lives: under the first two segments of the model's path.
+fn addresses(task: &Task) -> Value {
+    let app: Vec<&str> = task.seed.model.split('/').take(2).collect();
+    let url = format!(
+        "{}/{}/requests/{}",
+        task.seed.origin,
+        app.join("/"),
+        task.id
+    );
+    json!({
+        "request_id": task.id,
+        "status_url": format!("{url}/status"),
+        "cancel_url": format!("{url}/cancel"),
+        "response_url": url,
+    })
+}
+
+fn logs(task: &Task) -> Vec<Value> {
+    let lines = task.log().into_iter();
+    let at = rfc3339(task.updated_ms);
+    let line = |line: String| json!({"message": line, "level": "STDERR", "source": "USER", "timestamp": at});
+    lines.map(line).collect()
+}
+
+fn payload(task: &Task) -> Value {
+    json!({"video": {
+        "url": task.clip(),
+        "content_type": "video/mp4",
+        "file_name": "out.mp4",
+        "file_size": crate::simulator::clip::LENGTH,
+    }})
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,137 @@
+//! The body of a submit, checked as Kling would check it.
+//!
+//! Invariant: keys that are not known are passed over, as `scenario` is by the real one. Limits are those of
+//! Kling's text-to-video and image-to-video pages.
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::simulator::order::{Order, callback, object};
+use crate::simulator::refusal::Refusal;
+use crate::simulator::task::Product;
+
+const MAX_PROMPT_CHARS: usize = 2500;
+const DURATIONS: std::ops::RangeInclusive<u64> = 3..=15;
+const ASPECT_RATIOS: [&str; 3] = ["16:9", "9:16", "1:1"];
+const RESOLUTIONS: [&str; 3] = ["720p", "1080p", "4k"];
+
+#[derive(Deserialize)]
+struct Body {
+    prompt: Option<String>,
+    contents: Option<Vec<Content>>,
+    settings: Option<Settings>,
+    options: Option<Options>,
+}
+
+#[derive(Deserialize)]
+struct Content {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+    url: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Settings {
+    resolution: Option<String>,
+    aspect_ratio: Option<String>,
+    duration: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Options {
+    callback_url: Option<String>,
+    external_task_id: Option<String>,
+    watermark_info: Option<WatermarkInfo>,
+}
+
+#[derive(Deserialize)]
+struct WatermarkInfo {
+    enabled: bool,
+}
+
+/// Reads an order for a model from a body.
+pub(super) fn read(product: Product, model: &str, bytes: &[u8]) -> Result<Order, Refusal> {
+    let order = Order::new(model, &object(bytes)?)?;
+    let body: Body =
+        serde_json::from_slice(bytes).map_err(|error| Refusal::Malformed(error.to_string()))?;
+    check_prompt(product, &body)?;
+    if let Some(settings) = &body.settings {
+        check_settings(settings)?;
+    }
+    let order = Order { product, ..order };
+    let Some(options) = body.options else {
+        return Ok(order);
+    };
+    let watermark = options.watermark_info.is_some_and(|info| info.enabled);
+    Ok(Order {
+        external_id: options.external_task_id.filter(|id| !id.is_empty()),
+        callback: callback(options.callback_url.as_deref())?,
+        notes: json!({ "watermark": watermark }),
+        ..order
+    })
+}
+
+fn check_prompt(product: Product, body: &Body) -> Result<(), Refusal> {
+    let contents = body.contents.as_deref().unwrap_or_default();
+    let prompts = contents.iter().filter(|content| content.kind == "prompt");
+    let prompts = prompts
+        .filter_map(|content| content.text.as_deref())
+        .chain(body.prompt.as_deref());
+    let prompt: String = prompts.collect();
+    if prompt.trim().is_empty() {
+        return Err(invalid("prompt is required"));
+    }
+    if prompt.chars().count() > MAX_PROMPT_CHARS {
+        return Err(invalid(format!(
+            "prompt is longer than {MAX_PROMPT_CHARS} characters"
+        )));
+    }
+    match product {
+        Product::TextToVideo => Ok(()),
+        Product::ImageToVideo => {
+            let is_frame = |content: &Content| {
+                content.kind.ends_with("_frame")
+                    && content.url.as_ref().is_some_and(|url| !url.is_empty())
+            };
+            let has_frame = contents.iter().any(is_frame);
+            has_frame
+                .then_some(())
+                .ok_or_else(|| invalid("contents has no frame with a url"))
+        }
+    }
+}
+
+fn check_settings(settings: &Settings) -> Result<(), Refusal> {
+    if settings
+        .duration
+        .is_some_and(|seconds| !DURATIONS.contains(&seconds))
+    {
+        return Err(invalid(
+            "settings.duration is not a whole number from 3 to 15",
+        ));
+    }
+    check_choice(
+        "settings.aspect_ratio",
+        settings.aspect_ratio.as_deref(),
+        &ASPECT_RATIOS,
+    )?;
+    check_choice(
+        "settings.resolution",
+        settings.resolution.as_deref(),
+        &RESOLUTIONS,
+    )
+}
+
+fn check_choice(key: &str, value: Option<&str>, choices: &[&str]) -> Result<(), Refusal> {
+    match value {
+        Some(value) if !choices.contains(&value) => {
+            Err(invalid(format!("{key} is none of {}", choices.join(", "))))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn invalid(why: impl Into<String>) -> Refusal {
+    Refusal::Invalid(why.into())
+}

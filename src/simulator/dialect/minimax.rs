@@ -1,0 +1,180 @@
+//! MiniMax's first interface (platform.minimax.io/docs: video generation, query, file retrieval, callback).
+//!
+//! Invariant: every answer is HTTP 200 and tells by `base_resp.status_code` what it is; a query speaks in
+//! capitals, a callback in lower case. Callbacks are unsigned, and none goes to a receiver that did not echo the
+//! challenge. A file's address comes by a second call.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Challenge, Dialect, one, present, uncancellable};
+use crate::simulator::call::{Answer, Ask, Call, Name};
+use crate::simulator::clip;
+use crate::simulator::order::{Order, callback, object, text};
+use crate::simulator::plan::{Failure, Plan};
+use crate::simulator::refusal::Refusal;
+use crate::simulator::scenario::Scenario;
+use crate::simulator::signing::Keyring;
+use crate::simulator::task::{Product, Status, Task};
+use crate::simulator::webhook::Message;
+
+/// How long a receiver may take to echo the challenge.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+pub(super) struct Minimax;
+
+impl Dialect for Minimax {
+    fn name(&self) -> &'static str {
+        "minimax"
+    }
+
+    fn call(&self, ask: &Ask) -> Option<Call> {
+        let asked = |key: &str| ask.query(key).unwrap_or_default().to_owned();
+        match (ask.method, ask.path.as_slice()) {
+            ("POST", ["v1", "video_generation"]) => Some(Call::Submit),
+            ("GET", ["v1", "query", "video_generation"]) => {
+                Some(Call::Query(vec![Name::Task(asked("task_id"))]))
+            }
+            ("GET", ["v1", "files", "retrieve"]) => Some(Call::Result(asked("file_id"))),
+            _ => None,
+        }
+    }
+
+    fn order(&self, _ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+        let body = object(body)?;
+        let model = text(&body, "model")?;
+        let product = match body.get("first_frame_image") {
+            Some(_) => Product::ImageToVideo,
+            None => {
+                text(&body, "prompt")?;
+                Product::TextToVideo
+            }
+        };
+        Ok(Order {
+            product,
+            callback: callback(body["callback_url"].as_str())?,
+            ..Order::new(model, &body)?
+        })
+    }
+
+    fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
+        if scenario == Scenario::Forged {
+            return Err("it signs nothing");
+        }
+        uncancellable(scenario)
+    }
+
+    fn id(&self, number: u64) -> String {
+        number.to_string()
+    }
+
+    fn accepted(&self, task: &Task) -> Answer {
+        Answer::ok(json!({"task_id": task.id, "base_resp": said(0, "success")}))
+    }
+
+    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+        let task = one(tasks)?;
+        let succeeded = task.status == Status::Succeeded;
+        let status = match task.status {
+            Status::Submitted if task.ahead > 0 => "Queueing",
+            Status::Submitted => "Preparing",
+            Status::Processing => "Processing",
+            Status::Succeeded => "Success",
+            Status::Failed | Status::Cancelled => "Fail",
+        };
+        Ok(Answer::ok(present(json!({
+            "task_id": task.id,
+            "status": status,
+            "file_id": succeeded.then(|| file_id(task)),
+            "video_width": succeeded.then_some(480),
+            "video_height": succeeded.then_some(270),
+            "base_resp": outcome(task),
+        }))))
+    }
+
+    fn task_of(&self, file_id: &str) -> Option<String> {
+        let file: u64 = file_id.parse().ok()?;
+        Some(file.checked_sub(1)?.to_string())
+    }
+
+    fn result(&self, task: &Task) -> Result<Answer, Refusal> {
+        if !task.kept {
+            return Err(Refusal::NoSuchTask);
+        }
+        let file = json!({
+            "file_id": file_id(task),
+            "bytes": clip::LENGTH,
+            "created_at": task.updated_ms / 1000,
+            "filename": "output_aigc.mp4",
+            "purpose": "video_generation",
+            "download_url": task.clip(),
+        });
+        Ok(Answer::ok(
+            json!({"file": file, "base_resp": said(0, "success")}),
+        ))
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Answer {
+        let words = refusal.to_string();
+        let code = match refusal {
+            Refusal::NoKey | Refusal::BadKey => 1004,
+            Refusal::Quota => 1008,
+            Refusal::Safety => 1026,
+            Refusal::RateLimit => 1002,
+            Refusal::Concurrency => 1041,
+            Refusal::Server => 1000,
+            Refusal::Malformed(_)
+            | Refusal::Invalid(_)
+            | Refusal::Taken
+            | Refusal::NoSuchModel
+            | Refusal::NoSuchTask => 2013,
+            Refusal::NoSuchMethod => return Answer::empty(404),
+        };
+        Answer::ok(json!({"task_id": "", "base_resp": said(code, &words)}))
+    }
+
+    fn challenge(&self, word: &str) -> Option<Challenge> {
+        Some(Challenge {
+            body: json!({ "challenge": word }),
+            patience: PATIENCE,
+        })
+    }
+
+    fn news(&self, task: &Task) -> Vec<Value> {
+        let (status, file) = match task.status {
+            // Word of a change of status only, not of each step.
+            Status::Processing if task.step == 0 => ("processing", None),
+            Status::Submitted | Status::Processing => return Vec::new(),
+            Status::Succeeded => ("success", (!task.thin).then(|| file_id(task))),
+            Status::Failed | Status::Cancelled => ("failed", None),
+        };
+        vec![present(json!({
+            "task_id": task.id,
+            "status": status,
+            "file_id": file,
+            "base_resp": outcome(task),
+        }))]
+    }
+
+    fn seal(&self, _: &Keyring, _: &Message, _: u64) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+/// What a task makes has the number after it.
+fn file_id(task: &Task) -> String {
+    (task.number + 1).to_string()
+}
+
+fn said(code: u16, words: &str) -> Value {
+    json!({"status_code": code, "status_msg": words})
+}
+
+fn outcome(task: &Task) -> Value {
+    match task.failure {
+        None => said(0, "success"),
+        Some(Failure::Rendering) => said(1000, "internal rendering error"),
+        Some(Failure::Safety) => said(1027, "output new_sensitive"),
+    }
+}

@@ -1,0 +1,205 @@
+//! Replicate (replicate.com/docs: predictions, webhooks, rate limits, data retention; replicate-python 1.0.7).
+//!
+//! Invariant: a webhook is the whole prediction, as a query tells it. `start` and `completed` always come,
+//! `output` and `logs` to those who asked for them. Progress is nowhere but in the logs.
+
+use rand::RngExt;
+use rand::distr::Alphanumeric;
+use serde_json::{Value, json};
+
+use super::{Dialect, one, rfc3339};
+use crate::simulator::call::{Answer, Ask, Call, Cancelled, Name};
+use crate::simulator::order::{Order, callback, object, text};
+use crate::simulator::plan::{Failure, Plan};
+use crate::simulator::refusal::Refusal;
+use crate::simulator::scenario::Scenario;
+use crate::simulator::signing::Keyring;
+use crate::simulator::task::{Status, Task};
+use crate::simulator::webhook::Message;
+
+const EVENTS: [&str; 4] = ["start", "output", "logs", "completed"];
+
+pub(super) struct Replicate;
+
+impl Dialect for Replicate {
+    fn name(&self) -> &'static str {
+        "replicate"
+    }
+
+    fn call(&self, ask: &Ask) -> Option<Call> {
+        match (ask.method, ask.path.as_slice()) {
+            ("POST", ["v1", "predictions"] | ["v1", "models", _, _, "predictions"]) => {
+                Some(Call::Submit)
+            }
+            ("GET", ["v1", "predictions", id]) => {
+                Some(Call::Query(vec![Name::Task((*id).to_owned())]))
+            }
+            ("POST", ["v1", "predictions", id, "cancel"]) => Some(Call::Cancel((*id).to_owned())),
+            ("GET", ["v1", "webhooks", "default", "secret"]) => Some(Call::Account),
+            _ => None,
+        }
+    }
+
+    fn order(&self, ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+        let body = object(body)?;
+        let input = &body["input"];
+        text(input, "prompt")?;
+        let (model, version) = match ask.path.as_slice() {
+            ["v1", "models", owner, name, _] => (format!("{owner}/{name}"), "hidden"),
+            _ => ("simulated/video".to_owned(), text(&body, "version")?),
+        };
+        let filter = match &body["webhook_events_filter"] {
+            Value::Null => json!(EVENTS),
+            Value::Array(events) if events.iter().all(is_event) => json!(events),
+            _ => {
+                let why = format!("webhook_events_filter is not of {}", EVENTS.join(", "));
+                return Err(Refusal::Invalid(why));
+            }
+        };
+        Ok(Order {
+            callback: callback(body["webhook"].as_str())?,
+            notes: json!({"input": input, "version": version, "filter": filter}),
+            ..Order::new(&model, &body)?
+        })
+    }
+
+    fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
+        Ok(scenario.plan())
+    }
+
+    fn id(&self, _number: u64) -> String {
+        let letters = rand::rng().sample_iter(Alphanumeric).take(26);
+        letters
+            .map(|letter| char::from(letter).to_ascii_lowercase())
+            .collect()
+    }
+
+    fn accepted(&self, task: &Task) -> Answer {
+        limited(Answer::new(201, prediction(task)))
+    }
+
+    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+        Ok(limited(Answer::ok(prediction(one(tasks)?))))
+    }
+
+    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, Refusal> {
+        match outcome {
+            Cancelled::Agreed(task) => Ok(limited(Answer::ok(prediction(task)))),
+            Cancelled::Ended => Err(Refusal::Invalid("the prediction has ended".to_owned())),
+            Cancelled::Unknown => Err(Refusal::NoSuchTask),
+        }
+    }
+
+    fn account(&self, keys: &Keyring) -> Result<Answer, Refusal> {
+        let secret = keys.secret().ok_or(Refusal::NoSuchTask)?;
+        Ok(Answer::ok(json!({ "key": secret })))
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Answer {
+        let words = refusal.to_string();
+        let (status, title) = match refusal {
+            Refusal::NoKey | Refusal::BadKey => (401, "Unauthenticated"),
+            Refusal::Quota => (402, "Insufficient credit"),
+            Refusal::RateLimit | Refusal::Concurrency => {
+                let words = "Request was throttled. Your rate limit resets in ~1s.";
+                let answer = Answer::new(429, json!({ "detail": words }));
+                return answer
+                    .with("ratelimit-remaining", 0)
+                    .with("ratelimit-reset", 1);
+            }
+            Refusal::Server => (500, "Internal server error"),
+            Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
+                (422, "Input validation failed")
+            }
+            Refusal::NoSuchMethod | Refusal::NoSuchModel | Refusal::NoSuchTask => {
+                (404, "Not found")
+            }
+        };
+        Answer::new(
+            status,
+            json!({"type": "about:blank", "title": title, "status": status, "detail": words}),
+        )
+    }
+
+    fn news(&self, task: &Task) -> Vec<Value> {
+        let mut told = prediction(task);
+        match task.status {
+            // In the queue it only starts once.
+            Status::Submitted if task.ahead == task.seed.ahead => vec![told],
+            Status::Processing if wants(task, "logs") => vec![told],
+            Status::Submitted | Status::Processing => Vec::new(),
+            Status::Failed | Status::Cancelled => vec![told],
+            Status::Succeeded if task.thin => {
+                told["output"] = Value::Null;
+                vec![told]
+            }
+            Status::Succeeded if wants(task, "output") => {
+                let mut output = told.clone();
+                output["status"] = json!("processing");
+                output["completed_at"] = Value::Null;
+                vec![output, told]
+            }
+            Status::Succeeded => vec![told],
+        }
+    }
+
+    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+        keys.standard(&format!("msg_{}", message.id), at, &message.body)
+    }
+}
+
+fn is_event(event: &Value) -> bool {
+    event.as_str().is_some_and(|event| EVENTS.contains(&event))
+}
+
+fn wants(task: &Task, event: &str) -> bool {
+    let events = task.seed.notes["filter"].as_array();
+    events.is_some_and(|events| events.iter().any(|wanted| wanted == event))
+}
+
+/// With what is left of the rate limit.
+fn limited(answer: Answer) -> Answer {
+    answer
+        .with("ratelimit-remaining", 599)
+        .with("ratelimit-reset", 1)
+}
+
+fn prediction(task: &Task) -> Value {
+    let url = format!("{}/v1/predictions/{}", task.seed.origin, task.id);
+    let status = match task.status {
+        Status::Submitted => "starting",
+        Status::Processing => "processing",
+        Status::Succeeded => "succeeded",
+        Status::Failed => "failed",
+        Status::Cancelled => "canceled",
+    };
+    // Input, output and logs are deleted together.
+    let removed = task.status == Status::Succeeded && !task.kept;
+    let seconds = |from: u64| task.ended_ms().map(|end| (end - from) as f64 / 1000.0);
+    json!({
+        "id": task.id,
+        "model": task.seed.model,
+        "version": task.seed.notes["version"],
+        "input": if removed { json!({}) } else { task.seed.notes["input"].clone() },
+        "output": task.kept.then(|| task.clip()),
+        "logs": (!removed).then(|| task.log().join("\n")),
+        "error": task.failure.map(words),
+        "status": status,
+        "metrics": match (task.started_ms.and_then(seconds), seconds(task.created_ms)) {
+            (Some(predict), Some(total)) => json!({"predict_time": predict, "total_time": total}),
+            (None, _) | (_, None) => json!({}),
+        },
+        "created_at": rfc3339(task.created_ms),
+        "started_at": task.started_ms.map(rfc3339),
+        "completed_at": task.ended_ms().map(rfc3339),
+        "data_removed": removed,
+        "urls": {"get": url, "cancel": format!("{url}/cancel")},
+    })
+}
+
+fn words(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Rendering => "Prediction failed: internal rendering error",
+        Failure::Safety => "NSFW content detected. Try a different prompt.",
+    }
+}

@@ -1,0 +1,200 @@
+//! Runway (runwayml 5.24.0; docs.dev.runwayml.com: errors, task failures, usage tiers).
+//!
+//! Invariant: nothing is ever sent of itself; only asking tells. Every call names the interface's version. To
+//! delete a task that runs is to cancel it, and one that has ended is gone after it.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{Dialect, one, present, queueing, rfc3339};
+use crate::simulator::call::{Answer, Ask, Call, Cancelled, Name};
+use crate::simulator::order::{Order, object, text};
+use crate::simulator::plan::{Failure, Plan};
+use crate::simulator::refusal::Refusal;
+use crate::simulator::scenario::Scenario;
+use crate::simulator::signing::Keyring;
+use crate::simulator::task::{Product, Status, Task};
+use crate::simulator::webhook::Message;
+
+const VERSION: &str = "2024-11-06";
+/// What a task costs.
+const CREDITS: u16 = 25;
+
+pub(super) struct Runway;
+
+impl Dialect for Runway {
+    fn name(&self) -> &'static str {
+        "runway"
+    }
+
+    fn call(&self, ask: &Ask) -> Option<Call> {
+        match (ask.method, ask.path.as_slice()) {
+            ("POST", ["v1", "image_to_video" | "text_to_video"]) => Some(Call::Submit),
+            ("GET", ["v1", "tasks", id]) => Some(Call::Query(vec![Name::Task((*id).to_owned())])),
+            ("DELETE", ["v1", "tasks", id]) => Some(Call::Cancel((*id).to_owned())),
+            ("GET", ["v1", "organization"]) => Some(Call::Account),
+            _ => None,
+        }
+    }
+
+    fn check(&self, ask: &Ask) -> Result<(), Refusal> {
+        let version = ask.headers.get("x-runway-version");
+        if version.is_none_or(|version| version != VERSION) {
+            let why = format!("X-Runway-Version must be {VERSION}");
+            return Err(Refusal::Malformed(why));
+        }
+        Ok(())
+    }
+
+    fn order(&self, ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+        let body = object(body)?;
+        let model = text(&body, "model")?;
+        let product = match ask.path.as_slice() {
+            ["v1", "image_to_video"] => {
+                text(&body, "promptImage")?;
+                Product::ImageToVideo
+            }
+            _ => {
+                text(&body, "promptText")?;
+                Product::TextToVideo
+            }
+        };
+        Ok(Order {
+            product,
+            ..Order::new(model, &body)?
+        })
+    }
+
+    /// All that a webhook can do is beyond it, and it takes every prompt and declines it later.
+    fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
+        match scenario {
+            Scenario::DuplicateWebhooks
+            | Scenario::ReorderedWebhooks
+            | Scenario::LateWebhooks
+            | Scenario::LostWebhooks
+            | Scenario::WebhookBeforeAnswer
+            | Scenario::ThinSuccess
+            | Scenario::Unsigned
+            | Scenario::Forged => Err("it sends no webhooks"),
+            Scenario::Safety => Err("it declines no prompt at submit"),
+            Scenario::Normal
+            | Scenario::Slow
+            | Scenario::RateLimited
+            | Scenario::ConcurrencyLimited
+            | Scenario::ServerErrors
+            | Scenario::LostAnswer
+            | Scenario::LostAnswerSilent
+            | Scenario::FailsAtEnd
+            | Scenario::SafetyAtEnd
+            | Scenario::ExpiredResult
+            | Scenario::Quota
+            | Scenario::BadKey
+            | Scenario::CancelledLate
+            | Scenario::Silence => Ok(queueing(scenario)),
+        }
+    }
+
+    fn id(&self, _number: u64) -> String {
+        Uuid::now_v7().to_string()
+    }
+
+    fn accepted(&self, task: &Task) -> Answer {
+        Answer::ok(json!({"id": task.id, "estimatedCost": {"credits": CREDITS}}))
+    }
+
+    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+        let task = one(tasks)?;
+        let mut body = json!({"id": task.id, "createdAt": rfc3339(task.created_ms)});
+        body["status"] = json!(match task.status {
+            // Held back because too many of the account's own run.
+            Status::Submitted if task.ahead > 0 => "THROTTLED",
+            Status::Submitted => "PENDING",
+            Status::Processing => "RUNNING",
+            Status::Succeeded => "SUCCEEDED",
+            Status::Failed => "FAILED",
+            Status::Cancelled => "CANCELLED",
+        });
+        let charged = match (task.status, task.failure) {
+            (_, Some(Failure::Rendering)) => 0,
+            (Status::Cancelled, _) if task.started_ms.is_none() => 0,
+            _ => CREDITS,
+        };
+        if task.status.is_final() {
+            body["cost"] = json!({ "credits": charged });
+        } else {
+            body["estimatedCost"] = json!({"credits": CREDITS});
+        }
+        let percent = task.progress();
+        body["progress"] = json!(percent.map(|percent| f64::from(percent) / 100.0));
+        body["failure"] = json!(task.failure.map(words));
+        body["failureCode"] = json!(task.failure.map(code));
+        body["output"] = match task.status {
+            Status::Succeeded if task.kept => json!([task.clip()]),
+            Status::Succeeded => json!([]),
+            Status::Submitted | Status::Processing | Status::Failed | Status::Cancelled => {
+                Value::Null
+            }
+        };
+        Ok(Answer::ok(present(body)))
+    }
+
+    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, Refusal> {
+        match outcome {
+            Cancelled::Agreed(_) | Cancelled::Ended => Ok(Answer::empty(204)),
+            Cancelled::Unknown => Err(Refusal::NoSuchTask),
+        }
+    }
+
+    fn deletes_ended(&self) -> bool {
+        true
+    }
+
+    fn account(&self, _keys: &Keyring) -> Result<Answer, Refusal> {
+        let limits = json!({"maxConcurrentGenerations": 3, "maxDailyGenerations": 500});
+        Ok(Answer::ok(json!({
+            "creditBalance": 4200,
+            "tier": {"maxMonthlyCreditSpend": 100_000, "models": {"gen4_turbo": limits}},
+            "usage": {"models": {"gen4_turbo": {"dailyGenerations": 17}}},
+        })))
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Answer {
+        let words = refusal.to_string();
+        let (status, words) = match refusal {
+            Refusal::NoKey | Refusal::BadKey => (401, words),
+            Refusal::Quota => {
+                let words = "You do not have enough credits to run this task.";
+                (400, words.to_owned())
+            }
+            Refusal::RateLimit | Refusal::Concurrency => (429, words),
+            Refusal::Server => (502, words),
+            Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
+                (400, words)
+            }
+            Refusal::NoSuchMethod | Refusal::NoSuchModel | Refusal::NoSuchTask => (404, words),
+        };
+        Answer::new(status, json!({ "error": words }))
+    }
+
+    fn news(&self, _task: &Task) -> Vec<Value> {
+        Vec::new()
+    }
+
+    fn seal(&self, _: &Keyring, _: &Message, _: u64) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+fn words(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Rendering => "An unexpected error occurred.",
+        Failure::Safety => "Text input did not pass moderation",
+    }
+}
+
+fn code(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Rendering => "INTERNAL.BAD_OUTPUT.CODE01",
+        Failure::Safety => "SAFETY.INPUT.TEXT",
+    }
+}

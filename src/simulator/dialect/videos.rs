@@ -1,0 +1,168 @@
+//! The `/v1/videos` family as OpenAI shaped it (openai-openapi 2.3.0: videos, webhooks), which lives on in gateways.
+//!
+//! Invariant: a video's bytes lie behind the key, at `/content`, and are nowhere else. A webhook goes to the one
+//! address of the account and names a video, nothing more. `/v1` before the path may be left out.
+
+use reqwest::Url;
+use serde_json::{Value, json};
+
+use super::{Dialect, one, uncancellable};
+use crate::simulator::call::{Answer, Ask, Call, Name};
+use crate::simulator::order::{Order, object, text};
+use crate::simulator::plan::{Failure, Plan};
+use crate::simulator::refusal::Refusal;
+use crate::simulator::scenario::Scenario;
+use crate::simulator::signing::Keyring;
+use crate::simulator::task::{Product, Status, Task};
+use crate::simulator::webhook::Message;
+
+/// Seconds for which content is kept.
+const KEPT: u64 = 24 * 60 * 60;
+
+pub(super) struct Videos;
+
+impl Dialect for Videos {
+    fn name(&self) -> &'static str {
+        "videos"
+    }
+
+    fn call(&self, ask: &Ask) -> Option<Call> {
+        let path = ask.path.as_slice();
+        match (ask.method, path.strip_prefix(&["v1"]).unwrap_or(path)) {
+            ("POST", ["videos"]) => Some(Call::Submit),
+            ("GET", ["videos", id]) => Some(Call::Query(vec![Name::Task((*id).to_owned())])),
+            ("GET" | "HEAD", ["videos", id, "content"]) => Some(Call::Content((*id).to_owned())),
+            _ => None,
+        }
+    }
+
+    fn order(&self, _ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+        let body = object(body)?;
+        let prompt = text(&body, "prompt")?;
+        let model = text(&body, "model")?;
+        let product = match body.get("input_reference") {
+            Some(_) => Product::ImageToVideo,
+            None => Product::TextToVideo,
+        };
+        let told = |key: &str, otherwise: &str| body[key].as_str().unwrap_or(otherwise).to_owned();
+        Ok(Order {
+            product,
+            notes: json!({
+                "prompt": prompt,
+                "seconds": told("seconds", "8"),
+                "size": told("size", "1280x720"),
+            }),
+            ..Order::new(model, &body)?
+        })
+    }
+
+    fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
+        uncancellable(scenario)
+    }
+
+    fn callback(&self, _order: &Order, project: Option<&Url>) -> Option<Url> {
+        project.cloned()
+    }
+
+    fn id(&self, number: u64) -> String {
+        format!("video_{number:x}")
+    }
+
+    fn accepted(&self, task: &Task) -> Answer {
+        Answer::ok(video(task))
+    }
+
+    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+        Ok(Answer::ok(video(one(tasks)?)))
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Answer {
+        let (status, kind, code) = match refusal {
+            Refusal::NoKey | Refusal::BadKey => (401, REQUEST, "invalid_api_key"),
+            Refusal::Quota => (429, "insufficient_quota", "insufficient_quota"),
+            Refusal::Safety => (400, REQUEST, "moderation_blocked"),
+            Refusal::RateLimit | Refusal::Concurrency => (429, "requests", "rate_limit_exceeded"),
+            Refusal::Server => (500, "server_error", "server_error"),
+            Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
+                (400, REQUEST, "invalid_value")
+            }
+            Refusal::NoSuchModel => (404, REQUEST, "model_not_found"),
+            Refusal::NoSuchMethod | Refusal::NoSuchTask => (404, REQUEST, "not_found"),
+        };
+        let words = if matches!(refusal, Refusal::Safety) {
+            MODERATION.to_owned()
+        } else {
+            refusal.to_string()
+        };
+        let error = json!({
+            "message": words,
+            "type": kind,
+            "param": null,
+            "code": code,
+        });
+        let answer = Answer::new(status, json!({"error": error}));
+        if matches!(refusal, Refusal::RateLimit) {
+            return answer.with("retry-after-ms", 500).with("retry-after", 1);
+        }
+        answer
+    }
+
+    fn news(&self, task: &Task) -> Vec<Value> {
+        let event = match task.status {
+            Status::Submitted | Status::Processing | Status::Cancelled => return Vec::new(),
+            Status::Succeeded => "video.completed",
+            Status::Failed => "video.failed",
+        };
+        vec![json!({
+            "id": format!("evt_{:x}", task.number),
+            "object": "event",
+            "created_at": task.updated_ms / 1000,
+            "type": event,
+            "data": {"id": task.id},
+        })]
+    }
+
+    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+        keys.standard(&format!("wh_{}", message.id), at, &message.body)
+    }
+}
+
+const MODERATION: &str = "Your request was blocked by our moderation system.";
+const REQUEST: &str = "invalid_request_error";
+
+fn video(task: &Task) -> Value {
+    let (status, progress) = match task.status {
+        Status::Submitted => ("queued", 0),
+        Status::Processing => ("in_progress", task.progress().unwrap_or_default()),
+        Status::Succeeded => ("completed", 100),
+        Status::Failed | Status::Cancelled => ("failed", 0),
+    };
+    let ended = task.ended_ms().map(|ms| ms / 1000);
+    // What is gone expired when it was done.
+    let expires = ended.filter(|_| task.status == Status::Succeeded);
+    let expires = expires.map(|ended| if task.kept { ended + KEPT } else { ended });
+    json!({
+        "id": task.id,
+        "object": "video",
+        "model": task.seed.model,
+        "status": status,
+        "progress": progress,
+        "created_at": task.created_ms / 1000,
+        "completed_at": ended,
+        "expires_at": expires,
+        "size": task.seed.notes["size"],
+        "seconds": task.seed.notes["seconds"],
+        "prompt": task.seed.notes["prompt"],
+        "remixed_from_video_id": null,
+        "error": task.failure.map(error),
+    })
+}
+
+fn error(failure: Failure) -> Value {
+    match failure {
+        Failure::Rendering => {
+            json!({"code": "internal_error", "message": "The video could not be generated."})
+        }
+        Failure::Safety => json!({"code": "moderation_blocked", "message": MODERATION}),
+    }
+}

@@ -1,0 +1,185 @@
+//! The plan of a scenario: what the simulator does with one submit and with the job that may come of it.
+//!
+//! Invariant: a plan speaks no dialect; whoever carries it out asks neither which scenario nor which dialect
+//! is playing.
+
+use super::refusal::Refusal;
+use super::scenario::Scenario;
+
+/// What the simulator does with one submit and the job that may come of it.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub door: Door,
+    /// Tasks that wait in the queue before this one; each costs a step.
+    pub ahead: u16,
+    /// Steps of progress between the start of processing and the end.
+    pub steps: u16,
+    pub ending: Ending,
+    pub cancelling: Cancelling,
+    pub schedule: Schedule,
+    pub seal: Seal,
+}
+
+/// How a submit is received.
+#[derive(Clone, Debug)]
+pub(super) enum Door {
+    Open,
+    Refuse(Refusal),
+    /// Refuses the first so many submits of a job, then lets it in.
+    RefuseFirst(u32, Refusal),
+    /// Lets the job in and says nothing.
+    CloseUnanswered,
+    /// Lets the job in, delivers its first webhook, and only then answers.
+    AnswerAfterWebhook,
+}
+
+/// How a job that was let in ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ending {
+    Succeeds,
+    /// Succeeds; its webhook names no outputs.
+    SucceedsThin,
+    /// Succeeds, and the outputs are deleted at once.
+    SucceedsExpired,
+    Fails(Failure),
+    Never,
+}
+
+/// Why a job fails in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    Rendering,
+    Safety,
+}
+
+/// What comes of a cancel that is agreed to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cancelling {
+    /// The job ends with its next step.
+    Heeded,
+    Forgotten,
+}
+
+/// When the webhooks of a job are delivered.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Schedule {
+    InTime,
+    Twice,
+    Reversed,
+    /// Each one so many paces after its change.
+    Late(u32),
+    Lost,
+}
+
+/// What a webhook is signed with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Seal {
+    Signed,
+    Unsigned,
+    Forged,
+}
+
+impl Scenario {
+    /// As it is played where the dialect has nothing to say to it.
+    pub(super) fn plan(self) -> Plan {
+        let plan = Plan {
+            door: Door::Open,
+            ahead: 0,
+            steps: 4,
+            ending: Ending::Succeeds,
+            cancelling: Cancelling::Heeded,
+            schedule: Schedule::InTime,
+            seal: Seal::Signed,
+        };
+        match self {
+            Self::Normal => plan,
+            Self::Slow => Plan { steps: 24, ..plan },
+            Self::DuplicateWebhooks => Plan {
+                schedule: Schedule::Twice,
+                ..plan
+            },
+            Self::ReorderedWebhooks => Plan {
+                schedule: Schedule::Reversed,
+                ..plan
+            },
+            Self::LateWebhooks => Plan {
+                schedule: Schedule::Late(20),
+                ..plan
+            },
+            Self::LostWebhooks => Plan {
+                schedule: Schedule::Lost,
+                ..plan
+            },
+            Self::WebhookBeforeAnswer => Plan {
+                door: Door::AnswerAfterWebhook,
+                ..plan
+            },
+            Self::RateLimited => Plan {
+                door: Door::RefuseFirst(2, Refusal::RateLimit),
+                ..plan
+            },
+            Self::ConcurrencyLimited => Plan {
+                door: Door::RefuseFirst(1, Refusal::Concurrency),
+                ..plan
+            },
+            Self::ServerErrors => Plan {
+                door: Door::RefuseFirst(2, Refusal::Server),
+                ..plan
+            },
+            Self::LostAnswer => Plan {
+                door: Door::CloseUnanswered,
+                ..plan
+            },
+            Self::LostAnswerSilent => Plan {
+                door: Door::CloseUnanswered,
+                schedule: Schedule::Lost,
+                ..plan
+            },
+            Self::Safety => Plan {
+                door: Door::Refuse(Refusal::Safety),
+                ..plan
+            },
+            Self::FailsAtEnd => Plan {
+                ending: Ending::Fails(Failure::Rendering),
+                ..plan
+            },
+            Self::SafetyAtEnd => Plan {
+                ending: Ending::Fails(Failure::Safety),
+                ..plan
+            },
+            Self::ThinSuccess => Plan {
+                ending: Ending::SucceedsThin,
+                ..plan
+            },
+            Self::ExpiredResult => Plan {
+                ending: Ending::SucceedsExpired,
+                ..plan
+            },
+            Self::Quota => Plan {
+                door: Door::Refuse(Refusal::Quota),
+                ..plan
+            },
+            Self::BadKey => Plan {
+                door: Door::Refuse(Refusal::BadKey),
+                ..plan
+            },
+            Self::Unsigned => Plan {
+                seal: Seal::Unsigned,
+                ..plan
+            },
+            Self::Forged => Plan {
+                seal: Seal::Forged,
+                ..plan
+            },
+            Self::CancelledLate => Plan {
+                cancelling: Cancelling::Forgotten,
+                ..plan
+            },
+            Self::Silence => Plan {
+                ending: Ending::Never,
+                schedule: Schedule::Lost,
+                ..plan
+            },
+        }
+    }
+}

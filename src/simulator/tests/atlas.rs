@@ -1,0 +1,155 @@
+//! Atlas Cloud, against what it has published.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use reqwest::Method;
+use serde_json::json;
+
+use super::super::Scenario;
+use super::dialects::{ATLAS, fixture, is_ed25519, keys, public_key};
+use super::receiver::Callback;
+use super::{Stage, answer, in_time};
+
+const KEYS: &str = "/api/v1/webhooks/jwks.json";
+
+/// The rule of Atlas's webhooks page.
+fn is_genuine(callback: &Callback, (kid, key): &(String, Vec<u8>)) -> bool {
+    let header = |name: &str| callback.headers[&format!("x-atlascloud-webhook-{name}")].as_str();
+    assert_eq!(
+        (header("key-id"), header("event")),
+        (kid.as_str(), "video.task.terminal")
+    );
+    assert_eq!(callback.body["session_id"], header("id"));
+    let signed = [
+        format!("{}.", header("timestamp")).as_bytes(),
+        &callback.raw,
+    ]
+    .concat();
+    is_ed25519(
+        key,
+        &signed,
+        &URL_SAFE_NO_PAD.decode(header("signature-ed25519")).unwrap(),
+    )
+}
+
+#[tokio::test]
+async fn a_prediction_goes_from_envelope_to_one_signed_webhook() {
+    let stage = Stage::set().await;
+    let (status, accepted) = ATLAS.submit(&stage, Scenario::Normal).await;
+    let expected = fixture("atlas-submit-accepted");
+    assert_eq!((status.as_u16(), keys(&accepted)), (200, keys(&expected)));
+    assert_eq!(keys(&accepted["data"]), keys(&expected["data"]));
+    assert_eq!(accepted["data"]["status"], expected["data"]["status"]);
+
+    let task = ATLAS.rest(&stage).await;
+    let [callback] = stage.receiver.all().try_into().unwrap();
+    assert!(is_genuine(
+        &callback,
+        &public_key(ATLAS, &stage, KEYS).await
+    ));
+    let expected = fixture("atlas-webhook-completed");
+    assert_eq!(keys(&callback.body), keys(&expected));
+    assert_eq!(keys(&callback.body["payload"]), keys(&expected["payload"]));
+    for pointer in ["/event_type", "/status", "/payload/status"] {
+        assert_eq!(callback.body.pointer(pointer), expected.pointer(pointer));
+    }
+    assert_eq!(callback.body["session_id"], task.id);
+
+    let get = accepted["data"]["urls"]["get"].as_str().unwrap();
+    let request = stage.client.get(get).bearer_auth("sim-key");
+    let (_, told) = answer(in_time(request.send()).await.unwrap()).await;
+    assert_eq!(
+        (&told["code"], &told["data"]["status"]),
+        (&json!(200), &json!("completed"))
+    );
+    assert_eq!(told["data"]["outputs"], callback.body["payload"]["outputs"]);
+
+    let stage = Stage::set().await;
+    ATLAS.play(&stage, Scenario::Forged).await;
+    let forged = &stage.receiver.all()[0];
+    assert!(!is_genuine(forged, &public_key(ATLAS, &stage, KEYS).await));
+}
+
+#[tokio::test]
+async fn a_failure_comes_as_http_200() {
+    for (scenario, code) in [
+        (Scenario::SafetyAtEnd, Some(1039)),
+        (Scenario::FailsAtEnd, None),
+    ] {
+        let stage = Stage::set().await;
+        let task = ATLAS.play(&stage, scenario).await;
+        let path = format!("/api/v1/model/prediction/{}", task.id);
+        let (status, told) = ATLAS.call(&stage, Method::GET, &path).await;
+        assert_eq!((status.as_u16(), &told["code"]), (200, &json!(200)));
+        assert_eq!(told["data"]["status"], "failed");
+        assert_eq!(told["data"]["error_code"].as_u64(), code);
+        let hook = &stage.receiver.all()[0].body;
+        assert_eq!(
+            (&hook["status"], &hook["payload"]["status"]),
+            (&json!("ERROR"), &json!("failed"))
+        );
+        if scenario == Scenario::SafetyAtEnd {
+            let expected = fixture("atlas-webhook-error-1039");
+            assert_eq!(keys(hook), keys(&expected));
+            assert_eq!(keys(&hook["payload"]), keys(&expected["payload"]));
+            assert_eq!(hook["error"], expected["error"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_thin_success_has_its_outputs_in_the_query_only() {
+    for (scenario, outputs) in [(Scenario::ThinSuccess, 1), (Scenario::ExpiredResult, 0)] {
+        let stage = Stage::set().await;
+        let task = ATLAS.play(&stage, scenario).await;
+        assert_eq!(
+            stage.receiver.all()[0].body["payload"]["outputs"],
+            json!([])
+        );
+        let told = ATLAS.queried(&stage, &task).await;
+        assert_eq!(told["data"]["outputs"].as_array().unwrap().len(), outputs);
+    }
+}
+
+#[tokio::test]
+async fn refusals_have_no_word_on_how_long_to_wait() {
+    let stage = Stage::set().await;
+    for (scenario, status, code) in [
+        (Scenario::BadKey, 401, 401),
+        (Scenario::Quota, 402, 402),
+        (Scenario::Safety, 400, 1039),
+        (Scenario::RateLimited, 429, 429),
+        (Scenario::ServerErrors, 500, 500),
+    ] {
+        let stage = Stage::set().await;
+        let refused = in_time(ATLAS.order(&stage, scenario).send()).await.unwrap();
+        assert!(!refused.headers().contains_key("retry-after"));
+        let (refused, body) = answer(refused).await;
+        assert_eq!(
+            (refused.as_u16(), &body["code"]),
+            (status, &json!(code)),
+            "{scenario}"
+        );
+        assert_eq!(keys(&body), keys(&fixture("atlas-error-402")));
+    }
+    // A wrong path is as a wrong key.
+    let (status, body) = ATLAS.call(&stage, Method::GET, "/api/v1/nothing").await;
+    assert_eq!(
+        (status.as_u16(), &body["msg"]),
+        (401, &fixture("atlas-error-401")["msg"])
+    );
+    let (status, body) = ATLAS
+        .call(&stage, Method::GET, "/api/v1/model/prediction/x")
+        .await;
+    assert_eq!((status.as_u16(), &body["code"]), (404, &json!(404)));
+}
+
+#[tokio::test]
+async fn the_balance_is_told_in_decimal_strings() {
+    let stage = Stage::set().await;
+    let (status, balance) = ATLAS.call(&stage, Method::GET, "/public/v1/balance").await;
+    let expected = fixture("atlas-balance");
+    assert_eq!((status.as_u16(), keys(&balance)), (200, keys(&expected)));
+    assert_eq!(balance["available"], expected["available"]);
+    assert_eq!(stage.witness.calls_in("atlas").accounts_read, 1);
+}

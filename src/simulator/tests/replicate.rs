@@ -1,0 +1,204 @@
+//! Replicate, against what it has published.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::super::{Scenario, Status};
+use super::dialects::{REPLICATE, fixture, keys};
+use super::receiver::Callback;
+use super::{SECRET, Stage, answer, in_time};
+
+fn words(callbacks: &[Callback]) -> Vec<(&str, bool)> {
+    let story = callbacks.iter();
+    story
+        .map(|callback| (callback.status(), callback.body["output"].is_string()))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_webhook_is_the_whole_prediction() {
+    let stage = Stage::set().await;
+    let (status, accepted) = REPLICATE.submit(&stage, Scenario::Normal).await;
+    assert_eq!(status, 201);
+    assert!(keys(&fixture("replicate-submit-accepted")).is_subset(&keys(&accepted)));
+    assert_eq!(accepted["status"], "starting");
+    assert_eq!(
+        (&accepted["logs"], accepted["id"].as_str().unwrap().len()),
+        (&json!(""), 26)
+    );
+
+    let task = REPLICATE.rest(&stage).await;
+    let callbacks = stage.receiver.all();
+    assert!(callbacks.iter().all(Callback::is_genuine));
+    let mut story = vec![("starting", false)];
+    story.extend([("processing", false); 5]);
+    story.extend([("processing", true), ("succeeded", true)]);
+    assert_eq!(words(&callbacks), story);
+    assert!(keys(&fixture("replicate-webhook-starting")).is_subset(&keys(&callbacks[0].body)));
+    let last = &callbacks[7].body;
+    assert!(keys(&fixture("replicate-webhook-succeeded")).is_subset(&keys(last)));
+    assert_eq!(
+        keys(&last["metrics"]),
+        keys(&fixture("replicate-webhook-succeeded")["metrics"])
+    );
+    assert_eq!(&REPLICATE.queried(&stage, &task).await, last);
+    let logs = callbacks[3].body["logs"].as_str().unwrap();
+    assert_eq!(
+        logs.lines().last().unwrap(),
+        " 40%|████      | 2/5 [00:00<00:00, 20.00it/s]"
+    );
+    let get = accepted["urls"]["get"].as_str().unwrap();
+    let request = stage.client.get(get).bearer_auth("sim-key");
+    assert_eq!(in_time(request.send()).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn only_the_events_asked_for_come_and_the_first_and_last_always() {
+    for (filter, told) in [
+        (
+            json!(["completed"]),
+            vec![("starting", false), ("succeeded", true)],
+        ),
+        (
+            json!(["output"]),
+            vec![
+                ("starting", false),
+                ("processing", true),
+                ("succeeded", true),
+            ],
+        ),
+    ] {
+        let stage = Stage::set().await;
+        let body = json!({
+            "input": {"prompt": "a sunrise"},
+            "webhook": stage.receiver.url(),
+            "webhook_events_filter": filter,
+        });
+        let path = "/v1/models/a/b/predictions";
+        let order = REPLICATE.request(&stage, Method::POST, path).json(&body);
+        assert_eq!(in_time(order.send()).await.unwrap().status(), 201);
+        REPLICATE.rest(&stage).await;
+        assert_eq!(words(&stage.receiver.all()), told);
+    }
+    let stage = Stage::set().await;
+    let body = json!({"input": {"prompt": "x"}, "webhook_events_filter": ["sometimes"]});
+    let order = REPLICATE
+        .request(&stage, Method::POST, "/v1/models/a/b/predictions")
+        .json(&body);
+    assert_eq!(in_time(order.send()).await.unwrap().status(), 422);
+}
+
+#[tokio::test]
+async fn a_version_is_named_where_no_model_is() {
+    let stage = Stage::set().await;
+    for (body, status) in [
+        (
+            json!({"version": "5c7d5dc6", "input": {"prompt": "x"}}),
+            201,
+        ),
+        (json!({"input": {"prompt": "x"}}), 422),
+        (json!({"version": "5c7d5dc6", "input": {}}), 422),
+    ] {
+        let order = REPLICATE
+            .request(&stage, Method::POST, "/v1/predictions")
+            .json(&body);
+        assert_eq!(
+            in_time(order.send()).await.unwrap().status().as_u16(),
+            status,
+            "{body}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_ends_the_prediction() {
+    let stage = Stage::set().await;
+    let order = REPLICATE.order_of(&stage, json!({"steps": 9000}));
+    let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
+    let cancel = |url: &Value| {
+        let request = stage
+            .client
+            .post(url.as_str().unwrap())
+            .bearer_auth("sim-key");
+        in_time(request.send())
+    };
+    assert_eq!(
+        cancel(&accepted["urls"]["cancel"]).await.unwrap().status(),
+        200
+    );
+    let task = REPLICATE.rest(&stage).await;
+    assert_eq!(task.status, Status::Cancelled);
+    let told = REPLICATE.queried(&stage, &task).await;
+    assert_eq!(told["status"], fixture("replicate-canceled")["status"]);
+    assert_eq!(stage.receiver.all().last().unwrap().status(), "canceled");
+    assert_eq!(
+        cancel(&accepted["urls"]["cancel"]).await.unwrap().status(),
+        422
+    );
+    let nobody = REPLICATE
+        .call(&stage, Method::POST, "/v1/predictions/nobody/cancel")
+        .await;
+    assert_eq!(nobody.0, 404);
+}
+
+#[tokio::test]
+async fn data_that_is_removed_is_so_wherever_one_asks() {
+    let stage = Stage::set().await;
+    let task = REPLICATE.play(&stage, Scenario::ExpiredResult).await;
+    let told = REPLICATE.queried(&stage, &task).await;
+    assert_eq!(
+        (&told["status"], &told["data_removed"]),
+        (&json!("succeeded"), &json!(true))
+    );
+    assert_eq!(
+        (&told["output"], &told["logs"], &told["input"]),
+        (&Value::Null, &Value::Null, &json!({}))
+    );
+
+    let stage = Stage::set().await;
+    let task = REPLICATE.play(&stage, Scenario::ThinSuccess).await;
+    assert_eq!(
+        stage.receiver.all().last().unwrap().body["output"],
+        Value::Null
+    );
+    assert!(REPLICATE.queried(&stage, &task).await["output"].is_string());
+}
+
+#[tokio::test]
+async fn refusals_are_told_as_replicate_tells_them() {
+    let stage = Stage::set().await;
+    let refused = in_time(REPLICATE.order(&stage, Scenario::RateLimited).send())
+        .await
+        .unwrap();
+    assert_eq!(refused.headers()["ratelimit-reset"], "1");
+    let (status, body) = answer(refused).await;
+    assert_eq!(
+        (status.as_u16(), keys(&body)),
+        (429, keys(&fixture("replicate-error-429")))
+    );
+    assert!(body["detail"].as_str().unwrap().contains("resets in ~1s"));
+    for (scenario, status) in [
+        (Scenario::BadKey, 401),
+        (Scenario::Quota, 402),
+        (Scenario::Safety, 422),
+        (Scenario::ServerErrors, 500),
+    ] {
+        let stage = Stage::set().await;
+        let (refused, body) = REPLICATE.submit(&stage, scenario).await;
+        assert_eq!(
+            (refused.as_u16(), &body["status"]),
+            (status, &json!(status)),
+            "{scenario}"
+        );
+        assert!(body["detail"].is_string() && body["title"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn the_secret_of_webhooks_is_told_to_who_has_the_key() {
+    let stage = Stage::set().await;
+    let (status, body) = REPLICATE
+        .call(&stage, Method::GET, "/v1/webhooks/default/secret")
+        .await;
+    assert_eq!((status.as_u16(), body), (200, json!({"key": SECRET})));
+}

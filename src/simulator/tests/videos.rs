@@ -1,0 +1,155 @@
+//! The videos family, against what OpenAI has published.
+
+use reqwest::Method;
+use reqwest::header::RANGE;
+use serde_json::json;
+
+use super::super::{Scenario, Settings, Simulator, Status};
+use super::dialects::{VIDEOS, fixture, keys};
+use super::receiver::Callback;
+use super::{API_KEY, Stage, in_time};
+
+#[tokio::test]
+async fn a_video_goes_from_queued_to_a_thin_signed_event() {
+    let stage = Stage::set().await;
+    let (status, accepted) = VIDEOS.submit(&stage, Scenario::Normal).await;
+    let expected = fixture("openai-video-in-progress");
+    assert_eq!((status.as_u16(), keys(&accepted)), (200, keys(&expected)));
+    assert_eq!(accepted["status"], fixture("openai-video-queued")["status"]);
+    assert_eq!(accepted["seconds"], "8");
+
+    let task = VIDEOS.rest(&stage).await;
+    let callbacks = stage.receiver.all();
+    assert_eq!(callbacks.len(), 1);
+    assert!(callbacks.iter().all(Callback::is_genuine));
+    let event = &callbacks[0].body;
+    let expected = fixture("openai-webhook-video-completed");
+    assert_eq!(
+        (keys(event), keys(&event["data"])),
+        (keys(&expected), keys(&expected["data"]))
+    );
+    assert_eq!(
+        (&event["type"], &event["object"]),
+        (&expected["type"], &expected["object"])
+    );
+    assert_eq!(event["data"]["id"], task.id);
+    let told = VIDEOS.queried(&stage, &task).await;
+    assert_eq!(
+        (&told["status"], &told["progress"]),
+        (&json!("completed"), &json!(100))
+    );
+    assert!(told["expires_at"].as_u64() > told["completed_at"].as_u64());
+}
+
+#[tokio::test]
+async fn a_video_under_way_tells_its_percent() {
+    let stage = Stage::set().await;
+    in_time(VIDEOS.order_of(&stage, json!({"steps": 1})).send())
+        .await
+        .unwrap();
+    let half = stage.witness.until(|witness| {
+        let task = witness.tasks().into_iter().next()?;
+        (task.status != Status::Submitted).then_some(task)
+    });
+    let task = in_time(half).await;
+    let told = VIDEOS.queried(&stage, &task).await;
+    assert!(["in_progress", "completed"].contains(&told["status"].as_str().unwrap()));
+    assert!([0, 50, 100].contains(&told["progress"].as_u64().unwrap()));
+}
+
+#[tokio::test]
+async fn content_lies_behind_the_key_and_comes_in_ranges() {
+    let stage = Stage::set().await;
+    let task = VIDEOS.play(&stage, Scenario::Normal).await;
+    for path in ["/videos", "/v1/videos"] {
+        let path = format!("{path}/{}/content", task.id);
+        let whole = in_time(VIDEOS.request(&stage, Method::GET, &path).send())
+            .await
+            .unwrap();
+        assert_eq!(
+            (whole.status().as_u16(), &whole.headers()["content-type"]),
+            (200, &"video/mp4".parse().unwrap())
+        );
+        let part = VIDEOS
+            .request(&stage, Method::GET, &path)
+            .header(RANGE, "bytes=4-7");
+        let part = in_time(part.send()).await.unwrap();
+        assert_eq!(part.status().as_u16(), 206);
+        assert_eq!(part.bytes().await.unwrap(), "ftyp".as_bytes());
+        let keyless = stage.client.get(format!("{}/videos{path}", stage.url));
+        assert_eq!(
+            in_time(keyless.send()).await.unwrap().status().as_u16(),
+            401
+        );
+    }
+    assert_eq!(stage.witness.calls_in("videos").downloads, 6);
+    assert!(
+        !VIDEOS
+            .queried(&stage, &task)
+            .await
+            .to_string()
+            .contains("http")
+    );
+
+    for scenario in [Scenario::ExpiredResult, Scenario::Silence] {
+        let stage = Stage::set().await;
+        let task = VIDEOS.play(&stage, scenario).await;
+        let path = format!("/v1/videos/{}/content", task.id);
+        assert_eq!(
+            VIDEOS.call(&stage, Method::GET, &path).await.0.as_u16(),
+            404
+        );
+    }
+}
+
+#[tokio::test]
+async fn failures_and_refusals_have_codes() {
+    let stage = Stage::set().await;
+    let task = VIDEOS.play(&stage, Scenario::SafetyAtEnd).await;
+    let (told, expected) = (
+        VIDEOS.queried(&stage, &task).await,
+        fixture("openai-video-failed-moderation"),
+    );
+    assert_eq!(
+        (keys(&told), &told["error"], &told["status"]),
+        (keys(&expected), &expected["error"], &expected["status"])
+    );
+    assert_eq!(stage.receiver.all()[0].body["type"], "video.failed");
+
+    for (scenario, status, code) in [
+        (Scenario::BadKey, 401, "invalid_api_key"),
+        (Scenario::Quota, 429, "insufficient_quota"),
+        (Scenario::Safety, 400, "moderation_blocked"),
+        (Scenario::RateLimited, 429, "rate_limit_exceeded"),
+        (Scenario::ServerErrors, 500, "server_error"),
+    ] {
+        let stage = Stage::set().await;
+        let (refused, body) = VIDEOS.submit(&stage, scenario).await;
+        assert_eq!(
+            (refused.as_u16(), &body["error"]["code"]),
+            (status, &json!(code)),
+            "{scenario}"
+        );
+    }
+    let stage = Stage::set().await;
+    let limited = in_time(VIDEOS.order(&stage, Scenario::RateLimited).send())
+        .await
+        .unwrap();
+    assert_eq!(limited.headers()["retry-after-ms"], "500");
+}
+
+#[test]
+fn the_project_webhook_is_an_http_address() {
+    let settings = Settings {
+        api_key: API_KEY.to_owned(),
+        webhook_secret: None,
+        pace: std::time::Duration::from_millis(1),
+        default_scenario: Scenario::Normal,
+    };
+    let simulator = Simulator::bind("127.0.0.1:0", settings).unwrap();
+    let error = simulator
+        .with_project_webhook("ftp://a.test/")
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}

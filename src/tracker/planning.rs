@@ -1,0 +1,72 @@
+//! When a job wants attention next, and whose.
+//!
+//! Invariant: every job without an end is looked at by its deadline at the latest; and it goes by
+//! the job and its provider alone, so whoever writes a job plans it alike.
+
+use std::time::Duration;
+
+use crate::job::{Job, Source, Submission};
+use crate::provider::Provider;
+use crate::store::{Agenda, spread};
+use crate::time::Time;
+
+/// How long a try at submitting may be silent before it is taken for lost: the time a provider has
+/// to answer, and some.
+const SENDING_LEASE: Duration = Duration::from_secs(40);
+
+/// When a job wants attention next.
+pub(super) fn agenda(provider: Option<&Provider>, job: &Job, now: Time) -> Agenda {
+    if job.is_final() {
+        return Agenda::default();
+    }
+    let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
+    let next_look = provider.and_then(|provider| next_look(provider, job, now));
+    let patient = provider.is_some_and(Provider::is_heard);
+    let by_deadline =
+        |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
+    match job.submission() {
+        Submission::Waiting(at) => Agenda {
+            submit: Some(at),
+            watch: by_deadline(None),
+            every,
+            patient,
+            holds_place: false,
+        },
+        Submission::Sending => Agenda {
+            submit: None,
+            watch: Some(now + SENDING_LEASE),
+            every,
+            patient,
+            holds_place: true,
+        },
+        // Holds no place: the provider may well not have it, and its deadline can be far.
+        Submission::Unknown => Agenda {
+            submit: None,
+            watch: by_deadline(next_look),
+            every,
+            patient: false,
+            holds_place: false,
+        },
+        Submission::Over => Agenda {
+            submit: None,
+            watch: by_deadline(next_look),
+            every,
+            patient,
+            holds_place: job.ticket.request.is_some(),
+        },
+    }
+}
+
+/// When to ask the provider next, going by who spoke last.
+fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
+    let cadence = provider.cadence();
+    let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
+    let is_unknown = job.submission() == Submission::Unknown;
+    let is_being_asked = is_unknown || job.source == Source::Poll && !provider.is_heard();
+    let span = if is_being_asked {
+        cadence.poll_every
+    } else {
+        after
+    };
+    Some(now + spread(span, job.id.as_str()))
+}
