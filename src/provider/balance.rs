@@ -37,14 +37,14 @@ impl TryFrom<toml::Table> for Reading {
     fn try_from(mut table: toml::Table) -> Result<Self, Self::Error> {
         let amount = table.remove("amount");
         let amount = amount.ok_or_else(|| de::Error::missing_field("amount"))?;
-        let unit = table
-            .remove("unit")
-            .map(toml::Value::try_into)
-            .transpose()?;
+        let unit = table.remove("unit").map(toml::Value::try_into);
+        let at = |key: &str, error: &toml::de::Error| {
+            de::Error::custom(format!("{key}: {}", error.message()))
+        };
         Ok(Self {
             call: toml::Value::Table(table).try_into()?,
-            amount: amount.try_into()?,
-            unit,
+            amount: amount.try_into().map_err(|error| at("amount", &error))?,
+            unit: unit.transpose().map_err(|error| at("unit", &error))?,
         })
     }
 }
