@@ -13,6 +13,7 @@ mod error;
 mod expression;
 mod gate;
 mod hints;
+mod home;
 mod http;
 mod proof;
 mod reading;
@@ -35,6 +36,7 @@ pub use balance::Balance;
 pub use download::{Body, Broken, Download, NotFetched, Wanted};
 pub use error::{Ambiguous, AskError, Refused};
 pub use gate::{Gate, Held, Leave, Standing};
+use home::Home;
 pub use http::{Fetcher, Http, NoClient};
 use proof::Proof;
 pub use proof::Unproven;
@@ -62,7 +64,7 @@ pub struct Provider {
     name: String,
     spec: Spec,
     http: Http,
-    base_url: String,
+    home: Home,
     api_key: String,
     secret_key: String,
     proof: Proof,
@@ -143,11 +145,7 @@ impl Provider {
                 .map(|secret| secret.expose_secret().to_owned())
                 .unwrap_or_default()
         };
-        let base_url = settings
-            .base_url
-            .as_ref()
-            .map(|url| url.as_str().trim_end_matches('/').to_owned());
-        let base_url = base_url.or_else(|| spec.base_url.clone());
+        let home = Home::new(settings.base_url.as_ref(), spec.base_url.as_deref());
         let mut mistakes = Vec::new();
         for requirement in &spec.requires {
             let (key, is_there) = match requirement {
@@ -156,7 +154,7 @@ impl Provider {
                 Requirement::WebhookSecrets => {
                     ("webhook_secrets", !settings.webhook_secrets.is_empty())
                 }
-                Requirement::BaseUrl => ("base_url", base_url.is_some()),
+                Requirement::BaseUrl => ("base_url", !home.as_str().is_empty()),
             };
             if !is_there {
                 mistakes.push((
@@ -196,7 +194,7 @@ impl Provider {
         Ok(Self {
             name: name.to_owned(),
             http,
-            base_url: base_url.unwrap_or_default(),
+            home,
             api_key: text(&settings.api_key),
             secret_key: text(&settings.secret_key),
             proof,

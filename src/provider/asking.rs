@@ -52,11 +52,7 @@ impl Provider {
             let Some(told) = self.spec.read.told(&item) else {
                 continue;
             };
-            let is_its = |job: &&Arc<Job>| match (&job.provider_task_id, &told.task_id) {
-                (Some(ours), Some(theirs)) => ours == theirs,
-                (None, _) | (_, None) => told.reference.as_deref() == Some(job.id.as_str()),
-            };
-            let Some(job) = jobs.iter().find(is_its) else {
+            let Some(job) = jobs.iter().find(|job| told.is_about(job)) else {
                 continue;
             };
             let mut report = match self.result(job, &item, told.report).await {

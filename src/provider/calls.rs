@@ -109,7 +109,7 @@ impl Provider {
                 "now".to_owned(),
                 Time::now().millis().div_euclid(1000).into(),
             ),
-            ("base_url".to_owned(), self.base_url.as_str().into()),
+            ("base_url".to_owned(), self.home.as_str().into()),
             ("api_key".to_owned(), self.api_key.as_str().into()),
             ("secret_key".to_owned(), self.secret_key.as_str().into()),
         ])
@@ -148,7 +148,10 @@ impl Provider {
             .url
             .render(&context)
             .map_err(|error| format!("url: {error}"))?;
-        let url = Url::parse(&url).map_err(|error| format!("url: {error}"))?;
+        let url = self.home.resolve(&url).ok_or("url: is none")?;
+        if !call.url.names_its_host() && !self.home.is_own(&url) {
+            return Err("url: is not one of the provider's own".to_owned());
+        }
         let mut headers = Vec::new();
         for (name, template) in self.spec.headers.iter().chain(&call.headers) {
             let value = template

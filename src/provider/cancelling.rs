@@ -42,12 +42,8 @@ impl Provider {
 }
 
 fn end_of(job: &Job, told: Told) -> Option<Report> {
-    let is_its = match (&job.provider_task_id, &told.task_id) {
-        (Some(ours), Some(theirs)) => ours == theirs,
-        (None, _) | (_, None) => told.reference.as_deref() == Some(job.id.as_str()),
-    };
     let is_over = told.report.status.is_some_and(|status| status.is_final());
-    (is_its && is_over).then_some(Report {
+    (told.is_about(job) && is_over).then_some(Report {
         task_id: told.task_id,
         ..told.report
     })

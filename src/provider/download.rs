@@ -100,16 +100,12 @@ impl Provider {
         source: &str,
         wanted: &Wanted,
     ) -> Result<Download, NotFetched> {
-        let home = Url::parse(&format!("{}/", self.base_url)).ok();
-        let source = match &home {
-            Some(home) => home.join(source),
-            None => Url::parse(source),
-        };
-        let source = source.map_err(|_| NotFetched::Refused("its address is no URL"))?;
+        let source = self.home.resolve(source);
+        let source = source.ok_or(NotFetched::Refused("its address is no URL"))?;
         let key = self.key(job).map_err(NotFetched::Unanswered)?;
         self.http
             .downloads
-            .fetch(home.as_ref(), source, &key, wanted)
+            .fetch(self.home.url(), source, &key, wanted)
             .await
     }
 

@@ -225,6 +225,13 @@ impl<'de> Deserialize<'de> for Expression {
 pub(super) struct Template(String);
 
 impl Template {
+    /// Whether it is a URL whose host stands there in so many words.
+    pub(super) fn names_its_host(&self) -> bool {
+        let after = self.0.split_once("://").map_or("", |(_, after)| after);
+        let host = after.split('/').next().unwrap_or_default();
+        self.0.starts_with("http") && !host.is_empty() && !host.contains('{')
+    }
+
     /// The text with its values filled in.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::error::{Complaint, Rules};
 use super::expression::{Expression, items, text};
-use crate::job::{Cost, Output, Report, Status};
+use crate::job::{Cost, Job, Output, Report, Status};
 use crate::time::Time;
 
 /// Which task a body is about, and what it says of it.
@@ -27,6 +27,16 @@ pub struct Told {
     pub(super) has_status_word: bool,
     /// Whether its sender is proven; otherwise it is a reason to ask, and nothing more.
     pub is_trusted: bool,
+}
+
+impl Told {
+    /// Whether it is about this job: by the provider's id where both have one, else by ours.
+    pub(super) fn is_about(&self, job: &Job) -> bool {
+        match (&job.provider_task_id, &self.task_id) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            (None, _) | (_, None) => self.reference.as_deref() == Some(job.id.as_str()),
+        }
+    }
 }
 
 /// The body is not what this provider sends.

@@ -186,8 +186,16 @@ impl Spec {
     fn read(text: &str) -> Result<Self, String> {
         let mut spec: Self =
             toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
-        if spec.deadline >= spec.retention {
-            return Err("deadline: must be shorter than the provider's retention".to_owned());
+        for (key, time) in [
+            ("deadline", spec.deadline),
+            ("poll_after", spec.poll_after),
+            ("poll_every", spec.poll_every),
+        ] {
+            if time >= spec.retention {
+                return Err(format!(
+                    "{key}: must be shorter than the provider's retention"
+                ));
+            }
         }
         spec.read.rules.rules = std::mem::take(&mut spec.rules);
         Ok(spec)

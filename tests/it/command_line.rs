@@ -233,6 +233,8 @@ fn a_bad_spec_file_is_refused_by_its_line_or_key() {
     let good = r#"
 title = "Mine"
 signature = { scheme = "none" }
+[poll]
+url = "/{{ task_id }}"
 [read]
 task_id = "payload.id"
 status = "payload.state"
@@ -244,7 +246,11 @@ statuses = { done = "succeeded" }
         ("succeeded", "splendid", "splendid"),
         ("title", "titel", "titel"),
         ("none", "handshake", "handshake"),
-        ("[read]", "retention = \"1m\"\n[read]", "deadline"),
+        (
+            "title = \"Mine\"",
+            "title = \"Mine\"\nretention = \"1m\"",
+            "deadline",
+        ),
         (
             "[read]",
             "[submit]\nurl = \"/\"\nitem = \"payload\"\nbdy = \"{}\"\n[read]",
@@ -261,7 +267,7 @@ statuses = { done = "succeeded" }
             "when",
         ),
         ("payload.id", "payload.id|shout", "shout"),
-        ("[read]", "[read", "line 4"),
+        ("[read]", "[read", "line 6"),
     ] {
         let spec = file(folder.path(), "mine.toml", &good.replace(from, to));
         let refused = run(&[

@@ -117,3 +117,50 @@ async fn any_other_trouble_is_waited_out() {
         "{job}"
     );
 }
+
+/// The first question after a submission whose answer names these URLs; none where there was none.
+async fn asked_at(own: &'static str) -> Option<Asked> {
+    let provider = StandIn::start(move |asked: Asked| async move {
+        match asked.method.as_str() {
+            "POST" => Reply::json(
+                200,
+                &json!({ "request_id": "r1", "status": "IN_QUEUE", "status_url": format!("{own}/status"),
+                    "response_url": own, "cancel_url": format!("{own}/cancel") }),
+            ),
+            _ => Reply::json(200, &json!({ "request_id": "r1", "status": "COMPLETED", "error": "no" })),
+        }
+    })
+    .await;
+    let app = TestApp::builder()
+        .set("providers.fal.spec", "fal")
+        .set(
+            "providers.fal.base_url",
+            format!("{}/gateway", provider.url),
+        )
+        .set("providers.fal.api_key", "a key")
+        .set("providers.fal.poll_after", "50ms")
+        .set("providers.fal.poll_every", "50ms")
+        .set("providers.fal.deadline", "1s")
+        .spawn()
+        .await;
+    let body = json!({ "provider": "fal", "model": "owner/name", "prompt": "a lighthouse" });
+    let request = app.request(Method::POST, "/v1/videos", "alice");
+    let answer = send(request.json(&body)).await;
+    let id = answer.body["id"].as_str().unwrap().to_owned();
+    app.ended(&id, "alice").await;
+    let asked = provider.asked();
+    asked.into_iter().find(|asked| asked.method == "GET")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn urls_of_an_answer_are_followed_at_the_providers_own_address_only() {
+    let asked = asked_at("https://queue.fal.run/owner/requests/r1").await;
+    let asked = asked.expect("the address that the operator has replaced is the provider's own");
+    assert_eq!(asked.path, "/gateway/owner/requests/r1/status?logs=1");
+    assert_eq!(asked.header("authorization"), Some("Key a key"));
+    assert!(
+        asked_at("https://elsewhere.example/requests/r1")
+            .await
+            .is_none()
+    );
+}
