@@ -65,11 +65,11 @@ impl Dialect for Atlas {
     }
 
     fn accepted(&self, task: &Task) -> Answer {
-        success(prediction(task))
+        success(&prediction(task))
     }
 
     fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
-        Ok(success(prediction(one(tasks)?)))
+        Ok(success(&prediction(one(tasks)?)))
     }
 
     fn account(&self, _keys: &Keyring) -> Result<Answer, Refusal> {
@@ -151,7 +151,7 @@ impl Dialect for Atlas {
     }
 }
 
-fn success(data: Value) -> Answer {
+fn success(data: &Value) -> Answer {
     Answer::ok(json!({"code": 200, "message": "success", "data": data}))
 }
 

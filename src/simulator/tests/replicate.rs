@@ -113,7 +113,7 @@ async fn a_version_is_named_where_no_model_is() {
 #[tokio::test]
 async fn a_cancel_ends_the_prediction() {
     let stage = Stage::set().await;
-    let order = REPLICATE.order_of(&stage, json!({"steps": 9000}));
+    let order = REPLICATE.order_of(&stage, &json!({"steps": 9000}));
     let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
     let cancel = |url: &Value| {
         let request = stage
