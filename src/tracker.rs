@@ -272,7 +272,7 @@ impl Tracker {
         };
         let Some(next) = next else { return Ok(()) };
         let commit = Commit {
-            agenda: self.agenda(&next, Time::now()),
+            agenda: agenda(self.provider_of(&next), &next, Time::now()),
             job: Arc::new(next),
             expected: job.version,
             folded: Vec::new(),

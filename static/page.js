@@ -6,16 +6,18 @@
  * @module
  */
 
+import { Cancels } from './page/cancels.js';
 import { connectionWords, showConnection, showFacts } from './page/connection.js';
 import { $ } from './page/dom.js';
 import { OrderForm } from './page/form.js';
 import { JobList } from './page/list.js';
 import { News } from './page/news.js';
 import { Opened } from './page/opened.js';
+import { Providers } from './page/providers.js';
 import { Session } from './page/session.js';
 import { SignIn } from './page/signin.js';
 import { Timeline } from './page/timeline.js';
-import { statusOf, titleOf, wordsFor } from './page/words.js';
+import { isWaiting, statusOf, titleOf, wordsFor } from './page/words.js';
 import { HubError } from './progress-hub.js';
 
 /** @typedef {import('./progress-hub.js').Job} Job */
@@ -31,6 +33,7 @@ const session = new Session({
   },
   onEntered(owner, isAnother) {
     if (isAnother) list.forget();
+    providers.forget();
     list.settle(false);
     signIn.welcome(owner, !session.demo);
     followAddress();
@@ -40,6 +43,8 @@ const session = new Session({
   onJob: job => list.show(job),
 });
 
+const cancels = new Cancels(async job => list.show(await hub().cancel(job.id)), id => list.refresh(id));
+
 /** @type {JobList} */
 const list = new JobList({
   timeline: new Timeline(),
@@ -47,9 +52,8 @@ const list = new JobList({
   isDemo: () => session.demo !== null,
   toggle: card => opened.toggle(card),
   orderAgain: job => form.fill(job),
-  async cancel(job) {
-    list.show(await hub().cancel(job.id));
-  },
+  cancels,
+  beside: job => ({ standing: isWaiting(job) ? providers.unwell(job.provider) : null, isCancelling: cancels.isUnderWay(job) }),
 }, {
   onCard: card => opened.onCard(card),
   onChange(job, before) {
@@ -64,6 +68,15 @@ const form = new OrderForm(async order => {
   list.reveal(job.id);
 });
 
+/** @type {Providers} */
+const providers = new Providers({
+  read: () => (session.state.name === 'live' ? hub().providers() : null),
+  now: () => session.now(),
+  isAwaited: () => list.isWaiting,
+  onChange: () => list.refreshWaiting(),
+  say: (name, words) => news.say(`provider ${name}`, words),
+});
+
 const opened = new Opened();
 const signIn = new SignIn(session);
 const news = new News($('#say'));
@@ -71,10 +84,14 @@ const news = new News($('#say'));
 /** @param {State} state @param {State} before */
 function onState(state, before) {
   showConnection(state, session.hub !== null);
-  if (state.name === 'signed_out') return signIn.ask(state.reason);
+  if (state.name === 'signed_out') {
+    providers.forget();
+    return signIn.ask(state.reason);
+  }
   if (state.name === before.name) return;
   if (state.name === 'live') {
     showFacts();
+    providers.tick();
     setTimeout(() => list.settle(true), SETTLED_AFTER_MS);
   }
   if (before.name === 'live') news.say('connection', `Connection: ${connectionWords(state)}.`);
@@ -94,6 +111,8 @@ addEventListener('hashchange', followAddress);
 $('#notice button').addEventListener('click', () => session.hub?.reconnect());
 setInterval(() => {
   showConnection(session.state, session.hub !== null);
+  providers.tick();
   list.tick();
+  form.tick();
 }, 1_000);
 session.start();

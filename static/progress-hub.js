@@ -13,8 +13,9 @@
 /** @typedef {'accepted' | 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled'} Status */
 /** @typedef {'api' | 'submit' | 'webhook' | 'poll' | 'push' | 'deadline'} Source */
 /** @typedef {'safety' | 'invalid_input' | 'quota' | 'rate_limit' | 'auth' | 'technical' | 'timeout' | 'submission_unknown' | 'result_expired'} ErrorKind */
-/** @typedef {{ type: string, url: string, duration?: number | null, expires_at?: string | null }} Output */
+/** @typedef {{ type: string, url: string, duration?: number | null, expires_at?: string | null, watermark_url?: string, nsfw?: boolean }} Output `url` may be relative to the hub's address */
 /** @typedef {{ kind: ErrorKind, message: string, provider_code?: string | null, retryable: boolean }} JobError */
+/** @typedef {{ amount: number, unit: string }} Cost `unit`: a currency in lower case, or the provider's own word */
 /**
  * The document of a job, as the hub stores and sends it. Times are RFC 3339.
  * @typedef {object} Job
@@ -40,7 +41,20 @@
  * @property {JobError | null} error
  * @property {number} attempt 0 before the first try
  * @property {string | null} next_attempt_at
+ * @property {Cost | null} cost what the provider charged, where it tells
+ * @property {string[]} moderation what the provider's moderation remarked, in its own words
  * @property {Record<string, unknown>} metadata
+ */
+/**
+ * How a provider is: `open`, or left alone for a `reason`, from `since` on, with the next request at `until`.
+ * @typedef {object} Provider
+ * @property {string} name
+ * @property {string} title
+ * @property {'open' | 'paused' | 'stopped' | 'failing'} state
+ * @property {ErrorKind | null} reason
+ * @property {string | null} since
+ * @property {string | null} until
+ * @property {{ amount: number, unit: string | null } | null} [balance] what is left on the account, for those who may know
  */
 /**
  * How the connection is. `since`, `retryAt`: milliseconds of this machine's clock.
@@ -281,6 +295,15 @@ export class ProgressHub {
     const search = new URLSearchParams();
     for (const [key, value] of Object.entries(query)) if (value != null) search.set(key, String(value));
     return this.#http('GET', `v1/jobs?${search}`);
+  }
+
+  /**
+   * How each provider is, read once.
+   * @returns {Promise<Provider[]>}
+   */
+  async providers() {
+    const answer = await this.#http('GET', 'v1/providers');
+    return answer.providers ?? answer;
   }
 
   /**

@@ -60,7 +60,6 @@ fn is_rsa(key: &[u8]) -> bool {
 }
 
 /// A key that proves tokens.
-#[derive(Clone)]
 pub struct VerifyingKey {
     /// Set for keys of a JWKS only.
     id: Option<String>,

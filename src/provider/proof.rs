@@ -80,39 +80,40 @@ impl Proof {
         let can_be_asked = spec.poll.is_some();
         let secrets = settings.webhook_secrets.iter().cloned().map(Key::from);
         let secrets: Vec<Key> = secrets.collect();
-        let mut mistakes = Vec::new();
-        for (at, secret) in secrets.iter().enumerate() {
-            if let Some(problem) = problem_with(&spec.signature, secret) {
-                mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
-            }
-        }
-        let nudges = |scheme: &Scheme| scheme.trust() == Trust::Unsigned;
-        if !can_be_asked && spec.signature.iter().all(nudges) {
-            let problem = "signature: proves no body, and without [poll] nobody can be asked: nothing could ever be applied";
-            mistakes.push(("spec".to_owned(), format!("'{}': {problem}", settings.spec)));
-        }
         let keyed = |scheme: &Scheme| {
             let keys = keys_of(scheme, &secrets, settings, http)?;
             let scheme = scheme.clone();
             Some(Way { scheme, keys })
         };
         let mut ways: Vec<Way> = spec.signature.iter().filter_map(keyed).collect();
-        let needs_secret = spec.signature.iter().any(Scheme::needs_secret);
-        if ways.is_empty() && !needs_secret {
+
+        let mut mistakes = Vec::new();
+        for (at, secret) in secrets.iter().enumerate() {
+            if let Some(problem) = problem_with(&spec.signature, secret) {
+                mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
+            }
+        }
+        if ways.is_empty() && !spec.signature.iter().any(Scheme::needs_secret) {
             let problem = "is needed: the spec does not say where the provider publishes its keys";
             mistakes.push(("jwks_url".to_owned(), problem.to_owned()));
         }
+        let is_nudge = |scheme: &Scheme| scheme.trust() == Trust::Unsigned;
+        if !can_be_asked && spec.signature.iter().all(is_nudge) {
+            let problem = "signature: proves no body, and without [poll] nobody can be asked: \
+                           nothing could ever be applied";
+            mistakes.push(("spec".to_owned(), format!("'{}': {problem}", settings.spec)));
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        // All that is missing is a secret: whatever comes is a reason to ask.
         if ways.is_empty() && can_be_asked {
             ways.push(Way {
                 scheme: Scheme::None {},
                 keys: Keys::Configured(Vec::new()),
             });
         }
-        if mistakes.is_empty() {
-            Ok(Self { ways })
-        } else {
-            Err(mistakes)
-        }
+        Ok(Self { ways })
     }
 
     /// Proves a request by the first scheme that it satisfies.

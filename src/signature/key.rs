@@ -2,6 +2,8 @@
 //!
 //! Invariant: `Debug` never shows a secret, and a public key never serves as a secret.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{hmac, signature};
 use base64::Engine;
 use base64::alphabet;
@@ -36,7 +38,7 @@ pub enum Key {
         public: [u8; 32],
     },
     /// A public key that proves tokens.
-    Token(VerifyingKey),
+    Token(Arc<VerifyingKey>),
 }
 
 impl From<SecretString> for Key {
@@ -56,7 +58,7 @@ impl Key {
     /// The keys of a JWKS document that prove tokens, likewise.
     pub fn tokens_of(document: &[u8]) -> Option<Vec<Self>> {
         let keys = VerifyingKey::from_jwks(document)?;
-        Some(keys.into_iter().map(Self::Token).collect())
+        Some(keys.into_iter().map(Arc::new).map(Self::Token).collect())
     }
 
     fn from_jwk(jwk: Value) -> Option<Self> {

@@ -2,8 +2,9 @@
 
 import { $, attr, css, h, safeUrl, template, text } from './dom.js';
 import { Detail } from './detail.js';
-import { ago, clock, span } from './format.js';
+import { ago, clock, span, sum } from './format.js';
 import { Frame } from './frame.js';
+import { isOver } from './outputs.js';
 import { platformOf } from './presets.js';
 import { STATIONS, stationsOf } from './stations.js';
 import { kindOfOutput, noteOf, statusOf, titleOf } from './words.js';
@@ -17,7 +18,8 @@ import { kindOfOutput, noteOf, statusOf, titleOf } from './words.js';
  * @property {() => boolean} isDemo
  * @property {(card: Card) => void} toggle opens the card, or closes it
  * @property {(job: Job) => void} orderAgain offers the order for another try
- * @property {(job: Job) => Promise<void>} cancel
+ * @property {import('./cancels.js').Cancels} cancels
+ * @property {(job: Job) => import('./words.js').Beside} beside
  */
 
 export class Card {
@@ -36,18 +38,18 @@ export class Card {
     root.id = job.id;
     this.#parts = {
       title: $('.title span', root), button: /** @type {HTMLButtonElement} */ ($('.title', root)), word: $('.word', root), note: $('.note', root),
-      bar: /** @type {HTMLElement} */ ($('[role="progressbar"]', root)), news: $('.news span', root), mark: $('.news .mark', root), from: $('.from', root), acts: $('.acts', root),
+      bar: /** @type {HTMLElement} */ ($('[role="progressbar"]', root)), news: $('.news span', root), mark: $('.news .mark', root), from: $('.from', root), cost: $('.cost', root), acts: $('.acts', root),
       stations: STATIONS.map(at => $(`[data-at="${at}"]`, root)),
     };
-    this.#frame = new Frame($('.frame', root));
+    this.#frame = new Frame($('.frame', root), () => this.render());
     this.#parts.button.addEventListener('click', () => around.toggle(this));
   }
 
   /** Everything that follows from the document. */
   render() {
     const { job, element } = this;
-    const { title, word, bar, from } = this.#parts;
-    const status = statusOf(job);
+    const { title, word, bar, from, cost } = this.#parts;
+    const status = statusOf(job, this.#around.beside(job));
     const name = titleOf(job);
     attr(element, 'data-tone', status.tone);
     attr(element, 'data-status', job.status);
@@ -61,11 +63,11 @@ export class Card {
     attr(bar, 'aria-valuenow', job.progress === null ? null : String(job.progress));
     attr(bar, 'aria-label', `Progress of ${name.slice(0, 80)}`);
     this.#frame.render(job);
-    this.#renderActs();
     const maker = job.provider && job.model ? `${job.model} at ${job.provider}` : job.model ?? job.provider ?? 'a worker of yours';
     const words = [maker, platformOf(job)?.name].filter(Boolean).join(' · ');
     text(from, words);
     attr(from, 'title', `${words} · ${job.id}`);
+    text(cost, job.cost ? sum(job.cost) : '');
     this.tick();
     this.#detail?.render();
   }
@@ -75,12 +77,13 @@ export class Card {
     const { job } = this;
     const { note, bar, word, news, mark } = this.#parts;
     const now = this.#around.now();
-    const words = noteOf(job, now);
+    const words = noteOf(job, now, this.#around.beside(job));
     text(note, words);
     attr(bar, 'aria-valuetext', `${word.textContent}, ${words}`);
     text(news, `${ago(now - Date.parse(job.updated_at))} by ${job.source}`);
     attr(mark, 'data-source', job.source);
     this.#frame.tick(job, now);
+    this.#renderActs(now);
     this.#detail?.tick();
   }
 
@@ -131,16 +134,17 @@ export class Card {
     });
   }
 
-  #renderActs() {
+  /** @param {number} now */
+  #renderActs(now) {
     const { job } = this;
     const { acts } = this.#parts;
-    const wanted = job.outputs.length && job.status === 'succeeded' ? 'open' : job.final && job.metadata?.prompt ? 'again' : '';
+    const url = job.outputs.filter(output => !isOver(output, now)).map(output => safeUrl(output.url)).find(Boolean);
+    const wanted = url && job.status === 'succeeded' ? 'open' : job.final && job.metadata?.prompt ? 'again' : '';
     if (acts.getAttribute('data-for') === wanted) return;
     attr(acts, 'data-for', wanted);
     acts.replaceChildren();
     if (wanted === 'open') {
-      const url = job.outputs.map(output => safeUrl(output.url)).find(Boolean);
-      if (url) acts.append(h('a', { href: url, target: '_blank', rel: 'noopener noreferrer' }, `Open ${kindOfOutput(job).toLowerCase()}`));
+      acts.append(h('a', { href: /** @type {string} */ (url), target: '_blank', rel: 'noopener noreferrer' }, `Open ${kindOfOutput(job).toLowerCase()}`));
     } else if (wanted === 'again') {
       const again = h('button', { type: 'button' }, 'Edit and try again');
       again.addEventListener('click', () => this.#around.orderAgain(job));

@@ -1,16 +1,15 @@
 /** One job opened: who told what and when, its versions, its document, and what can be done about it. */
 
-import { HubError } from '../progress-hub.js';
 import { Chart } from './chart.js';
-import { $, attr, copyFrom, h, safeUrl, template, text } from './dom.js';
-import { clock, dateAndClock, span } from './format.js';
+import { $, attr, copyFrom, h, template, text } from './dom.js';
+import { clock, dateAndClock, span, sum } from './format.js';
+import { outputLine, validityWords } from './outputs.js';
 import { TABS, snippet } from './snippets.js';
 import { SOURCES, TELLERS } from './sources.js';
 import { changeOf } from './timeline.js';
-import { MAX_ATTEMPTS, problemWords } from './words.js';
+import { MAX_ATTEMPTS } from './words.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
-/** @typedef {import('../progress-hub.js').Output} Output */
 /** @typedef {import('./timeline.js').Seen} Seen */
 /** @typedef {import('./snippets.js').Tab} Tab */
 
@@ -31,7 +30,7 @@ export class Detail {
     attr(this.element, 'aria-label', 'This job in detail');
     this.#chart = new Chart($('.plot', this.element), version => this.#mark(version));
     $('.copy', this.element).addEventListener('click', event => copyFrom(/** @type {HTMLButtonElement} */ (event.currentTarget)));
-    $('.danger', this.element).addEventListener('click', () => this.#cancel());
+    $('.danger', this.element).addEventListener('click', () => around.cancels.ask(this.#card.job));
     const body = $('tbody', this.element);
     body.addEventListener('pointerover', event => this.#mark(Number(/** @type {Element} */ (event.target).closest('tr')?.getAttribute('data-v'))));
     body.addEventListener('pointerleave', () => this.#mark(0));
@@ -46,12 +45,14 @@ export class Detail {
     this.#renderRows(job, seen);
     this.#renderCode();
     this.#renderAbout(job);
-    attr($('.danger', this.element), 'hidden', job.final || !job.provider && job.status !== 'accepted' ? '' : null);
+    this.#renderCancel(job);
   }
 
   tick() {
     const { job } = this.#card;
-    if (!job.final) this.#chart.draw(job, this.#around.timeline.of(job.id), this.#around.now());
+    const now = this.#around.now();
+    if (!job.final) this.#chart.draw(job, this.#around.timeline.of(job.id), now);
+    this.element.querySelectorAll('.until').forEach((until, at) => text(until, validityWords(job.outputs[at], now)));
   }
 
   end() {
@@ -140,35 +141,23 @@ export class Detail {
       ['Tries', job.provider && job.attempt ? `${job.attempt} of ${MAX_ATTEMPTS}` : null],
       ['Ends by itself', job.final || !job.deadline_at ? null : `at ${clock(job.deadline_at)}`],
       ['The reason given', job.error ? `${job.error.message}${job.error.provider_code ? ` (${job.error.provider_code})` : ''}` : null],
-      ...job.outputs.map((output, index) => /** @type {[string, Node | string]} */ ([index ? '' : job.outputs.length > 1 ? 'Outputs' : 'Output', this.#outputLink(output)])),
+      ['Cost', job.cost && sum(job.cost)],
+      ['Moderation', job.moderation.length ? h('ul', {}, ...job.moderation.map(remark => h('li', {}, remark))) : null],
+      ...job.outputs.map((output, index) => /** @type {[string, Node]} */ ([index ? '' : job.outputs.length > 1 ? 'Outputs' : 'Output', outputLine(output)])),
     ];
     $('.about dl', this.element).replaceChildren(...facts.flatMap(([name, value]) => (value === null ? [] : [h('div', {}, h('dt', {}, name), h('dd', {}, value))])));
+    this.tick();
   }
 
-  /** @param {Output} output */
-  #outputLink(output) {
-    const url = safeUrl(output.url);
-    const label = `${output.type}${output.duration ? `, ${output.duration} s` : ''}`;
-    const until = output.expires_at ? ` until ${dateAndClock(output.expires_at)}` : '';
-    const parts = h('span');
-    parts.append(url ? h('a', { href: url, target: '_blank', rel: 'noopener noreferrer' }, label) : label, until);
-    return parts;
-  }
-
-  async #cancel() {
-    const button = /** @type {HTMLButtonElement} */ ($('.danger', this.element));
+  /** @param {Job} job */
+  #renderCancel(job) {
+    const cancel = this.#around.cancels.of(job);
+    const button = $('.danger', this.element);
     const problem = $('.do .problem', this.element);
-    if (button.getAttribute('aria-disabled') === 'true') return;
-    attr(button, 'aria-disabled', 'true');
-    text(button, 'Asking…');
-    attr(problem, 'hidden', '');
-    try {
-      await this.#around.cancel(this.#card.job);
-    } catch (error) {
-      text(problem, error instanceof HubError && error.code === 'not_cancellable' ? 'This provider does not cancel any more at this point.' : problemWords(error));
-      attr(problem, 'hidden', null);
-    }
-    attr(button, 'aria-disabled', 'false');
-    text(button, 'Cancel this job');
+    attr($('.do', this.element), 'hidden', job.final ? '' : null);
+    attr(button, 'aria-disabled', String(cancel?.state === 'asking'));
+    text(button, cancel?.state === 'asking' ? 'Asking…' : cancel?.state === 'asked' ? 'Ask again to cancel' : 'Cancel this job');
+    text(problem, cancel?.problem ?? '');
+    attr(problem, 'hidden', cancel?.problem ? null : '');
   }
 }

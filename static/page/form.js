@@ -3,8 +3,8 @@
 import { HubError } from '../progress-hub.js';
 import { $, attr, text } from './dom.js';
 import { PLATFORMS } from './presets.js';
+import { fieldIn, problemWords, retryWords } from './problems.js';
 import { offerScenarios } from './scenarios.js';
-import { fieldIn, problemWords } from './words.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 /** @typedef {import('./session.js').Demo} Demo */
@@ -27,6 +27,8 @@ export class OrderForm {
   #model = /** @type {HTMLInputElement} */ ($('#model'));
   #button = /** @type {HTMLButtonElement} */ ($('#submit'));
   #problem = $('#submit-problem');
+  #retry = $('#submit-retry');
+  /** The last order was not taken. @type {{ error: unknown, at: number } | null} */ #refusal = null;
   /** @type {Demo | null} */ #demo = null;
   #place;
 
@@ -52,6 +54,13 @@ export class OrderForm {
     offerScenarios(demo?.scenarios ?? []);
   }
 
+  /** Every second: counts down to when an order may be taken. */
+  tick() {
+    const words = this.#refusal ? retryWords(this.#refusal.error, Date.now() - this.#refusal.at) : '';
+    text(this.#retry, words);
+    attr(this.#retry, 'hidden', words ? null : '');
+  }
+
   /** @param {Job} job whose order is tried once more */
   fill(job) {
     this.#prompt.value = String(job.metadata.prompt);
@@ -71,14 +80,23 @@ export class OrderForm {
     return String(new FormData(this.#form).get(name) ?? '').trim();
   }
 
-  /** @param {string | null} words @param {HTMLElement} [field] */
-  #say(words, field) {
+  /** @param {string | null} words @param {HTMLElement} [field] @param {unknown} [error] what the hub said */
+  #say(words, field, error) {
+    this.#refusal = error ? { error, at: Date.now() } : null;
+    this.tick();
     text(this.#problem, words ?? '');
     attr(this.#problem, 'hidden', words ? null : '');
     for (const invalid of this.#form.querySelectorAll('[aria-invalid]')) invalid.removeAttribute('aria-invalid');
     if (!field) return;
-    attr(field, 'aria-invalid', 'true');
+    attr(field.closest('fieldset') ?? field, 'aria-invalid', 'true');
     field.focus();
+  }
+
+  /** @param {string} name */
+  #fieldNamed(name) {
+    const found = this.#form.elements.namedItem(name);
+    const field = found instanceof RadioNodeList ? this.#form.querySelector(`[name="${name}"]:checked`) : found;
+    return field instanceof HTMLElement ? field : undefined;
   }
 
   async #submit() {
@@ -97,8 +115,7 @@ export class OrderForm {
       if (at >= 0) this.#prompt.value = PROMPTS[(at + 1) % PROMPTS.length];
     } catch (error) {
       const field = error instanceof HubError && error.status === 400 ? fieldIn(error.message) : undefined;
-      const element = field && this.#form.elements.namedItem(field);
-      this.#say(problemWords(error), element instanceof HTMLElement ? element : undefined);
+      this.#say(problemWords(error), field && this.#fieldNamed(field), error);
     }
     attr(this.#button, 'aria-disabled', 'false');
     text(this.#button, label);

@@ -14,6 +14,12 @@ export function seconds(ms) {
   return Math.max(0, Math.ceil(ms / 1000));
 }
 
+/** @param {number} ms a span of time still to go, that is shown again every second */
+export function left(ms) {
+  const s = seconds(ms);
+  return s < 90 ? `${s} s` : span(s * 1000);
+}
+
 /** @param {number} ms */
 export function ago(ms) {
   return ms < 1_500 ? 'just now' : `${ms < 9_950 ? `${Math.floor(ms / 1000)} s` : span(ms)} ago`;
@@ -34,4 +40,15 @@ export function dateAndClock(at) {
 /** @param {number} value */
 export function percent(value) {
   return `${Number.isInteger(value) ? value : value.toFixed(1)} %`;
+}
+
+/** @type {Record<string, string>} */
+const SIGNS = { usd: 'US$', eur: '€', gbp: '£', cny: 'CN¥' };
+
+/** @param {{ amount: number, unit: string | null }} sum of a currency, or in a provider's own unit */
+export function sum({ amount, unit }) {
+  const sign = SIGNS[unit ?? ''];
+  const figure = amount.toLocaleString('en', { minimumFractionDigits: sign ? 2 : 0, maximumFractionDigits: 6 });
+  if (sign) return `${sign} ${figure}`;
+  return [figure, unit === 'unit' && amount !== 1 ? 'units' : unit].filter(Boolean).join(' ');
 }

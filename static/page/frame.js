@@ -1,7 +1,8 @@
 /**
  * A job's frame: fills while the job runs, then shows what it made.
  *
- * Invariant: the frame keeps the shape that was ordered; a video out of sight holds no player, for a browser has few.
+ * Invariant: the frame keeps the shape that was ordered; a video out of sight holds no player, for a browser has few; what
+ * the provider marked as not safe for work is not even loaded before somebody asks for it.
  *
  * @module
  */
@@ -17,20 +18,29 @@ export class Frame {
   /** @type {HTMLElement} */ #element;
   /** @type {HTMLElement} */ #glyph;
   /** @type {HTMLButtonElement} */ #pause;
+  /** @type {HTMLButtonElement} */ #cover;
   /** @type {HTMLVideoElement | HTMLImageElement | null} */ #media = null;
   #url = '';
   #isLost = false;
   #isStopped = REDUCED_MOTION.matches;
+  /** Whether somebody asked to see what is not for every eye. */
+  #isAsked = false;
   #isVisible = false;
 
-  /** @param {HTMLElement} element */
-  constructor(element) {
+  /** @param {HTMLElement} element @param {() => void} onAsked renders it again */
+  constructor(element, onAsked) {
     this.#element = element;
     this.#glyph = $('.glyph', element);
     this.#pause = $('.pause', element);
     this.#pause.addEventListener('click', () => {
       this.#isStopped = !this.#isStopped;
       this.#play();
+    });
+    this.#cover = $('.cover', element);
+    this.#cover.addEventListener('click', () => {
+      this.#isAsked = true;
+      onAsked();
+      if (!this.#pause.hidden) this.#pause.focus({ preventScroll: true });
     });
   }
 
@@ -40,12 +50,15 @@ export class Frame {
     if (ratio) css(this.#element, '--ordered', ratio.toFixed(4));
     css(this.#element, '--p', String(job.final ? 0 : (job.progress ?? 0) / 100));
     const output = job.outputs.find(({ type, url }) => (type === 'video' || type === 'image') && safeUrl(url));
-    if (output) this.#show(output.type, /** @type {string} */ (safeUrl(output.url)), titleOf(job));
+    if (!output) return;
+    const isCovered = output.nsfw === true && !this.#isAsked;
+    attr(this.#cover, 'hidden', isCovered ? null : '');
+    if (!isCovered) this.#show(output.type, /** @type {string} */ (safeUrl(output.url)), titleOf(job));
   }
 
   /** @param {Job} job @param {number} now */
   tick(job, now) {
-    text(this.#glyph, this.#media ? '' : this.#isLost ? '?' : glyphOf(job, now));
+    text(this.#glyph, this.#media || !this.#cover.hidden ? '' : this.#isLost ? '?' : glyphOf(job, now));
   }
 
   /** @param {boolean} isVisible */

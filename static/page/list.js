@@ -9,6 +9,7 @@
 import { Card } from './card.js';
 import { $, REDUCED_MOTION, attr, h, text } from './dom.js';
 import { SOURCES, TELLERS } from './sources.js';
+import { isWaiting } from './words.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 
@@ -56,15 +57,29 @@ export class JobList {
     this.#around.timeline.add(job);
     if (before) this.#events.onChange(job, before);
     else this.#insert(job);
-    this.#dirty.add(job.id);
+    this.refresh(job.id);
+  }
+
+  /** Something beside the document has changed. @param {string} id */
+  refresh(id) {
+    this.#dirty.add(id);
     this.#schedule();
+  }
+
+  /** How the providers are has changed. */
+  refreshWaiting() {
+    for (const job of this.#waiting()) this.refresh(job.id);
+  }
+
+  /** Whether a job is still to be sent to its provider. */
+  get isWaiting() {
+    return this.#waiting().length > 0;
   }
 
   /** Brings a job just placed here into sight. @param {string} id */
   reveal(id) {
     this.#revealing = id;
-    this.#dirty.add(id);
-    this.#schedule();
+    this.refresh(id);
   }
 
   /** Whether the hub had the time to send what there is: only then is an empty list true. @param {boolean} settled */
@@ -86,6 +101,10 @@ export class JobList {
 
   tick() {
     for (const card of this.#visible) card.tick();
+  }
+
+  #waiting() {
+    return [...this.#jobs.values()].filter(isWaiting);
   }
 
   /** @param {Job} job */

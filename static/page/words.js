@@ -1,13 +1,20 @@
-/** What the hub says, in words for people: what happened, and what they can do. */
+/** What a job's document says, in words for people: what happened, and what they can do. */
 
-import { HubError } from '../progress-hub.js';
-import { percent, seconds, span } from './format.js';
+import { left, percent, seconds, span } from './format.js';
+import { isOver, validityWords } from './outputs.js';
+import { fieldIn, sentence } from './problems.js';
+import { waitWords } from './standing.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
+/**
+ * What is known beside the document.
+ * @typedef {object} Beside
+ * @property {import('../progress-hub.js').Provider | null} [standing] how the provider is that the job waits for, unless it is well
+ * @property {boolean} [isCancelling] somebody here asked for it, and the end is not told yet
+ */
 
 /** As many times as the hub tries at most. */
 export const MAX_ATTEMPTS = 5;
-const FIELDS = ['prompt', 'negative_prompt', 'image_url', 'duration', 'aspect_ratio', 'resolution', 'model', 'platform', 'provider', 'input', 'metadata'];
 
 /** @param {Job} job */
 export function titleOf(job) {
@@ -24,8 +31,15 @@ export function kindOfOutput(job) {
   return { video: 'Clip', image: 'Image', audio: 'Sound' }[type] ?? 'Result';
 }
 
-/** @param {Job} job @returns {{ word: string, tone: 'calm' | 'go' | 'wait' | 'bad' | 'done' }} */
-export function statusOf(job) {
+/** Whether the job is still to be sent to its provider. @param {Job} job */
+export function isWaiting(job) {
+  return job.status === 'accepted' && job.provider !== null && job.error?.kind !== 'submission_unknown' && (!job.attempt || job.next_attempt_at !== null);
+}
+
+/** @param {Job} job @param {Beside} [beside] @returns {{ word: string, tone: 'calm' | 'go' | 'wait' | 'bad' | 'done' }} */
+export function statusOf(job, { standing, isCancelling } = {}) {
+  if (isCancelling) return { word: 'Cancelling…', tone: 'wait' };
+  if (standing) return { word: 'Waiting', tone: 'wait' };
   switch (job.status) {
     case 'accepted':
       if (job.error?.kind === 'submission_unknown') return { word: 'Unsure', tone: 'wait' };
@@ -71,14 +85,10 @@ export function wordsFor(job, now) {
   }
 }
 
-/** @param {string} message */
-function sentence(message) {
-  const trimmed = message.trim();
-  return /[.!?]$/.test(trimmed) ? trimmed : `${trimmed}.`;
-}
-
-/** The rest of the status line. @param {Job} job @param {number} now */
-export function noteOf(job, now) {
+/** The rest of the status line. @param {Job} job @param {number} now @param {Beside} [beside] */
+export function noteOf(job, now, { standing, isCancelling } = {}) {
+  if (isCancelling) return 'it was asked to stop, and may still come to another end first';
+  if (standing) return waitWords(standing, now);
   if (job.error) return wordsFor(job, now);
   const parts = [];
   switch (job.status) {
@@ -91,31 +101,21 @@ export function noteOf(job, now) {
       if (job.queue_position !== null) parts.push(`number ${job.queue_position} in the queue`);
       if (job.stage) parts.push(job.stage);
       if (job.eta_seconds !== null) {
-        const left = seconds(job.eta_seconds * 1000 - (now - Date.parse(job.updated_at)));
-        parts.push(left ? `about ${left < 90 ? `${left} s` : span(left * 1000)} left` : 'any moment now');
+        const ms = job.eta_seconds * 1000 - (now - Date.parse(job.updated_at));
+        parts.push(seconds(ms) ? `about ${left(ms)} left` : 'any moment now');
       }
       if (!parts.length) parts.push(job.status === 'queued' ? `waiting at ${job.provider ?? 'its worker'}` : `${job.provider ?? 'its worker'} tells no progress`);
       return parts.join(' · ');
     }
-    case 'succeeded': return `took ${span(Date.parse(job.finished_at ?? job.updated_at) - Date.parse(job.created_at))}${job.outputs.length ? '' : ' · no outputs'}`;
+    case 'succeeded': {
+      parts.push(`took ${span(Date.parse(job.finished_at ?? job.updated_at) - Date.parse(job.created_at))}`);
+      if (!job.outputs.length) parts.push('no outputs');
+      if (job.outputs.some(output => output.nsfw)) parts.push('marked as not safe for work');
+      if (job.moderation.length) parts.push('moderation remarked on it');
+      if (job.outputs.length && job.outputs.every(output => isOver(output, now))) parts.push(validityWords(job.outputs[0], now));
+      return parts.join(' · ');
+    }
     case 'cancelled': return 'nothing more is coming';
     case 'failed': return 'no reason was given';
   }
-}
-
-/** @param {unknown} error */
-export function problemWords(error) {
-  if (!(error instanceof HubError)) return 'That did not work.';
-  const wait = error.retryAfter ? ` Try again in ${Math.ceil(error.retryAfter)} s.` : error.retryable ? ' Try again in a moment.' : '';
-  if (error.code === 'unreachable') return 'The hub does not answer. Nothing was placed twice; try again.';
-  if (error.status === 401) return 'You are signed out.';
-  if (error.status === 403) return 'This token may look, but not place or cancel orders.';
-  if (error.status >= 500) return `The hub cannot do that right now.${wait}`;
-  if (error.status === 429) return `Too much at once.${wait}`;
-  return sentence(error.message.charAt(0).toUpperCase() + error.message.slice(1)) + wait;
-}
-
-/** The field of the order that a message is about. @param {string} message */
-export function fieldIn(message) {
-  return FIELDS.find(name => new RegExp(`\\b${name}\\b`, 'i').test(message));
 }

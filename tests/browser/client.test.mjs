@@ -555,6 +555,12 @@ test('a problem becomes an error with all that the hub said', async () => {
   await assert.rejects(hubOf().cancel('job_a'), { code: 'unreachable', status: 0, retryable: true });
 });
 
+test('tells how each provider is', async () => {
+  const providers = [{ name: 'kling', title: 'Kling', state: 'open', reason: null, since: null, until: null }];
+  globalThis.fetch = url => Promise.resolve(Response.json(url.href === 'https://hub.test/v1/providers' ? { providers } : {}));
+  assert.deepEqual(await hubOf().providers(), providers);
+});
+
 test('a call with an old token is made again with a fresh one', async () => {
   const token = tokens();
   const used = [];

@@ -4,7 +4,8 @@ import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 
-import { closeBrowser, House, PATIENCE_MS } from './house.mjs';
+import { closeBrowser, House } from './house.mjs';
+import { arrive, card, comesTo, fitsItsWidth, isState, open, plays, render } from './visit.mjs';
 
 let house;
 
@@ -13,54 +14,9 @@ beforeEach(() => (house = new House()));
 afterEach(() => house.close());
 after(closeBrowser);
 
-/** Opens the page and waits until it is live. */
-async function arrive(tab, url) {
-  await tab.goto(url);
-  await isState(tab, 'live');
-}
-
-function isState(tab, state) {
-  return tab.locator(`body[data-state="${state}"]`).waitFor();
-}
-
-/** Presses the button. @returns {Promise<string>} the job's id */
-async function render(tab, { scenario, prompt } = {}) {
-  if (prompt) await tab.fill('#prompt', prompt);
-  if (scenario) {
-    if (!(await tab.locator('#scenarios').evaluate(details => details.open))) await tab.locator('#scenarios summary').click();
-    await tab.locator(`[name=scenario][value="${scenario}"]`).check();
-  }
-  const answered = tab.waitForResponse(answer => answer.request().method() === 'POST' && answer.url().endsWith('/v1/videos'));
-  await tab.locator('#submit').click();
-  const job = await (await answered).json();
-  await card(tab, job.id).waitFor();
-  return job.id;
-}
-
-function card(tab, id) {
-  return tab.locator(`[id="${id}"]`);
-}
-
-function comesTo(tab, id, status) {
-  return tab.locator(`[id="${id}"][data-status="${status}"]`).waitFor({ timeout: PATIENCE_MS });
-}
-
-/** The clip is shown when its time goes on. */
-async function plays(tab, id) {
-  await tab.waitForFunction(job => {
-    const video = document.getElementById(job)?.querySelector('video');
-    return video && video.videoWidth > 0 && video.currentTime > 0.1 && !video.paused;
-  }, id);
-}
-
 /** Version numbers in the list of one opened job, newest first. */
 async function versionsSeen(tab, id) {
   return (await card(tab, id).locator('tbody tr[data-v]').evaluateAll(rows => rows.map(row => Number(row.dataset.v))));
-}
-
-async function open(tab, id) {
-  await card(tab, id).locator('.title').click();
-  await card(tab, id).locator('.detail').waitFor();
 }
 
 /** Keeps what the cards say from now on, so that nothing is missed that stood there for a second only. @returns {Promise<() => Promise<string[]>>} */
@@ -76,11 +32,6 @@ async function everyNote(tab) {
 
 async function rawDocument(tab, id) {
   return JSON.parse(await card(tab, id).locator('.take code').textContent());
-}
-
-async function fitsItsWidth(tab, when) {
-  const { content, window } = await tab.evaluate(() => ({ content: document.documentElement.scrollWidth, window: innerWidth }));
-  assert.ok(content <= window, `${when}: ${content} px in a window of ${window}`);
 }
 
 describe('the demo', () => {

@@ -45,18 +45,18 @@ header = "webhook-signature"
 issuer = "https://issuer.example.com"
 "#;
 
-const POLL: &str = "[poll]\nurl = '{{ base_url }}/tasks/{{ tasks[0] }}'\n";
+pub const POLL: &str = "[poll]\nurl = '{{ base_url }}/tasks/{{ tasks[0] }}'\n";
 
-type Headers = Vec<(String, String)>;
+pub type Headers = Vec<(String, String)>;
 
 /// A hub with a provider `acme` that proves its webhooks so, and tells of its tasks in the plainest way.
-struct Acme {
+pub struct Acme {
     builder: TestBuilder,
     folder: TempDir,
 }
 
 impl Acme {
-    fn new(signature: &str, more: &str) -> Self {
+    pub fn new(signature: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("acme.toml");
         let spec = format!(
@@ -70,12 +70,12 @@ impl Acme {
         Self { builder, folder }
     }
 
-    fn set(mut self, key: &str, value: impl ToString) -> Self {
+    pub fn set(mut self, key: &str, value: impl ToString) -> Self {
         self.builder = self.builder.set(&format!("providers.acme.{key}"), value);
         self
     }
 
-    async fn spawn(self) -> TestApp {
+    pub async fn spawn(self) -> TestApp {
         let app = self.builder.spawn().await;
         drop(self.folder);
         app
@@ -183,18 +183,18 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn own(headers: &[(&str, &str)]) -> Headers {
+pub fn own(headers: &[(&str, &str)]) -> Headers {
     let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     headers.iter().map(pair).collect()
 }
 
-fn standard(secret: &str, body: &str) -> Headers {
+pub fn standard(secret: &str, body: &str) -> Headers {
     let headers = signing::standard(secret, "1", signing::now(), body.as_bytes());
     let pair = |(name, value): (&str, String)| (name.to_owned(), value);
     headers.into_iter().map(pair).collect()
 }
 
-async fn hook(app: &TestApp, path: &str, headers: &Headers, body: &str) -> Answer {
+pub async fn hook(app: &TestApp, path: &str, headers: &Headers, body: &str) -> Answer {
     let mut request = app.anonymous(Method::POST, &format!("/v1/webhooks/{path}"));
     for (name, value) in headers {
         request = request.header(name, value);
@@ -207,7 +207,7 @@ fn news(task: &str) -> String {
 }
 
 /// A job of alice's that was submitted elsewhere.
-async fn job_of_task(app: &TestApp, task: &str) -> String {
+pub async fn job_of_task(app: &TestApp, task: &str) -> String {
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "provider": "acme", "provider_task_id": task, "owner": "alice" });
     let request = app.request_with(Method::POST, "/v1/jobs", &worker);
@@ -217,14 +217,14 @@ async fn job_of_task(app: &TestApp, task: &str) -> String {
 }
 
 #[track_caller]
-fn assert_taken(answer: &Answer, matched: bool, applied: bool) {
+pub fn assert_taken(answer: &Answer, matched: bool, applied: bool) {
     assert_eq!(answer.status, 200, "{}", answer.body);
     let expected = json!({ "matched": matched, "applied": applied });
     assert_eq!(answer.body, expected);
 }
 
 #[track_caller]
-fn assert_refused(answer: &Answer) {
+pub fn assert_refused(answer: &Answer) {
     assert_eq!(answer.status, 401, "{}", answer.body);
     assert_eq!(answer.body["code"], "invalid_signature");
 }
