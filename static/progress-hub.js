@@ -303,7 +303,7 @@ export class ProgressHub {
    */
   async providers() {
     const answer = await this.#http('GET', 'v1/providers');
-    return answer.providers ?? answer;
+    return answer.providers;
   }
 
   /**

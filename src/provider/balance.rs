@@ -3,12 +3,14 @@
 //! Invariant: a hint, never a judge. It is read now and then while the provider is used and once when
 //! the credit is gone; all that follows from it is that a submission is tried sooner.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize, de};
+use serde::{Deserialize, Serialize};
 
 use super::expression::{Expression, Template, text};
+use super::http::Method;
 use super::spec::Call;
 use super::{AskError, Provider};
 use crate::time::Time;
@@ -21,31 +23,35 @@ const SETTLING: Duration = Duration::from_secs(10);
 
 /// How a spec has the balance read.
 #[derive(Deserialize)]
-#[serde(try_from = "toml::Table")]
+#[serde(from = "Keys")]
 pub(super) struct Reading {
     call: Call,
+    amount: Expression,
+    unit: Option<Template>,
+}
+
+/// The keys of the table; read as they stand, so that a mistake names its line.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    method: Option<Method>,
+    url: Template,
+    #[serde(default)]
+    headers: BTreeMap<String, Template>,
+    body: Option<Expression>,
     /// Over `payload`.
     amount: Expression,
     /// Of what: a currency, or `credits` …; a template over `payload`.
     unit: Option<Template>,
 }
 
-impl TryFrom<toml::Table> for Reading {
-    type Error = toml::de::Error;
-
-    /// The keys of a call, and two of its own.
-    fn try_from(mut table: toml::Table) -> Result<Self, Self::Error> {
-        let amount = table.remove("amount");
-        let amount = amount.ok_or_else(|| de::Error::missing_field("amount"))?;
-        let unit = table
-            .remove("unit")
-            .map(toml::Value::try_into)
-            .transpose()?;
-        Ok(Self {
-            call: toml::Value::Table(table).try_into()?,
-            amount: amount.try_into()?,
-            unit,
-        })
+impl From<Keys> for Reading {
+    fn from(keys: Keys) -> Self {
+        Self {
+            call: Call::new(keys.method, keys.url, keys.headers, keys.body),
+            amount: keys.amount,
+            unit: keys.unit,
+        }
     }
 }
 

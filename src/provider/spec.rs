@@ -126,6 +126,25 @@ fn one() -> NonZeroUsize {
 }
 
 impl Call {
+    /// A call whose answer is about no task.
+    pub(super) fn new(
+        method: Option<Method>,
+        url: Template,
+        headers: BTreeMap<String, Template>,
+        body: Option<Expression>,
+    ) -> Self {
+        Self {
+            method,
+            url,
+            headers,
+            body,
+            items: payload_itself(),
+            handle: None,
+            batch: one(),
+            by_reference: false,
+        }
+    }
+
     /// Whether there is such a call for a job: its URL is not empty then.
     pub(super) fn applies(&self, context: &Value) -> bool {
         self.url

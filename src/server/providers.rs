@@ -19,7 +19,7 @@ pub async fn list(caller: Caller, providers: web::Data<Providers>) -> HttpRespon
         .collect();
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(shown)
+        .json(json!({ "providers": shown }))
 }
 
 /// `POST /v1/providers/{name}/resume`: whatever it was left alone for is mended.

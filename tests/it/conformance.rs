@@ -536,11 +536,16 @@ async fn by_cancel(fixture: &Fixture) {
 
 async fn by_balance(fixture: &Fixture) {
     let (status, body) = (fixture.http_status.unwrap(), fixture.body());
-    let stage = Stage::set(fixture, true, move |_| {
-        Some(Reply::text(status, body.clone()))
+    let stage = Stage::set(fixture, false, move |asked| {
+        // Without credit the balance is looked at once.
+        let refusal = || Reply::json(402, &json!({ "code": 1102, "message": "no credit" }));
+        Some(match asked.method.as_str() {
+            "POST" => refusal(),
+            _ => Reply::text(status, body.clone()),
+        })
     })
     .await;
-    stage.register(fixture).await;
+    stage.submit(fixture).await;
     let wished = ["available", "usable"]
         .iter()
         .find_map(|key| fixture.expects(key))

@@ -127,7 +127,7 @@ async fn resume(app: &TestApp, token: &str) -> crate::app::Answer {
 async fn shown(app: &TestApp) -> Value {
     let answer = send(app.request(Method::GET, "/v1/providers", "bob")).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
-    let all = answer.body.as_array().unwrap().clone();
+    let all = answer.body["providers"].as_array().unwrap().clone();
     let mut all = all.into_iter();
     all.find(|provider| provider["name"] == "kling").unwrap()
 }
@@ -353,7 +353,7 @@ async fn credit_that_comes_in_is_noticed_where_the_provider_tells_its_balance() 
     assert!(shown(&app).await.get("balance").is_none());
     let admin = app.token("root", "admin");
     let answer = send(app.request_with(Method::GET, "/v1/providers", &admin)).await;
-    let shown = answer.body.as_array().unwrap().iter();
+    let shown = answer.body["providers"].as_array().unwrap().iter();
     let shown = shown
         .clone()
         .find(|shown| shown["name"] == "kling")
