@@ -71,6 +71,9 @@ impl Dialect for Replicate {
     }
 
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
+        if scenario == Scenario::Safety {
+            return Err("it declines no prompt at submit");
+        }
         Ok(scenario.plan())
     }
 

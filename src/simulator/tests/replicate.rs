@@ -180,7 +180,6 @@ async fn refusals_are_told_as_replicate_tells_them() {
     for (scenario, status) in [
         (Scenario::BadKey, 401),
         (Scenario::Quota, 402),
-        (Scenario::Safety, 422),
         (Scenario::ServerErrors, 500),
     ] {
         let stage = Stage::set().await;
