@@ -45,7 +45,7 @@ pub mod time; // a moment, as documents and stores have it
 
 pub mod job; // the document, the news about it, and the law
 
-// First floor: words, tokens and numbers.
+// First floor: words, tokens and numbers; and above them what may be proven by a token.
 
 pub mod auth; // tokens: who is calling, and what they may
 pub mod protocol; // messages, and the frames that jobs travel in

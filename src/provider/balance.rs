@@ -18,8 +18,8 @@ use crate::time::Time;
 /// The least time between two readings.
 const EVERY: Duration = Duration::from_secs(300);
 
-/// How long after a submission it is read, so that what was bought is booked.
-const SETTLING: Duration = Duration::from_secs(10);
+/// How long after its use began it is read, so that what was bought is booked.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// How a spec has the balance read.
 #[derive(Deserialize)]
@@ -75,7 +75,7 @@ struct Known {
     balance: Option<Balance>,
     /// When it was last asked for, in vain or not.
     asked_at: Option<Time>,
-    /// When the first job was submitted since.
+    /// When the provider was first used since.
     used_at: Option<Time>,
 }
 
@@ -90,7 +90,7 @@ impl Known {
 }
 
 impl Account {
-    /// A job was submitted for its money.
+    /// The provider is used.
     pub(super) fn used(&self, now: Time) {
         self.known().used_at.get_or_insert(now);
     }
@@ -158,8 +158,8 @@ mod tests {
         let mut known = Known::default();
         assert!(!known.is_due(None, at(0)), "nobody uses it");
         known.used_at = Some(at(0));
-        assert!(!known.is_due(None, at(9)));
-        assert!(known.is_due(None, at(10)));
+        assert!(!known.is_due(None, at(4)));
+        assert!(known.is_due(None, at(5)));
         known.asked_at = Some(at(0));
         assert!(!known.is_due(None, at(299)));
         assert!(known.is_due(None, at(300)));
@@ -178,7 +178,7 @@ mod tests {
         for (text, problem) in [
             ("url = 'https://a/b'", "missing field `amount`"),
             ("amount = 'payload'", "missing field `url`"),
-            ("url = 'https://a/b'\namount = 'payload.'", "payload."),
+            ("url = 'https://a/b'\namount = 'payload.'", "syntax error"),
             ("url = 'https://a/b'\namount = 'payload'\ntypo = 1", "typo"),
         ] {
             let told = read(text).unwrap_err().to_string();

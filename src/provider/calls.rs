@@ -58,6 +58,7 @@ impl Provider {
         context: &BTreeMap<String, Json>,
     ) -> Result<(u16, Value), AskError> {
         let leave = self.gate.enter(PATIENCE).await?;
+        self.account.used(Time::now());
         let answer = self.exchange(call, otherwise, context).await;
         leave.end(match &answer {
             Ok(_) => Health::Well,

@@ -61,6 +61,20 @@ async fn one_body_may_tell_of_several_tasks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_can_make_the_hub_look_at_so_many_tasks_at_once() {
+    let more = format!("{POLL}[webhook]\nitems = 'payload.tasks'");
+    let app = Acme::new("scheme = 'none'", &more).spawn().await;
+    job_of_task(&app, "1").await;
+    for (before, matched) in [(99, true), (100, false)] {
+        let mut tasks = vec![task("unknown", "running"); before];
+        tasks.push(task("1", "running"));
+        let body = json!({ "tasks": tasks }).to_string();
+        let answer = hook(&app, "acme", &Vec::new(), &body).await;
+        assert_taken(&answer, matched, false);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_callback_token_names_its_job_only_where_the_body_is_about_one_task() {
     let provider = StandIn::start(|_| async { Reply::broken() }).await;
     let submit = "[submit]\nurl = '{{ base_url }}/tasks'\nbody = \"{'callback': callback_url}\"\n\
