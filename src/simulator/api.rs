@@ -1,9 +1,8 @@
 //! The counter at which all dialects are served: submit, query, list, result, cancel, content.
 //!
 //! Invariant: every request is counted, then its key is proven (but where public keys are asked for), then its
-//! body is read; only an open door
-//! creates a task. What was asked and how it is answered is the dialect's alone; a refusal that is the
-//! simulator's own says so.
+//! body is read; only an open door creates a task. What was asked and how it is answered is the dialect's
+//! alone; a refusal that is the simulator's own says so.
 
 use std::sync::Arc;
 
