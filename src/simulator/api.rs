@@ -1,8 +1,8 @@
 //! The counter at which all dialects are served: submit, query, list, result, cancel, content.
 //!
-//! Invariant: every request is counted, then its key is proven, then its body is read; only an open door
-//! creates a task. What was asked and how it is answered is the dialect's alone; a refusal that is the
-//! simulator's own says so.
+//! Invariant: every request is counted, then its key is proven (but where public keys are asked for), then its
+//! body is read; only an open door creates a task. What was asked and how it is answered is the dialect's
+//! alone; a refusal that is the simulator's own says so.
 
 use std::sync::Arc;
 
@@ -116,11 +116,10 @@ impl Mount {
         let ask = Ask::of(request, &self.prefix);
         let call = dialect.call(&ask).ok_or(Refusal::NoSuchMethod)?;
         counter.ledger.count(dialect.name(), &call);
-        if matches!(call, Call::Keys) {
-            return Ok(Answer::ok(counter.keys.jwks()).into());
+        if !matches!(call, Call::Keys) {
+            self.prove(&ask)?;
+            dialect.check(&ask)?;
         }
-        self.prove(&ask)?;
-        dialect.check(&ask)?;
         let answer = match call {
             Call::Submit => return self.submit(&ask, body).await,
             Call::Query(names) => {
@@ -138,7 +137,8 @@ impl Mount {
                 let delete = dialect.deletes_ended();
                 dialect.cancelled(&counter.ledger.cancel(dialect.name(), &id, delete))
             }
-            Call::Account | Call::Keys => dialect.account(&counter.keys),
+            Call::Account => dialect.account(&counter.keys),
+            Call::Keys => Ok(Answer::ok(counter.keys.jwks())),
         };
         Ok(answer?.into())
     }

@@ -68,7 +68,7 @@ pub(super) enum Cancelled {
     /// Too late.
     Ended,
     /// Taken note of; the task may still end otherwise.
-    Agreed(Task),
+    Agreed(Box<Task>),
 }
 
 /// An answer of the provider.
@@ -137,8 +137,8 @@ impl Answer {
         }
     }
 
-    pub fn with(mut self, header: &'static str, value: impl ToString) -> Self {
-        self.headers.push((header, value.to_string()));
+    pub fn with(mut self, header: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((header, value.into()));
         self
     }
 }

@@ -163,7 +163,7 @@ impl Ledger {
                 return Cancelled::Ended;
             }
             task.cancel_asked = true;
-            Cancelled::Agreed(task.clone())
+            Cancelled::Agreed(Box::new(task.clone()))
         });
         outcome.unwrap_or(Cancelled::Unknown)
     }

@@ -9,11 +9,13 @@
 mod app;
 mod auth;
 mod bad_input;
+mod calls;
 mod cancel;
 mod client;
 mod command_line;
 mod conformance;
 mod crash;
+mod dialects;
 mod drain;
 mod fan_out;
 mod first;

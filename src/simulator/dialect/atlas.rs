@@ -57,6 +57,9 @@ impl Dialect for Atlas {
     }
 
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
+        if scenario == Scenario::Safety {
+            return Err("it declines no prompt at submit");
+        }
         uncancellable(scenario)
     }
 
@@ -65,11 +68,11 @@ impl Dialect for Atlas {
     }
 
     fn accepted(&self, task: &Task) -> Answer {
-        success(prediction(task))
+        success(&prediction(task))
     }
 
     fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
-        Ok(success(prediction(one(tasks)?)))
+        Ok(success(&prediction(one(tasks)?)))
     }
 
     fn account(&self, _keys: &Keyring) -> Result<Answer, Refusal> {
@@ -97,20 +100,21 @@ impl Dialect for Atlas {
     /// Without a `Retry-After` on any of them, as documented.
     fn refused(&self, refusal: &Refusal) -> Answer {
         let words = refusal.to_string();
-        let (status, code, words) = match refusal {
+        let (status, words) = match refusal {
             // A path that is wrong is unauthorized too.
             Refusal::NoKey | Refusal::BadKey | Refusal::NoSuchMethod => {
-                (401, 401, "unauthorized".to_owned())
+                (401, "unauthorized".to_owned())
             }
-            Refusal::Quota => (402, 402, words),
-            Refusal::Safety => (400, MODERATION, "content moderation rejected".to_owned()),
-            Refusal::RateLimit | Refusal::Concurrency => (429, 429, words),
-            Refusal::Server => (500, 500, words),
-            Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => (400, 400, words),
-            Refusal::NoSuchModel | Refusal::NoSuchTask => (404, 404, words),
+            Refusal::Quota => (402, words),
+            Refusal::RateLimit | Refusal::Concurrency => (429, words),
+            Refusal::Server => (500, words),
+            Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
+                (400, words)
+            }
+            Refusal::NoSuchModel | Refusal::NoSuchTask => (404, words),
         };
         let request_id = Uuid::now_v7().to_string();
-        let body = json!({"code": code, "msg": words, "request_id": request_id, "data": null});
+        let body = json!({"code": status, "msg": words, "request_id": request_id, "data": null});
         Answer::new(status, body)
     }
 
@@ -151,7 +155,7 @@ impl Dialect for Atlas {
     }
 }
 
-fn success(data: Value) -> Answer {
+fn success(data: &Value) -> Answer {
     Answer::ok(json!({"code": 200, "message": "success", "data": data}))
 }
 

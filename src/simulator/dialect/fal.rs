@@ -131,7 +131,7 @@ impl Dialect for Fal {
             Refusal::NoKey | Refusal::BadKey => plain(401, "Authentication is required"),
             Refusal::Quota => plain(403, "User is locked. Reason: Exhausted balance."),
             Refusal::RateLimit | Refusal::Concurrency => {
-                plain(429, "Too many requests").with("retry-after", 1)
+                plain(429, "Too many requests").with("retry-after", "1")
             }
             Refusal::Safety => Fault::of(Failure::Safety).answer(),
             Refusal::Malformed(why) | Refusal::Invalid(why) => Fault {
@@ -220,7 +220,7 @@ impl Fault {
         }
         let detail = json!({"loc": ["body", "prompt"], "msg": self.words, "type": self.kind});
         Answer::new(self.status, json!({"detail": [detail]}))
-            .with("x-fal-retryable", self.retryable)
+            .with("x-fal-retryable", self.retryable.to_string())
     }
 }
 

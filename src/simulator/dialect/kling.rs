@@ -127,7 +127,7 @@ impl Dialect for Kling {
     }
 
     fn accepted(&self, task: &Task) -> Answer {
-        success(present(json!({
+        success(&present(json!({
             "id": task.id,
             "status": task.status,
             "create_time": task.created_ms,
@@ -137,11 +137,11 @@ impl Dialect for Kling {
     }
 
     fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
-        Ok(success(tasks.iter().map(document).collect()))
+        Ok(success(&tasks.iter().map(document).collect()))
     }
 
     fn listed(&self, tasks: &[Task], next: Option<u64>) -> Result<Answer, Refusal> {
-        let mut answer = success(tasks.iter().map(document).collect());
+        let mut answer = success(&tasks.iter().map(document).collect());
         if let (Some(next), Some(body)) = (next, &mut answer.body) {
             body["next_cursor"] = json!(next.to_string());
         }
@@ -160,7 +160,7 @@ impl Dialect for Kling {
             "invalid_time": 4_102_444_800_000_u64,
             "status": "online",
         });
-        Ok(success(json!({
+        Ok(success(&json!({
             "code": 0,
             "msg": "success",
             "resource_pack_subscribe_infos": [pack],
@@ -196,7 +196,7 @@ impl Dialect for Kling {
         );
         // So that a sender can be seen to obey it.
         if matches!(refusal, Refusal::RateLimit) {
-            return answer.with("retry-after", 1);
+            return answer.with("retry-after", "1");
         }
         answer
     }
@@ -224,7 +224,7 @@ fn request_id() -> String {
     Uuid::now_v7().to_string()
 }
 
-fn success(data: Value) -> Answer {
+fn success(data: &Value) -> Answer {
     Answer::ok(json!({
         "code": 0,
         "message": "SUCCEED",

@@ -48,12 +48,19 @@ impl Dialect for Replicate {
             ["v1", "models", owner, name, _] => (format!("{owner}/{name}"), "hidden"),
             _ => ("simulated/video".to_owned(), text(&body, "version")?),
         };
-        let filter = match &body["webhook_events_filter"] {
-            Value::Null => json!(EVENTS),
-            Value::Array(events) if events.iter().all(is_event) => json!(events),
-            _ => {
-                let why = format!("webhook_events_filter is not of {}", EVENTS.join(", "));
-                return Err(Refusal::Invalid(why));
+        let filter = match body
+            .get("webhook_events_filter")
+            .filter(|given| !given.is_null())
+        {
+            None => json!(EVENTS),
+            Some(given) => {
+                let events = given
+                    .as_array()
+                    .filter(|events| events.iter().all(is_event));
+                json!(events.ok_or_else(|| {
+                    let known = EVENTS.join(", ");
+                    Refusal::Invalid(format!("webhook_events_filter is not of {known}"))
+                })?)
             }
         };
         Ok(Order {
@@ -64,6 +71,9 @@ impl Dialect for Replicate {
     }
 
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
+        if scenario == Scenario::Safety {
+            return Err("it declines no prompt at submit");
+        }
         Ok(scenario.plan())
     }
 
@@ -104,8 +114,8 @@ impl Dialect for Replicate {
                 let words = "Request was throttled. Your rate limit resets in ~1s.";
                 let answer = Answer::new(429, json!({ "detail": words }));
                 return answer
-                    .with("ratelimit-remaining", 0)
-                    .with("ratelimit-reset", 1);
+                    .with("ratelimit-remaining", "0")
+                    .with("ratelimit-reset", "1");
             }
             Refusal::Server => (500, "Internal server error"),
             Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
@@ -160,8 +170,8 @@ fn wants(task: &Task, event: &str) -> bool {
 /// With what is left of the rate limit.
 fn limited(answer: Answer) -> Answer {
     answer
-        .with("ratelimit-remaining", 599)
-        .with("ratelimit-reset", 1)
+        .with("ratelimit-remaining", "599")
+        .with("ratelimit-reset", "1")
 }
 
 fn prediction(task: &Task) -> Value {

@@ -102,7 +102,9 @@ impl Dialect for Videos {
         });
         let answer = Answer::new(status, json!({"error": error}));
         if matches!(refusal, Refusal::RateLimit) {
-            return answer.with("retry-after-ms", 500).with("retry-after", 1);
+            return answer
+                .with("retry-after-ms", "500")
+                .with("retry-after", "1");
         }
         answer
     }

@@ -92,7 +92,7 @@ async fn a_request_under_way_tells_its_place_or_its_logs() {
     );
 
     let stage = Stage::set().await;
-    let order = FAL.order_of(&stage, json!({"steps": 9000}));
+    let order = FAL.order_of(&stage, &json!({"steps": 9000}));
     in_time(order.send()).await.unwrap();
     let under_way = stage.witness.until(|witness| {
         let task = witness.tasks().into_iter().next()?;
@@ -211,7 +211,7 @@ async fn a_thin_success_is_to_be_fetched_and_an_expired_one_is_gone() {
 #[tokio::test]
 async fn a_cancel_has_three_answers() {
     let stage = Stage::set().await;
-    let order = FAL.order_of(&stage, json!({"steps": 9000}));
+    let order = FAL.order_of(&stage, &json!({"steps": 9000}));
     let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
     let (status, body) = stage.follow(Method::PUT, &accepted, "cancel_url").await;
     assert_eq!(
@@ -245,7 +245,7 @@ async fn a_cancel_has_three_answers() {
 #[tokio::test]
 async fn a_cancel_that_comes_too_late_is_agreed_to_all_the_same() {
     let stage = Stage::set().await;
-    let order = FAL.order_of(&stage, json!({"scenario": "cancelled-late", "steps": 100}));
+    let order = FAL.order_of(&stage, &json!({"scenario": "cancelled-late", "steps": 100}));
     let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
     let (status, _) = stage.follow(Method::PUT, &accepted, "cancel_url").await;
     assert_eq!(status, 202);

@@ -106,7 +106,7 @@ async fn a_query_speaks_in_capitals() {
     assert_eq!(told["status"], "Preparing");
 
     let stage = Stage::set().await;
-    in_time(MINIMAX.order_of(&stage, json!({"steps": 9000})).send())
+    in_time(MINIMAX.order_of(&stage, &json!({"steps": 9000})).send())
         .await
         .unwrap();
     let under_way = stage.witness.until(|witness| {

@@ -53,7 +53,7 @@ async fn a_task_is_told_in_the_published_shapes() {
     }
 
     let stage = Stage::set().await;
-    in_time(RUNWAY.order_of(&stage, json!({"steps": 9000})).send())
+    in_time(RUNWAY.order_of(&stage, &json!({"steps": 9000})).send())
         .await
         .unwrap();
     let told = RUNWAY
@@ -91,7 +91,7 @@ async fn a_task_that_finds_all_slots_taken_is_throttled_and_no_error() {
 #[tokio::test]
 async fn to_delete_is_to_cancel_and_then_to_forget() {
     let stage = Stage::set().await;
-    in_time(RUNWAY.order_of(&stage, json!({"steps": 9000})).send())
+    in_time(RUNWAY.order_of(&stage, &json!({"steps": 9000})).send())
         .await
         .unwrap();
     let task = reached(&stage, Status::Processing).await;
@@ -109,7 +109,7 @@ async fn to_delete_is_to_cancel_and_then_to_forget() {
 
     let stage = Stage::set().await;
     let wishes = json!({"scenario": "cancelled-late", "steps": 100});
-    in_time(RUNWAY.order_of(&stage, wishes).send())
+    in_time(RUNWAY.order_of(&stage, &wishes).send())
         .await
         .unwrap();
     let task = stage.witness.tasks().remove(0);

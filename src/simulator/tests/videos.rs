@@ -44,7 +44,7 @@ async fn a_video_goes_from_queued_to_a_thin_signed_event() {
 #[tokio::test]
 async fn a_video_under_way_tells_its_percent() {
     let stage = Stage::set().await;
-    in_time(VIDEOS.order_of(&stage, json!({"steps": 1})).send())
+    in_time(VIDEOS.order_of(&stage, &json!({"steps": 1})).send())
         .await
         .unwrap();
     let half = stage.witness.until(|witness| {
