@@ -97,6 +97,13 @@ impl Provider {
                 FailureKind::Safety | FailureKind::InvalidInput | FailureKind::Timeout => {
                     Ok(Report::failed(refused.failure))
                 }
+                // With an error's status and a code of its own it speaks of the task.
+                FailureKind::Technical
+                    if refused.failure.provider_code.is_some()
+                        && refused.http.is_some_and(|status| status >= 400) =>
+                {
+                    Ok(Report::failed(refused.failure))
+                }
                 FailureKind::Quota
                 | FailureKind::RateLimit
                 | FailureKind::Auth

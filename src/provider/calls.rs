@@ -112,6 +112,10 @@ impl Provider {
             ("base_url".to_owned(), self.home.as_str().into()),
             ("api_key".to_owned(), self.api_key.as_str().into()),
             ("secret_key".to_owned(), self.secret_key.as_str().into()),
+            (
+                "webhook_secret".to_owned(),
+                self.webhook_secret.as_str().into(),
+            ),
         ])
     }
 

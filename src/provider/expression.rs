@@ -27,6 +27,8 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     language.set_undefined_behavior(UndefinedBehavior::Chainable);
     language.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     language.set_fuel(Some(FUEL));
+    language.add_filter("default", default);
+    language.add_filter("d", default);
     language.add_filter("merge", merge);
     language.add_filter("urlencode", urlencode);
     language.add_filter("find_all", find_all);
@@ -36,6 +38,15 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     language.add_test("containing", is_containing);
     language
 });
+
+/// `value|default(other)`: the other where the value is missing or null, which many providers write for
+/// what they do not have.
+fn default(value: Value, other: Option<Value>) -> Value {
+    match value.is_undefined() || value.is_none() {
+        true => other.unwrap_or_else(|| Value::from("")),
+        false => value,
+    }
+}
 
 /// `value|merge(other)`: both mappings as one, level by level; `other` wins.
 fn merge(value: &Value, other: &Value) -> Value {
@@ -104,28 +115,42 @@ fn compiled(pattern: &str) -> Result<Arc<Regex>, minijinja::Error> {
     Ok(compiled)
 }
 
-/// `value|media`: every mapping with a text `url`, at any depth, in order: for providers whose results
-/// have another shape for each model.
+/// `value|media`: every mapping with a text `url`, at any depth, in order, and where there is none every
+/// text that is an HTTP URL: for providers whose results have another shape for each model.
 fn media(value: &Value) -> Vec<Value> {
-    let is_media = |value: &Value| {
-        value
-            .get_attr("url")
-            .is_ok_and(|url| url.as_str().is_some())
-    };
-    if value.kind() != ValueKind::Map {
-        // A text is no list, although it can be walked.
-        let inside = value.as_str().is_none().then(|| value.try_iter());
-        let inside = inside.into_iter().flatten().flatten();
-        return inside.flat_map(|item| media(&item)).collect();
+    let named = leaves(value, |leaf| {
+        let url = leaf.get_attr("url");
+        leaf.kind() == ValueKind::Map && url.is_ok_and(|url| url.as_str().is_some())
+    });
+    if !named.is_empty() {
+        return named;
     }
-    if is_media(value) {
-        return vec![value.clone()];
-    }
-    let keys = value.try_iter().into_iter().flatten();
-    keys.flat_map(|key| media(&value.get_item(&key).unwrap_or_default()))
-        .collect()
+    leaves(value, |leaf| {
+        leaf.as_str()
+            .is_some_and(|text| text.starts_with("https://") || text.starts_with("http://"))
+    })
 }
 
+/// What is wanted of a value and all that is in it, in order; nothing inside of what is wanted.
+fn leaves(value: &Value, is_wanted: fn(&Value) -> bool) -> Vec<Value> {
+    if is_wanted(value) {
+        return vec![value.clone()];
+    }
+    let inside = match value.kind() {
+        ValueKind::Map => {
+            let keys = value.try_iter().into_iter().flatten();
+            keys.map(|key| value.get_item(&key).unwrap_or_default())
+                .collect()
+        }
+        // A text is no list, although it can be walked.
+        _ if value.as_str().is_some() => Vec::new(),
+        _ => value.try_iter().map(Iterator::collect).unwrap_or_default(),
+    };
+    inside
+        .iter()
+        .flat_map(|item| leaves(item, is_wanted))
+        .collect()
+}
 /// `urls|private`: the same, each marked as one that only the provider's key can read.
 fn private(list: &Value) -> Vec<Value> {
     let marked = |item: Value| {
@@ -311,6 +336,11 @@ mod tests {
             value("payload.a.b.c|default(payload.d)", &json!({"d": 1})),
             json!(1)
         );
+        let null = json!({"a": null, "b": 0});
+        assert_eq!(
+            value("payload.a|default(payload.b)|default(1)", &null),
+            json!(0)
+        );
         assert_eq!(value("payload.a.b.c", &json!({})), json!(null));
         assert_eq!(value("payload.a.b|lower", &json!("text")), json!(""));
     }
@@ -351,6 +381,11 @@ mod tests {
             "more": [{"image": {"url": "i"}}, {"url": 5}, "text"]});
         let found = value("payload|media|map(attribute='url')|list", &result);
         assert_eq!(found, json!(["i", "v"]));
+        let bare = json!({"seed": 1, "clips": ["https://a/b", {"c": "http://d"}], "text": "no"});
+        assert_eq!(
+            value("payload|media", &bare),
+            json!(["https://a/b", "http://d"])
+        );
         assert_eq!(value("payload|media", &json!(null)), json!([]));
         assert_eq!(value("payload.none|media", &json!({})), json!([]));
     }

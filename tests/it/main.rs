@@ -36,6 +36,7 @@ mod spec;
 mod sse;
 mod standin;
 mod store;
+mod strangers;
 mod stream;
 mod submit;
 mod subscribe;
