@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::job::{FailureKind, Job, JobId, News, Source, Status, Submission, Update};
+use crate::job::{FailureKind, Job, JobId, News, Report, Source, Status, Submission, Update};
 use crate::provider::{AskError, Provider, Providers, Refused};
 use crate::store::{self, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
@@ -113,12 +113,25 @@ impl Canceller {
                 settled(recorded.job)
             }
             Ok(None) => {
-                self.tracker.hasten(&job.id).await?;
+                match self.read(provider, &job).await {
+                    Ok(()) => {}
+                    // It no longer knows what it agreed to cancel: nothing more will come of it.
+                    Err(AskError::Refused(refused)) if refused.is_gone() => {
+                        let gone = Report {
+                            conclusive: true,
+                            ..Report::of(Status::Cancelled)
+                        };
+                        let gone = gone.from_source(Source::Api);
+                        self.tracker.record(&job.id, gone).await?;
+                    }
+                    Err(_) => self.tracker.hasten(&job.id).await?,
+                }
                 let job = self.store.get(&job.id).await?;
                 settled(job.ok_or(NotCancelled::NotFound)?)
             }
             Err(AskError::Refused(refused)) if is_about_the_task(&refused) => {
-                self.read(provider, &job).await;
+                // Whoever may not cancel it is told why by the job itself.
+                let _unread = self.read(provider, &job).await;
                 let job = self.store.get(&job.id).await?;
                 let job = job.ok_or(NotCancelled::NotFound)?;
                 match settled(job)? {
@@ -136,19 +149,20 @@ impl Canceller {
         }
     }
 
-    /// Reads where the job is: whoever may not cancel it is told why by the job itself.
-    async fn read(&self, provider: &Provider, job: &Arc<Job>) {
+    /// Reads where the job is.
+    async fn read(&self, provider: &Provider, job: &Arc<Job>) -> Result<(), AskError> {
         if !provider.can_ask(job) {
-            return;
+            return Ok(());
         }
         let answer = provider.ask(std::slice::from_ref(job)).await;
         self.count(provider, Call::Ask, answer.as_ref().err());
-        for (id, report) in answer.unwrap_or_default() {
+        for (id, report) in answer? {
             let update = report.from_source(Source::Poll);
             if let Err(error) = self.tracker.record(&id, update).await {
                 tracing::warn!(job.id = %id, %error, "can't record what was read");
             }
         }
+        Ok(())
     }
 
     fn count(&self, provider: &Provider, call: Call, failed: Option<&AskError>) {

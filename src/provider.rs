@@ -6,6 +6,7 @@
 mod address;
 mod asking;
 mod balance;
+mod call;
 mod calls;
 mod cancelling;
 mod download;

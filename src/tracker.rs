@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::job::{Job, JobId, News, Submission, Update};
+use crate::job::{Job, JobId, News, Report, Source, Submission, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
 use crate::store::{
@@ -246,6 +246,27 @@ impl Tracker {
     /// The store's.
     pub async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
         Ok(self.store.find_task(provider, task_id).await?)
+    }
+
+    /// Takes it that this is the provider's task of a job whose submission's answer was lost, so that
+    /// it can be asked about. For any other job it says nothing.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn identify(&self, provider: &str, id: &JobId, task_id: String) -> Result<(), Error> {
+        let job = self.store.get(id).await?;
+        if job.is_none_or(|job| job.submission() != Submission::Unknown) {
+            return Ok(());
+        }
+        let report = Report {
+            task_id: Some(task_id),
+            ..Report::default()
+        };
+        let update = report.from_source(Source::Webhook);
+        match self.record_from(provider, id, update).await {
+            Ok(_) | Err(Error::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Has the watchdog ask about a job now, unless it is yet to be sent or being sent: then there

@@ -103,9 +103,10 @@ impl Watchdog {
             } else if job.deadline_at <= now {
                 let message = match job.submission() {
                     Submission::Waiting(_) => "the job could not be sent before its deadline",
-                    Submission::Sending | Submission::Unknown | Submission::Over => {
-                        "the job did not end before its deadline"
+                    Submission::Sending | Submission::Unknown => {
+                        "whether the provider took the job was not known before its deadline"
                     }
+                    Submission::Over => "the job did not end before its deadline",
                 };
                 let error = Failure::new(FailureKind::Timeout, message);
                 Report::failed(error).from_source(Source::Deadline)
@@ -195,7 +196,7 @@ fn is_of_one(error: &AskError) -> bool {
 /// Whether the provider says that it does not know, or no longer knows, what it was asked about.
 fn is_gone(error: &AskError) -> bool {
     match error {
-        AskError::Refused(refused) => matches!(refused.http, Some(404 | 410)),
+        AskError::Refused(refused) => refused.is_gone(),
         AskError::Unanswered(_) | AskError::Spec(_) | AskError::Held(_) => false,
     }
 }

@@ -26,6 +26,9 @@ import { HubError } from './progress-hub.js';
 /** How long the hub may take to send the first job, before the page says that there is none. */
 const SETTLED_AFTER_MS = 400;
 
+/** What a job fails with when its provider stops. */
+const STOPPING = new Set(['quota', 'auth']);
+
 const session = new Session({
   onKnown(demo) {
     form.prepare(demo);
@@ -58,6 +61,7 @@ const list = new JobList({
   onCard: card => opened.onCard(card),
   onChange(job, before) {
     if (before.status === job.status && before.error?.kind === job.error?.kind) return;
+    if (STOPPING.has(job.error?.kind ?? '')) providers.askNow();
     news.say(job.id, `${titleOf(job).slice(0, 60)}: ${statusOf(job).word}. ${job.error ? wordsFor(job, session.now()) : ''}`);
   },
 });
@@ -71,6 +75,7 @@ const form = new OrderForm(async order => {
 /** @type {Providers} */
 const providers = new Providers({
   read: () => (session.state.name === 'live' ? hub().providers() : null),
+  resume: name => hub().resume(name),
   now: () => session.now(),
   isAwaited: () => list.isWaiting,
   onChange: () => list.refreshWaiting(),

@@ -54,7 +54,7 @@
  * @property {ErrorKind | null} reason
  * @property {string | null} since
  * @property {string | null} until
- * @property {{ amount: number, unit: string | null } | null} [balance] what is left on the account, for those who may know
+ * @property {{ amount: number, unit: string | null } | null} [balance] what is left on the account; only admins are told it, null where the provider does not tell
  */
 /**
  * How the connection is. `since`, `retryAt`: milliseconds of this machine's clock.
@@ -304,6 +304,15 @@ export class ProgressHub {
   async providers() {
     const answer = await this.#http('GET', 'v1/providers');
     return answer.providers;
+  }
+
+  /**
+   * Tells the hub that a provider is mended: what waits for it is sent, one at first. For admins.
+   * @param {string} name
+   * @returns {Promise<Provider>} how it is now
+   */
+  async resume(name) {
+    return this.#http('POST', `v1/providers/${encodeURIComponent(name)}/resume`);
   }
 
   /**

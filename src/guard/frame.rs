@@ -21,12 +21,18 @@ pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
     let contradicts = |sides: (u32, u32)| {
         u64::from(sides.0) * u64::from(height) != u64::from(sides.1) * u64::from(width)
     };
-    let asked = request.aspect_ratio.as_deref();
-    if let Some(asked) = asked.filter(|asked| sides(asked).is_some_and(contradicts)) {
-        return Err(Refusal::Parameters(format!(
-            "aspect_ratio: '{asked}' contradicts the platform '{}', which is {ratio}",
-            platform.word()
-        )));
+    let asked = [
+        ("aspect_ratio", &request.aspect_ratio),
+        ("resolution", &request.resolution),
+    ];
+    for (field, asked) in asked {
+        let asked = asked.as_deref();
+        if let Some(asked) = asked.filter(|asked| sides(asked).is_some_and(contradicts)) {
+            return Err(Refusal::Parameters(format!(
+                "{field}: '{asked}' contradicts the platform '{}', which is {ratio}",
+                platform.word()
+            )));
+        }
     }
     if let Some((w, h)) = request
         .width
@@ -39,7 +45,10 @@ pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
         )));
     }
     request.aspect_ratio.get_or_insert_with(|| ratio.to_owned());
-    if request.resolution.is_none() {
+    // How large it is, a resolution says where there is one; without a word, the platform.
+    let wished = request.resolution.as_deref().map(short_side);
+    if let Some(short) = wished.unwrap_or(Some(width.min(height))) {
+        let (width, height) = scaled(width, height, short);
         request.width.get_or_insert(width);
         request.height.get_or_insert(height);
     }
@@ -63,14 +72,14 @@ pub(super) fn lower(request: &mut VideoRequest, tier: Tier) -> Result<(), Refusa
         }
     };
     if let Some((width, height)) = request.width.zip(request.height) {
-        let (width, height) = scaled(width, height);
+        let (width, height) = scaled(width, height, SHORT_SIDE.min(width.min(height)));
         (request.width, request.height) = (Some(width), Some(height));
     }
     // Some providers take pixels for a ratio, as `1920:1080`.
     if let Some((width, height)) = request.aspect_ratio.as_deref().and_then(sides)
         && width.min(height) > SHORT_SIDE
     {
-        let (width, height) = scaled(width, height);
+        let (width, height) = scaled(width, height, SHORT_SIDE);
         request.aspect_ratio = Some(format!("{width}:{height}"));
     }
     object(&request.input, "input", tier)
@@ -83,15 +92,15 @@ fn incomparable(path: &str, value: &str, tier: Tier) -> Refusal {
     ))
 }
 
-/// Both sides made smaller alike, so that the shorter one is within the tier; even numbers, which
-/// encoders want.
-fn scaled(width: u32, height: u32) -> (u32, u32) {
+/// Both sides made larger or smaller alike, so that the shorter one is `to` pixels; where they
+/// change they become even numbers, which encoders want.
+fn scaled(width: u32, height: u32, to: u32) -> (u32, u32) {
     let short = width.min(height);
-    if short <= SHORT_SIDE {
+    if short == to {
         return (width, height);
     }
     let scale = |side: u32| {
-        let side = u64::from(side) * u64::from(SHORT_SIDE) / u64::from(short);
+        let side = u64::from(side) * u64::from(to) / u64::from(short.max(1));
         u32::try_from(side).unwrap_or(u32::MAX) & !1
     };
     (scale(width), scale(height))
@@ -310,6 +319,34 @@ mod tests {
         let wide = lowered(wide).unwrap();
         assert_eq!((wide.width, wide.height), (Some(1706), Some(720)));
         assert_eq!(wide.aspect_ratio.as_deref(), Some("1280:720"));
+    }
+
+    #[test]
+    fn a_platform_with_a_resolution_is_as_large_as_that_says() {
+        let filled = |platform, resolution: &str| {
+            let mut request = VideoRequest {
+                platform: Some(platform),
+                resolution: Some(resolution.to_owned()),
+                ..VideoRequest::default()
+            };
+            fill(&mut request)
+                .map(|()| request.width.zip(request.height))
+                .map_err(|refusal| refusal.to_string())
+        };
+        for (platform, resolution, sides) in [
+            (Platform::Tiktok, "1080p", Some((1080, 1920))),
+            (Platform::Tiktok, "720p", Some((720, 1280))),
+            (Platform::Youtube, "4k", Some((3840, 2160))),
+            (Platform::Instagram, "720p", Some((720, 720))),
+            (Platform::Youtube, "1920x1080", Some((1920, 1080))),
+            (Platform::Youtube, "best", None),
+        ] {
+            assert_eq!(filled(platform, resolution), Ok(sides), "{resolution}");
+        }
+        assert_eq!(
+            filled(Platform::Tiktok, "1920x1080").unwrap_err(),
+            "resolution: '1920x1080' contradicts the platform 'tiktok', which is 9:16"
+        );
     }
 
     #[test]

@@ -196,3 +196,37 @@ fn account(kind: &str, whose: &str, now: Time, span: Duration) -> Account {
 fn sum(millionths: i64) -> f64 {
     millionths as f64 / 1e6
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_is_its_owners_and_ends_where_the_next_begins() {
+        for (span, end) in [(MINUTE, 60_000), (DAY, 86_400_000)] {
+            for begun in [-end, 0, end, 20_000 * end] {
+                let at = |millis| account("submits", "ada", Time::from_millis(millis), span);
+                let (first, last, next) = (at(begun), at(begun + end - 1), at(begun + end));
+                assert_eq!(first.name, last.name);
+                assert_eq!(first.ends_at, Time::from_millis(begun + end));
+                assert_eq!(
+                    last.ends_at, first.ends_at,
+                    "the wait is what is left of it"
+                );
+                assert_ne!(next.name, first.name);
+                assert_eq!(next.ends_at, Time::from_millis(begun + 2 * end));
+            }
+        }
+        // No owner's name reaches into another's account.
+        let of = |owner| account("owner", owner, Time::from_millis(0), DAY).name;
+        let names = [
+            of("a"),
+            of("a/b"),
+            of(""),
+            account("submits", "a", Time::from_millis(0), DAY).name,
+        ];
+        for (n, name) in names.iter().enumerate() {
+            assert!(!names[n + 1..].contains(name), "{name}");
+        }
+    }
+}

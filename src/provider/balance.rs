@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::call::Call;
 use super::expression::{Expression, Template, text};
 use super::http::Method;
-use super::spec::Call;
 use super::{AskError, Provider};
 use crate::time::Time;
 

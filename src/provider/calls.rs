@@ -10,10 +10,10 @@ use minijinja::Value;
 use serde_json::Value as Json;
 use url::Url;
 
+use super::call::Call;
 use super::expression;
 use super::gate::{Health, Leave};
 use super::http::{Answer, Method, Request};
-use super::spec::Call;
 use super::submission::Sent;
 use super::{AskError, Provider, Refused};
 use crate::job::{FailureKind, Job, VideoRequest};

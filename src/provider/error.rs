@@ -114,6 +114,12 @@ impl Refused {
         }
     }
 
+    /// Whether the provider does not know, or no longer knows, what it was asked for.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self.http, Some(404 | 410)) || self.failure.kind == FailureKind::ResultExpired
+    }
+
     /// What it says of the provider.
     pub(super) fn health(&self) -> Health {
         match (self.http, self.failure.kind) {

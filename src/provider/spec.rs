@@ -3,17 +3,15 @@
 //! Invariant: every template and expression in a loaded spec compiles; a mistake names its key.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use minijinja::Value;
 use serde::Deserialize;
 
 use super::balance;
+use super::call::Call;
 use super::error::{AnswerShape, Rule};
-use super::expression::{Expression, Template};
-use super::http::Method;
+use super::expression::Template;
 use super::reading::Reading;
 use super::terms::Check;
 use super::webhook::Webhook;
@@ -96,66 +94,6 @@ fn seconds<const N: u64>() -> Duration {
 
 fn five() -> usize {
     5
-}
-
-/// A request, and where in its answer things stand.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Call {
-    /// Default: GET to ask, POST for all else.
-    pub(super) method: Option<Method>,
-    pub(super) url: Template,
-    #[serde(default)]
-    pub(super) headers: BTreeMap<String, Template>,
-    pub(super) body: Option<Expression>,
-    /// Where in the answer the task or the list of tasks stands. Default: it is the answer.
-    #[serde(default = "payload_itself", alias = "item")]
-    pub(super) items: Expression,
-    /// What of the answer to a submission is needed to ask again.
-    pub(super) handle: Option<Expression>,
-    /// How many tasks one question may be about.
-    #[serde(default = "one")]
-    pub(super) batch: NonZeroUsize,
-    /// Whether a task can be asked for by the name that the hub gave it.
-    #[serde(default)]
-    pub(super) by_reference: bool,
-}
-
-fn one() -> NonZeroUsize {
-    NonZeroUsize::MIN
-}
-
-impl Call {
-    /// A call whose answer is about no task.
-    pub(super) fn new(
-        method: Option<Method>,
-        url: Template,
-        headers: BTreeMap<String, Template>,
-        body: Option<Expression>,
-    ) -> Self {
-        Self {
-            method,
-            url,
-            headers,
-            body,
-            items: payload_itself(),
-            handle: None,
-            batch: one(),
-            by_reference: false,
-        }
-    }
-
-    /// Whether there is such a call for a job: its URL is not empty then.
-    pub(super) fn applies(&self, context: &Value) -> bool {
-        self.url
-            .render(context)
-            .is_ok_and(|url| !url.trim().is_empty())
-    }
-}
-
-#[expect(clippy::expect_used, reason = "a constant that a test evaluates")]
-pub(super) fn payload_itself() -> Expression {
-    Expression::new("payload").expect("is an expression")
 }
 
 impl Spec {

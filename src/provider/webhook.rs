@@ -8,8 +8,8 @@ use minijinja::Value;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value as Json;
 
+use super::call::payload_itself;
 use super::expression::{Expression, items};
-use super::spec::payload_itself;
 use super::{NotItsShape, Provider, Told};
 use crate::signature::{Headers, Request, Trust, Verified};
 

@@ -258,7 +258,9 @@ impl News {
         })
     }
 
-    /// News that anybody could have sent: a reason to ask the provider, and nothing more.
+    /// News that anybody could have sent: a reason to ask the provider, and nothing more. But the
+    /// job's own address is known to its provider alone, so whoever calls there may say which task
+    /// came of a submission whose answer was lost.
     async fn look(
         &self,
         provider: &Provider,
@@ -266,7 +268,11 @@ impl News {
         told: Told,
     ) -> Result<WebhookOutcome, Error> {
         let id = match (job, told.task_id) {
-            (Some(id), _) => Some(id),
+            (Some(id), Some(task_id)) => {
+                self.tracker.identify(provider.name(), &id, task_id).await?;
+                Some(id)
+            }
+            (Some(id), None) => Some(id),
             (None, Some(task_id)) => self.tracker.find_task(provider.name(), &task_id).await?,
             (None, None) => None,
         };

@@ -137,7 +137,9 @@ impl Mount {
                 let delete = dialect.deletes_ended();
                 dialect.cancelled(&counter.ledger.cancel(dialect.name(), &id, delete))
             }
-            Call::Account => dialect.account(&counter.keys),
+            Call::Account => {
+                dialect.account(&counter.keys, counter.ledger.has_credit(dialect.name()))
+            }
             Call::Keys => Ok(Answer::ok(counter.keys.jwks())),
         };
         Ok(answer?.into())
@@ -157,7 +159,12 @@ impl Mount {
         let handle = order.handle(body);
         let before = counter.ledger.note_submit(dialect.name(), &handle);
         match &plan.door {
-            Door::Refuse(refusal) => return Err(refusal.clone()),
+            Door::Refuse(refusal) => {
+                if matches!(refusal, Refusal::Quota) {
+                    counter.ledger.credit_spent(dialect.name());
+                }
+                return Err(refusal.clone());
+            }
             Door::RefuseFirst(times, refusal) if before < *times => return Err(refusal.clone()),
             Door::Open
             | Door::RefuseFirst(..)

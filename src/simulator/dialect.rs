@@ -119,7 +119,7 @@ pub(super) trait Dialect: Send + Sync {
     }
 
     /// How the account stands, or what else is told of it.
-    fn account(&self, _keys: &Keyring) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &Keyring, _has_credit: bool) -> Result<Answer, Refusal> {
         Err(Refusal::NoSuchMethod)
     }
 

@@ -4,7 +4,7 @@
 //! that rang it. The ledger keeps the newest 100,000 tasks and the submits of the newest 100,000 jobs; older ones are
 //! forgotten, as the real provider forgets after thirty days.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rand::RngExt;
@@ -32,6 +32,8 @@ struct Book {
     numbers: HashMap<String, u64>,
     submits: HashMap<Handle, Submits>,
     submits_order: VecDeque<Handle>,
+    /// Dialects whose account is out of credit.
+    spent: BTreeSet<&'static str>,
     next_number: u64,
 }
 
@@ -56,6 +58,7 @@ impl Ledger {
             numbers: HashMap::new(),
             submits: HashMap::new(),
             submits_order: VecDeque::new(),
+            spent: BTreeSet::new(),
             next_number,
         };
         Self(Arc::new(Shared {
@@ -108,6 +111,15 @@ impl Ledger {
         })
     }
 
+    /// Notes a refusal for want of credit: the account says so too, until a task is taken again.
+    pub fn credit_spent(&self, dialect: &'static str) {
+        self.write(|book| book.spent.insert(dialect));
+    }
+
+    pub fn has_credit(&self, dialect: &'static str) -> bool {
+        !self.read().spent.contains(dialect)
+    }
+
     /// Creates a task and names it, unless its external id is taken: that is unique per account.
     pub fn open(&self, seed: Seed, name: impl FnOnce(u64) -> String) -> Option<Task> {
         self.write(|book| {
@@ -119,6 +131,7 @@ impl Ledger {
             let id = name(number);
             submits.accepted += 1;
             submits.task = Some(id.clone());
+            book.spent.remove(seed.dialect);
             // What a task makes has the number after it.
             book.next_number = number + 2;
             book.counts

@@ -200,10 +200,10 @@ impl Scenario {
                 "The job succeeds, but its clip is already deleted at the provider."
             }
             Self::Quota => {
-                "The account is out of credit: the job fails at once, and nobody tries again."
+                "The account is out of credit: the job fails, and later ones wait until you try the provider again."
             }
             Self::BadKey => {
-                "The provider refuses the key: the job fails at once, and nobody tries again."
+                "The provider refuses the key: the job fails, and later ones wait until you try the provider again."
             }
             Self::Unsigned => {
                 "Webhooks come without a signature: watch the hub take none of them at its word, and ask."

@@ -41,6 +41,14 @@ export function cancelProblemWords(error) {
   return `${problemWords(error)} ${retryWords(error)}`.trim();
 }
 
+/** Why a provider was not tried again. @param {unknown} error */
+export function resumeProblemWords(error) {
+  const code = error instanceof HubError ? error.code : '';
+  if (code === 'unreachable') return 'The hub does not answer. Try again.';
+  if (code === 'forbidden') return 'This token may not do that.';
+  return `${problemWords(error)} ${retryWords(error)}`.trim();
+}
+
 /** The field of the order that a message is about: the one that it begins with, or the first that it speaks of. @param {string} message */
 export function fieldIn(message) {
   const first = /^(\w+)\b[^:]*:/.exec(message)?.[1] ?? '';

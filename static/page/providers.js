@@ -6,14 +6,15 @@
  * @module
  */
 
-import { $, attr, h, text } from './dom.js';
-import { clock, sum } from './format.js';
-import { spokenStanding, standingWords } from './standing.js';
+import { $, attr } from './dom.js';
+import { ProviderLine } from './provider-line.js';
+import { spokenStanding } from './standing.js';
 
 /** @typedef {import('../progress-hub.js').Provider} Provider */
 /**
  * @typedef {object} Around
  * @property {() => Promise<Provider[]> | null} read null while there is nobody to ask
+ * @property {(name: string) => Promise<Provider>} resume
  * @property {() => number} now the hub's clock
  * @property {() => boolean} isAwaited whether a job waits for its provider
  * @property {() => void} onChange
@@ -24,11 +25,11 @@ const SOON_MS = 3_000;
 const RARELY_MS = 60_000;
 
 export class Providers {
-  /** Those that are not open, by name. @type {Map<string, Provider>} */ #unwell = new Map();
-  /** @type {Map<string, HTMLElement>} */ #lines = new Map();
+  /** As last told, by name. @type {Map<string, Provider>} */ #known = new Map();
+  /** Of those that are worth a line. @type {Map<string, ProviderLine>} */ #lines = new Map();
   #askedAt = -Infinity;
   #isAsking = false;
-  /** Rises when the one who asks leaves, so that a late answer is void. */
+  /** Rises when whatever was asked before is outdated, so that a late answer is void. */
   #generation = 0;
   #list = $('#providers');
   #around;
@@ -41,26 +42,39 @@ export class Providers {
 
   /** @param {string | null} name @returns {Provider | null} null when it is well, or nothing is known */
   unwell(name) {
-    return this.#unwell.get(name ?? '') ?? null;
+    const provider = this.#known.get(name ?? '');
+    return provider && provider.state !== 'open' ? provider : null;
   }
 
   /** Every second: counts down, and asks when it is time. */
   tick() {
     const now = this.#around.now();
-    for (const [name, provider] of this.#unwell) text($('span', /** @type {HTMLElement} */ (this.#lines.get(name))), standingWords(provider, now));
+    for (const line of this.#lines.values()) line.tick(now);
     if (document.visibilityState !== 'hidden' && !this.#isAsking && performance.now() - this.#askedAt >= this.#pause()) this.#ask();
+  }
+
+  /** Something was heard that changes the answer. */
+  askNow() {
+    this.#askedAt = -Infinity;
+    this.tick();
   }
 
   /** Whoever asked is not here any more. */
   forget() {
-    this.#generation += 1;
+    this.#forgetQuestion();
     this.#askedAt = -Infinity;
-    this.#isAsking = false;
-    this.#show([]);
+    this.#known.clear();
+    this.#lines.clear();
+    this.#show();
   }
 
   #pause() {
-    return this.#unwell.size || this.#around.isAwaited() ? SOON_MS : RARELY_MS;
+    return this.#lines.size || this.#around.isAwaited() ? SOON_MS : RARELY_MS;
+  }
+
+  #forgetQuestion() {
+    this.#generation += 1;
+    this.#isAsking = false;
   }
 
   async #ask() {
@@ -78,27 +92,42 @@ export class Providers {
     if (generation === this.#generation) this.#isAsking = false;
   }
 
+  /** @param {string} name @returns {Promise<void>} fails as the hub does */
+  async #resume(name) {
+    const generation = this.#generation;
+    const resumed = await this.#around.resume(name);
+    if (generation !== this.#generation) return;
+    this.#forgetQuestion();
+    this.#askedAt = performance.now();
+    this.#lines.get(name)?.showResumed();
+    this.#learn([...this.#known.values()].map(one => (one.name === name ? { ...resumed, title: one.title } : one)));
+  }
+
   /** @param {Provider[]} providers */
   #learn(providers) {
     const count = (/** @type {string} */ title) => providers.filter(one => one.title === title).length;
     const named = providers.map(one => (count(one.title) > 1 ? { ...one, title: `${one.title} (${one.name})` } : one));
     const isNews = (/** @type {Provider} */ { name, state, reason }) => (this.unwell(name)?.state ?? 'open') !== state || (this.unwell(name)?.reason ?? null) !== reason;
     for (const one of named.filter(isNews)) this.#around.say(one.name, `${spokenStanding(one)}.`);
-    this.#show(named.filter(({ state }) => state !== 'open'));
+    this.#known = new Map(named.map(one => [one.name, one]));
+    this.#show();
   }
 
-  /** @param {Provider[]} unwell */
-  #show(unwell) {
-    this.#unwell = new Map(unwell.map(one => [one.name, one]));
-    this.#lines = new Map(unwell.map(one => [one.name, this.#lines.get(one.name) ?? h('li', {}, h('i', { 'aria-hidden': 'true' }), h('span'), h('small'))]));
-    for (const { name, state, since, balance } of unwell) {
-      const line = /** @type {HTMLElement} */ (this.#lines.get(name));
-      attr(line, 'data-state', state);
-      text($('small', line), [since && `since ${clock(since)}`, balance && `${sum(balance)} left`].filter(Boolean).join(', '));
+  #show() {
+    /** @type {Map<string, ProviderLine>} */
+    const lines = new Map();
+    for (const provider of this.#known.values()) {
+      const { name, state } = provider;
+      let line = this.#lines.get(name);
+      if (state === 'open' && !line?.isResumed) continue;
+      line ??= new ProviderLine(() => this.#resume(name));
+      line.show(provider);
+      lines.set(name, line);
     }
-    const lines = [...this.#lines.values()];
-    if (lines.length !== this.#list.children.length || lines.some((line, at) => this.#list.children[at] !== line)) this.#list.replaceChildren(...lines);
-    attr(this.#list, 'hidden', lines.length ? null : '');
+    this.#lines = lines;
+    const elements = [...lines.values()].map(line => line.element);
+    if (elements.length !== this.#list.children.length || elements.some((element, at) => this.#list.children[at] !== element)) this.#list.replaceChildren(...elements);
+    attr(this.#list, 'hidden', elements.length ? null : '');
     this.tick();
     this.#around.onChange();
   }

@@ -17,6 +17,11 @@ export function standingWords(provider, now) {
   return sentenceOf(stateWords(provider), REASONS[provider.reason ?? ''], nextWords(provider, now));
 }
 
+/** Right after somebody said that it is mended. @param {Provider} provider */
+export function resumedWords(provider) {
+  return `${stateWords(provider)}: what waits for it is sent, one job at first`;
+}
+
 /** Without what changes every second: to be said aloud once. @param {Provider} provider */
 export function spokenStanding(provider) {
   return sentenceOf(stateWords(provider), REASONS[provider.reason ?? '']);

@@ -561,6 +561,17 @@ test('tells how each provider is', async () => {
   assert.deepEqual(await hubOf().providers(), providers);
 });
 
+test('tells the hub that a provider is mended', async () => {
+  const provider = { name: 'kling', title: 'Kling', state: 'open', reason: null, since: null, until: null, balance: null };
+  const calls = [];
+  globalThis.fetch = (url, { method }) => {
+    calls.push(`${method} ${url.href}`);
+    return Promise.resolve(Response.json(provider));
+  };
+  assert.deepEqual(await hubOf().resume('kling'), provider);
+  assert.deepEqual(calls, ['POST https://hub.test/v1/providers/kling/resume']);
+});
+
 test('a call with an old token is made again with a fresh one', async () => {
   const token = tokens();
   const used = [];

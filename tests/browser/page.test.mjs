@@ -58,6 +58,25 @@ describe('the demo', () => {
     assert.deepEqual(tab.complaints, []);
   });
 
+  test('a provider without credit is tried again by a press, and what waited for it runs', async () => {
+    const { url } = await house.demo();
+    const tab = await house.tab();
+    await arrive(tab, url);
+    const refused = await render(tab, { scenario: 'quota' });
+    await comesTo(tab, refused, 'failed');
+    const line = tab.locator('#providers li');
+    await line.filter({ hasText: 'Kling is stopped: the account has no credit left' }).waitFor();
+    const waiting = await render(tab, { scenario: 'normal' });
+    await card(tab, waiting).locator('.note', { hasText: /^waits for Kling: the account has no credit left/ }).waitFor();
+    assert.equal(await card(tab, waiting).getAttribute('data-status'), 'accepted');
+    await tab.getByRole('button', { name: 'Try Kling again now' }).click();
+    await line.filter({ hasText: 'Kling is open again: what waits for it is sent, one job at first' }).waitFor();
+    assert.equal(await line.getByRole('button').isVisible(), false);
+    await comesTo(tab, waiting, 'succeeded');
+    await tab.locator('#providers').waitFor({ state: 'hidden' });
+    assert.deepEqual(tab.complaints, []);
+  });
+
   test('one job opened shows every version, its document, and how to get it', async () => {
     const { url } = await house.demo();
     const tab = await house.tab();

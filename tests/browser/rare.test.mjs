@@ -64,6 +64,28 @@ describe('providers', () => {
     await tab.locator('#say', { hasText: 'Kling is open again.' }).waitFor();
   });
 
+  test('only whoever may say that one is mended has the button, and a refusal is told', async () => {
+    const told = await providersAre(tab, [unwell('stopped', 'quota', 800)]);
+    await arrive(tab, url);
+    const line = tab.locator('#providers li');
+    await line.waitFor();
+    const button = tab.getByRole('button', { name: 'Try Kling again now' });
+    assert.equal(await button.count(), 0);
+    told.providers = [unwell('stopped', 'quota', 800, { balance: null })];
+    await tab.route('**/v1/providers/simulated/resume', route => route.fulfill(problem(403, 'forbidden', 'the scope admin is needed')), { times: 1 });
+    await button.click();
+    await says(line.locator('.problem'), /^This token may not do that\.$/);
+    await says(line.locator('span'), /^Kling is stopped/);
+    await tab.route('**/v1/providers/simulated/resume', route => route.fulfill({ json: unwell('open', null, null, { since: null, balance: null }) }), { times: 1 });
+    await button.click();
+    await says(line.locator('span'), /^Kling is open again/);
+    assert.equal(await line.locator('.problem').isVisible(), false);
+    // The hub has tried, and it is as it was.
+    await says(line.locator('span'), /^Kling is stopped: the account has no credit left/);
+    await tab.locator('#say', { hasText: 'Kling is stopped' }).waitFor();
+    await button.waitFor();
+  });
+
   test('two accounts at one provider are told apart', async () => {
     await providersAre(tab, [unwell('stopped', 'auth', null, { name: 'first' }), unwell('open', null, null, { name: 'second' })]);
     await arrive(tab, url);
@@ -162,10 +184,13 @@ describe('results', () => {
     await tab.setViewportSize({ width: 360, height: 740 });
     await outputsAreServed(tab);
     await providersAre(tab, [unwell('stopped', 'quota', 800, { title: 'Videos (OpenRouter and gateways)', balance: { amount: 0.02, unit: 'usd' } })]);
+    await tab.route('**/v1/providers/*/resume', route => route.fulfill(problem(403, 'forbidden', 'the scope admin is needed')));
     await arrive(tab, url);
     await ordered(tab, document());
     const id = await ordered(tab, finished([behindKey({ nsfw: true, expires_at: inSeconds(3600), watermark_url: `https://cdn.example.com/${'a'.repeat(300)}.mp4` })],
       { cost: { amount: 123456.789, unit: 'credits' }, moderation: ['x'.repeat(300)] }));
+    await tab.getByRole('button', { name: /again now$/ }).click();
+    await tab.locator('#providers .problem').waitFor();
     await fitsItsWidth(tab, 'list');
     await open(tab, id);
     await fitsItsWidth(tab, 'opened');

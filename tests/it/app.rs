@@ -435,7 +435,7 @@ impl TestBuilder {
 }
 
 /// A port that nobody else gets, though a listener that reuses addresses may bind it too.
-fn reserve() -> (socket2::Socket, SocketAddr) {
+pub fn reserve() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     let any: SocketAddr = ([127, 0, 0, 1], 0).into();

@@ -259,6 +259,55 @@ async fn a_provider_that_fails_again_and_again_is_left_alone_for_a_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_refuses_connections_is_left_alone_until_it_answers() {
+    let (_port, address) = crate::app::reserve();
+    let beside = Moody::start(well()).await;
+    let mut hub = TestApp::builder();
+    let nobody = format!("http://{address}");
+    for (name, url) in [("kling", &nobody), ("other", &beside.provider.url)] {
+        for (key, value) in [
+            ("spec", "kling"),
+            ("base_url", url),
+            ("api_key", "the key"),
+            ("max_concurrent", "50"),
+        ] {
+            hub = hub.set(&format!("providers.{name}.{key}"), value);
+        }
+    }
+    let app = hub.spawn().await;
+    let mut first = Vec::new();
+    for _ in 0..5 {
+        first.push(submit(&app, "kling").await);
+    }
+    let failing = "provider_state{provider=\"kling\",state=\"failing\"}";
+    app.until_metric(failing, |is_it| is_it == 1.0).await;
+    // Nothing was sent, and that is known: none of them waits for a provider's word.
+    for id in &first {
+        assert_eq!(app.job(id, "alice").await["status"], "accepted");
+    }
+    let waiting = submit_in_vain(&app, 3).await;
+    assert_state(&app, "failing", json!("technical")).await;
+    let healed = StandIn::start_at(address, |asked: Asked| async move {
+        let name = asked.body["options"]["external_task_id"].clone();
+        let task = json!({ "id": name, "status": "submitted" });
+        Reply::json(200, &json!({ "code": 0, "data": task }))
+    })
+    .await;
+    resume(&app, &app.token("root", "admin")).await;
+    all_are_taken_at_the_first_try(&app, &waiting).await;
+    for id in &first {
+        let job = app
+            .until(id, "alice", |job| job["status"] == "queued")
+            .await;
+        assert_eq!(job["provider_task_id"], json!(id));
+    }
+    assert_state(&app, "open", Value::Null).await;
+    let submits = healed.asked();
+    let submits = submits.iter().filter(|asked| asked.method == "POST");
+    assert_eq!(submits.count(), 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_provider_says_will_not_pass_is_not_tried_again() {
     for (reply, tries) in [
         (refused(500, 5000).with("x-fal-retryable", "false"), 1),

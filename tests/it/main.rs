@@ -22,6 +22,7 @@ mod first;
 mod gate;
 mod guard;
 mod heartbeat;
+mod hunt;
 mod issuer;
 mod limits;
 mod long_poll;

@@ -216,6 +216,46 @@ async fn frames_are_asked_for_as_each_provider_words_them() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platforms_frame_reaches_every_provider_in_its_own_words() {
+    // Tiktok, youtube, instagram; and tiktok in 1080p.
+    let ratio = ["9:16", "16:9", "1:1", "9:16"];
+    let pixels = ["720x1280", "1280x720", "1024x1024", "1080x1920"];
+    let starred = ["720*1280", "1280*720", "1024*1024", "1080*1920"];
+    let runways = ["720:1280", "1280:720", "960:960", "720:1280"];
+    let cases = [
+        ("kling", "k", "/settings/aspect_ratio", ratio),
+        ("videos", "v", "/size", pixels),
+        ("wavespeed", "w", "/size", starred),
+        ("runway", "r", "/ratio", runways),
+        ("minimax", "MiniMax-H3", "/aspect_ratio", ratio),
+        ("atlas", "a", "/aspect_ratio", ratio),
+        ("fal", "fal-ai/x/y", "/aspect_ratio", ratio),
+        ("replicate", "own/name", "/input/aspect_ratio", ratio),
+        ("seedance", "s", "/ratio", ratio),
+        ("luma", "l", "/aspect_ratio", ratio),
+        ("veo", "veo-3.1", "/parameters/aspectRatio", ratio),
+    ];
+    let asked = cases.iter().flat_map(|&(spec, model, place, words)| {
+        let platforms = ["tiktok", "youtube", "instagram", "tiktok"].into_iter();
+        let asked = platforms.zip(words).enumerate();
+        asked.map(move |(n, (platform, wished))| async move {
+            let mut order = json!({
+                "provider": "it", "model": model, "prompt": "a lighthouse", "platform": platform,
+            });
+            if n == 3 {
+                order["resolution"] = "1080p".into();
+            }
+            let body = sent(spec, order).await.body;
+            let told = body.pointer(place).and_then(Value::as_str);
+            (told != Some(wished)).then(|| format!("{spec} {platform}: {body}"))
+        })
+    });
+    let wrong: Vec<_> = futures_util::future::join_all(asked).await;
+    let wrong: Vec<_> = wrong.into_iter().flatten().collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[tokio::test]
 async fn a_version_stands_in_the_body_where_the_model_is_not_an_official_one() {
     let asked = sent("replicate", request("own/name:5c7d5d")).await;

@@ -1,5 +1,6 @@
 //! A provider that does what a test tells it to, over real HTTP, and remembers what it was asked.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use actix_web::http::StatusCode;
@@ -89,7 +90,16 @@ impl StandIn {
         F: Fn(Asked) -> R + Send + Sync + 'static,
         R: Future<Output = Reply> + 'static,
     {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at(([127, 0, 0, 1], 0).into(), answer).await
+    }
+
+    /// At an address that is free, or was left by one that is no more.
+    pub async fn start_at<F, R>(address: SocketAddr, answer: F) -> Self
+    where
+        F: Fn(Asked) -> R + Send + Sync + 'static,
+        R: Future<Output = Reply> + 'static,
+    {
+        let listener = std::net::TcpListener::bind(address).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (note, asked) = watch::channel(Vec::new());
         let (answer, note) = (Arc::new(answer), Arc::new(Mutex::new(note)));

@@ -84,7 +84,11 @@ impl Condition {
             Health::Well => self.succeed(errand, pass),
             Health::Unwell(kind, hint) => match cause(kind) {
                 None => self.succeed(errand, pass),
-                Some(Cause::Technical) => self.fail(errand, pass, hint, now),
+                Some(Cause::Technical) => self.fail(errand, pass, Cause::Technical, hint, now),
+                // One task that may not be seen is no proof against the key.
+                Some(Cause::Auth) if errand == Errand::Ask => {
+                    self.fail(errand, pass, Cause::Auth, hint, now);
+                }
                 Some(cause) => self.refuse(errand, pass, cause, hint, now),
             },
         }
@@ -111,15 +115,22 @@ impl Condition {
         }
     }
 
-    fn fail(&mut self, errand: Errand, pass: Pass, hint: Option<Duration>, now: Time) {
+    /// What counts only when it happens again and again.
+    fn fail(
+        &mut self,
+        errand: Errand,
+        pass: Pass,
+        cause: Cause,
+        hint: Option<Duration>,
+        now: Time,
+    ) {
         self.failures = self.failures.saturating_add(1);
         if self.lane(errand).closed().is_some() {
-            self.lane_mut(errand)
-                .refuse(pass, Cause::Technical, hint, now);
+            self.lane_mut(errand).refuse(pass, cause, hint, now);
         } else if self.failures >= FAILURES {
             for lane in [&mut self.submits, &mut self.asks] {
                 if lane.closed().is_none() {
-                    lane.close(Cause::Technical, hint, now);
+                    lane.close(cause, hint, now);
                 }
             }
             self.failures = 0;
@@ -299,7 +310,7 @@ mod tests {
                 false,
                 ProviderState::Stopped,
             ),
-            (Ask, FailureKind::Auth, false, false, ProviderState::Stopped),
+            (Ask, FailureKind::Auth, true, true, ProviderState::Open),
             (Submit, FailureKind::Safety, true, true, ProviderState::Open),
             (
                 Submit,
@@ -369,6 +380,23 @@ mod tests {
         succeed(&mut condition, Errand::Ask, at(25));
         assert_eq!(condition.standing(at(25)).state, ProviderState::Open);
         assert!(may(&condition, Errand::Submit, at(25)));
+    }
+
+    #[test]
+    fn a_key_that_is_refused_for_every_task_is_refused() {
+        let mut condition = Condition::default();
+        for n in 0..8 {
+            hear(&mut condition, Errand::Ask, FailureKind::Auth, at(n));
+            assert_eq!(condition.standing(at(n)).state, ProviderState::Open);
+            succeed(&mut condition, Errand::Ask, at(n));
+        }
+        for n in 8..13 {
+            hear(&mut condition, Errand::Ask, FailureKind::Auth, at(n));
+        }
+        let standing = condition.standing(at(12));
+        assert_eq!(standing.state, ProviderState::Stopped);
+        assert_eq!(standing.reason, Some(FailureKind::Auth));
+        assert!(!may(&condition, Errand::Submit, at(12)));
     }
 
     #[test]

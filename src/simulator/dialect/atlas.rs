@@ -75,15 +75,16 @@ impl Dialect for Atlas {
         Ok(success(&prediction(one(tasks)?)))
     }
 
-    fn account(&self, _keys: &Keyring) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &Keyring, has_credit: bool) -> Result<Answer, Refusal> {
         let usd = |value: &str| json!({"value": value, "currency": "usd"});
+        let left = |value| usd(if has_credit { value } else { "0.000000" });
         Ok(Answer::ok(json!({
             "object": "balance",
             "scope": "account",
             "account": {"id": "acc_1", "name": "simulated", "type": "personal"},
-            "available": usd("125.500000"),
-            "cash": usd("100.000000"),
-            "bonus": usd("25.500000"),
+            "available": left("125.500000"),
+            "cash": left("100.000000"),
+            "bonus": left("25.500000"),
             "subscription_bonus": usd("0.000000"),
             "frozen": usd("1.250000"),
             "credit_grant": {

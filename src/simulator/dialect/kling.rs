@@ -148,13 +148,13 @@ impl Dialect for Kling {
         Ok(answer)
     }
 
-    fn account(&self, _keys: &Keyring) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &Keyring, has_credit: bool) -> Result<Answer, Refusal> {
         let pack = json!({
             "resource_pack_name": "Simulated videos",
             "resource_pack_id": "509f3fd3d4ab4a3f9eec5db27aa44f27",
             "resource_pack_type": "decreasing_total",
             "total_quantity": 200.0,
-            "remaining_quantity": 118.0,
+            "remaining_quantity": if has_credit { 118.0 } else { 0.0 },
             "purchase_time": 1_726_124_664_368_u64,
             "effective_time": 1_726_124_664_368_u64,
             "invalid_time": 4_102_444_800_000_u64,

@@ -100,7 +100,7 @@ impl Dialect for Replicate {
         }
     }
 
-    fn account(&self, keys: &Keyring) -> Result<Answer, Refusal> {
+    fn account(&self, keys: &Keyring, _has_credit: bool) -> Result<Answer, Refusal> {
         let secret = keys.secret().ok_or(Refusal::NoSuchTask)?;
         Ok(Answer::ok(json!({ "key": secret })))
     }

@@ -149,10 +149,10 @@ impl Dialect for Runway {
         true
     }
 
-    fn account(&self, _keys: &Keyring) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &Keyring, has_credit: bool) -> Result<Answer, Refusal> {
         let limits = json!({"maxConcurrentGenerations": 3, "maxDailyGenerations": 500});
         Ok(Answer::ok(json!({
-            "creditBalance": 4200,
+            "creditBalance": if has_credit { 4200 } else { 0 },
             "tier": {"maxMonthlyCreditSpend": 100_000, "models": {"gen4_turbo": limits}},
             "usage": {"models": {"gen4_turbo": {"dailyGenerations": 17}}},
         })))

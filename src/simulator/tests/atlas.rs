@@ -152,3 +152,16 @@ async fn the_balance_is_told_in_decimal_strings() {
     assert_eq!(balance["available"], expected["available"]);
     assert_eq!(stage.witness.calls_in("atlas").accounts_read, 1);
 }
+
+#[tokio::test]
+async fn an_account_without_credit_says_so_until_a_task_is_taken() {
+    let stage = Stage::set().await;
+    for (scenario, left) in [
+        (Scenario::Quota, "0.000000"),
+        (Scenario::Normal, "125.500000"),
+    ] {
+        in_time(ATLAS.order(&stage, scenario).send()).await.unwrap();
+        let (_, balance) = ATLAS.call(&stage, Method::GET, "/public/v1/balance").await;
+        assert_eq!(balance["available"]["value"], left, "{scenario}");
+    }
+}
