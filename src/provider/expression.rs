@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use minijinja::value::ValueKind;
+use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, ErrorKind, Expression as Compiled, UndefinedBehavior, Value};
 use regex_lite::Regex;
 use serde::{Deserialize, Deserializer, de};
@@ -41,9 +41,13 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
 
 /// `value|default(other)`: the other where the value is missing or null, which many providers write for
 /// what they do not have.
-fn default(value: Value, other: Option<Value>) -> Value {
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the engine calls it with values"
+)]
+fn default(value: Value, other: Rest<Value>) -> Value {
     match value.is_undefined() || value.is_none() {
-        true => other.unwrap_or_else(|| Value::from("")),
+        true => other.first().cloned().unwrap_or_else(|| Value::from("")),
         false => value,
     }
 }
@@ -136,21 +140,21 @@ fn leaves(value: &Value, is_wanted: fn(&Value) -> bool) -> Vec<Value> {
     if is_wanted(value) {
         return vec![value.clone()];
     }
-    let inside = match value.kind() {
-        ValueKind::Map => {
-            let keys = value.try_iter().into_iter().flatten();
-            keys.map(|key| value.get_item(&key).unwrap_or_default())
-                .collect()
-        }
-        // A text is no list, although it can be walked.
-        _ if value.as_str().is_some() => Vec::new(),
-        _ => value.try_iter().map(Iterator::collect).unwrap_or_default(),
+    // A text is no list, although it can be walked.
+    let walked = value.as_str().is_none().then(|| value.try_iter());
+    let walked = walked.into_iter().flatten().flatten();
+    let inside: Vec<Value> = match value.kind() == ValueKind::Map {
+        true => walked
+            .map(|key| value.get_item(&key).unwrap_or_default())
+            .collect(),
+        false => walked.collect(),
     };
     inside
         .iter()
         .flat_map(|item| leaves(item, is_wanted))
         .collect()
 }
+
 /// `urls|private`: the same, each marked as one that only the provider's key can read.
 fn private(list: &Value) -> Vec<Value> {
     let marked = |item: Value| {

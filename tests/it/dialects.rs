@@ -228,7 +228,7 @@ const CLIP: End = ("succeeded", None, true);
 /// How a scenario must end in a dialect, and how many tasks there must be at the provider.
 fn end_of(dialect: &str, scenario: Scenario) -> (End, usize) {
     let failed = |kind| ("failed", Some(kind), false);
-    let is_told_whose = ["kling", "fal", "atlas", "replicate"].contains(&dialect);
+    let is_told_whose = ["kling", "fal", "atlas", "replicate", "minimax"].contains(&dialect);
     match scenario {
         Scenario::Normal
         | Scenario::Slow
