@@ -269,6 +269,37 @@ impl Tracker {
         }
     }
 
+    /// Gives a job's document, as it is, a number above `shown`, if it has none yet; answers the job
+    /// as it is then.
+    ///
+    /// # Errors
+    /// As [`Tracker::record`].
+    pub async fn overtake(&self, id: &JobId, shown: u64) -> Result<Arc<Job>, Error> {
+        for _ in 0..ROUNDS {
+            let job = self.store.get(id).await?.ok_or(Error::NotFound)?;
+            if job.version > shown {
+                return Ok(job);
+            }
+            let raised = Arc::new(Job {
+                version: shown + 1,
+                ..Job::clone(&job)
+            });
+            let commit = Commit {
+                agenda: agenda(self.provider_of(&raised), &raised, Time::now()),
+                job: Arc::clone(&raised),
+                expected: job.version,
+                folded: Vec::new(),
+                entries: Vec::new(),
+            };
+            match self.store.commit(commit).await? {
+                Committed::Done => return Ok(raised),
+                Committed::Stale => {}
+                Committed::Gone => return Err(Error::NotFound),
+            }
+        }
+        Err(store::Error::Busy.into())
+    }
+
     /// Has the watchdog ask about a job now, unless it is yet to be sent or being sent: then there
     /// is nothing to ask, and the answer to the try comes by itself.
     ///

@@ -31,8 +31,8 @@ const FLOORS: [&[&str]; 10] = [
     &["signature"],
     &["config", "links"],
     &["hub", "store", "provider"],
-    &["feed", "tracker", "guard"],
-    &["submitter", "watchdog", "cancel"],
+    &["tracker", "guard"],
+    &["feed", "submitter", "watchdog", "cancel"],
     &["server"],
     &["main"],
 ];
@@ -41,7 +41,7 @@ const FLOORS: [&[&str]; 10] = [
 const BESIDE: &str = "simulator";
 
 /// Which files may name a crate. A path that ends in `/` stands for all that is in it.
-const DOORS: [(&str, &[&str]); 25] = [
+const DOORS: [(&str, &[&str]); 26] = [
     ("actix_codec", &["src/server.rs", "src/server/"]),
     ("actix_cors", &["src/server/routes.rs"]),
     ("actix_http", &["src/server.rs", "src/server/"]),
@@ -74,6 +74,7 @@ const DOORS: [(&str, &[&str]); 25] = [
         ],
     ),
     ("clap", &["src/main.rs"]),
+    ("fred", &["src/store/redis.rs", "src/store/redis/"]),
     ("httpdate", &["src/provider/hints.rs"]),
     ("humantime_serde", &["src/provider/spec.rs"]),
     ("jsonwebtoken", &["src/auth.rs", "src/auth/"]),

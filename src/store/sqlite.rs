@@ -28,6 +28,7 @@ use self::inbox::Inbox;
 use self::jobs::Record;
 use super::{
     Announce, Commit, Committed, Create, Created, Error, Listing, Parked, Queue, Retention, Store,
+    Topic,
 };
 use crate::job::{Job, JobId, Update};
 use crate::time::Time;
@@ -133,6 +134,15 @@ impl Store for SqliteStore {
 
     async fn list(&self, listing: Listing) -> Result<Vec<Arc<Job>>, Error> {
         self.read(move |db| jobs::list(db, &listing)).await
+    }
+
+    /// There is one node, and it hears of every change.
+    async fn listen(&self, _: &[Topic]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn may_miss(&self) -> bool {
+        false
     }
 
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
