@@ -106,10 +106,13 @@ impl Link {
         }
     }
 
-    /// A connection for a command or several in a row.
+    /// A connection for a command or several in a row: the next one that is there. After a loss each
+    /// comes back in its own time, and the first is enough to go on with.
     pub(super) fn client(&self) -> WithOptions<Client> {
-        let next = self.next.fetch_add(1, Ordering::Relaxed);
-        self.clients[next % self.clients.len()].with_options(&Options {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
+        let mut in_turn = self.clients[next..].iter().chain(&self.clients[..next]);
+        let there = in_turn.find(|client| client.is_connected());
+        there.unwrap_or(&self.clients[next]).with_options(&Options {
             max_attempts: Some(1),
             timeout: Some(PATIENCE),
             fail_fast: true,
