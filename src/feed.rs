@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::hub::{Condition, Hub};
+use crate::hub::{Condition, Hub, Shown};
 use crate::job::{Job, JobId};
 use crate::store::{self, Event, Listing, Node, Store, Topic};
 use crate::time::Time;
@@ -216,15 +216,18 @@ impl Reader {
                     || before.version == job.version && before.updated_at != job.updated_at
             });
             shown.push(match before {
-                Some(before) if is_lost => self.overtake(job, before.version).await,
+                Some(before) if is_lost => self.overtake(job, before).await,
                 Some(_) | None => job,
             });
         }
         shown
     }
 
-    async fn overtake(&self, job: Arc<Job>, shown: u64) -> Arc<Job> {
-        match self.tracker.overtake(&job.id, shown).await {
+    async fn overtake(&self, job: Arc<Job>, shown: Shown) -> Arc<Job> {
+        let overtaking = self
+            .tracker
+            .overtake(&job.id, shown.version, shown.updated_at);
+        match overtaking.await {
             Ok(raised) => raised,
             Err(error) => {
                 tracing::warn!(job.id = %job.id, %error, "can't raise a version above what was shown");

@@ -269,15 +269,17 @@ impl Tracker {
         }
     }
 
-    /// Gives a job's document, as it is, a number above `shown`, if it has none yet; answers the job
-    /// as it is then.
+    /// Gives a job's document, as it is, a number above `shown`, which was made at `made_at`, if it
+    /// has none yet and is not that very version; answers the job as it is then.
     ///
     /// # Errors
     /// As [`Tracker::record`].
-    pub async fn overtake(&self, id: &JobId, shown: u64) -> Result<Arc<Job>, Error> {
+    pub async fn overtake(&self, id: &JobId, shown: u64, made_at: Time) -> Result<Arc<Job>, Error> {
         for _ in 0..ROUNDS {
             let job = self.store.get(id).await?.ok_or(Error::NotFound)?;
-            if job.version > shown {
+            // It may have been shown only after the reading that gave cause for doubt.
+            let is_shown = job.version == shown && job.updated_at == made_at;
+            if job.version > shown || is_shown {
                 return Ok(job);
             }
             let raised = Arc::new(Job {
