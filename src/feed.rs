@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::{Condition, Hub, Shown};
@@ -35,6 +36,7 @@ const GLANCE: usize = 32;
 pub struct Feed {
     hub: Arc<Hub>,
     is_away: AtomicBool,
+    reminded: Notify,
 }
 
 /// Reads jobs that the caller has attached to: listened for first, so that nothing is missed
@@ -73,6 +75,7 @@ impl Feed {
         Arc::new(Self {
             hub: Arc::clone(hub),
             is_away: AtomicBool::new(false),
+            reminded: Notify::new(),
         })
     }
 
@@ -99,8 +102,15 @@ impl Feed {
             Event::Back => {
                 self.is_away.store(false, Ordering::Release);
                 self.hub.resync();
+                self.reminded.notify_one();
             }
+            Event::Reminded => self.reminded.notify_one(),
         }
+    }
+
+    /// Waits until there may be something new among what the nodes remember together.
+    pub async fn reminded(&self) {
+        self.reminded.notified().await;
     }
 
     /// Reads again what may have been missed, until `stop`.
@@ -164,8 +174,7 @@ impl Reader {
     /// Reads what is watched and unfinished again and again, slowly: should a message be lost and
     /// nobody notice, that is mended before anybody else does.
     async fn glance_over(&self) {
-        let mut turns = (0..ROUND).cycle();
-        while let Some(turn) = turns.next() {
+        for turn in (0..ROUND).cycle() {
             tokio::time::sleep(PAUSE).await;
             if self.feed.is_away.load(Ordering::Acquire) || !self.store.may_miss() {
                 continue;

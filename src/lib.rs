@@ -73,6 +73,7 @@ pub mod tracker; // read, apply, commit
 
 pub mod cancel; // ends what is not wanted any more
 pub mod feed; // from the store to the hub
+pub mod fleet; // what nodes know of providers, known to all
 pub mod submitter; // sends accepted jobs
 pub mod watchdog; // asks about silent ones, ends late ones
 

@@ -54,6 +54,8 @@ pub enum Event {
     Away,
     /// The store answers again; what is watched must be read again.
     Back,
+    /// Something new is remembered: see [`Store::remembered`].
+    Reminded,
 }
 
 /// How long jobs are kept.
@@ -347,6 +349,13 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets what its retention says: jobs, with their keys and tasks, parked news, and accounts
     /// that have ended; returns how many of all. One call does a bounded piece of the work: call until it returns zero.
     async fn sweep(&self, now: Time) -> Result<usize, Error>;
+
+    /// Remembers a text under a name for all nodes, in the place of the one before, and tells them
+    /// that there is something new. An engine with one node does nothing: there is nobody to tell.
+    async fn remember(&self, name: &str, text: &str) -> Result<(), Error>;
+
+    /// All that is remembered, by name.
+    async fn remembered(&self) -> Result<Vec<(String, String)>, Error>;
 
     /// Whether it answers.
     async fn ping(&self) -> Result<(), Error>;

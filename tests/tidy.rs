@@ -24,7 +24,7 @@ use source::{
 };
 
 /// The house, ground floor first. A room imports from the floors below its own only.
-const FLOORS: [&[&str]; 10] = [
+const FLOORS: [&[&str]; 11] = [
     &["time"],
     &["job"],
     &["protocol", "auth", "telemetry"],
@@ -33,6 +33,7 @@ const FLOORS: [&[&str]; 10] = [
     &["hub", "store", "provider"],
     &["tracker", "guard"],
     &["feed", "submitter", "watchdog", "cancel"],
+    &["fleet"],
     &["server"],
     &["main"],
 ];

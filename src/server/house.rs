@@ -12,6 +12,7 @@ use crate::auth::{Minter, Verifier};
 use crate::cancel::Canceller;
 use crate::config::Config;
 use crate::feed::Feed;
+use crate::fleet::Fleet;
 use crate::guard::Guard;
 use crate::hub::Hub;
 use crate::links::Links;
@@ -62,6 +63,13 @@ impl House {
         };
         background.spawn(submitter.run(stop.clone()));
         background.spawn(watchdog.run(stop.clone()));
+        let fleet = Fleet {
+            store: Arc::clone(&self.store),
+            providers: Arc::clone(&self.providers),
+            feed: Arc::clone(&self.feed),
+            stir: self.stir.clone(),
+        };
+        background.spawn(fleet.run(stop.clone()));
         let feed = Arc::clone(&self.feed);
         let (store, tracker) = (Arc::clone(&self.store), Arc::clone(&self.tracker));
         background.spawn(feed.run(store, tracker, stop.clone()));

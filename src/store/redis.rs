@@ -21,17 +21,19 @@ mod places;
 mod scripts;
 mod sweep;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fred::interfaces::ClientLike;
+use fred::interfaces::{ClientLike, HashesInterface};
 use futures_util::future::try_join_all;
 
 use self::hearing::Hearing;
 use self::keys::{Keys, task_name};
 use self::link::{Link, away};
 use self::place::Place;
+use self::scripts::REMEMBER;
 use super::{
     Commit, Committed, Create, Created, Error, Listing, Node, Parked, Queue, Retention, Store,
     Topic,
@@ -166,6 +168,26 @@ impl Store for RedisStore {
     async fn sweep(&self, now: Time) -> Result<usize, Error> {
         let _working = self.link.enter()?;
         self.sweep_once(now).await
+    }
+
+    async fn remember(&self, name: &str, text: &str) -> Result<(), Error> {
+        let _working = self.link.enter()?;
+        let part = self.link.keys.partition(0);
+        let keys = vec![part.memory(), part.memory_channel()];
+        let args = vec![
+            self.link.publish().into(),
+            name.into(),
+            text.into(),
+            self.longest().into(),
+        ];
+        self.link.run(&REMEMBER, keys, args).await
+    }
+
+    async fn remembered(&self) -> Result<Vec<(String, String)>, Error> {
+        let _working = self.link.enter()?;
+        let memory = self.link.keys.partition(0).memory();
+        let all: Result<HashMap<String, String>, _> = self.link.client().hgetall(memory).await;
+        Ok(all.map_err(|error| away(&error))?.into_iter().collect())
     }
 
     /// Asks Redis, and whether changes are heard.

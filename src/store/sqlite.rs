@@ -219,6 +219,14 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn remember(&self, _: &str, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn remembered(&self) -> Result<Vec<(String, String)>, Error> {
+        Ok(Vec::new())
+    }
+
     /// Asks the writer; where its last transaction failed, by a small write.
     async fn ping(&self) -> Result<(), Error> {
         let failing = self.failing.load(Ordering::Relaxed);

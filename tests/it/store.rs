@@ -259,6 +259,7 @@ impl Engine {
         let ear = heard.clone();
         let announce: Announce = Arc::new(move |event| match event {
             Event::Changed(job) => ear.send_modify(|heard| heard.push(job)),
+            Event::Reminded => {}
             Event::Away | Event::Back => panic!("nothing went away"),
         });
         let wanted: Wanted = Arc::new(|_| true);

@@ -121,7 +121,10 @@ impl Listener {
                 },
                 // Either way it may be more than one, and some may be missing.
                 _ = lost.recv() => self.go_deaf("the connection was lost"),
-                _ = found.recv() => self.go_deaf("the connection is new"),
+                _ = found.recv() => {
+                    self.go_deaf("the connection is new");
+                    probe.reset_immediately();
+                }
                 () = self.ears.gap() => self.go_deaf("messages were lost"),
                 _ = probe.tick() => self.look(&mut probe).await,
                 _ = review.tick() => self.review().await,

@@ -24,6 +24,7 @@ scripts! {
     FORGET = "forget.lua",
     HASTEN = "hasten.lua",
     PARK = "park.lua",
+    REMEMBER = "remember.lua",
     SETTLE_PLACE = "settle_place.lua",
     TAKE_PLACES = "take_places.lua",
     UNPARK = "unpark.lua",

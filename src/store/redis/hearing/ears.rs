@@ -137,7 +137,7 @@ impl Ears {
             return;
         };
         if channel == self.memory {
-            return;
+            return (node.announce)(Event::Reminded);
         }
         match from_json(&text) {
             Ok(job) => (node.announce)(Event::Changed(std::sync::Arc::new(job))),
