@@ -141,7 +141,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             now,
         };
         self.wire.say(hello.frame());
-        if let (true, Condition::Degraded(since)) = (is_first, self.sockets.hub.condition()) {
+        if let (true, Condition::Degraded(since)) = (is_first, self.connection.condition()) {
             self.wire.say(HubMessage::Degraded { since }.frame());
         }
     }
