@@ -26,6 +26,7 @@ mod hunt;
 mod issuer;
 mod limits;
 mod long_poll;
+mod lost;
 mod outputs;
 mod raw;
 mod result;

@@ -121,7 +121,7 @@ async fn each_provider_is_spoken_to_in_its_own_way() {
             "MiniMax-H3",
             "/v2/video_generation",
             bearer,
-            "/prompt",
+            "/content/0/text",
             "/callback_url",
         ),
         (
@@ -228,7 +228,7 @@ async fn a_platforms_frame_reaches_every_provider_in_its_own_words() {
         ("videos", "v", "/size", pixels),
         ("wavespeed", "w", "/size", starred),
         ("runway", "r", "/ratio", runways),
-        ("minimax", "MiniMax-H3", "/aspect_ratio", ratio),
+        ("minimax", "MiniMax-H3", "/ratio", ratio),
         ("atlas", "a", "/aspect_ratio", ratio),
         ("fal", "fal-ai/x/y", "/aspect_ratio", ratio),
         ("replicate", "own/name", "/input/aspect_ratio", ratio),
@@ -317,8 +317,14 @@ async fn a_picture_goes_where_it_belongs_or_is_refused_with_the_reason() {
         ),
         ("videos", "/videos", "/frame_images/0/image_url/url"),
         ("luma", "/generations/video", "/keyframes/frame0/url"),
+        (
+            "minimax MiniMax-H3",
+            "/v2/video_generation",
+            "/content/1/image_url/url",
+        ),
     ] {
-        let asked = sent(spec, with_picture("m")).await;
+        let (spec, model) = spec.split_once(' ').unwrap_or((spec, "m"));
+        let asked = sent(spec, with_picture(model)).await;
         assert!(asked.path.starts_with(path), "{spec}: {}", asked.path);
         let url = asked.body.pointer(place);
         assert_eq!(
