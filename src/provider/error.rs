@@ -268,9 +268,11 @@ fn is_success(status: u16) -> bool {
     (200..300).contains(&status)
 }
 
-/// Whether a status alone says that the request was not taken.
+/// Whether a status alone says that the request was not taken. One that tells of a timeout says that
+/// somebody stopped waiting, and no more.
 fn is_a_refusal(status: u16) -> bool {
-    (300..500).contains(&status) || status == 503
+    let is_a_timeout = matches!(status, 408 | 499);
+    ((300..500).contains(&status) && !is_a_timeout) || status == 503
 }
 
 /// What a status means where no rule knows better.
@@ -318,6 +320,9 @@ mod tests {
             (500, "oops", false),
             (502, "", false),
             (504, "{}", false),
+            (408, "", false),
+            (408, r#"{"code": 1102}"#, true),
+            (499, "", false),
         ] {
             assert_eq!(
                 refused(status, body).is_certain,
