@@ -64,6 +64,7 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     language.add_filter("merge", merge);
     language.add_filter("urlencode", urlencode);
     language.add_filter("find_all", find_all);
+    language.add_filter("fromjson", from_json);
     language.add_filter("jwt", jwt);
     language.add_filter("media", media);
     language.add_filter("private", private);
@@ -197,6 +198,14 @@ fn private(list: &Value) -> Vec<Value> {
         merge(&item, &Value::from_iter([("private", true)]))
     };
     items(list).into_iter().map(marked).collect()
+}
+
+/// `text|fromjson`: what a text holds that is JSON itself; undefined where it is none.
+fn from_json(text: &Value) -> Value {
+    let parsed = text
+        .as_str()
+        .and_then(|text| serde_json::from_str::<Json>(text).ok());
+    parsed.map_or(Value::UNDEFINED, Value::from_serialize)
 }
 
 /// `claims|jwt(secret)`: an HS256 token, for providers that want one in the place of a key.
@@ -434,6 +443,29 @@ mod tests {
         );
         assert_eq!(value("payload|media", &json!(null)), json!([]));
         assert_eq!(value("payload.none|media", &json!({})), json!([]));
+    }
+
+    #[test]
+    fn json_within_a_text_is_read() {
+        let packed =
+            json!({"data": "{\"urls\": [\"https://a/b\"], \"seed\": 18446744073709551615}"});
+        let urls = value("(payload.data|fromjson).urls", &packed);
+        assert_eq!(urls, json!(["https://a/b"]));
+        let seed = value("(payload.data|fromjson).seed", &packed);
+        assert_eq!(seed, json!(u64::MAX));
+        for odd in [
+            json!(null),
+            json!(""),
+            json!("{"),
+            json!(5),
+            json!({"urls": 1}),
+        ] {
+            let read = value(
+                "(payload.data|fromjson).urls|default('none')",
+                &json!({"data": odd}),
+            );
+            assert_eq!(read, json!("none"), "{odd}");
+        }
     }
 
     #[test]
