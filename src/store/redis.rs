@@ -12,6 +12,7 @@ mod accounts;
 mod agenda;
 mod hearing;
 mod jobs;
+mod keeping;
 mod keys;
 mod link;
 mod listing;
