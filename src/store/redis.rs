@@ -10,6 +10,8 @@
 
 mod accounts;
 mod agenda;
+mod committing;
+mod creating;
 mod hearing;
 mod jobs;
 mod keeping;
@@ -122,6 +124,11 @@ impl Store for RedisStore {
     async fn commit(&self, commit: Commit) -> Result<Committed, Error> {
         let _working = self.link.enter()?;
         self.commit_job(&commit).await
+    }
+
+    async fn secure(&self, id: &JobId) -> Result<(), Error> {
+        let _working = self.link.enter()?;
+        self.secure_job(id).await
     }
 
     async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {

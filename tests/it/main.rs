@@ -28,6 +28,7 @@ mod hunt;
 mod issuer;
 mod limits;
 mod long_poll;
+mod lost;
 mod outputs;
 #[allow(dead_code, reason = "its stories come with the shared store")]
 mod proxy;

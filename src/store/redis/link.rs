@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fred::clients::{Client, WithOptions};
 use fred::error::{Error as RedisError, ErrorKind};
-use fred::interfaces::{ClientLike, LuaInterface};
+use fred::interfaces::ClientLike;
 use fred::types::config::Options;
 use fred::types::{ClusterHash, CustomCommand, FromValue, Value};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,14 @@ impl Script {
             text,
             hash: LazyLock::new(Box::new(move || fred::util::sha1_hash(text))),
         }
+    }
+
+    fn known(&self) -> Call<'_> {
+        Call::Known(&self.hash)
+    }
+
+    fn whole(&self) -> Call<'_> {
+        Call::Whole(self.text)
     }
 }
 
@@ -77,6 +85,11 @@ impl Link {
             working: TaskTracker::new(),
             over,
         })
+    }
+
+    /// Whether a change counts only once replicas have it.
+    pub(super) fn waits(&self) -> bool {
+        self.replicas > 0
     }
 
     /// The command that scripts tell of changes by.
@@ -129,7 +142,12 @@ impl Link {
         keys: Vec<String>,
         args: Vec<Value>,
     ) -> Result<R, Error> {
-        run(&self.client(), script, keys, args).await
+        let client = self.client();
+        let answer = match call(&client, script.known(), &keys, &args).await {
+            Err(error) if is_unknown(&error) => call(&client, script.whole(), &keys, &args).await,
+            answer => answer,
+        };
+        answer.map_err(|error| away(&error))
     }
 
     /// Runs a script, and waits until as many replicas as are asked for have what it wrote.
@@ -139,46 +157,90 @@ impl Link {
         keys: Vec<String>,
         args: Vec<Value>,
     ) -> Result<R, Error> {
-        let client = self.client();
-        let slot = fred::util::redis_keyslot(keys[0].as_bytes());
-        let answer = run(&client, script, keys, args).await?;
-        if self.replicas > 0 {
-            let wait = CustomCommand::new_static("WAIT", ClusterHash::Custom(slot), false);
-            let patience = PATIENCE
-                .saturating_sub(Duration::from_millis(100))
-                .as_millis();
-            let args = [self.replicas.to_string(), patience.to_string()];
-            let there: usize = client
-                .custom(wait, args.to_vec())
-                .await
-                .map_err(|error| away(&error))?;
-            if there < self.replicas {
-                return Err(Error::Away(format!(
-                    "{there} of {} replicas have it",
-                    self.replicas
-                )));
-            }
+        if self.replicas == 0 {
+            return self.run(script, keys, args).await;
         }
-        Ok(answer)
+        let [answer, there] = match self.call_and_wait(script.known(), &keys, &args).await? {
+            [Err(error), _] if is_unknown(&error) => {
+                self.call_and_wait(script.whole(), &keys, &args).await?
+            }
+            answers => answers,
+        };
+        let answer = answer
+            .and_then(Value::convert)
+            .map_err(|error| away(&error))?;
+        let there: usize = there
+            .and_then(Value::convert)
+            .map_err(|error| away(&error))?;
+        match there < self.replicas {
+            true => Err(Error::Away(format!(
+                "{there} of {} replicas have it",
+                self.replicas
+            ))),
+            false => Ok(answer),
+        }
+    }
+
+    /// Both go the same way together: on a connection that wrote nothing, there is nothing to wait
+    /// for.
+    async fn call_and_wait(
+        &self,
+        script: Call<'_>,
+        keys: &[String],
+        args: &[Value],
+    ) -> Result<[Result<Value, RedisError>; 2], Error> {
+        let slot = fred::util::redis_keyslot(keys[0].as_bytes());
+        let wait = CustomCommand::new_static("WAIT", ClusterHash::Custom(slot), false);
+        let patience = PATIENCE
+            .saturating_sub(Duration::from_millis(100))
+            .as_millis();
+        let client = self.client();
+        let both = client.pipeline().with_options(client.options());
+        let queued = async {
+            let _: () = call(&both, script, keys, args).await?;
+            let args = vec![self.replicas.to_string(), patience.to_string()];
+            let _: () = both.custom(wait, args).await?;
+            Ok(())
+        };
+        queued.await.map_err(|error: RedisError| away(&error))?;
+        let answers: Vec<Result<Value, RedisError>> = both.try_all().await;
+        let lost = |_| Error::Away("an answer is missing".to_owned());
+        answers.try_into().map_err(lost)
     }
 }
 
-async fn run<R: FromValue>(
-    client: &WithOptions<Client>,
-    script: &Script,
-    keys: Vec<String>,
-    args: Vec<Value>,
-) -> Result<R, Error> {
-    let known = client
-        .evalsha(script.hash.as_str(), keys.clone(), args.clone())
-        .await;
-    let answer = match known {
-        Err(error) if error.details().starts_with("NOSCRIPT") => {
-            client.eval(script.text, keys, args).await
-        }
-        answer => answer,
+/// Calls a script on a connection, or in a pipeline, which answers later.
+async fn call<R: FromValue>(
+    client: &impl ClientLike,
+    script: Call<'_>,
+    keys: &[String],
+    args: &[Value],
+) -> Result<R, RedisError> {
+    let slot = ClusterHash::Custom(fred::util::redis_keyslot(keys[0].as_bytes()));
+    let (command, script) = match script {
+        Call::Known(hash) => ("EVALSHA", hash),
+        Call::Whole(text) => ("EVAL", text),
     };
-    answer.map_err(|error| away(&error))
+    let count = keys.len().to_string();
+    let mut words: Vec<Value> = vec![script.into(), count.into()];
+    words.extend(keys.iter().map(|key| Value::from(key.as_str())));
+    words.extend_from_slice(args);
+    let command = CustomCommand::new_static(command, slot, false);
+    client.custom(command, words).await
+}
+
+/// A script, as it is called.
+#[derive(Clone, Copy)]
+enum Call<'a> {
+    /// By the name that a server has it under.
+    Known(&'a str),
+    /// By its text.
+    Whole(&'a str),
+}
+
+/// Whether a server has yet to learn the script.
+fn is_unknown(error: &RedisError) -> bool {
+    error.details().starts_with("NOSCRIPT")
 }
 
 /// What the client library complains of, as the store's callers know it.

@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
-use fred::interfaces::{KeysInterface, SortedSetsInterface};
+use fred::interfaces::SortedSetsInterface;
 use futures_util::future::try_join_all;
 
 use super::RedisStore;
 use super::link::away;
+use super::scripts::LIST;
 use crate::job::{Job, JobId};
 use crate::store::{Error, Listing};
 
@@ -32,16 +33,8 @@ impl RedisStore {
         if !job.is_final() {
             lists.push(part.open(Some(&job.owner)));
         }
-        let longest = self.longest().parse().unwrap_or(i64::MAX);
-        for list in lists {
-            let client = self.link.client();
-            let entered: Result<(), _> = client
-                .zadd(&list, None, None, false, false, (0.0, job.id.as_str()))
-                .await;
-            entered.map_err(|error| away(&error))?;
-            let kept: Result<(), _> = client.pexpire(&list, longest, None).await;
-            kept.map_err(|error| away(&error))?;
-        }
+        let args = vec![job.id.as_str().into(), self.longest().into()];
+        let _: i64 = self.link.run_durably(&LIST, lists, args).await?;
         Ok(())
     }
 

@@ -106,7 +106,7 @@ impl RedisStore {
             args.extend(news.iter().map(|one| Value::from(one.as_str())));
             let answer: Vec<String> = self
                 .link
-                .run(&CLAIM_NAME, self.name_keys(&name), args)
+                .run_durably(&CLAIM_NAME, self.name_keys(&name), args)
                 .await?;
             match answer.as_slice() {
                 [word] if word == "claimed" => return Ok(Claim::Ours(Some(name))),

@@ -12,8 +12,10 @@ end
 if held then
   redis.call('DEL', KEYS[1])
 end
-for _, one in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
+for n, one in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
   if string.sub(one, string.find(one, ' ', 1, true) + 1) == ARGV[1] then
+    -- Written once more, so that replicas can be waited for.
+    redis.call('LSET', KEYS[2], n - 1, one)
     return { 'kept' }
   end
 end
