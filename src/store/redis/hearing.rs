@@ -14,10 +14,11 @@ use std::time::Duration;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, EventInterface};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::channels::Channels;
 use self::ears::Ears;
+use super::keeping::renew;
 use super::link::{Link, away};
 use super::place::{PATIENCE, Place};
 use crate::store::{Error, Event, Node, Topic};
@@ -122,7 +123,7 @@ impl Listener {
     async fn run(mut self, mut inbox: mpsc::Receiver<Wish>) {
         let mut lost = self.client.error_rx();
         let mut found = self.client.reconnect_rx();
-        drop(self.client.connect());
+        let mut connection = self.client.connect();
         let mut probe = interval(PROBE_EVERY);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut review = interval(REVIEW_EVERY);
@@ -134,6 +135,10 @@ impl Listener {
                     0 => break,
                     _ => self.grant().await,
                 },
+                _ = &mut connection => {
+                    connection = self.client.connect();
+                    self.go_deaf("the connection's task has ended");
+                }
                 // Either way it may be more than one, and some may be missing.
                 _ = lost.recv() => self.go_deaf("the connection was lost"),
                 _ = found.recv() => {
@@ -229,11 +234,8 @@ impl Listener {
             }
             Err(error) => {
                 tracing::warn!(%error, "can't listen to changes yet");
-                if self.client.is_connected()
-                    && let Err(error) = self.client.force_reconnection().await
-                {
-                    tracing::debug!(%error, "can't connect anew");
-                    sleep(PROBE_EVERY).await;
+                if self.client.is_connected() {
+                    renew(&self.client).await;
                 }
             }
         }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::keeping::keep;
 use super::keys::Keys;
 use super::place::{PATIENCE, Place};
 use crate::store::Error;
@@ -63,9 +64,10 @@ pub(super) struct Link {
 impl Link {
     /// Begins to connect; must be called within a runtime.
     pub(super) fn open(place: &Place, keys: Keys, replicas: usize) -> Result<Self, Error> {
+        let over = CancellationToken::new();
         let make = || {
             let client = place.client().map_err(|error| away(&error))?;
-            drop(client.connect());
+            tokio::spawn(keep(client.clone(), over.clone()));
             Ok(client)
         };
         Ok(Self {
@@ -81,7 +83,7 @@ impl Link {
                 "PUBLISH"
             },
             working: TaskTracker::new(),
-            over: CancellationToken::new(),
+            over,
         })
     }
 
