@@ -201,7 +201,8 @@ impl Run {
     async fn storm(&mut self, fleet: &Fleet, jobs: &Jobs, all: &mut Tally) -> Result<Storm, Error> {
         fleet.order(Order::Leave);
         let deadline = Instant::now() + self.arguments.patience;
-        while fleet.count(|standing| &standing.connected) > 0 && Instant::now() < deadline {
+        let is_away = || fleet.count(|standing| &standing.away) == self.arguments.sockets;
+        while !is_away() && Instant::now() < deadline {
             sleep(GLANCE).await;
         }
         all.add(&fleet.take());

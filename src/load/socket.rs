@@ -152,9 +152,11 @@ impl Socket {
                     return;
                 }
                 Order::Leave => {
+                    self.crew.standing.away.fetch_add(1, Relaxed);
                     if order.changed().await.is_err() {
                         return;
                     }
+                    self.crew.standing.away.fetch_sub(1, Relaxed);
                     if let Order::Return(since) = *order.borrow() {
                         self.arrival = Arrival::Storm(since);
                     }

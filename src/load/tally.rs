@@ -201,6 +201,8 @@ impl Sent {
 #[derive(Default)]
 pub(super) struct Standing {
     pub connected: AtomicU64,
+    /// Ordered to be away, and so.
+    pub away: AtomicU64,
     pub current: AtomicU64,
     pub done: AtomicU64,
 }

@@ -160,10 +160,9 @@ fn own(arguments: &mut Arguments, configured: Configured) -> Result<(Settings, A
         return Err(Ended::Wrong(text.to_owned()));
     }
     let webhook_secret = format!("whsec_{}", secret());
-    let auth = secret();
     let mut settings = vec![
         ("server.bind", "127.0.0.1:0".to_owned()),
-        ("auth.hs256_secrets", auth.clone()),
+        ("auth.hs256_secrets", secret()),
         (
             "socket.max_subscriptions",
             arguments.subscriptions.max(256).to_string(),
@@ -192,9 +191,8 @@ fn own(arguments: &mut Arguments, configured: Configured) -> Result<(Settings, A
     let ours = settings
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value));
-    let settings = ours.chain(configured.set).collect();
-    let flags = [("auth.hs256_secrets".to_owned(), auth)].to_vec();
-    let tokens = minted(&Config::load(None, std::iter::empty(), flags)?)?;
+    let settings: Settings = ours.chain(configured.set).collect();
+    let tokens = minted(&Config::load(None, std::iter::empty(), settings.clone())?)?;
     let access = Access {
         tokens,
         webhook_secret: Some(webhook_secret.into()),
