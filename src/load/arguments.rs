@@ -14,6 +14,9 @@ use super::target::{MAX_PER_SOURCE, MAX_SOURCES};
 /// The most bytes of padding that a job's `metadata` carries; the hub takes 2 KiB of JSON there.
 pub(super) const MAX_METADATA: usize = 2000;
 
+/// The most bytes of it in the stage of a push; the hub takes 200, and the update's name is among them.
+const MAX_PUSHED: usize = 150;
+
 /// The most bytes of padding in all; what does not fit into `metadata` becomes the job's `stage`.
 const MAX_PADDING: usize = 64 * 1024;
 
@@ -183,10 +186,11 @@ impl Arguments {
         );
         let stage = (self.padding as usize).saturating_sub(MAX_METADATA);
         no(
-            stage > 200 && self.by == By::Push,
+            stage > MAX_PUSHED && self.by == By::Push,
             format!(
-                "--padding {}: a push carries at most 2200; --by webhook carries more",
-                self.padding
+                "--padding {}: a push carries at most {}; --by webhook carries more",
+                self.padding,
+                MAX_METADATA + MAX_PUSHED
             ),
         );
         no(

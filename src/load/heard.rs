@@ -29,6 +29,8 @@ pub(super) struct Document<'a> {
     #[serde(rename = "final")]
     pub is_final: bool,
     pub progress: Option<f64>,
+    #[serde(borrow)]
+    pub stage: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -61,14 +63,15 @@ mod tests {
     #[test]
     fn a_document_is_read_in_any_order_of_its_names() {
         for text in [
-            r#"{"type":"job","job":{"id":"job_a","version":7,"final":true,"progress":42.5,"x":{"id":"y"}}}"#,
-            r#"{"job":{"progress":42.5,"metadata":{"version":9},"final":true,"version":7,"id":"job_a"},"type":"job"}"#,
+            r#"{"type":"job","job":{"id":"job_a","version":7,"final":true,"progress":42.5,"stage":"step 3","x":{"id":"y"}}}"#,
+            r#"{"job":{"stage":"step 3","progress":42.5,"metadata":{"version":9},"final":true,"version":7,"id":"job_a"},"type":"job"}"#,
         ] {
             let job = Document {
                 id: "job_a".into(),
                 version: 7,
                 is_final: true,
                 progress: Some(42.5),
+                stage: Some("step 3".into()),
             };
             assert_eq!(read(text.as_bytes()), Some(Heard::Job(job)), "{text}");
         }

@@ -27,7 +27,6 @@ use super::process::{Cost, Process};
 use super::report::{
     Checks, Client, Deliveries, Plan, Report, Server, Sockets, Storm, Updates, percentiles, rounded,
 };
-use super::schedule::STORM;
 use super::socket::Order;
 use super::steady::{Scene, Steady, steady};
 use super::tally::Tally;
@@ -181,12 +180,16 @@ impl Run {
         loop {
             tally.add(&fleet.take());
             let current = fleet.count(|standing| &standing.current);
+            let within = match tally.storm.count() {
+                0 => String::new(),
+                _ => format!(" within {:.2} s", tally.storm.max() / 1000.0),
+            };
             let told = || match &tally.reason {
                 Some(reason) => format!(
                     "{current} of {all} current; {} failed: {reason}",
                     tally.failed
                 ),
-                None => format!("{current} of {all} current"),
+                None => format!("{current} of {all} current{within}"),
             };
             if current == all || Instant::now() > deadline {
                 stage.end(told());
@@ -206,7 +209,7 @@ impl Run {
             sleep(GLANCE).await;
         }
         all.add(&fleet.take());
-        self.tell_all(jobs, News::Progress(STORM)).await?;
+        self.tell_all(jobs, News::Storm).await?;
         let since = Instant::now();
         fleet.order(Order::Return(since));
         let tally = self.until_current(fleet, "storm", Tally::default()).await;

@@ -4,10 +4,11 @@
 //! everything that is measured of it counts from then: a hub that stalls can't hide it by making its
 //! load wait (coordinated omission).
 //!
-//! A job's `progress` names the update that its document comes from, so that whoever receives a
-//! document knows when it was due, at every hub and by every way an update takes.
+//! A document names the update that it comes from, so that whoever receives it knows when that was due:
+//! by its `stage`, or where the hub's spec reads none by its `progress`. With the stage each update is
+//! a change, also when two of a job cross on their way.
 //!
-//! Invariant: two updates of a run never have the same progress, and a later one has the higher.
+//! Invariant: two updates of a run never have the same name, and a later one has the higher progress.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +21,9 @@ const SPAN: f64 = 90.0;
 
 /// The progress of the one change that every job has while a storm keeps its sockets away.
 pub(super) const STORM: f64 = 95.0;
+
+/// What begins the stage that names an update; its number follows.
+const STEP_NAME: &str = "step ";
 
 /// How finely the clock is looked at: due updates of one step leave together.
 const STEP: Duration = Duration::from_micros(250);
@@ -54,8 +58,21 @@ impl Schedule {
         (update + 1) as f64 / (self.updates + 1) as f64 * SPAN
     }
 
-    /// The update that a progress names, if it is one of the schedule's.
-    pub fn update(&self, progress: f64) -> Option<u64> {
+    /// The stage that names an update.
+    pub fn stage(update: u64) -> String {
+        format!("{STEP_NAME}{update}")
+    }
+
+    /// The update that a document names, if it is one of the schedule's.
+    pub fn update(&self, stage: Option<&str>, progress: Option<f64>) -> Option<u64> {
+        let Some(stage) = stage else {
+            return self.by_progress(progress?);
+        };
+        let number = stage.strip_prefix(STEP_NAME)?.split(' ').next()?;
+        number.parse().ok().filter(|update| *update < self.updates)
+    }
+
+    fn by_progress(&self, progress: f64) -> Option<u64> {
         let number = (progress / SPAN * (self.updates + 1) as f64).round();
         (number >= 1.0 && number <= self.updates as f64).then(|| number as u64 - 1)
     }
@@ -124,13 +141,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_progress_names_its_update(updates in 1..2_000_000_000u64, at in 0.0..1.0f64) {
+        fn a_document_names_its_update(updates in 1..2_000_000_000u64, at in 0.0..1.0f64) {
             let schedule = Schedule::new(Instant::now(), 1.0, updates);
             let update = ((updates as f64 * at) as u64).min(updates - 1);
             // As it travels: JSON with the shortest digits that give the same number.
             let text = serde_json::to_string(&schedule.progress(update)).unwrap();
             let progress: f64 = serde_json::from_str(&text).unwrap();
-            prop_assert_eq!(schedule.update(progress), Some(update));
+            prop_assert_eq!(schedule.update(None, Some(progress)), Some(update));
+            let padded = format!("{} xxx", Schedule::stage(update));
+            prop_assert_eq!(schedule.update(Some(&padded), Some(STORM)), Some(update));
             prop_assert!(progress < STORM);
         }
     }
@@ -139,7 +158,10 @@ mod tests {
     fn what_is_outside_of_the_schedule_names_no_update() {
         let schedule = Schedule::new(Instant::now(), 10.0, 100);
         for progress in [0.0, STORM, 100.0] {
-            assert_eq!(schedule.update(progress), None);
+            assert_eq!(schedule.update(None, Some(progress)), None);
+        }
+        for stage in ["storm", "step", "step 100", "step one"] {
+            assert_eq!(schedule.update(Some(stage), Some(45.0)), None);
         }
     }
 

@@ -340,12 +340,10 @@ impl Socket {
             Some(Verdict::Live { skipped }) => {
                 tally.deliveries += 1;
                 tally.skipped += skipped;
-                let schedule = self.crew.schedule.get();
-                let due = schedule
-                    .zip(document.progress)
-                    .and_then(|(schedule, progress)| {
-                        Some(schedule.due(schedule.update(progress)?))
-                    });
+                let due = self.crew.schedule.get().and_then(|schedule| {
+                    let update = schedule.update(document.stage.as_deref(), document.progress)?;
+                    Some(schedule.due(update))
+                });
                 if let Some(due) = due {
                     match self.is_slow {
                         true => tally.slow_latency.since(due, now),

@@ -138,7 +138,8 @@ async fn send(
 ) -> Caller {
     while let Some(update) = tickets.next().await {
         let job = (update % u64::from(jobs.count())) as u32;
-        let news = News::Progress(schedule.progress(update));
+        let progress = schedule.progress(update);
+        let news = News::Step { update, progress };
         let (due, begun) = (schedule.due(update), Instant::now());
         let told = way.tell(&mut caller, jobs, job, news).await;
         let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,6 +12,7 @@ use super::arguments::{Arguments, By, MAX_METADATA, Mistakes};
 use super::caller::{Caller, Headers, Unanswered, bearer};
 use super::jobs::Jobs;
 use super::memory::Truth;
+use super::schedule::{STORM, Schedule};
 use super::signing::Signer;
 
 /// Whose the jobs of a run are.
@@ -26,13 +27,20 @@ pub(super) struct Way {
     signer: Option<Signer>,
     worker: Headers,
     metadata: Value,
-    stage: Option<String>,
+    /// What follows a stage, so that a document is as long as asked for.
+    padding: String,
 }
 
 /// What is told of a job.
 #[derive(Clone, Copy)]
 pub(super) enum News {
-    Progress(f64),
+    /// An update of the schedule.
+    Step {
+        update: u64,
+        progress: f64,
+    },
+    /// The change while a storm keeps everybody away.
+    Storm,
     End,
 }
 
@@ -92,7 +100,7 @@ impl Way {
             signer,
             worker: vec![bearer(worker.expose_secret())],
             metadata,
-            stage: (rest > 0).then(|| "x".repeat(rest)),
+            padding: "x".repeat(rest),
         })
     }
 
@@ -122,15 +130,16 @@ impl Way {
         news: News,
     ) -> Result<Told, Unanswered> {
         let mut body = match news {
-            News::Progress(percent) => json!({ "status": self.running(), "progress": percent }),
+            News::Step { update, progress } => {
+                let stage = Schedule::stage(update);
+                self.running(progress, &stage)
+            }
+            News::Storm => self.running(STORM, "storm"),
             News::End => json!({
                 "status": "succeeded",
                 "outputs": [{ "type": "video", "url": "https://cdn.example.com/clip.mp4" }],
             }),
         };
-        if let Some(stage) = &self.stage {
-            body["stage"] = json!(stage);
-        }
         let called = match &self.signer {
             None => {
                 let path = format!("/v1/jobs/{}/updates", jobs.id(job));
@@ -154,11 +163,14 @@ impl Way {
         })
     }
 
-    fn running(&self) -> &'static str {
-        match self.by {
+    fn running(&self, progress: f64, stage: &str) -> Value {
+        let status = match self.by {
             By::Push => "running",
             By::Webhook | By::StandardWebhook => "processing",
-        }
+        };
+        let gap = if self.padding.is_empty() { "" } else { " " };
+        let stage = format!("{stage}{gap}{}", self.padding);
+        json!({ "status": status, "progress": progress, "stage": stage })
     }
 
     /// How a job is now, by the hub's own answer.

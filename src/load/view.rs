@@ -56,6 +56,15 @@ impl View {
     }
 }
 
+impl Drop for View {
+    fn drop(&mut self) {
+        if self.bars.is_some() {
+            // What follows begins below the bars.
+            let _ = writeln!(std::io::stderr());
+        }
+    }
+}
+
 impl Stage {
     /// Shows how far it is.
     pub fn at(&self, position: u64, message: impl FnOnce() -> String) {

@@ -102,3 +102,86 @@ impl Wire {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair(ahead: &'static [u8]) -> (Wire, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap());
+        let (stream, accepted) = tokio::join!(stream, listener.accept());
+        let wire = Wire::new(stream.unwrap(), Bytes::from_static(ahead));
+        (wire, accepted.unwrap().0)
+    }
+
+    /// The texts of all frames that come until the end.
+    async fn texts(wire: &mut Wire) -> Vec<Bytes> {
+        let (mut desk, mut texts) = (BytesMut::new(), Vec::new());
+        while std::future::poll_fn(|cx| wire.poll_read(cx, &mut desk))
+            .await
+            .unwrap()
+            > 0
+        {
+            while let Some(frame) = wire.frame(&mut desk).unwrap() {
+                let Frame::Text(text) = frame else {
+                    panic!("{frame:?}")
+                };
+                texts.push(text);
+            }
+        }
+        texts
+    }
+
+    #[tokio::test]
+    async fn frames_come_out_however_they_are_cut() {
+        let long = "x".repeat(300);
+        let mut bytes = b"\x81\x05first".to_vec();
+        bytes.extend([0x81, 126, 1, 44]);
+        bytes.extend(long.as_bytes());
+        bytes.extend(b"\x81\x04last");
+        for size in [1, 2, 7, 100, 1000] {
+            let (mut wire, mut hub) = pair(b"").await;
+            let bytes = bytes.clone();
+            let sending = async move {
+                for piece in bytes.chunks(size) {
+                    hub.write_all(piece).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            };
+            let (texts, ()) = tokio::join!(texts(&mut wire), sending);
+            assert_eq!(
+                texts,
+                ["first".as_bytes(), long.as_bytes(), b"last"],
+                "{size}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_came_behind_the_upgrade_is_the_first_of_all() {
+        let (mut wire, mut hub) = pair(b"\x81\x05fi").await;
+        hub.write_all(b"rst").await.unwrap();
+        drop(hub);
+        assert_eq!(texts(&mut wire).await, ["first"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_said_is_masked() {
+        let (mut wire, hub) = pair(b"").await;
+        wire.say("hello".to_owned());
+        wire.flush().await.unwrap();
+        let mut said = BytesMut::new();
+        let mut codec = Codec::new();
+        loop {
+            hub.readable().await.unwrap();
+            let _ = hub.try_read_buf(&mut said);
+            if let Some(frame) = codec.decode(&mut said).unwrap() {
+                assert!(matches!(frame, Frame::Text(text) if text == "hello"));
+                return;
+            }
+        }
+    }
+}

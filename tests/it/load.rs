@@ -90,6 +90,8 @@ fn a_run_at_a_hub_of_its_own_tells_all_of_it_and_leaves_nothing() {
     let sent = ["applied", "unchanged", "failed", "unsent"];
     let sent = sent.map(|name| figures["updates"][name].as_u64().unwrap());
     assert_eq!((due, sent.iter().sum::<u64>()), (100, 100));
+    // Each is a change, also when two of a job cross.
+    assert_eq!(figures["updates"]["unchanged"], 0);
     assert_eq!(figures["latency"]["count"], figures["deliveries"]["count"]);
     assert_eq!(figures["sockets"]["first"]["count"], 40);
     assert_eq!(figures["plan"]["by"], "push");
