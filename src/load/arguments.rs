@@ -125,6 +125,10 @@ pub struct Arguments {
     pub html: Option<PathBuf>,
 }
 
+/// How many ports of a source address are used unless fewer addresses are asked for: where most are
+/// taken, Linux searches long for one that is not.
+const ROOMY_PER_SOURCE: f64 = 8_000.0;
+
 /// What is wrong with the flags, all of it.
 #[derive(Debug, thiserror::Error)]
 pub struct Mistakes(Vec<String>);
@@ -156,7 +160,7 @@ impl Arguments {
     pub fn sources(&self) -> u64 {
         let twice = if self.storm { 2.0 } else { 1.0 };
         let ports = self.sockets as f64 * (twice + self.churn * 60.0);
-        let needed = (ports / MAX_PER_SOURCE as f64).ceil() as u64;
+        let needed = (ports / ROOMY_PER_SOURCE).ceil() as u64;
         self.sources.unwrap_or(needed.clamp(1, MAX_SOURCES))
     }
 
@@ -291,9 +295,10 @@ mod tests {
 
     #[test]
     fn ports_that_a_storm_or_churn_leaves_behind_are_counted() {
-        assert_eq!(read("-n 18000").unwrap().sources(), 1);
-        assert_eq!(read("-n 18000 --storm").unwrap().sources(), 2);
-        assert_eq!(read("-n 18000 --churn 5%").unwrap().sources(), 3);
+        assert_eq!(read("").unwrap().sources(), 1);
+        assert_eq!(read("-n 18000").unwrap().sources(), 3);
+        assert_eq!(read("-n 18000 --storm").unwrap().sources(), 5);
+        assert_eq!(read("-n 18000 --churn 5%").unwrap().sources(), 9);
         assert_eq!(read("-n 18000 --storm --sources 1").unwrap().sources(), 1);
     }
 }

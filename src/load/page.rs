@@ -6,7 +6,7 @@ use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
 
 use super::chart::{Axis, Chart, Series};
-use super::report::{Beat, Report, Spread};
+use super::report::{Beat, Report, Spread, rounded};
 use super::table::{bytes, grouped, named, seconds};
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -57,7 +57,9 @@ impl Report {
             started => self.started_at.strftime("%Y-%m-%d %H:%M UTC").to_string(),
             sockets => grouped(self.plan.sockets),
             jobs => grouped(self.plan.jobs),
-            rate => format!("{}", self.plan.rate),
+            rate => self.plan.rate.to_string(),
+            slow => rounded(self.plan.slow * 100.0).to_string(),
+            churn => rounded(self.plan.churn * 100.0).to_string(),
             duration => seconds(self.plan.duration_seconds),
             frames => grouped(self.checks.frames),
             subscriptions => grouped(self.checks.subscriptions),

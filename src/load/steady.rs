@@ -1,7 +1,7 @@
 //! The steady part of a run: updates by schedule, over all connections, with a beat now and then.
 //!
-//! Invariant: what is measured here is measured between the first update's time and the last answer, and
-//! nothing from before or after is in it.
+//! Invariant: what is measured here is measured between the first update's time and the last delivery,
+//! and nothing from before or after is in it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +26,9 @@ const MOST_BEATS: u32 = 240;
 
 /// Until the first update is due: so that everybody is ready.
 const LEAD: Duration = Duration::from_millis(50);
+
+/// Without a delivery for so long, nothing is on its way any more.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Where updates are sent, and who looks on.
 pub(super) struct Scene<'a> {
@@ -115,6 +118,7 @@ pub(super) async fn steady(scene: &Scene<'_>, callers: &mut Callers) -> std::io:
         }
     }
     steady.passed = start.elapsed();
+    steady.drain(scene, start).await;
     steady.hub = costs.0.zip(scene.hub.and_then(Process::cost));
     steady.client = costs.1.zip(Process::own().cost());
     stage.end(format!(
@@ -125,6 +129,22 @@ pub(super) async fn steady(scene: &Scene<'_>, callers: &mut Callers) -> std::io:
         steady.tally.latency.quantile(0.99)
     ));
     Ok(steady)
+}
+
+impl Steady {
+    /// What is still on its way is the slowest of all, so it is waited for.
+    async fn drain(&mut self, scene: &Scene<'_>, start: Instant) {
+        let deadline = Instant::now() + scene.arguments.patience;
+        while Instant::now() < deadline {
+            tokio::time::sleep(QUIET).await;
+            let tally = scene.fleet.take();
+            self.tally.add(&tally);
+            if tally.deliveries == 0 {
+                return;
+            }
+            self.passed = start.elapsed();
+        }
+    }
 }
 
 /// Sends whatever is due next, over one connection; gives the connection back.
