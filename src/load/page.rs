@@ -167,27 +167,33 @@ impl Report {
         let (updates, sockets) = (&self.updates, &self.sockets);
         let mut facts = vec![
             ("Updates due", grouped(updates.due)),
-            ("applied", grouped(updates.applied)),
-            ("overtaken by a later one", grouped(updates.unchanged)),
-            ("failed", grouped(updates.failed)),
-            ("never sent", grouped(updates.unsent)),
+            ("Updates applied", grouped(updates.applied)),
+            ("Updates overtaken", grouped(updates.unchanged)),
+            ("Updates failed", grouped(updates.failed)),
+            ("Updates never sent", grouped(updates.unsent)),
             ("Deliveries", grouped(self.deliveries.count)),
-            ("bytes a second", bytes(self.deliveries.bytes_per_second)),
-            ("versions skipped", grouped(self.deliveries.skipped)),
+            ("Bytes a second", bytes(self.deliveries.bytes_per_second)),
+            ("Versions skipped", grouped(self.deliveries.skipped)),
             ("Handshakes", grouped(sockets.handshake.count)),
-            ("not connected", grouped(sockets.failed)),
-            ("closed by the hub", grouped(sockets.closed.values().sum())),
+            ("Not connected", grouped(sockets.failed)),
+            ("Closed by the hub", grouped(sockets.closed.values().sum())),
         ];
         if let Some(server) = &self.server {
             facts.extend([
                 ("Hub CPU", format!("{:.1} % of a core", server.cpu_percent)),
-                ("a update", format!("{:.1} µs", server.cpu_us_per_update)),
+                (
+                    "Hub CPU, an update",
+                    format!("{:.1} µs", server.cpu_us_per_update),
+                ),
                 ("Hub memory, idle", bytes(server.memory_idle_bytes as f64)),
-                ("at most", bytes(server.memory_peak_bytes as f64)),
+                (
+                    "Hub memory, at most",
+                    bytes(server.memory_peak_bytes as f64),
+                ),
             ]);
         }
         let own = format!("{:.1} % of a core", self.client.cpu_percent);
-        facts.push(("This program's CPU", own));
+        facts.push(("Own CPU", own));
         facts
     }
 

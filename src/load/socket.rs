@@ -166,9 +166,12 @@ impl Socket {
             }
             match self.connect().await {
                 Ok(wire) => {
-                    failures = 0;
                     self.crew.standing.connected.fetch_add(1, Relaxed);
                     let end = self.stay(wire, &mut order).await;
+                    // An upgrade alone is no success: a hub that is full closes after it.
+                    if self.was_current {
+                        failures = 0;
+                    }
                     if let End::Closed(code) = self.leave(end) {
                         *self.crew.tally().closed.entry(code).or_default() += 1;
                         again(&mut failures, &mut order).await;

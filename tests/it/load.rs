@@ -206,6 +206,15 @@ async fn a_running_hubs_webhooks_are_signed_with_its_providers_secret() {
     let secret = ("PROGRESS_HUB_WEBHOOK_SECRET", "hub_test_secret");
     good(&load_beside(&webhooks, &[MINTING, secret]).await);
 
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("hub.toml");
+    let providers =
+        "[providers.generic]\nspec = \"generic\"\nwebhook_secrets = [\"hub_test_secret\"]\n";
+    let text = format!("[auth]\nhs256_secrets = [\"{SECRET}\"]\n{providers}");
+    std::fs::write(&config, text).unwrap();
+    let configured = [&webhooks[..], &["--config", config.to_str().unwrap()]].concat();
+    good(&load_beside(&configured, &[]).await);
+
     let without = load_beside(&webhooks, &[MINTING]).await;
     assert_eq!(without.status.code(), Some(2), "{}", err(&without));
     assert!(err(&without).contains("PROGRESS_HUB_WEBHOOK_SECRET"));
