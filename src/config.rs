@@ -96,6 +96,9 @@ pub struct StoreConfig {
     /// `store.prefix`: stands before every key in Redis; 1 to 64 of `A-Z a-z 0-9 . _ : -`.
     /// Default: `ph`.
     pub prefix: String,
+    /// `store.replicas`: how many of a Redis's replicas must have a change before it counts, 0 to
+    /// 16. Default: `0`.
+    pub replicas: usize,
     /// `store.retain_final`: how long a job is kept after its end, 1 second to 1 year.
     /// Default: `24h`.
     pub retain_final: Duration,
@@ -302,6 +305,7 @@ impl fmt::Debug for StoreConfig {
         f.debug_struct("StoreConfig")
             .field("url", &shown::without_credentials(&self.url))
             .field("prefix", &self.prefix)
+            .field("replicas", &self.replicas)
             .field("retain_final", &self.retain_final)
             .field("retain_active", &self.retain_active)
             .finish()

@@ -23,7 +23,8 @@ use crate::job::{Job, JobId};
 use crate::protocol::Frame;
 use crate::time::Time;
 pub use connection::Connection;
-use interest::Interest;
+pub use interest::Shown;
+use interest::{Interest, Key};
 pub use shard::{Shard, Sink};
 
 /// Changes that wait for a shard at most; beyond it, the shard lags and its jobs are read again.
@@ -120,7 +121,7 @@ impl Hub {
 
     /// Hands a change to every shard that watches the job or its owner. Never blocks.
     pub fn deliver(&self, job: Arc<Job>) {
-        let mask = self.interest.of_change(&job.id, &job.owner);
+        let mask = self.interest.of_change(&job);
         if mask != 0 {
             self.post(mask, &Letter::Changed(Arc::new(Frame::new(job))));
         }
@@ -137,6 +138,7 @@ impl Hub {
         };
         let Some(sender) = sender else { return };
         for job in jobs {
+            self.interest.of_change(&job);
             if sender
                 .send(Letter::Changed(Arc::new(Frame::new(job))))
                 .await
@@ -201,6 +203,30 @@ impl Hub {
     #[must_use]
     pub fn watched_by(&self, shard: usize) -> (Vec<JobId>, Vec<String>) {
         self.interest.of_shard(shard)
+    }
+
+    /// The unfinished jobs and the owners that are watched on this node.
+    #[must_use]
+    pub fn unfinished(&self) -> (Vec<JobId>, Vec<String>) {
+        self.interest.unfinished()
+    }
+
+    /// Whether the job is watched by id, or by following its owner once it was shown.
+    #[must_use]
+    pub fn is_watched(&self, job: &JobId) -> bool {
+        self.interest.holds(&Key::Job(job.clone()))
+    }
+
+    /// Whether somebody follows the owner.
+    #[must_use]
+    pub fn is_followed(&self, owner: &str) -> bool {
+        self.interest.holds(&Key::Owner(owner.to_owned()))
+    }
+
+    /// The newest version of a watched job that was handed out here.
+    #[must_use]
+    pub fn shown(&self, job: &JobId) -> Option<Shown> {
+        self.interest.shown(job)
     }
 
     /// How many shards there are.

@@ -18,7 +18,7 @@
 //!    watchdog's, a worker's pushes, cancels and deadlines come this way too; there is no other.
 //! 5. [`Store::commit`](store::Store::commit) compares the version, stores and schedules in one step, and
 //!    announces the change once it is on disk. Only then does the webhook get its 200.
-//! 6. [`feed::announce`] hands it to [`Hub::deliver`](hub::Hub::deliver), which puts it in the mailbox of each
+//! 6. [`feed::Feed`] hands it to [`Hub::deliver`](hub::Hub::deliver), which puts it in the mailbox of each
 //!    [`Shard`](hub::Shard) that watches the job.
 //! 7. The shard, on its own thread, makes it the topic's newest [`Frame`](protocol::Frame) and offers it to each
 //!    [`Connection`](hub::Connection). Its [`Sink`](hub::Sink) writes it at once; where the socket does not take it,
@@ -64,15 +64,16 @@ pub mod hub; // from one change to every connection
 pub mod provider; // who does the jobs, by spec files
 pub mod store; // where jobs live, on disk before anybody is told
 
-// Fourth floor: the only writer, and who keeps the hub current.
+// Fourth floor: the only writer, and what comes before it.
 
-pub mod feed; // from the store to the hub
 pub mod guard; // what a submit must pass
 pub mod tracker; // read, apply, commit
 
 // Fifth floor: work that nobody waits for, and stopping it.
 
 pub mod cancel; // ends what is not wanted any more
+pub mod feed; // from the store to the hub
+pub mod fleet; // what nodes know of providers, known to all
 pub mod submitter; // sends accepted jobs
 pub mod watchdog; // asks about silent ones, ends late ones
 

@@ -35,7 +35,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{Minter, Verifier};
 use crate::cancel::Canceller;
 use crate::config::{Config, Mistake};
-use crate::feed;
+use crate::feed::Feed;
 use crate::guard::Guard;
 use crate::hub::{self, Hub};
 use crate::links::Links;
@@ -130,7 +130,8 @@ impl Server {
             // A job's deadline ends it before it is forgotten.
             active: config.store.retain_active + ENDED_BY_THEN,
         };
-        let store = store::open(&config.store.url, retention, feed::announce(&hub))?;
+        let feed = Feed::new(&hub);
+        let store = store::open(&config.store, retention, feed.node())?;
         let stir = Stir::default();
         let providers = Arc::new(providers);
         let key = config
@@ -167,6 +168,7 @@ impl Server {
             config: Arc::new(config),
             store,
             hub,
+            feed,
             providers,
             tracker,
             canceller,

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::config::StoreConfig;
 use crate::job::{Job, JobId, Status, Update};
 use crate::time::Time;
 
+pub mod redis;
 pub mod sqlite;
 
 /// The most news that is parked for one task; what comes on top pushes the oldest out.
@@ -22,6 +24,27 @@ pub const PARKED_FOR: Duration = Duration::from_secs(3600);
 /// What a store tells its node; called in commit order for one job, and must not block.
 pub type Announce = Arc<dyn Fn(Event) + Send + Sync>;
 
+/// Whether its node still wants to hear of a topic; must not block.
+pub type Wanted = Arc<dyn Fn(&Topic) -> bool + Send + Sync>;
+
+/// The node that a store serves.
+#[derive(Clone)]
+pub struct Node {
+    /// Told of every change that it listens for.
+    pub announce: Announce,
+    /// Asked before it is told no more of a topic.
+    pub wanted: Wanted,
+}
+
+/// What a node can listen for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// One job.
+    Job(JobId),
+    /// All jobs of an owner, future ones too.
+    Owner(String),
+}
+
 /// What a store tells its node.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -31,6 +54,8 @@ pub enum Event {
     Away,
     /// The store answers again; what is watched must be read again.
     Back,
+    /// Something new is remembered: see [`Store::remembered`].
+    Reminded,
 }
 
 /// How long jobs are kept.
@@ -219,31 +244,37 @@ pub enum Error {
 pub enum Engine {
     /// Embedded: one node, one file.
     Sqlite,
+    /// Shared: any number of nodes.
+    Redis,
 }
 
 /// The engine that the URL names.
 ///
 /// # Errors
-/// What to tell whoever named another.
+/// What is wrong with the URL, without its credentials.
 pub fn engine_of(url: &str) -> Result<Engine, String> {
     match url.split(':').next() {
         Some("sqlite") => Ok(Engine::Sqlite),
-        scheme => Err(format!(
-            "this version has no engine for {}: URLs, only for sqlite:",
-            scheme.unwrap_or_default()
-        )),
+        _ => redis::check(url).map(|()| Engine::Redis),
     }
 }
 
-/// Opens the engine that the URL names.
+/// Opens the engine that the URL names. A Redis that is not there yet is waited for beside it, and
+/// until then everything is [`Error::Away`].
 ///
 /// # Errors
 /// [`Error::Away`] when it can't be opened, or when there is no such engine.
-pub fn open(url: &str, retention: Retention, announce: Announce) -> Result<Arc<dyn Store>, Error> {
-    match engine_of(url).map_err(Error::Away)? {
-        Engine::Sqlite => Ok(Arc::new(sqlite::SqliteStore::open(
-            url, retention, announce,
-        )?)),
+pub fn open(
+    config: &StoreConfig,
+    retention: Retention,
+    node: Node,
+) -> Result<Arc<dyn Store>, Error> {
+    match engine_of(&config.url).map_err(Error::Away)? {
+        Engine::Sqlite => {
+            let store = sqlite::SqliteStore::open(&config.url, retention, node.announce)?;
+            Ok(Arc::new(store))
+        }
+        Engine::Redis => Ok(Arc::new(redis::RedisStore::open(config, retention, node)?)),
     }
 }
 
@@ -266,12 +297,24 @@ pub trait Store: Send + Sync + 'static {
     /// Jobs newest first.
     async fn list(&self, listing: Listing) -> Result<Vec<Arc<Job>>, Error>;
 
+    /// Has changes of these announced on this node, whichever node makes them: all that are
+    /// committed after the answer, for as long as [`Node::wanted`] says so. Whoever attaches to a
+    /// topic first, listens then and reads last has missed nothing.
+    async fn listen(&self, topics: &[Topic]) -> Result<(), Error>;
+
+    /// Whether announcements can get lost on their way, so that it is worth looking again.
+    fn may_miss(&self) -> bool;
+
     /// The job a provider's task belongs to.
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error>;
 
     /// Stores a job's next document and its agenda, if its version is still the expected one,
     /// charges its accounts at the job's `updated_at`, and announces it: all or nothing.
     async fn commit(&self, commit: Commit) -> Result<Committed, Error>;
+
+    /// Makes sure that the job as it is would outlive all that a commit outlives: for whoever takes
+    /// what is there already for an answer.
+    async fn secure(&self, id: &JobId) -> Result<(), Error>;
 
     /// Brings the watchdog's next look at an unfinished job forward to `at`, or to `cool_down`
     /// after its last claim if that is later; never puts it off. Until it is claimed, no commit
@@ -310,6 +353,13 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets what its retention says: jobs, with their keys and tasks, parked news, and accounts
     /// that have ended; returns how many of all. One call does a bounded piece of the work: call until it returns zero.
     async fn sweep(&self, now: Time) -> Result<usize, Error>;
+
+    /// Remembers a text under a name for all nodes, in the place of the one before, and tells them
+    /// that there is something new. An engine with one node does nothing: there is nobody to tell.
+    async fn remember(&self, name: &str, text: &str) -> Result<(), Error>;
+
+    /// All that is remembered, by name.
+    async fn remembered(&self) -> Result<Vec<(String, String)>, Error>;
 
     /// Whether it answers.
     async fn ping(&self) -> Result<(), Error>;

@@ -3,15 +3,15 @@
 //! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
 //! another writer was faster; there is no other way to change a job.
 
+mod looking;
 mod planning;
 mod settling;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::job::{Job, JobId, News, Report, Source, Submission, Update};
+use crate::job::{Job, JobId, News, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
 use crate::store::{
@@ -20,6 +20,7 @@ use crate::store::{
 use crate::telemetry::Metrics;
 use crate::time::Time;
 
+use looking::asks_for_a_look;
 use planning::agenda;
 
 /// How often a writer that lost the race reads again. Each loss means that another one won, so this
@@ -167,6 +168,8 @@ impl Tracker {
                     self.expect_success(&job, &update).await?;
                     self.look_at(&job).await?;
                 }
+                // It may be here by a try that was not acknowledged.
+                self.store.secure(id).await?;
                 return Ok(Recorded {
                     job,
                     applied: false,
@@ -240,83 +243,6 @@ impl Tracker {
         self.record(&known, update).await.map(Matched::Job)
     }
 
-    /// The job that a provider's task belongs to.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
-        Ok(self.store.find_task(provider, task_id).await?)
-    }
-
-    /// Takes it that this is the provider's task of a job whose submission's answer was lost, so that
-    /// it can be asked about. For any other job it says nothing.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn identify(&self, provider: &str, id: &JobId, task_id: String) -> Result<(), Error> {
-        let job = self.store.get(id).await?;
-        if job.is_none_or(|job| job.submission() != Submission::Unknown) {
-            return Ok(());
-        }
-        let report = Report {
-            task_id: Some(task_id),
-            ..Report::default()
-        };
-        let update = report.from_source(Source::Webhook);
-        match self.record_from(provider, id, update).await {
-            Ok(_) | Err(Error::NotFound) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Has the watchdog ask about a job now, unless it is yet to be sent or being sent: then there
-    /// is nothing to ask, and the answer to the try comes by itself.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn hasten(&self, id: &JobId) -> Result<(), Error> {
-        match self.store.get(id).await? {
-            Some(job) => self.look_at(&job).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Keeps that a success was told, for when the provider no longer knows of the task. Another
-    /// writer who is faster takes nothing away but this.
-    async fn expect_success(&self, job: &Job, update: &Update) -> Result<(), Error> {
-        let next = match (&update.news, job.submission()) {
-            (News::Report(report), Submission::Unknown | Submission::Over) => {
-                job.expect_success(report, Time::now())
-            }
-            (_, Submission::Waiting(_) | Submission::Sending) => None,
-            (News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn, _) => None,
-        };
-        let Some(next) = next else { return Ok(()) };
-        let commit = Commit {
-            agenda: agenda(self.provider_of(&next), &next, Time::now()),
-            job: Arc::new(next),
-            expected: job.version,
-            folded: Vec::new(),
-            entries: Vec::new(),
-        };
-        self.store.commit(commit).await?;
-        Ok(())
-    }
-
-    async fn look_at(&self, job: &Job) -> Result<(), Error> {
-        match job.submission() {
-            Submission::Waiting(_) | Submission::Sending => {}
-            Submission::Unknown | Submission::Over => {
-                let cool_down = self
-                    .provider_of(job)
-                    .map_or(Duration::ZERO, |provider| provider.cadence().cool_down);
-                self.store.hasten(&job.id, Time::now(), cool_down).await?;
-                self.stir.watchdog.notify_one();
-            }
-        }
-        Ok(())
-    }
-
     /// Whether the job's task is another job's: then the news is not about this one.
     async fn is_taken(&self, job: &Job) -> Result<bool, Error> {
         let (Some(provider), Some(task_id)) = (&job.provider, &job.provider_task_id) else {
@@ -385,13 +311,5 @@ fn tell(job: &Job) {
         tracing::info!(job.id = %job.id, job.status = status, job.source = ?source, error.kind = ?kind, "ended");
     } else {
         tracing::debug!(job.id = %job.id, job.version = job.version, job.status = status, job.source = ?source, error.kind = ?kind, "changed");
-    }
-}
-
-/// Whether the news is a success that counts only once it has been read from the provider.
-fn asks_for_a_look(job: &Job, update: &Update) -> bool {
-    match &update.news {
-        News::Report(report) => !job.is_final() && report.wants_a_look(),
-        News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => false,
     }
 }

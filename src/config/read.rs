@@ -102,6 +102,7 @@ fn store(section: &mut Section<'_>) -> StoreConfig {
         prefix: section
             .parsed("prefix", check::prefix)
             .unwrap_or_else(|| "ph".to_owned()),
+        replicas: section.number("replicas", 0..=16).unwrap_or(0),
         retain_final: section
             .duration("retain_final", SECOND..=YEAR)
             .unwrap_or(DAY),

@@ -48,6 +48,7 @@ pub(super) fn toml(config: &Config) -> String {
     page.section("store");
     page.line("url", text(&without_credentials(&store.url)));
     page.line("prefix", text(&store.prefix));
+    page.line("replicas", number(store.replicas));
     page.line("retain_final", time(store.retain_final));
     page.line("retain_active", time(store.retain_active));
     page.section("socket");

@@ -37,6 +37,7 @@ leeway = "1m"
 [store]
 url = "redis://hub:s3cret-password@redis.example.com:6379/1"
 prefix = "videos"
+replicas = 2
 retain_final = "1h30m"
 retain_active = "48h"
 
@@ -133,6 +134,7 @@ fn every_key_is_read_and_shown_without_its_secret() {
     [store]
     url = "redis://(set)@redis.example.com:6379/1"
     prefix = "videos"
+    replicas = 2
     retain_final = "1h30m"
     retain_active = "48h"
 
@@ -199,6 +201,7 @@ fn the_defaults_are_the_documented_ones() {
     [store]
     url = "sqlite://progress-hub.db"
     prefix = "ph"
+    replicas = 0
     retain_final = "24h"
     retain_active = "24h"
 

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::Condition;
 use super::interest::Key;
 use slab::Slab;
 
@@ -35,6 +36,14 @@ impl Connection {
             shard: Rc::clone(shard),
             key,
         }
+    }
+
+    /// What those who were here before have been told of the store last; its next change is told to
+    /// this one, too.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        let state = self.shard.state.borrow();
+        state.condition.unwrap_or(Condition::Healthy)
     }
 
     /// Watches a job without being shown anything of it yet: the caller reads the newest version

@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::job::JobId;
+use crate::job::{Job, JobId};
+use crate::time::Time;
 
 /// What can be watched.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,9 +18,37 @@ pub(super) enum Key {
     Owner(String),
 }
 
+/// The newest version of a job that was handed out on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Its number.
+    pub version: u64,
+    /// When it was made: two of one number are told apart by it.
+    pub updated_at: Time,
+    /// Whether nothing comes after it.
+    pub is_final: bool,
+}
+
+impl Shown {
+    fn of(job: &Job) -> Self {
+        Self {
+            version: job.version,
+            updated_at: job.updated_at,
+            is_final: job.is_final(),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Watched {
+    /// The shards that watch it, one bit each.
+    mask: u64,
+    shown: Option<Shown>,
+}
+
 #[derive(Default)]
 struct Masks {
-    jobs: HashMap<JobId, u64>,
+    jobs: HashMap<JobId, Watched>,
     owners: HashMap<String, u64>,
 }
 
@@ -33,17 +62,47 @@ impl Interest {
         self.masks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The shards that watch the job itself or its owner, one bit each.
-    pub(super) fn of_change(&self, job: &JobId, owner: &str) -> u64 {
+    /// The shards that watch the job itself or its owner, one bit each, to whom it is handed now.
+    pub(super) fn of_change(&self, job: &Job) -> u64 {
+        let mut masks = self.masks();
+        let of_owner = masks.owners.get(&job.owner).copied().unwrap_or(0);
+        let Some(watched) = masks.jobs.get_mut(&job.id) else {
+            return of_owner;
+        };
+        if watched
+            .shown
+            .is_none_or(|shown| shown.version < job.version)
+        {
+            watched.shown = Some(Shown::of(job));
+        }
+        of_owner | watched.mask
+    }
+
+    pub(super) fn shown(&self, job: &JobId) -> Option<Shown> {
+        self.masks().jobs.get(job)?.shown
+    }
+
+    pub(super) fn holds(&self, key: &Key) -> bool {
         let masks = self.masks();
-        let of_job = masks.jobs.get(job).copied().unwrap_or(0);
-        of_job | masks.owners.get(owner).copied().unwrap_or(0)
+        match key {
+            Key::Job(job) => masks.jobs.contains_key(job),
+            Key::Owner(owner) => masks.owners.contains_key(owner),
+        }
+    }
+
+    /// What is watched and has no end yet.
+    pub(super) fn unfinished(&self) -> (Vec<JobId>, Vec<String>) {
+        let masks = self.masks();
+        let is_open = |watched: &Watched| !watched.shown.is_some_and(|shown| shown.is_final);
+        let jobs = masks.jobs.iter().filter(|(_, watched)| is_open(watched));
+        let jobs = jobs.map(|(job, _)| job.clone()).collect();
+        (jobs, masks.owners.keys().cloned().collect())
     }
 
     pub(super) fn add(&self, key: Key, shard: usize) {
         let mut masks = self.masks();
         let mask = match key {
-            Key::Job(job) => masks.jobs.entry(job).or_default(),
+            Key::Job(job) => &mut masks.jobs.entry(job).or_default().mask,
             Key::Owner(owner) => masks.owners.entry(owner).or_default(),
         };
         *mask |= 1 << shard;
@@ -52,14 +111,14 @@ impl Interest {
     pub(super) fn remove(&self, key: &Key, shard: usize) {
         let mut masks = self.masks();
         let left = match key {
-            Key::Job(job) => masks.jobs.get_mut(job),
+            Key::Job(job) => masks.jobs.get_mut(job).map(|watched| &mut watched.mask),
             Key::Owner(owner) => masks.owners.get_mut(owner),
         };
         let Some(mask) = left else { return };
         *mask &= !(1 << shard);
         if *mask == 0 {
             match key {
-                Key::Job(job) => masks.jobs.remove(job),
+                Key::Job(job) => masks.jobs.remove(job).map(|watched| watched.mask),
                 Key::Owner(owner) => masks.owners.remove(owner),
             };
         }
@@ -75,7 +134,7 @@ impl Interest {
         let jobs = masks
             .jobs
             .iter()
-            .filter(|(_, mask)| watches(mask))
+            .filter(|(_, watched)| watches(&watched.mask))
             .map(|(job, _)| job.clone());
         let owners = masks
             .owners

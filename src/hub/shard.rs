@@ -47,7 +47,7 @@ pub(super) struct State {
     pub(super) topic_of: HashMap<JobId, usize>,
     pub(super) followers: HashMap<String, Vec<usize>>,
     pub(super) connections: Slab<Entry>,
-    /// What the connections were told last; until then all is well.
+    /// What the connections of this shard go by: what they were told last.
     pub(super) condition: Option<Condition>,
 }
 
@@ -96,10 +96,15 @@ impl Shard {
         index: usize,
         mut mailbox: mpsc::Receiver<Letter>,
     ) -> Rc<Self> {
+        // Its mailbox is open already: a change of the condition from here on comes by letter.
+        let state = State {
+            condition: Some(hub.condition()),
+            ..State::default()
+        };
         let shard = Rc::new(Self {
             hub,
             index,
-            state: RefCell::default(),
+            state: RefCell::new(state),
         });
         let me = Rc::downgrade(&shard);
         tokio::task::spawn_local(async move {

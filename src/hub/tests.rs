@@ -477,6 +477,24 @@ fn an_outage_is_told_once_and_its_end_once() {
 }
 
 #[test]
+fn a_shard_that_opens_during_an_outage_tells_its_end() {
+    on_a_worker(async {
+        let (hub, first) = (Hub::new(), job("alice"));
+        let away = Condition::Degraded(Time::from_millis(1));
+        hub.set_condition(away);
+        let (connection, ear) = watch(&hub, &first);
+        assert_eq!(connection.condition(), away);
+        hub.redeliver(0, vec![]).await;
+        settle().await;
+        assert_eq!(*ear.conditions.borrow(), [], "it knows that already");
+        hub.set_condition(Condition::Healthy);
+        settle().await;
+        assert_eq!(connection.condition(), Condition::Healthy);
+        assert_eq!(*ear.conditions.borrow(), [Condition::Healthy]);
+    });
+}
+
+#[test]
 fn a_feed_lets_go_of_a_job_after_its_end_and_one_by_id_does_not() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));

@@ -180,8 +180,7 @@ impl Provider {
 
     /// What is wrong with an answer, if anything is.
     pub(super) fn refusal(&self, answer: &Answer, payload: &Value) -> Option<Refused> {
-        let is_ok = answer.is_success() && self.spec.answer.is_ok(payload);
-        if is_ok {
+        if self.spec.answer.is_ok(answer, payload) {
             return None;
         }
         Some(

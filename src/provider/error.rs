@@ -135,16 +135,31 @@ impl Refused {
 pub(super) struct AnswerShape {
     /// Whether an answer with a 2xx status really is one.
     ok: Option<Expression>,
+    /// The status, where an answer with a 2xx tells another one in its body.
+    http: Option<Expression>,
     /// These two see the answer's `headers`, too, by their lower-case names.
     code: Option<Expression>,
     message: Option<Expression>,
 }
 
 impl AnswerShape {
-    pub(super) fn is_ok(&self, payload: &Value) -> bool {
-        self.ok
-            .as_ref()
-            .is_none_or(|ok| ok.evaluate(payload).is_true())
+    /// Whether an answer is a success, by its status and by its body.
+    pub(super) fn is_ok(&self, answer: &Answer, payload: &Value) -> bool {
+        let is_true = |ok: &Expression| ok.evaluate(payload).is_true();
+        is_success(self.status(answer, payload)) && self.ok.as_ref().is_none_or(is_true)
+    }
+
+    /// The status that counts. A success may be denied by the body, a failure never made good.
+    fn status(&self, answer: &Answer, payload: &Value) -> u16 {
+        let told = || {
+            let told = self.http.as_ref()?.evaluate(payload);
+            let status = text(&told)?.parse().ok()?;
+            (100..600).contains(&status).then_some(status)
+        };
+        match is_success(answer.status) {
+            true => told().unwrap_or(answer.status),
+            false => answer.status,
+        }
     }
 }
 
@@ -189,22 +204,23 @@ impl Rules {
                 .as_ref()
                 .and_then(|expression| text(&expression.evaluate_in(&names)))
         };
-        let message = word(&shape.message)
-            .or_else(|| Some(format!("the provider answered {}", answer.status)));
+        let http = shape.status(answer, payload);
+        let message =
+            word(&shape.message).or_else(|| Some(format!("the provider answered {http}")));
         let complaint = Complaint {
             code: word(&shape.code),
             status: None,
             message,
         };
-        let known = self.kind(&complaint, Some(answer.status), payload);
+        let known = self.kind(&complaint, Some(http), payload);
         let is_its_own = known.is_some() || complaint.code.is_some();
-        let by_status = by_status(answer.status);
+        let by_status = by_status(http);
         let mut refused = Refused {
             failure: told(complaint, known, by_status),
             wait: hints::wait(answer, Time::now()),
-            is_certain: is_its_own || is_a_refusal(answer.status),
+            is_certain: is_its_own || is_a_refusal(http),
             may_retry: hints::may_retry(answer),
-            http: Some(answer.status),
+            http: Some(http),
         };
         if refused.may_retry.is_some() {
             refused.failure.retryable = refused.is_retried();
@@ -248,9 +264,15 @@ fn told(
     failure
 }
 
-/// Whether a status alone says that the request was not taken.
+fn is_success(status: u16) -> bool {
+    (200..300).contains(&status)
+}
+
+/// Whether a status alone says that the request was not taken. One that tells of a timeout says that
+/// somebody stopped waiting, and no more.
 fn is_a_refusal(status: u16) -> bool {
-    (300..500).contains(&status) || status == 503
+    let is_a_timeout = matches!(status, 408 | 499);
+    ((300..500).contains(&status) && !is_a_timeout) || status == 503
 }
 
 /// What a status means where no rule knows better.
@@ -298,12 +320,39 @@ mod tests {
             (500, "oops", false),
             (502, "", false),
             (504, "{}", false),
+            (408, "", false),
+            (408, r#"{"code": 1102}"#, true),
+            (499, "", false),
         ] {
             assert_eq!(
                 refused(status, body).is_certain,
                 is_certain,
                 "{status} {body}"
             );
+        }
+    }
+
+    #[test]
+    fn a_status_in_the_body_denies_a_success_and_mends_no_failure() {
+        let shape: AnswerShape = toml::from_str("http = 'payload.code'").unwrap();
+        for (status, body, counts) in [
+            (200, r#"{"code": 402}"#, 402),
+            (201, r#"{"code": "429"}"#, 429),
+            (200, r#"{"code": 500}"#, 500),
+            (200, r#"{"code": 200}"#, 200),
+            (200, r#"{"code": 1039}"#, 200),
+            (200, r#"{"code": null}"#, 200),
+            (200, "<html>", 200),
+            (500, r#"{"code": 200}"#, 500),
+            (503, r#"{"code": 402}"#, 503),
+        ] {
+            let answer = Answer::told(status, body);
+            let payload = answer.json();
+            assert_eq!(shape.status(&answer, &payload), counts, "{status} {body}");
+            assert_eq!(shape.is_ok(&answer, &payload), counts == 200, "{body}");
+            let refused = Rules::default().refusal(&answer, &shape, &payload);
+            assert_eq!(refused.failure.kind, by_status(counts), "{status} {body}");
+            assert_eq!(refused.is_certain, is_a_refusal(counts), "{status} {body}");
         }
     }
 

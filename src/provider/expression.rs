@@ -3,7 +3,7 @@
 //! Invariant: compiled once, at load; evaluated with bounded fuel; a missing path is `undefined`
 //! and never an error, so a spec asks for what may be there without asking first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use minijinja::value::{Rest, ValueKind};
@@ -22,6 +22,38 @@ const SEARCHED: usize = 64 << 10;
 /// Patterns that are kept compiled; specs hold a handful.
 const MOST_PATTERNS: usize = 256;
 
+/// Every name that is known somewhere in a spec. Nothing else can ever have a value, so it is a mistake.
+const NAMES: [&str; 28] = [
+    "api_key",
+    "aspect_ratio",
+    "base_url",
+    "callback_url",
+    "code",
+    "duration",
+    "handle",
+    "headers",
+    "height",
+    "http",
+    "image_url",
+    "input",
+    "message",
+    "model",
+    "negative_prompt",
+    "now",
+    "payload",
+    "prompt",
+    "reference",
+    "references",
+    "resolution",
+    "secret_key",
+    "status",
+    "task",
+    "task_id",
+    "tasks",
+    "webhook_secret",
+    "width",
+];
+
 static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut language = Environment::new();
     language.set_undefined_behavior(UndefinedBehavior::Chainable);
@@ -32,6 +64,7 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     language.add_filter("merge", merge);
     language.add_filter("urlencode", urlencode);
     language.add_filter("find_all", find_all);
+    language.add_filter("fromjson", from_json);
     language.add_filter("jwt", jwt);
     language.add_filter("media", media);
     language.add_filter("private", private);
@@ -167,27 +200,44 @@ fn private(list: &Value) -> Vec<Value> {
     items(list).into_iter().map(marked).collect()
 }
 
+/// `text|fromjson`: what a text holds that is JSON itself; undefined where it is none.
+fn from_json(text: &Value) -> Value {
+    let parsed = text
+        .as_str()
+        .and_then(|text| serde_json::from_str::<Json>(text).ok());
+    parsed.map_or(Value::UNDEFINED, Value::from_serialize)
+}
+
 /// `claims|jwt(secret)`: an HS256 token, for providers that want one in the place of a key.
 fn jwt(claims: &Value, secret: &str) -> Result<String, minijinja::Error> {
     crate::auth::hs256(claims, secret)
         .ok_or_else(|| minijinja::Error::new(ErrorKind::InvalidOperation, "jwt: no claims"))
 }
 
-/// A name that the language does not have shows only when it is used, so everything is used once,
-/// with nothing at hand, when it is read.
-fn check_names<T>(tried: Result<T, minijinja::Error>) -> Result<(), String> {
+/// Refuses names that mean nothing: values that nobody gives, and filters, tests and functions that the
+/// language does not have. These show only when they are used, so everything is used once, with nothing
+/// at hand, when it is read.
+fn check_names<T>(
+    values: &HashSet<String>,
+    tried: Result<T, minijinja::Error>,
+) -> Result<(), String> {
     use ErrorKind::{SyntaxError, UnknownFilter, UnknownFunction, UnknownMethod, UnknownTest};
-    match tried {
-        Err(error)
-            if matches!(
-                error.kind(),
-                SyntaxError | UnknownFilter | UnknownTest | UnknownFunction | UnknownMethod
-            ) =>
-        {
-            Err(explain(&error))
-        }
-        Ok(_) | Err(_) => Ok(()),
+    if let Err(error) = tried
+        && matches!(
+            error.kind(),
+            SyntaxError | UnknownFilter | UnknownTest | UnknownFunction | UnknownMethod
+        )
+    {
+        return Err(explain(&error));
     }
+    let is_known =
+        |name: &str| NAMES.contains(&name) || LANGUAGE.globals().any(|(global, _)| global == name);
+    // The first by the alphabet, so that the same mistake is always told alike.
+    let unknown = values.iter().filter(|name| !is_known(name)).min();
+    unknown.map_or(Ok(()), |name| {
+        let known = NAMES.join(", ");
+        Err(format!("unknown name: {name} (there are {known})"))
+    })
 }
 
 /// `text is containing(['a', 'b'])`: whether any of the words is in it, in either case.
@@ -212,7 +262,7 @@ impl Expression {
     pub(super) fn new(source: &str) -> Result<Self, String> {
         let compiled = LANGUAGE.compile_expression_owned(source.trim().to_owned());
         let compiled = compiled.map_err(|error| explain(&error))?;
-        check_names(compiled.eval(()))?;
+        check_names(&compiled.undeclared_variables(false), compiled.eval(()))?;
         Ok(Self {
             source: source.to_owned(),
             compiled,
@@ -278,7 +328,8 @@ impl<'de> Deserialize<'de> for Template {
         let template = LANGUAGE
             .template_from_str(&source)
             .map_err(|error| de::Error::custom(explain(&error)))?;
-        check_names(template.render(())).map_err(de::Error::custom)?;
+        check_names(&template.undeclared_variables(false), template.render(()))
+            .map_err(de::Error::custom)?;
         Ok(Self(source))
     }
 }
@@ -395,6 +446,29 @@ mod tests {
     }
 
     #[test]
+    fn json_within_a_text_is_read() {
+        let packed =
+            json!({"data": "{\"urls\": [\"https://a/b\"], \"seed\": 18446744073709551615}"});
+        let urls = value("(payload.data|fromjson).urls", &packed);
+        assert_eq!(urls, json!(["https://a/b"]));
+        let seed = value("(payload.data|fromjson).seed", &packed);
+        assert_eq!(seed, json!(u64::MAX));
+        for odd in [
+            json!(null),
+            json!(""),
+            json!("{"),
+            json!(5),
+            json!({"urls": 1}),
+        ] {
+            let read = value(
+                "(payload.data|fromjson).urls|default('none')",
+                &json!({"data": odd}),
+            );
+            assert_eq!(read, json!("none"), "{odd}");
+        }
+    }
+
+    #[test]
     fn a_token_says_what_it_is_told_to() {
         let token = value(
             "{'iss': payload.key, 'exp': 1800, 'nbf': -5}|jwt('secret')",
@@ -423,10 +497,31 @@ mod tests {
             "payload|capitalise_all",
             "payload is brave",
             "fetch(payload)",
+            "paylod.id",
+            "'x' if payload else durration",
+            "(durration * 2)|round",
         ] {
             let problem = Expression::new(unknown).err().unwrap();
             assert!(problem.contains("unknown"), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_template_knows_what_it_makes_itself_and_nothing_else() {
+        let read = |text: &str| {
+            let table = toml::Table::from_iter([("url".to_owned(), text.into())]);
+            table.try_into::<BTreeMap<String, Template>>()
+        };
+        let good =
+            "{% set a = tasks %}{% for i in range(2) %}{{ a }}{{ i }}{{ loop.index }}{% endfor %}";
+        assert!(read(good).is_ok());
+        let problem = read("{{ base_url }}/{{ task }}?key={{ api_kye }}")
+            .err()
+            .unwrap();
+        assert!(
+            problem.to_string().contains("unknown name: api_kye"),
+            "{problem}"
+        );
     }
 
     #[test]

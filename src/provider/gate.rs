@@ -10,7 +10,7 @@ mod lane;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use self::condition::{Condition, Errand};
 use self::lane::{Admission, Pass};
@@ -32,6 +32,7 @@ pub struct Gate {
     provider: String,
     inner: Mutex<Inner>,
     changed: Notify,
+    memo: watch::Sender<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +68,7 @@ impl Gate {
             provider: provider.to_owned(),
             inner: Mutex::default(),
             changed: Notify::new(),
+            memo: watch::Sender::new(None),
         })
     }
 
@@ -153,6 +155,33 @@ impl Gate {
         self.lock().condition.is_without_credit()
     }
 
+    /// What other nodes should know of it, for [`Gate::heed`]; none as long as there is nothing.
+    #[must_use]
+    pub fn memo(&self) -> watch::Receiver<Option<String>> {
+        self.memo.subscribe()
+    }
+
+    /// Takes over what another node knows better, and tells again what it knows worse.
+    ///
+    /// # Errors
+    /// When it is no memo of a gate.
+    pub fn heed(&self, memo: &str) -> serde_json::Result<()> {
+        let theirs: Condition = serde_json::from_str(memo)?;
+        self.change(|condition| condition.adopt(&theirs));
+        let inner = self.lock();
+        if !inner.condition.agrees(&theirs) {
+            self.write_memo(&inner);
+        }
+        Ok(())
+    }
+
+    fn write_memo(&self, inner: &Inner) {
+        match serde_json::to_string(&inner.condition) {
+            Ok(memo) => drop(self.memo.send_replace(Some(memo))),
+            Err(error) => tracing::error!(%error, "can't write down how a provider is"),
+        }
+    }
+
     /// A webhook of the provider's was about one of its jobs.
     pub(super) fn heard(&self, now: Time) {
         self.lock().heard_at = Some(now);
@@ -167,7 +196,11 @@ impl Gate {
     fn admit(&self, errand: Errand, now: Time) -> Admission {
         let mut inner = self.lock();
         let under_way = *inner.under_way(errand);
+        let before = inner.condition.lane(errand).age();
         let admission = inner.condition.admit(errand, under_way, now);
+        if inner.condition.lane(errand).age() != before {
+            self.write_memo(&inner);
+        }
         if let Admission::Go(_) = admission {
             *inner.under_way(errand) += 1;
         }
@@ -188,8 +221,11 @@ impl Gate {
         let mut inner = self.lock();
         // As of the beginning of time, a pause is one until it is ended.
         let standing = |inner: &Inner| inner.condition.standing(Time::from_millis(0));
-        let before = standing(&inner);
+        let (before, known) = (standing(&inner), inner.condition.clone());
         change(&mut inner.condition);
+        if !inner.condition.agrees(&known) {
+            self.write_memo(&inner);
+        }
         let after = standing(&inner);
         let has_turned = (before.state, before.reason) != (after.state, after.reason);
         if has_turned {

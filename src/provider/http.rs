@@ -176,10 +176,6 @@ pub(super) fn explain(error: reqwest::Error) -> String {
 }
 
 impl Answer {
-    pub(super) fn is_success(&self) -> bool {
-        (200..300).contains(&self.status)
-    }
-
     /// The headers that are text, by their lower-case names.
     pub(super) fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.headers

@@ -154,8 +154,7 @@ pub async fn open(
     if follows {
         connection.follow(caller.subject());
     }
-    let mut newest: HashMap<JobId, Arc<Job>> = store
-        .get_many(&wish.jobs)
+    let mut newest: HashMap<JobId, Arc<Job>> = feed::newest(&**store, &wish.jobs)
         .await?
         .into_iter()
         .map(|job| (job.id.clone(), job))
@@ -190,7 +189,7 @@ pub async fn open(
         ));
     }
     if follows {
-        for job in store.list(feed::of_owner(caller.subject())).await? {
+        for job in feed::newest_of(&**store, caller.subject()).await? {
             let known = version_of(&job.id);
             connection.catch_up(job, known);
         }

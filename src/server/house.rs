@@ -11,7 +11,8 @@ use super::socket::Sockets;
 use crate::auth::{Minter, Verifier};
 use crate::cancel::Canceller;
 use crate::config::Config;
-use crate::feed;
+use crate::feed::Feed;
+use crate::fleet::Fleet;
 use crate::guard::Guard;
 use crate::hub::Hub;
 use crate::links::Links;
@@ -28,6 +29,7 @@ pub struct House {
     pub config: Arc<Config>,
     pub store: Arc<dyn Store>,
     pub hub: Arc<Hub>,
+    pub feed: Arc<Feed>,
     pub providers: Arc<Providers>,
     pub tracker: Arc<Tracker>,
     pub guard: Arc<Guard>,
@@ -61,11 +63,16 @@ impl House {
         };
         background.spawn(submitter.run(stop.clone()));
         background.spawn(watchdog.run(stop.clone()));
-        background.spawn(feed::run(
-            Arc::clone(&self.hub),
-            Arc::clone(&self.store),
-            stop.clone(),
-        ));
+        let fleet = Fleet {
+            store: Arc::clone(&self.store),
+            providers: Arc::clone(&self.providers),
+            feed: Arc::clone(&self.feed),
+            stir: self.stir.clone(),
+        };
+        background.spawn(fleet.run(stop.clone()));
+        let feed = Arc::clone(&self.feed);
+        let (store, tracker) = (Arc::clone(&self.store), Arc::clone(&self.tracker));
+        background.spawn(feed.run(store, tracker, stop.clone()));
     }
 
     /// What sockets touch of it.

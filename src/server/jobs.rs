@@ -1,6 +1,7 @@
 //! `/v1/jobs`: look at jobs, and cancel them.
 
 use std::rc::Rc;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::drain::Drain;
 use super::problem::Problem;
 use crate::auth::Principal;
 use crate::cancel::Canceller;
+use crate::feed;
 use crate::guard::Refusal;
 use crate::hub::{Condition, Connection, Hub, Sink};
 use crate::job::{Job, JobId, Status};
@@ -122,10 +124,9 @@ async fn newer(
     let bell = Rc::new(Bell(Notify::new()));
     let connection = Connection::open(&hub.shard(), Rc::clone(&bell) as Rc<dyn Sink>);
     connection.hold(&job.id);
-    let newest = store
-        .get(&job.id)
-        .await?
-        .ok_or_else(|| Problem::not_found("job"))?;
+    let newest = feed::newest(store, slice::from_ref(&job.id)).await?;
+    let newest = newest.into_iter().next();
+    let newest = newest.ok_or_else(|| Problem::not_found("job"))?;
     connection.release(newest, since);
     loop {
         if let Some(frame) = connection.next() {

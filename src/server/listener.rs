@@ -33,6 +33,10 @@ const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a client that is answered before it has sent all of its body may go on: what comes is read
+/// away, as a connection that is closed on it would take the answer along.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// How long an idle connection is kept for another request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
@@ -117,6 +121,7 @@ pub fn serve(
                 let service = HttpService::build()
                     .keep_alive(KEEP_ALIVE)
                     .client_request_timeout(HEAD_TIMEOUT)
+                    .client_disconnect_timeout(LINGER)
                     // Who has gone is not held for: a stream or a long poll would only end at its next word.
                     .h1_allow_half_closed(false)
                     .graceful_shutdown_signal(move || {

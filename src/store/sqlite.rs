@@ -28,6 +28,7 @@ use self::inbox::Inbox;
 use self::jobs::Record;
 use super::{
     Announce, Commit, Committed, Create, Created, Error, Listing, Parked, Queue, Retention, Store,
+    Topic,
 };
 use crate::job::{Job, JobId, Update};
 use crate::time::Time;
@@ -135,6 +136,15 @@ impl Store for SqliteStore {
         self.read(move |db| jobs::list(db, &listing)).await
     }
 
+    /// There is one node, and it hears of every change.
+    async fn listen(&self, _: &[Topic]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn may_miss(&self) -> bool {
+        false
+    }
+
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
         let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
         self.read(move |db| jobs::find_task(db, &provider, &task_id))
@@ -147,6 +157,11 @@ impl Store for SqliteStore {
         self.writer
             .ask(move |db, changes| jobs::commit(db, &record, expected, changes))
             .await
+    }
+
+    /// What can be read is on disk.
+    async fn secure(&self, _: &JobId) -> Result<(), Error> {
+        Ok(())
     }
 
     async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
@@ -207,6 +222,14 @@ impl Store for SqliteStore {
         self.writer
             .ask(move |db, _| sweep::sweep(db, now, retention))
             .await
+    }
+
+    async fn remember(&self, _: &str, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn remembered(&self) -> Result<Vec<(String, String)>, Error> {
+        Ok(Vec::new())
     }
 
     /// Asks the writer; where its last transaction failed, by a small write.

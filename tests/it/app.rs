@@ -386,19 +386,7 @@ impl TestBuilder {
                 },
             )
             .unwrap();
-            let mut before = Vec::new();
-            for (key, value) in [
-                ("spec", "kling"),
-                ("base_url", &simulator.url()),
-                ("api_key", "a key"),
-                ("webhook_secrets", WEBHOOK_SECRET),
-                ("poll_after", "2s"),
-                ("poll_every", "300ms"),
-                ("deadline", "30s"),
-                ("max_concurrent", "100"),
-            ] {
-                before.push((format!("providers.simulated.{key}"), value.to_owned()));
-            }
+            let before = simulated_at(&simulator.url());
             // A test's own settings come last and win.
             settings.splice(0..0, before);
             let stop = CancellationToken::new();
@@ -432,6 +420,23 @@ impl TestBuilder {
         };
         (config, settings, app)
     }
+}
+
+/// The settings of a provider called `simulated`, which is a simulator at this URL.
+pub fn simulated_at(url: &str) -> Vec<(String, String)> {
+    let settings = [
+        ("spec", "kling"),
+        ("base_url", url),
+        ("api_key", "a key"),
+        ("webhook_secrets", WEBHOOK_SECRET),
+        ("poll_after", "2s"),
+        ("poll_every", "300ms"),
+        ("deadline", "30s"),
+        ("max_concurrent", "100"),
+    ];
+    let named =
+        |(key, value): (&str, &str)| (format!("providers.simulated.{key}"), value.to_owned());
+    settings.map(named).to_vec()
 }
 
 /// A port that nobody else gets, though a listener that reuses addresses may bind it too.

@@ -105,11 +105,28 @@ impl Stage {
 
     /// Submits a job.
     async fn begin(&self, provider: &str, model: &str, scenario: Scenario) -> String {
+        self.order(provider, model, json!({ "scenario": scenario }))
+            .await
+    }
+
+    /// Submits a job that is made in so many steps, of 20 ms each.
+    async fn begin_in(
+        &self,
+        provider: &str,
+        model: &str,
+        scenario: Scenario,
+        steps: u16,
+    ) -> String {
+        let input = json!({ "scenario": scenario, "steps": steps });
+        self.order(provider, model, input).await
+    }
+
+    async fn order(&self, provider: &str, model: &str, input: Value) -> String {
         let order = json!({
             "provider": provider,
             "model": model,
             "prompt": "a lighthouse in the rain",
-            "input": { "scenario": scenario },
+            "input": input,
         });
         let submit = self.app.request(Method::POST, "/v1/videos", "alice");
         let answer = send(submit.json(&order)).await;
@@ -350,7 +367,8 @@ async fn a_cancel_reaches_every_provider_that_has_one_and_the_truth_wins() {
             if !playable(name).contains(&scenario) {
                 continue;
             }
-            let id = stage.begin(name, model, scenario).await;
+            // Long enough for the cancel to come before the end.
+            let id = stage.begin_in(name, model, scenario, 150).await;
             let is_there = |job: &Value| !job["provider_task_id"].is_null();
             stage.app.until(&id, "alice", is_there).await;
             let path = format!("/v1/jobs/{id}/cancel");

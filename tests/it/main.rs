@@ -19,6 +19,8 @@ mod dialects;
 mod drain;
 mod fan_out;
 mod first;
+#[allow(dead_code, reason = "its stories come with the shared store")]
+mod fleet;
 mod forger;
 mod gate;
 mod guard;
@@ -28,8 +30,13 @@ mod issuer;
 mod limits;
 mod load;
 mod long_poll;
+mod lost;
 mod outputs;
+#[allow(dead_code, reason = "its stories come with the shared store")]
+mod proxy;
 mod raw;
+#[allow(dead_code, reason = "its stories come with the shared store")]
+mod redis;
 mod result;
 mod resume;
 mod sent;

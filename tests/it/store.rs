@@ -16,19 +16,25 @@ mod creating;
 mod parking;
 mod places;
 mod reading;
+mod redis;
 mod sqlite;
 mod sweeping;
 
-use std::sync::{Arc, Mutex};
+use std::any::Any;
+use std::sync::Arc;
 use std::time::Duration;
 
 use progress_hub::job::{Job, JobId, NewJob, Report, Source, Status, Update, VideoRequest};
 use progress_hub::store::sqlite::SqliteStore;
 use progress_hub::store::{
-    Agenda, Announce, Commit, Committed, Create, Created, Event, Idempotency, Retention, Store,
+    Agenda, Announce, Commit, Committed, Create, Created, Event, Idempotency, Node, Retention,
+    Store, Topic, Wanted,
 };
 use progress_hub::time::Time;
 use serde_json::Map;
+use tokio::sync::watch;
+
+use crate::app::PATIENCE;
 
 /// Names of files and stories, to be told against one engine.
 macro_rules! tell {
@@ -37,7 +43,7 @@ macro_rules! tell {
             $($(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $story() {
-                    super::$file::$story(super::engines::$engine()).await;
+                    super::$file::$story(super::engines::$engine().await).await;
                 }
             )*)*
         }
@@ -144,25 +150,88 @@ macro_rules! tell_every_story {
 
 tell_every_story!(sqlite_file);
 tell_every_story!(sqlite_memory);
+tell_every_story!(redis_server);
+tell_every_story!(redis_cluster);
 
 /// The engines, each fresh and empty.
 mod engines {
-    use super::{Engine, SqliteStore};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Weak};
+    use std::time::Duration;
 
-    pub(super) fn sqlite_file() -> Engine {
+    use progress_hub::config::{Config, StoreConfig};
+    use progress_hub::store::redis::RedisStore;
+
+    use super::{Engine, SqliteStore};
+    use crate::redis::RedisServer;
+    use crate::redis::cluster::Cluster;
+
+    pub(super) async fn sqlite_file() -> Engine {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", dir.path().join("hub.db").display());
         let mut engine = sqlite(&url);
-        engine.dir = Some(dir.into());
+        engine.keep(dir);
         engine
     }
 
-    pub(super) fn sqlite_memory() -> Engine {
+    pub(super) async fn sqlite_memory() -> Engine {
         sqlite("sqlite::memory:")
     }
 
     fn sqlite(url: &str) -> Engine {
-        Engine::new(|announce| SqliteStore::open(url, super::RETENTION, announce).unwrap())
+        Engine::new(|node| SqliteStore::open(url, super::RETENTION, node.announce).unwrap())
+    }
+
+    pub(super) async fn redis_server() -> Engine {
+        static SERVER: Ground<RedisServer> = Ground::const_new(Weak::new());
+        let server = shared(&SERVER, RedisServer::start()).await;
+        let mut engine = connected(&server.url()).await;
+        engine.keep(server);
+        engine
+    }
+
+    pub(super) async fn redis_cluster() -> Engine {
+        static CLUSTER: Ground<Cluster> = Ground::const_new(Weak::new());
+        let cluster = shared(&CLUSTER, Cluster::start()).await;
+        let mut engine = connected(&cluster.url()).await;
+        engine.keep(cluster);
+        engine
+    }
+
+    /// Servers that the stories of the moment stand on, each with a prefix of its own. The last
+    /// story stops them.
+    type Ground<T> = tokio::sync::Mutex<Weak<T>>;
+
+    async fn shared<T>(ground: &Ground<T>, start: impl Future<Output = T>) -> Arc<T> {
+        let mut known = ground.lock().await;
+        match known.upgrade() {
+            Some(running) => running,
+            None => {
+                let started = Arc::new(start.await);
+                *known = Arc::downgrade(&started);
+                started
+            }
+        }
+    }
+
+    async fn connected(url: &str) -> Engine {
+        static STORIES: AtomicUsize = AtomicUsize::new(0);
+        let config = StoreConfig {
+            url: url.to_owned(),
+            prefix: format!("story{}", STORIES.fetch_add(1, Ordering::Relaxed)),
+            ..Config::defaults().store
+        };
+        let open = |node| RedisStore::open(&config, super::RETENTION, node).unwrap();
+        let engine = Engine::new(open);
+        let there = async {
+            while engine.store.ping().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(crate::app::PATIENCE, there)
+            .await
+            .unwrap();
+        engine
     }
 }
 
@@ -180,30 +249,43 @@ pub(crate) const RETENTION: Retention = Retention {
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn Store>,
-    heard: Arc<Mutex<Vec<Arc<Job>>>>,
-    dir: Option<Arc<tempfile::TempDir>>,
+    heard: watch::Sender<Vec<Arc<Job>>>,
+    /// What it stands on, as long as it is there.
+    ground: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Engine {
-    fn new<S: Store>(open: impl FnOnce(Announce) -> S) -> Self {
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let ear = Arc::clone(&heard);
+    fn new<S: Store>(open: impl FnOnce(Node) -> S) -> Self {
+        let heard = watch::Sender::new(Vec::new());
+        let ear = heard.clone();
         let announce: Announce = Arc::new(move |event| match event {
-            Event::Changed(job) => ear.lock().unwrap().push(job),
+            Event::Changed(job) => ear.send_modify(|heard| heard.push(job)),
+            Event::Reminded => {}
             Event::Away | Event::Back => panic!("nothing went away"),
         });
+        let wanted: Wanted = Arc::new(|_| true);
         Self {
-            store: Arc::new(open(announce)),
+            store: Arc::new(open(Node { announce, wanted })),
             heard,
-            dir: None,
+            ground: None,
         }
     }
 
-    /// The versions of a job that were announced so far.
-    pub(crate) fn heard(&self, id: &JobId) -> Vec<u64> {
-        let heard = self.heard.lock().unwrap();
-        let versions = heard.iter().filter(|job| job.id == *id);
-        versions.map(|job| job.version).collect()
+    fn keep(&mut self, ground: impl Any + Send + Sync) {
+        self.ground = Some(Arc::new(ground));
+    }
+
+    /// Waits until as many versions of a job were announced as are expected, which must be these.
+    pub(crate) async fn expect_heard(&self, id: &JobId, expected: &[u64]) {
+        let versions = |heard: &Vec<Arc<Job>>| -> Vec<u64> {
+            let heard = heard.iter().filter(|job| job.id == *id);
+            heard.map(|job| job.version).collect()
+        };
+        let mut heard = self.heard.subscribe();
+        let enough = heard.wait_for(|heard| versions(heard).len() >= expected.len());
+        let waited = tokio::time::timeout(PATIENCE, enough).await.is_ok();
+        let versions = versions(&self.heard.borrow());
+        assert_eq!(versions, expected, "waited long enough: {waited}");
     }
 
     pub(crate) async fn create(&self, job: Job) -> Arc<Job> {
@@ -213,8 +295,14 @@ impl Engine {
     pub(crate) async fn create_due(&self, job: Job, agenda: Agenda) -> Arc<Job> {
         let create = creation(job, agenda, None);
         let job = Arc::clone(&create.job);
+        self.listen(&job.id).await;
         assert_eq!(self.store.create(create).await.unwrap(), Created::New);
         job
+    }
+
+    /// Hears of a job from now on.
+    pub(crate) async fn listen(&self, id: &JobId) {
+        self.store.listen(&[Topic::Job(id.clone())]).await.unwrap();
     }
 
     /// Creates under a key of the job's owner, as the caller.
@@ -224,6 +312,7 @@ impl Engine {
             key: key.into(),
             fingerprint: fingerprint.into(),
         };
+        self.listen(&job.id).await;
         let create = creation(job.clone(), Agenda::default(), Some(idempotency));
         self.store.create(create).await.unwrap()
     }

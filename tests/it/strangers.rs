@@ -114,6 +114,7 @@ const KIE: &str = r#"
 title = "Kie.ai"
 requires = ["api_key", "webhook_secrets"]
 headers = { Authorization = "Bearer {{ api_key }}" }
+answer = { http = "payload.code", message = "payload.msg" }
 poll_after = "10m"
 poll_every = "100ms"
 
@@ -140,7 +141,10 @@ item = "payload.data or payload"
 [read]
 task_id = "payload.task_id or payload.taskId"
 status = "payload.state|lower"
-outputs = "payload|media"
+# A text that is JSON.
+outputs = "(payload.resultJson|fromjson).resultUrls"
+error_code = "payload.failCode"
+error_message = "payload.failMsg"
 statuses = { waiting = "queued", generating = "running", success = "succeeded", fail = "failed" }
 "#;
 
@@ -269,7 +273,8 @@ fn told(spec: &str, status: &str) -> Value {
     match spec {
         PIAPI => json!({ "timestamp": 1, "data": { "task_id": "t", "status": status, "error": null,
             "output": { "works": [{ "video": { "resource": CLIP } }] } } }),
-        _ => json!({ "code": 200, "data": { "taskId": "t", "state": status, "video": CLIP } }),
+        _ => json!({ "code": 200, "data": { "taskId": "t", "state": status,
+            "resultJson": json!({ "resultUrls": [CLIP] }).to_string(), "failCode": null } }),
     }
 }
 
@@ -314,4 +319,23 @@ async fn a_signature_over_the_tasks_name_proves_no_body() {
         ])
     };
     is_a_reason_to_ask(KIE, "success", headers("t"), headers("u")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_may_hide_behind_a_200() {
+    for (code, kind) in [
+        (401, "auth"),
+        (402, "quota"),
+        (422, "invalid_input"),
+        (429, "rate_limit"),
+        (455, "technical"),
+        (500, "submission_unknown"),
+    ] {
+        let told = json!({ "code": code, "msg": "no", "data": null });
+        let (app, _provider) = hub(KIE, move |_| told.clone()).await;
+        let id = submit(&app).await;
+        let is_told = |job: &Value| !job["error"].is_null();
+        let job = app.until(&id, "alice", is_told).await;
+        assert_eq!(job["error"]["kind"], kind, "{code}: {job}");
+    }
 }

@@ -431,6 +431,10 @@ async fn what_may_have_been_an_acceptance_is_never_sent_again() {
         Reply::text(500, "oops"),
         Reply::text(502, "<html>bad gateway</html>"),
         Reply::text(504, ""),
+        Reply::json(
+            408,
+            &json!({ "error": { "code": 408, "message": "timed out" } }),
+        ),
     ] {
         let what = format!("{reply:?}");
         let provider = answering(reply).await;

@@ -519,6 +519,32 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_sends_a_body_over_the_limit_to_its_end_hears_why_it_is_refused() {
+    let app = with_kling(NOBODY)
+        .set("server.max_body_bytes", 2048)
+        .spawn()
+        .await;
+    for _ in 0..5 {
+        let body = vec![b' '; 8 << 20];
+        let mut stream = tokio::net::TcpStream::connect(app.address()).await.unwrap();
+        let head = format!(
+            "POST /v1/webhooks/kling HTTP/1.1\r\nhost: hub\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let exchange = async {
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&body).await?;
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer)
+        };
+        let answer = tokio::time::timeout(PATIENCE, exchange).await;
+        let answer = answer.expect("an answer in time");
+        assert_eq!(&answer.expect("an answer"), b"HTTP/1.1 413");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn while_the_store_is_away_the_sender_is_told_when_to_come_back() {
     let app = hub().await;
     let id = job_of_task(&app, "kling", "85").await["id"].clone();

@@ -185,6 +185,19 @@ impl Condition {
         }
     }
 
+    /// Takes over what another node knows better. Failures in a row are each node's own.
+    pub(super) fn adopt(&mut self, other: &Self) {
+        self.submits.adopt(&other.submits);
+        self.asks.adopt(&other.asks);
+    }
+
+    /// Whether nodes that know both would act alike.
+    pub(super) fn agrees(&self, other: &Self) -> bool {
+        [(&self.submits, &other.submits), (&self.asks, &other.asks)]
+            .into_iter()
+            .all(|(ours, theirs)| ours.age() == theirs.age())
+    }
+
     /// Since when there is no credit left.
     pub(super) fn is_without_credit(&self) -> Option<Time> {
         let closed = self.submits.closed()?;

@@ -72,14 +72,15 @@ pub(super) struct Lane {
     width: usize,
     closed: Option<Closed>,
     streak: Option<Streak>,
-    /// Raised by one with each closure, so that a request from before one is known as such.
-    closures: u64,
+    /// Raised by one whenever it closes, opens or lets one through, so that a request from before is
+    /// known as such, and of two accounts of one lane the later one.
+    turn: u64,
 }
 
 /// Leave to make a request, as the lane will know it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pass {
-    closures: u64,
+    turn: u64,
     is_probe: bool,
 }
 
@@ -100,7 +101,7 @@ impl Default for Lane {
             width: AT_ONCE,
             closed: None,
             streak: None,
-            closures: 0,
+            turn: 0,
         }
     }
 }
@@ -110,25 +111,31 @@ impl Lane {
         self.closed.as_ref()
     }
 
+    /// How late this account of the lane is: of two that are as late, the more cautious is greater.
+    pub(super) fn age(&self) -> (u64, Option<Time>) {
+        (self.turn, self.closed().map(|closed| closed.until))
+    }
+
     /// Whether one more may go, while so many are under way.
     pub(super) fn admit(&mut self, under_way: usize, now: Time) -> Admission {
-        let closures = self.closures;
-        let pass = |is_probe| Admission::Go(Pass { closures, is_probe });
+        let turn = self.turn;
+        let pass = |turn, is_probe| Admission::Go(Pass { turn, is_probe });
         match &mut self.closed {
-            None if under_way < self.width => pass(false),
+            None if under_way < self.width => pass(turn, false),
             None => Admission::Full,
             Some(closed) if now < closed.until => Admission::Shut(closed.until),
             Some(closed) if closed.probe.is_some_and(|lost| now < lost) => Admission::Full,
             Some(closed) => {
                 closed.probe = Some(now + PROBE_LEASE);
-                pass(true)
+                self.turn += 1;
+                pass(self.turn, true)
             }
         }
     }
 
     /// Whether a pass that was given earlier still holds.
     pub(super) fn honours(&self, pass: Pass) -> bool {
-        pass.closures == self.closures && (pass.is_probe || self.closed.is_none())
+        pass.turn == self.turn && (pass.is_probe || self.closed.is_none())
     }
 
     /// The provider answered as it should. The lane opens if this was the one that was let through,
@@ -170,9 +177,10 @@ impl Lane {
     pub(super) fn forget(&mut self, pass: Pass) {
         if let Some(closed) = &mut self.closed
             && pass.is_probe
-            && pass.closures == self.closures
+            && pass.turn == self.turn
         {
             closed.probe = None;
+            self.turn += 1;
         }
     }
 
@@ -188,14 +196,23 @@ impl Lane {
             probe: None,
         });
         self.streak = Some(Streak { cause, length });
-        self.closures += 1;
+        self.turn += 1;
         self.width = 1;
     }
 
     /// Opens it, for one at a time to begin with.
     pub(super) fn open(&mut self) {
         if self.closed.take().is_some() {
+            self.turn += 1;
             self.width = 1;
+        }
+    }
+
+    /// Takes over another node's account of the same lane, if it is a later one. What this node has
+    /// under way then counts as from before.
+    pub(super) fn adopt(&mut self, other: &Self) {
+        if other.age() > self.age() {
+            self.clone_from(other);
         }
     }
 
@@ -203,6 +220,7 @@ impl Lane {
     pub(super) fn hurry(&mut self, now: Time) {
         if let Some(closed) = &mut self.closed {
             closed.until = closed.until.min(now);
+            self.turn += 1;
         }
     }
 
@@ -342,6 +360,31 @@ mod tests {
         assert_eq!(lane.admit(1, at(60)), Admission::Full);
         lane.forget(unused);
         go(&mut lane, 0, at(60));
+    }
+
+    #[test]
+    fn of_two_accounts_of_a_lane_the_later_is_kept() {
+        let mut ours = Lane::default();
+        let under_way = go(&mut ours, 0, at(0));
+        let mut theirs = Lane::default();
+        theirs.close(Cause::RateLimit, None, at(1));
+        ours.adopt(&theirs);
+        assert_eq!(ours, theirs);
+        assert!(!ours.succeed(under_way), "it went out before");
+        // One of them lets one through: the other waits for what comes of it.
+        let probe = go(&mut theirs, 0, at(60));
+        ours.adopt(&theirs);
+        assert_eq!(ours.admit(0, at(61)), Admission::Full);
+        theirs.succeed(probe);
+        ours.adopt(&theirs);
+        assert!(ours.closed().is_none());
+        ours.adopt(&Lane::default());
+        assert_eq!(ours, theirs, "what is older tells nothing");
+        // Both close at once: the longer wait holds for both.
+        ours.close(Cause::RateLimit, Some(Duration::from_secs(9)), at(70));
+        theirs.close(Cause::RateLimit, Some(Duration::from_secs(5)), at(70));
+        theirs.adopt(&ours);
+        assert_eq!(until(&theirs), at(79));
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             now,
         };
         self.wire.say(hello.frame());
-        if let (true, Condition::Degraded(since)) = (is_first, self.sockets.hub.condition()) {
+        if let (true, Condition::Degraded(since)) = (is_first, self.connection.condition()) {
             self.wire.say(HubMessage::Degraded { since }.frame());
         }
     }
@@ -252,7 +252,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             .filter(|job| self.connection.watches(job))
             .cloned()
             .collect();
-        let read = patient(self.sockets.store.get_many(&held)).await;
+        let read = patient(feed::newest(&*self.sockets.store, &held)).await;
         let mut found = read.as_ref().cloned().unwrap_or_default();
         found.retain(|job| principal.may_see(job.id.as_str(), &job.owner));
         let seen: BTreeSet<&JobId> = found.iter().map(|job| &job.id).collect();
@@ -272,10 +272,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         self.connection.follow(principal.subject());
         let known: Vec<JobId> = known.iter().cloned().collect();
         let read = patient(async {
-            let mut jobs = self.sockets.store.get_many(&known).await?;
+            let store = &*self.sockets.store;
+            let mut jobs = store.get_many(&known).await?;
             jobs.retain(|job| job.owner == principal.subject());
-            let mine = feed::of_owner(principal.subject());
-            let mine = self.sockets.store.list(mine).await?;
+            let mine = feed::newest_of(store, principal.subject()).await?;
             jobs.extend(mine.into_iter().filter(|job| !known.contains(&job.id)));
             Ok(jobs)
         })

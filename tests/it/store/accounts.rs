@@ -60,7 +60,7 @@ pub(crate) async fn a_new_job_is_charged_up_to_the_limit(engine: Engine) {
     let job = job_of("ada");
     assert_eq!(charge(&engine, &job, &[entry("ada", 7)]).await, over("ada"));
     assert_eq!(engine.get(&job.id).await, None);
-    assert!(engine.heard(&job.id).is_empty());
+    engine.expect_heard(&job.id, &[]).await;
     assert_eq!(
         charge(&engine, &job, &[entry("ada", 6)]).await,
         Created::New

@@ -35,7 +35,7 @@ pub(crate) async fn it_answers_until_it_is_closed(engine: Engine) {
     for (index, answer) in answers.into_iter().enumerate() {
         assert!(matches!(answer, Err(Error::Away(_))), "{index}: {answer:?}");
     }
-    assert!(engine.heard(&job.id).is_empty());
+    engine.expect_heard(&job.id, &[]).await;
 }
 
 /// Whoever was told that it is done was announced; whoever was not is told that it is away.
@@ -60,7 +60,8 @@ pub(crate) async fn what_was_asked_before_the_close_is_done(engine: Engine) {
                     other => panic!("{other:?}"),
                 }
             }
-            assert_eq!(engine.heard(&job.id), (1..=done).collect::<Vec<_>>());
+            let versions: Vec<u64> = (1..=done).collect();
+            engine.expect_heard(&job.id, &versions).await;
         });
     }
     drop(begun);

@@ -15,7 +15,7 @@ pub(crate) async fn a_commit_replaces_the_document_and_is_announced(engine: Engi
     newer.progress = Some(0.1 + 0.2);
     newer.stage = Some("sampling \u{1F3AC}".into());
     assert_eq!(engine.commit(&newer).await, Committed::Done);
-    assert_eq!(engine.heard(&job.id), [1, 2]);
+    engine.expect_heard(&job.id, &[1, 2]).await;
     assert_eq!(engine.get(&job.id).await, Some(Arc::new(newer)));
 }
 
@@ -26,7 +26,7 @@ pub(crate) async fn a_commit_from_an_old_version_is_stale(engine: Engine) {
     let mut late = next(&job);
     late.stage = Some("late".into());
     assert_eq!(engine.commit(&late).await, Committed::Stale);
-    assert_eq!(engine.heard(&job.id), [1, 2]);
+    engine.expect_heard(&job.id, &[1, 2]).await;
     assert_eq!(engine.get(&job.id).await, Some(Arc::new(newer)));
 }
 
@@ -41,7 +41,7 @@ pub(crate) async fn a_commit_to_no_job_is_gone(engine: Engine) {
     let job = job_of("ada");
     assert_eq!(engine.commit(&next(&job)).await, Committed::Gone);
     assert_eq!(engine.get(&job.id).await, None);
-    assert!(engine.heard(&job.id).is_empty());
+    engine.expect_heard(&job.id, &[]).await;
 }
 
 pub(crate) async fn a_commit_that_takes_anothers_task_is_stale(engine: Engine) {
@@ -108,7 +108,8 @@ pub(crate) async fn writers_of_one_job_are_announced_once_and_in_order(engine: E
     }
     writers.join_all().await;
     assert_eq!(engine.get(&job.id).await.unwrap().version, 321);
-    assert_eq!(engine.heard(&job.id), (1..=321).collect::<Vec<_>>());
+    let versions: Vec<u64> = (1..=321).collect();
+    engine.expect_heard(&job.id, &versions).await;
 }
 
 pub(crate) async fn writers_of_many_jobs_do_not_disturb_each_other(engine: Engine) {
@@ -122,7 +123,8 @@ pub(crate) async fn writers_of_many_jobs_do_not_disturb_each_other(engine: Engin
             let (stale, refused) =
                 tokio::join!(push(&writer, &job.id, 10), writer.store.commit(late),);
             assert_eq!((stale, refused.unwrap()), (0, Committed::Stale));
-            assert_eq!(writer.heard(&job.id), (1..=11).collect::<Vec<_>>());
+            let versions: Vec<u64> = (1..=11).collect();
+            writer.expect_heard(&job.id, &versions).await;
         });
     }
     writers.join_all().await;

@@ -10,7 +10,7 @@ use super::{Engine, creation, job_of, next, task};
 pub(crate) async fn a_new_job_is_kept_and_announced(engine: Engine) {
     let job = engine.create(task("kling", "1")).await;
     assert_eq!(engine.get(&job.id).await, Some(Arc::clone(&job)));
-    assert_eq!(engine.heard(&job.id), [1]);
+    engine.expect_heard(&job.id, &[1]).await;
     let found = engine.store.find_task("kling", "1").await.unwrap();
     assert_eq!(found, Some(job.id.clone()));
 }
@@ -24,7 +24,7 @@ pub(crate) async fn a_repeated_request_finds_the_job_it_made(engine: Engine) {
     let replay = engine.create_once(&second, "k", "f").await;
     assert_eq!(replay, Created::Replay(Arc::new(newer)));
     assert_eq!(engine.get(&second.id).await, None);
-    assert!(engine.heard(&second.id).is_empty());
+    engine.expect_heard(&second.id, &[]).await;
 }
 
 pub(crate) async fn a_key_is_not_reused_for_another_request(engine: Engine) {
@@ -82,7 +82,7 @@ pub(crate) async fn a_job_is_created_once(engine: Engine) {
     let again = creation((*job).clone(), Agenda::default(), None);
     let created = engine.store.create(again).await.unwrap();
     assert_eq!(created, Created::Replay(Arc::new(newer)));
-    assert_eq!(engine.heard(&job.id), [1, 2]);
+    engine.expect_heard(&job.id, &[1, 2]).await;
 }
 
 pub(crate) async fn a_task_is_one_jobs(engine: Engine) {

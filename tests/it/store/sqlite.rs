@@ -378,7 +378,7 @@ async fn commit_until_killed(path: &Path) {
     let tell = |id: &JobId, version| println!("\ntold {id} {version}.");
     let announce: Announce = Arc::new(move |event| match event {
         Event::Changed(job) => tell(&job.id, job.version),
-        Event::Away | Event::Back => {}
+        Event::Reminded | Event::Away | Event::Back => {}
     });
     let url = format!("sqlite://{}", path.display());
     let store = Arc::new(SqliteStore::open(&url, RETENTION, announce).unwrap());

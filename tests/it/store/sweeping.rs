@@ -28,7 +28,7 @@ pub(crate) async fn an_ended_job_is_forgotten_after_its_retention(engine: Engine
     assert!(!is_kept(&engine, &old.id).await);
     assert!(is_kept(&engine, &fresh.id).await);
     assert!(is_kept(&engine, &active.id).await);
-    assert_eq!(engine.heard(&old.id), [1, 2]);
+    engine.expect_heard(&old.id, &[1, 2]).await;
 }
 
 pub(crate) async fn a_silent_job_is_forgotten_after_its_retention(engine: Engine) {

@@ -1,0 +1,93 @@
+//! What the nodes of a fleet know of providers, known to all of them.
+//!
+//! Invariant: each gate is its node's own, and a memo of it is remembered in the store; a node that
+//! hears that there is something new reads the memos, and the later account of each gate holds. So a
+//! pause is everybody's, and so is the one request that is let through at its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::feed::Feed;
+use crate::provider::{Provider, Providers};
+use crate::store::{self, Store};
+use crate::tracker::Stir;
+
+/// How often memos are read unasked, should a word of a new one be lost.
+const GLANCE: Duration = Duration::from_secs(10);
+
+/// How long to wait before telling again after the store failed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Tells the other nodes how providers are, and hears it from them; cheap to clone.
+#[derive(Clone)]
+pub struct Fleet {
+    /// Where it is remembered.
+    pub store: Arc<dyn Store>,
+    /// Whose gates it is about.
+    pub providers: Arc<Providers>,
+    /// Who hears of something new.
+    pub feed: Arc<Feed>,
+    /// Woken when a gate may have opened.
+    pub stir: Stir,
+}
+
+impl Fleet {
+    /// Tells and hears until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut telling = JoinSet::new();
+        for provider in self.providers.iter() {
+            telling.spawn(tell(Arc::clone(&self.store), Arc::clone(provider)));
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.hear() => {}
+        }
+    }
+
+    async fn hear(&self) {
+        loop {
+            if let Err(error) = self.read().await {
+                tracing::debug!(%error, "can't read how others find the providers");
+            }
+            tokio::select! {
+                () = self.feed.reminded() => {}
+                () = tokio::time::sleep(GLANCE) => {}
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<(), store::Error> {
+        for (name, memo) in self.store.remembered().await? {
+            let Some(provider) = self.providers.get(&name) else {
+                continue;
+            };
+            if let Err(error) = provider.gate().heed(&memo) {
+                tracing::warn!(provider.name = name, %error, "another node's memo can't be read");
+            }
+        }
+        self.stir.submitter.notify_one();
+        Ok(())
+    }
+}
+
+/// Has the latest memo of a gate remembered, again and again.
+async fn tell(store: Arc<dyn Store>, provider: Arc<Provider>) {
+    let mut memos = provider.gate().memo();
+    while memos.changed().await.is_ok() {
+        loop {
+            let Some(memo) = memos.borrow_and_update().clone() else {
+                break;
+            };
+            match store.remember(provider.name(), &memo).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::debug!(provider.name = provider.name(), %error, "can't tell how it is");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The shared engine: jobs in Redis, for any number of nodes.
+//!
+//! Invariant: no job lives in a node. A job's hash is the truth, and one script compares its version,
+//! stores the next document, sets when it is due and tells of it; so what a node was told, whoever
+//! reads finds, and a node that dies between two steps leaves nothing but names, sums and places that
+//! are looked through before they count.
+//!
+//! Needs Redis 7. Everything a node hears is a hint that there is a newer version: what it may have
+//! missed, it reads.
+
+mod accounts;
+mod agenda;
+mod committing;
+mod creating;
+mod hearing;
+mod jobs;
+mod keeping;
+mod keys;
+mod link;
+mod listing;
+mod names;
+mod place;
+mod places;
+mod scripts;
+mod sweep;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fred::interfaces::{ClientLike, HashesInterface};
+use futures_util::future::try_join_all;
+
+use self::hearing::Hearing;
+use self::keys::{Keys, task_name};
+use self::link::{Link, away};
+use self::place::Place;
+use self::scripts::REMEMBER;
+use super::{
+    Commit, Committed, Create, Created, Error, Listing, Node, Parked, Queue, Retention, Store,
+    Topic,
+};
+use crate::config::StoreConfig;
+use crate::job::{Job, JobId, Update};
+use crate::time::Time;
+
+/// Whether a URL names a Redis.
+///
+/// # Errors
+/// What is wrong with it, quoting nothing of it.
+pub fn check(url: &str) -> Result<(), String> {
+    Place::parse(url).map(drop)
+}
+
+/// Jobs in a Redis: one server, one behind Sentinels, or a cluster.
+pub struct RedisStore {
+    link: Arc<Link>,
+    hearing: Hearing,
+    retention: Retention,
+}
+
+impl RedisStore {
+    /// Begins to connect. Must be called within a runtime, which its tasks run on.
+    ///
+    /// # Errors
+    /// [`Error::Away`] where the URL names no Redis, or there is no runtime.
+    pub fn open(config: &StoreConfig, retention: Retention, node: Node) -> Result<Self, Error> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(Error::Away("it needs a runtime to connect".to_owned()));
+        }
+        let place = Place::parse(&config.url).map_err(Error::Away)?;
+        let keys = Keys::new(&config.prefix, place.is_clustered());
+        let link = Arc::new(Link::open(&place, keys, config.replicas)?);
+        let hearing = Hearing::open(&place, &link, node)?;
+        Ok(Self {
+            link,
+            hearing,
+            retention,
+        })
+    }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    async fn create(&self, create: Create) -> Result<Created, Error> {
+        let _working = self.link.enter()?;
+        self.create_job(create).await
+    }
+
+    async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
+        let _working = self.link.enter()?;
+        self.read(id).await
+    }
+
+    async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
+        let _working = self.link.enter()?;
+        self.read_many(ids).await
+    }
+
+    async fn list(&self, listing: Listing) -> Result<Vec<Arc<Job>>, Error> {
+        let _working = self.link.enter()?;
+        self.listed(&listing).await
+    }
+
+    async fn listen(&self, topics: &[Topic]) -> Result<(), Error> {
+        let _working = self.link.enter()?;
+        self.hearing.listen(topics.to_vec()).await
+    }
+
+    fn may_miss(&self) -> bool {
+        true
+    }
+
+    async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
+        let _working = self.link.enter()?;
+        self.holder(&task_name(provider, task_id)).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed, Error> {
+        let _working = self.link.enter()?;
+        self.commit_job(&commit).await
+    }
+
+    async fn secure(&self, id: &JobId) -> Result<(), Error> {
+        let _working = self.link.enter()?;
+        self.secure_job(id).await
+    }
+
+    async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
+        let _working = self.link.enter()?;
+        self.hasten_job(id, at, cool_down).await
+    }
+
+    async fn balance(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
+        let _working = self.link.enter()?;
+        try_join_all(accounts.iter().map(|account| self.balance_of(account, now))).await
+    }
+
+    async fn claim(
+        &self,
+        queue: Queue<'_>,
+        now: Time,
+        limit: usize,
+    ) -> Result<Vec<Arc<Job>>, Error> {
+        let _working = self.link.enter()?;
+        self.claim_due(queue, now, limit).await
+    }
+
+    async fn next_due(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
+        let _working = self.link.enter()?;
+        self.earliest(queue).await
+    }
+
+    async fn park(
+        &self,
+        provider: &str,
+        task_id: &str,
+        news: &Update,
+        now: Time,
+    ) -> Result<Parked, Error> {
+        let _working = self.link.enter()?;
+        self.park_news(&task_name(provider, task_id), news, now)
+            .await
+    }
+
+    async fn parked(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
+        let _working = self.link.enter()?;
+        self.parked_news(&task_name(provider, task_id)).await
+    }
+
+    async fn sweep(&self, now: Time) -> Result<usize, Error> {
+        let _working = self.link.enter()?;
+        self.sweep_once(now).await
+    }
+
+    async fn remember(&self, name: &str, text: &str) -> Result<(), Error> {
+        let _working = self.link.enter()?;
+        let part = self.link.keys.partition(0);
+        let keys = vec![part.memory(), part.memory_channel()];
+        let args = vec![
+            self.link.publish().into(),
+            name.into(),
+            text.into(),
+            self.longest().into(),
+        ];
+        self.link.run(&REMEMBER, keys, args).await
+    }
+
+    async fn remembered(&self) -> Result<Vec<(String, String)>, Error> {
+        let _working = self.link.enter()?;
+        let memory = self.link.keys.partition(0).memory();
+        let all: Result<HashMap<String, String>, _> = self.link.client().hgetall(memory).await;
+        Ok(all.map_err(|error| away(&error))?.into_iter().collect())
+    }
+
+    /// Asks Redis, and whether changes are heard.
+    async fn ping(&self) -> Result<(), Error> {
+        let _working = self.link.enter()?;
+        let answered: Result<(), _> = self.link.client().ping(None).await;
+        answered.map_err(|error| away(&error))?;
+        match self.hearing.is_well() {
+            true => Ok(()),
+            false => Err(Error::Away("nothing is heard of changes".to_owned())),
+        }
+    }
+
+    async fn close(&self) {
+        self.link.drain().await;
+        self.link.close().await;
+    }
+}

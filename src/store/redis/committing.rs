@@ -1,0 +1,120 @@
+//! Committing a job's next document.
+//!
+//! Invariant: the script is the commit; what follows from it only tidies up, and whatever of that is
+//! not done is found by those who look.
+
+use super::RedisStore;
+use super::jobs::{tag, task_field, task_of, to_json};
+use super::keys::task_name;
+use super::names::{Claim, Name};
+use super::scripts::COMMIT;
+use crate::store::{Commit, Committed, Error};
+
+impl RedisStore {
+    pub(super) async fn commit_job(&self, commit: &Commit) -> Result<Committed, Error> {
+        let job = &commit.job;
+        let mut task = None;
+        loop {
+            let outcome = self.try_commit(commit, task.is_some()).await;
+            match outcome {
+                Ok(Outcome::Unbound) => {
+                    let Some((provider, task_id)) = task_of(job) else {
+                        return Ok(Committed::Stale);
+                    };
+                    let name = Name::task(&task_name(provider, task_id));
+                    match self.claim(name, job, "", &commit.folded).await? {
+                        Claim::Ours(name) => task = name,
+                        Claim::Others { .. } | Claim::NewsMissed => return Ok(Committed::Stale),
+                    }
+                }
+                Ok(Outcome::Done { had_place }) => {
+                    self.forget_news(task.as_ref()).await;
+                    self.after_commit(commit, had_place).await?;
+                    return Ok(Committed::Done);
+                }
+                Ok(Outcome::Stale) => {
+                    self.drop_name(task, &job.id).await;
+                    return Ok(Committed::Stale);
+                }
+                Ok(Outcome::Gone) => {
+                    self.drop_name(task, &job.id).await;
+                    return Ok(Committed::Gone);
+                }
+                // Whether it was done is not known, so the task stays claimed; should the job not
+                // have it after all, the claim is void before long.
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn try_commit(&self, commit: &Commit, is_claimed: bool) -> Result<Outcome, Error> {
+        let job = &commit.job;
+        let part = self.link.keys.of(job.id.as_str());
+        let [hash, watch, submit, ends, _, open, owed_key, channel, owner] =
+            self.keys_of(part, job);
+        let (owed, sums) = match commit.entries.is_empty() {
+            true => (String::new(), String::new()),
+            false => (tag(job), to_json(&Self::debt(&commit.entries, job))?),
+        };
+        let answer: Vec<String> = self
+            .link
+            .run_durably(
+                &COMMIT,
+                vec![hash, watch, submit, ends, open, owed_key, channel, owner],
+                vec![
+                    self.link.publish().into(),
+                    job.id.as_str().into(),
+                    to_json(&**job)?.into(),
+                    to_json(&*job.ticket)?.into(),
+                    to_json(&self.changes(job, commit.agenda))?.into(),
+                    commit.expected.to_string().into(),
+                    task_field(job).into(),
+                    if is_claimed { "1" } else { "" }.into(),
+                    owed.into(),
+                    sums.into(),
+                ],
+            )
+            .await?;
+        Ok(match answer.first().map(String::as_str) {
+            Some("gone") => Outcome::Gone,
+            Some("stale") => Outcome::Stale,
+            Some("unbound") => Outcome::Unbound,
+            _ => Outcome::Done {
+                had_place: answer.get(1).is_some_and(|had| had == "1"),
+            },
+        })
+    }
+
+    /// What only points at the job. Should it not come to it, whoever follows it looks at the job.
+    async fn after_commit(&self, commit: &Commit, had_place: bool) -> Result<(), Error> {
+        let job = &commit.job;
+        let has_place = commit.agenda.holds_place && !job.is_final();
+        let places = async {
+            match (had_place, has_place) {
+                (true, false) => self.free_place(job).await,
+                (false, true) => self.hold_place(job).await,
+                (true, true) | (false, false) => Ok(()),
+            }
+        };
+        let (placed, closed, booked) = tokio::join!(
+            places,
+            self.close_in_list(job),
+            self.pay(job, &commit.entries)
+        );
+        for error in [placed, closed, booked].into_iter().filter_map(Result::err) {
+            tracing::debug!(job.id = %job.id, %error, "what follows from a commit is left to a sweep");
+        }
+        Ok(())
+    }
+}
+
+/// What became of a try at a commit.
+enum Outcome {
+    Gone,
+    Stale,
+    /// Its task is new: it has to be claimed first.
+    Unbound,
+    Done {
+        had_place: bool,
+    },
+}

@@ -1,0 +1,179 @@
+//! Creating a job.
+//!
+//! Invariant: what points at the job is there before it is, and is given up where it is not to be; so
+//! a repeated request finds the job that the first one made, and pays once.
+
+use std::time::Duration;
+
+use super::RedisStore;
+use super::jobs::{task_field, task_of, to_json};
+use super::keys::{key_name, task_name};
+use super::names::{Claim, Name};
+use super::scripts::CREATE;
+use crate::job::Job;
+use crate::store::{Create, Created, Error, Idempotency, spread};
+
+impl RedisStore {
+    pub(super) async fn create_job(&self, create: Create) -> Result<Created, Error> {
+        let created = self.try_create(create).await?;
+        if let Created::Replay(kept) | Created::TaskTaken(kept) = &created {
+            self.secure_job(&kept.id).await?;
+        }
+        Ok(created)
+    }
+
+    async fn try_create(&self, create: Create) -> Result<Created, Error> {
+        let job = &create.job;
+        let key = match self.claim_key(create.idempotency.as_ref(), job).await? {
+            Claim::Ours(name) => name,
+            Claim::Others { job, print }
+                if create
+                    .idempotency
+                    .as_ref()
+                    .is_some_and(|key| key.fingerprint == print) =>
+            {
+                return Ok(Created::Replay(job));
+            }
+            Claim::Others { .. } => return Ok(Created::KeyReused),
+            Claim::NewsMissed => return Err(Error::Busy),
+        };
+        let created = self.create_with_task(&create, key.as_ref()).await;
+        self.drop_if_refused(&created, key, job).await;
+        created
+    }
+
+    /// Gives up a name that was claimed for a job that is not to be. Where that is not known, the
+    /// claim stays: it is void before long if the job does not come.
+    async fn drop_if_refused(
+        &self,
+        created: &Result<Created, Error>,
+        name: Option<Name>,
+        job: &Job,
+    ) {
+        match created {
+            Ok(Created::TaskTaken(_) | Created::OverLimit { .. } | Created::Stale) => {
+                self.drop_name(name, &job.id).await;
+            }
+            Ok(Created::New | Created::Replay(_) | Created::KeyReused) | Err(_) => {}
+        }
+    }
+
+    async fn claim_key(
+        &self,
+        idempotency: Option<&Idempotency>,
+        job: &Job,
+    ) -> Result<Claim, Error> {
+        let Some(Idempotency {
+            caller,
+            key,
+            fingerprint,
+        }) = idempotency
+        else {
+            return Ok(Claim::Ours(None));
+        };
+        let name = Name::key(&key_name(caller, key));
+        self.claim(name, job, fingerprint, &[]).await
+    }
+
+    async fn create_with_task(
+        &self,
+        create: &Create,
+        key: Option<&Name>,
+    ) -> Result<Created, Error> {
+        let job = &create.job;
+        // The same request once more, without a key.
+        if let Some(kept) = self.read(&job.id).await? {
+            return Ok(Created::Replay(kept));
+        }
+        let task = match task_of(job) {
+            Some((provider, task_id)) => {
+                let name = Name::task(&task_name(provider, task_id));
+                match self.claim(name, job, "", &create.folded).await? {
+                    Claim::Ours(name) => name,
+                    Claim::Others { job, .. } => return Ok(Created::TaskTaken(job)),
+                    Claim::NewsMissed => return Ok(Created::Stale),
+                }
+            }
+            None => None,
+        };
+        let created = self.create_charged(create, key).await;
+        if let Ok(Created::New) = &created {
+            self.forget_news(task.as_ref()).await;
+        }
+        self.drop_if_refused(&created, task, job).await;
+        created
+    }
+
+    async fn create_charged(&self, create: &Create, key: Option<&Name>) -> Result<Created, Error> {
+        let job = &create.job;
+        let owed = self.reserve(job, &create.entries).await?;
+        let owed = match owed {
+            Ok(owed) => owed,
+            Err(account) => return Ok(Created::OverLimit { account }),
+        };
+        self.list(job).await?;
+        if create.agenda.holds_place && !job.is_final() {
+            self.hold_place(job).await?;
+        }
+        let part = self.link.keys.of(job.id.as_str());
+        let keys = self.keys_of(part, job);
+        let [
+            hash,
+            watch,
+            submit,
+            ends,
+            jobs,
+            open,
+            owed_key,
+            channel,
+            owner,
+        ] = keys;
+        let created: String = self
+            .link
+            .run_durably(
+                &CREATE,
+                vec![
+                    hash, watch, submit, ends, jobs, open, owed_key, channel, owner,
+                ],
+                vec![
+                    self.link.publish().into(),
+                    job.id.as_str().into(),
+                    to_json(&**job)?.into(),
+                    to_json(&*job.ticket)?.into(),
+                    to_json(&self.changes(job, create.agenda))?.into(),
+                    to_json(&lasting(job, key))?.into(),
+                    owed.unwrap_or_default().into(),
+                ],
+            )
+            .await?;
+        match created.as_str() {
+            "done" => Ok(Created::New),
+            // The answer to an earlier try of ours was lost, or another one's was not.
+            "exists" => match self.read(&job.id).await? {
+                Some(kept) => Ok(Created::Replay(kept)),
+                None => Err(Error::Busy),
+            },
+            _ => Err(Error::Busy),
+        }
+    }
+}
+
+/// What is set once in a job's life: names and values in turn.
+fn lasting(job: &Job, key: Option<&Name>) -> Vec<String> {
+    let whole = Duration::from_millis(10 * 1024);
+    let spread = (spread(whole, job.id.as_str()) - whole).as_millis();
+    let fields = [
+        ("owner", job.owner.clone()),
+        ("provider", job.provider.clone().unwrap_or_default()),
+        ("task", task_field(job)),
+        (
+            "key",
+            key.map(|name| name.text().to_owned()).unwrap_or_default(),
+        ),
+        ("spread", spread.to_string()),
+    ];
+    let pairs = fields.into_iter();
+    pairs
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect()
+}

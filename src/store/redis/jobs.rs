@@ -1,0 +1,172 @@
+//! Jobs in their hashes: creating, committing, reading.
+//!
+//! Invariant: a job's hash is the truth and changes in one script, together with its queues and the
+//! telling of it. Everything elsewhere (tasks, keys, accounts, places, owners' lists) only points at
+//! it: it is written before where it may name too much, and whoever follows it looks at the job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fred::interfaces::HashesInterface;
+use futures_util::future::try_join_all;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::RedisStore;
+use super::keys::Partition;
+use super::link::away;
+use super::scripts::SECURE;
+use crate::job::{Job, JobId};
+use crate::store::{Agenda, Error};
+
+/// How much longer than its retention anything is kept by Redis itself: the sweep comes first.
+pub(super) const SLACK: Duration = Duration::from_secs(24 * 3600);
+
+/// What a commit changes beside the document, as its script reads it.
+#[derive(Serialize)]
+pub(super) struct Changes {
+    /// Names and values in turn.
+    fields: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    watch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    submit: Option<String>,
+    /// When it may be forgotten.
+    forget: String,
+    /// How long Redis keeps the job, and how long its queues, in milliseconds.
+    ttl: String,
+    longest: String,
+    r#final: bool,
+}
+
+impl RedisStore {
+    /// Waits until as many replicas as are asked for have what is there.
+    pub(super) async fn secure_job(&self, id: &JobId) -> Result<(), Error> {
+        let keys = vec![self.link.keys.of(id.as_str()).job(id)];
+        match self.link.waits() {
+            true => self.link.run_durably(&SECURE, keys, Vec::new()).await,
+            false => Ok(()),
+        }
+    }
+
+    /// The keys of all that a script does to a job.
+    pub(super) fn keys_of(&self, part: Partition<'_>, job: &Job) -> [String; 9] {
+        [
+            part.job(&job.id),
+            part.watch(),
+            part.submit(job.provider.as_deref().unwrap_or_default()),
+            part.ends(),
+            part.jobs(None),
+            part.open(None),
+            part.owed(),
+            part.channel(&job.id),
+            part.owner_channel(&job.owner),
+        ]
+    }
+
+    pub(super) fn changes(&self, job: &Job, agenda: Agenda) -> Changes {
+        // An ended job wants nobody's attention.
+        let agenda = if job.is_final() {
+            Agenda::default()
+        } else {
+            agenda
+        };
+        let kept = match job.is_final() {
+            true => self.retention.done,
+            false => self.retention.active,
+        };
+        let since = match job.is_final() {
+            true => job.finished_at.unwrap_or(job.updated_at),
+            false => job.updated_at,
+        };
+        let submit = agenda.submit.map(|at| at.millis().to_string());
+        let flag = |is: bool| if is { "1" } else { "0" }.to_owned();
+        let fields = [
+            ("version", job.version.to_string()),
+            ("final", flag(job.is_final())),
+            ("place", flag(agenda.holds_place)),
+            ("submit", submit.clone().unwrap_or_default()),
+            ("every", agenda.every.as_millis().to_string()),
+            ("patient", flag(agenda.patient)),
+            ("deadline", job.deadline_at.millis().to_string()),
+            ("updated", job.updated_at.millis().to_string()),
+        ];
+        Changes {
+            fields: fields
+                .into_iter()
+                .flat_map(|(name, value)| [name.to_owned(), value])
+                .collect(),
+            watch: agenda.watch.map(|at| at.millis().to_string()),
+            submit,
+            forget: (since + kept).millis().to_string(),
+            ttl: millis(kept + SLACK),
+            longest: self.longest(),
+            r#final: job.is_final(),
+        }
+    }
+
+    /// How long what belongs to no one job is kept after its last use.
+    pub(super) fn longest(&self) -> String {
+        millis(self.retention.done.max(self.retention.active) + SLACK)
+    }
+
+    pub(super) async fn read(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
+        let key = self.link.keys.of(id.as_str()).job(id);
+        let found: Vec<Option<String>> = self
+            .link
+            .client()
+            .hmget(key, vec!["doc", "ticket"])
+            .await
+            .map_err(|error| away(&error))?;
+        match found.as_slice() {
+            [Some(doc), Some(ticket)] => job_from(doc, ticket).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// An unreadable job is told to the log and left out, so that it does not hide the others.
+    pub(super) async fn read_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
+        let reads = ids.iter().map(async |id| match self.read(id).await {
+            Err(Error::Corrupt(error)) => {
+                tracing::error!(job.id = %id, error, "the store holds something unreadable");
+                Ok(None)
+            }
+            read => read,
+        });
+        let read = try_join_all(reads).await?;
+        Ok(read.into_iter().flatten().collect())
+    }
+}
+
+/// The provider's task, where it is known.
+pub(super) fn task_of(job: &Job) -> Option<(&str, &str)> {
+    job.provider.as_deref().zip(job.provider_task_id.as_deref())
+}
+
+pub(super) fn task_field(job: &Job) -> String {
+    job.provider_task_id.clone().unwrap_or_default()
+}
+
+/// Under which name a document's bookings are made once.
+pub(super) fn tag(job: &Job) -> String {
+    format!("{}:{}", job.id, job.version)
+}
+
+/// The job that a hash or a script's answer holds.
+pub(super) fn job_from(doc: &str, ticket: &str) -> Result<Arc<Job>, Error> {
+    let mut job: Job = from_json(doc)?;
+    job.ticket = Arc::new(from_json(ticket)?);
+    Ok(Arc::new(job))
+}
+
+pub(super) fn millis(span: Duration) -> String {
+    span.as_millis().to_string()
+}
+
+pub(super) fn to_json<T: Serialize>(value: &T) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
+pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(|error| Error::Corrupt(error.to_string()))
+}

@@ -1,0 +1,252 @@
+//! The connections to Redis, and how scripts are run over them.
+//!
+//! Invariant: a call ends within its time, done or not; where it is not known which, the caller is
+//! told [`Error::Away`], and asking again does no harm, because every script compares before it
+//! writes.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use fred::clients::{Client, WithOptions};
+use fred::error::{Error as RedisError, ErrorKind};
+use fred::interfaces::ClientLike;
+use fred::types::config::Options;
+use fred::types::{ClusterHash, CustomCommand, FromValue, Value};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::keeping::keep;
+use super::keys::Keys;
+use super::place::{PATIENCE, Place};
+use crate::store::Error;
+
+/// Connections that commands share: enough that one that waits for replicas leaves others free.
+const CONNECTIONS: usize = 4;
+
+/// A script, and its name among those that a server knows already.
+pub(super) struct Script {
+    text: &'static str,
+    hash: LazyLock<String, Box<dyn FnOnce() -> String + Send + Sync>>,
+}
+
+impl Script {
+    pub(super) fn new(text: &'static str) -> Self {
+        Self {
+            text,
+            hash: LazyLock::new(Box::new(move || fred::util::sha1_hash(text))),
+        }
+    }
+
+    fn known(&self) -> Call<'_> {
+        Call::Known(&self.hash)
+    }
+
+    fn whole(&self) -> Call<'_> {
+        Call::Whole(self.text)
+    }
+}
+
+/// The connections for commands.
+pub(super) struct Link {
+    pub(super) keys: Keys,
+    clients: Vec<Client>,
+    next: AtomicUsize,
+    /// How many replicas must have a change before it counts.
+    replicas: usize,
+    publish: &'static str,
+    working: TaskTracker,
+    /// Ends all that belongs to it.
+    pub(super) over: CancellationToken,
+}
+
+impl Link {
+    /// Begins to connect; must be called within a runtime.
+    pub(super) fn open(place: &Place, keys: Keys, replicas: usize) -> Result<Self, Error> {
+        let over = CancellationToken::new();
+        let make = || {
+            let client = place.client().map_err(|error| away(&error))?;
+            tokio::spawn(keep(client.clone(), over.clone()));
+            Ok(client)
+        };
+        Ok(Self {
+            keys,
+            clients: (0..CONNECTIONS)
+                .map(|_| make())
+                .collect::<Result<_, Error>>()?,
+            next: AtomicUsize::new(0),
+            replicas,
+            publish: if place.is_clustered() {
+                "SPUBLISH"
+            } else {
+                "PUBLISH"
+            },
+            working: TaskTracker::new(),
+            over,
+        })
+    }
+
+    /// Whether a change counts only once replicas have it.
+    pub(super) fn waits(&self) -> bool {
+        self.replicas > 0
+    }
+
+    /// The command that scripts tell of changes by.
+    pub(super) fn publish(&self) -> &'static str {
+        self.publish
+    }
+
+    /// Leave to do one thing, which a close then waits for.
+    pub(super) fn enter(&self) -> Result<TaskTrackerToken, Error> {
+        if self.working.is_closed() {
+            return Err(Error::Away("it is closed".to_owned()));
+        }
+        Ok(self.working.token())
+    }
+
+    /// Lets nobody in any more, and waits for those who are.
+    pub(super) async fn drain(&self) {
+        self.working.close();
+        self.working.wait().await;
+    }
+
+    /// Ends the connections.
+    pub(super) async fn close(&self) {
+        self.over.cancel();
+        for client in &self.clients {
+            if let Err(error) = client.quit().await {
+                tracing::debug!(%error, "a connection was gone already");
+            }
+        }
+    }
+
+    /// A connection for a command or several in a row: the next one that is there. After a loss each
+    /// comes back in its own time, and the first is enough to go on with.
+    pub(super) fn client(&self) -> WithOptions<Client> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
+        let mut in_turn = self.clients[next..].iter().chain(&self.clients[..next]);
+        let there = in_turn.find(|client| client.is_connected());
+        there.unwrap_or(&self.clients[next]).with_options(&Options {
+            max_attempts: Some(1),
+            timeout: Some(PATIENCE),
+            fail_fast: true,
+            ..Options::default()
+        })
+    }
+
+    /// Runs a script; its first key says where.
+    pub(super) async fn run<R: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        args: Vec<Value>,
+    ) -> Result<R, Error> {
+        let client = self.client();
+        let answer = match call(&client, script.known(), &keys, &args).await {
+            Err(error) if is_unknown(&error) => call(&client, script.whole(), &keys, &args).await,
+            answer => answer,
+        };
+        answer.map_err(|error| away(&error))
+    }
+
+    /// Runs a script, and waits until as many replicas as are asked for have what it wrote.
+    pub(super) async fn run_durably<R: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        args: Vec<Value>,
+    ) -> Result<R, Error> {
+        if self.replicas == 0 {
+            return self.run(script, keys, args).await;
+        }
+        let [answer, there] = match self.call_and_wait(script.known(), &keys, &args).await? {
+            [Err(error), _] if is_unknown(&error) => {
+                self.call_and_wait(script.whole(), &keys, &args).await?
+            }
+            answers => answers,
+        };
+        let answer = answer
+            .and_then(Value::convert)
+            .map_err(|error| away(&error))?;
+        let there: usize = there
+            .and_then(Value::convert)
+            .map_err(|error| away(&error))?;
+        match there < self.replicas {
+            true => Err(Error::Away(format!(
+                "{there} of {} replicas have it",
+                self.replicas
+            ))),
+            false => Ok(answer),
+        }
+    }
+
+    /// Both go the same way together: on a connection that wrote nothing, there is nothing to wait
+    /// for.
+    async fn call_and_wait(
+        &self,
+        script: Call<'_>,
+        keys: &[String],
+        args: &[Value],
+    ) -> Result<[Result<Value, RedisError>; 2], Error> {
+        let slot = fred::util::redis_keyslot(keys[0].as_bytes());
+        let wait = CustomCommand::new_static("WAIT", ClusterHash::Custom(slot), false);
+        let patience = PATIENCE
+            .saturating_sub(Duration::from_millis(100))
+            .as_millis();
+        let client = self.client();
+        let both = client.pipeline().with_options(client.options());
+        let queued = async {
+            let _: () = call(&both, script, keys, args).await?;
+            let args = vec![self.replicas.to_string(), patience.to_string()];
+            let _: () = both.custom(wait, args).await?;
+            Ok(())
+        };
+        queued.await.map_err(|error: RedisError| away(&error))?;
+        let answers: Vec<Result<Value, RedisError>> = both.try_all().await;
+        let lost = |_| Error::Away("an answer is missing".to_owned());
+        answers.try_into().map_err(lost)
+    }
+}
+
+/// Calls a script on a connection, or in a pipeline, which answers later.
+async fn call<R: FromValue>(
+    client: &impl ClientLike,
+    script: Call<'_>,
+    keys: &[String],
+    args: &[Value],
+) -> Result<R, RedisError> {
+    let slot = ClusterHash::Custom(fred::util::redis_keyslot(keys[0].as_bytes()));
+    let (command, script) = match script {
+        Call::Known(hash) => ("EVALSHA", hash),
+        Call::Whole(text) => ("EVAL", text),
+    };
+    let count = keys.len().to_string();
+    let mut words: Vec<Value> = vec![script.into(), count.into()];
+    words.extend(keys.iter().map(|key| Value::from(key.as_str())));
+    words.extend_from_slice(args);
+    let command = CustomCommand::new_static(command, slot, false);
+    client.custom(command, words).await
+}
+
+/// A script, as it is called.
+#[derive(Clone, Copy)]
+enum Call<'a> {
+    /// By the name that a server has it under.
+    Known(&'a str),
+    /// By its text.
+    Whole(&'a str),
+}
+
+/// Whether a server has yet to learn the script.
+fn is_unknown(error: &RedisError) -> bool {
+    error.details().starts_with("NOSCRIPT")
+}
+
+/// What the client library complains of, as the store's callers know it.
+pub(super) fn away(error: &RedisError) -> Error {
+    if *error.kind() == ErrorKind::Backpressure {
+        return Error::Busy;
+    }
+    Error::Away(error.to_string())
+}
