@@ -12,7 +12,7 @@ use fred::error::ErrorKind;
 use fred::interfaces::ClientLike;
 use fred::types::config::Options;
 use futures_util::future::join_all;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::place::PATIENCE;
@@ -34,7 +34,11 @@ pub(super) async fn keep(client: Client, over: CancellationToken) {
             () = over.cancelled() => return,
             ended = &mut connection => {
                 tracing::warn!(?ended, "the task of a connection has ended; it is begun again");
-                connection = client.connect();
+                // What ended it may still be so: a password that is wrong, say.
+                tokio::select! {
+                    () = over.cancelled() => return,
+                    () = sleep(LOOK_EVERY) => connection = client.connect(),
+                }
             }
             _ = look.tick() => {
                 if client.is_connected() && is_silent(&client).await {
