@@ -84,3 +84,7 @@ pub mod server; // HTTP, WebSockets, server-sent events
 // Beside the house: a provider to try things with, which knows nothing of the hub.
 
 pub mod simulator;
+
+// And a client that drives a hub and checks it, which knows nothing but the protocol.
+
+pub mod load;

@@ -1,4 +1,9 @@
-//! The command line: `serve`, `demo`, `token`, `check`, `simulator`.
+//! The command line: `serve`, `demo`, `token`, `check`, `load`, `simulator`.
+
+#[path = "main/demo.rs"]
+mod demo;
+#[path = "main/load.rs"]
+mod load;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -11,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use progress_hub::auth::Minter;
 use progress_hub::config::{Config, Mistake};
 use progress_hub::provider::Http;
-use progress_hub::server::{self, BindError, Demo, DemoScenario, Server};
+use progress_hub::server::{self, BindError, Demo, Server};
 use progress_hub::simulator::{self, Scenario, Settings, Simulator};
 use progress_hub::telemetry::{self, LogFormat};
 use tokio::signal::unix::{SignalKind, signal};
@@ -79,6 +84,13 @@ enum Command {
     },
     /// Check a configuration and print what it comes to, without secrets
     Check(Configured),
+    /// Drive a hub with sockets and updates, measure it, and check what it measures
+    ///
+    /// Starts a hub of its own with an embedded store, or drives the one at --url. Every socket must
+    /// be shown rising versions of its jobs and end with the last of each; if one does not, the counts
+    /// are told and the exit code is 1.
+    #[command(after_help = load::EXAMPLES)]
+    Load(Box<load::Load>),
     /// Run the simulated provider alone, for tests of your own
     ///
     /// It speaks the APIs of Kling, fal, Atlas Cloud, MiniMax, Runway, Replicate and the /v1/videos
@@ -149,6 +161,8 @@ impl Configured {
 /// How a command ends: mistakes in a configuration are the user's, everything else is ours.
 enum Ended {
     Mistakes(Vec<Mistake>),
+    /// A mistake of another kind, as it is to be told.
+    Wrong(String),
     Failed(anyhow::Error),
 }
 
@@ -178,6 +192,10 @@ fn main() -> ExitCode {
             }
             ExitCode::from(2)
         }
+        Ended::Wrong(mistake) => {
+            eprintln!("progress-hub: {mistake}");
+            ExitCode::from(2)
+        }
         Ended::Failed(error) => {
             eprintln!("progress-hub: {error:#}");
             ExitCode::FAILURE
@@ -198,7 +216,7 @@ fn run(cli: Cli) -> Result<(), Ended> {
         }
         Command::Demo { bind } => {
             log(LogFormat::Pretty)?;
-            async_main(demo(bind))
+            async_main(demo::demo(bind))
         }
         Command::Token {
             configured,
@@ -208,6 +226,10 @@ fn run(cli: Cli) -> Result<(), Ended> {
             ttl,
         } => token(&configured.load()?, &sub, &scope, jobs, ttl),
         Command::Check(configured) => say(&configured.load()?.shown()),
+        Command::Load(load) => {
+            log(LogFormat::Pretty)?;
+            async_main(load.run())
+        }
         Command::Simulator {
             bind,
             api_key,
@@ -303,93 +325,6 @@ fn token(
     let jobs = (!jobs.is_empty()).then_some(jobs);
     let minted = minter.mint(sub, jobs, Some(scope), ttl, jiff::Timestamp::now());
     say(&minted.context("can't mint this token")?.token)
-}
-
-/// What the demo's hub is made from: everything is new, on loopback and gone with it.
-async fn demo(bind: Option<SocketAddr>) -> Result<(), Ended> {
-    let bind = bind.unwrap_or_else(free_address);
-    if !bind.ip().is_loopback() {
-        return Err(
-            anyhow::anyhow!("the demo signs everybody in, so it listens on loopback only").into(),
-        );
-    }
-    let (api_key, webhook_secret) = (secret(), format!("whsec_{}", secret()));
-    let settings = Settings {
-        api_key: api_key.clone(),
-        webhook_secret: Some(webhook_secret.clone()),
-        pace: Duration::from_millis(700),
-        default_scenario: Scenario::Normal,
-    };
-    let simulator =
-        Simulator::bind("127.0.0.1:0", settings).context("can't start the simulated provider")?;
-    let folder = std::env::temp_dir().join(format!(
-        "progress-hub-demo-{}",
-        uuid::Uuid::now_v7().simple()
-    ));
-    std::fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-    let settings = [
-        ("server.bind", bind.to_string()),
-        ("server.drain", "2s".to_owned()),
-        ("auth.hs256_secrets", secret()),
-        ("callback.secret", secret()),
-        (
-            "store.url",
-            format!("sqlite://{}", folder.join("hub.db").display()),
-        ),
-        ("defaults.provider", "simulated".to_owned()),
-        ("providers.simulated.spec", "kling".to_owned()),
-        ("providers.simulated.base_url", simulator.url()),
-        ("providers.simulated.api_key", api_key),
-        ("providers.simulated.webhook_secrets", webhook_secret),
-        ("providers.simulated.poll_after", "5s".to_owned()),
-        ("providers.simulated.poll_every", "2s".to_owned()),
-        ("providers.simulated.deadline", "45s".to_owned()),
-        ("providers.simulated.max_concurrent", "50".to_owned()),
-    ];
-    let settings = settings
-        .map(|(key, value)| (key.to_owned(), value))
-        .to_vec();
-    let config = Config::load(None, std::iter::empty(), settings)?;
-    let scenario = |scenario: Scenario| DemoScenario {
-        name: scenario.name().to_owned(),
-        title: scenario.title().to_owned(),
-        expect: scenario.expect().to_owned(),
-    };
-    let page = Demo {
-        owner: "you".to_owned(),
-        provider: "simulated".to_owned(),
-        model: "kling-v3.0-pro".to_owned(),
-        scenarios: simulator::playable("kling")
-            .into_iter()
-            .map(scenario)
-            .collect(),
-    };
-    let stop = CancellationToken::new();
-    let provider = tokio::spawn(simulator.run(stop.clone()));
-    let server = bound(config, Some(page))?;
-    say(&format!(
-        "\n  Open  {}/\n\n  A job runs to its end there in ten seconds. Ctrl-C ends the demo.\n",
-        server.url()
-    ))?;
-    let served = server.run(stopped()?).await;
-    stop.cancel();
-    let simulated = provider.await;
-    if let Err(error) = std::fs::remove_dir_all(&folder) {
-        tracing::warn!(%error, folder = %folder.display(), "can't clean up");
-    }
-    served.context("the demo's hub failed")?;
-    Ok(simulated
-        .context("the simulated provider failed")?
-        .context("the simulated provider failed")?)
-}
-
-/// The usual port, or one that is free.
-fn free_address() -> SocketAddr {
-    let usual = SocketAddr::from(([127, 0, 0, 1], 8080));
-    match std::net::TcpListener::bind(usual) {
-        Ok(_) => usual,
-        Err(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
-    }
 }
 
 /// 256 random bits; base64, so that it can stand in a webhook secret too.

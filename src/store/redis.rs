@@ -14,6 +14,7 @@ mod committing;
 mod creating;
 mod hearing;
 mod jobs;
+mod keeping;
 mod keys;
 mod link;
 mod listing;

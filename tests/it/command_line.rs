@@ -15,11 +15,11 @@ use crate::client::{self, TestClient};
 use crate::signing;
 
 /// Runs the built program to its end, which must come.
-fn run(arguments: &[&str]) -> Output {
+pub fn run(arguments: &[&str]) -> Output {
     run_with(arguments, &[])
 }
 
-fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+pub fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let child = Command::new(env!("CARGO_BIN_EXE_progress-hub"))
         .args(arguments)
         .envs(environment.iter().copied())
@@ -40,11 +40,11 @@ fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     }
 }
 
-fn out(output: &Output) -> String {
+pub fn out(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn err(output: &Output) -> String {
+pub fn err(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
@@ -58,7 +58,7 @@ fn file(folder: &Path, name: &str, text: &str) -> String {
 fn every_command_explains_itself() {
     let help = run(&["--help"]);
     assert!(help.status.success());
-    for command in ["serve", "demo", "token", "check"] {
+    for command in ["serve", "demo", "token", "check", "load"] {
         assert!(out(&help).contains(command), "{}", out(&help));
         let own = run(&[command, "--help"]);
         assert!(own.status.success());

@@ -21,12 +21,14 @@ mod fan_out;
 mod first;
 #[allow(dead_code, reason = "its stories come with the shared store")]
 mod fleet;
+mod forger;
 mod gate;
 mod guard;
 mod heartbeat;
 mod hunt;
 mod issuer;
 mod limits;
+mod load;
 mod long_poll;
 mod lost;
 mod outputs;

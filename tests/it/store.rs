@@ -16,6 +16,7 @@ mod creating;
 mod parking;
 mod places;
 mod reading;
+mod redis;
 mod sqlite;
 mod sweeping;
 
@@ -149,7 +150,7 @@ macro_rules! tell_every_story {
 
 tell_every_story!(sqlite_file);
 tell_every_story!(sqlite_memory);
-tell_every_story!(redis);
+tell_every_story!(redis_server);
 tell_every_story!(redis_cluster);
 
 /// The engines, each fresh and empty.
@@ -181,7 +182,7 @@ mod engines {
         Engine::new(|node| SqliteStore::open(url, super::RETENTION, node.announce).unwrap())
     }
 
-    pub(super) async fn redis() -> Engine {
+    pub(super) async fn redis_server() -> Engine {
         static SERVER: Ground<RedisServer> = Ground::const_new(Weak::new());
         let server = shared(&SERVER, RedisServer::start()).await;
         let mut engine = connected(&server.url()).await;

@@ -151,17 +151,12 @@ impl RedisStore {
     }
 }
 
-/// A moment as sorted sets have it.
-#[expect(clippy::cast_precision_loss, reason = "exact for any moment there is")]
-pub(super) fn score(at: Time) -> f64 {
-    at.millis() as f64
-}
-
 /// Up to a moment, with it.
+#[expect(clippy::cast_precision_loss, reason = "exact for any moment there is")]
 pub(super) fn until(at: Time) -> ZRange {
     ZRange {
         kind: ZRangeKind::Inclusive,
-        range: ZRangeBound::Score(score(at)),
+        range: ZRangeBound::Score(at.millis() as f64),
     }
 }
 

@@ -14,12 +14,13 @@ use std::time::Duration;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, EventInterface};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::channels::Channels;
 use self::ears::Ears;
+use super::keeping::renew;
 use super::link::{Link, away};
-use super::place::Place;
+use super::place::{PATIENCE, Place};
 use crate::store::{Error, Event, Node, Topic};
 
 /// Between two probes, and two looks at what came of them.
@@ -38,6 +39,8 @@ const MOST_WISHES: usize = 1024;
 /// Somebody wants to hear of these, and waits until it is so.
 struct Wish {
     topics: Vec<Topic>,
+    /// When that is too late.
+    until: Instant,
     done: oneshot::Sender<Result<(), Error>>,
 }
 
@@ -59,6 +62,15 @@ struct Listener {
     is_away: bool,
     /// Whether all channels have to be asked for again.
     is_deaf: bool,
+    /// Those that came while it was deaf.
+    wishes: Vec<Wish>,
+}
+
+impl Wish {
+    fn answer(self, outcome: Result<(), Error>) {
+        // Whoever has gone away needs no answer.
+        drop(self.done.send(outcome));
+    }
 }
 
 impl Hearing {
@@ -82,6 +94,7 @@ impl Hearing {
             begun: Instant::now(),
             is_away: false,
             is_deaf: true,
+            wishes: Vec::new(),
         };
         tokio::spawn(listener.run(inbox));
         Ok(Self { wishes, ears })
@@ -91,7 +104,11 @@ impl Hearing {
     pub(super) async fn listen(&self, topics: Vec<Topic>) -> Result<(), Error> {
         let closed = || Error::Away("it is closed".to_owned());
         let (done, answer) = oneshot::channel();
-        let wish = Wish { topics, done };
+        let wish = Wish {
+            topics,
+            until: Instant::now() + PATIENCE,
+            done,
+        };
         self.wishes.send(wish).await.map_err(|_| closed())?;
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
@@ -106,19 +123,22 @@ impl Listener {
     async fn run(mut self, mut inbox: mpsc::Receiver<Wish>) {
         let mut lost = self.client.error_rx();
         let mut found = self.client.reconnect_rx();
-        drop(self.client.connect());
+        let mut connection = self.client.connect();
         let mut probe = interval(PROBE_EVERY);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut review = interval(REVIEW_EVERY);
         let over = self.link.over.clone();
-        let mut wishes = Vec::new();
         loop {
             tokio::select! {
                 () = over.cancelled() => break,
-                count = inbox.recv_many(&mut wishes, MOST_WISHES) => match count {
+                count = inbox.recv_many(&mut self.wishes, MOST_WISHES) => match count {
                     0 => break,
-                    _ => self.grant(&mut wishes).await,
+                    _ => self.grant().await,
                 },
+                _ = &mut connection => {
+                    connection = self.client.connect();
+                    self.go_deaf("the connection's task has ended");
+                }
                 // Either way it may be more than one, and some may be missing.
                 _ = lost.recv() => self.go_deaf("the connection was lost"),
                 _ = found.recv() => {
@@ -135,21 +155,28 @@ impl Listener {
         }
     }
 
-    /// Listens to what is wished for and was not listened to.
-    async fn grant(&mut self, wishes: &mut Vec<Wish>) {
-        let topics = wishes.iter().flat_map(|wish| &wish.topics);
+    /// Listens to what is wished for and was not listened to. A gap may be over in a moment, so for
+    /// that long those who wish wait for its end.
+    async fn grant(&mut self) {
+        let now = Instant::now();
+        if self.is_deaf {
+            let is_too_late = |wish: &mut Wish| wish.until <= now;
+            for wish in self.wishes.extract_if(.., is_too_late) {
+                wish.answer(Err(Error::Away("nothing is heard of changes".to_owned())));
+            }
+            return;
+        }
+        let topics = self.wishes.iter().flat_map(|wish| &wish.topics);
         let missing = self.channels.missing(&self.link.keys, topics);
-        let granted = match self.is_deaf {
-            true => Err(Error::Away("nothing is heard of changes".to_owned())),
-            false if missing.is_empty() => Ok(()),
+        let granted = match missing.is_empty() {
+            true => Ok(()),
             false => self.channels.add(&self.client, missing).await,
         };
         if let Err(error) = &granted {
             tracing::debug!(%error, "can't listen");
         }
-        for wish in wishes.drain(..) {
-            // Whoever has gone away needs no answer.
-            drop(wish.done.send(granted.clone()));
+        for wish in self.wishes.drain(..) {
+            wish.answer(granted.clone());
         }
     }
 
@@ -177,6 +204,7 @@ impl Listener {
         }
         if self.is_deaf {
             self.mend().await;
+            self.grant().await;
             probe.reset();
         }
         self.ears.probe(&self.link).await;
@@ -206,11 +234,8 @@ impl Listener {
             }
             Err(error) => {
                 tracing::warn!(%error, "can't listen to changes yet");
-                if self.client.is_connected()
-                    && let Err(error) = self.client.force_reconnection().await
-                {
-                    tracing::debug!(%error, "can't connect anew");
-                    sleep(PROBE_EVERY).await;
+                if self.client.is_connected() {
+                    renew(&self.client).await;
                 }
             }
         }

@@ -17,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::keeping::keep;
 use super::keys::Keys;
 use super::place::{PATIENCE, Place};
 use crate::store::Error;
 
-/// Connections that commands share: enough that one that waits for replicas leaves others free.
+/// Connections that commands of a kind share.
 const CONNECTIONS: usize = 4;
 
 /// A script, and its name among those that a server knows already.
@@ -47,11 +48,46 @@ impl Script {
     }
 }
 
+/// Connections that are dealt out in turn.
+struct Pool {
+    clients: Vec<Client>,
+    next: AtomicUsize,
+}
+
+impl Pool {
+    fn open(place: &Place, over: &CancellationToken) -> Result<Self, Error> {
+        let make = |_| {
+            let client = place.client().map_err(|error| away(&error))?;
+            tokio::spawn(keep(client.clone(), over.clone()));
+            Ok(client)
+        };
+        Ok(Self {
+            clients: (0..CONNECTIONS).map(make).collect::<Result<_, Error>>()?,
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// The next one that is there: after a loss each comes back in its own time, and the first is
+    /// enough to go on with.
+    fn client(&self) -> WithOptions<Client> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
+        let mut in_turn = self.clients[next..].iter().chain(&self.clients[..next]);
+        let there = in_turn.find(|client| client.is_connected());
+        there.unwrap_or(&self.clients[next]).with_options(&Options {
+            max_attempts: Some(1),
+            timeout: Some(PATIENCE),
+            fail_fast: true,
+            ..Options::default()
+        })
+    }
+}
+
 /// The connections for commands.
 pub(super) struct Link {
     pub(super) keys: Keys,
-    clients: Vec<Client>,
-    next: AtomicUsize,
+    pool: Pool,
+    /// For writes that wait for replicas, and keep their connection waiting; none where none does.
+    waiting: Option<Pool>,
     /// How many replicas must have a change before it counts.
     replicas: usize,
     publish: &'static str,
@@ -63,17 +99,12 @@ pub(super) struct Link {
 impl Link {
     /// Begins to connect; must be called within a runtime.
     pub(super) fn open(place: &Place, keys: Keys, replicas: usize) -> Result<Self, Error> {
-        let make = || {
-            let client = place.client().map_err(|error| away(&error))?;
-            drop(client.connect());
-            Ok(client)
-        };
+        let over = CancellationToken::new();
+        let waiting = (replicas > 0).then(|| Pool::open(place, &over));
         Ok(Self {
             keys,
-            clients: (0..CONNECTIONS)
-                .map(|_| make())
-                .collect::<Result<_, Error>>()?,
-            next: AtomicUsize::new(0),
+            pool: Pool::open(place, &over)?,
+            waiting: waiting.transpose()?,
             replicas,
             publish: if place.is_clustered() {
                 "SPUBLISH"
@@ -81,13 +112,13 @@ impl Link {
                 "PUBLISH"
             },
             working: TaskTracker::new(),
-            over: CancellationToken::new(),
+            over,
         })
     }
 
     /// Whether a change counts only once replicas have it.
     pub(super) fn waits(&self) -> bool {
-        self.replicas > 0
+        self.waiting.is_some()
     }
 
     /// The command that scripts tell of changes by.
@@ -112,25 +143,17 @@ impl Link {
     /// Ends the connections.
     pub(super) async fn close(&self) {
         self.over.cancel();
-        for client in &self.clients {
+        let waiting = self.waiting.iter().flat_map(|pool| &pool.clients);
+        for client in self.pool.clients.iter().chain(waiting) {
             if let Err(error) = client.quit().await {
                 tracing::debug!(%error, "a connection was gone already");
             }
         }
     }
 
-    /// A connection for a command or several in a row: the next one that is there. After a loss each
-    /// comes back in its own time, and the first is enough to go on with.
+    /// A connection for a command.
     pub(super) fn client(&self) -> WithOptions<Client> {
-        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
-        let mut in_turn = self.clients[next..].iter().chain(&self.clients[..next]);
-        let there = in_turn.find(|client| client.is_connected());
-        there.unwrap_or(&self.clients[next]).with_options(&Options {
-            max_attempts: Some(1),
-            timeout: Some(PATIENCE),
-            fail_fast: true,
-            ..Options::default()
-        })
+        self.pool.client()
     }
 
     /// Runs a script; its first key says where.
@@ -155,12 +178,15 @@ impl Link {
         keys: Vec<String>,
         args: Vec<Value>,
     ) -> Result<R, Error> {
-        if self.replicas == 0 {
+        let Some(waiting) = &self.waiting else {
             return self.run(script, keys, args).await;
-        }
-        let [answer, there] = match self.call_and_wait(script.known(), &keys, &args).await? {
+        };
+        let client = waiting.client();
+        let known = self.call_and_wait(&client, script.known(), &keys, &args);
+        let [answer, there] = match known.await? {
             [Err(error), _] if is_unknown(&error) => {
-                self.call_and_wait(script.whole(), &keys, &args).await?
+                let whole = script.whole();
+                self.call_and_wait(&client, whole, &keys, &args).await?
             }
             answers => answers,
         };
@@ -183,6 +209,7 @@ impl Link {
     /// for.
     async fn call_and_wait(
         &self,
+        client: &WithOptions<Client>,
         script: Call<'_>,
         keys: &[String],
         args: &[Value],
@@ -192,7 +219,6 @@ impl Link {
         let patience = PATIENCE
             .saturating_sub(Duration::from_millis(100))
             .as_millis();
-        let client = self.client();
         let both = client.pipeline().with_options(client.options());
         let queued = async {
             let _: () = call(&both, script, keys, args).await?;

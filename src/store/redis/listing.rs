@@ -33,7 +33,7 @@ impl RedisStore {
         if !job.is_final() {
             lists.push(part.open(Some(&job.owner)));
         }
-        let args = vec![job.id.as_str().into(), self.longest().into()];
+        let args = vec![job.id.as_str().into(), 0.into(), self.longest().into()];
         let _: i64 = self.link.run_durably(&LIST, lists, args).await?;
         Ok(())
     }

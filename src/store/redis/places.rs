@@ -10,9 +10,8 @@ use fred::interfaces::{HashesInterface, SortedSetsInterface};
 use fred::types::Value;
 
 use super::RedisStore;
-use super::agenda::score;
 use super::link::away;
-use super::scripts::{SETTLE_PLACE, TAKE_PLACES};
+use super::scripts::{LIST, SETTLE_PLACE, TAKE_PLACES};
 use crate::job::Job;
 use crate::store::{Error, SUBMIT_LEASE};
 use crate::time::Time;
@@ -106,13 +105,10 @@ impl RedisStore {
             return Ok(());
         };
         let key = self.link.keys.of(provider).places(provider);
-        let until = score(job.updated_at + BELIEVED_FOR);
-        let held: Result<(), _> = self
-            .link
-            .client()
-            .zadd(key, None, None, false, false, (until, job.id.as_str()))
-            .await;
-        held.map_err(|error| away(&error))
+        let until = (job.updated_at + BELIEVED_FOR).millis();
+        let args = vec![job.id.as_str().into(), until.into(), self.longest().into()];
+        let _: i64 = self.link.run(&LIST, vec![key], args).await?;
+        Ok(())
     }
 
     /// Gives back the place of a job that is not at its provider any more.

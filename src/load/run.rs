@@ -1,0 +1,310 @@
+//! One run from its first request to its figures.
+//!
+//! Register the jobs; open the sockets and wait until all is shown; send updates by schedule; a storm,
+//! if one is wanted; end every job; ask the hub how each ended, and judge every socket by it.
+//!
+//! Invariant: a run that was not whole has no report.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::Method;
+use hyper::header::HeaderValue;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::arguments::Arguments;
+use super::caller::{Caller, Headers, Unanswered, bearer};
+use super::callers::{Callers, insist};
+use super::fleet::Fleet;
+use super::jobs::Jobs;
+use super::memory::Truth;
+use super::process::{Cost, Process};
+use super::report::{
+    Checks, Client, Deliveries, Plan, Report, Server, Sockets, Storm, Updates, percentiles, rounded,
+};
+use super::socket::Order;
+use super::steady::{Scene, Steady, steady};
+use super::tally::Tally;
+use super::target::Target;
+use super::updates::{News, OWNER, Told, Way, read};
+use super::view::View;
+use super::{Access, Error, Tokens};
+
+/// How often a count is looked at while it is waited for.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// Everything that a run goes by.
+pub(super) struct Run {
+    arguments: Arguments,
+    target: Target,
+    is_own_hub: bool,
+    hub: Option<Process>,
+    way: Arc<Way>,
+    reader: SecretString,
+    callers: Callers,
+    view: View,
+}
+
+#[derive(Deserialize)]
+struct Minted {
+    token: SecretString,
+}
+
+impl Run {
+    pub async fn new(
+        arguments: Arguments,
+        target: Target,
+        access: Access,
+        pid: Option<u32>,
+        is_own_hub: bool,
+    ) -> Result<Self, Error> {
+        let hub = match pid {
+            Some(pid) if !target.is_local() || Process::of(pid).is_none() => {
+                return Err(Error::NoProcess(pid));
+            }
+            pid => pid.and_then(Process::of),
+        };
+        let callers = Callers::new(arguments.connections, &target);
+        let (reader, worker) = match access.tokens {
+            Tokens::Minted { reader, worker } => (reader, worker),
+            Tokens::Admin(admin) => {
+                let admin = vec![bearer(admin.expose_secret())];
+                (
+                    mint(&target, &admin, "jobs:read").await?,
+                    mint(&target, &admin, "jobs:publish").await?,
+                )
+            }
+        };
+        let way = Way::new(&arguments, &worker, access.webhook_secret.as_ref())?;
+        Ok(Self {
+            arguments,
+            target,
+            is_own_hub,
+            hub,
+            way: Arc::new(way),
+            reader,
+            callers,
+            view: View::new(),
+        })
+    }
+
+    /// Does it all.
+    pub async fn conduct(mut self) -> Result<Report, Error> {
+        let started_at = jiff::Timestamp::now();
+        let jobs = Arc::new(self.register().await?);
+        let before = self.cost();
+        let fleet = self.open(&jobs)?;
+        let mut all = self
+            .until_current(&fleet, "sockets", Tally::default())
+            .await;
+        let idle = self.cost();
+        let scene = Scene {
+            arguments: &self.arguments,
+            fleet: &fleet,
+            jobs: &jobs,
+            way: &self.way,
+            hub: self.hub,
+            view: &self.view,
+        };
+        let steady = steady(&scene, &mut self.callers).await?;
+        all.add(&steady.tally);
+        let storm = match self.arguments.storm {
+            true => Some(self.storm(&fleet, &jobs, &mut all).await?),
+            false => None,
+        };
+        let truths = self.finish(&fleet, &jobs).await?;
+        fleet.order(Order::Judge(truths.clone().into()));
+        all.add(&fleet.end().await);
+        all.faults.unended += truths.iter().filter(|truth| !truth.is_final).count() as u64;
+        let arguments = &self.arguments;
+        let checks = Checks::new(&all, arguments.sockets * arguments.subscriptions);
+        let deliveries = steady.tally.deliveries;
+        Ok(Report {
+            ok: checks.violations == 0,
+            version: env!("CARGO_PKG_VERSION"),
+            started_at,
+            plan: Plan::new(arguments, self.target.url().to_string(), self.is_own_hub),
+            updates: Updates::new(&steady.sent, arguments.updates(), steady.passed),
+            deliveries: Deliveries::new(&steady.tally, steady.passed),
+            latency: (&steady.tally.latency).into(),
+            slow_latency: (&steady.tally.slow_latency).into(),
+            sockets: Sockets::new(&all),
+            storm,
+            server: self.server(&steady, before, idle),
+            client: client(steady.client, deliveries),
+            checks,
+            percentiles: percentiles(&steady.tally.latency),
+            timeline: steady.beats,
+        })
+    }
+
+    fn cost(&self) -> Option<Cost> {
+        self.hub.and_then(Process::cost)
+    }
+
+    async fn register(&mut self) -> Result<Jobs, Error> {
+        let count = self.arguments.jobs as u32;
+        let stage = self.view.begin("jobs", count.into());
+        let way = self.way.clone();
+        let done = AtomicU32::new(0);
+        let registered = self.callers.each(count, async |caller, job| {
+            let registered = way.register(caller, job).await;
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            stage.at(done.into(), || format!("{done} of {count} registered"));
+            registered
+        });
+        let ids: Result<Vec<String>, Unanswered> = registered.await.into_iter().collect();
+        let ids = ids.map_err(|error| Error::Unanswered("can't register a job", error))?;
+        stage.end(format!("{count} registered"));
+        Ok(Jobs::new(ids))
+    }
+
+    fn open(&self, jobs: &Arc<Jobs>) -> Result<Fleet, Error> {
+        let bearer = format!("Bearer {}", self.reader.expose_secret());
+        let mut bearer =
+            HeaderValue::from_str(&bearer).map_err(|_| Error::Token("has signs that none has"))?;
+        bearer.set_sensitive(true);
+        Ok(Fleet::start(&self.arguments, &self.target, &bearer, jobs)?)
+    }
+
+    /// Waits until every socket is current, or patience is over; the end of the run tells which.
+    async fn until_current(&self, fleet: &Fleet, name: &'static str, mut tally: Tally) -> Tally {
+        let all = self.arguments.sockets;
+        let stage = self.view.begin(name, all);
+        let deadline = Instant::now() + self.arguments.ramp + self.arguments.patience;
+        loop {
+            tally.add(&fleet.take());
+            let current = fleet.count(|standing| &standing.current);
+            let within = match tally.storm.count() {
+                0 => String::new(),
+                _ => format!(" within {:.2} s", tally.storm.max() / 1000.0),
+            };
+            let told = || match &tally.reason {
+                Some(reason) => format!(
+                    "{current} of {all} current; {} failed: {reason}",
+                    tally.failed
+                ),
+                None => format!("{current} of {all} current{within}"),
+            };
+            if current == all || Instant::now() > deadline {
+                stage.end(told());
+                return tally;
+            }
+            stage.at(current, told);
+            sleep(GLANCE).await;
+        }
+    }
+
+    /// Everybody leaves, every job changes, and everybody is back at once.
+    async fn storm(&mut self, fleet: &Fleet, jobs: &Jobs, all: &mut Tally) -> Result<Storm, Error> {
+        fleet.order(Order::Leave);
+        let deadline = Instant::now() + self.arguments.patience;
+        let is_away = || fleet.count(|standing| &standing.away) == self.arguments.sockets;
+        while !is_away() && Instant::now() < deadline {
+            sleep(GLANCE).await;
+        }
+        all.add(&fleet.take());
+        self.tell_all(jobs, News::Storm).await?;
+        let since = Instant::now();
+        fleet.order(Order::Return(since));
+        let tally = self.until_current(fleet, "storm", Tally::default()).await;
+        let storm = Storm {
+            sockets: tally.storm.count(),
+            seconds: rounded(tally.storm.max() / 1000.0),
+            current: (&tally.storm).into(),
+        };
+        all.add(&tally);
+        Ok(storm)
+    }
+
+    /// Ends every job, waits until it was shown, and asks how each ended.
+    async fn finish(&mut self, fleet: &Fleet, jobs: &Jobs) -> Result<Vec<Truth>, Error> {
+        fleet.order(Order::Settle);
+        let all = self.arguments.sockets;
+        let stage = self.view.begin("ends", all);
+        self.tell_all(jobs, News::End).await?;
+        let deadline = Instant::now() + self.arguments.patience;
+        loop {
+            let done = fleet.count(|standing| &standing.done);
+            if done == all || Instant::now() > deadline {
+                stage.end(format!("{done} of {all} sockets have every end"));
+                break;
+            }
+            stage.at(done, || format!("{done} of {all} sockets have every end"));
+            sleep(GLANCE).await;
+        }
+        let (way, reader) = (self.way.clone(), vec![bearer(self.reader.expose_secret())]);
+        let truths = self.callers.each(jobs.count(), async |caller, job| {
+            insist(deadline, async || {
+                way.truth(caller, jobs, job, &reader).await
+            })
+            .await
+        });
+        let truths: Result<Vec<Truth>, Unanswered> = truths.await.into_iter().collect();
+        truths.map_err(|error| Error::Unanswered("can't read how a job ended", error))
+    }
+
+    /// Tells the same of every job, as often as it takes.
+    async fn tell_all(&mut self, jobs: &Jobs, news: News) -> Result<(), Error> {
+        let deadline = Instant::now() + self.arguments.patience;
+        let way = self.way.clone();
+        let told = self.callers.each(jobs.count(), async |caller, job| {
+            insist(deadline, async || {
+                match way.tell(caller, jobs, job, news).await {
+                    // An earlier try came through and its answer did not.
+                    Err(Unanswered::Refused(status, _)) if status == 409 => Ok(Told::Unchanged),
+                    told => told,
+                }
+            })
+            .await
+        });
+        let told: Result<Vec<Told>, Unanswered> = told.await.into_iter().collect();
+        match told {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::Unanswered("can't update a job", error)),
+        }
+    }
+
+    fn server(&self, steady: &Steady, before: Option<Cost>, idle: Option<Cost>) -> Option<Server> {
+        let (begin, end) = steady.hub?;
+        let (before, idle) = (before?.memory, idle?.memory);
+        let (cpu, share) = end.since(&begin);
+        let answered = steady.sent.applied + steady.sent.unchanged;
+        let per = |count: u64| rounded(cpu.as_secs_f64() * 1e6 / count.max(1) as f64);
+        let added = idle.saturating_sub(before) as f64;
+        let beats = steady.beats.iter().filter_map(|beat| beat.memory_bytes);
+        Some(Server {
+            pid: self.hub?.id(),
+            cpu_us_per_delivery: per(steady.tally.deliveries),
+            cpu_us_per_update: per(answered),
+            cpu_percent: rounded(share * 100.0),
+            memory_before_bytes: before,
+            memory_idle_bytes: idle,
+            memory_per_connection_bytes: (added / self.arguments.sockets as f64).round(),
+            memory_peak_bytes: beats.chain([idle, end.memory]).max().unwrap_or(idle),
+        })
+    }
+}
+
+async fn mint(target: &Target, admin: &Headers, scope: &str) -> Result<SecretString, Error> {
+    let wish = json!({ "sub": OWNER, "scope": scope, "ttl_seconds": 24 * 60 * 60 });
+    let body = Bytes::from(wish.to_string());
+    let mut caller = Caller::new(target.clone());
+    let called = caller.call(Method::POST, "/v1/tokens", admin, body).await;
+    let minted = called.and_then(read::<Minted>);
+    let minted = minted.map_err(|error| Error::Unanswered("can't mint a token", error))?;
+    Ok(minted.token)
+}
+
+fn client(costs: Option<(Cost, Cost)>, deliveries: u64) -> Client {
+    let (cpu, share) = costs.map_or((Duration::ZERO, 0.0), |(begin, end)| end.since(&begin));
+    Client {
+        cpu_percent: rounded(share * 100.0),
+        cpu_us_per_delivery: rounded(cpu.as_secs_f64() * 1e6 / deliveries.max(1) as f64),
+    }
+}

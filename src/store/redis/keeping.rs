@@ -1,0 +1,84 @@
+//! A client that stays connected: begun again when its task has ended, made anew when a server that
+//! it is connected to says nothing.
+//!
+//! Invariant: the library comes back by itself from a connection that closes. What it does not come
+//! back from is seen to here: an error that ends its task (such as a redirection that it gives up
+//! on), and a connection that is open and silent, which goes unnoticed as long as it is written to.
+
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::error::ErrorKind;
+use fred::interfaces::ClientLike;
+use fred::types::config::Options;
+use futures_util::future::join_all;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::place::PATIENCE;
+
+/// Between two looks at whether all servers answer.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// After which a ping without an answer means that nothing else is answered.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// Connects a client and keeps it so, until `over`.
+pub(super) async fn keep(client: Client, over: CancellationToken) {
+    let mut connection = client.connect();
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = over.cancelled() => return,
+            ended = &mut connection => {
+                tracing::warn!(?ended, "the task of a connection has ended; it is begun again");
+                // What ended it may still be so: a password that is wrong, say.
+                tokio::select! {
+                    () = over.cancelled() => return,
+                    () = sleep(LOOK_EVERY) => connection = client.connect(),
+                }
+            }
+            _ = look.tick() => {
+                if client.is_connected() && is_silent(&client).await {
+                    tracing::warn!("a server says nothing; the connection to it is made anew");
+                    renew(&client).await;
+                }
+            }
+        }
+    }
+}
+
+/// Gives up a client's connections for new ones, to wherever its place is by now.
+pub(super) async fn renew(client: &Client) {
+    match timeout(PATIENCE, client.force_reconnection()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "can't connect anew"),
+        Err(_) => tracing::debug!("it takes its time to connect anew"),
+    }
+}
+
+/// Whether a server that the client is connected to leaves a ping unanswered.
+async fn is_silent(client: &Client) -> bool {
+    let servers = match client.is_clustered() {
+        true => client.active_connections().into_iter().map(Some).collect(),
+        false => vec![None],
+    };
+    let answers = servers.into_iter().map(async |cluster_node| {
+        let options = Options {
+            max_attempts: Some(1),
+            timeout: Some(SILENCE),
+            fail_fast: true,
+            cluster_node,
+            ..Options::default()
+        };
+        client.with_options(&options).ping::<()>(None).await
+    });
+    let is_timeout = |answer: &Result<(), fred::error::Error>| {
+        answer
+            .as_ref()
+            .is_err_and(|error| *error.kind() == ErrorKind::Timeout)
+    };
+    join_all(answers).await.iter().any(is_timeout)
+}

@@ -1,0 +1,290 @@
+//! What only the shared engine promises: nodes hear of each other, and what a dead one left is found.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use progress_hub::config::{Config, StoreConfig};
+use progress_hub::job::{Job, Status};
+use progress_hub::store::redis::RedisStore;
+use progress_hub::store::{Agenda, Create, Created, Event, Node, Queue, Store, Topic};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::accounts::entry;
+use super::{DAY, MINUTE, RETENTION, SECOND, creation, ended, job_of, next, now, task, video};
+use crate::app::PATIENCE;
+use crate::redis::RedisServer;
+use crate::redis::speaker::Reply;
+
+/// One of several nodes on a server.
+struct Peer {
+    store: RedisStore,
+    events: mpsc::UnboundedReceiver<Event>,
+}
+
+impl Peer {
+    async fn on(server: &RedisServer) -> Self {
+        let (ear, events) = mpsc::unbounded_channel();
+        let node = Node {
+            announce: Arc::new(move |event| drop(ear.send(event))),
+            wanted: Arc::new(|_| true),
+        };
+        let config = StoreConfig {
+            url: server.url(),
+            ..Config::defaults().store
+        };
+        let store = RedisStore::open(&config, RETENTION, node).unwrap();
+        let there = async {
+            while store.ping().await.is_err() {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, there).await.unwrap();
+        Self { store, events }
+    }
+
+    /// What it hears next.
+    async fn hears(&mut self) -> Event {
+        let heard = tokio::time::timeout(PATIENCE, self.events.recv()).await;
+        heard.expect("it hears something").unwrap()
+    }
+
+    async fn hears_version(&mut self) -> (String, u64) {
+        match self.hears().await {
+            Event::Changed(job) => (job.id.to_string(), job.version),
+            other @ (Event::Away | Event::Back | Event::Reminded) => panic!("{other:?}"),
+        }
+    }
+}
+
+fn owned(owner: &str) -> Job {
+    job_of(owner)
+}
+
+async fn create(store: &RedisStore, job: &Job, agenda: Agenda) {
+    let created = store.create(creation(job.clone(), agenda, None)).await;
+    assert_eq!(created.unwrap(), Created::New);
+}
+
+async fn commit(store: &RedisStore, next: &Job, agenda: Agenda) {
+    let commit = super::commitment(next, agenda, Vec::new());
+    store.commit(commit).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_hears_of_what_it_listens_to_and_of_nothing_else() {
+    let server = RedisServer::start().await;
+    let (writer, mut reader) = (Peer::on(&server).await, Peer::on(&server).await);
+    let (mine, other) = (owned("ada"), owned("bob"));
+    reader
+        .store
+        .listen(&[Topic::Job(mine.id.clone())])
+        .await
+        .unwrap();
+    create(&writer.store, &other, Agenda::default()).await;
+    create(&writer.store, &mine, Agenda::default()).await;
+    commit(&writer.store, &next(&mine), Agenda::default()).await;
+    let id = mine.id.to_string();
+    assert_eq!(reader.hears_version().await, (id.clone(), 1));
+    assert_eq!(reader.hears_version().await, (id, 2));
+
+    // All of an owner's, those that are yet to come too.
+    reader
+        .store
+        .listen(&[Topic::Owner("bob".into())])
+        .await
+        .unwrap();
+    commit(&writer.store, &next(&other), Agenda::default()).await;
+    let newer = owned("bob");
+    create(&writer.store, &newer, Agenda::default()).await;
+    assert_eq!(reader.hears_version().await, (other.id.to_string(), 2));
+    assert_eq!(reader.hears_version().await, (newer.id.to_string(), 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_node_remembers_the_others_are_told_of() {
+    let server = RedisServer::start().await;
+    let (one, mut other) = (Peer::on(&server).await, Peer::on(&server).await);
+    assert!(other.store.remembered().await.unwrap().is_empty());
+    one.store.remember("kling", "paused").await.unwrap();
+    assert!(matches!(other.hears().await, Event::Reminded));
+    let remembered = other.store.remembered().await.unwrap();
+    assert_eq!(remembered, [("kling".to_owned(), "paused".to_owned())]);
+    one.store.remember("kling", "open").await.unwrap();
+    let remembered = other.store.remembered().await.unwrap();
+    assert_eq!(remembered[0].1, "open");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_key_has_the_prefix_and_an_end() {
+    let server = RedisServer::start().await;
+    let peer = Peer::on(&server).await;
+    let due = Agenda {
+        submit: Some(now()),
+        watch: Some(now()),
+        every: MINUTE,
+        patient: false,
+        holds_place: true,
+    };
+    let mut paid = creation(video("kling"), due, None);
+    paid.entries = vec![entry("ada", 1)];
+    paid.idempotency = Some(progress_hub::store::Idempotency {
+        caller: "ada".into(),
+        key: "k".into(),
+        fingerprint: "f".into(),
+    });
+    peer.store.create(paid).await.unwrap();
+    create(&peer.store, &task("kling", "1"), due).await;
+    let over = owned("ada");
+    create(&peer.store, &over, due).await;
+    commit(&peer.store, &ended(&over, Status::Succeeded, now()), due).await;
+    let news = super::news("early");
+    peer.store.park("kling", "2", &news, now()).await.unwrap();
+    peer.store.remember("kling", "open").await.unwrap();
+    peer.store.claim(Queue::Watch, now(), 9).await.unwrap();
+
+    let keys = server.ask("KEYS *").await;
+    let names: BTreeSet<&str> = keys.list().iter().map(Reply::text).collect();
+    assert!(names.len() > 12, "{names:?}");
+    for name in names {
+        assert!(name.starts_with("ph:{"), "{name}");
+        let left = server.ask(&format!("PTTL {name}")).await.number();
+        assert!(left > 0, "{name} is kept for ever: {left}");
+    }
+}
+
+/// As a node leaves it that dies after it has reserved, and before it has created.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reservation_whose_job_never_came_is_taken_back() {
+    let server = RedisServer::start().await;
+    let peer = Peer::on(&server).await;
+    let job = owned("ada");
+    let mut paid = creation(job.clone(), Agenda::default(), None);
+    paid.entries = vec![entry("ada", 7)];
+    assert_eq!(peer.store.create(paid.clone()).await.unwrap(), Created::New);
+    server.ask(&format!("DEL ph:{{0}}:job:{}", job.id)).await;
+    let balance = async || {
+        peer.store
+            .balance(&["ada".to_owned()], now())
+            .await
+            .unwrap()[0]
+    };
+    let debt = |age: i64| {
+        json!({
+            "job": job.id, "is_reserved": true, "now": now().millis(),
+            "written_at": progress_hub::time::Time::now().millis() - age,
+            "sums": [{ "account": "ada", "ends_at": (now() + DAY).millis(), "amounts": [[7, 10]] }],
+        })
+    };
+    let owe = async |age| {
+        let (tag, debt) = (format!("{}:1", job.id), debt(age).to_string());
+        let mut speaker = server.speaker().await;
+        let owed = ["HSET", "ph:{0}:all:owed", tag.as_str(), debt.as_str()];
+        speaker.try_ask_words(&owed).await.unwrap();
+    };
+    owe(1_000).await;
+    peer.store.sweep(now()).await.unwrap();
+    assert_eq!(balance().await, 7, "whoever reserved may still be at it");
+    owe(60_000).await;
+    peer.store.sweep(now()).await.unwrap();
+    assert_eq!(balance().await, 0);
+    peer.store.sweep(now()).await.unwrap();
+    assert_eq!(balance().await, 0, "once");
+}
+
+/// As a node leaves it that dies after it has ended a job, and before it has settled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_node_owed_is_booked_once() {
+    let server = RedisServer::start().await;
+    let peer = Peer::on(&server).await;
+    let job = owned("ada");
+    let mut paid = creation(job.clone(), Agenda::default(), None);
+    paid.entries = vec![entry("ada", 7)];
+    peer.store.create(paid).await.unwrap();
+    let debt = json!({
+        "job": job.id, "is_reserved": false, "now": now().millis(), "written_at": 0,
+        "sums": [{ "account": "ada", "ends_at": (now() + DAY).millis(), "amounts": [[-4, null]] }],
+    });
+    let (tag, debt) = (format!("{}:2", job.id), debt.to_string());
+    let mut speaker = server.speaker().await;
+    let owed = ["HSET", "ph:{0}:all:owed", tag.as_str(), debt.as_str()];
+    for _ in 0..2 {
+        speaker.try_ask_words(&owed).await.unwrap();
+        peer.store.sweep(now()).await.unwrap();
+        let left = peer.store.balance(&["ada".to_owned()], now()).await;
+        assert_eq!(left.unwrap(), [3]);
+    }
+}
+
+/// As a node leaves it that dies after it has claimed a name, and before it has created.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_whose_job_never_came_is_void() {
+    let server = RedisServer::start().await;
+    let peer = Peer::on(&server).await;
+    let mut speaker = server.speaker().await;
+    let claim = json!({ "job": owned("ada").id, "print": "g", "at": 0 }).to_string();
+    for name in ["ph:{0}:task:kling/1", "ph:{0}:key:3:ada:k"] {
+        let claimed = ["SET", name, claim.as_str()];
+        speaker.try_ask_words(&claimed).await.unwrap();
+    }
+    assert_eq!(peer.store.find_task("kling", "1").await.unwrap(), None);
+    let job = task("kling", "1");
+    let key = progress_hub::store::Idempotency {
+        caller: "ada".into(),
+        key: "k".into(),
+        fingerprint: "f".into(),
+    };
+    let create = creation(job.clone(), Agenda::default(), Some(key));
+    assert_eq!(peer.store.create(create).await.unwrap(), Created::New);
+    let found = peer.store.find_task("kling", "1").await.unwrap();
+    assert_eq!(found, Some(job.id));
+}
+
+/// As a node leaves it that dies after a job's end, and before its place was given back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_was_left_behind_is_found() {
+    let server = RedisServer::start().await;
+    let peer = Peer::on(&server).await;
+    let over = video("kling");
+    create(&peer.store, &over, Agenda::default()).await;
+    let end = ended(&over, Status::Failed, now());
+    commit(&peer.store, &end, Agenda::default()).await;
+    let until = (now() + SECOND).millis();
+    server
+        .ask(&format!("ZADD ph:{{0}}:places:kling {until} {}", over.id))
+        .await;
+    let due = Agenda {
+        submit: Some(now()),
+        ..Agenda::default()
+    };
+    let waiting = video("kling");
+    create(&peer.store, &waiting, due).await;
+    let claim = async |at| {
+        let queue = Queue::Submit {
+            provider: "kling",
+            places: 1,
+        };
+        peer.store.claim(queue, at, 9).await.unwrap()
+    };
+    assert!(claim(now()).await.is_empty(), "it is believed for a while");
+    assert_eq!(claim(now() + 2 * SECOND).await, [Arc::new(waiting)]);
+}
+
+/// What is reserved twice for one document is reserved once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_create_is_charged_once() {
+    let server = RedisServer::start().await;
+    let peer = Peer::on(&server).await;
+    let create = Create {
+        entries: vec![entry("ada", 4)],
+        ..creation(owned("ada"), Agenda::default(), None)
+    };
+    assert_eq!(
+        peer.store.create(create.clone()).await.unwrap(),
+        Created::New
+    );
+    let again = peer.store.create(create).await.unwrap();
+    assert!(matches!(again, Created::Replay(_)), "{again:?}");
+    let booked = peer.store.balance(&["ada".to_owned()], now()).await;
+    assert_eq!(booked.unwrap(), [4]);
+}
