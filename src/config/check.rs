@@ -108,9 +108,8 @@ pub(super) fn store_url(text: &str) -> Checked<String> {
     let (scheme, rest) = text.split_once(':').ok_or(FORM)?;
     match scheme {
         "sqlite" => sqlite_path(rest)?,
-        "redis" | "rediss" | "redis-cluster" | "redis-sentinel" => {
-            redis_hosts(scheme, rest.strip_prefix("//").ok_or(FORM)?)?;
-        }
+        "redis" | "redis-cluster" | "redis-sentinel" | "rediss" | "rediss-cluster"
+        | "rediss-sentinel" => redis_hosts(scheme, rest.strip_prefix("//").ok_or(FORM)?)?,
         _ => return Err(FORM),
     }
     Ok(text.to_owned())
@@ -128,7 +127,9 @@ fn sqlite_path(rest: &str) -> Checked<()> {
 }
 
 fn redis_hosts(scheme: &str, rest: &str) -> Checked<()> {
-    let rest = rest.split(['?', '#']).next().unwrap_or(rest);
+    if rest.contains(['?', '#']) {
+        return Err("takes no ?options; in a password, ? is %3F and # is %23");
+    }
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let hosts = authority.rsplit_once('@').map_or(authority, |(_, h)| h);
     let host = |text: &str| {
@@ -139,7 +140,7 @@ fn redis_hosts(scheme: &str, rest: &str) -> Checked<()> {
         return Err("must name hosts as host or host:port, separated by commas");
     }
     match scheme {
-        "redis-sentinel" if path.is_empty() => {
+        "redis-sentinel" | "rediss-sentinel" if path.is_empty() => {
             Err("must end with the master's name, such as redis-sentinel://a,b/mymaster")
         }
         "redis" | "rediss" if hosts.contains(',') => {

@@ -383,9 +383,11 @@ fn each_stores_url_is_accepted() {
         "redis://localhost",
         "redis://localhost:6379/2",
         "redis://user:pass@localhost:6379",
-        "rediss://:pass@[::1]:6380/0?protocol=resp3",
+        "rediss://:pass%3F@[::1]:6380/0",
         "redis-cluster://a:1,b:2,c",
+        "rediss-cluster://a:1,b:2,c",
         "redis-sentinel://user:p@a,b:26379/master",
+        "rediss-sentinel://user:p@a,b:26379/master",
     ] {
         let flags = [("store.url", url)];
         let config = load(&with_secret(""), &[], &flags).unwrap();

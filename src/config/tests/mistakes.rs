@@ -232,6 +232,7 @@ fn bad_urls_of_stores_are_told_apart() {
         "redis://",
         "redis://a,b",
         "redis://a/zero",
+        "redis://a/2?protocol=resp3",
         "redis-cluster://a,,b",
         "redis-sentinel://a,b",
         "redis-sentinel://a:70000/master",
@@ -256,6 +257,8 @@ fn bad_urls_of_stores_are_told_apart() {
       store.url: must name one host; several make redis-cluster:// or redis-sentinel://
     redis://a/zero
       store.url: must end with the database's number or nothing, such as redis://host/0
+    redis://a/2?protocol=resp3
+      store.url: takes no ?options; in a password, ? is %3F and # is %23
     redis-cluster://a,,b
       store.url: must name hosts as host or host:port, separated by commas
     redis-sentinel://a,b
