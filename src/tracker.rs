@@ -169,11 +169,16 @@ impl Tracker {
                     self.look_at(&job).await?;
                 }
                 // It may be here by a try that was not acknowledged.
-                self.store.secure(id).await?;
-                return Ok(Recorded {
-                    job,
-                    applied: false,
-                });
+                match self.store.secure(&job).await? {
+                    Committed::Done => {
+                        return Ok(Recorded {
+                            job,
+                            applied: false,
+                        });
+                    }
+                    Committed::Stale => continue,
+                    Committed::Gone => return Err(Error::NotFound),
+                }
             };
             let is_new_task = job.provider_task_id.is_none() && next.provider_task_id.is_some();
             let (next, agenda, folded) = if is_new_task {
