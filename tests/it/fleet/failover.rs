@@ -87,6 +87,28 @@ async fn what_no_replica_has_is_not_acknowledged_however_often_it_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_hangs_keeps_nobody_from_reading() {
+    let redis = Replicated::start(1).await;
+    let url = redis.servers[0].url();
+    let fleet = Fleet::start(&[url], |hub| hub.set("store.replicas", 1)).await;
+    let app = fleet.node(0);
+    let job = app.worker_job("alice").await;
+    redis.servers[1].freeze();
+    let pushes = (0..20).map(|n| app.push(&job, json!({ "progress": n })));
+    let reads = (0..20).map(|_| {
+        let read = app.request(Method::GET, &format!("/v1/jobs/{job}"), "alice");
+        send(read)
+    });
+    let (pushed, read) = tokio::join!(
+        futures_util::future::join_all(pushes),
+        futures_util::future::join_all(reads)
+    );
+    assert!(pushed.iter().all(|answer| answer.status == 503));
+    let refused = read.iter().filter(|answer| answer.status != 200).count();
+    assert_eq!(refused, 0, "of {} readings", read.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_serves_two_hubs() {
     let cluster = Cluster::start().await;
     let fleet = Fleet::start(&[cluster.url(), cluster.url()], |hub| hub).await;
