@@ -241,13 +241,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Wire<T> {
-    fn offer(&self, frame: &Frame) -> bool {
-        let is_free = self.is_open.get()
+    fn is_free(&self) -> bool {
+        self.is_open.get()
             && self.tail.borrow().is_empty()
             && self.answers.borrow().is_empty()
             && self.condition.get().is_none()
-            && !self.needs_flush.get();
-        if !is_free {
+            && !self.needs_flush.get()
+    }
+
+    fn offer(&self, frame: &Frame) -> bool {
+        if !self.is_free() {
             return false;
         }
         // Registers nobody: should the kernel not take it all, the task polls again with its own waker.
