@@ -5,16 +5,19 @@
 
 mod broadcast;
 mod crowd;
+mod curves;
 mod floor;
 mod lane;
 mod measures;
 mod message;
 mod peers;
+mod plot;
 mod process;
 mod promises;
 mod table;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -53,6 +56,9 @@ struct Order {
     /// The part to run; all, unless said.
     #[arg(long, value_enum, value_delimiter = ',')]
     parts: Vec<Part>,
+    /// Instead of all this, draws what an update costs as work grows, into this folder.
+    #[arg(long)]
+    curves: Option<PathBuf>,
     /// The server's core.
     #[arg(long, default_value_t = 0)]
     server_core: usize,
@@ -133,6 +139,9 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(order: &Order) -> anyhow::Result<()> {
+    if let Some(folder) = &order.curves {
+        return curves::draw(order.server_core, folder).await;
+    }
     let peers = order.peers();
     let mut results: Vec<Outcome> = peers.iter().map(|peer| Outcome::of(*peer)).collect();
     let begun = Instant::now();
@@ -140,25 +149,35 @@ async fn run(order: &Order) -> anyhow::Result<()> {
         for round in 0..order.rounds {
             for turn in 0..results.len() {
                 // Each round begins with another, so that none always follows the same.
-                let at = (turn + round) % peers.len();
-                cpu(order, &mut results[at]).await?;
+                let result = &mut results[(turn + round) % peers.len()];
+                let measured = cpu(order, result).await;
+                result.note(measured);
             }
         }
     }
     for result in &mut results {
         if order.has(Part::Memory) && result.peer != Peer::Floor {
-            result.memory = Some(idle(order, result.peer).await?);
+            let each = idle(order, result.peer).await;
+            result.memory = result.note(each);
         }
         if order.has(Part::Latency) {
-            result.latency = Some(latency(order, result.peer).await?);
+            let latencies = latency(order, result.peer).await;
+            result.latency = result.note(latencies);
         }
     }
     println!("\n{}", heading(order)?);
-    println!("{}", comparison(&results));
+    if [Part::Cpu, Part::Memory, Part::Latency]
+        .into_iter()
+        .any(|part| order.has(part))
+    {
+        println!("{}", comparison(&results));
+    }
     if order.has(Part::Promises) && peers.contains(&Peer::Hub) {
         promises::measure(order.server_core).await?;
     }
     eprintln!("took {} s", begun.elapsed().as_secs());
+    let failed = results.iter().filter(|result| result.has_failed).count();
+    ensure!(failed == 0, "{failed} servers were not measured whole");
     Ok(())
 }
 
@@ -170,6 +189,7 @@ struct Outcome {
     unread: Vec<Option<Pace>>,
     memory: Option<f64>,
     latency: Option<Histogram<u64>>,
+    has_failed: bool,
 }
 
 impl Outcome {
@@ -181,7 +201,17 @@ impl Outcome {
             unread: Vec::new(),
             memory: None,
             latency: None,
+            has_failed: false,
         }
+    }
+
+    /// Says what went wrong, and goes on: the others are measured all the same.
+    fn note<T>(&mut self, measured: anyhow::Result<T>) -> Option<T> {
+        let measured = measured.inspect_err(|error| {
+            eprintln!("{}: {error:#}", self.peer.name());
+            self.has_failed = true;
+        });
+        measured.ok()
     }
 }
 
@@ -277,6 +307,9 @@ fn comparison(results: &[Outcome]) -> String {
     let floor = &results[0];
     let floors: Vec<Pace> = floor.unread.iter().copied().flatten().collect();
     let ratio = |ours: &[Pace], floors: &[Pace]| {
+        if ours.len() != floors.len() {
+            return "not measured whole".to_owned();
+        }
         let ratios = ours
             .iter()
             .zip(floors)

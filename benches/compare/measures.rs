@@ -42,6 +42,13 @@ pub struct Size {
     pub bytes: usize,
 }
 
+impl Size {
+    /// How long a message really is.
+    pub fn message(self) -> anyhow::Result<usize> {
+        Ok(Template::new(self.bytes)?.length())
+    }
+}
+
 /// A server with its sockets, all of them current.
 pub struct Scene {
     stand: Stand,
@@ -59,7 +66,8 @@ impl Scene {
         Self::with(stand, size).await
     }
 
-    async fn with(stand: Stand, size: Size) -> anyhow::Result<Self> {
+    /// Opens the sockets of a server that is up.
+    pub async fn with(stand: Stand, size: Size) -> anyhow::Result<Self> {
         let crowd = Crowd::open(&stand.door, size.sockets, 0).await?;
         let lane = Lane::to(stand.publish_at);
         let mut scene = Self {

@@ -104,6 +104,30 @@ impl Hub {
         }
     }
 
+    /// A hub whose sockets all watch the same jobs, updated in turn, as one channel.
+    pub async fn with_many(ground: &Ground<'_>, jobs: usize) -> anyhow::Result<Stand> {
+        let hub = Self::start(ground.dir, ground.cores)?;
+        let jobs = hub.jobs(jobs, ground.padding).await?;
+        let known: Vec<(&str, u64)> = jobs.iter().map(|job| (job.as_str(), 0)).collect();
+        let door = Door {
+            address: hub.address,
+            greetings: vec![hub.greeting(&known)],
+            at_once: AT_ONCE,
+        };
+        let publisher = hub.publisher;
+        let mut turns = (0..jobs.len()).cycle();
+        let turn = std::cell::RefCell::new(move || turns.next().unwrap_or_default());
+        Ok(Stand {
+            door,
+            publish_at: hub.address,
+            processes: vec![hub.process],
+            publish: Box::new(move |_, stamp| {
+                let job = (turn.borrow_mut())();
+                Self::push(&publisher, &jobs[job], stamp)
+            }),
+        })
+    }
+
     fn headers(&self) -> [(&str, &str); 2] {
         [
             ("Authorization", &self.publisher),
