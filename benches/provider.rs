@@ -18,7 +18,7 @@ use progress_hub::time::Time;
 use secrecy::SecretString;
 
 /// A spec, and a webhook of its provider's. Runway has none: it is only ever asked.
-const WEBHOOKS: [(&str, &str); 11] = [
+const WEBHOOKS: [(&str, &str); 12] = [
     ("kling", "kling-new-callback-succeeded"),
     ("kling-legacy", "kling-legacy-callback-succeed"),
     ("atlas", "atlas-webhook-completed"),
@@ -29,6 +29,7 @@ const WEBHOOKS: [(&str, &str); 11] = [
     ("videos", "openai-webhook-video-completed"),
     ("luma", "luma-callback-completed"),
     ("wavespeed", "wavespeed-webhook-completed"),
+    ("seedance", "seedance-task-succeeded"),
     ("generic", "generic-webhook-completed"),
 ];
 
@@ -43,6 +44,10 @@ fn providers() -> Providers {
         settings.push((key("api_key"), "key-1".to_owned()));
     }
     let secret = "a secret of at least thirty-two bytes";
+    settings.push((
+        "providers.kling-legacy.secret_key".to_owned(),
+        secret.to_owned(),
+    ));
     settings.push((
         "providers.generic.webhook_secrets".to_owned(),
         secret.to_owned(),
