@@ -31,8 +31,8 @@ thread_local! {
 /// Where and how sockets are opened.
 #[derive(Clone)]
 pub struct Door {
-    /// The server's address.
-    pub address: SocketAddr,
+    /// Where the server listens; sockets are spread over several addresses alike.
+    pub addresses: Vec<SocketAddr>,
     /// How a socket of each channel is greeted.
     pub greetings: Vec<Greeting>,
     /// Handshakes under way at once.
@@ -200,7 +200,9 @@ impl Crowd {
         let mut opening = JoinSet::new();
         for at in 0..sockets {
             let channel = at % door.greetings.len();
-            let (address, greeting) = (door.address, door.greetings[channel].clone());
+            let turn = at / door.greetings.len();
+            let address = door.addresses[turn % door.addresses.len()];
+            let greeting = door.greetings[channel].clone();
             let turns = Rc::clone(&turns);
             opening.spawn_local(async move {
                 let _turn = turns.acquire().await?;

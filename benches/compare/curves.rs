@@ -16,6 +16,10 @@ const SOCKETS: [usize; 7] = [1, 10, 100, 1000, 5000, 10_000, 18_000];
 const JOBS: [usize; 5] = [1, 10, 100, 1000, 10_000];
 const SUBSCRIPTIONS: [usize; 5] = [1, 4, 16, 64, 256];
 const BYTES: [usize; 4] = [0, 1000, 1600, 2400];
+const NODES: [usize; 3] = [1, 2, 3];
+
+/// Sockets of a fleet, over all its nodes.
+const SHARED: usize = 600;
 
 /// Sockets that watch, where it is not they that grow.
 const FEW: usize = 100;
@@ -49,6 +53,13 @@ pub async fn draw(core: usize, folder: &Path) -> anyhow::Result<()> {
         let size = size(FEW, 1, many);
         bytes.push((size.message()?, update(cores, size).await?));
     }
+    let mut nodes = Vec::new();
+    for many in NODES {
+        let dir = crate::place()?;
+        let stand = Hub::fleet(&ground(dir.path(), cores)?, many).await?;
+        let scene = Scene::with(stand, size(SHARED, 1, 0)).await?;
+        nodes.push((many, cost(scene, SHARED).await?));
+    }
     let about = format!("{}, {}", today(), machine());
     for (name, title, across, points) in [
         (
@@ -74,6 +85,12 @@ pub async fn draw(core: usize, folder: &Path) -> anyhow::Result<()> {
             "An update to 100 sockets, by length",
             "bytes of a message",
             bytes,
+        ),
+        (
+            "nodes",
+            "An update to 600 sockets, over all nodes and their Redis",
+            "nodes on one Redis",
+            nodes,
         ),
     ] {
         let plot = Plot {

@@ -8,6 +8,7 @@ mod hub;
 mod nchan;
 mod own;
 mod pushpin;
+mod redis;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -44,6 +45,8 @@ pub enum Peer {
     Floor,
     /// The hub.
     Hub,
+    /// Two of them, on one Redis.
+    Fleet,
     /// nginx with Debian's module.
     Nchan,
     /// Debian's.
@@ -56,9 +59,10 @@ pub enum Peer {
 
 impl Peer {
     /// All of them; the first is the floor that the others are measured by.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Floor,
         Self::Hub,
+        Self::Fleet,
         Self::Nchan,
         Self::Pushpin,
         Self::ActixWs,
@@ -70,6 +74,7 @@ impl Peer {
         match self {
             Self::Floor => "floor: a bare epoll writer",
             Self::Hub => "**progress-hub**",
+            Self::Fleet => "**progress-hub**, two nodes on a Redis",
             Self::Nchan => "Nchan (nginx)",
             Self::Pushpin => "Pushpin",
             Self::ActixWs => "actix-ws broadcast",
@@ -81,6 +86,7 @@ impl Peer {
     pub fn missing(self) -> Option<String> {
         match self {
             Self::Floor | Self::Hub | Self::ActixWs => None,
+            Self::Fleet => redis::missing(),
             Self::Nchan => nchan::missing(),
             Self::Pushpin => pushpin::missing(),
             Self::Express => express::missing(),
@@ -92,6 +98,7 @@ impl Peer {
         let stand = match self {
             Self::Floor => own::start(ground, FLOOR),
             Self::Hub => hub::start(ground).await,
+            Self::Fleet => Hub::fleet(ground, 2).await,
             Self::Nchan => nchan::start(ground),
             Self::Pushpin => pushpin::start(ground),
             Self::ActixWs => own::start(ground, BROADCAST),
@@ -139,7 +146,7 @@ fn by_path(address: SocketAddr, channels: usize) -> Door {
         subscribe: None,
     };
     Door {
-        address,
+        addresses: vec![address],
         greetings: (0..channels).map(greeting).collect(),
         at_once: AT_ONCE,
     }

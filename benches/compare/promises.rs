@@ -66,7 +66,7 @@ async fn storm() -> anyhow::Result<Duration> {
         anyhow::Ok(())
     };
     let door = |version| Door {
-        address: hub.address,
+        addresses: vec![hub.address],
         greetings: jobs
             .iter()
             .map(|job| hub.greeting(&[(job, version)]))

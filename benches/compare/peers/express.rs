@@ -19,21 +19,8 @@ pub(super) fn missing() -> Option<String> {
 }
 
 pub(super) fn start(ground: &Ground<'_>) -> anyhow::Result<Stand> {
-    let store = free_address()?;
-    let port = store.port().to_string();
-    let command = [
-        "redis-server",
-        "--bind",
-        "127.0.0.1",
-        "--port",
-        &port,
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-    ];
-    let mut redis = Process::start(&command, ground.cores, ground.dir, "redis")?;
-    redis.listens(store)?;
+    let (redis, port) = super::redis::start(ground)?;
+    let port = port.to_string();
     let address = free_address()?;
     let program = format!("{HOME}/server.js");
     let command = ["node", &program, &address.port().to_string(), &port];

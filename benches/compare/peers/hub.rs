@@ -7,6 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -40,19 +41,24 @@ pub struct Hub {
 impl Hub {
     /// Starts one with an empty store in `dir`.
     pub fn start(dir: &Path, cores: Cores) -> anyhow::Result<Self> {
+        let store = format!("sqlite://{}", dir.join("hub.db").display());
+        Self::start_on(&store, "hub", dir, cores)
+    }
+
+    /// Starts one on this store, with files of this name in `dir`.
+    fn start_on(store: &str, name: &str, dir: &Path, cores: Cores) -> anyhow::Result<Self> {
         let address = free_address()?;
         let config = format!(
             "[server]\nbind = '{address}'\ndrain = '2s'\n\
              [auth]\nhs256_secrets = ['{TOKEN_SECRET}']\n\
-             [store]\nurl = 'sqlite://{}'\n\
-             [providers.studio]\nspec = 'generic'\nwebhook_secrets = ['{WEBHOOK_SECRET}']\n",
-            dir.join("hub.db").display()
+             [store]\nurl = '{store}'\n\
+             [providers.studio]\nspec = 'generic'\nwebhook_secrets = ['{WEBHOOK_SECRET}']\n"
         );
-        let path = dir.join("hub.toml");
+        let path = dir.join(format!("{name}.toml"));
         fs::write(&path, config)?;
         let config = path.to_str().context("a path of text")?;
         let command = [PROGRAM, "serve", "--config", config];
-        let mut process = Process::start(&command, cores, dir, "hub.log")?;
+        let mut process = Process::start(&command, cores, dir, &format!("{name}.log"))?;
         process.listens(address)?;
         Ok(Self {
             process,
@@ -104,13 +110,57 @@ impl Hub {
         }
     }
 
+    /// So many hubs on one Redis, over which the sockets are spread; all updates come in at the first.
+    pub async fn fleet(ground: &Ground<'_>, nodes: usize) -> anyhow::Result<Stand> {
+        let (redis, port) = super::redis::start(ground)?;
+        let store = format!("redis://127.0.0.1:{port}");
+        let hubs = (0..nodes).map(|node| {
+            let name = format!("hub-{node}");
+            Self::start_on(&store, &name, ground.dir, ground.cores)
+        });
+        let hubs = hubs.collect::<anyhow::Result<Vec<Self>>>()?;
+        for hub in &hubs {
+            hub.is_ready().await?;
+        }
+        let first = hubs.first().context("a fleet has a hub")?;
+        let jobs = first.jobs(ground.channels, ground.padding).await?;
+        let greetings = jobs.iter().map(|job| first.greeting(&[(job, 0)])).collect();
+        let (publisher, publish_at) = (first.publisher.clone(), first.address);
+        let addresses = hubs.iter().map(|hub| hub.address).collect();
+        let mut processes = vec![redis];
+        processes.extend(hubs.into_iter().map(|hub| hub.process));
+        Ok(Stand {
+            door: Door {
+                addresses,
+                greetings,
+                at_once: AT_ONCE,
+            },
+            publish_at,
+            processes,
+            publish: Box::new(move |channel, stamp| Self::push(&publisher, &jobs[channel], stamp)),
+        })
+    }
+
+    /// Waits until its store is there.
+    async fn is_ready(&self) -> anyhow::Result<()> {
+        let mut lane = Lane::to(self.address);
+        let request = b"GET /v1/health/ready HTTP/1.1\r\nHost: hub\r\n\r\n";
+        for _ in 0..100 {
+            if lane.call(request).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        bail!("its store does not answer: {}", self.address)
+    }
+
     /// A hub whose sockets all watch the same jobs, updated in turn, as one channel.
     pub async fn with_many(ground: &Ground<'_>, jobs: usize) -> anyhow::Result<Stand> {
         let hub = Self::start(ground.dir, ground.cores)?;
         let jobs = hub.jobs(jobs, ground.padding).await?;
         let known: Vec<(&str, u64)> = jobs.iter().map(|job| (job.as_str(), 0)).collect();
         let door = Door {
-            address: hub.address,
+            addresses: vec![hub.address],
             greetings: vec![hub.greeting(&known)],
             at_once: AT_ONCE,
         };
@@ -157,7 +207,7 @@ pub(super) async fn start(ground: &Ground<'_>) -> anyhow::Result<Stand> {
     let publisher = hub.publisher;
     Ok(Stand {
         door: Door {
-            address: hub.address,
+            addresses: vec![hub.address],
             greetings,
             at_once: AT_ONCE,
         },
