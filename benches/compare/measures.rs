@@ -232,7 +232,7 @@ impl Scene {
         let mut posts = JoinSet::new();
         for at in 0..updates {
             let due = begun + at * gap;
-            tokio::time::sleep_until(self.clock.moment(due).into()).await;
+            self.clock.reach(due).await;
             let turn = usize::try_from(at)?;
             let stamp = self.next(due);
             let channel = turn % self.size.channels;

@@ -59,6 +59,9 @@ fn number(digits: &[u8]) -> Option<u64> {
 #[derive(Clone, Copy)]
 pub struct Clock(Instant);
 
+/// How late a timer may come.
+const TIMER: Duration = Duration::from_millis(2);
+
 impl Clock {
     /// Begins now.
     pub fn start() -> Self {
@@ -70,9 +73,14 @@ impl Clock {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The moment so many nanoseconds after it began.
-    pub fn moment(self, nanos: u64) -> Instant {
-        self.0 + Duration::from_nanos(nanos)
+    /// Waits until so many nanoseconds after it began. A timer comes up to two milliseconds late, which
+    /// would be told of the server: so the last of them are spent looking at the clock.
+    pub async fn reach(self, nanos: u64) {
+        let due = self.0 + Duration::from_nanos(nanos);
+        tokio::time::sleep_until((due - TIMER).into()).await;
+        while Instant::now() < due {
+            tokio::task::yield_now().await;
+        }
     }
 }
 
