@@ -1,7 +1,8 @@
-//! What one change costs the hub: from [`Hub::deliver`] to the last connection that watches the job.
+//! What one change costs the hub: from [`Hub::deliver`] to the last connection that watches the job;
+//! and what a connection costs that lags, or that comes and goes.
 //!
-//! Invariant: the clock runs from the hand-over until every sink has been offered the new version;
-//! making the job's next version, connecting and subscribing stand outside of it.
+//! Invariant: of a delivery, the clock runs from the hand-over until every sink has been offered the
+//! new version; making the job's next version, connecting and subscribing stand outside of it.
 
 #![expect(
     clippy::unwrap_used,
@@ -20,6 +21,19 @@ use progress_hub::job::{Job, NewJob};
 use progress_hub::protocol::Frame;
 use progress_hub::time::Time;
 use tokio::task::LocalSet;
+
+/// A socket that takes nothing: what it is offered waits until it asks.
+struct Slow;
+
+impl Sink for Slow {
+    fn offer(&self, _: &Frame) -> bool {
+        false
+    }
+
+    fn wake(&self) {}
+
+    fn condition(&self, _: Condition) {}
+}
 
 /// A socket that takes everything at once and counts it, as a quiet one does.
 struct Counting(Rc<Cell<usize>>);
@@ -88,6 +102,57 @@ async fn deliveries(how_many: usize, times: u64) -> Duration {
     spent
 }
 
+/// One slow connection with so many jobs: each has a newer version, and it asks for all of them.
+async fn drains(jobs: usize, times: u64) -> Duration {
+    let hub = Hub::new();
+    let shard = hub.shard();
+    let connection = Connection::open(&shard, Rc::new(Slow));
+    let mut jobs: Vec<Job> = (0..jobs).map(|_| job()).collect();
+    for job in &jobs {
+        connection.hold(&job.id);
+        connection.release(Arc::new(job.clone()), job.version);
+    }
+    let mut spent = Duration::ZERO;
+    for _ in 0..times {
+        for job in &mut jobs {
+            job.version += 1;
+            hub.deliver(Arc::new(job.clone()));
+        }
+        while !connection.has_next() {
+            tokio::task::yield_now().await;
+        }
+        let begun = Instant::now();
+        let mut taken = 0;
+        while let Some(frame) = connection.next() {
+            black_box(frame.job());
+            taken += 1;
+        }
+        spent += begun.elapsed();
+        assert_eq!(taken, jobs.len(), "each has its newest version once");
+    }
+    spent
+}
+
+/// A connection that comes, subscribes to one job that others watch too, and goes.
+async fn visits(others: usize, times: u64) -> Duration {
+    let hub = Hub::new();
+    let job = job();
+    let (connections, offered) = watchers(&hub, &job, others).await;
+    let shard = hub.shard();
+    let newest = Arc::new(job.clone());
+    let sink = Rc::new(Counting(Rc::clone(&offered)));
+    let begun = Instant::now();
+    for _ in 0..times {
+        let connection = Connection::open(&shard, Rc::clone(&sink) as Rc<dyn Sink>);
+        connection.hold(&job.id);
+        connection.release(Arc::clone(&newest), 0);
+        drop(black_box(connection));
+    }
+    let spent = begun.elapsed();
+    drop(connections);
+    spent
+}
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -101,6 +166,23 @@ fn main() {
             bencher.iter_custom(|times| {
                 LocalSet::new().block_on(&runtime, deliveries(how_many, times))
             });
+        });
+    }
+    group.finish();
+
+    let mut group = criterion.benchmark_group("drain");
+    for jobs in [1, 256] {
+        group.throughput(Throughput::Elements(jobs as u64));
+        group.bench_function(BenchmarkId::from_parameter(jobs), |bencher| {
+            bencher.iter_custom(|times| LocalSet::new().block_on(&runtime, drains(jobs, times)));
+        });
+    }
+    group.finish();
+
+    let mut group = criterion.benchmark_group("subscribe and drop");
+    for others in [0, 10_000] {
+        group.bench_function(BenchmarkId::from_parameter(others), |bencher| {
+            bencher.iter_custom(|times| LocalSet::new().block_on(&runtime, visits(others, times)));
         });
     }
     group.finish();

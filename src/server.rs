@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_server::ServerHandle;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -238,17 +239,23 @@ impl Server {
 }
 
 /// Waits for the word to stop, then lets everybody go: readiness is red and sockets take their
-/// leave while the listener still answers; then it closes. Ends with whatever is left open at
-/// nine tenths of the time.
+/// leave while the listener still answers; once the last has gone it closes. Ends with whatever is
+/// left open at nine tenths of the time.
 async fn leave(stop: CancellationToken, handle: ServerHandle, drain: &Drain, time: Duration) {
     stop.cancelled().await;
     tracing::info!("draining");
     drain.begin();
     tokio::time::sleep(time / 10).await;
-    if tokio::time::timeout(time * 8 / 10, handle.stop(true))
-        .await
-        .is_err()
-    {
+    let until = Instant::now() + time * 8 / 10;
+    let is_over = timeout_at(until, drain.is_over()).await.is_ok();
+    let is_closed = match is_over {
+        true => timeout_at(until, handle.stop(true)).await.is_ok(),
+        false => {
+            handle.stop(false).await;
+            false
+        }
+    };
+    if !is_closed {
         tracing::warn!("some connections did not end in time");
     }
 }

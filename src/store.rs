@@ -312,9 +312,10 @@ pub trait Store: Send + Sync + 'static {
     /// charges its accounts at the job's `updated_at`, and announces it: all or nothing.
     async fn commit(&self, commit: Commit) -> Result<Committed, Error>;
 
-    /// Makes sure that the job as it is would outlive all that a commit outlives: for whoever takes
-    /// what is there already for an answer.
-    async fn secure(&self, id: &JobId) -> Result<(), Error>;
+    /// Makes sure that this version of a job, as it was read, outlives all that a commit outlives: for
+    /// whoever takes what is there already for an answer. [`Committed::Stale`] where another is kept
+    /// by now, or another was where it is kept.
+    async fn secure(&self, job: &Job) -> Result<Committed, Error>;
 
     /// Brings the watchdog's next look at an unfinished job forward to `at`, or to `cool_down`
     /// after its last claim if that is later; never puts it off. Until it is claimed, no commit

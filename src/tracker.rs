@@ -6,10 +6,9 @@
 mod looking;
 mod planning;
 mod settling;
+mod stir;
 
 use std::sync::Arc;
-
-use tokio::sync::Notify;
 
 use crate::job::{Job, JobId, News, Update};
 use crate::links::Links;
@@ -22,6 +21,7 @@ use crate::time::Time;
 
 use looking::asks_for_a_look;
 use planning::agenda;
+pub use stir::{NAP, Stir};
 
 /// How often a writer that lost the race reads again. Each loss means that another one won, so this
 /// is only reached by a job with very many writers at once.
@@ -34,15 +34,6 @@ pub struct Tracker {
     links: Links,
     metrics: Arc<Metrics>,
     stir: Stir,
-}
-
-/// Wakes those who work through the agendas.
-#[derive(Clone, Debug, Default)]
-pub struct Stir {
-    /// A job may be due for submitting, or a provider has a free place again.
-    pub submitter: Arc<Notify>,
-    /// A job may be due for a look.
-    pub watchdog: Arc<Notify>,
 }
 
 /// What became of news.
@@ -121,7 +112,7 @@ impl Tracker {
                 self.metrics.reserved(provider_name(&job), charge.amount);
             }
             if created != Created::Stale {
-                self.stirred(&agenda, &job);
+                self.stir.by(&agenda, &job);
                 return Ok((created, job));
             }
         }
@@ -169,11 +160,16 @@ impl Tracker {
                     self.look_at(&job).await?;
                 }
                 // It may be here by a try that was not acknowledged.
-                self.store.secure(id).await?;
-                return Ok(Recorded {
-                    job,
-                    applied: false,
-                });
+                match self.store.secure(&job).await? {
+                    Committed::Done => {
+                        return Ok(Recorded {
+                            job,
+                            applied: false,
+                        });
+                    }
+                    Committed::Stale => continue,
+                    Committed::Gone => return Err(Error::NotFound),
+                }
             };
             let is_new_task = job.provider_task_id.is_none() && next.provider_task_id.is_some();
             let (next, agenda, folded) = if is_new_task {
@@ -200,7 +196,7 @@ impl Tracker {
                         self.metrics.spent(provider_name(&next), spent);
                     }
                     tell(&next);
-                    self.stirred(&agenda, &next);
+                    self.stir.by(&agenda, &next);
                     return Ok(Recorded {
                         job: next,
                         applied: true,
@@ -287,15 +283,6 @@ impl Tracker {
     fn provider_of(&self, job: &Job) -> Option<&Provider> {
         let name = job.provider.as_deref()?;
         self.providers.get(name).map(AsRef::as_ref)
-    }
-
-    fn stirred(&self, agenda: &Agenda, job: &Job) {
-        if agenda.submit.is_some() || job.is_final() {
-            self.stir.submitter.notify_one();
-        }
-        if agenda.watch.is_some() {
-            self.stir.watchdog.notify_one();
-        }
     }
 }
 

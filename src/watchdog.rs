@@ -18,13 +18,10 @@ use crate::provider::{AskError, Provider, Providers};
 use crate::store::{Queue, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::time::Time;
-use crate::tracker::{Stir, Tracker};
+use crate::tracker::{NAP, Stir, Tracker};
 
 /// Jobs claimed at once.
 const BATCH: usize = 256;
-
-/// How long to sleep at most.
-const NAP: Duration = Duration::from_secs(1);
 
 /// How often the store forgets what its retention says.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);

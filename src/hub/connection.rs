@@ -26,7 +26,8 @@ impl Connection {
     pub fn open(shard: &Rc<Shard>, sink: Rc<dyn Sink>) -> Self {
         let entry = Entry {
             sink,
-            watches: Slab::new(),
+            // Most watch one job.
+            watches: Slab::with_capacity(1),
             pending: VecDeque::new(),
             follows: None,
             single: 0,

@@ -21,11 +21,26 @@ use crate::protocol::Frame;
 /// A feed lets go of a job this long after its end: by then no older version is on its way.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// A turn that nobody else on the thread minds: shorter than the timers are fine.
+const SHORT_TURN: Duration = Duration::from_millis(2);
+
+/// How long a version waits at most because the one before it took long to deliver.
+const LONGEST_REST: Duration = Duration::from_millis(20);
+
+/// Connections that are looked at together before the first of them is shown a frame.
+const AHEAD: usize = 16;
+
 /// Where a connection's frames go. Called by the shard; must not call back into it.
 pub trait Sink {
     /// Takes the frame if it can be sent at once. Otherwise the sink asks for it with
     /// [`Connection::next`](super::Connection::next) when it can, by which time a newer one may have taken its place.
     fn offer(&self, frame: &Frame) -> bool;
+
+    /// Whether a frame offered now would likely be taken. Asked of many in a row, so that what each
+    /// keeps in memory is on its way together, before the first is written to.
+    fn is_free(&self) -> bool {
+        true
+    }
 
     /// Frames wait: ask for them with [`Connection::next`](super::Connection::next).
     fn wake(&self);
@@ -114,7 +129,12 @@ impl Shard {
                 tokio::select! {
                     received = mailbox.recv_many(&mut letters, super::MAILBOX) => {
                         let Some(shard) = me.upgrade().filter(|_| received > 0) else { return };
-                        shard.read(&mut letters);
+                        // Each sink writes by itself: more writes than a task's budget has, and those
+                        // beyond it would look like sockets that take nothing.
+                        let begun = Instant::now();
+                        tokio::task::unconstrained(async { shard.read(&mut letters) }).await;
+                        drop(shard);
+                        rest(begun.elapsed()).await;
                     }
                     _ = sweep.tick() => {
                         let Some(shard) = me.upgrade() else { return };
@@ -188,6 +208,16 @@ impl Shard {
     }
 }
 
+/// The others' turn, as long as the shard's own was: a thread that delivers without end would hear
+/// of nothing, and what comes meanwhile collapses into the newest version of each job.
+async fn rest(took: Duration) {
+    if took < SHORT_TURN {
+        tokio::task::yield_now().await;
+    } else {
+        tokio::time::sleep(took.min(LONGEST_REST)).await;
+    }
+}
+
 impl State {
     pub(super) fn deliver(&mut self, shard: &Shard, frame: &Arc<Frame>) {
         let job = frame.job();
@@ -220,8 +250,20 @@ impl State {
                 if job.is_final() {
                     entry.ended_at = Some(Instant::now());
                 }
-                for watcher in &self.topics[topic].watchers {
-                    self.connections[watcher.connection].show(watcher.slot, frame);
+                // A write leaves nothing in the cache of what the next connection is made of. So some
+                // are looked at together first: then memory is waited for once and not for each.
+                for some in self.topics[topic].watchers.chunks(AHEAD) {
+                    let mut free = [false; AHEAD];
+                    for (watcher, free) in some.iter().zip(&mut free) {
+                        *free = self.connections[watcher.connection].is_free_for(watcher.slot);
+                    }
+                    for (watcher, free) in some.iter().zip(free) {
+                        let entry = &mut self.connections[watcher.connection];
+                        match free {
+                            true => entry.show(watcher.slot, frame),
+                            false => entry.put_off(watcher.slot, frame),
+                        }
+                    }
                 }
             }
         }
@@ -322,17 +364,30 @@ impl Entry {
         watch.is_single = false;
     }
 
+    fn is_free_for(&self, slot: usize) -> bool {
+        let watch = &self.watches[slot];
+        !watch.is_held && !watch.is_pending && self.pending.is_empty() && self.sink.is_free()
+    }
+
+    /// Shows it now, where it is news and the sink takes it; otherwise in its turn.
     pub(super) fn show(&mut self, slot: usize, frame: &Arc<Frame>) {
+        let watch = &mut self.watches[slot];
+        let is_first = self.pending.is_empty() && !watch.is_held;
+        if is_first && watch.shown < frame.job().version && self.sink.offer(frame) {
+            watch.shown = frame.job().version;
+        } else {
+            self.put_off(slot, frame);
+        }
+    }
+
+    /// Shows it in its turn, where it is news.
+    fn put_off(&mut self, slot: usize, frame: &Arc<Frame>) {
         let watch = &mut self.watches[slot];
         if watch.is_held || watch.is_pending || watch.shown >= frame.job().version {
             return;
         }
-        if self.pending.is_empty() && self.sink.offer(frame) {
-            watch.shown = frame.job().version;
-        } else {
-            watch.is_pending = true;
-            self.pending.push_back(slot);
-            self.sink.wake();
-        }
+        watch.is_pending = true;
+        self.pending.push_back(slot);
+        self.sink.wake();
     }
 }

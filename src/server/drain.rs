@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Between two farewells on average, while the drain time allows.
 const PER_SOCKET: Duration = Duration::from_millis(1);
@@ -19,6 +20,7 @@ const LEAST_RETRY: Duration = Duration::from_millis(300);
 pub struct Drain {
     begun: CancellationToken,
     sockets: AtomicUsize,
+    tasks: TaskTracker,
     longest: Duration,
 }
 
@@ -28,6 +30,7 @@ impl Drain {
         Self {
             begun: CancellationToken::new(),
             sockets: AtomicUsize::new(0),
+            tasks: TaskTracker::new(),
             longest: time / 2,
         }
     }
@@ -45,6 +48,17 @@ impl Drain {
     /// Waits until it is.
     pub async fn begun(&self) {
         self.begun.cancelled().await;
+    }
+
+    /// Has a socket's task run on this thread, to be waited for by [`Drain::is_over`].
+    pub fn watch(&self, socket: impl Future<Output = ()> + 'static) {
+        self.tasks.spawn_local(socket);
+    }
+
+    /// Waits until the last socket has gone; to be said once no more are let in.
+    pub async fn is_over(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Counts a socket in, unless there are `most` already.

@@ -110,9 +110,11 @@ pub fn serve(
                     let sockets = Arc::clone(&sockets);
                     std::future::ready(Ok::<_, ()>(fn_service(
                         move |(request, framed): (Request, Framed<$stream, h1::Codec>)| {
-                            let sockets = Arc::clone(&sockets);
+                            // A box: whatever may be upgraded has room for this, several times over.
+                            let upgrade = socket::serve(Arc::clone(&sockets), request, framed);
+                            let upgrade = Box::pin(upgrade);
                             async move {
-                                socket::serve(sockets, request, framed).await;
+                                upgrade.await;
                                 Ok::<(), actix_web::Error>(())
                             }
                         },

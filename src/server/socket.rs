@@ -60,14 +60,15 @@ struct Admission {
     protocol: Option<&'static str>,
 }
 
-/// Takes over a request that asks for an upgrade, to its end.
+/// Takes over a request that asks for an upgrade. What it becomes is a task of its own, so that an
+/// idle connection keeps nothing of how it came to be; the drain waits for it.
 pub async fn serve<T>(sockets: Arc<Sockets>, request: Request, framed: Framed<T, h1::Codec>)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    // Boxed apart, so that a connection keeps nothing of how it came to be.
-    if let Some(upgraded) = Box::pin(upgrade(&sockets, request, framed)).await {
-        connection::run(sockets, upgraded.io, upgraded.begun, upgraded.principal).await;
+    if let Some(upgraded) = upgrade(&sockets, request, framed).await {
+        let drain = Arc::clone(&sockets.drain);
+        drain.watch(connection::open(sockets, upgraded));
     }
 }
 

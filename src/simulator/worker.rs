@@ -11,7 +11,7 @@ use rand::RngExt;
 use reqwest::Url;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -100,24 +100,30 @@ impl Work {
         if matches!(self.plan.ending, Ending::Never) {
             return;
         }
+        // By the clock, so that what is late once does not make all that follows late.
+        let mut due = Instant::now();
+        let mut pace = || {
+            due += self.pace;
+            sleep_until(due)
+        };
         if self.change(&outbox, |_| {}).is_break() {
             return;
         }
         for _ in 0..self.plan.ahead {
-            sleep(self.pace).await;
+            pace().await;
             if self.change(&outbox, Task::advance).is_break() {
                 return;
             }
         }
         // Where the submitter is kept waiting for the first webhook, there is no time in the queue.
         if !matches!(self.plan.door, Door::AnswerAfterWebhook) {
-            sleep(self.pace).await;
+            pace().await;
         }
         for step in 0..=self.plan.steps {
             if self.change(&outbox, |task| task.proceed(step)).is_break() {
                 return;
             }
-            sleep(self.pace).await;
+            pace().await;
         }
         let _over = self.change(&outbox, |task| task.end(self.plan.ending));
     }

@@ -126,9 +126,9 @@ impl Store for RedisStore {
         self.commit_job(&commit).await
     }
 
-    async fn secure(&self, id: &JobId) -> Result<(), Error> {
+    async fn secure(&self, job: &Job) -> Result<Committed, Error> {
         let _working = self.link.enter()?;
-        self.secure_job(id).await
+        self.secure_job(job).await
     }
 
     async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {

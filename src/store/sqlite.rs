@@ -160,8 +160,8 @@ impl Store for SqliteStore {
     }
 
     /// What can be read is on disk.
-    async fn secure(&self, _: &JobId) -> Result<(), Error> {
-        Ok(())
+    async fn secure(&self, _: &Job) -> Result<Committed, Error> {
+        Ok(Committed::Done)
     }
 
     async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {

@@ -4,14 +4,22 @@
 //! and reads by HTTP, and knows of the hubs no more than their addresses.
 
 mod audience;
+mod failover;
+mod killed;
+mod one_provider;
+mod outage;
+mod rolling;
 mod sender;
+mod together;
 mod traffic;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rand::RngExt;
+use reqwest::Method;
 
-use crate::app::{TestApp, TestBuilder};
+use crate::app::{PATIENCE, TestApp, TestBuilder, send};
 
 /// Hubs on one store. Dropping them stops them.
 pub struct Fleet {
@@ -47,6 +55,19 @@ impl Addresses {
         let this = self.0.lock().unwrap().get(node).cloned().flatten();
         this.or_else(|| self.any())
     }
+}
+
+/// Waits until a load balancer would send something to this hub.
+pub async fn until_ready(app: &TestApp) {
+    let waiting = async {
+        let ready = || send(app.anonymous(Method::GET, "/v1/health/ready"));
+        while ready().await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("it is ready");
 }
 
 impl Fleet {
@@ -85,7 +106,7 @@ impl Fleet {
         fleet
     }
 
-    /// Starts the hub of this number, which is down.
+    /// Starts the hub of this number, which is down, and waits until it is ready.
     pub async fn bring_up(&mut self, node: usize) {
         let builder = TestApp::builder().set("store.url", &self.urls[node]);
         let builder = (self.dress)(builder);
@@ -94,6 +115,7 @@ impl Fleet {
         } else {
             builder.spawn().await
         };
+        until_ready(&app).await;
         self.addresses.set(node, Some(app.url.clone()));
         self.nodes[node] = Some(app);
     }

@@ -19,7 +19,6 @@ mod dialects;
 mod drain;
 mod fan_out;
 mod first;
-#[allow(dead_code, reason = "its stories come with the shared store")]
 mod fleet;
 mod forger;
 mod gate;
@@ -32,10 +31,8 @@ mod load;
 mod long_poll;
 mod lost;
 mod outputs;
-#[allow(dead_code, reason = "its stories come with the shared store")]
 mod proxy;
 mod raw;
-#[allow(dead_code, reason = "its stories come with the shared store")]
 mod redis;
 mod result;
 mod resume;

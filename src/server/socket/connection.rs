@@ -7,18 +7,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::web::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Sockets;
 use super::inbound::{Heard, Inbound};
 use super::wire::{Turn, Wire};
+use super::{Sockets, Upgraded};
 use crate::auth::Principal;
 use crate::hub::{Connection, Sink};
 use crate::protocol::{self, Close, HubMessage};
-use crate::telemetry::ConnectionKind;
+use crate::telemetry::{ConnectionKind, OpenConnection};
 use crate::time::Time;
 
 /// How long a client may take to read why it was closed.
@@ -42,8 +41,9 @@ pub(super) enum Peer {
 /// A connection and all that belongs to it.
 pub(super) struct Task<T> {
     pub(super) sockets: Arc<Sockets>,
-    pub(super) name: String,
+    pub(super) name: Uuid,
     pub(super) wire: Rc<Wire<T>>,
+    inbound: Inbound,
     pub(super) connection: Connection,
     pub(super) peer: Peer,
     next_heartbeat: Instant,
@@ -51,23 +51,23 @@ pub(super) struct Task<T> {
     leaves_at: Option<Instant>,
     pub(super) bad_messages: u32,
     pub(super) cancels: Rc<()>,
+    _open: OpenConnection,
 }
 
-/// Runs a connection to its end.
-pub(super) async fn run<T>(
+/// A connection, to be awaited to its end.
+pub(super) fn open<T>(
     sockets: Arc<Sockets>,
-    io: T,
-    begun: BytesMut,
-    principal: Option<Principal>,
-) where
+    upgraded: Upgraded<T>,
+) -> impl Future<Output = ()> + 'static
+where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let wire = Wire::new(io);
-    let connection = Connection::open(&sockets.hub.shard(), Rc::clone(&wire) as Rc<dyn Sink>);
-    let _open = sockets.metrics.connected(ConnectionKind::Websocket);
+    let wire = Wire::new(upgraded.io);
     let now = Instant::now();
-    let task = Task {
-        name: Uuid::now_v7().simple().to_string(),
+    let mut task = Task {
+        name: Uuid::now_v7(),
+        inbound: Inbound::new(sockets.settings.max_message_bytes, upgraded.begun),
+        connection: Connection::open(&sockets.hub.shard(), Rc::clone(&wire) as Rc<dyn Sink>),
         peer: Peer::Stranger {
             until: now + sockets.settings.auth_timeout,
         },
@@ -77,41 +77,36 @@ pub(super) async fn run<T>(
         bad_messages: 0,
         cancels: Rc::new(()),
         wire,
-        connection,
-        sockets: Arc::clone(&sockets),
+        _open: sockets.metrics.connected(ConnectionKind::Websocket),
+        sockets,
     };
-    if sockets.drain.admit(sockets.server.max_connections) {
-        task.live(begun, principal).await;
-        sockets.drain.release();
-    } else {
-        task.end(Close::OverCapacity).await;
+    let is_admitted = task
+        .sockets
+        .drain
+        .admit(task.sockets.server.max_connections);
+    if let (true, Some(principal)) = (is_admitted, upgraded.principal) {
+        task.welcome(principal);
+    }
+    async move {
+        if is_admitted {
+            let close = task.talk().await;
+            task.end(close).await;
+            task.sockets.drain.release();
+        } else {
+            task.end(Close::OverCapacity).await;
+        }
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
-    async fn live(mut self, mut buffer: BytesMut, principal: Option<Principal>) {
-        tracing::debug!(connection.id = self.name, "opened");
-        if let Some(principal) = principal {
-            self.welcome(principal);
-        }
-        let mut inbound = Inbound::new(self.sockets.settings.max_message_bytes);
-        let close = self.talk(&mut inbound, &mut buffer).await;
-        tracing::debug!(
-            connection.id = self.name,
-            close.code = close.code().0,
-            "closes"
-        );
-        self.end(close).await;
-    }
-
     /// Talks until there is a reason to stop.
-    async fn talk(&mut self, inbound: &mut Inbound, buffer: &mut BytesMut) -> Close {
+    async fn talk(&mut self) -> Close {
         let clock = tokio::time::sleep_until(self.next_heartbeat);
         tokio::pin!(clock);
         let drain = Arc::clone(&self.sockets.drain);
         loop {
             while self.wire.may_answer() {
-                match inbound.next(buffer) {
+                match self.inbound.next() {
                     Ok(Some(heard)) => {
                         if let Err(close) = self.hear(heard).await {
                             return close;
@@ -127,7 +122,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             }
             let wire = Rc::clone(&self.wire);
             tokio::select! {
-                turn = wire.turn(&self.connection, buffer) => match turn {
+                turn = wire.turn(&self.connection, self.inbound.buffer()) => match turn {
                     Turn::Read => self.last_heard = Instant::now(),
                     Turn::Idle => {}
                     Turn::Over => return Close::Normal,
@@ -146,8 +141,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
     }
 
     /// Says why, closes, and waits a moment for the client to have read it.
-    async fn end(self, close: Close) {
+    async fn end(&self, close: Close) {
         let (code, reason) = close.code();
+        let name = self.name.simple();
+        tracing::debug!(connection.id = %name, close.code = code, "closes");
         self.sockets.metrics.socket_closed(code);
         self.wire.shut();
         let retry_after = match close {
@@ -186,10 +183,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             .await
             .is_err()
         {
-            tracing::debug!(
-                connection.id = self.name,
-                "the client did not close its side"
-            );
+            tracing::debug!(connection.id = %name, "the client did not close its side");
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::Sockets;
 use super::connection::{Peer, Task};
@@ -133,9 +134,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             ends_at,
         };
         let heartbeat_ms = u64::try_from(heartbeat).unwrap_or(u64::MAX);
+        let mut name = Uuid::encode_buffer();
         let hello = HubMessage::Hello {
             protocol: 1,
-            connection: &self.name,
+            connection: self.name.simple().encode_lower(&mut name),
             heartbeat_ms,
             expires_at,
             now,

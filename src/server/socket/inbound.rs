@@ -28,6 +28,7 @@ pub(super) enum Heard {
 
 /// Reads one connection's frames.
 pub(super) struct Inbound {
+    buffer: BytesMut,
     codec: Codec,
     longest: usize,
     pieces: usize,
@@ -35,9 +36,10 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
-    /// Reads messages of at most `longest` bytes.
-    pub(super) fn new(longest: usize) -> Self {
+    /// Reads messages of at most `longest` bytes, beginning with what came along already.
+    pub(super) fn new(longest: usize, buffer: BytesMut) -> Self {
         Self {
+            buffer,
             codec: Codec::new().max_size(longest),
             longest,
             pieces: 0,
@@ -45,16 +47,22 @@ impl Inbound {
         }
     }
 
-    /// The next thing that is whole in `buffer`; `None` when more bytes are needed.
+    /// Where to put what is read.
+    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// The next thing that is whole; `None` when more bytes are needed.
     ///
     /// # Errors
     /// How the socket must be closed.
-    pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Heard>, Close> {
-        judge_header(buffer, self.longest)?;
-        let frame = self.codec.decode(buffer).map_err(|error| broken(&error))?;
-        if buffer.is_empty() {
+    pub(super) fn next(&mut self) -> Result<Option<Heard>, Close> {
+        judge_header(&self.buffer, self.longest)?;
+        let frame = self.codec.decode(&mut self.buffer);
+        let frame = frame.map_err(|error| broken(&error))?;
+        if self.buffer.is_empty() {
             // Gives the memory back: an idle socket keeps none.
-            *buffer = BytesMut::new();
+            self.buffer = BytesMut::new();
         }
         let Some(frame) = frame else { return Ok(None) };
         let heard = match frame {
@@ -153,10 +161,9 @@ mod tests {
     }
 
     fn hear(bytes: &[u8]) -> Result<Vec<Bytes>, Close> {
-        let mut inbound = Inbound::new(1000);
-        let mut buffer = BytesMut::from(bytes);
+        let mut inbound = Inbound::new(1000, BytesMut::from(bytes));
         let mut texts = Vec::new();
-        while let Some(heard) = inbound.next(&mut buffer)? {
+        while let Some(heard) = inbound.next()? {
             if let Heard::Text(text) = heard {
                 texts.push(text);
             }
@@ -236,12 +243,11 @@ mod tests {
                 bytes.extend(frame(opcode, &text.as_bytes()[start..*end]));
                 start = *end;
             }
-            let mut inbound = Inbound::new(1000);
-            let mut buffer = BytesMut::new();
+            let mut inbound = Inbound::new(1000, BytesMut::new());
             let mut heard = Vec::new();
             for chunk in bytes.chunks(step) {
-                buffer.extend_from_slice(chunk);
-                while let Some(next) = inbound.next(&mut buffer).unwrap() {
+                inbound.buffer().extend_from_slice(chunk);
+                while let Some(next) = inbound.next().unwrap() {
                     if let Heard::Text(text) = next {
                         heard.push(text);
                     }
@@ -253,9 +259,8 @@ mod tests {
         /// Nothing makes it panic or keep more than a message.
         #[test]
         fn noise_is_refused_or_waited_for(noise in proptest::collection::vec(any::<u8>(), 0..3000)) {
-            let mut inbound = Inbound::new(1000);
-            let mut buffer = BytesMut::from(&noise[..]);
-            while let Ok(Some(_)) = inbound.next(&mut buffer) {}
+            let mut inbound = Inbound::new(1000, BytesMut::from(&noise[..]));
+            while let Ok(Some(_)) = inbound.next() {}
             prop_assert!(inbound.whole.len() <= 1000);
         }
     }

@@ -102,19 +102,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 
     /// Writes what can be written; `Pending` has registered the task for the rest.
-    fn poll_write_all(&self, mut bytes: Bytes, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_all(&self, bytes: &Bytes, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut io = self.io.borrow_mut();
-        while !bytes.is_empty() {
-            match Pin::new(&mut *io).poll_write(cx, &bytes) {
+        let mut written = 0;
+        while written < bytes.len() {
+            match Pin::new(&mut *io).poll_write(cx, &bytes[written..]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(written)) => {
-                    drop(bytes.split_to(written));
+                Poll::Ready(Ok(more)) => {
+                    written += more;
                     self.blocked_since.set(None);
                     self.needs_flush.set(true);
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    *self.tail.borrow_mut() = bytes;
+                    *self.tail.borrow_mut() = bytes.slice(written..);
                     return self.block();
                 }
             }
@@ -141,7 +142,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     fn poll_send(&self, connection: &Connection, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let tail = std::mem::take(&mut *self.tail.borrow_mut());
-            std::task::ready!(self.poll_write_all(tail, cx))?;
+            std::task::ready!(self.poll_write_all(&tail, cx))?;
             let answer = self.answers.borrow_mut().pop_front();
             let next = match answer {
                 Some(answer) => answer,
@@ -241,18 +242,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Wire<T> {
-    fn offer(&self, frame: &Frame) -> bool {
-        let is_free = self.is_open.get()
+    fn is_free(&self) -> bool {
+        self.is_open.get()
             && self.tail.borrow().is_empty()
             && self.answers.borrow().is_empty()
             && self.condition.get().is_none()
-            && !self.needs_flush.get();
-        if !is_free {
+            && !self.needs_flush.get()
+    }
+
+    fn offer(&self, frame: &Frame) -> bool {
+        if !self.is_free() {
             return false;
         }
         // Registers nobody: should the kernel not take it all, the task polls again with its own waker.
         let mut nobody = Context::from_waker(Waker::noop());
-        match self.poll_write_all(frame.websocket().clone(), &mut nobody) {
+        match self.poll_write_all(frame.websocket(), &mut nobody) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => {
                 self.is_broken.set(true);

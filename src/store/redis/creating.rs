@@ -11,13 +11,16 @@ use super::keys::{key_name, task_name};
 use super::names::{Claim, Name};
 use super::scripts::CREATE;
 use crate::job::Job;
-use crate::store::{Create, Created, Error, Idempotency, spread};
+use crate::store::{Committed, Create, Created, Error, Idempotency, spread};
 
 impl RedisStore {
     pub(super) async fn create_job(&self, create: Create) -> Result<Created, Error> {
         let created = self.try_create(create).await?;
         if let Created::Replay(kept) | Created::TaskTaken(kept) = &created {
-            self.secure_job(&kept.id).await?;
+            match self.secure_job(kept).await? {
+                Committed::Done => {}
+                Committed::Stale | Committed::Gone => return Err(Error::Busy),
+            }
         }
         Ok(created)
     }

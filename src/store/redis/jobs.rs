@@ -17,7 +17,7 @@ use super::keys::Partition;
 use super::link::away;
 use super::scripts::SECURE;
 use crate::job::{Job, JobId};
-use crate::store::{Agenda, Error};
+use crate::store::{Agenda, Committed, Error};
 
 /// How much longer than its retention anything is kept by Redis itself: the sweep comes first.
 pub(super) const SLACK: Duration = Duration::from_secs(24 * 3600);
@@ -40,13 +40,23 @@ pub(super) struct Changes {
 }
 
 impl RedisStore {
-    /// Waits until as many replicas as are asked for have what is there.
-    pub(super) async fn secure_job(&self, id: &JobId) -> Result<(), Error> {
-        let keys = vec![self.link.keys.of(id.as_str()).job(id)];
-        match self.link.waits() {
-            true => self.link.run_durably(&SECURE, keys, Vec::new()).await,
-            false => Ok(()),
+    /// Waits until as many replicas as are asked for have this version. While one Redis takes over
+    /// from another, what was read may be kept by the one that is left, and nowhere else.
+    pub(super) async fn secure_job(&self, job: &Job) -> Result<Committed, Error> {
+        if !self.link.waits() {
+            return Ok(Committed::Done);
         }
+        let keys = vec![self.link.keys.of(job.id.as_str()).job(&job.id)];
+        let args = vec![
+            job.version.to_string().into(),
+            job.updated_at.millis().to_string().into(),
+        ];
+        let answer: String = self.link.run_durably(&SECURE, keys, args).await?;
+        Ok(match answer.as_str() {
+            "done" => Committed::Done,
+            "gone" => Committed::Gone,
+            _ => Committed::Stale,
+        })
     }
 
     /// The keys of all that a script does to a job.

@@ -1,9 +1,10 @@
 //! A client that stays connected: begun again when its task has ended, made anew when a server that
-//! it is connected to says nothing.
+//! it is connected to says nothing, or is a primary no more.
 //!
 //! Invariant: the library comes back by itself from a connection that closes. What it does not come
 //! back from is seen to here: an error that ends its task (such as a redirection that it gives up
-//! on), and a connection that is open and silent, which goes unnoticed as long as it is written to.
+//! on), a connection that is open and silent, which goes unnoticed as long as it is written to, and
+//! one to a server that became a replica while Sentinels still named it, which reads what is old.
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use fred::clients::Client;
 use fred::error::ErrorKind;
 use fred::interfaces::ClientLike;
 use fred::types::config::Options;
+use fred::types::{ClusterHash, CustomCommand, Value};
 use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,8 +22,11 @@ use super::place::PATIENCE;
 /// Between two looks at whether all servers answer.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// After which a ping without an answer means that nothing else is answered.
+/// After which a question without an answer means that nothing else is answered.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// What stands behind a command of one word.
+const NO_WORDS: Vec<Value> = Vec::new();
 
 /// Connects a client and keeps it so, until `over`.
 pub(super) async fn keep(client: Client, over: CancellationToken) {
@@ -41,8 +46,8 @@ pub(super) async fn keep(client: Client, over: CancellationToken) {
                 }
             }
             _ = look.tick() => {
-                if client.is_connected() && is_silent(&client).await {
-                    tracing::warn!("a server says nothing; the connection to it is made anew");
+                if client.is_connected() && is_amiss(&client).await {
+                    tracing::warn!("a server is silent or no primary; the connection is made anew");
                     renew(&client).await;
                 }
             }
@@ -59,8 +64,8 @@ pub(super) async fn renew(client: &Client) {
     }
 }
 
-/// Whether a server that the client is connected to leaves a ping unanswered.
-async fn is_silent(client: &Client) -> bool {
+/// Whether a server that the client is connected to leaves a question unanswered, or is no primary.
+async fn is_amiss(client: &Client) -> bool {
     let servers = match client.is_clustered() {
         true => client.active_connections().into_iter().map(Some).collect(),
         false => vec![None],
@@ -73,12 +78,13 @@ async fn is_silent(client: &Client) -> bool {
             cluster_node,
             ..Options::default()
         };
-        client.with_options(&options).ping::<()>(None).await
+        let role = CustomCommand::new_static("ROLE", ClusterHash::Random, false);
+        let answer: Result<Vec<Value>, _> =
+            client.with_options(&options).custom(role, NO_WORDS).await;
+        match answer {
+            Ok(role) => role.first().and_then(Value::as_str).as_deref() != Some("master"),
+            Err(error) => *error.kind() == ErrorKind::Timeout,
+        }
     });
-    let is_timeout = |answer: &Result<(), fred::error::Error>| {
-        answer
-            .as_ref()
-            .is_err_and(|error| *error.kind() == ErrorKind::Timeout)
-    };
-    join_all(answers).await.iter().any(is_timeout)
+    join_all(answers).await.contains(&true)
 }

@@ -9,14 +9,21 @@ use rusqlite::Connection;
 use super::inbox::{Changes, Receiver};
 use crate::store::Error;
 
+/// The most steps taken at once: where many wait, most of the way is from one thread to another; and
+/// few enough that none waits for long behind a slow one while another reader is free.
+const HANDFUL: usize = 8;
+
 /// Serves the inbox, together with its fellows, until it is closed and empty.
 pub(super) fn serve(db: &Connection, inbox: &Mutex<Receiver>) {
-    let next = || {
+    let mut steps = Vec::with_capacity(HANDFUL);
+    let take = |steps: &mut Vec<_>| {
         let mut inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        inbox.blocking_recv()
+        inbox.blocking_recv_many(steps, HANDFUL)
     };
-    while let Some(mut step) = next() {
-        let outcome = step.run(db, &mut Changes::new());
-        step.answer(outcome.map_err(|error| Error::Away(error.to_string())));
+    while take(&mut steps) > 0 {
+        for mut step in steps.drain(..) {
+            let outcome = step.run(db, &mut Changes::new());
+            step.answer(outcome.map_err(|error| Error::Away(error.to_string())));
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Watchers by the hundred, each with its own socket and its own memory of what it was shown.
 //!
-//! Invariant: a watcher remembers across its sockets, as a page does; what goes back, comes twice or
-//! is not asked for is written down as a fault and forgotten by nobody.
+//! Invariant: a watcher remembers across its sockets, as a page does; what goes back, comes in two
+//! forms or is not asked for is written down as a fault and forgotten by nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,11 @@ pub struct Seen {
     pub home: usize,
     /// The newest document of each job.
     pub jobs: BTreeMap<String, Value>,
+    /// Each version that it was shown, and how far the job was.
+    pub history: Vec<(String, u64, Value)>,
     pub messages: usize,
+    /// Documents that it had already.
+    pub repeated: usize,
     pub is_subscribed: bool,
     /// How often it was told to subscribe later.
     pub put_off: usize,
@@ -61,7 +65,9 @@ impl Seen {
             wish,
             home,
             jobs: BTreeMap::new(),
+            history: Vec::new(),
             messages: 0,
+            repeated: 0,
             is_subscribed: false,
             put_off: 0,
             is_degraded: false,
@@ -90,12 +96,16 @@ impl Seen {
             self.faults.push(format!("{id}: never asked for"));
         }
         let version = |job: &Value| job["version"].as_u64().unwrap();
-        if let Some(before) = self.jobs.get(id)
-            && version(job) <= version(before)
-        {
-            let fault = format!("{id}: {} after {}", version(job), version(before));
-            self.faults.push(fault);
+        match self.jobs.get(id) {
+            // Whoever subscribes anew may meet what is on its way to him just then.
+            Some(before) if before == job => self.repeated += 1,
+            Some(before) if version(job) <= version(before) => {
+                self.faults.push(format!("{before}, and then {job}"));
+            }
+            Some(_) | None => {}
         }
+        let point = (id.to_owned(), version(job), job["progress"].clone());
+        self.history.push(point);
         self.jobs.insert(id.to_owned(), job.clone());
     }
 }
@@ -172,6 +182,19 @@ impl Audience {
         }
     }
 
+    /// Waits until everybody at a hub has been told that its store is away.
+    pub async fn until_degraded_at(&self, node: usize) {
+        self.until("are degraded", |seen| seen.home != node || seen.is_degraded)
+            .await;
+    }
+
+    /// Waits until everybody at a hub is there and has been told that all is current.
+    pub async fn until_restored_at(&self, node: usize) {
+        let is_whole = |seen: &Seen| seen.is_subscribed && !seen.is_degraded;
+        self.until("are restored", |seen| seen.home != node || is_whole(seen))
+            .await;
+    }
+
     /// Waits until each has the newest version of all that it wants to see.
     pub async fn until_current(&self, truth: &BTreeMap<String, Value>) {
         self.until("have the newest versions", |seen| seen.is_current(truth))
@@ -197,18 +220,32 @@ impl Audience {
         self.seen.iter().flat_map(faults).collect()
     }
 
-    /// How many tried to connect again in the busiest second, and in all.
-    pub fn reconnects(&self) -> (usize, usize) {
+    /// How far a job was at each version that anybody was shown.
+    pub fn history_of(&self, id: &str) -> BTreeSet<(u64, String)> {
+        let points = |seen: &Arc<Mutex<Seen>>| seen.lock().unwrap().history.clone();
+        let points = self.seen.iter().flat_map(points);
+        points
+            .filter(|(job, ..)| job == id)
+            .map(|(_, version, progress)| (version, progress.to_string()))
+            .collect()
+    }
+
+    /// How many tried to connect again.
+    pub fn reconnects(&self) -> usize {
+        self.sum(|seen| seen.reconnects.len())
+    }
+
+    /// How many of those in the busiest span of this length.
+    pub fn most_reconnects_in(&self, span: Duration) -> usize {
         let tries = |seen: &Arc<Mutex<Seen>>| seen.lock().unwrap().reconnects.clone();
         let mut tries: Vec<Instant> = self.seen.iter().flat_map(tries).collect();
         tries.sort_unstable();
-        let in_the_second_from = |(n, from): (usize, &Instant)| {
+        let in_span = |(n, from): (usize, &Instant)| {
             let rest = tries[n..].iter();
-            rest.take_while(|at| at.duration_since(*from) < Duration::from_secs(1))
+            rest.take_while(|at| at.duration_since(*from) < span)
                 .count()
         };
-        let peak = tries.iter().enumerate().map(in_the_second_from).max();
-        (peak.unwrap_or(0), tries.len())
+        tries.iter().enumerate().map(in_span).max().unwrap_or(0)
     }
 
     /// Lets them go.
@@ -355,20 +392,29 @@ async fn pause(milliseconds: std::ops::Range<u64>) {
 }
 
 #[test]
-fn a_watcher_notices_what_goes_back_comes_twice_or_is_not_its_own() {
+fn a_watcher_notices_what_goes_back_comes_in_two_forms_or_is_not_its_own() {
+    let document = |id: &str, version: u64, progress: u64| json!({ "id": id, "version": version, "progress": progress });
     let mut seen = Seen::of(Wish::Jobs(vec!["a".to_owned()]), 0);
-    for version in [1, 3, 3, 2, 4] {
-        seen.show(&json!({ "id": "a", "version": version }));
+    for (version, progress) in [(1, 1), (3, 3), (3, 3), (4, 4)] {
+        seen.show(&document("a", version, progress));
     }
-    seen.show(&json!({ "id": "b", "version": 1 }));
-    let faults = ["a: 3 after 3", "a: 2 after 3", "b: never asked for"];
-    assert_eq!(seen.faults, faults);
-    let newer = json!({ "id": "a", "version": 5 });
-    for (truth, is_current) in [(seen.jobs["a"].clone(), true), (newer, false)] {
-        let truth = BTreeMap::from([("a".to_owned(), truth)]);
+    assert_eq!((seen.repeated, seen.faults.len()), (1, 0));
+    for (faults, fault) in [
+        document("a", 3, 3),
+        document("a", 3, 4),
+        document("b", 1, 1),
+    ]
+    .iter()
+    .enumerate()
+    {
+        seen.show(fault);
+        assert_eq!(seen.faults.len(), faults + 1, "{fault}");
+    }
+    for (version, is_current) in [(3, true), (4, false)] {
+        let truth = BTreeMap::from([("a".to_owned(), document("a", version, 4))]);
         assert_eq!(seen.is_current(&truth), is_current);
     }
     seen = Seen::of(Wish::Mine, 0);
-    let truth = BTreeMap::from([("a".to_owned(), json!({ "id": "a", "version": 1 }))]);
+    let truth = BTreeMap::from([("a".to_owned(), document("a", 1, 1))]);
     assert!(!seen.is_current(&truth), "it was never shown the job");
 }

@@ -1,7 +1,8 @@
 //! Providers' webhooks, sent until they are acknowledged, and a memory of each that was.
 //!
 //! Invariant: a job's webhooks are sent one after another, each with news that the one before did
-//! not have; so its document has exactly one version more for each, whatever happened meanwhile.
+//! not have, so at its end the document has a version for each. Of every other job, the document is
+//! read in between: what was acknowledged is in it, whatever happened meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Addresses;
-use crate::app::PATIENCE;
 use crate::signing;
 
 /// Between two webhooks of one job.
@@ -37,6 +37,8 @@ pub struct Books {
     pub unanswered: usize,
     /// Acknowledgements that it was known already: a try whose answer was lost had counted.
     pub known: usize,
+    /// Readings that did not have what was acknowledged before.
+    pub stale: usize,
     pub slowest_refusal: Duration,
     pub faults: Vec<String>,
 }
@@ -53,6 +55,9 @@ pub struct Sender {
 struct Task {
     name: String,
     job: String,
+    token: String,
+    /// Whether the job is read between two webhooks. The others press on into whatever happens.
+    is_looked_after: bool,
     addresses: Addresses,
     http: reqwest::Client,
     books: Arc<Mutex<Books>>,
@@ -68,16 +73,18 @@ enum Answer {
 }
 
 impl Sender {
-    /// Starts to tell the progress of tasks, given with their jobs.
-    pub fn start(addresses: &Addresses, tasks: &[(String, String)]) -> Self {
+    /// Starts to tell the progress of tasks, given with their jobs, which this token may read.
+    pub fn start(addresses: &Addresses, tasks: &[(String, String)], token: &str) -> Self {
         let (ring, bell) = watch::channel(());
         let (books, finish) = (Arc::default(), CancellationToken::new());
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let mut sending = JoinSet::new();
-        for (name, job) in tasks {
+        for (n, (name, job)) in tasks.iter().enumerate() {
             let task = Task {
                 name: name.clone(),
                 job: job.clone(),
+                token: token.to_owned(),
+                is_looked_after: n % 2 == 0,
                 addresses: addresses.clone(),
                 http: http.clone(),
                 books: Arc::clone(&books),
@@ -145,12 +152,40 @@ impl Task {
             let news = json!({ "task_id": self.name, "status": "running", "progress": percent });
             self.deliver(&news).await;
             let ends = finish.run_until_cancelled(tokio::time::sleep(PACE)).await;
+            if self.is_looked_after {
+                self.look_for(percent).await;
+            }
             if ends.is_none() {
                 break;
             }
         }
         let success = json!({ "task_id": self.name, "status": "succeeded" });
         self.deliver(&success).await;
+    }
+
+    /// Reads the job until what was acknowledged is in it.
+    async fn look_for(&self, percent: f64) {
+        let begun = Instant::now();
+        loop {
+            let job = self.read().await;
+            let has_it = |job: &Value| job["progress"].as_f64() == Some(percent);
+            if job.as_ref().is_some_and(has_it) {
+                return;
+            }
+            self.books.lock().unwrap().stale += usize::from(job.is_some());
+            assert!(begun.elapsed() < STUBBORN, "{percent} was lost: {job:?}");
+            pause().await;
+        }
+    }
+
+    /// The job by any hub that answers; none if it refuses, or is gone.
+    async fn read(&self) -> Option<Value> {
+        let address = self.addresses.any()?;
+        let request = self.http.get(format!("{address}/v1/jobs/{}", self.job));
+        let answer = request.timeout(PROMPT).bearer_auth(&self.token).send();
+        let answer = answer.await.ok()?;
+        (answer.status() != 503).then_some(())?;
+        answer.json().await.ok()
     }
 
     /// Sends one webhook, to whichever hub, again and again until it is acknowledged.
@@ -180,9 +215,7 @@ impl Task {
                 return;
             }
             assert!(begun.elapsed() < STUBBORN, "never acknowledged: {news}");
-            // A provider's patience is minutes; a test's is less.
-            let wait = Duration::from_millis(rand::rng().random_range(50..250));
-            tokio::time::sleep(wait).await;
+            pause().await;
         }
     }
 
@@ -195,7 +228,7 @@ impl Task {
         let request = self
             .http
             .post(format!("{address}/v1/webhooks/generic"))
-            .timeout(PROMPT.min(PATIENCE))
+            .timeout(PROMPT)
             .header("x-ai-signature", signature)
             .body(body);
         let answer = match request.send().await {
@@ -217,4 +250,10 @@ impl Task {
             _ => Answer::Wrong(format!("{}: {status} {told}", self.name)),
         }
     }
+}
+
+/// Between two tries. A provider's patience is minutes; a test's is less.
+async fn pause() {
+    let wait = Duration::from_millis(rand::rng().random_range(50..250));
+    tokio::time::sleep(wait).await;
 }

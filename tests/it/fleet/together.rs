@@ -1,0 +1,120 @@
+//! Two hubs that are well: what happens at one is seen at the other.
+
+use reqwest::Method;
+use serde_json::json;
+
+use super::Fleet;
+use super::traffic::Traffic;
+use crate::app::send;
+use crate::redis::RedisServer;
+use crate::stream::TestStream;
+
+async fn pair(redis: &RedisServer) -> Fleet {
+    Fleet::start(&[redis.url(), redis.url()], |hub| hub).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_at_two_hubs_see_the_same() {
+    let redis = RedisServer::start().await;
+    let fleet = pair(&redis).await;
+    let traffic = Traffic::begin("two hubs", &fleet).await;
+    traffic.flows(5).await;
+    traffic.settle(&fleet).await;
+
+    let keys = redis.ask("KEYS *").await;
+    let mut speaker = redis.speaker().await;
+    for key in keys.list() {
+        let key = key.text();
+        assert!(key.starts_with("ph:"), "{key}: a stranger among keys");
+        let left = speaker.ask(&format!("PTTL {key}")).await.number();
+        assert!(left > 0, "{key}: stays for ever");
+    }
+    println!(
+        "{} keys, all of them with the prefix and an end",
+        keys.list().len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_watches_in_whatever_way_sees_what_another_hub_was_told() {
+    let redis = RedisServer::start().await;
+    let fleet = pair(&redis).await;
+    let (here, there) = (fleet.node(0), fleet.node(1));
+    let mut follower = there.socket("alice").await;
+    follower
+        .say(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
+        .await;
+    follower.hear("subscribed").await;
+    // Nobody watched this job when it came to be; the feed has it at once.
+    let job = here.worker_job("alice").await;
+    let others = here.worker_job("bob").await;
+    assert_eq!(follower.job().await["id"], job);
+
+    let mut watcher = there.socket("alice").await;
+    watcher.subscribe(&[(&job, 1)]).await;
+    let mut stream = TestStream::open(there, &format!("job={job}"), "alice").await;
+    assert_eq!(stream.job().await["version"], 1);
+    let held = there.request(
+        Method::GET,
+        &format!("/v1/jobs/{job}?wait=60&since=1"),
+        "alice",
+    );
+    let held = tokio::spawn(send(held));
+    there
+        .until_metric("connections{kind=\"poll\"}", |open| open == 1.0)
+        .await;
+    here.push(&others, json!({ "progress": 10 })).await;
+    assert_eq!(here.push(&job, json!({ "progress": 10 })).await.status, 200);
+    let seen = watcher.job().await;
+    assert_eq!(
+        (&seen["version"], &seen["progress"]),
+        (&json!(2), &json!(10.0))
+    );
+    assert_eq!(follower.job().await, seen, "and nothing of bob's");
+    assert_eq!(stream.job().await, seen);
+    assert_eq!(held.await.unwrap().body, seen);
+
+    // There and back again: the end comes from the other side.
+    there.push(&job, json!({ "status": "succeeded" })).await;
+    let ended = here.job(&job, "alice").await;
+    assert_eq!(ended["final"], true);
+    for client in [&mut watcher, &mut follower] {
+        assert_eq!(client.job().await, ended);
+        client.hears_nothing().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_who_comes_back_after_the_last_has_gone_is_shown_everything() {
+    let redis = RedisServer::start().await;
+    let fleet = pair(&redis).await;
+    let (here, there) = (fleet.node(0), fleet.node(1));
+    let job = here.worker_job("alice").await;
+    for n in 1..=20_u64 {
+        let mut watcher = there.socket("alice").await;
+        watcher.subscribe(&[(&job, n)]).await;
+        here.push(&job, json!({ "progress": n })).await;
+        assert_eq!(watcher.job().await["version"], n + 1);
+        watcher.leave().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_races_to_subscribe_ends_current() {
+    let redis = RedisServer::start().await;
+    let fleet = pair(&redis).await;
+    let (here, there) = (fleet.node(0), fleet.node(1));
+    for _ in 0..30 {
+        let job = here.worker_job("alice").await;
+        let mut watcher = there.socket("alice").await;
+        let (unknown, update) = ([(job.as_str(), 0)], json!({ "progress": 1 }));
+        let (told, pushed) = tokio::join!(watcher.subscribe(&unknown), here.push(&job, update));
+        assert_eq!((&told[&job], pushed.status.as_u16()), (&json!("sent"), 200));
+        let mut shown = watcher.job().await;
+        while shown["version"] != 2 {
+            assert_eq!(shown["version"], 1);
+            shown = watcher.job().await;
+        }
+        watcher.hears_nothing().await;
+    }
+}
