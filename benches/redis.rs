@@ -97,13 +97,10 @@ fn main() {
         .skip(1)
         .filter(|word| word != "--bench")
         .collect();
-    println!(
-        "{}; {}; Redis {}\n`cargo bench --bench redis -- {}`\n",
-        Time::now(),
-        machine(),
-        redis_version(),
-        given.join(" "),
-    );
+    let command = ["cargo bench --bench redis --"].into_iter();
+    let command: Vec<&str> = command.chain(given.iter().map(String::as_str)).collect();
+    println!("{}; {}; Redis {}", Time::now(), machine(), redis_version());
+    println!("`{}`\n", command.join(" ").trim_end_matches(" --"));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

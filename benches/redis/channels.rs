@@ -11,23 +11,32 @@ use futures_util::stream;
 use progress_hub::job::Job;
 use serde_json::json;
 
-use crate::ground::{Redis, Serving, Socket, command, hear, say};
+use crate::ground::{Redis, Serving, Socket, command, hear, hear_any, say};
 use crate::work::{change, create, open};
 
 /// Jobs that a socket watches.
 const EACH: usize = 250;
 
-/// Jobs that are created at once.
-const AT_ONCE: usize = 64;
+/// Jobs that are created at once, and sockets that subscribe at once.
+const AT_ONCE: usize = 16;
 
-/// Each socket with its jobs.
-async fn all(
-    watchers: &mut [(Socket, Vec<Job>)],
-    each: impl AsyncFn(&mut Socket, &[Job]),
-) -> Duration {
-    let begun = Instant::now();
-    join_all(watchers.iter_mut().map(|(socket, jobs)| each(socket, jobs))).await;
-    begun.elapsed()
+/// Subscribes until it is done; says how often the store was too busy.
+async fn subscribe(socket: &mut Socket, jobs: &[Job]) -> usize {
+    let jobs: Vec<_> = jobs
+        .iter()
+        .map(|job| json!({ "job": job.id, "version": 1 }))
+        .collect();
+    for refused in 0.. {
+        say(socket, &json!({ "type": "subscribe", "jobs": jobs })).await;
+        let told = hear_any(socket, &["subscribed", "error"]).await;
+        if told.contains("store_unavailable") {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            continue;
+        }
+        assert_eq!(told.matches("\"current\"").count(), jobs.len(), "{told}");
+        return refused;
+    }
+    unreachable!()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts that fit")]
@@ -57,16 +66,15 @@ pub async fn measure(channels: usize, span: Duration) {
     let mut watchers = connected;
     let greeted = hub.memory();
 
-    let listened = all(&mut watchers, async |socket, jobs| {
-        let jobs: Vec<_> = jobs
-            .iter()
-            .map(|job| json!({ "job": job.id, "version": 1 }))
-            .collect();
-        say(socket, &json!({ "type": "subscribe", "jobs": jobs })).await;
-        let told = hear(socket, "subscribed").await;
-        assert_eq!(told.matches("\"current\"").count(), jobs.len(), "{told}");
-    })
-    .await;
+    let begun = Instant::now();
+    let subscribing = watchers
+        .iter_mut()
+        .map(|(socket, jobs)| subscribe(socket, jobs));
+    let refusals: Vec<usize> = stream::iter(subscribing)
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let (listened, refused) = (begun.elapsed(), refusals.iter().sum::<usize>());
     let watching = redis.info("memory", "used_memory").await;
     let watched = hub.memory();
 
@@ -80,10 +88,14 @@ pub async fn measure(channels: usize, span: Duration) {
         .await
         .ask(&command(&["CLIENT", "KILL", "TYPE", "pubsub"]))
         .await;
-    let restored = all(&mut watchers, async |socket, _| {
-        hear(socket, "restored").await;
-    })
+    let begun = Instant::now();
+    join_all(
+        watchers
+            .iter_mut()
+            .map(|(socket, _)| hear(socket, "restored")),
+    )
     .await;
+    let restored = begun.elapsed();
     let again = hub.memory();
     for (socket, jobs) in watchers.iter_mut().step_by(10) {
         let job = &mut jobs[0];
@@ -110,8 +122,12 @@ pub async fn measure(channels: usize, span: Duration) {
     let seconds = |span: Duration| format!("{:.2} s", span.as_secs_f64());
     let rows = [
         vec![
-            "from the first `subscribe` to the last `subscribed`".to_owned(),
+            format!("to subscribe, {AT_ONCE} sockets at a time"),
             seconds(listened),
+        ],
+        vec![
+            "refusals meanwhile, the store being too busy".to_owned(),
+            refused.to_string(),
         ],
         vec![
             "from `CLIENT KILL TYPE pubsub` to the last `restored`".to_owned(),

@@ -43,12 +43,17 @@ pub async fn measure(span: Duration) {
         for callers in [1, 32, 256] {
             let jobs: Vec<Job> = join_all((0..callers).map(|_| create(&*store, "alice"))).await;
             let document = serde_json::to_string(&jobs[0]).unwrap();
-            let by = |words: &dyn Fn(&str) -> Vec<u8>| {
-                let names = (0..callers).map(|number| format!("bare{number}"));
+            let each = |words: &dyn Fn(&str) -> Vec<u8>| {
+                let names = (0..callers).map(|number| number.to_string());
                 names.map(|name| words(&name)).collect()
             };
-            let set = by(&|key| command(&["SET", key, &document]));
-            let script = by(&|key| command(&["EVAL", SMALLEST, "1", key, &document]));
+            let set = each(&|name| command(&["SET", &format!("set{name}"), &document]));
+            let mut loading = redis.bare().await;
+            let smallest = loading.ask_bulk(&["SCRIPT", "LOAD", SMALLEST]).await;
+            let script = each(&|name| {
+                let key = format!("hash{name}");
+                command(&["EVALSHA", &smallest, "1", &key, &document])
+            });
             let set = bare(&redis, set, span).await;
             let script = bare(&redis, script, span).await;
             let ours = changes(&redis, &store, &jobs, span).await;

@@ -20,6 +20,9 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 const SECRET: &str = "signs the tokens of a bench and nothing else";
 
+/// The longest that anything is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A process that ends when it is dropped.
 struct Process(Child);
 
@@ -181,7 +184,7 @@ impl Serving {
             ("socket.heartbeat", "10m".to_owned()),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_progress-hub"));
-        command.args(["--log-level", "error", "serve"]);
+        command.args(["--log-level", "off", "serve"]);
         for (key, value) in &settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
@@ -235,18 +238,34 @@ pub async fn say(socket: &mut Socket, message: &Value) {
         .unwrap();
 }
 
+/// The next message of one of these types.
+pub async fn hear_any(socket: &mut Socket, kinds: &[&str]) -> String {
+    let is_it = |text: &str| {
+        let kind = text.strip_prefix("{\"type\":\"");
+        kind.is_some_and(|text| {
+            kinds
+                .iter()
+                .any(|kind| text.starts_with(&format!("{kind}\"")))
+        })
+    };
+    let hearing = async {
+        loop {
+            match socket.next().await.unwrap().unwrap() {
+                Message::Text(text) if is_it(&text) => return text.as_str().to_owned(),
+                Message::Close(why) => panic!("closed: {why:?}"),
+                Message::Text(_)
+                | Message::Binary(_)
+                | Message::Ping(_)
+                | Message::Pong(_)
+                | Message::Frame(_) => {}
+            }
+        }
+    };
+    let heard = tokio::time::timeout(PATIENCE, hearing).await;
+    heard.unwrap_or_else(|_| panic!("nothing of {kinds:?} came"))
+}
+
 /// The next message of a type.
 pub async fn hear(socket: &mut Socket, kind: &str) -> String {
-    let mark = format!("{{\"type\":\"{kind}\"");
-    loop {
-        match socket.next().await.unwrap().unwrap() {
-            Message::Text(text) if text.starts_with(&mark) => return text.as_str().to_owned(),
-            Message::Close(why) => panic!("closed: {why:?}"),
-            Message::Text(_)
-            | Message::Binary(_)
-            | Message::Ping(_)
-            | Message::Pong(_)
-            | Message::Frame(_) => {}
-        }
-    }
+    hear_any(socket, &[kind]).await
 }
