@@ -76,7 +76,7 @@ impl Wish {
 impl Hearing {
     /// Begins to listen; must be called within a runtime.
     pub(super) fn open(place: &Place, link: &Arc<Link>, node: Node) -> Result<Self, Error> {
-        let client = place.client().map_err(|error| away(&error))?;
+        let client = place.listening_client().map_err(|error| away(&error))?;
         let name = uuid::Uuid::now_v7().simple().to_string();
         let ears = Arc::new(Ears::new(&link.keys, &name));
         tokio::spawn(ears::run(
@@ -140,7 +140,10 @@ impl Listener {
                     self.go_deaf("the connection's task has ended");
                 }
                 // Either way it may be more than one, and some may be missing.
-                _ = lost.recv() => self.go_deaf("the connection was lost"),
+                why = lost.recv() => {
+                    let why = why.map(|(error, _)| error.to_string());
+                    self.go_deaf(&why.unwrap_or_default());
+                }
                 _ = found.recv() => {
                     self.go_deaf("the connection is new");
                     probe.reset_immediately();

@@ -4,6 +4,7 @@
 //! telling of it. Everything elsewhere (tasks, keys, accounts, places, owners' lists) only points at
 //! it: it is written before where it may name too much, and whoever follows it looks at the job.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,12 @@ use serde::de::DeserializeOwned;
 use super::RedisStore;
 use super::keys::Partition;
 use super::link::away;
-use super::scripts::SECURE;
+use super::scripts::{READ, SECURE};
 use crate::job::{Job, JobId};
 use crate::store::{Agenda, Committed, Error};
+
+/// Jobs that one script reads: few enough that others don't wait for it.
+const BATCH: usize = 64;
 
 /// How much longer than its retention anything is kept by Redis itself: the sweep comes first.
 pub(super) const SLACK: Duration = Duration::from_secs(24 * 3600);
@@ -134,17 +138,29 @@ impl RedisStore {
         }
     }
 
-    /// An unreadable job is told to the log and left out, so that it does not hide the others.
+    /// Many in one go: a storm of subscribers must not become a command for each of their jobs. An
+    /// unreadable job is told to the log and left out, so that it does not hide the others.
     pub(super) async fn read_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
-        let reads = ids.iter().map(async |id| match self.read(id).await {
-            Err(Error::Corrupt(error)) => {
-                tracing::error!(job.id = %id, error, "the store holds something unreadable");
-                Ok(None)
-            }
-            read => read,
+        let mut places: BTreeMap<usize, Vec<&JobId>> = BTreeMap::new();
+        for id in ids {
+            let place = self.link.keys.of(id.as_str()).number;
+            places.entry(place).or_default().push(id);
+        }
+        let some = places.values().flat_map(|ids| ids.chunks(BATCH));
+        let reads = some.map(async |ids| {
+            let keys = ids.iter().map(|id| self.link.keys.of(id.as_str()).job(id));
+            let found: Vec<Option<String>> =
+                self.link.run(&READ, keys.collect(), Vec::new()).await?;
+            Ok::<_, Error>(found)
         });
-        let read = try_join_all(reads).await?;
-        Ok(read.into_iter().flatten().collect())
+        let found = try_join_all(reads).await?.concat();
+        let readable = |pair: &[Option<String>; 2]| match pair {
+            [Some(doc), Some(ticket)] => job_from(doc, ticket)
+                .inspect_err(|error| tracing::error!(%error, "can't read a job"))
+                .ok(),
+            [None, _] | [_, None] => None,
+        };
+        Ok(found.as_chunks().0.iter().filter_map(readable).collect())
     }
 }
 

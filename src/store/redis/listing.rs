@@ -76,6 +76,7 @@ impl RedisStore {
             let Some(last) = ids.last() else { break };
             before = Some(last.clone());
             let mut read = self.read_many(&ids).await?;
+            read.sort_unstable_by(|a, b| b.id.cmp(&a.id));
             read.retain(|job| {
                 listing.status.is_none_or(|status| job.status == status)
                     && match pass {

@@ -20,8 +20,10 @@ const GREETING: Duration = Duration::from_secs(2);
 /// Commands that wait to be written to a server that is there; a further one is refused.
 const MOST_WAITING: usize = 16 * 1024;
 
-/// Messages that wait to be taken in; beyond it some are lost, which is noticed.
+/// Messages that wait to be taken in by one that listens; beyond it some are lost, which is noticed.
+/// Room for them is taken from the beginning, so those that don't listen have next to none.
 const MOST_HEARD: usize = 64 * 1024;
+const LEAST_HEARD: usize = 16;
 
 /// A Redis, by its URL.
 #[derive(Clone)]
@@ -105,10 +107,22 @@ impl Place {
     /// # Errors
     /// What the client library says of it.
     pub(super) fn client(&self) -> Result<Client, fred::error::Error> {
+        self.client_with(LEAST_HEARD)
+    }
+
+    /// The same, for one that listens.
+    ///
+    /// # Errors
+    /// What the client library says of it.
+    pub(super) fn listening_client(&self) -> Result<Client, fred::error::Error> {
+        self.client_with(MOST_HEARD)
+    }
+
+    fn client_with(&self, heard: usize) -> Result<Client, fred::error::Error> {
         Builder::from_config(self.config.clone())
             .set_policy(ReconnectPolicy::new_exponential(0, 50, 1_500, 2))
             .with_performance_config(|performance| {
-                performance.broadcast_channel_capacity = MOST_HEARD;
+                performance.broadcast_channel_capacity = heard;
                 performance.default_command_timeout = PATIENCE;
             })
             .with_connection_config(|connection| {

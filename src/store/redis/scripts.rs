@@ -25,6 +25,7 @@ scripts! {
     HASTEN = "hasten.lua",
     LIST = "list.lua",
     PARK = "park.lua",
+    READ = "read.lua",
     REMEMBER = "remember.lua",
     SECURE = "secure.lua",
     SETTLE_PLACE = "settle_place.lua",
