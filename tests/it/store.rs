@@ -22,6 +22,7 @@ mod sweeping;
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use progress_hub::job::{Job, JobId, NewJob, Report, Source, Status, Update, VideoRequest};
@@ -162,7 +163,7 @@ mod engines {
     use progress_hub::config::{Config, StoreConfig};
     use progress_hub::store::redis::RedisStore;
 
-    use super::{Engine, SqliteStore};
+    use super::{Engine, Node, SqliteStore};
     use crate::redis::RedisServer;
     use crate::redis::cluster::Cluster;
 
@@ -179,7 +180,10 @@ mod engines {
     }
 
     fn sqlite(url: &str) -> Engine {
-        Engine::new(|node| SqliteStore::open(url, super::RETENTION, node.announce).unwrap())
+        let open = |node: Node| SqliteStore::open(url, super::RETENTION, node.announce).unwrap();
+        let engine = Engine::new(open);
+        engine.is_there.store(true, Ordering::SeqCst);
+        engine
     }
 
     pub(super) async fn redis_server() -> Engine {
@@ -231,6 +235,7 @@ mod engines {
         tokio::time::timeout(crate::app::PATIENCE, there)
             .await
             .unwrap();
+        engine.is_there.store(true, Ordering::SeqCst);
         engine
     }
 }
@@ -250,6 +255,8 @@ pub(crate) const RETENTION: Retention = Retention {
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn Store>,
     heard: watch::Sender<Vec<Arc<Job>>>,
+    /// Whether it was reached: until then it is away, and says so if that takes long.
+    is_there: Arc<AtomicBool>,
     /// What it stands on, as long as it is there.
     ground: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -257,16 +264,20 @@ pub(crate) struct Engine {
 impl Engine {
     fn new<S: Store>(open: impl FnOnce(Node) -> S) -> Self {
         let heard = watch::Sender::new(Vec::new());
-        let ear = heard.clone();
+        let is_there = Arc::new(AtomicBool::new(false));
+        let (ear, there) = (heard.clone(), Arc::clone(&is_there));
         let announce: Announce = Arc::new(move |event| match event {
             Event::Changed(job) => ear.send_modify(|heard| heard.push(job)),
             Event::Reminded => {}
-            Event::Away | Event::Back => panic!("nothing went away"),
+            Event::Away | Event::Back => {
+                assert!(!there.load(Ordering::SeqCst), "nothing went away");
+            }
         });
         let wanted: Wanted = Arc::new(|_| true);
         Self {
             store: Arc::new(open(Node { announce, wanted })),
             heard,
+            is_there,
             ground: None,
         }
     }
