@@ -93,18 +93,30 @@ async fn a_redis_that_is_cut_off_and_comes_back_costs_nothing() {
     traffic.audience.until_restored_at(0).await;
 
     // Nobody has a store.
-    for way in &ways {
-        way.cut();
-    }
-    for node in 0..2 {
+    is_noticed_and_over(&fleet, &traffic, &ways, Proxy::cut).await;
+    traffic.flows(2).await;
+    assert_eq!(traffic.audience.reconnects(), 0, "the sockets stayed");
+    traffic.settle(&fleet).await;
+    drop(redis);
+}
+
+/// Harms the way of each of these nodes, sees what they make of it, and heals it.
+async fn is_noticed_and_over(
+    fleet: &Fleet,
+    traffic: &Traffic,
+    ways: &[Proxy],
+    harm: impl Fn(&Proxy),
+) {
+    ways.iter().for_each(harm);
+    for node in 0..ways.len() {
         traffic.audience.until_degraded_at(node).await;
         answers_without_its_store(fleet.node(node), &traffic.jobs[0]).await;
     }
-    for way in &ways {
+    for way in ways {
         way.heal();
     }
     let healed = Instant::now();
-    for node in 0..2 {
+    for node in 0..ways.len() {
         traffic.audience.until_restored_at(node).await;
         until_ready(fleet.node(node)).await;
     }
@@ -112,10 +124,6 @@ async fn a_redis_that_is_cut_off_and_comes_back_costs_nothing() {
         "all was well again {:?} after the network was",
         healed.elapsed()
     );
-    traffic.flows(2).await;
-    assert_eq!(traffic.audience.reconnects(), 0, "the sockets stayed");
-    traffic.settle(&fleet).await;
-    drop(redis);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,25 +131,7 @@ async fn connections_that_are_half_open_are_noticed() {
     let Weathered { fleet, ways, redis } = Weathered::start().await;
     let traffic = Traffic::begin("stalled", &fleet).await;
     for round in [&ways[..1], &ways[..]] {
-        for way in round {
-            way.stall();
-        }
-        for node in 0..round.len() {
-            traffic.audience.until_degraded_at(node).await;
-            answers_without_its_store(fleet.node(node), &traffic.jobs[0]).await;
-        }
-        for way in round {
-            way.heal();
-        }
-        let healed = Instant::now();
-        for node in 0..round.len() {
-            traffic.audience.until_restored_at(node).await;
-            until_ready(fleet.node(node)).await;
-        }
-        println!(
-            "all was well again {:?} after the network was",
-            healed.elapsed()
-        );
+        is_noticed_and_over(&fleet, &traffic, round, Proxy::stall).await;
         traffic.flows(2).await;
     }
     assert_eq!(traffic.audience.reconnects(), 0, "the sockets stayed");
