@@ -182,7 +182,7 @@ mod engines {
     fn sqlite(url: &str) -> Engine {
         let open = |node: Node| SqliteStore::open(url, super::RETENTION, node.announce).unwrap();
         let engine = Engine::new(open);
-        engine.is_there.store(true, Ordering::SeqCst);
+        engine.is_own.store(true, Ordering::SeqCst);
         engine
     }
 
@@ -235,7 +235,6 @@ mod engines {
         tokio::time::timeout(crate::app::PATIENCE, there)
             .await
             .unwrap();
-        engine.is_there.store(true, Ordering::SeqCst);
         engine
     }
 }
@@ -255,8 +254,9 @@ pub(crate) const RETENTION: Retention = Retention {
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn Store>,
     heard: watch::Sender<Vec<Arc<Job>>>,
-    /// Whether it was reached: until then it is away, and says so if that takes long.
-    is_there: Arc<AtomicBool>,
+    /// Whether it is in this process, and so never away. Another may be called so for a moment by a
+    /// busy machine; its answers still have to be right.
+    is_own: Arc<AtomicBool>,
     /// What it stands on, as long as it is there.
     ground: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -264,20 +264,20 @@ pub(crate) struct Engine {
 impl Engine {
     fn new<S: Store>(open: impl FnOnce(Node) -> S) -> Self {
         let heard = watch::Sender::new(Vec::new());
-        let is_there = Arc::new(AtomicBool::new(false));
-        let (ear, there) = (heard.clone(), Arc::clone(&is_there));
+        let is_own = Arc::new(AtomicBool::new(false));
+        let (ear, own) = (heard.clone(), Arc::clone(&is_own));
         let announce: Announce = Arc::new(move |event| match event {
             Event::Changed(job) => ear.send_modify(|heard| heard.push(job)),
             Event::Reminded => {}
             Event::Away | Event::Back => {
-                assert!(!there.load(Ordering::SeqCst), "nothing went away");
+                assert!(!own.load(Ordering::SeqCst), "nothing went away");
             }
         });
         let wanted: Wanted = Arc::new(|_| true);
         Self {
             store: Arc::new(open(Node { announce, wanted })),
             heard,
-            is_there,
+            is_own,
             ground: None,
         }
     }

@@ -12,7 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::Client;
+use fred::error::Error as RedisError;
 use fred::interfaces::{ClientLike, EventInterface};
+use fred::types::config::Server;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -64,6 +68,8 @@ struct Listener {
     is_deaf: bool,
     /// Those that came while it was deaf.
     wishes: Vec<Wish>,
+    lost: Receiver<(RedisError, Option<Server>)>,
+    found: Receiver<Server>,
 }
 
 impl Wish {
@@ -89,12 +95,14 @@ impl Hearing {
             channels: Channels::new(place.is_clustered(), ears.permanent()),
             link: Arc::clone(link),
             node,
-            client,
             ears: Arc::clone(&ears),
             begun: Instant::now(),
             is_away: false,
             is_deaf: true,
             wishes: Vec::new(),
+            lost: client.error_rx(),
+            found: client.reconnect_rx(),
+            client,
         };
         tokio::spawn(listener.run(inbox));
         Ok(Self { wishes, ears })
@@ -121,8 +129,6 @@ impl Hearing {
 
 impl Listener {
     async fn run(mut self, mut inbox: mpsc::Receiver<Wish>) {
-        let mut lost = self.client.error_rx();
-        let mut found = self.client.reconnect_rx();
         let mut connection = self.client.connect();
         let mut probe = interval(PROBE_EVERY);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -140,11 +146,11 @@ impl Listener {
                     self.go_deaf("the connection's task has ended");
                 }
                 // Either way it may be more than one, and some may be missing.
-                why = lost.recv() => {
+                why = self.lost.recv() => {
                     let why = why.map(|(error, _)| error.to_string());
                     self.go_deaf(&why.unwrap_or_default());
                 }
-                _ = found.recv() => {
+                _ = self.found.recv() => {
                     self.go_deaf("the connection is new");
                     probe.reset_immediately();
                 }
@@ -221,6 +227,15 @@ impl Listener {
         if !self.client.is_connected() {
             return;
         }
+        // What was told of connections until now, this makes good: each server tells for itself.
+        while !matches!(
+            self.lost.try_recv(),
+            Err(TryRecvError::Empty | TryRecvError::Closed)
+        ) {}
+        while !matches!(
+            self.found.try_recv(),
+            Err(TryRecvError::Empty | TryRecvError::Closed)
+        ) {}
         let mended = async {
             self.channels.renew(&self.client).await?;
             self.ears.hear_all(&self.link).await
