@@ -12,16 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use progress_hub::job::{Job, NewJob, Report, Source, Status, Update};
+use progress_hub::job::{Job, NewJob, StatusReport, Source, Status, Update};
 use progress_hub::protocol::Frame;
 use progress_hub::time::Time;
 
 fn progress(percent: f64) -> Update {
-    let report = Report {
+    let report = StatusReport {
         progress: Some(percent),
-        ..Report::of(Status::Running)
+        ..StatusReport::with_status(Status::Running)
     };
-    report.from_source(Source::Webhook)
+    report.into_update(Source::Webhook)
 }
 
 fn main() {

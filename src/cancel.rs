@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::job::{FailureKind, Job, JobId, News, Report, Source, Status, Submission, Update};
+use crate::job::{FailureKind, Job, JobId, JobEvent, StatusReport, Source, Status, SubmissionState, Update};
 use crate::provider::{AskError, Provider, Providers, Refused};
 use crate::store::{self, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
@@ -61,15 +61,15 @@ impl Canceller {
         if job.is_final() {
             return Err(NotCancelled::NotCancellable("the job has ended"));
         }
-        match (job.submission(), &job.provider) {
-            (Submission::Waiting(_), _) | (Submission::Over, None) => self.end(id).await,
-            (Submission::Sending, _) => Err(NotCancelled::NotCancellable(
+        match (job.submission_state(), &job.provider) {
+            (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => self.end(id).await,
+            (SubmissionState::InFlight, _) => Err(NotCancelled::NotCancellable(
                 "the job is being submitted; try again once its provider has answered",
             )),
-            (Submission::Unknown, _) => Err(NotCancelled::NotCancellable(
+            (SubmissionState::Unknown, _) => Err(NotCancelled::NotCancellable(
                 "the answer to the job's submission was lost; nobody knows what to cancel yet",
             )),
-            (Submission::Over, Some(name)) => {
+            (SubmissionState::Done, Some(name)) => {
                 let provider = self
                     .providers
                     .get(name)
@@ -84,7 +84,7 @@ impl Canceller {
     async fn end(&self, id: &JobId) -> Result<Arc<Job>, NotCancelled> {
         let withdrawn = Update {
             source: Source::Api,
-            news: News::Withdrawn,
+            event: JobEvent::CancelledBeforeSubmission,
         };
         let recorded = self.tracker.record(id, withdrawn).await?;
         if recorded.applied || recorded.job.status == Status::Cancelled {
@@ -108,7 +108,7 @@ impl Canceller {
                 };
                 let recorded = self
                     .tracker
-                    .record(&job.id, report.from_source(source))
+                    .record(&job.id, report.into_update(source))
                     .await?;
                 settled(recorded.job)
             }
@@ -117,11 +117,11 @@ impl Canceller {
                     Ok(()) => {}
                     // It no longer knows what it agreed to cancel: nothing more will come of it.
                     Err(AskError::Refused(refused)) if refused.is_gone() => {
-                        let gone = Report {
-                            conclusive: true,
-                            ..Report::of(Status::Cancelled)
+                        let gone = StatusReport {
+                            is_authoritative: true,
+                            ..StatusReport::with_status(Status::Cancelled)
                         };
-                        let gone = gone.from_source(Source::Api);
+                        let gone = gone.into_update(Source::Api);
                         self.tracker.record(&job.id, gone).await?;
                     }
                     Err(_) => self.tracker.hasten(&job.id).await?,
@@ -157,7 +157,7 @@ impl Canceller {
         let answer = provider.ask(std::slice::from_ref(job)).await;
         self.count(provider, Call::Ask, answer.as_ref().err());
         for (id, report) in answer? {
-            let update = report.from_source(Source::Poll);
+            let update = report.into_update(Source::Poll);
             if let Err(error) = self.tracker.record(&id, update).await {
                 tracing::warn!(job.id = %id, %error, "can't record what was read");
             }

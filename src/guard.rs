@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, Tier};
-use crate::job::{Job, NewJob, Ticket, VideoRequest};
+use crate::job::{Job, NewJob, InternalState, VideoRequest};
 use crate::provider::Provider;
 use crate::store::{self, Store};
 use crate::telemetry::{Metrics, SubmitRefusal};
@@ -131,9 +131,9 @@ impl Guard {
             deadline: provider.cadence().deadline,
         };
         let mut job = Job::new(new, now);
-        job.ticket = Arc::new(Ticket {
-            charge,
-            ..Ticket::clone(&job.ticket)
+        job.internal = Arc::new(InternalState {
+            reservation: charge,
+            ..InternalState::clone(&job.internal)
         });
         Ok(Admitted { job, bookings })
     }

@@ -18,8 +18,8 @@ use serde_json::{Map, Value};
 
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
-pub use request::{Account, Charge, Platform, Ticket, VideoRequest};
-pub use update::{News, Report, Update};
+pub use request::{BudgetWindow, Reservation, Platform, InternalState, VideoRequest};
+pub use update::{JobEvent, StatusReport, Update};
 
 use crate::time::Time;
 
@@ -77,7 +77,7 @@ impl Status {
 
     /// The word in documents, URLs and specs.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
             Self::Queued => "queued",
@@ -91,7 +91,7 @@ impl Status {
     /// The status that `word` names.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.word() == word)
+        Self::ALL.into_iter().find(|status| status.as_str() == word)
     }
 }
 
@@ -206,7 +206,7 @@ pub struct Job {
     pub metadata: Map<String, Value>,
     /// What the hub needs to send the job and to ask about it; never part of the document.
     #[serde(skip)]
-    pub ticket: Arc<Ticket>,
+    pub internal: Arc<InternalState>,
 }
 
 /// What a new job is made from.
@@ -262,9 +262,9 @@ impl Job {
             cost: None,
             moderation: Vec::new(),
             metadata: new.metadata,
-            ticket: Arc::new(Ticket {
+            internal: Arc::new(InternalState {
                 request: new.request,
-                ..Ticket::default()
+                ..InternalState::default()
             }),
         }
     }
@@ -277,34 +277,34 @@ impl Job {
 
     /// Where the job stands with regard to being submitted; read from the document alone.
     #[must_use]
-    pub fn submission(&self) -> Submission {
-        let ours = self.status == Status::Accepted && self.ticket.request.is_some();
+    pub fn submission_state(&self) -> SubmissionState {
+        let ours = self.status == Status::Accepted && self.internal.request.is_some();
         let lost = || {
             self.error
                 .as_ref()
                 .is_some_and(|e| e.kind == FailureKind::SubmissionUnknown)
         };
         match (ours, self.next_attempt_at) {
-            (false, _) => Submission::Over,
-            (true, Some(at)) => Submission::Waiting(at),
-            (true, None) if self.attempt == 0 => Submission::Waiting(self.created_at),
-            (true, None) if lost() => Submission::Unknown,
-            (true, None) => Submission::Sending,
+            (false, _) => SubmissionState::Done,
+            (true, Some(at)) => SubmissionState::Pending(at),
+            (true, None) if self.attempt == 0 => SubmissionState::Pending(self.created_at),
+            (true, None) if lost() => SubmissionState::Unknown,
+            (true, None) => SubmissionState::InFlight,
         }
     }
 }
 
 /// Where a job stands with regard to being submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Submission {
+pub enum SubmissionState {
     /// A try is due at this moment, or was and waits for a free place.
-    Waiting(Time),
+    Pending(Time),
     /// A try is under way; should its process die now, the outcome is unknown.
-    Sending,
+    InFlight,
     /// A try went out and its answer was lost: never sent again.
     Unknown,
     /// The provider has it, or it has ended, or it was never the hub's to submit.
-    Over,
+    Done,
 }
 
 impl Serialize for Job {

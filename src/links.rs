@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::job::{JobId, News, Report, Update};
+use crate::job::{JobId, JobEvent, StatusReport, Update};
 use crate::signature::CallbackKey;
 use crate::time::Time;
 
@@ -78,16 +78,16 @@ impl Links {
     /// as long as the job is kept, or as the output where that is known to go earlier.
     #[must_use]
     pub fn addressed(&self, job: &JobId, mut update: Update, now: Time) -> Update {
-        match &mut update.news {
-            News::Report(report) => self.address(job, report, now),
-            News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => {}
+        match &mut update.event {
+            JobEvent::Reported(report) => self.address(job, report, now),
+            JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission => {}
         }
         update
     }
 
-    fn address(&self, job: &JobId, report: &mut Report, now: Time) {
+    fn address(&self, job: &JobId, report: &mut StatusReport, now: Time) {
         let kept = now + self.keeps;
-        let outputs = report.outputs.iter_mut().zip(&report.sources).enumerate();
+        let outputs = report.outputs.iter_mut().zip(&report.private_urls).enumerate();
         for (n, (output, source)) in outputs {
             if source.is_some() {
                 let until = output.expires_at.map_or(kept, |gone| gone.min(kept));
@@ -207,23 +207,23 @@ mod tests {
             watermark_url: None,
             nsfw: None,
         };
-        let report = Report {
+        let report = StatusReport {
             outputs: vec![
                 output("", None),
                 output("https://cdn.example.com/b", None),
                 output("", Some(now + HOUR / 2)),
                 output("", Some(now + HOUR * 2)),
             ],
-            sources: vec![
+            private_urls: vec![
                 Some("files/a".to_owned()),
                 None,
                 Some("c".to_owned()),
                 Some("d".to_owned()),
             ],
-            ..Report::of(Status::Succeeded)
+            ..StatusReport::with_status(Status::Succeeded)
         };
-        let update = links(None).addressed(&job("job_a"), report.from_source(Source::Poll), now);
-        let News::Report(report) = update.news else {
+        let update = links(None).addressed(&job("job_a"), report.into_update(Source::Poll), now);
+        let JobEvent::Reported(report) = update.event else {
             panic!("another kind of news")
         };
         let seconds: Vec<_> = report

@@ -11,7 +11,7 @@ use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::job::{Failure, FailureKind, Job, JobId, MAX_ATTEMPTS, News, Report, Source, Update};
+use crate::job::{Failure, FailureKind, Job, JobId, MAX_ATTEMPTS, JobEvent, StatusReport, Source, Update};
 use crate::links::Links;
 use crate::provider::{Leave, Provider, Providers, Refused, Sent};
 use crate::store::{Queue, Store};
@@ -82,7 +82,7 @@ impl Submitter {
             if leaves.is_empty() {
                 // Full: the next one that ends stirs.
                 let reopens = provider.gate().reopens(Time::now());
-                nap = reopens.map_or(nap, |at| nap.min(at.since(Time::now())));
+                nap = reopens.map_or(nap, |at| nap.min(at.saturating_duration_since(Time::now())));
                 continue;
             }
             let queue = Queue::Submit {
@@ -104,7 +104,7 @@ impl Submitter {
                 );
             }
             if let Ok(Some(due)) = self.store.next_due(queue).await {
-                let wait = due.since(Time::now());
+                let wait = due.saturating_duration_since(Time::now());
                 nap = if wait.is_zero() { nap } else { nap.min(wait) };
             }
         }
@@ -145,7 +145,7 @@ impl Submitter {
         let Some(leave) = leave else { return };
         let begins = Update {
             source: Source::Submit,
-            news: News::Sending,
+            event: JobEvent::SubmissionStarted,
         };
         let job = match self.tracker.record(id, begins).await {
             Ok(recorded) if recorded.applied => recorded.job,
@@ -191,13 +191,13 @@ impl Submitter {
 /// What a try's end means for its job.
 fn outcome_of(job: &Job, sent: Sent) -> Update {
     let news = match sent {
-        Sent::Accepted(report) => News::Report(report),
+        Sent::Accepted(report) => JobEvent::Reported(report),
         Sent::Lost(lost) => {
             let message = format!(
                 "the answer to the submission was lost ({}); waiting for the provider's word",
                 lost.0
             );
-            News::Lost {
+            JobEvent::SubmissionOutcomeUnknown {
                 error: Failure::new(FailureKind::SubmissionUnknown, message),
             }
         }
@@ -207,14 +207,14 @@ fn outcome_of(job: &Job, sent: Sent) -> Update {
                 refused.is_retried() && job.attempt < MAX_ATTEMPTS && at < job.deadline_at;
             let error = refused.failure;
             match is_tried_again {
-                true => News::Retry { error, at },
-                false => News::Report(Box::new(Report::failed(error))),
+                true => JobEvent::RetryScheduled { error, at },
+                false => JobEvent::Reported(Box::new(StatusReport::failed(error))),
             }
         }
     };
     Update {
         source: Source::Submit,
-        news,
+        event: news,
     }
 }
 

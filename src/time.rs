@@ -46,7 +46,7 @@ impl Time {
 
     /// How long from `earlier` to this moment; zero when it is not later.
     #[must_use]
-    pub fn since(self, earlier: Self) -> Duration {
+    pub fn saturating_duration_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 }

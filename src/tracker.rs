@@ -10,7 +10,7 @@ mod stir;
 
 use std::sync::Arc;
 
-use crate::job::{Job, JobId, News, Update};
+use crate::job::{Job, JobId, JobEvent, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
 use crate::store::{
@@ -107,9 +107,9 @@ impl Tracker {
             };
             let created = self.store.create(create).await?;
             if created == Created::New
-                && let Some(charge) = &job.ticket.charge
+                && let Some(charge) = &job.internal.reservation
             {
-                self.metrics.reserved(provider_name(&job), charge.amount);
+                self.metrics.reserved(provider_name(&job), charge.amount_micros);
             }
             if created != Created::Stale {
                 self.stir.by(&agenda, &job);
@@ -259,9 +259,9 @@ impl Tracker {
         let mut asks = false;
         for update in &parked {
             asks |= asks_for_a_look(&job, update);
-            let expecting = match &update.news {
-                News::Report(report) => job.expect_success(report, now),
-                News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => None,
+            let expecting = match &update.event {
+                JobEvent::Reported(report) => job.record_unconfirmed_success(report, now),
+                JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission => None,
             };
             job = expecting
                 .or_else(|| self.applied(&job, update, now))
@@ -292,7 +292,7 @@ fn provider_name(job: &Job) -> &str {
 
 /// One line when a job has ended, and for those who look closer one for each change.
 fn tell(job: &Job) {
-    let (status, source) = (job.status.word(), job.source);
+    let (status, source) = (job.status.as_str(), job.source);
     let kind = job.error.as_ref().map(|error| error.kind);
     if job.is_final() {
         tracing::info!(job.id = %job.id, job.status = status, job.source = ?source, error.kind = ?kind, "ended");

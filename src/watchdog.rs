@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::job::{
-    Failure, FailureKind, Job, JobId, News, Report, Source, Status, Submission, Update,
+    Failure, FailureKind, Job, JobId, JobEvent, StatusReport, Source, Status, SubmissionState, Update,
 };
 use crate::provider::{AskError, Provider, Providers};
 use crate::store::{Queue, Store};
@@ -79,7 +79,7 @@ impl Watchdog {
             return Duration::ZERO;
         }
         match self.store.next_due(Queue::Watch).await {
-            Ok(Some(due)) => NAP.min(due.since(Time::now())),
+            Ok(Some(due)) => NAP.min(due.saturating_duration_since(Time::now())),
             Ok(None) | Err(_) => NAP,
         }
     }
@@ -90,23 +90,23 @@ impl Watchdog {
         }
         let now = Time::now();
         for job in visit.jobs {
-            let last_word = if job.submission() == Submission::Sending {
+            let last_word = if job.submission_state() == SubmissionState::InFlight {
                 let message = "the hub was interrupted while it submitted the job; waiting for the provider's word";
                 let error = Failure::new(FailureKind::SubmissionUnknown, message);
                 Update {
                     source: Source::Submit,
-                    news: News::Lost { error },
+                    event: JobEvent::SubmissionOutcomeUnknown { error },
                 }
             } else if job.deadline_at <= now {
-                let message = match job.submission() {
-                    Submission::Waiting(_) => "the job could not be sent before its deadline",
-                    Submission::Sending | Submission::Unknown => {
+                let message = match job.submission_state() {
+                    SubmissionState::Pending(_) => "the job could not be sent before its deadline",
+                    SubmissionState::InFlight | SubmissionState::Unknown => {
                         "whether the provider took the job was not known before its deadline"
                     }
-                    Submission::Over => "the job did not end before its deadline",
+                    SubmissionState::Done => "the job did not end before its deadline",
                 };
                 let error = Failure::new(FailureKind::Timeout, message);
-                Report::failed(error).from_source(Source::Deadline)
+                StatusReport::failed(error).into_update(Source::Deadline)
             } else {
                 continue;
             };
@@ -142,7 +142,7 @@ impl Watchdog {
         &self,
         provider: &Provider,
         jobs: &[Arc<Job>],
-    ) -> Result<Vec<(JobId, Report)>, AskError> {
+    ) -> Result<Vec<(JobId, StatusReport)>, AskError> {
         let answer = provider.ask(jobs).await;
         let failed = answer.as_ref().err();
         if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), AskError::outcome) {
@@ -151,9 +151,9 @@ impl Watchdog {
         answer
     }
 
-    async fn record(&self, reports: Vec<(JobId, Report)>) {
+    async fn record(&self, reports: Vec<(JobId, StatusReport)>) {
         for (id, report) in reports {
-            let update = report.from_source(Source::Poll);
+            let update = report.into_update(Source::Poll);
             if let Err(error) = self.tracker.record(&id, update).await {
                 tracing::warn!(job.id = %id, %error, "can't record what was read");
             }
@@ -201,15 +201,15 @@ fn is_gone(error: &AskError) -> bool {
 /// Whether the provider told of the job's success, and not only just now: a task can be done before
 /// it can be read.
 fn was_done(provider: &Provider, job: &Job, now: Time) -> bool {
-    let told_at = job.ticket.success_told_at;
-    told_at.is_some_and(|told_at| now.since(told_at) >= provider.cadence().poll_every)
+    let told_at = job.internal.success_reported_at;
+    told_at.is_some_and(|told_at| now.saturating_duration_since(told_at) >= provider.cadence().poll_every)
 }
 
 /// A success of which nothing is left.
-fn gone() -> Report {
-    Report {
-        conclusive: true,
-        ..Report::of(Status::Succeeded)
+fn gone() -> StatusReport {
+    StatusReport {
+        is_authoritative: true,
+        ..StatusReport::with_status(Status::Succeeded)
     }
 }
 
@@ -234,10 +234,10 @@ fn visits(due: Vec<Arc<Job>>, providers: &Providers, now: Time) -> Vec<Visit> {
     for ((name, _), jobs) in grouped {
         let provider = providers.get(&name);
         let worth_asking = |job: &Arc<Job>| {
-            let is_there = match job.submission() {
-                Submission::Waiting(_) => false,
-                Submission::Sending => job.deadline_at <= now,
-                Submission::Unknown | Submission::Over => true,
+            let is_there = match job.submission_state() {
+                SubmissionState::Pending(_) => false,
+                SubmissionState::InFlight => job.deadline_at <= now,
+                SubmissionState::Unknown | SubmissionState::Done => true,
             };
             is_there && provider.is_some_and(|provider| provider.can_ask(job))
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use progress_hub::job::{Job, NewJob, Report, Source, Status};
+use progress_hub::job::{Job, NewJob, StatusReport, Source, Status};
 use progress_hub::protocol::Frame;
 use progress_hub::time::Time;
 use serde_json::{Map, Value};
@@ -112,12 +112,12 @@ impl Template {
             deadline: Duration::from_secs(1800),
         };
         let now = Time::now();
-        let report = Report {
+        let report = StatusReport {
             stage: Some("STAMP".to_owned()),
-            ..Report::of(Status::Running)
+            ..StatusReport::with_status(Status::Running)
         };
         let job = Job::new(new, now)
-            .apply(report.from_source(Source::Push), now)
+            .apply(report.into_update(Source::Push), now)
             .context("a first report is news")?;
         let frame = Frame::new(Arc::new(job));
         let document = std::str::from_utf8(frame.document())?;

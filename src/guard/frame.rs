@@ -17,7 +17,7 @@ pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
     let Some(platform) = request.platform else {
         return Ok(());
     };
-    let (width, height, ratio) = platform.frame();
+    let (width, height, ratio) = platform.dimensions();
     let contradicts = |sides: (u32, u32)| {
         u64::from(sides.0) * u64::from(height) != u64::from(sides.1) * u64::from(width)
     };
@@ -30,7 +30,7 @@ pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
         if let Some(asked) = asked.filter(|asked| sides(asked).is_some_and(contradicts)) {
             return Err(Refusal::Parameters(format!(
                 "{field}: '{asked}' contradicts the platform '{}', which is {ratio}",
-                platform.word()
+                platform.as_str()
             )));
         }
     }
@@ -41,7 +41,7 @@ pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
     {
         return Err(Refusal::Parameters(format!(
             "width, height: {w}x{h} contradicts the platform '{}', which is {ratio}",
-            platform.word()
+            platform.as_str()
         )));
     }
     request.aspect_ratio.get_or_insert_with(|| ratio.to_owned());

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Refusal;
 use crate::config::{Budgets, Config};
-use crate::job::{Account, Charge, VideoRequest};
+use crate::job::{BudgetWindow, Reservation, VideoRequest};
 use crate::provider::Provider;
 use crate::store::{self, Entry, Store};
 use crate::time::Time;
@@ -51,12 +51,12 @@ impl Bookings {
         self.0.iter().map(|booking| booking.entry.clone()).collect()
     }
 
-    fn add(&mut self, purpose: Purpose, account: Account, amount: i64, limit: i64) {
+    fn add(&mut self, purpose: Purpose, account: BudgetWindow, amount: i64, limit: i64) {
         let entry = Entry {
             account: account.name,
             amount,
             limit: Some(limit),
-            ends_at: account.ends_at,
+            ends_at: account.expires_at,
         };
         self.0.push(Booking {
             entry,
@@ -87,7 +87,7 @@ impl Purse {
         provider: &Provider,
         request: &VideoRequest,
         now: Time,
-    ) -> Result<(Option<Charge>, Bookings), Refusal> {
+    ) -> Result<(Option<Reservation>, Bookings), Refusal> {
         let mut bookings = Bookings::default();
         if let Some(most) = self.submits_per_minute {
             let account = account("submits", owner, now, MINUTE);
@@ -122,24 +122,24 @@ impl Purse {
                 ))),
             };
         };
-        let amount = Charge::millionths(price);
+        let amount = Reservation::to_micros(price);
         let unit = &self.budgets.unit;
         if let Some(most) = self.budgets.per_job
-            && amount > Charge::millionths(most)
+            && amount > Reservation::to_micros(most)
         {
             return Err(Refusal::Budget(format!(
                 "budgets.per_job: {most} {unit} are allowed, and this job would cost {} {unit}",
                 sum(amount)
             )));
         }
-        let mut charge = Charge {
-            amount,
+        let mut charge = Reservation {
+            amount_micros: amount,
             unit: unit.clone(),
-            accounts: Vec::new(),
+            windows: Vec::new(),
         };
         for (budget, setting, account) in days {
-            charge.accounts.push(account.clone());
-            let limit = Charge::millionths(budget);
+            charge.windows.push(account.clone());
+            let limit = Reservation::to_micros(budget);
             bookings.add(Purpose::Budget(setting), account, amount, limit);
         }
         Ok((Some(charge), bookings))
@@ -162,7 +162,7 @@ impl Purse {
             Purpose::Pace => {
                 return Ok(Refusal::Rate {
                     most: booking.limit / ONE,
-                    wait: ends_at.since(now),
+                    wait: ends_at.saturating_duration_since(now),
                 });
             }
             Purpose::Budget(setting) => setting,
@@ -178,13 +178,13 @@ impl Purse {
 }
 
 /// The account that is `whose` for the span of the clock that `now` is in.
-fn account(kind: &str, whose: &str, now: Time, span: Duration) -> Account {
+fn account(kind: &str, whose: &str, now: Time, span: Duration) -> BudgetWindow {
     let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
     let begun = now.millis().div_euclid(millis).saturating_mul(millis);
     let begun = Time::from_millis(begun);
-    Account {
+    BudgetWindow {
         name: format!("{kind}/{whose}/{begun}"),
-        ends_at: begun + span,
+        expires_at: begun + span,
     }
 }
 
@@ -208,13 +208,13 @@ mod tests {
                 let at = |millis| account("submits", "ada", Time::from_millis(millis), span);
                 let (first, last, next) = (at(begun), at(begun + end - 1), at(begun + end));
                 assert_eq!(first.name, last.name);
-                assert_eq!(first.ends_at, Time::from_millis(begun + end));
+                assert_eq!(first.expires_at, Time::from_millis(begun + end));
                 assert_eq!(
-                    last.ends_at, first.ends_at,
+                    last.expires_at, first.expires_at,
                     "the wait is what is left of it"
                 );
                 assert_ne!(next.name, first.name);
-                assert_eq!(next.ends_at, Time::from_millis(begun + 2 * end));
+                assert_eq!(next.expires_at, Time::from_millis(begun + 2 * end));
             }
         }
         // No owner's name reaches into another's account.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tokio::task::{LocalSet, yield_now};
 
 use super::*;
-use crate::job::{NewJob, Report, Source, Status};
+use crate::job::{NewJob, StatusReport, Source, Status};
 
 const OWNERS: [&str; 2] = ["alice", "bob"];
 const JOBS: usize = 4;
@@ -501,12 +501,12 @@ fn a_feed_lets_go_of_a_job_after_its_end_and_one_by_id_does_not() {
         let (by_id, _) = watch(&hub, &first);
         let follower = Connection::open(&hub.shard(), Rc::<Ear>::default() as Rc<dyn Sink>);
         follower.follow("alice");
-        let ended = Report::of(Status::Succeeded);
-        let ended = Report {
-            conclusive: true,
+        let ended = StatusReport::with_status(Status::Succeeded);
+        let ended = StatusReport {
+            is_authoritative: true,
             ..ended
         };
-        let ended = first.apply(ended.from_source(Source::Push), Time::now());
+        let ended = first.apply(ended.into_update(Source::Push), Time::now());
         hub.deliver(Arc::new(ended.unwrap()));
         settle().await;
         drop(by_id);

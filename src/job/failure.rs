@@ -31,7 +31,7 @@ pub enum FailureKind {
 impl FailureKind {
     /// Whether the submitter may try the same job again, as long as no provider has accepted it.
     #[must_use]
-    pub fn is_retried(self) -> bool {
+    pub fn is_retryable(self) -> bool {
         match self {
             Self::RateLimit | Self::Technical => true,
             Self::Safety
@@ -64,7 +64,7 @@ impl Failure {
     /// A failure whose `retryable` follows from its kind.
     #[must_use]
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        let retryable = kind.is_retried();
+        let retryable = kind.is_retryable();
         Self {
             kind,
             message: message.into(),

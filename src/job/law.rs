@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Failure, FailureKind, Job, News, Report, Source, Status, Submission, Ticket, Update};
+use super::{Failure, FailureKind, Job, JobEvent, StatusReport, Source, Status, SubmissionState, InternalState, Update};
 use crate::time::Time;
 
 impl Job {
@@ -17,12 +17,12 @@ impl Job {
             return None;
         }
         let mut next = self.clone();
-        match update.news {
-            News::Sending => next.begin_try()?,
-            News::Retry { error, at } => next.wait_for_try(error, at)?,
-            News::Lost { error } => next.lose_answer(error)?,
-            News::Withdrawn => next.withdraw()?,
-            News::Report(report) => next.hear(*report, update.source, now)?,
+        match update.event {
+            JobEvent::SubmissionStarted => next.start_attempt()?,
+            JobEvent::RetryScheduled { error, at } => next.schedule_retry(error, at)?,
+            JobEvent::SubmissionOutcomeUnknown { error } => next.mark_submission_unknown(error)?,
+            JobEvent::CancelledBeforeSubmission => next.cancel_unsubmitted()?,
+            JobEvent::Reported(report) => next.apply_report(*report, update.source, now)?,
         }
         if next == *self {
             return None;
@@ -39,28 +39,28 @@ impl Job {
     /// The job as one whose success has been told and is yet to be read; `None` where that was known.
     /// Nothing that is shown changes by it, and so the version does not either.
     #[must_use]
-    pub fn expect_success(&self, report: &Report, now: Time) -> Option<Self> {
-        let is_known = self.ticket.success_told_at.is_some();
-        if self.is_final() || is_known || !report.wants_a_look() || self.is_another(report) {
+    pub fn record_unconfirmed_success(&self, report: &StatusReport, now: Time) -> Option<Self> {
+        let is_known = self.internal.success_reported_at.is_some();
+        if self.is_final() || is_known || !report.needs_confirmation() || self.is_about_other_task(report) {
             return None;
         }
         let mut next = self.clone();
-        next.ticket = Arc::new(Ticket {
-            success_told_at: Some(now),
-            ..Ticket::clone(&self.ticket)
+        next.internal = Arc::new(InternalState {
+            success_reported_at: Some(now),
+            ..InternalState::clone(&self.internal)
         });
         Some(next)
     }
 
-    fn is_another(&self, report: &Report) -> bool {
+    fn is_about_other_task(&self, report: &StatusReport) -> bool {
         match (&self.provider_task_id, &report.task_id) {
             (Some(ours), Some(theirs)) => ours != theirs,
             (None, _) | (_, None) => false,
         }
     }
 
-    fn begin_try(&mut self) -> Option<()> {
-        let Submission::Waiting(_) = self.submission() else {
+    fn start_attempt(&mut self) -> Option<()> {
+        let SubmissionState::Pending(_) = self.submission_state() else {
             return None;
         };
         self.attempt += 1;
@@ -69,8 +69,8 @@ impl Job {
         Some(())
     }
 
-    fn wait_for_try(&mut self, error: Failure, at: Time) -> Option<()> {
-        let Submission::Sending = self.submission() else {
+    fn schedule_retry(&mut self, error: Failure, at: Time) -> Option<()> {
+        let SubmissionState::InFlight = self.submission_state() else {
             return None;
         };
         self.error = Some(error);
@@ -78,18 +78,18 @@ impl Job {
         Some(())
     }
 
-    fn lose_answer(&mut self, error: Failure) -> Option<()> {
-        let Submission::Sending = self.submission() else {
+    fn mark_submission_unknown(&mut self, error: Failure) -> Option<()> {
+        let SubmissionState::InFlight = self.submission_state() else {
             return None;
         };
         self.error = Some(error);
         Some(())
     }
 
-    fn withdraw(&mut self) -> Option<()> {
-        match (self.submission(), &self.provider) {
-            (Submission::Waiting(_), _) | (Submission::Over, None) => {}
-            (Submission::Sending | Submission::Unknown | Submission::Over, _) => return None,
+    fn cancel_unsubmitted(&mut self) -> Option<()> {
+        match (self.submission_state(), &self.provider) {
+            (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => {}
+            (SubmissionState::InFlight | SubmissionState::Unknown | SubmissionState::Done, _) => return None,
         }
         self.status = Status::Cancelled;
         self.progress = None;
@@ -98,8 +98,8 @@ impl Job {
         Some(())
     }
 
-    fn hear(&mut self, report: Report, source: Source, now: Time) -> Option<()> {
-        if self.is_another(&report) || report.wants_a_look() {
+    fn apply_report(&mut self, report: StatusReport, source: Source, now: Time) -> Option<()> {
+        if self.is_about_other_task(&report) || report.needs_confirmation() {
             return None;
         }
         let implied = report.progress.map_or(self.status, |_| Status::Running);
@@ -107,10 +107,10 @@ impl Job {
         if report.task_id.is_some() && self.provider_task_id.is_none() {
             self.provider_task_id = report.task_id;
         }
-        if !report.handle.is_null() && report.handle != self.ticket.handle {
-            self.ticket = Arc::new(Ticket {
+        if !report.handle.is_null() && report.handle != self.internal.handle {
+            self.internal = Arc::new(InternalState {
                 handle: report.handle,
-                ..Ticket::clone(&self.ticket)
+                ..InternalState::clone(&self.internal)
             });
         }
         if let Some(percent) = report.progress.filter(|percent| percent.is_finite()) {
@@ -148,10 +148,10 @@ impl Job {
                     Failure::new(FailureKind::ResultExpired, message)
                 });
                 self.outputs = report.outputs;
-                if !report.sources.is_empty() {
-                    self.ticket = Arc::new(Ticket {
-                        sources: report.sources,
-                        ..Ticket::clone(&self.ticket)
+                if !report.private_urls.is_empty() {
+                    self.internal = Arc::new(InternalState {
+                        private_urls: report.private_urls,
+                        ..InternalState::clone(&self.internal)
                     });
                 }
             }

@@ -11,7 +11,7 @@ use crate::time::Time;
 
 /// What the hub must know to submit a job and to ask about it later.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Ticket {
+pub struct InternalState {
     /// What to submit; none where somebody else did.
     pub request: Option<VideoRequest>,
     /// What the provider's answer said about asking again (URLs, endpoints); null where nothing.
@@ -20,34 +20,34 @@ pub struct Ticket {
     /// For each output, where it really lies when only the provider's key can read it there; empty
     /// where there is no such output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sources: Vec<Option<String>>,
+    pub private_urls: Vec<Option<String>>,
     /// When its provider first told of a success that was yet to be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub success_told_at: Option<Time>,
+    pub success_reported_at: Option<Time>,
     /// What was set aside for it; none where its price is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub charge: Option<Charge>,
+    pub reservation: Option<Reservation>,
 }
 
 /// What was set aside for a job when it was submitted, to be settled when it ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Charge {
+pub struct Reservation {
     /// Millionths of the unit.
-    pub amount: i64,
+    pub amount_micros: i64,
     /// What is counted, as in a job's `cost`.
     pub unit: String,
     /// The accounts that it is booked in.
-    pub accounts: Vec<Account>,
+    pub windows: Vec<BudgetWindow>,
 }
 
-impl Charge {
+impl Reservation {
     /// A sum in millionths, rounded up, so that no fraction of one is spent unseen.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,
         reason = "saturates, which is what is wanted"
     )]
-    pub fn millionths(sum: f64) -> i64 {
+    pub fn to_micros(sum: f64) -> i64 {
         // What is not exact in binary (0.07 · 5) is within this of what was meant.
         (sum * 1e6 - 1e-3).ceil().max(0.0) as i64
     }
@@ -55,11 +55,11 @@ impl Charge {
 
 /// A sum that is counted for a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Account {
+pub struct BudgetWindow {
     /// Its name in the store.
     pub name: String,
     /// When it ends, and another begins from zero.
-    pub ends_at: Time,
+    pub expires_at: Time,
 }
 
 /// The body of `POST /v1/videos`.
@@ -121,7 +121,7 @@ pub enum Platform {
 impl Platform {
     /// The word in requests.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Tiktok => "tiktok",
             Self::Youtube => "youtube",
@@ -131,7 +131,7 @@ impl Platform {
 
     /// Width and height in pixels, and their ratio as providers write it.
     #[must_use]
-    pub fn frame(self) -> (u32, u32, &'static str) {
+    pub fn dimensions(self) -> (u32, u32, &'static str) {
         match self {
             Self::Tiktok => (720, 1280, "9:16"),
             Self::Youtube => (1280, 720, "16:9"),
@@ -143,8 +143,8 @@ impl Platform {
 impl VideoRequest {
     /// The request as a spec's templates see it: presets filled in, absent fields absent.
     #[must_use]
-    pub fn parameters(&self) -> BTreeMap<&'static str, Value> {
-        let frame = self.platform.map(Platform::frame);
+    pub fn template_params(&self) -> BTreeMap<&'static str, Value> {
+        let frame = self.platform.map(Platform::dimensions);
         let ratio = self
             .aspect_ratio
             .clone()
@@ -163,7 +163,7 @@ impl VideoRequest {
                 self.negative_prompt.clone().map(Value::from),
             ),
             ("image_url", self.image_url.clone().map(Value::from)),
-            ("duration", self.duration.map(whole_where_it_is)),
+            ("duration", self.duration.map(integer_if_whole)),
             ("aspect_ratio", ratio.map(Value::from)),
             ("resolution", self.resolution.clone().map(Value::from)),
             ("width", width.map(Value::from)),
@@ -182,7 +182,7 @@ impl VideoRequest {
     clippy::cast_possible_truncation,
     reason = "only where the number is whole and small"
 )]
-fn whole_where_it_is(number: f64) -> Value {
+fn integer_if_whole(number: f64) -> Value {
     if number.fract() == 0.0 && number.abs() < 1e9 {
         Value::from(number as i64)
     } else {

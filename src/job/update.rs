@@ -14,37 +14,37 @@ pub struct Update {
     /// Who brought it.
     pub source: Source,
     /// What it says.
-    pub news: News,
+    pub event: JobEvent,
 }
 
 /// What can be heard of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum News {
+pub enum JobEvent {
     /// A try at submitting begins.
-    Sending,
+    SubmissionStarted,
     /// The try failed before the provider accepted the job; the next one follows at `at`.
-    Retry {
+    RetryScheduled {
         /// What the try ran into.
         error: Failure,
         /// When the next one is due.
         at: Time,
     },
     /// The try went out and its answer was lost.
-    Lost {
+    SubmissionOutcomeUnknown {
         /// Of kind `submission_unknown`.
         error: Failure,
     },
     /// Whoever asked for it wants it no more: the end of a job that nobody has been given.
-    Withdrawn,
+    CancelledBeforeSubmission,
     /// Where the job is, by its provider, its worker or the clock.
-    Report(Box<Report>),
+    Reported(Box<StatusReport>),
 }
 
 /// Where a job is, as far as the teller says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Report {
+pub struct StatusReport {
     /// Its status; progress without one means running.
     pub status: Option<Status>,
     /// Percent; held to 0–100.
@@ -59,7 +59,7 @@ pub struct Report {
     pub outputs: Vec<Output>,
     /// For each output, where it really lies when only the provider's key can read it there; such an
     /// output has no `url` until the tracker gives it one of the hub's. Empty where there is none.
-    pub sources: Vec<Option<String>>,
+    pub private_urls: Vec<Option<String>>,
     /// What the provider charged.
     pub cost: Option<Cost>,
     /// What its moderation held back or remarked on.
@@ -72,13 +72,13 @@ pub struct Report {
     pub handle: Value,
     /// Whether a success may be believed although it brings no outputs: true for an authenticated
     /// read, a worker, and a provider that can't be asked.
-    pub conclusive: bool,
+    pub is_authoritative: bool,
 }
 
-impl Report {
+impl StatusReport {
     /// A report of nothing but a status.
     #[must_use]
-    pub fn of(status: Status) -> Self {
+    pub fn with_status(status: Status) -> Self {
         Self {
             status: Some(status),
             ..Self::default()
@@ -97,16 +97,16 @@ impl Report {
 
     /// Whether this is a success that must be read from the provider before it counts.
     #[must_use]
-    pub fn wants_a_look(&self) -> bool {
-        self.status == Some(Status::Succeeded) && self.outputs.is_empty() && !self.conclusive
+    pub fn needs_confirmation(&self) -> bool {
+        self.status == Some(Status::Succeeded) && self.outputs.is_empty() && !self.is_authoritative
     }
 
     /// The report as news from `source`.
     #[must_use]
-    pub fn from_source(self, source: Source) -> Update {
+    pub fn into_update(self, source: Source) -> Update {
         Update {
             source,
-            news: News::Report(Box::new(self)),
+            event: JobEvent::Reported(Box::new(self)),
         }
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use super::expression;
 use super::http::Method;
 use super::{AskError, Provider};
-use crate::job::{FailureKind, Job, JobId, Report, Status};
+use crate::job::{FailureKind, Job, JobId, StatusReport, Status};
 
 impl Provider {
     /// How many jobs one [`Provider::ask`] may be about.
@@ -33,7 +33,7 @@ impl Provider {
     ///
     /// # Errors
     /// [`AskError`] when there was no usable answer.
-    pub async fn ask(&self, jobs: &[Arc<Job>]) -> Result<Vec<(JobId, Report)>, AskError> {
+    pub async fn ask(&self, jobs: &[Arc<Job>]) -> Result<Vec<(JobId, StatusReport)>, AskError> {
         let (Some(poll), Some(first)) = (&self.spec.poll, jobs.first()) else {
             return Ok(Vec::new());
         };
@@ -63,7 +63,7 @@ impl Provider {
                 }
             };
             report.task_id = told.task_id;
-            report.conclusive = true;
+            report.is_authoritative = true;
             reports.push((job.id.clone(), report));
         }
         Ok(reports)
@@ -71,7 +71,7 @@ impl Provider {
 
     /// What a task has brought, where it has succeeded and does not tell itself. A refusal that is
     /// about the task is its failure; one that says it is gone leaves it without outputs.
-    async fn result(&self, job: &Job, task: &Value, report: Report) -> Result<Report, AskError> {
+    async fn result(&self, job: &Job, task: &Value, report: StatusReport) -> Result<StatusReport, AskError> {
         let brings_nothing = report.status == Some(Status::Succeeded) && report.outputs.is_empty();
         let Some(call) = self.spec.result.as_ref().filter(|_| brings_nothing) else {
             return Ok(report);
@@ -93,14 +93,14 @@ impl Provider {
             Err(AskError::Refused(refused)) if refused.is_gone() => Ok(report),
             Err(AskError::Refused(refused)) if refused.is_certain => match refused.failure.kind {
                 FailureKind::Safety | FailureKind::InvalidInput | FailureKind::Timeout => {
-                    Ok(Report::failed(refused.failure))
+                    Ok(StatusReport::failed(refused.failure))
                 }
                 // With an error's status and a code of its own it speaks of the task.
                 FailureKind::Technical
                     if refused.failure.provider_code.is_some()
                         && refused.http.is_some_and(|status| status >= 400) =>
                 {
-                    Ok(Report::failed(refused.failure))
+                    Ok(StatusReport::failed(refused.failure))
                 }
                 FailureKind::Quota
                 | FailureKind::RateLimit

@@ -82,8 +82,8 @@ struct Known {
 impl Known {
     /// Whether to read it now, the credit having been gone since `dry`.
     fn is_due(&self, dry: Option<Time>, now: Time) -> bool {
-        let is_old = self.asked_at.is_none_or(|at| now.since(at) >= EVERY);
-        let has_settled = self.used_at.is_some_and(|at| now.since(at) >= SETTLING);
+        let is_old = self.asked_at.is_none_or(|at| now.saturating_duration_since(at) >= EVERY);
+        let has_settled = self.used_at.is_some_and(|at| now.saturating_duration_since(at) >= SETTLING);
         let is_new = |dry: Time| self.asked_at.is_none_or(|asked_at| asked_at < dry);
         is_old && (has_settled || dry.is_some()) || dry.is_some_and(is_new)
     }

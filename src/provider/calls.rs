@@ -121,8 +121,8 @@ impl Provider {
 
     /// What templates and bodies of calls about this job know.
     pub(super) fn context(&self, job: &Job) -> BTreeMap<String, Json> {
-        let asked_for = job.ticket.request.as_ref();
-        let parameters = asked_for.map(VideoRequest::parameters).unwrap_or_default();
+        let asked_for = job.internal.request.as_ref();
+        let parameters = asked_for.map(VideoRequest::template_params).unwrap_or_default();
         let parameters = parameters
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value));
@@ -135,7 +135,7 @@ impl Provider {
                 "task_id".to_owned(),
                 job.provider_task_id.clone().map_or(Json::Null, Json::from),
             ),
-            ("handle".to_owned(), job.ticket.handle.clone()),
+            ("handle".to_owned(), job.internal.handle.clone()),
         ]);
         context.extend(parameters);
         context

@@ -7,7 +7,7 @@ use minijinja::{Value, context};
 
 use super::http::Method;
 use super::{AskError, Provider, Refused, Told};
-use crate::job::{Job, Report};
+use crate::job::{Job, StatusReport};
 
 impl Provider {
     /// Whether this job can be cancelled there.
@@ -23,7 +23,7 @@ impl Provider {
     ///
     /// # Errors
     /// [`AskError`] when it did not agree.
-    pub async fn cancel(&self, job: &Job) -> Result<Option<Report>, AskError> {
+    pub async fn cancel(&self, job: &Job) -> Result<Option<StatusReport>, AskError> {
         let Some(call) = &self.spec.cancel else {
             return Err(AskError::Refused(Refused::unsupported(
                 "this provider can't cancel",
@@ -41,9 +41,9 @@ impl Provider {
     }
 }
 
-fn end_of(job: &Job, told: Told) -> Option<Report> {
+fn end_of(job: &Job, told: Told) -> Option<StatusReport> {
     let is_over = told.report.status.is_some_and(|status| status.is_final());
-    (told.is_about(job) && is_over).then_some(Report {
+    (told.is_about(job) && is_over).then_some(StatusReport {
         task_id: told.task_id,
         ..told.report
     })

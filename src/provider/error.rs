@@ -102,7 +102,7 @@ impl Refused {
     pub fn is_retried(&self) -> bool {
         match self.failure.kind {
             FailureKind::RateLimit | FailureKind::Technical | FailureKind::InvalidInput => {
-                let by_kind = self.failure.kind.is_retried();
+                let by_kind = self.failure.kind.is_retryable();
                 self.may_retry.unwrap_or(by_kind)
             }
             FailureKind::Safety

@@ -119,7 +119,7 @@ impl Gate {
                 return Err(Held);
             }
             // Some moments are over a little before the clock says so.
-            let wait = again.since(now).max(Duration::from_millis(1));
+            let wait = again.saturating_duration_since(now).max(Duration::from_millis(1));
             tokio::select! {
                 () = changed => {}
                 () = tokio::time::sleep(wait) => {}
@@ -190,7 +190,7 @@ impl Gate {
     /// Whether webhooks of the provider's have come of late.
     pub(super) fn is_heard(&self, now: Time) -> bool {
         let heard_at = self.lock().heard_at;
-        heard_at.is_some_and(|heard_at| now.since(heard_at) < HEARD_FOR)
+        heard_at.is_some_and(|heard_at| now.saturating_duration_since(heard_at) < HEARD_FOR)
     }
 
     fn admit(&self, errand: Errand, now: Time) -> Admission {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::error::{Complaint, Rules};
 use super::expression::{Expression, items, text};
-use crate::job::{Cost, Job, Output, Report, Status};
+use crate::job::{Cost, Job, Output, StatusReport, Status};
 use crate::time::Time;
 
 /// Which task a body is about, and what it says of it.
@@ -22,7 +22,7 @@ pub struct Told {
     /// The name that the hub gave it.
     pub reference: Option<String>,
     /// What it says, without the task's id.
-    pub report: Report,
+    pub report: StatusReport,
     /// Whether it has a status at all, known or not.
     pub(super) has_status_word: bool,
     /// Whether its sender is proven; otherwise it is a reason to ask, and nothing more.
@@ -113,18 +113,18 @@ impl Reading {
         let remarks = value(&self.moderation)
             .map(|list| items(&list))
             .unwrap_or_default();
-        let report = Report {
+        let report = StatusReport {
             status,
             progress: value(&self.progress).as_ref().and_then(number),
             queue_position: value(&self.queue_position).as_ref().and_then(whole),
             stage: word(&self.stage),
             eta_seconds: value(&self.eta_seconds).as_ref().and_then(number),
             outputs,
-            sources,
+            private_urls: sources,
             cost: value(&self.cost).as_ref().and_then(cost),
             moderation: remarks.iter().filter_map(text).collect(),
             error,
-            ..Report::default()
+            ..StatusReport::default()
         };
         Some(Told {
             task_id,

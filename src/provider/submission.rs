@@ -9,13 +9,13 @@ use url::Url;
 
 use super::http::{Failed, Method};
 use super::{Ambiguous, Provider, Refused, Told};
-use crate::job::{Job, Report};
+use crate::job::{Job, StatusReport};
 
 /// How a try at submitting ended.
 #[derive(Clone, Debug)]
 pub enum Sent {
     /// The provider has the job, under the report's `task_id`.
-    Accepted(Box<Report>),
+    Accepted(Box<StatusReport>),
     /// It does not have the job, for sure.
     Refused(Refused),
     /// It may or may not have the job.
@@ -25,7 +25,7 @@ pub enum Sent {
 impl Provider {
     /// Sends a job; whoever calls has leave to.
     pub(super) async fn send(&self, job: &Job, callback_url: Option<&Url>) -> Sent {
-        let (Some(call), Some(_)) = (&self.spec.submit, &job.ticket.request) else {
+        let (Some(call), Some(_)) = (&self.spec.submit, &job.internal.request) else {
             return Sent::Refused(Refused::unsupported(
                 "this provider takes no submissions from the hub",
             ));

@@ -79,7 +79,7 @@ impl Provider {
     /// Why its provider would refuse the request, where the spec knows; the first that holds.
     #[must_use]
     pub fn objection(&self, request: &VideoRequest) -> Option<&str> {
-        let names = Value::from_serialize(request.parameters());
+        let names = Value::from_serialize(request.template_params());
         let holds = |check: &&Check| check.when.evaluate_in(&names).is_true();
         let check = self.spec.checks.iter().find(holds)?;
         Some(&check.problem)
@@ -97,7 +97,7 @@ impl Provider {
         let amount = match formula {
             Formula::Each(amount) => Ok(*amount),
             Formula::By(expression) => expression
-                .json(&Value::from_serialize(request.parameters()))
+                .json(&Value::from_serialize(request.template_params()))
                 .and_then(|value| {
                     value
                         .as_f64()

@@ -146,7 +146,7 @@ impl Provider {
             return Err(NotItsShape::NoStatus);
         }
         for told in &mut news {
-            told.report.conclusive = !can_be_asked;
+            told.report.is_authoritative = !can_be_asked;
             told.is_trusted = is_trusted;
         }
         Ok(Heard::News(news))

@@ -203,7 +203,7 @@ pub async fn open(
         metrics,
         heartbeat: settings.heartbeat,
         next_heartbeat: now + settings.heartbeat,
-        ends_at: now + Time::from(caller.expires_at()).since(Time::now()),
+        ends_at: now + Time::from(caller.expires_at()).saturating_duration_since(Time::now()),
         unfinished: (!wish.mine).then_some(unfinished),
         greeting: Some(greeting),
         is_over: false,

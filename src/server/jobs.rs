@@ -162,7 +162,7 @@ pub async fn list(
     }
     let status = page.status.as_deref().map(|word| {
         Status::from_word(word).ok_or_else(|| {
-            let words: Vec<&str> = Status::ALL.iter().map(|status| status.word()).collect();
+            let words: Vec<&str> = Status::ALL.iter().map(|status| status.as_str()).collect();
             Problem::invalid(format!("status: must be one of {}", words.join(", ")))
         })
     });

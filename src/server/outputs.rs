@@ -68,7 +68,7 @@ pub async fn fetch(
         (Err(stranger), None) => return Err(stranger),
     };
     let output = job.outputs.get(n).ok_or_else(nothing)?;
-    let Some(Some(source)) = job.ticket.sources.get(n) else {
+    let Some(Some(source)) = job.internal.private_urls.get(n) else {
         return elsewhere(&output.url);
     };
     let provider = job.provider.as_ref().and_then(|name| providers.get(name));

@@ -217,7 +217,7 @@ impl News {
         let named = job.or_else(|| reference.and_then(|name| JobId::parse(&name).ok()));
         report.task_id.clone_from(&task_id);
         if let Some(id) = named {
-            let update = report.clone().from_source(Source::Webhook);
+            let update = report.clone().into_update(Source::Webhook);
             match self.tracker.record_from(provider.name(), &id, update).await {
                 Ok(recorded) => return self.recorded(&recorded, is_unclear).await,
                 // Forgotten by now; or a name that somebody else gave to a task.
@@ -234,7 +234,7 @@ impl News {
             .record_task(
                 provider.name(),
                 &task_id,
-                report.from_source(Source::Webhook),
+                report.into_update(Source::Webhook),
             )
             .await
         {

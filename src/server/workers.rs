@@ -12,7 +12,7 @@ use super::jobs::answer;
 use super::problem::Problem;
 use super::request::{Body, idempotency, metadata_fits, owner_fits, provider_named};
 use crate::config::StoreConfig;
-use crate::job::{Failure, FailureKind, Job, JobId, NewJob, Output, Report, Source, Status};
+use crate::job::{Failure, FailureKind, Job, JobId, NewJob, Output, StatusReport, Source, Status};
 use crate::provider::Providers;
 use crate::time::Time;
 use crate::tracker::Tracker;
@@ -121,7 +121,7 @@ fn technical() -> FailureKind {
 }
 
 impl Push {
-    fn report(self) -> Result<Report, Problem> {
+    fn report(self) -> Result<StatusReport, Problem> {
         if self
             .progress
             .is_some_and(|percent| !(0.0..=100.0).contains(&percent))
@@ -176,7 +176,7 @@ impl Push {
                 ..failure
             }
         });
-        Ok(Report {
+        Ok(StatusReport {
             status,
             progress: self.progress,
             queue_position: self.queue_position,
@@ -184,8 +184,8 @@ impl Push {
             eta_seconds: self.eta_seconds,
             outputs: self.outputs,
             error,
-            conclusive: true,
-            ..Report::default()
+            is_authoritative: true,
+            ..StatusReport::default()
         })
     }
 }
@@ -203,7 +203,7 @@ pub async fn push(
     }
     let report = body.value.report()?;
     let recorded = tracker
-        .record(&id, report.from_source(Source::Push))
+        .record(&id, report.into_update(Source::Push))
         .await?;
     if !recorded.applied && recorded.job.is_final() {
         return Err(Problem::conflict(

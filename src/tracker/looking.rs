@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::planning::agenda;
 use super::{Error, ROUNDS, Tracker};
-use crate::job::{Job, JobId, News, Report, Source, Submission, Update};
+use crate::job::{Job, JobId, JobEvent, StatusReport, Source, SubmissionState, Update};
 use crate::store::{self, Commit, Committed};
 use crate::time::Time;
 
@@ -28,14 +28,14 @@ impl Tracker {
     /// The store's.
     pub async fn identify(&self, provider: &str, id: &JobId, task_id: String) -> Result<(), Error> {
         let job = self.store.get(id).await?;
-        if job.is_none_or(|job| job.submission() != Submission::Unknown) {
+        if job.is_none_or(|job| job.submission_state() != SubmissionState::Unknown) {
             return Ok(());
         }
-        let report = Report {
+        let report = StatusReport {
             task_id: Some(task_id),
-            ..Report::default()
+            ..StatusReport::default()
         };
-        let update = report.from_source(Source::Webhook);
+        let update = report.into_update(Source::Webhook);
         match self.record_from(provider, id, update).await {
             Ok(_) | Err(Error::NotFound) => Ok(()),
             Err(error) => Err(error),
@@ -90,12 +90,12 @@ impl Tracker {
     /// Keeps that a success was told, for when the provider no longer knows of the task. Another
     /// writer who is faster takes nothing away but this.
     pub(super) async fn expect_success(&self, job: &Job, update: &Update) -> Result<(), Error> {
-        let next = match (&update.news, job.submission()) {
-            (News::Report(report), Submission::Unknown | Submission::Over) => {
-                job.expect_success(report, Time::now())
+        let next = match (&update.event, job.submission_state()) {
+            (JobEvent::Reported(report), SubmissionState::Unknown | SubmissionState::Done) => {
+                job.record_unconfirmed_success(report, Time::now())
             }
-            (_, Submission::Waiting(_) | Submission::Sending) => None,
-            (News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn, _) => None,
+            (_, SubmissionState::Pending(_) | SubmissionState::InFlight) => None,
+            (JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission, _) => None,
         };
         let Some(next) = next else { return Ok(()) };
         let commit = Commit {
@@ -110,9 +110,9 @@ impl Tracker {
     }
 
     pub(super) async fn look_at(&self, job: &Job) -> Result<(), Error> {
-        match job.submission() {
-            Submission::Waiting(_) | Submission::Sending => {}
-            Submission::Unknown | Submission::Over => {
+        match job.submission_state() {
+            SubmissionState::Pending(_) | SubmissionState::InFlight => {}
+            SubmissionState::Unknown | SubmissionState::Done => {
                 let cool_down = self
                     .provider_of(job)
                     .map_or(Duration::ZERO, |provider| provider.cadence().cool_down);
@@ -126,8 +126,8 @@ impl Tracker {
 
 /// Whether the news is a success that counts only once it has been read from the provider.
 pub(super) fn asks_for_a_look(job: &Job, update: &Update) -> bool {
-    match &update.news {
-        News::Report(report) => !job.is_final() && report.wants_a_look(),
-        News::Sending | News::Retry { .. } | News::Lost { .. } | News::Withdrawn => false,
+    match &update.event {
+        JobEvent::Reported(report) => !job.is_final() && report.needs_confirmation(),
+        JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission => false,
     }
 }

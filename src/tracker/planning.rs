@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::job::{Job, Source, Submission};
+use crate::job::{Job, Source, SubmissionState};
 use crate::provider::Provider;
 use crate::store::{Agenda, spread};
 use crate::time::Time;
@@ -24,15 +24,15 @@ pub(super) fn agenda(provider: Option<&Provider>, job: &Job, now: Time) -> Agend
     let patient = provider.is_some_and(Provider::is_heard);
     let by_deadline =
         |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
-    match job.submission() {
-        Submission::Waiting(at) => Agenda {
+    match job.submission_state() {
+        SubmissionState::Pending(at) => Agenda {
             submit: Some(at),
             watch: by_deadline(None),
             every,
             patient,
             holds_place: false,
         },
-        Submission::Sending => Agenda {
+        SubmissionState::InFlight => Agenda {
             submit: None,
             watch: Some(now + SENDING_LEASE),
             every,
@@ -40,19 +40,19 @@ pub(super) fn agenda(provider: Option<&Provider>, job: &Job, now: Time) -> Agend
             holds_place: true,
         },
         // Holds no place: the provider may well not have it, and its deadline can be far.
-        Submission::Unknown => Agenda {
+        SubmissionState::Unknown => Agenda {
             submit: None,
             watch: by_deadline(next_look),
             every,
             patient: false,
             holds_place: false,
         },
-        Submission::Over => Agenda {
+        SubmissionState::Done => Agenda {
             submit: None,
             watch: by_deadline(next_look),
             every,
             patient,
-            holds_place: job.ticket.request.is_some(),
+            holds_place: job.internal.request.is_some(),
         },
     }
 }
@@ -61,7 +61,7 @@ pub(super) fn agenda(provider: Option<&Provider>, job: &Job, now: Time) -> Agend
 fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
     let cadence = provider.cadence();
     let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
-    let is_unknown = job.submission() == Submission::Unknown;
+    let is_unknown = job.submission_state() == SubmissionState::Unknown;
     let is_being_asked = is_unknown || job.source == Source::Poll && !provider.is_heard();
     let span = if is_being_asked {
         cadence.poll_every

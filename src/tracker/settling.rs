@@ -3,7 +3,7 @@
 //! Invariant: an end settles in the commit that makes it, so once; and what may have been spent is
 //! never given back.
 
-use crate::job::{Charge, Cost, Job, Source, Status, Submission};
+use crate::job::{Reservation, Cost, Job, Source, Status, SubmissionState};
 use crate::store::Entry;
 
 /// What a charge comes to, in millionths of its unit.
@@ -16,13 +16,13 @@ pub(super) struct Settled {
 
 /// What the end `next` makes of what was set aside; none where nothing was, or it is no end.
 pub(super) fn settle(before: &Job, next: &Job) -> Option<Settled> {
-    let charge = next.ticket.charge.as_ref().filter(|_| next.is_final())?;
+    let charge = next.internal.reservation.as_ref().filter(|_| next.is_final())?;
     let spent = spent(before, next, charge);
-    let entries = charge.accounts.iter().map(|account| Entry {
+    let entries = charge.windows.iter().map(|account| Entry {
         account: account.name.clone(),
-        amount: spent.saturating_sub(charge.amount),
+        amount: spent.saturating_sub(charge.amount_micros),
         limit: None,
-        ends_at: account.ends_at,
+        ends_at: account.expires_at,
     });
     Some(Settled {
         spent,
@@ -33,17 +33,17 @@ pub(super) fn settle(before: &Job, next: &Job) -> Option<Settled> {
 /// A cost that was told counts, or what was set aside where it can't be compared. Else a success
 /// costs what was set aside, and so does a job that the clock ended while its provider may have had
 /// it; a provider that says a job has failed or is cancelled charges nothing unless it says so.
-fn spent(before: &Job, next: &Job, charge: &Charge) -> i64 {
+fn spent(before: &Job, next: &Job, charge: &Reservation) -> i64 {
     if let Some(cost) = &next.cost {
         return told(cost, charge);
     }
-    let may_be_there = match before.submission() {
-        Submission::Waiting(_) => false,
-        Submission::Sending | Submission::Unknown | Submission::Over => true,
+    let may_be_there = match before.submission_state() {
+        SubmissionState::Pending(_) => false,
+        SubmissionState::InFlight | SubmissionState::Unknown | SubmissionState::Done => true,
     };
     match next.status {
-        Status::Succeeded => charge.amount,
-        Status::Failed if next.source == Source::Deadline && may_be_there => charge.amount,
+        Status::Succeeded => charge.amount_micros,
+        Status::Failed if next.source == Source::Deadline && may_be_there => charge.amount_micros,
         Status::Failed
         | Status::Cancelled
         | Status::Accepted
@@ -52,14 +52,14 @@ fn spent(before: &Job, next: &Job, charge: &Charge) -> i64 {
     }
 }
 
-fn told(cost: &Cost, charge: &Charge) -> i64 {
+fn told(cost: &Cost, charge: &Reservation) -> i64 {
     if cost.amount == 0.0 {
         return 0;
     }
     if !cost.unit.eq_ignore_ascii_case(&charge.unit) || !cost.amount.is_finite() {
-        return charge.amount;
+        return charge.amount_micros;
     }
-    Charge::millionths(cost.amount)
+    Reservation::to_micros(cost.amount)
 }
 
 #[cfg(test)]
@@ -70,7 +70,7 @@ mod tests {
 
     use super::*;
     use crate::job::{
-        Account, Failure, FailureKind, NewJob, News, Report, Ticket, Update, VideoRequest,
+        BudgetWindow, Failure, FailureKind, NewJob, JobEvent, StatusReport, InternalState, Update, VideoRequest,
     };
     use crate::time::Time;
 
@@ -87,37 +87,37 @@ mod tests {
             deadline: std::time::Duration::from_secs(60),
         };
         let mut job = Job::new(new, Time::from_millis(NOW));
-        job.ticket = Arc::new(Ticket {
-            charge: Some(Charge {
-                amount: 700_000,
+        job.internal = Arc::new(InternalState {
+            reservation: Some(Reservation {
+                amount_micros: 700_000,
                 unit: "usd".into(),
-                accounts: vec![Account {
+                windows: vec![BudgetWindow {
                     name: "day".into(),
-                    ends_at: Time::from_millis(NOW + 1),
+                    expires_at: Time::from_millis(NOW + 1),
                 }],
             }),
-            ..Ticket::clone(&job.ticket)
+            ..InternalState::clone(&job.internal)
         });
         job
     }
 
-    fn then(job: &Job, news: News, source: Source) -> Job {
-        let update = Update { source, news };
+    fn then(job: &Job, news: JobEvent, source: Source) -> Job {
+        let update = Update { source, event: news };
         job.apply(update, Time::from_millis(NOW)).unwrap()
     }
 
-    fn report(job: &Job, report: Report, source: Source) -> Job {
-        then(job, News::Report(Box::new(report)), source)
+    fn report(job: &Job, report: StatusReport, source: Source) -> Job {
+        then(job, JobEvent::Reported(Box::new(report)), source)
     }
 
-    fn cost(status: Status, amount: f64, unit: &str) -> Report {
-        Report {
-            conclusive: true,
+    fn cost(status: Status, amount: f64, unit: &str) -> StatusReport {
+        StatusReport {
+            is_authoritative: true,
             cost: Some(Cost {
                 amount,
                 unit: unit.into(),
             }),
-            ..Report::of(status)
+            ..StatusReport::with_status(status)
         }
     }
 
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_told_cost_counts_where_it_can_be_compared() {
-        let sending = then(&charged(), News::Sending, Source::Submit);
+        let sending = then(&charged(), JobEvent::SubmissionStarted, Source::Submit);
         for (status, amount, unit, expected) in [
             (Status::Succeeded, 0.35, "USD", 350_000),
             (Status::Succeeded, 1.4, "usd", 1_400_000),
@@ -151,30 +151,30 @@ mod tests {
     #[test]
     fn what_was_not_told_is_kept_only_where_it_may_be_spent() {
         let waiting = charged();
-        let sending = then(&waiting, News::Sending, Source::Submit);
+        let sending = then(&waiting, JobEvent::SubmissionStarted, Source::Submit);
         let lost = |kind| Failure::new(kind, "no answer");
         let error = lost(FailureKind::SubmissionUnknown);
-        let unknown = then(&sending, News::Lost { error }, Source::Submit);
-        let running = report(&sending, Report::of(Status::Running), Source::Webhook);
-        let success = Report {
-            conclusive: true,
-            ..Report::of(Status::Succeeded)
+        let unknown = then(&sending, JobEvent::SubmissionOutcomeUnknown { error }, Source::Submit);
+        let running = report(&sending, StatusReport::with_status(Status::Running), Source::Webhook);
+        let success = StatusReport {
+            is_authoritative: true,
+            ..StatusReport::with_status(Status::Succeeded)
         };
-        let timeout = Report::failed(lost(FailureKind::Timeout));
+        let timeout = StatusReport::failed(lost(FailureKind::Timeout));
         for (before, end, source, expected) in [
             (&running, &success, Source::Webhook, 700_000),
-            (&running, &Report::of(Status::Failed), Source::Poll, 0),
-            (&running, &Report::of(Status::Cancelled), Source::Poll, 0),
+            (&running, &StatusReport::with_status(Status::Failed), Source::Poll, 0),
+            (&running, &StatusReport::with_status(Status::Cancelled), Source::Poll, 0),
             (&sending, &timeout, Source::Submit, 0),
             (&waiting, &timeout, Source::Deadline, 0),
             (&unknown, &timeout, Source::Deadline, 700_000),
-            (&unknown, &Report::of(Status::Failed), Source::Poll, 0),
+            (&unknown, &StatusReport::with_status(Status::Failed), Source::Poll, 0),
             (&running, &timeout, Source::Deadline, 700_000),
         ] {
             let next = report(before, end.clone(), source);
             assert_eq!(spent_by(before, &next), expected, "{source:?} {end:?}");
         }
-        let withdrawn = then(&waiting, News::Withdrawn, Source::Api);
+        let withdrawn = then(&waiting, JobEvent::CancelledBeforeSubmission, Source::Api);
         assert_eq!(spent_by(&waiting, &withdrawn), 0);
         assert!(settle(&sending, &running).is_none());
     }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use progress_hub::job::{Job, JobId, NewJob, Report, Source, Status, Update, VideoRequest};
+use progress_hub::job::{Job, JobId, NewJob, StatusReport, Source, Status, Update, VideoRequest};
 use progress_hub::store::sqlite::SqliteStore;
 use progress_hub::store::{
     Agenda, Announce, Commit, Committed, Create, Created, Event, Idempotency, Node, Retention,
@@ -442,10 +442,10 @@ pub(crate) fn bound(job: &Job, task_id: &str) -> Job {
 
 /// News that differs from others by its stage.
 pub(crate) fn news(stage: &str) -> Update {
-    Report {
+    StatusReport {
         progress: Some(0.1 + 0.2),
         stage: Some(stage.into()),
-        ..Report::of(Status::Running)
+        ..StatusReport::with_status(Status::Running)
     }
-    .from_source(Source::Webhook)
+    .into_update(Source::Webhook)
 }

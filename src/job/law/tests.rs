@@ -38,9 +38,9 @@ fn output(name: &str) -> Output {
     }
 }
 
-fn told(job: &Job, report: Report) -> Option<Job> {
+fn told(job: &Job, report: StatusReport) -> Option<Job> {
     job.apply(
-        report.from_source(Source::Webhook),
+        report.into_update(Source::Webhook),
         Time::from_millis(NOW + 1),
     )
 }
@@ -49,11 +49,11 @@ fn failure(kind: FailureKind) -> Failure {
     Failure::new(kind, "so it is")
 }
 
-fn submit(job: &Job, news: News) -> Option<Job> {
+fn submit(job: &Job, news: JobEvent) -> Option<Job> {
     job.apply(
         Update {
             source: Source::Submit,
-            news,
+            event: news,
         },
         Time::from_millis(NOW + 1),
     )
@@ -61,18 +61,18 @@ fn submit(job: &Job, news: News) -> Option<Job> {
 
 #[test]
 fn a_report_that_tells_nothing_new_is_no_news() {
-    let running = told(&job(None), Report::of(Status::Running)).unwrap();
+    let running = told(&job(None), StatusReport::with_status(Status::Running)).unwrap();
     assert_eq!(running.version, 2);
-    assert_eq!(told(&running, Report::of(Status::Running)), None);
-    assert_eq!(told(&running, Report::of(Status::Queued)), None);
-    assert_eq!(told(&running, Report::default()), None);
+    assert_eq!(told(&running, StatusReport::with_status(Status::Running)), None);
+    assert_eq!(told(&running, StatusReport::with_status(Status::Queued)), None);
+    assert_eq!(told(&running, StatusReport::default()), None);
 }
 
 #[test]
 fn progress_without_a_status_means_running() {
-    let report = Report {
+    let report = StatusReport {
         progress: Some(3.0),
-        ..Report::default()
+        ..StatusReport::default()
     };
     let running = told(&job(None), report).unwrap();
     assert_eq!(
@@ -84,15 +84,15 @@ fn progress_without_a_status_means_running() {
 
 #[test]
 fn a_success_without_outputs_counts_only_when_it_was_read() {
-    let bare = Report::of(Status::Succeeded);
+    let bare = StatusReport::with_status(Status::Succeeded);
     assert_eq!(told(&job(None), bare.clone()), None);
 
-    let read = Report {
-        conclusive: true,
+    let read = StatusReport {
+        is_authoritative: true,
         ..bare
     };
     let expired = job(None).apply(
-        read.clone().from_source(Source::Poll),
+        read.clone().into_update(Source::Poll),
         Time::from_millis(NOW),
     );
     let expired = expired.unwrap();
@@ -100,7 +100,7 @@ fn a_success_without_outputs_counts_only_when_it_was_read() {
     assert_eq!(expired.error.unwrap().kind, FailureKind::ResultExpired);
 
     let pushed = job(None)
-        .apply(read.from_source(Source::Push), Time::from_millis(NOW))
+        .apply(read.into_update(Source::Push), Time::from_millis(NOW))
         .unwrap();
     assert_eq!((pushed.status, pushed.error), (Status::Succeeded, None));
 }
@@ -108,76 +108,76 @@ fn a_success_without_outputs_counts_only_when_it_was_read() {
 #[test]
 fn a_success_that_is_yet_to_be_read_is_remembered_and_not_shown() {
     let now = Time::from_millis(NOW);
-    let bare = Report::of(Status::Succeeded);
+    let bare = StatusReport::with_status(Status::Succeeded);
     let before = job(None);
-    let expecting = before.expect_success(&bare, now).unwrap();
-    assert_eq!(expecting.ticket.success_told_at, Some(now));
+    let expecting = before.record_unconfirmed_success(&bare, now).unwrap();
+    assert_eq!(expecting.internal.success_reported_at, Some(now));
     let shown = |job: &Job| serde_json::to_value(job).unwrap();
     assert_eq!(shown(&expecting), shown(&before));
-    assert_eq!(expecting.expect_success(&bare, now), None);
-    let running = Report::of(Status::Running);
-    assert_eq!(job(None).expect_success(&running, now), None);
-    let others = Report {
+    assert_eq!(expecting.record_unconfirmed_success(&bare, now), None);
+    let running = StatusReport::with_status(Status::Running);
+    assert_eq!(job(None).record_unconfirmed_success(&running, now), None);
+    let others = StatusReport {
         task_id: Some("another".to_owned()),
         ..bare
     };
     let known = told(
         &job(None),
-        Report {
+        StatusReport {
             task_id: Some("one".to_owned()),
             ..running
         },
     );
-    assert_eq!(known.unwrap().expect_success(&others, now), None);
+    assert_eq!(known.unwrap().record_unconfirmed_success(&others, now), None);
 }
 
 #[test]
 fn news_of_another_task_is_not_ours() {
-    let ours = Report {
+    let ours = StatusReport {
         task_id: Some("1".into()),
-        ..Report::of(Status::Queued)
+        ..StatusReport::with_status(Status::Queued)
     };
     let bound = told(&job(None), ours).unwrap();
-    let theirs = Report {
+    let theirs = StatusReport {
         task_id: Some("2".into()),
-        ..Report::of(Status::Running)
+        ..StatusReport::with_status(Status::Running)
     };
     assert_eq!(told(&bound, theirs), None);
 }
 
 #[test]
 fn tries_are_counted_and_a_lost_answer_is_never_sent_again() {
-    let first = submit(&submitted_here(), News::Sending).unwrap();
+    let first = submit(&submitted_here(), JobEvent::SubmissionStarted).unwrap();
     assert_eq!(
-        (first.attempt, first.submission()),
-        (1, Submission::Sending)
+        (first.attempt, first.submission_state()),
+        (1, SubmissionState::InFlight)
     );
-    assert_eq!(submit(&first, News::Sending), None);
+    assert_eq!(submit(&first, JobEvent::SubmissionStarted), None);
 
     let at = Time::from_millis(NOW + 4_000);
-    let retry = News::Retry {
+    let retry = JobEvent::RetryScheduled {
         error: failure(FailureKind::RateLimit),
         at,
     };
     let waiting = submit(&first, retry.clone()).unwrap();
-    assert_eq!(waiting.submission(), Submission::Waiting(at));
+    assert_eq!(waiting.submission_state(), SubmissionState::Pending(at));
     assert_eq!(submit(&waiting, retry), None);
 
-    let second = submit(&waiting, News::Sending).unwrap();
+    let second = submit(&waiting, JobEvent::SubmissionStarted).unwrap();
     assert_eq!((second.attempt, second.error.clone()), (2, None));
-    let lost = News::Lost {
+    let lost = JobEvent::SubmissionOutcomeUnknown {
         error: failure(FailureKind::SubmissionUnknown),
     };
     let unknown = submit(&second, lost).unwrap();
-    assert_eq!(unknown.submission(), Submission::Unknown);
-    assert_eq!(submit(&unknown, News::Sending), None);
+    assert_eq!(unknown.submission_state(), SubmissionState::Unknown);
+    assert_eq!(submit(&unknown, JobEvent::SubmissionStarted), None);
 
-    let found = told(&unknown, Report::of(Status::Queued)).unwrap();
+    let found = told(&unknown, StatusReport::with_status(Status::Queued)).unwrap();
     assert_eq!(
-        (found.error.clone(), found.submission()),
-        (None, Submission::Over)
+        (found.error.clone(), found.submission_state()),
+        (None, SubmissionState::Done)
     );
-    assert_eq!(submit(&found, News::Sending), None);
+    assert_eq!(submit(&found, JobEvent::SubmissionStarted), None);
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn only_a_job_that_nobody_has_can_be_withdrawn() {
         job.apply(
             Update {
                 source: Source::Api,
-                news: News::Withdrawn,
+                event: JobEvent::CancelledBeforeSubmission,
             },
             Time::from_millis(NOW),
         )
@@ -195,10 +195,10 @@ fn only_a_job_that_nobody_has_can_be_withdrawn() {
         withdraw(&submitted_here()).unwrap().status,
         Status::Cancelled
     );
-    let sending = submit(&submitted_here(), News::Sending).unwrap();
+    let sending = submit(&submitted_here(), JobEvent::SubmissionStarted).unwrap();
     assert_eq!(withdraw(&sending), None);
     assert_eq!(
-        withdraw(&told(&sending, Report::of(Status::Queued)).unwrap()),
+        withdraw(&told(&sending, StatusReport::with_status(Status::Queued)).unwrap()),
         None
     );
     let at_a_provider = job(None);
@@ -212,22 +212,22 @@ fn only_a_job_that_nobody_has_can_be_withdrawn() {
 
 #[test]
 fn a_webhook_that_outruns_the_answer_makes_the_answer_no_news() {
-    let sending = submit(&submitted_here(), News::Sending).unwrap();
-    let early = Report {
+    let sending = submit(&submitted_here(), JobEvent::SubmissionStarted).unwrap();
+    let early = StatusReport {
         task_id: Some("1".into()),
-        ..Report::of(Status::Running)
+        ..StatusReport::with_status(Status::Running)
     };
     let running = told(&sending, early).unwrap();
-    let answer = Report {
+    let answer = StatusReport {
         task_id: Some("1".into()),
-        ..Report::of(Status::Queued)
+        ..StatusReport::with_status(Status::Queued)
     };
-    assert_eq!(submit(&running, News::Report(Box::new(answer))), None);
+    assert_eq!(submit(&running, JobEvent::Reported(Box::new(answer))), None);
     let at = Time::from_millis(NOW);
     assert_eq!(
         submit(
             &running,
-            News::Retry {
+            JobEvent::RetryScheduled {
                 error: failure(FailureKind::Technical),
                 at
             }
@@ -244,22 +244,22 @@ fn any_progress() -> impl Strategy<Value = Option<f64>> {
     ])
 }
 
-fn any_report(statuses: Vec<Option<Status>>) -> impl Strategy<Value = Report> {
+fn any_report(statuses: Vec<Option<Status>>) -> impl Strategy<Value = StatusReport> {
     let status = proptest::sample::select(statuses);
     let stage = proptest::option::of("[a-c]");
     (status, any_progress(), proptest::option::of(0u32..9), stage).prop_map(
-        |(status, progress, queue_position, stage)| Report {
+        |(status, progress, queue_position, stage)| StatusReport {
             status,
             progress,
             queue_position,
             stage,
-            conclusive: true,
-            ..Report::default()
+            is_authoritative: true,
+            ..StatusReport::default()
         },
     )
 }
 
-fn on_the_way() -> impl Strategy<Value = Report> {
+fn on_the_way() -> impl Strategy<Value = StatusReport> {
     any_report(vec![
         None,
         Some(Status::Accepted),
@@ -268,7 +268,7 @@ fn on_the_way() -> impl Strategy<Value = Report> {
     ])
 }
 
-fn an_end() -> impl Strategy<Value = Report> {
+fn an_end() -> impl Strategy<Value = StatusReport> {
     let ends = vec![
         Some(Status::Succeeded),
         Some(Status::Failed),
@@ -287,16 +287,16 @@ fn any_news() -> impl Strategy<Value = Update> {
     let error = failure(FailureKind::Technical);
     let lost = failure(FailureKind::SubmissionUnknown);
     prop_oneof![
-        1 => Just(Update { source: Source::Submit, news: News::Sending }),
-        1 => Just(Update { source: Source::Submit, news: News::Retry { error, at } }),
-        1 => Just(Update { source: Source::Submit, news: News::Lost { error: lost } }),
-        1 => Just(Update { source: Source::Api, news: News::Withdrawn }),
-        5 => on_the_way().prop_map(|report| report.from_source(Source::Webhook)),
-        1 => an_end().prop_map(|report| report.from_source(Source::Poll)),
+        1 => Just(Update { source: Source::Submit, event: JobEvent::SubmissionStarted }),
+        1 => Just(Update { source: Source::Submit, event: JobEvent::RetryScheduled { error, at } }),
+        1 => Just(Update { source: Source::Submit, event: JobEvent::SubmissionOutcomeUnknown { error: lost } }),
+        1 => Just(Update { source: Source::Api, event: JobEvent::CancelledBeforeSubmission }),
+        5 => on_the_way().prop_map(|report| report.into_update(Source::Webhook)),
+        1 => an_end().prop_map(|report| report.into_update(Source::Poll)),
     ]
 }
 
-fn after_all(start: &Job, reports: &[Report]) -> Job {
+fn after_all(start: &Job, reports: &[StatusReport]) -> Job {
     reports.iter().fold(start.clone(), |job, report| {
         told(&job, report.clone()).unwrap_or(job)
     })

@@ -298,7 +298,7 @@ mod tests {
             lane.close(cause, None, at(0));
             let mut now = at(0);
             for wait in waits {
-                assert_eq!(until(&lane).since(now).as_secs(), wait, "{cause:?}");
+                assert_eq!(until(&lane).saturating_duration_since(now).as_secs(), wait, "{cause:?}");
                 assert_eq!(lane.closed().unwrap().since, at(0));
                 now = until(&lane);
                 let probe = go(&mut lane, 0, now);

@@ -123,7 +123,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
 
     pub(super) fn welcome(&mut self, principal: Principal) {
         let (now, expires_at) = (Time::now(), Time::from(principal.expires_at()));
-        let left = expires_at.since(now);
+        let left = expires_at.saturating_duration_since(now);
         let ends_at = Instant::now() + left;
         let notice_at = Some(Instant::now() + left.saturating_sub(NOTICE.min(left / 2)));
         let heartbeat = self.sockets.settings.heartbeat.as_millis();

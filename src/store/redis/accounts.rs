@@ -175,7 +175,7 @@ impl RedisStore {
     }
 
     fn kept(&self, sum: &Sum, now: i64) -> String {
-        let left = Time::from_millis(sum.ends_at).since(Time::from_millis(now));
+        let left = Time::from_millis(sum.ends_at).saturating_duration_since(Time::from_millis(now));
         millis(left + KEPT_OVER)
     }
 
@@ -194,7 +194,7 @@ impl RedisStore {
         let now = Time::now();
         for (name, text) in owed {
             let debt: Debt = from_json(&text)?;
-            if now.since(Time::from_millis(debt.written_at)) < LEASE {
+            if now.saturating_duration_since(Time::from_millis(debt.written_at)) < LEASE {
                 continue;
             }
             match debt.is_reserved && self.read(&debt.job).await?.is_none() {

@@ -65,7 +65,7 @@ impl RedisStore {
                     self.link.publish().into(),
                     job.id.as_str().into(),
                     to_json(&**job)?.into(),
-                    to_json(&*job.ticket)?.into(),
+                    to_json(&*job.internal)?.into(),
                     to_json(&self.changes(job, commit.agenda))?.into(),
                     commit.expected.to_string().into(),
                     task_field(job).into(),

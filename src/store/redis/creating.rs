@@ -142,7 +142,7 @@ impl RedisStore {
                     self.link.publish().into(),
                     job.id.as_str().into(),
                     to_json(&**job)?.into(),
-                    to_json(&*job.ticket)?.into(),
+                    to_json(&*job.internal)?.into(),
                     to_json(&self.changes(job, create.agenda))?.into(),
                     to_json(&lasting(job, key))?.into(),
                     owed.unwrap_or_default().into(),

@@ -181,7 +181,7 @@ pub(super) fn tag(job: &Job) -> String {
 /// The job that a hash or a script's answer holds.
 pub(super) fn job_from(doc: &str, ticket: &str) -> Result<Arc<Job>, Error> {
     let mut job: Job = from_json(doc)?;
-    job.ticket = Arc::new(from_json(ticket)?);
+    job.internal = Arc::new(from_json(ticket)?);
     Ok(Arc::new(job))
 }
 

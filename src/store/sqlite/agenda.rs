@@ -93,7 +93,7 @@ fn claim_to_watch(db: &Connection, now: Time, limit: usize) -> rusqlite::Result<
     let due = due(db, TO_WATCH, params![now.millis(), most(limit)], |row| {
         let every = Duration::from_millis(row.get(3).map(i64::cast_unsigned)?);
         let deadline = Time::from_millis(row.get(4)?);
-        let silence = now.since(Time::from_millis(row.get(6)?));
+        let silence = now.saturating_duration_since(Time::from_millis(row.get(6)?));
         let is_patient: bool = row.get(5)?;
         let span = if is_patient {
             every.max(silence * 2)

@@ -35,7 +35,7 @@ impl Record {
     ) -> Result<Self, Error> {
         Ok(Self {
             doc: to_json(&*job)?,
-            ticket: to_json(&*job.ticket)?,
+            ticket: to_json(&*job.internal)?,
             // An ended job wants nobody's attention.
             agenda: if job.is_final() {
                 Agenda::default()
@@ -124,7 +124,7 @@ pub(super) fn create(
     .execute(named_params! {
         ":id": job.id.as_str(),
         ":owner": job.owner,
-        ":status": job.status.word(),
+        ":status": job.status.as_str(),
         ":version": job.version.cast_signed(),
         ":provider": job.provider,
         ":task_id": job.provider_task_id,
@@ -191,7 +191,7 @@ pub(super) fn commit(
     )?
     .execute(named_params! {
         ":row": row,
-        ":status": job.status.word(),
+        ":status": job.status.as_str(),
         ":version": job.version.cast_signed(),
         ":submit": record.agenda.submit.map(|at| at.millis()),
         ":watch": record.agenda.watch.map(|at| at.millis()),
@@ -275,7 +275,7 @@ pub(super) fn list(db: &Connection, listing: &Listing) -> rusqlite::Result<Vec<A
         let mut values: Vec<&str> = Vec::new();
         for (condition, value) in [
             (" AND owner = ?", owner.as_deref()),
-            (" AND status = ?", status.map(crate::job::Status::word)),
+            (" AND status = ?", status.map(crate::job::Status::as_str)),
             (" AND id < ?", before.as_ref().map(JobId::as_str)),
         ] {
             if let Some(value) = value {
@@ -298,7 +298,7 @@ pub(super) fn list(db: &Connection, listing: &Listing) -> rusqlite::Result<Vec<A
 /// The job in a row that begins with `doc` and `ticket`.
 pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Arc<Job>> {
     let mut job: Job = from_json(row, 0)?;
-    job.ticket = Arc::new(from_json(row, 1)?);
+    job.internal = Arc::new(from_json(row, 1)?);
     Ok(Arc::new(job))
 }
 

@@ -333,7 +333,7 @@ pub(crate) async fn a_patient_job_is_looked_at_ever_more_rarely(engine: Engine) 
     for _ in 0..3 {
         assert_eq!(claim(&engine, Queue::Watch, last).await.len(), 1);
         let due = next_due(&engine, Queue::Watch).await.unwrap();
-        let silence = last.since(job.updated_at);
+        let silence = last.saturating_duration_since(job.updated_at);
         assert_eq!(due, last + spread(silence * 2, job.id.as_str()));
         last = due;
     }

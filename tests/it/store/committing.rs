@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use progress_hub::job::{Account, Charge, JobId, Ticket};
+use progress_hub::job::{BudgetWindow, Reservation, JobId, InternalState};
 use progress_hub::store::{Agenda, Committed};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -65,24 +65,24 @@ pub(crate) async fn a_task_that_became_known_finds_its_job(engine: Engine) {
 pub(crate) async fn the_ticket_is_kept_beside_the_document(engine: Engine) {
     let job = engine.create(video("kling")).await;
     let mut newer = next(&job);
-    newer.ticket = Arc::new(Ticket {
-        request: job.ticket.request.clone(),
+    newer.internal = Arc::new(InternalState {
+        request: job.internal.request.clone(),
         handle: json!({"status_url": "https://queue.example/1"}),
-        sources: vec![Some("https://api.example/1/content".to_owned()), None],
-        success_told_at: Some(job.created_at),
-        charge: Some(Charge {
-            amount: 70_000,
+        private_urls: vec![Some("https://api.example/1/content".to_owned()), None],
+        success_reported_at: Some(job.created_at),
+        reservation: Some(Reservation {
+            amount_micros: 70_000,
             unit: "usd".to_owned(),
-            accounts: vec![Account {
+            windows: vec![BudgetWindow {
                 name: "owner/ada/2026-11-24".to_owned(),
-                ends_at: now(),
+                expires_at: now(),
             }],
         }),
     });
     engine.commit(&newer).await;
     let read = engine.get(&job.id).await.unwrap();
-    assert_eq!(read.ticket, newer.ticket);
-    assert!(read.ticket.request.is_some());
+    assert_eq!(read.internal, newer.internal);
+    assert!(read.internal.request.is_some());
 }
 
 /// Raises a job's version until `times` of its own commits have passed; counts the stale ones.

@@ -199,7 +199,7 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
          VALUES (?1, 'ada', 'accepted', 1, 'kling', ?2, 60000, 0, ?3, ?2, ?4, ?5)";
     let (at, deadline) = (job.updated_at.millis(), job.deadline_at.millis());
     let doc = serde_json::to_string(&job).unwrap();
-    let ticket = serde_json::to_string(&*job.ticket).unwrap();
+    let ticket = serde_json::to_string(&*job.internal).unwrap();
     old.execute(
         insert,
         rusqlite::params![job.id.as_str(), at, deadline, doc, ticket],
@@ -210,7 +210,7 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
     for version in 1..=2 {
         let store = open(&path).unwrap();
         let kept = store.get(&job.id).await.unwrap().unwrap();
-        assert_eq!((kept.version, &kept.ticket), (version, &job.ticket));
+        assert_eq!((kept.version, &kept.internal), (version, &job.internal));
         let due = Agenda {
             watch: Some(now()),
             every: MINUTE,
