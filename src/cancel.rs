@@ -86,7 +86,7 @@ impl Canceller {
             source: Source::Api,
             event: JobEvent::CancelledBeforeSubmission,
         };
-        let recorded = self.tracker.record(id, withdrawn).await?;
+        let recorded = self.tracker.apply_update(id, withdrawn).await?;
         if recorded.applied || recorded.job.status == Status::Cancelled {
             return Ok(recorded.job);
         }
@@ -108,7 +108,7 @@ impl Canceller {
                 };
                 let recorded = self
                     .tracker
-                    .record(&job.id, report.into_update(source))
+                    .apply_update(&job.id, report.into_update(source))
                     .await?;
                 settled(recorded.job)
             }
@@ -122,9 +122,9 @@ impl Canceller {
                             ..StatusReport::with_status(Status::Cancelled)
                         };
                         let gone = gone.into_update(Source::Api);
-                        self.tracker.record(&job.id, gone).await?;
+                        self.tracker.apply_update(&job.id, gone).await?;
                     }
-                    Err(_) => self.tracker.hasten(&job.id).await?,
+                    Err(_) => self.tracker.request_poll(&job.id).await?,
                 }
                 let job = self.store.get(&job.id).await?;
                 settled(job.ok_or(NotCancelled::NotFound)?)
@@ -143,7 +143,7 @@ impl Canceller {
             }
             Err(failed) => {
                 // It may have been heard all the same.
-                self.tracker.hasten(&job.id).await?;
+                self.tracker.request_poll(&job.id).await?;
                 Err(NotCancelled::Provider(failed))
             }
         }
@@ -158,7 +158,7 @@ impl Canceller {
         self.count(provider, Call::Ask, answer.as_ref().err());
         for (id, report) in answer? {
             let update = report.into_update(Source::Poll);
-            if let Err(error) = self.tracker.record(&id, update).await {
+            if let Err(error) = self.tracker.apply_update(&id, update).await {
                 tracing::warn!(job.id = %id, %error, "can't record what was read");
             }
         }

@@ -235,7 +235,7 @@ impl Reader {
     async fn overtake(&self, job: Arc<Job>, shown: Shown) -> Arc<Job> {
         let overtaking = self
             .tracker
-            .overtake(&job.id, shown.version, shown.updated_at);
+            .republish_above(&job.id, shown.version, shown.updated_at);
         match overtaking.await {
             Ok(raised) => raised,
             Err(error) => {

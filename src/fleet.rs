@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::feed::Feed;
 use crate::provider::{Provider, Providers};
 use crate::store::{self, Store};
-use crate::tracker::Stir;
+use crate::tracker::WorkerWakeups;
 
 /// How often memos are read unasked, should a word of a new one be lost.
 const GLANCE: Duration = Duration::from_secs(10);
@@ -31,7 +31,7 @@ pub struct Fleet {
     /// Who hears of something new.
     pub feed: Arc<Feed>,
     /// Woken when a gate may have opened.
-    pub stir: Stir,
+    pub stir: WorkerWakeups,
 }
 
 impl Fleet {

@@ -44,7 +44,7 @@ use crate::provider::{Fetcher, Http, Providers};
 use crate::signature::CallbackKey;
 use crate::store::{self, Retention};
 use crate::telemetry::Metrics;
-use crate::tracker::{Stir, Tracker};
+use crate::tracker::{WorkerWakeups, Tracker};
 
 pub use demo::{Demo, DemoScenario};
 use drain::Drain;
@@ -133,7 +133,7 @@ impl Server {
         };
         let feed = Feed::new(&hub);
         let store = store::open(&config.store, retention, feed.node())?;
-        let stir = Stir::default();
+        let stir = WorkerWakeups::default();
         let providers = Arc::new(providers);
         let key = config
             .callback

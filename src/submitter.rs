@@ -17,7 +17,7 @@ use crate::provider::{Leave, Provider, Providers, Refused, Sent};
 use crate::store::{Queue, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::time::Time;
-use crate::tracker::{Error, Stir, Tracker};
+use crate::tracker::{Error, WorkerWakeups, Tracker};
 
 /// Jobs claimed at once, of one provider.
 const BATCH: usize = 64;
@@ -27,7 +27,7 @@ const BATCH: usize = 64;
 const HESITATION: Duration = Duration::from_secs(20);
 
 /// How long to sleep at most: places can come free on another node, which does not wake this one.
-const NAP: Duration = Duration::from_secs(1);
+const MAX_IDLE: Duration = Duration::from_secs(1);
 
 /// The wait after the first failed try; doubled after each further one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub struct Submitter {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What wakes it.
-    pub stir: Stir,
+    pub stir: WorkerWakeups,
 }
 
 impl Submitter {
@@ -71,7 +71,7 @@ impl Submitter {
 
     /// Starts a try for every job that is due and has a place; says how long to sleep after it.
     async fn claim(&self, tries: &TaskTracker, stop: &CancellationToken) -> Duration {
-        let mut nap = NAP;
+        let mut nap = MAX_IDLE;
         for provider in self
             .providers
             .iter()
@@ -147,7 +147,7 @@ impl Submitter {
             source: Source::Submit,
             event: JobEvent::SubmissionStarted,
         };
-        let job = match self.tracker.record(id, begins).await {
+        let job = match self.tracker.apply_update(id, begins).await {
             Ok(recorded) if recorded.applied => recorded.job,
             Ok(_) => return,
             Err(error) => {
@@ -174,7 +174,7 @@ impl Submitter {
     /// would tell it again.
     async fn insist(&self, job: &Job, update: Update, stop: &CancellationToken) {
         loop {
-            match self.tracker.record(&job.id, update.clone()).await {
+            match self.tracker.apply_update(&job.id, update.clone()).await {
                 Ok(_) | Err(Error::NotFound) => return,
                 Err(Error::Store(error)) => {
                     tracing::error!(job.id = %job.id, %error, "can't record what became of a try; trying again");
@@ -182,7 +182,7 @@ impl Submitter {
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(NAP) => {}
+                () = tokio::time::sleep(MAX_IDLE) => {}
             }
         }
     }

@@ -19,13 +19,13 @@ use crate::store::{
 use crate::telemetry::Metrics;
 use crate::time::Time;
 
-use looking::asks_for_a_look;
-use planning::agenda;
-pub use stir::{NAP, Stir};
+use looking::needs_confirmation;
+use planning::schedule_for;
+pub use stir::{MAX_IDLE, WorkerWakeups};
 
 /// How often a writer that lost the race reads again. Each loss means that another one won, so this
 /// is only reached by a job with very many writers at once.
-const ROUNDS: usize = 64;
+const MAX_CAS_ATTEMPTS: usize = 64;
 
 /// Writes what is heard of jobs.
 pub struct Tracker {
@@ -33,12 +33,12 @@ pub struct Tracker {
     providers: Arc<Providers>,
     links: Links,
     metrics: Arc<Metrics>,
-    stir: Stir,
+    stir: WorkerWakeups,
 }
 
 /// What became of news.
 #[derive(Clone, Debug)]
-pub struct Recorded {
+pub struct UpdateOutcome {
     /// The job as it is now.
     pub job: Arc<Job>,
     /// Whether the news changed it.
@@ -47,11 +47,11 @@ pub struct Recorded {
 
 /// What became of news about a provider's task.
 #[derive(Clone, Debug)]
-pub enum Matched {
+pub enum TaskMatch {
     /// It is this job's.
-    Job(Recorded),
+    Job(UpdateOutcome),
     /// It is no job's yet; the news waits for it.
-    Parked,
+    Buffered,
 }
 
 /// Why nothing was recorded.
@@ -74,7 +74,7 @@ impl Tracker {
         providers: Arc<Providers>,
         links: Links,
         metrics: Arc<Metrics>,
-        stir: Stir,
+        stir: WorkerWakeups,
     ) -> Self {
         Self {
             store,
@@ -96,8 +96,8 @@ impl Tracker {
         idempotency: Option<Idempotency>,
         entries: Vec<Entry>,
     ) -> Result<(Created, Arc<Job>), Error> {
-        for _ in 0..ROUNDS {
-            let (job, agenda, folded) = self.fold(job.clone()).await?;
+        for _ in 0..MAX_CAS_ATTEMPTS {
+            let (job, agenda, folded) = self.apply_buffered_updates(job.clone()).await?;
             let create = Create {
                 job: Arc::clone(&job),
                 agenda,
@@ -112,7 +112,7 @@ impl Tracker {
                 self.metrics.reserved(provider_name(&job), charge.amount_micros);
             }
             if created != Created::Stale {
-                self.stir.by(&agenda, &job);
+                self.stir.notify_for(&agenda, &job);
                 return Ok((created, job));
             }
         }
@@ -123,46 +123,46 @@ impl Tracker {
     ///
     /// # Errors
     /// [`Error::NotFound`] or the store's; then the news was not taken and must be told again.
-    pub async fn record(&self, id: &JobId, update: Update) -> Result<Recorded, Error> {
-        self.record_if(id, update, |_| true).await
+    pub async fn apply_update(&self, id: &JobId, update: Update) -> Result<UpdateOutcome, Error> {
+        self.apply_update_if(id, update, |_| true).await
     }
 
     /// Applies a provider's news to a job, which must be that provider's.
     ///
     /// # Errors
     /// As [`Tracker::record`]; a job of anybody else is not found.
-    pub async fn record_from(
+    pub async fn apply_provider_update(
         &self,
         provider: &str,
         id: &JobId,
         update: Update,
-    ) -> Result<Recorded, Error> {
-        self.record_if(id, update, |job| job.provider.as_deref() == Some(provider))
+    ) -> Result<UpdateOutcome, Error> {
+        self.apply_update_if(id, update, |job| job.provider.as_deref() == Some(provider))
             .await
     }
 
-    async fn record_if(
+    async fn apply_update_if(
         &self,
         id: &JobId,
         update: Update,
         fits: impl Fn(&Job) -> bool,
-    ) -> Result<Recorded, Error> {
-        for _ in 0..ROUNDS {
+    ) -> Result<UpdateOutcome, Error> {
+        for _ in 0..MAX_CAS_ATTEMPTS {
             let job = self
                 .store
                 .get(id)
                 .await?
                 .filter(|job| fits(job))
                 .ok_or(Error::NotFound)?;
-            let Some(next) = self.applied(&job, &update, Time::now()) else {
-                if asks_for_a_look(&job, &update) {
+            let Some(next) = self.next_version(&job, &update, Time::now()) else {
+                if needs_confirmation(&job, &update) {
                     self.expect_success(&job, &update).await?;
-                    self.look_at(&job).await?;
+                    self.schedule_poll(&job).await?;
                 }
                 // It may be here by a try that was not acknowledged.
                 match self.store.secure(&job).await? {
                     Committed::Done => {
-                        return Ok(Recorded {
+                        return Ok(UpdateOutcome {
                             job,
                             applied: false,
                         });
@@ -173,9 +173,9 @@ impl Tracker {
             };
             let is_new_task = job.provider_task_id.is_none() && next.provider_task_id.is_some();
             let (next, agenda, folded) = if is_new_task {
-                self.fold(next).await?
+                self.apply_buffered_updates(next).await?
             } else {
-                let agenda = agenda(self.provider_of(&next), &next, Time::now());
+                let agenda = schedule_for(self.provider_of(&next), &next, Time::now());
                 (Arc::new(next), agenda, Vec::new())
             };
             let settled = settling::settle(&job, &next);
@@ -195,15 +195,15 @@ impl Tracker {
                     if let Some(spent) = spent {
                         self.metrics.spent(provider_name(&next), spent);
                     }
-                    tell(&next);
-                    self.stir.by(&agenda, &next);
-                    return Ok(Recorded {
+                    log_update(&next);
+                    self.stir.notify_for(&agenda, &next);
+                    return Ok(UpdateOutcome {
                         job: next,
                         applied: true,
                     });
                 }
-                Committed::Stale if is_new_task && self.is_taken(&next).await? => {
-                    return Ok(Recorded {
+                Committed::Stale if is_new_task && self.task_belongs_to_other_job(&next).await? => {
+                    return Ok(UpdateOutcome {
                         job,
                         applied: false,
                     });
@@ -219,12 +219,12 @@ impl Tracker {
     ///
     /// # Errors
     /// As [`Tracker::record`].
-    pub async fn record_task(
+    pub async fn apply_task_update(
         &self,
         provider: &str,
         task_id: &str,
         update: Update,
-    ) -> Result<Matched, Error> {
+    ) -> Result<TaskMatch, Error> {
         let known = match self.store.find_task(provider, task_id).await? {
             Some(id) => id,
             None => match self
@@ -232,15 +232,15 @@ impl Tracker {
                 .park(provider, task_id, &update, Time::now())
                 .await?
             {
-                Parked::Kept => return Ok(Matched::Parked),
+                Parked::Kept => return Ok(TaskMatch::Buffered),
                 Parked::Known(id) => id,
             },
         };
-        self.record(&known, update).await.map(Matched::Job)
+        self.apply_update(&known, update).await.map(TaskMatch::Job)
     }
 
     /// Whether the job's task is another job's: then the news is not about this one.
-    async fn is_taken(&self, job: &Job) -> Result<bool, Error> {
+    async fn task_belongs_to_other_job(&self, job: &Job) -> Result<bool, Error> {
         let (Some(provider), Some(task_id)) = (&job.provider, &job.provider_task_id) else {
             return Ok(false);
         };
@@ -250,7 +250,7 @@ impl Tracker {
 
     /// The job with all that is parked for its task, what that makes of its agenda, and the news
     /// that went into it.
-    async fn fold(&self, mut job: Job) -> Result<(Arc<Job>, Agenda, Vec<Update>), Error> {
+    async fn apply_buffered_updates(&self, mut job: Job) -> Result<(Arc<Job>, Agenda, Vec<Update>), Error> {
         let parked = match (&job.provider, &job.provider_task_id) {
             (Some(provider), Some(task_id)) => self.store.parked(provider, task_id).await?,
             (None, _) | (_, None) => Vec::new(),
@@ -258,16 +258,16 @@ impl Tracker {
         let now = Time::now();
         let mut asks = false;
         for update in &parked {
-            asks |= asks_for_a_look(&job, update);
+            asks |= needs_confirmation(&job, update);
             let expecting = match &update.event {
                 JobEvent::Reported(report) => job.record_unconfirmed_success(report, now),
                 JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission => None,
             };
             job = expecting
-                .or_else(|| self.applied(&job, update, now))
+                .or_else(|| self.next_version(&job, update, now))
                 .unwrap_or(job);
         }
-        let mut agenda = agenda(self.provider_of(&job), &job, now);
+        let mut agenda = schedule_for(self.provider_of(&job), &job, now);
         if asks && !job.is_final() {
             agenda.watch = Some(now);
         }
@@ -275,7 +275,7 @@ impl Tracker {
     }
 
     /// What the news makes of the job, if anything; outputs behind a key as links of the hub's.
-    fn applied(&self, job: &Job, update: &Update, now: Time) -> Option<Job> {
+    fn next_version(&self, job: &Job, update: &Update, now: Time) -> Option<Job> {
         let update = self.links.addressed(&job.id, update.clone(), now);
         job.apply(update, now)
     }
@@ -291,7 +291,7 @@ fn provider_name(job: &Job) -> &str {
 }
 
 /// One line when a job has ended, and for those who look closer one for each change.
-fn tell(job: &Job) {
+fn log_update(job: &Job) {
     let (status, source) = (job.status.as_str(), job.source);
     let kind = job.error.as_ref().map(|error| error.kind);
     if job.is_final() {

@@ -18,7 +18,7 @@ use crate::provider::{AskError, Provider, Providers};
 use crate::store::{Queue, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::time::Time;
-use crate::tracker::{NAP, Stir, Tracker};
+use crate::tracker::{MAX_IDLE, WorkerWakeups, Tracker};
 
 /// Jobs claimed at once.
 const BATCH: usize = 256;
@@ -38,7 +38,7 @@ pub struct Watchdog {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What wakes it.
-    pub stir: Stir,
+    pub stir: WorkerWakeups,
 }
 
 impl Watchdog {
@@ -67,7 +67,7 @@ impl Watchdog {
             Ok(due) => due,
             Err(error) => {
                 tracing::warn!(%error, "can't claim jobs to look after");
-                return NAP;
+                return MAX_IDLE;
             }
         };
         let there_may_be_more = due.len() == BATCH;
@@ -79,8 +79,8 @@ impl Watchdog {
             return Duration::ZERO;
         }
         match self.store.next_due(Queue::Watch).await {
-            Ok(Some(due)) => NAP.min(due.saturating_duration_since(Time::now())),
-            Ok(None) | Err(_) => NAP,
+            Ok(Some(due)) => MAX_IDLE.min(due.saturating_duration_since(Time::now())),
+            Ok(None) | Err(_) => MAX_IDLE,
         }
     }
 
@@ -110,7 +110,7 @@ impl Watchdog {
             } else {
                 continue;
             };
-            if let Err(error) = self.tracker.record(&job.id, last_word).await {
+            if let Err(error) = self.tracker.apply_update(&job.id, last_word).await {
                 tracing::warn!(job.id = %job.id, %error, "can't record what the clock says");
             }
         }
@@ -154,7 +154,7 @@ impl Watchdog {
     async fn record(&self, reports: Vec<(JobId, StatusReport)>) {
         for (id, report) in reports {
             let update = report.into_update(Source::Poll);
-            if let Err(error) = self.tracker.record(&id, update).await {
+            if let Err(error) = self.tracker.apply_update(&id, update).await {
                 tracing::warn!(job.id = %id, %error, "can't record what was read");
             }
         }

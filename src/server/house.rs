@@ -20,7 +20,7 @@ use crate::provider::Providers;
 use crate::store::Store;
 use crate::submitter::Submitter;
 use crate::telemetry::Metrics;
-use crate::tracker::{Stir, Tracker};
+use crate::tracker::{WorkerWakeups, Tracker};
 use crate::watchdog::Watchdog;
 
 /// Everything that handlers and background work touch; each takes what it needs.
@@ -39,7 +39,7 @@ pub struct House {
     pub links: Links,
     pub metrics: Arc<Metrics>,
     pub drain: Arc<Drain>,
-    pub stir: Stir,
+    pub stir: WorkerWakeups,
     pub demo: Option<Demo>,
 }
 

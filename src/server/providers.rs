@@ -8,7 +8,7 @@ use super::caller::Caller;
 use super::problem::Problem;
 use crate::provider::{Provider, Providers};
 use crate::time::Time;
-use crate::tracker::Stir;
+use crate::tracker::WorkerWakeups;
 
 /// `GET /v1/providers`: for anybody with a token; what is left on an account is for admins.
 pub async fn list(caller: Caller, providers: web::Data<Providers>) -> HttpResponse {
@@ -26,7 +26,7 @@ pub async fn list(caller: Caller, providers: web::Data<Providers>) -> HttpRespon
 pub async fn resume(
     caller: Caller,
     providers: web::Data<Providers>,
-    stir: web::Data<Stir>,
+    stir: web::Data<WorkerWakeups>,
     name: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     if !caller.is_admin() {

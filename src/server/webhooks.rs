@@ -19,7 +19,7 @@ use crate::provider::{Heard, Provider, Providers, Told, Unproven};
 use crate::signature::{Headers, Request};
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
-use crate::tracker::{Error, Matched, Recorded, Tracker};
+use crate::tracker::{Error, TaskMatch, UpdateOutcome, Tracker};
 
 /// `POST /v1/webhooks/{provider}`: finds the job by the task's id.
 pub async fn by_task(
@@ -218,7 +218,7 @@ impl News {
         report.task_id.clone_from(&task_id);
         if let Some(id) = named {
             let update = report.clone().into_update(Source::Webhook);
-            match self.tracker.record_from(provider.name(), &id, update).await {
+            match self.tracker.apply_provider_update(provider.name(), &id, update).await {
                 Ok(recorded) => return self.recorded(&recorded, is_unclear).await,
                 // Forgotten by now; or a name that somebody else gave to a task.
                 Err(Error::NotFound) if is_by_token => return Ok(WebhookOutcome::Unmatched),
@@ -231,26 +231,26 @@ impl News {
         };
         match self
             .tracker
-            .record_task(
+            .apply_task_update(
                 provider.name(),
                 &task_id,
                 report.into_update(Source::Webhook),
             )
             .await
         {
-            Ok(Matched::Job(recorded)) => self.recorded(&recorded, is_unclear).await,
-            Ok(Matched::Parked) | Err(Error::NotFound) => Ok(WebhookOutcome::Unmatched),
+            Ok(TaskMatch::Job(recorded)) => self.recorded(&recorded, is_unclear).await,
+            Ok(TaskMatch::Buffered) | Err(Error::NotFound) => Ok(WebhookOutcome::Unmatched),
             Err(error) => Err(error),
         }
     }
 
     async fn recorded(
         &self,
-        recorded: &Recorded,
+        recorded: &UpdateOutcome,
         is_unclear: bool,
     ) -> Result<WebhookOutcome, Error> {
         if is_unclear {
-            self.tracker.hasten(&recorded.job.id).await?;
+            self.tracker.request_poll(&recorded.job.id).await?;
         }
         Ok(match recorded.applied {
             true => WebhookOutcome::Applied,
@@ -269,17 +269,17 @@ impl News {
     ) -> Result<WebhookOutcome, Error> {
         let id = match (job, told.task_id) {
             (Some(id), Some(task_id)) => {
-                self.tracker.identify(provider.name(), &id, task_id).await?;
+                self.tracker.bind_task(provider.name(), &id, task_id).await?;
                 Some(id)
             }
             (Some(id), None) => Some(id),
-            (None, Some(task_id)) => self.tracker.find_task(provider.name(), &task_id).await?,
+            (None, Some(task_id)) => self.tracker.find_job_by_task(provider.name(), &task_id).await?,
             (None, None) => None,
         };
         let Some(id) = id else {
             return Ok(WebhookOutcome::Unmatched);
         };
-        self.tracker.hasten(&id).await?;
+        self.tracker.request_poll(&id).await?;
         Ok(WebhookOutcome::Unchanged)
     }
 }

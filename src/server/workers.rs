@@ -203,7 +203,7 @@ pub async fn push(
     }
     let report = body.value.report()?;
     let recorded = tracker
-        .record(&id, report.into_update(Source::Push))
+        .apply_update(&id, report.into_update(Source::Push))
         .await?;
     if !recorded.applied && recorded.job.is_final() {
         return Err(Problem::conflict(

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::planning::agenda;
-use super::{Error, ROUNDS, Tracker};
+use super::planning::schedule_for;
+use super::{Error, MAX_CAS_ATTEMPTS, Tracker};
 use crate::job::{Job, JobId, JobEvent, StatusReport, Source, SubmissionState, Update};
 use crate::store::{self, Commit, Committed};
 use crate::time::Time;
@@ -17,7 +17,7 @@ impl Tracker {
     ///
     /// # Errors
     /// The store's.
-    pub async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
+    pub async fn find_job_by_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
         Ok(self.store.find_task(provider, task_id).await?)
     }
 
@@ -26,7 +26,7 @@ impl Tracker {
     ///
     /// # Errors
     /// The store's.
-    pub async fn identify(&self, provider: &str, id: &JobId, task_id: String) -> Result<(), Error> {
+    pub async fn bind_task(&self, provider: &str, id: &JobId, task_id: String) -> Result<(), Error> {
         let job = self.store.get(id).await?;
         if job.is_none_or(|job| job.submission_state() != SubmissionState::Unknown) {
             return Ok(());
@@ -36,7 +36,7 @@ impl Tracker {
             ..StatusReport::default()
         };
         let update = report.into_update(Source::Webhook);
-        match self.record_from(provider, id, update).await {
+        match self.apply_provider_update(provider, id, update).await {
             Ok(_) | Err(Error::NotFound) => Ok(()),
             Err(error) => Err(error),
         }
@@ -47,8 +47,8 @@ impl Tracker {
     ///
     /// # Errors
     /// As [`Tracker::record`].
-    pub async fn overtake(&self, id: &JobId, shown: u64, made_at: Time) -> Result<Arc<Job>, Error> {
-        for _ in 0..ROUNDS {
+    pub async fn republish_above(&self, id: &JobId, shown: u64, made_at: Time) -> Result<Arc<Job>, Error> {
+        for _ in 0..MAX_CAS_ATTEMPTS {
             let job = self.store.get(id).await?.ok_or(Error::NotFound)?;
             // It may have been shown only after the reading that gave cause for doubt.
             let is_shown = job.version == shown && job.updated_at == made_at;
@@ -60,7 +60,7 @@ impl Tracker {
                 ..Job::clone(&job)
             });
             let commit = Commit {
-                agenda: agenda(self.provider_of(&raised), &raised, Time::now()),
+                agenda: schedule_for(self.provider_of(&raised), &raised, Time::now()),
                 job: Arc::clone(&raised),
                 expected: job.version,
                 folded: Vec::new(),
@@ -80,9 +80,9 @@ impl Tracker {
     ///
     /// # Errors
     /// The store's.
-    pub async fn hasten(&self, id: &JobId) -> Result<(), Error> {
+    pub async fn request_poll(&self, id: &JobId) -> Result<(), Error> {
         match self.store.get(id).await? {
-            Some(job) => self.look_at(&job).await,
+            Some(job) => self.schedule_poll(&job).await,
             None => Ok(()),
         }
     }
@@ -99,7 +99,7 @@ impl Tracker {
         };
         let Some(next) = next else { return Ok(()) };
         let commit = Commit {
-            agenda: agenda(self.provider_of(&next), &next, Time::now()),
+            agenda: schedule_for(self.provider_of(&next), &next, Time::now()),
             job: Arc::new(next),
             expected: job.version,
             folded: Vec::new(),
@@ -109,7 +109,7 @@ impl Tracker {
         Ok(())
     }
 
-    pub(super) async fn look_at(&self, job: &Job) -> Result<(), Error> {
+    pub(super) async fn schedule_poll(&self, job: &Job) -> Result<(), Error> {
         match job.submission_state() {
             SubmissionState::Pending(_) | SubmissionState::InFlight => {}
             SubmissionState::Unknown | SubmissionState::Done => {
@@ -125,7 +125,7 @@ impl Tracker {
 }
 
 /// Whether the news is a success that counts only once it has been read from the provider.
-pub(super) fn asks_for_a_look(job: &Job, update: &Update) -> bool {
+pub(super) fn needs_confirmation(job: &Job, update: &Update) -> bool {
     match &update.event {
         JobEvent::Reported(report) => !job.is_final() && report.needs_confirmation(),
         JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission => false,

@@ -12,15 +12,15 @@ use crate::time::Time;
 
 /// How long a try at submitting may be silent before it is taken for lost: the time a provider has
 /// to answer, and some.
-const SENDING_LEASE: Duration = Duration::from_secs(40);
+const SUBMISSION_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// When a job wants attention next.
-pub(super) fn agenda(provider: Option<&Provider>, job: &Job, now: Time) -> Agenda {
+pub(super) fn schedule_for(provider: Option<&Provider>, job: &Job, now: Time) -> Agenda {
     if job.is_final() {
         return Agenda::default();
     }
-    let every = provider.map_or(SENDING_LEASE, |provider| provider.cadence().poll_every);
-    let next_look = provider.and_then(|provider| next_look(provider, job, now));
+    let every = provider.map_or(SUBMISSION_TIMEOUT, |provider| provider.cadence().poll_every);
+    let next_look = provider.and_then(|provider| next_poll_at(provider, job, now));
     let patient = provider.is_some_and(Provider::is_heard);
     let by_deadline =
         |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
@@ -34,7 +34,7 @@ pub(super) fn agenda(provider: Option<&Provider>, job: &Job, now: Time) -> Agend
         },
         SubmissionState::InFlight => Agenda {
             submit: None,
-            watch: Some(now + SENDING_LEASE),
+            watch: Some(now + SUBMISSION_TIMEOUT),
             every,
             patient,
             holds_place: true,
@@ -58,7 +58,7 @@ pub(super) fn agenda(provider: Option<&Provider>, job: &Job, now: Time) -> Agend
 }
 
 /// When to ask the provider next, going by who spoke last.
-fn next_look(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
+fn next_poll_at(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
     let cadence = provider.cadence();
     let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
     let is_unknown = job.submission_state() == SubmissionState::Unknown;

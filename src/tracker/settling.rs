@@ -7,7 +7,7 @@ use crate::job::{Reservation, Cost, Job, Source, Status, SubmissionState};
 use crate::store::Entry;
 
 /// What a charge comes to, in millionths of its unit.
-pub(super) struct Settled {
+pub(super) struct Settlement {
     /// What was spent.
     pub spent: i64,
     /// What is to be booked beside what was set aside.
@@ -15,7 +15,7 @@ pub(super) struct Settled {
 }
 
 /// What the end `next` makes of what was set aside; none where nothing was, or it is no end.
-pub(super) fn settle(before: &Job, next: &Job) -> Option<Settled> {
+pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
     let charge = next.internal.reservation.as_ref().filter(|_| next.is_final())?;
     let spent = spent(before, next, charge);
     let entries = charge.windows.iter().map(|account| Entry {
@@ -24,7 +24,7 @@ pub(super) fn settle(before: &Job, next: &Job) -> Option<Settled> {
         limit: None,
         ends_at: account.expires_at,
     });
-    Some(Settled {
+    Some(Settlement {
         spent,
         entries: entries.filter(|entry| entry.amount != 0).collect(),
     })
@@ -35,7 +35,7 @@ pub(super) fn settle(before: &Job, next: &Job) -> Option<Settled> {
 /// it; a provider that says a job has failed or is cancelled charges nothing unless it says so.
 fn spent(before: &Job, next: &Job, charge: &Reservation) -> i64 {
     if let Some(cost) = &next.cost {
-        return told(cost, charge);
+        return settled_amount(cost, charge);
     }
     let may_be_there = match before.submission_state() {
         SubmissionState::Pending(_) => false,
@@ -52,7 +52,7 @@ fn spent(before: &Job, next: &Job, charge: &Reservation) -> i64 {
     }
 }
 
-fn told(cost: &Cost, charge: &Reservation) -> i64 {
+fn settled_amount(cost: &Cost, charge: &Reservation) -> i64 {
     if cost.amount == 0.0 {
         return 0;
     }

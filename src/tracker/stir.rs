@@ -12,25 +12,25 @@ use crate::store::Agenda;
 use crate::time::Time;
 
 /// How long the watchdog goes without a look at what is due, at most.
-pub const NAP: Duration = Duration::from_secs(1);
+pub const MAX_IDLE: Duration = Duration::from_secs(1);
 
 /// Wakes those who work through the agendas.
 #[derive(Clone, Debug, Default)]
-pub struct Stir {
+pub struct WorkerWakeups {
     /// A job may be due for submitting, or a provider has a free place again.
     pub submitter: Arc<Notify>,
     /// A job may be due for a look.
     pub watchdog: Arc<Notify>,
 }
 
-impl Stir {
+impl WorkerWakeups {
     /// A job was committed with this agenda.
-    pub(super) fn by(&self, agenda: &Agenda, job: &Job) {
+    pub(super) fn notify_for(&self, agenda: &Agenda, job: &Job) {
         if agenda.submit.is_some() || job.is_final() {
             self.submitter.notify_one();
         }
         // With every other update of every job the watchdog would read for nothing.
-        let after_a_nap = Time::now() + NAP;
+        let after_a_nap = Time::now() + MAX_IDLE;
         if agenda.watch.is_some_and(|at| at <= after_a_nap) {
             self.watchdog.notify_one();
         }
