@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hub::{Condition, Hub, Shown};
 use crate::job::{Job, JobId};
-use crate::store::{self, Event, Listing, Node, Store, Topic};
+use crate::store::{self, StoreEvent, ListQuery, ChangeListener, Store, Topic};
 use crate::time::Time;
 use crate::tracker::Tracker;
 
@@ -46,7 +46,7 @@ pub struct Feed {
 /// The store's.
 pub async fn newest(store: &dyn Store, jobs: &[JobId]) -> Result<Vec<Arc<Job>>, store::Error> {
     let topics: Vec<Topic> = jobs.iter().cloned().map(Topic::Job).collect();
-    store.listen(&topics).await?;
+    store.subscribe(&topics).await?;
     store.get_many(jobs).await
 }
 
@@ -55,16 +55,16 @@ pub async fn newest(store: &dyn Store, jobs: &[JobId]) -> Result<Vec<Arc<Job>>, 
 /// # Errors
 /// The store's.
 pub async fn newest_of(store: &dyn Store, owner: &str) -> Result<Vec<Arc<Job>>, store::Error> {
-    store.listen(&[Topic::Owner(owner.to_owned())]).await?;
+    store.subscribe(&[Topic::Owner(owner.to_owned())]).await?;
     store.list(of_owner(owner, FEED_DEPTH)).await
 }
 
-fn of_owner(owner: &str, limit: usize) -> Listing {
-    Listing {
+fn of_owner(owner: &str, limit: usize) -> ListQuery {
+    ListQuery {
         owner: Some(owner.to_owned()),
-        unfinished_first: true,
+        active_first: true,
         limit,
-        ..Listing::default()
+        ..ListQuery::default()
     }
 }
 
@@ -81,30 +81,30 @@ impl Feed {
 
     /// What the store is given to speak to.
     #[must_use]
-    pub fn node(self: &Arc<Self>) -> Node {
+    pub fn node(self: &Arc<Self>) -> ChangeListener {
         let (feed, hub) = (Arc::clone(self), Arc::clone(&self.hub));
-        Node {
-            announce: Arc::new(move |event| feed.take(event)),
-            wanted: Arc::new(move |topic| match topic {
+        ChangeListener {
+            on_event: Arc::new(move |event| feed.take(event)),
+            is_subscribed: Arc::new(move |topic| match topic {
                 Topic::Job(job) => hub.is_watched(job),
                 Topic::Owner(owner) => hub.is_followed(owner),
             }),
         }
     }
 
-    fn take(&self, event: Event) {
+    fn take(&self, event: StoreEvent) {
         match event {
-            Event::Changed(job) => self.hub.deliver(job),
-            Event::Away => {
+            StoreEvent::JobChanged(job) => self.hub.deliver(job),
+            StoreEvent::Unavailable => {
                 self.is_away.store(true, Ordering::Release);
                 self.hub.set_condition(Condition::Degraded(Time::now()));
             }
-            Event::Back => {
+            StoreEvent::Recovered => {
                 self.is_away.store(false, Ordering::Release);
                 self.hub.resync();
                 self.reminded.notify_one();
             }
-            Event::Reminded => self.reminded.notify_one(),
+            StoreEvent::SharedStateChanged => self.reminded.notify_one(),
         }
     }
 
@@ -176,7 +176,7 @@ impl Reader {
     async fn glance_over(&self) {
         for turn in (0..ROUND).cycle() {
             tokio::time::sleep(PAUSE).await;
-            if self.feed.is_away.load(Ordering::Acquire) || !self.store.may_miss() {
+            if self.feed.is_away.load(Ordering::Acquire) || !self.store.is_lossy() {
                 continue;
             }
             if let Err(error) = self.glance(turn).await {

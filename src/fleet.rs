@@ -60,7 +60,7 @@ impl Fleet {
     }
 
     async fn read(&self) -> Result<(), store::Error> {
-        for (name, memo) in self.store.remembered().await? {
+        for (name, memo) in self.store.shared_states().await? {
             let Some(provider) = self.providers.get(&name) else {
                 continue;
             };
@@ -81,7 +81,7 @@ async fn tell(store: Arc<dyn Store>, provider: Arc<Provider>) {
             let Some(memo) = memos.borrow_and_update().clone() else {
                 break;
             };
-            match store.remember(provider.name(), &memo).await {
+            match store.put_shared_state(provider.name(), &memo).await {
                 Ok(()) => break,
                 Err(error) => {
                     tracing::debug!(provider.name = provider.name(), %error, "can't tell how it is");

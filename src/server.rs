@@ -95,7 +95,7 @@ pub fn check(config: &Config, http: &Http) -> Result<(Providers, Verifier), Vec<
             .map(|(key, problem)| Mistake { key, problem })
             .collect::<Vec<_>>()
     });
-    let engine = store::engine_of(&config.store.url).map_err(|problem| {
+    let engine = store::from_url(&config.store.url).map_err(|problem| {
         let key = "store.url".to_owned();
         vec![Mistake { key, problem }]
     });
@@ -127,7 +127,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let hub = Hub::new();
         let retention = Retention {
-            done: config.store.retain_final,
+            terminal: config.store.retain_final,
             // A job's deadline ends it before it is forgotten.
             active: config.store.retain_active + ENDED_BY_THEN,
         };

@@ -87,7 +87,7 @@ impl Submitter {
             }
             let queue = Queue::Submit {
                 provider: provider.name(),
-                places: provider.max_concurrent(),
+                max_concurrent: provider.max_concurrent(),
             };
             let claimed = match self.store.claim(queue, Time::now(), leaves.len()).await {
                 Ok(claimed) => claimed,

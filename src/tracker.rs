@@ -14,7 +14,7 @@ use crate::job::{Job, JobId, JobEvent, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
 use crate::store::{
-    self, Agenda, Commit, Committed, Create, Created, Entry, Idempotency, Parked, Store,
+    self, Schedule, CommitJob, CommitOutcome, CreateJob, CreateOutcome, BudgetEntry, IdempotencyKey, BufferOutcome, Store,
 };
 use crate::telemetry::Metrics;
 use crate::time::Time;
@@ -93,30 +93,30 @@ impl Tracker {
     pub async fn create(
         &self,
         job: Job,
-        idempotency: Option<Idempotency>,
-        entries: Vec<Entry>,
-    ) -> Result<(Created, Arc<Job>), Error> {
+        idempotency: Option<IdempotencyKey>,
+        entries: Vec<BudgetEntry>,
+    ) -> Result<(CreateOutcome, Arc<Job>), Error> {
         for _ in 0..MAX_CAS_ATTEMPTS {
             let (job, agenda, folded) = self.apply_buffered_updates(job.clone()).await?;
-            let create = Create {
+            let create = CreateJob {
                 job: Arc::clone(&job),
                 agenda,
                 idempotency: idempotency.clone(),
-                folded,
-                entries: entries.clone(),
+                applied_buffered: folded,
+                budget_entries: entries.clone(),
             };
             let created = self.store.create(create).await?;
-            if created == Created::New
+            if created == CreateOutcome::Created
                 && let Some(charge) = &job.internal.reservation
             {
                 self.metrics.reserved(provider_name(&job), charge.amount_micros);
             }
-            if created != Created::Stale {
+            if created != CreateOutcome::Conflict {
                 self.stir.notify_for(&agenda, &job);
                 return Ok((created, job));
             }
         }
-        Err(store::Error::Busy.into())
+        Err(store::Error::Overloaded.into())
     }
 
     /// Applies news to a job and commits it.
@@ -160,15 +160,15 @@ impl Tracker {
                     self.schedule_poll(&job).await?;
                 }
                 // It may be here by a try that was not acknowledged.
-                match self.store.secure(&job).await? {
-                    Committed::Done => {
+                match self.store.ensure_durable(&job).await? {
+                    CommitOutcome::Committed => {
                         return Ok(UpdateOutcome {
                             job,
                             applied: false,
                         });
                     }
-                    Committed::Stale => continue,
-                    Committed::Gone => return Err(Error::NotFound),
+                    CommitOutcome::Conflict => continue,
+                    CommitOutcome::NotFound => return Err(Error::NotFound),
                 }
             };
             let is_new_task = job.provider_task_id.is_none() && next.provider_task_id.is_some();
@@ -182,15 +182,15 @@ impl Tracker {
             let (spent, entries) = settled.map_or((None, Vec::new()), |settled| {
                 (Some(settled.spent), settled.entries)
             });
-            let commit = Commit {
+            let commit = CommitJob {
                 job: Arc::clone(&next),
-                expected: job.version,
+                expected_version: job.version,
                 agenda,
                 folded,
                 entries,
             };
             match self.store.commit(commit).await? {
-                Committed::Done => {
+                CommitOutcome::Committed => {
                     self.metrics.updated(next.source);
                     if let Some(spent) = spent {
                         self.metrics.spent(provider_name(&next), spent);
@@ -202,17 +202,17 @@ impl Tracker {
                         applied: true,
                     });
                 }
-                Committed::Stale if is_new_task && self.task_belongs_to_other_job(&next).await? => {
+                CommitOutcome::Conflict if is_new_task && self.task_belongs_to_other_job(&next).await? => {
                     return Ok(UpdateOutcome {
                         job,
                         applied: false,
                     });
                 }
-                Committed::Stale => {}
-                Committed::Gone => return Err(Error::NotFound),
+                CommitOutcome::Conflict => {}
+                CommitOutcome::NotFound => return Err(Error::NotFound),
             }
         }
-        Err(store::Error::Busy.into())
+        Err(store::Error::Overloaded.into())
     }
 
     /// Records trusted news about a provider's task, or parks it until the task is known.
@@ -229,11 +229,11 @@ impl Tracker {
             Some(id) => id,
             None => match self
                 .store
-                .park(provider, task_id, &update, Time::now())
+                .buffer_update(provider, task_id, &update, Time::now())
                 .await?
             {
-                Parked::Kept => return Ok(TaskMatch::Buffered),
-                Parked::Known(id) => id,
+                BufferOutcome::Buffered => return Ok(TaskMatch::Buffered),
+                BufferOutcome::TaskKnown(id) => id,
             },
         };
         self.apply_update(&known, update).await.map(TaskMatch::Job)
@@ -250,9 +250,9 @@ impl Tracker {
 
     /// The job with all that is parked for its task, what that makes of its agenda, and the news
     /// that went into it.
-    async fn apply_buffered_updates(&self, mut job: Job) -> Result<(Arc<Job>, Agenda, Vec<Update>), Error> {
+    async fn apply_buffered_updates(&self, mut job: Job) -> Result<(Arc<Job>, Schedule, Vec<Update>), Error> {
         let parked = match (&job.provider, &job.provider_task_id) {
-            (Some(provider), Some(task_id)) => self.store.parked(provider, task_id).await?,
+            (Some(provider), Some(task_id)) => self.store.buffered_updates(provider, task_id).await?,
             (None, _) | (_, None) => Vec::new(),
         };
         let now = Time::now();
@@ -269,7 +269,7 @@ impl Tracker {
         }
         let mut agenda = schedule_for(self.provider_of(&job), &job, now);
         if asks && !job.is_final() {
-            agenda.watch = Some(now);
+            agenda.poll_at = Some(now);
         }
         Ok((Arc::new(job), agenda, parked))
     }

@@ -63,7 +63,7 @@ impl Watchdog {
     /// Starts looking after every job that is due; says how long to sleep after it.
     async fn claim(&self, questions: &TaskTracker) -> Duration {
         let now = Time::now();
-        let due = match self.store.claim(Queue::Watch, now, BATCH).await {
+        let due = match self.store.claim(Queue::Poll, now, BATCH).await {
             Ok(due) => due,
             Err(error) => {
                 tracing::warn!(%error, "can't claim jobs to look after");
@@ -78,7 +78,7 @@ impl Watchdog {
         if there_may_be_more {
             return Duration::ZERO;
         }
-        match self.store.next_due(Queue::Watch).await {
+        match self.store.next_due(Queue::Poll).await {
             Ok(Some(due)) => MAX_IDLE.min(due.saturating_duration_since(Time::now())),
             Ok(None) | Err(_) => MAX_IDLE,
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use progress_hub::job::Job;
-use progress_hub::store::{Event, Topic};
+use progress_hub::store::{StoreEvent, Topic};
 
 use crate::ground::Redis;
 use crate::work::{changes, create, open};
@@ -27,13 +27,13 @@ pub async fn measure(span: Duration) {
         for _ in 0..nodes {
             let heard = Arc::clone(&heard);
             let count = move |event| match event {
-                Event::Changed(_) => {
+                StoreEvent::JobChanged(_) => {
                     heard.fetch_add(1, Ordering::Relaxed);
                 }
-                Event::Away | Event::Back | Event::Reminded => {}
+                StoreEvent::Unavailable | StoreEvent::Recovered | StoreEvent::SharedStateChanged => {}
             };
             let other = open(&redis, count).await;
-            other.listen(&topics).await.unwrap();
+            other.subscribe(&topics).await.unwrap();
             others.push(other);
         }
         let begun = Instant::now();

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use progress_hub::config::{Config, StoreConfig};
 use progress_hub::job::{Job, NewJob, Source, Status};
 use progress_hub::store::{
-    self, Agenda, Commit, Committed, Create, Created, Event, Node, Retention, Store,
+    self, Schedule, CommitJob, CommitOutcome, CreateJob, CreateOutcome, StoreEvent, ChangeListener, Retention, Store,
 };
 use progress_hub::time::Time;
 
@@ -21,19 +21,19 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A store on this Redis, once it is there; what it announces goes to `announce`.
 pub async fn open(
     redis: &Redis,
-    announce: impl Fn(Event) + Send + Sync + 'static,
+    announce: impl Fn(StoreEvent) + Send + Sync + 'static,
 ) -> Arc<dyn Store> {
     let config = StoreConfig {
         url: redis.url(),
         ..Config::defaults().store
     };
     let retention = Retention {
-        done: DAY,
+        terminal: DAY,
         active: DAY,
     };
-    let node = Node {
-        announce: Arc::new(announce),
-        wanted: Arc::new(|_| true),
+    let node = ChangeListener {
+        on_event: Arc::new(announce),
+        is_subscribed: Arc::new(|_| true),
     };
     let store = store::open(&config, retention, node).unwrap();
     while store.ping().await.is_err() {
@@ -42,13 +42,13 @@ pub async fn open(
     store
 }
 
-fn agenda() -> Agenda {
-    Agenda {
-        watch: Some(Time::now() + Duration::from_secs(60)),
-        every: Duration::from_secs(30),
-        patient: true,
-        holds_place: true,
-        ..Agenda::default()
+fn agenda() -> Schedule {
+    Schedule {
+        poll_at: Some(Time::now() + Duration::from_secs(60)),
+        poll_interval: Duration::from_secs(30),
+        poll_backoff: true,
+        holds_slot: true,
+        ..Schedule::default()
     }
 }
 
@@ -67,14 +67,14 @@ pub async fn create(store: &dyn Store, owner: &str) -> Job {
         .insert("title".to_owned(), "A paper boat at dawn".into());
     let mut job = Job::new(new, Time::now());
     job.provider_task_id = Some(job.id.to_string());
-    let create = Create {
+    let create = CreateJob {
         job: Arc::new(job.clone()),
         agenda: agenda(),
         idempotency: None,
-        folded: Vec::new(),
-        entries: Vec::new(),
+        applied_buffered: Vec::new(),
+        budget_entries: Vec::new(),
     };
-    assert_eq!(store.create(create).await.unwrap(), Created::New);
+    assert_eq!(store.create(create).await.unwrap(), CreateOutcome::Created);
     job
 }
 
@@ -88,14 +88,14 @@ pub async fn change(store: &dyn Store, job: &mut Job) {
     job.progress = Some(42.5);
     job.updated_at = now;
     job.started_at = job.started_at.or(Some(now));
-    let commit = Commit {
+    let commit = CommitJob {
         job: Arc::new(job.clone()),
-        expected,
+        expected_version: expected,
         agenda: agenda(),
         folded: Vec::new(),
         entries: Vec::new(),
     };
-    assert_eq!(store.commit(commit).await.unwrap(), Committed::Done);
+    assert_eq!(store.commit(commit).await.unwrap(), CommitOutcome::Committed);
 }
 
 /// How often something was done, in how long, and how long Redis worked for it.

@@ -10,7 +10,7 @@ use super::Refusal;
 use crate::config::{Budgets, Config};
 use crate::job::{BudgetWindow, Reservation, VideoRequest};
 use crate::provider::Provider;
-use crate::store::{self, Entry, Store};
+use crate::store::{self, BudgetEntry, Store};
 use crate::time::Time;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ pub(super) struct Purse {
 pub struct Bookings(Vec<Booking>);
 
 struct Booking {
-    entry: Entry,
+    entry: BudgetEntry,
     limit: i64,
     purpose: Purpose,
 }
@@ -47,16 +47,16 @@ enum Purpose {
 impl Bookings {
     /// The charges with the limits they are held to, the pace first.
     #[must_use]
-    pub fn entries(&self) -> Vec<Entry> {
+    pub fn entries(&self) -> Vec<BudgetEntry> {
         self.0.iter().map(|booking| booking.entry.clone()).collect()
     }
 
     fn add(&mut self, purpose: Purpose, account: BudgetWindow, amount: i64, limit: i64) {
-        let entry = Entry {
+        let entry = BudgetEntry {
             account: account.name,
-            amount,
-            limit: Some(limit),
-            ends_at: account.expires_at,
+            amount_micros: amount,
+            limit_micros: Some(limit),
+            window_ends_at: account.expires_at,
         };
         self.0.push(Booking {
             entry,
@@ -157,7 +157,7 @@ impl Purse {
         let Some(booking) = bookings.0.iter().find(its) else {
             return Ok(Refusal::Budget(format!("{account}: nothing is left")));
         };
-        let ends_at = booking.entry.ends_at;
+        let ends_at = booking.entry.window_ends_at;
         let setting = match &booking.purpose {
             Purpose::Pace => {
                 return Ok(Refusal::Rate {
@@ -167,10 +167,10 @@ impl Purse {
             }
             Purpose::Budget(setting) => setting,
         };
-        let balances = store.balance(&[account.to_owned()], now).await?;
+        let balances = store.balances(&[account.to_owned()], now).await?;
         let spent = balances.first().copied().unwrap_or_default();
         let left = sum(booking.limit.saturating_sub(spent).max(0));
-        let (unit, cost) = (&self.budgets.unit, sum(booking.entry.amount));
+        let (unit, cost) = (&self.budgets.unit, sum(booking.entry.amount_micros));
         Ok(Refusal::Budget(format!(
             "{setting}: {left} {unit} are left until {ends_at}, and this job would cost {cost} {unit}"
         )))

@@ -58,7 +58,7 @@ pub struct Shard {
 
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) topics: Slab<Topic>,
+    pub(super) topics: Slab<TopicState>,
     pub(super) topic_of: HashMap<JobId, usize>,
     pub(super) followers: HashMap<String, Vec<usize>>,
     pub(super) connections: Slab<Entry>,
@@ -67,7 +67,7 @@ pub(super) struct State {
 }
 
 /// One watched job.
-pub(super) struct Topic {
+pub(super) struct TopicState {
     pub(super) job: JobId,
     pub(super) newest: Option<Arc<Frame>>,
     pub(super) watchers: Vec<Watcher>,
@@ -189,7 +189,7 @@ impl Shard {
 
     fn forget_ended(&self) {
         let mut state = self.state.borrow_mut();
-        let is_over = |topic: &Topic| topic.ended_at.is_some_and(|at| at.elapsed() >= LINGER);
+        let is_over = |topic: &TopicState| topic.ended_at.is_some_and(|at| at.elapsed() >= LINGER);
         let over: Vec<usize> = state
             .topics
             .iter()
@@ -271,7 +271,7 @@ impl State {
 
     pub(super) fn open_topic(&mut self, shard: &Shard, job: &JobId) -> usize {
         shard.hub.interest.add(Key::Job(job.clone()), shard.index);
-        let topic = self.topics.insert(Topic {
+        let topic = self.topics.insert(TopicState {
             job: job.clone(),
             newest: None,
             watchers: Vec::new(),

@@ -20,7 +20,7 @@ use crate::guard::Refusal;
 use crate::hub::{Condition, Connection, Hub, Sink};
 use crate::job::{Job, JobId, Status};
 use crate::protocol::Frame;
-use crate::store::{Created, Listing, Store};
+use crate::store::{CreateOutcome, ListQuery, Store};
 use crate::telemetry::{ConnectionKind, Metrics};
 
 /// The longest a request may be held, in seconds.
@@ -189,12 +189,12 @@ pub async fn list(
         }
         None => {
             store
-                .list(Listing {
+                .list(ListQuery {
                     owner,
                     status,
                     before,
                     limit: limit + 1,
-                    unfinished_first: false,
+                    active_first: false,
                 })
                 .await?
         }
@@ -230,14 +230,14 @@ pub fn may_follow(caller: &Principal) -> bool {
 
 /// What a caller is told of a job that it asked for.
 pub fn answer(
-    created: Created,
+    created: CreateOutcome,
     job: Arc<Job>,
     status: StatusCode,
 ) -> Result<HttpResponse, Problem> {
     let job = match created {
-        Created::New | Created::Stale => job,
-        Created::Replay(job) => job,
-        Created::KeyReused => {
+        CreateOutcome::Created | CreateOutcome::Conflict => job,
+        CreateOutcome::Replayed(job) => job,
+        CreateOutcome::IdempotencyKeyConflict => {
             let detail = "the Idempotency-Key was used for another request";
             return Err(Problem::new(
                 StatusCode::CONFLICT,
@@ -245,10 +245,10 @@ pub fn answer(
                 detail,
             ));
         }
-        Created::OverLimit { account } => {
+        CreateOutcome::LimitExceeded { account } => {
             return Err(Refusal::Budget(format!("{account}: nothing is left")).into());
         }
-        Created::TaskTaken(job) => {
+        CreateOutcome::TaskConflict(job) => {
             return Err(Problem::conflict(
                 "task_known",
                 "the provider's task is a job's already",

@@ -169,7 +169,7 @@ impl From<store::Error> for Problem {
     fn from(error: store::Error) -> Self {
         tracing::error!(%error, "the store failed");
         match error {
-            store::Error::Away(_) | store::Error::Busy => Self::unavailable(
+            store::Error::Unavailable(_) | store::Error::Overloaded => Self::unavailable(
                 "store_unavailable",
                 "the store is away for a moment; try again",
                 STORE_PAUSE,

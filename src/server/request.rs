@@ -16,7 +16,7 @@ use crate::auth::Principal;
 use crate::config::ServerConfig;
 use crate::job::MAX_METADATA_BYTES;
 use crate::provider::{Provider, Providers};
-use crate::store::Idempotency;
+use crate::store::IdempotencyKey;
 
 /// The raw bytes of a request, at most `server.max_body_bytes` of them.
 pub struct Raw(pub web::Bytes);
@@ -94,7 +94,7 @@ pub fn idempotency<T>(
     request: &HttpRequest,
     caller: &Principal,
     body: &Body<T>,
-) -> Result<Option<Idempotency>, Problem> {
+) -> Result<Option<IdempotencyKey>, Problem> {
     let Some(header) = request.headers().get("idempotency-key") else {
         return Ok(None);
     };
@@ -106,7 +106,7 @@ pub fn idempotency<T>(
         Problem::invalid("Idempotency-Key: must have 1 to 255 visible characters")
     })?;
     let fingerprint = crate::signature::digest(&[request.path().as_bytes(), &body.raw]);
-    Ok(Some(Idempotency {
+    Ok(Some(IdempotencyKey {
         caller: caller.subject().to_owned(),
         key: key.to_owned(),
         fingerprint,

@@ -11,7 +11,7 @@ use crate::config::Defaults;
 use crate::guard::{Admitted, Guard};
 use crate::job::VideoRequest;
 use crate::provider::Providers;
-use crate::store::{Created, Store};
+use crate::store::{CreateOutcome, Store};
 use crate::time::Time;
 use crate::tracker::Tracker;
 
@@ -53,7 +53,7 @@ pub async fn submit(
     let Admitted { job, bookings } = guard.admit(caller.subject(), provider, video, now)?;
     let entries = bookings.entries();
     let (created, job) = tracker.create(job, idempotency, entries).await?;
-    if let Created::OverLimit { account } = &created {
+    if let CreateOutcome::LimitExceeded { account } = &created {
         let refusal = guard.over_limit(&bookings, account, &**store, now).await?;
         return Err(refusal.into());
     }

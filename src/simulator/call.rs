@@ -54,7 +54,7 @@ pub(super) struct Listing {
     pub start_ms: Option<u64>,
     pub end_ms: Option<u64>,
     /// Only tasks whose number is below.
-    pub before: u64,
+    pub cursor: u64,
     pub limit: usize,
     /// Each is a choice that the task must be among.
     pub statuses: Vec<Vec<Status>>,

@@ -213,7 +213,7 @@ impl Ledger {
     /// The tasks of a list, and one more than it may have, where there is one.
     pub fn list(&self, dialect: &'static str, listing: &Listing) -> Vec<Task> {
         let book = self.read();
-        let older = book.tasks.range(..listing.before).rev();
+        let older = book.tasks.range(..listing.cursor).rev();
         let older = older.map(|(_, entry)| &entry.task);
         older
             .filter(|task| task.seed.dialect == dialect && !task.deleted && listing.wants(task))

@@ -38,7 +38,7 @@ use self::link::{Link, away};
 use self::place::Place;
 use self::scripts::REMEMBER;
 use super::{
-    Commit, Committed, Create, Created, Error, Listing, Node, Parked, Queue, Retention, Store,
+    CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, ListQuery, ChangeListener, BufferOutcome, Queue, Retention, Store,
     Topic,
 };
 use crate::config::StoreConfig;
@@ -65,11 +65,11 @@ impl RedisStore {
     ///
     /// # Errors
     /// [`Error::Away`] where the URL names no Redis, or there is no runtime.
-    pub fn open(config: &StoreConfig, retention: Retention, node: Node) -> Result<Self, Error> {
+    pub fn open(config: &StoreConfig, retention: Retention, node: ChangeListener) -> Result<Self, Error> {
         if tokio::runtime::Handle::try_current().is_err() {
-            return Err(Error::Away("it needs a runtime to connect".to_owned()));
+            return Err(Error::Unavailable("it needs a runtime to connect".to_owned()));
         }
-        let place = Place::parse(&config.url).map_err(Error::Away)?;
+        let place = Place::parse(&config.url).map_err(Error::Unavailable)?;
         let keys = Keys::new(&config.prefix, place.is_clustered());
         let link = Arc::new(Link::open(&place, keys, config.replicas)?);
         let hearing = Hearing::open(&place, &link, node)?;
@@ -87,7 +87,7 @@ impl Store for RedisStore {
         "redis"
     }
 
-    async fn create(&self, create: Create) -> Result<Created, Error> {
+    async fn create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
         let _working = self.link.enter()?;
         self.create_job(create).await
     }
@@ -102,17 +102,17 @@ impl Store for RedisStore {
         self.read_many(ids).await
     }
 
-    async fn list(&self, listing: Listing) -> Result<Vec<Arc<Job>>, Error> {
+    async fn list(&self, listing: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
         let _working = self.link.enter()?;
         self.listed(&listing).await
     }
 
-    async fn listen(&self, topics: &[Topic]) -> Result<(), Error> {
+    async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error> {
         let _working = self.link.enter()?;
         self.hearing.listen(topics.to_vec()).await
     }
 
-    fn may_miss(&self) -> bool {
+    fn is_lossy(&self) -> bool {
         true
     }
 
@@ -121,22 +121,22 @@ impl Store for RedisStore {
         self.holder(&task_name(provider, task_id)).await
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Committed, Error> {
+    async fn commit(&self, commit: CommitJob) -> Result<CommitOutcome, Error> {
         let _working = self.link.enter()?;
         self.commit_job(&commit).await
     }
 
-    async fn secure(&self, job: &Job) -> Result<Committed, Error> {
+    async fn ensure_durable(&self, job: &Job) -> Result<CommitOutcome, Error> {
         let _working = self.link.enter()?;
         self.secure_job(job).await
     }
 
-    async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
+    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
         let _working = self.link.enter()?;
         self.hasten_job(id, at, cool_down).await
     }
 
-    async fn balance(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
+    async fn balances(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
         let _working = self.link.enter()?;
         try_join_all(accounts.iter().map(|account| self.balance_of(account, now))).await
     }
@@ -156,19 +156,19 @@ impl Store for RedisStore {
         self.earliest(queue).await
     }
 
-    async fn park(
+    async fn buffer_update(
         &self,
         provider: &str,
         task_id: &str,
         news: &Update,
         now: Time,
-    ) -> Result<Parked, Error> {
+    ) -> Result<BufferOutcome, Error> {
         let _working = self.link.enter()?;
         self.park_news(&task_name(provider, task_id), news, now)
             .await
     }
 
-    async fn parked(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
+    async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
         let _working = self.link.enter()?;
         self.parked_news(&task_name(provider, task_id)).await
     }
@@ -178,7 +178,7 @@ impl Store for RedisStore {
         self.sweep_once(now).await
     }
 
-    async fn remember(&self, name: &str, text: &str) -> Result<(), Error> {
+    async fn put_shared_state(&self, name: &str, text: &str) -> Result<(), Error> {
         let _working = self.link.enter()?;
         let part = self.link.keys.partition(0);
         let keys = vec![part.memory(), part.memory_channel()];
@@ -191,7 +191,7 @@ impl Store for RedisStore {
         self.link.run(&REMEMBER, keys, args).await
     }
 
-    async fn remembered(&self) -> Result<Vec<(String, String)>, Error> {
+    async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {
         let _working = self.link.enter()?;
         let memory = self.link.keys.partition(0).memory();
         let all: Result<HashMap<String, String>, _> = self.link.client().hgetall(memory).await;
@@ -205,7 +205,7 @@ impl Store for RedisStore {
         answered.map_err(|error| away(&error))?;
         match self.hearing.is_well() {
             true => Ok(()),
-            false => Err(Error::Away("nothing is heard of changes".to_owned())),
+            false => Err(Error::Unavailable("nothing is heard of changes".to_owned())),
         }
     }
 

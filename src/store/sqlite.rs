@@ -27,7 +27,7 @@ use self::file::Place;
 use self::inbox::Inbox;
 use self::jobs::Record;
 use super::{
-    Announce, Commit, Committed, Create, Created, Error, Listing, Parked, Queue, Retention, Store,
+    EventHandler, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, ListQuery, BufferOutcome, Queue, Retention, Store,
     Topic,
 };
 use crate::job::{Job, JobId, Update};
@@ -56,7 +56,7 @@ impl SqliteStore {
     /// # Errors
     /// [`Error::Away`] where the URL is none, the file can't be opened or another process has it;
     /// [`Error::Corrupt`] where it is no SQLite database, another program's, or a newer hub's.
-    pub fn open(url: &str, retention: Retention, announce: Announce) -> Result<Self, Error> {
+    pub fn open(url: &str, retention: Retention, announce: EventHandler) -> Result<Self, Error> {
         let place = Place::parse(url)?;
         let (db, lock) = place.open()?;
         let failing = Arc::new(AtomicBool::new(false));
@@ -105,7 +105,7 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
     let thread = thread::Builder::new().name(name.to_owned());
     thread
         .spawn(run)
-        .map_err(|error| Error::Away(error.to_string()))
+        .map_err(|error| Error::Unavailable(error.to_string()))
 }
 
 #[async_trait]
@@ -114,8 +114,8 @@ impl Store for SqliteStore {
         "sqlite"
     }
 
-    async fn create(&self, create: Create) -> Result<Created, Error> {
-        let record = Record::of(create.job, create.agenda, create.folded, create.entries)?;
+    async fn create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
+        let record = Record::of(create.job, create.agenda, create.applied_buffered, create.budget_entries)?;
         let key = create.idempotency;
         self.writer
             .ask(move |db, changes| jobs::create(db, &record, key.as_ref(), changes))
@@ -132,16 +132,16 @@ impl Store for SqliteStore {
         self.read(move |db| jobs::get_many(db, &ids)).await
     }
 
-    async fn list(&self, listing: Listing) -> Result<Vec<Arc<Job>>, Error> {
+    async fn list(&self, listing: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
         self.read(move |db| jobs::list(db, &listing)).await
     }
 
     /// There is one node, and it hears of every change.
-    async fn listen(&self, _: &[Topic]) -> Result<(), Error> {
+    async fn subscribe(&self, _: &[Topic]) -> Result<(), Error> {
         Ok(())
     }
 
-    fn may_miss(&self) -> bool {
+    fn is_lossy(&self) -> bool {
         false
     }
 
@@ -151,27 +151,27 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Committed, Error> {
+    async fn commit(&self, commit: CommitJob) -> Result<CommitOutcome, Error> {
         let record = Record::of(commit.job, commit.agenda, commit.folded, commit.entries)?;
-        let expected = commit.expected;
+        let expected = commit.expected_version;
         self.writer
             .ask(move |db, changes| jobs::commit(db, &record, expected, changes))
             .await
     }
 
     /// What can be read is on disk.
-    async fn secure(&self, _: &Job) -> Result<Committed, Error> {
-        Ok(Committed::Done)
+    async fn ensure_durable(&self, _: &Job) -> Result<CommitOutcome, Error> {
+        Ok(CommitOutcome::Committed)
     }
 
-    async fn hasten(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
+    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
         let id = id.clone();
         self.writer
             .ask(move |db, _| agenda::hasten(db, &id, at, cool_down))
             .await
     }
 
-    async fn balance(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
+    async fn balances(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
         let names = accounts.to_vec();
         self.read(move |db| {
             let balances = names.iter().map(|name| accounts::balance(db, name, now));
@@ -197,13 +197,13 @@ impl Store for SqliteStore {
         self.read(move |db| agenda::next_due(db, &queue)).await
     }
 
-    async fn park(
+    async fn buffer_update(
         &self,
         provider: &str,
         task_id: &str,
         news: &Update,
         now: Time,
-    ) -> Result<Parked, Error> {
+    ) -> Result<BufferOutcome, Error> {
         let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
         let news = jobs::to_json(news)?;
         self.writer
@@ -211,7 +211,7 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn parked(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
+    async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
         let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
         self.read(move |db| parking::parked(db, &provider, &task_id))
             .await
@@ -224,11 +224,11 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn remember(&self, _: &str, _: &str) -> Result<(), Error> {
+    async fn put_shared_state(&self, _: &str, _: &str) -> Result<(), Error> {
         Ok(())
     }
 
-    async fn remembered(&self) -> Result<Vec<(String, String)>, Error> {
+    async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {
         Ok(Vec::new())
     }
 

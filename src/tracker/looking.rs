@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::planning::schedule_for;
 use super::{Error, MAX_CAS_ATTEMPTS, Tracker};
 use crate::job::{Job, JobId, JobEvent, StatusReport, Source, SubmissionState, Update};
-use crate::store::{self, Commit, Committed};
+use crate::store::{self, CommitJob, CommitOutcome};
 use crate::time::Time;
 
 impl Tracker {
@@ -59,20 +59,20 @@ impl Tracker {
                 version: shown + 1,
                 ..Job::clone(&job)
             });
-            let commit = Commit {
+            let commit = CommitJob {
                 agenda: schedule_for(self.provider_of(&raised), &raised, Time::now()),
                 job: Arc::clone(&raised),
-                expected: job.version,
+                expected_version: job.version,
                 folded: Vec::new(),
                 entries: Vec::new(),
             };
             match self.store.commit(commit).await? {
-                Committed::Done => return Ok(raised),
-                Committed::Stale => {}
-                Committed::Gone => return Err(Error::NotFound),
+                CommitOutcome::Committed => return Ok(raised),
+                CommitOutcome::Conflict => {}
+                CommitOutcome::NotFound => return Err(Error::NotFound),
             }
         }
-        Err(store::Error::Busy.into())
+        Err(store::Error::Overloaded.into())
     }
 
     /// Has the watchdog ask about a job now, unless it is yet to be sent or being sent: then there
@@ -98,10 +98,10 @@ impl Tracker {
             (JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission, _) => None,
         };
         let Some(next) = next else { return Ok(()) };
-        let commit = Commit {
+        let commit = CommitJob {
             agenda: schedule_for(self.provider_of(&next), &next, Time::now()),
             job: Arc::new(next),
-            expected: job.version,
+            expected_version: job.version,
             folded: Vec::new(),
             entries: Vec::new(),
         };
@@ -116,7 +116,7 @@ impl Tracker {
                 let cool_down = self
                     .provider_of(job)
                     .map_or(Duration::ZERO, |provider| provider.cadence().cool_down);
-                self.store.hasten(&job.id, Time::now(), cool_down).await?;
+                self.store.schedule_poll(&job.id, Time::now(), cool_down).await?;
                 self.stir.watchdog.notify_one();
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::job::{Job, Source, SubmissionState};
 use crate::provider::Provider;
-use crate::store::{Agenda, spread};
+use crate::store::{Schedule, deterministic_jitter};
 use crate::time::Time;
 
 /// How long a try at submitting may be silent before it is taken for lost: the time a provider has
@@ -15,9 +15,9 @@ use crate::time::Time;
 const SUBMISSION_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// When a job wants attention next.
-pub(super) fn schedule_for(provider: Option<&Provider>, job: &Job, now: Time) -> Agenda {
+pub(super) fn schedule_for(provider: Option<&Provider>, job: &Job, now: Time) -> Schedule {
     if job.is_final() {
-        return Agenda::default();
+        return Schedule::default();
     }
     let every = provider.map_or(SUBMISSION_TIMEOUT, |provider| provider.cadence().poll_every);
     let next_look = provider.and_then(|provider| next_poll_at(provider, job, now));
@@ -25,34 +25,34 @@ pub(super) fn schedule_for(provider: Option<&Provider>, job: &Job, now: Time) ->
     let by_deadline =
         |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
     match job.submission_state() {
-        SubmissionState::Pending(at) => Agenda {
-            submit: Some(at),
-            watch: by_deadline(None),
-            every,
-            patient,
-            holds_place: false,
+        SubmissionState::Pending(at) => Schedule {
+            submit_at: Some(at),
+            poll_at: by_deadline(None),
+            poll_interval: every,
+            poll_backoff: patient,
+            holds_slot: false,
         },
-        SubmissionState::InFlight => Agenda {
-            submit: None,
-            watch: Some(now + SUBMISSION_TIMEOUT),
-            every,
-            patient,
-            holds_place: true,
+        SubmissionState::InFlight => Schedule {
+            submit_at: None,
+            poll_at: Some(now + SUBMISSION_TIMEOUT),
+            poll_interval: every,
+            poll_backoff: patient,
+            holds_slot: true,
         },
         // Holds no place: the provider may well not have it, and its deadline can be far.
-        SubmissionState::Unknown => Agenda {
-            submit: None,
-            watch: by_deadline(next_look),
-            every,
-            patient: false,
-            holds_place: false,
+        SubmissionState::Unknown => Schedule {
+            submit_at: None,
+            poll_at: by_deadline(next_look),
+            poll_interval: every,
+            poll_backoff: false,
+            holds_slot: false,
         },
-        SubmissionState::Done => Agenda {
-            submit: None,
-            watch: by_deadline(next_look),
-            every,
-            patient,
-            holds_place: job.internal.request.is_some(),
+        SubmissionState::Done => Schedule {
+            submit_at: None,
+            poll_at: by_deadline(next_look),
+            poll_interval: every,
+            poll_backoff: patient,
+            holds_slot: job.internal.request.is_some(),
         },
     }
 }
@@ -68,5 +68,5 @@ fn next_poll_at(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
     } else {
         after
     };
-    Some(now + spread(span, job.id.as_str()))
+    Some(now + deterministic_jitter(span, job.id.as_str()))
 }

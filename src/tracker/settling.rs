@@ -4,29 +4,29 @@
 //! never given back.
 
 use crate::job::{Reservation, Cost, Job, Source, Status, SubmissionState};
-use crate::store::Entry;
+use crate::store::BudgetEntry;
 
 /// What a charge comes to, in millionths of its unit.
 pub(super) struct Settlement {
     /// What was spent.
     pub spent: i64,
     /// What is to be booked beside what was set aside.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<BudgetEntry>,
 }
 
 /// What the end `next` makes of what was set aside; none where nothing was, or it is no end.
 pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
     let charge = next.internal.reservation.as_ref().filter(|_| next.is_final())?;
     let spent = spent(before, next, charge);
-    let entries = charge.windows.iter().map(|account| Entry {
+    let entries = charge.windows.iter().map(|account| BudgetEntry {
         account: account.name.clone(),
-        amount: spent.saturating_sub(charge.amount_micros),
-        limit: None,
-        ends_at: account.expires_at,
+        amount_micros: spent.saturating_sub(charge.amount_micros),
+        limit_micros: None,
+        window_ends_at: account.expires_at,
     });
     Some(Settlement {
         spent,
-        entries: entries.filter(|entry| entry.amount != 0).collect(),
+        entries: entries.filter(|entry| entry.amount_micros != 0).collect(),
     })
 }
 
@@ -123,7 +123,7 @@ mod tests {
 
     fn spent_by(before: &Job, next: &Job) -> i64 {
         let settled = settle(before, next).unwrap();
-        let booked: i64 = settled.entries.iter().map(|entry| entry.amount).sum();
+        let booked: i64 = settled.entries.iter().map(|entry| entry.amount_micros).sum();
         assert_eq!(booked, settled.spent - 700_000);
         settled.spent
     }

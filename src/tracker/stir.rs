@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::job::Job;
-use crate::store::Agenda;
+use crate::store::Schedule;
 use crate::time::Time;
 
 /// How long the watchdog goes without a look at what is due, at most.
@@ -25,13 +25,13 @@ pub struct WorkerWakeups {
 
 impl WorkerWakeups {
     /// A job was committed with this agenda.
-    pub(super) fn notify_for(&self, agenda: &Agenda, job: &Job) {
-        if agenda.submit.is_some() || job.is_final() {
+    pub(super) fn notify_for(&self, agenda: &Schedule, job: &Job) {
+        if agenda.submit_at.is_some() || job.is_final() {
             self.submitter.notify_one();
         }
         // With every other update of every job the watchdog would read for nothing.
         let after_a_nap = Time::now() + MAX_IDLE;
-        if agenda.watch.is_some_and(|at| at <= after_a_nap) {
+        if agenda.poll_at.is_some_and(|at| at <= after_a_nap) {
             self.watchdog.notify_one();
         }
     }

@@ -28,8 +28,8 @@ use std::time::Duration;
 use progress_hub::job::{Job, JobId, NewJob, StatusReport, Source, Status, Update, VideoRequest};
 use progress_hub::store::sqlite::SqliteStore;
 use progress_hub::store::{
-    Agenda, Announce, Commit, Committed, Create, Created, Event, Idempotency, Node, Retention,
-    Store, Topic, Wanted,
+    Schedule, EventHandler, CommitJob, CommitOutcome, CreateJob, CreateOutcome, StoreEvent, IdempotencyKey, ChangeListener, Retention,
+    Store, Topic, SubscriptionFilter,
 };
 use progress_hub::time::Time;
 use serde_json::Map;
@@ -163,7 +163,7 @@ mod engines {
     use progress_hub::config::{Config, StoreConfig};
     use progress_hub::store::redis::RedisStore;
 
-    use super::{Engine, Node, SqliteStore};
+    use super::{Engine, ChangeListener, SqliteStore};
     use crate::redis::RedisServer;
     use crate::redis::cluster::Cluster;
 
@@ -180,7 +180,7 @@ mod engines {
     }
 
     fn sqlite(url: &str) -> Engine {
-        let open = |node: Node| SqliteStore::open(url, super::RETENTION, node.announce).unwrap();
+        let open = |node: ChangeListener| SqliteStore::open(url, super::RETENTION, node.on_event).unwrap();
         let engine = Engine::new(open);
         engine.is_own.store(true, Ordering::SeqCst);
         engine
@@ -245,7 +245,7 @@ pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// An ended job for a week, an unfinished one for thirty days.
 pub(crate) const RETENTION: Retention = Retention {
-    done: Duration::from_secs(7 * 24 * 3600),
+    terminal: Duration::from_secs(7 * 24 * 3600),
     active: Duration::from_secs(30 * 24 * 3600),
 };
 
@@ -262,20 +262,20 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    fn new<S: Store>(open: impl FnOnce(Node) -> S) -> Self {
+    fn new<S: Store>(open: impl FnOnce(ChangeListener) -> S) -> Self {
         let heard = watch::Sender::new(Vec::new());
         let is_own = Arc::new(AtomicBool::new(false));
         let (ear, own) = (heard.clone(), Arc::clone(&is_own));
-        let announce: Announce = Arc::new(move |event| match event {
-            Event::Changed(job) => ear.send_modify(|heard| heard.push(job)),
-            Event::Reminded => {}
-            Event::Away | Event::Back => {
+        let announce: EventHandler = Arc::new(move |event| match event {
+            StoreEvent::JobChanged(job) => ear.send_modify(|heard| heard.push(job)),
+            StoreEvent::SharedStateChanged => {}
+            StoreEvent::Unavailable | StoreEvent::Recovered => {
                 assert!(!own.load(Ordering::SeqCst), "nothing went away");
             }
         });
-        let wanted: Wanted = Arc::new(|_| true);
+        let wanted: SubscriptionFilter = Arc::new(|_| true);
         Self {
-            store: Arc::new(open(Node { announce, wanted })),
+            store: Arc::new(open(ChangeListener { on_event: announce, is_subscribed: wanted })),
             heard,
             is_own,
             ground: None,
@@ -300,40 +300,40 @@ impl Engine {
     }
 
     pub(crate) async fn create(&self, job: Job) -> Arc<Job> {
-        self.create_due(job, Agenda::default()).await
+        self.create_due(job, Schedule::default()).await
     }
 
-    pub(crate) async fn create_due(&self, job: Job, agenda: Agenda) -> Arc<Job> {
+    pub(crate) async fn create_due(&self, job: Job, agenda: Schedule) -> Arc<Job> {
         let create = creation(job, agenda, None);
         let job = Arc::clone(&create.job);
         self.listen(&job.id).await;
-        assert_eq!(self.store.create(create).await.unwrap(), Created::New);
+        assert_eq!(self.store.create(create).await.unwrap(), CreateOutcome::Created);
         job
     }
 
     /// Hears of a job from now on.
     pub(crate) async fn listen(&self, id: &JobId) {
-        self.store.listen(&[Topic::Job(id.clone())]).await.unwrap();
+        self.store.subscribe(&[Topic::Job(id.clone())]).await.unwrap();
     }
 
     /// Creates under a key of the job's owner, as the caller.
-    pub(crate) async fn create_once(&self, job: &Job, key: &str, fingerprint: &str) -> Created {
-        let idempotency = Idempotency {
+    pub(crate) async fn create_once(&self, job: &Job, key: &str, fingerprint: &str) -> CreateOutcome {
+        let idempotency = IdempotencyKey {
             caller: job.owner.clone(),
             key: key.into(),
             fingerprint: fingerprint.into(),
         };
         self.listen(&job.id).await;
-        let create = creation(job.clone(), Agenda::default(), Some(idempotency));
+        let create = creation(job.clone(), Schedule::default(), Some(idempotency));
         self.store.create(create).await.unwrap()
     }
 
     /// Commits `next` as made from the version before it.
-    pub(crate) async fn commit(&self, next: &Job) -> Committed {
-        self.commit_due(next, Agenda::default()).await
+    pub(crate) async fn commit(&self, next: &Job) -> CommitOutcome {
+        self.commit_due(next, Schedule::default()).await
     }
 
-    pub(crate) async fn commit_due(&self, next: &Job, agenda: Agenda) -> Committed {
+    pub(crate) async fn commit_due(&self, next: &Job, agenda: Schedule) -> CommitOutcome {
         self.store
             .commit(commitment(next, agenda, Vec::new()))
             .await
@@ -345,20 +345,20 @@ impl Engine {
     }
 }
 
-pub(crate) fn creation(job: Job, agenda: Agenda, idempotency: Option<Idempotency>) -> Create {
-    Create {
+pub(crate) fn creation(job: Job, agenda: Schedule, idempotency: Option<IdempotencyKey>) -> CreateJob {
+    CreateJob {
         job: Arc::new(job),
         agenda,
         idempotency,
-        folded: Vec::new(),
-        entries: Vec::new(),
+        applied_buffered: Vec::new(),
+        budget_entries: Vec::new(),
     }
 }
 
-pub(crate) fn commitment(next: &Job, agenda: Agenda, folded: Vec<Update>) -> Commit {
-    Commit {
+pub(crate) fn commitment(next: &Job, agenda: Schedule, folded: Vec<Update>) -> CommitJob {
+    CommitJob {
         job: Arc::new(next.clone()),
-        expected: next.version - 1,
+        expected_version: next.version - 1,
         agenda,
         folded,
         entries: Vec::new(),

@@ -351,6 +351,6 @@ async fn patient<R>(
 ) -> Result<R, store::Error> {
     match tokio::time::timeout(PATIENCE, read).await {
         Ok(read) => read,
-        Err(_) => Err(store::Error::Busy),
+        Err(_) => Err(store::Error::Overloaded),
     }
 }

@@ -111,7 +111,7 @@ impl Dialect for Kling {
         Ok(Listing {
             start_ms: list.start_time,
             end_ms: list.end_time,
-            before,
+            cursor: before,
             limit,
             statuses,
             products,

@@ -16,7 +16,7 @@ use super::keys::Partition;
 use super::link::away;
 use super::scripts::{BOOK, VOID};
 use crate::job::{Job, JobId};
-use crate::store::{Entry, Error};
+use crate::store::{BudgetEntry, Error};
 use crate::time::Time;
 
 /// How long an account is kept after its end, so that what comes late finds it over.
@@ -49,7 +49,7 @@ struct Sum {
 
 impl RedisStore {
     /// What a commit's entries come to; limits are for those who are yet to spend.
-    pub(super) fn debt(entries: &[Entry], job: &Job) -> Debt {
+    pub(super) fn debt(entries: &[BudgetEntry], job: &Job) -> Debt {
         let mut debt = Debt {
             job: job.id.clone(),
             is_reserved: false,
@@ -59,9 +59,9 @@ impl RedisStore {
         };
         for entry in entries
             .iter()
-            .filter(|entry| entry.ends_at > job.updated_at)
+            .filter(|entry| entry.window_ends_at > job.updated_at)
         {
-            let amount = (entry.amount, entry.limit);
+            let amount = (entry.amount_micros, entry.limit_micros);
             match debt
                 .sums
                 .iter_mut()
@@ -70,7 +70,7 @@ impl RedisStore {
                 Some(sum) => sum.amounts.push(amount),
                 None => debt.sums.push(Sum {
                     account: entry.account.clone(),
-                    ends_at: entry.ends_at.millis(),
+                    ends_at: entry.window_ends_at.millis(),
                     amounts: vec![amount],
                 }),
             }
@@ -83,7 +83,7 @@ impl RedisStore {
     pub(super) async fn reserve(
         &self,
         job: &Job,
-        entries: &[Entry],
+        entries: &[BudgetEntry],
     ) -> Result<Result<Option<String>, String>, Error> {
         if entries.is_empty() {
             return Ok(Ok(None));
@@ -112,7 +112,7 @@ impl RedisStore {
     }
 
     /// Books what a commit has written down as owed.
-    pub(super) async fn pay(&self, job: &Job, entries: &[Entry]) -> Result<(), Error> {
+    pub(super) async fn pay(&self, job: &Job, entries: &[BudgetEntry]) -> Result<(), Error> {
         if entries.is_empty() {
             return Ok(());
         }

@@ -18,7 +18,7 @@ use super::keys::Partition;
 use super::link::{Script, away};
 use super::scripts::{CLAIM_SUBMIT, CLAIM_WATCH, HASTEN};
 use crate::job::{Job, JobId};
-use crate::store::{Error, Queue, SUBMIT_LEASE};
+use crate::store::{Error, Queue, CLAIM_LEASE};
 use crate::time::Time;
 
 /// A job in a queue.
@@ -38,7 +38,7 @@ impl RedisStore {
         let mut due = self.first(queue, Some(now), limit).await?;
         due.truncate(limit);
         let mut ids: Vec<String> = due.into_iter().map(|due| due.id).collect();
-        if let Queue::Submit { provider, places } = queue {
+        if let Queue::Submit { provider, max_concurrent: places } = queue {
             ids = self.take_places(provider, places, &ids, now).await?;
         }
         let mut claims: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
@@ -74,9 +74,9 @@ impl RedisStore {
     ) -> Result<Vec<Arc<Job>>, Error> {
         let mut args: Vec<Value> = vec![now.millis().into()];
         let script: &Script = match queue {
-            Queue::Watch => &CLAIM_WATCH,
+            Queue::Poll => &CLAIM_WATCH,
             Queue::Submit { .. } => {
-                args.push((now + SUBMIT_LEASE).millis().into());
+                args.push((now + CLAIM_LEASE).millis().into());
                 &CLAIM_SUBMIT
             }
         };
@@ -162,7 +162,7 @@ pub(super) fn until(at: Time) -> ZRange {
 
 fn queue_key(part: Partition<'_>, queue: Queue<'_>) -> String {
     match queue {
-        Queue::Watch => part.watch(),
+        Queue::Poll => part.watch(),
         Queue::Submit { provider, .. } => part.submit(provider),
     }
 }

@@ -8,10 +8,10 @@ use super::jobs::{tag, task_field, task_of, to_json};
 use super::keys::task_name;
 use super::names::{Claim, Name};
 use super::scripts::COMMIT;
-use crate::store::{Commit, Committed, Error};
+use crate::store::{CommitJob, CommitOutcome, Error};
 
 impl RedisStore {
-    pub(super) async fn commit_job(&self, commit: &Commit) -> Result<Committed, Error> {
+    pub(super) async fn commit_job(&self, commit: &CommitJob) -> Result<CommitOutcome, Error> {
         let job = &commit.job;
         let mut task = None;
         loop {
@@ -19,26 +19,26 @@ impl RedisStore {
             match outcome {
                 Ok(Outcome::Unbound) => {
                     let Some((provider, task_id)) = task_of(job) else {
-                        return Ok(Committed::Stale);
+                        return Ok(CommitOutcome::Conflict);
                     };
                     let name = Name::task(&task_name(provider, task_id));
                     match self.claim(name, job, "", &commit.folded).await? {
                         Claim::Ours(name) => task = name,
-                        Claim::Others { .. } | Claim::NewsMissed => return Ok(Committed::Stale),
+                        Claim::Others { .. } | Claim::NewsMissed => return Ok(CommitOutcome::Conflict),
                     }
                 }
                 Ok(Outcome::Done { had_place }) => {
                     self.forget_news(task.as_ref()).await;
                     self.after_commit(commit, had_place).await?;
-                    return Ok(Committed::Done);
+                    return Ok(CommitOutcome::Committed);
                 }
                 Ok(Outcome::Stale) => {
                     self.drop_name(task, &job.id).await;
-                    return Ok(Committed::Stale);
+                    return Ok(CommitOutcome::Conflict);
                 }
                 Ok(Outcome::Gone) => {
                     self.drop_name(task, &job.id).await;
-                    return Ok(Committed::Gone);
+                    return Ok(CommitOutcome::NotFound);
                 }
                 // Whether it was done is not known, so the task stays claimed; should the job not
                 // have it after all, the claim is void before long.
@@ -47,7 +47,7 @@ impl RedisStore {
         }
     }
 
-    async fn try_commit(&self, commit: &Commit, is_claimed: bool) -> Result<Outcome, Error> {
+    async fn try_commit(&self, commit: &CommitJob, is_claimed: bool) -> Result<Outcome, Error> {
         let job = &commit.job;
         let part = self.link.keys.of(job.id.as_str());
         let [hash, watch, submit, ends, _, open, owed_key, channel, owner] =
@@ -67,7 +67,7 @@ impl RedisStore {
                     to_json(&**job)?.into(),
                     to_json(&*job.internal)?.into(),
                     to_json(&self.changes(job, commit.agenda))?.into(),
-                    commit.expected.to_string().into(),
+                    commit.expected_version.to_string().into(),
                     task_field(job).into(),
                     if is_claimed { "1" } else { "" }.into(),
                     owed.into(),
@@ -86,9 +86,9 @@ impl RedisStore {
     }
 
     /// What only points at the job. Should it not come to it, whoever follows it looks at the job.
-    async fn after_commit(&self, commit: &Commit, had_place: bool) -> Result<(), Error> {
+    async fn after_commit(&self, commit: &CommitJob, had_place: bool) -> Result<(), Error> {
         let job = &commit.job;
-        let has_place = commit.agenda.holds_place && !job.is_final();
+        let has_place = commit.agenda.holds_slot && !job.is_final();
         let places = async {
             match (had_place, has_place) {
                 (true, false) => self.free_place(job).await,

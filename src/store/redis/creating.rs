@@ -11,21 +11,21 @@ use super::keys::{key_name, task_name};
 use super::names::{Claim, Name};
 use super::scripts::CREATE;
 use crate::job::Job;
-use crate::store::{Committed, Create, Created, Error, Idempotency, spread};
+use crate::store::{CommitOutcome, CreateJob, CreateOutcome, Error, IdempotencyKey, deterministic_jitter};
 
 impl RedisStore {
-    pub(super) async fn create_job(&self, create: Create) -> Result<Created, Error> {
+    pub(super) async fn create_job(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
         let created = self.try_create(create).await?;
-        if let Created::Replay(kept) | Created::TaskTaken(kept) = &created {
+        if let CreateOutcome::Replayed(kept) | CreateOutcome::TaskConflict(kept) = &created {
             match self.secure_job(kept).await? {
-                Committed::Done => {}
-                Committed::Stale | Committed::Gone => return Err(Error::Busy),
+                CommitOutcome::Committed => {}
+                CommitOutcome::Conflict | CommitOutcome::NotFound => return Err(Error::Overloaded),
             }
         }
         Ok(created)
     }
 
-    async fn try_create(&self, create: Create) -> Result<Created, Error> {
+    async fn try_create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
         let job = &create.job;
         let key = match self.claim_key(create.idempotency.as_ref(), job).await? {
             Claim::Ours(name) => name,
@@ -35,10 +35,10 @@ impl RedisStore {
                     .as_ref()
                     .is_some_and(|key| key.fingerprint == print) =>
             {
-                return Ok(Created::Replay(job));
+                return Ok(CreateOutcome::Replayed(job));
             }
-            Claim::Others { .. } => return Ok(Created::KeyReused),
-            Claim::NewsMissed => return Err(Error::Busy),
+            Claim::Others { .. } => return Ok(CreateOutcome::IdempotencyKeyConflict),
+            Claim::NewsMissed => return Err(Error::Overloaded),
         };
         let created = self.create_with_task(&create, key.as_ref()).await;
         self.drop_if_refused(&created, key, job).await;
@@ -49,24 +49,24 @@ impl RedisStore {
     /// claim stays: it is void before long if the job does not come.
     async fn drop_if_refused(
         &self,
-        created: &Result<Created, Error>,
+        created: &Result<CreateOutcome, Error>,
         name: Option<Name>,
         job: &Job,
     ) {
         match created {
-            Ok(Created::TaskTaken(_) | Created::OverLimit { .. } | Created::Stale) => {
+            Ok(CreateOutcome::TaskConflict(_) | CreateOutcome::LimitExceeded { .. } | CreateOutcome::Conflict) => {
                 self.drop_name(name, &job.id).await;
             }
-            Ok(Created::New | Created::Replay(_) | Created::KeyReused) | Err(_) => {}
+            Ok(CreateOutcome::Created | CreateOutcome::Replayed(_) | CreateOutcome::IdempotencyKeyConflict) | Err(_) => {}
         }
     }
 
     async fn claim_key(
         &self,
-        idempotency: Option<&Idempotency>,
+        idempotency: Option<&IdempotencyKey>,
         job: &Job,
     ) -> Result<Claim, Error> {
-        let Some(Idempotency {
+        let Some(IdempotencyKey {
             caller,
             key,
             fingerprint,
@@ -80,42 +80,42 @@ impl RedisStore {
 
     async fn create_with_task(
         &self,
-        create: &Create,
+        create: &CreateJob,
         key: Option<&Name>,
-    ) -> Result<Created, Error> {
+    ) -> Result<CreateOutcome, Error> {
         let job = &create.job;
         // The same request once more, without a key.
         if let Some(kept) = self.read(&job.id).await? {
-            return Ok(Created::Replay(kept));
+            return Ok(CreateOutcome::Replayed(kept));
         }
         let task = match task_of(job) {
             Some((provider, task_id)) => {
                 let name = Name::task(&task_name(provider, task_id));
-                match self.claim(name, job, "", &create.folded).await? {
+                match self.claim(name, job, "", &create.applied_buffered).await? {
                     Claim::Ours(name) => name,
-                    Claim::Others { job, .. } => return Ok(Created::TaskTaken(job)),
-                    Claim::NewsMissed => return Ok(Created::Stale),
+                    Claim::Others { job, .. } => return Ok(CreateOutcome::TaskConflict(job)),
+                    Claim::NewsMissed => return Ok(CreateOutcome::Conflict),
                 }
             }
             None => None,
         };
         let created = self.create_charged(create, key).await;
-        if let Ok(Created::New) = &created {
+        if let Ok(CreateOutcome::Created) = &created {
             self.forget_news(task.as_ref()).await;
         }
         self.drop_if_refused(&created, task, job).await;
         created
     }
 
-    async fn create_charged(&self, create: &Create, key: Option<&Name>) -> Result<Created, Error> {
+    async fn create_charged(&self, create: &CreateJob, key: Option<&Name>) -> Result<CreateOutcome, Error> {
         let job = &create.job;
-        let owed = self.reserve(job, &create.entries).await?;
+        let owed = self.reserve(job, &create.budget_entries).await?;
         let owed = match owed {
             Ok(owed) => owed,
-            Err(account) => return Ok(Created::OverLimit { account }),
+            Err(account) => return Ok(CreateOutcome::LimitExceeded { account }),
         };
         self.list(job).await?;
-        if create.agenda.holds_place && !job.is_final() {
+        if create.agenda.holds_slot && !job.is_final() {
             self.hold_place(job).await?;
         }
         let part = self.link.keys.of(job.id.as_str());
@@ -150,13 +150,13 @@ impl RedisStore {
             )
             .await?;
         match created.as_str() {
-            "done" => Ok(Created::New),
+            "done" => Ok(CreateOutcome::Created),
             // The answer to an earlier try of ours was lost, or another one's was not.
             "exists" => match self.read(&job.id).await? {
-                Some(kept) => Ok(Created::Replay(kept)),
-                None => Err(Error::Busy),
+                Some(kept) => Ok(CreateOutcome::Replayed(kept)),
+                None => Err(Error::Overloaded),
             },
-            _ => Err(Error::Busy),
+            _ => Err(Error::Overloaded),
         }
     }
 }
@@ -164,7 +164,7 @@ impl RedisStore {
 /// What is set once in a job's life: names and values in turn.
 fn lasting(job: &Job, key: Option<&Name>) -> Vec<String> {
     let whole = Duration::from_millis(10 * 1024);
-    let spread = (spread(whole, job.id.as_str()) - whole).as_millis();
+    let spread = (deterministic_jitter(whole, job.id.as_str()) - whole).as_millis();
     let fields = [
         ("owner", job.owner.clone()),
         ("provider", job.provider.clone().unwrap_or_default()),

@@ -25,7 +25,7 @@ use self::ears::Ears;
 use super::keeping::renew;
 use super::link::{Link, away};
 use super::place::{PATIENCE, Place};
-use crate::store::{Error, Event, Node, Topic};
+use crate::store::{Error, StoreEvent, ChangeListener, Topic};
 
 /// Between two probes, and two looks at what came of them.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -57,7 +57,7 @@ pub(super) struct Hearing {
 /// The task that listens.
 struct Listener {
     link: Arc<Link>,
-    node: Node,
+    node: ChangeListener,
     client: Client,
     channels: Channels,
     ears: Arc<Ears>,
@@ -81,7 +81,7 @@ impl Wish {
 
 impl Hearing {
     /// Begins to listen; must be called within a runtime.
-    pub(super) fn open(place: &Place, link: &Arc<Link>, node: Node) -> Result<Self, Error> {
+    pub(super) fn open(place: &Place, link: &Arc<Link>, node: ChangeListener) -> Result<Self, Error> {
         let client = place.listening_client().map_err(|error| away(&error))?;
         let name = uuid::Uuid::now_v7().simple().to_string();
         let ears = Arc::new(Ears::new(&link.keys, &name));
@@ -110,7 +110,7 @@ impl Hearing {
 
     /// Listens to these from now on; what is committed after the answer is heard.
     pub(super) async fn listen(&self, topics: Vec<Topic>) -> Result<(), Error> {
-        let closed = || Error::Away("it is closed".to_owned());
+        let closed = || Error::Unavailable("it is closed".to_owned());
         let (done, answer) = oneshot::channel();
         let wish = Wish {
             topics,
@@ -171,7 +171,7 @@ impl Listener {
         if self.is_deaf {
             let is_too_late = |wish: &mut Wish| wish.until <= now;
             for wish in self.wishes.extract_if(.., is_too_late) {
-                wish.answer(Err(Error::Away("nothing is heard of changes".to_owned())));
+                wish.answer(Err(Error::Unavailable("nothing is heard of changes".to_owned())));
             }
             return;
         }
@@ -198,7 +198,7 @@ impl Listener {
         if !self.is_away && (self.ears.is_well() || self.begun.elapsed() > SILENCE) {
             self.is_away = true;
             self.ears.set_well(false);
-            (self.node.announce)(Event::Away);
+            (self.node.on_event)(StoreEvent::Unavailable);
         }
     }
 
@@ -247,7 +247,7 @@ impl Listener {
                 if self.is_away {
                     self.is_away = false;
                     tracing::info!("changes are heard again");
-                    (self.node.announce)(Event::Back);
+                    (self.node.on_event)(StoreEvent::Recovered);
                 }
             }
             Err(error) => {
@@ -260,7 +260,7 @@ impl Listener {
     }
 
     async fn review(&mut self) {
-        let wanted = Arc::clone(&self.node.wanted);
+        let wanted = Arc::clone(&self.node.is_subscribed);
         let unwanted = self.channels.unwanted(|topic| wanted(topic));
         if self.is_deaf || unwanted.is_empty() {
             return;

@@ -18,7 +18,7 @@ use super::keys::Partition;
 use super::link::away;
 use super::scripts::{READ, SECURE};
 use crate::job::{Job, JobId};
-use crate::store::{Agenda, Committed, Error};
+use crate::store::{Schedule, CommitOutcome, Error};
 
 /// Jobs that one script reads: few enough that others don't wait for it.
 const BATCH: usize = 64;
@@ -46,9 +46,9 @@ pub(super) struct Changes {
 impl RedisStore {
     /// Waits until as many replicas as are asked for have this version. While one Redis takes over
     /// from another, what was read may be kept by the one that is left, and nowhere else.
-    pub(super) async fn secure_job(&self, job: &Job) -> Result<Committed, Error> {
+    pub(super) async fn secure_job(&self, job: &Job) -> Result<CommitOutcome, Error> {
         if !self.link.waits() {
-            return Ok(Committed::Done);
+            return Ok(CommitOutcome::Committed);
         }
         let keys = vec![self.link.keys.of(job.id.as_str()).job(&job.id)];
         let args = vec![
@@ -57,9 +57,9 @@ impl RedisStore {
         ];
         let answer: String = self.link.run_durably(&SECURE, keys, args).await?;
         Ok(match answer.as_str() {
-            "done" => Committed::Done,
-            "gone" => Committed::Gone,
-            _ => Committed::Stale,
+            "done" => CommitOutcome::Committed,
+            "gone" => CommitOutcome::NotFound,
+            _ => CommitOutcome::Conflict,
         })
     }
 
@@ -78,30 +78,30 @@ impl RedisStore {
         ]
     }
 
-    pub(super) fn changes(&self, job: &Job, agenda: Agenda) -> Changes {
+    pub(super) fn changes(&self, job: &Job, agenda: Schedule) -> Changes {
         // An ended job wants nobody's attention.
         let agenda = if job.is_final() {
-            Agenda::default()
+            Schedule::default()
         } else {
             agenda
         };
         let kept = match job.is_final() {
-            true => self.retention.done,
+            true => self.retention.terminal,
             false => self.retention.active,
         };
         let since = match job.is_final() {
             true => job.finished_at.unwrap_or(job.updated_at),
             false => job.updated_at,
         };
-        let submit = agenda.submit.map(|at| at.millis().to_string());
+        let submit = agenda.submit_at.map(|at| at.millis().to_string());
         let flag = |is: bool| if is { "1" } else { "0" }.to_owned();
         let fields = [
             ("version", job.version.to_string()),
             ("final", flag(job.is_final())),
-            ("place", flag(agenda.holds_place)),
+            ("place", flag(agenda.holds_slot)),
             ("submit", submit.clone().unwrap_or_default()),
-            ("every", agenda.every.as_millis().to_string()),
-            ("patient", flag(agenda.patient)),
+            ("every", agenda.poll_interval.as_millis().to_string()),
+            ("patient", flag(agenda.poll_backoff)),
             ("deadline", job.deadline_at.millis().to_string()),
             ("updated", job.updated_at.millis().to_string()),
         ];
@@ -110,7 +110,7 @@ impl RedisStore {
                 .into_iter()
                 .flat_map(|(name, value)| [name.to_owned(), value])
                 .collect(),
-            watch: agenda.watch.map(|at| at.millis().to_string()),
+            watch: agenda.poll_at.map(|at| at.millis().to_string()),
             submit,
             forget: (since + kept).millis().to_string(),
             ttl: millis(kept + SLACK),
@@ -121,7 +121,7 @@ impl RedisStore {
 
     /// How long what belongs to no one job is kept after its last use.
     pub(super) fn longest(&self) -> String {
-        millis(self.retention.done.max(self.retention.active) + SLACK)
+        millis(self.retention.terminal.max(self.retention.active) + SLACK)
     }
 
     pub(super) async fn read(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {

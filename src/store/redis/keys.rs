@@ -157,7 +157,7 @@ impl Partition<'_> {
     }
 
     /// Tasks for which something is parked, by when the oldest of it came.
-    pub(super) fn parked(self) -> String {
+    pub(super) fn buffered_updates(self) -> String {
         self.key("all", "parked")
     }
 

@@ -129,7 +129,7 @@ impl Link {
     /// Leave to do one thing, which a close then waits for.
     pub(super) fn enter(&self) -> Result<TaskTrackerToken, Error> {
         if self.working.is_closed() {
-            return Err(Error::Away("it is closed".to_owned()));
+            return Err(Error::Unavailable("it is closed".to_owned()));
         }
         Ok(self.working.token())
     }
@@ -197,7 +197,7 @@ impl Link {
             .and_then(Value::convert)
             .map_err(|error| away(&error))?;
         match there < self.replicas {
-            true => Err(Error::Away(format!(
+            true => Err(Error::Unavailable(format!(
                 "{there} of {} replicas have it",
                 self.replicas
             ))),
@@ -228,7 +228,7 @@ impl Link {
         };
         queued.await.map_err(|error: RedisError| away(&error))?;
         let answers: Vec<Result<Value, RedisError>> = both.try_all().await;
-        let lost = |_| Error::Away("an answer is missing".to_owned());
+        let lost = |_| Error::Unavailable("an answer is missing".to_owned());
         answers.try_into().map_err(lost)
     }
 }
@@ -270,7 +270,7 @@ fn is_unknown(error: &RedisError) -> bool {
 /// What the client library complains of, as the store's callers know it.
 pub(super) fn away(error: &RedisError) -> Error {
     if *error.kind() == ErrorKind::Backpressure {
-        return Error::Busy;
+        return Error::Overloaded;
     }
-    Error::Away(error.to_string())
+    Error::Unavailable(error.to_string())
 }

@@ -12,7 +12,7 @@ use super::RedisStore;
 use super::link::away;
 use super::scripts::LIST;
 use crate::job::{Job, JobId};
-use crate::store::{Error, Listing};
+use crate::store::{Error, ListQuery};
 
 /// Jobs that are looked at in one go.
 const BATCH: usize = 128;
@@ -48,11 +48,11 @@ impl RedisStore {
         closed.map_err(|error| away(&error))
     }
 
-    pub(super) async fn listed(&self, listing: &Listing) -> Result<Vec<Arc<Job>>, Error> {
+    pub(super) async fn listed(&self, listing: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {
         let passes: &[Pass] = match listing.status {
             Some(status) if status.is_final() => &[Pass::Finished],
             Some(_) => &[Pass::Unfinished],
-            None if listing.unfinished_first => &[Pass::Unfinished, Pass::Finished],
+            None if listing.active_first => &[Pass::Unfinished, Pass::Finished],
             None => &[Pass::All],
         };
         let mut jobs = Vec::new();
@@ -64,7 +64,7 @@ impl RedisStore {
 
     async fn walk(
         &self,
-        listing: &Listing,
+        listing: &ListQuery,
         pass: Pass,
         jobs: &mut Vec<Arc<Job>>,
     ) -> Result<(), Error> {

@@ -17,7 +17,7 @@ use super::jobs::{from_json, task_of, to_json};
 use super::link::away;
 use super::scripts::{CLAIM_NAME, DROP_NAME, PARK, UNPARK};
 use crate::job::{Job, JobId, Update};
-use crate::store::{Error, MOST_PARKED, PARKED_FOR, Parked};
+use crate::store::{Error, MAX_BUFFERED_UPDATES, BUFFERED_UPDATE_TTL, BufferOutcome};
 use crate::time::Time;
 
 /// How long a claim may be without its job: longer than any call takes.
@@ -118,7 +118,7 @@ impl RedisStore {
                             return Ok(Claim::Others { job, print });
                         }
                         Standing::Void => held.clone_into(&mut void),
-                        Standing::Coming if begun.elapsed() > PATIENCE => return Err(Error::Busy),
+                        Standing::Coming if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
                         Standing::Coming => tokio::time::sleep(PAUSE).await,
                     }
                 }
@@ -177,7 +177,7 @@ impl RedisStore {
         task: &str,
         news: &Update,
         now: Time,
-    ) -> Result<Parked, Error> {
+    ) -> Result<BufferOutcome, Error> {
         let name = Name::task(task);
         let news = to_json(news)?;
         let part = self.link.keys.of(task);
@@ -185,24 +185,24 @@ impl RedisStore {
         let begun = tokio::time::Instant::now();
         loop {
             let mut keys = self.name_keys(&name);
-            keys.push(part.parked());
+            keys.push(part.buffered_updates());
             let args = vec![
                 news.as_str().into(),
                 now.millis().into(),
-                i64::try_from(MOST_PARKED).unwrap_or(i64::MAX).into(),
-                super::jobs::millis(PARKED_FOR + super::jobs::SLACK).into(),
+                i64::try_from(MAX_BUFFERED_UPDATES).unwrap_or(i64::MAX).into(),
+                super::jobs::millis(BUFFERED_UPDATE_TTL + super::jobs::SLACK).into(),
                 task.into(),
                 void.as_str().into(),
             ];
             let answer: Vec<String> = self.link.run_durably(&PARK, keys, args).await?;
             let [_, held, age] = answer.as_slice() else {
-                return Ok(Parked::Kept);
+                return Ok(BufferOutcome::Buffered);
             };
             let holder: Held = from_json(held)?;
             match self.standing(&name, &holder, age).await? {
-                Standing::Job(job) => return Ok(Parked::Known(job.id.clone())),
+                Standing::Job(job) => return Ok(BufferOutcome::TaskKnown(job.id.clone())),
                 Standing::Void => held.clone_into(&mut void),
-                Standing::Coming if begun.elapsed() > PATIENCE => return Err(Error::Busy),
+                Standing::Coming if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
                 Standing::Coming => tokio::time::sleep(PAUSE).await,
             }
         }
@@ -234,7 +234,7 @@ impl RedisStore {
         let before = before.map(|before| before.millis().to_string());
         let args = vec![task.into(), before.unwrap_or_default().into()];
         self.link
-            .run(&UNPARK, vec![part.news(task), part.parked()], args)
+            .run(&UNPARK, vec![part.news(task), part.buffered_updates()], args)
             .await
     }
 }

@@ -13,7 +13,7 @@ use super::RedisStore;
 use super::link::away;
 use super::scripts::{LIST, SETTLE_PLACE, TAKE_PLACES};
 use crate::job::Job;
-use crate::store::{Error, SUBMIT_LEASE};
+use crate::store::{Error, CLAIM_LEASE};
 use crate::time::Time;
 
 /// How long it is believed that a job at its provider is still there.
@@ -35,7 +35,7 @@ impl RedisStore {
             return Ok(Vec::new());
         }
         let key = self.link.keys.of(provider).places(provider);
-        let until = (now + SUBMIT_LEASE).millis();
+        let until = (now + CLAIM_LEASE).millis();
         for _ in 0..ROUNDS {
             let mut args: Vec<Value> = vec![
                 now.millis().into(),

@@ -15,7 +15,7 @@ use super::link::away;
 use super::names::Name;
 use super::scripts::FORGET;
 use crate::job::JobId;
-use crate::store::{Error, PARKED_FOR};
+use crate::store::{Error, BUFFERED_UPDATE_TTL};
 use crate::time::Time;
 
 /// The most jobs, tasks and accounts that are looked at in one partition.
@@ -32,8 +32,8 @@ impl RedisStore {
             for id in self.over(part.ends(), now - MOMENT).await? {
                 count += self.forget(part, &id, now).await?;
             }
-            let before = now - PARKED_FOR;
-            for task in self.over(part.parked(), before - MOMENT).await? {
+            let before = now - BUFFERED_UPDATE_TTL;
+            for task in self.over(part.buffered_updates(), before - MOMENT).await? {
                 count += self.unpark(&task, Some(before)).await?;
             }
             for account in self.over(part.accounts(), now).await? {

@@ -5,22 +5,22 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::store::Entry;
+use crate::store::BudgetEntry;
 use crate::time::Time;
 
 /// The account of the first entry whose limit does not hold.
 pub(super) fn over_limit<'a>(
     db: &Connection,
-    entries: &'a [Entry],
+    entries: &'a [BudgetEntry],
     now: Time,
 ) -> rusqlite::Result<Option<&'a str>> {
     for (at, entry) in entries.iter().enumerate() {
-        let Some(limit) = entry.limit else { continue };
+        let Some(limit) = entry.limit_micros else { continue };
         let booked = entries[..=at]
             .iter()
             .filter(|other| other.account == entry.account)
             .fold(balance(db, &entry.account, now)?, |sum, other| {
-                sum.saturating_add(other.amount)
+                sum.saturating_add(other.amount_micros)
             });
         if booked > limit {
             return Ok(Some(&entry.account));
@@ -30,11 +30,11 @@ pub(super) fn over_limit<'a>(
 }
 
 /// Books without limits; what belongs to an account that has ended is nobody's any more.
-pub(super) fn book(db: &Connection, entries: &[Entry], now: Time) -> rusqlite::Result<()> {
-    for entry in entries.iter().filter(|entry| entry.ends_at > now) {
-        let balance = balance(db, &entry.account, now)?.saturating_add(entry.amount);
+pub(super) fn book(db: &Connection, entries: &[BudgetEntry], now: Time) -> rusqlite::Result<()> {
+    for entry in entries.iter().filter(|entry| entry.window_ends_at > now) {
+        let balance = balance(db, &entry.account, now)?.saturating_add(entry.amount_micros);
         db.prepare_cached("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)")?
-            .execute(params![entry.account, balance, entry.ends_at.millis()])?;
+            .execute(params![entry.account, balance, entry.window_ends_at.millis()])?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::jobs;
 use crate::job::{Job, JobId};
-use crate::store::{Queue, SUBMIT_LEASE, spread};
+use crate::store::{Queue, CLAIM_LEASE, deterministic_jitter};
 use crate::time::Time;
 
 /// Uses the index `jobs_with_place`.
@@ -42,11 +42,11 @@ pub(super) enum OwnedQueue {
 impl From<Queue<'_>> for OwnedQueue {
     fn from(queue: Queue<'_>) -> Self {
         match queue {
-            Queue::Submit { provider, places } => Self::Submit {
+            Queue::Submit { provider, max_concurrent: places } => Self::Submit {
                 provider: provider.to_owned(),
                 places,
             },
-            Queue::Watch => Self::Watch,
+            Queue::Poll => Self::Watch,
         }
     }
 }
@@ -84,7 +84,7 @@ fn claim_to_submit(
     limit: usize,
 ) -> rusqlite::Result<Vec<Arc<Job>>> {
     let values = params![provider, now.millis(), most(limit)];
-    let due = due(db, TO_SUBMIT, values, |_| Ok(now + SUBMIT_LEASE))?;
+    let due = due(db, TO_SUBMIT, values, |_| Ok(now + CLAIM_LEASE))?;
     let mut lease = db.prepare_cached("UPDATE jobs SET submit_due = ? WHERE id = ?")?;
     put_off(due, |id, again| lease.execute(params![again.millis(), id]))
 }
@@ -101,7 +101,7 @@ fn claim_to_watch(db: &Connection, now: Time, limit: usize) -> rusqlite::Result<
             every
         };
         let id: String = row.get(2)?;
-        Ok(next_look(now, spread(span, &id), deadline))
+        Ok(next_look(now, deterministic_jitter(span, &id), deadline))
     })?;
     let mut look = db.prepare_cached(
         "UPDATE jobs SET watch_at = ?, looked_at = ?, hastened_at = NULL WHERE id = ?",

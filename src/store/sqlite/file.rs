@@ -46,13 +46,13 @@ impl Place {
             .strip_prefix("sqlite://")
             .filter(|path| !path.is_empty());
         let path = path.ok_or_else(|| {
-            Error::Away(format!(
+            Error::Unavailable(format!(
                 "'{url}' is neither sqlite://path nor sqlite::memory:"
             ))
         })?;
         let path = std::fs::canonicalize(path)
             .or_else(|_| std::path::absolute(path))
-            .map_err(|error| Error::Away(format!("'{path}' is no path: {error}")))?;
+            .map_err(|error| Error::Unavailable(format!("'{path}' is no path: {error}")))?;
         Ok(Self::File(path))
     }
 
@@ -128,7 +128,7 @@ impl Place {
     }
 
     fn away(&self, why: &dyn std::fmt::Display) -> Error {
-        Error::Away(format!("{self}: {why}"))
+        Error::Unavailable(format!("{self}: {why}"))
     }
 
     fn corrupt(&self, why: &str) -> Error {

@@ -69,7 +69,7 @@ impl Inbox {
         let sender = self.lock().clone().ok_or_else(|| away("it is closed"))?;
         match sender.send_timeout(step, self.patience).await {
             Ok(()) => drop(sender),
-            Err(SendTimeoutError::Timeout(_)) => return Err(Error::Busy),
+            Err(SendTimeoutError::Timeout(_)) => return Err(Error::Overloaded),
             Err(SendTimeoutError::Closed(_)) => return Err(away("its thread has ended")),
         }
         answer
@@ -127,7 +127,7 @@ pub(super) fn is_unreadable(error: &rusqlite::Error) -> bool {
 }
 
 fn away(why: &str) -> Error {
-    Error::Away(why.to_owned())
+    Error::Unavailable(why.to_owned())
 }
 
 #[cfg(test)]
@@ -140,10 +140,10 @@ mod tests {
         let waiting = inbox.ask(|_, _| Ok(1));
         let refused = async {
             let refused = inbox.ask(|_, _| Ok(2)).await;
-            assert!(matches!(refused, Err(Error::Busy)), "{refused:?}");
+            assert!(matches!(refused, Err(Error::Overloaded)), "{refused:?}");
             drop(receiver);
         };
         let (waited, ()) = tokio::join!(waiting, refused);
-        assert!(matches!(waited, Err(Error::Away(_))), "{waited:?}");
+        assert!(matches!(waited, Err(Error::Unavailable(_))), "{waited:?}");
     }
 }

@@ -14,14 +14,14 @@ use serde::de::DeserializeOwned;
 use super::inbox::{Changes, is_unreadable};
 use super::{accounts, parking};
 use crate::job::{Job, JobId, Update};
-use crate::store::{Agenda, Committed, Created, Entry, Error, Idempotency, Listing};
+use crate::store::{Schedule, CommitOutcome, CreateOutcome, BudgetEntry, Error, IdempotencyKey, ListQuery};
 
 /// A job, written out where its caller runs, so that the writer's time is spent on writing.
 pub(super) struct Record {
     job: Arc<Job>,
-    agenda: Agenda,
+    agenda: Schedule,
     folded: Vec<Update>,
-    entries: Vec<Entry>,
+    entries: Vec<BudgetEntry>,
     doc: String,
     ticket: String,
 }
@@ -29,16 +29,16 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn of(
         job: Arc<Job>,
-        agenda: Agenda,
+        agenda: Schedule,
         folded: Vec<Update>,
-        entries: Vec<Entry>,
+        entries: Vec<BudgetEntry>,
     ) -> Result<Self, Error> {
         Ok(Self {
             doc: to_json(&*job)?,
             ticket: to_json(&*job.internal)?,
             // An ended job wants nobody's attention.
             agenda: if job.is_final() {
-                Agenda::default()
+                Schedule::default()
             } else {
                 agenda
             },
@@ -63,11 +63,11 @@ impl Record {
 pub(super) fn create(
     db: &Connection,
     record: &Record,
-    idempotency: Option<&Idempotency>,
+    idempotency: Option<&IdempotencyKey>,
     changes: &mut Changes,
-) -> rusqlite::Result<Created> {
+) -> rusqlite::Result<CreateOutcome> {
     let job = &record.job;
-    if let Some(Idempotency {
+    if let Some(IdempotencyKey {
         caller,
         key,
         fingerprint,
@@ -82,17 +82,17 @@ pub(super) fn create(
             })
             .optional()?;
         match used {
-            Some((before, _)) if before != *fingerprint => return Ok(Created::KeyReused),
+            Some((before, _)) if before != *fingerprint => return Ok(CreateOutcome::IdempotencyKeyConflict),
             Some((_, id)) => {
                 if let Some(made) = get(db, &id)? {
-                    return Ok(Created::Replay(made));
+                    return Ok(CreateOutcome::Replayed(made));
                 }
             }
             None => {}
         }
     }
     if let Some(kept) = get(db, job.id.as_str())? {
-        return Ok(Created::Replay(kept));
+        return Ok(CreateOutcome::Replayed(kept));
     }
     if let Some((provider, task_id)) = record.task() {
         let holder = db
@@ -100,17 +100,17 @@ pub(super) fn create(
             .query_row([provider, task_id], from_row)
             .optional()?;
         if let Some(holder) = holder {
-            return Ok(Created::TaskTaken(holder));
+            return Ok(CreateOutcome::TaskConflict(holder));
         }
     }
     if let Some(account) = accounts::over_limit(db, &record.entries, job.updated_at)? {
         let account = account.to_owned();
-        return Ok(Created::OverLimit { account });
+        return Ok(CreateOutcome::LimitExceeded { account });
     }
     if let Some((provider, task_id)) = record.task()
         && !parking::forget(db, provider, task_id, &record.folded)?
     {
-        return Ok(Created::Stale);
+        return Ok(CreateOutcome::Conflict);
     }
     accounts::book(db, &record.entries, job.updated_at)?;
     db.prepare_cached(
@@ -128,18 +128,18 @@ pub(super) fn create(
         ":version": job.version.cast_signed(),
         ":provider": job.provider,
         ":task_id": job.provider_task_id,
-        ":submit": record.agenda.submit.map(|at| at.millis()),
-        ":watch": record.agenda.watch.map(|at| at.millis()),
-        ":every": millis(record.agenda.every),
-        ":patient": record.agenda.patient,
-        ":holds_place": record.agenda.holds_place,
+        ":submit": record.agenda.submit_at.map(|at| at.millis()),
+        ":watch": record.agenda.poll_at.map(|at| at.millis()),
+        ":every": millis(record.agenda.poll_interval),
+        ":patient": record.agenda.poll_backoff,
+        ":holds_place": record.agenda.holds_slot,
         ":deadline_at": job.deadline_at.millis(),
         ":updated_at": job.updated_at.millis(),
         ":finished_at": record.finished_at(),
         ":doc": record.doc,
         ":ticket": record.ticket,
     })?;
-    if let Some(Idempotency {
+    if let Some(IdempotencyKey {
         caller,
         key,
         fingerprint,
@@ -149,7 +149,7 @@ pub(super) fn create(
             .execute([caller, key, fingerprint, job.id.as_str()])?;
     }
     changes.push(Arc::clone(job));
-    Ok(Created::New)
+    Ok(CreateOutcome::Created)
 }
 
 pub(super) fn commit(
@@ -157,7 +157,7 @@ pub(super) fn commit(
     record: &Record,
     expected: u64,
     changes: &mut Changes,
-) -> rusqlite::Result<Committed> {
+) -> rusqlite::Result<CommitOutcome> {
     let job = &record.job;
     let stored = db
         .prepare_cached("SELECT rowid, version, task_id, holds_place FROM jobs WHERE id = ?")?
@@ -171,16 +171,16 @@ pub(super) fn commit(
         })
         .optional()?;
     let Some((row, version, task_id, held_place)) = stored else {
-        return Ok(Committed::Gone);
+        return Ok(CommitOutcome::NotFound);
     };
     if version.cast_unsigned() != expected {
-        return Ok(Committed::Stale);
+        return Ok(CommitOutcome::Conflict);
     }
     let is_bound = task_id != job.provider_task_id;
     if is_bound && let Some((provider, task_id)) = record.task() {
         let is_taken = find_task(db, provider, task_id)?.is_some();
         if is_taken || !parking::forget(db, provider, task_id, &record.folded)? {
-            return Ok(Committed::Stale);
+            return Ok(CommitOutcome::Conflict);
         }
     }
     db.prepare_cached(
@@ -193,10 +193,10 @@ pub(super) fn commit(
         ":row": row,
         ":status": job.status.as_str(),
         ":version": job.version.cast_signed(),
-        ":submit": record.agenda.submit.map(|at| at.millis()),
-        ":watch": record.agenda.watch.map(|at| at.millis()),
-        ":every": millis(record.agenda.every),
-        ":patient": record.agenda.patient,
+        ":submit": record.agenda.submit_at.map(|at| at.millis()),
+        ":watch": record.agenda.poll_at.map(|at| at.millis()),
+        ":every": millis(record.agenda.poll_interval),
+        ":patient": record.agenda.poll_backoff,
         ":deadline_at": job.deadline_at.millis(),
         ":updated_at": job.updated_at.millis(),
         ":doc": record.doc,
@@ -208,9 +208,9 @@ pub(super) fn commit(
         db.prepare_cached("UPDATE jobs SET task_id = ? WHERE rowid = ?")?
             .execute(params![job.provider_task_id, row])?;
     }
-    if record.agenda.holds_place != held_place {
+    if record.agenda.holds_slot != held_place {
         db.prepare_cached("UPDATE jobs SET holds_place = ? WHERE rowid = ?")?
-            .execute(params![record.agenda.holds_place, row])?;
+            .execute(params![record.agenda.holds_slot, row])?;
     }
     if let Some(end) = record.finished_at() {
         db.prepare_cached("UPDATE jobs SET finished_at = ? WHERE rowid = ?")?
@@ -218,7 +218,7 @@ pub(super) fn commit(
     }
     accounts::book(db, &record.entries, job.updated_at)?;
     changes.push(Arc::clone(job));
-    Ok(Committed::Done)
+    Ok(CommitOutcome::Committed)
 }
 
 pub(super) fn get(db: &Connection, id: &str) -> rusqlite::Result<Option<Arc<Job>>> {
@@ -253,12 +253,12 @@ pub(super) fn find_task(
 }
 
 /// Like [`get_many`] with unreadable ones.
-pub(super) fn list(db: &Connection, listing: &Listing) -> rusqlite::Result<Vec<Arc<Job>>> {
-    let Listing {
+pub(super) fn list(db: &Connection, listing: &ListQuery) -> rusqlite::Result<Vec<Arc<Job>>> {
+    let ListQuery {
         owner,
         status,
         before,
-        unfinished_first,
+        active_first: unfinished_first,
         limit,
     } = listing;
     let unfinished = " AND finished_at IS NULL";

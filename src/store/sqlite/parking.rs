@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::jobs;
 use crate::job::Update;
-use crate::store::{MOST_PARKED, Parked};
+use crate::store::{MAX_BUFFERED_UPDATES, BufferOutcome};
 use crate::time::Time;
 
 /// `news` is an [`Update`] as JSON.
@@ -17,27 +17,27 @@ pub(super) fn park(
     task_id: &str,
     news: &str,
     now: Time,
-) -> rusqlite::Result<Parked> {
+) -> rusqlite::Result<BufferOutcome> {
     if let Some(id) = jobs::find_task(db, provider, task_id)? {
-        return Ok(Parked::Known(id));
+        return Ok(BufferOutcome::TaskKnown(id));
     }
     let is_told = db
         .prepare_cached("SELECT 1 FROM parked WHERE provider = ? AND task_id = ? AND news = ?")?
         .exists([provider, task_id, news])?;
     if is_told {
-        return Ok(Parked::Kept);
+        return Ok(BufferOutcome::Buffered);
     }
     db.prepare_cached(
         "INSERT INTO parked (provider, task_id, news, parked_at) VALUES (?, ?, ?, ?)",
     )?
     .execute(params![provider, task_id, news, now.millis()])?;
-    let most = i64::try_from(MOST_PARKED).unwrap_or(i64::MAX);
+    let most = i64::try_from(MAX_BUFFERED_UPDATES).unwrap_or(i64::MAX);
     db.prepare_cached(
         "DELETE FROM parked WHERE seq IN (SELECT seq FROM parked
              WHERE provider = ? AND task_id = ? ORDER BY seq DESC LIMIT -1 OFFSET ?)",
     )?
     .execute(params![provider, task_id, most])?;
-    Ok(Parked::Kept)
+    Ok(BufferOutcome::Buffered)
 }
 
 /// Unreadable news is told to the log and left out.

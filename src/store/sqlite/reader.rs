@@ -23,7 +23,7 @@ pub(super) fn serve(db: &Connection, inbox: &Mutex<Receiver>) {
     while take(&mut steps) > 0 {
         for mut step in steps.drain(..) {
             let outcome = step.run(db, &mut Changes::new());
-            step.answer(outcome.map_err(|error| Error::Away(error.to_string())));
+            step.answer(outcome.map_err(|error| Error::Unavailable(error.to_string())));
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, params};
 
-use crate::store::{PARKED_FOR, Retention};
+use crate::store::{BUFFERED_UPDATE_TTL, Retention};
 use crate::time::Time;
 
 /// The most jobs, news and accounts that one sweep forgets of each, so that writers wait for
@@ -13,7 +13,7 @@ const PIECE: usize = 250;
 
 pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> rusqlite::Result<usize> {
     let done = "SELECT id FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?";
-    let mut ids = outdated(db, done, now - retention.done, PIECE)?;
+    let mut ids = outdated(db, done, now - retention.terminal, PIECE)?;
     let active = "SELECT id FROM jobs WHERE finished_at IS NULL AND updated_at < ?
                   ORDER BY updated_at LIMIT ?";
     ids.extend(outdated(
@@ -33,7 +33,7 @@ pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> rusqlit
             "DELETE FROM parked WHERE seq IN
              (SELECT seq FROM parked WHERE parked_at < ? ORDER BY parked_at LIMIT ?)",
         )?
-        .execute(params![(now - PARKED_FOR).millis(), most(PIECE)])?;
+        .execute(params![(now - BUFFERED_UPDATE_TTL).millis(), most(PIECE)])?;
     let accounts = db
         .prepare_cached(
             "DELETE FROM accounts WHERE name IN

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::inbox::{Changes, Receiver, Step};
-use crate::store::{Announce, Error, Event};
+use crate::store::{EventHandler, Error, StoreEvent};
 
 /// The most steps that share a transaction, so that the first of them does not wait for long.
 const GROUP: usize = 256;
@@ -18,7 +18,7 @@ const GROUP: usize = 256;
 pub(super) fn serve(
     db: &Connection,
     mut inbox: Receiver,
-    announce: &Announce,
+    announce: &EventHandler,
     failing: &Arc<AtomicBool>,
 ) {
     let mut group = Vec::with_capacity(GROUP);
@@ -34,9 +34,9 @@ pub(super) fn serve(
             tracing::warn!("the store writes again");
         }
         for job in changes.drain(..) {
-            announce(Event::Changed(job));
+            announce(StoreEvent::JobChanged(job));
         }
-        let outcome = outcome.map_err(|error| Error::Away(error.to_string()));
+        let outcome = outcome.map_err(|error| Error::Unavailable(error.to_string()));
         for step in group.drain(..) {
             step.answer(outcome.clone());
         }
@@ -104,7 +104,7 @@ mod tests {
         let failing = Arc::new(AtomicBool::new(false));
         let begin = async {
             let (heard, failing) = (Arc::clone(&heard), Arc::clone(&failing));
-            let announce: Announce = Arc::new(move |_| *heard.lock().unwrap() += 1);
+            let announce: EventHandler = Arc::new(move |_| *heard.lock().unwrap() += 1);
             thread::spawn(move || serve(&db, receiver, &announce, &failing))
         };
         let too_much = |db: &Connection, _: &mut Changes| {
@@ -136,7 +136,7 @@ mod tests {
         let (inbox, receiver) = Inbox::new();
         let begin = async {
             let failing = Arc::new(AtomicBool::new(false));
-            let announce: Announce = Arc::new(|_| {});
+            let announce: EventHandler = Arc::new(|_| {});
             thread::spawn(move || serve(&db, receiver, &announce, &failing))
         };
         let unreadable = |_: &Connection, _: &mut Changes| -> rusqlite::Result<()> {

@@ -3,37 +3,37 @@
 use std::sync::Arc;
 
 use progress_hub::job::{Job, Status};
-use progress_hub::store::{Agenda, Commit, Committed, Created, Entry, Idempotency};
+use progress_hub::store::{Schedule, CommitJob, CommitOutcome, CreateOutcome, BudgetEntry, IdempotencyKey};
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
 
 use super::{DAY, Engine, MINUTE, SECOND, commitment, creation, ended, job_of, next, now, task};
 
 /// So much to the account, which may hold ten and lasts for a day.
-pub(crate) fn entry(account: &str, amount: i64) -> Entry {
-    Entry {
+pub(crate) fn entry(account: &str, amount: i64) -> BudgetEntry {
+    BudgetEntry {
         account: account.into(),
-        amount,
-        limit: Some(10),
-        ends_at: now() + DAY,
+        amount_micros: amount,
+        limit_micros: Some(10),
+        window_ends_at: now() + DAY,
     }
 }
 
-async fn charge(engine: &Engine, job: &Job, entries: &[Entry]) -> Created {
-    let mut create = creation(job.clone(), Agenda::default(), None);
-    create.entries = entries.to_vec();
+async fn charge(engine: &Engine, job: &Job, entries: &[BudgetEntry]) -> CreateOutcome {
+    let mut create = creation(job.clone(), Schedule::default(), None);
+    create.budget_entries = entries.to_vec();
     engine.store.create(create).await.unwrap()
 }
 
-fn settlement(next: &Job, entries: &[Entry]) -> Commit {
-    Commit {
+fn settlement(next: &Job, entries: &[BudgetEntry]) -> CommitJob {
+    CommitJob {
         entries: entries.to_vec(),
-        ..commitment(next, Agenda::default(), Vec::new())
+        ..commitment(next, Schedule::default(), Vec::new())
     }
 }
 
 async fn balance_at(engine: &Engine, account: &str, at: Time) -> i64 {
-    let balances = engine.store.balance(&[account.into()], at).await.unwrap();
+    let balances = engine.store.balances(&[account.into()], at).await.unwrap();
     balances[0]
 }
 
@@ -41,8 +41,8 @@ async fn balance(engine: &Engine, account: &str) -> i64 {
     balance_at(engine, account, now()).await
 }
 
-fn over(account: &str) -> Created {
-    Created::OverLimit {
+fn over(account: &str) -> CreateOutcome {
+    CreateOutcome::LimitExceeded {
         account: account.into(),
     }
 }
@@ -51,10 +51,10 @@ pub(crate) async fn a_new_job_is_charged_up_to_the_limit(engine: Engine) {
     let entries = [entry("ada", 4), entry("kling", 3)];
     assert_eq!(
         charge(&engine, &job_of("ada"), &entries).await,
-        Created::New
+        CreateOutcome::Created
     );
     let names = ["kling", "nobody", "ada"].map(str::to_owned);
-    let balances = engine.store.balance(&names, now()).await.unwrap();
+    let balances = engine.store.balances(&names, now()).await.unwrap();
     assert_eq!(balances, [3, 0, 4]);
 
     let job = job_of("ada");
@@ -63,15 +63,15 @@ pub(crate) async fn a_new_job_is_charged_up_to_the_limit(engine: Engine) {
     engine.expect_heard(&job.id, &[]).await;
     assert_eq!(
         charge(&engine, &job, &[entry("ada", 6)]).await,
-        Created::New
+        CreateOutcome::Created
     );
     assert_eq!(balance(&engine, "ada").await, 10);
-    let unlimited = Entry {
-        limit: None,
+    let unlimited = BudgetEntry {
+        limit_micros: None,
         ..entry("ada", i64::MAX)
     };
     let created = charge(&engine, &job_of("ada"), &[unlimited]).await;
-    assert_eq!(created, Created::New);
+    assert_eq!(created, CreateOutcome::Created);
     assert_eq!(balance(&engine, "ada").await, i64::MAX);
 }
 
@@ -93,7 +93,7 @@ pub(crate) async fn of_many_jobs_as_many_are_kept_as_the_limit_allows(engine: En
         callers.spawn(async move { charge(&engine, &job_of("ada"), &[entry("ada", 3)]).await });
     }
     let outcomes = callers.join_all().await;
-    let kept = outcomes.iter().filter(|made| **made == Created::New);
+    let kept = outcomes.iter().filter(|made| **made == CreateOutcome::Created);
     assert_eq!(kept.count(), 3);
     let refused = outcomes.iter().filter(|made| **made == over("ada"));
     assert_eq!(refused.count(), 29);
@@ -102,28 +102,28 @@ pub(crate) async fn of_many_jobs_as_many_are_kept_as_the_limit_allows(engine: En
 
 pub(crate) async fn a_repeated_request_is_charged_once(engine: Engine) {
     let create = |job: &Job| {
-        let key = Idempotency {
+        let key = IdempotencyKey {
             caller: "ada".into(),
             key: "k".into(),
             fingerprint: "f".into(),
         };
-        let mut create = creation(job.clone(), Agenda::default(), Some(key));
-        create.entries = vec![entry("ada", 6)];
+        let mut create = creation(job.clone(), Schedule::default(), Some(key));
+        create.budget_entries = vec![entry("ada", 6)];
         create
     };
     let first = job_of("ada");
     let created = engine.store.create(create(&first)).await.unwrap();
-    assert_eq!(created, Created::New);
+    assert_eq!(created, CreateOutcome::Created);
     for job in [&job_of("ada"), &first] {
         let again = engine.store.create(create(job)).await.unwrap();
-        assert_eq!(again, Created::Replay(Arc::new(first.clone())));
+        assert_eq!(again, CreateOutcome::Replayed(Arc::new(first.clone())));
     }
     assert_eq!(balance(&engine, "ada").await, 6);
 
     let known = task("kling", "1");
-    assert_eq!(charge(&engine, &known, &[]).await, Created::New);
+    assert_eq!(charge(&engine, &known, &[]).await, CreateOutcome::Created);
     let taken = charge(&engine, &task("kling", "1"), &[entry("ada", 1)]).await;
-    assert_eq!(taken, Created::TaskTaken(Arc::new(known)));
+    assert_eq!(taken, CreateOutcome::TaskConflict(Arc::new(known)));
     assert_eq!(balance(&engine, "ada").await, 6);
 }
 
@@ -131,7 +131,7 @@ pub(crate) async fn an_end_gives_back_what_another_job_then_takes(engine: Engine
     let job = job_of("ada");
     assert_eq!(
         charge(&engine, &job, &[entry("ada", 10)]).await,
-        Created::New
+        CreateOutcome::Created
     );
     let other = job_of("ada");
     assert_eq!(
@@ -144,16 +144,16 @@ pub(crate) async fn an_end_gives_back_what_another_job_then_takes(engine: Engine
         .store
         .commit(settlement(&end, &[entry("ada", -4)]))
         .await;
-    assert_eq!(settled.unwrap(), Committed::Done);
+    assert_eq!(settled.unwrap(), CommitOutcome::Committed);
     assert_eq!(balance(&engine, "ada").await, 6);
     assert_eq!(
         charge(&engine, &other, &[entry("ada", 4)]).await,
-        Created::New
+        CreateOutcome::Created
     );
 
     let costly = settlement(&next(&other), &[entry("ada", 5)]);
     let settled = engine.store.commit(costly).await.unwrap();
-    assert_eq!(settled, Committed::Done, "what was spent was spent");
+    assert_eq!(settled, CommitOutcome::Committed, "what was spent was spent");
     assert_eq!(balance(&engine, "ada").await, 15);
 }
 
@@ -161,9 +161,9 @@ pub(crate) async fn a_commit_that_is_not_done_books_nothing(engine: Engine) {
     let job = engine.create(job_of("ada")).await;
     engine.commit(&next(&job)).await;
     let late = settlement(&next(&job), &[entry("ada", 5)]);
-    assert_eq!(engine.store.commit(late).await.unwrap(), Committed::Stale);
+    assert_eq!(engine.store.commit(late).await.unwrap(), CommitOutcome::Conflict);
     let gone = settlement(&next(&job_of("ada")), &[entry("ada", 5)]);
-    assert_eq!(engine.store.commit(gone).await.unwrap(), Committed::Gone);
+    assert_eq!(engine.store.commit(gone).await.unwrap(), CommitOutcome::NotFound);
     assert_eq!(balance(&engine, "ada").await, 0);
 }
 
@@ -179,13 +179,13 @@ pub(crate) async fn of_rival_ends_one_is_booked(engine: Engine) {
         });
     }
     let done = rivals.join_all().await;
-    let done = done.iter().filter(|end| **end == Committed::Done).count();
+    let done = done.iter().filter(|end| **end == CommitOutcome::Committed).count();
     assert_eq!((done, balance(&engine, "ada").await), (1, 0));
 }
 
 pub(crate) async fn an_account_that_has_ended_is_zero_again(engine: Engine) {
-    let brief = |amount| Entry {
-        ends_at: now() + MINUTE,
+    let brief = |amount| BudgetEntry {
+        window_ends_at: now() + MINUTE,
         ..entry("ada", amount)
     };
     let job = job_of("ada");
@@ -202,11 +202,11 @@ pub(crate) async fn an_account_that_has_ended_is_zero_again(engine: Engine) {
     };
     assert_eq!(
         charge(&engine, &late, &[entry("ada", 10)]).await,
-        Created::New
+        CreateOutcome::Created
     );
     let end = ended(&job, Status::Failed, now() + MINUTE);
     let back = settlement(&end, &[brief(-10)]);
-    assert_eq!(engine.store.commit(back).await.unwrap(), Committed::Done);
+    assert_eq!(engine.store.commit(back).await.unwrap(), CommitOutcome::Committed);
     let later = now() + MINUTE;
     assert_eq!(
         balance_at(&engine, "ada", later).await,
@@ -216,8 +216,8 @@ pub(crate) async fn an_account_that_has_ended_is_zero_again(engine: Engine) {
 }
 
 pub(crate) async fn accounts_that_have_ended_are_forgotten(engine: Engine) {
-    let brief = Entry {
-        ends_at: now() + MINUTE,
+    let brief = BudgetEntry {
+        window_ends_at: now() + MINUTE,
         ..entry("ada", 1)
     };
     charge(&engine, &job_of("ada"), &[brief, entry("kling", 1)]).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use progress_hub::job::{Job, JobId, Status};
-use progress_hub::store::{Agenda, Queue, SUBMIT_LEASE, spread};
+use progress_hub::store::{Schedule, Queue, CLAIM_LEASE, deterministic_jitter};
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
 
@@ -15,31 +15,31 @@ fn at(seconds: u64) -> Time {
     now() + Duration::from_secs(seconds)
 }
 
-fn submit(at: Time) -> Agenda {
-    Agenda {
-        submit: Some(at),
-        ..Agenda::default()
+fn submit(at: Time) -> Schedule {
+    Schedule {
+        submit_at: Some(at),
+        ..Schedule::default()
     }
 }
 
-fn watch(at: Time) -> Agenda {
-    Agenda {
-        watch: Some(at),
-        every: MINUTE,
-        ..Agenda::default()
+fn watch(at: Time) -> Schedule {
+    Schedule {
+        poll_at: Some(at),
+        poll_interval: MINUTE,
+        ..Schedule::default()
     }
 }
 
 /// How long a claim puts this job of [`watch`] off.
 fn put_off(id: &JobId) -> Duration {
-    spread(MINUTE, id.as_str())
+    deterministic_jitter(MINUTE, id.as_str())
 }
 
 /// The queue of a provider with places for all.
 fn queue(provider: &str) -> Queue<'_> {
     Queue::Submit {
         provider,
-        places: 100,
+        max_concurrent: 100,
     }
 }
 
@@ -57,13 +57,13 @@ pub(crate) async fn what_is_due_is_claimed_earliest_first(engine: Engine) {
     for seconds in [30, 10, 40, 20] {
         jobs.push(engine.create_due(job_of("ada"), watch(at(seconds))).await);
     }
-    let claimed = engine.store.claim(Queue::Watch, at(30), 2).await.unwrap();
+    let claimed = engine.store.claim(Queue::Poll, at(30), 2).await.unwrap();
     assert_eq!(claimed, [Arc::clone(&jobs[1]), Arc::clone(&jobs[3])]);
     assert_eq!(
-        claim(&engine, Queue::Watch, at(30)).await,
+        claim(&engine, Queue::Poll, at(30)).await,
         [jobs[0].id.clone()]
     );
-    assert!(claim(&engine, Queue::Watch, at(39)).await.is_empty());
+    assert!(claim(&engine, Queue::Poll, at(39)).await.is_empty());
 }
 
 pub(crate) async fn a_queue_holds_its_own_jobs_only(engine: Engine) {
@@ -79,7 +79,7 @@ pub(crate) async fn a_queue_holds_its_own_jobs_only(engine: Engine) {
         [runway.id.clone()]
     );
     assert_eq!(
-        claim(&engine, Queue::Watch, now()).await,
+        claim(&engine, Queue::Poll, now()).await,
         [watched.id.clone()]
     );
     assert!(claim(&engine, queue("other"), now()).await.is_empty());
@@ -89,7 +89,7 @@ pub(crate) async fn a_lease_keeps_others_away_until_it_ends(engine: Engine) {
     let job = engine.create_due(video("kling"), submit(now())).await;
     let queue = queue("kling");
     assert_eq!(claim(&engine, queue, now()).await, [job.id.clone()]);
-    let end = now() + SUBMIT_LEASE;
+    let end = now() + CLAIM_LEASE;
     assert!(claim(&engine, queue, end - SECOND).await.is_empty());
     assert_eq!(claim(&engine, queue, end).await, [job.id.clone()]);
     assert!(claim(&engine, queue, end).await.is_empty());
@@ -97,27 +97,27 @@ pub(crate) async fn a_lease_keeps_others_away_until_it_ends(engine: Engine) {
 
 pub(crate) async fn a_look_comes_round_again_until_the_job_ends(engine: Engine) {
     let rare = engine.create_due(job_of("ada"), watch(now())).await;
-    let often = Agenda {
-        every: SECOND,
+    let often = Schedule {
+        poll_interval: SECOND,
         ..watch(now())
     };
     let often = engine.create_due(job_of("ada"), often).await;
-    assert_eq!(claim(&engine, Queue::Watch, at(0)).await.len(), 2);
+    assert_eq!(claim(&engine, Queue::Poll, at(0)).await.len(), 2);
     for seconds in [2, 4] {
-        let due = claim(&engine, Queue::Watch, at(seconds)).await;
+        let due = claim(&engine, Queue::Poll, at(seconds)).await;
         assert_eq!(due, [often.id.clone()]);
-        assert!(claim(&engine, Queue::Watch, at(seconds)).await.is_empty());
+        assert!(claim(&engine, Queue::Poll, at(seconds)).await.is_empty());
     }
     engine
         .commit(&ended(&often, Status::Succeeded, now()))
         .await;
     let minute = put_off(&rare.id);
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(0) + minute));
+    assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(0) + minute));
     assert_eq!(
-        claim(&engine, Queue::Watch, at(70)).await,
+        claim(&engine, Queue::Poll, at(70)).await,
         [rare.id.clone()]
     );
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(70) + minute));
+    assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(70) + minute));
 }
 
 pub(crate) async fn a_look_is_never_put_off_past_the_deadline(engine: Engine) {
@@ -126,8 +126,8 @@ pub(crate) async fn a_look_is_never_put_off_past_the_deadline(engine: Engine) {
             deadline_at: at(100),
             ..job_of("ada")
         };
-        let agenda = Agenda {
-            patient,
+        let agenda = Schedule {
+            poll_backoff: patient,
             ..watch(now())
         };
         let job = engine.create_due(job, agenda).await;
@@ -135,16 +135,16 @@ pub(crate) async fn a_look_is_never_put_off_past_the_deadline(engine: Engine) {
         for (claimed_at, next) in [(0, at(0) + minute), (70, at(100)), (99, at(100))] {
             engine
                 .store
-                .hasten(&job.id, at(claimed_at), Duration::ZERO)
+                .schedule_poll(&job.id, at(claimed_at), Duration::ZERO)
                 .await
                 .unwrap();
-            let claimed = claim(&engine, Queue::Watch, at(claimed_at)).await;
+            let claimed = claim(&engine, Queue::Poll, at(claimed_at)).await;
             assert_eq!(claimed, [job.id.clone()]);
-            assert_eq!(next_due(&engine, Queue::Watch).await, Some(next));
+            assert_eq!(next_due(&engine, Queue::Poll).await, Some(next));
         }
-        let claimed = claim(&engine, Queue::Watch, at(100)).await;
+        let claimed = claim(&engine, Queue::Poll, at(100)).await;
         assert_eq!(claimed, [job.id.clone()]);
-        let beyond = next_due(&engine, Queue::Watch).await.unwrap();
+        let beyond = next_due(&engine, Queue::Poll).await.unwrap();
         assert!(beyond >= at(160), "it is looked at until it ends");
 
         let longer = Job {
@@ -152,41 +152,41 @@ pub(crate) async fn a_look_is_never_put_off_past_the_deadline(engine: Engine) {
             ..next(&job)
         };
         engine.commit_due(&longer, watch(at(250))).await;
-        let claimed = claim(&engine, Queue::Watch, at(250)).await;
+        let claimed = claim(&engine, Queue::Poll, at(250)).await;
         assert_eq!(claimed, [job.id.clone()]);
-        assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(310)));
+        assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(310)));
         engine.commit(&ended(&longer, Status::Failed, now())).await;
     }
 }
 
 pub(crate) async fn a_commit_ends_the_lease_and_sets_the_agenda(engine: Engine) {
-    let both = Agenda {
-        submit: Some(now()),
+    let both = Schedule {
+        submit_at: Some(now()),
         ..watch(now())
     };
     let job = engine.create_due(video("kling"), both).await;
     let queue = queue("kling");
     assert_eq!(claim(&engine, queue, now()).await, [job.id.clone()]);
-    assert_eq!(claim(&engine, Queue::Watch, now()).await, [job.id.clone()]);
+    assert_eq!(claim(&engine, Queue::Poll, now()).await, [job.id.clone()]);
 
     let newer = next(&job);
     engine.commit_due(&newer, watch(at(5))).await;
     assert!(claim(&engine, queue, at(3600)).await.is_empty());
-    assert!(claim(&engine, Queue::Watch, at(4)).await.is_empty());
-    let claimed = engine.store.claim(Queue::Watch, at(5), 1).await.unwrap();
+    assert!(claim(&engine, Queue::Poll, at(4)).await.is_empty());
+    let claimed = engine.store.claim(Queue::Poll, at(5), 1).await.unwrap();
     assert_eq!(claimed, [Arc::new(newer)]);
 }
 
 pub(crate) async fn an_ended_job_leaves_the_queues(engine: Engine) {
-    let both = Agenda {
-        submit: Some(now()),
+    let both = Schedule {
+        submit_at: Some(now()),
         ..watch(now())
     };
     let job = engine.create_due(video("kling"), both).await;
     engine
         .commit_due(&ended(&job, Status::Failed, now()), both)
         .await;
-    for queue in [queue("kling"), Queue::Watch] {
+    for queue in [queue("kling"), Queue::Poll] {
         assert!(claim(&engine, queue, at(3600)).await.is_empty());
         assert_eq!(next_due(&engine, queue).await, None);
     }
@@ -204,7 +204,7 @@ pub(crate) async fn claims_never_overlap(engine: Engine) {
         claimers.spawn(async move {
             let mut mine: Vec<Arc<Job>> = Vec::new();
             loop {
-                let some = store.claim(Queue::Watch, at(3600), 7).await.unwrap();
+                let some = store.claim(Queue::Poll, at(3600), 7).await.unwrap();
                 // More than there are would be the same again.
                 if some.is_empty() || mine.len() > 200 {
                     return mine;
@@ -224,18 +224,18 @@ pub(crate) async fn a_hastened_job_is_claimed_at_that_time(engine: Engine) {
     let unwatched = engine.create(job_of("ada")).await;
     engine
         .store
-        .hasten(&far.id, at(10), Duration::ZERO)
+        .schedule_poll(&far.id, at(10), Duration::ZERO)
         .await
         .unwrap();
     engine
         .store
-        .hasten(&unwatched.id, at(20), Duration::ZERO)
+        .schedule_poll(&unwatched.id, at(20), Duration::ZERO)
         .await
         .unwrap();
-    assert!(claim(&engine, Queue::Watch, at(9)).await.is_empty());
-    assert_eq!(claim(&engine, Queue::Watch, at(10)).await, [far.id.clone()]);
+    assert!(claim(&engine, Queue::Poll, at(9)).await.is_empty());
+    assert_eq!(claim(&engine, Queue::Poll, at(10)).await, [far.id.clone()]);
     assert_eq!(
-        claim(&engine, Queue::Watch, at(20)).await,
+        claim(&engine, Queue::Poll, at(20)).await,
         [unwatched.id.clone()]
     );
     // Hastening is no version.
@@ -244,15 +244,15 @@ pub(crate) async fn a_hastened_job_is_claimed_at_that_time(engine: Engine) {
 
 pub(crate) async fn a_hastened_job_is_claimed_despite_an_earlier_claim(engine: Engine) {
     let job = engine.create_due(job_of("ada"), watch(now())).await;
-    assert_eq!(claim(&engine, Queue::Watch, now()).await, [job.id.clone()]);
+    assert_eq!(claim(&engine, Queue::Poll, now()).await, [job.id.clone()]);
     engine
         .store
-        .hasten(&job.id, at(10), Duration::ZERO)
+        .schedule_poll(&job.id, at(10), Duration::ZERO)
         .await
         .unwrap();
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(10)));
-    assert!(claim(&engine, Queue::Watch, at(9)).await.is_empty());
-    assert_eq!(claim(&engine, Queue::Watch, at(10)).await, [job.id.clone()]);
+    assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(10)));
+    assert!(claim(&engine, Queue::Poll, at(9)).await.is_empty());
+    assert_eq!(claim(&engine, Queue::Poll, at(10)).await, [job.id.clone()]);
 }
 
 pub(crate) async fn hastening_never_puts_off_and_never_wakes_an_ended_job(engine: Engine) {
@@ -262,13 +262,13 @@ pub(crate) async fn hastening_never_puts_off_and_never_wakes_an_ended_job(engine
     for id in [&soon.id, &over.id, &JobId::new()] {
         engine
             .store
-            .hasten(id, at(20), Duration::ZERO)
+            .schedule_poll(id, at(20), Duration::ZERO)
             .await
             .unwrap();
     }
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(10)));
+    assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(10)));
     assert_eq!(
-        claim(&engine, Queue::Watch, at(30)).await,
+        claim(&engine, Queue::Poll, at(30)).await,
         [soon.id.clone()]
     );
 }
@@ -276,65 +276,65 @@ pub(crate) async fn hastening_never_puts_off_and_never_wakes_an_ended_job(engine
 pub(crate) async fn many_nudges_bring_one_look_per_cool_down(engine: Engine) {
     let cool_down = 10 * SECOND;
     let nudge = async |id, seconds| {
-        let nudged = engine.store.hasten(id, at(seconds), cool_down).await;
+        let nudged = engine.store.schedule_poll(id, at(seconds), cool_down).await;
         nudged.unwrap();
     };
     let job = engine.create_due(job_of("ada"), watch(at(3600))).await;
     nudge(&job.id, 5).await;
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(5)));
-    assert_eq!(claim(&engine, Queue::Watch, at(7)).await, [job.id.clone()]);
+    assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(5)));
+    assert_eq!(claim(&engine, Queue::Poll, at(7)).await, [job.id.clone()]);
     for seconds in [7, 8, 9] {
         nudge(&job.id, seconds).await;
-        assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(17)));
+        assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(17)));
     }
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(17)));
-    assert_eq!(claim(&engine, Queue::Watch, at(17)).await, [job.id.clone()]);
+    assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(17)));
+    assert_eq!(claim(&engine, Queue::Poll, at(17)).await, [job.id.clone()]);
     nudge(&job.id, 40).await;
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(40)));
+    assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(40)));
 }
 
 pub(crate) async fn a_nudge_outlives_the_commit_of_the_look_before(engine: Engine) {
     let job = engine.create_due(job_of("ada"), watch(now())).await;
-    assert_eq!(claim(&engine, Queue::Watch, now()).await.len(), 1);
-    let nudged = engine.store.hasten(&job.id, at(1), 10 * SECOND).await;
+    assert_eq!(claim(&engine, Queue::Poll, now()).await.len(), 1);
+    let nudged = engine.store.schedule_poll(&job.id, at(1), 10 * SECOND).await;
     nudged.unwrap();
     let found = next(&job);
     engine.commit_due(&found, watch(at(3600))).await;
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(10)));
-    assert_eq!(claim(&engine, Queue::Watch, at(10)).await.len(), 1);
+    assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(10)));
+    assert_eq!(claim(&engine, Queue::Poll, at(10)).await.len(), 1);
     let found = next(&found);
     engine.commit_due(&found, watch(at(3600))).await;
-    let due = next_due(&engine, Queue::Watch).await;
+    let due = next_due(&engine, Queue::Poll).await;
     assert_eq!(due, Some(at(3600)), "the nudge was followed");
     // Nor does what the look found change when it was.
-    let nudged = engine.store.hasten(&job.id, at(12), 10 * SECOND).await;
+    let nudged = engine.store.schedule_poll(&job.id, at(12), 10 * SECOND).await;
     nudged.unwrap();
-    assert_eq!(next_due(&engine, Queue::Watch).await, Some(at(20)));
+    assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(20)));
     engine
         .commit_due(&ended(&found, Status::Failed, now()), watch(at(1)))
         .await;
-    assert_eq!(next_due(&engine, Queue::Watch).await, None);
+    assert_eq!(next_due(&engine, Queue::Poll).await, None);
 }
 
 pub(crate) async fn a_patient_job_is_looked_at_ever_more_rarely(engine: Engine) {
-    let patient = Agenda {
-        patient: true,
+    let patient = Schedule {
+        poll_backoff: true,
         ..watch(at(10))
     };
     let job = engine.create_due(job_of("ada"), patient).await;
-    assert_eq!(claim(&engine, Queue::Watch, at(10)).await.len(), 1);
+    assert_eq!(claim(&engine, Queue::Poll, at(10)).await.len(), 1);
     let due = at(10) + put_off(&job.id);
     assert_eq!(
-        next_due(&engine, Queue::Watch).await,
+        next_due(&engine, Queue::Poll).await,
         Some(due),
         "no sooner than an impatient one"
     );
     let mut last = due;
     for _ in 0..3 {
-        assert_eq!(claim(&engine, Queue::Watch, last).await.len(), 1);
-        let due = next_due(&engine, Queue::Watch).await.unwrap();
+        assert_eq!(claim(&engine, Queue::Poll, last).await.len(), 1);
+        let due = next_due(&engine, Queue::Poll).await.unwrap();
         let silence = last.saturating_duration_since(job.updated_at);
-        assert_eq!(due, last + spread(silence * 2, job.id.as_str()));
+        assert_eq!(due, last + deterministic_jitter(silence * 2, job.id.as_str()));
         last = due;
     }
     let newer = Job {
@@ -344,14 +344,14 @@ pub(crate) async fn a_patient_job_is_looked_at_ever_more_rarely(engine: Engine) 
     engine
         .commit_due(
             &newer,
-            Agenda {
-                watch: Some(last),
+            Schedule {
+                poll_at: Some(last),
                 ..patient
             },
         )
         .await;
-    claim(&engine, Queue::Watch, last).await;
-    let due = next_due(&engine, Queue::Watch).await;
+    claim(&engine, Queue::Poll, last).await;
+    let due = next_due(&engine, Queue::Poll).await;
     assert_eq!(due, Some(last + put_off(&job.id)), "news ends a silence");
 }
 
@@ -359,8 +359,8 @@ pub(crate) async fn what_is_due_together_does_not_come_back_together(engine: Eng
     let mut dues = HashSet::new();
     for _ in 0..40 {
         let job = engine.create_due(job_of("ada"), watch(now())).await;
-        assert_eq!(claim(&engine, Queue::Watch, now()).await, [job.id.clone()]);
-        let due = next_due(&engine, Queue::Watch).await.unwrap();
+        assert_eq!(claim(&engine, Queue::Poll, now()).await, [job.id.clone()]);
+        let due = next_due(&engine, Queue::Poll).await.unwrap();
         assert!((at(60)..=at(66)).contains(&due), "{due}");
         dues.insert(due);
         engine.commit(&ended(&job, Status::Failed, now())).await;
@@ -377,11 +377,11 @@ pub(crate) async fn the_next_due_time_counts_leases_in(engine: Engine) {
     assert_eq!(next_due(&engine, queue).await, Some(at(10)));
 
     let leased = engine.store.claim(queue, at(10), 1).await.unwrap();
-    let end = at(10) + SUBMIT_LEASE;
+    let end = at(10) + CLAIM_LEASE;
     assert_eq!(next_due(&engine, queue).await, Some(end));
     engine.store.claim(queue, end, 1).await.unwrap();
     assert_eq!(next_due(&engine, queue).await, Some(at(50)));
     engine.commit_due(&next(&leased[0]), submit(at(12))).await;
     assert_eq!(next_due(&engine, queue).await, Some(at(12)));
-    assert_eq!(next_due(&engine, Queue::Watch).await, None);
+    assert_eq!(next_due(&engine, Queue::Poll).await, None);
 }

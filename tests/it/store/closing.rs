@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use progress_hub::job::JobId;
-use progress_hub::store::{Agenda, Committed, Error, Listing, Queue};
+use progress_hub::store::{Schedule, CommitOutcome, Error, ListQuery, Queue};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -14,9 +14,9 @@ pub(crate) async fn it_answers_until_it_is_closed(engine: Engine) {
     store.ping().await.unwrap();
     store.close().await;
     let job = job_of("ada");
-    let create = creation(job.clone(), Agenda::default(), None);
-    let commit = commitment(&next(&job), Agenda::default(), Vec::new());
-    let listing = Listing::default();
+    let create = creation(job.clone(), Schedule::default(), None);
+    let commit = commitment(&next(&job), Schedule::default(), Vec::new());
+    let listing = ListQuery::default();
     let answers = [
         store.ping().await,
         store.get(&id).await.map(drop),
@@ -25,15 +25,15 @@ pub(crate) async fn it_answers_until_it_is_closed(engine: Engine) {
         store.find_task("kling", "1").await.map(drop),
         store.create(create).await.map(drop),
         store.commit(commit).await.map(drop),
-        store.hasten(&id, now(), Duration::ZERO).await,
-        store.claim(Queue::Watch, now(), 1).await.map(drop),
-        store.next_due(Queue::Watch).await.map(drop),
-        store.park("kling", "1", &news("a"), now()).await.map(drop),
-        store.parked("kling", "1").await.map(drop),
+        store.schedule_poll(&id, now(), Duration::ZERO).await,
+        store.claim(Queue::Poll, now(), 1).await.map(drop),
+        store.next_due(Queue::Poll).await.map(drop),
+        store.buffer_update("kling", "1", &news("a"), now()).await.map(drop),
+        store.buffered_updates("kling", "1").await.map(drop),
         store.sweep(now()).await.map(drop),
     ];
     for (index, answer) in answers.into_iter().enumerate() {
-        assert!(matches!(answer, Err(Error::Away(_))), "{index}: {answer:?}");
+        assert!(matches!(answer, Err(Error::Unavailable(_))), "{index}: {answer:?}");
     }
     engine.expect_heard(&job.id, &[]).await;
 }
@@ -53,10 +53,10 @@ pub(crate) async fn what_was_asked_before_the_close_is_done(engine: Engine) {
                     begun.send(()).await.unwrap();
                 }
                 job = next(&job);
-                let commit = commitment(&job, Agenda::default(), Vec::new());
+                let commit = commitment(&job, Schedule::default(), Vec::new());
                 match engine.store.commit(commit).await {
-                    Ok(Committed::Done) => done += 1,
-                    Err(Error::Away(_)) => break,
+                    Ok(CommitOutcome::Committed) => done += 1,
+                    Err(Error::Unavailable(_)) => break,
                     other => panic!("{other:?}"),
                 }
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use progress_hub::job::{BudgetWindow, Reservation, JobId, InternalState};
-use progress_hub::store::{Agenda, Committed};
+use progress_hub::store::{Schedule, CommitOutcome};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -14,7 +14,7 @@ pub(crate) async fn a_commit_replaces_the_document_and_is_announced(engine: Engi
     let mut newer = next(&job);
     newer.progress = Some(0.1 + 0.2);
     newer.stage = Some("sampling \u{1F3AC}".into());
-    assert_eq!(engine.commit(&newer).await, Committed::Done);
+    assert_eq!(engine.commit(&newer).await, CommitOutcome::Committed);
     engine.expect_heard(&job.id, &[1, 2]).await;
     assert_eq!(engine.get(&job.id).await, Some(Arc::new(newer)));
 }
@@ -25,7 +25,7 @@ pub(crate) async fn a_commit_from_an_old_version_is_stale(engine: Engine) {
     engine.commit(&newer).await;
     let mut late = next(&job);
     late.stage = Some("late".into());
-    assert_eq!(engine.commit(&late).await, Committed::Stale);
+    assert_eq!(engine.commit(&late).await, CommitOutcome::Conflict);
     engine.expect_heard(&job.id, &[1, 2]).await;
     assert_eq!(engine.get(&job.id).await, Some(Arc::new(newer)));
 }
@@ -33,13 +33,13 @@ pub(crate) async fn a_commit_from_an_old_version_is_stale(engine: Engine) {
 pub(crate) async fn a_commit_from_a_version_that_never_was_is_stale(engine: Engine) {
     let job = engine.create(job_of("ada")).await;
     let skipped = next(&next(&job));
-    assert_eq!(engine.commit(&skipped).await, Committed::Stale);
+    assert_eq!(engine.commit(&skipped).await, CommitOutcome::Conflict);
     assert_eq!(engine.get(&job.id).await, Some(job));
 }
 
 pub(crate) async fn a_commit_to_no_job_is_gone(engine: Engine) {
     let job = job_of("ada");
-    assert_eq!(engine.commit(&next(&job)).await, Committed::Gone);
+    assert_eq!(engine.commit(&next(&job)).await, CommitOutcome::NotFound);
     assert_eq!(engine.get(&job.id).await, None);
     engine.expect_heard(&job.id, &[]).await;
 }
@@ -47,7 +47,7 @@ pub(crate) async fn a_commit_to_no_job_is_gone(engine: Engine) {
 pub(crate) async fn a_commit_that_takes_anothers_task_is_stale(engine: Engine) {
     let holder = engine.create(task("kling", "1")).await;
     let job = engine.create(video("kling")).await;
-    assert_eq!(engine.commit(&bound(&job, "1")).await, Committed::Stale);
+    assert_eq!(engine.commit(&bound(&job, "1")).await, CommitOutcome::Conflict);
     let found = engine.store.find_task("kling", "1").await.unwrap();
     assert_eq!(found, Some(holder.id.clone()));
     assert_eq!(engine.get(&job.id).await, Some(job));
@@ -56,10 +56,10 @@ pub(crate) async fn a_commit_that_takes_anothers_task_is_stale(engine: Engine) {
 pub(crate) async fn a_task_that_became_known_finds_its_job(engine: Engine) {
     let job = engine.create(video("kling")).await;
     let known = bound(&job, "1");
-    assert_eq!(engine.commit(&known).await, Committed::Done);
+    assert_eq!(engine.commit(&known).await, CommitOutcome::Committed);
     let found = engine.store.find_task("kling", "1").await.unwrap();
     assert_eq!(found, Some(job.id.clone()));
-    assert_eq!(engine.commit(&next(&known)).await, Committed::Done);
+    assert_eq!(engine.commit(&next(&known)).await, CommitOutcome::Committed);
 }
 
 pub(crate) async fn the_ticket_is_kept_beside_the_document(engine: Engine) {
@@ -91,9 +91,9 @@ async fn push(engine: &Engine, id: &JobId, times: usize) -> usize {
     while done < times {
         let job = engine.get(id).await.unwrap();
         match engine.commit(&next(&job)).await {
-            Committed::Done => done += 1,
-            Committed::Stale => stale += 1,
-            Committed::Gone => panic!("{id} is gone"),
+            CommitOutcome::Committed => done += 1,
+            CommitOutcome::Conflict => stale += 1,
+            CommitOutcome::NotFound => panic!("{id} is gone"),
         }
     }
     stale
@@ -119,10 +119,10 @@ pub(crate) async fn writers_of_many_jobs_do_not_disturb_each_other(engine: Engin
         let writer = engine.clone();
         writers.spawn(async move {
             // Refusals share a transaction with the commits of the others.
-            let late = commitment(&job, Agenda::default(), Vec::new());
+            let late = commitment(&job, Schedule::default(), Vec::new());
             let (stale, refused) =
                 tokio::join!(push(&writer, &job.id, 10), writer.store.commit(late),);
-            assert_eq!((stale, refused.unwrap()), (0, Committed::Stale));
+            assert_eq!((stale, refused.unwrap()), (0, CommitOutcome::Conflict));
             let versions: Vec<u64> = (1..=11).collect();
             writer.expect_heard(&job.id, &versions).await;
         });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use progress_hub::store::{Agenda, Created};
+use progress_hub::store::{Schedule, CreateOutcome};
 use tokio::task::JoinSet;
 
 use super::{Engine, creation, job_of, next, task};
@@ -17,12 +17,12 @@ pub(crate) async fn a_new_job_is_kept_and_announced(engine: Engine) {
 
 pub(crate) async fn a_repeated_request_finds_the_job_it_made(engine: Engine) {
     let first = job_of("ada");
-    assert_eq!(engine.create_once(&first, "k", "f").await, Created::New);
+    assert_eq!(engine.create_once(&first, "k", "f").await, CreateOutcome::Created);
     let newer = next(&first);
     engine.commit(&newer).await;
     let second = job_of("ada");
     let replay = engine.create_once(&second, "k", "f").await;
-    assert_eq!(replay, Created::Replay(Arc::new(newer)));
+    assert_eq!(replay, CreateOutcome::Replayed(Arc::new(newer)));
     assert_eq!(engine.get(&second.id).await, None);
     engine.expect_heard(&second.id, &[]).await;
 }
@@ -30,12 +30,12 @@ pub(crate) async fn a_repeated_request_finds_the_job_it_made(engine: Engine) {
 pub(crate) async fn a_key_is_not_reused_for_another_request(engine: Engine) {
     assert_eq!(
         engine.create_once(&job_of("ada"), "k", "f").await,
-        Created::New
+        CreateOutcome::Created
     );
     let other = job_of("ada");
     assert_eq!(
         engine.create_once(&other, "k", "g").await,
-        Created::KeyReused
+        CreateOutcome::IdempotencyKeyConflict
     );
     assert_eq!(engine.get(&other.id).await, None);
 }
@@ -43,11 +43,11 @@ pub(crate) async fn a_key_is_not_reused_for_another_request(engine: Engine) {
 pub(crate) async fn equal_keys_of_two_callers_are_two_keys(engine: Engine) {
     assert_eq!(
         engine.create_once(&job_of("ada"), "k", "f").await,
-        Created::New
+        CreateOutcome::Created
     );
     assert_eq!(
         engine.create_once(&job_of("bob"), "k", "g").await,
-        Created::New
+        CreateOutcome::Created
     );
 }
 
@@ -63,12 +63,12 @@ pub(crate) async fn one_of_many_equal_requests_makes_the_job(engine: Engine) {
     let (mut made, mut replayed) = (Vec::new(), Vec::new());
     for (id, created) in callers.join_all().await {
         match created {
-            Created::New => made.push(id),
-            Created::Replay(job) => replayed.push(job.id.clone()),
-            Created::KeyReused
-            | Created::TaskTaken(_)
-            | Created::OverLimit { .. }
-            | Created::Stale => panic!("{created:?}"),
+            CreateOutcome::Created => made.push(id),
+            CreateOutcome::Replayed(job) => replayed.push(job.id.clone()),
+            CreateOutcome::IdempotencyKeyConflict
+            | CreateOutcome::TaskConflict(_)
+            | CreateOutcome::LimitExceeded { .. }
+            | CreateOutcome::Conflict => panic!("{created:?}"),
         }
     }
     assert_eq!((made.len(), replayed.len()), (1, 31));
@@ -79,9 +79,9 @@ pub(crate) async fn a_job_is_created_once(engine: Engine) {
     let job = engine.create(job_of("ada")).await;
     let newer = next(&job);
     engine.commit(&newer).await;
-    let again = creation((*job).clone(), Agenda::default(), None);
+    let again = creation((*job).clone(), Schedule::default(), None);
     let created = engine.store.create(again).await.unwrap();
-    assert_eq!(created, Created::Replay(Arc::new(newer)));
+    assert_eq!(created, CreateOutcome::Replayed(Arc::new(newer)));
     engine.expect_heard(&job.id, &[1, 2]).await;
 }
 
@@ -89,12 +89,12 @@ pub(crate) async fn a_task_is_one_jobs(engine: Engine) {
     let holder = engine.create(task("kling", "1")).await;
     let other = task("kling", "1");
     let created = engine.create_once(&other, "k", "f").await;
-    assert_eq!(created, Created::TaskTaken(holder));
+    assert_eq!(created, CreateOutcome::TaskConflict(holder));
     assert_eq!(engine.get(&other.id).await, None);
     let free = engine.create_once(&job_of("ada"), "k", "g").await;
     assert_eq!(
         free,
-        Created::New,
+        CreateOutcome::Created,
         "a refused request must not use up its key"
     );
 }

@@ -3,46 +3,46 @@
 use std::sync::Arc;
 
 use progress_hub::job::{Job, JobId, Update};
-use progress_hub::store::{Agenda, Committed, Created, MOST_PARKED, Parked};
+use progress_hub::store::{Schedule, CommitOutcome, CreateOutcome, MAX_BUFFERED_UPDATES, BufferOutcome};
 use tokio::task::JoinSet;
 
 use super::{Engine, bound, commitment, creation, news, next, now, task, video};
 
-async fn park(engine: &Engine, stage: &str) -> Parked {
+async fn park(engine: &Engine, stage: &str) -> BufferOutcome {
     let news = news(stage);
-    engine.store.park("kling", "1", &news, now()).await.unwrap()
+    engine.store.buffer_update("kling", "1", &news, now()).await.unwrap()
 }
 
 async fn parked(engine: &Engine) -> Vec<Update> {
-    engine.store.parked("kling", "1").await.unwrap()
+    engine.store.buffered_updates("kling", "1").await.unwrap()
 }
 
 pub(crate) async fn news_of_an_unknown_task_is_parked_in_order(engine: Engine) {
-    assert_eq!(park(&engine, "b").await, Parked::Kept);
-    assert_eq!(park(&engine, "a").await, Parked::Kept);
+    assert_eq!(park(&engine, "b").await, BufferOutcome::Buffered);
+    assert_eq!(park(&engine, "a").await, BufferOutcome::Buffered);
     assert_eq!(parked(&engine).await, [news("b"), news("a")]);
-    let others = engine.store.parked("runway", "1").await.unwrap();
+    let others = engine.store.buffered_updates("runway", "1").await.unwrap();
     assert!(others.is_empty());
 }
 
 pub(crate) async fn news_of_a_known_task_is_not_parked(engine: Engine) {
     let job = engine.create(task("kling", "1")).await;
-    assert_eq!(park(&engine, "a").await, Parked::Known(job.id.clone()));
+    assert_eq!(park(&engine, "a").await, BufferOutcome::TaskKnown(job.id.clone()));
     assert!(parked(&engine).await.is_empty());
 }
 
 pub(crate) async fn the_same_news_is_parked_once(engine: Engine) {
     for stage in ["a", "b", "a", "b"] {
-        assert_eq!(park(&engine, stage).await, Parked::Kept);
+        assert_eq!(park(&engine, stage).await, BufferOutcome::Buffered);
     }
     assert_eq!(parked(&engine).await, [news("a"), news("b")]);
 }
 
 pub(crate) async fn of_too_much_news_the_latest_is_kept(engine: Engine) {
-    for stage in 0..MOST_PARKED + 3 {
+    for stage in 0..MAX_BUFFERED_UPDATES + 3 {
         park(&engine, &stage.to_string()).await;
     }
-    let latest = (3..MOST_PARKED + 3).map(|stage| news(&stage.to_string()));
+    let latest = (3..MAX_BUFFERED_UPDATES + 3).map(|stage| news(&stage.to_string()));
     assert_eq!(parked(&engine).await, latest.collect::<Vec<_>>());
 }
 
@@ -51,10 +51,10 @@ pub(crate) async fn a_commit_forgets_what_it_folded(engine: Engine) {
     park(&engine, "a").await;
     park(&engine, "b").await;
     let folded = parked(&engine).await;
-    let commit = commitment(&bound(&job, "1"), Agenda::default(), folded);
-    assert_eq!(engine.store.commit(commit).await.unwrap(), Committed::Done);
+    let commit = commitment(&bound(&job, "1"), Schedule::default(), folded);
+    assert_eq!(engine.store.commit(commit).await.unwrap(), CommitOutcome::Committed);
     assert!(parked(&engine).await.is_empty());
-    assert_eq!(park(&engine, "c").await, Parked::Known(job.id.clone()));
+    assert_eq!(park(&engine, "c").await, BufferOutcome::TaskKnown(job.id.clone()));
 }
 
 pub(crate) async fn a_commit_that_missed_news_is_stale(engine: Engine) {
@@ -62,8 +62,8 @@ pub(crate) async fn a_commit_that_missed_news_is_stale(engine: Engine) {
     park(&engine, "a").await;
     let folded = parked(&engine).await;
     park(&engine, "b").await;
-    let commit = commitment(&bound(&job, "1"), Agenda::default(), folded);
-    assert_eq!(engine.store.commit(commit).await.unwrap(), Committed::Stale);
+    let commit = commitment(&bound(&job, "1"), Schedule::default(), folded);
+    assert_eq!(engine.store.commit(commit).await.unwrap(), CommitOutcome::Conflict);
     assert_eq!(parked(&engine).await, [news("a"), news("b")]);
     assert_eq!(engine.get(&job.id).await, Some(job));
 }
@@ -71,25 +71,25 @@ pub(crate) async fn a_commit_that_missed_news_is_stale(engine: Engine) {
 /// As many are parked as were folded, but not the same.
 pub(crate) async fn a_commit_that_missed_news_in_a_full_park_is_stale(engine: Engine) {
     let job = engine.create(video("kling")).await;
-    for stage in 0..MOST_PARKED {
+    for stage in 0..MAX_BUFFERED_UPDATES {
         park(&engine, &stage.to_string()).await;
     }
     let folded = parked(&engine).await;
     park(&engine, "one more").await;
-    let commit = commitment(&bound(&job, "1"), Agenda::default(), folded);
-    assert_eq!(engine.store.commit(commit).await.unwrap(), Committed::Stale);
+    let commit = commitment(&bound(&job, "1"), Schedule::default(), folded);
+    assert_eq!(engine.store.commit(commit).await.unwrap(), CommitOutcome::Conflict);
 }
 
 pub(crate) async fn a_create_that_missed_news_is_stale(engine: Engine) {
     park(&engine, "a").await;
-    let mut create = creation(task("kling", "1"), Agenda::default(), None);
+    let mut create = creation(task("kling", "1"), Schedule::default(), None);
     let created = engine.store.create(create.clone()).await.unwrap();
-    assert_eq!(created, Created::Stale);
+    assert_eq!(created, CreateOutcome::Conflict);
     assert_eq!(engine.get(&create.job.id).await, None);
 
-    create.folded = parked(&engine).await;
+    create.applied_buffered = parked(&engine).await;
     let created = engine.store.create(create).await.unwrap();
-    assert_eq!(created, Created::New);
+    assert_eq!(created, CreateOutcome::Created);
     assert!(parked(&engine).await.is_empty());
 }
 
@@ -103,13 +103,13 @@ fn note(job: &Job, update: &Update) -> Job {
 
 /// What a webhook does: park, or record where the task is known.
 async fn tell(engine: &Engine, task_id: &str, update: &Update) {
-    let parked = engine.store.park("kling", task_id, update, now()).await;
-    let Parked::Known(id) = parked.unwrap() else {
+    let parked = engine.store.buffer_update("kling", task_id, update, now()).await;
+    let BufferOutcome::TaskKnown(id) = parked.unwrap() else {
         return;
     };
     loop {
         let job = engine.get(&id).await.unwrap();
-        if engine.commit(&note(&next(&job), update)).await == Committed::Done {
+        if engine.commit(&note(&next(&job), update)).await == CommitOutcome::Committed {
             return;
         }
     }
@@ -119,12 +119,12 @@ async fn tell(engine: &Engine, task_id: &str, update: &Update) {
 async fn bind(engine: &Engine, id: &JobId, task_id: &str) {
     loop {
         let job = engine.get(id).await.unwrap();
-        let folded = engine.store.parked("kling", task_id).await.unwrap();
+        let folded = engine.store.buffered_updates("kling", task_id).await.unwrap();
         let known = folded
             .iter()
             .fold(bound(&job, task_id), |job, update| note(&job, update));
-        let commit = commitment(&known, Agenda::default(), folded);
-        if engine.store.commit(commit).await.unwrap() == Committed::Done {
+        let commit = commitment(&known, Schedule::default(), folded);
+        if engine.store.commit(commit).await.unwrap() == CommitOutcome::Committed {
             return;
         }
     }
@@ -148,7 +148,7 @@ pub(crate) async fn news_that_races_its_task_is_never_lost(engine: Engine) {
 
         let after = engine.get(&job.id).await.unwrap();
         assert_eq!(after.metadata.len(), updates.len(), "round {round}");
-        let left = engine.store.parked("kling", &task_id).await.unwrap();
+        let left = engine.store.buffered_updates("kling", &task_id).await.unwrap();
         assert!(left.is_empty(), "round {round}: {left:?}");
     }
 }

@@ -5,32 +5,32 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use progress_hub::job::{Job, JobId, Status};
-use progress_hub::store::{Agenda, Committed, Queue, SUBMIT_LEASE};
+use progress_hub::store::{Schedule, CommitOutcome, Queue, CLAIM_LEASE};
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
 
 use super::{Engine, MINUTE, SECOND, ended, next, now, video};
 
-fn due(at: Time) -> Agenda {
-    Agenda {
-        submit: Some(at),
-        ..Agenda::default()
+fn due(at: Time) -> Schedule {
+    Schedule {
+        submit_at: Some(at),
+        ..Schedule::default()
     }
 }
 
 /// The agenda of a job that is being sent, or is at its provider.
-const PLACED: Agenda = Agenda {
-    patient: false,
-    submit: None,
-    watch: None,
-    every: MINUTE,
-    holds_place: true,
+const PLACED: Schedule = Schedule {
+    poll_backoff: false,
+    submit_at: None,
+    poll_at: None,
+    poll_interval: MINUTE,
+    holds_slot: true,
 };
 
 fn kling(places: usize) -> Queue<'static> {
     Queue::Submit {
         provider: "kling",
-        places,
+        max_concurrent: places,
     }
 }
 
@@ -77,7 +77,7 @@ pub(crate) async fn places_of_two_providers_are_apart(engine: Engine) {
     assert_eq!(claim(&engine, kling(1), now()).await, ids(&jobs[..1]));
     let runway = |places| Queue::Submit {
         provider: "runway",
-        places,
+        max_concurrent: places,
     };
     assert!(claim(&engine, runway(1), now()).await.is_empty());
     assert_eq!(claim(&engine, runway(2), now()).await, ids(&others[..1]));
@@ -127,7 +127,7 @@ pub(crate) async fn a_retry_frees_a_place(engine: Engine) {
 pub(crate) async fn an_expired_lease_frees_a_place(engine: Engine) {
     let jobs = waiting(&engine, "kling", 2).await;
     assert_eq!(claim(&engine, kling(1), now()).await, ids(&jobs[..1]));
-    let end = now() + SUBMIT_LEASE;
+    let end = now() + CLAIM_LEASE;
     assert!(claim(&engine, kling(1), end - SECOND).await.is_empty());
     // The job whose claimer is gone queues up anew.
     assert_eq!(claim(&engine, kling(1), end).await, ids(&jobs[1..]));
@@ -171,7 +171,7 @@ pub(crate) async fn rival_claimers_never_exceed_the_places(engine: Engine) {
                 for job in claimed {
                     let sending = next(&job);
                     let committed = engine.commit_due(&sending, PLACED).await;
-                    assert_eq!(committed, Committed::Done);
+                    assert_eq!(committed, CommitOutcome::Committed);
                     placed.fetch_sub(1, Ordering::SeqCst);
                     let committed = if job.version == 1 {
                         engine.commit_due(&next(&sending), due(now())).await
@@ -180,7 +180,7 @@ pub(crate) async fn rival_claimers_never_exceed_the_places(engine: Engine) {
                         let over = ended(&sending, Status::Succeeded, now());
                         engine.commit_due(&over, PLACED).await
                     };
-                    assert_eq!(committed, Committed::Done);
+                    assert_eq!(committed, CommitOutcome::Committed);
                 }
             }
             (most, done)

@@ -4,19 +4,19 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use progress_hub::job::{Job, JobId, Status};
-use progress_hub::store::Listing;
+use progress_hub::store::ListQuery;
 
 use super::{Engine, ended, job_of, next, now};
 
-async fn list(engine: &Engine, listing: Listing) -> Vec<JobId> {
+async fn list(engine: &Engine, listing: ListQuery) -> Vec<JobId> {
     let jobs = engine.store.list(listing).await.unwrap();
     jobs.iter().map(|job| job.id.clone()).collect()
 }
 
-fn everything() -> Listing {
-    Listing {
+fn everything() -> ListQuery {
+    ListQuery {
         limit: 100,
-        ..Listing::default()
+        ..ListQuery::default()
     }
 }
 
@@ -57,10 +57,10 @@ pub(crate) async fn many_are_read_at_once(engine: Engine) {
 
 pub(crate) async fn a_listing_is_newest_first_and_goes_on_at_its_cursor(engine: Engine) {
     let jobs = jobs_of(&engine, "ada", 5).await;
-    let page = |before: Option<&JobId>| Listing {
+    let page = |before: Option<&JobId>| ListQuery {
         before: before.cloned(),
         limit: 2,
-        ..Listing::default()
+        ..ListQuery::default()
     };
     let mut seen = list(&engine, page(None)).await;
     while seen.len() < 5 {
@@ -79,7 +79,7 @@ pub(crate) async fn a_listing_keeps_owners_and_statuses_apart(engine: Engine) {
     engine.commit(&ended(&ada[1], Status::Failed, now())).await;
     engine.commit(&next(&bob[2])).await;
 
-    let select = |owner: Option<&str>, status| Listing {
+    let select = |owner: Option<&str>, status| ListQuery {
         owner: owner.map(str::to_owned),
         status,
         ..everything()
@@ -105,11 +105,11 @@ pub(crate) async fn a_listing_can_begin_with_the_unfinished(engine: Engine) {
     engine
         .commit(&ended(&jobs[2], Status::Cancelled, now()))
         .await;
-    let listing = |owner: Option<&str>, limit| Listing {
+    let listing = |owner: Option<&str>, limit| ListQuery {
         owner: owner.map(str::to_owned),
-        unfinished_first: true,
+        active_first: true,
         limit,
-        ..Listing::default()
+        ..ListQuery::default()
     };
     let expected = [&jobs[1], &jobs[3], &jobs[0], &jobs[2]].map(|job| job.id.clone());
     assert_eq!(list(&engine, listing(Some("ada"), 4)).await, expected);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use progress_hub::config::{Config, StoreConfig};
 use progress_hub::job::{Job, Status};
 use progress_hub::store::redis::RedisStore;
-use progress_hub::store::{Agenda, Create, Created, Event, Node, Queue, Store, Topic};
+use progress_hub::store::{Schedule, CreateJob, CreateOutcome, StoreEvent, ChangeListener, Queue, Store, Topic};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -19,15 +19,15 @@ use crate::redis::speaker::Reply;
 /// One of several nodes on a server.
 struct Peer {
     store: RedisStore,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<StoreEvent>,
 }
 
 impl Peer {
     async fn on(server: &RedisServer) -> Self {
         let (ear, events) = mpsc::unbounded_channel();
-        let node = Node {
-            announce: Arc::new(move |event| drop(ear.send(event))),
-            wanted: Arc::new(|_| true),
+        let node = ChangeListener {
+            on_event: Arc::new(move |event| drop(ear.send(event))),
+            is_subscribed: Arc::new(|_| true),
         };
         let config = StoreConfig {
             url: server.url(),
@@ -44,15 +44,15 @@ impl Peer {
     }
 
     /// What it hears next.
-    async fn hears(&mut self) -> Event {
+    async fn hears(&mut self) -> StoreEvent {
         let heard = tokio::time::timeout(PATIENCE, self.events.recv()).await;
         heard.expect("it hears something").unwrap()
     }
 
     async fn hears_version(&mut self) -> (String, u64) {
         match self.hears().await {
-            Event::Changed(job) => (job.id.to_string(), job.version),
-            other @ (Event::Away | Event::Back | Event::Reminded) => panic!("{other:?}"),
+            StoreEvent::JobChanged(job) => (job.id.to_string(), job.version),
+            other @ (StoreEvent::Unavailable | StoreEvent::Recovered | StoreEvent::SharedStateChanged) => panic!("{other:?}"),
         }
     }
 }
@@ -61,12 +61,12 @@ fn owned(owner: &str) -> Job {
     job_of(owner)
 }
 
-async fn create(store: &RedisStore, job: &Job, agenda: Agenda) {
+async fn create(store: &RedisStore, job: &Job, agenda: Schedule) {
     let created = store.create(creation(job.clone(), agenda, None)).await;
-    assert_eq!(created.unwrap(), Created::New);
+    assert_eq!(created.unwrap(), CreateOutcome::Created);
 }
 
-async fn commit(store: &RedisStore, next: &Job, agenda: Agenda) {
+async fn commit(store: &RedisStore, next: &Job, agenda: Schedule) {
     let commit = super::commitment(next, agenda, Vec::new());
     store.commit(commit).await.unwrap();
 }
@@ -78,12 +78,12 @@ async fn a_node_hears_of_what_it_listens_to_and_of_nothing_else() {
     let (mine, other) = (owned("ada"), owned("bob"));
     reader
         .store
-        .listen(&[Topic::Job(mine.id.clone())])
+        .subscribe(&[Topic::Job(mine.id.clone())])
         .await
         .unwrap();
-    create(&writer.store, &other, Agenda::default()).await;
-    create(&writer.store, &mine, Agenda::default()).await;
-    commit(&writer.store, &next(&mine), Agenda::default()).await;
+    create(&writer.store, &other, Schedule::default()).await;
+    create(&writer.store, &mine, Schedule::default()).await;
+    commit(&writer.store, &next(&mine), Schedule::default()).await;
     let id = mine.id.to_string();
     assert_eq!(reader.hears_version().await, (id.clone(), 1));
     assert_eq!(reader.hears_version().await, (id, 2));
@@ -91,12 +91,12 @@ async fn a_node_hears_of_what_it_listens_to_and_of_nothing_else() {
     // All of an owner's, those that are yet to come too.
     reader
         .store
-        .listen(&[Topic::Owner("bob".into())])
+        .subscribe(&[Topic::Owner("bob".into())])
         .await
         .unwrap();
-    commit(&writer.store, &next(&other), Agenda::default()).await;
+    commit(&writer.store, &next(&other), Schedule::default()).await;
     let newer = owned("bob");
-    create(&writer.store, &newer, Agenda::default()).await;
+    create(&writer.store, &newer, Schedule::default()).await;
     assert_eq!(reader.hears_version().await, (other.id.to_string(), 2));
     assert_eq!(reader.hears_version().await, (newer.id.to_string(), 1));
 }
@@ -105,13 +105,13 @@ async fn a_node_hears_of_what_it_listens_to_and_of_nothing_else() {
 async fn what_one_node_remembers_the_others_are_told_of() {
     let server = RedisServer::start().await;
     let (one, mut other) = (Peer::on(&server).await, Peer::on(&server).await);
-    assert!(other.store.remembered().await.unwrap().is_empty());
-    one.store.remember("kling", "paused").await.unwrap();
-    assert!(matches!(other.hears().await, Event::Reminded));
-    let remembered = other.store.remembered().await.unwrap();
+    assert!(other.store.shared_states().await.unwrap().is_empty());
+    one.store.put_shared_state("kling", "paused").await.unwrap();
+    assert!(matches!(other.hears().await, StoreEvent::SharedStateChanged));
+    let remembered = other.store.shared_states().await.unwrap();
     assert_eq!(remembered, [("kling".to_owned(), "paused".to_owned())]);
-    one.store.remember("kling", "open").await.unwrap();
-    let remembered = other.store.remembered().await.unwrap();
+    one.store.put_shared_state("kling", "open").await.unwrap();
+    let remembered = other.store.shared_states().await.unwrap();
     assert_eq!(remembered[0].1, "open");
 }
 
@@ -119,16 +119,16 @@ async fn what_one_node_remembers_the_others_are_told_of() {
 async fn every_key_has_the_prefix_and_an_end() {
     let server = RedisServer::start().await;
     let peer = Peer::on(&server).await;
-    let due = Agenda {
-        submit: Some(now()),
-        watch: Some(now()),
-        every: MINUTE,
-        patient: false,
-        holds_place: true,
+    let due = Schedule {
+        submit_at: Some(now()),
+        poll_at: Some(now()),
+        poll_interval: MINUTE,
+        poll_backoff: false,
+        holds_slot: true,
     };
     let mut paid = creation(video("kling"), due, None);
-    paid.entries = vec![entry("ada", 1)];
-    paid.idempotency = Some(progress_hub::store::Idempotency {
+    paid.budget_entries = vec![entry("ada", 1)];
+    paid.idempotency = Some(progress_hub::store::IdempotencyKey {
         caller: "ada".into(),
         key: "k".into(),
         fingerprint: "f".into(),
@@ -139,9 +139,9 @@ async fn every_key_has_the_prefix_and_an_end() {
     create(&peer.store, &over, due).await;
     commit(&peer.store, &ended(&over, Status::Succeeded, now()), due).await;
     let news = super::news("early");
-    peer.store.park("kling", "2", &news, now()).await.unwrap();
-    peer.store.remember("kling", "open").await.unwrap();
-    peer.store.claim(Queue::Watch, now(), 9).await.unwrap();
+    peer.store.buffer_update("kling", "2", &news, now()).await.unwrap();
+    peer.store.put_shared_state("kling", "open").await.unwrap();
+    peer.store.claim(Queue::Poll, now(), 9).await.unwrap();
 
     let keys = server.ask("KEYS *").await;
     let names: BTreeSet<&str> = keys.list().iter().map(Reply::text).collect();
@@ -159,13 +159,13 @@ async fn a_reservation_whose_job_never_came_is_taken_back() {
     let server = RedisServer::start().await;
     let peer = Peer::on(&server).await;
     let job = owned("ada");
-    let mut paid = creation(job.clone(), Agenda::default(), None);
-    paid.entries = vec![entry("ada", 7)];
-    assert_eq!(peer.store.create(paid.clone()).await.unwrap(), Created::New);
+    let mut paid = creation(job.clone(), Schedule::default(), None);
+    paid.budget_entries = vec![entry("ada", 7)];
+    assert_eq!(peer.store.create(paid.clone()).await.unwrap(), CreateOutcome::Created);
     server.ask(&format!("DEL ph:{{0}}:job:{}", job.id)).await;
     let balance = async || {
         peer.store
-            .balance(&["ada".to_owned()], now())
+            .balances(&["ada".to_owned()], now())
             .await
             .unwrap()[0]
     };
@@ -198,8 +198,8 @@ async fn what_a_dead_node_owed_is_booked_once() {
     let server = RedisServer::start().await;
     let peer = Peer::on(&server).await;
     let job = owned("ada");
-    let mut paid = creation(job.clone(), Agenda::default(), None);
-    paid.entries = vec![entry("ada", 7)];
+    let mut paid = creation(job.clone(), Schedule::default(), None);
+    paid.budget_entries = vec![entry("ada", 7)];
     peer.store.create(paid).await.unwrap();
     let debt = json!({
         "job": job.id, "is_reserved": false, "now": now().millis(), "written_at": 0,
@@ -211,7 +211,7 @@ async fn what_a_dead_node_owed_is_booked_once() {
     for _ in 0..2 {
         speaker.try_ask_words(&owed).await.unwrap();
         peer.store.sweep(now()).await.unwrap();
-        let left = peer.store.balance(&["ada".to_owned()], now()).await;
+        let left = peer.store.balances(&["ada".to_owned()], now()).await;
         assert_eq!(left.unwrap(), [3]);
     }
 }
@@ -229,13 +229,13 @@ async fn a_claim_whose_job_never_came_is_void() {
     }
     assert_eq!(peer.store.find_task("kling", "1").await.unwrap(), None);
     let job = task("kling", "1");
-    let key = progress_hub::store::Idempotency {
+    let key = progress_hub::store::IdempotencyKey {
         caller: "ada".into(),
         key: "k".into(),
         fingerprint: "f".into(),
     };
-    let create = creation(job.clone(), Agenda::default(), Some(key));
-    assert_eq!(peer.store.create(create).await.unwrap(), Created::New);
+    let create = creation(job.clone(), Schedule::default(), Some(key));
+    assert_eq!(peer.store.create(create).await.unwrap(), CreateOutcome::Created);
     let found = peer.store.find_task("kling", "1").await.unwrap();
     assert_eq!(found, Some(job.id));
 }
@@ -246,23 +246,23 @@ async fn a_place_that_was_left_behind_is_found() {
     let server = RedisServer::start().await;
     let peer = Peer::on(&server).await;
     let over = video("kling");
-    create(&peer.store, &over, Agenda::default()).await;
+    create(&peer.store, &over, Schedule::default()).await;
     let end = ended(&over, Status::Failed, now());
-    commit(&peer.store, &end, Agenda::default()).await;
+    commit(&peer.store, &end, Schedule::default()).await;
     let until = (now() + SECOND).millis();
     server
         .ask(&format!("ZADD ph:{{0}}:places:kling {until} {}", over.id))
         .await;
-    let due = Agenda {
-        submit: Some(now()),
-        ..Agenda::default()
+    let due = Schedule {
+        submit_at: Some(now()),
+        ..Schedule::default()
     };
     let waiting = video("kling");
     create(&peer.store, &waiting, due).await;
     let claim = async |at| {
         let queue = Queue::Submit {
             provider: "kling",
-            places: 1,
+            max_concurrent: 1,
         };
         peer.store.claim(queue, at, 9).await.unwrap()
     };
@@ -275,16 +275,16 @@ async fn a_place_that_was_left_behind_is_found() {
 async fn a_repeated_create_is_charged_once() {
     let server = RedisServer::start().await;
     let peer = Peer::on(&server).await;
-    let create = Create {
-        entries: vec![entry("ada", 4)],
-        ..creation(owned("ada"), Agenda::default(), None)
+    let create = CreateJob {
+        budget_entries: vec![entry("ada", 4)],
+        ..creation(owned("ada"), Schedule::default(), None)
     };
     assert_eq!(
         peer.store.create(create.clone()).await.unwrap(),
-        Created::New
+        CreateOutcome::Created
     );
     let again = peer.store.create(create).await.unwrap();
-    assert!(matches!(again, Created::Replay(_)), "{again:?}");
-    let booked = peer.store.balance(&["ada".to_owned()], now()).await;
+    assert!(matches!(again, CreateOutcome::Replayed(_)), "{again:?}");
+    let booked = peer.store.balances(&["ada".to_owned()], now()).await;
     assert_eq!(booked.unwrap(), [4]);
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use progress_hub::job::{Job, JobId, Status};
 use progress_hub::store::sqlite::SqliteStore;
 use progress_hub::store::{
-    Agenda, Announce, Committed, Created, Error, Event, Listing, Queue, SUBMIT_LEASE, Store,
+    Schedule, EventHandler, CommitOutcome, CreateOutcome, Error, StoreEvent, ListQuery, Queue, CLAIM_LEASE, Store,
 };
 use progress_hub::time::Time;
 use tempfile::TempDir;
@@ -41,7 +41,7 @@ async fn what_was_stored_is_there_after_a_restart() {
     let store = open(&path).unwrap();
     let job = job_of("ada");
     store
-        .create(creation(job.clone(), Agenda::default(), None))
+        .create(creation(job.clone(), Schedule::default(), None))
         .await
         .unwrap();
     store.close().await;
@@ -64,13 +64,13 @@ async fn what_was_stored_is_there_after_a_restart() {
 #[tokio::test]
 async fn a_restart_voids_leases() {
     let (_dir, path) = scratch();
-    let due = Agenda {
-        submit: Some(now()),
-        ..Agenda::default()
+    let due = Schedule {
+        submit_at: Some(now()),
+        ..Schedule::default()
     };
     let queue = Queue::Submit {
         provider: "kling",
-        places: 1,
+        max_concurrent: 1,
     };
     let store = open(&path).unwrap();
     let job = Arc::new(video("kling"));
@@ -78,7 +78,7 @@ async fn a_restart_voids_leases() {
     store.create(create).await.unwrap();
     let claimed = store.claim(queue, now(), 1).await.unwrap();
     assert_eq!(claimed, [Arc::clone(&job)]);
-    let leased_until = Some(now() + SUBMIT_LEASE);
+    let leased_until = Some(now() + CLAIM_LEASE);
     assert_eq!(store.next_due(queue).await.unwrap(), leased_until);
     store.close().await;
 
@@ -94,13 +94,13 @@ async fn a_restart_looks_at_what_was_being_sent_at_once() {
     let (_dir, path) = scratch();
     let store = open(&path).unwrap();
     let soon = Time::now() + MINUTE;
-    let waiting = Agenda {
-        watch: Some(soon),
-        every: MINUTE,
-        ..Agenda::default()
+    let waiting = Schedule {
+        poll_at: Some(soon),
+        poll_interval: MINUTE,
+        ..Schedule::default()
     };
-    let placed = Agenda {
-        holds_place: true,
+    let placed = Schedule {
+        holds_slot: true,
         ..waiting
     };
     let [sending, unsent, bound, begun] = [(); 4].map(|()| video("kling"));
@@ -115,18 +115,18 @@ async fn a_restart_looks_at_what_was_being_sent_at_once() {
     let others = [(unsent, waiting), (bound, placed), (begun, placed)];
     for (job, agenda) in [(sending.clone(), placed)].into_iter().chain(others) {
         let create = creation(job, agenda, None);
-        assert_eq!(store.create(create).await.unwrap(), Created::New);
+        assert_eq!(store.create(create).await.unwrap(), CreateOutcome::Created);
     }
-    assert_eq!(store.next_due(Queue::Watch).await.unwrap(), Some(soon));
+    assert_eq!(store.next_due(Queue::Poll).await.unwrap(), Some(soon));
     store.close().await;
 
     let before = Time::now();
     let store = open(&path).unwrap();
-    let opened = store.next_due(Queue::Watch).await.unwrap().unwrap();
+    let opened = store.next_due(Queue::Poll).await.unwrap().unwrap();
     assert!(before <= opened && opened <= Time::now(), "{opened}");
-    let claimed = store.claim(Queue::Watch, opened, 10).await.unwrap();
+    let claimed = store.claim(Queue::Poll, opened, 10).await.unwrap();
     assert_eq!(claimed, [Arc::new(sending)]);
-    assert_eq!(store.next_due(Queue::Watch).await.unwrap(), Some(soon));
+    assert_eq!(store.next_due(Queue::Poll).await.unwrap(), Some(soon));
     store.close().await;
 }
 
@@ -211,21 +211,21 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
         let store = open(&path).unwrap();
         let kept = store.get(&job.id).await.unwrap().unwrap();
         assert_eq!((kept.version, &kept.internal), (version, &job.internal));
-        let due = Agenda {
-            watch: Some(now()),
-            every: MINUTE,
-            patient: true,
-            ..Agenda::default()
+        let due = Schedule {
+            poll_at: Some(now()),
+            poll_interval: MINUTE,
+            poll_backoff: true,
+            ..Schedule::default()
         };
         let mut commit = commitment(&next(&kept), due, Vec::new());
         commit.entries = vec![entry("ada", 3)];
-        assert_eq!(store.commit(commit).await.unwrap(), Committed::Done);
-        let claimed = store.claim(Queue::Watch, now(), 10).await.unwrap();
+        assert_eq!(store.commit(commit).await.unwrap(), CommitOutcome::Committed);
+        let claimed = store.claim(Queue::Poll, now(), 10).await.unwrap();
         assert_eq!(claimed.len(), 1);
         store.close().await;
     }
     let store = open(&path).unwrap();
-    let balances = store.balance(&["ada".to_owned()], now()).await.unwrap();
+    let balances = store.balances(&["ada".to_owned()], now()).await.unwrap();
     assert_eq!(balances, [6], "a restart keeps balances");
     store.close().await;
 }
@@ -248,10 +248,10 @@ fn what_cannot_be_opened_is_said() {
 async fn an_unreadable_job_does_not_hide_the_others() {
     let (_dir, path) = scratch();
     let store = open(&path).unwrap();
-    let due = Agenda {
-        watch: Some(now()),
-        every: MINUTE,
-        ..Agenda::default()
+    let due = Schedule {
+        poll_at: Some(now()),
+        poll_interval: MINUTE,
+        ..Schedule::default()
     };
     let (good, bad) = (job_of("ada"), job_of("ada"));
     for job in [&bad, &good] {
@@ -267,17 +267,17 @@ async fn an_unreadable_job_does_not_hide_the_others() {
 
     assert!(matches!(store.get(&bad.id).await, Err(Error::Corrupt(_))));
     let ids = [bad.id.clone(), good.id.clone()];
-    let listing = Listing {
+    let listing = ListQuery {
         limit: 10,
-        ..Listing::default()
+        ..ListQuery::default()
     };
     let good = Arc::new(good);
     assert_eq!(store.get_many(&ids).await.unwrap(), [Arc::clone(&good)]);
     assert_eq!(store.list(listing).await.unwrap(), [Arc::clone(&good)]);
-    assert_eq!(store.claim(Queue::Watch, now(), 10).await.unwrap(), [good]);
+    assert_eq!(store.claim(Queue::Poll, now(), 10).await.unwrap(), [good]);
     assert!(
         store
-            .claim(Queue::Watch, now(), 10)
+            .claim(Queue::Poll, now(), 10)
             .await
             .unwrap()
             .is_empty()
@@ -291,12 +291,12 @@ async fn the_columns_show_what_the_document_says() {
     let store = open(&path).unwrap();
     let job = super::task("kling", "1");
     store
-        .create(creation(job.clone(), Agenda::default(), None))
+        .create(creation(job.clone(), Schedule::default(), None))
         .await
         .unwrap();
     let over = super::ended(&job, Status::Cancelled, now() + MINUTE);
-    let commit = commitment(&over, Agenda::default(), Vec::new());
-    assert_eq!(store.commit(commit).await.unwrap(), Committed::Done);
+    let commit = commitment(&over, Schedule::default(), Vec::new());
+    assert_eq!(store.commit(commit).await.unwrap(), CommitOutcome::Committed);
     let shell = rusqlite::Connection::open(&path).unwrap();
     let (agrees, doc) = shell
         .query_row(
@@ -376,9 +376,9 @@ async fn what_was_acknowledged_survives_kill_9() {
 async fn commit_until_killed(path: &Path) {
     // A leading line break ends what the test harness has begun.
     let tell = |id: &JobId, version| println!("\ntold {id} {version}.");
-    let announce: Announce = Arc::new(move |event| match event {
-        Event::Changed(job) => tell(&job.id, job.version),
-        Event::Reminded | Event::Away | Event::Back => {}
+    let announce: EventHandler = Arc::new(move |event| match event {
+        StoreEvent::JobChanged(job) => tell(&job.id, job.version),
+        StoreEvent::SharedStateChanged | StoreEvent::Unavailable | StoreEvent::Recovered => {}
     });
     let url = format!("sqlite://{}", path.display());
     let store = Arc::new(SqliteStore::open(&url, RETENTION, announce).unwrap());
@@ -388,14 +388,14 @@ async fn commit_until_killed(path: &Path) {
         writers.spawn(async move {
             let mut job = job_of("ada");
             store
-                .create(creation(job.clone(), Agenda::default(), None))
+                .create(creation(job.clone(), Schedule::default(), None))
                 .await
                 .unwrap();
             loop {
                 tell(&job.id, job.version);
                 job = next(&job);
-                let commit = commitment(&job, Agenda::default(), Vec::new());
-                assert_eq!(store.commit(commit).await.unwrap(), Committed::Done);
+                let commit = commitment(&job, Schedule::default(), Vec::new());
+                assert_eq!(store.commit(commit).await.unwrap(), CommitOutcome::Committed);
             }
         });
     }

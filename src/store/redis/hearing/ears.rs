@@ -18,7 +18,7 @@ use crate::store::redis::jobs::from_json;
 use crate::store::redis::keys::Keys;
 use crate::store::redis::link::Link;
 use crate::store::redis::place::PATIENCE;
-use crate::store::{Error, Event, Node};
+use crate::store::{Error, StoreEvent, ChangeListener};
 
 /// What is heard, and when it was heard last.
 pub(super) struct Ears {
@@ -119,14 +119,14 @@ impl Ears {
             }
         };
         let (heard, ()) = tokio::join!(tokio::time::timeout(PATIENCE, all), self.probe(link));
-        heard.map_err(|_| Error::Away("a probe did not come back".to_owned()))
+        heard.map_err(|_| Error::Unavailable("a probe did not come back".to_owned()))
     }
 
     fn now(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn take(&self, message: &Message, node: &Node) {
+    fn take(&self, message: &Message, node: &ChangeListener) {
         let channel: &str = &message.channel;
         if let Some(probe) = self.probes.iter().find(|probe| probe.channel == channel) {
             probe.heard_at.store(self.now(), Ordering::Release);
@@ -137,17 +137,17 @@ impl Ears {
             return;
         };
         if channel == self.memory {
-            return (node.announce)(Event::Reminded);
+            return (node.on_event)(StoreEvent::SharedStateChanged);
         }
         match from_json(&text) {
-            Ok(job) => (node.announce)(Event::Changed(std::sync::Arc::new(job))),
+            Ok(job) => (node.on_event)(StoreEvent::JobChanged(std::sync::Arc::new(job))),
             Err(error) => tracing::error!(%error, "heard something unreadable"),
         }
     }
 }
 
 /// Takes in messages until there will be no more.
-pub(super) async fn run(ears: std::sync::Arc<Ears>, mut messages: Receiver<Message>, node: Node) {
+pub(super) async fn run(ears: std::sync::Arc<Ears>, mut messages: Receiver<Message>, node: ChangeListener) {
     loop {
         match messages.recv().await {
             Ok(message) => ears.take(&message, &node),
