@@ -32,10 +32,10 @@ use async_trait::async_trait;
 use fred::interfaces::{ClientLike, HashesInterface};
 use futures_util::future::try_join_all;
 
-use self::hearing::Hearing;
+use self::hearing::Subscriber;
 use self::keys::{Keys, task_name};
-use self::link::{Link, away};
-use self::place::Place;
+use self::link::{Connections, to_store_error};
+use self::place::Endpoint;
 use self::scripts::REMEMBER;
 use super::{
     CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, ListQuery, ChangeListener, BufferOutcome, Queue, Retention, Store,
@@ -50,13 +50,13 @@ use crate::time::Time;
 /// # Errors
 /// What is wrong with it, quoting nothing of it.
 pub fn check(url: &str) -> Result<(), String> {
-    Place::parse(url).map(drop)
+    Endpoint::parse(url).map(drop)
 }
 
 /// Jobs in a Redis: one server, one behind Sentinels, or a cluster.
 pub struct RedisStore {
-    link: Arc<Link>,
-    hearing: Hearing,
+    link: Arc<Connections>,
+    hearing: Subscriber,
     retention: Retention,
 }
 
@@ -69,10 +69,10 @@ impl RedisStore {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::Unavailable("it needs a runtime to connect".to_owned()));
         }
-        let place = Place::parse(&config.url).map_err(Error::Unavailable)?;
+        let place = Endpoint::parse(&config.url).map_err(Error::Unavailable)?;
         let keys = Keys::new(&config.prefix, place.is_clustered());
-        let link = Arc::new(Link::open(&place, keys, config.replicas)?);
-        let hearing = Hearing::open(&place, &link, node)?;
+        let link = Arc::new(Connections::open(&place, keys, config.replicas)?);
+        let hearing = Subscriber::open(&place, &link, node)?;
         Ok(Self {
             link,
             hearing,
@@ -88,27 +88,27 @@ impl Store for RedisStore {
     }
 
     async fn create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         self.create_job(create).await
     }
 
     async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         self.read(id).await
     }
 
     async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         self.read_many(ids).await
     }
 
     async fn list(&self, listing: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
-        let _working = self.link.enter()?;
-        self.listed(&listing).await
+        let _working = self.link.begin_operation()?;
+        self.list_jobs(&listing).await
     }
 
     async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         self.hearing.listen(topics.to_vec()).await
     }
 
@@ -117,27 +117,27 @@ impl Store for RedisStore {
     }
 
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
-        let _working = self.link.enter()?;
-        self.holder(&task_name(provider, task_id)).await
+        let _working = self.link.begin_operation()?;
+        self.find_task_job(&task_name(provider, task_id)).await
     }
 
     async fn commit(&self, commit: CommitJob) -> Result<CommitOutcome, Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         self.commit_job(&commit).await
     }
 
     async fn ensure_durable(&self, job: &Job) -> Result<CommitOutcome, Error> {
-        let _working = self.link.enter()?;
-        self.secure_job(job).await
+        let _working = self.link.begin_operation()?;
+        self.ensure_replicated(job).await
     }
 
     async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
-        let _working = self.link.enter()?;
-        self.hasten_job(id, at, cool_down).await
+        let _working = self.link.begin_operation()?;
+        self.schedule_poll(id, at, cool_down).await
     }
 
     async fn balances(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         try_join_all(accounts.iter().map(|account| self.balance_of(account, now))).await
     }
 
@@ -147,13 +147,13 @@ impl Store for RedisStore {
         now: Time,
         limit: usize,
     ) -> Result<Vec<Arc<Job>>, Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         self.claim_due(queue, now, limit).await
     }
 
     async fn next_due(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
-        let _working = self.link.enter()?;
-        self.earliest(queue).await
+        let _working = self.link.begin_operation()?;
+        self.next_due_at(queue).await
     }
 
     async fn buffer_update(
@@ -163,47 +163,47 @@ impl Store for RedisStore {
         news: &Update,
         now: Time,
     ) -> Result<BufferOutcome, Error> {
-        let _working = self.link.enter()?;
-        self.park_news(&task_name(provider, task_id), news, now)
+        let _working = self.link.begin_operation()?;
+        self.buffer_update(&task_name(provider, task_id), news, now)
             .await
     }
 
     async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
-        let _working = self.link.enter()?;
-        self.parked_news(&task_name(provider, task_id)).await
+        let _working = self.link.begin_operation()?;
+        self.buffered_updates(&task_name(provider, task_id)).await
     }
 
     async fn sweep(&self, now: Time) -> Result<usize, Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         self.sweep_once(now).await
     }
 
     async fn put_shared_state(&self, name: &str, text: &str) -> Result<(), Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         let part = self.link.keys.partition(0);
-        let keys = vec![part.memory(), part.memory_channel()];
+        let keys = vec![part.shared_state(), part.shared_state_channel()];
         let args = vec![
             self.link.publish().into(),
             name.into(),
             text.into(),
-            self.longest().into(),
+            self.shared_key_ttl().into(),
         ];
-        self.link.run(&REMEMBER, keys, args).await
+        self.link.run_script(&REMEMBER, keys, args).await
     }
 
     async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {
-        let _working = self.link.enter()?;
-        let memory = self.link.keys.partition(0).memory();
+        let _working = self.link.begin_operation()?;
+        let memory = self.link.keys.partition(0).shared_state();
         let all: Result<HashMap<String, String>, _> = self.link.client().hgetall(memory).await;
-        Ok(all.map_err(|error| away(&error))?.into_iter().collect())
+        Ok(all.map_err(|error| to_store_error(&error))?.into_iter().collect())
     }
 
     /// Asks Redis, and whether changes are heard.
     async fn ping(&self) -> Result<(), Error> {
-        let _working = self.link.enter()?;
+        let _working = self.link.begin_operation()?;
         let answered: Result<(), _> = self.link.client().ping(None).await;
-        answered.map_err(|error| away(&error))?;
-        match self.hearing.is_well() {
+        answered.map_err(|error| to_store_error(&error))?;
+        match self.hearing.is_healthy() {
             true => Ok(()),
             false => Err(Error::Unavailable("nothing is heard of changes".to_owned())),
         }

@@ -24,7 +24,7 @@ use rusqlite::Connection;
 
 use self::agenda::OwnedQueue;
 use self::file::Place;
-use self::inbox::Inbox;
+use self::inbox::CommandQueue;
 use self::jobs::Record;
 use super::{
     EventHandler, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, ListQuery, BufferOutcome, Queue, Retention, Store,
@@ -39,9 +39,9 @@ const READERS: usize = 4;
 /// Jobs in an SQLite database, in a file or in memory.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: Inbox,
+    writer: CommandQueue,
     /// Absent where the writer reads as well.
-    readers: Option<Inbox>,
+    readers: Option<CommandQueue>,
     failing: Arc<AtomicBool>,
     retention: Retention,
     /// The readers', then the writer's.
@@ -62,7 +62,7 @@ impl SqliteStore {
         let failing = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
 
-        let (readers, receiver) = Inbox::new();
+        let (readers, receiver) = CommandQueue::new();
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..READERS {
             let Some(db) = place.open_beside()? else {
@@ -75,7 +75,7 @@ impl SqliteStore {
         }
         let readers = (!threads.is_empty()).then_some(readers);
 
-        let (writer, receiver) = Inbox::new();
+        let (writer, receiver) = CommandQueue::new();
         let fault = Arc::clone(&failing);
         threads.push(start("store-writer", move || {
             writer::serve(&db, receiver, &announce, &fault);
@@ -97,7 +97,7 @@ impl SqliteStore {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         let inbox = self.readers.as_ref().unwrap_or(&self.writer);
-        inbox.ask(move |db, _| run(db)).await
+        inbox.execute(move |db, _| run(db)).await
     }
 }
 
@@ -118,7 +118,7 @@ impl Store for SqliteStore {
         let record = Record::of(create.job, create.agenda, create.applied_buffered, create.budget_entries)?;
         let key = create.idempotency;
         self.writer
-            .ask(move |db, changes| jobs::create(db, &record, key.as_ref(), changes))
+            .execute(move |db, changes| jobs::create(db, &record, key.as_ref(), changes))
             .await
     }
 
@@ -155,7 +155,7 @@ impl Store for SqliteStore {
         let record = Record::of(commit.job, commit.agenda, commit.folded, commit.entries)?;
         let expected = commit.expected_version;
         self.writer
-            .ask(move |db, changes| jobs::commit(db, &record, expected, changes))
+            .execute(move |db, changes| jobs::commit(db, &record, expected, changes))
             .await
     }
 
@@ -167,7 +167,7 @@ impl Store for SqliteStore {
     async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
         let id = id.clone();
         self.writer
-            .ask(move |db, _| agenda::hasten(db, &id, at, cool_down))
+            .execute(move |db, _| agenda::hasten(db, &id, at, cool_down))
             .await
     }
 
@@ -188,7 +188,7 @@ impl Store for SqliteStore {
     ) -> Result<Vec<Arc<Job>>, Error> {
         let queue = OwnedQueue::from(queue);
         self.writer
-            .ask(move |db, _| agenda::claim(db, &queue, now, limit))
+            .execute(move |db, _| agenda::claim(db, &queue, now, limit))
             .await
     }
 
@@ -207,7 +207,7 @@ impl Store for SqliteStore {
         let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
         let news = jobs::to_json(news)?;
         self.writer
-            .ask(move |db, _| parking::park(db, &provider, &task_id, &news, now))
+            .execute(move |db, _| parking::park(db, &provider, &task_id, &news, now))
             .await
     }
 
@@ -220,7 +220,7 @@ impl Store for SqliteStore {
     async fn sweep(&self, now: Time) -> Result<usize, Error> {
         let retention = self.retention;
         self.writer
-            .ask(move |db, _| sweep::sweep(db, now, retention))
+            .execute(move |db, _| sweep::sweep(db, now, retention))
             .await
     }
 
@@ -236,13 +236,13 @@ impl Store for SqliteStore {
     async fn ping(&self) -> Result<(), Error> {
         let failing = self.failing.load(Ordering::Relaxed);
         self.writer
-            .ask(move |db, _| if failing { file::touch(db) } else { Ok(()) })
+            .execute(move |db, _| if failing { file::probe_write(db) } else { Ok(()) })
             .await
     }
 
     async fn close(&self) {
         let writer = self.writer.close();
-        drop(self.readers.as_ref().and_then(Inbox::close));
+        drop(self.readers.as_ref().and_then(CommandQueue::close));
         let mut threads = self.threads.lock().await;
         let mut readers = std::mem::take(&mut *threads);
         let last = readers.pop();

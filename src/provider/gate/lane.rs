@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::time::Time;
 
 /// Requests under way at once on a lane that is well.
-pub(super) const AT_ONCE: usize = 8;
+pub(super) const MAX_IN_FLIGHT: usize = 8;
 
 /// After which the one that was let through is taken for lost: the time a request may take, and some.
 const PROBE_LEASE: Duration = Duration::from_secs(60);
@@ -98,7 +98,7 @@ pub(super) enum Admission {
 impl Default for Lane {
     fn default() -> Self {
         Self {
-            width: AT_ONCE,
+            width: MAX_IN_FLIGHT,
             closed: None,
             streak: None,
             turn: 0,
@@ -148,8 +148,8 @@ impl Lane {
         if self.closed.is_some() {
             self.open();
         }
-        self.width = AT_ONCE.min(self.width + 1);
-        if self.width == AT_ONCE {
+        self.width = MAX_IN_FLIGHT.min(self.width + 1);
+        if self.width == MAX_IN_FLIGHT {
             self.streak = None;
         }
         true
@@ -274,7 +274,7 @@ mod tests {
         lane.close(Cause::RateLimit, None, at(0));
         let mut rounds = vec![];
         let mut passes = vec![go(&mut lane, 0, at(60))];
-        while passes.len() < AT_ONCE {
+        while passes.len() < MAX_IN_FLIGHT {
             rounds.push(passes.len());
             for pass in std::mem::take(&mut passes) {
                 assert!(lane.succeed(pass));
@@ -316,7 +316,7 @@ mod tests {
         lane.close(Cause::Quota, None, at(100));
         assert_eq!(until(&lane), at(220), "one success is not enough");
         let mut now = until(&lane);
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_IN_FLIGHT {
             let pass = go(&mut lane, 0, now);
             lane.succeed(pass);
             now = now + Duration::from_secs(1);

@@ -15,7 +15,7 @@ use futures_util::future::try_join_all;
 use super::RedisStore;
 use super::jobs::{job_from, millis};
 use super::keys::Partition;
-use super::link::{Script, away};
+use super::link::{Script, to_store_error};
 use super::scripts::{CLAIM_SUBMIT, CLAIM_WATCH, HASTEN};
 use crate::job::{Job, JobId};
 use crate::store::{Error, Queue, CLAIM_LEASE};
@@ -35,16 +35,16 @@ impl RedisStore {
         now: Time,
         limit: usize,
     ) -> Result<Vec<Arc<Job>>, Error> {
-        let mut due = self.first(queue, Some(now), limit).await?;
+        let mut due = self.due_jobs(queue, Some(now), limit).await?;
         due.truncate(limit);
         let mut ids: Vec<String> = due.into_iter().map(|due| due.id).collect();
         if let Queue::Submit { provider, max_concurrent: places } = queue {
-            ids = self.take_places(provider, places, &ids, now).await?;
+            ids = self.acquire_slots(provider, places, &ids, now).await?;
         }
         let mut claims: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         for id in &ids {
             claims
-                .entry(self.link.keys.of(id).number)
+                .entry(self.link.keys.partition_for(id).number)
                 .or_default()
                 .push(id);
         }
@@ -59,7 +59,7 @@ impl RedisStore {
                 .iter()
                 .filter(|id| !claimed.iter().any(|job| job.id.as_str() == **id));
             for id in missed {
-                self.free_place_of(provider, id).await?;
+                self.release_slot_by_id(provider, id).await?;
             }
         }
         Ok(claimed)
@@ -85,7 +85,7 @@ impl RedisStore {
             keys.push(part.job(id));
             args.push(id.into());
         }
-        let claimed: Vec<String> = self.link.run(script, keys, args).await?;
+        let claimed: Vec<String> = self.link.run_script(script, keys, args).await?;
         let pairs = claimed.as_chunks::<2>().0.iter();
         let readable = |[doc, ticket]: &[String; 2]| {
             let job = job_from(doc, ticket);
@@ -96,7 +96,7 @@ impl RedisStore {
     }
 
     /// The jobs of a queue that are due first, those up to `last` only; `limit` of each partition.
-    async fn first(
+    async fn due_jobs(
         &self,
         queue: Queue<'_>,
         last: Option<Time>,
@@ -111,7 +111,7 @@ impl RedisStore {
                 let due: Result<Vec<(String, f64)>, _> = client
                     .zrangebyscore(key, "-inf", last, true, Some((0, limit)))
                     .await;
-                due.map_err(|error| away(&error))
+                due.map_err(|error| to_store_error(&error))
             }
         });
         let found = try_join_all(reads).await?;
@@ -125,27 +125,27 @@ impl RedisStore {
         clippy::cast_possible_truncation,
         reason = "whole milliseconds, which a score holds exactly"
     )]
-    pub(super) async fn earliest(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
-        let due = self.first(queue, None, 1).await?;
+    pub(super) async fn next_due_at(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
+        let due = self.due_jobs(queue, None, 1).await?;
         Ok(due.first().map(|due| Time::from_millis(due.at as i64)))
     }
 
-    pub(super) async fn hasten_job(
+    pub(super) async fn schedule_poll(
         &self,
         id: &JobId,
         at: Time,
         cool_down: Duration,
     ) -> Result<(), Error> {
-        let part = self.link.keys.of(id.as_str());
+        let part = self.link.keys.partition_for(id.as_str());
         let args = vec![
             id.as_str().into(),
             at.millis().into(),
             millis(cool_down).into(),
-            self.longest().into(),
+            self.shared_key_ttl().into(),
         ];
         let _: i64 = self
             .link
-            .run_durably(&HASTEN, vec![part.job(id), part.watch()], args)
+            .run_script_replicated(&HASTEN, vec![part.job(id), part.poll_queue()], args)
             .await?;
         Ok(())
     }
@@ -162,7 +162,7 @@ pub(super) fn until(at: Time) -> ZRange {
 
 fn queue_key(part: Partition<'_>, queue: Queue<'_>) -> String {
     match queue {
-        Queue::Poll => part.watch(),
+        Queue::Poll => part.poll_queue(),
         Queue::Submit { provider, .. } => part.submit(provider),
     }
 }

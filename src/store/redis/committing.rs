@@ -4,9 +4,9 @@
 //! not done is found by those who look.
 
 use super::RedisStore;
-use super::jobs::{tag, task_field, task_of, to_json};
+use super::jobs::{document_key, task_field, task_of, to_json};
 use super::keys::task_name;
-use super::names::{Claim, Name};
+use super::names::{ClaimOutcome, UniqueKey};
 use super::scripts::COMMIT;
 use crate::store::{CommitJob, CommitOutcome, Error};
 
@@ -17,27 +17,27 @@ impl RedisStore {
         loop {
             let outcome = self.try_commit(commit, task.is_some()).await;
             match outcome {
-                Ok(Outcome::Unbound) => {
+                Ok(Outcome::TaskNotClaimed) => {
                     let Some((provider, task_id)) = task_of(job) else {
                         return Ok(CommitOutcome::Conflict);
                     };
-                    let name = Name::task(&task_name(provider, task_id));
+                    let name = UniqueKey::task(&task_name(provider, task_id));
                     match self.claim(name, job, "", &commit.folded).await? {
-                        Claim::Ours(name) => task = name,
-                        Claim::Others { .. } | Claim::NewsMissed => return Ok(CommitOutcome::Conflict),
+                        ClaimOutcome::Acquired(name) => task = name,
+                        ClaimOutcome::HeldBy { .. } | ClaimOutcome::UpdatesMissed => return Ok(CommitOutcome::Conflict),
                     }
                 }
                 Ok(Outcome::Done { had_place }) => {
-                    self.forget_news(task.as_ref()).await;
-                    self.after_commit(commit, had_place).await?;
+                    self.delete_buffered_updates(task.as_ref()).await;
+                    self.apply_side_effects(commit, had_place).await?;
                     return Ok(CommitOutcome::Committed);
                 }
                 Ok(Outcome::Stale) => {
-                    self.drop_name(task, &job.id).await;
+                    self.release_key(task, &job.id).await;
                     return Ok(CommitOutcome::Conflict);
                 }
                 Ok(Outcome::Gone) => {
-                    self.drop_name(task, &job.id).await;
+                    self.release_key(task, &job.id).await;
                     return Ok(CommitOutcome::NotFound);
                 }
                 // Whether it was done is not known, so the task stays claimed; should the job not
@@ -49,16 +49,16 @@ impl RedisStore {
 
     async fn try_commit(&self, commit: &CommitJob, is_claimed: bool) -> Result<Outcome, Error> {
         let job = &commit.job;
-        let part = self.link.keys.of(job.id.as_str());
+        let part = self.link.keys.partition_for(job.id.as_str());
         let [hash, watch, submit, ends, _, open, owed_key, channel, owner] =
             self.keys_of(part, job);
         let (owed, sums) = match commit.entries.is_empty() {
             true => (String::new(), String::new()),
-            false => (tag(job), to_json(&Self::debt(&commit.entries, job))?),
+            false => (document_key(job), to_json(&Self::outbox_entry(&commit.entries, job))?),
         };
         let answer: Vec<String> = self
             .link
-            .run_durably(
+            .run_script_replicated(
                 &COMMIT,
                 vec![hash, watch, submit, ends, open, owed_key, channel, owner],
                 vec![
@@ -78,7 +78,7 @@ impl RedisStore {
         Ok(match answer.first().map(String::as_str) {
             Some("gone") => Outcome::Gone,
             Some("stale") => Outcome::Stale,
-            Some("unbound") => Outcome::Unbound,
+            Some("unbound") => Outcome::TaskNotClaimed,
             _ => Outcome::Done {
                 had_place: answer.get(1).is_some_and(|had| had == "1"),
             },
@@ -86,20 +86,20 @@ impl RedisStore {
     }
 
     /// What only points at the job. Should it not come to it, whoever follows it looks at the job.
-    async fn after_commit(&self, commit: &CommitJob, had_place: bool) -> Result<(), Error> {
+    async fn apply_side_effects(&self, commit: &CommitJob, had_place: bool) -> Result<(), Error> {
         let job = &commit.job;
         let has_place = commit.agenda.holds_slot && !job.is_final();
         let places = async {
             match (had_place, has_place) {
-                (true, false) => self.free_place(job).await,
-                (false, true) => self.hold_place(job).await,
+                (true, false) => self.release_slot(job).await,
+                (false, true) => self.record_slot(job).await,
                 (true, true) | (false, false) => Ok(()),
             }
         };
         let (placed, closed, booked) = tokio::join!(
             places,
-            self.close_in_list(job),
-            self.pay(job, &commit.entries)
+            self.remove_from_active_index(job),
+            self.apply_outbox_entry(job, &commit.entries)
         );
         for error in [placed, closed, booked].into_iter().filter_map(Result::err) {
             tracing::debug!(job.id = %job.id, %error, "what follows from a commit is left to a sweep");
@@ -113,7 +113,7 @@ enum Outcome {
     Gone,
     Stale,
     /// Its task is new: it has to be claimed first.
-    Unbound,
+    TaskNotClaimed,
     Done {
         had_place: bool,
     },

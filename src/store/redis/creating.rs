@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::RedisStore;
 use super::jobs::{task_field, task_of, to_json};
 use super::keys::{key_name, task_name};
-use super::names::{Claim, Name};
+use super::names::{ClaimOutcome, UniqueKey};
 use super::scripts::CREATE;
 use crate::job::Job;
 use crate::store::{CommitOutcome, CreateJob, CreateOutcome, Error, IdempotencyKey, deterministic_jitter};
@@ -17,7 +17,7 @@ impl RedisStore {
     pub(super) async fn create_job(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
         let created = self.try_create(create).await?;
         if let CreateOutcome::Replayed(kept) | CreateOutcome::TaskConflict(kept) = &created {
-            match self.secure_job(kept).await? {
+            match self.ensure_replicated(kept).await? {
                 CommitOutcome::Committed => {}
                 CommitOutcome::Conflict | CommitOutcome::NotFound => return Err(Error::Overloaded),
             }
@@ -28,8 +28,8 @@ impl RedisStore {
     async fn try_create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
         let job = &create.job;
         let key = match self.claim_key(create.idempotency.as_ref(), job).await? {
-            Claim::Ours(name) => name,
-            Claim::Others { job, print }
+            ClaimOutcome::Acquired(name) => name,
+            ClaimOutcome::HeldBy { job, print }
                 if create
                     .idempotency
                     .as_ref()
@@ -37,25 +37,25 @@ impl RedisStore {
             {
                 return Ok(CreateOutcome::Replayed(job));
             }
-            Claim::Others { .. } => return Ok(CreateOutcome::IdempotencyKeyConflict),
-            Claim::NewsMissed => return Err(Error::Overloaded),
+            ClaimOutcome::HeldBy { .. } => return Ok(CreateOutcome::IdempotencyKeyConflict),
+            ClaimOutcome::UpdatesMissed => return Err(Error::Overloaded),
         };
         let created = self.create_with_task(&create, key.as_ref()).await;
-        self.drop_if_refused(&created, key, job).await;
+        self.release_unless_created(&created, key, job).await;
         created
     }
 
     /// Gives up a name that was claimed for a job that is not to be. Where that is not known, the
     /// claim stays: it is void before long if the job does not come.
-    async fn drop_if_refused(
+    async fn release_unless_created(
         &self,
         created: &Result<CreateOutcome, Error>,
-        name: Option<Name>,
+        name: Option<UniqueKey>,
         job: &Job,
     ) {
         match created {
             Ok(CreateOutcome::TaskConflict(_) | CreateOutcome::LimitExceeded { .. } | CreateOutcome::Conflict) => {
-                self.drop_name(name, &job.id).await;
+                self.release_key(name, &job.id).await;
             }
             Ok(CreateOutcome::Created | CreateOutcome::Replayed(_) | CreateOutcome::IdempotencyKeyConflict) | Err(_) => {}
         }
@@ -65,23 +65,23 @@ impl RedisStore {
         &self,
         idempotency: Option<&IdempotencyKey>,
         job: &Job,
-    ) -> Result<Claim, Error> {
+    ) -> Result<ClaimOutcome, Error> {
         let Some(IdempotencyKey {
             caller,
             key,
             fingerprint,
         }) = idempotency
         else {
-            return Ok(Claim::Ours(None));
+            return Ok(ClaimOutcome::Acquired(None));
         };
-        let name = Name::key(&key_name(caller, key));
+        let name = UniqueKey::key(&key_name(caller, key));
         self.claim(name, job, fingerprint, &[]).await
     }
 
     async fn create_with_task(
         &self,
         create: &CreateJob,
-        key: Option<&Name>,
+        key: Option<&UniqueKey>,
     ) -> Result<CreateOutcome, Error> {
         let job = &create.job;
         // The same request once more, without a key.
@@ -90,35 +90,35 @@ impl RedisStore {
         }
         let task = match task_of(job) {
             Some((provider, task_id)) => {
-                let name = Name::task(&task_name(provider, task_id));
+                let name = UniqueKey::task(&task_name(provider, task_id));
                 match self.claim(name, job, "", &create.applied_buffered).await? {
-                    Claim::Ours(name) => name,
-                    Claim::Others { job, .. } => return Ok(CreateOutcome::TaskConflict(job)),
-                    Claim::NewsMissed => return Ok(CreateOutcome::Conflict),
+                    ClaimOutcome::Acquired(name) => name,
+                    ClaimOutcome::HeldBy { job, .. } => return Ok(CreateOutcome::TaskConflict(job)),
+                    ClaimOutcome::UpdatesMissed => return Ok(CreateOutcome::Conflict),
                 }
             }
             None => None,
         };
         let created = self.create_charged(create, key).await;
         if let Ok(CreateOutcome::Created) = &created {
-            self.forget_news(task.as_ref()).await;
+            self.delete_buffered_updates(task.as_ref()).await;
         }
-        self.drop_if_refused(&created, task, job).await;
+        self.release_unless_created(&created, task, job).await;
         created
     }
 
-    async fn create_charged(&self, create: &CreateJob, key: Option<&Name>) -> Result<CreateOutcome, Error> {
+    async fn create_charged(&self, create: &CreateJob, key: Option<&UniqueKey>) -> Result<CreateOutcome, Error> {
         let job = &create.job;
-        let owed = self.reserve(job, &create.budget_entries).await?;
+        let owed = self.reserve_budget(job, &create.budget_entries).await?;
         let owed = match owed {
             Ok(owed) => owed,
             Err(account) => return Ok(CreateOutcome::LimitExceeded { account }),
         };
-        self.list(job).await?;
+        self.index_job(job).await?;
         if create.agenda.holds_slot && !job.is_final() {
-            self.hold_place(job).await?;
+            self.record_slot(job).await?;
         }
-        let part = self.link.keys.of(job.id.as_str());
+        let part = self.link.keys.partition_for(job.id.as_str());
         let keys = self.keys_of(part, job);
         let [
             hash,
@@ -133,7 +133,7 @@ impl RedisStore {
         ] = keys;
         let created: String = self
             .link
-            .run_durably(
+            .run_script_replicated(
                 &CREATE,
                 vec![
                     hash, watch, submit, ends, jobs, open, owed_key, channel, owner,
@@ -144,7 +144,7 @@ impl RedisStore {
                     to_json(&**job)?.into(),
                     to_json(&*job.internal)?.into(),
                     to_json(&self.changes(job, create.agenda))?.into(),
-                    to_json(&lasting(job, key))?.into(),
+                    to_json(&immutable_fields(job, key))?.into(),
                     owed.unwrap_or_default().into(),
                 ],
             )
@@ -162,7 +162,7 @@ impl RedisStore {
 }
 
 /// What is set once in a job's life: names and values in turn.
-fn lasting(job: &Job, key: Option<&Name>) -> Vec<String> {
+fn immutable_fields(job: &Job, key: Option<&UniqueKey>) -> Vec<String> {
     let whole = Duration::from_millis(10 * 1024);
     let spread = (deterministic_jitter(whole, job.id.as_str()) - whole).as_millis();
     let fields = [

@@ -21,142 +21,142 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::channels::Channels;
-use self::ears::Ears;
-use super::keeping::renew;
-use super::link::{Link, away};
-use super::place::{PATIENCE, Place};
+use self::ears::MessageReceiver;
+use super::keeping::force_reconnect;
+use super::link::{Connections, to_store_error};
+use super::place::{PATIENCE, Endpoint};
 use crate::store::{Error, StoreEvent, ChangeListener, Topic};
 
 /// Between two probes, and two looks at what came of them.
-const PROBE_EVERY: Duration = Duration::from_millis(500);
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// After which a probe that did not come back means that nothing else does.
-const SILENCE: Duration = Duration::from_millis(2500);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// Between two looks at what is still wanted. A topic that nobody wants is left after two of them, so
 /// that whoever comes right back finds it as it was.
-const REVIEW_EVERY: Duration = Duration::from_secs(10);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Wishes that wait to be heard; whoever comes then waits to tell his.
-const MOST_WISHES: usize = 1024;
+const MAX_PENDING_REQUESTS: usize = 1024;
 
 /// Somebody wants to hear of these, and waits until it is so.
-struct Wish {
+struct SubscribeRequest {
     topics: Vec<Topic>,
     /// When that is too late.
-    until: Instant,
+    deadline: Instant,
     done: oneshot::Sender<Result<(), Error>>,
 }
 
 /// The way to the task that listens.
-pub(super) struct Hearing {
-    wishes: mpsc::Sender<Wish>,
-    ears: Arc<Ears>,
+pub(super) struct Subscriber {
+    requests: mpsc::Sender<SubscribeRequest>,
+    ears: Arc<MessageReceiver>,
 }
 
 /// The task that listens.
-struct Listener {
-    link: Arc<Link>,
+struct SubscriptionManager {
+    link: Arc<Connections>,
     node: ChangeListener,
     client: Client,
     channels: Channels,
-    ears: Arc<Ears>,
+    ears: Arc<MessageReceiver>,
     begun: Instant,
     /// Whether the node was told that its store is away.
-    is_away: bool,
+    reported_unavailable: bool,
     /// Whether all channels have to be asked for again.
-    is_deaf: bool,
+    needs_resubscribe: bool,
     /// Those that came while it was deaf.
-    wishes: Vec<Wish>,
-    lost: Receiver<(RedisError, Option<Server>)>,
-    found: Receiver<Server>,
+    wishes: Vec<SubscribeRequest>,
+    connection_errors: Receiver<(RedisError, Option<Server>)>,
+    reconnects: Receiver<Server>,
 }
 
-impl Wish {
+impl SubscribeRequest {
     fn answer(self, outcome: Result<(), Error>) {
         // Whoever has gone away needs no answer.
         drop(self.done.send(outcome));
     }
 }
 
-impl Hearing {
+impl Subscriber {
     /// Begins to listen; must be called within a runtime.
-    pub(super) fn open(place: &Place, link: &Arc<Link>, node: ChangeListener) -> Result<Self, Error> {
-        let client = place.listening_client().map_err(|error| away(&error))?;
+    pub(super) fn open(place: &Endpoint, link: &Arc<Connections>, node: ChangeListener) -> Result<Self, Error> {
+        let client = place.subscriber_client().map_err(|error| to_store_error(&error))?;
         let name = uuid::Uuid::now_v7().simple().to_string();
-        let ears = Arc::new(Ears::new(&link.keys, &name));
+        let ears = Arc::new(MessageReceiver::new(&link.keys, &name));
         tokio::spawn(ears::run(
             Arc::clone(&ears),
             client.message_rx(),
             node.clone(),
         ));
-        let (wishes, inbox) = mpsc::channel(MOST_WISHES);
-        let listener = Listener {
-            channels: Channels::new(place.is_clustered(), ears.permanent()),
+        let (wishes, inbox) = mpsc::channel(MAX_PENDING_REQUESTS);
+        let listener = SubscriptionManager {
+            channels: Channels::new(place.is_clustered(), ears.system_channels()),
             link: Arc::clone(link),
             node,
             ears: Arc::clone(&ears),
             begun: Instant::now(),
-            is_away: false,
-            is_deaf: true,
+            reported_unavailable: false,
+            needs_resubscribe: true,
             wishes: Vec::new(),
-            lost: client.error_rx(),
-            found: client.reconnect_rx(),
+            connection_errors: client.error_rx(),
+            reconnects: client.reconnect_rx(),
             client,
         };
         tokio::spawn(listener.run(inbox));
-        Ok(Self { wishes, ears })
+        Ok(Self { requests: wishes, ears })
     }
 
     /// Listens to these from now on; what is committed after the answer is heard.
     pub(super) async fn listen(&self, topics: Vec<Topic>) -> Result<(), Error> {
         let closed = || Error::Unavailable("it is closed".to_owned());
         let (done, answer) = oneshot::channel();
-        let wish = Wish {
+        let wish = SubscribeRequest {
             topics,
-            until: Instant::now() + PATIENCE,
+            deadline: Instant::now() + PATIENCE,
             done,
         };
-        self.wishes.send(wish).await.map_err(|_| closed())?;
+        self.requests.send(wish).await.map_err(|_| closed())?;
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
     /// Whether what is said reaches this node.
-    pub(super) fn is_well(&self) -> bool {
+    pub(super) fn is_healthy(&self) -> bool {
         self.ears.is_well()
     }
 }
 
-impl Listener {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Wish>) {
+impl SubscriptionManager {
+    async fn run(mut self, mut inbox: mpsc::Receiver<SubscribeRequest>) {
         let mut connection = self.client.connect();
-        let mut probe = interval(PROBE_EVERY);
+        let mut probe = interval(PROBE_INTERVAL);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut review = interval(REVIEW_EVERY);
-        let over = self.link.over.clone();
+        let mut review = interval(PRUNE_INTERVAL);
+        let over = self.link.shutdown.clone();
         loop {
             tokio::select! {
                 () = over.cancelled() => break,
-                count = inbox.recv_many(&mut self.wishes, MOST_WISHES) => match count {
+                count = inbox.recv_many(&mut self.wishes, MAX_PENDING_REQUESTS) => match count {
                     0 => break,
-                    _ => self.grant().await,
+                    _ => self.process_requests().await,
                 },
                 _ = &mut connection => {
                     connection = self.client.connect();
-                    self.go_deaf("the connection's task has ended");
+                    self.mark_stale("the connection's task has ended");
                 }
                 // Either way it may be more than one, and some may be missing.
-                why = self.lost.recv() => {
+                why = self.connection_errors.recv() => {
                     let why = why.map(|(error, _)| error.to_string());
-                    self.go_deaf(&why.unwrap_or_default());
+                    self.mark_stale(&why.unwrap_or_default());
                 }
-                _ = self.found.recv() => {
-                    self.go_deaf("the connection is new");
+                _ = self.reconnects.recv() => {
+                    self.mark_stale("the connection is new");
                     probe.reset_immediately();
                 }
-                () = self.ears.gap() => self.go_deaf("messages were lost"),
-                _ = probe.tick() => self.look(&mut probe).await,
-                _ = review.tick() => self.review().await,
+                () = self.ears.gap() => self.mark_stale("messages were lost"),
+                _ = probe.tick() => self.check_probes(&mut probe).await,
+                _ = review.tick() => self.prune_channels().await,
             }
         }
         if let Err(error) = self.client.quit().await {
@@ -166,17 +166,17 @@ impl Listener {
 
     /// Listens to what is wished for and was not listened to. A gap may be over in a moment, so for
     /// that long those who wish wait for its end.
-    async fn grant(&mut self) {
+    async fn process_requests(&mut self) {
         let now = Instant::now();
-        if self.is_deaf {
-            let is_too_late = |wish: &mut Wish| wish.until <= now;
+        if self.needs_resubscribe {
+            let is_too_late = |wish: &mut SubscribeRequest| wish.deadline <= now;
             for wish in self.wishes.extract_if(.., is_too_late) {
                 wish.answer(Err(Error::Unavailable("nothing is heard of changes".to_owned())));
             }
             return;
         }
         let topics = self.wishes.iter().flat_map(|wish| &wish.topics);
-        let missing = self.channels.missing(&self.link.keys, topics);
+        let missing = self.channels.not_subscribed(&self.link.keys, topics);
         let granted = match missing.is_empty() {
             true => Ok(()),
             false => self.channels.add(&self.client, missing).await,
@@ -189,63 +189,63 @@ impl Listener {
         }
     }
 
-    fn go_deaf(&mut self, why: &str) {
-        if !self.is_deaf {
+    fn mark_stale(&mut self, why: &str) {
+        if !self.needs_resubscribe {
             tracing::warn!(why, "changes may have been missed");
         }
-        self.is_deaf = true;
+        self.needs_resubscribe = true;
         // At the very beginning nobody has heard anything yet.
-        if !self.is_away && (self.ears.is_well() || self.begun.elapsed() > SILENCE) {
-            self.is_away = true;
-            self.ears.set_well(false);
+        if !self.reported_unavailable && (self.ears.is_well() || self.begun.elapsed() > PROBE_TIMEOUT) {
+            self.reported_unavailable = true;
+            self.ears.set_healthy(false);
             (self.node.on_event)(StoreEvent::Unavailable);
         }
     }
 
     /// Probes every way in, and mends what is silent.
-    async fn look(&mut self, probe: &mut tokio::time::Interval) {
-        if !self.is_deaf {
-            let silent = self.ears.silent(SILENCE);
+    async fn check_probes(&mut self, probe: &mut tokio::time::Interval) {
+        if !self.needs_resubscribe {
+            let silent = self.ears.stale_partitions(PROBE_TIMEOUT);
             if !silent.is_empty() {
                 tracing::warn!(partitions = ?silent, "a probe did not come back");
-                self.go_deaf("a probe did not come back");
+                self.mark_stale("a probe did not come back");
             }
         }
-        if self.is_deaf {
-            self.mend().await;
-            self.grant().await;
+        if self.needs_resubscribe {
+            self.resubscribe().await;
+            self.process_requests().await;
             probe.reset();
         }
         self.ears.probe(&self.link).await;
     }
 
     /// Asks for everything again. A connection that does not even answer is given up.
-    async fn mend(&mut self) {
-        if self.begun.elapsed() > SILENCE {
-            self.go_deaf("");
+    async fn resubscribe(&mut self) {
+        if self.begun.elapsed() > PROBE_TIMEOUT {
+            self.mark_stale("");
         }
         if !self.client.is_connected() {
             return;
         }
         // What was told of connections until now, this makes good: each server tells for itself.
         while !matches!(
-            self.lost.try_recv(),
+            self.connection_errors.try_recv(),
             Err(TryRecvError::Empty | TryRecvError::Closed)
         ) {}
         while !matches!(
-            self.found.try_recv(),
+            self.reconnects.try_recv(),
             Err(TryRecvError::Empty | TryRecvError::Closed)
         ) {}
         let mended = async {
-            self.channels.renew(&self.client).await?;
-            self.ears.hear_all(&self.link).await
+            self.channels.resubscribe_all(&self.client).await?;
+            self.ears.await_probes(&self.link).await
         };
         match mended.await {
             Ok(()) => {
-                self.is_deaf = false;
-                self.ears.set_well(true);
-                if self.is_away {
-                    self.is_away = false;
+                self.needs_resubscribe = false;
+                self.ears.set_healthy(true);
+                if self.reported_unavailable {
+                    self.reported_unavailable = false;
                     tracing::info!("changes are heard again");
                     (self.node.on_event)(StoreEvent::Recovered);
                 }
@@ -253,16 +253,16 @@ impl Listener {
             Err(error) => {
                 tracing::warn!(%error, "can't listen to changes yet");
                 if self.client.is_connected() {
-                    renew(&self.client).await;
+                    force_reconnect(&self.client).await;
                 }
             }
         }
     }
 
-    async fn review(&mut self) {
+    async fn prune_channels(&mut self) {
         let wanted = Arc::clone(&self.node.is_subscribed);
-        let unwanted = self.channels.unwanted(|topic| wanted(topic));
-        if self.is_deaf || unwanted.is_empty() {
+        let unwanted = self.channels.idle(|topic| wanted(topic));
+        if self.needs_resubscribe || unwanted.is_empty() {
             return;
         }
         if let Err(error) = self.channels.remove(&self.client, unwanted).await {

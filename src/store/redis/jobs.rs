@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::RedisStore;
 use super::keys::Partition;
-use super::link::away;
+use super::link::to_store_error;
 use super::scripts::{READ, SECURE};
 use crate::job::{Job, JobId};
 use crate::store::{Schedule, CommitOutcome, Error};
@@ -24,11 +24,11 @@ use crate::store::{Schedule, CommitOutcome, Error};
 const BATCH: usize = 64;
 
 /// How much longer than its retention anything is kept by Redis itself: the sweep comes first.
-pub(super) const SLACK: Duration = Duration::from_secs(24 * 3600);
+pub(super) const TTL_MARGIN: Duration = Duration::from_secs(24 * 3600);
 
 /// What a commit changes beside the document, as its script reads it.
 #[derive(Serialize)]
-pub(super) struct Changes {
+pub(super) struct CommitFields {
     /// Names and values in turn.
     fields: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,23 +39,23 @@ pub(super) struct Changes {
     forget: String,
     /// How long Redis keeps the job, and how long its queues, in milliseconds.
     ttl: String,
-    longest: String,
+    shared_ttl: String,
     r#final: bool,
 }
 
 impl RedisStore {
     /// Waits until as many replicas as are asked for have this version. While one Redis takes over
     /// from another, what was read may be kept by the one that is left, and nowhere else.
-    pub(super) async fn secure_job(&self, job: &Job) -> Result<CommitOutcome, Error> {
-        if !self.link.waits() {
+    pub(super) async fn ensure_replicated(&self, job: &Job) -> Result<CommitOutcome, Error> {
+        if !self.link.requires_replicas() {
             return Ok(CommitOutcome::Committed);
         }
-        let keys = vec![self.link.keys.of(job.id.as_str()).job(&job.id)];
+        let keys = vec![self.link.keys.partition_for(job.id.as_str()).job(&job.id)];
         let args = vec![
             job.version.to_string().into(),
             job.updated_at.millis().to_string().into(),
         ];
-        let answer: String = self.link.run_durably(&SECURE, keys, args).await?;
+        let answer: String = self.link.run_script_replicated(&SECURE, keys, args).await?;
         Ok(match answer.as_str() {
             "done" => CommitOutcome::Committed,
             "gone" => CommitOutcome::NotFound,
@@ -67,18 +67,18 @@ impl RedisStore {
     pub(super) fn keys_of(&self, part: Partition<'_>, job: &Job) -> [String; 9] {
         [
             part.job(&job.id),
-            part.watch(),
+            part.poll_queue(),
             part.submit(job.provider.as_deref().unwrap_or_default()),
-            part.ends(),
+            part.expiry_queue(),
             part.jobs(None),
-            part.open(None),
-            part.owed(),
+            part.active_jobs(None),
+            part.budget_outbox(),
             part.channel(&job.id),
             part.owner_channel(&job.owner),
         ]
     }
 
-    pub(super) fn changes(&self, job: &Job, agenda: Schedule) -> Changes {
+    pub(super) fn changes(&self, job: &Job, agenda: Schedule) -> CommitFields {
         // An ended job wants nobody's attention.
         let agenda = if job.is_final() {
             Schedule::default()
@@ -105,7 +105,7 @@ impl RedisStore {
             ("deadline", job.deadline_at.millis().to_string()),
             ("updated", job.updated_at.millis().to_string()),
         ];
-        Changes {
+        CommitFields {
             fields: fields
                 .into_iter()
                 .flat_map(|(name, value)| [name.to_owned(), value])
@@ -113,25 +113,25 @@ impl RedisStore {
             watch: agenda.poll_at.map(|at| at.millis().to_string()),
             submit,
             forget: (since + kept).millis().to_string(),
-            ttl: millis(kept + SLACK),
-            longest: self.longest(),
+            ttl: millis(kept + TTL_MARGIN),
+            shared_ttl: self.shared_key_ttl(),
             r#final: job.is_final(),
         }
     }
 
     /// How long what belongs to no one job is kept after its last use.
-    pub(super) fn longest(&self) -> String {
-        millis(self.retention.terminal.max(self.retention.active) + SLACK)
+    pub(super) fn shared_key_ttl(&self) -> String {
+        millis(self.retention.terminal.max(self.retention.active) + TTL_MARGIN)
     }
 
     pub(super) async fn read(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
-        let key = self.link.keys.of(id.as_str()).job(id);
+        let key = self.link.keys.partition_for(id.as_str()).job(id);
         let found: Vec<Option<String>> = self
             .link
             .client()
             .hmget(key, vec!["doc", "ticket"])
             .await
-            .map_err(|error| away(&error))?;
+            .map_err(|error| to_store_error(&error))?;
         match found.as_slice() {
             [Some(doc), Some(ticket)] => job_from(doc, ticket).map(Some),
             _ => Ok(None),
@@ -143,14 +143,14 @@ impl RedisStore {
     pub(super) async fn read_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
         let mut places: BTreeMap<usize, Vec<&JobId>> = BTreeMap::new();
         for id in ids {
-            let place = self.link.keys.of(id.as_str()).number;
+            let place = self.link.keys.partition_for(id.as_str()).number;
             places.entry(place).or_default().push(id);
         }
         let some = places.values().flat_map(|ids| ids.chunks(BATCH));
         let reads = some.map(async |ids| {
-            let keys = ids.iter().map(|id| self.link.keys.of(id.as_str()).job(id));
+            let keys = ids.iter().map(|id| self.link.keys.partition_for(id.as_str()).job(id));
             let found: Vec<Option<String>> =
-                self.link.run(&READ, keys.collect(), Vec::new()).await?;
+                self.link.run_script(&READ, keys.collect(), Vec::new()).await?;
             Ok::<_, Error>(found)
         });
         let found = try_join_all(reads).await?.concat();
@@ -174,7 +174,7 @@ pub(super) fn task_field(job: &Job) -> String {
 }
 
 /// Under which name a document's bookings are made once.
-pub(super) fn tag(job: &Job) -> String {
+pub(super) fn document_key(job: &Job) -> String {
     format!("{}:{}", job.id, job.version)
 }
 

@@ -20,18 +20,18 @@ use tokio_util::sync::CancellationToken;
 use super::place::PATIENCE;
 
 /// Between two looks at whether all servers answer.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After which a question without an answer means that nothing else is answered.
-const SILENCE: Duration = Duration::from_secs(2);
+const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What stands behind a command of one word.
-const NO_WORDS: Vec<Value> = Vec::new();
+const NO_ARGS: Vec<Value> = Vec::new();
 
 /// Connects a client and keeps it so, until `over`.
-pub(super) async fn keep(client: Client, over: CancellationToken) {
+pub(super) async fn maintain_connection(client: Client, over: CancellationToken) {
     let mut connection = client.connect();
-    let mut look = interval(LOOK_EVERY);
+    let mut look = interval(HEALTH_CHECK_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -42,13 +42,13 @@ pub(super) async fn keep(client: Client, over: CancellationToken) {
                 // What ended it may still be so: a password that is wrong, say.
                 tokio::select! {
                     () = over.cancelled() => return,
-                    () = sleep(LOOK_EVERY) => connection = client.connect(),
+                    () = sleep(HEALTH_CHECK_INTERVAL) => connection = client.connect(),
                 }
             }
             _ = look.tick() => {
-                if client.is_connected() && is_amiss(&client).await {
+                if client.is_connected() && is_unhealthy(&client).await {
                     tracing::warn!("a server is silent or no primary; the connection is made anew");
-                    renew(&client).await;
+                    force_reconnect(&client).await;
                 }
             }
         }
@@ -56,7 +56,7 @@ pub(super) async fn keep(client: Client, over: CancellationToken) {
 }
 
 /// Gives up a client's connections for new ones, to wherever its place is by now.
-pub(super) async fn renew(client: &Client) {
+pub(super) async fn force_reconnect(client: &Client) {
     match timeout(PATIENCE, client.force_reconnection()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "can't connect anew"),
@@ -65,7 +65,7 @@ pub(super) async fn renew(client: &Client) {
 }
 
 /// Whether a server that the client is connected to leaves a question unanswered, or is no primary.
-async fn is_amiss(client: &Client) -> bool {
+async fn is_unhealthy(client: &Client) -> bool {
     let servers = match client.is_clustered() {
         true => client.active_connections().into_iter().map(Some).collect(),
         false => vec![None],
@@ -73,14 +73,14 @@ async fn is_amiss(client: &Client) -> bool {
     let answers = servers.into_iter().map(async |cluster_node| {
         let options = Options {
             max_attempts: Some(1),
-            timeout: Some(SILENCE),
+            timeout: Some(HEALTH_CHECK_TIMEOUT),
             fail_fast: true,
             cluster_node,
             ..Options::default()
         };
         let role = CustomCommand::new_static("ROLE", ClusterHash::Random, false);
         let answer: Result<Vec<Value>, _> =
-            client.with_options(&options).custom(role, NO_WORDS).await;
+            client.with_options(&options).custom(role, NO_ARGS).await;
         match answer {
             Ok(role) => role.first().and_then(Value::as_str).as_deref() != Some("master"),
             Err(error) => *error.kind() == ErrorKind::Timeout,

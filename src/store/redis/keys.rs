@@ -49,7 +49,7 @@ impl Keys {
     }
 
     /// The partition that a name belongs to: always the same one.
-    pub(super) fn of(&self, name: &str) -> Partition<'_> {
+    pub(super) fn partition_for(&self, name: &str) -> Partition<'_> {
         self.partition(usize::from(fred_slot(name)) % self.tags.len())
     }
 
@@ -65,7 +65,7 @@ impl Keys {
     /// partition.
     pub(super) fn channels(&self, topic: &Topic) -> Vec<String> {
         match topic {
-            Topic::Job(id) => vec![self.of(id.as_str()).channel(id)],
+            Topic::Job(id) => vec![self.partition_for(id.as_str()).channel(id)],
             Topic::Owner(owner) => self
                 .partitions()
                 .map(|part| part.owner_channel(owner))
@@ -101,17 +101,17 @@ impl Partition<'_> {
     }
 
     /// Where nodes tell each other what they remember.
-    pub(super) fn memory_channel(self) -> String {
+    pub(super) fn shared_state_channel(self) -> String {
         self.key("told", "memory")
     }
 
     /// What nodes remember together.
-    pub(super) fn memory(self) -> String {
+    pub(super) fn shared_state(self) -> String {
         self.key("nodes", "memory")
     }
 
     /// Jobs by when to ask about them.
-    pub(super) fn watch(self) -> String {
+    pub(super) fn poll_queue(self) -> String {
         self.key("queue", "watch")
     }
 
@@ -121,7 +121,7 @@ impl Partition<'_> {
     }
 
     /// Jobs by when to forget them.
-    pub(super) fn ends(self) -> String {
+    pub(super) fn expiry_queue(self) -> String {
         self.key("queue", "forget")
     }
 
@@ -134,7 +134,7 @@ impl Partition<'_> {
     }
 
     /// The ids of jobs without an end, and some that have one by now.
-    pub(super) fn open(self, owner: Option<&str>) -> String {
+    pub(super) fn active_jobs(self, owner: Option<&str>) -> String {
         match owner {
             Some(owner) => self.key("open", owner),
             None => self.key("all", "open"),
@@ -142,7 +142,7 @@ impl Partition<'_> {
     }
 
     /// What is still to be booked.
-    pub(super) fn owed(self) -> String {
+    pub(super) fn budget_outbox(self) -> String {
         self.key("all", "owed")
     }
 
@@ -152,7 +152,7 @@ impl Partition<'_> {
     }
 
     /// What is parked for a task.
-    pub(super) fn news(self, task: &str) -> String {
+    pub(super) fn buffered_updates(self, task: &str) -> String {
         self.key("news", task)
     }
 
@@ -177,7 +177,7 @@ impl Partition<'_> {
     }
 
     /// Jobs that take a provider's places, each with the moment until which that is believed.
-    pub(super) fn places(self, provider: &str) -> String {
+    pub(super) fn slots(self, provider: &str) -> String {
         self.key("places", provider)
     }
 }
@@ -213,7 +213,7 @@ mod tests {
         let keys = Keys::new("ph", true);
         let slots: Vec<u16> = keys
             .partitions()
-            .map(|part| fred_slot(&part.watch()) / (SLOTS / PARTITIONS))
+            .map(|part| fred_slot(&part.poll_queue()) / (SLOTS / PARTITIONS))
             .collect();
         assert_eq!(slots, (0..PARTITIONS).collect::<Vec<_>>());
     }
@@ -221,10 +221,10 @@ mod tests {
     #[test]
     fn what_one_script_touches_shares_a_slot_whatever_names_are_in_it() {
         let keys = Keys::new("ph", true);
-        let part = keys.of("job_1");
+        let part = keys.partition_for("job_1");
         let names = [
             part.job("job_1"),
-            part.watch(),
+            part.poll_queue(),
             part.submit("kling"),
             part.owner_channel("{a}:{b}"),
             part.jobs(None),

@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::keeping::keep;
+use super::keeping::maintain_connection;
 use super::keys::Keys;
-use super::place::{PATIENCE, Place};
+use super::place::{PATIENCE, Endpoint};
 use crate::store::Error;
 
 /// Connections that commands of a kind share.
@@ -40,11 +40,11 @@ impl Script {
     }
 
     fn known(&self) -> Call<'_> {
-        Call::Known(&self.hash)
+        Call::Sha(&self.hash)
     }
 
     fn whole(&self) -> Call<'_> {
-        Call::Whole(self.text)
+        Call::Source(self.text)
     }
 }
 
@@ -55,10 +55,10 @@ struct Pool {
 }
 
 impl Pool {
-    fn open(place: &Place, over: &CancellationToken) -> Result<Self, Error> {
+    fn open(place: &Endpoint, over: &CancellationToken) -> Result<Self, Error> {
         let make = |_| {
-            let client = place.client().map_err(|error| away(&error))?;
-            tokio::spawn(keep(client.clone(), over.clone()));
+            let client = place.client().map_err(|error| to_store_error(&error))?;
+            tokio::spawn(maintain_connection(client.clone(), over.clone()));
             Ok(client)
         };
         Ok(Self {
@@ -83,67 +83,67 @@ impl Pool {
 }
 
 /// The connections for commands.
-pub(super) struct Link {
+pub(super) struct Connections {
     pub(super) keys: Keys,
     pool: Pool,
     /// For writes that wait for replicas, and keep their connection waiting; none where none does.
-    waiting: Option<Pool>,
+    replicated_pool: Option<Pool>,
     /// How many replicas must have a change before it counts.
     replicas: usize,
-    publish: &'static str,
-    working: TaskTracker,
+    publish_command: &'static str,
+    in_flight: TaskTracker,
     /// Ends all that belongs to it.
-    pub(super) over: CancellationToken,
+    pub(super) shutdown: CancellationToken,
 }
 
-impl Link {
+impl Connections {
     /// Begins to connect; must be called within a runtime.
-    pub(super) fn open(place: &Place, keys: Keys, replicas: usize) -> Result<Self, Error> {
+    pub(super) fn open(place: &Endpoint, keys: Keys, replicas: usize) -> Result<Self, Error> {
         let over = CancellationToken::new();
         let waiting = (replicas > 0).then(|| Pool::open(place, &over));
         Ok(Self {
             keys,
             pool: Pool::open(place, &over)?,
-            waiting: waiting.transpose()?,
+            replicated_pool: waiting.transpose()?,
             replicas,
-            publish: if place.is_clustered() {
+            publish_command: if place.is_clustered() {
                 "SPUBLISH"
             } else {
                 "PUBLISH"
             },
-            working: TaskTracker::new(),
-            over,
+            in_flight: TaskTracker::new(),
+            shutdown: over,
         })
     }
 
     /// Whether a change counts only once replicas have it.
-    pub(super) fn waits(&self) -> bool {
-        self.waiting.is_some()
+    pub(super) fn requires_replicas(&self) -> bool {
+        self.replicated_pool.is_some()
     }
 
     /// The command that scripts tell of changes by.
     pub(super) fn publish(&self) -> &'static str {
-        self.publish
+        self.publish_command
     }
 
     /// Leave to do one thing, which a close then waits for.
-    pub(super) fn enter(&self) -> Result<TaskTrackerToken, Error> {
-        if self.working.is_closed() {
+    pub(super) fn begin_operation(&self) -> Result<TaskTrackerToken, Error> {
+        if self.in_flight.is_closed() {
             return Err(Error::Unavailable("it is closed".to_owned()));
         }
-        Ok(self.working.token())
+        Ok(self.in_flight.token())
     }
 
     /// Lets nobody in any more, and waits for those who are.
     pub(super) async fn drain(&self) {
-        self.working.close();
-        self.working.wait().await;
+        self.in_flight.close();
+        self.in_flight.wait().await;
     }
 
     /// Ends the connections.
     pub(super) async fn close(&self) {
-        self.over.cancel();
-        let waiting = self.waiting.iter().flat_map(|pool| &pool.clients);
+        self.shutdown.cancel();
+        let waiting = self.replicated_pool.iter().flat_map(|pool| &pool.clients);
         for client in self.pool.clients.iter().chain(waiting) {
             if let Err(error) = client.quit().await {
                 tracing::debug!(%error, "a connection was gone already");
@@ -157,7 +157,7 @@ impl Link {
     }
 
     /// Runs a script; its first key says where.
-    pub(super) async fn run<R: FromValue>(
+    pub(super) async fn run_script<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
@@ -165,37 +165,37 @@ impl Link {
     ) -> Result<R, Error> {
         let client = self.client();
         let answer = match call(&client, script.known(), &keys, &args).await {
-            Err(error) if is_unknown(&error) => call(&client, script.whole(), &keys, &args).await,
+            Err(error) if is_noscript(&error) => call(&client, script.whole(), &keys, &args).await,
             answer => answer,
         };
-        answer.map_err(|error| away(&error))
+        answer.map_err(|error| to_store_error(&error))
     }
 
     /// Runs a script, and waits until as many replicas as are asked for have what it wrote.
-    pub(super) async fn run_durably<R: FromValue>(
+    pub(super) async fn run_script_replicated<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
         args: Vec<Value>,
     ) -> Result<R, Error> {
-        let Some(waiting) = &self.waiting else {
-            return self.run(script, keys, args).await;
+        let Some(waiting) = &self.replicated_pool else {
+            return self.run_script(script, keys, args).await;
         };
         let client = waiting.client();
-        let known = self.call_and_wait(&client, script.known(), &keys, &args);
+        let known = self.run_script_and_wait(&client, script.known(), &keys, &args);
         let [answer, there] = match known.await? {
-            [Err(error), _] if is_unknown(&error) => {
+            [Err(error), _] if is_noscript(&error) => {
                 let whole = script.whole();
-                self.call_and_wait(&client, whole, &keys, &args).await?
+                self.run_script_and_wait(&client, whole, &keys, &args).await?
             }
             answers => answers,
         };
         let answer = answer
             .and_then(Value::convert)
-            .map_err(|error| away(&error))?;
+            .map_err(|error| to_store_error(&error))?;
         let there: usize = there
             .and_then(Value::convert)
-            .map_err(|error| away(&error))?;
+            .map_err(|error| to_store_error(&error))?;
         match there < self.replicas {
             true => Err(Error::Unavailable(format!(
                 "{there} of {} replicas have it",
@@ -207,7 +207,7 @@ impl Link {
 
     /// Both go the same way together: on a connection that wrote nothing, there is nothing to wait
     /// for.
-    async fn call_and_wait(
+    async fn run_script_and_wait(
         &self,
         client: &WithOptions<Client>,
         script: Call<'_>,
@@ -226,7 +226,7 @@ impl Link {
             let _: () = both.custom(wait, args).await?;
             Ok(())
         };
-        queued.await.map_err(|error: RedisError| away(&error))?;
+        queued.await.map_err(|error: RedisError| to_store_error(&error))?;
         let answers: Vec<Result<Value, RedisError>> = both.try_all().await;
         let lost = |_| Error::Unavailable("an answer is missing".to_owned());
         answers.try_into().map_err(lost)
@@ -242,8 +242,8 @@ async fn call<R: FromValue>(
 ) -> Result<R, RedisError> {
     let slot = ClusterHash::Custom(fred::util::redis_keyslot(keys[0].as_bytes()));
     let (command, script) = match script {
-        Call::Known(hash) => ("EVALSHA", hash),
-        Call::Whole(text) => ("EVAL", text),
+        Call::Sha(hash) => ("EVALSHA", hash),
+        Call::Source(text) => ("EVAL", text),
     };
     let count = keys.len().to_string();
     let mut words: Vec<Value> = vec![script.into(), count.into()];
@@ -257,18 +257,18 @@ async fn call<R: FromValue>(
 #[derive(Clone, Copy)]
 enum Call<'a> {
     /// By the name that a server has it under.
-    Known(&'a str),
+    Sha(&'a str),
     /// By its text.
-    Whole(&'a str),
+    Source(&'a str),
 }
 
 /// Whether a server has yet to learn the script.
-fn is_unknown(error: &RedisError) -> bool {
+fn is_noscript(error: &RedisError) -> bool {
     error.details().starts_with("NOSCRIPT")
 }
 
 /// What the client library complains of, as the store's callers know it.
-pub(super) fn away(error: &RedisError) -> Error {
+pub(super) fn to_store_error(error: &RedisError) -> Error {
     if *error.kind() == ErrorKind::Backpressure {
         return Error::Overloaded;
     }

@@ -9,7 +9,7 @@ use fred::interfaces::SortedSetsInterface;
 use futures_util::future::try_join_all;
 
 use super::RedisStore;
-use super::link::away;
+use super::link::to_store_error;
 use super::scripts::LIST;
 use crate::job::{Job, JobId};
 use crate::store::{Error, ListQuery};
@@ -19,7 +19,7 @@ const BATCH: usize = 128;
 
 /// Which jobs a pass through a list shows.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pass {
+enum ListScope {
     Unfinished,
     Finished,
     All,
@@ -27,45 +27,45 @@ enum Pass {
 
 impl RedisStore {
     /// Enters a job that is about to be created into its owner's lists.
-    pub(super) async fn list(&self, job: &Job) -> Result<(), Error> {
-        let part = self.link.keys.of(&job.owner);
+    pub(super) async fn index_job(&self, job: &Job) -> Result<(), Error> {
+        let part = self.link.keys.partition_for(&job.owner);
         let mut lists = vec![part.jobs(Some(&job.owner))];
         if !job.is_final() {
-            lists.push(part.open(Some(&job.owner)));
+            lists.push(part.active_jobs(Some(&job.owner)));
         }
-        let args = vec![job.id.as_str().into(), 0.into(), self.longest().into()];
-        let _: i64 = self.link.run_durably(&LIST, lists, args).await?;
+        let args = vec![job.id.as_str().into(), 0.into(), self.shared_key_ttl().into()];
+        let _: i64 = self.link.run_script_replicated(&LIST, lists, args).await?;
         Ok(())
     }
 
     /// Takes an ended job from among its owner's unfinished ones.
-    pub(super) async fn close_in_list(&self, job: &Job) -> Result<(), Error> {
+    pub(super) async fn remove_from_active_index(&self, job: &Job) -> Result<(), Error> {
         if !job.is_final() {
             return Ok(());
         }
-        let key = self.link.keys.of(&job.owner).open(Some(&job.owner));
+        let key = self.link.keys.partition_for(&job.owner).active_jobs(Some(&job.owner));
         let closed: Result<(), _> = self.link.client().zrem(key, job.id.as_str()).await;
-        closed.map_err(|error| away(&error))
+        closed.map_err(|error| to_store_error(&error))
     }
 
-    pub(super) async fn listed(&self, listing: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {
-        let passes: &[Pass] = match listing.status {
-            Some(status) if status.is_final() => &[Pass::Finished],
-            Some(_) => &[Pass::Unfinished],
-            None if listing.active_first => &[Pass::Unfinished, Pass::Finished],
-            None => &[Pass::All],
+    pub(super) async fn list_jobs(&self, listing: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {
+        let passes: &[ListScope] = match listing.status {
+            Some(status) if status.is_final() => &[ListScope::Finished],
+            Some(_) => &[ListScope::Unfinished],
+            None if listing.active_first => &[ListScope::Unfinished, ListScope::Finished],
+            None => &[ListScope::All],
         };
         let mut jobs = Vec::new();
         for pass in passes {
-            self.walk(listing, *pass, &mut jobs).await?;
+            self.scan(listing, *pass, &mut jobs).await?;
         }
         Ok(jobs)
     }
 
-    async fn walk(
+    async fn scan(
         &self,
         listing: &ListQuery,
-        pass: Pass,
+        pass: ListScope,
         jobs: &mut Vec<Arc<Job>>,
     ) -> Result<(), Error> {
         let mut before = listing.before.clone();
@@ -80,9 +80,9 @@ impl RedisStore {
             read.retain(|job| {
                 listing.status.is_none_or(|status| job.status == status)
                     && match pass {
-                        Pass::Unfinished => !job.is_final(),
-                        Pass::Finished => job.is_final(),
-                        Pass::All => true,
+                        ListScope::Unfinished => !job.is_final(),
+                        ListScope::Finished => job.is_final(),
+                        ListScope::All => true,
                     }
             });
             let room = listing.limit - jobs.len();
@@ -95,19 +95,19 @@ impl RedisStore {
     async fn ids(
         &self,
         owner: Option<&str>,
-        pass: Pass,
+        pass: ListScope,
         before: Option<&JobId>,
     ) -> Result<Vec<JobId>, Error> {
         let parts: Vec<_> = match owner {
-            Some(owner) => vec![self.link.keys.of(owner)],
+            Some(owner) => vec![self.link.keys.partition_for(owner)],
             None => self.link.keys.partitions().collect(),
         };
         let below = before.map_or("+".to_owned(), |id| format!("({id}"));
         let most = i64::try_from(BATCH).unwrap_or(i64::MAX);
         let reads = parts.into_iter().map(|part| {
             let key = match pass {
-                Pass::Unfinished => part.open(owner),
-                Pass::Finished | Pass::All => part.jobs(owner),
+                ListScope::Unfinished => part.active_jobs(owner),
+                ListScope::Finished | ListScope::All => part.jobs(owner),
             };
             let below = below.clone();
             async move {
@@ -115,7 +115,7 @@ impl RedisStore {
                 let ids: Result<Vec<String>, _> = client
                     .zrevrangebylex(key, below, "-", Some((0, most)))
                     .await;
-                ids.map_err(|error| away(&error))
+                ids.map_err(|error| to_store_error(&error))
             }
         });
         let mut ids = try_join_all(reads).await?.concat();

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::RedisStore;
 use super::jobs::{from_json, task_of, to_json};
-use super::link::away;
+use super::link::to_store_error;
 use super::scripts::{CLAIM_NAME, DROP_NAME, PARK, UNPARK};
 use crate::job::{Job, JobId, Update};
 use crate::store::{Error, MAX_BUFFERED_UPDATES, BUFFERED_UPDATE_TTL, BufferOutcome};
@@ -29,70 +29,70 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// What is claimed.
 #[derive(Clone, Debug)]
-pub(super) enum Name {
+pub(super) enum UniqueKey {
     Task(String),
-    Key(String),
+    Idempotency(String),
 }
 
 /// How a claim ended.
-pub(super) enum Claim {
+pub(super) enum ClaimOutcome {
     /// The name is the job's. None where there was nothing to claim.
-    Ours(Option<Name>),
+    Acquired(Option<UniqueKey>),
     /// It is this job's, with this fingerprint.
-    Others { job: Arc<Job>, print: String },
+    HeldBy { job: Arc<Job>, print: String },
     /// More was parked for it than the job has in it.
-    NewsMissed,
+    UpdatesMissed,
 }
 
 /// A claim as it stands in Redis.
 #[derive(Deserialize)]
-struct Held {
+struct ClaimRecord {
     job: JobId,
-    print: String,
+    fingerprint: String,
 }
 
-impl Name {
+impl UniqueKey {
     pub(super) fn task(name: &str) -> Self {
         Self::Task(name.to_owned())
     }
 
     pub(super) fn key(name: &str) -> Self {
-        Self::Key(name.to_owned())
+        Self::Idempotency(name.to_owned())
     }
 
     pub(super) fn text(&self) -> &str {
         match self {
-            Self::Task(text) | Self::Key(text) => text,
+            Self::Task(text) | Self::Idempotency(text) => text,
         }
     }
 }
 
 impl RedisStore {
     /// The name's key, and its parked news.
-    fn name_keys(&self, name: &Name) -> Vec<String> {
-        let part = self.link.keys.of(name.text());
+    fn key_names(&self, name: &UniqueKey) -> Vec<String> {
+        let part = self.link.keys.partition_for(name.text());
         let key = match name {
-            Name::Task(text) => part.task(text),
-            Name::Key(text) => part.idempotency(text),
+            UniqueKey::Task(text) => part.task(text),
+            UniqueKey::Idempotency(text) => part.idempotency(text),
         };
-        vec![key, part.news(name.text())]
+        vec![key, part.buffered_updates(name.text())]
     }
 
     /// Claims a name for a job that has `folded` of what is parked for it in it.
     pub(super) async fn claim(
         &self,
-        name: Name,
+        name: UniqueKey,
         job: &Job,
         print: &str,
         folded: &[Update],
-    ) -> Result<Claim, Error> {
+    ) -> Result<ClaimOutcome, Error> {
         let news = match &name {
-            Name::Task(_) => self.raw_news(&name).await?,
-            Name::Key(_) => Vec::new(),
+            UniqueKey::Task(_) => self.raw_buffered_updates(&name).await?,
+            UniqueKey::Idempotency(_) => Vec::new(),
         };
-        let is_folded = |one: &String| readable(one).is_none_or(|one| folded.contains(&one));
+        let is_folded = |one: &String| skip_unreadable(one).is_none_or(|one| folded.contains(&one));
         if !news.iter().all(is_folded) {
-            return Ok(Claim::NewsMissed);
+            return Ok(ClaimOutcome::UpdatesMissed);
         }
         let mut void = String::new();
         let begun = tokio::time::Instant::now();
@@ -100,55 +100,55 @@ impl RedisStore {
             let mut args: Vec<Value> = vec![
                 job.id.as_str().into(),
                 print.into(),
-                self.longest().into(),
+                self.shared_key_ttl().into(),
                 void.as_str().into(),
             ];
             args.extend(news.iter().map(|one| Value::from(one.as_str())));
             let answer: Vec<String> = self
                 .link
-                .run_durably(&CLAIM_NAME, self.name_keys(&name), args)
+                .run_script_replicated(&CLAIM_NAME, self.key_names(&name), args)
                 .await?;
             match answer.as_slice() {
-                [word] if word == "claimed" => return Ok(Claim::Ours(Some(name))),
+                [word] if word == "claimed" => return Ok(ClaimOutcome::Acquired(Some(name))),
                 [_, held, age] => {
-                    let holder: Held = from_json(held)?;
-                    match self.standing(&name, &holder, age).await? {
-                        Standing::Job(job) => {
-                            let print = holder.print;
-                            return Ok(Claim::Others { job, print });
+                    let holder: ClaimRecord = from_json(held)?;
+                    match self.claim_status(&name, &holder, age).await? {
+                        ClaimStatus::Valid(job) => {
+                            let print = holder.fingerprint;
+                            return Ok(ClaimOutcome::HeldBy { job, print });
                         }
-                        Standing::Void => held.clone_into(&mut void),
-                        Standing::Coming if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
-                        Standing::Coming => tokio::time::sleep(PAUSE).await,
+                        ClaimStatus::Expired => held.clone_into(&mut void),
+                        ClaimStatus::Pending if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
+                        ClaimStatus::Pending => tokio::time::sleep(PAUSE).await,
                     }
                 }
-                _ => return Ok(Claim::NewsMissed),
+                _ => return Ok(ClaimOutcome::UpdatesMissed),
             }
         }
     }
 
     /// What a claim that another holds is worth.
-    async fn standing(&self, name: &Name, held: &Held, age: &str) -> Result<Standing, Error> {
+    async fn claim_status(&self, name: &UniqueKey, held: &ClaimRecord, age: &str) -> Result<ClaimStatus, Error> {
         let job = self.read(&held.job).await?.filter(|job| match name {
-            Name::Key(_) => true,
-            Name::Task(task) => has_task(job, task),
+            UniqueKey::Idempotency(_) => true,
+            UniqueKey::Task(task) => has_task(job, task),
         });
         let age = age.parse().map_or(Duration::MAX, Duration::from_millis);
         Ok(match job {
-            Some(job) => Standing::Job(job),
-            None if age >= LEASE => Standing::Void,
-            None => Standing::Coming,
+            Some(job) => ClaimStatus::Valid(job),
+            None if age >= LEASE => ClaimStatus::Expired,
+            None => ClaimStatus::Pending,
         })
     }
 
     /// Gives up a name that was claimed for a job.
-    pub(super) async fn drop_name(&self, name: Option<Name>, job: &JobId) {
+    pub(super) async fn release_key(&self, name: Option<UniqueKey>, job: &JobId) {
         let Some(name) = name else { return };
-        let mut keys = self.name_keys(&name);
+        let mut keys = self.key_names(&name);
         keys.truncate(1);
         let dropped: Result<i64, Error> = self
             .link
-            .run(&DROP_NAME, keys, vec![job.as_str().into()])
+            .run_script(&DROP_NAME, keys, vec![job.as_str().into()])
             .await;
         if let Err(error) = dropped {
             tracing::debug!(%error, "a claim is left to end by itself");
@@ -156,97 +156,97 @@ impl RedisStore {
     }
 
     /// The job that a task is claimed for, if it has that task.
-    pub(super) async fn holder(&self, task: &str) -> Result<Option<JobId>, Error> {
-        let key = self.link.keys.of(task).task(task);
+    pub(super) async fn find_task_job(&self, task: &str) -> Result<Option<JobId>, Error> {
+        let key = self.link.keys.partition_for(task).task(task);
         let held: Option<String> = self
             .link
             .client()
             .get(key)
             .await
-            .map_err(|error| away(&error))?;
+            .map_err(|error| to_store_error(&error))?;
         let Some(held) = held else { return Ok(None) };
-        let held: Held = from_json(&held)?;
+        let held: ClaimRecord = from_json(&held)?;
         let job = self.read(&held.job).await?;
         Ok(job
             .filter(|job| has_task(job, task))
             .map(|job| job.id.clone()))
     }
 
-    pub(super) async fn park_news(
+    pub(super) async fn buffer_update(
         &self,
         task: &str,
         news: &Update,
         now: Time,
     ) -> Result<BufferOutcome, Error> {
-        let name = Name::task(task);
+        let name = UniqueKey::task(task);
         let news = to_json(news)?;
-        let part = self.link.keys.of(task);
+        let part = self.link.keys.partition_for(task);
         let mut void = String::new();
         let begun = tokio::time::Instant::now();
         loop {
-            let mut keys = self.name_keys(&name);
+            let mut keys = self.key_names(&name);
             keys.push(part.buffered_updates());
             let args = vec![
                 news.as_str().into(),
                 now.millis().into(),
                 i64::try_from(MAX_BUFFERED_UPDATES).unwrap_or(i64::MAX).into(),
-                super::jobs::millis(BUFFERED_UPDATE_TTL + super::jobs::SLACK).into(),
+                super::jobs::millis(BUFFERED_UPDATE_TTL + super::jobs::TTL_MARGIN).into(),
                 task.into(),
                 void.as_str().into(),
             ];
-            let answer: Vec<String> = self.link.run_durably(&PARK, keys, args).await?;
+            let answer: Vec<String> = self.link.run_script_replicated(&PARK, keys, args).await?;
             let [_, held, age] = answer.as_slice() else {
                 return Ok(BufferOutcome::Buffered);
             };
-            let holder: Held = from_json(held)?;
-            match self.standing(&name, &holder, age).await? {
-                Standing::Job(job) => return Ok(BufferOutcome::TaskKnown(job.id.clone())),
-                Standing::Void => held.clone_into(&mut void),
-                Standing::Coming if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
-                Standing::Coming => tokio::time::sleep(PAUSE).await,
+            let holder: ClaimRecord = from_json(held)?;
+            match self.claim_status(&name, &holder, age).await? {
+                ClaimStatus::Valid(job) => return Ok(BufferOutcome::TaskKnown(job.id.clone())),
+                ClaimStatus::Expired => held.clone_into(&mut void),
+                ClaimStatus::Pending if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
+                ClaimStatus::Pending => tokio::time::sleep(PAUSE).await,
             }
         }
     }
 
     /// What is parked for a task, oldest first. Unreadable news is told to the log and left out.
-    pub(super) async fn parked_news(&self, task: &str) -> Result<Vec<Update>, Error> {
-        let news = self.raw_news(&Name::task(task)).await?;
-        Ok(news.iter().filter_map(|one| readable(one)).collect())
+    pub(super) async fn buffered_updates(&self, task: &str) -> Result<Vec<Update>, Error> {
+        let news = self.raw_buffered_updates(&UniqueKey::task(task)).await?;
+        Ok(news.iter().filter_map(|one| skip_unreadable(one)).collect())
     }
 
-    async fn raw_news(&self, name: &Name) -> Result<Vec<String>, Error> {
-        let key = self.link.keys.of(name.text()).news(name.text());
+    async fn raw_buffered_updates(&self, name: &UniqueKey) -> Result<Vec<String>, Error> {
+        let key = self.link.keys.partition_for(name.text()).buffered_updates(name.text());
         let news = self.link.client().lrange(key, 0, -1).await;
-        news.map_err(|error| away(&error))
+        news.map_err(|error| to_store_error(&error))
     }
 
     /// Forgets what was parked for a task that has its job now.
-    pub(super) async fn forget_news(&self, name: Option<&Name>) {
-        let Some(Name::Task(task)) = name else { return };
-        if let Err(error) = self.unpark(task, None).await {
+    pub(super) async fn delete_buffered_updates(&self, name: Option<&UniqueKey>) {
+        let Some(UniqueKey::Task(task)) = name else { return };
+        if let Err(error) = self.delete_buffered_before(task, None).await {
             tracing::debug!(%error, "what was parked is left to a sweep");
         }
     }
 
     /// Forgets what was parked for a task before a moment, or all; says how much.
-    pub(super) async fn unpark(&self, task: &str, before: Option<Time>) -> Result<usize, Error> {
-        let part = self.link.keys.of(task);
+    pub(super) async fn delete_buffered_before(&self, task: &str, before: Option<Time>) -> Result<usize, Error> {
+        let part = self.link.keys.partition_for(task);
         let before = before.map(|before| before.millis().to_string());
         let args = vec![task.into(), before.unwrap_or_default().into()];
         self.link
-            .run(&UNPARK, vec![part.news(task), part.buffered_updates()], args)
+            .run_script(&UNPARK, vec![part.buffered_updates(task), part.buffered_updates()], args)
             .await
     }
 }
 
 /// What a claim is worth.
-enum Standing {
+enum ClaimStatus {
     /// There is a job behind it.
-    Job(Arc<Job>),
+    Valid(Arc<Job>),
     /// There is none, and there will be none.
-    Void,
+    Expired,
     /// It may be on its way.
-    Coming,
+    Pending,
 }
 
 fn has_task(job: &Job, task: &str) -> bool {
@@ -254,7 +254,7 @@ fn has_task(job: &Job, task: &str) -> bool {
 }
 
 /// The news behind the moment it came.
-fn readable(parked: &str) -> Option<Update> {
+fn skip_unreadable(parked: &str) -> Option<Update> {
     let (_, news) = parked.split_once(' ')?;
     let read = serde_json::from_str(news);
     read.inspect_err(|error| tracing::error!(%error, "the store holds something unreadable"))

@@ -15,23 +15,23 @@ use url::Url;
 pub(super) const PATIENCE: Duration = Duration::from_millis(700);
 
 /// How long a server may take to accept a connection and to greet.
-const GREETING: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Commands that wait to be written to a server that is there; a further one is refused.
-const MOST_WAITING: usize = 16 * 1024;
+const MAX_QUEUED_COMMANDS: usize = 16 * 1024;
 
 /// Messages that wait to be taken in by one that listens; beyond it some are lost, which is noticed.
 /// Room for them is taken from the beginning, so those that don't listen have next to none.
-const MOST_HEARD: usize = 64 * 1024;
-const LEAST_HEARD: usize = 16;
+const SUBSCRIBER_BUFFER: usize = 64 * 1024;
+const COMMAND_CLIENT_BUFFER: usize = 16;
 
 /// A Redis, by its URL.
 #[derive(Clone)]
-pub(super) struct Place {
+pub(super) struct Endpoint {
     config: Config,
 }
 
-impl Place {
+impl Endpoint {
     /// Understands `redis[s]://[user:password@]host[:port][/database]`,
     /// `redis[s]-cluster://[user:password@]host:port,…` and
     /// `redis[s]-sentinel://[user:password@]host:port,…/master`.
@@ -107,15 +107,15 @@ impl Place {
     /// # Errors
     /// What the client library says of it.
     pub(super) fn client(&self) -> Result<Client, fred::error::Error> {
-        self.client_with(LEAST_HEARD)
+        self.client_with(COMMAND_CLIENT_BUFFER)
     }
 
     /// The same, for one that listens.
     ///
     /// # Errors
     /// What the client library says of it.
-    pub(super) fn listening_client(&self) -> Result<Client, fred::error::Error> {
-        self.client_with(MOST_HEARD)
+    pub(super) fn subscriber_client(&self) -> Result<Client, fred::error::Error> {
+        self.client_with(SUBSCRIBER_BUFFER)
     }
 
     fn client_with(&self, heard: usize) -> Result<Client, fred::error::Error> {
@@ -127,13 +127,13 @@ impl Place {
             })
             .with_connection_config(|connection| {
                 connection.max_command_attempts = 1;
-                connection.max_command_buffer_len = MOST_WAITING;
+                connection.max_command_buffer_len = MAX_QUEUED_COMMANDS;
                 connection.unresponsive = UnresponsiveConfig {
                     max_timeout: Some(Duration::from_secs(2)),
                     interval: Duration::from_millis(500),
                 };
-                connection.connection_timeout = GREETING;
-                connection.internal_command_timeout = GREETING;
+                connection.connection_timeout = CONNECT_TIMEOUT;
+                connection.internal_command_timeout = CONNECT_TIMEOUT;
                 connection.reconnect_on_auth_error = true;
                 connection.tcp.nodelay = Some(true);
             })
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     fn parsed(url: &str) -> Config {
-        Place::parse(url)
+        Endpoint::parse(url)
             .unwrap_or_else(|error| panic!("{url}: {error}"))
             .config
     }
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn what_is_no_redis_is_refused() {
         for url in ["redis", "http://host", "redis://", "redis-cluster://a,,b"] {
-            assert!(Place::parse(url).is_err(), "{url}");
+            assert!(Endpoint::parse(url).is_err(), "{url}");
         }
     }
 }

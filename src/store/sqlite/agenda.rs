@@ -60,7 +60,7 @@ pub(super) fn claim(
 ) -> rusqlite::Result<Vec<Arc<Job>>> {
     match queue {
         OwnedQueue::Submit { provider, places } => {
-            let limit = limit.min(free(db, provider, *places, now)?);
+            let limit = limit.min(free_slots(db, provider, *places, now)?);
             claim_to_submit(db, provider, now, limit)
         }
         OwnedQueue::Watch => claim_to_watch(db, now, limit),
@@ -68,7 +68,7 @@ pub(super) fn claim(
 }
 
 /// How many of a provider's places nobody holds and no live lease is on.
-fn free(db: &Connection, provider: &str, places: usize, now: Time) -> rusqlite::Result<usize> {
+fn free_slots(db: &Connection, provider: &str, places: usize, now: Time) -> rusqlite::Result<usize> {
     let count = |sql, values: &[&dyn ToSql]| {
         db.prepare_cached(sql)?
             .query_row(values, |row| row.get(0).map(isize::cast_unsigned))
@@ -83,14 +83,14 @@ fn claim_to_submit(
     now: Time,
     limit: usize,
 ) -> rusqlite::Result<Vec<Arc<Job>>> {
-    let values = params![provider, now.millis(), most(limit)];
+    let values = params![provider, now.millis(), as_sql_limit(limit)];
     let due = due(db, TO_SUBMIT, values, |_| Ok(now + CLAIM_LEASE))?;
     let mut lease = db.prepare_cached("UPDATE jobs SET submit_due = ? WHERE id = ?")?;
-    put_off(due, |id, again| lease.execute(params![again.millis(), id]))
+    reschedule(due, |id, again| lease.execute(params![again.millis(), id]))
 }
 
 fn claim_to_watch(db: &Connection, now: Time, limit: usize) -> rusqlite::Result<Vec<Arc<Job>>> {
-    let due = due(db, TO_WATCH, params![now.millis(), most(limit)], |row| {
+    let due = due(db, TO_WATCH, params![now.millis(), as_sql_limit(limit)], |row| {
         let every = Duration::from_millis(row.get(3).map(i64::cast_unsigned)?);
         let deadline = Time::from_millis(row.get(4)?);
         let silence = now.saturating_duration_since(Time::from_millis(row.get(6)?));
@@ -106,7 +106,7 @@ fn claim_to_watch(db: &Connection, now: Time, limit: usize) -> rusqlite::Result<
     let mut look = db.prepare_cached(
         "UPDATE jobs SET watch_at = ?, looked_at = ?, hastened_at = NULL WHERE id = ?",
     )?;
-    put_off(due, |id, again| {
+    reschedule(due, |id, again| {
         look.execute(params![again.millis(), now.millis(), id])
     })
 }
@@ -124,7 +124,7 @@ fn next_look(now: Time, span: Duration, deadline: Time) -> Time {
 struct Due {
     id: String,
     job: rusqlite::Result<Arc<Job>>,
-    again: Time,
+    next_at: Time,
 }
 
 fn due(
@@ -138,20 +138,20 @@ fn due(
             Ok(Due {
                 id: row.get(2)?,
                 job: jobs::from_row(row),
-                again: again(row)?,
+                next_at: again(row)?,
             })
         })?
         .collect()
 }
 
-fn put_off(
+fn reschedule(
     due: Vec<Due>,
     mut until: impl FnMut(&str, Time) -> rusqlite::Result<usize>,
 ) -> rusqlite::Result<Vec<Arc<Job>>> {
     let mut claimed = Vec::with_capacity(due.len());
-    for Due { id, job, again } in due {
+    for Due { id, job, next_at: again } in due {
         until(&id, again)?;
-        claimed.extend(jobs::readable(job, &id)?);
+        claimed.extend(jobs::skip_unreadable(job, &id)?);
     }
     Ok(claimed)
 }
@@ -188,7 +188,7 @@ pub(super) fn hasten(
 /// Its leases are void. What it was sending, nobody sends now: such a job holds a place and is not
 /// known to be at the provider, and its next look would come only when a live try had certainly
 /// ended; it comes now instead, so that a restart resolves the job at once.
-pub(super) fn take_over(db: &Connection, now: Time) -> rusqlite::Result<()> {
+pub(super) fn recover_after_restart(db: &Connection, now: Time) -> rusqlite::Result<()> {
     db.execute(
         "UPDATE jobs SET submit_due = submit_at WHERE submit_due <> submit_at",
         [],
@@ -201,7 +201,7 @@ pub(super) fn take_over(db: &Connection, now: Time) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn most(count: usize) -> i64 {
+fn as_sql_limit(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 

@@ -14,12 +14,12 @@ use crate::store::Error;
 use crate::time::Time;
 
 /// Marks the file as the hub's, as `PRAGMA application_id`: `PHub` in ASCII.
-const APPLICATION: i64 = 0x5048_7562;
+const APPLICATION_ID: i64 = 0x5048_7562;
 
 /// What leads to the schema this program writes and reads: a fresh file takes all steps, an older
 /// one those it lacks. The number of those taken is kept as `PRAGMA user_version`. A step that was
 /// once released is never edited.
-const STEPS: [&str; SCHEMA as usize] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: [&str; SCHEMA as usize] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 
 const SCHEMA: i64 = 2;
 
@@ -60,8 +60,8 @@ impl Place {
     pub(super) fn open(&self) -> Result<(Connection, Option<File>), Error> {
         match self {
             Self::Memory => {
-                let db = Connection::open_in_memory().map_err(|error| self.away(&error))?;
-                prepare(&db).map_err(|error| self.away(&error))?;
+                let db = Connection::open_in_memory().map_err(|error| self.to_store_error(&error))?;
+                prepare(&db).map_err(|error| self.to_store_error(&error))?;
                 Ok((db, None))
             }
             Self::File(path) => {
@@ -70,9 +70,9 @@ impl Place {
                     | OpenFlags::SQLITE_OPEN_CREATE
                     | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                 let db =
-                    Connection::open_with_flags(path, flags).map_err(|error| self.away(&error))?;
+                    Connection::open_with_flags(path, flags).map_err(|error| self.to_store_error(&error))?;
                 self.check(&db)?;
-                prepare(&db).map_err(|error| self.away(&error))?;
+                prepare(&db).map_err(|error| self.to_store_error(&error))?;
                 Ok((db, Some(lock)))
             }
         }
@@ -84,9 +84,9 @@ impl Place {
             return Ok(None);
         };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(path, flags).map_err(|error| self.away(&error))?;
+        let db = Connection::open_with_flags(path, flags).map_err(|error| self.to_store_error(&error))?;
         db.busy_timeout(LOCK_WAIT)
-            .map_err(|error| self.away(&error))?;
+            .map_err(|error| self.to_store_error(&error))?;
         db.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(Some(db))
     }
@@ -99,11 +99,11 @@ impl Place {
             .create(true)
             .truncate(false)
             .open(&beside)
-            .map_err(|error| self.away(&error))?;
+            .map_err(|error| self.to_store_error(&error))?;
         match lock.try_lock() {
             Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => Err(self.away(&"another process has it open")),
-            Err(TryLockError::Error(error)) => Err(self.away(&error)),
+            Err(TryLockError::WouldBlock) => Err(self.to_store_error(&"another process has it open")),
+            Err(TryLockError::Error(error)) => Err(self.to_store_error(&error)),
         }
     }
 
@@ -115,19 +115,19 @@ impl Place {
             Ok((entries, application, number("PRAGMA user_version")?))
         });
         match found {
-            Ok((0, 0, 0) | (_, APPLICATION, 1..=SCHEMA)) => Ok(()),
-            Ok((_, APPLICATION, schema)) => Err(self.corrupt(&format!(
+            Ok((0, 0, 0) | (_, APPLICATION_ID, 1..=SCHEMA)) => Ok(()),
+            Ok((_, APPLICATION_ID, schema)) => Err(self.corrupt(&format!(
                 "it has schema {schema}, and this program knows {SCHEMA}"
             ))),
             Ok(_) => Err(self.corrupt("it is another program's database")),
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
                 Err(self.corrupt("it is not an SQLite database"))
             }
-            Err(error) => Err(self.away(&error)),
+            Err(error) => Err(self.to_store_error(&error)),
         }
     }
 
-    fn away(&self, why: &dyn std::fmt::Display) -> Error {
+    fn to_store_error(&self, why: &dyn std::fmt::Display) -> Error {
         Error::Unavailable(format!("{self}: {why}"))
     }
 
@@ -152,26 +152,26 @@ fn prepare(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
     let transaction = db.unchecked_transaction()?;
     migrate(&transaction)?;
-    agenda::take_over(&transaction, Time::now())?;
+    agenda::recover_after_restart(&transaction, Time::now())?;
     transaction.commit()
 }
 
 /// Takes the steps that the database lacks.
 pub(super) fn migrate(db: &Connection) -> rusqlite::Result<()> {
     let taken: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    for (step, schema) in STEPS.iter().zip(1..) {
+    for (step, schema) in MIGRATIONS.iter().zip(1..) {
         if taken < schema {
             db.execute_batch(step)?;
             db.pragma_update(None, "user_version", schema)?;
         }
     }
     if taken == 0 {
-        db.pragma_update(None, "application_id", APPLICATION)?;
+        db.pragma_update(None, "application_id", APPLICATION_ID)?;
     }
     Ok(())
 }
 
 /// A small write that changes nothing, to see whether the disk takes one.
-pub(super) fn touch(db: &Connection) -> rusqlite::Result<()> {
+pub(super) fn probe_write(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update(None, "user_version", SCHEMA)
 }

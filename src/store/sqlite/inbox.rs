@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) type Changes = Vec<Arc<Job>>;
 
 /// One thing to do on a connection, and the caller who waits for its answer.
-pub(super) trait Step: Send {
+pub(super) trait Command: Send {
     /// Does it. What is the caller's own affair (a refusal, an unreadable document) is no error
     /// here and comes before the step's first write.
     fn run(&mut self, db: &Connection, changes: &mut Changes) -> rusqlite::Result<()>;
@@ -34,15 +34,15 @@ pub(super) trait Step: Send {
 
 /// The sending end, shared by all callers.
 #[derive(Debug)]
-pub(super) struct Inbox {
+pub(super) struct CommandQueue {
     sender: Mutex<Option<Sender>>,
     patience: Duration,
 }
 
-pub(super) type Sender = mpsc::Sender<Box<dyn Step>>;
-pub(super) type Receiver = mpsc::Receiver<Box<dyn Step>>;
+pub(super) type Sender = mpsc::Sender<Box<dyn Command>>;
+pub(super) type Receiver = mpsc::Receiver<Box<dyn Command>>;
 
-impl Inbox {
+impl CommandQueue {
     pub(super) fn new() -> (Self, Receiver) {
         Self::bounded(CAPACITY, PATIENCE)
     }
@@ -55,26 +55,26 @@ impl Inbox {
 
     /// Has `run` done on the connection and waits for the answer. Once it is queued it is done,
     /// even if the caller goes away.
-    pub(super) async fn ask<T, F>(&self, run: F) -> Result<T, Error>
+    pub(super) async fn execute<T, F>(&self, run: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(&Connection, &mut Changes) -> rusqlite::Result<T> + Send + 'static,
     {
         let (caller, answer) = oneshot::channel();
-        let step = Box::new(Waiting {
+        let step = Box::new(PendingCommand {
             run: Some(run),
-            outcome: Err(away("the request was not reached")),
+            outcome: Err(to_store_error("the request was not reached")),
             caller,
         });
-        let sender = self.lock().clone().ok_or_else(|| away("it is closed"))?;
+        let sender = self.lock().clone().ok_or_else(|| to_store_error("it is closed"))?;
         match sender.send_timeout(step, self.patience).await {
             Ok(()) => drop(sender),
             Err(SendTimeoutError::Timeout(_)) => return Err(Error::Overloaded),
-            Err(SendTimeoutError::Closed(_)) => return Err(away("its thread has ended")),
+            Err(SendTimeoutError::Closed(_)) => return Err(to_store_error("its thread has ended")),
         }
         answer
             .await
-            .unwrap_or_else(|_| Err(away("its thread has ended")))
+            .unwrap_or_else(|_| Err(to_store_error("its thread has ended")))
     }
 
     /// Takes no more steps once the returned sender is dropped, too; what waits is still done.
@@ -87,13 +87,13 @@ impl Inbox {
     }
 }
 
-struct Waiting<T, F> {
+struct PendingCommand<T, F> {
     run: Option<F>,
     outcome: Result<T, Error>,
     caller: oneshot::Sender<Result<T, Error>>,
 }
 
-impl<T, F> Step for Waiting<T, F>
+impl<T, F> Command for PendingCommand<T, F>
 where
     T: Send,
     F: FnOnce(&Connection, &mut Changes) -> rusqlite::Result<T> + Send,
@@ -126,7 +126,7 @@ pub(super) fn is_unreadable(error: &rusqlite::Error) -> bool {
     )
 }
 
-fn away(why: &str) -> Error {
+fn to_store_error(why: &str) -> Error {
     Error::Unavailable(why.to_owned())
 }
 
@@ -136,10 +136,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_inbox_refuses_past_its_patience() {
-        let (inbox, receiver) = Inbox::bounded(1, Duration::ZERO);
-        let waiting = inbox.ask(|_, _| Ok(1));
+        let (inbox, receiver) = CommandQueue::bounded(1, Duration::ZERO);
+        let waiting = inbox.execute(|_, _| Ok(1));
         let refused = async {
-            let refused = inbox.ask(|_, _| Ok(2)).await;
+            let refused = inbox.execute(|_, _| Ok(2)).await;
             assert!(matches!(refused, Err(Error::Overloaded)), "{refused:?}");
             drop(receiver);
         };

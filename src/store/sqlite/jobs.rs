@@ -233,7 +233,7 @@ pub(super) fn get_many(db: &Connection, ids: &[JobId]) -> rusqlite::Result<Vec<A
     for id in ids {
         match get(db, id.as_str()) {
             Ok(job) => jobs.extend(job),
-            Err(error) => jobs.extend(readable(Err(error), id.as_str())?),
+            Err(error) => jobs.extend(skip_unreadable(Err(error), id.as_str())?),
         }
     }
     Ok(jobs)
@@ -289,7 +289,7 @@ pub(super) fn list(db: &Connection, listing: &ListQuery) -> rusqlite::Result<Vec
         while jobs.len() < *limit
             && let Some(row) = rows.next()?
         {
-            jobs.extend(readable(from_row(row), &row.get::<_, String>(2)?)?);
+            jobs.extend(skip_unreadable(from_row(row), &row.get::<_, String>(2)?)?);
         }
     }
     Ok(jobs)
@@ -303,7 +303,7 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Arc<Job>> {
 }
 
 /// Leaves an unreadable one out, with a word in the log.
-pub(super) fn readable<T>(found: rusqlite::Result<T>, what: &str) -> rusqlite::Result<Option<T>> {
+pub(super) fn skip_unreadable<T>(found: rusqlite::Result<T>, what: &str) -> rusqlite::Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(error) if is_unreadable(&error) => {

@@ -52,7 +52,7 @@ pub(super) fn parked(
     let mut rows = statement.query([provider, task_id])?;
     let mut updates = Vec::new();
     while let Some(row) = rows.next()? {
-        updates.extend(jobs::readable(jobs::from_json(row, 0), task_id)?);
+        updates.extend(jobs::skip_unreadable(jobs::from_json(row, 0), task_id)?);
     }
     Ok(updates)
 }

@@ -11,14 +11,14 @@ use crate::store::Error;
 
 /// The most steps taken at once: where many wait, most of the way is from one thread to another; and
 /// few enough that none waits for long behind a slow one while another reader is free.
-const HANDFUL: usize = 8;
+const MAX_READ_BATCH: usize = 8;
 
 /// Serves the inbox, together with its fellows, until it is closed and empty.
 pub(super) fn serve(db: &Connection, inbox: &Mutex<Receiver>) {
-    let mut steps = Vec::with_capacity(HANDFUL);
+    let mut steps = Vec::with_capacity(MAX_READ_BATCH);
     let take = |steps: &mut Vec<_>| {
         let mut inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        inbox.blocking_recv_many(steps, HANDFUL)
+        inbox.blocking_recv_many(steps, MAX_READ_BATCH)
     };
     while take(&mut steps) > 0 {
         for mut step in steps.drain(..) {

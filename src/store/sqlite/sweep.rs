@@ -9,18 +9,18 @@ use crate::time::Time;
 
 /// The most jobs, news and accounts that one sweep forgets of each, so that writers wait for
 /// milliseconds only.
-const PIECE: usize = 250;
+const SWEEP_BATCH: usize = 250;
 
 pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> rusqlite::Result<usize> {
     let done = "SELECT id FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?";
-    let mut ids = outdated(db, done, now - retention.terminal, PIECE)?;
+    let mut ids = outdated(db, done, now - retention.terminal, SWEEP_BATCH)?;
     let active = "SELECT id FROM jobs WHERE finished_at IS NULL AND updated_at < ?
                   ORDER BY updated_at LIMIT ?";
     ids.extend(outdated(
         db,
         active,
         now - retention.active,
-        PIECE - ids.len(),
+        SWEEP_BATCH - ids.len(),
     )?);
     let mut forget_job = db.prepare_cached("DELETE FROM jobs WHERE id = ?")?;
     let mut forget_key = db.prepare_cached("DELETE FROM idempotency WHERE job_id = ?")?;
@@ -33,13 +33,13 @@ pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> rusqlit
             "DELETE FROM parked WHERE seq IN
              (SELECT seq FROM parked WHERE parked_at < ? ORDER BY parked_at LIMIT ?)",
         )?
-        .execute(params![(now - BUFFERED_UPDATE_TTL).millis(), most(PIECE)])?;
+        .execute(params![(now - BUFFERED_UPDATE_TTL).millis(), as_sql_limit(SWEEP_BATCH)])?;
     let accounts = db
         .prepare_cached(
             "DELETE FROM accounts WHERE name IN
              (SELECT name FROM accounts WHERE ends_at <= ? ORDER BY ends_at LIMIT ?)",
         )?
-        .execute(params![now.millis(), most(PIECE)])?;
+        .execute(params![now.millis(), as_sql_limit(SWEEP_BATCH)])?;
     Ok(ids.len() + news + accounts)
 }
 
@@ -50,10 +50,10 @@ fn outdated(
     limit: usize,
 ) -> rusqlite::Result<Vec<String>> {
     db.prepare_cached(sql)?
-        .query_map([before.millis(), most(limit)], |row| row.get(0))?
+        .query_map([before.millis(), as_sql_limit(limit)], |row| row.get(0))?
         .collect()
 }
 
-fn most(count: usize) -> i64 {
+fn as_sql_limit(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

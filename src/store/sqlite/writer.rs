@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::inbox::{Changes, Receiver, Step};
+use super::inbox::{Changes, Receiver, Command};
 use crate::store::{EventHandler, Error, StoreEvent};
 
 /// The most steps that share a transaction, so that the first of them does not wait for long.
-const GROUP: usize = 256;
+const MAX_GROUP_COMMIT: usize = 256;
 
 /// Serves the inbox until it is closed and empty, then moves the log into the database file.
 pub(super) fn serve(
@@ -21,9 +21,9 @@ pub(super) fn serve(
     announce: &EventHandler,
     failing: &Arc<AtomicBool>,
 ) {
-    let mut group = Vec::with_capacity(GROUP);
+    let mut group = Vec::with_capacity(MAX_GROUP_COMMIT);
     let mut changes = Changes::new();
-    while inbox.blocking_recv_many(&mut group, GROUP) > 0 {
+    while inbox.blocking_recv_many(&mut group, MAX_GROUP_COMMIT) > 0 {
         let outcome = transact(db, &mut group, &mut changes);
         if let Err(error) = &outcome {
             changes.clear();
@@ -49,7 +49,7 @@ pub(super) fn serve(
 /// Dropped without a commit, the transaction is rolled back.
 fn transact(
     db: &Connection,
-    group: &mut [Box<dyn Step>],
+    group: &mut [Box<dyn Command>],
     changes: &mut Changes,
 ) -> rusqlite::Result<()> {
     let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
     use crate::job::{Job, NewJob};
-    use crate::store::sqlite::inbox::Inbox;
+    use crate::store::sqlite::inbox::CommandQueue;
     use crate::time::Time;
 
     fn job() -> Arc<Job> {
@@ -99,7 +99,7 @@ mod tests {
         let db = Connection::open_in_memory().unwrap();
         db.execute_batch("CREATE TABLE notes (note); PRAGMA max_page_count = 2;")
             .unwrap();
-        let (inbox, receiver) = Inbox::new();
+        let (inbox, receiver) = CommandQueue::new();
         let heard = Arc::new(Mutex::new(0));
         let failing = Arc::new(AtomicBool::new(false));
         let begin = async {
@@ -112,7 +112,7 @@ mod tests {
         };
         // The three are waiting before the thread begins, so they share a transaction.
         let (before, culprit, after, thread) =
-            tokio::join!(inbox.ask(note), inbox.ask(too_much), inbox.ask(note), begin);
+            tokio::join!(inbox.execute(note), inbox.execute(too_much), inbox.execute(note), begin);
         let full = "the store is away: database or disk is full";
         assert_eq!(before.unwrap_err().to_string(), full);
         assert_eq!(culprit.unwrap_err().to_string(), full);
@@ -120,9 +120,9 @@ mod tests {
         assert_eq!(*heard.lock().unwrap(), 0);
         assert!(failing.load(Ordering::Relaxed));
 
-        assert_eq!(inbox.ask(notes).await.unwrap(), 0);
-        inbox.ask(note).await.unwrap();
-        assert_eq!(inbox.ask(notes).await.unwrap(), 1);
+        assert_eq!(inbox.execute(notes).await.unwrap(), 0);
+        inbox.execute(note).await.unwrap();
+        assert_eq!(inbox.execute(notes).await.unwrap(), 1);
         assert_eq!(*heard.lock().unwrap(), 1);
         assert!(!failing.load(Ordering::Relaxed));
         drop(inbox.close());
@@ -133,7 +133,7 @@ mod tests {
     async fn an_unreadable_row_is_its_callers_own_affair() {
         let db = Connection::open_in_memory().unwrap();
         db.execute_batch("CREATE TABLE notes (note)").unwrap();
-        let (inbox, receiver) = Inbox::new();
+        let (inbox, receiver) = CommandQueue::new();
         let begin = async {
             let failing = Arc::new(AtomicBool::new(false));
             let announce: EventHandler = Arc::new(|_| {});
@@ -144,15 +144,15 @@ mod tests {
             Err(rusqlite::Error::InvalidColumnType(0, name, Type::Blob))
         };
         let (before, culprit, after, thread) = tokio::join!(
-            inbox.ask(note),
-            inbox.ask(unreadable),
-            inbox.ask(note),
+            inbox.execute(note),
+            inbox.execute(unreadable),
+            inbox.execute(note),
             begin
         );
         assert!(matches!(culprit, Err(Error::Corrupt(_))), "{culprit:?}");
         before.unwrap();
         after.unwrap();
-        assert_eq!(inbox.ask(notes).await.unwrap(), 2);
+        assert_eq!(inbox.execute(notes).await.unwrap(), 2);
         drop(inbox.close());
         thread.join().unwrap();
     }

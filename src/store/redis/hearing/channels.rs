@@ -12,7 +12,7 @@ use fred::types::config::Options;
 use futures_util::future::try_join_all;
 
 use crate::store::redis::keys::Keys;
-use crate::store::redis::link::away;
+use crate::store::redis::link::to_store_error;
 use crate::store::redis::place::PATIENCE;
 use crate::store::{Error, Topic};
 
@@ -20,15 +20,15 @@ use crate::store::{Error, Topic};
 const BATCH: usize = 1000;
 
 /// Commands under way at once, where each takes one.
-const AT_ONCE: usize = 64;
+const MAX_CONCURRENT_COMMANDS: usize = 64;
 
 /// The channels, each with what it is listened to for; none: for good.
 pub(super) struct Channels {
     is_sharded: bool,
-    list: HashMap<String, Option<Listened>>,
+    list: HashMap<String, Option<ChannelState>>,
 }
 
-struct Listened {
+struct ChannelState {
     topic: Topic,
     /// Whether nobody wanted it at the last look.
     is_idle: bool,
@@ -46,7 +46,7 @@ impl Channels {
     }
 
     /// The channels of topics that are not on the list.
-    pub(super) fn missing<'a>(
+    pub(super) fn not_subscribed<'a>(
         &self,
         keys: &Keys,
         topics: impl Iterator<Item = &'a Topic>,
@@ -67,9 +67,9 @@ impl Channels {
         channels: BTreeMap<String, Topic>,
     ) -> Result<(), Error> {
         let names: Vec<&str> = channels.keys().map(String::as_str).collect();
-        self.ask(client, &names).await?;
+        self.subscribe(client, &names).await?;
         let listened = |topic| {
-            Some(Listened {
+            Some(ChannelState {
                 topic,
                 is_idle: false,
             })
@@ -83,13 +83,13 @@ impl Channels {
     }
 
     /// Asks for all of them again.
-    pub(super) async fn renew(&self, client: &Client) -> Result<(), Error> {
+    pub(super) async fn resubscribe_all(&self, client: &Client) -> Result<(), Error> {
         let names: Vec<&str> = self.list.keys().map(String::as_str).collect();
-        self.ask(client, &names).await
+        self.subscribe(client, &names).await
     }
 
     /// Channels whose topic nobody has wanted twice in a row.
-    pub(super) fn unwanted(&mut self, wanted: impl Fn(&Topic) -> bool) -> Vec<String> {
+    pub(super) fn idle(&mut self, wanted: impl Fn(&Topic) -> bool) -> Vec<String> {
         let mut unwanted = Vec::new();
         for (channel, listened) in &mut self.list {
             let Some(listened) = listened else { continue };
@@ -113,15 +113,15 @@ impl Channels {
         }
         match self.is_sharded {
             true => {
-                for some in channels.chunks(AT_ONCE) {
+                for some in channels.chunks(MAX_CONCURRENT_COMMANDS) {
                     let each = some.iter().map(|one| client.sunsubscribe(one.as_str()));
-                    try_join_all(each).await.map_err(|error| away(&error))?;
+                    try_join_all(each).await.map_err(|error| to_store_error(&error))?;
                 }
             }
             false => {
                 for some in channels.chunks(BATCH) {
                     let done = client.unsubscribe(some.to_vec()).await;
-                    done.map_err(|error| away(&error))?;
+                    done.map_err(|error| to_store_error(&error))?;
                 }
             }
         }
@@ -130,18 +130,18 @@ impl Channels {
 
     /// The client library's word that it has subscribed says only that it has asked. A ping that
     /// follows on the same connection is answered when the server has come past it.
-    async fn ask(&self, client: &Client, channels: &[&str]) -> Result<(), Error> {
+    async fn subscribe(&self, client: &Client, channels: &[&str]) -> Result<(), Error> {
         if !self.is_sharded {
             for some in channels.chunks(BATCH) {
                 let some: Vec<String> = some.iter().map(|one| (*one).to_owned()).collect();
-                client.subscribe(some).await.map_err(|error| away(&error))?;
+                client.subscribe(some).await.map_err(|error| to_store_error(&error))?;
             }
             return barrier(client, None).await;
         }
         // A command with several channels would mix up the answers to others.
-        for some in channels.chunks(AT_ONCE) {
+        for some in channels.chunks(MAX_CONCURRENT_COMMANDS) {
             let each = some.iter().map(|one| client.ssubscribe(*one));
-            try_join_all(each).await.map_err(|error| away(&error))?;
+            try_join_all(each).await.map_err(|error| to_store_error(&error))?;
         }
         let slots = channels
             .iter()
@@ -163,5 +163,5 @@ async fn barrier(client: &Client, slot: Option<u16>) -> Result<(), Error> {
         ..Options::default()
     };
     let answered: Result<(), _> = client.with_options(&options).ping(None).await;
-    answered.map_err(|error| away(&error))
+    answered.map_err(|error| to_store_error(&error))
 }

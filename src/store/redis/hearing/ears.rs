@@ -16,16 +16,16 @@ use tokio::time::Instant;
 
 use crate::store::redis::jobs::from_json;
 use crate::store::redis::keys::Keys;
-use crate::store::redis::link::Link;
+use crate::store::redis::link::Connections;
 use crate::store::redis::place::PATIENCE;
 use crate::store::{Error, StoreEvent, ChangeListener};
 
 /// What is heard, and when it was heard last.
-pub(super) struct Ears {
+pub(super) struct MessageReceiver {
     probes: Vec<Probe>,
-    memory: String,
+    shared_state_channel: String,
     begun: Instant,
-    gap: Notify,
+    wait_for_loss: Notify,
     heard: Notify,
     is_well: AtomicBool,
 }
@@ -33,52 +33,52 @@ pub(super) struct Ears {
 struct Probe {
     channel: String,
     /// Milliseconds after `begun`.
-    heard_at: AtomicU64,
+    received_at: AtomicU64,
 }
 
-impl Ears {
+impl MessageReceiver {
     pub(super) fn new(keys: &Keys, name: &str) -> Self {
         let probe = |channel| Probe {
             channel,
-            heard_at: AtomicU64::new(0),
+            received_at: AtomicU64::new(0),
         };
         Self {
             probes: keys
                 .partitions()
                 .map(|part| probe(part.probe_channel(name)))
                 .collect(),
-            memory: keys.partition(0).memory_channel(),
+            shared_state_channel: keys.partition(0).shared_state_channel(),
             begun: Instant::now(),
-            gap: Notify::new(),
+            wait_for_loss: Notify::new(),
             heard: Notify::new(),
             is_well: AtomicBool::new(false),
         }
     }
 
     /// The channels that are listened to for good.
-    pub(super) fn permanent(&self) -> Vec<String> {
+    pub(super) fn system_channels(&self) -> Vec<String> {
         let probes = self.probes.iter().map(|probe| probe.channel.clone());
-        probes.chain([self.memory.clone()]).collect()
+        probes.chain([self.shared_state_channel.clone()]).collect()
     }
 
     pub(super) fn is_well(&self) -> bool {
         self.is_well.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_well(&self, is_well: bool) {
+    pub(super) fn set_healthy(&self, is_well: bool) {
         self.is_well.store(is_well, Ordering::Release);
     }
 
     /// Waits until messages were lost on their way to this task.
     pub(super) async fn gap(&self) {
-        self.gap.notified().await;
+        self.wait_for_loss.notified().await;
     }
 
     /// Partitions of which nothing was heard for so long.
-    pub(super) fn silent(&self, span: Duration) -> Vec<usize> {
+    pub(super) fn stale_partitions(&self, span: Duration) -> Vec<usize> {
         let now = self.now();
         let is_silent = |probe: &Probe| {
-            let heard_at = probe.heard_at.load(Ordering::Acquire);
+            let heard_at = probe.received_at.load(Ordering::Acquire);
             Duration::from_millis(now.saturating_sub(heard_at)) > span
         };
         let probes = self.probes.iter().enumerate();
@@ -89,7 +89,7 @@ impl Ears {
     }
 
     /// Says something to itself by every way there is.
-    pub(super) async fn probe(&self, link: &Link) {
+    pub(super) async fn probe(&self, link: &Connections) {
         let is_sharded = link.publish() == "SPUBLISH";
         let said = self.probes.iter().map(async |probe| {
             let (client, channel) = (link.client(), probe.channel.as_str());
@@ -104,11 +104,11 @@ impl Ears {
     }
 
     /// Probes, and waits until all of it has come back.
-    pub(super) async fn hear_all(&self, link: &Link) -> Result<(), Error> {
+    pub(super) async fn await_probes(&self, link: &Connections) -> Result<(), Error> {
         // The clock is in milliseconds: what came in the same one as this began is no proof.
         let begun = self.now() + 1;
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let is_heard = |probe: &Probe| probe.heard_at.load(Ordering::Acquire) >= begun;
+        let is_heard = |probe: &Probe| probe.received_at.load(Ordering::Acquire) >= begun;
         let all = async {
             loop {
                 let heard = self.heard.notified();
@@ -126,17 +126,17 @@ impl Ears {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn take(&self, message: &Message, node: &ChangeListener) {
+    fn handle_message(&self, message: &Message, node: &ChangeListener) {
         let channel: &str = &message.channel;
         if let Some(probe) = self.probes.iter().find(|probe| probe.channel == channel) {
-            probe.heard_at.store(self.now(), Ordering::Release);
+            probe.received_at.store(self.now(), Ordering::Release);
             self.heard.notify_waiters();
             return;
         }
         let Some(text) = message.value.as_str() else {
             return;
         };
-        if channel == self.memory {
+        if channel == self.shared_state_channel {
             return (node.on_event)(StoreEvent::SharedStateChanged);
         }
         match from_json(&text) {
@@ -147,13 +147,13 @@ impl Ears {
 }
 
 /// Takes in messages until there will be no more.
-pub(super) async fn run(ears: std::sync::Arc<Ears>, mut messages: Receiver<Message>, node: ChangeListener) {
+pub(super) async fn run(ears: std::sync::Arc<MessageReceiver>, mut messages: Receiver<Message>, node: ChangeListener) {
     loop {
         match messages.recv().await {
-            Ok(message) => ears.take(&message, &node),
+            Ok(message) => ears.handle_message(&message, &node),
             Err(RecvError::Lagged(lost)) => {
                 tracing::warn!(lost, "too many changes at once");
-                ears.gap.notify_one();
+                ears.wait_for_loss.notify_one();
             }
             Err(RecvError::Closed) => return,
         }
