@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use progress_hub::hub::{Condition, Connection, Hub, Sink};
+use progress_hub::hub::{FeedHealth, Connection, Hub, Sink};
 use progress_hub::job::{Job, NewJob};
 use progress_hub::protocol::Frame;
 use progress_hub::time::Time;
@@ -26,28 +26,28 @@ use tokio::task::LocalSet;
 struct Slow;
 
 impl Sink for Slow {
-    fn offer(&self, _: &Frame) -> bool {
+    fn try_send(&self, _: &Frame) -> bool {
         false
     }
 
-    fn wake(&self) {}
+    fn notify_pending(&self) {}
 
-    fn condition(&self, _: Condition) {}
+    fn health_changed(&self, _: FeedHealth) {}
 }
 
 /// A socket that takes everything at once and counts it, as a quiet one does.
 struct Counting(Rc<Cell<usize>>);
 
 impl Sink for Counting {
-    fn offer(&self, frame: &Frame) -> bool {
+    fn try_send(&self, frame: &Frame) -> bool {
         black_box(frame.websocket());
         self.0.set(self.0.get() + 1);
         true
     }
 
-    fn wake(&self) {}
+    fn notify_pending(&self) {}
 
-    fn condition(&self, _: Condition) {}
+    fn health_changed(&self, _: FeedHealth) {}
 }
 
 fn job() -> Job {
@@ -74,8 +74,8 @@ async fn watchers(
     let newest = Arc::new(job.clone());
     let connections = (0..how_many).map(|_| {
         let connection = Connection::open(&shard, Rc::new(Counting(Rc::clone(&offered))));
-        connection.hold(&job.id);
-        connection.release(Arc::clone(&newest), 0);
+        connection.subscribe_paused(&job.id);
+        connection.activate(Arc::clone(&newest), 0);
         connection
     });
     (connections.collect(), offered)
@@ -109,8 +109,8 @@ async fn drains(jobs: usize, times: u64) -> Duration {
     let connection = Connection::open(&shard, Rc::new(Slow));
     let mut jobs: Vec<Job> = (0..jobs).map(|_| job()).collect();
     for job in &jobs {
-        connection.hold(&job.id);
-        connection.release(Arc::new(job.clone()), job.version);
+        connection.subscribe_paused(&job.id);
+        connection.activate(Arc::new(job.clone()), job.version);
     }
     let mut spent = Duration::ZERO;
     for _ in 0..times {
@@ -123,7 +123,7 @@ async fn drains(jobs: usize, times: u64) -> Duration {
         }
         let begun = Instant::now();
         let mut taken = 0;
-        while let Some(frame) = connection.next() {
+        while let Some(frame) = connection.next_frame() {
             black_box(frame.job());
             taken += 1;
         }
@@ -144,8 +144,8 @@ async fn visits(others: usize, times: u64) -> Duration {
     let begun = Instant::now();
     for _ in 0..times {
         let connection = Connection::open(&shard, Rc::clone(&sink) as Rc<dyn Sink>);
-        connection.hold(&job.id);
-        connection.release(Arc::clone(&newest), 0);
+        connection.subscribe_paused(&job.id);
+        connection.activate(Arc::clone(&newest), 0);
         drop(black_box(connection));
     }
     let spent = begun.elapsed();

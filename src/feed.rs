@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::hub::{Condition, Hub, Shown};
+use crate::hub::{FeedHealth, Hub, DeliveredVersion};
 use crate::job::{Job, JobId};
 use crate::store::{self, StoreEvent, ListQuery, ChangeListener, Store, Topic};
 use crate::time::Time;
@@ -86,8 +86,8 @@ impl Feed {
         ChangeListener {
             on_event: Arc::new(move |event| feed.take(event)),
             is_subscribed: Arc::new(move |topic| match topic {
-                Topic::Job(job) => hub.is_watched(job),
-                Topic::Owner(owner) => hub.is_followed(owner),
+                Topic::Job(job) => hub.has_job_subscribers(job),
+                Topic::Owner(owner) => hub.has_owner_subscribers(owner),
             }),
         }
     }
@@ -97,7 +97,7 @@ impl Feed {
             StoreEvent::JobChanged(job) => self.hub.deliver(job),
             StoreEvent::Unavailable => {
                 self.is_away.store(true, Ordering::Release);
-                self.hub.set_condition(Condition::Degraded(Time::now()));
+                self.hub.set_health(FeedHealth::Degraded(Time::now()));
             }
             StoreEvent::Recovered => {
                 self.is_away.store(false, Ordering::Release);
@@ -152,14 +152,14 @@ impl Reader {
                 }
             }
             if !self.feed.is_away.load(Ordering::Acquire) {
-                hub.set_condition(Condition::Healthy);
+                hub.set_health(FeedHealth::Healthy);
             }
         }
     }
 
     async fn reread(&self, shard: usize) -> Result<(), store::Error> {
         let hub = &self.feed.hub;
-        let (jobs, owners) = hub.watched_by(shard);
+        let (jobs, owners) = hub.topics_of_shard(shard);
         for batch in jobs.chunks(BATCH) {
             let jobs = self.overtaking(self.store.get_many(batch).await?).await;
             hub.redeliver(shard, jobs).await;
@@ -232,7 +232,7 @@ impl Reader {
         shown
     }
 
-    async fn overtake(&self, job: Arc<Job>, shown: Shown) -> Arc<Job> {
+    async fn overtake(&self, job: Arc<Job>, shown: DeliveredVersion) -> Arc<Job> {
         let overtaking = self
             .tracker
             .republish_above(&job.id, shown.version, shown.updated_at);

@@ -23,19 +23,19 @@ use crate::job::{Job, JobId};
 use crate::protocol::Frame;
 use crate::time::Time;
 pub use connection::Connection;
-pub use interest::Shown;
-use interest::{Interest, Key};
+pub use interest::DeliveredVersion;
+use interest::{SubscriptionIndex, Topic};
 pub use shard::{Shard, Sink};
 
 /// Changes that wait for a shard at most; beyond it, the shard lags and its jobs are read again.
-const MAILBOX: usize = 8192;
+const SHARD_QUEUE_CAPACITY: usize = 8192;
 
 /// The most workers that a node may have: the interest mask has a bit for each.
 pub const MAX_SHARDS: usize = 64;
 
 /// Whether what is shown can be trusted to be current.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum FeedHealth {
     /// It is.
     Healthy,
     /// The store has been away since then.
@@ -44,23 +44,23 @@ pub enum Condition {
 
 /// What a shard is told.
 #[derive(Clone, Debug)]
-enum Letter {
+enum ShardMessage {
     /// A job has a newer version.
-    Changed(Arc<Frame>),
+    JobChanged(Arc<Frame>),
     /// The store went away or is back.
-    Condition(Condition),
+    HealthChanged(FeedHealth),
 }
 
-struct Mailbox {
-    sender: mpsc::Sender<Letter>,
+struct ShardQueue {
+    sender: mpsc::Sender<ShardMessage>,
     is_lagging: bool,
 }
 
 /// The local fan-out; one per node, shared by all its threads.
 pub struct Hub {
-    mailboxes: RwLock<Vec<Mutex<Mailbox>>>,
-    interest: Interest,
-    condition: Mutex<Condition>,
+    mailboxes: RwLock<Vec<Mutex<ShardQueue>>>,
+    interest: SubscriptionIndex,
+    health: Mutex<FeedHealth>,
     lag: Notify,
 }
 
@@ -69,7 +69,7 @@ thread_local! {
     static SHARD: RefCell<Option<(usize, Rc<Shard>)>> = const { RefCell::new(None) };
 }
 
-fn unpoisoned<T>(result: Result<T, PoisonError<T>>) -> T {
+fn lock_ignoring_poison<T>(result: Result<T, PoisonError<T>>) -> T {
     result.unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -79,8 +79,8 @@ impl Hub {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             mailboxes: RwLock::new(Vec::new()),
-            interest: Interest::default(),
-            condition: Mutex::new(Condition::Healthy),
+            interest: SubscriptionIndex::default(),
+            health: Mutex::new(FeedHealth::Healthy),
             lag: Notify::new(),
         })
     }
@@ -101,15 +101,15 @@ impl Hub {
     }
 
     fn open_shard(self: &Arc<Self>) -> Rc<Shard> {
-        let (sender, receiver) = mpsc::channel(MAILBOX);
-        let mailbox = Mutex::new(Mailbox {
+        let (sender, receiver) = mpsc::channel(SHARD_QUEUE_CAPACITY);
+        let mailbox = Mutex::new(ShardQueue {
             sender,
             is_lagging: false,
         });
-        let mut mailboxes = unpoisoned(self.mailboxes.write());
+        let mut mailboxes = lock_ignoring_poison(self.mailboxes.write());
         let vacant = mailboxes
             .iter()
-            .position(|at| unpoisoned(at.lock()).sender.is_closed());
+            .position(|at| lock_ignoring_poison(at.lock()).sender.is_closed());
         let index = vacant.unwrap_or(mailboxes.len() % MAX_SHARDS);
         if index < mailboxes.len() {
             mailboxes[index] = mailbox;
@@ -121,9 +121,9 @@ impl Hub {
 
     /// Hands a change to every shard that watches the job or its owner. Never blocks.
     pub fn deliver(&self, job: Arc<Job>) {
-        let mask = self.interest.of_change(&job);
+        let mask = self.interest.shards_for(&job);
         if mask != 0 {
-            self.post(mask, &Letter::Changed(Arc::new(Frame::new(job))));
+            self.send_to_shards(mask, &ShardMessage::JobChanged(Arc::new(Frame::new(job))));
         }
     }
 
@@ -131,35 +131,35 @@ impl Hub {
     /// store's condition comes last, in case it was missed too.
     pub async fn redeliver(&self, shard: usize, jobs: Vec<Arc<Job>>) {
         let sender = {
-            let mailboxes = unpoisoned(self.mailboxes.read());
+            let mailboxes = lock_ignoring_poison(self.mailboxes.read());
             mailboxes
                 .get(shard)
-                .map(|mailbox| unpoisoned(mailbox.lock()).sender.clone())
+                .map(|mailbox| lock_ignoring_poison(mailbox.lock()).sender.clone())
         };
         let Some(sender) = sender else { return };
         for job in jobs {
-            self.interest.of_change(&job);
+            self.interest.shards_for(&job);
             if sender
-                .send(Letter::Changed(Arc::new(Frame::new(job))))
+                .send(ShardMessage::JobChanged(Arc::new(Frame::new(job))))
                 .await
                 .is_err()
             {
                 return;
             }
         }
-        let condition = Letter::Condition(self.condition());
+        let condition = ShardMessage::HealthChanged(self.condition());
         if sender.send(condition).await.is_err() {
             tracing::debug!(shard, "the worker is gone");
         }
     }
 
-    fn post(&self, mask: u64, letter: &Letter) {
-        let mailboxes = unpoisoned(self.mailboxes.read());
+    fn send_to_shards(&self, mask: u64, letter: &ShardMessage) {
+        let mailboxes = lock_ignoring_poison(self.mailboxes.read());
         for (index, mailbox) in mailboxes.iter().enumerate() {
             if mask & (1 << index) == 0 {
                 continue;
             }
-            let mut mailbox = unpoisoned(mailbox.lock());
+            let mut mailbox = lock_ignoring_poison(mailbox.lock());
             if let Err(mpsc::error::TrySendError::Full(_)) = mailbox.sender.try_send(letter.clone())
             {
                 mailbox.is_lagging = true;
@@ -170,8 +170,8 @@ impl Hub {
 
     /// Has every shard's jobs read again: changes may have been missed.
     pub fn resync(&self) {
-        for mailbox in unpoisoned(self.mailboxes.read()).iter() {
-            unpoisoned(mailbox.lock()).is_lagging = true;
+        for mailbox in lock_ignoring_poison(self.mailboxes.read()).iter() {
+            lock_ignoring_poison(mailbox.lock()).is_lagging = true;
         }
         self.lag.notify_one();
     }
@@ -181,9 +181,9 @@ impl Hub {
         loop {
             let notified = self.lag.notified();
             let lagging: Vec<usize> = {
-                let mailboxes = unpoisoned(self.mailboxes.read());
-                let take = |mailbox: &Mutex<Mailbox>| {
-                    std::mem::take(&mut unpoisoned(mailbox.lock()).is_lagging)
+                let mailboxes = lock_ignoring_poison(self.mailboxes.read());
+                let take = |mailbox: &Mutex<ShardQueue>| {
+                    std::mem::take(&mut lock_ignoring_poison(mailbox.lock()).is_lagging)
                 };
                 mailboxes
                     .iter()
@@ -201,65 +201,65 @@ impl Hub {
 
     /// The jobs and the owners that a shard watches.
     #[must_use]
-    pub fn watched_by(&self, shard: usize) -> (Vec<JobId>, Vec<String>) {
-        self.interest.of_shard(shard)
+    pub fn topics_of_shard(&self, shard: usize) -> (Vec<JobId>, Vec<String>) {
+        self.interest.topics_of_shard(shard)
     }
 
     /// The unfinished jobs and the owners that are watched on this node.
     #[must_use]
     pub fn unfinished(&self) -> (Vec<JobId>, Vec<String>) {
-        self.interest.unfinished()
+        self.interest.active()
     }
 
     /// Whether the job is watched by id, or by following its owner once it was shown.
     #[must_use]
-    pub fn is_watched(&self, job: &JobId) -> bool {
-        self.interest.holds(&Key::Job(job.clone()))
+    pub fn has_job_subscribers(&self, job: &JobId) -> bool {
+        self.interest.contains(&Topic::Job(job.clone()))
     }
 
     /// Whether somebody follows the owner.
     #[must_use]
-    pub fn is_followed(&self, owner: &str) -> bool {
-        self.interest.holds(&Key::Owner(owner.to_owned()))
+    pub fn has_owner_subscribers(&self, owner: &str) -> bool {
+        self.interest.contains(&Topic::Owner(owner.to_owned()))
     }
 
     /// The newest version of a watched job that was handed out here.
     #[must_use]
-    pub fn shown(&self, job: &JobId) -> Option<Shown> {
-        self.interest.shown(job)
+    pub fn shown(&self, job: &JobId) -> Option<DeliveredVersion> {
+        self.interest.last_delivered(job)
     }
 
     /// How many shards there are.
     #[must_use]
     pub fn shards(&self) -> usize {
-        unpoisoned(self.mailboxes.read()).len()
+        lock_ignoring_poison(self.mailboxes.read()).len()
     }
 
     /// How many jobs are watched on this node.
     #[must_use]
-    pub fn watched_jobs(&self) -> usize {
+    pub fn subscribed_jobs(&self) -> usize {
         self.interest.jobs()
     }
 
     /// Tells every connection that the store went away or is back; said once per change.
-    pub fn set_condition(&self, condition: Condition) {
+    pub fn set_health(&self, condition: FeedHealth) {
         {
-            let mut known = unpoisoned(self.condition.lock());
+            let mut known = lock_ignoring_poison(self.health.lock());
             match (*known, condition) {
-                (Condition::Healthy, Condition::Healthy)
-                | (Condition::Degraded(_), Condition::Degraded(_)) => return,
-                (Condition::Healthy, Condition::Degraded(_))
-                | (Condition::Degraded(_), Condition::Healthy) => {
+                (FeedHealth::Healthy, FeedHealth::Healthy)
+                | (FeedHealth::Degraded(_), FeedHealth::Degraded(_)) => return,
+                (FeedHealth::Healthy, FeedHealth::Degraded(_))
+                | (FeedHealth::Degraded(_), FeedHealth::Healthy) => {
                     *known = condition;
                 }
             }
         }
-        self.post(u64::MAX, &Letter::Condition(condition));
+        self.send_to_shards(u64::MAX, &ShardMessage::HealthChanged(condition));
     }
 
     /// Whether what is shown can be trusted to be current.
     #[must_use]
-    pub fn condition(&self) -> Condition {
-        *unpoisoned(self.condition.lock())
+    pub fn condition(&self) -> FeedHealth {
+        *lock_ignoring_poison(self.health.lock())
     }
 }

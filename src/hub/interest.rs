@@ -11,7 +11,7 @@ use crate::time::Time;
 
 /// What can be watched.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Key {
+pub(super) enum Topic {
     /// One job.
     Job(JobId),
     /// All jobs of an owner.
@@ -20,7 +20,7 @@ pub(super) enum Key {
 
 /// The newest version of a job that was handed out on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct DeliveredVersion {
     /// Its number.
     pub version: u64,
     /// When it was made: two of one number are told apart by it.
@@ -29,7 +29,7 @@ pub struct Shown {
     pub is_final: bool,
 }
 
-impl Shown {
+impl DeliveredVersion {
     fn of(job: &Job) -> Self {
         Self {
             version: job.version,
@@ -40,30 +40,30 @@ impl Shown {
 }
 
 #[derive(Default)]
-struct Watched {
+struct JobSubscribers {
     /// The shards that watch it, one bit each.
     mask: u64,
-    shown: Option<Shown>,
+    shown: Option<DeliveredVersion>,
 }
 
 #[derive(Default)]
-struct Masks {
-    jobs: HashMap<JobId, Watched>,
+struct ShardMasks {
+    jobs: HashMap<JobId, JobSubscribers>,
     owners: HashMap<String, u64>,
 }
 
 #[derive(Default)]
-pub(super) struct Interest {
-    masks: Mutex<Masks>,
+pub(super) struct SubscriptionIndex {
+    masks: Mutex<ShardMasks>,
 }
 
-impl Interest {
-    fn masks(&self) -> std::sync::MutexGuard<'_, Masks> {
+impl SubscriptionIndex {
+    fn masks(&self) -> std::sync::MutexGuard<'_, ShardMasks> {
         self.masks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The shards that watch the job itself or its owner, one bit each, to whom it is handed now.
-    pub(super) fn of_change(&self, job: &Job) -> u64 {
+    pub(super) fn shards_for(&self, job: &Job) -> u64 {
         let mut masks = self.masks();
         let of_owner = masks.owners.get(&job.owner).copied().unwrap_or(0);
         let Some(watched) = masks.jobs.get_mut(&job.id) else {
@@ -73,53 +73,53 @@ impl Interest {
             .shown
             .is_none_or(|shown| shown.version < job.version)
         {
-            watched.shown = Some(Shown::of(job));
+            watched.shown = Some(DeliveredVersion::of(job));
         }
         of_owner | watched.mask
     }
 
-    pub(super) fn shown(&self, job: &JobId) -> Option<Shown> {
+    pub(super) fn last_delivered(&self, job: &JobId) -> Option<DeliveredVersion> {
         self.masks().jobs.get(job)?.shown
     }
 
-    pub(super) fn holds(&self, key: &Key) -> bool {
+    pub(super) fn contains(&self, key: &Topic) -> bool {
         let masks = self.masks();
         match key {
-            Key::Job(job) => masks.jobs.contains_key(job),
-            Key::Owner(owner) => masks.owners.contains_key(owner),
+            Topic::Job(job) => masks.jobs.contains_key(job),
+            Topic::Owner(owner) => masks.owners.contains_key(owner),
         }
     }
 
     /// What is watched and has no end yet.
-    pub(super) fn unfinished(&self) -> (Vec<JobId>, Vec<String>) {
+    pub(super) fn active(&self) -> (Vec<JobId>, Vec<String>) {
         let masks = self.masks();
-        let is_open = |watched: &Watched| !watched.shown.is_some_and(|shown| shown.is_final);
+        let is_open = |watched: &JobSubscribers| !watched.shown.is_some_and(|shown| shown.is_final);
         let jobs = masks.jobs.iter().filter(|(_, watched)| is_open(watched));
         let jobs = jobs.map(|(job, _)| job.clone()).collect();
         (jobs, masks.owners.keys().cloned().collect())
     }
 
-    pub(super) fn add(&self, key: Key, shard: usize) {
+    pub(super) fn add(&self, key: Topic, shard: usize) {
         let mut masks = self.masks();
         let mask = match key {
-            Key::Job(job) => &mut masks.jobs.entry(job).or_default().mask,
-            Key::Owner(owner) => masks.owners.entry(owner).or_default(),
+            Topic::Job(job) => &mut masks.jobs.entry(job).or_default().mask,
+            Topic::Owner(owner) => masks.owners.entry(owner).or_default(),
         };
         *mask |= 1 << shard;
     }
 
-    pub(super) fn remove(&self, key: &Key, shard: usize) {
+    pub(super) fn remove(&self, key: &Topic, shard: usize) {
         let mut masks = self.masks();
         let left = match key {
-            Key::Job(job) => masks.jobs.get_mut(job).map(|watched| &mut watched.mask),
-            Key::Owner(owner) => masks.owners.get_mut(owner),
+            Topic::Job(job) => masks.jobs.get_mut(job).map(|watched| &mut watched.mask),
+            Topic::Owner(owner) => masks.owners.get_mut(owner),
         };
         let Some(mask) = left else { return };
         *mask &= !(1 << shard);
         if *mask == 0 {
             match key {
-                Key::Job(job) => masks.jobs.remove(job).map(|watched| watched.mask),
-                Key::Owner(owner) => masks.owners.remove(owner),
+                Topic::Job(job) => masks.jobs.remove(job).map(|watched| watched.mask),
+                Topic::Owner(owner) => masks.owners.remove(owner),
             };
         }
     }
@@ -128,7 +128,7 @@ impl Interest {
         self.masks().jobs.len()
     }
 
-    pub(super) fn of_shard(&self, shard: usize) -> (Vec<JobId>, Vec<String>) {
+    pub(super) fn topics_of_shard(&self, shard: usize) -> (Vec<JobId>, Vec<String>) {
         let masks = self.masks();
         let watches = |mask: &u64| mask & (1 << shard) != 0;
         let jobs = masks

@@ -19,7 +19,7 @@ const CONNECTIONS: usize = 4;
 struct Ear {
     is_deaf: Cell<bool>,
     shown: RefCell<Vec<(JobId, u64)>>,
-    conditions: RefCell<Vec<Condition>>,
+    conditions: RefCell<Vec<FeedHealth>>,
 }
 
 impl Ear {
@@ -30,16 +30,16 @@ impl Ear {
 }
 
 impl Sink for Ear {
-    fn offer(&self, frame: &Frame) -> bool {
+    fn try_send(&self, frame: &Frame) -> bool {
         if !self.is_deaf.get() {
             self.take(frame);
         }
         !self.is_deaf.get()
     }
 
-    fn wake(&self) {}
+    fn notify_pending(&self) {}
 
-    fn condition(&self, condition: Condition) {
+    fn health_changed(&self, condition: FeedHealth) {
         self.conditions.borrow_mut().push(condition);
     }
 }
@@ -212,7 +212,7 @@ impl World {
             }
             Step::Settle => settle().await,
             Step::Hold(c, j) => self.with(c, |client| {
-                client.connection.hold(&store[j].id);
+                client.connection.subscribe_paused(&store[j].id);
                 let is_fed = client.follows.is_some_and(|owner| of_owner(j, owner));
                 if client.single.insert(j) {
                     client.unread.insert(j);
@@ -229,33 +229,33 @@ impl World {
                 client.unread.remove(&j);
                 client.held.remove(&j);
                 client.has.insert(j, known);
-                client.connection.release(Arc::clone(&store[j]), known);
+                client.connection.activate(Arc::clone(&store[j]), known);
             }),
             Step::Refuse(c, j) => self.with(c, |client| {
                 // Only one that is known to be held: of others, the model can't tell whether they end.
                 if client.held.contains(&j) {
-                    client.connection.refuse(&store[j].id);
+                    client.connection.reject(&store[j].id);
                     client.leave(j);
                 }
             }),
             Step::Forget(c, j) => self.with(c, |client| {
-                client.connection.forget(&store[j].id);
+                client.connection.unsubscribe(&store[j].id);
                 if client.single.contains(&j) {
                     client.leave(j);
                 }
             }),
             Step::Follow(c, owner) => self.with(c, |client| {
                 if client.follows != Some(owner) {
-                    client.connection.unfollow();
+                    client.connection.unsubscribe_owner();
                     client.unfollow();
                     client.is_behind = true;
                     client.follows = Some(owner);
                 }
-                client.connection.follow(OWNERS[owner]);
+                client.connection.subscribe_owner(OWNERS[owner]);
             }),
             Step::CatchUp(c, known) => self.with(c, |client| client.catch_up(known, &store)),
             Step::Unfollow(c) => self.with(c, |client| {
-                client.connection.unfollow();
+                client.connection.unsubscribe_owner();
                 client.unfollow();
             }),
             Step::Keep(c, owner) => self.with(c, |client| {
@@ -264,10 +264,10 @@ impl World {
                     return;
                 }
                 if client.follows.is_some_and(|follows| follows != owner) {
-                    client.connection.unfollow();
+                    client.connection.unsubscribe_owner();
                     client.unfollow();
                 }
-                client.connection.keep(|_, of| of == OWNERS[owner]);
+                client.connection.retain_visible(|_, of| of == OWNERS[owner]);
                 for j in (0..JOBS).filter(|j| !of_owner(*j, owner)) {
                     client.leave(j);
                 }
@@ -295,7 +295,7 @@ impl World {
                 client.unread.remove(&j);
                 client.held.remove(&j);
                 let has = client.has.entry(j).or_default();
-                client.connection.release(Arc::clone(&self.store[j]), *has);
+                client.connection.activate(Arc::clone(&self.store[j]), *has);
             }
             if client.is_behind {
                 client.catch_up(Known::Nothing, &self.store);
@@ -310,7 +310,7 @@ impl World {
                 }
             }
             let jobs = client.single.len();
-            assert_eq!(client.connection.single(), jobs);
+            assert_eq!(client.connection.explicit_subscriptions(), jobs);
         }
     }
 }
@@ -344,7 +344,7 @@ impl Client {
             let known = self.known(j, known, store);
             let has = self.has.entry(j).or_default();
             *has = known.max(*has);
-            self.connection.catch_up(Arc::clone(&store[j]), known);
+            self.connection.backfill(Arc::clone(&store[j]), known);
         }
     }
 
@@ -366,7 +366,7 @@ impl Client {
 
     fn drain(&mut self) {
         let mut frames = 0;
-        while let Some(frame) = self.connection.next() {
+        while let Some(frame) = self.connection.next_frame() {
             self.ear.take(&frame);
             frames += 1;
         }
@@ -405,8 +405,8 @@ proptest! {
             }
             world.finish().await;
             world.clients.clear();
-            assert_eq!(world.hub.watched_jobs(), 0);
-            assert_eq!(world.hub.watched_by(0), (vec![], vec![]));
+            assert_eq!(world.hub.subscribed_jobs(), 0);
+            assert_eq!(world.hub.topics_of_shard(0), (vec![], vec![]));
             assert!(world.shard.is_empty());
         });
     }
@@ -416,8 +416,8 @@ proptest! {
 fn watch(hub: &Arc<Hub>, job: &Arc<Job>) -> (Connection, Rc<Ear>) {
     let ear = Rc::new(Ear::default());
     let connection = Connection::open(&hub.shard(), Rc::clone(&ear) as Rc<dyn Sink>);
-    connection.hold(&job.id);
-    connection.release(Arc::clone(job), job.version);
+    connection.subscribe_paused(&job.id);
+    connection.activate(Arc::clone(job), job.version);
     (connection, ear)
 }
 
@@ -439,15 +439,15 @@ fn a_full_mailbox_lags_until_its_jobs_are_read_again() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));
         let (_connection, ear) = watch(&hub, &first);
-        let last = MAILBOX as u64 + 100;
+        let last = SHARD_QUEUE_CAPACITY as u64 + 100;
         for version in 2..=last {
             hub.deliver(at_version(&first, version));
         }
         assert_eq!(hub.lagging().await, [0]);
         settle().await;
         let shown = ear.shown.borrow().last().map(|(_, version)| *version);
-        assert_eq!(shown, Some(MAILBOX as u64 + 1), "what fitted in");
-        assert_eq!(hub.watched_by(0).0, std::slice::from_ref(&first.id));
+        assert_eq!(shown, Some(SHARD_QUEUE_CAPACITY as u64 + 1), "what fitted in");
+        assert_eq!(hub.topics_of_shard(0).0, std::slice::from_ref(&first.id));
         hub.redeliver(0, vec![at_version(&first, last)]).await;
         settle().await;
         let shown = ear.shown.borrow().last().map(|(_, version)| *version);
@@ -461,18 +461,18 @@ fn an_outage_is_told_once_and_its_end_once() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));
         let (_connection, ear) = watch(&hub, &first);
-        let away = Condition::Degraded(Time::from_millis(1));
-        hub.set_condition(away);
+        let away = FeedHealth::Degraded(Time::from_millis(1));
+        hub.set_health(away);
         settle().await;
-        hub.set_condition(Condition::Degraded(Time::from_millis(2)));
+        hub.set_health(FeedHealth::Degraded(Time::from_millis(2)));
         hub.redeliver(0, vec![]).await;
         settle().await;
-        hub.set_condition(Condition::Healthy);
+        hub.set_health(FeedHealth::Healthy);
         settle().await;
-        hub.set_condition(Condition::Healthy);
+        hub.set_health(FeedHealth::Healthy);
         hub.redeliver(0, vec![]).await;
         settle().await;
-        assert_eq!(*ear.conditions.borrow(), [away, Condition::Healthy]);
+        assert_eq!(*ear.conditions.borrow(), [away, FeedHealth::Healthy]);
     });
 }
 
@@ -480,17 +480,17 @@ fn an_outage_is_told_once_and_its_end_once() {
 fn a_shard_that_opens_during_an_outage_tells_its_end() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));
-        let away = Condition::Degraded(Time::from_millis(1));
-        hub.set_condition(away);
+        let away = FeedHealth::Degraded(Time::from_millis(1));
+        hub.set_health(away);
         let (connection, ear) = watch(&hub, &first);
         assert_eq!(connection.condition(), away);
         hub.redeliver(0, vec![]).await;
         settle().await;
         assert_eq!(*ear.conditions.borrow(), [], "it knows that already");
-        hub.set_condition(Condition::Healthy);
+        hub.set_health(FeedHealth::Healthy);
         settle().await;
-        assert_eq!(connection.condition(), Condition::Healthy);
-        assert_eq!(*ear.conditions.borrow(), [Condition::Healthy]);
+        assert_eq!(connection.condition(), FeedHealth::Healthy);
+        assert_eq!(*ear.conditions.borrow(), [FeedHealth::Healthy]);
     });
 }
 
@@ -500,7 +500,7 @@ fn a_feed_lets_go_of_a_job_after_its_end_and_one_by_id_does_not() {
         let (hub, first) = (Hub::new(), job("alice"));
         let (by_id, _) = watch(&hub, &first);
         let follower = Connection::open(&hub.shard(), Rc::<Ear>::default() as Rc<dyn Sink>);
-        follower.follow("alice");
+        follower.subscribe_owner("alice");
         let ended = StatusReport::with_status(Status::Succeeded);
         let ended = StatusReport {
             is_authoritative: true,
@@ -510,13 +510,13 @@ fn a_feed_lets_go_of_a_job_after_its_end_and_one_by_id_does_not() {
         hub.deliver(Arc::new(ended.unwrap()));
         settle().await;
         drop(by_id);
-        assert_eq!(hub.watched_jobs(), 1);
+        assert_eq!(hub.subscribed_jobs(), 1);
         tokio::time::sleep(Duration::from_secs(120)).await;
         settle().await;
-        assert_eq!(hub.watched_jobs(), 0);
+        assert_eq!(hub.subscribed_jobs(), 0);
         let (_by_id, _) = watch(&hub, &first);
         tokio::time::sleep(Duration::from_secs(120)).await;
-        assert_eq!(hub.watched_jobs(), 1);
+        assert_eq!(hub.subscribed_jobs(), 1);
     });
 }
 
@@ -527,11 +527,11 @@ fn a_follower_that_could_not_read_a_job_still_hears_of_it() {
         let (_other, _) = watch(&hub, &first);
         let ear = Rc::new(Ear::default());
         let follower = Connection::open(&hub.shard(), Rc::clone(&ear) as Rc<dyn Sink>);
-        follower.follow("alice");
-        follower.hold(&first.id);
+        follower.subscribe_owner("alice");
+        follower.subscribe_paused(&first.id);
         hub.deliver(at_version(&first, 2));
         settle().await;
-        follower.refuse(&first.id);
+        follower.reject(&first.id);
         hub.deliver(at_version(&first, 3));
         settle().await;
         assert_eq!(*ear.shown.borrow(), [(first.id.clone(), 3)]);

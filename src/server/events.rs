@@ -22,7 +22,7 @@ use super::jobs::{granted, may_follow};
 use super::problem::Problem;
 use crate::config::SocketConfig;
 use crate::feed;
-use crate::hub::{Condition, Connection, Hub, Sink};
+use crate::hub::{FeedHealth, Connection, Hub, Sink};
 use crate::job::{Job, JobId};
 use crate::protocol::Frame;
 use crate::store::Store;
@@ -36,19 +36,19 @@ const RETRY: &str = "retry: 2000\n\n";
 #[derive(Default)]
 struct Bell {
     rings: Notify,
-    condition: Cell<Option<Condition>>,
+    condition: Cell<Option<FeedHealth>>,
 }
 
 impl Sink for Bell {
-    fn offer(&self, _: &Frame) -> bool {
+    fn try_send(&self, _: &Frame) -> bool {
         false
     }
 
-    fn wake(&self) {
+    fn notify_pending(&self) {
         self.rings.notify_one();
     }
 
-    fn condition(&self, condition: Condition) {
+    fn health_changed(&self, condition: FeedHealth) {
         self.condition.set(Some(condition));
         self.rings.notify_one();
     }
@@ -149,10 +149,10 @@ pub async fn open(
     let mut greeting = RETRY.to_owned();
 
     for id in &wish.jobs {
-        connection.hold(id);
+        connection.subscribe_paused(id);
     }
     if follows {
-        connection.follow(caller.subject());
+        connection.subscribe_owner(caller.subject());
     }
     let mut newest: HashMap<JobId, Arc<Job>> = feed::newest(&**store, &wish.jobs)
         .await?
@@ -171,10 +171,10 @@ pub async fn open(
                 if !(job.is_final() && job.version <= known) {
                     unfinished.insert(id.clone());
                 }
-                connection.release(job, known);
+                connection.activate(job, known);
             }
             None => {
-                connection.refuse(id);
+                connection.reject(id);
                 wish.unknown.push(id.to_string());
             }
         }
@@ -191,7 +191,7 @@ pub async fn open(
     if follows {
         for job in feed::newest_of(&**store, caller.subject()).await? {
             let known = version_of(&job.id);
-            connection.catch_up(job, known);
+            connection.backfill(job, known);
         }
     }
     let now = Instant::now();
@@ -228,7 +228,7 @@ impl Stream {
             return None;
         }
         loop {
-            if let Some(frame) = self.connection.next() {
+            if let Some(frame) = self.connection.next_frame() {
                 return Some(self.event(&frame));
             }
             if self.unfinished.as_ref().is_some_and(HashSet::is_empty) {
@@ -266,11 +266,11 @@ impl Stream {
     }
 }
 
-fn said(condition: Condition) -> Bytes {
+fn said(condition: FeedHealth) -> Bytes {
     match condition {
-        Condition::Degraded(since) => {
+        FeedHealth::Degraded(since) => {
             format!("event: degraded\ndata: {{\"since\":\"{since}\"}}\n\n").into()
         }
-        Condition::Healthy => Bytes::from_static(b"event: restored\ndata: {}\n\n"),
+        FeedHealth::Healthy => Bytes::from_static(b"event: restored\ndata: {}\n\n"),
     }
 }

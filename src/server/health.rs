@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::drain::Drain;
 use super::providers::states;
-use crate::hub::{Condition, Hub};
+use crate::hub::{FeedHealth, Hub};
 use crate::provider::Providers;
 use crate::store::Store;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
@@ -35,7 +35,7 @@ pub async fn check(
     begun: web::Data<Begun>,
     providers: web::Data<Providers>,
 ) -> HttpResponse {
-    let is_current = hub.condition() == Condition::Healthy && is_store_there(&**store).await;
+    let is_current = hub.condition() == FeedHealth::Healthy && is_store_there(&**store).await;
     let status = match (drain.has_begun(), is_current) {
         (true, _) => "draining",
         (false, true) => "ok",
@@ -78,7 +78,7 @@ pub async fn metrics(
     hub: web::Data<Hub>,
     providers: web::Data<Providers>,
 ) -> HttpResponse {
-    metrics.jobs_watched(hub.watched_jobs());
+    metrics.jobs_watched(hub.subscribed_jobs());
     for provider in providers.iter() {
         let (name, gate) = (provider.name(), provider.gate());
         metrics.provider_is(name, gate.standing(Time::now()).state, |state| {

@@ -17,7 +17,7 @@ use crate::auth::Principal;
 use crate::cancel::Canceller;
 use crate::feed;
 use crate::guard::Refusal;
-use crate::hub::{Condition, Connection, Hub, Sink};
+use crate::hub::{FeedHealth, Connection, Hub, Sink};
 use crate::job::{Job, JobId, Status};
 use crate::protocol::Frame;
 use crate::store::{CreateOutcome, ListQuery, Store};
@@ -104,15 +104,15 @@ fn tagged(tags: &str) -> Option<u64> {
 struct Bell(Notify);
 
 impl Sink for Bell {
-    fn offer(&self, _: &Frame) -> bool {
+    fn try_send(&self, _: &Frame) -> bool {
         false
     }
 
-    fn wake(&self) {
+    fn notify_pending(&self) {
         self.0.notify_one();
     }
 
-    fn condition(&self, _: Condition) {}
+    fn health_changed(&self, _: FeedHealth) {}
 }
 
 async fn newer(
@@ -123,13 +123,13 @@ async fn newer(
 ) -> Result<Arc<Job>, Problem> {
     let bell = Rc::new(Bell(Notify::new()));
     let connection = Connection::open(&hub.shard(), Rc::clone(&bell) as Rc<dyn Sink>);
-    connection.hold(&job.id);
+    connection.subscribe_paused(&job.id);
     let newest = feed::newest(store, slice::from_ref(&job.id)).await?;
     let newest = newest.into_iter().next();
     let newest = newest.ok_or_else(|| Problem::not_found("job"))?;
-    connection.release(newest, since);
+    connection.activate(newest, since);
     loop {
-        if let Some(frame) = connection.next() {
+        if let Some(frame) = connection.next_frame() {
             return Ok(Arc::clone(frame.job()));
         }
         bell.0.notified().await;

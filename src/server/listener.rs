@@ -35,7 +35,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client that is answered before it has sent all of its body may go on: what comes is read
 /// away, as a connection that is closed on it would take the answer along.
-const LINGER: Duration = Duration::from_secs(5);
+const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an idle connection is kept for another request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);

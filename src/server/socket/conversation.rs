@@ -18,7 +18,7 @@ use super::Sockets;
 use super::connection::{Peer, Task};
 use crate::auth::{Principal, Refused};
 use crate::feed;
-use crate::hub::Condition;
+use crate::hub::FeedHealth;
 use crate::job::{Job, JobId};
 use crate::protocol::{ClientMessage, Close, FeedName, HubMessage, Known, Subscription};
 use crate::server::jobs::{granted, may_follow};
@@ -97,10 +97,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
                 if renewed.subject() == principal.subject() =>
             {
                 if !may_follow(&renewed) {
-                    self.connection.unfollow();
+                    self.connection.unsubscribe_owner();
                 }
                 self.connection
-                    .keep(|job, owner| renewed.may_see(job.as_str(), owner));
+                    .retain_visible(|job, owner| renewed.may_see(job.as_str(), owner));
                 self.welcome(renewed);
             }
             (Ok(_), Peer::Known { .. }) => {
@@ -143,7 +143,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             now,
         };
         self.wire.say(hello.frame());
-        if let (true, Condition::Degraded(since)) = (is_first, self.connection.condition()) {
+        if let (true, FeedHealth::Degraded(since)) = (is_first, self.connection.condition()) {
             self.wire.say(HubMessage::Degraded { since }.frame());
         }
     }
@@ -217,8 +217,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         for job in &found {
             let known = version_of(&job.id);
             match follows {
-                true => self.connection.catch_up(Arc::clone(job), known),
-                false => self.connection.release(Arc::clone(job), known),
+                true => self.connection.backfill(Arc::clone(job), known),
+                false => self.connection.activate(Arc::clone(job), known),
             }
         }
         if !beyond.is_empty() {
@@ -233,8 +233,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         let most = self.sockets.settings.max_subscriptions;
         let mut beyond = Vec::new();
         for job in wanted {
-            if self.connection.watches(job) || self.connection.single() < most {
-                self.connection.hold(job);
+            if self.connection.is_subscribed(job) || self.connection.explicit_subscriptions() < most {
+                self.connection.subscribe_paused(job);
             } else {
                 beyond.push(job.clone());
             }
@@ -251,7 +251,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
     ) -> Result<Vec<Arc<Job>>, store::Error> {
         let held: Vec<JobId> = wanted
             .iter()
-            .filter(|job| self.connection.watches(job))
+            .filter(|job| self.connection.is_subscribed(job))
             .cloned()
             .collect();
         let read = patient(feed::newest(&*self.sockets.store, &held)).await;
@@ -259,7 +259,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         found.retain(|job| principal.may_see(job.id.as_str(), &job.owner));
         let seen: BTreeSet<&JobId> = found.iter().map(|job| &job.id).collect();
         for job in held.iter().filter(|job| !seen.contains(job)) {
-            self.connection.refuse(job);
+            self.connection.reject(job);
         }
         read.map(|_| found)
     }
@@ -271,7 +271,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         principal: &Principal,
         known: &BTreeSet<JobId>,
     ) -> Result<Vec<Arc<Job>>, store::Error> {
-        self.connection.follow(principal.subject());
+        self.connection.subscribe_owner(principal.subject());
         let known: Vec<JobId> = known.iter().cloned().collect();
         let read = patient(async {
             let store = &*self.sockets.store;
@@ -283,7 +283,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         })
         .await;
         if read.is_err() {
-            self.connection.unfollow();
+            self.connection.unsubscribe_owner();
         }
         read
     }
@@ -291,11 +291,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
     fn unsubscribe(&self, id: &Value, jobs: &[String], feed: Option<FeedName>) {
         for job in jobs {
             if let Ok(job) = JobId::parse(job) {
-                self.connection.forget(&job);
+                self.connection.unsubscribe(&job);
             }
         }
         if feed.is_some() {
-            self.connection.unfollow();
+            self.connection.unsubscribe_owner();
         }
         self.wire.say(HubMessage::Unsubscribed { id }.frame());
     }

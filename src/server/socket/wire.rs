@@ -16,7 +16,7 @@ use actix_web::web::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::hub::{Condition, Connection, Sink};
+use crate::hub::{FeedHealth, Connection, Sink};
 use crate::protocol::{Frame, HubMessage};
 
 /// What is read at once; a thread's connections share the space.
@@ -34,7 +34,7 @@ pub(super) struct Wire<T> {
     io: RefCell<T>,
     tail: RefCell<Bytes>,
     answers: RefCell<VecDeque<Bytes>>,
-    condition: Cell<Option<Condition>>,
+    condition: Cell<Option<FeedHealth>>,
     blocked_since: Cell<Option<Instant>>,
     needs_flush: Cell<bool>,
     is_open: Cell<bool>,
@@ -147,16 +147,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             let next = match answer {
                 Some(answer) => answer,
                 None if !self.is_open.get() => return Poll::Ready(Ok(())),
-                None => match (connection.next(), self.condition.take()) {
+                None => match (connection.next_frame(), self.condition.take()) {
                     (Some(frame), condition) => {
                         self.condition.set(condition);
                         self.written.set(self.written.get() + 1);
                         frame.websocket().clone()
                     }
-                    (None, Some(Condition::Degraded(since))) => {
+                    (None, Some(FeedHealth::Degraded(since))) => {
                         HubMessage::Degraded { since }.frame()
                     }
-                    (None, Some(Condition::Healthy)) => HubMessage::Restored.frame(),
+                    (None, Some(FeedHealth::Healthy)) => HubMessage::Restored.frame(),
                     (None, None) => return Poll::Ready(Ok(())),
                 },
             };
@@ -242,7 +242,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Wire<T> {
-    fn is_free(&self) -> bool {
+    fn is_ready(&self) -> bool {
         self.is_open.get()
             && self.tail.borrow().is_empty()
             && self.answers.borrow().is_empty()
@@ -250,8 +250,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Wire<T> {
             && !self.needs_flush.get()
     }
 
-    fn offer(&self, frame: &Frame) -> bool {
-        if !self.is_free() {
+    fn try_send(&self, frame: &Frame) -> bool {
+        if !self.is_ready() {
             return false;
         }
         // Registers nobody: should the kernel not take it all, the task polls again with its own waker.
@@ -268,11 +268,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Wire<T> {
         true
     }
 
-    fn wake(&self) {
+    fn notify_pending(&self) {
         self.wake_task();
     }
 
-    fn condition(&self, condition: Condition) {
+    fn health_changed(&self, condition: FeedHealth) {
         self.condition.set(Some(condition));
         self.wake_task();
     }
