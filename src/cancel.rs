@@ -13,7 +13,7 @@ use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::tracker::{Error, Tracker};
 
 /// Cancels jobs.
-pub struct Canceller {
+pub struct CancelService {
     /// Where jobs are.
     pub store: Arc<dyn Store>,
     /// Who has them.
@@ -26,7 +26,7 @@ pub struct Canceller {
 
 /// Why a job was not cancelled.
 #[derive(Debug, thiserror::Error)]
-pub enum NotCancelled {
+pub enum CancelError {
     /// There is no such job.
     #[error("there is no such job")]
     NotFound,
@@ -41,7 +41,7 @@ pub enum NotCancelled {
     Store(#[from] store::Error),
 }
 
-impl From<Error> for NotCancelled {
+impl From<Error> for CancelError {
     fn from(error: Error) -> Self {
         match error {
             Error::NotFound => Self::NotFound,
@@ -50,23 +50,23 @@ impl From<Error> for NotCancelled {
     }
 }
 
-impl Canceller {
+impl CancelService {
     /// Ends a job that was not sent, or asks its provider to; the job as it is afterwards: cancelled,
     /// or on its way to an end that the watchdog reads.
     ///
     /// # Errors
     /// [`NotCancelled`]; then this cancel has changed nothing.
-    pub async fn cancel(&self, id: &JobId) -> Result<Arc<Job>, NotCancelled> {
-        let job = self.store.get(id).await?.ok_or(NotCancelled::NotFound)?;
+    pub async fn cancel(&self, id: &JobId) -> Result<Arc<Job>, CancelError> {
+        let job = self.store.get(id).await?.ok_or(CancelError::NotFound)?;
         if job.is_final() {
-            return Err(NotCancelled::NotCancellable("the job has ended"));
+            return Err(CancelError::NotCancellable("the job has ended"));
         }
         match (job.submission_state(), &job.provider) {
-            (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => self.end(id).await,
-            (SubmissionState::InFlight, _) => Err(NotCancelled::NotCancellable(
+            (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => self.cancel_unsubmitted(id).await,
+            (SubmissionState::InFlight, _) => Err(CancelError::NotCancellable(
                 "the job is being submitted; try again once its provider has answered",
             )),
-            (SubmissionState::Unknown, _) => Err(NotCancelled::NotCancellable(
+            (SubmissionState::Unknown, _) => Err(CancelError::NotCancellable(
                 "the answer to the job's submission was lost; nobody knows what to cancel yet",
             )),
             (SubmissionState::Done, Some(name)) => {
@@ -75,13 +75,13 @@ impl Canceller {
                     .get(name)
                     .filter(|provider| provider.can_cancel(&job));
                 let provider =
-                    provider.ok_or(NotCancelled::NotCancellable("its provider can't cancel it"))?;
-                self.ask(provider, job).await
+                    provider.ok_or(CancelError::NotCancellable("its provider can't cancel it"))?;
+                self.cancel_at_provider(provider, job).await
             }
         }
     }
 
-    async fn end(&self, id: &JobId) -> Result<Arc<Job>, NotCancelled> {
+    async fn cancel_unsubmitted(&self, id: &JobId) -> Result<Arc<Job>, CancelError> {
         let withdrawn = Update {
             source: Source::Api,
             event: JobEvent::CancelledBeforeSubmission,
@@ -90,15 +90,15 @@ impl Canceller {
         if recorded.applied || recorded.job.status == Status::Cancelled {
             return Ok(recorded.job);
         }
-        Err(NotCancelled::NotCancellable(
+        Err(CancelError::NotCancellable(
             "the job is being submitted, or has ended, since you last saw it",
         ))
     }
 
     /// Has the provider cancel. Its answer may tell the end itself; otherwise the end is read.
-    async fn ask(&self, provider: &Provider, job: Arc<Job>) -> Result<Arc<Job>, NotCancelled> {
+    async fn cancel_at_provider(&self, provider: &Provider, job: Arc<Job>) -> Result<Arc<Job>, CancelError> {
         let asked = provider.cancel(&job).await;
-        self.count(provider, Call::Cancel, asked.as_ref().err());
+        self.count_request(provider, Call::Cancel, asked.as_ref().err());
         match asked {
             Ok(Some(report)) => {
                 let source = if report.status == Some(Status::Cancelled) {
@@ -110,13 +110,13 @@ impl Canceller {
                     .tracker
                     .apply_update(&job.id, report.into_update(source))
                     .await?;
-                settled(recorded.job)
+                check_outcome(recorded.job)
             }
             Ok(None) => {
-                match self.read(provider, &job).await {
+                match self.poll_now(provider, &job).await {
                     Ok(()) => {}
                     // It no longer knows what it agreed to cancel: nothing more will come of it.
-                    Err(AskError::Refused(refused)) if refused.is_gone() => {
+                    Err(AskError::Refused(refused)) if refused.is_task_not_found() => {
                         let gone = StatusReport {
                             is_authoritative: true,
                             ..StatusReport::with_status(Status::Cancelled)
@@ -127,16 +127,16 @@ impl Canceller {
                     Err(_) => self.tracker.request_poll(&job.id).await?,
                 }
                 let job = self.store.get(&job.id).await?;
-                settled(job.ok_or(NotCancelled::NotFound)?)
+                check_outcome(job.ok_or(CancelError::NotFound)?)
             }
-            Err(AskError::Refused(refused)) if is_about_the_task(&refused) => {
+            Err(AskError::Refused(refused)) if is_task_rejection(&refused) => {
                 // Whoever may not cancel it is told why by the job itself.
-                let _unread = self.read(provider, &job).await;
+                let _unread = self.poll_now(provider, &job).await;
                 let job = self.store.get(&job.id).await?;
-                let job = job.ok_or(NotCancelled::NotFound)?;
-                match settled(job)? {
+                let job = job.ok_or(CancelError::NotFound)?;
+                match check_outcome(job)? {
                     cancelled if cancelled.is_final() => Ok(cancelled),
-                    _ => Err(NotCancelled::NotCancellable(
+                    _ => Err(CancelError::NotCancellable(
                         "its provider does not cancel this job as it is",
                     )),
                 }
@@ -144,18 +144,18 @@ impl Canceller {
             Err(failed) => {
                 // It may have been heard all the same.
                 self.tracker.request_poll(&job.id).await?;
-                Err(NotCancelled::Provider(failed))
+                Err(CancelError::Provider(failed))
             }
         }
     }
 
     /// Reads where the job is.
-    async fn read(&self, provider: &Provider, job: &Arc<Job>) -> Result<(), AskError> {
+    async fn poll_now(&self, provider: &Provider, job: &Arc<Job>) -> Result<(), AskError> {
         if !provider.can_ask(job) {
             return Ok(());
         }
         let answer = provider.ask(std::slice::from_ref(job)).await;
-        self.count(provider, Call::Ask, answer.as_ref().err());
+        self.count_request(provider, Call::Ask, answer.as_ref().err());
         for (id, report) in answer? {
             let update = report.into_update(Source::Poll);
             if let Err(error) = self.tracker.apply_update(&id, update).await {
@@ -165,7 +165,7 @@ impl Canceller {
         Ok(())
     }
 
-    fn count(&self, provider: &Provider, call: Call, failed: Option<&AskError>) {
+    fn count_request(&self, provider: &Provider, call: Call, failed: Option<&AskError>) {
         if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), AskError::outcome) {
             self.metrics.called(provider.name(), call, outcome);
         }
@@ -173,10 +173,10 @@ impl Canceller {
 }
 
 /// A job after a cancel: whichever end was committed first is its end.
-fn settled(job: Arc<Job>) -> Result<Arc<Job>, NotCancelled> {
+fn check_outcome(job: Arc<Job>) -> Result<Arc<Job>, CancelError> {
     match job.status {
         Status::Cancelled | Status::Accepted | Status::Queued | Status::Running => Ok(job),
-        Status::Succeeded | Status::Failed => Err(NotCancelled::NotCancellable(
+        Status::Succeeded | Status::Failed => Err(CancelError::NotCancellable(
             "the job ended before it could be cancelled",
         )),
     }
@@ -184,7 +184,7 @@ fn settled(job: Arc<Job>) -> Result<Arc<Job>, NotCancelled> {
 
 /// Whether a refusal is the provider's last word on cancelling this task: not one about who asks or
 /// how often, and not a fault of its own.
-fn is_about_the_task(refused: &Refused) -> bool {
+fn is_task_rejection(refused: &Refused) -> bool {
     let is_about_us = matches!(
         refused.failure.kind,
         FailureKind::Auth | FailureKind::Quota | FailureKind::RateLimit

@@ -21,22 +21,22 @@ use crate::tracker::Tracker;
 const BATCH: usize = 256;
 
 /// Jobs of a followed owner that are read: all unfinished ones first, then the newest.
-pub const FEED_DEPTH: usize = 256;
+pub const MAX_OWNER_SNAPSHOT: usize = 256;
 
 /// How long to wait before reading again after the store failed.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// In how many pauses everything that is watched and unfinished is read once more.
-const ROUND: u64 = 30;
+const RECONCILE_TICKS: u64 = 30;
 
 /// Jobs of a followed owner that are read once more with it.
-const GLANCE: usize = 32;
+const RECONCILE_OWNER_JOBS: usize = 32;
 
 /// Between a store and a hub.
-pub struct Feed {
+pub struct ChangeFeed {
     hub: Arc<Hub>,
-    is_away: AtomicBool,
-    reminded: Notify,
+    is_store_unavailable: AtomicBool,
+    shared_state_changed: Notify,
 }
 
 /// Reads jobs that the caller has attached to: listened for first, so that nothing is missed
@@ -44,7 +44,7 @@ pub struct Feed {
 ///
 /// # Errors
 /// The store's.
-pub async fn newest(store: &dyn Store, jobs: &[JobId]) -> Result<Vec<Arc<Job>>, store::Error> {
+pub async fn subscribe_and_read(store: &dyn Store, jobs: &[JobId]) -> Result<Vec<Arc<Job>>, store::Error> {
     let topics: Vec<Topic> = jobs.iter().cloned().map(Topic::Job).collect();
     store.subscribe(&topics).await?;
     store.get_many(jobs).await
@@ -54,12 +54,12 @@ pub async fn newest(store: &dyn Store, jobs: &[JobId]) -> Result<Vec<Arc<Job>>, 
 ///
 /// # Errors
 /// The store's.
-pub async fn newest_of(store: &dyn Store, owner: &str) -> Result<Vec<Arc<Job>>, store::Error> {
+pub async fn subscribe_and_list(store: &dyn Store, owner: &str) -> Result<Vec<Arc<Job>>, store::Error> {
     store.subscribe(&[Topic::Owner(owner.to_owned())]).await?;
-    store.list(of_owner(owner, FEED_DEPTH)).await
+    store.list(owner_query(owner, MAX_OWNER_SNAPSHOT)).await
 }
 
-fn of_owner(owner: &str, limit: usize) -> ListQuery {
+fn owner_query(owner: &str, limit: usize) -> ListQuery {
     ListQuery {
         owner: Some(owner.to_owned()),
         active_first: true,
@@ -68,23 +68,23 @@ fn of_owner(owner: &str, limit: usize) -> ListQuery {
     }
 }
 
-impl Feed {
+impl ChangeFeed {
     /// A feed for this hub.
     #[must_use]
     pub fn new(hub: &Arc<Hub>) -> Arc<Self> {
         Arc::new(Self {
             hub: Arc::clone(hub),
-            is_away: AtomicBool::new(false),
-            reminded: Notify::new(),
+            is_store_unavailable: AtomicBool::new(false),
+            shared_state_changed: Notify::new(),
         })
     }
 
     /// What the store is given to speak to.
     #[must_use]
-    pub fn node(self: &Arc<Self>) -> ChangeListener {
+    pub fn listener(self: &Arc<Self>) -> ChangeListener {
         let (feed, hub) = (Arc::clone(self), Arc::clone(&self.hub));
         ChangeListener {
-            on_event: Arc::new(move |event| feed.take(event)),
+            on_event: Arc::new(move |event| feed.handle_event(event)),
             is_subscribed: Arc::new(move |topic| match topic {
                 Topic::Job(job) => hub.has_job_subscribers(job),
                 Topic::Owner(owner) => hub.has_owner_subscribers(owner),
@@ -92,25 +92,25 @@ impl Feed {
         }
     }
 
-    fn take(&self, event: StoreEvent) {
+    fn handle_event(&self, event: StoreEvent) {
         match event {
             StoreEvent::JobChanged(job) => self.hub.deliver(job),
             StoreEvent::Unavailable => {
-                self.is_away.store(true, Ordering::Release);
+                self.is_store_unavailable.store(true, Ordering::Release);
                 self.hub.set_health(FeedHealth::Degraded(Time::now()));
             }
             StoreEvent::Recovered => {
-                self.is_away.store(false, Ordering::Release);
+                self.is_store_unavailable.store(false, Ordering::Release);
                 self.hub.resync();
-                self.reminded.notify_one();
+                self.shared_state_changed.notify_one();
             }
-            StoreEvent::SharedStateChanged => self.reminded.notify_one(),
+            StoreEvent::SharedStateChanged => self.shared_state_changed.notify_one(),
         }
     }
 
     /// Waits until there may be something new among what the nodes remember together.
     pub async fn reminded(&self) {
-        self.reminded.notified().await;
+        self.shared_state_changed.notified().await;
     }
 
     /// Reads again what may have been missed, until `stop`.
@@ -120,52 +120,52 @@ impl Feed {
         tracker: Arc<Tracker>,
         stop: CancellationToken,
     ) {
-        let reader = Reader {
+        let reader = Resynchronizer {
             feed: self,
             store,
             tracker,
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = reader.follow_gaps() => {}
-            () = reader.glance_over() => {}
+            () = reader.resync_lagging_shards() => {}
+            () = reader.reconcile_loop() => {}
         }
     }
 }
 
 /// Reads what the hub shows.
-struct Reader {
-    feed: Arc<Feed>,
+struct Resynchronizer {
+    feed: Arc<ChangeFeed>,
     store: Arc<dyn Store>,
     tracker: Arc<Tracker>,
 }
 
-impl Reader {
+impl Resynchronizer {
     /// Reads everything again that a shard may have missed.
-    async fn follow_gaps(&self) {
+    async fn resync_lagging_shards(&self) {
         let hub = &self.feed.hub;
         loop {
             for shard in hub.lagging().await {
-                while let Err(error) = self.reread(shard).await {
+                while let Err(error) = self.resync_shard(shard).await {
                     tracing::warn!(shard, %error, "can't read the watched jobs again yet");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
-            if !self.feed.is_away.load(Ordering::Acquire) {
+            if !self.feed.is_store_unavailable.load(Ordering::Acquire) {
                 hub.set_health(FeedHealth::Healthy);
             }
         }
     }
 
-    async fn reread(&self, shard: usize) -> Result<(), store::Error> {
+    async fn resync_shard(&self, shard: usize) -> Result<(), store::Error> {
         let hub = &self.feed.hub;
         let (jobs, owners) = hub.topics_of_shard(shard);
         for batch in jobs.chunks(BATCH) {
-            let jobs = self.overtaking(self.store.get_many(batch).await?).await;
+            let jobs = self.republish_regressed(self.store.get_many(batch).await?).await;
             hub.redeliver(shard, jobs).await;
         }
         for owner in owners {
-            let jobs = self.store.list(of_owner(&owner, FEED_DEPTH)).await?;
+            let jobs = self.store.list(owner_query(&owner, MAX_OWNER_SNAPSHOT)).await?;
             hub.redeliver(shard, jobs).await;
         }
         Ok(())
@@ -173,37 +173,37 @@ impl Reader {
 
     /// Reads what is watched and unfinished again and again, slowly: should a message be lost and
     /// nobody notice, that is mended before anybody else does.
-    async fn glance_over(&self) {
-        for turn in (0..ROUND).cycle() {
-            tokio::time::sleep(PAUSE).await;
-            if self.feed.is_away.load(Ordering::Acquire) || !self.store.is_lossy() {
+    async fn reconcile_loop(&self) {
+        for turn in (0..RECONCILE_TICKS).cycle() {
+            tokio::time::sleep(RETRY_DELAY).await;
+            if self.feed.is_store_unavailable.load(Ordering::Acquire) || !self.store.is_lossy() {
                 continue;
             }
-            if let Err(error) = self.glance(turn).await {
+            if let Err(error) = self.reconcile(turn).await {
                 tracing::debug!(%error, "can't look over what is watched");
             }
         }
     }
 
-    async fn glance(&self, turn: u64) -> Result<(), store::Error> {
+    async fn reconcile(&self, turn: u64) -> Result<(), store::Error> {
         let hub = &self.feed.hub;
         let (mut jobs, mut owners) = hub.unfinished();
-        jobs.retain(|job| is_its_turn(job.as_str(), turn));
-        owners.retain(|owner| is_its_turn(owner, turn));
+        jobs.retain(|job| is_due_in_tick(job.as_str(), turn));
+        owners.retain(|owner| is_due_in_tick(owner, turn));
         for batch in jobs.chunks(BATCH) {
-            for job in self.overtaking(self.store.get_many(batch).await?).await {
-                self.show(job);
+            for job in self.republish_regressed(self.store.get_many(batch).await?).await {
+                self.deliver_if_newer(job);
             }
         }
         for owner in owners {
-            for job in self.store.list(of_owner(&owner, GLANCE)).await? {
-                self.show(job);
+            for job in self.store.list(owner_query(&owner, RECONCILE_OWNER_JOBS)).await? {
+                self.deliver_if_newer(job);
             }
         }
         Ok(())
     }
 
-    fn show(&self, job: Arc<Job>) {
+    fn deliver_if_newer(&self, job: Arc<Job>) {
         let hub = &self.feed.hub;
         if hub
             .shown(&job.id)
@@ -216,7 +216,7 @@ impl Reader {
     /// The jobs as they are to be shown. A store that lost what it had announced (a replica took over
     /// that did not have it yet) now holds another document under a number that was shown, or one
     /// below it; that document gets a number above, or it would never be seen.
-    async fn overtaking(&self, jobs: Vec<Arc<Job>>) -> Vec<Arc<Job>> {
+    async fn republish_regressed(&self, jobs: Vec<Arc<Job>>) -> Vec<Arc<Job>> {
         let mut shown = Vec::with_capacity(jobs.len());
         for job in jobs {
             let before = self.feed.hub.shown(&job.id);
@@ -225,14 +225,14 @@ impl Reader {
                     || before.version == job.version && before.updated_at != job.updated_at
             });
             shown.push(match before {
-                Some(before) if is_lost => self.overtake(job, before).await,
+                Some(before) if is_lost => self.republish(job, before).await,
                 Some(_) | None => job,
             });
         }
         shown
     }
 
-    async fn overtake(&self, job: Arc<Job>, shown: DeliveredVersion) -> Arc<Job> {
+    async fn republish(&self, job: Arc<Job>, shown: DeliveredVersion) -> Arc<Job> {
         let overtaking = self
             .tracker
             .republish_above(&job.id, shown.version, shown.updated_at);
@@ -247,9 +247,9 @@ impl Reader {
 }
 
 /// Whether something is read in this turn of a round: always in the same one.
-fn is_its_turn(name: &str, turn: u64) -> bool {
+fn is_due_in_tick(name: &str, turn: u64) -> bool {
     let hash = name.bytes().fold(0u64, |hash, byte| {
         hash.wrapping_mul(31).wrapping_add(u64::from(byte))
     });
-    hash % ROUND == turn
+    hash % RECONCILE_TICKS == turn
 }

@@ -10,56 +10,56 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::feed::Feed;
+use crate::feed::ChangeFeed;
 use crate::provider::{Provider, Providers};
 use crate::store::{self, Store};
 use crate::tracker::WorkerWakeups;
 
 /// How often memos are read unasked, should a word of a new one be lost.
-const GLANCE: Duration = Duration::from_secs(10);
+const SHARED_STATE_POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long to wait before telling again after the store failed.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Tells the other nodes how providers are, and hears it from them; cheap to clone.
 #[derive(Clone)]
-pub struct Fleet {
+pub struct BreakerSync {
     /// Where it is remembered.
     pub store: Arc<dyn Store>,
     /// Whose gates it is about.
     pub providers: Arc<Providers>,
     /// Who hears of something new.
-    pub feed: Arc<Feed>,
+    pub feed: Arc<ChangeFeed>,
     /// Woken when a gate may have opened.
     pub stir: WorkerWakeups,
 }
 
-impl Fleet {
+impl BreakerSync {
     /// Tells and hears until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut telling = JoinSet::new();
         for provider in self.providers.iter() {
-            telling.spawn(tell(Arc::clone(&self.store), Arc::clone(provider)));
+            telling.spawn(publish_loop(Arc::clone(&self.store), Arc::clone(provider)));
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.hear() => {}
+            () = self.merge_loop() => {}
         }
     }
 
-    async fn hear(&self) {
+    async fn merge_loop(&self) {
         loop {
-            if let Err(error) = self.read().await {
+            if let Err(error) = self.merge_remote_states().await {
                 tracing::debug!(%error, "can't read how others find the providers");
             }
             tokio::select! {
                 () = self.feed.reminded() => {}
-                () = tokio::time::sleep(GLANCE) => {}
+                () = tokio::time::sleep(SHARED_STATE_POLL_INTERVAL) => {}
             }
         }
     }
 
-    async fn read(&self) -> Result<(), store::Error> {
+    async fn merge_remote_states(&self) -> Result<(), store::Error> {
         for (name, memo) in self.store.shared_states().await? {
             let Some(provider) = self.providers.get(&name) else {
                 continue;
@@ -74,7 +74,7 @@ impl Fleet {
 }
 
 /// Has the latest memo of a gate remembered, again and again.
-async fn tell(store: Arc<dyn Store>, provider: Arc<Provider>) {
+async fn publish_loop(store: Arc<dyn Store>, provider: Arc<Provider>) {
     let mut memos = provider.gate().memo();
     while memos.changed().await.is_ok() {
         loop {
@@ -85,7 +85,7 @@ async fn tell(store: Arc<dyn Store>, provider: Arc<Provider>) {
                 Ok(()) => break,
                 Err(error) => {
                     tracing::debug!(provider.name = provider.name(), %error, "can't tell how it is");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
         }

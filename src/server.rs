@@ -34,9 +34,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Minter, Verifier};
-use crate::cancel::Canceller;
+use crate::cancel::CancelService;
 use crate::config::{Config, Mistake};
-use crate::feed::Feed;
+use crate::feed::ChangeFeed;
 use crate::guard::Guard;
 use crate::hub::{self, Hub};
 use crate::links::Links;
@@ -131,8 +131,8 @@ impl Server {
             // A job's deadline ends it before it is forgotten.
             active: config.store.retain_active + ENDED_BY_THEN,
         };
-        let feed = Feed::new(&hub);
-        let store = store::open(&config.store, retention, feed.node())?;
+        let feed = ChangeFeed::new(&hub);
+        let store = store::open(&config.store, retention, feed.listener())?;
         let stir = WorkerWakeups::default();
         let providers = Arc::new(providers);
         let key = config
@@ -153,7 +153,7 @@ impl Server {
             stir.clone(),
         );
         let tracker = Arc::new(tracker);
-        let canceller = Arc::new(Canceller {
+        let canceller = Arc::new(CancelService {
             store: Arc::clone(&store),
             providers: Arc::clone(&providers),
             tracker: Arc::clone(&tracker),

@@ -24,16 +24,16 @@ const BATCH: usize = 64;
 
 /// How long after its claim a job may wait for a gate that has closed in between: well within the
 /// lease, so that nobody else begins a try meanwhile.
-const HESITATION: Duration = Duration::from_secs(20);
+const MAX_PERMIT_WAIT: Duration = Duration::from_secs(20);
 
 /// How long to sleep at most: places can come free on another node, which does not wake this one.
 const MAX_IDLE: Duration = Duration::from_secs(1);
 
 /// The wait after the first failed try; doubled after each further one.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
 
 /// The longest wait of our own making.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// Sends accepted jobs; cheap to clone.
 #[derive(Clone)]
@@ -49,7 +49,7 @@ pub struct Submitter {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What wakes it.
-    pub stir: WorkerWakeups,
+    pub wakeups: WorkerWakeups,
 }
 
 impl Submitter {
@@ -57,7 +57,7 @@ impl Submitter {
     pub async fn run(self, stop: CancellationToken) {
         let tries = TaskTracker::new();
         loop {
-            let stirred = self.stir.submitter.notified();
+            let stirred = self.wakeups.submitter.notified();
             let next = self.claim(&tries, &stop).await;
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -77,7 +77,7 @@ impl Submitter {
             .iter()
             .filter(|provider| provider.can_submit())
         {
-            self.look_at_account(provider, tries);
+            self.refresh_balance(provider, tries);
             let leaves = provider.gate().leaves(BATCH, Time::now());
             if leaves.is_empty() {
                 // Full: the next one that ends stirs.
@@ -112,7 +112,7 @@ impl Submitter {
     }
 
     /// Has the balance read where it is time to.
-    fn look_at_account(&self, provider: &Arc<Provider>, tries: &TaskTracker) {
+    fn refresh_balance(&self, provider: &Arc<Provider>, tries: &TaskTracker) {
         if !provider.is_balance_due(Time::now()) {
             return;
         }
@@ -127,7 +127,7 @@ impl Submitter {
             };
             let metrics = &submitter.metrics;
             metrics.called(provider.name(), Call::Balance, outcome);
-            submitter.stir.submitter.notify_one();
+            submitter.wakeups.submitter.notify_one();
         });
     }
 
@@ -140,7 +140,7 @@ impl Submitter {
     ) {
         let leave = tokio::select! {
             () = stop.cancelled() => return,
-            leave = leave.still(Time::now() + HESITATION) => leave,
+            leave = leave.still(Time::now() + MAX_PERMIT_WAIT) => leave,
         };
         let Some(leave) = leave else { return };
         let begins = Update {
@@ -157,7 +157,7 @@ impl Submitter {
         };
         let callback = self.links.callback(provider.name(), id);
         let sent = provider.submit(leave, &job, callback.as_ref()).await;
-        self.stir.submitter.notify_one();
+        self.wakeups.submitter.notify_one();
         let outcome = match &sent {
             Sent::Accepted(_) => CallOutcome::Ok,
             Sent::Refused(refused) if refused.failure.kind == FailureKind::RateLimit => {
@@ -167,12 +167,12 @@ impl Submitter {
             Sent::Lost(_) => CallOutcome::Unanswered,
         };
         self.metrics.called(provider.name(), Call::Submit, outcome);
-        self.insist(&job, outcome_of(&job, sent), stop).await;
+        self.record_until_stored(&job, update_for_outcome(&job, sent), stop).await;
     }
 
     /// Records the outcome of a paid request, however long the store is away: there is nobody who
     /// would tell it again.
-    async fn insist(&self, job: &Job, update: Update, stop: &CancellationToken) {
+    async fn record_until_stored(&self, job: &Job, update: Update, stop: &CancellationToken) {
         loop {
             match self.tracker.apply_update(&job.id, update.clone()).await {
                 Ok(_) | Err(Error::NotFound) => return,
@@ -189,7 +189,7 @@ impl Submitter {
 }
 
 /// What a try's end means for its job.
-fn outcome_of(job: &Job, sent: Sent) -> Update {
+fn update_for_outcome(job: &Job, sent: Sent) -> Update {
     let news = match sent {
         Sent::Accepted(report) => JobEvent::Reported(report),
         Sent::Lost(lost) => {
@@ -202,7 +202,7 @@ fn outcome_of(job: &Job, sent: Sent) -> Update {
             }
         }
         Sent::Refused(refused) => {
-            let at = Time::now() + wait(job.attempt, &refused);
+            let at = Time::now() + retry_delay(job.attempt, &refused);
             let is_tried_again =
                 refused.is_retried() && job.attempt < MAX_ATTEMPTS && at < job.deadline_at;
             let error = refused.failure;
@@ -220,14 +220,14 @@ fn outcome_of(job: &Job, sent: Sent) -> Update {
 
 /// As long as the provider asks for, and up to a tenth more, so that waiting jobs do not come back
 /// together; else twice as long after each try, by half more or less.
-fn wait(attempt: u32, refused: &Refused) -> Duration {
+fn retry_delay(attempt: u32, refused: &Refused) -> Duration {
     let mut rng = rand::rng();
     match refused.wait {
         Some(wait) => wait.mul_f64(rng.random_range(1.0..1.1)),
         None => {
-            let doubled = FIRST_WAIT * 2u32.saturating_pow(attempt.saturating_sub(1)).min(1 << 10);
+            let doubled = INITIAL_BACKOFF * 2u32.saturating_pow(attempt.saturating_sub(1)).min(1 << 10);
             doubled
-                .min(LONGEST_WAIT)
+                .min(MAX_BACKOFF)
                 .mul_f64(rng.random_range(0.5..1.5))
         }
     }
@@ -245,14 +245,14 @@ mod tests {
         };
         for attempt in 1..=12 {
             let base = f64::from(2u32.pow(attempt - 1)).min(60.0);
-            let wait = wait(attempt, &refused(None)).as_secs_f64();
+            let wait = retry_delay(attempt, &refused(None)).as_secs_f64();
             assert!(
                 (base * 0.5..base * 1.5).contains(&wait),
                 "{attempt}: {wait}"
             );
         }
         let hint = Duration::from_secs(7);
-        let told = wait(3, &refused(Some(hint)));
+        let told = retry_delay(3, &refused(Some(hint)));
         assert!(told >= hint && told < hint.mul_f64(1.1));
     }
 }

@@ -71,9 +71,9 @@ impl Watchdog {
             }
         };
         let there_may_be_more = due.len() == BATCH;
-        for visit in visits(due, &self.providers, now) {
+        for visit in group_into_batches(due, &self.providers, now) {
             let watchdog = self.clone();
-            questions.spawn(async move { watchdog.visit(visit).await });
+            questions.spawn(async move { watchdog.process_batch(visit).await });
         }
         if there_may_be_more {
             return Duration::ZERO;
@@ -84,9 +84,9 @@ impl Watchdog {
         }
     }
 
-    async fn visit(&self, visit: Visit) {
+    async fn process_batch(&self, visit: PollBatch) {
         if let Some(provider) = &visit.provider {
-            self.ask(provider, &visit.jobs).await;
+            self.poll(provider, &visit.jobs).await;
         }
         let now = Time::now();
         for job in visit.jobs {
@@ -117,12 +117,12 @@ impl Watchdog {
     }
 
     /// Asks about jobs; where a question is refused because of one of them, about fewer at a time.
-    async fn ask(&self, provider: &Provider, jobs: &[Arc<Job>]) {
+    async fn poll(&self, provider: &Provider, jobs: &[Arc<Job>]) {
         let mut questions = vec![jobs];
         while let Some(jobs) = questions.pop() {
-            match self.question(provider, jobs).await {
+            match self.poll_once(provider, jobs).await {
                 Ok(reports) => self.record(reports).await,
-                Err(error) if jobs.len() > 1 && is_of_one(&error) => {
+                Err(error) if jobs.len() > 1 && may_be_caused_by_one_job(&error) => {
                     let (these, those) = jobs.split_at(jobs.len() / 2);
                     questions.extend([those, these]);
                 }
@@ -130,15 +130,15 @@ impl Watchdog {
                     tracing::warn!(provider.name = provider.name(), jobs = jobs.len(), %error, "asked in vain");
                     let lost = jobs
                         .iter()
-                        .filter(|job| is_gone(&error) && was_done(provider, job, Time::now()));
-                    self.record(lost.map(|job| (job.id.clone(), gone())).collect())
+                        .filter(|job| is_task_not_found(&error) && success_was_reported(provider, job, Time::now()));
+                    self.record(lost.map(|job| (job.id.clone(), expired_result())).collect())
                         .await;
                 }
             }
         }
     }
 
-    async fn question(
+    async fn poll_once(
         &self,
         provider: &Provider,
         jobs: &[Arc<Job>],
@@ -175,7 +175,7 @@ impl Watchdog {
 }
 
 /// Whether a refusal can be the fault of one of the jobs that were asked about.
-fn is_of_one(error: &AskError) -> bool {
+fn may_be_caused_by_one_job(error: &AskError) -> bool {
     match error {
         AskError::Refused(refused) => match refused.failure.kind {
             FailureKind::InvalidInput | FailureKind::Safety | FailureKind::ResultExpired => true,
@@ -191,22 +191,22 @@ fn is_of_one(error: &AskError) -> bool {
 }
 
 /// Whether the provider says that it does not know, or no longer knows, what it was asked about.
-fn is_gone(error: &AskError) -> bool {
+fn is_task_not_found(error: &AskError) -> bool {
     match error {
-        AskError::Refused(refused) => refused.is_gone(),
+        AskError::Refused(refused) => refused.is_task_not_found(),
         AskError::Unanswered(_) | AskError::Spec(_) | AskError::Held(_) => false,
     }
 }
 
 /// Whether the provider told of the job's success, and not only just now: a task can be done before
 /// it can be read.
-fn was_done(provider: &Provider, job: &Job, now: Time) -> bool {
+fn success_was_reported(provider: &Provider, job: &Job, now: Time) -> bool {
     let told_at = job.internal.success_reported_at;
     told_at.is_some_and(|told_at| now.saturating_duration_since(told_at) >= provider.cadence().poll_every)
 }
 
 /// A success of which nothing is left.
-fn gone() -> StatusReport {
+fn expired_result() -> StatusReport {
     StatusReport {
         is_authoritative: true,
         ..StatusReport::with_status(Status::Succeeded)
@@ -214,14 +214,14 @@ fn gone() -> StatusReport {
 }
 
 /// Jobs that are looked after together, and whom to ask about them, if anybody.
-struct Visit {
+struct PollBatch {
     provider: Option<Arc<Provider>>,
     jobs: Vec<Arc<Job>>,
 }
 
 /// Groups due jobs by whom to ask, in batches as large as each provider takes; jobs known by the
 /// provider's id and jobs known by ours only are asked about apart.
-fn visits(due: Vec<Arc<Job>>, providers: &Providers, now: Time) -> Vec<Visit> {
+fn group_into_batches(due: Vec<Arc<Job>>, providers: &Providers, now: Time) -> Vec<PollBatch> {
     let mut grouped: BTreeMap<(String, bool), Vec<Arc<Job>>> = BTreeMap::new();
     for job in due {
         let name = job.provider.clone().unwrap_or_default();
@@ -244,13 +244,13 @@ fn visits(due: Vec<Arc<Job>>, providers: &Providers, now: Time) -> Vec<Visit> {
         let (asked, unasked): (Vec<_>, Vec<_>) = jobs.into_iter().partition(worth_asking);
         let batch = provider.map_or(1, |provider| provider.batch());
         for jobs in asked.chunks(batch) {
-            visits.push(Visit {
+            visits.push(PollBatch {
                 provider: provider.cloned(),
                 jobs: jobs.to_vec(),
             });
         }
         if !unasked.is_empty() {
-            visits.push(Visit {
+            visits.push(PollBatch {
                 provider: None,
                 jobs: unasked,
             });

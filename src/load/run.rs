@@ -36,7 +36,7 @@ use super::view::View;
 use super::{Access, Error, Tokens};
 
 /// How often a count is looked at while it is waited for.
-const GLANCE: Duration = Duration::from_millis(10);
+const CONVERGENCE_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Everything that a run goes by.
 pub(super) struct Run {
@@ -196,7 +196,7 @@ impl Run {
                 return tally;
             }
             stage.at(current, told);
-            sleep(GLANCE).await;
+            sleep(CONVERGENCE_CHECK_INTERVAL).await;
         }
     }
 
@@ -206,7 +206,7 @@ impl Run {
         let deadline = Instant::now() + self.arguments.patience;
         let is_away = || fleet.count(|standing| &standing.away) == self.arguments.sockets;
         while !is_away() && Instant::now() < deadline {
-            sleep(GLANCE).await;
+            sleep(CONVERGENCE_CHECK_INTERVAL).await;
         }
         all.add(&fleet.take());
         self.tell_all(jobs, News::Storm).await?;
@@ -236,7 +236,7 @@ impl Run {
                 break;
             }
             stage.at(done, || format!("{done} of {all} sockets have every end"));
-            sleep(GLANCE).await;
+            sleep(CONVERGENCE_CHECK_INTERVAL).await;
         }
         let (way, reader) = (self.way.clone(), vec![bearer(self.reader.expose_secret())]);
         let truths = self.callers.each(jobs.count(), async |caller, job| {

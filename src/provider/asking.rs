@@ -90,7 +90,7 @@ impl Provider {
                 told.map(|told| told.report)
                     .ok_or_else(|| AskError::Spec("result.item: names no task".to_owned()))
             }
-            Err(AskError::Refused(refused)) if refused.is_gone() => Ok(report),
+            Err(AskError::Refused(refused)) if refused.is_task_not_found() => Ok(report),
             Err(AskError::Refused(refused)) if refused.is_certain => match refused.failure.kind {
                 FailureKind::Safety | FailureKind::InvalidInput | FailureKind::Timeout => {
                     Ok(StatusReport::failed(refused.failure))

@@ -116,7 +116,7 @@ impl Refused {
 
     /// Whether the provider does not know, or no longer knows, what it was asked for.
     #[must_use]
-    pub fn is_gone(&self) -> bool {
+    pub fn is_task_not_found(&self) -> bool {
         matches!(self.http, Some(404 | 410)) || self.failure.kind == FailureKind::ResultExpired
     }
 

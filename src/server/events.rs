@@ -154,7 +154,7 @@ pub async fn open(
     if follows {
         connection.subscribe_owner(caller.subject());
     }
-    let mut newest: HashMap<JobId, Arc<Job>> = feed::newest(&**store, &wish.jobs)
+    let mut newest: HashMap<JobId, Arc<Job>> = feed::subscribe_and_read(&**store, &wish.jobs)
         .await?
         .into_iter()
         .map(|job| (job.id.clone(), job))
@@ -189,7 +189,7 @@ pub async fn open(
         ));
     }
     if follows {
-        for job in feed::newest_of(&**store, caller.subject()).await? {
+        for job in feed::subscribe_and_list(&**store, caller.subject()).await? {
             let known = version_of(&job.id);
             connection.backfill(job, known);
         }

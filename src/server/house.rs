@@ -9,10 +9,10 @@ use super::demo::Demo;
 use super::drain::Drain;
 use super::socket::Sockets;
 use crate::auth::{Minter, Verifier};
-use crate::cancel::Canceller;
+use crate::cancel::CancelService;
 use crate::config::Config;
-use crate::feed::Feed;
-use crate::fleet::Fleet;
+use crate::feed::ChangeFeed;
+use crate::fleet::BreakerSync;
 use crate::guard::Guard;
 use crate::hub::Hub;
 use crate::links::Links;
@@ -29,11 +29,11 @@ pub struct House {
     pub config: Arc<Config>,
     pub store: Arc<dyn Store>,
     pub hub: Arc<Hub>,
-    pub feed: Arc<Feed>,
+    pub feed: Arc<ChangeFeed>,
     pub providers: Arc<Providers>,
     pub tracker: Arc<Tracker>,
     pub guard: Arc<Guard>,
-    pub canceller: Arc<Canceller>,
+    pub canceller: Arc<CancelService>,
     pub verifier: Arc<Verifier>,
     pub minter: Arc<Option<Minter>>,
     pub links: Links,
@@ -52,7 +52,7 @@ impl House {
             tracker: Arc::clone(&self.tracker),
             links: self.links.clone(),
             metrics: Arc::clone(&self.metrics),
-            stir: self.stir.clone(),
+            wakeups: self.stir.clone(),
         };
         let watchdog = Watchdog {
             store: Arc::clone(&self.store),
@@ -63,7 +63,7 @@ impl House {
         };
         background.spawn(submitter.run(stop.clone()));
         background.spawn(watchdog.run(stop.clone()));
-        let fleet = Fleet {
+        let fleet = BreakerSync {
             store: Arc::clone(&self.store),
             providers: Arc::clone(&self.providers),
             feed: Arc::clone(&self.feed),

@@ -14,7 +14,7 @@ use super::caller::Caller;
 use super::drain::Drain;
 use super::problem::Problem;
 use crate::auth::Principal;
-use crate::cancel::Canceller;
+use crate::cancel::CancelService;
 use crate::feed;
 use crate::guard::Refusal;
 use crate::hub::{FeedHealth, Connection, Hub, Sink};
@@ -124,7 +124,7 @@ async fn newer(
     let bell = Rc::new(Bell(Notify::new()));
     let connection = Connection::open(&hub.shard(), Rc::clone(&bell) as Rc<dyn Sink>);
     connection.subscribe_paused(&job.id);
-    let newest = feed::newest(store, slice::from_ref(&job.id)).await?;
+    let newest = feed::subscribe_and_read(store, slice::from_ref(&job.id)).await?;
     let newest = newest.into_iter().next();
     let newest = newest.ok_or_else(|| Problem::not_found("job"))?;
     connection.activate(newest, since);
@@ -266,7 +266,7 @@ pub fn answer(
 pub async fn cancel(
     caller: Caller,
     store: web::Data<dyn Store>,
-    canceller: web::Data<Canceller>,
+    canceller: web::Data<CancelService>,
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let job = visible(&**store, &caller, &id).await?;

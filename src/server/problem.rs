@@ -12,7 +12,7 @@ use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use serde_json::{Value, json};
 
 use crate::auth::Refused;
-use crate::cancel::NotCancelled;
+use crate::cancel::CancelError;
 use crate::guard::Refusal;
 use crate::job::Job;
 use crate::provider::NotFetched;
@@ -210,15 +210,15 @@ impl From<Refusal> for Problem {
     }
 }
 
-impl From<NotCancelled> for Problem {
-    fn from(error: NotCancelled) -> Self {
+impl From<CancelError> for Problem {
+    fn from(error: CancelError) -> Self {
         match error {
-            NotCancelled::NotFound => Self::not_found("job"),
-            NotCancelled::NotCancellable(why) => {
+            CancelError::NotFound => Self::not_found("job"),
+            CancelError::NotCancellable(why) => {
                 Self::new(StatusCode::CONFLICT, "not_cancellable", why)
             }
-            NotCancelled::Store(error) => error.into(),
-            NotCancelled::Provider(error) => {
+            CancelError::Store(error) => error.into(),
+            CancelError::Provider(error) => {
                 tracing::warn!(%error, "a provider did not cancel");
                 Self::new(
                     StatusCode::BAD_GATEWAY,

@@ -24,7 +24,7 @@ use super::caller::bearer;
 use super::drain::Drain;
 use super::problem::{PROBLEM_JSON, Problem};
 use crate::auth::{Principal, Verifier};
-use crate::cancel::Canceller;
+use crate::cancel::CancelService;
 use crate::config::{ServerConfig, SocketConfig};
 use crate::hub::Hub;
 use crate::protocol::SUBPROTOCOL;
@@ -47,7 +47,7 @@ pub struct Sockets {
     /// Where they read from.
     pub store: Arc<dyn Store>,
     /// How they cancel.
-    pub canceller: Arc<Canceller>,
+    pub canceller: Arc<CancelService>,
     /// When they have to go.
     pub drain: Arc<Drain>,
     /// What is counted.

@@ -254,7 +254,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             .filter(|job| self.connection.is_subscribed(job))
             .cloned()
             .collect();
-        let read = patient(feed::newest(&*self.sockets.store, &held)).await;
+        let read = patient(feed::subscribe_and_read(&*self.sockets.store, &held)).await;
         let mut found = read.as_ref().cloned().unwrap_or_default();
         found.retain(|job| principal.may_see(job.id.as_str(), &job.owner));
         let seen: BTreeSet<&JobId> = found.iter().map(|job| &job.id).collect();
@@ -277,7 +277,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             let store = &*self.sockets.store;
             let mut jobs = store.get_many(&known).await?;
             jobs.retain(|job| job.owner == principal.subject());
-            let mine = feed::newest_of(store, principal.subject()).await?;
+            let mine = feed::subscribe_and_list(store, principal.subject()).await?;
             jobs.extend(mine.into_iter().filter(|job| !known.contains(&job.id)));
             Ok(jobs)
         })

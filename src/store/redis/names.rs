@@ -25,7 +25,7 @@ const LEASE: Duration = Duration::from_secs(10);
 
 /// How long to wait for another's claim to become a job, and how long between two looks.
 const PATIENCE: Duration = Duration::from_secs(2);
-const PAUSE: Duration = Duration::from_millis(5);
+const CLAIM_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What is claimed.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ impl RedisStore {
                         }
                         ClaimStatus::Expired => held.clone_into(&mut void),
                         ClaimStatus::Pending if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
-                        ClaimStatus::Pending => tokio::time::sleep(PAUSE).await,
+                        ClaimStatus::Pending => tokio::time::sleep(CLAIM_POLL_INTERVAL).await,
                     }
                 }
                 _ => return Ok(ClaimOutcome::UpdatesMissed),
@@ -203,7 +203,7 @@ impl RedisStore {
                 ClaimStatus::Valid(job) => return Ok(BufferOutcome::TaskKnown(job.id.clone())),
                 ClaimStatus::Expired => held.clone_into(&mut void),
                 ClaimStatus::Pending if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
-                ClaimStatus::Pending => tokio::time::sleep(PAUSE).await,
+                ClaimStatus::Pending => tokio::time::sleep(CLAIM_POLL_INTERVAL).await,
             }
         }
     }
