@@ -12,7 +12,7 @@ use std::fs;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use progress_hub::config::Config;
-use progress_hub::provider::{Heard, Http, Providers};
+use progress_hub::provider::{WebhookContent, HttpClient, Providers};
 use progress_hub::signature::{Key, Request, Scheme};
 use progress_hub::time::Time;
 use secrecy::SecretString;
@@ -53,7 +53,7 @@ fn providers() -> Providers {
         secret.to_owned(),
     ));
     let config = Config::load(None, std::iter::empty(), settings).unwrap();
-    Providers::load(&config, &Http::new().unwrap()).unwrap()
+    Providers::load(&config, &HttpClient::new().unwrap()).unwrap()
 }
 
 fn main() {
@@ -77,7 +77,7 @@ fn main() {
         let proof = scheme.verify(&request, &keys, now).unwrap();
         let provider = providers.get(name).unwrap();
         let heard = provider.parse(&proof, &headers).unwrap();
-        assert!(matches!(heard, Heard::News(_)), "{name}: no news");
+        assert!(matches!(heard, WebhookContent::Tasks(_)), "{name}: no news");
         group.throughput(Throughput::Bytes(body.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter(|| provider.parse(&proof, &headers).unwrap());

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::job::{FailureKind, Job, JobId, JobEvent, StatusReport, Source, Status, SubmissionState, Update};
-use crate::provider::{AskError, Provider, Providers, Refused};
+use crate::provider::{RequestError, Provider, Providers, Rejection};
 use crate::store::{self, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::tracker::{Error, Tracker};
@@ -35,7 +35,7 @@ pub enum CancelError {
     NotCancellable(&'static str),
     /// The provider did not answer, or said no.
     #[error("the provider did not cancel")]
-    Provider(#[source] AskError),
+    Provider(#[source] RequestError),
     /// The store could not do it.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -116,7 +116,7 @@ impl CancelService {
                 match self.poll_now(provider, &job).await {
                     Ok(()) => {}
                     // It no longer knows what it agreed to cancel: nothing more will come of it.
-                    Err(AskError::Refused(refused)) if refused.is_task_not_found() => {
+                    Err(RequestError::Rejected(refused)) if refused.is_task_not_found() => {
                         let gone = StatusReport {
                             is_authoritative: true,
                             ..StatusReport::with_status(Status::Cancelled)
@@ -129,7 +129,7 @@ impl CancelService {
                 let job = self.store.get(&job.id).await?;
                 check_outcome(job.ok_or(CancelError::NotFound)?)
             }
-            Err(AskError::Refused(refused)) if is_task_rejection(&refused) => {
+            Err(RequestError::Rejected(refused)) if is_task_rejection(&refused) => {
                 // Whoever may not cancel it is told why by the job itself.
                 let _unread = self.poll_now(provider, &job).await;
                 let job = self.store.get(&job.id).await?;
@@ -150,11 +150,11 @@ impl CancelService {
     }
 
     /// Reads where the job is.
-    async fn poll_now(&self, provider: &Provider, job: &Arc<Job>) -> Result<(), AskError> {
-        if !provider.can_ask(job) {
+    async fn poll_now(&self, provider: &Provider, job: &Arc<Job>) -> Result<(), RequestError> {
+        if !provider.can_query(job) {
             return Ok(());
         }
-        let answer = provider.ask(std::slice::from_ref(job)).await;
+        let answer = provider.query(std::slice::from_ref(job)).await;
         self.count_request(provider, Call::Ask, answer.as_ref().err());
         for (id, report) in answer? {
             let update = report.into_update(Source::Poll);
@@ -165,8 +165,8 @@ impl CancelService {
         Ok(())
     }
 
-    fn count_request(&self, provider: &Provider, call: Call, failed: Option<&AskError>) {
-        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), AskError::outcome) {
+    fn count_request(&self, provider: &Provider, call: Call, failed: Option<&RequestError>) {
+        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
             self.metrics.called(provider.name(), call, outcome);
         }
     }
@@ -184,10 +184,10 @@ fn check_outcome(job: Arc<Job>) -> Result<Arc<Job>, CancelError> {
 
 /// Whether a refusal is the provider's last word on cancelling this task: not one about who asks or
 /// how often, and not a fault of its own.
-fn is_task_rejection(refused: &Refused) -> bool {
+fn is_task_rejection(refused: &Rejection) -> bool {
     let is_about_us = matches!(
         refused.failure.kind,
         FailureKind::Auth | FailureKind::Quota | FailureKind::RateLimit
     );
-    refused.is_certain && !is_about_us && refused.http.is_some_and(|http| http < 500)
+    refused.is_definitive && !is_about_us && refused.http_status.is_some_and(|http| http < 500)
 }

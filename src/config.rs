@@ -189,9 +189,9 @@ pub struct Budgets {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Price {
     /// The same for each.
-    Each(f64),
+    Fixed(f64),
     /// An expression over the request's parameters, such as `0.07 * duration`.
-    By(String),
+    Expression(String),
 }
 
 /// `[providers.<name>]`: one account at one provider.

@@ -64,7 +64,7 @@ impl BreakerSync {
             let Some(provider) = self.providers.get(&name) else {
                 continue;
             };
-            if let Err(error) = provider.gate().heed(&memo) {
+            if let Err(error) = provider.gate().merge_snapshot(&memo) {
                 tracing::warn!(provider.name = name, %error, "another node's memo can't be read");
             }
         }

@@ -116,7 +116,7 @@ impl Guard {
             Tier::Development | Tier::Staging => frame::lower(&mut request, self.tier)?,
             Tier::Production => {}
         }
-        if let Some(objection) = provider.objection(&request) {
+        if let Some(objection) = provider.validate_request(&request) {
             return Err(Refusal::Parameters(objection.to_owned()));
         }
         let (charge, bookings) = self.purse.reserve(owner, provider, &request, now)?;

@@ -15,7 +15,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use progress_hub::auth::Minter;
 use progress_hub::config::{Config, Mistake};
-use progress_hub::provider::Http;
+use progress_hub::provider::HttpClient;
 use progress_hub::server::{self, BindError, Demo, Server};
 use progress_hub::simulator::{self, Scenario, Settings, Simulator};
 use progress_hub::telemetry::{self, LogFormat};
@@ -141,7 +141,7 @@ impl Configured {
         let environment = environment
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
         let (config, mut mistakes) = Config::read(self.config.as_deref(), environment, self.set);
-        let http = Http::new().context("no HTTP client")?;
+        let http = HttpClient::new().context("no HTTP client")?;
         let further = server::check(&config, &http).err().unwrap_or_default();
         // What is wrong with a key makes what follows from it no further mistake.
         let is_new = |further: &Mistake| {

@@ -32,24 +32,24 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::config::{Config, Mistake, ProviderConfig};
 use crate::time::Time;
 
-use balance::Account;
+use balance::BalanceCache;
 pub use balance::Balance;
-pub use download::{Body, Broken, Download, NotFetched, Wanted};
-pub use error::{Ambiguous, AskError, Refused};
-pub use gate::{Gate, Held, Leave, Standing};
-use home::Home;
-pub use http::{Fetcher, Http, NoClient};
-use proof::Proof;
-pub use proof::Unproven;
-pub use reading::{NotItsShape, Told};
+pub use download::{Body, IncompleteBody, Download, DownloadError, RangeRequest};
+pub use error::{UnknownOutcome, RequestError, Rejection};
+pub use gate::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
+use home::BaseUrl;
+pub use http::{Fetcher, HttpClient, ClientBuildError};
+use proof::WebhookVerifier;
+pub use proof::WebhookVerifyError;
+pub use reading::{PayloadError, TaskReport};
 use spec::{Requirement, Spec};
-pub use submission::Sent;
+pub use submission::SubmitOutcome;
 use terms::Prices;
-pub use webhook::Heard;
+pub use webhook::WebhookContent;
 
 /// How and when a provider is asked.
 #[derive(Clone, Copy, Debug)]
-pub struct Cadence {
+pub struct PollPolicy {
     /// Silence after which a job is asked about; none where the provider can't be asked.
     pub poll_after: Option<Duration>,
     /// How often, from then on.
@@ -64,17 +64,17 @@ pub struct Cadence {
 pub struct Provider {
     name: String,
     spec: Spec,
-    http: Http,
-    home: Home,
+    http: HttpClient,
+    base_url: BaseUrl,
     api_key: String,
     secret_key: String,
     webhook_secret: String,
-    proof: Proof,
-    cadence: Cadence,
+    webhook_verifier: WebhookVerifier,
+    poll_policy: PollPolicy,
     max_concurrent: usize,
     prices: Prices,
-    gate: Arc<Gate>,
-    account: Account,
+    gate: Arc<CircuitBreaker>,
+    balance_cache: BalanceCache,
 }
 
 /// All configured providers.
@@ -88,7 +88,7 @@ impl Providers {
     /// # Errors
     /// All mistakes at once: unknown specs, mistakes keys, and whatever is wrong in a spec file, each
     /// by its key.
-    pub fn load(config: &Config, http: &Http) -> Result<Self, Vec<Mistake>> {
+    pub fn load(config: &Config, http: &HttpClient) -> Result<Self, Vec<Mistake>> {
         let mut by_name = BTreeMap::new();
         let mut mistakes = Vec::new();
         for (name, settings) in &config.providers {
@@ -117,7 +117,7 @@ impl Providers {
 
     /// The one that the hub can submit to, where there is no other.
     #[must_use]
-    pub fn only_one(&self) -> Option<&Arc<Provider>> {
+    pub fn single(&self) -> Option<&Arc<Provider>> {
         let mut takers = self.iter().filter(|provider| provider.can_submit());
         takers.next().filter(|_| takers.next().is_none())
     }
@@ -129,7 +129,7 @@ impl Providers {
 }
 
 /// What is wrong with a time that is longer than a provider keeps its tasks.
-fn forgotten_by_then(retention: Duration) -> String {
+fn exceeds_retention(retention: Duration) -> String {
     let seconds = retention.as_secs();
     format!("must be less than {seconds}s: the provider forgets a task by then")
 }
@@ -138,7 +138,7 @@ impl Provider {
     fn new(
         name: &str,
         settings: &ProviderConfig,
-        http: Http,
+        http: HttpClient,
     ) -> Result<Self, Vec<(String, String)>> {
         let spec = Spec::load(&settings.spec)?;
         let text = |secret: &Option<SecretString>| {
@@ -147,7 +147,7 @@ impl Provider {
                 .map(|secret| secret.expose_secret().to_owned())
                 .unwrap_or_default()
         };
-        let home = Home::new(settings.base_url.as_ref(), spec.base_url.as_deref());
+        let home = BaseUrl::new(settings.base_url.as_ref(), spec.base_url.as_deref());
         let mut mistakes = Vec::new();
         for requirement in &spec.requires {
             let (key, is_there) = match requirement {
@@ -175,16 +175,16 @@ impl Provider {
             ("poll_every", settings.poll_every),
         ] {
             if given.is_some_and(|given| given >= spec.retention) {
-                mistakes.push((key.to_owned(), forgotten_by_then(spec.retention)));
+                mistakes.push((key.to_owned(), exceeds_retention(spec.retention)));
             }
         }
-        let proof = Proof::new(&spec, settings, &http).map_err(|found| mistakes.extend(found));
+        let proof = WebhookVerifier::new(&spec, settings, &http).map_err(|found| mistakes.extend(found));
         let (Ok(proof), true) = (proof, mistakes.is_empty()) else {
             return Err(mistakes);
         };
         let poll_every = settings.poll_every.unwrap_or(spec.poll_every);
         let cool_down = settings.cool_down.unwrap_or(spec.cool_down);
-        let cadence = Cadence {
+        let cadence = PollPolicy {
             poll_after: spec
                 .poll
                 .as_ref()
@@ -196,16 +196,16 @@ impl Provider {
         Ok(Self {
             name: name.to_owned(),
             http,
-            home,
+            base_url: home,
             api_key: text(&settings.api_key),
             secret_key: text(&settings.secret_key),
             webhook_secret: text(&settings.webhook_secrets.first().cloned()),
-            proof,
-            cadence,
+            webhook_verifier: proof,
+            poll_policy: cadence,
             max_concurrent: settings.max_concurrent.unwrap_or(spec.max_concurrent),
             prices,
-            gate: Gate::new(name),
-            account: Account::default(),
+            gate: CircuitBreaker::new(name),
+            balance_cache: BalanceCache::default(),
             spec,
         })
     }
@@ -224,14 +224,14 @@ impl Provider {
 
     /// Whether and how fast it may be sent requests.
     #[must_use]
-    pub fn gate(&self) -> &Arc<Gate> {
+    pub fn gate(&self) -> &Arc<CircuitBreaker> {
         &self.gate
     }
 
     /// How and when it is asked.
     #[must_use]
-    pub fn cadence(&self) -> Cadence {
-        self.cadence
+    pub fn cadence(&self) -> PollPolicy {
+        self.poll_policy
     }
 
     /// How long it keeps a task; there is no asking after that.
@@ -242,13 +242,13 @@ impl Provider {
 
     /// News of one of its jobs came by webhook.
     pub fn heard(&self) {
-        self.gate.heard(Time::now());
+        self.gate.record_webhook(Time::now());
     }
 
     /// Whether its webhooks do arrive, so that silence need not mean that one was lost.
     #[must_use]
     pub fn is_heard(&self) -> bool {
-        self.gate.is_heard(Time::now())
+        self.gate.receives_webhooks(Time::now())
     }
 
     /// How many jobs it may have at once, from being sent to their end.

@@ -40,7 +40,7 @@ use crate::feed::ChangeFeed;
 use crate::guard::Guard;
 use crate::hub::{self, Hub};
 use crate::links::Links;
-use crate::provider::{Fetcher, Http, Providers};
+use crate::provider::{Fetcher, HttpClient, Providers};
 use crate::signature::CallbackKey;
 use crate::store::{self, Retention};
 use crate::telemetry::Metrics;
@@ -70,7 +70,7 @@ pub enum BindError {
     Tls(String),
     /// There is no HTTP client.
     #[error(transparent)]
-    Client(#[from] crate::provider::NoClient),
+    Client(#[from] crate::provider::ClientBuildError),
 }
 
 /// A hub that listens, and does not answer yet.
@@ -87,7 +87,7 @@ pub struct Server {
 ///
 /// # Errors
 /// Every mistake that only shows when the configuration is used, each by its key.
-pub fn check(config: &Config, http: &Http) -> Result<(Providers, Verifier), Vec<Mistake>> {
+pub fn check(config: &Config, http: &HttpClient) -> Result<(Providers, Verifier), Vec<Mistake>> {
     let fetcher = Arc::new(Fetcher::new(http.clone()));
     let verifier = Verifier::new(&config.auth, fetcher).map_err(|problems| {
         problems
@@ -114,7 +114,7 @@ impl Server {
     /// # Errors
     /// [`BindError`]; then nothing is left open.
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
-        let http = Http::new()?;
+        let http = HttpClient::new()?;
         let (providers, verifier) = check(&config, &http).map_err(BindError::Config)?;
         let tls = config.server.tls.as_ref().map(listener::tls_config);
         let tls = tls.transpose().map_err(BindError::Tls)?;

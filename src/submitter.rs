@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::job::{Failure, FailureKind, Job, JobId, MAX_ATTEMPTS, JobEvent, StatusReport, Source, Update};
 use crate::links::Links;
-use crate::provider::{Leave, Provider, Providers, Refused, Sent};
+use crate::provider::{Permit, Provider, Providers, Rejection, SubmitOutcome};
 use crate::store::{Queue, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::time::Time;
@@ -78,10 +78,10 @@ impl Submitter {
             .filter(|provider| provider.can_submit())
         {
             self.refresh_balance(provider, tries);
-            let leaves = provider.gate().leaves(BATCH, Time::now());
+            let leaves = provider.gate().try_acquire_submits(BATCH, Time::now());
             if leaves.is_empty() {
                 // Full: the next one that ends stirs.
-                let reopens = provider.gate().reopens(Time::now());
+                let reopens = provider.gate().retry_at(Time::now());
                 nap = reopens.map_or(nap, |at| nap.min(at.saturating_duration_since(Time::now())));
                 continue;
             }
@@ -133,14 +133,14 @@ impl Submitter {
 
     async fn attempt(
         &self,
-        leave: Leave,
+        leave: Permit,
         provider: &Provider,
         id: &JobId,
         stop: &CancellationToken,
     ) {
         let leave = tokio::select! {
             () = stop.cancelled() => return,
-            leave = leave.still(Time::now() + MAX_PERMIT_WAIT) => leave,
+            leave = leave.revalidate(Time::now() + MAX_PERMIT_WAIT) => leave,
         };
         let Some(leave) = leave else { return };
         let begins = Update {
@@ -159,12 +159,12 @@ impl Submitter {
         let sent = provider.submit(leave, &job, callback.as_ref()).await;
         self.wakeups.submitter.notify_one();
         let outcome = match &sent {
-            Sent::Accepted(_) => CallOutcome::Ok,
-            Sent::Refused(refused) if refused.failure.kind == FailureKind::RateLimit => {
+            SubmitOutcome::Accepted(_) => CallOutcome::Ok,
+            SubmitOutcome::Rejected(refused) if refused.failure.kind == FailureKind::RateLimit => {
                 CallOutcome::RateLimited
             }
-            Sent::Refused(_) => CallOutcome::Refused,
-            Sent::Lost(_) => CallOutcome::Unanswered,
+            SubmitOutcome::Rejected(_) => CallOutcome::Refused,
+            SubmitOutcome::Unknown(_) => CallOutcome::Unanswered,
         };
         self.metrics.called(provider.name(), Call::Submit, outcome);
         self.record_until_stored(&job, update_for_outcome(&job, sent), stop).await;
@@ -189,10 +189,10 @@ impl Submitter {
 }
 
 /// What a try's end means for its job.
-fn update_for_outcome(job: &Job, sent: Sent) -> Update {
+fn update_for_outcome(job: &Job, sent: SubmitOutcome) -> Update {
     let news = match sent {
-        Sent::Accepted(report) => JobEvent::Reported(report),
-        Sent::Lost(lost) => {
+        SubmitOutcome::Accepted(report) => JobEvent::Reported(report),
+        SubmitOutcome::Unknown(lost) => {
             let message = format!(
                 "the answer to the submission was lost ({}); waiting for the provider's word",
                 lost.0
@@ -201,10 +201,10 @@ fn update_for_outcome(job: &Job, sent: Sent) -> Update {
                 error: Failure::new(FailureKind::SubmissionUnknown, message),
             }
         }
-        Sent::Refused(refused) => {
+        SubmitOutcome::Rejected(refused) => {
             let at = Time::now() + retry_delay(job.attempt, &refused);
             let is_tried_again =
-                refused.is_retried() && job.attempt < MAX_ATTEMPTS && at < job.deadline_at;
+                refused.is_retryable() && job.attempt < MAX_ATTEMPTS && at < job.deadline_at;
             let error = refused.failure;
             match is_tried_again {
                 true => JobEvent::RetryScheduled { error, at },
@@ -220,9 +220,9 @@ fn update_for_outcome(job: &Job, sent: Sent) -> Update {
 
 /// As long as the provider asks for, and up to a tenth more, so that waiting jobs do not come back
 /// together; else twice as long after each try, by half more or less.
-fn retry_delay(attempt: u32, refused: &Refused) -> Duration {
+fn retry_delay(attempt: u32, refused: &Rejection) -> Duration {
     let mut rng = rand::rng();
-    match refused.wait {
+    match refused.retry_after {
         Some(wait) => wait.mul_f64(rng.random_range(1.0..1.1)),
         None => {
             let doubled = INITIAL_BACKOFF * 2u32.saturating_pow(attempt.saturating_sub(1)).min(1 << 10);
@@ -239,9 +239,9 @@ mod tests {
 
     #[test]
     fn waits_double_and_a_hint_is_never_cut_short() {
-        let refused = |wait| Refused {
-            wait,
-            ..Refused::technical("busy")
+        let refused = |wait| Rejection {
+            retry_after: wait,
+            ..Rejection::technical("busy")
         };
         for attempt in 1..=12 {
             let base = f64::from(2u32.pow(attempt - 1)).min(60.0);

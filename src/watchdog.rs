@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::job::{
     Failure, FailureKind, Job, JobId, JobEvent, StatusReport, Source, Status, SubmissionState, Update,
 };
-use crate::provider::{AskError, Provider, Providers};
+use crate::provider::{RequestError, Provider, Providers};
 use crate::store::{Queue, Store};
 use crate::telemetry::{Call, CallOutcome, Metrics};
 use crate::time::Time;
@@ -142,10 +142,10 @@ impl Watchdog {
         &self,
         provider: &Provider,
         jobs: &[Arc<Job>],
-    ) -> Result<Vec<(JobId, StatusReport)>, AskError> {
-        let answer = provider.ask(jobs).await;
+    ) -> Result<Vec<(JobId, StatusReport)>, RequestError> {
+        let answer = provider.query(jobs).await;
         let failed = answer.as_ref().err();
-        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), AskError::outcome) {
+        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
             self.metrics.called(provider.name(), Call::Ask, outcome);
         }
         answer
@@ -175,9 +175,9 @@ impl Watchdog {
 }
 
 /// Whether a refusal can be the fault of one of the jobs that were asked about.
-fn may_be_caused_by_one_job(error: &AskError) -> bool {
+fn may_be_caused_by_one_job(error: &RequestError) -> bool {
     match error {
-        AskError::Refused(refused) => match refused.failure.kind {
+        RequestError::Rejected(refused) => match refused.failure.kind {
             FailureKind::InvalidInput | FailureKind::Safety | FailureKind::ResultExpired => true,
             FailureKind::Quota
             | FailureKind::RateLimit
@@ -186,15 +186,15 @@ fn may_be_caused_by_one_job(error: &AskError) -> bool {
             | FailureKind::Timeout
             | FailureKind::SubmissionUnknown => false,
         },
-        AskError::Unanswered(_) | AskError::Spec(_) | AskError::Held(_) => false,
+        RequestError::NoResponse(_) | RequestError::InvalidSpec(_) | RequestError::CircuitOpen(_) => false,
     }
 }
 
 /// Whether the provider says that it does not know, or no longer knows, what it was asked about.
-fn is_task_not_found(error: &AskError) -> bool {
+fn is_task_not_found(error: &RequestError) -> bool {
     match error {
-        AskError::Refused(refused) => refused.is_task_not_found(),
-        AskError::Unanswered(_) | AskError::Spec(_) | AskError::Held(_) => false,
+        RequestError::Rejected(refused) => refused.is_task_not_found(),
+        RequestError::NoResponse(_) | RequestError::InvalidSpec(_) | RequestError::CircuitOpen(_) => false,
     }
 }
 
@@ -239,10 +239,10 @@ fn group_into_batches(due: Vec<Arc<Job>>, providers: &Providers, now: Time) -> V
                 SubmissionState::InFlight => job.deadline_at <= now,
                 SubmissionState::Unknown | SubmissionState::Done => true,
             };
-            is_there && provider.is_some_and(|provider| provider.can_ask(job))
+            is_there && provider.is_some_and(|provider| provider.can_query(job))
         };
         let (asked, unasked): (Vec<_>, Vec<_>) = jobs.into_iter().partition(worth_asking);
-        let batch = provider.map_or(1, |provider| provider.batch());
+        let batch = provider.map_or(1, |provider| provider.max_query_batch());
         for jobs in asked.chunks(batch) {
             visits.push(PollBatch {
                 provider: provider.cloned(),

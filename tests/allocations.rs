@@ -22,7 +22,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const SECRET: &str = "a test secret that is long enough for HS256";
 
 /// The longest that anything may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How many sockets watch the one job and the other.
 const FEW: usize = 10;
@@ -37,7 +37,7 @@ struct Callers {
 impl Callers {
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         stream
     }
@@ -132,7 +132,7 @@ async fn a_delivery_allocates_nothing_for_each_socket() {
     let config = Config::load(None, std::iter::empty(), settings.to_vec()).unwrap();
     let minter = Minter::new(&config.auth).unwrap();
     let token = |sub, scope| {
-        let minted = minter.mint(sub, None, Some(scope), PATIENCE * 4, jiff::Timestamp::now());
+        let minted = minter.mint(sub, None, Some(scope), TEST_TIMEOUT * 4, jiff::Timestamp::now());
         minted.unwrap().token
     };
     let (publisher, watcher) = (token("worker", "jobs:publish"), token("alice", "jobs:read"));

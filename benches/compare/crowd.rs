@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::message::{Clock, Stamp};
 
 /// How long one handshake may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 const READ: usize = 64 * 1024;
 
@@ -206,7 +206,7 @@ impl Crowd {
             let turns = Rc::clone(&turns);
             opening.spawn_local(async move {
                 let _turn = turns.acquire().await?;
-                let opened = tokio::time::timeout(PATIENCE, Socket::open(address, &greeting));
+                let opened = tokio::time::timeout(CONNECT_TIMEOUT, Socket::open(address, &greeting));
                 let mut socket = opened.await.context("no handshake in time")??;
                 socket.channel = channel;
                 anyhow::Ok(socket)

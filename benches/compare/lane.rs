@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection, opened with its first call, and again where the server has closed it.
 pub struct Lane {
@@ -33,11 +33,11 @@ impl Lane {
     /// Sends a request; its answer's body, where it is a good one.
     pub async fn call(&mut self, request: &[u8]) -> anyhow::Result<&[u8]> {
         let is_kept = self.stream.is_some();
-        let mut answer = tokio::time::timeout(PATIENCE, self.exchange(request)).await;
+        let mut answer = tokio::time::timeout(RESPONSE_TIMEOUT, self.exchange(request)).await;
         // It was kept for so long that the server has closed it.
         if is_kept && self.heard.is_empty() && matches!(answer, Ok(Err(_))) {
             self.stream = None;
-            answer = tokio::time::timeout(PATIENCE, self.exchange(request)).await;
+            answer = tokio::time::timeout(RESPONSE_TIMEOUT, self.exchange(request)).await;
         }
         let (status, body, closes) = answer.context("no answer in time")??;
         if closes {

@@ -20,7 +20,7 @@ use crate::peers::{Ground, Peer, Stand};
 use crate::process::Cores;
 
 /// How long all sockets may take to be current.
-const PATIENCE: Duration = Duration::from_secs(60);
+const MEASUREMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a first try may take, before a second makes up for a socket that was not yet subscribed.
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -122,7 +122,7 @@ impl Scene {
             self.post(at % self.size.channels).await?;
             self.crowd
                 .board
-                .reached(PATIENCE)
+                .reached(MEASUREMENT_TIMEOUT)
                 .await
                 .context("one by one")?;
         }
@@ -145,7 +145,7 @@ impl Scene {
         }
         self.crowd
             .board
-            .reached(PATIENCE)
+            .reached(MEASUREMENT_TIMEOUT)
             .await
             .context("all at once")?;
         let pace = Pace::of(
@@ -247,7 +247,7 @@ impl Scene {
         while let Some(done) = posts.join_next().await {
             done??;
         }
-        self.crowd.board.reached(PATIENCE).await?;
+        self.crowd.board.reached(MEASUREMENT_TIMEOUT).await?;
         let latencies = self.crowd.board.end_latencies();
         self.forget_order()?;
         Ok(latencies)
@@ -302,7 +302,7 @@ async fn stand(peer: Peer, cores: Cores, dir: &Path, size: Size) -> anyhow::Resu
 
 /// Waits until the server does nothing worth mentioning.
 async fn quiet(stand: &Stand) -> anyhow::Result<()> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + MEASUREMENT_TIMEOUT;
     let mut before = stand.cpu()?;
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(300)).await;

@@ -21,7 +21,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 const SECRET: &str = "signs the tokens of a bench and nothing else";
 
 /// The longest that anything is waited for.
-const PATIENCE: Duration = Duration::from_secs(120);
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A process that ends when it is dropped.
 struct Process(Child);
@@ -261,7 +261,7 @@ pub async fn hear_any(socket: &mut Socket, kinds: &[&str]) -> String {
             }
         }
     };
-    let heard = tokio::time::timeout(PATIENCE, hearing).await;
+    let heard = tokio::time::timeout(STARTUP_TIMEOUT, hearing).await;
     heard.unwrap_or_else(|_| panic!("nothing of {kinds:?} came"))
 }
 

@@ -270,10 +270,10 @@ impl Section<'_> {
         for (name, value) in given {
             match (check::sum(&value), value) {
                 (Some(sum), _) => {
-                    prices.insert(name, Price::Each(sum));
+                    prices.insert(name, Price::Fixed(sum));
                 }
                 (None, Value::String(text)) if !text.is_empty() => {
-                    prices.insert(name, Price::By(text));
+                    prices.insert(name, Price::Expression(text));
                 }
                 (None, _) => self.wrong(
                     &format!("{key}.{name}"),

@@ -149,8 +149,8 @@ fn sum(value: Option<f64>) -> Value {
 fn prices(prices: &BTreeMap<String, Price>) -> Value {
     let shown = prices.iter().map(|(name, price)| {
         let price = match price {
-            Price::Each(amount) => Value::Float(*amount),
-            Price::By(expression) => text(expression),
+            Price::Fixed(amount) => Value::Float(*amount),
+            Price::Expression(expression) => text(expression),
         };
         (name.clone(), price)
     });

@@ -12,13 +12,13 @@ const MAX_PROMPT: usize = 20_000;
 const MAX_SIDE: u32 = 16_384;
 
 pub(super) fn check(request: &VideoRequest) -> Result<(), Refusal> {
-    match problem_with(request) {
+    match parameter_problem(request) {
         Some(problem) => Err(Refusal::Parameters(problem)),
         None => Ok(()),
     }
 }
 
-fn problem_with(request: &VideoRequest) -> Option<String> {
+fn parameter_problem(request: &VideoRequest) -> Option<String> {
     let is_path_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte);
     let model = &request.model;
     if model.is_empty()

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use url::Url;
 
 /// How long it may take to listen, and to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What begins the name of every setting in the environment.
 const ENVIRONMENT: &str = "PROGRESS_HUB__";
@@ -87,7 +87,7 @@ impl Hub {
         };
         let stdout = child.stdout.take().ok_or_else(silent)?;
         let mut lines = BufReader::new(stdout).lines();
-        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
+        let line = tokio::time::timeout(STARTUP_TIMEOUT, lines.next_line()).await;
         let line = line.ok().and_then(Result::ok).flatten();
         let url = line.as_deref().and_then(|line| line.strip_prefix(GREETING));
         let url = url
@@ -110,7 +110,7 @@ impl Hub {
     pub async fn stop(mut self) {
         // Its jobs are nobody's any more, so there is nothing to drain.
         let _ = self.child.start_kill();
-        let _ = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let _ = tokio::time::timeout(STARTUP_TIMEOUT, self.child.wait()).await;
         drop(self.folder);
     }
 }

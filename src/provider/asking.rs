@@ -9,19 +9,19 @@ use serde_json::Value as Json;
 
 use super::expression;
 use super::http::Method;
-use super::{AskError, Provider};
+use super::{RequestError, Provider};
 use crate::job::{FailureKind, Job, JobId, StatusReport, Status};
 
 impl Provider {
     /// How many jobs one [`Provider::ask`] may be about.
     #[must_use]
-    pub fn batch(&self) -> usize {
+    pub fn max_query_batch(&self) -> usize {
         self.spec.poll.as_ref().map_or(1, |poll| poll.batch.get())
     }
 
     /// Whether this job can be asked about: by the provider's id, or where there is none yet, by ours.
     #[must_use]
-    pub fn can_ask(&self, job: &Job) -> bool {
+    pub fn can_query(&self, job: &Job) -> bool {
         self.spec
             .poll
             .as_ref()
@@ -33,7 +33,7 @@ impl Provider {
     ///
     /// # Errors
     /// [`AskError`] when there was no usable answer.
-    pub async fn ask(&self, jobs: &[Arc<Job>]) -> Result<Vec<(JobId, StatusReport)>, AskError> {
+    pub async fn query(&self, jobs: &[Arc<Job>]) -> Result<Vec<(JobId, StatusReport)>, RequestError> {
         let (Some(poll), Some(first)) = (&self.spec.poll, jobs.first()) else {
             return Ok(Vec::new());
         };
@@ -49,13 +49,13 @@ impl Provider {
         let payload = self.call(poll, Method::Get, &context).await?;
         let mut reports = Vec::new();
         for item in expression::items(&poll.items.evaluate(&payload)) {
-            let Some(told) = self.spec.read.told(&item) else {
+            let Some(told) = self.spec.read.read(&item) else {
                 continue;
             };
-            let Some(job) = jobs.iter().find(|job| told.is_about(job)) else {
+            let Some(job) = jobs.iter().find(|job| told.matches_job(job)) else {
                 continue;
             };
-            let mut report = match self.result(job, &item, told.report).await {
+            let mut report = match self.fetch_result(job, &item, told.report).await {
                 Ok(report) => report,
                 Err(error) => {
                     tracing::warn!(provider.name = self.name, job.id = %job.id, %error, "can't read a result");
@@ -71,7 +71,7 @@ impl Provider {
 
     /// What a task has brought, where it has succeeded and does not tell itself. A refusal that is
     /// about the task is its failure; one that says it is gone leaves it without outputs.
-    async fn result(&self, job: &Job, task: &Value, report: StatusReport) -> Result<StatusReport, AskError> {
+    async fn fetch_result(&self, job: &Job, task: &Value, report: StatusReport) -> Result<StatusReport, RequestError> {
         let brings_nothing = report.status == Some(Status::Succeeded) && report.outputs.is_empty();
         let Some(call) = self.spec.result.as_ref().filter(|_| brings_nothing) else {
             return Ok(report);
@@ -79,26 +79,26 @@ impl Provider {
         let mut context = self.context(job);
         let as_json = serde_json::to_value(task).unwrap_or_default();
         context.insert("task".to_owned(), as_json);
-        if !call.applies(&Value::from_serialize(&context)) {
+        if !call.applies_to(&Value::from_serialize(&context)) {
             return Ok(report);
         }
         match self.call(call, Method::Get, &context).await {
             Ok(payload) => {
                 let names = minijinja::context! { payload, task };
                 let item = call.items.evaluate_in(&names);
-                let told = self.spec.read.told(&item);
+                let told = self.spec.read.read(&item);
                 told.map(|told| told.report)
-                    .ok_or_else(|| AskError::Spec("result.item: names no task".to_owned()))
+                    .ok_or_else(|| RequestError::InvalidSpec("result.item: names no task".to_owned()))
             }
-            Err(AskError::Refused(refused)) if refused.is_task_not_found() => Ok(report),
-            Err(AskError::Refused(refused)) if refused.is_certain => match refused.failure.kind {
+            Err(RequestError::Rejected(refused)) if refused.is_task_not_found() => Ok(report),
+            Err(RequestError::Rejected(refused)) if refused.is_definitive => match refused.failure.kind {
                 FailureKind::Safety | FailureKind::InvalidInput | FailureKind::Timeout => {
                     Ok(StatusReport::failed(refused.failure))
                 }
                 // With an error's status and a code of its own it speaks of the task.
                 FailureKind::Technical
                     if refused.failure.provider_code.is_some()
-                        && refused.http.is_some_and(|status| status >= 400) =>
+                        && refused.http_status.is_some_and(|status| status >= 400) =>
                 {
                     Ok(StatusReport::failed(refused.failure))
                 }
@@ -107,7 +107,7 @@ impl Provider {
                 | FailureKind::Auth
                 | FailureKind::Technical
                 | FailureKind::SubmissionUnknown
-                | FailureKind::ResultExpired => Err(AskError::Refused(refused)),
+                | FailureKind::ResultExpired => Err(RequestError::Rejected(refused)),
             },
             Err(error) => Err(error),
         }

@@ -9,23 +9,23 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::call::Call;
+use super::call::RequestSpec;
 use super::expression::{Expression, Template, text};
 use super::http::Method;
-use super::{AskError, Provider};
+use super::{RequestError, Provider};
 use crate::time::Time;
 
 /// The least time between two readings.
-const EVERY: Duration = Duration::from_secs(300);
+const MIN_READ_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How long after its use began it is read, so that what was bought is booked.
-const SETTLING: Duration = Duration::from_secs(5);
+const READ_DELAY: Duration = Duration::from_secs(5);
 
 /// How a spec has the balance read.
 #[derive(Deserialize)]
 #[serde(from = "Keys")]
-pub(super) struct Reading {
-    call: Call,
+pub(super) struct BalanceSpec {
+    call: RequestSpec,
     amount: Expression,
     unit: Option<Template>,
 }
@@ -45,10 +45,10 @@ struct Keys {
     unit: Option<Template>,
 }
 
-impl From<Keys> for Reading {
+impl From<Keys> for BalanceSpec {
     fn from(keys: Keys) -> Self {
         Self {
-            call: Call::new(keys.method, keys.url, keys.headers, keys.body),
+            call: RequestSpec::new(keys.method, keys.url, keys.headers, keys.body),
             amount: keys.amount,
             unit: keys.unit,
         }
@@ -68,10 +68,10 @@ pub struct Balance {
 
 /// The last reading.
 #[derive(Debug, Default)]
-pub(super) struct Account(Mutex<Known>);
+pub(super) struct BalanceCache(Mutex<BalanceState>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct BalanceState {
     balance: Option<Balance>,
     /// When it was last asked for, in vain or not.
     asked_at: Option<Time>,
@@ -79,23 +79,23 @@ struct Known {
     used_at: Option<Time>,
 }
 
-impl Known {
+impl BalanceState {
     /// Whether to read it now, the credit having been gone since `dry`.
     fn is_due(&self, dry: Option<Time>, now: Time) -> bool {
-        let is_old = self.asked_at.is_none_or(|at| now.saturating_duration_since(at) >= EVERY);
-        let has_settled = self.used_at.is_some_and(|at| now.saturating_duration_since(at) >= SETTLING);
+        let is_old = self.asked_at.is_none_or(|at| now.saturating_duration_since(at) >= MIN_READ_INTERVAL);
+        let has_settled = self.used_at.is_some_and(|at| now.saturating_duration_since(at) >= READ_DELAY);
         let is_new = |dry: Time| self.asked_at.is_none_or(|asked_at| asked_at < dry);
         is_old && (has_settled || dry.is_some()) || dry.is_some_and(is_new)
     }
 }
 
-impl Account {
+impl BalanceCache {
     /// The provider is used.
-    pub(super) fn used(&self, now: Time) {
+    pub(super) fn mark_used(&self, now: Time) {
         self.known().used_at.get_or_insert(now);
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, BalanceState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -104,14 +104,14 @@ impl Provider {
     /// What was left on its account when that was last read.
     #[must_use]
     pub fn balance(&self) -> Option<Balance> {
-        self.account.known().balance.clone()
+        self.balance_cache.known().balance.clone()
     }
 
     /// Whether it is time to read the balance: whoever is told so does it, and is the only one.
     #[must_use]
     pub fn is_balance_due(&self, now: Time) -> bool {
-        let dry = self.gate.is_without_credit();
-        let mut known = self.account.known();
+        let dry = self.gate.out_of_credit_since();
+        let mut known = self.balance_cache.known();
         let is_due = self.spec.balance.is_some() && known.is_due(dry, now);
         if is_due {
             known.asked_at = Some(now);
@@ -124,25 +124,25 @@ impl Provider {
     ///
     /// # Errors
     /// [`AskError`]; then what was known stays.
-    pub async fn read_balance(&self) -> Result<(), AskError> {
+    pub async fn read_balance(&self) -> Result<(), RequestError> {
         let Some(reading) = &self.spec.balance else {
             return Ok(());
         };
-        let context = self.account_context();
-        let payload = self.peek(&reading.call, &context).await?;
+        let context = self.base_context();
+        let payload = self.send_uncounted(&reading.call, &context).await?;
         let amount = text(&reading.amount.evaluate(&payload));
         let amount: Option<f64> = amount.and_then(|amount| amount.parse().ok());
         let Some(amount) = amount.filter(|amount| amount.is_finite()) else {
-            return Err(AskError::Spec("balance.amount: is no number".to_owned()));
+            return Err(RequestError::InvalidSpec("balance.amount: is no number".to_owned()));
         };
         let names = minijinja::context! { payload };
         let unit = reading.unit.as_ref();
         let unit = unit.and_then(|unit| unit.render(&names).ok());
         let unit = unit.map(|unit| unit.to_lowercase());
         let at = Time::now();
-        self.account.known().balance = Some(Balance { amount, unit, at });
+        self.balance_cache.known().balance = Some(Balance { amount, unit, at });
         if amount > 0.0 {
-            self.gate.try_credit(at);
+            self.gate.probe_after_top_up(at);
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn it_is_read_now_and_then_and_once_when_the_credit_is_gone() {
         let at = |seconds: i64| Time::from_millis(seconds * 1000);
-        let mut known = Known::default();
+        let mut known = BalanceState::default();
         assert!(!known.is_due(None, at(0)), "nobody uses it");
         known.used_at = Some(at(0));
         assert!(!known.is_due(None, at(4)));
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_mistake_in_it_is_told() {
-        let read = |text: &str| toml::from_str::<Reading>(text).map(|_| ());
+        let read = |text: &str| toml::from_str::<BalanceSpec>(text).map(|_| ());
         read("url = 'https://a/b'\namount = 'payload.left'\nunit = '{{ payload.of }}'").unwrap();
         for (text, problem) in [
             ("url = 'https://a/b'", "missing field `amount`"),

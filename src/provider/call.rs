@@ -14,7 +14,7 @@ use super::http::Method;
 /// A request, and where in its answer things stand.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Call {
+pub(super) struct RequestSpec {
     /// Default: GET to ask, POST for all else.
     pub(super) method: Option<Method>,
     pub(super) url: Template,
@@ -38,7 +38,7 @@ fn one() -> NonZeroUsize {
     NonZeroUsize::MIN
 }
 
-impl Call {
+impl RequestSpec {
     /// A call whose answer is about no task.
     pub(super) fn new(
         method: Option<Method>,
@@ -51,7 +51,7 @@ impl Call {
             url,
             headers,
             body,
-            items: payload_itself(),
+            items: whole_payload(),
             handle: None,
             batch: one(),
             by_reference: false,
@@ -59,7 +59,7 @@ impl Call {
     }
 
     /// Whether there is such a call for a job: its URL is not empty then.
-    pub(super) fn applies(&self, context: &Value) -> bool {
+    pub(super) fn applies_to(&self, context: &Value) -> bool {
         self.url
             .render(context)
             .is_ok_and(|url| !url.trim().is_empty())
@@ -67,6 +67,6 @@ impl Call {
 }
 
 #[expect(clippy::expect_used, reason = "a constant that a test evaluates")]
-pub(super) fn payload_itself() -> Expression {
+pub(super) fn whole_payload() -> Expression {
     Expression::new("payload").expect("is an expression")
 }

@@ -10,30 +10,30 @@ use minijinja::Value;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::call::Call;
+use super::call::RequestSpec;
 use super::expression;
-use super::gate::{Health, Leave};
-use super::http::{Answer, Method, Request};
-use super::submission::Sent;
-use super::{AskError, Provider, Refused};
+use super::gate::{RequestResult, Permit};
+use super::http::{Response, Method, Request};
+use super::submission::SubmitOutcome;
+use super::{RequestError, Provider, Rejection};
 use crate::job::{FailureKind, Job, VideoRequest};
 use crate::time::Time;
 
 /// How long a call may wait for its turn.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An answer that is missing is a failure like any other.
-const UNANSWERED: Health = Health::Unwell(FailureKind::Technical, None);
+const UNANSWERED: RequestResult = RequestResult::Failure(FailureKind::Technical, None);
 
 impl Provider {
     /// Sends a job that has not been sent before: a paid request, made at most once.
-    pub async fn submit(&self, leave: Leave, job: &Job, callback_url: Option<&Url>) -> Sent {
-        self.account.used(Time::now());
+    pub async fn submit(&self, leave: Permit, job: &Job, callback_url: Option<&Url>) -> SubmitOutcome {
+        self.balance_cache.mark_used(Time::now());
         let sent = self.send(job, callback_url).await;
-        leave.end(match &sent {
-            Sent::Accepted(_) => Health::Well,
-            Sent::Refused(refused) => refused.health(),
-            Sent::Lost(_) => UNANSWERED,
+        leave.complete(match &sent {
+            SubmitOutcome::Accepted(_) => RequestResult::Success,
+            SubmitOutcome::Rejected(refused) => refused.breaker_result(),
+            SubmitOutcome::Unknown(_) => UNANSWERED,
         });
         sent
     }
@@ -42,74 +42,74 @@ impl Provider {
     /// provider agreed.
     pub(super) async fn call(
         &self,
-        call: &Call,
+        call: &RequestSpec,
         otherwise: Method,
         context: &BTreeMap<String, Json>,
-    ) -> Result<Value, AskError> {
-        let (_, payload) = self.agreed(call, otherwise, context).await?;
+    ) -> Result<Value, RequestError> {
+        let (_, payload) = self.send_checked(call, otherwise, context).await?;
         Ok(payload)
     }
 
     /// The same with the HTTP status, for calls whose answers say it by that alone.
-    pub(super) async fn agreed(
+    pub(super) async fn send_checked(
         &self,
-        call: &Call,
+        call: &RequestSpec,
         otherwise: Method,
         context: &BTreeMap<String, Json>,
-    ) -> Result<(u16, Value), AskError> {
-        let leave = self.gate.enter(PATIENCE).await?;
-        self.account.used(Time::now());
-        let answer = self.exchange(call, otherwise, context).await;
-        leave.end(match &answer {
-            Ok(_) => Health::Well,
-            Err(AskError::Refused(refused)) => refused.health(),
-            Err(AskError::Unanswered(_)) => UNANSWERED,
-            Err(AskError::Spec(_) | AskError::Held(_)) => Health::Unknown,
+    ) -> Result<(u16, Value), RequestError> {
+        let leave = self.gate.acquire(PERMIT_TIMEOUT).await?;
+        self.balance_cache.mark_used(Time::now());
+        let answer = self.execute(call, otherwise, context).await;
+        leave.complete(match &answer {
+            Ok(_) => RequestResult::Success,
+            Err(RequestError::Rejected(refused)) => refused.breaker_result(),
+            Err(RequestError::NoResponse(_)) => UNANSWERED,
+            Err(RequestError::InvalidSpec(_) | RequestError::CircuitOpen(_)) => RequestResult::NotSent,
         });
         answer
     }
 
     /// The same for a call beside the way: how it ends says nothing of how jobs would fare.
-    pub(super) async fn peek(
+    pub(super) async fn send_uncounted(
         &self,
-        call: &Call,
+        call: &RequestSpec,
         context: &BTreeMap<String, Json>,
-    ) -> Result<Value, AskError> {
-        let leave = self.gate.enter(PATIENCE).await?;
-        let answer = self.exchange(call, Method::Get, context).await;
+    ) -> Result<Value, RequestError> {
+        let leave = self.gate.acquire(PERMIT_TIMEOUT).await?;
+        let answer = self.execute(call, Method::Get, context).await;
         drop(leave);
         answer.map(|(_, payload)| payload)
     }
 
-    async fn exchange(
+    async fn execute(
         &self,
-        call: &Call,
+        call: &RequestSpec,
         otherwise: Method,
         context: &BTreeMap<String, Json>,
-    ) -> Result<(u16, Value), AskError> {
+    ) -> Result<(u16, Value), RequestError> {
         let request = self
             .request(call, otherwise, context)
-            .map_err(AskError::Spec)?;
+            .map_err(RequestError::InvalidSpec)?;
         let answer = self
             .http
             .send(request)
             .await
-            .map_err(|failed| AskError::Unanswered(failed.to_string()))?;
+            .map_err(|failed| RequestError::NoResponse(failed.to_string()))?;
         let payload = answer.json();
-        match self.refusal(&answer, &payload) {
-            Some(refused) => Err(AskError::Refused(refused)),
+        match self.rejection(&answer, &payload) {
+            Some(refused) => Err(RequestError::Rejected(refused)),
             None => Ok((answer.status, payload)),
         }
     }
 
     /// What a call that is about no job knows.
-    pub(super) fn account_context(&self) -> BTreeMap<String, Json> {
+    pub(super) fn base_context(&self) -> BTreeMap<String, Json> {
         BTreeMap::from([
             (
                 "now".to_owned(),
                 Time::now().millis().div_euclid(1000).into(),
             ),
-            ("base_url".to_owned(), self.home.as_str().into()),
+            ("base_url".to_owned(), self.base_url.as_str().into()),
             ("api_key".to_owned(), self.api_key.as_str().into()),
             ("secret_key".to_owned(), self.secret_key.as_str().into()),
             (
@@ -127,7 +127,7 @@ impl Provider {
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value));
         let model = job.model.clone().map_or(Json::Null, Json::from);
-        let mut context = self.account_context();
+        let mut context = self.base_context();
         context.extend([
             ("model".to_owned(), model),
             ("reference".to_owned(), job.id.as_str().into()),
@@ -143,7 +143,7 @@ impl Provider {
 
     pub(super) fn request(
         &self,
-        call: &Call,
+        call: &RequestSpec,
         otherwise: Method,
         context: &BTreeMap<String, Json>,
     ) -> Result<Request, String> {
@@ -152,8 +152,8 @@ impl Provider {
             .url
             .render(&context)
             .map_err(|error| format!("url: {error}"))?;
-        let url = self.home.resolve(&url).ok_or("url: is none")?;
-        if !call.url.names_its_host() && !self.home.is_own(&url) {
+        let url = self.base_url.resolve(&url).ok_or("url: is none")?;
+        if !call.url.names_its_host() && !self.base_url.is_same_origin(&url) {
             return Err("url: is not one of the provider's own".to_owned());
         }
         let mut headers = Vec::new();
@@ -174,12 +174,12 @@ impl Provider {
             method: call.method.unwrap_or(otherwise),
             url,
             headers,
-            body: body.map(expression::lean),
+            body: body.map(expression::without_nulls),
         })
     }
 
     /// What is wrong with an answer, if anything is.
-    pub(super) fn refusal(&self, answer: &Answer, payload: &Value) -> Option<Refused> {
+    pub(super) fn rejection(&self, answer: &Response, payload: &Value) -> Option<Rejection> {
         if self.spec.answer.is_ok(answer, payload) {
             return None;
         }

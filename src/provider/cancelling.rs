@@ -6,7 +6,7 @@
 use minijinja::{Value, context};
 
 use super::http::Method;
-use super::{AskError, Provider, Refused, Told};
+use super::{RequestError, Provider, Rejection, TaskReport};
 use crate::job::{Job, StatusReport};
 
 impl Provider {
@@ -15,7 +15,7 @@ impl Provider {
     pub fn can_cancel(&self, job: &Job) -> bool {
         let context = || Value::from_serialize(self.context(job));
         let call = self.spec.cancel.as_ref();
-        call.is_some_and(|call| call.applies(&context()))
+        call.is_some_and(|call| call.applies_to(&context()))
     }
 
     /// Asks the provider to cancel a job. Some answer with the task as it is then: this is the report,
@@ -23,27 +23,27 @@ impl Provider {
     ///
     /// # Errors
     /// [`AskError`] when it did not agree.
-    pub async fn cancel(&self, job: &Job) -> Result<Option<StatusReport>, AskError> {
+    pub async fn cancel(&self, job: &Job) -> Result<Option<StatusReport>, RequestError> {
         let Some(call) = &self.spec.cancel else {
-            return Err(AskError::Refused(Refused::unsupported(
+            return Err(RequestError::Rejected(Rejection::unsupported(
                 "this provider can't cancel",
             )));
         };
         let context = self.context(job);
-        let (http, payload) = self.agreed(call, Method::Post, &context).await?;
+        let (http, payload) = self.send_checked(call, Method::Post, &context).await?;
         let task_id = job.provider_task_id.as_deref();
         let item = call.items.evaluate_in(&context! { payload, http, task_id });
         Ok(self
             .spec
             .read
-            .told(&item)
-            .and_then(|told| end_of(job, told)))
+            .read(&item)
+            .and_then(|told| final_report(job, told)))
     }
 }
 
-fn end_of(job: &Job, told: Told) -> Option<StatusReport> {
+fn final_report(job: &Job, told: TaskReport) -> Option<StatusReport> {
     let is_over = told.report.status.is_some_and(|status| status.is_final());
-    (told.is_about(job) && is_over).then_some(StatusReport {
+    (told.matches_job(job) && is_over).then_some(StatusReport {
         task_id: told.task_id,
         ..told.report
     })

@@ -32,7 +32,7 @@ const IDLE: Duration = Duration::from_secs(30);
 const MOST_REDIRECTS: usize = 5;
 
 /// What of an answer's head is passed on as it is.
-const PASSED_ON: [&str; 5] = [
+const FORWARDED_HEADERS: [&str; 5] = [
     "accept-ranges",
     "content-encoding",
     "content-range",
@@ -42,7 +42,7 @@ const PASSED_ON: [&str; 5] = [
 
 /// Which part of a result is wanted, in the words of the request for it.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct RangeRequest {
     /// `Range`: passed on where it asks for one range; without, or with several, all is fetched.
     pub range: Option<String>,
     /// `If-Range`.
@@ -69,11 +69,11 @@ pub struct Body(mpsc::Receiver<Option<Bytes>>);
 /// The result stopped coming before its end.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the output stopped coming")]
-pub struct Broken;
+pub struct IncompleteBody;
 
 /// Why there is no result to pass on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotFetched {
+pub enum DownloadError {
     /// The provider has it no more.
     #[error("it is gone")]
     Gone,
@@ -98,14 +98,14 @@ impl Provider {
         &self,
         job: &Job,
         source: &str,
-        wanted: &Wanted,
-    ) -> Result<Download, NotFetched> {
-        let source = self.home.resolve(source);
-        let source = source.ok_or(NotFetched::Refused("its address is no URL"))?;
-        let key = self.key(job).map_err(NotFetched::Unanswered)?;
+        wanted: &RangeRequest,
+    ) -> Result<Download, DownloadError> {
+        let source = self.base_url.resolve(source);
+        let source = source.ok_or(DownloadError::Refused("its address is no URL"))?;
+        let key = self.key(job).map_err(DownloadError::Unanswered)?;
         self.http
             .downloads
-            .fetch(self.home.url(), source, &key, wanted)
+            .fetch(self.base_url.url(), source, &key, wanted)
             .await
     }
 
@@ -130,25 +130,25 @@ impl Provider {
 
 /// Who fetches results; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Downloads {
+pub(super) struct Downloader {
     /// For the provider's own origin, wherever the operator says that it is.
-    home: reqwest::Client,
+    provider_client: reqwest::Client,
     /// For everywhere else.
-    elsewhere: reqwest::Client,
+    public_client: reqwest::Client,
     /// Whether a URL may lead elsewhere; that a name stands for public addresses is for the client.
-    allows: fn(&Url) -> bool,
+    is_allowed: fn(&Url) -> bool,
     idle: Duration,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-impl Downloads {
+impl Downloader {
     pub(super) fn new() -> Result<Self, reqwest::Error> {
         Ok(Self {
-            home: client().build()?,
-            elsewhere: client().dns_resolver(PublicOnly).build()?,
-            allows: may_be_public,
+            provider_client: client().build()?,
+            public_client: client().dns_resolver(PublicDnsResolver).build()?,
+            is_allowed: may_be_public,
             idle: IDLE,
-            places: Arc::new(Semaphore::new(MOST)),
+            permits: Arc::new(Semaphore::new(MOST)),
         })
     }
 
@@ -159,48 +159,48 @@ impl Downloads {
         home: Option<&Url>,
         source: Url,
         key: &HeaderMap,
-        wanted: &Wanted,
-    ) -> Result<Download, NotFetched> {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| NotFetched::Busy)?;
+        wanted: &RangeRequest,
+    ) -> Result<Download, DownloadError> {
+        let place = Arc::clone(&self.permits).try_acquire_owned();
+        let place = place.map_err(|_| DownloadError::Busy)?;
         let (mut url, mut is_home) = (source, true);
         for _ in 0..=MOST_REDIRECTS {
             is_home &= home.is_some_and(|home| home.origin() == url.origin());
             let request = match is_home {
-                true => self.home.get(url.clone()).headers(key.clone()),
-                false if (self.allows)(&url) => self.elsewhere.get(url.clone()),
-                false => return Err(NotFetched::Refused("its address is not a public one")),
+                true => self.provider_client.get(url.clone()).headers(key.clone()),
+                false if (self.is_allowed)(&url) => self.public_client.get(url.clone()),
+                false => return Err(DownloadError::Refused("its address is not a public one")),
             };
-            let request = request.headers(asking_for(wanted));
+            let request = request.headers(range_headers(wanted));
             let response = match timeout(self.idle, request.send()).await {
                 Ok(Ok(response)) => response,
-                Ok(Err(error)) => return Err(NotFetched::Unanswered(explain(error))),
-                Err(_) => return Err(NotFetched::Unanswered("no answer in time".to_owned())),
+                Ok(Err(error)) => return Err(DownloadError::Unanswered(explain(error))),
+                Err(_) => return Err(DownloadError::Unanswered("no answer in time".to_owned())),
             };
-            match next_hop(&url, &response) {
+            match redirect_target(&url, &response) {
                 Some(next) => url = next,
                 None => return self.begin(response, place),
             }
         }
-        Err(NotFetched::Refused("it was redirected too often"))
+        Err(DownloadError::Refused("it was redirected too often"))
     }
 
     fn begin(
         &self,
         response: reqwest::Response,
         place: OwnedSemaphorePermit,
-    ) -> Result<Download, NotFetched> {
+    ) -> Result<Download, DownloadError> {
         let status = response.status().as_u16();
         match status {
             200 | 206 | 416 => {}
-            404 | 410 => return Err(NotFetched::Gone),
+            404 | 410 => return Err(DownloadError::Gone),
             _ => {
                 let why = format!("the provider answered {status}");
-                return Err(NotFetched::Unanswered(why));
+                return Err(DownloadError::Unanswered(why));
             }
         }
         let headers = response.headers();
-        let passed_on = PASSED_ON.iter().filter_map(|name| {
+        let passed_on = FORWARDED_HEADERS.iter().filter_map(|name| {
             let value = headers.get(*name)?;
             Some((*name, value.as_bytes().to_vec()))
         });
@@ -211,7 +211,7 @@ impl Downloads {
             content_type: content_type.map(str::to_owned),
             length: response.content_length(),
             headers: passed_on.collect(),
-            body: pass_on(response, self.idle, place),
+            body: forward_body(response, self.idle, place),
         })
     }
 }
@@ -228,7 +228,7 @@ fn client() -> reqwest::ClientBuilder {
 }
 
 /// The headers that say what is wanted; after the key's, so that an `Accept` for JSON is not one here.
-fn asking_for(wanted: &Wanted) -> HeaderMap {
+fn range_headers(wanted: &RangeRequest) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
     headers.insert(
@@ -247,7 +247,7 @@ fn asking_for(wanted: &Wanted) -> HeaderMap {
 }
 
 /// Where an answer sends on to, if it does.
-fn next_hop(here: &Url, response: &reqwest::Response) -> Option<Url> {
+fn redirect_target(here: &Url, response: &reqwest::Response) -> Option<Url> {
     let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
     matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308)
         .then(|| here.join(location).ok())
@@ -267,20 +267,20 @@ fn may_be_public(url: &Url) -> bool {
 
 /// Resolves names to their public addresses: as what is resolved is what is connected to, a name
 /// that changes its mind in between gains nothing.
-struct PublicOnly;
+struct PublicDnsResolver;
 
 /// The name has no address that the hub may be sent to.
 #[derive(Debug, thiserror::Error)]
 #[error("the host has no public address")]
-struct NotPublic;
+struct NonPublicAddress;
 
-impl Resolve for PublicOnly {
+impl Resolve for PublicDnsResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let public: Vec<SocketAddr> = found.filter(|address| is_public(address.ip())).collect();
             match public.is_empty() {
-                true => Err(NotPublic.into()),
+                true => Err(NonPublicAddress.into()),
                 false => Ok(Box::new(public.into_iter()) as Addrs),
             }
         })
@@ -288,7 +288,7 @@ impl Resolve for PublicOnly {
 }
 
 /// Reads on as the other end takes, one piece ahead of it, until either is done or stands still.
-fn pass_on(mut response: reqwest::Response, idle: Duration, place: OwnedSemaphorePermit) -> Body {
+fn forward_body(mut response: reqwest::Response, idle: Duration, place: OwnedSemaphorePermit) -> Body {
     let (give, take) = mpsc::channel(1);
     tokio::spawn(async move {
         let _place = place;
@@ -313,10 +313,10 @@ impl Body {
     ///
     /// # Errors
     /// [`Broken`] when there should have been more.
-    pub async fn next(&mut self) -> Option<Result<Bytes, Broken>> {
+    pub async fn next(&mut self) -> Option<Result<Bytes, IncompleteBody>> {
         match self.0.recv().await {
             Some(piece) => piece.map(Ok),
-            None => Some(Err(Broken)),
+            None => Some(Err(IncompleteBody)),
         }
     }
 }

@@ -11,76 +11,76 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::expression::{Expression, text};
-use super::gate::{Health, Held};
+use super::gate::{RequestResult, CircuitOpen};
 use super::hints;
-use super::http::Answer;
+use super::http::Response;
 use crate::job::{Failure, FailureKind};
 use crate::telemetry::CallOutcome;
 use crate::time::Time;
 
 /// The provider does not have the job, and why.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Refused {
+pub struct Rejection {
     /// As the document will tell it.
     pub failure: Failure,
     /// How long the provider asks to wait.
-    pub wait: Option<Duration>,
+    pub retry_after: Option<Duration>,
     /// Whether the provider does not have the job, for sure: its own word says so, or the status
     /// can mean nothing else. A bare 500, a gateway's 502 and a 200 that is no answer of the
     /// provider's leave it open.
-    pub is_certain: bool,
+    pub is_definitive: bool,
     /// Whether the provider says that another try may pass, or may not.
-    pub may_retry: Option<bool>,
+    pub provider_retryable: Option<bool>,
     /// The status of the answer; none where none came.
-    pub http: Option<u16>,
+    pub http_status: Option<u16>,
 }
 
 /// The provider may or may not have the job; the text says what happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ambiguous(pub String);
+pub struct UnknownOutcome(pub String);
 
 /// Why asking brought nothing.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum AskError {
+pub enum RequestError {
     /// No answer, or none that is whole.
     #[error("no answer: {0}")]
-    Unanswered(String),
+    NoResponse(String),
     /// An answer that says no.
     #[error("refused: {}", .0.failure.message)]
-    Refused(Refused),
+    Rejected(Rejection),
     /// The spec makes no request out of this job.
     #[error("the spec makes no request: {0}")]
-    Spec(String),
+    InvalidSpec(String),
     /// The provider is left alone for now.
     #[error(transparent)]
-    Held(#[from] Held),
+    CircuitOpen(#[from] CircuitOpen),
 }
 
-impl AskError {
+impl RequestError {
     /// What it is counted as; nothing where nothing was sent.
     #[must_use]
     pub fn outcome(&self) -> Option<CallOutcome> {
         match self {
-            Self::Refused(refused) if refused.failure.kind == FailureKind::RateLimit => {
+            Self::Rejected(refused) if refused.failure.kind == FailureKind::RateLimit => {
                 Some(CallOutcome::RateLimited)
             }
-            Self::Refused(_) => Some(CallOutcome::Refused),
-            Self::Unanswered(_) | Self::Spec(_) => Some(CallOutcome::Unanswered),
-            Self::Held(_) => None,
+            Self::Rejected(_) => Some(CallOutcome::Refused),
+            Self::NoResponse(_) | Self::InvalidSpec(_) => Some(CallOutcome::Unanswered),
+            Self::CircuitOpen(_) => None,
         }
     }
 }
 
-impl Refused {
+impl Rejection {
     /// The request could not be delivered; nothing was sent.
     #[must_use]
     pub fn technical(message: impl Into<String>) -> Self {
         Self {
             failure: Failure::new(FailureKind::Technical, message),
-            wait: None,
-            is_certain: true,
-            may_retry: None,
-            http: None,
+            retry_after: None,
+            is_definitive: true,
+            provider_retryable: None,
+            http_status: None,
         }
     }
 
@@ -89,21 +89,21 @@ impl Refused {
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self {
             failure: Failure::new(FailureKind::InvalidInput, message),
-            wait: None,
-            is_certain: true,
-            may_retry: None,
-            http: None,
+            retry_after: None,
+            is_definitive: true,
+            provider_retryable: None,
+            http_status: None,
         }
     }
 
     /// Whether the same request may be made again: as the provider says, or else by the kind. What
     /// only a person can mend is never tried again.
     #[must_use]
-    pub fn is_retried(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         match self.failure.kind {
             FailureKind::RateLimit | FailureKind::Technical | FailureKind::InvalidInput => {
                 let by_kind = self.failure.kind.is_retryable();
-                self.may_retry.unwrap_or(by_kind)
+                self.provider_retryable.unwrap_or(by_kind)
             }
             FailureKind::Safety
             | FailureKind::Quota
@@ -117,14 +117,14 @@ impl Refused {
     /// Whether the provider does not know, or no longer knows, what it was asked for.
     #[must_use]
     pub fn is_task_not_found(&self) -> bool {
-        matches!(self.http, Some(404 | 410)) || self.failure.kind == FailureKind::ResultExpired
+        matches!(self.http_status, Some(404 | 410)) || self.failure.kind == FailureKind::ResultExpired
     }
 
     /// What it says of the provider.
-    pub(super) fn health(&self) -> Health {
-        match (self.http, self.failure.kind) {
-            (None, FailureKind::InvalidInput) => Health::Unknown,
-            (None | Some(_), kind) => Health::Unwell(kind, self.wait),
+    pub(super) fn breaker_result(&self) -> RequestResult {
+        match (self.http_status, self.failure.kind) {
+            (None, FailureKind::InvalidInput) => RequestResult::NotSent,
+            (None | Some(_), kind) => RequestResult::Failure(kind, self.retry_after),
         }
     }
 }
@@ -132,7 +132,7 @@ impl Refused {
 /// What an answer says of itself.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct AnswerShape {
+pub(super) struct ResponseSpec {
     /// Whether an answer with a 2xx status really is one.
     ok: Option<Expression>,
     /// The status, where an answer with a 2xx tells another one in its body.
@@ -142,15 +142,15 @@ pub(super) struct AnswerShape {
     message: Option<Expression>,
 }
 
-impl AnswerShape {
+impl ResponseSpec {
     /// Whether an answer is a success, by its status and by its body.
-    pub(super) fn is_ok(&self, answer: &Answer, payload: &Value) -> bool {
+    pub(super) fn is_ok(&self, answer: &Response, payload: &Value) -> bool {
         let is_true = |ok: &Expression| ok.evaluate(payload).is_true();
         is_success(self.status(answer, payload)) && self.ok.as_ref().is_none_or(is_true)
     }
 
     /// The status that counts. A success may be denied by the body, a failure never made good.
-    fn status(&self, answer: &Answer, payload: &Value) -> u16 {
+    fn status(&self, answer: &Response, payload: &Value) -> u16 {
         let told = || {
             let told = self.http.as_ref()?.evaluate(payload);
             let status = text(&told)?.parse().ok()?;
@@ -166,7 +166,7 @@ impl AnswerShape {
 /// `when` holds → `kind`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Rule {
+pub(super) struct ErrorRule {
     /// Over `code` and `status` (text), `message`, `http` (undefined within a task) and `payload`.
     when: Expression,
     kind: FailureKind,
@@ -176,27 +176,27 @@ pub(super) struct Rule {
 
 /// A spec's rules; the first that holds decides.
 #[derive(Default)]
-pub(super) struct Rules {
-    pub(super) rules: Vec<Rule>,
+pub(super) struct ErrorRules {
+    pub(super) rules: Vec<ErrorRule>,
 }
 
 /// What a provider said of a failure.
 #[derive(Default)]
-pub(super) struct Complaint {
+pub(super) struct ErrorDetails {
     pub(super) code: Option<String>,
     pub(super) status: Option<String>,
     pub(super) message: Option<String>,
 }
 
-impl Rules {
+impl ErrorRules {
     /// What failed, of a task that the provider itself has ended.
-    pub(super) fn failure(&self, complaint: Complaint, payload: &Value) -> Failure {
+    pub(super) fn failure(&self, complaint: ErrorDetails, payload: &Value) -> Failure {
         let known = self.kind(&complaint, None, payload);
         told(complaint, known, FailureKind::Technical)
     }
 
     /// What an answer that is no success means.
-    pub(super) fn refusal(&self, answer: &Answer, shape: &AnswerShape, payload: &Value) -> Refused {
+    pub(super) fn refusal(&self, answer: &Response, shape: &ResponseSpec, payload: &Value) -> Rejection {
         let headers: BTreeMap<&str, &str> = answer.headers().collect();
         let names = minijinja::context! { payload, headers };
         let word = |expression: &Option<Expression>| {
@@ -207,30 +207,30 @@ impl Rules {
         let http = shape.status(answer, payload);
         let message =
             word(&shape.message).or_else(|| Some(format!("the provider answered {http}")));
-        let complaint = Complaint {
+        let complaint = ErrorDetails {
             code: word(&shape.code),
             status: None,
             message,
         };
         let known = self.kind(&complaint, Some(http), payload);
         let is_its_own = known.is_some() || complaint.code.is_some();
-        let by_status = by_status(http);
-        let mut refused = Refused {
+        let by_status = kind_for_status(http);
+        let mut refused = Rejection {
             failure: told(complaint, known, by_status),
-            wait: hints::wait(answer, Time::now()),
-            is_certain: is_its_own || is_a_refusal(http),
-            may_retry: hints::may_retry(answer),
-            http: Some(http),
+            retry_after: hints::wait(answer, Time::now()),
+            is_definitive: is_its_own || is_definitive_status(http),
+            provider_retryable: hints::may_retry(answer),
+            http_status: Some(http),
         };
-        if refused.may_retry.is_some() {
-            refused.failure.retryable = refused.is_retried();
+        if refused.provider_retryable.is_some() {
+            refused.failure.retryable = refused.is_retryable();
         }
         refused
     }
 
     fn kind(
         &self,
-        complaint: &Complaint,
+        complaint: &ErrorDetails,
         http: Option<u16>,
         payload: &Value,
     ) -> Option<(FailureKind, Option<bool>)> {
@@ -250,7 +250,7 @@ impl Rules {
 }
 
 fn told(
-    complaint: Complaint,
+    complaint: ErrorDetails,
     known: Option<(FailureKind, Option<bool>)>,
     otherwise: FailureKind,
 ) -> Failure {
@@ -270,13 +270,13 @@ fn is_success(status: u16) -> bool {
 
 /// Whether a status alone says that the request was not taken. One that tells of a timeout says that
 /// somebody stopped waiting, and no more.
-fn is_a_refusal(status: u16) -> bool {
+fn is_definitive_status(status: u16) -> bool {
     let is_a_timeout = matches!(status, 408 | 499);
     ((300..500).contains(&status) && !is_a_timeout) || status == 503
 }
 
 /// What a status means where no rule knows better.
-fn by_status(status: u16) -> FailureKind {
+fn kind_for_status(status: u16) -> FailureKind {
     match status {
         401 | 403 => FailureKind::Auth,
         402 => FailureKind::Quota,
@@ -290,16 +290,16 @@ fn by_status(status: u16) -> FailureKind {
 mod tests {
     use super::*;
 
-    fn refused(status: u16, body: &str) -> Refused {
-        refused_by(&Answer::told(status, body))
+    fn refused(status: u16, body: &str) -> Rejection {
+        refused_by(&Response::for_test(status, body))
     }
 
-    fn refused_by(answer: &Answer) -> Refused {
-        let shape: AnswerShape =
+    fn refused_by(answer: &Response) -> Rejection {
+        let shape: ResponseSpec =
             toml::from_str("code = 'payload.code'\nmessage = 'payload.message'").unwrap();
         let rules = "[[rules]]\nwhen = \"code == '1102'\"\nkind = 'quota'\nretryable = true";
-        let rules: BTreeMap<String, Vec<Rule>> = toml::from_str(rules).unwrap();
-        let rules = Rules {
+        let rules: BTreeMap<String, Vec<ErrorRule>> = toml::from_str(rules).unwrap();
+        let rules = ErrorRules {
             rules: rules.into_values().flatten().collect(),
         };
         rules.refusal(answer, &shape, &answer.json())
@@ -325,7 +325,7 @@ mod tests {
             (499, "", false),
         ] {
             assert_eq!(
-                refused(status, body).is_certain,
+                refused(status, body).is_definitive,
                 is_certain,
                 "{status} {body}"
             );
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_status_in_the_body_denies_a_success_and_mends_no_failure() {
-        let shape: AnswerShape = toml::from_str("http = 'payload.code'").unwrap();
+        let shape: ResponseSpec = toml::from_str("http = 'payload.code'").unwrap();
         for (status, body, counts) in [
             (200, r#"{"code": 402}"#, 402),
             (201, r#"{"code": "429"}"#, 429),
@@ -346,13 +346,13 @@ mod tests {
             (500, r#"{"code": 200}"#, 500),
             (503, r#"{"code": 402}"#, 503),
         ] {
-            let answer = Answer::told(status, body);
+            let answer = Response::for_test(status, body);
             let payload = answer.json();
             assert_eq!(shape.status(&answer, &payload), counts, "{status} {body}");
             assert_eq!(shape.is_ok(&answer, &payload), counts == 200, "{body}");
-            let refused = Rules::default().refusal(&answer, &shape, &payload);
-            assert_eq!(refused.failure.kind, by_status(counts), "{status} {body}");
-            assert_eq!(refused.is_certain, is_a_refusal(counts), "{status} {body}");
+            let refused = ErrorRules::default().refusal(&answer, &shape, &payload);
+            assert_eq!(refused.failure.kind, kind_for_status(counts), "{status} {body}");
+            assert_eq!(refused.is_definitive, is_definitive_status(counts), "{status} {body}");
         }
     }
 
@@ -378,14 +378,14 @@ mod tests {
             (402, "", "true", false, true),
             (500, "oops", "true", true, false),
         ] {
-            let answer = Answer::told(status, body).with("x-fal-retryable", word);
+            let answer = Response::for_test(status, body).with("x-fal-retryable", word);
             let refused = refused_by(&answer);
-            assert_eq!(refused.is_retried(), is_retried, "{status} {word}");
+            assert_eq!(refused.is_retryable(), is_retried, "{status} {word}");
             assert_eq!(refused.failure.retryable, is_retried, "{status} {word}");
-            assert_eq!(refused.is_certain, is_certain, "{status} {word}");
+            assert_eq!(refused.is_definitive, is_certain, "{status} {word}");
         }
-        assert!(refused(429, "").is_retried());
-        assert!(!refused(422, "").is_retried());
+        assert!(refused(429, "").is_retryable());
+        assert!(!refused(422, "").is_retryable());
     }
 
     #[test]

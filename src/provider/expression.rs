@@ -13,14 +13,14 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value as Json;
 
 /// Steps one evaluation may take: many times what any spec needs, and a bound for a hostile body.
-const FUEL: u64 = 100_000;
+const MAX_EVALUATION_STEPS: u64 = 100_000;
 
 /// Bytes of a text, from its end, that are searched for a pattern: logs can be long, and what counts
 /// is their newest line.
-const SEARCHED: usize = 64 << 10;
+const MAX_SEARCHED_BYTES: usize = 64 << 10;
 
 /// Patterns that are kept compiled; specs hold a handful.
-const MOST_PATTERNS: usize = 256;
+const MAX_CACHED_PATTERNS: usize = 256;
 
 /// Every name that is known somewhere in a spec. Nothing else can ever have a value, so it is a mistake.
 const NAMES: [&str; 28] = [
@@ -58,7 +58,7 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut language = Environment::new();
     language.set_undefined_behavior(UndefinedBehavior::Chainable);
     language.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    language.set_fuel(Some(FUEL));
+    language.set_fuel(Some(MAX_EVALUATION_STEPS));
     language.add_filter("default", default);
     language.add_filter("d", default);
     language.add_filter("merge", merge);
@@ -67,7 +67,7 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     language.add_filter("fromjson", from_json);
     language.add_filter("jwt", jwt);
     language.add_filter("media", media);
-    language.add_filter("private", private);
+    language.add_filter("private", mark_private);
     language.add_test("containing", is_containing);
     language
 });
@@ -126,7 +126,7 @@ fn find_all(text: &Value, pattern: &str) -> Result<Vec<String>, minijinja::Error
     let Some(text) = text.as_str() else {
         return Ok(Vec::new());
     };
-    let tail = (text.len().saturating_sub(SEARCHED)..text.len())
+    let tail = (text.len().saturating_sub(MAX_SEARCHED_BYTES)..text.len())
         .find_map(|begin| text.get(begin..))
         .unwrap_or_default();
     let found = pattern.captures_iter(tail).filter_map(|captures| {
@@ -146,7 +146,7 @@ fn compiled(pattern: &str) -> Result<Arc<Regex>, minijinja::Error> {
     let compiled = Regex::new(pattern).map(Arc::new).map_err(|error| {
         minijinja::Error::new(ErrorKind::SyntaxError, format!("find_all: {error}"))
     })?;
-    if known.len() < MOST_PATTERNS {
+    if known.len() < MAX_CACHED_PATTERNS {
         known.insert(pattern.to_owned(), Arc::clone(&compiled));
     }
     Ok(compiled)
@@ -155,21 +155,21 @@ fn compiled(pattern: &str) -> Result<Arc<Regex>, minijinja::Error> {
 /// `value|media`: every mapping with a text `url`, at any depth, in order, and where there is none every
 /// text that is an HTTP URL: for providers whose results have another shape for each model.
 fn media(value: &Value) -> Vec<Value> {
-    let named = leaves(value, |leaf| {
+    let named = collect_matching(value, |leaf| {
         let url = leaf.get_attr("url");
         leaf.kind() == ValueKind::Map && url.is_ok_and(|url| url.as_str().is_some())
     });
     if !named.is_empty() {
         return named;
     }
-    leaves(value, |leaf| {
+    collect_matching(value, |leaf| {
         leaf.as_str()
             .is_some_and(|text| text.starts_with("https://") || text.starts_with("http://"))
     })
 }
 
 /// What is wanted of a value and all that is in it, in order; nothing inside of what is wanted.
-fn leaves(value: &Value, is_wanted: fn(&Value) -> bool) -> Vec<Value> {
+fn collect_matching(value: &Value, is_wanted: fn(&Value) -> bool) -> Vec<Value> {
     if is_wanted(value) {
         return vec![value.clone()];
     }
@@ -184,12 +184,12 @@ fn leaves(value: &Value, is_wanted: fn(&Value) -> bool) -> Vec<Value> {
     };
     inside
         .iter()
-        .flat_map(|item| leaves(item, is_wanted))
+        .flat_map(|item| collect_matching(item, is_wanted))
         .collect()
 }
 
 /// `urls|private`: the same, each marked as one that only the provider's key can read.
-fn private(list: &Value) -> Vec<Value> {
+fn mark_private(list: &Value) -> Vec<Value> {
     let marked = |item: Value| {
         let item = match item.as_str() {
             Some(url) => Value::from_iter([("url", url)]),
@@ -359,13 +359,13 @@ pub(super) fn items(value: &Value) -> Vec<Value> {
 }
 
 /// The JSON without what was left open: nulls in mappings go, and mappings that this empties.
-pub(super) fn lean(value: Json) -> Json {
+pub(super) fn without_nulls(value: Json) -> Json {
     match value {
         Json::Object(entries) => {
-            let entries = entries.into_iter().map(|(name, value)| (name, lean(value)));
+            let entries = entries.into_iter().map(|(name, value)| (name, without_nulls(value)));
             Json::Object(entries.filter(|(_, value)| !is_nothing(value)).collect())
         }
-        Json::Array(items) => Json::Array(items.into_iter().map(lean).collect()),
+        Json::Array(items) => Json::Array(items.into_iter().map(without_nulls).collect()),
         other @ (Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_)) => other,
     }
 }
@@ -414,7 +414,7 @@ mod tests {
             "{'a': {'x': 1, 'y': payload.none}, 'b': {'c': payload.none}}|merge(payload)",
             &json!({"a": {"x": 2}, "z": [1]}),
         );
-        assert_eq!(lean(merged), json!({"a": {"x": 2}, "z": [1]}));
+        assert_eq!(without_nulls(merged), json!({"a": {"x": 2}, "z": [1]}));
     }
 
     #[test]

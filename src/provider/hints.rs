@@ -4,17 +4,17 @@
 
 use std::time::Duration;
 
-use super::http::Answer;
+use super::http::Response;
 use crate::time::Time;
 
 /// The longest wait a hint can ask for, in seconds.
 const MAX_WAIT: f64 = 3600.0;
 
 /// A reset from here on is a moment in Unix time, and no number of seconds.
-const A_MOMENT: f64 = 1e9;
+const UNIX_TIME_THRESHOLD: f64 = 1e9;
 
 /// What stands before a number of seconds in a provider's words.
-const WORDS: [&str; 5] = [
+const DELAY_PHRASES: [&str; 5] = [
     "resets in",
     "reset in",
     "try again in",
@@ -24,11 +24,11 @@ const WORDS: [&str; 5] = [
 
 /// How long the provider asks to wait: `retry-after-ms`, `Retry-After` in seconds or as a date,
 /// `ratelimit-reset` in seconds or as a Unix time, or "resets in ~30s" in its words (Replicate).
-pub(super) fn wait(answer: &Answer, now: Time) -> Option<Duration> {
+pub(super) fn wait(answer: &Response, now: Time) -> Option<Duration> {
     let number = |name| answer.header(name).and_then(seconds);
     let reset = |name| {
         let reset: f64 = number(name)?;
-        let is_moment = reset > A_MOMENT;
+        let is_moment = reset > UNIX_TIME_THRESHOLD;
         Some(if is_moment { until(reset, now) } else { reset })
     };
     let date = |text: &str| {
@@ -42,13 +42,13 @@ pub(super) fn wait(answer: &Answer, now: Time) -> Option<Duration> {
         .or_else(|| answer.header("retry-after").and_then(date))
         .or_else(|| reset("ratelimit-reset"))
         .or_else(|| reset("x-ratelimit-reset"))
-        .or_else(|| in_words(&answer.text()))?;
+        .or_else(|| parse_prose_delay(&answer.text()))?;
     (wait.is_finite() && wait >= 0.0).then(|| Duration::from_secs_f64(wait.min(MAX_WAIT)))
 }
 
 /// Whether the provider says that another try may pass, or may not: `X-Fal-Retryable`, and
 /// `x-should-retry` as the clients of several providers read it.
-pub(super) fn may_retry(answer: &Answer) -> Option<bool> {
+pub(super) fn may_retry(answer: &Response) -> Option<bool> {
     ["x-fal-retryable", "x-should-retry"]
         .into_iter()
         .filter_map(|name| answer.header(name))
@@ -65,10 +65,10 @@ fn until(moment: f64, now: Time) -> f64 {
 }
 
 /// The wait in a text such as "Your limit resets in ~30s", or "please try again in 1.5 minutes".
-fn in_words(text: &str) -> Option<f64> {
+fn parse_prose_delay(text: &str) -> Option<f64> {
     let text = text.to_ascii_lowercase();
     let after = |words: &&str| text.split_once(*words).map(|(_, after)| after);
-    let after = WORDS.iter().find_map(after)?.trim_start();
+    let after = DELAY_PHRASES.iter().find_map(after)?.trim_start();
     let after = after.strip_prefix("about ").unwrap_or(after);
     let after = after.strip_prefix('~').unwrap_or(after).trim_start();
     let is_number = |c: char| c.is_ascii_digit() || c == '.';
@@ -92,7 +92,7 @@ mod tests {
     fn told(headers: &[(&'static str, &str)], body: &str) -> Option<f64> {
         let answer = headers
             .iter()
-            .fold(Answer::told(429, body), |answer, (name, value)| {
+            .fold(Response::for_test(429, body), |answer, (name, value)| {
                 answer.with(name, value)
             });
         wait(&answer, Time::from_millis(1_795_428_000_000)).map(|wait| wait.as_secs_f64())
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn whether_to_try_again_is_a_word_of_two() {
-        let told = |name, value| may_retry(&Answer::told(500, "").with(name, value));
+        let told = |name, value| may_retry(&Response::for_test(500, "").with(name, value));
         assert_eq!(told("x-fal-retryable", "false"), Some(false));
         assert_eq!(told("x-should-retry", "True"), Some(true));
         assert_eq!(told("x-should-retry", "maybe"), None);

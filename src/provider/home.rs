@@ -7,16 +7,16 @@ use url::Url;
 
 /// The address of a provider's API.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Home {
+pub(super) struct BaseUrl {
     /// Without a slash at its end; empty where nobody says it.
     text: String,
     url: Option<Url>,
     /// What the spec says, where the operator says another: a gateway, or a stand-in. What the
     /// provider calls its own then stands for the same there.
-    replaced: Option<Url>,
+    spec_url: Option<Url>,
 }
 
-impl Home {
+impl BaseUrl {
     pub(super) fn new(configured: Option<&Url>, stated: Option<&str>) -> Self {
         let slim = |url: &str| url.trim_end_matches('/').to_owned();
         let stated_url = || Url::parse(&slim(stated?)).ok();
@@ -28,7 +28,7 @@ impl Home {
         Self {
             text,
             url,
-            replaced,
+            spec_url: replaced,
         }
     }
 
@@ -43,7 +43,7 @@ impl Home {
     }
 
     /// Whether a URL is of the provider's own origin; nothing is known of one that nobody has stated.
-    pub(super) fn is_own(&self, url: &Url) -> bool {
+    pub(super) fn is_same_origin(&self, url: &Url) -> bool {
         self.url
             .as_ref()
             .is_none_or(|home| home.origin() == url.origin())
@@ -57,11 +57,11 @@ impl Home {
             Ok(base) => base.join(text).ok()?,
             Err(_) => Url::parse(text).ok()?,
         };
-        Some(self.moved(&url).unwrap_or(url))
+        Some(self.rewrite(&url).unwrap_or(url))
     }
 
-    fn moved(&self, url: &Url) -> Option<Url> {
-        let (home, replaced) = (self.url.as_ref()?, self.replaced.as_ref()?);
+    fn rewrite(&self, url: &Url) -> Option<Url> {
+        let (home, replaced) = (self.url.as_ref()?, self.spec_url.as_ref()?);
         if url.origin() != replaced.origin() {
             return None;
         }
@@ -87,9 +87,9 @@ impl Home {
 mod tests {
     use super::*;
 
-    fn home(configured: Option<&str>, stated: Option<&str>) -> Home {
+    fn home(configured: Option<&str>, stated: Option<&str>) -> BaseUrl {
         let configured = configured.map(|url| Url::parse(url).unwrap());
-        Home::new(configured.as_ref(), stated)
+        BaseUrl::new(configured.as_ref(), stated)
     }
 
     #[test]
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn only_its_own_origin_is_its_own() {
         let home = home(Some("https://api.example/v1"), None);
-        let is_own = |url: &str| home.is_own(&Url::parse(url).unwrap());
+        let is_own = |url: &str| home.is_same_origin(&Url::parse(url).unwrap());
         assert!(is_own("https://api.example/elsewhere"));
         for other in [
             "http://api.example/v1",
@@ -136,6 +136,6 @@ mod tests {
         ] {
             assert!(!is_own(other), "{other}");
         }
-        assert!(Home::default().is_own(&Url::parse("https://any.example/").unwrap()));
+        assert!(BaseUrl::default().is_same_origin(&Url::parse("https://any.example/").unwrap()));
     }
 }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::download::Downloads;
+use super::download::Downloader;
 use crate::auth::{Fetch, FetchError};
 
 /// How long a provider may take to answer in all.
@@ -28,16 +28,16 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// The HTTP clients; cheap to clone.
 #[derive(Clone)]
-pub struct Http {
-    repeatable: reqwest::Client,
-    once: reqwest::Client,
-    pub(super) downloads: Downloads,
+pub struct HttpClient {
+    pooled: reqwest::Client,
+    unpooled: reqwest::Client,
+    pub(super) downloads: Downloader,
 }
 
 /// The HTTP client could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("no HTTP client: {0}")]
-pub struct NoClient(String);
+pub struct ClientBuildError(String);
 
 /// The verbs that providers use.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -58,7 +58,7 @@ pub(super) struct Request {
 }
 
 /// A provider's answer.
-pub(super) struct Answer {
+pub(super) struct Response {
     pub(super) status: u16,
     headers: HeaderMap,
     body: Vec<u8>,
@@ -66,21 +66,21 @@ pub(super) struct Answer {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failed {
+pub(super) enum SendError {
     /// For sure nothing was sent.
     #[error("{0}")]
     NotSent(String),
     /// Something may have been received.
     #[error("{0}")]
-    Lost(String),
+    OutcomeUnknown(String),
 }
 
-impl Http {
+impl HttpClient {
     /// Sets the clients up.
     ///
     /// # Errors
     /// [`NoClient`] when the system's TLS roots can't be used.
-    pub fn new() -> Result<Self, NoClient> {
+    pub fn new() -> Result<Self, ClientBuildError> {
         let builder = || {
             reqwest::Client::builder()
                 .redirect(Policy::none())
@@ -92,27 +92,27 @@ impl Http {
                 .user_agent(concat!("progress-hub/", env!("CARGO_PKG_VERSION")))
         };
         let build = |builder: reqwest::ClientBuilder| {
-            builder.build().map_err(|error| NoClient(explain(error)))
+            builder.build().map_err(|error| ClientBuildError(explain(error)))
         };
         Ok(Self {
-            repeatable: build(builder())?,
-            once: build(builder().pool_max_idle_per_host(0))?,
-            downloads: Downloads::new().map_err(|error| NoClient(explain(error)))?,
+            pooled: build(builder())?,
+            unpooled: build(builder().pool_max_idle_per_host(0))?,
+            downloads: Downloader::new().map_err(|error| ClientBuildError(explain(error)))?,
         })
     }
 
     /// Sends a request that may be repeated.
-    pub(super) async fn send(&self, request: Request) -> Result<Answer, Failed> {
-        exchange(&self.repeatable, request).await
+    pub(super) async fn send(&self, request: Request) -> Result<Response, SendError> {
+        exchange(&self.pooled, request).await
     }
 
     /// Sends a request that must not be.
-    pub(super) async fn send_once(&self, request: Request) -> Result<Answer, Failed> {
-        exchange(&self.once, request).await
+    pub(super) async fn send_once(&self, request: Request) -> Result<Response, SendError> {
+        exchange(&self.unpooled, request).await
     }
 }
 
-async fn exchange(client: &reqwest::Client, request: Request) -> Result<Answer, Failed> {
+async fn exchange(client: &reqwest::Client, request: Request) -> Result<Response, SendError> {
     let method = match request.method {
         Method::Get => reqwest::Method::GET,
         Method::Post => reqwest::Method::POST,
@@ -125,7 +125,7 @@ async fn exchange(client: &reqwest::Client, request: Request) -> Result<Answer, 
             .ok()
             .zip(HeaderValue::try_from(value).ok());
         let Some((name, mut value)) = header else {
-            return Err(Failed::NotSent(format!(
+            return Err(SendError::NotSent(format!(
                 "the header '{name}' can't be sent"
             )));
         };
@@ -141,21 +141,21 @@ async fn exchange(client: &reqwest::Client, request: Request) -> Result<Answer, 
             .send()
             .await
             .map_err(|error| match error.is_connect() || error.is_builder() {
-                true => Failed::NotSent(explain(error)),
-                false => Failed::Lost(explain(error)),
+                true => SendError::NotSent(explain(error)),
+                false => SendError::OutcomeUnknown(explain(error)),
             })?;
     let mut body = Vec::new();
     while let Some(chunk) = response
         .chunk()
         .await
-        .map_err(|error| Failed::Lost(explain(error)))?
+        .map_err(|error| SendError::OutcomeUnknown(explain(error)))?
     {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_ANSWER {
-            return Err(Failed::Lost("the answer is too long".to_owned()));
+            return Err(SendError::OutcomeUnknown("the answer is too long".to_owned()));
         }
     }
-    Ok(Answer {
+    Ok(Response {
         status: response.status().as_u16(),
         headers: response.headers().clone(),
         body,
@@ -175,7 +175,7 @@ pub(super) fn explain(error: reqwest::Error) -> String {
     cause.to_string()
 }
 
-impl Answer {
+impl Response {
     /// The headers that are text, by their lower-case names.
     pub(super) fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.headers
@@ -184,7 +184,7 @@ impl Answer {
     }
 
     #[cfg(test)]
-    pub(super) fn told(status: u16, body: &str) -> Self {
+    pub(super) fn for_test(status: u16, body: &str) -> Self {
         Self {
             status,
             headers: HeaderMap::new(),
@@ -218,12 +218,12 @@ impl Answer {
 }
 
 /// Fetches key sets for those who check signatures and know no HTTP client.
-pub struct Fetcher(Http);
+pub struct Fetcher(HttpClient);
 
 impl Fetcher {
     /// A fetcher with these clients.
     #[must_use]
-    pub fn new(http: Http) -> Self {
+    pub fn new(http: HttpClient) -> Self {
         Self(http)
     }
 }

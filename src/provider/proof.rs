@@ -9,17 +9,17 @@ use std::time::Duration;
 use crate::auth::{Jwks, Unavailable};
 use crate::config::ProviderConfig;
 use crate::provider::spec::Spec;
-use crate::provider::{Fetcher, Http, Provider};
+use crate::provider::{Fetcher, HttpClient, Provider};
 use crate::signature::{Key, Refusal, Request, Scheme, Trust, Verified};
 use crate::time::Time;
 
 /// The schemes of which a webhook must satisfy one.
-pub(super) struct Proof {
+pub(super) struct WebhookVerifier {
     /// Those whose keys are configured or published; without any, nothing can be proven.
-    ways: Vec<Way>,
+    schemes: Vec<SchemeKeys>,
 }
 
-struct Way {
+struct SchemeKeys {
     scheme: Scheme,
     keys: Keys,
 }
@@ -31,7 +31,7 @@ enum Keys {
 
 /// Why a webhook is not believed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unproven {
+pub enum WebhookVerifyError {
     /// It is not what its sender would have sent.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -46,7 +46,7 @@ pub enum Unproven {
     },
 }
 
-impl Unproven {
+impl WebhookVerifyError {
     /// The stable word for logs.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -58,7 +58,7 @@ impl Unproven {
     }
 }
 
-impl From<Unavailable> for Unproven {
+impl From<Unavailable> for WebhookVerifyError {
     fn from(unavailable: Unavailable) -> Self {
         Self::KeysUnavailable {
             retry_after: unavailable.retry_after,
@@ -66,7 +66,7 @@ impl From<Unavailable> for Unproven {
     }
 }
 
-impl Proof {
+impl WebhookVerifier {
     /// The spec's schemes with the operator's secrets and addresses.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl Proof {
     pub(super) fn new(
         spec: &Spec,
         settings: &ProviderConfig,
-        http: &Http,
+        http: &HttpClient,
     ) -> Result<Self, Vec<(String, String)>> {
         let can_be_asked = spec.poll.is_some();
         let secrets = settings.webhook_secrets.iter().cloned().map(Key::from);
@@ -83,13 +83,13 @@ impl Proof {
         let keyed = |scheme: &Scheme| {
             let keys = keys_of(scheme, &secrets, settings, http)?;
             let scheme = scheme.clone();
-            Some(Way { scheme, keys })
+            Some(SchemeKeys { scheme, keys })
         };
-        let mut ways: Vec<Way> = spec.signature.iter().filter_map(keyed).collect();
+        let mut ways: Vec<SchemeKeys> = spec.signature.iter().filter_map(keyed).collect();
 
         let mut mistakes = Vec::new();
         for (at, secret) in secrets.iter().enumerate() {
-            if let Some(problem) = problem_with(&spec.signature, secret) {
+            if let Some(problem) = key_problem(&spec.signature, secret) {
                 mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
             }
         }
@@ -108,27 +108,27 @@ impl Proof {
         }
         // All that is missing is a secret: whatever comes is a reason to ask.
         if ways.is_empty() && can_be_asked {
-            ways.push(Way {
+            ways.push(SchemeKeys {
                 scheme: Scheme::None {},
                 keys: Keys::Configured(Vec::new()),
             });
         }
-        Ok(Self { ways })
+        Ok(Self { schemes: ways })
     }
 
     /// Proves a request by the first scheme that it satisfies.
-    async fn verify<'a>(&self, request: &Request<'a>, now: Time) -> Result<Verified<'a>, Unproven> {
-        let mut unproven: Option<Unproven> = None;
-        for way in &self.ways {
+    async fn verify<'a>(&self, request: &Request<'a>, now: Time) -> Result<Verified<'a>, WebhookVerifyError> {
+        let mut unproven: Option<WebhookVerifyError> = None;
+        for way in &self.schemes {
             let failed = match way.verify(request, now).await {
                 Ok(verified) => return Ok(verified),
                 Err(failed) => failed,
             };
             // What was meant for another scheme says the least; keys that may yet come say the most.
             let says_more = match (&unproven, &failed) {
-                (None, _) | (Some(_), Unproven::KeysUnavailable { .. }) => true,
-                (Some(Unproven::Refused(earlier)), _) => earlier.is_of_form(),
-                (Some(Unproven::NotAccepted | Unproven::KeysUnavailable { .. }), _) => false,
+                (None, _) | (Some(_), WebhookVerifyError::KeysUnavailable { .. }) => true,
+                (Some(WebhookVerifyError::Refused(earlier)), _) => earlier.is_of_form(),
+                (Some(WebhookVerifyError::NotAccepted | WebhookVerifyError::KeysUnavailable { .. }), _) => false,
             };
             if says_more {
                 unproven = Some(failed);
@@ -143,7 +143,7 @@ fn keys_of(
     scheme: &Scheme,
     secrets: &[Key],
     settings: &ProviderConfig,
-    http: &Http,
+    http: &HttpClient,
 ) -> Option<Keys> {
     if let Some(published) = scheme.published() {
         let url = settings.jwks_url.as_ref().or(published.url)?;
@@ -156,9 +156,9 @@ fn keys_of(
 }
 
 /// What keeps a secret from proving anything under any scheme.
-fn problem_with(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
+fn key_problem(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
     let takes_secrets = |scheme: &&Scheme| scheme.needs_secret();
-    let problem = |scheme: &Scheme| scheme.problem_with(secret);
+    let problem = |scheme: &Scheme| scheme.key_problem(secret);
     if schemes.iter().any(|scheme| problem(scheme).is_none()) {
         return None;
     }
@@ -166,8 +166,8 @@ fn problem_with(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
     first.and_then(problem)
 }
 
-impl Way {
-    async fn verify<'a>(&self, request: &Request<'a>, now: Time) -> Result<Verified<'a>, Unproven> {
+impl SchemeKeys {
+    async fn verify<'a>(&self, request: &Request<'a>, now: Time) -> Result<Verified<'a>, WebhookVerifyError> {
         let verify = |keys: &[Key]| self.scheme.verify(request, keys, now.timestamp());
         let jwks = match &self.keys {
             Keys::Configured(keys) => return Ok(verify(keys)?),
@@ -201,12 +201,12 @@ impl Provider {
         &self,
         request: &Request<'a>,
         now: Time,
-    ) -> Result<Verified<'a>, Unproven> {
-        let verified = self.proof.verify(request, now).await?;
+    ) -> Result<Verified<'a>, WebhookVerifyError> {
+        let verified = self.webhook_verifier.verify(request, now).await?;
         if self.spec.webhook.accepts(request) {
             Ok(verified)
         } else {
-            Err(Unproven::NotAccepted)
+            Err(WebhookVerifyError::NotAccepted)
         }
     }
 }

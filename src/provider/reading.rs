@@ -9,14 +9,14 @@ use minijinja::Value;
 use minijinja::value::ValueKind;
 use serde::Deserialize;
 
-use super::error::{Complaint, Rules};
+use super::error::{ErrorDetails, ErrorRules};
 use super::expression::{Expression, items, text};
 use crate::job::{Cost, Job, Output, StatusReport, Status};
 use crate::time::Time;
 
 /// Which task a body is about, and what it says of it.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct TaskReport {
     /// The provider's id.
     pub task_id: Option<String>,
     /// The name that the hub gave it.
@@ -24,14 +24,14 @@ pub struct Told {
     /// What it says, without the task's id.
     pub report: StatusReport,
     /// Whether it has a status at all, known or not.
-    pub(super) has_status_word: bool,
+    pub(super) has_status: bool,
     /// Whether its sender is proven; otherwise it is a reason to ask, and nothing more.
     pub is_trusted: bool,
 }
 
-impl Told {
+impl TaskReport {
     /// Whether it is about this job: by the provider's id where both have one, else by ours.
-    pub(super) fn is_about(&self, job: &Job) -> bool {
+    pub(super) fn matches_job(&self, job: &Job) -> bool {
         match (&job.provider_task_id, &self.task_id) {
             (Some(ours), Some(theirs)) => ours == theirs,
             (None, _) | (_, None) => self.reference.as_deref() == Some(job.id.as_str()),
@@ -41,7 +41,7 @@ impl Told {
 
 /// The body is not what this provider sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotItsShape {
+pub enum PayloadError {
     /// Not JSON at all.
     #[error("the body is not JSON")]
     NotJson,
@@ -56,7 +56,7 @@ pub enum NotItsShape {
 /// Where things stand in a task, and what its words mean.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Reading {
+pub(super) struct TaskMapping {
     task_id: Option<Expression>,
     reference: Option<Expression>,
     status: Expression,
@@ -80,12 +80,12 @@ pub(super) struct Reading {
     error_code: Option<Expression>,
     error_message: Option<Expression>,
     #[serde(skip)]
-    pub(super) rules: Rules,
+    pub(super) rules: ErrorRules,
 }
 
-impl Reading {
+impl TaskMapping {
     /// What `item` tells; `None` where it names no task, neither by the provider's id nor by ours.
-    pub(super) fn told(&self, item: &Value) -> Option<Told> {
+    pub(super) fn read(&self, item: &Value) -> Option<TaskReport> {
         let value = |expression: &Option<Expression>| {
             expression
                 .as_ref()
@@ -103,7 +103,7 @@ impl Reading {
             .and_then(|word| self.statuses.get(word))
             .copied();
         let has_status_word = status_word.is_some();
-        let complaint = || Complaint {
+        let complaint = || ErrorDetails {
             code: word(&self.error_code),
             status: status_word.clone(),
             message: word(&self.error_message),
@@ -126,17 +126,17 @@ impl Reading {
             error,
             ..StatusReport::default()
         };
-        Some(Told {
+        Some(TaskReport {
             task_id,
             reference,
             report,
-            has_status_word,
+            has_status: has_status_word,
             is_trusted: false,
         })
     }
 }
 
-impl Reading {
+impl TaskMapping {
     /// What a task has brought, and where that lies which only the provider's key can read.
     fn outputs(&self, item: &Value) -> (Vec<Output>, Vec<Option<String>>) {
         let list = |expression: &Option<Expression>| {
@@ -151,7 +151,7 @@ impl Reading {
             let Some((mut output, is_private)) = output(found) else {
                 continue;
             };
-            output.nsfw = output.nsfw.or(marks.get(at).and_then(truth));
+            output.nsfw = output.nsfw.or(marks.get(at).and_then(as_bool));
             let end = self.output_lifetime.map(|lifetime| Time::now() + lifetime);
             output.expires_at = output.expires_at.or(end);
             sources.push(is_private.then(|| std::mem::take(&mut output.url)));
@@ -177,7 +177,7 @@ fn whole(value: &Value) -> Option<u32> {
     text(value)?.trim().parse().ok()
 }
 
-fn truth(value: &Value) -> Option<bool> {
+fn as_bool(value: &Value) -> Option<bool> {
     (value.kind() == ValueKind::Bool).then(|| value.is_true())
 }
 
@@ -209,16 +209,16 @@ fn output(item: &Value) -> Option<(Output, bool)> {
             .or_else(media_type)
             .unwrap_or_else(|| kind_by_name(&url)),
         duration: number(&at("duration")),
-        expires_at: moment(&at("expires_at")),
+        expires_at: parse_timestamp(&at("expires_at")),
         watermark_url: text(&at("watermark_url")),
-        nsfw: truth(&at("nsfw")),
+        nsfw: as_bool(&at("nsfw")),
         url,
     };
     Some((output, at("private").is_true()))
 }
 
 /// RFC 3339, or seconds or milliseconds since the epoch.
-fn moment(value: &Value) -> Option<Time> {
+fn parse_timestamp(value: &Value) -> Option<Time> {
     let text = text(value)?;
     #[expect(
         clippy::cast_possible_truncation,
@@ -246,7 +246,7 @@ mod tests {
 
     use super::*;
 
-    fn told(item: &Json) -> Option<Told> {
+    fn told(item: &Json) -> Option<TaskReport> {
         let reading = r#"
             task_id = "payload.id"
             status = "payload.status"
@@ -258,8 +258,8 @@ mod tests {
             done = "succeeded"
             bad = "failed"
         "#;
-        let reading: Reading = toml::from_str(reading).unwrap();
-        reading.told(&Value::from_serialize(item))
+        let reading: TaskMapping = toml::from_str(reading).unwrap();
+        reading.read(&Value::from_serialize(item))
     }
 
     #[test]
@@ -291,9 +291,9 @@ mod tests {
     #[test]
     fn an_unknown_word_is_no_status() {
         let read = told(&json!({ "id": 1, "status": "Done" })).unwrap();
-        assert_eq!((read.report.status, read.has_status_word), (None, true));
+        assert_eq!((read.report.status, read.has_status), (None, true));
         let read = told(&json!({ "id": 1 })).unwrap();
-        assert_eq!((read.report.status, read.has_status_word), (None, false));
+        assert_eq!((read.report.status, read.has_status), (None, false));
     }
 
     #[test]
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn moments_are_seconds_milliseconds_or_text() {
-        let at = |value: Json| moment(&Value::from_serialize(value)).map(Time::millis);
+        let at = |value: Json| parse_timestamp(&Value::from_serialize(value)).map(Time::millis);
         assert_eq!(at(json!(1_800_000_000)), Some(1_800_000_000_000));
         assert_eq!(at(json!(1_800_000_000_000_i64)), Some(1_800_000_000_000));
         assert_eq!(at(json!("1800000000.5")), Some(1_800_000_000_500));

@@ -9,10 +9,10 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::balance;
-use super::call::Call;
-use super::error::{AnswerShape, Rule};
+use super::call::RequestSpec;
+use super::error::{ResponseSpec, ErrorRule};
 use super::expression::Template;
-use super::reading::Reading;
+use super::reading::TaskMapping;
 use super::terms::Check;
 use super::webhook::Webhook;
 use crate::signature::Schemes;
@@ -58,21 +58,21 @@ pub(super) struct Spec {
     pub(super) headers: BTreeMap<String, Template>,
     pub(super) signature: Schemes,
     #[serde(default)]
-    pub(super) answer: AnswerShape,
-    pub(super) submit: Option<Call>,
-    pub(super) poll: Option<Call>,
+    pub(super) answer: ResponseSpec,
+    pub(super) submit: Option<RequestSpec>,
+    pub(super) poll: Option<RequestSpec>,
     /// What a task has brought, where its own answer does not say.
-    pub(super) result: Option<Call>,
-    pub(super) cancel: Option<Call>,
-    pub(super) balance: Option<balance::Reading>,
+    pub(super) result: Option<RequestSpec>,
+    pub(super) cancel: Option<RequestSpec>,
+    pub(super) balance: Option<balance::BalanceSpec>,
     #[serde(default)]
     pub(super) webhook: Webhook,
     /// What the provider is known to refuse; the first that holds is told.
     #[serde(default)]
     pub(super) checks: Vec<Check>,
-    pub(super) read: Reading,
+    pub(super) read: TaskMapping,
     #[serde(default, rename = "errors")]
-    rules: Vec<Rule>,
+    rules: Vec<ErrorRule>,
     #[serde(default = "seconds::<60>", with = "humantime_serde")]
     pub(super) poll_after: Duration,
     #[serde(default = "seconds::<15>", with = "humantime_serde")]

@@ -7,26 +7,26 @@ use minijinja::Value;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::http::{Failed, Method};
-use super::{Ambiguous, Provider, Refused, Told};
+use super::http::{SendError, Method};
+use super::{UnknownOutcome, Provider, Rejection, TaskReport};
 use crate::job::{Job, StatusReport};
 
 /// How a try at submitting ended.
 #[derive(Clone, Debug)]
-pub enum Sent {
+pub enum SubmitOutcome {
     /// The provider has the job, under the report's `task_id`.
     Accepted(Box<StatusReport>),
     /// It does not have the job, for sure.
-    Refused(Refused),
+    Rejected(Rejection),
     /// It may or may not have the job.
-    Lost(Ambiguous),
+    Unknown(UnknownOutcome),
 }
 
 impl Provider {
     /// Sends a job; whoever calls has leave to.
-    pub(super) async fn send(&self, job: &Job, callback_url: Option<&Url>) -> Sent {
+    pub(super) async fn send(&self, job: &Job, callback_url: Option<&Url>) -> SubmitOutcome {
         let (Some(call), Some(_)) = (&self.spec.submit, &job.internal.request) else {
-            return Sent::Refused(Refused::unsupported(
+            return SubmitOutcome::Rejected(Rejection::unsupported(
                 "this provider takes no submissions from the hub",
             ));
         };
@@ -37,23 +37,23 @@ impl Provider {
         );
         let request = match self.request(call, Method::Post, &context) {
             Ok(request) => request,
-            Err(problem) => return Sent::Refused(Refused::unsupported(problem)),
+            Err(problem) => return SubmitOutcome::Rejected(Rejection::unsupported(problem)),
         };
         let answer = match self.http.send_once(request).await {
             Ok(answer) => answer,
-            Err(Failed::NotSent(why)) => return Sent::Refused(Refused::technical(why)),
-            Err(Failed::Lost(why)) => return Sent::Lost(Ambiguous(why)),
+            Err(SendError::NotSent(why)) => return SubmitOutcome::Rejected(Rejection::technical(why)),
+            Err(SendError::OutcomeUnknown(why)) => return SubmitOutcome::Unknown(UnknownOutcome(why)),
         };
         let payload = answer.json();
-        if let Some(refused) = self.refusal(&answer, &payload) {
-            return match refused.is_certain {
-                true => Sent::Refused(refused),
-                false => Sent::Lost(Ambiguous(refused.failure.message)),
+        if let Some(refused) = self.rejection(&answer, &payload) {
+            return match refused.is_definitive {
+                true => SubmitOutcome::Rejected(refused),
+                false => SubmitOutcome::Unknown(UnknownOutcome(refused.failure.message)),
             };
         }
         let item = call.items.evaluate(&payload);
-        match self.spec.read.told(&item) {
-            Some(Told {
+        match self.spec.read.read(&item) {
+            Some(TaskReport {
                 mut report,
                 task_id: Some(task_id),
                 ..
@@ -66,9 +66,9 @@ impl Provider {
                 report.handle = handle
                     .and_then(|handle| serde_json::to_value(handle).ok())
                     .unwrap_or_default();
-                Sent::Accepted(Box::new(report))
+                SubmitOutcome::Accepted(Box::new(report))
             }
-            Some(_) | None => Sent::Lost(Ambiguous(
+            Some(_) | None => SubmitOutcome::Unknown(UnknownOutcome(
                 "the answer to the submission names no task".to_owned(),
             )),
         }

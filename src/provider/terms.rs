@@ -28,9 +28,9 @@ pub(super) struct Check {
 
 /// The price table of a provider: names first, then patterns, longer ones first.
 #[derive(Default)]
-pub(super) struct Prices(Vec<(String, Formula)>);
+pub(super) struct Prices(Vec<(String, PriceFormula)>);
 
-enum Formula {
+enum PriceFormula {
     Each(f64),
     By(Expression),
 }
@@ -43,9 +43,9 @@ impl Prices {
         let mut mistakes = Vec::new();
         for (pattern, price) in settings {
             match price {
-                Price::Each(amount) => prices.push((pattern.clone(), Formula::Each(*amount))),
-                Price::By(text) => match Expression::new(text) {
-                    Ok(expression) => prices.push((pattern.clone(), Formula::By(expression))),
+                Price::Fixed(amount) => prices.push((pattern.clone(), PriceFormula::Each(*amount))),
+                Price::Expression(text) => match Expression::new(text) {
+                    Ok(expression) => prices.push((pattern.clone(), PriceFormula::By(expression))),
                     Err(problem) => mistakes.push((format!("prices.{pattern}"), problem)),
                 },
             }
@@ -57,20 +57,20 @@ impl Prices {
         Ok(Self(prices))
     }
 
-    fn of(&self, model: &str) -> Option<&(String, Formula)> {
-        self.0.iter().find(|(pattern, _)| fits(pattern, model))
+    fn of(&self, model: &str) -> Option<&(String, PriceFormula)> {
+        self.0.iter().find(|(pattern, _)| matches_pattern(pattern, model))
     }
 }
 
 /// Whether a name fits a pattern, in which `*` stands for any letters or none.
-fn fits(pattern: &str, name: &str) -> bool {
+fn matches_pattern(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
         Some((start, rest)) => name.strip_prefix(start).is_some_and(|left| {
             left.char_indices()
                 .map(|(at, _)| at)
                 .chain([left.len()])
-                .any(|at| fits(rest, &left[at..]))
+                .any(|at| matches_pattern(rest, &left[at..]))
         }),
     }
 }
@@ -78,7 +78,7 @@ fn fits(pattern: &str, name: &str) -> bool {
 impl Provider {
     /// Why its provider would refuse the request, where the spec knows; the first that holds.
     #[must_use]
-    pub fn objection(&self, request: &VideoRequest) -> Option<&str> {
+    pub fn validate_request(&self, request: &VideoRequest) -> Option<&str> {
         let names = Value::from_serialize(request.template_params());
         let holds = |check: &&Check| check.when.evaluate_in(&names).is_true();
         let check = self.spec.checks.iter().find(holds)?;
@@ -95,8 +95,8 @@ impl Provider {
             return Ok(None);
         };
         let amount = match formula {
-            Formula::Each(amount) => Ok(*amount),
-            Formula::By(expression) => expression
+            PriceFormula::Each(amount) => Ok(*amount),
+            PriceFormula::By(expression) => expression
                 .json(&Value::from_serialize(request.template_params()))
                 .and_then(|value| {
                     value
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_longest_pattern_that_fits_counts() {
-        let each = |amount| Price::Each(amount);
+        let each = |amount| Price::Fixed(amount);
         let settings = [
             ("*", 1.0),
             ("kling-*", 2.0),
@@ -147,7 +147,7 @@ mod tests {
         ] {
             let (_, formula) = prices.of(model).unwrap();
             assert!(
-                matches!(formula, Formula::Each(it) if *it == expected),
+                matches!(formula, PriceFormula::Each(it) if *it == expected),
                 "{model}"
             );
         }
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_mistake_in_a_price_names_its_key() {
-        let settings = [("kling-*".to_owned(), Price::By("0.07 *".to_owned()))];
+        let settings = [("kling-*".to_owned(), Price::Expression("0.07 *".to_owned()))];
         let mistakes = Prices::new(&settings.into()).err().unwrap();
         assert_eq!(mistakes[0].0, "prices.kling-*");
     }

@@ -8,24 +8,24 @@ use minijinja::Value;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value as Json;
 
-use super::call::payload_itself;
+use super::call::whole_payload;
 use super::expression::{Expression, items};
-use super::{NotItsShape, Provider, Told};
+use super::{PayloadError, Provider, TaskReport};
 use crate::signature::{Headers, Request, Trust, Verified};
 
 /// Bytes of an answer to a handshake at most; what asks for more is no handshake.
-const MAX_REPLY: usize = 1024;
+const MAX_CHALLENGE_BYTES: usize = 1024;
 
 /// Tasks that one body nobody vouches for can make the hub look at; the watchdog comes to the others by itself.
-const MAX_NUDGES: usize = 100;
+const MAX_UNTRUSTED_TASKS: usize = 100;
 
 /// What a webhook says.
 #[derive(Debug)]
-pub enum Heard {
+pub enum WebhookContent {
     /// News of tasks; there is at least one.
-    News(Vec<Told>),
+    Tasks(Vec<TaskReport>),
     /// Nothing of any task: the sender wants exactly this answer.
-    Reply(Json),
+    Challenge(Json),
 }
 
 /// The `[webhook]` table of a spec.
@@ -34,18 +34,18 @@ pub enum Heard {
 pub(super) struct Webhook {
     /// Where in the body the task or the list of tasks stands.
     #[serde(alias = "item")]
-    items: Seen,
+    items: HeaderExpression,
     /// Gives the answer that a handshake wants, and nothing for news.
-    reply: Option<Seen>,
+    reply: Option<HeaderExpression>,
     /// Must be true besides the signature.
-    accept: Option<Seen>,
+    accept: Option<HeaderExpression>,
 }
 
 impl Default for Webhook {
     fn default() -> Self {
         Self {
-            items: Seen {
-                expression: payload_itself(),
+            items: HeaderExpression {
+                expression: whole_payload(),
                 reads_headers: false,
             },
             reply: None,
@@ -55,12 +55,12 @@ impl Default for Webhook {
 }
 
 /// An expression over `payload` and `headers`.
-struct Seen {
+struct HeaderExpression {
     expression: Expression,
     reads_headers: bool,
 }
 
-impl<'de> Deserialize<'de> for Seen {
+impl<'de> Deserialize<'de> for HeaderExpression {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let source = String::deserialize(deserializer)?;
         Ok(Self {
@@ -70,7 +70,7 @@ impl<'de> Deserialize<'de> for Seen {
     }
 }
 
-impl Seen {
+impl HeaderExpression {
     fn evaluate(&self, payload: &Value, headers: &dyn Headers) -> Value {
         if !self.reads_headers {
             return self.expression.evaluate(payload);
@@ -104,7 +104,7 @@ impl Webhook {
     fn reply(&self, payload: &Value, headers: &dyn Headers) -> Option<Json> {
         let reply = self.reply.as_ref()?.evaluate(payload, headers);
         let reply = serde_json::to_value(reply).ok()?;
-        let fits = !reply.is_null() && reply.to_string().len() <= MAX_REPLY;
+        let fits = !reply.is_null() && reply.to_string().len() <= MAX_CHALLENGE_BYTES;
         fits.then_some(reply)
     }
 }
@@ -115,40 +115,40 @@ impl Provider {
     ///
     /// # Errors
     /// [`NotItsShape`] when the body is not what this provider sends.
-    pub fn parse(&self, proof: &Verified<'_>, headers: &dyn Headers) -> Result<Heard, NotItsShape> {
+    pub fn parse(&self, proof: &Verified<'_>, headers: &dyn Headers) -> Result<WebhookContent, PayloadError> {
         let payload: Json =
-            serde_json::from_slice(proof.body()).map_err(|_| NotItsShape::NotJson)?;
+            serde_json::from_slice(proof.body()).map_err(|_| PayloadError::NotJson)?;
         let payload = Value::from_serialize(&payload);
         let webhook = &self.spec.webhook;
         if let Some(reply) = webhook.reply(&payload, headers) {
-            return Ok(Heard::Reply(reply));
+            return Ok(WebhookContent::Challenge(reply));
         }
-        let can_be_asked = self.cadence.poll_after.is_some();
+        let can_be_asked = self.poll_policy.poll_after.is_some();
         let is_trusted = match proof.trust() {
             Trust::Signed => true,
             Trust::Sender => !can_be_asked,
             Trust::Unsigned => false,
         };
         let listed = items(&webhook.items.evaluate(&payload, headers));
-        let most = if is_trusted { usize::MAX } else { MAX_NUDGES };
+        let most = if is_trusted { usize::MAX } else { MAX_UNTRUSTED_TASKS };
         let mut named = listed
             .iter()
             .take(most)
-            .filter_map(|item| self.spec.read.told(item))
+            .filter_map(|item| self.spec.read.read(item))
             .peekable();
         if named.peek().is_none() {
-            return Err(NotItsShape::NoTask);
+            return Err(PayloadError::NoTask);
         }
-        let mut news: Vec<Told> = named
-            .filter(|told| told.report.status.is_some() || told.has_status_word)
+        let mut news: Vec<TaskReport> = named
+            .filter(|told| told.report.status.is_some() || told.has_status)
             .collect();
         if news.is_empty() {
-            return Err(NotItsShape::NoStatus);
+            return Err(PayloadError::NoStatus);
         }
         for told in &mut news {
             told.report.is_authoritative = !can_be_asked;
             told.is_trusted = is_trusted;
         }
-        Ok(Heard::News(news))
+        Ok(WebhookContent::Tasks(news))
     }
 }

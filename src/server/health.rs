@@ -18,11 +18,11 @@ use crate::time::Time;
 pub struct Begun(pub Instant);
 
 /// How long the store may take to say that it is there.
-const PATIENCE: std::time::Duration = std::time::Duration::from_millis(800);
+const STORE_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(800);
 
 async fn is_store_there(store: &dyn Store) -> bool {
     matches!(
-        tokio::time::timeout(PATIENCE, store.ping()).await,
+        tokio::time::timeout(STORE_TIMEOUT, store.ping()).await,
         Ok(Ok(()))
     )
 }
@@ -81,8 +81,8 @@ pub async fn metrics(
     metrics.jobs_watched(hub.subscribed_jobs());
     for provider in providers.iter() {
         let (name, gate) = (provider.name(), provider.gate());
-        metrics.provider_is(name, gate.standing(Time::now()).state, |state| {
-            gate.turns(state)
+        metrics.provider_is(name, gate.health(Time::now()).state, |state| {
+            gate.transitions(state)
         });
         if let Some(balance) = provider.balance() {
             metrics.provider_has(name, balance.amount);

@@ -14,7 +14,7 @@ use super::jobs::visible;
 use super::problem::Problem;
 use crate::job::{Job, JobId};
 use crate::links::Links;
-use crate::provider::{Body, Download, NotFetched, Providers, Wanted};
+use crate::provider::{Body, Download, DownloadError, Providers, RangeRequest};
 use crate::store::Store;
 use crate::time::Time;
 
@@ -73,12 +73,12 @@ pub async fn fetch(
     };
     let provider = job.provider.as_ref().and_then(|name| providers.get(name));
     // Without its provider's key nobody can read it any more.
-    let provider = provider.ok_or(NotFetched::Gone)?;
+    let provider = provider.ok_or(DownloadError::Gone)?;
     let header = |name: header::HeaderName| {
         let value = request.headers().get(name)?.to_str().ok()?;
         Some(value.to_owned())
     };
-    let wanted = Wanted {
+    let wanted = RangeRequest {
         range: header(header::RANGE),
         if_range: header(header::IF_RANGE),
     };

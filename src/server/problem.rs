@@ -15,7 +15,7 @@ use crate::auth::Refused;
 use crate::cancel::CancelError;
 use crate::guard::Refusal;
 use crate::job::Job;
-use crate::provider::NotFetched;
+use crate::provider::DownloadError;
 use crate::{store, tracker};
 
 /// When to come back after the store failed.
@@ -230,20 +230,20 @@ impl From<CancelError> for Problem {
     }
 }
 
-impl From<NotFetched> for Problem {
-    fn from(error: NotFetched) -> Self {
+impl From<DownloadError> for Problem {
+    fn from(error: DownloadError) -> Self {
         match error {
-            NotFetched::Gone => Self::new(
+            DownloadError::Gone => Self::new(
                 StatusCode::GONE,
                 "output_gone",
                 "the provider no longer has this output",
             ),
-            NotFetched::Busy => Self::unavailable(
+            DownloadError::Busy => Self::unavailable(
                 "too_many_downloads",
                 "this node passes on as many outputs as it can; try again",
                 DOWNLOAD_PAUSE,
             ),
-            NotFetched::Refused(_) | NotFetched::Unanswered(_) => {
+            DownloadError::Refused(_) | DownloadError::Unanswered(_) => {
                 tracing::warn!(%error, "a provider did not give an output");
                 Self::new(
                     StatusCode::BAD_GATEWAY,

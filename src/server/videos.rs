@@ -39,7 +39,7 @@ pub async fn submit(
     let named = video.provider.as_deref().or(defaults.provider.as_deref());
     let provider = match named {
         Some(name) => provider_named(&providers, name)?,
-        None => providers.only_one().ok_or_else(|| {
+        None => providers.single().ok_or_else(|| {
             Problem::invalid("provider: is needed, since no default is configured")
         })?,
     };

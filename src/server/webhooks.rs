@@ -15,7 +15,7 @@ use super::request::Raw;
 use crate::config::ServerConfig;
 use crate::job::{JobId, Source};
 use crate::links::Links;
-use crate::provider::{Heard, Provider, Providers, Told, Unproven};
+use crate::provider::{WebhookContent, Provider, Providers, TaskReport, WebhookVerifyError};
 use crate::signature::{Headers, Request};
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
@@ -145,8 +145,8 @@ impl News {
             (WebhookOutcome::Malformed, problem)
         })?;
         let news = match heard {
-            Heard::Reply(reply) => return Ok(Taken::Answered(reply)),
-            Heard::News(news) => news,
+            WebhookContent::Challenge(reply) => return Ok(Taken::Answered(reply)),
+            WebhookContent::Tasks(news) => news,
         };
         let recorded = self.hear(provider, job, news).await;
         if recorded
@@ -176,7 +176,7 @@ impl News {
         &self,
         provider: &Provider,
         job: Option<JobId>,
-        news: Vec<Told>,
+        news: Vec<TaskReport>,
     ) -> Result<WebhookOutcome, Error> {
         // A token stands for one job, so among several tasks it names none.
         let job = job.filter(|_| news.len() == 1);
@@ -203,9 +203,9 @@ impl News {
         &self,
         provider: &Provider,
         job: Option<JobId>,
-        told: Told,
+        told: TaskReport,
     ) -> Result<WebhookOutcome, Error> {
-        let Told {
+        let TaskReport {
             task_id,
             reference,
             mut report,
@@ -265,7 +265,7 @@ impl News {
         &self,
         provider: &Provider,
         job: Option<JobId>,
-        told: Told,
+        told: TaskReport,
     ) -> Result<WebhookOutcome, Error> {
         let id = match (job, told.task_id) {
             (Some(id), Some(task_id)) => {
@@ -284,7 +284,7 @@ impl News {
     }
 }
 
-fn refused(provider: &Provider, unproven: &Unproven) -> (WebhookOutcome, Problem) {
+fn refused(provider: &Provider, unproven: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
     tracing::warn!(
         provider.name = provider.name(),
         reason = unproven.code(),
@@ -292,11 +292,11 @@ fn refused(provider: &Provider, unproven: &Unproven) -> (WebhookOutcome, Problem
     );
     let detail = unproven.to_string();
     match unproven {
-        Unproven::Refused(_) | Unproven::NotAccepted => (
+        WebhookVerifyError::Refused(_) | WebhookVerifyError::NotAccepted => (
             WebhookOutcome::Unauthorized,
             Problem::new(StatusCode::UNAUTHORIZED, "invalid_signature", detail),
         ),
-        Unproven::KeysUnavailable { retry_after } => (
+        WebhookVerifyError::KeysUnavailable { retry_after } => (
             WebhookOutcome::Unavailable,
             Problem::unavailable("keys_unavailable", detail, *retry_after),
         ),

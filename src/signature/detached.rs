@@ -287,7 +287,7 @@ impl Hmac {
         Ok(sent)
     }
 
-    pub(super) fn problem_with(&self, key: &Key) -> Option<&'static str> {
+    pub(super) fn key_problem(&self, key: &Key) -> Option<&'static str> {
         if self.prover(key).is_some() {
             return None;
         }

@@ -91,11 +91,11 @@ impl Scheme {
     }
 
     /// What keeps `key` from proving anything under this scheme: for the check of the configuration.
-    pub fn problem_with(&self, key: &Key) -> Option<&'static str> {
+    pub fn key_problem(&self, key: &Key) -> Option<&'static str> {
         match self {
-            Self::StandardWebhooks {} => standard::problem_with(key),
-            Self::Hmac(hmac) => hmac.problem_with(key),
-            Self::StaticToken(_) => StaticToken::problem_with(key),
+            Self::StandardWebhooks {} => standard::key_problem(key),
+            Self::Hmac(hmac) => hmac.key_problem(key),
+            Self::StaticToken(_) => StaticToken::key_problem(key),
             Self::Ed25519(_) | Self::Jwt(_) => match key {
                 Key::Ed25519 { .. } | Key::Token(_) => None,
                 Key::Secret(_) => Some("this scheme takes public keys from a JWKS, not a secret"),

@@ -72,7 +72,7 @@ pub(super) fn sign(
     ])
 }
 
-pub(super) fn problem_with(key: &Key) -> Option<&'static str> {
+pub(super) fn key_problem(key: &Key) -> Option<&'static str> {
     prover(key).is_none().then_some(
         "not a Standard Webhooks secret: whsec_ and base64, or whpk_ and the base64 of 32 bytes",
     )

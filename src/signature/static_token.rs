@@ -48,7 +48,7 @@ impl StaticToken {
         }
     }
 
-    pub(super) fn problem_with(key: &Key) -> Option<&'static str> {
+    pub(super) fn key_problem(key: &Key) -> Option<&'static str> {
         match key {
             Key::Secret(token) => token
                 .expose_secret()

@@ -111,7 +111,7 @@ fn every_vector_gets_its_answer() {
         if let Some(jwks) = &vector.jwks {
             keys.extend(Key::ed25519_of(jwks.to_string().as_bytes()).expect("a key set"));
         }
-        assert!(keys.iter().all(|key| scheme.problem_with(key).is_none()));
+        assert!(keys.iter().all(|key| scheme.key_problem(key).is_none()));
         let (headers, body) = (vector.headers.into_iter().collect(), vector.body.as_bytes());
         let answer = verify(scheme, &headers, body, &keys, vector.now);
         assert_eq!(answer.is_ok(), vector.valid, "{}", vector.name);
@@ -178,7 +178,7 @@ fn without_a_usable_secret_nothing_passes() {
         );
         assert!(
             keys.iter()
-                .all(|key| standard().problem_with(key).is_some())
+                .all(|key| standard().key_problem(key).is_some())
         );
     }
     let token = scheme("scheme = 'static_token'\nheader = 'x-token'");
@@ -354,8 +354,8 @@ fn secrets_are_read_in_the_form_the_scheme_says() {
             "{form}"
         );
     }
-    assert!(with("key = 'base64'").problem_with(&secret("%")).is_some());
-    assert!(with("key = 'hex'").problem_with(&secret("abc")).is_some());
+    assert!(with("key = 'base64'").key_problem(&secret("%")).is_some());
+    assert!(with("key = 'hex'").key_problem(&secret("abc")).is_some());
 }
 
 #[test]

@@ -21,7 +21,7 @@ use super::task::now_ms;
 /// Attempts for one message; the waits between them double, from one pace.
 const ATTEMPTS: u32 = 5;
 /// How long a receiver may take to answer: the lower end of what Standard Webhooks recommends.
-const PATIENCE: Duration = Duration::from_secs(15);
+const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What is sent: a body under an id.
 pub(super) struct Message {
@@ -65,7 +65,7 @@ impl Postman {
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
-            .timeout(PATIENCE)
+            .timeout(WEBHOOK_TIMEOUT)
             .build()
             .map_err(io::Error::other)?;
         Ok(Self {

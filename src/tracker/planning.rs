@@ -60,7 +60,7 @@ pub(super) fn schedule_for(provider: Option<&Provider>, job: &Job, now: Time) ->
 /// When to ask the provider next, going by who spoke last.
 fn next_poll_at(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
     let cadence = provider.cadence();
-    let after = cadence.poll_after.filter(|_| provider.can_ask(job))?;
+    let after = cadence.poll_after.filter(|_| provider.can_query(job))?;
     let is_unknown = job.submission_state() == SubmissionState::Unknown;
     let is_being_asked = is_unknown || job.source == Source::Poll && !provider.is_heard();
     let span = if is_being_asked {

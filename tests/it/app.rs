@@ -24,7 +24,7 @@ pub const SECRET: &str = "a test secret that is long enough for HS256";
 pub const WEBHOOK_SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
 
 /// The longest that a test waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a test's hub is made from; every test has its own folder and its own ports.
 pub struct TestBuilder {
@@ -115,7 +115,7 @@ impl TestApp {
     pub fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
         self.http
             .request(method, format!("{}{path}", self.url))
-            .timeout(PATIENCE)
+            .timeout(TEST_TIMEOUT)
     }
 
     /// The newest document of a job, as its owner sees it.
@@ -139,7 +139,7 @@ impl TestApp {
             }
             job
         };
-        tokio::time::timeout(PATIENCE, waiting)
+        tokio::time::timeout(TEST_TIMEOUT, waiting)
             .await
             .expect("the job comes to be as wished")
     }
@@ -225,7 +225,7 @@ impl TestApp {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        let waited = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
         assert!(waited.is_ok(), "{name} came to be {last}");
     }
 
@@ -247,7 +247,7 @@ impl TestApp {
     pub async fn stop(mut self) -> Option<TempDir> {
         self.stop.cancel();
         if let Some(running) = self.running.take() {
-            tokio::time::timeout(PATIENCE, running)
+            tokio::time::timeout(TEST_TIMEOUT, running)
                 .await
                 .expect("it stops")
                 .expect("it stops well");
@@ -352,7 +352,7 @@ impl TestBuilder {
             let mut line = String::new();
             output.read_line(&mut line).map(|_| line)
         });
-        let greeting = tokio::time::timeout(PATIENCE, greeting)
+        let greeting = tokio::time::timeout(TEST_TIMEOUT, greeting)
             .await
             .expect("it greets in time");
         let greeting = greeting.unwrap().unwrap();

@@ -13,7 +13,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{PATIENCE, TestApp, TestBuilder, WEBHOOK_SECRET, send};
+use crate::app::{TEST_TIMEOUT, TestApp, TestBuilder, WEBHOOK_SECRET, send};
 use crate::standin::{Asked, Reply, StandIn};
 
 const JOBS: usize = 1_000;
@@ -172,7 +172,7 @@ impl Unsigned {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        let waited = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
         assert!(waited.is_ok(), "{} of {questions}", self.asked.load(SeqCst));
     }
 }

@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::handshake::client::{Request, Response};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-use crate::app::PATIENCE;
+use crate::app::TEST_TIMEOUT;
 
 pub struct TestClient {
     pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
@@ -74,7 +74,7 @@ impl TestClient {
     /// The next message, whatever it is, or the close code.
     pub async fn next(&mut self) -> Result<Value, Option<u16>> {
         loop {
-            let next = tokio::time::timeout(PATIENCE, self.socket.next())
+            let next = tokio::time::timeout(TEST_TIMEOUT, self.socket.next())
                 .await
                 .expect("something comes in time");
             match next {

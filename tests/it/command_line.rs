@@ -10,7 +10,7 @@ use progress_hub::simulator::Scenario;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{PATIENCE, SECRET, TestApp, WEBHOOK_SECRET, send};
+use crate::app::{TEST_TIMEOUT, SECRET, TestApp, WEBHOOK_SECRET, send};
 use crate::client::{self, TestClient};
 use crate::signing;
 
@@ -31,7 +31,7 @@ pub fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let id = child.id();
     let (done, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(child.wait_with_output()));
-    match ended.recv_timeout(PATIENCE) {
+    match ended.recv_timeout(TEST_TIMEOUT) {
         Ok(output) => output.unwrap(),
         Err(_) => {
             let _ = Command::new("kill").arg(id.to_string()).status();

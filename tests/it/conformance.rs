@@ -389,7 +389,7 @@ async fn comes_to(stage: &Stage, fixture: &Fixture, id: &str) {
             }
         }
     };
-    let waited = tokio::time::timeout(crate::app::PATIENCE, waiting).await;
+    let waited = tokio::time::timeout(crate::app::TEST_TIMEOUT, waiting).await;
     let job = stage.app.job(id, "alice").await;
     let asked: Vec<String> = stage
         .provider
@@ -583,7 +583,7 @@ async fn by_balance(fixture: &Fixture) {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    let told = tokio::time::timeout(crate::app::PATIENCE, told).await;
+    let told = tokio::time::timeout(crate::app::TEST_TIMEOUT, told).await;
     let told = told.unwrap_or_else(|_| panic!("{}: no balance of {wished:?}", fixture.file));
     if let Some(unit) = fixture.expects("unit").or(fixture.expects("currency")) {
         assert_eq!(&told["balance"]["unit"], unit, "{}", fixture.file);

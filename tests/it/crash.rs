@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::app::{PATIENCE, TestApp, send};
+use crate::app::{TEST_TIMEOUT, TestApp, send};
 use crate::signing;
 
 const TASKS: usize = 8;
@@ -17,7 +17,7 @@ async fn tell(hub: &str, http: &reqwest::Client, task: &str, percent: f64) -> Op
     let signature = signing::hex("hub_test_secret", body.as_bytes());
     let request = http
         .post(format!("{hub}/v1/webhooks/generic"))
-        .timeout(PATIENCE)
+        .timeout(TEST_TIMEOUT)
         .header("x-ai-signature", signature)
         .body(body);
     let answer = request.send().await.ok()?;
@@ -69,7 +69,7 @@ async fn no_acknowledged_webhook_is_missing_after_a_kill() {
     });
     let told: Vec<_> = told.collect();
     let enough = counted.wait_for(|count| *count >= 150);
-    tokio::time::timeout(PATIENCE, enough)
+    tokio::time::timeout(TEST_TIMEOUT, enough)
         .await
         .unwrap()
         .unwrap();

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use crate::app::{PATIENCE, TestApp, send};
+use crate::app::{TEST_TIMEOUT, TestApp, send};
 use crate::client::{open, upgrade};
 use crate::raw::{Raw, handshake, text};
 use crate::stream::TestStream;
@@ -33,7 +33,7 @@ async fn an_idle_hub_stops() {
 /// An answer over a connection of its own: one that was kept may be closed under the request.
 async fn fresh(app: &TestApp, path: &str) -> reqwest::Response {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let request = client.get(format!("{}{path}", app.url)).timeout(PATIENCE);
+    let request = client.get(format!("{}{path}", app.url)).timeout(TEST_TIMEOUT);
     request.send().await.expect("an answer")
 }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 use rand::RngExt;
 use reqwest::Method;
 
-use crate::app::{PATIENCE, TestApp, TestBuilder, send};
+use crate::app::{TEST_TIMEOUT, TestApp, TestBuilder, send};
 
 /// Hubs on one store. Dropping them stops them.
 pub struct Fleet {
@@ -65,7 +65,7 @@ pub async fn until_ready(app: &TestApp) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting)
+    tokio::time::timeout(TEST_TIMEOUT, waiting)
         .await
         .expect("it is ready");
 }

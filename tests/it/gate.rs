@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use progress_hub::config::Config;
-use progress_hub::provider::Http;
+use progress_hub::provider::HttpClient;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -441,7 +441,7 @@ fn nothing_is_put_off_until_a_provider_has_forgotten() {
         set("providers.one.poll_every", "2h"),
     ];
     let config = Config::load(None, std::iter::empty(), settings).unwrap();
-    let checked = progress_hub::server::check(&config, &Http::new().unwrap());
+    let checked = progress_hub::server::check(&config, &HttpClient::new().unwrap());
     let mistakes = checked.err().unwrap();
     let keys: Vec<&str> = mistakes.iter().map(|it| it.key.as_str()).collect();
     assert_eq!(

@@ -4,7 +4,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::app::{PATIENCE, TestApp};
+use crate::app::{TEST_TIMEOUT, TestApp};
 use crate::raw::{PING, PONG, Raw, TEXT, frame, text};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -17,7 +17,7 @@ async fn every_heartbeat_brings_a_message_and_a_ping() {
     assert_eq!(client.hello["heartbeat_ms"], 1000);
     let (mut heartbeats, mut pings) = (Vec::new(), 0);
     while heartbeats.len() < 3 || pings < 3 {
-        let message = tokio::time::timeout(PATIENCE, client.socket.next()).await;
+        let message = tokio::time::timeout(TEST_TIMEOUT, client.socket.next()).await;
         match message.expect("something comes in time").unwrap().unwrap() {
             Message::Text(text) => {
                 let message: Value = serde_json::from_str(&text).unwrap();

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{Answer, PATIENCE, TestApp, send};
+use crate::app::{Answer, TEST_TIMEOUT, TestApp, send};
 
 async fn get(app: &TestApp, job: &str, query: &str) -> Answer {
     send(app.request(Method::GET, &format!("/v1/jobs/{job}{query}"), "alice")).await
@@ -78,7 +78,7 @@ async fn a_held_request_is_answered_by_the_next_version() {
     held(&app, 2.0).await;
     app.push(&job, json!({ "progress": 7 })).await;
     for waiting in waiting {
-        let answer = tokio::time::timeout(PATIENCE, waiting)
+        let answer = tokio::time::timeout(TEST_TIMEOUT, waiting)
             .await
             .unwrap()
             .unwrap();

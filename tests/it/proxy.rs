@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::app::{PATIENCE, reserve};
+use crate::app::{TEST_TIMEOUT, reserve};
 
 /// Bytes read at once.
 const CHUNK: usize = 16 * 1024;
@@ -120,7 +120,7 @@ impl Proxy {
     pub async fn until_mute(&self) {
         let mut weather = self.sky.weather.subscribe();
         let muted = weather.wait_for(|weather| *weather == Weather::Mute);
-        let waited = tokio::time::timeout(PATIENCE, muted).await;
+        let waited = tokio::time::timeout(TEST_TIMEOUT, muted).await;
         assert!(waited.is_ok(), "nobody asked that");
     }
 

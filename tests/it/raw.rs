@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::app::{PATIENCE, TestApp};
+use crate::app::{TEST_TIMEOUT, TestApp};
 
 pub const TEXT: u8 = 0x81;
 pub const BINARY: u8 = 0x82;
@@ -65,7 +65,7 @@ impl Raw {
 
     /// Writes all of it, or as much as the hub lets in before it ends the connection.
     pub async fn write(&mut self, bytes: &[u8]) -> bool {
-        let written = tokio::time::timeout(PATIENCE, self.stream.write_all(bytes)).await;
+        let written = tokio::time::timeout(TEST_TIMEOUT, self.stream.write_all(bytes)).await;
         written.expect("it is taken in time").is_ok()
     }
 
@@ -146,7 +146,7 @@ impl Raw {
 
     async fn read(&mut self) -> bool {
         let read = self.stream.read_buf(&mut self.unread);
-        let read = tokio::time::timeout(PATIENCE, read)
+        let read = tokio::time::timeout(TEST_TIMEOUT, read)
             .await
             .expect("something comes in time");
         matches!(read, Ok(1..))

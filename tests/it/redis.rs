@@ -13,7 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use self::speaker::{Reply, Speaker};
-use crate::app::{PATIENCE, reserve};
+use crate::app::{TEST_TIMEOUT, reserve};
 
 /// Between two looks at a server that is not yet as wished.
 const LOOK: Duration = Duration::from_millis(20);
@@ -148,7 +148,7 @@ impl RedisServer {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        let waited = tokio::time::timeout(PATIENCE, answering).await;
+        let waited = tokio::time::timeout(TEST_TIMEOUT, answering).await;
         assert!(waited.is_ok(), "it does not answer: {}", self.log());
     }
 
@@ -168,7 +168,7 @@ impl RedisServer {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        let waited = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
         assert!(waited.is_ok(), "{command} came to {last:?}; {}", self.log());
         last
     }

@@ -9,12 +9,12 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use progress_hub::config::Config;
-use progress_hub::provider::Http;
+use progress_hub::provider::HttpClient;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::app::{Answer, PATIENCE, TestApp, TestBuilder, WEBHOOK_SECRET, send};
+use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, WEBHOOK_SECRET, send};
 use crate::issuer::Signer;
 use crate::signing;
 use crate::standin::{Reply, StandIn};
@@ -90,7 +90,7 @@ impl Acme {
         flags.push(set("spec", &path));
         flags.extend(settings.iter().map(|(key, value)| set(key, value)));
         let config = Config::load(None, std::iter::empty(), flags).unwrap();
-        let checked = progress_hub::server::check(&config, &Http::new().unwrap());
+        let checked = progress_hub::server::check(&config, &HttpClient::new().unwrap());
         let mistakes = checked.err().unwrap_or_default();
         let mistakes = mistakes.iter().map(ToString::to_string);
         mistakes.map(|text| text.replace(&path, "acme")).collect()
@@ -358,7 +358,7 @@ async fn while_no_keys_can_be_had_the_sender_comes_again_and_then_is_heard() {
             tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         }
     };
-    let answer = tokio::time::timeout(PATIENCE, retried).await;
+    let answer = tokio::time::timeout(TEST_TIMEOUT, retried).await;
     assert_taken(&answer.expect("it is heard in time"), true, true);
 
     // Keys that were had once stay.

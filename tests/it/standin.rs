@@ -9,7 +9,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::app::PATIENCE;
+use crate::app::TEST_TIMEOUT;
 
 /// A running stand-in. Dropping it stops it.
 pub struct StandIn {
@@ -133,7 +133,7 @@ impl StandIn {
     pub async fn until(&self, mut wish: impl FnMut(&[Asked]) -> bool) -> Vec<Asked> {
         let mut asked = self.asked.clone();
         let waiting = asked.wait_for(|all| wish(all));
-        let all = tokio::time::timeout(PATIENCE, waiting).await;
+        let all = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
         all.expect("it is asked in time").unwrap().clone()
     }
 }

@@ -35,7 +35,7 @@ use progress_hub::time::Time;
 use serde_json::Map;
 use tokio::sync::watch;
 
-use crate::app::PATIENCE;
+use crate::app::TEST_TIMEOUT;
 
 /// Names of files and stories, to be told against one engine.
 macro_rules! tell {
@@ -232,7 +232,7 @@ mod engines {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(crate::app::PATIENCE, there)
+        tokio::time::timeout(crate::app::TEST_TIMEOUT, there)
             .await
             .unwrap();
         engine
@@ -294,7 +294,7 @@ impl Engine {
         };
         let mut heard = self.heard.subscribe();
         let enough = heard.wait_for(|heard| versions(heard).len() >= expected.len());
-        let waited = tokio::time::timeout(PATIENCE, enough).await.is_ok();
+        let waited = tokio::time::timeout(TEST_TIMEOUT, enough).await.is_ok();
         let versions = versions(&self.heard.borrow());
         assert_eq!(versions, expected, "waited long enough: {waited}");
     }

@@ -5,7 +5,7 @@ use futures_util::stream::BoxStream;
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 
-use crate::app::{PATIENCE, TestApp};
+use crate::app::{TEST_TIMEOUT, TestApp};
 
 pub struct TestStream {
     bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
@@ -47,7 +47,7 @@ impl TestStream {
                 self.unread = rest.to_owned();
                 return Some(event);
             }
-            let more = tokio::time::timeout(PATIENCE, self.bytes.next())
+            let more = tokio::time::timeout(TEST_TIMEOUT, self.bytes.next())
                 .await
                 .expect("something comes in time");
             let Some(more) = more else {

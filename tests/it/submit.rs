@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{Answer, PATIENCE, TestApp, TestBuilder, send};
+use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, send};
 use crate::standin::{Asked, Reply, StandIn};
 
 /// A hub with a simulated provider that is asked soon.
@@ -34,7 +34,7 @@ async fn play(app: &TestApp, scenario: Scenario) -> Value {
     let id = id_of(&app.submit("alice", scenario).await);
     let ended = app.ended(&id, "alice").await;
     if app.witness().task_of(&id).is_some() {
-        let rest = tokio::time::timeout(PATIENCE, app.witness().at_rest(&id));
+        let rest = tokio::time::timeout(TEST_TIMEOUT, app.witness().at_rest(&id));
         rest.await.expect("the provider comes to rest");
     }
     assert_eq!(app.job(&id, "alice").await, ended, "an end is an end");
@@ -167,7 +167,7 @@ async fn without_a_secret_every_callback_is_a_reason_to_ask() {
     let job = app.ended(&id, "alice").await;
     assert_success(&job);
     assert_eq!(job["source"], "poll");
-    let task = tokio::time::timeout(PATIENCE, witness.at_rest(&id));
+    let task = tokio::time::timeout(TEST_TIMEOUT, witness.at_rest(&id));
     let task = task.await.unwrap();
     assert_eq!(task.callbacks_acknowledged, task.callbacks_sent);
 }
@@ -633,7 +633,7 @@ async fn a_provider_never_has_more_jobs_than_it_takes_at_once() {
         most = most.max(unfinished);
         (tasks.len() == 7 && unfinished == 0).then_some(())
     });
-    tokio::time::timeout(PATIENCE, all_ended)
+    tokio::time::timeout(TEST_TIMEOUT, all_ended)
         .await
         .expect("all end");
     assert_eq!(most, 2);

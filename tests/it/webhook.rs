@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use crate::app::{Answer, PATIENCE, TestApp, TestBuilder, send};
+use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, send};
 use crate::signing::{self, Headers};
 use crate::standin::{Asked, Reply, StandIn};
 
@@ -507,7 +507,7 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read() {
         "POST /v1/webhooks/kling HTTP/1.1\r\nhost: hub\r\ncontent-length: 1099511627776\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = vec![0; 12];
-    let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
+    let read = tokio::time::timeout(TEST_TIMEOUT, stream.read_exact(&mut answer)).await;
     read.expect("an answer in time").unwrap();
     assert_eq!(answer, b"HTTP/1.1 413");
 
@@ -538,7 +538,7 @@ async fn who_sends_a_body_over_the_limit_to_its_end_hears_why_it_is_refused() {
             stream.read_exact(&mut answer).await?;
             Ok::<_, std::io::Error>(answer)
         };
-        let answer = tokio::time::timeout(PATIENCE, exchange).await;
+        let answer = tokio::time::timeout(TEST_TIMEOUT, exchange).await;
         let answer = answer.expect("an answer in time");
         assert_eq!(&answer.expect("an answer"), b"HTTP/1.1 413");
     }

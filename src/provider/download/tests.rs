@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A host that answers each request as told, one a connection, and keeps their heads.
 struct Stand {
@@ -73,25 +73,25 @@ fn key() -> HeaderMap {
 }
 
 /// Downloads that take the stands of a test for the public internet.
-fn lenient(idle: Duration, places: usize) -> Downloads {
-    let downloads = Downloads::new().unwrap();
-    Downloads {
-        elsewhere: downloads.home.clone(),
-        allows: |_| true,
+fn lenient(idle: Duration, places: usize) -> Downloader {
+    let downloads = Downloader::new().unwrap();
+    Downloader {
+        public_client: downloads.provider_client.clone(),
+        is_allowed: |_| true,
         idle,
-        places: Arc::new(Semaphore::new(places)),
+        permits: Arc::new(Semaphore::new(places)),
         ..downloads
     }
 }
 
-async fn fetch(downloads: &Downloads, home: &Stand, path: &str) -> Result<Download, NotFetched> {
+async fn fetch(downloads: &Downloader, home: &Stand, path: &str) -> Result<Download, DownloadError> {
     let source = home.url.join(path).unwrap();
     downloads
-        .fetch(Some(&home.url), source, &key(), &Wanted::default())
+        .fetch(Some(&home.url), source, &key(), &RangeRequest::default())
         .await
 }
 
-async fn read(mut body: Body) -> Result<Vec<u8>, Broken> {
+async fn read(mut body: Body) -> Result<Vec<u8>, IncompleteBody> {
     let mut all = Vec::new();
     while let Some(piece) = body.next().await {
         all.extend_from_slice(&piece?);
@@ -105,7 +105,7 @@ async fn until(mut wish: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, waiting).await.expect("it comes to be so");
+    timeout(TEST_TIMEOUT, waiting).await.expect("it comes to be so");
 }
 
 const WHOLE: &str = "HTTP/1.1 200 OK\r\ncontent-type: video/mp4\r\ncontent-length: 4\r\n\r\nclip";
@@ -131,7 +131,7 @@ async fn the_key_stays_at_home_even_when_the_way_leads_back() {
     let other = Stand::saying(redirect(home.url.join("/c").unwrap().as_str())).await;
     *back.lock().unwrap() = other.url.to_string();
 
-    let download = fetch(&lenient(PATIENCE, 1), &home, "a").await.unwrap();
+    let download = fetch(&lenient(TEST_TIMEOUT, 1), &home, "a").await.unwrap();
     assert_eq!((download.status, download.length), (200, Some(4)));
     assert_eq!(download.content_type.as_deref(), Some("video/mp4"));
     assert_eq!(read(download.body).await.unwrap(), b"clip");
@@ -147,7 +147,7 @@ async fn the_key_stays_at_home_even_when_the_way_leads_back() {
 async fn no_redirect_leads_the_hub_into_its_own_network() {
     let secret = Stand::saying(WHOLE.to_owned()).await;
     let port = secret.url.port().unwrap();
-    let downloads = Downloads::new().unwrap();
+    let downloads = Downloader::new().unwrap();
     for to in [
         secret.url.to_string(),
         format!("https://127.0.0.1:{port}/"),
@@ -160,12 +160,12 @@ async fn no_redirect_leads_the_hub_into_its_own_network() {
     ] {
         let home = Stand::saying(redirect(&to)).await;
         let refused = fetch(&downloads, &home, "a").await.err();
-        let expected = NotFetched::Refused("its address is not a public one");
+        let expected = DownloadError::Refused("its address is not a public one");
         assert_eq!(refused, Some(expected), "{to}");
     }
     let home = Stand::saying(redirect(&format!("https://localhost:{port}/"))).await;
     let refused = fetch(&downloads, &home, "a").await.err();
-    let expected = NotFetched::Unanswered("the host has no public address".to_owned());
+    let expected = DownloadError::Unanswered("the host has no public address".to_owned());
     assert_eq!(refused, Some(expected));
     assert_eq!(secret.heads(), [""; 0]);
 
@@ -173,7 +173,7 @@ async fn no_redirect_leads_the_hub_into_its_own_network() {
     let refused = fetch(&downloads, &home, "a").await.err();
     assert_eq!(
         refused,
-        Some(NotFetched::Refused("it was redirected too often"))
+        Some(DownloadError::Refused("it was redirected too often"))
     );
     assert_eq!(home.heads().len(), MOST_REDIRECTS + 1);
 }
@@ -190,10 +190,10 @@ async fn a_provider_that_stands_still_ends_the_download() {
     let mut download = fetch(&downloads, &home, "a").await.unwrap();
     assert_eq!(download.body.next().await.unwrap().unwrap(), "half");
     let busy = fetch(&downloads, &home, "a").await.err();
-    assert_eq!(busy, Some(NotFetched::Busy));
-    let end = timeout(PATIENCE, download.body.next()).await.unwrap();
+    assert_eq!(busy, Some(DownloadError::Busy));
+    let end = timeout(TEST_TIMEOUT, download.body.next()).await.unwrap();
     assert!(end.unwrap().is_err());
-    assert_eq!(downloads.places.available_permits(), 1);
+    assert_eq!(downloads.permits.available_permits(), 1);
 
     let mute = Stand::start(|_, stream| async move {
         std::future::pending::<()>().await;
@@ -201,7 +201,7 @@ async fn a_provider_that_stands_still_ends_the_download() {
     })
     .await;
     let unanswered = fetch(&downloads, &mute, "a").await.err();
-    let expected = NotFetched::Unanswered("no answer in time".to_owned());
+    let expected = DownloadError::Unanswered("no answer in time".to_owned());
     assert_eq!(unanswered, Some(expected));
 }
 
@@ -226,20 +226,20 @@ async fn endless(ended: mpsc::UnboundedSender<usize>) -> Stand {
 async fn who_leaves_ends_the_fetch_and_who_does_not_read_is_not_read_for() {
     let (ended, mut end) = mpsc::unbounded_channel();
     let home = endless(ended).await;
-    let downloads = lenient(PATIENCE * 6, 1);
+    let downloads = lenient(TEST_TIMEOUT * 6, 1);
     let mut download = fetch(&downloads, &home, "a").await.unwrap();
     for _ in 0..100 {
         download.body.next().await.unwrap().unwrap();
     }
     drop(download);
-    timeout(PATIENCE, end.recv()).await.unwrap().unwrap();
-    until(|| downloads.places.available_permits() == 1).await;
+    timeout(TEST_TIMEOUT, end.recv()).await.unwrap().unwrap();
+    until(|| downloads.permits.available_permits() == 1).await;
 
     let downloads = lenient(Duration::from_millis(200), 1);
     let mut download = fetch(&downloads, &home, "a").await.unwrap();
-    let sent = timeout(PATIENCE, end.recv()).await.unwrap().unwrap();
+    let sent = timeout(TEST_TIMEOUT, end.recv()).await.unwrap().unwrap();
     assert!(sent < 64 << 20, "{sent} bytes went to nobody");
-    assert_eq!(downloads.places.available_permits(), 1);
+    assert_eq!(downloads.permits.available_permits(), 1);
     // What was on its way is still there, and its end is no good one.
     let last = loop {
         match download.body.next().await {
@@ -247,19 +247,19 @@ async fn who_leaves_ends_the_fetch_and_who_does_not_read_is_not_read_for() {
             last => break last,
         }
     };
-    assert!(matches!(last, Some(Err(Broken))));
+    assert!(matches!(last, Some(Err(IncompleteBody))));
 }
 
 #[tokio::test]
 async fn each_answer_means_what_its_status_says() {
-    let downloads = lenient(PATIENCE, 1);
-    let answered = |status: &str| NotFetched::Unanswered(format!("the provider answered {status}"));
+    let downloads = lenient(TEST_TIMEOUT, 1);
+    let answered = |status: &str| DownloadError::Unanswered(format!("the provider answered {status}"));
     for (status, expected) in [
         ("200", Ok(200)),
         ("206", Ok(206)),
         ("416", Ok(416)),
-        ("404", Err(NotFetched::Gone)),
-        ("410", Err(NotFetched::Gone)),
+        ("404", Err(DownloadError::Gone)),
+        ("410", Err(DownloadError::Gone)),
         ("401", Err(answered("401"))),
         ("403", Err(answered("403"))),
         ("304", Err(answered("304"))),
@@ -272,18 +272,18 @@ async fn each_answer_means_what_its_status_says() {
         let fetched = fetch(&downloads, &home, "a").await;
         let fetched = fetched.map(|download| download.status);
         assert_eq!(fetched, expected, "{status}");
-        until(|| downloads.places.available_permits() == 1).await;
+        until(|| downloads.permits.available_permits() == 1).await;
     }
 }
 
 #[test]
 fn one_range_is_asked_for_and_several_are_not() {
     let asked = |range: &str| {
-        let wanted = Wanted {
+        let wanted = RangeRequest {
             range: Some(range.to_owned()),
             if_range: Some("\"tag\"".to_owned()),
         };
-        let headers = asking_for(&wanted);
+        let headers = range_headers(&wanted);
         let is_asked = |name| headers.contains_key(name);
         (is_asked(header::RANGE), is_asked(header::IF_RANGE))
     };

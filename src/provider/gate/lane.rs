@@ -13,12 +13,12 @@ use crate::time::Time;
 pub(super) const MAX_IN_FLIGHT: usize = 8;
 
 /// After which the one that was let through is taken for lost: the time a request may take, and some.
-const PROBE_LEASE: Duration = Duration::from_secs(60);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a lane is closed. A later one outranks those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Cause {
+pub(super) enum TripCause {
     /// Several failures in a row.
     Technical,
     /// The provider wants to be left alone for a while.
@@ -29,9 +29,9 @@ pub(super) enum Cause {
     Auth,
 }
 
-impl Cause {
+impl TripCause {
     /// How long a lane is closed the `length`th time in a row.
-    fn wait(self, length: u32, hint: Option<Duration>) -> Duration {
+    fn open_duration(self, length: u32, hint: Option<Duration>) -> Duration {
         let (first, longest) = match self {
             Self::Technical => (5, 60),
             Self::RateLimit => (1, 60),
@@ -49,37 +49,37 @@ impl Cause {
 
 /// A lane that is closed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Closed {
-    pub(super) cause: Cause,
+pub(super) struct OpenCircuit {
+    pub(super) cause: TripCause,
     pub(super) since: Time,
     /// When one request may go through.
     pub(super) until: Time,
     /// While that one is under way: when it is taken for lost.
-    probe: Option<Time>,
+    half_open_probe: Option<Time>,
 }
 
 /// How many closures for one cause there were since the lane was last well.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Streak {
-    cause: Cause,
+struct TripStreak {
+    cause: TripCause,
     length: u32,
 }
 
 /// One lane.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Lane {
+pub(super) struct Circuit {
     /// How many may be under way while it is open.
-    width: usize,
-    closed: Option<Closed>,
-    streak: Option<Streak>,
+    max_in_flight: usize,
+    open_state: Option<OpenCircuit>,
+    streak: Option<TripStreak>,
     /// Raised by one whenever it closes, opens or lets one through, so that a request from before is
     /// known as such, and of two accounts of one lane the later one.
-    turn: u64,
+    revision: u64,
 }
 
 /// Leave to make a request, as the lane will know it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pass {
+pub(super) struct PermitToken {
     turn: u64,
     is_probe: bool,
 }
@@ -88,144 +88,144 @@ pub(super) struct Pass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     /// Yes.
-    Go(Pass),
+    Allowed(PermitToken),
     /// When another one has ended.
-    Full,
+    AtCapacity,
     /// Not before this moment.
-    Shut(Time),
+    Open(Time),
 }
 
-impl Default for Lane {
+impl Default for Circuit {
     fn default() -> Self {
         Self {
-            width: MAX_IN_FLIGHT,
-            closed: None,
+            max_in_flight: MAX_IN_FLIGHT,
+            open_state: None,
             streak: None,
-            turn: 0,
+            revision: 0,
         }
     }
 }
 
-impl Lane {
-    pub(super) fn closed(&self) -> Option<&Closed> {
-        self.closed.as_ref()
+impl Circuit {
+    pub(super) fn closed(&self) -> Option<&OpenCircuit> {
+        self.open_state.as_ref()
     }
 
     /// How late this account of the lane is: of two that are as late, the more cautious is greater.
-    pub(super) fn age(&self) -> (u64, Option<Time>) {
-        (self.turn, self.closed().map(|closed| closed.until))
+    pub(super) fn revision(&self) -> (u64, Option<Time>) {
+        (self.revision, self.closed().map(|closed| closed.until))
     }
 
     /// Whether one more may go, while so many are under way.
     pub(super) fn admit(&mut self, under_way: usize, now: Time) -> Admission {
-        let turn = self.turn;
-        let pass = |turn, is_probe| Admission::Go(Pass { turn, is_probe });
-        match &mut self.closed {
-            None if under_way < self.width => pass(turn, false),
-            None => Admission::Full,
-            Some(closed) if now < closed.until => Admission::Shut(closed.until),
-            Some(closed) if closed.probe.is_some_and(|lost| now < lost) => Admission::Full,
+        let turn = self.revision;
+        let pass = |turn, is_probe| Admission::Allowed(PermitToken { turn, is_probe });
+        match &mut self.open_state {
+            None if under_way < self.max_in_flight => pass(turn, false),
+            None => Admission::AtCapacity,
+            Some(closed) if now < closed.until => Admission::Open(closed.until),
+            Some(closed) if closed.half_open_probe.is_some_and(|lost| now < lost) => Admission::AtCapacity,
             Some(closed) => {
-                closed.probe = Some(now + PROBE_LEASE);
-                self.turn += 1;
-                pass(self.turn, true)
+                closed.half_open_probe = Some(now + PROBE_TIMEOUT);
+                self.revision += 1;
+                pass(self.revision, true)
             }
         }
     }
 
     /// Whether a pass that was given earlier still holds.
-    pub(super) fn honours(&self, pass: Pass) -> bool {
-        pass.turn == self.turn && (pass.is_probe || self.closed.is_none())
+    pub(super) fn is_current(&self, pass: PermitToken) -> bool {
+        pass.turn == self.revision && (pass.is_probe || self.open_state.is_none())
     }
 
     /// The provider answered as it should. The lane opens if this was the one that was let through,
     /// and an open lane gets wider by one: so what is under way doubles with each round. Says whether
     /// it told anything: a request from before the last closure does not.
-    pub(super) fn succeed(&mut self, pass: Pass) -> bool {
-        if !self.honours(pass) {
+    pub(super) fn succeed(&mut self, pass: PermitToken) -> bool {
+        if !self.is_current(pass) {
             return false;
         }
-        if self.closed.is_some() {
-            self.open();
+        if self.open_state.is_some() {
+            self.reset();
         }
-        self.width = MAX_IN_FLIGHT.min(self.width + 1);
-        if self.width == MAX_IN_FLIGHT {
+        self.max_in_flight = MAX_IN_FLIGHT.min(self.max_in_flight + 1);
+        if self.max_in_flight == MAX_IN_FLIGHT {
             self.streak = None;
         }
         true
     }
 
     /// The provider refused, for a cause that closes the lane.
-    pub(super) fn refuse(&mut self, pass: Pass, cause: Cause, hint: Option<Duration>, now: Time) {
-        let is_late = !self.honours(pass);
-        match &mut self.closed {
+    pub(super) fn refuse(&mut self, pass: PermitToken, cause: TripCause, hint: Option<Duration>, now: Time) {
+        let is_late = !self.is_current(pass);
+        match &mut self.open_state {
             // Of those that went out before the lane closed, each tells the same once more.
             Some(closed) if is_late && cause == closed.cause => {
                 closed.until = closed.until.max(now + hint.unwrap_or_default());
             }
             Some(closed) if is_late && cause < closed.cause => {}
             // A failure says nothing of what it was closed for.
-            Some(closed) if cause == Cause::Technical => {
+            Some(closed) if cause == TripCause::Technical => {
                 let cause = closed.cause;
-                self.close(cause, hint, now);
+                self.trip(cause, hint, now);
             }
-            Some(_) | None => self.close(cause, hint, now),
+            Some(_) | None => self.trip(cause, hint, now),
         }
     }
 
     /// Nothing came of a request: it was not made, or nobody knows.
-    pub(super) fn forget(&mut self, pass: Pass) {
-        if let Some(closed) = &mut self.closed
+    pub(super) fn discard_probe(&mut self, pass: PermitToken) {
+        if let Some(closed) = &mut self.open_state
             && pass.is_probe
-            && pass.turn == self.turn
+            && pass.turn == self.revision
         {
-            closed.probe = None;
-            self.turn += 1;
+            closed.half_open_probe = None;
+            self.revision += 1;
         }
     }
 
     /// Closes it, for longer than the last time if that was for the same cause.
-    pub(super) fn close(&mut self, cause: Cause, hint: Option<Duration>, now: Time) {
+    pub(super) fn trip(&mut self, cause: TripCause, hint: Option<Duration>, now: Time) {
         let same = self.streak.filter(|streak| streak.cause == cause);
         let length = same.map_or(1, |streak| streak.length.saturating_add(1));
-        let since = self.closed.as_ref().filter(|it| it.cause == cause);
-        self.closed = Some(Closed {
+        let since = self.open_state.as_ref().filter(|it| it.cause == cause);
+        self.open_state = Some(OpenCircuit {
             cause,
             since: since.map_or(now, |closed| closed.since),
-            until: now + cause.wait(length, hint),
-            probe: None,
+            until: now + cause.open_duration(length, hint),
+            half_open_probe: None,
         });
-        self.streak = Some(Streak { cause, length });
-        self.turn += 1;
-        self.width = 1;
+        self.streak = Some(TripStreak { cause, length });
+        self.revision += 1;
+        self.max_in_flight = 1;
     }
 
     /// Opens it, for one at a time to begin with.
-    pub(super) fn open(&mut self) {
-        if self.closed.take().is_some() {
-            self.turn += 1;
-            self.width = 1;
+    pub(super) fn reset(&mut self) {
+        if self.open_state.take().is_some() {
+            self.revision += 1;
+            self.max_in_flight = 1;
         }
     }
 
     /// Takes over another node's account of the same lane, if it is a later one. What this node has
     /// under way then counts as from before.
     pub(super) fn adopt(&mut self, other: &Self) {
-        if other.age() > self.age() {
+        if other.revision() > self.revision() {
             self.clone_from(other);
         }
     }
 
     /// Lets one through now, if it is closed.
-    pub(super) fn hurry(&mut self, now: Time) {
-        if let Some(closed) = &mut self.closed {
+    pub(super) fn probe_now(&mut self, now: Time) {
+        if let Some(closed) = &mut self.open_state {
             closed.until = closed.until.min(now);
-            self.turn += 1;
+            self.revision += 1;
         }
     }
 
     /// Forgets how often it was closed.
-    pub(super) fn pardon(&mut self) {
+    pub(super) fn clear_streak(&mut self) {
         self.streak = None;
     }
 }
@@ -238,40 +238,40 @@ mod tests {
         Time::from_millis(seconds * 1000)
     }
 
-    fn go(lane: &mut Lane, under_way: usize, now: Time) -> Pass {
+    fn go(lane: &mut Circuit, under_way: usize, now: Time) -> PermitToken {
         match lane.admit(under_way, now) {
-            Admission::Go(pass) => pass,
-            other @ (Admission::Full | Admission::Shut(_)) => panic!("{other:?} at {now}"),
+            Admission::Allowed(pass) => pass,
+            other @ (Admission::AtCapacity | Admission::Open(_)) => panic!("{other:?} at {now}"),
         }
     }
 
-    fn until(lane: &Lane) -> Time {
+    fn until(lane: &Circuit) -> Time {
         lane.closed().unwrap().until
     }
 
     #[test]
     fn a_lane_that_is_well_takes_eight_at_once() {
-        let mut lane = Lane::default();
+        let mut lane = Circuit::default();
         go(&mut lane, 7, at(0));
-        assert_eq!(lane.admit(8, at(0)), Admission::Full);
+        assert_eq!(lane.admit(8, at(0)), Admission::AtCapacity);
     }
 
     #[test]
     fn a_hint_is_kept_to_the_moment_and_then_one_goes() {
-        let mut lane = Lane::default();
+        let mut lane = Circuit::default();
         let pass = go(&mut lane, 0, at(0));
-        lane.refuse(pass, Cause::RateLimit, Some(Duration::from_secs(30)), at(0));
-        assert_eq!(lane.admit(0, at(29)), Admission::Shut(at(30)));
+        lane.refuse(pass, TripCause::RateLimit, Some(Duration::from_secs(30)), at(0));
+        assert_eq!(lane.admit(0, at(29)), Admission::Open(at(30)));
         go(&mut lane, 0, at(30));
-        assert_eq!(lane.admit(0, at(31)), Admission::Full);
+        assert_eq!(lane.admit(0, at(31)), Admission::AtCapacity);
         // Whoever went through never came back.
         go(&mut lane, 0, at(90));
     }
 
     #[test]
     fn after_a_closure_what_is_under_way_doubles_with_each_round() {
-        let mut lane = Lane::default();
-        lane.close(Cause::RateLimit, None, at(0));
+        let mut lane = Circuit::default();
+        lane.trip(TripCause::RateLimit, None, at(0));
         let mut rounds = vec![];
         let mut passes = vec![go(&mut lane, 0, at(60))];
         while passes.len() < MAX_IN_FLIGHT {
@@ -279,7 +279,7 @@ mod tests {
             for pass in std::mem::take(&mut passes) {
                 assert!(lane.succeed(pass));
             }
-            while let Admission::Go(pass) = lane.admit(passes.len(), at(60)) {
+            while let Admission::Allowed(pass) = lane.admit(passes.len(), at(60)) {
                 passes.push(pass);
             }
         }
@@ -289,13 +289,13 @@ mod tests {
     #[test]
     fn each_closure_for_the_same_cause_lasts_twice_as_long() {
         for (cause, waits) in [
-            (Cause::RateLimit, [1, 2, 4, 8, 16, 32, 60, 60]),
-            (Cause::Technical, [5, 10, 20, 40, 60, 60, 60, 60]),
-            (Cause::Quota, [60, 120, 240, 480, 900, 900, 900, 900]),
-            (Cause::Auth, [60, 120, 240, 480, 900, 900, 900, 900]),
+            (TripCause::RateLimit, [1, 2, 4, 8, 16, 32, 60, 60]),
+            (TripCause::Technical, [5, 10, 20, 40, 60, 60, 60, 60]),
+            (TripCause::Quota, [60, 120, 240, 480, 900, 900, 900, 900]),
+            (TripCause::Auth, [60, 120, 240, 480, 900, 900, 900, 900]),
         ] {
-            let mut lane = Lane::default();
-            lane.close(cause, None, at(0));
+            let mut lane = Circuit::default();
+            lane.trip(cause, None, at(0));
             let mut now = at(0);
             for wait in waits {
                 assert_eq!(until(&lane).saturating_duration_since(now).as_secs(), wait, "{cause:?}");
@@ -309,11 +309,11 @@ mod tests {
 
     #[test]
     fn a_lane_that_came_to_be_well_begins_anew() {
-        let mut lane = Lane::default();
-        lane.close(Cause::Quota, None, at(0));
+        let mut lane = Circuit::default();
+        lane.trip(TripCause::Quota, None, at(0));
         let probe = go(&mut lane, 0, at(60));
         lane.succeed(probe);
-        lane.close(Cause::Quota, None, at(100));
+        lane.trip(TripCause::Quota, None, at(100));
         assert_eq!(until(&lane), at(220), "one success is not enough");
         let mut now = until(&lane);
         for _ in 0..MAX_IN_FLIGHT {
@@ -321,77 +321,77 @@ mod tests {
             lane.succeed(pass);
             now = now + Duration::from_secs(1);
         }
-        lane.close(Cause::Quota, None, at(1000));
+        lane.trip(TripCause::Quota, None, at(1000));
         assert_eq!(until(&lane), at(1060));
     }
 
     #[test]
     fn those_from_before_a_closure_neither_open_the_lane_nor_double_its_wait() {
-        let mut lane = Lane::default();
-        let early: Vec<Pass> = (0..4).map(|n| go(&mut lane, n, at(0))).collect();
-        lane.refuse(early[0], Cause::RateLimit, None, at(1));
-        lane.refuse(early[1], Cause::RateLimit, None, at(1));
+        let mut lane = Circuit::default();
+        let early: Vec<PermitToken> = (0..4).map(|n| go(&mut lane, n, at(0))).collect();
+        lane.refuse(early[0], TripCause::RateLimit, None, at(1));
+        lane.refuse(early[1], TripCause::RateLimit, None, at(1));
         assert_eq!(until(&lane), at(2));
         assert!(!lane.succeed(early[2]));
-        lane.refuse(early[3], Cause::Technical, None, at(1));
+        lane.refuse(early[3], TripCause::Technical, None, at(1));
         assert_eq!(until(&lane), at(2));
         let five = Some(Duration::from_secs(5));
-        lane.refuse(early[2], Cause::RateLimit, five, at(1));
+        lane.refuse(early[2], TripCause::RateLimit, five, at(1));
         assert_eq!(until(&lane), at(6), "the longest wait that was asked for");
-        lane.refuse(early[3], Cause::Quota, None, at(1));
-        assert_eq!(lane.closed().unwrap().cause, Cause::Quota);
+        lane.refuse(early[3], TripCause::Quota, None, at(1));
+        assert_eq!(lane.closed().unwrap().cause, TripCause::Quota);
     }
 
     #[test]
     fn a_probe_that_fails_says_nothing_of_the_credit() {
-        let mut lane = Lane::default();
-        lane.close(Cause::Quota, None, at(0));
+        let mut lane = Circuit::default();
+        lane.trip(TripCause::Quota, None, at(0));
         let probe = go(&mut lane, 0, at(60));
-        lane.refuse(probe, Cause::Technical, None, at(60));
-        assert_eq!(lane.closed().unwrap().cause, Cause::Quota);
+        lane.refuse(probe, TripCause::Technical, None, at(60));
+        assert_eq!(lane.closed().unwrap().cause, TripCause::Quota);
         assert_eq!(until(&lane), at(180));
     }
 
     #[test]
     fn a_probe_that_was_not_needed_leaves_its_turn_to_the_next() {
-        let mut lane = Lane::default();
-        lane.close(Cause::Auth, None, at(0));
+        let mut lane = Circuit::default();
+        lane.trip(TripCause::Auth, None, at(0));
         let unused = go(&mut lane, 0, at(60));
-        assert_eq!(lane.admit(1, at(60)), Admission::Full);
-        lane.forget(unused);
+        assert_eq!(lane.admit(1, at(60)), Admission::AtCapacity);
+        lane.discard_probe(unused);
         go(&mut lane, 0, at(60));
     }
 
     #[test]
     fn of_two_accounts_of_a_lane_the_later_is_kept() {
-        let mut ours = Lane::default();
+        let mut ours = Circuit::default();
         let under_way = go(&mut ours, 0, at(0));
-        let mut theirs = Lane::default();
-        theirs.close(Cause::RateLimit, None, at(1));
+        let mut theirs = Circuit::default();
+        theirs.trip(TripCause::RateLimit, None, at(1));
         ours.adopt(&theirs);
         assert_eq!(ours, theirs);
         assert!(!ours.succeed(under_way), "it went out before");
         // One of them lets one through: the other waits for what comes of it.
         let probe = go(&mut theirs, 0, at(60));
         ours.adopt(&theirs);
-        assert_eq!(ours.admit(0, at(61)), Admission::Full);
+        assert_eq!(ours.admit(0, at(61)), Admission::AtCapacity);
         theirs.succeed(probe);
         ours.adopt(&theirs);
         assert!(ours.closed().is_none());
-        ours.adopt(&Lane::default());
+        ours.adopt(&Circuit::default());
         assert_eq!(ours, theirs, "what is older tells nothing");
         // Both close at once: the longer wait holds for both.
-        ours.close(Cause::RateLimit, Some(Duration::from_secs(9)), at(70));
-        theirs.close(Cause::RateLimit, Some(Duration::from_secs(5)), at(70));
+        ours.trip(TripCause::RateLimit, Some(Duration::from_secs(9)), at(70));
+        theirs.trip(TripCause::RateLimit, Some(Duration::from_secs(5)), at(70));
         theirs.adopt(&ours);
         assert_eq!(until(&theirs), at(79));
     }
 
     #[test]
     fn a_lane_survives_being_written_down() {
-        let mut lane = Lane::default();
-        lane.close(Cause::Auth, None, at(0));
+        let mut lane = Circuit::default();
+        lane.trip(TripCause::Auth, None, at(0));
         let text = serde_json::to_string(&lane).unwrap();
-        assert_eq!(serde_json::from_str::<Lane>(&text).unwrap(), lane);
+        assert_eq!(serde_json::from_str::<Circuit>(&text).unwrap(), lane);
     }
 }

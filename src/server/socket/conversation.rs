@@ -33,7 +33,7 @@ const MOST_BAD_MESSAGES: u32 = 10;
 const NOTICE: Duration = Duration::from_secs(30);
 
 /// How long an answer from the store may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Cancels under way at once for one connection.
 const MOST_CANCELS: usize = 8;
@@ -349,7 +349,7 @@ async fn cancel(sockets: &Sockets, principal: &Principal, job: &str) -> Result<(
 async fn patient<R>(
     read: impl Future<Output = Result<R, store::Error>>,
 ) -> Result<R, store::Error> {
-    match tokio::time::timeout(PATIENCE, read).await {
+    match tokio::time::timeout(STORE_TIMEOUT, read).await {
         Ok(read) => read,
         Err(_) => Err(store::Error::Overloaded),
     }

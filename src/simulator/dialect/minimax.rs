@@ -20,7 +20,7 @@ use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
 /// How long a receiver may take to echo the challenge.
-const PATIENCE: Duration = Duration::from_secs(3);
+const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) struct Minimax;
 
@@ -137,7 +137,7 @@ impl Dialect for Minimax {
     fn challenge(&self, word: &str) -> Option<Challenge> {
         Some(Challenge {
             body: json!({ "challenge": word }),
-            patience: PATIENCE,
+            patience: CHALLENGE_TIMEOUT,
         })
     }
 

@@ -24,7 +24,7 @@ use self::channels::Channels;
 use self::ears::MessageReceiver;
 use super::keeping::force_reconnect;
 use super::link::{Connections, to_store_error};
-use super::place::{PATIENCE, Endpoint};
+use super::place::{COMMAND_TIMEOUT, Endpoint};
 use crate::store::{Error, StoreEvent, ChangeListener, Topic};
 
 /// Between two probes, and two looks at what came of them.
@@ -114,7 +114,7 @@ impl Subscriber {
         let (done, answer) = oneshot::channel();
         let wish = SubscribeRequest {
             topics,
-            deadline: Instant::now() + PATIENCE,
+            deadline: Instant::now() + COMMAND_TIMEOUT,
             done,
         };
         self.requests.send(wish).await.map_err(|_| closed())?;

@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::place::PATIENCE;
+use super::place::COMMAND_TIMEOUT;
 
 /// Between two looks at whether all servers answer.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ pub(super) async fn maintain_connection(client: Client, over: CancellationToken)
 
 /// Gives up a client's connections for new ones, to wherever its place is by now.
 pub(super) async fn force_reconnect(client: &Client) {
-    match timeout(PATIENCE, client.force_reconnection()).await {
+    match timeout(COMMAND_TIMEOUT, client.force_reconnection()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "can't connect anew"),
         Err(_) => tracing::debug!("it takes its time to connect anew"),

@@ -19,7 +19,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::keeping::maintain_connection;
 use super::keys::Keys;
-use super::place::{PATIENCE, Endpoint};
+use super::place::{COMMAND_TIMEOUT, Endpoint};
 use crate::store::Error;
 
 /// Connections that commands of a kind share.
@@ -75,7 +75,7 @@ impl Pool {
         let there = in_turn.find(|client| client.is_connected());
         there.unwrap_or(&self.clients[next]).with_options(&Options {
             max_attempts: Some(1),
-            timeout: Some(PATIENCE),
+            timeout: Some(COMMAND_TIMEOUT),
             fail_fast: true,
             ..Options::default()
         })
@@ -216,7 +216,7 @@ impl Connections {
     ) -> Result<[Result<Value, RedisError>; 2], Error> {
         let slot = fred::util::redis_keyslot(keys[0].as_bytes());
         let wait = CustomCommand::new_static("WAIT", ClusterHash::Custom(slot), false);
-        let patience = PATIENCE
+        let patience = COMMAND_TIMEOUT
             .saturating_sub(Duration::from_millis(100))
             .as_millis();
         let both = client.pipeline().with_options(client.options());

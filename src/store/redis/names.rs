@@ -24,7 +24,7 @@ use crate::time::Time;
 const LEASE: Duration = Duration::from_secs(10);
 
 /// How long to wait for another's claim to become a job, and how long between two looks.
-const PATIENCE: Duration = Duration::from_secs(2);
+const CLAIM_WAIT: Duration = Duration::from_secs(2);
 const CLAIM_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What is claimed.
@@ -118,7 +118,7 @@ impl RedisStore {
                             return Ok(ClaimOutcome::HeldBy { job, print });
                         }
                         ClaimStatus::Expired => held.clone_into(&mut void),
-                        ClaimStatus::Pending if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
+                        ClaimStatus::Pending if begun.elapsed() > CLAIM_WAIT => return Err(Error::Overloaded),
                         ClaimStatus::Pending => tokio::time::sleep(CLAIM_POLL_INTERVAL).await,
                     }
                 }
@@ -202,7 +202,7 @@ impl RedisStore {
             match self.claim_status(&name, &holder, age).await? {
                 ClaimStatus::Valid(job) => return Ok(BufferOutcome::TaskKnown(job.id.clone())),
                 ClaimStatus::Expired => held.clone_into(&mut void),
-                ClaimStatus::Pending if begun.elapsed() > PATIENCE => return Err(Error::Overloaded),
+                ClaimStatus::Pending if begun.elapsed() > CLAIM_WAIT => return Err(Error::Overloaded),
                 ClaimStatus::Pending => tokio::time::sleep(CLAIM_POLL_INTERVAL).await,
             }
         }

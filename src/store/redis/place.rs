@@ -12,7 +12,7 @@ use fred::types::config::{Server, UnresponsiveConfig};
 use url::Url;
 
 /// How long a command may take.
-pub(super) const PATIENCE: Duration = Duration::from_millis(700);
+pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// How long a server may take to accept a connection and to greet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -123,7 +123,7 @@ impl Endpoint {
             .set_policy(ReconnectPolicy::new_exponential(0, 50, 1_500, 2))
             .with_performance_config(|performance| {
                 performance.broadcast_channel_capacity = heard;
-                performance.default_command_timeout = PATIENCE;
+                performance.default_command_timeout = COMMAND_TIMEOUT;
             })
             .with_connection_config(|connection| {
                 connection.max_command_attempts = 1;

@@ -17,7 +17,7 @@ use crate::store::Error;
 const CAPACITY: usize = 1024;
 
 /// How long a caller waits for a place in the queue.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ENQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The stored versions that the transaction has to announce, in commit order.
 pub(super) type Changes = Vec<Arc<Job>>;
@@ -44,7 +44,7 @@ pub(super) type Receiver = mpsc::Receiver<Box<dyn Command>>;
 
 impl CommandQueue {
     pub(super) fn new() -> (Self, Receiver) {
-        Self::bounded(CAPACITY, PATIENCE)
+        Self::bounded(CAPACITY, ENQUEUE_TIMEOUT)
     }
 
     fn bounded(capacity: usize, patience: Duration) -> (Self, Receiver) {

@@ -18,7 +18,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tokio_util::sync::CancellationToken;
 
 use super::Addresses;
-use crate::app::PATIENCE;
+use crate::app::TEST_TIMEOUT;
 use crate::client::upgrade;
 
 /// How long a fleet may take to be whole again after what was done to it.
@@ -289,7 +289,7 @@ impl Watcher {
         let bearer = format!("Bearer {}", self.token);
         let request = upgrade(&address, &[("authorization", &bearer)]);
         let connecting = tokio_tungstenite::connect_async(request);
-        let (socket, _) = tokio::time::timeout(PATIENCE, connecting)
+        let (socket, _) = tokio::time::timeout(TEST_TIMEOUT, connecting)
             .await
             .ok()?
             .ok()?;

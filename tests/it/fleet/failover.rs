@@ -82,7 +82,7 @@ async fn what_no_replica_has_is_not_acknowledged_however_often_it_is_asked() {
             assert_eq!(answer.status, 503, "{}", answer.body);
         }
     };
-    let waiting = tokio::time::timeout(crate::app::PATIENCE, acknowledged);
+    let waiting = tokio::time::timeout(crate::app::TEST_TIMEOUT, acknowledged);
     assert_eq!(waiting.await.expect("it comes back")["version"], 2);
 }
 

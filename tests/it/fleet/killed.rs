@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::Fleet;
 use super::traffic::Traffic;
-use crate::app::PATIENCE;
+use crate::app::TEST_TIMEOUT;
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
 use crate::redis::speaker::Speaker;
@@ -101,7 +101,7 @@ async fn push_on(
         let stage = format!("{}", rand::rng().random::<u64>());
         let request = http
             .post(format!("{fleet_url}/v1/jobs/{job}/updates"))
-            .timeout(PATIENCE)
+            .timeout(TEST_TIMEOUT)
             .bearer_auth(&token)
             .json(&json!({ "stage": stage }));
         let Ok(answer) = request.send().await else {
@@ -149,7 +149,7 @@ async fn at_whatever_moment_a_hub_dies_what_it_stored_it_has_told() {
         }
         let enough = rand::rng().random_range(JOBS..4 * JOBS);
         let waiting = count.wait_for(|count| *count >= enough);
-        tokio::time::timeout(PATIENCE, waiting)
+        tokio::time::timeout(TEST_TIMEOUT, waiting)
             .await
             .expect("it goes on")
             .unwrap();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Fleet;
-use crate::app::{Answer, PATIENCE, TestApp, TestBuilder, WEBHOOK_SECRET, send, simulated_at};
+use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, WEBHOOK_SECRET, send, simulated_at};
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
 use crate::standin::{Asked, Reply, StandIn};
@@ -87,7 +87,7 @@ async fn all_hubs_together_hold_no_more_places_than_there_are() {
         most = most.max(unfinished);
         (tasks.len() == 18 && unfinished == 0).then_some(())
     });
-    tokio::time::timeout(PATIENCE * 2, all_ended)
+    tokio::time::timeout(TEST_TIMEOUT * 2, all_ended)
         .await
         .expect("all end");
     println!("3 places, 3 hubs, 18 jobs: at most {most} at once");
@@ -262,7 +262,7 @@ async fn a_submission_that_dies_with_its_hub_is_found_by_another_and_not_repeate
     way.until_mute().await;
     // The provider has it, and the hub that sent it dies without an answer.
     let taken = provider.witness.until(|witness| witness.task_of(id));
-    let task = tokio::time::timeout(PATIENCE, taken)
+    let task = tokio::time::timeout(TEST_TIMEOUT, taken)
         .await
         .expect("it is taken");
     fleet.kill(0);

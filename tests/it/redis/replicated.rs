@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::speaker::{Reply, Speaker};
 use super::{LOOK, RedisServer};
-use crate::app::PATIENCE;
+use crate::app::TEST_TIMEOUT;
 
 const SENTINELS: usize = 3;
 
@@ -111,7 +111,7 @@ impl Replicated {
             }
         };
         // A failover of real Sentinels: it is noticed, agreed on, and the vote may have to be repeated.
-        tokio::time::timeout(PATIENCE + Duration::from_secs(15), leading)
+        tokio::time::timeout(TEST_TIMEOUT + Duration::from_secs(15), leading)
             .await
             .unwrap_or_else(|_| panic!("no failover: {}", self.sentinels[0].log()))
     }

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::app::PATIENCE;
+use crate::app::TEST_TIMEOUT;
 
 pub struct Speaker {
     stream: BufReader<TcpStream>,
@@ -81,7 +81,7 @@ impl Speaker {
     /// # Errors
     /// The server's words, or how the connection ended.
     pub async fn hear(&mut self) -> Result<Reply, String> {
-        tokio::time::timeout(PATIENCE, self.read())
+        tokio::time::timeout(TEST_TIMEOUT, self.read())
             .await
             .map_err(|_| "it says nothing".to_owned())?
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::accounts::entry;
 use super::{DAY, MINUTE, RETENTION, SECOND, creation, ended, job_of, next, now, task, video};
-use crate::app::PATIENCE;
+use crate::app::TEST_TIMEOUT;
 use crate::redis::RedisServer;
 use crate::redis::speaker::Reply;
 
@@ -39,13 +39,13 @@ impl Peer {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, there).await.unwrap();
+        tokio::time::timeout(TEST_TIMEOUT, there).await.unwrap();
         Self { store, events }
     }
 
     /// What it hears next.
     async fn hears(&mut self) -> StoreEvent {
-        let heard = tokio::time::timeout(PATIENCE, self.events.recv()).await;
+        let heard = tokio::time::timeout(TEST_TIMEOUT, self.events.recv()).await;
         heard.expect("it hears something").unwrap()
     }
 

@@ -13,7 +13,7 @@ use futures_util::future::try_join_all;
 
 use crate::store::redis::keys::Keys;
 use crate::store::redis::link::to_store_error;
-use crate::store::redis::place::PATIENCE;
+use crate::store::redis::place::COMMAND_TIMEOUT;
 use crate::store::{Error, Topic};
 
 /// Channels in one command, where a command takes several.
@@ -157,7 +157,7 @@ impl Channels {
 async fn barrier(client: &Client, slot: Option<u16>) -> Result<(), Error> {
     let options = Options {
         cluster_hash: slot.map(ClusterHash::Custom),
-        timeout: Some(PATIENCE),
+        timeout: Some(COMMAND_TIMEOUT),
         max_attempts: Some(1),
         fail_fast: true,
         ..Options::default()

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::store::redis::jobs::from_json;
 use crate::store::redis::keys::Keys;
 use crate::store::redis::link::Connections;
-use crate::store::redis::place::PATIENCE;
+use crate::store::redis::place::COMMAND_TIMEOUT;
 use crate::store::{Error, StoreEvent, ChangeListener};
 
 /// What is heard, and when it was heard last.
@@ -118,7 +118,7 @@ impl MessageReceiver {
                 heard.await;
             }
         };
-        let (heard, ()) = tokio::join!(tokio::time::timeout(PATIENCE, all), self.probe(link));
+        let (heard, ()) = tokio::join!(tokio::time::timeout(COMMAND_TIMEOUT, all), self.probe(link));
         heard.map_err(|_| Error::Unavailable("a probe did not come back".to_owned()))
     }
 
