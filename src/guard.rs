@@ -17,13 +17,13 @@ use crate::provider::Provider;
 use crate::store::{self, Store};
 use crate::telemetry::{Metrics, SubmitRefusal};
 use crate::time::Time;
-pub use purse::Bookings;
-use purse::Purse;
+pub use purse::BudgetEntries;
+use purse::BudgetPolicy;
 
 /// Judges what callers want submitted.
-pub struct Guard {
+pub struct AdmissionControl {
     tier: Tier,
-    purse: Purse,
+    purse: BudgetPolicy,
     metrics: Arc<Metrics>,
 }
 
@@ -32,12 +32,12 @@ pub struct Admitted {
     /// The job to be created.
     pub job: Job,
     /// What is to be booked with it.
-    pub bookings: Bookings,
+    pub bookings: BudgetEntries,
 }
 
 /// Why nothing is submitted. Its text begins with the field or the setting that is to blame.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum AdmissionError {
     /// A parameter makes no sense, contradicts another, or is more than the tier allows.
     #[error("{0}")]
     Parameters(String),
@@ -45,7 +45,7 @@ pub enum Refusal {
     #[error("{0}: holds the data itself; give an http(s) URL")]
     Inline(String),
     /// It is too long as a whole.
-    #[error("the request has {0} bytes, and at most {most} are taken; give http(s) URLs for what is large", most = payload::MOST_BYTES)]
+    #[error("the request has {0} bytes, and at most {most} are taken; give http(s) URLs for what is large", most = payload::MAX_REQUEST_BYTES)]
     TooLarge(usize),
     /// Nobody knows what it would cost.
     #[error("{0}")]
@@ -63,7 +63,7 @@ pub enum Refusal {
     },
 }
 
-impl Refusal {
+impl AdmissionError {
     fn reason(&self) -> SubmitRefusal {
         match self {
             Self::Parameters(_) => SubmitRefusal::Parameters,
@@ -75,13 +75,13 @@ impl Refusal {
     }
 }
 
-impl Guard {
+impl AdmissionControl {
     /// A guard that knows this configuration's tier, budgets and limits.
     #[must_use]
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         Self {
             tier: config.defaults.tier,
-            purse: Purse::new(config),
+            purse: BudgetPolicy::new(config),
             metrics,
         }
     }
@@ -96,28 +96,28 @@ impl Guard {
         provider: &Provider,
         request: VideoRequest,
         now: Time,
-    ) -> Result<Admitted, Refusal> {
-        let judged = self.judge(owner, provider, request, now);
+    ) -> Result<Admitted, AdmissionError> {
+        let judged = self.evaluate(owner, provider, request, now);
         judged.inspect_err(|refusal| self.metrics.submit_refused(refusal.reason()))
     }
 
-    fn judge(
+    fn evaluate(
         &self,
         owner: &str,
         provider: &Provider,
         mut request: VideoRequest,
         now: Time,
-    ) -> Result<Admitted, Refusal> {
+    ) -> Result<Admitted, AdmissionError> {
         let metadata = std::mem::take(&mut request.metadata);
         payload::check(&request)?;
         parameters::check(&request)?;
-        frame::fill(&mut request)?;
+        frame::apply_platform_preset(&mut request)?;
         match self.tier {
-            Tier::Development | Tier::Staging => frame::lower(&mut request, self.tier)?,
+            Tier::Development | Tier::Staging => frame::cap_to_tier(&mut request, self.tier)?,
             Tier::Production => {}
         }
         if let Some(objection) = provider.validate_request(&request) {
-            return Err(Refusal::Parameters(objection.to_owned()));
+            return Err(AdmissionError::Parameters(objection.to_owned()));
         }
         let (charge, bookings) = self.purse.reserve(owner, provider, &request, now)?;
         request.provider = Some(provider.name().to_owned());
@@ -142,13 +142,13 @@ impl Guard {
     ///
     /// # Errors
     /// The store's, which is asked for what is left.
-    pub async fn over_limit(
+    pub async fn limit_error(
         &self,
-        bookings: &Bookings,
+        bookings: &BudgetEntries,
         account: &str,
         store: &dyn Store,
         now: Time,
-    ) -> Result<Refusal, store::Error> {
+    ) -> Result<AdmissionError, store::Error> {
         let refusal = self.purse.over_limit(bookings, account, store, now).await?;
         self.metrics.submit_refused(refusal.reason());
         Ok(refusal)

@@ -37,7 +37,7 @@ use crate::auth::{Minter, Verifier};
 use crate::cancel::CancelService;
 use crate::config::{Config, Mistake};
 use crate::feed::ChangeFeed;
-use crate::guard::Guard;
+use crate::guard::AdmissionControl;
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
@@ -162,7 +162,7 @@ impl Server {
         let drain_time = config.server.drain;
         let house = House {
             links,
-            guard: Arc::new(Guard::new(&config, Arc::clone(&metrics))),
+            guard: Arc::new(AdmissionControl::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
             drain: Arc::new(Drain::new(drain_time)),

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::Refusal;
+use super::AdmissionError;
 use crate::config::Tier;
 use crate::job::VideoRequest;
 
@@ -13,7 +13,7 @@ use crate::job::VideoRequest;
 const SHORT_SIDE: u32 = 720;
 
 /// Fills in what the platform means, unless the request says something else about it.
-pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
+pub(super) fn apply_platform_preset(request: &mut VideoRequest) -> Result<(), AdmissionError> {
     let Some(platform) = request.platform else {
         return Ok(());
     };
@@ -27,8 +27,8 @@ pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
     ];
     for (field, asked) in asked {
         let asked = asked.as_deref();
-        if let Some(asked) = asked.filter(|asked| sides(asked).is_some_and(contradicts)) {
-            return Err(Refusal::Parameters(format!(
+        if let Some(asked) = asked.filter(|asked| parse_dimensions(asked).is_some_and(contradicts)) {
+            return Err(AdmissionError::Parameters(format!(
                 "{field}: '{asked}' contradicts the platform '{}', which is {ratio}",
                 platform.as_str()
             )));
@@ -39,7 +39,7 @@ pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
         .zip(request.height)
         .filter(|&it| contradicts(it))
     {
-        return Err(Refusal::Parameters(format!(
+        return Err(AdmissionError::Parameters(format!(
             "width, height: {w}x{h} contradicts the platform '{}', which is {ratio}",
             platform.as_str()
         )));
@@ -56,15 +56,15 @@ pub(super) fn fill(request: &mut VideoRequest) -> Result<(), Refusal> {
 }
 
 /// Lowers the request to 720p.
-pub(super) fn lower(request: &mut VideoRequest, tier: Tier) -> Result<(), Refusal> {
+pub(super) fn cap_to_tier(request: &mut VideoRequest, tier: Tier) -> Result<(), AdmissionError> {
     let most = format!("{SHORT_SIDE}p");
     let resolution = request.resolution.take().unwrap_or_else(|| most.clone());
     request.resolution = match short_side(&resolution) {
-        None => return Err(incomparable("resolution", &resolution, tier)),
+        None => return Err(unknown_resolution("resolution", &resolution, tier)),
         Some(side) if side <= SHORT_SIDE => Some(resolution),
         Some(_) => {
             // `720p` does not say which side is the shorter one, as the pixels did.
-            if let Some((width, height)) = sides(&resolution) {
+            if let Some((width, height)) = parse_dimensions(&resolution) {
                 let ratio = || ratio(width, height);
                 request.aspect_ratio.get_or_insert_with(ratio);
             }
@@ -76,18 +76,18 @@ pub(super) fn lower(request: &mut VideoRequest, tier: Tier) -> Result<(), Refusa
         (request.width, request.height) = (Some(width), Some(height));
     }
     // Some providers take pixels for a ratio, as `1920:1080`.
-    if let Some((width, height)) = request.aspect_ratio.as_deref().and_then(sides)
+    if let Some((width, height)) = request.aspect_ratio.as_deref().and_then(parse_dimensions)
         && width.min(height) > SHORT_SIDE
     {
         let (width, height) = scaled(width, height, SHORT_SIDE);
         request.aspect_ratio = Some(format!("{width}:{height}"));
     }
-    object(&request.input, "input", tier)
+    check_object(&request.input, "input", tier)
 }
 
-fn incomparable(path: &str, value: &str, tier: Tier) -> Refusal {
+fn unknown_resolution(path: &str, value: &str, tier: Tier) -> AdmissionError {
     let tier = tier.as_str();
-    Refusal::Parameters(format!(
+    AdmissionError::Parameters(format!(
         "{path}: '{value}' can't be compared with {SHORT_SIDE}p, the most of the tier {tier}"
     ))
 }
@@ -115,7 +115,7 @@ fn ratio(width: u32, height: u32) -> String {
 }
 
 /// Two numbers, as `1920x1080`, `1920*1080` or `16:9`.
-fn sides(text: &str) -> Option<(u32, u32)> {
+fn parse_dimensions(text: &str) -> Option<(u32, u32)> {
     let (width, height) = text.split_once(['x', 'X', '×', '*', ':', '/'])?;
     let side = |text: &str| text.trim().parse().ok().filter(|side| *side > 0);
     Some((side(width)?, side(height)?))
@@ -124,7 +124,7 @@ fn sides(text: &str) -> Option<(u32, u32)> {
 /// The shorter side in pixels that a word for a resolution means.
 fn short_side(word: &str) -> Option<u32> {
     let word = word.trim().to_lowercase().replace([' ', '_', '-'], "");
-    if let Some((width, height)) = sides(&word) {
+    if let Some((width, height)) = parse_dimensions(&word) {
         let short = width.min(height);
         // Less is no size but a ratio.
         return (short >= 64).then_some(short);
@@ -152,7 +152,7 @@ fn short_side(word: &str) -> Option<u32> {
 }
 
 /// Whether nothing in a mapping sets a size above the tier's.
-fn object(fields: &Map<String, Value>, path: &str, tier: Tier) -> Result<(), Refusal> {
+fn check_object(fields: &Map<String, Value>, path: &str, tier: Tier) -> Result<(), AdmissionError> {
     let side = |name| fields.get(name).filter(|value| !value.is_null());
     let both = side("width")
         .and_then(pixels)
@@ -162,7 +162,7 @@ fn object(fields: &Map<String, Value>, path: &str, tier: Tier) -> Result<(), Ref
         let is_of = |name: &str| match name {
             "width" | "height" => Some(both.map(|(w, h)| w.min(h)).or_else(|| pixels(value))),
             "ratio" | "aspectratio" => {
-                let sides = value.as_str().and_then(sides);
+                let sides = value.as_str().and_then(parse_dimensions);
                 sides.map(|(w, h)| Some(w.min(h)))
             }
             "size" | "imagesize" | "videosize" | "framesize" => Some(size(value)),
@@ -174,7 +174,7 @@ fn object(fields: &Map<String, Value>, path: &str, tier: Tier) -> Result<(), Ref
             (_, Value::Null | Value::Object(_)) | (None, _) => {}
             (Some(Some(short)), _) if short <= SHORT_SIDE => {}
             (Some(Some(_)), _) => {
-                return Err(Refusal::Parameters(format!(
+                return Err(AdmissionError::Parameters(format!(
                     "{path}: {value} is more than {SHORT_SIDE}p, the most of the tier {}",
                     tier.as_str()
                 )));
@@ -183,21 +183,21 @@ fn object(fields: &Map<String, Value>, path: &str, tier: Tier) -> Result<(), Ref
                 let text = value
                     .as_str()
                     .map_or_else(|| value.to_string(), str::to_owned);
-                return Err(incomparable(&path, &text, tier));
+                return Err(unknown_resolution(&path, &text, tier));
             }
         }
-        within(value, &path, tier)?;
+        check_value(value, &path, tier)?;
     }
     Ok(())
 }
 
-fn within(value: &Value, path: &str, tier: Tier) -> Result<(), Refusal> {
+fn check_value(value: &Value, path: &str, tier: Tier) -> Result<(), AdmissionError> {
     match value {
-        Value::Object(fields) => object(fields, path, tier),
+        Value::Object(fields) => check_object(fields, path, tier),
         Value::Array(items) => items
             .iter()
             .enumerate()
-            .try_for_each(|(at, item)| within(item, &format!("{path}[{at}]"), tier)),
+            .try_for_each(|(at, item)| check_value(item, &format!("{path}[{at}]"), tier)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
     }
 }
@@ -238,7 +238,7 @@ mod tests {
 
     fn lowered(mut request: VideoRequest) -> Result<VideoRequest, String> {
         let tier = Tier::Staging;
-        let done = fill(&mut request).and_then(|()| lower(&mut request, tier));
+        let done = apply_platform_preset(&mut request).and_then(|()| cap_to_tier(&mut request, tier));
         done.map(|()| request)
             .map_err(|refusal| refusal.to_string())
     }
@@ -329,7 +329,7 @@ mod tests {
                 resolution: Some(resolution.to_owned()),
                 ..VideoRequest::default()
             };
-            fill(&mut request)
+            apply_platform_preset(&mut request)
                 .map(|()| request.width.zip(request.height))
                 .map_err(|refusal| refusal.to_string())
         };
@@ -402,7 +402,7 @@ mod tests {
                 aspect_ratio: Some(ratio.to_owned()),
                 ..VideoRequest::default()
             };
-            fill(&mut request)
+            apply_platform_preset(&mut request)
                 .map(|()| request)
                 .map_err(|refusal| refusal.to_string())
         };

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a model's name is safe as part of a path, and numbers are within what a video can be.
 
-use super::Refusal;
+use super::AdmissionError;
 use crate::job::VideoRequest;
 
 /// The most characters of a prompt; providers take fewer, and say so themselves.
@@ -11,9 +11,9 @@ const MAX_PROMPT: usize = 20_000;
 /// The most pixels of a side.
 const MAX_SIDE: u32 = 16_384;
 
-pub(super) fn check(request: &VideoRequest) -> Result<(), Refusal> {
+pub(super) fn check(request: &VideoRequest) -> Result<(), AdmissionError> {
     match parameter_problem(request) {
-        Some(problem) => Err(Refusal::Parameters(problem)),
+        Some(problem) => Err(AdmissionError::Parameters(problem)),
         None => Ok(()),
     }
 }

@@ -4,45 +4,45 @@
 
 use serde_json::Value;
 
-use super::Refusal;
+use super::AdmissionError;
 use crate::job::VideoRequest;
 
 /// The most bytes of JSON that a request may have.
-pub(super) const MOST_BYTES: usize = 64 << 10;
+pub(super) const MAX_REQUEST_BYTES: usize = 64 << 10;
 
 /// From this length on, a text of nothing but base64 is taken for a file.
-const BLOB: usize = 8 << 10;
+const MIN_INLINE_BASE64: usize = 8 << 10;
 
-pub(super) fn check(request: &VideoRequest) -> Result<(), Refusal> {
+pub(super) fn check(request: &VideoRequest) -> Result<(), AdmissionError> {
     let request = serde_json::to_value(request).unwrap_or_default();
     for (field, value) in request.as_object().into_iter().flatten() {
-        if let Some(path) = inline(value, field) {
-            return Err(Refusal::Inline(path));
+        if let Some(path) = find_inline_data(value, field) {
+            return Err(AdmissionError::Inline(path));
         }
     }
     match request.to_string().len() {
-        bytes if bytes > MOST_BYTES => Err(Refusal::TooLarge(bytes)),
+        bytes if bytes > MAX_REQUEST_BYTES => Err(AdmissionError::TooLarge(bytes)),
         _ => Ok(()),
     }
 }
 
 /// Where in a value a file's bytes stand.
-fn inline(value: &Value, path: &str) -> Option<String> {
+fn find_inline_data(value: &Value, path: &str) -> Option<String> {
     match value {
-        Value::String(text) => holds_data(text).then(|| path.to_owned()),
+        Value::String(text) => is_inline_data(text).then(|| path.to_owned()),
         Value::Array(items) => {
             let mut items = items.iter().enumerate();
-            items.find_map(|(at, item)| inline(item, &format!("{path}[{at}]")))
+            items.find_map(|(at, item)| find_inline_data(item, &format!("{path}[{at}]")))
         }
         Value::Object(fields) => {
             let mut fields = fields.iter();
-            fields.find_map(|(name, value)| inline(value, &format!("{path}.{name}")))
+            fields.find_map(|(name, value)| find_inline_data(value, &format!("{path}.{name}")))
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => None,
     }
 }
 
-fn holds_data(text: &str) -> bool {
+fn is_inline_data(text: &str) -> bool {
     let text = text.trim();
     let is_data_url = text
         .get(..5)
@@ -51,7 +51,7 @@ fn holds_data(text: &str) -> bool {
             .split_once(',')
             .is_some_and(|(kind, _)| !kind.contains(char::is_whitespace));
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=\r\n".contains(&byte);
-    is_data_url || text.contains(";base64,") || (text.len() > BLOB && text.bytes().all(is_base64))
+    is_data_url || text.contains(";base64,") || (text.len() > MIN_INLINE_BASE64 && text.bytes().all(is_base64))
 }
 
 #[cfg(test)]
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn data_is_told_from_text() {
-        let blob = "QUJD".repeat(BLOB / 4) + "RA==";
+        let blob = "QUJD".repeat(MIN_INLINE_BASE64 / 4) + "RA==";
         for data in [
             "data:image/png;base64,iVBORw0KGgo=",
             " DATA:,hello",
@@ -68,7 +68,7 @@ mod tests {
             &blob,
             &blob.replace("QUJDQUJD", "QU_-QU\r\n"),
         ] {
-            assert!(holds_data(data), "{}", &data[..20.min(data.len())]);
+            assert!(is_inline_data(data), "{}", &data[..20.min(data.len())]);
         }
         let prose = "a lighthouse in the fog ".repeat(1000);
         let chinese = "灯塔".repeat(5000);
@@ -79,9 +79,9 @@ mod tests {
             "é",
             &prose,
             &chinese,
-            &"a".repeat(BLOB),
+            &"a".repeat(MIN_INLINE_BASE64),
         ] {
-            assert!(!holds_data(text), "{text:.20}");
+            assert!(!is_inline_data(text), "{text:.20}");
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Refusal;
+use super::AdmissionError;
 use crate::config::{Budgets, Config};
 use crate::job::{BudgetWindow, Reservation, VideoRequest};
 use crate::provider::Provider;
@@ -17,10 +17,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// One submit, in the store's millionths.
-const ONE: i64 = 1_000_000;
+const ONE_SUBMIT_MICROS: i64 = 1_000_000;
 
 /// What may be spent, and how often.
-pub(super) struct Purse {
+pub(super) struct BudgetPolicy {
     budgets: Budgets,
     /// By the provider's name.
     per_day: BTreeMap<String, f64>,
@@ -29,36 +29,36 @@ pub(super) struct Purse {
 
 /// What an admitted job is to be charged.
 #[derive(Default)]
-pub struct Bookings(Vec<Booking>);
+pub struct BudgetEntries(Vec<LabeledEntry>);
 
-struct Booking {
+struct LabeledEntry {
     entry: BudgetEntry,
     limit: i64,
-    purpose: Purpose,
+    purpose: LimitKind,
 }
 
-enum Purpose {
+enum LimitKind {
     /// The submits of a minute.
-    Pace,
+    SubmitRate,
     /// The budget that this setting names.
     Budget(String),
 }
 
-impl Bookings {
+impl BudgetEntries {
     /// The charges with the limits they are held to, the pace first.
     #[must_use]
     pub fn entries(&self) -> Vec<BudgetEntry> {
         self.0.iter().map(|booking| booking.entry.clone()).collect()
     }
 
-    fn add(&mut self, purpose: Purpose, account: BudgetWindow, amount: i64, limit: i64) {
+    fn add(&mut self, purpose: LimitKind, account: BudgetWindow, amount: i64, limit: i64) {
         let entry = BudgetEntry {
             account: account.name,
             amount_micros: amount,
             limit_micros: Some(limit),
             window_ends_at: account.expires_at,
         };
-        self.0.push(Booking {
+        self.0.push(LabeledEntry {
             entry,
             limit,
             purpose,
@@ -66,7 +66,7 @@ impl Bookings {
     }
 }
 
-impl Purse {
+impl BudgetPolicy {
     pub(super) fn new(config: &Config) -> Self {
         let per_day = config.providers.iter().filter_map(|(name, settings)| {
             let budget = settings.budget_per_day?;
@@ -87,14 +87,14 @@ impl Purse {
         provider: &Provider,
         request: &VideoRequest,
         now: Time,
-    ) -> Result<(Option<Reservation>, Bookings), Refusal> {
-        let mut bookings = Bookings::default();
+    ) -> Result<(Option<Reservation>, BudgetEntries), AdmissionError> {
+        let mut bookings = BudgetEntries::default();
         if let Some(most) = self.submits_per_minute {
             let account = account("submits", owner, now, MINUTE);
-            bookings.add(Purpose::Pace, account, ONE, most.saturating_mul(ONE));
+            bookings.add(LimitKind::SubmitRate, account, ONE_SUBMIT_MICROS, most.saturating_mul(ONE_SUBMIT_MICROS));
         }
         let name = provider.name();
-        let price = provider.price(request).map_err(Refusal::Price)?;
+        let price = provider.price(request).map_err(AdmissionError::Price)?;
         let days = [
             (
                 self.budgets.per_owner_day,
@@ -116,7 +116,7 @@ impl Purse {
             let budget = per_job.or(days.first().map(|(_, setting, _)| setting.as_str()));
             return match budget {
                 None => Ok((None, bookings)),
-                Some(budget) => Err(Refusal::Price(format!(
+                Some(budget) => Err(AdmissionError::Price(format!(
                     "providers.{name}.prices: has no price for the model '{}', and {budget} needs one",
                     request.model
                 ))),
@@ -127,7 +127,7 @@ impl Purse {
         if let Some(most) = self.budgets.per_job
             && amount > Reservation::to_micros(most)
         {
-            return Err(Refusal::Budget(format!(
+            return Err(AdmissionError::Budget(format!(
                 "budgets.per_job: {most} {unit} are allowed, and this job would cost {} {unit}",
                 sum(amount)
             )));
@@ -140,7 +140,7 @@ impl Purse {
         for (budget, setting, account) in days {
             charge.windows.push(account.clone());
             let limit = Reservation::to_micros(budget);
-            bookings.add(Purpose::Budget(setting), account, amount, limit);
+            bookings.add(LimitKind::Budget(setting), account, amount, limit);
         }
         Ok((Some(charge), bookings))
     }
@@ -148,30 +148,30 @@ impl Purse {
     /// Why the store did not take the bookings, with what it has left of this account.
     pub(super) async fn over_limit(
         &self,
-        bookings: &Bookings,
+        bookings: &BudgetEntries,
         account: &str,
         store: &dyn Store,
         now: Time,
-    ) -> Result<Refusal, store::Error> {
-        let its = |booking: &&Booking| booking.entry.account == account;
+    ) -> Result<AdmissionError, store::Error> {
+        let its = |booking: &&LabeledEntry| booking.entry.account == account;
         let Some(booking) = bookings.0.iter().find(its) else {
-            return Ok(Refusal::Budget(format!("{account}: nothing is left")));
+            return Ok(AdmissionError::Budget(format!("{account}: nothing is left")));
         };
         let ends_at = booking.entry.window_ends_at;
         let setting = match &booking.purpose {
-            Purpose::Pace => {
-                return Ok(Refusal::Rate {
-                    most: booking.limit / ONE,
+            LimitKind::SubmitRate => {
+                return Ok(AdmissionError::Rate {
+                    most: booking.limit / ONE_SUBMIT_MICROS,
                     wait: ends_at.saturating_duration_since(now),
                 });
             }
-            Purpose::Budget(setting) => setting,
+            LimitKind::Budget(setting) => setting,
         };
         let balances = store.balances(&[account.to_owned()], now).await?;
         let spent = balances.first().copied().unwrap_or_default();
         let left = sum(booking.limit.saturating_sub(spent).max(0));
         let (unit, cost) = (&self.budgets.unit, sum(booking.entry.amount_micros));
-        Ok(Refusal::Budget(format!(
+        Ok(AdmissionError::Budget(format!(
             "{setting}: {left} {unit} are left until {ends_at}, and this job would cost {cost} {unit}"
         )))
     }

@@ -13,7 +13,7 @@ use crate::cancel::CancelService;
 use crate::config::Config;
 use crate::feed::ChangeFeed;
 use crate::fleet::BreakerSync;
-use crate::guard::Guard;
+use crate::guard::AdmissionControl;
 use crate::hub::Hub;
 use crate::links::Links;
 use crate::provider::Providers;
@@ -32,7 +32,7 @@ pub struct House {
     pub feed: Arc<ChangeFeed>,
     pub providers: Arc<Providers>,
     pub tracker: Arc<Tracker>,
-    pub guard: Arc<Guard>,
+    pub guard: Arc<AdmissionControl>,
     pub canceller: Arc<CancelService>,
     pub verifier: Arc<Verifier>,
     pub minter: Arc<Option<Minter>>,

@@ -16,7 +16,7 @@ use super::problem::Problem;
 use crate::auth::Principal;
 use crate::cancel::CancelService;
 use crate::feed;
-use crate::guard::Refusal;
+use crate::guard::AdmissionError;
 use crate::hub::{FeedHealth, Connection, Hub, Sink};
 use crate::job::{Job, JobId, Status};
 use crate::protocol::Frame;
@@ -246,7 +246,7 @@ pub fn answer(
             ));
         }
         CreateOutcome::LimitExceeded { account } => {
-            return Err(Refusal::Budget(format!("{account}: nothing is left")).into());
+            return Err(AdmissionError::Budget(format!("{account}: nothing is left")).into());
         }
         CreateOutcome::TaskConflict(job) => {
             return Err(Problem::conflict(

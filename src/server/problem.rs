@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::auth::Refused;
 use crate::cancel::CancelError;
-use crate::guard::Refusal;
+use crate::guard::AdmissionError;
 use crate::job::Job;
 use crate::provider::DownloadError;
 use crate::{store, tracker};
@@ -192,20 +192,20 @@ impl From<tracker::Error> for Problem {
     }
 }
 
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
+impl From<AdmissionError> for Problem {
+    fn from(refusal: AdmissionError) -> Self {
         let detail = refusal.to_string();
         match refusal {
-            Refusal::Parameters(_) | Refusal::Inline(_) | Refusal::Price(_) => {
+            AdmissionError::Parameters(_) | AdmissionError::Inline(_) | AdmissionError::Price(_) => {
                 Self::invalid(detail)
             }
-            Refusal::TooLarge(_) => {
+            AdmissionError::TooLarge(_) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
             }
-            Refusal::Budget(_) => {
+            AdmissionError::Budget(_) => {
                 Self::new(StatusCode::PAYMENT_REQUIRED, "budget_exceeded", detail)
             }
-            Refusal::Rate { wait, .. } => Self::rate_limited(detail, wait),
+            AdmissionError::Rate { wait, .. } => Self::rate_limited(detail, wait),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::jobs::answer;
 use super::problem::Problem;
 use super::request::{Body, idempotency, metadata_fits, provider_named};
 use crate::config::Defaults;
-use crate::guard::{Admitted, Guard};
+use crate::guard::{Admitted, AdmissionControl};
 use crate::job::VideoRequest;
 use crate::provider::Providers;
 use crate::store::{CreateOutcome, Store};
@@ -24,7 +24,7 @@ pub async fn submit(
     caller: Caller,
     tracker: web::Data<Tracker>,
     store: web::Data<dyn Store>,
-    guard: web::Data<Guard>,
+    guard: web::Data<AdmissionControl>,
     providers: web::Data<Providers>,
     defaults: web::Data<Defaults>,
     request: HttpRequest,
@@ -54,7 +54,7 @@ pub async fn submit(
     let entries = bookings.entries();
     let (created, job) = tracker.create(job, idempotency, entries).await?;
     if let CreateOutcome::LimitExceeded { account } = &created {
-        let refusal = guard.over_limit(&bookings, account, &**store, now).await?;
+        let refusal = guard.limit_error(&bookings, account, &**store, now).await?;
         return Err(refusal.into());
     }
     answer(created, job, StatusCode::ACCEPTED)
