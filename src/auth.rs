@@ -26,18 +26,18 @@ use jiff::Timestamp;
 
 use claims::Claims;
 
-pub use claims::Expected;
+pub use claims::ClaimRequirements;
 pub use config::AuthConfig;
-pub use jwks::{Fetch, FetchError, Jwks, Unavailable};
+pub use jwks::{Fetch, FetchError, Jwks, JwksUnavailable};
 pub use keys::VerifyingKey;
-pub use minter::{CannotMint, Minted, Minter};
+pub use minter::{MintError, MintedToken, Minter};
 pub use outgoing::hs256;
 pub use principal::{Principal, Scope};
-pub use token::{MAX_TOKEN_BYTES, Token};
+pub use token::{MAX_TOKEN_BYTES, UnverifiedToken};
 
 /// Why a token was not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum TokenError {
     /// There is no token.
     #[error("token is missing")]
     Missing,
@@ -49,7 +49,7 @@ pub enum Refused {
     Malformed,
     /// The token asks for an extension (`crit`) that the hub does not know.
     #[error("token needs an unsupported extension")]
-    Critical,
+    UnsupportedCriticalHeader,
     /// No configured key may be used with the token's algorithm.
     #[error("token algorithm is not accepted")]
     Algorithm,
@@ -67,7 +67,7 @@ pub enum Refused {
     Expired,
     /// The token is not valid yet.
     #[error("token is not valid yet")]
-    NotYet,
+    NotYetValid,
     /// The token is from another issuer.
     #[error("token is from another issuer")]
     Issuer,
@@ -82,20 +82,20 @@ pub enum Refused {
     },
 }
 
-impl Refused {
+impl TokenError {
     /// The stable word for problem bodies, logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Missing => "token_missing",
             Self::TooLong => "token_too_long",
             Self::Malformed => "token_malformed",
-            Self::Critical => "token_critical",
+            Self::UnsupportedCriticalHeader => "token_critical",
             Self::Algorithm => "token_algorithm",
             Self::UnknownKey => "token_key_unknown",
             Self::Signature => "token_signature",
             Self::MissingClaim(_) => "token_claim_missing",
             Self::Expired => "token_expired",
-            Self::NotYet => "token_not_yet_valid",
+            Self::NotYetValid => "token_not_yet_valid",
             Self::Issuer => "token_issuer",
             Self::Audience => "token_audience",
             Self::KeysUnavailable { .. } => "token_keys_unavailable",
@@ -107,7 +107,7 @@ impl Refused {
 pub struct Verifier {
     keys: Vec<VerifyingKey>,
     jwks: Option<Arc<Jwks<VerifyingKey>>>,
-    expected: Expected,
+    expected: ClaimRequirements,
 }
 
 impl Verifier {
@@ -121,7 +121,7 @@ impl Verifier {
         Ok(Self {
             keys,
             jwks: jwks.map(|url| Arc::new(Jwks::new(url, fetch, VerifyingKey::from_jwks))),
-            expected: Expected {
+            expected: ClaimRequirements {
                 issuer: config.issuer.clone(),
                 audience: config.audience.clone(),
                 leeway: config.leeway,
@@ -133,7 +133,7 @@ impl Verifier {
     ///
     /// # Errors
     /// A [`Refused`]; only [`Refused::KeysUnavailable`] may pass by waiting.
-    pub async fn verify(&self, token: &str) -> Result<Principal, Refused> {
+    pub async fn verify(&self, token: &str) -> Result<Principal, TokenError> {
         self.verify_at(token, Timestamp::now()).await
     }
 
@@ -141,41 +141,41 @@ impl Verifier {
     ///
     /// # Errors
     /// As [`verify`](Self::verify).
-    pub async fn verify_at(&self, token: &str, now: Timestamp) -> Result<Principal, Refused> {
-        let token = Token::read(token)?;
-        let claims = match token.prove(&self.keys) {
-            Err(Refused::Malformed) => Err(Refused::Malformed),
-            Err(refused) => self.prove_with_fetched(&token, refused).await,
+    pub async fn verify_at(&self, token: &str, now: Timestamp) -> Result<Principal, TokenError> {
+        let token = UnverifiedToken::read(token)?;
+        let claims = match token.verify_signature(&self.keys) {
+            Err(TokenError::Malformed) => Err(TokenError::Malformed),
+            Err(refused) => self.verify_with_jwks(&token, refused).await,
             Ok(claims) => Ok(claims),
         }?;
         self.expected.principal(claims, now)
     }
 
     /// Goes on where the configured keys ended with `refused`.
-    async fn prove_with_fetched(
+    async fn verify_with_jwks(
         &self,
-        token: &Token<'_>,
-        refused: Refused,
-    ) -> Result<Claims, Refused> {
+        token: &UnverifiedToken<'_>,
+        refused: TokenError,
+    ) -> Result<Claims, TokenError> {
         // A key set holds public keys only, so a token with a shared secret must not cause a fetch.
-        let jwks = self.jwks.as_ref().filter(|_| !token.wants_a_secret());
+        let jwks = self.jwks.as_ref().filter(|_| !token.uses_shared_secret());
         let Some(jwks) = jwks else {
             return Err(refused);
         };
         let held = jwks.current().await?;
-        let refused = match token.prove(held.iter()) {
-            Err(refused) if token.may_pass_later(&refused) => refused,
+        let refused = match token.verify_signature(held.iter()) {
+            Err(refused) if token.may_verify_with_newer_keys(&refused) => refused,
             answer => return answer,
         };
         match jwks.newer_than(&held).await {
-            Some(newer) => token.prove(newer.iter()),
+            Some(newer) => token.verify_signature(newer.iter()),
             None => Err(refused),
         }
     }
 }
 
-impl From<Unavailable> for Refused {
-    fn from(unavailable: Unavailable) -> Self {
+impl From<JwksUnavailable> for TokenError {
+    fn from(unavailable: JwksUnavailable) -> Self {
         Self::KeysUnavailable {
             retry_after: unavailable.retry_after,
         }

@@ -19,7 +19,7 @@ const OUTPUT: &str = "job-output";
 pub struct Links {
     public_url: Option<Url>,
     key: Option<CallbackKey>,
-    keeps: Duration,
+    output_link_ttl: Duration,
 }
 
 impl Links {
@@ -30,7 +30,7 @@ impl Links {
         Self {
             public_url,
             key,
-            keeps,
+            output_link_ttl: keeps,
         }
     }
 
@@ -39,15 +39,15 @@ impl Links {
     #[must_use]
     pub fn callback(&self, provider: &str, job: &JobId) -> Option<Url> {
         let (url, key) = (self.public_url.clone()?, self.key.as_ref()?);
-        let token = key.token(provider, job.as_str());
-        under(url, &["v1", "webhooks", provider, &token])
+        let token = key.callback_token(provider, job.as_str());
+        join_public_url(url, &["v1", "webhooks", provider, &token])
     }
 
     /// The job that a token from such an address of this provider's proves; none when it proves
     /// nothing.
     #[must_use]
     pub fn job_of(&self, provider: &str, token: &str) -> Option<JobId> {
-        JobId::parse(self.key.as_ref()?.job_of(provider, token)?).ok()
+        JobId::parse(self.key.as_ref()?.verify_callback_token(provider, token)?).ok()
     }
 
     /// Where the hub serves a job's output, counted from 0, to whoever has the link, until a time.
@@ -55,11 +55,11 @@ impl Links {
     #[must_use]
     pub fn output(&self, job: &JobId, n: usize, until: Time) -> String {
         let path = ["v1", "jobs", job.as_str(), "outputs", &n.to_string()];
-        let url = self.public_url.clone().and_then(|url| under(url, &path));
+        let url = self.public_url.clone().and_then(|url| join_public_url(url, &path));
         let address = url.map_or_else(|| format!("/{}", path.join("/")), String::from);
         match &self.key {
             Some(key) => {
-                let grant = key.grant(OUTPUT, &subject(job, n), until.timestamp());
+                let grant = key.sign_grant(OUTPUT, &subject(job, n), until.timestamp());
                 format!("{address}?grant={grant}")
             }
             None => address,
@@ -68,16 +68,16 @@ impl Links {
 
     /// Whether a grant from such a link opens this output at `now`.
     #[must_use]
-    pub fn opens(&self, job: &JobId, n: usize, grant: &str, now: Time) -> bool {
+    pub fn verify_output_link(&self, job: &JobId, n: usize, grant: &str, now: Time) -> bool {
         self.key
             .as_ref()
-            .is_some_and(|key| key.granted(OUTPUT, &subject(job, n), grant, now.timestamp()))
+            .is_some_and(|key| key.verify_grant(OUTPUT, &subject(job, n), grant, now.timestamp()))
     }
 
     /// The news with a link of the hub's for each output that only a provider's key can read. It holds
     /// as long as the job is kept, or as the output where that is known to go earlier.
     #[must_use]
-    pub fn addressed(&self, job: &JobId, mut update: Update, now: Time) -> Update {
+    pub fn with_output_links(&self, job: &JobId, mut update: Update, now: Time) -> Update {
         match &mut update.event {
             JobEvent::Reported(report) => self.address(job, report, now),
             JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission => {}
@@ -86,7 +86,7 @@ impl Links {
     }
 
     fn address(&self, job: &JobId, report: &mut StatusReport, now: Time) {
-        let kept = now + self.keeps;
+        let kept = now + self.output_link_ttl;
         let outputs = report.outputs.iter_mut().zip(&report.private_urls).enumerate();
         for (n, (output, source)) in outputs {
             if source.is_some() {
@@ -97,7 +97,7 @@ impl Links {
     }
 }
 
-fn under(mut url: Url, path: &[&str]) -> Option<Url> {
+fn join_public_url(mut url: Url, path: &[&str]) -> Option<Url> {
     url.path_segments_mut().ok()?.pop_if_empty().extend(path);
     Some(url)
 }
@@ -154,12 +154,12 @@ mod tests {
             ),
             (&Links::new(None, None, HOUR), "job_a", 1, now, false),
         ] {
-            assert_eq!(who.opens(&job(id), n, held, at), opens, "{id} {n} {at}");
+            assert_eq!(who.verify_output_link(&job(id), n, held, at), opens, "{id} {n} {at}");
         }
         let (_, mac) = held.split_once('.').unwrap();
         let later = format!("{}.{mac}", (now + HOUR * 2).millis() / 1000);
         for forged in ["", ".", mac, later.as_str(), "9999999999."] {
-            assert!(!links.opens(&job("job_a"), 1, forged, now), "{forged}");
+            assert!(!links.verify_output_link(&job("job_a"), 1, forged, now), "{forged}");
         }
     }
 
@@ -222,7 +222,7 @@ mod tests {
             ],
             ..StatusReport::with_status(Status::Succeeded)
         };
-        let update = links(None).addressed(&job("job_a"), report.into_update(Source::Poll), now);
+        let update = links(None).with_output_links(&job("job_a"), report.into_update(Source::Poll), now);
         let JobEvent::Reported(report) = update.event else {
             panic!("another kind of news")
         };

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::auth::Refused;
+use crate::auth::TokenError;
 
 pub use callback::{CallbackKey, EmptySecret};
 pub use detached::{Ed25519, Hmac};
@@ -85,7 +85,7 @@ pub enum Trust {
     /// The sender is proven and so is every byte: the body may be believed.
     Signed,
     /// The sender is proven, by a secret that says nothing of the body: believed only where nobody can be asked.
-    Sender,
+    SenderOnly,
     /// Nothing covers the body: it may only cause an authenticated read.
     Unsigned,
 }
@@ -117,7 +117,7 @@ impl Verified<'_> {
 
 /// Why bytes were not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum SignatureError {
     /// A header that the scheme needs is absent or not text.
     #[error("header {0} is missing")]
     MissingHeader(Arc<str>),
@@ -138,16 +138,16 @@ pub enum Refusal {
     Forged,
     /// The signed token is not for this webhook, or not whole.
     #[error("{0}")]
-    Claim(Refused),
+    Claim(TokenError),
     /// The sender names a key that is not in the set: a newer set may have it.
     #[error("signing key is unknown")]
     UnknownKey,
     /// None of the configured keys fits the scheme, so nothing can be proven.
     #[error("no usable key is configured")]
-    NoSecret,
+    NoKeyConfigured,
 }
 
-impl Refusal {
+impl SignatureError {
     /// The stable word for logs, metrics and problem bodies.
     pub fn code(&self) -> &'static str {
         match self {
@@ -157,14 +157,14 @@ impl Refusal {
             Self::Mismatch | Self::Forged => "signature_mismatch",
             Self::Claim(_) => "signature_claim",
             Self::UnknownKey => "signature_key_unknown",
-            Self::NoSecret => "signature_key_missing",
+            Self::NoKeyConfigured => "signature_key_missing",
         }
     }
 
     /// Whether other keys could turn it round.
-    pub fn is_of_keys(&self) -> bool {
+    pub fn is_key_error(&self) -> bool {
         match self {
-            Self::Mismatch | Self::UnknownKey | Self::NoSecret => true,
+            Self::Mismatch | Self::UnknownKey | Self::NoKeyConfigured => true,
             Self::MissingHeader(_)
             | Self::Malformed(_)
             | Self::MissingValue(_)
@@ -175,7 +175,7 @@ impl Refusal {
     }
 
     /// Whether the request has not even the scheme's form, as one that was meant for another scheme.
-    pub fn is_of_form(&self) -> bool {
+    pub fn is_format_error(&self) -> bool {
         match self {
             Self::MissingHeader(_) | Self::Malformed(_) | Self::MissingValue(_) => true,
             Self::StaleTimestamp
@@ -183,21 +183,21 @@ impl Refusal {
             | Self::Forged
             | Self::Claim(_)
             | Self::UnknownKey
-            | Self::NoSecret => false,
+            | Self::NoKeyConfigured => false,
         }
     }
 }
 
-fn required<'r>(headers: &'r dyn Headers, name: &str) -> Result<&'r str, Refusal> {
+fn required<'r>(headers: &'r dyn Headers, name: &str) -> Result<&'r str, SignatureError> {
     headers
         .get(name)
-        .ok_or_else(|| Refusal::MissingHeader(name.into()))
+        .ok_or_else(|| SignatureError::MissingHeader(name.into()))
 }
 
 /// Reads a proven timestamp found in the header `name`: digits only, whole Unix seconds, or milliseconds where there
 /// are thirteen.
-fn check_fresh(text: &str, name: &str, now: Timestamp) -> Result<(), Refusal> {
-    let malformed = || Refusal::Malformed(name.into());
+fn check_fresh(text: &str, name: &str, now: Timestamp) -> Result<(), SignatureError> {
+    let malformed = || SignatureError::Malformed(name.into());
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(malformed());
     }
@@ -210,7 +210,7 @@ fn check_fresh(text: &str, name: &str, now: Timestamp) -> Result<(), Refusal> {
         _ => (signed.abs_diff(now.as_second()), TOLERANCE_SECONDS),
     };
     if apart > tolerance {
-        return Err(Refusal::StaleTimestamp);
+        return Err(SignatureError::StaleTimestamp);
     }
     Ok(())
 }

@@ -276,7 +276,7 @@ impl Tracker {
 
     /// What the news makes of the job, if anything; outputs behind a key as links of the hub's.
     fn next_version(&self, job: &Job, update: &Update, now: Time) -> Option<Job> {
-        let update = self.links.addressed(&job.id, update.clone(), now);
+        let update = self.links.with_output_links(&job.id, update.clone(), now);
         job.apply(update, now)
     }
 

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Number, Value};
 
-use super::Refused;
+use super::TokenError;
 use super::principal::{Principal, Scope};
 
 /// The claims the hub knows; others are ignored.
@@ -40,7 +40,7 @@ where
 
 /// What is expected of every token, besides its signature.
 #[derive(Debug, Clone)]
-pub struct Expected {
+pub struct ClaimRequirements {
     /// The `iss` that it must have; not checked where there is none.
     pub issuer: Option<String>,
     /// What its `aud` must be or hold; not checked where there is none.
@@ -49,15 +49,15 @@ pub struct Expected {
     pub leeway: Duration,
 }
 
-impl Expected {
+impl ClaimRequirements {
     /// Whom the claims make of the caller.
     pub(super) fn principal(
         &self,
         mut claims: Claims,
         now: Timestamp,
-    ) -> Result<Principal, Refused> {
+    ) -> Result<Principal, TokenError> {
         let subject = claims.sub.take().filter(|subject| !subject.is_empty());
-        let subject = subject.ok_or(Refused::MissingClaim("sub"))?;
+        let subject = subject.ok_or(TokenError::MissingClaim("sub"))?;
         let expires_at = self.check(&claims, now)?;
         let scopes = match &claims.scope {
             Some(words) => Scope::read_list(words),
@@ -67,17 +67,17 @@ impl Expected {
     }
 
     /// When the claims expire, if they are as expected.
-    pub(super) fn check(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, Refused> {
-        let exp = claims.exp.as_ref().ok_or(Refused::MissingClaim("exp"))?;
-        let expires_at = instant(exp).ok_or(Refused::Malformed)?;
+    pub(super) fn check(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, TokenError> {
+        let exp = claims.exp.as_ref().ok_or(TokenError::MissingClaim("exp"))?;
+        let expires_at = instant(exp).ok_or(TokenError::Malformed)?;
         let leeway = SignedDuration::try_from(self.leeway).unwrap_or(SignedDuration::MAX);
         if now.duration_since(expires_at) >= leeway {
-            return Err(Refused::Expired);
+            return Err(TokenError::Expired);
         }
         if let Some(nbf) = &claims.nbf {
-            let valid_from = instant(nbf).ok_or(Refused::Malformed)?;
+            let valid_from = instant(nbf).ok_or(TokenError::Malformed)?;
             if valid_from.duration_since(now) > leeway {
-                return Err(Refused::NotYet);
+                return Err(TokenError::NotYetValid);
             }
         }
         check_name(
@@ -85,14 +85,14 @@ impl Expected {
             claims.iss.as_ref(),
             "iss",
             is_issuer,
-            Refused::Issuer,
+            TokenError::Issuer,
         )?;
         check_name(
             self.audience.as_deref(),
             claims.aud.as_ref(),
             "aud",
             is_audience,
-            Refused::Audience,
+            TokenError::Audience,
         )?;
         Ok(expires_at)
     }
@@ -103,12 +103,12 @@ fn check_name(
     claim: Option<&Value>,
     name: &'static str,
     is: fn(&Value, &str) -> bool,
-    refused: Refused,
-) -> Result<(), Refused> {
+    refused: TokenError,
+) -> Result<(), TokenError> {
     let Some(expected) = expected else {
         return Ok(());
     };
-    let claim = claim.ok_or(Refused::MissingClaim(name))?;
+    let claim = claim.ok_or(TokenError::MissingClaim(name))?;
     is(claim, expected).then_some(()).ok_or(refused)
 }
 

@@ -16,7 +16,7 @@ use url::Url;
 pub(super) const MAX_AGE: Duration = Duration::from_secs(600);
 
 /// The least time between two fetches for missing keys, and between two attempts to renew an old set.
-pub(super) const COOL_DOWN: Duration = Duration::from_secs(30);
+pub(super) const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The least time between two attempts while there is no set at all.
 pub(super) const RETRY_EMPTY: Duration = Duration::from_secs(3);
@@ -46,7 +46,7 @@ pub struct FetchError(pub String);
 /// There are no keys, and they cannot be fetched now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("keys are unavailable")]
-pub struct Unavailable {
+pub struct JwksUnavailable {
     /// When to try again.
     pub retry_after: Duration,
 }
@@ -57,13 +57,13 @@ pub struct Jwks<K> {
     fetch: Arc<dyn Fetch>,
     read: fn(&[u8]) -> Option<Vec<K>>,
     state: Mutex<State<K>>,
-    turn: Arc<Turn<()>>,
+    refresh_lock: Arc<Turn<()>>,
 }
 
 struct State<K> {
-    held: Option<(Arc<[K]>, Instant)>,
+    cached: Option<(Arc<[K]>, Instant)>,
     tried_at: Option<Instant>,
-    missed_at: Option<Instant>,
+    last_miss: Option<Instant>,
 }
 
 impl<K: Send + Sync + 'static> Jwks<K> {
@@ -74,11 +74,11 @@ impl<K: Send + Sync + 'static> Jwks<K> {
             fetch,
             read,
             state: Mutex::new(State {
-                held: None,
+                cached: None,
                 tried_at: None,
-                missed_at: None,
+                last_miss: None,
             }),
-            turn: Arc::default(),
+            refresh_lock: Arc::default(),
         }
     }
 
@@ -86,21 +86,21 @@ impl<K: Send + Sync + 'static> Jwks<K> {
     ///
     /// # Errors
     /// [`Unavailable`] while no set was ever fetched.
-    pub async fn current(self: &Arc<Self>) -> Result<Arc<[K]>, Unavailable> {
+    pub async fn current(self: &Arc<Self>) -> Result<Arc<[K]>, JwksUnavailable> {
         if let Some(keys) = self.held() {
             self.renew_if_old();
             return Ok(keys);
         }
-        let _turn = self.turn.lock().await;
+        let _turn = self.refresh_lock.lock().await;
         if let Some(keys) = self.held() {
             return Ok(keys);
         }
         let tried_at = self.state().tried_at;
-        if let Some(wait) = remaining(tried_at, RETRY_EMPTY) {
-            return Err(Unavailable { retry_after: wait });
+        if let Some(wait) = time_remaining(tried_at, RETRY_EMPTY) {
+            return Err(JwksUnavailable { retry_after: wait });
         }
         self.fetch_once().await;
-        self.held().ok_or(Unavailable {
+        self.held().ok_or(JwksUnavailable {
             retry_after: RETRY_EMPTY,
         })
     }
@@ -109,16 +109,16 @@ impl<K: Send + Sync + 'static> Jwks<K> {
     /// no other.
     pub async fn newer_than(&self, seen: &Arc<[K]>) -> Option<Arc<[K]>> {
         let other = || self.held().filter(|keys| !Arc::ptr_eq(keys, seen));
-        let _turn = self.turn.lock().await;
+        let _turn = self.refresh_lock.lock().await;
         if let Some(keys) = other() {
             return Some(keys);
         }
         {
             let mut state = self.state();
-            if remaining(state.missed_at, COOL_DOWN).is_some() {
+            if time_remaining(state.last_miss, MIN_REFRESH_INTERVAL).is_some() {
                 return None;
             }
-            state.missed_at = Some(Instant::now());
+            state.last_miss = Some(Instant::now());
         }
         self.fetch_once().await;
         other()
@@ -126,21 +126,21 @@ impl<K: Send + Sync + 'static> Jwks<K> {
 
     fn held(&self) -> Option<Arc<[K]>> {
         let state = self.state();
-        state.held.as_ref().map(|(keys, _)| Arc::clone(keys))
+        state.cached.as_ref().map(|(keys, _)| Arc::clone(keys))
     }
 
     fn renew_if_old(self: &Arc<Self>) {
         let due = {
             let state = self.state();
-            let fetched_at = state.held.as_ref().map(|(_, at)| *at);
-            remaining(fetched_at, MAX_AGE).is_none()
-                && remaining(state.tried_at, COOL_DOWN).is_none()
+            let fetched_at = state.cached.as_ref().map(|(_, at)| *at);
+            time_remaining(fetched_at, MAX_AGE).is_none()
+                && time_remaining(state.tried_at, MIN_REFRESH_INTERVAL).is_none()
         };
         if !due {
             return;
         }
         // Taken means that a fetch is under way.
-        let Ok(turn) = Arc::clone(&self.turn).try_lock_owned() else {
+        let Ok(turn) = Arc::clone(&self.refresh_lock).try_lock_owned() else {
             return;
         };
         let jwks = Arc::clone(self);
@@ -165,7 +165,7 @@ impl<K: Send + Sync + 'static> Jwks<K> {
         let mut state = self.state();
         state.tried_at = Some(now);
         match keys {
-            Ok(keys) => state.held = Some((keys.into(), now)),
+            Ok(keys) => state.cached = Some((keys.into(), now)),
             Err(error) => {
                 tracing::warn!(
                     jwks.host = self.url.host_str(),
@@ -182,7 +182,7 @@ impl<K: Send + Sync + 'static> Jwks<K> {
 }
 
 /// What is left of `span` since `start`; None when it is over or never began.
-fn remaining(start: Option<Instant>, span: Duration) -> Option<Duration> {
+fn time_remaining(start: Option<Instant>, span: Duration) -> Option<Duration> {
     let left = span.checked_sub(start?.elapsed())?;
     (!left.is_zero()).then_some(left)
 }

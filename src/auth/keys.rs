@@ -14,7 +14,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Refused;
+use super::TokenError;
 use super::claims::Claims;
 
 const RSA: &[Algorithm] = &[
@@ -173,7 +173,7 @@ impl VerifyingKey {
     }
 
     /// Whether a token that names its key so may mean this one; a key without a name may be any.
-    pub(super) fn may_be_called(&self, key_id: Option<&str>) -> bool {
+    pub(super) fn matches_kid(&self, key_id: Option<&str>) -> bool {
         match (&self.id, key_id) {
             (Some(own), Some(named)) => own == named,
             (None, _) | (_, None) => true,
@@ -181,7 +181,7 @@ impl VerifyingKey {
     }
 
     /// Proves the signature and reads the claims, which are still to be judged.
-    pub(super) fn open(&self, token: &str) -> Result<Claims, Refused> {
+    pub(super) fn decode(&self, token: &str) -> Result<Claims, TokenError> {
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "the library's enum may grow; any other error is about the token's form"
@@ -189,8 +189,8 @@ impl VerifyingKey {
         decode::<Claims>(token, &self.key, &self.validation)
             .map(|proven| proven.claims)
             .map_err(|error| match error.kind() {
-                ErrorKind::InvalidSignature => Refused::Signature,
-                _ => Refused::Malformed,
+                ErrorKind::InvalidSignature => TokenError::Signature,
+                _ => TokenError::Malformed,
             })
     }
 }

@@ -20,7 +20,7 @@ pub struct Minter {
 }
 
 /// A new token.
-pub struct Minted {
+pub struct MintedToken {
     /// The bearer token: a secret of whom it is for.
     pub token: String,
     /// Its `exp` claim.
@@ -29,7 +29,7 @@ pub struct Minted {
 
 /// Why a token was not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CannotMint {
+pub enum MintError {
     /// Every token needs a subject.
     #[error("sub is empty")]
     EmptySubject,
@@ -85,19 +85,19 @@ impl Minter {
         scope: Option<&str>,
         ttl: Duration,
         now: Timestamp,
-    ) -> Result<Minted, CannotMint> {
+    ) -> Result<MintedToken, MintError> {
         if sub.is_empty() {
-            return Err(CannotMint::EmptySubject);
+            return Err(MintError::EmptySubject);
         }
         let mut words = scope.unwrap_or_default().split_ascii_whitespace();
         if let Some(unknown) = words.find(|word| Scope::read(word).is_none()) {
-            return Err(CannotMint::UnknownScope(unknown.to_owned()));
+            return Err(MintError::UnknownScope(unknown.to_owned()));
         }
-        let ttl = SignedDuration::try_from(ttl).map_err(|_| CannotMint::Ttl)?;
-        let expires_at = now.checked_add(ttl).map_err(|_| CannotMint::Ttl)?;
+        let ttl = SignedDuration::try_from(ttl).map_err(|_| MintError::Ttl)?;
+        let expires_at = now.checked_add(ttl).map_err(|_| MintError::Ttl)?;
         let (iat, exp) = (now.as_second(), expires_at.as_second());
         if exp <= iat {
-            return Err(CannotMint::Ttl);
+            return Err(MintError::Ttl);
         }
         let claims = Claims {
             sub,
@@ -109,13 +109,13 @@ impl Minter {
             jobs,
         };
         let token =
-            encode(&Header::default(), &claims, &self.key).map_err(|_| CannotMint::Encoding)?;
+            encode(&Header::default(), &claims, &self.key).map_err(|_| MintError::Encoding)?;
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(CannotMint::TooLong);
+            return Err(MintError::TooLong);
         }
-        Ok(Minted {
+        Ok(MintedToken {
             token,
-            expires_at: Timestamp::from_second(exp).map_err(|_| CannotMint::Ttl)?,
+            expires_at: Timestamp::from_second(exp).map_err(|_| MintError::Ttl)?,
         })
     }
 }

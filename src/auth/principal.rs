@@ -82,12 +82,12 @@ impl Principal {
 
     /// See and watch this job. Who may submit and cancel jobs of its own sees them too.
     pub fn may_see(&self, job_id: &str, owner: &str) -> bool {
-        (self.has(Scope::Read) || self.has(Scope::Write)) && self.reaches(job_id, owner)
+        (self.has(Scope::Read) || self.has(Scope::Write)) && self.can_access(job_id, owner)
     }
 
     /// Cancel this job.
     pub fn may_cancel(&self, job_id: &str, owner: &str) -> bool {
-        self.has(Scope::Write) && self.reaches(job_id, owner)
+        self.has(Scope::Write) && self.can_access(job_id, owner)
     }
 
     /// Push updates to this job.
@@ -114,7 +114,7 @@ impl Principal {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
     }
 
-    fn reaches(&self, job_id: &str, owner: &str) -> bool {
+    fn can_access(&self, job_id: &str, owner: &str) -> bool {
         match &self.jobs {
             Some(jobs) => jobs.contains(job_id),
             None => owner == self.subject || self.is_admin(),

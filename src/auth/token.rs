@@ -11,54 +11,54 @@ use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, AlgorithmFamily};
 use serde_json::{Map, Value};
 
-use super::Refused;
-use super::claims::{Claims, Expected};
+use super::TokenError;
+use super::claims::{Claims, ClaimRequirements};
 use super::keys::VerifyingKey;
 
 /// The longest token that is looked at, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// A JWT with what it says, unproven, of how to prove it.
-pub struct Token<'t> {
+pub struct UnverifiedToken<'t> {
     text: &'t str,
     algorithm: Algorithm,
     key_id: Option<String>,
 }
 
-impl<'t> Token<'t> {
+impl<'t> UnverifiedToken<'t> {
     /// Reads the header; nothing is proven yet.
     ///
     /// # Errors
     /// A [`Refused`] for what is no JWT, or none that any key could prove.
-    pub fn read(text: &'t str) -> Result<Self, Refused> {
+    pub fn read(text: &'t str) -> Result<Self, TokenError> {
         if text.is_empty() {
-            return Err(Refused::Missing);
+            return Err(TokenError::Missing);
         }
         if text.len() > MAX_TOKEN_BYTES {
-            return Err(Refused::TooLong);
+            return Err(TokenError::TooLong);
         }
-        let (header, rest) = text.split_once('.').ok_or(Refused::Malformed)?;
+        let (header, rest) = text.split_once('.').ok_or(TokenError::Malformed)?;
         if rest.split('.').count() != 2 {
-            return Err(Refused::Malformed);
+            return Err(TokenError::Malformed);
         }
         let json = URL_SAFE_NO_PAD
             .decode(header)
-            .map_err(|_| Refused::Malformed)?;
+            .map_err(|_| TokenError::Malformed)?;
         let header: Map<String, Value> =
-            serde_json::from_slice(&json).map_err(|_| Refused::Malformed)?;
+            serde_json::from_slice(&json).map_err(|_| TokenError::Malformed)?;
         if header.contains_key("crit") {
-            return Err(Refused::Critical);
+            return Err(TokenError::UnsupportedCriticalHeader);
         }
         let name = header.get("alg").and_then(Value::as_str);
         let key_id = match header.get("kid") {
             None => None,
             Some(Value::String(id)) => Some(id.clone()),
-            Some(_) => return Err(Refused::Malformed),
+            Some(_) => return Err(TokenError::Malformed),
         };
         Ok(Self {
             text,
-            algorithm: Algorithm::from_str(name.ok_or(Refused::Malformed)?)
-                .map_err(|_| Refused::Algorithm)?,
+            algorithm: Algorithm::from_str(name.ok_or(TokenError::Malformed)?)
+                .map_err(|_| TokenError::Algorithm)?,
             key_id,
         })
     }
@@ -67,34 +67,34 @@ impl<'t> Token<'t> {
     ///
     /// # Errors
     /// A [`Refused`]; it [may pass](Self::may_pass_later) with other keys.
-    pub fn attest<'k>(
+    pub fn verify_with_published_keys<'k>(
         &self,
         keys: impl IntoIterator<Item = &'k VerifyingKey>,
-        expected: &Expected,
+        expected: &ClaimRequirements,
         now: Timestamp,
-    ) -> Result<(), Refused> {
-        let claims = self.prove(keys)?;
+    ) -> Result<(), TokenError> {
+        let claims = self.verify_signature(keys)?;
         expected.check(&claims, now).map(|_| ())
     }
 
     /// Checks the signature with every key that fits; the claims are not looked at yet.
-    pub(super) fn prove<'k>(
+    pub(super) fn verify_signature<'k>(
         &self,
         keys: impl IntoIterator<Item = &'k VerifyingKey>,
-    ) -> Result<Claims, Refused> {
-        let mut refused = Refused::Algorithm;
+    ) -> Result<Claims, TokenError> {
+        let mut refused = TokenError::Algorithm;
         for key in keys {
             if !key.may_use(self.algorithm) {
                 continue;
             }
-            if !key.may_be_called(self.key_id.as_deref()) {
-                if refused == Refused::Algorithm {
-                    refused = Refused::UnknownKey;
+            if !key.matches_kid(self.key_id.as_deref()) {
+                if refused == TokenError::Algorithm {
+                    refused = TokenError::UnknownKey;
                 }
                 continue;
             }
-            match key.open(self.text) {
-                Err(Refused::Signature) => refused = Refused::Signature,
+            match key.decode(self.text) {
+                Err(TokenError::Signature) => refused = TokenError::Signature,
                 answer => return answer,
             }
         }
@@ -103,26 +103,26 @@ impl<'t> Token<'t> {
 
     /// Whether it wants a shared secret, which no published key set holds.
     #[must_use]
-    pub fn wants_a_secret(&self) -> bool {
+    pub fn uses_shared_secret(&self) -> bool {
         self.algorithm.family() == AlgorithmFamily::Hmac
     }
 
     /// Whether a newer key set could turn this refusal round: a key known by its id that did not sign stays so.
     #[must_use]
-    pub fn may_pass_later(&self, refused: &Refused) -> bool {
+    pub fn may_verify_with_newer_keys(&self, refused: &TokenError) -> bool {
         match refused {
-            Refused::Algorithm | Refused::UnknownKey => true,
-            Refused::Signature => self.key_id.is_none(),
-            Refused::Missing
-            | Refused::TooLong
-            | Refused::Malformed
-            | Refused::Critical
-            | Refused::MissingClaim(_)
-            | Refused::Expired
-            | Refused::NotYet
-            | Refused::Issuer
-            | Refused::Audience
-            | Refused::KeysUnavailable { .. } => false,
+            TokenError::Algorithm | TokenError::UnknownKey => true,
+            TokenError::Signature => self.key_id.is_none(),
+            TokenError::Missing
+            | TokenError::TooLong
+            | TokenError::Malformed
+            | TokenError::UnsupportedCriticalHeader
+            | TokenError::MissingClaim(_)
+            | TokenError::Expired
+            | TokenError::NotYetValid
+            | TokenError::Issuer
+            | TokenError::Audience
+            | TokenError::KeysUnavailable { .. } => false,
         }
     }
 }

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::{Jwks, Unavailable};
+use crate::auth::{Jwks, JwksUnavailable};
 use crate::config::ProviderConfig;
 use crate::provider::spec::Spec;
 use crate::provider::{Fetcher, HttpClient, Provider};
-use crate::signature::{Key, Refusal, Request, Scheme, Trust, Verified};
+use crate::signature::{Key, SignatureError, Request, Scheme, Trust, Verified};
 use crate::time::Time;
 
 /// The schemes of which a webhook must satisfy one.
@@ -34,7 +34,7 @@ enum Keys {
 pub enum WebhookVerifyError {
     /// It is not what its sender would have sent.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] SignatureError),
     /// It breaks the spec's own condition.
     #[error("the webhook does not meet its provider's condition")]
     NotAccepted,
@@ -58,8 +58,8 @@ impl WebhookVerifyError {
     }
 }
 
-impl From<Unavailable> for WebhookVerifyError {
-    fn from(unavailable: Unavailable) -> Self {
+impl From<JwksUnavailable> for WebhookVerifyError {
+    fn from(unavailable: JwksUnavailable) -> Self {
         Self::KeysUnavailable {
             retry_after: unavailable.retry_after,
         }
@@ -127,14 +127,14 @@ impl WebhookVerifier {
             // What was meant for another scheme says the least; keys that may yet come say the most.
             let says_more = match (&unproven, &failed) {
                 (None, _) | (Some(_), WebhookVerifyError::KeysUnavailable { .. }) => true,
-                (Some(WebhookVerifyError::Refused(earlier)), _) => earlier.is_of_form(),
+                (Some(WebhookVerifyError::Refused(earlier)), _) => earlier.is_format_error(),
                 (Some(WebhookVerifyError::NotAccepted | WebhookVerifyError::KeysUnavailable { .. }), _) => false,
             };
             if says_more {
                 unproven = Some(failed);
             }
         }
-        Err(unproven.unwrap_or(Refusal::NoSecret.into()))
+        Err(unproven.unwrap_or(SignatureError::NoKeyConfigured.into()))
     }
 }
 
@@ -175,13 +175,13 @@ impl SchemeKeys {
         };
         // What no key can prove is refused without any.
         if let Err(refusal) = verify(&[])
-            && !refusal.is_of_keys()
+            && !refusal.is_key_error()
         {
             return Err(refusal.into());
         }
         let held = jwks.current().await?;
         let refusal = match verify(&held) {
-            Err(refusal) if refusal.is_of_keys() => refusal,
+            Err(refusal) if refusal.is_key_error() => refusal,
             answer => return Ok(answer?),
         };
         match jwks.newer_than(&held).await {

@@ -126,7 +126,7 @@ impl Provider {
         let can_be_asked = self.poll_policy.poll_after.is_some();
         let is_trusted = match proof.trust() {
             Trust::Signed => true,
-            Trust::Sender => !can_be_asked,
+            Trust::SenderOnly => !can_be_asked,
             Trust::Unsigned => false,
         };
         let listed = items(&webhook.items.evaluate(&payload, headers));

@@ -8,7 +8,7 @@ use actix_web::{FromRequest, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
 
 use super::problem::Problem;
-use crate::auth::{Principal, Refused, Verifier};
+use crate::auth::{Principal, TokenError, Verifier};
 
 /// A caller whose bearer token is good.
 pub struct Caller(Principal);
@@ -28,8 +28,8 @@ impl FromRequest for Caller {
         let verifier = request.app_data::<web::Data<Verifier>>().cloned();
         let token = bearer(request.headers().get(header::AUTHORIZATION)).map(str::to_owned);
         Box::pin(async move {
-            let verifier = verifier.ok_or(Refused::Missing)?;
-            let token = token.ok_or(Refused::Missing)?;
+            let verifier = verifier.ok_or(TokenError::Missing)?;
+            let token = token.ok_or(TokenError::Missing)?;
             Ok(Self(verifier.verify(&token).await?))
         })
     }

@@ -60,7 +60,7 @@ pub async fn fetch(
     let id = JobId::parse(&id).map_err(|_| nothing())?;
     let n: usize = n.parse().map_err(|_| nothing())?;
     let grant = granted.into_inner().grant;
-    let is_open = |grant: &String| links.opens(&id, n, grant, Time::now());
+    let is_open = |grant: &String| links.verify_output_link(&id, n, grant, Time::now());
     let job = match (caller, &grant) {
         (_, Some(grant)) if is_open(grant) => store.get(&id).await?.ok_or_else(nothing)?,
         (Ok(caller), _) => visible(&**store, &caller, id.as_str()).await?,

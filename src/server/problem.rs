@@ -11,7 +11,7 @@ use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use serde_json::{Value, json};
 
-use crate::auth::Refused;
+use crate::auth::TokenError;
 use crate::cancel::CancelError;
 use crate::guard::AdmissionError;
 use crate::job::Job;
@@ -255,9 +255,9 @@ impl From<DownloadError> for Problem {
     }
 }
 
-impl From<Refused> for Problem {
-    fn from(refused: Refused) -> Self {
-        if let Refused::KeysUnavailable { retry_after } = refused {
+impl From<TokenError> for Problem {
+    fn from(refused: TokenError) -> Self {
+        if let TokenError::KeysUnavailable { retry_after } = refused {
             let detail = "tokens can't be checked for a moment; try again";
             return Self::unavailable("keys_unavailable", detail, retry_after);
         }

@@ -39,26 +39,26 @@ impl CallbackKey {
 
     /// The last segment of a job's callback URL: `<job id>.<256-bit MAC, url-safe base64>`. It is for this
     /// provider only; its name has no space.
-    pub fn token(&self, provider: &str, job_id: &str) -> String {
-        let mac = self.seal(JOB_CALLBACK, &bound(provider, job_id));
+    pub fn callback_token(&self, provider: &str, job_id: &str) -> String {
+        let mac = self.mac(JOB_CALLBACK, &bound(provider, job_id));
         format!("{job_id}.{mac}")
     }
 
     /// The job that a callback token was made for, if this key made it for this provider.
-    pub fn job_of<'t>(&self, provider: &str, token: &'t str) -> Option<&'t str> {
+    pub fn verify_callback_token<'t>(&self, provider: &str, token: &'t str) -> Option<&'t str> {
         let (job_id, mac) = token.rsplit_once('.')?;
-        self.proves(JOB_CALLBACK, &bound(provider, job_id), mac)
+        self.verify_mac(JOB_CALLBACK, &bound(provider, job_id), mac)
             .then_some(job_id)
     }
 
     /// A proof (`<unix seconds>.<MAC>`) that `subject` may be used for `purpose` until `until`.
-    pub fn grant(&self, purpose: &'static str, subject: &str, until: Timestamp) -> String {
+    pub fn sign_grant(&self, purpose: &'static str, subject: &str, until: Timestamp) -> String {
         let until = until.as_second();
-        format!("{until}.{}", self.seal(purpose, &timed(subject, until)))
+        format!("{until}.{}", self.mac(purpose, &timed(subject, until)))
     }
 
     /// Whether `grant` was made by this key for the same purpose and subject and still holds at `now`.
-    pub fn granted(
+    pub fn verify_grant(
         &self,
         purpose: &'static str,
         subject: &str,
@@ -71,17 +71,17 @@ impl CallbackKey {
         let Ok(until) = until.parse::<i64>() else {
             return false;
         };
-        self.proves(purpose, &timed(subject, until), mac) && now.as_second() < until
+        self.verify_mac(purpose, &timed(subject, until), mac) && now.as_second() < until
     }
 
     /// The MAC of `message` for `purpose`, in url-safe base64.
-    pub fn seal(&self, purpose: &'static str, message: &str) -> String {
+    pub fn mac(&self, purpose: &'static str, message: &str) -> String {
         let tag = hmac::sign(&self.0, &content(purpose, message));
         URL_SAFE_NO_PAD.encode(tag)
     }
 
     /// Whether `mac` is [`seal`](Self::seal)'s answer for the same purpose and message, in constant time.
-    pub fn proves(&self, purpose: &'static str, message: &str, mac: &str) -> bool {
+    pub fn verify_mac(&self, purpose: &'static str, message: &str, mac: &str) -> bool {
         let Ok(tag) = URL_SAFE_NO_PAD.decode(mac) else {
             return false;
         };

@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use url::Url;
 
-use super::key::{BASE64, BASE64URL, Key, Prover};
-use super::table::Table;
+use super::key::{BASE64, BASE64URL, Key, VerificationKey};
+use super::table::SchemeSpec;
 use super::template::{Fields, Template, field, hex, unhex};
-use super::{CannotSign, Headers, MAX_SIGNATURES, Refusal, Request, Trust, check_fresh, required};
+use super::{CannotSign, Headers, MAX_SIGNATURES, SignatureError, Request, Trust, check_fresh, required};
 
 /// An HMAC in a header of the provider's own.
 #[derive(Debug, Clone, Deserialize)]
@@ -22,7 +22,7 @@ use super::{CannotSign, Headers, MAX_SIGNATURES, Refusal, Request, Trust, check_
 pub struct Hmac {
     pub(super) envelope: Envelope,
     pub(super) digest: Digest,
-    pub(super) key: KeyForm,
+    pub(super) key: KeyEncoding,
     pub(super) key_prefix: String,
 }
 
@@ -45,12 +45,12 @@ pub(super) struct Envelope {
     /// Set when the header is a list of fields (`t=…,v1=…`): the field, or fields, with the signature.
     pub(super) signature_field: Option<String>,
     pub(super) signed: Template,
-    pub(super) timestamp: Option<Place>,
+    pub(super) timestamp: Option<TimestampSource>,
     pub(super) id_header: Option<String>,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Place {
+pub(super) enum TimestampSource {
     Header(String),
     Field(String),
 }
@@ -73,7 +73,7 @@ pub(super) enum Digest {
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum KeyForm {
+pub(super) enum KeyEncoding {
     #[default]
     Raw,
     Base64,
@@ -117,27 +117,27 @@ impl Envelope {
     }
 
     /// Reads what the request claims, with nothing proven.
-    fn claim<'s, 'r>(&'s self, request: &Request<'r>) -> Result<Claim<'s, 'r>, Refusal> {
+    fn claim<'s, 'r>(&'s self, request: &Request<'r>) -> Result<SignatureClaim<'s, 'r>, SignatureError> {
         let (carrier, value) = self.carrier(request.headers)?;
         let fields = self.fields(value);
-        Ok(Claim {
+        Ok(SignatureClaim {
             content: self.signed.render(request, (carrier, &fields))?,
-            tags: self.tags(carrier, value, &fields)?,
+            signatures: self.tags(carrier, value, &fields)?,
             envelope: self,
-            carrier,
+            header_name: carrier,
             fields,
         })
     }
 
     /// The header that carries the signature, and its value.
-    fn carrier<'s, 'h>(&'s self, headers: &'h dyn Headers) -> Result<(&'s str, &'h str), Refusal> {
+    fn carrier<'s, 'h>(&'s self, headers: &'h dyn Headers) -> Result<(&'s str, &'h str), SignatureError> {
         let mut present = self
             .headers
             .iter()
             .filter_map(|name| headers.get(name).map(|value| (name.as_str(), value)));
         present.next().ok_or_else(|| {
             let first = self.headers.first().map_or("", String::as_str);
-            Refusal::MissingHeader(first.into())
+            SignatureError::MissingHeader(first.into())
         })
     }
 
@@ -155,7 +155,7 @@ impl Envelope {
         carrier: &str,
         value: &str,
         fields: &Fields<'_>,
-    ) -> Result<Vec<Vec<u8>>, Refusal> {
+    ) -> Result<Vec<Vec<u8>>, SignatureError> {
         let written: Vec<&str> = match &self.signature_field {
             Some(name) => fields
                 .iter()
@@ -173,43 +173,43 @@ impl Envelope {
             .take(MAX_SIGNATURES)
             .collect();
         if tags.is_empty() {
-            return Err(Refusal::Malformed(carrier.into()));
+            return Err(SignatureError::Malformed(carrier.into()));
         }
         Ok(tags)
     }
 }
 
 /// A signature as it stands in a request.
-struct Claim<'s, 'r> {
+struct SignatureClaim<'s, 'r> {
     envelope: &'s Envelope,
-    carrier: &'s str,
+    header_name: &'s str,
     fields: Fields<'r>,
     /// What must have been signed.
     content: Cow<'r, [u8]>,
     /// The signatures, of which one must hold.
-    tags: Vec<Vec<u8>>,
+    signatures: Vec<Vec<u8>>,
 }
 
-impl Claim<'_, '_> {
+impl SignatureClaim<'_, '_> {
     /// Checks it with any of `provers`, and gives the signed message id.
     fn prove(
         &self,
         headers: &dyn Headers,
-        provers: &[Prover],
+        provers: &[VerificationKey],
         now: Timestamp,
-    ) -> Result<Option<String>, Refusal> {
+    ) -> Result<Option<String>, SignatureError> {
         let is_proven = |tag: &Vec<u8>| {
             let mut provers = provers.iter();
-            provers.any(|prover| prover.proves(&self.content, tag))
+            provers.any(|prover| prover.verify(&self.content, tag))
         };
-        if !self.tags.iter().any(is_proven) {
-            return Err(Refusal::Mismatch);
+        if !self.signatures.iter().any(is_proven) {
+            return Err(SignatureError::Mismatch);
         }
         match &self.envelope.timestamp {
-            Some(Place::Header(name)) => check_fresh(required(headers, name)?, name, now)?,
-            Some(Place::Field(name)) => {
+            Some(TimestampSource::Header(name)) => check_fresh(required(headers, name)?, name, now)?,
+            Some(TimestampSource::Field(name)) => {
                 let written = field(&self.fields, name).unwrap_or_default();
-                check_fresh(written, self.carrier, now)?;
+                check_fresh(written, self.header_name, now)?;
             }
             None => {}
         }
@@ -229,10 +229,10 @@ impl Hmac {
         request: &Request<'_>,
         keys: &[Key],
         now: Timestamp,
-    ) -> Result<Option<String>, Refusal> {
-        let provers: Vec<Prover> = keys.iter().filter_map(|key| self.prover(key)).collect();
+    ) -> Result<Option<String>, SignatureError> {
+        let provers: Vec<VerificationKey> = keys.iter().filter_map(|key| self.prover(key)).collect();
         if provers.is_empty() {
-            return Err(Refusal::NoSecret);
+            return Err(SignatureError::NoKeyConfigured);
         }
         let claim = self.envelope.claim(request)?;
         claim.prove(request.headers, &provers, now)
@@ -245,7 +245,7 @@ impl Hmac {
         body: &[u8],
         now: Timestamp,
     ) -> Result<Vec<(String, String)>, CannotSign> {
-        let Some(Prover::Hmac(key)) = self.prover(key) else {
+        let Some(VerificationKey::Hmac(key)) = self.prover(key) else {
             return Err(CannotSign);
         };
         let envelope = &self.envelope;
@@ -254,8 +254,8 @@ impl Hmac {
         let mut sent = Vec::new();
         let mut fields: Fields<'_> = Vec::new();
         match &envelope.timestamp {
-            Some(Place::Header(name)) => sent.push((name.clone(), seconds.clone())),
-            Some(Place::Field(name)) => fields.push((name, &seconds)),
+            Some(TimestampSource::Header(name)) => sent.push((name.clone(), seconds.clone())),
+            Some(TimestampSource::Field(name)) => fields.push((name, &seconds)),
             None => {}
         }
         if let Some(name) = &envelope.id_header {
@@ -295,21 +295,21 @@ impl Hmac {
             (Key::Ed25519 { .. } | Key::Token(_), _) => {
                 "this scheme takes a secret, not a public key"
             }
-            (Key::Secret(_), KeyForm::Raw) => "the secret is empty",
-            (Key::Secret(_), KeyForm::Base64) => "the secret is empty or not base64",
-            (Key::Secret(_), KeyForm::Hex) => "the secret is empty or not hex",
+            (Key::Secret(_), KeyEncoding::Raw) => "the secret is empty",
+            (Key::Secret(_), KeyEncoding::Base64) => "the secret is empty or not base64",
+            (Key::Secret(_), KeyEncoding::Hex) => "the secret is empty or not hex",
         })
     }
 
-    fn prover(&self, key: &Key) -> Option<Prover> {
+    fn prover(&self, key: &Key) -> Option<VerificationKey> {
         let text = key.secret()?;
         let bare = text.strip_prefix(&self.key_prefix).unwrap_or(text);
         let secret = match self.key {
-            KeyForm::Raw => Cow::Borrowed(bare.as_bytes()),
-            KeyForm::Base64 => Cow::Owned(BASE64.decode(bare).ok()?),
-            KeyForm::Hex => Cow::Owned(unhex(bare)?),
+            KeyEncoding::Raw => Cow::Borrowed(bare.as_bytes()),
+            KeyEncoding::Base64 => Cow::Owned(BASE64.decode(bare).ok()?),
+            KeyEncoding::Hex => Cow::Owned(unhex(bare)?),
         };
-        Prover::hmac(self.digest.algorithm(), &secret)
+        VerificationKey::hmac(self.digest.algorithm(), &secret)
     }
 }
 
@@ -323,7 +323,7 @@ impl Ed25519 {
         request: &Request<'_>,
         keys: &[Key],
         now: Timestamp,
-    ) -> Result<Option<String>, Refusal> {
+    ) -> Result<Option<String>, SignatureError> {
         // What no key can prove is refused before there is any.
         let claim = self.envelope.claim(request)?;
         let named = self.key_id_header.as_deref();
@@ -337,17 +337,17 @@ impl Ed25519 {
                     has_named |= named.is_some() && id.as_deref() == named;
                     // A key without a name may be the one that is meant.
                     if named.is_none() || id.is_none() || id.as_deref() == named {
-                        provers.push(Prover::Ed25519(*public));
+                        provers.push(VerificationKey::Ed25519(*public));
                     }
                 }
                 Key::Secret(_) | Key::Token(_) => {}
             }
         }
         match (has_any, provers.is_empty()) {
-            (false, _) => Err(Refusal::NoSecret),
-            (true, true) => Err(Refusal::UnknownKey),
+            (false, _) => Err(SignatureError::NoKeyConfigured),
+            (true, true) => Err(SignatureError::UnknownKey),
             (true, false) => match claim.prove(request.headers, &provers, now) {
-                Err(Refusal::Mismatch) if has_named => Err(Refusal::Forged),
+                Err(SignatureError::Mismatch) if has_named => Err(SignatureError::Forged),
                 answer => answer,
             },
         }

@@ -11,8 +11,8 @@ use url::Url;
 
 use super::key::Key;
 use super::table::HeaderName;
-use super::{Refusal, Request, required};
-use crate::auth::{Expected, Refused, Token};
+use super::{SignatureError, Request, required};
+use crate::auth::{ClaimRequirements, TokenError, UnverifiedToken};
 
 /// How far clocks may differ where a token expires.
 const LEEWAY: Duration = Duration::from_secs(30);
@@ -36,39 +36,39 @@ impl Jwt {
         request: &Request<'_>,
         keys: &[Key],
         now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let malformed = || Refusal::Malformed((*self.header).into());
+    ) -> Result<(), SignatureError> {
+        let malformed = || SignatureError::Malformed((*self.header).into());
         let sent = required(request.headers, &self.header)?;
         let sent = sent.strip_prefix(&self.prefix).unwrap_or(sent);
         // What no key can prove is refused before there is any.
-        let token = Token::read(sent).map_err(|_| malformed())?;
-        if token.wants_a_secret() {
+        let token = UnverifiedToken::read(sent).map_err(|_| malformed())?;
+        if token.uses_shared_secret() {
             return Err(malformed());
         }
         let keys = || keys.iter().filter_map(Key::token);
         if keys().next().is_none() {
-            return Err(Refusal::NoSecret);
+            return Err(SignatureError::NoKeyConfigured);
         }
-        let expected = Expected {
+        let expected = ClaimRequirements {
             issuer: self.issuer.clone(),
             audience: Some(request.url.to_owned()),
             leeway: LEEWAY,
         };
         token
-            .attest(keys(), &expected, now)
+            .verify_with_published_keys(keys(), &expected, now)
             .map_err(|refused| match &refused {
-                Refused::Algorithm | Refused::UnknownKey => Refusal::UnknownKey,
-                Refused::Signature if token.may_pass_later(&refused) => Refusal::Mismatch,
-                Refused::Signature => Refusal::Forged,
-                Refused::Expired | Refused::NotYet => Refusal::StaleTimestamp,
-                Refused::Issuer | Refused::Audience | Refused::MissingClaim(_) => {
-                    Refusal::Claim(refused)
+                TokenError::Algorithm | TokenError::UnknownKey => SignatureError::UnknownKey,
+                TokenError::Signature if token.may_verify_with_newer_keys(&refused) => SignatureError::Mismatch,
+                TokenError::Signature => SignatureError::Forged,
+                TokenError::Expired | TokenError::NotYetValid => SignatureError::StaleTimestamp,
+                TokenError::Issuer | TokenError::Audience | TokenError::MissingClaim(_) => {
+                    SignatureError::Claim(refused)
                 }
-                Refused::Missing
-                | Refused::TooLong
-                | Refused::Malformed
-                | Refused::Critical
-                | Refused::KeysUnavailable { .. } => malformed(),
+                TokenError::Missing
+                | TokenError::TooLong
+                | TokenError::Malformed
+                | TokenError::UnsupportedCriticalHeader
+                | TokenError::KeysUnavailable { .. } => malformed(),
             })
     }
 }

@@ -107,19 +107,19 @@ struct Jwk {
 }
 
 /// A key made ready to check signatures.
-pub(super) enum Prover {
+pub(super) enum VerificationKey {
     Hmac(Box<hmac::Key>),
     Ed25519([u8; 32]),
 }
 
-impl Prover {
+impl VerificationKey {
     /// None for an empty secret, with which anybody could sign.
     pub(super) fn hmac(algorithm: hmac::Algorithm, secret: &[u8]) -> Option<Self> {
         (!secret.is_empty()).then(|| Self::Hmac(Box::new(hmac::Key::new(algorithm, secret))))
     }
 
     /// Whether `tag` is this key's signature of `content`, in constant time.
-    pub(super) fn proves(&self, content: &[u8], tag: &[u8]) -> bool {
+    pub(super) fn verify(&self, content: &[u8], tag: &[u8]) -> bool {
         match self {
             Self::Hmac(key) => hmac::verify(key, content, tag).is_ok(),
             Self::Ed25519(public) => signature::UnparsedPublicKey::new(&signature::ED25519, public)

@@ -10,7 +10,7 @@ use super::detached::{Ed25519, Hmac};
 use super::jwt::Jwt;
 use super::key::Key;
 use super::static_token::StaticToken;
-use super::{Refusal, Request, Trust, Verified, standard};
+use super::{SignatureError, Request, Trust, Verified, standard};
 
 /// How a provider proves its webhooks: a table of its spec, told apart by the key `scheme`.
 #[derive(Debug, Clone, Deserialize)]
@@ -42,7 +42,7 @@ impl Scheme {
         request: &Request<'a>,
         keys: &[Key],
         now: Timestamp,
-    ) -> Result<Verified<'a>, Refusal> {
+    ) -> Result<Verified<'a>, SignatureError> {
         let message_id = match self {
             Self::StandardWebhooks {} => Some(standard::verify(request, keys, now)?),
             Self::Hmac(hmac) => hmac.verify(request, keys, now)?,
@@ -64,7 +64,7 @@ impl Scheme {
             Self::StandardWebhooks {} => Trust::Signed,
             Self::Hmac(hmac) => hmac.trust(),
             Self::Ed25519(ed25519) => ed25519.trust(),
-            Self::StaticToken(_) => Trust::Sender,
+            Self::StaticToken(_) => Trust::SenderOnly,
             Self::Jwt(_) | Self::None {} => Trust::Unsigned,
         }
     }

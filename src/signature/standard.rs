@@ -7,8 +7,8 @@ use aws_lc_rs::hmac;
 use base64::Engine;
 use jiff::Timestamp;
 
-use super::key::{BASE64, Key, Prover};
-use super::{CannotSign, MAX_SIGNATURES, Refusal, Request, check_fresh, required};
+use super::key::{BASE64, Key, VerificationKey};
+use super::{CannotSign, MAX_SIGNATURES, SignatureError, Request, check_fresh, required};
 
 const ID: &str = "webhook-id";
 const TIMESTAMP: &str = "webhook-timestamp";
@@ -24,16 +24,16 @@ pub(super) fn verify(
     &Request { headers, body, .. }: &Request<'_>,
     keys: &[Key],
     now: Timestamp,
-) -> Result<String, Refusal> {
-    let provers: Vec<(Version, Prover)> = keys.iter().filter_map(prover).collect();
+) -> Result<String, SignatureError> {
+    let provers: Vec<(Version, VerificationKey)> = keys.iter().filter_map(prover).collect();
     if provers.is_empty() {
-        return Err(Refusal::NoSecret);
+        return Err(SignatureError::NoKeyConfigured);
     }
     let id = required(headers, ID)?;
     let timestamp = required(headers, TIMESTAMP)?;
     let listed = required(headers, SIGNATURE)?;
     if id.is_empty() {
-        return Err(Refusal::Malformed(ID.into()));
+        return Err(SignatureError::Malformed(ID.into()));
     }
     let content = content(id, timestamp, body);
     let signatures: Vec<(Version, Vec<u8>)> = listed
@@ -45,10 +45,10 @@ pub(super) fn verify(
         let fitting = provers.iter().filter(|(of, _)| of == version);
         fitting
             .into_iter()
-            .any(|(_, prover)| prover.proves(&content, tag))
+            .any(|(_, prover)| prover.verify(&content, tag))
     });
     if !proven {
-        return Err(Refusal::Mismatch);
+        return Err(SignatureError::Mismatch);
     }
     check_fresh(timestamp, TIMESTAMP, now)?;
     Ok(id.to_owned())
@@ -60,7 +60,7 @@ pub(super) fn sign(
     body: &[u8],
     now: Timestamp,
 ) -> Result<Vec<(String, String)>, CannotSign> {
-    let Some((Version::V1, Prover::Hmac(key))) = prover(key) else {
+    let Some((Version::V1, VerificationKey::Hmac(key))) = prover(key) else {
         return Err(CannotSign);
     };
     let timestamp = now.as_second().to_string();
@@ -93,18 +93,18 @@ fn signature(entry: &str) -> Option<(Version, Vec<u8>)> {
     Some((version, BASE64.decode(tag).ok()?))
 }
 
-fn prover(key: &Key) -> Option<(Version, Prover)> {
+fn prover(key: &Key) -> Option<(Version, VerificationKey)> {
     match key {
-        Key::Ed25519 { public, .. } => Some((Version::V1a, Prover::Ed25519(*public))),
+        Key::Ed25519 { public, .. } => Some((Version::V1a, VerificationKey::Ed25519(*public))),
         Key::Secret(_) => {
             let text = key.secret()?;
             if let Some(public) = text.strip_prefix("whpk_") {
                 let public = BASE64.decode(public).ok()?.try_into().ok()?;
-                return Some((Version::V1a, Prover::Ed25519(public)));
+                return Some((Version::V1a, VerificationKey::Ed25519(public)));
             }
             let secret = text.strip_prefix("whsec_").unwrap_or(text);
             let secret = BASE64.decode(secret).ok()?;
-            Some((Version::V1, Prover::hmac(hmac::HMAC_SHA256, &secret)?))
+            Some((Version::V1, VerificationKey::hmac(hmac::HMAC_SHA256, &secret)?))
         }
         Key::Token(_) => None,
     }

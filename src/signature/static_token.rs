@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::key::Key;
 use super::table::HeaderName;
-use super::{CannotSign, Refusal, Request, required};
+use super::{CannotSign, SignatureError, Request, required};
 
 /// Where the token stands.
 #[derive(Debug, Clone, Deserialize)]
@@ -21,21 +21,21 @@ pub struct StaticToken {
 }
 
 impl StaticToken {
-    pub(super) fn verify(&self, request: &Request<'_>, keys: &[Key]) -> Result<(), Refusal> {
+    pub(super) fn verify(&self, request: &Request<'_>, keys: &[Key]) -> Result<(), SignatureError> {
         let mut tokens = keys
             .iter()
             .filter_map(Key::secret)
             .filter(|token| !token.is_empty())
             .peekable();
         if tokens.peek().is_none() {
-            return Err(Refusal::NoSecret);
+            return Err(SignatureError::NoKeyConfigured);
         }
         let sent = required(request.headers, &self.header)?;
         let sent = sent.strip_prefix(&self.prefix).unwrap_or(sent).as_bytes();
         tokens
             .any(|token| constant_time::verify_slices_are_equal(token.as_bytes(), sent).is_ok())
             .then_some(())
-            .ok_or(Refusal::Mismatch)
+            .ok_or(SignatureError::Mismatch)
     }
 
     pub(super) fn sign(&self, key: &Key) -> Result<Vec<(String, String)>, CannotSign> {

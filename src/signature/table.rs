@@ -7,7 +7,7 @@ use std::ops::Deref;
 use serde::Deserialize;
 use url::Url;
 
-use super::detached::{Digest, Ed25519, Encoding, Envelope, Hmac, KeyForm, Place};
+use super::detached::{Digest, Ed25519, Encoding, Envelope, Hmac, KeyEncoding, TimestampSource};
 use super::template::{Template, is_word};
 
 #[derive(Deserialize)]
@@ -20,7 +20,7 @@ enum Names {
 /// The keys of a spec's table, for both kinds.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Table {
+pub(super) struct SchemeSpec {
     header: Names,
     encoding: Encoding,
     #[serde(default)]
@@ -32,7 +32,7 @@ pub(super) struct Table {
     timestamp_field: Option<String>,
     id_header: Option<String>,
     digest: Option<Digest>,
-    key: Option<KeyForm>,
+    key: Option<KeyEncoding>,
     key_prefix: Option<String>,
     key_id_header: Option<String>,
     jwks_url: Option<Url>,
@@ -42,10 +42,10 @@ fn whole_body() -> String {
     "{body}".to_owned()
 }
 
-impl TryFrom<Table> for Hmac {
+impl TryFrom<SchemeSpec> for Hmac {
     type Error = String;
 
-    fn try_from(mut table: Table) -> Result<Self, String> {
+    fn try_from(mut table: SchemeSpec) -> Result<Self, String> {
         if table.key_id_header.is_some() || table.jwks_url.is_some() {
             return Err("key_id_header and jwks_url belong to ed25519".to_owned());
         }
@@ -58,10 +58,10 @@ impl TryFrom<Table> for Hmac {
     }
 }
 
-impl TryFrom<Table> for Ed25519 {
+impl TryFrom<SchemeSpec> for Ed25519 {
     type Error = String;
 
-    fn try_from(mut table: Table) -> Result<Self, String> {
+    fn try_from(mut table: SchemeSpec) -> Result<Self, String> {
         if table.digest.is_some() || table.key.is_some() || table.key_prefix.is_some() {
             return Err("digest, key and key_prefix belong to hmac".to_owned());
         }
@@ -77,10 +77,10 @@ impl TryFrom<Table> for Ed25519 {
     }
 }
 
-impl TryFrom<Table> for Envelope {
+impl TryFrom<SchemeSpec> for Envelope {
     type Error = String;
 
-    fn try_from(table: Table) -> Result<Self, String> {
+    fn try_from(table: SchemeSpec) -> Result<Self, String> {
         let signed = Template::parse(&table.signed)?;
         let headers = match table.header {
             Names::One(name) => vec![name],
@@ -98,12 +98,12 @@ impl TryFrom<Table> for Envelope {
             (Some(_), Some(_)) => {
                 return Err("timestamp_header and timestamp_field exclude each other".to_owned());
             }
-            (Some(name), None) => Some(Place::Header(header_name(&name)?)),
-            (None, field) => field.map(Place::Field),
+            (Some(name), None) => Some(TimestampSource::Header(header_name(&name)?)),
+            (None, field) => field.map(TimestampSource::Field),
         };
         let covered = match &timestamp {
-            Some(Place::Header(name)) => signed.covers_header(name),
-            Some(Place::Field(name)) => signed.covers_field(name),
+            Some(TimestampSource::Header(name)) => signed.covers_header(name),
+            Some(TimestampSource::Field(name)) => signed.covers_field(name),
             None => true,
         };
         if !covered {

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use aws_lc_rs::digest;
 use serde_json::Value;
 
-use super::{Refusal, Request, required};
+use super::{SignatureError, Request, required};
 
 /// The signed content, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl Template {
         &self,
         &Request { headers, body, .. }: &Request<'r>,
         (carrier, fields): (&str, &Fields<'_>),
-    ) -> Result<Cow<'r, [u8]>, Refusal> {
+    ) -> Result<Cow<'r, [u8]>, SignatureError> {
         if self.0 == [Part::Body] {
             return Ok(Cow::Borrowed(body));
         }
@@ -93,7 +93,7 @@ impl Template {
                 }
                 Part::Field(name) => {
                     let value =
-                        field(fields, name).ok_or_else(|| Refusal::Malformed(carrier.into()))?;
+                        field(fields, name).ok_or_else(|| SignatureError::Malformed(carrier.into()))?;
                     content.extend_from_slice(value.as_bytes());
                 }
                 Part::Json(pointers) => {
@@ -133,7 +133,7 @@ pub(super) fn field<'h>(fields: &Fields<'h>, name: &str) -> Option<&'h str> {
 }
 
 /// What was signed of a body that is itself not proven: a text or a number, as it is written.
-fn pointed(pointers: &[String], body: &[u8]) -> Result<String, Refusal> {
+fn pointed(pointers: &[String], body: &[u8]) -> Result<String, SignatureError> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
@@ -145,7 +145,7 @@ fn pointed(pointers: &[String], body: &[u8]) -> Result<String, Refusal> {
         .filter_map(|at| body.pointer(at).and_then(text));
     found
         .next()
-        .ok_or_else(|| Refusal::MissingValue(pointers.join(" or ").into()))
+        .ok_or_else(|| SignatureError::MissingValue(pointers.join(" or ").into()))
 }
 
 pub(super) fn is_word(text: &str) -> bool {

@@ -58,7 +58,7 @@ fn verify<'a>(
     body: &'a [u8],
     keys: &[Key],
     now: i64,
-) -> Result<Verified<'a>, Refusal> {
+) -> Result<Verified<'a>, SignatureError> {
     let request = Request {
         headers,
         body,
@@ -67,7 +67,7 @@ fn verify<'a>(
     scheme.verify(&request, keys, at(now))
 }
 
-fn refusal(scheme: &Scheme, headers: &Pairs, body: &[u8], keys: &[Key], now: i64) -> Refusal {
+fn refusal(scheme: &Scheme, headers: &Pairs, body: &[u8], keys: &[Key], now: i64) -> SignatureError {
     verify(scheme, headers, body, keys, now).expect_err("a refusal")
 }
 
@@ -174,7 +174,7 @@ fn without_a_usable_secret_nothing_passes() {
     ] {
         assert_eq!(
             refusal(&standard(), &sent, b"x", &keys, NOW),
-            Refusal::NoSecret
+            SignatureError::NoKeyConfigured
         );
         assert!(
             keys.iter()
@@ -185,11 +185,11 @@ fn without_a_usable_secret_nothing_passes() {
     let empty: Pairs = vec![("x-token".into(), String::new())];
     assert_eq!(
         refusal(&token, &empty, b"", &[secret("")], NOW),
-        Refusal::NoSecret
+        SignatureError::NoKeyConfigured
     );
     assert_eq!(
         refusal(&timed_hmac(), &empty, b"", &[secret("")], NOW),
-        Refusal::NoSecret
+        SignatureError::NoKeyConfigured
     );
 }
 
@@ -199,11 +199,11 @@ fn a_shared_token_must_be_equal_and_covers_no_byte() {
     let sent: Pairs = vec![("X-Token".into(), "abc".into())];
     let keys = [secret("other"), secret("abc")];
     let verified = verify(&scheme, &sent, b"any", &keys, NOW).expect("verified");
-    assert_eq!(verified.trust(), Trust::Sender);
+    assert_eq!(verified.trust(), Trust::SenderOnly);
     let wrong = [secret("ab"), secret("abcd"), secret("ABC")];
     assert_eq!(
         refusal(&scheme, &sent, b"any", &wrong, NOW),
-        Refusal::Mismatch
+        SignatureError::Mismatch
     );
     assert_eq!(
         refusal(&scheme, &vec![], b"", &keys, NOW).code(),
@@ -251,7 +251,7 @@ fn v1a_is_checked_with_public_keys_only() {
     assert!(verify(&standard(), &headers("v1a"), b"x", &keys, NOW).is_ok());
     for (version, keys) in [("v1", &keys[..]), ("v1a", &keys[..1])] {
         let refused = refusal(&standard(), &headers(version), b"x", keys, NOW);
-        assert_eq!(refused, Refusal::Mismatch);
+        assert_eq!(refused, SignatureError::Mismatch);
     }
     // The public key as an HMAC secret: what a downgrade would look like.
     let forged = standard()
@@ -259,7 +259,7 @@ fn v1a_is_checked_with_public_keys_only() {
         .expect("signed");
     assert_eq!(
         refusal(&standard(), &forged, b"x", &keys, NOW),
-        Refusal::Mismatch
+        SignatureError::Mismatch
     );
 }
 
@@ -288,10 +288,10 @@ fn an_unknown_key_id_is_told_apart_from_a_mismatch() {
     let check = |keys: &[Key]| verify(&scheme, &sent, b"x", keys, NOW).map(|_| ());
     assert_eq!(check(&[key(Some("new"), public)]), Ok(()));
     assert_eq!(check(&[key(None, other), key(None, public)]), Ok(()));
-    assert_eq!(check(&[key(Some("old"), public)]), Err(Refusal::UnknownKey));
-    assert_eq!(check(&[key(Some("new"), other)]), Err(Refusal::Forged));
-    assert_eq!(check(&[key(None, other)]), Err(Refusal::Mismatch));
-    assert_eq!(check(&[secret("abc")]), Err(Refusal::NoSecret));
+    assert_eq!(check(&[key(Some("old"), public)]), Err(SignatureError::UnknownKey));
+    assert_eq!(check(&[key(Some("new"), other)]), Err(SignatureError::Forged));
+    assert_eq!(check(&[key(None, other)]), Err(SignatureError::Mismatch));
+    assert_eq!(check(&[secret("abc")]), Err(SignatureError::NoKeyConfigured));
 }
 
 #[test]
@@ -375,7 +375,7 @@ fn timestamps_hold_to_the_second_and_must_be_digits() {
             let expected = if fresh {
                 Ok(())
             } else {
-                Err(Refusal::StaleTimestamp)
+                Err(SignatureError::StaleTimestamp)
             };
             assert_eq!(answer, expected, "{offset}");
         }
@@ -497,7 +497,7 @@ fn a_signed_value_is_found_wherever_the_body_has_it_and_earns_no_trust() {
         ),
     ] {
         assert_eq!(check(body, signed), Ok(Trust::Unsigned), "{body}");
-        assert_eq!(check(body, "t-3"), Err(Refusal::Mismatch), "{body}");
+        assert_eq!(check(body, "t-3"), Err(SignatureError::Mismatch), "{body}");
     }
     for body in [r#"{"data":{"task_id":{}}}"#, "{}", "no json", ""] {
         let refused = check(body, "").expect_err(body);
@@ -520,7 +520,7 @@ fn a_digest_is_sha256_or_sha512() {
         lengths.push(sent[0].1.len());
         assert!(verify(&with(digest), &sent, b"x", &[secret("k")], NOW).is_ok());
         let refused = refusal(&with(other), &sent, b"x", &[secret("k")], NOW);
-        assert_eq!(refused, Refusal::Mismatch);
+        assert_eq!(refused, SignatureError::Mismatch);
     }
     assert_eq!(lengths, [64, 128]);
 }
@@ -542,8 +542,8 @@ fn thirteen_digits_are_milliseconds() {
         (0, Ok(())),
         (300_000, Ok(())),
         (-300_000, Ok(())),
-        (300_001, Err(Refusal::StaleTimestamp)),
-        (-300_001, Err(Refusal::StaleTimestamp)),
+        (300_001, Err(SignatureError::StaleTimestamp)),
+        (-300_001, Err(SignatureError::StaleTimestamp)),
     ] {
         assert_eq!(check(now + offset), answer, "{offset}");
     }
@@ -566,7 +566,7 @@ fn a_token_may_stand_behind_a_word() {
         "bearer abc",
         "",
     ] {
-        assert_eq!(check(wrong), Err(Refusal::Mismatch), "{wrong}");
+        assert_eq!(check(wrong), Err(SignatureError::Mismatch), "{wrong}");
     }
     let sent = scheme.sign(&keys[0], "", b"", at(NOW)).expect("signed");
     assert_eq!(

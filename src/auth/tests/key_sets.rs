@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use tokio::time::{advance, sleep};
 
 use super::*;
-use crate::auth::jwks::{COOL_DOWN, MAX_AGE, MAX_BYTES, RETRY_EMPTY, TIMEOUT};
+use crate::auth::jwks::{MIN_REFRESH_INTERVAL, MAX_AGE, MAX_BYTES, RETRY_EMPTY, TIMEOUT};
 
 /// An issuer's endpoint: each fetch gets the next answer, the last one again and again.
 struct Endpoint(Mutex<(VecDeque<Answer>, usize)>);
@@ -70,7 +70,7 @@ fn token(signer: &Signer, kid: Option<&str>) -> String {
     signer.sign_as(signer.algorithms[0], kid, &claims())
 }
 
-async fn answer(verifier: &Verifier, token: &str) -> Option<Refused> {
+async fn answer(verifier: &Verifier, token: &str) -> Option<TokenError> {
     verifier.verify_at(token, now()).await.err()
 }
 
@@ -92,11 +92,11 @@ async fn the_key_id_chooses_the_key() {
     assert_eq!(answer(&verifier, &token(&two, None)).await, None);
     assert_eq!(
         answer(&verifier, &token(&one, Some("two"))).await,
-        Some(Refused::Signature)
+        Some(TokenError::Signature)
     );
     assert_eq!(endpoint.fetches(), 1);
     let foreign = token(&p256(), Some("foreign"));
-    assert_eq!(answer(&verifier, &foreign).await, Some(Refused::UnknownKey));
+    assert_eq!(answer(&verifier, &foreign).await, Some(TokenError::UnknownKey));
 }
 
 #[tokio::test(start_paused = true)]
@@ -131,12 +131,12 @@ async fn a_published_secret_proves_nothing_and_shared_secrets_cause_no_fetch() {
     let verifier = fetching(&endpoint);
     assert_eq!(
         answer(&verifier, &token(&shared(), Some("k"))).await,
-        Some(Refused::Algorithm)
+        Some(TokenError::Algorithm)
     );
     assert_eq!(endpoint.fetches(), 0);
     assert_eq!(
         answer(&verifier, &token(&p256(), Some("k"))).await,
-        Some(Refused::Algorithm)
+        Some(TokenError::Algorithm)
     );
     assert_eq!(endpoint.fetches(), 2);
 }
@@ -150,7 +150,7 @@ async fn configured_keys_serve_while_the_endpoint_is_down() {
     let verifier = Verifier::new(&config, endpoint.clone()).expect("a verifier");
     assert_eq!(answer(&verifier, &token(&own, Some("any"))).await, None);
     assert_eq!(endpoint.fetches(), 0);
-    let unavailable = Refused::KeysUnavailable {
+    let unavailable = TokenError::KeysUnavailable {
         retry_after: RETRY_EMPTY,
     };
     assert_eq!(
@@ -186,7 +186,7 @@ async fn a_nameless_rotation_is_followed_too() {
     assert_eq!(answer(&verifier, &token(&new, None)).await, None);
     assert_eq!(
         answer(&verifier, &token(&old, None)).await,
-        Some(Refused::Signature)
+        Some(TokenError::Signature)
     );
 }
 
@@ -205,14 +205,14 @@ async fn a_flood_of_unknown_keys_is_one_fetch_for_each_cool_down() {
         async move {
             let answers = tokens.iter().map(|token| answer(&verifier, token));
             for refused in futures_util::future::join_all(answers).await {
-                assert_eq!(refused, Some(Refused::UnknownKey));
+                assert_eq!(refused, Some(TokenError::UnknownKey));
             }
         }
     };
     flood(0).await;
     assert_eq!(endpoint.fetches(), 2);
     flood(1).await;
-    advance(COOL_DOWN - Duration::from_secs(1)).await;
+    advance(MIN_REFRESH_INTERVAL - Duration::from_secs(1)).await;
     flood(2).await;
     assert_eq!(endpoint.fetches(), 2);
     advance(Duration::from_secs(1)).await;
@@ -247,14 +247,14 @@ async fn without_any_set_callers_are_told_when_to_try_again() {
     let started = tokio::time::Instant::now();
     let callers = (0..50).map(|_| answer(&verifier, &token));
     for refused in futures_util::future::join_all(callers).await {
-        let unavailable = Refused::KeysUnavailable {
+        let unavailable = TokenError::KeysUnavailable {
             retry_after: RETRY_EMPTY,
         };
         assert_eq!(refused, Some(unavailable));
     }
     assert_eq!((endpoint.fetches(), started.elapsed()), (1, TIMEOUT));
     advance(RETRY_EMPTY - Duration::from_secs(1)).await;
-    let soon = Refused::KeysUnavailable {
+    let soon = TokenError::KeysUnavailable {
         retry_after: Duration::from_secs(1),
     };
     assert_eq!(answer(&verifier, &token).await, Some(soon));
@@ -300,7 +300,7 @@ async fn an_old_set_is_renewed_beside_the_answers() {
     sleep(Duration::from_millis(100)).await;
     assert_eq!(endpoint.fetches(), 2);
     assert_eq!(answer(&verifier, &token(&new, Some("new"))).await, None);
-    assert_eq!(answer(&verifier, &old).await, Some(Refused::UnknownKey));
+    assert_eq!(answer(&verifier, &old).await, Some(TokenError::UnknownKey));
 }
 
 #[tokio::test(start_paused = true)]
@@ -330,7 +330,7 @@ async fn a_stale_set_is_kept_while_the_endpoint_is_down() {
         sleep(Duration::from_secs(1)).await;
         assert_eq!(endpoint.fetches(), fetches);
     }
-    advance(COOL_DOWN).await;
+    advance(MIN_REFRESH_INTERVAL).await;
     assert_eq!(answer(&verifier, &known).await, None);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(answer(&verifier, &token(&later, Some("later"))).await, None);

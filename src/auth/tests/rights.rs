@@ -74,14 +74,14 @@ async fn minted_tokens_pass_the_verifier_of_the_same_configuration() {
 
     let many = || Some(vec!["job_0123456789".to_owned(); 1000]);
     let fails = |sub, jobs, scope, ttl| minter.mint(sub, jobs, scope, ttl, now()).err();
-    assert_eq!(fails("", None, None, ttl), Some(CannotMint::EmptySubject));
-    assert_eq!(fails("a", many(), None, ttl), Some(CannotMint::TooLong));
+    assert_eq!(fails("", None, None, ttl), Some(MintError::EmptySubject));
+    assert_eq!(fails("a", many(), None, ttl), Some(MintError::TooLong));
     assert_eq!(
         fails("a", None, None, Duration::ZERO),
-        Some(CannotMint::Ttl)
+        Some(MintError::Ttl)
     );
-    assert_eq!(fails("a", None, None, Duration::MAX), Some(CannotMint::Ttl));
-    let unknown = CannotMint::UnknownScope("job:read".to_owned());
+    assert_eq!(fails("a", None, None, Duration::MAX), Some(MintError::Ttl));
+    let unknown = MintError::UnknownScope("job:read".to_owned());
     assert_eq!(fails("a", None, Some("admin job:read"), ttl), Some(unknown));
     assert!(Minter::new(&trusting(&ed25519())).is_none());
 }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::Sockets;
 use super::connection::{Peer, Task};
-use crate::auth::{Principal, Refused};
+use crate::auth::{Principal, TokenError};
 use crate::feed;
 use crate::hub::FeedHealth;
 use crate::job::{Job, JobId};
@@ -110,7 +110,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
                     "a token can only be renewed for the same subject",
                 );
             }
-            (Err(refused @ Refused::KeysUnavailable { .. }), _) => {
+            (Err(refused @ TokenError::KeysUnavailable { .. }), _) => {
                 self.error(&Value::Null, "keys_unavailable", &refused.to_string());
             }
             (Err(_), Peer::Stranger { .. }) => return Err(Close::Unauthorized),

@@ -8,10 +8,10 @@ use super::*;
 fn callback_tokens_find_their_job_and_no_other() {
     let key = CallbackKey::new(&"a secret".into()).expect("a key");
     let other = CallbackKey::new(&"another".into()).expect("a key");
-    let token = key.token("kling", "job_01");
-    assert_eq!(key.job_of("kling", &token), Some("job_01"));
-    assert_eq!(other.job_of("kling", &token), None);
-    assert_eq!(key.job_of("generic", &token), None);
+    let token = key.callback_token("kling", "job_01");
+    assert_eq!(key.verify_callback_token("kling", &token), Some("job_01"));
+    assert_eq!(other.verify_callback_token("kling", &token), None);
+    assert_eq!(key.verify_callback_token("generic", &token), None);
     let mac = token.strip_prefix("job_01.").expect("the job in front");
     assert_eq!(mac.len(), 43);
     for forged in [
@@ -20,7 +20,7 @@ fn callback_tokens_find_their_job_and_no_other() {
         "job_01.".into(),
         "job_01".into(),
     ] {
-        assert_eq!(key.job_of("kling", &forged), None, "{forged}");
+        assert_eq!(key.verify_callback_token("kling", &forged), None, "{forged}");
     }
     assert!(CallbackKey::new(&"".into()).is_err());
 }
@@ -28,15 +28,15 @@ fn callback_tokens_find_their_job_and_no_other() {
 #[test]
 fn grants_hold_for_their_purpose_subject_and_time() {
     let key = CallbackKey::new(&"a secret".into()).expect("a key");
-    let grant = key.grant("output", "job_01/0", at(NOW));
-    let holds = |purpose, subject, now| key.granted(purpose, subject, &grant, at(now));
+    let grant = key.sign_grant("output", "job_01/0", at(NOW));
+    let holds = |purpose, subject, now| key.verify_grant(purpose, subject, &grant, at(now));
     assert!(holds("output", "job_01/0", NOW - 1));
     assert!(!holds("output", "job_01/0", NOW));
     assert!(!holds("output", "job_01/1", NOW - 1));
     assert!(!holds("other", "job_01/0", NOW - 1));
     let later = grant.replacen(&NOW.to_string(), &(NOW + 60).to_string(), 1);
-    assert!(!key.granted("output", "job_01/0", &later, at(NOW - 1)));
-    assert_ne!(key.seal("ab", "c"), key.seal("a", "bc"));
+    assert!(!key.verify_grant("output", "job_01/0", &later, at(NOW - 1)));
+    assert_ne!(key.mac("ab", "c"), key.mac("a", "bc"));
 }
 
 proptest! {
@@ -47,11 +47,11 @@ proptest! {
         character in "[!-~]",
     ) {
         let key = CallbackKey::new(&"a secret".into()).expect("a key");
-        let mut token = key.token("kling", &job);
-        prop_assert_eq!(key.job_of("kling", &token), Some(job.as_str()));
+        let mut token = key.callback_token("kling", &job);
+        prop_assert_eq!(key.verify_callback_token("kling", &token), Some(job.as_str()));
         let place = place.index(token.len());
         prop_assume!(token[place..=place] != character);
         token.replace_range(place..=place, &character);
-        prop_assert_eq!(key.job_of("kling", &token), None);
+        prop_assert_eq!(key.verify_callback_token("kling", &token), None);
     }
 }

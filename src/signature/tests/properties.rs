@@ -32,7 +32,7 @@ proptest! {
         let sent = scheme.sign(&key, "m", &body, at(NOW)).expect("signed");
         let mut changed = body.clone();
         changed[place.index(body.len())] ^= 1 << bit;
-        prop_assert_eq!(refusal(&scheme, &sent, &changed, &[key], NOW), Refusal::Mismatch);
+        prop_assert_eq!(refusal(&scheme, &sent, &changed, &[key], NOW), SignatureError::Mismatch);
     }
 
     #[test]
@@ -64,7 +64,7 @@ proptest! {
         let mut sent = scheme.sign(&key, "m", b"x", at(NOW)).expect("signed");
         let (name, _) = sent.remove(header.index(sent.len()));
         let refused = refusal(&scheme, &sent, b"x", &[key], NOW);
-        prop_assert_eq!(refused, Refusal::MissingHeader(name.into()));
+        prop_assert_eq!(refused, SignatureError::MissingHeader(name.into()));
     }
 
     #[test]
@@ -76,7 +76,7 @@ proptest! {
         let key = secret(WHSEC);
         let sent = scheme.sign(&key, "m", b"x", at(NOW)).expect("signed");
         let now = if early { NOW - beyond } else { NOW + beyond };
-        prop_assert_eq!(refusal(&scheme, &sent, b"x", &[key], now), Refusal::StaleTimestamp);
+        prop_assert_eq!(refusal(&scheme, &sent, b"x", &[key], now), SignatureError::StaleTimestamp);
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Sender {
     }
 }
 
-fn token_says(header: &Value, claims: &Value) -> Result<(), Refusal> {
+fn token_says(header: &Value, claims: &Value) -> Result<(), SignatureError> {
     let sender = Sender::new();
     let token = sender.token(header, claims);
     let sent: Pairs = vec![("Webhook-Signature".into(), token)];
@@ -143,8 +143,8 @@ fn published_keys_prove_each_form_and_a_token_proves_no_body() {
         // A key that is named is the one that counts; without a name any may be meant.
         let refused = |id: &str| refusal(&form.scheme(), &sent, b"body", &others.keys(id), NOW);
         let [named, unknown] = match form {
-            Form::Fal => [Refusal::Mismatch, Refusal::Mismatch],
-            Form::Atlas | Form::Token => [Refusal::Forged, Refusal::UnknownKey],
+            Form::Fal => [SignatureError::Mismatch, SignatureError::Mismatch],
+            Form::Atlas | Form::Token => [SignatureError::Forged, SignatureError::UnknownKey],
         };
         assert_eq!(
             [refused("k"), refused("other")],
@@ -153,11 +153,11 @@ fn published_keys_prove_each_form_and_a_token_proves_no_body() {
         );
         assert_eq!(
             refusal(&form.scheme(), &sent, b"body", &[], NOW),
-            Refusal::NoSecret
+            SignatureError::NoKeyConfigured
         );
         assert_eq!(
             refusal(&form.scheme(), &sent, b"body", &[secret("s")], NOW),
-            Refusal::NoSecret
+            SignatureError::NoKeyConfigured
         );
     }
 }
@@ -213,7 +213,7 @@ fn a_token_is_proven_by_published_keys_only() {
         json!({ "alg": "RS256", "kid": "k" }),
         json!({ "alg": "ES256", "kid": "unknown" }),
     ] {
-        assert_eq!(refused(header), Refusal::UnknownKey);
+        assert_eq!(refused(header), SignatureError::UnknownKey);
     }
     // What no key can prove is refused without any.
     for text in [
@@ -229,7 +229,7 @@ fn a_token_is_proven_by_published_keys_only() {
     for form in [Form::Fal, Form::Atlas, Form::Token] {
         let none = Pairs::new();
         let refused = refusal(&form.scheme(), &none, b"", &[], NOW);
-        assert!(!refused.is_of_keys() && refused.is_of_form(), "{form:?}");
+        assert!(!refused.is_key_error() && refused.is_format_error(), "{form:?}");
     }
 }
 
@@ -284,7 +284,7 @@ proptest! {
         // Without a name any key may be meant.
         prop_assume!(name != "x-key");
         let refused = refusal(&form.scheme(), &sent, b"body", &sender.keys("k"), NOW);
-        prop_assert_eq!(refused, Refusal::MissingHeader(name.into()));
+        prop_assert_eq!(refused, SignatureError::MissingHeader(name.into()));
     }
 
     #[test]
@@ -299,7 +299,7 @@ proptest! {
         let early = early && !matches!(form, Form::Token);
         let now = if early { NOW - beyond } else { NOW + beyond };
         let refused = refusal(&form.scheme(), &sent, b"body", &sender.keys("k"), now);
-        prop_assert_eq!(refused, Refusal::StaleTimestamp);
+        prop_assert_eq!(refused, SignatureError::StaleTimestamp);
     }
 
     #[test]
