@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::job::{FailureKind, Job, JobId, JobEvent, StatusReport, Source, Status, SubmissionState, Update};
 use crate::provider::{RequestError, Provider, Providers, Rejection};
 use crate::store::{self, Store};
-use crate::telemetry::{Call, CallOutcome, Metrics};
+use crate::telemetry::{ProviderOperation, CallOutcome, Metrics};
 use crate::tracker::{Error, Tracker};
 
 /// Cancels jobs.
@@ -98,7 +98,7 @@ impl CancelService {
     /// Has the provider cancel. Its answer may tell the end itself; otherwise the end is read.
     async fn cancel_at_provider(&self, provider: &Provider, job: Arc<Job>) -> Result<Arc<Job>, CancelError> {
         let asked = provider.cancel(&job).await;
-        self.count_request(provider, Call::Cancel, asked.as_ref().err());
+        self.count_request(provider, ProviderOperation::Cancel, asked.as_ref().err());
         match asked {
             Ok(Some(report)) => {
                 let source = if report.status == Some(Status::Cancelled) {
@@ -155,7 +155,7 @@ impl CancelService {
             return Ok(());
         }
         let answer = provider.query(std::slice::from_ref(job)).await;
-        self.count_request(provider, Call::Ask, answer.as_ref().err());
+        self.count_request(provider, ProviderOperation::Query, answer.as_ref().err());
         for (id, report) in answer? {
             let update = report.into_update(Source::Poll);
             if let Err(error) = self.tracker.apply_update(&id, update).await {
@@ -165,9 +165,9 @@ impl CancelService {
         Ok(())
     }
 
-    fn count_request(&self, provider: &Provider, call: Call, failed: Option<&RequestError>) {
+    fn count_request(&self, provider: &Provider, call: ProviderOperation, failed: Option<&RequestError>) {
         if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
-            self.metrics.called(provider.name(), call, outcome);
+            self.metrics.provider_request(provider.name(), call, outcome);
         }
     }
 }

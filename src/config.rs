@@ -237,12 +237,12 @@ pub struct ProviderConfig {
 /// One thing that is wrong, told without any secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {problem}")]
-pub struct Mistake {
+pub struct ConfigError {
     /// The dotted key (`server.bind`, `providers.kling.poll_after`), the section, or for a file
     /// that can't be read its path, with `:line:column` where there is one.
     pub key: String,
     /// What is wrong with it, as a lower-case fragment.
-    pub problem: String,
+    pub message: String,
 }
 
 impl Config {
@@ -256,7 +256,7 @@ impl Config {
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
         flags: Vec<(String, String)>,
-    ) -> Result<Self, Vec<Mistake>> {
+    ) -> Result<Self, Vec<ConfigError>> {
         let (config, mistakes) = Self::read(file, env, flags);
         if mistakes.is_empty() {
             Ok(config)
@@ -272,7 +272,7 @@ impl Config {
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
         flags: Vec<(String, String)>,
-    ) -> (Self, Vec<Mistake>) {
+    ) -> (Self, Vec<ConfigError>) {
         let mut layers = Layers::default();
         if let Some(path) = file
             && let Err(mistakes) = layers.add_file(path)
@@ -295,7 +295,7 @@ impl Config {
     /// The whole configuration as TOML, with `(set)` for every secret that is set. Without
     /// secrets, it can be loaded again.
     #[must_use]
-    pub fn shown(&self) -> String {
+    pub fn to_redacted_toml(&self) -> String {
         shown::toml(self)
     }
 }
@@ -303,7 +303,7 @@ impl Config {
 impl fmt::Debug for StoreConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreConfig")
-            .field("url", &shown::without_credentials(&self.url))
+            .field("url", &shown::redact_url(&self.url))
             .field("prefix", &self.prefix)
             .field("replicas", &self.replicas)
             .field("retain_final", &self.retain_final)

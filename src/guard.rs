@@ -15,7 +15,7 @@ use crate::config::{Config, Tier};
 use crate::job::{Job, NewJob, InternalState, VideoRequest};
 use crate::provider::Provider;
 use crate::store::{self, Store};
-use crate::telemetry::{Metrics, SubmitRefusal};
+use crate::telemetry::{Metrics, AdmissionRejection};
 use crate::time::Time;
 pub use purse::BudgetEntries;
 use purse::BudgetPolicy;
@@ -64,13 +64,13 @@ pub enum AdmissionError {
 }
 
 impl AdmissionError {
-    fn reason(&self) -> SubmitRefusal {
+    fn reason(&self) -> AdmissionRejection {
         match self {
-            Self::Parameters(_) => SubmitRefusal::Parameters,
-            Self::Inline(_) | Self::TooLarge(_) => SubmitRefusal::Payload,
-            Self::Price(_) => SubmitRefusal::Price,
-            Self::Budget(_) => SubmitRefusal::Budget,
-            Self::Rate { .. } => SubmitRefusal::Rate,
+            Self::Parameters(_) => AdmissionRejection::Parameters,
+            Self::Inline(_) | Self::TooLarge(_) => AdmissionRejection::Payload,
+            Self::Price(_) => AdmissionRejection::Price,
+            Self::Budget(_) => AdmissionRejection::Budget,
+            Self::Rate { .. } => AdmissionRejection::Rate,
         }
     }
 }

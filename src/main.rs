@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use progress_hub::auth::Minter;
-use progress_hub::config::{Config, Mistake};
+use progress_hub::config::{Config, ConfigError};
 use progress_hub::provider::HttpClient;
 use progress_hub::server::{self, BindError, Demo, Server};
 use progress_hub::simulator::{self, Scenario, Settings, Simulator};
@@ -144,11 +144,11 @@ impl Configured {
         let http = HttpClient::new().context("no HTTP client")?;
         let further = server::check(&config, &http).err().unwrap_or_default();
         // What is wrong with a key makes what follows from it no further mistake.
-        let is_new = |further: &Mistake| {
+        let is_new = |further: &ConfigError| {
             let mut known = mistakes.iter();
             known.all(|known| !known.key.starts_with(&further.key))
         };
-        let further: Vec<Mistake> = further.into_iter().filter(is_new).collect();
+        let further: Vec<ConfigError> = further.into_iter().filter(is_new).collect();
         mistakes.extend(further);
         if mistakes.is_empty() {
             Ok(config)
@@ -160,14 +160,14 @@ impl Configured {
 
 /// How a command ends: mistakes in a configuration are the user's, everything else is ours.
 enum Ended {
-    Mistakes(Vec<Mistake>),
+    Mistakes(Vec<ConfigError>),
     /// A mistake of another kind, as it is to be told.
     Wrong(String),
     Failed(anyhow::Error),
 }
 
-impl From<Vec<Mistake>> for Ended {
-    fn from(mistakes: Vec<Mistake>) -> Self {
+impl From<Vec<ConfigError>> for Ended {
+    fn from(mistakes: Vec<ConfigError>) -> Self {
         Self::Mistakes(mistakes)
     }
 }
@@ -187,7 +187,7 @@ fn main() -> ExitCode {
     match ended {
         Ended::Mistakes(mistakes) => {
             eprintln!("the configuration has {} mistake(s):", mistakes.len());
-            for Mistake { key, problem } in mistakes {
+            for ConfigError { key, message: problem } in mistakes {
                 eprintln!("  {key}: {problem}");
             }
             ExitCode::from(2)
@@ -225,7 +225,7 @@ fn run(cli: Cli) -> Result<(), Ended> {
             jobs,
             ttl,
         } => token(&configured.load()?, &sub, &scope, jobs, ttl),
-        Command::Check(configured) => say(&configured.load()?.shown()),
+        Command::Check(configured) => say(&configured.load()?.to_redacted_toml()),
         Command::Load(load) => {
             log(LogFormat::Pretty)?;
             async_main(load.run())

@@ -32,7 +32,7 @@ pub enum ClientMessage {
         id: Value,
         /// Single jobs; beside a feed, the versions already known.
         #[serde(default)]
-        jobs: Vec<Known>,
+        jobs: Vec<JobVersion>,
         /// All jobs of the caller, future ones too.
         #[serde(default)]
         feed: Option<FeedName>,
@@ -67,7 +67,7 @@ pub enum ClientMessage {
 
 /// A job and the version of it that the client has.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Known {
+pub struct JobVersion {
     /// The job's id, as the client wrote it.
     pub job: String,
     /// 0: none.
@@ -86,7 +86,7 @@ pub enum FeedName {
 /// What the hub says besides jobs.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum HubMessage<'a> {
+pub enum ServerMessage<'a> {
     /// The caller is known; said again after each renewal of the token.
     Hello {
         /// Version of this protocol.
@@ -108,7 +108,7 @@ pub enum HubMessage<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         feed: Option<FeedName>,
         /// Job by job.
-        jobs: BTreeMap<&'a str, Subscription>,
+        jobs: BTreeMap<&'a str, SubscribeOutcome>,
     },
     /// An `unsubscribe` was done.
     Unsubscribed {
@@ -177,7 +177,7 @@ fn is_null(id: &&Value) -> bool {
 /// What became of one job of a `subscribe`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Subscription {
+pub enum SubscribeOutcome {
     /// The client has the newest version.
     Current,
     /// The newest version follows, or came just before.
@@ -188,7 +188,7 @@ pub enum Subscription {
     TooMany,
 }
 
-impl HubMessage<'_> {
+impl ServerMessage<'_> {
     /// The message as one unmasked WebSocket text frame.
     #[must_use]
     pub fn frame(&self) -> Bytes {
@@ -318,7 +318,7 @@ impl Frame {
 /// Why the hub closes a socket. The bands tell a client what to do: 4000–4099 not as you are,
 /// 4100–4199 back off and come back, 4200–4299 come back at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Close {
+pub enum CloseReason {
     /// The client closed, or went.
     Normal,
     /// Nobody answered two heartbeats' pings.
@@ -347,10 +347,10 @@ pub enum Close {
     NotReading,
 }
 
-impl Close {
+impl CloseReason {
     /// The code on the wire, and a stable word for the reason.
     #[must_use]
-    pub fn code(self) -> (u16, &'static str) {
+    pub fn code_and_reason(self) -> (u16, &'static str) {
         match self {
             Self::Normal => (1000, "bye"),
             Self::GoingAway => (1001, "going_away"),
@@ -371,7 +371,7 @@ impl Close {
     /// The close frame itself.
     #[must_use]
     pub fn frame(self) -> Bytes {
-        let (code, word) = self.code();
+        let (code, word) = self.code_and_reason();
         close(code, word)
     }
 }
@@ -435,11 +435,11 @@ mod tests {
         )
         .unwrap();
         let jobs = vec![
-            Known {
+            JobVersion {
                 job: "job_a".into(),
                 version: 7,
             },
-            Known {
+            JobVersion {
                 job: "job_b".into(),
                 version: 0,
             },
@@ -455,10 +455,10 @@ mod tests {
 
         let id = Value::from("x");
         let jobs = BTreeMap::from([
-            ("job_a", Subscription::Current),
-            ("job_c", Subscription::NotFound),
+            ("job_a", SubscribeOutcome::Current),
+            ("job_c", SubscribeOutcome::NotFound),
         ]);
-        let written = HubMessage::Subscribed {
+        let written = ServerMessage::Subscribed {
             id: &id,
             feed: None,
             jobs,
@@ -467,7 +467,7 @@ mod tests {
             serde_json::to_string(&written).unwrap(),
             r#"{"type":"subscribed","id":"x","jobs":{"job_a":"current","job_c":"not_found"}}"#
         );
-        let error = HubMessage::Error {
+        let error = ServerMessage::Error {
             id: &Value::Null,
             code: "bad_message",
             message: "?",

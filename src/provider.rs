@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::config::{Config, Mistake, ProviderConfig};
+use crate::config::{Config, ConfigError, ProviderConfig};
 use crate::time::Time;
 
 use balance::BalanceCache;
@@ -88,7 +88,7 @@ impl Providers {
     /// # Errors
     /// All mistakes at once: unknown specs, mistakes keys, and whatever is wrong in a spec file, each
     /// by its key.
-    pub fn load(config: &Config, http: &HttpClient) -> Result<Self, Vec<Mistake>> {
+    pub fn load(config: &Config, http: &HttpClient) -> Result<Self, Vec<ConfigError>> {
         let mut by_name = BTreeMap::new();
         let mut mistakes = Vec::new();
         for (name, settings) in &config.providers {
@@ -96,9 +96,9 @@ impl Providers {
                 Ok(provider) => {
                     by_name.insert(name.clone(), Arc::new(provider));
                 }
-                Err(found) => mistakes.extend(found.into_iter().map(|(key, problem)| Mistake {
+                Err(found) => mistakes.extend(found.into_iter().map(|(key, problem)| ConfigError {
                     key: format!("providers.{name}.{key}"),
-                    problem,
+                    message: problem,
                 })),
             }
         }

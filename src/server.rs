@@ -35,7 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Minter, Verifier};
 use crate::cancel::CancelService;
-use crate::config::{Config, Mistake};
+use crate::config::{Config, ConfigError};
 use crate::feed::ChangeFeed;
 use crate::guard::AdmissionControl;
 use crate::hub::{self, Hub};
@@ -58,7 +58,7 @@ const ENDED_BY_THEN: Duration = Duration::from_secs(600);
 pub enum BindError {
     /// The configuration has mistakes that only show when it is used.
     #[error("the configuration has mistakes")]
-    Config(Vec<Mistake>),
+    Config(Vec<ConfigError>),
     /// The store can't be opened.
     #[error("can't open the store")]
     Store(#[from] store::Error),
@@ -87,17 +87,17 @@ pub struct Server {
 ///
 /// # Errors
 /// Every mistake that only shows when the configuration is used, each by its key.
-pub fn check(config: &Config, http: &HttpClient) -> Result<(Providers, Verifier), Vec<Mistake>> {
+pub fn check(config: &Config, http: &HttpClient) -> Result<(Providers, Verifier), Vec<ConfigError>> {
     let fetcher = Arc::new(Fetcher::new(http.clone()));
     let verifier = Verifier::new(&config.auth, fetcher).map_err(|problems| {
         problems
             .into_iter()
-            .map(|(key, problem)| Mistake { key, problem })
+            .map(|(key, problem)| ConfigError { key, message: problem })
             .collect::<Vec<_>>()
     });
     let engine = store::from_url(&config.store.url).map_err(|problem| {
         let key = "store.url".to_owned();
-        vec![Mistake { key, problem }]
+        vec![ConfigError { key, message }]
     });
     match (Providers::load(config, http), verifier, engine) {
         (Ok(providers), Ok(verifier), Ok(_)) => Ok((providers, verifier)),

@@ -15,7 +15,7 @@ use crate::job::{Failure, FailureKind, Job, JobId, MAX_ATTEMPTS, JobEvent, Statu
 use crate::links::Links;
 use crate::provider::{Permit, Provider, Providers, Rejection, SubmitOutcome};
 use crate::store::{Queue, Store};
-use crate::telemetry::{Call, CallOutcome, Metrics};
+use crate::telemetry::{ProviderOperation, CallOutcome, Metrics};
 use crate::time::Time;
 use crate::tracker::{Error, WorkerWakeups, Tracker};
 
@@ -122,11 +122,11 @@ impl Submitter {
                 Ok(()) => CallOutcome::Ok,
                 Err(error) => {
                     tracing::info!(provider.name = provider.name(), %error, "can't read the balance");
-                    CallOutcome::Unanswered
+                    CallOutcome::NoResponse
                 }
             };
             let metrics = &submitter.metrics;
-            metrics.called(provider.name(), Call::Balance, outcome);
+            metrics.provider_request(provider.name(), ProviderOperation::Balance, outcome);
             submitter.wakeups.submitter.notify_one();
         });
     }
@@ -164,9 +164,9 @@ impl Submitter {
                 CallOutcome::RateLimited
             }
             SubmitOutcome::Rejected(_) => CallOutcome::Refused,
-            SubmitOutcome::Unknown(_) => CallOutcome::Unanswered,
+            SubmitOutcome::Unknown(_) => CallOutcome::NoResponse,
         };
-        self.metrics.called(provider.name(), Call::Submit, outcome);
+        self.metrics.provider_request(provider.name(), ProviderOperation::Submit, outcome);
         self.record_until_stored(&job, update_for_outcome(&job, sent), stop).await;
     }
 

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-pub use labels::{Call, CallOutcome, ConnectionKind, ProviderState, SubmitRefusal, WebhookOutcome};
+pub use labels::{ProviderOperation, CallOutcome, ConnectionKind, ProviderState, AdmissionRejection, WebhookOutcome};
 pub use metrics::{METRICS_CONTENT_TYPE, Metrics, OpenConnection};
 
 /// How log lines are written.

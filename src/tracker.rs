@@ -191,7 +191,7 @@ impl Tracker {
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => {
-                    self.metrics.updated(next.source);
+                    self.metrics.job_updated(next.source);
                     if let Some(spent) = spent {
                         self.metrics.spent(provider_name(&next), spent);
                     }

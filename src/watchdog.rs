@@ -16,7 +16,7 @@ use crate::job::{
 };
 use crate::provider::{RequestError, Provider, Providers};
 use crate::store::{Queue, Store};
-use crate::telemetry::{Call, CallOutcome, Metrics};
+use crate::telemetry::{ProviderOperation, CallOutcome, Metrics};
 use crate::time::Time;
 use crate::tracker::{MAX_IDLE, WorkerWakeups, Tracker};
 
@@ -146,7 +146,7 @@ impl Watchdog {
         let answer = provider.query(jobs).await;
         let failed = answer.as_ref().err();
         if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
-            self.metrics.called(provider.name(), Call::Ask, outcome);
+            self.metrics.provider_request(provider.name(), ProviderOperation::Query, outcome);
         }
         answer
     }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use progress_hub::config::Config;
 use progress_hub::provider::HttpClient;
 use progress_hub::telemetry::{
-    Call, CallOutcome, Metrics, ProviderState, SubmitRefusal, WebhookOutcome,
+    ProviderOperation, CallOutcome, Metrics, ProviderState, AdmissionRejection, WebhookOutcome,
 };
 use source::{
     Strings, Tree, before_tests, code, file, is_code, path_starts, room, rooms_named, tree,
@@ -475,7 +475,7 @@ fn keys() -> BTreeMap<String, String> {
     ];
     let shown = Config::load(None, std::iter::empty(), flags)
         .unwrap()
-        .shown();
+        .to_redacted_toml();
     let mut keys = BTreeMap::new();
     let mut section = String::new();
     for line in shown.lines() {
@@ -547,11 +547,11 @@ fn a_setting_that_is_forgotten_or_told_wrong_is_found() {
 fn the_readme_has_every_metric() {
     let metrics = Metrics::new();
     metrics.webhook("kling", WebhookOutcome::Applied);
-    metrics.called("kling", Call::Submit, CallOutcome::Ok);
-    metrics.provider_is("kling", ProviderState::Open, |_| 0);
-    metrics.provider_has("kling", 1.0);
+    metrics.provider_request("kling", ProviderOperation::Submit, CallOutcome::Ok);
+    metrics.set_provider_state("kling", ProviderState::Available, |_| 0);
+    metrics.set_provider_balance("kling", 1.0);
     metrics.socket_closed(1000);
-    metrics.submit_refused(SubmitRefusal::Budget);
+    metrics.submit_refused(AdmissionRejection::Budget);
     metrics.reserved("kling", 1);
     metrics.spent("kling", 1);
     let text = metrics.render();

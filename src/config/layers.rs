@@ -9,13 +9,13 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::Mistake;
+use super::ConfigError;
 
 /// What begins the name of every environment variable that is a setting.
 const ENVIRONMENT: &str = "PROGRESS_HUB__";
 
 /// One value as it was given.
-pub(super) enum Given {
+pub(super) enum RawValue {
     /// An empty text: as if absent.
     Empty,
     /// From the environment or a flag: text that the key's type gives its meaning.
@@ -28,27 +28,27 @@ pub(super) enum Given {
 /// and key.
 #[derive(Default)]
 pub(super) struct Layers {
-    pub(super) sections: BTreeMap<String, BTreeMap<String, Given>>,
+    pub(super) sections: BTreeMap<String, BTreeMap<String, RawValue>>,
 }
 
 impl Layers {
     /// Lays the TOML file on top.
-    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), Vec<Mistake>> {
+    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), Vec<ConfigError>> {
         let name = path.display();
         let text = fs::read_to_string(path).map_err(|error| {
-            vec![Mistake {
+            vec![ConfigError {
                 key: name.to_string(),
-                problem: format!("can't be read: {error}"),
+                message: format!("can't be read: {error}"),
             }]
         })?;
         let table = parse(&text).map_err(|mut errors| {
             errors.sort_by_key(|error| error.span().map(|span| span.start));
             let mistake = |error: &toml::de::Error| {
                 let (line, column) = position(&text, error.span().map_or(0, |span| span.start));
-                Mistake {
+                ConfigError {
                     key: format!("{name}:{line}:{column}"),
                     // Not `Display`, which quotes the line, and a secret may stand in it.
-                    problem: error.message().to_owned(),
+                    message: error.message().to_owned(),
                 }
             };
             errors.iter().map(mistake).collect::<Vec<_>>()
@@ -62,7 +62,7 @@ impl Layers {
             match as_table(value) {
                 Ok(providers) if section == "providers" => self.add_providers(providers),
                 Ok(keys) => self.add_keys(&section, keys),
-                Err(value) => self.add("", section, Given::Toml(value)),
+                Err(value) => self.add("", section, RawValue::Toml(value)),
             }
         }
     }
@@ -71,7 +71,7 @@ impl Layers {
         for (name, value) in providers {
             match as_table(value) {
                 Ok(keys) => self.add_keys(&format!("providers.{name}"), keys),
-                Err(value) => self.add("providers", name, Given::Toml(value)),
+                Err(value) => self.add("providers", name, RawValue::Toml(value)),
             }
         }
     }
@@ -79,7 +79,7 @@ impl Layers {
     fn add_keys(&mut self, section: &str, keys: Table) {
         self.sections.entry(section.to_owned()).or_default();
         for (key, value) in keys {
-            self.add(section, key, Given::Toml(value));
+            self.add(section, key, RawValue::Toml(value));
         }
     }
 
@@ -97,7 +97,7 @@ impl Layers {
                 Some(("providers", name)) => format!("providers.{}", name.replace('_', "-")),
                 Some(_) | None => section.replace("__", "."),
             };
-            self.add(&section, key.to_owned(), Given::Text(value));
+            self.add(&section, key.to_owned(), RawValue::Text(value));
         }
     }
 
@@ -105,19 +105,19 @@ impl Layers {
     pub(super) fn add_flags(&mut self, flags: Vec<(String, String)>) {
         for (dotted, value) in flags {
             let (section, key) = dotted.rsplit_once('.').unwrap_or(("", &dotted));
-            self.add(section, key.to_owned(), Given::Text(value));
+            self.add(section, key.to_owned(), RawValue::Text(value));
         }
     }
 
-    fn add(&mut self, section: &str, key: String, given: Given) {
+    fn add(&mut self, section: &str, key: String, given: RawValue) {
         let keys = self.sections.entry(section.to_owned()).or_default();
         let empty = match &given {
-            Given::Empty => true,
-            Given::Text(text) => text.is_empty(),
-            Given::Toml(value) => value.as_str() == Some(""),
+            RawValue::Empty => true,
+            RawValue::Text(text) => text.is_empty(),
+            RawValue::Toml(value) => value.as_str() == Some(""),
         };
         if empty {
-            keys.entry(key).or_insert(Given::Empty);
+            keys.entry(key).or_insert(RawValue::Empty);
         } else {
             keys.insert(key, given);
         }

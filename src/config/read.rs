@@ -40,7 +40,7 @@ pub(super) fn config(reader: &mut Reader) -> Config {
         budgets: budgets(&mut reader.section("budgets")),
         providers: providers(reader),
     };
-    whole(&config, reader);
+    cross_field_checks(&config, reader);
     config
 }
 
@@ -156,7 +156,7 @@ fn providers(reader: &mut Reader) -> BTreeMap<String, ProviderConfig> {
         let key = format!("providers.{name}");
         let read = provider(&mut reader.section(&key));
         if !check::provider_name(&name) {
-            reader.wrong(key, "a provider's name is 1 to 32 of a-z, 0-9 and -");
+            reader.push_error(key, "a provider's name is 1 to 32 of a-z, 0-9 and -");
         }
         providers.insert(name, read);
     }
@@ -189,20 +189,20 @@ fn provider(section: &mut Section<'_>) -> ProviderConfig {
 }
 
 /// What two sections must agree on.
-fn whole(config: &Config, reader: &mut Reader) {
+fn cross_field_checks(config: &Config, reader: &mut Reader) {
     let auth = &config.auth;
     let blind =
         auth.hs256_secrets.is_empty() && auth.public_keys.is_empty() && auth.jwks_url.is_none();
     let tried = ["auth.hs256_secrets", "auth.public_keys", "auth.jwks_url"];
-    if blind && !tried.iter().any(|key| reader.blames(key)) {
-        reader.wrong(
+    if blind && !tried.iter().any(|key| reader.has_error_for(key)) {
+        reader.push_error(
             "auth",
             "missing: no token can be verified without hs256_secrets, public_keys or jwks_url",
         );
     }
     let called_back = config.server.public_url.is_some() && !config.providers.is_empty();
-    if called_back && config.callback.secret.is_none() && !reader.blames("callback.secret") {
-        reader.wrong(
+    if called_back && config.callback.secret.is_none() && !reader.has_error_for("callback.secret") {
+        reader.push_error(
             "callback.secret",
             "missing: server.public_url and a provider are set, and it signs their callback URLs",
         );
@@ -214,13 +214,13 @@ fn whole(config: &Config, reader: &mut Reader) {
             Some(near) => format!("names no configured provider, did you mean {near}?"),
             None => "names no configured provider".to_owned(),
         };
-        reader.wrong("defaults.provider", problem);
+        reader.push_error("defaults.provider", problem);
     }
     let kept = config.store.retain_active;
     for (name, provider) in &config.providers {
         if let Some(deadline) = provider.deadline.filter(|deadline| *deadline > kept) {
             let [deadline, kept] = [deadline, kept].map(duration::text);
-            reader.wrong(
+            reader.push_error(
                 format!("providers.{name}.deadline"),
                 format!("must be at most store.retain_active ({kept}), found {deadline}"),
             );

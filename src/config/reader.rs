@@ -10,14 +10,14 @@ use std::time::Duration;
 use secrecy::SecretString;
 use toml::Value;
 
-use super::layers::{Given, Layers};
-use super::{Mistake, Price, check, duration};
+use super::layers::{RawValue, Layers};
+use super::{ConfigError, Price, check, duration};
 
 /// The layers not read so far, and the mistakes found in those that were.
 pub(super) struct Reader {
     left: Layers,
     asked: BTreeMap<String, BTreeSet<String>>,
-    mistakes: Vec<Mistake>,
+    mistakes: Vec<ConfigError>,
 }
 
 /// One section of a [`Reader`]. What is absent or wrong reads as `None` or empty; what is wrong
@@ -55,22 +55,22 @@ impl Reader {
     }
 
     /// Adds a mistake that concerns more than one key.
-    pub(super) fn wrong(&mut self, key: impl Into<String>, problem: impl Into<String>) {
-        self.mistakes.push(Mistake {
+    pub(super) fn push_error(&mut self, key: impl Into<String>, problem: impl Into<String>) {
+        self.mistakes.push(ConfigError {
             key: key.into(),
-            problem: problem.into(),
+            message: problem.into(),
         });
     }
 
     /// Whether something about this key or section was wrong before.
-    pub(super) fn blames(&self, start: &str) -> bool {
+    pub(super) fn has_error_for(&self, start: &str) -> bool {
         self.mistakes
             .iter()
             .any(|mistake| mistake.key.starts_with(start))
     }
 
     /// All mistakes, those about keys that nobody asked for last.
-    pub(super) fn finish(mut self) -> Vec<Mistake> {
+    pub(super) fn finish(mut self) -> Vec<ConfigError> {
         for (section, keys) in &self.left.sections {
             let Some(asked) = self.asked.get(section) else {
                 self.mistakes.extend(self.unknown_section(section, keys));
@@ -80,28 +80,28 @@ impl Reader {
                 let near = nearest(key, asked.iter())
                     .cloned()
                     .or_else(|| self.elsewhere(key));
-                self.mistakes.push(Mistake {
+                self.mistakes.push(ConfigError {
                     key: format!("{section}.{key}"),
-                    problem: unknown("key", near),
+                    message: unknown("key", near),
                 });
             }
         }
         self.mistakes
     }
 
-    fn unknown_section(&self, section: &str, keys: &BTreeMap<String, Given>) -> Vec<Mistake> {
-        let stray = |(key, _): (&String, &Given)| match section {
-            "" if self.asked.contains_key(key) || key == "providers" => Mistake {
+    fn unknown_section(&self, section: &str, keys: &BTreeMap<String, RawValue>) -> Vec<ConfigError> {
+        let stray = |(key, _): (&String, &RawValue)| match section {
+            "" if self.asked.contains_key(key) || key == "providers" => ConfigError {
                 key: key.clone(),
-                problem: "is a section, not a value".to_owned(),
+                message: "is a section, not a value".to_owned(),
             },
-            "" => Mistake {
+            "" => ConfigError {
                 key: key.clone(),
-                problem: unknown("key", self.elsewhere(key)),
+                message: unknown("key", self.elsewhere(key)),
             },
-            _ => Mistake {
+            _ => ConfigError {
                 key: format!("{section}.{key}"),
-                problem: "is a section, not a value".to_owned(),
+                message: "is a section, not a value".to_owned(),
             },
         };
         if section.is_empty() || section == "providers" {
@@ -109,9 +109,9 @@ impl Reader {
         }
         let known = ["providers".to_owned()];
         let near = nearest(section, self.asked.keys().chain(&known)).cloned();
-        vec![Mistake {
+        vec![ConfigError {
             key: section.to_owned(),
-            problem: unknown("section", near),
+            message: unknown("section", near),
         }]
     }
 
@@ -126,15 +126,15 @@ impl Section<'_> {
     /// Adds a mistake about one key.
     pub(super) fn wrong(&mut self, key: &str, problem: impl Into<String>) {
         let key = format!("{}.{key}", self.name);
-        self.reader.wrong(key, problem);
+        self.reader.push_error(key, problem);
     }
 
     /// A text, as it is.
     pub(super) fn text(&mut self, key: &str) -> Option<String> {
         match self.take(key)? {
-            Given::Empty => None,
-            Given::Text(text) | Given::Toml(Value::String(text)) => Some(text),
-            Given::Toml(other) => {
+            RawValue::Empty => None,
+            RawValue::Text(text) | RawValue::Toml(Value::String(text)) => Some(text),
+            RawValue::Toml(other) => {
                 self.wrong(key, format!("must be text, found {}", kind(&other)));
                 None
             }
@@ -181,20 +181,20 @@ impl Section<'_> {
         parse: impl Fn(String) -> Result<T, String>,
     ) -> Vec<T> {
         let items = match self.take(key) {
-            None | Some(Given::Empty) => return Vec::new(),
-            Some(Given::Toml(Value::Array(items))) => items,
-            Some(Given::Toml(other)) => {
+            None | Some(RawValue::Empty) => return Vec::new(),
+            Some(RawValue::Toml(Value::Array(items))) => items,
+            Some(RawValue::Toml(other)) => {
                 self.wrong(key, format!("must be a list, found {}", kind(&other)));
                 return Vec::new();
             }
-            Some(Given::Text(text)) if text.trim_start().starts_with('[') => {
+            Some(RawValue::Text(text)) if text.trim_start().starts_with('[') => {
                 let Ok(Value::Array(items)) = text.parse() else {
                     self.wrong(key, "begins with '[' but is not a TOML list");
                     return Vec::new();
                 };
                 items
             }
-            Some(Given::Text(text)) => {
+            Some(RawValue::Text(text)) => {
                 let text_item = |item: &str| Value::String(item.trim().to_owned());
                 text.split(',').map(text_item).collect()
             }
@@ -219,9 +219,9 @@ impl Section<'_> {
     /// A whole number within `range`.
     pub(super) fn number(&mut self, key: &str, range: RangeInclusive<usize>) -> Option<usize> {
         let value = match self.take(key)? {
-            Given::Empty => return None,
-            Given::Text(text) => text.trim().parse().unwrap_or(Value::String(text)),
-            Given::Toml(value) => value,
+            RawValue::Empty => return None,
+            RawValue::Text(text) => text.trim().parse().unwrap_or(Value::String(text)),
+            RawValue::Toml(value) => value,
         };
         let Value::Integer(number) = value else {
             self.wrong(
@@ -244,9 +244,9 @@ impl Section<'_> {
     /// A sum of money: a number from nothing to [`check::MOST`].
     pub(super) fn sum(&mut self, key: &str) -> Option<f64> {
         let value = match self.take(key)? {
-            Given::Empty => return None,
-            Given::Text(text) => text.trim().parse().unwrap_or(Value::String(text)),
-            Given::Toml(value) => value,
+            RawValue::Empty => return None,
+            RawValue::Text(text) => text.trim().parse().unwrap_or(Value::String(text)),
+            RawValue::Toml(value) => value,
         };
         let sum = check::sum(&value);
         if sum.is_none() {
@@ -258,9 +258,9 @@ impl Section<'_> {
     /// Names, and what each costs.
     pub(super) fn prices(&mut self, key: &str) -> BTreeMap<String, Price> {
         let given = match self.take(key) {
-            None | Some(Given::Empty) => return BTreeMap::new(),
-            Some(Given::Toml(value)) => value,
-            Some(Given::Text(text)) => text.trim().parse().unwrap_or(Value::String(text)),
+            None | Some(RawValue::Empty) => return BTreeMap::new(),
+            Some(RawValue::Toml(value)) => value,
+            Some(RawValue::Text(text)) => text.trim().parse().unwrap_or(Value::String(text)),
         };
         let Value::Table(given) = given else {
             self.wrong(key, format!("must be a table, found {}", kind(&given)));
@@ -291,9 +291,9 @@ impl Section<'_> {
         range: RangeInclusive<Duration>,
     ) -> Option<Duration> {
         let text = match self.take(key)? {
-            Given::Empty => return None,
-            Given::Text(text) | Given::Toml(Value::String(text)) => text,
-            Given::Toml(other) => other.to_string(),
+            RawValue::Empty => return None,
+            RawValue::Text(text) | RawValue::Toml(Value::String(text)) => text,
+            RawValue::Toml(other) => other.to_string(),
         };
         let Some(found) = duration::parse(text.trim()) else {
             self.wrong(
@@ -313,7 +313,7 @@ impl Section<'_> {
         None
     }
 
-    fn take(&mut self, key: &str) -> Option<Given> {
+    fn take(&mut self, key: &str) -> Option<RawValue> {
         let asked = self.reader.asked.entry(self.name.clone()).or_default();
         asked.insert(key.to_owned());
         let keys = self.reader.left.sections.get_mut(&self.name)?;
@@ -358,12 +358,12 @@ pub(super) fn nearest<'a>(
     word: &str,
     names: impl Iterator<Item = &'a String>,
 ) -> Option<&'a String> {
-    let (distance, name) = names.map(|name| (edits(word, name), name)).min()?;
+    let (distance, name) = names.map(|name| (osa_distance(word, name), name)).min()?;
     (distance <= 1 + word.chars().count() / 5).then_some(name)
 }
 
 /// Letters to change, add, drop or swap with the next one (optimal string alignment distance).
-fn edits(a: &str, b: &str) -> usize {
+fn osa_distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before: Vec<usize> = Vec::new();
     let mut last: Vec<usize> = (0..=b.len()).collect();

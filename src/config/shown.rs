@@ -46,7 +46,7 @@ pub(super) fn toml(config: &Config) -> String {
     page.line("audience", optional(auth.audience.as_ref()));
     page.line("leeway", time(auth.leeway));
     page.section("store");
-    page.line("url", text(&without_credentials(&store.url)));
+    page.line("url", text(&redact_url(&store.url)));
     page.line("prefix", text(&store.prefix));
     page.line("replicas", number(store.replicas));
     page.line("retain_final", time(store.retain_final));
@@ -77,7 +77,7 @@ pub(super) fn toml(config: &Config) -> String {
 }
 
 /// A store's URL without its user, password and options, any of which may be a secret.
-pub(super) fn without_credentials(url: &str) -> String {
+pub(super) fn redact_url(url: &str) -> String {
     if url.starts_with("sqlite:") {
         return url.to_owned();
     }

@@ -79,7 +79,7 @@ prices = { "kling-v3*" = 0.35, "*" = "0.07 * duration" }
 budget_per_day = 100
 "#;
 
-fn load(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Vec<Mistake>> {
+fn load(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("hub.toml");
     fs::write(&path, file).unwrap();
@@ -95,7 +95,7 @@ fn load(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Conf
     })
 }
 
-fn lines(loaded: Result<Config, Vec<Mistake>>) -> String {
+fn lines(loaded: Result<Config, Vec<ConfigError>>) -> String {
     let lines = loaded.expect_err("mistakes").into_iter();
     lines.map(|mistake| format!("{mistake}\n")).collect()
 }
@@ -108,7 +108,7 @@ fn with_secret(more: &str) -> String {
 #[test]
 fn every_key_is_read_and_shown_without_its_secret() {
     let config = load(EVERYTHING, &[], &[]).unwrap();
-    assert_snapshot!(config.shown(), @r#"
+    assert_snapshot!(config.to_redacted_toml(), @r#"
     [server]
     bind = "0.0.0.0:9000"
     public_url = "https://hub.example.com/progress"
@@ -179,7 +179,7 @@ fn every_key_is_read_and_shown_without_its_secret() {
 
 #[test]
 fn the_defaults_are_the_documented_ones() {
-    assert_snapshot!(Config::defaults().shown(), @r#"
+    assert_snapshot!(Config::defaults().to_redacted_toml(), @r#"
     [server]
     bind = "127.0.0.1:8080"
     public_url = ""
@@ -283,8 +283,8 @@ fn the_environment_and_the_flags_can_say_all_that_the_file_can() {
     let by_env = Config::load(None, env, Vec::new()).unwrap();
     let by_flags = Config::load(None, std::iter::empty(), dotted.clone()).unwrap();
     let by_file = load(EVERYTHING, &[], &[]).unwrap();
-    assert_eq!(by_env.shown(), by_file.shown());
-    assert_eq!(by_flags.shown(), by_file.shown());
+    assert_eq!(by_env.to_redacted_toml(), by_file.to_redacted_toml());
+    assert_eq!(by_flags.to_redacted_toml(), by_file.to_redacted_toml());
     assert_eq!(by_env.store.url, by_file.store.url);
     assert_eq!(by_env.auth.public_keys, by_file.auth.public_keys);
 }
@@ -294,7 +294,7 @@ fn later_layers_win() {
     let file = with_secret("[server]\nbind = \"127.0.0.1:2\"\n");
     let env = [("PROGRESS_HUB__SERVER__BIND", "127.0.0.1:3")];
     let flags = [("server.bind", "127.0.0.1:4")];
-    let port = |loaded: Result<Config, Vec<Mistake>>| loaded.unwrap().server.bind.port();
+    let port = |loaded: Result<Config, Vec<ConfigError>>| loaded.unwrap().server.bind.port();
     assert_eq!(port(load(&with_secret(""), &[], &[])), 8080);
     assert_eq!(port(load(&file, &[], &[])), 2);
     assert_eq!(port(load(&file, &env, &[])), 3);
@@ -417,8 +417,8 @@ proptest! {
         config.server.allowed_origins = origins;
         config.auth.issuer = Some(issuer).filter(|text| !text.is_empty());
         config.providers.get_mut("a-1").unwrap().deadline = deadline.map(Duration::from_millis);
-        let again = load(&config.shown(), &[], &[]).unwrap();
+        let again = load(&config.to_redacted_toml(), &[], &[]).unwrap();
         prop_assert_eq!(format!("{again:?}"), format!("{config:?}"));
-        prop_assert_eq!(again.shown(), config.shown());
+        prop_assert_eq!(again.to_redacted_toml(), config.to_redacted_toml());
     }
 }

@@ -65,7 +65,7 @@ impl RequestError {
                 Some(CallOutcome::RateLimited)
             }
             Self::Rejected(_) => Some(CallOutcome::Refused),
-            Self::NoResponse(_) | Self::InvalidSpec(_) => Some(CallOutcome::Unanswered),
+            Self::NoResponse(_) | Self::InvalidSpec(_) => Some(CallOutcome::NoResponse),
             Self::CircuitOpen(_) => None,
         }
     }

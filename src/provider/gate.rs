@@ -242,11 +242,11 @@ impl CircuitBreaker {
         let (name, state) = (&self.provider, standing.state.word());
         let until = standing.until.map(tracing::field::display);
         match standing.state {
-            ProviderState::Open => tracing::info!(provider.name = name, state, "sending again"),
-            ProviderState::Paused => {
+            ProviderState::Available => tracing::info!(provider.name = name, state, "sending again"),
+            ProviderState::RateLimited => {
                 tracing::info!(provider.name = name, state, until, "left alone for a while");
             }
-            ProviderState::Failing => {
+            ProviderState::Unavailable => {
                 tracing::warn!(
                     provider.name = name,
                     state,
@@ -254,7 +254,7 @@ impl CircuitBreaker {
                     "left alone until it answers"
                 );
             }
-            ProviderState::Stopped => {
+            ProviderState::Suspended => {
                 tracing::error!(provider.name = name, state, reason = ?standing.reason, until, "nothing is submitted until somebody mends it");
             }
         }

@@ -199,7 +199,7 @@ pub async fn open(
         bell,
         connection,
         drain,
-        _open: metrics.connected(ConnectionKind::Sse),
+        _open: metrics.connection_opened(ConnectionKind::Sse),
         metrics,
         heartbeat: settings.heartbeat,
         next_heartbeat: now + settings.heartbeat,

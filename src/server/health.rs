@@ -78,14 +78,14 @@ pub async fn metrics(
     hub: web::Data<Hub>,
     providers: web::Data<Providers>,
 ) -> HttpResponse {
-    metrics.jobs_watched(hub.subscribed_jobs());
+    metrics.set_subscribed_jobs(hub.subscribed_jobs());
     for provider in providers.iter() {
         let (name, gate) = (provider.name(), provider.gate());
-        metrics.provider_is(name, gate.health(Time::now()).state, |state| {
+        metrics.set_provider_state(name, gate.health(Time::now()).state, |state| {
             gate.transitions(state)
         });
         if let Some(balance) = provider.balance() {
-            metrics.provider_has(name, balance.amount);
+            metrics.set_provider_balance(name, balance.amount);
         }
     }
     HttpResponse::Ok()

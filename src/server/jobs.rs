@@ -71,7 +71,7 @@ pub async fn show(
     let job = visible(&**store, &caller, &id).await?;
     let job = match since {
         Some(since) if job.version <= since && wait > 0.0 && !job.is_final() => {
-            let _open = metrics.connected(ConnectionKind::Poll);
+            let _open = metrics.connection_opened(ConnectionKind::Poll);
             let wait = Duration::from_secs_f64(wait.min(MAX_WAIT));
             tokio::select! {
                 newer = newer(&hub, &**store, &job, since) => newer?,

@@ -85,7 +85,7 @@ impl News {
     ) -> Result<HttpResponse, Problem> {
         let begun = Instant::now();
         let taken = self.record(provider, token, request, body).await;
-        self.metrics.webhook_took(begun.elapsed());
+        self.metrics.observe_webhook_duration(begun.elapsed());
         match taken {
             Ok(Taken::Answered(reply)) => {
                 self.metrics.webhook(provider, WebhookOutcome::Unchanged);

@@ -68,22 +68,22 @@ impl WebhookOutcome {
 
 /// What a provider was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum ProviderOperation {
     /// To take a job.
     Submit,
     /// How a job is.
-    Ask,
+    Query,
     /// To end a job.
     Cancel,
     /// What is left on the account.
     Balance,
 }
 
-impl Call {
+impl ProviderOperation {
     pub(super) const fn word(self) -> &'static str {
         match self {
             Self::Submit => "submit",
-            Self::Ask => "ask",
+            Self::Query => "ask",
             Self::Cancel => "cancel",
             Self::Balance => "balance",
         }
@@ -100,7 +100,7 @@ pub enum CallOutcome {
     /// No: the request or the key is at fault.
     Refused,
     /// There was no answer, or none that can be understood.
-    Unanswered,
+    NoResponse,
 }
 
 impl CallOutcome {
@@ -109,14 +109,14 @@ impl CallOutcome {
             Self::Ok => "ok",
             Self::RateLimited => "rate_limited",
             Self::Refused => "refused",
-            Self::Unanswered => "unanswered",
+            Self::NoResponse => "unanswered",
         }
     }
 }
 
 /// Why a submit was refused before anything was kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SubmitRefusal {
+pub enum AdmissionRejection {
     /// A parameter makes no sense, or is more than the tier allows.
     Parameters,
     /// It carries data where a URL belongs, or is too long.
@@ -129,7 +129,7 @@ pub enum SubmitRefusal {
     Rate,
 }
 
-impl SubmitRefusal {
+impl AdmissionRejection {
     pub(super) const fn word(self) -> &'static str {
         match self {
             Self::Parameters => "parameters",
@@ -146,27 +146,27 @@ impl SubmitRefusal {
 #[serde(rename_all = "snake_case")]
 pub enum ProviderState {
     /// Whatever is due is sent.
-    Open,
+    Available,
     /// It asked to be left alone for a while.
-    Paused,
+    RateLimited,
     /// It fails, or can't be reached.
-    Failing,
+    Unavailable,
     /// Its account has no credit, or its key is refused: somebody must do something.
-    Stopped,
+    Suspended,
 }
 
 impl ProviderState {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Open, Self::Paused, Self::Failing, Self::Stopped];
+    pub const ALL: [Self; 4] = [Self::Available, Self::RateLimited, Self::Unavailable, Self::Suspended];
 
     /// As documents and metrics say it.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
-            Self::Open => "open",
-            Self::Paused => "paused",
-            Self::Failing => "failing",
-            Self::Stopped => "stopped",
+            Self::Available => "open",
+            Self::RateLimited => "paused",
+            Self::Unavailable => "failing",
+            Self::Suspended => "stopped",
         }
     }
 }

@@ -15,7 +15,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    self, Call, CallOutcome, ConnectionKind, ProviderState, SubmitRefusal, WebhookOutcome,
+    self, ProviderOperation, CallOutcome, ConnectionKind, ProviderState, AdmissionRejection, WebhookOutcome,
 };
 use crate::job::Source;
 
@@ -83,8 +83,8 @@ pub struct Metrics {
     provider_balance: Family<ProviderLabels, Gauge<f64, AtomicU64>>,
     updates: Family<SourceLabels, Counter>,
     submits_refused: Family<ReasonLabels, Counter>,
-    reserved: Family<ProviderLabels, Sum>,
-    spent: Family<ProviderLabels, Sum>,
+    budget_reserved: Family<ProviderLabels, Sum>,
+    budget_spent: Family<ProviderLabels, Sum>,
     sockets_closed: Family<CloseLabels, Counter>,
     webhook_time: Histogram,
 }
@@ -146,8 +146,8 @@ impl Metrics {
             provider_balance: Family::default(),
             updates: Family::default(),
             submits_refused: Family::default(),
-            reserved: Family::default(),
-            spent: Family::default(),
+            budget_reserved: Family::default(),
+            budget_spent: Family::default(),
             sockets_closed: Family::default(),
             webhook_time: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
         };
@@ -209,12 +209,12 @@ impl Metrics {
         registry.register(
             "reserved",
             "What was set aside for jobs, in budgets.unit",
-            self.reserved.clone(),
+            self.budget_reserved.clone(),
         );
         registry.register(
             "spent",
             "What ended jobs came to, in budgets.unit",
-            self.spent.clone(),
+            self.budget_spent.clone(),
         );
         registry.register(
             "sockets_closed",
@@ -230,14 +230,14 @@ impl Metrics {
     }
 
     /// A connection opened; it counts until the answer is dropped.
-    pub fn connected(&self, kind: ConnectionKind) -> OpenConnection {
+    pub fn connection_opened(&self, kind: ConnectionKind) -> OpenConnection {
         let gauge = self.connections.get(kind).clone();
         gauge.inc();
         OpenConnection(gauge)
     }
 
     /// So many jobs have at least one watcher on this node.
-    pub fn jobs_watched(&self, jobs: usize) {
+    pub fn set_subscribed_jobs(&self, jobs: usize) {
         self.watched_jobs
             .set(i64::try_from(jobs).unwrap_or(i64::MAX));
     }
@@ -259,12 +259,12 @@ impl Metrics {
     }
 
     /// A webhook's answer took this long.
-    pub fn webhook_took(&self, time: Duration) {
+    pub fn observe_webhook_duration(&self, time: Duration) {
         self.webhook_time.observe(time.as_secs_f64());
     }
 
     /// A provider, by its configured name, was asked for something.
-    pub fn called(&self, provider: &str, call: Call, outcome: CallOutcome) {
+    pub fn provider_request(&self, provider: &str, call: ProviderOperation, outcome: CallOutcome) {
         let labels = CallLabels {
             provider: provider.to_owned(),
             call: call.word(),
@@ -274,7 +274,7 @@ impl Metrics {
     }
 
     /// A provider, by its configured name, is in this state, and came to each so often.
-    pub fn provider_is(
+    pub fn set_provider_state(
         &self,
         provider: &str,
         now: ProviderState,
@@ -293,14 +293,14 @@ impl Metrics {
     }
 
     /// So much was left on a provider's account when it was last read.
-    pub fn provider_has(&self, provider: &str, amount: f64) {
+    pub fn set_provider_balance(&self, provider: &str, amount: f64) {
         let provider = provider.to_owned();
         let labels = ProviderLabels { provider };
         self.provider_balance.get_or_create(&labels).set(amount);
     }
 
     /// An update changed a job.
-    pub fn updated(&self, source: Source) {
+    pub fn job_updated(&self, source: Source) {
         self.update_counter(source).inc();
     }
 
@@ -310,7 +310,7 @@ impl Metrics {
     }
 
     /// A submit was refused before anything was kept.
-    pub fn submit_refused(&self, reason: SubmitRefusal) {
+    pub fn submit_refused(&self, reason: AdmissionRejection) {
         let reason = reason.word();
         self.submits_refused
             .get_or_create(&ReasonLabels { reason })
@@ -319,12 +319,12 @@ impl Metrics {
 
     /// So many millionths were set aside for a job of this provider.
     pub fn reserved(&self, provider: &str, millionths: i64) {
-        add(&self.reserved, provider, millionths);
+        add(&self.budget_reserved, provider, millionths);
     }
 
     /// A job of this provider ended, and came to so many millionths.
     pub fn spent(&self, provider: &str, millionths: i64) {
-        add(&self.spent, provider, millionths);
+        add(&self.budget_spent, provider, millionths);
     }
 
     /// A WebSocket was closed with this code, by either side.
@@ -382,11 +382,11 @@ mod tests {
     fn every_number_has_its_documented_name() {
         let metrics = Metrics::new();
         metrics.webhook("kling", WebhookOutcome::Applied);
-        metrics.called("kling", Call::Submit, CallOutcome::Ok);
-        metrics.provider_is("kling", ProviderState::Open, |_| 0);
-        metrics.provider_has("kling", 1.0);
+        metrics.provider_request("kling", ProviderOperation::Submit, CallOutcome::Ok);
+        metrics.set_provider_state("kling", ProviderState::Available, |_| 0);
+        metrics.set_provider_balance("kling", 1.0);
         metrics.socket_closed(1000);
-        metrics.submit_refused(SubmitRefusal::Budget);
+        metrics.submit_refused(AdmissionRejection::Budget);
         metrics.reserved("kling", 1);
         metrics.spent("kling", 1);
         let text = metrics.render();
@@ -416,9 +416,9 @@ mod tests {
     #[test]
     fn a_connection_counts_while_it_is_open() {
         let metrics = Metrics::new();
-        let first = metrics.connected(ConnectionKind::Websocket);
-        let second = metrics.connected(ConnectionKind::Websocket);
-        let _stream = metrics.connected(ConnectionKind::Sse);
+        let first = metrics.connection_opened(ConnectionKind::Websocket);
+        let second = metrics.connection_opened(ConnectionKind::Websocket);
+        let _stream = metrics.connection_opened(ConnectionKind::Sse);
         drop(first);
         assert_eq!(
             samples(&metrics, "connections"),
@@ -438,12 +438,12 @@ mod tests {
     #[test]
     fn what_happened_is_counted_by_its_words() {
         let metrics = Metrics::new();
-        metrics.jobs_watched(1);
+        metrics.set_subscribed_jobs(1);
         metrics.delivered(ConnectionKind::Websocket, 1_000);
         metrics.delivered(ConnectionKind::Poll, 1);
         metrics.webhook("kling", WebhookOutcome::TooLarge);
-        metrics.called("fal", Call::Cancel, CallOutcome::RateLimited);
-        metrics.updated(Source::Deadline);
+        metrics.provider_request("fal", ProviderOperation::Cancel, CallOutcome::RateLimited);
+        metrics.job_updated(Source::Deadline);
         let told: Vec<String> = ["watched", "deliv", "webhooks", "provider", "updates"]
             .iter()
             .flat_map(|name| samples(&metrics, name))
@@ -467,10 +467,10 @@ mod tests {
     #[test]
     fn a_provider_is_in_one_state() {
         let metrics = Metrics::new();
-        let turns = |state| u64::from(state == ProviderState::Stopped) * 2;
-        metrics.provider_is("fal", ProviderState::Open, turns);
-        metrics.provider_is("fal", ProviderState::Stopped, turns);
-        metrics.provider_has("fal", 12.5);
+        let turns = |state| u64::from(state == ProviderState::Suspended) * 2;
+        metrics.set_provider_state("fal", ProviderState::Available, turns);
+        metrics.set_provider_state("fal", ProviderState::Suspended, turns);
+        metrics.set_provider_balance("fal", 12.5);
         assert_snapshot!(samples(&metrics, "provider").join("\n"), @r#"
     provider_balance{provider="fal"} 12.5
     provider_state{provider="fal",state="failing"} 0
@@ -504,7 +504,7 @@ mod tests {
     #[test]
     fn times_are_in_seconds() {
         let metrics = Metrics::new();
-        metrics.webhook_took(Duration::from_millis(1));
+        metrics.observe_webhook_duration(Duration::from_millis(1));
         let lines = samples(&metrics, "webhook_seconds");
         for line in ["sum 0.001", "count 1", "bucket{le=\"+Inf\"} 1"] {
             assert!(

@@ -448,7 +448,7 @@ fn nothing_is_put_off_until_a_provider_has_forgotten() {
         keys,
         ["deadline", "poll_after", "poll_every"].map(|key| format!("providers.one.{key}"))
     );
-    assert!(mistakes[0].problem.contains("3600s"), "{mistakes:?}");
+    assert!(mistakes[0].message.contains("3600s"), "{mistakes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,7 +32,7 @@ fn secret() -> impl Strategy<Value = String> {
 }
 
 fn all_shown(config: &Config) -> String {
-    format!("{}\n{config:?}", config.shown())
+    format!("{}\n{config:?}", config.to_redacted_toml())
 }
 
 proptest! {

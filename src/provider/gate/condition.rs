@@ -213,7 +213,7 @@ impl BreakerState {
             .max_by_key(|closed| rank(closed.cause));
         match worst {
             None => ProviderHealth {
-                state: ProviderState::Open,
+                state: ProviderState::Available,
                 reason: None,
                 since: None,
                 until: None,
@@ -230,9 +230,9 @@ impl BreakerState {
 
 fn state(cause: TripCause) -> ProviderState {
     match cause {
-        TripCause::RateLimit => ProviderState::Paused,
-        TripCause::Technical => ProviderState::Failing,
-        TripCause::Quota | TripCause::Auth => ProviderState::Stopped,
+        TripCause::RateLimit => ProviderState::RateLimited,
+        TripCause::Technical => ProviderState::Unavailable,
+        TripCause::Quota | TripCause::Auth => ProviderState::Suspended,
     }
 }
 
@@ -299,52 +299,52 @@ mod tests {
                 FailureKind::RateLimit,
                 false,
                 true,
-                ProviderState::Paused,
+                ProviderState::RateLimited,
             ),
             (
                 Query,
                 FailureKind::RateLimit,
                 false,
                 false,
-                ProviderState::Paused,
+                ProviderState::RateLimited,
             ),
             (
                 Submit,
                 FailureKind::Quota,
                 false,
                 true,
-                ProviderState::Stopped,
+                ProviderState::Suspended,
             ),
-            (Query, FailureKind::Quota, false, true, ProviderState::Stopped),
+            (Query, FailureKind::Quota, false, true, ProviderState::Suspended),
             (
                 Submit,
                 FailureKind::Auth,
                 false,
                 false,
-                ProviderState::Stopped,
+                ProviderState::Suspended,
             ),
-            (Query, FailureKind::Auth, true, true, ProviderState::Open),
-            (Submit, FailureKind::Safety, true, true, ProviderState::Open),
+            (Query, FailureKind::Auth, true, true, ProviderState::Available),
+            (Submit, FailureKind::Safety, true, true, ProviderState::Available),
             (
                 Submit,
                 FailureKind::InvalidInput,
                 true,
                 true,
-                ProviderState::Open,
+                ProviderState::Available,
             ),
             (
                 Query,
                 FailureKind::InvalidInput,
                 true,
                 true,
-                ProviderState::Open,
+                ProviderState::Available,
             ),
             (
                 Submit,
                 FailureKind::Technical,
                 true,
                 true,
-                ProviderState::Open,
+                ProviderState::Available,
             ),
         ] {
             let mut condition = BreakerState::default();
@@ -374,7 +374,7 @@ mod tests {
                 at(n),
             );
         }
-        assert_eq!(condition.standing(at(9)).state, ProviderState::Open);
+        assert_eq!(condition.standing(at(9)).state, ProviderState::Available);
         hear(
             &mut condition,
             RequestKind::Query,
@@ -382,7 +382,7 @@ mod tests {
             at(10),
         );
         let standing = condition.standing(at(10));
-        assert_eq!(standing.state, ProviderState::Failing);
+        assert_eq!(standing.state, ProviderState::Unavailable);
         assert_eq!(
             (standing.since, standing.until),
             (Some(at(10)), Some(at(15)))
@@ -391,7 +391,7 @@ mod tests {
         hear(&mut condition, RequestKind::Query, FailureKind::Technical, at(15));
         assert!(!may(&condition, RequestKind::Query, at(24)));
         succeed(&mut condition, RequestKind::Query, at(25));
-        assert_eq!(condition.standing(at(25)).state, ProviderState::Open);
+        assert_eq!(condition.standing(at(25)).state, ProviderState::Available);
         assert!(may(&condition, RequestKind::Submit, at(25)));
     }
 
@@ -400,14 +400,14 @@ mod tests {
         let mut condition = BreakerState::default();
         for n in 0..8 {
             hear(&mut condition, RequestKind::Query, FailureKind::Auth, at(n));
-            assert_eq!(condition.standing(at(n)).state, ProviderState::Open);
+            assert_eq!(condition.standing(at(n)).state, ProviderState::Available);
             succeed(&mut condition, RequestKind::Query, at(n));
         }
         for n in 8..13 {
             hear(&mut condition, RequestKind::Query, FailureKind::Auth, at(n));
         }
         let standing = condition.standing(at(12));
-        assert_eq!(standing.state, ProviderState::Stopped);
+        assert_eq!(standing.state, ProviderState::Suspended);
         assert_eq!(standing.reason, Some(FailureKind::Auth));
         assert!(!may(&condition, RequestKind::Submit, at(12)));
     }
@@ -418,10 +418,10 @@ mod tests {
             let mut condition = BreakerState::default();
             hear(&mut condition, RequestKind::Submit, kind, at(0));
             succeed(&mut condition, RequestKind::Query, at(60));
-            assert_eq!(condition.standing(at(60)).state, ProviderState::Stopped);
+            assert_eq!(condition.standing(at(60)).state, ProviderState::Suspended);
             assert_eq!(condition.standing(at(60)).reason, Some(kind));
             succeed(&mut condition, RequestKind::Submit, at(60));
-            assert_eq!(condition.standing(at(60)).state, ProviderState::Open);
+            assert_eq!(condition.standing(at(60)).state, ProviderState::Available);
             assert!(may(&condition, RequestKind::Query, at(60)));
         }
     }
@@ -435,10 +435,10 @@ mod tests {
             FailureKind::RateLimit,
             at(0),
         );
-        assert_eq!(condition.standing(at(0)).state, ProviderState::Paused);
-        assert_eq!(condition.standing(at(1)).state, ProviderState::Open);
+        assert_eq!(condition.standing(at(0)).state, ProviderState::RateLimited);
+        assert_eq!(condition.standing(at(1)).state, ProviderState::Available);
         hear(&mut condition, RequestKind::Submit, FailureKind::Quota, at(1));
-        assert_eq!(condition.standing(at(9999)).state, ProviderState::Stopped);
+        assert_eq!(condition.standing(at(9999)).state, ProviderState::Suspended);
     }
 
     #[test]
@@ -447,7 +447,7 @@ mod tests {
         hear(&mut condition, RequestKind::Submit, FailureKind::Auth, at(0));
         hear(&mut condition, RequestKind::Submit, FailureKind::Auth, at(60));
         condition.resume();
-        assert_eq!(condition.standing(at(61)).state, ProviderState::Open);
+        assert_eq!(condition.standing(at(61)).state, ProviderState::Available);
         hear(&mut condition, RequestKind::Submit, FailureKind::Auth, at(61));
         assert_eq!(condition.standing(at(61)).until, Some(at(121)));
     }

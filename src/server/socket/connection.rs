@@ -16,7 +16,7 @@ use super::wire::{Turn, Wire};
 use super::{Sockets, Upgraded};
 use crate::auth::Principal;
 use crate::hub::{Connection, Sink};
-use crate::protocol::{self, Close, HubMessage};
+use crate::protocol::{self, CloseReason, ServerMessage};
 use crate::telemetry::{ConnectionKind, OpenConnection};
 use crate::time::Time;
 
@@ -77,7 +77,7 @@ where
         bad_messages: 0,
         cancels: Rc::new(()),
         wire,
-        _open: sockets.metrics.connected(ConnectionKind::Websocket),
+        _open: sockets.metrics.connection_opened(ConnectionKind::Websocket),
         sockets,
     };
     let is_admitted = task
@@ -93,14 +93,14 @@ where
             task.end(close).await;
             task.sockets.drain.release();
         } else {
-            task.end(Close::OverCapacity).await;
+            task.end(CloseReason::OverCapacity).await;
         }
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
     /// Talks until there is a reason to stop.
-    async fn talk(&mut self) -> Close {
+    async fn talk(&mut self) -> CloseReason {
         let clock = tokio::time::sleep_until(self.next_heartbeat);
         tokio::pin!(clock);
         let drain = Arc::clone(&self.sockets.drain);
@@ -125,7 +125,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
                 turn = wire.turn(&self.connection, self.inbound.buffer()) => match turn {
                     Turn::Read => self.last_heard = Instant::now(),
                     Turn::Idle => {}
-                    Turn::Over => return Close::Normal,
+                    Turn::Over => return CloseReason::Normal,
                 },
                 () = &mut clock => if let Err(close) = self.tick() {
                     return close;
@@ -141,31 +141,31 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
     }
 
     /// Says why, closes, and waits a moment for the client to have read it.
-    async fn end(&self, close: Close) {
-        let (code, reason) = close.code();
+    async fn end(&self, close: CloseReason) {
+        let (code, reason) = close.code_and_reason();
         let name = self.name.simple();
         tracing::debug!(connection.id = %name, close.code = code, "closes");
         self.sockets.metrics.socket_closed(code);
         self.wire.shut();
         let retry_after = match close {
-            Close::Restart | Close::OverCapacity => Some(self.sockets.drain.retry_after()),
-            Close::Normal
-            | Close::GoingAway
-            | Close::Protocol
-            | Close::Unsupported
-            | Close::NotUtf8
-            | Close::Unauthorized
-            | Close::TokenExpired
-            | Close::AuthTimeout
-            | Close::TooManyBadMessages
-            | Close::MessageTooLarge
-            | Close::NotReading => None,
+            CloseReason::Restart | CloseReason::OverCapacity => Some(self.sockets.drain.retry_after()),
+            CloseReason::Normal
+            | CloseReason::GoingAway
+            | CloseReason::Protocol
+            | CloseReason::Unsupported
+            | CloseReason::NotUtf8
+            | CloseReason::Unauthorized
+            | CloseReason::TokenExpired
+            | CloseReason::AuthTimeout
+            | CloseReason::TooManyBadMessages
+            | CloseReason::MessageTooLarge
+            | CloseReason::NotReading => None,
         };
         let retry_after_ms =
             retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        if close != Close::Normal {
+        if close != CloseReason::Normal {
             self.wire.say(
-                HubMessage::Bye {
+                ServerMessage::Bye {
                     code,
                     reason,
                     retry_after_ms,
@@ -174,7 +174,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             );
         }
         self.wire.say(close.frame());
-        let patience = if close == Close::NotReading {
+        let patience = if close == CloseReason::NotReading {
             LATE_FAREWELL
         } else {
             FAREWELL
@@ -204,47 +204,47 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             .fold(self.next_heartbeat, Instant::min)
     }
 
-    fn tick(&mut self) -> Result<(), Close> {
+    fn tick(&mut self) -> Result<(), CloseReason> {
         let now = Instant::now();
         let settings = &self.sockets.settings;
         if self.leaves_at.is_some_and(|at| at <= now) {
-            return Err(Close::Restart);
+            return Err(CloseReason::Restart);
         }
         if self
             .wire
             .blocked_since()
             .is_some_and(|since| now >= since + settings.write_timeout)
         {
-            return Err(Close::NotReading);
+            return Err(CloseReason::NotReading);
         }
         match &mut self.peer {
-            Peer::Stranger { until } if *until <= now => return Err(Close::AuthTimeout),
-            Peer::Known { ends_at, .. } if *ends_at <= now => return Err(Close::TokenExpired),
+            Peer::Stranger { until } if *until <= now => return Err(CloseReason::AuthTimeout),
+            Peer::Known { ends_at, .. } if *ends_at <= now => return Err(CloseReason::TokenExpired),
             Peer::Known {
                 notice_at, ends_at, ..
             } if notice_at.is_some_and(|at| at <= now) => {
                 *notice_at = None;
                 let left = ends_at.saturating_duration_since(now).as_millis();
                 let in_ms = u64::try_from(left).unwrap_or(u64::MAX);
-                self.wire.say(HubMessage::TokenExpiring { in_ms }.frame());
+                self.wire.say(ServerMessage::TokenExpiring { in_ms }.frame());
             }
             Peer::Stranger { .. } | Peer::Known { .. } => {}
         }
         if self.next_heartbeat <= now {
             self.next_heartbeat = now + settings.heartbeat;
             if now.duration_since(self.last_heard) > settings.heartbeat * 2 {
-                return Err(Close::GoingAway);
+                return Err(CloseReason::GoingAway);
             }
             if self.wire.may_answer() {
                 self.wire
-                    .say(HubMessage::Heartbeat { now: Time::now() }.frame());
+                    .say(ServerMessage::Heartbeat { now: Time::now() }.frame());
                 self.wire.say(protocol::ping());
             }
         }
         Ok(())
     }
 
-    async fn hear(&mut self, heard: Heard) -> Result<(), Close> {
+    async fn hear(&mut self, heard: Heard) -> Result<(), CloseReason> {
         match heard {
             // Boxed, so that an idle connection does not hold room for its largest answer.
             Heard::Text(text) => Box::pin(self.understand(&text)).await,
@@ -253,7 +253,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
                 Ok(())
             }
             Heard::Life => Ok(()),
-            Heard::Close => Err(Close::Normal),
+            Heard::Close => Err(CloseReason::Normal),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::auth::{Principal, TokenError};
 use crate::feed;
 use crate::hub::FeedHealth;
 use crate::job::{Job, JobId};
-use crate::protocol::{ClientMessage, Close, FeedName, HubMessage, Known, Subscription};
+use crate::protocol::{ClientMessage, CloseReason, FeedName, ServerMessage, JobVersion, SubscribeOutcome};
 use crate::server::jobs::{granted, may_follow};
 use crate::server::problem::Problem;
 use crate::store;
@@ -39,11 +39,11 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 const MOST_CANCELS: usize = 8;
 
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
-    pub(super) async fn understand(&mut self, text: &[u8]) -> Result<(), Close> {
+    pub(super) async fn understand(&mut self, text: &[u8]) -> Result<(), CloseReason> {
         let message = match serde_json::from_slice::<ClientMessage>(text) {
             Ok(message) => message,
             Err(_) if matches!(self.peer, Peer::Stranger { .. }) => {
-                return Err(Close::Unauthorized);
+                return Err(CloseReason::Unauthorized);
             }
             Err(error) => return self.complain(text, &error),
         };
@@ -53,7 +53,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         };
         match (message, known) {
             (ClientMessage::Auth { token }, _) => return self.authenticate(&token).await,
-            (_, None) => return Err(Close::Unauthorized),
+            (_, None) => return Err(CloseReason::Unauthorized),
             (ClientMessage::Subscribe { id, jobs, feed }, Some(principal)) => {
                 self.subscribe(&principal, &id, &jobs, feed).await;
             }
@@ -64,23 +64,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
                 self.cancel(principal, id, &job);
             }
             (ClientMessage::Ping { id }, Some(_)) => {
-                self.wire.say(HubMessage::Pong { id: &id }.frame());
+                self.wire.say(ServerMessage::Pong { id: &id }.frame());
             }
         }
         Ok(())
     }
 
     /// Says what is wrong with a message; the tenth time, that was it.
-    fn complain(&mut self, text: &[u8], error: &serde_json::Error) -> Result<(), Close> {
+    fn complain(&mut self, text: &[u8], error: &serde_json::Error) -> Result<(), CloseReason> {
         self.bad_messages += 1;
         if self.bad_messages >= MOST_BAD_MESSAGES {
-            return Err(Close::TooManyBadMessages);
+            return Err(CloseReason::TooManyBadMessages);
         }
         let whole: Value = serde_json::from_slice(text).unwrap_or_default();
         let id = whole.get("id").cloned().unwrap_or_default();
         let message = format!("not a message of this protocol: {error}");
         self.wire.say(
-            HubMessage::Error {
+            ServerMessage::Error {
                 id: &id,
                 code: "bad_message",
                 message: &message,
@@ -90,7 +90,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         Ok(())
     }
 
-    async fn authenticate(&mut self, token: &str) -> Result<(), Close> {
+    async fn authenticate(&mut self, token: &str) -> Result<(), CloseReason> {
         match (self.sockets.verifier.verify(token).await, &self.peer) {
             (Ok(principal), Peer::Stranger { .. }) => self.welcome(principal),
             (Ok(renewed), Peer::Known { principal, .. })
@@ -113,7 +113,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             (Err(refused @ TokenError::KeysUnavailable { .. }), _) => {
                 self.error(&Value::Null, "keys_unavailable", &refused.to_string());
             }
-            (Err(_), Peer::Stranger { .. }) => return Err(Close::Unauthorized),
+            (Err(_), Peer::Stranger { .. }) => return Err(CloseReason::Unauthorized),
             (Err(refused), Peer::Known { .. }) => {
                 self.error(&Value::Null, "unauthorized", &refused.to_string());
             }
@@ -135,7 +135,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         };
         let heartbeat_ms = u64::try_from(heartbeat).unwrap_or(u64::MAX);
         let mut name = Uuid::encode_buffer();
-        let hello = HubMessage::Hello {
+        let hello = ServerMessage::Hello {
             protocol: 1,
             connection: self.name.simple().encode_lower(&mut name),
             heartbeat_ms,
@@ -144,20 +144,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         };
         self.wire.say(hello.frame());
         if let (true, FeedHealth::Degraded(since)) = (is_first, self.connection.condition()) {
-            self.wire.say(HubMessage::Degraded { since }.frame());
+            self.wire.say(ServerMessage::Degraded { since }.frame());
         }
     }
 
     fn error(&self, id: &Value, code: &str, message: &str) {
         self.wire
-            .say(HubMessage::Error { id, code, message }.frame());
+            .say(ServerMessage::Error { id, code, message }.frame());
     }
 
     async fn subscribe(
         &self,
         principal: &Principal,
         id: &Value,
-        asked: &[Known],
+        asked: &[JobVersion],
         feed: Option<FeedName>,
     ) {
         let asked: BTreeMap<&str, u64> = asked
@@ -173,11 +173,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         if feed.is_some() && !follows {
             wanted.extend(granted(principal).unwrap_or_default());
         }
-        let mut outcome: BTreeMap<&str, Subscription> = asked
+        let mut outcome: BTreeMap<&str, SubscribeOutcome> = asked
             .keys()
             .copied()
             .chain(wanted.iter().map(JobId::as_str))
-            .map(|name| (name, Subscription::NotFound))
+            .map(|name| (name, SubscribeOutcome::NotFound))
             .collect();
         let beyond = if follows {
             Vec::new()
@@ -197,18 +197,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             }
         };
         for job in &beyond {
-            outcome.insert(job.as_str(), Subscription::TooMany);
+            outcome.insert(job.as_str(), SubscribeOutcome::TooMany);
         }
         for job in &found {
             let is_current = version_of(&job.id) >= job.version;
             let told = if is_current {
-                Subscription::Current
+                SubscribeOutcome::Current
             } else {
-                Subscription::Sent
+                SubscribeOutcome::Sent
             };
             outcome.insert(job.id.as_str(), told);
         }
-        let subscribed = HubMessage::Subscribed {
+        let subscribed = ServerMessage::Subscribed {
             id,
             feed,
             jobs: outcome,
@@ -297,7 +297,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         if feed.is_some() {
             self.connection.unsubscribe_owner();
         }
-        self.wire.say(HubMessage::Unsubscribed { id }.frame());
+        self.wire.say(ServerMessage::Unsubscribed { id }.frame());
     }
 
     /// Cancels beside the conversation: a provider may take its time.
@@ -318,11 +318,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         tokio::task::spawn_local(async move {
             let done = cancel(&sockets, &principal, &job).await;
             match &done {
-                Ok(()) => wire.say(HubMessage::Cancelling { id: &id, job: &job }.frame()),
+                Ok(()) => wire.say(ServerMessage::Cancelling { id: &id, job: &job }.frame()),
                 Err(problem) => {
                     let (code, message) = problem.words();
                     wire.say(
-                        HubMessage::Error {
+                        ServerMessage::Error {
                             id: &id,
                             code,
                             message,

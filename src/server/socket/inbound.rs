@@ -9,7 +9,7 @@ use actix_http::ws::{Codec, Frame, Item};
 use actix_web::web::{Bytes, BytesMut};
 use actix_ws::ProtocolError;
 
-use crate::protocol::Close;
+use crate::protocol::CloseReason;
 
 /// The most pieces of one message: no honest client cuts a message that may have a few KiB finer.
 const MOST_PIECES: usize = 64;
@@ -56,7 +56,7 @@ impl Inbound {
     ///
     /// # Errors
     /// How the socket must be closed.
-    pub(super) fn next(&mut self) -> Result<Option<Heard>, Close> {
+    pub(super) fn next(&mut self) -> Result<Option<Heard>, CloseReason> {
         judge_header(&self.buffer, self.longest)?;
         let frame = self.codec.decode(&mut self.buffer);
         let frame = frame.map_err(|error| broken(&error))?;
@@ -68,7 +68,7 @@ impl Inbound {
         let heard = match frame {
             Frame::Text(text) => Heard::Text(is_text(text)?),
             Frame::Binary(_) | Frame::Continuation(Item::FirstBinary(_)) => {
-                return Err(Close::Unsupported);
+                return Err(CloseReason::Unsupported);
             }
             Frame::Continuation(Item::FirstText(piece) | Item::Continue(piece)) => {
                 self.collect(&piece)?;
@@ -86,32 +86,32 @@ impl Inbound {
         Ok(Some(heard))
     }
 
-    fn collect(&mut self, piece: &[u8]) -> Result<(), Close> {
+    fn collect(&mut self, piece: &[u8]) -> Result<(), CloseReason> {
         self.pieces += 1;
         if self.pieces > MOST_PIECES || self.whole.len() + piece.len() > self.longest {
-            return Err(Close::MessageTooLarge);
+            return Err(CloseReason::MessageTooLarge);
         }
         self.whole.extend_from_slice(piece);
         Ok(())
     }
 }
 
-fn broken(error: &ProtocolError) -> Close {
+fn broken(error: &ProtocolError) -> CloseReason {
     if matches!(error, ProtocolError::Overflow) {
-        return Close::MessageTooLarge;
+        return CloseReason::MessageTooLarge;
     }
-    Close::Protocol
+    CloseReason::Protocol
 }
 
-fn is_text(bytes: Bytes) -> Result<Bytes, Close> {
+fn is_text(bytes: Bytes) -> Result<Bytes, CloseReason> {
     match std::str::from_utf8(&bytes) {
         Ok(_) => Ok(bytes),
-        Err(_) => Err(Close::NotUtf8),
+        Err(_) => Err(CloseReason::NotUtf8),
     }
 }
 
 /// Judges a frame by its header, before its payload is there: the codec waits for all of it first.
-fn judge_header(buffer: &[u8], longest: usize) -> Result<(), Close> {
+fn judge_header(buffer: &[u8], longest: usize) -> Result<(), CloseReason> {
     let &[first, second, ref rest @ ..] = buffer else {
         return Ok(());
     };
@@ -119,7 +119,7 @@ fn judge_header(buffer: &[u8], longest: usize) -> Result<(), Close> {
     let is_masked = second & 0x80 != 0;
     let short = usize::from(second & 0x7F);
     if !is_masked || (is_control && (!is_last || short > 125)) {
-        return Err(Close::Protocol);
+        return Err(CloseReason::Protocol);
     }
     let declared = match (short, rest) {
         (126, &[a, b, ..]) => u64::from(u16::from_be_bytes([a, b])),
@@ -128,7 +128,7 @@ fn judge_header(buffer: &[u8], longest: usize) -> Result<(), Close> {
         (short, _) => short as u64,
     };
     if declared > longest as u64 {
-        Err(Close::MessageTooLarge)
+        Err(CloseReason::MessageTooLarge)
     } else {
         Ok(())
     }
@@ -160,7 +160,7 @@ mod tests {
         frame
     }
 
-    fn hear(bytes: &[u8]) -> Result<Vec<Bytes>, Close> {
+    fn hear(bytes: &[u8]) -> Result<Vec<Bytes>, CloseReason> {
         let mut inbound = Inbound::new(1000, BytesMut::from(bytes));
         let mut texts = Vec::new();
         while let Some(heard) = inbound.next()? {
@@ -174,49 +174,49 @@ mod tests {
     #[test]
     fn a_declared_length_is_refused_before_its_bytes_come() {
         let huge = [0x81, 0xFF, 0, 0, 1, 0, 0, 0, 0, 0];
-        assert_eq!(hear(&huge), Err(Close::MessageTooLarge));
-        assert_eq!(hear(&[0x81, 0xFE, 0x03, 0xE9]), Err(Close::MessageTooLarge));
+        assert_eq!(hear(&huge), Err(CloseReason::MessageTooLarge));
+        assert_eq!(hear(&[0x81, 0xFE, 0x03, 0xE9]), Err(CloseReason::MessageTooLarge));
         assert_eq!(hear(&[0x81, 0xFE, 0x03, 0xE8]), Ok(vec![]));
     }
 
     #[test]
     fn each_broken_rule_has_its_code() {
-        assert_eq!(hear(&[0x81, 0x01, b'x']), Err(Close::Protocol), "unmasked");
-        assert_eq!(hear(&frame(0x82, b"x")), Err(Close::Unsupported), "binary");
+        assert_eq!(hear(&[0x81, 0x01, b'x']), Err(CloseReason::Protocol), "unmasked");
+        assert_eq!(hear(&frame(0x82, b"x")), Err(CloseReason::Unsupported), "binary");
         assert_eq!(
             hear(&frame(0x02, b"x")),
-            Err(Close::Unsupported),
+            Err(CloseReason::Unsupported),
             "first binary piece"
         );
-        assert_eq!(hear(&frame(0x81, &[0xC3, 0x28])), Err(Close::NotUtf8));
+        assert_eq!(hear(&frame(0x81, &[0xC3, 0x28])), Err(CloseReason::NotUtf8));
         assert_eq!(
             hear(&frame(0x80, b"x")),
-            Err(Close::Protocol),
+            Err(CloseReason::Protocol),
             "a continuation of nothing"
         );
         assert_eq!(
             hear(&frame(0x09, b"x")),
-            Err(Close::Protocol),
+            Err(CloseReason::Protocol),
             "a ping in pieces"
         );
         assert_eq!(
             hear(&frame(0x89, &[0; 126])),
-            Err(Close::Protocol),
+            Err(CloseReason::Protocol),
             "a long ping"
         );
         assert_eq!(
             hear(&frame(0xC1, b"x")),
-            Err(Close::Protocol),
+            Err(CloseReason::Protocol),
             "a reserved bit"
         );
         assert_eq!(
             hear(&frame(0x83, b"x")),
-            Err(Close::Protocol),
+            Err(CloseReason::Protocol),
             "a reserved opcode"
         );
         assert_eq!(
             hear(&[frame(0x01, b"x"), frame(0x81, b"y")].concat()),
-            Err(Close::Protocol)
+            Err(CloseReason::Protocol)
         );
     }
 
@@ -226,7 +226,7 @@ mod tests {
             .chain((0..1000).map(|_| frame(0x00, b"")))
             .flatten()
             .collect();
-        assert_eq!(hear(&flood), Err(Close::MessageTooLarge));
+        assert_eq!(hear(&flood), Err(CloseReason::MessageTooLarge));
     }
 
     proptest! {

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::hub::{FeedHealth, Connection, Sink};
-use crate::protocol::{Frame, HubMessage};
+use crate::protocol::{Frame, ServerMessage};
 
 /// What is read at once; a thread's connections share the space.
 const READ: usize = 16 * 1024;
@@ -154,9 +154,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
                         frame.websocket().clone()
                     }
                     (None, Some(FeedHealth::Degraded(since))) => {
-                        HubMessage::Degraded { since }.frame()
+                        ServerMessage::Degraded { since }.frame()
                     }
-                    (None, Some(FeedHealth::Healthy)) => HubMessage::Restored.frame(),
+                    (None, Some(FeedHealth::Healthy)) => ServerMessage::Restored.frame(),
                     (None, None) => return Poll::Ready(Ok(())),
                 },
             };
