@@ -142,7 +142,7 @@ impl Configured {
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
         let (config, mut mistakes) = Config::read(self.config.as_deref(), environment, self.set);
         let http = HttpClient::new().context("no HTTP client")?;
-        let further = server::check(&config, &http).err().unwrap_or_default();
+        let further = server::validate(&config, &http).err().unwrap_or_default();
         // What is wrong with a key makes what follows from it no further mistake.
         let is_new = |further: &ConfigError| {
             let mut known = mistakes.iter();

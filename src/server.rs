@@ -48,10 +48,10 @@ use crate::tracker::{WorkerWakeups, Tracker};
 
 pub use demo::{Demo, DemoScenario};
 use drain::Drain;
-use house::House;
+use house::Components;
 
 /// Between the latest deadline of a job and its being forgotten unfinished.
-const ENDED_BY_THEN: Duration = Duration::from_secs(600);
+const RETENTION_MARGIN: Duration = Duration::from_secs(600);
 
 /// Why a server can't start.
 #[derive(Debug, thiserror::Error)]
@@ -80,14 +80,14 @@ pub struct Server {
     tls: Option<rustls::ServerConfig>,
     drain_time: Duration,
     workers: usize,
-    house: House,
+    house: Components,
 }
 
 /// What a configuration makes, without opening anything: all mistakes at once.
 ///
 /// # Errors
 /// Every mistake that only shows when the configuration is used, each by its key.
-pub fn check(config: &Config, http: &HttpClient) -> Result<(Providers, Verifier), Vec<ConfigError>> {
+pub fn validate(config: &Config, http: &HttpClient) -> Result<(Providers, Verifier), Vec<ConfigError>> {
     let fetcher = Arc::new(Fetcher::new(http.clone()));
     let verifier = Verifier::new(&config.auth, fetcher).map_err(|problems| {
         problems
@@ -115,7 +115,7 @@ impl Server {
     /// [`BindError`]; then nothing is left open.
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
         let http = HttpClient::new()?;
-        let (providers, verifier) = check(&config, &http).map_err(BindError::Config)?;
+        let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
         let tls = config.server.tls.as_ref().map(listener::tls_config);
         let tls = tls.transpose().map_err(BindError::Tls)?;
         let bind = config.server.bind;
@@ -129,7 +129,7 @@ impl Server {
         let retention = Retention {
             terminal: config.store.retain_final,
             // A job's deadline ends it before it is forgotten.
-            active: config.store.retain_active + ENDED_BY_THEN,
+            active: config.store.retain_active + RETENTION_MARGIN,
         };
         let feed = ChangeFeed::new(&hub);
         let store = store::open(&config.store, retention, feed.listener())?;
@@ -160,7 +160,7 @@ impl Server {
             metrics: Arc::clone(&metrics),
         });
         let drain_time = config.server.drain;
-        let house = House {
+        let house = Components {
             links,
             guard: Arc::new(AdmissionControl::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
@@ -217,13 +217,13 @@ impl Server {
         } = self;
         let background = TaskTracker::new();
         let working = CancellationToken::new();
-        house.start(&background, &working);
+        house.spawn_background_tasks(&background, &working);
 
         let server = listener::serve(house.clone(), listener, tls, workers, drain_time)?;
         let handle = server.handle();
         let served = tokio::select! {
             served = server => served,
-            () = leave(stop, handle, &house.drain, drain_time) => Ok(()),
+            () = drain_and_stop(stop, handle, &house.drain, drain_time) => Ok(()),
         };
         working.cancel();
         background.close();
@@ -241,13 +241,13 @@ impl Server {
 /// Waits for the word to stop, then lets everybody go: readiness is red and sockets take their
 /// leave while the listener still answers; once the last has gone it closes. Ends with whatever is
 /// left open at nine tenths of the time.
-async fn leave(stop: CancellationToken, handle: ServerHandle, drain: &Drain, time: Duration) {
+async fn drain_and_stop(stop: CancellationToken, handle: ServerHandle, drain: &Drain, time: Duration) {
     stop.cancelled().await;
     tracing::info!("draining");
-    drain.begin();
+    drain.start();
     tokio::time::sleep(time / 10).await;
     let until = Instant::now() + time * 8 / 10;
-    let is_over = timeout_at(until, drain.is_over()).await.is_ok();
+    let is_over = timeout_at(until, drain.wait_closed()).await.is_ok();
     let is_closed = match is_over {
         true => timeout_at(until, handle.stop(true)).await.is_ok(),
         false => {

@@ -615,7 +615,7 @@ fn the_example_of_a_spec_is_whole_and_shown_as_it_is() {
         set("providers.acme.webhook_secrets", "shared-secret"),
     ];
     let config = Config::load(None, std::iter::empty(), flags).unwrap();
-    let checked = progress_hub::server::check(&config, &HttpClient::new().unwrap());
+    let checked = progress_hub::server::validate(&config, &HttpClient::new().unwrap());
     assert_eq!(checked.err().unwrap_or_default(), []);
     assert!(file("docs/providers.md").contains(&file("docs/examples/acme.toml")));
 }

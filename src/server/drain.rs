@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Between two farewells on average, while the drain time allows.
-const PER_SOCKET: Duration = Duration::from_millis(1);
+const CLOSE_INTERVAL_PER_SOCKET: Duration = Duration::from_millis(1);
 
 /// What a client is told to wait at least: the hub that follows has to start.
-const LEAST_RETRY: Duration = Duration::from_millis(300);
+const MIN_RETRY_AFTER: Duration = Duration::from_millis(300);
 
 /// Whether this node is going away.
 pub struct Drain {
-    begun: CancellationToken,
+    started: CancellationToken,
     sockets: AtomicUsize,
     tasks: TaskTracker,
     longest: Duration,
@@ -28,7 +28,7 @@ impl Drain {
     /// A node that stays, until [`Drain::begin`]; then sockets let go within half of `time`.
     pub fn new(time: Duration) -> Self {
         Self {
-            begun: CancellationToken::new(),
+            started: CancellationToken::new(),
             sockets: AtomicUsize::new(0),
             tasks: TaskTracker::new(),
             longest: time / 2,
@@ -36,33 +36,33 @@ impl Drain {
     }
 
     /// From now on this node is going away.
-    pub fn begin(&self) {
-        self.begun.cancel();
+    pub fn start(&self) {
+        self.started.cancel();
     }
 
     /// Whether it is.
-    pub fn has_begun(&self) -> bool {
-        self.begun.is_cancelled()
+    pub fn is_draining(&self) -> bool {
+        self.started.is_cancelled()
     }
 
     /// Waits until it is.
     pub async fn begun(&self) {
-        self.begun.cancelled().await;
+        self.started.cancelled().await;
     }
 
     /// Has a socket's task run on this thread, to be waited for by [`Drain::is_over`].
-    pub fn watch(&self, socket: impl Future<Output = ()> + 'static) {
+    pub fn track(&self, socket: impl Future<Output = ()> + 'static) {
         self.tasks.spawn_local(socket);
     }
 
     /// Waits until the last socket has gone; to be said once no more are let in.
-    pub async fn is_over(&self) {
+    pub async fn wait_closed(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
     /// Counts a socket in, unless there are `most` already.
-    pub fn admit(&self, most: usize) -> bool {
+    pub fn try_acquire(&self, most: usize) -> bool {
         let more = |count: usize| (count < most).then_some(count + 1);
         self.sockets
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
@@ -75,19 +75,19 @@ impl Drain {
     }
 
     /// How long the farewells take in all.
-    fn spread(&self) -> Duration {
+    fn close_window(&self) -> Duration {
         let sockets = u32::try_from(self.sockets.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-        (PER_SOCKET.saturating_mul(sockets)).min(self.longest)
+        (CLOSE_INTERVAL_PER_SOCKET.saturating_mul(sockets)).min(self.longest)
     }
 
     /// When this socket is to let go, from now.
-    pub fn moment(&self) -> Duration {
-        self.spread().mul_f64(rand::rng().random_range(0.0..1.0))
+    pub fn close_delay(&self) -> Duration {
+        self.close_window().mul_f64(rand::rng().random_range(0.0..1.0))
     }
 
     /// When its client is to come back, from then: a second, and longer the more there are.
     pub fn retry_after(&self) -> Duration {
-        let range = self.spread().max(Duration::from_secs(1));
-        LEAST_RETRY + range.mul_f64(rand::rng().random_range(0.0..1.0))
+        let range = self.close_window().max(Duration::from_secs(1));
+        MIN_RETRY_AFTER + range.mul_f64(rand::rng().random_range(0.0..1.0))
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::caller::Caller;
 use super::drain::Drain;
-use super::jobs::{granted, may_follow};
+use super::jobs::{granted_job_ids, may_follow};
 use super::problem::Problem;
 use crate::config::SocketConfig;
 use crate::feed;
@@ -34,12 +34,12 @@ const RETRY: &str = "retry: 2000\n\n";
 
 /// Wakes a stream that has something to say.
 #[derive(Default)]
-struct Bell {
+struct NotifySink {
     rings: Notify,
     condition: Cell<Option<FeedHealth>>,
 }
 
-impl Sink for Bell {
+impl Sink for NotifySink {
     fn try_send(&self, _: &Frame) -> bool {
         false
     }
@@ -55,14 +55,14 @@ impl Sink for Bell {
 }
 
 /// What a stream is about.
-struct Wish {
+struct StreamParams {
     jobs: Vec<JobId>,
     unknown: Vec<String>,
     mine: bool,
     known: HashMap<String, u64>,
 }
 
-impl Wish {
+impl StreamParams {
     fn read(request: &HttpRequest, most: usize) -> Result<Self, Problem> {
         let mut wish = Self {
             jobs: Vec::new(),
@@ -111,7 +111,7 @@ impl Wish {
 
 /// One open stream.
 struct Stream {
-    bell: Rc<Bell>,
+    bell: Rc<NotifySink>,
     connection: Connection,
     drain: web::Data<Drain>,
     metrics: web::Data<Metrics>,
@@ -121,7 +121,7 @@ struct Stream {
     ends_at: Instant,
     /// Jobs whose end is still to come; none for a feed, which has no last job.
     unfinished: Option<HashSet<JobId>>,
-    greeting: Option<String>,
+    preamble: Option<String>,
     is_over: bool,
 }
 
@@ -135,12 +135,12 @@ pub async fn open(
     settings: web::Data<SocketConfig>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let mut wish = Wish::read(&request, settings.max_subscriptions)?;
-    let bell = Rc::new(Bell::default());
+    let mut wish = StreamParams::read(&request, settings.max_subscriptions)?;
+    let bell = Rc::new(NotifySink::default());
     let connection = Connection::open(&hub.shard(), Rc::clone(&bell) as Rc<dyn Sink>);
     let follows = wish.mine && may_follow(&caller);
     if wish.mine {
-        wish.jobs.extend(granted(&caller).unwrap_or_default());
+        wish.jobs.extend(granted_job_ids(&caller).unwrap_or_default());
         wish.jobs.sort_unstable();
         wish.jobs.dedup();
     }
@@ -205,7 +205,7 @@ pub async fn open(
         next_heartbeat: now + settings.heartbeat,
         ends_at: now + Time::from(caller.expires_at()).saturating_duration_since(Time::now()),
         unfinished: (!wish.mine).then_some(unfinished),
-        greeting: Some(greeting),
+        preamble: Some(greeting),
         is_over: false,
     };
     Ok(HttpResponse::Ok()
@@ -221,7 +221,7 @@ pub async fn open(
 impl Stream {
     /// What comes next, however long that takes; `None` once it is over.
     async fn next(&mut self) -> Option<Bytes> {
-        if let Some(greeting) = self.greeting.take() {
+        if let Some(greeting) = self.preamble.take() {
             return Some(greeting.into());
         }
         if self.is_over {
@@ -236,7 +236,7 @@ impl Stream {
                 return Some(Bytes::from_static(b"event: end\ndata: {}\n\n"));
             }
             if let Some(condition) = self.bell.condition.take() {
-                return Some(said(condition));
+                return Some(health_event(condition));
             }
             let (bell, drain) = (Rc::clone(&self.bell), self.drain.clone());
             tokio::select! {
@@ -266,7 +266,7 @@ impl Stream {
     }
 }
 
-fn said(condition: FeedHealth) -> Bytes {
+fn health_event(condition: FeedHealth) -> Bytes {
     match condition {
         FeedHealth::Degraded(since) => {
             format!("event: degraded\ndata: {{\"since\":\"{since}\"}}\n\n").into()

@@ -15,12 +15,12 @@ use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
 use crate::time::Time;
 
 /// When this node began to serve.
-pub struct Begun(pub Instant);
+pub struct StartedAt(pub Instant);
 
 /// How long the store may take to say that it is there.
 const STORE_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(800);
 
-async fn is_store_there(store: &dyn Store) -> bool {
+async fn is_store_available(store: &dyn Store) -> bool {
     matches!(
         tokio::time::timeout(STORE_TIMEOUT, store.ping()).await,
         Ok(Ok(()))
@@ -32,11 +32,11 @@ pub async fn check(
     store: web::Data<dyn Store>,
     hub: web::Data<Hub>,
     drain: web::Data<Drain>,
-    begun: web::Data<Begun>,
+    begun: web::Data<StartedAt>,
     providers: web::Data<Providers>,
 ) -> HttpResponse {
-    let is_current = hub.condition() == FeedHealth::Healthy && is_store_there(&**store).await;
-    let status = match (drain.has_begun(), is_current) {
+    let is_current = hub.condition() == FeedHealth::Healthy && is_store_available(&**store).await;
+    let status = match (drain.is_draining(), is_current) {
         (true, _) => "draining",
         (false, true) => "ok",
         (false, false) => "degraded",
@@ -59,9 +59,9 @@ pub async fn live() -> HttpResponse {
 
 /// `GET /v1/health/ready`: whether a load balancer should send anything here.
 pub async fn ready(store: web::Data<dyn Store>, drain: web::Data<Drain>) -> HttpResponse {
-    let status = match drain.has_begun() {
+    let status = match drain.is_draining() {
         true => "draining",
-        false if is_store_there(&**store).await => "ok",
+        false if is_store_available(&**store).await => "ok",
         false => "store_unavailable",
     };
     let mut answer = if status == "ok" {

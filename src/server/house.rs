@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::demo::Demo;
 use super::drain::Drain;
-use super::socket::Sockets;
+use super::socket::SocketContext;
 use crate::auth::{Minter, Verifier};
 use crate::cancel::CancelService;
 use crate::config::Config;
@@ -25,7 +25,7 @@ use crate::watchdog::Watchdog;
 
 /// Everything that handlers and background work touch; each takes what it needs.
 #[derive(Clone)]
-pub struct House {
+pub struct Components {
     pub config: Arc<Config>,
     pub store: Arc<dyn Store>,
     pub hub: Arc<Hub>,
@@ -43,9 +43,9 @@ pub struct House {
     pub demo: Option<Demo>,
 }
 
-impl House {
+impl Components {
     /// Sets the background work going.
-    pub fn start(&self, background: &TaskTracker, stop: &CancellationToken) {
+    pub fn spawn_background_tasks(&self, background: &TaskTracker, stop: &CancellationToken) {
         let submitter = Submitter {
             store: Arc::clone(&self.store),
             providers: Arc::clone(&self.providers),
@@ -76,8 +76,8 @@ impl House {
     }
 
     /// What sockets touch of it.
-    pub fn sockets(&self) -> Arc<Sockets> {
-        Arc::new(Sockets {
+    pub fn socket_context(&self) -> Arc<SocketContext> {
+        Arc::new(SocketContext {
             server: self.config.server.clone(),
             settings: self.config.socket.clone(),
             verifier: Arc::clone(&self.verifier),

@@ -31,7 +31,7 @@ const PAGE: usize = 50;
 const MAX_PAGE: usize = 200;
 
 /// The job, if this caller may see it; otherwise there is none.
-pub async fn visible(store: &dyn Store, caller: &Principal, id: &str) -> Result<Arc<Job>, Problem> {
+pub async fn load_visible_job(store: &dyn Store, caller: &Principal, id: &str) -> Result<Arc<Job>, Problem> {
     let id = JobId::parse(id).map_err(|_| Problem::not_found("job"))?;
     let job = store.get(&id).await?;
     job.filter(|job| caller.may_see(job.id.as_str(), &job.owner))
@@ -39,7 +39,7 @@ pub async fn visible(store: &dyn Store, caller: &Principal, id: &str) -> Result<
 }
 
 #[derive(Deserialize)]
-pub struct Hold {
+pub struct LongPollQuery {
     wait: Option<f64>,
     since: Option<u64>,
 }
@@ -54,13 +54,13 @@ pub async fn show(
     metrics: web::Data<Metrics>,
     request: HttpRequest,
     id: web::Path<String>,
-    hold: web::Query<Hold>,
+    hold: web::Query<LongPollQuery>,
 ) -> Result<HttpResponse, Problem> {
     let tag = request
         .headers()
         .get(header::IF_NONE_MATCH)
         .and_then(|tag| tag.to_str().ok());
-    let tagged = tag.and_then(tagged);
+    let tagged = tag.and_then(newest_etag_version);
     let since = hold.since.or(tagged);
     let wait = hold.wait.unwrap_or(0.0);
     if !wait.is_finite() || wait < 0.0 {
@@ -68,13 +68,13 @@ pub async fn show(
             "wait: must be a number of seconds, 0 to 60",
         ));
     }
-    let job = visible(&**store, &caller, &id).await?;
+    let job = load_visible_job(&**store, &caller, &id).await?;
     let job = match since {
         Some(since) if job.version <= since && wait > 0.0 && !job.is_final() => {
             let _open = metrics.connection_opened(ConnectionKind::Poll);
             let wait = Duration::from_secs_f64(wait.min(MAX_WAIT));
             tokio::select! {
-                newer = newer(&hub, &**store, &job, since) => newer?,
+                newer = wait_for_newer(&hub, &**store, &job, since) => newer?,
                 () = tokio::time::sleep(wait) => job,
                 () = drain.begun() => job,
             }
@@ -92,7 +92,7 @@ pub async fn show(
 }
 
 /// The newest version among the tags of an `If-None-Match`.
-fn tagged(tags: &str) -> Option<u64> {
+fn newest_etag_version(tags: &str) -> Option<u64> {
     let version = |tag: &str| {
         let tag = tag.trim().trim_start_matches("W/");
         tag.trim_matches('"').parse().ok()
@@ -101,9 +101,9 @@ fn tagged(tags: &str) -> Option<u64> {
 }
 
 /// Rings when something newer is there.
-struct Bell(Notify);
+struct NotifySink(Notify);
 
-impl Sink for Bell {
+impl Sink for NotifySink {
     fn try_send(&self, _: &Frame) -> bool {
         false
     }
@@ -115,13 +115,13 @@ impl Sink for Bell {
     fn health_changed(&self, _: FeedHealth) {}
 }
 
-async fn newer(
+async fn wait_for_newer(
     hub: &Arc<Hub>,
     store: &dyn Store,
     job: &Job,
     since: u64,
 ) -> Result<Arc<Job>, Problem> {
-    let bell = Rc::new(Bell(Notify::new()));
+    let bell = Rc::new(NotifySink(Notify::new()));
     let connection = Connection::open(&hub.shard(), Rc::clone(&bell) as Rc<dyn Sink>);
     connection.subscribe_paused(&job.id);
     let newest = feed::subscribe_and_read(store, slice::from_ref(&job.id)).await?;
@@ -137,13 +137,13 @@ async fn newer(
 }
 
 #[derive(Serialize)]
-struct Listed {
+struct JobListBody {
     jobs: Vec<Arc<Job>>,
     next_cursor: Option<JobId>,
 }
 
 #[derive(Deserialize)]
-pub struct Page {
+pub struct ListParams {
     status: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
@@ -154,7 +154,7 @@ pub struct Page {
 pub async fn list(
     caller: Caller,
     store: web::Data<dyn Store>,
-    page: web::Query<Page>,
+    page: web::Query<ListParams>,
 ) -> Result<HttpResponse, Problem> {
     let limit = page.limit.unwrap_or(PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {
@@ -175,7 +175,7 @@ pub async fn list(
         Some(_) => return Err(Problem::forbidden("admin")),
         None => Some(caller.subject().to_owned()),
     };
-    let mut jobs = match granted(&caller) {
+    let mut jobs = match granted_job_ids(&caller) {
         Some(ids) => {
             let mut jobs = store.get_many(&ids).await?;
             jobs.sort_by(|a, b| b.id.cmp(&a.id));
@@ -204,7 +204,7 @@ pub async fn list(
         jobs.truncate(limit);
         jobs.last().map(|job| job.id.clone())
     });
-    let body = Listed {
+    let body = JobListBody {
         jobs,
         next_cursor: next_cursor.flatten(),
     };
@@ -214,7 +214,7 @@ pub async fn list(
 }
 
 /// The ids of a token that is limited to certain jobs; those that can't be ids are no jobs.
-pub fn granted(caller: &Principal) -> Option<Vec<JobId>> {
+pub fn granted_job_ids(caller: &Principal) -> Option<Vec<JobId>> {
     Some(
         caller
             .granted_jobs()?
@@ -229,7 +229,7 @@ pub fn may_follow(caller: &Principal) -> bool {
 }
 
 /// What a caller is told of a job that it asked for.
-pub fn answer(
+pub fn create_response(
     created: CreateOutcome,
     job: Arc<Job>,
     status: StatusCode,
@@ -269,7 +269,7 @@ pub async fn cancel(
     canceller: web::Data<CancelService>,
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
-    let job = visible(&**store, &caller, &id).await?;
+    let job = load_visible_job(&**store, &caller, &id).await?;
     if !caller.may_cancel(job.id.as_str(), &job.owner) {
         return Err(Problem::forbidden("jobs:write"));
     }

@@ -17,7 +17,7 @@ use actix_web::dev::AppConfig;
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, middleware};
 
-use super::house::House;
+use super::house::Components;
 use super::{routes, socket};
 use crate::config::TlsFiles;
 
@@ -28,10 +28,10 @@ const BACKLOG: i32 = 4096;
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// How long the kernel goes on with a connection whose peer acknowledges nothing.
-const DEAD_AFTER: Duration = Duration::from_secs(30);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a client may take to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client that is answered before it has sent all of its body may go on: what comes is read
 /// away, as a connection that is closed on it would take the answer along.
@@ -52,7 +52,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // What is accepted inherits these.
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(DEAD_AFTER))?;
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -79,14 +79,14 @@ pub fn tls_config(files: &TlsFiles) -> Result<rustls::ServerConfig, String> {
 
 /// Serves what comes in at the listener, on so many threads.
 pub fn serve(
-    house: House,
+    house: Components,
     listener: TcpListener,
     tls: Option<rustls::ServerConfig>,
     workers: usize,
     drain_time: Duration,
 ) -> io::Result<Server> {
     let begun = Instant::now();
-    let sockets = house.sockets();
+    let sockets = house.socket_context();
     let connections = house.config.server.max_connections / workers + 1024;
     let builder = ServerBuilder::new()
         .workers(workers)

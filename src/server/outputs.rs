@@ -10,7 +10,7 @@ use futures_util::stream;
 use serde::Deserialize;
 
 use super::caller::Caller;
-use super::jobs::visible;
+use super::jobs::load_visible_job;
 use super::problem::Problem;
 use crate::job::{Job, JobId};
 use crate::links::Links;
@@ -41,7 +41,7 @@ const EXTENSIONS: [(&str, &str); 14] = [
 ];
 
 #[derive(Deserialize)]
-pub struct Granted {
+pub struct GrantParam {
     grant: Option<String>,
 }
 
@@ -53,7 +53,7 @@ pub async fn fetch(
     links: web::Data<Links>,
     request: HttpRequest,
     path: web::Path<(String, String)>,
-    granted: web::Query<Granted>,
+    granted: web::Query<GrantParam>,
 ) -> Result<HttpResponse, Problem> {
     let (id, n) = path.into_inner();
     let nothing = || Problem::not_found("output");
@@ -63,13 +63,13 @@ pub async fn fetch(
     let is_open = |grant: &String| links.verify_output_link(&id, n, grant, Time::now());
     let job = match (caller, &grant) {
         (_, Some(grant)) if is_open(grant) => store.get(&id).await?.ok_or_else(nothing)?,
-        (Ok(caller), _) => visible(&**store, &caller, id.as_str()).await?,
-        (Err(_), Some(_)) => return Err(ungranted()),
+        (Ok(caller), _) => load_visible_job(&**store, &caller, id.as_str()).await?,
+        (Err(_), Some(_)) => return Err(link_invalid()),
         (Err(stranger), None) => return Err(stranger),
     };
     let output = job.outputs.get(n).ok_or_else(nothing)?;
     let Some(Some(source)) = job.internal.private_urls.get(n) else {
-        return elsewhere(&output.url);
+        return redirect_response(&output.url);
     };
     let provider = job.provider.as_ref().and_then(|name| providers.get(name));
     // Without its provider's key nobody can read it any more.
@@ -83,7 +83,7 @@ pub async fn fetch(
         if_range: header(header::IF_RANGE),
     };
     let download = provider.download(&job, source, &wanted).await?;
-    Ok(passed_on(
+    Ok(proxy_response(
         &job,
         n,
         download,
@@ -91,14 +91,14 @@ pub async fn fetch(
     ))
 }
 
-fn ungranted() -> Problem {
+fn link_invalid() -> Problem {
     let detail =
         "the link is not for this output, or has run out; the job's document may have a newer one";
     Problem::new(StatusCode::FORBIDDEN, "invalid_grant", detail)
 }
 
 /// An output that anybody can read lies where its document says.
-fn elsewhere(address: &str) -> Result<HttpResponse, Problem> {
+fn redirect_response(address: &str) -> Result<HttpResponse, Problem> {
     let is_web = ["https://", "http://"]
         .iter()
         .any(|web| address.starts_with(web));
@@ -112,7 +112,7 @@ fn elsewhere(address: &str) -> Result<HttpResponse, Problem> {
         .finish())
 }
 
-fn passed_on(job: &Job, n: usize, download: Download, is_head: bool) -> HttpResponse {
+fn proxy_response(job: &Job, n: usize, download: Download, is_head: bool) -> HttpResponse {
     let Download {
         status,
         content_type,
@@ -120,7 +120,7 @@ fn passed_on(job: &Job, n: usize, download: Download, is_head: bool) -> HttpResp
         headers,
         body,
     } = download;
-    let content_type = shown_as(content_type.as_deref());
+    let content_type = safe_content_type(content_type.as_deref());
     let extension = EXTENSIONS.iter().find(|(known, _)| *known == content_type);
     let extension = extension.map_or("", |(_, extension)| extension);
     let name = format!("inline; filename=\"{}-{n}{extension}\"", job.id);
@@ -155,7 +155,7 @@ fn passed_on(job: &Job, n: usize, download: Download, is_head: bool) -> HttpResp
 }
 
 /// Media as it is called; anything that a browser could run is bytes.
-fn shown_as(content_type: Option<&str>) -> String {
+fn safe_content_type(content_type: Option<&str>) -> String {
     let name = content_type.unwrap_or_default().split(';').next();
     let name = name.unwrap_or_default().trim().to_ascii_lowercase();
     let is_media = ["video/", "image/", "audio/"]
@@ -183,7 +183,7 @@ mod tests {
             (Some("application/javascript"), "application/octet-stream"),
             (None, "application/octet-stream"),
         ] {
-            assert_eq!(shown_as(told), shown, "{told:?}");
+            assert_eq!(safe_content_type(told), shown, "{told:?}");
         }
     }
 }

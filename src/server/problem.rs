@@ -19,10 +19,10 @@ use crate::provider::DownloadError;
 use crate::{store, tracker};
 
 /// When to come back after the store failed.
-const STORE_PAUSE: Duration = Duration::from_secs(2);
+const STORE_RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// When to come back while all places for downloads are taken.
-const DOWNLOAD_PAUSE: Duration = Duration::from_secs(5);
+const DOWNLOAD_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// An answer that is not the one asked for: `application/problem+json` (RFC 9457).
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl Problem {
     }
 
     /// Its code, and what it says to a person: for those who do not speak HTTP.
-    pub fn words(&self) -> (&'static str, &str) {
+    pub fn code_and_detail(&self) -> (&'static str, &str) {
         (self.code, &self.detail)
     }
 
@@ -172,7 +172,7 @@ impl From<store::Error> for Problem {
             store::Error::Unavailable(_) | store::Error::Overloaded => Self::unavailable(
                 "store_unavailable",
                 "the store is away for a moment; try again",
-                STORE_PAUSE,
+                STORE_RETRY_AFTER,
             ),
             store::Error::Corrupt(_) => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -241,7 +241,7 @@ impl From<DownloadError> for Problem {
             DownloadError::Busy => Self::unavailable(
                 "too_many_downloads",
                 "this node passes on as many outputs as it can; try again",
-                DOWNLOAD_PAUSE,
+                DOWNLOAD_RETRY_AFTER,
             ),
             DownloadError::Refused(_) | DownloadError::Unanswered(_) => {
                 tracing::warn!(%error, "a provider did not give an output");

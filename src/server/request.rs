@@ -19,9 +19,9 @@ use crate::provider::{Provider, Providers};
 use crate::store::IdempotencyKey;
 
 /// The raw bytes of a request, at most `server.max_body_bytes` of them.
-pub struct Raw(pub web::Bytes);
+pub struct RawBody(pub web::Bytes);
 
-impl FromRequest for Raw {
+impl FromRequest for RawBody {
     type Error = Problem;
     type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
 
@@ -56,22 +56,22 @@ impl FromRequest for Raw {
 }
 
 /// A JSON body, and the bytes it was read from.
-pub struct Body<T> {
+pub struct JsonBody<T> {
     /// What it says.
     pub value: T,
     raw: web::Bytes,
 }
 
-impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
+impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
     type Error = Problem;
     type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let raw = Raw::from_request(request, payload);
+        let raw = RawBody::from_request(request, payload);
         Box::pin(async move {
-            let Raw(raw) = raw.await?;
+            let RawBody(raw) = raw.await?;
             let value = serde_json::from_slice(&raw)
-                .map_err(|error| Problem::invalid(explain::<T>(&raw, &error)))?;
+                .map_err(|error| Problem::invalid(describe_json_error::<T>(&raw, &error)))?;
             Ok(Self { value, raw })
         })
     }
@@ -79,7 +79,7 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
 
 /// What is wrong with a body, by its field where one is to blame: read alone, that field is wrong
 /// in itself and not just without the others.
-fn explain<T: DeserializeOwned>(raw: &[u8], error: &serde_json::Error) -> String {
+fn describe_json_error<T: DeserializeOwned>(raw: &[u8], error: &serde_json::Error) -> String {
     let fields: Map<String, Value> = serde_json::from_slice(raw).unwrap_or_default();
     let blamed = fields.into_iter().find_map(|(name, value)| {
         let alone = Value::Object(Map::from_iter([(name.clone(), value)]));
@@ -93,7 +93,7 @@ fn explain<T: DeserializeOwned>(raw: &[u8], error: &serde_json::Error) -> String
 pub fn idempotency<T>(
     request: &HttpRequest,
     caller: &Principal,
-    body: &Body<T>,
+    body: &JsonBody<T>,
 ) -> Result<Option<IdempotencyKey>, Problem> {
     let Some(header) = request.headers().get("idempotency-key") else {
         return Ok(None);
@@ -114,7 +114,7 @@ pub fn idempotency<T>(
 }
 
 /// Whether a caller's metadata is small enough to travel with every version.
-pub fn metadata_fits(metadata: &Map<String, Value>) -> Result<(), Problem> {
+pub fn validate_metadata(metadata: &Map<String, Value>) -> Result<(), Problem> {
     let length = serde_json::to_vec(metadata).map_or(usize::MAX, |text| text.len());
     if length > MAX_METADATA_BYTES {
         return Err(Problem::invalid(format!(
@@ -125,7 +125,7 @@ pub fn metadata_fits(metadata: &Map<String, Value>) -> Result<(), Problem> {
 }
 
 /// Whether this can be an owner.
-pub fn owner_fits(owner: &str) -> Result<(), Problem> {
+pub fn validate_owner(owner: &str) -> Result<(), Problem> {
     if owner.is_empty() || owner.len() > 255 {
         return Err(Problem::invalid("owner: must have 1 to 255 bytes"));
     }
@@ -133,7 +133,7 @@ pub fn owner_fits(owner: &str) -> Result<(), Problem> {
 }
 
 /// The configured provider of this name; otherwise the list of those there are.
-pub fn provider_named<'p>(
+pub fn find_provider<'p>(
     providers: &'p Providers,
     name: &str,
 ) -> Result<&'p Arc<Provider>, Problem> {

@@ -6,8 +6,8 @@ use actix_cors::Cors;
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 
-use super::health::Begun;
-use super::house::House;
+use super::health::StartedAt;
+use super::house::Components;
 use super::problem::Problem;
 use super::{
     demo, events, health, jobs, outputs, pages, providers, tokens, videos, webhooks, workers,
@@ -16,7 +16,7 @@ use crate::config::ServerConfig;
 use crate::store::Store;
 
 /// The resources of a house that began to serve at `begun`, each with what it touches.
-pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
+pub fn configure(house: &Components, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
     let house = house.clone();
     move |app| {
         app.app_data(web::Data::<dyn Store>::from(house.store))
@@ -31,7 +31,7 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             .app_data(web::Data::from(house.drain))
             .app_data(web::Data::new(house.links))
             .app_data(web::Data::new(house.stir))
-            .app_data(web::Data::new(Begun(begun)))
+            .app_data(web::Data::new(StartedAt(begun)))
             .app_data(web::Data::new(house.config.server.clone()))
             .app_data(web::Data::new(house.config.store.clone()))
             .app_data(web::Data::new(house.config.socket.clone()))
@@ -62,11 +62,11 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             ("/v1/tokens", vec![web::post().to(tokens::mint)]),
             (
                 "/v1/webhooks/{provider}",
-                vec![web::post().to(webhooks::by_task)],
+                vec![web::post().to(webhooks::receive)],
             ),
             (
                 "/v1/webhooks/{provider}/{token}",
-                vec![web::post().to(webhooks::by_token)],
+                vec![web::post().to(webhooks::receive_with_token)],
             ),
             ("/v1/providers", vec![web::get().to(providers::list)]),
             (
@@ -90,7 +90,7 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
             ("/metrics", vec![web::get().to(health::metrics)]),
         ];
         for (path, routes) in resources {
-            let mut resource = web::resource(path).default_service(web::to(wrong_method));
+            let mut resource = web::resource(path).default_service(web::to(method_not_allowed));
             for route in routes {
                 resource = resource.route(route);
             }
@@ -105,7 +105,7 @@ pub fn of(house: &House, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig)
 }
 
 /// A resource that is there, asked for in a way that it does not have.
-async fn wrong_method() -> Result<HttpResponse, Problem> {
+async fn method_not_allowed() -> Result<HttpResponse, Problem> {
     let detail = "this resource does not have that method";
     Err(Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,

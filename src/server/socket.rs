@@ -35,7 +35,7 @@ use crate::telemetry::Metrics;
 const BEARER_PROTOCOL: &str = "bearer.";
 
 /// What sockets touch; one for all of them.
-pub struct Sockets {
+pub struct SocketContext {
     /// Where they listen and how many there may be.
     pub server: ServerConfig,
     /// How they behave.
@@ -55,20 +55,20 @@ pub struct Sockets {
 }
 
 /// How a request wants to be upgraded.
-struct Admission {
+struct UpgradeDecision {
     principal: Option<Principal>,
     protocol: Option<&'static str>,
 }
 
 /// Takes over a request that asks for an upgrade. What it becomes is a task of its own, so that an
 /// idle connection keeps nothing of how it came to be; the drain waits for it.
-pub async fn serve<T>(sockets: Arc<Sockets>, request: Request, framed: Framed<T, h1::Codec>)
+pub async fn serve<T>(sockets: Arc<SocketContext>, request: Request, framed: Framed<T, h1::Codec>)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     if let Some(upgraded) = upgrade(&sockets, request, framed).await {
         let drain = Arc::clone(&sockets.drain);
-        drain.watch(connection::open(sockets, upgraded));
+        drain.track(connection::open(sockets, upgraded));
     }
 }
 
@@ -76,23 +76,23 @@ where
 struct Upgraded<T> {
     io: T,
     /// What came in the same segment as the request.
-    begun: BytesMut,
+    initial_bytes: BytesMut,
     principal: Option<Principal>,
 }
 
 /// Answers the request; `None` where that was all.
 async fn upgrade<T>(
-    sockets: &Sockets,
+    sockets: &SocketContext,
     request: Request,
     mut framed: Framed<T, h1::Codec>,
 ) -> Option<Upgraded<T>>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let admission = match admit(sockets, &request).await {
+    let admission = match authorize_upgrade(sockets, &request).await {
         Ok(admission) => admission,
         Err(problem) => {
-            refuse(&mut framed, &problem).await;
+            reject_upgrade(&mut framed, &problem).await;
             return None;
         }
     };
@@ -109,12 +109,12 @@ where
     let principal = admission.principal;
     Some(Upgraded {
         io: parts.io,
-        begun,
+        initial_bytes: begun,
         principal,
     })
 }
 
-async fn admit(sockets: &Sockets, request: &Request) -> Result<Admission, Problem> {
+async fn authorize_upgrade(sockets: &SocketContext, request: &Request) -> Result<UpgradeDecision, Problem> {
     if request.path() != "/v1/ws" {
         return Err(Problem::not_found("resource"));
     }
@@ -135,7 +135,7 @@ async fn admit(sockets: &Sockets, request: &Request) -> Result<Admission, Proble
             detail,
         ));
     }
-    if sockets.drain.has_begun() {
+    if sockets.drain.is_draining() {
         return Err(Problem::unavailable(
             "draining",
             "this node is going away",
@@ -160,7 +160,7 @@ async fn admit(sockets: &Sockets, request: &Request) -> Result<Admission, Proble
         None => None,
     };
     let protocol = offered.contains(&SUBPROTOCOL).then_some(SUBPROTOCOL);
-    Ok(Admission {
+    Ok(UpgradeDecision {
         principal,
         protocol,
     })
@@ -211,7 +211,7 @@ fn is_origin_allowed(headers: &HeaderMap, server: &ServerConfig) -> bool {
 }
 
 /// Answers with a problem instead of an upgrade. Should the client be gone, nobody misses it.
-async fn refuse<T>(framed: &mut Framed<T, h1::Codec>, problem: &Problem)
+async fn reject_upgrade<T>(framed: &mut Framed<T, h1::Codec>, problem: &Problem)
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {

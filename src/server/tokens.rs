@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::caller::Caller;
 use super::problem::Problem;
-use super::request::{Body, owner_fits};
+use super::request::{JsonBody, validate_owner};
 use crate::auth::Minter;
 use crate::job::JobId;
 use crate::time::Time;
@@ -23,7 +23,7 @@ const MAX_JOBS: usize = 64;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Wish {
+pub struct TokenRequest {
     sub: String,
     jobs: Option<Vec<String>>,
     scope: Option<String>,
@@ -34,7 +34,7 @@ pub struct Wish {
 pub async fn mint(
     caller: Caller,
     minter: web::Data<Option<Minter>>,
-    body: Body<Wish>,
+    body: JsonBody<TokenRequest>,
 ) -> Result<HttpResponse, Problem> {
     if !caller.is_admin() {
         return Err(Problem::forbidden("admin"));
@@ -49,7 +49,7 @@ pub async fn mint(
         ));
     };
     let wish = body.value;
-    owner_fits(&wish.sub).map_err(|_| Problem::invalid("sub: must have 1 to 255 bytes"))?;
+    validate_owner(&wish.sub).map_err(|_| Problem::invalid("sub: must have 1 to 255 bytes"))?;
     let ttl = wish.ttl_seconds.unwrap_or(TTL);
     if !(1..=MAX_TTL).contains(&ttl) {
         return Err(Problem::invalid(format!(

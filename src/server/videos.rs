@@ -4,9 +4,9 @@ use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::caller::Caller;
-use super::jobs::answer;
+use super::jobs::create_response;
 use super::problem::Problem;
-use super::request::{Body, idempotency, metadata_fits, provider_named};
+use super::request::{JsonBody, idempotency, validate_metadata, find_provider};
 use crate::config::Defaults;
 use crate::guard::{Admitted, AdmissionControl};
 use crate::job::VideoRequest;
@@ -28,17 +28,17 @@ pub async fn submit(
     providers: web::Data<Providers>,
     defaults: web::Data<Defaults>,
     request: HttpRequest,
-    body: Body<VideoRequest>,
+    body: JsonBody<VideoRequest>,
 ) -> Result<HttpResponse, Problem> {
     if !caller.may_submit() {
         return Err(Problem::forbidden("jobs:write"));
     }
     let idempotency = idempotency(&request, &caller, &body)?;
     let video = body.value;
-    metadata_fits(&video.metadata)?;
+    validate_metadata(&video.metadata)?;
     let named = video.provider.as_deref().or(defaults.provider.as_deref());
     let provider = match named {
-        Some(name) => provider_named(&providers, name)?,
+        Some(name) => find_provider(&providers, name)?,
         None => providers.single().ok_or_else(|| {
             Problem::invalid("provider: is needed, since no default is configured")
         })?,
@@ -57,5 +57,5 @@ pub async fn submit(
         let refusal = guard.limit_error(&bookings, account, &**store, now).await?;
         return Err(refusal.into());
     }
-    answer(created, job, StatusCode::ACCEPTED)
+    create_response(created, job, StatusCode::ACCEPTED)
 }

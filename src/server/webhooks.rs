@@ -11,7 +11,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 
 use super::problem::Problem;
-use super::request::Raw;
+use super::request::RawBody;
 use crate::config::ServerConfig;
 use crate::job::{JobId, Source};
 use crate::links::Links;
@@ -22,28 +22,28 @@ use crate::time::Time;
 use crate::tracker::{Error, TaskMatch, UpdateOutcome, Tracker};
 
 /// `POST /v1/webhooks/{provider}`: finds the job by the task's id.
-pub async fn by_task(
-    news: News,
+pub async fn receive(
+    news: WebhookHandler,
     provider: web::Path<String>,
     request: HttpRequest,
-    body: Result<Raw, Problem>,
+    body: Result<RawBody, Problem>,
 ) -> Result<HttpResponse, Problem> {
-    news.take(&provider, None, &request, body).await
+    news.handle(&provider, None, &request, body).await
 }
 
 /// `POST /v1/webhooks/{provider}/{callback_token}`: finds the job by its own token.
-pub async fn by_token(
-    news: News,
+pub async fn receive_with_token(
+    news: WebhookHandler,
     path: web::Path<(String, String)>,
     request: HttpRequest,
-    body: Result<Raw, Problem>,
+    body: Result<RawBody, Problem>,
 ) -> Result<HttpResponse, Problem> {
     let (provider, token) = path.into_inner();
-    news.take(&provider, Some(&token), &request, body).await
+    news.handle(&provider, Some(&token), &request, body).await
 }
 
 /// What taking news in touches.
-pub struct News {
+pub struct WebhookHandler {
     tracker: web::Data<Tracker>,
     providers: web::Data<Providers>,
     links: web::Data<Links>,
@@ -51,7 +51,7 @@ pub struct News {
     metrics: web::Data<Metrics>,
 }
 
-impl actix_web::FromRequest for News {
+impl actix_web::FromRequest for WebhookHandler {
     type Error = Problem;
     type Future = std::future::Ready<Result<Self, Problem>>;
 
@@ -70,28 +70,28 @@ impl actix_web::FromRequest for News {
 }
 
 /// What became of a webhook that its sender need not repeat.
-enum Taken {
+enum WebhookResult {
     Told(WebhookOutcome),
     Answered(Value),
 }
 
-impl News {
-    async fn take(
+impl WebhookHandler {
+    async fn handle(
         &self,
         provider: &str,
         token: Option<&str>,
         request: &HttpRequest,
-        body: Result<Raw, Problem>,
+        body: Result<RawBody, Problem>,
     ) -> Result<HttpResponse, Problem> {
         let begun = Instant::now();
-        let taken = self.record(provider, token, request, body).await;
+        let taken = self.process(provider, token, request, body).await;
         self.metrics.observe_webhook_duration(begun.elapsed());
         match taken {
-            Ok(Taken::Answered(reply)) => {
+            Ok(WebhookResult::Answered(reply)) => {
                 self.metrics.webhook(provider, WebhookOutcome::Unchanged);
                 Ok(HttpResponse::Ok().json(reply))
             }
-            Ok(Taken::Told(outcome)) => {
+            Ok(WebhookResult::Told(outcome)) => {
                 self.metrics.webhook(provider, outcome);
                 Ok(HttpResponse::Ok().json(json!({
                     "matched": outcome != WebhookOutcome::Unmatched,
@@ -105,13 +105,13 @@ impl News {
         }
     }
 
-    async fn record(
+    async fn process(
         &self,
         provider: &str,
         token: Option<&str>,
         request: &HttpRequest,
-        body: Result<Raw, Problem>,
-    ) -> Result<Taken, (WebhookOutcome, Problem)> {
+        body: Result<RawBody, Problem>,
+    ) -> Result<WebhookResult, (WebhookOutcome, Problem)> {
         let provider = self.providers.get(provider);
         let provider =
             provider.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("provider")))?;
@@ -122,7 +122,7 @@ impl News {
                 Some(job.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("callback")))?)
             }
         };
-        let Raw(body) = body.map_err(|problem| match problem.status() {
+        let RawBody(body) = body.map_err(|problem| match problem.status() {
             StatusCode::PAYLOAD_TOO_LARGE => (WebhookOutcome::TooLarge, problem),
             _ => (WebhookOutcome::Malformed, problem),
         })?;
@@ -135,7 +135,7 @@ impl News {
         let proof = provider
             .verify(&sent, Time::now())
             .await
-            .map_err(|unproven| refused(provider, &unproven))?;
+            .map_err(|unproven| reject(provider, &unproven))?;
         let heard = provider.parse(&proof, headers).map_err(|shape| {
             let problem = Problem::new(
                 StatusCode::BAD_REQUEST,
@@ -145,10 +145,10 @@ impl News {
             (WebhookOutcome::Malformed, problem)
         })?;
         let news = match heard {
-            WebhookContent::Challenge(reply) => return Ok(Taken::Answered(reply)),
+            WebhookContent::Challenge(reply) => return Ok(WebhookResult::Answered(reply)),
             WebhookContent::Tasks(news) => news,
         };
-        let recorded = self.hear(provider, job, news).await;
+        let recorded = self.apply_all(provider, job, news).await;
         if recorded
             .as_ref()
             .is_ok_and(|outcome| *outcome != WebhookOutcome::Unmatched)
@@ -156,7 +156,7 @@ impl News {
             provider.heard();
         }
         recorded
-            .map(Taken::Told)
+            .map(WebhookResult::Told)
             .map_err(|error| (WebhookOutcome::Unavailable, error.into()))
     }
 
@@ -172,7 +172,7 @@ impl News {
     }
 
     /// The furthest that any of the news came.
-    async fn hear(
+    async fn apply_all(
         &self,
         provider: &Provider,
         job: Option<JobId>,
@@ -183,9 +183,9 @@ impl News {
         let (mut applied, mut matched) = (false, false);
         for told in news {
             let outcome = if told.is_trusted {
-                self.believe(provider, job.clone(), told).await?
+                self.apply_trusted(provider, job.clone(), told).await?
             } else {
-                self.look(provider, job.clone(), told).await?
+                self.poll_for_untrusted(provider, job.clone(), told).await?
             };
             applied |= outcome == WebhookOutcome::Applied;
             matched |= outcome != WebhookOutcome::Unmatched;
@@ -199,7 +199,7 @@ impl News {
 
     /// News whose every byte is its sender's: by the token, by our own name for the task, or by the
     /// provider's.
-    async fn believe(
+    async fn apply_trusted(
         &self,
         provider: &Provider,
         job: Option<JobId>,
@@ -219,7 +219,7 @@ impl News {
         if let Some(id) = named {
             let update = report.clone().into_update(Source::Webhook);
             match self.tracker.apply_provider_update(provider.name(), &id, update).await {
-                Ok(recorded) => return self.recorded(&recorded, is_unclear).await,
+                Ok(recorded) => return self.outcome(&recorded, is_unclear).await,
                 // Forgotten by now; or a name that somebody else gave to a task.
                 Err(Error::NotFound) if is_by_token => return Ok(WebhookOutcome::Unmatched),
                 Err(Error::NotFound) => {}
@@ -238,13 +238,13 @@ impl News {
             )
             .await
         {
-            Ok(TaskMatch::Job(recorded)) => self.recorded(&recorded, is_unclear).await,
+            Ok(TaskMatch::Job(recorded)) => self.outcome(&recorded, is_unclear).await,
             Ok(TaskMatch::Buffered) | Err(Error::NotFound) => Ok(WebhookOutcome::Unmatched),
             Err(error) => Err(error),
         }
     }
 
-    async fn recorded(
+    async fn outcome(
         &self,
         recorded: &UpdateOutcome,
         is_unclear: bool,
@@ -261,7 +261,7 @@ impl News {
     /// News that anybody could have sent: a reason to ask the provider, and nothing more. But the
     /// job's own address is known to its provider alone, so whoever calls there may say which task
     /// came of a submission whose answer was lost.
-    async fn look(
+    async fn poll_for_untrusted(
         &self,
         provider: &Provider,
         job: Option<JobId>,
@@ -284,7 +284,7 @@ impl News {
     }
 }
 
-fn refused(provider: &Provider, unproven: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
+fn reject(provider: &Provider, unproven: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
     tracing::warn!(
         provider.name = provider.name(),
         reason = unproven.code(),

@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::caller::Caller;
-use super::jobs::answer;
+use super::jobs::create_response;
 use super::problem::Problem;
-use super::request::{Body, idempotency, metadata_fits, owner_fits, provider_named};
+use super::request::{JsonBody, idempotency, validate_metadata, validate_owner, find_provider};
 use crate::config::StoreConfig;
 use crate::job::{Failure, FailureKind, Job, JobId, NewJob, Output, StatusReport, Source, Status};
 use crate::provider::Providers;
@@ -36,22 +36,22 @@ pub async fn register(
     providers: web::Data<Providers>,
     settings: web::Data<StoreConfig>,
     request: HttpRequest,
-    body: Body<Registration>,
+    body: JsonBody<Registration>,
 ) -> Result<HttpResponse, Problem> {
     if !caller.may_publish() {
         return Err(Problem::forbidden("jobs:publish"));
     }
     let idempotency = idempotency(&request, &caller, &body)?;
     let new = body.value;
-    owner_fits(&new.owner)?;
-    metadata_fits(&new.metadata)?;
+    validate_owner(&new.owner)?;
+    validate_metadata(&new.metadata)?;
     if new.model.as_ref().is_some_and(|model| model.len() > 128) {
         return Err(Problem::invalid("model: must have at most 128 bytes"));
     }
     let provider = match (&new.provider, &new.provider_task_id) {
         (None, None) => None,
         (Some(name), Some(task)) if !task.is_empty() && task.len() <= 512 => {
-            Some(provider_named(&providers, name)?)
+            Some(find_provider(&providers, name)?)
         }
         _ => {
             return Err(Problem::invalid(
@@ -89,12 +89,12 @@ pub async fn register(
         Time::now(),
     );
     let (created, job) = tracker.create(job, idempotency, Vec::new()).await?;
-    answer(created, job, StatusCode::CREATED)
+    create_response(created, job, StatusCode::CREATED)
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Push {
+pub struct UpdateRequest {
     status: Option<Status>,
     progress: Option<f64>,
     stage: Option<String>,
@@ -102,12 +102,12 @@ pub struct Push {
     eta_seconds: Option<f64>,
     #[serde(default)]
     outputs: Vec<Output>,
-    error: Option<PushedError>,
+    error: Option<UpdateRequestError>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PushedError {
+struct UpdateRequestError {
     #[serde(default = "technical")]
     kind: FailureKind,
     #[serde(default)]
@@ -120,7 +120,7 @@ fn technical() -> FailureKind {
     FailureKind::Technical
 }
 
-impl Push {
+impl UpdateRequest {
     fn report(self) -> Result<StatusReport, Problem> {
         if self
             .progress
@@ -149,7 +149,7 @@ impl Push {
                 "outputs: at most 100, each URL of at most 4096 characters",
             ));
         }
-        let is_long = |error: &PushedError| {
+        let is_long = |error: &UpdateRequestError| {
             error.message.chars().count() > 1000
                 || error
                     .provider_code
@@ -195,7 +195,7 @@ pub async fn push(
     caller: Caller,
     tracker: web::Data<Tracker>,
     id: web::Path<String>,
-    body: Body<Push>,
+    body: JsonBody<UpdateRequest>,
 ) -> Result<HttpResponse, Problem> {
     let id = JobId::parse(&id).map_err(|_| Problem::not_found("job"))?;
     if !caller.may_update(id.as_str()) {

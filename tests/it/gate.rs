@@ -441,7 +441,7 @@ fn nothing_is_put_off_until_a_provider_has_forgotten() {
         set("providers.one.poll_every", "2h"),
     ];
     let config = Config::load(None, std::iter::empty(), settings).unwrap();
-    let checked = progress_hub::server::check(&config, &HttpClient::new().unwrap());
+    let checked = progress_hub::server::validate(&config, &HttpClient::new().unwrap());
     let mistakes = checked.err().unwrap();
     let keys: Vec<&str> = mistakes.iter().map(|it| it.key.as_str()).collect();
     assert_eq!(

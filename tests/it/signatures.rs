@@ -90,7 +90,7 @@ impl Acme {
         flags.push(set("spec", &path));
         flags.extend(settings.iter().map(|(key, value)| set(key, value)));
         let config = Config::load(None, std::iter::empty(), flags).unwrap();
-        let checked = progress_hub::server::check(&config, &HttpClient::new().unwrap());
+        let checked = progress_hub::server::validate(&config, &HttpClient::new().unwrap());
         let mistakes = checked.err().unwrap_or_default();
         let mistakes = mistakes.iter().map(ToString::to_string);
         mistakes.map(|text| text.replace(&path, "acme")).collect()

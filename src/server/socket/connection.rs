@@ -11,9 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::inbound::{Heard, Inbound};
-use super::wire::{Turn, Wire};
-use super::{Sockets, Upgraded};
+use super::inbound::{InboundEvent, InboundDecoder};
+use super::wire::{TransportEvent, Transport};
+use super::{SocketContext, Upgraded};
 use crate::auth::Principal;
 use crate::hub::{Connection, Sink};
 use crate::protocol::{self, CloseReason, ServerMessage};
@@ -21,17 +21,17 @@ use crate::telemetry::{ConnectionKind, OpenConnection};
 use crate::time::Time;
 
 /// How long a client may take to read why it was closed.
-const FAREWELL: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long one that did not read at all may take.
-const LATE_FAREWELL: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT_STALLED: Duration = Duration::from_secs(5);
 
 /// Who is at the other end.
-pub(super) enum Peer {
+pub(super) enum PeerState {
     /// Somebody who has until then to say who.
-    Stranger { until: Instant },
+    Unauthenticated { until: Instant },
     /// A proven caller.
-    Known {
+    Authenticated {
         principal: Principal,
         notice_at: Option<Instant>,
         ends_at: Instant,
@@ -39,43 +39,43 @@ pub(super) enum Peer {
 }
 
 /// A connection and all that belongs to it.
-pub(super) struct Task<T> {
-    pub(super) sockets: Arc<Sockets>,
-    pub(super) name: Uuid,
-    pub(super) wire: Rc<Wire<T>>,
-    inbound: Inbound,
+pub(super) struct ConnectionTask<T> {
+    pub(super) sockets: Arc<SocketContext>,
+    pub(super) id: Uuid,
+    pub(super) wire: Rc<Transport<T>>,
+    inbound: InboundDecoder,
     pub(super) connection: Connection,
-    pub(super) peer: Peer,
+    pub(super) peer: PeerState,
     next_heartbeat: Instant,
-    last_heard: Instant,
-    leaves_at: Option<Instant>,
+    last_received: Instant,
+    drain_close_at: Option<Instant>,
     pub(super) bad_messages: u32,
-    pub(super) cancels: Rc<()>,
+    pub(super) in_flight_cancels: Rc<()>,
     _open: OpenConnection,
 }
 
 /// A connection, to be awaited to its end.
 pub(super) fn open<T>(
-    sockets: Arc<Sockets>,
+    sockets: Arc<SocketContext>,
     upgraded: Upgraded<T>,
 ) -> impl Future<Output = ()> + 'static
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let wire = Wire::new(upgraded.io);
+    let wire = Transport::new(upgraded.io);
     let now = Instant::now();
-    let mut task = Task {
-        name: Uuid::now_v7(),
-        inbound: Inbound::new(sockets.settings.max_message_bytes, upgraded.begun),
+    let mut task = ConnectionTask {
+        id: Uuid::now_v7(),
+        inbound: InboundDecoder::new(sockets.settings.max_message_bytes, upgraded.initial_bytes),
         connection: Connection::open(&sockets.hub.shard(), Rc::clone(&wire) as Rc<dyn Sink>),
-        peer: Peer::Stranger {
+        peer: PeerState::Unauthenticated {
             until: now + sockets.settings.auth_timeout,
         },
         next_heartbeat: now + sockets.settings.heartbeat,
-        last_heard: now,
-        leaves_at: None,
+        last_received: now,
+        drain_close_at: None,
         bad_messages: 0,
-        cancels: Rc::new(()),
+        in_flight_cancels: Rc::new(()),
         wire,
         _open: sockets.metrics.connection_opened(ConnectionKind::Websocket),
         sockets,
@@ -83,32 +83,32 @@ where
     let is_admitted = task
         .sockets
         .drain
-        .admit(task.sockets.server.max_connections);
+        .try_acquire(task.sockets.server.max_connections);
     if let (true, Some(principal)) = (is_admitted, upgraded.principal) {
-        task.welcome(principal);
+        task.set_principal(principal);
     }
     async move {
         if is_admitted {
-            let close = task.talk().await;
-            task.end(close).await;
+            let close = task.run().await;
+            task.close(close).await;
             task.sockets.drain.release();
         } else {
-            task.end(CloseReason::OverCapacity).await;
+            task.close(CloseReason::OverCapacity).await;
         }
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
     /// Talks until there is a reason to stop.
-    async fn talk(&mut self) -> CloseReason {
+    async fn run(&mut self) -> CloseReason {
         let clock = tokio::time::sleep_until(self.next_heartbeat);
         tokio::pin!(clock);
         let drain = Arc::clone(&self.sockets.drain);
         loop {
-            while self.wire.may_answer() {
+            while self.wire.can_queue_reply() {
                 match self.inbound.next() {
                     Ok(Some(heard)) => {
-                        if let Err(close) = self.hear(heard).await {
+                        if let Err(close) = self.handle(heard).await {
                             return close;
                         }
                     }
@@ -116,22 +116,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
                     Err(close) => return close,
                 }
             }
-            let due = self.due();
+            let due = self.next_timer();
             if clock.deadline() != due {
                 clock.as_mut().reset(due);
             }
             let wire = Rc::clone(&self.wire);
             tokio::select! {
-                turn = wire.turn(&self.connection, self.inbound.buffer()) => match turn {
-                    Turn::Read => self.last_heard = Instant::now(),
-                    Turn::Idle => {}
-                    Turn::Over => return CloseReason::Normal,
+                turn = wire.poll_io(&self.connection, self.inbound.buffer()) => match turn {
+                    TransportEvent::Read => self.last_received = Instant::now(),
+                    TransportEvent::Idle => {}
+                    TransportEvent::Closed => return CloseReason::Normal,
                 },
-                () = &mut clock => if let Err(close) = self.tick() {
+                () = &mut clock => if let Err(close) = self.on_timer() {
                     return close;
                 },
-                () = drain.begun(), if self.leaves_at.is_none() => {
-                    self.leaves_at = Some(Instant::now() + drain.moment());
+                () = drain.begun(), if self.drain_close_at.is_none() => {
+                    self.drain_close_at = Some(Instant::now() + drain.close_delay());
                 }
             }
             self.sockets
@@ -141,12 +141,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
     }
 
     /// Says why, closes, and waits a moment for the client to have read it.
-    async fn end(&self, close: CloseReason) {
+    async fn close(&self, close: CloseReason) {
         let (code, reason) = close.code_and_reason();
-        let name = self.name.simple();
+        let name = self.id.simple();
         tracing::debug!(connection.id = %name, close.code = code, "closes");
         self.sockets.metrics.socket_closed(code);
-        self.wire.shut();
+        self.wire.stop_job_frames();
         let retry_after = match close {
             CloseReason::Restart | CloseReason::OverCapacity => Some(self.sockets.drain.retry_after()),
             CloseReason::Normal
@@ -164,7 +164,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         let retry_after_ms =
             retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         if close != CloseReason::Normal {
-            self.wire.say(
+            self.wire.queue_reply(
                 ServerMessage::Bye {
                     code,
                     reason,
@@ -173,13 +173,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
                 .frame(),
             );
         }
-        self.wire.say(close.frame());
+        self.wire.queue_reply(close.frame());
         let patience = if close == CloseReason::NotReading {
-            LATE_FAREWELL
+            CLOSE_TIMEOUT_STALLED
         } else {
-            FAREWELL
+            CLOSE_TIMEOUT
         };
-        if tokio::time::timeout(patience, self.wire.linger(&self.connection))
+        if tokio::time::timeout(patience, self.wire.flush_and_drain(&self.connection))
             .await
             .is_err()
         {
@@ -188,26 +188,26 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
     }
 
     /// When the clock has to be looked at next.
-    fn due(&self) -> Instant {
+    fn next_timer(&self) -> Instant {
         let by_peer = match &self.peer {
-            Peer::Stranger { until } => *until,
-            Peer::Known {
+            PeerState::Unauthenticated { until } => *until,
+            PeerState::Authenticated {
                 notice_at, ends_at, ..
             } => notice_at.unwrap_or(*ends_at),
         };
         let write_timeout = self.sockets.settings.write_timeout;
         let by_wire = self.wire.blocked_since().map(|since| since + write_timeout);
-        let others = [Some(by_peer), by_wire, self.leaves_at];
+        let others = [Some(by_peer), by_wire, self.drain_close_at];
         others
             .into_iter()
             .flatten()
             .fold(self.next_heartbeat, Instant::min)
     }
 
-    fn tick(&mut self) -> Result<(), CloseReason> {
+    fn on_timer(&mut self) -> Result<(), CloseReason> {
         let now = Instant::now();
         let settings = &self.sockets.settings;
-        if self.leaves_at.is_some_and(|at| at <= now) {
+        if self.drain_close_at.is_some_and(|at| at <= now) {
             return Err(CloseReason::Restart);
         }
         if self
@@ -218,42 +218,42 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             return Err(CloseReason::NotReading);
         }
         match &mut self.peer {
-            Peer::Stranger { until } if *until <= now => return Err(CloseReason::AuthTimeout),
-            Peer::Known { ends_at, .. } if *ends_at <= now => return Err(CloseReason::TokenExpired),
-            Peer::Known {
+            PeerState::Unauthenticated { until } if *until <= now => return Err(CloseReason::AuthTimeout),
+            PeerState::Authenticated { ends_at, .. } if *ends_at <= now => return Err(CloseReason::TokenExpired),
+            PeerState::Authenticated {
                 notice_at, ends_at, ..
             } if notice_at.is_some_and(|at| at <= now) => {
                 *notice_at = None;
                 let left = ends_at.saturating_duration_since(now).as_millis();
                 let in_ms = u64::try_from(left).unwrap_or(u64::MAX);
-                self.wire.say(ServerMessage::TokenExpiring { in_ms }.frame());
+                self.wire.queue_reply(ServerMessage::TokenExpiring { in_ms }.frame());
             }
-            Peer::Stranger { .. } | Peer::Known { .. } => {}
+            PeerState::Unauthenticated { .. } | PeerState::Authenticated { .. } => {}
         }
         if self.next_heartbeat <= now {
             self.next_heartbeat = now + settings.heartbeat;
-            if now.duration_since(self.last_heard) > settings.heartbeat * 2 {
+            if now.duration_since(self.last_received) > settings.heartbeat * 2 {
                 return Err(CloseReason::GoingAway);
             }
-            if self.wire.may_answer() {
+            if self.wire.can_queue_reply() {
                 self.wire
-                    .say(ServerMessage::Heartbeat { now: Time::now() }.frame());
-                self.wire.say(protocol::ping());
+                    .queue_reply(ServerMessage::Heartbeat { now: Time::now() }.frame());
+                self.wire.queue_reply(protocol::ping());
             }
         }
         Ok(())
     }
 
-    async fn hear(&mut self, heard: Heard) -> Result<(), CloseReason> {
+    async fn handle(&mut self, heard: InboundEvent) -> Result<(), CloseReason> {
         match heard {
             // Boxed, so that an idle connection does not hold room for its largest answer.
-            Heard::Text(text) => Box::pin(self.understand(&text)).await,
-            Heard::Ping(payload) => {
-                self.wire.say(protocol::pong(&payload));
+            InboundEvent::Text(text) => Box::pin(self.dispatch(&text)).await,
+            InboundEvent::Ping(payload) => {
+                self.wire.queue_reply(protocol::pong(&payload));
                 Ok(())
             }
-            Heard::Life => Ok(()),
-            Heard::Close => Err(CloseReason::Normal),
+            InboundEvent::Activity => Ok(()),
+            InboundEvent::Close => Err(CloseReason::Normal),
         }
     }
 }

@@ -14,42 +14,42 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Sockets;
-use super::connection::{Peer, Task};
+use super::SocketContext;
+use super::connection::{PeerState, ConnectionTask};
 use crate::auth::{Principal, TokenError};
 use crate::feed;
 use crate::hub::FeedHealth;
 use crate::job::{Job, JobId};
 use crate::protocol::{ClientMessage, CloseReason, FeedName, ServerMessage, JobVersion, SubscribeOutcome};
-use crate::server::jobs::{granted, may_follow};
+use crate::server::jobs::{granted_job_ids, may_follow};
 use crate::server::problem::Problem;
 use crate::store;
 use crate::time::Time;
 
 /// Messages that make no sense before the connection ends.
-const MOST_BAD_MESSAGES: u32 = 10;
+const MAX_BAD_MESSAGES: u32 = 10;
 
 /// How long before its end a token is said to be expiring.
-const NOTICE: Duration = Duration::from_secs(30);
+const EXPIRY_NOTICE: Duration = Duration::from_secs(30);
 
 /// How long an answer from the store may take.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Cancels under way at once for one connection.
-const MOST_CANCELS: usize = 8;
+const MAX_IN_FLIGHT_CANCELS: usize = 8;
 
-impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
-    pub(super) async fn understand(&mut self, text: &[u8]) -> Result<(), CloseReason> {
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
+    pub(super) async fn dispatch(&mut self, text: &[u8]) -> Result<(), CloseReason> {
         let message = match serde_json::from_slice::<ClientMessage>(text) {
             Ok(message) => message,
-            Err(_) if matches!(self.peer, Peer::Stranger { .. }) => {
+            Err(_) if matches!(self.peer, PeerState::Unauthenticated { .. }) => {
                 return Err(CloseReason::Unauthorized);
             }
-            Err(error) => return self.complain(text, &error),
+            Err(error) => return self.reject_message(text, &error),
         };
         let known = match &self.peer {
-            Peer::Stranger { .. } => None,
-            Peer::Known { principal, .. } => Some(principal.clone()),
+            PeerState::Unauthenticated { .. } => None,
+            PeerState::Authenticated { principal, .. } => Some(principal.clone()),
         };
         match (message, known) {
             (ClientMessage::Auth { token }, _) => return self.authenticate(&token).await,
@@ -64,22 +64,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
                 self.cancel(principal, id, &job);
             }
             (ClientMessage::Ping { id }, Some(_)) => {
-                self.wire.say(ServerMessage::Pong { id: &id }.frame());
+                self.wire.queue_reply(ServerMessage::Pong { id: &id }.frame());
             }
         }
         Ok(())
     }
 
     /// Says what is wrong with a message; the tenth time, that was it.
-    fn complain(&mut self, text: &[u8], error: &serde_json::Error) -> Result<(), CloseReason> {
+    fn reject_message(&mut self, text: &[u8], error: &serde_json::Error) -> Result<(), CloseReason> {
         self.bad_messages += 1;
-        if self.bad_messages >= MOST_BAD_MESSAGES {
+        if self.bad_messages >= MAX_BAD_MESSAGES {
             return Err(CloseReason::TooManyBadMessages);
         }
         let whole: Value = serde_json::from_slice(text).unwrap_or_default();
         let id = whole.get("id").cloned().unwrap_or_default();
         let message = format!("not a message of this protocol: {error}");
-        self.wire.say(
+        self.wire.queue_reply(
             ServerMessage::Error {
                 id: &id,
                 code: "bad_message",
@@ -92,8 +92,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
 
     async fn authenticate(&mut self, token: &str) -> Result<(), CloseReason> {
         match (self.sockets.verifier.verify(token).await, &self.peer) {
-            (Ok(principal), Peer::Stranger { .. }) => self.welcome(principal),
-            (Ok(renewed), Peer::Known { principal, .. })
+            (Ok(principal), PeerState::Unauthenticated { .. }) => self.set_principal(principal),
+            (Ok(renewed), PeerState::Authenticated { principal, .. })
                 if renewed.subject() == principal.subject() =>
             {
                 if !may_follow(&renewed) {
@@ -101,9 +101,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
                 }
                 self.connection
                     .retain_visible(|job, owner| renewed.may_see(job.as_str(), owner));
-                self.welcome(renewed);
+                self.set_principal(renewed);
             }
-            (Ok(_), Peer::Known { .. }) => {
+            (Ok(_), PeerState::Authenticated { .. }) => {
                 self.error(
                     &Value::Null,
                     "subject_changed",
@@ -113,22 +113,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             (Err(refused @ TokenError::KeysUnavailable { .. }), _) => {
                 self.error(&Value::Null, "keys_unavailable", &refused.to_string());
             }
-            (Err(_), Peer::Stranger { .. }) => return Err(CloseReason::Unauthorized),
-            (Err(refused), Peer::Known { .. }) => {
+            (Err(_), PeerState::Unauthenticated { .. }) => return Err(CloseReason::Unauthorized),
+            (Err(refused), PeerState::Authenticated { .. }) => {
                 self.error(&Value::Null, "unauthorized", &refused.to_string());
             }
         }
         Ok(())
     }
 
-    pub(super) fn welcome(&mut self, principal: Principal) {
+    pub(super) fn set_principal(&mut self, principal: Principal) {
         let (now, expires_at) = (Time::now(), Time::from(principal.expires_at()));
         let left = expires_at.saturating_duration_since(now);
         let ends_at = Instant::now() + left;
-        let notice_at = Some(Instant::now() + left.saturating_sub(NOTICE.min(left / 2)));
+        let notice_at = Some(Instant::now() + left.saturating_sub(EXPIRY_NOTICE.min(left / 2)));
         let heartbeat = self.sockets.settings.heartbeat.as_millis();
-        let is_first = matches!(self.peer, Peer::Stranger { .. });
-        self.peer = Peer::Known {
+        let is_first = matches!(self.peer, PeerState::Unauthenticated { .. });
+        self.peer = PeerState::Authenticated {
             principal,
             notice_at,
             ends_at,
@@ -137,20 +137,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         let mut name = Uuid::encode_buffer();
         let hello = ServerMessage::Hello {
             protocol: 1,
-            connection: self.name.simple().encode_lower(&mut name),
+            connection: self.id.simple().encode_lower(&mut name),
             heartbeat_ms,
             expires_at,
             now,
         };
-        self.wire.say(hello.frame());
+        self.wire.queue_reply(hello.frame());
         if let (true, FeedHealth::Degraded(since)) = (is_first, self.connection.condition()) {
-            self.wire.say(ServerMessage::Degraded { since }.frame());
+            self.wire.queue_reply(ServerMessage::Degraded { since }.frame());
         }
     }
 
     fn error(&self, id: &Value, code: &str, message: &str) {
         self.wire
-            .say(ServerMessage::Error { id, code, message }.frame());
+            .queue_reply(ServerMessage::Error { id, code, message }.frame());
     }
 
     async fn subscribe(
@@ -171,7 +171,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             .filter_map(|name| JobId::parse(name).ok())
             .collect();
         if feed.is_some() && !follows {
-            wanted.extend(granted(principal).unwrap_or_default());
+            wanted.extend(granted_job_ids(principal).unwrap_or_default());
         }
         let mut outcome: BTreeMap<&str, SubscribeOutcome> = asked
             .keys()
@@ -185,14 +185,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             self.hold(&wanted)
         };
         let found = match follows {
-            true => self.find_feed(principal, &wanted).await,
-            false => self.find_held(principal, &wanted).await,
+            true => self.read_owner_feed(principal, &wanted).await,
+            false => self.read_subscribed(principal, &wanted).await,
         };
         let found = match found {
             Ok(found) => found,
             Err(error) => {
                 let problem = Problem::from(error);
-                let (code, message) = problem.words();
+                let (code, message) = problem.code_and_detail();
                 return self.error(id, code, message);
             }
         };
@@ -213,7 +213,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             feed,
             jobs: outcome,
         };
-        self.wire.say(subscribed.frame());
+        self.wire.queue_reply(subscribed.frame());
         for job in &found {
             let known = version_of(&job.id);
             match follows {
@@ -244,7 +244,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
 
     /// Reads the jobs that are held, *after* they were attached to: whatever happens in between,
     /// the version tells which is newer. Those the caller may not see are let go.
-    async fn find_held(
+    async fn read_subscribed(
         &self,
         principal: &Principal,
         wanted: &BTreeSet<JobId>,
@@ -254,7 +254,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
             .filter(|job| self.connection.is_subscribed(job))
             .cloned()
             .collect();
-        let read = patient(feed::subscribe_and_read(&*self.sockets.store, &held)).await;
+        let read = with_store_timeout(feed::subscribe_and_read(&*self.sockets.store, &held)).await;
         let mut found = read.as_ref().cloned().unwrap_or_default();
         found.retain(|job| principal.may_see(job.id.as_str(), &job.owner));
         let seen: BTreeSet<&JobId> = found.iter().map(|job| &job.id).collect();
@@ -266,14 +266,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
 
     /// Follows the caller's jobs, and reads those there are: what the feed shows, and what the
     /// caller has of them besides.
-    async fn find_feed(
+    async fn read_owner_feed(
         &self,
         principal: &Principal,
         known: &BTreeSet<JobId>,
     ) -> Result<Vec<Arc<Job>>, store::Error> {
         self.connection.subscribe_owner(principal.subject());
         let known: Vec<JobId> = known.iter().cloned().collect();
-        let read = patient(async {
+        let read = with_store_timeout(async {
             let store = &*self.sockets.store;
             let mut jobs = store.get_many(&known).await?;
             jobs.retain(|job| job.owner == principal.subject());
@@ -297,12 +297,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         if feed.is_some() {
             self.connection.unsubscribe_owner();
         }
-        self.wire.say(ServerMessage::Unsubscribed { id }.frame());
+        self.wire.queue_reply(ServerMessage::Unsubscribed { id }.frame());
     }
 
     /// Cancels beside the conversation: a provider may take its time.
     fn cancel(&self, principal: Principal, id: Value, job: &str) {
-        if Rc::strong_count(&self.cancels) > MOST_CANCELS {
+        if Rc::strong_count(&self.in_flight_cancels) > MAX_IN_FLIGHT_CANCELS {
             return self.error(
                 &id,
                 "too_many_requests",
@@ -312,16 +312,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
         let (wire, sockets, under_way) = (
             Rc::clone(&self.wire),
             Arc::clone(&self.sockets),
-            Rc::clone(&self.cancels),
+            Rc::clone(&self.in_flight_cancels),
         );
         let job = job.to_owned();
         tokio::task::spawn_local(async move {
             let done = cancel(&sockets, &principal, &job).await;
             match &done {
-                Ok(()) => wire.say(ServerMessage::Cancelling { id: &id, job: &job }.frame()),
+                Ok(()) => wire.queue_reply(ServerMessage::Cancelling { id: &id, job: &job }.frame()),
                 Err(problem) => {
-                    let (code, message) = problem.words();
-                    wire.say(
+                    let (code, message) = problem.code_and_detail();
+                    wire.queue_reply(
                         ServerMessage::Error {
                             id: &id,
                             code,
@@ -336,8 +336,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Task<T> {
     }
 }
 
-async fn cancel(sockets: &Sockets, principal: &Principal, job: &str) -> Result<(), Problem> {
-    let job = crate::server::jobs::visible(&*sockets.store, principal, job).await?;
+async fn cancel(sockets: &SocketContext, principal: &Principal, job: &str) -> Result<(), Problem> {
+    let job = crate::server::jobs::load_visible_job(&*sockets.store, principal, job).await?;
     if !principal.may_cancel(job.id.as_str(), &job.owner) {
         return Err(Problem::forbidden("jobs:write"));
     }
@@ -346,7 +346,7 @@ async fn cancel(sockets: &Sockets, principal: &Principal, job: &str) -> Result<(
 }
 
 /// What the store says, or that it says nothing.
-async fn patient<R>(
+async fn with_store_timeout<R>(
     read: impl Future<Output = Result<R, store::Error>>,
 ) -> Result<R, store::Error> {
     match tokio::time::timeout(STORE_TIMEOUT, read).await {

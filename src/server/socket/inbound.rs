@@ -12,38 +12,38 @@ use actix_ws::ProtocolError;
 use crate::protocol::CloseReason;
 
 /// The most pieces of one message: no honest client cuts a message that may have a few KiB finer.
-const MOST_PIECES: usize = 64;
+const MAX_FRAGMENTS: usize = 64;
 
 /// What came in.
-pub(super) enum Heard {
+pub(super) enum InboundEvent {
     /// A whole text message.
     Text(Bytes),
     /// A ping to be answered.
     Ping(Bytes),
     /// An answer to a ping, or a piece of a message: a sign of life.
-    Life,
+    Activity,
     /// The client closes.
     Close,
 }
 
 /// Reads one connection's frames.
-pub(super) struct Inbound {
+pub(super) struct InboundDecoder {
     buffer: BytesMut,
     codec: Codec,
-    longest: usize,
-    pieces: usize,
-    whole: BytesMut,
+    max_message_bytes: usize,
+    fragments: usize,
+    message: BytesMut,
 }
 
-impl Inbound {
+impl InboundDecoder {
     /// Reads messages of at most `longest` bytes, beginning with what came along already.
     pub(super) fn new(longest: usize, buffer: BytesMut) -> Self {
         Self {
             buffer,
             codec: Codec::new().max_size(longest),
-            longest,
-            pieces: 0,
-            whole: BytesMut::new(),
+            max_message_bytes: longest,
+            fragments: 0,
+            message: BytesMut::new(),
         }
     }
 
@@ -56,54 +56,54 @@ impl Inbound {
     ///
     /// # Errors
     /// How the socket must be closed.
-    pub(super) fn next(&mut self) -> Result<Option<Heard>, CloseReason> {
-        judge_header(&self.buffer, self.longest)?;
+    pub(super) fn next(&mut self) -> Result<Option<InboundEvent>, CloseReason> {
+        check_frame_header(&self.buffer, self.max_message_bytes)?;
         let frame = self.codec.decode(&mut self.buffer);
-        let frame = frame.map_err(|error| broken(&error))?;
+        let frame = frame.map_err(|error| close_reason_for(&error))?;
         if self.buffer.is_empty() {
             // Gives the memory back: an idle socket keeps none.
             self.buffer = BytesMut::new();
         }
         let Some(frame) = frame else { return Ok(None) };
         let heard = match frame {
-            Frame::Text(text) => Heard::Text(is_text(text)?),
+            Frame::Text(text) => InboundEvent::Text(validate_utf8(text)?),
             Frame::Binary(_) | Frame::Continuation(Item::FirstBinary(_)) => {
                 return Err(CloseReason::Unsupported);
             }
             Frame::Continuation(Item::FirstText(piece) | Item::Continue(piece)) => {
-                self.collect(&piece)?;
-                Heard::Life
+                self.append_fragment(&piece)?;
+                InboundEvent::Activity
             }
             Frame::Continuation(Item::Last(piece)) => {
-                self.collect(&piece)?;
-                self.pieces = 0;
-                Heard::Text(is_text(std::mem::take(&mut self.whole).freeze())?)
+                self.append_fragment(&piece)?;
+                self.fragments = 0;
+                InboundEvent::Text(validate_utf8(std::mem::take(&mut self.message).freeze())?)
             }
-            Frame::Ping(payload) => Heard::Ping(payload),
-            Frame::Pong(_) => Heard::Life,
-            Frame::Close(_) => Heard::Close,
+            Frame::Ping(payload) => InboundEvent::Ping(payload),
+            Frame::Pong(_) => InboundEvent::Activity,
+            Frame::Close(_) => InboundEvent::Close,
         };
         Ok(Some(heard))
     }
 
-    fn collect(&mut self, piece: &[u8]) -> Result<(), CloseReason> {
-        self.pieces += 1;
-        if self.pieces > MOST_PIECES || self.whole.len() + piece.len() > self.longest {
+    fn append_fragment(&mut self, piece: &[u8]) -> Result<(), CloseReason> {
+        self.fragments += 1;
+        if self.fragments > MAX_FRAGMENTS || self.message.len() + piece.len() > self.max_message_bytes {
             return Err(CloseReason::MessageTooLarge);
         }
-        self.whole.extend_from_slice(piece);
+        self.message.extend_from_slice(piece);
         Ok(())
     }
 }
 
-fn broken(error: &ProtocolError) -> CloseReason {
+fn close_reason_for(error: &ProtocolError) -> CloseReason {
     if matches!(error, ProtocolError::Overflow) {
         return CloseReason::MessageTooLarge;
     }
     CloseReason::Protocol
 }
 
-fn is_text(bytes: Bytes) -> Result<Bytes, CloseReason> {
+fn validate_utf8(bytes: Bytes) -> Result<Bytes, CloseReason> {
     match std::str::from_utf8(&bytes) {
         Ok(_) => Ok(bytes),
         Err(_) => Err(CloseReason::NotUtf8),
@@ -111,7 +111,7 @@ fn is_text(bytes: Bytes) -> Result<Bytes, CloseReason> {
 }
 
 /// Judges a frame by its header, before its payload is there: the codec waits for all of it first.
-fn judge_header(buffer: &[u8], longest: usize) -> Result<(), CloseReason> {
+fn check_frame_header(buffer: &[u8], longest: usize) -> Result<(), CloseReason> {
     let &[first, second, ref rest @ ..] = buffer else {
         return Ok(());
     };
@@ -161,10 +161,10 @@ mod tests {
     }
 
     fn hear(bytes: &[u8]) -> Result<Vec<Bytes>, CloseReason> {
-        let mut inbound = Inbound::new(1000, BytesMut::from(bytes));
+        let mut inbound = InboundDecoder::new(1000, BytesMut::from(bytes));
         let mut texts = Vec::new();
         while let Some(heard) = inbound.next()? {
-            if let Heard::Text(text) = heard {
+            if let InboundEvent::Text(text) = heard {
                 texts.push(text);
             }
         }
@@ -243,12 +243,12 @@ mod tests {
                 bytes.extend(frame(opcode, &text.as_bytes()[start..*end]));
                 start = *end;
             }
-            let mut inbound = Inbound::new(1000, BytesMut::new());
+            let mut inbound = InboundDecoder::new(1000, BytesMut::new());
             let mut heard = Vec::new();
             for chunk in bytes.chunks(step) {
                 inbound.buffer().extend_from_slice(chunk);
                 while let Some(next) = inbound.next().unwrap() {
-                    if let Heard::Text(text) = next {
+                    if let InboundEvent::Text(text) = next {
                         heard.push(text);
                     }
                 }
@@ -259,9 +259,9 @@ mod tests {
         /// Nothing makes it panic or keep more than a message.
         #[test]
         fn noise_is_refused_or_waited_for(noise in proptest::collection::vec(any::<u8>(), 0..3000)) {
-            let mut inbound = Inbound::new(1000, BytesMut::from(&noise[..]));
+            let mut inbound = InboundDecoder::new(1000, BytesMut::from(&noise[..]));
             while let Ok(Some(_)) = inbound.next() {}
-            prop_assert!(inbound.whole.len() <= 1000);
+            prop_assert!(inbound.message.len() <= 1000);
         }
     }
 }

@@ -23,17 +23,17 @@ use crate::protocol::{Frame, ServerMessage};
 const READ: usize = 16 * 1024;
 
 /// Answers that wait at most before no more questions are read.
-const MOST_ANSWERS: usize = 16;
+const MAX_PENDING_REPLIES: usize = 16;
 
 thread_local! {
-    static SPACE: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
 }
 
 /// One connection's stream.
-pub(super) struct Wire<T> {
+pub(super) struct Transport<T> {
     io: RefCell<T>,
-    tail: RefCell<Bytes>,
-    answers: RefCell<VecDeque<Bytes>>,
+    partial_frame: RefCell<Bytes>,
+    replies: RefCell<VecDeque<Bytes>>,
     condition: Cell<Option<FeedHealth>>,
     blocked_since: Cell<Option<Instant>>,
     needs_flush: Cell<bool>,
@@ -44,21 +44,21 @@ pub(super) struct Wire<T> {
 }
 
 /// What a turn of the wire brought.
-pub(super) enum Turn {
+pub(super) enum TransportEvent {
     /// Bytes were read and are in the buffer.
     Read,
     /// Answers find room again, or the client stopped reading.
     Idle,
     /// The client closed its side, or the stream failed.
-    Over,
+    Closed,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
     pub(super) fn new(io: T) -> Rc<Self> {
         Rc::new(Self {
             io: RefCell::new(io),
-            tail: RefCell::default(),
-            answers: RefCell::default(),
+            partial_frame: RefCell::default(),
+            replies: RefCell::default(),
             condition: Cell::new(None),
             blocked_since: Cell::new(None),
             needs_flush: Cell::new(false),
@@ -70,14 +70,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 
     /// Queues an answer; the connection's task sends it.
-    pub(super) fn say(&self, frame: Bytes) {
-        self.answers.borrow_mut().push_back(frame);
+    pub(super) fn queue_reply(&self, frame: Bytes) {
+        self.replies.borrow_mut().push_back(frame);
         self.wake_task();
     }
 
     /// Whether more questions may be answered now.
-    pub(super) fn may_answer(&self) -> bool {
-        self.answers.borrow().len() < MOST_ANSWERS
+    pub(super) fn can_queue_reply(&self) -> bool {
+        self.replies.borrow().len() < MAX_PENDING_REPLIES
     }
 
     /// Since when the client has not read what waits for it.
@@ -91,7 +91,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 
     /// From now on no job frames are taken: only answers go out.
-    pub(super) fn shut(&self) {
+    pub(super) fn stop_job_frames(&self) {
         self.is_open.set(false);
     }
 
@@ -115,8 +115,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    *self.tail.borrow_mut() = bytes.slice(written..);
-                    return self.block();
+                    *self.partial_frame.borrow_mut() = bytes.slice(written..);
+                    return self.mark_blocked();
                 }
             }
         }
@@ -124,7 +124,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             match Pin::new(&mut *io).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.needs_flush.set(false),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return self.block(),
+                Poll::Pending => return self.mark_blocked(),
             }
         }
         self.blocked_since.set(None);
@@ -132,7 +132,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 
     /// The client does not read: remembers since when.
-    fn block<R>(&self) -> Poll<R> {
+    fn mark_blocked<R>(&self) -> Poll<R> {
         let since = self.blocked_since.get().unwrap_or_else(Instant::now);
         self.blocked_since.set(Some(since));
         Poll::Pending
@@ -141,9 +141,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     /// Sends what waits: first the begun frame, then answers, then jobs, then what to think of them.
     fn poll_send(&self, connection: &Connection, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let tail = std::mem::take(&mut *self.tail.borrow_mut());
+            let tail = std::mem::take(&mut *self.partial_frame.borrow_mut());
             std::task::ready!(self.poll_write_all(&tail, cx))?;
-            let answer = self.answers.borrow_mut().pop_front();
+            let answer = self.replies.borrow_mut().pop_front();
             let next = match answer {
                 Some(answer) => answer,
                 None if !self.is_open.get() => return Poll::Ready(Ok(())),
@@ -160,13 +160,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
                     (None, None) => return Poll::Ready(Ok(())),
                 },
             };
-            *self.tail.borrow_mut() = next;
+            *self.partial_frame.borrow_mut() = next;
         }
     }
 
     /// Reads once; `Ready(0)` is the end.
     fn poll_read(&self, into: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        SPACE.with_borrow_mut(|space| {
+        READ_BUFFER.with_borrow_mut(|space| {
             let mut space = ReadBuf::new(space);
             std::task::ready!(Pin::new(&mut *self.io.borrow_mut()).poll_read(cx, &mut space))?;
             into.extend_from_slice(space.filled());
@@ -176,28 +176,28 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
 
     /// Sends what waits, and reads as long as answers find room; comes back when there is something
     /// to do, and when the client stops reading, so that it can be given a time for it.
-    pub(super) async fn turn(&self, connection: &Connection, into: &mut BytesMut) -> Turn {
-        let was_full = !self.may_answer();
+    pub(super) async fn poll_io(&self, connection: &Connection, into: &mut BytesMut) -> TransportEvent {
+        let was_full = !self.can_queue_reply();
         let was_blocked = self.blocked_since.get().is_some();
         poll_fn(|cx| {
             self.waker.set(Some(cx.waker().clone()));
             if self.is_broken.get() {
-                return Poll::Ready(Turn::Over);
+                return Poll::Ready(TransportEvent::Closed);
             }
             match self.poll_send(connection, cx) {
-                Poll::Ready(Err(_)) => return Poll::Ready(Turn::Over),
-                Poll::Pending if !was_blocked => return Poll::Ready(Turn::Idle),
+                Poll::Ready(Err(_)) => return Poll::Ready(TransportEvent::Closed),
+                Poll::Pending if !was_blocked => return Poll::Ready(TransportEvent::Idle),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
-            match (was_full, self.may_answer()) {
+            match (was_full, self.can_queue_reply()) {
                 // A client that does not read what it asked for is not asked what else it wants.
                 (_, false) => return Poll::Pending,
-                (true, true) => return Poll::Ready(Turn::Idle),
+                (true, true) => return Poll::Ready(TransportEvent::Idle),
                 (false, true) => {}
             }
             match self.poll_read(into, cx) {
-                Poll::Ready(Ok(1..)) => Poll::Ready(Turn::Read),
-                Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Turn::Over),
+                Poll::Ready(Ok(1..)) => Poll::Ready(TransportEvent::Read),
+                Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(TransportEvent::Closed),
                 Poll::Pending => Poll::Pending,
             }
         })
@@ -205,8 +205,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 
     /// Sends the last answers and reads, to no end, until the client has closed its side.
-    pub(super) async fn linger(&self, connection: &Connection) {
-        self.shut();
+    pub(super) async fn flush_and_drain(&self, connection: &Connection) {
+        self.stop_job_frames();
         let mut is_sent = false;
         poll_fn(|cx| {
             if self.is_broken.get() {
@@ -241,11 +241,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Wire<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Transport<T> {
     fn is_ready(&self) -> bool {
         self.is_open.get()
-            && self.tail.borrow().is_empty()
-            && self.answers.borrow().is_empty()
+            && self.partial_frame.borrow().is_empty()
+            && self.replies.borrow().is_empty()
             && self.condition.get().is_none()
             && !self.needs_flush.get()
     }
