@@ -40,8 +40,8 @@ use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-pub use self::arguments::{Arguments, By, Mistakes};
-pub use self::caller::Unanswered;
+pub use self::arguments::{Arguments, UpdateMethod, ArgumentErrors};
+pub use self::caller::RequestError;
 pub use self::hub::{Hub, NoHub};
 pub use self::page::PageError;
 pub use self::report::Report;
@@ -76,7 +76,7 @@ pub enum Tokens {
 pub enum Error {
     /// What was asked for can't be.
     #[error("{0}")]
-    Mistakes(#[from] Mistakes),
+    Mistakes(#[from] ArgumentErrors),
     /// Nothing to tell the cost of.
     #[error("--pid {0}: there is no such process here to read the cost of")]
     NoProcess(u32),
@@ -85,7 +85,7 @@ pub enum Error {
     Token(&'static str),
     /// The hub did not do what a run needs.
     #[error("{0}: {1}")]
-    Unanswered(&'static str, #[source] Unanswered),
+    Unanswered(&'static str, #[source] RequestError),
     /// The system's word.
     #[error("{0}")]
     System(#[from] std::io::Error),
@@ -98,11 +98,11 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Mistakes`] in the arguments, and too few open files.
-pub fn check(arguments: &Arguments) -> Result<(), Mistakes> {
+pub fn check(arguments: &Arguments) -> Result<(), ArgumentErrors> {
     arguments.check()?;
     let needed = arguments.files();
     process::open_files(needed).map_err(|allowed| {
-        Mistakes::one(format!(
+        ArgumentErrors::one(format!(
             "--sockets {}: {needed} open files are needed and this process may have {allowed}; \
              'ulimit -n' raises it",
             arguments.sockets
@@ -125,7 +125,7 @@ pub async fn run(
     let target = Target::find(url, arguments.sources(), arguments.allow_remote)?;
     let going = async {
         let run = Run::new(arguments, target, access, pid, is_own).await?;
-        run.conduct().await
+        run.execute().await
     };
     tokio::select! {
         ended = going => ended,

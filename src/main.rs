@@ -52,7 +52,7 @@ enum Command {
     /// from PROGRESS_HUB__SECTION__KEY in the environment, then from flags; `progress-hub check`
     /// shows what comes out. With any mistake the hub names all of them and exits with 2.
     /// SIGTERM or Ctrl-C drains: clients are told when to come back, and move over.
-    Serve(Configured),
+    Serve(ConfigArgs),
     /// See a job run to its end, in ten seconds and without any configuration
     ///
     /// Starts the hub with an embedded store and a simulated provider, both on loopback only, and
@@ -68,7 +68,7 @@ enum Command {
     /// asks `POST /v1/tokens` for them.
     Token {
         #[command(flatten)]
-        configured: Configured,
+        configured: ConfigArgs,
         /// Whose token it is: the owner of jobs
         #[arg(long)]
         sub: String,
@@ -83,7 +83,7 @@ enum Command {
         ttl: Duration,
     },
     /// Check a configuration and print what it comes to, without secrets
-    Check(Configured),
+    Check(ConfigArgs),
     /// Drive a hub with sockets and updates, measure it, and check what it measures
     ///
     /// Starts a hub of its own with an embedded store, or drives the one at --url. Every socket must
@@ -115,7 +115,7 @@ enum Command {
 }
 
 #[derive(Args)]
-struct Configured {
+struct ConfigArgs {
     /// A TOML file
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -134,9 +134,9 @@ fn duration(text: &str) -> Result<Duration, String> {
     parsed.map_err(|_| "must be a duration such as 500ms, 15m or 1h30m".to_owned())
 }
 
-impl Configured {
+impl ConfigArgs {
     /// The configuration, once nothing at all is wrong with it.
-    fn load(self) -> Result<Config, Ended> {
+    fn load(self) -> Result<Config, CommandError> {
         let environment = std::env::vars_os();
         let environment = environment
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
@@ -159,20 +159,20 @@ impl Configured {
 }
 
 /// How a command ends: mistakes in a configuration are the user's, everything else is ours.
-enum Ended {
-    Mistakes(Vec<ConfigError>),
+enum CommandError {
+    Config(Vec<ConfigError>),
     /// A mistake of another kind, as it is to be told.
     Wrong(String),
     Failed(anyhow::Error),
 }
 
-impl From<Vec<ConfigError>> for Ended {
+impl From<Vec<ConfigError>> for CommandError {
     fn from(mistakes: Vec<ConfigError>) -> Self {
-        Self::Mistakes(mistakes)
+        Self::Config(mistakes)
     }
 }
 
-impl From<anyhow::Error> for Ended {
+impl From<anyhow::Error> for CommandError {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
     }
@@ -185,25 +185,25 @@ fn main() -> ExitCode {
         Err(ended) => ended,
     };
     match ended {
-        Ended::Mistakes(mistakes) => {
+        CommandError::Config(mistakes) => {
             eprintln!("the configuration has {} mistake(s):", mistakes.len());
             for ConfigError { key, message: problem } in mistakes {
                 eprintln!("  {key}: {problem}");
             }
             ExitCode::from(2)
         }
-        Ended::Wrong(mistake) => {
+        CommandError::Wrong(mistake) => {
             eprintln!("progress-hub: {mistake}");
             ExitCode::from(2)
         }
-        Ended::Failed(error) => {
+        CommandError::Failed(error) => {
             eprintln!("progress-hub: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(cli: Cli) -> Result<(), Ended> {
+fn run(cli: Cli) -> Result<(), CommandError> {
     let log = |otherwise: LogFormat| -> anyhow::Result<()> {
         telemetry::init(cli.log.unwrap_or(otherwise), &cli.log_level)
             .context("can't set up logging")
@@ -225,7 +225,7 @@ fn run(cli: Cli) -> Result<(), Ended> {
             jobs,
             ttl,
         } => token(&configured.load()?, &sub, &scope, jobs, ttl),
-        Command::Check(configured) => say(&configured.load()?.to_redacted_toml()),
+        Command::Check(configured) => print(&configured.load()?.to_redacted_toml()),
         Command::Load(load) => {
             log(LogFormat::Pretty)?;
             async_main(load.run())
@@ -252,12 +252,12 @@ fn run(cli: Cli) -> Result<(), Ended> {
                     simulator = told.context("can't send webhooks there")?;
                 }
                 let url = simulator.url();
-                say(&format!("The simulated provider is at {url}"))?;
+                print(&format!("The simulated provider is at {url}"))?;
                 for dialect in simulator::dialects() {
-                    say(&format!("  {dialect:<10} base_url = \"{url}/{dialect}\""))?;
+                    print(&format!("  {dialect:<10} base_url = \"{url}/{dialect}\""))?;
                 }
                 Ok(simulator
-                    .run(stopped()?)
+                    .run(shutdown_signal()?)
                     .await
                     .context("the simulator failed")?)
             })
@@ -265,7 +265,7 @@ fn run(cli: Cli) -> Result<(), Ended> {
     }
 }
 
-fn async_main(work: impl Future<Output = Result<(), Ended>>) -> Result<(), Ended> {
+fn async_main(work: impl Future<Output = Result<(), CommandError>>) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -276,7 +276,7 @@ fn async_main(work: impl Future<Output = Result<(), Ended>>) -> Result<(), Ended
 }
 
 /// Cancelled by SIGTERM or SIGINT.
-fn stopped() -> anyhow::Result<CancellationToken> {
+fn shutdown_signal() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("can't listen to signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen to signals")?;
@@ -292,14 +292,14 @@ fn stopped() -> anyhow::Result<CancellationToken> {
 }
 
 /// Prints for whoever called, who may have gone.
-fn say(text: &str) -> Result<(), Ended> {
+fn print(text: &str) -> Result<(), CommandError> {
     let mut out = std::io::stdout().lock();
     Ok(writeln!(out, "{text}")
         .and_then(|()| out.flush())
         .context("can't print")?)
 }
 
-fn bound(config: Config, demo: Option<Demo>) -> Result<Server, Ended> {
+fn bind_server(config: Config, demo: Option<Demo>) -> Result<Server, CommandError> {
     match Server::bind(config, demo) {
         Ok(server) => Ok(server),
         Err(BindError::Config(mistakes)) => Err(mistakes.into()),
@@ -307,10 +307,10 @@ fn bound(config: Config, demo: Option<Demo>) -> Result<Server, Ended> {
     }
 }
 
-async fn serve(config: Config, demo: Option<Demo>) -> Result<(), Ended> {
-    let server = bound(config, demo)?;
-    say(&format!("progress-hub is at {}/", server.url()))?;
-    Ok(server.run(stopped()?).await.context("the server failed")?)
+async fn serve(config: Config, demo: Option<Demo>) -> Result<(), CommandError> {
+    let server = bind_server(config, demo)?;
+    print(&format!("progress-hub is at {}/", server.url()))?;
+    Ok(server.run(shutdown_signal()?).await.context("the server failed")?)
 }
 
 fn token(
@@ -319,12 +319,12 @@ fn token(
     scope: &str,
     jobs: Vec<String>,
     ttl: Duration,
-) -> Result<(), Ended> {
+) -> Result<(), CommandError> {
     let minter =
         Minter::new(&config.auth).context("auth.hs256_secrets is needed to mint a token")?;
     let jobs = (!jobs.is_empty()).then_some(jobs);
     let minted = minter.mint(sub, jobs, Some(scope), ttl, jiff::Timestamp::now());
-    say(&minted.context("can't mint this token")?.token)
+    print(&minted.context("can't mint this token")?.token)
 }
 
 /// 256 random bits; base64, so that it can stand in a webhook secret too.

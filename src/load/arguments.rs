@@ -23,7 +23,7 @@ const MAX_PADDING: usize = 64 * 1024;
 /// How a run's updates reach the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum By {
+pub enum UpdateMethod {
     /// A worker's `POST /v1/jobs/{id}/updates`
     Push,
     /// Webhooks that are signed with an HMAC in `x-ai-signature`, as the spec `generic` reads them
@@ -98,7 +98,7 @@ pub struct Arguments {
         default_value = "push",
         help_heading = "Updates"
     )]
-    pub by: By,
+    pub by: UpdateMethod,
     /// The provider that webhooks come from, as the hub's configuration names it
     #[arg(
         long,
@@ -131,16 +131,16 @@ const ROOMY_PER_SOURCE: f64 = 8_000.0;
 
 /// What is wrong with the flags, all of it.
 #[derive(Debug, thiserror::Error)]
-pub struct Mistakes(Vec<String>);
+pub struct ArgumentErrors(Vec<String>);
 
-impl Mistakes {
+impl ArgumentErrors {
     /// One mistake.
     pub fn one(text: impl Into<String>) -> Self {
         Self(vec![text.into()])
     }
 }
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for ArgumentErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.join("\n"))
     }
@@ -150,8 +150,8 @@ impl Arguments {
     /// Whether updates come as webhooks.
     pub fn is_by_webhook(&self) -> bool {
         match self.by {
-            By::Push => false,
-            By::Webhook | By::StandardWebhook => true,
+            UpdateMethod::Push => false,
+            UpdateMethod::Webhook | UpdateMethod::StandardWebhook => true,
         }
     }
 
@@ -178,7 +178,7 @@ impl Arguments {
     ///
     /// # Errors
     /// All [`Mistakes`] there are.
-    pub fn check(&self) -> Result<(), Mistakes> {
+    pub fn check(&self) -> Result<(), ArgumentErrors> {
         let mut wrong = Vec::new();
         let mut no = |is_wrong: bool, text: String| wrong.extend(is_wrong.then_some(text));
         no(
@@ -190,7 +190,7 @@ impl Arguments {
         );
         let stage = (self.padding as usize).saturating_sub(MAX_METADATA);
         no(
-            stage > MAX_PUSHED && self.by == By::Push,
+            stage > MAX_PUSHED && self.by == UpdateMethod::Push,
             format!(
                 "--padding {}: a push carries at most {}; --by webhook carries more",
                 self.padding,
@@ -198,7 +198,7 @@ impl Arguments {
             ),
         );
         no(
-            stage > 0 && self.by == By::StandardWebhook,
+            stage > 0 && self.by == UpdateMethod::StandardWebhook,
             format!(
                 "--padding {}: the spec 'kling' reads no stage, so at most {MAX_METADATA}",
                 self.padding
@@ -219,7 +219,7 @@ impl Arguments {
         if wrong.is_empty() {
             Ok(())
         } else {
-            Err(Mistakes(wrong))
+            Err(ArgumentErrors(wrong))
         }
     }
 }

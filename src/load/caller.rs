@@ -19,7 +19,7 @@ const MAX_ANSWER: usize = 256 * 1024;
 
 /// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum Unanswered {
+pub enum RequestError {
     /// There was no connection.
     #[error("can't connect: {0}")]
     Connect(#[from] std::io::Error),
@@ -34,25 +34,25 @@ pub enum Unanswered {
     Body,
     /// It took too long.
     #[error("no answer in time")]
-    Late,
+    Timeout,
     /// Another status, and the code of the problem.
     #[error("the hub answered {0} {1}")]
     Refused(StatusCode, String),
     /// The upgrade was not answered as RFC 6455 says.
     #[error("the hub took the upgrade and did not prove it")]
-    NoProof,
+    BadUpgradeResponse,
 }
 
 /// A request's headers beside the usual ones.
 pub(super) type Headers = Vec<(&'static str, String)>;
 
 /// One kept connection, made anew when it is lost.
-pub(super) struct Caller {
+pub(super) struct HttpClient {
     target: Target,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
-impl Caller {
+impl HttpClient {
     pub fn new(target: Target) -> Self {
         Self {
             target,
@@ -67,7 +67,7 @@ impl Caller {
         path: &str,
         headers: &Headers,
         body: Bytes,
-    ) -> Result<(StatusCode, Bytes), Unanswered> {
+    ) -> Result<(StatusCode, Bytes), RequestError> {
         let mut request = Request::builder()
             .method(method)
             .uri(self.target.path(path))
@@ -89,15 +89,15 @@ impl Caller {
     async fn exchange(
         &mut self,
         request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), Unanswered> {
+    ) -> Result<(StatusCode, Bytes), RequestError> {
         let response = self.sender().await?.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER);
-        let body = body.collect().await.map_err(|_| Unanswered::Body)?;
+        let body = body.collect().await.map_err(|_| RequestError::Body)?;
         Ok((status, body.to_bytes()))
     }
 
-    async fn sender(&mut self) -> Result<&mut SendRequest<Full<Bytes>>, Unanswered> {
+    async fn sender(&mut self) -> Result<&mut SendRequest<Full<Bytes>>, RequestError> {
         let kept = match self.sender.take() {
             Some(mut kept) => kept.ready().await.is_ok().then_some(kept),
             None => None,
@@ -127,7 +127,7 @@ pub(super) async fn upgrade(
     target: &Target,
     stream: TcpStream,
     bearer: &HeaderValue,
-) -> Result<(TcpStream, Bytes), Unanswered> {
+) -> Result<(TcpStream, Bytes), RequestError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let serving = tokio::spawn(connection.with_upgrades());
     let key = STANDARD.encode(rand::random::<[u8; 16]>());
@@ -144,17 +144,17 @@ pub(super) async fn upgrade(
     let response = sender.send_request(request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         serving.abort();
-        return Err(Unanswered::Refused(response.status(), String::new()));
+        return Err(RequestError::Refused(response.status(), String::new()));
     }
     let proof = actix_http::ws::hash_key(key.as_bytes());
     let told = response.headers().get("sec-websocket-accept");
     if told.is_none_or(|told| told.as_bytes() != proof) {
         serving.abort();
-        return Err(Unanswered::NoProof);
+        return Err(RequestError::BadUpgradeResponse);
     }
     let upgraded = hyper::upgrade::on(response).await?;
     let parts = upgraded
         .downcast::<TokioIo<TcpStream>>()
-        .map_err(|_| Unanswered::Body)?;
+        .map_err(|_| RequestError::Body)?;
     Ok((parts.io.into_inner(), parts.read_buf))
 }

@@ -8,22 +8,22 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::time::sleep;
 
-use super::caller::{Caller, Unanswered};
+use super::caller::{HttpClient, RequestError};
 use super::target::Target;
 
 /// How often a request that the run can't do without is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// The connections.
-pub(super) struct Callers(pub(super) Vec<Caller>);
+pub(super) struct HttpPool(pub(super) Vec<HttpClient>);
 
-impl Callers {
+impl HttpPool {
     pub fn new(count: u64, target: &Target) -> Self {
-        Self((0..count).map(|_| Caller::new(target.clone())).collect())
+        Self((0..count).map(|_| HttpClient::new(target.clone())).collect())
     }
 
     /// Does something for each job, over all callers at once; the results in the order of the jobs.
-    pub async fn each<T>(&mut self, jobs: u32, act: impl AsyncFn(&mut Caller, u32) -> T) -> Vec<T> {
+    pub async fn each<T>(&mut self, jobs: u32, act: impl AsyncFn(&mut HttpClient, u32) -> T) -> Vec<T> {
         let next = AtomicU32::new(0);
         let (next, act) = (&next, &act);
         let work = self.0.iter_mut().map(|caller| async move {
@@ -43,10 +43,10 @@ impl Callers {
 }
 
 /// Tries again until the deadline: without an answer to this there is nothing to judge by.
-pub(super) async fn insist<T>(
+pub(super) async fn retry_until<T>(
     deadline: Instant,
-    mut act: impl AsyncFnMut() -> Result<T, Unanswered>,
-) -> Result<T, Unanswered> {
+    mut act: impl AsyncFnMut() -> Result<T, RequestError>,
+) -> Result<T, RequestError> {
     loop {
         match act().await {
             Err(_) if Instant::now() < deadline => sleep(AGAIN).await,

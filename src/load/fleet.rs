@@ -15,24 +15,24 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::LocalSet;
 
 use super::arguments::Arguments;
-use super::jobs::Jobs;
-use super::memory::Memory;
+use super::jobs::JobIndex;
+use super::memory::SubscriptionState;
 use super::schedule::Schedule;
-use super::socket::{Crew, Order, Socket};
-use super::tally::{Standing, Tally};
+use super::socket::{SocketGroup, Command, Socket};
+use super::tally::{SocketCounts, SocketStats};
 use super::target::Target;
-use super::wire::DESK;
+use super::wire::READ_BUFFER_BYTES;
 
 /// The sockets, running.
-pub(super) struct Fleet {
-    pub standing: Arc<Standing>,
+pub(super) struct SocketPool {
+    pub standing: Arc<SocketCounts>,
     pub schedule: Arc<OnceLock<Schedule>>,
-    order: watch::Sender<Order>,
-    tallies: Vec<Arc<Mutex<Tally>>>,
+    order: watch::Sender<Command>,
+    tallies: Vec<Arc<Mutex<SocketStats>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Fleet {
+impl SocketPool {
     /// Opens all sockets over the ramp.
     ///
     /// # Errors
@@ -41,9 +41,9 @@ impl Fleet {
         arguments: &Arguments,
         target: &Target,
         bearer: &HeaderValue,
-        jobs: &Arc<Jobs>,
+        jobs: &Arc<JobIndex>,
     ) -> std::io::Result<Self> {
-        let (order, orders) = watch::channel(Order::Stay);
+        let (order, orders) = watch::channel(Command::Connect);
         let mut fleet = Self {
             standing: Arc::default(),
             schedule: Arc::default(),
@@ -54,7 +54,7 @@ impl Fleet {
         let handshakes = Arc::new(Semaphore::new(arguments.handshakes as usize));
         let start = Instant::now();
         for thread in 0..arguments.threads {
-            let tally = Arc::new(Mutex::new(Tally::default()));
+            let tally = Arc::new(Mutex::new(SocketStats::default()));
             fleet.tallies.push(tally.clone());
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -64,7 +64,7 @@ impl Fleet {
             let (standing, handshakes, order) =
                 (fleet.standing.clone(), handshakes.clone(), orders.clone());
             let run = move || {
-                let crew = Rc::new(Crew {
+                let crew = Rc::new(SocketGroup {
                     target,
                     bearer,
                     jobs,
@@ -75,7 +75,7 @@ impl Fleet {
                     order,
                     churn: arguments.churn,
                     slow_pause: arguments.slow_pause,
-                    desk: RefCell::new(BytesMut::with_capacity(DESK)),
+                    desk: RefCell::new(BytesMut::with_capacity(READ_BUFFER_BYTES)),
                 });
                 let sockets = LocalSet::new();
                 for nth in (thread..arguments.sockets).step_by(arguments.threads as usize) {
@@ -96,13 +96,13 @@ impl Fleet {
     }
 
     /// Tells every socket.
-    pub fn order(&self, order: Order) {
+    pub fn order(&self, order: Command) {
         self.order.send_replace(order);
     }
 
     /// What was counted since it was last asked for.
-    pub fn take(&self) -> Tally {
-        let mut sum = Tally::default();
+    pub fn take(&self) -> SocketStats {
+        let mut sum = SocketStats::default();
         for tally in &self.tallies {
             let taken = std::mem::take(&mut *tally.lock().unwrap_or_else(PoisonError::into_inner));
             sum.add(&taken);
@@ -111,12 +111,12 @@ impl Fleet {
     }
 
     /// How many of the sockets are so.
-    pub fn count(&self, of: impl Fn(&Standing) -> &AtomicU64) -> u64 {
+    pub fn count(&self, of: impl Fn(&SocketCounts) -> &AtomicU64) -> u64 {
         of(&self.standing).load(Ordering::Relaxed)
     }
 
     /// Waits for the threads, which end once every socket was judged.
-    pub async fn end(self) -> Tally {
+    pub async fn end(self) -> SocketStats {
         let Self {
             order,
             tallies,
@@ -128,7 +128,7 @@ impl Fleet {
         });
         let is_whole = joined.await.unwrap_or(false);
         drop(order);
-        let mut sum = Tally::default();
+        let mut sum = SocketStats::default();
         for tally in tallies {
             sum.add(&tally.lock().unwrap_or_else(PoisonError::into_inner));
         }
@@ -138,10 +138,10 @@ impl Fleet {
     }
 }
 
-fn socket(nth: u64, arguments: &Arguments, crew: Rc<Crew>) -> Socket {
+fn socket(nth: u64, arguments: &Arguments, crew: Rc<SocketGroup>) -> Socket {
     let jobs = crew.jobs.count();
     let first = (nth * arguments.subscriptions) % u64::from(jobs);
-    let memory = Memory::new(first as u32, arguments.subscriptions as u32, jobs);
+    let memory = SubscriptionState::new(first as u32, arguments.subscriptions as u32, jobs);
     // Evenly among the others, so that each thread has its share.
     let slow_before = |nth: u64| (nth as f64 * arguments.slow).floor();
     let is_slow = slow_before(nth + 1) > slow_before(nth);

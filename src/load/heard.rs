@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 /// A message of the hub's.
 #[derive(Debug, PartialEq)]
-pub(super) enum Heard<'a> {
+pub(super) enum ServerMessage<'a> {
     /// A job's document.
     Job(Document<'a>),
     /// What became of each job of a `subscribe`.
@@ -45,14 +45,14 @@ struct Message<'a> {
 }
 
 /// Reads one message; `None` for what is none.
-pub(super) fn read(text: &[u8]) -> Option<Heard<'_>> {
+pub(super) fn read(text: &[u8]) -> Option<ServerMessage<'_>> {
     let message: Message<'_> = serde_json::from_slice(text).ok()?;
     match (&*message.kind, message.job, message.jobs) {
-        ("job", Some(job), _) => Some(Heard::Job(job)),
-        ("subscribed", _, Some(jobs)) => Some(Heard::Subscribed(jobs)),
-        ("error", _, _) => Some(Heard::Error(message.message.unwrap_or_default())),
+        ("job", Some(job), _) => Some(ServerMessage::Job(job)),
+        ("subscribed", _, Some(jobs)) => Some(ServerMessage::Subscribed(jobs)),
+        ("error", _, _) => Some(ServerMessage::Error(message.message.unwrap_or_default())),
         ("job" | "subscribed", _, _) => None,
-        _ => Some(Heard::Other),
+        _ => Some(ServerMessage::Other),
     }
 }
 
@@ -73,7 +73,7 @@ mod tests {
                 progress: Some(42.5),
                 stage: Some("step 3".into()),
             };
-            assert_eq!(read(text.as_bytes()), Some(Heard::Job(job)), "{text}");
+            assert_eq!(read(text.as_bytes()), Some(ServerMessage::Job(job)), "{text}");
         }
     }
 
@@ -81,17 +81,17 @@ mod tests {
     fn answers_and_ends_are_told_apart() {
         let subscribed =
             br#"{"type":"subscribed","id":1,"jobs":{"job_a":"current","job_b":"not_found"}}"#;
-        let Some(Heard::Subscribed(jobs)) = read(subscribed) else {
+        let Some(ServerMessage::Subscribed(jobs)) = read(subscribed) else {
             panic!("not read")
         };
         assert_eq!(jobs["job_b"], "not_found");
         let error = br#"{"type":"error","id":4,"code":"not_found","message":"no"}"#;
-        assert_eq!(read(error), Some(Heard::Error("no".into())));
+        assert_eq!(read(error), Some(ServerMessage::Error("no".into())));
         let bye = br#"{"type":"bye","code":1012,"reason":"restart"}"#;
-        assert_eq!(read(bye), Some(Heard::Other));
+        assert_eq!(read(bye), Some(ServerMessage::Other));
         assert_eq!(
             read(br#"{"type":"hello","protocol":1}"#),
-            Some(Heard::Other)
+            Some(ServerMessage::Other)
         );
     }
 

@@ -5,12 +5,12 @@
 use std::collections::HashMap;
 
 /// The ids that the hub gave, by number and back.
-pub(super) struct Jobs {
+pub(super) struct JobIndex {
     ids: Vec<Box<str>>,
     numbers: HashMap<Box<str>, u32>,
 }
 
-impl Jobs {
+impl JobIndex {
     pub fn new(ids: Vec<String>) -> Self {
         let ids: Vec<Box<str>> = ids.into_iter().map(String::into_boxed_str).collect();
         let numbers = ids.iter().cloned().zip(0..).collect();

@@ -5,10 +5,10 @@
 //!
 //! Invariant: what is wrong is counted and never forgiven: a later frame does not undo it.
 
-use super::tally::Faults;
+use super::tally::Violations;
 
 /// The jobs that one socket watches, neighbours in the run's list of jobs, and what it has of each.
-pub(super) struct Memory {
+pub(super) struct SubscriptionState {
     first: u32,
     jobs: u32,
     shown: Box<[Shown]>,
@@ -35,25 +35,25 @@ impl Shown {
 
 /// A frame of a job, judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum FrameCheck {
     /// A newer version, which came while the socket was current; so many were skipped before it.
     Live { skipped: u64 },
     /// A newer version, or the same, that made up for the time without a connection.
     CaughtUp,
     /// Not newer than what the socket has.
-    Backwards,
+    Regression,
     /// Of a job that the socket does not watch.
-    Stranger,
+    Unexpected,
 }
 
 /// How a job ended, by the hub's own answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Truth {
+pub(super) struct FinalState {
     pub version: u32,
     pub is_final: bool,
 }
 
-impl Memory {
+impl SubscriptionState {
     /// A socket that watches `count` of `jobs` jobs, from `first` on and around the end.
     pub fn new(first: u32, count: u32, jobs: u32) -> Self {
         Self {
@@ -99,21 +99,21 @@ impl Memory {
     }
 
     /// A frame shows a version.
-    pub fn see(&mut self, job: u32, version: u64, is_final: bool) -> Verdict {
+    pub fn see(&mut self, job: u32, version: u64, is_final: bool) -> FrameCheck {
         let Some(place) = self.place(job) else {
-            return Verdict::Stranger;
+            return FrameCheck::Unexpected;
         };
         let known = self.shown[place].version;
         let was_behind = self.catch_up(place);
         let Some(version) = u32::try_from(version).ok().filter(|new| *new > known) else {
-            return Verdict::Backwards;
+            return FrameCheck::Regression;
         };
         let shown = &mut self.shown[place];
         self.ended += u32::from(is_final && !shown.is_final);
         (shown.version, shown.is_final) = (version, is_final);
         match was_behind {
-            true => Verdict::CaughtUp,
-            false => Verdict::Live {
+            true => FrameCheck::CaughtUp,
+            false => FrameCheck::Live {
                 skipped: u64::from(version - known - 1),
             },
         }
@@ -130,8 +130,8 @@ impl Memory {
     }
 
     /// Compares what the socket has in the end with how the jobs ended.
-    pub fn judge(&self, truths: &[Truth]) -> Faults {
-        let mut faults = Faults::default();
+    pub fn judge(&self, truths: &[FinalState]) -> Violations {
+        let mut faults = Violations::default();
         for (job, shown) in self.known().map(|(job, _)| job).zip(&self.shown) {
             let truth = truths[job as usize];
             faults.behind += u64::from(shown.version < truth.version);
@@ -152,16 +152,16 @@ mod tests {
 
     #[test]
     fn a_version_that_rises_is_live_once_the_socket_is_current() {
-        let mut memory = Memory::new(8, 3, 10);
+        let mut memory = SubscriptionState::new(8, 3, 10);
         assert_eq!(
             memory.known().map(|known| known.0).collect::<Vec<_>>(),
             [8, 9, 0]
         );
-        assert_eq!(memory.see(0, 1, false), Verdict::CaughtUp);
-        assert_eq!(memory.see(0, 5, false), Verdict::Live { skipped: 3 });
-        assert_eq!(memory.see(0, 5, false), Verdict::Backwards);
-        assert_eq!(memory.see(0, 4, false), Verdict::Backwards);
-        assert_eq!(memory.see(1, 1, false), Verdict::Stranger);
+        assert_eq!(memory.see(0, 1, false), FrameCheck::CaughtUp);
+        assert_eq!(memory.see(0, 5, false), FrameCheck::Live { skipped: 3 });
+        assert_eq!(memory.see(0, 5, false), FrameCheck::Regression);
+        assert_eq!(memory.see(0, 4, false), FrameCheck::Regression);
+        assert_eq!(memory.see(1, 1, false), FrameCheck::Unexpected);
         memory.current(8);
         assert!(!memory.is_current());
         memory.current(9);
@@ -170,20 +170,20 @@ mod tests {
 
     #[test]
     fn a_reconnect_forgets_no_version() {
-        let mut memory = Memory::new(0, 1, 1);
+        let mut memory = SubscriptionState::new(0, 1, 1);
         memory.see(0, 3, false);
         memory.reconnect();
         assert!(!memory.is_current());
-        assert_eq!(memory.see(0, 2, false), Verdict::Backwards);
+        assert_eq!(memory.see(0, 2, false), FrameCheck::Regression);
         assert_eq!(memory.known().collect::<Vec<_>>(), [(0, 3)]);
     }
 
     #[test]
     fn a_missing_end_and_an_invented_one_are_found() {
-        let truth = |version, is_final| [Truth { version, is_final }];
-        let mut memory = Memory::new(0, 1, 1);
+        let truth = |version, is_final| [FinalState { version, is_final }];
+        let mut memory = SubscriptionState::new(0, 1, 1);
         memory.see(0, 4, true);
-        assert_eq!(memory.judge(&truth(4, true)), Faults::default());
+        assert_eq!(memory.judge(&truth(4, true)), Violations::default());
         assert_eq!(memory.judge(&truth(5, true)).behind, 1);
         assert_eq!(memory.judge(&truth(3, true)).ahead, 1);
         assert_eq!(memory.judge(&truth(4, false)).unended, 1);
@@ -192,12 +192,12 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_comes_what_is_remembered_is_the_highest(versions in proptest::collection::vec(1..50u64, 1..40)) {
-            let mut memory = Memory::new(0, 1, 1);
+            let mut memory = SubscriptionState::new(0, 1, 1);
             let mut highest = 0;
             for version in versions {
                 let is_newer = version > highest;
                 let verdict = memory.see(0, version, false);
-                prop_assert_eq!(verdict != Verdict::Backwards, is_newer);
+                prop_assert_eq!(verdict != FrameCheck::Regression, is_newer);
                 highest = highest.max(version);
             }
             prop_assert_eq!(memory.known().next(), Some((0, highest as u32)));

@@ -6,7 +6,7 @@ use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
 
 use super::chart::{Axis, Chart, Series};
-use super::report::{Beat, Report, Spread, rounded};
+use super::report::{Sample, Report, LatencySummary, rounded};
 use super::table::{bytes, grouped, named, seconds};
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -105,7 +105,7 @@ impl Report {
 
     fn rows(&self) -> Vec<Row> {
         let storm = self.storm.as_ref().map(|storm| &storm.current);
-        let spreads: [(&'static str, &'static str, Option<&Spread>); 8] = [
+        let spreads: [(&'static str, &'static str, Option<&LatencySummary>); 8] = [
             (
                 "Update to socket",
                 "from when it was due to its arrival",
@@ -234,8 +234,8 @@ impl Report {
             },
         ];
         if self.server.is_some() {
-            let cpu = |beat: &Beat| beat.cpu_percent.unwrap_or(0.0);
-            let memory = |beat: &Beat| mebibytes(beat).unwrap_or(0.0);
+            let cpu = |beat: &Sample| beat.cpu_percent.unwrap_or(0.0);
+            let memory = |beat: &Sample| mebibytes(beat).unwrap_or(0.0);
             figures.push(Figure {
                 title: "CPU of the hub",
                 says: "per cent of one core",
@@ -310,10 +310,10 @@ impl Report {
     }
 }
 
-type Read = fn(&Beat) -> Option<f64>;
+type Read = fn(&Sample) -> Option<f64>;
 
 fn over_time(
-    beats: &[Beat],
+    beats: &[Sample],
     name: &'static str,
     y: Axis,
     lines: Vec<(&'static str, bool, Read)>,
@@ -340,11 +340,11 @@ fn over_time(
     chart.svg()
 }
 
-fn highest(beats: &[Beat], read: impl Fn(&Beat) -> f64) -> f64 {
+fn highest(beats: &[Sample], read: impl Fn(&Sample) -> f64) -> f64 {
     beats.iter().map(read).fold(0.0, f64::max)
 }
 
-fn mebibytes(beat: &Beat) -> Option<f64> {
+fn mebibytes(beat: &Sample) -> Option<f64> {
     Some(beat.memory_bytes? as f64 / 1_048_576.0)
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::arguments::{Arguments, By};
-use super::tally::{Faults, Sent, Tally, Times};
+use super::arguments::{Arguments, UpdateMethod};
+use super::tally::{Violations, UpdateStats, SocketStats, Times};
 
 /// The shares of all times that are told one by one.
 const SHARES: [f64; 23] = [
@@ -32,9 +32,9 @@ pub struct Report {
     /// What arrived at the sockets.
     pub deliveries: Deliveries,
     /// From the time that an update was due to its arrival at a socket that reads.
-    pub latency: Spread,
+    pub latency: LatencySummary,
     /// The same at slow readers.
-    pub slow_latency: Spread,
+    pub slow_latency: LatencySummary,
     /// How connections were.
     pub sockets: Sockets,
     /// The reconnect storm, if there was one.
@@ -48,7 +48,7 @@ pub struct Report {
     /// Shares of all deliveries, and the latency that they are within.
     pub percentiles: Vec<(f64, f64)>,
     /// How it went while updates were sent.
-    pub timeline: Vec<Beat>,
+    pub timeline: Vec<Sample>,
 }
 
 /// What was asked for.
@@ -59,7 +59,7 @@ pub struct Plan {
     /// Whether the hub was started for the run.
     pub own_hub: bool,
     /// The way of the updates.
-    pub by: By,
+    pub by: UpdateMethod,
     /// WebSockets.
     pub sockets: u64,
     /// Jobs that each watches.
@@ -88,7 +88,7 @@ pub struct Plan {
 
 /// How a set of times spreads.
 #[derive(Clone, Debug, Serialize)]
-pub struct Spread {
+pub struct LatencySummary {
     /// How many times there are.
     pub count: u64,
     /// Their mean.
@@ -123,9 +123,9 @@ pub struct Updates {
     /// Answered each second.
     pub per_second: f64,
     /// From being due to being sent.
-    pub delay: Spread,
+    pub delay: LatencySummary,
     /// From being due to the hub's answer.
-    pub answer: Spread,
+    pub answer: LatencySummary,
 }
 
 /// What arrived at sockets that were current, while updates were sent.
@@ -145,11 +145,11 @@ pub struct Deliveries {
 #[derive(Clone, Debug, Serialize)]
 pub struct Sockets {
     /// From the first packet to the upgrade.
-    pub handshake: Spread,
+    pub handshake: LatencySummary,
     /// From the first packet to all jobs being shown.
-    pub first: Spread,
+    pub first: LatencySummary,
     /// The same for those that came back with versions, a storm's apart.
-    pub resume: Spread,
+    pub resume: LatencySummary,
     /// Connections that were not made.
     pub failed: u64,
     /// Why the first of these was not, or what the hub first refused.
@@ -166,7 +166,7 @@ pub struct Storm {
     /// Until the last of them was.
     pub seconds: f64,
     /// From the storm's end to each being current.
-    pub current: Spread,
+    pub current: LatencySummary,
 }
 
 /// What the hub cost.
@@ -210,12 +210,12 @@ pub struct Checks {
     pub violations: u64,
     /// One by one.
     #[serde(flatten)]
-    pub faults: Faults,
+    pub faults: Violations,
 }
 
 /// How it was for a moment.
 #[derive(Clone, Debug, Serialize)]
-pub struct Beat {
+pub struct Sample {
     /// Seconds since the first update was due.
     pub at: f64,
     /// Updates answered a second.
@@ -258,7 +258,7 @@ impl Plan {
     }
 }
 
-impl From<&Times> for Spread {
+impl From<&Times> for LatencySummary {
     fn from(times: &Times) -> Self {
         Self {
             count: times.count(),
@@ -273,7 +273,7 @@ impl From<&Times> for Spread {
 }
 
 impl Updates {
-    pub(super) fn new(sent: &Sent, due: u64, passed: Duration) -> Self {
+    pub(super) fn new(sent: &UpdateStats, due: u64, passed: Duration) -> Self {
         let answered = sent.applied + sent.unchanged;
         Self {
             due,
@@ -290,7 +290,7 @@ impl Updates {
 }
 
 impl Deliveries {
-    pub(super) fn new(steady: &Tally, passed: Duration) -> Self {
+    pub(super) fn new(steady: &SocketStats, passed: Duration) -> Self {
         let seconds = passed.as_secs_f64();
         Self {
             count: steady.deliveries,
@@ -302,7 +302,7 @@ impl Deliveries {
 }
 
 impl Sockets {
-    pub(super) fn new(all: &Tally) -> Self {
+    pub(super) fn new(all: &SocketStats) -> Self {
         Self {
             handshake: (&all.handshake).into(),
             first: (&all.first).into(),
@@ -315,7 +315,7 @@ impl Sockets {
 }
 
 impl Checks {
-    pub(super) fn new(all: &Tally, subscriptions: u64) -> Self {
+    pub(super) fn new(all: &SocketStats, subscriptions: u64) -> Self {
         Self {
             subscriptions,
             frames: all.frames,

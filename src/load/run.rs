@@ -18,21 +18,21 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::arguments::Arguments;
-use super::caller::{Caller, Headers, Unanswered, bearer};
-use super::callers::{Callers, insist};
-use super::fleet::Fleet;
-use super::jobs::Jobs;
-use super::memory::Truth;
+use super::caller::{HttpClient, Headers, RequestError, bearer};
+use super::callers::{HttpPool, retry_until};
+use super::fleet::SocketPool;
+use super::jobs::JobIndex;
+use super::memory::FinalState;
 use super::process::{Cost, Process};
 use super::report::{
     Checks, Client, Deliveries, Plan, Report, Server, Sockets, Storm, Updates, percentiles, rounded,
 };
-use super::socket::Order;
-use super::steady::{Scene, Steady, steady};
-use super::tally::Tally;
+use super::socket::Command;
+use super::steady::{MeasureContext, Measurement, steady};
+use super::tally::SocketStats;
 use super::target::Target;
-use super::updates::{News, OWNER, Told, Way, read};
-use super::view::View;
+use super::updates::{UpdateKind, OWNER, UpdateResult, UpdateSender, read};
+use super::view::ProgressView;
 use super::{Access, Error, Tokens};
 
 /// How often a count is looked at while it is waited for.
@@ -44,10 +44,10 @@ pub(super) struct Run {
     target: Target,
     is_own_hub: bool,
     hub: Option<Process>,
-    way: Arc<Way>,
+    way: Arc<UpdateSender>,
     reader: SecretString,
-    callers: Callers,
-    view: View,
+    callers: HttpPool,
+    view: ProgressView,
 }
 
 #[derive(Deserialize)]
@@ -69,7 +69,7 @@ impl Run {
             }
             pid => pid.and_then(Process::of),
         };
-        let callers = Callers::new(arguments.connections, &target);
+        let callers = HttpPool::new(arguments.connections, &target);
         let (reader, worker) = match access.tokens {
             Tokens::Minted { reader, worker } => (reader, worker),
             Tokens::Admin(admin) => {
@@ -80,7 +80,7 @@ impl Run {
                 )
             }
         };
-        let way = Way::new(&arguments, &worker, access.webhook_secret.as_ref())?;
+        let way = UpdateSender::new(&arguments, &worker, access.webhook_secret.as_ref())?;
         Ok(Self {
             arguments,
             target,
@@ -89,21 +89,21 @@ impl Run {
             way: Arc::new(way),
             reader,
             callers,
-            view: View::new(),
+            view: ProgressView::new(),
         })
     }
 
     /// Does it all.
-    pub async fn conduct(mut self) -> Result<Report, Error> {
+    pub async fn execute(mut self) -> Result<Report, Error> {
         let started_at = jiff::Timestamp::now();
         let jobs = Arc::new(self.register().await?);
         let before = self.cost();
         let fleet = self.open(&jobs)?;
         let mut all = self
-            .until_current(&fleet, "sockets", Tally::default())
+            .until_current(&fleet, "sockets", SocketStats::default())
             .await;
         let idle = self.cost();
-        let scene = Scene {
+        let scene = MeasureContext {
             arguments: &self.arguments,
             fleet: &fleet,
             jobs: &jobs,
@@ -118,7 +118,7 @@ impl Run {
             false => None,
         };
         let truths = self.finish(&fleet, &jobs).await?;
-        fleet.order(Order::Judge(truths.clone().into()));
+        fleet.order(Command::Verify(truths.clone().into()));
         all.add(&fleet.end().await);
         all.faults.unended += truths.iter().filter(|truth| !truth.is_final).count() as u64;
         let arguments = &self.arguments;
@@ -147,7 +147,7 @@ impl Run {
         self.hub.and_then(Process::cost)
     }
 
-    async fn register(&mut self) -> Result<Jobs, Error> {
+    async fn register(&mut self) -> Result<JobIndex, Error> {
         let count = self.arguments.jobs as u32;
         let stage = self.view.begin("jobs", count.into());
         let way = self.way.clone();
@@ -158,22 +158,22 @@ impl Run {
             stage.at(done.into(), || format!("{done} of {count} registered"));
             registered
         });
-        let ids: Result<Vec<String>, Unanswered> = registered.await.into_iter().collect();
+        let ids: Result<Vec<String>, RequestError> = registered.await.into_iter().collect();
         let ids = ids.map_err(|error| Error::Unanswered("can't register a job", error))?;
         stage.end(format!("{count} registered"));
-        Ok(Jobs::new(ids))
+        Ok(JobIndex::new(ids))
     }
 
-    fn open(&self, jobs: &Arc<Jobs>) -> Result<Fleet, Error> {
+    fn open(&self, jobs: &Arc<JobIndex>) -> Result<SocketPool, Error> {
         let bearer = format!("Bearer {}", self.reader.expose_secret());
         let mut bearer =
             HeaderValue::from_str(&bearer).map_err(|_| Error::Token("has signs that none has"))?;
         bearer.set_sensitive(true);
-        Ok(Fleet::start(&self.arguments, &self.target, &bearer, jobs)?)
+        Ok(SocketPool::start(&self.arguments, &self.target, &bearer, jobs)?)
     }
 
     /// Waits until every socket is current, or patience is over; the end of the run tells which.
-    async fn until_current(&self, fleet: &Fleet, name: &'static str, mut tally: Tally) -> Tally {
+    async fn until_current(&self, fleet: &SocketPool, name: &'static str, mut tally: SocketStats) -> SocketStats {
         let all = self.arguments.sockets;
         let stage = self.view.begin(name, all);
         let deadline = Instant::now() + self.arguments.ramp + self.arguments.patience;
@@ -201,18 +201,18 @@ impl Run {
     }
 
     /// Everybody leaves, every job changes, and everybody is back at once.
-    async fn storm(&mut self, fleet: &Fleet, jobs: &Jobs, all: &mut Tally) -> Result<Storm, Error> {
-        fleet.order(Order::Leave);
+    async fn storm(&mut self, fleet: &SocketPool, jobs: &JobIndex, all: &mut SocketStats) -> Result<Storm, Error> {
+        fleet.order(Command::Disconnect);
         let deadline = Instant::now() + self.arguments.patience;
         let is_away = || fleet.count(|standing| &standing.away) == self.arguments.sockets;
         while !is_away() && Instant::now() < deadline {
             sleep(CONVERGENCE_CHECK_INTERVAL).await;
         }
         all.add(&fleet.take());
-        self.tell_all(jobs, News::Storm).await?;
+        self.tell_all(jobs, UpdateKind::Storm).await?;
         let since = Instant::now();
-        fleet.order(Order::Return(since));
-        let tally = self.until_current(fleet, "storm", Tally::default()).await;
+        fleet.order(Command::Reconnect(since));
+        let tally = self.until_current(fleet, "storm", SocketStats::default()).await;
         let storm = Storm {
             sockets: tally.storm.count(),
             seconds: rounded(tally.storm.max() / 1000.0),
@@ -223,11 +223,11 @@ impl Run {
     }
 
     /// Ends every job, waits until it was shown, and asks how each ended.
-    async fn finish(&mut self, fleet: &Fleet, jobs: &Jobs) -> Result<Vec<Truth>, Error> {
-        fleet.order(Order::Settle);
+    async fn finish(&mut self, fleet: &SocketPool, jobs: &JobIndex) -> Result<Vec<FinalState>, Error> {
+        fleet.order(Command::Quiesce);
         let all = self.arguments.sockets;
         let stage = self.view.begin("ends", all);
-        self.tell_all(jobs, News::End).await?;
+        self.tell_all(jobs, UpdateKind::End).await?;
         let deadline = Instant::now() + self.arguments.patience;
         loop {
             let done = fleet.count(|standing| &standing.done);
@@ -240,37 +240,37 @@ impl Run {
         }
         let (way, reader) = (self.way.clone(), vec![bearer(self.reader.expose_secret())]);
         let truths = self.callers.each(jobs.count(), async |caller, job| {
-            insist(deadline, async || {
+            retry_until(deadline, async || {
                 way.truth(caller, jobs, job, &reader).await
             })
             .await
         });
-        let truths: Result<Vec<Truth>, Unanswered> = truths.await.into_iter().collect();
+        let truths: Result<Vec<FinalState>, RequestError> = truths.await.into_iter().collect();
         truths.map_err(|error| Error::Unanswered("can't read how a job ended", error))
     }
 
     /// Tells the same of every job, as often as it takes.
-    async fn tell_all(&mut self, jobs: &Jobs, news: News) -> Result<(), Error> {
+    async fn tell_all(&mut self, jobs: &JobIndex, news: UpdateKind) -> Result<(), Error> {
         let deadline = Instant::now() + self.arguments.patience;
         let way = self.way.clone();
         let told = self.callers.each(jobs.count(), async |caller, job| {
-            insist(deadline, async || {
+            retry_until(deadline, async || {
                 match way.tell(caller, jobs, job, news).await {
                     // An earlier try came through and its answer did not.
-                    Err(Unanswered::Refused(status, _)) if status == 409 => Ok(Told::Unchanged),
+                    Err(RequestError::Refused(status, _)) if status == 409 => Ok(UpdateResult::Unchanged),
                     told => told,
                 }
             })
             .await
         });
-        let told: Result<Vec<Told>, Unanswered> = told.await.into_iter().collect();
+        let told: Result<Vec<UpdateResult>, RequestError> = told.await.into_iter().collect();
         match told {
             Ok(_) => Ok(()),
             Err(error) => Err(Error::Unanswered("can't update a job", error)),
         }
     }
 
-    fn server(&self, steady: &Steady, before: Option<Cost>, idle: Option<Cost>) -> Option<Server> {
+    fn server(&self, steady: &Measurement, before: Option<Cost>, idle: Option<Cost>) -> Option<Server> {
         let (begin, end) = steady.hub?;
         let (before, idle) = (before?.memory, idle?.memory);
         let (cpu, share) = end.since(&begin);
@@ -294,7 +294,7 @@ impl Run {
 async fn mint(target: &Target, admin: &Headers, scope: &str) -> Result<SecretString, Error> {
     let wish = json!({ "sub": OWNER, "scope": scope, "ttl_seconds": 24 * 60 * 60 });
     let body = Bytes::from(wish.to_string());
-    let mut caller = Caller::new(target.clone());
+    let mut caller = HttpClient::new(target.clone());
     let called = caller.call(Method::POST, "/v1/tokens", admin, body).await;
     let minted = called.and_then(read::<Minted>);
     let minted = minted.map_err(|error| Error::Unanswered("can't mint a token", error))?;

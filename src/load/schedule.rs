@@ -86,12 +86,12 @@ impl Schedule {
 }
 
 /// Hands out the updates of a schedule, each to one taker, none before it is due.
-pub(super) struct Tickets {
+pub(super) struct DueUpdates {
     due: Semaphore,
     next: AtomicU64,
 }
 
-impl Tickets {
+impl DueUpdates {
     /// Starts the clock, on a thread of its own: a runtime's timer is too coarse by a millisecond.
     /// After the schedule's end nothing is handed out, even if it was never taken.
     pub fn start(schedule: Schedule) -> std::io::Result<Arc<Self>> {
@@ -179,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_update_is_handed_out_once_and_none_after_the_end() {
-        let tickets = Tickets::start(Schedule::new(Instant::now(), 1e6, 5)).unwrap();
+        let tickets = DueUpdates::start(Schedule::new(Instant::now(), 1e6, 5)).unwrap();
         let mut taken = Vec::new();
         while let Some(update) = tickets.next().await {
             taken.push(update);

@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rand::RngExt;
 
-use super::arguments::Mistakes;
+use super::arguments::ArgumentErrors;
 use super::caller::Headers;
 
 /// What webhooks are signed with.
@@ -28,11 +28,11 @@ impl Signer {
 
     /// # Errors
     /// When the secret is not `whsec_` and base64 after it.
-    pub fn standard(secret: &str) -> Result<Self, Mistakes> {
+    pub fn standard(secret: &str) -> Result<Self, ArgumentErrors> {
         let encoded = secret.strip_prefix("whsec_").unwrap_or(secret);
         let key = STANDARD.decode(encoded).ok().filter(|key| !key.is_empty());
         let key = key.ok_or_else(|| {
-            Mistakes::one("the webhook secret is not one of Standard Webhooks: whsec_ and base64")
+            ArgumentErrors::one("the webhook secret is not one of Standard Webhooks: whsec_ and base64")
         })?;
         Ok(Self::Standard(hmac::Key::new(hmac::HMAC_SHA256, &key)))
     }

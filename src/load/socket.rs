@@ -17,12 +17,12 @@ use hyper::header::HeaderValue;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 
-use super::caller::{Unanswered, upgrade};
-use super::heard::{self, Document, Heard};
-use super::jobs::Jobs;
-use super::memory::{Memory, Truth, Verdict};
+use super::caller::{RequestError, upgrade};
+use super::heard::{self, Document, ServerMessage};
+use super::jobs::JobIndex;
+use super::memory::{SubscriptionState, FinalState, FrameCheck};
 use super::schedule::Schedule;
-use super::tally::{Standing, Tally};
+use super::tally::{SocketCounts, SocketStats};
 use super::target::Target;
 use super::wire::Wire;
 
@@ -41,37 +41,37 @@ const ABNORMAL: u16 = 1006;
 
 /// What all sockets are told to do.
 #[derive(Clone, Debug)]
-pub(super) enum Order {
+pub(super) enum Command {
     /// Be connected.
-    Stay,
+    Connect,
     /// Leave, and do not come back yet.
-    Leave,
+    Disconnect,
     /// Come back, all at once, since then.
-    Return(Instant),
+    Reconnect(Instant),
     /// Everybody reads at full speed, and nobody leaves any more.
-    Settle,
+    Quiesce,
     /// It is over, and this is how the jobs ended.
-    Judge(Arc<[Truth]>),
+    Verify(Arc<[FinalState]>),
 }
 
 /// What the sockets of one thread share.
-pub(super) struct Crew {
+pub(super) struct SocketGroup {
     pub target: Target,
     pub bearer: HeaderValue,
-    pub jobs: Arc<Jobs>,
+    pub jobs: Arc<JobIndex>,
     pub schedule: Arc<OnceLock<Schedule>>,
-    pub standing: Arc<Standing>,
-    pub tally: Arc<Mutex<Tally>>,
+    pub standing: Arc<SocketCounts>,
+    pub tally: Arc<Mutex<SocketStats>>,
     pub handshakes: Arc<Semaphore>,
-    pub order: watch::Receiver<Order>,
+    pub order: watch::Receiver<Command>,
     /// Share of the sockets that leave each second.
     pub churn: f64,
     pub slow_pause: Duration,
     pub desk: RefCell<BytesMut>,
 }
 
-impl Crew {
-    fn tally(&self) -> MutexGuard<'_, Tally> {
+impl SocketGroup {
+    fn tally(&self) -> MutexGuard<'_, SocketStats> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -90,9 +90,9 @@ impl Crew {
 pub(super) struct Socket {
     nth: u64,
     is_slow: bool,
-    memory: Memory,
-    crew: Rc<Crew>,
-    arrival: Arrival,
+    memory: SubscriptionState,
+    crew: Rc<SocketGroup>,
+    arrival: ConnectReason,
     begun: Instant,
     was_current: bool,
     was_done: bool,
@@ -100,14 +100,14 @@ pub(super) struct Socket {
 
 /// What a connection is made for, and so which times its arrival counts to.
 #[derive(Clone, Copy)]
-enum Arrival {
+enum ConnectReason {
     First,
     Resume,
     Storm(Instant),
 }
 
 /// What became of a connection.
-enum End {
+enum ConnectionEnd {
     Ordered,
     Churned,
     Closed(u16),
@@ -121,13 +121,13 @@ enum Event {
 }
 
 impl Socket {
-    pub fn new(nth: u64, is_slow: bool, memory: Memory, crew: Rc<Crew>) -> Self {
+    pub fn new(nth: u64, is_slow: bool, memory: SubscriptionState, crew: Rc<SocketGroup>) -> Self {
         Self {
             nth,
             is_slow,
             memory,
             crew,
-            arrival: Arrival::First,
+            arrival: ConnectReason::First,
             begun: Instant::now(),
             was_current: false,
             was_done: false,
@@ -146,23 +146,23 @@ impl Socket {
             }
             let ordered = order.borrow_and_update().clone();
             match ordered {
-                Order::Judge(truths) => {
+                Command::Verify(truths) => {
                     let faults = self.memory.judge(&truths);
                     self.crew.tally().faults.add(&faults);
                     return;
                 }
-                Order::Leave => {
+                Command::Disconnect => {
                     self.crew.standing.away.fetch_add(1, Relaxed);
                     if order.changed().await.is_err() {
                         return;
                     }
                     self.crew.standing.away.fetch_sub(1, Relaxed);
-                    if let Order::Return(since) = *order.borrow() {
-                        self.arrival = Arrival::Storm(since);
+                    if let Command::Reconnect(since) = *order.borrow() {
+                        self.arrival = ConnectReason::Storm(since);
                     }
                     continue;
                 }
-                Order::Stay | Order::Return(_) | Order::Settle => {}
+                Command::Connect | Command::Reconnect(_) | Command::Quiesce => {}
             }
             match self.connect().await {
                 Ok(wire) => {
@@ -172,7 +172,7 @@ impl Socket {
                     if self.was_current {
                         failures = 0;
                     }
-                    if let End::Closed(code) = self.leave(end) {
+                    if let ConnectionEnd::Closed(code) = self.leave(end) {
                         *self.crew.tally().closed.entry(code).or_default() += 1;
                         again(&mut failures, &mut order).await;
                     }
@@ -186,7 +186,7 @@ impl Socket {
     }
 
     /// Connects, upgrades, and asks for its jobs with the versions it has.
-    async fn connect(&mut self) -> Result<Wire, Unanswered> {
+    async fn connect(&mut self) -> Result<Wire, RequestError> {
         let crew = self.crew.clone();
         let _turn = crew.handshakes.acquire().await;
         self.begun = Instant::now();
@@ -195,7 +195,7 @@ impl Socket {
             upgrade(&crew.target, stream, &crew.bearer).await
         };
         let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await;
-        let (stream, ahead) = connected.map_err(|_| Unanswered::Late)??;
+        let (stream, ahead) = connected.map_err(|_| RequestError::Timeout)??;
         crew.tally().handshake.since(self.begun, Instant::now());
         self.memory.reconnect();
         let mut wire = Wire::new(stream, ahead);
@@ -219,10 +219,10 @@ impl Socket {
         text
     }
 
-    async fn stay(&mut self, mut wire: Wire, order: &mut watch::Receiver<Order>) -> End {
+    async fn stay(&mut self, mut wire: Wire, order: &mut watch::Receiver<Command>) -> ConnectionEnd {
         let crew = self.crew.clone();
-        let mut is_settled = matches!(*order.borrow(), Order::Settle);
-        let is_back = matches!(*order.borrow(), Order::Return(_));
+        let mut is_settled = matches!(*order.borrow(), Command::Quiesce);
+        let is_back = matches!(*order.borrow(), Command::Reconnect(_));
         let churning = crew.until_churned();
         tokio::pin!(churning);
         loop {
@@ -231,38 +231,38 @@ impl Socket {
                 biased;
                 event = std::future::poll_fn(|cx| self.hear(cx, &mut wire, is_slow)) => event,
                 changed = order.changed() => match (changed, &*order.borrow()) {
-                    (Err(_), _) | (_, Order::Leave | Order::Judge(_)) => return End::Ordered,
-                    (_, Order::Settle) => { is_settled = true; continue }
-                    (_, Order::Stay | Order::Return(_)) => continue,
+                    (Err(_), _) | (_, Command::Disconnect | Command::Verify(_)) => return ConnectionEnd::Ordered,
+                    (_, Command::Quiesce) => { is_settled = true; continue }
+                    (_, Command::Connect | Command::Reconnect(_)) => continue,
                 },
-                () = &mut churning, if !is_settled && !is_back => return End::Churned,
+                () = &mut churning, if !is_settled && !is_back => return ConnectionEnd::Churned,
             };
             match event {
-                Event::Closed(code) => return End::Closed(code),
+                Event::Closed(code) => return ConnectionEnd::Closed(code),
                 Event::Answer => {
                     if wire.flush().await.is_err() {
-                        return End::Closed(ABNORMAL);
+                        return ConnectionEnd::Closed(ABNORMAL);
                     }
                 }
                 Event::Rest => tokio::select! {
                     () = sleep(crew.slow_pause) => {}
                     _ = order.changed() => match *order.borrow() {
-                        Order::Leave | Order::Judge(_) => return End::Ordered,
-                        Order::Settle => is_settled = true,
-                        Order::Stay | Order::Return(_) => {}
+                        Command::Disconnect | Command::Verify(_) => return ConnectionEnd::Ordered,
+                        Command::Quiesce => is_settled = true,
+                        Command::Connect | Command::Reconnect(_) => {}
                     }
                 },
             }
         }
     }
 
-    fn leave(&mut self, end: End) -> End {
+    fn leave(&mut self, end: ConnectionEnd) -> ConnectionEnd {
         let standing = &self.crew.standing;
         standing.connected.fetch_sub(1, Relaxed);
         if std::mem::take(&mut self.was_current) {
             standing.current.fetch_sub(1, Relaxed);
         }
-        self.arrival = Arrival::Resume;
+        self.arrival = ConnectReason::Resume;
         end
     }
 
@@ -310,15 +310,15 @@ impl Socket {
     }
 
     /// Takes one message.
-    fn take(&mut self, text: &[u8], now: Instant, tally: &mut Tally) {
+    fn take(&mut self, text: &[u8], now: Instant, tally: &mut SocketStats) {
         match heard::read(text) {
             None => tally.faults.malformed += 1,
-            Some(Heard::Other) => {}
-            Some(Heard::Error(message)) => {
+            Some(ServerMessage::Other) => {}
+            Some(ServerMessage::Error(message)) => {
                 tally.faults.refused += 1;
                 tally.reason.get_or_insert_with(|| message.into_owned());
             }
-            Some(Heard::Subscribed(jobs)) => {
+            Some(ServerMessage::Subscribed(jobs)) => {
                 for (id, outcome) in jobs {
                     match (outcome.as_str(), self.crew.jobs.number(&id)) {
                         ("current", Some(job)) => self.memory.current(job),
@@ -328,11 +328,11 @@ impl Socket {
                 }
                 self.arrive(now, tally);
             }
-            Some(Heard::Job(document)) => self.take_job(&document, now, tally),
+            Some(ServerMessage::Job(document)) => self.take_job(&document, now, tally),
         }
     }
 
-    fn take_job(&mut self, document: &Document<'_>, now: Instant, tally: &mut Tally) {
+    fn take_job(&mut self, document: &Document<'_>, now: Instant, tally: &mut SocketStats) {
         tally.frames += 1;
         let verdict = self
             .crew
@@ -340,7 +340,7 @@ impl Socket {
             .number(&document.id)
             .map(|job| self.memory.see(job, document.version, document.is_final));
         match verdict {
-            Some(Verdict::Live { skipped }) => {
+            Some(FrameCheck::Live { skipped }) => {
                 tally.deliveries += 1;
                 tally.skipped += skipped;
                 let due = self.crew.schedule.get().and_then(|schedule| {
@@ -354,9 +354,9 @@ impl Socket {
                     }
                 }
             }
-            Some(Verdict::CaughtUp) => self.arrive(now, tally),
-            Some(Verdict::Backwards) => tally.faults.backwards += 1,
-            Some(Verdict::Stranger) | None => tally.faults.strangers += 1,
+            Some(FrameCheck::CaughtUp) => self.arrive(now, tally),
+            Some(FrameCheck::Regression) => tally.faults.backwards += 1,
+            Some(FrameCheck::Unexpected) | None => tally.faults.strangers += 1,
         }
         if document.is_final && self.memory.is_done() && !self.was_done {
             self.was_done = true;
@@ -365,22 +365,22 @@ impl Socket {
     }
 
     /// Counts the moment in which everything is shown.
-    fn arrive(&mut self, now: Instant, tally: &mut Tally) {
+    fn arrive(&mut self, now: Instant, tally: &mut SocketStats) {
         if self.was_current || !self.memory.is_current() {
             return;
         }
         self.was_current = true;
         self.crew.standing.current.fetch_add(1, Relaxed);
         match self.arrival {
-            Arrival::First => tally.first.since(self.begun, now),
-            Arrival::Resume => tally.resume.since(self.begun, now),
-            Arrival::Storm(since) => tally.storm.since(since, now),
+            ConnectReason::First => tally.first.since(self.begun, now),
+            ConnectReason::Resume => tally.resume.since(self.begun, now),
+            ConnectReason::Storm(since) => tally.storm.since(since, now),
         }
     }
 }
 
 /// Waits longer each time, and not in step with others; an order ends the wait.
-async fn again(failures: &mut u32, order: &mut watch::Receiver<Order>) {
+async fn again(failures: &mut u32, order: &mut watch::Receiver<Command>) {
     let wait = (AGAIN * (1 << (*failures).min(6))).min(AGAIN_AT_MOST);
     *failures += 1;
     tokio::select! {

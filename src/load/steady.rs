@@ -9,43 +9,43 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::arguments::Arguments;
-use super::caller::{Caller, Unanswered};
-use super::callers::Callers;
-use super::fleet::Fleet;
-use super::jobs::Jobs;
+use super::caller::{HttpClient, RequestError};
+use super::callers::HttpPool;
+use super::fleet::SocketPool;
+use super::jobs::JobIndex;
 use super::process::{Cost, Process};
-use super::report::{Beat, rounded};
-use super::schedule::{Schedule, Tickets};
-use super::tally::{Sent, Tally};
-use super::updates::{News, Told, Way};
-use super::view::View;
+use super::report::{Sample, rounded};
+use super::schedule::{Schedule, DueUpdates};
+use super::tally::{UpdateStats, SocketStats};
+use super::updates::{UpdateKind, UpdateResult, UpdateSender};
+use super::view::ProgressView;
 
 /// Between two beats, unless a run is so long that there would be too many.
-const BEAT: Duration = Duration::from_millis(500);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 const MOST_BEATS: u32 = 240;
 
 /// Until the first update is due: so that everybody is ready.
-const LEAD: Duration = Duration::from_millis(50);
+const START_DELAY: Duration = Duration::from_millis(50);
 
 /// Without a delivery for so long, nothing is on its way any more.
-const QUIET: Duration = Duration::from_millis(100);
+const QUIESCE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Where updates are sent, and who looks on.
-pub(super) struct Scene<'a> {
+pub(super) struct MeasureContext<'a> {
     pub arguments: &'a Arguments,
-    pub fleet: &'a Fleet,
-    pub jobs: &'a Arc<Jobs>,
-    pub way: &'a Arc<Way>,
+    pub fleet: &'a SocketPool,
+    pub jobs: &'a Arc<JobIndex>,
+    pub way: &'a Arc<UpdateSender>,
     pub hub: Option<Process>,
-    pub view: &'a View,
+    pub view: &'a ProgressView,
 }
 
 /// What was measured.
-pub(super) struct Steady {
-    pub tally: Tally,
-    pub sent: Sent,
+pub(super) struct Measurement {
+    pub tally: SocketStats,
+    pub sent: UpdateStats,
     pub passed: Duration,
-    pub beats: Vec<Beat>,
+    pub beats: Vec<Sample>,
     /// What the hub's process had cost before and after.
     pub hub: Option<(Cost, Cost)>,
     /// The same of this one.
@@ -53,22 +53,22 @@ pub(super) struct Steady {
 }
 
 /// What was counted since the last beat, and when that was.
-struct Pulse {
+struct Sampler {
     start: Instant,
     last: Instant,
     cost: Option<Cost>,
 }
 
 /// Sends all updates of the schedule, or as many as are answered in its time.
-pub(super) async fn steady(scene: &Scene<'_>, callers: &mut Callers) -> std::io::Result<Steady> {
-    let Scene {
+pub(super) async fn steady(scene: &MeasureContext<'_>, callers: &mut HttpPool) -> std::io::Result<Measurement> {
+    let MeasureContext {
         arguments, fleet, ..
     } = *scene;
-    let start = Instant::now() + LEAD;
+    let start = Instant::now() + START_DELAY;
     let schedule = Schedule::new(start, arguments.rate, arguments.updates());
     fleet.schedule.get_or_init(|| schedule);
-    let tickets = Tickets::start(schedule)?;
-    let sent = Arc::new(Mutex::new(Sent::default()));
+    let tickets = DueUpdates::start(schedule)?;
+    let sent = Arc::new(Mutex::new(UpdateStats::default()));
     let mut senders = JoinSet::new();
     for caller in callers.0.drain(..) {
         let (way, jobs) = (scene.way.clone(), scene.jobs.clone());
@@ -78,20 +78,20 @@ pub(super) async fn steady(scene: &Scene<'_>, callers: &mut Callers) -> std::io:
     let stage = scene.view.begin("updates", arguments.updates());
     tokio::time::sleep_until(start.into()).await;
     let costs = (scene.hub.and_then(Process::cost), Process::own().cost());
-    let mut steady = Steady {
-        tally: Tally::default(),
-        sent: Sent::default(),
+    let mut steady = Measurement {
+        tally: SocketStats::default(),
+        sent: UpdateStats::default(),
         passed: Duration::ZERO,
         beats: Vec::new(),
         hub: None,
         client: None,
     };
-    let mut pulse = Pulse {
+    let mut pulse = Sampler {
         start,
         last: start,
         cost: costs.0,
     };
-    let every = BEAT.max(arguments.duration / MOST_BEATS);
+    let every = SAMPLE_INTERVAL.max(arguments.duration / MOST_BEATS);
     let mut clock = tokio::time::interval_at((start + every).into(), every);
     while !senders.is_empty() {
         tokio::select! {
@@ -131,12 +131,12 @@ pub(super) async fn steady(scene: &Scene<'_>, callers: &mut Callers) -> std::io:
     Ok(steady)
 }
 
-impl Steady {
+impl Measurement {
     /// What is still on its way is the slowest of all, so it is waited for.
-    async fn drain(&mut self, scene: &Scene<'_>, start: Instant) {
+    async fn drain(&mut self, scene: &MeasureContext<'_>, start: Instant) {
         let deadline = Instant::now() + scene.arguments.patience;
         while Instant::now() < deadline {
-            tokio::time::sleep(QUIET).await;
+            tokio::time::sleep(QUIESCE_TIMEOUT).await;
             let tally = scene.fleet.take();
             self.tally.add(&tally);
             if tally.deliveries == 0 {
@@ -149,17 +149,17 @@ impl Steady {
 
 /// Sends whatever is due next, over one connection; gives the connection back.
 async fn send(
-    mut caller: Caller,
+    mut caller: HttpClient,
     schedule: Schedule,
-    tickets: &Tickets,
-    way: &Way,
-    jobs: &Jobs,
-    sent: &Mutex<Sent>,
-) -> Caller {
+    tickets: &DueUpdates,
+    way: &UpdateSender,
+    jobs: &JobIndex,
+    sent: &Mutex<UpdateStats>,
+) -> HttpClient {
     while let Some(update) = tickets.next().await {
         let job = (update % u64::from(jobs.count())) as u32;
         let progress = schedule.progress(update);
-        let news = News::Step { update, progress };
+        let news = UpdateKind::Step { update, progress };
         let (due, begun) = (schedule.due(update), Instant::now());
         let told = way.tell(&mut caller, jobs, job, news).await;
         let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -169,11 +169,11 @@ async fn send(
     caller
 }
 
-impl Sent {
-    fn count(&mut self, told: Result<Told, Unanswered>, due: Instant) {
+impl UpdateStats {
+    fn count(&mut self, told: Result<UpdateResult, RequestError>, due: Instant) {
         match told {
-            Ok(Told::Applied) => self.applied += 1,
-            Ok(Told::Unchanged) => self.unchanged += 1,
+            Ok(UpdateResult::Applied) => self.applied += 1,
+            Ok(UpdateResult::Unchanged) => self.unchanged += 1,
             Err(error) => {
                 self.failed += 1;
                 self.reason.get_or_insert_with(|| error.to_string());
@@ -184,14 +184,14 @@ impl Sent {
     }
 }
 
-impl Pulse {
-    fn beat(&mut self, scene: &Scene<'_>, tally: &Tally, sent: &Sent) -> Beat {
+impl Sampler {
+    fn beat(&mut self, scene: &MeasureContext<'_>, tally: &SocketStats, sent: &UpdateStats) -> Sample {
         let (now, cost) = (Instant::now(), scene.hub.and_then(Process::cost));
         let passed = now.saturating_duration_since(self.last).as_secs_f64();
         let passed = passed.max(1e-9);
         let share = cost.zip(self.cost).map(|(now, last)| now.since(&last).1);
         (self.last, self.cost) = (now, cost);
-        Beat {
+        Sample {
             at: rounded(now.saturating_duration_since(self.start).as_secs_f64()),
             updates_per_second: rounded((sent.applied + sent.unchanged) as f64 / passed),
             deliveries_per_second: rounded(tally.deliveries as f64 / passed),
@@ -205,7 +205,7 @@ impl Pulse {
     }
 }
 
-fn told(beat: &Beat) -> String {
+fn told(beat: &Sample) -> String {
     let hub = match (beat.cpu_percent, beat.memory_bytes) {
         (Some(cpu), Some(memory)) => {
             format!("  hub {cpu:.0} % {:.0} MiB", memory as f64 / 1_048_576.0)

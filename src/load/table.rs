@@ -4,8 +4,8 @@
 
 use std::fmt::Write;
 
-use super::report::{Report, Spread};
-use super::tally::Faults;
+use super::report::{Report, LatencySummary};
+use super::tally::Violations;
 
 impl Report {
     /// The figures as a table, with the verdict last.
@@ -142,7 +142,7 @@ impl Report {
 }
 
 /// Each fault with what it means.
-pub(super) fn named(faults: &Faults) -> [(u64, &'static str); 7] {
+pub(super) fn named(faults: &Violations) -> [(u64, &'static str); 7] {
     [
         (faults.backwards, "frames whose version did not rise"),
         (faults.strangers, "frames of jobs that were not subscribed"),
@@ -172,7 +172,7 @@ impl Table {
         let _ = writeln!(self.0, "  {name:<16}{text}");
     }
 
-    fn spread(&mut self, name: &str, spread: &Spread) {
+    fn spread(&mut self, name: &str, spread: &LatencySummary) {
         if spread.count == 0 {
             return;
         }

@@ -62,7 +62,7 @@ impl Times {
 
 /// What must not happen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Faults {
+pub struct Violations {
     /// Frames whose version was not above the one the socket had.
     pub backwards: u64,
     /// Frames of jobs that the socket does not watch.
@@ -81,7 +81,7 @@ pub struct Faults {
     pub unended: u64,
 }
 
-impl Faults {
+impl Violations {
     /// How many there are.
     pub fn sum(&self) -> u64 {
         // Named one by one, so that a new one can't be left out.
@@ -112,7 +112,7 @@ impl Faults {
 
 /// What the sockets of a thread have seen.
 #[derive(Clone, Default)]
-pub(super) struct Tally {
+pub(super) struct SocketStats {
     /// Frames of jobs, whenever they came.
     pub frames: u64,
     /// Bytes received.
@@ -138,10 +138,10 @@ pub(super) struct Tally {
     pub reason: Option<String>,
     /// Connections that the hub ended, by its close code; 1006 where there was none.
     pub closed: BTreeMap<u16, u64>,
-    pub faults: Faults,
+    pub faults: Violations,
 }
 
-impl Tally {
+impl SocketStats {
     /// A connection was not made.
     pub fn not_connected(&mut self, why: &impl ToString) {
         self.failed += 1;
@@ -172,7 +172,7 @@ impl Tally {
 
 /// What became of the updates that were sent.
 #[derive(Clone, Default)]
-pub(super) struct Sent {
+pub(super) struct UpdateStats {
     /// Taken by the hub and a change.
     pub applied: u64,
     /// Taken, and overtaken by a later one.
@@ -186,7 +186,7 @@ pub(super) struct Sent {
     pub answer: Times,
 }
 
-impl Sent {
+impl UpdateStats {
     pub fn add(&mut self, other: Self) {
         self.applied += other.applied;
         self.unchanged += other.unchanged;
@@ -199,7 +199,7 @@ impl Sent {
 
 /// How the sockets are, right now.
 #[derive(Default)]
-pub(super) struct Standing {
+pub(super) struct SocketCounts {
     pub connected: AtomicU64,
     /// Ordered to be away, and so.
     pub away: AtomicU64,
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn every_fault_counts() {
-        let one = Faults {
+        let one = Violations {
             backwards: 1,
             strangers: 1,
             malformed: 1,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
 use url::Url;
 
-use super::arguments::Mistakes;
+use super::arguments::ArgumentErrors;
 
 /// How many sockets one source address carries: fewer than the ports that Linux gives out by itself.
 pub(super) const MAX_PER_SOURCE: u64 = 24_000;
@@ -36,10 +36,10 @@ impl Target {
     /// # Errors
     /// When the URL is not one of a hub, is found nowhere, or is not loopback and `is_remote_allowed`
     /// is false.
-    pub fn find(url: Url, sources: u64, is_remote_allowed: bool) -> Result<Self, Mistakes> {
-        let wrong = |text: String| Err(Mistakes::one(format!("--url {url}: {text}")));
+    pub fn find(url: Url, sources: u64, is_remote_allowed: bool) -> Result<Self, ArgumentErrors> {
+        let wrong = |text: String| Err(ArgumentErrors::one(format!("--url {url}: {text}")));
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Mistakes::one("--url: must carry no name and no password"));
+            return Err(ArgumentErrors::one("--url: must carry no name and no password"));
         }
         if url.scheme() != "http" || url.query().is_some() || url.fragment().is_some() {
             return wrong("must be http://HOST:PORT, without TLS and without a query".to_owned());

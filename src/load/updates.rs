@@ -8,10 +8,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::arguments::{Arguments, By, MAX_METADATA, Mistakes};
-use super::caller::{Caller, Headers, Unanswered, bearer};
-use super::jobs::Jobs;
-use super::memory::Truth;
+use super::arguments::{Arguments, UpdateMethod, MAX_METADATA, ArgumentErrors};
+use super::caller::{HttpClient, Headers, RequestError, bearer};
+use super::jobs::JobIndex;
+use super::memory::FinalState;
 use super::schedule::{STORM, Schedule};
 use super::signing::Signer;
 
@@ -19,8 +19,8 @@ use super::signing::Signer;
 pub const OWNER: &str = "load";
 
 /// How updates reach the hub, and as whom.
-pub(super) struct Way {
-    by: By,
+pub(super) struct UpdateSender {
+    by: UpdateMethod,
     provider: String,
     /// Tells the tasks of this run from those of all others.
     run: String,
@@ -33,7 +33,7 @@ pub(super) struct Way {
 
 /// What is told of a job.
 #[derive(Clone, Copy)]
-pub(super) enum News {
+pub(super) enum UpdateKind {
     /// An update of the schedule.
     Step {
         update: u64,
@@ -46,7 +46,7 @@ pub(super) enum News {
 
 /// What the hub made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum UpdateResult {
     Applied,
     Unchanged,
 }
@@ -68,24 +68,24 @@ struct Ended {
     is_final: bool,
 }
 
-impl Way {
+impl UpdateSender {
     /// # Errors
     /// When the secret that webhooks need is missing or is none.
     pub fn new(
         arguments: &Arguments,
         worker: &SecretString,
         webhook_secret: Option<&SecretString>,
-    ) -> Result<Self, Mistakes> {
+    ) -> Result<Self, ArgumentErrors> {
         let secret = || {
             let missing = "webhooks need the secret that signs them";
             webhook_secret
                 .map(ExposeSecret::expose_secret)
-                .ok_or_else(|| Mistakes::one(missing))
+                .ok_or_else(|| ArgumentErrors::one(missing))
         };
         let signer = match arguments.by {
-            By::Push => None,
-            By::Webhook => Some(Signer::hmac(secret()?)),
-            By::StandardWebhook => Some(Signer::standard(secret()?)?),
+            UpdateMethod::Push => None,
+            UpdateMethod::Webhook => Some(Signer::hmac(secret()?)),
+            UpdateMethod::StandardWebhook => Some(Signer::standard(secret()?)?),
         };
         let padding = arguments.padding as usize;
         let metadata = match padding.min(MAX_METADATA) {
@@ -109,7 +109,7 @@ impl Way {
     }
 
     /// Registers a job: its id.
-    pub async fn register(&self, caller: &mut Caller, number: u32) -> Result<String, Unanswered> {
+    pub async fn register(&self, caller: &mut HttpClient, number: u32) -> Result<String, RequestError> {
         let mut body = json!({ "owner": OWNER, "metadata": self.metadata });
         if self.signer.is_some() {
             body["provider"] = json!(self.provider);
@@ -124,18 +124,18 @@ impl Way {
     /// Tells news of a job.
     pub async fn tell(
         &self,
-        caller: &mut Caller,
-        jobs: &Jobs,
+        caller: &mut HttpClient,
+        jobs: &JobIndex,
         job: u32,
-        news: News,
-    ) -> Result<Told, Unanswered> {
+        news: UpdateKind,
+    ) -> Result<UpdateResult, RequestError> {
         let mut body = match news {
-            News::Step { update, progress } => {
+            UpdateKind::Step { update, progress } => {
                 let stage = Schedule::stage(update);
                 self.running(progress, &stage)
             }
-            News::Storm => self.running(STORM, "storm"),
-            News::End => json!({
+            UpdateKind::Storm => self.running(STORM, "storm"),
+            UpdateKind::End => json!({
                 "status": "succeeded",
                 "outputs": [{ "type": "video", "url": "https://cdn.example.com/clip.mp4" }],
             }),
@@ -158,15 +158,15 @@ impl Way {
         };
         let answer: Answer = read(called)?;
         Ok(match answer.applied {
-            true => Told::Applied,
-            false => Told::Unchanged,
+            true => UpdateResult::Applied,
+            false => UpdateResult::Unchanged,
         })
     }
 
     fn running(&self, progress: f64, stage: &str) -> Value {
         let status = match self.by {
-            By::Push => "running",
-            By::Webhook | By::StandardWebhook => "processing",
+            UpdateMethod::Push => "running",
+            UpdateMethod::Webhook | UpdateMethod::StandardWebhook => "processing",
         };
         let gap = if self.padding.is_empty() { "" } else { " " };
         let stage = format!("{stage}{gap}{}", self.padding);
@@ -176,15 +176,15 @@ impl Way {
     /// How a job is now, by the hub's own answer.
     pub async fn truth(
         &self,
-        caller: &mut Caller,
-        jobs: &Jobs,
+        caller: &mut HttpClient,
+        jobs: &JobIndex,
         job: u32,
         reader: &Headers,
-    ) -> Result<Truth, Unanswered> {
+    ) -> Result<FinalState, RequestError> {
         let path = format!("/v1/jobs/{}", jobs.id(job));
         let called = caller.call(Method::GET, &path, reader, Bytes::new());
         let ended: Ended = read(called.await?)?;
-        Ok(Truth {
+        Ok(FinalState {
             version: ended.version,
             is_final: ended.is_final,
         })
@@ -194,11 +194,11 @@ impl Way {
 /// The answer to what was taken.
 pub(super) fn read<T: for<'a> Deserialize<'a>>(
     (status, body): (StatusCode, Bytes),
-) -> Result<T, Unanswered> {
+) -> Result<T, RequestError> {
     if !status.is_success() {
         let code = serde_json::from_slice::<Value>(&body).ok();
         let code = code.and_then(|problem| problem["code"].as_str().map(str::to_owned));
-        return Err(Unanswered::Refused(status, code.unwrap_or_default()));
+        return Err(RequestError::Refused(status, code.unwrap_or_default()));
     }
-    serde_json::from_slice(&body).map_err(|_| Unanswered::Body)
+    serde_json::from_slice(&body).map_err(|_| RequestError::Body)
 }

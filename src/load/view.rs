@@ -15,7 +15,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
 /// The stages of a run, as they are seen.
-pub(super) struct View {
+pub(super) struct ProgressView {
     bars: Option<MultiProgress>,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Stage {
     last_line: Cell<Option<Instant>>,
 }
 
-impl View {
+impl ProgressView {
     pub fn new() -> Self {
         let is_watched = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
         Self {
@@ -56,7 +56,7 @@ impl View {
     }
 }
 
-impl Drop for View {
+impl Drop for ProgressView {
     fn drop(&mut self) {
         if self.bars.is_some() {
             // What follows begins below the bars.

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 /// How much is read at once, by whichever socket has its turn.
-pub(super) const DESK: usize = 64 * 1024;
+pub(super) const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 /// The longest frame that a hub is believed to send.
 const MAX_FRAME: usize = 1024 * 1024;
@@ -56,7 +56,7 @@ impl Wire {
         desk: &mut BytesMut,
     ) -> Poll<io::Result<usize>> {
         desk.clear();
-        desk.reserve(DESK);
+        desk.reserve(READ_BUFFER_BYTES);
         let ahead = std::mem::take(&mut self.ahead);
         if !ahead.is_empty() {
             desk.extend_from_slice(&ahead);

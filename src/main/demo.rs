@@ -11,10 +11,10 @@ use progress_hub::server::{Demo, DemoScenario};
 use progress_hub::simulator::{self, Scenario, Settings, Simulator};
 use tokio_util::sync::CancellationToken;
 
-use super::{Ended, bound, say, secret, stopped};
+use super::{CommandError, bind_server, print, secret, shutdown_signal};
 
 /// What the demo's hub is made from: everything is new, on loopback and gone with it.
-pub(crate) async fn demo(bind: Option<SocketAddr>) -> Result<(), Ended> {
+pub(crate) async fn demo(bind: Option<SocketAddr>) -> Result<(), CommandError> {
     let bind = bind.unwrap_or_else(free_address);
     if !bind.ip().is_loopback() {
         return Err(
@@ -74,12 +74,12 @@ pub(crate) async fn demo(bind: Option<SocketAddr>) -> Result<(), Ended> {
     };
     let stop = CancellationToken::new();
     let provider = tokio::spawn(simulator.run(stop.clone()));
-    let server = bound(config, Some(page))?;
-    say(&format!(
+    let server = bind_server(config, Some(page))?;
+    print(&format!(
         "\n  Open  {}/\n\n  A job runs to its end there in ten seconds. Ctrl-C ends the demo.\n",
         server.url()
     ))?;
-    let served = server.run(stopped()?).await;
+    let served = server.run(shutdown_signal()?).await;
     stop.cancel();
     let simulated = provider.await;
     if let Err(error) = std::fs::remove_dir_all(&folder) {

@@ -9,10 +9,10 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use progress_hub::auth::Minter;
 use progress_hub::config::Config;
-use progress_hub::load::{self, Access, Arguments, By, Hub, OWNER, Report, Tokens};
+use progress_hub::load::{self, Access, Arguments, UpdateMethod, Hub, OWNER, Report, Tokens};
 use secrecy::SecretString;
 
-use super::{Configured, Ended, say, secret, stopped};
+use super::{ConfigArgs, CommandError, print, secret, shutdown_signal};
 
 /// Where an admin's token is looked for, when there is no secret to mint one with.
 const TOKEN: &str = "PROGRESS_HUB_TOKEN";
@@ -47,12 +47,12 @@ Exit codes: 0 all is well, 1 a check or the run failed, 2 a mistake in flags or 
 #[derive(Args)]
 pub(crate) struct Load {
     #[command(flatten)]
-    configured: Configured,
+    configured: ConfigArgs,
     #[command(flatten)]
     arguments: Arguments,
 }
 
-impl From<load::Error> for Ended {
+impl From<load::Error> for CommandError {
     fn from(error: load::Error) -> Self {
         match error {
             load::Error::Mistakes(mistakes) => Self::Wrong(mistakes.to_string()),
@@ -67,13 +67,13 @@ impl From<load::Error> for Ended {
 
 impl Load {
     /// Runs it, and shows what came out.
-    pub(crate) async fn run(self: Box<Self>) -> Result<(), Ended> {
+    pub(crate) async fn run(self: Box<Self>) -> Result<(), CommandError> {
         let Self {
             configured,
             mut arguments,
         } = *self;
         load::check(&arguments).map_err(load::Error::from)?;
-        let stop = stopped()?;
+        let stop = shutdown_signal()?;
         let report = match arguments.url.clone() {
             Some(url) => {
                 let access = configured.access(&arguments)?;
@@ -100,9 +100,9 @@ impl Load {
     }
 }
 
-impl Configured {
+impl ConfigArgs {
     /// Tokens and secrets for a hub that runs already.
-    fn access(self, arguments: &Arguments) -> Result<Access, Ended> {
+    fn access(self, arguments: &Arguments) -> Result<Access, CommandError> {
         let environment = |name: &str| {
             let value = std::env::var(name).ok().filter(|value| !value.is_empty());
             value.map(SecretString::from)
@@ -120,7 +120,7 @@ impl Configured {
         let configured = provider.and_then(|provider| provider.webhook_secrets.first().cloned());
         let webhook_secret = given.or(configured);
         if arguments.is_by_webhook() && webhook_secret.is_none() {
-            return Err(Ended::Wrong(format!(
+            return Err(CommandError::Wrong(format!(
                 "--provider {}: neither {WEBHOOK_SECRET} nor the configuration has the secret of its \
                  webhooks",
                 arguments.provider
@@ -133,9 +133,9 @@ impl Configured {
     }
 }
 
-fn minted(config: &Config) -> Result<Tokens, Ended> {
+fn minted(config: &Config) -> Result<Tokens, CommandError> {
     let no_secret = || {
-        Ended::Wrong(format!(
+        CommandError::Wrong(format!(
             "auth.hs256_secrets is needed to mint tokens, or an admin's token in {TOKEN}"
         ))
     };
@@ -154,10 +154,10 @@ fn minted(config: &Config) -> Result<Tokens, Ended> {
 type Settings = Vec<(String, String)>;
 
 /// A hub for one run: its settings, and what may be done there. What the caller sets is on top.
-fn own(arguments: &mut Arguments, configured: Configured) -> Result<(Settings, Access), Ended> {
+fn own(arguments: &mut Arguments, configured: ConfigArgs) -> Result<(Settings, Access), CommandError> {
     if configured.config.is_some() {
         let text = "--config: is for a hub at --url; the one that is started takes --set";
-        return Err(Ended::Wrong(text.to_owned()));
+        return Err(CommandError::Wrong(text.to_owned()));
     }
     let webhook_secret = format!("whsec_{}", secret());
     let mut settings = vec![
@@ -169,9 +169,9 @@ fn own(arguments: &mut Arguments, configured: Configured) -> Result<(Settings, A
         ),
     ];
     let spec = match arguments.by {
-        By::Push => None,
-        By::Webhook => Some("generic"),
-        By::StandardWebhook => Some("kling"),
+        UpdateMethod::Push => None,
+        UpdateMethod::Webhook => Some("generic"),
+        UpdateMethod::StandardWebhook => Some("kling"),
     };
     if let Some(spec) = spec {
         arguments.provider = "load".to_owned();
@@ -180,7 +180,7 @@ fn own(arguments: &mut Arguments, configured: Configured) -> Result<(Settings, A
             ("providers.load.webhook_secrets", webhook_secret.clone()),
         ]);
     }
-    if arguments.by == By::StandardWebhook {
+    if arguments.by == UpdateMethod::StandardWebhook {
         // It is never asked: nobody is there, and webhooks say it all.
         settings.extend([
             ("providers.load.api_key", "none".to_owned()),
@@ -200,7 +200,7 @@ fn own(arguments: &mut Arguments, configured: Configured) -> Result<(Settings, A
     Ok((settings, access))
 }
 
-fn show(report: &Report, arguments: &Arguments) -> Result<(), Ended> {
+fn show(report: &Report, arguments: &Arguments) -> Result<(), CommandError> {
     let json = || serde_json::to_string_pretty(report).context("can't write the figures");
     let write = |path: &Path, text: String| {
         std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
@@ -209,9 +209,9 @@ fn show(report: &Report, arguments: &Arguments) -> Result<(), Ended> {
         write(path, report.page().context("can't make the page")?)?;
     }
     match arguments.json.as_deref() {
-        Some(path) if path == Path::new("-") => return say(&json()?),
+        Some(path) if path == Path::new("-") => return print(&json()?),
         Some(path) => write(path, json()? + "\n")?,
         None => {}
     }
-    say(&report.table())
+    print(&report.table())
 }

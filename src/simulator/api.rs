@@ -14,26 +14,26 @@ use futures_util::stream;
 use reqwest::Url;
 use serde_json::json;
 
-use super::call::{Answer, Ask, Call, Listing, Name};
+use super::call::{Answer, RequestHead, Call, Listing, Name};
 use super::clip;
 use super::dialect::Dialect;
-use super::ledger::Ledger;
-use super::plan::{Door, Plan};
+use super::ledger::SimulatorState;
+use super::plan::{SubmitBehavior, Plan};
 use super::refusal::Refusal;
 use super::scenario::Scenario;
-use super::signing::Keyring;
-use super::task::{Seed, Task};
-use super::witness::{Counts, TaskFacts, Witness};
+use super::signing::SigningKeys;
+use super::task::{NewTask, Task};
+use super::witness::{Counts, TaskSnapshot, Inspector};
 use super::worker::Workers;
 
 /// Images may come in the body, as base64.
 const MAX_BODY: usize = 16 * 1024 * 1024;
 
 /// What all dialects share.
-pub(super) struct Counter {
-    pub ledger: Ledger,
+pub(super) struct ApiState {
+    pub ledger: SimulatorState,
     pub workers: Workers,
-    pub keys: Arc<Keyring>,
+    pub keys: Arc<SigningKeys>,
     pub api_key: String,
     pub default_scenario: Scenario,
     /// Where the webhooks of those go that have one address per account.
@@ -44,7 +44,7 @@ pub(super) struct Counter {
 
 /// A dialect at a path.
 struct Mount {
-    counter: Data<Counter>,
+    counter: Data<ApiState>,
     dialect: &'static dyn Dialect,
     prefix: String,
 }
@@ -59,7 +59,7 @@ pub(super) fn witness_routes(config: &mut ServiceConfig) {
 
 /// All that is asked in one dialect below a path.
 pub(super) fn routes(
-    counter: Data<Counter>,
+    counter: Data<ApiState>,
     dialect: &'static dyn Dialect,
     prefix: String,
 ) -> impl FnOnce(&mut ServiceConfig) {
@@ -81,7 +81,7 @@ pub(super) fn routes(
 }
 
 async fn answer(request: HttpRequest, body: Bytes, mount: Data<Mount>) -> HttpResponse {
-    let attended = mount.attend(&request, &body).await;
+    let attended = mount.handle(&request, &body).await;
     attended.unwrap_or_else(|refusal| mount.dialect.refused(&refusal).into())
 }
 
@@ -90,30 +90,30 @@ async fn clip(request: HttpRequest, mount: Data<Mount>) -> HttpResponse {
     clip::serve(&request)
 }
 
-async fn counts(counter: Data<Counter>) -> Json<Counts> {
+async fn counts(counter: Data<ApiState>) -> Json<Counts> {
     Json(counter.witness().calls())
 }
 
-async fn counts_in(counter: Data<Counter>, dialect: Path<String>) -> Json<Counts> {
+async fn counts_in(counter: Data<ApiState>, dialect: Path<String>) -> Json<Counts> {
     Json(counter.witness().calls_in(&dialect))
 }
 
-async fn facts(counter: Data<Counter>) -> Json<Vec<TaskFacts>> {
+async fn facts(counter: Data<ApiState>) -> Json<Vec<TaskSnapshot>> {
     Json(counter.witness().tasks())
 }
 
-impl Counter {
-    fn witness(&self) -> Witness {
-        Witness::of(self.ledger.clone())
+impl ApiState {
+    fn witness(&self) -> Inspector {
+        Inspector::of(self.ledger.clone())
     }
 }
 
 impl Mount {
-    async fn attend(&self, request: &HttpRequest, body: &[u8]) -> Result<HttpResponse, Refusal> {
+    async fn handle(&self, request: &HttpRequest, body: &[u8]) -> Result<HttpResponse, Refusal> {
         let Self {
             counter, dialect, ..
         } = self;
-        let ask = Ask::of(request, &self.prefix);
+        let ask = RequestHead::of(request, &self.prefix);
         let call = dialect.call(&ask).ok_or(Refusal::NoSuchMethod)?;
         counter.ledger.count(dialect.name(), &call);
         if !matches!(call, Call::Keys) {
@@ -145,7 +145,7 @@ impl Mount {
         Ok(answer?.into())
     }
 
-    async fn submit(&self, ask: &Ask<'_>, body: &[u8]) -> Result<HttpResponse, Refusal> {
+    async fn submit(&self, ask: &RequestHead<'_>, body: &[u8]) -> Result<HttpResponse, Refusal> {
         let Self {
             counter, dialect, ..
         } = self;
@@ -159,20 +159,20 @@ impl Mount {
         let handle = order.handle(body);
         let before = counter.ledger.note_submit(dialect.name(), &handle);
         match &plan.door {
-            Door::Refuse(refusal) => {
+            SubmitBehavior::Refuse(refusal) => {
                 if matches!(refusal, Refusal::Quota) {
                     counter.ledger.credit_spent(dialect.name());
                 }
                 return Err(refusal.clone());
             }
-            Door::RefuseFirst(times, refusal) if before < *times => return Err(refusal.clone()),
-            Door::Open
-            | Door::RefuseFirst(..)
-            | Door::CloseUnanswered
-            | Door::AnswerAfterWebhook => {}
+            SubmitBehavior::RefuseFirst(times, refusal) if before < *times => return Err(refusal.clone()),
+            SubmitBehavior::Accept
+            | SubmitBehavior::RefuseFirst(..)
+            | SubmitBehavior::CloseUnanswered
+            | SubmitBehavior::AnswerAfterWebhook => {}
         }
         let callback = dialect.callback(&order, counter.project.as_ref());
-        let seed = Seed {
+        let seed = NewTask {
             dialect: dialect.name(),
             handle,
             external_id: order.external_id,
@@ -195,12 +195,12 @@ impl Mount {
         let workers = &self.counter.workers;
         let first_webhook = workers.start(task.number, self.dialect, plan, callback);
         match door {
-            Door::Open | Door::Refuse(_) | Door::RefuseFirst(..) => {}
+            SubmitBehavior::Accept | SubmitBehavior::Refuse(_) | SubmitBehavior::RefuseFirst(..) => {}
             // An error means that there was none to send: then there is nothing to wait for.
-            Door::AnswerAfterWebhook => {
+            SubmitBehavior::AnswerAfterWebhook => {
                 first_webhook.await.ok();
             }
-            Door::CloseUnanswered => return unanswered(),
+            SubmitBehavior::CloseUnanswered => return unanswered(),
         }
         self.dialect.accepted(task).into()
     }
@@ -223,7 +223,7 @@ impl Mount {
         self.find(&Name::Task(id)).ok_or(Refusal::NoSuchTask)
     }
 
-    fn prove(&self, ask: &Ask) -> Result<(), Refusal> {
+    fn prove(&self, ask: &RequestHead) -> Result<(), Refusal> {
         let authorization = ask.headers.get(AUTHORIZATION).ok_or(Refusal::NoKey)?;
         let scheme = self.dialect.scheme().as_bytes();
         let key = authorization.as_bytes().strip_prefix(scheme);
@@ -232,7 +232,7 @@ impl Mount {
     }
 
     /// The address under which the sender of this request knows us.
-    fn origin(&self, ask: &Ask) -> String {
+    fn origin(&self, ask: &RequestHead) -> String {
         let host = ask.headers.get(HOST).and_then(|host| host.to_str().ok());
         let origin = host.map(|host| format!("http://{host}"));
         let origin = origin.unwrap_or_else(|| self.counter.origin.clone());

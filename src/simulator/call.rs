@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::task::{Product, Status, Task};
 
 /// The head of a request, below the address of its dialect.
-pub(super) struct Ask<'a> {
+pub(super) struct RequestHead<'a> {
     pub method: &'a str,
     /// The segments of its path.
     pub path: Vec<&'a str>,
@@ -80,7 +80,7 @@ pub(super) struct Answer {
     pub body: Option<Value>,
 }
 
-impl<'a> Ask<'a> {
+impl<'a> RequestHead<'a> {
     /// `prefix` is the path of the dialect.
     pub fn of(request: &'a HttpRequest, prefix: &str) -> Self {
         let path = request.path();

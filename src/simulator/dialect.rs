@@ -20,12 +20,12 @@ use jiff::Timestamp;
 use reqwest::Url;
 use serde_json::Value;
 
-use super::call::{Answer, Ask, Call, Cancelled, Listing};
-use super::order::Order;
-use super::plan::{Door, Plan};
+use super::call::{Answer, RequestHead, Call, Cancelled, Listing};
+use super::order::SubmitRequest;
+use super::plan::{SubmitBehavior, Plan};
 use super::refusal::Refusal;
 use super::scenario::Scenario;
-use super::signing::Keyring;
+use super::signing::SigningKeys;
 use super::task::Task;
 use super::webhook::Message;
 
@@ -60,15 +60,15 @@ pub(super) trait Dialect: Send + Sync {
     // What comes in.
 
     /// What a request wants, by method, path and query; `None`: there is no such method.
-    fn call(&self, ask: &Ask) -> Option<Call>;
+    fn call(&self, ask: &RequestHead) -> Option<Call>;
 
     /// What else is asked of the head of a request, once its key is proven.
-    fn check(&self, _ask: &Ask) -> Result<(), Refusal> {
+    fn check(&self, _ask: &RequestHead) -> Result<(), Refusal> {
         Ok(())
     }
 
     /// Reads a submit.
-    fn order(&self, ask: &Ask, body: &[u8]) -> Result<Order, Refusal>;
+    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal>;
 
     /// Reads what a list is of.
     fn listing(&self, _body: &[u8]) -> Result<Listing, Refusal> {
@@ -79,7 +79,7 @@ pub(super) trait Dialect: Send + Sync {
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str>;
 
     /// Where the webhooks of a job go; `project` is the one address of the account.
-    fn callback(&self, order: &Order, _project: Option<&Url>) -> Option<Url> {
+    fn callback(&self, order: &SubmitRequest, _project: Option<&Url>) -> Option<Url> {
         order.callback.clone()
     }
 
@@ -92,7 +92,7 @@ pub(super) trait Dialect: Send + Sync {
     fn accepted(&self, task: &Task) -> Answer;
 
     /// The answer to a query that found these.
-    fn queried(&self, ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal>;
+    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal>;
 
     /// A page of a list; `next` is the number below which the next one begins.
     fn listed(&self, _tasks: &[Task], _next: Option<u64>) -> Result<Answer, Refusal> {
@@ -119,7 +119,7 @@ pub(super) trait Dialect: Send + Sync {
     }
 
     /// How the account stands, or what else is told of it.
-    fn account(&self, _keys: &Keyring, _has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, _has_credit: bool) -> Result<Answer, Refusal> {
         Err(Refusal::NoSuchMethod)
     }
 
@@ -136,7 +136,7 @@ pub(super) trait Dialect: Send + Sync {
     fn news(&self, task: &Task) -> Vec<Value>;
 
     /// The headers that sign a webhook at a time, in seconds.
-    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)>;
+    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)>;
 }
 
 // What several dialects say alike.
@@ -167,7 +167,7 @@ fn queueing(scenario: Scenario) -> Plan {
     let plan = scenario.plan();
     if scenario == Scenario::ConcurrencyLimited {
         return Plan {
-            door: Door::Open,
+            door: SubmitBehavior::Accept,
             ahead: 3,
             ..plan
         };

@@ -11,21 +11,21 @@ use rand::RngExt;
 use tokio::sync::watch;
 
 use super::call::{Call, Cancelled, Listing, Name};
-use super::task::{Seed, Task};
-use super::witness::{Counts, Submits, TaskFacts};
+use super::task::{NewTask, Task};
+use super::witness::{Counts, Submits, TaskSnapshot};
 
 const KEPT: usize = 100_000;
 
 /// Cheap to clone; all clones are one ledger.
 #[derive(Clone)]
-pub(super) struct Ledger(Arc<Shared>);
+pub(super) struct SimulatorState(Arc<Shared>);
 
 struct Shared {
-    book: Mutex<Book>,
+    book: Mutex<StateInner>,
     bell: watch::Sender<u64>,
 }
 
-struct Book {
+struct StateInner {
     counts: BTreeMap<&'static str, Counts>,
     /// By number; numbers rise, so this is the order of creation too.
     tasks: BTreeMap<u64, Entry>,
@@ -47,12 +47,12 @@ struct Entry {
     at_rest: bool,
 }
 
-impl Ledger {
+impl SimulatorState {
     pub fn new() -> Self {
         // Eighteen digits from a random start, so that ids of two runs do not meet in one hub's store.
         let next_number =
             rand::rng().random_range(800_000_000_000_000_000..900_000_000_000_000_000);
-        let book = Book {
+        let book = StateInner {
             counts: BTreeMap::new(),
             tasks: BTreeMap::new(),
             numbers: HashMap::new(),
@@ -121,7 +121,7 @@ impl Ledger {
     }
 
     /// Creates a task and names it, unless its external id is taken: that is unique per account.
-    pub fn open(&self, seed: Seed, name: impl FnOnce(u64) -> String) -> Option<Task> {
+    pub fn open(&self, seed: NewTask, name: impl FnOnce(u64) -> String) -> Option<Task> {
         self.write(|book| {
             let number = book.next_number;
             let submits = book.submits_of((seed.dialect, seed.handle.clone()));
@@ -236,12 +236,12 @@ impl Ledger {
             .fold(Counts::default(), Counts::plus)
     }
 
-    pub fn facts(&self, id: &str) -> Option<TaskFacts> {
+    pub fn facts(&self, id: &str) -> Option<TaskSnapshot> {
         let book = self.read();
         book.tasks.get(book.numbers.get(id)?).map(Entry::facts)
     }
 
-    pub fn all_facts(&self) -> Vec<TaskFacts> {
+    pub fn all_facts(&self) -> Vec<TaskSnapshot> {
         self.read().tasks.values().map(Entry::facts).collect()
     }
 
@@ -261,18 +261,18 @@ impl Ledger {
         self.write(|book| book.tasks.get_mut(&number).map(change))
     }
 
-    fn write<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
+    fn write<T>(&self, change: impl FnOnce(&mut StateInner) -> T) -> T {
         let result = change(&mut self.read());
         self.0.bell.send_modify(|rung| *rung += 1);
         result
     }
 
-    fn read(&self) -> MutexGuard<'_, Book> {
+    fn read(&self) -> MutexGuard<'_, StateInner> {
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Book {
+impl StateInner {
     fn submits_of(&mut self, handle: Handle) -> &mut Submits {
         if !self.submits.contains_key(&handle) {
             self.submits_order.push_back(handle.clone());
@@ -287,9 +287,9 @@ impl Book {
 }
 
 impl Entry {
-    fn facts(&self) -> TaskFacts {
+    fn facts(&self) -> TaskSnapshot {
         let task = &self.task;
-        TaskFacts {
+        TaskSnapshot {
             id: task.id.clone(),
             dialect: task.seed.dialect,
             handle: task.seed.handle.clone(),
@@ -301,7 +301,7 @@ impl Entry {
             progress: task.progress(),
             callbacks_sent: self.callbacks_sent,
             callbacks_acknowledged: self.callbacks_acknowledged,
-            at_rest: self.at_rest,
+            is_settled: self.at_rest,
         }
     }
 }

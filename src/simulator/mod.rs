@@ -57,16 +57,16 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::api::Counter;
+use self::api::ApiState;
 use self::dialect::DIALECTS;
-use self::ledger::Ledger;
-use self::signing::{Keyring, Secret};
-use self::webhook::Postman;
+use self::ledger::SimulatorState;
+use self::signing::{SigningKeys, Secret};
+use self::webhook::WebhookSender;
 use self::worker::Workers;
 
 pub use self::scenario::{Scenario, UnknownScenario};
 pub use self::task::{Product, Status};
-pub use self::witness::{Counts, Submits, TaskFacts, Witness};
+pub use self::witness::{Counts, Submits, TaskSnapshot, Inspector};
 
 /// How the simulated provider is set up.
 #[derive(Clone)]
@@ -87,9 +87,9 @@ pub struct Simulator {
     address: SocketAddr,
     settings: Settings,
     project: Option<Url>,
-    keys: Arc<Keyring>,
-    ledger: Ledger,
-    postman: Postman,
+    keys: Arc<SigningKeys>,
+    ledger: SimulatorState,
+    postman: WebhookSender,
 }
 
 /// The names of all dialects; each is spoken below the path of its name.
@@ -116,9 +116,9 @@ impl Simulator {
             .map(Secret::parse)
             .transpose();
         let secret = secret.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let keys = Arc::new(Keyring::new(secret).map_err(io::Error::other)?);
-        let ledger = Ledger::new();
-        let postman = Postman::new(keys.clone(), settings.pace, ledger.clone())?;
+        let keys = Arc::new(SigningKeys::new(secret).map_err(io::Error::other)?);
+        let ledger = SimulatorState::new();
+        let postman = WebhookSender::new(keys.clone(), settings.pace, ledger.clone())?;
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         Ok(Self {
@@ -150,8 +150,8 @@ impl Simulator {
     }
 
     /// What happens here, to be kept beside the running simulator.
-    pub fn witness(&self) -> Witness {
-        Witness::of(self.ledger.clone())
+    pub fn witness(&self) -> Inspector {
+        Inspector::of(self.ledger.clone())
     }
 
     /// Serves until told to stop; then connections are closed at once and unfinished tasks are left as they are.
@@ -167,7 +167,7 @@ impl Simulator {
         let workers_stop = stop.child_token();
         // However this future ends, dropped or done, the workers end with it.
         let workers_end = workers_stop.clone().drop_guard();
-        let counter = Data::new(Counter {
+        let counter = Data::new(ApiState {
             origin: self.url(),
             api_key: self.settings.api_key,
             default_scenario: self.settings.default_scenario,

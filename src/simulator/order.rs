@@ -15,7 +15,7 @@ use super::task::Product;
 const MAX_STEPS: u64 = 10_000;
 
 /// What matters of a submit.
-pub(super) struct Order {
+pub(super) struct SubmitRequest {
     pub product: Product,
     pub model: String,
     /// The caller's own id, where the provider has such a thing: unique per account.
@@ -29,7 +29,7 @@ pub(super) struct Order {
     pub notes: Value,
 }
 
-impl Order {
+impl SubmitRequest {
     /// With the simulator's own wishes read from the body.
     pub fn new(model: &str, body: &Value) -> Result<Self, Refusal> {
         let wish = |key: &str| {

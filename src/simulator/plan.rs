@@ -9,21 +9,21 @@ use super::scenario::Scenario;
 /// What the simulator does with one submit and the job that may come of it.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    pub door: Door,
+    pub door: SubmitBehavior,
     /// Tasks that wait in the queue before this one; each costs a step.
     pub ahead: u16,
     /// Steps of progress between the start of processing and the end.
     pub steps: u16,
-    pub ending: Ending,
-    pub cancelling: Cancelling,
+    pub ending: FinalOutcome,
+    pub cancelling: CancelBehavior,
     pub schedule: Schedule,
-    pub seal: Seal,
+    pub seal: SignatureMode,
 }
 
 /// How a submit is received.
 #[derive(Clone, Debug)]
-pub(super) enum Door {
-    Open,
+pub(super) enum SubmitBehavior {
+    Accept,
     Refuse(Refusal),
     /// Refuses the first so many submits of a job, then lets it in.
     RefuseFirst(u32, Refusal),
@@ -35,7 +35,7 @@ pub(super) enum Door {
 
 /// How a job that was let in ends.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Ending {
+pub(super) enum FinalOutcome {
     Succeeds,
     /// Succeeds; its webhook names no outputs.
     SucceedsThin,
@@ -54,9 +54,9 @@ pub(super) enum Failure {
 
 /// What comes of a cancel that is agreed to.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Cancelling {
+pub(super) enum CancelBehavior {
     /// The job ends with its next step.
-    Heeded,
+    Honored,
     Forgotten,
 }
 
@@ -73,7 +73,7 @@ pub(super) enum Schedule {
 
 /// What a webhook is signed with.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Seal {
+pub(super) enum SignatureMode {
     Signed,
     Unsigned,
     Forged,
@@ -83,13 +83,13 @@ impl Scenario {
     /// As it is played where the dialect has nothing to say to it.
     pub(super) fn plan(self) -> Plan {
         let plan = Plan {
-            door: Door::Open,
+            door: SubmitBehavior::Accept,
             ahead: 0,
             steps: 4,
-            ending: Ending::Succeeds,
-            cancelling: Cancelling::Heeded,
+            ending: FinalOutcome::Succeeds,
+            cancelling: CancelBehavior::Honored,
             schedule: Schedule::InTime,
-            seal: Seal::Signed,
+            seal: SignatureMode::Signed,
         };
         match self {
             Self::Normal => plan,
@@ -111,72 +111,72 @@ impl Scenario {
                 ..plan
             },
             Self::WebhookBeforeAnswer => Plan {
-                door: Door::AnswerAfterWebhook,
+                door: SubmitBehavior::AnswerAfterWebhook,
                 ..plan
             },
             Self::RateLimited => Plan {
-                door: Door::RefuseFirst(2, Refusal::RateLimit),
+                door: SubmitBehavior::RefuseFirst(2, Refusal::RateLimit),
                 ..plan
             },
             Self::ConcurrencyLimited => Plan {
-                door: Door::RefuseFirst(1, Refusal::Concurrency),
+                door: SubmitBehavior::RefuseFirst(1, Refusal::Concurrency),
                 ..plan
             },
             Self::ServerErrors => Plan {
-                door: Door::RefuseFirst(2, Refusal::Server),
+                door: SubmitBehavior::RefuseFirst(2, Refusal::Server),
                 ..plan
             },
             Self::LostAnswer => Plan {
-                door: Door::CloseUnanswered,
+                door: SubmitBehavior::CloseUnanswered,
                 ..plan
             },
             Self::LostAnswerSilent => Plan {
-                door: Door::CloseUnanswered,
+                door: SubmitBehavior::CloseUnanswered,
                 schedule: Schedule::Lost,
                 ..plan
             },
             Self::Safety => Plan {
-                door: Door::Refuse(Refusal::Safety),
+                door: SubmitBehavior::Refuse(Refusal::Safety),
                 ..plan
             },
             Self::FailsAtEnd => Plan {
-                ending: Ending::Fails(Failure::Rendering),
+                ending: FinalOutcome::Fails(Failure::Rendering),
                 ..plan
             },
             Self::SafetyAtEnd => Plan {
-                ending: Ending::Fails(Failure::Safety),
+                ending: FinalOutcome::Fails(Failure::Safety),
                 ..plan
             },
             Self::ThinSuccess => Plan {
-                ending: Ending::SucceedsThin,
+                ending: FinalOutcome::SucceedsThin,
                 ..plan
             },
             Self::ExpiredResult => Plan {
-                ending: Ending::SucceedsExpired,
+                ending: FinalOutcome::SucceedsExpired,
                 ..plan
             },
             Self::Quota => Plan {
-                door: Door::Refuse(Refusal::Quota),
+                door: SubmitBehavior::Refuse(Refusal::Quota),
                 ..plan
             },
             Self::BadKey => Plan {
-                door: Door::Refuse(Refusal::BadKey),
+                door: SubmitBehavior::Refuse(Refusal::BadKey),
                 ..plan
             },
             Self::Unsigned => Plan {
-                seal: Seal::Unsigned,
+                seal: SignatureMode::Unsigned,
                 ..plan
             },
             Self::Forged => Plan {
-                seal: Seal::Forged,
+                seal: SignatureMode::Forged,
                 ..plan
             },
             Self::CancelledLate => Plan {
-                cancelling: Cancelling::Forgotten,
+                cancelling: CancelBehavior::Forgotten,
                 ..plan
             },
             Self::Silence => Plan {
-                ending: Ending::Never,
+                ending: FinalOutcome::Never,
                 schedule: Schedule::Lost,
                 ..plan
             },

@@ -32,7 +32,7 @@ pub(super) struct BadSecret;
 pub(super) struct NoKeyPair;
 
 /// What webhooks are signed with.
-pub(super) struct Keyring {
+pub(super) struct SigningKeys {
     /// Without one, webhooks that are signed by a shared secret go out unsigned.
     secret: Option<Secret>,
     pair: Ed25519KeyPair,
@@ -68,7 +68,7 @@ impl Secret {
     }
 }
 
-impl Keyring {
+impl SigningKeys {
     /// The account's own: the secret as it was set, and a new key pair.
     pub fn new(secret: Option<Secret>) -> Result<Self, NoKeyPair> {
         let pair = Ed25519KeyPair::generate().map_err(|_| NoKeyPair)?;

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::plan::{Ending, Failure};
+use super::plan::{FinalOutcome, Failure};
 use super::scenario::Scenario;
 
 /// What was asked for.
@@ -54,7 +54,7 @@ pub(super) struct Task {
     pub number: u64,
     /// As the provider names it.
     pub id: String,
-    pub seed: Seed,
+    pub seed: NewTask,
     pub status: Status,
     /// Tasks that wait in the queue before this one.
     pub ahead: u16,
@@ -69,14 +69,14 @@ pub(super) struct Task {
     /// Asked to be forgotten: nobody finds it any more.
     pub deleted: bool,
     /// The webhook of the end names no outputs.
-    pub thin: bool,
+    pub omits_outputs: bool,
     /// There are outputs to be had.
     pub kept: bool,
 }
 
 /// What is asked of a new task.
 #[derive(Clone, Debug)]
-pub(super) struct Seed {
+pub(super) struct NewTask {
     pub dialect: &'static str,
     pub handle: String,
     pub external_id: Option<String>,
@@ -92,7 +92,7 @@ pub(super) struct Seed {
 }
 
 impl Task {
-    pub fn new(number: u64, id: String, seed: Seed) -> Self {
+    pub fn new(number: u64, id: String, seed: NewTask) -> Self {
         let now = now_ms();
         Self {
             number,
@@ -106,7 +106,7 @@ impl Task {
             failure: None,
             cancel_asked: false,
             deleted: false,
-            thin: false,
+            omits_outputs: false,
             kept: false,
             seed,
         }
@@ -125,13 +125,13 @@ impl Task {
         self.started_ms.get_or_insert(self.updated_ms);
     }
 
-    pub fn end(&mut self, ending: Ending) {
+    pub fn end(&mut self, ending: FinalOutcome) {
         match ending {
-            Ending::Never => return,
-            Ending::Succeeds => self.kept = true,
-            Ending::SucceedsThin => (self.kept, self.thin) = (true, true),
-            Ending::SucceedsExpired => self.thin = true,
-            Ending::Fails(failure) => self.failure = Some(failure),
+            FinalOutcome::Never => return,
+            FinalOutcome::Succeeds => self.kept = true,
+            FinalOutcome::SucceedsThin => (self.kept, self.omits_outputs) = (true, true),
+            FinalOutcome::SucceedsExpired => self.omits_outputs = true,
+            FinalOutcome::Fails(failure) => self.failure = Some(failure),
         }
         self.status = match self.failure {
             None => Status::Succeeded,

@@ -13,9 +13,9 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::dialect::Dialect;
-use super::ledger::Ledger;
-use super::plan::Seal;
-use super::signing::Keyring;
+use super::ledger::SimulatorState;
+use super::plan::SignatureMode;
+use super::signing::SigningKeys;
 use super::task::now_ms;
 
 /// Attempts for one message; the waits between them double, from one pace.
@@ -38,7 +38,7 @@ pub(super) struct Recipient {
     pub task: u64,
     pub dialect: &'static dyn Dialect,
     pub url: Url,
-    pub seal: Seal,
+    pub seal: SignatureMode,
 }
 
 /// What became of a message.
@@ -52,16 +52,16 @@ pub(super) enum Delivery {
 
 /// Delivers messages, one attempt after the other. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Postman {
+pub(super) struct WebhookSender {
     client: Client,
-    keys: Arc<Keyring>,
-    wrong_keys: Arc<Keyring>,
+    keys: Arc<SigningKeys>,
+    wrong_keys: Arc<SigningKeys>,
     pace: Duration,
-    ledger: Ledger,
+    ledger: SimulatorState,
 }
 
-impl Postman {
-    pub fn new(keys: Arc<Keyring>, pace: Duration, ledger: Ledger) -> io::Result<Self> {
+impl WebhookSender {
+    pub fn new(keys: Arc<SigningKeys>, pace: Duration, ledger: SimulatorState) -> io::Result<Self> {
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -71,7 +71,7 @@ impl Postman {
         Ok(Self {
             client,
             keys,
-            wrong_keys: Arc::new(Keyring::forged().map_err(io::Error::other)?),
+            wrong_keys: Arc::new(SigningKeys::forged().map_err(io::Error::other)?),
             pace,
             ledger,
         })
@@ -118,9 +118,9 @@ impl Postman {
     ) -> Result<StatusCode, reqwest::Error> {
         let mut request = self.post(to, message.body.clone());
         let keys = match to.seal {
-            Seal::Signed => Some(&self.keys),
-            Seal::Unsigned => None,
-            Seal::Forged => Some(&self.wrong_keys),
+            SignatureMode::Signed => Some(&self.keys),
+            SignatureMode::Unsigned => None,
+            SignatureMode::Forged => Some(&self.wrong_keys),
         };
         if let Some(keys) = keys {
             for (name, value) in to.dialect.seal(keys, message, now_ms() / 1000) {
@@ -131,7 +131,7 @@ impl Postman {
     }
 
     /// Whether the receiver has passed the dialect's test, which is made once.
-    pub async fn introduce(&self, to: &Recipient) -> bool {
+    pub async fn challenge_receiver(&self, to: &Recipient) -> bool {
         let word = Uuid::now_v7().to_string();
         let Some(challenge) = to.dialect.challenge(&word) else {
             return true;

@@ -6,13 +6,13 @@
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::ledger::Ledger;
+use super::ledger::SimulatorState;
 use super::scenario::Scenario;
 use super::task::{Product, Status};
 
 /// A view of a running (or stopped) simulator. Cheap to clone.
 #[derive(Clone)]
-pub struct Witness(Ledger);
+pub struct Inspector(SimulatorState);
 
 /// How often what was called, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -78,7 +78,7 @@ pub struct Submits {
 
 /// One task as it truly is, whatever its callbacks have told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct TaskFacts {
+pub struct TaskSnapshot {
     /// The provider's id.
     pub id: String,
     /// The dialect in which it was submitted.
@@ -102,11 +102,11 @@ pub struct TaskFacts {
     /// Those of them that were answered with a 2xx.
     pub callbacks_acknowledged: u64,
     /// Whether nothing more will happen of itself: no step and no callback is still to come.
-    pub at_rest: bool,
+    pub is_settled: bool,
 }
 
-impl Witness {
-    pub(super) fn of(ledger: Ledger) -> Self {
+impl Inspector {
+    pub(super) fn of(ledger: SimulatorState) -> Self {
         Self(ledger)
     }
 
@@ -121,12 +121,12 @@ impl Witness {
     }
 
     /// All tasks, oldest first.
-    pub fn tasks(&self) -> Vec<TaskFacts> {
+    pub fn tasks(&self) -> Vec<TaskSnapshot> {
         self.0.all_facts()
     }
 
     /// One task by the provider's id.
-    pub fn task(&self, id: &str) -> Option<TaskFacts> {
+    pub fn task(&self, id: &str) -> Option<TaskSnapshot> {
         self.0.facts(id)
     }
 
@@ -161,10 +161,10 @@ impl Witness {
     }
 
     /// Waits until the job of this handle was submitted, has ended and all its callbacks are done with.
-    pub async fn at_rest(&self, handle: &str) -> TaskFacts {
+    pub async fn at_rest(&self, handle: &str) -> TaskSnapshot {
         self.until(|witness| {
             let task = witness.task(&witness.task_of(handle)?)?;
-            task.at_rest.then_some(task)
+            task.is_settled.then_some(task)
         })
         .await
     }

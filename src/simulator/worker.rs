@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::dialect::Dialect;
-use super::ledger::Ledger;
-use super::plan::{Cancelling, Door, Ending, Plan, Schedule};
+use super::ledger::SimulatorState;
+use super::plan::{CancelBehavior, SubmitBehavior, FinalOutcome, Plan, Schedule};
 use super::task::Task;
-use super::webhook::{Delivery, Message, Postman, Recipient};
+use super::webhook::{Delivery, Message, WebhookSender, Recipient};
 
 /// The most webhooks that tell of one change.
 const NEWS_PER_CHANGE: usize = 2;
@@ -27,8 +27,8 @@ const NEWS_PER_CHANGE: usize = 2;
 /// Starts the work on tasks. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Workers {
-    pub ledger: Ledger,
-    pub postman: Postman,
+    pub ledger: SimulatorState,
+    pub postman: WebhookSender,
     pub pace: Duration,
     pub runtime: Handle,
     pub running: TaskTracker,
@@ -37,8 +37,8 @@ pub(super) struct Workers {
 
 /// The work on one task.
 struct Work {
-    ledger: Ledger,
-    postman: Postman,
+    ledger: SimulatorState,
+    postman: WebhookSender,
     pace: Duration,
     dialect: &'static dyn Dialect,
     task: u64,
@@ -97,7 +97,7 @@ impl Work {
     }
 
     async fn render(&self, outbox: mpsc::Sender<News>) {
-        if matches!(self.plan.ending, Ending::Never) {
+        if matches!(self.plan.ending, FinalOutcome::Never) {
             return;
         }
         // By the clock, so that what is late once does not make all that follows late.
@@ -116,7 +116,7 @@ impl Work {
             }
         }
         // Where the submitter is kept waiting for the first webhook, there is no time in the queue.
-        if !matches!(self.plan.door, Door::AnswerAfterWebhook) {
+        if !matches!(self.plan.door, SubmitBehavior::AnswerAfterWebhook) {
             pace().await;
         }
         for step in 0..=self.plan.steps {
@@ -136,8 +136,8 @@ impl Work {
     ) -> ControlFlow<()> {
         let task = self.ledger.change(self.task, |task| {
             let heeded = match self.plan.cancelling {
-                Cancelling::Heeded => task.cancel_asked,
-                Cancelling::Forgotten => false,
+                CancelBehavior::Honored => task.cancel_asked,
+                CancelBehavior::Forgotten => false,
             };
             if heeded {
                 task.cancel();
@@ -174,7 +174,7 @@ impl Work {
     ) {
         let Some(to) = recipient else { return };
         let is_lost = matches!(self.plan.schedule, Schedule::Lost);
-        if is_lost || !self.postman.introduce(&to).await {
+        if is_lost || !self.postman.challenge_receiver(&to).await {
             return;
         }
         let mut first_done = Some(first_done);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use progress_hub::auth::Minter;
 use progress_hub::config::Config;
 use progress_hub::server::Server;
-use progress_hub::simulator::{Scenario, Settings, Simulator, Witness};
+use progress_hub::simulator::{Scenario, Settings, Simulator, Inspector};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -36,7 +36,7 @@ pub struct TestBuilder {
 /// A running hub. Dropping it stops it.
 pub struct TestApp {
     pub url: String,
-    pub witness: Option<Witness>,
+    pub witness: Option<Inspector>,
     http: reqwest::Client,
     minter: Minter,
     stop: CancellationToken,
@@ -191,7 +191,7 @@ impl TestApp {
     }
 
     /// What the simulated provider has seen.
-    pub fn witness(&self) -> &Witness {
+    pub fn witness(&self) -> &Inspector {
         self.witness
             .as_ref()
             .expect("a hub with a simulated provider")

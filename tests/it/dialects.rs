@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use progress_hub::simulator::{Scenario, Settings, Simulator, TaskFacts, Witness, playable};
+use progress_hub::simulator::{Scenario, Settings, Simulator, TaskSnapshot, Inspector, playable};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -25,7 +25,7 @@ const DIALECTS: [(&str, &str, &str); 7] = [
 /// A hub, and a simulator that stands in for seven providers.
 struct Stage {
     app: TestApp,
-    witness: Witness,
+    witness: Inspector,
     _end: DropGuard,
 }
 
@@ -331,7 +331,7 @@ async fn every_scenario_ends_as_it_must_in_every_dialect_and_is_paid_once() {
             job["error"]["kind"].as_str(),
             !job["outputs"][0].is_null(),
         );
-        let its = |task: &&TaskFacts| task.dialect == *dialect && task.scenario == *scenario;
+        let its = |task: &&TaskSnapshot| task.dialect == *dialect && task.scenario == *scenario;
         let accepted = tasks.iter().filter(its).count();
         if (told, accepted) != (end, paid) {
             wrong.push(format!(

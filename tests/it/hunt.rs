@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use progress_hub::simulator::{Scenario, Settings, Simulator, Witness, playable};
+use progress_hub::simulator::{Scenario, Settings, Simulator, Inspector, playable};
 use rand::RngExt;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -66,7 +66,7 @@ async fn jobs(app: &TestApp) -> Vec<Value> {
 }
 
 /// How many tasks there are for each job, by the simulator's books.
-fn taken(witness: &Witness) -> BTreeMap<(&'static str, String), usize> {
+fn taken(witness: &Inspector) -> BTreeMap<(&'static str, String), usize> {
     let mut taken = BTreeMap::new();
     for task in witness.tasks() {
         *taken.entry((task.dialect, task.handle)).or_default() += 1;

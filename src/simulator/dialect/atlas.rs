@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, one, present, rfc3339, uncancellable};
-use crate::simulator::call::{Answer, Ask, Call, Name};
-use crate::simulator::order::{Order, callback, object, text};
+use crate::simulator::call::{Answer, RequestHead, Call, Name};
+use crate::simulator::order::{SubmitRequest, callback, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::{KEY_ID, Keyring};
+use crate::simulator::signing::{KEY_ID, SigningKeys};
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
@@ -29,7 +29,7 @@ impl Dialect for Atlas {
         "atlas"
     }
 
-    fn call(&self, ask: &Ask) -> Option<Call> {
+    fn call(&self, ask: &RequestHead) -> Option<Call> {
         match (ask.method, ask.path.as_slice()) {
             ("POST", ["api", "v1", "model", "generateVideo"]) => Some(Call::Submit),
             ("GET", ["api", "v1", "model", "prediction", id]) => {
@@ -41,7 +41,7 @@ impl Dialect for Atlas {
         }
     }
 
-    fn order(&self, _ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+    fn order(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
         let body = object(body)?;
         text(&body, "prompt")?;
         let model = text(&body, "model")?;
@@ -49,10 +49,10 @@ impl Dialect for Atlas {
             Some(_) => Product::ImageToVideo,
             None => Product::TextToVideo,
         };
-        Ok(Order {
+        Ok(SubmitRequest {
             product,
             callback: callback(body["webhook_url"].as_str())?,
-            ..Order::new(model, &body)?
+            ..SubmitRequest::new(model, &body)?
         })
     }
 
@@ -71,11 +71,11 @@ impl Dialect for Atlas {
         success(&prediction(task))
     }
 
-    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
         Ok(success(&prediction(one(tasks)?)))
     }
 
-    fn account(&self, _keys: &Keyring, has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, Refusal> {
         let usd = |value: &str| json!({"value": value, "currency": "usd"});
         let left = |value| usd(if has_credit { value } else { "0.000000" });
         Ok(Answer::ok(json!({
@@ -125,7 +125,7 @@ impl Dialect for Atlas {
             Status::Succeeded => "OK",
             Status::Failed | Status::Cancelled => "ERROR",
         };
-        let outputs = if task.thin { json!([]) } else { outputs(task) };
+        let outputs = if task.omits_outputs { json!([]) } else { outputs(task) };
         let payload = present(json!({
             "model": task.seed.model,
             "status": word(task),
@@ -143,7 +143,7 @@ impl Dialect for Atlas {
     }
 
     /// Over the time, a dot and the body. The id in the header is not signed.
-    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         let signed = [format!("{at}.").as_bytes(), &message.body].concat();
         let signature = URL_SAFE_NO_PAD.encode(keys.ed25519(&signed));
         vec![

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, one, present, queueing, rfc3339};
-use crate::simulator::call::{Answer, Ask, Call, Cancelled, Name};
-use crate::simulator::order::{Order, callback, object, text};
+use crate::simulator::call::{Answer, RequestHead, Call, Cancelled, Name};
+use crate::simulator::order::{SubmitRequest, callback, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::Keyring;
+use crate::simulator::signing::SigningKeys;
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
@@ -31,7 +31,7 @@ impl Dialect for Fal {
         "Key "
     }
 
-    fn call(&self, ask: &Ask) -> Option<Call> {
+    fn call(&self, ask: &RequestHead) -> Option<Call> {
         match (ask.method, ask.path.as_slice()) {
             ("GET", [".well-known", "jwks.json"]) => Some(Call::Keys),
             ("GET", [_, _, "requests", id, "status"]) => {
@@ -44,17 +44,17 @@ impl Dialect for Fal {
         }
     }
 
-    fn order(&self, ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
         let body = object(body)?;
         text(&body, "prompt")?;
         let product = match body.get("image_url") {
             Some(_) => Product::ImageToVideo,
             None => Product::TextToVideo,
         };
-        Ok(Order {
+        Ok(SubmitRequest {
             product,
             callback: callback(ask.query("fal_webhook"))?,
-            ..Order::new(&ask.path.join("/"), &body)?
+            ..SubmitRequest::new(&ask.path.join("/"), &body)?
         })
     }
 
@@ -74,7 +74,7 @@ impl Dialect for Fal {
         Answer::ok(body)
     }
 
-    fn queried(&self, ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
         let task = one(tasks)?;
         let mut body = addresses(task);
         let logs = (ask.query("logs") == Some("1")).then(|| logs(task));
@@ -158,7 +158,7 @@ impl Dialect for Fal {
             }
             (_, None) => {
                 body["status"] = json!("OK");
-                body["payload"] = if task.thin {
+                body["payload"] = if task.omits_outputs {
                     body["payload_error"] = json!("The payload is too large for a webhook");
                     Value::Null
                 } else {
@@ -170,7 +170,7 @@ impl Dialect for Fal {
     }
 
     /// Over `request id, user id, time and the SHA-256 of the body`, in lines.
-    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         let digest = digest::digest(&digest::SHA256, &message.body);
         let digest = hex(digest.as_ref());
         let signed = format!("{}\n{USER}\n{at}\n{digest}", message.task);

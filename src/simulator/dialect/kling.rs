@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, present, uncancellable};
-use crate::simulator::call::{Answer, Ask, Call, Listing, Name};
-use crate::simulator::order::Order;
+use crate::simulator::call::{Answer, RequestHead, Call, Listing, Name};
+use crate::simulator::order::SubmitRequest;
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::Keyring;
+use crate::simulator::signing::SigningKeys;
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
@@ -51,7 +51,7 @@ impl Dialect for Kling {
         "kling"
     }
 
-    fn call(&self, ask: &Ask) -> Option<Call> {
+    fn call(&self, ask: &RequestHead) -> Option<Call> {
         match (ask.method, ask.path.as_slice()) {
             ("POST", ["text-to-video" | "image-to-video", _]) => Some(Call::Submit),
             ("GET", ["tasks"]) => {
@@ -66,7 +66,7 @@ impl Dialect for Kling {
         }
     }
 
-    fn check(&self, ask: &Ask) -> Result<(), Refusal> {
+    fn check(&self, ask: &RequestHead) -> Result<(), Refusal> {
         let given = ["task_ids", "external_task_ids"].map(|key| ask.query(key).is_some());
         match (ask.method, ask.path.as_slice(), given) {
             ("GET", ["tasks"], [true, true] | [false, false]) => Err(Refusal::Invalid(
@@ -76,7 +76,7 @@ impl Dialect for Kling {
         }
     }
 
-    fn order(&self, ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
         let (product, model) = match ask.path.as_slice() {
             ["image-to-video", model] => (Product::ImageToVideo, *model),
             [_, model] => (Product::TextToVideo, *model),
@@ -136,7 +136,7 @@ impl Dialect for Kling {
         })))
     }
 
-    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
         Ok(success(&tasks.iter().map(document).collect()))
     }
 
@@ -148,7 +148,7 @@ impl Dialect for Kling {
         Ok(answer)
     }
 
-    fn account(&self, _keys: &Keyring, has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, Refusal> {
         let pack = json!({
             "resource_pack_name": "Simulated videos",
             "resource_pack_id": "509f3fd3d4ab4a3f9eec5db27aa44f27",
@@ -205,12 +205,12 @@ impl Dialect for Kling {
         match task.status {
             Status::Submitted | Status::Cancelled => Vec::new(),
             // The shape of the published test vector: neither outputs nor billing nor the caller's own id.
-            Status::Succeeded if task.thin => vec![thin(task)],
+            Status::Succeeded if task.omits_outputs => vec![thin(task)],
             Status::Processing | Status::Succeeded | Status::Failed => vec![document(task)],
         }
     }
 
-    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         keys.standard(&message.id, at, &message.body)
     }
 }

@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Challenge, Dialect, one, present, uncancellable};
-use crate::simulator::call::{Answer, Ask, Call, Name};
+use crate::simulator::call::{Answer, RequestHead, Call, Name};
 use crate::simulator::clip;
-use crate::simulator::order::{Order, callback, object, text};
+use crate::simulator::order::{SubmitRequest, callback, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::Keyring;
+use crate::simulator::signing::SigningKeys;
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
@@ -29,7 +29,7 @@ impl Dialect for Minimax {
         "minimax"
     }
 
-    fn call(&self, ask: &Ask) -> Option<Call> {
+    fn call(&self, ask: &RequestHead) -> Option<Call> {
         let asked = |key: &str| ask.query(key).unwrap_or_default().to_owned();
         match (ask.method, ask.path.as_slice()) {
             ("POST", ["v1", "video_generation"]) => Some(Call::Submit),
@@ -41,7 +41,7 @@ impl Dialect for Minimax {
         }
     }
 
-    fn order(&self, _ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+    fn order(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
         let body = object(body)?;
         let model = text(&body, "model")?;
         let product = match body.get("first_frame_image") {
@@ -51,10 +51,10 @@ impl Dialect for Minimax {
                 Product::TextToVideo
             }
         };
-        Ok(Order {
+        Ok(SubmitRequest {
             product,
             callback: callback(body["callback_url"].as_str())?,
-            ..Order::new(model, &body)?
+            ..SubmitRequest::new(model, &body)?
         })
     }
 
@@ -73,7 +73,7 @@ impl Dialect for Minimax {
         Answer::ok(json!({"task_id": task.id, "base_resp": said(0, "success")}))
     }
 
-    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
         let task = one(tasks)?;
         let succeeded = task.status == Status::Succeeded;
         let status = match task.status {
@@ -146,7 +146,7 @@ impl Dialect for Minimax {
             // Word of a change of status only, not of each step.
             Status::Processing if task.step == 0 => ("processing", None),
             Status::Submitted | Status::Processing => return Vec::new(),
-            Status::Succeeded => ("success", (!task.thin).then(|| file_id(task))),
+            Status::Succeeded => ("success", (!task.omits_outputs).then(|| file_id(task))),
             Status::Failed | Status::Cancelled => ("failed", None),
         };
         vec![present(json!({
@@ -157,7 +157,7 @@ impl Dialect for Minimax {
         }))]
     }
 
-    fn seal(&self, _: &Keyring, _: &Message, _: u64) -> Vec<(&'static str, String)> {
+    fn seal(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 }

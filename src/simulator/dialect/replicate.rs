@@ -8,12 +8,12 @@ use rand::distr::Alphanumeric;
 use serde_json::{Value, json};
 
 use super::{Dialect, one, rfc3339};
-use crate::simulator::call::{Answer, Ask, Call, Cancelled, Name};
-use crate::simulator::order::{Order, callback, object, text};
+use crate::simulator::call::{Answer, RequestHead, Call, Cancelled, Name};
+use crate::simulator::order::{SubmitRequest, callback, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::Keyring;
+use crate::simulator::signing::SigningKeys;
 use crate::simulator::task::{Status, Task};
 use crate::simulator::webhook::Message;
 
@@ -26,7 +26,7 @@ impl Dialect for Replicate {
         "replicate"
     }
 
-    fn call(&self, ask: &Ask) -> Option<Call> {
+    fn call(&self, ask: &RequestHead) -> Option<Call> {
         match (ask.method, ask.path.as_slice()) {
             ("POST", ["v1", "predictions"] | ["v1", "models", _, _, "predictions"]) => {
                 Some(Call::Submit)
@@ -40,7 +40,7 @@ impl Dialect for Replicate {
         }
     }
 
-    fn order(&self, ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
         let body = object(body)?;
         let input = &body["input"];
         text(input, "prompt")?;
@@ -63,10 +63,10 @@ impl Dialect for Replicate {
                 })?)
             }
         };
-        Ok(Order {
+        Ok(SubmitRequest {
             callback: callback(body["webhook"].as_str())?,
             notes: json!({"input": input, "version": version, "filter": filter}),
-            ..Order::new(&model, &body)?
+            ..SubmitRequest::new(&model, &body)?
         })
     }
 
@@ -88,7 +88,7 @@ impl Dialect for Replicate {
         limited(Answer::new(201, prediction(task)))
     }
 
-    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
         Ok(limited(Answer::ok(prediction(one(tasks)?))))
     }
 
@@ -100,7 +100,7 @@ impl Dialect for Replicate {
         }
     }
 
-    fn account(&self, keys: &Keyring, _has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, keys: &SigningKeys, _has_credit: bool) -> Result<Answer, Refusal> {
         let secret = keys.secret().ok_or(Refusal::NoSuchTask)?;
         Ok(Answer::ok(json!({ "key": secret })))
     }
@@ -139,7 +139,7 @@ impl Dialect for Replicate {
             Status::Processing if wants(task, "logs") => vec![told],
             Status::Submitted | Status::Processing => Vec::new(),
             Status::Failed | Status::Cancelled => vec![told],
-            Status::Succeeded if task.thin => {
+            Status::Succeeded if task.omits_outputs => {
                 told["output"] = Value::Null;
                 vec![told]
             }
@@ -153,7 +153,7 @@ impl Dialect for Replicate {
         }
     }
 
-    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         keys.standard(&format!("msg_{}", message.id), at, &message.body)
     }
 }

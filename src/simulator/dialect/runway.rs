@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, one, present, queueing, rfc3339};
-use crate::simulator::call::{Answer, Ask, Call, Cancelled, Name};
-use crate::simulator::order::{Order, object, text};
+use crate::simulator::call::{Answer, RequestHead, Call, Cancelled, Name};
+use crate::simulator::order::{SubmitRequest, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::Keyring;
+use crate::simulator::signing::SigningKeys;
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
@@ -27,7 +27,7 @@ impl Dialect for Runway {
         "runway"
     }
 
-    fn call(&self, ask: &Ask) -> Option<Call> {
+    fn call(&self, ask: &RequestHead) -> Option<Call> {
         match (ask.method, ask.path.as_slice()) {
             ("POST", ["v1", "image_to_video" | "text_to_video"]) => Some(Call::Submit),
             ("GET", ["v1", "tasks", id]) => Some(Call::Query(vec![Name::Task((*id).to_owned())])),
@@ -37,7 +37,7 @@ impl Dialect for Runway {
         }
     }
 
-    fn check(&self, ask: &Ask) -> Result<(), Refusal> {
+    fn check(&self, ask: &RequestHead) -> Result<(), Refusal> {
         let version = ask.headers.get("x-runway-version");
         if version.is_none_or(|version| version != VERSION) {
             let why = format!("X-Runway-Version must be {VERSION}");
@@ -46,7 +46,7 @@ impl Dialect for Runway {
         Ok(())
     }
 
-    fn order(&self, ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
         let body = object(body)?;
         let model = text(&body, "model")?;
         let product = match ask.path.as_slice() {
@@ -59,9 +59,9 @@ impl Dialect for Runway {
                 Product::TextToVideo
             }
         };
-        Ok(Order {
+        Ok(SubmitRequest {
             product,
-            ..Order::new(model, &body)?
+            ..SubmitRequest::new(model, &body)?
         })
     }
 
@@ -102,7 +102,7 @@ impl Dialect for Runway {
         Answer::ok(json!({"id": task.id, "estimatedCost": {"credits": CREDITS}}))
     }
 
-    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
         let task = one(tasks)?;
         let mut body = json!({"id": task.id, "createdAt": rfc3339(task.created_ms)});
         body["status"] = json!(match task.status {
@@ -149,7 +149,7 @@ impl Dialect for Runway {
         true
     }
 
-    fn account(&self, _keys: &Keyring, has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, Refusal> {
         let limits = json!({"maxConcurrentGenerations": 3, "maxDailyGenerations": 500});
         Ok(Answer::ok(json!({
             "creditBalance": if has_credit { 4200 } else { 0 },
@@ -180,7 +180,7 @@ impl Dialect for Runway {
         Vec::new()
     }
 
-    fn seal(&self, _: &Keyring, _: &Message, _: u64) -> Vec<(&'static str, String)> {
+    fn seal(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 }

@@ -7,12 +7,12 @@ use reqwest::Url;
 use serde_json::{Value, json};
 
 use super::{Dialect, one, uncancellable};
-use crate::simulator::call::{Answer, Ask, Call, Name};
-use crate::simulator::order::{Order, object, text};
+use crate::simulator::call::{Answer, RequestHead, Call, Name};
+use crate::simulator::order::{SubmitRequest, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::Keyring;
+use crate::simulator::signing::SigningKeys;
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
@@ -26,7 +26,7 @@ impl Dialect for Videos {
         "videos"
     }
 
-    fn call(&self, ask: &Ask) -> Option<Call> {
+    fn call(&self, ask: &RequestHead) -> Option<Call> {
         let path = ask.path.as_slice();
         match (ask.method, path.strip_prefix(&["v1"]).unwrap_or(path)) {
             ("POST", ["videos"]) => Some(Call::Submit),
@@ -36,7 +36,7 @@ impl Dialect for Videos {
         }
     }
 
-    fn order(&self, _ask: &Ask, body: &[u8]) -> Result<Order, Refusal> {
+    fn order(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
         let body = object(body)?;
         let prompt = text(&body, "prompt")?;
         let model = text(&body, "model")?;
@@ -45,14 +45,14 @@ impl Dialect for Videos {
             None => Product::TextToVideo,
         };
         let told = |key: &str, otherwise: &str| body[key].as_str().unwrap_or(otherwise).to_owned();
-        Ok(Order {
+        Ok(SubmitRequest {
             product,
             notes: json!({
                 "prompt": prompt,
                 "seconds": told("seconds", "8"),
                 "size": told("size", "1280x720"),
             }),
-            ..Order::new(model, &body)?
+            ..SubmitRequest::new(model, &body)?
         })
     }
 
@@ -60,7 +60,7 @@ impl Dialect for Videos {
         uncancellable(scenario)
     }
 
-    fn callback(&self, _order: &Order, project: Option<&Url>) -> Option<Url> {
+    fn callback(&self, _order: &SubmitRequest, project: Option<&Url>) -> Option<Url> {
         project.cloned()
     }
 
@@ -72,7 +72,7 @@ impl Dialect for Videos {
         Answer::ok(video(task))
     }
 
-    fn queried(&self, _ask: &Ask, tasks: &[Task]) -> Result<Answer, Refusal> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
         Ok(Answer::ok(video(one(tasks)?)))
     }
 
@@ -124,7 +124,7 @@ impl Dialect for Videos {
         })]
     }
 
-    fn seal(&self, keys: &Keyring, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         keys.standard(&format!("wh_{}", message.id), at, &message.body)
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use super::super::plan::{Door, Plan};
-use super::super::{DIALECTS, Scenario, Status, TaskFacts, dialects, playable};
+use super::super::plan::{SubmitBehavior, Plan};
+use super::super::{DIALECTS, Scenario, Status, TaskSnapshot, dialects, playable};
 use super::receiver::Callback;
 use super::{API_KEY, Stage, answer, in_time};
 
@@ -119,18 +119,18 @@ impl Client {
     }
 
     /// Submits a job that is accepted, and waits until all is done with it.
-    pub async fn play(&self, stage: &Stage, scenario: Scenario) -> TaskFacts {
+    pub async fn play(&self, stage: &Stage, scenario: Scenario) -> TaskSnapshot {
         let (status, body) = self.submit(stage, scenario).await;
         assert!(status.is_success(), "{}: {body}", self.name);
         self.rest(stage).await
     }
 
     /// Waits until all is done with the newest job.
-    pub async fn rest(&self, stage: &Stage) -> TaskFacts {
+    pub async fn rest(&self, stage: &Stage) -> TaskSnapshot {
         let rest = stage.witness.until(|witness| {
             let mut tasks = witness.tasks();
             tasks.retain(|task| task.dialect == self.name);
-            tasks.pop().filter(|task| task.at_rest)
+            tasks.pop().filter(|task| task.is_settled)
         });
         in_time(rest).await
     }
@@ -141,7 +141,7 @@ impl Client {
     }
 
     /// What asking tells of a task.
-    pub async fn queried(&self, stage: &Stage, task: &TaskFacts) -> Value {
+    pub async fn queried(&self, stage: &Stage, task: &TaskSnapshot) -> Value {
         let path = self.query.replace("{id}", &task.id);
         self.call(stage, Method::GET, &path).await.1
     }
@@ -241,9 +241,9 @@ async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
                     let task = client.rest(&stage).await;
                     assert_eq!((task.status, task.scenario), (status, scenario), "{name}");
                     let refused = match client.plan(scenario).door {
-                        Door::RefuseFirst(times, _) => times,
-                        Door::Open | Door::Refuse(_) | Door::CloseUnanswered => 0,
-                        Door::AnswerAfterWebhook => 0,
+                        SubmitBehavior::RefuseFirst(times, _) => times,
+                        SubmitBehavior::Accept | SubmitBehavior::Refuse(_) | SubmitBehavior::CloseUnanswered => 0,
+                        SubmitBehavior::AnswerAfterWebhook => 0,
                     };
                     let submits = stage.witness.submits_of(&task.handle);
                     assert_eq!(

@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::receiver::Receiver;
-use super::{Scenario, Settings, Simulator, TaskFacts, Witness};
+use super::{Scenario, Settings, Simulator, TaskSnapshot, Inspector};
 
 const API_KEY: &str = "sim-key";
 const SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
@@ -32,7 +32,7 @@ const SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
 /// A running simulator, a receiver for its callbacks and a client.
 struct Stage {
     url: String,
-    witness: Witness,
+    witness: Inspector,
     receiver: Receiver,
     client: Client,
     stop: CancellationToken,
@@ -100,7 +100,7 @@ impl Stage {
     }
 
     /// Submits a job that is accepted, and waits until all is done with it.
-    async fn play(&self, scenario: Scenario) -> TaskFacts {
+    async fn play(&self, scenario: Scenario) -> TaskSnapshot {
         let (status, _) = self.submit(scenario, "job_1").await;
         assert_eq!(status, StatusCode::OK);
         in_time(self.witness.at_rest("job_1")).await
@@ -142,7 +142,7 @@ async fn stopping_ends_the_run_even_amid_a_task() {
     in_time(stage.receiver.received(1)).await;
     stage.stop.cancel();
     in_time(stage.running).await.unwrap().unwrap();
-    assert!(!stage.witness.tasks()[0].at_rest);
+    assert!(!stage.witness.tasks()[0].is_settled);
     // The port may already be another server's, so not whether anybody answers counts, but who.
     let asked = stage
         .client

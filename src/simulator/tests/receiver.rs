@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::super::{Status, Witness};
+use super::super::{Status, Inspector};
 use super::SECRET;
 
 pub struct Receiver {
@@ -25,7 +25,7 @@ pub struct Receiver {
 }
 
 struct Inner {
-    witness: Witness,
+    witness: Inspector,
     kept: watch::Sender<Vec<Callback>>,
     challenges: Mutex<Vec<Value>>,
     is_mute: AtomicBool,
@@ -48,7 +48,7 @@ pub struct Callback {
 }
 
 impl Receiver {
-    pub fn start(witness: Witness) -> Self {
+    pub fn start(witness: Inspector) -> Self {
         let inner = Data::new(Inner {
             witness,
             kept: watch::Sender::new(Vec::new()),

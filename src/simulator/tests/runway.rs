@@ -3,12 +3,12 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::super::{Scenario, Status, TaskFacts};
+use super::super::{Scenario, Status, TaskSnapshot};
 use super::dialects::{RUNWAY, fixture, keys};
 use super::{API_KEY, Stage, answer, in_time};
 
 /// Waits until the only task there is has this status.
-async fn reached(stage: &Stage, status: Status) -> TaskFacts {
+async fn reached(stage: &Stage, status: Status) -> TaskSnapshot {
     let reached = stage.witness.until(|witness| {
         let task = witness.tasks().into_iter().next()?;
         (task.status == status).then_some(task)
@@ -16,7 +16,7 @@ async fn reached(stage: &Stage, status: Status) -> TaskFacts {
     in_time(reached).await
 }
 
-async fn delete(stage: &Stage, task: &TaskFacts) -> u16 {
+async fn delete(stage: &Stage, task: &TaskSnapshot) -> u16 {
     let path = format!("/v1/tasks/{}", task.id);
     let deleted = RUNWAY.request(stage, Method::DELETE, &path).send();
     in_time(deleted).await.unwrap().status().as_u16()

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use progress_hub::simulator::{Scenario, Settings, Simulator, Witness};
+use progress_hub::simulator::{Scenario, Settings, Simulator, Inspector};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -18,7 +18,7 @@ use crate::standin::{Asked, Reply, StandIn};
 /// A provider that outlives any hub.
 struct Provider {
     url: String,
-    witness: Witness,
+    witness: Inspector,
     _end: DropGuard,
 }
 

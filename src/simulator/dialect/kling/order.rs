@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::simulator::order::{Order, callback, object};
+use crate::simulator::order::{SubmitRequest, callback, object};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::task::Product;
 
@@ -51,20 +51,20 @@ struct WatermarkInfo {
 }
 
 /// Reads an order for a model from a body.
-pub(super) fn read(product: Product, model: &str, bytes: &[u8]) -> Result<Order, Refusal> {
-    let order = Order::new(model, &object(bytes)?)?;
+pub(super) fn read(product: Product, model: &str, bytes: &[u8]) -> Result<SubmitRequest, Refusal> {
+    let order = SubmitRequest::new(model, &object(bytes)?)?;
     let body: Body =
         serde_json::from_slice(bytes).map_err(|error| Refusal::Malformed(error.to_string()))?;
     check_prompt(product, &body)?;
     if let Some(settings) = &body.settings {
         check_settings(settings)?;
     }
-    let order = Order { product, ..order };
+    let order = SubmitRequest { product, ..order };
     let Some(options) = body.options else {
         return Ok(order);
     };
     let watermark = options.watermark_info.is_some_and(|info| info.enabled);
-    Ok(Order {
+    Ok(SubmitRequest {
         external_id: options.external_task_id.filter(|id| !id.is_empty()),
         callback: callback(options.callback_url.as_deref())?,
         notes: json!({ "watermark": watermark }),
