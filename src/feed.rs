@@ -18,7 +18,7 @@ use crate::time::Time;
 use crate::tracker::Tracker;
 
 /// Jobs that are read again at once.
-const BATCH: usize = 256;
+const RESYNC_BATCH: usize = 256;
 
 /// Jobs of a followed owner that are read: all unfinished ones first, then the newest.
 pub const MAX_OWNER_SNAPSHOT: usize = 256;
@@ -160,7 +160,7 @@ impl Resynchronizer {
     async fn resync_shard(&self, shard: usize) -> Result<(), store::Error> {
         let hub = &self.feed.hub;
         let (jobs, owners) = hub.topics_of_shard(shard);
-        for batch in jobs.chunks(BATCH) {
+        for batch in jobs.chunks(RESYNC_BATCH) {
             let jobs = self.republish_regressed(self.store.get_many(batch).await?).await;
             hub.redeliver(shard, jobs).await;
         }
@@ -190,7 +190,7 @@ impl Resynchronizer {
         let (mut jobs, mut owners) = hub.unfinished();
         jobs.retain(|job| is_due_in_tick(job.as_str(), turn));
         owners.retain(|owner| is_due_in_tick(owner, turn));
-        for batch in jobs.chunks(BATCH) {
+        for batch in jobs.chunks(RESYNC_BATCH) {
             for job in self.republish_regressed(self.store.get_many(batch).await?).await {
                 self.deliver_if_newer(job);
             }

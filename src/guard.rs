@@ -98,7 +98,7 @@ impl AdmissionControl {
         now: Time,
     ) -> Result<Admitted, AdmissionError> {
         let judged = self.evaluate(owner, provider, request, now);
-        judged.inspect_err(|refusal| self.metrics.submit_refused(refusal.reason()))
+        judged.inspect_err(|refusal| self.metrics.submission_rejected(refusal.reason()))
     }
 
     fn evaluate(
@@ -150,7 +150,7 @@ impl AdmissionControl {
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
         let refusal = self.purse.over_limit(bookings, account, store, now).await?;
-        self.metrics.submit_refused(refusal.reason());
+        self.metrics.submission_rejected(refusal.reason());
         Ok(refusal)
     }
 }

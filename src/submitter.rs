@@ -20,7 +20,7 @@ use crate::time::Time;
 use crate::tracker::{Error, WorkerWakeups, Tracker};
 
 /// Jobs claimed at once, of one provider.
-const BATCH: usize = 64;
+const CLAIM_BATCH: usize = 64;
 
 /// How long after its claim a job may wait for a gate that has closed in between: well within the
 /// lease, so that nobody else begins a try meanwhile.
@@ -78,7 +78,7 @@ impl Submitter {
             .filter(|provider| provider.can_submit())
         {
             self.refresh_balance(provider, tries);
-            let leaves = provider.gate().try_acquire_submits(BATCH, Time::now());
+            let leaves = provider.gate().try_acquire_submits(CLAIM_BATCH, Time::now());
             if leaves.is_empty() {
                 // Full: the next one that ends stirs.
                 let reopens = provider.gate().retry_at(Time::now());

@@ -21,7 +21,7 @@ use crate::time::Time;
 use crate::tracker::{MAX_IDLE, WorkerWakeups, Tracker};
 
 /// Jobs claimed at once.
-const BATCH: usize = 256;
+const CLAIM_BATCH: usize = 256;
 
 /// How often the store forgets what its retention says.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
@@ -63,14 +63,14 @@ impl Watchdog {
     /// Starts looking after every job that is due; says how long to sleep after it.
     async fn claim(&self, questions: &TaskTracker) -> Duration {
         let now = Time::now();
-        let due = match self.store.claim(Queue::Poll, now, BATCH).await {
+        let due = match self.store.claim(Queue::Poll, now, CLAIM_BATCH).await {
             Ok(due) => due,
             Err(error) => {
                 tracing::warn!(%error, "can't claim jobs to look after");
                 return MAX_IDLE;
             }
         };
-        let there_may_be_more = due.len() == BATCH;
+        let there_may_be_more = due.len() == CLAIM_BATCH;
         for visit in group_into_batches(due, &self.providers, now) {
             let watchdog = self.clone();
             questions.spawn(async move { watchdog.process_batch(visit).await });

@@ -551,7 +551,7 @@ fn the_readme_has_every_metric() {
     metrics.set_provider_state("kling", ProviderState::Available, |_| 0);
     metrics.set_provider_balance("kling", 1.0);
     metrics.socket_closed(1000);
-    metrics.submit_refused(AdmissionRejection::Budget);
+    metrics.submission_rejected(AdmissionRejection::Budget);
     metrics.reserved("kling", 1);
     metrics.spent("kling", 1);
     let text = metrics.render();

@@ -136,7 +136,7 @@ impl Stand {
 }
 
 /// Handshakes under way at once, where a server does not have to be spared.
-pub const AT_ONCE: usize = 1024;
+pub const MAX_CONCURRENT_HANDSHAKES: usize = 1024;
 
 /// The door of a server whose path names the channel.
 fn by_path(address: SocketAddr, channels: usize) -> Door {
@@ -148,7 +148,7 @@ fn by_path(address: SocketAddr, channels: usize) -> Door {
     Door {
         addresses: vec![address],
         greetings: (0..channels).map(greeting).collect(),
-        at_once: AT_ONCE,
+        at_once: MAX_CONCURRENT_HANDSHAKES,
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::crowd::{Crowd, Door};
 use crate::lane::{Lane, post};
 use crate::message::{Clock, OWNER, Stamp};
-use crate::peers::{AT_ONCE, Hub, WEBHOOK_SECRET};
+use crate::peers::{MAX_CONCURRENT_HANDSHAKES, Hub, WEBHOOK_SECRET};
 use crate::process::Cores;
 
 const STORM: usize = 10_000;
@@ -71,7 +71,7 @@ async fn storm() -> anyhow::Result<Duration> {
             .iter()
             .map(|job| hub.greeting(&[(job, version)]))
             .collect(),
-        at_once: AT_ONCE,
+        at_once: MAX_CONCURRENT_HANDSHAKES,
     };
     publish(1).await?;
     let crowd = Crowd::open(&door(1), STORM, 1).await?;

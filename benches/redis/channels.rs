@@ -18,7 +18,7 @@ use crate::work::{change, create, open};
 const EACH: usize = 250;
 
 /// Jobs that are created at once, and sockets that subscribe at once.
-const AT_ONCE: usize = 16;
+const MAX_CONCURRENT: usize = 16;
 
 /// Subscribes until it is done; says how often the store was too busy.
 async fn subscribe(socket: &mut Socket, jobs: &[Job]) -> usize {
@@ -52,7 +52,7 @@ pub async fn measure(channels: usize, span: Duration) {
         let count = EACH.min(channels - number * EACH);
         let created = (0..count).map(|_| create(&*store, &owner));
         let jobs: Vec<Job> = stream::iter(created)
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(MAX_CONCURRENT)
             .collect()
             .await;
         watchers.push((owner, jobs));
@@ -71,7 +71,7 @@ pub async fn measure(channels: usize, span: Duration) {
         .iter_mut()
         .map(|(socket, jobs)| subscribe(socket, jobs));
     let refusals: Vec<usize> = stream::iter(subscribing)
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(MAX_CONCURRENT)
         .collect()
         .await;
     let (listened, refused) = (begun.elapsed(), refusals.iter().sum::<usize>());
@@ -122,7 +122,7 @@ pub async fn measure(channels: usize, span: Duration) {
     let seconds = |span: Duration| format!("{:.2} s", span.as_secs_f64());
     let rows = [
         vec![
-            format!("to subscribe, {AT_ONCE} sockets at a time"),
+            format!("to subscribe, {MAX_CONCURRENT} sockets at a time"),
             seconds(listened),
         ],
         vec![

@@ -24,9 +24,9 @@ pub(super) fn tier(text: &str) -> Checked<Tier> {
 }
 
 /// The largest sum: a thousand times as much fits into the store's millionths.
-pub(super) const MOST: f64 = 1e9;
+pub(super) const MAX_SUM: f64 = 1e9;
 
-pub(super) const NO_SUM: &str = "must be a number between 0 and 1000000000";
+pub(super) const INVALID_SUM_MESSAGE: &str = "must be a number between 0 and 1000000000";
 
 /// A sum of money.
 #[expect(clippy::cast_precision_loss, reason = "exact up to the largest sum")]
@@ -34,7 +34,7 @@ pub(super) fn sum(value: &Value) -> Option<f64> {
     let sum = value
         .as_float()
         .or_else(|| value.as_integer().map(|whole| whole as f64))?;
-    (0.0..=MOST).contains(&sum).then_some(sum)
+    (0.0..=MAX_SUM).contains(&sum).then_some(sum)
 }
 
 /// An http(s) URL to which a path is added: it has no query.

@@ -16,8 +16,8 @@ use super::{ConfigError, Price, check, duration};
 /// The layers not read so far, and the mistakes found in those that were.
 pub(super) struct Reader {
     left: Layers,
-    asked: BTreeMap<String, BTreeSet<String>>,
-    mistakes: Vec<ConfigError>,
+    known_keys: BTreeMap<String, BTreeSet<String>>,
+    errors: Vec<ConfigError>,
 }
 
 /// One section of a [`Reader`]. What is absent or wrong reads as `None` or empty; what is wrong
@@ -31,14 +31,14 @@ impl Reader {
     pub(super) fn new(layers: Layers) -> Self {
         Self {
             left: layers,
-            asked: BTreeMap::new(),
-            mistakes: Vec::new(),
+            known_keys: BTreeMap::new(),
+            errors: Vec::new(),
         }
     }
 
     /// Opens a section, given or not.
     pub(super) fn section(&mut self, name: &str) -> Section<'_> {
-        self.asked.entry(name.to_owned()).or_default();
+        self.known_keys.entry(name.to_owned()).or_default();
         Section {
             reader: self,
             name: name.to_owned(),
@@ -56,7 +56,7 @@ impl Reader {
 
     /// Adds a mistake that concerns more than one key.
     pub(super) fn push_error(&mut self, key: impl Into<String>, problem: impl Into<String>) {
-        self.mistakes.push(ConfigError {
+        self.errors.push(ConfigError {
             key: key.into(),
             message: problem.into(),
         });
@@ -64,7 +64,7 @@ impl Reader {
 
     /// Whether something about this key or section was wrong before.
     pub(super) fn has_error_for(&self, start: &str) -> bool {
-        self.mistakes
+        self.errors
             .iter()
             .any(|mistake| mistake.key.starts_with(start))
     }
@@ -72,26 +72,26 @@ impl Reader {
     /// All mistakes, those about keys that nobody asked for last.
     pub(super) fn finish(mut self) -> Vec<ConfigError> {
         for (section, keys) in &self.left.sections {
-            let Some(asked) = self.asked.get(section) else {
-                self.mistakes.extend(self.unknown_section(section, keys));
+            let Some(asked) = self.known_keys.get(section) else {
+                self.errors.extend(self.unknown_section(section, keys));
                 continue;
             };
             for key in keys.keys() {
                 let near = nearest(key, asked.iter())
                     .cloned()
                     .or_else(|| self.elsewhere(key));
-                self.mistakes.push(ConfigError {
+                self.errors.push(ConfigError {
                     key: format!("{section}.{key}"),
                     message: unknown("key", near),
                 });
             }
         }
-        self.mistakes
+        self.errors
     }
 
     fn unknown_section(&self, section: &str, keys: &BTreeMap<String, RawValue>) -> Vec<ConfigError> {
         let stray = |(key, _): (&String, &RawValue)| match section {
-            "" if self.asked.contains_key(key) || key == "providers" => ConfigError {
+            "" if self.known_keys.contains_key(key) || key == "providers" => ConfigError {
                 key: key.clone(),
                 message: "is a section, not a value".to_owned(),
             },
@@ -108,7 +108,7 @@ impl Reader {
             return keys.iter().map(stray).collect();
         }
         let known = ["providers".to_owned()];
-        let near = nearest(section, self.asked.keys().chain(&known)).cloned();
+        let near = nearest(section, self.known_keys.keys().chain(&known)).cloned();
         vec![ConfigError {
             key: section.to_owned(),
             message: unknown("section", near),
@@ -117,7 +117,7 @@ impl Reader {
 
     /// The same key in another section.
     fn elsewhere(&self, key: &str) -> Option<String> {
-        let (section, _) = self.asked.iter().find(|(_, keys)| keys.contains(key))?;
+        let (section, _) = self.known_keys.iter().find(|(_, keys)| keys.contains(key))?;
         Some(format!("{section}.{key}"))
     }
 }
@@ -250,7 +250,7 @@ impl Section<'_> {
         };
         let sum = check::sum(&value);
         if sum.is_none() {
-            self.wrong(key, check::NO_SUM);
+            self.wrong(key, check::INVALID_SUM_MESSAGE);
         }
         sum
     }
@@ -277,7 +277,7 @@ impl Section<'_> {
                 }
                 (None, _) => self.wrong(
                     &format!("{key}.{name}"),
-                    format!("{}, or an expression as text", check::NO_SUM),
+                    format!("{}, or an expression as text", check::INVALID_SUM_MESSAGE),
                 ),
             }
         }
@@ -314,7 +314,7 @@ impl Section<'_> {
     }
 
     fn take(&mut self, key: &str) -> Option<RawValue> {
-        let asked = self.reader.asked.entry(self.name.clone()).or_default();
+        let asked = self.reader.known_keys.entry(self.name.clone()).or_default();
         asked.insert(key.to_owned());
         let keys = self.reader.left.sections.get_mut(&self.name)?;
         keys.remove(key)

@@ -116,7 +116,7 @@ pub struct Arguments {
 
     /// How long the sockets may take to be current at the start, after a storm, and at the end
     #[arg(long, value_name = "TIME", default_value = "30s", help_heading = "Results", value_parser = duration)]
-    pub patience: Duration,
+    pub timeout: Duration,
     /// Write the figures as JSON; `-` prints them instead of the table
     #[arg(long, value_name = "FILE|-", help_heading = "Results")]
     pub json: Option<PathBuf>,

@@ -13,7 +13,7 @@ pub(super) struct SubscriptionState {
     jobs: u32,
     shown: Box<[Shown]>,
     /// How many of them are not known to be current on this connection.
-    behind: u32,
+    pending_jobs: u32,
     /// How many have ended.
     ended: u32,
 }
@@ -60,7 +60,7 @@ impl SubscriptionState {
             first,
             jobs,
             shown: vec![Shown::NOTHING; count as usize].into(),
-            behind: count,
+            pending_jobs: count,
             ended: 0,
         }
     }
@@ -71,7 +71,7 @@ impl SubscriptionState {
     }
 
     /// The jobs and the versions that it has, 0 for none.
-    pub fn known(&self) -> impl Iterator<Item = (u32, u32)> {
+    pub fn known_versions(&self) -> impl Iterator<Item = (u32, u32)> {
         let number = |place: usize| (self.first + place as u32) % self.jobs;
         let shown = self.shown.iter().enumerate();
         shown.map(move |(place, shown)| (number(place), shown.version))
@@ -82,7 +82,7 @@ impl SubscriptionState {
         for shown in &mut self.shown {
             shown.is_behind = true;
         }
-        self.behind = self.shown.len() as u32;
+        self.pending_jobs = self.shown.len() as u32;
     }
 
     /// The hub says that the version known is the newest.
@@ -94,7 +94,7 @@ impl SubscriptionState {
 
     fn catch_up(&mut self, place: usize) -> bool {
         let was_behind = std::mem::take(&mut self.shown[place].is_behind);
-        self.behind -= u32::from(was_behind);
+        self.pending_jobs -= u32::from(was_behind);
         was_behind
     }
 
@@ -121,7 +121,7 @@ impl SubscriptionState {
 
     /// Whether every job is known to be current on this connection.
     pub fn is_current(&self) -> bool {
-        self.behind == 0
+        self.pending_jobs == 0
     }
 
     /// Whether the end of every job was shown.
@@ -132,7 +132,7 @@ impl SubscriptionState {
     /// Compares what the socket has in the end with how the jobs ended.
     pub fn judge(&self, truths: &[FinalState]) -> Violations {
         let mut faults = Violations::default();
-        for (job, shown) in self.known().map(|(job, _)| job).zip(&self.shown) {
+        for (job, shown) in self.known_versions().map(|(job, _)| job).zip(&self.shown) {
             let truth = truths[job as usize];
             faults.behind += u64::from(shown.version < truth.version);
             faults.ahead += u64::from(shown.version > truth.version);
@@ -154,7 +154,7 @@ mod tests {
     fn a_version_that_rises_is_live_once_the_socket_is_current() {
         let mut memory = SubscriptionState::new(8, 3, 10);
         assert_eq!(
-            memory.known().map(|known| known.0).collect::<Vec<_>>(),
+            memory.known_versions().map(|known| known.0).collect::<Vec<_>>(),
             [8, 9, 0]
         );
         assert_eq!(memory.see(0, 1, false), FrameCheck::CaughtUp);
@@ -175,7 +175,7 @@ mod tests {
         memory.reconnect();
         assert!(!memory.is_current());
         assert_eq!(memory.see(0, 2, false), FrameCheck::Regression);
-        assert_eq!(memory.known().collect::<Vec<_>>(), [(0, 3)]);
+        assert_eq!(memory.known_versions().collect::<Vec<_>>(), [(0, 3)]);
     }
 
     #[test]
@@ -200,7 +200,7 @@ mod tests {
                 prop_assert_eq!(verdict != FrameCheck::Regression, is_newer);
                 highest = highest.max(version);
             }
-            prop_assert_eq!(memory.known().next(), Some((0, highest as u32)));
+            prop_assert_eq!(memory.known_versions().next(), Some((0, highest as u32)));
         }
     }
 }

@@ -100,7 +100,7 @@ impl Run {
         let before = self.cost();
         let fleet = self.open(&jobs)?;
         let mut all = self
-            .until_current(&fleet, "sockets", SocketStats::default())
+            .wait_until_current(&fleet, "sockets", SocketStats::default())
             .await;
         let idle = self.cost();
         let scene = MeasureContext {
@@ -173,10 +173,10 @@ impl Run {
     }
 
     /// Waits until every socket is current, or patience is over; the end of the run tells which.
-    async fn until_current(&self, fleet: &SocketPool, name: &'static str, mut tally: SocketStats) -> SocketStats {
+    async fn wait_until_current(&self, fleet: &SocketPool, name: &'static str, mut tally: SocketStats) -> SocketStats {
         let all = self.arguments.sockets;
         let stage = self.view.begin(name, all);
-        let deadline = Instant::now() + self.arguments.ramp + self.arguments.patience;
+        let deadline = Instant::now() + self.arguments.ramp + self.arguments.timeout;
         loop {
             tally.add(&fleet.take());
             let current = fleet.count(|standing| &standing.current);
@@ -203,16 +203,16 @@ impl Run {
     /// Everybody leaves, every job changes, and everybody is back at once.
     async fn storm(&mut self, fleet: &SocketPool, jobs: &JobIndex, all: &mut SocketStats) -> Result<Storm, Error> {
         fleet.order(Command::Disconnect);
-        let deadline = Instant::now() + self.arguments.patience;
+        let deadline = Instant::now() + self.arguments.timeout;
         let is_away = || fleet.count(|standing| &standing.away) == self.arguments.sockets;
         while !is_away() && Instant::now() < deadline {
             sleep(CONVERGENCE_CHECK_INTERVAL).await;
         }
         all.add(&fleet.take());
-        self.tell_all(jobs, UpdateKind::Storm).await?;
+        self.update_all(jobs, UpdateKind::Storm).await?;
         let since = Instant::now();
         fleet.order(Command::Reconnect(since));
-        let tally = self.until_current(fleet, "storm", SocketStats::default()).await;
+        let tally = self.wait_until_current(fleet, "storm", SocketStats::default()).await;
         let storm = Storm {
             sockets: tally.storm.count(),
             seconds: rounded(tally.storm.max() / 1000.0),
@@ -227,8 +227,8 @@ impl Run {
         fleet.order(Command::Quiesce);
         let all = self.arguments.sockets;
         let stage = self.view.begin("ends", all);
-        self.tell_all(jobs, UpdateKind::End).await?;
-        let deadline = Instant::now() + self.arguments.patience;
+        self.update_all(jobs, UpdateKind::End).await?;
+        let deadline = Instant::now() + self.arguments.timeout;
         loop {
             let done = fleet.count(|standing| &standing.done);
             if done == all || Instant::now() > deadline {
@@ -250,8 +250,8 @@ impl Run {
     }
 
     /// Tells the same of every job, as often as it takes.
-    async fn tell_all(&mut self, jobs: &JobIndex, news: UpdateKind) -> Result<(), Error> {
-        let deadline = Instant::now() + self.arguments.patience;
+    async fn update_all(&mut self, jobs: &JobIndex, news: UpdateKind) -> Result<(), Error> {
+        let deadline = Instant::now() + self.arguments.timeout;
         let way = self.way.clone();
         let told = self.callers.each(jobs.count(), async |caller, job| {
             retry_until(deadline, async || {

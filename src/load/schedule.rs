@@ -128,7 +128,7 @@ impl DueUpdates {
     }
 
     /// How many were taken.
-    pub fn taken(&self) -> u64 {
+    pub fn issued(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
     }
 }
@@ -190,7 +190,7 @@ mod tests {
                 .enumerate()
                 .all(|(n, update)| n as u64 == *update)
         );
-        assert_eq!(tickets.taken(), taken.len() as u64);
+        assert_eq!(tickets.issued(), taken.len() as u64);
         assert!(tickets.next().await.is_none());
     }
 }

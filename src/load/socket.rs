@@ -30,8 +30,8 @@ use super::wire::Wire;
 const SUBSCRIBED_AT_ONCE: usize = 128;
 
 /// The first wait before a connection that failed is tried again, and the longest.
-const AGAIN: Duration = Duration::from_millis(100);
-const AGAIN_AT_MOST: Duration = Duration::from_secs(3);
+const INITIAL_RECONNECT_DELAY: Duration = Duration::from_millis(100);
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(3);
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -76,7 +76,7 @@ impl SocketGroup {
     }
 
     /// How long one connection lasts, so that all together come and go as they should.
-    async fn until_churned(&self) {
+    async fn churn_delay(&self) {
         if self.churn > 0.0 {
             let seconds = rand::random_range(0.0..2.0) / self.churn;
             sleep(Duration::from_secs_f64(seconds)).await;
@@ -199,7 +199,7 @@ impl Socket {
         crew.tally().handshake.since(self.begun, Instant::now());
         self.memory.reconnect();
         let mut wire = Wire::new(stream, ahead);
-        let known: Vec<(u32, u32)> = self.memory.known().collect();
+        let known: Vec<(u32, u32)> = self.memory.known_versions().collect();
         for (nth, jobs) in known.chunks(SUBSCRIBED_AT_ONCE).enumerate() {
             wire.say(self.subscribe(nth, jobs));
         }
@@ -223,7 +223,7 @@ impl Socket {
         let crew = self.crew.clone();
         let mut is_settled = matches!(*order.borrow(), Command::Quiesce);
         let is_back = matches!(*order.borrow(), Command::Reconnect(_));
-        let churning = crew.until_churned();
+        let churning = crew.churn_delay();
         tokio::pin!(churning);
         loop {
             let is_slow = self.is_slow && !is_settled;
@@ -381,7 +381,7 @@ impl Socket {
 
 /// Waits longer each time, and not in step with others; an order ends the wait.
 async fn again(failures: &mut u32, order: &mut watch::Receiver<Command>) {
-    let wait = (AGAIN * (1 << (*failures).min(6))).min(AGAIN_AT_MOST);
+    let wait = (INITIAL_RECONNECT_DELAY * (1 << (*failures).min(6))).min(MAX_RECONNECT_DELAY);
     *failures += 1;
     tokio::select! {
         () = sleep(wait.mul_f64(rand::random_range(0.5..1.0))) => {}

@@ -22,7 +22,7 @@ use super::view::ProgressView;
 
 /// Between two beats, unless a run is so long that there would be too many.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
-const MOST_BEATS: u32 = 240;
+const MAX_SAMPLES: u32 = 240;
 
 /// Until the first update is due: so that everybody is ready.
 const START_DELAY: Duration = Duration::from_millis(50);
@@ -91,7 +91,7 @@ pub(super) async fn steady(scene: &MeasureContext<'_>, callers: &mut HttpPool) -
         last: start,
         cost: costs.0,
     };
-    let every = SAMPLE_INTERVAL.max(arguments.duration / MOST_BEATS);
+    let every = SAMPLE_INTERVAL.max(arguments.duration / MAX_SAMPLES);
     let mut clock = tokio::time::interval_at((start + every).into(), every);
     while !senders.is_empty() {
         tokio::select! {
@@ -111,7 +111,7 @@ pub(super) async fn steady(scene: &MeasureContext<'_>, callers: &mut HttpPool) -
         let beat = pulse.beat(scene, &tally, &taken);
         steady.tally.add(&tally);
         steady.sent.add(taken);
-        stage.at(tickets.taken(), || told(&beat));
+        stage.at(tickets.issued(), || told(&beat));
         // What is left at the end is too short to tell a rate.
         if passed > every / 2 || steady.beats.is_empty() {
             steady.beats.push(beat);
@@ -134,7 +134,7 @@ pub(super) async fn steady(scene: &MeasureContext<'_>, callers: &mut HttpPool) -
 impl Measurement {
     /// What is still on its way is the slowest of all, so it is waited for.
     async fn drain(&mut self, scene: &MeasureContext<'_>, start: Instant) {
-        let deadline = Instant::now() + scene.arguments.patience;
+        let deadline = Instant::now() + scene.arguments.timeout;
         while Instant::now() < deadline {
             tokio::time::sleep(QUIESCE_TIMEOUT).await;
             let tally = scene.fleet.take();

@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 /// The longest time that is told from a longer one, in microseconds.
-const LONGEST: u64 = 3_600_000_000;
+const MAX_RECORDED_MICROS: u64 = 3_600_000_000;
 
 /// Times in microseconds, to three digits.
 #[derive(Clone)]
@@ -20,7 +20,7 @@ pub(super) struct Times(Histogram<u64>);
 
 impl Default for Times {
     fn default() -> Self {
-        match Histogram::new_with_bounds(1, LONGEST, 3) {
+        match Histogram::new_with_bounds(1, MAX_RECORDED_MICROS, 3) {
             Ok(histogram) => Self(histogram),
             Err(error) => unreachable!("these bounds are good: {error:?}"),
         }
@@ -29,7 +29,7 @@ impl Default for Times {
 
 impl Times {
     pub fn record(&mut self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(LONGEST);
+        let micros = u64::try_from(time.as_micros()).unwrap_or(MAX_RECORDED_MICROS);
         self.0.saturating_record(micros.max(1));
     }
 

@@ -74,7 +74,7 @@ pub(super) struct BalanceCache(Mutex<BalanceState>);
 struct BalanceState {
     balance: Option<Balance>,
     /// When it was last asked for, in vain or not.
-    asked_at: Option<Time>,
+    last_attempt_at: Option<Time>,
     /// When the provider was first used since.
     used_at: Option<Time>,
 }
@@ -82,9 +82,9 @@ struct BalanceState {
 impl BalanceState {
     /// Whether to read it now, the credit having been gone since `dry`.
     fn is_due(&self, dry: Option<Time>, now: Time) -> bool {
-        let is_old = self.asked_at.is_none_or(|at| now.saturating_duration_since(at) >= MIN_READ_INTERVAL);
+        let is_old = self.last_attempt_at.is_none_or(|at| now.saturating_duration_since(at) >= MIN_READ_INTERVAL);
         let has_settled = self.used_at.is_some_and(|at| now.saturating_duration_since(at) >= READ_DELAY);
-        let is_new = |dry: Time| self.asked_at.is_none_or(|asked_at| asked_at < dry);
+        let is_new = |dry: Time| self.last_attempt_at.is_none_or(|asked_at| asked_at < dry);
         is_old && (has_settled || dry.is_some()) || dry.is_some_and(is_new)
     }
 }
@@ -114,7 +114,7 @@ impl Provider {
         let mut known = self.balance_cache.known();
         let is_due = self.spec.balance.is_some() && known.is_due(dry, now);
         if is_due {
-            known.asked_at = Some(now);
+            known.last_attempt_at = Some(now);
             known.used_at = None;
         }
         is_due
@@ -160,13 +160,13 @@ mod tests {
         known.used_at = Some(at(0));
         assert!(!known.is_due(None, at(4)));
         assert!(known.is_due(None, at(5)));
-        known.asked_at = Some(at(0));
+        known.last_attempt_at = Some(at(0));
         assert!(!known.is_due(None, at(299)));
         assert!(known.is_due(None, at(300)));
         known.used_at = None;
         assert!(!known.is_due(None, at(300)));
         assert!(known.is_due(Some(at(10)), at(10)));
-        known.asked_at = Some(at(11));
+        known.last_attempt_at = Some(at(11));
         assert!(!known.is_due(Some(at(10)), at(100)));
         assert!(known.is_due(Some(at(10)), at(311)));
     }

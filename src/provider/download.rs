@@ -23,13 +23,13 @@ use super::http::{CONNECT_TIMEOUT, explain};
 use crate::job::Job;
 
 /// Downloads under way at once on one node.
-const MOST: usize = 64;
+const MAX_CONCURRENT_DOWNLOADS: usize = 64;
 
 /// How long neither side of a download may stand still. There is no limit on the whole.
-const IDLE: Duration = Duration::from_secs(30);
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Redirects that are followed.
-const MOST_REDIRECTS: usize = 5;
+const MAX_REDIRECTS: usize = 5;
 
 /// What of an answer's head is passed on as it is.
 const FORWARDED_HEADERS: [&str; 5] = [
@@ -147,8 +147,8 @@ impl Downloader {
             provider_client: client().build()?,
             public_client: client().dns_resolver(PublicDnsResolver).build()?,
             is_allowed: may_be_public,
-            idle: IDLE,
-            permits: Arc::new(Semaphore::new(MOST)),
+            idle: STALL_TIMEOUT,
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_DOWNLOADS)),
         })
     }
 
@@ -164,7 +164,7 @@ impl Downloader {
         let place = Arc::clone(&self.permits).try_acquire_owned();
         let place = place.map_err(|_| DownloadError::Busy)?;
         let (mut url, mut is_home) = (source, true);
-        for _ in 0..=MOST_REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             is_home &= home.is_some_and(|home| home.origin() == url.origin());
             let request = match is_home {
                 true => self.provider_client.get(url.clone()).headers(key.clone()),

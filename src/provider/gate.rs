@@ -52,7 +52,7 @@ struct Inner {
 #[must_use = "a place is taken as long as this lives"]
 pub struct Permit {
     gate: Arc<CircuitBreaker>,
-    errand: RequestKind,
+    kind: RequestKind,
     pass: PermitToken,
     health: RequestResult,
 }
@@ -210,7 +210,7 @@ impl CircuitBreaker {
     fn permit(self: &Arc<Self>, errand: RequestKind, pass: PermitToken) -> Permit {
         Permit {
             gate: Arc::clone(self),
-            errand,
+            kind: errand,
             pass,
             health: RequestResult::NotSent,
         }
@@ -285,12 +285,12 @@ impl Permit {
     pub async fn revalidate(self, end: Time) -> Option<Self> {
         let is_good = |leave: &Self| {
             let inner = leave.gate.lock();
-            inner.condition.circuit(leave.errand).is_current(leave.pass)
+            inner.condition.circuit(leave.kind).is_current(leave.pass)
         };
         if is_good(&self) {
             return Some(self);
         }
-        let (gate, errand) = (Arc::clone(&self.gate), self.errand);
+        let (gate, errand) = (Arc::clone(&self.gate), self.kind);
         drop(self);
         gate.wait_for_permit(errand, end).await.ok()
     }
@@ -298,7 +298,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let (errand, pass, health) = (self.errand, self.pass, self.health);
+        let (errand, pass, health) = (self.kind, self.pass, self.health);
         {
             let mut inner = self.gate.lock();
             let under_way = inner.in_flight(errand);

@@ -14,7 +14,7 @@ use crate::config::Price;
 use crate::job::VideoRequest;
 
 /// The most that one job may cost, in the prices' unit.
-const MOST: f64 = 1e9;
+const MAX_PRICE: f64 = 1e9;
 
 /// What a provider is known to refuse, so that it is not asked.
 #[derive(Deserialize)]
@@ -106,7 +106,7 @@ impl Provider {
         };
         amount
             .and_then(|amount| {
-                let is_sum = (0.0..=MOST).contains(&amount);
+                let is_sum = (0.0..=MAX_PRICE).contains(&amount);
                 is_sum
                     .then_some(Some(amount))
                     .ok_or_else(|| format!("{amount} is no sum"))

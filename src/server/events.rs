@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::caller::Caller;
 use super::drain::Drain;
-use super::jobs::{granted_job_ids, may_follow};
+use super::jobs::{granted_job_ids, can_subscribe_owner};
 use super::problem::Problem;
 use crate::config::SocketConfig;
 use crate::feed;
@@ -59,7 +59,7 @@ struct StreamParams {
     jobs: Vec<JobId>,
     unknown: Vec<String>,
     mine: bool,
-    known: HashMap<String, u64>,
+    known_versions: HashMap<String, u64>,
 }
 
 impl StreamParams {
@@ -68,7 +68,7 @@ impl StreamParams {
             jobs: Vec::new(),
             unknown: Vec::new(),
             mine: false,
-            known: HashMap::new(),
+            known_versions: HashMap::new(),
         };
         let header = request
             .headers()
@@ -92,7 +92,7 @@ impl StreamParams {
             if let Some((job, version)) = id.trim().rsplit_once(':')
                 && let Ok(version) = version.parse()
             {
-                wish.known.insert(job.to_owned(), version);
+                wish.known_versions.insert(job.to_owned(), version);
             }
         }
         if wish.jobs.is_empty() && wish.unknown.is_empty() && !wish.mine {
@@ -138,7 +138,7 @@ pub async fn open(
     let mut wish = StreamParams::read(&request, settings.max_subscriptions)?;
     let bell = Rc::new(NotifySink::default());
     let connection = Connection::open(&hub.shard(), Rc::clone(&bell) as Rc<dyn Sink>);
-    let follows = wish.mine && may_follow(&caller);
+    let follows = wish.mine && can_subscribe_owner(&caller);
     if wish.mine {
         wish.jobs.extend(granted_job_ids(&caller).unwrap_or_default());
         wish.jobs.sort_unstable();
@@ -159,7 +159,7 @@ pub async fn open(
         .into_iter()
         .map(|job| (job.id.clone(), job))
         .collect();
-    let version_of = |id: &JobId| wish.known.get(id.as_str()).copied().unwrap_or(0);
+    let version_of = |id: &JobId| wish.known_versions.get(id.as_str()).copied().unwrap_or(0);
     for id in &wish.jobs {
         match newest
             .remove(id)

@@ -224,7 +224,7 @@ pub fn granted_job_ids(caller: &Principal) -> Option<Vec<JobId>> {
 }
 
 /// Whether the caller may see whatever job becomes its own, and so may follow them all.
-pub fn may_follow(caller: &Principal) -> bool {
+pub fn can_subscribe_owner(caller: &Principal) -> bool {
     caller.granted_jobs().is_none() && caller.may_see("", caller.subject())
 }
 

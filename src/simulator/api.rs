@@ -50,7 +50,7 @@ struct Mount {
 }
 
 /// What the witness says, for black-box tests.
-pub(super) fn witness_routes(config: &mut ServiceConfig) {
+pub(super) fn inspector_routes(config: &mut ServiceConfig) {
     config
         .route("/simulator/counts", web::get().to(counts))
         .route("/simulator/counts/{dialect}", web::get().to(counts_in))
@@ -158,7 +158,7 @@ impl Mount {
         plan.steps = order.steps.unwrap_or(plan.steps);
         let handle = order.handle(body);
         let before = counter.ledger.note_submit(dialect.name(), &handle);
-        match &plan.door {
+        match &plan.submit_behavior {
             SubmitBehavior::Refuse(refusal) => {
                 if matches!(refusal, Refusal::Quota) {
                     counter.ledger.credit_spent(dialect.name());
@@ -191,7 +191,7 @@ impl Mount {
     }
 
     async fn admit(&self, task: &Task, plan: Plan, callback: Option<Url>) -> HttpResponse {
-        let door = plan.door.clone();
+        let door = plan.submit_behavior.clone();
         let workers = &self.counter.workers;
         let first_webhook = workers.start(task.number, self.dialect, plan, callback);
         match door {

@@ -31,8 +31,8 @@ pub(super) const LENGTH: usize = include_bytes!("clip.mp4").len();
 pub(super) fn serve(request: &HttpRequest) -> HttpResponse {
     let length = CLIP.len() as u64;
     let (mut response, range, body) = match asked(request) {
-        Asked::Whole => (HttpResponse::Ok(), None, CLIP),
-        Asked::Part(first, last) => {
+        RequestedRange::Whole => (HttpResponse::Ok(), None, CLIP),
+        RequestedRange::Part(first, last) => {
             let range = ContentRangeSpec::Bytes {
                 range: Some((first, last)),
                 instance_length: Some(length),
@@ -40,7 +40,7 @@ pub(super) fn serve(request: &HttpRequest) -> HttpResponse {
             let body = CLIP.get(first as usize..=last as usize).unwrap_or_default();
             (HttpResponse::PartialContent(), Some(range), body)
         }
-        Asked::Beyond => {
+        RequestedRange::Beyond => {
             let range = ContentRangeSpec::Bytes {
                 range: None,
                 instance_length: Some(length),
@@ -65,7 +65,7 @@ pub(super) fn serve(request: &HttpRequest) -> HttpResponse {
 }
 
 /// What part of the clip a request is for.
-enum Asked {
+enum RequestedRange {
     Whole,
     /// First and last byte.
     Part(u64, u64),
@@ -73,23 +73,23 @@ enum Asked {
 }
 
 /// A range that is not understood, more than one, and one bound to a version (we name none) ask for the whole.
-fn asked(request: &HttpRequest) -> Asked {
+fn asked(request: &HttpRequest) -> RequestedRange {
     let headers = request.headers();
     if !headers.contains_key(header::RANGE) || headers.contains_key(IF_RANGE) {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     }
     match Range::parse(request) {
         Ok(Range::Bytes(specs)) => match specs.as_slice() {
             [spec] => satisfy(spec),
-            _ => Asked::Whole,
+            _ => RequestedRange::Whole,
         },
-        Ok(Range::Unregistered(..)) | Err(_) => Asked::Whole,
+        Ok(Range::Unregistered(..)) | Err(_) => RequestedRange::Whole,
     }
 }
 
-fn satisfy(spec: &ByteRangeSpec) -> Asked {
+fn satisfy(spec: &ByteRangeSpec) -> RequestedRange {
     match spec.to_satisfiable_range(CLIP.len() as u64) {
-        Some((first, last)) => Asked::Part(first, last),
-        None => Asked::Beyond,
+        Some((first, last)) => RequestedRange::Part(first, last),
+        None => RequestedRange::Beyond,
     }
 }

@@ -167,7 +167,7 @@ fn queueing(scenario: Scenario) -> Plan {
     let plan = scenario.plan();
     if scenario == Scenario::ConcurrencyLimited {
         return Plan {
-            door: SubmitBehavior::Accept,
+            submit_behavior: SubmitBehavior::Accept,
             ahead: 3,
             ..plan
         };

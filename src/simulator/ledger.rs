@@ -14,7 +14,7 @@ use super::call::{Call, Cancelled, Listing, Name};
 use super::task::{NewTask, Task};
 use super::witness::{Counts, Submits, TaskSnapshot};
 
-const KEPT: usize = 100_000;
+const MAX_TASKS: usize = 100_000;
 
 /// Cheap to clone; all clones are one ledger.
 #[derive(Clone)]
@@ -147,7 +147,7 @@ impl SimulatorState {
             };
             book.tasks.insert(number, entry);
             book.numbers.insert(id, number);
-            if book.tasks.len() > KEPT
+            if book.tasks.len() > MAX_TASKS
                 && let Some((_, oldest)) = book.tasks.pop_first()
             {
                 book.numbers.remove(&oldest.task.id);
@@ -175,7 +175,7 @@ impl SimulatorState {
                 task.deleted = delete;
                 return Cancelled::Ended;
             }
-            task.cancel_asked = true;
+            task.cancel_requested = true;
             Cancelled::Agreed(Box::new(task.clone()))
         });
         outcome.unwrap_or(Cancelled::Unknown)
@@ -276,7 +276,7 @@ impl StateInner {
     fn submits_of(&mut self, handle: Handle) -> &mut Submits {
         if !self.submits.contains_key(&handle) {
             self.submits_order.push_back(handle.clone());
-            if self.submits_order.len() > KEPT
+            if self.submits_order.len() > MAX_TASKS
                 && let Some(oldest) = self.submits_order.pop_front()
             {
                 self.submits.remove(&oldest);

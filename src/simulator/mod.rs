@@ -189,7 +189,7 @@ impl Simulator {
             let mut app = App::new()
                 .app_data(counter.clone())
                 .app_data(presence.clone())
-                .configure(api::witness_routes);
+                .configure(api::inspector_routes);
             for dialect in DIALECTS {
                 let prefix = format!("/{}", dialect.name());
                 let scope = web::scope(&prefix);

@@ -9,7 +9,7 @@ use super::scenario::Scenario;
 /// What the simulator does with one submit and the job that may come of it.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    pub door: SubmitBehavior,
+    pub submit_behavior: SubmitBehavior,
     /// Tasks that wait in the queue before this one; each costs a step.
     pub ahead: u16,
     /// Steps of progress between the start of processing and the end.
@@ -83,7 +83,7 @@ impl Scenario {
     /// As it is played where the dialect has nothing to say to it.
     pub(super) fn plan(self) -> Plan {
         let plan = Plan {
-            door: SubmitBehavior::Accept,
+            submit_behavior: SubmitBehavior::Accept,
             ahead: 0,
             steps: 4,
             ending: FinalOutcome::Succeeds,
@@ -111,32 +111,32 @@ impl Scenario {
                 ..plan
             },
             Self::WebhookBeforeAnswer => Plan {
-                door: SubmitBehavior::AnswerAfterWebhook,
+                submit_behavior: SubmitBehavior::AnswerAfterWebhook,
                 ..plan
             },
             Self::RateLimited => Plan {
-                door: SubmitBehavior::RefuseFirst(2, Refusal::RateLimit),
+                submit_behavior: SubmitBehavior::RefuseFirst(2, Refusal::RateLimit),
                 ..plan
             },
             Self::ConcurrencyLimited => Plan {
-                door: SubmitBehavior::RefuseFirst(1, Refusal::Concurrency),
+                submit_behavior: SubmitBehavior::RefuseFirst(1, Refusal::Concurrency),
                 ..plan
             },
             Self::ServerErrors => Plan {
-                door: SubmitBehavior::RefuseFirst(2, Refusal::Server),
+                submit_behavior: SubmitBehavior::RefuseFirst(2, Refusal::Server),
                 ..plan
             },
             Self::LostAnswer => Plan {
-                door: SubmitBehavior::CloseUnanswered,
+                submit_behavior: SubmitBehavior::CloseUnanswered,
                 ..plan
             },
             Self::LostAnswerSilent => Plan {
-                door: SubmitBehavior::CloseUnanswered,
+                submit_behavior: SubmitBehavior::CloseUnanswered,
                 schedule: Schedule::Lost,
                 ..plan
             },
             Self::Safety => Plan {
-                door: SubmitBehavior::Refuse(Refusal::Safety),
+                submit_behavior: SubmitBehavior::Refuse(Refusal::Safety),
                 ..plan
             },
             Self::FailsAtEnd => Plan {
@@ -156,11 +156,11 @@ impl Scenario {
                 ..plan
             },
             Self::Quota => Plan {
-                door: SubmitBehavior::Refuse(Refusal::Quota),
+                submit_behavior: SubmitBehavior::Refuse(Refusal::Quota),
                 ..plan
             },
             Self::BadKey => Plan {
-                door: SubmitBehavior::Refuse(Refusal::BadKey),
+                submit_behavior: SubmitBehavior::Refuse(Refusal::BadKey),
                 ..plan
             },
             Self::Unsigned => Plan {

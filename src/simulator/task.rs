@@ -65,7 +65,7 @@ pub(super) struct Task {
     pub updated_ms: u64,
     pub failure: Option<Failure>,
     /// Somebody asked to cancel it.
-    pub cancel_asked: bool,
+    pub cancel_requested: bool,
     /// Asked to be forgotten: nobody finds it any more.
     pub deleted: bool,
     /// The webhook of the end names no outputs.
@@ -104,7 +104,7 @@ impl Task {
             started_ms: None,
             updated_ms: now,
             failure: None,
-            cancel_asked: false,
+            cancel_requested: false,
             deleted: false,
             omits_outputs: false,
             kept: false,

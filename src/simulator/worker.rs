@@ -22,7 +22,7 @@ use super::task::Task;
 use super::webhook::{Delivery, Message, WebhookSender, Recipient};
 
 /// The most webhooks that tell of one change.
-const NEWS_PER_CHANGE: usize = 2;
+const MAX_WEBHOOKS_PER_CHANGE: usize = 2;
 
 /// Starts the work on tasks. Cheap to clone.
 #[derive(Clone)]
@@ -88,7 +88,7 @@ impl Workers {
 impl Work {
     async fn run(self, recipient: Option<Recipient>, first_done: oneshot::Sender<()>) {
         let changes = usize::from(self.plan.ahead) + usize::from(self.plan.steps) + 3;
-        let (outbox, inbox) = mpsc::channel(changes * NEWS_PER_CHANGE);
+        let (outbox, inbox) = mpsc::channel(changes * MAX_WEBHOOKS_PER_CHANGE);
         tokio::join!(
             self.render(outbox),
             self.notify(inbox, recipient, first_done)
@@ -116,7 +116,7 @@ impl Work {
             }
         }
         // Where the submitter is kept waiting for the first webhook, there is no time in the queue.
-        if !matches!(self.plan.door, SubmitBehavior::AnswerAfterWebhook) {
+        if !matches!(self.plan.submit_behavior, SubmitBehavior::AnswerAfterWebhook) {
             pace().await;
         }
         for step in 0..=self.plan.steps {
@@ -136,7 +136,7 @@ impl Work {
     ) -> ControlFlow<()> {
         let task = self.ledger.change(self.task, |task| {
             let heeded = match self.plan.cancelling {
-                CancelBehavior::Honored => task.cancel_asked,
+                CancelBehavior::Honored => task.cancel_requested,
                 CancelBehavior::Forgotten => false,
             };
             if heeded {

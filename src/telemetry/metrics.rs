@@ -310,7 +310,7 @@ impl Metrics {
     }
 
     /// A submit was refused before anything was kept.
-    pub fn submit_refused(&self, reason: AdmissionRejection) {
+    pub fn submission_rejected(&self, reason: AdmissionRejection) {
         let reason = reason.word();
         self.submits_refused
             .get_or_create(&ReasonLabels { reason })
@@ -386,7 +386,7 @@ mod tests {
         metrics.set_provider_state("kling", ProviderState::Available, |_| 0);
         metrics.set_provider_balance("kling", 1.0);
         metrics.socket_closed(1000);
-        metrics.submit_refused(AdmissionRejection::Budget);
+        metrics.submission_rejected(AdmissionRejection::Budget);
         metrics.reserved("kling", 1);
         metrics.spent("kling", 1);
         let text = metrics.render();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::{AT_ONCE, Ground, Stand};
+use super::{MAX_CONCURRENT_HANDSHAKES, Ground, Stand};
 use crate::crowd::{Door, Greeting};
 use crate::lane::{Lane, post};
 use crate::message::{OWNER, Stamp, metadata};
@@ -133,7 +133,7 @@ impl Hub {
             door: Door {
                 addresses,
                 greetings,
-                at_once: AT_ONCE,
+                at_once: MAX_CONCURRENT_HANDSHAKES,
             },
             publish_at,
             processes,
@@ -162,7 +162,7 @@ impl Hub {
         let door = Door {
             addresses: vec![hub.address],
             greetings: vec![hub.greeting(&known)],
-            at_once: AT_ONCE,
+            at_once: MAX_CONCURRENT_HANDSHAKES,
         };
         let publisher = hub.publisher;
         let mut turns = (0..jobs.len()).cycle();
@@ -209,7 +209,7 @@ pub(super) async fn start(ground: &Ground<'_>) -> anyhow::Result<Stand> {
         door: Door {
             addresses: vec![hub.address],
             greetings,
-            at_once: AT_ONCE,
+            at_once: MAX_CONCURRENT_HANDSHAKES,
         },
         publish_at: hub.address,
         processes: vec![hub.process],

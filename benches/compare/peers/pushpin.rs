@@ -15,7 +15,7 @@ use crate::message::Stamp;
 use crate::process::{Process, free_address, is_there};
 
 /// Handshakes under way at once: of more than a hundred or so, some are answered 502.
-const AT_ONCE: usize = 50;
+const MAX_CONCURRENT_HANDSHAKES: usize = 50;
 
 pub(super) fn missing() -> Option<String> {
     let is_whole = ["pushpin", "condure", "zurl"].into_iter().all(is_there);
@@ -102,7 +102,7 @@ subscription_linger=60
     Ok(Stand {
         processes: vec![process],
         door: Door {
-            at_once: AT_ONCE,
+            at_once: MAX_CONCURRENT_HANDSHAKES,
             ..by_path(address, ground.channels)
         },
         publish_at,

@@ -175,7 +175,7 @@ async fn no_redirect_leads_the_hub_into_its_own_network() {
         refused,
         Some(DownloadError::Refused("it was redirected too often"))
     );
-    assert_eq!(home.heads().len(), MOST_REDIRECTS + 1);
+    assert_eq!(home.heads().len(), MAX_REDIRECTS + 1);
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ impl BreakerState {
         }
     }
 
-    pub(super) fn lane_mut(&mut self, errand: RequestKind) -> &mut Circuit {
+    pub(super) fn circuit_mut(&mut self, errand: RequestKind) -> &mut Circuit {
         match errand {
             RequestKind::Submit => &mut self.submits,
             RequestKind::Query => &mut self.queries,
@@ -74,13 +74,13 @@ impl BreakerState {
 
     /// Whether a request may be made while so many of its kind are under way.
     pub(super) fn admit(&mut self, errand: RequestKind, under_way: usize, now: Time) -> Admission {
-        self.lane_mut(errand).admit(under_way, now)
+        self.circuit_mut(errand).admit(under_way, now)
     }
 
     /// Takes in what an answer says.
     pub(super) fn record(&mut self, errand: RequestKind, pass: PermitToken, health: RequestResult, now: Time) {
         match health {
-            RequestResult::NotSent => self.lane_mut(errand).discard_probe(pass),
+            RequestResult::NotSent => self.circuit_mut(errand).discard_probe(pass),
             RequestResult::Success => self.on_success(errand, pass),
             RequestResult::Failure(kind, hint) => match cause(kind) {
                 None => self.on_success(errand, pass),
@@ -97,7 +97,7 @@ impl BreakerState {
     /// What one lane proves is true of the other: that the provider answers; and by a submit, which
     /// needs more than a question does, that it may be asked.
     fn on_success(&mut self, errand: RequestKind, pass: PermitToken) {
-        if !self.lane_mut(errand).succeed(pass) {
+        if !self.circuit_mut(errand).succeed(pass) {
             return;
         }
         self.failures = 0;
@@ -126,7 +126,7 @@ impl BreakerState {
     ) {
         self.failures = self.failures.saturating_add(1);
         if self.circuit(errand).closed().is_some() {
-            self.lane_mut(errand).refuse(pass, cause, hint, now);
+            self.circuit_mut(errand).refuse(pass, cause, hint, now);
         } else if self.failures >= FAILURE_THRESHOLD {
             for lane in [&mut self.submits, &mut self.queries] {
                 if lane.closed().is_none() {
@@ -166,7 +166,7 @@ impl BreakerState {
         {
             other.trip(cause, hint, now);
         }
-        self.lane_mut(errand).refuse(pass, cause, hint, now);
+        self.circuit_mut(errand).refuse(pass, cause, hint, now);
     }
 
     /// Somebody says that it is mended.

@@ -21,7 +21,7 @@ use crate::feed;
 use crate::hub::FeedHealth;
 use crate::job::{Job, JobId};
 use crate::protocol::{ClientMessage, CloseReason, FeedName, ServerMessage, JobVersion, SubscribeOutcome};
-use crate::server::jobs::{granted_job_ids, may_follow};
+use crate::server::jobs::{granted_job_ids, can_subscribe_owner};
 use crate::server::problem::Problem;
 use crate::store;
 use crate::time::Time;
@@ -96,7 +96,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             (Ok(renewed), PeerState::Authenticated { principal, .. })
                 if renewed.subject() == principal.subject() =>
             {
-                if !may_follow(&renewed) {
+                if !can_subscribe_owner(&renewed) {
                     self.connection.unsubscribe_owner();
                 }
                 self.connection
@@ -165,7 +165,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             .map(|known| (known.job.as_str(), known.version))
             .collect();
         let version_of = |job: &JobId| asked.get(job.as_str()).copied().unwrap_or(0);
-        let follows = feed.is_some() && may_follow(principal);
+        let follows = feed.is_some() && can_subscribe_owner(principal);
         let mut wanted: BTreeSet<JobId> = asked
             .keys()
             .filter_map(|name| JobId::parse(name).ok())

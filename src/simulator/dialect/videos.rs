@@ -17,7 +17,7 @@ use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
 /// Seconds for which content is kept.
-const KEPT: u64 = 24 * 60 * 60;
+const CONTENT_TTL_SECONDS: u64 = 24 * 60 * 60;
 
 pub(super) struct Videos;
 
@@ -142,7 +142,7 @@ fn video(task: &Task) -> Value {
     let ended = task.ended_ms().map(|ms| ms / 1000);
     // What is gone expired when it was done.
     let expires = ended.filter(|_| task.status == Status::Succeeded);
-    let expires = expires.map(|ended| if task.kept { ended + KEPT } else { ended });
+    let expires = expires.map(|ended| if task.kept { ended + CONTENT_TTL_SECONDS } else { ended });
     json!({
         "id": task.id,
         "object": "video",

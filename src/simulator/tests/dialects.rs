@@ -240,7 +240,7 @@ async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
                 Some(status) => {
                     let task = client.rest(&stage).await;
                     assert_eq!((task.status, task.scenario), (status, scenario), "{name}");
-                    let refused = match client.plan(scenario).door {
+                    let refused = match client.plan(scenario).submit_behavior {
                         SubmitBehavior::RefuseFirst(times, _) => times,
                         SubmitBehavior::Accept | SubmitBehavior::Refuse(_) | SubmitBehavior::CloseUnanswered => 0,
                         SubmitBehavior::AnswerAfterWebhook => 0,

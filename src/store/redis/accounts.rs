@@ -23,7 +23,7 @@ use crate::time::Time;
 const WINDOW_GRACE_PERIOD: Duration = Duration::from_secs(3600);
 
 /// After which a debt is somebody else's to pay: longer than any call takes.
-const LEASE: Duration = Duration::from_secs(10);
+const OUTBOX_ENTRY_LEASE: Duration = Duration::from_secs(10);
 
 /// What is to be booked for one document.
 #[derive(Debug, Serialize, Deserialize)]
@@ -194,7 +194,7 @@ impl RedisStore {
         let now = Time::now();
         for (name, text) in owed {
             let debt: BudgetOutboxEntry = from_json(&text)?;
-            if now.saturating_duration_since(Time::from_millis(debt.created_at)) < LEASE {
+            if now.saturating_duration_since(Time::from_millis(debt.created_at)) < OUTBOX_ENTRY_LEASE {
                 continue;
             }
             match debt.is_reservation && self.read(&debt.job).await?.is_none() {

@@ -21,7 +21,7 @@ use crate::job::{Job, JobId};
 use crate::store::{Schedule, CommitOutcome, Error};
 
 /// Jobs that one script reads: few enough that others don't wait for it.
-const BATCH: usize = 64;
+const READ_BATCH: usize = 64;
 
 /// How much longer than its retention anything is kept by Redis itself: the sweep comes first.
 pub(super) const TTL_MARGIN: Duration = Duration::from_secs(24 * 3600);
@@ -146,7 +146,7 @@ impl RedisStore {
             let place = self.link.keys.partition_for(id.as_str()).number;
             places.entry(place).or_default().push(id);
         }
-        let some = places.values().flat_map(|ids| ids.chunks(BATCH));
+        let some = places.values().flat_map(|ids| ids.chunks(READ_BATCH));
         let reads = some.map(async |ids| {
             let keys = ids.iter().map(|id| self.link.keys.partition_for(id.as_str()).job(id));
             let found: Vec<Option<String>> =

@@ -39,11 +39,11 @@ impl Script {
         }
     }
 
-    fn known(&self) -> Call<'_> {
+    fn sha(&self) -> Call<'_> {
         Call::Sha(&self.hash)
     }
 
-    fn whole(&self) -> Call<'_> {
+    fn source(&self) -> Call<'_> {
         Call::Source(self.text)
     }
 }
@@ -164,8 +164,8 @@ impl Connections {
         args: Vec<Value>,
     ) -> Result<R, Error> {
         let client = self.client();
-        let answer = match call(&client, script.known(), &keys, &args).await {
-            Err(error) if is_noscript(&error) => call(&client, script.whole(), &keys, &args).await,
+        let answer = match call(&client, script.sha(), &keys, &args).await {
+            Err(error) if is_noscript(&error) => call(&client, script.source(), &keys, &args).await,
             answer => answer,
         };
         answer.map_err(|error| to_store_error(&error))
@@ -182,10 +182,10 @@ impl Connections {
             return self.run_script(script, keys, args).await;
         };
         let client = waiting.client();
-        let known = self.run_script_and_wait(&client, script.known(), &keys, &args);
+        let known = self.run_script_and_wait(&client, script.sha(), &keys, &args);
         let [answer, there] = match known.await? {
             [Err(error), _] if is_noscript(&error) => {
-                let whole = script.whole();
+                let whole = script.source();
                 self.run_script_and_wait(&client, whole, &keys, &args).await?
             }
             answers => answers,

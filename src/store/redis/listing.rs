@@ -15,7 +15,7 @@ use crate::job::{Job, JobId};
 use crate::store::{Error, ListQuery};
 
 /// Jobs that are looked at in one go.
-const BATCH: usize = 128;
+const LIST_BATCH: usize = 128;
 
 /// Which jobs a pass through a list shows.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl RedisStore {
             None => self.link.keys.partitions().collect(),
         };
         let below = before.map_or("+".to_owned(), |id| format!("({id}"));
-        let most = i64::try_from(BATCH).unwrap_or(i64::MAX);
+        let most = i64::try_from(LIST_BATCH).unwrap_or(i64::MAX);
         let reads = parts.into_iter().map(|part| {
             let key = match pass {
                 ListScope::Unfinished => part.active_jobs(owner),
@@ -120,7 +120,7 @@ impl RedisStore {
         });
         let mut ids = try_join_all(reads).await?.concat();
         ids.sort_unstable_by(|a, b| b.cmp(a));
-        ids.truncate(BATCH);
+        ids.truncate(LIST_BATCH);
         Ok(ids.iter().filter_map(|id| JobId::parse(id).ok()).collect())
     }
 }

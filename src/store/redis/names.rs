@@ -21,7 +21,7 @@ use crate::store::{Error, MAX_BUFFERED_UPDATES, BUFFERED_UPDATE_TTL, BufferOutco
 use crate::time::Time;
 
 /// How long a claim may be without its job: longer than any call takes.
-const LEASE: Duration = Duration::from_secs(10);
+const KEY_CLAIM_LEASE: Duration = Duration::from_secs(10);
 
 /// How long to wait for another's claim to become a job, and how long between two looks.
 const CLAIM_WAIT: Duration = Duration::from_secs(2);
@@ -136,7 +136,7 @@ impl RedisStore {
         let age = age.parse().map_or(Duration::MAX, Duration::from_millis);
         Ok(match job {
             Some(job) => ClaimStatus::Valid(job),
-            None if age >= LEASE => ClaimStatus::Expired,
+            None if age >= KEY_CLAIM_LEASE => ClaimStatus::Expired,
             None => ClaimStatus::Pending,
         })
     }

@@ -20,7 +20,7 @@ use crate::time::Time;
 const SLOT_TTL: Duration = Duration::from_secs(60);
 
 /// How often places are looked through before those who want one wait for the next time.
-const ROUNDS: usize = 4;
+const MAX_RECLAIM_ROUNDS: usize = 4;
 
 impl RedisStore {
     /// Takes a place for each of these jobs, as far as there are any; says who got one.
@@ -36,7 +36,7 @@ impl RedisStore {
         }
         let key = self.link.keys.partition_for(provider).slots(provider);
         let until = (now + CLAIM_LEASE).millis();
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_RECLAIM_ROUNDS {
             let mut args: Vec<Value> = vec![
                 now.millis().into(),
                 until.into(),

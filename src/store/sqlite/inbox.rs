@@ -36,7 +36,7 @@ pub(super) trait Command: Send {
 #[derive(Debug)]
 pub(super) struct CommandQueue {
     sender: Mutex<Option<Sender>>,
-    patience: Duration,
+    enqueue_timeout: Duration,
 }
 
 pub(super) type Sender = mpsc::Sender<Box<dyn Command>>;
@@ -50,7 +50,7 @@ impl CommandQueue {
     fn bounded(capacity: usize, patience: Duration) -> (Self, Receiver) {
         let (sender, receiver) = mpsc::channel(capacity);
         let sender = Mutex::new(Some(sender));
-        (Self { sender, patience }, receiver)
+        (Self { sender, enqueue_timeout: patience }, receiver)
     }
 
     /// Has `run` done on the connection and waits for the answer. Once it is queued it is done,
@@ -67,7 +67,7 @@ impl CommandQueue {
             caller,
         });
         let sender = self.lock().clone().ok_or_else(|| to_store_error("it is closed"))?;
-        match sender.send_timeout(step, self.patience).await {
+        match sender.send_timeout(step, self.enqueue_timeout).await {
             Ok(()) => drop(sender),
             Err(SendTimeoutError::Timeout(_)) => return Err(Error::Overloaded),
             Err(SendTimeoutError::Closed(_)) => return Err(to_store_error("its thread has ended")),

@@ -17,7 +17,7 @@ use crate::store::redis::place::COMMAND_TIMEOUT;
 use crate::store::{Error, Topic};
 
 /// Channels in one command, where a command takes several.
-const BATCH: usize = 1000;
+const CHANNELS_PER_COMMAND: usize = 1000;
 
 /// Commands under way at once, where each takes one.
 const MAX_CONCURRENT_COMMANDS: usize = 64;
@@ -31,7 +31,7 @@ pub(super) struct Channels {
 struct ChannelState {
     topic: Topic,
     /// Whether nobody wanted it at the last look.
-    is_idle: bool,
+    was_unused: bool,
 }
 
 impl Channels {
@@ -71,7 +71,7 @@ impl Channels {
         let listened = |topic| {
             Some(ChannelState {
                 topic,
-                is_idle: false,
+                was_unused: false,
             })
         };
         self.list.extend(
@@ -94,10 +94,10 @@ impl Channels {
         for (channel, listened) in &mut self.list {
             let Some(listened) = listened else { continue };
             let is_idle = !wanted(&listened.topic);
-            if is_idle && listened.is_idle {
+            if is_idle && listened.was_unused {
                 unwanted.push(channel.clone());
             }
-            listened.is_idle = is_idle;
+            listened.was_unused = is_idle;
         }
         unwanted
     }
@@ -119,7 +119,7 @@ impl Channels {
                 }
             }
             false => {
-                for some in channels.chunks(BATCH) {
+                for some in channels.chunks(CHANNELS_PER_COMMAND) {
                     let done = client.unsubscribe(some.to_vec()).await;
                     done.map_err(|error| to_store_error(&error))?;
                 }
@@ -132,7 +132,7 @@ impl Channels {
     /// follows on the same connection is answered when the server has come past it.
     async fn subscribe(&self, client: &Client, channels: &[&str]) -> Result<(), Error> {
         if !self.is_sharded {
-            for some in channels.chunks(BATCH) {
+            for some in channels.chunks(CHANNELS_PER_COMMAND) {
                 let some: Vec<String> = some.iter().map(|one| (*one).to_owned()).collect();
                 client.subscribe(some).await.map_err(|error| to_store_error(&error))?;
             }
