@@ -13,7 +13,7 @@ mod config;
 mod jwks;
 mod keys;
 mod minter;
-mod outgoing;
+mod provider_token;
 mod principal;
 #[cfg(test)]
 mod tests;
@@ -31,7 +31,7 @@ pub use config::AuthConfig;
 pub use jwks::{Fetch, FetchError, Jwks, JwksUnavailable};
 pub use keys::VerifyingKey;
 pub use minter::{MintError, MintedToken, Minter};
-pub use outgoing::hs256;
+pub use provider_token::hs256;
 pub use principal::{Principal, Scope};
 pub use token::{MAX_TOKEN_BYTES, UnverifiedToken};
 

@@ -5,12 +5,12 @@
 //! reported at once, each mistake by its key, and no secret ever appears in a mistake, in
 //! [`Config::shown`] or in `Debug`.
 
-mod check;
+mod parse;
 mod duration;
 mod layers;
-mod read;
+mod sections;
 mod reader;
-mod shown;
+mod redacted;
 #[cfg(test)]
 mod tests;
 
@@ -282,28 +282,28 @@ impl Config {
         layers.add_environment(env);
         layers.add_flags(flags);
         let mut reader = Reader::new(layers);
-        let config = read::config(&mut reader);
+        let config = sections::config(&mut reader);
         (config, reader.finish())
     }
 
     /// The built-in defaults alone. They can verify no token, so `serve` would refuse them.
     #[must_use]
     pub fn defaults() -> Self {
-        read::config(&mut Reader::new(Layers::default()))
+        sections::config(&mut Reader::new(Layers::default()))
     }
 
     /// The whole configuration as TOML, with `(set)` for every secret that is set. Without
     /// secrets, it can be loaded again.
     #[must_use]
     pub fn to_redacted_toml(&self) -> String {
-        shown::toml(self)
+        redacted::toml(self)
     }
 }
 
 impl fmt::Debug for StoreConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreConfig")
-            .field("url", &shown::redact_url(&self.url))
+            .field("url", &redacted::redact_url(&self.url))
             .field("prefix", &self.prefix)
             .field("replicas", &self.replicas)
             .field("retain_final", &self.retain_final)

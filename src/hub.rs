@@ -8,7 +8,7 @@
 //! is marked as lagging, and [`crate::feed`] reads its jobs again.
 
 mod connection;
-mod interest;
+mod subscriptions;
 mod shard;
 #[cfg(test)]
 mod tests;
@@ -23,8 +23,8 @@ use crate::job::{Job, JobId};
 use crate::protocol::Frame;
 use crate::time::Time;
 pub use connection::Connection;
-pub use interest::DeliveredVersion;
-use interest::{SubscriptionIndex, Topic};
+pub use subscriptions::DeliveredVersion;
+use subscriptions::{SubscriptionIndex, Topic};
 pub use shard::{Shard, Sink};
 
 /// Changes that wait for a shard at most; beyond it, the shard lags and its jobs are read again.

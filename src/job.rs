@@ -5,7 +5,7 @@
 
 mod failure;
 mod id;
-mod law;
+mod transition;
 mod request;
 mod update;
 

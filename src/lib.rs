@@ -66,14 +66,14 @@ pub mod store; // where jobs live, on disk before anybody is told
 
 // Fourth floor: the only writer, and what comes before it.
 
-pub mod guard; // what a submit must pass
+pub mod admission; // what a submit must pass
 pub mod tracker; // read, apply, commit
 
 // Fifth floor: work that nobody waits for, and stopping it.
 
-pub mod cancel; // ends what is not wanted any more
-pub mod feed; // from the store to the hub
-pub mod fleet; // what nodes know of providers, known to all
+pub mod cancellation; // ends what is not wanted any more
+pub mod change_feed; // from the store to the hub
+pub mod breaker_sync; // what nodes know of providers, known to all
 pub mod submitter; // sends accepted jobs
 pub mod watchdog; // asks about silent ones, ends late ones
 

@@ -13,27 +13,27 @@
 //! Invariant: it imports nothing of the hub's, so that the two agree only where both follow the protocol.
 
 mod arguments;
-mod caller;
-mod callers;
+mod http_client;
+mod http_pool;
 mod chart;
-mod fleet;
-mod heard;
-mod hub;
+mod socket_pool;
+mod messages;
+mod hub_process;
 mod jobs;
-mod memory;
-mod page;
+mod subscription_state;
+mod html_report;
 mod process;
 mod report;
 mod run;
 mod schedule;
 mod signing;
 mod socket;
-mod steady;
-mod table;
-mod tally;
+mod measure;
+mod text_report;
+mod stats;
 mod target;
 mod updates;
-mod view;
+mod progress;
 mod wire;
 
 use secrecy::SecretString;
@@ -41,9 +41,9 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub use self::arguments::{Arguments, UpdateMethod, ArgumentErrors};
-pub use self::caller::RequestError;
-pub use self::hub::{Hub, NoHub};
-pub use self::page::PageError;
+pub use self::http_client::RequestError;
+pub use self::hub_process::{Hub, NoHub};
+pub use self::html_report::PageError;
 pub use self::report::Report;
 pub use self::updates::OWNER;
 

@@ -3,24 +3,24 @@
 //! Invariant: a body is parsed only once it is [`Verified`](crate::signature::Verified), a paid request is sent at most once a
 //! call, and an answer that may have been an acceptance is never told as a refusal.
 
-mod address;
-mod asking;
+mod public_ip;
+mod query;
 mod balance;
-mod call;
-mod calls;
-mod cancelling;
+mod request_spec;
+mod client;
+mod cancel;
 mod download;
 mod error;
 mod expression;
-mod gate;
-mod hints;
-mod home;
+mod breaker;
+mod retry_hints;
+mod base_url;
 mod http;
-mod proof;
-mod reading;
+mod webhook_verifier;
+mod task_mapping;
 mod spec;
 mod submission;
-mod terms;
+mod pricing;
 mod webhook;
 
 use std::collections::BTreeMap;
@@ -36,15 +36,15 @@ use balance::BalanceCache;
 pub use balance::Balance;
 pub use download::{Body, IncompleteBody, Download, DownloadError, RangeRequest};
 pub use error::{UnknownOutcome, RequestError, Rejection};
-pub use gate::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
-use home::BaseUrl;
+pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
+use base_url::BaseUrl;
 pub use http::{Fetcher, HttpClient, ClientBuildError};
-use proof::WebhookVerifier;
-pub use proof::WebhookVerifyError;
-pub use reading::{PayloadError, TaskReport};
+use webhook_verifier::WebhookVerifier;
+pub use webhook_verifier::WebhookVerifyError;
+pub use task_mapping::{PayloadError, TaskReport};
 use spec::{Requirement, Spec};
 pub use submission::SubmitOutcome;
-use terms::Prices;
+use pricing::Prices;
 pub use webhook::WebhookContent;
 
 /// How and when a provider is asked.

@@ -8,11 +8,11 @@ mod demo;
 mod drain;
 mod events;
 mod health;
-mod house;
+mod components;
 mod jobs;
 mod listener;
 mod outputs;
-mod pages;
+mod static_files;
 mod problem;
 mod providers;
 mod request;
@@ -34,10 +34,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Minter, Verifier};
-use crate::cancel::CancelService;
+use crate::cancellation::CancelService;
 use crate::config::{Config, ConfigError};
-use crate::feed::ChangeFeed;
-use crate::guard::AdmissionControl;
+use crate::change_feed::ChangeFeed;
+use crate::admission::AdmissionControl;
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
@@ -48,7 +48,7 @@ use crate::tracker::{WorkerWakeups, Tracker};
 
 pub use demo::{Demo, DemoScenario};
 use drain::Drain;
-use house::Components;
+use components::Components;
 
 /// Between the latest deadline of a job and its being forgotten unfinished.
 const RETENTION_MARGIN: Duration = Duration::from_secs(600);

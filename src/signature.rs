@@ -17,7 +17,7 @@ mod scheme;
 mod schemes;
 mod standard;
 mod static_token;
-mod table;
+mod spec;
 mod template;
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,10 @@
 //! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
 //! another writer was faster; there is no other way to change a job.
 
-mod looking;
-mod planning;
-mod settling;
-mod stir;
+mod confirmation;
+mod schedule;
+mod settlement;
+mod wakeup;
 
 use std::sync::Arc;
 
@@ -19,9 +19,9 @@ use crate::store::{
 use crate::telemetry::Metrics;
 use crate::time::Time;
 
-use looking::needs_confirmation;
-use planning::schedule_for;
-pub use stir::{MAX_IDLE, WorkerWakeups};
+use confirmation::needs_confirmation;
+use schedule::schedule_for;
+pub use wakeup::{MAX_IDLE, WorkerWakeups};
 
 /// How often a writer that lost the race reads again. Each loss means that another one won, so this
 /// is only reached by a job with very many writers at once.
@@ -178,7 +178,7 @@ impl Tracker {
                 let agenda = schedule_for(self.provider_of(&next), &next, Time::now());
                 (Arc::new(next), agenda, Vec::new())
             };
-            let settled = settling::settle(&job, &next);
+            let settled = settlement::settle(&job, &next);
             let (spent, entries) = settled.map_or((None, Vec::new()), |settled| {
                 (Some(settled.spent), settled.entries)
             });

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use toml::Value;
 
 use super::layers::{RawValue, Layers};
-use super::{ConfigError, Price, check, duration};
+use super::{ConfigError, Price, parse, duration};
 
 /// The layers not read so far, and the mistakes found in those that were.
 pub(super) struct Reader {
@@ -248,9 +248,9 @@ impl Section<'_> {
             RawValue::Text(text) => text.trim().parse().unwrap_or(Value::String(text)),
             RawValue::Toml(value) => value,
         };
-        let sum = check::sum(&value);
+        let sum = parse::sum(&value);
         if sum.is_none() {
-            self.wrong(key, check::INVALID_SUM_MESSAGE);
+            self.wrong(key, parse::INVALID_SUM_MESSAGE);
         }
         sum
     }
@@ -268,7 +268,7 @@ impl Section<'_> {
         };
         let mut prices = BTreeMap::new();
         for (name, value) in given {
-            match (check::sum(&value), value) {
+            match (parse::sum(&value), value) {
                 (Some(sum), _) => {
                     prices.insert(name, Price::Fixed(sum));
                 }
@@ -277,7 +277,7 @@ impl Section<'_> {
                 }
                 (None, _) => self.wrong(
                     &format!("{key}.{name}"),
-                    format!("{}, or an expression as text", check::INVALID_SUM_MESSAGE),
+                    format!("{}, or an expression as text", parse::INVALID_SUM_MESSAGE),
                 ),
             }
         }

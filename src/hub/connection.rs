@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::FeedHealth;
-use super::interest::Topic;
+use super::subscriptions::Topic;
 use slab::Slab;
 
 use super::shard::{ConnectionState, Shard, Sink, Subscription, SubscriberRef};

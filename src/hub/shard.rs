@@ -13,7 +13,7 @@ use slab::Slab;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::interest::Topic;
+use super::subscriptions::Topic;
 use super::{FeedHealth, Hub, ShardMessage};
 use crate::job::JobId;
 use crate::protocol::Frame;

@@ -18,21 +18,21 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::arguments::Arguments;
-use super::caller::{HttpClient, Headers, RequestError, bearer};
-use super::callers::{HttpPool, retry_until};
-use super::fleet::SocketPool;
+use super::http_client::{HttpClient, Headers, RequestError, bearer};
+use super::http_pool::{HttpPool, retry_until};
+use super::socket_pool::SocketPool;
 use super::jobs::JobIndex;
-use super::memory::FinalState;
+use super::subscription_state::FinalState;
 use super::process::{Cost, Process};
 use super::report::{
     Checks, Client, Deliveries, Plan, Report, Server, Sockets, Storm, Updates, percentiles, rounded,
 };
 use super::socket::Command;
-use super::steady::{MeasureContext, Measurement, steady};
-use super::tally::SocketStats;
+use super::measure::{MeasureContext, Measurement, steady};
+use super::stats::SocketStats;
 use super::target::Target;
 use super::updates::{UpdateKind, OWNER, UpdateResult, UpdateSender, read};
-use super::view::ProgressView;
+use super::progress::ProgressView;
 use super::{Access, Error, Tokens};
 
 /// How often a count is looked at while it is waited for.

@@ -17,12 +17,12 @@ use hyper::header::HeaderValue;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 
-use super::caller::{RequestError, upgrade};
-use super::heard::{self, Document, ServerMessage};
+use super::http_client::{RequestError, upgrade};
+use super::messages::{self, Document, ServerMessage};
 use super::jobs::JobIndex;
-use super::memory::{SubscriptionState, FinalState, FrameCheck};
+use super::subscription_state::{SubscriptionState, FinalState, FrameCheck};
 use super::schedule::Schedule;
-use super::tally::{SocketCounts, SocketStats};
+use super::stats::{SocketCounts, SocketStats};
 use super::target::Target;
 use super::wire::Wire;
 
@@ -311,7 +311,7 @@ impl Socket {
 
     /// Takes one message.
     fn take(&mut self, text: &[u8], now: Instant, tally: &mut SocketStats) {
-        match heard::read(text) {
+        match messages::read(text) {
             None => tally.faults.malformed += 1,
             Some(ServerMessage::Other) => {}
             Some(ServerMessage::Error(message)) => {

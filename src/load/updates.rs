@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::arguments::{Arguments, UpdateMethod, MAX_METADATA, ArgumentErrors};
-use super::caller::{HttpClient, Headers, RequestError, bearer};
+use super::http_client::{HttpClient, Headers, RequestError, bearer};
 use super::jobs::JobIndex;
-use super::memory::FinalState;
+use super::subscription_state::FinalState;
 use super::schedule::{STORM, Schedule};
 use super::signing::Signer;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::call::RequestSpec;
+use super::request_spec::RequestSpec;
 use super::expression::{Expression, Template, text};
 use super::http::Method;
 use super::{RequestError, Provider};

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::Provider;
-use super::address::is_public;
+use super::public_ip::is_public;
 use super::http::{CONNECT_TIMEOUT, explain};
 use crate::job::Job;
 

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::expression::{Expression, text};
-use super::gate::{RequestResult, CircuitOpen};
-use super::hints;
+use super::breaker::{RequestResult, CircuitOpen};
+use super::retry_hints;
 use super::http::Response;
 use crate::job::{Failure, FailureKind};
 use crate::telemetry::CallOutcome;
@@ -217,9 +217,9 @@ impl ErrorRules {
         let by_status = kind_for_status(http);
         let mut refused = Rejection {
             failure: told(complaint, known, by_status),
-            retry_after: hints::wait(answer, Time::now()),
+            retry_after: retry_hints::wait(answer, Time::now()),
             is_definitive: is_its_own || is_definitive_status(http),
-            provider_retryable: hints::may_retry(answer),
+            provider_retryable: retry_hints::may_retry(answer),
             http_status: Some(http),
         };
         if refused.provider_retryable.is_some() {

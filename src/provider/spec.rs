@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::balance;
-use super::call::RequestSpec;
+use super::request_spec::RequestSpec;
 use super::error::{ResponseSpec, ErrorRule};
 use super::expression::Template;
-use super::reading::TaskMapping;
-use super::terms::Check;
+use super::task_mapping::TaskMapping;
+use super::pricing::Check;
 use super::webhook::Webhook;
 use crate::signature::Schemes;
 

@@ -8,7 +8,7 @@ use minijinja::Value;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value as Json;
 
-use super::call::whole_payload;
+use super::request_spec::whole_payload;
 use super::expression::{Expression, items};
 use super::{PayloadError, Provider, TaskReport};
 use crate::signature::{Headers, Request, Trust, Verified};

@@ -21,7 +21,7 @@ use super::drain::Drain;
 use super::jobs::{granted_job_ids, can_subscribe_owner};
 use super::problem::Problem;
 use crate::config::SocketConfig;
-use crate::feed;
+use crate::change_feed;
 use crate::hub::{FeedHealth, Connection, Hub, Sink};
 use crate::job::{Job, JobId};
 use crate::protocol::Frame;
@@ -154,7 +154,7 @@ pub async fn open(
     if follows {
         connection.subscribe_owner(caller.subject());
     }
-    let mut newest: HashMap<JobId, Arc<Job>> = feed::subscribe_and_read(&**store, &wish.jobs)
+    let mut newest: HashMap<JobId, Arc<Job>> = change_feed::subscribe_and_read(&**store, &wish.jobs)
         .await?
         .into_iter()
         .map(|job| (job.id.clone(), job))
@@ -189,7 +189,7 @@ pub async fn open(
         ));
     }
     if follows {
-        for job in feed::subscribe_and_list(&**store, caller.subject()).await? {
+        for job in change_feed::subscribe_and_list(&**store, caller.subject()).await? {
             let known = version_of(&job.id);
             connection.backfill(job, known);
         }

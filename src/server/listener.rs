@@ -17,7 +17,7 @@ use actix_web::dev::AppConfig;
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, middleware};
 
-use super::house::Components;
+use super::components::Components;
 use super::{routes, socket};
 use crate::config::TlsFiles;
 

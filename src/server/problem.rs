@@ -12,8 +12,8 @@ use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use serde_json::{Value, json};
 
 use crate::auth::TokenError;
-use crate::cancel::CancelError;
-use crate::guard::AdmissionError;
+use crate::cancellation::CancelError;
+use crate::admission::AdmissionError;
 use crate::job::Job;
 use crate::provider::DownloadError;
 use crate::{store, tracker};

@@ -7,10 +7,10 @@ use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 
 use super::health::StartedAt;
-use super::house::Components;
+use super::components::Components;
 use super::problem::Problem;
 use super::{
-    demo, events, health, jobs, outputs, pages, providers, tokens, videos, webhooks, workers,
+    demo, events, health, jobs, outputs, static_files, providers, tokens, videos, webhooks, workers,
 };
 use crate::config::ServerConfig;
 use crate::store::Store;
@@ -100,7 +100,7 @@ pub fn configure(house: &Components, begun: Instant) -> impl FnOnce(&mut web::Se
             app.app_data(web::Data::new(demo))
                 .route("/demo/session", web::get().to(demo::session));
         }
-        app.default_service(web::to(pages::file));
+        app.default_service(web::to(static_files::file));
     }
 }
 

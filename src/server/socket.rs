@@ -4,9 +4,9 @@
 //! with the request are judged while there is still an HTTP answer to give.
 
 mod connection;
-mod conversation;
+mod messages;
 mod inbound;
-mod wire;
+mod transport;
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use super::caller::bearer;
 use super::drain::Drain;
 use super::problem::{PROBLEM_JSON, Problem};
 use crate::auth::{Principal, Verifier};
-use crate::cancel::CancelService;
+use crate::cancellation::CancelService;
 use crate::config::{ServerConfig, SocketConfig};
 use crate::hub::Hub;
 use crate::protocol::SUBPROTOCOL;

@@ -8,7 +8,7 @@ use super::jobs::create_response;
 use super::problem::Problem;
 use super::request::{JsonBody, idempotency, validate_metadata, find_provider};
 use crate::config::Defaults;
-use crate::guard::{Admitted, AdmissionControl};
+use crate::admission::{Admitted, AdmissionControl};
 use crate::job::VideoRequest;
 use crate::provider::Providers;
 use crate::store::{CreateOutcome, Store};

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::key::{BASE64, BASE64URL, Key, VerificationKey};
-use super::table::SchemeSpec;
+use super::spec::SchemeSpec;
 use super::template::{Fields, Template, field, hex, unhex};
 use super::{CannotSign, Headers, MAX_SIGNATURES, SignatureError, Request, Trust, check_fresh, required};
 

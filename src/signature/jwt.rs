@@ -10,7 +10,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::key::Key;
-use super::table::HeaderName;
+use super::spec::HeaderName;
 use super::{SignatureError, Request, required};
 use crate::auth::{ClaimRequirements, TokenError, UnverifiedToken};
 

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 
 use super::key::Key;
-use super::table::HeaderName;
+use super::spec::HeaderName;
 use super::{CannotSign, SignatureError, Request, required};
 
 /// Where the token stands.

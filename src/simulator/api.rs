@@ -17,13 +17,13 @@ use serde_json::json;
 use super::call::{Answer, RequestHead, Call, Listing, Name};
 use super::clip;
 use super::dialect::Dialect;
-use super::ledger::SimulatorState;
+use super::state::SimulatorState;
 use super::plan::{SubmitBehavior, Plan};
 use super::refusal::Refusal;
 use super::scenario::Scenario;
 use super::signing::SigningKeys;
 use super::task::{NewTask, Task};
-use super::witness::{Counts, TaskSnapshot, Inspector};
+use super::inspector::{Counts, TaskSnapshot, Inspector};
 use super::worker::Workers;
 
 /// Images may come in the body, as base64.

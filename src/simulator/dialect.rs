@@ -21,7 +21,7 @@ use reqwest::Url;
 use serde_json::Value;
 
 use super::call::{Answer, RequestHead, Call, Cancelled, Listing};
-use super::order::SubmitRequest;
+use super::submit_request::SubmitRequest;
 use super::plan::{SubmitBehavior, Plan};
 use super::refusal::Refusal;
 use super::scenario::Scenario;

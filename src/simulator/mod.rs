@@ -32,8 +32,8 @@ mod api;
 mod call;
 mod clip;
 mod dialect;
-mod ledger;
-mod order;
+mod state;
+mod submit_request;
 mod plan;
 mod refusal;
 mod scenario;
@@ -42,7 +42,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod webhook;
-mod witness;
+mod inspector;
 mod worker;
 
 use std::io;
@@ -59,14 +59,14 @@ use tokio_util::task::TaskTracker;
 
 use self::api::ApiState;
 use self::dialect::DIALECTS;
-use self::ledger::SimulatorState;
+use self::state::SimulatorState;
 use self::signing::{SigningKeys, Secret};
 use self::webhook::WebhookSender;
 use self::worker::Workers;
 
 pub use self::scenario::{Scenario, UnknownScenario};
 pub use self::task::{Product, Status};
-pub use self::witness::{Counts, Submits, TaskSnapshot, Inspector};
+pub use self::inspector::{Counts, Submits, TaskSnapshot, Inspector};
 
 /// How the simulated provider is set up.
 #[derive(Clone)]

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::dialect::Dialect;
-use super::ledger::SimulatorState;
+use super::state::SimulatorState;
 use super::plan::SignatureMode;
 use super::signing::SigningKeys;
 use super::task::now_ms;

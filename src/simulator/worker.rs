@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::dialect::Dialect;
-use super::ledger::SimulatorState;
+use super::state::SimulatorState;
 use super::plan::{CancelBehavior, SubmitBehavior, FinalOutcome, Plan, Schedule};
 use super::task::Task;
 use super::webhook::{Delivery, Message, WebhookSender, Recipient};

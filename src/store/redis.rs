@@ -8,19 +8,19 @@
 //! Needs Redis 7. Everything a node hears is a hint that there is a newer version: what it may have
 //! missed, it reads.
 
-mod accounts;
-mod agenda;
-mod committing;
-mod creating;
-mod hearing;
+mod budgets;
+mod queues;
+mod commit;
+mod create;
+mod pubsub;
 mod jobs;
-mod keeping;
+mod reconnect;
 mod keys;
-mod link;
-mod listing;
-mod names;
-mod place;
-mod places;
+mod connection;
+mod list;
+mod unique_keys;
+mod endpoint;
+mod slots;
 mod scripts;
 mod sweep;
 
@@ -32,10 +32,10 @@ use async_trait::async_trait;
 use fred::interfaces::{ClientLike, HashesInterface};
 use futures_util::future::try_join_all;
 
-use self::hearing::Subscriber;
+use self::pubsub::Subscriber;
 use self::keys::{Keys, task_name};
-use self::link::{Connections, to_store_error};
-use self::place::Endpoint;
+use self::connection::{Connections, to_store_error};
+use self::endpoint::Endpoint;
 use self::scripts::REMEMBER;
 use super::{
     CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, ListQuery, ChangeListener, BufferOutcome, Queue, Retention, Store,

@@ -4,12 +4,12 @@
 //! the order of commits is the order of announcements; reads run beside it, and nothing here blocks
 //! an async thread.
 
-mod accounts;
-mod agenda;
+mod budgets;
+mod queues;
 mod file;
-mod inbox;
+mod command_queue;
 mod jobs;
-mod parking;
+mod update_buffer;
 mod reader;
 mod sweep;
 mod writer;
@@ -22,9 +22,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::Connection;
 
-use self::agenda::OwnedQueue;
+use self::queues::OwnedQueue;
 use self::file::Place;
-use self::inbox::CommandQueue;
+use self::command_queue::CommandQueue;
 use self::jobs::Record;
 use super::{
     EventHandler, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, ListQuery, BufferOutcome, Queue, Retention, Store,
@@ -167,14 +167,14 @@ impl Store for SqliteStore {
     async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
         let id = id.clone();
         self.writer
-            .execute(move |db, _| agenda::hasten(db, &id, at, cool_down))
+            .execute(move |db, _| queues::hasten(db, &id, at, cool_down))
             .await
     }
 
     async fn balances(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
         let names = accounts.to_vec();
         self.read(move |db| {
-            let balances = names.iter().map(|name| accounts::balance(db, name, now));
+            let balances = names.iter().map(|name| budgets::balance(db, name, now));
             balances.collect()
         })
         .await
@@ -188,13 +188,13 @@ impl Store for SqliteStore {
     ) -> Result<Vec<Arc<Job>>, Error> {
         let queue = OwnedQueue::from(queue);
         self.writer
-            .execute(move |db, _| agenda::claim(db, &queue, now, limit))
+            .execute(move |db, _| queues::claim(db, &queue, now, limit))
             .await
     }
 
     async fn next_due(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
         let queue = OwnedQueue::from(queue);
-        self.read(move |db| agenda::next_due(db, &queue)).await
+        self.read(move |db| queues::next_due(db, &queue)).await
     }
 
     async fn buffer_update(
@@ -207,13 +207,13 @@ impl Store for SqliteStore {
         let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
         let news = jobs::to_json(news)?;
         self.writer
-            .execute(move |db, _| parking::park(db, &provider, &task_id, &news, now))
+            .execute(move |db, _| update_buffer::park(db, &provider, &task_id, &news, now))
             .await
     }
 
     async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
         let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
-        self.read(move |db| parking::parked(db, &provider, &task_id))
+        self.read(move |db| update_buffer::parked(db, &provider, &task_id))
             .await
     }
 

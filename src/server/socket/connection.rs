@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::inbound::{InboundEvent, InboundDecoder};
-use super::wire::{TransportEvent, Transport};
+use super::transport::{TransportEvent, Transport};
 use super::{SocketContext, Upgraded};
 use crate::auth::Principal;
 use crate::hub::{Connection, Sink};

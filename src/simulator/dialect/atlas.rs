@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Dialect, one, present, rfc3339, uncancellable};
 use crate::simulator::call::{Answer, RequestHead, Call, Name};
-use crate::simulator::order::{SubmitRequest, callback, object, text};
+use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Dialect, one, present, queueing, rfc3339};
 use crate::simulator::call::{Answer, RequestHead, Call, Cancelled, Name};
-use crate::simulator::order::{SubmitRequest, callback, object, text};
+use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;

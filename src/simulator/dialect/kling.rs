@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{Dialect, present, uncancellable};
 use crate::simulator::call::{Answer, RequestHead, Call, Listing, Name};
-use crate::simulator::order::SubmitRequest;
+use crate::simulator::submit_request::SubmitRequest;
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Challenge, Dialect, one, present, uncancellable};
 use crate::simulator::call::{Answer, RequestHead, Call, Name};
 use crate::simulator::clip;
-use crate::simulator::order::{SubmitRequest, callback, object, text};
+use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;

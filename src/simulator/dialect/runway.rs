@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Dialect, one, present, queueing, rfc3339};
 use crate::simulator::call::{Answer, RequestHead, Call, Cancelled, Name};
-use crate::simulator::order::{SubmitRequest, object, text};
+use crate::simulator::submit_request::{SubmitRequest, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;

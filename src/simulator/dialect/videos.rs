@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Dialect, one, uncancellable};
 use crate::simulator::call::{Answer, RequestHead, Call, Name};
-use crate::simulator::order::{SubmitRequest, object, text};
+use crate::simulator::submit_request::{SubmitRequest, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::RedisStore;
 use super::keys::Partition;
-use super::link::to_store_error;
+use super::connection::to_store_error;
 use super::scripts::{READ, SECURE};
 use crate::job::{Job, JobId};
 use crate::store::{Schedule, CommitOutcome, Error};

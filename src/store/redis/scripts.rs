@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use super::link::Script;
+use super::connection::Script;
 
 macro_rules! scripts {
     ($($name:ident = $file:literal),* $(,)?) => {

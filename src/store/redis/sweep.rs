@@ -8,11 +8,11 @@ use std::time::Duration;
 use fred::interfaces::{HashesInterface, KeysInterface, SortedSetsInterface};
 
 use super::RedisStore;
-use super::agenda::until;
+use super::queues::until;
 use super::keys::Partition;
 use super::keys::task_name;
-use super::link::to_store_error;
-use super::names::UniqueKey;
+use super::connection::to_store_error;
+use super::unique_keys::UniqueKey;
 use super::scripts::FORGET;
 use crate::job::JobId;
 use crate::store::{Error, BUFFERED_UPDATE_TTL};

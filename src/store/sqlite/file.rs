@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::agenda;
+use super::queues;
 use crate::store::Error;
 use crate::time::Time;
 
@@ -152,7 +152,7 @@ fn prepare(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
     let transaction = db.unchecked_transaction()?;
     migrate(&transaction)?;
-    agenda::recover_after_restart(&transaction, Time::now())?;
+    queues::recover_after_restart(&transaction, Time::now())?;
     transaction.commit()
 }
 

@@ -11,8 +11,8 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::inbox::{Changes, is_unreadable};
-use super::{accounts, parking};
+use super::command_queue::{Changes, is_unreadable};
+use super::{budgets, update_buffer};
 use crate::job::{Job, JobId, Update};
 use crate::store::{Schedule, CommitOutcome, CreateOutcome, BudgetEntry, Error, IdempotencyKey, ListQuery};
 
@@ -103,16 +103,16 @@ pub(super) fn create(
             return Ok(CreateOutcome::TaskConflict(holder));
         }
     }
-    if let Some(account) = accounts::over_limit(db, &record.entries, job.updated_at)? {
+    if let Some(account) = budgets::over_limit(db, &record.entries, job.updated_at)? {
         let account = account.to_owned();
         return Ok(CreateOutcome::LimitExceeded { account });
     }
     if let Some((provider, task_id)) = record.task()
-        && !parking::forget(db, provider, task_id, &record.folded)?
+        && !update_buffer::forget(db, provider, task_id, &record.folded)?
     {
         return Ok(CreateOutcome::Conflict);
     }
-    accounts::book(db, &record.entries, job.updated_at)?;
+    budgets::book(db, &record.entries, job.updated_at)?;
     db.prepare_cached(
         "INSERT INTO jobs (id, owner, status, version, provider, task_id, submit_at, submit_due,
              watch_at, watch_every, watch_patient, holds_place, deadline_at, updated_at,
@@ -179,7 +179,7 @@ pub(super) fn commit(
     let is_bound = task_id != job.provider_task_id;
     if is_bound && let Some((provider, task_id)) = record.task() {
         let is_taken = find_task(db, provider, task_id)?.is_some();
-        if is_taken || !parking::forget(db, provider, task_id, &record.folded)? {
+        if is_taken || !update_buffer::forget(db, provider, task_id, &record.folded)? {
             return Ok(CommitOutcome::Conflict);
         }
     }
@@ -216,7 +216,7 @@ pub(super) fn commit(
         db.prepare_cached("UPDATE jobs SET finished_at = ? WHERE rowid = ?")?
             .execute([end, row])?;
     }
-    accounts::book(db, &record.entries, job.updated_at)?;
+    budgets::book(db, &record.entries, job.updated_at)?;
     changes.push(Arc::clone(job));
     Ok(CommitOutcome::Committed)
 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rusqlite::Connection;
 
-use super::inbox::{Changes, Receiver};
+use super::command_queue::{Changes, Receiver};
 use crate::store::Error;
 
 /// The most steps taken at once: where many wait, most of the way is from one thread to another; and

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::inbox::{Changes, Receiver, Command};
+use super::command_queue::{Changes, Receiver, Command};
 use crate::store::{EventHandler, Error, StoreEvent};
 
 /// The most steps that share a transaction, so that the first of them does not wait for long.
@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
     use crate::job::{Job, NewJob};
-    use crate::store::sqlite::inbox::CommandQueue;
+    use crate::store::sqlite::command_queue::CommandQueue;
     use crate::time::Time;
 
     fn job() -> Arc<Job> {

@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::simulator::order::{SubmitRequest, callback, object};
+use crate::simulator::submit_request::{SubmitRequest, callback, object};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::task::Product;
 

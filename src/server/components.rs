@@ -1,0 +1,91 @@
+//! Everything that handlers and background work touch, wired together once.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::demo::Demo;
+use super::drain::Drain;
+use super::socket::SocketContext;
+use crate::auth::{Minter, Verifier};
+use crate::cancellation::CancelService;
+use crate::config::Config;
+use crate::change_feed::ChangeFeed;
+use crate::breaker_sync::BreakerSync;
+use crate::admission::AdmissionControl;
+use crate::hub::Hub;
+use crate::links::Links;
+use crate::provider::Providers;
+use crate::store::Store;
+use crate::submitter::Submitter;
+use crate::telemetry::Metrics;
+use crate::tracker::{WorkerWakeups, Tracker};
+use crate::watchdog::Watchdog;
+
+/// Everything that handlers and background work touch; each takes what it needs.
+#[derive(Clone)]
+pub struct Components {
+    pub config: Arc<Config>,
+    pub store: Arc<dyn Store>,
+    pub hub: Arc<Hub>,
+    pub feed: Arc<ChangeFeed>,
+    pub providers: Arc<Providers>,
+    pub tracker: Arc<Tracker>,
+    pub guard: Arc<AdmissionControl>,
+    pub canceller: Arc<CancelService>,
+    pub verifier: Arc<Verifier>,
+    pub minter: Arc<Option<Minter>>,
+    pub links: Links,
+    pub metrics: Arc<Metrics>,
+    pub drain: Arc<Drain>,
+    pub stir: WorkerWakeups,
+    pub demo: Option<Demo>,
+}
+
+impl Components {
+    /// Sets the background work going.
+    pub fn spawn_background_tasks(&self, background: &TaskTracker, stop: &CancellationToken) {
+        let submitter = Submitter {
+            store: Arc::clone(&self.store),
+            providers: Arc::clone(&self.providers),
+            tracker: Arc::clone(&self.tracker),
+            links: self.links.clone(),
+            metrics: Arc::clone(&self.metrics),
+            wakeups: self.stir.clone(),
+        };
+        let watchdog = Watchdog {
+            store: Arc::clone(&self.store),
+            providers: Arc::clone(&self.providers),
+            tracker: Arc::clone(&self.tracker),
+            metrics: Arc::clone(&self.metrics),
+            stir: self.stir.clone(),
+        };
+        background.spawn(submitter.run(stop.clone()));
+        background.spawn(watchdog.run(stop.clone()));
+        let fleet = BreakerSync {
+            store: Arc::clone(&self.store),
+            providers: Arc::clone(&self.providers),
+            feed: Arc::clone(&self.feed),
+            stir: self.stir.clone(),
+        };
+        background.spawn(fleet.run(stop.clone()));
+        let feed = Arc::clone(&self.feed);
+        let (store, tracker) = (Arc::clone(&self.store), Arc::clone(&self.tracker));
+        background.spawn(feed.run(store, tracker, stop.clone()));
+    }
+
+    /// What sockets touch of it.
+    pub fn socket_context(&self) -> Arc<SocketContext> {
+        Arc::new(SocketContext {
+            server: self.config.server.clone(),
+            settings: self.config.socket.clone(),
+            verifier: Arc::clone(&self.verifier),
+            hub: Arc::clone(&self.hub),
+            store: Arc::clone(&self.store),
+            canceller: Arc::clone(&self.canceller),
+            drain: Arc::clone(&self.drain),
+            metrics: Arc::clone(&self.metrics),
+        })
+    }
+}

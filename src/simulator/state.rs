@@ -1,0 +1,307 @@
+//! The ledger: all tasks and all counts, and a bell that rings at every change.
+//!
+//! Invariant: one lock, never held across an await; whoever waits for the bell and then reads sees the change
+//! that rang it. The ledger keeps the newest 100,000 tasks and the submits of the newest 100,000 jobs; older ones are
+//! forgotten, as the real provider forgets after thirty days.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rand::RngExt;
+use tokio::sync::watch;
+
+use super::call::{Call, Cancelled, Listing, Name};
+use super::task::{NewTask, Task};
+use super::inspector::{Counts, Submits, TaskSnapshot};
+
+const MAX_TASKS: usize = 100_000;
+
+/// Cheap to clone; all clones are one ledger.
+#[derive(Clone)]
+pub(super) struct SimulatorState(Arc<Shared>);
+
+struct Shared {
+    book: Mutex<StateInner>,
+    bell: watch::Sender<u64>,
+}
+
+struct StateInner {
+    counts: BTreeMap<&'static str, Counts>,
+    /// By number; numbers rise, so this is the order of creation too.
+    tasks: BTreeMap<u64, Entry>,
+    numbers: HashMap<String, u64>,
+    submits: HashMap<Handle, Submits>,
+    submits_order: VecDeque<Handle>,
+    /// Dialects whose account is out of credit.
+    spent: BTreeSet<&'static str>,
+    next_number: u64,
+}
+
+/// A dialect, and what makes two submits in it the same job.
+type Handle = (&'static str, String);
+
+struct Entry {
+    task: Task,
+    callbacks_sent: u64,
+    callbacks_acknowledged: u64,
+    at_rest: bool,
+}
+
+impl SimulatorState {
+    pub fn new() -> Self {
+        // Eighteen digits from a random start, so that ids of two runs do not meet in one hub's store.
+        let next_number =
+            rand::rng().random_range(800_000_000_000_000_000..900_000_000_000_000_000);
+        let book = StateInner {
+            counts: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            numbers: HashMap::new(),
+            submits: HashMap::new(),
+            submits_order: VecDeque::new(),
+            spent: BTreeSet::new(),
+            next_number,
+        };
+        Self(Arc::new(Shared {
+            book: Mutex::new(book),
+            bell: watch::Sender::new(0),
+        }))
+    }
+
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.bell.subscribe()
+    }
+
+    /// Counts a request, whatever becomes of it.
+    pub fn count(&self, dialect: &'static str, call: &Call) {
+        self.tally(dialect, |counts| match call {
+            Call::Submit => counts.submits_received += 1,
+            Call::Query(names) => {
+                counts.queries_received += 1;
+                counts.tasks_queried += names.len() as u64;
+            }
+            Call::List => counts.queries_received += 1,
+            Call::Result(_) => counts.results_fetched += 1,
+            Call::Cancel(_) => counts.cancels_received += 1,
+            Call::Content(_) => counts.downloads += 1,
+            Call::Account => counts.accounts_read += 1,
+            Call::Keys => counts.keys_read += 1,
+        });
+    }
+
+    /// Counts a clip that was fetched at its own address.
+    pub fn count_clip(&self, dialect: &'static str) {
+        self.tally(dialect, |counts| counts.downloads += 1);
+    }
+
+    pub fn challenge_sent(&self, dialect: &'static str) {
+        self.tally(dialect, |counts| counts.challenges_sent += 1);
+    }
+
+    pub fn challenge_met(&self, dialect: &'static str) {
+        self.tally(dialect, |counts| counts.challenges_met += 1);
+    }
+
+    /// Notes a well-formed submit and tells how many of the same job came before it.
+    pub fn note_submit(&self, dialect: &'static str, handle: &str) -> u32 {
+        self.write(|book| {
+            let submits = book.submits_of((dialect, handle.to_owned()));
+            let before = submits.received;
+            submits.received += 1;
+            before
+        })
+    }
+
+    /// Notes a refusal for want of credit: the account says so too, until a task is taken again.
+    pub fn credit_spent(&self, dialect: &'static str) {
+        self.write(|book| book.spent.insert(dialect));
+    }
+
+    pub fn has_credit(&self, dialect: &'static str) -> bool {
+        !self.read().spent.contains(dialect)
+    }
+
+    /// Creates a task and names it, unless its external id is taken: that is unique per account.
+    pub fn open(&self, seed: NewTask, name: impl FnOnce(u64) -> String) -> Option<Task> {
+        self.write(|book| {
+            let number = book.next_number;
+            let submits = book.submits_of((seed.dialect, seed.handle.clone()));
+            if seed.external_id.is_some() && submits.task.is_some() {
+                return None;
+            }
+            let id = name(number);
+            submits.accepted += 1;
+            submits.task = Some(id.clone());
+            book.spent.remove(seed.dialect);
+            // What a task makes has the number after it.
+            book.next_number = number + 2;
+            book.counts
+                .entry(seed.dialect)
+                .or_default()
+                .submits_accepted += 1;
+            let task = Task::new(number, id.clone(), seed);
+            let entry = Entry {
+                task: task.clone(),
+                callbacks_sent: 0,
+                callbacks_acknowledged: 0,
+                at_rest: false,
+            };
+            book.tasks.insert(number, entry);
+            book.numbers.insert(id, number);
+            if book.tasks.len() > MAX_TASKS
+                && let Some((_, oldest)) = book.tasks.pop_first()
+            {
+                book.numbers.remove(&oldest.task.id);
+            }
+            Some(task)
+        })
+    }
+
+    /// Changes a task and returns it as it now is; `None` when it is forgotten.
+    pub fn change(&self, number: u64, change: impl FnOnce(&mut Task)) -> Option<Task> {
+        self.update(number, |entry| {
+            change(&mut entry.task);
+            entry.task.clone()
+        })
+    }
+
+    /// Takes note of a request to cancel; where `delete` says so, one for a task that has ended deletes it.
+    pub fn cancel(&self, dialect: &'static str, id: &str, delete: bool) -> Cancelled {
+        let Some(task) = self.find(dialect, &Name::Task(id.to_owned())) else {
+            return Cancelled::Unknown;
+        };
+        let outcome = self.update(task.number, |entry| {
+            let task = &mut entry.task;
+            if task.status.is_final() {
+                task.deleted = delete;
+                return Cancelled::Ended;
+            }
+            task.cancel_requested = true;
+            Cancelled::Agreed(Box::new(task.clone()))
+        });
+        outcome.unwrap_or(Cancelled::Unknown)
+    }
+
+    pub fn callback_sent(&self, dialect: &'static str, number: u64) {
+        self.update(number, |entry| entry.callbacks_sent += 1);
+        self.tally(dialect, |counts| counts.callbacks_sent += 1);
+    }
+
+    pub fn callback_acknowledged(&self, dialect: &'static str, number: u64) {
+        self.update(number, |entry| entry.callbacks_acknowledged += 1);
+        self.tally(dialect, |counts| counts.callbacks_acknowledged += 1);
+    }
+
+    /// Nothing more will happen to this task.
+    pub fn rest(&self, number: u64) {
+        self.update(number, |entry| entry.at_rest = true);
+    }
+
+    /// A task as the provider knows it who speaks this dialect.
+    pub fn find(&self, dialect: &'static str, name: &Name) -> Option<Task> {
+        let book = self.read();
+        let id = match name {
+            Name::Task(id) => id,
+            Name::External(id) => {
+                let submits = book.submits.get(&(dialect, id.clone()))?;
+                submits.task.as_ref()?
+            }
+        };
+        let task = &book.tasks.get(book.numbers.get(id)?)?.task;
+        (task.seed.dialect == dialect && !task.deleted).then(|| task.clone())
+    }
+
+    /// The tasks of a list, and one more than it may have, where there is one.
+    pub fn list(&self, dialect: &'static str, listing: &Listing) -> Vec<Task> {
+        let book = self.read();
+        let older = book.tasks.range(..listing.cursor).rev();
+        let older = older.map(|(_, entry)| &entry.task);
+        older
+            .filter(|task| task.seed.dialect == dialect && !task.deleted && listing.wants(task))
+            .take(listing.limit + 1)
+            .cloned()
+            .collect()
+    }
+
+    /// What was counted in one dialect.
+    pub fn counts_of(&self, dialect: &str) -> Counts {
+        self.read().counts.get(dialect).copied().unwrap_or_default()
+    }
+
+    /// What was counted in all of them.
+    pub fn counts(&self) -> Counts {
+        let book = self.read();
+        book.counts
+            .values()
+            .copied()
+            .fold(Counts::default(), Counts::plus)
+    }
+
+    pub fn facts(&self, id: &str) -> Option<TaskSnapshot> {
+        let book = self.read();
+        book.tasks.get(book.numbers.get(id)?).map(Entry::facts)
+    }
+
+    pub fn all_facts(&self) -> Vec<TaskSnapshot> {
+        self.read().tasks.values().map(Entry::facts).collect()
+    }
+
+    /// The submits of a job, in whichever dialect.
+    pub fn submits(&self, handle: &str) -> Submits {
+        let book = self.read();
+        let mut dialects = book.counts.keys();
+        let submits = dialects.find_map(|dialect| book.submits.get(&(*dialect, handle.to_owned())));
+        submits.cloned().unwrap_or_default()
+    }
+
+    fn tally(&self, dialect: &'static str, count: impl FnOnce(&mut Counts)) {
+        self.write(|book| count(book.counts.entry(dialect).or_default()));
+    }
+
+    fn update<T>(&self, number: u64, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        self.write(|book| book.tasks.get_mut(&number).map(change))
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut StateInner) -> T) -> T {
+        let result = change(&mut self.read());
+        self.0.bell.send_modify(|rung| *rung += 1);
+        result
+    }
+
+    fn read(&self) -> MutexGuard<'_, StateInner> {
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StateInner {
+    fn submits_of(&mut self, handle: Handle) -> &mut Submits {
+        if !self.submits.contains_key(&handle) {
+            self.submits_order.push_back(handle.clone());
+            if self.submits_order.len() > MAX_TASKS
+                && let Some(oldest) = self.submits_order.pop_front()
+            {
+                self.submits.remove(&oldest);
+            }
+        }
+        self.submits.entry(handle).or_default()
+    }
+}
+
+impl Entry {
+    fn facts(&self) -> TaskSnapshot {
+        let task = &self.task;
+        TaskSnapshot {
+            id: task.id.clone(),
+            dialect: task.seed.dialect,
+            handle: task.seed.handle.clone(),
+            external_id: task.seed.external_id.clone(),
+            product: task.seed.product,
+            model: task.seed.model.clone(),
+            scenario: task.seed.scenario,
+            status: task.status,
+            progress: task.progress(),
+            callbacks_sent: self.callbacks_sent,
+            callbacks_acknowledged: self.callbacks_acknowledged,
+            is_settled: self.at_rest,
+        }
+    }
+}
