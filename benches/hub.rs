@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use progress_hub::hub::{FeedHealth, Connection, Hub, Sink};
+use progress_hub::hub::{Connection, FeedHealth, Hub, Sink};
 use progress_hub::job::{Job, NewJob};
 use progress_hub::protocol::Frame;
 use progress_hub::time::Time;

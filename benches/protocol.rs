@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use progress_hub::job::{Job, NewJob, StatusReport, Source, Status, Update};
+use progress_hub::job::{Job, NewJob, Source, Status, StatusReport, Update};
 use progress_hub::protocol::Frame;
 use progress_hub::time::Time;
 

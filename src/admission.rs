@@ -3,19 +3,19 @@
 //! Invariant: what is admitted is what is stored, and what is stored is what is sent; a request that
 //! is refused leaves nothing behind but a number.
 
-mod resolution;
+mod budget;
 mod parameters;
 mod payload;
-mod budget;
+mod resolution;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, Tier};
-use crate::job::{Job, NewJob, InternalState, VideoRequest};
+use crate::job::{InternalState, Job, NewJob, VideoRequest};
 use crate::provider::Provider;
 use crate::store::{self, Store};
-use crate::telemetry::{Metrics, AdmissionRejection};
+use crate::telemetry::{AdmissionRejection, Metrics};
 use crate::time::Time;
 pub use budget::BudgetEntries;
 use budget::BudgetPolicy;

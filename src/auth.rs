@@ -13,8 +13,8 @@ mod config;
 mod jwks;
 mod keys;
 mod minter;
-mod provider_token;
 mod principal;
+mod provider_token;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -31,8 +31,8 @@ pub use config::AuthConfig;
 pub use jwks::{Fetch, FetchError, Jwks, JwksUnavailable};
 pub use keys::VerifyingKey;
 pub use minter::{MintError, MintedToken, Minter};
-pub use provider_token::hs256;
 pub use principal::{Principal, Scope};
+pub use provider_token::hs256;
 pub use token::{MAX_TOKEN_BYTES, UnverifiedToken};
 
 /// Why a token was not believed.

@@ -6,10 +6,12 @@
 
 use std::sync::Arc;
 
-use crate::job::{FailureKind, Job, JobId, JobEvent, StatusReport, Source, Status, SubmissionState, Update};
-use crate::provider::{RequestError, Provider, Providers, Rejection};
+use crate::job::{
+    FailureKind, Job, JobEvent, JobId, Source, Status, StatusReport, SubmissionState, Update,
+};
+use crate::provider::{Provider, Providers, Rejection, RequestError};
 use crate::store::{self, Store};
-use crate::telemetry::{ProviderOperation, CallOutcome, Metrics};
+use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
 use crate::tracker::{Error, Tracker};
 
 /// Cancels jobs.
@@ -62,7 +64,9 @@ impl CancelService {
             return Err(CancelError::NotCancellable("the job has ended"));
         }
         match (job.submission_state(), &job.provider) {
-            (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => self.cancel_unsubmitted(id).await,
+            (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => {
+                self.cancel_unsubmitted(id).await
+            }
             (SubmissionState::InFlight, _) => Err(CancelError::NotCancellable(
                 "the job is being submitted; try again once its provider has answered",
             )),
@@ -96,7 +100,11 @@ impl CancelService {
     }
 
     /// Has the provider cancel. Its answer may tell the end itself; otherwise the end is read.
-    async fn cancel_at_provider(&self, provider: &Provider, job: Arc<Job>) -> Result<Arc<Job>, CancelError> {
+    async fn cancel_at_provider(
+        &self,
+        provider: &Provider,
+        job: Arc<Job>,
+    ) -> Result<Arc<Job>, CancelError> {
         let asked = provider.cancel(&job).await;
         self.count_request(provider, ProviderOperation::Cancel, asked.as_ref().err());
         match asked {
@@ -165,9 +173,15 @@ impl CancelService {
         Ok(())
     }
 
-    fn count_request(&self, provider: &Provider, call: ProviderOperation, failed: Option<&RequestError>) {
+    fn count_request(
+        &self,
+        provider: &Provider,
+        call: ProviderOperation,
+        failed: Option<&RequestError>,
+    ) {
         if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
-            self.metrics.provider_request(provider.name(), call, outcome);
+            self.metrics
+                .provider_request(provider.name(), call, outcome);
         }
     }
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::hub::{FeedHealth, Hub, DeliveredVersion};
+use crate::hub::{DeliveredVersion, FeedHealth, Hub};
 use crate::job::{Job, JobId};
-use crate::store::{self, StoreEvent, ListQuery, ChangeListener, Store, Topic};
+use crate::store::{self, ChangeListener, ListQuery, Store, StoreEvent, Topic};
 use crate::time::Time;
 use crate::tracker::Tracker;
 
@@ -44,7 +44,10 @@ pub struct ChangeFeed {
 ///
 /// # Errors
 /// The store's.
-pub async fn subscribe_and_read(store: &dyn Store, jobs: &[JobId]) -> Result<Vec<Arc<Job>>, store::Error> {
+pub async fn subscribe_and_read(
+    store: &dyn Store,
+    jobs: &[JobId],
+) -> Result<Vec<Arc<Job>>, store::Error> {
     let topics: Vec<Topic> = jobs.iter().cloned().map(Topic::Job).collect();
     store.subscribe(&topics).await?;
     store.get_many(jobs).await
@@ -54,7 +57,10 @@ pub async fn subscribe_and_read(store: &dyn Store, jobs: &[JobId]) -> Result<Vec
 ///
 /// # Errors
 /// The store's.
-pub async fn subscribe_and_list(store: &dyn Store, owner: &str) -> Result<Vec<Arc<Job>>, store::Error> {
+pub async fn subscribe_and_list(
+    store: &dyn Store,
+    owner: &str,
+) -> Result<Vec<Arc<Job>>, store::Error> {
     store.subscribe(&[Topic::Owner(owner.to_owned())]).await?;
     store.list(owner_query(owner, MAX_OWNER_SNAPSHOT)).await
 }
@@ -161,11 +167,16 @@ impl Resynchronizer {
         let hub = &self.feed.hub;
         let (jobs, owners) = hub.topics_of_shard(shard);
         for batch in jobs.chunks(RESYNC_BATCH) {
-            let jobs = self.republish_regressed(self.store.get_many(batch).await?).await;
+            let jobs = self
+                .republish_regressed(self.store.get_many(batch).await?)
+                .await;
             hub.redeliver(shard, jobs).await;
         }
         for owner in owners {
-            let jobs = self.store.list(owner_query(&owner, MAX_OWNER_SNAPSHOT)).await?;
+            let jobs = self
+                .store
+                .list(owner_query(&owner, MAX_OWNER_SNAPSHOT))
+                .await?;
             hub.redeliver(shard, jobs).await;
         }
         Ok(())
@@ -191,12 +202,19 @@ impl Resynchronizer {
         jobs.retain(|job| is_due_in_tick(job.as_str(), turn));
         owners.retain(|owner| is_due_in_tick(owner, turn));
         for batch in jobs.chunks(RESYNC_BATCH) {
-            for job in self.republish_regressed(self.store.get_many(batch).await?).await {
+            for job in self
+                .republish_regressed(self.store.get_many(batch).await?)
+                .await
+            {
                 self.deliver_if_newer(job);
             }
         }
         for owner in owners {
-            for job in self.store.list(owner_query(&owner, RECONCILE_OWNER_JOBS)).await? {
+            for job in self
+                .store
+                .list(owner_query(&owner, RECONCILE_OWNER_JOBS))
+                .await?
+            {
                 self.deliver_if_newer(job);
             }
         }

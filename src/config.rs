@@ -5,12 +5,12 @@
 //! reported at once, each mistake by its key, and no secret ever appears in a mistake, in
 //! [`Config::shown`] or in `Debug`.
 
-mod parse;
 mod duration;
 mod layers;
-mod sections;
+mod parse;
 mod reader;
 mod redacted;
+mod sections;
 #[cfg(test)]
 mod tests;
 
@@ -236,7 +236,7 @@ pub struct ProviderConfig {
 
 /// One thing that is wrong, told without any secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {problem}")]
+#[error("{key}: {message}")]
 pub struct ConfigError {
     /// The dotted key (`server.bind`, `providers.kling.poll_after`), the section, or for a file
     /// that can't be read its path, with `:line:column` where there is one.

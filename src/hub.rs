@@ -8,8 +8,8 @@
 //! is marked as lagging, and [`crate::feed`] reads its jobs again.
 
 mod connection;
-mod subscriptions;
 mod shard;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 
@@ -23,9 +23,9 @@ use crate::job::{Job, JobId};
 use crate::protocol::Frame;
 use crate::time::Time;
 pub use connection::Connection;
+pub use shard::{Shard, Sink};
 pub use subscriptions::DeliveredVersion;
 use subscriptions::{SubscriptionIndex, Topic};
-pub use shard::{Shard, Sink};
 
 /// Changes that wait for a shard at most; beyond it, the shard lags and its jobs are read again.
 const SHARD_QUEUE_CAPACITY: usize = 8192;

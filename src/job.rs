@@ -5,8 +5,8 @@
 
 mod failure;
 mod id;
-mod transition;
 mod request;
+mod transition;
 mod update;
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
-pub use request::{BudgetWindow, Reservation, Platform, InternalState, VideoRequest};
+pub use request::{BudgetWindow, InternalState, Platform, Reservation, VideoRequest};
 pub use update::{JobEvent, StatusReport, Update};
 
 use crate::time::Time;

@@ -71,9 +71,9 @@ pub mod tracker; // read, apply, commit
 
 // Fifth floor: work that nobody waits for, and stopping it.
 
+pub mod breaker_sync; // what nodes know of providers, known to all
 pub mod cancellation; // ends what is not wanted any more
 pub mod change_feed; // from the store to the hub
-pub mod breaker_sync; // what nodes know of providers, known to all
 pub mod submitter; // sends accepted jobs
 pub mod watchdog; // asks about silent ones, ends late ones
 

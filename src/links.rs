@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::job::{JobId, JobEvent, StatusReport, Update};
+use crate::job::{JobEvent, JobId, StatusReport, Update};
 use crate::signature::CallbackKey;
 use crate::time::Time;
 
@@ -55,7 +55,10 @@ impl Links {
     #[must_use]
     pub fn output(&self, job: &JobId, n: usize, until: Time) -> String {
         let path = ["v1", "jobs", job.as_str(), "outputs", &n.to_string()];
-        let url = self.public_url.clone().and_then(|url| join_public_url(url, &path));
+        let url = self
+            .public_url
+            .clone()
+            .and_then(|url| join_public_url(url, &path));
         let address = url.map_or_else(|| format!("/{}", path.join("/")), String::from);
         match &self.key {
             Some(key) => {
@@ -80,14 +83,21 @@ impl Links {
     pub fn with_output_links(&self, job: &JobId, mut update: Update, now: Time) -> Update {
         match &mut update.event {
             JobEvent::Reported(report) => self.address(job, report, now),
-            JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission => {}
+            JobEvent::SubmissionStarted
+            | JobEvent::RetryScheduled { .. }
+            | JobEvent::SubmissionOutcomeUnknown { .. }
+            | JobEvent::CancelledBeforeSubmission => {}
         }
         update
     }
 
     fn address(&self, job: &JobId, report: &mut StatusReport, now: Time) {
         let kept = now + self.output_link_ttl;
-        let outputs = report.outputs.iter_mut().zip(&report.private_urls).enumerate();
+        let outputs = report
+            .outputs
+            .iter_mut()
+            .zip(&report.private_urls)
+            .enumerate();
         for (n, (output, source)) in outputs {
             if source.is_some() {
                 let until = output.expires_at.map_or(kept, |gone| gone.min(kept));
@@ -133,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_opens_one_output_of_one_job_until_its_time() {
+    fn output_grant_is_valid_for_one_output_until_expiry() {
         let (links, now) = (links(None), Time::from_millis(1_800_000_000_000));
         let link = links.output(&job("job_a"), 1, now + HOUR);
         let held = grant(&link);
@@ -154,17 +164,24 @@ mod tests {
             ),
             (&Links::new(None, None, HOUR), "job_a", 1, now, false),
         ] {
-            assert_eq!(who.verify_output_link(&job(id), n, held, at), opens, "{id} {n} {at}");
+            assert_eq!(
+                who.verify_output_link(&job(id), n, held, at),
+                opens,
+                "{id} {n} {at}"
+            );
         }
         let (_, mac) = held.split_once('.').unwrap();
         let later = format!("{}.{mac}", (now + HOUR * 2).millis() / 1000);
         for forged in ["", ".", mac, later.as_str(), "9999999999."] {
-            assert!(!links.verify_output_link(&job("job_a"), 1, forged, now), "{forged}");
+            assert!(
+                !links.verify_output_link(&job("job_a"), 1, forged, now),
+                "{forged}"
+            );
         }
     }
 
     #[test]
-    fn links_stand_under_the_public_address_and_are_a_path_without_one() {
+    fn links_use_public_url_or_a_relative_path() {
         let (id, now) = (job("job_a"), Time::from_millis(1_800_000_000_000));
         for public_url in [
             "https://hub.example.com/progress",
@@ -197,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_lies_behind_a_key_gets_a_link_and_no_longer_than_it_lasts() {
+    fn only_private_outputs_get_a_hub_link_with_matching_expiry() {
         let now = Time::from_millis(1_800_000_000_000);
         let output = |url: &str, expires_at| Output {
             kind: "video".to_owned(),
@@ -222,7 +239,8 @@ mod tests {
             ],
             ..StatusReport::with_status(Status::Succeeded)
         };
-        let update = links(None).with_output_links(&job("job_a"), report.into_update(Source::Poll), now);
+        let update =
+            links(None).with_output_links(&job("job_a"), report.into_update(Source::Poll), now);
         let JobEvent::Reported(report) = update.event else {
             panic!("another kind of news")
         };

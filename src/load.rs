@@ -13,37 +13,37 @@
 //! Invariant: it imports nothing of the hub's, so that the two agree only where both follow the protocol.
 
 mod arguments;
+mod chart;
+mod html_report;
 mod http_client;
 mod http_pool;
-mod chart;
-mod socket_pool;
-mod messages;
 mod hub_process;
 mod jobs;
-mod subscription_state;
-mod html_report;
+mod measure;
+mod messages;
 mod process;
+mod progress;
 mod report;
 mod run;
 mod schedule;
 mod signing;
 mod socket;
-mod measure;
-mod text_report;
+mod socket_pool;
 mod stats;
+mod subscription_state;
 mod target;
+mod text_report;
 mod updates;
-mod progress;
 mod wire;
 
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-pub use self::arguments::{Arguments, UpdateMethod, ArgumentErrors};
+pub use self::arguments::{ArgumentErrors, Arguments, UpdateMethod};
+pub use self::html_report::PageError;
 pub use self::http_client::RequestError;
 pub use self::hub_process::{Hub, NoHub};
-pub use self::html_report::PageError;
 pub use self::report::Report;
 pub use self::updates::OWNER;
 

@@ -187,7 +187,11 @@ fn main() -> ExitCode {
     match ended {
         CommandError::Config(mistakes) => {
             eprintln!("the configuration has {} mistake(s):", mistakes.len());
-            for ConfigError { key, message: problem } in mistakes {
+            for ConfigError {
+                key,
+                message: problem,
+            } in mistakes
+            {
                 eprintln!("  {key}: {problem}");
             }
             ExitCode::from(2)
@@ -310,7 +314,10 @@ fn bind_server(config: Config, demo: Option<Demo>) -> Result<Server, CommandErro
 async fn serve(config: Config, demo: Option<Demo>) -> Result<(), CommandError> {
     let server = bind_server(config, demo)?;
     print(&format!("progress-hub is at {}/", server.url()))?;
-    Ok(server.run(shutdown_signal()?).await.context("the server failed")?)
+    Ok(server
+        .run(shutdown_signal()?)
+        .await
+        .context("the server failed")?)
 }
 
 fn token(

@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_take_the_shortest_form() {
+    fn frame_lengths_use_the_shortest_encoding() {
         for (length, header) in [(125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
             let mut frame = BytesMut::new();
             put_header(&mut frame, TEXT, length);
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_read_and_written_as_the_contract_has_them() {
+    fn messages_match_the_contract() {
         let read: ClientMessage = serde_json::from_str(
             r#"{"type":"subscribe","id":1,"jobs":[{"job":"job_a","version":7},{"job":"job_b"}]}"#,
         )

@@ -3,25 +3,25 @@
 //! Invariant: a body is parsed only once it is [`Verified`](crate::signature::Verified), a paid request is sent at most once a
 //! call, and an answer that may have been an acceptance is never told as a refusal.
 
-mod public_ip;
-mod query;
 mod balance;
-mod request_spec;
-mod client;
+mod base_url;
+mod breaker;
 mod cancel;
+mod client;
 mod download;
 mod error;
 mod expression;
-mod breaker;
-mod retry_hints;
-mod base_url;
 mod http;
-mod webhook_verifier;
-mod task_mapping;
+mod pricing;
+mod public_ip;
+mod query;
+mod request_spec;
+mod retry_hints;
 mod spec;
 mod submission;
-mod pricing;
+mod task_mapping;
 mod webhook;
+mod webhook_verifier;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,20 +32,20 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::config::{Config, ConfigError, ProviderConfig};
 use crate::time::Time;
 
-use balance::BalanceCache;
 pub use balance::Balance;
-pub use download::{Body, IncompleteBody, Download, DownloadError, RangeRequest};
-pub use error::{UnknownOutcome, RequestError, Rejection};
-pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
+use balance::BalanceCache;
 use base_url::BaseUrl;
-pub use http::{Fetcher, HttpClient, ClientBuildError};
-use webhook_verifier::WebhookVerifier;
-pub use webhook_verifier::WebhookVerifyError;
-pub use task_mapping::{PayloadError, TaskReport};
+pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
+pub use download::{Body, Download, DownloadError, IncompleteBody, RangeRequest};
+pub use error::{Rejection, RequestError, UnknownOutcome};
+pub use http::{ClientBuildError, Fetcher, HttpClient};
+use pricing::Prices;
 use spec::{Requirement, Spec};
 pub use submission::SubmitOutcome;
-use pricing::Prices;
+pub use task_mapping::{PayloadError, TaskReport};
 pub use webhook::WebhookContent;
+use webhook_verifier::WebhookVerifier;
+pub use webhook_verifier::WebhookVerifyError;
 
 /// How and when a provider is asked.
 #[derive(Clone, Copy, Debug)]
@@ -96,10 +96,12 @@ impl Providers {
                 Ok(provider) => {
                     by_name.insert(name.clone(), Arc::new(provider));
                 }
-                Err(found) => mistakes.extend(found.into_iter().map(|(key, problem)| ConfigError {
-                    key: format!("providers.{name}.{key}"),
-                    message: problem,
-                })),
+                Err(found) => {
+                    mistakes.extend(found.into_iter().map(|(key, problem)| ConfigError {
+                        key: format!("providers.{name}.{key}"),
+                        message: problem,
+                    }))
+                }
             }
         }
         if mistakes.is_empty() {
@@ -178,7 +180,8 @@ impl Provider {
                 mistakes.push((key.to_owned(), exceeds_retention(spec.retention)));
             }
         }
-        let proof = WebhookVerifier::new(&spec, settings, &http).map_err(|found| mistakes.extend(found));
+        let proof =
+            WebhookVerifier::new(&spec, settings, &http).map_err(|found| mistakes.extend(found));
         let (Ok(proof), true) = (proof, mistakes.is_empty()) else {
             return Err(mistakes);
         };

@@ -4,20 +4,20 @@
 //! after it was told to stop. A handler's arguments list exactly what it touches.
 
 mod caller;
+mod components;
 mod demo;
 mod drain;
 mod events;
 mod health;
-mod components;
 mod jobs;
 mod listener;
 mod outputs;
-mod static_files;
 mod problem;
 mod providers;
 mod request;
 mod routes;
 mod socket;
+mod static_files;
 mod tokens;
 mod videos;
 mod webhooks;
@@ -33,22 +33,22 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::AdmissionControl;
 use crate::auth::{Minter, Verifier};
 use crate::cancellation::CancelService;
-use crate::config::{Config, ConfigError};
 use crate::change_feed::ChangeFeed;
-use crate::admission::AdmissionControl;
+use crate::config::{Config, ConfigError};
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
 use crate::signature::CallbackKey;
 use crate::store::{self, Retention};
 use crate::telemetry::Metrics;
-use crate::tracker::{WorkerWakeups, Tracker};
+use crate::tracker::{Tracker, WorkerWakeups};
 
+use components::Components;
 pub use demo::{Demo, DemoScenario};
 use drain::Drain;
-use components::Components;
 
 /// Between the latest deadline of a job and its being forgotten unfinished.
 const RETENTION_MARGIN: Duration = Duration::from_secs(600);
@@ -87,15 +87,21 @@ pub struct Server {
 ///
 /// # Errors
 /// Every mistake that only shows when the configuration is used, each by its key.
-pub fn validate(config: &Config, http: &HttpClient) -> Result<(Providers, Verifier), Vec<ConfigError>> {
+pub fn validate(
+    config: &Config,
+    http: &HttpClient,
+) -> Result<(Providers, Verifier), Vec<ConfigError>> {
     let fetcher = Arc::new(Fetcher::new(http.clone()));
     let verifier = Verifier::new(&config.auth, fetcher).map_err(|problems| {
         problems
             .into_iter()
-            .map(|(key, problem)| ConfigError { key, message: problem })
+            .map(|(key, problem)| ConfigError {
+                key,
+                message: problem,
+            })
             .collect::<Vec<_>>()
     });
-    let engine = store::from_url(&config.store.url).map_err(|problem| {
+    let engine = store::from_url(&config.store.url).map_err(|message| {
         let key = "store.url".to_owned();
         vec![ConfigError { key, message }]
     });
@@ -241,7 +247,12 @@ impl Server {
 /// Waits for the word to stop, then lets everybody go: readiness is red and sockets take their
 /// leave while the listener still answers; once the last has gone it closes. Ends with whatever is
 /// left open at nine tenths of the time.
-async fn drain_and_stop(stop: CancellationToken, handle: ServerHandle, drain: &Drain, time: Duration) {
+async fn drain_and_stop(
+    stop: CancellationToken,
+    handle: ServerHandle,
+    drain: &Drain,
+    time: Duration,
+) {
     stop.cancelled().await;
     tracing::info!("draining");
     drain.start();

@@ -15,9 +15,9 @@ mod jwt;
 mod key;
 mod scheme;
 mod schemes;
+mod spec;
 mod standard;
 mod static_token;
-mod spec;
 mod template;
 #[cfg(test)]
 mod tests;

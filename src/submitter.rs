@@ -11,13 +11,15 @@ use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::job::{Failure, FailureKind, Job, JobId, MAX_ATTEMPTS, JobEvent, StatusReport, Source, Update};
+use crate::job::{
+    Failure, FailureKind, Job, JobEvent, JobId, MAX_ATTEMPTS, Source, StatusReport, Update,
+};
 use crate::links::Links;
 use crate::provider::{Permit, Provider, Providers, Rejection, SubmitOutcome};
 use crate::store::{Queue, Store};
-use crate::telemetry::{ProviderOperation, CallOutcome, Metrics};
+use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
 use crate::time::Time;
-use crate::tracker::{Error, WorkerWakeups, Tracker};
+use crate::tracker::{Error, Tracker, WorkerWakeups};
 
 /// Jobs claimed at once, of one provider.
 const CLAIM_BATCH: usize = 64;
@@ -78,7 +80,9 @@ impl Submitter {
             .filter(|provider| provider.can_submit())
         {
             self.refresh_balance(provider, tries);
-            let leaves = provider.gate().try_acquire_submits(CLAIM_BATCH, Time::now());
+            let leaves = provider
+                .gate()
+                .try_acquire_submits(CLAIM_BATCH, Time::now());
             if leaves.is_empty() {
                 // Full: the next one that ends stirs.
                 let reopens = provider.gate().retry_at(Time::now());
@@ -166,8 +170,10 @@ impl Submitter {
             SubmitOutcome::Rejected(_) => CallOutcome::Refused,
             SubmitOutcome::Unknown(_) => CallOutcome::NoResponse,
         };
-        self.metrics.provider_request(provider.name(), ProviderOperation::Submit, outcome);
-        self.record_until_stored(&job, update_for_outcome(&job, sent), stop).await;
+        self.metrics
+            .provider_request(provider.name(), ProviderOperation::Submit, outcome);
+        self.record_until_stored(&job, update_for_outcome(&job, sent), stop)
+            .await;
     }
 
     /// Records the outcome of a paid request, however long the store is away: there is nobody who
@@ -225,10 +231,9 @@ fn retry_delay(attempt: u32, refused: &Rejection) -> Duration {
     match refused.retry_after {
         Some(wait) => wait.mul_f64(rng.random_range(1.0..1.1)),
         None => {
-            let doubled = INITIAL_BACKOFF * 2u32.saturating_pow(attempt.saturating_sub(1)).min(1 << 10);
-            doubled
-                .min(MAX_BACKOFF)
-                .mul_f64(rng.random_range(0.5..1.5))
+            let doubled =
+                INITIAL_BACKOFF * 2u32.saturating_pow(attempt.saturating_sub(1)).min(1 << 10);
+            doubled.min(MAX_BACKOFF).mul_f64(rng.random_range(0.5..1.5))
         }
     }
 }
@@ -238,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_and_a_hint_is_never_cut_short() {
+    fn backoff_doubles_and_never_undercuts_retry_after() {
         let refused = |wait| Rejection {
             retry_after: wait,
             ..Rejection::technical("busy")

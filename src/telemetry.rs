@@ -12,7 +12,10 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-pub use labels::{ProviderOperation, CallOutcome, ConnectionKind, ProviderState, AdmissionRejection, WebhookOutcome};
+pub use labels::{
+    AdmissionRejection, CallOutcome, ConnectionKind, ProviderOperation, ProviderState,
+    WebhookOutcome,
+};
 pub use metrics::{METRICS_CONTENT_TYPE, Metrics, OpenConnection};
 
 /// How log lines are written.
@@ -88,14 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn log_formats_are_two_words() {
+    fn log_format_parses_pretty_and_json() {
         assert_eq!("pretty".parse(), Ok(LogFormat::Pretty));
         assert_eq!("json".parse(), Ok(LogFormat::Json));
         assert_eq!("JSON".parse::<LogFormat>(), Err(UnknownLogFormat));
     }
 
     #[test]
-    fn logging_begins_once() {
+    fn init_logging_twice_fails() {
         // Another test of this process may have been first.
         let _ = init(LogFormat::Json, "error");
         let again = init(LogFormat::Pretty, "error").unwrap_err();

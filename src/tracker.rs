@@ -10,11 +10,12 @@ mod wakeup;
 
 use std::sync::Arc;
 
-use crate::job::{Job, JobId, JobEvent, Update};
+use crate::job::{Job, JobEvent, JobId, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
 use crate::store::{
-    self, Schedule, CommitJob, CommitOutcome, CreateJob, CreateOutcome, BudgetEntry, IdempotencyKey, BufferOutcome, Store,
+    self, BudgetEntry, BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome,
+    IdempotencyKey, Schedule, Store,
 };
 use crate::telemetry::Metrics;
 use crate::time::Time;
@@ -109,7 +110,8 @@ impl Tracker {
             if created == CreateOutcome::Created
                 && let Some(charge) = &job.internal.reservation
             {
-                self.metrics.reserved(provider_name(&job), charge.amount_micros);
+                self.metrics
+                    .reserved(provider_name(&job), charge.amount_micros);
             }
             if created != CreateOutcome::Conflict {
                 self.stir.notify_for(&agenda, &job);
@@ -202,7 +204,9 @@ impl Tracker {
                         applied: true,
                     });
                 }
-                CommitOutcome::Conflict if is_new_task && self.task_belongs_to_other_job(&next).await? => {
+                CommitOutcome::Conflict
+                    if is_new_task && self.task_belongs_to_other_job(&next).await? =>
+                {
                     return Ok(UpdateOutcome {
                         job,
                         applied: false,
@@ -250,9 +254,14 @@ impl Tracker {
 
     /// The job with all that is parked for its task, what that makes of its agenda, and the news
     /// that went into it.
-    async fn apply_buffered_updates(&self, mut job: Job) -> Result<(Arc<Job>, Schedule, Vec<Update>), Error> {
+    async fn apply_buffered_updates(
+        &self,
+        mut job: Job,
+    ) -> Result<(Arc<Job>, Schedule, Vec<Update>), Error> {
         let parked = match (&job.provider, &job.provider_task_id) {
-            (Some(provider), Some(task_id)) => self.store.buffered_updates(provider, task_id).await?,
+            (Some(provider), Some(task_id)) => {
+                self.store.buffered_updates(provider, task_id).await?
+            }
             (None, _) | (_, None) => Vec::new(),
         };
         let now = Time::now();
@@ -261,7 +270,10 @@ impl Tracker {
             asks |= needs_confirmation(&job, update);
             let expecting = match &update.event {
                 JobEvent::Reported(report) => job.record_unconfirmed_success(report, now),
-                JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission => None,
+                JobEvent::SubmissionStarted
+                | JobEvent::RetryScheduled { .. }
+                | JobEvent::SubmissionOutcomeUnknown { .. }
+                | JobEvent::CancelledBeforeSubmission => None,
             };
             job = expecting
                 .or_else(|| self.next_version(&job, update, now))

@@ -12,13 +12,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::job::{
-    Failure, FailureKind, Job, JobId, JobEvent, StatusReport, Source, Status, SubmissionState, Update,
+    Failure, FailureKind, Job, JobEvent, JobId, Source, Status, StatusReport, SubmissionState,
+    Update,
 };
-use crate::provider::{RequestError, Provider, Providers};
+use crate::provider::{Provider, Providers, RequestError};
 use crate::store::{Queue, Store};
-use crate::telemetry::{ProviderOperation, CallOutcome, Metrics};
+use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
 use crate::time::Time;
-use crate::tracker::{MAX_IDLE, WorkerWakeups, Tracker};
+use crate::tracker::{MAX_IDLE, Tracker, WorkerWakeups};
 
 /// Jobs claimed at once.
 const CLAIM_BATCH: usize = 256;
@@ -128,9 +129,10 @@ impl Watchdog {
                 }
                 Err(error) => {
                     tracing::warn!(provider.name = provider.name(), jobs = jobs.len(), %error, "asked in vain");
-                    let lost = jobs
-                        .iter()
-                        .filter(|job| is_task_not_found(&error) && success_was_reported(provider, job, Time::now()));
+                    let lost = jobs.iter().filter(|job| {
+                        is_task_not_found(&error)
+                            && success_was_reported(provider, job, Time::now())
+                    });
                     self.record(lost.map(|job| (job.id.clone(), expired_result())).collect())
                         .await;
                 }
@@ -146,7 +148,8 @@ impl Watchdog {
         let answer = provider.query(jobs).await;
         let failed = answer.as_ref().err();
         if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
-            self.metrics.provider_request(provider.name(), ProviderOperation::Query, outcome);
+            self.metrics
+                .provider_request(provider.name(), ProviderOperation::Query, outcome);
         }
         answer
     }
@@ -186,7 +189,9 @@ fn may_be_caused_by_one_job(error: &RequestError) -> bool {
             | FailureKind::Timeout
             | FailureKind::SubmissionUnknown => false,
         },
-        RequestError::NoResponse(_) | RequestError::InvalidSpec(_) | RequestError::CircuitOpen(_) => false,
+        RequestError::NoResponse(_)
+        | RequestError::InvalidSpec(_)
+        | RequestError::CircuitOpen(_) => false,
     }
 }
 
@@ -194,7 +199,9 @@ fn may_be_caused_by_one_job(error: &RequestError) -> bool {
 fn is_task_not_found(error: &RequestError) -> bool {
     match error {
         RequestError::Rejected(refused) => refused.is_task_not_found(),
-        RequestError::NoResponse(_) | RequestError::InvalidSpec(_) | RequestError::CircuitOpen(_) => false,
+        RequestError::NoResponse(_)
+        | RequestError::InvalidSpec(_)
+        | RequestError::CircuitOpen(_) => false,
     }
 }
 
@@ -202,7 +209,9 @@ fn is_task_not_found(error: &RequestError) -> bool {
 /// it can be read.
 fn success_was_reported(provider: &Provider, job: &Job, now: Time) -> bool {
     let told_at = job.internal.success_reported_at;
-    told_at.is_some_and(|told_at| now.saturating_duration_since(told_at) >= provider.cadence().poll_every)
+    told_at.is_some_and(|told_at| {
+        now.saturating_duration_since(told_at) >= provider.cadence().poll_every
+    })
 }
 
 /// A success of which nothing is left.

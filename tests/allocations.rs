@@ -121,7 +121,7 @@ fn allocations(push: &mut TcpStream, request: &[u8], sockets: &mut [TcpStream]) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delivery_allocates_nothing_for_each_socket() {
+async fn delivery_allocates_nothing_per_socket() {
     let settings = [
         ("server.bind", "127.0.0.1:0"),
         ("server.drain", "2s"),
@@ -132,7 +132,13 @@ async fn a_delivery_allocates_nothing_for_each_socket() {
     let config = Config::load(None, std::iter::empty(), settings.to_vec()).unwrap();
     let minter = Minter::new(&config.auth).unwrap();
     let token = |sub, scope| {
-        let minted = minter.mint(sub, None, Some(scope), TEST_TIMEOUT * 4, jiff::Timestamp::now());
+        let minted = minter.mint(
+            sub,
+            None,
+            Some(scope),
+            TEST_TIMEOUT * 4,
+            jiff::Timestamp::now(),
+        );
         minted.unwrap().token
     };
     let (publisher, watcher) = (token("worker", "jobs:publish"), token("alice", "jobs:read"));

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use progress_hub::config::Config;
 use progress_hub::provider::HttpClient;
 use progress_hub::telemetry::{
-    ProviderOperation, CallOutcome, Metrics, ProviderState, AdmissionRejection, WebhookOutcome,
+    AdmissionRejection, CallOutcome, Metrics, ProviderOperation, ProviderState, WebhookOutcome,
 };
 use source::{
     Strings, Tree, before_tests, code, file, is_code, path_starts, room, rooms_named, tree,
@@ -181,7 +181,7 @@ fn floors(tree: &Tree) -> Vec<String> {
 }
 
 #[test]
-fn a_room_imports_from_below_only() {
+fn modules_import_only_lower_layers() {
     assert_eq!(floors(&tree("src")), [""; 0]);
 }
 
@@ -263,7 +263,7 @@ fn undecided(manifest: &str) -> Vec<String> {
 }
 
 #[test]
-fn each_outside_crate_has_its_door() {
+fn external_crates_are_used_only_in_their_module() {
     assert_eq!(doors(&tree("src")), [""; 0]);
     assert_eq!(undecided(&file("Cargo.toml")), [""; 0]);
 }
@@ -313,7 +313,7 @@ fn sizes(tree: &Tree) -> Vec<String> {
 }
 
 #[test]
-fn every_file_tells_its_purpose_and_has_one() {
+fn every_file_has_a_module_doc_and_fits_the_size_limit() {
     let tree = tree("src");
     assert_eq!(purposes(&tree), [""; 0]);
     assert_eq!(sizes(&tree), [""; 0]);
@@ -594,7 +594,7 @@ fn lost(guide: &str, tree: &Tree) -> Vec<String> {
 }
 
 #[test]
-fn the_walkthroughs_name_what_there_is() {
+fn architecture_doc_references_exist() {
     let tree = tree("src");
     assert_eq!(lost(&file("docs/architecture.md"), &tree), [""; 0]);
     let wrong = "`Hub::deliver` then `Hub::broadcast` in `hub/manager.rs`";

@@ -206,7 +206,8 @@ impl Crowd {
             let turns = Rc::clone(&turns);
             opening.spawn_local(async move {
                 let _turn = turns.acquire().await?;
-                let opened = tokio::time::timeout(CONNECT_TIMEOUT, Socket::open(address, &greeting));
+                let opened =
+                    tokio::time::timeout(CONNECT_TIMEOUT, Socket::open(address, &greeting));
                 let mut socket = opened.await.context("no handshake in time")??;
                 socket.channel = channel;
                 anyhow::Ok(socket)

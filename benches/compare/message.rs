@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use progress_hub::job::{Job, NewJob, StatusReport, Source, Status};
+use progress_hub::job::{Job, NewJob, Source, Status, StatusReport};
 use progress_hub::protocol::Frame;
 use progress_hub::time::Time;
 use serde_json::{Map, Value};

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::crowd::{Crowd, Door};
 use crate::lane::{Lane, post};
 use crate::message::{Clock, OWNER, Stamp};
-use crate::peers::{MAX_CONCURRENT_HANDSHAKES, Hub, WEBHOOK_SECRET};
+use crate::peers::{Hub, MAX_CONCURRENT_HANDSHAKES, WEBHOOK_SECRET};
 use crate::process::Cores;
 
 const STORM: usize = 10_000;

@@ -30,7 +30,9 @@ pub async fn measure(span: Duration) {
                 StoreEvent::JobChanged(_) => {
                     heard.fetch_add(1, Ordering::Relaxed);
                 }
-                StoreEvent::Unavailable | StoreEvent::Recovered | StoreEvent::SharedStateChanged => {}
+                StoreEvent::Unavailable
+                | StoreEvent::Recovered
+                | StoreEvent::SharedStateChanged => {}
             };
             let other = open(&redis, count).await;
             other.subscribe(&topics).await.unwrap();

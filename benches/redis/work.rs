@@ -10,7 +10,8 @@ use futures_util::future::join_all;
 use progress_hub::config::{Config, StoreConfig};
 use progress_hub::job::{Job, NewJob, Source, Status};
 use progress_hub::store::{
-    self, Schedule, CommitJob, CommitOutcome, CreateJob, CreateOutcome, StoreEvent, ChangeListener, Retention, Store,
+    self, ChangeListener, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Retention, Schedule,
+    Store, StoreEvent,
 };
 use progress_hub::time::Time;
 
@@ -95,7 +96,10 @@ pub async fn change(store: &dyn Store, job: &mut Job) {
         folded: Vec::new(),
         entries: Vec::new(),
     };
-    assert_eq!(store.commit(commit).await.unwrap(), CommitOutcome::Committed);
+    assert_eq!(
+        store.commit(commit).await.unwrap(),
+        CommitOutcome::Committed
+    );
 }
 
 /// How often something was done, in how long, and how long Redis worked for it.

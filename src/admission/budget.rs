@@ -91,7 +91,12 @@ impl BudgetPolicy {
         let mut bookings = BudgetEntries::default();
         if let Some(most) = self.submits_per_minute {
             let account = account("submits", owner, now, MINUTE);
-            bookings.add(LimitKind::SubmitRate, account, ONE_SUBMIT_MICROS, most.saturating_mul(ONE_SUBMIT_MICROS));
+            bookings.add(
+                LimitKind::SubmitRate,
+                account,
+                ONE_SUBMIT_MICROS,
+                most.saturating_mul(ONE_SUBMIT_MICROS),
+            );
         }
         let name = provider.name();
         let price = provider.price(request).map_err(AdmissionError::Price)?;
@@ -155,7 +160,9 @@ impl BudgetPolicy {
     ) -> Result<AdmissionError, store::Error> {
         let its = |booking: &&LabeledEntry| booking.entry.account == account;
         let Some(booking) = bookings.0.iter().find(its) else {
-            return Ok(AdmissionError::Budget(format!("{account}: nothing is left")));
+            return Ok(AdmissionError::Budget(format!(
+                "{account}: nothing is left"
+            )));
         };
         let ends_at = booking.entry.window_ends_at;
         let setting = match &booking.purpose {
@@ -202,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_account_is_its_owners_and_ends_where_the_next_begins() {
+    fn budget_windows_are_per_owner_and_contiguous() {
         for (span, end) in [(MINUTE, 60_000), (DAY, 86_400_000)] {
             for begun in [-end, 0, end, 20_000 * end] {
                 let at = |millis| account("submits", "ada", Time::from_millis(millis), span);

@@ -51,7 +51,9 @@ fn is_inline_data(text: &str) -> bool {
             .split_once(',')
             .is_some_and(|(kind, _)| !kind.contains(char::is_whitespace));
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=\r\n".contains(&byte);
-    is_data_url || text.contains(";base64,") || (text.len() > MIN_INLINE_BASE64 && text.bytes().all(is_base64))
+    is_data_url
+        || text.contains(";base64,")
+        || (text.len() > MIN_INLINE_BASE64 && text.bytes().all(is_base64))
 }
 
 #[cfg(test)]
@@ -59,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_is_told_from_text() {
+    fn inline_data_is_detected() {
         let blob = "QUJD".repeat(MIN_INLINE_BASE64 / 4) + "RA==";
         for data in [
             "data:image/png;base64,iVBORw0KGgo=",

@@ -27,7 +27,8 @@ pub(super) fn apply_platform_preset(request: &mut VideoRequest) -> Result<(), Ad
     ];
     for (field, asked) in asked {
         let asked = asked.as_deref();
-        if let Some(asked) = asked.filter(|asked| parse_dimensions(asked).is_some_and(contradicts)) {
+        if let Some(asked) = asked.filter(|asked| parse_dimensions(asked).is_some_and(contradicts))
+        {
             return Err(AdmissionError::Parameters(format!(
                 "{field}: '{asked}' contradicts the platform '{}', which is {ratio}",
                 platform.as_str()
@@ -238,13 +239,14 @@ mod tests {
 
     fn lowered(mut request: VideoRequest) -> Result<VideoRequest, String> {
         let tier = Tier::Staging;
-        let done = apply_platform_preset(&mut request).and_then(|()| cap_to_tier(&mut request, tier));
+        let done =
+            apply_platform_preset(&mut request).and_then(|()| cap_to_tier(&mut request, tier));
         done.map(|()| request)
             .map_err(|refusal| refusal.to_string())
     }
 
     #[test]
-    fn every_word_for_a_resolution_is_lowered_to_720p() {
+    fn every_resolution_above_720p_is_capped() {
         for word in [
             "1080p",
             "1080P",
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_keeps_its_shape() {
+    fn capping_preserves_the_aspect_ratio() {
         let square = VideoRequest {
             platform: Some(Platform::Instagram),
             ..VideoRequest::default()
@@ -322,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_with_a_resolution_is_as_large_as_that_says() {
+    fn resolution_overrides_the_platform_default_size() {
         let filled = |platform, resolution: &str| {
             let mut request = VideoRequest {
                 platform: Some(platform),
@@ -350,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_as_it_is_may_set_no_more() {
+    fn sizes_in_input_are_capped() {
         let check = |input: Value| {
             let input = input.as_object().unwrap().clone();
             lowered(VideoRequest {
@@ -395,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_and_another_shape_contradict_each_other() {
+    fn platform_and_conflicting_aspect_ratio_are_rejected() {
         let of = |ratio: &str| {
             let mut request = VideoRequest {
                 platform: Some(Platform::Tiktok),

@@ -70,7 +70,7 @@ async fn refused(config: &AuthConfig, token: &str) -> TokenError {
 }
 
 #[tokio::test]
-async fn every_kind_of_key_proves_its_tokens_and_no_others() {
+async fn each_key_type_verifies_only_its_own_tokens() {
     let signers = [shared(), rsa(), p256(), p384(), ed25519()];
     for signer in &signers {
         let config = trusting(signer);
@@ -88,7 +88,7 @@ async fn every_kind_of_key_proves_its_tokens_and_no_others() {
 }
 
 #[tokio::test]
-async fn all_configured_keys_serve_at_once() {
+async fn tokens_signed_by_any_configured_key_are_accepted() {
     let signers = [shared(), rsa(), p256(), p384(), ed25519()];
     let mut config = AuthConfig::default();
     config
@@ -108,7 +108,7 @@ async fn all_configured_keys_serve_at_once() {
 }
 
 #[tokio::test]
-async fn an_algorithm_that_is_not_the_keys_is_refused() {
+async fn algorithm_not_matching_the_key_is_rejected() {
     let unsigned = |algorithm: &str| forge(&json!({"alg": algorithm}), &claims(), b"");
     for signer in [shared(), rsa(), p256()] {
         let config = trusting(&signer);
@@ -134,7 +134,7 @@ async fn an_algorithm_that_is_not_the_keys_is_refused() {
 }
 
 #[tokio::test]
-async fn a_public_key_is_never_a_shared_secret() {
+async fn public_key_is_not_accepted_as_hmac_secret() {
     for signer in [rsa(), p256(), ed25519()] {
         let pem = signer.public_pem.clone().expect("a public key");
         let attacker = Signer::sharing(pem.as_bytes());
@@ -148,7 +148,7 @@ async fn a_public_key_is_never_a_shared_secret() {
 }
 
 #[tokio::test]
-async fn a_changed_token_is_refused() {
+async fn modified_token_is_rejected() {
     for signer in [shared(), rsa(), p256(), ed25519()] {
         let config = trusting(&signer);
         let token = signer.sign(&claims());
@@ -170,7 +170,7 @@ async fn a_changed_token_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_no_token_is_told_apart() {
+async fn malformed_tokens_return_specific_errors() {
     let config = trusting(&shared());
     assert_eq!(refused(&config, "").await, TokenError::Missing);
     let token = shared().sign(&claims());
@@ -204,12 +204,15 @@ async fn what_is_no_token_is_told_apart() {
 }
 
 #[tokio::test]
-async fn an_unknown_extension_is_refused_and_embedded_keys_are_not_followed() {
+async fn unknown_crit_is_rejected_and_embedded_keys_are_ignored() {
     let signer = shared();
     let config = trusting(&signer);
     for crit in [json!(["exp"]), json!([]), json!(null), json!("b64")] {
         let token = signer.sign_with(&json!({"alg": "HS256", "crit": crit}), &claims());
-        assert_eq!(refused(&config, &token).await, TokenError::UnsupportedCriticalHeader);
+        assert_eq!(
+            refused(&config, &token).await,
+            TokenError::UnsupportedCriticalHeader
+        );
     }
     let attacker = ed25519();
     let header = json!({"alg": "EdDSA", "jwk": attacker.jwk("k", json!({})),
@@ -221,7 +224,7 @@ async fn an_unknown_extension_is_refused_and_embedded_keys_are_not_followed() {
 }
 
 #[tokio::test]
-async fn time_is_kept_to_the_second_with_the_leeway() {
+async fn exp_and_nbf_are_checked_with_leeway() {
     let signer = shared();
     let mut config = trusting(&signer);
     config.leeway = Duration::from_secs(5);
@@ -249,7 +252,7 @@ async fn time_is_kept_to_the_second_with_the_leeway() {
 }
 
 #[tokio::test]
-async fn the_system_clock_is_used_without_another() {
+async fn verify_uses_the_system_clock() {
     let signer = shared();
     let verifier = verifier(&trusting(&signer));
     let fresh = signer.sign(&json!({"sub": "a", "exp": Timestamp::now().as_second() + 60}));
@@ -262,7 +265,7 @@ async fn the_system_clock_is_used_without_another() {
 }
 
 #[tokio::test]
-async fn required_claims_are_required_in_their_types() {
+async fn missing_or_mistyped_required_claims_are_rejected() {
     let signer = shared();
     let config = trusting(&signer);
     for (claim, value, expected) in [
@@ -311,7 +314,11 @@ async fn issuer_and_audience_are_required_when_configured() {
         ("aud", json!(["hub", 5]), Some(TokenError::Audience)),
         ("aud", json!([]), Some(TokenError::Audience)),
         ("aud", json!({"hub": 1}), Some(TokenError::Audience)),
-        ("aud", json!("absent"), Some(TokenError::MissingClaim("aud"))),
+        (
+            "aud",
+            json!("absent"),
+            Some(TokenError::MissingClaim("aud")),
+        ),
         ("aud", json!(null), Some(TokenError::MissingClaim("aud"))),
         (
             "iss",
@@ -324,7 +331,11 @@ async fn issuer_and_audience_are_required_when_configured() {
             Some(TokenError::Issuer),
         ),
         ("iss", json!(5), Some(TokenError::Issuer)),
-        ("iss", json!("absent"), Some(TokenError::MissingClaim("iss"))),
+        (
+            "iss",
+            json!("absent"),
+            Some(TokenError::MissingClaim("iss")),
+        ),
     ] {
         let mut all = with(good.clone());
         if value == "absent" {

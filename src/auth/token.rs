@@ -12,7 +12,7 @@ use jsonwebtoken::{Algorithm, AlgorithmFamily};
 use serde_json::{Map, Value};
 
 use super::TokenError;
-use super::claims::{Claims, ClaimRequirements};
+use super::claims::{ClaimRequirements, Claims};
 use super::keys::VerifyingKey;
 
 /// The longest token that is looked at, in bytes.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use toml::Value;
 
-use super::layers::{RawValue, Layers};
-use super::{ConfigError, Price, parse, duration};
+use super::layers::{Layers, RawValue};
+use super::{ConfigError, Price, duration, parse};
 
 /// The layers not read so far, and the mistakes found in those that were.
 pub(super) struct Reader {
@@ -89,7 +89,11 @@ impl Reader {
         self.errors
     }
 
-    fn unknown_section(&self, section: &str, keys: &BTreeMap<String, RawValue>) -> Vec<ConfigError> {
+    fn unknown_section(
+        &self,
+        section: &str,
+        keys: &BTreeMap<String, RawValue>,
+    ) -> Vec<ConfigError> {
         let stray = |(key, _): (&String, &RawValue)| match section {
             "" if self.known_keys.contains_key(key) || key == "providers" => ConfigError {
                 key: key.clone(),
@@ -117,7 +121,10 @@ impl Reader {
 
     /// The same key in another section.
     fn elsewhere(&self, key: &str) -> Option<String> {
-        let (section, _) = self.known_keys.iter().find(|(_, keys)| keys.contains(key))?;
+        let (section, _) = self
+            .known_keys
+            .iter()
+            .find(|(_, keys)| keys.contains(key))?;
         Some(format!("{section}.{key}"))
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::reader::{Reader, Section, nearest};
 use super::{
     AuthConfig, Budgets, CallbackConfig, Config, Defaults, Limits, ProviderConfig, ServerConfig,
-    SocketConfig, StoreConfig, Tier, TlsFiles, parse, duration,
+    SocketConfig, StoreConfig, Tier, TlsFiles, duration, parse,
 };
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -79,7 +79,11 @@ prices = { "kling-v3*" = 0.35, "*" = "0.07 * duration" }
 budget_per_day = 100
 "#;
 
-fn load(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
+fn load(
+    file: &str,
+    env: &[(&str, &str)],
+    flags: &[(&str, &str)],
+) -> Result<Config, Vec<ConfigError>> {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("hub.toml");
     fs::write(&path, file).unwrap();
@@ -257,7 +261,7 @@ fn secrets_arrive_as_given() {
 }
 
 #[test]
-fn the_environment_and_the_flags_can_say_all_that_the_file_can() {
+fn every_setting_can_be_set_by_environment_and_flags() {
     let table: toml::Table = EVERYTHING.parse().unwrap();
     let mut dotted = Vec::new();
     for (section, keys) in &table {
@@ -302,7 +306,7 @@ fn later_layers_win() {
 }
 
 #[test]
-fn an_empty_value_is_as_if_absent() {
+fn empty_value_counts_as_unset() {
     let file = with_secret("[server]\nbind = \"127.0.0.1:2\"\ndrain = \"\"\n");
     let env = [("PROGRESS_HUB__SERVER__BIND", "")];
     let flags = [("socket.max_subscriptions", ""), ("auth.public_keys", "")];
@@ -331,7 +335,7 @@ fn an_empty_list_replaces_a_longer_one() {
 }
 
 #[test]
-fn a_list_in_the_environment_is_toml_or_parted_by_commas() {
+fn environment_lists_accept_toml_and_commas() {
     let origins = |list: &str| {
         let env = [("PROGRESS_HUB__SERVER__ALLOWED_ORIGINS", list)];
         load(&with_secret(""), &env, &[])
@@ -348,7 +352,7 @@ fn a_list_in_the_environment_is_toml_or_parted_by_commas() {
 }
 
 #[test]
-fn the_environment_reaches_a_providers_dash_by_an_underscore() {
+fn environment_maps_underscore_to_dash_in_provider_names() {
     let file = with_secret("[providers.kling-legacy]\nspec = \"kling-legacy\"\n");
     let env = [("PROGRESS_HUB__PROVIDERS__KLING_LEGACY__MAX_CONCURRENT", "7")];
     let config = load(&file, &env, &[]).unwrap();
@@ -375,7 +379,7 @@ fn origins_take_the_form_that_browsers_send() {
 }
 
 #[test]
-fn each_stores_url_is_accepted() {
+fn every_store_url_form_is_accepted() {
     for url in [
         "sqlite://progress-hub.db",
         "sqlite:///var/lib/hub.db",
@@ -397,7 +401,7 @@ fn each_stores_url_is_accepted() {
 
 proptest! {
     #[test]
-    fn what_is_shown_loads_to_the_same(
+    fn printed_configuration_round_trips(
         port in any::<u16>(),
         issuer in "[ -~é\n]{0,20}",
         connections in 1_usize..10_000_000,

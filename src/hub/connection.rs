@@ -10,7 +10,7 @@ use super::FeedHealth;
 use super::subscriptions::Topic;
 use slab::Slab;
 
-use super::shard::{ConnectionState, Shard, Sink, Subscription, SubscriberRef};
+use super::shard::{ConnectionState, Shard, Sink, SubscriberRef, Subscription};
 use crate::job::{Job, JobId};
 use crate::protocol::Frame;
 

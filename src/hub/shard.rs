@@ -189,7 +189,11 @@ impl Shard {
 
     fn drop_finished_topics(&self) {
         let mut state = self.state.borrow_mut();
-        let is_over = |topic: &TopicState| topic.ended_at.is_some_and(|at| at.elapsed() >= FINISHED_TOPIC_TTL);
+        let is_over = |topic: &TopicState| {
+            topic
+                .ended_at
+                .is_some_and(|at| at.elapsed() >= FINISHED_TOPIC_TTL)
+        };
         let over: Vec<usize> = state
             .topics
             .iter()
@@ -339,7 +343,10 @@ impl State {
         } else if topic.watchers.is_empty() {
             let topic = self.topics.remove(watch.topic);
             self.topic_of.remove(&topic.job);
-            shard.hub.interest.remove(&Topic::Job(topic.job), shard.index);
+            shard
+                .hub
+                .interest
+                .remove(&Topic::Job(topic.job), shard.index);
         }
     }
 

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tokio::task::{LocalSet, yield_now};
 
 use super::*;
-use crate::job::{NewJob, StatusReport, Source, Status};
+use crate::job::{NewJob, Source, Status, StatusReport};
 
 const OWNERS: [&str; 2] = ["alice", "bob"];
 const JOBS: usize = 4;
@@ -267,7 +267,9 @@ impl World {
                     client.connection.unsubscribe_owner();
                     client.unfollow();
                 }
-                client.connection.retain_visible(|_, of| of == OWNERS[owner]);
+                client
+                    .connection
+                    .retain_visible(|_, of| of == OWNERS[owner]);
                 for j in (0..JOBS).filter(|j| !of_owner(*j, owner)) {
                     client.leave(j);
                 }
@@ -397,7 +399,7 @@ impl Client {
 
 proptest! {
     #[test]
-    fn whatever_happens_everybody_sees_what_is_newest_and_nothing_is_left(steps in steps()) {
+    fn hub_matches_the_model_under_random_operations(steps in steps()) {
         on_a_worker(async {
             let mut world = World::new();
             for step in steps {
@@ -422,7 +424,7 @@ fn watch(hub: &Arc<Hub>, job: &Arc<Job>) -> (Connection, Rc<Ear>) {
 }
 
 #[test]
-fn a_burst_is_shown_as_its_newest_version() {
+fn burst_is_conflated_to_the_newest_version() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));
         let (_connection, ear) = watch(&hub, &first);
@@ -435,7 +437,7 @@ fn a_burst_is_shown_as_its_newest_version() {
 }
 
 #[test]
-fn a_full_mailbox_lags_until_its_jobs_are_read_again() {
+fn full_shard_queue_marks_the_shard_lagging_until_resync() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));
         let (_connection, ear) = watch(&hub, &first);
@@ -446,7 +448,11 @@ fn a_full_mailbox_lags_until_its_jobs_are_read_again() {
         assert_eq!(hub.lagging().await, [0]);
         settle().await;
         let shown = ear.shown.borrow().last().map(|(_, version)| *version);
-        assert_eq!(shown, Some(SHARD_QUEUE_CAPACITY as u64 + 1), "what fitted in");
+        assert_eq!(
+            shown,
+            Some(SHARD_QUEUE_CAPACITY as u64 + 1),
+            "what fitted in"
+        );
         assert_eq!(hub.topics_of_shard(0).0, std::slice::from_ref(&first.id));
         hub.redeliver(0, vec![at_version(&first, last)]).await;
         settle().await;
@@ -457,7 +463,7 @@ fn a_full_mailbox_lags_until_its_jobs_are_read_again() {
 }
 
 #[test]
-fn an_outage_is_told_once_and_its_end_once() {
+fn degraded_and_restored_are_sent_once_each() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));
         let (_connection, ear) = watch(&hub, &first);
@@ -477,7 +483,7 @@ fn an_outage_is_told_once_and_its_end_once() {
 }
 
 #[test]
-fn a_shard_that_opens_during_an_outage_tells_its_end() {
+fn shard_opened_during_outage_sends_restored() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));
         let away = FeedHealth::Degraded(Time::from_millis(1));
@@ -495,7 +501,7 @@ fn a_shard_that_opens_during_an_outage_tells_its_end() {
 }
 
 #[test]
-fn a_feed_lets_go_of_a_job_after_its_end_and_one_by_id_does_not() {
+fn owner_subscription_drops_finished_jobs_explicit_subscription_keeps_them() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));
         let (by_id, _) = watch(&hub, &first);
@@ -521,7 +527,7 @@ fn a_feed_lets_go_of_a_job_after_its_end_and_one_by_id_does_not() {
 }
 
 #[test]
-fn a_follower_that_could_not_read_a_job_still_hears_of_it() {
+fn owner_subscriber_receives_updates_after_failed_read() {
     on_a_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));
         let (_other, _) = watch(&hub, &first);

@@ -80,14 +80,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fresh_id_is_a_valid_one_and_later_ids_sort_later() {
+    fn new_ids_are_valid_and_sort_by_creation_time() {
         let (a, b) = (JobId::new(), JobId::new());
         assert_eq!(JobId::parse(a.as_str()), Ok(a.clone()));
         assert!(a < b);
     }
 
     #[test]
-    fn what_could_escape_a_key_or_url_is_no_id() {
+    fn ids_with_unsafe_characters_are_rejected() {
         for bad in [
             "", "job_", "task_1", "job_a/b", "job_a b", "job_é", "job_{x}",
         ] {

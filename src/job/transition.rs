@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use super::{Failure, FailureKind, Job, JobEvent, StatusReport, Source, Status, SubmissionState, InternalState, Update};
+use super::{
+    Failure, FailureKind, InternalState, Job, JobEvent, Source, Status, StatusReport,
+    SubmissionState, Update,
+};
 use crate::time::Time;
 
 impl Job {
@@ -41,7 +44,11 @@ impl Job {
     #[must_use]
     pub fn record_unconfirmed_success(&self, report: &StatusReport, now: Time) -> Option<Self> {
         let is_known = self.internal.success_reported_at.is_some();
-        if self.is_final() || is_known || !report.needs_confirmation() || self.is_about_other_task(report) {
+        if self.is_final()
+            || is_known
+            || !report.needs_confirmation()
+            || self.is_about_other_task(report)
+        {
             return None;
         }
         let mut next = self.clone();
@@ -89,7 +96,9 @@ impl Job {
     fn cancel_unsubmitted(&mut self) -> Option<()> {
         match (self.submission_state(), &self.provider) {
             (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => {}
-            (SubmissionState::InFlight | SubmissionState::Unknown | SubmissionState::Done, _) => return None,
+            (SubmissionState::InFlight | SubmissionState::Unknown | SubmissionState::Done, _) => {
+                return None;
+            }
         }
         self.status = Status::Cancelled;
         self.progress = None;

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_told_at_once() {
+    fn conflicting_flags_are_reported_together() {
         let arguments = read("--jobs 2 -s 3 --padding 3000 --sources 1 -n 60000").unwrap();
         let told = arguments.check().unwrap_err().to_string();
         for flag in ["--subscriptions 3", "--padding 3000", "--sources 1"] {
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_a_storm_or_churn_leaves_behind_are_counted() {
+    fn time_wait_ports_are_included_in_the_port_budget() {
         assert_eq!(read("").unwrap().sources(), 1);
         assert_eq!(read("-n 18000").unwrap().sources(), 3);
         assert_eq!(read("-n 18000 --storm").unwrap().sources(), 5);

@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_are_round_and_hold_the_highest() {
+    fn axis_ticks_are_round_and_cover_the_maximum() {
         let axis = Axis::linear(730.0, |value| format!("{value}"));
         let marks: Vec<&str> = axis.marks.iter().map(|(_, text)| text.as_str()).collect();
         assert_eq!(marks, ["0", "200", "400", "600", "800"]);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_a_chart_too() {
+    fn empty_series_renders_a_chart() {
         for y in [
             Axis::linear(0.0, |_| String::new()),
             Axis::log(std::iter::empty(), |_| String::new()),

@@ -6,7 +6,7 @@ use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
 
 use super::chart::{Axis, Chart, Series};
-use super::report::{Sample, Report, LatencySummary, rounded};
+use super::report::{LatencySummary, Report, Sample, rounded};
 use super::text_report::{bytes, grouped, named, seconds};
 
 const TEMPLATE: &str = include_str!("page.html");

@@ -19,11 +19,19 @@ pub(super) struct HttpPool(pub(super) Vec<HttpClient>);
 
 impl HttpPool {
     pub fn new(count: u64, target: &Target) -> Self {
-        Self((0..count).map(|_| HttpClient::new(target.clone())).collect())
+        Self(
+            (0..count)
+                .map(|_| HttpClient::new(target.clone()))
+                .collect(),
+        )
     }
 
     /// Does something for each job, over all callers at once; the results in the order of the jobs.
-    pub async fn each<T>(&mut self, jobs: u32, act: impl AsyncFn(&mut HttpClient, u32) -> T) -> Vec<T> {
+    pub async fn each<T>(
+        &mut self,
+        jobs: u32,
+        act: impl AsyncFn(&mut HttpClient, u32) -> T,
+    ) -> Vec<T> {
         let next = AtomicU32::new(0);
         let (next, act) = (&next, &act);
         let work = self.0.iter_mut().map(|caller| async move {

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_is_no_hub_is_told_of_and_leaves_nothing() {
+    async fn starting_a_non_hub_program_fails_and_cleans_up() {
         let failed = Hub::start(Path::new("/bin/false"), &[]).await;
         assert!(matches!(failed, Err(NoHub::Silent(_))));
         let missing = Hub::start(Path::new("/nowhere/hub"), &[]).await;

@@ -11,14 +11,14 @@ use tokio::task::JoinSet;
 use super::arguments::Arguments;
 use super::http_client::{HttpClient, RequestError};
 use super::http_pool::HttpPool;
-use super::socket_pool::SocketPool;
 use super::jobs::JobIndex;
 use super::process::{Cost, Process};
-use super::report::{Sample, rounded};
-use super::schedule::{Schedule, DueUpdates};
-use super::stats::{UpdateStats, SocketStats};
-use super::updates::{UpdateKind, UpdateResult, UpdateSender};
 use super::progress::ProgressView;
+use super::report::{Sample, rounded};
+use super::schedule::{DueUpdates, Schedule};
+use super::socket_pool::SocketPool;
+use super::stats::{SocketStats, UpdateStats};
+use super::updates::{UpdateKind, UpdateResult, UpdateSender};
 
 /// Between two beats, unless a run is so long that there would be too many.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
@@ -60,7 +60,10 @@ struct Sampler {
 }
 
 /// Sends all updates of the schedule, or as many as are answered in its time.
-pub(super) async fn steady(scene: &MeasureContext<'_>, callers: &mut HttpPool) -> std::io::Result<Measurement> {
+pub(super) async fn steady(
+    scene: &MeasureContext<'_>,
+    callers: &mut HttpPool,
+) -> std::io::Result<Measurement> {
     let MeasureContext {
         arguments, fleet, ..
     } = *scene;
@@ -185,7 +188,12 @@ impl UpdateStats {
 }
 
 impl Sampler {
-    fn beat(&mut self, scene: &MeasureContext<'_>, tally: &SocketStats, sent: &UpdateStats) -> Sample {
+    fn beat(
+        &mut self,
+        scene: &MeasureContext<'_>,
+        tally: &SocketStats,
+        sent: &UpdateStats,
+    ) -> Sample {
         let (now, cost) = (Instant::now(), scene.hub.and_then(Process::cost));
         let passed = now.saturating_duration_since(self.last).as_secs_f64();
         let passed = passed.max(1e-9);

@@ -73,7 +73,11 @@ mod tests {
                 progress: Some(42.5),
                 stage: Some("step 3".into()),
             };
-            assert_eq!(read(text.as_bytes()), Some(ServerMessage::Job(job)), "{text}");
+            assert_eq!(
+                read(text.as_bytes()),
+                Some(ServerMessage::Job(job)),
+                "{text}"
+            );
         }
     }
 
@@ -96,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_none() {
+    fn invalid_message_returns_none() {
         for text in [
             &b"hello"[..],
             b"{}",

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_spaces_and_brackets_moves_no_field() {
+    fn proc_stat_with_special_process_name_is_parsed() {
         let stat =
             "7 (a) b (c) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 8 0 1000 5000000 1234 0";
         assert_eq!(read(stat), Some((300, 1234)));
@@ -99,7 +99,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn this_process_has_a_cost_and_one_that_is_not_has_none() {
+    fn cost_of_missing_process_is_none() {
         let cost = Process::own().cost().unwrap();
         assert!(cost.memory > 100_000);
         assert!(Process::of(u32::MAX).is_none());

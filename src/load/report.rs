@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::arguments::{Arguments, UpdateMethod};
-use super::stats::{Violations, UpdateStats, SocketStats, Times};
+use super::stats::{SocketStats, Times, UpdateStats, Violations};
 
 /// The shares of all times that are told one by one.
 const SHARES: [f64; 23] = [

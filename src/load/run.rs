@@ -18,21 +18,21 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::arguments::Arguments;
-use super::http_client::{HttpClient, Headers, RequestError, bearer};
+use super::http_client::{Headers, HttpClient, RequestError, bearer};
 use super::http_pool::{HttpPool, retry_until};
-use super::socket_pool::SocketPool;
 use super::jobs::JobIndex;
-use super::subscription_state::FinalState;
+use super::measure::{MeasureContext, Measurement, steady};
 use super::process::{Cost, Process};
+use super::progress::ProgressView;
 use super::report::{
     Checks, Client, Deliveries, Plan, Report, Server, Sockets, Storm, Updates, percentiles, rounded,
 };
 use super::socket::Command;
-use super::measure::{MeasureContext, Measurement, steady};
+use super::socket_pool::SocketPool;
 use super::stats::SocketStats;
+use super::subscription_state::FinalState;
 use super::target::Target;
-use super::updates::{UpdateKind, OWNER, UpdateResult, UpdateSender, read};
-use super::progress::ProgressView;
+use super::updates::{OWNER, UpdateKind, UpdateResult, UpdateSender, read};
 use super::{Access, Error, Tokens};
 
 /// How often a count is looked at while it is waited for.
@@ -169,11 +169,21 @@ impl Run {
         let mut bearer =
             HeaderValue::from_str(&bearer).map_err(|_| Error::Token("has signs that none has"))?;
         bearer.set_sensitive(true);
-        Ok(SocketPool::start(&self.arguments, &self.target, &bearer, jobs)?)
+        Ok(SocketPool::start(
+            &self.arguments,
+            &self.target,
+            &bearer,
+            jobs,
+        )?)
     }
 
     /// Waits until every socket is current, or patience is over; the end of the run tells which.
-    async fn wait_until_current(&self, fleet: &SocketPool, name: &'static str, mut tally: SocketStats) -> SocketStats {
+    async fn wait_until_current(
+        &self,
+        fleet: &SocketPool,
+        name: &'static str,
+        mut tally: SocketStats,
+    ) -> SocketStats {
         let all = self.arguments.sockets;
         let stage = self.view.begin(name, all);
         let deadline = Instant::now() + self.arguments.ramp + self.arguments.timeout;
@@ -201,7 +211,12 @@ impl Run {
     }
 
     /// Everybody leaves, every job changes, and everybody is back at once.
-    async fn storm(&mut self, fleet: &SocketPool, jobs: &JobIndex, all: &mut SocketStats) -> Result<Storm, Error> {
+    async fn storm(
+        &mut self,
+        fleet: &SocketPool,
+        jobs: &JobIndex,
+        all: &mut SocketStats,
+    ) -> Result<Storm, Error> {
         fleet.order(Command::Disconnect);
         let deadline = Instant::now() + self.arguments.timeout;
         let is_away = || fleet.count(|standing| &standing.away) == self.arguments.sockets;
@@ -212,7 +227,9 @@ impl Run {
         self.update_all(jobs, UpdateKind::Storm).await?;
         let since = Instant::now();
         fleet.order(Command::Reconnect(since));
-        let tally = self.wait_until_current(fleet, "storm", SocketStats::default()).await;
+        let tally = self
+            .wait_until_current(fleet, "storm", SocketStats::default())
+            .await;
         let storm = Storm {
             sockets: tally.storm.count(),
             seconds: rounded(tally.storm.max() / 1000.0),
@@ -223,7 +240,11 @@ impl Run {
     }
 
     /// Ends every job, waits until it was shown, and asks how each ended.
-    async fn finish(&mut self, fleet: &SocketPool, jobs: &JobIndex) -> Result<Vec<FinalState>, Error> {
+    async fn finish(
+        &mut self,
+        fleet: &SocketPool,
+        jobs: &JobIndex,
+    ) -> Result<Vec<FinalState>, Error> {
         fleet.order(Command::Quiesce);
         let all = self.arguments.sockets;
         let stage = self.view.begin("ends", all);
@@ -257,7 +278,9 @@ impl Run {
             retry_until(deadline, async || {
                 match way.tell(caller, jobs, job, news).await {
                     // An earlier try came through and its answer did not.
-                    Err(RequestError::Refused(status, _)) if status == 409 => Ok(UpdateResult::Unchanged),
+                    Err(RequestError::Refused(status, _)) if status == 409 => {
+                        Ok(UpdateResult::Unchanged)
+                    }
                     told => told,
                 }
             })
@@ -270,7 +293,12 @@ impl Run {
         }
     }
 
-    fn server(&self, steady: &Measurement, before: Option<Cost>, idle: Option<Cost>) -> Option<Server> {
+    fn server(
+        &self,
+        steady: &Measurement,
+        before: Option<Cost>,
+        idle: Option<Cost>,
+    ) -> Option<Server> {
         let (begin, end) = steady.hub?;
         let (before, idle) = (before?.memory, idle?.memory);
         let (cpu, share) = end.since(&begin);

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outside_of_the_schedule_names_no_update() {
+    fn documents_outside_the_schedule_match_no_update() {
         let schedule = Schedule::new(Instant::now(), 10.0, 100);
         for progress in [0.0, STORM, 100.0] {
             assert_eq!(schedule.update(None, Some(progress)), None);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_schedule_goes_on_whoever_is_late() {
+    fn schedule_does_not_wait_for_late_senders() {
         let start = Instant::now();
         let schedule = Schedule::new(start, 4.0, 8);
         let at = |millis| schedule.due_by(start + Duration::from_millis(millis));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_update_is_handed_out_once_and_none_after_the_end() {
+    async fn each_update_is_issued_once() {
         let tickets = DueUpdates::start(Schedule::new(Instant::now(), 1e6, 5)).unwrap();
         let mut taken = Vec::new();
         while let Some(update) = tickets.next().await {

@@ -32,7 +32,9 @@ impl Signer {
         let encoded = secret.strip_prefix("whsec_").unwrap_or(secret);
         let key = STANDARD.decode(encoded).ok().filter(|key| !key.is_empty());
         let key = key.ok_or_else(|| {
-            ArgumentErrors::one("the webhook secret is not one of Standard Webhooks: whsec_ and base64")
+            ArgumentErrors::one(
+                "the webhook secret is not one of Standard Webhooks: whsec_ and base64",
+            )
         })?;
         Ok(Self::Standard(hmac::Key::new(hmac::HMAC_SHA256, &key)))
     }

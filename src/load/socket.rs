@@ -18,11 +18,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 
 use super::http_client::{RequestError, upgrade};
-use super::messages::{self, Document, ServerMessage};
 use super::jobs::JobIndex;
-use super::subscription_state::{SubscriptionState, FinalState, FrameCheck};
+use super::messages::{self, Document, ServerMessage};
 use super::schedule::Schedule;
 use super::stats::{SocketCounts, SocketStats};
+use super::subscription_state::{FinalState, FrameCheck, SubscriptionState};
 use super::target::Target;
 use super::wire::Wire;
 
@@ -219,7 +219,11 @@ impl Socket {
         text
     }
 
-    async fn stay(&mut self, mut wire: Wire, order: &mut watch::Receiver<Command>) -> ConnectionEnd {
+    async fn stay(
+        &mut self,
+        mut wire: Wire,
+        order: &mut watch::Receiver<Command>,
+    ) -> ConnectionEnd {
         let crew = self.crew.clone();
         let mut is_settled = matches!(*order.borrow(), Command::Quiesce);
         let is_back = matches!(*order.borrow(), Command::Reconnect(_));

@@ -16,10 +16,10 @@ use tokio::task::LocalSet;
 
 use super::arguments::Arguments;
 use super::jobs::JobIndex;
-use super::subscription_state::SubscriptionState;
 use super::schedule::Schedule;
-use super::socket::{SocketGroup, Command, Socket};
+use super::socket::{Command, Socket, SocketGroup};
 use super::stats::{SocketCounts, SocketStats};
+use super::subscription_state::SubscriptionState;
 use super::target::Target;
 use super::wire::READ_BUFFER_BYTES;
 

@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_add_up_and_keep_their_extremes() {
+    fn merged_histograms_keep_min_and_max() {
         let (mut one, mut other) = (Times::default(), Times::default());
         one.record(Duration::from_millis(1));
         other.record(Duration::from_millis(100));

@@ -151,10 +151,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_that_rises_is_live_once_the_socket_is_current() {
+    fn increasing_version_counts_as_live_delivery() {
         let mut memory = SubscriptionState::new(8, 3, 10);
         assert_eq!(
-            memory.known_versions().map(|known| known.0).collect::<Vec<_>>(),
+            memory
+                .known_versions()
+                .map(|known| known.0)
+                .collect::<Vec<_>>(),
             [8, 9, 0]
         );
         assert_eq!(memory.see(0, 1, false), FrameCheck::CaughtUp);
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reconnect_forgets_no_version() {
+    fn reconnect_keeps_known_versions() {
         let mut memory = SubscriptionState::new(0, 1, 1);
         memory.see(0, 3, false);
         memory.reconnect();
@@ -179,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_end_and_an_invented_one_are_found() {
+    fn missing_and_spurious_final_versions_are_detected() {
         let truth = |version, is_final| [FinalState { version, is_final }];
         let mut memory = SubscriptionState::new(0, 1, 1);
         memory.see(0, 4, true);
@@ -191,7 +194,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_what_is_remembered_is_the_highest(versions in proptest::collection::vec(1..50u64, 1..40)) {
+        fn remembered_version_is_the_maximum_seen(versions in proptest::collection::vec(1..50u64, 1..40)) {
             let mut memory = SubscriptionState::new(0, 1, 1);
             let mut highest = 0;
             for version in versions {

@@ -39,7 +39,9 @@ impl Target {
     pub fn find(url: Url, sources: u64, is_remote_allowed: bool) -> Result<Self, ArgumentErrors> {
         let wrong = |text: String| Err(ArgumentErrors::one(format!("--url {url}: {text}")));
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(ArgumentErrors::one("--url: must carry no name and no password"));
+            return Err(ArgumentErrors::one(
+                "--url: must carry no name and no password",
+            ));
         }
         if url.scheme() != "http" || url.query().is_some() || url.fragment().is_some() {
             return wrong("must be http://HOST:PORT, without TLS and without a query".to_owned());
@@ -116,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_is_driven_unless_allowed() {
+    fn remote_targets_require_allow_remote() {
         assert!(find("http://127.0.0.1:8080", false).is_ok());
         assert!(find("http://[::1]:8080/", false).is_ok());
         let refused = find("http://192.0.2.1:8080", false).unwrap_err();
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hub_below_a_path_is_asked_there() {
+    fn base_path_is_preserved() {
         let target = find("http://127.0.0.1:8080/hub/", false).unwrap();
         assert_eq!(target.path("/v1/ws"), "/hub/v1/ws");
         assert_eq!(target.authority(), "127.0.0.1:8080");

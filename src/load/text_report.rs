@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::report::{Report, LatencySummary};
+use super::report::{LatencySummary, Report};
 use super::stats::Violations;
 
 impl Report {

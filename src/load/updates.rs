@@ -8,12 +8,12 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::arguments::{Arguments, UpdateMethod, MAX_METADATA, ArgumentErrors};
-use super::http_client::{HttpClient, Headers, RequestError, bearer};
+use super::arguments::{ArgumentErrors, Arguments, MAX_METADATA, UpdateMethod};
+use super::http_client::{Headers, HttpClient, RequestError, bearer};
 use super::jobs::JobIndex;
-use super::subscription_state::FinalState;
 use super::schedule::{STORM, Schedule};
 use super::signing::Signer;
+use super::subscription_state::FinalState;
 
 /// Whose the jobs of a run are.
 pub const OWNER: &str = "load";
@@ -109,7 +109,11 @@ impl UpdateSender {
     }
 
     /// Registers a job: its id.
-    pub async fn register(&self, caller: &mut HttpClient, number: u32) -> Result<String, RequestError> {
+    pub async fn register(
+        &self,
+        caller: &mut HttpClient,
+        number: u32,
+    ) -> Result<String, RequestError> {
         let mut body = json!({ "owner": OWNER, "metadata": self.metadata });
         if self.signer.is_some() {
             body["provider"] = json!(self.provider);

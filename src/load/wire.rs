@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_come_out_however_they_are_cut() {
+    async fn frames_are_decoded_across_any_read_boundary() {
         let long = "x".repeat(300);
         let mut bytes = b"\x81\x05first".to_vec();
         bytes.extend([0x81, 126, 1, 44]);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_came_behind_the_upgrade_is_the_first_of_all() {
+    async fn bytes_after_the_upgrade_response_are_read_first() {
         let (mut wire, mut hub) = pair(b"\x81\x05fi").await;
         hub.write_all(b"rst").await.unwrap();
         drop(hub);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_said_is_masked() {
+    async fn client_frames_are_masked() {
         let (mut wire, hub) = pair(b"").await;
         wire.say("hello".to_owned());
         wire.flush().await.unwrap();

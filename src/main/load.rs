@@ -9,10 +9,10 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use progress_hub::auth::Minter;
 use progress_hub::config::Config;
-use progress_hub::load::{self, Access, Arguments, UpdateMethod, Hub, OWNER, Report, Tokens};
+use progress_hub::load::{self, Access, Arguments, Hub, OWNER, Report, Tokens, UpdateMethod};
 use secrecy::SecretString;
 
-use super::{ConfigArgs, CommandError, print, secret, shutdown_signal};
+use super::{CommandError, ConfigArgs, print, secret, shutdown_signal};
 
 /// Where an admin's token is looked for, when there is no secret to mint one with.
 const TOKEN: &str = "PROGRESS_HUB_TOKEN";
@@ -154,7 +154,10 @@ fn minted(config: &Config) -> Result<Tokens, CommandError> {
 type Settings = Vec<(String, String)>;
 
 /// A hub for one run: its settings, and what may be done there. What the caller sets is on top.
-fn own(arguments: &mut Arguments, configured: ConfigArgs) -> Result<(Settings, Access), CommandError> {
+fn own(
+    arguments: &mut Arguments,
+    configured: ConfigArgs,
+) -> Result<(Settings, Access), CommandError> {
     if configured.config.is_some() {
         let text = "--config: is for a hub at --url; the one that is started takes --set";
         return Err(CommandError::Wrong(text.to_owned()));

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::request_spec::RequestSpec;
 use super::expression::{Expression, Template, text};
 use super::http::Method;
-use super::{RequestError, Provider};
+use super::request_spec::RequestSpec;
+use super::{Provider, RequestError};
 use crate::time::Time;
 
 /// The least time between two readings.
@@ -82,8 +82,12 @@ struct BalanceState {
 impl BalanceState {
     /// Whether to read it now, the credit having been gone since `dry`.
     fn is_due(&self, dry: Option<Time>, now: Time) -> bool {
-        let is_old = self.last_attempt_at.is_none_or(|at| now.saturating_duration_since(at) >= MIN_READ_INTERVAL);
-        let has_settled = self.used_at.is_some_and(|at| now.saturating_duration_since(at) >= READ_DELAY);
+        let is_old = self
+            .last_attempt_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= MIN_READ_INTERVAL);
+        let has_settled = self
+            .used_at
+            .is_some_and(|at| now.saturating_duration_since(at) >= READ_DELAY);
         let is_new = |dry: Time| self.last_attempt_at.is_none_or(|asked_at| asked_at < dry);
         is_old && (has_settled || dry.is_some()) || dry.is_some_and(is_new)
     }
@@ -133,7 +137,9 @@ impl Provider {
         let amount = text(&reading.amount.evaluate(&payload));
         let amount: Option<f64> = amount.and_then(|amount| amount.parse().ok());
         let Some(amount) = amount.filter(|amount| amount.is_finite()) else {
-            return Err(RequestError::InvalidSpec("balance.amount: is no number".to_owned()));
+            return Err(RequestError::InvalidSpec(
+                "balance.amount: is no number".to_owned(),
+            ));
         };
         let names = minijinja::context! { payload };
         let unit = reading.unit.as_ref();
@@ -153,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_read_now_and_then_and_once_when_the_credit_is_gone() {
+    fn balance_is_read_periodically_and_when_credit_runs_out() {
         let at = |seconds: i64| Time::from_millis(seconds * 1000);
         let mut known = BalanceState::default();
         assert!(!known.is_due(None, at(0)), "nobody uses it");
@@ -172,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_it_is_told() {
+    fn invalid_balance_spec_is_reported() {
         let read = |text: &str| toml::from_str::<BalanceSpec>(text).map(|_| ());
         read("url = 'https://a/b'\namount = 'payload.left'\nunit = '{{ payload.of }}'").unwrap();
         for (text, problem) in [

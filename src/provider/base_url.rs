@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_spec_calls_its_own_is_the_operators() {
+    fn spec_urls_are_rewritten_to_the_configured_base_url() {
         let gateway = home(
             Some("http://gateway:8080/up/"),
             Some("https://api.example/v1"),
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn only_its_own_origin_is_its_own() {
+    fn same_origin_check() {
         let home = home(Some("https://api.example/v1"), None);
         let is_own = |url: &str| home.is_same_origin(&Url::parse(url).unwrap());
         assert!(is_own("https://api.example/elsewhere"));

@@ -4,21 +4,21 @@
 //! Invariant: a request is made with a [`Leave`] only, and what comes of it is told to the gate or is
 //! nothing. The lock is never held across an await; what waits in line is bounded.
 
-mod state;
 mod circuit;
+mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use self::state::{BreakerState, RequestKind};
 use self::circuit::{Admission, PermitToken};
+use self::state::{BreakerState, RequestKind};
 use crate::telemetry::ProviderState;
 use crate::time::Time;
 
-pub(super) use self::state::RequestResult;
 pub use self::state::ProviderHealth;
+pub(super) use self::state::RequestResult;
 
 /// Questions that wait in line at most; a further one is not asked now.
 const MAX_WAITERS: usize = 1024;
@@ -97,14 +97,23 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// [`Held`] when there is none within `patience`, or the line is full.
-    pub(super) async fn acquire(self: &Arc<Self>, patience: Duration) -> Result<Permit, CircuitOpen> {
+    pub(super) async fn acquire(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Result<Permit, CircuitOpen> {
         let line = WaiterGuard::join(self).ok_or(CircuitOpen)?;
-        let leave = self.wait_for_permit(RequestKind::Query, Time::now() + patience).await;
+        let leave = self
+            .wait_for_permit(RequestKind::Query, Time::now() + patience)
+            .await;
         drop(line);
         leave
     }
 
-    async fn wait_for_permit(self: &Arc<Self>, errand: RequestKind, end: Time) -> Result<Permit, CircuitOpen> {
+    async fn wait_for_permit(
+        self: &Arc<Self>,
+        errand: RequestKind,
+        end: Time,
+    ) -> Result<Permit, CircuitOpen> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -119,7 +128,9 @@ impl CircuitBreaker {
                 return Err(CircuitOpen);
             }
             // Some moments are over a little before the clock says so.
-            let wait = again.saturating_duration_since(now).max(Duration::from_millis(1));
+            let wait = again
+                .saturating_duration_since(now)
+                .max(Duration::from_millis(1));
             tokio::select! {
                 () = changed => {}
                 () = tokio::time::sleep(wait) => {}
@@ -190,7 +201,9 @@ impl CircuitBreaker {
     /// Whether webhooks of the provider's have come of late.
     pub(super) fn receives_webhooks(&self, now: Time) -> bool {
         let heard_at = self.lock().heard_at;
-        heard_at.is_some_and(|heard_at| now.saturating_duration_since(heard_at) < WEBHOOK_LIVENESS_WINDOW)
+        heard_at.is_some_and(|heard_at| {
+            now.saturating_duration_since(heard_at) < WEBHOOK_LIVENESS_WINDOW
+        })
     }
 
     fn admit(&self, errand: RequestKind, now: Time) -> Admission {
@@ -242,7 +255,9 @@ impl CircuitBreaker {
         let (name, state) = (&self.provider, standing.state.word());
         let until = standing.until.map(tracing::field::display);
         match standing.state {
-            ProviderState::Available => tracing::info!(provider.name = name, state, "sending again"),
+            ProviderState::Available => {
+                tracing::info!(provider.name = name, state, "sending again")
+            }
             ProviderState::RateLimited => {
                 tracing::info!(provider.name = name, state, until, "left alone for a while");
             }

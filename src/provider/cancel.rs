@@ -6,7 +6,7 @@
 use minijinja::{Value, context};
 
 use super::http::Method;
-use super::{RequestError, Provider, Rejection, TaskReport};
+use super::{Provider, Rejection, RequestError, TaskReport};
 use crate::job::{Job, StatusReport};
 
 impl Provider {

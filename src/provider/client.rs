@@ -10,12 +10,12 @@ use minijinja::Value;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::request_spec::RequestSpec;
+use super::breaker::{Permit, RequestResult};
 use super::expression;
-use super::breaker::{RequestResult, Permit};
-use super::http::{Response, Method, Request};
+use super::http::{Method, Request, Response};
+use super::request_spec::RequestSpec;
 use super::submission::SubmitOutcome;
-use super::{RequestError, Provider, Rejection};
+use super::{Provider, Rejection, RequestError};
 use crate::job::{FailureKind, Job, VideoRequest};
 use crate::time::Time;
 
@@ -27,7 +27,12 @@ const UNANSWERED: RequestResult = RequestResult::Failure(FailureKind::Technical,
 
 impl Provider {
     /// Sends a job that has not been sent before: a paid request, made at most once.
-    pub async fn submit(&self, leave: Permit, job: &Job, callback_url: Option<&Url>) -> SubmitOutcome {
+    pub async fn submit(
+        &self,
+        leave: Permit,
+        job: &Job,
+        callback_url: Option<&Url>,
+    ) -> SubmitOutcome {
         self.balance_cache.mark_used(Time::now());
         let sent = self.send(job, callback_url).await;
         leave.complete(match &sent {
@@ -64,7 +69,9 @@ impl Provider {
             Ok(_) => RequestResult::Success,
             Err(RequestError::Rejected(refused)) => refused.breaker_result(),
             Err(RequestError::NoResponse(_)) => UNANSWERED,
-            Err(RequestError::InvalidSpec(_) | RequestError::CircuitOpen(_)) => RequestResult::NotSent,
+            Err(RequestError::InvalidSpec(_) | RequestError::CircuitOpen(_)) => {
+                RequestResult::NotSent
+            }
         });
         answer
     }
@@ -122,7 +129,9 @@ impl Provider {
     /// What templates and bodies of calls about this job know.
     pub(super) fn context(&self, job: &Job) -> BTreeMap<String, Json> {
         let asked_for = job.internal.request.as_ref();
-        let parameters = asked_for.map(VideoRequest::template_params).unwrap_or_default();
+        let parameters = asked_for
+            .map(VideoRequest::template_params)
+            .unwrap_or_default();
         let parameters = parameters
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value));

@@ -18,8 +18,8 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::Provider;
-use super::public_ip::is_public;
 use super::http::{CONNECT_TIMEOUT, explain};
+use super::public_ip::is_public;
 use crate::job::Job;
 
 /// Downloads under way at once on one node.
@@ -288,7 +288,11 @@ impl Resolve for PublicDnsResolver {
 }
 
 /// Reads on as the other end takes, one piece ahead of it, until either is done or stands still.
-fn forward_body(mut response: reqwest::Response, idle: Duration, place: OwnedSemaphorePermit) -> Body {
+fn forward_body(
+    mut response: reqwest::Response,
+    idle: Duration,
+    place: OwnedSemaphorePermit,
+) -> Body {
     let (give, take) = mpsc::channel(1);
     tokio::spawn(async move {
         let _place = place;

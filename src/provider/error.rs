@@ -10,10 +10,10 @@ use minijinja::Value;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::breaker::{CircuitOpen, RequestResult};
 use super::expression::{Expression, text};
-use super::breaker::{RequestResult, CircuitOpen};
-use super::retry_hints;
 use super::http::Response;
+use super::retry_hints;
 use crate::job::{Failure, FailureKind};
 use crate::telemetry::CallOutcome;
 use crate::time::Time;
@@ -117,7 +117,8 @@ impl Rejection {
     /// Whether the provider does not know, or no longer knows, what it was asked for.
     #[must_use]
     pub fn is_task_not_found(&self) -> bool {
-        matches!(self.http_status, Some(404 | 410)) || self.failure.kind == FailureKind::ResultExpired
+        matches!(self.http_status, Some(404 | 410))
+            || self.failure.kind == FailureKind::ResultExpired
     }
 
     /// What it says of the provider.
@@ -196,7 +197,12 @@ impl ErrorRules {
     }
 
     /// What an answer that is no success means.
-    pub(super) fn refusal(&self, answer: &Response, shape: &ResponseSpec, payload: &Value) -> Rejection {
+    pub(super) fn refusal(
+        &self,
+        answer: &Response,
+        shape: &ResponseSpec,
+        payload: &Value,
+    ) -> Rejection {
         let headers: BTreeMap<&str, &str> = answer.headers().collect();
         let names = minijinja::context! { payload, headers };
         let word = |expression: &Option<Expression>| {
@@ -306,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sure_word_is_a_refusal() {
+    fn only_definitive_responses_are_rejections() {
         for (status, body, is_certain) in [
             (400, "", true),
             (404, "<html>", true),
@@ -333,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_in_the_body_denies_a_success_and_mends_no_failure() {
+    fn body_status_can_turn_success_into_failure_only() {
         let shape: ResponseSpec = toml::from_str("http = 'payload.code'").unwrap();
         for (status, body, counts) in [
             (200, r#"{"code": 402}"#, 402),
@@ -351,13 +357,21 @@ mod tests {
             assert_eq!(shape.status(&answer, &payload), counts, "{status} {body}");
             assert_eq!(shape.is_ok(&answer, &payload), counts == 200, "{body}");
             let refused = ErrorRules::default().refusal(&answer, &shape, &payload);
-            assert_eq!(refused.failure.kind, kind_for_status(counts), "{status} {body}");
-            assert_eq!(refused.is_definitive, is_definitive_status(counts), "{status} {body}");
+            assert_eq!(
+                refused.failure.kind,
+                kind_for_status(counts),
+                "{status} {body}"
+            );
+            assert_eq!(
+                refused.is_definitive,
+                is_definitive_status(counts),
+                "{status} {body}"
+            );
         }
     }
 
     #[test]
-    fn the_providers_code_decides_before_the_status_does() {
+    fn provider_error_code_takes_precedence_over_http_status() {
         let quota = refused(429, r#"{"code": 1102, "message": "empty"}"#).failure;
         assert_eq!((quota.kind, quota.retryable), (FailureKind::Quota, true));
         assert_eq!(quota.provider_code.as_deref(), Some("1102"));
@@ -368,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn the_providers_word_on_trying_again_counts_where_trying_can_help() {
+    fn provider_retry_header_applies_to_retryable_kinds() {
         for (status, body, word, is_retried, is_certain) in [
             (500, r#"{"code": 5000}"#, "false", false, true),
             (500, r#"{"code": 5000}"#, "true", true, true),
@@ -389,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_complaint_is_cut() {
+    fn long_error_messages_are_truncated() {
         let body = json!({ "code": 1, "message": "é".repeat(2000) }).to_string();
         assert_eq!(refused(400, &body).failure.message.chars().count(), 500);
     }

@@ -362,7 +362,9 @@ pub(super) fn items(value: &Value) -> Vec<Value> {
 pub(super) fn without_nulls(value: Json) -> Json {
     match value {
         Json::Object(entries) => {
-            let entries = entries.into_iter().map(|(name, value)| (name, without_nulls(value)));
+            let entries = entries
+                .into_iter()
+                .map(|(name, value)| (name, without_nulls(value)));
             Json::Object(entries.filter(|(_, value)| !is_nothing(value)).collect())
         }
         Json::Array(items) => Json::Array(items.into_iter().map(without_nulls).collect()),
@@ -386,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_path_is_no_error() {
+    fn missing_path_evaluates_to_undefined() {
         assert_eq!(
             value("payload.a.b.c|default(payload.d)", &json!({"d": 1})),
             json!(1)
@@ -409,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn merging_goes_level_by_level_and_open_values_are_left_out() {
+    fn merge_is_deep_and_drops_nulls() {
         let merged = value(
             "{'a': {'x': 1, 'y': payload.none}, 'b': {'c': payload.none}}|merge(payload)",
             &json!({"a": {"x": 2}, "z": [1]}),
@@ -418,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_find_what_is_in_logs() {
+    fn find_all_extracts_matches_from_text() {
         let logs = "seed 7\n 0%|     | 0/5\n 40%|##  | 2/5\n80%|### | 4/5 100% of it";
         let percent = r"payload|find_all('(?m)^\s*(\d+)%\|')|last";
         assert_eq!(value(percent, &json!(logs)), json!("80"));
@@ -431,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn media_are_found_wherever_they_are() {
+    fn media_filter_finds_urls_at_any_depth() {
         let result = json!({"seed": 1, "video": {"url": "v", "meta": {"url": "no"}},
             "more": [{"image": {"url": "i"}}, {"url": 5}, "text"]});
         let found = value("payload|media|map(attribute='url')|list", &result);
@@ -469,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_says_what_it_is_told_to() {
+    fn jwt_filter_signs_the_given_claims() {
         let token = value(
             "{'iss': payload.key, 'exp': 1800, 'nbf': -5}|jwt('secret')",
             &json!({"key": "ak"}),
@@ -481,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_without_end_is_stopped() {
+    fn infinite_loop_is_stopped_by_fuel() {
         let names = json!({"payload": {"n": 100_000_000}});
         let template = Template(
             "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}".into(),
@@ -490,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_expression_is_refused_when_it_is_read() {
+    fn invalid_expression_is_rejected_at_load() {
         assert!(Expression::new("payload.").is_err());
         assert!(Expression::new("a b").is_err());
         for unknown in [
@@ -507,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_knows_what_it_makes_itself_and_nothing_else() {
+    fn unknown_names_in_templates_are_rejected() {
         let read = |text: &str| {
             let table = toml::Table::from_iter([("url".to_owned(), text.into())]);
             table.try_into::<BTreeMap<String, Template>>()
@@ -525,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_a_url_cannot_leave_its_place() {
+    fn urlencode_escapes_path_separators() {
         let encoded = value("payload|urlencode", &json!("a/b?c=d&e#f g%é"));
         assert_eq!(encoded, json!("a/b%3Fc%3Dd%26e%23f%20g%25%C3%A9"));
         let listed = value("payload|map('urlencode')|join(',')", &json!([1, "2,&3"]));

@@ -92,7 +92,9 @@ impl HttpClient {
                 .user_agent(concat!("progress-hub/", env!("CARGO_PKG_VERSION")))
         };
         let build = |builder: reqwest::ClientBuilder| {
-            builder.build().map_err(|error| ClientBuildError(explain(error)))
+            builder
+                .build()
+                .map_err(|error| ClientBuildError(explain(error)))
         };
         Ok(Self {
             pooled: build(builder())?,
@@ -152,7 +154,9 @@ async fn exchange(client: &reqwest::Client, request: Request) -> Result<Response
     {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_ANSWER {
-            return Err(SendError::OutcomeUnknown("the answer is too long".to_owned()));
+            return Err(SendError::OutcomeUnknown(
+                "the answer is too long".to_owned(),
+            ));
         }
     }
     Ok(Response {

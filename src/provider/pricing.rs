@@ -58,7 +58,9 @@ impl Prices {
     }
 
     fn of(&self, model: &str) -> Option<&(String, PriceFormula)> {
-        self.0.iter().find(|(pattern, _)| matches_pattern(pattern, model))
+        self.0
+            .iter()
+            .find(|(pattern, _)| matches_pattern(pattern, model))
     }
 }
 
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_pattern_that_fits_counts() {
+    fn longest_matching_price_pattern_wins() {
         let each = |amount| Price::Fixed(amount);
         let settings = [
             ("*", 1.0),
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_a_price_names_its_key() {
+    fn invalid_price_expression_names_its_key() {
         let settings = [("kling-*".to_owned(), Price::Expression("0.07 *".to_owned()))];
         let mistakes = Prices::new(&settings.into()).err().unwrap();
         assert_eq!(mistakes[0].0, "prices.kling-*");

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_but_the_public_internet_is_public() {
+    fn non_public_addresses_are_rejected() {
         for (address, expected) in [
             ("1.1.1.1", true),
             ("8.8.8.8", true),

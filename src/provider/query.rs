@@ -9,8 +9,8 @@ use serde_json::Value as Json;
 
 use super::expression;
 use super::http::Method;
-use super::{RequestError, Provider};
-use crate::job::{FailureKind, Job, JobId, StatusReport, Status};
+use super::{Provider, RequestError};
+use crate::job::{FailureKind, Job, JobId, Status, StatusReport};
 
 impl Provider {
     /// How many jobs one [`Provider::ask`] may be about.
@@ -33,7 +33,10 @@ impl Provider {
     ///
     /// # Errors
     /// [`AskError`] when there was no usable answer.
-    pub async fn query(&self, jobs: &[Arc<Job>]) -> Result<Vec<(JobId, StatusReport)>, RequestError> {
+    pub async fn query(
+        &self,
+        jobs: &[Arc<Job>],
+    ) -> Result<Vec<(JobId, StatusReport)>, RequestError> {
         let (Some(poll), Some(first)) = (&self.spec.poll, jobs.first()) else {
             return Ok(Vec::new());
         };
@@ -71,7 +74,12 @@ impl Provider {
 
     /// What a task has brought, where it has succeeded and does not tell itself. A refusal that is
     /// about the task is its failure; one that says it is gone leaves it without outputs.
-    async fn fetch_result(&self, job: &Job, task: &Value, report: StatusReport) -> Result<StatusReport, RequestError> {
+    async fn fetch_result(
+        &self,
+        job: &Job,
+        task: &Value,
+        report: StatusReport,
+    ) -> Result<StatusReport, RequestError> {
         let brings_nothing = report.status == Some(Status::Succeeded) && report.outputs.is_empty();
         let Some(call) = self.spec.result.as_ref().filter(|_| brings_nothing) else {
             return Ok(report);
@@ -87,28 +95,31 @@ impl Provider {
                 let names = minijinja::context! { payload, task };
                 let item = call.items.evaluate_in(&names);
                 let told = self.spec.read.read(&item);
-                told.map(|told| told.report)
-                    .ok_or_else(|| RequestError::InvalidSpec("result.item: names no task".to_owned()))
+                told.map(|told| told.report).ok_or_else(|| {
+                    RequestError::InvalidSpec("result.item: names no task".to_owned())
+                })
             }
             Err(RequestError::Rejected(refused)) if refused.is_task_not_found() => Ok(report),
-            Err(RequestError::Rejected(refused)) if refused.is_definitive => match refused.failure.kind {
-                FailureKind::Safety | FailureKind::InvalidInput | FailureKind::Timeout => {
-                    Ok(StatusReport::failed(refused.failure))
+            Err(RequestError::Rejected(refused)) if refused.is_definitive => {
+                match refused.failure.kind {
+                    FailureKind::Safety | FailureKind::InvalidInput | FailureKind::Timeout => {
+                        Ok(StatusReport::failed(refused.failure))
+                    }
+                    // With an error's status and a code of its own it speaks of the task.
+                    FailureKind::Technical
+                        if refused.failure.provider_code.is_some()
+                            && refused.http_status.is_some_and(|status| status >= 400) =>
+                    {
+                        Ok(StatusReport::failed(refused.failure))
+                    }
+                    FailureKind::Quota
+                    | FailureKind::RateLimit
+                    | FailureKind::Auth
+                    | FailureKind::Technical
+                    | FailureKind::SubmissionUnknown
+                    | FailureKind::ResultExpired => Err(RequestError::Rejected(refused)),
                 }
-                // With an error's status and a code of its own it speaks of the task.
-                FailureKind::Technical
-                    if refused.failure.provider_code.is_some()
-                        && refused.http_status.is_some_and(|status| status >= 400) =>
-                {
-                    Ok(StatusReport::failed(refused.failure))
-                }
-                FailureKind::Quota
-                | FailureKind::RateLimit
-                | FailureKind::Auth
-                | FailureKind::Technical
-                | FailureKind::SubmissionUnknown
-                | FailureKind::ResultExpired => Err(RequestError::Rejected(refused)),
-            },
+            }
             Err(error) => Err(error),
         }
     }

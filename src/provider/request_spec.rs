@@ -22,7 +22,7 @@ pub(super) struct RequestSpec {
     pub(super) headers: BTreeMap<String, Template>,
     pub(super) body: Option<Expression>,
     /// Where in the answer the task or the list of tasks stands. Default: it is the answer.
-    #[serde(default = "payload_itself", alias = "item")]
+    #[serde(default = "whole_payload", alias = "item")]
     pub(super) items: Expression,
     /// What of the answer to a submission is needed to ask again.
     pub(super) handle: Option<Expression>,

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_read_from_wherever_it_is_told() {
+    fn retry_delay_is_read_from_all_known_headers() {
         for (headers, wait) in [
             (
                 &[("retry-after-ms", "1500"), ("retry-after", "9")][..],
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_read_from_words() {
+    fn retry_delay_is_parsed_from_prose() {
         for (words, wait) in [
             ("Your rate limit resets in ~30s.", Some(30.0)),
             (r#"{"detail": "Limit Resets In 5 seconds"}"#, Some(5.0)),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn whether_to_try_again_is_a_word_of_two() {
+    fn retry_headers_accept_true_and_false() {
         let told = |name, value| may_retry(&Response::for_test(500, "").with(name, value));
         assert_eq!(told("x-fal-retryable", "false"), Some(false));
         assert_eq!(told("x-should-retry", "True"), Some(true));

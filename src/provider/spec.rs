@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::balance;
-use super::request_spec::RequestSpec;
-use super::error::{ResponseSpec, ErrorRule};
+use super::error::{ErrorRule, ResponseSpec};
 use super::expression::Template;
-use super::task_mapping::TaskMapping;
 use super::pricing::Check;
+use super::request_spec::RequestSpec;
+use super::task_mapping::TaskMapping;
 use super::webhook::Webhook;
 use crate::signature::Schemes;
 
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_built_in_specs_are_whole() {
+    fn built_in_specs_load() {
         for (name, _) in BUILT_IN {
             assert!(
                 Spec::load(name).is_ok(),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_a_spec_names_its_place() {
+    fn spec_errors_report_key_or_line() {
         let wrong = include_str!("specs/kling.toml").replace("payload.external_id", "payload.");
         let problem = Spec::read(&wrong).err().unwrap();
         assert!(

@@ -7,8 +7,8 @@ use minijinja::Value;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::http::{SendError, Method};
-use super::{UnknownOutcome, Provider, Rejection, TaskReport};
+use super::http::{Method, SendError};
+use super::{Provider, Rejection, TaskReport, UnknownOutcome};
 use crate::job::{Job, StatusReport};
 
 /// How a try at submitting ended.
@@ -41,8 +41,12 @@ impl Provider {
         };
         let answer = match self.http.send_once(request).await {
             Ok(answer) => answer,
-            Err(SendError::NotSent(why)) => return SubmitOutcome::Rejected(Rejection::technical(why)),
-            Err(SendError::OutcomeUnknown(why)) => return SubmitOutcome::Unknown(UnknownOutcome(why)),
+            Err(SendError::NotSent(why)) => {
+                return SubmitOutcome::Rejected(Rejection::technical(why));
+            }
+            Err(SendError::OutcomeUnknown(why)) => {
+                return SubmitOutcome::Unknown(UnknownOutcome(why));
+            }
         };
         let payload = answer.json();
         if let Some(refused) = self.rejection(&answer, &payload) {

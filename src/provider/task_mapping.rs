@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::error::{ErrorDetails, ErrorRules};
 use super::expression::{Expression, items, text};
-use crate::job::{Cost, Job, Output, StatusReport, Status};
+use crate::job::{Cost, Job, Output, Status, StatusReport};
 use crate::time::Time;
 
 /// Which task a body is about, and what it says of it.
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_task_says_nothing() {
+    fn payload_without_task_id_yields_no_report() {
         for item in [
             json!(null),
             json!([]),
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_words_are_read_alike() {
+    fn numbers_and_numeric_strings_are_equivalent() {
         let read = told(&json!({ "id": 1, "status": 7, "progress": "12.5" })).unwrap();
         assert_eq!(read.task_id.as_deref(), Some("1"));
         assert_eq!(read.report.status, Some(Status::Running));
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_word_is_no_status() {
+    fn unknown_status_word_maps_to_none() {
         let read = told(&json!({ "id": 1, "status": "Done" })).unwrap();
         assert_eq!((read.report.status, read.has_status), (None, true));
         let read = told(&json!({ "id": 1 })).unwrap();
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_come_in_many_shapes() {
+    fn outputs_accept_urls_and_objects() {
         let kinds = |outputs: Json| -> Vec<(String, String)> {
             let item = json!({ "id": 1, "status": "done", "outputs": outputs });
             let outputs = told(&item).unwrap().report.outputs;
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_seconds_milliseconds_or_text() {
+    fn timestamps_accept_seconds_milliseconds_and_rfc3339() {
         let at = |value: Json| parse_timestamp(&Value::from_serialize(value)).map(Time::millis);
         assert_eq!(at(json!(1_800_000_000)), Some(1_800_000_000_000));
         assert_eq!(at(json!(1_800_000_000_000_i64)), Some(1_800_000_000_000));
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_belongs_to_a_failure_only() {
+    fn error_fields_are_read_for_failures_only() {
         let failed = told(&json!({ "id": 1, "status": "bad", "code": 9 })).unwrap();
         let error = failed.report.error.unwrap();
         assert_eq!(error.provider_code.as_deref(), Some("9"));

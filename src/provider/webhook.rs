@@ -8,8 +8,8 @@ use minijinja::Value;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value as Json;
 
-use super::request_spec::whole_payload;
 use super::expression::{Expression, items};
+use super::request_spec::whole_payload;
 use super::{PayloadError, Provider, TaskReport};
 use crate::signature::{Headers, Request, Trust, Verified};
 
@@ -115,7 +115,11 @@ impl Provider {
     ///
     /// # Errors
     /// [`NotItsShape`] when the body is not what this provider sends.
-    pub fn parse(&self, proof: &Verified<'_>, headers: &dyn Headers) -> Result<WebhookContent, PayloadError> {
+    pub fn parse(
+        &self,
+        proof: &Verified<'_>,
+        headers: &dyn Headers,
+    ) -> Result<WebhookContent, PayloadError> {
         let payload: Json =
             serde_json::from_slice(proof.body()).map_err(|_| PayloadError::NotJson)?;
         let payload = Value::from_serialize(&payload);
@@ -130,7 +134,11 @@ impl Provider {
             Trust::Unsigned => false,
         };
         let listed = items(&webhook.items.evaluate(&payload, headers));
-        let most = if is_trusted { usize::MAX } else { MAX_UNTRUSTED_TASKS };
+        let most = if is_trusted {
+            usize::MAX
+        } else {
+            MAX_UNTRUSTED_TASKS
+        };
         let mut named = listed
             .iter()
             .take(most)

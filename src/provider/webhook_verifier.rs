@@ -10,7 +10,7 @@ use crate::auth::{Jwks, JwksUnavailable};
 use crate::config::ProviderConfig;
 use crate::provider::spec::Spec;
 use crate::provider::{Fetcher, HttpClient, Provider};
-use crate::signature::{Key, SignatureError, Request, Scheme, Trust, Verified};
+use crate::signature::{Key, Request, Scheme, SignatureError, Trust, Verified};
 use crate::time::Time;
 
 /// The schemes of which a webhook must satisfy one.
@@ -117,7 +117,11 @@ impl WebhookVerifier {
     }
 
     /// Proves a request by the first scheme that it satisfies.
-    async fn verify<'a>(&self, request: &Request<'a>, now: Time) -> Result<Verified<'a>, WebhookVerifyError> {
+    async fn verify<'a>(
+        &self,
+        request: &Request<'a>,
+        now: Time,
+    ) -> Result<Verified<'a>, WebhookVerifyError> {
         let mut unproven: Option<WebhookVerifyError> = None;
         for way in &self.schemes {
             let failed = match way.verify(request, now).await {
@@ -128,7 +132,13 @@ impl WebhookVerifier {
             let says_more = match (&unproven, &failed) {
                 (None, _) | (Some(_), WebhookVerifyError::KeysUnavailable { .. }) => true,
                 (Some(WebhookVerifyError::Refused(earlier)), _) => earlier.is_format_error(),
-                (Some(WebhookVerifyError::NotAccepted | WebhookVerifyError::KeysUnavailable { .. }), _) => false,
+                (
+                    Some(
+                        WebhookVerifyError::NotAccepted
+                        | WebhookVerifyError::KeysUnavailable { .. },
+                    ),
+                    _,
+                ) => false,
             };
             if says_more {
                 unproven = Some(failed);
@@ -167,7 +177,11 @@ fn key_problem(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
 }
 
 impl SchemeKeys {
-    async fn verify<'a>(&self, request: &Request<'a>, now: Time) -> Result<Verified<'a>, WebhookVerifyError> {
+    async fn verify<'a>(
+        &self,
+        request: &Request<'a>,
+        now: Time,
+    ) -> Result<Verified<'a>, WebhookVerifyError> {
         let verify = |keys: &[Key]| self.scheme.verify(request, keys, now.timestamp());
         let jwks = match &self.keys {
             Keys::Configured(keys) => return Ok(verify(keys)?),

@@ -8,19 +8,19 @@ use tokio_util::task::TaskTracker;
 use super::demo::Demo;
 use super::drain::Drain;
 use super::socket::SocketContext;
-use crate::auth::{Minter, Verifier};
-use crate::cancellation::CancelService;
-use crate::config::Config;
-use crate::change_feed::ChangeFeed;
-use crate::breaker_sync::BreakerSync;
 use crate::admission::AdmissionControl;
+use crate::auth::{Minter, Verifier};
+use crate::breaker_sync::BreakerSync;
+use crate::cancellation::CancelService;
+use crate::change_feed::ChangeFeed;
+use crate::config::Config;
 use crate::hub::Hub;
 use crate::links::Links;
 use crate::provider::Providers;
 use crate::store::Store;
 use crate::submitter::Submitter;
 use crate::telemetry::Metrics;
-use crate::tracker::{WorkerWakeups, Tracker};
+use crate::tracker::{Tracker, WorkerWakeups};
 use crate::watchdog::Watchdog;
 
 /// Everything that handlers and background work touch; each takes what it needs.

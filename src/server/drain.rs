@@ -82,7 +82,8 @@ impl Drain {
 
     /// When this socket is to let go, from now.
     pub fn close_delay(&self) -> Duration {
-        self.close_window().mul_f64(rand::rng().random_range(0.0..1.0))
+        self.close_window()
+            .mul_f64(rand::rng().random_range(0.0..1.0))
     }
 
     /// When its client is to come back, from then: a second, and longer the more there are.

@@ -18,11 +18,11 @@ use tokio::time::Instant;
 
 use super::caller::Caller;
 use super::drain::Drain;
-use super::jobs::{granted_job_ids, can_subscribe_owner};
+use super::jobs::{can_subscribe_owner, granted_job_ids};
 use super::problem::Problem;
-use crate::config::SocketConfig;
 use crate::change_feed;
-use crate::hub::{FeedHealth, Connection, Hub, Sink};
+use crate::config::SocketConfig;
+use crate::hub::{Connection, FeedHealth, Hub, Sink};
 use crate::job::{Job, JobId};
 use crate::protocol::Frame;
 use crate::store::Store;
@@ -140,7 +140,8 @@ pub async fn open(
     let connection = Connection::open(&hub.shard(), Rc::clone(&bell) as Rc<dyn Sink>);
     let follows = wish.mine && can_subscribe_owner(&caller);
     if wish.mine {
-        wish.jobs.extend(granted_job_ids(&caller).unwrap_or_default());
+        wish.jobs
+            .extend(granted_job_ids(&caller).unwrap_or_default());
         wish.jobs.sort_unstable();
         wish.jobs.dedup();
     }
@@ -154,11 +155,12 @@ pub async fn open(
     if follows {
         connection.subscribe_owner(caller.subject());
     }
-    let mut newest: HashMap<JobId, Arc<Job>> = change_feed::subscribe_and_read(&**store, &wish.jobs)
-        .await?
-        .into_iter()
-        .map(|job| (job.id.clone(), job))
-        .collect();
+    let mut newest: HashMap<JobId, Arc<Job>> =
+        change_feed::subscribe_and_read(&**store, &wish.jobs)
+            .await?
+            .into_iter()
+            .map(|job| (job.id.clone(), job))
+            .collect();
     let version_of = |id: &JobId| wish.known_versions.get(id.as_str()).copied().unwrap_or(0);
     for id in &wish.jobs {
         match newest

@@ -13,11 +13,11 @@ use tokio::sync::Notify;
 use super::caller::Caller;
 use super::drain::Drain;
 use super::problem::Problem;
+use crate::admission::AdmissionError;
 use crate::auth::Principal;
 use crate::cancellation::CancelService;
 use crate::change_feed;
-use crate::admission::AdmissionError;
-use crate::hub::{FeedHealth, Connection, Hub, Sink};
+use crate::hub::{Connection, FeedHealth, Hub, Sink};
 use crate::job::{Job, JobId, Status};
 use crate::protocol::Frame;
 use crate::store::{CreateOutcome, ListQuery, Store};
@@ -31,7 +31,11 @@ const PAGE: usize = 50;
 const MAX_PAGE: usize = 200;
 
 /// The job, if this caller may see it; otherwise there is none.
-pub async fn load_visible_job(store: &dyn Store, caller: &Principal, id: &str) -> Result<Arc<Job>, Problem> {
+pub async fn load_visible_job(
+    store: &dyn Store,
+    caller: &Principal,
+    id: &str,
+) -> Result<Arc<Job>, Problem> {
     let id = JobId::parse(id).map_err(|_| Problem::not_found("job"))?;
     let job = store.get(&id).await?;
     job.filter(|job| caller.may_see(job.id.as_str(), &job.owner))

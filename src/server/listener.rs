@@ -105,7 +105,7 @@ pub fn serve(
                 let app = App::new()
                     .wrap(routes::cors(&house.config.server))
                     .wrap(middleware::NormalizePath::trim())
-                    .configure(routes::of(&house, begun));
+                    .configure(routes::configure(&house, begun));
                 let upgrade = fn_factory(move || {
                     let sockets = Arc::clone(&sockets);
                     std::future::ready(Ok::<_, ()>(fn_service(
@@ -122,8 +122,8 @@ pub fn serve(
                 });
                 let service = HttpService::build()
                     .keep_alive(KEEP_ALIVE)
-                    .client_request_timeout(HEAD_TIMEOUT)
-                    .client_disconnect_timeout(LINGER)
+                    .client_request_timeout(REQUEST_HEAD_TIMEOUT)
+                    .client_disconnect_timeout(UNREAD_BODY_TIMEOUT)
                     // Who has gone is not held for: a stream or a long poll would only end at its next word.
                     .h1_allow_half_closed(false)
                     .graceful_shutdown_signal(move || {

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_media_keep_their_type() {
+    fn non_media_content_types_become_octet_stream() {
         for (told, shown) in [
             (Some("video/mp4"), "video/mp4"),
             (Some("Image/PNG; charset=x"), "image/png"),

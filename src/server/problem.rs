@@ -11,9 +11,9 @@ use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use serde_json::{Value, json};
 
+use crate::admission::AdmissionError;
 use crate::auth::TokenError;
 use crate::cancellation::CancelError;
-use crate::admission::AdmissionError;
 use crate::job::Job;
 use crate::provider::DownloadError;
 use crate::{store, tracker};
@@ -196,9 +196,9 @@ impl From<AdmissionError> for Problem {
     fn from(refusal: AdmissionError) -> Self {
         let detail = refusal.to_string();
         match refusal {
-            AdmissionError::Parameters(_) | AdmissionError::Inline(_) | AdmissionError::Price(_) => {
-                Self::invalid(detail)
-            }
+            AdmissionError::Parameters(_)
+            | AdmissionError::Inline(_)
+            | AdmissionError::Price(_) => Self::invalid(detail),
             AdmissionError::TooLarge(_) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
             }

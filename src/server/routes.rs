@@ -6,17 +6,20 @@ use actix_cors::Cors;
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 
-use super::health::StartedAt;
 use super::components::Components;
+use super::health::StartedAt;
 use super::problem::Problem;
 use super::{
-    demo, events, health, jobs, outputs, static_files, providers, tokens, videos, webhooks, workers,
+    demo, events, health, jobs, outputs, providers, static_files, tokens, videos, webhooks, workers,
 };
 use crate::config::ServerConfig;
 use crate::store::Store;
 
 /// The resources of a house that began to serve at `begun`, each with what it touches.
-pub fn configure(house: &Components, begun: Instant) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
+pub fn configure(
+    house: &Components,
+    begun: Instant,
+) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
     let house = house.clone();
     move |app| {
         app.app_data(web::Data::<dyn Store>::from(house.store))

@@ -4,8 +4,8 @@
 //! with the request are judged while there is still an HTTP answer to give.
 
 mod connection;
-mod messages;
 mod inbound;
+mod messages;
 mod transport;
 
 use std::sync::Arc;
@@ -114,7 +114,10 @@ where
     })
 }
 
-async fn authorize_upgrade(sockets: &SocketContext, request: &Request) -> Result<UpgradeDecision, Problem> {
+async fn authorize_upgrade(
+    sockets: &SocketContext,
+    request: &Request,
+) -> Result<UpgradeDecision, Problem> {
     if request.path() != "/v1/ws" {
         return Err(Problem::not_found("resource"));
     }

@@ -15,11 +15,11 @@ use super::request::RawBody;
 use crate::config::ServerConfig;
 use crate::job::{JobId, Source};
 use crate::links::Links;
-use crate::provider::{WebhookContent, Provider, Providers, TaskReport, WebhookVerifyError};
+use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
 use crate::signature::{Headers, Request};
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
-use crate::tracker::{Error, TaskMatch, UpdateOutcome, Tracker};
+use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};
 
 /// `POST /v1/webhooks/{provider}`: finds the job by the task's id.
 pub async fn receive(
@@ -218,7 +218,11 @@ impl WebhookHandler {
         report.task_id.clone_from(&task_id);
         if let Some(id) = named {
             let update = report.clone().into_update(Source::Webhook);
-            match self.tracker.apply_provider_update(provider.name(), &id, update).await {
+            match self
+                .tracker
+                .apply_provider_update(provider.name(), &id, update)
+                .await
+            {
                 Ok(recorded) => return self.outcome(&recorded, is_unclear).await,
                 // Forgotten by now; or a name that somebody else gave to a task.
                 Err(Error::NotFound) if is_by_token => return Ok(WebhookOutcome::Unmatched),
@@ -269,11 +273,17 @@ impl WebhookHandler {
     ) -> Result<WebhookOutcome, Error> {
         let id = match (job, told.task_id) {
             (Some(id), Some(task_id)) => {
-                self.tracker.bind_task(provider.name(), &id, task_id).await?;
+                self.tracker
+                    .bind_task(provider.name(), &id, task_id)
+                    .await?;
                 Some(id)
             }
             (Some(id), None) => Some(id),
-            (None, Some(task_id)) => self.tracker.find_job_by_task(provider.name(), &task_id).await?,
+            (None, Some(task_id)) => {
+                self.tracker
+                    .find_job_by_task(provider.name(), &task_id)
+                    .await?
+            }
             (None, None) => None,
         };
         let Some(id) = id else {

@@ -14,11 +14,13 @@ use url::Url;
 use super::key::{BASE64, BASE64URL, Key, VerificationKey};
 use super::spec::SchemeSpec;
 use super::template::{Fields, Template, field, hex, unhex};
-use super::{CannotSign, Headers, MAX_SIGNATURES, SignatureError, Request, Trust, check_fresh, required};
+use super::{
+    CannotSign, Headers, MAX_SIGNATURES, Request, SignatureError, Trust, check_fresh, required,
+};
 
 /// An HMAC in a header of the provider's own.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "Table")]
+#[serde(try_from = "SchemeSpec")]
 pub struct Hmac {
     pub(super) envelope: Envelope,
     pub(super) digest: Digest,
@@ -28,7 +30,7 @@ pub struct Hmac {
 
 /// Ed25519 in a header of the provider's own.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "Table")]
+#[serde(try_from = "SchemeSpec")]
 pub struct Ed25519 {
     pub(super) envelope: Envelope,
     pub(super) key_id_header: Option<String>,
@@ -117,7 +119,10 @@ impl Envelope {
     }
 
     /// Reads what the request claims, with nothing proven.
-    fn claim<'s, 'r>(&'s self, request: &Request<'r>) -> Result<SignatureClaim<'s, 'r>, SignatureError> {
+    fn claim<'s, 'r>(
+        &'s self,
+        request: &Request<'r>,
+    ) -> Result<SignatureClaim<'s, 'r>, SignatureError> {
         let (carrier, value) = self.carrier(request.headers)?;
         let fields = self.fields(value);
         Ok(SignatureClaim {
@@ -130,7 +135,10 @@ impl Envelope {
     }
 
     /// The header that carries the signature, and its value.
-    fn carrier<'s, 'h>(&'s self, headers: &'h dyn Headers) -> Result<(&'s str, &'h str), SignatureError> {
+    fn carrier<'s, 'h>(
+        &'s self,
+        headers: &'h dyn Headers,
+    ) -> Result<(&'s str, &'h str), SignatureError> {
         let mut present = self
             .headers
             .iter()
@@ -206,7 +214,9 @@ impl SignatureClaim<'_, '_> {
             return Err(SignatureError::Mismatch);
         }
         match &self.envelope.timestamp {
-            Some(TimestampSource::Header(name)) => check_fresh(required(headers, name)?, name, now)?,
+            Some(TimestampSource::Header(name)) => {
+                check_fresh(required(headers, name)?, name, now)?
+            }
             Some(TimestampSource::Field(name)) => {
                 let written = field(&self.fields, name).unwrap_or_default();
                 check_fresh(written, self.header_name, now)?;
@@ -230,7 +240,8 @@ impl Hmac {
         keys: &[Key],
         now: Timestamp,
     ) -> Result<Option<String>, SignatureError> {
-        let provers: Vec<VerificationKey> = keys.iter().filter_map(|key| self.prover(key)).collect();
+        let provers: Vec<VerificationKey> =
+            keys.iter().filter_map(|key| self.prover(key)).collect();
         if provers.is_empty() {
             return Err(SignatureError::NoKeyConfigured);
         }

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::key::Key;
 use super::spec::HeaderName;
-use super::{SignatureError, Request, required};
+use super::{Request, SignatureError, required};
 use crate::auth::{ClaimRequirements, TokenError, UnverifiedToken};
 
 /// How far clocks may differ where a token expires.
@@ -58,7 +58,9 @@ impl Jwt {
             .verify_with_published_keys(keys(), &expected, now)
             .map_err(|refused| match &refused {
                 TokenError::Algorithm | TokenError::UnknownKey => SignatureError::UnknownKey,
-                TokenError::Signature if token.may_verify_with_newer_keys(&refused) => SignatureError::Mismatch,
+                TokenError::Signature if token.may_verify_with_newer_keys(&refused) => {
+                    SignatureError::Mismatch
+                }
                 TokenError::Signature => SignatureError::Forged,
                 TokenError::Expired | TokenError::NotYetValid => SignatureError::StaleTimestamp,
                 TokenError::Issuer | TokenError::Audience | TokenError::MissingClaim(_) => {

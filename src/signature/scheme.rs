@@ -10,7 +10,7 @@ use super::detached::{Ed25519, Hmac};
 use super::jwt::Jwt;
 use super::key::Key;
 use super::static_token::StaticToken;
-use super::{SignatureError, Request, Trust, Verified, standard};
+use super::{Request, SignatureError, Trust, Verified, standard};
 
 /// How a provider proves its webhooks: a table of its spec, told apart by the key `scheme`.
 #[derive(Debug, Clone, Deserialize)]

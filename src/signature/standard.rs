@@ -8,7 +8,7 @@ use base64::Engine;
 use jiff::Timestamp;
 
 use super::key::{BASE64, Key, VerificationKey};
-use super::{CannotSign, MAX_SIGNATURES, SignatureError, Request, check_fresh, required};
+use super::{CannotSign, MAX_SIGNATURES, Request, SignatureError, check_fresh, required};
 
 const ID: &str = "webhook-id";
 const TIMESTAMP: &str = "webhook-timestamp";
@@ -104,7 +104,10 @@ fn prover(key: &Key) -> Option<(Version, VerificationKey)> {
             }
             let secret = text.strip_prefix("whsec_").unwrap_or(text);
             let secret = BASE64.decode(secret).ok()?;
-            Some((Version::V1, VerificationKey::hmac(hmac::HMAC_SHA256, &secret)?))
+            Some((
+                Version::V1,
+                VerificationKey::hmac(hmac::HMAC_SHA256, &secret)?,
+            ))
         }
         Key::Token(_) => None,
     }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::key::Key;
 use super::spec::HeaderName;
-use super::{CannotSign, SignatureError, Request, required};
+use super::{CannotSign, Request, SignatureError, required};
 
 /// Where the token stands.
 #[derive(Debug, Clone, Deserialize)]

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use aws_lc_rs::digest;
 use serde_json::Value;
 
-use super::{SignatureError, Request, required};
+use super::{Request, SignatureError, required};
 
 /// The signed content, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,8 +92,8 @@ impl Template {
                     content.extend_from_slice(required(headers, name)?.as_bytes());
                 }
                 Part::Field(name) => {
-                    let value =
-                        field(fields, name).ok_or_else(|| SignatureError::Malformed(carrier.into()))?;
+                    let value = field(fields, name)
+                        .ok_or_else(|| SignatureError::Malformed(carrier.into()))?;
                     content.extend_from_slice(value.as_bytes());
                 }
                 Part::Json(pointers) => {

@@ -67,7 +67,13 @@ fn verify<'a>(
     scheme.verify(&request, keys, at(now))
 }
 
-fn refusal(scheme: &Scheme, headers: &Pairs, body: &[u8], keys: &[Key], now: i64) -> SignatureError {
+fn refusal(
+    scheme: &Scheme,
+    headers: &Pairs,
+    body: &[u8],
+    keys: &[Key],
+    now: i64,
+) -> SignatureError {
     verify(scheme, headers, body, keys, now).expect_err("a refusal")
 }
 
@@ -162,7 +168,7 @@ fn header_names_match_in_any_case() {
 }
 
 #[test]
-fn without_a_usable_secret_nothing_passes() {
+fn verification_fails_without_a_usable_key() {
     let sent = standard()
         .sign(&secret(WHSEC), "m", b"x", at(NOW))
         .expect("signed");
@@ -176,10 +182,7 @@ fn without_a_usable_secret_nothing_passes() {
             refusal(&standard(), &sent, b"x", &keys, NOW),
             SignatureError::NoKeyConfigured
         );
-        assert!(
-            keys.iter()
-                .all(|key| standard().key_problem(key).is_some())
-        );
+        assert!(keys.iter().all(|key| standard().key_problem(key).is_some()));
     }
     let token = scheme("scheme = 'static_token'\nheader = 'x-token'");
     let empty: Pairs = vec![("x-token".into(), String::new())];
@@ -194,7 +197,7 @@ fn without_a_usable_secret_nothing_passes() {
 }
 
 #[test]
-fn a_shared_token_must_be_equal_and_covers_no_byte() {
+fn static_token_must_match_and_does_not_cover_the_body() {
     let scheme = scheme("scheme = 'static_token'\nheader = 'x-token'");
     let sent: Pairs = vec![("X-Token".into(), "abc".into())];
     let keys = [secret("other"), secret("abc")];
@@ -212,7 +215,7 @@ fn a_shared_token_must_be_equal_and_covers_no_byte() {
 }
 
 #[test]
-fn a_signature_that_does_not_cover_the_body_earns_no_trust() {
+fn signature_not_covering_the_body_is_untrusted() {
     let scheme = scheme(
         "scheme = 'hmac'\nheader = 'x-sig'\nencoding = 'base64'\n\
          timestamp_header = 'x-time'\nsigned = 'task.{header:x-time}'",
@@ -225,7 +228,7 @@ fn a_signature_that_does_not_cover_the_body_earns_no_trust() {
 }
 
 #[test]
-fn none_proves_nothing() {
+fn scheme_none_is_untrusted() {
     let none = scheme("scheme = 'none'");
     let sent = Pairs::new();
     let verified = verify(&none, &sent, b"x", &[], NOW).expect("verified");
@@ -264,7 +267,7 @@ fn v1a_is_checked_with_public_keys_only() {
 }
 
 #[test]
-fn an_unknown_key_id_is_told_apart_from_a_mismatch() {
+fn unknown_kid_and_signature_mismatch_are_distinct() {
     let scheme = scheme(
         "scheme = 'ed25519'\nheader = 'x-sig'\nencoding = 'base64url'\nkey_id_header = 'x-key'\n\
          jwks_url = 'https://keys.example.com/jwks.json'",
@@ -288,14 +291,23 @@ fn an_unknown_key_id_is_told_apart_from_a_mismatch() {
     let check = |keys: &[Key]| verify(&scheme, &sent, b"x", keys, NOW).map(|_| ());
     assert_eq!(check(&[key(Some("new"), public)]), Ok(()));
     assert_eq!(check(&[key(None, other), key(None, public)]), Ok(()));
-    assert_eq!(check(&[key(Some("old"), public)]), Err(SignatureError::UnknownKey));
-    assert_eq!(check(&[key(Some("new"), other)]), Err(SignatureError::Forged));
+    assert_eq!(
+        check(&[key(Some("old"), public)]),
+        Err(SignatureError::UnknownKey)
+    );
+    assert_eq!(
+        check(&[key(Some("new"), other)]),
+        Err(SignatureError::Forged)
+    );
     assert_eq!(check(&[key(None, other)]), Err(SignatureError::Mismatch));
-    assert_eq!(check(&[secret("abc")]), Err(SignatureError::NoKeyConfigured));
+    assert_eq!(
+        check(&[secret("abc")]),
+        Err(SignatureError::NoKeyConfigured)
+    );
 }
 
 #[test]
-fn a_key_set_gives_its_ed25519_signing_keys_only() {
+fn jwks_yields_only_ed25519_signing_keys() {
     let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
     let okp = |more: &str| format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{x}"{more}}}"#);
     let set = format!(
@@ -359,7 +371,7 @@ fn secrets_are_read_in_the_form_the_scheme_says() {
 }
 
 #[test]
-fn timestamps_hold_to_the_second_and_must_be_digits() {
+fn timestamp_tolerance_is_exact_and_digits_only() {
     for scheme in [standard(), timed_hmac(), fielded_hmac()] {
         let key = secret(WHSEC);
         let sent = scheme.sign(&key, "m", b"x", at(NOW)).expect("signed");
@@ -406,7 +418,7 @@ fn timestamps_hold_to_the_second_and_must_be_digits() {
 }
 
 #[test]
-fn tables_that_promise_what_the_signature_does_not_cover_are_refused() {
+fn schemes_with_unsigned_claims_are_rejected() {
     let base = "scheme = 'hmac'\nheader = 'x-sig'\nencoding = 'hex'\n";
     for (more, said) in [
         (
@@ -464,7 +476,7 @@ fn refusals_and_keys_show_no_secret() {
 }
 
 #[test]
-fn a_signed_value_is_found_wherever_the_body_has_it_and_earns_no_trust() {
+fn signed_json_field_is_found_but_body_stays_untrusted() {
     // Kie.ai: base64 HMAC of `taskId.timestamp`; the id's place differs by product.
     let scheme = scheme(
         "scheme = 'hmac'\nheader = 'x-webhook-signature'\nencoding = 'base64'\n\
@@ -526,7 +538,7 @@ fn a_digest_is_sha256_or_sha512() {
 }
 
 #[test]
-fn thirteen_digits_are_milliseconds() {
+fn thirteen_digit_timestamps_are_milliseconds() {
     let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, b"k");
     let check = |millis: i64| {
         let tag = aws_lc_rs::hmac::sign(&key, format!("m.{millis}.x").as_bytes());
@@ -550,7 +562,7 @@ fn thirteen_digits_are_milliseconds() {
 }
 
 #[test]
-fn a_token_may_stand_behind_a_word() {
+fn static_token_accepts_a_prefix() {
     let scheme = scheme("scheme = 'static_token'\nheader = 'Authorization'\nprefix = 'Bearer '");
     let keys = [secret("abc")];
     let check = |value: &str| {
@@ -576,7 +588,7 @@ fn a_token_may_stand_behind_a_word() {
 }
 
 #[test]
-fn schemes_are_one_table_or_several_and_nothing_is_no_alternative() {
+fn signature_accepts_one_scheme_or_a_list_but_none_must_stand_alone() {
     #[derive(Deserialize)]
     struct Spec {
         signature: Schemes,

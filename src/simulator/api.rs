@@ -14,16 +14,16 @@ use futures_util::stream;
 use reqwest::Url;
 use serde_json::json;
 
-use super::call::{Answer, RequestHead, Call, Listing, Name};
+use super::call::{Answer, Call, Listing, Name, RequestHead};
 use super::clip;
 use super::dialect::Dialect;
-use super::state::SimulatorState;
-use super::plan::{SubmitBehavior, Plan};
+use super::inspector::{Counts, Inspector, TaskSnapshot};
+use super::plan::{Plan, SubmitBehavior};
 use super::refusal::Refusal;
 use super::scenario::Scenario;
 use super::signing::SigningKeys;
+use super::state::SimulatorState;
 use super::task::{NewTask, Task};
-use super::inspector::{Counts, TaskSnapshot, Inspector};
 use super::worker::Workers;
 
 /// Images may come in the body, as base64.
@@ -165,7 +165,9 @@ impl Mount {
                 }
                 return Err(refusal.clone());
             }
-            SubmitBehavior::RefuseFirst(times, refusal) if before < *times => return Err(refusal.clone()),
+            SubmitBehavior::RefuseFirst(times, refusal) if before < *times => {
+                return Err(refusal.clone());
+            }
             SubmitBehavior::Accept
             | SubmitBehavior::RefuseFirst(..)
             | SubmitBehavior::CloseUnanswered
@@ -195,7 +197,9 @@ impl Mount {
         let workers = &self.counter.workers;
         let first_webhook = workers.start(task.number, self.dialect, plan, callback);
         match door {
-            SubmitBehavior::Accept | SubmitBehavior::Refuse(_) | SubmitBehavior::RefuseFirst(..) => {}
+            SubmitBehavior::Accept
+            | SubmitBehavior::Refuse(_)
+            | SubmitBehavior::RefuseFirst(..) => {}
             // An error means that there was none to send: then there is nothing to wait for.
             SubmitBehavior::AnswerAfterWebhook => {
                 first_webhook.await.ok();

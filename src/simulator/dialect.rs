@@ -20,12 +20,12 @@ use jiff::Timestamp;
 use reqwest::Url;
 use serde_json::Value;
 
-use super::call::{Answer, RequestHead, Call, Cancelled, Listing};
-use super::submit_request::SubmitRequest;
-use super::plan::{SubmitBehavior, Plan};
+use super::call::{Answer, Call, Cancelled, Listing, RequestHead};
+use super::plan::{Plan, SubmitBehavior};
 use super::refusal::Refusal;
 use super::scenario::Scenario;
 use super::signing::SigningKeys;
+use super::submit_request::SubmitRequest;
 use super::task::Task;
 use super::webhook::Message;
 

@@ -6,8 +6,8 @@
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::state::SimulatorState;
 use super::scenario::Scenario;
+use super::state::SimulatorState;
 use super::task::{Product, Status};
 
 /// A view of a running (or stopped) simulator. Cheap to clone.

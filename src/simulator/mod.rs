@@ -32,17 +32,17 @@ mod api;
 mod call;
 mod clip;
 mod dialect;
-mod state;
-mod submit_request;
+mod inspector;
 mod plan;
 mod refusal;
 mod scenario;
 mod signing;
+mod state;
+mod submit_request;
 mod task;
 #[cfg(test)]
 mod tests;
 mod webhook;
-mod inspector;
 mod worker;
 
 use std::io;
@@ -59,14 +59,14 @@ use tokio_util::task::TaskTracker;
 
 use self::api::ApiState;
 use self::dialect::DIALECTS;
+use self::signing::{Secret, SigningKeys};
 use self::state::SimulatorState;
-use self::signing::{SigningKeys, Secret};
 use self::webhook::WebhookSender;
 use self::worker::Workers;
 
+pub use self::inspector::{Counts, Inspector, Submits, TaskSnapshot};
 pub use self::scenario::{Scenario, UnknownScenario};
 pub use self::task::{Product, Status};
-pub use self::inspector::{Counts, Submits, TaskSnapshot, Inspector};
 
 /// How the simulated provider is set up.
 #[derive(Clone)]

@@ -11,8 +11,8 @@ use rand::RngExt;
 use tokio::sync::watch;
 
 use super::call::{Call, Cancelled, Listing, Name};
-use super::task::{NewTask, Task};
 use super::inspector::{Counts, Submits, TaskSnapshot};
+use super::task::{NewTask, Task};
 
 const MAX_TASKS: usize = 100_000;
 

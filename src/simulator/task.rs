@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::plan::{FinalOutcome, Failure};
+use super::plan::{Failure, FinalOutcome};
 use super::scenario::Scenario;
 
 /// What was asked for.

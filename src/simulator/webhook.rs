@@ -13,9 +13,9 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::dialect::Dialect;
-use super::state::SimulatorState;
 use super::plan::SignatureMode;
 use super::signing::SigningKeys;
+use super::state::SimulatorState;
 use super::task::now_ms;
 
 /// Attempts for one message; the waits between them double, from one pace.

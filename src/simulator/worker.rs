@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::dialect::Dialect;
+use super::plan::{CancelBehavior, FinalOutcome, Plan, Schedule, SubmitBehavior};
 use super::state::SimulatorState;
-use super::plan::{CancelBehavior, SubmitBehavior, FinalOutcome, Plan, Schedule};
 use super::task::Task;
-use super::webhook::{Delivery, Message, WebhookSender, Recipient};
+use super::webhook::{Delivery, Message, Recipient, WebhookSender};
 
 /// The most webhooks that tell of one change.
 const MAX_WEBHOOKS_PER_CHANGE: usize = 2;
@@ -116,7 +116,10 @@ impl Work {
             }
         }
         // Where the submitter is kept waiting for the first webhook, there is no time in the queue.
-        if !matches!(self.plan.submit_behavior, SubmitBehavior::AnswerAfterWebhook) {
+        if !matches!(
+            self.plan.submit_behavior,
+            SubmitBehavior::AnswerAfterWebhook
+        ) {
             pace().await;
         }
         for step in 0..=self.plan.steps {

@@ -9,20 +9,20 @@
 //! missed, it reads.
 
 mod budgets;
-mod queues;
 mod commit;
-mod create;
-mod pubsub;
-mod jobs;
-mod reconnect;
-mod keys;
 mod connection;
-mod list;
-mod unique_keys;
+mod create;
 mod endpoint;
-mod slots;
+mod jobs;
+mod keys;
+mod list;
+mod pubsub;
+mod queues;
+mod reconnect;
 mod scripts;
+mod slots;
 mod sweep;
+mod unique_keys;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,14 +32,14 @@ use async_trait::async_trait;
 use fred::interfaces::{ClientLike, HashesInterface};
 use futures_util::future::try_join_all;
 
-use self::pubsub::Subscriber;
-use self::keys::{Keys, task_name};
 use self::connection::{Connections, to_store_error};
 use self::endpoint::Endpoint;
+use self::keys::{Keys, task_name};
+use self::pubsub::Subscriber;
 use self::scripts::REMEMBER;
 use super::{
-    CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, ListQuery, ChangeListener, BufferOutcome, Queue, Retention, Store,
-    Topic,
+    BufferOutcome, ChangeListener, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error,
+    ListQuery, Queue, Retention, Store, Topic,
 };
 use crate::config::StoreConfig;
 use crate::job::{Job, JobId, Update};
@@ -65,9 +65,15 @@ impl RedisStore {
     ///
     /// # Errors
     /// [`Error::Away`] where the URL names no Redis, or there is no runtime.
-    pub fn open(config: &StoreConfig, retention: Retention, node: ChangeListener) -> Result<Self, Error> {
+    pub fn open(
+        config: &StoreConfig,
+        retention: Retention,
+        node: ChangeListener,
+    ) -> Result<Self, Error> {
         if tokio::runtime::Handle::try_current().is_err() {
-            return Err(Error::Unavailable("it needs a runtime to connect".to_owned()));
+            return Err(Error::Unavailable(
+                "it needs a runtime to connect".to_owned(),
+            ));
         }
         let place = Endpoint::parse(&config.url).map_err(Error::Unavailable)?;
         let keys = Keys::new(&config.prefix, place.is_clustered());
@@ -195,7 +201,10 @@ impl Store for RedisStore {
         let _working = self.link.begin_operation()?;
         let memory = self.link.keys.partition(0).shared_state();
         let all: Result<HashMap<String, String>, _> = self.link.client().hgetall(memory).await;
-        Ok(all.map_err(|error| to_store_error(&error))?.into_iter().collect())
+        Ok(all
+            .map_err(|error| to_store_error(&error))?
+            .into_iter()
+            .collect())
     }
 
     /// Asks Redis, and whether changes are heard.

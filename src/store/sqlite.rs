@@ -5,13 +5,13 @@
 //! an async thread.
 
 mod budgets;
-mod queues;
-mod file;
 mod command_queue;
+mod file;
 mod jobs;
-mod update_buffer;
+mod queues;
 mod reader;
 mod sweep;
+mod update_buffer;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,13 +22,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::Connection;
 
-use self::queues::OwnedQueue;
-use self::file::Place;
 use self::command_queue::CommandQueue;
+use self::file::Place;
 use self::jobs::Record;
+use self::queues::OwnedQueue;
 use super::{
-    EventHandler, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, ListQuery, BufferOutcome, Queue, Retention, Store,
-    Topic,
+    BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, EventHandler,
+    ListQuery, Queue, Retention, Store, Topic,
 };
 use crate::job::{Job, JobId, Update};
 use crate::time::Time;
@@ -115,7 +115,12 @@ impl Store for SqliteStore {
     }
 
     async fn create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
-        let record = Record::of(create.job, create.agenda, create.applied_buffered, create.budget_entries)?;
+        let record = Record::of(
+            create.job,
+            create.agenda,
+            create.applied_buffered,
+            create.budget_entries,
+        )?;
         let key = create.idempotency;
         self.writer
             .execute(move |db, changes| jobs::create(db, &record, key.as_ref(), changes))
@@ -236,7 +241,13 @@ impl Store for SqliteStore {
     async fn ping(&self) -> Result<(), Error> {
         let failing = self.failing.load(Ordering::Relaxed);
         self.writer
-            .execute(move |db, _| if failing { file::probe_write(db) } else { Ok(()) })
+            .execute(move |db, _| {
+                if failing {
+                    file::probe_write(db)
+                } else {
+                    Ok(())
+                }
+            })
             .await
     }
 

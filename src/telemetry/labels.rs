@@ -157,7 +157,12 @@ pub enum ProviderState {
 
 impl ProviderState {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Available, Self::RateLimited, Self::Unavailable, Self::Suspended];
+    pub const ALL: [Self; 4] = [
+        Self::Available,
+        Self::RateLimited,
+        Self::Unavailable,
+        Self::Suspended,
+    ];
 
     /// As documents and metrics say it.
     #[must_use]

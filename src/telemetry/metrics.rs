@@ -15,7 +15,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    self, ProviderOperation, CallOutcome, ConnectionKind, ProviderState, AdmissionRejection, WebhookOutcome,
+    self, AdmissionRejection, CallOutcome, ConnectionKind, ProviderOperation, ProviderState,
+    WebhookOutcome,
 };
 use crate::job::Source;
 
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_has_its_documented_name() {
+    fn metric_names_match_the_documentation() {
         let metrics = Metrics::new();
         metrics.webhook("kling", WebhookOutcome::Applied);
         metrics.provider_request("kling", ProviderOperation::Submit, CallOutcome::Ok);
@@ -436,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_is_counted_by_its_words() {
+    fn counters_use_the_documented_labels() {
         let metrics = Metrics::new();
         metrics.set_subscribed_jobs(1);
         metrics.delivered(ConnectionKind::Websocket, 1_000);
@@ -485,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_make_no_time_series() {
+    fn unknown_providers_create_no_time_series() {
         let metrics = Metrics::new();
         for n in 0..1_000_u16 {
             metrics.webhook(&format!("made-up-{n}"), WebhookOutcome::Unknown);

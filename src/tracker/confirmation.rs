@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::schedule::schedule_for;
 use super::{Error, MAX_CAS_ATTEMPTS, Tracker};
-use crate::job::{Job, JobId, JobEvent, StatusReport, Source, SubmissionState, Update};
+use crate::job::{Job, JobEvent, JobId, Source, StatusReport, SubmissionState, Update};
 use crate::store::{self, CommitJob, CommitOutcome};
 use crate::time::Time;
 
@@ -17,7 +17,11 @@ impl Tracker {
     ///
     /// # Errors
     /// The store's.
-    pub async fn find_job_by_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
+    pub async fn find_job_by_task(
+        &self,
+        provider: &str,
+        task_id: &str,
+    ) -> Result<Option<JobId>, Error> {
         Ok(self.store.find_task(provider, task_id).await?)
     }
 
@@ -26,7 +30,12 @@ impl Tracker {
     ///
     /// # Errors
     /// The store's.
-    pub async fn bind_task(&self, provider: &str, id: &JobId, task_id: String) -> Result<(), Error> {
+    pub async fn bind_task(
+        &self,
+        provider: &str,
+        id: &JobId,
+        task_id: String,
+    ) -> Result<(), Error> {
         let job = self.store.get(id).await?;
         if job.is_none_or(|job| job.submission_state() != SubmissionState::Unknown) {
             return Ok(());
@@ -47,7 +56,12 @@ impl Tracker {
     ///
     /// # Errors
     /// As [`Tracker::record`].
-    pub async fn republish_above(&self, id: &JobId, shown: u64, made_at: Time) -> Result<Arc<Job>, Error> {
+    pub async fn republish_above(
+        &self,
+        id: &JobId,
+        shown: u64,
+        made_at: Time,
+    ) -> Result<Arc<Job>, Error> {
         for _ in 0..MAX_CAS_ATTEMPTS {
             let job = self.store.get(id).await?.ok_or(Error::NotFound)?;
             // It may have been shown only after the reading that gave cause for doubt.
@@ -95,7 +109,13 @@ impl Tracker {
                 job.record_unconfirmed_success(report, Time::now())
             }
             (_, SubmissionState::Pending(_) | SubmissionState::InFlight) => None,
-            (JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission, _) => None,
+            (
+                JobEvent::SubmissionStarted
+                | JobEvent::RetryScheduled { .. }
+                | JobEvent::SubmissionOutcomeUnknown { .. }
+                | JobEvent::CancelledBeforeSubmission,
+                _,
+            ) => None,
         };
         let Some(next) = next else { return Ok(()) };
         let commit = CommitJob {
@@ -116,7 +136,9 @@ impl Tracker {
                 let cool_down = self
                     .provider_of(job)
                     .map_or(Duration::ZERO, |provider| provider.cadence().cool_down);
-                self.store.schedule_poll(&job.id, Time::now(), cool_down).await?;
+                self.store
+                    .schedule_poll(&job.id, Time::now(), cool_down)
+                    .await?;
                 self.stir.watchdog.notify_one();
             }
         }
@@ -128,6 +150,9 @@ impl Tracker {
 pub(super) fn needs_confirmation(job: &Job, update: &Update) -> bool {
     match &update.event {
         JobEvent::Reported(report) => !job.is_final() && report.needs_confirmation(),
-        JobEvent::SubmissionStarted | JobEvent::RetryScheduled { .. } | JobEvent::SubmissionOutcomeUnknown { .. } | JobEvent::CancelledBeforeSubmission => false,
+        JobEvent::SubmissionStarted
+        | JobEvent::RetryScheduled { .. }
+        | JobEvent::SubmissionOutcomeUnknown { .. }
+        | JobEvent::CancelledBeforeSubmission => false,
     }
 }

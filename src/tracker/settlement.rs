@@ -3,7 +3,7 @@
 //! Invariant: an end settles in the commit that makes it, so once; and what may have been spent is
 //! never given back.
 
-use crate::job::{Reservation, Cost, Job, Source, Status, SubmissionState};
+use crate::job::{Cost, Job, Reservation, Source, Status, SubmissionState};
 use crate::store::BudgetEntry;
 
 /// What a charge comes to, in millionths of its unit.
@@ -16,7 +16,11 @@ pub(super) struct Settlement {
 
 /// What the end `next` makes of what was set aside; none where nothing was, or it is no end.
 pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
-    let charge = next.internal.reservation.as_ref().filter(|_| next.is_final())?;
+    let charge = next
+        .internal
+        .reservation
+        .as_ref()
+        .filter(|_| next.is_final())?;
     let spent = spent(before, next, charge);
     let entries = charge.windows.iter().map(|account| BudgetEntry {
         account: account.name.clone(),
@@ -70,7 +74,8 @@ mod tests {
 
     use super::*;
     use crate::job::{
-        BudgetWindow, Failure, FailureKind, NewJob, JobEvent, StatusReport, InternalState, Update, VideoRequest,
+        BudgetWindow, Failure, FailureKind, InternalState, JobEvent, NewJob, StatusReport, Update,
+        VideoRequest,
     };
     use crate::time::Time;
 
@@ -102,7 +107,10 @@ mod tests {
     }
 
     fn then(job: &Job, news: JobEvent, source: Source) -> Job {
-        let update = Update { source, event: news };
+        let update = Update {
+            source,
+            event: news,
+        };
         job.apply(update, Time::from_millis(NOW)).unwrap()
     }
 
@@ -123,13 +131,17 @@ mod tests {
 
     fn spent_by(before: &Job, next: &Job) -> i64 {
         let settled = settle(before, next).unwrap();
-        let booked: i64 = settled.entries.iter().map(|entry| entry.amount_micros).sum();
+        let booked: i64 = settled
+            .entries
+            .iter()
+            .map(|entry| entry.amount_micros)
+            .sum();
         assert_eq!(booked, settled.spent - 700_000);
         settled.spent
     }
 
     #[test]
-    fn a_told_cost_counts_where_it_can_be_compared() {
+    fn reported_cost_is_used_when_units_match() {
         let sending = then(&charged(), JobEvent::SubmissionStarted, Source::Submit);
         for (status, amount, unit, expected) in [
             (Status::Succeeded, 0.35, "USD", 350_000),
@@ -149,13 +161,21 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_told_is_kept_only_where_it_may_be_spent() {
+    fn reservation_is_kept_only_if_it_may_have_been_spent() {
         let waiting = charged();
         let sending = then(&waiting, JobEvent::SubmissionStarted, Source::Submit);
         let lost = |kind| Failure::new(kind, "no answer");
         let error = lost(FailureKind::SubmissionUnknown);
-        let unknown = then(&sending, JobEvent::SubmissionOutcomeUnknown { error }, Source::Submit);
-        let running = report(&sending, StatusReport::with_status(Status::Running), Source::Webhook);
+        let unknown = then(
+            &sending,
+            JobEvent::SubmissionOutcomeUnknown { error },
+            Source::Submit,
+        );
+        let running = report(
+            &sending,
+            StatusReport::with_status(Status::Running),
+            Source::Webhook,
+        );
         let success = StatusReport {
             is_authoritative: true,
             ..StatusReport::with_status(Status::Succeeded)
@@ -163,12 +183,27 @@ mod tests {
         let timeout = StatusReport::failed(lost(FailureKind::Timeout));
         for (before, end, source, expected) in [
             (&running, &success, Source::Webhook, 700_000),
-            (&running, &StatusReport::with_status(Status::Failed), Source::Poll, 0),
-            (&running, &StatusReport::with_status(Status::Cancelled), Source::Poll, 0),
+            (
+                &running,
+                &StatusReport::with_status(Status::Failed),
+                Source::Poll,
+                0,
+            ),
+            (
+                &running,
+                &StatusReport::with_status(Status::Cancelled),
+                Source::Poll,
+                0,
+            ),
             (&sending, &timeout, Source::Submit, 0),
             (&waiting, &timeout, Source::Deadline, 0),
             (&unknown, &timeout, Source::Deadline, 700_000),
-            (&unknown, &StatusReport::with_status(Status::Failed), Source::Poll, 0),
+            (
+                &unknown,
+                &StatusReport::with_status(Status::Failed),
+                Source::Poll,
+                0,
+            ),
             (&running, &timeout, Source::Deadline, 700_000),
         ] {
             let next = report(before, end.clone(), source);

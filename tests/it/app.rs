@@ -8,7 +8,7 @@ use std::time::Duration;
 use progress_hub::auth::Minter;
 use progress_hub::config::Config;
 use progress_hub::server::Server;
-use progress_hub::simulator::{Scenario, Settings, Simulator, Inspector};
+use progress_hub::simulator::{Inspector, Scenario, Settings, Simulator};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -100,7 +100,7 @@ async fn a_bad_token_is_refused_before_the_upgrade() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_who_says_nothing_is_closed() {
+async fn unauthenticated_socket_is_closed_after_auth_timeout() {
     let app = TestApp::builder()
         .set("socket.auth_timeout", "300ms")
         .spawn()
@@ -115,7 +115,7 @@ async fn a_stranger_who_says_nothing_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_welcomed_client_outlives_the_time_for_strangers() {
+async fn authenticated_socket_is_not_closed_by_auth_timeout() {
     let app = TestApp::builder()
         .set("socket.auth_timeout", "100ms")
         .spawn()
@@ -127,7 +127,7 @@ async fn a_welcomed_client_outlives_the_time_for_strangers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_frame_without_a_good_token_is_the_last() {
+async fn invalid_first_frame_closes_with_4001() {
     let app = TestApp::spawn().await;
     let good = app.token("alice", "jobs:read");
     for first in [
@@ -146,7 +146,7 @@ async fn a_first_frame_without_a_good_token_is_the_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_the_same_host_may_open_a_socket_and_a_foreign_one_may_not() {
+async fn same_host_origin_is_allowed_foreign_origin_gets_403() {
     let app = TestApp::spawn().await;
     let bearer = format!("Bearer {}", app.token("alice", "jobs:read"));
     let come = |origin: String| {
@@ -240,7 +240,7 @@ async fn a_token_can_not_be_renewed_for_somebody_else_or_with_a_bad_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_that_grants_less_ends_what_it_no_longer_grants() {
+async fn narrower_token_renewal_drops_subscriptions() {
     let app = TestApp::spawn().await;
     let (kept, lost) = (app.worker_job("alice").await, app.worker_job("alice").await);
     let narrow = app.token_for(
@@ -289,7 +289,7 @@ async fn a_renewal_that_grants_less_ends_what_it_no_longer_grants() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_feed_ends_with_the_right_to_see_it() {
+async fn losing_read_scope_ends_the_feed() {
     let app = TestApp::spawn().await;
     let mut client = app.socket("alice").await;
     client
@@ -383,7 +383,7 @@ async fn sees(app: &TestApp, token: &str, job: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everybody_sees_exactly_the_jobs_that_are_theirs() {
+async fn callers_see_only_permitted_jobs() {
     let app = TestApp::spawn().await;
     let hers = app.worker_job("alice").await;
     let his = app.worker_job("bob").await;
@@ -714,7 +714,7 @@ async fn published_keys_are_believed_and_their_rotation_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn known_keys_outlive_their_issuer() {
+async fn cached_jwks_works_after_issuer_goes_down() {
     let known = Signer::rsa();
     let issuer = Issuer::start(Some(vec![known.jwk("known")]));
     let app = believing(&issuer).spawn().await;
@@ -730,7 +730,7 @@ async fn known_keys_outlive_their_issuer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_any_keys_tokens_are_neither_believed_nor_refused() {
+async fn unreachable_jwks_returns_503() {
     let signer = Signer::ed25519();
     let issuer = Issuer::start(None);
     let app = believing(&issuer).spawn().await;
@@ -786,7 +786,7 @@ async fn every_kind_of_public_key_proves_its_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_tells_no_secret_of_a_token_it_refuses() {
+async fn rejected_token_is_not_echoed() {
     let app = TestApp::spawn().await;
     let mut client = app.socket("alice").await;
     let token = app.token("bob", "jobs:read");

@@ -181,7 +181,7 @@ async fn each_field_of_a_push_is_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_field_of_a_token_wish_is_checked() {
+async fn token_request_fields_are_validated() {
     let app = hub().spawn().await;
     let good = json!({ "sub": "alice" });
     let wrong = [
@@ -207,7 +207,7 @@ async fn each_field_of_a_token_wish_is_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_provider_is_answered_with_those_there_are() {
+async fn unknown_provider_error_lists_configured_providers() {
     let app = hub().spawn().await;
     let token = app.token("root", "admin");
     for (path, body) in [

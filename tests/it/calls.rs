@@ -74,7 +74,7 @@ async fn run(scenario: Scenario) -> Counts {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_webhooks_a_provider_is_read_less_than_a_tenth_as_often() {
+async fn webhooks_reduce_polling_by_90_percent() {
     let told = run(Scenario::Normal).await;
     let asked = run(Scenario::LostWebhooks).await;
     let ratio = told.queries_received as f64 / asked.queries_received as f64;
@@ -185,7 +185,7 @@ async fn nudge(http: &reqwest::Client, url: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_nudges_on_a_job_is_one_question_for_each_cool_down() {
+async fn untrusted_webhooks_cause_one_poll_per_cool_down() {
     const COOL_DOWN: Duration = Duration::from_millis(500);
     let seedance = Unsigned::start().await;
     let app = seedance.hub("1h", "500ms").spawn().await;
@@ -204,7 +204,7 @@ async fn a_flood_of_nudges_on_a_job_is_one_question_for_each_cool_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nudges_for_many_jobs_at_once_are_spread() {
+async fn polls_from_untrusted_webhooks_are_jittered() {
     let seedance = Unsigned::start().await;
     let app = seedance.hub("1h", "500ms").spawn().await;
     let urls = seedance.take(&app, 200).await;
@@ -218,7 +218,7 @@ async fn nudges_for_many_jobs_at_once_are_spread() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_that_were_being_asked_about_at_a_kill_are_spread_after_it_too() {
+async fn polls_after_a_crash_are_jittered() {
     let seedance = Unsigned::start().await;
     let app = seedance.hub("1h", "1h").spawn_process(&[]).await;
     seedance.is_silent.store(true, SeqCst);

@@ -53,7 +53,7 @@ async fn one_at_a_time() -> (StandIn, TestApp) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_waits_for_a_place_ends_at_once_and_is_never_sent() {
+async fn cancelling_a_job_waiting_for_a_slot_never_submits_it() {
     let (provider, app) = one_at_a_time().await;
     let first = submit(&app, "kling").await;
     app.until(&first, "alice", |job| job["status"] == "queued")
@@ -106,7 +106,7 @@ async fn a_job_that_waits_for_a_place_ends_at_once_and_is_never_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_waits_for_its_next_try_ends_at_once() {
+async fn cancelling_a_job_waiting_for_retry_is_immediate() {
     let provider = StandIn::start(|_| async {
         Reply::json(429, &json!({ "code": 1302, "message": "busy" })).with("retry-after", 60)
     })
@@ -131,7 +131,7 @@ async fn a_job_that_waits_for_its_next_try_ends_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_cancelled_says_so_and_stays_as_it_is() {
+async fn uncancellable_job_returns_409_unchanged() {
     let (_provider, app) = one_at_a_time().await;
     let id = submit(&app, "kling").await;
     let job = app
@@ -308,7 +308,7 @@ async fn a_provider_that_agrees_is_asked_and_the_job_ends_when_it_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_tells_the_end_is_the_end_for_http_and_socket() {
+async fn cancel_response_with_final_status_ends_the_job() {
     for reply in [
         Reply::text(204, ""),
         Reply::json(200, &json!({ "task": task("stopped") })),
@@ -342,7 +342,7 @@ async fn an_answer_that_tells_the_end_is_the_end_for_http_and_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_about_another_task_or_without_an_end_is_only_an_agreement() {
+async fn cancel_response_without_final_status_triggers_a_poll() {
     for said in [
         json!({ "task": { "id": "t2", "state": "stopped" } }),
         json!({ "task": task("waiting") }),
@@ -368,7 +368,7 @@ async fn an_answer_about_another_task_or_without_an_end_is_only_an_agreement() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_explained_by_reading_the_task_at_once() {
+async fn rejected_cancel_polls_the_task_for_the_reason() {
     for (status, state, ends) in [
         (400, finished(), "succeeded"),
         (404, task("stopped"), "cancelled"),
@@ -432,7 +432,7 @@ async fn a_provider_that_fails_or_is_busy_or_knows_no_such_key_may_be_asked_agai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_success_that_is_committed_before_the_cancels_answer_wins() {
+async fn success_committed_before_cancel_wins() {
     let told = Arc::new(Notify::new());
     let waits = Arc::clone(&told);
     let (provider, app, id) = able(move |_| {

@@ -10,7 +10,7 @@ use progress_hub::simulator::Scenario;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{TEST_TIMEOUT, SECRET, TestApp, WEBHOOK_SECRET, send};
+use crate::app::{SECRET, TEST_TIMEOUT, TestApp, WEBHOOK_SECRET, send};
 use crate::client::{self, TestClient};
 use crate::signing;
 
@@ -55,7 +55,7 @@ fn file(folder: &Path, name: &str, text: &str) -> String {
 }
 
 #[test]
-fn every_command_explains_itself() {
+fn every_command_has_help() {
     let help = run(&["--help"]);
     assert!(help.status.success());
     for command in ["serve", "demo", "token", "check", "load"] {
@@ -112,7 +112,7 @@ fn a_configuration_with_mistakes_is_refused_with_all_of_them_and_no_secret() {
 }
 
 #[test]
-fn what_only_shows_when_it_is_used_is_refused_by_its_key_too() {
+fn bind_time_config_errors_name_their_key() {
     let base = format!("auth.hs256_secrets={SECRET}");
     for (settings, key) in [
         (
@@ -158,7 +158,7 @@ fn a_missing_or_broken_file_is_named() {
 }
 
 #[test]
-fn nothing_is_served_without_a_secret() {
+fn serve_requires_a_secret() {
     let refused = run(&["serve"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(err(&refused).contains("auth"), "{}", err(&refused));
@@ -294,7 +294,7 @@ statuses = { done = "succeeded" }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_minted_token_opens_the_hub_for_what_it_says() {
+async fn token_command_mints_a_working_token() {
     let app = TestApp::spawn().await;
     let id = app.worker_job("alice").await;
     let secret = format!("auth.hs256_secrets={SECRET}");

@@ -591,7 +591,7 @@ async fn by_balance(fixture: &Fixture) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_recorded_body_means_what_it_must() {
+async fn recorded_provider_bodies_map_to_expected_states() {
     let fixtures = Fixture::all();
     assert!(fixtures.len() >= 250, "the manifest is whole");
     let stories = fixtures.into_iter().map(|fixture| async move {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use progress_hub::simulator::{Scenario, Settings, Simulator, TaskSnapshot, Inspector, playable};
+use progress_hub::simulator::{Inspector, Scenario, Settings, Simulator, TaskSnapshot, playable};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -153,7 +153,7 @@ impl Stage {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_comes_to_a_clip_at_every_provider() {
+async fn job_succeeds_with_every_provider() {
     let stage = Stage::set("20s").await;
     for scenario in [
         Scenario::Normal,
@@ -178,7 +178,7 @@ async fn a_job_comes_to_a_clip_at_every_provider() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_whose_webhooks_are_lost_or_false_comes_to_a_clip_by_asking() {
+async fn polling_completes_jobs_with_lost_or_forged_webhooks() {
     let stage = Stage::set("100ms").await;
     for scenario in [
         Scenario::LostWebhooks,
@@ -290,7 +290,7 @@ fn player(dialect: &str, scenario: Scenario) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_scenario_ends_as_it_must_in_every_dialect_and_is_paid_once() {
+async fn every_scenario_reaches_its_expected_state_and_is_paid_once() {
     let stage = Stage::set_with("300ms", |hub, url| {
         let mut hub = hub;
         for (dialect, _, below) in DIALECTS {
@@ -354,7 +354,7 @@ async fn every_scenario_ends_as_it_must_in_every_dialect_and_is_paid_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancel_reaches_every_provider_that_has_one_and_the_truth_wins() {
+async fn cancel_is_forwarded_and_final_state_comes_from_the_provider() {
     let stage = Stage::set("300ms").await;
     for (name, model, _) in DIALECTS {
         if !["fal", "runway", "replicate"].contains(&name) {

@@ -33,12 +33,14 @@ async fn an_idle_hub_stops() {
 /// An answer over a connection of its own: one that was kept may be closed under the request.
 async fn fresh(app: &TestApp, path: &str) -> reqwest::Response {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let request = client.get(format!("{}{path}", app.url)).timeout(TEST_TIMEOUT);
+    let request = client
+        .get(format!("{}{path}", app.url))
+        .timeout(TEST_TIMEOUT);
     request.send().await.expect("an answer")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_goes_and_liveness_stays() {
+async fn draining_fails_readiness_but_not_liveness() {
     let app = TestApp::builder().set("server.drain", "60s").spawn().await;
     assert_eq!(fresh(&app, "/v1/health/ready").await.status(), 200);
     app.begin_stop();
@@ -86,7 +88,7 @@ async fn each_socket_is_told_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_is_shown_before_the_end() {
+async fn pending_frames_are_flushed_before_close() {
     let app = spawn().await;
     let job = app.worker_job("alice").await;
     let mut client = app.socket("alice").await;
@@ -123,7 +125,7 @@ async fn streams_end_and_held_requests_are_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_new_is_let_in() {
+async fn draining_rejects_new_sockets() {
     let app = spawn().await;
     let address = app.address().to_owned();
     let token = app.token("alice", "jobs:read");
@@ -150,7 +152,7 @@ async fn nobody_new_is_let_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_never_closes_does_not_hold_it_up() {
+async fn client_that_never_closes_does_not_delay_shutdown() {
     let app = spawn().await;
     let mut clients = Vec::new();
     for _ in 0..3 {
@@ -200,7 +202,7 @@ async fn idle_connections_do_not_hold_it_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_drain_time_it_still_says_goodbye() {
+async fn zero_drain_time_still_sends_bye() {
     let app = TestApp::builder().set("server.drain", "0s").spawn().await;
     let mut client = app.socket("alice").await;
     let stopping = tokio::spawn(app.stop());

@@ -171,7 +171,7 @@ async fn browse(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, turns: u32) -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_stays_ends_on_the_final_version_of_everything() {
+async fn remaining_sockets_end_on_final_versions() {
     let app = Arc::new(TestApp::spawn().await);
     let seed: u64 = rand::rng().random();
     println!("seed {seed}");

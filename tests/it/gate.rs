@@ -158,7 +158,7 @@ async fn assert_state(app: &TestApp, state: &str, reason: Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_rate_limit_is_a_pause_for_all_and_costs_nobody_a_try() {
+async fn rate_limit_pauses_all_jobs_without_using_attempts() {
     let moody = Moody::start(refused(429, 1302).with("retry-after", 2)).await;
     let (hub, _beside) = hub(&moody).await;
     let app = hub.spawn().await;
@@ -213,7 +213,7 @@ async fn an_empty_account_or_a_refused_key_fails_one_job_and_keeps_the_others() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn questions_go_on_while_the_account_is_empty() {
+async fn polling_continues_without_credit() {
     let moody = Moody::start(refused(402, 1102)).await;
     let (hub, _beside) = hub(&moody).await;
     let app = hub
@@ -239,7 +239,7 @@ async fn questions_go_on_while_the_account_is_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_fails_again_and_again_is_left_alone_for_a_while() {
+async fn repeated_failures_open_the_circuit() {
     let moody = Moody::start(refused(503, 5001).with("retry-after-ms", 1)).await;
     let (hub, _beside) = hub(&moody).await;
     let app = hub.spawn().await;
@@ -356,7 +356,7 @@ async fn a_wait_in_words_is_a_pause_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_swells_is_read_no_further() {
+async fn oversized_response_is_aborted() {
     let bomb = include_bytes!("gate/bomb.json.gz").as_slice();
     let moody = Moody::start(Reply::bytes(200, bomb).with("content-encoding", "gzip")).await;
     let (hub, _beside) = hub(&moody).await;
@@ -430,7 +430,7 @@ async fn only_those_with_a_token_see_how_providers_are() {
 }
 
 #[test]
-fn nothing_is_put_off_until_a_provider_has_forgotten() {
+fn deadlines_and_polls_stay_within_provider_retention() {
     let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let settings = vec![
         set("auth.hs256_secrets", SECRET),

@@ -354,7 +354,7 @@ async fn with_a_budget_a_price_is_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_twenty_submits_at_once_as_many_are_taken_as_can_be_paid() {
+async fn concurrent_submits_never_exceed_the_budget() {
     for budget in ["budgets.per_owner_day", "providers.atelier.budget_per_day"] {
         let atelier = Arc::new(atelier(&[(budget, "1"), PRICES]).await);
         let mut callers = JoinSet::new();
@@ -390,7 +390,7 @@ async fn of_twenty_submits_at_once_as_many_are_taken_as_can_be_paid() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_end_leaves_over_the_next_job_may_spend() {
+async fn settlement_releases_unused_budget() {
     let settings = [("budgets.per_owner_day", "0.25"), PRICES];
     let atelier = atelier(&settings).await;
     let body = order("m-1", json!({}));
@@ -511,7 +511,7 @@ async fn an_owner_submits_so_often_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reservation_outlives_a_kill_and_is_given_back_once() {
+async fn reservation_survives_a_crash_and_is_released_once() {
     let settings = [("providers.atelier.budget_per_day", "0.5"), PRICES];
     let spawn = async |builder: TestBuilder| builder.spawn_process(&[]).await;
     let atelier = Atelier::of(TestApp::builder(), &settings, spawn).await;

@@ -37,7 +37,7 @@ async fn every_heartbeat_brings_a_message_and_a_ping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_answers_no_ping_is_left() {
+async fn unanswered_pings_close_the_socket() {
     let app = TestApp::builder()
         .set("socket.heartbeat", "1s")
         .spawn()

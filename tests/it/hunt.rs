@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use progress_hub::simulator::{Scenario, Settings, Simulator, Inspector, playable};
+use progress_hub::simulator::{Inspector, Scenario, Settings, Simulator, playable};
 use rand::RngExt;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ fn cost(job: &Value) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_is_killed_while_it_submits_pays_for_no_job_twice() {
+async fn crash_during_submit_never_pays_twice() {
     let simulator = Simulator::bind(
         "127.0.0.1:0",
         Settings {

@@ -215,7 +215,7 @@ fn large() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_stops_holds_nobody_up_and_is_closed() {
+async fn stalled_reader_is_closed_without_affecting_others() {
     let app = TestApp::builder()
         .set("socket.write_timeout", "1s")
         .spawn()
@@ -419,7 +419,7 @@ async fn one_connection_too_many_is_told_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn frames_that_come_with_the_handshake_are_heard() {
+async fn frames_sent_with_the_handshake_are_processed() {
     let app = TestApp::spawn().await;
     let job = app.worker_job("alice").await;
     let token = app.token("alice", "jobs:read");

@@ -62,7 +62,7 @@ async fn a_known_version_is_not_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_held_request_is_answered_by_the_next_version() {
+async fn long_poll_returns_the_next_version() {
     let app = TestApp::spawn().await;
     let job = app.worker_job("alice").await;
     let (by_query, by_tag) = (
@@ -125,7 +125,7 @@ async fn a_held_request_ends_unchanged_when_its_time_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ended_job_holds_nobody() {
+async fn long_poll_on_a_final_job_returns_at_once() {
     let app = TestApp::spawn().await;
     let job = app.worker_job("alice").await;
     app.push(&job, json!({ "status": "succeeded" })).await;
@@ -159,7 +159,7 @@ async fn a_time_that_is_none_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_gives_up_is_not_held_for() {
+async fn disconnected_long_poll_is_released() {
     let app = TestApp::spawn().await;
     let job = app.worker_job("alice").await;
     let request = app.request(

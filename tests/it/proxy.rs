@@ -258,7 +258,7 @@ mod stories {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_cut_ends_connections_and_refuses_new_ones_until_it_heals() {
+    async fn proxy_cut_drops_and_refuses_connections() {
         let server = RedisServer::start().await;
         let proxy = Proxy::before(server.port).await;
         let address = proxy.address.to_string();
@@ -295,7 +295,7 @@ mod stories {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_mute_server_has_done_what_it_was_asked() {
+    async fn proxy_mute_drops_replies_only() {
         let server = RedisServer::start().await;
         let proxy = Proxy::before(server.port).await;
         let mut speaker = Speaker::connect(&proxy.address.to_string()).await.unwrap();

@@ -71,7 +71,7 @@ async fn its_outputs_are_found_in_any_shape() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_is_about_the_task_is_its_failure() {
+async fn result_error_about_the_task_fails_the_job() {
     let policy =
         json!({ "detail": [{ "loc": ["body"], "msg": "no", "type": "content_policy_violation" }] });
     let job = completed(move |_| Reply::json(422, &policy)).await;

@@ -48,7 +48,7 @@ async fn only_what_is_newer_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_from_the_future_is_current_until_it_is_passed() {
+async fn newer_client_version_counts_as_current() {
     let app = TestApp::spawn().await;
     let job = app.worker_job("alice").await;
     let mut client = app.socket("alice").await;

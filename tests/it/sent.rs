@@ -58,7 +58,7 @@ fn percent_decoded(text: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_provider_is_spoken_to_in_its_own_way() {
+async fn requests_match_each_provider_api() {
     let bearer = ("authorization", "Bearer key-1");
     for (spec, model, path, header, prompt, callback) in [
         (

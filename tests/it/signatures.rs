@@ -284,7 +284,7 @@ async fn whatever_is_changed_or_missing_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_other_way_of_signing_stands_in_for_a_configured_one() {
+async fn other_signature_schemes_are_rejected() {
     let (publisher, key) = (Publisher::start().await, Ed25519::new());
     publisher.publish([key.jwk("k")]);
     let public = key.jwk("k")["x"].as_str().unwrap().to_owned();
@@ -321,7 +321,7 @@ async fn no_other_way_of_signing_stands_in_for_a_configured_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_no_keys_can_be_had_the_sender_comes_again_and_then_is_heard() {
+async fn webhook_gets_503_until_jwks_is_available() {
     let (publisher, key) = (Publisher::start().await, Ed25519::new());
     let app = Acme::new(ATLAS, POLL).set("jwks_url", publisher.url());
     let app = app.spawn().await;
@@ -370,7 +370,7 @@ async fn while_no_keys_can_be_had_the_sender_comes_again_and_then_is_heard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_new_is_found_and_strangers_cause_no_fetches() {
+async fn new_key_is_fetched_and_unknown_keys_are_rate_limited() {
     for scheme in [FAL, ATLAS] {
         let publisher = Publisher::start().await;
         let (old, new, stranger) = (Ed25519::new(), Ed25519::new(), Ed25519::new());
@@ -412,7 +412,7 @@ async fn a_key_that_is_new_is_found_and_strangers_cause_no_fetches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_of_several_ways_that_proves_decides_how_far_the_body_is_believed() {
+async fn first_matching_scheme_decides_the_trust_level() {
     let (publisher, signer) = (Publisher::start().await, Signer::rsa());
     publisher.publish([signer.jwk("k")]);
     let acme = Acme::new(GEMINI, POLL).set("jwks_url", publisher.url());
@@ -518,7 +518,7 @@ async fn a_token_is_for_the_address_that_the_provider_was_given() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shared_token_is_believed_only_where_nobody_can_be_asked() {
+async fn static_token_is_trusted_only_without_polling() {
     let publisher = Publisher::start().await;
     let scheme = "scheme = 'static_token'\nheader = 'authorization'\nprefix = 'Bearer '";
     let body = news("1");
@@ -540,7 +540,7 @@ async fn a_shared_token_is_believed_only_where_nobody_can_be_asked() {
 }
 
 #[test]
-fn what_could_never_tell_anything_is_a_mistake() {
+fn spec_without_trusted_webhook_or_polling_is_rejected() {
     let kie = "scheme = 'hmac'\nheader = 'x-sig'\nencoding = 'base64'\nsigned = '{json:/id}'";
     let jwt = "scheme = 'jwt'\nheader = 'x'\njwks_url = 'https://keys.example.com'";
     for scheme in ["scheme = 'none'", kie, jwt] {

@@ -158,7 +158,7 @@ fn taken() -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_all_it_takes_from_submitting_to_the_result() {
+async fn custom_spec_file_runs_a_job_end_to_end() {
     let provider = StandIn::start(|_| async { taken() }).await;
     let (app, _folder) = studio(&provider).await;
     let id = submit(&app).await;

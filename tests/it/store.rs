@@ -25,11 +25,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use progress_hub::job::{Job, JobId, NewJob, StatusReport, Source, Status, Update, VideoRequest};
+use progress_hub::job::{Job, JobId, NewJob, Source, Status, StatusReport, Update, VideoRequest};
 use progress_hub::store::sqlite::SqliteStore;
 use progress_hub::store::{
-    Schedule, EventHandler, CommitJob, CommitOutcome, CreateJob, CreateOutcome, StoreEvent, IdempotencyKey, ChangeListener, Retention,
-    Store, Topic, SubscriptionFilter,
+    ChangeListener, CommitJob, CommitOutcome, CreateJob, CreateOutcome, EventHandler,
+    IdempotencyKey, Retention, Schedule, Store, StoreEvent, SubscriptionFilter, Topic,
 };
 use progress_hub::time::Time;
 use serde_json::Map;
@@ -55,7 +55,7 @@ macro_rules! tell_every_story {
     ($engine:ident) => {
         tell! { $engine:
             creating::{
-                a_new_job_is_kept_and_announced,
+                create_stores_and_publishes_the_job,
                 a_repeated_request_finds_the_job_it_made,
                 a_key_is_not_reused_for_another_request,
                 equal_keys_of_two_callers_are_two_keys,
@@ -66,9 +66,9 @@ macro_rules! tell_every_story {
             }
             committing::{
                 a_commit_replaces_the_document_and_is_announced,
-                a_commit_from_an_old_version_is_stale,
+                commit_with_old_version_conflicts,
                 a_commit_from_a_version_that_never_was_is_stale,
-                a_commit_to_no_job_is_gone,
+                commit_to_missing_job_returns_not_found,
                 a_commit_that_takes_anothers_task_is_stale,
                 a_task_that_became_known_finds_its_job,
                 the_ticket_is_kept_beside_the_document,
@@ -82,7 +82,7 @@ macro_rules! tell_every_story {
                 a_repeated_request_is_charged_once,
                 an_end_gives_back_what_another_job_then_takes,
                 a_commit_that_is_not_done_books_nothing,
-                of_rival_ends_one_is_booked,
+                concurrent_final_commits_are_charged_once,
                 an_account_that_has_ended_is_zero_again,
                 accounts_that_have_ended_are_forgotten,
             }
@@ -91,39 +91,39 @@ macro_rules! tell_every_story {
                 news_of_a_known_task_is_not_parked,
                 the_same_news_is_parked_once,
                 of_too_much_news_the_latest_is_kept,
-                a_commit_forgets_what_it_folded,
-                a_commit_that_missed_news_is_stale,
+                commit_deletes_applied_buffered_updates,
+                commit_missing_a_buffered_update_conflicts,
                 a_commit_that_missed_news_in_a_full_park_is_stale,
                 a_create_that_missed_news_is_stale,
-                news_that_races_its_task_is_never_lost,
+                update_racing_task_binding_is_never_lost,
             }
             agenda::{
                 what_is_due_is_claimed_earliest_first,
                 a_queue_holds_its_own_jobs_only,
                 a_lease_keeps_others_away_until_it_ends,
-                a_look_comes_round_again_until_the_job_ends,
-                a_look_is_never_put_off_past_the_deadline,
+                polls_repeat_until_the_job_ends,
+                claims_never_postpone_a_poll_past_the_deadline,
                 a_commit_ends_the_lease_and_sets_the_agenda,
                 an_ended_job_leaves_the_queues,
                 claims_never_overlap,
-                a_hastened_job_is_claimed_at_that_time,
+                requested_poll_is_claimed_at_the_requested_time,
                 a_hastened_job_is_claimed_despite_an_earlier_claim,
-                hastening_never_puts_off_and_never_wakes_an_ended_job,
-                many_nudges_bring_one_look_per_cool_down,
-                a_nudge_outlives_the_commit_of_the_look_before,
-                a_patient_job_is_looked_at_ever_more_rarely,
-                what_is_due_together_does_not_come_back_together,
+                schedule_poll_never_postpones_and_ignores_final_jobs,
+                repeated_poll_requests_are_rate_limited_by_cool_down,
+                poll_request_survives_a_concurrent_commit,
+                poll_backoff_doubles_the_interval,
+                rescheduled_polls_are_jittered,
                 the_next_due_time_counts_leases_in,
             }
             places::{
-                no_more_are_claimed_than_there_are_places,
+                claims_never_exceed_free_slots,
                 places_of_two_providers_are_apart,
                 an_end_frees_a_place,
                 a_retry_frees_a_place,
                 an_expired_lease_frees_a_place,
                 fewer_places_than_are_taken_are_none,
                 the_next_due_time_ignores_places,
-                rival_claimers_never_exceed_the_places,
+                concurrent_claims_never_exceed_the_limit,
             }
             reading::{
                 what_does_not_exist_is_not_found,
@@ -142,7 +142,7 @@ macro_rules! tell_every_story {
             }
             closing::{
                 it_answers_until_it_is_closed,
-                what_was_asked_before_the_close_is_done,
+                operations_queued_before_close_complete,
                 it_can_be_closed_twice,
             }
         }
@@ -163,7 +163,7 @@ mod engines {
     use progress_hub::config::{Config, StoreConfig};
     use progress_hub::store::redis::RedisStore;
 
-    use super::{Engine, ChangeListener, SqliteStore};
+    use super::{ChangeListener, Engine, SqliteStore};
     use crate::redis::RedisServer;
     use crate::redis::cluster::Cluster;
 
@@ -180,7 +180,8 @@ mod engines {
     }
 
     fn sqlite(url: &str) -> Engine {
-        let open = |node: ChangeListener| SqliteStore::open(url, super::RETENTION, node.on_event).unwrap();
+        let open =
+            |node: ChangeListener| SqliteStore::open(url, super::RETENTION, node.on_event).unwrap();
         let engine = Engine::new(open);
         engine.is_own.store(true, Ordering::SeqCst);
         engine
@@ -275,7 +276,10 @@ impl Engine {
         });
         let wanted: SubscriptionFilter = Arc::new(|_| true);
         Self {
-            store: Arc::new(open(ChangeListener { on_event: announce, is_subscribed: wanted })),
+            store: Arc::new(open(ChangeListener {
+                on_event: announce,
+                is_subscribed: wanted,
+            })),
             heard,
             is_own,
             ground: None,
@@ -307,17 +311,28 @@ impl Engine {
         let create = creation(job, agenda, None);
         let job = Arc::clone(&create.job);
         self.listen(&job.id).await;
-        assert_eq!(self.store.create(create).await.unwrap(), CreateOutcome::Created);
+        assert_eq!(
+            self.store.create(create).await.unwrap(),
+            CreateOutcome::Created
+        );
         job
     }
 
     /// Hears of a job from now on.
     pub(crate) async fn listen(&self, id: &JobId) {
-        self.store.subscribe(&[Topic::Job(id.clone())]).await.unwrap();
+        self.store
+            .subscribe(&[Topic::Job(id.clone())])
+            .await
+            .unwrap();
     }
 
     /// Creates under a key of the job's owner, as the caller.
-    pub(crate) async fn create_once(&self, job: &Job, key: &str, fingerprint: &str) -> CreateOutcome {
+    pub(crate) async fn create_once(
+        &self,
+        job: &Job,
+        key: &str,
+        fingerprint: &str,
+    ) -> CreateOutcome {
         let idempotency = IdempotencyKey {
             caller: job.owner.clone(),
             key: key.into(),
@@ -345,7 +360,11 @@ impl Engine {
     }
 }
 
-pub(crate) fn creation(job: Job, agenda: Schedule, idempotency: Option<IdempotencyKey>) -> CreateJob {
+pub(crate) fn creation(
+    job: Job,
+    agenda: Schedule,
+    idempotency: Option<IdempotencyKey>,
+) -> CreateJob {
     CreateJob {
         job: Arc::new(job),
         agenda,

@@ -65,7 +65,7 @@ fn assert_failure(job: &Value, kind: &str, code: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_submission_is_answered_before_the_provider_has_heard_of_it() {
+async fn submit_returns_202_before_calling_the_provider() {
     let silent = StandIn::start(|_| std::future::pending()).await;
     let app = kling(&silent).spawn().await;
     let answer = post(&app, "alice", &order()).await;
@@ -90,7 +90,7 @@ async fn a_submission_is_answered_before_the_provider_has_heard_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn webhooks_alone_bring_a_job_to_its_end() {
+async fn job_completes_by_webhooks_alone() {
     let app = patient(Scenario::Normal).spawn().await;
     for scenario in [
         Scenario::Normal,
@@ -109,7 +109,7 @@ async fn webhooks_alone_bring_a_job_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn asking_brings_a_job_to_its_end_where_webhooks_do_not() {
+async fn job_completes_by_polling_alone() {
     let app = curious(Scenario::Normal).spawn().await;
     for scenario in [
         Scenario::LostWebhooks,
@@ -124,7 +124,7 @@ async fn asking_brings_a_job_to_its_end_where_webhooks_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callbacks_that_prove_nothing_are_turned_away_and_asking_tells_the_truth() {
+async fn forged_webhooks_are_rejected_and_polling_completes_the_job() {
     let app = curious(Scenario::Normal).spawn().await;
     for scenario in [Scenario::Forged, Scenario::Unsigned] {
         let job = play(&app, scenario).await;
@@ -173,7 +173,7 @@ async fn without_a_secret_every_callback_is_a_reason_to_ask() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rate_limit_is_waited_out_in_full_view() {
+async fn rate_limited_submit_shows_next_attempt_at() {
     let app = patient(Scenario::RateLimited).spawn().await;
     let id = id_of(&app.submit("alice", Scenario::RateLimited).await);
     let is_waiting = |attempt: u32| {
@@ -219,7 +219,7 @@ async fn a_busy_or_failing_provider_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_answer_is_shown_and_found_again_by_asking_for_our_own_name() {
+async fn unknown_submission_is_resolved_by_reference() {
     let app = TestApp::builder()
         .simulated(Scenario::LostAnswerSilent)
         .set("providers.simulated.poll_every", "1s")
@@ -241,7 +241,7 @@ async fn a_lost_answer_is_shown_and_found_again_by_asking_for_our_own_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_repetition_can_mend_is_not_repeated() {
+async fn non_retryable_errors_are_not_retried() {
     for (scenario, kind, code) in [
         (Scenario::Safety, "safety", "1301"),
         (Scenario::Quota, "quota", "1102"),
@@ -291,7 +291,7 @@ async fn a_result_that_is_gone_is_a_success_that_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silence_ends_at_the_deadline() {
+async fn silent_job_fails_at_its_deadline() {
     let app = curious(Scenario::Silence)
         .set("providers.simulated.deadline", "2s")
         .spawn()
@@ -422,7 +422,7 @@ async fn the_request_is_what_the_provider_wants() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_have_been_an_acceptance_is_never_sent_again() {
+async fn ambiguous_response_is_never_retried() {
     for reply in [
         Reply::broken(),
         Reply::text(200, "<html>welcome</html>"),
@@ -460,7 +460,7 @@ async fn what_may_have_been_an_acceptance_is_never_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sure_refusal_is_tried_five_times_and_not_once_more() {
+async fn definitive_rejection_is_retried_up_to_five_attempts() {
     for (reply, kind) in [
         (refused(429, 1302), "rate_limit"),
         (refused(429, 1303), "rate_limit"),
@@ -554,7 +554,7 @@ async fn a_provider_that_cannot_be_reached_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_key_and_body_are_the_same_job() {
+async fn same_idempotency_key_returns_the_same_job() {
     let app = patient(Scenario::Normal).spawn().await;
     let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
     let first = post_with_key(&app, "alice", "k1", &order).await;
@@ -644,7 +644,7 @@ async fn a_provider_never_has_more_jobs_than_it_takes_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_place_is_held_until_the_job_has_ended_and_then_the_next_one_goes_out() {
+async fn slot_is_released_when_the_job_ends() {
     let provider = answering(taken("1")).await;
     let app = kling(&provider)
         .set("providers.kling.max_concurrent", 1)
@@ -670,7 +670,7 @@ async fn a_place_is_held_until_the_job_has_ended_and_then_the_next_one_goes_out(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_answer_keeps_no_place() {
+async fn unknown_submission_holds_no_slot() {
     let provider = answering(Reply::broken()).await;
     let app = kling(&provider)
         .set("providers.kling.max_concurrent", 1)

@@ -7,7 +7,7 @@ use crate::app::{TestApp, send};
 use crate::client::TestClient;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_list_is_answered_job_by_job() {
+async fn subscribe_returns_one_result_per_job() {
     let app = TestApp::spawn().await;
     let (known, new, his) = (
         app.worker_job("alice").await,
@@ -111,7 +111,7 @@ async fn late_subscriber_sees_the_final_version() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unsubscribed_job_is_heard_of_no_more() {
+async fn unsubscribed_job_sends_no_frames() {
     let app = TestApp::spawn().await;
     let (left, kept) = (app.worker_job("alice").await, app.worker_job("alice").await);
     let mut client = app.socket("alice").await;
@@ -144,7 +144,7 @@ async fn follow(client: &mut TestClient, known: &[(&str, u64)]) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_feed_shows_the_caller_s_present_and_future_jobs() {
+async fn owner_feed_includes_existing_and_future_jobs() {
     let app = TestApp::spawn().await;
     let present = app.worker_job("alice").await;
     let ended = app.worker_job("alice").await;
@@ -347,7 +347,7 @@ async fn subscribing_again_with_an_older_version_sends_it_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_held_for_those_who_left() {
+async fn closed_sockets_leave_no_state() {
     let app = TestApp::spawn().await;
     let job = app.worker_job("alice").await;
     let mut staying = app.socket("alice").await;

@@ -112,7 +112,7 @@ async fn a_tasks_name_cannot_change_what_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_due_is_due_after_a_restart_too_and_is_asked_about_in_batches() {
+async fn due_polls_survive_restart_and_are_batched() {
     let provider = StandIn::start(|asked: Asked| async move {
         let tasks = names(&asked, "task_ids");
         let tasks: Vec<Value> = tasks.iter().map(|task| succeeded(task, None)).collect();
@@ -329,7 +329,7 @@ async fn of_many_jobs_that_are_due_at_once_few_are_asked_about_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_look_at_the_deadline_may_still_find_a_success() {
+async fn final_poll_at_deadline_can_still_succeed() {
     let provider = StandIn::start(|_| async { found(&[succeeded("1", None)]) }).await;
     let app = kling(&provider)
         .set("providers.kling.poll_after", "1h")
@@ -364,7 +364,7 @@ async fn hesitant(replies: [Reply; 2]) -> (StandIn, Arc<Notify>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_nudge_that_outruns_the_answer_does_not_disturb_the_try() {
+async fn untrusted_webhook_before_response_does_not_affect_the_submission() {
     let taken = Reply::json(
         200,
         &json!({ "code": 0, "data": { "id": "1", "status": "submitted" } }),

@@ -93,7 +93,7 @@ fn succeeded(task: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signed_webhook_is_applied_and_its_duplicates_are_not() {
+async fn duplicate_webhook_returns_200_and_changes_nothing() {
     let app = hub().await;
     let id = job_of_task(&app, "kling", "71").await["id"].clone();
     let id = id.as_str().unwrap();
@@ -187,7 +187,7 @@ async fn a_timestamp_counts_within_five_minutes_either_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_tampering_is_refused_and_changes_nothing() {
+async fn tampered_webhook_returns_401_and_changes_nothing() {
     let app = hub().await;
     let before = job_of_task(&app, "kling", "74").await;
     let body = running("74").to_string().into_bytes();
@@ -302,7 +302,7 @@ async fn callback(provider: &StandIn) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_webhook_that_outruns_the_submit_answer_finds_its_job_by_its_token() {
+async fn early_webhook_matches_by_callback_token() {
     let (provider, go) = hesitant("76").await;
     let app = with_kling(&provider.url).spawn().await;
     let id = submitted(&app).await;
@@ -319,7 +319,7 @@ async fn a_webhook_that_outruns_the_submit_answer_finds_its_job_by_its_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn news_of_an_unknown_task_waits_for_the_submit_answer_that_makes_it_known() {
+async fn webhook_for_unknown_task_is_buffered_until_the_submit_response() {
     let (provider, go) = hesitant("77").await;
     let app = with_kling(&provider.url).spawn().await;
     let id = submitted(&app).await;
@@ -431,7 +431,7 @@ async fn what_is_not_the_providers_shape_is_a_bad_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_that_nobody_knows_changes_nothing() {
+async fn unknown_status_changes_nothing() {
     let app = hub().await;
     let before = job_of_task(&app, "kling", "83").await;
     for status in [
@@ -448,7 +448,7 @@ async fn a_status_that_nobody_knows_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_word_that_nobody_knows_is_asked_about() {
+async fn unknown_status_triggers_a_poll() {
     let provider = StandIn::start(|_| async {
         Reply::json(200, &json!({ "code": 0, "data": [running("84")] }))
     });
@@ -545,7 +545,7 @@ async fn who_sends_a_body_over_the_limit_to_its_end_hears_why_it_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_store_is_away_the_sender_is_told_when_to_come_back() {
+async fn webhook_returns_503_with_retry_after_while_store_is_down() {
     let app = hub().await;
     let id = job_of_task(&app, "kling", "85").await["id"].clone();
     let id = id.as_str().unwrap();
@@ -570,7 +570,7 @@ async fn while_the_store_is_away_the_sender_is_told_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unsigned_callbacks_are_no_more_than_a_reason_to_ask() {
+async fn unsigned_webhook_only_triggers_a_poll() {
     let provider = StandIn::start(|asked: Asked| async move {
         let known = asked.path.contains("task_ids=86");
         let tasks = if known {
@@ -622,7 +622,7 @@ async fn a_success_without_outputs_is_read_before_it_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_cannot_be_asked_is_believed_without_outputs() {
+async fn success_without_outputs_is_accepted_without_polling_support() {
     let app = hub().await;
     let id = job_of_task(&app, "generic", "88").await["id"].clone();
     let news = json!({ "task_id": "88", "status": "succeeded" });

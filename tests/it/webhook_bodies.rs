@@ -61,7 +61,7 @@ async fn one_body_may_tell_of_several_tasks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_can_make_the_hub_look_at_so_many_tasks_at_once() {
+async fn untrusted_body_triggers_at_most_max_polls() {
     let more = format!("{POLL}[webhook]\nitems = 'payload.tasks'");
     let app = Acme::new("scheme = 'none'", &more).spawn().await;
     job_of_task(&app, "1").await;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::{MAX_CONCURRENT_HANDSHAKES, Ground, Stand};
+use super::{Ground, MAX_CONCURRENT_HANDSHAKES, Stand};
 use crate::crowd::{Door, Greeting};
 use crate::lane::{Lane, post};
 use crate::message::{OWNER, Stamp, metadata};

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use tokio::time::{advance, sleep};
 
 use super::*;
-use crate::auth::jwks::{MIN_REFRESH_INTERVAL, MAX_AGE, MAX_BYTES, RETRY_EMPTY, TIMEOUT};
+use crate::auth::jwks::{MAX_AGE, MAX_BYTES, MIN_REFRESH_INTERVAL, RETRY_EMPTY, TIMEOUT};
 
 /// An issuer's endpoint: each fetch gets the next answer, the last one again and again.
 struct Endpoint(Mutex<(VecDeque<Answer>, usize)>);
@@ -75,7 +75,7 @@ async fn answer(verifier: &Verifier, token: &str) -> Option<TokenError> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_key_id_chooses_the_key() {
+async fn kid_selects_the_key() {
     let (one, two, three) = (p256(), p256(), rsa());
     let no_more = json!({});
     let keys = [
@@ -96,11 +96,14 @@ async fn the_key_id_chooses_the_key() {
     );
     assert_eq!(endpoint.fetches(), 1);
     let foreign = token(&p256(), Some("foreign"));
-    assert_eq!(answer(&verifier, &foreign).await, Some(TokenError::UnknownKey));
+    assert_eq!(
+        answer(&verifier, &foreign).await,
+        Some(TokenError::UnknownKey)
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_published_key_proves_only_what_it_is_for() {
+async fn jwk_use_and_alg_are_enforced() {
     for (signer, more, accepted) in [
         (rsa(), json!({"use": "sig", "alg": "RS256"}), true),
         (rsa(), json!({"alg": "RS512"}), false),
@@ -126,7 +129,7 @@ async fn a_published_key_proves_only_what_it_is_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_published_secret_proves_nothing_and_shared_secrets_cause_no_fetch() {
+async fn oct_keys_in_jwks_are_ignored_and_hs256_never_fetches_jwks() {
     let endpoint = Endpoint::answering([set(&[shared().jwk("k", json!({}))])]);
     let verifier = fetching(&endpoint);
     assert_eq!(
@@ -142,7 +145,7 @@ async fn a_published_secret_proves_nothing_and_shared_secrets_cause_no_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn configured_keys_serve_while_the_endpoint_is_down() {
+async fn configured_keys_work_while_jwks_is_unreachable() {
     let (own, remote) = (p256(), p256());
     let endpoint = Endpoint::answering([Answer::Down]);
     let mut config = trusting(&own);
@@ -175,7 +178,7 @@ async fn a_rotated_key_is_accepted_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_nameless_rotation_is_followed_too() {
+async fn rotation_without_kid_is_picked_up() {
     let (old, new) = (ed25519(), ed25519());
     let answers = [
         set(&[old.jwk("old", json!({}))]),
@@ -191,7 +194,7 @@ async fn a_nameless_rotation_is_followed_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_unknown_keys_is_one_fetch_for_each_cool_down() {
+async fn unknown_kids_trigger_at_most_one_fetch_per_interval() {
     let known = p256();
     let endpoint = Endpoint::answering([set(&[known.jwk("known", json!({}))])]);
     let verifier = fetching(&endpoint);
@@ -222,7 +225,7 @@ async fn a_flood_of_unknown_keys_is_one_fetch_for_each_cool_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_who_meet_share_the_first_fetch() {
+async fn concurrent_callers_share_the_first_fetch() {
     let known = p256();
     let endpoint = Endpoint::answering([set(&[known.jwk("known", json!({}))])]);
     let verifier = fetching(&endpoint);
@@ -234,7 +237,7 @@ async fn callers_who_meet_share_the_first_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_any_set_callers_are_told_when_to_try_again() {
+async fn unavailable_jwks_returns_retry_after() {
     let known = p256();
     let answers = [
         Answer::Silent,
@@ -267,7 +270,7 @@ async fn without_any_set_callers_are_told_when_to_try_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_who_leaves_does_not_reset_the_wait() {
+async fn cancelled_caller_does_not_reset_the_fetch_backoff() {
     let known = p256();
     let endpoint = Endpoint::answering([Answer::Silent]);
     let verifier = fetching(&endpoint);
@@ -280,7 +283,7 @@ async fn a_caller_who_leaves_does_not_reset_the_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_set_is_renewed_beside_the_answers() {
+async fn stale_jwks_is_refreshed_in_the_background() {
     let (old, new) = (p256(), p256());
     let answers = [
         set(&[old.jwk("old", json!({}))]),
@@ -304,7 +307,7 @@ async fn an_old_set_is_renewed_beside_the_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stale_set_is_kept_while_the_endpoint_is_down() {
+async fn stale_jwks_is_used_while_the_endpoint_is_down() {
     let (known, later) = (p256(), p256());
     let huge = Answer::Set(vec![b' '; MAX_BYTES + 1]);
     let wrong = Answer::Set(b"<html>".to_vec());

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn who_may_do_what() {
+async fn scopes_grant_the_documented_permissions() {
     let signer = shared();
     let config = trusting(&signer);
     // Columns: see own, see another's, see the granted; cancel the same three; submit, publish, update, admin.
@@ -76,10 +76,7 @@ async fn minted_tokens_pass_the_verifier_of_the_same_configuration() {
     let fails = |sub, jobs, scope, ttl| minter.mint(sub, jobs, scope, ttl, now()).err();
     assert_eq!(fails("", None, None, ttl), Some(MintError::EmptySubject));
     assert_eq!(fails("a", many(), None, ttl), Some(MintError::TooLong));
-    assert_eq!(
-        fails("a", None, None, Duration::ZERO),
-        Some(MintError::Ttl)
-    );
+    assert_eq!(fails("a", None, None, Duration::ZERO), Some(MintError::Ttl));
     assert_eq!(fails("a", None, None, Duration::MAX), Some(MintError::Ttl));
     let unknown = MintError::UnknownScope("job:read".to_owned());
     assert_eq!(fails("a", None, Some("admin job:read"), ttl), Some(unknown));

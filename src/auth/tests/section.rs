@@ -10,7 +10,7 @@ fn problems(config: &AuthConfig) -> Vec<(String, String)> {
 }
 
 #[test]
-fn bad_keys_are_reported_all_together_each_by_its_key() {
+fn all_invalid_keys_are_reported_with_their_config_key() {
     let private = ed25519().private_pem();
     let mut config = AuthConfig {
         hs256_secrets: vec![signers::SECRET.into(), "x".repeat(31).into()],
@@ -47,7 +47,7 @@ fn bad_keys_are_reported_all_together_each_by_its_key() {
 }
 
 #[test]
-fn keys_are_needed_and_read_from_files_too() {
+fn keys_are_required_and_may_be_file_paths() {
     let said = problems(&AuthConfig::default());
     assert_eq!(said.len(), 1);
     assert_eq!(said[0].0, "auth");
@@ -76,7 +76,7 @@ fn keys_are_needed_and_read_from_files_too() {
 }
 
 #[test]
-fn secrets_do_not_show() {
+fn debug_output_redacts_secrets() {
     let config = trusting(&shared());
     assert!(!format!("{config:?}").contains(signers::SECRET));
 }

@@ -15,7 +15,7 @@ fn mistakes_in_env(env: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn every_mistake_is_told_at_once() {
+fn all_config_errors_are_reported_together() {
     assert_snapshot!(mistakes(r#"
         [server]
         bind = "localhost:8080"
@@ -125,7 +125,7 @@ fn every_mistake_is_told_at_once() {
 }
 
 #[test]
-fn what_is_missing_is_told() {
+fn missing_settings_are_reported() {
     assert_snapshot!(mistakes(""), @"auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url");
     assert_snapshot!(mistakes(r#"
         [server]
@@ -141,7 +141,7 @@ fn what_is_missing_is_told() {
 }
 
 #[test]
-fn unknown_names_are_told_with_the_ones_that_were_meant() {
+fn unknown_keys_suggest_the_nearest_name() {
     assert_snapshot!(mistakes(&with_secret(r#"
         leway = "1s"
         heartbeat = "5s"
@@ -223,7 +223,7 @@ fn lists_and_numbers_in_the_environment_are_checked() {
 }
 
 #[test]
-fn bad_urls_of_stores_are_told_apart() {
+fn invalid_store_urls_return_specific_errors() {
     let told: String = [
         "progress-hub.db",
         "sqlite://",
@@ -269,7 +269,7 @@ fn bad_urls_of_stores_are_told_apart() {
 }
 
 #[test]
-fn syntax_errors_have_a_place() {
+fn toml_syntax_errors_report_line_and_column() {
     assert_snapshot!(
         mistakes("[server]\nbind = 127.0.0.1:8080\n\n[auth]\nhs256_secrets = [\"a\"\n"),
         @r"
@@ -281,7 +281,7 @@ fn syntax_errors_have_a_place() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_told() {
+fn missing_config_file_is_reported() {
     let loaded = Config::load(
         Some(Path::new("no/such.toml")),
         std::iter::empty(),

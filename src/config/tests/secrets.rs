@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn debug_tells_no_secret_either() {
+fn debug_output_contains_no_secret() {
     let config = load(EVERYTHING, &[], &[]).unwrap();
     let debug = format!("{config:?}");
     for secret in secrets_of_everything() {
@@ -55,7 +55,7 @@ proptest! {
     }
 
     #[test]
-    fn no_mistake_tells_a_secret(secret in secret(), raw in any::<bool>()) {
+    fn config_errors_contain_no_secret(secret in secret(), raw in any::<bool>()) {
         let given = if raw { secret.clone() } else { toml::Value::String(secret.clone()).to_string() };
         let file = format!(
             "[auth]\nhs256_secrets = {given}\n[store]\nurl = {given}\n[callback]\nsecret = [{given}]\n\

@@ -60,11 +60,17 @@ fn submit(job: &Job, news: JobEvent) -> Option<Job> {
 }
 
 #[test]
-fn a_report_that_tells_nothing_new_is_no_news() {
+fn report_without_changes_returns_none() {
     let running = told(&job(None), StatusReport::with_status(Status::Running)).unwrap();
     assert_eq!(running.version, 2);
-    assert_eq!(told(&running, StatusReport::with_status(Status::Running)), None);
-    assert_eq!(told(&running, StatusReport::with_status(Status::Queued)), None);
+    assert_eq!(
+        told(&running, StatusReport::with_status(Status::Running)),
+        None
+    );
+    assert_eq!(
+        told(&running, StatusReport::with_status(Status::Queued)),
+        None
+    );
     assert_eq!(told(&running, StatusReport::default()), None);
 }
 
@@ -83,7 +89,7 @@ fn progress_without_a_status_means_running() {
 }
 
 #[test]
-fn a_success_without_outputs_counts_only_when_it_was_read() {
+fn success_without_outputs_requires_confirmation() {
     let bare = StatusReport::with_status(Status::Succeeded);
     assert_eq!(told(&job(None), bare.clone()), None);
 
@@ -106,7 +112,7 @@ fn a_success_without_outputs_counts_only_when_it_was_read() {
 }
 
 #[test]
-fn a_success_that_is_yet_to_be_read_is_remembered_and_not_shown() {
+fn unconfirmed_success_is_recorded_internally() {
     let now = Time::from_millis(NOW);
     let bare = StatusReport::with_status(Status::Succeeded);
     let before = job(None);
@@ -128,11 +134,14 @@ fn a_success_that_is_yet_to_be_read_is_remembered_and_not_shown() {
             ..running
         },
     );
-    assert_eq!(known.unwrap().record_unconfirmed_success(&others, now), None);
+    assert_eq!(
+        known.unwrap().record_unconfirmed_success(&others, now),
+        None
+    );
 }
 
 #[test]
-fn news_of_another_task_is_not_ours() {
+fn report_for_another_task_is_ignored() {
     let ours = StatusReport {
         task_id: Some("1".into()),
         ..StatusReport::with_status(Status::Queued)
@@ -146,7 +155,7 @@ fn news_of_another_task_is_not_ours() {
 }
 
 #[test]
-fn tries_are_counted_and_a_lost_answer_is_never_sent_again() {
+fn unknown_submission_is_never_retried() {
     let first = submit(&submitted_here(), JobEvent::SubmissionStarted).unwrap();
     assert_eq!(
         (first.attempt, first.submission_state()),
@@ -181,7 +190,7 @@ fn tries_are_counted_and_a_lost_answer_is_never_sent_again() {
 }
 
 #[test]
-fn only_a_job_that_nobody_has_can_be_withdrawn() {
+fn only_unsubmitted_jobs_can_be_cancelled_directly() {
     let withdraw = |job: &Job| {
         job.apply(
             Update {
@@ -211,7 +220,7 @@ fn only_a_job_that_nobody_has_can_be_withdrawn() {
 }
 
 #[test]
-fn a_webhook_that_outruns_the_answer_makes_the_answer_no_news() {
+fn webhook_before_submit_response_makes_the_response_a_no_op() {
     let sending = submit(&submitted_here(), JobEvent::SubmissionStarted).unwrap();
     let early = StatusReport {
         task_id: Some("1".into()),
@@ -305,7 +314,7 @@ fn after_all(start: &Job, reports: &[StatusReport]) -> Job {
 proptest! {
     /// Reports with at most one end: any order and any repetition end alike.
     #[test]
-    fn order_and_repetition_do_not_matter(
+    fn any_order_and_repetition_of_reports_reaches_the_same_state(
         reports in proptest::collection::vec(on_the_way(), 0..8),
         end in proptest::option::of(an_end()),
         again in proptest::collection::vec(any::<proptest::sample::Index>(), 0..8),
@@ -330,7 +339,7 @@ proptest! {
 
     /// Whatever comes, in whatever order: nothing goes backwards, and an end is the end.
     #[test]
-    fn nothing_goes_backwards(news in proptest::collection::vec(any_news(), 0..30)) {
+    fn version_status_and_progress_never_decrease(news in proptest::collection::vec(any_news(), 0..30)) {
         let mut job = submitted_here();
         for update in news {
             let Some(next) = job.apply(update, Time::from_millis(NOW + 1)) else { continue };
@@ -349,14 +358,14 @@ proptest! {
 
     /// A final job absorbs everything.
     #[test]
-    fn a_final_job_absorbs_everything(end in an_end(), news in any_news()) {
+    fn final_job_ignores_all_events(end in an_end(), news in any_news()) {
         let ended = told(&job(None), end).unwrap();
         prop_assert_eq!(ended.apply(news, Time::from_millis(NOW + 9)), None);
     }
 
     /// A document read back is the document that was written.
     #[test]
-    fn a_document_survives_the_wire(reports in proptest::collection::vec(on_the_way(), 0..4)) {
+    fn job_document_round_trips_through_json(reports in proptest::collection::vec(on_the_way(), 0..4)) {
         let job = after_all(&job(None), &reports);
         let text = serde_json::to_string(&job).unwrap();
         prop_assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), job);

@@ -124,7 +124,9 @@ impl Circuit {
             None if under_way < self.max_in_flight => pass(turn, false),
             None => Admission::AtCapacity,
             Some(closed) if now < closed.until => Admission::Open(closed.until),
-            Some(closed) if closed.half_open_probe.is_some_and(|lost| now < lost) => Admission::AtCapacity,
+            Some(closed) if closed.half_open_probe.is_some_and(|lost| now < lost) => {
+                Admission::AtCapacity
+            }
             Some(closed) => {
                 closed.half_open_probe = Some(now + PROBE_TIMEOUT);
                 self.revision += 1;
@@ -156,7 +158,13 @@ impl Circuit {
     }
 
     /// The provider refused, for a cause that closes the lane.
-    pub(super) fn refuse(&mut self, pass: PermitToken, cause: TripCause, hint: Option<Duration>, now: Time) {
+    pub(super) fn refuse(
+        &mut self,
+        pass: PermitToken,
+        cause: TripCause,
+        hint: Option<Duration>,
+        now: Time,
+    ) {
         let is_late = !self.is_current(pass);
         match &mut self.open_state {
             // Of those that went out before the lane closed, each tells the same once more.
@@ -250,17 +258,22 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_that_is_well_takes_eight_at_once() {
+    fn closed_circuit_allows_eight_requests_in_flight() {
         let mut lane = Circuit::default();
         go(&mut lane, 7, at(0));
         assert_eq!(lane.admit(8, at(0)), Admission::AtCapacity);
     }
 
     #[test]
-    fn a_hint_is_kept_to_the_moment_and_then_one_goes() {
+    fn retry_after_is_honored_then_one_probe_is_allowed() {
         let mut lane = Circuit::default();
         let pass = go(&mut lane, 0, at(0));
-        lane.refuse(pass, TripCause::RateLimit, Some(Duration::from_secs(30)), at(0));
+        lane.refuse(
+            pass,
+            TripCause::RateLimit,
+            Some(Duration::from_secs(30)),
+            at(0),
+        );
         assert_eq!(lane.admit(0, at(29)), Admission::Open(at(30)));
         go(&mut lane, 0, at(30));
         assert_eq!(lane.admit(0, at(31)), Admission::AtCapacity);
@@ -269,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_closure_what_is_under_way_doubles_with_each_round() {
+    fn concurrency_doubles_per_round_after_recovery() {
         let mut lane = Circuit::default();
         lane.trip(TripCause::RateLimit, None, at(0));
         let mut rounds = vec![];
@@ -287,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn each_closure_for_the_same_cause_lasts_twice_as_long() {
+    fn open_duration_doubles_for_the_same_cause() {
         for (cause, waits) in [
             (TripCause::RateLimit, [1, 2, 4, 8, 16, 32, 60, 60]),
             (TripCause::Technical, [5, 10, 20, 40, 60, 60, 60, 60]),
@@ -298,7 +311,11 @@ mod tests {
             lane.trip(cause, None, at(0));
             let mut now = at(0);
             for wait in waits {
-                assert_eq!(until(&lane).saturating_duration_since(now).as_secs(), wait, "{cause:?}");
+                assert_eq!(
+                    until(&lane).saturating_duration_since(now).as_secs(),
+                    wait,
+                    "{cause:?}"
+                );
                 assert_eq!(lane.closed().unwrap().since, at(0));
                 now = until(&lane);
                 let probe = go(&mut lane, 0, now);
@@ -308,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_that_came_to_be_well_begins_anew() {
+    fn full_recovery_resets_the_backoff() {
         let mut lane = Circuit::default();
         lane.trip(TripCause::Quota, None, at(0));
         let probe = go(&mut lane, 0, at(60));
@@ -326,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn those_from_before_a_closure_neither_open_the_lane_nor_double_its_wait() {
+    fn results_from_before_the_trip_are_ignored() {
         let mut lane = Circuit::default();
         let early: Vec<PermitToken> = (0..4).map(|n| go(&mut lane, n, at(0))).collect();
         lane.refuse(early[0], TripCause::RateLimit, None, at(1));
@@ -343,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_fails_says_nothing_of_the_credit() {
+    fn failed_probe_keeps_the_quota_cause() {
         let mut lane = Circuit::default();
         lane.trip(TripCause::Quota, None, at(0));
         let probe = go(&mut lane, 0, at(60));
@@ -353,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_was_not_needed_leaves_its_turn_to_the_next() {
+    fn unused_probe_is_returned() {
         let mut lane = Circuit::default();
         lane.trip(TripCause::Auth, None, at(0));
         let unused = go(&mut lane, 0, at(60));
@@ -363,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_accounts_of_a_lane_the_later_is_kept() {
+    fn merge_keeps_the_newer_snapshot() {
         let mut ours = Circuit::default();
         let under_way = go(&mut ours, 0, at(0));
         let mut theirs = Circuit::default();
@@ -388,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_survives_being_written_down() {
+    fn circuit_round_trips_through_json() {
         let mut lane = Circuit::default();
         lane.trip(TripCause::Auth, None, at(0));
         let text = serde_json::to_string(&lane).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::circuit::{Admission, TripCause, Circuit, PermitToken};
+use super::circuit::{Admission, Circuit, PermitToken, TripCause};
 use crate::job::FailureKind;
 use crate::telemetry::ProviderState;
 use crate::time::Time;
@@ -78,13 +78,21 @@ impl BreakerState {
     }
 
     /// Takes in what an answer says.
-    pub(super) fn record(&mut self, errand: RequestKind, pass: PermitToken, health: RequestResult, now: Time) {
+    pub(super) fn record(
+        &mut self,
+        errand: RequestKind,
+        pass: PermitToken,
+        health: RequestResult,
+        now: Time,
+    ) {
         match health {
             RequestResult::NotSent => self.circuit_mut(errand).discard_probe(pass),
             RequestResult::Success => self.on_success(errand, pass),
             RequestResult::Failure(kind, hint) => match cause(kind) {
                 None => self.on_success(errand, pass),
-                Some(TripCause::Technical) => self.on_failure(errand, pass, TripCause::Technical, hint, now),
+                Some(TripCause::Technical) => {
+                    self.on_failure(errand, pass, TripCause::Technical, hint, now)
+                }
                 // One task that may not be seen is no proof against the key.
                 Some(TripCause::Auth) if errand == RequestKind::Query => {
                     self.on_failure(errand, pass, TripCause::Auth, hint, now);
@@ -155,7 +163,10 @@ impl BreakerState {
                 }
                 return;
             }
-            (RequestKind::Submit, TripCause::Quota | TripCause::RateLimit | TripCause::Technical) => None,
+            (
+                RequestKind::Submit,
+                TripCause::Quota | TripCause::RateLimit | TripCause::Technical,
+            ) => None,
             (RequestKind::Submit, TripCause::Auth) => Some(&mut self.queries),
             (RequestKind::Query, TripCause::RateLimit | TripCause::Auth | TripCause::Technical) => {
                 Some(&mut self.submits)
@@ -193,9 +204,12 @@ impl BreakerState {
 
     /// Whether nodes that know both would act alike.
     pub(super) fn is_equivalent(&self, other: &Self) -> bool {
-        [(&self.submits, &other.submits), (&self.queries, &other.queries)]
-            .into_iter()
-            .all(|(ours, theirs)| ours.revision() == theirs.revision())
+        [
+            (&self.submits, &other.submits),
+            (&self.queries, &other.queries),
+        ]
+        .into_iter()
+        .all(|(ours, theirs)| ours.revision() == theirs.revision())
     }
 
     /// Since when there is no credit left.
@@ -291,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_still_depends_on_the_cause_and_on_who_met_it() {
+    fn trip_cause_and_request_kind_decide_which_circuits_open() {
         use RequestKind::{Query, Submit};
         for (errand, kind, submits, asks, state) in [
             (
@@ -315,7 +329,13 @@ mod tests {
                 true,
                 ProviderState::Suspended,
             ),
-            (Query, FailureKind::Quota, false, true, ProviderState::Suspended),
+            (
+                Query,
+                FailureKind::Quota,
+                false,
+                true,
+                ProviderState::Suspended,
+            ),
             (
                 Submit,
                 FailureKind::Auth,
@@ -323,8 +343,20 @@ mod tests {
                 false,
                 ProviderState::Suspended,
             ),
-            (Query, FailureKind::Auth, true, true, ProviderState::Available),
-            (Submit, FailureKind::Safety, true, true, ProviderState::Available),
+            (
+                Query,
+                FailureKind::Auth,
+                true,
+                true,
+                ProviderState::Available,
+            ),
+            (
+                Submit,
+                FailureKind::Safety,
+                true,
+                true,
+                ProviderState::Available,
+            ),
             (
                 Submit,
                 FailureKind::InvalidInput,
@@ -360,12 +392,22 @@ mod tests {
     }
 
     #[test]
-    fn five_failures_in_a_row_close_both_lanes_and_one_success_opens_them() {
+    fn five_consecutive_failures_open_both_circuits_and_one_success_closes_them() {
         let mut condition = BreakerState::default();
         for n in 0..4 {
-            hear(&mut condition, RequestKind::Query, FailureKind::Technical, at(n));
+            hear(
+                &mut condition,
+                RequestKind::Query,
+                FailureKind::Technical,
+                at(n),
+            );
         }
-        hear(&mut condition, RequestKind::Submit, FailureKind::Safety, at(4));
+        hear(
+            &mut condition,
+            RequestKind::Submit,
+            FailureKind::Safety,
+            at(4),
+        );
         for n in 5..9 {
             hear(
                 &mut condition,
@@ -388,7 +430,12 @@ mod tests {
             (Some(at(10)), Some(at(15)))
         );
         assert!(!may(&condition, RequestKind::Submit, at(14)));
-        hear(&mut condition, RequestKind::Query, FailureKind::Technical, at(15));
+        hear(
+            &mut condition,
+            RequestKind::Query,
+            FailureKind::Technical,
+            at(15),
+        );
         assert!(!may(&condition, RequestKind::Query, at(24)));
         succeed(&mut condition, RequestKind::Query, at(25));
         assert_eq!(condition.standing(at(25)).state, ProviderState::Available);
@@ -396,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_refused_for_every_task_is_refused() {
+    fn repeated_auth_errors_on_queries_suspend_the_provider() {
         let mut condition = BreakerState::default();
         for n in 0..8 {
             hear(&mut condition, RequestKind::Query, FailureKind::Auth, at(n));
@@ -413,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_is_answered_does_not_prove_the_credit_or_the_key_for_submitting() {
+    fn successful_query_does_not_close_a_quota_or_auth_circuit() {
         for kind in [FailureKind::Quota, FailureKind::Auth] {
             let mut condition = BreakerState::default();
             hear(&mut condition, RequestKind::Submit, kind, at(0));
@@ -427,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_that_is_over_is_none_and_a_stop_lasts_until_a_job_was_taken() {
+    fn rate_limit_expires_but_suspension_lasts_until_a_successful_submit() {
         let mut condition = BreakerState::default();
         hear(
             &mut condition,
@@ -437,29 +484,59 @@ mod tests {
         );
         assert_eq!(condition.standing(at(0)).state, ProviderState::RateLimited);
         assert_eq!(condition.standing(at(1)).state, ProviderState::Available);
-        hear(&mut condition, RequestKind::Submit, FailureKind::Quota, at(1));
+        hear(
+            &mut condition,
+            RequestKind::Submit,
+            FailureKind::Quota,
+            at(1),
+        );
         assert_eq!(condition.standing(at(9999)).state, ProviderState::Suspended);
     }
 
     #[test]
-    fn whoever_resumes_begins_anew() {
+    fn manual_reset_clears_the_backoff_streak() {
         let mut condition = BreakerState::default();
-        hear(&mut condition, RequestKind::Submit, FailureKind::Auth, at(0));
-        hear(&mut condition, RequestKind::Submit, FailureKind::Auth, at(60));
+        hear(
+            &mut condition,
+            RequestKind::Submit,
+            FailureKind::Auth,
+            at(0),
+        );
+        hear(
+            &mut condition,
+            RequestKind::Submit,
+            FailureKind::Auth,
+            at(60),
+        );
         condition.resume();
         assert_eq!(condition.standing(at(61)).state, ProviderState::Available);
-        hear(&mut condition, RequestKind::Submit, FailureKind::Auth, at(61));
+        hear(
+            &mut condition,
+            RequestKind::Submit,
+            FailureKind::Auth,
+            at(61),
+        );
         assert_eq!(condition.standing(at(61)).until, Some(at(121)));
     }
 
     #[test]
-    fn credit_that_came_in_is_tried_at_once() {
+    fn top_up_allows_an_immediate_probe() {
         let mut condition = BreakerState::default();
-        hear(&mut condition, RequestKind::Submit, FailureKind::Auth, at(0));
+        hear(
+            &mut condition,
+            RequestKind::Submit,
+            FailureKind::Auth,
+            at(0),
+        );
         condition.try_credit(at(1));
         assert!(!may(&condition, RequestKind::Submit, at(1)));
         condition.resume();
-        hear(&mut condition, RequestKind::Submit, FailureKind::Quota, at(2));
+        hear(
+            &mut condition,
+            RequestKind::Submit,
+            FailureKind::Quota,
+            at(2),
+        );
         assert_eq!(condition.is_without_credit(), Some(at(2)));
         condition.try_credit(at(3));
         assert!(may(&condition, RequestKind::Submit, at(3)));

@@ -84,7 +84,11 @@ fn lenient(idle: Duration, places: usize) -> Downloader {
     }
 }
 
-async fn fetch(downloads: &Downloader, home: &Stand, path: &str) -> Result<Download, DownloadError> {
+async fn fetch(
+    downloads: &Downloader,
+    home: &Stand,
+    path: &str,
+) -> Result<Download, DownloadError> {
     let source = home.url.join(path).unwrap();
     downloads
         .fetch(Some(&home.url), source, &key(), &RangeRequest::default())
@@ -105,13 +109,15 @@ async fn until(mut wish: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(TEST_TIMEOUT, waiting).await.expect("it comes to be so");
+    timeout(TEST_TIMEOUT, waiting)
+        .await
+        .expect("it comes to be so");
 }
 
 const WHOLE: &str = "HTTP/1.1 200 OK\r\ncontent-type: video/mp4\r\ncontent-length: 4\r\n\r\nclip";
 
 #[tokio::test]
-async fn the_key_stays_at_home_even_when_the_way_leads_back() {
+async fn api_key_is_not_sent_after_a_cross_origin_redirect() {
     let back = Arc::new(Mutex::new(String::new()));
     let home = Stand::start({
         let away = Arc::clone(&back);
@@ -144,7 +150,7 @@ async fn the_key_stays_at_home_even_when_the_way_leads_back() {
 }
 
 #[tokio::test]
-async fn no_redirect_leads_the_hub_into_its_own_network() {
+async fn redirects_to_private_addresses_are_refused() {
     let secret = Stand::saying(WHOLE.to_owned()).await;
     let port = secret.url.port().unwrap();
     let downloads = Downloader::new().unwrap();
@@ -179,7 +185,7 @@ async fn no_redirect_leads_the_hub_into_its_own_network() {
 }
 
 #[tokio::test]
-async fn a_provider_that_stands_still_ends_the_download() {
+async fn stalled_provider_aborts_the_download() {
     let home = Stand::start(|_, mut stream| async move {
         let half = "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf";
         stream.write_all(half.as_bytes()).await.unwrap();
@@ -223,7 +229,7 @@ async fn endless(ended: mpsc::UnboundedSender<usize>) -> Stand {
 }
 
 #[tokio::test]
-async fn who_leaves_ends_the_fetch_and_who_does_not_read_is_not_read_for() {
+async fn client_disconnect_or_stall_stops_the_download() {
     let (ended, mut end) = mpsc::unbounded_channel();
     let home = endless(ended).await;
     let downloads = lenient(TEST_TIMEOUT * 6, 1);
@@ -251,9 +257,10 @@ async fn who_leaves_ends_the_fetch_and_who_does_not_read_is_not_read_for() {
 }
 
 #[tokio::test]
-async fn each_answer_means_what_its_status_says() {
+async fn response_status_maps_to_download_result() {
     let downloads = lenient(TEST_TIMEOUT, 1);
-    let answered = |status: &str| DownloadError::Unanswered(format!("the provider answered {status}"));
+    let answered =
+        |status: &str| DownloadError::Unanswered(format!("the provider answered {status}"));
     for (status, expected) in [
         ("200", Ok(200)),
         ("206", Ok(206)),
@@ -277,7 +284,7 @@ async fn each_answer_means_what_its_status_says() {
 }
 
 #[test]
-fn one_range_is_asked_for_and_several_are_not() {
+fn single_ranges_are_forwarded_multiple_are_not() {
     let asked = |range: &str| {
         let wanted = RangeRequest {
             range: Some(range.to_owned()),
@@ -294,7 +301,7 @@ fn one_range_is_asked_for_and_several_are_not() {
 }
 
 #[test]
-fn only_https_and_public_hosts_may_be_elsewhere() {
+fn external_urls_must_be_https_and_public() {
     for (url, expected) in [
         ("https://cdn.example.com/a", true),
         ("https://8.8.8.8:8443/a", true),

@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::inbound::{InboundEvent, InboundDecoder};
-use super::transport::{TransportEvent, Transport};
+use super::inbound::{InboundDecoder, InboundEvent};
+use super::transport::{Transport, TransportEvent};
 use super::{SocketContext, Upgraded};
 use crate::auth::Principal;
 use crate::hub::{Connection, Sink};
@@ -148,7 +148,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         self.sockets.metrics.socket_closed(code);
         self.wire.stop_job_frames();
         let retry_after = match close {
-            CloseReason::Restart | CloseReason::OverCapacity => Some(self.sockets.drain.retry_after()),
+            CloseReason::Restart | CloseReason::OverCapacity => {
+                Some(self.sockets.drain.retry_after())
+            }
             CloseReason::Normal
             | CloseReason::GoingAway
             | CloseReason::Protocol
@@ -218,15 +220,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             return Err(CloseReason::NotReading);
         }
         match &mut self.peer {
-            PeerState::Unauthenticated { until } if *until <= now => return Err(CloseReason::AuthTimeout),
-            PeerState::Authenticated { ends_at, .. } if *ends_at <= now => return Err(CloseReason::TokenExpired),
+            PeerState::Unauthenticated { until } if *until <= now => {
+                return Err(CloseReason::AuthTimeout);
+            }
+            PeerState::Authenticated { ends_at, .. } if *ends_at <= now => {
+                return Err(CloseReason::TokenExpired);
+            }
             PeerState::Authenticated {
                 notice_at, ends_at, ..
             } if notice_at.is_some_and(|at| at <= now) => {
                 *notice_at = None;
                 let left = ends_at.saturating_duration_since(now).as_millis();
                 let in_ms = u64::try_from(left).unwrap_or(u64::MAX);
-                self.wire.queue_reply(ServerMessage::TokenExpiring { in_ms }.frame());
+                self.wire
+                    .queue_reply(ServerMessage::TokenExpiring { in_ms }.frame());
             }
             PeerState::Unauthenticated { .. } | PeerState::Authenticated { .. } => {}
         }

@@ -88,7 +88,9 @@ impl InboundDecoder {
 
     fn append_fragment(&mut self, piece: &[u8]) -> Result<(), CloseReason> {
         self.fragments += 1;
-        if self.fragments > MAX_FRAGMENTS || self.message.len() + piece.len() > self.max_message_bytes {
+        if self.fragments > MAX_FRAGMENTS
+            || self.message.len() + piece.len() > self.max_message_bytes
+        {
             return Err(CloseReason::MessageTooLarge);
         }
         self.message.extend_from_slice(piece);
@@ -172,17 +174,28 @@ mod tests {
     }
 
     #[test]
-    fn a_declared_length_is_refused_before_its_bytes_come() {
+    fn oversized_frame_is_rejected_from_its_header() {
         let huge = [0x81, 0xFF, 0, 0, 1, 0, 0, 0, 0, 0];
         assert_eq!(hear(&huge), Err(CloseReason::MessageTooLarge));
-        assert_eq!(hear(&[0x81, 0xFE, 0x03, 0xE9]), Err(CloseReason::MessageTooLarge));
+        assert_eq!(
+            hear(&[0x81, 0xFE, 0x03, 0xE9]),
+            Err(CloseReason::MessageTooLarge)
+        );
         assert_eq!(hear(&[0x81, 0xFE, 0x03, 0xE8]), Ok(vec![]));
     }
 
     #[test]
-    fn each_broken_rule_has_its_code() {
-        assert_eq!(hear(&[0x81, 0x01, b'x']), Err(CloseReason::Protocol), "unmasked");
-        assert_eq!(hear(&frame(0x82, b"x")), Err(CloseReason::Unsupported), "binary");
+    fn protocol_violations_map_to_close_codes() {
+        assert_eq!(
+            hear(&[0x81, 0x01, b'x']),
+            Err(CloseReason::Protocol),
+            "unmasked"
+        );
+        assert_eq!(
+            hear(&frame(0x82, b"x")),
+            Err(CloseReason::Unsupported),
+            "binary"
+        );
         assert_eq!(
             hear(&frame(0x02, b"x")),
             Err(CloseReason::Unsupported),
@@ -221,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_pieces_without_end_are_too_many() {
+    fn endless_empty_fragments_are_rejected() {
         let flood: Vec<u8> = std::iter::once(frame(0x01, b""))
             .chain((0..1000).map(|_| frame(0x00, b"")))
             .flatten()
@@ -232,7 +245,7 @@ mod tests {
     proptest! {
         /// However a message is cut into frames and bytes, it is heard once and whole.
         #[test]
-        fn messages_survive_any_cutting(text in "\\PC{0,200}", cuts in proptest::collection::vec(any::<proptest::sample::Index>(), 0..10), step in 1usize..40) {
+        fn fragmented_messages_are_reassembled(text in "\\PC{0,200}", cuts in proptest::collection::vec(any::<proptest::sample::Index>(), 0..10), step in 1usize..40) {
             let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
             ends.push(text.len());
             ends.sort_unstable();
@@ -258,7 +271,7 @@ mod tests {
 
         /// Nothing makes it panic or keep more than a message.
         #[test]
-        fn noise_is_refused_or_waited_for(noise in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        fn random_bytes_never_panic_and_stay_bounded(noise in proptest::collection::vec(any::<u8>(), 0..3000)) {
             let mut inbound = InboundDecoder::new(1000, BytesMut::from(&noise[..]));
             while let Ok(Some(_)) = inbound.next() {}
             prop_assert!(inbound.message.len() <= 1000);

@@ -15,13 +15,15 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::SocketContext;
-use super::connection::{PeerState, ConnectionTask};
+use super::connection::{ConnectionTask, PeerState};
 use crate::auth::{Principal, TokenError};
 use crate::change_feed;
 use crate::hub::FeedHealth;
 use crate::job::{Job, JobId};
-use crate::protocol::{ClientMessage, CloseReason, FeedName, ServerMessage, JobVersion, SubscribeOutcome};
-use crate::server::jobs::{granted_job_ids, can_subscribe_owner};
+use crate::protocol::{
+    ClientMessage, CloseReason, FeedName, JobVersion, ServerMessage, SubscribeOutcome,
+};
+use crate::server::jobs::{can_subscribe_owner, granted_job_ids};
 use crate::server::problem::Problem;
 use crate::store;
 use crate::time::Time;
@@ -64,14 +66,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
                 self.cancel(principal, id, &job);
             }
             (ClientMessage::Ping { id }, Some(_)) => {
-                self.wire.queue_reply(ServerMessage::Pong { id: &id }.frame());
+                self.wire
+                    .queue_reply(ServerMessage::Pong { id: &id }.frame());
             }
         }
         Ok(())
     }
 
     /// Says what is wrong with a message; the tenth time, that was it.
-    fn reject_message(&mut self, text: &[u8], error: &serde_json::Error) -> Result<(), CloseReason> {
+    fn reject_message(
+        &mut self,
+        text: &[u8],
+        error: &serde_json::Error,
+    ) -> Result<(), CloseReason> {
         self.bad_messages += 1;
         if self.bad_messages >= MAX_BAD_MESSAGES {
             return Err(CloseReason::TooManyBadMessages);
@@ -144,7 +151,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         };
         self.wire.queue_reply(hello.frame());
         if let (true, FeedHealth::Degraded(since)) = (is_first, self.connection.condition()) {
-            self.wire.queue_reply(ServerMessage::Degraded { since }.frame());
+            self.wire
+                .queue_reply(ServerMessage::Degraded { since }.frame());
         }
     }
 
@@ -233,7 +241,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         let most = self.sockets.settings.max_subscriptions;
         let mut beyond = Vec::new();
         for job in wanted {
-            if self.connection.is_subscribed(job) || self.connection.explicit_subscriptions() < most {
+            if self.connection.is_subscribed(job) || self.connection.explicit_subscriptions() < most
+            {
                 self.connection.subscribe_paused(job);
             } else {
                 beyond.push(job.clone());
@@ -254,7 +263,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             .filter(|job| self.connection.is_subscribed(job))
             .cloned()
             .collect();
-        let read = with_store_timeout(change_feed::subscribe_and_read(&*self.sockets.store, &held)).await;
+        let read =
+            with_store_timeout(change_feed::subscribe_and_read(&*self.sockets.store, &held)).await;
         let mut found = read.as_ref().cloned().unwrap_or_default();
         found.retain(|job| principal.may_see(job.id.as_str(), &job.owner));
         let seen: BTreeSet<&JobId> = found.iter().map(|job| &job.id).collect();
@@ -297,7 +307,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         if feed.is_some() {
             self.connection.unsubscribe_owner();
         }
-        self.wire.queue_reply(ServerMessage::Unsubscribed { id }.frame());
+        self.wire
+            .queue_reply(ServerMessage::Unsubscribed { id }.frame());
     }
 
     /// Cancels beside the conversation: a provider may take its time.
@@ -318,7 +329,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         tokio::task::spawn_local(async move {
             let done = cancel(&sockets, &principal, &job).await;
             match &done {
-                Ok(()) => wire.queue_reply(ServerMessage::Cancelling { id: &id, job: &job }.frame()),
+                Ok(()) => {
+                    wire.queue_reply(ServerMessage::Cancelling { id: &id, job: &job }.frame())
+                }
                 Err(problem) => {
                     let (code, message) = problem.code_and_detail();
                     wire.queue_reply(

@@ -16,7 +16,7 @@ use actix_web::web::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::hub::{FeedHealth, Connection, Sink};
+use crate::hub::{Connection, FeedHealth, Sink};
 use crate::protocol::{Frame, ServerMessage};
 
 /// What is read at once; a thread's connections share the space.
@@ -176,7 +176,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
 
     /// Sends what waits, and reads as long as answers find room; comes back when there is something
     /// to do, and when the client stops reading, so that it can be given a time for it.
-    pub(super) async fn poll_io(&self, connection: &Connection, into: &mut BytesMut) -> TransportEvent {
+    pub(super) async fn poll_io(
+        &self,
+        connection: &Connection,
+        into: &mut BytesMut,
+    ) -> TransportEvent {
         let was_full = !self.can_queue_reply();
         let was_blocked = self.blocked_since.get().is_some();
         poll_fn(|cx| {

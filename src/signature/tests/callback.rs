@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn callback_tokens_find_their_job_and_no_other() {
+fn callback_token_identifies_exactly_one_job() {
     let key = CallbackKey::new(&"a secret".into()).expect("a key");
     let other = CallbackKey::new(&"another".into()).expect("a key");
     let token = key.callback_token("kling", "job_01");
@@ -20,7 +20,11 @@ fn callback_tokens_find_their_job_and_no_other() {
         "job_01.".into(),
         "job_01".into(),
     ] {
-        assert_eq!(key.verify_callback_token("kling", &forged), None, "{forged}");
+        assert_eq!(
+            key.verify_callback_token("kling", &forged),
+            None,
+            "{forged}"
+        );
     }
     assert!(CallbackKey::new(&"".into()).is_err());
 }

@@ -128,7 +128,7 @@ fn token_says(header: &Value, claims: &Value) -> Result<(), SignatureError> {
 }
 
 #[test]
-fn published_keys_prove_each_form_and_a_token_proves_no_body() {
+fn jwks_schemes_verify_and_jwt_does_not_cover_the_body() {
     let sender = Sender::new();
     for (form, trust) in [
         (Form::Fal, Trust::Signed),
@@ -229,7 +229,10 @@ fn a_token_is_proven_by_published_keys_only() {
     for form in [Form::Fal, Form::Atlas, Form::Token] {
         let none = Pairs::new();
         let refused = refusal(&form.scheme(), &none, b"", &[], NOW);
-        assert!(!refused.is_key_error() && refused.is_format_error(), "{form:?}");
+        assert!(
+            !refused.is_key_error() && refused.is_format_error(),
+            "{form:?}"
+        );
     }
 }
 

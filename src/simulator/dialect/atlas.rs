@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, one, present, rfc3339, uncancellable};
-use crate::simulator::call::{Answer, RequestHead, Call, Name};
-use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
+use crate::simulator::call::{Answer, Call, Name, RequestHead};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
 use crate::simulator::signing::{KEY_ID, SigningKeys};
+use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
@@ -125,7 +125,11 @@ impl Dialect for Atlas {
             Status::Succeeded => "OK",
             Status::Failed | Status::Cancelled => "ERROR",
         };
-        let outputs = if task.omits_outputs { json!([]) } else { outputs(task) };
+        let outputs = if task.omits_outputs {
+            json!([])
+        } else {
+            outputs(task)
+        };
         let payload = present(json!({
             "model": task.seed.model,
             "status": word(task),

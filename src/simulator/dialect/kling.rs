@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, present, uncancellable};
-use crate::simulator::call::{Answer, RequestHead, Call, Listing, Name};
-use crate::simulator::submit_request::SubmitRequest;
+use crate::simulator::call::{Answer, Call, Listing, Name, RequestHead};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
 use crate::simulator::signing::SigningKeys;
+use crate::simulator::submit_request::SubmitRequest;
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 

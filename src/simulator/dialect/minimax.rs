@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Challenge, Dialect, one, present, uncancellable};
-use crate::simulator::call::{Answer, RequestHead, Call, Name};
+use crate::simulator::call::{Answer, Call, Name, RequestHead};
 use crate::simulator::clip;
-use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
 use crate::simulator::signing::SigningKeys;
+use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, one, present, queueing, rfc3339};
-use crate::simulator::call::{Answer, RequestHead, Call, Cancelled, Name};
-use crate::simulator::submit_request::{SubmitRequest, object, text};
+use crate::simulator::call::{Answer, Call, Cancelled, Name, RequestHead};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
 use crate::simulator::signing::SigningKeys;
+use crate::simulator::submit_request::{SubmitRequest, object, text};
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 

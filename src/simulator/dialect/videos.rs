@@ -7,12 +7,12 @@ use reqwest::Url;
 use serde_json::{Value, json};
 
 use super::{Dialect, one, uncancellable};
-use crate::simulator::call::{Answer, RequestHead, Call, Name};
-use crate::simulator::submit_request::{SubmitRequest, object, text};
+use crate::simulator::call::{Answer, Call, Name, RequestHead};
 use crate::simulator::plan::{Failure, Plan};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenario::Scenario;
 use crate::simulator::signing::SigningKeys;
+use crate::simulator::submit_request::{SubmitRequest, object, text};
 use crate::simulator::task::{Product, Status, Task};
 use crate::simulator::webhook::Message;
 
@@ -142,7 +142,13 @@ fn video(task: &Task) -> Value {
     let ended = task.ended_ms().map(|ms| ms / 1000);
     // What is gone expired when it was done.
     let expires = ended.filter(|_| task.status == Status::Succeeded);
-    let expires = expires.map(|ended| if task.kept { ended + CONTENT_TTL_SECONDS } else { ended });
+    let expires = expires.map(|ended| {
+        if task.kept {
+            ended + CONTENT_TTL_SECONDS
+        } else {
+            ended
+        }
+    });
     json!({
         "id": task.id,
         "object": "video",

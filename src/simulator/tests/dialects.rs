@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use super::super::plan::{SubmitBehavior, Plan};
+use super::super::plan::{Plan, SubmitBehavior};
 use super::super::{DIALECTS, Scenario, Status, TaskSnapshot, dialects, playable};
 use super::receiver::Callback;
 use super::{API_KEY, Stage, answer, in_time};
@@ -242,7 +242,9 @@ async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
                     assert_eq!((task.status, task.scenario), (status, scenario), "{name}");
                     let refused = match client.plan(scenario).submit_behavior {
                         SubmitBehavior::RefuseFirst(times, _) => times,
-                        SubmitBehavior::Accept | SubmitBehavior::Refuse(_) | SubmitBehavior::CloseUnanswered => 0,
+                        SubmitBehavior::Accept
+                        | SubmitBehavior::Refuse(_)
+                        | SubmitBehavior::CloseUnanswered => 0,
                         SubmitBehavior::AnswerAfterWebhook => 0,
                     };
                     let submits = stage.witness.submits_of(&task.handle);

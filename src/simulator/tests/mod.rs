@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::receiver::Receiver;
-use super::{Scenario, Settings, Simulator, TaskSnapshot, Inspector};
+use super::{Inspector, Scenario, Settings, Simulator, TaskSnapshot};
 
 const API_KEY: &str = "sim-key";
 const SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::super::{Status, Inspector};
+use super::super::{Inspector, Status};
 use super::SECRET;
 
 pub struct Receiver {

@@ -33,7 +33,7 @@ async fn a_refused_webhook_is_tried_again_under_its_id() {
 }
 
 #[tokio::test]
-async fn a_webhook_that_is_always_refused_is_given_up_and_the_next_one_sent() {
+async fn undeliverable_webhook_is_dropped_after_max_attempts() {
     let stage = Stage::set().await;
     stage.receiver.answer_with(&[500; 5]);
     let facts = stage.play(Scenario::Normal).await;
@@ -45,7 +45,7 @@ async fn a_webhook_that_is_always_refused_is_given_up_and_the_next_one_sent() {
 }
 
 #[tokio::test]
-async fn gone_ends_the_webhooks_and_not_the_task() {
+async fn http_410_stops_webhooks_but_not_the_task() {
     let stage = Stage::set().await;
     stage.receiver.answer_with(&[200, 410]);
     let facts = stage.play(Scenario::Normal).await;
@@ -60,7 +60,7 @@ async fn gone_ends_the_webhooks_and_not_the_task() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_stalls_does_not_hold_up_the_truth() {
+async fn stalled_receiver_does_not_delay_the_task() {
     let stage = Stage::set().await;
     stage.receiver.hold();
     stage.submit(Scenario::Normal, "job_1").await;

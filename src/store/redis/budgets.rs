@@ -11,9 +11,9 @@ use fred::types::Value;
 use serde::{Deserialize, Serialize};
 
 use super::RedisStore;
-use super::jobs::{from_json, millis, document_key, to_json};
-use super::keys::Partition;
 use super::connection::to_store_error;
+use super::jobs::{document_key, from_json, millis, to_json};
+use super::keys::Partition;
 use super::scripts::{BOOK, VOID};
 use crate::job::{Job, JobId};
 use crate::store::{BudgetEntry, Error};
@@ -112,7 +112,11 @@ impl RedisStore {
     }
 
     /// Books what a commit has written down as owed.
-    pub(super) async fn apply_outbox_entry(&self, job: &Job, entries: &[BudgetEntry]) -> Result<(), Error> {
+    pub(super) async fn apply_outbox_entry(
+        &self,
+        job: &Job,
+        entries: &[BudgetEntry],
+    ) -> Result<(), Error> {
         if entries.is_empty() {
             return Ok(());
         }
@@ -121,7 +125,12 @@ impl RedisStore {
             .await
     }
 
-    async fn apply_charges(&self, part: Partition<'_>, name: &str, debt: &BudgetOutboxEntry) -> Result<(), Error> {
+    async fn apply_charges(
+        &self,
+        part: Partition<'_>,
+        name: &str,
+        debt: &BudgetOutboxEntry,
+    ) -> Result<(), Error> {
         for sum in &debt.charges {
             self.charge_window(sum, name, debt.now, false).await?;
         }
@@ -129,7 +138,13 @@ impl RedisStore {
     }
 
     /// Whether the account had room for it; without limits it always has.
-    async fn charge_window(&self, sum: &WindowCharge, tag: &str, now: i64, is_limited: bool) -> Result<bool, Error> {
+    async fn charge_window(
+        &self,
+        sum: &WindowCharge,
+        tag: &str,
+        now: i64,
+        is_limited: bool,
+    ) -> Result<bool, Error> {
         let part = self.link.keys.partition_for(&sum.account);
         let total = sum
             .amounts
@@ -160,9 +175,18 @@ impl RedisStore {
     }
 
     /// Takes a reservation back: for good where somebody may still be about to make it.
-    async fn release_reservation(&self, debt: &BudgetOutboxEntry, tag: &str, is_for_good: bool) -> Result<(), Error> {
+    async fn release_reservation(
+        &self,
+        debt: &BudgetOutboxEntry,
+        tag: &str,
+        is_for_good: bool,
+    ) -> Result<(), Error> {
         for sum in &debt.charges {
-            let key = self.link.keys.partition_for(&sum.account).account(&sum.account);
+            let key = self
+                .link
+                .keys
+                .partition_for(&sum.account)
+                .account(&sum.account);
             let args = vec![
                 tag.into(),
                 sum.ends_at.into(),
@@ -189,12 +213,16 @@ impl RedisStore {
         let owed: Vec<(String, String)> = {
             let owed: Result<std::collections::HashMap<String, String>, _> =
                 self.link.client().hgetall(part.budget_outbox()).await;
-            owed.map_err(|error| to_store_error(&error))?.into_iter().collect()
+            owed.map_err(|error| to_store_error(&error))?
+                .into_iter()
+                .collect()
         };
         let now = Time::now();
         for (name, text) in owed {
             let debt: BudgetOutboxEntry = from_json(&text)?;
-            if now.saturating_duration_since(Time::from_millis(debt.created_at)) < OUTBOX_ENTRY_LEASE {
+            if now.saturating_duration_since(Time::from_millis(debt.created_at))
+                < OUTBOX_ENTRY_LEASE
+            {
                 continue;
             }
             match debt.is_reservation && self.read(&debt.job).await?.is_none() {
@@ -212,9 +240,11 @@ impl RedisStore {
         let key = self.link.keys.partition_for(account).account(account);
         let found: Result<Vec<Option<i64>>, _> =
             self.link.client().hmget(key, vec!["sum", "ends"]).await;
-        Ok(match found.map_err(|error| to_store_error(&error))?.as_slice() {
-            [Some(sum), Some(ends)] if *ends > now.millis() => *sum,
-            _ => 0,
-        })
+        Ok(
+            match found.map_err(|error| to_store_error(&error))?.as_slice() {
+                [Some(sum), Some(ends)] if *ends > now.millis() => *sum,
+                _ => 0,
+            },
+        )
     }
 }

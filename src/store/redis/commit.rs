@@ -6,8 +6,8 @@
 use super::RedisStore;
 use super::jobs::{document_key, task_field, task_of, to_json};
 use super::keys::task_name;
-use super::unique_keys::{ClaimOutcome, UniqueKey};
 use super::scripts::COMMIT;
+use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::store::{CommitJob, CommitOutcome, Error};
 
 impl RedisStore {
@@ -24,7 +24,9 @@ impl RedisStore {
                     let name = UniqueKey::task(&task_name(provider, task_id));
                     match self.claim(name, job, "", &commit.folded).await? {
                         ClaimOutcome::Acquired(name) => task = name,
-                        ClaimOutcome::HeldBy { .. } | ClaimOutcome::UpdatesMissed => return Ok(CommitOutcome::Conflict),
+                        ClaimOutcome::HeldBy { .. } | ClaimOutcome::UpdatesMissed => {
+                            return Ok(CommitOutcome::Conflict);
+                        }
                     }
                 }
                 Ok(Outcome::Done { had_place }) => {
@@ -54,7 +56,10 @@ impl RedisStore {
             self.keys_of(part, job);
         let (owed, sums) = match commit.entries.is_empty() {
             true => (String::new(), String::new()),
-            false => (document_key(job), to_json(&Self::outbox_entry(&commit.entries, job))?),
+            false => (
+                document_key(job),
+                to_json(&Self::outbox_entry(&commit.entries, job))?,
+            ),
         };
         let answer: Vec<String> = self
             .link

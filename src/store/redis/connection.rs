@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::reconnect::maintain_connection;
-use super::keys::Keys;
 use super::endpoint::{COMMAND_TIMEOUT, Endpoint};
+use super::keys::Keys;
+use super::reconnect::maintain_connection;
 use crate::store::Error;
 
 /// Connections that commands of a kind share.
@@ -186,7 +186,8 @@ impl Connections {
         let [answer, there] = match known.await? {
             [Err(error), _] if is_noscript(&error) => {
                 let whole = script.source();
-                self.run_script_and_wait(&client, whole, &keys, &args).await?
+                self.run_script_and_wait(&client, whole, &keys, &args)
+                    .await?
             }
             answers => answers,
         };
@@ -226,7 +227,9 @@ impl Connections {
             let _: () = both.custom(wait, args).await?;
             Ok(())
         };
-        queued.await.map_err(|error: RedisError| to_store_error(&error))?;
+        queued
+            .await
+            .map_err(|error: RedisError| to_store_error(&error))?;
         let answers: Vec<Result<Value, RedisError>> = both.try_all().await;
         let lost = |_| Error::Unavailable("an answer is missing".to_owned());
         answers.try_into().map_err(lost)

@@ -8,10 +8,12 @@ use std::time::Duration;
 use super::RedisStore;
 use super::jobs::{task_field, task_of, to_json};
 use super::keys::{key_name, task_name};
-use super::unique_keys::{ClaimOutcome, UniqueKey};
 use super::scripts::CREATE;
+use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::job::Job;
-use crate::store::{CommitOutcome, CreateJob, CreateOutcome, Error, IdempotencyKey, deterministic_jitter};
+use crate::store::{
+    CommitOutcome, CreateJob, CreateOutcome, Error, IdempotencyKey, deterministic_jitter,
+};
 
 impl RedisStore {
     pub(super) async fn create_job(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
@@ -54,10 +56,19 @@ impl RedisStore {
         job: &Job,
     ) {
         match created {
-            Ok(CreateOutcome::TaskConflict(_) | CreateOutcome::LimitExceeded { .. } | CreateOutcome::Conflict) => {
+            Ok(
+                CreateOutcome::TaskConflict(_)
+                | CreateOutcome::LimitExceeded { .. }
+                | CreateOutcome::Conflict,
+            ) => {
                 self.release_key(name, &job.id).await;
             }
-            Ok(CreateOutcome::Created | CreateOutcome::Replayed(_) | CreateOutcome::IdempotencyKeyConflict) | Err(_) => {}
+            Ok(
+                CreateOutcome::Created
+                | CreateOutcome::Replayed(_)
+                | CreateOutcome::IdempotencyKeyConflict,
+            )
+            | Err(_) => {}
         }
     }
 
@@ -93,7 +104,9 @@ impl RedisStore {
                 let name = UniqueKey::task(&task_name(provider, task_id));
                 match self.claim(name, job, "", &create.applied_buffered).await? {
                     ClaimOutcome::Acquired(name) => name,
-                    ClaimOutcome::HeldBy { job, .. } => return Ok(CreateOutcome::TaskConflict(job)),
+                    ClaimOutcome::HeldBy { job, .. } => {
+                        return Ok(CreateOutcome::TaskConflict(job));
+                    }
                     ClaimOutcome::UpdatesMissed => return Ok(CreateOutcome::Conflict),
                 }
             }
@@ -107,7 +120,11 @@ impl RedisStore {
         created
     }
 
-    async fn create_charged(&self, create: &CreateJob, key: Option<&UniqueKey>) -> Result<CreateOutcome, Error> {
+    async fn create_charged(
+        &self,
+        create: &CreateJob,
+        key: Option<&UniqueKey>,
+    ) -> Result<CreateOutcome, Error> {
         let job = &create.job;
         let owed = self.reserve_budget(job, &create.budget_entries).await?;
         let owed = match owed {

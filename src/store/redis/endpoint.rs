@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_redis_is_refused() {
+    fn invalid_redis_urls_are_rejected() {
         for url in ["redis", "http://host", "redis://", "redis-cluster://a,,b"] {
             assert!(Endpoint::parse(url).is_err(), "{url}");
         }

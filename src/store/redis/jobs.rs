@@ -14,11 +14,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::RedisStore;
-use super::keys::Partition;
 use super::connection::to_store_error;
+use super::keys::Partition;
 use super::scripts::{READ, SECURE};
 use crate::job::{Job, JobId};
-use crate::store::{Schedule, CommitOutcome, Error};
+use crate::store::{CommitOutcome, Error, Schedule};
 
 /// Jobs that one script reads: few enough that others don't wait for it.
 const READ_BATCH: usize = 64;
@@ -148,9 +148,13 @@ impl RedisStore {
         }
         let some = places.values().flat_map(|ids| ids.chunks(READ_BATCH));
         let reads = some.map(async |ids| {
-            let keys = ids.iter().map(|id| self.link.keys.partition_for(id.as_str()).job(id));
-            let found: Vec<Option<String>> =
-                self.link.run_script(&READ, keys.collect(), Vec::new()).await?;
+            let keys = ids
+                .iter()
+                .map(|id| self.link.keys.partition_for(id.as_str()).job(id));
+            let found: Vec<Option<String>> = self
+                .link
+                .run_script(&READ, keys.collect(), Vec::new())
+                .await?;
             Ok::<_, Error>(found)
         });
         let found = try_join_all(reads).await?.concat();

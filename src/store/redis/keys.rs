@@ -157,7 +157,7 @@ impl Partition<'_> {
     }
 
     /// Tasks for which something is parked, by when the oldest of it came.
-    pub(super) fn buffered_updates(self) -> String {
+    pub(super) fn buffered_tasks(self) -> String {
         self.key("all", "parked")
     }
 
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clusters_partitions_are_spread_over_its_slots() {
+    fn cluster_partitions_cover_the_slot_range_evenly() {
         let keys = Keys::new("ph", true);
         let slots: Vec<u16> = keys
             .partitions()
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_script_touches_shares_a_slot_whatever_names_are_in_it() {
+    fn script_keys_share_a_slot() {
         let keys = Keys::new("ph", true);
         let part = keys.partition_for("job_1");
         let names = [
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_look_alike_are_told_apart() {
+    fn similar_names_map_to_distinct_keys() {
         assert_ne!(key_name("a:1", "b"), key_name("a", "1:b"));
         assert_ne!(key_name("1:a", "b"), key_name("1", "a:b"));
     }

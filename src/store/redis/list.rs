@@ -33,7 +33,11 @@ impl RedisStore {
         if !job.is_final() {
             lists.push(part.active_jobs(Some(&job.owner)));
         }
-        let args = vec![job.id.as_str().into(), 0.into(), self.shared_key_ttl().into()];
+        let args = vec![
+            job.id.as_str().into(),
+            0.into(),
+            self.shared_key_ttl().into(),
+        ];
         let _: i64 = self.link.run_script_replicated(&LIST, lists, args).await?;
         Ok(())
     }
@@ -43,7 +47,11 @@ impl RedisStore {
         if !job.is_final() {
             return Ok(());
         }
-        let key = self.link.keys.partition_for(&job.owner).active_jobs(Some(&job.owner));
+        let key = self
+            .link
+            .keys
+            .partition_for(&job.owner)
+            .active_jobs(Some(&job.owner));
         let closed: Result<(), _> = self.link.client().zrem(key, job.id.as_str()).await;
         closed.map_err(|error| to_store_error(&error))
     }

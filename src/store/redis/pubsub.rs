@@ -22,10 +22,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::channels::Channels;
 use self::receiver::MessageReceiver;
-use super::reconnect::force_reconnect;
 use super::connection::{Connections, to_store_error};
 use super::endpoint::{COMMAND_TIMEOUT, Endpoint};
-use crate::store::{Error, StoreEvent, ChangeListener, Topic};
+use super::reconnect::force_reconnect;
+use crate::store::{ChangeListener, Error, StoreEvent, Topic};
 
 /// Between two probes, and two looks at what came of them.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
@@ -81,8 +81,14 @@ impl SubscribeRequest {
 
 impl Subscriber {
     /// Begins to listen; must be called within a runtime.
-    pub(super) fn open(place: &Endpoint, link: &Arc<Connections>, node: ChangeListener) -> Result<Self, Error> {
-        let client = place.subscriber_client().map_err(|error| to_store_error(&error))?;
+    pub(super) fn open(
+        place: &Endpoint,
+        link: &Arc<Connections>,
+        node: ChangeListener,
+    ) -> Result<Self, Error> {
+        let client = place
+            .subscriber_client()
+            .map_err(|error| to_store_error(&error))?;
         let name = uuid::Uuid::now_v7().simple().to_string();
         let ears = Arc::new(MessageReceiver::new(&link.keys, &name));
         tokio::spawn(receiver::run(
@@ -105,7 +111,10 @@ impl Subscriber {
             client,
         };
         tokio::spawn(listener.run(inbox));
-        Ok(Self { requests: wishes, ears })
+        Ok(Self {
+            requests: wishes,
+            ears,
+        })
     }
 
     /// Listens to these from now on; what is committed after the answer is heard.
@@ -171,7 +180,9 @@ impl SubscriptionManager {
         if self.needs_resubscribe {
             let is_too_late = |wish: &mut SubscribeRequest| wish.deadline <= now;
             for wish in self.wishes.extract_if(.., is_too_late) {
-                wish.answer(Err(Error::Unavailable("nothing is heard of changes".to_owned())));
+                wish.answer(Err(Error::Unavailable(
+                    "nothing is heard of changes".to_owned(),
+                )));
             }
             return;
         }
@@ -195,7 +206,9 @@ impl SubscriptionManager {
         }
         self.needs_resubscribe = true;
         // At the very beginning nobody has heard anything yet.
-        if !self.reported_unavailable && (self.ears.is_well() || self.begun.elapsed() > PROBE_TIMEOUT) {
+        if !self.reported_unavailable
+            && (self.ears.is_well() || self.begun.elapsed() > PROBE_TIMEOUT)
+        {
             self.reported_unavailable = true;
             self.ears.set_healthy(false);
             (self.node.on_event)(StoreEvent::Unavailable);

@@ -13,12 +13,12 @@ use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
 use futures_util::future::try_join_all;
 
 use super::RedisStore;
+use super::connection::{Script, to_store_error};
 use super::jobs::{job_from, millis};
 use super::keys::Partition;
-use super::connection::{Script, to_store_error};
 use super::scripts::{CLAIM_SUBMIT, CLAIM_WATCH, HASTEN};
 use crate::job::{Job, JobId};
-use crate::store::{Error, Queue, CLAIM_LEASE};
+use crate::store::{CLAIM_LEASE, Error, Queue};
 use crate::time::Time;
 
 /// A job in a queue.
@@ -38,7 +38,11 @@ impl RedisStore {
         let mut due = self.due_jobs(queue, Some(now), limit).await?;
         due.truncate(limit);
         let mut ids: Vec<String> = due.into_iter().map(|due| due.id).collect();
-        if let Queue::Submit { provider, max_concurrent: places } = queue {
+        if let Queue::Submit {
+            provider,
+            max_concurrent: places,
+        } = queue
+        {
             ids = self.acquire_slots(provider, places, &ids, now).await?;
         }
         let mut claims: BTreeMap<usize, Vec<&str>> = BTreeMap::new();

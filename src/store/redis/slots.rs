@@ -13,7 +13,7 @@ use super::RedisStore;
 use super::connection::to_store_error;
 use super::scripts::{LIST, SETTLE_PLACE, TAKE_PLACES};
 use crate::job::Job;
-use crate::store::{Error, CLAIM_LEASE};
+use crate::store::{CLAIM_LEASE, Error};
 use crate::time::Time;
 
 /// How long it is believed that a job at its provider is still there.
@@ -44,7 +44,10 @@ impl RedisStore {
                 self.shared_key_ttl().into(),
             ];
             args.extend(ids.iter().map(|id| Value::from(id.as_str())));
-            let answer: Vec<String> = self.link.run_script(&TAKE_PLACES, vec![key.clone()], args).await?;
+            let answer: Vec<String> = self
+                .link
+                .run_script(&TAKE_PLACES, vec![key.clone()], args)
+                .await?;
             match answer.split_first() {
                 Some((word, doubtful)) if word == "look" => {
                     for [id, score] in doubtful.as_chunks::<2>().0 {
@@ -92,7 +95,13 @@ impl RedisStore {
         self.refresh_slot(provider, id, score, &until).await
     }
 
-    async fn refresh_slot(&self, provider: &str, id: &str, was: &str, is: &str) -> Result<(), Error> {
+    async fn refresh_slot(
+        &self,
+        provider: &str,
+        id: &str,
+        was: &str,
+        is: &str,
+    ) -> Result<(), Error> {
         let key = self.link.keys.partition_for(provider).slots(provider);
         let args = vec![id.into(), was.into(), is.into()];
         let _: i64 = self.link.run_script(&SETTLE_PLACE, vec![key], args).await?;
@@ -106,7 +115,11 @@ impl RedisStore {
         };
         let key = self.link.keys.partition_for(provider).slots(provider);
         let until = (job.updated_at + SLOT_TTL).millis();
-        let args = vec![job.id.as_str().into(), until.into(), self.shared_key_ttl().into()];
+        let args = vec![
+            job.id.as_str().into(),
+            until.into(),
+            self.shared_key_ttl().into(),
+        ];
         let _: i64 = self.link.run_script(&LIST, vec![key], args).await?;
         Ok(())
     }

@@ -8,14 +8,14 @@ use std::time::Duration;
 use fred::interfaces::{HashesInterface, KeysInterface, SortedSetsInterface};
 
 use super::RedisStore;
-use super::queues::until;
+use super::connection::to_store_error;
 use super::keys::Partition;
 use super::keys::task_name;
-use super::connection::to_store_error;
-use super::unique_keys::UniqueKey;
+use super::queues::until;
 use super::scripts::FORGET;
+use super::unique_keys::UniqueKey;
 use crate::job::JobId;
-use crate::store::{Error, BUFFERED_UPDATE_TTL};
+use crate::store::{BUFFERED_UPDATE_TTL, Error};
 use crate::time::Time;
 
 /// The most jobs, tasks and accounts that are looked at in one partition.
@@ -29,11 +29,17 @@ impl RedisStore {
         let mut count = 0;
         for part in self.link.keys.partitions() {
             self.recover_outbox(part).await?;
-            for id in self.expired(part.expiry_queue(), now - ONE_MILLISECOND).await? {
+            for id in self
+                .expired(part.expiry_queue(), now - ONE_MILLISECOND)
+                .await?
+            {
                 count += self.delete_job(part, &id, now).await?;
             }
             let before = now - BUFFERED_UPDATE_TTL;
-            for task in self.expired(part.buffered_updates(), before - ONE_MILLISECOND).await? {
+            for task in self
+                .expired(part.buffered_tasks(), before - ONE_MILLISECOND)
+                .await?
+            {
                 count += self.delete_buffered_before(&task, Some(before)).await?;
             }
             for account in self.expired(part.accounts(), now).await? {

@@ -13,11 +13,11 @@ use fred::types::Value;
 use serde::Deserialize;
 
 use super::RedisStore;
-use super::jobs::{from_json, task_of, to_json};
 use super::connection::to_store_error;
+use super::jobs::{from_json, task_of, to_json};
 use super::scripts::{CLAIM_NAME, DROP_NAME, PARK, UNPARK};
 use crate::job::{Job, JobId, Update};
-use crate::store::{Error, MAX_BUFFERED_UPDATES, BUFFERED_UPDATE_TTL, BufferOutcome};
+use crate::store::{BUFFERED_UPDATE_TTL, BufferOutcome, Error, MAX_BUFFERED_UPDATES};
 use crate::time::Time;
 
 /// How long a claim may be without its job: longer than any call takes.
@@ -118,7 +118,9 @@ impl RedisStore {
                             return Ok(ClaimOutcome::HeldBy { job, print });
                         }
                         ClaimStatus::Expired => held.clone_into(&mut void),
-                        ClaimStatus::Pending if begun.elapsed() > CLAIM_WAIT => return Err(Error::Overloaded),
+                        ClaimStatus::Pending if begun.elapsed() > CLAIM_WAIT => {
+                            return Err(Error::Overloaded);
+                        }
                         ClaimStatus::Pending => tokio::time::sleep(CLAIM_POLL_INTERVAL).await,
                     }
                 }
@@ -128,7 +130,12 @@ impl RedisStore {
     }
 
     /// What a claim that another holds is worth.
-    async fn claim_status(&self, name: &UniqueKey, held: &ClaimRecord, age: &str) -> Result<ClaimStatus, Error> {
+    async fn claim_status(
+        &self,
+        name: &UniqueKey,
+        held: &ClaimRecord,
+        age: &str,
+    ) -> Result<ClaimStatus, Error> {
         let job = self.read(&held.job).await?.filter(|job| match name {
             UniqueKey::Idempotency(_) => true,
             UniqueKey::Task(task) => has_task(job, task),
@@ -185,11 +192,13 @@ impl RedisStore {
         let begun = tokio::time::Instant::now();
         loop {
             let mut keys = self.key_names(&name);
-            keys.push(part.buffered_updates());
+            keys.push(part.buffered_tasks());
             let args = vec![
                 news.as_str().into(),
                 now.millis().into(),
-                i64::try_from(MAX_BUFFERED_UPDATES).unwrap_or(i64::MAX).into(),
+                i64::try_from(MAX_BUFFERED_UPDATES)
+                    .unwrap_or(i64::MAX)
+                    .into(),
                 super::jobs::millis(BUFFERED_UPDATE_TTL + super::jobs::TTL_MARGIN).into(),
                 task.into(),
                 void.as_str().into(),
@@ -202,7 +211,9 @@ impl RedisStore {
             match self.claim_status(&name, &holder, age).await? {
                 ClaimStatus::Valid(job) => return Ok(BufferOutcome::TaskKnown(job.id.clone())),
                 ClaimStatus::Expired => held.clone_into(&mut void),
-                ClaimStatus::Pending if begun.elapsed() > CLAIM_WAIT => return Err(Error::Overloaded),
+                ClaimStatus::Pending if begun.elapsed() > CLAIM_WAIT => {
+                    return Err(Error::Overloaded);
+                }
                 ClaimStatus::Pending => tokio::time::sleep(CLAIM_POLL_INTERVAL).await,
             }
         }
@@ -215,26 +226,40 @@ impl RedisStore {
     }
 
     async fn raw_buffered_updates(&self, name: &UniqueKey) -> Result<Vec<String>, Error> {
-        let key = self.link.keys.partition_for(name.text()).buffered_updates(name.text());
+        let key = self
+            .link
+            .keys
+            .partition_for(name.text())
+            .buffered_updates(name.text());
         let news = self.link.client().lrange(key, 0, -1).await;
         news.map_err(|error| to_store_error(&error))
     }
 
     /// Forgets what was parked for a task that has its job now.
     pub(super) async fn delete_buffered_updates(&self, name: Option<&UniqueKey>) {
-        let Some(UniqueKey::Task(task)) = name else { return };
+        let Some(UniqueKey::Task(task)) = name else {
+            return;
+        };
         if let Err(error) = self.delete_buffered_before(task, None).await {
             tracing::debug!(%error, "what was parked is left to a sweep");
         }
     }
 
     /// Forgets what was parked for a task before a moment, or all; says how much.
-    pub(super) async fn delete_buffered_before(&self, task: &str, before: Option<Time>) -> Result<usize, Error> {
+    pub(super) async fn delete_buffered_before(
+        &self,
+        task: &str,
+        before: Option<Time>,
+    ) -> Result<usize, Error> {
         let part = self.link.keys.partition_for(task);
         let before = before.map(|before| before.millis().to_string());
         let args = vec![task.into(), before.unwrap_or_default().into()];
         self.link
-            .run_script(&UNPARK, vec![part.buffered_updates(task), part.buffered_updates()], args)
+            .run_script(
+                &UNPARK,
+                vec![part.buffered_updates(task), part.buffered_tasks()],
+                args,
+            )
             .await
     }
 }

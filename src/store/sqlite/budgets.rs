@@ -15,7 +15,9 @@ pub(super) fn over_limit<'a>(
     now: Time,
 ) -> rusqlite::Result<Option<&'a str>> {
     for (at, entry) in entries.iter().enumerate() {
-        let Some(limit) = entry.limit_micros else { continue };
+        let Some(limit) = entry.limit_micros else {
+            continue;
+        };
         let booked = entries[..=at]
             .iter()
             .filter(|other| other.account == entry.account)
@@ -34,7 +36,11 @@ pub(super) fn book(db: &Connection, entries: &[BudgetEntry], now: Time) -> rusql
     for entry in entries.iter().filter(|entry| entry.window_ends_at > now) {
         let balance = balance(db, &entry.account, now)?.saturating_add(entry.amount_micros);
         db.prepare_cached("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)")?
-            .execute(params![entry.account, balance, entry.window_ends_at.millis()])?;
+            .execute(params![
+                entry.account,
+                balance,
+                entry.window_ends_at.millis()
+            ])?;
     }
     Ok(())
 }

@@ -50,7 +50,13 @@ impl CommandQueue {
     fn bounded(capacity: usize, patience: Duration) -> (Self, Receiver) {
         let (sender, receiver) = mpsc::channel(capacity);
         let sender = Mutex::new(Some(sender));
-        (Self { sender, enqueue_timeout: patience }, receiver)
+        (
+            Self {
+                sender,
+                enqueue_timeout: patience,
+            },
+            receiver,
+        )
     }
 
     /// Has `run` done on the connection and waits for the answer. Once it is queued it is done,
@@ -66,7 +72,10 @@ impl CommandQueue {
             outcome: Err(to_store_error("the request was not reached")),
             caller,
         });
-        let sender = self.lock().clone().ok_or_else(|| to_store_error("it is closed"))?;
+        let sender = self
+            .lock()
+            .clone()
+            .ok_or_else(|| to_store_error("it is closed"))?;
         match sender.send_timeout(step, self.enqueue_timeout).await {
             Ok(()) => drop(sender),
             Err(SendTimeoutError::Timeout(_)) => return Err(Error::Overloaded),
@@ -135,7 +144,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_full_inbox_refuses_past_its_patience() {
+    async fn full_command_queue_times_out_with_overloaded() {
         let (inbox, receiver) = CommandQueue::bounded(1, Duration::ZERO);
         let waiting = inbox.execute(|_, _| Ok(1));
         let refused = async {

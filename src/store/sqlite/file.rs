@@ -19,7 +19,8 @@ const APPLICATION_ID: i64 = 0x5048_7562;
 /// What leads to the schema this program writes and reads: a fresh file takes all steps, an older
 /// one those it lacks. The number of those taken is kept as `PRAGMA user_version`. A step that was
 /// once released is never edited.
-const MIGRATIONS: [&str; SCHEMA as usize] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: [&str; SCHEMA as usize] =
+    [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 
 const SCHEMA: i64 = 2;
 
@@ -60,7 +61,8 @@ impl Place {
     pub(super) fn open(&self) -> Result<(Connection, Option<File>), Error> {
         match self {
             Self::Memory => {
-                let db = Connection::open_in_memory().map_err(|error| self.to_store_error(&error))?;
+                let db =
+                    Connection::open_in_memory().map_err(|error| self.to_store_error(&error))?;
                 prepare(&db).map_err(|error| self.to_store_error(&error))?;
                 Ok((db, None))
             }
@@ -69,8 +71,8 @@ impl Place {
                 let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
                     | OpenFlags::SQLITE_OPEN_CREATE
                     | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let db =
-                    Connection::open_with_flags(path, flags).map_err(|error| self.to_store_error(&error))?;
+                let db = Connection::open_with_flags(path, flags)
+                    .map_err(|error| self.to_store_error(&error))?;
                 self.check(&db)?;
                 prepare(&db).map_err(|error| self.to_store_error(&error))?;
                 Ok((db, Some(lock)))
@@ -84,7 +86,8 @@ impl Place {
             return Ok(None);
         };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(path, flags).map_err(|error| self.to_store_error(&error))?;
+        let db = Connection::open_with_flags(path, flags)
+            .map_err(|error| self.to_store_error(&error))?;
         db.busy_timeout(LOCK_WAIT)
             .map_err(|error| self.to_store_error(&error))?;
         db.set_prepared_statement_cache_capacity(STATEMENTS);
@@ -102,7 +105,9 @@ impl Place {
             .map_err(|error| self.to_store_error(&error))?;
         match lock.try_lock() {
             Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => Err(self.to_store_error(&"another process has it open")),
+            Err(TryLockError::WouldBlock) => {
+                Err(self.to_store_error(&"another process has it open"))
+            }
             Err(TryLockError::Error(error)) => Err(self.to_store_error(&error)),
         }
     }

@@ -14,7 +14,9 @@ use serde::de::DeserializeOwned;
 use super::command_queue::{Changes, is_unreadable};
 use super::{budgets, update_buffer};
 use crate::job::{Job, JobId, Update};
-use crate::store::{Schedule, CommitOutcome, CreateOutcome, BudgetEntry, Error, IdempotencyKey, ListQuery};
+use crate::store::{
+    BudgetEntry, CommitOutcome, CreateOutcome, Error, IdempotencyKey, ListQuery, Schedule,
+};
 
 /// A job, written out where its caller runs, so that the writer's time is spent on writing.
 pub(super) struct Record {
@@ -82,7 +84,9 @@ pub(super) fn create(
             })
             .optional()?;
         match used {
-            Some((before, _)) if before != *fingerprint => return Ok(CreateOutcome::IdempotencyKeyConflict),
+            Some((before, _)) if before != *fingerprint => {
+                return Ok(CreateOutcome::IdempotencyKeyConflict);
+            }
             Some((_, id)) => {
                 if let Some(made) = get(db, &id)? {
                     return Ok(CreateOutcome::Replayed(made));
@@ -303,7 +307,10 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Arc<Job>> {
 }
 
 /// Leaves an unreadable one out, with a word in the log.
-pub(super) fn skip_unreadable<T>(found: rusqlite::Result<T>, what: &str) -> rusqlite::Result<Option<T>> {
+pub(super) fn skip_unreadable<T>(
+    found: rusqlite::Result<T>,
+    what: &str,
+) -> rusqlite::Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(error) if is_unreadable(&error) => {

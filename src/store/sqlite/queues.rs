@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::jobs;
 use crate::job::{Job, JobId};
-use crate::store::{Queue, CLAIM_LEASE, deterministic_jitter};
+use crate::store::{CLAIM_LEASE, Queue, deterministic_jitter};
 use crate::time::Time;
 
 /// Uses the index `jobs_with_place`.
@@ -42,7 +42,10 @@ pub(super) enum OwnedQueue {
 impl From<Queue<'_>> for OwnedQueue {
     fn from(queue: Queue<'_>) -> Self {
         match queue {
-            Queue::Submit { provider, max_concurrent: places } => Self::Submit {
+            Queue::Submit {
+                provider,
+                max_concurrent: places,
+            } => Self::Submit {
                 provider: provider.to_owned(),
                 places,
             },
@@ -68,7 +71,12 @@ pub(super) fn claim(
 }
 
 /// How many of a provider's places nobody holds and no live lease is on.
-fn free_slots(db: &Connection, provider: &str, places: usize, now: Time) -> rusqlite::Result<usize> {
+fn free_slots(
+    db: &Connection,
+    provider: &str,
+    places: usize,
+    now: Time,
+) -> rusqlite::Result<usize> {
     let count = |sql, values: &[&dyn ToSql]| {
         db.prepare_cached(sql)?
             .query_row(values, |row| row.get(0).map(isize::cast_unsigned))
@@ -90,19 +98,24 @@ fn claim_to_submit(
 }
 
 fn claim_to_watch(db: &Connection, now: Time, limit: usize) -> rusqlite::Result<Vec<Arc<Job>>> {
-    let due = due(db, TO_WATCH, params![now.millis(), as_sql_limit(limit)], |row| {
-        let every = Duration::from_millis(row.get(3).map(i64::cast_unsigned)?);
-        let deadline = Time::from_millis(row.get(4)?);
-        let silence = now.saturating_duration_since(Time::from_millis(row.get(6)?));
-        let is_patient: bool = row.get(5)?;
-        let span = if is_patient {
-            every.max(silence * 2)
-        } else {
-            every
-        };
-        let id: String = row.get(2)?;
-        Ok(next_look(now, deterministic_jitter(span, &id), deadline))
-    })?;
+    let due = due(
+        db,
+        TO_WATCH,
+        params![now.millis(), as_sql_limit(limit)],
+        |row| {
+            let every = Duration::from_millis(row.get(3).map(i64::cast_unsigned)?);
+            let deadline = Time::from_millis(row.get(4)?);
+            let silence = now.saturating_duration_since(Time::from_millis(row.get(6)?));
+            let is_patient: bool = row.get(5)?;
+            let span = if is_patient {
+                every.max(silence * 2)
+            } else {
+                every
+            };
+            let id: String = row.get(2)?;
+            Ok(next_look(now, deterministic_jitter(span, &id), deadline))
+        },
+    )?;
     let mut look = db.prepare_cached(
         "UPDATE jobs SET watch_at = ?, looked_at = ?, hastened_at = NULL WHERE id = ?",
     )?;
@@ -149,7 +162,12 @@ fn reschedule(
     mut until: impl FnMut(&str, Time) -> rusqlite::Result<usize>,
 ) -> rusqlite::Result<Vec<Arc<Job>>> {
     let mut claimed = Vec::with_capacity(due.len());
-    for Due { id, job, next_at: again } in due {
+    for Due {
+        id,
+        job,
+        next_at: again,
+    } in due
+    {
         until(&id, again)?;
         claimed.extend(jobs::skip_unreadable(job, &id)?);
     }
@@ -211,7 +229,7 @@ mod tests {
     use crate::store::sqlite::file;
 
     #[test]
-    fn each_queue_is_served_by_its_indexes() {
+    fn queue_queries_use_their_indexes() {
         let db = Connection::open_in_memory().unwrap();
         file::migrate(&db).unwrap();
         for (sql, index) in [
@@ -244,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deadline_is_never_passed_over() {
+    fn next_poll_never_skips_the_deadline() {
         let at = Time::from_millis;
         let every = Duration::from_millis(10);
         assert_eq!(next_look(at(0), every, at(11)), at(10));

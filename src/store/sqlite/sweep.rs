@@ -33,7 +33,10 @@ pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> rusqlit
             "DELETE FROM parked WHERE seq IN
              (SELECT seq FROM parked WHERE parked_at < ? ORDER BY parked_at LIMIT ?)",
         )?
-        .execute(params![(now - BUFFERED_UPDATE_TTL).millis(), as_sql_limit(SWEEP_BATCH)])?;
+        .execute(params![
+            (now - BUFFERED_UPDATE_TTL).millis(),
+            as_sql_limit(SWEEP_BATCH)
+        ])?;
     let accounts = db
         .prepare_cached(
             "DELETE FROM accounts WHERE name IN

@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::jobs;
 use crate::job::Update;
-use crate::store::{MAX_BUFFERED_UPDATES, BufferOutcome};
+use crate::store::{BufferOutcome, MAX_BUFFERED_UPDATES};
 use crate::time::Time;
 
 /// `news` is an [`Update`] as JSON.

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::command_queue::{Changes, Receiver, Command};
-use crate::store::{EventHandler, Error, StoreEvent};
+use super::command_queue::{Changes, Command, Receiver};
+use crate::store::{Error, EventHandler, StoreEvent};
 
 /// The most steps that share a transaction, so that the first of them does not wait for long.
 const MAX_GROUP_COMMIT: usize = 256;
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_transaction_is_undone_for_all_its_callers() {
+    async fn failed_group_commit_rolls_back_for_all_callers() {
         let db = Connection::open_in_memory().unwrap();
         db.execute_batch("CREATE TABLE notes (note); PRAGMA max_page_count = 2;")
             .unwrap();
@@ -111,8 +111,12 @@ mod tests {
             db.execute("INSERT INTO notes VALUES (zeroblob(100000))", [])
         };
         // The three are waiting before the thread begins, so they share a transaction.
-        let (before, culprit, after, thread) =
-            tokio::join!(inbox.execute(note), inbox.execute(too_much), inbox.execute(note), begin);
+        let (before, culprit, after, thread) = tokio::join!(
+            inbox.execute(note),
+            inbox.execute(too_much),
+            inbox.execute(note),
+            begin
+        );
         let full = "the store is away: database or disk is full";
         assert_eq!(before.unwrap_err().to_string(), full);
         assert_eq!(culprit.unwrap_err().to_string(), full);
@@ -130,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unreadable_row_is_its_callers_own_affair() {
+    async fn corrupt_row_fails_only_its_caller() {
         let db = Connection::open_in_memory().unwrap();
         db.execute_batch("CREATE TABLE notes (note)").unwrap();
         let (inbox, receiver) = CommandQueue::new();

@@ -392,7 +392,7 @@ async fn pause(milliseconds: std::ops::Range<u64>) {
 }
 
 #[test]
-fn a_watcher_notices_what_goes_back_comes_in_two_forms_or_is_not_its_own() {
+fn test_watcher_detects_regressions_duplicates_and_foreign_jobs() {
     let document = |id: &str, version: u64, progress: u64| json!({ "id": id, "version": version, "progress": progress });
     let mut seen = Seen::of(Wish::Jobs(vec!["a".to_owned()]), 0);
     for (version, progress) in [(1, 1), (3, 3), (3, 3), (4, 4)] {

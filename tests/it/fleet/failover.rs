@@ -20,7 +20,7 @@ async fn pair(redis: &Replicated) -> Fleet {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_primary_that_dies_takes_nothing_along_that_was_acknowledged() {
+async fn primary_failure_loses_no_acknowledged_write() {
     let mut redis = Replicated::start(2).await;
     let fleet = pair(&redis).await;
     let traffic = Traffic::begin("primary killed", &fleet).await;
@@ -32,7 +32,7 @@ async fn a_primary_that_dies_takes_nothing_along_that_was_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_primary_that_hangs_is_left_and_can_come_back() {
+async fn hung_primary_fails_over_and_may_return() {
     let redis = Replicated::start(2).await;
     let fleet = pair(&redis).await;
     let traffic = Traffic::begin("primary frozen", &fleet).await;
@@ -47,7 +47,7 @@ async fn a_primary_that_hangs_is_left_and_can_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_primary_that_is_relieved_hands_everything_over() {
+async fn planned_failover_loses_nothing() {
     let redis = Replicated::start(1).await;
     let fleet = pair(&redis).await;
     let traffic = Traffic::begin("primary relieved", &fleet).await;
@@ -60,7 +60,7 @@ async fn a_primary_that_is_relieved_hands_everything_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_replica_has_is_not_acknowledged_however_often_it_is_asked() {
+async fn write_without_replica_ack_is_never_acknowledged() {
     let redis = Replicated::start(1).await;
     let url = redis.servers[0].url();
     let fleet = Fleet::start(&[url], |hub| hub.set("store.replicas", 1)).await;
@@ -87,7 +87,7 @@ async fn what_no_replica_has_is_not_acknowledged_however_often_it_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_hangs_keeps_nobody_from_reading() {
+async fn hung_replica_does_not_block_reads() {
     let redis = Replicated::start(1).await;
     let url = redis.servers[0].url();
     let fleet = Fleet::start(&[url], |hub| hub.set("store.replicas", 1)).await;
@@ -134,7 +134,7 @@ async fn a_cluster_serves_two_hubs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_moves_while_its_jobs_are_watched_loses_nobody() {
+async fn slot_migration_keeps_subscriptions() {
     let cluster = Cluster::start().await;
     let fleet = Fleet::start(&[cluster.url(), cluster.url()], |hub| hub).await;
     let traffic = Traffic::begin("slots moved", &fleet).await;
@@ -154,7 +154,7 @@ async fn a_slot_that_moves_while_its_jobs_are_watched_loses_nobody() {
 
 /// A story of one server, which must not need more than one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_with_a_password_is_spoken_to_with_it() {
+async fn redis_password_is_used() {
     let redis = RedisServer::start().await;
     let mut speaker = redis.speaker().await;
     speaker

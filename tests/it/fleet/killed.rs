@@ -20,7 +20,7 @@ use crate::redis::speaker::Speaker;
 
 /// The hub that made the change never learns that it is stored, and is dead.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_is_told_although_its_hub_never_knew_that_it_was_stored() {
+async fn change_is_delivered_when_the_committing_node_dies_before_its_reply() {
     let redis = RedisServer::start().await;
     let way = Proxy::before(redis.port).await;
     let mut fleet = Fleet::start_processes(&[way.url(), redis.url()], |hub| hub).await;
@@ -117,7 +117,7 @@ async fn push_on(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_whatever_moment_a_hub_dies_what_it_stored_it_has_told() {
+async fn every_stored_change_is_delivered_when_a_node_dies() {
     const JOBS: usize = 16;
     const KILLS: usize = 6;
     let redis = RedisServer::start().await;

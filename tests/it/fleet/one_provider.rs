@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use progress_hub::simulator::{Scenario, Settings, Simulator, Inspector};
+use progress_hub::simulator::{Inspector, Scenario, Settings, Simulator};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -71,7 +71,7 @@ async fn order_many(fleet: &Fleet, count: usize) -> Vec<Answer> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_hubs_together_hold_no_more_places_than_there_are() {
+async fn concurrency_limit_holds_across_nodes() {
     let (redis, provider) = (
         RedisServer::start().await,
         Provider::start(Duration::from_millis(20)),
@@ -105,7 +105,7 @@ async fn all_hubs_together_hold_no_more_places_than_there_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeated_order_is_one_job_wherever_it_is_repeated() {
+async fn idempotency_key_holds_across_nodes() {
     let (redis, provider) = (
         RedisServer::start().await,
         Provider::start(Duration::from_millis(20)),
@@ -123,7 +123,7 @@ async fn a_repeated_order_is_one_job_wherever_it_is_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_set_aside_at_one_hub_is_missing_at_the_other() {
+async fn budget_reservation_is_shared_across_nodes() {
     let (redis, provider) = (
         RedisServer::start().await,
         Provider::start(Duration::from_millis(20)),
@@ -149,7 +149,7 @@ async fn what_is_set_aside_at_one_hub_is_missing_at_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_owners_pace_is_counted_over_all_hubs() {
+async fn submit_rate_limit_holds_across_nodes() {
     let (redis, provider) = (
         RedisServer::start().await,
         Provider::start(Duration::from_millis(20)),
@@ -170,7 +170,7 @@ async fn an_owners_pace_is_counted_over_all_hubs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pause_that_one_hub_is_told_to_make_is_made_by_all() {
+async fn rate_limit_pause_is_shared_across_nodes() {
     const PAUSE: Duration = Duration::from_secs(3);
     let submits: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let noted = Arc::clone(&submits);
@@ -217,7 +217,7 @@ async fn a_pause_that_one_hub_is_told_to_make_is_made_by_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_question_that_dies_with_its_hub_is_asked_by_another() {
+async fn poll_is_taken_over_after_node_failure() {
     let (redis, provider) = (
         RedisServer::start().await,
         Provider::start(Duration::from_millis(300)),
@@ -245,7 +245,7 @@ async fn a_question_that_dies_with_its_hub_is_asked_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_submission_that_dies_with_its_hub_is_found_by_another_and_not_repeated() {
+async fn in_flight_submission_is_recovered_without_resubmitting() {
     let (redis, provider) = (
         RedisServer::start().await,
         Provider::start(Duration::from_millis(20)),

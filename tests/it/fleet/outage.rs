@@ -78,7 +78,7 @@ async fn answers_without_its_store(app: &TestApp, job: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_is_cut_off_and_comes_back_costs_nothing() {
+async fn redis_partition_and_recovery_loses_nothing() {
     let Weathered { fleet, ways, redis } = Weathered::start().await;
     let traffic = Traffic::begin("cut", &fleet).await;
 
@@ -140,7 +140,7 @@ async fn connections_that_are_half_open_are_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_redis_is_late_and_nothing_else() {
+async fn slow_redis_only_adds_latency() {
     let Weathered { fleet, ways, redis } = Weathered::start().await;
     let traffic = Traffic::begin("slow", &fleet).await;
     for way in &ways {
@@ -156,7 +156,7 @@ async fn a_slow_redis_is_late_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ears_that_are_pulled_out_again_and_again_miss_nothing() {
+async fn repeated_pubsub_disconnects_lose_nothing() {
     let redis = RedisServer::start().await;
     let fleet = Fleet::start(&[redis.url(), redis.url()], |hub| hub).await;
     let traffic = Traffic::begin("pub/sub killed", &fleet).await;
@@ -172,7 +172,7 @@ async fn ears_that_are_pulled_out_again_and_again_miss_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_refused_is_not_done_later() {
+async fn rejected_request_has_no_later_effect() {
     let redis = RedisServer::start().await;
     let way = Proxy::before(redis.port).await;
     let fleet = Fleet::start(&[way.url()], |hub| hub).await;
@@ -215,7 +215,7 @@ async fn a_hub_that_starts_before_its_redis_waits_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_that_comes_while_the_store_is_away_is_told_and_can_stay() {
+async fn socket_opened_during_outage_receives_degraded() {
     let redis = RedisServer::start().await;
     let way = Proxy::before(redis.port).await;
     let fleet = Fleet::start(&[way.url()], |hub| hub).await;

@@ -5,7 +5,7 @@ use super::traffic::Traffic;
 use crate::redis::RedisServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rolling_restart_is_hardly_noticed() {
+async fn rolling_restart_causes_one_reconnect_per_socket() {
     let redis = RedisServer::start().await;
     let urls = [redis.url(), redis.url(), redis.url()];
     let mut fleet = Fleet::start(&urls, |hub| hub.set("server.drain", "4s")).await;

@@ -14,7 +14,7 @@ async fn pair(redis: &RedisServer) -> Fleet {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hundreds_at_two_hubs_see_the_same() {
+async fn sockets_on_two_nodes_converge() {
     let redis = RedisServer::start().await;
     let fleet = pair(&redis).await;
     let traffic = Traffic::begin("two hubs", &fleet).await;
@@ -36,7 +36,7 @@ async fn hundreds_at_two_hubs_see_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_watches_in_whatever_way_sees_what_another_hub_was_told() {
+async fn cross_node_updates_reach_every_transport() {
     let redis = RedisServer::start().await;
     let fleet = pair(&redis).await;
     let (here, there) = (fleet.node(0), fleet.node(1));
@@ -100,7 +100,7 @@ async fn a_watcher_who_comes_back_after_the_last_has_gone_is_shown_everything() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_races_to_subscribe_ends_current() {
+async fn racing_subscribers_end_current() {
     let redis = RedisServer::start().await;
     let fleet = pair(&redis).await;
     let (here, there) = (fleet.node(0), fleet.node(1));

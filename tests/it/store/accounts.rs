@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use progress_hub::job::{Job, Status};
-use progress_hub::store::{Schedule, CommitJob, CommitOutcome, CreateOutcome, BudgetEntry, IdempotencyKey};
+use progress_hub::store::{
+    BudgetEntry, CommitJob, CommitOutcome, CreateOutcome, IdempotencyKey, Schedule,
+};
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
 
@@ -93,7 +95,9 @@ pub(crate) async fn of_many_jobs_as_many_are_kept_as_the_limit_allows(engine: En
         callers.spawn(async move { charge(&engine, &job_of("ada"), &[entry("ada", 3)]).await });
     }
     let outcomes = callers.join_all().await;
-    let kept = outcomes.iter().filter(|made| **made == CreateOutcome::Created);
+    let kept = outcomes
+        .iter()
+        .filter(|made| **made == CreateOutcome::Created);
     assert_eq!(kept.count(), 3);
     let refused = outcomes.iter().filter(|made| **made == over("ada"));
     assert_eq!(refused.count(), 29);
@@ -153,7 +157,11 @@ pub(crate) async fn an_end_gives_back_what_another_job_then_takes(engine: Engine
 
     let costly = settlement(&next(&other), &[entry("ada", 5)]);
     let settled = engine.store.commit(costly).await.unwrap();
-    assert_eq!(settled, CommitOutcome::Committed, "what was spent was spent");
+    assert_eq!(
+        settled,
+        CommitOutcome::Committed,
+        "what was spent was spent"
+    );
     assert_eq!(balance(&engine, "ada").await, 15);
 }
 
@@ -161,13 +169,19 @@ pub(crate) async fn a_commit_that_is_not_done_books_nothing(engine: Engine) {
     let job = engine.create(job_of("ada")).await;
     engine.commit(&next(&job)).await;
     let late = settlement(&next(&job), &[entry("ada", 5)]);
-    assert_eq!(engine.store.commit(late).await.unwrap(), CommitOutcome::Conflict);
+    assert_eq!(
+        engine.store.commit(late).await.unwrap(),
+        CommitOutcome::Conflict
+    );
     let gone = settlement(&next(&job_of("ada")), &[entry("ada", 5)]);
-    assert_eq!(engine.store.commit(gone).await.unwrap(), CommitOutcome::NotFound);
+    assert_eq!(
+        engine.store.commit(gone).await.unwrap(),
+        CommitOutcome::NotFound
+    );
     assert_eq!(balance(&engine, "ada").await, 0);
 }
 
-pub(crate) async fn of_rival_ends_one_is_booked(engine: Engine) {
+pub(crate) async fn concurrent_final_commits_are_charged_once(engine: Engine) {
     let job = job_of("ada");
     charge(&engine, &job, &[entry("ada", 8)]).await;
     let mut rivals = JoinSet::new();
@@ -179,7 +193,10 @@ pub(crate) async fn of_rival_ends_one_is_booked(engine: Engine) {
         });
     }
     let done = rivals.join_all().await;
-    let done = done.iter().filter(|end| **end == CommitOutcome::Committed).count();
+    let done = done
+        .iter()
+        .filter(|end| **end == CommitOutcome::Committed)
+        .count();
     assert_eq!((done, balance(&engine, "ada").await), (1, 0));
 }
 
@@ -206,7 +223,10 @@ pub(crate) async fn an_account_that_has_ended_is_zero_again(engine: Engine) {
     );
     let end = ended(&job, Status::Failed, now() + MINUTE);
     let back = settlement(&end, &[brief(-10)]);
-    assert_eq!(engine.store.commit(back).await.unwrap(), CommitOutcome::Committed);
+    assert_eq!(
+        engine.store.commit(back).await.unwrap(),
+        CommitOutcome::Committed
+    );
     let later = now() + MINUTE;
     assert_eq!(
         balance_at(&engine, "ada", later).await,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use progress_hub::job::{Job, JobId, Status};
-use progress_hub::store::{Schedule, Queue, CLAIM_LEASE, deterministic_jitter};
+use progress_hub::store::{CLAIM_LEASE, Queue, Schedule, deterministic_jitter};
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
 
@@ -95,7 +95,7 @@ pub(crate) async fn a_lease_keeps_others_away_until_it_ends(engine: Engine) {
     assert!(claim(&engine, queue, end).await.is_empty());
 }
 
-pub(crate) async fn a_look_comes_round_again_until_the_job_ends(engine: Engine) {
+pub(crate) async fn polls_repeat_until_the_job_ends(engine: Engine) {
     let rare = engine.create_due(job_of("ada"), watch(now())).await;
     let often = Schedule {
         poll_interval: SECOND,
@@ -113,14 +113,11 @@ pub(crate) async fn a_look_comes_round_again_until_the_job_ends(engine: Engine) 
         .await;
     let minute = put_off(&rare.id);
     assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(0) + minute));
-    assert_eq!(
-        claim(&engine, Queue::Poll, at(70)).await,
-        [rare.id.clone()]
-    );
+    assert_eq!(claim(&engine, Queue::Poll, at(70)).await, [rare.id.clone()]);
     assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(70) + minute));
 }
 
-pub(crate) async fn a_look_is_never_put_off_past_the_deadline(engine: Engine) {
+pub(crate) async fn claims_never_postpone_a_poll_past_the_deadline(engine: Engine) {
     for patient in [false, true] {
         let job = Job {
             deadline_at: at(100),
@@ -219,7 +216,7 @@ pub(crate) async fn claims_never_overlap(engine: Engine) {
     assert_eq!(claimed, due);
 }
 
-pub(crate) async fn a_hastened_job_is_claimed_at_that_time(engine: Engine) {
+pub(crate) async fn requested_poll_is_claimed_at_the_requested_time(engine: Engine) {
     let far = engine.create_due(job_of("ada"), watch(at(3600))).await;
     let unwatched = engine.create(job_of("ada")).await;
     engine
@@ -255,7 +252,7 @@ pub(crate) async fn a_hastened_job_is_claimed_despite_an_earlier_claim(engine: E
     assert_eq!(claim(&engine, Queue::Poll, at(10)).await, [job.id.clone()]);
 }
 
-pub(crate) async fn hastening_never_puts_off_and_never_wakes_an_ended_job(engine: Engine) {
+pub(crate) async fn schedule_poll_never_postpones_and_ignores_final_jobs(engine: Engine) {
     let soon = engine.create_due(job_of("ada"), watch(at(10))).await;
     let over = engine.create(job_of("ada")).await;
     engine.commit(&ended(&over, Status::Succeeded, now())).await;
@@ -267,13 +264,10 @@ pub(crate) async fn hastening_never_puts_off_and_never_wakes_an_ended_job(engine
             .unwrap();
     }
     assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(10)));
-    assert_eq!(
-        claim(&engine, Queue::Poll, at(30)).await,
-        [soon.id.clone()]
-    );
+    assert_eq!(claim(&engine, Queue::Poll, at(30)).await, [soon.id.clone()]);
 }
 
-pub(crate) async fn many_nudges_bring_one_look_per_cool_down(engine: Engine) {
+pub(crate) async fn repeated_poll_requests_are_rate_limited_by_cool_down(engine: Engine) {
     let cool_down = 10 * SECOND;
     let nudge = async |id, seconds| {
         let nudged = engine.store.schedule_poll(id, at(seconds), cool_down).await;
@@ -293,10 +287,13 @@ pub(crate) async fn many_nudges_bring_one_look_per_cool_down(engine: Engine) {
     assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(40)));
 }
 
-pub(crate) async fn a_nudge_outlives_the_commit_of_the_look_before(engine: Engine) {
+pub(crate) async fn poll_request_survives_a_concurrent_commit(engine: Engine) {
     let job = engine.create_due(job_of("ada"), watch(now())).await;
     assert_eq!(claim(&engine, Queue::Poll, now()).await.len(), 1);
-    let nudged = engine.store.schedule_poll(&job.id, at(1), 10 * SECOND).await;
+    let nudged = engine
+        .store
+        .schedule_poll(&job.id, at(1), 10 * SECOND)
+        .await;
     nudged.unwrap();
     let found = next(&job);
     engine.commit_due(&found, watch(at(3600))).await;
@@ -307,7 +304,10 @@ pub(crate) async fn a_nudge_outlives_the_commit_of_the_look_before(engine: Engin
     let due = next_due(&engine, Queue::Poll).await;
     assert_eq!(due, Some(at(3600)), "the nudge was followed");
     // Nor does what the look found change when it was.
-    let nudged = engine.store.schedule_poll(&job.id, at(12), 10 * SECOND).await;
+    let nudged = engine
+        .store
+        .schedule_poll(&job.id, at(12), 10 * SECOND)
+        .await;
     nudged.unwrap();
     assert_eq!(next_due(&engine, Queue::Poll).await, Some(at(20)));
     engine
@@ -316,7 +316,7 @@ pub(crate) async fn a_nudge_outlives_the_commit_of_the_look_before(engine: Engin
     assert_eq!(next_due(&engine, Queue::Poll).await, None);
 }
 
-pub(crate) async fn a_patient_job_is_looked_at_ever_more_rarely(engine: Engine) {
+pub(crate) async fn poll_backoff_doubles_the_interval(engine: Engine) {
     let patient = Schedule {
         poll_backoff: true,
         ..watch(at(10))
@@ -334,7 +334,10 @@ pub(crate) async fn a_patient_job_is_looked_at_ever_more_rarely(engine: Engine) 
         assert_eq!(claim(&engine, Queue::Poll, last).await.len(), 1);
         let due = next_due(&engine, Queue::Poll).await.unwrap();
         let silence = last.saturating_duration_since(job.updated_at);
-        assert_eq!(due, last + deterministic_jitter(silence * 2, job.id.as_str()));
+        assert_eq!(
+            due,
+            last + deterministic_jitter(silence * 2, job.id.as_str())
+        );
         last = due;
     }
     let newer = Job {
@@ -355,7 +358,7 @@ pub(crate) async fn a_patient_job_is_looked_at_ever_more_rarely(engine: Engine) 
     assert_eq!(due, Some(last + put_off(&job.id)), "news ends a silence");
 }
 
-pub(crate) async fn what_is_due_together_does_not_come_back_together(engine: Engine) {
+pub(crate) async fn rescheduled_polls_are_jittered(engine: Engine) {
     let mut dues = HashSet::new();
     for _ in 0..40 {
         let job = engine.create_due(job_of("ada"), watch(now())).await;

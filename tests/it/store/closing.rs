@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use progress_hub::job::JobId;
-use progress_hub::store::{Schedule, CommitOutcome, Error, ListQuery, Queue};
+use progress_hub::store::{CommitOutcome, Error, ListQuery, Queue, Schedule};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -28,18 +28,24 @@ pub(crate) async fn it_answers_until_it_is_closed(engine: Engine) {
         store.schedule_poll(&id, now(), Duration::ZERO).await,
         store.claim(Queue::Poll, now(), 1).await.map(drop),
         store.next_due(Queue::Poll).await.map(drop),
-        store.buffer_update("kling", "1", &news("a"), now()).await.map(drop),
+        store
+            .buffer_update("kling", "1", &news("a"), now())
+            .await
+            .map(drop),
         store.buffered_updates("kling", "1").await.map(drop),
         store.sweep(now()).await.map(drop),
     ];
     for (index, answer) in answers.into_iter().enumerate() {
-        assert!(matches!(answer, Err(Error::Unavailable(_))), "{index}: {answer:?}");
+        assert!(
+            matches!(answer, Err(Error::Unavailable(_))),
+            "{index}: {answer:?}"
+        );
     }
     engine.expect_heard(&job.id, &[]).await;
 }
 
 /// Whoever was told that it is done was announced; whoever was not is told that it is away.
-pub(crate) async fn what_was_asked_before_the_close_is_done(engine: Engine) {
+pub(crate) async fn operations_queued_before_close_complete(engine: Engine) {
     let mut writers = JoinSet::new();
     let (begun, mut beginnings) = mpsc::channel(16);
     for _ in 0..16 {

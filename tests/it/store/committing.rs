@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use progress_hub::job::{BudgetWindow, Reservation, JobId, InternalState};
-use progress_hub::store::{Schedule, CommitOutcome};
+use progress_hub::job::{BudgetWindow, InternalState, JobId, Reservation};
+use progress_hub::store::{CommitOutcome, Schedule};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -19,7 +19,7 @@ pub(crate) async fn a_commit_replaces_the_document_and_is_announced(engine: Engi
     assert_eq!(engine.get(&job.id).await, Some(Arc::new(newer)));
 }
 
-pub(crate) async fn a_commit_from_an_old_version_is_stale(engine: Engine) {
+pub(crate) async fn commit_with_old_version_conflicts(engine: Engine) {
     let job = engine.create(job_of("ada")).await;
     let newer = next(&job);
     engine.commit(&newer).await;
@@ -37,7 +37,7 @@ pub(crate) async fn a_commit_from_a_version_that_never_was_is_stale(engine: Engi
     assert_eq!(engine.get(&job.id).await, Some(job));
 }
 
-pub(crate) async fn a_commit_to_no_job_is_gone(engine: Engine) {
+pub(crate) async fn commit_to_missing_job_returns_not_found(engine: Engine) {
     let job = job_of("ada");
     assert_eq!(engine.commit(&next(&job)).await, CommitOutcome::NotFound);
     assert_eq!(engine.get(&job.id).await, None);
@@ -47,7 +47,10 @@ pub(crate) async fn a_commit_to_no_job_is_gone(engine: Engine) {
 pub(crate) async fn a_commit_that_takes_anothers_task_is_stale(engine: Engine) {
     let holder = engine.create(task("kling", "1")).await;
     let job = engine.create(video("kling")).await;
-    assert_eq!(engine.commit(&bound(&job, "1")).await, CommitOutcome::Conflict);
+    assert_eq!(
+        engine.commit(&bound(&job, "1")).await,
+        CommitOutcome::Conflict
+    );
     let found = engine.store.find_task("kling", "1").await.unwrap();
     assert_eq!(found, Some(holder.id.clone()));
     assert_eq!(engine.get(&job.id).await, Some(job));

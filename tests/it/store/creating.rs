@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use progress_hub::store::{Schedule, CreateOutcome};
+use progress_hub::store::{CreateOutcome, Schedule};
 use tokio::task::JoinSet;
 
 use super::{Engine, creation, job_of, next, task};
 
-pub(crate) async fn a_new_job_is_kept_and_announced(engine: Engine) {
+pub(crate) async fn create_stores_and_publishes_the_job(engine: Engine) {
     let job = engine.create(task("kling", "1")).await;
     assert_eq!(engine.get(&job.id).await, Some(Arc::clone(&job)));
     engine.expect_heard(&job.id, &[1]).await;
@@ -17,7 +17,10 @@ pub(crate) async fn a_new_job_is_kept_and_announced(engine: Engine) {
 
 pub(crate) async fn a_repeated_request_finds_the_job_it_made(engine: Engine) {
     let first = job_of("ada");
-    assert_eq!(engine.create_once(&first, "k", "f").await, CreateOutcome::Created);
+    assert_eq!(
+        engine.create_once(&first, "k", "f").await,
+        CreateOutcome::Created
+    );
     let newer = next(&first);
     engine.commit(&newer).await;
     let second = job_of("ada");

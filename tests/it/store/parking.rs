@@ -3,14 +3,20 @@
 use std::sync::Arc;
 
 use progress_hub::job::{Job, JobId, Update};
-use progress_hub::store::{Schedule, CommitOutcome, CreateOutcome, MAX_BUFFERED_UPDATES, BufferOutcome};
+use progress_hub::store::{
+    BufferOutcome, CommitOutcome, CreateOutcome, MAX_BUFFERED_UPDATES, Schedule,
+};
 use tokio::task::JoinSet;
 
 use super::{Engine, bound, commitment, creation, news, next, now, task, video};
 
 async fn park(engine: &Engine, stage: &str) -> BufferOutcome {
     let news = news(stage);
-    engine.store.buffer_update("kling", "1", &news, now()).await.unwrap()
+    engine
+        .store
+        .buffer_update("kling", "1", &news, now())
+        .await
+        .unwrap()
 }
 
 async fn parked(engine: &Engine) -> Vec<Update> {
@@ -27,7 +33,10 @@ pub(crate) async fn news_of_an_unknown_task_is_parked_in_order(engine: Engine) {
 
 pub(crate) async fn news_of_a_known_task_is_not_parked(engine: Engine) {
     let job = engine.create(task("kling", "1")).await;
-    assert_eq!(park(&engine, "a").await, BufferOutcome::TaskKnown(job.id.clone()));
+    assert_eq!(
+        park(&engine, "a").await,
+        BufferOutcome::TaskKnown(job.id.clone())
+    );
     assert!(parked(&engine).await.is_empty());
 }
 
@@ -46,24 +55,33 @@ pub(crate) async fn of_too_much_news_the_latest_is_kept(engine: Engine) {
     assert_eq!(parked(&engine).await, latest.collect::<Vec<_>>());
 }
 
-pub(crate) async fn a_commit_forgets_what_it_folded(engine: Engine) {
+pub(crate) async fn commit_deletes_applied_buffered_updates(engine: Engine) {
     let job = engine.create(video("kling")).await;
     park(&engine, "a").await;
     park(&engine, "b").await;
     let folded = parked(&engine).await;
     let commit = commitment(&bound(&job, "1"), Schedule::default(), folded);
-    assert_eq!(engine.store.commit(commit).await.unwrap(), CommitOutcome::Committed);
+    assert_eq!(
+        engine.store.commit(commit).await.unwrap(),
+        CommitOutcome::Committed
+    );
     assert!(parked(&engine).await.is_empty());
-    assert_eq!(park(&engine, "c").await, BufferOutcome::TaskKnown(job.id.clone()));
+    assert_eq!(
+        park(&engine, "c").await,
+        BufferOutcome::TaskKnown(job.id.clone())
+    );
 }
 
-pub(crate) async fn a_commit_that_missed_news_is_stale(engine: Engine) {
+pub(crate) async fn commit_missing_a_buffered_update_conflicts(engine: Engine) {
     let job = engine.create(video("kling")).await;
     park(&engine, "a").await;
     let folded = parked(&engine).await;
     park(&engine, "b").await;
     let commit = commitment(&bound(&job, "1"), Schedule::default(), folded);
-    assert_eq!(engine.store.commit(commit).await.unwrap(), CommitOutcome::Conflict);
+    assert_eq!(
+        engine.store.commit(commit).await.unwrap(),
+        CommitOutcome::Conflict
+    );
     assert_eq!(parked(&engine).await, [news("a"), news("b")]);
     assert_eq!(engine.get(&job.id).await, Some(job));
 }
@@ -77,7 +95,10 @@ pub(crate) async fn a_commit_that_missed_news_in_a_full_park_is_stale(engine: En
     let folded = parked(&engine).await;
     park(&engine, "one more").await;
     let commit = commitment(&bound(&job, "1"), Schedule::default(), folded);
-    assert_eq!(engine.store.commit(commit).await.unwrap(), CommitOutcome::Conflict);
+    assert_eq!(
+        engine.store.commit(commit).await.unwrap(),
+        CommitOutcome::Conflict
+    );
 }
 
 pub(crate) async fn a_create_that_missed_news_is_stale(engine: Engine) {
@@ -103,7 +124,10 @@ fn note(job: &Job, update: &Update) -> Job {
 
 /// What a webhook does: park, or record where the task is known.
 async fn tell(engine: &Engine, task_id: &str, update: &Update) {
-    let parked = engine.store.buffer_update("kling", task_id, update, now()).await;
+    let parked = engine
+        .store
+        .buffer_update("kling", task_id, update, now())
+        .await;
     let BufferOutcome::TaskKnown(id) = parked.unwrap() else {
         return;
     };
@@ -119,7 +143,11 @@ async fn tell(engine: &Engine, task_id: &str, update: &Update) {
 async fn bind(engine: &Engine, id: &JobId, task_id: &str) {
     loop {
         let job = engine.get(id).await.unwrap();
-        let folded = engine.store.buffered_updates("kling", task_id).await.unwrap();
+        let folded = engine
+            .store
+            .buffered_updates("kling", task_id)
+            .await
+            .unwrap();
         let known = folded
             .iter()
             .fold(bound(&job, task_id), |job, update| note(&job, update));
@@ -130,7 +158,7 @@ async fn bind(engine: &Engine, id: &JobId, task_id: &str) {
     }
 }
 
-pub(crate) async fn news_that_races_its_task_is_never_lost(engine: Engine) {
+pub(crate) async fn update_racing_task_binding_is_never_lost(engine: Engine) {
     for round in 0..100 {
         let task_id: Arc<str> = round.to_string().into();
         let job = engine.create(video("kling")).await;
@@ -148,7 +176,11 @@ pub(crate) async fn news_that_races_its_task_is_never_lost(engine: Engine) {
 
         let after = engine.get(&job.id).await.unwrap();
         assert_eq!(after.metadata.len(), updates.len(), "round {round}");
-        let left = engine.store.buffered_updates("kling", &task_id).await.unwrap();
+        let left = engine
+            .store
+            .buffered_updates("kling", &task_id)
+            .await
+            .unwrap();
         assert!(left.is_empty(), "round {round}: {left:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use progress_hub::job::{Job, JobId, Status};
-use progress_hub::store::{Schedule, CommitOutcome, Queue, CLAIM_LEASE};
+use progress_hub::store::{CLAIM_LEASE, CommitOutcome, Queue, Schedule};
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
 
@@ -53,7 +53,7 @@ fn ids(jobs: &[Arc<Job>]) -> Vec<JobId> {
     jobs.iter().map(|job| job.id.clone()).collect()
 }
 
-pub(crate) async fn no_more_are_claimed_than_there_are_places(engine: Engine) {
+pub(crate) async fn claims_never_exceed_free_slots(engine: Engine) {
     let jobs = waiting(&engine, "kling", 4).await;
     assert!(claim(&engine, kling(0), now()).await.is_empty());
     assert_eq!(claim(&engine, kling(2), now()).await, ids(&jobs[..2]));
@@ -153,7 +153,7 @@ pub(crate) async fn the_next_due_time_ignores_places(engine: Engine) {
 }
 
 /// They take jobs through their lives; each job is sent back once.
-pub(crate) async fn rival_claimers_never_exceed_the_places(engine: Engine) {
+pub(crate) async fn concurrent_claims_never_exceed_the_limit(engine: Engine) {
     const PLACES: usize = 5;
     const JOBS: u64 = 60;
     waiting(&engine, "kling", JOBS).await;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use progress_hub::config::{Config, StoreConfig};
 use progress_hub::job::{Job, Status};
 use progress_hub::store::redis::RedisStore;
-use progress_hub::store::{Schedule, CreateJob, CreateOutcome, StoreEvent, ChangeListener, Queue, Store, Topic};
+use progress_hub::store::{
+    ChangeListener, CreateJob, CreateOutcome, Queue, Schedule, Store, StoreEvent, Topic,
+};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -52,7 +54,9 @@ impl Peer {
     async fn hears_version(&mut self) -> (String, u64) {
         match self.hears().await {
             StoreEvent::JobChanged(job) => (job.id.to_string(), job.version),
-            other @ (StoreEvent::Unavailable | StoreEvent::Recovered | StoreEvent::SharedStateChanged) => panic!("{other:?}"),
+            other @ (StoreEvent::Unavailable
+            | StoreEvent::Recovered
+            | StoreEvent::SharedStateChanged) => panic!("{other:?}"),
         }
     }
 }
@@ -72,7 +76,7 @@ async fn commit(store: &RedisStore, next: &Job, agenda: Schedule) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_hears_of_what_it_listens_to_and_of_nothing_else() {
+async fn node_receives_only_subscribed_topics() {
     let server = RedisServer::start().await;
     let (writer, mut reader) = (Peer::on(&server).await, Peer::on(&server).await);
     let (mine, other) = (owned("ada"), owned("bob"));
@@ -102,12 +106,15 @@ async fn a_node_hears_of_what_it_listens_to_and_of_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_node_remembers_the_others_are_told_of() {
+async fn shared_state_changes_are_published() {
     let server = RedisServer::start().await;
     let (one, mut other) = (Peer::on(&server).await, Peer::on(&server).await);
     assert!(other.store.shared_states().await.unwrap().is_empty());
     one.store.put_shared_state("kling", "paused").await.unwrap();
-    assert!(matches!(other.hears().await, StoreEvent::SharedStateChanged));
+    assert!(matches!(
+        other.hears().await,
+        StoreEvent::SharedStateChanged
+    ));
     let remembered = other.store.shared_states().await.unwrap();
     assert_eq!(remembered, [("kling".to_owned(), "paused".to_owned())]);
     one.store.put_shared_state("kling", "open").await.unwrap();
@@ -139,7 +146,10 @@ async fn every_key_has_the_prefix_and_an_end() {
     create(&peer.store, &over, due).await;
     commit(&peer.store, &ended(&over, Status::Succeeded, now()), due).await;
     let news = super::news("early");
-    peer.store.buffer_update("kling", "2", &news, now()).await.unwrap();
+    peer.store
+        .buffer_update("kling", "2", &news, now())
+        .await
+        .unwrap();
     peer.store.put_shared_state("kling", "open").await.unwrap();
     peer.store.claim(Queue::Poll, now(), 9).await.unwrap();
 
@@ -155,13 +165,16 @@ async fn every_key_has_the_prefix_and_an_end() {
 
 /// As a node leaves it that dies after it has reserved, and before it has created.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reservation_whose_job_never_came_is_taken_back() {
+async fn orphaned_reservation_is_released() {
     let server = RedisServer::start().await;
     let peer = Peer::on(&server).await;
     let job = owned("ada");
     let mut paid = creation(job.clone(), Schedule::default(), None);
     paid.budget_entries = vec![entry("ada", 7)];
-    assert_eq!(peer.store.create(paid.clone()).await.unwrap(), CreateOutcome::Created);
+    assert_eq!(
+        peer.store.create(paid.clone()).await.unwrap(),
+        CreateOutcome::Created
+    );
     server.ask(&format!("DEL ph:{{0}}:job:{}", job.id)).await;
     let balance = async || {
         peer.store
@@ -194,7 +207,7 @@ async fn a_reservation_whose_job_never_came_is_taken_back() {
 
 /// As a node leaves it that dies after it has ended a job, and before it has settled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_dead_node_owed_is_booked_once() {
+async fn budget_outbox_of_a_dead_node_is_applied_once() {
     let server = RedisServer::start().await;
     let peer = Peer::on(&server).await;
     let job = owned("ada");
@@ -218,7 +231,7 @@ async fn what_a_dead_node_owed_is_booked_once() {
 
 /// As a node leaves it that dies after it has claimed a name, and before it has created.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_claim_whose_job_never_came_is_void() {
+async fn orphaned_key_claim_expires() {
     let server = RedisServer::start().await;
     let peer = Peer::on(&server).await;
     let mut speaker = server.speaker().await;
@@ -235,14 +248,17 @@ async fn a_claim_whose_job_never_came_is_void() {
         fingerprint: "f".into(),
     };
     let create = creation(job.clone(), Schedule::default(), Some(key));
-    assert_eq!(peer.store.create(create).await.unwrap(), CreateOutcome::Created);
+    assert_eq!(
+        peer.store.create(create).await.unwrap(),
+        CreateOutcome::Created
+    );
     let found = peer.store.find_task("kling", "1").await.unwrap();
     assert_eq!(found, Some(job.id));
 }
 
 /// As a node leaves it that dies after a job's end, and before its place was given back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_place_that_was_left_behind_is_found() {
+async fn leaked_slot_is_reclaimed() {
     let server = RedisServer::start().await;
     let peer = Peer::on(&server).await;
     let over = video("kling");

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use progress_hub::job::{Job, JobId, Status};
 use progress_hub::store::sqlite::SqliteStore;
 use progress_hub::store::{
-    Schedule, EventHandler, CommitOutcome, CreateOutcome, Error, StoreEvent, ListQuery, Queue, CLAIM_LEASE, Store,
+    CLAIM_LEASE, CommitOutcome, CreateOutcome, Error, EventHandler, ListQuery, Queue, Schedule,
+    Store, StoreEvent,
 };
 use progress_hub::time::Time;
 use tempfile::TempDir;
@@ -62,7 +63,7 @@ async fn what_was_stored_is_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_restart_voids_leases() {
+async fn restart_releases_claims() {
     let (_dir, path) = scratch();
     let due = Schedule {
         submit_at: Some(now()),
@@ -90,7 +91,7 @@ async fn a_restart_voids_leases() {
 }
 
 #[tokio::test]
-async fn a_restart_looks_at_what_was_being_sent_at_once() {
+async fn restart_polls_in_flight_submissions_immediately() {
     let (_dir, path) = scratch();
     let store = open(&path).unwrap();
     let soon = Time::now() + MINUTE;
@@ -147,7 +148,7 @@ async fn a_file_is_opened_once() {
 }
 
 #[test]
-fn a_file_that_is_not_the_hubs_is_refused_and_left_alone() {
+fn foreign_sqlite_file_is_rejected_unmodified() {
     let (_dir, path) = scratch();
     let text = "dear diary, ".repeat(1000);
     fs::write(&path, &text).unwrap();
@@ -219,7 +220,10 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
         };
         let mut commit = commitment(&next(&kept), due, Vec::new());
         commit.entries = vec![entry("ada", 3)];
-        assert_eq!(store.commit(commit).await.unwrap(), CommitOutcome::Committed);
+        assert_eq!(
+            store.commit(commit).await.unwrap(),
+            CommitOutcome::Committed
+        );
         let claimed = store.claim(Queue::Poll, now(), 10).await.unwrap();
         assert_eq!(claimed.len(), 1);
         store.close().await;
@@ -296,7 +300,10 @@ async fn the_columns_show_what_the_document_says() {
         .unwrap();
     let over = super::ended(&job, Status::Cancelled, now() + MINUTE);
     let commit = commitment(&over, Schedule::default(), Vec::new());
-    assert_eq!(store.commit(commit).await.unwrap(), CommitOutcome::Committed);
+    assert_eq!(
+        store.commit(commit).await.unwrap(),
+        CommitOutcome::Committed
+    );
     let shell = rusqlite::Connection::open(&path).unwrap();
     let (agrees, doc) = shell
         .query_row(
@@ -395,7 +402,10 @@ async fn commit_until_killed(path: &Path) {
                 tell(&job.id, job.version);
                 job = next(&job);
                 let commit = commitment(&job, Schedule::default(), Vec::new());
-                assert_eq!(store.commit(commit).await.unwrap(), CommitOutcome::Committed);
+                assert_eq!(
+                    store.commit(commit).await.unwrap(),
+                    CommitOutcome::Committed
+                );
             }
         });
     }

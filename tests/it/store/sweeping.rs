@@ -1,7 +1,7 @@
 //! What has been kept long enough is forgotten.
 
 use progress_hub::job::{JobId, Status};
-use progress_hub::store::{Schedule, CreateOutcome, BUFFERED_UPDATE_TTL, BufferOutcome, Queue};
+use progress_hub::store::{BUFFERED_UPDATE_TTL, BufferOutcome, CreateOutcome, Queue, Schedule};
 use progress_hub::time::Time;
 
 use super::{Engine, MINUTE, RETENTION, SECOND, ended, job_of, news, next, now, task};
@@ -51,7 +51,10 @@ pub(crate) async fn a_silent_job_is_forgotten_after_its_retention(engine: Engine
 
 pub(crate) async fn a_forgotten_job_takes_its_key_and_task_along(engine: Engine) {
     let job = task("kling", "1");
-    assert_eq!(engine.create_once(&job, "k", "f").await, CreateOutcome::Created);
+    assert_eq!(
+        engine.create_once(&job, "k", "f").await,
+        CreateOutcome::Created
+    );
     engine.commit(&ended(&job, Status::Succeeded, now())).await;
     assert_eq!(sweep(&engine, now() + RETENTION.terminal + SECOND).await, 1);
 
@@ -64,10 +67,16 @@ pub(crate) async fn a_forgotten_job_takes_its_key_and_task_along(engine: Engine)
 
 pub(crate) async fn parked_news_is_forgotten_after_an_hour(engine: Engine) {
     for (stage, at) in [("old", now()), ("fresh", now() + MINUTE)] {
-        let kept = engine.store.buffer_update("kling", "1", &news(stage), at).await;
+        let kept = engine
+            .store
+            .buffer_update("kling", "1", &news(stage), at)
+            .await;
         assert_eq!(kept.unwrap(), BufferOutcome::Buffered);
     }
-    assert_eq!(sweep(&engine, now() + BUFFERED_UPDATE_TTL + SECOND).await, 1);
+    assert_eq!(
+        sweep(&engine, now() + BUFFERED_UPDATE_TTL + SECOND).await,
+        1
+    );
     let left = engine.store.buffered_updates("kling", "1").await.unwrap();
     assert_eq!(left, [news("fresh")]);
 }

@@ -6,8 +6,8 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::simulator::submit_request::{SubmitRequest, callback, object};
 use crate::simulator::refusal::Refusal;
+use crate::simulator::submit_request::{SubmitRequest, callback, object};
 use crate::simulator::task::Product;
 
 const MAX_PROMPT_CHARS: usize = 2500;

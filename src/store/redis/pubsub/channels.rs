@@ -11,9 +11,9 @@ use fred::types::ClusterHash;
 use fred::types::config::Options;
 use futures_util::future::try_join_all;
 
-use crate::store::redis::keys::Keys;
 use crate::store::redis::connection::to_store_error;
 use crate::store::redis::endpoint::COMMAND_TIMEOUT;
+use crate::store::redis::keys::Keys;
 use crate::store::{Error, Topic};
 
 /// Channels in one command, where a command takes several.
@@ -115,7 +115,9 @@ impl Channels {
             true => {
                 for some in channels.chunks(MAX_CONCURRENT_COMMANDS) {
                     let each = some.iter().map(|one| client.sunsubscribe(one.as_str()));
-                    try_join_all(each).await.map_err(|error| to_store_error(&error))?;
+                    try_join_all(each)
+                        .await
+                        .map_err(|error| to_store_error(&error))?;
                 }
             }
             false => {
@@ -134,14 +136,19 @@ impl Channels {
         if !self.is_sharded {
             for some in channels.chunks(CHANNELS_PER_COMMAND) {
                 let some: Vec<String> = some.iter().map(|one| (*one).to_owned()).collect();
-                client.subscribe(some).await.map_err(|error| to_store_error(&error))?;
+                client
+                    .subscribe(some)
+                    .await
+                    .map_err(|error| to_store_error(&error))?;
             }
             return barrier(client, None).await;
         }
         // A command with several channels would mix up the answers to others.
         for some in channels.chunks(MAX_CONCURRENT_COMMANDS) {
             let each = some.iter().map(|one| client.ssubscribe(*one));
-            try_join_all(each).await.map_err(|error| to_store_error(&error))?;
+            try_join_all(each)
+                .await
+                .map_err(|error| to_store_error(&error))?;
         }
         let slots = channels
             .iter()

@@ -14,11 +14,11 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
-use crate::store::redis::jobs::from_json;
-use crate::store::redis::keys::Keys;
 use crate::store::redis::connection::Connections;
 use crate::store::redis::endpoint::COMMAND_TIMEOUT;
-use crate::store::{Error, StoreEvent, ChangeListener};
+use crate::store::redis::jobs::from_json;
+use crate::store::redis::keys::Keys;
+use crate::store::{ChangeListener, Error, StoreEvent};
 
 /// What is heard, and when it was heard last.
 pub(super) struct MessageReceiver {
@@ -118,7 +118,8 @@ impl MessageReceiver {
                 heard.await;
             }
         };
-        let (heard, ()) = tokio::join!(tokio::time::timeout(COMMAND_TIMEOUT, all), self.probe(link));
+        let (heard, ()) =
+            tokio::join!(tokio::time::timeout(COMMAND_TIMEOUT, all), self.probe(link));
         heard.map_err(|_| Error::Unavailable("a probe did not come back".to_owned()))
     }
 
@@ -147,7 +148,11 @@ impl MessageReceiver {
 }
 
 /// Takes in messages until there will be no more.
-pub(super) async fn run(ears: std::sync::Arc<MessageReceiver>, mut messages: Receiver<Message>, node: ChangeListener) {
+pub(super) async fn run(
+    ears: std::sync::Arc<MessageReceiver>,
+    mut messages: Receiver<Message>,
+    node: ChangeListener,
+) {
     loop {
         match messages.recv().await {
             Ok(message) => ears.handle_message(&message, &node),
