@@ -1,8 +1,8 @@
-# Needs BuildKit, for the caches of the registry and of compiled dependencies.
+# Requires BuildKit: the build caches the registry and the compiled dependencies.
 FROM rust:1-bookworm AS build
 WORKDIR /src
 COPY . .
-# The caches don't become part of the image, so the binary leaves them in the same step.
+# Cache mounts are not part of the image, so the same step copies the binary out of them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     cargo build --release --locked --bin progress-hub \
@@ -22,13 +22,13 @@ USER 10001:10001
 WORKDIR /var/lib/progress-hub
 VOLUME /var/lib/progress-hub
 
-# Loopback, the default, can't be reached from outside of a container. This stands above a
-# configuration file's server.bind.
+# The default address, loopback, is not reachable from outside the container. This variable
+# overrides server.bind of a configuration file.
 ENV PROGRESS_HUB__SERVER__BIND=0.0.0.0:8080
 EXPOSE 8080
 
-# Alive, not ready: a store that is away is no reason to restart the hub. With TLS or on another
-# port, give a health check of your own.
+# Checks liveness, not readiness: restarting the hub does not help if the store is unavailable.
+# Override this health check if the hub uses TLS or another port.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s --retries=3 \
     CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /v1/health/live HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
 

@@ -1,6 +1,8 @@
-"""A stand-in for the invented provider of acme.toml: python3 acme.py 8091 shared-secret
+"""Local server that implements the API of Acme Video, the fictional provider in acme.toml.
 
-A prompt with "silent" tells its end to nobody, one with "unsafe" is declined.
+Usage: python3 acme.py PORT WEBHOOK_SECRET
+
+A prompt that contains "silent" gets no final webhook. A prompt that contains "unsafe" is rejected.
 """
 import hashlib, hmac, json, sys, threading, time, urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 PORT, SECRET, TASKS = int(sys.argv[1]), sys.argv[2].encode(), {}
 
 
-def tell(task, url):
+def send_webhook(task, url):
     body = json.dumps(task).encode()
-    now = str(int(time.time()))
-    seal = hmac.new(SECRET, now.encode() + b"." + body, hashlib.sha256).hexdigest()
-    headers = {"Content-Type": "application/json", "x-acme-signature": f"t={now},v1={seal}"}
+    timestamp = str(int(time.time()))
+    signature = hmac.new(SECRET, timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+    headers = {"Content-Type": "application/json", "x-acme-signature": f"t={timestamp},v1={signature}"}
     urllib.request.urlopen(urllib.request.Request(url, body, headers)).read()
 
 
@@ -23,14 +25,14 @@ def render(task, url):
             return
         task.update(state="rendering", fraction=fraction)
         if url:
-            tell(task, url)
+            send_webhook(task, url)
     task.update(state="done", files=["https://cdn.acme.example/clip.mp4"])
     if url and "silent" not in task["prompt"]:
-        tell(task, url)
+        send_webhook(task, url)
 
 
 class Api(BaseHTTPRequestHandler):
-    def answer(self, status, body):
+    def respond(self, status, body):
         text = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -39,19 +41,19 @@ class Api(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def do_GET(self):
-        self.answer(200, TASKS[self.path.split("/")[3]])
+        self.respond(200, TASKS[self.path.split("/")[3]])
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
         if self.path.endswith("/cancel"):
             task = TASKS[self.path.split("/")[3]]
             task["state"] = "stopped"
-            return self.answer(200, task)
+            return self.respond(200, task)
         if "unsafe" in body["prompt"]:
-            return self.answer(422, {"error": {"code": "blocked", "message": "unsafe prompt"}})
+            return self.respond(422, {"error": {"code": "blocked", "message": "unsafe prompt"}})
         task = {"id": f"gen_{len(TASKS) + 1}", "client_ref": body["client_ref"], "state": "waiting", "prompt": body["prompt"]}
         TASKS[task["id"]] = task
-        self.answer(200, dict(task))
+        self.respond(200, dict(task))
         threading.Thread(target=render, args=(task, body.get("webhook"))).start()
 
     def log_message(self, *_):
