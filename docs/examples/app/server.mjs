@@ -36,7 +36,7 @@ async function submit(userId, prompt, requestId) {
   return { status: response.status, body: await response.json() };
 }
 
-/** Returns the user of a request. Replace it with your own session: this one gives every browser an id of its own. */
+/** Returns the user of a request. Replace it with your own session. This one assigns a random id to every browser. */
 function userOf(request, response) {
   const known = /(?:^|; )user=([\w-]+)/.exec(request.headers.cookie ?? '')?.[1];
   if (known) return known;
