@@ -7,7 +7,8 @@
 //! Rules for authors:
 //!
 //! - A block with another language whose first line is a comment with a file name (`# hub.toml`,
-//!   `// app.mjs`) is written to that file. The comment itself is left out.
+//!   `// app.mjs`) is written to that file. The comment itself is left out. Names in the repository are
+//!   not allowed.
 //! - The ports in [`PORTS`] are replaced by free ports. Use no others.
 //! - Start servers in the background with `&` and wait for a condition. All processes are killed at the end.
 //! - A block that cannot run has a comment directly above it: `<!-- not run: needs Docker -->`. Only its
@@ -43,7 +44,7 @@ const SHOWN_LINES: usize = 30;
 /// Reports the file and line of a failed command. The script has the line numbers of the Markdown file.
 const PROLOGUE: &str = r#"set -Eeuo pipefail; trap 'status=$?; echo "$DOCS_FILE:$LINENO: exit status $status: $BASH_COMMAND" >&2' ERR; "#;
 
-/// Stands for `cargo` in the commands: the program is built already.
+/// Replacement for `cargo`, because the program is already built.
 const CARGO: &str = r#"#!/usr/bin/env bash
 case "$1" in
   build) ;;
@@ -83,6 +84,12 @@ pub fn style_problems(path: &str, text: &str) -> Vec<String> {
         if comment.starts_with("not run") && !is_skipped(&block) {
             add(block.line, "give a reason: <!-- not run: reason -->");
         }
+        if file_name(&block).is_some_and(|name| is_of_repository(&name)) {
+            add(
+                block.line + 1,
+                "the block would overwrite a file of the repository",
+            );
+        }
         for (offset, line) in block.lines.iter().enumerate() {
             if is_run(&block) && placeholder.is_match(line) {
                 add(
@@ -93,6 +100,12 @@ pub fn style_problems(path: &str, text: &str) -> Vec<String> {
         }
     }
     problems
+}
+
+/// Returns whether a file would be written through a link to the repository, or outside of the folder.
+fn is_of_repository(name: &str) -> bool {
+    let first = name.split('/').next().unwrap_or("");
+    name.contains("..") || root().join(first).exists()
 }
 
 fn is_skipped(block: &Block) -> bool {
@@ -247,8 +260,7 @@ fn with_free_ports(script: &str) -> String {
     replaced + &script[end..]
 }
 
-/// Runs a text with a limit that is never reached.
-#[cfg(test)]
+/// Checks and runs a text as the tests of the documentation do.
 fn run_example(text: &str) -> Result<(), String> {
     check_syntax("example.md", text).and_then(|()| run("example.md", text, TIME_LIMIT))
 }
@@ -285,7 +297,7 @@ fn commands_that_do_not_end_are_killed() {
 }
 
 #[test]
-fn placeholders_and_other_shells_are_rejected() {
+fn placeholders_and_other_shells_and_overwritten_files_are_rejected() {
     let text = "```console\n$ ls\n```\n```sh\ncat <file> …\n```\n<!-- not run -->\n```sh\n```\n";
     assert_eq!(
         style_problems("a.md", text).len(),
@@ -293,6 +305,8 @@ fn placeholders_and_other_shells_are_rejected() {
         "{:?}",
         style_problems("a.md", text)
     );
+    let overwriting = "```toml\n# docs/examples/acme.toml\n```\n";
+    assert_eq!(style_problems("a.md", overwriting).len(), 1);
     let fine = "```sh\ncat <<'END'\n<b>\nEND\njq -r .id <hub.json >out\n```\n";
     assert_eq!(style_problems("a.md", &fine.replace("<b>", "")), [""; 0]);
 }

@@ -93,7 +93,7 @@ fn html_comment(line: &str) -> Option<String> {
     Some(comment.trim().to_owned())
 }
 
-/// Returns the text with empty lines in place of code blocks.
+/// Returns the text with empty lines instead of code blocks.
 fn without_blocks(text: &str) -> String {
     let mut lines: Vec<&str> = text.lines().collect();
     for block in blocks(text) {
@@ -113,7 +113,7 @@ pub fn headings(text: &str) -> Vec<String> {
     headings.collect()
 }
 
-/// Returns the anchors of a text, by the rules of GitHub.
+/// Returns the anchors of a text: those that GitHub gives to headings, and `<a id>`.
 pub fn anchors(text: &str) -> BTreeSet<String> {
     let link = Regex::new(r"\[([^\]]*)\]\([^)]*\)").unwrap();
     let mut uses: HashMap<String, usize> = HashMap::new();
@@ -132,7 +132,11 @@ pub fn anchors(text: &str) -> BTreeSet<String> {
             n => format!("{slug}-{}", n - 1),
         }
     });
-    anchors.collect()
+    let explicit = Regex::new(r#"<a (?:id|name)="([^"]+)""#).unwrap();
+    let explicit = explicit
+        .captures_iter(text)
+        .map(|found| found[1].to_owned());
+    anchors.chain(explicit).collect()
 }
 
 /// Returns the targets of the links and images of a text.
