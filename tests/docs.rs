@@ -1,0 +1,408 @@
+//! Checks the documentation against the code, and the layers of the architecture.
+//!
+//! Each check is a function from texts to problems. Besides the test that it finds none in this
+//! repository, there is a test that it finds one in a faulty example.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a file that cannot be read fails the test"
+)]
+
+#[path = "docs/commands.rs"]
+mod commands;
+#[path = "docs/layers.rs"]
+mod layers;
+#[path = "docs/markdown.rs"]
+mod markdown;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Command, Output};
+
+use layers::forbidden_imports;
+use markdown::{broken_links, files, headings, read, root, rows};
+use regex_lite::Regex;
+
+const CONFIGURATION: &str = "docs/reference/configuration.md";
+const ERRORS: &str = "docs/reference/errors.md";
+const HTTP_API: &str = "docs/reference/http-api.md";
+const METRICS: &str = "docs/reference/metrics.md";
+const WEBSOCKET: &str = "docs/reference/websocket.md";
+
+/// Defines a test for the commands of each file.
+macro_rules! commands {
+    ($($test:ident: $path:literal,)*) => {
+        mod commands_of {
+            $(
+                #[test]
+                fn $test() {
+                    super::commands::check($path, &super::read($path));
+                }
+            )*
+        }
+
+        const FILES_WITH_COMMANDS: &[&str] = &[$($path),*];
+    };
+}
+
+commands! {
+    readme: "README.md",
+    add_a_provider: "docs/how-to/add-a-provider.md",
+    add_to_your_app: "docs/tutorial/add-to-your-app.md",
+    authenticate_users: "docs/how-to/authenticate-users.md",
+    configuration: "docs/reference/configuration.md",
+    connect_a_provider: "docs/how-to/connect-a-provider.md",
+    deploy: "docs/how-to/deploy.md",
+    first_job: "docs/tutorial/first-job.md",
+    http_api: "docs/reference/http-api.md",
+    limit_cost: "docs/how-to/limit-cost.md",
+    load_test: "docs/how-to/load-test.md",
+    monitor: "docs/how-to/monitor.md",
+    receive_webhooks: "docs/how-to/receive-webhooks.md",
+    report_from_a_worker: "docs/how-to/report-from-a-worker.md",
+    run_multiple_nodes: "docs/how-to/run-multiple-nodes.md",
+    sse: "docs/reference/sse.md",
+    troubleshoot: "docs/how-to/troubleshoot.md",
+}
+
+#[test]
+fn every_file_with_commands_has_a_test() {
+    let mut all = files("docs", "md");
+    all.push("README.md".to_owned());
+    let with_commands = all
+        .into_iter()
+        .filter(|path| commands::has_commands(&read(path)));
+    let tested = FILES_WITH_COMMANDS.iter().map(|path| (*path).to_owned());
+    assert_eq!(
+        differences(&with_commands.collect(), &tested.collect()),
+        [""; 0]
+    );
+}
+
+#[test]
+fn modules_import_from_lower_layers_only() {
+    let files = files("src", "rs");
+    let forbidden = files
+        .iter()
+        .flat_map(|path| forbidden_imports(path, &read(path)));
+    assert_eq!(forbidden.collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
+fn links_between_files_resolve() {
+    let mut all = files("docs", "md");
+    all.extend(files("benches", "md"));
+    all.extend(["README.md".to_owned(), "CHANGELOG.md".to_owned()]);
+    let broken = all.iter().flat_map(|path| broken_links(path, &read(path)));
+    assert_eq!(broken.collect::<Vec<_>>(), [""; 0]);
+}
+
+/// Returns the values that only one side has.
+fn differences(code: &BTreeSet<String>, docs: &BTreeSet<String>) -> Vec<String> {
+    let missing = code
+        .difference(docs)
+        .map(|name| format!("not documented: {name}"));
+    let stale = docs
+        .difference(code)
+        .map(|name| format!("only documented: {name}"));
+    missing.chain(stale).collect()
+}
+
+/// Returns what the first group of a pattern matches.
+fn captures(pattern: &str, text: &str) -> BTreeSet<String> {
+    let pattern = Regex::new(pattern).unwrap();
+    let found = pattern.captures_iter(text);
+    found.map(|found| found[1].to_owned()).collect()
+}
+
+/// Returns what the first group of a pattern matches in one column of the tables.
+fn column(docs: &str, index: usize, pattern: &str) -> BTreeSet<String> {
+    let rows = rows(docs).into_iter();
+    let cells = rows.filter_map(|row| row.get(index).cloned());
+    cells.flat_map(|cell| captures(pattern, &cell)).collect()
+}
+
+/// Returns the code of the files that a filter selects, without comments and unit tests.
+fn code(is_selected: impl Fn(&str) -> bool) -> String {
+    let mut code = String::new();
+    let all = [files("src", "rs"), files("crates", "rs")].concat();
+    for path in all.iter().filter(|path| is_selected(path)) {
+        let text = read(path);
+        let before_tests = text.split("#[cfg(test)]\nmod tests").next().unwrap_or("");
+        let lines = before_tests.lines();
+        for line in lines.filter(|line| !line.trim_start().starts_with("//")) {
+            code.push_str(line);
+            code.push('\n');
+        }
+    }
+    code
+}
+
+fn error_codes(code: &str) -> BTreeSet<String> {
+    let call =
+        r#"(?:Problem::new|Self::new|unavailable|conflict|\.error)\((?:[^"();]|\(\))*"([a-z_]+)""#;
+    let field = r#"\bcode: "([a-z_]+)""#;
+    let event = r#"\\"code\\":\\"([a-z_]+)\\""#;
+    [call, field, event]
+        .iter()
+        .flat_map(|pattern| captures(pattern, code))
+        .collect()
+}
+
+#[test]
+fn every_error_code_is_documented() {
+    let codes = error_codes(&code(|path| layers::module(path) == "server"));
+    let docs = read(ERRORS);
+    assert_eq!(
+        differences(&codes, &column(&docs, 0, r"\[`([a-z_]+)`\]")),
+        [""; 0]
+    );
+    let is_code = |title: &String| {
+        title
+            .bytes()
+            .all(|byte| byte == b'_' || byte.is_ascii_lowercase())
+    };
+    let sections = headings(&docs).into_iter().filter(is_code).collect();
+    assert_eq!(differences(&codes, &sections), [""; 0]);
+}
+
+#[test]
+fn error_codes_are_found_in_every_form() {
+    let code = r#"
+        Problem::new(StatusCode::BAD_REQUEST, "code_a", "a detail");
+        self.error(&id, "code_b", &message);
+        ServerMessage::Error { id: &id, code: "code_c", message: "no" }
+        format!("data: {{\"code\":\"code_d\"}}");
+        Self::unavailable(
+            "code_e", "a detail", wait)
+        Problem::invalid("not_a_code");
+    "#;
+    let expected = ["code_a", "code_b", "code_c", "code_d", "code_e"].map(str::to_owned);
+    assert_eq!(error_codes(code), BTreeSet::from(expected));
+    let docs = "| [`code_a`](#code_a) | 400 |\n| [`code_x`](#code_x) | 400 |\n";
+    let documented = column(docs, 0, r"\[`([a-z_]+)`\]");
+    let codes = BTreeSet::from(["code_a".to_owned(), "code_b".to_owned()]);
+    assert_eq!(
+        differences(&codes, &documented),
+        ["not documented: code_b", "only documented: code_x"]
+    );
+}
+
+fn close_code_problems(code: &str, docs: &str) -> Vec<String> {
+    let codes = captures(r#"=> \((\d{4}), ""#, code);
+    differences(&codes, &column(docs, 0, r"^`(\d{4})`$"))
+}
+
+fn route_problems(code: &str, docs: &str) -> Vec<String> {
+    let parameter = Regex::new(r"\{\w+\}").unwrap();
+    let generic = |paths: BTreeSet<String>| {
+        let paths = paths.iter().map(|path| parameter.replace_all(path, "{}"));
+        paths.map(String::from).collect()
+    };
+    let routes = captures(r#""(/v1/[^"]+|/metrics)""#, code);
+    let documented = column(docs, 1, r"^\[?`(/v1/[^`]+|/metrics)`");
+    differences(&generic(routes), &generic(documented))
+}
+
+fn metric_problems(code: &str, docs: &str) -> Vec<String> {
+    let registered = captures(r#"register(?:_with_unit)?\(\s*"(\w+)""#, code);
+    let documented = column(docs, 0, r"^`progress_hub_(\w+)`$");
+    let without_suffix = documented.iter().map(|name| {
+        let suffixes = ["_total", "_seconds"].iter();
+        let stem = suffixes
+            .filter_map(|suffix| name.strip_suffix(suffix))
+            .next();
+        stem.unwrap_or(name).to_owned()
+    });
+    differences(&registered, &without_suffix.collect())
+}
+
+#[test]
+fn every_close_code_is_documented() {
+    let code = code(|path| path == "src/protocol.rs");
+    assert_eq!(close_code_problems(&code, &read(WEBSOCKET)), [""; 0]);
+}
+
+#[test]
+fn every_route_is_documented() {
+    let code = code(|path| path.ends_with("server/routes.rs"));
+    assert_eq!(route_problems(&code, &read(HTTP_API)), [""; 0]);
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let code = code(|path| path.ends_with("telemetry/metrics.rs"));
+    assert_eq!(metric_problems(&code, &read(METRICS)), [""; 0]);
+}
+
+#[test]
+fn missing_and_removed_names_are_found() {
+    let code = r#"Self::Normal => (1000, "bye"), Self::Restart => (1012, "restart"),"#;
+    assert_eq!(
+        close_code_problems(code, "| `1000` | `bye` |\n| `4000` | `x` |\n"),
+        ["not documented: 1012", "only documented: 4000"]
+    );
+    let code = r#"("/v1/jobs/{id}", vec![]), ("/v1/tokens", vec![]), ("/metrics", vec![]),"#;
+    assert_eq!(
+        route_problems(
+            code,
+            "| GET | `/v1/jobs/{job}` |\n| GET | [`/metrics`](a.md) |\n| GET | `/v1/x` |\n"
+        ),
+        ["not documented: /v1/tokens", "only documented: /v1/x"]
+    );
+    let code = r#"registry.register("a", "", a); registry.register("b", "", b); registry.register_with_unit("c", "",);"#;
+    assert_eq!(
+        metric_problems(
+            code,
+            "| `progress_hub_a_total` |\n| `progress_hub_c_seconds` |\n| `progress_hub_d` |\n"
+        ),
+        ["not documented: b", "only documented: d"]
+    );
+}
+
+/// Runs `progress-hub check` with these settings only.
+fn check(settings: &[(&str, &str)]) -> Output {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_progress-hub"));
+    program.arg("check").env_clear().current_dir(root());
+    for (key, value) in settings {
+        program.args(["--set", &format!("{key}={value}")]);
+    }
+    program.output().unwrap()
+}
+
+const SECRET: (&str, &str) = (
+    "auth.hs256_secrets",
+    "a secret of at least thirty-two bytes",
+);
+
+/// Returns every setting with its default; an empty text if there is none.
+fn settings() -> BTreeMap<String, String> {
+    let set = [
+        SECRET,
+        ("providers.one.spec", "kling"),
+        ("providers.one.api_key", "key"),
+    ];
+    let output = check(&set);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut settings = BTreeMap::new();
+    let mut section = String::new();
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').replace(".one", ".<name>");
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            let key = format!("{section}.{key}");
+            let is_set = set
+                .iter()
+                .any(|(set, _)| set.replace(".one", ".<name>") == key);
+            let has_default = !is_set && !matches!(value, "\"\"" | "[]" | "{}");
+            let default = if has_default {
+                value.trim_matches('"')
+            } else {
+                ""
+            };
+            settings.insert(key, default.to_owned());
+        }
+    }
+    settings
+}
+
+/// Returns the settings whose documentation is missing or has another default.
+fn setting_problems(docs: &str) -> Vec<String> {
+    let settings = settings();
+    let key = r"^`((?:[a-z0-9]+\.)(?:[a-z0-9_<>]+\.)?[a-z0-9_]+)`$";
+    let documented = column(docs, 0, key);
+    let mut problems = differences(&settings.keys().cloned().collect(), &documented);
+    for row in rows(docs) {
+        let Some(default) = settings.get(row[0].trim_matches('`')) else {
+            continue;
+        };
+        let written = row[1]
+            .strip_prefix('`')
+            .and_then(|cell| cell.strip_suffix('`'));
+        if written.unwrap_or("") != default {
+            problems.push(format!("{}: the default is '{default}'", row[0]));
+        }
+    }
+    problems
+}
+
+#[test]
+fn every_setting_is_documented_with_its_default() {
+    assert_eq!(setting_problems(&read(CONFIGURATION)), [""; 0]);
+}
+
+#[test]
+fn missing_settings_and_wrong_defaults_are_found() {
+    let docs = read(CONFIGURATION);
+    let row = "| `socket.heartbeat` | `25s` |";
+    for (faulty, problem) in [
+        ("| heartbeat | `25s` |", "not documented: socket.heartbeat"),
+        (
+            "| `socket.heartbeat` | `26s` |",
+            "`socket.heartbeat`: the default is '25s'",
+        ),
+        (
+            "| `socket.color` | none | |\n| `socket.heartbeat` | `25s` |",
+            "only documented: socket.color",
+        ),
+    ] {
+        assert_eq!(setting_problems(&docs.replace(row, faulty)), [problem]);
+    }
+}
+
+#[test]
+fn example_definition_is_valid_and_shown_unchanged() {
+    let example = "docs/examples/acme.toml";
+    let output = check(&[
+        SECRET,
+        ("providers.acme.spec", example),
+        ("providers.acme.api_key", "key-1"),
+        ("providers.acme.webhook_secrets", "shared-secret"),
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(read("docs/how-to/add-a-provider.md").contains(&read(example)));
+}
+
+/// Returns the functions that a text names as `Type::function` and the code does not have.
+fn unknown_functions(docs: &str, code: &str) -> Vec<String> {
+    let named = captures(r"`(\w+::[a-z]\w*)`", docs).into_iter();
+    let is_unknown = |path: &String| {
+        let name = path.rsplit("::").next().unwrap_or("");
+        !["(", "<"]
+            .iter()
+            .any(|end| code.contains(&format!("fn {name}{end}")))
+    };
+    named.filter(is_unknown).collect()
+}
+
+#[test]
+fn architecture_names_existing_functions() {
+    let code = code(|_| true);
+    let docs = read("docs/explanation/architecture.md");
+    assert_eq!(unknown_functions(&docs, &code), [""; 0]);
+    assert_eq!(
+        unknown_functions("`Hub::deliver` `Hub::broadcast`", "fn deliver("),
+        ["Hub::broadcast"]
+    );
+}
+
+#[test]
+fn npm_lock_files_name_no_registry() {
+    let lock_files = [
+        "tests/browser/package-lock.json",
+        "benches/compare/express/package-lock.json",
+    ];
+    for path in lock_files {
+        let text = read(path);
+        for part in ["resolved", "http:", "https:"] {
+            assert!(!text.contains(part), "{path} contains '{part}'");
+        }
+    }
+}
