@@ -6,18 +6,18 @@
  * @module
  */
 
-import { Cancels } from './page/cancels.js';
+import { Cancels } from './page/pending-cancels.js';
 import { connectionWords, showConnection, showFacts } from './page/connection.js';
 import { $ } from './page/dom.js';
-import { OrderForm } from './page/form.js';
+import { OrderForm } from './page/submit-form.js';
 import { JobList } from './page/list.js';
-import { News } from './page/news.js';
-import { Opened } from './page/opened.js';
+import { News } from './page/live-region.js';
+import { Opened } from './page/selected-job.js';
 import { Providers } from './page/providers.js';
 import { Session } from './page/session.js';
 import { SignIn } from './page/signin.js';
 import { Timeline } from './page/timeline.js';
-import { isWaiting, statusOf, titleOf, wordsFor } from './page/words.js';
+import { isWaiting, statusOf, titleOf, wordsFor } from './page/labels.js';
 import { HubError } from './progress-hub.js';
 
 /** @typedef {import('./progress-hub.js').Job} Job */

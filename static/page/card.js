@@ -3,11 +3,11 @@
 import { $, attr, css, h, safeUrl, template, text } from './dom.js';
 import { Detail } from './detail.js';
 import { ago, clock, span, sum } from './format.js';
-import { Frame } from './frame.js';
+import { Frame } from './player.js';
 import { isOver } from './outputs.js';
 import { platformOf } from './presets.js';
-import { STATIONS, stationsOf } from './stations.js';
-import { kindOfOutput, noteOf, statusOf, titleOf } from './words.js';
+import { STATIONS, stationsOf } from './steps.js';
+import { kindOfOutput, noteOf, statusOf, titleOf } from './labels.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 /**
@@ -18,8 +18,8 @@ import { kindOfOutput, noteOf, statusOf, titleOf } from './words.js';
  * @property {() => boolean} isDemo
  * @property {(card: Card) => void} toggle opens the card, or closes it
  * @property {(job: Job) => void} orderAgain offers the order for another try
- * @property {import('./cancels.js').Cancels} cancels
- * @property {(job: Job) => import('./words.js').Beside} beside
+ * @property {import('./pending-cancels.js').Cancels} cancels
+ * @property {(job: Job) => import('./labels.js').Beside} beside
  */
 
 export class Card {

@@ -2,7 +2,7 @@
 
 import { svg } from './dom.js';
 import { percent, span } from './format.js';
-import { SOURCES, shape } from './sources.js';
+import { SOURCES, shape } from './update-sources.js';
 import { changeOf } from './timeline.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */

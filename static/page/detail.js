@@ -5,9 +5,9 @@ import { $, attr, copyFrom, h, template, text } from './dom.js';
 import { clock, dateAndClock, span, sum } from './format.js';
 import { outputLine, validityWords } from './outputs.js';
 import { TABS, snippet } from './snippets.js';
-import { SOURCES, TELLERS } from './sources.js';
+import { SOURCES, TELLERS } from './update-sources.js';
 import { changeOf } from './timeline.js';
-import { MAX_ATTEMPTS } from './words.js';
+import { MAX_ATTEMPTS } from './labels.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 /** @typedef {import('./timeline.js').Seen} Seen */

@@ -8,8 +8,8 @@
 
 import { Card } from './card.js';
 import { $, REDUCED_MOTION, attr, h, text } from './dom.js';
-import { SOURCES, TELLERS } from './sources.js';
-import { isWaiting } from './words.js';
+import { SOURCES, TELLERS } from './update-sources.js';
+import { isWaiting } from './labels.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 

@@ -7,8 +7,8 @@
  */
 
 import { $, attr } from './dom.js';
-import { ProviderLine } from './provider-line.js';
-import { spokenStanding } from './standing.js';
+import { ProviderLine } from './provider-row.js';
+import { spokenStanding } from './provider-status.js';
 
 /** @typedef {import('../progress-hub.js').Provider} Provider */
 /**

@@ -4,8 +4,8 @@ import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 
-import { closeBrowser, House } from './house.mjs';
-import { arrive, card, comesTo, fitsItsWidth, isState, open, plays, render } from './visit.mjs';
+import { closeBrowser, House } from './harness.mjs';
+import { arrive, card, comesTo, fitsItsWidth, isState, open, plays, render } from './page_helpers.mjs';
 
 let house;
 

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 
-import { PATIENCE_MS } from './house.mjs';
+import { PATIENCE_MS } from './harness.mjs';
 
 /** Opens the page and waits until it is live. */
 export async function arrive(tab, url) {

@@ -10,7 +10,7 @@
 import { $, REDUCED_MOTION, attr, css, h, safeUrl, text } from './dom.js';
 import { seconds } from './format.js';
 import { orderedRatio } from './presets.js';
-import { titleOf } from './words.js';
+import { titleOf } from './labels.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 

@@ -1,6 +1,6 @@
 /** What was asked to be cancelled here. Invariant: a cancel is under way from the press until the hub refuses it or the job ends. */
 
-import { cancelProblemWords } from './problems.js';
+import { cancelProblemWords } from './error-text.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 /** @typedef {{ state: 'asking' | 'asked' | 'refused', problem: string }} Cancel `asked`: by the hub, at the provider */

@@ -3,9 +3,9 @@
 import assert from 'node:assert/strict';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 
-import { closeBrowser, House, PATIENCE_MS } from './house.mjs';
-import { behindKey, document, finished, inSeconds, nextOrderIs, ordered, outputsAreServed, problem, providersAre, unwell } from './stand_ins.mjs';
-import { arrive, card, comesTo, fitsItsWidth, open, plays, render } from './visit.mjs';
+import { closeBrowser, House, PATIENCE_MS } from './harness.mjs';
+import { behindKey, document, finished, inSeconds, nextOrderIs, ordered, outputsAreServed, problem, providersAre, unwell } from './mocks.mjs';
+import { arrive, card, comesTo, fitsItsWidth, open, plays, render } from './page_helpers.mjs';
 
 let house;
 let tab;

@@ -2,8 +2,8 @@
 
 import { left, percent, seconds, span } from './format.js';
 import { isOver, validityWords } from './outputs.js';
-import { fieldIn, sentence } from './problems.js';
-import { waitWords } from './standing.js';
+import { fieldIn, sentence } from './error-text.js';
+import { waitWords } from './provider-status.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 /**

@@ -2,8 +2,8 @@
 
 import { $, attr, h, text } from './dom.js';
 import { clock, sum } from './format.js';
-import { resumeProblemWords } from './problems.js';
-import { resumedWords, standingWords } from './standing.js';
+import { resumeProblemWords } from './error-text.js';
+import { resumedWords, standingWords } from './provider-status.js';
 
 /** @typedef {import('../progress-hub.js').Provider} Provider */
 

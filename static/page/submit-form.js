@@ -3,7 +3,7 @@
 import { HubError } from '../progress-hub.js';
 import { $, attr, text } from './dom.js';
 import { PLATFORMS } from './presets.js';
-import { fieldIn, problemWords, retryWords } from './problems.js';
+import { fieldIn, problemWords, retryWords } from './error-text.js';
 import { offerScenarios } from './scenarios.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */

@@ -2,7 +2,7 @@
 
 import { readFile } from 'node:fs/promises';
 
-import { render } from './visit.mjs';
+import { render } from './page_helpers.mjs';
 
 const CLIP = new URL('../../src/simulator/clip.mp4', import.meta.url);
 let made = 0;
