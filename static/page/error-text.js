@@ -1,62 +1,69 @@
-/** Why the hub did not do what it was asked, in words for people. Invariant: what the hub said is kept; only settings and times are put in plain words. */
+/**
+ * Messages for errors that the hub returned.
+ *
+ * Invariant: the hub's own message is kept. Only configuration keys and timestamps in it are replaced.
+ *
+ * @module
+ */
 
 import { HubError } from '../progress-hub.js';
-import { dateAndClock, left } from './format.js';
+import { countdown, dateAndClock } from './format.js';
 
-const FIELDS = ['prompt', 'negative_prompt', 'image_url', 'duration', 'aspect_ratio', 'resolution', 'model', 'platform', 'provider', 'input', 'metadata'];
-/** What the settings that a refusal begins with are to whoever placed the order. @type {[RegExp, string][]} */
-const SETTINGS = [
-  [/^budgets\.per_job: /, 'More than one job may cost: '],
-  [/^budgets\.per_owner_day: /, 'Your budget for today: '],
-  [/^providers\.([a-z0-9-]+)\.budget_per_day: /, 'The budget for $1 today: '],
+const REQUEST_FIELDS = ['prompt', 'negative_prompt', 'image_url', 'duration', 'aspect_ratio', 'resolution', 'model', 'platform', 'provider', 'input', 'metadata'];
+/** Configuration keys that start a message, and what they mean to the user. @type {[RegExp, string][]} */
+const CONFIG_KEYS = [
+  [/^budgets\.per_job: /, 'Budget per job: '],
+  [/^budgets\.per_owner_day: /, 'Your daily budget: '],
+  [/^providers\.([a-z0-9-]+)\.budget_per_day: /, 'Daily budget for $1: '],
   [/^limits\.submits_per_minute: /, ''],
 ];
-const TIME = /\d{4}-\d\d-\d\dT[\d:.]+Z/g;
+const TIMESTAMP = /\d{4}-\d\d-\d\dT[\d:.]+Z/g;
+const UNREACHABLE = "Can't reach the server.";
 
-/** @param {unknown} error */
-export function problemWords(error) {
-  if (!(error instanceof HubError)) return 'That did not work.';
-  if (error.code === 'unreachable') return 'The hub does not answer. Nothing was placed twice; try again.';
+/** Returns the message for an error of any call. @param {unknown} error */
+export function errorText(error) {
+  if (!(error instanceof HubError)) return 'Something went wrong. Reload the page and try again.';
+  if (error.code === 'unreachable') return `${UNREACHABLE} Try again; the job won't be submitted twice.`;
   if (error.status === 401) return 'You are signed out.';
-  if (error.status === 403) return 'This token may look, but not place or cancel orders.';
-  if (error.status >= 500) return 'The hub cannot do that right now.';
-  const words = SETTINGS.reduce((message, [setting, plain]) => message.replace(setting, plain), error.message).replace(TIME, dateAndClock);
-  return sentence(words.charAt(0).toUpperCase() + words.slice(1));
+  if (error.status === 403) return 'This token is read-only.';
+  if (error.status >= 500) return "The hub can't process this request right now.";
+  const message = CONFIG_KEYS.reduce((result, [key, label]) => result.replace(key, label), error.message).replace(TIMESTAMP, dateAndClock);
+  return toSentence(message.charAt(0).toUpperCase() + message.slice(1));
 }
 
-/** When it is worth another try. @param {unknown} error @param {number} [passed] milliseconds since it came */
-export function retryWords(error, passed = 0) {
+/** Returns when to retry, or an empty string if a retry does not help. @param {unknown} error @param {number} [elapsedMs] time since the error */
+export function retryText(error, elapsedMs = 0) {
   if (!(error instanceof HubError) || error.code === 'unreachable') return '';
   if (error.retryAfter === null) return error.retryable ? 'Try again in a moment.' : '';
-  const ms = error.retryAfter * 1000 - passed;
-  return ms > 0 ? `Try again in ${left(ms)}.` : 'You can try again now.';
+  const ms = error.retryAfter * 1000 - elapsedMs;
+  return ms > 0 ? `Try again in ${countdown(ms)}.` : 'You can try again now.';
 }
 
-/** Why a job was not cancelled. @param {unknown} error */
-export function cancelProblemWords(error) {
+/** Returns why a job was not cancelled. @param {unknown} error */
+export function cancelErrorText(error) {
   const code = error instanceof HubError ? error.code : '';
-  if (code === 'not_cancellable') return `Not cancelled: ${sentence(/** @type {HubError} */ (error).message)}`;
-  if (code === 'provider_error') return 'The provider did not agree to cancel it, so it goes on. Try again in a moment.';
-  if (code === 'unreachable') return 'The hub does not answer. Try again.';
-  return `${problemWords(error)} ${retryWords(error)}`.trim();
+  if (code === 'not_cancellable') return `Not cancelled: ${toSentence(/** @type {HubError} */ (error).message)}`;
+  if (code === 'provider_error') return 'The provider did not accept the cancellation. The job continues. Try again in a moment.';
+  if (code === 'unreachable') return `${UNREACHABLE} Try again.`;
+  return `${errorText(error)} ${retryText(error)}`.trim();
 }
 
-/** Why a provider was not tried again. @param {unknown} error */
-export function resumeProblemWords(error) {
+/** Returns why a provider was not resumed. @param {unknown} error */
+export function resumeErrorText(error) {
   const code = error instanceof HubError ? error.code : '';
-  if (code === 'unreachable') return 'The hub does not answer. Try again.';
-  if (code === 'forbidden') return 'This token may not do that.';
-  return `${problemWords(error)} ${retryWords(error)}`.trim();
+  if (code === 'unreachable') return `${UNREACHABLE} Try again.`;
+  if (code === 'forbidden') return "This token can't resume providers. Use a token with the scope admin.";
+  return `${errorText(error)} ${retryText(error)}`.trim();
 }
 
-/** The field of the order that a message is about: the one that it begins with, or the first that it speaks of. @param {string} message */
-export function fieldIn(message) {
+/** Returns the request field that a message is about: the one that starts it, else the first one that it mentions. @param {string} message */
+export function fieldNamedIn(message) {
   const first = /^(\w+)\b[^:]*:/.exec(message)?.[1] ?? '';
-  return FIELDS.includes(first) ? first : FIELDS.find(name => new RegExp(`\\b${name}\\b`, 'i').test(message));
+  return REQUEST_FIELDS.includes(first) ? first : REQUEST_FIELDS.find(name => new RegExp(`\\b${name}\\b`, 'i').test(message));
 }
 
-/** @param {string} message */
-export function sentence(message) {
+/** Ends a message with a period if it has no final punctuation. @param {string} message */
+export function toSentence(message) {
   const trimmed = message.trim();
   return /[.!?]$/.test(trimmed) ? trimmed : `${trimmed}.`;
 }

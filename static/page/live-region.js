@@ -1,27 +1,29 @@
-/** For those who listen instead of look: the newest of each thing, gathered, so that a storm is one sentence. */
+/** Announcements for screen readers, batched so that many changes at once become one sentence. */
 
 import { text } from './dom.js';
 
-const GATHER_MS = 1_000;
+const BATCH_WINDOW_MS = 1_000;
+/** A larger batch is announced as a count. */
+const MAX_MESSAGES_PER_BATCH = 3;
 
-export class News {
+export class LiveRegion {
   #element;
-  /** @type {Map<string, string>} */ #gathered = new Map();
+  /** Newest message by subject. @type {Map<string, string>} */ #pending = new Map();
 
-  /** @param {HTMLElement} element a live region */
+  /** @param {HTMLElement} element an element with `aria-live` */
   constructor(element) {
     this.#element = element;
   }
 
-  /** @param {string} about @param {string} words */
-  say(about, words) {
-    if (!this.#gathered.size) setTimeout(() => this.#speak(), GATHER_MS);
-    this.#gathered.set(about, words);
+  /** Announces a message with the next batch. It replaces a pending message about the same subject. @param {string} subject @param {string} message */
+  announce(subject, message) {
+    if (!this.#pending.size) setTimeout(() => this.#flush(), BATCH_WINDOW_MS);
+    this.#pending.set(subject, message);
   }
 
-  #speak() {
-    const news = [...this.#gathered.values()];
-    this.#gathered.clear();
-    text(this.#element, news.length > 3 ? `${news.length} jobs changed.` : news.join(' '));
+  #flush() {
+    const messages = [...this.#pending.values()];
+    this.#pending.clear();
+    text(this.#element, messages.length > MAX_MESSAGES_PER_BATCH ? `${messages.length} updates.` : messages.join(' '));
   }
 }

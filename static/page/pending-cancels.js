@@ -1,14 +1,20 @@
-/** What was asked to be cancelled here. Invariant: a cancel is under way from the press until the hub refuses it or the job ends. */
+/** Cancellations requested in this tab. Invariant: a cancellation is pending until the hub rejects it or the job is final. */
 
-import { cancelProblemWords } from './error-text.js';
+import { cancelErrorText } from './error-text.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
-/** @typedef {{ state: 'asking' | 'asked' | 'refused', problem: string }} Cancel `asked`: by the hub, at the provider */
+/**
+ * - `sending`: the request to the hub is in flight.
+ * - `requested`: the hub accepted the request, and the provider has not confirmed it.
+ * - `rejected`: the hub or the provider rejected the request; `error` says why.
+ *
+ * @typedef {{ state: 'sending' | 'requested' | 'rejected', error: string }} Cancel
+ */
 
-const KEY = 'progress-hub.cancels';
+const STORAGE_KEY = 'progress-hub.cancels';
 
-export class Cancels {
-  /** @type {Map<string, Cancel>} */ #cancels = new Map();
+export class PendingCancels {
+  /** By job id. @type {Map<string, Cancel>} */ #cancels = new Map();
   #send;
   #onChange;
 
@@ -16,58 +22,58 @@ export class Cancels {
   constructor(send, onChange) {
     this.#send = send;
     this.#onChange = onChange;
-    // A reload must not look as if nobody had asked.
-    for (const id of stored()) this.#cancels.set(id, { state: 'asked', problem: '' });
+    // Restored after a reload, since the job document does not show a requested cancellation.
+    for (const id of storedIds()) this.#cancels.set(id, { state: 'requested', error: '' });
   }
 
   /** @param {Job} job @returns {Cancel | null} */
-  of(job) {
+  get(job) {
     const cancel = this.#cancels.get(job.id);
     if (!cancel || !job.final) return cancel ?? null;
     this.#cancels.delete(job.id);
-    this.#store();
+    this.#save();
     return null;
   }
 
   /** @param {Job} job */
-  isUnderWay(job) {
-    const state = this.of(job)?.state;
-    return state === 'asking' || state === 'asked';
+  isPending(job) {
+    const state = this.get(job)?.state;
+    return state === 'sending' || state === 'requested';
   }
 
-  /** @param {Job} job */
-  async ask(job) {
-    if (this.of(job)?.state === 'asking') return;
-    this.#put(job.id, { state: 'asking', problem: '' });
+  /** Requests cancellation. Does nothing while a request for this job is in flight. @param {Job} job */
+  async request(job) {
+    if (this.get(job)?.state === 'sending') return;
+    this.#set(job.id, { state: 'sending', error: '' });
     try {
       await this.#send(job);
-      this.#put(job.id, { state: 'asked', problem: '' });
+      this.#set(job.id, { state: 'requested', error: '' });
     } catch (error) {
-      this.#put(job.id, { state: 'refused', problem: cancelProblemWords(error) });
+      this.#set(job.id, { state: 'rejected', error: cancelErrorText(error) });
     }
   }
 
   /** @param {string} id @param {Cancel} cancel */
-  #put(id, cancel) {
+  #set(id, cancel) {
     this.#cancels.set(id, cancel);
-    this.#store();
+    this.#save();
     this.#onChange(id);
   }
 
-  #store() {
-    const asked = [...this.#cancels].filter(([, { state }]) => state === 'asked').map(([id]) => id);
+  #save() {
+    const requested = [...this.#cancels].filter(([, { state }]) => state === 'requested').map(([id]) => id);
     try {
-      sessionStorage.setItem(KEY, JSON.stringify(asked));
+      sessionStorage.setItem(STORAGE_KEY, JSON.stringify(requested));
     } catch {
-      // Full: then only a reload forgets it.
+      // Storage is full. The state is kept in memory and lost on reload.
     }
   }
 }
 
 /** @returns {string[]} */
-function stored() {
+function storedIds() {
   try {
-    return JSON.parse(sessionStorage.getItem(KEY) ?? '[]');
+    return JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? '[]');
   } catch {
     return [];
   }

@@ -1,32 +1,32 @@
-/** The line of one provider, with the button for whoever may say that it is mended. Invariant: the hub is told once for each press, and what came of it stands in the line. */
+/** State of one provider, with a button to resume it. Invariant: one press sends one request, and the row shows its error. */
 
 import { $, attr, h, text } from './dom.js';
-import { clock, sum } from './format.js';
-import { resumeProblemWords } from './error-text.js';
-import { resumedWords, standingWords } from './provider-status.js';
+import { resumeErrorText } from './error-text.js';
+import { clock, money } from './format.js';
+import { providerStatusText, resumedText } from './provider-status.js';
 
 /** @typedef {import('../progress-hub.js').Provider} Provider */
 
-/** How long a line stays to say that its provider is open again. */
-const RESUMED_MS = 5_000;
+/** How long the row of a resumed provider stays visible. */
+const RESUMED_MESSAGE_MS = 5_000;
 
-export class ProviderLine {
-  element = h('li', {}, h('i', { 'aria-hidden': 'true' }), h('span'), h('small'), h('button', { class: 'quiet', type: 'button' }, 'Try again now'), h('p', { class: 'problem', role: 'alert', hidden: '' }));
+export class ProviderRow {
+  element = h('li', {}, h('i', { 'aria-hidden': 'true' }), h('span'), h('small'), h('button', { class: 'secondary', type: 'button' }, 'Resume now'), h('p', { class: 'error', role: 'alert', hidden: '' }));
   /** @type {Provider | null} */ #provider = null;
   #resumedAt = -Infinity;
   #isSending = false;
 
-  /** @param {() => Promise<void>} resume */
+  /** @param {() => Promise<void>} resume rejects with the hub's error */
   constructor(resume) {
-    $('button', this.element).addEventListener('click', () => this.#press(resume));
+    $('button', this.element).addEventListener('click', () => this.#onPress(resume));
   }
 
-  /** Whether it was just said to be mended. */
+  /** Whether the provider was resumed from this row a moment ago. */
   get isResumed() {
-    return performance.now() - this.#resumedAt < RESUMED_MS;
+    return performance.now() - this.#resumedAt < RESUMED_MESSAGE_MS;
   }
 
-  showResumed() {
+  markResumed() {
     this.#resumedAt = performance.now();
   }
 
@@ -35,43 +35,43 @@ export class ProviderLine {
     this.#provider = provider;
     const { title, state, since, balance } = provider;
     attr(this.element, 'data-state', state);
-    const isOpen = state === 'open';
-    text($('small', this.element), isOpen ? '' : [since && `since ${clock(since)}`, balance && `${sum(balance)} left`].filter(Boolean).join(', '));
+    const isAvailable = state === 'available';
+    text($('small', this.element), isAvailable ? '' : [since && `since ${clock(since)}`, balance && `${money(balance)} left`].filter(Boolean).join(', '));
     const button = $('button', this.element);
-    // Only an admin is told of balances, and only an admin may say that a provider is mended.
-    attr(button, 'hidden', isOpen || balance === undefined ? '' : null);
-    attr(button, 'aria-label', `Try ${title} again now`);
+    // The hub sends `balance` to admins only, and only admins may resume a provider.
+    attr(button, 'hidden', isAvailable || balance === undefined ? '' : null);
+    attr(button, 'aria-label', `Resume now: ${title}`);
   }
 
-  /** @param {number} now the hub's clock */
+  /** @param {number} now the hub's clock, in milliseconds */
   tick(now) {
     const provider = this.#provider;
-    if (provider) text($('span', this.element), provider.state === 'open' ? resumedWords(provider) : standingWords(provider, now));
+    if (provider) text($('span', this.element), provider.state === 'available' ? resumedText(provider) : providerStatusText(provider, now));
   }
 
   /** @param {() => Promise<void>} resume */
-  async #press(resume) {
+  async #onPress(resume) {
     if (this.#isSending) return;
-    this.#sending(true);
-    this.#complain('');
+    this.#setSending(true);
+    this.#showError('');
     try {
       await resume();
     } catch (error) {
-      this.#complain(resumeProblemWords(error));
+      this.#showError(resumeErrorText(error));
     }
-    this.#sending(false);
+    this.#setSending(false);
   }
 
   /** @param {boolean} isSending */
-  #sending(isSending) {
+  #setSending(isSending) {
     this.#isSending = isSending;
     attr($('button', this.element), 'aria-disabled', isSending ? 'true' : null);
   }
 
-  /** @param {string} words */
-  #complain(words) {
-    const problem = $('.problem', this.element);
-    text(problem, words);
-    attr(problem, 'hidden', words ? null : '');
+  /** @param {string} message */
+  #showError(message) {
+    const error = $('.error', this.element);
+    text(error, message);
+    attr(error, 'hidden', message ? null : '');
   }
 }

@@ -1,52 +1,43 @@
-/** How a provider is, in words for people: what keeps it, and when it goes on. */
+/** Descriptions of a provider's state: what limits it, and when the hub sends the next request. */
 
-import { left, seconds } from './format.js';
+import { countdown, seconds } from './format.js';
 
 /** @typedef {import('../progress-hub.js').Provider} Provider */
 
-/** @type {Record<string, string>} */
-const REASONS = {
-  rate_limit: 'too many requests',
-  quota: 'the account has no credit left',
-  auth: "it refuses the hub's key",
+/** @type {Record<Provider['state'], string>} */
+const STATE_LABELS = {
+  available: 'is available again',
+  rate_limited: 'is rate limited',
+  unavailable: 'is unavailable',
+  suspended: 'is suspended',
 };
-const NEXT = { open: '', paused: 'goes on', stopped: 'next try', failing: 'trying again' };
+/** Reasons that the state does not already imply. @type {Record<string, string>} */
+const REASON_LABELS = {
+  quota: 'the account is out of credit',
+  auth: "it rejected the hub's API key",
+};
+/** What happens at `until`. @type {Record<Provider['state'], string>} */
+const NEXT_LABELS = { available: '', rate_limited: 'Resumes', unavailable: 'Retrying', suspended: 'Next attempt' };
 
-/** @param {Provider} provider @param {number} now */
-export function standingWords(provider, now) {
-  return sentenceOf(stateWords(provider), REASONS[provider.reason ?? ''], nextWords(provider, now));
+/** Returns the state with a countdown to the next request. @param {Provider} provider @param {number} now */
+export function providerStatusText(provider, now) {
+  return [providerStatusAria(provider), nextText(provider, now)].filter(Boolean).join(' ');
 }
 
-/** Right after somebody said that it is mended. @param {Provider} provider */
-export function resumedWords(provider) {
-  return `${stateWords(provider)}: what waits for it is sent, one job at first`;
-}
-
-/** Without what changes every second: to be said aloud once. @param {Provider} provider */
-export function spokenStanding(provider) {
-  return sentenceOf(stateWords(provider), REASONS[provider.reason ?? '']);
-}
-
-/** What a job waits for. @param {Provider} provider @param {number} now */
-export function waitWords(provider, now) {
-  const why = REASONS[provider.reason ?? ''] ?? `it is ${provider.state}`;
-  return sentenceOf(`waits for ${provider.title}`, why, nextWords(provider, now));
+/** Returns the state without the countdown, since a screen reader announces it once. @param {Provider} provider */
+export function providerStatusAria({ title, state, reason }) {
+  const reasonLabel = REASON_LABELS[reason ?? ''];
+  return `${title} ${STATE_LABELS[state]}${reasonLabel ? `: ${reasonLabel}` : ''}.`;
 }
 
 /** @param {Provider} provider */
-function stateWords({ title, state }) {
-  return state === 'open' ? `${title} is open again` : `${title} is ${state}`;
+export function resumedText({ title }) {
+  return `${title} is back. Resuming queued jobs.`;
 }
 
 /** @param {Provider} provider @param {number} now */
-function nextWords({ state, until }, now) {
-  if (!until || !NEXT[state]) return '';
+function nextText({ state, until }, now) {
+  if (!until || !NEXT_LABELS[state]) return '';
   const ms = Date.parse(until) - now;
-  return `${NEXT[state]} ${seconds(ms) ? `in ${left(ms)}` : 'now'}`;
-}
-
-/** @param {string} what @param {(string | undefined)[]} more */
-function sentenceOf(what, ...more) {
-  const rest = more.filter(Boolean).join('; ');
-  return rest ? `${what}: ${rest}` : what;
+  return `${NEXT_LABELS[state]} ${seconds(ms) ? `in ${countdown(ms)}` : 'now'}.`;
 }

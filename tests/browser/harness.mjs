@@ -1,4 +1,4 @@
-/** Real processes and a real browser for the tests. Invariant: whatever was started here is stopped by `close`, whether the test passed or not. */
+/** Starts real hubs and a real browser for the tests. Invariant: `close` stops everything that was started. */
 
 import { spawn, execFile } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -10,45 +10,46 @@ import { promisify } from 'node:util';
 import { chromium } from 'playwright-core';
 
 const BIN = process.env.PROGRESS_HUB_BIN;
-const START_WITHIN_MS = 20_000;
-/** The longest that anything on the page is waited for. */
-export const PATIENCE_MS = 40_000;
+const STARTUP_TIMEOUT_MS = 20_000;
+const STOP_TIMEOUT_MS = 3_000;
+/** Time limit for each wait on the page. */
+export const TEST_TIMEOUT_MS = 40_000;
 
-const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+const CHROMIUM_FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
-/** A running program and what it says. */
-class Program {
+/** A child process and its output. */
+class Process {
   #child;
-  #said = '';
-  #ended;
+  #output = '';
+  #exited;
 
   constructor(file, args, env = {}) {
     this.#child = spawn(file, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
-    this.#ended = new Promise(resolve => this.#child.once('exit', resolve));
-    for (const stream of [this.#child.stdout, this.#child.stderr]) stream.on('data', data => (this.#said += data));
+    this.#exited = new Promise(resolve => this.#child.once('exit', resolve));
+    for (const stream of [this.#child.stdout, this.#child.stderr]) stream.on('data', data => (this.#output += data));
   }
 
-  /** The first match of what it says. @param {RegExp} pattern @returns {Promise<RegExpExecArray>} */
-  says(pattern) {
+  /** Waits until the output matches. Rejects on a timeout and when the process exits. @param {RegExp} pattern @returns {Promise<RegExpExecArray>} */
+  waitForOutput(pattern) {
     return new Promise((resolve, reject) => {
-      const look = () => {
-        const found = pattern.exec(this.#said);
-        if (found) done(() => resolve(found));
+      const check = () => {
+        const match = pattern.exec(this.#output);
+        if (match) finish(() => resolve(match));
       };
-      const fail = why => done(() => reject(new Error(`${why}; it said:\n${this.#said}`)));
-      const timer = setTimeout(() => fail(`nothing like ${pattern} in time`), START_WITHIN_MS);
-      const onExit = () => fail('it ended');
-      const done = then => {
+      const fail = reason => finish(() => reject(new Error(`${reason}; output:\n${this.#output}`)));
+      const timer = setTimeout(() => fail(`no output matched ${pattern} within ${STARTUP_TIMEOUT_MS} ms`), STARTUP_TIMEOUT_MS);
+      const onExit = () => fail('the process exited');
+      const finish = settle => {
         clearTimeout(timer);
-        this.#child.stdout.off('data', look);
-        this.#child.stderr.off('data', look);
+        this.#child.stdout.off('data', check);
+        this.#child.stderr.off('data', check);
         this.#child.off('exit', onExit);
-        then();
+        settle();
       };
-      this.#child.stdout.on('data', look);
-      this.#child.stderr.on('data', look);
+      this.#child.stdout.on('data', check);
+      this.#child.stderr.on('data', check);
       this.#child.once('exit', onExit);
-      look();
+      check();
     });
   }
 
@@ -56,12 +57,12 @@ class Program {
     this.#child.kill(name);
   }
 
-  /** Ends it, the hard way when it does not listen. */
+  /** Stops the process. Sends SIGKILL if it does not exit in time. */
   async stop(signal = 'SIGTERM') {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
     this.#child.kill(signal);
-    const timer = setTimeout(() => this.#child.kill('SIGKILL'), 3_000);
-    await this.#ended;
+    const timer = setTimeout(() => this.#child.kill('SIGKILL'), STOP_TIMEOUT_MS);
+    await this.#exited;
     clearTimeout(timer);
   }
 }
@@ -76,30 +77,30 @@ async function freePort() {
 
 let browser = null;
 
-/** One browser serves all tests; each tab has a profile of its own. */
+/** Closes the browser that all tests share. */
 export async function closeBrowser() {
   await browser?.close();
   browser = null;
 }
 
-/** Everything that one test needs. */
-export class House {
+/** The hubs and tabs of one test. */
+export class Harness {
   #closers = [];
 
-  /** Runs the demo. @returns {Promise<{ url: string, program: Program }>} */
-  async demo() {
-    const program = this.#keep(new Program(BIN, ['demo', '--bind', '127.0.0.1:0']));
-    const [url] = await program.says(/http:\/\/127\.0\.0\.1:\d+\//);
-    return { url, program };
+  /** Starts the demo. @returns {Promise<{ url: string, process: Process }>} */
+  async startDemo() {
+    const demo = this.#register(new Process(BIN, ['demo', '--bind', '127.0.0.1:0']));
+    const [url] = await demo.waitForOutput(/http:\/\/127\.0\.0\.1:\d+\//);
+    return { url, process: demo };
   }
 
-  /** A configured hub with the simulator as its provider. @param {{ store?: string }} [options] */
-  async serve({ store } = {}) {
+  /** Starts a configured hub with the simulator as its provider. @param {{ store?: string }} [options] `store`: store URL, by default a new SQLite file */
+  async startHub({ store } = {}) {
     const folder = await mkdtemp(join(tmpdir(), 'progress-hub-'));
     this.#closers.push(() => rm(folder, { recursive: true, force: true }));
     const secret = 'whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=';
-    const simulator = this.#keep(new Program(BIN, ['simulator', '--bind', '127.0.0.1:0', '--api-key', 'key-of-the-simulator', '--webhook-secret', secret]));
-    const [provider] = await simulator.says(/http:\/\/127\.0\.0\.1:\d+/);
+    const simulator = this.#register(new Process(BIN, ['simulator', '--bind', '127.0.0.1:0', '--api-key', 'simulator-api-key', '--webhook-secret', secret]));
+    const [provider] = await simulator.waitForOutput(/http:\/\/127\.0\.0\.1:\d+/);
     const port = await freePort();
     const config = join(folder, 'progress-hub.toml');
     await writeFile(config, `
@@ -107,41 +108,41 @@ export class House {
 bind = "127.0.0.1:${port}"
 public_url = "http://127.0.0.1:${port}"
 [auth]
-hs256_secrets = ["a-secret-of-the-browser-tests-only-0123456789"]
+hs256_secrets = ["browser-tests-signing-secret-0123456789abcdef"]
 [store]
 url = "${store ?? `sqlite://${join(folder, 'hub.db')}`}"
 [callback]
-secret = "a-callback-secret-of-the-browser-tests-0123456789"
+secret = "browser-tests-callback-secret-0123456789abcdef"
 [defaults]
 provider = "kling"
 [providers.kling]
 spec = "kling"
 base_url = "${provider}"
-api_key = "key-of-the-simulator"
+api_key = "simulator-api-key"
 webhook_secrets = ["${secret}"]
 poll_after = "3s"
 poll_every = "1s"
 `);
-    const hub = new Served(config, `http://127.0.0.1:${port}/`);
-    this.#closers.push(() => hub.program?.stop());
+    const hub = new HubProcess(config, `http://127.0.0.1:${port}/`);
+    this.#closers.push(() => hub.process?.stop());
     await hub.start();
     return hub;
   }
 
   /**
-   * A tab of its own profile; whatever the browser complains about is in `tab.complaints`.
+   * Opens a tab in a new browser profile. `tab.consoleErrors` collects uncaught exceptions and console errors.
    * @param {import('playwright-core').BrowserContextOptions} [options]
    */
-  async tab(options = {}) {
-    browser ??= await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS });
+  async newTab(options = {}) {
+    browser ??= await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: CHROMIUM_FLAGS });
     const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
     this.#closers.push(() => context.close());
-    context.setDefaultTimeout(PATIENCE_MS);
+    context.setDefaultTimeout(TEST_TIMEOUT_MS);
     const tab = await context.newPage();
-    tab.complaints = [];
-    tab.on('pageerror', error => tab.complaints.push(String(error.stack)));
+    tab.consoleErrors = [];
+    tab.on('pageerror', error => tab.consoleErrors.push(String(error.stack)));
     tab.on('console', message => {
-      if (message.type() === 'error') tab.complaints.push(`${message.text()} ${message.location().url}`);
+      if (message.type() === 'error') tab.consoleErrors.push(`${message.text()} ${message.location().url}`);
     });
     return tab;
   }
@@ -150,44 +151,44 @@ poll_every = "1s"
     for (const close of this.#closers.reverse()) await close();
   }
 
-  #keep(program) {
-    this.#closers.push(() => program.stop());
-    return program;
+  #register(child) {
+    this.#closers.push(() => child.stop());
+    return child;
   }
 }
 
-/** A hub that can be killed and started again on its port and store. */
-class Served {
+/** A configured hub that can be killed and restarted with the same port and store. */
+class HubProcess {
   constructor(config, url) {
     this.config = config;
     this.url = url;
-    this.program = null;
+    this.process = null;
   }
 
   async start() {
-    this.program = new Program(BIN, ['serve', '--config', this.config]);
-    await this.program.says(/http:\/\/127\.0\.0\.1:\d+/);
+    this.process = new Process(BIN, ['serve', '--config', this.config]);
+    await this.process.waitForOutput(/http:\/\/127\.0\.0\.1:\d+/);
   }
 
   async kill() {
-    await this.program.stop('SIGKILL');
+    await this.process.stop('SIGKILL');
   }
 
-  /** @returns {Promise<string>} */
+  /** Creates a token for the subject `alice`. @returns {Promise<string>} */
   async token(ttl = '15m') {
     const args = ['token', '--config', this.config, '--sub', 'alice', '--scope', 'jobs:read jobs:write', '--ttl', ttl];
     const { stdout } = await promisify(execFile)(BIN, args);
     return stdout.trim();
   }
 
-  /** Places an order as a program would. @param {string} token @param {object} order */
-  async submit(token, order) {
-    const answer = await fetch(`${this.url}v1/videos`, {
+  /** Submits a job over HTTP. @param {string} token @param {object} request */
+  async submit(token, request) {
+    const response = await fetch(`${this.url}v1/videos`, {
       method: 'POST',
       headers: { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json', 'Idempotency-Key': crypto.randomUUID() },
-      body: JSON.stringify({ model: 'kling-2.6', duration: 5, ...order }),
+      body: JSON.stringify({ model: 'kling-2.6', duration: 5, ...request }),
     });
-    if (answer.status !== 202) throw new Error(`submit: ${answer.status} ${await answer.text()}`);
-    return answer.json();
+    if (response.status !== 202) throw new Error(`POST /v1/videos: HTTP ${response.status} ${await response.text()}`);
+    return response.json();
   }
 }

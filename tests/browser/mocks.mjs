@@ -1,77 +1,77 @@
-/** Single answers of the hub that a demo does not give, given by the test. Invariant: all else comes from the real hub. */
+/** Mocked responses for cases that the demo does not produce. All other requests reach the real hub. */
 
 import { readFile } from 'node:fs/promises';
 
-import { render } from './page_helpers.mjs';
+import { submitJob } from './page_helpers.mjs';
 
 const CLIP = new URL('../../src/simulator/clip.mp4', import.meta.url);
-let made = 0;
+let jobCount = 0;
 
-/** A moment so many seconds from now. */
-export function inSeconds(seconds) {
+/** Returns the timestamp `seconds` from now. */
+export function timestampIn(seconds) {
   return new Date(Date.now() + seconds * 1000).toISOString();
 }
 
-/** The document of a job. */
-export function document(job = {}) {
-  const now = inSeconds(0);
+/** Returns a job document with a unique id. `fields` override the defaults. */
+export function jobDocument(fields = {}) {
+  const now = timestampIn(0);
   return {
-    id: `job_0000000000000000000000000000${String(++made).padStart(4, '0')}`, version: 1, status: 'accepted', final: false,
+    id: `job_0000000000000000000000000000${String(++jobCount).padStart(4, '0')}`, version: 1, status: 'accepted', final: false,
     progress: null, queue_position: null, stage: null, owner: 'demo', provider: 'simulated', provider_task_id: null,
     model: 'kling-v3.0-pro', source: 'api', created_at: now, updated_at: now, started_at: null, finished_at: null,
-    deadline_at: inSeconds(1800), eta_seconds: null, outputs: [], error: null, attempt: 0, next_attempt_at: null,
-    cost: null, moderation: [], metadata: { prompt: 'a stand-in', platform: 'tiktok' }, ...job,
+    deadline_at: timestampIn(1800), eta_seconds: null, outputs: [], error: null, attempt: 0, next_attempt_at: null,
+    cost: null, moderation: [], metadata: { prompt: 'a mocked job', platform: 'tiktok' }, ...fields,
   };
 }
 
-/** The document of a job that succeeded. */
-export function finished(outputs, job = {}) {
-  return document({ status: 'succeeded', final: true, version: 5, progress: 100, source: 'webhook', attempt: 1, finished_at: inSeconds(2), outputs, ...job });
+/** Returns the document of a succeeded job. */
+export function succeededJob(outputs, fields = {}) {
+  return jobDocument({ status: 'succeeded', final: true, version: 5, progress: 100, source: 'webhook', attempt: 1, finished_at: timestampIn(2), outputs, ...fields });
 }
 
-/** An output behind the provider's key, as the hub links to it. */
-export function behindKey(output = {}) {
-  return { type: 'video', url: '/v1/jobs/job_a/outputs/0?grant=1800000000.c2lnbmVk', duration: 5, expires_at: null, ...output };
+/** Returns an output that the hub proxies because only the provider's key can read it. */
+export function proxiedOutput(fields = {}) {
+  return { type: 'video', url: '/v1/jobs/job_a/outputs/0?grant=1800000000.c2lnbmVk', duration: 5, expires_at: null, ...fields };
 }
 
-/** A refusal of the hub's. */
-export function problem(status, code, detail, headers = {}) {
+/** Returns an error response of the hub. */
+export function problemResponse(status, code, detail, headers = {}) {
   return { status, headers, contentType: 'application/problem+json', body: JSON.stringify({ title: code, status, code, detail, retryable: 'Retry-After' in headers }) };
 }
 
-/** How the providers are, from now on; counts the questions. */
-export async function providersAre(tab, providers) {
-  const told = { providers, asked: 0 };
+/** Returns a provider in a given state. `seconds`: time until the next request, or null. */
+export function providerState(state, reason, seconds, fields = {}) {
+  return { name: 'simulated', title: 'Kling', state, reason, since: timestampIn(-60), until: seconds === null ? null : timestampIn(seconds), ...fields };
+}
+
+/** Mocks the provider list. Assign `providers` of the result to change it; `requestCount` counts the requests. */
+export async function mockProviders(tab, providers) {
+  const mock = { providers, requestCount: 0 };
   await tab.route('**/v1/providers', route => {
-    told.asked += 1;
-    return route.fulfill({ json: { providers: told.providers } });
+    mock.requestCount += 1;
+    return route.fulfill({ json: { providers: mock.providers } });
   });
-  return told;
+  return mock;
 }
 
-/** One provider that is not well. */
-export function unwell(state, reason, seconds, more = {}) {
-  return { name: 'simulated', title: 'Kling', state, reason, since: inSeconds(-60), until: seconds === null ? null : inSeconds(seconds), ...more };
+/** Mocks the response to the next submission: a job document, or an error response. */
+export async function mockNextSubmit(tab, response) {
+  await tab.route('**/v1/videos', route => route.fulfill(response.id ? { status: 202, json: response } : response), { times: 1 });
 }
 
-/** The next order is answered like this: by a document, or by a refusal. */
-export async function nextOrderIs(tab, answer) {
-  await tab.route('**/v1/videos', route => route.fulfill(answer.id ? { status: 202, json: answer } : answer), { times: 1 });
+/** Submits the form and responds with the given job. @returns {Promise<string>} the job's id */
+export async function submitMockedJob(tab, job) {
+  await mockNextSubmit(tab, job);
+  return submitJob(tab);
 }
 
-/** Presses the button, and gets this job. */
-export async function ordered(tab, job) {
-  await nextOrderIs(tab, job);
-  return render(tab);
-}
-
-/** Serves the clip wherever a job's output is asked for; keeps what was asked. */
-export async function outputsAreServed(tab) {
+/** Serves a clip for every proxied output. @returns {Promise<string[]>} the requested URLs, updated with each request */
+export async function mockOutputs(tab) {
   const body = await readFile(CLIP);
-  const asked = [];
+  const requests = [];
   await tab.route('**/v1/jobs/*/outputs/**', route => {
-    asked.push(route.request().url());
+    requests.push(route.request().url());
     return route.fulfill({ status: 200, contentType: 'video/mp4', headers: { 'Accept-Ranges': 'bytes' }, body });
   });
-  return asked;
+  return requests;
 }
