@@ -19,7 +19,7 @@ export function validityText(output, now) {
 
 /** Creates the links of an output. The caller fills the `.validity` element. @param {Output} output */
 export function outputLinks(output) {
-  const label = `${output.type}${output.duration ? `, ${output.duration}s` : ''}`;
+  const label = `${output.type}${output.duration ? `, ${Number(output.duration.toFixed(1))}s` : ''}`;
   return h('span', { class: 'output' }, link(output.url, label), ...(output.watermark_url ? [link(output.watermark_url, 'with watermark')] : []),
     ...(output.nsfw ? [h('b', {}, 'not safe for work')] : []), h('span', { class: 'validity' }));
 }
