@@ -27,7 +27,7 @@
  * @property {boolean} [nsfw] whether the provider flagged the output as not safe for work
  */
 /**
- * Why a job failed, or why the last attempt did.
+ * Why a job failed, why its last attempt failed, or why a succeeded job has no outputs.
  * @typedef {object} JobError
  * @property {ErrorKind} kind
  * @property {string} message
@@ -77,7 +77,8 @@
  * @property {ErrorKind | null} reason
  * @property {string | null} since when the provider entered this state
  * @property {string | null} until when the hub sends the next request
- * @property {{ amount: number, unit: string | null } | null} [balance] credit left on the provider account. Present only for admins; null if the provider does not report it
+ * @property {{ amount: number, unit: string | null } | null} [balance] credit left on the provider account; null if the
+ *   provider does not report it, absent unless the token has the scope `admin`
  */
 /**
  * State of the connection. `since` and `retryAt` are milliseconds of the local clock.
@@ -152,8 +153,8 @@ export class HubError extends Error {
 /**
  * Client of one hub.
  *
- * The client connects on the first `watch` and reconnects until `close` is called or the token is rejected. Methods that
- * use HTTP reject with a {@link HubError}.
+ * The client connects on the first `watch` and reconnects until `close` is called, the token is rejected, or the hub
+ * closes the connection for good. Methods that use HTTP reject with a {@link HubError}.
  */
 export class ProgressHub {
   /** @type {URL} */ #baseUrl;
@@ -203,7 +204,10 @@ export class ProgressHub {
    * A token function is called again whenever a fresh token is needed: before the current one expires and after the hub
    * rejected it. A fixed token is used until it expires. The client is then `signed_out`.
    *
-   * @param {{ url?: string, token: Token, WebSocket?: typeof WebSocket }} options `url`: address of the hub, by default the origin of the page. `WebSocket`: implementation to use instead of the global one
+   * @param {object} options
+   * @param {string} [options.url] address of the hub; by default the origin of the page
+   * @param {Token} options.token
+   * @param {typeof WebSocket} [options.WebSocket] implementation to use instead of the global one
    * @throws {TypeError} if `url` is not a valid URL
    */
   constructor({ url = '/', token, WebSocket: Socket = globalThis.WebSocket }) {
@@ -237,7 +241,8 @@ export class ProgressHub {
    *
    * @param {string} jobId
    * @param {JobListener} onJob
-   * @param {ErrorListener} [onError] called if the hub rejects the subscription (`not_found`), or if the client is signed out or closed
+   * @param {ErrorListener} [onError] called if the hub rejects the subscription (code `not_found`), or if the client is
+   *   signed out or closed
    * @returns {() => void} stops watching
    */
   watch(jobId, onJob, onError) {
@@ -295,7 +300,8 @@ export class ProgressHub {
    * Waits until a job is final. There is no timeout: the hub ends every job at its deadline.
    *
    * @param {string} jobId
-   * @returns {Promise<Job>} the final document, whether the job succeeded, failed or was cancelled; rejects with a {@link HubError} if the job does not exist, or if the client is signed out or closed
+   * @returns {Promise<Job>} the final document, whether the job succeeded, failed or was cancelled. Rejects with a
+   *   {@link HubError} if the job does not exist, or if the client is signed out or closed
    */
   finished(jobId) {
     return new Promise((resolve, reject) => {
@@ -314,7 +320,8 @@ export class ProgressHub {
    * Submits a job: `POST /v1/videos`.
    *
    * @param {Record<string, unknown>} body request body, as `{ model, prompt, … }`
-   * @param {{ idempotencyKey?: string }} [options] `idempotencyKey`: a repeated call with the same key and body returns the same job; random by default
+   * @param {object} [options]
+   * @param {string} [options.idempotencyKey] a repeated call with the same key and body returns the same job; random by default
    * @returns {Promise<Job>} the accepted job
    */
   async submit(body, { idempotencyKey = idempotencyKeyOf() } = {}) {
@@ -326,7 +333,8 @@ export class ProgressHub {
    * and the outcome arrives as an update.
    *
    * @param {string} jobId
-   * @returns {Promise<Job>} the job after the request; rejects with `not_cancellable` if the job can no longer be cancelled or its provider does not support it
+   * @returns {Promise<Job>} the job after the request. Rejects with `not_cancellable` if the job can no longer be
+   *   cancelled or its provider does not support cancellation
    */
   async cancel(jobId) {
     return this.#applyAndReturn(await this.#request('POST', `v1/jobs/${encodeURIComponent(jobId)}/cancel`));
@@ -345,7 +353,10 @@ export class ProgressHub {
   /**
    * Lists the jobs of the token's subject, newest first.
    *
-   * @param {{ limit?: number, cursor?: string, status?: Status }} [query] `cursor`: `next_cursor` of the previous page
+   * @param {object} [query]
+   * @param {number} [query.limit] maximum number of jobs on the page, from 1 to 200
+   * @param {string} [query.cursor] `next_cursor` of the previous page
+   * @param {Status} [query.status]
    * @returns {Promise<{ jobs: Job[], next_cursor: string | null }>} one page; `next_cursor` is null on the last page
    */
   async jobs(query = {}) {
@@ -369,7 +380,7 @@ export class ProgressHub {
    * `admin`.
    *
    * @param {string} name the provider's name in the hub's configuration
-   * @returns {Promise<Provider>} the state after resuming; rejects with `forbidden` without the scope
+   * @returns {Promise<Provider>} the provider after the request. Rejects with `forbidden` if the token lacks the scope
    */
   async resume(name) {
     return this.#request('POST', `v1/providers/${encodeURIComponent(name)}/resume`);

@@ -114,8 +114,8 @@ export class SubmitForm {
       const index = SAMPLE_PROMPTS.indexOf(prompt);
       if (index >= 0) this.#prompt.value = SAMPLE_PROMPTS[(index + 1) % SAMPLE_PROMPTS.length];
     } catch (error) {
-      const field = error instanceof HubError && error.status === 400 ? fieldNamedIn(error.message) : undefined;
-      this.#showError(errorText(error), field && this.#fieldNamed(field), error);
+      const fieldName = error instanceof HubError && error.status === 400 ? fieldNamedIn(error.message) : undefined;
+      this.#showError(errorText(error), fieldName ? this.#fieldNamed(fieldName) : undefined, error);
     }
     attr(this.#button, 'aria-disabled', 'false');
     text(this.#button, label);

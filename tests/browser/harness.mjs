@@ -53,10 +53,6 @@ class Process {
     });
   }
 
-  signal(name) {
-    this.#child.kill(name);
-  }
-
   /** Stops the process. Sends SIGKILL if it does not exit in time. */
   async stop(signal = 'SIGTERM') {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
