@@ -1,73 +1,75 @@
 /**
- * The page: shows what the hub says, in words for people. This file names the parts and ties them together.
+ * Entry point of the page. Creates the components and connects them.
  *
- * Invariant: whatever the page shows of a job is a document of the hub, or a version that this browser itself has seen.
+ * Invariant: the page shows only job documents that the hub sent, and versions that this tab received.
  *
  * @module
  */
 
-import { Cancels } from './page/cancels.js';
-import { connectionWords, showConnection, showFacts } from './page/connection.js';
+import { connectionText, showConnection, showHubInfo } from './page/connection.js';
 import { $ } from './page/dom.js';
-import { OrderForm } from './page/form.js';
+import { isPendingSubmission, jobErrorText, jobStatus, jobTitle } from './page/labels.js';
 import { JobList } from './page/list.js';
-import { News } from './page/news.js';
-import { Opened } from './page/opened.js';
+import { LiveRegion } from './page/live-region.js';
+import { PendingCancels } from './page/pending-cancels.js';
 import { Providers } from './page/providers.js';
+import { SelectedJob } from './page/selected-job.js';
 import { Session } from './page/session.js';
 import { SignIn } from './page/signin.js';
+import { SubmitForm } from './page/submit-form.js';
 import { Timeline } from './page/timeline.js';
-import { isWaiting, statusOf, titleOf, wordsFor } from './page/words.js';
 import { HubError } from './progress-hub.js';
 
 /** @typedef {import('./progress-hub.js').Job} Job */
 /** @typedef {import('./progress-hub.js').State} State */
 
-/** How long the hub may take to send the first job, before the page says that there is none. */
-const SETTLED_AFTER_MS = 400;
+/** How long to wait for the first job after connecting before the page shows that there are none. */
+const EMPTY_STATE_DELAY_MS = 400;
+const TICK_INTERVAL_MS = 1_000;
+const MAX_ANNOUNCED_TITLE_LENGTH = 60;
 
-/** What a job fails with when its provider stops. */
-const STOPPING = new Set(['quota', 'auth']);
+/** Error kinds of a job that suspend its provider. */
+const SUSPENDING_ERRORS = new Set(['quota', 'auth']);
 
 const session = new Session({
-  onKnown(demo) {
+  onStarted(demo) {
     form.prepare(demo);
-    showFacts();
+    showHubInfo();
   },
-  onEntered(owner, isAnother) {
-    if (isAnother) list.forget();
-    providers.forget();
-    list.settle(false);
-    signIn.welcome(owner, !session.demo);
-    followAddress();
+  onSignedIn(owner, isOtherOwner) {
+    if (isOtherOwner) list.clear();
+    providers.clear();
+    list.setLoaded(false);
+    signIn.showSignedIn(owner, !session.demo);
+    openLinkedJob();
   },
-  onLeft: () => list.forget(),
+  onSignedOut: () => list.clear(),
   onState,
   onJob: job => list.show(job),
 });
 
-const cancels = new Cancels(async job => list.show(await hub().cancel(job.id)), id => list.refresh(id));
+const cancels = new PendingCancels(async job => list.show(await hub().cancel(job.id)), id => list.refresh(id));
 
 /** @type {JobList} */
 const list = new JobList({
   timeline: new Timeline(),
   now: () => session.now(),
   isDemo: () => session.demo !== null,
-  toggle: card => opened.toggle(card),
-  orderAgain: job => form.fill(job),
+  toggle: card => selectedJob.toggle(card),
+  editAndResubmit: job => form.fill(job),
   cancels,
-  beside: job => ({ standing: isWaiting(job) ? providers.unwell(job.provider) : null, isCancelling: cancels.isUnderWay(job) }),
+  stateOf: job => ({ limitedProvider: isPendingSubmission(job) ? providers.limited(job.provider) : null, isCancelling: cancels.isPending(job) }),
 }, {
-  onCard: card => opened.onCard(card),
+  onCard: card => selectedJob.onCard(card),
   onChange(job, before) {
     if (before.status === job.status && before.error?.kind === job.error?.kind) return;
-    if (STOPPING.has(job.error?.kind ?? '')) providers.askNow();
-    news.say(job.id, `${titleOf(job).slice(0, 60)}: ${statusOf(job).word}. ${job.error ? wordsFor(job, session.now()) : ''}`);
+    if (SUSPENDING_ERRORS.has(job.error?.kind ?? '')) providers.refresh();
+    liveRegion.announce(job.id, `${jobTitle(job).slice(0, MAX_ANNOUNCED_TITLE_LENGTH)}: ${jobStatus(job).label}. ${job.error ? jobErrorText(job, session.now()) : ''}`);
   },
 });
 
-const form = new OrderForm(async order => {
-  const job = await hub().submit(order);
+const form = new SubmitForm(async request => {
+  const job = await hub().submit(request);
   list.show(job);
   list.reveal(job.id);
 });
@@ -77,47 +79,47 @@ const providers = new Providers({
   read: () => (session.state.name === 'live' ? hub().providers() : null),
   resume: name => hub().resume(name),
   now: () => session.now(),
-  isAwaited: () => list.isWaiting,
-  onChange: () => list.refreshWaiting(),
-  say: (name, words) => news.say(`provider ${name}`, words),
+  hasPendingJobs: () => list.hasPendingJobs,
+  onChange: () => list.refreshPending(),
+  announce: (name, message) => liveRegion.announce(`provider ${name}`, message),
 });
 
-const opened = new Opened();
+const selectedJob = new SelectedJob();
 const signIn = new SignIn(session);
-const news = new News($('#say'));
+const liveRegion = new LiveRegion($('#live-region'));
 
 /** @param {State} state @param {State} before */
 function onState(state, before) {
   showConnection(state, session.hub !== null);
   if (state.name === 'signed_out') {
-    providers.forget();
-    return signIn.ask(state.reason);
+    providers.clear();
+    return signIn.showForm(state.reason);
   }
   if (state.name === before.name) return;
   if (state.name === 'live') {
-    showFacts();
+    showHubInfo();
     providers.tick();
-    setTimeout(() => list.settle(true), SETTLED_AFTER_MS);
+    setTimeout(() => list.setLoaded(true), EMPTY_STATE_DELAY_MS);
   }
-  if (before.name === 'live') news.say('connection', `Connection: ${connectionWords(state)}.`);
-  else if (state.name === 'live' && before.name !== 'connecting') news.say('connection', 'Live again.');
+  if (before.name === 'live') liveRegion.announce('connection', `Connection: ${connectionText(state)}.`);
+  else if (state.name === 'live' && before.name !== 'connecting') liveRegion.announce('connection', 'Connected again.');
 }
 
-function followAddress() {
-  opened.followAddress(session.hub, list, () => news.say('address', 'There is no such job to be seen.'));
+function openLinkedJob() {
+  selectedJob.openFromAddress(session.hub, list, () => liveRegion.announce('address', 'Job not found.'));
 }
 
 function hub() {
-  if (!session.hub) throw new HubError('signed_out', 'nobody is signed in', { status: 401 });
+  if (!session.hub) throw new HubError('signed_out', 'not signed in', { status: 401 });
   return session.hub;
 }
 
-addEventListener('hashchange', followAddress);
+addEventListener('hashchange', openLinkedJob);
 $('#notice button').addEventListener('click', () => session.hub?.reconnect());
 setInterval(() => {
   showConnection(session.state, session.hub !== null);
   providers.tick();
   list.tick();
   form.tick();
-}, 1_000);
+}, TICK_INTERVAL_MS);
 session.start();

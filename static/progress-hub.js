@@ -1,11 +1,14 @@
 /**
- * The browser's side of a progress hub: one socket for all that a page watches, and the HTTP calls beside it.
+ * Browser client for progress-hub.
+ *
+ * One WebSocket carries the updates of every job that a page watches. Submitting, cancelling and listing jobs use HTTP.
  *
  *     import { ProgressHub } from '/progress-hub.js';
  *     const hub = new ProgressHub({ token: () => fetch('/my/hub-token').then(r => r.text()) });
  *     const stop = hub.watch('job_01K…', job => bar.value = job.progress ?? 0);
  *
- * Invariant: the document of a job is shown in rising versions only, whatever the network does in between.
+ * Invariant: a listener receives the versions of a job in ascending order and never receives the same version twice,
+ * across reconnects too.
  *
  * @module
  */
@@ -13,237 +16,292 @@
 /** @typedef {'accepted' | 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled'} Status */
 /** @typedef {'api' | 'submit' | 'webhook' | 'poll' | 'push' | 'deadline'} Source */
 /** @typedef {'safety' | 'invalid_input' | 'quota' | 'rate_limit' | 'auth' | 'technical' | 'timeout' | 'submission_unknown' | 'result_expired'} ErrorKind */
-/** @typedef {{ type: string, url: string, duration?: number | null, expires_at?: string | null, watermark_url?: string, nsfw?: boolean }} Output `url` may be relative to the hub's address */
-/** @typedef {{ kind: ErrorKind, message: string, provider_code?: string | null, retryable: boolean }} JobError */
-/** @typedef {{ amount: number, unit: string }} Cost `unit`: a currency in lower case, or the provider's own word */
 /**
- * The document of a job, as the hub stores and sends it. Times are RFC 3339.
+ * A file that the job produced.
+ * @typedef {object} Output
+ * @property {string} type `video`, `image`, `audio` or another type name of the provider
+ * @property {string} url may be relative to the hub's address
+ * @property {number | null} [duration] length in seconds
+ * @property {string | null} [expires_at] when the URL stops working; null if it does not expire or the time is unknown
+ * @property {string} [watermark_url] the same output with a watermark
+ * @property {boolean} [nsfw] whether the provider flagged the output as not safe for work
+ */
+/**
+ * Why a job failed, why its last attempt failed, or why a succeeded job has no outputs.
+ * @typedef {object} JobError
+ * @property {ErrorKind} kind
+ * @property {string} message
+ * @property {string | null} [provider_code] the provider's own error code
+ * @property {boolean} retryable whether submitting the same request again can succeed
+ */
+/**
+ * @typedef {object} Cost
+ * @property {number} amount
+ * @property {string} unit a currency code in lower case, such as `usd`, or the provider's own unit
+ */
+/**
+ * The job document, as the hub stores and sends it. Times are RFC 3339 strings in UTC.
  * @typedef {object} Job
  * @property {string} id
- * @property {number} version rises by one with every change
+ * @property {number} version starts at 1 and increases by one with every change
  * @property {Status} status
- * @property {boolean} final nothing changes any more
- * @property {number | null} progress percent, null where the provider tells none
+ * @property {boolean} final true once the job is in a terminal state; a final job no longer changes
+ * @property {number | null} progress percentage from 0 to 100; null if the provider does not report progress
  * @property {number | null} queue_position
  * @property {string | null} stage
  * @property {string} owner
- * @property {string | null} provider null for a worker's own job
+ * @property {string | null} provider null for a job that your own worker runs
  * @property {string | null} provider_task_id
  * @property {string | null} model
- * @property {Source} source who told the hub of this version
+ * @property {Source} source what caused this version
  * @property {string} created_at
  * @property {string} updated_at
  * @property {string | null} started_at
  * @property {string | null} finished_at
- * @property {string | null} deadline_at
- * @property {number | null} eta_seconds
+ * @property {string | null} deadline_at when the hub fails the job if it is not final by then
+ * @property {number | null} eta_seconds estimated time remaining, counted from `updated_at`
  * @property {Output[]} outputs
  * @property {JobError | null} error
- * @property {number} attempt 0 before the first try
+ * @property {number} attempt number of the current submission attempt; 0 before the first one
  * @property {string | null} next_attempt_at
- * @property {Cost | null} cost what the provider charged, where it tells
- * @property {string[]} moderation what the provider's moderation remarked, in its own words
- * @property {Record<string, unknown>} metadata
+ * @property {Cost | null} cost what the provider charged; null if it does not report costs
+ * @property {string[]} moderation the provider's moderation messages, verbatim
+ * @property {Record<string, unknown>} metadata the object that the caller attached to the job
  */
 /**
- * How a provider is: `open`, or left alone for a `reason`, from `since` on, with the next request at `until`.
+ * State of a provider. In any state but `available`, requests to it are limited because of `reason`.
  * @typedef {object} Provider
- * @property {string} name
- * @property {string} title
- * @property {'open' | 'paused' | 'stopped' | 'failing'} state
+ * @property {string} name the provider's name in the hub's configuration, and in `Job.provider`
+ * @property {string} title display name
+ * @property {'available' | 'rate_limited' | 'unavailable' | 'suspended'} state
  * @property {ErrorKind | null} reason
- * @property {string | null} since
- * @property {string | null} until
- * @property {{ amount: number, unit: string | null } | null} [balance] what is left on the account; only admins are told it, null where the provider does not tell
+ * @property {string | null} since when the provider entered this state
+ * @property {string | null} until when the hub sends the next request
+ * @property {{ amount: number, unit: string | null } | null} [balance] credit left on the provider account; null if the
+ *   provider does not report it, absent unless the token has the scope `admin`
  */
 /**
- * How the connection is. `since`, `retryAt`: milliseconds of this machine's clock.
- * `closed` with the reason `idle`: nothing is watched, so nothing is connected.
+ * State of the connection. `since` and `retryAt` are milliseconds of the local clock.
+ *
+ * - `connecting`: the first connection is being made.
+ * - `live`: connected, updates arrive as they happen.
+ * - `reconnecting`: disconnected; the client retries with backoff.
+ * - `degraded`: connected, but the hub's storage is unavailable and data may be stale.
+ * - `signed_out`: no valid token. This state is terminal.
+ * - `closed`: with the reason `idle`, nothing is watched and no connection is open. With any other reason it is terminal.
+ *
  * @typedef {object} State
  * @property {'connecting' | 'live' | 'reconnecting' | 'degraded' | 'signed_out' | 'closed'} name
- * @property {number} attempt how many tries since the last connection that held
- * @property {number | null} retryAt when the next try starts; null while one is under way
- * @property {number} since
- * @property {string | null} reason
+ * @property {number} attempt number of connection attempts since the last stable connection
+ * @property {number | null} retryAt when the next attempt starts; null while one is in progress
+ * @property {number} since when the client entered this state
+ * @property {string | null} reason machine-readable cause, from the hub or from the client
  */
-/** @typedef {(job: Job) => void} Show */
-/** @typedef {(problem: HubError) => void} Problem */
-/** @typedef {string | (() => string | null | Promise<string | null>)} Token a function is called anew for each fresh token; null: nobody is signed in */
-/** @typedef {{ show: Show, problem?: Problem, ready: boolean }} Watcher */
-/** @typedef {typeof TIMERS_OF_A_SOCKET[number]} TimerName */
-/** @typedef {{ job: Job | null, watchers: Set<Watcher>, mine: boolean, refused: boolean }} Topic */
+/** @typedef {(job: Job) => void} JobListener */
+/** @typedef {(error: HubError) => void} ErrorListener */
+/** @typedef {string | (() => string | null | Promise<string | null>)} Token a JWT, or a function that returns a fresh one; null means signed out */
+/** @typedef {{ onJob: JobListener, onError?: ErrorListener, isReady: boolean }} Watcher */
+/** @typedef {typeof SOCKET_TIMERS[number]} SocketTimer */
+/** @typedef {{ job: Job | null, watchers: Set<Watcher>, isInFeed: boolean, isRejected: boolean }} Topic */
 
 const SUBPROTOCOL = 'progress-hub.v1';
 const BACKOFF_BASE_MS = 500;
-const BACKOFF_CAP_MS = 30_000;
-/** A connection that held this long forgives the failures before it. */
+const MAX_BACKOFF_MS = 30_000;
+/** A connection that lasts this long resets the backoff. */
 const STABLE_AFTER_MS = 10_000;
-/** From the first byte to `hello`. */
-const WELCOME_WITHIN_MS = 15_000;
-/** After a sleep: how long an old socket has to prove that it is alive. */
-const PROOF_WITHIN_MS = 5_000;
-/** A timer this late means that the tab slept. */
-const SLEPT_MS = 3_000;
-const RENEW_RETRY_MS = 5_000;
-/** A token is renewed when a fifth of its life is left, at most this long before its end. */
-const RENEW_LEAD_MS = 120_000;
-const TIMER_MAX_MS = 2 ** 31 - 1;
-const TIMERS_OF_A_SOCKET = /** @type {const} */ (['retry', 'welcome', 'stable', 'pulse', 'proof', 'renew', 'resubscribe']);
-/** The hub's default bound on explicit subscriptions of one socket; further ones wait for a place. A hub with a lower bound says so. */
+/** Time limit from opening a socket to the hub's `hello`. */
+const HELLO_TIMEOUT_MS = 15_000;
+/** Time limit for any frame after a ping that checks a socket which outlived a suspended tab. */
+const PONG_TIMEOUT_MS = 5_000;
+/** A timer that fires this late means that the tab was suspended. */
+const SUSPENSION_THRESHOLD_MS = 3_000;
+const RENEWAL_RETRY_MS = 5_000;
+/** Upper bound on how early a token is renewed. Shorter-lived tokens are renewed when a fifth of their lifetime is left. */
+const MAX_RENEWAL_LEAD_MS = 120_000;
+/** The longest delay that `setTimeout` supports. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+/** Timers that belong to one socket and are cleared with it. */
+const SOCKET_TIMERS = /** @type {const} */ (['reconnect', 'hello', 'stable', 'liveness', 'pong', 'renewal', 'resubscribe']);
+/** The hub's default limit on subscriptions per socket. A hub with a lower limit answers `too_many`. */
 const MAX_SUBSCRIPTIONS = 256;
-/** Keeps a frame well under the hub's 16 KiB. */
-const IDS_PER_FRAME = 128;
-/** With nothing watched, the socket is given back after this time. */
-const IDLE_MS = 30_000;
+/** Keeps a frame well below the hub's default limit of 16 KiB. */
+const MAX_JOBS_PER_FRAME = 128;
+/** How long a socket stays open with nothing to watch. */
+const IDLE_TIMEOUT_MS = 30_000;
 
-/** What a call or a subscription failed with; `code` is the hub's stable word, or `unreachable`, `signed_out`, `closed`. */
+/** Error of an HTTP call or a subscription. */
 export class HubError extends Error {
   /**
    * @param {string} code
    * @param {string} message
-   * @param {{ status?: number, retryable?: boolean, retryAfter?: number | null }} [more]
+   * @param {{ status?: number, retryable?: boolean, retryAfter?: number | null }} [details]
    */
   constructor(code, message, { status = 0, retryable = false, retryAfter = null } = {}) {
     super(message);
     this.name = 'HubError';
+    /** The hub's stable error code, or `unreachable`, `signed_out` or `closed` from the client. */
     this.code = code;
-    /** HTTP status, 0 where there is none. */
+    /** HTTP status; 0 if there was no HTTP response. */
     this.status = status;
+    /** Whether the same call can succeed later. */
     this.retryable = retryable;
-    /** Seconds, null where the hub named none. */
+    /** Seconds to wait before retrying, from `Retry-After`; null if the hub did not send it. */
     this.retryAfter = retryAfter;
   }
 }
 
+/**
+ * Client of one hub.
+ *
+ * The client connects on the first `watch` and reconnects until `close` is called, the token is rejected, or the hub
+ * closes the connection for good. Methods that use HTTP reject with a {@link HubError}.
+ */
 export class ProgressHub {
-  /** @type {URL} */ #base;
+  /** @type {URL} */ #baseUrl;
   /** @type {Token} */ #token;
   /** @type {typeof WebSocket} */ #WebSocket;
 
   /** @type {Map<string, Topic>} */ #topics = new Map();
-  /** @type {Set<Watcher>} */ #mine = new Set();
-  /** @type {Set<(state: State) => void>} */ #listeners = new Set();
+  /** @type {Set<Watcher>} */ #feedWatchers = new Set();
+  /** @type {Set<(state: State) => void>} */ #stateListeners = new Set();
   /** @type {State} */ #state = { name: 'closed', attempt: 0, retryAt: null, since: Date.now(), reason: 'idle' };
 
   /** @type {WebSocket | null} */ #socket = null;
-  /** Rises with every socket, so that late callbacks of an older one are void. */
+  /** Incremented for every socket, so that late callbacks of an earlier one are ignored. */
   #generation = 0;
-  #welcomed = false;
+  /** Whether the hub's `hello` has arrived on this socket. */
+  #isConnected = false;
   #attempt = 0;
-  /** The hub itself named the time of the next try: nothing else hurries it. */
-  #held = false;
-  #freshTried = false;
-  #ended = false;
-  #nextId = 1;
-  /** Hub's clock minus this machine's. */
-  #clockOffset = 0;
-  #heartbeat = 25_000;
-  #lastFrame = 0;
+  /** Whether the hub set the time of the next attempt. A tab that wakes up must then not reconnect earlier. */
+  #isRetryTimeFixed = false;
+  #hasTriedFreshToken = false;
+  #isTerminated = false;
+  #nextRequestId = 1;
+  /** The hub's clock minus the local clock. */
+  #clockOffsetMs = 0;
+  #heartbeatMs = 25_000;
+  #lastFrameAt = 0;
 
-  /** Ids to subscribe when there is a socket and a place. @type {Set<string>} */ #wanted = new Set();
-  /** Ids subscribed on this socket. @type {Set<string>} */ #subscribed = new Set();
-  /** Ids to give back. @type {Set<string>} */ #leaving = new Set();
-  #feedSubscribed = false;
-  #places = MAX_SUBSCRIPTIONS;
-  /** Subscribes without an answer yet. @type {Map<number, string[] | 'mine'>} */ #asked = new Map();
-  #flushing = false;
+  /** Jobs to subscribe to once the socket is connected and below the limit. @type {Set<string>} */ #pendingSubscribes = new Set();
+  /** Jobs subscribed on this socket. @type {Set<string>} */ #subscribed = new Set();
+  /** @type {Set<string>} */ #pendingUnsubscribes = new Set();
+  #isFeedSubscribed = false;
+  #subscriptionLimit = MAX_SUBSCRIPTIONS;
+  /** Subscribe requests without a response, by request id. @type {Map<number, string[] | 'mine'>} */ #openSubscribes = new Map();
+  #isFlushScheduled = false;
 
-  /** @type {string | null} */ #cached = null;
-  /** @type {Promise<string | null> | null} */ #fetching = null;
-  /** When the token of this socket ends, by this machine's clock. @type {number | null} */ #expiresAt = null;
+  /** @type {string | null} */ #cachedToken = null;
+  /** @type {Promise<string | null> | null} */ #tokenRequest = null;
+  /** When the token of this socket expires, by the local clock. @type {number | null} */ #tokenExpiresAt = null;
   #renewAt = 0;
-  #renewing = false;
+  #isRenewing = false;
 
-  /** @type {Partial<Record<TimerName | 'idle', ReturnType<typeof setTimeout>>>} */ #timers = {};
+  /** @type {Partial<Record<SocketTimer | 'idle', ReturnType<typeof setTimeout>>>} */ #timers = {};
 
   /**
-   * Nothing is connected before the first watch.
-   * @param {{ url?: string, token: Token, WebSocket?: typeof WebSocket }} options `url`: where the hub is; by default where the page is
+   * Creates a client. It does not connect before the first `watch`, `watchMine` or `finished`.
+   *
+   * A token function is called again whenever a fresh token is needed: before the current one expires and after the hub
+   * rejected it. A fixed token is used until it expires. The client is then `signed_out`.
+   *
+   * @param {object} options
+   * @param {string} [options.url] address of the hub; by default the origin of the page
+   * @param {Token} options.token
+   * @param {typeof WebSocket} [options.WebSocket] implementation to use instead of the global one
+   * @throws {TypeError} if `url` is not a valid URL
    */
   constructor({ url = '/', token, WebSocket: Socket = globalThis.WebSocket }) {
     const base = new URL(url, globalThis.location?.href);
     if (!base.pathname.endsWith('/')) base.pathname += '/';
-    this.#base = base;
+    this.#baseUrl = base;
     this.#token = token;
     this.#WebSocket = Socket;
-    globalThis.addEventListener?.('online', this.#wake);
-    globalThis.addEventListener?.('pageshow', this.#wake);
-    globalThis.document?.addEventListener('visibilitychange', this.#wake);
+    globalThis.addEventListener?.('online', this.#onWake);
+    globalThis.addEventListener?.('pageshow', this.#onWake);
+    globalThis.document?.addEventListener('visibilitychange', this.#onWake);
   }
 
-  // ---- what a page uses
+  // ---- public API
 
-  /** How the connection is now. */
+  /** Current state of the connection. */
   get state() {
     return this.#state;
   }
 
-  /** The hub's clock, in milliseconds: for ages and countdowns that a wrong local clock can't spoil. */
+  /** Returns the hub's current time in milliseconds. Use it for ages and countdowns, since the local clock may be wrong. */
   now() {
-    return Date.now() + this.#clockOffset;
+    return Date.now() + this.#clockOffsetMs;
   }
 
   /**
-   * Shows the newest document of a job, now and whenever it changes.
+   * Watches a job: calls `onJob` with its newest document, then with every newer version that arrives.
+   *
+   * Intermediate versions may be skipped. The final version is always delivered. `onJob` is never called before `watch`
+   * returns.
+   *
    * @param {string} jobId
-   * @param {Show} show
-   * @param {Problem} [problem] told when the hub refuses this job (`not_found`) or lets nobody in
-   * @returns {() => void} ends it
+   * @param {JobListener} onJob
+   * @param {ErrorListener} [onError] called if the hub rejects the subscription (code `not_found`), or if the client is
+   *   signed out or closed
+   * @returns {() => void} stops watching
    */
-  watch(jobId, show, problem) {
+  watch(jobId, onJob, onError) {
     const topic = this.#topic(jobId);
     /** @type {Watcher} */
-    const watcher = { show, problem, ready: false };
+    const watcher = { onJob, onError, isReady: false };
     topic.watchers.add(watcher);
-    topic.refused = false;
-    if (!topic.job?.final && !this.#subscribed.has(jobId)) this.#wanted.add(jobId);
-    this.#leaving.delete(jobId);
+    topic.isRejected = false;
+    if (!topic.job?.final && !this.#subscribed.has(jobId)) this.#pendingSubscribes.add(jobId);
+    this.#pendingUnsubscribes.delete(jobId);
     queueMicrotask(() => {
       if (!topic.watchers.has(watcher)) return;
-      watcher.ready = true;
-      if (topic.job) call(show, topic.job);
+      watcher.isReady = true;
+      if (topic.job) invokeListener(onJob, topic.job);
     });
-    this.#attend(watcher);
+    this.#ensureConnected(watcher);
     return () => {
       if (!topic.watchers.delete(watcher) || topic.watchers.size) return;
-      this.#leave(jobId);
-      if (!topic.mine || !this.#mine.size) this.#topics.delete(jobId);
-      this.#settle();
+      this.#unsubscribe(jobId);
+      if (!topic.isInFeed || !this.#feedWatchers.size) this.#topics.delete(jobId);
+      this.#closeWhenIdle();
     };
   }
 
   /**
-   * Shows all jobs of whoever the token names, those to come too.
-   * @param {Show} show
-   * @param {Problem} [problem]
-   * @returns {() => void} ends it
+   * Watches all jobs of the token's subject, including jobs created later. Calls `onJob` as {@link ProgressHub.watch} does.
+   *
+   * @param {JobListener} onJob
+   * @param {ErrorListener} [onError] called if the hub rejects the subscription, or if the client is signed out or closed
+   * @returns {() => void} stops watching
    */
-  watchMine(show, problem) {
+  watchMine(onJob, onError) {
     /** @type {Watcher} */
-    const watcher = { show, problem, ready: false };
-    this.#mine.add(watcher);
+    const watcher = { onJob, onError, isReady: false };
+    this.#feedWatchers.add(watcher);
     queueMicrotask(() => {
-      if (!this.#mine.has(watcher)) return;
-      watcher.ready = true;
-      for (const { job, mine } of [...this.#topics.values()]) if (mine && job) call(show, job);
+      if (!this.#feedWatchers.has(watcher)) return;
+      watcher.isReady = true;
+      for (const { job, isInFeed } of [...this.#topics.values()]) if (isInFeed && job) invokeListener(onJob, job);
     });
-    this.#attend(watcher);
+    this.#ensureConnected(watcher);
     return () => {
-      if (!this.#mine.delete(watcher) || this.#mine.size) return;
-      if (this.#feedSubscribed) this.#send({ type: 'unsubscribe', id: this.#nextId++, feed: 'mine' });
-      this.#feedSubscribed = false;
+      if (!this.#feedWatchers.delete(watcher) || this.#feedWatchers.size) return;
+      if (this.#isFeedSubscribed) this.#send({ type: 'unsubscribe', id: this.#nextRequestId++, feed: 'mine' });
+      this.#isFeedSubscribed = false;
       for (const [id, topic] of this.#topics) {
-        topic.mine = false;
+        topic.isInFeed = false;
         if (!topic.watchers.size) this.#topics.delete(id);
       }
-      this.#settle();
+      this.#closeWhenIdle();
     };
   }
 
   /**
-   * The final document of a job, however it ended.
+   * Waits until a job is final. There is no timeout: the hub ends every job at its deadline.
+   *
    * @param {string} jobId
-   * @returns {Promise<Job>} rejects with a {@link HubError} when the job is not to be seen, or nobody is signed in
+   * @returns {Promise<Job>} the final document, whether the job succeeded, failed or was cancelled. Rejects with a
+   *   {@link HubError} if the job does not exist, or if the client is signed out or closed
    */
   finished(jobId) {
     return new Promise((resolve, reject) => {
@@ -251,92 +309,106 @@ export class ProgressHub {
         if (!job.final) return;
         stop();
         resolve(job);
-      }, problem => {
+      }, error => {
         stop();
-        reject(problem);
+        reject(error);
       });
     });
   }
 
   /**
-   * Submits a job through the hub.
-   * @param {Record<string, unknown>} body of `POST /v1/videos`
-   * @param {{ idempotencyKey?: string }} [options] the same key again gives the same job again
-   * @returns {Promise<Job>}
+   * Submits a job: `POST /v1/videos`.
+   *
+   * @param {Record<string, unknown>} body request body, as `{ model, prompt, … }`
+   * @param {object} [options]
+   * @param {string} [options.idempotencyKey] a repeated call with the same key and body returns the same job; random by default
+   * @returns {Promise<Job>} the accepted job
    */
   async submit(body, { idempotencyKey = idempotencyKeyOf() } = {}) {
-    return this.#learned(await this.#http('POST', 'v1/videos', { body, headers: { 'Idempotency-Key': idempotencyKey } }));
+    return this.#applyAndReturn(await this.#request('POST', 'v1/videos', { body, headers: { 'Idempotency-Key': idempotencyKey } }));
   }
 
   /**
-   * Asks the provider to cancel.
+   * Requests cancellation of a job. A job that was not submitted yet is cancelled at once. Otherwise the provider decides,
+   * and the outcome arrives as an update.
+   *
    * @param {string} jobId
-   * @returns {Promise<Job>}
+   * @returns {Promise<Job>} the job after the request. Rejects with `not_cancellable` if the job can no longer be
+   *   cancelled or its provider does not support cancellation
    */
   async cancel(jobId) {
-    return this.#learned(await this.#http('POST', `v1/jobs/${encodeURIComponent(jobId)}/cancel`));
+    return this.#applyAndReturn(await this.#request('POST', `v1/jobs/${encodeURIComponent(jobId)}/cancel`));
   }
 
   /**
-   * The newest document, read once.
+   * Reads the newest document of a job once.
+   *
    * @param {string} jobId
-   * @returns {Promise<Job>}
+   * @returns {Promise<Job>} rejects with `not_found` if the job does not exist or the token may not read it
    */
   async job(jobId) {
-    return this.#learned(await this.#http('GET', `v1/jobs/${encodeURIComponent(jobId)}`));
+    return this.#applyAndReturn(await this.#request('GET', `v1/jobs/${encodeURIComponent(jobId)}`));
   }
 
   /**
-   * The caller's jobs, newest first, a page at a time.
-   * @param {{ limit?: number, cursor?: string, status?: Status }} [query]
-   * @returns {Promise<{ jobs: Job[], next_cursor: string | null }>}
+   * Lists the jobs of the token's subject, newest first.
+   *
+   * @param {object} [query]
+   * @param {number} [query.limit] maximum number of jobs on the page, from 1 to 200
+   * @param {string} [query.cursor] `next_cursor` of the previous page
+   * @param {Status} [query.status]
+   * @returns {Promise<{ jobs: Job[], next_cursor: string | null }>} one page; `next_cursor` is null on the last page
    */
   async jobs(query = {}) {
     const search = new URLSearchParams();
     for (const [key, value] of Object.entries(query)) if (value != null) search.set(key, String(value));
-    return this.#http('GET', `v1/jobs?${search}`);
+    return this.#request('GET', `v1/jobs?${search}`);
   }
 
   /**
-   * How each provider is, read once.
+   * Reads the state of every configured provider once.
+   *
    * @returns {Promise<Provider[]>}
    */
   async providers() {
-    const answer = await this.#http('GET', 'v1/providers');
-    return answer.providers;
+    const { providers } = await this.#request('GET', 'v1/providers');
+    return providers;
   }
 
   /**
-   * Tells the hub that a provider is mended: what waits for it is sent, one at first. For admins.
-   * @param {string} name
-   * @returns {Promise<Provider>} how it is now
+   * Resumes a provider that is not available. The hub sends one queued job as a probe, then the others. Needs the scope
+   * `admin`.
+   *
+   * @param {string} name the provider's name in the hub's configuration
+   * @returns {Promise<Provider>} the provider after the request. Rejects with `forbidden` if the token lacks the scope
    */
   async resume(name) {
-    return this.#http('POST', `v1/providers/${encodeURIComponent(name)}/resume`);
+    return this.#request('POST', `v1/providers/${encodeURIComponent(name)}/resume`);
   }
 
   /**
-   * Calls back with every state from now on.
+   * Adds a listener for changes of the connection state. `state` is the only event.
+   *
    * @param {'state'} _event
    * @param {(state: State) => void} listener
-   * @returns {() => void} ends it
+   * @returns {() => void} removes the listener
    */
   on(_event, listener) {
-    this.#listeners.add(listener);
-    return () => void this.#listeners.delete(listener);
+    this.#stateListeners.add(listener);
+    return () => void this.#stateListeners.delete(listener);
   }
 
-  /** Tries now instead of at the planned time: for a person who presses a button. */
+  /** Reconnects now instead of at the scheduled time. Does nothing unless the client is waiting to reconnect. */
   reconnect() {
-    if (this.#state.name === 'reconnecting' && this.#timers.retry !== undefined) this.#connect();
+    if (this.#state.name === 'reconnecting' && this.#timers.reconnect !== undefined) this.#connect();
   }
 
-  /** Ends everything; promises still open reject with `closed`. */
+  /** Closes the connection for good. Calls every `onError` with `closed`, so that pending `finished` promises reject. */
   close() {
-    globalThis.removeEventListener?.('online', this.#wake);
-    globalThis.removeEventListener?.('pageshow', this.#wake);
-    globalThis.document?.removeEventListener('visibilitychange', this.#wake);
-    this.#end('closed', 'closed');
+    globalThis.removeEventListener?.('online', this.#onWake);
+    globalThis.removeEventListener?.('pageshow', this.#onWake);
+    globalThis.document?.removeEventListener('visibilitychange', this.#onWake);
+    this.#terminate('closed', 'closed');
   }
 
   // ---- topics
@@ -344,15 +416,15 @@ export class ProgressHub {
   /** @param {string} jobId @returns {Topic} */
   #topic(jobId) {
     let topic = this.#topics.get(jobId);
-    if (!topic) this.#topics.set(jobId, topic = { job: null, watchers: new Set(), mine: false, refused: false });
+    if (!topic) this.#topics.set(jobId, topic = { job: null, watchers: new Set(), isInFeed: false, isRejected: false });
     return topic;
   }
 
   /** @param {Watcher} watcher */
-  #attend(watcher) {
-    if (this.#ended) {
+  #ensureConnected(watcher) {
+    if (this.#isTerminated) {
       const { name } = this.#state;
-      queueMicrotask(() => watcher.problem && call(watcher.problem, endOf(name)));
+      queueMicrotask(() => watcher.onError && invokeListener(watcher.onError, terminalError(name)));
       return;
     }
     clearTimeout(this.#timers.idle);
@@ -360,149 +432,149 @@ export class ProgressHub {
     else this.#flush();
   }
 
-  /** Gives the socket back when nobody has watched for a while. */
-  #settle() {
+  /** Closes the socket after the idle timeout if nothing is watched. */
+  #closeWhenIdle() {
     this.#flush();
-    if (this.#ended || this.#mine.size || [...this.#topics.values()].some(topic => topic.watchers.size)) return;
+    if (this.#isTerminated || this.#feedWatchers.size || [...this.#topics.values()].some(topic => topic.watchers.size)) return;
     clearTimeout(this.#timers.idle);
     this.#timers.idle = setTimeout(() => {
-      this.#drop();
+      this.#releaseSocket();
       this.#attempt = 0;
-      this.#enter('closed', { reason: 'idle' });
-    }, IDLE_MS);
+      this.#setState('closed', { reason: 'idle' });
+    }, IDLE_TIMEOUT_MS);
   }
 
   /** @param {string} jobId */
-  #leave(jobId) {
-    this.#wanted.delete(jobId);
-    if (this.#subscribed.has(jobId)) this.#leaving.add(jobId);
+  #unsubscribe(jobId) {
+    this.#pendingSubscribes.delete(jobId);
+    if (this.#subscribed.has(jobId)) this.#pendingUnsubscribes.add(jobId);
   }
 
   /**
-   * The one place where a document comes in, from whichever side.
+   * Stores a document and notifies the watchers if it is newer. Every document passes here, from the socket or from HTTP.
    * @param {Job} job
    */
-  #learn(job) {
-    if (!this.#mine.size && !this.#topics.has(job.id)) return;
+  #applyJob(job) {
+    if (!this.#feedWatchers.size && !this.#topics.has(job.id)) return;
     const topic = this.#topic(job.id);
     if (topic.job && job.version <= topic.job.version) return;
     topic.job = job;
-    // A document that no explicit subscription asked for can only be the feed's.
-    if (this.#mine.size) topic.mine ||= !this.#subscribed.has(job.id) || job.owner === claimsOf(this.#cached).sub;
+    // Without an explicit subscription, the document can only come from the feed.
+    if (this.#feedWatchers.size) topic.isInFeed ||= !this.#subscribed.has(job.id) || job.owner === claimsOf(this.#cachedToken).sub;
     if (job.final) {
-      this.#leave(job.id);
+      this.#unsubscribe(job.id);
       this.#flush();
     }
-    const watchers = topic.mine ? [...topic.watchers, ...this.#mine] : [...topic.watchers];
-    for (const watcher of watchers) if (watcher.ready) call(watcher.show, job);
+    const watchers = topic.isInFeed ? [...topic.watchers, ...this.#feedWatchers] : [...topic.watchers];
+    for (const watcher of watchers) if (watcher.isReady) invokeListener(watcher.onJob, job);
   }
 
   /** @param {Job} job */
-  #learned(job) {
-    this.#learn(job);
+  #applyAndReturn(job) {
+    this.#applyJob(job);
     return job;
   }
 
-  /** @param {string} jobId @param {string} code @param {string} [message] */
-  #refuse(jobId, code, message) {
+  /** Reports a rejected subscription to the watchers of the job. @param {string} jobId @param {string} code @param {string} [message] */
+  #rejectJob(jobId, code, message) {
     this.#subscribed.delete(jobId);
-    this.#wanted.delete(jobId);
+    this.#pendingSubscribes.delete(jobId);
     const topic = this.#topics.get(jobId);
     if (!topic) return;
-    topic.refused = true;
-    const problem = new HubError(code, message ?? (code === 'not_found' ? `no job ${jobId} to be seen` : `${jobId} refused: ${code}`));
-    for (const watcher of [...topic.watchers]) if (watcher.problem) call(watcher.problem, problem);
+    topic.isRejected = true;
+    const error = new HubError(code, message ?? (code === 'not_found' ? `job ${jobId} not found` : `subscription to ${jobId} rejected: ${code}`));
+    for (const watcher of [...topic.watchers]) if (watcher.onError) invokeListener(watcher.onError, error);
   }
 
-  // ---- subscriptions of this socket
+  // ---- subscriptions of the current socket
 
-  /** Collects what one turn of the event loop asks for into as few frames as possible. */
+  /** Schedules the pending subscribes and unsubscribes, so that calls made in one task share as few frames as possible. */
   #flush() {
-    if (this.#flushing || !this.#welcomed) return;
-    this.#flushing = true;
+    if (this.#isFlushScheduled || !this.#isConnected) return;
+    this.#isFlushScheduled = true;
     queueMicrotask(() => {
-      this.#flushing = false;
-      if (!this.#welcomed) return;
-      if (this.#leaving.size) {
-        const jobs = [...this.#leaving];
-        this.#leaving.clear();
+      this.#isFlushScheduled = false;
+      if (!this.#isConnected) return;
+      if (this.#pendingUnsubscribes.size) {
+        const jobs = [...this.#pendingUnsubscribes];
+        this.#pendingUnsubscribes.clear();
         for (const id of jobs) this.#subscribed.delete(id);
-        for (const some of chunks(jobs)) this.#send({ type: 'unsubscribe', id: this.#nextId++, jobs: some });
+        for (const chunk of chunksOf(jobs)) this.#send({ type: 'unsubscribe', id: this.#nextRequestId++, jobs: chunk });
       }
-      if (this.#mine.size && !this.#feedSubscribed) {
-        this.#feedSubscribed = true;
-        this.#ask('mine', { feed: 'mine', jobs: this.#newestKnown() });
+      if (this.#feedWatchers.size && !this.#isFeedSubscribed) {
+        this.#isFeedSubscribed = true;
+        this.#subscribe('mine', { feed: 'mine', jobs: this.#knownVersions() });
       }
-      const jobs = [...this.#wanted].slice(0, Math.max(0, this.#places - this.#subscribed.size));
+      const jobs = [...this.#pendingSubscribes].slice(0, Math.max(0, this.#subscriptionLimit - this.#subscribed.size));
       for (const id of jobs) {
-        this.#wanted.delete(id);
+        this.#pendingSubscribes.delete(id);
         this.#subscribed.add(id);
       }
-      for (const some of chunks(jobs)) this.#ask(some, { jobs: some.map(id => position(id, this.#topics.get(id)?.job)) });
+      for (const chunk of chunksOf(jobs)) this.#subscribe(chunk, { jobs: chunk.map(id => subscribeEntry(id, this.#topics.get(id)?.job)) });
     });
   }
 
-  /** The versions that the feed need not send again; more than fit a frame are absorbed on arrival. */
-  #newestKnown() {
+  /** Versions that the feed does not need to send again. Only the most recent fit in a frame; the others are dropped on arrival. */
+  #knownVersions() {
     return [...this.#topics.values()]
-      .flatMap(({ job, mine }) => (job && mine ? [job] : []))
+      .flatMap(({ job, isInFeed }) => (job && isInFeed ? [job] : []))
       .sort((a, b) => (a.updated_at < b.updated_at ? 1 : -1))
-      .slice(0, IDS_PER_FRAME)
-      .map(job => position(job.id, job));
+      .slice(0, MAX_JOBS_PER_FRAME)
+      .map(job => subscribeEntry(job.id, job));
   }
 
-  /** @param {string[] | 'mine'} what @param {object} fields */
-  #ask(what, fields) {
-    const id = this.#nextId++;
-    this.#asked.set(id, what);
+  /** @param {string[] | 'mine'} target @param {object} fields */
+  #subscribe(target, fields) {
+    const id = this.#nextRequestId++;
+    this.#openSubscribes.set(id, target);
     this.#send({ type: 'subscribe', id, ...fields });
   }
 
   /** @param {{ id: number, jobs?: Record<string, string>, feed?: string }} frame */
   #onSubscribed({ id, jobs = {}, feed }) {
-    this.#asked.delete(id);
+    this.#openSubscribes.delete(id);
     const excess = Object.keys(jobs).filter(jobId => jobs[jobId] === 'too_many' && this.#subscribed.delete(jobId));
-    if (excess.length) this.#places = this.#subscribed.size;
-    for (const jobId of excess) this.#wanted.add(jobId);
-    for (const [jobId, answer] of Object.entries(jobs)) {
+    if (excess.length) this.#subscriptionLimit = this.#subscribed.size;
+    for (const jobId of excess) this.#pendingSubscribes.add(jobId);
+    for (const [jobId, result] of Object.entries(jobs)) {
       if (feed === 'mine') {
         const topic = this.#topics.get(jobId);
-        if (!topic || topic.mine) continue;
-        topic.mine = true;
-        if (topic.job) for (const watcher of this.#mine) if (watcher.ready) call(watcher.show, topic.job);
-      } else if (answer !== 'current' && answer !== 'sent' && answer !== 'too_many') this.#refuse(jobId, answer);
+        if (!topic || topic.isInFeed) continue;
+        topic.isInFeed = true;
+        if (topic.job) for (const watcher of this.#feedWatchers) if (watcher.isReady) invokeListener(watcher.onJob, topic.job);
+      } else if (result !== 'current' && result !== 'sent' && result !== 'too_many') this.#rejectJob(jobId, result);
     }
     this.#flush();
   }
 
-  /** A subscribe that failed as a whole is asked again, unless the hub says that asking is no use. @param {{ id?: number, code?: string, message?: string, retryable?: boolean }} frame */
+  /** Retries a subscribe that failed as a whole, unless the error is permanent. @param {{ id?: number, code?: string, message?: string, retryable?: boolean }} frame */
   #onError({ id, code = 'error', message, retryable }) {
-    const what = id === undefined ? undefined : this.#asked.get(id);
-    if (id === undefined || what === undefined) return;
-    this.#asked.delete(id);
-    const useless = retryable === false || code === 'forbidden' || code === 'not_found' || code === 'bad_message' || code.startsWith('too_many');
-    if (what === 'mine') {
-      if (useless) for (const { problem } of [...this.#mine]) problem && call(problem, new HubError(code, message ?? code));
-      else this.#feedSubscribed = false;
+    const target = id === undefined ? undefined : this.#openSubscribes.get(id);
+    if (id === undefined || target === undefined) return;
+    this.#openSubscribes.delete(id);
+    const isPermanent = retryable === false || code === 'forbidden' || code === 'not_found' || code === 'bad_message' || code.startsWith('too_many');
+    if (target === 'mine') {
+      if (isPermanent) for (const { onError } of [...this.#feedWatchers]) onError && invokeListener(onError, new HubError(code, message ?? code));
+      else this.#isFeedSubscribed = false;
     } else {
-      for (const jobId of what) {
+      for (const jobId of target) {
         this.#subscribed.delete(jobId);
-        if (useless) this.#refuse(jobId, code, message);
-        else if (this.#topics.get(jobId)?.watchers.size) this.#wanted.add(jobId);
+        if (isPermanent) this.#rejectJob(jobId, code, message);
+        else if (this.#topics.get(jobId)?.watchers.size) this.#pendingSubscribes.add(jobId);
       }
     }
-    if (useless) return;
+    if (isPermanent) return;
     clearTimeout(this.#timers.resubscribe);
     this.#timers.resubscribe = setTimeout(() => this.#flush(), 1_000 + Math.random() * 2_000);
   }
 
-  // ---- the socket
+  // ---- socket
 
   async #connect() {
     const generation = ++this.#generation;
-    this.#drop();
-    this.#held = false;
-    this.#enter(this.#attempt ? 'reconnecting' : 'connecting', { attempt: this.#attempt, retryAt: null, reason: this.#attempt ? this.#state.reason : null });
+    this.#releaseSocket();
+    this.#isRetryTimeFixed = false;
+    this.#setState(this.#attempt ? 'reconnecting' : 'connecting', { attempt: this.#attempt, retryAt: null, reason: this.#attempt ? this.#state.reason : null });
     let token;
     try {
       token = await this.#currentToken();
@@ -510,32 +582,32 @@ export class ProgressHub {
       if (generation === this.#generation) this.#backOff('token_unavailable');
       return;
     }
-    if (generation !== this.#generation || this.#ended) return;
-    if (!token) return this.#end('signed_out', 'no_token');
+    if (generation !== this.#generation || this.#isTerminated) return;
+    if (!token) return this.#terminate('signed_out', 'no_token');
 
-    const url = new URL('v1/ws', this.#base);
+    const url = new URL('v1/ws', this.#baseUrl);
     url.protocol = url.protocol.replace('http', 'ws');
-    const carried = isSubprotocol(token);
-    const socket = new this.#WebSocket(url.href, carried ? [SUBPROTOCOL, `bearer.${token}`] : [SUBPROTOCOL]);
+    const fitsSubprotocol = isHttpToken(token);
+    const socket = new this.#WebSocket(url.href, fitsSubprotocol ? [SUBPROTOCOL, `bearer.${token}`] : [SUBPROTOCOL]);
     this.#socket = socket;
-    this.#expiresAt = expiryOf(token);
+    this.#tokenExpiresAt = expiryOf(token);
     socket.onopen = () => {
-      if (!carried) socket.send(JSON.stringify({ type: 'auth', token }));
+      if (!fitsSubprotocol) socket.send(JSON.stringify({ type: 'auth', token }));
     };
     socket.onmessage = event => {
       if (this.#socket === socket) this.#onFrame(event.data);
     };
     socket.onclose = event => {
-      if (this.#socket === socket) this.#lost(event.code, event.reason || null);
+      if (this.#socket === socket) this.#onDisconnect(event.code, event.reason || null);
     };
-    this.#timers.welcome = setTimeout(() => this.#lost(1006, 'no_welcome'), WELCOME_WITHIN_MS);
+    this.#timers.hello = setTimeout(() => this.#onDisconnect(1006, 'no_welcome'), HELLO_TIMEOUT_MS);
   }
 
   /** @param {unknown} data */
   #onFrame(data) {
-    this.#lastFrame = Date.now();
-    clearTimeout(this.#timers.proof);
-    this.#timers.proof = undefined;
+    this.#lastFrameAt = Date.now();
+    clearTimeout(this.#timers.pong);
+    this.#timers.pong = undefined;
     let frame;
     try {
       frame = JSON.parse(String(data));
@@ -544,110 +616,111 @@ export class ProgressHub {
     }
     switch (frame.type) {
       case 'hello': return this.#onHello(frame);
-      case 'job': return this.#learn(frame.job);
+      case 'job': return this.#applyJob(frame.job);
       case 'subscribed': return this.#onSubscribed(frame);
       case 'error': return this.#onError(frame);
-      case 'heartbeat': return this.#setClock(frame.now);
-      case 'degraded': return this.#enter('degraded', { since: this.#local(frame.since) ?? Date.now(), reason: 'store_away' });
+      case 'heartbeat': return this.#syncClock(frame.now);
+      case 'degraded': return this.#setState('degraded', { since: this.#toLocalTime(frame.since) ?? Date.now(), reason: 'store_away' });
       case 'restored':
-        this.#enter('live');
+        this.#setState('live');
         return this.#flush();
-      case 'token_expiring': return void this.#renew();
-      case 'bye': return this.#lost(frame.code, frame.reason ?? null, frame.retry_after_ms);
+      case 'token_expiring': return void this.#renewToken();
+      case 'bye': return this.#onDisconnect(frame.code, frame.reason ?? null, frame.retry_after_ms);
     }
   }
 
   /** @param {{ heartbeat_ms?: number, expires_at?: string, now?: string }} frame */
   #onHello(frame) {
-    this.#setClock(frame.now);
-    this.#heartbeat = frame.heartbeat_ms ?? this.#heartbeat;
-    this.#expiresAt = this.#local(frame.expires_at) ?? this.#expiresAt;
-    this.#planRenewal();
-    if (this.#welcomed) return;
-    this.#welcomed = true;
-    clearTimeout(this.#timers.welcome);
+    this.#syncClock(frame.now);
+    this.#heartbeatMs = frame.heartbeat_ms ?? this.#heartbeatMs;
+    this.#tokenExpiresAt = this.#toLocalTime(frame.expires_at) ?? this.#tokenExpiresAt;
+    this.#scheduleRenewal();
+    // The hub sends another `hello` after it accepted a renewed token.
+    if (this.#isConnected) return;
+    this.#isConnected = true;
+    clearTimeout(this.#timers.hello);
     this.#timers.stable = setTimeout(() => {
       this.#attempt = 0;
-      this.#freshTried = false;
+      this.#hasTriedFreshToken = false;
     }, STABLE_AFTER_MS);
-    this.#pulse();
-    for (const [id, topic] of this.#topics) if (topic.watchers.size && !topic.job?.final && !topic.refused) this.#wanted.add(id);
-    this.#enter('live');
+    this.#scheduleLivenessCheck();
+    for (const [id, topic] of this.#topics) if (topic.watchers.size && !topic.job?.final && !topic.isRejected) this.#pendingSubscribes.add(id);
+    this.#setState('live');
     this.#flush();
   }
 
   /**
-   * The socket is gone, or as good as gone.
+   * Handles a closed or unresponsive socket: reconnects, signs out or terminates, depending on the close code.
    * @param {number} code
    * @param {string | null} reason
-   * @param {number} [retryAfter] milliseconds, as the hub asked
+   * @param {number} [retryAfterMs] delay that the hub requested
    */
-  #lost(code, reason, retryAfter) {
-    const welcomed = this.#welcomed;
+  #onDisconnect(code, reason, retryAfterMs) {
+    const wasConnected = this.#isConnected;
     this.#generation += 1;
-    this.#drop();
+    this.#releaseSocket();
     if (code >= 4000 && code <= 4099) {
-      if (code !== 4001 && code !== 4002 && code !== 4003) return this.#end('closed', reason ?? `code_${code}`);
-      return this.#freshTokenOrOut(code === 4002 ? 'token_expired' : code === 4003 ? 'auth_timeout' : 'unauthorized');
+      if (code !== 4001 && code !== 4002 && code !== 4003) return this.#terminate('closed', reason ?? `code_${code}`);
+      return this.#refreshTokenOrSignOut(code === 4002 ? 'token_expired' : code === 4003 ? 'auth_timeout' : 'unauthorized');
     }
-    if (retryAfter !== undefined) return this.#retry(retryAfter, reason, true);
-    if (code >= 4200 && code <= 4299 && welcomed && !this.#attempt) return this.#retry(0, reason ?? 'moved');
-    if (!welcomed && code === 1006) return void this.#askWhy();
+    if (retryAfterMs !== undefined) return this.#scheduleReconnect(retryAfterMs, reason, true);
+    if (code >= 4200 && code <= 4299 && wasConnected && !this.#attempt) return this.#scheduleReconnect(0, reason ?? 'moved');
+    if (!wasConnected && code === 1006) return void this.#probeFailedHandshake();
     this.#backOff(reason ?? (code === 1012 ? 'restart' : 'connection_lost'));
   }
 
-  /** A refused upgrade looks like a dead network to a browser; a plain request tells them apart. */
-  async #askWhy() {
+  /** Sends a plain HTTP request to find out why the handshake failed. Browsers report a 401 and a network error alike. */
+  async #probeFailedHandshake() {
     const generation = this.#generation;
-    this.#enter('reconnecting', { attempt: this.#attempt || 1, retryAt: null, reason: 'connection_lost' });
+    this.#setState('reconnecting', { attempt: this.#attempt || 1, retryAt: null, reason: 'connection_lost' });
     let status = 0;
     try {
-      const signal = AbortSignal.timeout(WELCOME_WITHIN_MS);
-      ({ status } = await fetch(new URL('v1/jobs?limit=1', this.#base), { headers: { Authorization: `Bearer ${this.#cached}` }, cache: 'no-store', signal }));
+      const signal = AbortSignal.timeout(HELLO_TIMEOUT_MS);
+      ({ status } = await fetch(new URL('v1/jobs?limit=1', this.#baseUrl), { headers: { Authorization: `Bearer ${this.#cachedToken}` }, cache: 'no-store', signal }));
     } catch {
-      // No answer at all: the network or the hub, not the token.
+      // No response: the network or the hub is down, and the token may be valid.
     }
-    if (generation !== this.#generation || this.#ended) return;
-    if (status === 401) return this.#freshTokenOrOut('unauthorized');
+    if (generation !== this.#generation || this.#isTerminated) return;
+    if (status === 401) return this.#refreshTokenOrSignOut('unauthorized');
     this.#backOff(status ? 'refused' : 'unreachable');
   }
 
   /** @param {string} reason */
-  #freshTokenOrOut(reason) {
-    this.#cached = null;
-    if (typeof this.#token !== 'function' || this.#freshTried) return this.#end('signed_out', reason);
-    this.#freshTried = true;
-    this.#retry(0, reason);
+  #refreshTokenOrSignOut(reason) {
+    this.#cachedToken = null;
+    if (typeof this.#token !== 'function' || this.#hasTriedFreshToken) return this.#terminate('signed_out', reason);
+    this.#hasTriedFreshToken = true;
+    this.#scheduleReconnect(0, reason);
   }
 
-  /** @param {string} reason */
+  /** Schedules a reconnect with exponential backoff and full jitter. @param {string} reason */
   #backOff(reason) {
-    this.#retry(Math.random() * Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** this.#attempt), reason);
+    this.#scheduleReconnect(Math.random() * Math.min(MAX_BACKOFF_MS, BACKOFF_BASE_MS * 2 ** this.#attempt), reason);
   }
 
-  /** @param {number} delay @param {string | null} reason @param {boolean} [held] */
-  #retry(delay, reason, held = false) {
-    clearTimeout(this.#timers.retry);
+  /** @param {number} delayMs @param {string | null} reason @param {boolean} [isRetryTimeFixed] */
+  #scheduleReconnect(delayMs, reason, isRetryTimeFixed = false) {
+    clearTimeout(this.#timers.reconnect);
     this.#attempt += 1;
-    this.#held = held;
-    this.#enter('reconnecting', { attempt: this.#attempt, retryAt: Date.now() + delay, reason });
-    this.#timers.retry = setTimeout(() => this.#connect(), delay);
+    this.#isRetryTimeFixed = isRetryTimeFixed;
+    this.#setState('reconnecting', { attempt: this.#attempt, retryAt: Date.now() + delayMs, reason });
+    this.#timers.reconnect = setTimeout(() => this.#connect(), delayMs);
   }
 
-  /** Lets go of the socket and of all that belonged to it. */
-  #drop() {
-    for (const name of TIMERS_OF_A_SOCKET) {
+  /** Closes the socket and clears its timers and subscriptions. */
+  #releaseSocket() {
+    for (const name of SOCKET_TIMERS) {
       clearTimeout(this.#timers[name]);
       this.#timers[name] = undefined;
     }
     const socket = this.#socket;
     this.#socket = null;
-    this.#welcomed = false;
-    this.#feedSubscribed = false;
-    this.#places = MAX_SUBSCRIPTIONS;
+    this.#isConnected = false;
+    this.#isFeedSubscribed = false;
+    this.#subscriptionLimit = MAX_SUBSCRIPTIONS;
     this.#subscribed.clear();
-    this.#leaving.clear();
-    this.#asked.clear();
+    this.#pendingUnsubscribes.clear();
+    this.#openSubscribes.clear();
     if (!socket) return;
     socket.onopen = socket.onmessage = socket.onclose = null;
     try {
@@ -657,17 +730,17 @@ export class ProgressHub {
     }
   }
 
-  /** Nothing more is tried; everyone who waits is told. @param {'signed_out' | 'closed'} name @param {string} reason */
-  #end(name, reason) {
-    if (this.#ended) return;
-    this.#ended = true;
+  /** Stops for good and reports the error to every watcher. @param {'signed_out' | 'closed'} name @param {string} reason */
+  #terminate(name, reason) {
+    if (this.#isTerminated) return;
+    this.#isTerminated = true;
     this.#generation += 1;
     clearTimeout(this.#timers.idle);
-    this.#drop();
-    this.#enter(name, { reason });
-    const problem = endOf(name);
-    const all = [...this.#mine, ...[...this.#topics.values()].flatMap(topic => [...topic.watchers])];
-    for (const watcher of all) if (watcher.problem) call(watcher.problem, problem);
+    this.#releaseSocket();
+    this.#setState(name, { reason });
+    const error = terminalError(name);
+    const watchers = [...this.#feedWatchers, ...[...this.#topics.values()].flatMap(topic => [...topic.watchers])];
+    for (const watcher of watchers) if (watcher.onError) invokeListener(watcher.onError, error);
   }
 
   /** @param {object} frame */
@@ -675,146 +748,148 @@ export class ProgressHub {
     if (this.#socket?.readyState === 1) this.#socket.send(JSON.stringify(frame));
   }
 
-  /** @param {State['name']} name @param {Partial<State>} [more] */
-  #enter(name, { attempt = 0, retryAt = null, since, reason = null } = {}) {
+  /** @param {State['name']} name @param {Partial<State>} [fields] */
+  #setState(name, { attempt = 0, retryAt = null, since, reason = null } = {}) {
     const before = this.#state;
     this.#state = { name, attempt, retryAt, since: since ?? (before.name === name ? before.since : Date.now()), reason };
-    for (const listener of [...this.#listeners]) call(listener, this.#state);
+    for (const listener of [...this.#stateListeners]) invokeListener(listener, this.#state);
   }
 
-  // ---- alive or not
+  // ---- liveness
 
-  /** Two heartbeats without a frame: the other side is gone, whatever the socket believes. */
-  #pulse() {
-    const every = Math.max(250, this.#heartbeat / 2);
-    const due = Date.now() + every;
-    this.#timers.pulse = setTimeout(() => {
-      if (Date.now() - due > SLEPT_MS) this.#wake();
-      else if (Date.now() - this.#lastFrame >= 2 * this.#heartbeat) return this.#lost(1006, 'silent');
-      this.#pulse();
-    }, every);
+  /** Disconnects after two heartbeat intervals without a frame. A dead TCP connection may not raise `close` for minutes. */
+  #scheduleLivenessCheck() {
+    const intervalMs = Math.max(250, this.#heartbeatMs / 2);
+    const dueAt = Date.now() + intervalMs;
+    this.#timers.liveness = setTimeout(() => {
+      if (Date.now() - dueAt > SUSPENSION_THRESHOLD_MS) this.#onWake();
+      else if (Date.now() - this.#lastFrameAt >= 2 * this.#heartbeatMs) return this.#onDisconnect(1006, 'silent');
+      this.#scheduleLivenessCheck();
+    }, intervalMs);
   }
 
-  /** The tab or the network came back: timers were late, so look at everything they would have looked at. */
-  #wake = () => {
+  /** Handles a tab or network that resumed. Timers did not run in the meantime, so overdue work is done here. */
+  #onWake = () => {
     if (globalThis.document?.visibilityState === 'hidden') return;
-    if (!this.#held) this.reconnect();
-    if (!this.#welcomed) return;
-    if (this.#renewAt && Date.now() >= this.#renewAt) this.#renew();
-    if (this.#timers.proof !== undefined) return;
-    this.#send({ type: 'ping', id: this.#nextId++ });
-    this.#timers.proof = setTimeout(() => this.#lost(1006, 'silent'), PROOF_WITHIN_MS);
+    if (!this.#isRetryTimeFixed) this.reconnect();
+    if (!this.#isConnected) return;
+    if (this.#renewAt && Date.now() >= this.#renewAt) this.#renewToken();
+    if (this.#timers.pong !== undefined) return;
+    this.#send({ type: 'ping', id: this.#nextRequestId++ });
+    this.#timers.pong = setTimeout(() => this.#onDisconnect(1006, 'silent'), PONG_TIMEOUT_MS);
   };
 
   /** @param {string | undefined} now */
-  #setClock(now) {
-    const hub = Date.parse(now ?? '');
-    if (!Number.isNaN(hub)) this.#clockOffset = hub - Date.now();
+  #syncClock(now) {
+    const hubTime = Date.parse(now ?? '');
+    if (!Number.isNaN(hubTime)) this.#clockOffsetMs = hubTime - Date.now();
   }
 
-  /** A time of the hub on this machine's clock. @param {string | null | undefined} time */
-  #local(time) {
-    const hub = Date.parse(time ?? '');
-    return Number.isNaN(hub) ? null : hub - this.#clockOffset;
+  /** Converts a timestamp of the hub to milliseconds of the local clock. @param {string | null | undefined} time */
+  #toLocalTime(time) {
+    const hubTime = Date.parse(time ?? '');
+    return Number.isNaN(hubTime) ? null : hubTime - this.#clockOffsetMs;
   }
 
-  // ---- the token
+  // ---- token
 
   /** @returns {Promise<string | null>} */
   async #currentToken() {
-    if (typeof this.#token !== 'function') return (this.#cached = this.#token || null);
-    const expiry = expiryOf(this.#cached);
-    if (this.#cached && expiry && expiry - this.now() > 5_000) return this.#cached;
-    return this.#freshToken();
+    if (typeof this.#token !== 'function') return (this.#cachedToken = this.#token || null);
+    const expiry = expiryOf(this.#cachedToken);
+    if (this.#cachedToken && expiry && expiry - this.now() > 5_000) return this.#cachedToken;
+    return this.#fetchToken();
   }
 
-  /** One call at a time, whoever asks. @returns {Promise<string | null>} */
-  #freshToken() {
-    const give = this.#token;
-    if (typeof give !== 'function') return Promise.resolve(give || null);
-    this.#fetching ??= (async () => give())()
-      .then(token => (this.#cached = token || null))
-      .finally(() => (this.#fetching = null));
-    return this.#fetching;
+  /** Calls the token function. Concurrent callers share one call. @returns {Promise<string | null>} */
+  #fetchToken() {
+    const getToken = this.#token;
+    if (typeof getToken !== 'function') return Promise.resolve(getToken || null);
+    this.#tokenRequest ??= (async () => getToken())()
+      .then(token => (this.#cachedToken = token || null))
+      .finally(() => (this.#tokenRequest = null));
+    return this.#tokenRequest;
   }
 
-  #planRenewal() {
-    clearTimeout(this.#timers.renew);
+  #scheduleRenewal() {
+    clearTimeout(this.#timers.renewal);
     this.#renewAt = 0;
-    if (typeof this.#token !== 'function' || this.#expiresAt === null) return;
-    const left = this.#expiresAt - Date.now();
-    this.#renewAt = Date.now() + Math.max(0, left - Math.min(left / 5, RENEW_LEAD_MS));
-    this.#renewLater(this.#renewAt - Date.now());
+    if (typeof this.#token !== 'function' || this.#tokenExpiresAt === null) return;
+    const leftMs = this.#tokenExpiresAt - Date.now();
+    this.#renewAt = Date.now() + Math.max(0, leftMs - Math.min(leftMs / 5, MAX_RENEWAL_LEAD_MS));
+    this.#startRenewalTimer(this.#renewAt - Date.now());
   }
 
-  /** @param {number} delay */
-  #renewLater(delay) {
-    clearTimeout(this.#timers.renew);
-    this.#timers.renew = setTimeout(() => {
-      if (Date.now() < this.#renewAt) this.#renewLater(this.#renewAt - Date.now());
-      else this.#renew();
-    }, Math.min(delay, TIMER_MAX_MS));
+  /** @param {number} delayMs */
+  #startRenewalTimer(delayMs) {
+    clearTimeout(this.#timers.renewal);
+    this.#timers.renewal = setTimeout(() => {
+      if (Date.now() < this.#renewAt) this.#startRenewalTimer(this.#renewAt - Date.now());
+      else this.#renewToken();
+    }, Math.min(delayMs, MAX_TIMER_MS));
   }
 
-  /** Renews in place: the socket stays, only its end moves. */
-  async #renew() {
-    if (typeof this.#token !== 'function' || this.#renewing) return;
-    this.#renewing = true;
+  /** Sends a fresh token over the open socket, which extends its lifetime without a reconnect. */
+  async #renewToken() {
+    if (typeof this.#token !== 'function' || this.#isRenewing) return;
+    this.#isRenewing = true;
     const generation = this.#generation;
     try {
-      const token = await this.#freshToken();
+      const token = await this.#fetchToken();
       if (generation !== this.#generation || !token) return;
       this.#send({ type: 'auth', token });
       const expiry = expiryOf(token);
-      if (expiry !== null) this.#expiresAt = expiry - this.#clockOffset;
-      this.#planRenewal();
+      if (expiry !== null) this.#tokenExpiresAt = expiry - this.#clockOffsetMs;
+      this.#scheduleRenewal();
     } catch {
-      if (generation !== this.#generation || !this.#welcomed) return;
-      this.#renewAt = Date.now() + RENEW_RETRY_MS;
-      this.#renewLater(RENEW_RETRY_MS);
+      if (generation !== this.#generation || !this.#isConnected) return;
+      this.#renewAt = Date.now() + RENEWAL_RETRY_MS;
+      this.#startRenewalTimer(RENEWAL_RETRY_MS);
     } finally {
-      this.#renewing = false;
+      this.#isRenewing = false;
     }
   }
 
   // ---- HTTP
 
   /**
+   * Sends a request. A 401 is retried once with a fresh token.
    * @param {string} method
    * @param {string} path
    * @param {{ body?: unknown, headers?: Record<string, string> }} [options]
-   * @returns {Promise<any>}
+   * @returns {Promise<any>} the JSON body; rejects with a {@link HubError}
    */
-  async #http(method, path, { body, headers = {} } = {}) {
-    for (let again = false; ; again = true) {
-      const token = again ? await this.#freshToken() : await this.#currentToken();
-      if (!token) throw endOf('signed_out');
-      let answer;
+  async #request(method, path, { body, headers = {} } = {}) {
+    for (let isRetry = false; ; isRetry = true) {
+      const token = isRetry ? await this.#fetchToken() : await this.#currentToken();
+      if (!token) throw terminalError('signed_out');
+      let response;
       try {
-        answer = await fetch(new URL(path, this.#base), {
+        response = await fetch(new URL(path, this.#baseUrl), {
           method,
           headers: { Authorization: `Bearer ${token}`, ...(body === undefined ? {} : { 'Content-Type': 'application/json' }), ...headers },
           body: body === undefined ? undefined : JSON.stringify(body),
           cache: 'no-store',
         });
       } catch {
-        throw new HubError('unreachable', 'the hub does not answer', { retryable: true });
+        throw new HubError('unreachable', 'no response from the hub', { retryable: true });
       }
-      if (answer.ok) return answer.json();
-      if (answer.status !== 401 || again || typeof this.#token !== 'function') throw await problemOf(answer);
+      if (response.ok) return response.json();
+      if (response.status !== 401 || isRetry || typeof this.#token !== 'function') throw await toHubError(response);
     }
   }
 }
 
-/** A key for one press of a button; works on plain http too, where `randomUUID` is missing. */
+/** Returns a random idempotency key. Unlike `crypto.randomUUID`, it also works on pages served over plain HTTP. */
 export function idempotencyKeyOf() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map(byte => byte.toString(16).padStart(2, '0')).join('');
 }
 
 /**
- * The claims of a JWT, unproven: good for a name on the screen or a timer, never for a decision.
+ * Decodes the claims of a JWT without verifying the signature. Use them for display and timers, never for authorization.
+ *
  * @param {string | null} token
- * @returns {Record<string, unknown>}
+ * @returns {Record<string, unknown>} empty if the token cannot be decoded
  */
 export function claimsOf(token) {
   try {
@@ -831,53 +906,53 @@ function expiryOf(token) {
   return typeof exp === 'number' ? exp * 1000 : null;
 }
 
-/** RFC 9110 `token` characters, all that a subprotocol may hold. @param {string} token */
-function isSubprotocol(token) {
-  return /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/.test(token);
+/** Returns whether `value` is a `token` as defined by RFC 9110. A WebSocket subprotocol allows no other characters. @param {string} value */
+function isHttpToken(value) {
+  return /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/.test(value);
 }
 
-/** @param {string} job @param {Job | null | undefined} known */
-function position(job, known) {
-  return known ? { job, version: known.version } : { job };
+/** @param {string} jobId @param {Job | null | undefined} job the newest document that the client has */
+function subscribeEntry(jobId, job) {
+  return job ? { job: jobId, version: job.version } : { job: jobId };
 }
 
 /** @param {string[]} ids */
-function chunks(ids) {
-  const all = [];
-  for (let at = 0; at < ids.length; at += IDS_PER_FRAME) all.push(ids.slice(at, at + IDS_PER_FRAME));
-  return all;
+function chunksOf(ids) {
+  const chunks = [];
+  for (let start = 0; start < ids.length; start += MAX_JOBS_PER_FRAME) chunks.push(ids.slice(start, start + MAX_JOBS_PER_FRAME));
+  return chunks;
 }
 
 /** @param {State['name']} name */
-function endOf(name) {
-  return name === 'signed_out' ? new HubError('signed_out', 'nobody is signed in', { status: 401 }) : new HubError('closed', 'the hub client is closed');
+function terminalError(name) {
+  return name === 'signed_out' ? new HubError('signed_out', 'not signed in: no valid token', { status: 401 }) : new HubError('closed', 'the client is closed');
 }
 
-/** @param {Response} answer */
-async function problemOf(answer) {
+/** @param {Response} response */
+async function toHubError(response) {
   /** @type {{ code?: string, detail?: string, title?: string, retryable?: boolean }} */
-  const problem = await answer.json().catch(() => ({}));
-  const header = answer.headers.get('Retry-After');
+  const problem = await response.json().catch(() => ({}));
+  const header = response.headers.get('Retry-After');
   const seconds = header === null ? NaN : /^\d+$/.test(header) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;
-  return new HubError(problem.code ?? `http_${answer.status}`, problem.detail ?? problem.title ?? answer.statusText, {
-    status: answer.status,
+  return new HubError(problem.code ?? `http_${response.status}`, problem.detail ?? problem.title ?? response.statusText, {
+    status: response.status,
     retryable: problem.retryable ?? false,
     retryAfter: Number.isNaN(seconds) ? null : Math.max(0, seconds),
   });
 }
 
 /**
- * A watcher's own mistake must not cost the others their news.
+ * Calls a listener. An exception is rethrown in a microtask, so that one faulty listener does not affect the others.
  * @template T
- * @param {(value: T) => void} callback
+ * @param {(value: T) => void} listener
  * @param {T} value
  */
-function call(callback, value) {
+function invokeListener(listener, value) {
   try {
-    callback(value);
-  } catch (mistake) {
+    listener(value);
+  } catch (error) {
     queueMicrotask(() => {
-      throw mistake;
+      throw error;
     });
   }
 }

@@ -1,6 +1,6 @@
-// What each virtual user of jobs.yml does: registers a job, watches it, updates it, and sees its end.
+// Steps of the virtual users in jobs.yml: each registers a job, watches it, updates it and waits for its final version.
 //
-// Counters and times are Artillery's own (`hub.…` in its report); the checks are on the versions.
+// The report contains the counters and histograms of this file with the prefix `hub.`.
 
 'use strict';
 
@@ -9,83 +9,85 @@ const { once, EventEmitter } = require('node:events');
 
 const hub = process.env.HUB;
 
-// How long a document may take to arrive, in milliseconds.
-const PATIENCE = 10_000;
+// Time limit for the response to a subscription, and for the final version after the last update.
+const MESSAGE_TIMEOUT_MS = 10_000;
+// Time limit from the subscription to the final version.
+const WATCH_TIMEOUT_MS = 60_000 + MESSAGE_TIMEOUT_MS;
 
 async function post(path, body) {
-  const answer = await fetch(`${hub}${path}`, {
+  const response = await fetch(`${hub}${path}`, {
     method: 'POST',
     headers: { Authorization: `Bearer ${process.env.WORKER}`, 'Content-Type': 'application/json' },
     body: JSON.stringify(body),
   });
-  if (!answer.ok) throw new Error(`${path}: ${answer.status} ${await answer.text()}`);
-  return answer.json();
+  if (!response.ok) throw new Error(`POST ${path}: HTTP ${response.status} ${await response.text()}`);
+  return response.json();
 }
 
 async function register(context, events) {
-  // An expression of `ensure` needs each of them to be there.
-  for (const name of ['versions_backwards', 'ends_missing', 'updates_failed', 'deliveries']) {
+  // The `ensure` plugin fails on a counter that was never emitted, so each starts at 0.
+  for (const name of ['version_regressions', 'missing_final_versions', 'failed_updates', 'deliveries']) {
     events.emit('counter', `hub.${name}`, 0);
   }
   const { id } = await post('/v1/jobs', { owner: 'load' });
-  Object.assign(context.vars, { job: id, turn: 0 });
+  Object.assign(context.vars, { job: id, updateCount: 0 });
 }
 
 async function watch(context, events) {
   const { job } = context.vars;
-  const ends = new EventEmitter();
+  const messages = new EventEmitter();
   let version = 0;
-  context.vars.ended = once(ends, 'end', { signal: AbortSignal.timeout(60_000 + PATIENCE) });
-  // Whoever waits for it handles it; until then it must not end the process.
-  context.vars.ended.catch(() => {});
-  const subscribed = once(ends, 'subscribed', { signal: AbortSignal.timeout(PATIENCE) });
+  context.vars.finalVersion = once(messages, 'final', { signal: AbortSignal.timeout(WATCH_TIMEOUT_MS) });
+  // `finish` handles a rejection. Until then it must not end the process as unhandled.
+  context.vars.finalVersion.catch(() => {});
+  const subscribed = once(messages, 'subscribed', { signal: AbortSignal.timeout(MESSAGE_TIMEOUT_MS) });
   context.ws.on('message', (data) => {
     const message = JSON.parse(data);
-    if (message.type === 'subscribed') ends.emit('subscribed');
+    if (message.type === 'subscribed') messages.emit('subscribed');
     if (message.type !== 'job') return;
     const { job: document } = message;
-    if (document.version <= version) events.emit('counter', 'hub.versions_backwards', 1);
+    if (document.version <= version) events.emit('counter', 'hub.version_regressions', 1);
     version = document.version;
-    // The stage carries when the update was sent.
-    const sent = Number(document.stage);
-    if (sent > 0 && !document.final) {
+    // `stage` carries the time of the update.
+    const sentAt = Number(document.stage);
+    if (sentAt > 0 && !document.final) {
       events.emit('counter', 'hub.deliveries', 1);
-      events.emit('histogram', 'hub.update_to_socket', performance.now() - sent);
+      events.emit('histogram', 'hub.delivery_latency', performance.now() - sentAt);
     }
-    if (document.final) ends.emit('end');
+    if (document.final) messages.emit('final');
   });
   context.ws.send(JSON.stringify({ type: 'subscribe', id: randomInt(1e9), jobs: [{ job }] }));
   await subscribed;
 }
 
-async function push(context, events, news) {
-  const begun = performance.now();
+async function pushUpdate(context, events, update) {
+  const startedAt = performance.now();
   try {
-    await post(`/v1/jobs/${context.vars.job}/updates`, news);
-    events.emit('histogram', 'hub.update_to_answer', performance.now() - begun);
+    await post(`/v1/jobs/${context.vars.job}/updates`, update);
+    events.emit('histogram', 'hub.update_duration', performance.now() - startedAt);
   } catch (error) {
-    events.emit('counter', 'hub.updates_failed', 1);
+    events.emit('counter', 'hub.failed_updates', 1);
     throw error;
   }
 }
 
 async function update(context, events) {
-  context.vars.turn += 1;
-  const progress = 100 * (1 - 1 / (1 + context.vars.turn / 10));
-  await push(context, events, { progress, stage: String(performance.now()) });
+  context.vars.updateCount += 1;
+  const progress = 100 * (1 - 1 / (1 + context.vars.updateCount / 10));
+  await pushUpdate(context, events, { progress, stage: String(performance.now()) });
 }
 
-async function end(context, events) {
-  await push(context, events, { status: 'succeeded' });
-  const late = new Promise((_, reject) => {
-    setTimeout(() => reject(new Error('the end never came')), PATIENCE).unref();
+async function finish(context, events) {
+  await pushUpdate(context, events, { status: 'succeeded' });
+  const timeout = new Promise((_, reject) => {
+    setTimeout(() => reject(new Error(`no final version within ${MESSAGE_TIMEOUT_MS} ms`)), MESSAGE_TIMEOUT_MS).unref();
   });
   try {
-    await Promise.race([context.vars.ended, late]);
+    await Promise.race([context.vars.finalVersion, timeout]);
   } catch (error) {
-    events.emit('counter', 'hub.ends_missing', 1);
+    events.emit('counter', 'hub.missing_final_versions', 1);
     throw error;
   }
 }
 
-module.exports = { register, watch, update, end };
+module.exports = { register, watch, update, finish };

@@ -1,117 +1,129 @@
-/** The chart of one job: progress over time, each version a dot shaped and coloured by who told it. */
+/** Progress of one job over time. Each version is a point whose shape and color show its source. */
 
 import { svg } from './dom.js';
 import { percent, span } from './format.js';
-import { SOURCES, shape } from './sources.js';
-import { changeOf } from './timeline.js';
+import { changeText } from './timeline.js';
+import { SOURCES, sourceShape } from './update-sources.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
-/** @typedef {import('./timeline.js').Seen} Seen */
+/** @typedef {import('./timeline.js').VersionRecord} VersionRecord */
 
 export class Chart {
   #root;
-  #onMark;
-  /** @type {Map<number, Element>} */ #points = new Map();
-  #resize;
-  /** @type {[Job, readonly Seen[], number] | null} */ #last = null;
+  #onHighlight;
+  /** By version. @type {Map<number, Element>} */ #points = new Map();
+  #resizeObserver;
+  /** Arguments of the last `draw`. @type {[Job, readonly VersionRecord[], number] | null} */ #drawn = null;
   #width = 0;
 
-  /** @param {HTMLElement} root @param {(version: number) => void} onMark */
-  constructor(root, onMark) {
+  /** @param {HTMLElement} root @param {(version: number) => void} onHighlight receives 0 when no version is highlighted */
+  constructor(root, onHighlight) {
     this.#root = root;
-    this.#onMark = onMark;
-    this.#resize = new ResizeObserver(() => {
+    this.#onHighlight = onHighlight;
+    this.#resizeObserver = new ResizeObserver(() => {
       const width = root.clientWidth;
       if (width === this.#width) return;
       this.#width = width;
-      if (this.#last) this.draw(...this.#last);
+      if (this.#drawn) this.draw(...this.#drawn);
     });
-    this.#resize.observe(root);
+    this.#resizeObserver.observe(root);
   }
 
-  end() {
-    this.#resize.disconnect();
+  disconnect() {
+    this.#resizeObserver.disconnect();
   }
 
   /** @param {number} version */
-  mark(version) {
-    for (const [of, point] of this.#points) point.classList.toggle('on', of === version);
+  highlight(version) {
+    for (const [pointVersion, point] of this.#points) point.classList.toggle('highlighted', pointVersion === version);
   }
 
-  /** @param {Job} job @param {readonly Seen[]} seen @param {number} now */
-  draw(job, seen, now) {
-    this.#last = [job, seen, now];
+  /** @param {Job} job @param {readonly VersionRecord[]} records @param {number} now */
+  draw(job, records, now) {
+    this.#drawn = [job, records, now];
     const width = this.#width || this.#root.clientWidth;
     const height = this.#root.clientHeight;
-    if (!width || !height || !seen.length) return;
+    if (!width || !height || !records.length) return;
     this.#width = width;
     const start = Date.parse(job.created_at);
-    const end = Math.max(job.final ? seen[seen.length - 1].at : now, seen[seen.length - 1].at, start + 1_000);
+    const lastAt = records[records.length - 1].at;
+    const end = Math.max(job.final ? lastAt : now, lastAt, start + 1_000);
     const box = { left: 44, right: width - 12, top: 12, bottom: height - 46 };
-    const x = (/** @type {number} */ at) => box.left + ((at - start) / (end - start)) * (box.right - box.left);
-    const y = (/** @type {number} */ value) => box.bottom - (value / 100) * (box.bottom - box.top);
-    const root = svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': summaryOf(job, seen) });
+    const x = (/** @type {number} */ time) => box.left + ((time - start) / (end - start)) * (box.right - box.left);
+    const y = (/** @type {number} */ progress) => box.bottom - (progress / 100) * (box.bottom - box.top);
+    const root = svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': chartSummary(job, records) });
 
-    for (const value of [0, 50, 100]) {
-      root.append(svg('line', { class: 'grid', x1: box.left, x2: box.right, y1: y(value), y2: y(value) }), svg('text', { x: box.left - 10, y: y(value) + 4, 'text-anchor': 'end' }, `${value} %`));
+    for (const progress of [0, 50, 100]) {
+      root.append(svg('line', { class: 'grid', x1: box.left, x2: box.right, y1: y(progress), y2: y(progress) }),
+        svg('text', { x: box.left - 10, y: y(progress) + 4, 'text-anchor': 'end' }, percent(progress)));
     }
-    const step = niceStep((end - start) / 1000, Math.max(2, (box.right - box.left) / 80));
-    for (let s = 0; s * 1000 <= end - start; s += step) {
-      root.append(svg('text', { x: x(start + s * 1000), y: height - 2, 'text-anchor': s ? 'middle' : 'start' }, s < 120 ? `${s} s` : `${Math.round(s / 6) / 10} min`));
+    const step = tickSeconds((end - start) / 1000, Math.max(2, (box.right - box.left) / 80));
+    for (let seconds = 0; seconds * 1000 <= end - start; seconds += step) {
+      const label = seconds < 120 ? `${seconds}s` : `${Math.round(seconds / 6) / 10} min`;
+      root.append(svg('text', { x: x(start + seconds * 1000), y: height - 2, 'text-anchor': seconds ? 'middle' : 'start' }, label));
     }
-    this.#bands(root, seen, end, x, box.bottom + 8);
+    this.#drawStatusBands(root, records, end, x, box.bottom + 8);
 
-    // Where no progress is told, a dot stays at the height of the last one that was.
+    // A version without progress is drawn at the height of the last version that had it.
     let level = 0;
-    const dots = seen.map(one => {
-      const told = one.p !== undefined || one.s === 'succeeded';
-      level = one.p ?? (one.s === 'succeeded' ? 100 : one.s === 'accepted' ? 0 : level);
-      return { one, told, x: x(one.at), y: y(level) };
+    const points = records.map(record => {
+      const hasProgress = record.p !== undefined || record.s === 'succeeded';
+      level = record.p ?? (record.s === 'succeeded' ? 100 : record.s === 'accepted' ? 0 : level);
+      return { record, hasProgress, x: x(record.at), y: y(level) };
     });
-    let path = `M${dots[0].x},${dots[0].y}`;
-    for (const dot of dots.slice(1)) path += `H${dot.x}V${dot.y}`;
+    let path = `M${points[0].x},${points[0].y}`;
+    for (const point of points.slice(1)) path += `H${point.x}V${point.y}`;
     if (!job.final) path += `H${x(end)}`;
-    root.append(svg('path', { class: 'area', d: `${path}V${box.bottom}H${dots[0].x}Z` }), svg('path', { class: 'path', d: path }));
+    root.append(svg('path', { class: 'area', d: `${path}V${box.bottom}H${points[0].x}Z` }), svg('path', { class: 'path', d: path }));
 
     this.#points.clear();
-    for (const { one, told, x: cx, y: cy } of dots) {
-      const point = svg('g', { 'data-source': one.by }, svg('title', {}, `Version ${one.v}, after ${span(one.at - start)}: ${changeOf(one, null)}, by ${one.by}`),
-        svg('circle', { class: 'hit', cx, cy, r: 12 }), svg('path', { class: `point${told ? '' : ' untold'}`, d: shape(one.by, cx, cy) }));
-      point.addEventListener('pointerenter', () => this.#onMark(one.v));
-      point.addEventListener('pointerleave', () => this.#onMark(0));
-      this.#points.set(one.v, point);
+    for (const { record, hasProgress, x: cx, y: cy } of points) {
+      const tooltip = `Version ${record.v}, after ${span(record.at - start)}: ${changeText(record, null)}, via ${record.by}`;
+      const point = svg('g', { 'data-source': record.by }, svg('title', {}, tooltip),
+        svg('circle', { class: 'hit-area', cx, cy, r: 12 }), svg('path', { class: `point${hasProgress ? '' : ' no-progress'}`, d: sourceShape(record.by, cx, cy) }));
+      point.addEventListener('pointerenter', () => this.#onHighlight(record.v));
+      point.addEventListener('pointerleave', () => this.#onHighlight(0));
+      this.#points.set(record.v, point);
       root.append(point);
     }
     this.#root.replaceChildren(root);
   }
 
-  /** Which status it was in, below the axis. @param {Element} root @param {readonly Seen[]} seen @param {number} end @param {(at: number) => number} x @param {number} top */
-  #bands(root, seen, end, x, top) {
-    for (let at = 0; at < seen.length; ) {
-      let next = at + 1;
-      while (next < seen.length && seen[next].s === seen[at].s) next++;
-      const from = x(seen[at].at);
-      const to = next < seen.length ? x(seen[next].at) : x(end);
+  /**
+   * Draws one band below the axis for each period in which the status did not change.
+   * @param {Element} root
+   * @param {readonly VersionRecord[]} records
+   * @param {number} end
+   * @param {(time: number) => number} x
+   * @param {number} top
+   */
+  #drawStatusBands(root, records, end, x, top) {
+    for (let index = 0; index < records.length; ) {
+      const { s: status, at } = records[index];
+      let next = index + 1;
+      while (next < records.length && records[next].s === status) next++;
+      const from = x(at);
+      const to = next < records.length ? x(records[next].at) : x(end);
       if (to - from >= 2) {
         root.append(svg('rect', { class: 'band', x: from + 1, y: top, width: to - from - 2, height: 16, rx: 4 }));
-        if (to - from > seen[at].s.length * 7 + 8) root.append(svg('text', { class: 'band-name', x: from + 7, y: top + 12 }, seen[at].s));
+        if (to - from > status.length * 7 + 8) root.append(svg('text', { class: 'band-label', x: from + 7, y: top + 12 }, status));
       }
-      at = next;
+      index = next;
     }
   }
 }
 
-/** @param {Job} job @param {readonly Seen[]} seen */
-function summaryOf(job, seen) {
-  const by = SOURCES.flatMap(source => {
-    const count = seen.filter(one => one.by === source).length;
-    return count ? [`${count} by ${source}`] : [];
+/** Returns the text alternative of the chart. @param {Job} job @param {readonly VersionRecord[]} records */
+function chartSummary(job, records) {
+  const counts = SOURCES.flatMap(source => {
+    const count = records.filter(record => record.by === source).length;
+    return count ? [`${count} via ${source}`] : [];
   });
-  return `Progress over time, now ${job.status}${job.progress === null ? '' : ` at ${percent(job.progress)}`}. ${seen.length} versions: ${by.join(', ')}.`;
+  return `Progress over time. Current status: ${job.status}${job.progress === null ? '' : ` at ${percent(job.progress)}`}. ${records.length} versions: ${counts.join(', ')}.`;
 }
 
-/** @param {number} total seconds @param {number} ticks at most */
-function niceStep(total, ticks) {
-  for (const step of [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 21_600, 43_200]) if (total / step <= ticks) return step;
+/** Returns the distance between time labels. @param {number} totalSeconds @param {number} maxTicks */
+function tickSeconds(totalSeconds, maxTicks) {
+  for (const step of [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 21_600, 43_200]) if (totalSeconds / step <= maxTicks) return step;
   return 86_400;
 }

@@ -1,52 +1,52 @@
-/** The pill, the notice and the facts about the hub. Invariant: the pill tells what the connection is now, never what it was meant to be. */
+/** Connection state, the outage notice, and the facts about the hub in the header. */
 
 import { $, attr, text } from './dom.js';
 import { clock, seconds } from './format.js';
 
 /** @typedef {import('../progress-hub.js').State} State */
 
-/** A hub gone for longer than this is worth a sentence. */
-const GONE_AFTER_MS = 4_000;
+/** A shorter interruption shows no notice. */
+const UNREACHABLE_NOTICE_DELAY_MS = 4_000;
 
 /** @param {State} state */
-export function connectionWords({ name, attempt, retryAt, since }) {
+export function connectionText({ name, attempt, retryAt, since }) {
   switch (name) {
-    case 'connecting': return 'connecting…';
-    case 'live': return 'live';
+    case 'connecting': return 'Connecting…';
+    case 'live': return 'Live';
     case 'reconnecting': {
       const left = retryAt === null ? 0 : seconds(retryAt - Date.now());
-      return `reconnecting ${left ? `in ${left} s` : 'now'} (attempt ${attempt})`;
+      return `Reconnecting ${left ? `in ${left}s` : 'now'} (attempt ${attempt})`;
     }
-    case 'degraded': return `store away since ${clock(since)}, showing the last known`;
-    case 'signed_out': return 'signed out';
-    case 'closed': return 'closed';
+    case 'degraded': return `Storage unavailable since ${clock(since)}`;
+    case 'signed_out': return 'Signed out';
+    case 'closed': return 'Disconnected';
   }
 }
 
-/** @param {State} state @param {boolean} canRetry a person may hurry the next try */
-export function showConnection(state, canRetry) {
-  const words = connectionWords(state);
+/** @param {State} state @param {boolean} canReconnect whether to offer the button that reconnects at once */
+export function showConnection(state, canReconnect) {
+  const label = connectionText(state);
   const { name, since } = state;
-  const gone = name === 'reconnecting' && Date.now() - since > GONE_AFTER_MS;
-  const notice = gone
-    ? `The hub has not answered since ${clock(since)}. This is the last known; news comes by itself once it is back.`
-    : name === 'degraded' ? 'The store is away. This is the last known; nothing is lost, and new orders have to wait.'
-      : name === 'closed' && canRetry ? 'The hub closed this connection. Load the page again.' : '';
+  const isUnreachable = name === 'reconnecting' && Date.now() - since > UNREACHABLE_NOTICE_DELAY_MS;
+  const notice = isUnreachable
+    ? `Can't reach the server. Showing data as of ${clock(since)}; reconnecting…`
+    : name === 'degraded' ? `Storage unavailable. Showing data as of ${clock(since)}. Nothing is lost, but new jobs can't be submitted until storage recovers.`
+      : name === 'closed' && canReconnect ? 'The server closed this connection. Reload the page.' : '';
   document.body.dataset.state = name;
-  text($('#pill span'), words);
-  attr($('#pill'), 'title', words);
+  text($('#connection span'), label);
+  attr($('#connection'), 'title', label);
   text($('#notice p'), notice);
   attr($('#notice'), 'hidden', notice ? null : '');
-  attr($('#notice button'), 'hidden', gone && canRetry ? null : '');
+  attr($('#notice button'), 'hidden', isUnreachable && canReconnect ? null : '');
 }
 
-export async function showFacts() {
+export async function showHubInfo() {
   try {
     const health = await (await fetch('/v1/health', { cache: 'no-store' })).json();
     text($('#store'), String(health.store ?? '–'));
     text($('#version'), String(health.version ?? '–'));
-    attr($('#facts'), 'hidden', null);
+    attr($('#hub-info'), 'hidden', null);
   } catch {
-    // The pill already says that the hub is away.
+    // The connection state already shows that the hub is unreachable.
   }
 }

@@ -1,54 +1,60 @@
-/** Times and figures in the fewest characters that still say it. */
+/** Short formats for times, percentages and amounts of money. */
 
-/** @param {number} ms a span of time, short */
+/** Durations below each limit use tenths of seconds, whole seconds, minutes and hours. */
+const TENTHS_BELOW_SECONDS = 9.95;
+const WHOLE_BELOW_SECONDS = 90;
+const MINUTES_BELOW_SECONDS = 5_400;
+const HOURS_BELOW_SECONDS = 129_600;
+
+/** Formats a duration as `0.7s`, `42s`, `3 min`, `2 hr` or `3 days`. @param {number} ms */
 export function span(ms) {
   const s = Math.max(0, ms) / 1000;
-  if (s < 9.95) return `${s.toFixed(1)} s`;
-  if (s < 90) return `${Math.round(s)} s`;
-  if (s < 5_400) return `${Math.round(s / 60)} min`;
-  return s < 129_600 ? `${Math.round(s / 3_600)} h` : `${Math.round(s / 86_400)} d`;
+  if (s < TENTHS_BELOW_SECONDS) return `${s.toFixed(1)}s`;
+  if (s < WHOLE_BELOW_SECONDS) return `${Math.round(s)}s`;
+  if (s < MINUTES_BELOW_SECONDS) return `${Math.round(s / 60)} min`;
+  return s < HOURS_BELOW_SECONDS ? `${Math.round(s / 3_600)} hr` : `${Math.round(s / 86_400)} days`;
 }
 
-/** @param {number} ms whole seconds still to go */
+/** Returns the time remaining in whole seconds, rounded up and never negative. @param {number} ms */
 export function seconds(ms) {
   return Math.max(0, Math.ceil(ms / 1000));
 }
 
-/** @param {number} ms a span of time still to go, that is shown again every second */
-export function left(ms) {
+/** Formats the time remaining for a countdown: whole seconds below 90 seconds, otherwise as {@link span}. @param {number} ms */
+export function countdown(ms) {
   const s = seconds(ms);
-  return s < 90 ? `${s} s` : span(s * 1000);
+  return s < WHOLE_BELOW_SECONDS ? `${s}s` : span(s * 1000);
 }
 
-/** @param {number} ms */
+/** Formats an age as `just now` or `3 min ago`. @param {number} ms */
 export function ago(ms) {
-  return ms < 1_500 ? 'just now' : `${ms < 9_950 ? `${Math.floor(ms / 1000)} s` : span(ms)} ago`;
+  return ms < 1_500 ? 'just now' : `${ms < TENTHS_BELOW_SECONDS * 1000 ? `${Math.floor(ms / 1000)}s` : span(ms)} ago`;
 }
 
-/** @param {number | string} at */
+/** Formats a time as `19:31`. @param {number | string} at */
 export function clock(at) {
   return new Date(at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' });
 }
 
-/** @param {string} at the day only when it is another one */
+/** Formats a time, with the date unless it is today. @param {string} at */
 export function dateAndClock(at) {
   const date = new Date(at);
   const day = date.toDateString() === new Date().toDateString() ? '' : `${date.toLocaleDateString([], { day: 'numeric', month: 'short' })}, `;
   return day + clock(at);
 }
 
-/** @param {number} value */
+/** @param {number} value from 0 to 100 */
 export function percent(value) {
-  return `${Number.isInteger(value) ? value : value.toFixed(1)} %`;
+  return `${Number.isInteger(value) ? value : value.toFixed(1)}%`;
 }
 
 /** @type {Record<string, string>} */
-const SIGNS = { usd: 'US$', eur: '€', gbp: '£', cny: 'CN¥' };
+const CURRENCY_SYMBOLS = { usd: '$', eur: '€', gbp: '£', cny: 'CN¥' };
 
-/** @param {{ amount: number, unit: string | null }} sum of a currency, or in a provider's own unit */
-export function sum({ amount, unit }) {
-  const sign = SIGNS[unit ?? ''];
-  const figure = amount.toLocaleString('en', { minimumFractionDigits: sign ? 2 : 0, maximumFractionDigits: 6 });
-  if (sign) return `${sign} ${figure}`;
+/** Formats an amount as `$0.35` for a known currency, or as `12 credits`. @param {{ amount: number, unit: string | null }} money */
+export function money({ amount, unit }) {
+  const symbol = CURRENCY_SYMBOLS[unit ?? ''];
+  const figure = amount.toLocaleString('en', { minimumFractionDigits: symbol ? 2 : 0, maximumFractionDigits: 6 });
+  if (symbol) return symbol + figure;
   return [figure, unit === 'unit' && amount !== 1 ? 'units' : unit].filter(Boolean).join(' ');
 }

@@ -1,46 +1,47 @@
 /**
  * All jobs as cards, newest first.
  *
- * Invariant: a card never changes its place, and a frame of the screen never does more than its budget of work.
+ * Invariants: the order of the cards never changes. One animation frame never exceeds its rendering budget.
  *
  * @module
  */
 
 import { Card } from './card.js';
 import { $, REDUCED_MOTION, attr, h, text } from './dom.js';
-import { SOURCES, TELLERS } from './sources.js';
-import { isWaiting } from './words.js';
+import { isPendingSubmission } from './labels.js';
+import { SOURCES, SOURCE_LABELS } from './update-sources.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 
-const CARDS_AT_ONCE = 500;
-/** Of a frame's 16 ms, what building and updating cards may take. */
-const FRAME_BUDGET_MS = 8;
+const CARDS_PER_PAGE = 500;
+/** Time per animation frame for creating and updating cards. A frame at 60 fps lasts 16 ms. */
+const RENDER_BUDGET_MS = 8;
+const VISIBILITY_MARGIN = '160px';
 
 export class JobList {
   /** @type {Map<string, Job>} */ #jobs = new Map();
   /** @type {Map<string, Card>} */ #cards = new Map();
-  /** Ids, newest first. @type {string[]} */ #order = [];
-  /** @type {Set<string>} */ #dirty = new Set();
-  #frame = 0;
-  #limit = CARDS_AT_ONCE;
-  #settled = false;
-  /** @type {string | null} */ #revealing = null;
+  /** Job ids, newest first. @type {string[]} */ #ids = [];
+  /** Ids of jobs whose cards need rendering. @type {Set<string>} */ #dirty = new Set();
+  #animationFrame = 0;
+  #maxCards = CARDS_PER_PAGE;
+  #isLoaded = false;
+  /** Id of the job to scroll to after it was rendered. @type {string | null} */ #revealId = null;
   #list = $('#list');
-  #around;
+  #context;
   #events;
-  /** Only cards on the screen play, and only they follow the clock. @type {Set<Card>} */ #visible = new Set();
-  #watchVisibility = new IntersectionObserver(entries => this.#onVisibility(entries), { rootMargin: '160px' });
+  /** Cards on the screen. Only these play videos and follow the clock. @type {Set<Card>} */ #visible = new Set();
+  #visibilityObserver = new IntersectionObserver(entries => this.#onVisibility(entries), { rootMargin: VISIBILITY_MARGIN });
 
-  /** @param {import('./card.js').Around} around @param {{ onCard(card: Card): void, onChange(job: Job, before: Job): void }} events */
-  constructor(around, events) {
-    this.#around = around;
+  /** @param {import('./card.js').CardContext} context @param {{ onCard(card: Card): void, onChange(job: Job, before: Job): void }} events */
+  constructor(context, events) {
+    this.#context = context;
     this.#events = events;
-    $('#tellers').replaceChildren(...SOURCES.map(source => h('div', {}, h('dt', {}, h('i', { class: 'mark', 'data-source': source }), source), h('dd', {}, TELLERS[source]))));
+    $('#source-legend').replaceChildren(...SOURCES.map(source => h('div', {}, h('dt', {}, h('i', { class: 'source-icon', 'data-source': source }), source), h('dd', {}, SOURCE_LABELS[source]))));
     $('#more').addEventListener('click', () => {
-      this.#limit += CARDS_AT_ONCE;
-      for (const id of this.#order.slice(0, this.#limit)) this.#dirty.add(id);
-      this.#schedule();
+      this.#maxCards += CARDS_PER_PAGE;
+      for (const id of this.#ids.slice(0, this.#maxCards)) this.#dirty.add(id);
+      this.#scheduleRender();
     });
   }
 
@@ -49,120 +50,120 @@ export class JobList {
     return this.#cards.get(id) ?? null;
   }
 
-  /** @param {Job} job */
+  /** Adds a job, or updates it if the document is newer. @param {Job} job */
   show(job) {
     const before = this.#jobs.get(job.id);
     if (before && before.version >= job.version) return;
     this.#jobs.set(job.id, job);
-    this.#around.timeline.add(job);
+    this.#context.timeline.add(job);
     if (before) this.#events.onChange(job, before);
     else this.#insert(job);
     this.refresh(job.id);
   }
 
-  /** Something beside the document has changed. @param {string} id */
+  /** Renders a job again after a change outside its document. @param {string} id */
   refresh(id) {
     this.#dirty.add(id);
-    this.#schedule();
+    this.#scheduleRender();
   }
 
-  /** How the providers are has changed. */
-  refreshWaiting() {
-    for (const job of this.#waiting()) this.refresh(job.id);
+  /** Renders the jobs that wait for submission again after a change of provider states. */
+  refreshPending() {
+    for (const job of this.#pendingJobs()) this.refresh(job.id);
   }
 
-  /** Whether a job is still to be sent to its provider. */
-  get isWaiting() {
-    return this.#waiting().length > 0;
+  /** Whether any job waits to be submitted to its provider. */
+  get hasPendingJobs() {
+    return this.#pendingJobs().length > 0;
   }
 
-  /** Brings a job just placed here into sight. @param {string} id */
+  /** Scrolls to a job once it is rendered. @param {string} id */
   reveal(id) {
-    this.#revealing = id;
+    this.#revealId = id;
     this.refresh(id);
   }
 
-  /** Whether the hub had the time to send what there is: only then is an empty list true. @param {boolean} settled */
-  settle(settled) {
-    this.#settled = settled;
-    this.#summary();
+  /** @param {boolean} isLoaded whether the hub had time to send the existing jobs; the empty state is shown only then */
+  setLoaded(isLoaded) {
+    this.#isLoaded = isLoaded;
+    this.#renderSummary();
   }
 
-  forget() {
-    for (const card of this.#cards.values()) card.end();
-    this.#watchVisibility.disconnect();
+  clear() {
+    for (const card of this.#cards.values()) card.remove();
+    this.#visibilityObserver.disconnect();
     this.#visible.clear();
     this.#jobs.clear();
     this.#cards.clear();
-    this.#order = [];
+    this.#ids = [];
     this.#dirty.clear();
-    this.#summary();
+    this.#renderSummary();
   }
 
   tick() {
     for (const card of this.#visible) card.tick();
   }
 
-  #waiting() {
-    return [...this.#jobs.values()].filter(isWaiting);
+  #pendingJobs() {
+    return [...this.#jobs.values()].filter(isPendingSubmission);
   }
 
   /** @param {Job} job */
   #insert(job) {
     let low = 0;
-    let high = this.#order.length;
+    let high = this.#ids.length;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (newer(job, /** @type {Job} */ (this.#jobs.get(this.#order[middle])))) high = middle;
+      if (isNewer(job, /** @type {Job} */ (this.#jobs.get(this.#ids[middle])))) high = middle;
       else low = middle + 1;
     }
-    this.#order.splice(low, 0, job.id);
+    this.#ids.splice(low, 0, job.id);
   }
 
-  #schedule() {
-    this.#frame ||= requestAnimationFrame(() => {
-      this.#frame = 0;
+  #scheduleRender() {
+    this.#animationFrame ||= requestAnimationFrame(() => {
+      this.#animationFrame = 0;
       this.#render();
     });
   }
 
-  /** Within a frame's budget; what is left over waits for the next one. */
+  /** Renders dirty cards from the top until the budget is used. The next frame continues. */
   #render() {
-    const until = performance.now() + FRAME_BUDGET_MS;
-    const place = new Map(this.#order.map((id, at) => [id, at]));
-    const dirty = [...this.#dirty].sort((a, b) => (place.get(a) ?? 0) - (place.get(b) ?? 0));
+    const deadline = performance.now() + RENDER_BUDGET_MS;
+    const indexes = new Map(this.#ids.map((id, index) => [id, index]));
+    const dirty = [...this.#dirty].sort((a, b) => (indexes.get(a) ?? 0) - (indexes.get(b) ?? 0));
     for (const id of dirty) {
       this.#dirty.delete(id);
-      const at = place.get(id);
-      if (at === undefined || at >= this.#limit) continue;
-      this.#renderOne(id, at);
-      if (performance.now() > until) break;
+      const index = indexes.get(id);
+      if (index === undefined || index >= this.#maxCards) continue;
+      this.#renderCard(id, index);
+      if (performance.now() > deadline) break;
     }
-    this.#summary();
-    if (this.#dirty.size) this.#schedule();
+    this.#renderSummary();
+    if (this.#dirty.size) this.#scheduleRender();
   }
 
-  /** @param {string} id @param {number} at */
-  #renderOne(id, at) {
+  /** @param {string} id @param {number} index */
+  #renderCard(id, index) {
     const job = /** @type {Job} */ (this.#jobs.get(id));
-    const known = this.#cards.get(id);
-    const card = known ?? new Card(job, this.#around);
+    const existing = this.#cards.get(id);
+    const card = existing ?? new Card(job, this.#context);
     card.job = job;
-    if (!known) this.#place(card, at);
+    if (!existing) this.#attach(card, index);
     card.render();
-    if (!known) this.#events.onCard(card);
-    if (this.#revealing !== id) return;
-    this.#revealing = null;
+    if (!existing) this.#events.onCard(card);
+    if (this.#revealId !== id) return;
+    this.#revealId = null;
     card.element.scrollIntoView({ block: 'nearest', behavior: REDUCED_MOTION.matches ? 'auto' : 'smooth' });
   }
 
-  /** @param {Card} card @param {number} at */
-  #place(card, at) {
-    const next = this.#order.slice(at + 1).find(id => this.#cards.has(id));
+  /** @param {Card} card @param {number} index */
+  #attach(card, index) {
+    const next = this.#ids.slice(index + 1).find(id => this.#cards.has(id));
     this.#cards.set(card.job.id, card);
-    if (this.#settled) card.element.classList.add('fresh');
+    if (this.#isLoaded) card.element.classList.add('fresh');
     this.#list.insertBefore(card.element, next ? /** @type {Card} */ (this.#cards.get(next)).element : null);
-    this.#watchVisibility.observe(card.element);
+    this.#visibilityObserver.observe(card.element);
   }
 
   /** @param {IntersectionObserverEntry[]} entries */
@@ -176,23 +177,23 @@ export class JobList {
     }
   }
 
-  #summary() {
-    const all = [...this.#jobs.values()];
-    const count = (/** @type {(job: Job) => boolean} */ test) => all.filter(test).length;
+  #renderSummary() {
+    const jobs = [...this.#jobs.values()];
+    const count = (/** @type {(job: Job) => boolean} */ matches) => jobs.filter(matches).length;
     const parts = [
-      [count(job => !job.final), 'under way'], [count(job => job.status === 'succeeded'), 'finished'],
+      [count(job => !job.final), 'active'], [count(job => job.status === 'succeeded'), 'succeeded'],
       [count(job => job.status === 'failed'), 'failed'], [count(job => job.status === 'cancelled'), 'cancelled'],
-    ].flatMap(([number, word]) => (number ? [`${number} ${word}`] : []));
+    ].flatMap(([number, label]) => (number ? [`${number} ${label}`] : []));
     text($('#summary'), parts.join(', '));
-    document.body.toggleAttribute('data-jobs', all.length > 0);
-    attr($('#empty'), 'hidden', all.length || !this.#settled ? '' : null);
-    const hidden = this.#order.length - this.#limit;
+    document.body.toggleAttribute('data-jobs', jobs.length > 0);
+    attr($('#empty'), 'hidden', jobs.length || !this.#isLoaded ? '' : null);
+    const hidden = this.#ids.length - this.#maxCards;
     attr($('#more'), 'hidden', hidden > 0 ? null : '');
-    text($('#more'), `Show ${Math.min(hidden, CARDS_AT_ONCE)} older`);
+    text($('#more'), `Show ${Math.min(hidden, CARDS_PER_PAGE)} older ${hidden === 1 ? 'job' : 'jobs'}`);
   }
 }
 
 /** @param {Job} a @param {Job} b */
-function newer(a, b) {
+function isNewer(a, b) {
   return a.created_at === b.created_at ? a.id > b.id : a.created_at > b.created_at;
 }

@@ -1,8 +1,8 @@
-/** The formats that a job can be ordered in, and the frame that follows. */
+/** Formats that a job can be submitted with, and their aspect ratios. */
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 
-/** @type {Record<string, { name: string, ratio: number }>} */
+/** By `platform` of the request; `ratio` is width divided by height. @type {Record<string, { name: string, ratio: number }>} */
 export const PLATFORMS = {
   tiktok: { name: 'TikTok', ratio: 9 / 16 },
   youtube: { name: 'YouTube', ratio: 16 / 9 },
@@ -14,8 +14,8 @@ export function platformOf(job) {
   return PLATFORMS[String(job.metadata?.platform)] ?? null;
 }
 
-/** Width by height, as ordered; null where the order named none. @param {Job} job */
-export function orderedRatio(job) {
-  const found = /^(\d+):(\d+)$/.exec(String(job.metadata?.aspect_ratio));
-  return platformOf(job)?.ratio ?? (found ? Number(found[1]) / Number(found[2]) : null);
+/** Returns width divided by height as requested, or null if the metadata names neither a platform nor an aspect ratio. @param {Job} job */
+export function requestedRatio(job) {
+  const match = /^(\d+):(\d+)$/.exec(String(job.metadata?.aspect_ratio));
+  return platformOf(job)?.ratio ?? (match ? Number(match[1]) / Number(match[2]) : null);
 }

@@ -1,134 +1,136 @@
 /**
- * How the providers are, a line for each that is not well; nothing while all are.
+ * State of the providers: one row for each provider that is not available.
  *
- * Invariant: the hub is asked soon again only while something waits for the answer, and never by a tab that nobody sees.
+ * Invariant: the short polling interval is used only while a job waits or a provider is not available, and a hidden tab
+ * does not poll.
  *
  * @module
  */
 
 import { $, attr } from './dom.js';
-import { ProviderLine } from './provider-line.js';
-import { spokenStanding } from './standing.js';
+import { ProviderRow } from './provider-row.js';
+import { providerStatusAria } from './provider-status.js';
 
 /** @typedef {import('../progress-hub.js').Provider} Provider */
 /**
- * @typedef {object} Around
- * @property {() => Promise<Provider[]> | null} read null while there is nobody to ask
+ * What the component needs from the rest of the page.
+ * @typedef {object} ProvidersContext
+ * @property {() => Promise<Provider[]> | null} read null while the hub is not connected
  * @property {(name: string) => Promise<Provider>} resume
- * @property {() => number} now the hub's clock
- * @property {() => boolean} isAwaited whether a job waits for its provider
+ * @property {() => number} now the hub's clock, in milliseconds
+ * @property {() => boolean} hasPendingJobs whether any job waits to be submitted
  * @property {() => void} onChange
- * @property {(name: string, words: string) => void} say
+ * @property {(name: string, message: string) => void} announce
  */
 
-const SOON_MS = 3_000;
-const RARELY_MS = 60_000;
+const ACTIVE_POLL_INTERVAL_MS = 3_000;
+const IDLE_POLL_INTERVAL_MS = 60_000;
 
 export class Providers {
-  /** As last told, by name. @type {Map<string, Provider>} */ #known = new Map();
-  /** Of those that are worth a line. @type {Map<string, ProviderLine>} */ #lines = new Map();
-  #askedAt = -Infinity;
-  #isAsking = false;
-  /** Rises when whatever was asked before is outdated, so that a late answer is void. */
+  /** Last known state by name. @type {Map<string, Provider>} */ #providers = new Map();
+  /** Visible rows by name. @type {Map<string, ProviderRow>} */ #rows = new Map();
+  #polledAt = -Infinity;
+  #isPolling = false;
+  /** Incremented when responses to earlier requests are outdated, so that they are ignored. */
   #generation = 0;
   #list = $('#providers');
-  #around;
+  #context;
 
-  /** @param {Around} around */
-  constructor(around) {
-    this.#around = around;
+  /** @param {ProvidersContext} context */
+  constructor(context) {
+    this.#context = context;
     document.addEventListener('visibilitychange', () => this.tick());
   }
 
-  /** @param {string | null} name @returns {Provider | null} null when it is well, or nothing is known */
-  unwell(name) {
-    const provider = this.#known.get(name ?? '');
-    return provider && provider.state !== 'open' ? provider : null;
+  /** Returns the provider if its state is not `available`, else null. @param {string | null} name @returns {Provider | null} */
+  limited(name) {
+    const provider = this.#providers.get(name ?? '');
+    return provider && provider.state !== 'available' ? provider : null;
   }
 
-  /** Every second: counts down, and asks when it is time. */
+  /** Updates the countdowns, and polls when the interval has passed. */
   tick() {
-    const now = this.#around.now();
-    for (const line of this.#lines.values()) line.tick(now);
-    if (document.visibilityState !== 'hidden' && !this.#isAsking && performance.now() - this.#askedAt >= this.#pause()) this.#ask();
+    const now = this.#context.now();
+    for (const row of this.#rows.values()) row.tick(now);
+    if (document.visibilityState !== 'hidden' && !this.#isPolling && performance.now() - this.#polledAt >= this.#pollInterval()) this.#poll();
   }
 
-  /** Something was heard that changes the answer. */
-  askNow() {
-    this.#askedAt = -Infinity;
+  /** Polls now, after an event that is likely to have changed a state. */
+  refresh() {
+    this.#polledAt = -Infinity;
     this.tick();
   }
 
-  /** Whoever asked is not here any more. */
-  forget() {
-    this.#forgetQuestion();
-    this.#askedAt = -Infinity;
-    this.#known.clear();
-    this.#lines.clear();
-    this.#show();
+  /** Discards everything known, because the token changed. */
+  clear() {
+    this.#discardPoll();
+    this.#polledAt = -Infinity;
+    this.#providers.clear();
+    this.#rows.clear();
+    this.#render();
   }
 
-  #pause() {
-    return this.#lines.size || this.#around.isAwaited() ? SOON_MS : RARELY_MS;
+  #pollInterval() {
+    return this.#rows.size || this.#context.hasPendingJobs() ? ACTIVE_POLL_INTERVAL_MS : IDLE_POLL_INTERVAL_MS;
   }
 
-  #forgetQuestion() {
+  #discardPoll() {
     this.#generation += 1;
-    this.#isAsking = false;
+    this.#isPolling = false;
   }
 
-  async #ask() {
-    const answer = this.#around.read();
-    if (!answer) return;
+  async #poll() {
+    const response = this.#context.read();
+    if (!response) return;
     const generation = this.#generation;
-    this.#isAsking = true;
-    this.#askedAt = performance.now();
+    this.#isPolling = true;
+    this.#polledAt = performance.now();
     try {
-      const providers = await answer;
-      if (generation === this.#generation) this.#learn(providers);
+      const providers = await response;
+      if (generation === this.#generation) this.#update(providers);
     } catch {
-      // The pill already says that the hub is away; until then this is the last known.
+      // The connection state already shows that the hub is unreachable. The last known states stay visible.
     }
-    if (generation === this.#generation) this.#isAsking = false;
+    if (generation === this.#generation) this.#isPolling = false;
   }
 
-  /** @param {string} name @returns {Promise<void>} fails as the hub does */
+  /** @param {string} name @returns {Promise<void>} rejects with the hub's error */
   async #resume(name) {
     const generation = this.#generation;
-    const resumed = await this.#around.resume(name);
+    const resumed = await this.#context.resume(name);
     if (generation !== this.#generation) return;
-    this.#forgetQuestion();
-    this.#askedAt = performance.now();
-    this.#lines.get(name)?.showResumed();
-    this.#learn([...this.#known.values()].map(one => (one.name === name ? { ...resumed, title: one.title } : one)));
+    this.#discardPoll();
+    this.#polledAt = performance.now();
+    this.#rows.get(name)?.markResumed();
+    this.#update([...this.#providers.values()].map(provider => (provider.name === name ? { ...resumed, title: provider.title } : provider)));
   }
 
   /** @param {Provider[]} providers */
-  #learn(providers) {
-    const count = (/** @type {string} */ title) => providers.filter(one => one.title === title).length;
-    const named = providers.map(one => (count(one.title) > 1 ? { ...one, title: `${one.title} (${one.name})` } : one));
-    const isNews = (/** @type {Provider} */ { name, state, reason }) => (this.unwell(name)?.state ?? 'open') !== state || (this.unwell(name)?.reason ?? null) !== reason;
-    for (const one of named.filter(isNews)) this.#around.say(one.name, `${spokenStanding(one)}.`);
-    this.#known = new Map(named.map(one => [one.name, one]));
-    this.#show();
+  #update(providers) {
+    const count = (/** @type {string} */ title) => providers.filter(provider => provider.title === title).length;
+    const withUniqueTitles = providers.map(provider => (count(provider.title) > 1 ? { ...provider, title: `${provider.title} (${provider.name})` } : provider));
+    const hasChanged = (/** @type {Provider} */ { name, state, reason }) => (this.limited(name)?.state ?? 'available') !== state || (this.limited(name)?.reason ?? null) !== reason;
+    for (const provider of withUniqueTitles.filter(hasChanged)) this.#context.announce(provider.name, providerStatusAria(provider));
+    this.#providers = new Map(withUniqueTitles.map(provider => [provider.name, provider]));
+    this.#render();
   }
 
-  #show() {
-    /** @type {Map<string, ProviderLine>} */
-    const lines = new Map();
-    for (const provider of this.#known.values()) {
+  #render() {
+    /** @type {Map<string, ProviderRow>} */
+    const rows = new Map();
+    for (const provider of this.#providers.values()) {
       const { name, state } = provider;
-      let line = this.#lines.get(name);
-      if (state === 'open' && !line?.isResumed) continue;
-      line ??= new ProviderLine(() => this.#resume(name));
-      line.show(provider);
-      lines.set(name, line);
+      let row = this.#rows.get(name);
+      if (state === 'available' && !row?.isResumed) continue;
+      row ??= new ProviderRow(() => this.#resume(name));
+      row.show(provider);
+      rows.set(name, row);
     }
-    this.#lines = lines;
-    const elements = [...lines.values()].map(line => line.element);
-    if (elements.length !== this.#list.children.length || elements.some((element, at) => this.#list.children[at] !== element)) this.#list.replaceChildren(...elements);
+    this.#rows = rows;
+    const elements = [...rows.values()].map(row => row.element);
+    if (elements.length !== this.#list.children.length || elements.some((element, index) => this.#list.children[index] !== element)) this.#list.replaceChildren(...elements);
     attr(this.#list, 'hidden', elements.length ? null : '');
     this.tick();
-    this.#around.onChange();
+    this.#context.onChange();
   }
 }

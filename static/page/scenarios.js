@@ -1,45 +1,45 @@
-/** What the demo's provider can be made to do, grouped so that a newcomer finds a story instead of a list. */
+/** Scenarios of the demo's simulated provider, in groups. */
 
 import { $, attr, h, text } from './dom.js';
 
 /** @typedef {import('./session.js').Scenario} Scenario */
 
-/** @type {[string, string[]][]} */
+/** Group titles and the scenarios in each. @type {[string, string[]][]} */
 const GROUPS = [
-  ['Without a hitch', ['normal', 'slow']],
-  ['Webhooks go astray', ['lost-webhooks', 'late-webhooks', 'duplicate-webhooks', 'reordered-webhooks', 'webhook-before-answer', 'unsigned', 'forged']],
-  ['The provider stumbles', ['rate-limited', 'concurrency-limited', 'server-errors', 'lost-answer', 'lost-answer-silent']],
-  ['It ends badly', ['safety', 'safety-at-end', 'fails-at-end', 'thin-success', 'expired-result', 'quota', 'bad-key', 'silence']],
+  ['Success', ['normal', 'slow']],
+  ['Webhook failures', ['lost-webhooks', 'late-webhooks', 'duplicate-webhooks', 'reordered-webhooks', 'webhook-before-answer', 'unsigned', 'forged']],
+  ['Provider errors', ['rate-limited', 'concurrency-limited', 'server-errors', 'lost-answer', 'lost-answer-silent']],
+  ['Job failures', ['safety', 'safety-at-end', 'fails-at-end', 'thin-success', 'expired-result', 'quota', 'bad-key', 'silence']],
 ];
-const OTHERS = 'Others';
+const OTHER_GROUP = 'Other';
 
-/** Offers them in the form. @param {Scenario[]} scenarios */
-export function offerScenarios(scenarios) {
+/** Adds the scenarios to the form. Hides the section if there are none. @param {Scenario[]} scenarios */
+export function renderScenarios(scenarios) {
   const details = /** @type {HTMLDetailsElement} */ ($('#scenarios'));
   attr(details, 'hidden', scenarios.length ? null : '');
   if (!scenarios.length) return;
   details.open = matchMedia('(min-width: 60rem) and (min-height: 48rem)').matches;
-  const options = $('fieldset', details);
-  for (const [title, members] of grouped(scenarios)) options.append(h('p', {}, title), ...members.map(option));
-  const showChosen = () => {
-    const chosen = /** @type {HTMLInputElement | null} */ (details.querySelector('input:checked'));
-    text($('#scenario-now'), scenarios.find(one => one.name === chosen?.value)?.title ?? '');
+  const fieldset = $('fieldset', details);
+  for (const [title, members] of grouped(scenarios)) fieldset.append(h('p', {}, title), ...members.map(option));
+  const showSelected = () => {
+    const selected = /** @type {HTMLInputElement | null} */ (details.querySelector('input:checked'));
+    text($('#selected-scenario'), scenarios.find(scenario => scenario.name === selected?.value)?.title ?? '');
   };
   details.addEventListener('change', event => {
-    showChosen();
-    // Choosing one unfolds what to expect of it.
+    showSelected();
+    // Selecting an option expands its description, which may then be out of sight.
     if (details.open) /** @type {Element} */ (event.target).closest('label')?.scrollIntoView({ block: 'nearest' });
   });
   /** @type {HTMLInputElement} */ ($('input', details)).checked = true;
-  showChosen();
+  showSelected();
 }
 
-/** @param {Scenario[]} scenarios @returns {[string, Scenario[]][]} none is left out, even one that no group knows */
+/** Groups the scenarios. Those that no group lists are in the last group. @param {Scenario[]} scenarios @returns {[string, Scenario[]][]} */
 function grouped(scenarios) {
-  const known = new Set(GROUPS.flatMap(([, names]) => names));
+  const listed = new Set(GROUPS.flatMap(([, names]) => names));
   /** @type {[string, Scenario[]][]} */
-  const groups = GROUPS.map(([title, names]) => [title, names.flatMap(name => scenarios.filter(one => one.name === name))]);
-  groups.push([OTHERS, scenarios.filter(one => !known.has(one.name))]);
+  const groups = GROUPS.map(([title, names]) => [title, names.flatMap(name => scenarios.filter(scenario => scenario.name === name))]);
+  groups.push([OTHER_GROUP, scenarios.filter(scenario => !listed.has(scenario.name))]);
   return groups.filter(([, members]) => members.length);
 }
 

@@ -1,7 +1,8 @@
 /**
- * Who is here, and the one connection to the hub that follows from it.
+ * The signed-in user and the connection to the hub.
  *
- * Invariant: a token is kept in this tab's session storage only, and only while the hub takes it.
+ * Invariant: a token is stored only in this tab's session storage, and is removed when the hub rejects it or the user
+ * signs out.
  *
  * @module
  */
@@ -13,17 +14,17 @@ import { ProgressHub, claimsOf } from '../progress-hub.js';
 /** @typedef {{ name: string, title: string, expect: string }} Scenario */
 /** @typedef {{ token: string, owner: string, provider: string, model: string, scenarios: Scenario[] }} Demo */
 /**
- * @typedef {object} Events
- * @property {(demo: Demo | null) => void} onKnown whether this hub is a demo
- * @property {(owner: string, isAnother: boolean) => void} onEntered
- * @property {() => void} onLeft by their own wish
+ * @typedef {object} SessionEvents
+ * @property {(demo: Demo | null) => void} onStarted called once the hub responded; null if it is not a demo
+ * @property {(owner: string, isOtherOwner: boolean) => void} onSignedIn
+ * @property {() => void} onSignedOut called when the user signs out, but not when the token expires
  * @property {(state: State, before: State) => void} onState
  * @property {(job: Job) => void} onJob
  */
 
 const TOKEN_KEY = 'progress-hub.token';
-const RETRY_MS = 500;
-const RETRY_CAP_MS = 10_000;
+const RETRY_BASE_MS = 500;
+const MAX_RETRY_MS = 10_000;
 
 export class Session {
   /** @type {ProgressHub | null} */ hub = null;
@@ -32,74 +33,75 @@ export class Session {
   #events;
   #owner = '';
 
-  /** @param {Events} events */
+  /** @param {SessionEvents} events */
   constructor(events) {
     this.#events = events;
   }
 
-  /** The hub's clock. */
+  /** Returns the hub's current time in milliseconds. */
   now() {
     return this.hub?.now() ?? Date.now();
   }
 
   async start() {
-    this.demo = await this.#untilAnswered();
-    this.#events.onKnown(this.demo);
+    this.demo = await this.#waitForHub();
+    this.#events.onStarted(this.demo);
     if (this.demo) {
-      let first = /** @type {string | null} */ (this.demo.token);
-      // The session just read is the first token; every further one is a new session.
-      return this.#enter(async () => {
-        const token = first ?? (await demoSession())?.token ?? null;
-        first = null;
+      let initialToken = /** @type {string | null} */ (this.demo.token);
+      // The first call uses the token that was just read. Every later call reads a new demo session.
+      return this.#connect(async () => {
+        const token = initialToken ?? (await readDemoSession())?.token ?? null;
+        initialToken = null;
         return token;
       }, this.demo.owner);
     }
     const token = sessionStorage.getItem(TOKEN_KEY);
-    if (token) this.#enter(token, subject(token));
-    else this.#change(signedOut());
+    if (token) this.#connect(token, subjectOf(token));
+    else this.#setState(signedOut());
   }
 
   /** @param {string} token */
   signIn(token) {
     sessionStorage.setItem(TOKEN_KEY, token);
-    this.#enter(token, subject(token));
+    this.#connect(token, subjectOf(token));
   }
 
   signOut() {
     const { hub } = this;
     this.hub = null;
     hub?.close();
-    this.#events.onLeft();
-    this.#change(signedOut());
+    this.#events.onSignedOut();
+    this.#setState(signedOut());
   }
 
-  async #untilAnswered() {
+  /** Retries with backoff until the hub responds. @returns {Promise<Demo | null>} */
+  async #waitForHub() {
     const since = Date.now();
     for (let attempt = 1; ; attempt++) {
       try {
-        return await demoSession();
+        return await readDemoSession();
       } catch {
-        const wait = Math.min(RETRY_MS * 2 ** attempt, RETRY_CAP_MS);
-        this.#change({ name: 'reconnecting', attempt, retryAt: Date.now() + wait, since, reason: 'unreachable' });
-        await new Promise(resolve => setTimeout(resolve, wait));
+        const delayMs = Math.min(RETRY_BASE_MS * 2 ** attempt, MAX_RETRY_MS);
+        this.#setState({ name: 'reconnecting', attempt, retryAt: Date.now() + delayMs, since, reason: 'unreachable' });
+        await new Promise(resolve => setTimeout(resolve, delayMs));
       }
     }
   }
 
   /** @param {import('../progress-hub.js').Token} token @param {string} owner */
-  #enter(token, owner) {
+  #connect(token, owner) {
     this.hub?.close();
     const hub = this.hub = new ProgressHub({ token });
-    this.#events.onEntered(owner, owner !== this.#owner);
+    this.#events.onSignedIn(owner, owner !== this.#owner);
     this.#owner = owner;
     hub.on('state', state => {
-      if (this.hub === hub) this.#change(state);
+      if (this.hub === hub) this.#setState(state);
     });
     hub.watchMine(job => this.#events.onJob(job));
   }
 
   /** @param {State} state */
-  #change(state) {
+  #setState(state) {
     const before = this.state;
     this.state = state;
     if (state.name === 'signed_out') sessionStorage.removeItem(TOKEN_KEY);
@@ -107,16 +109,16 @@ export class Session {
   }
 }
 
-/** @returns {Promise<Demo | null>} null where there is no demo */
-async function demoSession() {
-  const answer = await fetch('/demo/session', { cache: 'no-store' });
-  if (answer.status === 404) return null;
-  if (!answer.ok) throw new Error(`session: ${answer.status}`);
-  return answer.json();
+/** @returns {Promise<Demo | null>} null if this hub is not a demo; rejects if there is no valid response */
+async function readDemoSession() {
+  const response = await fetch('/demo/session', { cache: 'no-store' });
+  if (response.status === 404) return null;
+  if (!response.ok) throw new Error(`GET /demo/session: HTTP ${response.status}`);
+  return response.json();
 }
 
 /** @param {string} token */
-function subject(token) {
+function subjectOf(token) {
   return String(claimsOf(token).sub ?? '');
 }
 

@@ -1,55 +1,55 @@
-/** Signing in and out, and the name of whoever is here. */
+/** The sign-in form, the sign-out button, and the signed-in user in the header. */
 
 import { $, attr, copyFrom, text } from './dom.js';
 
-/** @typedef {{ signIn(token: string): void, signOut(): void }} Door */
+/** @typedef {{ signIn(token: string): void, signOut(): void }} Authenticator */
 
-/** @type {Record<string, string>} */
-const REASONS = {
-  token_expired: 'Your token has expired. Paste a fresh one to go on; what you see is the last known.',
-  unauthorized: 'The hub did not accept this token. Paste another one.',
+/** By reason of the state `signed_out`. @type {Record<string, string>} */
+const MESSAGES = {
+  token_expired: 'Your token has expired. Paste a new one to continue. The data on this page may be out of date.',
+  unauthorized: 'The hub rejected this token. It may have expired, or another hub issued it. Paste a different one.',
 };
-const FIRST_TIME = 'This hub shows jobs to whoever owns them. Paste a token to see yours.';
+const DEFAULT_MESSAGE = 'You see the jobs that your token gives access to. Paste a token to continue.';
 
 export class SignIn {
   #token = /** @type {HTMLInputElement} */ ($('#token'));
 
-  /** @param {Door} door */
-  constructor(door) {
-    $('#sign-out').addEventListener('click', () => door.signOut());
-    $('#signin').addEventListener('submit', event => {
+  /** @param {Authenticator} authenticator */
+  constructor(authenticator) {
+    $('#sign-out').addEventListener('click', () => authenticator.signOut());
+    $('#signin-form').addEventListener('submit', event => {
       event.preventDefault();
-      this.#submit(door);
+      this.#submit(authenticator);
     });
-    $('.how .copy').addEventListener('click', event => copyFrom(/** @type {HTMLButtonElement} */ (event.currentTarget)));
+    $('.token-help .copy').addEventListener('click', event => copyFrom(/** @type {HTMLButtonElement} */ (event.currentTarget)));
   }
 
-  /** @param {string} owner @param {boolean} canLeave */
-  welcome(owner, canLeave) {
-    document.body.dataset.view = 'work';
-    text($('#who dd'), owner);
-    attr($('#who'), 'hidden', owner ? null : '');
-    attr($('#sign-out'), 'hidden', canLeave ? null : '');
+  /** @param {string} owner @param {boolean} canSignOut */
+  showSignedIn(owner, canSignOut) {
+    document.body.dataset.view = 'app';
+    text($('#user dd'), owner);
+    attr($('#user'), 'hidden', owner ? null : '');
+    attr($('#sign-out'), 'hidden', canSignOut ? null : '');
   }
 
   /** @param {string | null} reason */
-  ask(reason) {
-    document.body.dataset.view = 'out';
-    attr($('#who'), 'hidden', '');
+  showForm(reason) {
+    document.body.dataset.view = 'signed-out';
+    attr($('#user'), 'hidden', '');
     attr($('#sign-out'), 'hidden', '');
-    text($('#signin-why'), REASONS[reason ?? ''] ?? FIRST_TIME);
+    text($('#signin-message'), MESSAGES[reason ?? ''] ?? DEFAULT_MESSAGE);
     this.#token.focus();
   }
 
-  /** @param {Door} door */
-  #submit(door) {
+  /** @param {Authenticator} authenticator */
+  #submit(authenticator) {
     const token = this.#token.value.trim().replace(/^Bearer\s+/i, '');
-    const problem = !token ? 'Paste a token first.' : token.split('.').length !== 3 ? 'That does not look like a token: it has three parts with dots between them.' : null;
-    text($('#signin-problem'), problem ?? '');
-    attr($('#signin-problem'), 'hidden', problem ? null : '');
-    attr(this.#token, 'aria-invalid', problem ? 'true' : null);
-    if (problem) return this.#token.focus();
+    const error = !token ? 'Enter a token.' : token.split('.').length !== 3 ? 'Not a valid token. A JWT has three parts separated by dots.' : null;
+    text($('#signin-error'), error ?? '');
+    attr($('#signin-error'), 'hidden', error ? null : '');
+    attr(this.#token, 'aria-invalid', error ? 'true' : null);
+    if (error) return this.#token.focus();
     this.#token.value = '';
-    door.signIn(token);
+    authenticator.signIn(token);
   }
 }

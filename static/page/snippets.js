@@ -1,11 +1,11 @@
-/** One job for other programs: its document, and how to follow it from elsewhere. Invariant: no token is shown. */
+/** The job document, and commands that read the job by API. Invariant: a snippet never contains a token. */
 
 /** @typedef {import('../progress-hub.js').Job} Job */
-/** @typedef {'Document' | 'curl' | 'JavaScript' | 'SSE'} Tab */
+/** @typedef {'JSON' | 'curl' | 'JavaScript' | 'SSE'} Tab */
 /** @type {Tab[]} */
-export const TABS = ['Document', 'curl', 'JavaScript', 'SSE'];
+export const TABS = ['JSON', 'curl', 'JavaScript', 'SSE'];
 
-/** @param {Tab} tab @param {Job} job @param {boolean} isDemo where the hub hands out tokens by itself */
+/** @param {Tab} tab @param {Job} job @param {boolean} isDemo whether the hub issues demo tokens */
 export function snippet(tab, job, isDemo) {
   const { origin } = location;
   const token = isDemo
@@ -14,14 +14,14 @@ export function snippet(tab, job, isDemo) {
   --sub ${job.owner} --scope "jobs:read jobs:write")`;
   const header = '-H "Authorization: Bearer $TOKEN"';
   switch (tab) {
-    case 'Document': return JSON.stringify(job, null, 2);
+    case 'JSON': return JSON.stringify(job, null, 2);
     case 'curl': return `${token}
 
-# the document as it is
+# read the current document
 curl -s ${header} \\
   ${origin}/v1/jobs/${job.id}
 
-# or wait up to 30 s for something newer than version ${job.version}
+# wait up to 30 seconds for a version newer than ${job.version}
 curl -s ${header} \\
   "${origin}/v1/jobs/${job.id}?wait=30&since=${job.version}"`;
     case 'JavaScript': return `import { ProgressHub } from '${origin}/progress-hub.js';
@@ -31,9 +31,9 @@ const hub = new ProgressHub({
   token: ${isDemo ? `() => fetch('${origin}/demo/session').then(r => r.json()).then(s => s.token)` : "() => fetch('/my/hub-token').then(r => r.text())"},
 });
 hub.watch('${job.id}', job => {
-  console.log(job.version, job.status, job.progress, 'by', job.source);
+  console.log(job.version, job.status, job.progress, job.source);
 });
-const done = await hub.finished('${job.id}');`;
+const finalJob = await hub.finished('${job.id}');`;
     case 'SSE': return `${token}
 
 curl -N ${header} \\

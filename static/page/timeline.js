@@ -1,7 +1,7 @@
 /**
- * The versions of each job that this browser has seen, for as long as its tab lives.
+ * The versions of each job that this tab received, kept in session storage.
  *
- * Invariant: the versions of a job rise; none is made up.
+ * Invariant: the versions of a job are in ascending order, and each was received from the hub.
  *
  * @module
  */
@@ -12,86 +12,98 @@ import { percent, span } from './format.js';
 /** @typedef {import('../progress-hub.js').Source} Source */
 /** @typedef {import('../progress-hub.js').Status} Status */
 /**
- * One version as this browser saw it; kept small, because it goes to the session storage.
- * @typedef {{ v: number, at: number, s: Status, by: Source, p?: number, a?: number, q?: number, st?: string, e?: string, n?: number }} Seen
+ * One received version. Keys are short because session storage holds up to 72,000 of these in about 5 MB. Times are in
+ * milliseconds. Absent fields were null in the document.
+ * @typedef {object} VersionRecord
+ * @property {number} v version
+ * @property {number} at `updated_at`
+ * @property {Status} s status
+ * @property {Source} by source
+ * @property {number} [p] progress
+ * @property {number} [a] attempt
+ * @property {number} [q] queue position
+ * @property {string} [st] stage
+ * @property {string} [e] error kind
+ * @property {number} [n] `next_attempt_at`
  */
 
-const PREFIX = 'progress-hub.seen.';
-const VERSIONS_PER_JOB = 240;
-const JOBS_KEPT = 300;
-const SAVE_EVERY_MS = 1_000;
+const KEY_PREFIX = 'progress-hub.seen.';
+const MAX_VERSIONS_PER_JOB = 240;
+const MAX_STORED_JOBS = 300;
+const SAVE_INTERVAL_MS = 1_000;
 
 export class Timeline {
-  /** @type {Map<string, Seen[]>} */ #seen = new Map();
-  /** @type {Set<string>} */ #unsaved = new Set();
+  /** By job id. @type {Map<string, VersionRecord[]>} */ #records = new Map();
+  /** Ids of jobs with records that are not in session storage yet. @type {Set<string>} */ #unsaved = new Set();
 
   constructor() {
-    this.#prune(JOBS_KEPT);
+    this.#prune(MAX_STORED_JOBS);
     addEventListener('pagehide', () => this.#save());
     document.addEventListener('visibilitychange', () => this.#save());
-    setInterval(() => this.#save(), SAVE_EVERY_MS);
+    setInterval(() => this.#save(), SAVE_INTERVAL_MS);
   }
 
-  /** @param {string} id @returns {readonly Seen[]} rising versions */
-  of(id) {
-    let seen = this.#seen.get(id);
-    if (!seen) {
+  /** @param {string} id @returns {readonly VersionRecord[]} in ascending order of version */
+  get(id) {
+    let records = this.#records.get(id);
+    if (!records) {
       try {
-        seen = /** @type {Seen[]} */ (JSON.parse(sessionStorage.getItem(PREFIX + id) ?? '[]'));
+        records = /** @type {VersionRecord[]} */ (JSON.parse(sessionStorage.getItem(KEY_PREFIX + id) ?? '[]'));
       } catch {
-        seen = [];
+        records = [];
       }
-      this.#seen.set(id, seen);
+      this.#records.set(id, records);
     }
-    return seen;
+    return records;
   }
 
-  /** @param {Job} job */
+  /** Adds the version of a document, unless it is already known or older. @param {Job} job */
   add(job) {
-    const seen = /** @type {Seen[]} */ (this.of(job.id));
-    if (seen.length && seen[seen.length - 1].v >= job.version) return;
-    /** @type {Seen} */
-    const one = { v: job.version, at: Date.parse(job.updated_at), s: job.status, by: job.source };
-    if (job.progress !== null) one.p = job.progress;
-    if (job.attempt) one.a = job.attempt;
-    if (job.queue_position !== null) one.q = job.queue_position;
-    if (job.stage) one.st = job.stage;
-    if (job.error) one.e = job.error.kind;
-    if (job.next_attempt_at) one.n = Date.parse(job.next_attempt_at);
-    seen.push(one);
-    // The beginning tells the stations, the end tells the news: the middle can go.
-    if (seen.length > VERSIONS_PER_JOB) seen.splice(VERSIONS_PER_JOB / 2, 1);
+    const records = /** @type {VersionRecord[]} */ (this.get(job.id));
+    if (records.length && records[records.length - 1].v >= job.version) return;
+    /** @type {VersionRecord} */
+    const record = { v: job.version, at: Date.parse(job.updated_at), s: job.status, by: job.source };
+    if (job.progress !== null) record.p = job.progress;
+    if (job.attempt) record.a = job.attempt;
+    if (job.queue_position !== null) record.q = job.queue_position;
+    if (job.stage) record.st = job.stage;
+    if (job.error) record.e = job.error.kind;
+    if (job.next_attempt_at) record.n = Date.parse(job.next_attempt_at);
+    records.push(record);
+    // Drops a version from the middle: the first versions show the steps, the last ones the current state.
+    if (records.length > MAX_VERSIONS_PER_JOB) records.splice(MAX_VERSIONS_PER_JOB / 2, 1);
     this.#unsaved.add(job.id);
   }
 
   #save() {
     for (const id of this.#unsaved) {
-      const value = JSON.stringify(this.#seen.get(id));
+      const value = JSON.stringify(this.#records.get(id));
       try {
-        sessionStorage.setItem(PREFIX + id, value);
+        sessionStorage.setItem(KEY_PREFIX + id, value);
       } catch {
-        this.#prune(JOBS_KEPT / 4);
+        // Storage is full.
+        this.#prune(MAX_STORED_JOBS / 4);
       }
     }
     this.#unsaved.clear();
   }
 
-  /** Forgets the oldest jobs; their ids sort by time. @param {number} keep */
-  #prune(keep) {
-    const keys = Object.keys(sessionStorage).filter(key => key.startsWith(PREFIX)).sort();
-    for (const key of keys.slice(0, Math.max(0, keys.length - keep))) sessionStorage.removeItem(key);
+  /** Removes the oldest jobs from session storage. Job ids sort by creation time. @param {number} maxJobs */
+  #prune(maxJobs) {
+    const keys = Object.keys(sessionStorage).filter(key => key.startsWith(KEY_PREFIX)).sort();
+    for (const key of keys.slice(0, Math.max(0, keys.length - maxJobs))) sessionStorage.removeItem(key);
   }
 }
 
-/** What a version brought. @param {Seen} one @param {Seen | null} before */
-export function changeOf(one, before) {
-  const parts = [];
-  if (one.s !== before?.s) parts.push(one.s);
-  if (one.a !== before?.a && one.a) parts.push(`try ${one.a}`);
-  if (one.p !== undefined && one.p !== before?.p) parts.push(percent(one.p));
-  if (one.q !== undefined && one.q !== before?.q) parts.push(`queue ${one.q}`);
-  if (one.st && one.st !== before?.st) parts.push(one.st);
-  if (one.e && one.e !== before?.e) parts.push(one.e.replace('_', ' '));
-  if (one.n) parts.push(`next in ${span(one.n - one.at)}`);
-  return parts.join(', ') || 'details';
+/** Describes what changed between two versions. @param {VersionRecord} record @param {VersionRecord | null} before */
+export function changeText(record, before) {
+  const changes = [];
+  if (record.s !== before?.s) changes.push(record.s);
+  if (record.a !== before?.a && record.a) changes.push(`attempt ${record.a}`);
+  if (record.p !== undefined && record.p !== before?.p) changes.push(percent(record.p));
+  if (record.q !== undefined && record.q !== before?.q) changes.push(`#${record.q} in queue`);
+  if (record.st && record.st !== before?.st) changes.push(record.st);
+  if (record.e && record.e !== before?.e) changes.push(`error: ${record.e.replaceAll('_', ' ')}`);
+  if (record.n) changes.push(`next attempt in ${span(record.n - record.at)}`);
+  return changes.join(', ') || 'other fields';
 }

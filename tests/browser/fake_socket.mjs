@@ -1,7 +1,7 @@
-/** A WebSocket whose other side is the test. Invariant: nothing happens to it that the test did not do. */
+/** A WebSocket whose server side is controlled by the test. */
 
 export class FakeSocket {
-  /** All of them, oldest first. @type {FakeSocket[]} */
+  /** All sockets created since the last reset, oldest first. @type {FakeSocket[]} */
   static all = [];
 
   static get last() {
@@ -10,7 +10,8 @@ export class FakeSocket {
 
   readyState = 0;
   sent = [];
-  isLetGo = false;
+  /** Whether the client closed the socket. */
+  isClosedByClient = false;
   onopen = null;
   onmessage = null;
   onclose = null;
@@ -27,47 +28,48 @@ export class FakeSocket {
 
   close() {
     this.readyState = 3;
-    this.isLetGo = true;
+    this.isClosedByClient = true;
   }
 
-  /** Lets the client in. */
-  welcome({ heartbeat_ms = 25_000, expires_in = 900_000 } = {}) {
+  /** Opens the socket and sends `hello`. `expires_in`: lifetime of the token in milliseconds. */
+  accept({ heartbeat_ms = 25_000, expires_in = 900_000 } = {}) {
     this.readyState = 1;
     this.onopen?.();
-    this.hello({ heartbeat_ms, expires_in });
+    this.sendHello({ heartbeat_ms, expires_in });
   }
 
-  hello({ heartbeat_ms = 25_000, expires_in = 900_000 } = {}) {
+  sendHello({ heartbeat_ms = 25_000, expires_in = 900_000 } = {}) {
     const now = Date.now();
-    this.say({ type: 'hello', protocol: 1, connection: 'c', heartbeat_ms, expires_at: new Date(now + expires_in).toISOString(), now: new Date(now).toISOString() });
+    this.sendToClient({ type: 'hello', protocol: 1, connection: 'c', heartbeat_ms, expires_at: new Date(now + expires_in).toISOString(), now: new Date(now).toISOString() });
   }
 
-  say(frame) {
+  sendToClient(frame) {
     this.onmessage?.({ data: JSON.stringify(frame) });
   }
 
-  drop(code, reason = '') {
+  closeByServer(code, reason = '') {
     this.readyState = 3;
     this.onclose?.({ code, reason });
   }
 
-  frames(type) {
+  /** Returns the frames of a type that the client sent. */
+  sentOf(type) {
     return this.sent.filter(frame => frame.type === type);
   }
 }
 
-/** A document of the given version; `more` overrides. */
-export function job(id, version, more = {}) {
-  const status = more.status ?? 'running';
+/** Returns a job document. `fields` override the defaults. */
+export function job(id, version, fields = {}) {
+  const status = fields.status ?? 'running';
   return {
     id, version, status, final: ['succeeded', 'failed', 'cancelled'].includes(status), progress: null, queue_position: null, stage: null,
     owner: 'alice', provider: 'kling', provider_task_id: null, model: 'm', source: 'webhook', created_at: '2026-11-23T10:00:00.000Z',
     updated_at: new Date(Date.UTC(2026, 10, 23, 10, 0, version)).toISOString(), started_at: null, finished_at: null, deadline_at: null, eta_seconds: null,
-    outputs: [], error: null, attempt: 1, next_attempt_at: null, metadata: {}, ...more,
+    outputs: [], error: null, attempt: 1, next_attempt_at: null, metadata: {}, ...fields,
   };
 }
 
-/** An unsigned JWT: the client only reads its end and its subject. */
+/** Returns an unsigned JWT, since the client reads only the expiry and the subject. `expiresIn`: milliseconds from now. */
 export function jwt(expiresIn, claims = {}) {
   const part = object => Buffer.from(JSON.stringify(object)).toString('base64url');
   return `${part({ alg: 'none' })}.${part({ sub: 'alice', exp: Math.floor((Date.now() + expiresIn) / 1000), ...claims })}.x`;

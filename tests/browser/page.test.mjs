@@ -1,26 +1,26 @@
-/** The page as a person meets it: the real binary, a real browser, nothing scripted in between. */
+/** The page end to end: real hub, real browser, no mocks. */
 
 import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 
-import { closeBrowser, House } from './house.mjs';
-import { arrive, card, comesTo, fitsItsWidth, isState, open, plays, render } from './visit.mjs';
+import { closeBrowser, Harness } from './harness.mjs';
+import { assertNoHorizontalScroll, card, openDetails, openPage, submitJob, waitForPlayback, waitForState, waitForStatus } from './page_helpers.mjs';
 
-let house;
+let harness;
 
-before(() => assert.ok(process.env.PROGRESS_HUB_BIN, 'PROGRESS_HUB_BIN names the binary to test'));
-beforeEach(() => (house = new House()));
-afterEach(() => house.close());
+before(() => assert.ok(process.env.PROGRESS_HUB_BIN, 'PROGRESS_HUB_BIN must be the path of the binary under test'));
+beforeEach(() => (harness = new Harness()));
+afterEach(() => harness.close());
 after(closeBrowser);
 
-/** Version numbers in the list of one opened job, newest first. */
-async function versionsSeen(tab, id) {
-  return (await card(tab, id).locator('tbody tr[data-v]').evaluateAll(rows => rows.map(row => Number(row.dataset.v))));
+/** Returns the version numbers in the details of a job, newest first. */
+async function receivedVersions(tab, id) {
+  return (await card(tab, id).locator('tbody tr[data-version]').evaluateAll(rows => rows.map(row => Number(row.dataset.version))));
 }
 
-/** Keeps what the cards say from now on, so that nothing is missed that stood there for a second only. @returns {Promise<() => Promise<string[]>>} */
-async function everyNote(tab) {
+/** Records every note that the cards show from now on, including short-lived ones. @returns {Promise<() => Promise<string[]>>} reads the recorded notes */
+async function recordNotes(tab) {
   await tab.evaluate(() => {
     window.notes = [];
     new MutationObserver(() => {
@@ -30,257 +30,258 @@ async function everyNote(tab) {
   return () => tab.evaluate(() => window.notes);
 }
 
-async function rawDocument(tab, id) {
-  return JSON.parse(await card(tab, id).locator('.take code').textContent());
+/** Returns the document that the details show as JSON. */
+async function shownDocument(tab, id) {
+  return JSON.parse(await card(tab, id).locator('.snippets code').textContent());
 }
 
-describe('the demo', () => {
-  test('every part of the page is asked for at once', async () => {
-    const { url } = await house.demo();
-    const parts = (await readdir(new URL('../../static/page/', import.meta.url))).map(name => `/page/${name}`);
-    const asked = [...(await (await fetch(url)).text()).matchAll(/rel="modulepreload" href="([^"]+)"/g)].map(([, path]) => path);
-    assert.deepEqual(asked.toSorted(), [...parts, '/progress-hub.js'].toSorted());
+describe('demo', () => {
+  test('page preloads every module', async () => {
+    const { url } = await harness.startDemo();
+    const modules = (await readdir(new URL('../../static/page/', import.meta.url))).map(name => `/page/${name}`);
+    const preloaded = [...(await (await fetch(url)).text()).matchAll(/rel="modulepreload" href="([^"]+)"/g)].map(([, path]) => path);
+    assert.deepEqual(preloaded.toSorted(), [...modules, '/progress-hub.js'].toSorted());
   });
 
-  test('one press, and a clip plays', async () => {
-    const { url } = await house.demo();
-    const tab = await house.tab();
-    await arrive(tab, url);
+  test('submitted job succeeds and its clip plays', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
     await tab.getByText('No jobs yet.').waitFor();
-    const id = await render(tab);
-    await comesTo(tab, id, 'succeeded');
-    await plays(tab, id);
+    const id = await submitJob(tab);
+    await waitForStatus(tab, id, 'succeeded');
+    await waitForPlayback(tab, id);
     assert.equal(await tab.locator('#empty').isVisible(), false);
-    // A busy hub may leave out what is outdated; then the station says so.
-    assert.deepEqual((await card(tab, id).locator('.station .teller').allTextContents()).filter(teller => !teller), [], 'each station tells who told it');
-    const source = await card(tab, id).locator('[data-at="end"]').getAttribute('data-source');
-    assert.match(await card(tab, id).locator('.news').textContent(), new RegExp(`by ${source}$`));
-    assert.deepEqual(tab.complaints, []);
+    // The hub may skip a superseded version. The step then shows `skipped` or `unknown`.
+    assert.deepEqual((await card(tab, id).locator('.step .step-source').allTextContents()).filter(source => !source), [], 'each step shows its source');
+    const source = await card(tab, id).locator('[data-step="end"]').getAttribute('data-source');
+    assert.match(await card(tab, id).locator('.last-update').textContent(), new RegExp(`via ${source}$`));
+    assert.deepEqual(tab.consoleErrors, []);
   });
 
-  test('a provider without credit is tried again by a press, and what waited for it runs', async () => {
-    const { url } = await house.demo();
-    const tab = await house.tab();
-    await arrive(tab, url);
-    const refused = await render(tab, { scenario: 'quota' });
-    await comesTo(tab, refused, 'failed');
-    const line = tab.locator('#providers li');
-    await line.filter({ hasText: 'Kling is stopped: the account has no credit left' }).waitFor();
-    const waiting = await render(tab, { scenario: 'normal' });
-    await card(tab, waiting).locator('.note', { hasText: /^waits for Kling: the account has no credit left/ }).waitFor();
+  test('resuming a suspended provider submits the waiting job', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
+    const rejected = await submitJob(tab, { scenario: 'quota' });
+    await waitForStatus(tab, rejected, 'failed');
+    const row = tab.locator('#providers li');
+    await row.filter({ hasText: 'Kling is suspended: the account is out of credit.' }).waitFor();
+    const waiting = await submitJob(tab, { scenario: 'normal' });
+    await card(tab, waiting).locator('.note', { hasText: /^Kling is suspended: the account is out of credit\./ }).waitFor();
     assert.equal(await card(tab, waiting).getAttribute('data-status'), 'accepted');
-    await tab.getByRole('button', { name: 'Try Kling again now' }).click();
-    await line.filter({ hasText: 'Kling is open again: what waits for it is sent, one job at first' }).waitFor();
-    assert.equal(await line.getByRole('button').isVisible(), false);
-    await comesTo(tab, waiting, 'succeeded');
+    await tab.getByRole('button', { name: 'Resume now: Kling' }).click();
+    await row.filter({ hasText: 'Kling is back. Resuming queued jobs.' }).waitFor();
+    assert.equal(await row.getByRole('button').isVisible(), false);
+    await waitForStatus(tab, waiting, 'succeeded');
     await tab.locator('#providers').waitFor({ state: 'hidden' });
-    assert.deepEqual(tab.complaints, []);
+    assert.deepEqual(tab.consoleErrors, []);
   });
 
-  test('one job opened shows every version, its document, and how to get it', async () => {
-    const { url } = await house.demo();
-    const tab = await house.tab();
-    await arrive(tab, url);
-    const id = await render(tab);
-    await open(tab, id);
-    await comesTo(tab, id, 'succeeded');
-    const job = await rawDocument(tab, id);
+  test('job details show every version, the document and the snippets', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
+    const id = await submitJob(tab);
+    await openDetails(tab, id);
+    await waitForStatus(tab, id, 'succeeded');
+    const job = await shownDocument(tab, id);
     assert.deepEqual([job.id, job.status], [id, 'succeeded']);
-    const versions = await versionsSeen(tab, id);
+    const versions = await receivedVersions(tab, id);
     assert.equal(versions[0], job.version);
-    assert.equal(await card(tab, id).locator('.plot g[data-source]').count(), versions.length, 'a dot for each version');
-    await tab.getByRole('tab', { name: 'Document' }).focus();
+    assert.equal(await card(tab, id).locator('.plot g[data-source]').count(), versions.length, 'one point for each version');
+    await tab.getByRole('tab', { name: 'JSON' }).focus();
     const snippets = [];
     for (let step = 0; step < 3; step++) {
       await tab.keyboard.press('ArrowRight');
-      snippets.push(await card(tab, id).locator('.take code').textContent());
+      snippets.push(await card(tab, id).locator('.snippets code').textContent());
     }
     for (const snippet of snippets) assert.ok(snippet.includes(id), snippet);
-    assert.ok(!snippets.join().includes('eyJ'), 'no token is shown');
+    assert.ok(!snippets.join().includes('eyJ'), 'no snippet contains a token');
     assert.equal(new URL(tab.url()).hash, `#${id}`);
     await tab.keyboard.press('Escape');
     assert.equal(await card(tab, id).locator('.detail').count(), 0);
     assert.equal(await tab.evaluate(() => document.activeElement?.className), 'title');
   });
 
-  test('a reload in the middle keeps what was seen and goes on', async () => {
-    const { url } = await house.demo();
-    const tab = await house.tab();
-    await arrive(tab, url);
-    const id = await render(tab, { scenario: 'slow' });
-    await open(tab, id);
-    await comesTo(tab, id, 'running');
-    const before = await versionsSeen(tab, id);
+  test('reload keeps the received versions and continues', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
+    const id = await submitJob(tab, { scenario: 'slow' });
+    await openDetails(tab, id);
+    await waitForStatus(tab, id, 'running');
+    const before = await receivedVersions(tab, id);
     await tab.reload();
-    await isState(tab, 'live');
+    await waitForState(tab, 'live');
     await card(tab, id).locator('.detail').waitFor();
-    const after = await versionsSeen(tab, id);
-    assert.deepEqual(before.filter(version => !after.includes(version)), [], 'nothing seen is forgotten');
-    await comesTo(tab, id, 'succeeded');
-    await plays(tab, id);
+    const after = await receivedVersions(tab, id);
+    assert.deepEqual(before.filter(version => !after.includes(version)), [], 'no received version is lost');
+    await waitForStatus(tab, id, 'succeeded');
+    await waitForPlayback(tab, id);
   });
 
-  test('two tabs show the same', async () => {
-    const { url } = await house.demo();
-    const [here, there] = [await house.tab(), await house.tab()];
-    await arrive(here, url);
-    await arrive(there, url);
-    const id = await render(here, { prompt: 'seen from two sides' });
-    await card(there, id).getByText('seen from two sides').waitFor();
-    await Promise.all([comesTo(here, id, 'succeeded'), comesTo(there, id, 'succeeded')]);
-    await open(here, id);
-    await open(there, id);
-    assert.deepEqual(await rawDocument(here, id), await rawDocument(there, id));
+  test('two tabs show the same document', async () => {
+    const { url } = await harness.startDemo();
+    const [first, second] = [await harness.newTab(), await harness.newTab()];
+    await openPage(first, url);
+    await openPage(second, url);
+    const id = await submitJob(first, { prompt: 'shown in two tabs' });
+    await card(second, id).getByText('shown in two tabs').waitFor();
+    await Promise.all([waitForStatus(first, id, 'succeeded'), waitForStatus(second, id, 'succeeded')]);
+    await openDetails(first, id);
+    await openDetails(second, id);
+    assert.deepEqual(await shownDocument(first, id), await shownDocument(second, id));
   });
 
-  test('a declined prompt says what a person can do', async () => {
-    const { url } = await house.demo();
-    const tab = await house.tab();
-    await arrive(tab, url);
-    const id = await render(tab, { scenario: 'safety', prompt: 'something the provider will not draw' });
-    await comesTo(tab, id, 'failed');
-    assert.equal(await card(tab, id).locator('.note').textContent(), "The provider's safety check declined this prompt. Change it and try again.");
+  test('declined prompt shows what to do and can be edited', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
+    const id = await submitJob(tab, { scenario: 'safety', prompt: 'a prompt that the provider declines' });
+    await waitForStatus(tab, id, 'failed');
+    assert.equal(await card(tab, id).locator('.note').textContent(), "The provider's safety filter declined this prompt. Edit it and try again.");
     await card(tab, id).getByRole('button', { name: 'Edit and try again' }).click();
-    assert.equal(await tab.inputValue('#prompt'), 'something the provider will not draw');
+    assert.equal(await tab.inputValue('#prompt'), 'a prompt that the provider declines');
     assert.equal(await tab.evaluate(() => document.activeElement?.id), 'prompt');
   });
 
-  test('a hiccup is counted down, then gets through', async () => {
-    const { url } = await house.demo();
-    const tab = await house.tab();
-    await arrive(tab, url);
-    const notes = await everyNote(tab);
-    const id = await render(tab, { scenario: 'server-errors' });
-    await comesTo(tab, id, 'succeeded');
-    const said = await notes();
-    for (const attempt of [2, 3]) assert.ok(said.some(note => new RegExp(`^The provider had a hiccup\\. Try ${attempt} of 5 (in \\d+ s|now)\\.$`).test(note)), said.join('\n'));
+  test('retries after provider errors are counted down', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
+    const readNotes = await recordNotes(tab);
+    const id = await submitJob(tab, { scenario: 'server-errors' });
+    await waitForStatus(tab, id, 'succeeded');
+    const notes = await readNotes();
+    for (const attempt of [2, 3]) assert.ok(notes.some(note => new RegExp(`^Provider error\\. Retrying (in \\d+s|now) \\(attempt ${attempt} of 5\\)\\.$`).test(note)), notes.join('\n'));
   });
 
-  test('without webhooks the poller is seen to rescue the job', async () => {
-    const { url } = await house.demo();
-    const tab = await house.tab();
-    await arrive(tab, url);
-    const id = await render(tab, { scenario: 'lost-webhooks' });
-    await comesTo(tab, id, 'succeeded');
-    assert.match(await card(tab, id).locator('.news').textContent(), /by poll/);
-    assert.equal(await card(tab, id).locator('[data-at="end"]').getAttribute('data-source'), 'poll');
+  test('job without webhooks is completed by polling', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
+    const id = await submitJob(tab, { scenario: 'lost-webhooks' });
+    await waitForStatus(tab, id, 'succeeded');
+    assert.match(await card(tab, id).locator('.last-update').textContent(), /via poll/);
+    assert.equal(await card(tab, id).locator('[data-step="end"]').getAttribute('data-source'), 'poll');
   });
 
-  test('360 px need no horizontal scrollbar, whatever is shown', async () => {
-    const { url } = await house.demo();
-    const tab = await house.tab({ viewport: { width: 360, height: 740 } });
-    await arrive(tab, url);
-    await fitsItsWidth(tab, 'empty');
-    const id = await render(tab, { scenario: 'slow', prompt: `An${'un'.repeat(200)}breakable word` });
-    await fitsItsWidth(tab, 'under way');
-    await open(tab, id);
+  test('360 px wide page never scrolls horizontally', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab({ viewport: { width: 360, height: 740 } });
+    await openPage(tab, url);
+    await assertNoHorizontalScroll(tab, 'empty');
+    const id = await submitJob(tab, { scenario: 'slow', prompt: `An${'un'.repeat(200)}breakable word` });
+    await assertNoHorizontalScroll(tab, 'running');
+    await openDetails(tab, id);
     for (const name of ['curl', 'JavaScript', 'SSE']) {
       await tab.getByRole('tab', { name }).click();
-      await fitsItsWidth(tab, name);
+      await assertNoHorizontalScroll(tab, name);
     }
-    await comesTo(tab, id, 'succeeded');
-    await fitsItsWidth(tab, 'finished');
+    await waitForStatus(tab, id, 'succeeded');
+    await assertNoHorizontalScroll(tab, 'succeeded');
   });
 
-  test('the bar and the status speak to those who do not see them', async () => {
-    const { url } = await house.demo();
-    const tab = await house.tab();
-    await arrive(tab, url);
-    const id = await render(tab, { scenario: 'normal', prompt: 'spoken aloud' });
+  test('progress and status are announced to screen readers', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
+    const id = await submitJob(tab, { scenario: 'normal', prompt: 'an announced job' });
     const bar = card(tab, id).getByRole('progressbar');
-    assert.equal(await bar.getAttribute('aria-label'), 'Progress of spoken aloud');
-    await tab.locator('#say', { hasText: 'spoken aloud: Finished.' }).waitFor();
-    assert.match(await bar.getAttribute('aria-valuetext'), /^Finished/);
+    assert.equal(await bar.getAttribute('aria-label'), 'Progress of an announced job');
+    await tab.locator('#live-region', { hasText: 'an announced job: Succeeded.' }).waitFor();
+    assert.match(await bar.getAttribute('aria-valuetext'), /^Succeeded/);
   });
 
-  test('a hub that is gone is told by the pill, and nothing shown is lost', async () => {
-    const { url, program } = await house.demo();
-    const tab = await house.tab();
-    await arrive(tab, url);
-    const id = await render(tab);
-    await comesTo(tab, id, 'succeeded');
-    await program.stop('SIGKILL');
-    await tab.locator('#pill', { hasText: /^reconnecting (in \d+ s|now) \(attempt \d+\)$/ }).waitFor();
-    await tab.locator('#notice', { hasText: /^The hub has not answered since \d\d:\d\d\./ }).waitFor();
+  test('stopped hub is reported and the jobs stay visible', async () => {
+    const { url, process: demo } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
+    const id = await submitJob(tab);
+    await waitForStatus(tab, id, 'succeeded');
+    await demo.stop('SIGKILL');
+    await tab.locator('#connection', { hasText: /^Reconnecting (in \d+s|now) \(attempt \d+\)$/ }).waitFor();
+    await tab.locator('#notice', { hasText: /^Can't reach the server\. Showing data as of \d\d:\d\d; reconnecting…/ }).waitFor();
     assert.equal(await card(tab, id).getAttribute('data-status'), 'succeeded');
   });
 });
 
-describe('a configured hub', () => {
-  test('asks for a token, refuses a bad one, forgets a good one', async () => {
-    const hub = await house.serve();
-    const tab = await house.tab();
+describe('configured hub', () => {
+  test('sign-in rejects an invalid token, keeps a valid one over a reload, and sign-out removes it', async () => {
+    const hub = await harness.startHub();
+    const tab = await harness.newTab();
     await tab.goto(hub.url);
-    await isState(tab, 'signed_out');
+    await waitForState(tab, 'signed_out');
     await tab.getByText('progress-hub token --sub alice').waitFor();
-    assert.equal(await tab.locator('#pill').textContent().then(words => words.trim()), 'signed out');
+    assert.equal(await tab.locator('#connection').textContent().then(label => label.trim()), 'Signed out');
 
     await tab.fill('#token', 'not a token');
     await tab.keyboard.press('Enter');
-    await tab.getByText('That does not look like a token').waitFor();
+    await tab.getByText('Not a valid token.').waitFor();
     await tab.fill('#token', (await hub.token()).replace(/[^.]+$/, 'A'.repeat(43)));
     await tab.keyboard.press('Enter');
-    await tab.getByText('The hub did not accept this token').waitFor();
+    await tab.getByText('The hub rejected this token.').waitFor();
 
     await tab.fill('#token', await hub.token());
     await tab.keyboard.press('Enter');
-    await isState(tab, 'live');
-    await tab.locator('#who', { hasText: 'alice' }).waitFor();
+    await waitForState(tab, 'live');
+    await tab.locator('#user', { hasText: 'alice' }).waitFor();
     await tab.reload();
-    await isState(tab, 'live');
+    await waitForState(tab, 'live');
     await tab.getByRole('button', { name: 'Sign out' }).click();
-    await isState(tab, 'signed_out');
+    await waitForState(tab, 'signed_out');
     await tab.reload();
-    await isState(tab, 'signed_out');
+    await waitForState(tab, 'signed_out');
   });
 
-  test('renders for whoever is signed in', async () => {
-    const hub = await house.serve();
-    const tab = await signedIn(hub);
+  test('signed-in user submits a job', async () => {
+    const hub = await harness.startHub();
+    const tab = await signedInTab(hub);
     await tab.locator('#submit').click();
-    await tab.getByText('Name the model that should render it.').waitFor();
+    await tab.getByText('Enter a model.').waitFor();
     await tab.fill('#model', 'kling-2.6');
-    const id = await render(tab);
-    await comesTo(tab, id, 'succeeded');
-    await plays(tab, id);
+    const id = await submitJob(tab);
+    await waitForStatus(tab, id, 'succeeded');
+    await waitForPlayback(tab, id);
   });
 
-  test('killed and started again in the middle, it brings the job to its end', async () => {
-    const hub = await house.serve();
-    const tab = await signedIn(hub);
-    const { id } = await hub.submit(await hub.token(), { prompt: 'outlives a crash', input: { scenario: 'slow' } });
-    await comesTo(tab, id, 'running');
-    await open(tab, id);
-    const [before] = await versionsSeen(tab, id);
+  test('job completes after the hub is killed and restarted', async () => {
+    const hub = await harness.startHub();
+    const tab = await signedInTab(hub);
+    const { id } = await hub.submit(await hub.token(), { prompt: 'survives a crash', input: { scenario: 'slow' } });
+    await waitForStatus(tab, id, 'running');
+    await openDetails(tab, id);
+    const [before] = await receivedVersions(tab, id);
     await hub.kill();
-    await isState(tab, 'reconnecting');
+    await waitForState(tab, 'reconnecting');
     await hub.start();
-    await isState(tab, 'live');
-    await comesTo(tab, id, 'succeeded');
-    await plays(tab, id);
-    const versions = await versionsSeen(tab, id);
+    await waitForState(tab, 'live');
+    await waitForStatus(tab, id, 'succeeded');
+    await waitForPlayback(tab, id);
+    const versions = await receivedVersions(tab, id);
     assert.ok(versions[0] > before);
-    assert.deepEqual(versions, versions.toSorted((a, b) => b - a), 'versions never go back');
+    assert.deepEqual(versions, versions.toSorted((a, b) => b - a), 'versions only increase');
   });
 
-  test('a token that ends signs the page out and leaves the last known', async () => {
-    const hub = await house.serve();
-    const tab = await signedIn(hub, '15s');
-    const { id } = await hub.submit(await hub.token(), { prompt: 'still here afterwards' });
+  test('expired token signs out and leaves the jobs visible', async () => {
+    const hub = await harness.startHub();
+    const tab = await signedInTab(hub, '15s');
+    const { id } = await hub.submit(await hub.token(), { prompt: 'visible after sign-out' });
     await card(tab, id).waitFor();
     await tab.getByText('Your token has expired.').waitFor();
     assert.ok(await card(tab, id).isVisible());
     await tab.fill('#token', await hub.token());
     await tab.keyboard.press('Enter');
-    await comesTo(tab, id, 'succeeded');
+    await waitForStatus(tab, id, 'succeeded');
   });
 });
 
-async function signedIn(hub, ttl) {
-  const tab = await house.tab();
+async function signedInTab(hub, ttl) {
+  const tab = await harness.newTab();
   await tab.goto(hub.url);
   await tab.fill('#token', await hub.token(ttl));
   await tab.keyboard.press('Enter');
-  await isState(tab, 'live');
+  await waitForState(tab, 'live');
   return tab;
 }

@@ -1,4 +1,5 @@
-// Express + ws + Redis: a post is published to Redis, and what Redis tells goes to every socket of the channel.
+// Baseline for the comparison: Express, ws and Redis. `POST /publish/:channel` publishes the body to Redis, and every
+// process sends it to its sockets of that channel.
 import express from 'express';
 import { createClient } from 'redis';
 import { WebSocketServer } from 'ws';
@@ -8,15 +9,15 @@ const publisher = createClient({ url: `redis://127.0.0.1:${redisPort}` });
 const subscriber = publisher.duplicate();
 await Promise.all([publisher.connect(), subscriber.connect()]);
 
-const channels = new Map();
+const socketsByChannel = new Map();
 
-async function join(name, socket) {
-  let sockets = channels.get(name);
+async function join(channel, socket) {
+  let sockets = socketsByChannel.get(channel);
   if (!sockets) {
     sockets = new Set();
-    channels.set(name, sockets);
-    await subscriber.subscribe(name, message => {
-      for (const each of sockets) each.send(message);
+    socketsByChannel.set(channel, sockets);
+    await subscriber.subscribe(channel, message => {
+      for (const socket of sockets) socket.send(message);
     });
   }
   sockets.add(socket);
@@ -30,6 +31,6 @@ app.post('/publish/:channel', async (request, response) => {
   response.status(202).end();
 });
 
-const server = app.listen({ port: Number(port), host: '127.0.0.1', backlog: 4096 });
-const sockets = new WebSocketServer({ server });
-sockets.on('connection', (socket, request) => join(request.url.slice('/ws/'.length), socket));
+const httpServer = app.listen({ port: Number(port), host: '127.0.0.1', backlog: 4096 });
+const webSocketServer = new WebSocketServer({ server: httpServer });
+webSocketServer.on('connection', (socket, request) => join(request.url.slice('/ws/'.length), socket));

@@ -1,22 +1,22 @@
-/** Who can have told the hub of a version, in words and in a shape of their own, so that colour is never the only word. */
+/** Sources of an update. Each has its own shape, so that color is not the only distinction. */
 
 /** @typedef {import('../progress-hub.js').Source} Source */
 
-/** In the order in which they are listed. @type {Source[]} */
+/** In display order. @type {Source[]} */
 export const SOURCES = ['webhook', 'poll', 'submit', 'push', 'api', 'deadline'];
 
 /** @type {Record<Source, string>} */
-export const TELLERS = {
-  webhook: 'The provider called the hub.',
-  poll: 'The provider stayed silent, so the hub asked.',
-  submit: "The provider's answer to the order itself.",
-  push: 'A worker of yours said so.',
-  api: 'You, by placing or cancelling it.',
-  deadline: 'Nobody did in time, so the hub ended it.',
+export const SOURCE_LABELS = {
+  webhook: 'Webhook from the provider',
+  poll: 'Read from the provider when no webhook arrived',
+  submit: "Provider's response to the submission",
+  push: 'Reported by your worker',
+  api: 'Created or cancelled through the API',
+  deadline: 'Timed out',
 };
 
-/** @param {Source} source @param {number} x @param {number} y */
-export function shape(source, x, y) {
+/** Returns the SVG path of a source's shape, centered at `x` and `y`. @param {Source} source @param {number} x @param {number} y */
+export function sourceShape(source, x, y) {
   /** @param {number} r */
   const circle = r => `M${x - r},${y}a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0Z`;
   switch (source) {

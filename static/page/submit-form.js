@@ -1,19 +1,19 @@
-/** A new job: the order, and what to say when the hub does not take it. */
+/** The form that submits a job, including validation and the errors that the hub returns. */
 
 import { HubError } from '../progress-hub.js';
 import { $, attr, text } from './dom.js';
+import { errorText, fieldNamedIn, retryText } from './error-text.js';
 import { PLATFORMS } from './presets.js';
-import { fieldIn, problemWords, retryWords } from './problems.js';
-import { offerScenarios } from './scenarios.js';
+import { renderScenarios } from './scenarios.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 /** @typedef {import('./session.js').Demo} Demo */
 
-const DURATION_SECONDS = 5;
-/** The hub keeps at most 2 KiB of metadata. */
-const PROMPT_BYTES = 1_200;
-/** The next one is offered after each order, so that a list of demo clips can be told apart. */
-const PROMPTS = [
+const CLIP_DURATION_SECONDS = 5;
+/** Leaves room for the other fields, since the hub accepts at most 2 KiB of metadata. */
+const MAX_METADATA_PROMPT_BYTES = 1_200;
+/** The form offers the next of these after each submission, so that demo jobs have different titles. */
+const SAMPLE_PROMPTS = [
   'A paper boat crosses a flooded piazza at dawn, slow dolly, soft fog',
   'A tram climbs a hill through falling blossoms, handheld, late sun',
   'Ink unfolds in a glass of water into a small galaxy, macro, black ground',
@@ -21,20 +21,20 @@ const PROMPTS = [
   'Hands knead bread on a floured table, window light, shallow focus',
 ];
 
-export class OrderForm {
-  #form = /** @type {HTMLFormElement} */ ($('#composer'));
+export class SubmitForm {
+  #form = /** @type {HTMLFormElement} */ ($('#submit-form'));
   #prompt = /** @type {HTMLTextAreaElement} */ ($('#prompt'));
   #model = /** @type {HTMLInputElement} */ ($('#model'));
   #button = /** @type {HTMLButtonElement} */ ($('#submit'));
-  #problem = $('#submit-problem');
+  #error = $('#submit-error');
   #retry = $('#submit-retry');
-  /** The last order was not taken. @type {{ error: unknown, at: number } | null} */ #refusal = null;
+  /** Error of the last submission and when it arrived, in milliseconds. @type {{ error: unknown, at: number } | null} */ #lastError = null;
   /** @type {Demo | null} */ #demo = null;
-  #place;
+  #send;
 
-  /** @param {(order: Record<string, unknown>) => Promise<void>} place throws what the hub answers when it does not take the order */
-  constructor(place) {
-    this.#place = place;
+  /** @param {(request: Record<string, unknown>) => Promise<void>} send submits a request; rejects with the hub's error */
+  constructor(send) {
+    this.#send = send;
     this.#form.addEventListener('submit', event => {
       event.preventDefault();
       this.#submit();
@@ -42,26 +42,26 @@ export class OrderForm {
     this.#prompt.addEventListener('keydown', event => {
       if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) this.#form.requestSubmit();
     });
-    this.#form.addEventListener('input', () => this.#say(null));
+    this.#form.addEventListener('input', () => this.#showError(null));
   }
 
-  /** @param {Demo | null} demo null: the order names its own model */
+  /** Adapts the form to the demo, which sets the model and offers scenarios. @param {Demo | null} demo null on a configured hub */
   prepare(demo) {
     this.#demo = demo;
-    attr($('#order'), 'hidden', demo ? '' : null);
+    attr($('#model-fields'), 'hidden', demo ? '' : null);
     text(this.#button, demo ? 'Render a demo clip' : 'Render a clip');
-    text($('#empty-how b'), this.#button.textContent ?? '');
-    offerScenarios(demo?.scenarios ?? []);
+    text($('#empty-hint b'), this.#button.textContent ?? '');
+    renderScenarios(demo?.scenarios ?? []);
   }
 
-  /** Every second: counts down to when an order may be taken. */
+  /** Updates the countdown to the next permitted submission. */
   tick() {
-    const words = this.#refusal ? retryWords(this.#refusal.error, Date.now() - this.#refusal.at) : '';
-    text(this.#retry, words);
-    attr(this.#retry, 'hidden', words ? null : '');
+    const message = this.#lastError ? retryText(this.#lastError.error, Date.now() - this.#lastError.at) : '';
+    text(this.#retry, message);
+    attr(this.#retry, 'hidden', message ? null : '');
   }
 
-  /** @param {Job} job whose order is tried once more */
+  /** Copies the request of a job into the form. @param {Job} job */
   fill(job) {
     this.#prompt.value = String(job.metadata.prompt);
     for (const [name, value] of Object.entries({ platform: job.metadata.platform, model: job.model, provider: job.provider })) {
@@ -69,7 +69,7 @@ export class OrderForm {
       if (field instanceof RadioNodeList && PLATFORMS[String(value)]) field.value = String(value);
       else if (field instanceof HTMLInputElement && value) field.value = String(value);
     }
-    // What the demo was told to do wrong would only go wrong again.
+    // Selects the success scenario, since the scenario that failed would fail again.
     /** @type {HTMLInputElement | null} */ ($('#scenarios input'))?.click();
     this.#prompt.focus();
     this.#prompt.scrollIntoView({ block: 'center' });
@@ -80,12 +80,12 @@ export class OrderForm {
     return String(new FormData(this.#form).get(name) ?? '').trim();
   }
 
-  /** @param {string | null} words @param {HTMLElement} [field] @param {unknown} [error] what the hub said */
-  #say(words, field, error) {
-    this.#refusal = error ? { error, at: Date.now() } : null;
+  /** @param {string | null} message null clears the error @param {HTMLElement} [field] the invalid field @param {unknown} [error] the hub's error */
+  #showError(message, field, error) {
+    this.#lastError = error ? { error, at: Date.now() } : null;
     this.tick();
-    text(this.#problem, words ?? '');
-    attr(this.#problem, 'hidden', words ? null : '');
+    text(this.#error, message ?? '');
+    attr(this.#error, 'hidden', message ? null : '');
     for (const invalid of this.#form.querySelectorAll('[aria-invalid]')) invalid.removeAttribute('aria-invalid');
     if (!field) return;
     attr(field.closest('fieldset') ?? field, 'aria-invalid', 'true');
@@ -103,43 +103,43 @@ export class OrderForm {
     if (this.#button.getAttribute('aria-disabled') === 'true') return;
     const prompt = this.#value('prompt');
     const model = this.#demo?.model ?? this.#value('model');
-    if (!prompt) return this.#say('Say what the clip should show.', this.#prompt);
-    if (!model) return this.#say('Name the model that should render it.', this.#model);
+    if (!prompt) return this.#showError('Enter a prompt.', this.#prompt);
+    if (!model) return this.#showError('Enter a model.', this.#model);
     const label = this.#button.textContent ?? '';
-    this.#say(null);
+    this.#showError(null);
     attr(this.#button, 'aria-disabled', 'true');
-    text(this.#button, 'Placing the order…');
+    text(this.#button, 'Submitting…');
     try {
-      await this.#place(this.#order(model, prompt));
-      const at = PROMPTS.indexOf(prompt);
-      if (at >= 0) this.#prompt.value = PROMPTS[(at + 1) % PROMPTS.length];
+      await this.#send(this.#request(model, prompt));
+      const index = SAMPLE_PROMPTS.indexOf(prompt);
+      if (index >= 0) this.#prompt.value = SAMPLE_PROMPTS[(index + 1) % SAMPLE_PROMPTS.length];
     } catch (error) {
-      const field = error instanceof HubError && error.status === 400 ? fieldIn(error.message) : undefined;
-      this.#say(problemWords(error), field && this.#fieldNamed(field), error);
+      const fieldName = error instanceof HubError && error.status === 400 ? fieldNamedIn(error.message) : undefined;
+      this.#showError(errorText(error), fieldName ? this.#fieldNamed(fieldName) : undefined, error);
     }
     attr(this.#button, 'aria-disabled', 'false');
     text(this.#button, label);
   }
 
   /** @param {string} model @param {string} prompt @returns {Record<string, unknown>} */
-  #order(model, prompt) {
+  #request(model, prompt) {
     const platform = this.#value('platform');
     const scenario = this.#demo && this.#value('scenario');
     const provider = this.#demo ? '' : this.#value('provider');
     return {
-      model, prompt, platform, duration: DURATION_SECONDS,
+      model, prompt, platform, duration: CLIP_DURATION_SECONDS,
       ...(provider && { provider }),
       ...(scenario && { input: { scenario } }),
-      // The document does not carry the prompt; kept here, every tab can name the job.
-      metadata: { prompt: clip(prompt), platform },
+      // The document has no prompt. Metadata carries it, so that every tab can show it as the title.
+      metadata: { prompt: truncate(prompt), platform },
     };
   }
 }
 
-/** By bytes, since that is how the hub counts. @param {string} prompt */
-function clip(prompt) {
+/** Shortens the prompt to the limit in bytes, which is how the hub counts metadata. @param {string} prompt */
+function truncate(prompt) {
   const encoder = new TextEncoder();
-  let clipped = prompt;
-  while (encoder.encode(clipped).length > PROMPT_BYTES) clipped = `${[...clipped].slice(0, Math.floor(clipped.length * 0.9)).join('').trimEnd()}…`;
-  return clipped;
+  let result = prompt;
+  while (encoder.encode(result).length > MAX_METADATA_PROMPT_BYTES) result = `${[...result].slice(0, Math.floor(result.length * 0.9)).join('').trimEnd()}…`;
+  return result;
 }
