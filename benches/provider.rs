@@ -13,7 +13,7 @@ use std::fs;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use progress_hub::config::Config;
 use progress_hub::provider::{HttpClient, Providers, WebhookContent};
-use progress_hub::signature::{Key, Request, Scheme};
+use progress_hub_auth::signature::{Key, Request, Scheme};
 use progress_hub::time::Time;
 use secrecy::SecretString;
 

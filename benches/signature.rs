@@ -8,7 +8,7 @@
 )]
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use progress_hub::signature::{Key, Request, Scheme};
+use progress_hub_auth::signature::{Key, Request, Scheme};
 use progress_hub::time::Time;
 use secrecy::SecretString;
 

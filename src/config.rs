@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use crate::auth::AuthConfig;
+pub use progress_hub_auth::jwt::AuthConfig;
 use secrecy::SecretString;
 use url::Url;
 

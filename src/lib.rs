@@ -10,7 +10,7 @@
 //!
 //! 1. `server::webhooks` takes the raw body and finds the [`Provider`](provider::Provider).
 //! 2. [`Provider::verify`](provider::Provider::verify) proves the bytes with the spec's
-//!    [`Scheme`](signature::Scheme); only [`Verified`](signature::Verified) bytes can be parsed.
+//!    `Scheme`; only [`Verified`](progress_hub_auth::signature::Verified) bytes can be parsed.
 //! 3. [`Provider::parse`](provider::Provider::parse) reads them, by the spec's expressions, into a
 //!    [`Report`](job::Report).
 //! 4. [`Tracker::record`](tracker::Tracker::record) reads the job, asks the law
@@ -26,11 +26,11 @@
 //!
 //! # A browser subscribes
 //!
-//! 1. `server::socket` proves the token ([`Verifier::verify`](auth::Verifier::verify)) and takes the raw stream over:
+//! 1. `server::socket` proves the token ([`Verifier::verify`](progress_hub_auth::jwt::Verifier::verify)) and takes the raw stream over:
 //!    one connection, one task, one `select!`.
 //! 2. [`Connection::hold`](hub::Connection::hold) attaches it to the job's topic *first*, shown nothing yet.
 //! 3. [`Store::get_many`](store::Store::get_many) reads the newest document *then*, and the
-//!    [`Principal`](auth::Principal) says whether the caller may see it.
+//!    [`Principal`](progress_hub_auth::jwt::Principal) says whether the caller may see it.
 //! 4. [`Connection::release`](hub::Connection::release) shows it, if it is newer than what the client has. Whatever
 //!    changed in between, the version absorbs. There is no other code for a first state or for resuming.
 //!
@@ -47,11 +47,9 @@ pub mod job; // the document, the news about it, and the law
 
 // First floor: words, tokens and numbers; and above them what may be proven by a token.
 
-pub mod auth; // tokens: who is calling, and what they may
 pub mod protocol; // messages, and the frames that jobs travel in
 pub mod telemetry; // logs and metrics
 
-pub mod signature; // proofs that a webhook is its sender's
 
 // Second floor: what the operator says, and what the hub gives away.
 
@@ -83,8 +81,6 @@ pub mod server; // HTTP, WebSockets, server-sent events
 
 // Beside the house: a provider to try things with, which knows nothing of the hub.
 
-pub mod simulator;
 
 // And a client that drives a hub and checks it, which knows nothing but the protocol.
 
-pub mod load;

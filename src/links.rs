@@ -8,7 +8,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::job::{JobEvent, JobId, StatusReport, Update};
-use crate::signature::CallbackKey;
+use progress_hub_auth::signature::CallbackKey;
 use crate::time::Time;
 
 /// What a grant for an output is good for; apart from every other use of the key.

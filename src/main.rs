@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use progress_hub::auth::Minter;
+use progress_hub_auth::jwt::Minter;
 use progress_hub::config::{Config, ConfigError};
 use progress_hub::provider::HttpClient;
 use progress_hub::server::{self, BindError, Demo, Server};
-use progress_hub::simulator::{self, Scenario, Settings, Simulator};
+use progress_hub_simulator::{Scenario, Settings, Simulator};
 use progress_hub::telemetry::{self, LogFormat};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -257,7 +257,7 @@ fn run(cli: Cli) -> Result<(), CommandError> {
                 }
                 let url = simulator.url();
                 print(&format!("The simulated provider is at {url}"))?;
-                for dialect in simulator::dialects() {
+                for dialect in progress_hub_simulator::dialects() {
                     print(&format!("  {dialect:<10} base_url = \"{url}/{dialect}\""))?;
                 }
                 Ok(simulator

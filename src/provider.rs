@@ -1,6 +1,6 @@
 //! Providers: what differs between them is data (a spec), what they share is here.
 //!
-//! Invariant: a body is parsed only once it is [`Verified`](crate::signature::Verified), a paid request is sent at most once a
+//! Invariant: a body is parsed only once it is [`Verified`](progress_hub_auth::signature::Verified), a paid request is sent at most once a
 //! call, and an answer that may have been an acceptance is never told as a refusal.
 
 mod balance;

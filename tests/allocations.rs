@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use progress_hub::auth::Minter;
+use progress_hub_auth::jwt::Minter;
 use progress_hub::config::Config;
 use progress_hub::server::Server;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
-use progress_hub::signature::{Key, Scheme};
+use progress_hub_auth::signature::{Key, Scheme};
 use progress_hub::time::Time;
 use secrecy::SecretString;
 use serde_json::json;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use progress_hub::config::Config;
 use progress_hub::server::{Demo, DemoScenario};
-use progress_hub::simulator::{self, Scenario, Settings, Simulator};
+use progress_hub_simulator::{Scenario, Settings, Simulator};
 use tokio_util::sync::CancellationToken;
 
 use super::{CommandError, bind_server, print, secret, shutdown_signal};
@@ -67,7 +67,7 @@ pub(crate) async fn demo(bind: Option<SocketAddr>) -> Result<(), CommandError> {
         owner: "you".to_owned(),
         provider: "simulated".to_owned(),
         model: "kling-v3.0-pro".to_owned(),
-        scenarios: simulator::playable("kling")
+        scenarios: progress_hub_simulator::playable("kling")
             .into_iter()
             .map(scenario)
             .collect(),

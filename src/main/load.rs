@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use progress_hub::auth::Minter;
+use progress_hub_auth::jwt::Minter;
 use progress_hub::config::Config;
-use progress_hub::load::{self, Access, Arguments, Hub, OWNER, Report, Tokens, UpdateMethod};
+use progress_hub_load::{Access, Arguments, Hub, OWNER, Report, Tokens, UpdateMethod};
 use secrecy::SecretString;
 
 use super::{CommandError, ConfigArgs, print, secret, shutdown_signal};
@@ -52,15 +52,15 @@ pub(crate) struct Load {
     arguments: Arguments,
 }
 
-impl From<load::Error> for CommandError {
-    fn from(error: load::Error) -> Self {
+impl From<progress_hub_load::Error> for CommandError {
+    fn from(error: progress_hub_load::Error) -> Self {
         match error {
-            load::Error::Mistakes(mistakes) => Self::Wrong(mistakes.to_string()),
-            load::Error::NoProcess(_) => Self::Wrong(error.to_string()),
-            load::Error::Token(_)
-            | load::Error::Unanswered(..)
-            | load::Error::System(_)
-            | load::Error::Stopped => Self::Failed(error.into()),
+            progress_hub_load::Error::Mistakes(mistakes) => Self::Wrong(mistakes.to_string()),
+            progress_hub_load::Error::NoProcess(_) => Self::Wrong(error.to_string()),
+            progress_hub_load::Error::Token(_)
+            | progress_hub_load::Error::Unanswered(..)
+            | progress_hub_load::Error::System(_)
+            | progress_hub_load::Error::Stopped => Self::Failed(error.into()),
         }
     }
 }
@@ -72,12 +72,12 @@ impl Load {
             configured,
             mut arguments,
         } = *self;
-        load::check(&arguments).map_err(load::Error::from)?;
+        progress_hub_load::check(&arguments).map_err(progress_hub_load::Error::from)?;
         let stop = shutdown_signal()?;
         let report = match arguments.url.clone() {
             Some(url) => {
                 let access = configured.access(&arguments)?;
-                load::run(arguments.clone(), url, arguments.pid, access, stop).await?
+                progress_hub_load::run(arguments.clone(), url, arguments.pid, access, stop).await?
             }
             None => {
                 let (settings, access) = own(&mut arguments, configured)?;
@@ -86,7 +86,7 @@ impl Load {
                     .await
                     .map_err(anyhow::Error::from)?;
                 let url = hub.url().clone();
-                let ran = load::run(arguments.clone(), url, hub.pid(), access, stop).await;
+                let ran = progress_hub_load::run(arguments.clone(), url, hub.pid(), access, stop).await;
                 hub.stop().await;
                 ran?
             }

@@ -210,7 +210,7 @@ fn from_json(text: &Value) -> Value {
 
 /// `claims|jwt(secret)`: an HS256 token, for providers that want one in the place of a key.
 fn jwt(claims: &Value, secret: &str) -> Result<String, minijinja::Error> {
-    crate::auth::hs256(claims, secret)
+    progress_hub_auth::jwt::hs256(claims, secret)
         .ok_or_else(|| minijinja::Error::new(ErrorKind::InvalidOperation, "jwt: no claims"))
 }
 

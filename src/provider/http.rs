@@ -15,7 +15,7 @@ use serde_json::Value as Json;
 use url::Url;
 
 use super::download::Downloader;
-use crate::auth::{Fetch, FetchError};
+use progress_hub_auth::jwt::{Fetch, FetchError};
 
 /// How long a provider may take to answer in all.
 pub const TIMEOUT: Duration = Duration::from_secs(30);

@@ -15,7 +15,7 @@ use super::pricing::Check;
 use super::request_spec::RequestSpec;
 use super::task_mapping::TaskMapping;
 use super::webhook::Webhook;
-use crate::signature::Schemes;
+use progress_hub_auth::signature::Schemes;
 
 /// The specs that come with the hub.
 const BUILT_IN: [(&str, &str); 13] = [

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 use super::expression::{Expression, items};
 use super::request_spec::whole_payload;
 use super::{PayloadError, Provider, TaskReport};
-use crate::signature::{Headers, Request, Trust, Verified};
+use progress_hub_auth::signature::{Headers, Request, Trust, Verified};
 
 /// Bytes of an answer to a handshake at most; what asks for more is no handshake.
 const MAX_CHALLENGE_BYTES: usize = 1024;

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::{Jwks, JwksUnavailable};
+use progress_hub_auth::jwt::{Jwks, JwksUnavailable};
 use crate::config::ProviderConfig;
 use crate::provider::spec::Spec;
 use crate::provider::{Fetcher, HttpClient, Provider};
-use crate::signature::{Key, Request, Scheme, SignatureError, Trust, Verified};
+use progress_hub_auth::signature::{Key, Request, Scheme, SignatureError, Trust, Verified};
 use crate::time::Time;
 
 /// The schemes of which a webhook must satisfy one.

@@ -8,7 +8,7 @@ use actix_web::{FromRequest, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
 
 use super::problem::Problem;
-use crate::auth::{Principal, TokenError, Verifier};
+use progress_hub_auth::jwt::{Principal, TokenError, Verifier};
 
 /// A caller whose bearer token is good.
 pub struct Caller(Principal);

@@ -9,7 +9,7 @@ use super::demo::Demo;
 use super::drain::Drain;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
-use crate::auth::{Minter, Verifier};
+use progress_hub_auth::jwt::{Minter, Verifier};
 use crate::breaker_sync::BreakerSync;
 use crate::cancellation::CancelService;
 use crate::change_feed::ChangeFeed;

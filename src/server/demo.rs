@@ -10,7 +10,7 @@ use serde_json::json;
 use url::{Host, Url};
 
 use super::problem::Problem;
-use crate::auth::Minter;
+use progress_hub_auth::jwt::Minter;
 use crate::time::Time;
 
 /// How long a demo token lasts; the page renews it.

@@ -14,7 +14,7 @@ use super::caller::Caller;
 use super::drain::Drain;
 use super::problem::Problem;
 use crate::admission::AdmissionError;
-use crate::auth::Principal;
+use progress_hub_auth::jwt::Principal;
 use crate::cancellation::CancelService;
 use crate::change_feed;
 use crate::hub::{Connection, FeedHealth, Hub, Sink};

@@ -12,7 +12,7 @@ use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use serde_json::{Value, json};
 
 use crate::admission::AdmissionError;
-use crate::auth::TokenError;
+use progress_hub_auth::jwt::TokenError;
 use crate::cancellation::CancelError;
 use crate::job::Job;
 use crate::provider::DownloadError;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
-use crate::auth::Principal;
+use progress_hub_auth::jwt::Principal;
 use crate::config::ServerConfig;
 use crate::job::MAX_METADATA_BYTES;
 use crate::provider::{Provider, Providers};
@@ -105,7 +105,7 @@ pub fn idempotency<T>(
     let key = key.ok_or_else(|| {
         Problem::invalid("Idempotency-Key: must have 1 to 255 visible characters")
     })?;
-    let fingerprint = crate::signature::digest(&[request.path().as_bytes(), &body.raw]);
+    let fingerprint = progress_hub_auth::signature::digest(&[request.path().as_bytes(), &body.raw]);
     Ok(Some(IdempotencyKey {
         caller: caller.subject().to_owned(),
         key: key.to_owned(),

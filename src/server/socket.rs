@@ -23,7 +23,7 @@ use url::Url;
 use super::caller::bearer;
 use super::drain::Drain;
 use super::problem::{PROBLEM_JSON, Problem};
-use crate::auth::{Principal, Verifier};
+use progress_hub_auth::jwt::{Principal, Verifier};
 use crate::cancellation::CancelService;
 use crate::config::{ServerConfig, SocketConfig};
 use crate::hub::Hub;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::caller::Caller;
 use super::problem::Problem;
 use super::request::{JsonBody, validate_owner};
-use crate::auth::Minter;
+use progress_hub_auth::jwt::Minter;
 use crate::job::JobId;
 use crate::time::Time;
 

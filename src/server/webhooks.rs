@@ -16,7 +16,7 @@ use crate::config::ServerConfig;
 use crate::job::{JobId, Source};
 use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
-use crate::signature::{Headers, Request};
+use progress_hub_auth::signature::{Headers, Request};
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};
@@ -126,7 +126,7 @@ impl WebhookHandler {
             StatusCode::PAYLOAD_TOO_LARGE => (WebhookOutcome::TooLarge, problem),
             _ => (WebhookOutcome::Malformed, problem),
         })?;
-        let headers = request.headers();
+        let headers = &RequestHeaders(request.headers());
         let sent = Request {
             headers,
             body: &body,
@@ -313,13 +313,17 @@ fn reject(provider: &Provider, unproven: &WebhookVerifyError) -> (WebhookOutcome
     }
 }
 
-impl Headers for HeaderMap {
+/// The headers of an HTTP request, as the signature schemes read them.
+struct RequestHeaders<'r>(&'r HeaderMap);
+
+impl Headers for RequestHeaders<'_> {
     fn get(&self, name: &str) -> Option<&str> {
-        HeaderMap::get(self, name)?.to_str().ok()
+        self.0.get(name)?.to_str().ok()
     }
 
     fn pairs(&self) -> Vec<(&str, &str)> {
-        self.iter()
+        self.0
+            .iter()
             .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
             .collect()
     }

@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 
 import { submitJob } from './page_helpers.mjs';
 
-const CLIP = new URL('../../src/simulator/clip.mp4', import.meta.url);
+const CLIP = new URL('../../crates/simulator/src/clip.mp4', import.meta.url);
 let jobCount = 0;
 
 /** Returns the timestamp `seconds` from now. */

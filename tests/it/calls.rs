@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use progress_hub::simulator::{Counts, Scenario, Settings, Simulator};
+use progress_hub_simulator::{Counts, Scenario, Settings, Simulator};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;

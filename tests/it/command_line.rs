@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::StreamExt;
-use progress_hub::simulator::Scenario;
+use progress_hub_simulator::Scenario;
 use reqwest::Method;
 use serde_json::{Value, json};
 

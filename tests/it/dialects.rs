@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use progress_hub::simulator::{Inspector, Scenario, Settings, Simulator, TaskSnapshot, playable};
+use progress_hub_simulator::{Inspector, Scenario, Settings, Simulator, TaskSnapshot, playable};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -386,7 +386,7 @@ async fn cancel_is_forwarded_and_final_state_comes_from_the_provider() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clip_behind_the_key_is_served_byte_for_byte_whole_and_in_parts() {
-    let clip = include_bytes!("../../src/simulator/clip.mp4").as_slice();
+    let clip = include_bytes!("../../crates/simulator/src/clip.mp4").as_slice();
     let stage = Stage::set("100ms").await;
     let job = stage.play("videos", "sora-2", Scenario::Normal).await;
     let url = job["outputs"][0]["url"].as_str().unwrap();

@@ -1,6 +1,6 @@
 //! The main job, from a submission to a browser.
 
-use progress_hub::simulator::Scenario;
+use progress_hub_simulator::Scenario;
 
 use crate::app::TestApp;
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use progress_hub::simulator::{Inspector, Scenario, Settings, Simulator, playable};
+use progress_hub_simulator::{Inspector, Scenario, Settings, Simulator, playable};
 use rand::RngExt;
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use progress_hub::simulator::{Scenario, Settings, Simulator};
+use progress_hub_simulator::{Scenario, Settings, Simulator};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use progress_hub::simulator::Scenario;
+use progress_hub_simulator::Scenario;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

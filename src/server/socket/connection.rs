@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::inbound::{InboundDecoder, InboundEvent};
 use super::transport::{Transport, TransportEvent};
 use super::{SocketContext, Upgraded};
-use crate::auth::Principal;
+use progress_hub_auth::jwt::Principal;
 use crate::hub::{Connection, Sink};
 use crate::protocol::{self, CloseReason, ServerMessage};
 use crate::telemetry::{ConnectionKind, OpenConnection};

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::SocketContext;
 use super::connection::{ConnectionTask, PeerState};
-use crate::auth::{Principal, TokenError};
+use progress_hub_auth::jwt::{Principal, TokenError};
 use crate::change_feed;
 use crate::hub::FeedHealth;
 use crate::job::{Job, JobId};

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use progress_hub::simulator::{Inspector, Scenario, Settings, Simulator};
+use progress_hub_simulator::{Inspector, Scenario, Settings, Simulator};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, one, present, queueing, rfc3339};
-use crate::simulator::call::{Answer, Call, Cancelled, Name, RequestHead};
-use crate::simulator::plan::{Failure, Plan};
-use crate::simulator::refusal::Refusal;
-use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::SigningKeys;
-use crate::simulator::submit_request::{SubmitRequest, object, text};
-use crate::simulator::task::{Product, Status, Task};
-use crate::simulator::webhook::Message;
+use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
+use crate::plan::{Failure, Plan};
+use crate::refusal::Refusal;
+use crate::scenario::Scenario;
+use crate::signing::SigningKeys;
+use crate::submit_request::{SubmitRequest, object, text};
+use crate::task::{Product, Status, Task};
+use crate::webhook::Message;
 
 const VERSION: &str = "2024-11-06";
 /// What a task costs.

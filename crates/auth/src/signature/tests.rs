@@ -106,7 +106,7 @@ struct Vector {
 
 #[test]
 fn every_vector_gets_its_answer() {
-    let file = include_str!("../../tests/fixtures/vectors.json");
+    let file = include_str!("../../../../tests/fixtures/vectors.json");
     let file: Vectors = serde_json::from_str(file).expect("vectors");
     let schemes: BTreeMap<String, Scheme> = toml::from_str(VECTOR_SCHEMES).expect("schemes");
     assert_eq!(file.vectors.len(), 23);

@@ -159,7 +159,7 @@ pub fn keys(object: &Value) -> BTreeSet<&str> {
 
 /// What lies among the fixtures under a name.
 pub fn fixture(name: &str) -> Value {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/");
     let text = std::fs::read_to_string(format!("{folder}{name}.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }

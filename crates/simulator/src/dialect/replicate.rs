@@ -8,14 +8,14 @@ use rand::distr::Alphanumeric;
 use serde_json::{Value, json};
 
 use super::{Dialect, one, rfc3339};
-use crate::simulator::call::{Answer, Call, Cancelled, Name, RequestHead};
-use crate::simulator::plan::{Failure, Plan};
-use crate::simulator::refusal::Refusal;
-use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::SigningKeys;
-use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
-use crate::simulator::task::{Status, Task};
-use crate::simulator::webhook::Message;
+use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
+use crate::plan::{Failure, Plan};
+use crate::refusal::Refusal;
+use crate::scenario::Scenario;
+use crate::signing::SigningKeys;
+use crate::submit_request::{SubmitRequest, callback, object, text};
+use crate::task::{Status, Task};
+use crate::webhook::Message;
 
 const EVENTS: [&str; 4] = ["start", "output", "logs", "completed"];
 

@@ -9,15 +9,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Challenge, Dialect, one, present, uncancellable};
-use crate::simulator::call::{Answer, Call, Name, RequestHead};
-use crate::simulator::clip;
-use crate::simulator::plan::{Failure, Plan};
-use crate::simulator::refusal::Refusal;
-use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::SigningKeys;
-use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
-use crate::simulator::task::{Product, Status, Task};
-use crate::simulator::webhook::Message;
+use crate::call::{Answer, Call, Name, RequestHead};
+use crate::clip;
+use crate::plan::{Failure, Plan};
+use crate::refusal::Refusal;
+use crate::scenario::Scenario;
+use crate::signing::SigningKeys;
+use crate::submit_request::{SubmitRequest, callback, object, text};
+use crate::task::{Product, Status, Task};
+use crate::webhook::Message;
 
 /// How long a receiver may take to echo the challenge.
 const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(3);

@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, present, uncancellable};
-use crate::simulator::call::{Answer, Call, Listing, Name, RequestHead};
-use crate::simulator::plan::{Failure, Plan};
-use crate::simulator::refusal::Refusal;
-use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::SigningKeys;
-use crate::simulator::submit_request::SubmitRequest;
-use crate::simulator::task::{Product, Status, Task};
-use crate::simulator::webhook::Message;
+use crate::call::{Answer, Call, Listing, Name, RequestHead};
+use crate::plan::{Failure, Plan};
+use crate::refusal::Refusal;
+use crate::scenario::Scenario;
+use crate::signing::SigningKeys;
+use crate::submit_request::SubmitRequest;
+use crate::task::{Product, Status, Task};
+use crate::webhook::Message;
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 500;

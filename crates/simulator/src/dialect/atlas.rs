@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, one, present, rfc3339, uncancellable};
-use crate::simulator::call::{Answer, Call, Name, RequestHead};
-use crate::simulator::plan::{Failure, Plan};
-use crate::simulator::refusal::Refusal;
-use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::{KEY_ID, SigningKeys};
-use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
-use crate::simulator::task::{Product, Status, Task};
-use crate::simulator::webhook::Message;
+use crate::call::{Answer, Call, Name, RequestHead};
+use crate::plan::{Failure, Plan};
+use crate::refusal::Refusal;
+use crate::scenario::Scenario;
+use crate::signing::{KEY_ID, SigningKeys};
+use crate::submit_request::{SubmitRequest, callback, object, text};
+use crate::task::{Product, Status, Task};
+use crate::webhook::Message;
 
 const EVENT: &str = "video.task.terminal";
 /// Content moderation.

@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Dialect, one, present, queueing, rfc3339};
-use crate::simulator::call::{Answer, Call, Cancelled, Name, RequestHead};
-use crate::simulator::plan::{Failure, Plan};
-use crate::simulator::refusal::Refusal;
-use crate::simulator::scenario::Scenario;
-use crate::simulator::signing::SigningKeys;
-use crate::simulator::submit_request::{SubmitRequest, callback, object, text};
-use crate::simulator::task::{Product, Status, Task};
-use crate::simulator::webhook::Message;
+use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
+use crate::plan::{Failure, Plan};
+use crate::refusal::Refusal;
+use crate::scenario::Scenario;
+use crate::signing::SigningKeys;
+use crate::submit_request::{SubmitRequest, callback, object, text};
+use crate::task::{Product, Status, Task};
+use crate::webhook::Message;
 
 /// To whom all webhooks are addressed.
 const USER: &str = "user_simulated";
@@ -272,7 +272,7 @@ fn payload(task: &Task) -> Value {
         "url": task.clip(),
         "content_type": "video/mp4",
         "file_name": "out.mp4",
-        "file_size": crate::simulator::clip::LENGTH,
+        "file_size": crate::clip::LENGTH,
     }})
 }
 

@@ -6,9 +6,9 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::simulator::refusal::Refusal;
-use crate::simulator::submit_request::{SubmitRequest, callback, object};
-use crate::simulator::task::Product;
+use crate::refusal::Refusal;
+use crate::submit_request::{SubmitRequest, callback, object};
+use crate::task::Product;
 
 const MAX_PROMPT_CHARS: usize = 2500;
 const DURATIONS: std::ops::RangeInclusive<u64> = 3..=15;

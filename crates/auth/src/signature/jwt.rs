@@ -12,7 +12,7 @@ use url::Url;
 use super::key::Key;
 use super::spec::HeaderName;
 use super::{Request, SignatureError, required};
-use crate::auth::{ClaimRequirements, TokenError, UnverifiedToken};
+use crate::jwt::{ClaimRequirements, TokenError, UnverifiedToken};
 
 /// How far clocks may differ where a token expires.
 const LEEWAY: Duration = Duration::from_secs(30);

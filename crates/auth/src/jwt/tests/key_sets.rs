@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use tokio::time::{advance, sleep};
 
 use super::*;
-use crate::auth::jwks::{MAX_AGE, MAX_BYTES, MIN_REFRESH_INTERVAL, RETRY_EMPTY, TIMEOUT};
+use crate::jwt::jwks::{MAX_AGE, MAX_BYTES, MIN_REFRESH_INTERVAL, RETRY_EMPTY, TIMEOUT};
 
 /// An issuer's endpoint: each fetch gets the next answer, the last one again and again.
 struct Endpoint(Mutex<(VecDeque<Answer>, usize)>);

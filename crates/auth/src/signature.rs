@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::auth::TokenError;
+use crate::jwt::TokenError;
 
 pub use callback::{CallbackKey, EmptySecret};
 pub use detached::{Ed25519, Hmac};
