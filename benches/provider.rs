@@ -13,8 +13,8 @@ use std::fs;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use progress_hub::config::Config;
 use progress_hub::provider::{HttpClient, Providers, WebhookContent};
-use progress_hub_auth::signature::{Key, Request, Scheme};
 use progress_hub::time::Time;
+use progress_hub_auth::signature::{Key, Request, Scheme};
 use secrecy::SecretString;
 
 /// A spec, and a webhook of its provider's. Runway has none: it is only ever asked.

@@ -8,8 +8,8 @@
 )]
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use progress_hub_auth::signature::{Key, Request, Scheme};
 use progress_hub::time::Time;
+use progress_hub_auth::signature::{Key, Request, Scheme};
 use secrecy::SecretString;
 
 /// As in the specs `kling` and `generic`.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use url::Url;
 
 use crate::job::{JobEvent, JobId, StatusReport, Update};
-use progress_hub_auth::signature::CallbackKey;
 use crate::time::Time;
+use progress_hub_auth::signature::CallbackKey;
 
 /// What a grant for an output is good for; apart from every other use of the key.
 const OUTPUT: &str = "job-output";

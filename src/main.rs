@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use progress_hub_auth::jwt::Minter;
 use progress_hub::config::{Config, ConfigError};
 use progress_hub::provider::HttpClient;
 use progress_hub::server::{self, BindError, Demo, Server};
-use progress_hub_simulator::{Scenario, Settings, Simulator};
 use progress_hub::telemetry::{self, LogFormat};
+use progress_hub_auth::jwt::Minter;
+use progress_hub_simulator::{Scenario, Settings, Simulator};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 

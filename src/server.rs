@@ -34,17 +34,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::AdmissionControl;
-use progress_hub_auth::jwt::{Minter, Verifier};
+use crate::background::change_feed::ChangeFeed;
 use crate::cancellation::CancelService;
-use crate::change_feed::ChangeFeed;
 use crate::config::{Config, ConfigError};
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
-use progress_hub_auth::signature::CallbackKey;
 use crate::store::{self, Retention};
 use crate::telemetry::Metrics;
 use crate::tracker::{Tracker, WorkerWakeups};
+use progress_hub_auth::jwt::{Minter, Verifier};
+use progress_hub_auth::signature::CallbackKey;
 
 use components::Components;
 pub use demo::{Demo, DemoScenario};

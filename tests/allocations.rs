@@ -10,9 +10,9 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use progress_hub_auth::jwt::Minter;
 use progress_hub::config::Config;
 use progress_hub::server::Server;
+use progress_hub_auth::jwt::Minter;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio_util::sync::CancellationToken;
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
-use progress_hub_auth::signature::{Key, Scheme};
 use progress_hub::time::Time;
+use progress_hub_auth::signature::{Key, Scheme};
 use secrecy::SecretString;
 use serde_json::json;
 use tokio::sync::Mutex;

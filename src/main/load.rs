@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use progress_hub_auth::jwt::Minter;
 use progress_hub::config::Config;
+use progress_hub_auth::jwt::Minter;
 use progress_hub_load::{Access, Arguments, Hub, OWNER, Report, Tokens, UpdateMethod};
 use secrecy::SecretString;
 
@@ -86,7 +86,8 @@ impl Load {
                     .await
                     .map_err(anyhow::Error::from)?;
                 let url = hub.url().clone();
-                let ran = progress_hub_load::run(arguments.clone(), url, hub.pid(), access, stop).await;
+                let ran =
+                    progress_hub_load::run(arguments.clone(), url, hub.pid(), access, stop).await;
                 hub.stop().await;
                 ran?
             }

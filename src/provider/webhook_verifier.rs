@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use progress_hub_auth::jwt::{Jwks, JwksUnavailable};
 use crate::config::ProviderConfig;
 use crate::provider::spec::Spec;
 use crate::provider::{Fetcher, HttpClient, Provider};
-use progress_hub_auth::signature::{Key, Request, Scheme, SignatureError, Trust, Verified};
 use crate::time::Time;
+use progress_hub_auth::jwt::{Jwks, JwksUnavailable};
+use progress_hub_auth::signature::{Key, Request, Scheme, SignatureError, Trust, Verified};
 
 /// The schemes of which a webhook must satisfy one.
 pub(super) struct WebhookVerifier {

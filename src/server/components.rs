@@ -9,19 +9,19 @@ use super::demo::Demo;
 use super::drain::Drain;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
-use progress_hub_auth::jwt::{Minter, Verifier};
-use crate::breaker_sync::BreakerSync;
+use crate::background::breaker_sync::BreakerSync;
+use crate::background::change_feed::ChangeFeed;
+use crate::background::submitter::Submitter;
+use crate::background::watchdog::Watchdog;
 use crate::cancellation::CancelService;
-use crate::change_feed::ChangeFeed;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::links::Links;
 use crate::provider::Providers;
 use crate::store::Store;
-use crate::submitter::Submitter;
 use crate::telemetry::Metrics;
 use crate::tracker::{Tracker, WorkerWakeups};
-use crate::watchdog::Watchdog;
+use progress_hub_auth::jwt::{Minter, Verifier};
 
 /// Everything that handlers and background work touch; each takes what it needs.
 #[derive(Clone)]

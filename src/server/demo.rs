@@ -10,8 +10,8 @@ use serde_json::json;
 use url::{Host, Url};
 
 use super::problem::Problem;
-use progress_hub_auth::jwt::Minter;
 use crate::time::Time;
+use progress_hub_auth::jwt::Minter;
 
 /// How long a demo token lasts; the page renews it.
 const TTL: Duration = Duration::from_secs(15 * 60);

@@ -20,7 +20,7 @@ use super::caller::Caller;
 use super::drain::Drain;
 use super::jobs::{can_subscribe_owner, granted_job_ids};
 use super::problem::Problem;
-use crate::change_feed;
+use crate::background::change_feed;
 use crate::config::SocketConfig;
 use crate::hub::{Connection, FeedHealth, Hub, Sink};
 use crate::job::{Job, JobId};

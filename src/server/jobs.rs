@@ -14,14 +14,14 @@ use super::caller::Caller;
 use super::drain::Drain;
 use super::problem::Problem;
 use crate::admission::AdmissionError;
-use progress_hub_auth::jwt::Principal;
+use crate::background::change_feed;
 use crate::cancellation::CancelService;
-use crate::change_feed;
 use crate::hub::{Connection, FeedHealth, Hub, Sink};
 use crate::job::{Job, JobId, Status};
 use crate::protocol::Frame;
 use crate::store::{CreateOutcome, ListQuery, Store};
 use crate::telemetry::{ConnectionKind, Metrics};
+use progress_hub_auth::jwt::Principal;
 
 /// The longest a request may be held, in seconds.
 const MAX_WAIT: f64 = 60.0;

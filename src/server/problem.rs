@@ -12,11 +12,11 @@ use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use serde_json::{Value, json};
 
 use crate::admission::AdmissionError;
-use progress_hub_auth::jwt::TokenError;
 use crate::cancellation::CancelError;
 use crate::job::Job;
 use crate::provider::DownloadError;
 use crate::{store, tracker};
+use progress_hub_auth::jwt::TokenError;
 
 /// When to come back after the store failed.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(2);

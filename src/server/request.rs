@@ -12,11 +12,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
-use progress_hub_auth::jwt::Principal;
 use crate::config::ServerConfig;
 use crate::job::MAX_METADATA_BYTES;
 use crate::provider::{Provider, Providers};
 use crate::store::IdempotencyKey;
+use progress_hub_auth::jwt::Principal;
 
 /// The raw bytes of a request, at most `server.max_body_bytes` of them.
 pub struct RawBody(pub web::Bytes);

@@ -23,13 +23,13 @@ use url::Url;
 use super::caller::bearer;
 use super::drain::Drain;
 use super::problem::{PROBLEM_JSON, Problem};
-use progress_hub_auth::jwt::{Principal, Verifier};
 use crate::cancellation::CancelService;
 use crate::config::{ServerConfig, SocketConfig};
 use crate::hub::Hub;
 use crate::protocol::SUBPROTOCOL;
 use crate::store::Store;
 use crate::telemetry::Metrics;
+use progress_hub_auth::jwt::{Principal, Verifier};
 
 /// A subprotocol that carries a token: a browser can set no headers.
 const BEARER_PROTOCOL: &str = "bearer.";

@@ -10,9 +10,9 @@ use serde_json::json;
 use super::caller::Caller;
 use super::problem::Problem;
 use super::request::{JsonBody, validate_owner};
-use progress_hub_auth::jwt::Minter;
 use crate::job::JobId;
 use crate::time::Time;
+use progress_hub_auth::jwt::Minter;
 
 /// How long a token lasts unless asked for otherwise, and at most, in seconds.
 const TTL: u64 = 15 * 60;

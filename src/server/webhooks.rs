@@ -16,10 +16,10 @@ use crate::config::ServerConfig;
 use crate::job::{JobId, Source};
 use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
-use progress_hub_auth::signature::{Headers, Request};
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};
+use progress_hub_auth::signature::{Headers, Request};
 
 /// `POST /v1/webhooks/{provider}`: finds the job by the task's id.
 pub async fn receive(

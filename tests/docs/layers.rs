@@ -5,22 +5,18 @@ use std::collections::BTreeSet;
 use regex_lite::Regex;
 
 /// The modules, lowest layer first.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 10] = [
     &["time"],
     &["job"],
-    &["protocol", "auth", "telemetry"],
-    &["signature"],
+    &["protocol", "telemetry"],
     &["config", "links"],
     &["hub", "store", "provider"],
     &["tracker", "admission"],
-    &["change_feed", "submitter", "watchdog", "cancellation"],
-    &["breaker_sync"],
+    &["cancellation"],
+    &["background"],
     &["server"],
     &["main"],
 ];
-
-/// Independent programs. They import no other module, and only `main` imports them.
-const PROGRAMS: [&str; 2] = ["simulator", "load"];
 
 /// Returns the top-level module of a file: `store` for `src/store.rs` and for all files of `src/store/`.
 pub fn module(path: &str) -> &str {
@@ -34,7 +30,7 @@ pub fn forbidden_imports(path: &str, text: &str) -> Vec<String> {
     if own == "lib" {
         return Vec::new();
     }
-    if layer(own).is_none() && !PROGRAMS.contains(&own) {
+    if layer(own).is_none() {
         return vec![format!("{path}: '{own}' is in no layer")];
     }
     let imports = imports(text).into_iter();
@@ -49,9 +45,6 @@ fn layer(module: &str) -> Option<usize> {
 }
 
 fn may_import(own: &str, other: &str) -> bool {
-    if PROGRAMS.contains(&own) || PROGRAMS.contains(&other) {
-        return own == "main";
-    }
     layer(other) < layer(own)
 }
 
@@ -70,7 +63,7 @@ fn imports(text: &str) -> BTreeSet<String> {
             name => _ = names.insert(name.to_owned()),
         }
     }
-    let is_module = |name: &String| layer(name).is_some() || PROGRAMS.contains(&name.as_str());
+    let is_module = |name: &String| layer(name).is_some();
     names.retain(is_module);
     names
 }
@@ -99,7 +92,6 @@ fn imports_from_higher_layers_are_found() {
         "use crate::{\n    job::{self, Job},\n    tracker,\n};",
         "fn f(tracker: &crate::tracker::Tracker) {}",
         "use crate::hub::Hub;",
-        "use progress_hub_simulator::Simulator;",
     ] {
         assert_eq!(
             forbidden_imports("src/store/sqlite.rs", text).len(),
@@ -118,13 +110,5 @@ fn imports_from_higher_layers_are_found() {
             "{text}"
         );
     }
-    assert_eq!(
-        forbidden_imports("src/load/run.rs", "use crate::job::Job;").len(),
-        1
-    );
-    assert_eq!(
-        forbidden_imports("src/main/load.rs", "use progress_hub_load::run;"),
-        [""; 0]
-    );
     assert_eq!(forbidden_imports("src/helpers.rs", "").len(), 1);
 }

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use progress_hub_auth::jwt::Minter;
 use progress_hub::config::Config;
 use progress_hub::server::Server;
+use progress_hub_auth::jwt::Minter;
 use progress_hub_simulator::{Inspector, Scenario, Settings, Simulator};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};

@@ -14,11 +14,11 @@ use uuid::Uuid;
 use super::inbound::{InboundDecoder, InboundEvent};
 use super::transport::{Transport, TransportEvent};
 use super::{SocketContext, Upgraded};
-use progress_hub_auth::jwt::Principal;
 use crate::hub::{Connection, Sink};
 use crate::protocol::{self, CloseReason, ServerMessage};
 use crate::telemetry::{ConnectionKind, OpenConnection};
 use crate::time::Time;
+use progress_hub_auth::jwt::Principal;
 
 /// How long a client may take to read why it was closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -16,8 +16,7 @@ use uuid::Uuid;
 
 use super::SocketContext;
 use super::connection::{ConnectionTask, PeerState};
-use progress_hub_auth::jwt::{Principal, TokenError};
-use crate::change_feed;
+use crate::background::change_feed;
 use crate::hub::FeedHealth;
 use crate::job::{Job, JobId};
 use crate::protocol::{
@@ -27,6 +26,7 @@ use crate::server::jobs::{can_subscribe_owner, granted_job_ids};
 use crate::server::problem::Problem;
 use crate::store;
 use crate::time::Time;
+use progress_hub_auth::jwt::{Principal, TokenError};
 
 /// Messages that make no sense before the connection ends.
 const MAX_BAD_MESSAGES: u32 = 10;

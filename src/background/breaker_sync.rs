@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::change_feed::ChangeFeed;
+use crate::background::change_feed::ChangeFeed;
 use crate::provider::{Provider, Providers};
 use crate::store::{self, Store};
 use crate::tracker::WorkerWakeups;
