@@ -14,14 +14,14 @@
 mod channels;
 #[path = "redis/commits.rs"]
 mod commits;
-#[path = "redis/ground.rs"]
-mod ground;
-#[path = "redis/hearing.rs"]
-mod hearing;
+#[path = "redis/environment.rs"]
+mod environment;
 #[path = "redis/latency.rs"]
 mod latency;
-#[path = "redis/work.rs"]
-mod work;
+#[path = "redis/subscribed_nodes.rs"]
+mod subscribed_nodes;
+#[path = "redis/workload.rs"]
+mod workload;
 
 use std::process::Command;
 use std::time::Duration;
@@ -110,7 +110,7 @@ fn main() {
             commits::measure(span).await;
         }
         if wanted(Part::Hearing) {
-            hearing::measure(span).await;
+            subscribed_nodes::measure(span).await;
         }
         if wanted(Part::Latency) {
             latency::measure(arguments.rounds.max(100)).await;

@@ -3,17 +3,17 @@
 //! Invariant: one command starts, measures and stops everything, on loopback and on ports of its own;
 //! what can't be started is left out with the words that install it.
 
+mod baseline;
 mod broadcast;
-mod crowd;
-mod curves;
-mod floor;
-mod lane;
-mod measures;
+mod clients;
+mod http_connection;
+mod hub_only;
+mod measurements;
 mod message;
 mod peers;
 mod plot;
 mod process;
-mod promises;
+mod scaling;
 mod table;
 
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use clap::Parser;
 use hdrhistogram::Histogram;
 use tokio::task::LocalSet;
 
-use measures::{Pace, Scene, Size, memory};
+use measurements::{Pace, Scene, Size, memory};
 use message::Template;
 use peers::Peer;
 use process::Cores;
@@ -111,7 +111,7 @@ fn main() -> anyhow::Result<()> {
     if let [_, word, address] = &arguments[..] {
         let address: Option<SocketAddr> = address.parse().ok();
         match (word.as_str(), address) {
-            (peers::FLOOR, Some(address)) => return floor::serve(address),
+            (peers::FLOOR, Some(address)) => return baseline::serve(address),
             (peers::BROADCAST, Some(address)) => return broadcast::serve(address),
             _ => {}
         }
@@ -140,7 +140,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(order: &Order) -> anyhow::Result<()> {
     if let Some(folder) = &order.curves {
-        return curves::draw(order.server_core, folder).await;
+        return scaling::draw(order.server_core, folder).await;
     }
     let peers = order.peers();
     let mut results: Vec<Outcome> = peers.iter().map(|peer| Outcome::of(*peer)).collect();
@@ -173,7 +173,7 @@ async fn run(order: &Order) -> anyhow::Result<()> {
         println!("{}", comparison(&results));
     }
     if order.has(Part::Promises) && peers.contains(&Peer::Hub) {
-        promises::measure(order.server_core).await?;
+        hub_only::measure(order.server_core).await?;
     }
     eprintln!("took {} s", begun.elapsed().as_secs());
     let failed = results.iter().filter(|result| result.has_failed).count();

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::crowd::{Door, Greeting};
+use crate::clients::{Door, Greeting};
 use crate::message::{Stamp, Template};
 use crate::process::{Cores, Process};
 
@@ -158,6 +158,6 @@ fn by_post(template: &Rc<Template>) -> Box<dyn Fn(usize, Stamp) -> Vec<u8>> {
     Box::new(move |channel, stamp| {
         let path = format!("/publish/{channel}");
         let text = template.message(&stamp.text());
-        crate::lane::post(&path, &[("Content-Type", "text/plain")], &text)
+        crate::http_connection::post(&path, &[("Content-Type", "text/plain")], &text)
     })
 }

@@ -11,8 +11,8 @@ use futures_util::stream;
 use progress_hub::job::Job;
 use serde_json::json;
 
-use crate::ground::{Redis, Serving, Socket, command, hear, hear_any, say};
-use crate::work::{change, create, open};
+use crate::environment::{Redis, Serving, Socket, command, hear, hear_any, say};
+use crate::workload::{change, create, open};
 
 /// Jobs that a socket watches.
 const EACH: usize = 250;

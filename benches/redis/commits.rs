@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use progress_hub::job::Job;
 
-use crate::ground::{Redis, command};
-use crate::work::{Rate, changes, create, open, rate};
+use crate::environment::{Redis, command};
+use crate::workload::{Rate, changes, create, open, rate};
 
 const SMALLEST: &str = "redis.call('HSET', KEYS[1], 'doc', ARGV[1]) \
                         redis.call('PUBLISH', KEYS[1], ARGV[1]) return 1";

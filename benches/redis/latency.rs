@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::ground::{Redis, Serving, command, hear, say};
-use crate::work::{change, create, open};
+use crate::environment::{Redis, Serving, command, hear, say};
+use crate::workload::{change, create, open};
 
 /// Rounds before it counts.
 const WARMING: usize = 100;

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::app::{Answer, TestApp, TestBuilder, send};
 use crate::client::{TestClient, open, upgrade};
 use crate::issuer::{Issuer, Signer};
-use crate::stream::TestStream;
+use crate::sse_client::TestStream;
 
 const PROTOCOLS: &str = "sec-websocket-protocol";
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Barrier, Notify};
 
 use crate::app::{Answer, TestApp, send};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
 
 async fn cancel(app: &TestApp, id: &str, who: &str) -> Answer {
     send(app.request(Method::POST, &format!("/v1/jobs/{id}/cancel"), who)).await
@@ -86,10 +86,10 @@ async fn cancelling_a_job_waiting_for_a_slot_never_submits_it() {
 
     // Once there is a place, it is for the one that still wants it.
     let body = json!({ "id": first, "status": "failed", "message": "no" }).to_string();
-    let now = crate::signing::now();
+    let now = crate::webhook_signatures::now();
     let mut news = app.anonymous(Method::POST, "/v1/webhooks/kling");
     for (name, value) in
-        crate::signing::standard(crate::app::WEBHOOK_SECRET, "1", now, body.as_bytes())
+        crate::webhook_signatures::standard(crate::app::WEBHOOK_SECRET, "1", now, body.as_bytes())
     {
         news = news.header(name, value);
     }
@@ -273,7 +273,7 @@ where
 
 async fn webhook(app: &TestApp, news: &Value) -> Answer {
     let body = news.to_string();
-    let signature = crate::signing::hex(ABLE_SECRET, body.as_bytes());
+    let signature = crate::webhook_signatures::hex(ABLE_SECRET, body.as_bytes());
     let request = app.anonymous(Method::POST, "/v1/webhooks/able");
     send(request.header("x-able-signature", signature).body(body)).await
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::app::{SECRET, TEST_TIMEOUT, TestApp, WEBHOOK_SECRET, send};
 use crate::client::{self, TestClient};
-use crate::signing;
+use crate::webhook_signatures;
 
 /// Runs the built program to its end, which must come.
 pub fn run(arguments: &[&str]) -> Output {
@@ -335,7 +335,7 @@ fn expired_token() -> String {
     let header = encode(r#"{"alg":"HS256","typ":"JWT"}"#);
     let claims = encode(r#"{"sub":"alice","exp":1700000000}"#);
     let content = format!("{header}.{claims}");
-    let signature = signing::base64(SECRET, content.as_bytes());
+    let signature = webhook_signatures::base64(SECRET, content.as_bytes());
     let signature = signature
         .trim_end_matches('=')
         .replace('+', "-")
@@ -397,7 +397,7 @@ async fn busy_run(app: &TestApp) -> Vec<String> {
     .await;
     let minted = minted.body["token"].as_str().unwrap().to_owned();
     let news = json!({ "task_id": "1", "status": "running" }).to_string();
-    let signature = signing::hex("hub_test_secret", news.as_bytes());
+    let signature = webhook_signatures::hex("hub_test_secret", news.as_bytes());
     for signature in [signature.as_str(), "00"] {
         let request = app.anonymous(Method::POST, "/v1/webhooks/generic");
         let request = request.header("x-ai-signature", signature);

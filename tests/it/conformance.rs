@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::app::{Answer, TestApp, TestBuilder, WEBHOOK_SECRET, send};
-use crate::signing::{self, Headers};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::webhook_signatures::{self, Headers};
 
 /// A line of the manifest: a body, how it travels, and what it must mean.
 #[derive(Clone, Deserialize)]
@@ -177,14 +177,14 @@ impl Stage {
     }
 
     fn headers(&self, fixture: &Fixture, body: &[u8]) -> Headers {
-        let now = signing::now();
+        let now = webhook_signatures::now();
         let own = |name: &str| {
             let value = fixture.headers.get(name).and_then(Value::as_str);
             value.unwrap_or("session-123").to_owned()
         };
         match fixture.provider.as_str() {
             "kling" | "replicate" | "openai" | "gemini" => {
-                signing::standard(WEBHOOK_SECRET, "msg_1", now, body)
+                webhook_signatures::standard(WEBHOOK_SECRET, "msg_1", now, body)
             }
             "wavespeed" => {
                 let content = [format!("msg_1.{now}.").as_bytes(), body].concat();
@@ -194,16 +194,19 @@ impl Stage {
                     ("webhook-timestamp", now.to_string()),
                     (
                         "webhook-signature",
-                        format!("v3,{}", signing::hex(secret, &content)),
+                        format!("v3,{}", webhook_signatures::hex(secret, &content)),
                     ),
                 ]
             }
             "openrouter" => {
                 let content = [format!("{now},").as_bytes(), body].concat();
-                let signature = signing::hex(WEBHOOK_SECRET, &content);
+                let signature = webhook_signatures::hex(WEBHOOK_SECRET, &content);
                 vec![("x-openrouter-signature", format!("t={now},v1={signature}"))]
             }
-            "generic" => vec![("x-ai-signature", signing::hex(WEBHOOK_SECRET, body))],
+            "generic" => vec![(
+                "x-ai-signature",
+                webhook_signatures::hex(WEBHOOK_SECRET, body),
+            )],
             "fal" => {
                 let digest = hex(digest::digest(&digest::SHA256, body).as_ref());
                 let content = format!("{}\nuser_1\n{now}\n{digest}", fixture.task());
@@ -364,7 +367,7 @@ fn agrees(fixture: &Fixture, job: &Value) -> Result<(), String> {
             .unwrap_or_default()
             .parse()
             .map_err(|_| "no expires_at")?;
-        let left = end.as_second() - signing::now();
+        let left = end.as_second() - webhook_signatures::now();
         if !(lifetime - 60..=lifetime).contains(&left) {
             return Err(format!("expires in {left} s"));
         }
@@ -482,7 +485,7 @@ async fn by_submission(fixture: &Fixture) {
     if let Some(seconds) = fixture.expects("retry_after_s").and_then(Value::as_i64) {
         let at: jiff::Timestamp = job["next_attempt_at"].as_str().unwrap().parse().unwrap();
         assert!(
-            at.as_second() - signing::now() > seconds - 10,
+            at.as_second() - webhook_signatures::now() > seconds - 10,
             "{}: {job}",
             fixture.file
         );

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::app::{TEST_TIMEOUT, TestApp, send};
-use crate::signing;
+use crate::webhook_signatures;
 
 const TASKS: usize = 8;
 
 /// Tells a task's progress and says what was answered; nothing when the hub is gone.
 async fn tell(hub: &str, http: &reqwest::Client, task: &str, percent: f64) -> Option<Value> {
     let body = json!({ "task_id": task, "status": "running", "progress": percent }).to_string();
-    let signature = signing::hex("hub_test_secret", body.as_bytes());
+    let signature = webhook_signatures::hex("hub_test_secret", body.as_bytes());
     let request = http
         .post(format!("{hub}/v1/webhooks/generic"))
         .timeout(TEST_TIMEOUT)
@@ -101,7 +101,7 @@ async fn no_acknowledged_webhook_is_missing_after_a_kill() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_was_answered_202_is_there_after_a_kill_and_is_sent() {
-    use crate::standin::{Asked, Reply, StandIn};
+    use crate::mock_provider::{Asked, Reply, StandIn};
     let provider = StandIn::start(|asked: Asked| async move {
         let name = asked.body["options"]["external_task_id"].clone();
         Reply::json(

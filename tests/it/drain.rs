@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 
 use crate::app::{TEST_TIMEOUT, TestApp, send};
 use crate::client::{open, upgrade};
-use crate::raw::{Raw, handshake, text};
-use crate::stream::TestStream;
+use crate::raw_websocket::{Raw, handshake, text};
+use crate::sse_client::TestStream;
 
 /// A hub that stays long enough, after the word to stop, to be asked about it.
 async fn spawn() -> TestApp {

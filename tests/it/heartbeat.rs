@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::app::{TEST_TIMEOUT, TestApp};
-use crate::raw::{PING, PONG, Raw, TEXT, frame, text};
+use crate::raw_websocket::{PING, PONG, Raw, TEXT, frame, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_heartbeat_brings_a_message_and_a_ping() {

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::app::{TestApp, send};
 use crate::client::TestClient;
-use crate::raw::{BINARY, CLOSE, PING, Raw, TEXT, frame, handshake, text};
+use crate::raw_websocket::{BINARY, CLOSE, PING, Raw, TEXT, frame, handshake, text};
 
 /// More than all that a hostile client may cost, and far less than what it sends or declares.
 const GENEROUS: u64 = 96 << 20;

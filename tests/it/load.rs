@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::app::{SECRET, TestApp};
 use crate::command_line::{err, out, run_with};
-use crate::forger::{Forger, Forgery};
+use crate::tampering_proxy::{Forger, Forgery};
 
 /// Mints tokens for the hub of a test.
 const MINTING: (&str, &str) = ("PROGRESS_HUB__AUTH__HS256_SECRETS", SECRET);

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::app::{Answer, TestApp, send};
-use crate::signing;
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::webhook_signatures;
 
 const SECRET: &str = "a secret of the vault's";
 
@@ -325,7 +325,7 @@ async fn parked_news_brings_links_too() {
     let (app, _folder) = hub(&provider).await;
     let news = json!({ "id": "t9", "state": "done", "files": [private("files/clip")] }).to_string();
     let request = app.anonymous(Method::POST, "/v1/webhooks/vault");
-    let signature = signing::hex(SECRET, news.as_bytes());
+    let signature = webhook_signatures::hex(SECRET, news.as_bytes());
     let answer = send(request.header("x-vault-signature", signature).body(news)).await;
     assert_eq!(answer.body, json!({ "matched": false, "applied": false }));
     let job = register(&app, "t9").await;

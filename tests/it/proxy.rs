@@ -251,7 +251,7 @@ mod stories {
 
     use super::Proxy;
     use crate::redis::RedisServer;
-    use crate::redis::speaker::{Reply, Speaker};
+    use crate::redis::resp_client::{Reply, Speaker};
 
     fn pong() -> Result<Reply, String> {
         Ok(Reply::Text("PONG".to_owned()))

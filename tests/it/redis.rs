@@ -5,14 +5,14 @@
 
 pub mod cluster;
 pub mod replicated;
-pub mod speaker;
+pub mod resp_client;
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use self::speaker::{Reply, Speaker};
+use self::resp_client::{Reply, Speaker};
 use crate::app::{TEST_TIMEOUT, reserve};
 
 /// Between two looks at a server that is not yet as wished.

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, WEBHOOK_SECRET, send};
 use crate::issuer::Signer;
-use crate::signing;
-use crate::standin::{Reply, StandIn};
+use crate::mock_provider::{Reply, StandIn};
+use crate::webhook_signatures;
 
 const FAL: &str = r#"
 scheme = "ed25519"
@@ -151,7 +151,7 @@ impl Ed25519 {
     }
 
     fn fal(&self, body: &str) -> Headers {
-        let now = signing::now();
+        let now = webhook_signatures::now();
         let digest = hex(digest::digest(&digest::SHA256, body.as_bytes()).as_ref());
         let content = format!("request-1\nuser-1\n{now}\n{digest}");
         own(&[
@@ -166,7 +166,7 @@ impl Ed25519 {
     }
 
     fn atlas(&self, kid: &str, body: &str) -> Headers {
-        let now = signing::now();
+        let now = webhook_signatures::now();
         let tag = self.0.sign(format!("{now}.{body}").as_bytes());
         own(&[
             ("X-AtlasCloud-Webhook-Timestamp", &now.to_string()),
@@ -189,7 +189,8 @@ pub fn own(headers: &[(&str, &str)]) -> Headers {
 }
 
 pub fn standard(secret: &str, body: &str) -> Headers {
-    let headers = signing::standard(secret, "1", signing::now(), body.as_bytes());
+    let headers =
+        webhook_signatures::standard(secret, "1", webhook_signatures::now(), body.as_bytes());
     let pair = |(name, value): (&str, String)| (name.to_owned(), value);
     headers.into_iter().map(pair).collect()
 }
@@ -293,8 +294,8 @@ async fn other_signature_schemes_are_rejected() {
         let app = app.spawn().await;
         job_of_task(&app, "1").await;
         let body = news("1");
-        let now = signing::now().to_string();
-        let mac = signing::hex(&public, body.as_bytes());
+        let now = webhook_signatures::now().to_string();
+        let mac = webhook_signatures::hex(&public, body.as_bytes());
         let mut hmac = key.fal(&body);
         hmac[3].1.clone_from(&mac);
         for headers in [
@@ -419,7 +420,7 @@ async fn first_matching_scheme_decides_the_trust_level() {
     let acme = acme.set("base_url", &publisher.standin.url);
     let app = acme.set("webhook_secrets", WEBHOOK_SECRET).spawn().await;
     let url = format!("{}/v1/webhooks/acme", app.url);
-    let in_a_minute = signing::now() + 60;
+    let in_a_minute = webhook_signatures::now() + 60;
     let claims = json!({ "iss": "https://issuer.example.com", "aud": url, "exp": in_a_minute });
     let token = |claims: &Value| {
         let token = signer.sign(Some("k"), claims);
@@ -455,7 +456,7 @@ async fn first_matching_scheme_decides_the_trust_level() {
         with("aud", json!(format!("{url}/another"))),
         with("aud", json!("https://elsewhere.example.com")),
         with("iss", json!("https://elsewhere.example.com")),
-        with("exp", json!(signing::now() - 301)),
+        with("exp", json!(webhook_signatures::now() - 301)),
         without_end,
     ] {
         assert_refused(&hook(&app, "acme", &token(&wrong), &body).await);
@@ -483,7 +484,7 @@ async fn a_forged_secret_is_refused_though_other_keys_cannot_be_had() {
     assert_eq!(publisher.fetches(), 0);
     let signed = standard(WEBHOOK_SECRET, &body);
     assert_taken(&hook(&app, "acme", &signed, &body).await, true, true);
-    let token = Signer::rsa().sign(None, &json!({ "exp": signing::now() + 60 }));
+    let token = Signer::rsa().sign(None, &json!({ "exp": webhook_signatures::now() + 60 }));
     let answer = hook(&app, "acme", &own(&[("webhook-signature", &token)]), &body).await;
     assert_eq!(answer.status, 503, "{}", answer.body);
 }
@@ -507,7 +508,7 @@ async fn a_token_is_for_the_address_that_the_provider_was_given() {
         let claims = json!({
             "iss": "https://issuer.example.com",
             "aud": audience,
-            "exp": signing::now() + 60,
+            "exp": webhook_signatures::now() + 60,
         });
         let token = signer.sign(Some("k"), &claims);
         let headers = own(&[("webhook-signature", &token)]);

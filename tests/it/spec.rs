@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::app::{Answer, TestApp, send};
-use crate::signing;
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::webhook_signatures;
 
 const SECRET: &str = "a secret of the studio's";
 
@@ -137,8 +137,8 @@ async fn submit(app: &TestApp) -> String {
 
 async fn event(app: &TestApp, render: &Value) -> Answer {
     let body = json!({ "event": { "kind": "moved", "render": render } }).to_string();
-    let time = signing::now();
-    let signature = signing::base64(SECRET, format!("{time}.{body}").as_bytes());
+    let time = webhook_signatures::now();
+    let signature = webhook_signatures::base64(SECRET, format!("{time}.{body}").as_bytes());
     let request = app.anonymous(Method::POST, "/v1/webhooks/studio");
     let request = request.header("x-studio-time", time);
     send(request.header("x-studio-signature", signature).body(body)).await
@@ -229,8 +229,8 @@ async fn its_signature_covers_what_the_file_says() {
     let provider = StandIn::start(|_| async { taken() }).await;
     let (app, _folder) = studio(&provider).await;
     let body = json!({ "event": { "render": render(json!(1)) } }).to_string();
-    let now = signing::now();
-    let over = |content: String| signing::base64(SECRET, content.as_bytes());
+    let now = webhook_signatures::now();
+    let over = |content: String| webhook_signatures::base64(SECRET, content.as_bytes());
     for (time, signature, status) in [
         (now, over(format!("{now}.{body}")), 200),
         (now, over(body.clone()), 401),
@@ -238,7 +238,7 @@ async fn its_signature_covers_what_the_file_says() {
         (now - 400, over(format!("{}.{body}", now - 400)), 401),
         (
             now,
-            signing::hex(SECRET, format!("{now}.{body}").as_bytes()),
+            webhook_signatures::hex(SECRET, format!("{now}.{body}").as_bytes()),
             401,
         ),
     ] {

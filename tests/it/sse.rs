@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::stream::{Event, TestStream};
+use crate::sse_client::{Event, TestStream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_begins_with_a_retry_time_and_names_each_version() {

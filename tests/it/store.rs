@@ -8,17 +8,17 @@
     reason = "a test fails by panicking, and compares with lists of one as with others"
 )]
 
-mod accounts;
-mod agenda;
-mod closing;
-mod committing;
-mod creating;
-mod parking;
-mod places;
-mod reading;
+mod budgets;
+mod buffered_updates;
+mod close;
+mod commit;
+mod create;
+mod queues;
+mod read;
 mod redis;
+mod retention;
+mod slots;
 mod sqlite;
-mod sweeping;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ macro_rules! tell {
 macro_rules! tell_every_story {
     ($engine:ident) => {
         tell! { $engine:
-            creating::{
+            create::{
                 create_stores_and_publishes_the_job,
                 a_repeated_request_finds_the_job_it_made,
                 a_key_is_not_reused_for_another_request,
@@ -64,7 +64,7 @@ macro_rules! tell_every_story {
                 a_task_is_one_jobs,
                 equal_task_ids_of_two_providers_are_two_tasks,
             }
-            committing::{
+            commit::{
                 a_commit_replaces_the_document_and_is_announced,
                 commit_with_old_version_conflicts,
                 a_commit_from_a_version_that_never_was_is_stale,
@@ -75,7 +75,7 @@ macro_rules! tell_every_story {
                 writers_of_one_job_are_announced_once_and_in_order,
                 writers_of_many_jobs_do_not_disturb_each_other,
             }
-            accounts::{
+            budgets::{
                 a_new_job_is_charged_up_to_the_limit,
                 a_refused_job_charges_none_of_its_accounts,
                 of_many_jobs_as_many_are_kept_as_the_limit_allows,
@@ -86,7 +86,7 @@ macro_rules! tell_every_story {
                 an_account_that_has_ended_is_zero_again,
                 accounts_that_have_ended_are_forgotten,
             }
-            parking::{
+            buffered_updates::{
                 news_of_an_unknown_task_is_parked_in_order,
                 news_of_a_known_task_is_not_parked,
                 the_same_news_is_parked_once,
@@ -97,7 +97,7 @@ macro_rules! tell_every_story {
                 a_create_that_missed_news_is_stale,
                 update_racing_task_binding_is_never_lost,
             }
-            agenda::{
+            queues::{
                 what_is_due_is_claimed_earliest_first,
                 a_queue_holds_its_own_jobs_only,
                 a_lease_keeps_others_away_until_it_ends,
@@ -115,7 +115,7 @@ macro_rules! tell_every_story {
                 rescheduled_polls_are_jittered,
                 the_next_due_time_counts_leases_in,
             }
-            places::{
+            slots::{
                 claims_never_exceed_free_slots,
                 places_of_two_providers_are_apart,
                 an_end_frees_a_place,
@@ -125,7 +125,7 @@ macro_rules! tell_every_story {
                 the_next_due_time_ignores_places,
                 concurrent_claims_never_exceed_the_limit,
             }
-            reading::{
+            read::{
                 what_does_not_exist_is_not_found,
                 many_are_read_at_once,
                 a_listing_is_newest_first_and_goes_on_at_its_cursor,
@@ -133,14 +133,14 @@ macro_rules! tell_every_story {
                 a_listing_can_begin_with_the_unfinished,
                 what_was_acknowledged_is_read,
             }
-            sweeping::{
+            retention::{
                 an_ended_job_is_forgotten_after_its_retention,
                 a_silent_job_is_forgotten_after_its_retention,
                 a_forgotten_job_takes_its_key_and_task_along,
                 parked_news_is_forgotten_after_an_hour,
                 a_sweep_goes_on_until_nothing_is_left,
             }
-            closing::{
+            close::{
                 it_answers_until_it_is_closed,
                 operations_queued_before_close_complete,
                 it_can_be_closed_twice,

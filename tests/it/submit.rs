@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, send};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
 
 /// A hub with a simulated provider that is asked soon.
 fn curious(scenario: Scenario) -> TestBuilder {
@@ -685,10 +685,10 @@ async fn unknown_submission_holds_no_slot() {
 
 async fn signed(app: &TestApp, news: &Value) -> Answer {
     let body = news.to_string();
-    let now = crate::signing::now();
+    let now = crate::webhook_signatures::now();
     let secret = crate::app::WEBHOOK_SECRET;
     let mut request = app.anonymous(Method::POST, "/v1/webhooks/kling");
-    for (name, value) in crate::signing::standard(secret, "1", now, body.as_bytes()) {
+    for (name, value) in crate::webhook_signatures::standard(secret, "1", now, body.as_bytes()) {
         request = request.header(name, value);
     }
     send(request.body(body)).await

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::app::{TestApp, TestBuilder, WEBHOOK_SECRET, send};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
 
 fn kling(provider: &StandIn) -> TestBuilder {
     TestApp::builder()
@@ -273,8 +273,10 @@ async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
     let [told, untold] = [register(&app, "1").await, register(&app, "2").await];
     let thin = json!({ "id": "1", "status": "succeeded" }).to_string();
     let mut request = app.anonymous(Method::POST, "/v1/webhooks/kling");
-    let now = crate::signing::now();
-    for (name, value) in crate::signing::standard(WEBHOOK_SECRET, "1", now, thin.as_bytes()) {
+    let now = crate::webhook_signatures::now();
+    for (name, value) in
+        crate::webhook_signatures::standard(WEBHOOK_SECRET, "1", now, thin.as_bytes())
+    {
         request = request.header(name, value);
     }
     let answer = send(request.body(thin)).await;

@@ -10,8 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, send};
-use crate::signing::{self, Headers};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::webhook_signatures::{self, Headers};
 
 const OLD_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const NEW_SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
@@ -55,13 +55,14 @@ async fn hook(app: &TestApp, path: &str, headers: &Headers, body: &[u8]) -> Answ
 
 async fn kling_says(app: &TestApp, path: &str, body: &Value) -> Answer {
     let body = body.to_string();
-    let headers = signing::standard(NEW_SECRET, "1", signing::now(), body.as_bytes());
+    let headers =
+        webhook_signatures::standard(NEW_SECRET, "1", webhook_signatures::now(), body.as_bytes());
     hook(app, path, &headers, body.as_bytes()).await
 }
 
 async fn generic_says(app: &TestApp, body: &Value) -> Answer {
     let body = body.to_string();
-    let signature = signing::hex(GENERIC_SECRET, body.as_bytes());
+    let signature = webhook_signatures::hex(GENERIC_SECRET, body.as_bytes());
     let headers = vec![("x-ai-signature", signature)];
     hook(app, "generic", &headers, body.as_bytes()).await
 }
@@ -141,7 +142,7 @@ async fn a_hex_signature_counts_in_either_case_and_with_its_prefix() {
     ] {
         job_of_task(&app, "generic", task).await;
         let body = json!({ "task_id": task, "status": "processing", "progress": 12 }).to_string();
-        let signature = dress(signing::hex(GENERIC_SECRET, body.as_bytes()));
+        let signature = dress(webhook_signatures::hex(GENERIC_SECRET, body.as_bytes()));
         let headers = vec![("x-ai-signature", signature)];
         let answer = hook(&app, "generic", &headers, body.as_bytes()).await;
         assert_taken(&answer, true, true);
@@ -155,15 +156,16 @@ async fn while_keys_rotate_either_secret_and_any_signature_of_a_list_counts() {
     let news = |n: u32| json!({ "id": "72", "status": "processing", "progress": n }).to_string();
     for (n, secret) in [(1, OLD_SECRET), (2, NEW_SECRET)] {
         let body = news(n);
-        let headers = signing::standard(secret, "a", signing::now(), body.as_bytes());
+        let headers =
+            webhook_signatures::standard(secret, "a", webhook_signatures::now(), body.as_bytes());
         let answer = hook(&app, "kling", &headers, body.as_bytes()).await;
         assert_taken(&answer, true, true);
     }
-    let (body, now) = (news(3), signing::now());
+    let (body, now) = (news(3), webhook_signatures::now());
     let stranger = "whsec_c3RyYW5nZXJzdHJhbmdlcnN0cmFuZ2Vyc3RyYW5nZXI=";
-    let sign = |secret| signing::standard_signature(secret, "a", now, body.as_bytes());
+    let sign = |secret| webhook_signatures::standard_signature(secret, "a", now, body.as_bytes());
     let listed = format!("v9,anything v1,!!! {} {}", sign(stranger), sign(OLD_SECRET));
-    let mut headers = signing::standard(NEW_SECRET, "a", now, body.as_bytes());
+    let mut headers = webhook_signatures::standard(NEW_SECRET, "a", now, body.as_bytes());
     headers[2].1 = listed;
     let answer = hook(&app, "kling", &headers, body.as_bytes()).await;
     assert_taken(&answer, true, true);
@@ -179,8 +181,8 @@ async fn a_timestamp_counts_within_five_minutes_either_way() {
     job_of_task(&app, "kling", "73").await;
     let body = running("73").to_string();
     for (offset, status) in [(-310, 401), (310, 401), (-280, 200), (280, 200)] {
-        let when = signing::now() + offset;
-        let headers = signing::standard(NEW_SECRET, "a", when, body.as_bytes());
+        let when = webhook_signatures::now() + offset;
+        let headers = webhook_signatures::standard(NEW_SECRET, "a", when, body.as_bytes());
         let answer = hook(&app, "kling", &headers, body.as_bytes()).await;
         assert_eq!(answer.status, status, "{offset}: {}", answer.body);
     }
@@ -191,7 +193,8 @@ async fn tampered_webhook_returns_401_and_changes_nothing() {
     let app = hub().await;
     let before = job_of_task(&app, "kling", "74").await;
     let body = running("74").to_string().into_bytes();
-    let headers = signing::standard(NEW_SECRET, "msg_1", signing::now(), &body);
+    let headers =
+        webhook_signatures::standard(NEW_SECRET, "msg_1", webhook_signatures::now(), &body);
     let flip = |text: &str, at: usize| {
         let mut bytes = text.as_bytes().to_vec();
         bytes[at] ^= 1;
@@ -227,7 +230,7 @@ async fn a_generic_webhook_without_its_signature_or_with_another_is_refused() {
     let app = hub().await;
     job_of_task(&app, "generic", "t").await;
     let body = json!({ "task_id": "t", "status": "running" }).to_string();
-    let good = signing::hex(GENERIC_SECRET, body.as_bytes());
+    let good = webhook_signatures::hex(GENERIC_SECRET, body.as_bytes());
     let wrong = [
         None,
         Some(String::new()),
@@ -235,7 +238,7 @@ async fn a_generic_webhook_without_its_signature_or_with_another_is_refused() {
         Some(good[..62].to_owned()),
         Some(format!("{good}00")),
         Some(format!("md5={good}")),
-        Some(signing::hex("another secret", body.as_bytes())),
+        Some(webhook_signatures::hex("another secret", body.as_bytes())),
     ];
     for signature in wrong {
         let headers = signature.map(|it| ("x-ai-signature", it));
@@ -249,7 +252,7 @@ async fn a_generic_webhook_without_its_signature_or_with_another_is_refused() {
 async fn a_secret_is_never_told_in_a_refusal() {
     let app = hub().await;
     let body = running("75").to_string();
-    let headers = signing::standard(OLD_SECRET, "a", 1, body.as_bytes());
+    let headers = webhook_signatures::standard(OLD_SECRET, "a", 1, body.as_bytes());
     let answer = hook(&app, "kling", &headers, body.as_bytes()).await;
     let said = answer.body.to_string();
     for secret in [OLD_SECRET, NEW_SECRET, &headers[2].1] {
@@ -392,7 +395,7 @@ async fn unknown_providers_and_unproven_tokens_are_not_found() {
 
     // The token is good, and good for its own provider only.
     let body = json!({ "task_id": "81", "status": "running" }).to_string();
-    let signature = signing::hex(GENERIC_SECRET, body.as_bytes());
+    let signature = webhook_signatures::hex(GENERIC_SECRET, body.as_bytes());
     let headers = vec![("x-ai-signature", signature)];
     let answer = hook(&app, &format!("generic/{token}"), &headers, body.as_bytes()).await;
     assert_problem(&answer, 404, "not_found");
@@ -418,12 +421,13 @@ async fn what_is_not_the_providers_shape_is_a_bad_request() {
         b"{\"id\":\"82\"}",
     ];
     for body in wrong {
-        let headers = signing::standard(NEW_SECRET, "a", signing::now(), body);
+        let headers =
+            webhook_signatures::standard(NEW_SECRET, "a", webhook_signatures::now(), body);
         let answer = hook(&app, "kling", &headers, body).await;
         assert_problem(&answer, 400, "invalid_payload");
     }
     let deep = [b"{\"id\":".repeat(5000), b"1".to_vec(), b"}".repeat(5000)].concat();
-    let headers = signing::standard(NEW_SECRET, "a", signing::now(), &deep);
+    let headers = webhook_signatures::standard(NEW_SECRET, "a", webhook_signatures::now(), &deep);
     let answer = hook(&app, "kling", &headers, &deep).await;
     assert_problem(&answer, 400, "invalid_payload");
     let id = task["id"].as_str().unwrap();
@@ -482,7 +486,9 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read() {
         format!("{bare}{}", " ".repeat(length - bare.len())).into_bytes()
     };
     let (fits, is_over) = (padded(2048), padded(2049));
-    let headers = |body: &[u8]| signing::standard(NEW_SECRET, "a", signing::now(), body);
+    let headers = |body: &[u8]| {
+        webhook_signatures::standard(NEW_SECRET, "a", webhook_signatures::now(), body)
+    };
     let answer = hook(&app, "kling", &headers(&is_over), &is_over).await;
     assert_problem(&answer, 413, "payload_too_large");
 

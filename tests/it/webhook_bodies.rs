@@ -5,10 +5,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{Answer, TestApp, WEBHOOK_SECRET, send};
+use crate::mock_provider::{Reply, StandIn};
 use crate::signatures::{
     Acme, POLL, assert_refused, assert_taken, hook, job_of_task, own, standard,
 };
-use crate::standin::{Reply, StandIn};
 
 const SIGNED: &str = "scheme = 'standard_webhooks'";
 

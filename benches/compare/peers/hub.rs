@@ -13,8 +13,8 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{Ground, MAX_CONCURRENT_HANDSHAKES, Stand};
-use crate::crowd::{Door, Greeting};
-use crate::lane::{Lane, post};
+use crate::clients::{Door, Greeting};
+use crate::http_connection::{Lane, post};
 use crate::message::{OWNER, Stamp, metadata};
 use crate::process::{Cores, Process, free_address};
 

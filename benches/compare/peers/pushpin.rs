@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::{Ground, Stand, by_path};
-use crate::crowd::Door;
+use crate::clients::Door;
 use crate::message::Stamp;
 use crate::process::{Process, free_address, is_there};
 
@@ -97,7 +97,7 @@ subscription_linger=60
             "formats": {"ws-message": {"content": content}},
         });
         let body = serde_json::json!({ "items": [item] }).to_string();
-        crate::lane::post("/publish/", &[("Content-Type", "application/json")], &body)
+        crate::http_connection::post("/publish/", &[("Content-Type", "application/json")], &body)
     };
     Ok(Stand {
         processes: vec![process],

@@ -1,7 +1,7 @@
 //! A cluster of three primaries, whose slots can be moved while it is in use.
 
 use super::RedisServer;
-use super::speaker::{Reply, Speaker};
+use super::resp_client::{Reply, Speaker};
 use crate::app::reserve;
 
 const NODES: usize = 3;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::speaker::{Reply, Speaker};
+use super::resp_client::{Reply, Speaker};
 use super::{LOOK, RedisServer};
 use crate::app::TEST_TIMEOUT;
 

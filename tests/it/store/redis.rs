@@ -12,11 +12,11 @@ use progress_hub::store::{
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::accounts::entry;
+use super::budgets::entry;
 use super::{DAY, MINUTE, RETENTION, SECOND, creation, ended, job_of, next, now, task, video};
 use crate::app::TEST_TIMEOUT;
 use crate::redis::RedisServer;
-use crate::redis::speaker::Reply;
+use crate::redis::resp_client::Reply;
 
 /// One of several nodes on a server.
 struct Peer {

@@ -16,7 +16,7 @@ use progress_hub::store::{
 use progress_hub::time::Time;
 use tempfile::TempDir;
 
-use super::accounts::entry;
+use super::budgets::entry;
 use super::{MINUTE, RETENTION, commitment, creation, job_of, next, now, video};
 
 fn open(path: &Path) -> Result<SqliteStore, Error> {

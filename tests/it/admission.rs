@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::app::{Answer, TestApp, TestBuilder, send};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
 
 const ATELIER: &str = r#"
 title = "Atelier"

@@ -4,9 +4,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
+use crate::mock_provider::{Asked, Reply, StandIn};
 use crate::signatures::{Headers, assert_refused, assert_taken, hook, own};
-use crate::signing;
-use crate::standin::{Asked, Reply, StandIn};
+use crate::webhook_signatures;
 
 const PIXVERSE: &str = r#"
 title = "PixVerse"
@@ -311,8 +311,8 @@ async fn a_token_sent_back_proves_no_body() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signature_over_the_tasks_name_proves_no_body() {
     let headers = |task: &str| {
-        let now = signing::now();
-        let tag = signing::base64("shared", format!("{task}.{now}").as_bytes());
+        let now = webhook_signatures::now();
+        let tag = webhook_signatures::base64("shared", format!("{task}.{now}").as_bytes());
         own(&[
             ("x-webhook-timestamp", &now.to_string()),
             ("x-webhook-signature", &tag),

@@ -15,8 +15,8 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::crowd::{Crowd, Door};
-use crate::lane::{Lane, post};
+use crate::clients::{Crowd, Door};
+use crate::http_connection::{Lane, post};
 use crate::message::{Clock, OWNER, Stamp};
 use crate::peers::{Hub, MAX_CONCURRENT_HANDSHAKES, WEBHOOK_SECRET};
 use crate::process::Cores;

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
 
 async fn hub(provider: &StandIn) -> TestApp {
     TestApp::builder()

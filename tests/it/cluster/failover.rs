@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::Fleet;
-use super::traffic::Traffic;
+use super::workload::Traffic;
 use crate::app::send;
 use crate::redis::RedisServer;
 use crate::redis::cluster::Cluster;

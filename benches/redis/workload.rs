@@ -15,7 +15,7 @@ use progress_hub::store::{
 };
 use progress_hub::time::Time;
 
-use crate::ground::Redis;
+use crate::environment::Redis;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{SECRET, TestApp, TestBuilder, send};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
 
 /// A Kling that answers submissions as it was last told to, and knows of no task.
 struct Moody {
@@ -357,7 +357,7 @@ async fn a_wait_in_words_is_a_pause_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn oversized_response_is_aborted() {
-    let bomb = include_bytes!("gate/bomb.json.gz").as_slice();
+    let bomb = include_bytes!("circuit_breaker/bomb.json.gz").as_slice();
     let moody = Moody::start(Reply::bytes(200, bomb).with("content-encoding", "gzip")).await;
     let (hub, _beside) = hub(&moody).await;
     let app = hub.spawn().await;

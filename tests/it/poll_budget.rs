@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{TEST_TIMEOUT, TestApp, TestBuilder, WEBHOOK_SECRET, send};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
 
 const JOBS: usize = 1_000;
 /// Every so many jobs lose their webhooks even where there are some.

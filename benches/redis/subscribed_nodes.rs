@@ -10,8 +10,8 @@ use futures_util::future::join_all;
 use progress_hub::job::Job;
 use progress_hub::store::{StoreEvent, Topic};
 
-use crate::ground::Redis;
-use crate::work::{changes, create, open};
+use crate::environment::Redis;
+use crate::workload::{changes, create, open};
 
 const CALLERS: usize = 256;
 

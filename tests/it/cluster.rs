@@ -3,15 +3,15 @@
 //! Invariant: who judges stands outside. [`traffic::Traffic`] sends webhooks, watches over sockets
 //! and reads by HTTP, and knows of the hubs no more than their addresses.
 
-mod audience;
+mod cross_node_delivery;
 mod failover;
-mod killed;
-mod one_provider;
-mod outage;
-mod rolling;
-mod sender;
-mod together;
-mod traffic;
+mod node_crash;
+mod redis_outage;
+mod rolling_restart;
+mod shared_limits;
+mod watchers;
+mod webhook_sender;
+mod workload;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

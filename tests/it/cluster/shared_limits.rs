@@ -11,9 +11,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Fleet;
 use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, WEBHOOK_SECRET, send, simulated_at};
+use crate::mock_provider::{Asked, Reply, StandIn};
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
-use crate::standin::{Asked, Reply, StandIn};
 
 /// A provider that outlives any hub.
 struct Provider {

@@ -7,8 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::signing;
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::webhook_signatures;
 
 const PUBLIC: &str = "https://hub.example.com/under";
 
@@ -280,7 +280,7 @@ async fn klings_older_api_gets_a_token_made_of_two_keys() {
         .strip_prefix("Bearer ")
         .unwrap();
     let (content, signature) = token.rsplit_once('.').unwrap();
-    let by_hand = signing::base64("key-2", content.as_bytes());
+    let by_hand = webhook_signatures::base64("key-2", content.as_bytes());
     let by_hand = by_hand
         .trim_end_matches('=')
         .replace('+', "-")
@@ -293,7 +293,7 @@ async fn klings_older_api_gets_a_token_made_of_two_keys() {
     assert_eq!(read(header), json!({ "typ": "JWT", "alg": "HS256" }));
     let claims = read(claims);
     assert_eq!(claims["iss"], "key-1");
-    let now = signing::now();
+    let now = webhook_signatures::now();
     assert!((now + 1700..=now + 1800).contains(&claims["exp"].as_i64().unwrap()));
     assert!((now - 100..now).contains(&claims["nbf"].as_i64().unwrap()));
     assert!(!asked.header("authorization").unwrap().contains("key-2"));

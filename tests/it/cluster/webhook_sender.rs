@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Addresses;
-use crate::signing;
+use crate::webhook_signatures;
 
 /// Between two webhooks of one job.
 const PACE: Duration = Duration::from_millis(200);
@@ -224,7 +224,7 @@ impl Task {
             return Answer::None;
         };
         let body = news.to_string();
-        let signature = signing::hex("hub_test_secret", body.as_bytes());
+        let signature = webhook_signatures::hex("hub_test_secret", body.as_bytes());
         let request = self
             .http
             .post(format!("{address}/v1/webhooks/generic"))

@@ -1,7 +1,7 @@
 //! A new version is rolled out: each hub goes in good order and its clients go to the others.
 
 use super::Fleet;
-use super::traffic::Traffic;
+use super::workload::Traffic;
 use crate::redis::RedisServer;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -14,7 +14,7 @@ async fn rolling_restart_causes_one_reconnect_per_socket() {
         fleet.restart(node).await;
         traffic.flows(1).await;
     }
-    let told = |seen: &super::audience::Seen| seen.closed.iter().flatten().count();
+    let told = |seen: &super::watchers::Seen| seen.closed.iter().flatten().count();
     let (all, told) = (
         traffic.audience.sum(|seen| seen.closed.len()),
         traffic.audience.sum(told),

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::measures::{Scene, Size};
+use crate::measurements::{Scene, Size};
 use crate::peers::{Ground, Hub, Peer};
 use crate::plot::Plot;
 use crate::process::Cores;

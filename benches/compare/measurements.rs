@@ -13,8 +13,8 @@ use hdrhistogram::Histogram;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::crowd::Crowd;
-use crate::lane::Lane;
+use crate::clients::Crowd;
+use crate::http_connection::Lane;
 use crate::message::{Clock, Stamp, Template};
 use crate::peers::{Ground, Peer, Stand};
 use crate::process::Cores;

@@ -12,11 +12,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Fleet;
-use super::traffic::Traffic;
+use super::workload::Traffic;
 use crate::app::TEST_TIMEOUT;
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
-use crate::redis::speaker::Speaker;
+use crate::redis::resp_client::Speaker;
 
 /// The hub that made the change never learns that it is stored, and is dead.
 #[tokio::test(flavor = "multi_thread")]

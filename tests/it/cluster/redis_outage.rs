@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::json;
 
-use super::traffic::Traffic;
+use super::workload::Traffic;
 use super::{Fleet, until_ready};
 use crate::app::{Answer, TestApp, send};
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
-use crate::signing;
+use crate::webhook_signatures;
 
 /// Two hubs, each with its own way to one Redis.
 struct Weathered {
@@ -41,7 +41,7 @@ fn is_refusal(answer: &Answer) {
 
 async fn webhook(app: &TestApp, task: &str, percent: u32) -> Answer {
     let body = json!({ "task_id": task, "status": "running", "progress": percent }).to_string();
-    let signature = signing::hex("hub_test_secret", body.as_bytes());
+    let signature = webhook_signatures::hex("hub_test_secret", body.as_bytes());
     let request = app.anonymous(Method::POST, "/v1/webhooks/generic");
     send(request.header("x-ai-signature", signature).body(body)).await
 }

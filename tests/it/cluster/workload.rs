@@ -12,8 +12,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::Fleet;
-use super::audience::{Audience, Wish};
-use super::sender::Sender;
+use super::watchers::{Audience, Wish};
+use super::webhook_sender::Sender;
 use crate::app::send;
 
 /// Jobs under way.

@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::standin::{Asked, Reply, StandIn};
+use crate::mock_provider::{Asked, Reply, StandIn};
 
 /// What a provider has, in its own words: a task of somebody else's, then ours as it was ordered.
 type Books = fn(&Asked) -> [Value; 2];

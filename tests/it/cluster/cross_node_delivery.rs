@@ -4,10 +4,10 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::Fleet;
-use super::traffic::Traffic;
+use super::workload::Traffic;
 use crate::app::send;
 use crate::redis::RedisServer;
-use crate::stream::TestStream;
+use crate::sse_client::TestStream;
 
 async fn pair(redis: &RedisServer) -> Fleet {
     Fleet::start(&[redis.url(), redis.url()], |hub| hub).await
