@@ -27,10 +27,11 @@ use self::file::Place;
 use self::jobs::Record;
 use self::queues::OwnedQueue;
 use super::{
-    BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, EventHandler,
-    ListQuery, Queue, Retention, Store, Topic,
+    BudgetStore, BufferOutcome, ChangeSource, CommitJob, CommitOutcome, CreateJob, CreateOutcome,
+    Error, EventHandler, JobStore, ListQuery, Queue, Retention, SharedState, Store, WorkQueues,
+    codec,
 };
-use crate::job::{Job, JobId, Update};
+use crate::job::{Job, JobId, Topic, Update};
 use crate::time::Time;
 
 /// Threads that read a file beside its writer.
@@ -109,15 +110,11 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 }
 
 #[async_trait]
-impl Store for SqliteStore {
-    fn name(&self) -> &'static str {
-        "sqlite"
-    }
-
+impl JobStore for SqliteStore {
     async fn create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
         let record = Record::of(
             create.job,
-            create.agenda,
+            create.schedule,
             create.applied_buffered,
             create.budget_entries,
         )?;
@@ -137,17 +134,8 @@ impl Store for SqliteStore {
         self.read(move |db| jobs::get_many(db, &ids)).await
     }
 
-    async fn list(&self, listing: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
-        self.read(move |db| jobs::list(db, &listing)).await
-    }
-
-    /// There is one node, and it hears of every change.
-    async fn subscribe(&self, _: &[Topic]) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn is_lossy(&self) -> bool {
-        false
+    async fn list(&self, query: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
+        self.read(move |db| jobs::list(db, &query)).await
     }
 
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
@@ -157,7 +145,12 @@ impl Store for SqliteStore {
     }
 
     async fn commit(&self, commit: CommitJob) -> Result<CommitOutcome, Error> {
-        let record = Record::of(commit.job, commit.agenda, commit.folded, commit.entries)?;
+        let record = Record::of(
+            commit.job,
+            commit.schedule,
+            commit.applied_buffered,
+            commit.budget_entries,
+        )?;
         let expected = commit.expected_version;
         self.writer
             .execute(move |db, changes| jobs::commit(db, &record, expected, changes))
@@ -169,22 +162,29 @@ impl Store for SqliteStore {
         Ok(CommitOutcome::Committed)
     }
 
-    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
-        let id = id.clone();
+    async fn buffer_update(
+        &self,
+        provider: &str,
+        task_id: &str,
+        update: &Update,
+        now: Time,
+    ) -> Result<BufferOutcome, Error> {
+        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
+        let news = codec::to_json(update)?;
         self.writer
-            .execute(move |db, _| queues::hasten(db, &id, at, cool_down))
+            .execute(move |db, _| update_buffer::park(db, &provider, &task_id, &news, now))
             .await
     }
 
-    async fn balances(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
-        let names = accounts.to_vec();
-        self.read(move |db| {
-            let balances = names.iter().map(|name| budgets::balance(db, name, now));
-            balances.collect()
-        })
-        .await
+    async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
+        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
+        self.read(move |db| update_buffer::parked(db, &provider, &task_id))
+            .await
     }
+}
 
+#[async_trait]
+impl WorkQueues for SqliteStore {
     async fn claim(
         &self,
         queue: Queue<'_>,
@@ -202,39 +202,53 @@ impl Store for SqliteStore {
         self.read(move |db| queues::next_due(db, &queue)).await
     }
 
-    async fn buffer_update(
-        &self,
-        provider: &str,
-        task_id: &str,
-        news: &Update,
-        now: Time,
-    ) -> Result<BufferOutcome, Error> {
-        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
-        let news = jobs::to_json(news)?;
+    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
+        let id = id.clone();
         self.writer
-            .execute(move |db, _| update_buffer::park(db, &provider, &task_id, &news, now))
+            .execute(move |db, _| queues::hasten(db, &id, at, cool_down))
             .await
     }
+}
 
-    async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
-        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
-        self.read(move |db| update_buffer::parked(db, &provider, &task_id))
-            .await
+#[async_trait]
+impl ChangeSource for SqliteStore {
+    /// There is one node, and it hears of every change.
+    async fn subscribe(&self, _: &[Topic]) -> Result<(), Error> {
+        Ok(())
     }
 
-    async fn sweep(&self, now: Time) -> Result<usize, Error> {
-        let retention = self.retention;
-        self.writer
-            .execute(move |db, _| sweep::sweep(db, now, retention))
-            .await
+    fn is_lossy(&self) -> bool {
+        false
     }
+}
 
+#[async_trait]
+impl BudgetStore for SqliteStore {
+    async fn balances(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
+        let names = accounts.to_vec();
+        self.read(move |db| {
+            let balances = names.iter().map(|name| budgets::balance(db, name, now));
+            balances.collect()
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl SharedState for SqliteStore {
     async fn put_shared_state(&self, _: &str, _: &str) -> Result<(), Error> {
         Ok(())
     }
 
     async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {
         Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn name(&self) -> &'static str {
+        "sqlite"
     }
 
     /// Asks the writer; where its last transaction failed, by a small write.
@@ -248,6 +262,13 @@ impl Store for SqliteStore {
                     Ok(())
                 }
             })
+            .await
+    }
+
+    async fn sweep(&self, now: Time) -> Result<usize, Error> {
+        let retention = self.retention;
+        self.writer
+            .execute(move |db, _| sweep::sweep(db, now, retention))
             .await
     }
 

@@ -20,12 +20,12 @@ pub(super) fn over_limit<'a>(
         };
         let booked = entries[..=at]
             .iter()
-            .filter(|other| other.account == entry.account)
-            .fold(balance(db, &entry.account, now)?, |sum, other| {
+            .filter(|other| other.window == entry.window)
+            .fold(balance(db, &entry.window, now)?, |sum, other| {
                 sum.saturating_add(other.amount_micros)
             });
         if booked > limit {
-            return Ok(Some(&entry.account));
+            return Ok(Some(&entry.window));
         }
     }
     Ok(None)
@@ -34,10 +34,10 @@ pub(super) fn over_limit<'a>(
 /// Books without limits; what belongs to an account that has ended is nobody's any more.
 pub(super) fn book(db: &Connection, entries: &[BudgetEntry], now: Time) -> rusqlite::Result<()> {
     for entry in entries.iter().filter(|entry| entry.window_ends_at > now) {
-        let balance = balance(db, &entry.account, now)?.saturating_add(entry.amount_micros);
+        let balance = balance(db, &entry.window, now)?.saturating_add(entry.amount_micros);
         db.prepare_cached("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)")?
             .execute(params![
-                entry.account,
+                entry.window,
                 balance,
                 entry.window_ends_at.millis()
             ])?;

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::command_queue::{Changes, is_unreadable};
 use super::{budgets, update_buffer};
 use crate::job::{Job, JobId, Update};
+use crate::store::codec::to_json;
 use crate::store::{
     BudgetEntry, CommitOutcome, CreateOutcome, Error, IdempotencyKey, ListQuery, Schedule,
 };
@@ -108,8 +108,8 @@ pub(super) fn create(
         }
     }
     if let Some(account) = budgets::over_limit(db, &record.entries, job.updated_at)? {
-        let account = account.to_owned();
-        return Ok(CreateOutcome::LimitExceeded { account });
+        let window = account.to_owned();
+        return Ok(CreateOutcome::LimitExceeded { window });
     }
     if let Some((provider, task_id)) = record.task()
         && !update_buffer::forget(db, provider, task_id, &record.folded)?
@@ -329,10 +329,6 @@ pub(super) fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> ru
 /// Whole milliseconds, as the tables keep a span of time.
 pub(super) fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
-}
-
-pub(super) fn to_json<T: Serialize>(value: &T) -> Result<String, Error> {
-    serde_json::to_string(value).map_err(|error| Error::Corrupt(error.to_string()))
 }
 
 fn unreadable(

@@ -11,8 +11,8 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::jobs;
 use crate::job::{Job, JobId};
-use crate::store::{CLAIM_LEASE, Queue, deterministic_jitter};
-use crate::time::Time;
+use crate::store::{CLAIM_LEASE, Queue};
+use crate::time::{Time, deterministic_jitter};
 
 /// Uses the index `jobs_with_place`.
 const HOLDERS: &str = "SELECT count(*) FROM jobs WHERE provider = ? AND holds_place";
