@@ -11,8 +11,8 @@ mod jobs;
 mod queues;
 mod reader;
 mod sweep;
+mod threads;
 mod update_buffer;
-mod writer;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -79,7 +79,7 @@ impl SqliteStore {
         let (writer, receiver) = CommandQueue::new();
         let fault = Arc::clone(&failing);
         threads.push(start("store-writer", move || {
-            writer::serve(&db, receiver, &announce, &fault);
+            threads::serve(&db, receiver, &announce, &fault);
             drop(db);
             drop(lock);
         })?);

@@ -19,8 +19,10 @@ const APPLICATION_ID: i64 = 0x5048_7562;
 /// What leads to the schema this program writes and reads: a fresh file takes all steps, an older
 /// one those it lacks. The number of those taken is kept as `PRAGMA user_version`. A step that was
 /// once released is never edited.
-const MIGRATIONS: [&str; SCHEMA as usize] =
-    [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: [&str; SCHEMA as usize] = [
+    include_str!("0001_initial.sql"),
+    include_str!("schema-2.sql"),
+];
 
 const SCHEMA: i64 = 2;
 

@@ -191,7 +191,7 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
     let (_dir, path) = scratch();
     let job = video("kling");
     let old = rusqlite::Connection::open(&path).unwrap();
-    old.execute_batch(include_str!("../../../src/store/sqlite/schema-1.sql"))
+    old.execute_batch(include_str!("../../../src/store/sqlite/0001_initial.sql"))
         .unwrap();
     old.execute_batch("PRAGMA application_id = 0x50487562; PRAGMA user_version = 1;")
         .unwrap();
