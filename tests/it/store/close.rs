@@ -7,15 +7,15 @@ use progress_hub::store::{CommitOutcome, Error, ListQuery, Queue, Schedule};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Engine, commitment, creation, job_of, news, next, now};
+use super::{StoreFixture, commit_job, creation, job_of, news, next, now};
 
-pub(crate) async fn it_answers_until_it_is_closed(engine: Engine) {
-    let (store, id) = (&engine.store, JobId::new());
+pub(crate) async fn operations_after_close_fail_with_unavailable(fixture: StoreFixture) {
+    let (store, id) = (&fixture.store, JobId::new());
     store.ping().await.unwrap();
     store.close().await;
     let job = job_of("ada");
     let create = creation(job.clone(), Schedule::default(), None);
-    let commit = commitment(&next(&job), Schedule::default(), Vec::new());
+    let commit = commit_job(&next(&job), Schedule::default(), Vec::new());
     let listing = ListQuery::default();
     let answers = [
         store.ping().await,
@@ -41,17 +41,17 @@ pub(crate) async fn it_answers_until_it_is_closed(engine: Engine) {
             "{index}: {answer:?}"
         );
     }
-    engine.expect_heard(&job.id, &[]).await;
+    fixture.expect_published(&job.id, &[]).await;
 }
 
 /// Whoever was told that it is done was announced; whoever was not is told that it is away.
-pub(crate) async fn operations_queued_before_close_complete(engine: Engine) {
+pub(crate) async fn operations_queued_before_close_complete(fixture: StoreFixture) {
     let mut writers = JoinSet::new();
     let (begun, mut beginnings) = mpsc::channel(16);
     for _ in 0..16 {
         let begun = begun.clone();
-        let mut job = (*engine.create(job_of("ada")).await).clone();
-        let engine = engine.clone();
+        let mut job = (*fixture.create(job_of("ada")).await).clone();
+        let fixture = fixture.clone();
         writers.spawn(async move {
             let mut done = 1;
             loop {
@@ -59,26 +59,26 @@ pub(crate) async fn operations_queued_before_close_complete(engine: Engine) {
                     begun.send(()).await.unwrap();
                 }
                 job = next(&job);
-                let commit = commitment(&job, Schedule::default(), Vec::new());
-                match engine.store.commit(commit).await {
+                let commit = commit_job(&job, Schedule::default(), Vec::new());
+                match fixture.store.commit(commit).await {
                     Ok(CommitOutcome::Committed) => done += 1,
                     Err(Error::Unavailable(_)) => break,
                     other => panic!("{other:?}"),
                 }
             }
             let versions: Vec<u64> = (1..=done).collect();
-            engine.expect_heard(&job.id, &versions).await;
+            fixture.expect_published(&job.id, &versions).await;
         });
     }
     drop(begun);
     for _ in 0..16 {
         beginnings.recv().await.unwrap();
     }
-    engine.store.close().await;
+    fixture.store.close().await;
     writers.join_all().await;
 }
 
-pub(crate) async fn it_can_be_closed_twice(engine: Engine) {
-    tokio::join!(engine.store.close(), engine.store.close());
-    engine.store.close().await;
+pub(crate) async fn close_is_idempotent(fixture: StoreFixture) {
+    tokio::join!(fixture.store.close(), fixture.store.close());
+    fixture.store.close().await;
 }

@@ -1,4 +1,4 @@
-//! What only the embedded engine promises: its file.
+//! What only the embedded fixture promises: its file.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,7 +17,7 @@ use progress_hub::time::Time;
 use tempfile::TempDir;
 
 use super::budgets::entry;
-use super::{MINUTE, RETENTION, commitment, creation, job_of, next, now, video};
+use super::{MINUTE, RETENTION, commit_job, creation, job_of, next, now, video};
 
 fn open(path: &Path) -> Result<SqliteStore, Error> {
     let url = format!("sqlite://{}", path.display());
@@ -37,7 +37,7 @@ fn refusal(path: &Path) -> String {
 }
 
 #[tokio::test]
-async fn what_was_stored_is_there_after_a_restart() {
+async fn jobs_survive_a_restart() {
     let (dir, path) = scratch();
     let store = open(&path).unwrap();
     let job = job_of("ada");
@@ -114,8 +114,8 @@ async fn restart_polls_in_flight_submissions_immediately() {
         ..begun
     };
     let others = [(unsent, waiting), (bound, placed), (begun, placed)];
-    for (job, agenda) in [(sending.clone(), placed)].into_iter().chain(others) {
-        let create = creation(job, agenda, None);
+    for (job, schedule) in [(sending.clone(), placed)].into_iter().chain(others) {
+        let create = creation(job, schedule, None);
         assert_eq!(store.create(create).await.unwrap(), CreateOutcome::Created);
     }
     assert_eq!(store.next_due(Queue::Poll).await.unwrap(), Some(soon));
@@ -132,7 +132,7 @@ async fn restart_polls_in_flight_submissions_immediately() {
 }
 
 #[tokio::test]
-async fn a_file_is_opened_once() {
+async fn file_in_use_is_rejected() {
     let (dir, path) = scratch();
     let store = open(&path).unwrap();
     let expected = "the store is away: hub.db: another process has it open";
@@ -173,7 +173,7 @@ fn foreign_sqlite_file_is_rejected_unmodified() {
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused() {
+async fn newer_schema_is_rejected() {
     let (_dir, path) = scratch();
     open(&path).unwrap().close().await;
     let newer = rusqlite::Connection::open(&path).unwrap();
@@ -187,7 +187,7 @@ async fn a_newer_schema_is_refused() {
 
 /// A file as the first release left it, with a job in it.
 #[tokio::test]
-async fn a_file_of_an_older_schema_is_brought_up_to_date() {
+async fn restart_keeps_jobs_schedules_and_balances() {
     let (_dir, path) = scratch();
     let job = video("kling");
     let old = rusqlite::Connection::open(&path).unwrap();
@@ -218,7 +218,7 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
             poll_backoff: true,
             ..Schedule::default()
         };
-        let mut commit = commitment(&next(&kept), due, Vec::new());
+        let mut commit = commit_job(&next(&kept), due, Vec::new());
         commit.budget_entries = vec![entry("ada", 3)];
         assert_eq!(
             store.commit(commit).await.unwrap(),
@@ -235,7 +235,7 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
 }
 
 #[test]
-fn what_cannot_be_opened_is_said() {
+fn open_errors_name_the_file_or_url() {
     let missing = Path::new("/nowhere/at/all/hub.db");
     assert_eq!(
         refusal(missing),
@@ -249,7 +249,7 @@ fn what_cannot_be_opened_is_said() {
 }
 
 #[tokio::test]
-async fn an_unreadable_job_does_not_hide_the_others() {
+async fn corrupt_job_does_not_hide_other_jobs() {
     let (_dir, path) = scratch();
     let store = open(&path).unwrap();
     let due = Schedule {
@@ -290,7 +290,7 @@ async fn an_unreadable_job_does_not_hide_the_others() {
 }
 
 #[tokio::test]
-async fn the_columns_show_what_the_document_says() {
+async fn columns_match_the_document() {
     let (_dir, path) = scratch();
     let store = open(&path).unwrap();
     let job = super::task("kling", "1");
@@ -299,7 +299,7 @@ async fn the_columns_show_what_the_document_says() {
         .await
         .unwrap();
     let over = super::ended(&job, Status::Cancelled, now() + MINUTE);
-    let commit = commitment(&over, Schedule::default(), Vec::new());
+    let commit = commit_job(&over, Schedule::default(), Vec::new());
     assert_eq!(
         store.commit(commit).await.unwrap(),
         CommitOutcome::Committed
@@ -328,7 +328,7 @@ const CHILD: &str = "STORE_FILE_OF_THE_CHILD";
 /// The test runs itself as a child, which commits and says what it was told (first by the
 /// announcement, then by the answer), and kills it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_acknowledged_survives_kill_9() {
+async fn acknowledged_commits_survive_sigkill() {
     if let Some(path) = std::env::var_os(CHILD) {
         return commit_until_killed(Path::new(&path)).await;
     }
@@ -337,7 +337,7 @@ async fn what_was_acknowledged_survives_kill_9() {
     for round in 0..5 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])
-            .arg("store::sqlite::what_was_acknowledged_survives_kill_9")
+            .arg("store::sqlite::acknowledged_commits_survive_sigkill")
             .env(CHILD, &path)
             .stdout(Stdio::piped())
             .spawn()
@@ -401,7 +401,7 @@ async fn commit_until_killed(path: &Path) {
             loop {
                 tell(&job.id, job.version);
                 job = next(&job);
-                let commit = commitment(&job, Schedule::default(), Vec::new());
+                let commit = commit_job(&job, Schedule::default(), Vec::new());
                 assert_eq!(
                     store.commit(commit).await.unwrap(),
                     CommitOutcome::Committed
