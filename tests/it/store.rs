@@ -1,7 +1,7 @@
-//! What every store promises: one list of stories, told against each engine.
+//! Contract tests that every storage engine passes.
 //!
-//! Invariant: a story knows only the trait and passes time in, so an engine is added by a function
-//! in `engines` and one line below the list.
+//! A contract test uses only the traits of [`progress_hub::store`] and passes time in. To add an
+//! engine, add a function to `engines` and a line below the list of tests.
 #![allow(
     clippy::unwrap_used,
     clippy::cloned_ref_to_slice_refs,
@@ -22,7 +22,6 @@ mod sqlite;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use progress_hub::job::{
@@ -39,14 +38,14 @@ use tokio::sync::watch;
 
 use crate::app::TEST_TIMEOUT;
 
-/// Names of files and stories, to be told against one engine.
-macro_rules! tell {
-    ($engine:ident: $($file:ident::{$($story:ident),* $(,)?})*) => {
+/// Defines a module with one test function per engine and contract test.
+macro_rules! contract_tests {
+    ($engine:ident: $($file:ident::{$($test:ident),* $(,)?})*) => {
         mod $engine {
             $($(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $story() {
-                    super::$file::$story(super::engines::$engine().await).await;
+                async fn $test() {
+                    super::$file::$test(super::engines::$engine().await).await;
                 }
             )*)*
         }
@@ -55,7 +54,7 @@ macro_rules! tell {
 
 macro_rules! store_test_suite {
     ($engine:ident) => {
-        tell! { $engine:
+        contract_tests! { $engine:
             create::{
                 create_stores_and_publishes_the_job,
                 repeated_request_returns_the_existing_job,
@@ -156,25 +155,22 @@ store_test_suite!(sqlite_memory);
 store_test_suite!(redis_server);
 store_test_suite!(redis_cluster);
 
-/// The engines, each fresh and empty.
+/// Fixtures with an empty store of each engine.
 mod engines {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Weak};
-    use std::time::Duration;
 
     use progress_hub::config::{Config, StoreConfig};
     use progress_hub::store::redis::RedisStore;
 
-    use super::{ChangeListener, SqliteStore, StoreFixture};
+    use super::{Location, RETENTION, SqliteStore, StoreFixture};
     use crate::redis::RedisServer;
     use crate::redis::cluster::Cluster;
 
     pub(super) async fn sqlite_file() -> StoreFixture {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", dir.path().join("hub.db").display());
-        let mut engine = sqlite(&url);
-        engine.keep(dir);
-        engine
+        sqlite(&url).keep(dir)
     }
 
     pub(super) async fn sqlite_memory() -> StoreFixture {
@@ -182,63 +178,49 @@ mod engines {
     }
 
     fn sqlite(url: &str) -> StoreFixture {
-        let open =
-            |node: ChangeListener| SqliteStore::open(url, super::RETENTION, node.on_event).unwrap();
-        let engine = StoreFixture::new(open);
-        engine.is_own.store(true, Ordering::SeqCst);
-        engine
+        StoreFixture::new(Location::InProcess, |listener| {
+            SqliteStore::open(url, RETENTION, listener.on_event).unwrap()
+        })
     }
 
     pub(super) async fn redis_server() -> StoreFixture {
-        static SERVER: Ground<RedisServer> = Ground::const_new(Weak::new());
+        static SERVER: SharedServer<RedisServer> = SharedServer::const_new(Weak::new());
         let server = shared(&SERVER, RedisServer::start()).await;
-        let mut engine = connected(&server.url()).await;
-        engine.keep(server);
-        engine
+        redis(&server.url()).await.keep(server)
     }
 
     pub(super) async fn redis_cluster() -> StoreFixture {
-        static CLUSTER: Ground<Cluster> = Ground::const_new(Weak::new());
+        static CLUSTER: SharedServer<Cluster> = SharedServer::const_new(Weak::new());
         let cluster = shared(&CLUSTER, Cluster::start()).await;
-        let mut engine = connected(&cluster.url()).await;
-        engine.keep(cluster);
-        engine
+        redis(&cluster.url()).await.keep(cluster)
     }
 
-    /// Servers that the stories of the moment stand on, each with a prefix of its own. The last
-    /// story stops them.
-    type Ground<T> = tokio::sync::Mutex<Weak<T>>;
+    /// A server that concurrent tests share. It stops when the last of them ends.
+    type SharedServer<T> = tokio::sync::Mutex<Weak<T>>;
 
-    async fn shared<T>(ground: &Ground<T>, start: impl Future<Output = T>) -> Arc<T> {
-        let mut known = ground.lock().await;
-        match known.upgrade() {
-            Some(running) => running,
-            None => {
-                let started = Arc::new(start.await);
-                *known = Arc::downgrade(&started);
-                started
-            }
+    async fn shared<T>(server: &SharedServer<T>, start: impl Future<Output = T>) -> Arc<T> {
+        let mut server = server.lock().await;
+        if let Some(running) = server.upgrade() {
+            return running;
         }
+        let started = Arc::new(start.await);
+        *server = Arc::downgrade(&started);
+        started
     }
 
-    async fn connected(url: &str) -> StoreFixture {
-        static STORIES: AtomicUsize = AtomicUsize::new(0);
+    /// Connects with a key prefix that no other test uses.
+    async fn redis(url: &str) -> StoreFixture {
+        static NEXT_PREFIX: AtomicUsize = AtomicUsize::new(0);
         let config = StoreConfig {
             url: url.to_owned(),
-            prefix: format!("story{}", STORIES.fetch_add(1, Ordering::Relaxed)),
+            prefix: format!("test{}", NEXT_PREFIX.fetch_add(1, Ordering::Relaxed)),
             ..Config::defaults().store
         };
-        let open = |node| RedisStore::open(&config, super::RETENTION, node).unwrap();
-        let engine = StoreFixture::new(open);
-        let there = async {
-            while engine.store.ping().await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(crate::app::TEST_TIMEOUT, there)
-            .await
-            .unwrap();
-        engine
+        let fixture = StoreFixture::new(Location::Remote, |listener| {
+            RedisStore::open(&config, RETENTION, listener).unwrap()
+        });
+        fixture.wait_until_available().await;
+        fixture
     }
 }
 
@@ -246,63 +228,77 @@ pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
-/// An ended job for a week, an unfinished one for thirty days.
+/// Seven days for finished jobs, thirty days for unfinished ones.
 pub(crate) const RETENTION: Retention = Retention {
     terminal: Duration::from_secs(7 * 24 * 3600),
     active: Duration::from_secs(30 * 24 * 3600),
 };
 
-/// A store and what it has announced.
+/// Where an engine stores its data.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Location {
+    /// In this process: the change feed is never interrupted.
+    InProcess,
+    /// On a server: a busy machine may interrupt the change feed, but results stay correct.
+    Remote,
+}
+
+/// A store that records the changes it publishes.
 #[derive(Clone)]
 pub(crate) struct StoreFixture {
     pub(crate) store: Arc<dyn Store>,
-    heard: watch::Sender<Vec<Arc<Job>>>,
-    /// Whether it is in this process, and so never away. Another may be called so for a moment by a
-    /// busy machine; its answers still have to be right.
-    is_own: Arc<AtomicBool>,
-    /// What it stands on, as long as it is there.
-    ground: Option<Arc<dyn Any + Send + Sync>>,
+    published: watch::Sender<Vec<Arc<Job>>>,
+    /// Directory or server that must outlive the store.
+    resource: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl StoreFixture {
-    fn new<S: Store>(open: impl FnOnce(ChangeListener) -> S) -> Self {
-        let heard = watch::Sender::new(Vec::new());
-        let is_own = Arc::new(AtomicBool::new(false));
-        let (ear, own) = (heard.clone(), Arc::clone(&is_own));
-        let announce: EventHandler = Arc::new(move |event| match event {
-            StoreEvent::JobChanged(job) => ear.send_modify(|heard| heard.push(job)),
+    fn new<S: Store>(location: Location, open: impl FnOnce(ChangeListener) -> S) -> Self {
+        let published = watch::Sender::new(Vec::new());
+        let sender = published.clone();
+        let on_event: EventHandler = Arc::new(move |event| match event {
+            StoreEvent::JobChanged(job) => sender.send_modify(|published| published.push(job)),
             StoreEvent::SharedStateChanged => {}
             StoreEvent::Unavailable | StoreEvent::Recovered => {
-                assert!(!own.load(Ordering::SeqCst), "nothing went away");
+                assert!(location == Location::Remote, "no interruption in process");
             }
         });
-        let wanted: SubscriptionFilter = Arc::new(|_| true);
+        let is_subscribed: SubscriptionFilter = Arc::new(|_| true);
         Self {
             store: Arc::new(open(ChangeListener {
-                on_event: announce,
-                is_subscribed: wanted,
+                on_event,
+                is_subscribed,
             })),
-            heard,
-            is_own,
-            ground: None,
+            published,
+            resource: None,
         }
     }
 
-    fn keep(&mut self, ground: impl Any + Send + Sync) {
-        self.ground = Some(Arc::new(ground));
+    fn keep(mut self, resource: impl Any + Send + Sync) -> Self {
+        self.resource = Some(Arc::new(resource));
+        self
     }
 
-    /// Waits until as many versions of a job were announced as are expected, which must be these.
-    pub(crate) async fn expect_published(&self, id: &JobId, expected: &[u64]) {
-        let versions = |heard: &Vec<Arc<Job>>| -> Vec<u64> {
-            let heard = heard.iter().filter(|job| job.id == *id);
-            heard.map(|job| job.version).collect()
+    async fn wait_until_available(&self) {
+        let available = async {
+            while self.store.ping().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         };
-        let mut heard = self.heard.subscribe();
-        let enough = heard.wait_for(|heard| versions(heard).len() >= expected.len());
-        let waited = tokio::time::timeout(TEST_TIMEOUT, enough).await.is_ok();
-        let versions = versions(&self.heard.borrow());
-        assert_eq!(versions, expected, "waited long enough: {waited}");
+        tokio::time::timeout(TEST_TIMEOUT, available).await.unwrap();
+    }
+
+    /// Waits until as many versions of a job are published as `expected` contains, and compares.
+    pub(crate) async fn expect_published(&self, id: &JobId, expected: &[u64]) {
+        let versions = |published: &Vec<Arc<Job>>| -> Vec<u64> {
+            let published = published.iter().filter(|job| job.id == *id);
+            published.map(|job| job.version).collect()
+        };
+        let mut published = self.published.subscribe();
+        let enough = published.wait_for(|published| versions(published).len() >= expected.len());
+        let in_time = tokio::time::timeout(TEST_TIMEOUT, enough).await.is_ok();
+        let versions = versions(&self.published.borrow());
+        assert_eq!(versions, expected, "published in time: {in_time}");
     }
 
     pub(crate) async fn create(&self, job: Job) -> Arc<Job> {
@@ -312,7 +308,7 @@ impl StoreFixture {
     pub(crate) async fn create_due(&self, job: Job, schedule: Schedule) -> Arc<Job> {
         let create = creation(job, schedule, None);
         let job = Arc::clone(&create.job);
-        self.listen(&job.id).await;
+        self.subscribe(&job.id).await;
         assert_eq!(
             self.store.create(create).await.unwrap(),
             CreateOutcome::Created
@@ -320,16 +316,13 @@ impl StoreFixture {
         job
     }
 
-    /// Hears of a job from now on.
-    pub(crate) async fn listen(&self, id: &JobId) {
-        self.store
-            .subscribe(&[Topic::Job(id.clone())])
-            .await
-            .unwrap();
+    async fn subscribe(&self, id: &JobId) {
+        let topic = Topic::Job(id.clone());
+        self.store.subscribe(&[topic]).await.unwrap();
     }
 
-    /// Creates under a key of the job's owner, as the caller.
-    pub(crate) async fn create_once(
+    /// Creates a job with an idempotency key, with the owner as the caller.
+    pub(crate) async fn create_with_key(
         &self,
         job: &Job,
         key: &str,
@@ -340,12 +333,12 @@ impl StoreFixture {
             key: key.into(),
             fingerprint: fingerprint.into(),
         };
-        self.listen(&job.id).await;
+        self.subscribe(&job.id).await;
         let create = creation(job.clone(), Schedule::default(), Some(idempotency));
         self.store.create(create).await.unwrap()
     }
 
-    /// Commits `next` as made from the version before it.
+    /// Commits `next`, expecting the version before it.
     pub(crate) async fn commit(&self, next: &Job) -> CommitOutcome {
         self.commit_due(next, Schedule::default()).await
     }
@@ -386,17 +379,17 @@ pub(crate) fn commit_job(next: &Job, schedule: Schedule, applied: Vec<Update>) -
     }
 }
 
-/// Now, as far as a story is concerned.
+/// The time at which every test begins.
 pub(crate) fn now() -> Time {
     Time::from_millis(1_795_428_000_000)
 }
 
-/// A worker's own job.
+/// A job that a worker registered, without a provider.
 pub(crate) fn job_of(owner: &str) -> Job {
     Job::new(new_job(owner), now())
 }
 
-/// A job that the hub submits to this provider.
+/// A job that the hub submits to `provider`.
 pub(crate) fn video(provider: &str) -> Job {
     let request = VideoRequest {
         model: "m".into(),
@@ -411,7 +404,7 @@ pub(crate) fn video(provider: &str) -> Job {
     Job::new(new, now())
 }
 
-/// A job that this provider has already.
+/// A job that was submitted to `provider` earlier.
 pub(crate) fn task(provider: &str, task_id: &str) -> Job {
     let new = NewJob {
         provider: Some(provider.into()),
@@ -433,7 +426,7 @@ fn new_job(owner: &str) -> NewJob {
     }
 }
 
-/// The job one version on, running.
+/// The next version of `job`, running.
 pub(crate) fn next(job: &Job) -> Job {
     Job {
         version: job.version + 1,
@@ -443,7 +436,7 @@ pub(crate) fn next(job: &Job) -> Job {
     }
 }
 
-/// The job one version on, ended at `at`.
+/// The next version of `job`, finished at `at`.
 pub(crate) fn ended(job: &Job, status: Status, at: Time) -> Job {
     Job {
         status,
@@ -453,7 +446,7 @@ pub(crate) fn ended(job: &Job, status: Status, at: Time) -> Job {
     }
 }
 
-/// The job one version on, with its task known.
+/// The next version of `job`, with its task id.
 pub(crate) fn bound(job: &Job, task_id: &str) -> Job {
     Job {
         provider_task_id: Some(task_id.into()),
@@ -461,8 +454,8 @@ pub(crate) fn bound(job: &Job, task_id: &str) -> Job {
     }
 }
 
-/// News that differs from others by its stage.
-pub(crate) fn news(stage: &str) -> Update {
+/// An update that is identified by its stage.
+pub(crate) fn update(stage: &str) -> Update {
     StatusReport {
         progress: Some(0.1 + 0.2),
         stage: Some(stage.into()),

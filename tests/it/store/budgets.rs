@@ -1,4 +1,4 @@
-//! What a job is charged.
+//! Budget windows.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use super::{
     DAY, MINUTE, SECOND, StoreFixture, commit_job, creation, ended, job_of, next, now, task,
 };
 
-/// So much to the account, which may hold ten and lasts for a day.
-pub(crate) fn entry(account: &str, amount: i64) -> BudgetEntry {
+/// An entry for a window of one day with a limit of ten.
+pub(crate) fn entry(window: &str, amount: i64) -> BudgetEntry {
     BudgetEntry {
-        window: account.into(),
+        window: window.into(),
         amount_micros: amount,
         limit_micros: Some(10),
         window_ends_at: now() + DAY,
@@ -36,18 +36,18 @@ fn settlement(next: &Job, entries: &[BudgetEntry]) -> CommitJob {
     }
 }
 
-async fn balance_at(fixture: &StoreFixture, account: &str, at: Time) -> i64 {
-    let balances = fixture.store.balances(&[account.into()], at).await.unwrap();
+async fn balance_at(fixture: &StoreFixture, window: &str, at: Time) -> i64 {
+    let balances = fixture.store.balances(&[window.into()], at).await.unwrap();
     balances[0]
 }
 
-async fn balance(fixture: &StoreFixture, account: &str) -> i64 {
-    balance_at(fixture, account, now()).await
+async fn balance(fixture: &StoreFixture, window: &str) -> i64 {
+    balance_at(fixture, window, now()).await
 }
 
-fn over(account: &str) -> CreateOutcome {
+fn exceeded(window: &str) -> CreateOutcome {
     CreateOutcome::LimitExceeded {
-        window: account.into(),
+        window: window.into(),
     }
 }
 
@@ -57,14 +57,14 @@ pub(crate) async fn create_charges_budgets_up_to_the_limit(fixture: StoreFixture
         charge(&fixture, &job_of("ada"), &entries).await,
         CreateOutcome::Created
     );
-    let names = ["kling", "nobody", "ada"].map(str::to_owned);
+    let names = ["kling", "unused", "ada"].map(str::to_owned);
     let balances = fixture.store.balances(&names, now()).await.unwrap();
     assert_eq!(balances, [3, 0, 4]);
 
     let job = job_of("ada");
     assert_eq!(
         charge(&fixture, &job, &[entry("ada", 7)]).await,
-        over("ada")
+        exceeded("ada")
     );
     assert_eq!(fixture.get(&job.id).await, None);
     fixture.expect_published(&job.id, &[]).await;
@@ -84,12 +84,12 @@ pub(crate) async fn create_charges_budgets_up_to_the_limit(fixture: StoreFixture
 
 pub(crate) async fn rejected_create_charges_no_window(fixture: StoreFixture) {
     let entries = [entry("ada", 4), entry("kling", 11), entry("day", 12)];
-    let refused = charge(&fixture, &job_of("ada"), &entries).await;
-    assert_eq!(refused, over("kling"), "the first that fails");
+    let rejected = charge(&fixture, &job_of("ada"), &entries).await;
+    assert_eq!(rejected, exceeded("kling"), "the first that does not fit");
     assert_eq!(balance(&fixture, "ada").await, 0);
     let twice = [entry("ada", 6), entry("ada", 6)];
-    let refused = charge(&fixture, &job_of("ada"), &twice).await;
-    assert_eq!(refused, over("ada"), "its entries count together");
+    let rejected = charge(&fixture, &job_of("ada"), &twice).await;
+    assert_eq!(rejected, exceeded("ada"), "entries of one window add up");
     assert_eq!(balance(&fixture, "ada").await, 0);
 }
 
@@ -100,12 +100,14 @@ pub(crate) async fn concurrent_creates_never_exceed_the_limit(fixture: StoreFixt
         callers.spawn(async move { charge(&fixture, &job_of("ada"), &[entry("ada", 3)]).await });
     }
     let outcomes = callers.join_all().await;
-    let kept = outcomes
+    let created = outcomes
         .iter()
-        .filter(|made| **made == CreateOutcome::Created);
-    assert_eq!(kept.count(), 3);
-    let refused = outcomes.iter().filter(|made| **made == over("ada"));
-    assert_eq!(refused.count(), 29);
+        .filter(|outcome| **outcome == CreateOutcome::Created);
+    assert_eq!(created.count(), 3);
+    let rejected = outcomes
+        .iter()
+        .filter(|outcome| **outcome == exceeded("ada"));
+    assert_eq!(rejected.count(), 29);
     assert_eq!(balance(&fixture, "ada").await, 9);
 }
 
@@ -129,10 +131,10 @@ pub(crate) async fn repeated_request_is_charged_once(fixture: StoreFixture) {
     }
     assert_eq!(balance(&fixture, "ada").await, 6);
 
-    let known = task("kling", "1");
-    assert_eq!(charge(&fixture, &known, &[]).await, CreateOutcome::Created);
-    let taken = charge(&fixture, &task("kling", "1"), &[entry("ada", 1)]).await;
-    assert_eq!(taken, CreateOutcome::TaskConflict(Arc::new(known)));
+    let holder = task("kling", "1");
+    assert_eq!(charge(&fixture, &holder, &[]).await, CreateOutcome::Created);
+    let rejected = charge(&fixture, &task("kling", "1"), &[entry("ada", 1)]).await;
+    assert_eq!(rejected, CreateOutcome::TaskConflict(Arc::new(holder)));
     assert_eq!(balance(&fixture, "ada").await, 6);
 }
 
@@ -145,13 +147,13 @@ pub(crate) async fn refund_on_commit_can_be_spent_by_another_job(fixture: StoreF
     let other = job_of("ada");
     assert_eq!(
         charge(&fixture, &other, &[entry("ada", 1)]).await,
-        over("ada")
+        exceeded("ada")
     );
 
-    let end = ended(&job, Status::Failed, now() + SECOND);
+    let finished = ended(&job, Status::Failed, now() + SECOND);
     let settled = fixture
         .store
-        .commit(settlement(&end, &[entry("ada", -4)]))
+        .commit(settlement(&finished, &[entry("ada", -4)]))
         .await;
     assert_eq!(settled.unwrap(), CommitOutcome::Committed);
     assert_eq!(balance(&fixture, "ada").await, 6);
@@ -160,13 +162,9 @@ pub(crate) async fn refund_on_commit_can_be_spent_by_another_job(fixture: StoreF
         CreateOutcome::Created
     );
 
-    let costly = settlement(&next(&other), &[entry("ada", 5)]);
-    let settled = fixture.store.commit(costly).await.unwrap();
-    assert_eq!(
-        settled,
-        CommitOutcome::Committed,
-        "what was spent was spent"
-    );
+    let overrun = settlement(&next(&other), &[entry("ada", 5)]);
+    let settled = fixture.store.commit(overrun).await.unwrap();
+    assert_eq!(settled, CommitOutcome::Committed, "commits ignore limits");
     assert_eq!(balance(&fixture, "ada").await, 15);
 }
 
@@ -178,9 +176,9 @@ pub(crate) async fn unsuccessful_commit_charges_nothing(fixture: StoreFixture) {
         fixture.store.commit(late).await.unwrap(),
         CommitOutcome::Conflict
     );
-    let gone = settlement(&next(&job_of("ada")), &[entry("ada", 5)]);
+    let missing = settlement(&next(&job_of("ada")), &[entry("ada", 5)]);
     assert_eq!(
-        fixture.store.commit(gone).await.unwrap(),
+        fixture.store.commit(missing).await.unwrap(),
         CommitOutcome::NotFound
     );
     assert_eq!(balance(&fixture, "ada").await, 0);
@@ -191,27 +189,27 @@ pub(crate) async fn concurrent_final_commits_are_charged_once(fixture: StoreFixt
     charge(&fixture, &job, &[entry("ada", 8)]).await;
     let mut rivals = JoinSet::new();
     for _ in 0..16 {
-        let (fixture, end) = (fixture.clone(), ended(&job, Status::Failed, now()));
+        let (fixture, finished) = (fixture.clone(), ended(&job, Status::Failed, now()));
         rivals.spawn(async move {
-            let back = settlement(&end, &[entry("ada", -8)]);
-            fixture.store.commit(back).await.unwrap()
+            let refund = settlement(&finished, &[entry("ada", -8)]);
+            fixture.store.commit(refund).await.unwrap()
         });
     }
-    let done = rivals.join_all().await;
-    let done = done
+    let outcomes = rivals.join_all().await;
+    let committed = outcomes
         .iter()
-        .filter(|end| **end == CommitOutcome::Committed)
-        .count();
-    assert_eq!((done, balance(&fixture, "ada").await), (1, 0));
+        .filter(|outcome| **outcome == CommitOutcome::Committed);
+    assert_eq!(committed.count(), 1);
+    assert_eq!(balance(&fixture, "ada").await, 0);
 }
 
 pub(crate) async fn balance_of_an_ended_window_is_zero(fixture: StoreFixture) {
-    let brief = |amount| BudgetEntry {
+    let one_minute = |amount| BudgetEntry {
         window_ends_at: now() + MINUTE,
         ..entry("ada", amount)
     };
     let job = job_of("ada");
-    charge(&fixture, &job, &[brief(10), entry("kling", 1)]).await;
+    charge(&fixture, &job, &[one_minute(10), entry("kling", 1)]).await;
     assert_eq!(
         balance_at(&fixture, "ada", now() + MINUTE - SECOND).await,
         10
@@ -226,26 +224,26 @@ pub(crate) async fn balance_of_an_ended_window_is_zero(fixture: StoreFixture) {
         charge(&fixture, &late, &[entry("ada", 10)]).await,
         CreateOutcome::Created
     );
-    let end = ended(&job, Status::Failed, now() + MINUTE);
-    let back = settlement(&end, &[brief(-10)]);
+    let finished = ended(&job, Status::Failed, now() + MINUTE);
+    let refund = settlement(&finished, &[one_minute(-10)]);
     assert_eq!(
-        fixture.store.commit(back).await.unwrap(),
+        fixture.store.commit(refund).await.unwrap(),
         CommitOutcome::Committed
     );
     let later = now() + MINUTE;
     assert_eq!(
         balance_at(&fixture, "ada", later).await,
         10,
-        "what belonged to the account that ended is not the next one's"
+        "a refund of an ended window does not reach the next one"
     );
 }
 
 pub(crate) async fn sweep_deletes_ended_windows(fixture: StoreFixture) {
-    let brief = BudgetEntry {
+    let one_minute = BudgetEntry {
         window_ends_at: now() + MINUTE,
         ..entry("ada", 1)
     };
-    charge(&fixture, &job_of("ada"), &[brief, entry("kling", 1)]).await;
+    charge(&fixture, &job_of("ada"), &[one_minute, entry("kling", 1)]).await;
     let sweep = async |at| fixture.store.sweep(at).await.unwrap();
     assert_eq!(sweep(now() + MINUTE - SECOND).await, 0);
     assert_eq!(sweep(now() + MINUTE).await, 1);

@@ -1,4 +1,4 @@
-//! News that comes before its task is known.
+//! Updates that arrive before a job has their task.
 
 use std::sync::Arc;
 
@@ -8,25 +8,25 @@ use progress_hub::store::{
 };
 use tokio::task::JoinSet;
 
-use super::{StoreFixture, bound, commit_job, creation, news, next, now, task, video};
+use super::{StoreFixture, bound, commit_job, creation, next, now, task, update, video};
 
-async fn park(fixture: &StoreFixture, stage: &str) -> BufferOutcome {
-    let news = news(stage);
+async fn buffer(fixture: &StoreFixture, stage: &str) -> BufferOutcome {
+    let update = update(stage);
     fixture
         .store
-        .buffer_update("kling", "1", &news, now())
+        .buffer_update("kling", "1", &update, now())
         .await
         .unwrap()
 }
 
-async fn parked(fixture: &StoreFixture) -> Vec<Update> {
+async fn buffered(fixture: &StoreFixture) -> Vec<Update> {
     fixture.store.buffered_updates("kling", "1").await.unwrap()
 }
 
 pub(crate) async fn updates_of_an_unknown_task_are_buffered_in_order(fixture: StoreFixture) {
-    assert_eq!(park(&fixture, "b").await, BufferOutcome::Buffered);
-    assert_eq!(park(&fixture, "a").await, BufferOutcome::Buffered);
-    assert_eq!(parked(&fixture).await, [news("b"), news("a")]);
+    assert_eq!(buffer(&fixture, "b").await, BufferOutcome::Buffered);
+    assert_eq!(buffer(&fixture, "a").await, BufferOutcome::Buffered);
+    assert_eq!(buffered(&fixture).await, [update("b"), update("a")]);
     let others = fixture.store.buffered_updates("runway", "1").await.unwrap();
     assert!(others.is_empty());
 }
@@ -34,66 +34,66 @@ pub(crate) async fn updates_of_an_unknown_task_are_buffered_in_order(fixture: St
 pub(crate) async fn update_of_a_known_task_returns_its_job(fixture: StoreFixture) {
     let job = fixture.create(task("kling", "1")).await;
     assert_eq!(
-        park(&fixture, "a").await,
+        buffer(&fixture, "a").await,
         BufferOutcome::TaskKnown(job.id.clone())
     );
-    assert!(parked(&fixture).await.is_empty());
+    assert!(buffered(&fixture).await.is_empty());
 }
 
 pub(crate) async fn identical_updates_are_buffered_once(fixture: StoreFixture) {
     for stage in ["a", "b", "a", "b"] {
-        assert_eq!(park(&fixture, stage).await, BufferOutcome::Buffered);
+        assert_eq!(buffer(&fixture, stage).await, BufferOutcome::Buffered);
     }
-    assert_eq!(parked(&fixture).await, [news("a"), news("b")]);
+    assert_eq!(buffered(&fixture).await, [update("a"), update("b")]);
 }
 
 pub(crate) async fn full_buffer_keeps_the_newest_updates(fixture: StoreFixture) {
     for stage in 0..MAX_BUFFERED_UPDATES + 3 {
-        park(&fixture, &stage.to_string()).await;
+        buffer(&fixture, &stage.to_string()).await;
     }
-    let latest = (3..MAX_BUFFERED_UPDATES + 3).map(|stage| news(&stage.to_string()));
-    assert_eq!(parked(&fixture).await, latest.collect::<Vec<_>>());
+    let latest = (3..MAX_BUFFERED_UPDATES + 3).map(|stage| update(&stage.to_string()));
+    assert_eq!(buffered(&fixture).await, latest.collect::<Vec<_>>());
 }
 
 pub(crate) async fn commit_deletes_applied_buffered_updates(fixture: StoreFixture) {
     let job = fixture.create(video("kling")).await;
-    park(&fixture, "a").await;
-    park(&fixture, "b").await;
-    let applied = parked(&fixture).await;
+    buffer(&fixture, "a").await;
+    buffer(&fixture, "b").await;
+    let applied = buffered(&fixture).await;
     let commit = commit_job(&bound(&job, "1"), Schedule::default(), applied);
     assert_eq!(
         fixture.store.commit(commit).await.unwrap(),
         CommitOutcome::Committed
     );
-    assert!(parked(&fixture).await.is_empty());
+    assert!(buffered(&fixture).await.is_empty());
     assert_eq!(
-        park(&fixture, "c").await,
+        buffer(&fixture, "c").await,
         BufferOutcome::TaskKnown(job.id.clone())
     );
 }
 
 pub(crate) async fn commit_missing_a_buffered_update_conflicts(fixture: StoreFixture) {
     let job = fixture.create(video("kling")).await;
-    park(&fixture, "a").await;
-    let applied = parked(&fixture).await;
-    park(&fixture, "b").await;
+    buffer(&fixture, "a").await;
+    let applied = buffered(&fixture).await;
+    buffer(&fixture, "b").await;
     let commit = commit_job(&bound(&job, "1"), Schedule::default(), applied);
     assert_eq!(
         fixture.store.commit(commit).await.unwrap(),
         CommitOutcome::Conflict
     );
-    assert_eq!(parked(&fixture).await, [news("a"), news("b")]);
+    assert_eq!(buffered(&fixture).await, [update("a"), update("b")]);
     assert_eq!(fixture.get(&job.id).await, Some(job));
 }
 
-/// As many are parked as were applied, but not the same.
+/// The buffer has as many updates as were applied, but other ones.
 pub(crate) async fn commit_missing_an_update_in_a_full_buffer_conflicts(fixture: StoreFixture) {
     let job = fixture.create(video("kling")).await;
     for stage in 0..MAX_BUFFERED_UPDATES {
-        park(&fixture, &stage.to_string()).await;
+        buffer(&fixture, &stage.to_string()).await;
     }
-    let applied = parked(&fixture).await;
-    park(&fixture, "one more").await;
+    let applied = buffered(&fixture).await;
+    buffer(&fixture, "newest").await;
     let commit = commit_job(&bound(&job, "1"), Schedule::default(), applied);
     assert_eq!(
         fixture.store.commit(commit).await.unwrap(),
@@ -102,44 +102,44 @@ pub(crate) async fn commit_missing_an_update_in_a_full_buffer_conflicts(fixture:
 }
 
 pub(crate) async fn create_missing_a_buffered_update_conflicts(fixture: StoreFixture) {
-    park(&fixture, "a").await;
+    buffer(&fixture, "a").await;
     let mut create = creation(task("kling", "1"), Schedule::default(), None);
     let created = fixture.store.create(create.clone()).await.unwrap();
     assert_eq!(created, CreateOutcome::Conflict);
     assert_eq!(fixture.get(&create.job.id).await, None);
 
-    create.applied_buffered = parked(&fixture).await;
+    create.applied_buffered = buffered(&fixture).await;
     let created = fixture.store.create(create).await.unwrap();
     assert_eq!(created, CreateOutcome::Created);
-    assert!(parked(&fixture).await.is_empty());
+    assert!(buffered(&fixture).await.is_empty());
 }
 
-/// Notes in a job's metadata that this news reached it.
-fn note(job: &Job, update: &Update) -> Job {
-    let mut noted = job.clone();
+/// Records in the metadata of `job` that `update` was applied.
+fn record(job: &Job, update: &Update) -> Job {
+    let mut recorded = job.clone();
     let text = serde_json::to_string(update).unwrap();
-    noted.metadata.insert(text, true.into());
-    noted
+    recorded.metadata.insert(text, true.into());
+    recorded
 }
 
-/// What a webhook does: park, or record where the task is known.
-async fn tell(fixture: &StoreFixture, task_id: &str, update: &Update) {
-    let parked = fixture
+/// Handles an update as a webhook does: buffers it, or applies it if its task is known.
+async fn deliver(fixture: &StoreFixture, task_id: &str, update: &Update) {
+    let outcome = fixture
         .store
         .buffer_update("kling", task_id, update, now())
         .await;
-    let BufferOutcome::TaskKnown(id) = parked.unwrap() else {
+    let BufferOutcome::TaskKnown(id) = outcome.unwrap() else {
         return;
     };
     loop {
         let job = fixture.get(&id).await.unwrap();
-        if fixture.commit(&note(&next(&job), update)).await == CommitOutcome::Committed {
+        if fixture.commit(&record(&next(&job), update)).await == CommitOutcome::Committed {
             return;
         }
     }
 }
 
-/// What a submitter does with the provider's answer: fold what is parked, and commit.
+/// Sets the task id as the submitter does: applies the buffered updates and commits.
 async fn bind(fixture: &StoreFixture, id: &JobId, task_id: &str) {
     loop {
         let job = fixture.get(id).await.unwrap();
@@ -148,10 +148,10 @@ async fn bind(fixture: &StoreFixture, id: &JobId, task_id: &str) {
             .buffered_updates("kling", task_id)
             .await
             .unwrap();
-        let known = applied
+        let next = applied
             .iter()
-            .fold(bound(&job, task_id), |job, update| note(&job, update));
-        let commit = commit_job(&known, Schedule::default(), applied);
+            .fold(bound(&job, task_id), |job, update| record(&job, update));
+        let commit = commit_job(&next, Schedule::default(), applied);
         if fixture.store.commit(commit).await.unwrap() == CommitOutcome::Committed {
             return;
         }
@@ -162,7 +162,7 @@ pub(crate) async fn update_racing_task_binding_is_never_lost(fixture: StoreFixtu
     for round in 0..100 {
         let task_id: Arc<str> = round.to_string().into();
         let job = fixture.create(video("kling")).await;
-        let updates: Vec<Update> = (0..6).map(|stage| news(&stage.to_string())).collect();
+        let updates: Vec<Update> = (0..6).map(|stage| update(&stage.to_string())).collect();
         let mut racers = JoinSet::new();
         for (turn, update) in updates.iter().cloned().enumerate() {
             if turn == round % updates.len() {
@@ -170,7 +170,7 @@ pub(crate) async fn update_racing_task_binding_is_never_lost(fixture: StoreFixtu
                 racers.spawn(async move { bind(&fixture, &id, &task_id).await });
             }
             let (fixture, task_id) = (fixture.clone(), task_id.clone());
-            racers.spawn(async move { tell(&fixture, &task_id, &update).await });
+            racers.spawn(async move { deliver(&fixture, &task_id, &update).await });
         }
         racers.join_all().await;
 

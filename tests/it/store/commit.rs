@@ -1,4 +1,4 @@
-//! A job changes.
+//! Commits of new versions.
 
 use std::sync::Arc;
 
@@ -58,12 +58,12 @@ pub(crate) async fn commit_with_task_of_another_job_conflicts(fixture: StoreFixt
 
 pub(crate) async fn task_set_by_commit_finds_the_job(fixture: StoreFixture) {
     let job = fixture.create(video("kling")).await;
-    let known = bound(&job, "1");
-    assert_eq!(fixture.commit(&known).await, CommitOutcome::Committed);
+    let next_job = bound(&job, "1");
+    assert_eq!(fixture.commit(&next_job).await, CommitOutcome::Committed);
     let found = fixture.store.find_task("kling", "1").await.unwrap();
     assert_eq!(found, Some(job.id.clone()));
     assert_eq!(
-        fixture.commit(&next(&known)).await,
+        fixture.commit(&next(&next_job)).await,
         CommitOutcome::Committed
     );
 }
@@ -91,18 +91,18 @@ pub(crate) async fn internal_state_is_stored_with_the_document(fixture: StoreFix
     assert!(read.internal.request.is_some());
 }
 
-/// Raises a job's version until `times` of its own commits have passed; counts the stale ones.
-async fn push(fixture: &StoreFixture, id: &JobId, times: usize) -> usize {
-    let (mut done, mut stale) = (0, 0);
-    while done < times {
+/// Commits `times` versions of a job, and returns the number of conflicts.
+async fn commit_times(fixture: &StoreFixture, id: &JobId, times: usize) -> usize {
+    let (mut committed, mut conflicts) = (0, 0);
+    while committed < times {
         let job = fixture.get(id).await.unwrap();
         match fixture.commit(&next(&job)).await {
-            CommitOutcome::Committed => done += 1,
-            CommitOutcome::Conflict => stale += 1,
-            CommitOutcome::NotFound => panic!("{id} is gone"),
+            CommitOutcome::Committed => committed += 1,
+            CommitOutcome::Conflict => conflicts += 1,
+            CommitOutcome::NotFound => panic!("{id} not found"),
         }
     }
-    stale
+    conflicts
 }
 
 pub(crate) async fn concurrent_commits_to_one_job_publish_each_version_once_in_order(
@@ -112,7 +112,7 @@ pub(crate) async fn concurrent_commits_to_one_job_publish_each_version_once_in_o
     let mut writers = JoinSet::new();
     for _ in 0..32 {
         let (fixture, id) = (fixture.clone(), job.id.clone());
-        writers.spawn(async move { push(&fixture, &id, 10).await });
+        writers.spawn(async move { commit_times(&fixture, &id, 10).await });
     }
     writers.join_all().await;
     assert_eq!(fixture.get(&job.id).await.unwrap().version, 321);
@@ -126,11 +126,13 @@ pub(crate) async fn commits_to_different_jobs_never_conflict(fixture: StoreFixtu
         let job = fixture.create(job_of("ada")).await;
         let writer = fixture.clone();
         writers.spawn(async move {
-            // Refusals share a transaction with the commits of the others.
+            // Conflicts may share a transaction with the commits of other writers.
             let late = commit_job(&job, Schedule::default(), Vec::new());
-            let (stale, refused) =
-                tokio::join!(push(&writer, &job.id, 10), writer.store.commit(late),);
-            assert_eq!((stale, refused.unwrap()), (0, CommitOutcome::Conflict));
+            let (conflicts, rejected) = tokio::join!(
+                commit_times(&writer, &job.id, 10),
+                writer.store.commit(late),
+            );
+            assert_eq!((conflicts, rejected.unwrap()), (0, CommitOutcome::Conflict));
             let versions: Vec<u64> = (1..=11).collect();
             writer.expect_published(&job.id, &versions).await;
         });

@@ -1,4 +1,4 @@
-//! A job begins.
+//! Creation of jobs.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ pub(crate) async fn create_stores_and_publishes_the_job(fixture: StoreFixture) {
 pub(crate) async fn repeated_request_returns_the_existing_job(fixture: StoreFixture) {
     let first = job_of("ada");
     assert_eq!(
-        fixture.create_once(&first, "k", "f").await,
+        fixture.create_with_key(&first, "k", "f").await,
         CreateOutcome::Created
     );
     let newer = next(&first);
     fixture.commit(&newer).await;
     let second = job_of("ada");
-    let replay = fixture.create_once(&second, "k", "f").await;
+    let replay = fixture.create_with_key(&second, "k", "f").await;
     assert_eq!(replay, CreateOutcome::Replayed(Arc::new(newer)));
     assert_eq!(fixture.get(&second.id).await, None);
     fixture.expect_published(&second.id, &[]).await;
@@ -32,12 +32,12 @@ pub(crate) async fn repeated_request_returns_the_existing_job(fixture: StoreFixt
 
 pub(crate) async fn idempotency_key_of_another_request_conflicts(fixture: StoreFixture) {
     assert_eq!(
-        fixture.create_once(&job_of("ada"), "k", "f").await,
+        fixture.create_with_key(&job_of("ada"), "k", "f").await,
         CreateOutcome::Created
     );
     let other = job_of("ada");
     assert_eq!(
-        fixture.create_once(&other, "k", "g").await,
+        fixture.create_with_key(&other, "k", "g").await,
         CreateOutcome::IdempotencyKeyConflict
     );
     assert_eq!(fixture.get(&other.id).await, None);
@@ -45,11 +45,11 @@ pub(crate) async fn idempotency_key_of_another_request_conflicts(fixture: StoreF
 
 pub(crate) async fn idempotency_keys_are_scoped_by_caller(fixture: StoreFixture) {
     assert_eq!(
-        fixture.create_once(&job_of("ada"), "k", "f").await,
+        fixture.create_with_key(&job_of("ada"), "k", "f").await,
         CreateOutcome::Created
     );
     assert_eq!(
-        fixture.create_once(&job_of("bob"), "k", "g").await,
+        fixture.create_with_key(&job_of("bob"), "k", "g").await,
         CreateOutcome::Created
     );
 }
@@ -60,22 +60,25 @@ pub(crate) async fn concurrent_equal_requests_create_one_job(fixture: StoreFixtu
         let fixture = fixture.clone();
         callers.spawn(async move {
             let job = job_of("ada");
-            (job.id.clone(), fixture.create_once(&job, "k", "f").await)
+            (
+                job.id.clone(),
+                fixture.create_with_key(&job, "k", "f").await,
+            )
         });
     }
-    let (mut made, mut replayed) = (Vec::new(), Vec::new());
-    for (id, created) in callers.join_all().await {
-        match created {
-            CreateOutcome::Created => made.push(id),
-            CreateOutcome::Replayed(job) => replayed.push(job.id.clone()),
+    let (mut created_ids, mut replayed_ids) = (Vec::new(), Vec::new());
+    for (id, outcome) in callers.join_all().await {
+        match outcome {
+            CreateOutcome::Created => created_ids.push(id),
+            CreateOutcome::Replayed(job) => replayed_ids.push(job.id.clone()),
             CreateOutcome::IdempotencyKeyConflict
             | CreateOutcome::TaskConflict(_)
             | CreateOutcome::LimitExceeded { .. }
-            | CreateOutcome::Conflict => panic!("{created:?}"),
+            | CreateOutcome::Conflict => panic!("{outcome:?}"),
         }
     }
-    assert_eq!((made.len(), replayed.len()), (1, 31));
-    assert!(replayed.iter().all(|id| *id == made[0]));
+    assert_eq!((created_ids.len(), replayed_ids.len()), (1, 31));
+    assert!(replayed_ids.iter().all(|id| *id == created_ids[0]));
 }
 
 pub(crate) async fn creating_an_existing_job_returns_it(fixture: StoreFixture) {
@@ -91,14 +94,14 @@ pub(crate) async fn creating_an_existing_job_returns_it(fixture: StoreFixture) {
 pub(crate) async fn create_with_task_of_another_job_conflicts(fixture: StoreFixture) {
     let holder = fixture.create(task("kling", "1")).await;
     let other = task("kling", "1");
-    let created = fixture.create_once(&other, "k", "f").await;
+    let created = fixture.create_with_key(&other, "k", "f").await;
     assert_eq!(created, CreateOutcome::TaskConflict(holder));
     assert_eq!(fixture.get(&other.id).await, None);
-    let free = fixture.create_once(&job_of("ada"), "k", "g").await;
+    let free = fixture.create_with_key(&job_of("ada"), "k", "g").await;
     assert_eq!(
         free,
         CreateOutcome::Created,
-        "a refused request must not use up its key"
+        "a rejected request leaves its key unused"
     );
 }
 

@@ -1,4 +1,4 @@
-//! What is due, and who has claimed it.
+//! Due jobs and claims.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ fn submit(at: Time) -> Schedule {
     }
 }
 
-fn watch(at: Time) -> Schedule {
+fn poll(at: Time) -> Schedule {
     Schedule {
         poll_at: Some(at),
         poll_interval: MINUTE,
@@ -30,12 +30,12 @@ fn watch(at: Time) -> Schedule {
     }
 }
 
-/// How long a claim puts this job of [`watch`] off.
-fn put_off(id: &JobId) -> Duration {
+/// The interval between a claim of a job scheduled by [`poll`] and its next poll.
+fn interval_of(id: &JobId) -> Duration {
     deterministic_jitter(MINUTE, id.as_str())
 }
 
-/// The queue of a provider with places for all.
+/// The queue of a provider with enough slots for all jobs.
 fn queue(provider: &str) -> Queue<'_> {
     Queue::Submit {
         provider,
@@ -55,7 +55,7 @@ async fn next_due(fixture: &StoreFixture, queue: Queue<'_>) -> Option<Time> {
 pub(crate) async fn due_jobs_are_claimed_in_order_of_due_time(fixture: StoreFixture) {
     let mut jobs = Vec::new();
     for seconds in [30, 10, 40, 20] {
-        jobs.push(fixture.create_due(job_of("ada"), watch(at(seconds))).await);
+        jobs.push(fixture.create_due(job_of("ada"), poll(at(seconds))).await);
     }
     let claimed = fixture.store.claim(Queue::Poll, at(30), 2).await.unwrap();
     assert_eq!(claimed, [Arc::clone(&jobs[1]), Arc::clone(&jobs[3])]);
@@ -69,7 +69,7 @@ pub(crate) async fn due_jobs_are_claimed_in_order_of_due_time(fixture: StoreFixt
 pub(crate) async fn queues_are_independent(fixture: StoreFixture) {
     let kling = fixture.create_due(video("kling"), submit(now())).await;
     let runway = fixture.create_due(video("runway"), submit(now())).await;
-    let watched = fixture.create_due(video("kling"), watch(now())).await;
+    let polled = fixture.create_due(video("kling"), poll(now())).await;
     assert_eq!(
         claim(&fixture, queue("kling"), now()).await,
         [kling.id.clone()]
@@ -80,7 +80,7 @@ pub(crate) async fn queues_are_independent(fixture: StoreFixture) {
     );
     assert_eq!(
         claim(&fixture, Queue::Poll, now()).await,
-        [watched.id.clone()]
+        [polled.id.clone()]
     );
     assert!(claim(&fixture, queue("other"), now()).await.is_empty());
 }
@@ -96,10 +96,10 @@ pub(crate) async fn submission_claim_is_exclusive_until_its_lease_expires(fixtur
 }
 
 pub(crate) async fn polls_repeat_until_the_job_ends(fixture: StoreFixture) {
-    let rare = fixture.create_due(job_of("ada"), watch(now())).await;
+    let rare = fixture.create_due(job_of("ada"), poll(now())).await;
     let often = Schedule {
         poll_interval: SECOND,
-        ..watch(now())
+        ..poll(now())
     };
     let often = fixture.create_due(job_of("ada"), often).await;
     assert_eq!(claim(&fixture, Queue::Poll, at(0)).await.len(), 2);
@@ -111,7 +111,7 @@ pub(crate) async fn polls_repeat_until_the_job_ends(fixture: StoreFixture) {
     fixture
         .commit(&ended(&often, Status::Succeeded, now()))
         .await;
-    let minute = put_off(&rare.id);
+    let minute = interval_of(&rare.id);
     assert_eq!(next_due(&fixture, Queue::Poll).await, Some(at(0) + minute));
     assert_eq!(
         claim(&fixture, Queue::Poll, at(70)).await,
@@ -121,17 +121,17 @@ pub(crate) async fn polls_repeat_until_the_job_ends(fixture: StoreFixture) {
 }
 
 pub(crate) async fn claims_never_postpone_a_poll_past_the_deadline(fixture: StoreFixture) {
-    for patient in [false, true] {
+    for poll_backoff in [false, true] {
         let job = Job {
             deadline_at: at(100),
             ..job_of("ada")
         };
         let schedule = Schedule {
-            poll_backoff: patient,
-            ..watch(now())
+            poll_backoff,
+            ..poll(now())
         };
         let job = fixture.create_due(job, schedule).await;
-        let minute = put_off(&job.id);
+        let minute = interval_of(&job.id);
         for (claimed_at, next) in [(0, at(0) + minute), (70, at(100)), (99, at(100))] {
             fixture
                 .store
@@ -145,13 +145,13 @@ pub(crate) async fn claims_never_postpone_a_poll_past_the_deadline(fixture: Stor
         let claimed = claim(&fixture, Queue::Poll, at(100)).await;
         assert_eq!(claimed, [job.id.clone()]);
         let beyond = next_due(&fixture, Queue::Poll).await.unwrap();
-        assert!(beyond >= at(160), "it is looked at until it ends");
+        assert!(beyond >= at(160), "polled until it finishes");
 
         let longer = Job {
             deadline_at: at(310),
             ..next(&job)
         };
-        fixture.commit_due(&longer, watch(at(250))).await;
+        fixture.commit_due(&longer, poll(at(250))).await;
         let claimed = claim(&fixture, Queue::Poll, at(250)).await;
         assert_eq!(claimed, [job.id.clone()]);
         assert_eq!(next_due(&fixture, Queue::Poll).await, Some(at(310)));
@@ -162,7 +162,7 @@ pub(crate) async fn claims_never_postpone_a_poll_past_the_deadline(fixture: Stor
 pub(crate) async fn commit_ends_the_claim_and_sets_the_schedule(fixture: StoreFixture) {
     let both = Schedule {
         submit_at: Some(now()),
-        ..watch(now())
+        ..poll(now())
     };
     let job = fixture.create_due(video("kling"), both).await;
     let queue = queue("kling");
@@ -170,7 +170,7 @@ pub(crate) async fn commit_ends_the_claim_and_sets_the_schedule(fixture: StoreFi
     assert_eq!(claim(&fixture, Queue::Poll, now()).await, [job.id.clone()]);
 
     let newer = next(&job);
-    fixture.commit_due(&newer, watch(at(5))).await;
+    fixture.commit_due(&newer, poll(at(5))).await;
     assert!(claim(&fixture, queue, at(3600)).await.is_empty());
     assert!(claim(&fixture, Queue::Poll, at(4)).await.is_empty());
     let claimed = fixture.store.claim(Queue::Poll, at(5), 1).await.unwrap();
@@ -180,7 +180,7 @@ pub(crate) async fn commit_ends_the_claim_and_sets_the_schedule(fixture: StoreFi
 pub(crate) async fn finished_job_leaves_the_queues(fixture: StoreFixture) {
     let both = Schedule {
         submit_at: Some(now()),
-        ..watch(now())
+        ..poll(now())
     };
     let job = fixture.create_due(video("kling"), both).await;
     fixture
@@ -195,7 +195,7 @@ pub(crate) async fn finished_job_leaves_the_queues(fixture: StoreFixture) {
 pub(crate) async fn claims_never_overlap(fixture: StoreFixture) {
     let mut due = HashSet::new();
     for seconds in 0..200 {
-        let job = fixture.create_due(job_of("ada"), watch(at(seconds))).await;
+        let job = fixture.create_due(job_of("ada"), poll(at(seconds))).await;
         due.insert(job.id.clone());
     }
     let mut claimers = JoinSet::new();
@@ -205,7 +205,7 @@ pub(crate) async fn claims_never_overlap(fixture: StoreFixture) {
             let mut mine: Vec<Arc<Job>> = Vec::new();
             loop {
                 let some = store.claim(Queue::Poll, at(3600), 7).await.unwrap();
-                // More than there are would be the same again.
+                // Stops if jobs are claimed twice, so that the test fails instead of looping.
                 if some.is_empty() || mine.len() > 200 {
                     return mine;
                 }
@@ -220,8 +220,8 @@ pub(crate) async fn claims_never_overlap(fixture: StoreFixture) {
 }
 
 pub(crate) async fn requested_poll_is_claimed_at_the_requested_time(fixture: StoreFixture) {
-    let far = fixture.create_due(job_of("ada"), watch(at(3600))).await;
-    let unwatched = fixture.create(job_of("ada")).await;
+    let far = fixture.create_due(job_of("ada"), poll(at(3600))).await;
+    let unscheduled = fixture.create(job_of("ada")).await;
     fixture
         .store
         .schedule_poll(&far.id, at(10), Duration::ZERO)
@@ -229,21 +229,21 @@ pub(crate) async fn requested_poll_is_claimed_at_the_requested_time(fixture: Sto
         .unwrap();
     fixture
         .store
-        .schedule_poll(&unwatched.id, at(20), Duration::ZERO)
+        .schedule_poll(&unscheduled.id, at(20), Duration::ZERO)
         .await
         .unwrap();
     assert!(claim(&fixture, Queue::Poll, at(9)).await.is_empty());
     assert_eq!(claim(&fixture, Queue::Poll, at(10)).await, [far.id.clone()]);
     assert_eq!(
         claim(&fixture, Queue::Poll, at(20)).await,
-        [unwatched.id.clone()]
+        [unscheduled.id.clone()]
     );
-    // Hastening is no version.
+    // A poll request creates no version.
     fixture.expect_published(&far.id, &[1]).await;
 }
 
 pub(crate) async fn requested_poll_overrides_an_earlier_claim(fixture: StoreFixture) {
-    let job = fixture.create_due(job_of("ada"), watch(now())).await;
+    let job = fixture.create_due(job_of("ada"), poll(now())).await;
     assert_eq!(claim(&fixture, Queue::Poll, now()).await, [job.id.clone()]);
     fixture
         .store
@@ -256,12 +256,12 @@ pub(crate) async fn requested_poll_overrides_an_earlier_claim(fixture: StoreFixt
 }
 
 pub(crate) async fn schedule_poll_never_postpones_and_ignores_final_jobs(fixture: StoreFixture) {
-    let soon = fixture.create_due(job_of("ada"), watch(at(10))).await;
-    let over = fixture.create(job_of("ada")).await;
+    let soon = fixture.create_due(job_of("ada"), poll(at(10))).await;
+    let finished = fixture.create(job_of("ada")).await;
     fixture
-        .commit(&ended(&over, Status::Succeeded, now()))
+        .commit(&ended(&finished, Status::Succeeded, now()))
         .await;
-    for id in [&soon.id, &over.id, &JobId::new()] {
+    for id in [&soon.id, &finished.id, &JobId::new()] {
         fixture
             .store
             .schedule_poll(id, at(20), Duration::ZERO)
@@ -277,68 +277,68 @@ pub(crate) async fn schedule_poll_never_postpones_and_ignores_final_jobs(fixture
 
 pub(crate) async fn repeated_poll_requests_are_rate_limited_by_cool_down(fixture: StoreFixture) {
     let cool_down = 10 * SECOND;
-    let nudge = async |id, seconds| {
-        let nudged = fixture
+    let request_poll = async |id, seconds| {
+        let requested = fixture
             .store
             .schedule_poll(id, at(seconds), cool_down)
             .await;
-        nudged.unwrap();
+        requested.unwrap();
     };
-    let job = fixture.create_due(job_of("ada"), watch(at(3600))).await;
-    nudge(&job.id, 5).await;
+    let job = fixture.create_due(job_of("ada"), poll(at(3600))).await;
+    request_poll(&job.id, 5).await;
     assert_eq!(next_due(&fixture, Queue::Poll).await, Some(at(5)));
     assert_eq!(claim(&fixture, Queue::Poll, at(7)).await, [job.id.clone()]);
     for seconds in [7, 8, 9] {
-        nudge(&job.id, seconds).await;
+        request_poll(&job.id, seconds).await;
         assert_eq!(next_due(&fixture, Queue::Poll).await, Some(at(17)));
     }
     assert_eq!(next_due(&fixture, Queue::Poll).await, Some(at(17)));
     assert_eq!(claim(&fixture, Queue::Poll, at(17)).await, [job.id.clone()]);
-    nudge(&job.id, 40).await;
+    request_poll(&job.id, 40).await;
     assert_eq!(next_due(&fixture, Queue::Poll).await, Some(at(40)));
 }
 
 pub(crate) async fn poll_request_survives_a_concurrent_commit(fixture: StoreFixture) {
-    let job = fixture.create_due(job_of("ada"), watch(now())).await;
+    let job = fixture.create_due(job_of("ada"), poll(now())).await;
     assert_eq!(claim(&fixture, Queue::Poll, now()).await.len(), 1);
-    let nudged = fixture
+    let requested = fixture
         .store
         .schedule_poll(&job.id, at(1), 10 * SECOND)
         .await;
-    nudged.unwrap();
-    let found = next(&job);
-    fixture.commit_due(&found, watch(at(3600))).await;
+    requested.unwrap();
+    let newer = next(&job);
+    fixture.commit_due(&newer, poll(at(3600))).await;
     assert_eq!(next_due(&fixture, Queue::Poll).await, Some(at(10)));
     assert_eq!(claim(&fixture, Queue::Poll, at(10)).await.len(), 1);
-    let found = next(&found);
-    fixture.commit_due(&found, watch(at(3600))).await;
+    let newer = next(&newer);
+    fixture.commit_due(&newer, poll(at(3600))).await;
     let due = next_due(&fixture, Queue::Poll).await;
-    assert_eq!(due, Some(at(3600)), "the nudge was followed");
-    // Nor does what the look found change when it was.
-    let nudged = fixture
+    assert_eq!(due, Some(at(3600)), "the requested poll was claimed");
+    // The commit does not change the time of the last poll, which starts the cool-down.
+    let requested = fixture
         .store
         .schedule_poll(&job.id, at(12), 10 * SECOND)
         .await;
-    nudged.unwrap();
+    requested.unwrap();
     assert_eq!(next_due(&fixture, Queue::Poll).await, Some(at(20)));
     fixture
-        .commit_due(&ended(&found, Status::Failed, now()), watch(at(1)))
+        .commit_due(&ended(&newer, Status::Failed, now()), poll(at(1)))
         .await;
     assert_eq!(next_due(&fixture, Queue::Poll).await, None);
 }
 
 pub(crate) async fn poll_backoff_doubles_the_interval(fixture: StoreFixture) {
-    let patient = Schedule {
+    let with_backoff = Schedule {
         poll_backoff: true,
-        ..watch(at(10))
+        ..poll(at(10))
     };
-    let job = fixture.create_due(job_of("ada"), patient).await;
+    let job = fixture.create_due(job_of("ada"), with_backoff).await;
     assert_eq!(claim(&fixture, Queue::Poll, at(10)).await.len(), 1);
-    let due = at(10) + put_off(&job.id);
+    let due = at(10) + interval_of(&job.id);
     assert_eq!(
         next_due(&fixture, Queue::Poll).await,
         Some(due),
-        "no sooner than an impatient one"
+        "at least the interval"
     );
     let mut last = due;
     for _ in 0..3 {
@@ -360,26 +360,30 @@ pub(crate) async fn poll_backoff_doubles_the_interval(fixture: StoreFixture) {
             &newer,
             Schedule {
                 poll_at: Some(last),
-                ..patient
+                ..with_backoff
             },
         )
         .await;
     claim(&fixture, Queue::Poll, last).await;
     let due = next_due(&fixture, Queue::Poll).await;
-    assert_eq!(due, Some(last + put_off(&job.id)), "news ends a silence");
+    assert_eq!(
+        due,
+        Some(last + interval_of(&job.id)),
+        "an update resets the backoff"
+    );
 }
 
 pub(crate) async fn rescheduled_polls_are_jittered(fixture: StoreFixture) {
     let mut dues = HashSet::new();
     for _ in 0..40 {
-        let job = fixture.create_due(job_of("ada"), watch(now())).await;
+        let job = fixture.create_due(job_of("ada"), poll(now())).await;
         assert_eq!(claim(&fixture, Queue::Poll, now()).await, [job.id.clone()]);
         let due = next_due(&fixture, Queue::Poll).await.unwrap();
         assert!((at(60)..=at(66)).contains(&due), "{due}");
         dues.insert(due);
         fixture.commit(&ended(&job, Status::Failed, now())).await;
     }
-    assert!(dues.len() > 20, "{} moments", dues.len());
+    assert!(dues.len() > 20, "{} distinct times", dues.len());
 }
 
 pub(crate) async fn next_due_includes_leases(fixture: StoreFixture) {

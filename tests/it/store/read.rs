@@ -1,4 +1,4 @@
-//! Jobs are read, one by one and in lists.
+//! Reads of single jobs and lists.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use progress_hub::store::ListQuery;
 
 use super::{StoreFixture, ended, job_of, next, now};
 
-async fn list(fixture: &StoreFixture, listing: ListQuery) -> Vec<JobId> {
-    let jobs = fixture.store.list(listing).await.unwrap();
+async fn list(fixture: &StoreFixture, query: ListQuery) -> Vec<JobId> {
+    let jobs = fixture.store.list(query).await.unwrap();
     jobs.iter().map(|job| job.id.clone()).collect()
 }
 
@@ -20,8 +20,8 @@ fn everything() -> ListQuery {
     }
 }
 
-/// Jobs of an owner, newest first.
-async fn jobs_of(fixture: &StoreFixture, owner: &str, count: usize) -> Vec<Arc<Job>> {
+/// Creates jobs and returns them from newest to oldest.
+async fn create_jobs(fixture: &StoreFixture, owner: &str, count: usize) -> Vec<Arc<Job>> {
     let mut jobs = Vec::new();
     for _ in 0..count {
         jobs.insert(0, fixture.create(job_of(owner)).await);
@@ -43,10 +43,10 @@ pub(crate) async fn reads_of_missing_jobs_return_nothing(fixture: StoreFixture) 
 }
 
 pub(crate) async fn get_many_returns_existing_jobs(fixture: StoreFixture) {
-    let jobs = jobs_of(&fixture, "ada", 20).await;
-    let mut asked = ids(&jobs);
-    asked.push(JobId::new());
-    let read = fixture.store.get_many(&asked).await.unwrap();
+    let jobs = create_jobs(&fixture, "ada", 20).await;
+    let mut requested = ids(&jobs);
+    requested.push(JobId::new());
+    let read = fixture.store.get_many(&requested).await.unwrap();
     let read_ids: HashSet<JobId> = ids(&read).into_iter().collect();
     assert_eq!(
         (read.len(), read_ids),
@@ -56,7 +56,7 @@ pub(crate) async fn get_many_returns_existing_jobs(fixture: StoreFixture) {
 }
 
 pub(crate) async fn list_pages_from_newest_to_oldest(fixture: StoreFixture) {
-    let jobs = jobs_of(&fixture, "ada", 5).await;
+    let jobs = create_jobs(&fixture, "ada", 5).await;
     let page = |before: Option<&JobId>| ListQuery {
         before: before.cloned(),
         limit: 2,
@@ -73,8 +73,8 @@ pub(crate) async fn list_pages_from_newest_to_oldest(fixture: StoreFixture) {
 }
 
 pub(crate) async fn list_filters_by_owner_and_status(fixture: StoreFixture) {
-    let ada = jobs_of(&fixture, "ada", 3).await;
-    let bob = jobs_of(&fixture, "bob", 3).await;
+    let ada = create_jobs(&fixture, "ada", 3).await;
+    let bob = create_jobs(&fixture, "bob", 3).await;
     fixture.commit(&next(&ada[0])).await;
     fixture.commit(&ended(&ada[1], Status::Failed, now())).await;
     fixture.commit(&next(&bob[2])).await;
@@ -92,29 +92,33 @@ pub(crate) async fn list_filters_by_owner_and_status(fixture: StoreFixture) {
     );
     let failed = select(Some("ada"), Some(Status::Failed));
     assert_eq!(list(&fixture, failed).await, ids(&ada[1..2]));
-    let everybodys = [bob[2].id.clone(), ada[0].id.clone()];
-    assert_eq!(list(&fixture, select(None, running)).await, everybodys);
+    let all_owners = [bob[2].id.clone(), ada[0].id.clone()];
+    assert_eq!(list(&fixture, select(None, running)).await, all_owners);
     assert!(list(&fixture, select(Some("eve"), None)).await.is_empty());
 }
 
 pub(crate) async fn list_returns_active_jobs_first_on_request(fixture: StoreFixture) {
-    let jobs = jobs_of(&fixture, "ada", 4).await;
+    let jobs = create_jobs(&fixture, "ada", 4).await;
     fixture
         .commit(&ended(&jobs[0], Status::Succeeded, now()))
         .await;
     fixture
         .commit(&ended(&jobs[2], Status::Cancelled, now()))
         .await;
-    let listing = |owner: Option<&str>, limit| ListQuery {
+    let active_first = |owner: Option<&str>, limit| ListQuery {
         owner: owner.map(str::to_owned),
         active_first: true,
         limit,
         ..ListQuery::default()
     };
     let expected = [&jobs[1], &jobs[3], &jobs[0], &jobs[2]].map(|job| job.id.clone());
-    assert_eq!(list(&fixture, listing(Some("ada"), 4)).await, expected);
-    assert_eq!(list(&fixture, listing(None, 3)).await, expected[..3]);
-    assert!(list(&fixture, listing(Some("bob"), 4)).await.is_empty());
+    assert_eq!(list(&fixture, active_first(Some("ada"), 4)).await, expected);
+    assert_eq!(list(&fixture, active_first(None, 3)).await, expected[..3]);
+    assert!(
+        list(&fixture, active_first(Some("bob"), 4))
+            .await
+            .is_empty()
+    );
 }
 
 pub(crate) async fn acknowledged_commit_is_visible_to_reads(fixture: StoreFixture) {

@@ -1,16 +1,16 @@
-//! What has been kept long enough is forgotten.
+//! Deletion of expired data.
 
 use progress_hub::job::{JobId, Status};
 use progress_hub::store::{BUFFERED_UPDATE_TTL, BufferOutcome, CreateOutcome, Queue, Schedule};
 use progress_hub::time::Time;
 
-use super::{MINUTE, RETENTION, SECOND, StoreFixture, ended, job_of, news, next, now, task};
+use super::{MINUTE, RETENTION, SECOND, StoreFixture, ended, job_of, next, now, task, update};
 
 async fn sweep(fixture: &StoreFixture, now: Time) -> usize {
     fixture.store.sweep(now).await.unwrap()
 }
 
-async fn is_kept(fixture: &StoreFixture, id: &JobId) -> bool {
+async fn exists(fixture: &StoreFixture, id: &JobId) -> bool {
     fixture.get(id).await.is_some()
 }
 
@@ -28,9 +28,9 @@ pub(crate) async fn finished_job_is_deleted_after_its_retention(fixture: StoreFi
         sweep(&fixture, now() + RETENTION.terminal + SECOND).await,
         1
     );
-    assert!(!is_kept(&fixture, &old.id).await);
-    assert!(is_kept(&fixture, &fresh.id).await);
-    assert!(is_kept(&fixture, &active.id).await);
+    assert!(!exists(&fixture, &old.id).await);
+    assert!(exists(&fixture, &fresh.id).await);
+    assert!(exists(&fixture, &active.id).await);
     fixture.expect_published(&old.id, &[1, 2]).await;
 }
 
@@ -39,23 +39,23 @@ pub(crate) async fn inactive_job_is_deleted_after_its_retention(fixture: StoreFi
         poll_at: Some(now()),
         ..Schedule::default()
     };
-    let silent = fixture.create_due(job_of("ada"), due).await;
-    let lively = fixture.create(job_of("ada")).await;
-    let mut newer = next(&lively);
+    let inactive = fixture.create_due(job_of("ada"), due).await;
+    let active = fixture.create(job_of("ada")).await;
+    let mut newer = next(&active);
     newer.updated_at = now() + MINUTE;
     fixture.commit(&newer).await;
 
     assert_eq!(sweep(&fixture, now() + RETENTION.active).await, 0);
     assert_eq!(sweep(&fixture, now() + RETENTION.active + SECOND).await, 1);
-    assert!(!is_kept(&fixture, &silent.id).await);
-    assert!(is_kept(&fixture, &lively.id).await);
+    assert!(!exists(&fixture, &inactive.id).await);
+    assert!(exists(&fixture, &active.id).await);
     assert_eq!(fixture.store.next_due(Queue::Poll).await.unwrap(), None);
 }
 
 pub(crate) async fn deleting_a_job_frees_its_key_and_task(fixture: StoreFixture) {
     let job = task("kling", "1");
     assert_eq!(
-        fixture.create_once(&job, "k", "f").await,
+        fixture.create_with_key(&job, "k", "f").await,
         CreateOutcome::Created
     );
     fixture.commit(&ended(&job, Status::Succeeded, now())).await;
@@ -66,25 +66,25 @@ pub(crate) async fn deleting_a_job_frees_its_key_and_task(fixture: StoreFixture)
 
     assert_eq!(fixture.store.find_task("kling", "1").await.unwrap(), None);
     let again = fixture
-        .create_once(&task("kling", "1"), "k", "another")
+        .create_with_key(&task("kling", "1"), "k", "another")
         .await;
     assert_eq!(again, CreateOutcome::Created);
 }
 
 pub(crate) async fn buffered_update_is_deleted_after_its_ttl(fixture: StoreFixture) {
     for (stage, at) in [("old", now()), ("fresh", now() + MINUTE)] {
-        let kept = fixture
+        let outcome = fixture
             .store
-            .buffer_update("kling", "1", &news(stage), at)
+            .buffer_update("kling", "1", &update(stage), at)
             .await;
-        assert_eq!(kept.unwrap(), BufferOutcome::Buffered);
+        assert_eq!(outcome.unwrap(), BufferOutcome::Buffered);
     }
     assert_eq!(
         sweep(&fixture, now() + BUFFERED_UPDATE_TTL + SECOND).await,
         1
     );
     let left = fixture.store.buffered_updates("kling", "1").await.unwrap();
-    assert_eq!(left, [news("fresh")]);
+    assert_eq!(left, [update("fresh")]);
 }
 
 pub(crate) async fn repeated_sweeps_delete_all_expired_jobs(fixture: StoreFixture) {
@@ -93,12 +93,12 @@ pub(crate) async fn repeated_sweeps_delete_all_expired_jobs(fixture: StoreFixtur
         fixture.create(ended(&job, Status::Succeeded, now())).await;
     }
     let later = now() + RETENTION.terminal + SECOND;
-    let mut swept = 0;
+    let mut deleted = 0;
     loop {
         match sweep(&fixture, later).await {
             0 => break,
-            some => swept += some,
+            count => deleted += count,
         }
     }
-    assert_eq!(swept, 1100);
+    assert_eq!(deleted, 1100);
 }
