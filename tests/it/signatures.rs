@@ -570,7 +570,7 @@ fn spec_without_trusted_webhook_or_polling_is_rejected() {
         POLL,
     );
     let none = none.mistakes(&[]);
-    assert!(none[0].contains("'none' proves nothing"), "{none:?}");
+    assert!(none[0].contains("'none' cannot be combined"), "{none:?}");
 }
 
 /// The schemes that the vectors speak of.
