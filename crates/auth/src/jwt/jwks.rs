@@ -1,7 +1,7 @@
 //! Cache of a JWKS that is fetched from a URL.
 //!
 //! Unauthenticated clients cannot cause a flood of fetches: there is one fetch at a time, and unknown keys cause at
-//! most one per [`MIN_REFRESH_INTERVAL`]. A fetched set stays in use until a newer one arrives, so an outage of the
+//! most one per `MIN_REFRESH_INTERVAL`. A fetched set stays in use until a newer one arrives, so an outage of the
 //! issuer does not lock callers out.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,7 +105,7 @@ impl<K: Send + Sync + 'static> Jwks<K> {
     }
 
     /// Returns a set other than `seen`, in which a key was missing. Fetches it unless the last fetch for a missing
-    /// key is less than [`MIN_REFRESH_INTERVAL`] ago. Returns `None` if there is no other set.
+    /// key is less than `MIN_REFRESH_INTERVAL` ago. Returns `None` if there is no other set.
     pub async fn newer_than(&self, seen: &Arc<[K]>) -> Option<Arc<[K]>> {
         let other = || self.cached().filter(|keys| !Arc::ptr_eq(keys, seen));
         let _lock = self.refresh_lock.lock().await;

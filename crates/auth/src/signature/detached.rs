@@ -212,7 +212,7 @@ impl SignatureClaim<'_, '_> {
         }
         match &self.envelope.timestamp {
             Some(TimestampSource::Header(name)) => {
-                check_fresh(required(headers, name)?, name, now)?
+                check_fresh(required(headers, name)?, name, now)?;
             }
             Some(TimestampSource::Field(name)) => {
                 let timestamp = field(&self.fields, name).unwrap_or_default();
