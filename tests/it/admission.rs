@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-use crate::app::{Answer, TestApp, TestBuilder, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{TestApp, TestAppBuilder, TestResponse, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
 const ATELIER: &str = r#"
 title = "Atelier"
@@ -58,30 +58,30 @@ problem = "resolution: is needed"
 /// A provider, what its tasks have come to, and the hub in front of it.
 struct Atelier {
     app: TestApp,
-    provider: StandIn,
+    provider: MockProvider,
     states: Arc<Mutex<HashMap<String, Value>>>,
     _folder: TempDir,
 }
 
 async fn atelier(settings: &[(&str, &str)]) -> Atelier {
-    Atelier::of(TestApp::builder(), settings, TestBuilder::spawn).await
+    Atelier::of(TestApp::builder(), settings, TestAppBuilder::spawn).await
 }
 
 impl Atelier {
     async fn of(
-        builder: TestBuilder,
+        builder: TestAppBuilder,
         settings: &[(&str, &str)],
-        spawn: impl AsyncFnOnce(TestBuilder) -> TestApp,
+        spawn: impl AsyncFnOnce(TestAppBuilder) -> TestApp,
     ) -> Self {
         let states: Arc<Mutex<HashMap<String, Value>>> = Arc::default();
         let known = Arc::clone(&states);
-        let provider = StandIn::start(move |asked: Asked| {
+        let provider = MockProvider::start(move |asked: RecordedRequest| {
             let name = asked.body["name"].as_str().or(asked.path.split('/').nth(2));
             let name = name.unwrap_or_default().to_owned();
             let state = known.lock().unwrap().get(&name).cloned();
             let mut task = state.unwrap_or_else(|| json!({ "state": "working" }));
             task["id"] = name.into();
-            async move { Reply::json(200, &task) }
+            async move { MockResponse::json(200, &task) }
         })
         .await;
         let folder = tempfile::tempdir().unwrap();
@@ -101,7 +101,7 @@ impl Atelier {
         }
     }
 
-    async fn post(&self, owner: &str, body: &Value) -> Answer {
+    async fn post(&self, owner: &str, body: &Value) -> TestResponse {
         post(&self.app, owner, body).await
     }
 
@@ -110,8 +110,10 @@ impl Atelier {
         let answer = self.post("alice", body).await;
         assert_eq!(answer.status, 202, "{}", answer.body);
         let id = answer.body["id"].as_str().unwrap();
-        let is_it = |asked: &&Asked| asked.method == "POST" && asked.body["name"] == id;
-        let asked = self.provider.until(|all| all.iter().any(|it| is_it(&it)));
+        let is_it = |asked: &&RecordedRequest| asked.method == "POST" && asked.body["name"] == id;
+        let asked = self
+            .provider
+            .wait_for_requests(|all| all.iter().any(|it| is_it(&it)));
         asked.await.iter().find(is_it).unwrap().body.clone()
     }
 
@@ -127,7 +129,7 @@ impl Atelier {
     async fn assert_nothing_was_done(&self) {
         let list = self.app.request(Method::GET, "/v1/jobs", "alice");
         assert_eq!(send(list).await.body["jobs"], json!([]));
-        assert_eq!(self.provider.asked().len(), 0);
+        assert_eq!(self.provider.requests().len(), 0);
     }
 
     /// Lets a task come to this.
@@ -142,7 +144,7 @@ impl Atelier {
     }
 }
 
-async fn post(app: &TestApp, owner: &str, body: &Value) -> Answer {
+async fn post(app: &TestApp, owner: &str, body: &Value) -> TestResponse {
     send(app.request(Method::POST, "/v1/videos", owner).json(body)).await
 }
 
@@ -377,8 +379,11 @@ async fn concurrent_submits_never_exceed_the_budget() {
             );
         }
         assert_eq!(taken, 4);
-        let submits = |all: &[Asked]| all.iter().filter(|it| it.method == "POST").count();
-        atelier.provider.until(|all| submits(all) == 4).await;
+        let submits = |all: &[RecordedRequest]| all.iter().filter(|it| it.method == "POST").count();
+        atelier
+            .provider
+            .wait_for_requests(|all| submits(all) == 4)
+            .await;
         let reserved = "reserved_total{provider=\"atelier\"}";
         assert_eq!(atelier.app.metric(reserved).await, 1.0);
         let refused = "submits_refused_total{reason=\"budget\"}";
@@ -411,12 +416,12 @@ async fn settlement_releases_unused_budget() {
         if end["state"] == "stopped" {
             atelier
                 .app
-                .until(&id, "alice", |job| job["status"] == "running")
+                .wait_for_job(&id, "alice", |job| job["status"] == "running")
                 .await;
             cancel(&id).await;
         }
         atelier.say(&id, end);
-        atelier.app.ended(&id, "alice").await;
+        atelier.app.wait_until_final(&id, "alice").await;
     }
     let cost = |amount: f64, unit: &str| {
         json!({ "state": "done", "files": ["https://a.example/1.mp4"],
@@ -424,14 +429,14 @@ async fn settlement_releases_unused_budget() {
     };
     let cheap = atelier.taken("alice", &body).await;
     atelier.say(&cheap, cost(0.05, "USD"));
-    atelier.app.ended(&cheap, "alice").await;
+    atelier.app.wait_until_final(&cheap, "alice").await;
     atelier
         .refused(&body, 402, "budget_exceeded", ": 0.2 usd are left")
         .await;
     let spent = "spent_total{provider=\"atelier\"}";
     atelier
         .app
-        .until_metric(spent, |sum| (sum - 0.05).abs() < 1e-9)
+        .wait_for_metric(spent, |sum| (sum - 0.05).abs() < 1e-9)
         .await;
 }
 
@@ -447,7 +452,7 @@ async fn a_success_of_unknown_cost_has_cost_its_price() {
         &id,
         json!({ "state": "done", "files": files, "cost": cost }),
     );
-    atelier.app.ended(&id, "alice").await;
+    atelier.app.wait_until_final(&id, "alice").await;
     atelier
         .refused(&body, 402, "budget_exceeded", ": 0.15 usd are left")
         .await;
@@ -513,13 +518,13 @@ async fn an_owner_submits_so_often_and_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn reservation_survives_a_crash_and_is_released_once() {
     let settings = [("providers.atelier.budget_per_day", "0.5"), PRICES];
-    let spawn = async |builder: TestBuilder| builder.spawn_process(&[]).await;
+    let spawn = async |builder: TestAppBuilder| builder.spawn_process(&[]).await;
     let atelier = Atelier::of(TestApp::builder(), &settings, spawn).await;
     let body = order("m-1", json!({}));
     let first = atelier.taken("alice", &body).await;
     atelier.taken("alice", &body).await;
     let is_there = |job: &Value| job["status"] == "running";
-    atelier.app.until(&first, "alice", is_there).await;
+    atelier.app.wait_for_job(&first, "alice", is_there).await;
     let Atelier {
         app,
         provider,
@@ -528,7 +533,7 @@ async fn reservation_survives_a_crash_and_is_released_once() {
     } = atelier;
     let spec = _folder.path().join("atelier.toml");
     let mut builder = TestApp::builder()
-        .folder(app.kill())
+        .data_dir(app.kill())
         .set("providers.atelier.spec", spec.display())
         .set("providers.atelier.base_url", &provider.url);
     for (key, value) in settings {
@@ -540,7 +545,7 @@ async fn reservation_survives_a_crash_and_is_released_once() {
         .lock()
         .unwrap()
         .insert(first.clone(), json!({ "state": "broken" }));
-    app.ended(&first, "alice").await;
+    app.wait_until_final(&first, "alice").await;
     assert_eq!(post(&app, "alice", &body).await.status, 202);
     assert_eq!(post(&app, "alice", &body).await.status, 402);
 }

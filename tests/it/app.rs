@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::TestClient;
 
 /// Signs the tokens of all tests.
-pub const SECRET: &str = "a test secret that is long enough for HS256";
+pub const JWT_SECRET: &str = "a test secret that is long enough for HS256";
 
 /// Signs the simulated provider's callbacks.
 pub const WEBHOOK_SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
@@ -27,7 +27,7 @@ pub const WEBHOOK_SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a test's hub is made from; every test has its own folder and its own ports.
-pub struct TestBuilder {
+pub struct TestAppBuilder {
     settings: Vec<(String, String)>,
     scenario: Option<Scenario>,
     folder: Option<TempDir>,
@@ -36,7 +36,7 @@ pub struct TestBuilder {
 /// A running hub. Dropping it stops it.
 pub struct TestApp {
     pub url: String,
-    pub witness: Option<Inspector>,
+    pub simulator: Option<Inspector>,
     http: reqwest::Client,
     minter: Minter,
     stop: CancellationToken,
@@ -50,7 +50,7 @@ pub struct TestApp {
 
 /// An answer, read to its end.
 #[derive(Debug)]
-pub struct Answer {
+pub struct TestResponse {
     pub status: StatusCode,
     pub headers: reqwest::header::HeaderMap,
     pub body: Value,
@@ -62,11 +62,11 @@ impl TestApp {
         Self::builder().spawn().await
     }
 
-    pub fn builder() -> TestBuilder {
+    pub fn builder() -> TestAppBuilder {
         let settings = [
             ("server.bind", "127.0.0.1:0"),
             ("server.drain", "2s"),
-            ("auth.hs256_secrets", SECRET),
+            ("auth.hs256_secrets", JWT_SECRET),
             (
                 "callback.secret",
                 "a callback secret that is long enough too",
@@ -77,7 +77,7 @@ impl TestApp {
         let settings = settings
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .to_vec();
-        TestBuilder {
+        TestAppBuilder {
             settings,
             scenario: None,
             folder: None,
@@ -105,30 +105,35 @@ impl TestApp {
 
     /// A request as `sub` with the scopes of a page: `jobs:read jobs:write`.
     pub fn request(&self, method: Method, path: &str, sub: &str) -> RequestBuilder {
-        self.request_with(method, path, &self.token(sub, "jobs:read jobs:write"))
+        self.request_with_token(method, path, &self.token(sub, "jobs:read jobs:write"))
     }
 
-    pub fn request_with(&self, method: Method, path: &str, token: &str) -> RequestBuilder {
-        self.anonymous(method, path).bearer_auth(token)
+    pub fn request_with_token(&self, method: Method, path: &str, token: &str) -> RequestBuilder {
+        self.request_without_token(method, path).bearer_auth(token)
     }
 
-    pub fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
+    pub fn request_without_token(&self, method: Method, path: &str) -> RequestBuilder {
         self.http
             .request(method, format!("{}{path}", self.url))
             .timeout(TEST_TIMEOUT)
     }
 
     /// The newest document of a job, as its owner sees it.
-    pub async fn job(&self, id: &str, owner: &str) -> Value {
+    pub async fn get_job(&self, id: &str, owner: &str) -> Value {
         let answer = send(self.request(Method::GET, &format!("/v1/jobs/{id}"), owner)).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         answer.body
     }
 
     /// Waits until the job's document is as wished, by long-polling.
-    pub async fn until(&self, id: &str, owner: &str, wish: impl Fn(&Value) -> bool) -> Value {
+    pub async fn wait_for_job(
+        &self,
+        id: &str,
+        owner: &str,
+        wish: impl Fn(&Value) -> bool,
+    ) -> Value {
         let waiting = async {
-            let mut job = self.job(id, owner).await;
+            let mut job = self.get_job(id, owner).await;
             while !wish(&job) {
                 assert_ne!(job["final"], true, "ended otherwise: {job}");
                 let path = format!("/v1/jobs/{id}?wait=10&since={}", job["version"]);
@@ -145,16 +150,17 @@ impl TestApp {
     }
 
     /// Waits until the job has ended.
-    pub async fn ended(&self, id: &str, owner: &str) -> Value {
-        self.until(id, owner, |job| job["final"] == true).await
+    pub async fn wait_until_final(&self, id: &str, owner: &str) -> Value {
+        self.wait_for_job(id, owner, |job| job["final"] == true)
+            .await
     }
 
     /// Registers a worker's own job.
-    pub async fn worker_job(&self, owner: &str) -> String {
+    pub async fn register_worker_job(&self, owner: &str) -> String {
         let body = json!({ "owner": owner });
         let worker = self.token("worker", "jobs:publish");
         let answer = send(
-            self.request_with(Method::POST, "/v1/jobs", &worker)
+            self.request_with_token(Method::POST, "/v1/jobs", &worker)
                 .json(&body),
         )
         .await;
@@ -163,10 +169,10 @@ impl TestApp {
     }
 
     /// Pushes an update as a worker.
-    pub async fn push(&self, id: &str, update: Value) -> Answer {
+    pub async fn push_update(&self, id: &str, update: Value) -> TestResponse {
         let worker = self.token("worker", "jobs:publish");
         send(
-            self.request_with(Method::POST, &format!("/v1/jobs/{id}/updates"), &worker)
+            self.request_with_token(Method::POST, &format!("/v1/jobs/{id}/updates"), &worker)
                 .json(&update),
         )
         .await
@@ -186,13 +192,13 @@ impl TestApp {
     }
 
     /// A socket of `sub`, welcomed already.
-    pub async fn socket(&self, sub: &str) -> TestClient {
+    pub async fn connect(&self, sub: &str) -> TestClient {
         TestClient::connect(&self.url, &self.token(sub, "jobs:read jobs:write")).await
     }
 
     /// What the simulated provider has seen.
-    pub fn witness(&self) -> &Inspector {
-        self.witness
+    pub fn simulator(&self) -> &Inspector {
+        self.simulator
             .as_ref()
             .expect("a hub with a simulated provider")
     }
@@ -204,7 +210,7 @@ impl TestApp {
 
     /// A number of `/metrics`, by its name without the prefix and with its labels; 0 where there is none.
     pub async fn metric(&self, name: &str) -> f64 {
-        let answer = send(self.anonymous(Method::GET, "/metrics")).await;
+        let answer = send(self.request_without_token(Method::GET, "/metrics")).await;
         let text = answer.body.as_str().expect("a text").to_owned();
         let number = text
             .lines()
@@ -214,7 +220,7 @@ impl TestApp {
     }
 
     /// Waits until a number of `/metrics` is as wished.
-    pub async fn until_metric(&self, name: &str, wish: impl Fn(f64) -> bool) {
+    pub async fn wait_for_metric(&self, name: &str, wish: impl Fn(f64) -> bool) {
         let mut last = f64::NAN;
         let waiting = async {
             loop {
@@ -230,21 +236,22 @@ impl TestApp {
     }
 
     /// Waits until nobody is connected and nothing is watched: whatever was held has been let go.
-    pub async fn until_nobody_is_left(&self) {
+    pub async fn wait_until_no_connections(&self) {
         for kind in ["websocket", "sse", "poll"] {
             let name = format!("connections{{kind=\"{kind}\"}}");
-            self.until_metric(&name, |open| open == 0.0).await;
+            self.wait_for_metric(&name, |open| open == 0.0).await;
         }
-        self.until_metric("watched_jobs", |jobs| jobs == 0.0).await;
+        self.wait_for_metric("watched_jobs", |jobs| jobs == 0.0)
+            .await;
     }
 
     /// Tells the hub to stop, as SIGTERM does, without waiting for it.
-    pub fn begin_stop(&self) {
+    pub fn begin_shutdown(&self) {
         self.stop.cancel();
     }
 
     /// Stops the hub in good order; its folder stays for [`TestBuilder::folder`].
-    pub async fn stop(mut self) -> Option<TempDir> {
+    pub async fn shut_down(mut self) -> Option<TempDir> {
         self.stop.cancel();
         if let Some(running) = self.running.take() {
             tokio::time::timeout(TEST_TIMEOUT, running)
@@ -271,7 +278,7 @@ impl TestApp {
     }
 
     /// The file that the hub keeps its jobs in.
-    pub fn database(&self) -> std::path::PathBuf {
+    pub fn database_path(&self) -> std::path::PathBuf {
         self.folder
             .as_ref()
             .expect("a folder")
@@ -297,7 +304,7 @@ impl Drop for TestApp {
     }
 }
 
-impl TestBuilder {
+impl TestAppBuilder {
     /// Sets a key of the configuration.
     #[expect(clippy::needless_pass_by_value, reason = "so a number stands as it is")]
     pub fn set(mut self, key: &str, value: impl ToString) -> Self {
@@ -306,13 +313,13 @@ impl TestBuilder {
     }
 
     /// Adds a simulated provider called `simulated`, whose jobs do this unless told otherwise.
-    pub fn simulated(mut self, scenario: Scenario) -> Self {
+    pub fn with_simulator(mut self, scenario: Scenario) -> Self {
         self.scenario = Some(scenario);
         self
     }
 
     /// Keeps its store in this folder, where an earlier hub may have had one.
-    pub fn folder(mut self, folder: TempDir) -> Self {
+    pub fn data_dir(mut self, folder: TempDir) -> Self {
         self.folder = Some(folder);
         self
     }
@@ -386,7 +393,7 @@ impl TestBuilder {
                 },
             )
             .unwrap();
-            let before = simulated_at(&simulator.url());
+            let before = simulator_settings(&simulator.url());
             // A test's own settings come last and win.
             settings.splice(0..0, before);
             let stop = CancellationToken::new();
@@ -395,7 +402,7 @@ impl TestBuilder {
             simulating = Some(stop);
         }
         // Providers need an address to call back before the hub listens, so one is reserved.
-        let (port, bind) = reserve();
+        let (port, bind) = reserve_port();
         let public_url = ("server.public_url".to_owned(), format!("http://{bind}"));
         settings.insert(0, public_url);
         for setting in &mut settings {
@@ -408,7 +415,7 @@ impl TestBuilder {
         let minter = Minter::new(&config.auth).unwrap();
         let app = TestApp {
             url: String::new(),
-            witness,
+            simulator: witness,
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             minter,
             stop: CancellationToken::new(),
@@ -423,7 +430,7 @@ impl TestBuilder {
 }
 
 /// The settings of a provider called `simulated`, which is a simulator at this URL.
-pub fn simulated_at(url: &str) -> Vec<(String, String)> {
+pub fn simulator_settings(url: &str) -> Vec<(String, String)> {
     let settings = [
         ("spec", "kling"),
         ("base_url", url),
@@ -440,7 +447,7 @@ pub fn simulated_at(url: &str) -> Vec<(String, String)> {
 }
 
 /// A port that nobody else gets, though a listener that reuses addresses may bind it too.
-pub fn reserve() -> (socket2::Socket, SocketAddr) {
+pub fn reserve_port() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     let any: SocketAddr = ([127, 0, 0, 1], 0).into();
@@ -450,12 +457,12 @@ pub fn reserve() -> (socket2::Socket, SocketAddr) {
 }
 
 /// Sends and reads to the end; an empty body is null.
-pub async fn send(request: RequestBuilder) -> Answer {
+pub async fn send(request: RequestBuilder) -> TestResponse {
     let response = request.send().await.expect("an answer");
     let (status, headers) = (response.status(), response.headers().clone());
     let text = response.text().await.expect("a body");
     let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-    Answer {
+    TestResponse {
         status,
         headers,
         body,

@@ -6,17 +6,17 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::app::{Answer, TestApp, TestBuilder, send};
-use crate::client::{TestClient, open, upgrade};
+use crate::app::{TestApp, TestAppBuilder, TestResponse, send};
+use crate::client::{TestClient, try_upgrade, upgrade_request};
 use crate::issuer::{Issuer, Signer};
-use crate::sse_client::TestStream;
+use crate::sse_client::SseClient;
 
 const PROTOCOLS: &str = "sec-websocket-protocol";
 
 /// The answer to a request for an upgrade that is refused.
-async fn refused(app: &TestApp, headers: &[(&str, &str)]) -> Answer {
+async fn refused(app: &TestApp, headers: &[(&str, &str)]) -> TestResponse {
     let mut request = app
-        .anonymous(Method::GET, "/v1/ws")
+        .request_without_token(Method::GET, "/v1/ws")
         .header("connection", "upgrade")
         .header("upgrade", "websocket")
         .header("sec-websocket-version", "13")
@@ -33,7 +33,7 @@ async fn refused(app: &TestApp, headers: &[(&str, &str)]) -> Answer {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_in_the_header_is_welcomed() {
     let app = TestApp::spawn().await;
-    let mut socket = app.socket("alice").await;
+    let mut socket = app.connect("alice").await;
     let hello = &socket.hello;
     assert_eq!(hello["protocol"], 1);
     assert_eq!(hello["heartbeat_ms"], 25_000);
@@ -43,7 +43,7 @@ async fn a_token_in_the_header_is_welcomed() {
             .is_some_and(|name| !name.is_empty())
     );
     assert!(hello["expires_at"].as_str() > hello["now"].as_str());
-    socket.hears_nothing().await;
+    socket.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,23 +53,25 @@ async fn a_token_in_a_subprotocol_is_welcomed_and_only_the_protocol_echoed() {
         "progress-hub.v1, bearer.{}",
         app.token("alice", "jobs:read")
     );
-    let (socket, response) = open(upgrade(&app.url, &[(PROTOCOLS, &offer)]))
+    let (socket, response) = try_upgrade(upgrade_request(&app.url, &[(PROTOCOLS, &offer)]))
         .await
         .unwrap();
     assert_eq!(response.headers()[PROTOCOLS], "progress-hub.v1");
-    let mut client = TestClient::of(socket);
-    client.hear("hello").await;
+    let mut client = TestClient::new(socket);
+    client.expect_message("hello").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_in_the_first_frame_is_welcomed() {
     let app = TestApp::spawn().await;
-    let mut client = TestClient::stranger(&app.url).await;
+    let mut client = TestClient::connect_unauthenticated(&app.url).await;
     let token = app.token("alice", "jobs:read");
-    client.say(json!({ "type": "auth", "token": token })).await;
-    let hello = client.hear("hello").await;
+    client
+        .send_json(json!({ "type": "auth", "token": token }))
+        .await;
+    let hello = client.expect_message("hello").await;
     assert_eq!(hello["protocol"], 1);
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     assert_eq!(client.subscribe(&[(&job, 0)]).await[&job], "sent");
 }
 
@@ -105,13 +107,13 @@ async fn unauthenticated_socket_is_closed_after_auth_timeout() {
         .set("socket.auth_timeout", "300ms")
         .spawn()
         .await;
-    let mut client = TestClient::stranger(&app.url).await;
-    let bye = client.hear("bye").await;
+    let mut client = TestClient::connect_unauthenticated(&app.url).await;
+    let bye = client.expect_message("bye").await;
     assert_eq!(
         (&bye["code"], &bye["reason"]),
         (&json!(4003), &json!("auth_timeout"))
     );
-    assert_eq!(client.closed().await, Some(4003));
+    assert_eq!(client.expect_close().await, Some(4003));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,10 +122,10 @@ async fn authenticated_socket_is_not_closed_by_auth_timeout() {
         .set("socket.auth_timeout", "100ms")
         .spawn()
         .await;
-    let mut welcomed = app.socket("alice").await;
-    let mut stranger = TestClient::stranger(&app.url).await;
-    assert_eq!(stranger.closed().await, Some(4003));
-    welcomed.hears_nothing().await;
+    let mut welcomed = app.connect("alice").await;
+    let mut stranger = TestClient::connect_unauthenticated(&app.url).await;
+    assert_eq!(stranger.expect_close().await, Some(4003));
+    welcomed.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,9 +141,9 @@ async fn invalid_first_frame_closes_with_4001() {
         json!({ "type": "subscribe", "id": 1, "feed": "mine" }),
         json!("auth"),
     ] {
-        let mut client = TestClient::stranger(&app.url).await;
-        client.say(first.clone()).await;
-        assert_eq!(client.closed().await, Some(4001), "{first}");
+        let mut client = TestClient::connect_unauthenticated(&app.url).await;
+        client.send_json(first.clone()).await;
+        assert_eq!(client.expect_close().await, Some(4001), "{first}");
     }
 }
 
@@ -150,8 +152,8 @@ async fn same_host_origin_is_allowed_foreign_origin_gets_403() {
     let app = TestApp::spawn().await;
     let bearer = format!("Bearer {}", app.token("alice", "jobs:read"));
     let come = |origin: String| {
-        let request = upgrade(&app.url, &[("authorization", &bearer), ("origin", &origin)]);
-        open(request)
+        let request = upgrade_request(&app.url, &[("authorization", &bearer), ("origin", &origin)]);
+        try_upgrade(request)
     };
     assert!(come(app.url.clone()).await.is_ok());
     for foreign in [
@@ -180,8 +182,8 @@ async fn only_allowed_origins_may_open_a_socket_once_some_are_named() {
         .await;
     let bearer = format!("Bearer {}", app.token("alice", "jobs:read"));
     let come = |origin: &str| {
-        let request = upgrade(&app.url, &[("authorization", &bearer), ("origin", origin)]);
-        open(request)
+        let request = upgrade_request(&app.url, &[("authorization", &bearer), ("origin", origin)]);
+        try_upgrade(request)
     };
     for allowed in ["https://a.example", "https://b.example:8443"] {
         assert!(come(allowed).await.is_ok(), "{allowed}");
@@ -203,37 +205,44 @@ async fn only_allowed_origins_may_open_a_socket_once_some_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewed_token_keeps_the_socket_and_its_subscriptions() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let short = app.token_for("alice", "jobs:read", None, Duration::from_secs(3));
     let mut client = TestClient::connect(&app.url, &short).await;
     client.subscribe(&[(&job, 0)]).await;
-    client.job().await;
+    client.next_job().await;
 
     let token = app.token("alice", "jobs:read");
-    client.say(json!({ "type": "auth", "token": token })).await;
-    let hello = client.hear("hello").await;
+    client
+        .send_json(json!({ "type": "auth", "token": token }))
+        .await;
+    let hello = client.expect_message("hello").await;
     assert_eq!(hello["connection"], client.hello["connection"]);
     assert!(hello["expires_at"].as_str() > client.hello["expires_at"].as_str());
 
     // By the first token's end another that began with it is closed, and this one is not.
     let mut other = TestClient::connect(&app.url, &short).await;
-    assert_eq!(other.closed().await, Some(4002));
-    app.push(&job, json!({ "progress": 10 })).await;
-    assert_eq!(client.job().await["progress"], 10.0);
-    client.hears_nothing().await;
+    assert_eq!(other.expect_close().await, Some(4002));
+    app.push_update(&job, json!({ "progress": 10 })).await;
+    assert_eq!(client.next_job().await["progress"], 10.0);
+    client.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_can_not_be_renewed_for_somebody_else_or_with_a_bad_one() {
     let app = TestApp::spawn().await;
-    let (hers, his) = (app.worker_job("alice").await, app.worker_job("bob").await);
-    let mut client = app.socket("alice").await;
+    let (hers, his) = (
+        app.register_worker_job("alice").await,
+        app.register_worker_job("bob").await,
+    );
+    let mut client = app.connect("alice").await;
     for (token, code) in [
         (app.token("bob", "jobs:read"), "subject_changed"),
         ("no.such.token".to_owned(), "unauthorized"),
     ] {
-        client.say(json!({ "type": "auth", "token": token })).await;
-        assert_eq!(client.hear("error").await["code"], code);
+        client
+            .send_json(json!({ "type": "auth", "token": token }))
+            .await;
+        assert_eq!(client.expect_message("error").await["code"], code);
     }
     let outcome = client.subscribe(&[(&hers, 0), (&his, 0)]).await;
     assert_eq!(outcome, json!({ hers: "sent", his: "not_found" }));
@@ -242,7 +251,10 @@ async fn a_token_can_not_be_renewed_for_somebody_else_or_with_a_bad_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn narrower_token_renewal_drops_subscriptions() {
     let app = TestApp::spawn().await;
-    let (kept, lost) = (app.worker_job("alice").await, app.worker_job("alice").await);
+    let (kept, lost) = (
+        app.register_worker_job("alice").await,
+        app.register_worker_job("alice").await,
+    );
     let narrow = app.token_for(
         "alice",
         "jobs:read",
@@ -251,56 +263,62 @@ async fn narrower_token_renewal_drops_subscriptions() {
     );
     let blind = app.token("alice", "jobs:publish");
     for feed in [false, true] {
-        let mut client = app.socket("alice").await;
+        let mut client = app.connect("alice").await;
         match feed {
             true => {
                 client
-                    .say(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
+                    .send_json(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
                     .await;
-                client.hear("subscribed").await;
+                client.expect_message("subscribed").await;
             }
             false => drop(client.subscribe(&[(&kept, 0), (&lost, 0)]).await),
         }
-        client.job().await;
-        client.job().await;
-        client.say(json!({ "type": "auth", "token": narrow })).await;
-        client.hear("hello").await;
-        app.push(&lost, json!({ "stage": format!("unseen {feed}") }))
+        client.next_job().await;
+        client.next_job().await;
+        client
+            .send_json(json!({ "type": "auth", "token": narrow }))
             .await;
-        app.push(&kept, json!({ "stage": format!("seen {feed}") }))
+        client.expect_message("hello").await;
+        app.push_update(&lost, json!({ "stage": format!("unseen {feed}") }))
+            .await;
+        app.push_update(&kept, json!({ "stage": format!("seen {feed}") }))
             .await;
         // Without the feed there is nothing left that would show jobs that were not asked for.
         if !feed {
-            let seen = client.job().await;
+            let seen = client.next_job().await;
             assert_eq!(
                 (&seen["id"], &seen["stage"]),
                 (&json!(kept), &json!("seen false"))
             );
         }
-        client.hears_nothing().await;
+        client.assert_no_messages().await;
 
-        client.say(json!({ "type": "auth", "token": blind })).await;
-        client.hear("hello").await;
-        app.push(&kept, json!({ "stage": format!("unseen too {feed}") }))
+        client
+            .send_json(json!({ "type": "auth", "token": blind }))
             .await;
-        app.worker_job("alice").await;
-        client.hears_nothing().await;
+        client.expect_message("hello").await;
+        app.push_update(&kept, json!({ "stage": format!("unseen too {feed}") }))
+            .await;
+        app.register_worker_job("alice").await;
+        client.assert_no_messages().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn losing_read_scope_ends_the_feed() {
     let app = TestApp::spawn().await;
-    let mut client = app.socket("alice").await;
+    let mut client = app.connect("alice").await;
     client
-        .say(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
+        .send_json(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
         .await;
-    client.hear("subscribed").await;
+    client.expect_message("subscribed").await;
     let blind = app.token("alice", "jobs:publish");
-    client.say(json!({ "type": "auth", "token": blind })).await;
-    client.hear("hello").await;
-    app.worker_job("alice").await;
-    client.hears_nothing().await;
+    client
+        .send_json(json!({ "type": "auth", "token": blind }))
+        .await;
+    client.expect_message("hello").await;
+    app.register_worker_job("alice").await;
+    client.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -308,37 +326,37 @@ async fn a_token_that_ends_is_announced_and_then_ends_the_socket() {
     let app = TestApp::spawn().await;
     let token = app.token_for("alice", "jobs:read", None, Duration::from_secs(3));
     let mut client = TestClient::connect(&app.url, &token).await;
-    let notice = client.hear("token_expiring").await;
+    let notice = client.expect_message("token_expiring").await;
     assert!(
         (1..3000).contains(&notice["in_ms"].as_u64().unwrap()),
         "{notice}"
     );
-    let bye = client.hear("bye").await;
+    let bye = client.expect_message("bye").await;
     assert_eq!(
         (&bye["code"], &bye["reason"]),
         (&json!(4002), &json!("token_expired"))
     );
-    assert_eq!(client.closed().await, Some(4002));
+    assert_eq!(client.expect_close().await, Some(4002));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_with_its_token() {
     let app = TestApp::spawn().await;
     let token = app.token_for("alice", "jobs:read", None, Duration::from_secs(2));
-    let request = app.request_with(Method::GET, "/v1/events?feed=mine", &token);
-    let mut stream = TestStream::of(request).await;
+    let request = app.request_with_token(Method::GET, "/v1/events?feed=mine", &token);
+    let mut stream = SseClient::open_with(request).await;
     assert!(
         stream
-            .next()
+            .next_event()
             .await
             .is_some_and(|first| first.retry.is_some())
     );
-    assert_eq!(stream.next().await, None);
+    assert_eq!(stream.next_event().await, None);
 }
 
 /// What a token shows of a job by each of the ways to look at it.
 async fn sees(app: &TestApp, token: &str, job: &str) -> bool {
-    let get = |path: String| send(app.request_with(Method::GET, &path, token));
+    let get = |path: String| send(app.request_with_token(Method::GET, &path, token));
     let shown = get(format!("/v1/jobs/{job}")).await;
     let held = get(format!("/v1/jobs/{job}?wait=0.1&since=1")).await;
     let by_http = match (shown.status.as_u16(), held.status.as_u16()) {
@@ -353,19 +371,19 @@ async fn sees(app: &TestApp, token: &str, job: &str) -> bool {
     let mut client = TestClient::connect(&app.url, token).await;
     let outcome = client.subscribe(&[(job, 0)]).await;
     let by_socket = match outcome[job].as_str().unwrap() {
-        "sent" => client.job().await["id"] == job,
+        "sent" => client.next_job().await["id"] == job,
         "not_found" => {
-            client.hears_nothing().await;
+            client.assert_no_messages().await;
             false
         }
         other => panic!("by socket {other}"),
     };
-    client.leave().await;
+    client.close().await;
 
     let path = format!("/v1/events?job={job}");
-    let request = app.request_with(Method::GET, &path, token);
+    let request = app.request_with_token(Method::GET, &path, token);
     let by_stream = if by_http {
-        TestStream::of(request).await.job().await["id"] == job
+        SseClient::open_with(request).await.next_job().await["id"] == job
     } else {
         let answer = send(request).await;
         assert_eq!(
@@ -385,8 +403,8 @@ async fn sees(app: &TestApp, token: &str, job: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_see_only_permitted_jobs() {
     let app = TestApp::spawn().await;
-    let hers = app.worker_job("alice").await;
-    let his = app.worker_job("bob").await;
+    let hers = app.register_worker_job("alice").await;
+    let his = app.register_worker_job("bob").await;
     let granted = |jobs: &[&str], scope: &str| {
         app.token_for("bob", scope, Some(jobs), Duration::from_secs(60))
     };
@@ -424,8 +442,8 @@ async fn callers_see_only_permitted_jobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn feeds_and_lists_hold_exactly_the_jobs_that_are_theirs() {
     let app = TestApp::spawn().await;
-    let hers = app.worker_job("alice").await;
-    let his = app.worker_job("bob").await;
+    let hers = app.register_worker_job("alice").await;
+    let his = app.register_worker_job("bob").await;
     let granted = |scope| app.token_for("bob", scope, Some(&[&hers]), Duration::from_secs(60));
     let readers = [
         (app.token("alice", "jobs:read"), vec![&hers]),
@@ -437,7 +455,7 @@ async fn feeds_and_lists_hold_exactly_the_jobs_that_are_theirs() {
         (granted("jobs:publish"), vec![]),
     ];
     for (round, (token, expected)) in readers.into_iter().enumerate() {
-        let answer = send(app.request_with(Method::GET, "/v1/jobs", &token)).await;
+        let answer = send(app.request_with_token(Method::GET, "/v1/jobs", &token)).await;
         let listed: Vec<&Value> = answer.body["jobs"]
             .as_array()
             .unwrap()
@@ -448,9 +466,9 @@ async fn feeds_and_lists_hold_exactly_the_jobs_that_are_theirs() {
 
         let mut client = TestClient::connect(&app.url, &token).await;
         client
-            .say(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
+            .send_json(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
             .await;
-        let subscribed = client.hear("subscribed").await;
+        let subscribed = client.expect_message("subscribed").await;
         let shown: Vec<&String> = subscribed["jobs"]
             .as_object()
             .unwrap()
@@ -460,32 +478,34 @@ async fn feeds_and_lists_hold_exactly_the_jobs_that_are_theirs() {
             .collect();
         assert_eq!(shown, expected, "in the feed for {token}");
         for id in &expected {
-            assert_eq!(client.job().await["id"], **id);
+            assert_eq!(client.next_job().await["id"], **id);
         }
-        let request = app.request_with(Method::GET, "/v1/events?feed=mine", &token);
-        let mut stream = TestStream::of(request).await;
+        let request = app.request_with_token(Method::GET, "/v1/events?feed=mine", &token);
+        let mut stream = SseClient::open_with(request).await;
         for id in &expected {
-            assert_eq!(stream.job().await["id"], **id);
+            assert_eq!(stream.next_job().await["id"], **id);
         }
         // News of everybody's: only what is theirs comes.
         for job in [&hers, &his] {
-            app.push(job, json!({ "stage": format!("told {round} times") }))
+            app.push_update(job, json!({ "stage": format!("told {round} times") }))
                 .await;
         }
         for id in &expected {
-            assert_eq!(client.job().await["id"], **id);
-            assert_eq!(stream.job().await["id"], **id);
+            assert_eq!(client.next_job().await["id"], **id);
+            assert_eq!(stream.next_job().await["id"], **id);
         }
-        client.hears_nothing().await;
+        client.assert_no_messages().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scopes_say_what_may_be_done() {
     let app = TestApp::spawn().await;
-    let hers = app.worker_job("alice").await;
+    let hers = app.register_worker_job("alice").await;
     let post = |path: String, token: String, body: Value| {
-        let request = app.request_with(Method::POST, &path, &token).json(&body);
+        let request = app
+            .request_with_token(Method::POST, &path, &token)
+            .json(&body);
         async move { send(request).await.status.as_u16() }
     };
     let updates = format!("/v1/jobs/{hers}/updates");
@@ -575,25 +595,28 @@ async fn scopes_say_what_may_be_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_cancels_what_its_token_may_cancel() {
     let app = TestApp::spawn().await;
-    let (hers, his) = (app.worker_job("alice").await, app.worker_job("bob").await);
+    let (hers, his) = (
+        app.register_worker_job("alice").await,
+        app.register_worker_job("bob").await,
+    );
     let mut reader = TestClient::connect(&app.url, &app.token("alice", "jobs:read")).await;
     for (job, code) in [(&hers, "forbidden"), (&his, "not_found")] {
         reader
-            .say(json!({ "type": "cancel", "id": job, "job": job }))
+            .send_json(json!({ "type": "cancel", "id": job, "job": job }))
             .await;
-        let error = reader.hear("error").await;
+        let error = reader.expect_message("error").await;
         assert_eq!((&error["id"], &error["code"]), (&json!(job), &json!(code)));
     }
-    let mut writer = app.socket("alice").await;
+    let mut writer = app.connect("alice").await;
     writer.subscribe(&[(&hers, 0)]).await;
     writer
-        .say(json!({ "type": "cancel", "id": 7, "job": hers }))
+        .send_json(json!({ "type": "cancel", "id": 7, "job": hers }))
         .await;
-    assert_eq!(writer.to_the_end(&hers).await["status"], "cancelled");
+    assert_eq!(writer.follow_to_final(&hers).await["status"], "cancelled");
     writer
-        .say(json!({ "type": "cancel", "id": 8, "job": his }))
+        .send_json(json!({ "type": "cancel", "id": 8, "job": his }))
         .await;
-    let error = writer.hear("error").await;
+    let error = writer.expect_message("error").await;
     assert_eq!(
         (&error["id"], &error["code"]),
         (&json!(8), &json!("not_found"))
@@ -603,11 +626,14 @@ async fn a_socket_cancels_what_its_token_may_cancel() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_admin_mints_tokens_for_pages() {
     let app = TestApp::spawn().await;
-    let (hers, other) = (app.worker_job("alice").await, app.worker_job("alice").await);
+    let (hers, other) = (
+        app.register_worker_job("alice").await,
+        app.register_worker_job("alice").await,
+    );
     let admin = app.token("shop", "admin");
     let mint = |wish: Value| {
         send(
-            app.request_with(Method::POST, "/v1/tokens", &admin)
+            app.request_with_token(Method::POST, "/v1/tokens", &admin)
                 .json(&wish),
         )
     };
@@ -654,7 +680,7 @@ async fn an_admin_mints_tokens_for_pages() {
 #[tokio::test(flavor = "multi_thread")]
 async fn http_without_a_good_token_is_answered_401() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let good = app.token("alice", "jobs:read");
     for path in [
         "/v1/jobs",
@@ -662,21 +688,22 @@ async fn http_without_a_good_token_is_answered_401() {
         "/v1/events?feed=mine",
     ] {
         for token in ["", "x", "a.b.c", &good[..good.len() - 4]] {
-            let answer = send(app.request_with(Method::GET, path, token)).await;
+            let answer = send(app.request_with_token(Method::GET, path, token)).await;
             assert_eq!(answer.status, 401, "{path} {token}");
         }
-        let answer = send(app.anonymous(Method::GET, &format!("{path}?token={good}"))).await;
+        let answer =
+            send(app.request_without_token(Method::GET, &format!("{path}?token={good}"))).await;
         assert_eq!(answer.status, 401, "a token in the URL of {path}");
     }
 }
 
 /// A hub that believes an issuer's key set and no secret.
-fn believing(issuer: &Issuer) -> TestBuilder {
+fn believing(issuer: &Issuer) -> TestAppBuilder {
     TestApp::builder().set("auth.jwks_url", issuer.url())
 }
 
 async fn status(app: &TestApp, token: &str) -> u16 {
-    send(app.request_with(Method::GET, "/v1/jobs", token))
+    send(app.request_with_token(Method::GET, "/v1/jobs", token))
         .await
         .status
         .as_u16()
@@ -735,7 +762,7 @@ async fn unreachable_jwks_returns_503() {
     let issuer = Issuer::start(None);
     let app = believing(&issuer).spawn().await;
     let token = signer.token(Some("a"), "alice");
-    let answer = send(app.request_with(Method::GET, "/v1/jobs", &token)).await;
+    let answer = send(app.request_with_token(Method::GET, "/v1/jobs", &token)).await;
     assert_eq!(
         (answer.status.as_u16(), &answer.body["code"]),
         (503, &json!("keys_unavailable"))
@@ -748,9 +775,14 @@ async fn unreachable_jwks_returns_503() {
     assert_eq!(answer.body["code"], "keys_unavailable");
 
     // A stranger on a socket is told, and may try again until its time is over.
-    let mut client = TestClient::stranger(&app.url).await;
-    client.say(json!({ "type": "auth", "token": token })).await;
-    assert_eq!(client.hear("error").await["code"], "keys_unavailable");
+    let mut client = TestClient::connect_unauthenticated(&app.url).await;
+    client
+        .send_json(json!({ "type": "auth", "token": token }))
+        .await;
+    assert_eq!(
+        client.expect_message("error").await["code"],
+        "keys_unavailable"
+    );
     issuer.publish(Some(vec![signer.jwk("a")]));
     let deadline = tokio::time::Instant::now() + crate::app::TEST_TIMEOUT;
     while status(&app, &token).await == 503 {
@@ -760,8 +792,10 @@ async fn unreachable_jwks_returns_503() {
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    client.say(json!({ "type": "auth", "token": token })).await;
-    client.hear("hello").await;
+    client
+        .send_json(json!({ "type": "auth", "token": token }))
+        .await;
+    client.expect_message("hello").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -775,7 +809,7 @@ async fn every_kind_of_public_key_proves_its_tokens() {
         .set("auth.public_keys", Value::from(listed))
         .spawn()
         .await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     for signer in &signers {
         assert!(sees(&app, &signer.token(None, "alice"), &job).await);
         assert!(!sees(&app, &signer.token(None, "bob"), &job).await);
@@ -788,13 +822,13 @@ async fn every_kind_of_public_key_proves_its_tokens() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rejected_token_is_not_echoed() {
     let app = TestApp::spawn().await;
-    let mut client = app.socket("alice").await;
+    let mut client = app.connect("alice").await;
     let token = app.token("bob", "jobs:read");
     client
         .send(Message::text(format!(
             "{{\"type\":\"auth\",\"token\":\"{token}\""
         )))
         .await;
-    let error = client.hear("error").await;
+    let error = client.expect_message("error").await;
     assert!(!error.to_string().contains(&token), "{error}");
 }

@@ -3,9 +3,9 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{Answer, TestApp, TestBuilder, send};
+use crate::app::{TestApp, TestAppBuilder, TestResponse, send};
 
-fn hub() -> TestBuilder {
+fn hub() -> TestAppBuilder {
     TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", "http://127.0.0.1:9")
@@ -26,7 +26,7 @@ fn with(mut body: Value, changes: &Value) -> Value {
 }
 
 #[track_caller]
-fn assert_names(answer: &Answer, field: &str, what: &Value) {
+fn assert_names(answer: &TestResponse, field: &str, what: &Value) {
     assert_eq!(answer.status, 400, "{what}: {}", answer.body);
     assert_eq!(answer.body["code"], "invalid_request", "{what}");
     assert_eq!(answer.body["retryable"], false);
@@ -37,7 +37,12 @@ fn assert_names(answer: &Answer, field: &str, what: &Value) {
 
 async fn refuses(app: &TestApp, path: &str, good: &Value, wrong: &[(Value, &str)]) {
     let token = app.token("root", "admin");
-    let post = |body: &Value| send(app.request_with(Method::POST, path, &token).json(body));
+    let post = |body: &Value| {
+        send(
+            app.request_with_token(Method::POST, path, &token)
+                .json(body),
+        )
+    };
     for (changes, field) in wrong {
         assert_names(&post(&with(good.clone(), changes)).await, field, changes);
     }
@@ -45,10 +50,10 @@ async fn refuses(app: &TestApp, path: &str, good: &Value, wrong: &[(Value, &str)
         assert_names(&post(&body).await, "", &body);
     }
     for text in ["", "{", "{\"a\":1}{", "\u{0}", "{\"owner\":\"a\",}"] {
-        let request = app.request_with(Method::POST, path, &token);
+        let request = app.request_with_token(Method::POST, path, &token);
         assert_names(&send(request.body(text)).await, "", &json!(text));
     }
-    let request = app.request_with(Method::POST, path, &token);
+    let request = app.request_with_token(Method::POST, path, &token);
     assert_names(
         &send(request.body(&b"\xff\xff"[..])).await,
         "",
@@ -140,7 +145,7 @@ async fn each_field_of_a_registration_is_checked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_field_of_a_push_is_checked() {
     let app = hub().spawn().await;
-    let id = app.worker_job("alice").await;
+    let id = app.register_worker_job("alice").await;
     let good = json!({ "status": "running", "progress": 5 });
     let wrong = [
         (json!({ "status": "resting" }), "status"),
@@ -177,7 +182,7 @@ async fn each_field_of_a_push_is_checked() {
         (json!({ "owner": "bob" }), "owner"),
     ];
     refuses(&app, &format!("/v1/jobs/{id}/updates"), &good, &wrong).await;
-    assert_eq!(app.job(&id, "alice").await["version"], 2);
+    assert_eq!(app.get_job(&id, "alice").await["version"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,7 +225,11 @@ async fn unknown_provider_error_lists_configured_providers() {
             json!({ "provider": "klign", "provider_task_id": "1", "owner": "a" }),
         ),
     ] {
-        let answer = send(app.request_with(Method::POST, path, &token).json(&body)).await;
+        let answer = send(
+            app.request_with_token(Method::POST, path, &token)
+                .json(&body),
+        )
+        .await;
         assert_eq!(answer.status, 400);
         assert_eq!(answer.body["code"], "unknown_provider");
         let detail = answer.body["detail"].as_str().unwrap();
@@ -281,7 +290,7 @@ async fn only_an_admin_mints_tokens_and_they_do_what_they_say() {
     let wish = json!({ "sub": "alice", "ttl_seconds": 60 });
     for scope in ["jobs:read", "jobs:write", "jobs:publish"] {
         let token = app.token("alice", scope);
-        let request = app.request_with(Method::POST, "/v1/tokens", &token);
+        let request = app.request_with_token(Method::POST, "/v1/tokens", &token);
         let answer = send(request.json(&wish)).await;
         assert_eq!(
             (answer.status.as_u16(), &answer.body["code"]),
@@ -289,20 +298,20 @@ async fn only_an_admin_mints_tokens_and_they_do_what_they_say() {
         );
     }
     let admin = app.token("root", "admin");
-    let request = app.request_with(Method::POST, "/v1/tokens", &admin);
+    let request = app.request_with_token(Method::POST, "/v1/tokens", &admin);
     let answer = send(request.json(&wish)).await;
     assert_eq!(answer.status, 201, "{}", answer.body);
     let expires: jiff::Timestamp = answer.body["expires_at"].as_str().unwrap().parse().unwrap();
     let left = expires.as_second() - jiff::Timestamp::now().as_second();
     assert!((50..=61).contains(&left), "{left}");
     let minted = answer.body["token"].as_str().unwrap();
-    let id = app.worker_job("alice").await;
+    let id = app.register_worker_job("alice").await;
     let path = format!("/v1/jobs/{id}");
-    let seen = send(app.request_with(Method::GET, &path, minted)).await;
+    let seen = send(app.request_with_token(Method::GET, &path, minted)).await;
     assert_eq!(seen.status, 200, "{}", seen.body);
     let body = json!({ "provider": "kling", "model": "m", "prompt": "p" });
     let submit = send(
-        app.request_with(Method::POST, "/v1/videos", minted)
+        app.request_with_token(Method::POST, "/v1/videos", minted)
             .json(&body),
     )
     .await;

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::app::{TestApp, TestBuilder, WEBHOOK_SECRET, send};
+use crate::app::{TestApp, TestAppBuilder, WEBHOOK_SECRET, send};
 
 /// A dialect, a model that it knows, and below which path its interface begins.
 const DIALECTS: [(&str, &str, &str); 7] = [
@@ -31,13 +31,13 @@ struct Stage {
 
 /// Sets a provider that the simulator stands in for.
 fn provider(
-    hub: TestBuilder,
+    hub: TestAppBuilder,
     url: &str,
     name: &str,
     dialect: &str,
     below: &str,
     poll_after: &str,
-) -> TestBuilder {
+) -> TestAppBuilder {
     let base_url = format!("{url}/{dialect}{below}");
     let mut settings = vec![
         ("spec", dialect.to_owned()),
@@ -73,7 +73,7 @@ impl Stage {
     /// With more in the hub, which is told where the simulator is.
     async fn set_with(
         poll_after: &str,
-        more: impl FnOnce(TestBuilder, &str) -> TestBuilder,
+        more: impl FnOnce(TestAppBuilder, &str) -> TestAppBuilder,
     ) -> Self {
         let simulator = Simulator::bind(
             "127.0.0.1:0",
@@ -137,7 +137,7 @@ impl Stage {
     /// Submits a job and waits for its end.
     async fn play(&self, provider: &str, model: &str, scenario: Scenario) -> Value {
         let id = self.begin(provider, model, scenario).await;
-        self.app.ended(&id, "alice").await
+        self.app.wait_until_final(&id, "alice").await
     }
 
     /// Plays a scenario in every dialect that can play it.
@@ -317,7 +317,7 @@ async fn every_scenario_reaches_its_expected_state_and_is_paid_once() {
                     progress.set(progress.get() || is_underway);
                     job["final"] == true
                 };
-                let job = stage.app.until(&id, "alice", wish).await;
+                let job = stage.app.wait_for_job(&id, "alice", wish).await;
                 (*dialect, scenario, job, progress.get())
             })
     });
@@ -370,11 +370,11 @@ async fn cancel_is_forwarded_and_final_state_comes_from_the_provider() {
             // Long enough for the cancel to come before the end.
             let id = stage.begin_in(name, model, scenario, 150).await;
             let is_there = |job: &Value| !job["provider_task_id"].is_null();
-            stage.app.until(&id, "alice", is_there).await;
+            stage.app.wait_for_job(&id, "alice", is_there).await;
             let path = format!("/v1/jobs/{id}/cancel");
             let answer = send(stage.app.request(Method::POST, &path, "alice")).await;
             assert!(answer.status.is_success(), "{name}: {}", answer.body);
-            let job = stage.app.ended(&id, "alice").await;
+            let job = stage.app.wait_until_final(&id, "alice").await;
             assert_eq!(job["status"], end, "{name} {scenario}: {job}");
             let has_outputs = !job["outputs"][0].is_null();
             assert_eq!(has_outputs, end == "succeeded", "{name}: {job}");

@@ -7,15 +7,15 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::{Barrier, Notify};
 
-use crate::app::{Answer, TestApp, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{TestApp, TestResponse, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
-async fn cancel(app: &TestApp, id: &str, who: &str) -> Answer {
+async fn cancel(app: &TestApp, id: &str, who: &str) -> TestResponse {
     send(app.request(Method::POST, &format!("/v1/jobs/{id}/cancel"), who)).await
 }
 
 #[track_caller]
-fn assert_refused(answer: &Answer, status: u16, code: &str) {
+fn assert_refused(answer: &TestResponse, status: u16, code: &str) {
     assert_eq!(answer.status, status, "{}", answer.body);
     assert_eq!(answer.body["code"], code);
 }
@@ -29,10 +29,10 @@ async fn submit(app: &TestApp, provider: &str) -> String {
 }
 
 /// A Kling that takes every job, and a hub that gives it one at a time.
-async fn one_at_a_time() -> (StandIn, TestApp) {
-    let provider = StandIn::start(|asked: Asked| async move {
+async fn one_at_a_time() -> (MockProvider, TestApp) {
+    let provider = MockProvider::start(|asked: RecordedRequest| async move {
         let name = asked.body["options"]["external_task_id"].clone();
-        Reply::json(
+        MockResponse::json(
             200,
             &json!({ "code": 0, "data": { "id": name, "status": "submitted" } }),
         )
@@ -56,7 +56,7 @@ async fn one_at_a_time() -> (StandIn, TestApp) {
 async fn cancelling_a_job_waiting_for_a_slot_never_submits_it() {
     let (provider, app) = one_at_a_time().await;
     let first = submit(&app, "kling").await;
-    app.until(&first, "alice", |job| job["status"] == "queued")
+    app.wait_for_job(&first, "alice", |job| job["status"] == "queued")
         .await;
     let (by_http, by_socket, stays) = (
         submit(&app, "kling").await,
@@ -74,30 +74,30 @@ async fn cancelling_a_job_waiting_for_a_slot_never_submits_it() {
         (&job["source"], &job["attempt"]),
         (&json!("api"), &json!(0))
     );
-    assert_eq!(app.job(&by_http, "alice").await, *job);
+    assert_eq!(app.get_job(&by_http, "alice").await, *job);
 
-    let mut socket = app.socket("alice").await;
+    let mut socket = app.connect("alice").await;
     socket.subscribe(&[(by_socket.as_str(), 1)]).await;
     socket
-        .say(json!({ "type": "cancel", "id": 4, "job": by_socket }))
+        .send_json(json!({ "type": "cancel", "id": 4, "job": by_socket }))
         .await;
-    let job = socket.to_the_end(&by_socket).await;
+    let job = socket.follow_to_final(&by_socket).await;
     assert_eq!(job["status"], "cancelled");
 
     // Once there is a place, it is for the one that still wants it.
     let body = json!({ "id": first, "status": "failed", "message": "no" }).to_string();
     let now = crate::webhook_signatures::now();
-    let mut news = app.anonymous(Method::POST, "/v1/webhooks/kling");
+    let mut news = app.request_without_token(Method::POST, "/v1/webhooks/kling");
     for (name, value) in
         crate::webhook_signatures::standard(crate::app::WEBHOOK_SECRET, "1", now, body.as_bytes())
     {
         news = news.header(name, value);
     }
     assert_eq!(send(news.body(body)).await.body["applied"], true);
-    app.until(&stays, "alice", |job| job["status"] == "queued")
+    app.wait_for_job(&stays, "alice", |job| job["status"] == "queued")
         .await;
     let sent: Vec<Value> = provider
-        .asked()
+        .requests()
         .iter()
         .filter(|asked| asked.method == "POST")
         .map(|asked| asked.body["options"]["external_task_id"].clone())
@@ -107,8 +107,9 @@ async fn cancelling_a_job_waiting_for_a_slot_never_submits_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelling_a_job_waiting_for_retry_is_immediate() {
-    let provider = StandIn::start(|_| async {
-        Reply::json(429, &json!({ "code": 1302, "message": "busy" })).with("retry-after", 60)
+    let provider = MockProvider::start(|_| async {
+        MockResponse::json(429, &json!({ "code": 1302, "message": "busy" }))
+            .with_header("retry-after", 60)
     })
     .await;
     let app = TestApp::builder()
@@ -118,7 +119,7 @@ async fn cancelling_a_job_waiting_for_retry_is_immediate() {
         .spawn()
         .await;
     let id = submit(&app, "kling").await;
-    app.until(&id, "alice", |job| !job["next_attempt_at"].is_null())
+    app.wait_for_job(&id, "alice", |job| !job["next_attempt_at"].is_null())
         .await;
     let answer = cancel(&app, &id, "alice").await;
     assert_eq!(answer.status, 202, "{}", answer.body);
@@ -135,7 +136,7 @@ async fn uncancellable_job_returns_409_unchanged() {
     let (_provider, app) = one_at_a_time().await;
     let id = submit(&app, "kling").await;
     let job = app
-        .until(&id, "alice", |job| job["status"] == "queued")
+        .wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
     assert_refused(&cancel(&app, &id, "alice").await, 409, "not_cancellable");
     assert_refused(&cancel(&app, &id, "bob").await, 404, "not_found");
@@ -146,31 +147,31 @@ async fn uncancellable_job_returns_409_unchanged() {
     );
     let path = format!("/v1/jobs/{id}/cancel");
     let reader = app.token("alice", "jobs:read");
-    let answer = send(app.request_with(Method::POST, &path, &reader)).await;
+    let answer = send(app.request_with_token(Method::POST, &path, &reader)).await;
     assert_refused(&answer, 403, "forbidden");
     assert_refused(
-        &send(app.anonymous(Method::POST, &path)).await,
+        &send(app.request_without_token(Method::POST, &path)).await,
         401,
         "unauthorized",
     );
 
-    let mut socket = app.socket("alice").await;
+    let mut socket = app.connect("alice").await;
     for (what, code) in [
         (id.as_str(), "not_cancellable"),
         ("job_nothing", "not_found"),
     ] {
         socket
-            .say(json!({ "type": "cancel", "id": what, "job": what }))
+            .send_json(json!({ "type": "cancel", "id": what, "job": what }))
             .await;
-        let error = socket.hear("error").await;
+        let error = socket.expect_message("error").await;
         assert_eq!((&error["id"], &error["code"]), (&json!(what), &json!(code)));
     }
-    assert_eq!(app.job(&id, "alice").await, job);
+    assert_eq!(app.get_job(&id, "alice").await, job);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_is_being_submitted_cannot_be_cancelled() {
-    let provider = StandIn::start(|_| std::future::pending()).await;
+    let provider = MockProvider::start(|_| std::future::pending()).await;
     let app = TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", &provider.url)
@@ -178,19 +179,22 @@ async fn a_job_that_is_being_submitted_cannot_be_cancelled() {
         .spawn()
         .await;
     let id = submit(&app, "kling").await;
-    provider.until(|all| all.len() == 1).await;
+    provider.wait_for_requests(|all| all.len() == 1).await;
     assert_refused(&cancel(&app, &id, "alice").await, 409, "not_cancellable");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workers_own_job_ends_and_its_worker_is_told_with_the_next_push() {
     let app = TestApp::spawn().await;
-    let id = app.worker_job("alice").await;
-    assert_eq!(app.push(&id, json!({ "progress": 10 })).await.status, 200);
+    let id = app.register_worker_job("alice").await;
+    assert_eq!(
+        app.push_update(&id, json!({ "progress": 10 })).await.status,
+        200
+    );
     let answer = cancel(&app, &id, "alice").await;
     assert_eq!(answer.status, 202, "{}", answer.body);
     assert_eq!(answer.body["status"], "cancelled");
-    let push = app.push(&id, json!({ "progress": 20 })).await;
+    let push = app.push_update(&id, json!({ "progress": 20 })).await;
     assert_refused(&push, 409, "job_final");
     assert_eq!(push.body["job"]["status"], "cancelled");
     assert_refused(&cancel(&app, &id, "alice").await, 409, "not_cancellable");
@@ -240,17 +244,17 @@ fn finished() -> Value {
 }
 
 /// A provider that takes one job, and answers whoever wants it cancelled, or asks about it, as told.
-async fn able<F, R>(answer: F) -> (StandIn, TestApp, String)
+async fn able<F, R>(answer: F) -> (MockProvider, TestApp, String)
 where
-    F: Fn(Asked) -> R + Send + Sync + 'static,
-    R: Future<Output = Reply> + 'static,
+    F: Fn(RecordedRequest) -> R + Send + Sync + 'static,
+    R: Future<Output = MockResponse> + 'static,
 {
-    let provider = StandIn::start(move |asked: Asked| {
+    let provider = MockProvider::start(move |asked: RecordedRequest| {
         let later = (asked.method != "POST").then(|| answer(asked));
         async move {
             match later {
                 Some(later) => later.await,
-                None => Reply::json(201, &task("waiting")),
+                None => MockResponse::json(201, &task("waiting")),
             }
         }
     })
@@ -266,20 +270,20 @@ where
         .spawn()
         .await;
     let id = submit(&app, "able").await;
-    app.until(&id, "alice", |job| job["status"] == "queued")
+    app.wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
     (provider, app, id)
 }
 
-async fn webhook(app: &TestApp, news: &Value) -> Answer {
+async fn webhook(app: &TestApp, news: &Value) -> TestResponse {
     let body = news.to_string();
     let signature = crate::webhook_signatures::hex(ABLE_SECRET, body.as_bytes());
-    let request = app.anonymous(Method::POST, "/v1/webhooks/able");
+    let request = app.request_without_token(Method::POST, "/v1/webhooks/able");
     send(request.header("x-able-signature", signature).body(body)).await
 }
 
-fn verbs(provider: &StandIn) -> Vec<String> {
-    let asked = provider.asked();
+fn verbs(provider: &MockProvider) -> Vec<String> {
+    let asked = provider.requests();
     let after_submit = asked.iter().skip(1);
     after_submit.map(|asked| asked.method.clone()).collect()
 }
@@ -288,20 +292,20 @@ fn verbs(provider: &StandIn) -> Vec<String> {
 async fn a_provider_that_agrees_is_asked_and_the_job_ends_when_it_says_so() {
     let (provider, app, id) = able(|asked| async move {
         match asked.method.as_str() {
-            "DELETE" => Reply::json(202, &json!({ "note": "as you wish" })),
-            _ => Reply::json(200, &task("stopped")),
+            "DELETE" => MockResponse::json(202, &json!({ "note": "as you wish" })),
+            _ => MockResponse::json(200, &task("stopped")),
         }
     })
     .await;
     let answer = cancel(&app, &id, "alice").await;
     assert_eq!(answer.status, 202, "{}", answer.body);
     assert_eq!(answer.body["id"], id);
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("cancelled"), &json!("poll"))
     );
-    let asked = provider.asked();
+    let asked = provider.requests();
     assert_eq!(asked[1].path, "/tasks/t1");
     assert_eq!(asked[1].header("x-key"), Some("the key"));
     assert_eq!(verbs(&provider), ["DELETE", "GET"]);
@@ -310,8 +314,8 @@ async fn a_provider_that_agrees_is_asked_and_the_job_ends_when_it_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn cancel_response_with_final_status_ends_the_job() {
     for reply in [
-        Reply::text(204, ""),
-        Reply::json(200, &json!({ "task": task("stopped") })),
+        MockResponse::text(204, ""),
+        MockResponse::json(200, &json!({ "task": task("stopped") })),
     ] {
         for by_socket in [false, true] {
             let reply = reply.clone();
@@ -321,12 +325,12 @@ async fn cancel_response_with_final_status_ends_the_job() {
             })
             .await;
             let job = if by_socket {
-                let mut socket = app.socket("alice").await;
+                let mut socket = app.connect("alice").await;
                 socket.subscribe(&[(id.as_str(), 1)]).await;
                 socket
-                    .say(json!({ "type": "cancel", "id": 4, "job": id }))
+                    .send_json(json!({ "type": "cancel", "id": 4, "job": id }))
                     .await;
-                socket.to_the_end(&id).await
+                socket.follow_to_final(&id).await
             } else {
                 let answer = cancel(&app, &id, "alice").await;
                 assert_eq!(answer.status, 202, "{}", answer.body);
@@ -353,8 +357,8 @@ async fn cancel_response_without_final_status_triggers_a_poll() {
             let said = said.clone();
             async move {
                 match asked.method.as_str() {
-                    "DELETE" => Reply::json(200, &said),
-                    _ => Reply::json(200, &task("waiting")),
+                    "DELETE" => MockResponse::json(200, &said),
+                    _ => MockResponse::json(200, &task("waiting")),
                 }
             }
         })
@@ -362,8 +366,8 @@ async fn cancel_response_without_final_status_triggers_a_poll() {
         let answer = cancel(&app, &id, "alice").await;
         assert_eq!(answer.status, 202, "{}", answer.body);
         assert_eq!(answer.body["status"], "queued");
-        provider.until(|asked| asked.len() == 3).await;
-        assert_eq!(app.job(&id, "alice").await["status"], "queued");
+        provider.wait_for_requests(|asked| asked.len() == 3).await;
+        assert_eq!(app.get_job(&id, "alice").await["status"], "queued");
     }
 }
 
@@ -378,14 +382,14 @@ async fn rejected_cancel_polls_the_task_for_the_reason() {
             let state = state.clone();
             async move {
                 match asked.method.as_str() {
-                    "DELETE" => Reply::json(status, &json!({ "reason": "a secret matter" })),
-                    _ => Reply::json(200, &state),
+                    "DELETE" => MockResponse::json(status, &json!({ "reason": "a secret matter" })),
+                    _ => MockResponse::json(200, &state),
                 }
             }
         })
         .await;
         let answer = cancel(&app, &id, "alice").await;
-        let job = app.job(&id, "alice").await;
+        let job = app.get_job(&id, "alice").await;
         assert_eq!(job["status"], ends, "{status}");
         // Whoever wanted it cancelled has what they wanted, whoever did it.
         if ends == "cancelled" {
@@ -395,11 +399,11 @@ async fn rejected_cancel_polls_the_task_for_the_reason() {
             assert!(!answer.body.to_string().contains("secret matter"));
         }
         assert_eq!(verbs(&provider), ["DELETE", "GET"]);
-        let mut socket = app.socket("alice").await;
+        let mut socket = app.connect("alice").await;
         socket
-            .say(json!({ "type": "cancel", "id": 1, "job": id }))
+            .send_json(json!({ "type": "cancel", "id": 1, "job": id }))
             .await;
-        let error = socket.hear("error").await;
+        let error = socket.expect_message("error").await;
         assert_eq!(error["code"], "not_cancellable");
     }
 }
@@ -407,18 +411,18 @@ async fn rejected_cancel_polls_the_task_for_the_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_fails_or_is_busy_or_knows_no_such_key_may_be_asked_again() {
     for reply in [
-        Reply::json(500, &json!({ "reason": "a secret matter" })),
-        Reply::text(503, ""),
-        Reply::text(429, ""),
-        Reply::text(401, ""),
-        Reply::broken(),
+        MockResponse::json(500, &json!({ "reason": "a secret matter" })),
+        MockResponse::text(503, ""),
+        MockResponse::text(429, ""),
+        MockResponse::text(401, ""),
+        MockResponse::disconnect(),
     ] {
         let (_provider, app, id) = able(move |asked| {
             let reply = reply.clone();
             async move {
                 match asked.method.as_str() {
                     "DELETE" => reply,
-                    _ => Reply::json(200, &task("waiting")),
+                    _ => MockResponse::json(200, &task("waiting")),
                 }
             }
         })
@@ -427,7 +431,7 @@ async fn a_provider_that_fails_or_is_busy_or_knows_no_such_key_may_be_asked_agai
         assert_refused(&answer, 502, "provider_error");
         assert_eq!(answer.body["retryable"], true);
         assert!(!answer.body.to_string().contains("secret matter"));
-        assert_eq!(app.job(&id, "alice").await["status"], "queued");
+        assert_eq!(app.get_job(&id, "alice").await["status"], "queued");
     }
 }
 
@@ -439,16 +443,16 @@ async fn success_committed_before_cancel_wins() {
         let told = Arc::clone(&waits);
         async move {
             told.notified().await;
-            Reply::text(204, "")
+            MockResponse::text(204, "")
         }
     })
     .await;
-    let mut socket = app.socket("alice").await;
+    let mut socket = app.connect("alice").await;
     socket
-        .say(json!({ "type": "cancel", "id": 7, "job": id }))
+        .send_json(json!({ "type": "cancel", "id": 7, "job": id }))
         .await;
     let (answer, ()) = tokio::join!(cancel(&app, &id, "alice"), async {
-        provider.until(|asked| asked.len() == 3).await;
+        provider.wait_for_requests(|asked| asked.len() == 3).await;
         let answer = webhook(&app, &finished()).await;
         assert_eq!(answer.body, json!({ "matched": true, "applied": true }));
         // The answers come only now.
@@ -456,12 +460,12 @@ async fn success_committed_before_cancel_wins() {
         told.notify_waiters();
     });
     assert_refused(&answer, 409, "not_cancellable");
-    let error = socket.hear("error").await;
+    let error = socket.expect_message("error").await;
     assert_eq!(
         (&error["id"], &error["code"]),
         (&json!(7), &json!("not_cancellable"))
     );
-    let job = app.job(&id, "alice").await;
+    let job = app.get_job(&id, "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("succeeded"), &json!("webhook"))
@@ -472,13 +476,13 @@ async fn success_committed_before_cancel_wins() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_that_is_confirmed_before_the_success_comes_in_wins() {
-    let (_provider, app, id) = able(|_| async { Reply::text(204, "") }).await;
+    let (_provider, app, id) = able(|_| async { MockResponse::text(204, "") }).await;
     let answer = cancel(&app, &id, "alice").await;
     assert_eq!(answer.status, 202, "{}", answer.body);
     let late = webhook(&app, &finished()).await;
     assert_eq!(late.status, 200);
     assert_eq!(late.body, json!({ "matched": true, "applied": false }));
-    let job = app.job(&id, "alice").await;
+    let job = app.get_job(&id, "alice").await;
     assert_eq!(job, answer.body);
     assert_eq!(
         (&job["status"], &job["outputs"]),
@@ -493,24 +497,24 @@ async fn two_cancels_at_once_are_one() {
         let (begun, done) = (Arc::clone(&begun), Arc::clone(&done));
         async move {
             if asked.method == "GET" {
-                return Reply::json(200, &task("stopped"));
+                return MockResponse::json(200, &task("stopped"));
             }
             begun.wait().await;
             match done.swap(true, Ordering::Relaxed) {
-                false => Reply::text(204, ""),
-                true => Reply::json(404, &json!({ "reason": "no such task" })),
+                false => MockResponse::text(204, ""),
+                true => MockResponse::json(404, &json!({ "reason": "no such task" })),
             }
         }
     })
     .await;
-    let before = app.job(&id, "alice").await["version"].as_u64().unwrap();
+    let before = app.get_job(&id, "alice").await["version"].as_u64().unwrap();
     let (one, other) = tokio::join!(cancel(&app, &id, "alice"), cancel(&app, &id, "alice"));
-    let job = app.job(&id, "alice").await;
+    let job = app.get_job(&id, "alice").await;
     assert_eq!(job["status"], "cancelled");
     assert_eq!(job["version"], before + 1);
     for answer in [one, other] {
         assert_eq!((answer.status.as_u16(), &answer.body), (202, &job));
     }
-    let is_cancel = |asked: &&Asked| asked.method == "DELETE";
-    assert_eq!(provider.asked().iter().filter(is_cancel).count(), 2);
+    let is_cancel = |asked: &&RecordedRequest| asked.method == "DELETE";
+    assert_eq!(provider.requests().iter().filter(is_cancel).count(), 2);
 }

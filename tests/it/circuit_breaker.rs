@@ -9,31 +9,31 @@ use progress_hub::provider::HttpClient;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{SECRET, TestApp, TestBuilder, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{JWT_SECRET, TestApp, TestAppBuilder, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
 /// A Kling that answers submissions as it was last told to, and knows of no task.
 struct Moody {
-    provider: StandIn,
-    mood: Arc<Mutex<Reply>>,
+    provider: MockProvider,
+    mood: Arc<Mutex<MockResponse>>,
     /// When it was submitted to.
     sent: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Moody {
-    async fn start(mood: Reply) -> Self {
+    async fn start(mood: MockResponse) -> Self {
         let mood = Arc::new(Mutex::new(mood));
         let sent: Arc<Mutex<Vec<Instant>>> = Arc::default();
         let (its, note) = (Arc::clone(&mood), Arc::clone(&sent));
-        let provider = StandIn::start(move |asked: Asked| {
+        let provider = MockProvider::start(move |asked: RecordedRequest| {
             let reply = match asked.method.as_str() {
                 "POST" => {
                     let mut sent = note.lock().unwrap();
                     sent.push(Instant::now());
-                    let reply: Reply = its.lock().unwrap().clone();
-                    reply.naming(sent.len())
+                    let reply: MockResponse = its.lock().unwrap().clone();
+                    reply.numbered(sent.len())
                 }
-                _ => Reply::json(200, &json!({ "code": 0, "data": [] })),
+                _ => MockResponse::json(200, &json!({ "code": 0, "data": [] })),
             };
             async move { reply }
         })
@@ -45,7 +45,7 @@ impl Moody {
         }
     }
 
-    fn becomes(&self, mood: Reply) {
+    fn becomes(&self, mood: MockResponse) {
         *self.mood.lock().unwrap() = mood;
     }
 
@@ -55,17 +55,17 @@ impl Moody {
 }
 
 /// The answer of a Kling that took the job.
-fn well() -> Reply {
+fn well() -> MockResponse {
     let task = json!({ "id": "task-{n}", "status": "submitted" });
-    Reply::json(200, &json!({ "code": 0, "data": task }))
+    MockResponse::json(200, &json!({ "code": 0, "data": task }))
 }
 
-fn refused(status: u16, code: u16) -> Reply {
-    Reply::json(status, &json!({ "code": code, "message": "no" }))
+fn refused(status: u16, code: u16) -> MockResponse {
+    MockResponse::json(status, &json!({ "code": code, "message": "no" }))
 }
 
 /// A hub with this provider, and one beside it that is always well.
-async fn hub(moody: &Moody) -> (TestBuilder, Moody) {
+async fn hub(moody: &Moody) -> (TestAppBuilder, Moody) {
     let beside = Moody::start(well()).await;
     let mut builder = TestApp::builder();
     for (name, url) in [
@@ -99,10 +99,10 @@ async fn submit_in_vain(app: &TestApp, count: usize) -> Vec<String> {
         ids.push(submit(app, "kling").await);
     }
     let passed = submit(app, "other").await;
-    app.until(&passed, "alice", |job| job["status"] == "queued")
+    app.wait_for_job(&passed, "alice", |job| job["status"] == "queued")
         .await;
     for id in &ids {
-        let job = app.job(id, "alice").await;
+        let job = app.get_job(id, "alice").await;
         let told = (&job["status"], &job["attempt"], &job["error"]);
         assert_eq!(told, (&json!("accepted"), &json!(0), &Value::Null));
     }
@@ -112,15 +112,15 @@ async fn submit_in_vain(app: &TestApp, count: usize) -> Vec<String> {
 async fn all_are_taken_at_the_first_try(app: &TestApp, ids: &[String]) {
     for id in ids {
         let job = app
-            .until(id, "alice", |job| job["status"] == "queued")
+            .wait_for_job(id, "alice", |job| job["status"] == "queued")
             .await;
         assert_eq!(job["attempt"], 1, "{job}");
     }
 }
 
-async fn resume(app: &TestApp, token: &str) -> crate::app::Answer {
+async fn resume(app: &TestApp, token: &str) -> crate::app::TestResponse {
     let path = "/v1/providers/kling/resume";
-    send(app.request_with(Method::POST, path, token)).await
+    send(app.request_with_token(Method::POST, path, token)).await
 }
 
 /// What anybody sees of the provider.
@@ -141,7 +141,7 @@ async fn assert_state(app: &TestApp, state: &str, reason: Value) {
     assert_eq!(shown["until"].is_null(), state == "open", "{shown}");
     assert_eq!(shown["since"].is_null(), state == "open", "{shown}");
     assert!(shown.get("balance").is_none(), "{shown}");
-    let health = send(app.anonymous(Method::GET, "/v1/health")).await;
+    let health = send(app.request_without_token(Method::GET, "/v1/health")).await;
     let providers = json!({ "generic": "open", "kling": state, "other": "open" });
     assert_eq!(
         (health.status.as_u16(), &health.body["providers"]),
@@ -159,19 +159,19 @@ async fn assert_state(app: &TestApp, state: &str, reason: Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rate_limit_pauses_all_jobs_without_using_attempts() {
-    let moody = Moody::start(refused(429, 1302).with("retry-after", 2)).await;
+    let moody = Moody::start(refused(429, 1302).with_header("retry-after", 2)).await;
     let (hub, _beside) = hub(&moody).await;
     let app = hub.spawn().await;
     let first = submit(&app, "kling").await;
     let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-    app.until(&first, "alice", is_waiting).await;
+    app.wait_for_job(&first, "alice", is_waiting).await;
     let refused_at = moody.sent.lock().unwrap()[0];
     let waiting = submit_in_vain(&app, 20).await;
     assert_state(&app, "paused", json!("rate_limit")).await;
     moody.becomes(well());
     all_are_taken_at_the_first_try(&app, &waiting).await;
     let job = app
-        .until(&first, "alice", |job| job["status"] == "queued")
+        .wait_for_job(&first, "alice", |job| job["status"] == "queued")
         .await;
     assert_eq!(job["attempt"], 2);
     let sent = moody.sent.lock().unwrap().clone();
@@ -189,7 +189,7 @@ async fn an_empty_account_or_a_refused_key_fails_one_job_and_keeps_the_others() 
         let (hub, _beside) = hub(&moody).await;
         let app = hub.spawn().await;
         let first = submit(&app, "kling").await;
-        let job = app.ended(&first, "alice").await;
+        let job = app.wait_until_final(&first, "alice").await;
         assert_eq!(
             (&job["error"]["kind"], &job["attempt"]),
             (&json!(kind), &json!(1))
@@ -222,29 +222,29 @@ async fn polling_continues_without_credit() {
         .spawn()
         .await;
     let first = submit(&app, "kling").await;
-    app.ended(&first, "alice").await;
+    app.wait_until_final(&first, "alice").await;
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "provider": "kling", "provider_task_id": "7", "owner": "alice" });
     send(
-        app.request_with(Method::POST, "/v1/jobs", &worker)
+        app.request_with_token(Method::POST, "/v1/jobs", &worker)
             .json(&body),
     )
     .await;
-    let is_question = |asked: &&Asked| asked.method == "GET";
+    let is_question = |asked: &&RecordedRequest| asked.method == "GET";
     moody
         .provider
-        .until(|all| all.iter().filter(is_question).count() > 2)
+        .wait_for_requests(|all| all.iter().filter(is_question).count() > 2)
         .await;
     assert_eq!(shown(&app).await["state"], "stopped");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn repeated_failures_open_the_circuit() {
-    let moody = Moody::start(refused(503, 5001).with("retry-after-ms", 1)).await;
+    let moody = Moody::start(refused(503, 5001).with_header("retry-after-ms", 1)).await;
     let (hub, _beside) = hub(&moody).await;
     let app = hub.spawn().await;
     let first = submit(&app, "kling").await;
-    let job = app.ended(&first, "alice").await;
+    let job = app.wait_until_final(&first, "alice").await;
     assert_eq!(
         (&job["error"]["kind"], &job["attempt"]),
         (&json!("technical"), &json!(5))
@@ -260,7 +260,7 @@ async fn repeated_failures_open_the_circuit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_refuses_connections_is_left_alone_until_it_answers() {
-    let (_port, address) = crate::app::reserve();
+    let (_port, address) = crate::app::reserve_port();
     let beside = Moody::start(well()).await;
     let mut hub = TestApp::builder();
     let nobody = format!("http://{address}");
@@ -280,29 +280,29 @@ async fn a_provider_that_refuses_connections_is_left_alone_until_it_answers() {
         first.push(submit(&app, "kling").await);
     }
     let failing = "provider_state{provider=\"kling\",state=\"failing\"}";
-    app.until_metric(failing, |is_it| is_it == 1.0).await;
+    app.wait_for_metric(failing, |is_it| is_it == 1.0).await;
     // Nothing was sent, and that is known: none of them waits for a provider's word.
     for id in &first {
-        assert_eq!(app.job(id, "alice").await["status"], "accepted");
+        assert_eq!(app.get_job(id, "alice").await["status"], "accepted");
     }
     let waiting = submit_in_vain(&app, 3).await;
     assert_state(&app, "failing", json!("technical")).await;
-    let healed = StandIn::start_at(address, |asked: Asked| async move {
+    let healed = MockProvider::start_at(address, |asked: RecordedRequest| async move {
         let name = asked.body["options"]["external_task_id"].clone();
         let task = json!({ "id": name, "status": "submitted" });
-        Reply::json(200, &json!({ "code": 0, "data": task }))
+        MockResponse::json(200, &json!({ "code": 0, "data": task }))
     })
     .await;
     resume(&app, &app.token("root", "admin")).await;
     all_are_taken_at_the_first_try(&app, &waiting).await;
     for id in &first {
         let job = app
-            .until(id, "alice", |job| job["status"] == "queued")
+            .wait_for_job(id, "alice", |job| job["status"] == "queued")
             .await;
         assert_eq!(job["provider_task_id"], json!(id));
     }
     assert_state(&app, "open", Value::Null).await;
-    let submits = healed.asked();
+    let submits = healed.requests();
     let submits = submits.iter().filter(|asked| asked.method == "POST");
     assert_eq!(submits.count(), 8);
 }
@@ -310,15 +310,18 @@ async fn a_provider_that_refuses_connections_is_left_alone_until_it_answers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_provider_says_will_not_pass_is_not_tried_again() {
     for (reply, tries) in [
-        (refused(500, 5000).with("x-fal-retryable", "false"), 1),
-        (refused(503, 5001).with("x-should-retry", "false"), 1),
-        (refused(429, 1302).with("x-should-retry", "false"), 1),
+        (
+            refused(500, 5000).with_header("x-fal-retryable", "false"),
+            1,
+        ),
+        (refused(503, 5001).with_header("x-should-retry", "false"), 1),
+        (refused(429, 1302).with_header("x-should-retry", "false"), 1),
     ] {
         let moody = Moody::start(reply).await;
         let (hub, _beside) = hub(&moody).await;
         let app = hub.spawn().await;
         let id = submit(&app, "kling").await;
-        let job = app.ended(&id, "alice").await;
+        let job = app.wait_until_final(&id, "alice").await;
         assert_eq!(
             (&job["status"], &job["attempt"]),
             (&json!("failed"), &json!(tries))
@@ -327,23 +330,24 @@ async fn what_the_provider_says_will_not_pass_is_not_tried_again() {
         assert_eq!(moody.submits(), tries);
     }
     // It may say so of what it did not understand, but not make certain what is not.
-    let moody = Moody::start(Reply::text(500, "oops").with("x-should-retry", "true")).await;
+    let moody =
+        Moody::start(MockResponse::text(500, "oops").with_header("x-should-retry", "true")).await;
     let (hub, _beside) = hub(&moody).await;
     let app = hub.spawn().await;
     let id = submit(&app, "kling").await;
     let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-    app.until(&id, "alice", is_lost).await;
+    app.wait_for_job(&id, "alice", is_lost).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wait_in_words_is_a_pause_too() {
     let limit = json!({ "code": 1302, "message": "Your limit resets in ~40s." });
-    let moody = Moody::start(Reply::json(429, &limit)).await;
+    let moody = Moody::start(MockResponse::json(429, &limit)).await;
     let (hub, _beside) = hub(&moody).await;
     let app = hub.spawn().await;
     let id = submit(&app, "kling").await;
     let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-    app.until(&id, "alice", is_waiting).await;
+    app.wait_for_job(&id, "alice", is_waiting).await;
     let shown = shown(&app).await;
     let time = |key: &str| {
         shown[key]
@@ -358,12 +362,13 @@ async fn a_wait_in_words_is_a_pause_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn oversized_response_is_aborted() {
     let bomb = include_bytes!("circuit_breaker/bomb.json.gz").as_slice();
-    let moody = Moody::start(Reply::bytes(200, bomb).with("content-encoding", "gzip")).await;
+    let moody =
+        Moody::start(MockResponse::bytes(200, bomb).with_header("content-encoding", "gzip")).await;
     let (hub, _beside) = hub(&moody).await;
     let app = hub.spawn().await;
     let id = submit(&app, "kling").await;
     let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-    let job = app.until(&id, "alice", is_lost).await;
+    let job = app.wait_for_job(&id, "alice", is_lost).await;
     let message = job["error"]["message"].as_str().unwrap();
     assert!(message.contains("too long"), "{message}");
 }
@@ -378,9 +383,11 @@ async fn credit_that_comes_in_is_noticed_where_the_provider_tells_its_balance() 
     let balance = "url = '{{ base_url }}/balance'\namount = 'payload.data.left'\nunit = 'Credits'";
     std::fs::write(&spec, format!("{before}[balance]\n{balance}\n\n[{after}")).unwrap();
     let is_first = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let provider = StandIn::start(move |asked: Asked| {
+    let provider = MockProvider::start(move |asked: RecordedRequest| {
         let reply = match (asked.method.as_str(), asked.path.as_str()) {
-            ("GET", "/balance") => Reply::json(200, &json!({ "code": 0, "data": { "left": 7.5 } })),
+            ("GET", "/balance") => {
+                MockResponse::json(200, &json!({ "code": 0, "data": { "left": 7.5 } }))
+            }
             ("POST", _) if is_first.swap(false, std::sync::atomic::Ordering::SeqCst) => {
                 refused(429, 1102)
             }
@@ -396,12 +403,15 @@ async fn credit_that_comes_in_is_noticed_where_the_provider_tells_its_balance() 
         .spawn()
         .await;
     let first = submit(&app, "kling").await;
-    assert_eq!(app.ended(&first, "alice").await["error"]["kind"], "quota");
+    assert_eq!(
+        app.wait_until_final(&first, "alice").await["error"]["kind"],
+        "quota"
+    );
     let second = submit(&app, "kling").await;
     all_are_taken_at_the_first_try(&app, &[second]).await;
     assert!(shown(&app).await.get("balance").is_none());
     let admin = app.token("root", "admin");
-    let answer = send(app.request_with(Method::GET, "/v1/providers", &admin)).await;
+    let answer = send(app.request_with_token(Method::GET, "/v1/providers", &admin)).await;
     let shown = answer.body["providers"].as_array().unwrap().iter();
     let shown = shown
         .clone()
@@ -413,7 +423,7 @@ async fn credit_that_comes_in_is_noticed_where_the_provider_tells_its_balance() 
         app.metric("provider_balance{provider=\"kling\"}").await,
         7.5
     );
-    let readings = provider.asked();
+    let readings = provider.requests();
     let readings = readings.iter().filter(|asked| asked.path == "/balance");
     assert!(readings.count() <= 2);
 }
@@ -421,11 +431,11 @@ async fn credit_that_comes_in_is_noticed_where_the_provider_tells_its_balance() 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_those_with_a_token_see_how_providers_are() {
     let app = TestApp::spawn().await;
-    let answer = send(app.anonymous(Method::GET, "/v1/providers")).await;
+    let answer = send(app.request_without_token(Method::GET, "/v1/providers")).await;
     assert_eq!(answer.body["code"], "unauthorized");
     let admin = app.token("root", "admin");
     let path = "/v1/providers/nobody/resume";
-    let answer = send(app.request_with(Method::POST, path, &admin)).await;
+    let answer = send(app.request_with_token(Method::POST, path, &admin)).await;
     assert_eq!(answer.body["code"], "not_found");
 }
 
@@ -433,7 +443,7 @@ async fn only_those_with_a_token_see_how_providers_are() {
 fn deadlines_and_polls_stay_within_provider_retention() {
     let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let settings = vec![
-        set("auth.hs256_secrets", SECRET),
+        set("auth.hs256_secrets", JWT_SECRET),
         set("providers.one.spec", "replicate"),
         set("providers.one.api_key", "a key"),
         set("providers.one.deadline", "1h"),
@@ -466,7 +476,7 @@ async fn a_worker_cannot_put_a_deadline_past_the_providers_retention() {
             "owner": "alice",
             "deadline_seconds": seconds,
         });
-        let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+        let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
         let answer = send(request.json(&body)).await;
         assert_eq!(answer.status, status, "{}", answer.body);
     }

@@ -16,7 +16,7 @@ pub struct TestClient {
 }
 
 /// A request for `/v1/ws` with these headers.
-pub fn upgrade(url: &str, headers: &[(&'static str, &str)]) -> Request {
+pub fn upgrade_request(url: &str, headers: &[(&'static str, &str)]) -> Request {
     let mut request = format!("{}/v1/ws", url.replacen("http", "ws", 1))
         .into_client_request()
         .unwrap();
@@ -27,7 +27,7 @@ pub fn upgrade(url: &str, headers: &[(&'static str, &str)]) -> Request {
 }
 
 /// The upgraded socket, or the HTTP answer that refused it.
-pub async fn open(
+pub async fn try_upgrade(
     request: Request,
 ) -> Result<(WebSocketStream<MaybeTlsStream<TcpStream>>, Response), Response> {
     match tokio_tungstenite::connect_async(request).await {
@@ -41,16 +41,16 @@ impl TestClient {
     /// Connects with a bearer token and hears `hello`.
     pub async fn connect(url: &str, token: &str) -> Self {
         let bearer = format!("Bearer {token}");
-        let (socket, _) = open(upgrade(url, &[("authorization", &bearer)]))
+        let (socket, _) = try_upgrade(upgrade_request(url, &[("authorization", &bearer)]))
             .await
             .expect("an upgrade");
-        let mut client = Self::of(socket);
-        client.hello = client.hear("hello").await;
+        let mut client = Self::new(socket);
+        client.hello = client.expect_message("hello").await;
         client
     }
 
     /// A client that has heard nothing yet.
-    pub fn of(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
+    pub fn new(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
         Self {
             socket,
             hello: Value::Null,
@@ -58,12 +58,14 @@ impl TestClient {
     }
 
     /// Connects without a word of who it is.
-    pub async fn stranger(url: &str) -> Self {
-        let (socket, _) = open(upgrade(url, &[])).await.expect("an upgrade");
-        Self::of(socket)
+    pub async fn connect_unauthenticated(url: &str) -> Self {
+        let (socket, _) = try_upgrade(upgrade_request(url, &[]))
+            .await
+            .expect("an upgrade");
+        Self::new(socket)
     }
 
-    pub async fn say(&mut self, message: Value) {
+    pub async fn send_json(&mut self, message: Value) {
         self.send(Message::text(message.to_string())).await;
     }
 
@@ -72,7 +74,7 @@ impl TestClient {
     }
 
     /// The next message, whatever it is, or the close code.
-    pub async fn next(&mut self) -> Result<Value, Option<u16>> {
+    pub async fn next_message(&mut self) -> Result<Value, Option<u16>> {
         loop {
             let next = tokio::time::timeout(TEST_TIMEOUT, self.socket.next())
                 .await
@@ -87,9 +89,9 @@ impl TestClient {
     }
 
     /// The next message of a type; heartbeats and others before it are passed over.
-    pub async fn hear(&mut self, kind: &str) -> Value {
+    pub async fn expect_message(&mut self, kind: &str) -> Value {
         loop {
-            match self.next().await {
+            match self.next_message().await {
                 Ok(message) if message["type"] == kind => return message,
                 Ok(_) => {}
                 Err(code) => panic!("closed with {code:?} instead of {kind}"),
@@ -98,18 +100,18 @@ impl TestClient {
     }
 
     /// The code that ends it; what comes before is passed over.
-    pub async fn closed(&mut self) -> Option<u16> {
+    pub async fn expect_close(&mut self) -> Option<u16> {
         loop {
-            if let Err(code) = self.next().await {
+            if let Err(code) = self.next_message().await {
                 return code;
             }
         }
     }
 
     /// Says so and goes, as a page that is left does.
-    pub async fn leave(mut self) {
+    pub async fn close(mut self) {
         self.send(Message::Close(None)).await;
-        while self.next().await.is_ok() {}
+        while self.next_message().await.is_ok() {}
     }
 
     /// Subscribes to jobs, given as (id, version), and hears what became of each.
@@ -118,22 +120,22 @@ impl TestClient {
             .iter()
             .map(|(job, version)| json!({ "job": job, "version": version }))
             .collect();
-        self.say(json!({ "type": "subscribe", "id": 1, "jobs": jobs }))
+        self.send_json(json!({ "type": "subscribe", "id": 1, "jobs": jobs }))
             .await;
-        self.hear("subscribed").await["jobs"].clone()
+        self.expect_message("subscribed").await["jobs"].clone()
     }
 
     /// The next version of any job.
-    pub async fn job(&mut self) -> Value {
-        self.hear("job").await["job"].clone()
+    pub async fn next_job(&mut self) -> Value {
+        self.expect_message("job").await["job"].clone()
     }
 
     /// Follows a job to its end; versions must rise.
     #[expect(clippy::wrong_self_convention, reason = "it goes there")]
-    pub async fn to_the_end(&mut self, id: &str) -> Value {
+    pub async fn follow_to_final(&mut self, id: &str) -> Value {
         let mut version = 0;
         loop {
-            let job = self.job().await;
+            let job = self.next_job().await;
             if job["id"] != id {
                 continue;
             }
@@ -148,10 +150,11 @@ impl TestClient {
 
     /// Asserts that nothing but heartbeats has come by the time the hub answers a ping: whatever it
     /// had to say before, it would have said first.
-    pub async fn hears_nothing(&mut self) {
-        self.say(json!({ "type": "ping", "id": "quiet?" })).await;
+    pub async fn assert_no_messages(&mut self) {
+        self.send_json(json!({ "type": "ping", "id": "quiet?" }))
+            .await;
         loop {
-            match self.next().await {
+            match self.next_message().await {
                 Ok(message) if message["type"] == "pong" && message["id"] == "quiet?" => return,
                 Ok(message) if message["type"] == "heartbeat" => {}
                 other => panic!("heard {other:?}"),

@@ -19,14 +19,14 @@ use std::time::Duration;
 use rand::RngExt;
 use reqwest::Method;
 
-use crate::app::{TEST_TIMEOUT, TestApp, TestBuilder, send};
+use crate::app::{TEST_TIMEOUT, TestApp, TestAppBuilder, send};
 
 /// Hubs on one store. Dropping them stops them.
 pub struct Fleet {
     nodes: Vec<Option<TestApp>>,
     pub addresses: Addresses,
     urls: Vec<String>,
-    dress: Box<dyn Fn(TestBuilder) -> TestBuilder + Send + Sync>,
+    dress: Box<dyn Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync>,
     is_of_processes: bool,
 }
 
@@ -58,9 +58,9 @@ impl Addresses {
 }
 
 /// Waits until a load balancer would send something to this hub.
-pub async fn until_ready(app: &TestApp) {
+pub async fn wait_until_ready(app: &TestApp) {
     let waiting = async {
-        let ready = || send(app.anonymous(Method::GET, "/v1/health/ready"));
+        let ready = || send(app.request_without_token(Method::GET, "/v1/health/ready"));
         while ready().await.status != 200 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -74,7 +74,7 @@ impl Fleet {
     /// A hub per store URL, in this process, each with these settings.
     pub async fn start(
         urls: &[String],
-        dress: impl Fn(TestBuilder) -> TestBuilder + Send + Sync + 'static,
+        dress: impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync + 'static,
     ) -> Self {
         Self::assemble(urls, Box::new(dress), false).await
     }
@@ -82,14 +82,14 @@ impl Fleet {
     /// The same as processes, which can be killed.
     pub async fn start_processes(
         urls: &[String],
-        dress: impl Fn(TestBuilder) -> TestBuilder + Send + Sync + 'static,
+        dress: impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync + 'static,
     ) -> Self {
         Self::assemble(urls, Box::new(dress), true).await
     }
 
     async fn assemble(
         urls: &[String],
-        dress: Box<dyn Fn(TestBuilder) -> TestBuilder + Send + Sync>,
+        dress: Box<dyn Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync>,
         is_of_processes: bool,
     ) -> Self {
         let mut fleet = Self {
@@ -115,7 +115,7 @@ impl Fleet {
         } else {
             builder.spawn().await
         };
-        until_ready(&app).await;
+        wait_until_ready(&app).await;
         self.addresses.set(node, Some(app.url.clone()));
         self.nodes[node] = Some(app);
     }
@@ -123,9 +123,9 @@ impl Fleet {
     /// Stops it in good order.
     pub async fn restart(&mut self, node: usize) {
         let app = self.nodes[node].take().expect("it is up");
-        app.begin_stop();
+        app.begin_shutdown();
         self.addresses.set(node, None);
-        app.stop().await;
+        app.shut_down().await;
         self.bring_up(node).await;
     }
 

@@ -10,7 +10,7 @@ use progress_hub_simulator::Scenario;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{SECRET, TEST_TIMEOUT, TestApp, WEBHOOK_SECRET, send};
+use crate::app::{JWT_SECRET, TEST_TIMEOUT, TestApp, WEBHOOK_SECRET, send};
 use crate::client::{self, TestClient};
 use crate::webhook_signatures;
 
@@ -113,7 +113,7 @@ fn a_configuration_with_mistakes_is_refused_with_all_of_them_and_no_secret() {
 
 #[test]
 fn bind_time_config_errors_name_their_key() {
-    let base = format!("auth.hs256_secrets={SECRET}");
+    let base = format!("auth.hs256_secrets={JWT_SECRET}");
     for (settings, key) in [
         (
             &["providers.kling.spec=kling"][..],
@@ -167,7 +167,7 @@ fn serve_requires_a_secret() {
     let refused = run(&[
         "serve",
         "--set",
-        &format!("auth.hs256_secrets={SECRET}"),
+        &format!("auth.hs256_secrets={JWT_SECRET}"),
         "--set",
         "server.public_url=https://hub.example.com",
         "--set",
@@ -273,7 +273,7 @@ statuses = { done = "succeeded" }
         let refused = run(&[
             "check",
             "--set",
-            &format!("auth.hs256_secrets={SECRET}"),
+            &format!("auth.hs256_secrets={JWT_SECRET}"),
             "--set",
             &format!("providers.mine.spec={spec}"),
         ]);
@@ -286,7 +286,7 @@ statuses = { done = "succeeded" }
     let checked = run(&[
         "check",
         "--set",
-        &format!("auth.hs256_secrets={SECRET}"),
+        &format!("auth.hs256_secrets={JWT_SECRET}"),
         "--set",
         &format!("providers.mine.spec={spec}"),
     ]);
@@ -296,8 +296,8 @@ statuses = { done = "succeeded" }
 #[tokio::test(flavor = "multi_thread")]
 async fn token_command_mints_a_working_token() {
     let app = TestApp::spawn().await;
-    let id = app.worker_job("alice").await;
-    let secret = format!("auth.hs256_secrets={SECRET}");
+    let id = app.register_worker_job("alice").await;
+    let secret = format!("auth.hs256_secrets={JWT_SECRET}");
     let mint = |arguments: &[&str]| {
         let all = [&["token", "--set", &secret], arguments].concat();
         let minted = run(&all);
@@ -305,7 +305,7 @@ async fn token_command_mints_a_working_token() {
         out(&minted).trim().to_owned()
     };
     let path = format!("/v1/jobs/{id}");
-    let look = |token: String| send(app.request_with(Method::GET, &path, &token));
+    let look = |token: String| send(app.request_with_token(Method::GET, &path, &token));
     assert_eq!(look(mint(&["--sub", "alice"])).await.status, 200);
     assert_eq!(look(mint(&["--sub", "bob"])).await.status, 404);
     assert_eq!(
@@ -335,7 +335,7 @@ fn expired_token() -> String {
     let header = encode(r#"{"alg":"HS256","typ":"JWT"}"#);
     let claims = encode(r#"{"sub":"alice","exp":1700000000}"#);
     let content = format!("{header}.{claims}");
-    let signature = webhook_signatures::base64(SECRET, content.as_bytes());
+    let signature = webhook_signatures::base64(JWT_SECRET, content.as_bytes());
     let signature = signature
         .trim_end_matches('=')
         .replace('+', "-")
@@ -346,7 +346,7 @@ fn expired_token() -> String {
 /// Everything secret that a hub is given or gives away, over a run that uses all of it.
 async fn busy_run(app: &TestApp) -> Vec<String> {
     let mut secrets: Vec<String> = [
-        SECRET,
+        JWT_SECRET,
         "a callback secret that is long enough too",
         "hub_test_secret",
         "a key",
@@ -366,32 +366,32 @@ async fn busy_run(app: &TestApp) -> Vec<String> {
     }
     let mut socket = TestClient::connect(&app.url, &token).await;
     socket.subscribe(&[(&id, 0)]).await;
-    socket.to_the_end(&id).await;
+    socket.follow_to_final(&id).await;
     socket
-        .say(json!({ "type": "auth", "token": expired }))
+        .send_json(json!({ "type": "auth", "token": expired }))
         .await;
-    let mut stranger = TestClient::stranger(&app.url).await;
+    let mut stranger = TestClient::connect_unauthenticated(&app.url).await;
     stranger
-        .say(json!({ "type": "auth", "token": forged }))
+        .send_json(json!({ "type": "auth", "token": forged }))
         .await;
-    assert_eq!(stranger.closed().await, Some(4001));
+    assert_eq!(stranger.expect_close().await, Some(4001));
     let offered = format!("progress-hub.v1, bearer.{expired}");
-    let refused = client::open(client::upgrade(
+    let refused = client::try_upgrade(client::upgrade_request(
         &app.url,
         &[("sec-websocket-protocol", &offered)],
     ));
     assert_eq!(refused.await.err().unwrap().status(), 401);
     let offered = format!("progress-hub.v1, bearer.{token}");
-    let request = client::upgrade(&app.url, &[("sec-websocket-protocol", &offered)]);
-    let (mut opened, _) = client::open(request).await.unwrap();
+    let request = client::upgrade_request(&app.url, &[("sec-websocket-protocol", &offered)]);
+    let (mut opened, _) = client::try_upgrade(request).await.unwrap();
     opened.next().await.unwrap().unwrap();
     opened.close(None).await.unwrap();
 
     for token in [&token, &worker, &expired, &forged] {
-        send(app.request_with(Method::GET, &format!("/v1/jobs/{id}"), token)).await;
+        send(app.request_with_token(Method::GET, &format!("/v1/jobs/{id}"), token)).await;
     }
     let minted = send(
-        app.request_with(Method::POST, "/v1/tokens", &app.token("root", "admin"))
+        app.request_with_token(Method::POST, "/v1/tokens", &app.token("root", "admin"))
             .json(&json!({ "sub": "alice" })),
     )
     .await;
@@ -399,13 +399,18 @@ async fn busy_run(app: &TestApp) -> Vec<String> {
     let news = json!({ "task_id": "1", "status": "running" }).to_string();
     let signature = webhook_signatures::hex("hub_test_secret", news.as_bytes());
     for signature in [signature.as_str(), "00"] {
-        let request = app.anonymous(Method::POST, "/v1/webhooks/generic");
+        let request = app.request_without_token(Method::POST, "/v1/webhooks/generic");
         let request = request.header("x-ai-signature", signature);
         send(request.body(news.clone())).await;
     }
     let forged_callback = format!("{id}.bm9ib2R5IHNob3VsZCBldmVyIHNlZSB0aGlz");
     let path = format!("/v1/webhooks/simulated/{forged_callback}");
-    assert_eq!(send(app.anonymous(Method::POST, &path)).await.status, 404);
+    assert_eq!(
+        send(app.request_without_token(Method::POST, &path))
+            .await
+            .status,
+        404
+    );
 
     secrets.extend([token, worker, expired, forged, minted, signature]);
     secrets.push(forged_callback);
@@ -416,7 +421,7 @@ async fn busy_run(app: &TestApp) -> Vec<String> {
 async fn no_log_line_holds_a_secret_or_a_token() {
     for format in ["pretty", "json"] {
         let app = TestApp::builder()
-            .simulated(Scenario::Normal)
+            .with_simulator(Scenario::Normal)
             .spawn_process(&["--log", format, "--log-level", "debug"])
             .await;
         let secrets = busy_run(&app).await;

@@ -12,8 +12,8 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::app::{Answer, TestApp, TestBuilder, WEBHOOK_SECRET, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::webhook_signatures::{self, Headers};
 
 /// A line of the manifest: a body, how it travels, and what it must mean.
@@ -121,7 +121,7 @@ fn recorded(file: &str) -> String {
 struct Stage {
     app: TestApp,
     key: Arc<Ed25519KeyPair>,
-    provider: StandIn,
+    provider: MockProvider,
 }
 
 impl Stage {
@@ -129,18 +129,18 @@ impl Stage {
     async fn set(
         fixture: &Fixture,
         polled: bool,
-        answer: impl Fn(&Asked) -> Option<Reply> + Send + Sync + 'static,
+        answer: impl Fn(&RecordedRequest) -> Option<MockResponse> + Send + Sync + 'static,
     ) -> Self {
         let key = Arc::new(Ed25519KeyPair::generate().unwrap());
         let x = URL_SAFE_NO_PAD.encode(key.public_key().as_ref());
         let keys = json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "kid": "key-1", "x": x }] });
-        let provider = StandIn::start(move |asked| {
+        let provider = MockProvider::start(move |asked| {
             let reply = if asked.path == "/jwks.json" {
-                Some(Reply::json(200, &keys))
+                Some(MockResponse::json(200, &keys))
             } else {
                 answer(&asked)
             };
-            let nothing = || Reply::text(404, r#"{"detail": "not here"}"#);
+            let nothing = || MockResponse::text(404, r#"{"detail": "not here"}"#);
             let reply = reply.unwrap_or_else(nothing);
             async move { reply }
         })
@@ -152,7 +152,9 @@ impl Stage {
     async fn register(&self, fixture: &Fixture) -> String {
         let worker = self.app.token("worker", "jobs:publish");
         let body = json!({ "provider": "it", "provider_task_id": fixture.task(), "owner": "alice", "model": fixture.model() });
-        let request = self.app.request_with(Method::POST, "/v1/jobs", &worker);
+        let request = self
+            .app
+            .request_with_token(Method::POST, "/v1/jobs", &worker);
         let answer = send(request.json(&body)).await;
         assert_eq!(answer.status, 201, "{}", answer.body);
         answer.body["id"].as_str().unwrap().to_owned()
@@ -167,9 +169,11 @@ impl Stage {
     }
 
     /// The fixture's body as its provider would send it now.
-    async fn deliver(&self, fixture: &Fixture) -> Answer {
+    async fn deliver(&self, fixture: &Fixture) -> TestResponse {
         let body = fixture.body();
-        let mut request = self.app.anonymous(Method::POST, "/v1/webhooks/it");
+        let mut request = self
+            .app
+            .request_without_token(Method::POST, "/v1/webhooks/it");
         for (name, value) in self.headers(fixture, body.as_bytes()) {
             request = request.header(name, value);
         }
@@ -244,7 +248,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn hub(fixture: &Fixture, provider: &StandIn, polled: bool) -> TestBuilder {
+fn hub(fixture: &Fixture, provider: &MockProvider, polled: bool) -> TestAppBuilder {
     let spec = fixture.spec();
     let mut app = TestApp::builder()
         .set("providers.it.spec", spec)
@@ -275,9 +279,9 @@ fn hub(fixture: &Fixture, provider: &StandIn, polled: bool) -> TestBuilder {
 }
 
 /// What an authenticated read tells of a task whose webhook does not tell it all.
-fn whole(fixture: &Fixture, asked: &Asked) -> Option<Reply> {
+fn whole(fixture: &Fixture, asked: &RecordedRequest) -> Option<MockResponse> {
     if let Some(answer) = &fixture.answer {
-        return Some(Reply::json(200, answer));
+        return Some(MockResponse::json(200, answer));
     }
     let task = fixture.task();
     let answer = match fixture.spec() {
@@ -302,7 +306,7 @@ fn whole(fixture: &Fixture, asked: &Asked) -> Option<Reply> {
         }
         _ => return None,
     };
-    Some(Reply::json(200, &answer))
+    Some(MockResponse::json(200, &answer))
 }
 
 /// Whether a job's document says what the fixture means.
@@ -378,7 +382,7 @@ fn agrees(fixture: &Fixture, job: &Value) -> Result<(), String> {
 /// Waits until the job is as the fixture means it.
 async fn comes_to(stage: &Stage, fixture: &Fixture, id: &str) {
     let waiting = async {
-        let mut job = stage.app.job(id, "alice").await;
+        let mut job = stage.app.get_job(id, "alice").await;
         loop {
             match agrees(fixture, &job) {
                 Ok(()) => return,
@@ -393,10 +397,10 @@ async fn comes_to(stage: &Stage, fixture: &Fixture, id: &str) {
         }
     };
     let waited = tokio::time::timeout(crate::app::TEST_TIMEOUT, waiting).await;
-    let job = stage.app.job(id, "alice").await;
+    let job = stage.app.get_job(id, "alice").await;
     let asked: Vec<String> = stage
         .provider
-        .asked()
+        .requests()
         .iter()
         .map(|asked| format!("{} {}", asked.method, asked.path))
         .collect();
@@ -429,7 +433,7 @@ async fn by_webhook(fixture: &Fixture) {
     comes_to(&stage, fixture, &id).await;
     let asks = stage
         .provider
-        .asked()
+        .requests()
         .iter()
         .any(|asked| asked.path != "/jwks.json");
     let thin = fixture.action() == "fetch" || fixture.expects("next").is_some();
@@ -447,7 +451,7 @@ async fn by_poll(fixture: &Fixture) {
         if asked.path.starts_with("/v1/files/retrieve") {
             return whole(&its, asked);
         }
-        Some(Reply::text(status, body.clone()))
+        Some(MockResponse::text(status, body.clone()))
     })
     .await;
     let id = stage.register(fixture).await;
@@ -455,7 +459,7 @@ async fn by_poll(fixture: &Fixture) {
     if fixture.action() == "fetch" {
         stage
             .provider
-            .until(|asked| asked.iter().any(|asked| asked.path.contains("retrieve")))
+            .wait_for_requests(|asked| asked.iter().any(|asked| asked.path.contains("retrieve")))
             .await;
     }
 }
@@ -464,16 +468,16 @@ async fn by_submission(fixture: &Fixture) {
     let (status, body) = (fixture.http_status.unwrap_or(200), fixture.body());
     let headers = fixture.headers.clone();
     let stage = Stage::set(fixture, false, move |_| {
-        let mut reply = Reply::text(status, body.clone());
+        let mut reply = MockResponse::text(status, body.clone());
         if let Some(reset) = headers.get("ratelimit-reset").and_then(Value::as_str) {
-            reply = reply.with("ratelimit-reset", reset);
+            reply = reply.with_header("ratelimit-reset", reset);
         }
         Some(reply)
     })
     .await;
     let id = stage.submit(fixture).await;
     comes_to(&stage, fixture, &id).await;
-    let job = stage.app.job(&id, "alice").await;
+    let job = stage.app.get_job(&id, "alice").await;
     if fixture.action() == "submit_accepted" {
         assert_eq!(
             job["provider_task_id"],
@@ -490,7 +494,7 @@ async fn by_submission(fixture: &Fixture) {
             fixture.file
         );
     }
-    let asked = stage.provider.asked();
+    let asked = stage.provider.requests();
     let submits = asked.iter().filter(|asked| asked.method == "POST");
     assert_eq!(submits.count(), 1, "{}: sent once", fixture.file);
 }
@@ -503,7 +507,7 @@ async fn by_result(fixture: &Fixture) {
         fixture.body(),
     );
     let stage = Stage::set(fixture, true, move |asked| {
-        whole(&its, asked).or_else(|| Some(Reply::text(status, body.clone())))
+        whole(&its, asked).or_else(|| Some(MockResponse::text(status, body.clone())))
     })
     .await;
     let id = stage.register(fixture).await;
@@ -518,10 +522,10 @@ async fn by_cancel(fixture: &Fixture) {
     );
     let stage = Stage::set(fixture, false, move |asked| {
         if asked.path.ends_with("/cancel") {
-            return Some(Reply::text(status, body.clone()));
+            return Some(MockResponse::text(status, body.clone()));
         }
         whole(&its, asked).or_else(|| {
-            Some(Reply::json(
+            Some(MockResponse::json(
                 200,
                 &json!({ "video": { "url": "https://cdn.example/a.mp4" } }),
             ))
@@ -538,7 +542,7 @@ async fn by_cancel(fixture: &Fixture) {
             (answer.status.as_u16(), &answer.body["code"]),
             (409, &json!("not_cancellable"))
         );
-        let job = stage.app.ended(&id, "alice").await;
+        let job = stage.app.wait_until_final(&id, "alice").await;
         assert_eq!(
             (&job["status"], job["outputs"].as_array().unwrap().len()),
             (&json!("succeeded"), 1),
@@ -554,10 +558,10 @@ async fn by_balance(fixture: &Fixture) {
     let (status, body) = (fixture.http_status.unwrap(), fixture.body());
     let stage = Stage::set(fixture, false, move |asked| {
         // Without credit the balance is looked at once.
-        let refusal = || Reply::json(402, &json!({ "code": 1102, "message": "no credit" }));
+        let refusal = || MockResponse::json(402, &json!({ "code": 1102, "message": "no credit" }));
         Some(match asked.method.as_str() {
             "POST" => refusal(),
-            _ => Reply::text(status, body.clone()),
+            _ => MockResponse::text(status, body.clone()),
         })
     })
     .await;
@@ -573,7 +577,12 @@ async fn by_balance(fixture: &Fixture) {
     let told = async {
         loop {
             let admin = stage.app.token("root", "admin");
-            let answer = send(stage.app.request_with(Method::GET, "/v1/providers", &admin)).await;
+            let answer = send(
+                stage
+                    .app
+                    .request_with_token(Method::GET, "/v1/providers", &admin),
+            )
+            .await;
             let all = answer.body["providers"].as_array().unwrap().clone();
             let its = all
                 .iter()

@@ -28,7 +28,7 @@ async fn tell(hub: &str, http: &reqwest::Client, task: &str, percent: f64) -> Op
 async fn register(app: &TestApp, task: &str) -> Value {
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "provider": "generic", "provider_task_id": task, "owner": "alice" });
-    let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+    let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
     let answer = send(request.json(&body)).await;
     assert_eq!(answer.status, 201, "{}", answer.body);
     answer.body
@@ -76,11 +76,11 @@ async fn no_acknowledged_webhook_is_missing_after_a_kill() {
     let folder = app.kill();
     let told = futures_util::future::join_all(told).await;
 
-    let app = TestApp::builder().folder(folder).spawn_process(&[]).await;
+    let app = TestApp::builder().data_dir(folder).spawn_process(&[]).await;
     for (n, (told, id)) in told.into_iter().zip(&jobs).enumerate() {
         let (applied, progress, parked) = told.unwrap();
         assert!((1..999).contains(&applied), "it was killed in the middle");
-        let job = app.job(id, "alice").await;
+        let job = app.get_job(id, "alice").await;
         assert!(
             job["version"].as_u64().unwrap() > applied,
             "{applied}: {job}"
@@ -101,10 +101,10 @@ async fn no_acknowledged_webhook_is_missing_after_a_kill() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_was_answered_202_is_there_after_a_kill_and_is_sent() {
-    use crate::mock_provider::{Asked, Reply, StandIn};
-    let provider = StandIn::start(|asked: Asked| async move {
+    use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
+    let provider = MockProvider::start(|asked: RecordedRequest| async move {
         let name = asked.body["options"]["external_task_id"].clone();
-        Reply::json(
+        MockResponse::json(
             200,
             &json!({ "code": 0, "data": { "id": name, "status": "submitted" } }),
         )
@@ -127,20 +127,20 @@ async fn a_job_that_was_answered_202_is_there_after_a_kill_and_is_sent() {
         assert_eq!(answer.status, 202, "{}", answer.body);
         jobs.push(answer.body["id"].as_str().unwrap().to_owned());
     }
-    app.until(&jobs[0], "alice", |job| job["status"] == "queued")
+    app.wait_for_job(&jobs[0], "alice", |job| job["status"] == "queued")
         .await;
     let folder = app.kill();
-    let app = hub(100).folder(folder).spawn_process(&[]).await;
+    let app = hub(100).data_dir(folder).spawn_process(&[]).await;
     for id in &jobs {
         let job = app
-            .until(id, "alice", |job| job["status"] == "queued")
+            .wait_for_job(id, "alice", |job| job["status"] == "queued")
             .await;
         assert_eq!(
             (&job["attempt"], &job["provider_task_id"]),
             (&json!(1), &json!(id))
         );
     }
-    assert_eq!(provider.asked().len(), 20, "each was sent once");
+    assert_eq!(provider.requests().len(), 20, "each was sent once");
     // The key still stands for its job.
     let body = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
     let request = app.request(Method::POST, "/v1/videos", "alice");

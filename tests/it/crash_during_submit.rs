@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{TestApp, TestBuilder, WEBHOOK_SECRET, reserve, send};
+use crate::app::{TestApp, TestAppBuilder, WEBHOOK_SECRET, reserve_port, send};
 
 /// A dialect, and a model that it knows. But for the first, none minds the same job twice.
 const DIALECTS: [(&str, &str); 4] = [
@@ -109,7 +109,7 @@ async fn crash_during_submit_never_pays_twice() {
     tokio::spawn(simulator.run(stop));
 
     // The same address after each kill, so that callbacks find the hub again.
-    let (_port, address) = reserve();
+    let (_port, address) = reserve_port();
     let hub = |prices: &str| {
         let mut hub = TestApp::builder()
             .set("server.bind", address)
@@ -136,7 +136,7 @@ async fn crash_during_submit_never_pays_twice() {
                 format!("{url}/fal/.well-known/jwks.json"),
             )
     };
-    let hub = || -> TestBuilder {
+    let hub = || -> TestAppBuilder {
         hub(&format!(
             r#"{{ "*" = {PRICE}, "kling-probe" = {} }}"#,
             BUDGET * 2.0
@@ -145,7 +145,7 @@ async fn crash_during_submit_never_pays_twice() {
 
     let mut folder = tempfile::tempdir().unwrap();
     for round in 0..KILLS {
-        let app = hub().folder(folder).spawn_process(&[]).await;
+        let app = hub().data_dir(folder).spawn_process(&[]).await;
         let each = DIALECTS.len() * SCENARIOS.len() / 2;
         let orders = (round * each..(round + 1) * each).map(|n| order(&app, n));
         // The last of them may still be on their way when the lights go out.
@@ -154,10 +154,13 @@ async fn crash_during_submit_never_pays_twice() {
         let _ = tokio::time::timeout(moment, all).await;
         folder = app.kill();
     }
-    let app = hub().folder(folder).spawn_process(&[]).await;
+    let app = hub().data_dir(folder).spawn_process(&[]).await;
     let mut ended = Vec::new();
     for job in jobs(&app).await {
-        ended.push(app.ended(job["id"].as_str().unwrap(), "alice").await);
+        ended.push(
+            app.wait_until_final(job["id"].as_str().unwrap(), "alice")
+                .await,
+        );
     }
 
     let mut ends: BTreeMap<String, usize> = BTreeMap::new();

@@ -4,8 +4,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
-use crate::signatures::{Headers, assert_refused, assert_taken, hook, own};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
+use crate::signatures::{Headers, assert_accepted, assert_rejected, owned_headers, post_webhook};
 use crate::webhook_signatures;
 
 const PIXVERSE: &str = r#"
@@ -174,10 +174,10 @@ const CLIP: &str = "https://cdn.example/a.mp4";
 
 async fn hub(
     spec: &str,
-    answer: impl Fn(&Asked) -> Value + Send + Sync + 'static,
-) -> (TestApp, StandIn) {
-    let provider = StandIn::start(move |asked| {
-        let reply = Reply::json(200, &answer(&asked));
+    answer: impl Fn(&RecordedRequest) -> Value + Send + Sync + 'static,
+) -> (TestApp, MockProvider) {
+    let provider = MockProvider::start(move |asked| {
+        let reply = MockResponse::json(200, &answer(&asked));
         async move { reply }
     })
     .await;
@@ -209,7 +209,8 @@ async fn comes_to(spec: &str, taken: Value, told: Value) -> Value {
     })
     .await;
     let id = submit(&app).await;
-    app.until(&id, "alice", |job| job["source"] == "poll").await
+    app.wait_for_job(&id, "alice", |job| job["source"] == "poll")
+        .await
 }
 
 fn gist(job: &Value) -> (&str, Option<&str>, usize) {
@@ -284,17 +285,17 @@ async fn is_a_reason_to_ask(spec: &'static str, word: &str, good: Headers, bad: 
     let (app, provider) = hub(spec, move |_| answer.clone()).await;
     let id = submit(&app).await;
     let job = app
-        .until(&id, "alice", |job| job["provider_task_id"] == "t")
+        .wait_for_job(&id, "alice", |job| job["provider_task_id"] == "t")
         .await;
     assert_ne!(job["final"], true, "a submission's answer ends nothing");
     let body = told(spec, "Fail").to_string();
-    assert_refused(&hook(&app, "it", &bad, &body).await);
-    assert_eq!(provider.asked().len(), 1, "a forgery asks nothing");
-    assert_taken(&hook(&app, "it", &good, &body).await, true, false);
-    let job = app.ended(&id, "alice").await;
+    assert_rejected(&post_webhook(&app, "it", &bad, &body).await);
+    assert_eq!(provider.requests().len(), 1, "a forgery asks nothing");
+    assert_accepted(&post_webhook(&app, "it", &good, &body).await, true, false);
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(gist(&job), ("succeeded", None, 1), "{job}");
     if spec == PIAPI {
-        let sent = &provider.asked()[0].body["config"]["webhook_config"];
+        let sent = &provider.requests()[0].body["config"]["webhook_config"];
         assert!(sent.is_null() || sent["secret"] == "shared", "{sent}");
     }
 }
@@ -302,8 +303,8 @@ async fn is_a_reason_to_ask(spec: &'static str, word: &str, good: Headers, bad: 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_sent_back_proves_no_body() {
     let (good, bad) = (
-        own(&[("x-webhook-secret", "shared")]),
-        own(&[("x-webhook-secret", "other")]),
+        owned_headers(&[("x-webhook-secret", "shared")]),
+        owned_headers(&[("x-webhook-secret", "other")]),
     );
     is_a_reason_to_ask(PIAPI, "Completed", good, bad).await;
 }
@@ -313,7 +314,7 @@ async fn a_signature_over_the_tasks_name_proves_no_body() {
     let headers = |task: &str| {
         let now = webhook_signatures::now();
         let tag = webhook_signatures::base64("shared", format!("{task}.{now}").as_bytes());
-        own(&[
+        owned_headers(&[
             ("x-webhook-timestamp", &now.to_string()),
             ("x-webhook-signature", &tag),
         ])
@@ -335,7 +336,7 @@ async fn a_refusal_may_hide_behind_a_200() {
         let (app, _provider) = hub(KIE, move |_| told.clone()).await;
         let id = submit(&app).await;
         let is_told = |job: &Value| !job["error"].is_null();
-        let job = app.until(&id, "alice", is_told).await;
+        let job = app.wait_for_job(&id, "alice", is_told).await;
         assert_eq!(job["error"]["kind"], kind, "{code}: {job}");
     }
 }

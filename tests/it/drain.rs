@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::app::{TEST_TIMEOUT, TestApp, send};
-use crate::client::{open, upgrade};
-use crate::raw_websocket::{Raw, handshake, text};
-use crate::sse_client::TestStream;
+use crate::client::{try_upgrade, upgrade_request};
+use crate::raw_websocket::{RawSocket, handshake, text};
+use crate::sse_client::SseClient;
 
 /// A hub that stays long enough, after the word to stop, to be asked about it.
 async fn spawn() -> TestApp {
@@ -20,7 +20,7 @@ async fn spawn() -> TestApp {
 /// Stops within its drain time, and the moment that it takes to put everything away.
 async fn stops_in_time(app: TestApp, drain: Duration) {
     let begun = Instant::now();
-    app.stop().await;
+    app.shut_down().await;
     let took = begun.elapsed();
     assert!(took < drain + Duration::from_secs(1), "it took {took:?}");
 }
@@ -43,7 +43,7 @@ async fn fresh(app: &TestApp, path: &str) -> reqwest::Response {
 async fn draining_fails_readiness_but_not_liveness() {
     let app = TestApp::builder().set("server.drain", "60s").spawn().await;
     assert_eq!(fresh(&app, "/v1/health/ready").await.status(), 200);
-    app.begin_stop();
+    app.begin_shutdown();
     let ready = loop {
         let ready = fresh(&app, "/v1/health/ready").await;
         if ready.status() != 200 {
@@ -65,18 +65,18 @@ async fn each_socket_is_told_when_to_come_back() {
     let app = spawn().await;
     let mut sockets = Vec::new();
     for _ in 0..20 {
-        sockets.push(app.socket("alice").await);
+        sockets.push(app.connect("alice").await);
     }
-    app.begin_stop();
+    app.begin_shutdown();
     let mut waits = BTreeSet::new();
     for socket in &mut sockets {
-        let bye = socket.hear("bye").await;
+        let bye = socket.expect_message("bye").await;
         assert_eq!(
             (&bye["code"], &bye["reason"]),
             (&json!(1012), &json!("restart"))
         );
         waits.insert(bye["retry_after_ms"].as_u64().unwrap());
-        assert_eq!(socket.closed().await, Some(1012));
+        assert_eq!(socket.expect_close().await, Some(1012));
     }
     // Of 20 draws out of a thousand and more, some are the same only rarely, and half of them never.
     assert!(waits.len() > 10, "{waits:?}");
@@ -90,23 +90,24 @@ async fn each_socket_is_told_when_to_come_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pending_frames_are_flushed_before_close() {
     let app = spawn().await;
-    let job = app.worker_job("alice").await;
-    let mut client = app.socket("alice").await;
+    let job = app.register_worker_job("alice").await;
+    let mut client = app.connect("alice").await;
     client.subscribe(&[(&job, 1)]).await;
-    app.push(&job, json!({ "status": "succeeded" })).await;
-    app.begin_stop();
-    assert_eq!(client.job().await["final"], true);
-    assert_eq!(client.closed().await, Some(1012));
+    app.push_update(&job, json!({ "status": "succeeded" }))
+        .await;
+    app.begin_shutdown();
+    assert_eq!(client.next_job().await["final"], true);
+    assert_eq!(client.expect_close().await, Some(1012));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_end_and_held_requests_are_answered() {
     let app = spawn().await;
-    let job = app.worker_job("alice").await;
-    let mut of_job = TestStream::open(&app, &format!("job={job}"), "alice").await;
-    let mut of_feed = TestStream::open(&app, "feed=mine", "alice").await;
+    let job = app.register_worker_job("alice").await;
+    let mut of_job = SseClient::open(&app, &format!("job={job}"), "alice").await;
+    let mut of_feed = SseClient::open(&app, "feed=mine", "alice").await;
     for stream in [&mut of_job, &mut of_feed] {
-        assert_eq!(stream.job().await["id"], job);
+        assert_eq!(stream.next_job().await["id"], job);
     }
     let request = app.request(
         Method::GET,
@@ -114,12 +115,12 @@ async fn streams_end_and_held_requests_are_answered() {
         "alice",
     );
     let waiting = tokio::spawn(send(request));
-    app.until_metric("connections{kind=\"poll\"}", |open| open == 1.0)
+    app.wait_for_metric("connections{kind=\"poll\"}", |open| open == 1.0)
         .await;
-    app.begin_stop();
+    app.begin_shutdown();
     // Without `end`: the jobs go on, and so does who comes back elsewhere.
-    assert_eq!(of_job.next().await, None);
-    assert_eq!(of_feed.next().await, None);
+    assert_eq!(of_job.next_event().await, None);
+    assert_eq!(of_feed.next_event().await, None);
     assert_eq!(waiting.await.unwrap().status, 304);
     stops_in_time(app, Duration::from_secs(5)).await;
 }
@@ -129,14 +130,14 @@ async fn draining_rejects_new_sockets() {
     let app = spawn().await;
     let address = app.address().to_owned();
     let token = app.token("alice", "jobs:read");
-    let mut last = app.socket("alice").await;
-    app.begin_stop();
-    assert_eq!(last.closed().await, Some(1012));
+    let mut last = app.connect("alice").await;
+    app.begin_shutdown();
+    assert_eq!(last.expect_close().await, Some(1012));
     // While it still listens, it says no; then it does not even listen.
     let mut refusals = 0;
-    while let Ok(mut late) = Raw::try_connect(&app).await {
+    while let Ok(mut late) = RawSocket::try_connect(&app).await {
         late.write(&handshake("/v1/ws", &token)).await;
-        let Some(head) = late.try_head().await else {
+        let Some(head) = late.try_read_head().await else {
             continue;
         };
         assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
@@ -156,36 +157,40 @@ async fn client_that_never_closes_does_not_delay_shutdown() {
     let app = spawn().await;
     let mut clients = Vec::new();
     for _ in 0..3 {
-        clients.push(Raw::upgraded(&app, "alice").await);
+        clients.push(RawSocket::connect_upgraded(&app, "alice").await);
     }
-    app.begin_stop();
+    app.begin_shutdown();
     for client in &mut clients {
-        let (code, texts) = client.farewell().await;
+        let (code, texts) = client.close_code().await;
         assert_eq!(code, Some(1012));
         let bye: Value = serde_json::from_str(texts.last().unwrap()).unwrap();
         assert_eq!(bye["type"], "bye");
     }
     stops_in_time(app, Duration::from_secs(5)).await;
     for client in &mut clients {
-        client.ends().await;
+        client.wait_until_closed().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_never_reads_does_not_hold_it_up() {
     let app = spawn().await;
-    let job = app.worker_job("alice").await;
-    let mut stopped = Raw::narrow(&app).await.upgrade(&app, "alice").await;
+    let job = app.register_worker_job("alice").await;
+    let mut stopped = RawSocket::connect_with_small_buffer(&app)
+        .await
+        .upgrade(&app, "alice")
+        .await;
     let known = json!([{ "job": job, "version": 1 }]);
     stopped
         .write(&text(&json!({ "type": "subscribe", "jobs": known })))
         .await;
     let request = app.request(Method::GET, &format!("/v1/events?job={job}"), "alice");
     let unread = request.send().await.unwrap();
-    app.until_metric("watched_jobs", |jobs| jobs == 1.0).await;
+    app.wait_for_metric("watched_jobs", |jobs| jobs == 1.0)
+        .await;
     let output = json!({ "url": format!("https://cdn.example.com/{}", "x".repeat(4000)) });
     let update = json!({ "status": "succeeded", "outputs": vec![output; 100] });
-    assert_eq!(app.push(&job, update).await.status, 200);
+    assert_eq!(app.push_update(&job, update).await.status, 200);
     stops_in_time(app, Duration::from_secs(5)).await;
     drop((stopped, unread));
 }
@@ -194,9 +199,9 @@ async fn a_client_that_never_reads_does_not_hold_it_up() {
 async fn idle_connections_do_not_hold_it_up() {
     let app = spawn().await;
     // One that never said anything, one that was answered and is kept, and a stranger's socket.
-    let silent = Raw::connect(&app).await;
-    send(app.anonymous(Method::GET, "/v1/health")).await;
-    let stranger = open(upgrade(&app.url, &[])).await.unwrap();
+    let silent = RawSocket::connect(&app).await;
+    send(app.request_without_token(Method::GET, "/v1/health")).await;
+    let stranger = try_upgrade(upgrade_request(&app.url, &[])).await.unwrap();
     stops_in_time(app, Duration::from_secs(5)).await;
     drop((silent, stranger));
 }
@@ -204,9 +209,9 @@ async fn idle_connections_do_not_hold_it_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn zero_drain_time_still_sends_bye() {
     let app = TestApp::builder().set("server.drain", "0s").spawn().await;
-    let mut client = app.socket("alice").await;
-    let stopping = tokio::spawn(app.stop());
+    let mut client = app.connect("alice").await;
+    let stopping = tokio::spawn(app.shut_down());
     // There may be no time for it, but the connection ends.
-    assert!(matches!(client.closed().await, Some(1012) | None));
+    assert!(matches!(client.expect_close().await, Some(1012) | None));
     stopping.await.unwrap();
 }

@@ -21,7 +21,7 @@ async fn work(app: &Arc<TestApp>, jobs: &[String], workers: u32, pushes: u32) {
                 let job = &jobs[(push + worker) as usize % jobs.len()];
                 let progress =
                     f64::from(push * workers + worker) * 100.0 / f64::from(pushes * workers);
-                let answer = app.push(job, json!({ "progress": progress })).await;
+                let answer = app.push_update(job, json!({ "progress": progress })).await;
                 assert_eq!(answer.status, 200, "{}", answer.body);
             }
         });
@@ -30,7 +30,7 @@ async fn work(app: &Arc<TestApp>, jobs: &[String], workers: u32, pushes: u32) {
         worked.unwrap();
     }
     for job in jobs {
-        let answer = app.push(job, json!({ "status": "succeeded" })).await;
+        let answer = app.push_update(job, json!({ "status": "succeeded" })).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
     }
 }
@@ -38,10 +38,10 @@ async fn work(app: &Arc<TestApp>, jobs: &[String], workers: u32, pushes: u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_watchers_end_on_the_final_version() {
     let app = Arc::new(TestApp::spawn().await);
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let mut watching = JoinSet::new();
     for watcher in 0..100 {
-        let mut client = app.socket("alice").await;
+        let mut client = app.connect("alice").await;
         let job = job.clone();
         watching.spawn(async move {
             // Some know the job, some are new to it, and some follow everything.
@@ -50,22 +50,22 @@ async fn a_hundred_watchers_end_on_the_final_version() {
                 1 => drop(client.subscribe(&[(&job, 1)]).await),
                 _ => {
                     client
-                        .say(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
+                        .send_json(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
                         .await;
                 }
             }
-            let ended = client.to_the_end(&job).await;
-            client.hears_nothing().await;
-            client.leave().await;
+            let ended = client.follow_to_final(&job).await;
+            client.assert_no_messages().await;
+            client.close().await;
             ended
         });
     }
     work(&app, std::slice::from_ref(&job), 4, 40).await;
-    let last = app.job(&job, "alice").await;
+    let last = app.get_job(&job, "alice").await;
     while let Some(ended) = watching.join_next().await {
         assert_eq!(ended.unwrap(), last);
     }
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }
 
 /// What one page has been shown.
@@ -103,9 +103,11 @@ impl Shown {
     }
 
     async fn until_pong(&mut self, client: &mut TestClient) {
-        client.say(json!({ "type": "ping", "id": "done" })).await;
+        client
+            .send_json(json!({ "type": "ping", "id": "done" }))
+            .await;
         loop {
-            let message = client.next().await.expect("a message");
+            let message = client.next_message().await.expect("a message");
             if message["type"] == "pong" {
                 return;
             }
@@ -117,7 +119,7 @@ impl Shown {
 /// A page that comes, goes, looks here and there, and at last stays to the end of every job.
 async fn browse(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, turns: u32) -> Shown {
     let mut dice = StdRng::seed_from_u64(seed);
-    let mut client = app.socket("alice").await;
+    let mut client = app.connect("alice").await;
     let mut shown = Shown::default();
     for _ in 0..turns {
         let job = &jobs[dice.random_range(0..jobs.len())];
@@ -131,25 +133,27 @@ async fn browse(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, turns: u32) -> 
                 let version = shown.version(job);
                 let jobs = [json!({ "job": job, "version": version })];
                 client
-                    .say(json!({ "type": "subscribe", "id": 1, "jobs": jobs }))
+                    .send_json(json!({ "type": "subscribe", "id": 1, "jobs": jobs }))
                     .await;
             }
             1 => {
                 client
-                    .say(json!({ "type": "unsubscribe", "id": 2, "jobs": [job] }))
+                    .send_json(json!({ "type": "unsubscribe", "id": 2, "jobs": [job] }))
                     .await;
             }
             2 => {
                 client
-                    .say(json!({ "type": "subscribe", "id": 3, "feed": "mine", "jobs": known }))
+                    .send_json(
+                        json!({ "type": "subscribe", "id": 3, "feed": "mine", "jobs": known }),
+                    )
                     .await;
             }
             3 => {
                 client
-                    .say(json!({ "type": "unsubscribe", "id": 4, "feed": "mine" }))
+                    .send_json(json!({ "type": "unsubscribe", "id": 4, "feed": "mine" }))
                     .await;
             }
-            4 => client = app.socket("alice").await,
+            4 => client = app.connect("alice").await,
             _ => {}
         }
         shown.until_pong(&mut client).await;
@@ -159,14 +163,14 @@ async fn browse(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, turns: u32) -> 
         .map(|job| json!({ "job": job, "version": shown.version(job) }))
         .collect();
     client
-        .say(json!({ "type": "subscribe", "id": 5, "jobs": known }))
+        .send_json(json!({ "type": "subscribe", "id": 5, "jobs": known }))
         .await;
     while shown.ended.len() < jobs.len() {
-        let message = client.next().await.expect("a message");
+        let message = client.next_message().await.expect("a message");
         shown.take(&message);
     }
-    client.hears_nothing().await;
-    client.leave().await;
+    client.assert_no_messages().await;
+    client.close().await;
     shown
 }
 
@@ -177,7 +181,7 @@ async fn remaining_sockets_end_on_final_versions() {
     println!("seed {seed}");
     let mut jobs = Vec::new();
     for _ in 0..5 {
-        jobs.push(app.worker_job("alice").await);
+        jobs.push(app.register_worker_job("alice").await);
     }
     let mut browsing = JoinSet::new();
     for page in 0..16 {
@@ -186,12 +190,12 @@ async fn remaining_sockets_end_on_final_versions() {
     work(&app, &jobs, 4, 60).await;
     let mut last = BTreeMap::new();
     for job in &jobs {
-        last.insert(job.clone(), app.job(job, "alice").await);
+        last.insert(job.clone(), app.get_job(job, "alice").await);
     }
     while let Some(shown) = browsing.join_next().await {
         assert_eq!(shown.unwrap().ended, last);
     }
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,9 +207,10 @@ async fn a_feed_meets_every_job_that_is_made_meanwhile() {
         making.spawn(async move {
             let mut made = Vec::new();
             for _ in 0..15 {
-                let job = app.worker_job("alice").await;
-                app.push(&job, json!({ "progress": 50 })).await;
-                app.push(&job, json!({ "status": "succeeded" })).await;
+                let job = app.register_worker_job("alice").await;
+                app.push_update(&job, json!({ "progress": 50 })).await;
+                app.push_update(&job, json!({ "status": "succeeded" }))
+                    .await;
                 made.push(job);
             }
             made
@@ -213,14 +218,14 @@ async fn a_feed_meets_every_job_that_is_made_meanwhile() {
     }
     let mut watching = JoinSet::new();
     for _ in 0..8 {
-        let mut client = app.socket("alice").await;
+        let mut client = app.connect("alice").await;
         watching.spawn(async move {
             client
-                .say(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
+                .send_json(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
                 .await;
             let mut shown = Shown::default();
             while shown.ended.len() < 60 {
-                shown.take(&client.next().await.expect("a message"));
+                shown.take(&client.next_message().await.expect("a message"));
             }
             shown.ended.into_keys().collect::<Vec<_>>()
         });

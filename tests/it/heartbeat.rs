@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::app::{TEST_TIMEOUT, TestApp};
-use crate::raw_websocket::{PING, PONG, Raw, TEXT, frame, text};
+use crate::raw_websocket::{PING, PONG, RawSocket, TEXT, frame, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_heartbeat_brings_a_message_and_a_ping() {
@@ -13,7 +13,7 @@ async fn every_heartbeat_brings_a_message_and_a_ping() {
         .set("socket.heartbeat", "1s")
         .spawn()
         .await;
-    let mut client = app.socket("alice").await;
+    let mut client = app.connect("alice").await;
     assert_eq!(client.hello["heartbeat_ms"], 1000);
     let (mut heartbeats, mut pings) = (Vec::new(), 0);
     while heartbeats.len() < 3 || pings < 3 {
@@ -33,7 +33,7 @@ async fn every_heartbeat_brings_a_message_and_a_ping() {
         }
     }
     assert!(heartbeats.is_sorted(), "{heartbeats:?}");
-    client.hears_nothing().await;
+    client.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,14 +42,14 @@ async fn unanswered_pings_close_the_socket() {
         .set("socket.heartbeat", "1s")
         .spawn()
         .await;
-    let mut peer = Raw::upgraded(&app, "alice").await;
-    let (code, texts) = peer.farewell().await;
+    let mut peer = RawSocket::connect_upgraded(&app, "alice").await;
+    let (code, texts) = peer.close_code().await;
     assert_eq!(code, Some(1001));
     let bye: Value = serde_json::from_str(texts.last().unwrap()).unwrap();
     assert_eq!((&bye["type"], &bye["code"]), (&json!("bye"), &json!(1001)));
     // It does not close its side either, and is not waited for.
-    peer.ends().await;
-    app.until_nobody_is_left().await;
+    peer.wait_until_closed().await;
+    app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,15 +58,15 @@ async fn a_peer_that_neither_reads_nor_writes_is_left() {
         .set("socket.heartbeat", "1s")
         .spawn()
         .await;
-    let job = app.worker_job("alice").await;
-    let mut peer = Raw::upgraded(&app, "alice").await;
+    let job = app.register_worker_job("alice").await;
+    let mut peer = RawSocket::connect_upgraded(&app, "alice").await;
     peer.write(&text(
         &json!({ "type": "subscribe", "jobs": [{ "job": job }] }),
     ))
     .await;
-    app.until_metric("connections{kind=\"websocket\"}", |open| open == 1.0)
+    app.wait_for_metric("connections{kind=\"websocket\"}", |open| open == 1.0)
         .await;
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
     assert_eq!(app.metric("sockets_closed_total{code=\"1001\"}").await, 1.0);
 }
 
@@ -76,10 +76,10 @@ async fn a_pong_is_sign_enough() {
         .set("socket.heartbeat", "1s")
         .spawn()
         .await;
-    let mut peer = Raw::upgraded(&app, "alice").await;
+    let mut peer = RawSocket::connect_upgraded(&app, "alice").await;
     let mut heartbeats = 0;
     while heartbeats < 4 {
-        let heard = peer.frame().await.expect("a frame");
+        let heard = peer.read_frame().await.expect("a frame");
         match heard.first {
             PING => assert!(peer.write(&frame(PONG, &heard.payload)).await),
             TEXT => {
@@ -93,11 +93,11 @@ async fn a_pong_is_sign_enough() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ping_of_the_client_is_answered_with_its_payload() {
     let app = TestApp::spawn().await;
-    let mut peer = Raw::upgraded(&app, "alice").await;
+    let mut peer = RawSocket::connect_upgraded(&app, "alice").await;
     for payload in [&b""[..], b"abc", &[0xFF; 125]] {
         assert!(peer.write(&frame(PING, payload)).await);
         loop {
-            let heard = peer.frame().await.expect("a frame");
+            let heard = peer.read_frame().await.expect("a frame");
             if heard.first == PONG {
                 assert_eq!(heard.payload, payload);
                 break;

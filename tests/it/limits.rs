@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::app::{TestApp, send};
 use crate::client::TestClient;
-use crate::raw_websocket::{BINARY, CLOSE, PING, Raw, TEXT, frame, handshake, text};
+use crate::raw_websocket::{BINARY, CLOSE, PING, RawSocket, TEXT, frame, handshake, text};
 
 /// More than all that a hostile client may cost, and far less than what it sends or declares.
 const GENEROUS: u64 = 96 << 20;
@@ -29,8 +29,8 @@ struct Bystander {
 
 impl Bystander {
     async fn of(app: &TestApp) -> Self {
-        let job = app.worker_job("bystander").await;
-        let mut client = app.socket("bystander").await;
+        let job = app.register_worker_job("bystander").await;
+        let mut client = app.connect("bystander").await;
         client.subscribe(&[(&job, 1)]).await;
         Self {
             client,
@@ -41,14 +41,14 @@ impl Bystander {
 
     async fn is_served(&mut self, app: &TestApp) {
         let stage = format!("after version {}", self.version);
-        app.push(&self.job, json!({ "stage": stage })).await;
+        app.push_update(&self.job, json!({ "stage": stage })).await;
         self.version += 1;
-        assert_eq!(self.client.job().await["version"], self.version);
+        assert_eq!(self.client.next_job().await["version"], self.version);
     }
 }
 
 /// Writes the same bytes until the hub takes no more of them; says how many it took.
-async fn flood(raw: &mut Raw, bytes: &[u8], most: usize) -> usize {
+async fn flood(raw: &mut RawSocket, bytes: &[u8], most: usize) -> usize {
     let mut taken = 0;
     while taken < most {
         let writing = raw.stream.write(bytes);
@@ -100,9 +100,9 @@ async fn each_broken_rule_ends_that_socket_with_its_code() {
         ),
     ];
     for (name, bytes, code) in cases {
-        let mut raw = Raw::upgraded(&app, "alice").await;
+        let mut raw = RawSocket::connect_upgraded(&app, "alice").await;
         raw.write(&bytes).await;
-        let (closed, texts) = raw.farewell().await;
+        let (closed, texts) = raw.close_code().await;
         assert_eq!(closed, Some(code), "{name}");
         let bye: Value = serde_json::from_str(texts.last().unwrap()).unwrap();
         assert_eq!(
@@ -118,14 +118,14 @@ async fn each_broken_rule_ends_that_socket_with_its_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_of_the_longest_length_is_understood() {
     let app = TestApp::spawn().await;
-    let mut raw = Raw::upgraded(&app, "alice").await;
+    let mut raw = RawSocket::connect_upgraded(&app, "alice").await;
     let ping = json!({ "type": "ping", "id": 1 }).to_string();
     let padded = format!("{ping:16384}");
     assert!(raw.write(&frame(TEXT, padded.as_bytes())).await);
     assert!(raw.write(&text(&json!({ "type": "ping", "id": 2 }))).await);
     for id in [1, 2] {
         let pong = format!("{{\"type\":\"pong\",\"id\":{id}}}");
-        while raw.frame().await.expect("a frame").payload != pong.as_bytes() {}
+        while raw.read_frame().await.expect("a frame").payload != pong.as_bytes() {}
     }
 }
 
@@ -133,7 +133,7 @@ async fn a_message_of_the_longest_length_is_understood() {
 async fn the_tenth_bad_message_is_the_last() {
     let app = TestApp::spawn().await;
     let mut bystander = Bystander::of(&app).await;
-    let mut client = app.socket("alice").await;
+    let mut client = app.connect("alice").await;
     let bad = [
         json!({ "type": "no such thing", "id": 1 }),
         json!({ "id": 1 }),
@@ -146,8 +146,8 @@ async fn the_tenth_bad_message_is_the_last() {
         json!([]),
     ];
     for (at, message) in bad.iter().enumerate() {
-        client.say(message.clone()).await;
-        let error = client.hear("error").await;
+        client.send_json(message.clone()).await;
+        let error = client.expect_message("error").await;
         assert_eq!(error["code"], "bad_message", "{at}");
         assert_eq!(
             error["id"],
@@ -155,23 +155,23 @@ async fn the_tenth_bad_message_is_the_last() {
             "{at}"
         );
         // Good ones in between do not make up for it.
-        client.say(json!({ "type": "ping", "id": at })).await;
-        client.hear("pong").await;
+        client.send_json(json!({ "type": "ping", "id": at })).await;
+        client.expect_message("pong").await;
     }
-    client.say(json!({ "type": "hello" })).await;
-    assert_eq!(client.hear("bye").await["code"], 4008);
-    assert_eq!(client.closed().await, Some(4008));
+    client.send_json(json!({ "type": "hello" })).await;
+    assert_eq!(client.expect_message("bye").await["code"], 4008);
+    assert_eq!(client.expect_close().await, Some(4008));
     bystander.is_served(&app).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_nested_without_end_is_one_bad_message() {
     let app = TestApp::spawn().await;
-    let mut raw = Raw::upgraded(&app, "alice").await;
+    let mut raw = RawSocket::connect_upgraded(&app, "alice").await;
     let nested = format!("{{\"type\":\"ping\",\"id\":{}", "[".repeat(16_000));
     assert!(raw.write(&frame(TEXT, nested.as_bytes())).await);
     assert!(raw.write(&text(&json!({ "type": "ping", "id": 2 }))).await);
-    while raw.frame().await.expect("a frame").payload != b"{\"type\":\"pong\",\"id\":2}" {}
+    while raw.read_frame().await.expect("a frame").payload != b"{\"type\":\"pong\",\"id\":2}" {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,7 +179,10 @@ async fn a_ping_flood_that_is_not_read_stops_being_read() {
     let app = TestApp::spawn().await;
     let mut bystander = Bystander::of(&app).await;
     let before = memory();
-    let mut raw = Raw::narrow(&app).await.upgrade(&app, "alice").await;
+    let mut raw = RawSocket::connect_with_small_buffer(&app)
+        .await
+        .upgrade(&app, "alice")
+        .await;
     let pings = frame(PING, &[b'!'; 125]).repeat(500);
     let taken = flood(&mut raw, &pings, 256 << 20).await;
     assert!(taken < 64 << 20, "it took {taken} bytes");
@@ -191,9 +194,12 @@ async fn a_ping_flood_that_is_not_read_stops_being_read() {
 async fn pipelined_subscribes_that_are_not_read_stop_being_read() {
     let app = TestApp::spawn().await;
     let mut bystander = Bystander::of(&app).await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let before = memory();
-    let mut raw = Raw::narrow(&app).await.upgrade(&app, "alice").await;
+    let mut raw = RawSocket::connect_with_small_buffer(&app)
+        .await
+        .upgrade(&app, "alice")
+        .await;
     let mut jobs = vec![json!({ "job": job })];
     for n in 0..100 {
         jobs.push(json!({ "job": format!("job_never_was_{n}") }));
@@ -204,7 +210,7 @@ async fn pipelined_subscribes_that_are_not_read_stop_being_read() {
     bystander.is_served(&app).await;
     assert!(memory() < before + GENEROUS);
     drop((raw, bystander));
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }
 
 /// An ended job whose document has some hundred kilobytes.
@@ -222,9 +228,9 @@ async fn stalled_reader_is_closed_without_affecting_others() {
         .await;
     let mut jobs = Vec::new();
     for _ in 0..3 {
-        jobs.push(app.worker_job("alice").await);
+        jobs.push(app.register_worker_job("alice").await);
     }
-    let busy = app.worker_job("alice").await;
+    let busy = app.register_worker_job("alice").await;
     let ids: Vec<(&str, u64)> = jobs
         .iter()
         .chain([&busy])
@@ -232,11 +238,14 @@ async fn stalled_reader_is_closed_without_affecting_others() {
         .collect();
     let mut watchers = Vec::new();
     for _ in 0..6 {
-        let mut watcher = app.socket("alice").await;
+        let mut watcher = app.connect("alice").await;
         watcher.subscribe(&ids).await;
         watchers.push(watcher);
     }
-    let mut stopped = Raw::narrow(&app).await.upgrade(&app, "alice").await;
+    let mut stopped = RawSocket::connect_with_small_buffer(&app)
+        .await
+        .upgrade(&app, "alice")
+        .await;
     let known: Vec<Value> = ids
         .iter()
         .map(|(job, version)| json!({ "job": job, "version": version }))
@@ -248,32 +257,33 @@ async fn stalled_reader_is_closed_without_affecting_others() {
         .await;
     let mut subscribed = false;
     while !subscribed {
-        let heard = stopped.frame().await.expect("a frame").payload;
+        let heard = stopped.read_frame().await.expect("a frame").payload;
         subscribed = heard.starts_with(b"{\"type\":\"subscribed\"");
     }
 
     let before = memory();
     for job in &jobs {
-        app.push(job, large()).await;
+        app.push_update(job, large()).await;
         for watcher in &mut watchers {
-            let ended = watcher.to_the_end(job).await;
+            let ended = watcher.follow_to_final(job).await;
             assert_eq!(ended["outputs"].as_array().unwrap().len(), 100);
         }
     }
     for progress in 1..=50 {
-        app.push(&busy, json!({ "progress": progress })).await;
+        app.push_update(&busy, json!({ "progress": progress }))
+            .await;
         for watcher in &mut watchers {
-            assert_eq!(watcher.job().await["progress"], f64::from(progress));
+            assert_eq!(watcher.next_job().await["progress"], f64::from(progress));
         }
     }
-    app.until_metric("sockets_closed_total{code=\"4101\"}", |closed| {
+    app.wait_for_metric("sockets_closed_total{code=\"4101\"}", |closed| {
         closed == 1.0
     })
     .await;
     assert!(memory() < before + GENEROUS);
 
     // What it was sent is whole, as far as it goes, and then it is told.
-    let (code, texts) = stopped.farewell().await;
+    let (code, texts) = stopped.close_code().await;
     assert_eq!(code, Some(4101));
     let heard: Vec<Value> = texts
         .iter()
@@ -285,7 +295,7 @@ async fn stalled_reader_is_closed_without_affecting_others() {
         (&json!("bye"), &json!(4101), &json!("not_reading"))
     );
     for watcher in &mut watchers {
-        watcher.hears_nothing().await;
+        watcher.assert_no_messages().await;
     }
 }
 
@@ -295,20 +305,27 @@ async fn a_reader_that_never_reads_again_is_dropped() {
         .set("socket.write_timeout", "500ms")
         .spawn()
         .await;
-    let (first, second) = (app.worker_job("alice").await, app.worker_job("alice").await);
-    let mut stopped = Raw::narrow(&app).await.upgrade(&app, "alice").await;
+    let (first, second) = (
+        app.register_worker_job("alice").await,
+        app.register_worker_job("alice").await,
+    );
+    let mut stopped = RawSocket::connect_with_small_buffer(&app)
+        .await
+        .upgrade(&app, "alice")
+        .await;
     stopped
         .write(&text(&json!({ "type": "subscribe", "feed": "mine" })))
         .await;
-    app.until_metric("watched_jobs", |jobs| jobs == 2.0).await;
+    app.wait_for_metric("watched_jobs", |jobs| jobs == 2.0)
+        .await;
     for job in [&first, &second] {
-        app.push(job, large()).await;
+        app.push_update(job, large()).await;
     }
-    app.until_metric("sockets_closed_total{code=\"4101\"}", |closed| {
+    app.wait_for_metric("sockets_closed_total{code=\"4101\"}", |closed| {
         closed == 1.0
     })
     .await;
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }
 
 /// While the hub waits to write documents, what the client says is heard, and answered between them.
@@ -317,18 +334,21 @@ async fn a_slow_reader_is_heard_between_documents() {
     let app = TestApp::spawn().await;
     let mut known = Vec::new();
     for _ in 0..6 {
-        let job = app.worker_job("alice").await;
-        app.push(&job, large()).await;
+        let job = app.register_worker_job("alice").await;
+        app.push_update(&job, large()).await;
         known.push(json!({ "job": job }));
     }
-    let mut slow = Raw::narrow(&app).await.upgrade(&app, "alice").await;
+    let mut slow = RawSocket::connect_with_small_buffer(&app)
+        .await
+        .upgrade(&app, "alice")
+        .await;
     slow.write(&text(
         &json!({ "type": "subscribe", "id": 1, "jobs": known }),
     ))
     .await;
     let (mut documents, mut answered_after) = (0, None);
     while documents < 6 || answered_after.is_none() {
-        let heard = slow.frame().await.expect("it is kept");
+        let heard = slow.read_frame().await.expect("it is kept");
         assert_ne!(heard.first, CLOSE, "after {documents} documents");
         if heard.payload.starts_with(b"{\"type\":\"job\"") {
             documents += 1;
@@ -359,19 +379,19 @@ async fn an_upgrade_of_any_other_path_is_a_clean_404() {
         "/v1/health/live",
         "//v1/ws",
     ] {
-        let mut raw = Raw::connect(&app).await;
+        let mut raw = RawSocket::connect(&app).await;
         raw.write(&handshake(path, &token)).await;
-        let head = raw.head().await;
+        let head = raw.read_head().await;
         assert!(head.starts_with("HTTP/1.1 404 "), "{path}: {head}");
         assert!(head.contains("application/problem+json"), "{path}: {head}");
-        raw.ends().await;
+        raw.wait_until_closed().await;
     }
     let plain = send(app.request(Method::GET, "/v1/ws", "alice")).await;
     assert_eq!(
         (plain.status.as_u16(), &plain.body["code"]),
         (426, &json!("upgrade_required"))
     );
-    app.socket("alice").await;
+    app.connect("alice").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -383,11 +403,11 @@ async fn a_bad_handshake_is_answered_400() {
         ("Sec-WebSocket-Version: 13\r\n", ""),
         ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""),
     ] {
-        let mut raw = Raw::connect(&app).await;
+        let mut raw = RawSocket::connect(&app).await;
         raw.write(good.replace(what, instead).as_bytes()).await;
-        let head = raw.head().await;
+        let head = raw.read_head().await;
         assert!(head.starts_with("HTTP/1.1 400 "), "{instead}: {head}");
-        raw.ends().await;
+        raw.wait_until_closed().await;
     }
 }
 
@@ -397,10 +417,10 @@ async fn one_connection_too_many_is_told_to_come_back() {
         .set("server.max_connections", 2)
         .spawn()
         .await;
-    let mut first = app.socket("alice").await;
-    let second = app.socket("alice").await;
-    let mut third = TestClient::stranger(&app.url).await;
-    let bye = third.hear("bye").await;
+    let mut first = app.connect("alice").await;
+    let second = app.connect("alice").await;
+    let mut third = TestClient::connect_unauthenticated(&app.url).await;
+    let bye = third.expect_message("bye").await;
     assert_eq!(
         (&bye["code"], &bye["reason"]),
         (&json!(4100), &json!("over_capacity"))
@@ -409,19 +429,19 @@ async fn one_connection_too_many_is_told_to_come_back() {
         bye["retry_after_ms"].as_u64().is_some_and(|wait| wait > 0),
         "{bye}"
     );
-    assert_eq!(third.closed().await, Some(4100));
-    first.hears_nothing().await;
+    assert_eq!(third.expect_close().await, Some(4100));
+    first.assert_no_messages().await;
 
-    second.leave().await;
-    app.until_metric("connections{kind=\"websocket\"}", |open| open == 1.0)
+    second.close().await;
+    app.wait_for_metric("connections{kind=\"websocket\"}", |open| open == 1.0)
         .await;
-    app.socket("alice").await.hears_nothing().await;
+    app.connect("alice").await.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_sent_with_the_handshake_are_processed() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let token = app.token("alice", "jobs:read");
     let subscribe = text(&json!({ "type": "subscribe", "id": 1, "jobs": [{ "job": job }] }));
     let stranger = String::from_utf8(handshake("/v1/ws", "")).unwrap();
@@ -433,11 +453,12 @@ async fn frames_sent_with_the_handshake_are_processed() {
         [handshake("/v1/ws", &token), subscribe.clone()].concat(),
         [stranger, auth, subscribe].concat(),
     ] {
-        let mut raw = Raw::connect(&app).await;
+        let mut raw = RawSocket::connect(&app).await;
         assert!(raw.write(&begun).await);
-        assert!(raw.head().await.starts_with("HTTP/1.1 101 "));
+        assert!(raw.read_head().await.starts_with("HTTP/1.1 101 "));
         for kind in ["hello", "subscribed", "job"] {
-            let heard: Value = serde_json::from_slice(&raw.frame().await.unwrap().payload).unwrap();
+            let heard: Value =
+                serde_json::from_slice(&raw.read_frame().await.unwrap().payload).unwrap();
             assert_eq!(heard["type"], kind);
         }
     }
@@ -447,13 +468,13 @@ async fn frames_sent_with_the_handshake_are_processed() {
 async fn a_client_that_closes_is_answered() {
     let app = TestApp::spawn().await;
     for code in [1000_u16, 1001, 4999] {
-        let mut raw = Raw::upgraded(&app, "alice").await;
+        let mut raw = RawSocket::connect_upgraded(&app, "alice").await;
         raw.write(&frame(CLOSE, &code.to_be_bytes())).await;
-        let (answer, texts) = raw.farewell().await;
+        let (answer, texts) = raw.close_code().await;
         assert_eq!(answer, Some(1000));
         assert!(texts.iter().all(|text| !text.contains("bye")), "{texts:?}");
         raw.stream.shutdown().await.unwrap();
-        raw.ends().await;
+        raw.wait_until_closed().await;
     }
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }

@@ -4,12 +4,12 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::app::{SECRET, TestApp};
+use crate::app::{JWT_SECRET, TestApp};
 use crate::command_line::{err, out, run_with};
-use crate::tampering_proxy::{Forger, Forgery};
+use crate::tampering_proxy::{Tamper, TamperingProxy};
 
 /// Mints tokens for the hub of a test.
-const MINTING: (&str, &str) = ("PROGRESS_HUB__AUTH__HS256_SECRETS", SECRET);
+const MINTING: (&str, &str) = ("PROGRESS_HUB__AUTH__HS256_SECRETS", JWT_SECRET);
 
 /// A small run: forty sockets on five jobs, for a second.
 const SMALL: [&str; 12] = [
@@ -188,7 +188,7 @@ async fn a_running_hub_is_driven_with_its_secret_or_an_admins_token() {
     assert_eq!(good(&with_token)["server"], Value::Null);
     for output in [with_secret, with_token] {
         let said = format!("{}{}", out(&output), err(&output));
-        assert!(!said.contains(SECRET) && !said.contains(&admin));
+        assert!(!said.contains(JWT_SECRET) && !said.contains(&admin));
     }
 }
 
@@ -210,7 +210,7 @@ async fn a_running_hubs_webhooks_are_signed_with_its_providers_secret() {
     let config = folder.path().join("hub.toml");
     let providers =
         "[providers.generic]\nspec = \"generic\"\nwebhook_secrets = [\"hub_test_secret\"]\n";
-    let text = format!("[auth]\nhs256_secrets = [\"{SECRET}\"]\n{providers}");
+    let text = format!("[auth]\nhs256_secrets = [\"{JWT_SECRET}\"]\n{providers}");
     std::fs::write(&config, text).unwrap();
     let configured = [&webhooks[..], &["--config", config.to_str().unwrap()]].concat();
     good(&load_beside(&configured, &[]).await);
@@ -232,9 +232,9 @@ async fn a_running_hubs_webhooks_are_signed_with_its_providers_secret() {
 }
 
 /// What a run finds where documents are tampered with on their way.
-async fn faults(forgery: Forgery) -> Value {
+async fn faults(forgery: Tamper) -> Value {
     let app = TestApp::spawn().await;
-    let forger = Forger::before(&app, forgery).await;
+    let forger = TamperingProxy::start(&app, forgery).await;
     let arguments = ["--url", &forger.url, "--patience", "1s"];
     let output = load_beside(&arguments, &[MINTING]).await;
     assert_eq!(
@@ -254,7 +254,7 @@ async fn faults(forgery: Forgery) -> Value {
 
 #[tokio::test]
 async fn an_end_that_never_comes_is_found_at_every_socket() {
-    let faults = faults(Forgery::LosesTheEnd).await;
+    let faults = faults(Tamper::LosesTheEnd).await;
     assert_eq!(faults["sockets_behind"], 40, "{faults}");
     assert_eq!(faults["behind"], 80, "{faults}");
     assert_eq!(faults["backwards"], 0, "{faults}");
@@ -262,7 +262,7 @@ async fn an_end_that_never_comes_is_found_at_every_socket() {
 
 #[tokio::test]
 async fn a_version_that_comes_twice_or_goes_back_is_found() {
-    for forgery in [Forgery::Repeats, Forgery::Swaps] {
+    for forgery in [Tamper::Repeats, Tamper::Swaps] {
         let faults = faults(forgery).await;
         assert!(
             faults["backwards"].as_u64() > Some(0),
@@ -274,9 +274,9 @@ async fn a_version_that_comes_twice_or_goes_back_is_found() {
 #[tokio::test]
 async fn what_nobody_said_is_found() {
     for (forgery, name) in [
-        (Forgery::Renames, "strangers"),
-        (Forgery::Invents, "ahead"),
-        (Forgery::Garbles, "malformed"),
+        (Tamper::Renames, "strangers"),
+        (Tamper::Invents, "ahead"),
+        (Tamper::Garbles, "malformed"),
     ] {
         let faults = faults(forgery).await;
         assert!(faults[name].as_u64() > Some(0), "{forgery:?}: {faults}");

@@ -3,28 +3,28 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{Answer, TEST_TIMEOUT, TestApp, send};
+use crate::app::{TEST_TIMEOUT, TestApp, TestResponse, send};
 
-async fn get(app: &TestApp, job: &str, query: &str) -> Answer {
+async fn get(app: &TestApp, job: &str, query: &str) -> TestResponse {
     send(app.request(Method::GET, &format!("/v1/jobs/{job}{query}"), "alice")).await
 }
 
 /// Waits until so many requests are held.
 async fn held(app: &TestApp, requests: f64) {
-    app.until_metric("connections{kind=\"poll\"}", |open| open == requests)
+    app.wait_for_metric("connections{kind=\"poll\"}", |open| open == requests)
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tag_is_the_version() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let answer = get(&app, &job, "").await;
     assert_eq!(
         (answer.status.as_u16(), &answer.headers["etag"]),
         (200, &"\"1\"".parse().unwrap())
     );
-    app.push(&job, json!({ "progress": 1 })).await;
+    app.push_update(&job, json!({ "progress": 1 })).await;
     let answer = get(&app, &job, "").await;
     assert_eq!(answer.headers["etag"], "\"2\"");
     assert_eq!(answer.body["version"], 2);
@@ -33,8 +33,8 @@ async fn the_tag_is_the_version() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_known_version_is_not_repeated() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
-    app.push(&job, json!({ "progress": 1 })).await;
+    let job = app.register_worker_job("alice").await;
+    app.push_update(&job, json!({ "progress": 1 })).await;
     for (query, tag, status) in [
         ("?since=2", None, 304),
         ("?since=2&wait=0", None, 304),
@@ -64,7 +64,7 @@ async fn a_known_version_is_not_repeated() {
 #[tokio::test(flavor = "multi_thread")]
 async fn long_poll_returns_the_next_version() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let (by_query, by_tag) = (
         app.request(
             Method::GET,
@@ -76,7 +76,7 @@ async fn long_poll_returns_the_next_version() {
     );
     let waiting = [by_query, by_tag].map(|request| tokio::spawn(send(request)));
     held(&app, 2.0).await;
-    app.push(&job, json!({ "progress": 7 })).await;
+    app.push_update(&job, json!({ "progress": 7 })).await;
     for waiting in waiting {
         let answer = tokio::time::timeout(TEST_TIMEOUT, waiting)
             .await
@@ -88,13 +88,13 @@ async fn long_poll_returns_the_next_version() {
         );
         assert_eq!(answer.headers["etag"], "\"2\"");
     }
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_request_waits_for_more_than_what_is_known() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let request = app.request(
         Method::GET,
         &format!("/v1/jobs/{job}?wait=60&since=3"),
@@ -103,7 +103,7 @@ async fn a_held_request_waits_for_more_than_what_is_known() {
     let waiting = tokio::spawn(send(request));
     held(&app, 1.0).await;
     for progress in 1..=3 {
-        app.push(&job, json!({ "progress": progress })).await;
+        app.push_update(&job, json!({ "progress": progress })).await;
     }
     let answer = waiting.await.unwrap();
     assert_eq!(
@@ -115,20 +115,21 @@ async fn a_held_request_waits_for_more_than_what_is_known() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_request_ends_unchanged_when_its_time_is_over() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let answer = get(&app, &job, "?wait=0.2&since=1").await;
     assert_eq!(
         (answer.status.as_u16(), answer.body),
         (304, Value::String(String::new()))
     );
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn long_poll_on_a_final_job_returns_at_once() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
-    app.push(&job, json!({ "status": "succeeded" })).await;
+    let job = app.register_worker_job("alice").await;
+    app.push_update(&job, json!({ "status": "succeeded" }))
+        .await;
     // Longer than the client's own patience: it is not held at all.
     assert_eq!(get(&app, &job, "?wait=60&since=2").await.status, 304);
     assert_eq!(
@@ -140,7 +141,7 @@ async fn long_poll_on_a_final_job_returns_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_that_is_none_is_refused() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     for query in [
         "?wait=-1",
         "?wait=long",
@@ -161,7 +162,7 @@ async fn a_time_that_is_none_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn disconnected_long_poll_is_released() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let request = app.request(
         Method::GET,
         &format!("/v1/jobs/{job}?wait=60&since=1"),
@@ -170,13 +171,13 @@ async fn disconnected_long_poll_is_released() {
     let waiting = tokio::spawn(send(request));
     held(&app, 1.0).await;
     waiting.abort();
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_is_followed_version_by_version() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let following = async {
         let mut versions = vec![1];
         loop {
@@ -195,9 +196,10 @@ async fn a_worker_is_followed_version_by_version() {
     };
     let working = async {
         for progress in 1..100 {
-            app.push(&job, json!({ "progress": progress })).await;
+            app.push_update(&job, json!({ "progress": progress })).await;
         }
-        app.push(&job, json!({ "status": "succeeded" })).await;
+        app.push_update(&job, json!({ "status": "succeeded" }))
+            .await;
     };
     let (versions, ()) = tokio::join!(following, working);
     assert!(

@@ -6,24 +6,24 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
 /// What a provider has, in its own words: a task of somebody else's, then ours as it was ordered.
-type Books = fn(&Asked) -> [Value; 2];
+type Books = fn(&RecordedRequest) -> [Value; 2];
 
 /// A provider that takes each order, breaks off before it answers, and tells of its tasks when it is asked.
-async fn forgetful(list: &'static str, books: Books) -> StandIn {
+async fn forgetful(list: &'static str, books: Books) -> MockProvider {
     let taken = Arc::<Mutex<Vec<Value>>>::default();
-    StandIn::start(move |asked| {
+    MockProvider::start(move |asked| {
         let mut taken = taken.lock().unwrap();
         let reply = if asked.method == "POST" {
             taken.extend(books(&asked));
-            Reply::broken()
+            MockResponse::disconnect()
         } else {
             let id = asked.path.rsplit('/').next().unwrap_or_default();
             match taken.iter().find(|task| task["id"] == id) {
-                Some(task) => Reply::json(200, task),
-                None => Reply::json(200, &json!({ list: *taken })),
+                Some(task) => MockResponse::json(200, task),
+                None => MockResponse::json(200, &json!({ list: *taken })),
             }
         };
         async move { reply }
@@ -46,7 +46,7 @@ async fn assert_is_found_and_paid_once(spec: &str, list: &'static str, path: &st
     let answer = send(submit.json(&order)).await;
     assert_eq!(answer.status, 202, "{}", answer.body);
     let id = answer.body["id"].as_str().unwrap();
-    let job = app.ended(id, "alice").await;
+    let job = app.wait_until_final(id, "alice").await;
     assert_eq!(job["provider_task_id"], "ours", "{spec}: {job}");
     assert_eq!(
         (&job["status"], &job["attempt"], &job["source"]),
@@ -54,7 +54,7 @@ async fn assert_is_found_and_paid_once(spec: &str, list: &'static str, path: &st
         "{spec}: {job}"
     );
     assert_eq!(job["outputs"][0]["url"], "https://cdn.example/ours.mp4");
-    let asked = provider.asked();
+    let asked = provider.requests();
     let orders = asked.iter().filter(|asked| asked.method == "POST").count();
     assert_eq!(orders, 1, "{spec}");
     assert!(asked.iter().any(|asked| asked.path == path), "{asked:?}");

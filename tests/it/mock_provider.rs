@@ -12,15 +12,15 @@ use tokio::sync::watch;
 use crate::app::TEST_TIMEOUT;
 
 /// A running stand-in. Dropping it stops it.
-pub struct StandIn {
+pub struct MockProvider {
     pub url: String,
-    asked: watch::Receiver<Vec<Asked>>,
+    asked: watch::Receiver<Vec<RecordedRequest>>,
     handle: actix_web::dev::ServerHandle,
 }
 
 /// One request.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct RecordedRequest {
     pub method: String,
     /// With its query.
     pub path: String,
@@ -30,21 +30,21 @@ pub struct Asked {
 
 /// What is answered.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub struct MockResponse {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Bytes,
     is_broken: bool,
 }
 
-impl Asked {
+impl RecordedRequest {
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
     }
 }
 
-impl Reply {
+impl MockResponse {
     pub fn json(status: u16, body: &Value) -> Self {
         Self::text(status, body.to_string())
     }
@@ -63,7 +63,7 @@ impl Reply {
     }
 
     /// The connection closes before anything is answered.
-    pub fn broken() -> Self {
+    pub fn disconnect() -> Self {
         Self {
             is_broken: true,
             ..Self::text(200, "")
@@ -71,24 +71,24 @@ impl Reply {
     }
 
     /// With this number wherever its body says `{n}`.
-    pub fn naming(mut self, n: usize) -> Self {
+    pub fn numbered(mut self, n: usize) -> Self {
         if let Ok(text) = std::str::from_utf8(&self.body) {
             self.body = text.replace("{n}", &n.to_string()).into();
         }
         self
     }
 
-    pub fn with(mut self, header: &'static str, value: impl ToString) -> Self {
+    pub fn with_header(mut self, header: &'static str, value: impl ToString) -> Self {
         self.headers.push((header, value.to_string()));
         self
     }
 }
 
-impl StandIn {
+impl MockProvider {
     pub async fn start<F, R>(answer: F) -> Self
     where
-        F: Fn(Asked) -> R + Send + Sync + 'static,
-        R: Future<Output = Reply> + 'static,
+        F: Fn(RecordedRequest) -> R + Send + Sync + 'static,
+        R: Future<Output = MockResponse> + 'static,
     {
         Self::start_at(([127, 0, 0, 1], 0).into(), answer).await
     }
@@ -96,8 +96,8 @@ impl StandIn {
     /// At an address that is free, or was left by one that is no more.
     pub async fn start_at<F, R>(address: SocketAddr, answer: F) -> Self
     where
-        F: Fn(Asked) -> R + Send + Sync + 'static,
-        R: Future<Output = Reply> + 'static,
+        F: Fn(RecordedRequest) -> R + Send + Sync + 'static,
+        R: Future<Output = MockResponse> + 'static,
     {
         let listener = std::net::TcpListener::bind(address).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -107,7 +107,7 @@ impl StandIn {
             let (answer, note) = (Arc::clone(&answer), Arc::clone(&note));
             App::new().default_service(web::to(move |request: HttpRequest, body: Bytes| {
                 let asked = read(&request, &body);
-                let is_noted = |noted: &mut Vec<Asked>| noted.push(asked.clone());
+                let is_noted = |noted: &mut Vec<RecordedRequest>| noted.push(asked.clone());
                 note.lock().unwrap().send_modify(is_noted);
                 let reply = answer(asked);
                 async move { reply.await.response() }
@@ -125,12 +125,15 @@ impl StandIn {
     }
 
     /// All requests so far, oldest first.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn requests(&self) -> Vec<RecordedRequest> {
         self.asked.borrow().clone()
     }
 
     /// Waits until the requests are as wished.
-    pub async fn until(&self, mut wish: impl FnMut(&[Asked]) -> bool) -> Vec<Asked> {
+    pub async fn wait_for_requests(
+        &self,
+        mut wish: impl FnMut(&[RecordedRequest]) -> bool,
+    ) -> Vec<RecordedRequest> {
         let mut asked = self.asked.clone();
         let waiting = asked.wait_for(|all| wish(all));
         let all = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
@@ -138,14 +141,14 @@ impl StandIn {
     }
 }
 
-impl Drop for StandIn {
+impl Drop for MockProvider {
     fn drop(&mut self) {
         // The stop is on its way once the future is made; nobody waits for its end.
         drop(self.handle.stop(false));
     }
 }
 
-impl Reply {
+impl MockResponse {
     fn response(self) -> HttpResponse {
         let status = StatusCode::from_u16(self.status).unwrap();
         let mut response = HttpResponse::build(status);
@@ -161,9 +164,9 @@ impl Reply {
     }
 }
 
-fn read(request: &HttpRequest, body: &[u8]) -> Asked {
+fn read(request: &HttpRequest, body: &[u8]) -> RecordedRequest {
     let headers = request.headers().iter();
-    Asked {
+    RecordedRequest {
         method: request.method().to_string(),
         path: request.uri().to_string(),
         headers: headers

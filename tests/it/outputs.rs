@@ -4,8 +4,8 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::app::{Answer, TestApp, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{TestApp, TestResponse, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::webhook_signatures;
 
 const SECRET: &str = "a secret of the vault's";
@@ -36,20 +36,19 @@ statuses = { working = "running", done = "succeeded" }
 const CLIP: &str = "0123456789";
 
 /// A provider whose only task has these files, and whose `/api/files/clip` is a clip in ranges.
-async fn vault(files: Value) -> StandIn {
+async fn vault(files: Value) -> MockProvider {
     let task = json!({ "id": "t1", "state": "done", "files": files });
-    StandIn::start(move |asked: Asked| {
+    MockProvider::start(move |asked: RecordedRequest| {
         let reply = match asked.path.as_str() {
-            path if path.starts_with("/api/tasks/") => Reply::json(200, &task),
-            _ if asked.header("x-key") != Some("the key") => Reply::text(401, "a stranger"),
+            path if path.starts_with("/api/tasks/") => MockResponse::json(200, &task),
+            _ if asked.header("x-key") != Some("the key") => MockResponse::text(401, "a stranger"),
             "/api/files/clip" => clip(&asked),
-            "/api/files/page" => {
-                Reply::text(200, "<script>").with("content-type", "text/html; charset=utf-8")
-            }
-            "/api/files/long" => Reply::text(200, CLIP.repeat(1 << 19)),
+            "/api/files/page" => MockResponse::text(200, "<script>")
+                .with_header("content-type", "text/html; charset=utf-8"),
+            "/api/files/long" => MockResponse::text(200, CLIP.repeat(1 << 19)),
             path => match path.strip_prefix("/api/status/") {
-                Some(status) => Reply::text(status.parse().unwrap(), "a secret matter"),
-                None => Reply::text(404, ""),
+                Some(status) => MockResponse::text(status.parse().unwrap(), "a secret matter"),
+                None => MockResponse::text(404, ""),
             },
         };
         async move { reply }
@@ -57,19 +56,23 @@ async fn vault(files: Value) -> StandIn {
     .await
 }
 
-fn clip(asked: &Asked) -> Reply {
+fn clip(asked: &RecordedRequest) -> MockResponse {
     let part = match asked.header("range") {
-        Some("bytes=2-4") => Reply::text(206, &CLIP[2..5]).with("content-range", "bytes 2-4/10"),
-        Some(_) => Reply::text(416, "no such range").with("content-range", "bytes */10"),
-        None => Reply::text(200, CLIP),
+        Some("bytes=2-4") => {
+            MockResponse::text(206, &CLIP[2..5]).with_header("content-range", "bytes 2-4/10")
+        }
+        Some(_) => {
+            MockResponse::text(416, "no such range").with_header("content-range", "bytes */10")
+        }
+        None => MockResponse::text(200, CLIP),
     };
-    part.with("content-type", "video/mp4")
-        .with("accept-ranges", "bytes")
-        .with("etag", "\"clip-1\"")
-        .with("set-cookie", "session=of-the-key")
+    part.with_header("content-type", "video/mp4")
+        .with_header("accept-ranges", "bytes")
+        .with_header("etag", "\"clip-1\"")
+        .with_header("set-cookie", "session=of-the-key")
 }
 
-async fn hub(provider: &StandIn) -> (TestApp, TempDir) {
+async fn hub(provider: &MockProvider) -> (TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let spec = folder.path().join("vault.toml");
     std::fs::write(&spec, SPEC).unwrap();
@@ -89,7 +92,7 @@ async fn register(app: &TestApp, task: &str) -> Value {
     let body = json!({ "provider": "vault", "provider_task_id": task, "owner": "alice" });
     let worker = app.token("worker", "jobs:publish");
     let answer = send(
-        app.request_with(Method::POST, "/v1/jobs", &worker)
+        app.request_with_token(Method::POST, "/v1/jobs", &worker)
             .json(&body),
     )
     .await;
@@ -98,11 +101,13 @@ async fn register(app: &TestApp, task: &str) -> Value {
 }
 
 /// A hub, its provider, and the end of a job with these files.
-async fn done(files: Value) -> (StandIn, TestApp, TempDir, Value) {
+async fn done(files: Value) -> (MockProvider, TestApp, TempDir, Value) {
     let provider = vault(files).await;
     let (app, folder) = hub(&provider).await;
     let job = register(&app, "t1").await;
-    let job = app.ended(job["id"].as_str().unwrap(), "alice").await;
+    let job = app
+        .wait_until_final(job["id"].as_str().unwrap(), "alice")
+        .await;
     assert_eq!(job["status"], "succeeded", "{job}");
     (provider, app, folder, job)
 }
@@ -127,7 +132,7 @@ fn header<'a>(response: &'a Response, name: &str) -> &'a str {
 }
 
 #[track_caller]
-fn assert_refused(answer: &Answer, status: u16, code: &str) {
+fn assert_refused(answer: &TestResponse, status: u16, code: &str) {
     assert_eq!(answer.status, status, "{}", answer.body);
     assert_eq!(answer.body["code"], code);
 }
@@ -140,7 +145,11 @@ async fn an_output_behind_a_key_is_served_whole_and_in_parts_by_its_link() {
         assert!(!job.to_string().contains(hidden), "{job}");
     }
 
-    let whole = app.anonymous(Method::GET, &link).send().await.unwrap();
+    let whole = app
+        .request_without_token(Method::GET, &link)
+        .send()
+        .await
+        .unwrap();
     assert_eq!(whole.status(), 200);
     let id = job["id"].as_str().unwrap();
     for (name, value) in [
@@ -162,7 +171,9 @@ async fn an_output_behind_a_key_is_served_whole_and_in_parts_by_its_link() {
     assert_eq!(whole.text().await.unwrap(), CLIP);
 
     let ranged = |range: &str| {
-        let request = app.anonymous(Method::GET, &link).header("range", range);
+        let request = app
+            .request_without_token(Method::GET, &link)
+            .header("range", range);
         request.header("if-range", "\"clip-1\"").send()
     };
     let part = ranged("bytes=2-4").await.unwrap();
@@ -174,14 +185,18 @@ async fn an_output_behind_a_key_is_served_whole_and_in_parts_by_its_link() {
     assert_eq!(header(&beyond, "content-range"), "bytes */10");
     assert_eq!(beyond.text().await.unwrap(), "");
 
-    let head = app.anonymous(Method::HEAD, &link).send().await.unwrap();
+    let head = app
+        .request_without_token(Method::HEAD, &link)
+        .send()
+        .await
+        .unwrap();
     assert_eq!(head.status(), 200);
     assert_eq!(header(&head, "content-length"), "10");
     assert_eq!(header(&head, "content-type"), "video/mp4");
     assert_eq!(head.text().await.unwrap(), "");
 
-    let asked = provider.asked();
-    let fetches: Vec<&Asked> = asked
+    let asked = provider.requests();
+    let fetches: Vec<&RecordedRequest> = asked
         .iter()
         .filter(|asked| asked.path == "/api/files/clip")
         .collect();
@@ -197,7 +212,7 @@ async fn an_output_behind_a_key_is_served_whole_and_in_parts_by_its_link() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_output_comes_whole() {
     let (_provider, app, _folder, job) = done(json!([private("files/long")])).await;
-    let request = app.anonymous(Method::GET, &link(&app, &job, 0));
+    let request = app.request_without_token(Method::GET, &link(&app, &job, 0));
     let text = request.send().await.unwrap().text().await.unwrap();
     assert!(text == CLIP.repeat(1 << 19), "{} bytes", text.len());
 }
@@ -210,11 +225,11 @@ async fn it_takes_a_token_that_may_see_the_job_or_the_link_to_this_very_output()
         { "url": "files/clip", "private": true, "expires_at": 1_000_000_000 },
     ]);
     let (_provider, app, _folder, job) = done(files).await;
-    let other = app.worker_job("alice").await;
+    let other = app.register_worker_job("alice").await;
     let path = |n: &str| format!("/v1/jobs/{}/outputs/{n}", job["id"].as_str().unwrap());
     let first = link(&app, &job, 0);
     let (_, grant) = first.split_once('?').unwrap();
-    let with = |path: String| app.anonymous(Method::GET, &format!("{path}?{grant}"));
+    let with = |path: String| app.request_without_token(Method::GET, &format!("{path}?{grant}"));
     let get = |path: String, who: &str| app.request(Method::GET, &path, who);
     let fine = |request: RequestBuilder| async {
         let answer = send(request).await;
@@ -233,13 +248,13 @@ async fn it_takes_a_token_that_may_see_the_job_or_the_link_to_this_very_output()
         with(path("1")),
         with(path("7")),
         with(format!("/v1/jobs/{other}/outputs/0")),
-        app.anonymous(Method::GET, &format!("{first}x")),
-        app.anonymous(Method::GET, &format!("{}?grant=", path("0"))),
-        app.anonymous(Method::GET, &link(&app, &job, 2)),
+        app.request_without_token(Method::GET, &format!("{first}x")),
+        app.request_without_token(Method::GET, &format!("{}?grant=", path("0"))),
+        app.request_without_token(Method::GET, &link(&app, &job, 2)),
     ] {
         assert_refused(&send(refused).await, 403, "invalid_grant");
     }
-    let stranger = app.anonymous(Method::GET, &path("0"));
+    let stranger = app.request_without_token(Method::GET, &path("0"));
     assert_refused(&send(stranger).await, 401, "unauthorized");
     for (n, who) in [
         ("0", "bob"),
@@ -282,7 +297,7 @@ async fn what_the_provider_does_not_give_is_told_without_its_words() {
     let files = statuses.map(|(status, _, _)| private(&format!("status/{status}")));
     let (_provider, app, _folder, job) = done(json!(files)).await;
     for (n, (_, status, code)) in statuses.into_iter().enumerate() {
-        let answer = send(app.anonymous(Method::GET, &link(&app, &job, n))).await;
+        let answer = send(app.request_without_token(Method::GET, &link(&app, &job, n))).await;
         assert_refused(&answer, status, code);
         assert_eq!(answer.body["retryable"], status == 502);
         assert!(!answer.body.to_string().contains("secret matter"));
@@ -291,22 +306,22 @@ async fn what_the_provider_does_not_give_is_told_without_its_words() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hub_is_sent_nowhere_but_to_its_provider_and_the_public_internet() {
-    let inner = StandIn::start(|_| async { Reply::text(200, "the metadata") }).await;
+    let inner = MockProvider::start(|_| async { MockResponse::text(200, "the metadata") }).await;
     let https = inner.url.replace("http:", "https:");
     let addresses = [inner.url.clone(), https, "file:///etc/hostname".to_owned()];
     let files = addresses.map(|url| private(&url));
     let (_provider, app, _folder, job) = done(json!(files)).await;
     for n in 0..3 {
-        let answer = send(app.anonymous(Method::GET, &link(&app, &job, n))).await;
+        let answer = send(app.request_without_token(Method::GET, &link(&app, &job, n))).await;
         assert_refused(&answer, 502, "provider_error");
     }
-    assert_eq!(inner.asked().len(), 0);
+    assert_eq!(inner.requests().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_runs_nothing_of_it_and_pages_of_allowed_origins_may_read_it() {
     let (_provider, app, _folder, job) = done(json!([private("files/page")])).await;
-    let request = app.anonymous(Method::GET, &link(&app, &job, 0));
+    let request = app.request_without_token(Method::GET, &link(&app, &job, 0));
     let request = request.header("origin", "https://app.example.com");
     let page = request.send().await.unwrap();
     let (origin, exposed) = (
@@ -324,33 +339,33 @@ async fn parked_news_brings_links_too() {
     let provider = vault(json!([])).await;
     let (app, _folder) = hub(&provider).await;
     let news = json!({ "id": "t9", "state": "done", "files": [private("files/clip")] }).to_string();
-    let request = app.anonymous(Method::POST, "/v1/webhooks/vault");
+    let request = app.request_without_token(Method::POST, "/v1/webhooks/vault");
     let signature = webhook_signatures::hex(SECRET, news.as_bytes());
     let answer = send(request.header("x-vault-signature", signature).body(news)).await;
     assert_eq!(answer.body, json!({ "matched": false, "applied": false }));
     let job = register(&app, "t9").await;
     assert_eq!(job["status"], "succeeded");
-    let answer = send(app.anonymous(Method::GET, &link(&app, &job, 0))).await;
+    let answer = send(app.request_without_token(Method::GET, &link(&app, &job, 0))).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_push_of_a_worker_has_the_hub_fetch_anything() {
-    let provider = StandIn::start(|_| async { Reply::text(500, "") }).await;
+    let provider = MockProvider::start(|_| async { MockResponse::text(500, "") }).await;
     let (app, _folder) = hub(&provider).await;
     let job = register(&app, "t1").await;
     let id = job["id"].as_str().unwrap();
     let outputs = json!([private("/api/files/clip"), private(&provider.url)]);
     let push = json!({ "status": "succeeded", "outputs": outputs, "sources": ["/api/files/clip"] });
-    assert_refused(&app.push(id, push).await, 400, "invalid_request");
+    assert_refused(&app.push_update(id, push).await, 400, "invalid_request");
     let push = json!({ "status": "succeeded", "outputs": outputs });
-    assert_eq!(app.push(id, push).await.status, 200);
-    let job = app.job(id, "alice").await;
+    assert_eq!(app.push_update(id, push).await.status, 200);
+    let job = app.get_job(id, "alice").await;
     assert_eq!(job["outputs"][0]["url"], "/api/files/clip");
     let path = format!("/v1/jobs/{id}/outputs/0");
     let answer = send(app.request(Method::GET, &path, "alice")).await;
     assert_refused(&answer, 404, "not_found");
-    let asked = provider.asked();
-    let is_fetch = |asked: &Asked| !asked.path.starts_with("/api/tasks/");
+    let asked = provider.requests();
+    let is_fetch = |asked: &RecordedRequest| !asked.path.starts_with("/api/tasks/");
     assert!(!asked.iter().any(is_fetch), "{asked:?}");
 }

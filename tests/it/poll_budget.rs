@@ -13,8 +13,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{TEST_TIMEOUT, TestApp, TestBuilder, WEBHOOK_SECRET, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{TEST_TIMEOUT, TestApp, TestAppBuilder, WEBHOOK_SECRET, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
 const JOBS: usize = 1_000;
 /// Every so many jobs lose their webhooks even where there are some.
@@ -66,7 +66,10 @@ async fn run(scenario: Scenario) -> Counts {
         jobs.push(answer.body["id"].as_str().unwrap().to_owned());
     }
     for job in &jobs {
-        assert_eq!(app.ended(job, "alice").await["status"], "succeeded");
+        assert_eq!(
+            app.wait_until_final(job, "alice").await["status"],
+            "succeeded"
+        );
     }
     let counts = witness.calls_in("kling");
     assert_eq!(counts.submits_accepted, JOBS as u64);
@@ -89,7 +92,7 @@ async fn webhooks_reduce_polling_by_90_percent() {
 
 /// A Seedance, which signs nothing: what it was told to call back, and how often and how densely it was asked.
 struct Unsigned {
-    provider: StandIn,
+    provider: MockProvider,
     asked: Arc<AtomicUsize>,
     at_once: Arc<AtomicUsize>,
     /// Whether questions are answered at all.
@@ -102,7 +105,7 @@ impl Unsigned {
         let is_silent = Arc::<AtomicBool>::default();
         let (count, most, hush) = (asked.clone(), at_once.clone(), is_silent.clone());
         let (now, made) = (Arc::<AtomicUsize>::default(), AtomicUsize::new(0));
-        let provider = StandIn::start(move |asked: Asked| {
+        let provider = MockProvider::start(move |asked: RecordedRequest| {
             let (count, most, now) = (count.clone(), most.clone(), now.clone());
             let (task, hush) = (made.load(SeqCst), hush.clone());
             if asked.method == "POST" {
@@ -110,7 +113,7 @@ impl Unsigned {
             }
             async move {
                 if asked.method == "POST" {
-                    return Reply::json(200, &json!({ "id": format!("cgt-{task}") }));
+                    return MockResponse::json(200, &json!({ "id": format!("cgt-{task}") }));
                 }
                 count.fetch_add(1, SeqCst);
                 most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
@@ -118,7 +121,7 @@ impl Unsigned {
                 tokio::time::sleep(Duration::from_millis(pause)).await;
                 now.fetch_sub(1, SeqCst);
                 let id = asked.path.rsplit('/').next().unwrap().to_owned();
-                Reply::json(200, &json!({ "id": id, "status": "running" }))
+                MockResponse::json(200, &json!({ "id": id, "status": "running" }))
             }
         })
         .await;
@@ -130,7 +133,7 @@ impl Unsigned {
         }
     }
 
-    fn hub(&self, poll_after: &str, cool_down: &str) -> TestBuilder {
+    fn hub(&self, poll_after: &str, cool_down: &str) -> TestAppBuilder {
         let settings = [
             ("spec", "seedance"),
             ("base_url", &self.provider.url),
@@ -157,9 +160,9 @@ impl Unsigned {
         });
         for id in join_all(orders).await {
             let is_there = |job: &Value| !job["provider_task_id"].is_null();
-            app.until(&id, "alice", is_there).await;
+            app.wait_for_job(&id, "alice", is_there).await;
         }
-        let asked = self.provider.asked();
+        let asked = self.provider.requests();
         let urls = asked
             .iter()
             .filter_map(|it| it.body["callback_url"].as_str());
@@ -227,7 +230,7 @@ async fn polls_after_a_crash_are_jittered() {
     // Nudges are what makes them due: all 300 of them, to a hub whose provider does not answer.
     let app = seedance
         .hub("1h", "100ms")
-        .folder(folder)
+        .data_dir(folder)
         .spawn_process(&[])
         .await;
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -245,7 +248,7 @@ async fn polls_after_a_crash_are_jittered() {
     let before = seedance.asked.load(SeqCst);
     let app = seedance
         .hub("1h", "100ms")
-        .folder(folder)
+        .data_dir(folder)
         .spawn_process(&[])
         .await;
     let again = urls.iter().map(|url| {

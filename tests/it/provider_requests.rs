@@ -7,14 +7,14 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::webhook_signatures;
 
 const PUBLIC: &str = "https://hub.example.com/under";
 
 /// The first request that a provider gets for this submission.
-async fn sent(spec: &str, request: Value) -> Asked {
-    let provider = StandIn::start(|_| async { Reply::text(400, "{}") }).await;
+async fn sent(spec: &str, request: Value) -> RecordedRequest {
+    let provider = MockProvider::start(|_| async { MockResponse::text(400, "{}") }).await;
     let app = TestApp::builder()
         .set("server.public_url", PUBLIC)
         .set("providers.it.spec", spec)
@@ -29,7 +29,10 @@ async fn sent(spec: &str, request: Value) -> Asked {
     )
     .await;
     assert_eq!(answer.status, 202, "{spec}: {}", answer.body);
-    provider.until(|asked| !asked.is_empty()).await.remove(0)
+    provider
+        .wait_for_requests(|asked| !asked.is_empty())
+        .await
+        .remove(0)
 }
 
 fn request(model: &str) -> Value {

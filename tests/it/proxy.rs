@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::app::{TEST_TIMEOUT, reserve};
+use crate::app::{TEST_TIMEOUT, reserve_port};
 
 /// Bytes read at once.
 const CHUNK: usize = 16 * 1024;
@@ -58,8 +58,8 @@ struct Sky {
 
 impl Proxy {
     /// One in front of a server on loopback.
-    pub async fn before(port: u16) -> Self {
-        let (socket, address) = reserve();
+    pub async fn start(port: u16) -> Self {
+        let (socket, address) = reserve_port();
         let sky = Arc::new(Sky {
             weather: watch::Sender::new(Weather::Fine),
             trap: Mutex::new(None),
@@ -251,7 +251,7 @@ mod stories {
 
     use super::Proxy;
     use crate::redis::RedisServer;
-    use crate::redis::resp_client::{Reply, Speaker};
+    use crate::redis::resp_client::{Reply, RespClient};
 
     fn pong() -> Result<Reply, String> {
         Ok(Reply::Text("PONG".to_owned()))
@@ -260,18 +260,18 @@ mod stories {
     #[tokio::test(flavor = "multi_thread")]
     async fn proxy_cut_drops_and_refuses_connections() {
         let server = RedisServer::start().await;
-        let proxy = Proxy::before(server.port).await;
+        let proxy = Proxy::start(server.port).await;
         let address = proxy.address.to_string();
-        let mut speaker = Speaker::connect(&address).await.unwrap();
+        let mut speaker = RespClient::connect(&address).await.unwrap();
         assert_eq!(speaker.try_ask("PING").await, pong());
         proxy.cut();
         assert!(speaker.hear().await.is_err());
-        while Speaker::connect(&address).await.is_ok() {
+        while RespClient::connect(&address).await.is_ok() {
             tokio::task::yield_now().await;
         }
         proxy.heal();
         loop {
-            if let Ok(mut speaker) = Speaker::connect(&address).await {
+            if let Ok(mut speaker) = RespClient::connect(&address).await {
                 assert_eq!(speaker.try_ask("PING").await, pong());
                 return;
             }
@@ -281,8 +281,10 @@ mod stories {
     #[tokio::test(flavor = "multi_thread")]
     async fn what_stalls_comes_through_when_it_heals() {
         let server = RedisServer::start().await;
-        let proxy = Proxy::before(server.port).await;
-        let mut speaker = Speaker::connect(&proxy.address.to_string()).await.unwrap();
+        let proxy = Proxy::start(server.port).await;
+        let mut speaker = RespClient::connect(&proxy.address.to_string())
+            .await
+            .unwrap();
         assert_eq!(speaker.try_ask("PING").await, pong());
         proxy.stall();
         let asked = speaker.try_ask("INCR count");
@@ -297,8 +299,10 @@ mod stories {
     #[tokio::test(flavor = "multi_thread")]
     async fn proxy_mute_drops_replies_only() {
         let server = RedisServer::start().await;
-        let proxy = Proxy::before(server.port).await;
-        let mut speaker = Speaker::connect(&proxy.address.to_string()).await.unwrap();
+        let proxy = Proxy::start(server.port).await;
+        let mut speaker = RespClient::connect(&proxy.address.to_string())
+            .await
+            .unwrap();
         proxy.mute_after("the-word");
         assert_eq!(speaker.try_ask("PING").await, pong());
         let asked = speaker.try_ask("SET key the-word");
@@ -312,8 +316,10 @@ mod stories {
     #[tokio::test(flavor = "multi_thread")]
     async fn slow_is_late_but_in_order() {
         let server = RedisServer::start().await;
-        let proxy = Proxy::before(server.port).await;
-        let mut speaker = Speaker::connect(&proxy.address.to_string()).await.unwrap();
+        let proxy = Proxy::start(server.port).await;
+        let mut speaker = RespClient::connect(&proxy.address.to_string())
+            .await
+            .unwrap();
         let delay = Duration::from_millis(50);
         proxy.slow(delay);
         let begun = std::time::Instant::now();

@@ -12,7 +12,7 @@ pub const PONG: u8 = 0x8A;
 pub const CLOSE: u8 = 0x88;
 
 /// A TCP connection to a hub.
-pub struct Raw {
+pub struct RawSocket {
     pub stream: TcpStream,
     unread: Vec<u8>,
 }
@@ -24,7 +24,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-impl Raw {
+impl RawSocket {
     pub async fn connect(app: &TestApp) -> Self {
         Self::try_connect(app).await.unwrap()
     }
@@ -37,7 +37,7 @@ impl Raw {
     }
 
     /// A connection whose kernel takes in as little as it can.
-    pub async fn narrow(app: &TestApp) -> Self {
+    pub async fn connect_with_small_buffer(app: &TestApp) -> Self {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let stream = socket
@@ -51,14 +51,14 @@ impl Raw {
     }
 
     /// An upgraded connection of `sub`; nothing of what the hub says after the upgrade is read yet.
-    pub async fn upgraded(app: &TestApp, sub: &str) -> Self {
+    pub async fn connect_upgraded(app: &TestApp, sub: &str) -> Self {
         Self::connect(app).await.upgrade(app, sub).await
     }
 
     pub async fn upgrade(mut self, app: &TestApp, sub: &str) -> Self {
         let token = app.token(sub, "jobs:read jobs:write");
         self.write(&handshake("/v1/ws", &token)).await;
-        let head = self.head().await;
+        let head = self.read_head().await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         self
     }
@@ -70,12 +70,12 @@ impl Raw {
     }
 
     /// The head of an HTTP answer.
-    pub async fn head(&mut self) -> String {
-        self.try_head().await.expect("a whole head")
+    pub async fn read_head(&mut self) -> String {
+        self.try_read_head().await.expect("a whole head")
     }
 
     /// The head of an HTTP answer; `None` when the connection ended before.
-    pub async fn try_head(&mut self) -> Option<String> {
+    pub async fn try_read_head(&mut self) -> Option<String> {
         loop {
             let end = self.unread.windows(4).position(|at| at == b"\r\n\r\n");
             if let Some(end) = end {
@@ -89,7 +89,7 @@ impl Raw {
     }
 
     /// The next frame; `None` once the connection has ended.
-    pub async fn frame(&mut self) -> Option<Frame> {
+    pub async fn read_frame(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = self.whole() {
                 return Some(frame);
@@ -101,9 +101,9 @@ impl Raw {
     }
 
     /// The code and the payloads of the text frames before it; `None` when it ended without a close frame.
-    pub async fn farewell(&mut self) -> (Option<u16>, Vec<String>) {
+    pub async fn close_code(&mut self) -> (Option<u16>, Vec<String>) {
         let mut texts = Vec::new();
-        while let Some(frame) = self.frame().await {
+        while let Some(frame) = self.read_frame().await {
             match frame.first {
                 CLOSE => {
                     let code = frame.payload.first_chunk().copied().map(u16::from_be_bytes);
@@ -117,7 +117,7 @@ impl Raw {
     }
 
     /// Whether the hub ends the connection once everything is read.
-    pub async fn ends(&mut self) {
+    pub async fn wait_until_closed(&mut self) {
         while self.read().await {
             self.unread.clear();
         }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use self::resp_client::{Reply, Speaker};
-use crate::app::{TEST_TIMEOUT, reserve};
+use self::resp_client::{Reply, RespClient};
+use crate::app::{TEST_TIMEOUT, reserve_port};
 
 /// Between two looks at a server that is not yet as wished.
 const LOOK: Duration = Duration::from_millis(20);
@@ -43,7 +43,7 @@ impl RedisServer {
 
     /// One that may not answer yet.
     fn launch(arguments: &[&str]) -> Self {
-        let (port, address) = reserve();
+        let (port, address) = reserve_port();
         Self::launch_at(address.port(), vec![port], arguments)
     }
 
@@ -89,8 +89,8 @@ impl RedisServer {
     }
 
     /// One connection to it.
-    pub async fn speaker(&self) -> Speaker {
-        let connected = Speaker::connect(&self.address()).await;
+    pub async fn speaker(&self) -> RespClient {
+        let connected = RespClient::connect(&self.address()).await;
         connected.unwrap_or_else(|error| panic!("{error}; {}", self.log()))
     }
 
@@ -140,7 +140,7 @@ impl RedisServer {
     async fn until_it_answers(&self) {
         let answering = async {
             loop {
-                if let Ok(mut speaker) = Speaker::connect(&self.address()).await
+                if let Ok(mut speaker) = RespClient::connect(&self.address()).await
                     && speaker.try_ask("PING").await == Ok(Reply::Text("PONG".to_owned()))
                 {
                     return;
@@ -157,7 +157,7 @@ impl RedisServer {
         let mut last = Reply::Nil;
         let waiting = async {
             loop {
-                if let Ok(mut speaker) = Speaker::connect(&self.address()).await
+                if let Ok(mut speaker) = RespClient::connect(&self.address()).await
                     && let Ok(reply) = speaker.try_ask(command).await
                 {
                     last = reply;
@@ -190,7 +190,7 @@ async fn a_server_keeps_its_port_and_forgets_everything() {
     server.ask("SET key word").await;
     assert_eq!(server.ask("GET key").await, Reply::Text("word".to_owned()));
     server.kill();
-    assert!(Speaker::connect(&server.address()).await.is_err());
+    assert!(RespClient::connect(&server.address()).await.is_err());
     server.start_again(&[]).await;
     assert_eq!(server.ask("GET key").await, Reply::Nil);
 }

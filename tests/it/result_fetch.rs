@@ -7,9 +7,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
-async fn hub(provider: &StandIn) -> TestApp {
+async fn hub(provider: &MockProvider) -> TestApp {
     TestApp::builder()
         .set("providers.fal.spec", "fal")
         .set("providers.fal.base_url", &provider.url)
@@ -21,19 +21,19 @@ async fn hub(provider: &StandIn) -> TestApp {
 }
 
 /// A task that is completed, and whose result is answered so.
-async fn completed(result: impl Fn(usize) -> Reply + Send + Sync + 'static) -> Value {
+async fn completed(result: impl Fn(usize) -> MockResponse + Send + Sync + 'static) -> Value {
     let calls = Arc::new(AtomicUsize::new(0));
-    let provider = StandIn::start(move |asked: Asked| {
+    let provider = MockProvider::start(move |asked: RecordedRequest| {
         let reply = match (asked.method.as_str(), asked.path.contains("/status")) {
             ("POST", _) => {
                 let own = format!("http://{}/owner/requests/r1", asked.header("host").unwrap());
-                Reply::json(
+                MockResponse::json(
                     200,
                     &json!({ "request_id": "r1", "status": "IN_QUEUE", "queue_position": 2,
                         "status_url": format!("{own}/status"), "response_url": own, "cancel_url": format!("{own}/cancel") }),
                 )
             }
-            (_, true) => Reply::json(200, &json!({ "request_id": "r1", "status": "COMPLETED" })),
+            (_, true) => MockResponse::json(200, &json!({ "request_id": "r1", "status": "COMPLETED" })),
             (_, false) => result(calls.fetch_add(1, Ordering::Relaxed)),
         };
         async move { reply }
@@ -45,9 +45,9 @@ async fn completed(result: impl Fn(usize) -> Reply + Send + Sync + 'static) -> V
     let answer = send(request.json(&body)).await;
     assert_eq!(answer.status, 202, "{}", answer.body);
     let job = app
-        .ended(answer.body["id"].as_str().unwrap(), "alice")
+        .wait_until_final(answer.body["id"].as_str().unwrap(), "alice")
         .await;
-    for asked in provider.asked() {
+    for asked in provider.requests() {
         assert_eq!(asked.header("authorization"), Some("Key a key"));
         let is_own = asked.path.starts_with("/owner/requests/r1") || asked.method == "POST";
         assert!(is_own, "the URLs of the answer are used: {}", asked.path);
@@ -59,7 +59,7 @@ async fn completed(result: impl Fn(usize) -> Reply + Send + Sync + 'static) -> V
 async fn its_outputs_are_found_in_any_shape() {
     let file = |name: &str| json!({ "url": format!("https://cdn.example/{name}"), "content_type": "image/png" });
     let shape = json!({ "images": [file("a"), file("b")], "seed": 196_619_188_014_358_660_u64 });
-    let job = completed(move |_| Reply::json(200, &shape)).await;
+    let job = completed(move |_| MockResponse::json(200, &shape)).await;
     assert_eq!(job["status"], "succeeded", "{job}");
     let kinds: Vec<_> = job["outputs"]
         .as_array()
@@ -74,14 +74,14 @@ async fn its_outputs_are_found_in_any_shape() {
 async fn result_error_about_the_task_fails_the_job() {
     let policy =
         json!({ "detail": [{ "loc": ["body"], "msg": "no", "type": "content_policy_violation" }] });
-    let job = completed(move |_| Reply::json(422, &policy)).await;
+    let job = completed(move |_| MockResponse::json(422, &policy)).await;
     assert_eq!(
         (&job["status"], &job["error"]["kind"]),
         (&json!("failed"), &json!("safety")),
         "{job}"
     );
     let timeout = json!({ "detail": "Request timed out", "error_type": "request_timeout" });
-    let job = completed(move |_| Reply::json(504, &timeout)).await;
+    let job = completed(move |_| MockResponse::json(504, &timeout)).await;
     assert_eq!(
         (&job["error"]["kind"], &job["error"]["retryable"]),
         (&json!("timeout"), &json!(true)),
@@ -91,7 +91,7 @@ async fn result_error_about_the_task_fails_the_job() {
 
 #[tokio::test]
 async fn a_result_that_is_gone_leaves_a_success_without_outputs() {
-    let job = completed(|_| Reply::json(404, &json!({ "detail": "not found" }))).await;
+    let job = completed(|_| MockResponse::json(404, &json!({ "detail": "not found" }))).await;
     assert_eq!(
         (&job["status"], &job["error"]["kind"]),
         (&json!("succeeded"), &json!("result_expired")),
@@ -102,10 +102,10 @@ async fn a_result_that_is_gone_leaves_a_success_without_outputs() {
 #[tokio::test]
 async fn any_other_trouble_is_waited_out() {
     let job = completed(|call| match call {
-        0 => Reply::text(502, "<html>"),
-        1 => Reply::broken(),
-        2 => Reply::json(429, &json!({ "detail": "slow down" })),
-        _ => Reply::json(
+        0 => MockResponse::text(502, "<html>"),
+        1 => MockResponse::disconnect(),
+        2 => MockResponse::json(429, &json!({ "detail": "slow down" })),
+        _ => MockResponse::json(
             200,
             &json!({ "video": { "url": "https://cdn.example/a.mp4" } }),
         ),
@@ -119,15 +119,15 @@ async fn any_other_trouble_is_waited_out() {
 }
 
 /// The first question after a submission whose answer names these URLs; none where there was none.
-async fn asked_at(own: &'static str) -> Option<Asked> {
-    let provider = StandIn::start(move |asked: Asked| async move {
+async fn asked_at(own: &'static str) -> Option<RecordedRequest> {
+    let provider = MockProvider::start(move |asked: RecordedRequest| async move {
         match asked.method.as_str() {
-            "POST" => Reply::json(
+            "POST" => MockResponse::json(
                 200,
                 &json!({ "request_id": "r1", "status": "IN_QUEUE", "status_url": format!("{own}/status"),
                     "response_url": own, "cancel_url": format!("{own}/cancel") }),
             ),
-            _ => Reply::json(200, &json!({ "request_id": "r1", "status": "COMPLETED", "error": "no" })),
+            _ => MockResponse::json(200, &json!({ "request_id": "r1", "status": "COMPLETED", "error": "no" })),
         }
     })
     .await;
@@ -147,8 +147,8 @@ async fn asked_at(own: &'static str) -> Option<Asked> {
     let request = app.request(Method::POST, "/v1/videos", "alice");
     let answer = send(request.json(&body)).await;
     let id = answer.body["id"].as_str().unwrap().to_owned();
-    app.ended(&id, "alice").await;
-    let asked = provider.asked();
+    app.wait_until_final(&id, "alice").await;
+    let asked = provider.requests();
     asked.into_iter().find(|asked| asked.method == "GET")
 }
 

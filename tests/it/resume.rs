@@ -8,30 +8,32 @@ use crate::app::TestApp;
 async fn only_what_is_newer_is_sent() {
     let app = TestApp::spawn().await;
     let (unchanged, changed, ended) = (
-        app.worker_job("alice").await,
-        app.worker_job("alice").await,
-        app.worker_job("alice").await,
+        app.register_worker_job("alice").await,
+        app.register_worker_job("alice").await,
+        app.register_worker_job("alice").await,
     );
-    let mut first = app.socket("alice").await;
+    let mut first = app.connect("alice").await;
     first
         .subscribe(&[(&unchanged, 0), (&changed, 0), (&ended, 0)])
         .await;
     for _ in 0..3 {
-        assert_eq!(first.job().await["version"], 1);
+        assert_eq!(first.next_job().await["version"], 1);
     }
     drop(first);
 
     for progress in [10, 20, 30] {
-        app.push(&changed, json!({ "progress": progress })).await;
+        app.push_update(&changed, json!({ "progress": progress }))
+            .await;
     }
-    app.push(&ended, json!({ "status": "succeeded" })).await;
-    let mut second = app.socket("alice").await;
+    app.push_update(&ended, json!({ "status": "succeeded" }))
+        .await;
+    let mut second = app.connect("alice").await;
     let outcome = second
         .subscribe(&[(&unchanged, 1), (&changed, 1), (&ended, 1)])
         .await;
     let expected = json!({ &unchanged: "current", &changed: "sent", &ended: "sent" });
     assert_eq!(outcome, expected);
-    let mut seen = [second.job().await, second.job().await];
+    let mut seen = [second.next_job().await, second.next_job().await];
     seen.sort_by_key(|job| job["id"].to_string());
     assert_eq!(
         (&seen[0]["id"], &seen[0]["version"]),
@@ -41,53 +43,54 @@ async fn only_what_is_newer_is_sent() {
         (&seen[1]["id"], &seen[1]["final"]),
         (&json!(ended), &json!(true))
     );
-    second.hears_nothing().await;
+    second.assert_no_messages().await;
 
-    app.push(&unchanged, json!({ "progress": 1 })).await;
-    assert_eq!(second.job().await["version"], 2);
+    app.push_update(&unchanged, json!({ "progress": 1 })).await;
+    assert_eq!(second.next_job().await["version"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn newer_client_version_counts_as_current() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
-    let mut client = app.socket("alice").await;
+    let job = app.register_worker_job("alice").await;
+    let mut client = app.connect("alice").await;
     assert_eq!(client.subscribe(&[(&job, 3)]).await[&job], "current");
-    app.push(&job, json!({ "progress": 1 })).await;
-    app.push(&job, json!({ "progress": 2 })).await;
-    client.hears_nothing().await;
-    app.push(&job, json!({ "progress": 3 })).await;
-    assert_eq!(client.job().await["version"], 4);
+    app.push_update(&job, json!({ "progress": 1 })).await;
+    app.push_update(&job, json!({ "progress": 2 })).await;
+    client.assert_no_messages().await;
+    app.push_update(&job, json!({ "progress": 3 })).await;
+    assert_eq!(client.next_job().await["version"], 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ended_job_that_is_known_is_current() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
-    app.push(&job, json!({ "status": "cancelled" })).await;
-    let mut client = app.socket("alice").await;
+    let job = app.register_worker_job("alice").await;
+    app.push_update(&job, json!({ "status": "cancelled" }))
+        .await;
+    let mut client = app.connect("alice").await;
     assert_eq!(client.subscribe(&[(&job, 2)]).await[&job], "current");
-    client.hears_nothing().await;
+    client.assert_no_messages().await;
 }
 
 /// The hub is replaced by another on the same store, as by a deployment.
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_go_on_where_they_were_after_a_restart() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
-    app.push(&job, json!({ "progress": 10 })).await;
-    let mut client = app.socket("alice").await;
+    let job = app.register_worker_job("alice").await;
+    app.push_update(&job, json!({ "progress": 10 })).await;
+    let mut client = app.connect("alice").await;
     client.subscribe(&[(&job, 0)]).await;
-    assert_eq!(client.job().await["version"], 2);
-    let stopped = tokio::spawn(app.stop());
-    assert_eq!(client.closed().await, Some(1012));
+    assert_eq!(client.next_job().await["version"], 2);
+    let stopped = tokio::spawn(app.shut_down());
+    assert_eq!(client.expect_close().await, Some(1012));
     let folder = stopped.await.unwrap().unwrap();
 
-    let app = TestApp::builder().folder(folder).spawn().await;
-    let mut client = app.socket("alice").await;
+    let app = TestApp::builder().data_dir(folder).spawn().await;
+    let mut client = app.connect("alice").await;
     assert_eq!(client.subscribe(&[(&job, 2)]).await[&job], "current");
-    app.push(&job, json!({ "progress": 20 })).await;
-    let seen = client.job().await;
+    app.push_update(&job, json!({ "progress": 20 })).await;
+    let seen = client.next_job().await;
     assert_eq!(
         (&seen["version"], &seen["progress"]),
         (&json!(3), &json!(20.0))

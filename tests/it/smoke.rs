@@ -6,16 +6,19 @@ use crate::app::TestApp;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_submitted_job_is_seen_to_its_end() {
-    let app = TestApp::builder().simulated(Scenario::Normal).spawn().await;
-    let mut socket = app.socket("alice").await;
+    let app = TestApp::builder()
+        .with_simulator(Scenario::Normal)
+        .spawn()
+        .await;
+    let mut socket = app.connect("alice").await;
     let job = app.submit("alice", Scenario::Normal).await;
     let id = job["id"].as_str().unwrap();
     let outcome = socket.subscribe(&[(id, 0)]).await;
     assert_eq!(outcome[id], "sent");
-    let ended = socket.to_the_end(id).await;
+    let ended = socket.follow_to_final(id).await;
     assert_eq!(ended["status"], "succeeded");
     assert_eq!(ended["outputs"][0]["type"], "video");
     assert_eq!(ended["source"], "webhook");
-    assert_eq!(app.job(id, "alice").await, ended);
-    assert_eq!(app.witness().submits_of(id).received, 1);
+    assert_eq!(app.get_job(id, "alice").await, ended);
+    assert_eq!(app.simulator().submits_of(id).received, 1);
 }

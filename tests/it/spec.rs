@@ -7,8 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::app::{Answer, TestApp, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{TestApp, TestResponse, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::webhook_signatures;
 
 const SECRET: &str = "a secret of the studio's";
@@ -103,7 +103,7 @@ fn with(mut render: Value, field: &str, value: Value) -> Value {
     render
 }
 
-async fn studio(provider: &StandIn) -> (TestApp, TempDir) {
+async fn studio(provider: &MockProvider) -> (TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let spec = folder.path().join("studio.toml");
     std::fs::write(&spec, STUDIO).unwrap();
@@ -135,11 +135,11 @@ async fn submit(app: &TestApp) -> String {
     answer.body["id"].as_str().unwrap().to_owned()
 }
 
-async fn event(app: &TestApp, render: &Value) -> Answer {
+async fn event(app: &TestApp, render: &Value) -> TestResponse {
     let body = json!({ "event": { "kind": "moved", "render": render } }).to_string();
     let time = webhook_signatures::now();
     let signature = webhook_signatures::base64(SECRET, format!("{time}.{body}").as_bytes());
-    let request = app.anonymous(Method::POST, "/v1/webhooks/studio");
+    let request = app.request_without_token(Method::POST, "/v1/webhooks/studio");
     let request = request.header("x-studio-time", time);
     send(request.header("x-studio-signature", signature).body(body)).await
 }
@@ -148,25 +148,25 @@ async fn moved(app: &TestApp, id: &str, render: &Value) -> Value {
     let answer = event(app, render).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(answer.body["applied"], true, "{render}");
-    app.job(id, "alice").await
+    app.get_job(id, "alice").await
 }
 
-fn taken() -> Reply {
+fn taken() -> MockResponse {
     let desk = json!({ "number": 3 });
     let render = with(render(json!(0)), "desk", desk);
-    Reply::json(200, &json!({ "result": "ok", "render": render }))
+    MockResponse::json(200, &json!({ "result": "ok", "render": render }))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn custom_spec_file_runs_a_job_end_to_end() {
-    let provider = StandIn::start(|_| async { taken() }).await;
+    let provider = MockProvider::start(|_| async { taken() }).await;
     let (app, _folder) = studio(&provider).await;
     let id = submit(&app).await;
     let job = app
-        .until(&id, "alice", |job| job["status"] == "queued")
+        .wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
     assert_eq!(job["provider_task_id"], "4711");
-    let asked = provider.asked().remove(0);
+    let asked = provider.requests().remove(0);
     assert_eq!(
         (asked.method.as_str(), asked.path.as_str()),
         ("PUT", "/api/v2/big/one/render")
@@ -226,7 +226,7 @@ async fn custom_spec_file_runs_a_job_end_to_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn its_signature_covers_what_the_file_says() {
-    let provider = StandIn::start(|_| async { taken() }).await;
+    let provider = MockProvider::start(|_| async { taken() }).await;
     let (app, _folder) = studio(&provider).await;
     let body = json!({ "event": { "render": render(json!(1)) } }).to_string();
     let now = webhook_signatures::now();
@@ -242,7 +242,7 @@ async fn its_signature_covers_what_the_file_says() {
             401,
         ),
     ] {
-        let request = app.anonymous(Method::POST, "/v1/webhooks/studio");
+        let request = app.request_without_token(Method::POST, "/v1/webhooks/studio");
         let request = request.header("x-studio-time", time);
         let request = request.header("x-studio-signature", signature);
         let answer = send(request.body(body.clone())).await;
@@ -252,7 +252,7 @@ async fn its_signature_covers_what_the_file_says() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn its_words_for_failures_have_their_kinds() {
-    let provider = StandIn::start(|_| async { taken() }).await;
+    let provider = MockProvider::start(|_| async { taken() }).await;
     for (state, fault, kind, retryable) in [
         (json!("Content Moderated"), json!(null), "safety", false),
         (
@@ -276,7 +276,7 @@ async fn its_words_for_failures_have_their_kinds() {
     ] {
         let (app, _folder) = studio(&provider).await;
         let id = submit(&app).await;
-        app.until(&id, "alice", |job| job["status"] == "queued")
+        app.wait_for_job(&id, "alice", |job| job["status"] == "queued")
             .await;
         let job = moved(&app, &id, &with(render(state), "fault", fault.clone())).await;
         assert_eq!(
@@ -294,17 +294,17 @@ async fn its_words_for_failures_have_their_kinds() {
 async fn a_refusal_in_a_200_is_a_refusal_and_its_words_decide() {
     let tries = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&tries);
-    let provider = StandIn::start(move |_| {
+    let provider = MockProvider::start(move |_| {
         let reason = match counted.fetch_add(1, Ordering::Relaxed) {
             0 => json!({ "number": 5, "text": "Busy, please COME BACK; resets in ~0s" }),
             _ => json!({ "number": 77, "text": "not that" }),
         };
-        async move { Reply::json(200, &json!({ "result": "no", "reason": reason })) }
+        async move { MockResponse::json(200, &json!({ "result": "no", "reason": reason })) }
     })
     .await;
     let (app, _folder) = studio(&provider).await;
     let id = submit(&app).await;
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["error"]["kind"], &job["attempt"]),
         (&json!("safety"), &json!(2))
@@ -315,11 +315,11 @@ async fn a_refusal_in_a_200_is_a_refusal_and_its_words_decide() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_its_answer_gave_is_used_to_ask_and_to_cancel() {
-    let provider = StandIn::start(|asked: Asked| async move {
+    let provider = MockProvider::start(|asked: RecordedRequest| async move {
         match asked.method.as_str() {
             "PUT" => taken(),
-            "POST" => Reply::json(200, &json!({ "result": "ok" })),
-            _ => Reply::json(
+            "POST" => MockResponse::json(200, &json!({ "result": "ok" })),
+            _ => MockResponse::json(
                 200,
                 &json!({ "result": "ok", "render": render(json!("Called Off")) }),
             ),
@@ -328,17 +328,17 @@ async fn what_its_answer_gave_is_used_to_ask_and_to_cancel() {
     .await;
     let (app, _folder) = studio(&provider).await;
     let id = submit(&app).await;
-    app.until(&id, "alice", |job| job["status"] == "queued")
+    app.wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
     let path = format!("/v1/jobs/{id}/cancel");
     let answer = send(app.request(Method::POST, &path, "alice")).await;
     assert_eq!(answer.status, 202, "{}", answer.body);
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("cancelled"), &json!("poll"))
     );
-    let asked = provider.asked();
+    let asked = provider.requests();
     let paths: Vec<&str> = asked.iter().map(|asked| asked.path.as_str()).collect();
     assert_eq!(
         paths[..3],
@@ -353,7 +353,7 @@ async fn what_its_answer_gave_is_used_to_ask_and_to_cancel() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_a_file_cannot_make_is_not_sent() {
-    let provider = StandIn::start(|_| async { taken() }).await;
+    let provider = MockProvider::start(|_| async { taken() }).await;
     let folder = tempfile::tempdir().unwrap();
     let spec = folder.path().join("studio.toml");
     let text = STUDIO.replace(
@@ -370,9 +370,9 @@ async fn a_body_that_a_file_cannot_make_is_not_sent() {
         .spawn()
         .await;
     let id = submit(&app).await;
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(job["error"]["kind"], "invalid_input", "{job}");
     let message = job["error"]["message"].as_str().unwrap();
     assert!(message.starts_with("body: "), "{message}");
-    assert_eq!(provider.asked().len(), 0);
+    assert_eq!(provider.requests().len(), 0);
 }

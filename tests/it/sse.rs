@@ -4,14 +4,14 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::sse_client::{Event, TestStream};
+use crate::sse_client::{Event, SseClient};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_begins_with_a_retry_time_and_names_each_version() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
-    let mut stream = TestStream::open(&app, &format!("job={job}"), "alice").await;
-    let first = stream.next().await.unwrap();
+    let job = app.register_worker_job("alice").await;
+    let mut stream = SseClient::open(&app, &format!("job={job}"), "alice").await;
+    let first = stream.next_event().await.unwrap();
     assert!(first.retry.is_some_and(|retry| retry > 0));
     assert_eq!(
         first,
@@ -20,34 +20,37 @@ async fn a_stream_begins_with_a_retry_time_and_names_each_version() {
             ..Event::default()
         }
     );
-    let second = stream.next().await.unwrap();
+    let second = stream.next_event().await.unwrap();
     assert_eq!(
         (second.event.as_str(), second.id),
         ("job", format!("{job}:1"))
     );
-    assert_eq!(second.data, app.job(&job, "alice").await);
-    app.push(&job, json!({ "progress": 5 })).await;
-    let third = stream.next().await.unwrap();
+    assert_eq!(second.data, app.get_job(&job, "alice").await);
+    app.push_update(&job, json!({ "progress": 5 })).await;
+    let third = stream.next_event().await.unwrap();
     assert_eq!(
         (third.event.as_str(), third.id),
         ("job", format!("{job}:2"))
     );
-    assert_eq!(third.data, app.job(&job, "alice").await);
+    assert_eq!(third.data, app.get_job(&job, "alice").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_ends_after_the_last_of_its_jobs() {
     let app = TestApp::spawn().await;
-    let (a, b) = (app.worker_job("alice").await, app.worker_job("alice").await);
+    let (a, b) = (
+        app.register_worker_job("alice").await,
+        app.register_worker_job("alice").await,
+    );
     let query = format!("job={a}&job={b}");
-    let mut stream = TestStream::open(&app, &query, "alice").await;
-    stream.job().await;
-    stream.job().await;
+    let mut stream = SseClient::open(&app, &query, "alice").await;
+    stream.next_job().await;
+    stream.next_job().await;
     for (job, status) in [(&b, "failed"), (&a, "succeeded")] {
-        app.push(job, json!({ "progress": 9 })).await;
-        app.push(job, json!({ "status": status })).await;
+        app.push_update(job, json!({ "progress": 9 })).await;
+        app.push_update(job, json!({ "status": status })).await;
         loop {
-            let seen = stream.job().await;
+            let seen = stream.next_job().await;
             assert_eq!(seen["id"], **job);
             if seen["final"] == true {
                 assert_eq!(seen["status"], status);
@@ -55,24 +58,27 @@ async fn a_list_ends_after_the_last_of_its_jobs() {
             }
         }
     }
-    assert_eq!(stream.next().await.unwrap().event, "end");
-    assert_eq!(stream.next().await, None);
-    app.until_nobody_is_left().await;
+    assert_eq!(stream.next_event().await.unwrap().event, "end");
+    assert_eq!(stream.next_event().await, None);
+    app.wait_until_no_connections().await;
 
     // Who comes after the end sees the same, at once.
-    let mut late = TestStream::open(&app, &query, "alice").await;
+    let mut late = SseClient::open(&app, &query, "alice").await;
     for _ in 0..2 {
-        assert_eq!(late.job().await["final"], true);
+        assert_eq!(late.next_job().await["final"], true);
     }
-    assert_eq!(late.next().await.unwrap().event, "end");
-    assert_eq!(late.next().await, None);
+    assert_eq!(late.next_event().await.unwrap().event, "end");
+    assert_eq!(late.next_event().await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_client_has_is_not_sent_again() {
     let app = TestApp::spawn().await;
-    let (a, b) = (app.worker_job("alice").await, app.worker_job("alice").await);
-    app.push(&a, json!({ "progress": 1 })).await;
+    let (a, b) = (
+        app.register_worker_job("alice").await,
+        app.register_worker_job("alice").await,
+    );
+    app.push_update(&a, json!({ "progress": 1 })).await;
     let path = format!("/v1/events?job={a}&job={b}");
     let known = format!("{b}:1");
     let by_header = app
@@ -84,29 +90,29 @@ async fn what_the_client_has_is_not_sent_again() {
         "alice",
     );
     for request in [by_header, by_query] {
-        let mut stream = TestStream::of(request).await;
-        assert_eq!(stream.job().await["id"], a);
-        app.push(
+        let mut stream = SseClient::open_with(request).await;
+        assert_eq!(stream.next_job().await["id"], a);
+        app.push_update(
             &a,
             json!({ "stage": format!("{:?}", rand::random::<u64>()) }),
         )
         .await;
-        assert_eq!(stream.job().await["id"], a, "and nothing of the other");
+        assert_eq!(stream.next_job().await["id"], a, "and nothing of the other");
     }
 
     let both = format!("{path}&last_event_id={a}:2,{b}:1");
-    let mut stream = TestStream::of(app.request(Method::GET, &both, "alice")).await;
-    let seen = stream.job().await;
+    let mut stream = SseClient::open_with(app.request(Method::GET, &both, "alice")).await;
+    let seen = stream.next_job().await;
     assert_eq!((&seen["id"], &seen["version"]), (&json!(a), &json!(4)));
-    app.push(&b, json!({ "progress": 1 })).await;
-    let seen = stream.job().await;
+    app.push_update(&b, json!({ "progress": 1 })).await;
+    let seen = stream.next_job().await;
     assert_eq!((&seen["id"], &seen["version"]), (&json!(b), &json!(2)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_last_event_id_that_is_none_is_passed_over() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     for id in [
         "",
         ":",
@@ -120,7 +126,7 @@ async fn a_last_event_id_that_is_none_is_passed_over() {
             .request(Method::GET, &format!("/v1/events?job={job}"), "alice")
             .header("last-event-id", id);
         assert_eq!(
-            TestStream::of(request).await.job().await["version"],
+            SseClient::open_with(request).await.next_job().await["version"],
             1,
             "{id}"
         );
@@ -130,13 +136,14 @@ async fn a_last_event_id_that_is_none_is_passed_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ended_jobs_that_are_known_end_the_stream_at_once() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
-    app.push(&job, json!({ "status": "succeeded" })).await;
+    let job = app.register_worker_job("alice").await;
+    app.push_update(&job, json!({ "status": "succeeded" }))
+        .await;
     let query = format!("job={job}&last_event_id={job}:2");
-    let mut stream = TestStream::open(&app, &query, "alice").await;
-    assert!(stream.next().await.unwrap().retry.is_some());
-    assert_eq!(stream.next().await.unwrap().event, "end");
-    assert_eq!(stream.next().await, None);
+    let mut stream = SseClient::open(&app, &query, "alice").await;
+    assert!(stream.next_event().await.unwrap().retry.is_some());
+    assert_eq!(stream.next_event().await.unwrap().event, "end");
+    assert_eq!(stream.next_event().await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,10 +152,10 @@ async fn every_heartbeat_brings_a_comment() {
         .set("socket.heartbeat", "1s")
         .spawn()
         .await;
-    let mut stream = TestStream::open(&app, "feed=mine", "alice").await;
-    assert!(stream.next().await.unwrap().retry.is_some());
+    let mut stream = SseClient::open(&app, "feed=mine", "alice").await;
+    assert!(stream.next_event().await.unwrap().retry.is_some());
     for _ in 0..3 {
-        let comment = stream.next().await.unwrap();
+        let comment = stream.next_event().await.unwrap();
         assert_eq!(
             comment,
             Event {
@@ -163,13 +170,16 @@ async fn every_heartbeat_brings_a_comment() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_bad_job_does_not_fail_the_rest() {
     let app = TestApp::spawn().await;
-    let (job, his) = (app.worker_job("alice").await, app.worker_job("bob").await);
+    let (job, his) = (
+        app.register_worker_job("alice").await,
+        app.register_worker_job("bob").await,
+    );
     let query = format!("job={his}&job={job}&job=job_never_was&job=x%20y");
-    let mut stream = TestStream::open(&app, &query, "alice").await;
-    stream.next().await.unwrap();
+    let mut stream = SseClient::open(&app, &query, "alice").await;
+    stream.next_event().await.unwrap();
     let mut bad = Vec::new();
     loop {
-        let event = stream.next().await.unwrap();
+        let event = stream.next_event().await.unwrap();
         if event.event == "job" {
             assert_eq!(event.data["id"], job);
             break;
@@ -184,17 +194,19 @@ async fn one_bad_job_does_not_fail_the_rest() {
     let mut expected = [&his, "job_never_was", "x y"];
     expected.sort_unstable();
     assert_eq!(bad, expected);
-    app.push(&job, json!({ "status": "cancelled" })).await;
-    assert_eq!(stream.job().await["status"], "cancelled");
-    assert_eq!(stream.next().await.unwrap().event, "end");
+    app.push_update(&job, json!({ "status": "cancelled" }))
+        .await;
+    assert_eq!(stream.next_job().await["status"], "cancelled");
+    assert_eq!(stream.next_event().await.unwrap().event, "end");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_about_nothing_is_refused() {
     let app = TestApp::spawn().await;
-    let his = app.worker_job("bob").await;
-    let ended = app.worker_job("bob").await;
-    app.push(&ended, json!({ "status": "succeeded" })).await;
+    let his = app.register_worker_job("bob").await;
+    let ended = app.register_worker_job("bob").await;
+    app.push_update(&ended, json!({ "status": "succeeded" }))
+        .await;
     for (query, status, code) in [
         (String::new(), 400, "invalid_request"),
         ("feed=yours".to_owned(), 400, "invalid_request"),
@@ -210,22 +222,23 @@ async fn a_stream_about_nothing_is_refused() {
             "{query}"
         );
     }
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_feed_goes_on_with_future_jobs() {
     let app = TestApp::spawn().await;
-    let ended = app.worker_job("alice").await;
-    app.push(&ended, json!({ "status": "succeeded" })).await;
-    let mut stream = TestStream::open(&app, "feed=mine", "alice").await;
-    assert_eq!(stream.job().await["id"], ended);
+    let ended = app.register_worker_job("alice").await;
+    app.push_update(&ended, json!({ "status": "succeeded" }))
+        .await;
+    let mut stream = SseClient::open(&app, "feed=mine", "alice").await;
+    assert_eq!(stream.next_job().await["id"], ended);
     for _ in 0..2 {
-        app.worker_job("bob").await;
-        let job = app.worker_job("alice").await;
-        assert_eq!(stream.job().await["id"], job);
-        app.push(&job, json!({ "status": "failed" })).await;
-        let seen = stream.job().await;
+        app.register_worker_job("bob").await;
+        let job = app.register_worker_job("alice").await;
+        assert_eq!(stream.next_job().await["id"], job);
+        app.push_update(&job, json!({ "status": "failed" })).await;
+        let seen = stream.next_job().await;
         assert_eq!((&seen["id"], &seen["final"]), (&json!(job), &json!(true)));
     }
 }
@@ -233,20 +246,20 @@ async fn a_feed_goes_on_with_future_jobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_granted_and_named_at_once_is_shown_once() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let minute = std::time::Duration::from_secs(60);
     let token = app.token_for("guest", "jobs:read", Some(&[&job]), minute);
     let path = format!("/v1/events?feed=mine&job={job}");
-    let mut stream = TestStream::of(app.request_with(Method::GET, &path, &token)).await;
-    assert_eq!(stream.job().await["id"], job);
-    app.push(&job, json!({ "progress": 1 })).await;
-    assert_eq!(stream.job().await["version"], 2);
+    let mut stream = SseClient::open_with(app.request_with_token(Method::GET, &path, &token)).await;
+    assert_eq!(stream.next_job().await["id"], job);
+    app.push_update(&job, json!({ "progress": 1 })).await;
+    assert_eq!(stream.next_job().await["version"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_streams_end_on_the_final_version() {
     let app = TestApp::spawn().await;
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     let mut streams = tokio::task::JoinSet::new();
     for at in 0..30 {
         let query = if at % 2 == 0 {
@@ -254,11 +267,11 @@ async fn many_streams_end_on_the_final_version() {
         } else {
             "feed=mine".to_owned()
         };
-        let mut stream = TestStream::open(&app, &query, "alice").await;
+        let mut stream = SseClient::open(&app, &query, "alice").await;
         streams.spawn(async move {
             let mut version = 0;
             loop {
-                let job: Value = stream.job().await;
+                let job: Value = stream.next_job().await;
                 assert!(
                     job["version"].as_u64().unwrap() > version,
                     "{job} after {version}"
@@ -271,12 +284,13 @@ async fn many_streams_end_on_the_final_version() {
         });
     }
     for progress in 1..100 {
-        app.push(&job, json!({ "progress": progress })).await;
+        app.push_update(&job, json!({ "progress": progress })).await;
     }
-    app.push(&job, json!({ "status": "succeeded" })).await;
-    let last = app.job(&job, "alice").await;
+    app.push_update(&job, json!({ "status": "succeeded" }))
+        .await;
+    let last = app.get_job(&job, "alice").await;
     for ended in streams.join_all().await {
         assert_eq!(ended, last);
     }
-    app.until_nobody_is_left().await;
+    app.wait_until_no_connections().await;
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::app::{TEST_TIMEOUT, TestApp};
 
-pub struct TestStream {
+pub struct SseClient {
     bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     unread: String,
 }
@@ -22,14 +22,14 @@ pub struct Event {
     pub comment: Option<String>,
 }
 
-impl TestStream {
+impl SseClient {
     /// A stream of `sub`, open already.
     pub async fn open(app: &TestApp, query: &str, sub: &str) -> Self {
         let path = format!("/v1/events?{query}");
-        Self::of(app.request(Method::GET, &path, sub)).await
+        Self::open_with(app.request(Method::GET, &path, sub)).await
     }
 
-    pub async fn of(request: RequestBuilder) -> Self {
+    pub async fn open_with(request: RequestBuilder) -> Self {
         let response = request.send().await.expect("an answer");
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -40,7 +40,7 @@ impl TestStream {
     }
 
     /// The next block; `None` once the stream has ended in good order.
-    pub async fn next(&mut self) -> Option<Event> {
+    pub async fn next_event(&mut self) -> Option<Event> {
         loop {
             if let Some((block, rest)) = self.unread.split_once("\n\n") {
                 let event = read(block);
@@ -60,9 +60,9 @@ impl TestStream {
     }
 
     /// The next job; comments and the greeting are passed over.
-    pub async fn job(&mut self) -> Value {
+    pub async fn next_job(&mut self) -> Value {
         loop {
-            let event = self.next().await.expect("a job");
+            let event = self.next_event().await.expect("a job");
             if event.event == "job" {
                 return event.data;
             }

@@ -7,21 +7,21 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
 /// A hub with a simulated provider that is asked soon.
-fn curious(scenario: Scenario) -> TestBuilder {
+fn curious(scenario: Scenario) -> TestAppBuilder {
     TestApp::builder()
-        .simulated(scenario)
+        .with_simulator(scenario)
         .set("providers.simulated.poll_after", "200ms")
         .set("providers.simulated.poll_every", "100ms")
 }
 
 /// A hub that is never first to ask: news comes by webhook, or the test runs out of patience.
-fn patient(scenario: Scenario) -> TestBuilder {
+fn patient(scenario: Scenario) -> TestAppBuilder {
     TestApp::builder()
-        .simulated(scenario)
+        .with_simulator(scenario)
         .set("providers.simulated.poll_after", "5m")
 }
 
@@ -32,12 +32,12 @@ fn id_of(job: &Value) -> String {
 /// Plays a scenario to its end at both sides and returns the job as it is once nothing more comes.
 async fn play(app: &TestApp, scenario: Scenario) -> Value {
     let id = id_of(&app.submit("alice", scenario).await);
-    let ended = app.ended(&id, "alice").await;
-    if app.witness().task_of(&id).is_some() {
-        let rest = tokio::time::timeout(TEST_TIMEOUT, app.witness().at_rest(&id));
+    let ended = app.wait_until_final(&id, "alice").await;
+    if app.simulator().task_of(&id).is_some() {
+        let rest = tokio::time::timeout(TEST_TIMEOUT, app.simulator().at_rest(&id));
         rest.await.expect("the provider comes to rest");
     }
-    assert_eq!(app.job(&id, "alice").await, ended, "an end is an end");
+    assert_eq!(app.get_job(&id, "alice").await, ended, "an end is an end");
     ended
 }
 
@@ -51,7 +51,7 @@ fn assert_success(job: &Value) {
 
 /// Submitted once, accepted once.
 fn assert_paid_once(app: &TestApp, job: &Value) {
-    let submits = app.witness().submits_of(job["id"].as_str().unwrap());
+    let submits = app.simulator().submits_of(job["id"].as_str().unwrap());
     assert_eq!((submits.received, submits.accepted), (1, 1), "{job}");
     assert_eq!(submits.task.as_deref(), job["provider_task_id"].as_str());
 }
@@ -66,7 +66,7 @@ fn assert_failure(job: &Value, kind: &str, code: Option<&str>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn submit_returns_202_before_calling_the_provider() {
-    let silent = StandIn::start(|_| std::future::pending()).await;
+    let silent = MockProvider::start(|_| std::future::pending()).await;
     let app = kling(&silent).spawn().await;
     let answer = post(&app, "alice", &order()).await;
     assert_eq!(answer.status, 202, "{}", answer.body);
@@ -85,7 +85,9 @@ async fn submit_returns_202_before_calling_the_provider() {
         (&job["owner"], &job["provider"]),
         (&json!("alice"), &json!("kling"))
     );
-    let sending = app.until(&id, "alice", |job| job["attempt"] == 1).await;
+    let sending = app
+        .wait_for_job(&id, "alice", |job| job["attempt"] == 1)
+        .await;
     assert_eq!(sending["status"], "accepted");
 }
 
@@ -105,7 +107,7 @@ async fn job_completes_by_webhooks_alone() {
         assert_paid_once(&app, &job);
         assert_eq!(job["source"], "webhook", "{scenario}");
     }
-    assert_eq!(app.witness().calls().queries_received, 0);
+    assert_eq!(app.simulator().calls().queries_received, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,7 +134,7 @@ async fn forged_webhooks_are_rejected_and_polling_completes_the_job() {
         assert_paid_once(&app, &job);
         assert_eq!(job["source"], "poll", "{scenario}");
         let task = app
-            .witness()
+            .simulator()
             .task(job["provider_task_id"].as_str().unwrap());
         let task = task.unwrap();
         assert!(task.callbacks_sent > 0);
@@ -164,7 +166,7 @@ async fn without_a_secret_every_callback_is_a_reason_to_ask() {
     let _end = stop.clone().drop_guard();
     tokio::spawn(simulator.run(stop));
     let id = id_of(&post(&app, "alice", &order()).await.body);
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_success(&job);
     assert_eq!(job["source"], "poll");
     let task = tokio::time::timeout(TEST_TIMEOUT, witness.at_rest(&id));
@@ -180,21 +182,21 @@ async fn rate_limited_submit_shows_next_attempt_at() {
         move |job: &Value| job["attempt"] == attempt && !job["next_attempt_at"].is_null()
     };
     for attempt in [1, 2] {
-        let waiting = app.until(&id, "alice", is_waiting(attempt)).await;
+        let waiting = app.wait_for_job(&id, "alice", is_waiting(attempt)).await;
         assert_eq!(waiting["status"], "accepted");
         assert_eq!(waiting["error"]["kind"], "rate_limit");
         assert_eq!(waiting["error"]["provider_code"], "1302");
         assert_eq!(waiting["error"]["retryable"], true);
         assert!(wait_of(&waiting) >= 1.0, "Retry-After is a second");
         let next = app
-            .until(&id, "alice", |job| job["attempt"] == attempt + 1)
+            .wait_for_job(&id, "alice", |job| job["attempt"] == attempt + 1)
             .await;
         assert!(seconds(&next["updated_at"]) >= seconds(&waiting["next_attempt_at"]));
     }
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_success(&job);
     assert_eq!(job["attempt"], 3);
-    let submits = app.witness().submits_of(&id);
+    let submits = app.simulator().submits_of(&id);
     assert_eq!((submits.received, submits.accepted), (3, 1));
 }
 
@@ -207,13 +209,13 @@ async fn a_busy_or_failing_provider_is_tried_again() {
     ] {
         let id = id_of(&app.submit("alice", scenario).await);
         let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-        let waiting = app.until(&id, "alice", is_waiting).await;
+        let waiting = app.wait_for_job(&id, "alice", is_waiting).await;
         assert_eq!(waiting["error"]["kind"], kind);
         assert_eq!(waiting["error"]["provider_code"], code);
-        let job = app.ended(&id, "alice").await;
+        let job = app.wait_until_final(&id, "alice").await;
         assert_success(&job);
         assert_eq!(job["attempt"], tries);
-        let submits = app.witness().submits_of(&id);
+        let submits = app.simulator().submits_of(&id);
         assert_eq!((submits.received, submits.accepted), (tries, 1));
     }
 }
@@ -221,13 +223,13 @@ async fn a_busy_or_failing_provider_is_tried_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_submission_is_resolved_by_reference() {
     let app = TestApp::builder()
-        .simulated(Scenario::LostAnswerSilent)
+        .with_simulator(Scenario::LostAnswerSilent)
         .set("providers.simulated.poll_every", "1s")
         .spawn()
         .await;
     let id = id_of(&app.submit("alice", Scenario::LostAnswerSilent).await);
     let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-    let lost = app.until(&id, "alice", is_lost).await;
+    let lost = app.wait_for_job(&id, "alice", is_lost).await;
     assert_eq!(
         (&lost["status"], &lost["attempt"]),
         (&json!("accepted"), &json!(1))
@@ -235,7 +237,7 @@ async fn unknown_submission_is_resolved_by_reference() {
     assert_eq!(lost["next_attempt_at"], Value::Null);
     assert_eq!(lost["error"]["retryable"], false);
     assert_eq!(lost["provider_task_id"], Value::Null);
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_success(&job);
     assert_paid_once(&app, &job);
 }
@@ -255,7 +257,7 @@ async fn non_retryable_errors_are_not_retried() {
             (&job["attempt"], &job["source"]),
             (&json!(1), &json!("submit"))
         );
-        let submits = app.witness().submits_of(job["id"].as_str().unwrap());
+        let submits = app.simulator().submits_of(job["id"].as_str().unwrap());
         assert_eq!((submits.received, submits.accepted), (1, 0), "{scenario}");
     }
 }
@@ -301,7 +303,7 @@ async fn silent_job_fails_at_its_deadline() {
     assert_eq!(job["source"], "deadline");
     assert!(seconds(&job["finished_at"]) >= seconds(&job["deadline_at"]));
     assert_paid_once(&app, &job);
-    assert!(app.witness().calls().queries_received >= 2);
+    assert!(app.simulator().calls().queries_received >= 2);
 }
 
 fn seconds(time: &Value) -> f64 {
@@ -315,7 +317,7 @@ fn wait_of(job: &Value) -> f64 {
 }
 
 /// A hub whose provider `kling` is this stand-in.
-fn kling(provider: &StandIn) -> TestBuilder {
+fn kling(provider: &MockProvider) -> TestAppBuilder {
     TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", &provider.url)
@@ -326,41 +328,41 @@ fn order() -> Value {
     json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" })
 }
 
-async fn post(app: &TestApp, owner: &str, body: &Value) -> Answer {
+async fn post(app: &TestApp, owner: &str, body: &Value) -> TestResponse {
     send(app.request(Method::POST, "/v1/videos", owner).json(body)).await
 }
 
-async fn post_with_key(app: &TestApp, owner: &str, key: &str, body: &Value) -> Answer {
+async fn post_with_key(app: &TestApp, owner: &str, key: &str, body: &Value) -> TestResponse {
     let request = app.request(Method::POST, "/v1/videos", owner);
     send(request.header("idempotency-key", key).json(body)).await
 }
 
 /// The answer of a Kling that took the job.
-fn taken(task: &str) -> Reply {
+fn taken(task: &str) -> MockResponse {
     let task = json!({ "id": task, "status": "submitted" });
-    Reply::json(
+    MockResponse::json(
         200,
         &json!({ "code": 0, "message": "SUCCEED", "data": task }),
     )
 }
 
-fn refused(status: u16, code: u16) -> Reply {
-    Reply::json(
+fn refused(status: u16, code: u16) -> MockResponse {
+    MockResponse::json(
         status,
         &json!({ "code": code, "message": "no", "request_id": "1" }),
     )
 }
 
-fn is_submit(asked: &Asked) -> bool {
+fn is_submit(asked: &RecordedRequest) -> bool {
     asked.method == "POST"
 }
 
 /// A Kling that has never heard of anything it is asked about, and answers submissions so.
-async fn answering(reply: Reply) -> StandIn {
-    StandIn::start(move |asked| {
+async fn answering(reply: MockResponse) -> MockProvider {
+    MockProvider::start(move |asked| {
         let reply = match is_submit(&asked) {
             true => reply.clone(),
-            false => Reply::json(200, &json!({ "code": 0, "data": [] })),
+            false => MockResponse::json(200, &json!({ "code": 0, "data": [] })),
         };
         async move { reply }
     })
@@ -384,7 +386,10 @@ async fn the_request_is_what_the_provider_wants() {
     let answer = post(&app, "alice", &body).await;
     assert_eq!(answer.body["metadata"], json!({ "shelf": 3 }));
     let id = id_of(&answer.body);
-    let asked = provider.until(|all| !all.is_empty()).await.remove(0);
+    let asked = provider
+        .wait_for_requests(|all| !all.is_empty())
+        .await
+        .remove(0);
     assert_eq!(asked.path, "/text-to-video/kling-v3");
     assert_eq!(asked.header("authorization"), Some("Bearer the key"));
     let callback = asked.body["options"]["callback_url"].as_str().unwrap();
@@ -410,7 +415,10 @@ async fn the_request_is_what_the_provider_wants() {
         "resolution": "1080p",
     });
     post(&app, "alice", &image).await;
-    let asked = provider.until(|all| all.len() == 2).await.remove(1);
+    let asked = provider
+        .wait_for_requests(|all| all.len() == 2)
+        .await
+        .remove(1);
     assert_eq!(asked.path, "/image-to-video/kling-v3");
     let contents = json!([
         { "type": "prompt", "text": "it moves" },
@@ -424,14 +432,14 @@ async fn the_request_is_what_the_provider_wants() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ambiguous_response_is_never_retried() {
     for reply in [
-        Reply::broken(),
-        Reply::text(200, "<html>welcome</html>"),
-        Reply::text(200, ""),
-        Reply::json(200, &json!({ "code": 0, "data": {} })),
-        Reply::text(500, "oops"),
-        Reply::text(502, "<html>bad gateway</html>"),
-        Reply::text(504, ""),
-        Reply::json(
+        MockResponse::disconnect(),
+        MockResponse::text(200, "<html>welcome</html>"),
+        MockResponse::text(200, ""),
+        MockResponse::json(200, &json!({ "code": 0, "data": {} })),
+        MockResponse::text(500, "oops"),
+        MockResponse::text(502, "<html>bad gateway</html>"),
+        MockResponse::text(504, ""),
+        MockResponse::json(
             408,
             &json!({ "error": { "code": 408, "message": "timed out" } }),
         ),
@@ -445,14 +453,14 @@ async fn ambiguous_response_is_never_retried() {
             .await;
         let id = id_of(&post(&app, "alice", &order()).await.body);
         let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-        let lost = app.until(&id, "alice", is_lost).await;
+        let lost = app.wait_for_job(&id, "alice", is_lost).await;
         assert_eq!(
             (&lost["final"], &lost["attempt"]),
             (&json!(false), &json!(1))
         );
-        let ended = app.ended(&id, "alice").await;
+        let ended = app.wait_until_final(&id, "alice").await;
         assert_failure(&ended, "timeout", None);
-        let asked = provider.asked();
+        let asked = provider.requests();
         assert_eq!(asked.iter().filter(|it| is_submit(it)).count(), 1, "{what}");
         let asks = asked.iter().filter(|it| it.path.contains(&id)).count();
         assert!(asks > 0, "{what}: asked for by our own name");
@@ -467,20 +475,20 @@ async fn definitive_rejection_is_retried_up_to_five_attempts() {
         (refused(500, 5000), "technical"),
         (refused(503, 5001), "technical"),
         (refused(504, 5002), "technical"),
-        (Reply::text(503, "busy"), "technical"),
-        (Reply::text(429, ""), "rate_limit"),
+        (MockResponse::text(503, "busy"), "technical"),
+        (MockResponse::text(429, ""), "rate_limit"),
     ] {
-        let provider = answering(reply.with("retry-after-ms", 1)).await;
+        let provider = answering(reply.with_header("retry-after-ms", 1)).await;
         let app = kling(&provider).spawn().await;
         let id = id_of(&post(&app, "alice", &order()).await.body);
-        let job = app.ended(&id, "alice").await;
+        let job = app.wait_until_final(&id, "alice").await;
         assert_eq!(job["error"]["kind"], kind, "{job}");
         assert_eq!(job["error"]["retryable"], true);
         assert_eq!(
             (&job["status"], &job["attempt"]),
             (&json!("failed"), &json!(5))
         );
-        assert_eq!(provider.asked().len(), 5);
+        assert_eq!(provider.requests().len(), 5);
     }
 }
 
@@ -498,18 +506,18 @@ async fn every_refusal_has_its_kind() {
         (refused(404, 1203), "invalid_input"),
         (refused(400, 1300), "safety"),
         (refused(400, 1301), "safety"),
-        (Reply::text(401, "no"), "auth"),
-        (Reply::text(402, "no"), "quota"),
-        (Reply::text(422, "no"), "invalid_input"),
+        (MockResponse::text(401, "no"), "auth"),
+        (MockResponse::text(402, "no"), "quota"),
+        (MockResponse::text(422, "no"), "invalid_input"),
     ] {
         let what = format!("{reply:?}");
         let provider = answering(reply).await;
         let app = kling(&provider).spawn().await;
         let id = id_of(&post(&app, "alice", &order()).await.body);
-        let job = app.ended(&id, "alice").await;
+        let job = app.wait_until_final(&id, "alice").await;
         assert_eq!(job["error"]["kind"], kind, "{what}: {job}");
         assert_eq!(job["error"]["retryable"], false);
-        let asked = provider.asked();
+        let asked = provider.requests();
         assert_eq!(asked.iter().filter(|it| is_submit(it)).count(), 1, "{what}");
     }
 }
@@ -524,11 +532,11 @@ async fn a_wait_is_honoured_in_every_form() {
         ("retry-after-ms", "30500".to_owned(), 30.5, 33.6),
         ("x-nothing", "90".to_owned(), 0.5, 1.5),
     ] {
-        let provider = answering(refused(429, 1302).with(header, &value)).await;
+        let provider = answering(refused(429, 1302).with_header(header, &value)).await;
         let app = kling(&provider).spawn().await;
         let id = id_of(&post(&app, "alice", &order()).await.body);
         let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-        let wait = wait_of(&app.until(&id, "alice", is_waiting).await);
+        let wait = wait_of(&app.wait_for_job(&id, "alice", is_waiting).await);
         // The wait was measured a little before the document was written.
         assert!(
             (least - 0.4..=most).contains(&wait),
@@ -546,10 +554,12 @@ async fn a_provider_that_cannot_be_reached_is_tried_again() {
         .spawn()
         .await;
     let id = id_of(&post(&app, "alice", &order()).await.body);
-    let job = app.until(&id, "alice", |job| job["attempt"] == 2).await;
+    let job = app
+        .wait_for_job(&id, "alice", |job| job["attempt"] == 2)
+        .await;
     assert_eq!(job["status"], "accepted");
     let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-    let waiting = app.until(&id, "alice", is_waiting).await;
+    let waiting = app.wait_for_job(&id, "alice", is_waiting).await;
     assert_eq!(waiting["error"]["kind"], "technical");
 }
 
@@ -579,13 +589,13 @@ async fn same_idempotency_key_returns_the_same_job() {
     assert_ne!(id_of(&unkeyed.body), id);
 
     // The job as it is now, also after its end.
-    app.ended(&id, "alice").await;
+    app.wait_until_final(&id, "alice").await;
     let later = post_with_key(&app, "alice", "k1", &order).await;
     assert_eq!(
         (&later.body["id"], &later.body["final"]),
         (&json!(id), &json!(true))
     );
-    assert_eq!(app.witness().submits_of(&id).received, 1);
+    assert_eq!(app.simulator().submits_of(&id).received, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -612,8 +622,8 @@ async fn a_double_submit_at_the_same_moment_is_one_job() {
             (202, id.clone())
         );
     }
-    assert_success(&app.ended(&id, "alice").await);
-    assert_eq!(app.witness().calls().submits_received, 1);
+    assert_success(&app.wait_until_final(&id, "alice").await);
+    assert_eq!(app.simulator().calls().submits_received, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -627,7 +637,7 @@ async fn a_provider_never_has_more_jobs_than_it_takes_at_once() {
         jobs.push(id_of(&app.submit("alice", Scenario::Normal).await));
     }
     let mut most = 0;
-    let all_ended = app.witness().until(|witness| {
+    let all_ended = app.simulator().until(|witness| {
         let tasks = witness.tasks();
         let unfinished = tasks.iter().filter(|task| !task.status.is_final()).count();
         most = most.max(unfinished);
@@ -638,8 +648,8 @@ async fn a_provider_never_has_more_jobs_than_it_takes_at_once() {
         .expect("all end");
     assert_eq!(most, 2);
     for id in jobs {
-        assert_success(&app.ended(&id, "alice").await);
-        assert_eq!(app.witness().submits_of(&id).received, 1);
+        assert_success(&app.wait_until_final(&id, "alice").await);
+        assert_eq!(app.simulator().submits_of(&id).received, 1);
     }
 }
 
@@ -656,22 +666,22 @@ async fn slot_is_released_when_the_job_ends() {
         .await;
     let first = id_of(&post(&app, "alice", &order()).await.body);
     let is_queued = |job: &Value| job["status"] == "queued";
-    app.until(&first, "alice", is_queued).await;
+    app.wait_for_job(&first, "alice", is_queued).await;
     let second = id_of(&post(&app, "alice", &order()).await.body);
     let news = json!({ "id": "1", "status": "processing" });
     assert_eq!(signed(&app, &news).await.body["applied"], true);
-    assert_eq!(app.job(&second, "alice").await["attempt"], 0);
-    assert_eq!(provider.asked().len(), 1);
+    assert_eq!(app.get_job(&second, "alice").await["attempt"], 0);
+    assert_eq!(provider.requests().len(), 1);
 
     let news = json!({ "id": "1", "status": "failed", "message": "no" });
     assert_eq!(signed(&app, &news).await.body["applied"], true);
-    let asked = provider.until(|all| all.len() == 2).await;
+    let asked = provider.wait_for_requests(|all| all.len() == 2).await;
     assert_eq!(asked[1].body["options"]["external_task_id"], second);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_submission_holds_no_slot() {
-    let provider = answering(Reply::broken()).await;
+    let provider = answering(MockResponse::disconnect()).await;
     let app = kling(&provider)
         .set("providers.kling.max_concurrent", 1)
         .spawn()
@@ -679,15 +689,15 @@ async fn unknown_submission_holds_no_slot() {
     for _ in 0..3 {
         let id = id_of(&post(&app, "alice", &order()).await.body);
         let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-        app.until(&id, "alice", is_lost).await;
+        app.wait_for_job(&id, "alice", is_lost).await;
     }
 }
 
-async fn signed(app: &TestApp, news: &Value) -> Answer {
+async fn signed(app: &TestApp, news: &Value) -> TestResponse {
     let body = news.to_string();
     let now = crate::webhook_signatures::now();
     let secret = crate::app::WEBHOOK_SECRET;
-    let mut request = app.anonymous(Method::POST, "/v1/webhooks/kling");
+    let mut request = app.request_without_token(Method::POST, "/v1/webhooks/kling");
     for (name, value) in crate::webhook_signatures::standard(secret, "1", now, body.as_bytes()) {
         request = request.header(name, value);
     }
@@ -697,7 +707,9 @@ async fn signed(app: &TestApp, news: &Value) -> Answer {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_those_who_may_submit_can() {
     let app = patient(Scenario::Normal).spawn().await;
-    let anonymous = app.anonymous(Method::POST, "/v1/videos").json(&order());
+    let anonymous = app
+        .request_without_token(Method::POST, "/v1/videos")
+        .json(&order());
     let answer = send(anonymous).await;
     assert_eq!(
         (answer.status.as_u16(), &answer.body["code"]),
@@ -705,7 +717,7 @@ async fn only_those_who_may_submit_can() {
     );
     for scope in ["jobs:read", "jobs:publish", ""] {
         let token = app.token("alice", scope);
-        let request = app.request_with(Method::POST, "/v1/videos", &token);
+        let request = app.request_with_token(Method::POST, "/v1/videos", &token);
         let answer = send(request.json(&order())).await;
         assert_eq!(
             (answer.status.as_u16(), &answer.body["code"]),

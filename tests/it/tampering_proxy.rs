@@ -12,7 +12,7 @@ use crate::app::TestApp;
 
 /// What is done to the documents on their way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forgery {
+pub enum Tamper {
     /// The end of a job never comes.
     LosesTheEnd,
     /// Each comes twice.
@@ -28,20 +28,20 @@ pub enum Forgery {
 }
 
 /// A running forger. Dropping it stops it.
-pub struct Forger {
+pub struct TamperingProxy {
     pub url: String,
     running: JoinHandle<()>,
 }
 
-impl Drop for Forger {
+impl Drop for TamperingProxy {
     fn drop(&mut self) {
         self.running.abort();
     }
 }
 
-impl Forger {
+impl TamperingProxy {
     /// Stands before this hub.
-    pub async fn before(app: &TestApp, forgery: Forgery) -> Self {
+    pub async fn start(app: &TestApp, forgery: Tamper) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let hub = app.address().to_owned();
@@ -56,7 +56,7 @@ impl Forger {
 }
 
 /// Ends with either side.
-async fn pass(client: TcpStream, hub: TcpStream, forgery: Forgery) {
+async fn pass(client: TcpStream, hub: TcpStream, forgery: Tamper) {
     let (mut from_client, mut to_client) = client.into_split();
     let (from_hub, mut to_hub) = hub.into_split();
     let mut from_hub = BufReader::new(from_hub);
@@ -69,7 +69,7 @@ async fn pass(client: TcpStream, hub: TcpStream, forgery: Forgery) {
 async fn pass_back(
     from_hub: &mut BufReader<OwnedReadHalf>,
     to_client: &mut OwnedWriteHalf,
-    forgery: Forgery,
+    forgery: Tamper,
 ) -> std::io::Result<()> {
     let mut line = String::new();
     from_hub.read_line(&mut line).await?;
@@ -83,7 +83,7 @@ async fn pass_back(
         from_hub.read_line(&mut line).await?;
         to_client.write_all(line.as_bytes()).await?;
     }
-    let mut hands = Hands::new(forgery);
+    let mut hands = FrameEditor::new(forgery);
     loop {
         let frame = read(from_hub).await?;
         for frame in hands.forge(frame) {
@@ -108,13 +108,13 @@ async fn read(from_hub: &mut BufReader<OwnedReadHalf>) -> std::io::Result<Vec<u8
     Ok(frame)
 }
 
-struct Hands {
-    forgery: Forgery,
+struct FrameEditor {
+    forgery: Tamper,
     held: HashMap<String, Vec<u8>>,
 }
 
-impl Hands {
-    fn new(forgery: Forgery) -> Self {
+impl FrameEditor {
+    fn new(forgery: Tamper) -> Self {
         Self {
             forgery,
             held: HashMap::new(),
@@ -139,16 +139,16 @@ impl Hands {
             text(&message.to_string())
         };
         match self.forgery {
-            Forgery::LosesTheEnd if is_final => vec![],
-            Forgery::Invents if is_final => {
+            Tamper::LosesTheEnd if is_final => vec![],
+            Tamper::Invents if is_final => {
                 vec![changed(
                     "version",
                     (job["version"].as_u64().unwrap() + 1).into(),
                 )]
             }
-            Forgery::LosesTheEnd | Forgery::Invents => vec![frame],
-            Forgery::Repeats => vec![frame.clone(), frame],
-            Forgery::Swaps if job["version"].as_u64() > Some(1) => match self.held.remove(id) {
+            Tamper::LosesTheEnd | Tamper::Invents => vec![frame],
+            Tamper::Repeats => vec![frame.clone(), frame],
+            Tamper::Swaps if job["version"].as_u64() > Some(1) => match self.held.remove(id) {
                 Some(earlier) => vec![frame, earlier],
                 None if is_final => vec![frame],
                 None => {
@@ -156,13 +156,13 @@ impl Hands {
                     vec![]
                 }
             },
-            Forgery::Swaps => vec![frame],
-            Forgery::Renames if job["version"].as_u64() > Some(1) && !is_final => {
+            Tamper::Swaps => vec![frame],
+            Tamper::Renames if job["version"].as_u64() > Some(1) && !is_final => {
                 vec![frame, changed("id", "job_of_nobody".into())]
             }
-            Forgery::Renames => vec![frame],
-            Forgery::Garbles if !is_final => vec![frame, text("{\"type\":\"job\",")],
-            Forgery::Garbles => vec![frame],
+            Tamper::Renames => vec![frame],
+            Tamper::Garbles if !is_final => vec![frame, text("{\"type\":\"job\",")],
+            Tamper::Garbles => vec![frame],
         }
     }
 }

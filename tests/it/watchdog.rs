@@ -7,10 +7,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::app::{TestApp, TestBuilder, WEBHOOK_SECRET, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{TestApp, TestAppBuilder, WEBHOOK_SECRET, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
-fn kling(provider: &StandIn) -> TestBuilder {
+fn kling(provider: &MockProvider) -> TestAppBuilder {
     TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", &provider.url)
@@ -23,7 +23,7 @@ fn kling(provider: &StandIn) -> TestBuilder {
 async fn register(app: &TestApp, task: &str) -> String {
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "provider": "kling", "provider_task_id": task, "owner": "alice" });
-    let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+    let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
     let answer = send(request.json(&body)).await;
     assert_eq!(answer.status, 201, "{}", answer.body);
     answer.body["id"].as_str().unwrap().to_owned()
@@ -37,8 +37,8 @@ async fn submit(app: &TestApp) -> String {
     answer.body["id"].as_str().unwrap().to_owned()
 }
 
-fn found(tasks: &[Value]) -> Reply {
-    Reply::json(200, &json!({ "code": 0, "data": tasks }))
+fn found(tasks: &[Value]) -> MockResponse {
+    MockResponse::json(200, &json!({ "code": 0, "data": tasks }))
 }
 
 fn succeeded(task: &str, reference: Option<&str>) -> Value {
@@ -47,7 +47,7 @@ fn succeeded(task: &str, reference: Option<&str>) -> Value {
 }
 
 /// The tasks that a question names, by the provider's names or by ours.
-fn names(asked: &Asked, parameter: &str) -> Vec<String> {
+fn names(asked: &RecordedRequest, parameter: &str) -> Vec<String> {
     let query = asked.path.split_once('?').unwrap().1;
     let list = query
         .strip_prefix(parameter)
@@ -57,18 +57,18 @@ fn names(asked: &Asked, parameter: &str) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-fn submits(asked: &[Asked]) -> usize {
+fn submits(asked: &[RecordedRequest]) -> usize {
     asked.iter().filter(|it| it.method == "POST").count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_submitted_elsewhere_is_asked_about_until_it_ends() {
     let questions = Arc::new(AtomicUsize::new(0));
-    let provider = StandIn::start(move |_| {
+    let provider = MockProvider::start(move |_| {
         // A provider that fails twice is asked again.
         let reply = match questions.fetch_add(1, Ordering::Relaxed) {
-            0 => Reply::text(500, "oops"),
-            1 => Reply::broken(),
+            0 => MockResponse::text(500, "oops"),
+            1 => MockResponse::disconnect(),
             2 => found(&[]),
             3 => found(&[json!({ "id": "1", "status": "processing" })]),
             _ => found(&[succeeded("1", None)]),
@@ -81,7 +81,7 @@ async fn a_task_submitted_elsewhere_is_asked_about_until_it_ends() {
         .spawn()
         .await;
     let id = register(&app, "1").await;
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("succeeded"), &json!("poll"))
@@ -89,22 +89,30 @@ async fn a_task_submitted_elsewhere_is_asked_about_until_it_ends() {
     assert_eq!(job["version"], 3, "a failed question is no news");
     assert!(
         provider
-            .asked()
+            .requests()
             .iter()
             .all(|asked| asked.path == "/tasks?task_ids=1")
     );
-    assert!(provider.asked().iter().all(|asked| asked.method == "GET"));
+    assert!(
+        provider
+            .requests()
+            .iter()
+            .all(|asked| asked.method == "GET")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tasks_name_cannot_change_what_is_asked() {
-    let provider = StandIn::start(|_| async { found(&[]) }).await;
+    let provider = MockProvider::start(|_| async { found(&[]) }).await;
     let app = kling(&provider)
         .set("providers.kling.poll_after", "100ms")
         .spawn()
         .await;
     register(&app, "1&external_task_ids=2#3,4").await;
-    let asked = provider.until(|all| !all.is_empty()).await.remove(0);
+    let asked = provider
+        .wait_for_requests(|all| !all.is_empty())
+        .await
+        .remove(0);
     assert_eq!(
         asked.path,
         "/tasks?task_ids=1%26external_task_ids%3D2%233%2C4"
@@ -113,7 +121,7 @@ async fn a_tasks_name_cannot_change_what_is_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn due_polls_survive_restart_and_are_batched() {
-    let provider = StandIn::start(|asked: Asked| async move {
+    let provider = MockProvider::start(|asked: RecordedRequest| async move {
         let tasks = names(&asked, "task_ids");
         let tasks: Vec<Value> = tasks.iter().map(|task| succeeded(task, None)).collect();
         found(&tasks)
@@ -130,20 +138,23 @@ async fn due_polls_survive_restart_and_are_batched() {
         async move { register(app, &n.to_string()).await }
     });
     let jobs = futures_util::future::join_all(jobs).await;
-    let database = app.database();
-    let folder = app.stop().await.unwrap();
-    assert_eq!(provider.asked().len(), 0);
+    let database = app.database_path();
+    let folder = app.shut_down().await.unwrap();
+    assert_eq!(provider.requests().len(), 0);
     // An hour passes.
     let db = rusqlite::Connection::open(database).unwrap();
     let put_forward = "UPDATE jobs SET watch_at = watch_at - 3600 * 1000";
     assert_eq!(db.execute(put_forward, []).unwrap(), 120);
     drop(db);
 
-    let app = hub().folder(folder).spawn().await;
+    let app = hub().data_dir(folder).spawn().await;
     for id in &jobs {
-        assert_eq!(app.ended(id, "alice").await["status"], "succeeded");
+        assert_eq!(
+            app.wait_until_final(id, "alice").await["status"],
+            "succeeded"
+        );
     }
-    let sizes = provider.asked();
+    let sizes = provider.requests();
     let mut sizes: Vec<usize> = sizes.iter().map(|it| names(it, "task_ids").len()).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [20, 50, 50]);
@@ -153,29 +164,29 @@ async fn due_polls_survive_restart_and_are_batched() {
 async fn a_job_that_waits_for_its_next_try_is_sent_after_a_restart() {
     let is_busy = Arc::new(AtomicBool::new(true));
     let busy = Arc::clone(&is_busy);
-    let provider = StandIn::start(move |_| {
+    let provider = MockProvider::start(move |_| {
         let reply = match busy.load(Ordering::Relaxed) {
-            true => Reply::json(429, &json!({ "code": 1302, "message": "busy" })),
-            false => Reply::json(
+            true => MockResponse::json(429, &json!({ "code": 1302, "message": "busy" })),
+            false => MockResponse::json(
                 200,
                 &json!({ "code": 0, "data": { "id": "1", "status": "submitted" } }),
             ),
         };
-        async move { reply.with("retry-after", 1) }
+        async move { reply.with_header("retry-after", 1) }
     })
     .await;
     let app = kling(&provider).spawn().await;
     let id = submit(&app).await;
-    app.until(&id, "alice", |job| !job["next_attempt_at"].is_null())
+    app.wait_for_job(&id, "alice", |job| !job["next_attempt_at"].is_null())
         .await;
-    let folder = app.stop().await.unwrap();
+    let folder = app.shut_down().await.unwrap();
     is_busy.store(false, Ordering::Relaxed);
-    let before = submits(&provider.asked());
-    let app = kling(&provider).folder(folder).spawn().await;
+    let before = submits(&provider.requests());
+    let app = kling(&provider).data_dir(folder).spawn().await;
     let job = app
-        .until(&id, "alice", |job| job["status"] == "queued")
+        .wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
-    assert_eq!(submits(&provider.asked()), before + 1);
+    assert_eq!(submits(&provider.requests()), before + 1);
     assert_eq!(job["attempt"], before + 1);
 }
 
@@ -184,18 +195,18 @@ async fn a_deadline_ends_a_workers_own_job_too() {
     let app = TestApp::spawn().await;
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "owner": "alice", "deadline_seconds": 0.5 });
-    let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+    let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
     let job = send(request.json(&body)).await.body;
     let id = job["id"].as_str().unwrap();
-    let answer = app.push(id, json!({ "progress": 20 })).await;
+    let answer = app.push_update(id, json!({ "progress": 20 })).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
-    let ended = app.ended(id, "alice").await;
+    let ended = app.wait_until_final(id, "alice").await;
     assert_eq!(
         (&ended["status"], &ended["source"]),
         (&json!("failed"), &json!("deadline"))
     );
     assert_eq!(ended["error"]["kind"], "timeout");
-    let late = app.push(id, json!({ "progress": 30 })).await;
+    let late = app.push_update(id, json!({ "progress": 30 })).await;
     assert_eq!(
         (late.status.as_u16(), &late.body["code"]),
         (409, &json!("job_final"))
@@ -204,8 +215,9 @@ async fn a_deadline_ends_a_workers_own_job_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_try_that_would_come_after_the_deadline_is_the_end_with_its_own_reason() {
-    let provider = StandIn::start(|_| async {
-        Reply::json(429, &json!({ "code": 1302, "message": "busy" })).with("retry-after", 60)
+    let provider = MockProvider::start(|_| async {
+        MockResponse::json(429, &json!({ "code": 1302, "message": "busy" }))
+            .with_header("retry-after", 60)
     })
     .await;
     let app = kling(&provider)
@@ -213,32 +225,32 @@ async fn a_try_that_would_come_after_the_deadline_is_the_end_with_its_own_reason
         .spawn()
         .await;
     let id = submit(&app).await;
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["error"]["kind"], &job["source"]),
         (&json!("rate_limit"), &json!("submit"))
     );
     assert_eq!(job["error"]["retryable"], true);
     assert_eq!(job["next_attempt_at"], Value::Null);
-    assert_eq!(provider.asked().len(), 1);
+    assert_eq!(provider.requests().len(), 1);
 
     // The next one waits for the provider as long as its own deadline allows.
     let id = submit(&app).await;
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["error"]["kind"], &job["source"]),
         (&json!("timeout"), &json!("deadline"))
     );
     assert_eq!(job["attempt"], 0);
-    assert_eq!(provider.asked().len(), 1);
+    assert_eq!(provider.requests().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_task_that_is_refused_does_not_keep_the_others_from_being_asked_about() {
-    let provider = StandIn::start(|asked: Asked| async move {
+    let provider = MockProvider::start(|asked: RecordedRequest| async move {
         let tasks = names(&asked, "task_ids");
         if tasks.contains(&"bad".to_owned()) {
-            return Reply::json(400, &json!({ "code": 1201, "message": "no such id" }));
+            return MockResponse::json(400, &json!({ "code": 1201, "message": "no such id" }));
         }
         let tasks: Vec<Value> = tasks.iter().map(|task| succeeded(task, None)).collect();
         found(&tasks)
@@ -254,15 +266,18 @@ async fn one_task_that_is_refused_does_not_keep_the_others_from_being_asked_abou
     }
     let bad = ids.remove(2);
     for id in &ids {
-        assert_eq!(app.ended(id, "alice").await["status"], "succeeded");
+        assert_eq!(
+            app.wait_until_final(id, "alice").await["status"],
+            "succeeded"
+        );
     }
-    assert_eq!(app.job(&bad, "alice").await["final"], false);
+    assert_eq!(app.get_job(&bad, "alice").await["final"], false);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
-    let provider = StandIn::start(|_| async {
-        Reply::json(404, &json!({ "code": 1203, "message": "no such task" }))
+    let provider = MockProvider::start(|_| async {
+        MockResponse::json(404, &json!({ "code": 1203, "message": "no such task" }))
     })
     .await;
     let app = kling(&provider)
@@ -272,7 +287,7 @@ async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
         .await;
     let [told, untold] = [register(&app, "1").await, register(&app, "2").await];
     let thin = json!({ "id": "1", "status": "succeeded" }).to_string();
-    let mut request = app.anonymous(Method::POST, "/v1/webhooks/kling");
+    let mut request = app.request_without_token(Method::POST, "/v1/webhooks/kling");
     let now = crate::webhook_signatures::now();
     for (name, value) in
         crate::webhook_signatures::standard(WEBHOOK_SECRET, "1", now, thin.as_bytes())
@@ -281,22 +296,24 @@ async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
     }
     let answer = send(request.body(thin)).await;
     assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
-    let job = app.ended(&told, "alice").await;
+    let job = app.wait_until_final(&told, "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("succeeded"), &json!("poll"))
     );
     assert_eq!(job["error"]["kind"], "result_expired");
-    let questions = provider.asked().len();
-    provider.until(|all| all.len() > questions + 2).await;
-    assert_eq!(app.job(&untold, "alice").await["final"], false);
+    let questions = provider.requests().len();
+    provider
+        .wait_for_requests(|all| all.len() > questions + 2)
+        .await;
+    assert_eq!(app.get_job(&untold, "alice").await["final"], false);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_jobs_that_are_due_at_once_few_are_asked_about_at_once() {
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (under_way, seen) = (Arc::clone(&now), Arc::clone(&most));
-    let provider = StandIn::start(move |asked: Asked| {
+    let provider = MockProvider::start(move |asked: RecordedRequest| {
         let (now, most) = (Arc::clone(&now), Arc::clone(&most));
         async move {
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -304,7 +321,7 @@ async fn of_many_jobs_that_are_due_at_once_few_are_asked_about_at_once() {
             now.fetch_sub(1, Ordering::SeqCst);
             let id = asked.path.rsplit('/').next().unwrap().to_owned();
             let output = json!(["https://cdn.example.com/a.mp4"]);
-            Reply::json(
+            MockResponse::json(
                 200,
                 &json!({ "id": id, "status": "SUCCEEDED", "output": output }),
             )
@@ -323,7 +340,10 @@ async fn of_many_jobs_that_are_due_at_once_few_are_asked_about_at_once() {
         async move { register(app, &n.to_string()).await }
     });
     for id in futures_util::future::join_all(jobs).await {
-        assert_eq!(app.ended(&id, "alice").await["status"], "succeeded");
+        assert_eq!(
+            app.wait_until_final(&id, "alice").await["status"],
+            "succeeded"
+        );
     }
     let most = seen.load(Ordering::SeqCst);
     assert!((2..=8).contains(&most), "{most}");
@@ -332,14 +352,14 @@ async fn of_many_jobs_that_are_due_at_once_few_are_asked_about_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn final_poll_at_deadline_can_still_succeed() {
-    let provider = StandIn::start(|_| async { found(&[succeeded("1", None)]) }).await;
+    let provider = MockProvider::start(|_| async { found(&[succeeded("1", None)]) }).await;
     let app = kling(&provider)
         .set("providers.kling.poll_after", "1h")
         .set("providers.kling.deadline", "1s")
         .spawn()
         .await;
     let id = register(&app, "1").await;
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("succeeded"), &json!("poll"))
@@ -347,11 +367,11 @@ async fn final_poll_at_deadline_can_still_succeed() {
 }
 
 /// A Kling without signatures that answers submissions when it is told to, as it is told to.
-async fn hesitant(replies: [Reply; 2]) -> (StandIn, Arc<Notify>) {
+async fn hesitant(replies: [MockResponse; 2]) -> (MockProvider, Arc<Notify>) {
     let go = Arc::new(Notify::new());
     let told = Arc::clone(&go);
     let replies = Arc::new(std::sync::Mutex::new(replies.to_vec()));
-    let provider = StandIn::start(move |asked: Asked| {
+    let provider = MockProvider::start(move |asked: RecordedRequest| {
         let (told, replies) = (Arc::clone(&told), Arc::clone(&replies));
         async move {
             if asked.method == "GET" {
@@ -367,28 +387,28 @@ async fn hesitant(replies: [Reply; 2]) -> (StandIn, Arc<Notify>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn untrusted_webhook_before_response_does_not_affect_the_submission() {
-    let taken = Reply::json(
+    let taken = MockResponse::json(
         200,
         &json!({ "code": 0, "data": { "id": "1", "status": "submitted" } }),
     );
-    let busy =
-        Reply::json(429, &json!({ "code": 1302, "message": "busy" })).with("retry-after-ms", 1);
+    let busy = MockResponse::json(429, &json!({ "code": 1302, "message": "busy" }))
+        .with_header("retry-after-ms", 1);
     let (provider, go) = hesitant([busy, taken]).await;
     let app = kling(&provider).spawn().await;
     let id = submit(&app).await;
-    let asked = provider.until(|all| all.len() == 1).await;
+    let asked = provider.wait_for_requests(|all| all.len() == 1).await;
     let callback = asked[0].body["options"]["callback_url"].as_str().unwrap();
     let path = callback.strip_prefix(&app.url).unwrap();
     let nudge = json!({ "id": "1", "status": "processing" });
-    let answer = send(app.anonymous(Method::POST, path).json(&nudge)).await;
+    let answer = send(app.request_without_token(Method::POST, path).json(&nudge)).await;
     assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
     go.notify_one();
     // Refused for sure, so it is tried again.
-    provider.until(|all| submits(all) == 2).await;
-    assert_eq!(app.job(&id, "alice").await["attempt"], 2);
+    provider.wait_for_requests(|all| submits(all) == 2).await;
+    assert_eq!(app.get_job(&id, "alice").await["attempt"], 2);
     go.notify_one();
     let job = app
-        .until(&id, "alice", |job| job["status"] == "queued")
+        .wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
     assert_eq!(job["version"], 5, "{job}");
 }
@@ -397,7 +417,7 @@ async fn untrusted_webhook_before_response_does_not_affect_the_submission() {
 async fn a_hub_killed_while_it_submits_asks_for_its_job_and_never_sends_it_twice() {
     let (go, is_found) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
     let known = Arc::clone(&is_found);
-    let provider = StandIn::start(move |asked: Asked| {
+    let provider = MockProvider::start(move |asked: RecordedRequest| {
         let (go, known) = (Arc::clone(&go), Arc::clone(&known));
         async move {
             if asked.method == "POST" {
@@ -414,21 +434,21 @@ async fn a_hub_killed_while_it_submits_asks_for_its_job_and_never_sends_it_twice
     .await;
     let app = kling(&provider).spawn_process(&[]).await;
     let id = submit(&app).await;
-    provider.until(|all| submits(all) == 1).await;
+    provider.wait_for_requests(|all| submits(all) == 1).await;
     let folder = app.kill();
 
-    let app = kling(&provider).folder(folder).spawn_process(&[]).await;
+    let app = kling(&provider).data_dir(folder).spawn_process(&[]).await;
     let is_unknown = |job: &Value| job["error"]["kind"] == "submission_unknown";
-    let unknown = app.until(&id, "alice", is_unknown).await;
+    let unknown = app.wait_for_job(&id, "alice", is_unknown).await;
     assert_eq!(
         (&unknown["status"], &unknown["attempt"]),
         (&json!("accepted"), &json!(1))
     );
     is_found.store(true, Ordering::Relaxed);
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["status"], &job["provider_task_id"]),
         (&json!("succeeded"), &json!("1"))
     );
-    assert_eq!(submits(&provider.asked()), 1);
+    assert_eq!(submits(&provider.requests()), 1);
 }

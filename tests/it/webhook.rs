@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, send};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, send};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::webhook_signatures::{self, Headers};
 
 const OLD_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -20,7 +20,7 @@ const GENERIC_SECRET: &str = "hub_test_secret";
 /// Discards what is sent to it.
 const NOBODY: &str = "http://127.0.0.1:9";
 
-fn with_kling(provider_url: &str) -> TestBuilder {
+fn with_kling(provider_url: &str) -> TestAppBuilder {
     TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", provider_url)
@@ -39,28 +39,28 @@ async fn hub() -> TestApp {
 async fn job_of_task(app: &TestApp, provider: &str, task: &str) -> Value {
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "provider": provider, "provider_task_id": task, "owner": "alice" });
-    let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+    let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
     let answer = send(request.json(&body)).await;
     assert_eq!(answer.status, 201, "{}", answer.body);
     answer.body
 }
 
-async fn hook(app: &TestApp, path: &str, headers: &Headers, body: &[u8]) -> Answer {
-    let mut request = app.anonymous(Method::POST, &format!("/v1/webhooks/{path}"));
+async fn hook(app: &TestApp, path: &str, headers: &Headers, body: &[u8]) -> TestResponse {
+    let mut request = app.request_without_token(Method::POST, &format!("/v1/webhooks/{path}"));
     for (name, value) in headers {
         request = request.header(*name, value);
     }
     send(request.body(body.to_vec())).await
 }
 
-async fn kling_says(app: &TestApp, path: &str, body: &Value) -> Answer {
+async fn kling_says(app: &TestApp, path: &str, body: &Value) -> TestResponse {
     let body = body.to_string();
     let headers =
         webhook_signatures::standard(NEW_SECRET, "1", webhook_signatures::now(), body.as_bytes());
     hook(app, path, &headers, body.as_bytes()).await
 }
 
-async fn generic_says(app: &TestApp, body: &Value) -> Answer {
+async fn generic_says(app: &TestApp, body: &Value) -> TestResponse {
     let body = body.to_string();
     let signature = webhook_signatures::hex(GENERIC_SECRET, body.as_bytes());
     let headers = vec![("x-ai-signature", signature)];
@@ -68,7 +68,7 @@ async fn generic_says(app: &TestApp, body: &Value) -> Answer {
 }
 
 #[track_caller]
-fn assert_taken(answer: &Answer, matched: bool, applied: bool) {
+fn assert_taken(answer: &TestResponse, matched: bool, applied: bool) {
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(
         answer.body,
@@ -77,7 +77,7 @@ fn assert_taken(answer: &Answer, matched: bool, applied: bool) {
 }
 
 #[track_caller]
-fn assert_problem(answer: &Answer, status: u16, code: &str) {
+fn assert_problem(answer: &TestResponse, status: u16, code: &str) {
     assert_eq!(answer.status, status, "{}", answer.body);
     assert_eq!(answer.body["code"], code, "{}", answer.body);
     assert_eq!(answer.body["status"], status);
@@ -104,7 +104,7 @@ async fn duplicate_webhook_returns_200_and_changes_nothing() {
         true,
         false,
     );
-    let job = app.job(id, "alice").await;
+    let job = app.get_job(id, "alice").await;
     assert_eq!(
         (&job["status"], &job["version"]),
         (&json!("running"), &json!(2))
@@ -116,7 +116,7 @@ async fn duplicate_webhook_returns_200_and_changes_nothing() {
         true,
         true,
     );
-    let ended = app.job(id, "alice").await;
+    let ended = app.get_job(id, "alice").await;
     assert_eq!(ended["status"], "succeeded");
     assert_eq!(ended["progress"], 100.0);
     let output = &ended["outputs"][0];
@@ -126,7 +126,7 @@ async fn duplicate_webhook_returns_200_and_changes_nothing() {
     for late in [running("71"), succeeded("71")] {
         assert_taken(&kling_says(&app, "kling", &late).await, true, false);
     }
-    assert_eq!(app.job(id, "alice").await, ended);
+    assert_eq!(app.get_job(id, "alice").await, ended);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,7 +221,7 @@ async fn tampered_webhook_returns_401_and_changes_nothing() {
         assert_problem(&answer, 401, "invalid_signature");
     }
     let id = before["id"].as_str().unwrap();
-    assert_eq!(app.job(id, "alice").await, before);
+    assert_eq!(app.get_job(id, "alice").await, before);
     assert_taken(&hook(&app, "kling", &headers, &body).await, true, true);
 }
 
@@ -261,18 +261,18 @@ async fn a_secret_is_never_told_in_a_refusal() {
 }
 
 /// A stand-in for Kling that answers submissions only when it is told to, with this task.
-async fn hesitant(task: &'static str) -> (StandIn, Arc<Notify>) {
+async fn hesitant(task: &'static str) -> (MockProvider, Arc<Notify>) {
     let go = Arc::new(Notify::new());
     let told = Arc::clone(&go);
-    let provider = StandIn::start(move |asked: Asked| {
+    let provider = MockProvider::start(move |asked: RecordedRequest| {
         let told = Arc::clone(&told);
         async move {
             if asked.method == "GET" {
-                return Reply::json(200, &json!({ "code": 0, "data": [] }));
+                return MockResponse::json(200, &json!({ "code": 0, "data": [] }));
             }
             told.notified().await;
             let task = json!({ "id": task, "status": "submitted" });
-            Reply::json(
+            MockResponse::json(
                 200,
                 &json!({ "code": 0, "message": "SUCCEED", "data": task }),
             )
@@ -290,15 +290,15 @@ async fn submitted(app: &TestApp) -> String {
     answer.body["id"].as_str().unwrap().to_owned()
 }
 
-fn submissions(asked: &[Asked]) -> Vec<&Asked> {
-    let is_submission = |asked: &&Asked| asked.method == "POST";
+fn submissions(asked: &[RecordedRequest]) -> Vec<&RecordedRequest> {
+    let is_submission = |asked: &&RecordedRequest| asked.method == "POST";
     asked.iter().filter(is_submission).collect()
 }
 
 /// The path, below `/v1/webhooks/`, of the callback that the provider was given.
-async fn callback(provider: &StandIn) -> String {
-    let is_there = |all: &[Asked]| !submissions(all).is_empty();
-    let asked = provider.until(is_there).await;
+async fn callback(provider: &MockProvider) -> String {
+    let is_there = |all: &[RecordedRequest]| !submissions(all).is_empty();
+    let asked = provider.wait_for_requests(is_there).await;
     let url = &submissions(&asked)[0].body["options"]["callback_url"];
     let url = url.as_str().unwrap();
     url.split_once("/v1/webhooks/").unwrap().1.to_owned()
@@ -311,14 +311,14 @@ async fn early_webhook_matches_by_callback_token() {
     let id = submitted(&app).await;
     let path = callback(&provider).await;
     assert_taken(&kling_says(&app, &path, &running("76")).await, true, true);
-    let job = app.job(&id, "alice").await;
+    let job = app.get_job(&id, "alice").await;
     assert_eq!(job["status"], "running");
     assert_eq!(job["provider_task_id"], "76");
     go.notify_one();
     // The answer comes too late to tell anything; the end does not.
     assert_taken(&kling_says(&app, &path, &succeeded("76")).await, true, true);
-    assert_eq!(app.ended(&id, "alice").await["version"], 4);
-    assert_eq!(submissions(&provider.asked()).len(), 1);
+    assert_eq!(app.wait_until_final(&id, "alice").await["version"], 4);
+    assert_eq!(submissions(&provider.requests()).len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -329,9 +329,9 @@ async fn webhook_for_unknown_task_is_buffered_until_the_submit_response() {
     callback(&provider).await;
     let answer = kling_says(&app, "kling", &succeeded("77")).await;
     assert_taken(&answer, false, false);
-    assert_eq!(app.job(&id, "alice").await["status"], "accepted");
+    assert_eq!(app.get_job(&id, "alice").await["status"], "accepted");
     go.notify_one();
-    let job = app.ended(&id, "alice").await;
+    let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(job["status"], "succeeded");
     assert_eq!(job["provider_task_id"], "77");
 }
@@ -363,12 +363,12 @@ async fn the_hubs_own_name_for_a_task_finds_its_job_too() {
     callback(&provider).await;
     let news = json!({ "id": "79", "status": "processing", "external_id": id });
     assert_taken(&kling_says(&app, "kling", &news).await, true, true);
-    assert_eq!(app.job(&id, "alice").await["status"], "running");
+    assert_eq!(app.get_job(&id, "alice").await["status"], "running");
 
     // News of another task under the same name is not this job's.
     let news = json!({ "id": "80", "status": "failed", "external_id": id });
     assert_taken(&kling_says(&app, "kling", &news).await, true, false);
-    assert_eq!(app.job(&id, "alice").await["status"], "running");
+    assert_eq!(app.get_job(&id, "alice").await["status"], "running");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -399,7 +399,7 @@ async fn unknown_providers_and_unproven_tokens_are_not_found() {
     let headers = vec![("x-ai-signature", signature)];
     let answer = hook(&app, &format!("generic/{token}"), &headers, body.as_bytes()).await;
     assert_problem(&answer, 404, "not_found");
-    assert_eq!(app.job(&id, "alice").await["status"], "accepted");
+    assert_eq!(app.get_job(&id, "alice").await["status"], "accepted");
 
     // A token does not stand in for a signature.
     let answer = hook(&app, &path, &Vec::new(), news.to_string().as_bytes()).await;
@@ -431,7 +431,7 @@ async fn what_is_not_the_providers_shape_is_a_bad_request() {
     let answer = hook(&app, "kling", &headers, &deep).await;
     assert_problem(&answer, 400, "invalid_payload");
     let id = task["id"].as_str().unwrap();
-    assert_eq!(app.job(id, "alice").await, task);
+    assert_eq!(app.get_job(id, "alice").await, task);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -448,13 +448,13 @@ async fn unknown_status_changes_nothing() {
         assert_taken(&kling_says(&app, "kling", &news).await, true, false);
     }
     let id = before["id"].as_str().unwrap();
-    assert_eq!(app.job(id, "alice").await, before);
+    assert_eq!(app.get_job(id, "alice").await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_status_triggers_a_poll() {
-    let provider = StandIn::start(|_| async {
-        Reply::json(200, &json!({ "code": 0, "data": [running("84")] }))
+    let provider = MockProvider::start(|_| async {
+        MockResponse::json(200, &json!({ "code": 0, "data": [running("84")] }))
     });
     let provider = provider.await;
     let app = with_kling(&provider.url).spawn().await;
@@ -462,7 +462,9 @@ async fn unknown_status_triggers_a_poll() {
     let news = json!({ "id": "84", "status": "resting" });
     assert_taken(&kling_says(&app, "kling", &news).await, true, false);
     let is_running = |job: &Value| job["status"] == "running";
-    let job = app.until(id.as_str().unwrap(), "alice", is_running).await;
+    let job = app
+        .wait_for_job(id.as_str().unwrap(), "alice", is_running)
+        .await;
     assert_eq!(job["source"], "poll");
 }
 
@@ -498,7 +500,7 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read() {
     let chunks: Vec<_> = chunks.collect();
     let streamed = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks));
     let mut request = app
-        .anonymous(Method::POST, "/v1/webhooks/kling")
+        .request_without_token(Method::POST, "/v1/webhooks/kling")
         .body(streamed);
     for (name, value) in headers(&is_over) {
         request = request.header(name, value);
@@ -555,7 +557,7 @@ async fn webhook_returns_503_with_retry_after_while_store_is_down() {
     let app = hub().await;
     let id = job_of_task(&app, "kling", "85").await["id"].clone();
     let id = id.as_str().unwrap();
-    let held = rusqlite::Connection::open(app.database()).unwrap();
+    let held = rusqlite::Connection::open(app.database_path()).unwrap();
     held.execute_batch("BEGIN IMMEDIATE").unwrap();
     for task in ["85", "of nobody yet"] {
         let answer = kling_says(&app, "kling", &running(task)).await;
@@ -568,7 +570,7 @@ async fn webhook_returns_503_with_retry_after_while_store_is_down() {
             .unwrap();
         assert!((1..=60).contains(&wait));
     }
-    assert_eq!(app.job(id, "alice").await["status"], "queued");
+    assert_eq!(app.get_job(id, "alice").await["status"], "queued");
     held.execute_batch("ROLLBACK").unwrap();
     assert_taken(&kling_says(&app, "kling", &running("85")).await, true, true);
     let answer = kling_says(&app, "kling", &running("of nobody yet")).await;
@@ -577,14 +579,14 @@ async fn webhook_returns_503_with_retry_after_while_store_is_down() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unsigned_webhook_only_triggers_a_poll() {
-    let provider = StandIn::start(|asked: Asked| async move {
+    let provider = MockProvider::start(|asked: RecordedRequest| async move {
         let known = asked.path.contains("task_ids=86");
         let tasks = if known {
             json!([running("86")])
         } else {
             json!([])
         };
-        Reply::json(200, &json!({ "code": 0, "data": tasks }))
+        MockResponse::json(200, &json!({ "code": 0, "data": tasks }))
     });
     let provider = provider.await;
     let app = TestApp::builder()
@@ -598,7 +600,7 @@ async fn unsigned_webhook_only_triggers_a_poll() {
     let answer = hook(&app, "bare", &Vec::new(), lie.as_bytes()).await;
     assert_taken(&answer, true, false);
     let job = app
-        .until(id.as_str().unwrap(), "alice", |job| job["version"] == 2)
+        .wait_for_job(id.as_str().unwrap(), "alice", |job| job["version"] == 2)
         .await;
     assert_eq!(job["status"], "running");
     assert_eq!(job["source"], "poll");
@@ -610,15 +612,15 @@ async fn unsigned_webhook_only_triggers_a_poll() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_success_without_outputs_is_read_before_it_counts() {
-    let provider = StandIn::start(|_| async {
-        Reply::json(200, &json!({ "code": 0, "data": [succeeded("87")] }))
+    let provider = MockProvider::start(|_| async {
+        MockResponse::json(200, &json!({ "code": 0, "data": [succeeded("87")] }))
     });
     let provider = provider.await;
     let app = with_kling(&provider.url).spawn().await;
     let id = job_of_task(&app, "kling", "87").await["id"].clone();
     let thin = json!({ "id": "87", "status": "succeeded", "message": "" });
     assert_taken(&kling_says(&app, "kling", &thin).await, true, false);
-    let job = app.ended(id.as_str().unwrap(), "alice").await;
+    let job = app.wait_until_final(id.as_str().unwrap(), "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("succeeded"), &json!("poll"))
@@ -633,7 +635,7 @@ async fn success_without_outputs_is_accepted_without_polling_support() {
     let id = job_of_task(&app, "generic", "88").await["id"].clone();
     let news = json!({ "task_id": "88", "status": "succeeded" });
     assert_taken(&generic_says(&app, &news).await, true, true);
-    let job = app.job(id.as_str().unwrap(), "alice").await;
+    let job = app.get_job(id.as_str().unwrap(), "alice").await;
     assert_eq!(
         (&job["status"], &job["error"]),
         (&json!("succeeded"), &Value::Null)
@@ -642,7 +644,10 @@ async fn success_without_outputs_is_accepted_without_polling_support() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn webhooks_that_race_each_other_are_counted_one_by_one() {
-    let app = TestApp::builder().simulated(Scenario::Normal).spawn().await;
+    let app = TestApp::builder()
+        .with_simulator(Scenario::Normal)
+        .spawn()
+        .await;
     let id = job_of_task(&app, "generic", "89").await["id"].clone();
     let told = (1..=40).map(|percent| {
         let app = &app;
@@ -654,7 +659,7 @@ async fn webhooks_that_race_each_other_are_counted_one_by_one() {
         }
     });
     let applied: u64 = futures_util::future::join_all(told).await.iter().sum();
-    let job = app.job(id.as_str().unwrap(), "alice").await;
+    let job = app.get_job(id.as_str().unwrap(), "alice").await;
     assert_eq!(job["progress"], 40.0);
     assert_eq!(job["version"], 1 + applied);
 }

@@ -5,20 +5,24 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{Answer, TestApp, send};
+use crate::app::{TestApp, TestResponse, send};
 
-async fn register_as(app: &TestApp, token: &str, body: &Value) -> Answer {
-    let request = app.request_with(Method::POST, "/v1/jobs", token);
+async fn register_as(app: &TestApp, token: &str, body: &Value) -> TestResponse {
+    let request = app.request_with_token(Method::POST, "/v1/jobs", token);
     send(request.json(body)).await
 }
 
-async fn push_as(app: &TestApp, token: &str, id: &str, update: &Value) -> Answer {
+async fn push_as(app: &TestApp, token: &str, id: &str, update: &Value) -> TestResponse {
     let path = format!("/v1/jobs/{id}/updates");
-    send(app.request_with(Method::POST, &path, token).json(update)).await
+    send(
+        app.request_with_token(Method::POST, &path, token)
+            .json(update),
+    )
+    .await
 }
 
 #[track_caller]
-fn assert_refused(answer: &Answer, status: u16, code: &str) {
+fn assert_refused(answer: &TestResponse, status: u16, code: &str) {
     assert_eq!(answer.status, status, "{}", answer.body);
     assert_eq!(answer.body["code"], code);
 }
@@ -43,7 +47,7 @@ async fn a_workers_job_goes_from_its_registration_to_its_outputs() {
     );
     assert_eq!(job["metadata"], json!({ "scene": "a b" }));
 
-    let mut socket = app.socket("alice").await;
+    let mut socket = app.connect("alice").await;
     socket.subscribe(&[(id, 1)]).await;
     for (version, update, field, value) in [
         (
@@ -74,7 +78,7 @@ async fn a_workers_job_goes_from_its_registration_to_its_outputs() {
         let answer = push_as(&app, &worker, id, &update).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         assert_eq!(answer.body, json!({ "applied": true, "version": version }));
-        let seen = socket.job().await;
+        let seen = socket.next_job().await;
         assert_eq!((&seen["version"], &seen[field]), (&json!(version), &value));
         assert_eq!(seen["source"], "push");
     }
@@ -90,7 +94,7 @@ async fn a_workers_job_goes_from_its_registration_to_its_outputs() {
     let end = json!({ "status": "succeeded", "outputs": [output] });
     let answer = push_as(&app, &worker, id, &end).await;
     assert_eq!(answer.body, json!({ "applied": true, "version": 6 }));
-    let ended = socket.job().await;
+    let ended = socket.next_job().await;
     assert_eq!(
         (&ended["status"], &ended["progress"]),
         (&json!("succeeded"), &json!(100.0))
@@ -110,29 +114,32 @@ async fn a_workers_job_goes_from_its_registration_to_its_outputs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_tells_why_it_failed() {
     let app = TestApp::spawn().await;
-    let id = app.worker_job("alice").await;
+    let id = app.register_worker_job("alice").await;
     let error = json!({ "kind": "safety", "message": "no such picture", "provider_code": "E7" });
     let answer = app
-        .push(&id, json!({ "status": "failed", "error": error }))
+        .push_update(&id, json!({ "status": "failed", "error": error }))
         .await;
     assert_eq!(answer.status, 200, "{}", answer.body);
-    let job = app.job(&id, "alice").await;
+    let job = app.get_job(&id, "alice").await;
     let told = json!({ "kind": "safety", "message": "no such picture", "provider_code": "E7", "retryable": false });
     assert_eq!((&job["status"], &job["error"]), (&json!("failed"), &told));
 
     // A success without outputs and a failure without words are ends as well.
-    let id = app.worker_job("alice").await;
-    app.push(&id, json!({ "status": "succeeded" })).await;
-    assert_eq!(app.job(&id, "alice").await["error"], Value::Null);
-    let id = app.worker_job("alice").await;
-    app.push(&id, json!({ "status": "failed" })).await;
-    assert_eq!(app.job(&id, "alice").await["error"]["kind"], "technical");
+    let id = app.register_worker_job("alice").await;
+    app.push_update(&id, json!({ "status": "succeeded" })).await;
+    assert_eq!(app.get_job(&id, "alice").await["error"], Value::Null);
+    let id = app.register_worker_job("alice").await;
+    app.push_update(&id, json!({ "status": "failed" })).await;
+    assert_eq!(
+        app.get_job(&id, "alice").await["error"]["kind"],
+        "technical"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_those_who_may_publish_can_register_and_push() {
     let app = TestApp::spawn().await;
-    let id = app.worker_job("alice").await;
+    let id = app.register_worker_job("alice").await;
     let body = json!({ "owner": "alice" });
     for scope in ["", "jobs:read", "jobs:read jobs:write"] {
         let token = app.token("alice", scope);
@@ -140,11 +147,15 @@ async fn only_those_who_may_publish_can_register_and_push() {
         let push = push_as(&app, &token, &id, &json!({ "progress": 1 })).await;
         assert_refused(&push, 403, "forbidden");
     }
-    let nobody = send(app.anonymous(Method::POST, "/v1/jobs").json(&body)).await;
+    let nobody = send(
+        app.request_without_token(Method::POST, "/v1/jobs")
+            .json(&body),
+    )
+    .await;
     assert_refused(&nobody, 401, "unauthorized");
 
     // A worker can be limited to the job that it works on.
-    let other = app.worker_job("alice").await;
+    let other = app.register_worker_job("alice").await;
     let ttl = Duration::from_secs(60);
     let limited = app.token_for("worker", "jobs:publish", Some(&[&id]), ttl);
     assert_refused(&register_as(&app, &limited, &body).await, 403, "forbidden");
@@ -197,7 +208,7 @@ async fn a_registration_can_be_repeated_by_its_key() {
     let app = TestApp::spawn().await;
     let worker = app.token("worker", "jobs:publish");
     let register = |model: &str| {
-        let request = app.request_with(Method::POST, "/v1/jobs", &worker);
+        let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
         let request = request.header("idempotency-key", "k");
         send(request.json(&json!({ "owner": "alice", "model": model })))
     };
@@ -210,12 +221,12 @@ async fn a_registration_can_be_repeated_by_its_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pushes_that_race_each_other_are_all_counted() {
     let app = TestApp::spawn().await;
-    let id = app.worker_job("alice").await;
-    let all = (1..=60).map(|percent| app.push(&id, json!({ "progress": percent })));
+    let id = app.register_worker_job("alice").await;
+    let all = (1..=60).map(|percent| app.push_update(&id, json!({ "progress": percent })));
     let all = futures_util::future::join_all(all).await;
     assert!(all.iter().all(|answer| answer.status == 200));
     let applied = all.iter().filter(|answer| answer.body["applied"] == true);
-    let job = app.job(&id, "alice").await;
+    let job = app.get_job(&id, "alice").await;
     assert_eq!(job["progress"], 60.0);
     assert_eq!(job["version"], 1 + applied.count());
 }

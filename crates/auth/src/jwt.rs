@@ -1,12 +1,8 @@
-//! Who is calling, and what may they: a bearer token becomes a [`Principal`].
+//! Verification of bearer tokens: [`Verifier::verify`] turns a JWT into a [`Principal`].
 //!
-//! Invariant: nothing else makes a `Principal`. A token is believed only by a key that the operator configured,
-//! under an algorithm that belongs to that key; what its header says of keys and algorithms can only narrow the
-//! choice. No refusal carries any of the token.
-//!
-//! One file for each idea: `config`, `keys` (which algorithms a key may use), `jwks` (keys that are fetched),
-//! `token` (how one is proven), `claims` (what it must say), `principal` (who may do what), `minter` (the hub's own
-//! tokens).
+//! A [`Principal`] has no other constructor. A token is accepted only if a configured key verifies it with an
+//! algorithm that belongs to that key. The `alg` and `kid` headers of the token only narrow the choice of keys.
+//! No error contains any part of the token.
 
 mod claims;
 mod config;
@@ -31,35 +27,35 @@ pub use config::AuthConfig;
 pub use jwks::{Fetch, FetchError, Jwks, JwksUnavailable};
 pub use keys::VerifyingKey;
 pub use minter::{MintError, MintedToken, Minter};
-pub use principal::{Principal, Scope};
+pub use principal::{Principal, Scope, UnknownScope};
 pub use provider_token::hs256;
 pub use token::{MAX_TOKEN_BYTES, UnverifiedToken};
 
-/// Why a token was not believed.
+/// Reason for rejecting a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// There is no token.
+    /// The request carries no token.
     #[error("token is missing")]
     Missing,
     /// The token is longer than [`MAX_TOKEN_BYTES`].
     #[error("token is too long")]
     TooLong,
-    /// The token is no JWT, or a claim in it has the wrong type.
+    /// The token is not a JWT, or a claim has the wrong type.
     #[error("token is malformed")]
     Malformed,
-    /// The token asks for an extension (`crit`) that the hub does not know.
+    /// The `crit` header requires an extension, and none is supported.
     #[error("token needs an unsupported extension")]
     UnsupportedCriticalHeader,
-    /// No configured key may be used with the token's algorithm.
+    /// No configured key allows the algorithm of the token.
     #[error("token algorithm is not accepted")]
     Algorithm,
-    /// The token names a key that the hub does not know.
+    /// No configured key has the `kid` of the token.
     #[error("token key is unknown")]
     UnknownKey,
-    /// No key that fits made the signature.
+    /// No matching key verifies the signature.
     #[error("token signature does not match")]
     Signature,
-    /// A claim that must be there is not.
+    /// A required claim is missing.
     #[error("token claim {0} is missing")]
     MissingClaim(&'static str),
     /// The token has expired.
@@ -68,22 +64,22 @@ pub enum TokenError {
     /// The token is not valid yet.
     #[error("token is not valid yet")]
     NotYetValid,
-    /// The token is from another issuer.
+    /// The `iss` claim is not the configured issuer.
     #[error("token is from another issuer")]
     Issuer,
-    /// The token is for another audience.
+    /// The `aud` claim does not contain the configured audience.
     #[error("token is for another audience")]
     Audience,
-    /// The keys could not be fetched, so the token can be neither believed nor refused: answer 503.
+    /// The key set could not be fetched, so the token can be neither accepted nor rejected. Maps to 503.
     #[error("token keys are unavailable")]
     KeysUnavailable {
-        /// When to try again.
+        /// Time to wait before the next attempt.
         retry_after: Duration,
     },
 }
 
 impl TokenError {
-    /// The stable word for problem bodies, logs and metrics.
+    /// Returns the stable code for problem bodies, logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Missing => "token_missing",
@@ -103,7 +99,7 @@ impl TokenError {
     }
 }
 
-/// Proves tokens with the configured keys. One for the whole process, shared by `Arc`.
+/// Verifies tokens with the configured keys. A process has one, shared by `Arc`.
 pub struct Verifier {
     keys: Vec<VerifyingKey>,
     jwks: Option<Arc<Jwks<VerifyingKey>>>,
@@ -111,10 +107,10 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Reads the keys of the configuration; `fetch` is asked only when a JWKS URL is configured.
+    /// Creates a verifier from the configured keys. `fetch` is used only if a JWKS URL is configured.
     ///
     /// # Errors
-    /// Every problem of the section as (key, problem), the key as in `auth.public_keys[0]`.
+    /// All errors of the section as pairs of configuration key (`auth.public_keys[0]`) and message.
     pub fn new(config: &AuthConfig, fetch: Arc<dyn Fetch>) -> Result<Self, Vec<(String, String)>> {
         let keys = config.verifying_keys()?;
         let jwks = config.jwks_url.clone();
@@ -129,15 +125,15 @@ impl Verifier {
         })
     }
 
-    /// Proves a token at this moment.
+    /// Verifies a token at the current time.
     ///
     /// # Errors
-    /// A [`Refused`]; only [`Refused::KeysUnavailable`] may pass by waiting.
+    /// Returns a [`TokenError`]. Only [`TokenError::KeysUnavailable`] is temporary.
     pub async fn verify(&self, token: &str) -> Result<Principal, TokenError> {
         self.verify_at(token, Timestamp::now()).await
     }
 
-    /// Proves a token at the time `now`.
+    /// Verifies a token at the time `now`.
     ///
     /// # Errors
     /// As [`verify`](Self::verify).
@@ -145,31 +141,31 @@ impl Verifier {
         let token = UnverifiedToken::read(token)?;
         let claims = match token.verify_signature(&self.keys) {
             Err(TokenError::Malformed) => Err(TokenError::Malformed),
-            Err(refused) => self.verify_with_jwks(&token, refused).await,
+            Err(error) => self.verify_with_jwks(&token, error).await,
             Ok(claims) => Ok(claims),
         }?;
         self.expected.principal(claims, now)
     }
 
-    /// Goes on where the configured keys ended with `refused`.
+    /// Verifies a token with the key set, after the configured keys have rejected it with `error`.
     async fn verify_with_jwks(
         &self,
         token: &UnverifiedToken<'_>,
-        refused: TokenError,
+        error: TokenError,
     ) -> Result<Claims, TokenError> {
-        // A key set holds public keys only, so a token with a shared secret must not cause a fetch.
+        // A key set contains public keys only, so an HMAC token must not cause a fetch.
         let jwks = self.jwks.as_ref().filter(|_| !token.uses_shared_secret());
         let Some(jwks) = jwks else {
-            return Err(refused);
+            return Err(error);
         };
-        let held = jwks.current().await?;
-        let refused = match token.verify_signature(held.iter()) {
-            Err(refused) if token.may_verify_with_newer_keys(&refused) => refused,
-            answer => return answer,
+        let current = jwks.current().await?;
+        let error = match token.verify_signature(current.iter()) {
+            Err(error) if token.may_verify_with_newer_keys(&error) => error,
+            result => return result,
         };
-        match jwks.newer_than(&held).await {
+        match jwks.newer_than(&current).await {
             Some(newer) => token.verify_signature(newer.iter()),
-            None => Err(refused),
+            None => Err(error),
         }
     }
 }

@@ -1,13 +1,9 @@
-//! Proof that a webhook is its sender's: a provider's signature scheme, as data, turns raw bytes into
+//! Verification of webhook signatures: a [`Scheme`] from a provider definition turns raw bytes into
 //! [`Verified`] bytes.
 //!
-//! Invariant: nothing else makes a `Verified`, so bytes that were not proven cannot be parsed as news. Every
-//! comparison is made on the raw bytes, in constant time, before anything in them is believed; the timestamp is
-//! believed only after the signature that covers it. No refusal carries a secret or a signature.
-//!
-//! One file for each idea: `scheme` and `schemes` (how a provider proves, by one way or several), `key` (what
-//! proves), `standard` (Standard Webhooks), `detached`, `table` and `template` (signatures described by data), `jwt`,
-//! `static_token`, `callback` (the hub's own tokens).
+//! [`Verified`] has no other constructor, so unverified bytes cannot be parsed as an update. Signatures are compared
+//! in constant time over the raw bytes. A timestamp is read only after the signature that covers it is verified. No
+//! error contains a secret or a signature.
 
 mod callback;
 mod detached;
@@ -36,23 +32,23 @@ pub use scheme::{CannotSign, Published, Scheme};
 pub use schemes::Schemes;
 pub use static_token::StaticToken;
 
-/// How far a signed timestamp may lie from the hub's clock, in seconds, either way (Standard Webhooks library,
-/// fal, Atlas and OpenRouter all use five minutes).
+/// Maximum difference between a signed timestamp and the hub's clock in seconds, in either direction. The Standard
+/// Webhooks library, fal, Atlas and OpenRouter all use five minutes.
 pub const TOLERANCE_SECONDS: u64 = 300;
 
-/// More signatures in one header than any rotation needs; the rest of a longer list is not looked at.
+/// Maximum number of signatures that are checked in one header. Key rotation needs fewer.
 const MAX_SIGNATURES: usize = 16;
 
-/// The headers of a request, whose names are told apart without regard to case.
+/// The headers of a request. Names are case-insensitive.
 pub trait Headers {
-    /// The first of this name that is text.
+    /// Returns the first value of this name that is valid text.
     fn get(&self, name: &str) -> Option<&str>;
 
-    /// All that are text.
+    /// Returns all headers whose values are valid text.
     fn pairs(&self) -> Vec<(&str, &str)>;
 }
 
-/// Headers in a list: for tools, load and tests.
+/// Headers in a list, for tools and tests.
 impl<K: AsRef<str>, V: AsRef<str>> Headers for Vec<(K, V)> {
     fn get(&self, name: &str) -> Option<&str> {
         let found = self
@@ -68,29 +64,30 @@ impl<K: AsRef<str>, V: AsRef<str>> Headers for Vec<(K, V)> {
     }
 }
 
-/// A webhook as it came in.
+/// A webhook as received.
 #[derive(Clone, Copy)]
 pub struct Request<'r> {
-    /// Its headers.
+    /// The request headers.
     pub headers: &'r dyn Headers,
-    /// Its raw body.
+    /// The raw body.
     pub body: &'r [u8],
-    /// Where it was sent to, as its sender knows the place.
+    /// The URL that the sender called.
     pub url: &'r str,
 }
 
-/// How far a proof goes.
+/// What a verified request guarantees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
-    /// The sender is proven and so is every byte: the body may be believed.
+    /// The signature covers the sender and every byte of the body. The body is trusted.
     Signed,
-    /// The sender is proven, by a secret that says nothing of the body: believed only where nobody can be asked.
+    /// A shared secret authenticates the sender but does not cover the body. The body is trusted only if the
+    /// provider cannot be polled.
     SenderOnly,
-    /// Nothing covers the body: it may only cause an authenticated read.
+    /// Nothing authenticates the body. It may only trigger a poll.
     Unsigned,
 }
 
-/// Bytes that passed their provider's scheme; made by [`Scheme::verify`] alone.
+/// A body that passed the scheme of its provider. Only [`Scheme::verify`] creates one.
 #[derive(Debug)]
 pub struct Verified<'a> {
     body: &'a [u8],
@@ -99,56 +96,56 @@ pub struct Verified<'a> {
 }
 
 impl Verified<'_> {
-    /// The raw body, byte for byte as received.
+    /// Returns the raw body as received.
     pub fn body(&self) -> &[u8] {
         self.body
     }
 
-    /// The sender's id of this message, the same on each of its retries; present only where it is signed too.
+    /// Returns the sender's message id, which is stable across retries. `None` unless the signature covers it.
     pub fn message_id(&self) -> Option<&str> {
         self.message_id.as_deref()
     }
 
-    /// How far the body may be believed.
+    /// Returns how far the body can be trusted.
     pub fn trust(&self) -> Trust {
         self.trust
     }
 }
 
-/// Why bytes were not believed.
+/// Reason for rejecting a webhook.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
-    /// A header that the scheme needs is absent or not text.
+    /// A required header is missing or not valid text.
     #[error("header {0} is missing")]
     MissingHeader(Arc<str>),
-    /// A header is there and does not have the scheme's form.
+    /// A header does not have the format of the scheme.
     #[error("header {0} is malformed")]
     Malformed(Arc<str>),
-    /// The body lacks what is signed of it.
-    #[error("the body has nothing to sign at {0}")]
+    /// The body lacks a signed value.
+    #[error("signed field {0} is missing from the body")]
     MissingValue(Arc<str>),
-    /// The signature holds, but was made more than [`TOLERANCE_SECONDS`] away from now.
+    /// The signature is valid, but its timestamp differs from now by more than [`TOLERANCE_SECONDS`].
     #[error("timestamp is outside the tolerance")]
     StaleTimestamp,
-    /// No signature in the request belongs to any of the keys: a newer set may have one that does.
+    /// No key verifies any signature of the request. A newer key set may.
     #[error("signature does not match")]
     Mismatch,
-    /// The key that the sender names did not sign.
+    /// The key that the request names does not verify the signature.
     #[error("signature does not match")]
     Forged,
-    /// The signed token is not for this webhook, or not whole.
+    /// A claim of the signed token is missing or wrong.
     #[error("{0}")]
     Claim(TokenError),
-    /// The sender names a key that is not in the set: a newer set may have it.
+    /// The request names a key that is not in the key set. A newer key set may contain it.
     #[error("signing key is unknown")]
     UnknownKey,
-    /// None of the configured keys fits the scheme, so nothing can be proven.
+    /// No configured key is usable with the scheme.
     #[error("no usable key is configured")]
     NoKeyConfigured,
 }
 
 impl SignatureError {
-    /// The stable word for logs, metrics and problem bodies.
+    /// Returns the stable code for logs, metrics and problem bodies.
     pub fn code(&self) -> &'static str {
         match self {
             Self::MissingHeader(_) => "signature_missing",
@@ -161,7 +158,7 @@ impl SignatureError {
         }
     }
 
-    /// Whether other keys could turn it round.
+    /// Returns whether other keys could verify the request.
     pub fn is_key_error(&self) -> bool {
         match self {
             Self::Mismatch | Self::UnknownKey | Self::NoKeyConfigured => true,
@@ -174,7 +171,7 @@ impl SignatureError {
         }
     }
 
-    /// Whether the request has not even the scheme's form, as one that was meant for another scheme.
+    /// Returns whether the request lacks the format of the scheme, as a request for another scheme does.
     pub fn is_format_error(&self) -> bool {
         match self {
             Self::MissingHeader(_) | Self::Malformed(_) | Self::MissingValue(_) => true,
@@ -194,28 +191,28 @@ fn required<'r>(headers: &'r dyn Headers, name: &str) -> Result<&'r str, Signatu
         .ok_or_else(|| SignatureError::MissingHeader(name.into()))
 }
 
-/// Reads a proven timestamp found in the header `name`: digits only, whole Unix seconds, or milliseconds where there
-/// are thirteen.
+/// Checks a verified timestamp from the header `name` against [`TOLERANCE_SECONDS`]. The text must be Unix seconds, or
+/// milliseconds if it has 13 digits.
 fn check_fresh(text: &str, name: &str, now: Timestamp) -> Result<(), SignatureError> {
     let malformed = || SignatureError::Malformed(name.into());
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(malformed());
     }
     let signed: i64 = text.parse().map_err(|_| malformed())?;
-    let (apart, tolerance) = match text.len() {
+    let (difference, tolerance) = match text.len() {
         13 => (
             signed.abs_diff(now.as_millisecond()),
             TOLERANCE_SECONDS * 1000,
         ),
         _ => (signed.abs_diff(now.as_second()), TOLERANCE_SECONDS),
     };
-    if apart > tolerance {
+    if difference > tolerance {
         return Err(SignatureError::StaleTimestamp);
     }
     Ok(())
 }
 
-/// SHA-256 over all parts, each with its length before it, as lower-case hex.
+/// Returns the SHA-256 of all parts, each prefixed with its length, as lower-case hex.
 #[must_use]
 pub fn digest(parts: &[&[u8]]) -> String {
     let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
@@ -223,10 +220,5 @@ pub fn digest(parts: &[&[u8]]) -> String {
         context.update(&(part.len() as u64).to_be_bytes());
         context.update(part);
     }
-    context
-        .finish()
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex::encode(context.finish())
 }

@@ -101,7 +101,7 @@ pub fn dialects() -> impl Iterator<Item = &'static str> {
 pub fn playable(dialect: &str) -> Vec<Scenario> {
     let dialect = DIALECTS.iter().find(|known| known.name() == dialect);
     let plays = |scenario: &Scenario| dialect.is_some_and(|known| known.plan(*scenario).is_ok());
-    Scenario::all().into_iter().filter(plays).collect()
+    Scenario::ALL.iter().copied().filter(plays).collect()
 }
 
 impl Simulator {

@@ -7,7 +7,7 @@ use super::Fleet;
 use super::workload::Traffic;
 use crate::app::send;
 use crate::redis::RedisServer;
-use crate::sse_client::TestStream;
+use crate::sse_client::SseClient;
 
 async fn pair(redis: &RedisServer) -> Fleet {
     Fleet::start(&[redis.url(), redis.url()], |hub| hub).await
@@ -40,20 +40,20 @@ async fn cross_node_updates_reach_every_transport() {
     let redis = RedisServer::start().await;
     let fleet = pair(&redis).await;
     let (here, there) = (fleet.node(0), fleet.node(1));
-    let mut follower = there.socket("alice").await;
+    let mut follower = there.connect("alice").await;
     follower
-        .say(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
+        .send_json(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
         .await;
-    follower.hear("subscribed").await;
+    follower.expect_message("subscribed").await;
     // Nobody watched this job when it came to be; the feed has it at once.
-    let job = here.worker_job("alice").await;
-    let others = here.worker_job("bob").await;
-    assert_eq!(follower.job().await["id"], job);
+    let job = here.register_worker_job("alice").await;
+    let others = here.register_worker_job("bob").await;
+    assert_eq!(follower.next_job().await["id"], job);
 
-    let mut watcher = there.socket("alice").await;
+    let mut watcher = there.connect("alice").await;
     watcher.subscribe(&[(&job, 1)]).await;
-    let mut stream = TestStream::open(there, &format!("job={job}"), "alice").await;
-    assert_eq!(stream.job().await["version"], 1);
+    let mut stream = SseClient::open(there, &format!("job={job}"), "alice").await;
+    assert_eq!(stream.next_job().await["version"], 1);
     let held = there.request(
         Method::GET,
         &format!("/v1/jobs/{job}?wait=60&since=1"),
@@ -61,26 +61,33 @@ async fn cross_node_updates_reach_every_transport() {
     );
     let held = tokio::spawn(send(held));
     there
-        .until_metric("connections{kind=\"poll\"}", |open| open == 1.0)
+        .wait_for_metric("connections{kind=\"poll\"}", |open| open == 1.0)
         .await;
-    here.push(&others, json!({ "progress": 10 })).await;
-    assert_eq!(here.push(&job, json!({ "progress": 10 })).await.status, 200);
-    let seen = watcher.job().await;
+    here.push_update(&others, json!({ "progress": 10 })).await;
+    assert_eq!(
+        here.push_update(&job, json!({ "progress": 10 }))
+            .await
+            .status,
+        200
+    );
+    let seen = watcher.next_job().await;
     assert_eq!(
         (&seen["version"], &seen["progress"]),
         (&json!(2), &json!(10.0))
     );
-    assert_eq!(follower.job().await, seen, "and nothing of bob's");
-    assert_eq!(stream.job().await, seen);
+    assert_eq!(follower.next_job().await, seen, "and nothing of bob's");
+    assert_eq!(stream.next_job().await, seen);
     assert_eq!(held.await.unwrap().body, seen);
 
     // There and back again: the end comes from the other side.
-    there.push(&job, json!({ "status": "succeeded" })).await;
-    let ended = here.job(&job, "alice").await;
+    there
+        .push_update(&job, json!({ "status": "succeeded" }))
+        .await;
+    let ended = here.get_job(&job, "alice").await;
     assert_eq!(ended["final"], true);
     for client in [&mut watcher, &mut follower] {
-        assert_eq!(client.job().await, ended);
-        client.hears_nothing().await;
+        assert_eq!(client.next_job().await, ended);
+        client.assert_no_messages().await;
     }
 }
 
@@ -89,13 +96,13 @@ async fn a_watcher_who_comes_back_after_the_last_has_gone_is_shown_everything() 
     let redis = RedisServer::start().await;
     let fleet = pair(&redis).await;
     let (here, there) = (fleet.node(0), fleet.node(1));
-    let job = here.worker_job("alice").await;
+    let job = here.register_worker_job("alice").await;
     for n in 1..=20_u64 {
-        let mut watcher = there.socket("alice").await;
+        let mut watcher = there.connect("alice").await;
         watcher.subscribe(&[(&job, n)]).await;
-        here.push(&job, json!({ "progress": n })).await;
-        assert_eq!(watcher.job().await["version"], n + 1);
-        watcher.leave().await;
+        here.push_update(&job, json!({ "progress": n })).await;
+        assert_eq!(watcher.next_job().await["version"], n + 1);
+        watcher.close().await;
     }
 }
 
@@ -105,16 +112,17 @@ async fn racing_subscribers_end_current() {
     let fleet = pair(&redis).await;
     let (here, there) = (fleet.node(0), fleet.node(1));
     for _ in 0..30 {
-        let job = here.worker_job("alice").await;
-        let mut watcher = there.socket("alice").await;
+        let job = here.register_worker_job("alice").await;
+        let mut watcher = there.connect("alice").await;
         let (unknown, update) = ([(job.as_str(), 0)], json!({ "progress": 1 }));
-        let (told, pushed) = tokio::join!(watcher.subscribe(&unknown), here.push(&job, update));
+        let (told, pushed) =
+            tokio::join!(watcher.subscribe(&unknown), here.push_update(&job, update));
         assert_eq!((&told[&job], pushed.status.as_u16()), (&json!("sent"), 200));
-        let mut shown = watcher.job().await;
+        let mut shown = watcher.next_job().await;
         while shown["version"] != 2 {
             assert_eq!(shown["version"], 1);
-            shown = watcher.job().await;
+            shown = watcher.next_job().await;
         }
-        watcher.hears_nothing().await;
+        watcher.assert_no_messages().await;
     }
 }

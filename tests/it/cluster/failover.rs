@@ -65,17 +65,17 @@ async fn write_without_replica_ack_is_never_acknowledged() {
     let url = redis.servers[0].url();
     let fleet = Fleet::start(&[url], |hub| hub.set("store.replicas", 1)).await;
     let app = fleet.node(0);
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     redis.servers[1].freeze();
     for _ in 0..3 {
         // The second time it is no news to the primary, and still no replica has it.
-        let answer = app.push(&job, json!({ "progress": 10 })).await;
+        let answer = app.push_update(&job, json!({ "progress": 10 })).await;
         assert_eq!(answer.status, 503, "{}", answer.body);
     }
     redis.servers[1].thaw();
     let acknowledged = async {
         loop {
-            let answer = app.push(&job, json!({ "progress": 10 })).await;
+            let answer = app.push_update(&job, json!({ "progress": 10 })).await;
             if answer.status == 200 {
                 return answer.body;
             }
@@ -92,9 +92,9 @@ async fn hung_replica_does_not_block_reads() {
     let url = redis.servers[0].url();
     let fleet = Fleet::start(&[url], |hub| hub.set("store.replicas", 1)).await;
     let app = fleet.node(0);
-    let job = app.worker_job("alice").await;
+    let job = app.register_worker_job("alice").await;
     redis.servers[1].freeze();
-    let pushes = (0..20).map(|n| app.push(&job, json!({ "progress": n })));
+    let pushes = (0..20).map(|n| app.push_update(&job, json!({ "progress": n })));
     let reads = (0..20).map(|_| {
         let read = app.request(Method::GET, &format!("/v1/jobs/{job}"), "alice");
         send(read)
@@ -163,9 +163,12 @@ async fn redis_password_is_used() {
     speaker.ask("ACL SETUSER default off").await;
     let url = format!("redis://hub:hunter2-and-more@{}/3", redis.address());
     let fleet = Fleet::start(&[url.clone(), url], |hub| hub).await;
-    let job = fleet.node(0).worker_job("alice").await;
-    let mut watcher = fleet.node(1).socket("alice").await;
+    let job = fleet.node(0).register_worker_job("alice").await;
+    let mut watcher = fleet.node(1).connect("alice").await;
     watcher.subscribe(&[(&job, 1)]).await;
-    fleet.node(0).push(&job, json!({ "progress": 50 })).await;
-    assert_eq!(watcher.job().await["version"], 2);
+    fleet
+        .node(0)
+        .push_update(&job, json!({ "progress": 50 }))
+        .await;
+    assert_eq!(watcher.next_job().await["version"], 2);
 }

@@ -16,43 +16,48 @@ use super::workload::Traffic;
 use crate::app::TEST_TIMEOUT;
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
-use crate::redis::resp_client::Speaker;
+use crate::redis::resp_client::RespClient;
 
 /// The hub that made the change never learns that it is stored, and is dead.
 #[tokio::test(flavor = "multi_thread")]
 async fn change_is_delivered_when_the_committing_node_dies_before_its_reply() {
     let redis = RedisServer::start().await;
-    let way = Proxy::before(redis.port).await;
+    let way = Proxy::start(redis.port).await;
     let mut fleet = Fleet::start_processes(&[way.url(), redis.url()], |hub| hub).await;
-    let job = fleet.node(1).worker_job("alice").await;
-    let mut watcher = fleet.node(1).socket("alice").await;
+    let job = fleet.node(1).register_worker_job("alice").await;
+    let mut watcher = fleet.node(1).connect("alice").await;
     watcher.subscribe(&[(&job, 1)]).await;
     // The first time a script is not known yet, and takes two questions.
-    fleet.node(0).push(&job, json!({ "stage": "well" })).await;
-    assert_eq!(watcher.job().await["stage"], "well");
+    fleet
+        .node(0)
+        .push_update(&job, json!({ "stage": "well" }))
+        .await;
+    assert_eq!(watcher.next_job().await["stage"], "well");
 
     way.mute_after("last-words-of-a-hub");
     let worker = fleet.node(0).token("worker", "jobs:publish");
     let path = format!("/v1/jobs/{job}/updates");
-    let push = fleet.node(0).request_with(Method::POST, &path, &worker);
+    let push = fleet
+        .node(0)
+        .request_with_token(Method::POST, &path, &worker);
     let pushing = push.json(&json!({ "stage": "last-words-of-a-hub" })).send();
     let pushing = tokio::spawn(pushing);
     way.until_mute().await;
     fleet.kill(0);
     assert!(pushing.await.unwrap().is_err(), "it was never answered");
 
-    let shown = watcher.job().await;
+    let shown = watcher.next_job().await;
     assert_eq!(
         (&shown["version"], &shown["stage"]),
         (&json!(3), &json!("last-words-of-a-hub"))
     );
-    assert_eq!(fleet.node(1).job(&job, "alice").await, shown);
-    watcher.hears_nothing().await;
+    assert_eq!(fleet.node(1).get_job(&job, "alice").await, shown);
+    watcher.assert_no_messages().await;
 }
 
 /// Everything that is published in a Redis, heard by nobody's hub.
 struct Listener {
-    speaker: Speaker,
+    speaker: RespClient,
     /// The newest version of each job that was told.
     told: BTreeMap<String, u64>,
 }
@@ -125,9 +130,9 @@ async fn every_stored_change_is_delivered_when_a_node_dies() {
     let mut listener = Listener::of(&redis).await;
     let mut jobs = Vec::new();
     for _ in 0..JOBS {
-        jobs.push(fleet.node(1).worker_job("alice").await);
+        jobs.push(fleet.node(1).register_worker_job("alice").await);
     }
-    let mut watcher = fleet.node(1).socket("alice").await;
+    let mut watcher = fleet.node(1).connect("alice").await;
     let known: Vec<(&str, u64)> = jobs.iter().map(|job| (job.as_str(), 1)).collect();
     watcher.subscribe(&known).await;
     let mut shown: BTreeMap<String, u64> = jobs.iter().map(|job| (job.clone(), 1)).collect();
@@ -161,9 +166,9 @@ async fn every_stored_change_is_delivered_when_a_node_dies() {
         for (job, acknowledged) in pushing.join_all().await {
             // What the dead hub had sent may still be on its way into the Redis.
             let stored = loop {
-                let before = fleet.node(1).job(&job, "alice").await["version"].as_u64();
+                let before = fleet.node(1).get_job(&job, "alice").await["version"].as_u64();
                 listener.catch_up(&redis).await;
-                let after = fleet.node(1).job(&job, "alice").await["version"].as_u64();
+                let after = fleet.node(1).get_job(&job, "alice").await["version"].as_u64();
                 if before == after {
                     break before.unwrap();
                 }
@@ -175,7 +180,7 @@ async fn every_stored_change_is_delivered_when_a_node_dies() {
             assert_eq!(listener.told.get(&job), Some(&stored), "told and stored");
             unheard.fetch_add(usize::from(stored > acknowledged), Ordering::Relaxed);
             while shown[&job] < stored {
-                let next = watcher.job().await;
+                let next = watcher.next_job().await;
                 let (id, version) = (
                     next["id"].as_str().unwrap(),
                     next["version"].as_u64().unwrap(),
@@ -186,7 +191,7 @@ async fn every_stored_change_is_delivered_when_a_node_dies() {
             assert_eq!(shown[&job], stored);
         }
     }
-    watcher.hears_nothing().await;
+    watcher.assert_no_messages().await;
     println!(
         "{KILLS} kills among {JOBS} jobs: {} changes acknowledged, {} stored whose hub died first, \
          and all of them told",

@@ -6,8 +6,8 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::workload::Traffic;
-use super::{Fleet, until_ready};
-use crate::app::{Answer, TestApp, send};
+use super::{Fleet, wait_until_ready};
+use crate::app::{TestApp, TestResponse, send};
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
 use crate::webhook_signatures;
@@ -23,15 +23,15 @@ impl Weathered {
     async fn start() -> Self {
         let redis = RedisServer::start().await;
         let ways = [
-            Proxy::before(redis.port).await,
-            Proxy::before(redis.port).await,
+            Proxy::start(redis.port).await,
+            Proxy::start(redis.port).await,
         ];
         let fleet = Fleet::start(&[ways[0].url(), ways[1].url()], |hub| hub).await;
         Self { fleet, ways, redis }
     }
 }
 
-fn is_refusal(answer: &Answer) {
+fn is_refusal(answer: &TestResponse) {
     assert_eq!(answer.status, 503, "{}", answer.body);
     assert_eq!(answer.body["code"], "store_unavailable");
     assert_eq!(answer.body["retryable"], true);
@@ -39,10 +39,10 @@ fn is_refusal(answer: &Answer) {
     assert!((1..=60).contains(&wait.parse::<u64>().unwrap()), "{wait}");
 }
 
-async fn webhook(app: &TestApp, task: &str, percent: u32) -> Answer {
+async fn webhook(app: &TestApp, task: &str, percent: u32) -> TestResponse {
     let body = json!({ "task_id": task, "status": "running", "progress": percent }).to_string();
     let signature = webhook_signatures::hex("hub_test_secret", body.as_bytes());
-    let request = app.anonymous(Method::POST, "/v1/webhooks/generic");
+    let request = app.request_without_token(Method::POST, "/v1/webhooks/generic");
     send(request.header("x-ai-signature", signature).body(body)).await
 }
 
@@ -58,16 +58,16 @@ async fn answers_without_its_store(app: &TestApp, job: &str) {
     is_refusal(&webhook(app, "task-0", 99).await);
     slowest = slowest.max(begun.elapsed());
     let begun = Instant::now();
-    is_refusal(&app.push(job, json!({ "progress": 99 })).await);
+    is_refusal(&app.push_update(job, json!({ "progress": 99 })).await);
     slowest = slowest.max(begun.elapsed());
-    let live = send(app.anonymous(Method::GET, "/v1/health/live")).await;
+    let live = send(app.request_without_token(Method::GET, "/v1/health/live")).await;
     assert_eq!(live.status, 200);
-    let ready = send(app.anonymous(Method::GET, "/v1/health/ready")).await;
+    let ready = send(app.request_without_token(Method::GET, "/v1/health/ready")).await;
     assert_eq!(
         (ready.status.as_u16(), &ready.body["status"]),
         (503, &json!("store_unavailable"))
     );
-    let health = send(app.anonymous(Method::GET, "/v1/health")).await;
+    let health = send(app.request_without_token(Method::GET, "/v1/health")).await;
     assert_eq!(
         (health.status.as_u16(), &health.body["status"]),
         (200, &json!("degraded"))
@@ -86,7 +86,12 @@ async fn redis_partition_and_recovery_loses_nothing() {
     ways[0].cut();
     traffic.audience.until_degraded_at(0).await;
     answers_without_its_store(fleet.node(0), &traffic.jobs[0]).await;
-    let live = send(fleet.node(1).anonymous(Method::GET, "/v1/health/ready")).await;
+    let live = send(
+        fleet
+            .node(1)
+            .request_without_token(Method::GET, "/v1/health/ready"),
+    )
+    .await;
     assert_eq!(live.status, 200);
     traffic.flows(2).await;
     ways[0].heal();
@@ -118,7 +123,7 @@ async fn is_noticed_and_over(
     let healed = Instant::now();
     for node in 0..ways.len() {
         traffic.audience.until_restored_at(node).await;
-        until_ready(fleet.node(node)).await;
+        wait_until_ready(fleet.node(node)).await;
     }
     println!(
         "all was well again {:?} after the network was",
@@ -174,29 +179,29 @@ async fn repeated_pubsub_disconnects_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rejected_request_has_no_later_effect() {
     let redis = RedisServer::start().await;
-    let way = Proxy::before(redis.port).await;
+    let way = Proxy::start(redis.port).await;
     let fleet = Fleet::start(&[way.url()], |hub| hub).await;
     let app = fleet.node(0);
-    let job = app.worker_job("alice").await;
-    let mut watcher = app.socket("alice").await;
+    let job = app.register_worker_job("alice").await;
+    let mut watcher = app.connect("alice").await;
     watcher.subscribe(&[(&job, 1)]).await;
     way.cut();
-    watcher.hear("degraded").await;
+    watcher.expect_message("degraded").await;
     for percent in 1..=50 {
-        is_refusal(&app.push(&job, json!({ "progress": percent })).await);
+        is_refusal(&app.push_update(&job, json!({ "progress": percent })).await);
     }
-    let crowd = (51..=90).map(|percent| app.push(&job, json!({ "progress": percent })));
+    let crowd = (51..=90).map(|percent| app.push_update(&job, json!({ "progress": percent })));
     for answer in futures_util::future::join_all(crowd).await {
         is_refusal(&answer);
     }
     way.heal();
-    watcher.hear("restored").await;
-    until_ready(app).await;
-    assert_eq!(app.job(&job, "alice").await["version"], 1);
-    let answer = app.push(&job, json!({ "progress": 91 })).await;
+    watcher.expect_message("restored").await;
+    wait_until_ready(app).await;
+    assert_eq!(app.get_job(&job, "alice").await["version"], 1);
+    let answer = app.push_update(&job, json!({ "progress": 91 })).await;
     assert_eq!(answer.body, json!({ "applied": true, "version": 2 }));
-    assert_eq!(watcher.job().await["progress"], 91.0);
-    watcher.hears_nothing().await;
+    assert_eq!(watcher.next_job().await["progress"], 91.0);
+    watcher.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,38 +214,38 @@ async fn a_hub_that_starts_before_its_redis_waits_for_it() {
         .await;
     answers_without_its_store(app, "job_00000000000000000000000000").await;
     redis.start_again(&[]).await;
-    until_ready(app).await;
-    let job = app.worker_job("alice").await;
-    assert_eq!(app.job(&job, "alice").await["version"], 1);
+    wait_until_ready(app).await;
+    let job = app.register_worker_job("alice").await;
+    assert_eq!(app.get_job(&job, "alice").await["version"], 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn socket_opened_during_outage_receives_degraded() {
     let redis = RedisServer::start().await;
-    let way = Proxy::before(redis.port).await;
+    let way = Proxy::start(redis.port).await;
     let fleet = Fleet::start(&[way.url()], |hub| hub).await;
     let app = fleet.node(0);
-    let job = app.worker_job("alice").await;
-    let mut first = app.socket("alice").await;
+    let job = app.register_worker_job("alice").await;
+    let mut first = app.connect("alice").await;
     first.subscribe(&[(&job, 1)]).await;
     way.cut();
-    first.hear("degraded").await;
-    let mut late = app.socket("alice").await;
-    late.hear("degraded").await;
-    late.say(json!({ "type": "subscribe", "id": 7, "jobs": [{ "job": job }] }))
+    first.expect_message("degraded").await;
+    let mut late = app.connect("alice").await;
+    late.expect_message("degraded").await;
+    late.send_json(json!({ "type": "subscribe", "id": 7, "jobs": [{ "job": job }] }))
         .await;
-    let refused = late.hear("error").await;
+    let refused = late.expect_message("error").await;
     assert_eq!(
         (&refused["id"], &refused["code"]),
         (&json!(7), &json!("store_unavailable"))
     );
     way.heal();
-    late.hear("restored").await;
+    late.expect_message("restored").await;
     assert_eq!(
         late.subscribe(&[(&job, 0)]).await,
         json!({ job.as_str(): "sent" })
     );
-    assert_eq!(late.job().await["version"], 1);
-    first.hear("restored").await;
-    first.hears_nothing().await;
+    assert_eq!(late.next_job().await["version"], 1);
+    first.expect_message("restored").await;
+    first.assert_no_messages().await;
 }

@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Fleet;
-use crate::app::{Answer, TEST_TIMEOUT, TestApp, TestBuilder, WEBHOOK_SECRET, send, simulated_at};
-use crate::mock_provider::{Asked, Reply, StandIn};
+use crate::app::{
+    TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send, simulator_settings,
+};
+use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
 
@@ -46,22 +48,22 @@ impl Provider {
 }
 
 /// What makes a hub know the provider at this URL.
-fn knowing(url: &str) -> impl Fn(TestBuilder) -> TestBuilder + Send + Sync + use<> {
-    let settings = simulated_at(url);
+fn knowing(url: &str) -> impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync + use<> {
+    let settings = simulator_settings(url);
     move |hub| {
-        let set = |hub: TestBuilder, (key, value): &(String, String)| hub.set(key, value);
+        let set = |hub: TestAppBuilder, (key, value): &(String, String)| hub.set(key, value);
         settings.iter().fold(hub, set)
     }
 }
 
-async fn order(app: &TestApp, key: &str) -> Answer {
+async fn order(app: &TestApp, key: &str) -> TestResponse {
     let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
     let request = app.request(Method::POST, "/v1/videos", "alice");
     send(request.header("idempotency-key", key).json(&order)).await
 }
 
 /// Orders that many jobs, all at once and all over the fleet; what was answered.
-async fn order_many(fleet: &Fleet, count: usize) -> Vec<Answer> {
+async fn order_many(fleet: &Fleet, count: usize) -> Vec<TestResponse> {
     let keys: Vec<String> = (0..count).map(|n| n.to_string()).collect();
     let all = keys
         .iter()
@@ -96,7 +98,7 @@ async fn concurrency_limit_holds_across_nodes() {
     for answer in answers {
         let id = answer.body["id"].as_str().unwrap();
         assert_eq!(
-            fleet.node(0).ended(id, "alice").await["status"],
+            fleet.node(0).wait_until_final(id, "alice").await["status"],
             "succeeded"
         );
         let submits = provider.witness.submits_of(id);
@@ -118,7 +120,7 @@ async fn idempotency_key_holds_across_nodes() {
         assert_eq!(answer.status, 202, "{}", answer.body);
         assert_eq!(answer.body["id"], id);
     }
-    fleet.node(1).ended(id, "alice").await;
+    fleet.node(1).wait_until_final(id, "alice").await;
     assert_eq!(provider.witness.calls().submits_received, 1);
 }
 
@@ -174,16 +176,16 @@ async fn rate_limit_pause_is_shared_across_nodes() {
     const PAUSE: Duration = Duration::from_secs(3);
     let submits: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let noted = Arc::clone(&submits);
-    let provider = StandIn::start(move |asked: Asked| {
-        let mut reply = Reply::json(200, &json!({ "code": 0, "data": [] }));
+    let provider = MockProvider::start(move |asked: RecordedRequest| {
+        let mut reply = MockResponse::json(200, &json!({ "code": 0, "data": [] }));
         if asked.method == "POST" {
             let mut noted = noted.lock().unwrap();
             noted.push(Instant::now());
             let id = asked.body["options"]["external_task_id"].clone();
             reply = match noted.len() {
-                1 => Reply::json(429, &json!({ "code": 1302, "message": "slower" }))
-                    .with("retry-after", PAUSE.as_secs()),
-                _ => Reply::json(
+                1 => MockResponse::json(429, &json!({ "code": 1302, "message": "slower" }))
+                    .with_header("retry-after", PAUSE.as_secs()),
+                _ => MockResponse::json(
                     200,
                     &json!({ "code": 0, "data": { "id": id, "status": "submitted" } }),
                 ),
@@ -198,7 +200,7 @@ async fn rate_limit_pause_is_shared_across_nodes() {
     let first = order(here, "first").await.body["id"].clone();
     let first = first.as_str().unwrap();
     let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-    there.until(first, "alice", is_waiting).await;
+    there.wait_for_job(first, "alice", is_waiting).await;
     let mut others = Vec::new();
     for n in 0..6 {
         let app = fleet.node(n % 2);
@@ -206,7 +208,9 @@ async fn rate_limit_pause_is_shared_across_nodes() {
     }
     for id in &others {
         let is_queued = |job: &Value| job["status"] == "queued";
-        there.until(id.as_str().unwrap(), "alice", is_queued).await;
+        there
+            .wait_for_job(id.as_str().unwrap(), "alice", is_queued)
+            .await;
     }
     let submits = submits.lock().unwrap();
     let early = submits[1..]
@@ -222,7 +226,7 @@ async fn poll_is_taken_over_after_node_failure() {
         RedisServer::start().await,
         Provider::start(Duration::from_millis(300)),
     );
-    let way = Proxy::before(port_of(&provider.url)).await;
+    let way = Proxy::start(port_of(&provider.url)).await;
     let know = knowing(&format!("http://{}", way.address()));
     let dress = move |hub| know(hub).set("providers.simulated.poll_after", "300ms");
     let mut fleet = Fleet::start_processes(&[redis.url(), redis.url()], dress).await;
@@ -235,7 +239,7 @@ async fn poll_is_taken_over_after_node_failure() {
     fleet.kill(0);
     way.heal();
     fleet.bring_up(1).await;
-    let ended = fleet.node(1).ended(id, "alice").await;
+    let ended = fleet.node(1).wait_until_final(id, "alice").await;
     assert_eq!(
         (&ended["status"], &ended["source"]),
         (&json!("succeeded"), &json!("poll"))
@@ -250,7 +254,7 @@ async fn in_flight_submission_is_recovered_without_resubmitting() {
         RedisServer::start().await,
         Provider::start(Duration::from_millis(20)),
     );
-    let way = Proxy::before(port_of(&provider.url)).await;
+    let way = Proxy::start(port_of(&provider.url)).await;
     let know = knowing(&format!("http://{}", way.address()));
     // Long enough for what a submission may take to be taken for lost.
     let dress = move |hub| know(hub).set("providers.simulated.deadline", "5m");

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Addresses;
 use crate::app::TEST_TIMEOUT;
-use crate::client::upgrade;
+use crate::client::upgrade_request;
 
 /// How long a fleet may take to be whole again after what was done to it.
 const RECOVERY: Duration = Duration::from_secs(30);
@@ -287,7 +287,7 @@ impl Watcher {
     async fn connect(&self) -> Option<Socket> {
         let address = self.addresses.rather(self.home)?;
         let bearer = format!("Bearer {}", self.token);
-        let request = upgrade(&address, &[("authorization", &bearer)]);
+        let request = upgrade_request(&address, &[("authorization", &bearer)]);
         let connecting = tokio_tungstenite::connect_async(request);
         let (socket, _) = tokio::time::timeout(TEST_TIMEOUT, connecting)
             .await

@@ -45,7 +45,7 @@ impl Traffic {
             let worker = app.token("worker", "jobs:publish");
             let task = format!("task-{n}");
             let body = json!({ "provider": "generic", "provider_task_id": task, "owner": "alice" });
-            let register = app.request_with(Method::POST, "/v1/jobs", &worker);
+            let register = app.request_with_token(Method::POST, "/v1/jobs", &worker);
             let answer = send(register.json(&body)).await;
             assert_eq!(answer.status, 201, "{}", answer.body);
             tasks.push((task, answer.body["id"].as_str().unwrap().to_owned()));
@@ -97,7 +97,7 @@ impl Traffic {
         for id in &self.jobs {
             let mut documents: Vec<Value> = Vec::new();
             for app in fleet.up() {
-                documents.push(app.job(id, "alice").await);
+                documents.push(app.get_job(id, "alice").await);
             }
             assert!(
                 documents.windows(2).all(|pair| pair[0] == pair[1]),

@@ -1,8 +1,8 @@
 //! A cluster of three primaries, whose slots can be moved while it is in use.
 
 use super::RedisServer;
-use super::resp_client::{Reply, Speaker};
-use crate::app::reserve;
+use super::resp_client::{Reply, RespClient};
+use crate::app::reserve_port;
 
 const NODES: usize = 3;
 const SLOTS: usize = 16384;
@@ -16,8 +16,8 @@ impl Cluster {
     pub async fn start() -> Self {
         let mut nodes = Vec::new();
         for _ in 0..NODES {
-            let (port, address) = reserve();
-            let (bus, bus_address) = reserve();
+            let (port, address) = reserve_port();
+            let (bus, bus_address) = reserve_port();
             let bus_port = bus_address.port().to_string();
             let arguments = [
                 "--cluster-enabled",
@@ -130,7 +130,7 @@ impl Cluster {
 }
 
 /// Moves one key; it may have been deleted meanwhile.
-async fn migrate(speaker: &mut Speaker, port: &str, key: &str) -> usize {
+async fn migrate(speaker: &mut RespClient, port: &str, key: &str) -> usize {
     let words = ["MIGRATE", "127.0.0.1", port, key, "0", "5000"];
     let moved = speaker.try_ask_words(&words).await;
     match moved.expect("it moves").text() {

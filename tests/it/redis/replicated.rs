@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::resp_client::{Reply, Speaker};
+use super::resp_client::{Reply, RespClient};
 use super::{LOOK, RedisServer};
 use crate::app::TEST_TIMEOUT;
 
@@ -133,7 +133,7 @@ fn follows(role: &Reply) -> bool {
 }
 
 async fn is_primary(server: &RedisServer) -> bool {
-    let Ok(mut speaker) = Speaker::connect(&server.address()).await else {
+    let Ok(mut speaker) = RespClient::connect(&server.address()).await else {
         return false;
     };
     match speaker.try_ask("ROLE").await {

@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 
 use crate::app::TEST_TIMEOUT;
 
-pub struct Speaker {
+pub struct RespClient {
     stream: BufReader<TcpStream>,
 }
 
@@ -40,7 +40,7 @@ impl Reply {
     }
 }
 
-impl Speaker {
+impl RespClient {
     /// # Errors
     /// What the kernel says.
     pub async fn connect(address: &str) -> std::io::Result<Self> {

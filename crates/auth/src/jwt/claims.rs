@@ -1,6 +1,6 @@
-//! What a token must say of itself, once its signature holds.
+//! Validation of claims, after the signature is verified.
 //!
-//! Invariant: a claim that is there in the wrong type is refused, never read as absent.
+//! A claim of the wrong type is an error. It is never treated as absent.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde_json::{Number, Value};
 use super::TokenError;
 use super::principal::{Principal, Scope};
 
-/// The claims the hub knows; others are ignored.
+/// The claims that the hub reads. Others are ignored.
 #[derive(Deserialize)]
 pub(super) struct Claims {
     #[serde(default, deserialize_with = "present")]
@@ -29,7 +29,7 @@ pub(super) struct Claims {
     jobs: Option<BTreeSet<String>>,
 }
 
-/// Reads `null` as a wrong type: as an absent `jobs` it would widen what the token may see.
+/// Rejects `null`, because treating a null `jobs` as absent would widen the token's access.
 fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -38,19 +38,19 @@ where
     T::deserialize(deserializer).map(Some)
 }
 
-/// What is expected of every token, besides its signature.
+/// Requirements on the claims of every token.
 #[derive(Debug, Clone)]
 pub struct ClaimRequirements {
-    /// The `iss` that it must have; not checked where there is none.
+    /// Required `iss`. Not checked if `None`.
     pub issuer: Option<String>,
-    /// What its `aud` must be or hold; not checked where there is none.
+    /// Value that `aud` must equal or contain. Not checked if `None`.
     pub audience: Option<String>,
-    /// How far clocks may differ when `exp`, which must be there, and `nbf` are checked.
+    /// Clock skew that is tolerated for `exp` (required) and `nbf`.
     pub leeway: Duration,
 }
 
 impl ClaimRequirements {
-    /// Whom the claims make of the caller.
+    /// Checks the claims and returns the caller that they describe.
     pub(super) fn principal(
         &self,
         mut claims: Claims,
@@ -60,13 +60,13 @@ impl ClaimRequirements {
         let subject = subject.ok_or(TokenError::MissingClaim("sub"))?;
         let expires_at = self.check(&claims, now)?;
         let scopes = match &claims.scope {
-            Some(words) => Scope::read_list(words),
+            Some(list) => Scope::parse_list(list),
             None => BTreeSet::from([Scope::Read]),
         };
         Ok(Principal::new(subject, scopes, claims.jobs, expires_at))
     }
 
-    /// When the claims expire, if they are as expected.
+    /// Checks the claims and returns the time at which they expire.
     pub(super) fn check(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, TokenError> {
         let exp = claims.exp.as_ref().ok_or(TokenError::MissingClaim("exp"))?;
         let expires_at = instant(exp).ok_or(TokenError::Malformed)?;
@@ -102,21 +102,22 @@ fn check_name(
     expected: Option<&str>,
     claim: Option<&Value>,
     name: &'static str,
-    is: fn(&Value, &str) -> bool,
-    refused: TokenError,
+    matches: fn(&Value, &str) -> bool,
+    mismatch: TokenError,
 ) -> Result<(), TokenError> {
     let Some(expected) = expected else {
         return Ok(());
     };
     let claim = claim.ok_or(TokenError::MissingClaim(name))?;
-    is(claim, expected).then_some(()).ok_or(refused)
+    matches(claim, expected).then_some(()).ok_or(mismatch)
 }
 
 fn is_issuer(claim: &Value, expected: &str) -> bool {
     claim.as_str() == Some(expected)
 }
 
-/// One name or a list of names (RFC 7519, 4.1.3); a list with anything else in it names nobody.
+/// Returns whether `aud` equals or contains `expected` (RFC 7519, section 4.1.3). A list with a value that is not a
+/// string matches nothing.
 fn is_audience(claim: &Value, expected: &str) -> bool {
     match claim {
         Value::String(name) => name == expected,
@@ -128,7 +129,7 @@ fn is_audience(claim: &Value, expected: &str) -> bool {
     }
 }
 
-/// A NumericDate (RFC 7519, 2): seconds, perhaps with a fraction; None beyond the year 9999.
+/// Converts a NumericDate (RFC 7519, section 2), which may have a fraction. Returns `None` beyond the year 9999.
 fn instant(seconds: &Number) -> Option<Timestamp> {
     match seconds.as_i64() {
         Some(whole) => Timestamp::from_second(whole).ok(),

@@ -1,6 +1,6 @@
-//! The `[auth]` section: with which keys tokens are proven, and for whom they must be made.
+//! The `[auth]` section of the configuration.
 //!
-//! Invariant: a key that cannot prove anything, or that anybody could guess, is a problem at the start.
+//! An unusable key, or a secret that is too short, is an error at startup.
 
 use std::time::Duration;
 
@@ -9,23 +9,23 @@ use url::{Host, Url};
 
 use super::keys::VerifyingKey;
 
-/// The shortest HS256 secret, in bytes: the length of the hash (RFC 7518, 3.2).
+/// Minimum length of an HS256 secret in bytes: the length of the hash (RFC 7518, section 3.2).
 pub(super) const MIN_SECRET_BYTES: usize = 32;
 
-/// The `[auth]` section. An empty string counts as absent everywhere.
+/// The `[auth]` section. An empty string counts as unset.
 #[derive(Debug, Clone)]
 pub struct AuthConfig {
-    /// Secrets of HS256 tokens, at least 32 bytes each; any may have signed, the first one mints. Default: none.
+    /// Secrets for HS256 tokens, at least 32 bytes each. Any of them verifies, the first one signs. Default: none.
     pub hs256_secrets: Vec<SecretString>,
-    /// RSA, EC (P-256, P-384) or Ed25519 public keys: PEM text, or the path of a PEM file. Default: none.
+    /// RSA, EC (P-256, P-384) or Ed25519 public keys, as PEM text or the path of a PEM file. Default: none.
     pub public_keys: Vec<String>,
-    /// Where the issuer publishes its keys; https, or http on loopback. Default: none.
+    /// JWKS URL of the issuer; https, or http on loopback. Default: none.
     pub jwks_url: Option<Url>,
-    /// The `iss` that every token must have. Default: not checked.
+    /// Required `iss` of every token. Default: not checked.
     pub issuer: Option<String>,
-    /// The `aud` that every token must have. Default: not checked.
+    /// Required `aud` of every token. Default: not checked.
     pub audience: Option<String>,
-    /// How far clocks may differ when `exp` and `nbf` are checked. Default: 5 s.
+    /// Clock skew that is tolerated for `exp` and `nbf`. Default: 5 s.
     pub leeway: Duration,
 }
 
@@ -43,14 +43,14 @@ impl Default for AuthConfig {
 }
 
 impl AuthConfig {
-    /// The configured keys, or every problem of the section as (key, problem).
+    /// Returns the configured keys, or all errors of the section as pairs of configuration key and message.
     pub(super) fn verifying_keys(&self) -> Result<Vec<VerifyingKey>, Vec<(String, String)>> {
         let mut keys = Vec::new();
-        let mut problems = Vec::new();
+        let mut errors = Vec::new();
         for (at, secret) in self.hs256_secrets.iter().enumerate() {
             let secret = secret.expose_secret().as_bytes();
             if secret.len() < MIN_SECRET_BYTES {
-                problems.push((
+                errors.push((
                     format!("auth.hs256_secrets[{at}]"),
                     format!("must have at least {MIN_SECRET_BYTES} bytes"),
                 ));
@@ -61,25 +61,25 @@ impl AuthConfig {
         for (at, entry) in self.public_keys.iter().enumerate() {
             match public_key(entry) {
                 Ok(key) => keys.push(key),
-                Err(problem) => problems.push((format!("auth.public_keys[{at}]"), problem)),
+                Err(message) => errors.push((format!("auth.public_keys[{at}]"), message)),
             }
         }
         if self.jwks_url.as_ref().is_some_and(|url| !is_safe(url)) {
-            problems.push((
+            errors.push((
                 "auth.jwks_url".to_owned(),
                 "must be https, or http on loopback".to_owned(),
             ));
         }
-        if keys.is_empty() && problems.is_empty() && self.jwks_url.is_none() {
-            problems.push((
+        if keys.is_empty() && errors.is_empty() && self.jwks_url.is_none() {
+            errors.push((
                 "auth".to_owned(),
-                "no key: set hs256_secrets, public_keys or jwks_url".to_owned(),
+                "set one of hs256_secrets, public_keys, jwks_url".to_owned(),
             ));
         }
-        if problems.is_empty() {
+        if errors.is_empty() {
             Ok(keys)
         } else {
-            Err(problems)
+            Err(errors)
         }
     }
 }
@@ -95,7 +95,8 @@ fn public_key(entry: &str) -> Result<VerifyingKey, String> {
     key.map_err(str::to_owned)
 }
 
-/// Whoever can change the answer can sign tokens, so it must not travel in the clear.
+/// Returns whether keys may be fetched from `url`. An attacker who can modify the response can sign tokens, so it
+/// must be encrypted or local.
 fn is_safe(url: &Url) -> bool {
     let loopback = match url.host() {
         Some(Host::Domain(name)) => name == "localhost",

@@ -1,63 +1,62 @@
-//! Keys that an issuer publishes at a URL, kept fresh.
+//! Cache of a JWKS that is fetched from a URL.
 //!
-//! Invariant: strangers cannot drive requests. Whatever the callers do there is one fetch at a time, and one for
-//! each [`COOL_DOWN`] at most on account of keys that are not in the set. A set that was once fetched is kept until
-//! a newer one arrives, so an outage of the issuer takes nobody's access away.
+//! Unauthenticated clients cannot cause a flood of fetches: there is one fetch at a time, and unknown keys cause at
+//! most one per `MIN_REFRESH_INTERVAL`. A fetched set stays in use until a newer one arrives, so an outage of the
+//! issuer does not lock callers out.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::Mutex as Turn;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-/// An older set is fetched again, beside the answers that still use it.
+/// Age at which a set is refreshed in the background.
 pub(super) const MAX_AGE: Duration = Duration::from_secs(600);
 
-/// The least time between two fetches for missing keys, and between two attempts to renew an old set.
+/// Minimum time between two fetches for unknown keys, and between two attempts to refresh an old set.
 pub(super) const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The least time between two attempts while there is no set at all.
+/// Minimum time between two attempts while no set has been fetched.
 pub(super) const RETRY_EMPTY: Duration = Duration::from_secs(3);
 
-/// The longest wait for an answer.
+/// Timeout of a fetch.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The largest key set that is read, in bytes.
+/// Maximum size of a key set in bytes.
 pub(super) const MAX_BYTES: usize = 256 * 1024;
 
-/// Gets a document over HTTP.
+/// Fetches a document over HTTP.
 #[async_trait]
 pub trait Fetch: Send + Sync {
-    /// The body of a `GET` that was answered 200. Follows no redirect and gives up beyond `max_bytes`; the caller
-    /// bounds the time.
+    /// Sends a `GET` and returns the body of a 200 response. Does not follow redirects. The caller sets the timeout.
     ///
     /// # Errors
-    /// A [`FetchError`] for any other outcome.
+    /// Returns a [`FetchError`] for another status, a body larger than `max_bytes`, or a failed request.
     async fn fetch(&self, url: &Url, max_bytes: usize) -> Result<Vec<u8>, FetchError>;
 }
 
-/// Why a document could not be fetched: a fragment for the log, without anything secret.
+/// Reason for a failed fetch, as a fragment for the log. Contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct FetchError(pub String);
 
-/// There are no keys, and they cannot be fetched now.
+/// No key set is cached, and none can be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("keys are unavailable")]
 pub struct JwksUnavailable {
-    /// When to try again.
+    /// Time to wait before the next attempt.
     pub retry_after: Duration,
 }
 
-/// A published key set whose keys are read as `K`.
+/// A published key set whose keys are parsed as `K`.
 pub struct Jwks<K> {
     url: Url,
     fetch: Arc<dyn Fetch>,
     read: fn(&[u8]) -> Option<Vec<K>>,
     state: Mutex<State<K>>,
-    refresh_lock: Arc<Turn<()>>,
+    refresh_lock: Arc<AsyncMutex<()>>,
 }
 
 struct State<K> {
@@ -67,7 +66,7 @@ struct State<K> {
 }
 
 impl<K: Send + Sync + 'static> Jwks<K> {
-    /// A set that is fetched when it is first needed; `read` gives None for a document that is no key set.
+    /// Creates a set that is fetched on first use. `read` returns `None` for a document that is not a key set.
     pub fn new(url: Url, fetch: Arc<dyn Fetch>, read: fn(&[u8]) -> Option<Vec<K>>) -> Self {
         Self {
             url,
@@ -82,17 +81,17 @@ impl<K: Send + Sync + 'static> Jwks<K> {
         }
     }
 
-    /// The newest keys at hand. An old set is renewed in the background; only the very first one is waited for.
+    /// Returns the cached keys. Refreshes an old set in the background, and waits for a fetch only if none is cached.
     ///
     /// # Errors
-    /// [`Unavailable`] while no set was ever fetched.
+    /// Returns [`JwksUnavailable`] until a set has been fetched.
     pub async fn current(self: &Arc<Self>) -> Result<Arc<[K]>, JwksUnavailable> {
-        if let Some(keys) = self.held() {
-            self.renew_if_old();
+        if let Some(keys) = self.cached() {
+            self.refresh_if_old();
             return Ok(keys);
         }
-        let _turn = self.refresh_lock.lock().await;
-        if let Some(keys) = self.held() {
+        let _lock = self.refresh_lock.lock().await;
+        if let Some(keys) = self.cached() {
             return Ok(keys);
         }
         let tried_at = self.state().tried_at;
@@ -100,16 +99,16 @@ impl<K: Send + Sync + 'static> Jwks<K> {
             return Err(JwksUnavailable { retry_after: wait });
         }
         self.fetch_once().await;
-        self.held().ok_or(JwksUnavailable {
+        self.cached().ok_or(JwksUnavailable {
             retry_after: RETRY_EMPTY,
         })
     }
 
-    /// A set other than `seen`, in which a key was missing; fetched if the cool-down allows it. None if there is
-    /// no other.
+    /// Returns a set other than `seen`, in which a key was missing. Fetches it unless the last fetch for a missing
+    /// key is less than `MIN_REFRESH_INTERVAL` ago. Returns `None` if there is no other set.
     pub async fn newer_than(&self, seen: &Arc<[K]>) -> Option<Arc<[K]>> {
-        let other = || self.held().filter(|keys| !Arc::ptr_eq(keys, seen));
-        let _turn = self.refresh_lock.lock().await;
+        let other = || self.cached().filter(|keys| !Arc::ptr_eq(keys, seen));
+        let _lock = self.refresh_lock.lock().await;
         if let Some(keys) = other() {
             return Some(keys);
         }
@@ -124,12 +123,12 @@ impl<K: Send + Sync + 'static> Jwks<K> {
         other()
     }
 
-    fn held(&self) -> Option<Arc<[K]>> {
+    fn cached(&self) -> Option<Arc<[K]>> {
         let state = self.state();
         state.cached.as_ref().map(|(keys, _)| Arc::clone(keys))
     }
 
-    fn renew_if_old(self: &Arc<Self>) {
+    fn refresh_if_old(self: &Arc<Self>) {
         let due = {
             let state = self.state();
             let fetched_at = state.cached.as_ref().map(|(_, at)| *at);
@@ -139,26 +138,26 @@ impl<K: Send + Sync + 'static> Jwks<K> {
         if !due {
             return;
         }
-        // Taken means that a fetch is under way.
-        let Ok(turn) = Arc::clone(&self.refresh_lock).try_lock_owned() else {
+        // A locked mutex means that a fetch is in progress.
+        let Ok(lock) = Arc::clone(&self.refresh_lock).try_lock_owned() else {
             return;
         };
         let jwks = Arc::clone(self);
         tokio::spawn(async move {
             jwks.fetch_once().await;
-            drop(turn);
+            drop(lock);
         });
     }
 
-    /// Fetches and reads the set; the caller has the turn.
+    /// Fetches and parses the set. The caller holds `refresh_lock`.
     async fn fetch_once(&self) {
-        // Set before the wait too, since a caller that goes away ends its fetch.
+        // Also set before the fetch, because a caller that is dropped cancels it.
         self.state().tried_at = Some(Instant::now());
         let fetched = timeout(TIMEOUT, self.fetch.fetch(&self.url, MAX_BYTES)).await;
         let keys = match fetched {
-            Err(_) => Err("no answer in time".to_owned()),
+            Err(_) => Err("timed out".to_owned()),
             Ok(Err(error)) => Err(error.to_string()),
-            Ok(Ok(document)) if document.len() > MAX_BYTES => Err("too large".to_owned()),
+            Ok(Ok(document)) if document.len() > MAX_BYTES => Err("response too large".to_owned()),
             Ok(Ok(document)) => (self.read)(&document).ok_or_else(|| "not a key set".to_owned()),
         };
         let now = Instant::now();
@@ -170,7 +169,7 @@ impl<K: Send + Sync + 'static> Jwks<K> {
                 tracing::warn!(
                     jwks.host = self.url.host_str(),
                     jwks.error = error,
-                    "key set not fetched"
+                    "failed to fetch JWKS"
                 );
             }
         }
@@ -181,7 +180,7 @@ impl<K: Send + Sync + 'static> Jwks<K> {
     }
 }
 
-/// What is left of `span` since `start`; None when it is over or never began.
+/// Returns the time remaining of `span` since `start`, or `None` if it has elapsed or not started.
 fn time_remaining(start: Option<Instant>, span: Duration) -> Option<Duration> {
     let left = span.checked_sub(start?.elapsed())?;
     (!left.is_zero()).then_some(left)

@@ -1,7 +1,7 @@
-//! A key and the algorithms that belong to it.
+//! A verification key and the algorithms that it may be used with.
 //!
-//! Invariant: the algorithms come from the kind of key, never from a token, and are of one family; so a public
-//! key cannot be used as a shared secret.
+//! The algorithms depend on the type of the key, never on the token, and belong to one family. A public key can
+//! therefore not be used as an HMAC secret.
 
 use std::fmt;
 
@@ -30,10 +30,10 @@ const P384: &[Algorithm] = &[Algorithm::ES384];
 const ED25519: &[Algorithm] = &[Algorithm::EdDSA];
 
 type ReadPem = fn(&[u8]) -> jsonwebtoken::errors::Result<DecodingKey>;
-type IsSound = fn(&[u8]) -> bool;
+type IsValid = fn(&[u8]) -> bool;
 
-/// How each kind is read from PEM, what shows that it is of that kind, and its algorithms.
-const PEM_KINDS: [(ReadPem, IsSound, &[Algorithm]); 4] = [
+/// For each key type: the PEM parser, a check that the key has this type, and its algorithms.
+const PEM_KINDS: [(ReadPem, IsValid, &[Algorithm]); 4] = [
     (DecodingKey::from_ed_pem, is_ed25519, ED25519),
     (DecodingKey::from_ec_pem, is_p256, P256),
     (DecodingKey::from_ec_pem, is_p384, P384),
@@ -44,7 +44,7 @@ fn is_ed25519(key: &[u8]) -> bool {
     ParsedPublicKey::new(&signature::ED25519, key).is_ok()
 }
 
-/// The library drops the name of the curve, so the curve is the one that the key is a point of.
+/// `jsonwebtoken` does not expose the curve, so the key is parsed as a point of each curve.
 fn is_p256(key: &[u8]) -> bool {
     ParsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, key).is_ok()
 }
@@ -59,9 +59,9 @@ fn is_rsa(key: &[u8]) -> bool {
         .is_ok_and(|bits| (accepted.min_modulus_len()..=accepted.max_modulus_len()).contains(&bits))
 }
 
-/// A key that proves tokens.
+/// A key that verifies tokens.
 pub struct VerifyingKey {
-    /// Set for keys of a JWKS only.
+    /// `kid`, for keys of a JWKS.
     id: Option<String>,
     key: DecodingKey,
     validation: Validation,
@@ -77,8 +77,8 @@ impl fmt::Debug for VerifyingKey {
 
 impl VerifyingKey {
     fn new(id: Option<String>, key: DecodingKey, algorithms: Vec<Algorithm>) -> Self {
-        // The signature alone is proven here: the library takes a malformed `aud` or `iss` for an absent one
-        // and reads the system's clock, so `claims` judges the rest.
+        // Only the signature is verified here. `claims` validates the claims, because the library treats a
+        // malformed `aud` or `iss` as absent and reads the system clock.
         let mut validation = Validation {
             algorithms,
             validate_exp: false,
@@ -99,35 +99,35 @@ impl VerifyingKey {
         Self::new(None, key, vec![Algorithm::HS256])
     }
 
-    /// Reads one public key; the problem never repeats the text.
+    /// Parses a public key. The error does not contain the text.
     pub(super) fn from_pem(text: &str) -> Result<Self, &'static str> {
         if text.contains("PRIVATE KEY-----") {
-            return Err("is a private key: give the public one (openssl pkey -pubout)");
+            return Err("is a private key; use the public key (openssl pkey -pubout)");
         }
         if text.contains("-----BEGIN CERTIFICATE-----") {
-            return Err("is a certificate: give its public key (openssl x509 -pubkey -noout)");
+            return Err("is a certificate; use its public key (openssl x509 -pubkey -noout)");
         }
         if text.matches("-----BEGIN ").count() != 1 {
-            return Err("must hold exactly one PEM public key");
+            return Err("must contain exactly one PEM public key");
         }
         let pem = text.as_bytes();
-        for (read, is_sound, algorithms) in PEM_KINDS {
+        for (read, is_valid, algorithms) in PEM_KINDS {
             let Ok(key) = read(pem) else { continue };
-            let sound = key.try_get_as_bytes().is_ok_and(is_sound);
-            if sound {
+            let valid = key.try_get_as_bytes().is_ok_and(is_valid);
+            if valid {
                 return Ok(Self::new(None, key, algorithms.to_vec()));
             }
         }
         Err("is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM")
     }
 
-    /// The keys of a JWKS document that may prove tokens; None when it is no key set.
+    /// Parses a JWKS and returns its keys that may verify tokens, or `None` if the document is not a key set.
     pub fn from_jwks(document: &[u8]) -> Option<Vec<Self>> {
         let set: KeySet = serde_json::from_slice(document).ok()?;
         Some(set.keys.into_iter().filter_map(Self::from_jwk).collect())
     }
 
-    /// Reads a public key of a JWKS; None for a key that must not prove tokens.
+    /// Parses a public key of a JWKS. Returns `None` for a key that must not verify tokens.
     fn from_jwk(jwk: Value) -> Option<Self> {
         let jwk: Jwk = serde_json::from_value(jwk).ok()?;
         let common = &jwk.common;
@@ -141,7 +141,7 @@ impl VerifyingKey {
         }
         #[expect(
             clippy::wildcard_enum_match_arm,
-            reason = "the library's enums may grow; a kind it adds proves nothing here"
+            reason = "the library's enums are non-exhaustive; an unknown key type is skipped"
         )]
         let algorithms = match &jwk.algorithm {
             AlgorithmParameters::RSA(_) => RSA,
@@ -155,11 +155,11 @@ impl VerifyingKey {
             }
             _ => return None,
         };
-        let meant = |algorithm: &Algorithm| {
-            let only = common.key_algorithm;
-            only.is_none_or(|only| only == KeyAlgorithm::from(*algorithm))
+        let is_allowed = |algorithm: &Algorithm| {
+            let declared = common.key_algorithm;
+            declared.is_none_or(|declared| declared == KeyAlgorithm::from(*algorithm))
         };
-        let algorithms: Vec<Algorithm> = algorithms.iter().copied().filter(meant).collect();
+        let algorithms: Vec<Algorithm> = algorithms.iter().copied().filter(is_allowed).collect();
         if algorithms.is_empty() {
             return None;
         }
@@ -167,27 +167,27 @@ impl VerifyingKey {
         Some(Self::new(jwk.common.key_id, key, algorithms))
     }
 
-    /// Whether tokens of this algorithm may be proven with this key.
+    /// Returns whether this key may verify tokens with this algorithm.
     pub(super) fn may_use(&self, algorithm: Algorithm) -> bool {
         self.validation.algorithms.contains(&algorithm)
     }
 
-    /// Whether a token that names its key so may mean this one; a key without a name may be any.
+    /// Returns whether a token with this `kid` may be signed by this key. A missing `kid` on either side matches.
     pub(super) fn matches_kid(&self, key_id: Option<&str>) -> bool {
         match (&self.id, key_id) {
-            (Some(own), Some(named)) => own == named,
+            (Some(own), Some(requested)) => own == requested,
             (None, _) | (_, None) => true,
         }
     }
 
-    /// Proves the signature and reads the claims, which are still to be judged.
+    /// Verifies the signature and returns the claims, which are not yet validated.
     pub(super) fn decode(&self, token: &str) -> Result<Claims, TokenError> {
         #[expect(
             clippy::wildcard_enum_match_arm,
-            reason = "the library's enum may grow; any other error is about the token's form"
+            reason = "the library's enum is non-exhaustive; any other error is about the format of the token"
         )]
         decode::<Claims>(token, &self.key, &self.validation)
-            .map(|proven| proven.claims)
+            .map(|data| data.claims)
             .map_err(|error| match error.kind() {
                 ErrorKind::InvalidSignature => TokenError::Signature,
                 _ => TokenError::Malformed,

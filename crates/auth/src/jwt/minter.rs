@@ -1,6 +1,6 @@
-//! Tokens that the hub makes itself: for browsers, by an admin's leave.
+//! Minting of tokens for browsers.
 //!
-//! Invariant: a minted token passes the verifier of the same configuration.
+//! The verifier of the same configuration accepts every minted token.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::config::MIN_SECRET_BYTES;
 use super::{AuthConfig, MAX_TOKEN_BYTES, Scope};
 
-/// Makes HS256 tokens with the first configured secret.
+/// Signs HS256 tokens with the first configured secret.
 pub struct Minter {
     key: EncodingKey,
     issuer: Option<String>,
@@ -21,25 +21,25 @@ pub struct Minter {
 
 /// A new token.
 pub struct MintedToken {
-    /// The bearer token: a secret of whom it is for.
+    /// The bearer token. It is a secret.
     pub token: String,
     /// Its `exp` claim.
     pub expires_at: Timestamp,
 }
 
-/// Why a token was not made.
+/// Reason for not minting a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
-    /// Every token needs a subject.
+    /// `sub` is empty.
     #[error("sub is empty")]
     EmptySubject,
-    /// A word of the scope means nothing to the hub.
+    /// The scope contains an unknown value.
     #[error("unknown scope {0:?}")]
     UnknownScope(String),
-    /// The time to live is under a second, or ends beyond the year 9999.
+    /// The time to live is less than a second, or the token would expire after the year 9999.
     #[error("time to live is out of range")]
     Ttl,
-    /// With so many jobs the token would be longer than the verifier reads.
+    /// The token would exceed [`MAX_TOKEN_BYTES`], because the list of jobs is too long.
     #[error("token would be longer than {MAX_TOKEN_BYTES} bytes")]
     TooLong,
     /// The token could not be encoded.
@@ -63,7 +63,7 @@ struct Claims<'a> {
 }
 
 impl Minter {
-    /// None when no HS256 secret is configured, or the first is one that the verifier refuses.
+    /// Creates a minter. Returns `None` if no HS256 secret is configured, or if the first one is too short.
     pub fn new(config: &AuthConfig) -> Option<Self> {
         let secret = config.hs256_secrets.first()?.expose_secret().as_bytes();
         (secret.len() >= MIN_SECRET_BYTES).then(|| Self {
@@ -73,11 +73,11 @@ impl Minter {
         })
     }
 
-    /// A token for `sub` that expires `ttl` after `now`, in whole seconds. Without `scope` it may read; with `jobs`
-    /// it reaches these jobs alone.
+    /// Mints a token for `sub` that expires `ttl` after `now`, in whole seconds. Without `scope`, it grants
+    /// `jobs:read`. With `jobs`, it grants access to these jobs only.
     ///
     /// # Errors
-    /// [`CannotMint`].
+    /// Returns a [`MintError`] if an argument is invalid or the token would be too long.
     pub fn mint(
         &self,
         sub: &str,
@@ -89,8 +89,8 @@ impl Minter {
         if sub.is_empty() {
             return Err(MintError::EmptySubject);
         }
-        let mut words = scope.unwrap_or_default().split_ascii_whitespace();
-        if let Some(unknown) = words.find(|word| Scope::read(word).is_none()) {
+        let mut scopes = scope.unwrap_or_default().split_ascii_whitespace();
+        if let Some(unknown) = scopes.find(|scope| scope.parse::<Scope>().is_err()) {
             return Err(MintError::UnknownScope(unknown.to_owned()));
         }
         let ttl = SignedDuration::try_from(ttl).map_err(|_| MintError::Ttl)?;

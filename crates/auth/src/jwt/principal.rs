@@ -1,17 +1,18 @@
-//! Who may do what: the table of the protocol, a line for each rule.
+//! Permissions of a caller.
 //!
-//! Invariant: a `jobs` list narrows whatever else the token grants to exactly those jobs.
+//! A `jobs` claim restricts every other permission of the token to exactly those jobs.
 
 use std::collections::BTreeSet;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 
-/// One word of the `scope` claim.
+/// One value of the `scope` claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// `jobs:read`: see and watch one's own jobs.
+    /// `jobs:read`: read and subscribe to own jobs.
     Read,
-    /// `jobs:write`: submit, and cancel one's own jobs.
+    /// `jobs:write`: submit jobs and cancel own jobs.
     Write,
     /// `jobs:publish`: register jobs and push updates, for any owner.
     Publish,
@@ -19,28 +20,36 @@ pub enum Scope {
     Admin,
 }
 
-impl Scope {
-    /// Reads one word; None for a word that means nothing here.
-    pub fn read(word: &str) -> Option<Self> {
-        match word {
-            "jobs:read" => Some(Self::Read),
-            "jobs:write" => Some(Self::Write),
-            "jobs:publish" => Some(Self::Publish),
-            "admin" => Some(Self::Admin),
-            _ => None,
+/// The text is not a scope of the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("unknown scope")]
+pub struct UnknownScope;
+
+impl FromStr for Scope {
+    type Err = UnknownScope;
+
+    fn from_str(text: &str) -> Result<Self, UnknownScope> {
+        match text {
+            "jobs:read" => Ok(Self::Read),
+            "jobs:write" => Ok(Self::Write),
+            "jobs:publish" => Ok(Self::Publish),
+            "admin" => Ok(Self::Admin),
+            _ => Err(UnknownScope),
         }
     }
+}
 
-    /// Issuers put scopes of other services into the same claim, so unknown words are passed over.
-    pub(super) fn read_list(words: &str) -> BTreeSet<Self> {
-        words
-            .split_ascii_whitespace()
-            .filter_map(Self::read)
+impl Scope {
+    /// Parses a space-separated list. Unknown values are ignored, because issuers put the scopes of other services
+    /// into the same claim.
+    pub(super) fn parse_list(list: &str) -> BTreeSet<Self> {
+        list.split_ascii_whitespace()
+            .filter_map(|scope| scope.parse().ok())
             .collect()
     }
 }
 
-/// A proven caller; made by [`Verifier`](super::Verifier) alone.
+/// An authenticated caller. Only [`Verifier`](super::Verifier) creates one.
 #[derive(Debug, Clone)]
 pub struct Principal {
     subject: String,
@@ -64,48 +73,49 @@ impl Principal {
         }
     }
 
-    /// The `sub` claim: the owner of the jobs that this caller submits. Never empty.
+    /// Returns the `sub` claim, which becomes the owner of submitted jobs. Never empty.
     pub fn subject(&self) -> &str {
         &self.subject
     }
 
-    /// The `exp` claim, without the leeway: whatever the token opened ends then.
+    /// Returns the `exp` claim, without leeway. Connections that the token opened end at this time.
     pub fn expires_at(&self) -> Timestamp {
         self.expires_at
     }
 
-    /// The jobs of the `jobs` claim, in order; None when the token is not narrowed to a list.
+    /// Returns the ids of the `jobs` claim in sorted order, or `None` if the token has no such claim.
     pub fn granted_jobs(&self) -> Option<impl Iterator<Item = &str>> {
         let jobs = self.jobs.as_ref()?;
         Some(jobs.iter().map(String::as_str))
     }
 
-    /// See and watch this job. Who may submit and cancel jobs of its own sees them too.
+    /// Returns whether the caller may read and subscribe to this job. `jobs:write` includes `jobs:read`.
     pub fn may_see(&self, job_id: &str, owner: &str) -> bool {
         (self.has(Scope::Read) || self.has(Scope::Write)) && self.can_access(job_id, owner)
     }
 
-    /// Cancel this job.
+    /// Returns whether the caller may cancel this job.
     pub fn may_cancel(&self, job_id: &str, owner: &str) -> bool {
         self.has(Scope::Write) && self.can_access(job_id, owner)
     }
 
-    /// Push updates to this job.
+    /// Returns whether the caller may push updates to this job.
     pub fn may_update(&self, job_id: &str) -> bool {
         self.has(Scope::Publish) && self.jobs.as_ref().is_none_or(|jobs| jobs.contains(job_id))
     }
 
-    /// Submit a job; a list of jobs cannot hold one that is yet to be made.
+    /// Returns whether the caller may submit jobs. A token with a `jobs` claim may not, because the list cannot
+    /// contain a new job.
     pub fn may_submit(&self) -> bool {
         self.has(Scope::Write) && self.jobs.is_none()
     }
 
-    /// Register jobs, for any owner.
+    /// Returns whether the caller may register jobs for any owner.
     pub fn may_publish(&self) -> bool {
         self.has(Scope::Publish) && self.jobs.is_none()
     }
 
-    /// Everything, for any owner.
+    /// Returns whether the caller may do everything for any owner.
     pub fn is_admin(&self) -> bool {
         self.scopes.contains(&Scope::Admin) && self.jobs.is_none()
     }

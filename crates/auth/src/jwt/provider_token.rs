@@ -1,12 +1,10 @@
-//! Tokens that the hub shows to others: short-lived JWTs in the place of a key.
-//!
-//! Invariant: such a token is made anew for each request, so that it never grows old.
+//! Short-lived JWTs that authenticate the hub to a provider.
 
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde::Serialize;
 
-/// The claims as an HS256 JWT with the header `{"typ":"JWT","alg":"HS256"}`; none where the claims are no
-/// JSON object. Kling's older interface wants one (klingai.com/document-api: authentication).
+/// Signs `claims` as an HS256 JWT with the header `{"typ":"JWT","alg":"HS256"}`. Returns `None` if the claims are not
+/// a JSON object. Kling's first API requires such a token (klingai.com/document-api: authentication).
 pub fn hs256<C: Serialize>(claims: &C, secret: &str) -> Option<String> {
     encode(
         &Header::default(),

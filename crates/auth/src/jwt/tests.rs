@@ -1,4 +1,4 @@
-//! Every way a token may be wrong, for every kind of key.
+//! Token verification: each reason for rejection, for each key type.
 
 mod key_sets;
 mod rights;
@@ -32,7 +32,7 @@ fn verifier(config: &AuthConfig) -> Verifier {
     Verifier::new(config, Arc::new(NoFetch)).expect("a verifier")
 }
 
-/// Accepts what `signer` signs, and nothing else.
+/// Returns a verifier that accepts only tokens of `signer`.
 fn trusting(signer: &Signer) -> AuthConfig {
     let mut config = AuthConfig::default();
     match &signer.public_pem {
@@ -65,8 +65,8 @@ async fn check(config: &AuthConfig, token: &str) -> Result<Principal, TokenError
     verifier(config).verify_at(token, now()).await
 }
 
-async fn refused(config: &AuthConfig, token: &str) -> TokenError {
-    check(config, token).await.expect_err("a refusal")
+async fn rejection(config: &AuthConfig, token: &str) -> TokenError {
+    check(config, token).await.expect_err("rejected")
 }
 
 #[tokio::test]
@@ -76,13 +76,13 @@ async fn each_key_type_verifies_only_its_own_tokens() {
         let config = trusting(signer);
         for algorithm in &signer.algorithms {
             let token = signer.sign_as(*algorithm, None, &claims());
-            let principal = check(&config, &token).await.expect("proven");
+            let principal = check(&config, &token).await.expect("verified");
             assert_eq!(principal.subject(), "alice");
             assert_eq!(principal.expires_at().as_second(), NOW + 60);
         }
         for other in signers.iter().filter(|other| !std::ptr::eq(*other, signer)) {
             let token = other.sign(&claims());
-            assert_eq!(refused(&config, &token).await, TokenError::Algorithm);
+            assert_eq!(rejection(&config, &token).await, TokenError::Algorithm);
         }
     }
 }
@@ -101,7 +101,7 @@ async fn tokens_signed_by_any_configured_key_are_accepted() {
     }
     for signer in &signers {
         assert!(check(&config, &signer.sign(&claims())).await.is_ok());
-        // Keys from the configuration have no name, so any name may mean them.
+        // Configured keys have no id, so they match any `kid`.
         let named = signer.sign_as(signer.algorithms[0], Some("any"), &claims());
         assert!(check(&config, &named).await.is_ok());
     }
@@ -115,8 +115,8 @@ async fn algorithm_not_matching_the_key_is_rejected() {
         for algorithm in [
             "none", "None", "NONE", "", "ES512", "ES256K", "HS384", "dir",
         ] {
-            let refused = refused(&config, &unsigned(algorithm)).await;
-            assert_eq!(refused, TokenError::Algorithm, "{algorithm}");
+            let rejection = rejection(&config, &unsigned(algorithm)).await;
+            assert_eq!(rejection, TokenError::Algorithm, "{algorithm}");
         }
     }
     for header in [
@@ -127,7 +127,7 @@ async fn algorithm_not_matching_the_key_is_rejected() {
     ] {
         let token = forge(&header, &claims(), b"");
         assert_eq!(
-            refused(&trusting(&shared()), &token).await,
+            rejection(&trusting(&shared()), &token).await,
             TokenError::Malformed
         );
     }
@@ -140,10 +140,10 @@ async fn public_key_is_not_accepted_as_hmac_secret() {
         let attacker = Signer::sharing(pem.as_bytes());
         let token = attacker.sign(&claims());
         let mut config = trusting(&signer);
-        assert_eq!(refused(&config, &token).await, TokenError::Algorithm);
-        // And not either where a secret makes the algorithm acceptable.
+        assert_eq!(rejection(&config, &token).await, TokenError::Algorithm);
+        // Nor if a configured secret allows the algorithm.
         config.hs256_secrets.push(signers::SECRET.into());
-        assert_eq!(refused(&config, &token).await, TokenError::Signature);
+        assert_eq!(rejection(&config, &token).await, TokenError::Signature);
     }
 }
 
@@ -156,14 +156,14 @@ async fn modified_token_is_rejected() {
         let other = signer.sign(&with(json!({"sub": "mallory"})));
         let other: Vec<&str> = other.split('.').collect();
         let swapped = [parts[0], other[1], parts[2]].join(".");
-        assert_eq!(refused(&config, &swapped).await, TokenError::Signature);
+        assert_eq!(rejection(&config, &swapped).await, TokenError::Signature);
         let unsigned = [parts[0], parts[1], ""].join(".");
-        assert_eq!(refused(&config, &unsigned).await, TokenError::Signature);
+        assert_eq!(rejection(&config, &unsigned).await, TokenError::Signature);
         let mut signature = URL_SAFE_NO_PAD.decode(parts[2]).expect("base64");
         for at in [0, signature.len() / 2, signature.len() - 1] {
             signature[at] ^= 1;
             let token = [parts[0], parts[1], &URL_SAFE_NO_PAD.encode(&signature)].join(".");
-            assert_eq!(refused(&config, &token).await, TokenError::Signature);
+            assert_eq!(rejection(&config, &token).await, TokenError::Signature);
             signature[at] ^= 1;
         }
     }
@@ -172,7 +172,7 @@ async fn modified_token_is_rejected() {
 #[tokio::test]
 async fn malformed_tokens_return_specific_errors() {
     let config = trusting(&shared());
-    assert_eq!(refused(&config, "").await, TokenError::Missing);
+    assert_eq!(rejection(&config, "").await, TokenError::Missing);
     let token = shared().sign(&claims());
     let parts: Vec<&str> = token.split('.').collect();
     let padded = [&format!("{}==", parts[0]), parts[1], parts[2]].join(".");
@@ -190,7 +190,7 @@ async fn malformed_tokens_return_specific_errors() {
         "é.é.é",
     ] {
         assert_eq!(
-            refused(&config, malformed).await,
+            rejection(&config, malformed).await,
             TokenError::Malformed,
             "{malformed}"
         );
@@ -199,7 +199,7 @@ async fn malformed_tokens_return_specific_errors() {
         (MAX_TOKEN_BYTES, TokenError::Malformed),
         (MAX_TOKEN_BYTES + 1, TokenError::TooLong),
     ] {
-        assert_eq!(refused(&config, &"a".repeat(length)).await, expected);
+        assert_eq!(rejection(&config, &"a".repeat(length)).await, expected);
     }
 }
 
@@ -210,7 +210,7 @@ async fn unknown_crit_is_rejected_and_embedded_keys_are_ignored() {
     for crit in [json!(["exp"]), json!([]), json!(null), json!("b64")] {
         let token = signer.sign_with(&json!({"alg": "HS256", "crit": crit}), &claims());
         assert_eq!(
-            refused(&config, &token).await,
+            rejection(&config, &token).await,
             TokenError::UnsupportedCriticalHeader
         );
     }
@@ -218,9 +218,9 @@ async fn unknown_crit_is_rejected_and_embedded_keys_are_ignored() {
     let header = json!({"alg": "EdDSA", "jwk": attacker.jwk("k", json!({})),
         "jku": "https://evil.example/jwks", "x5u": "https://evil.example/x5u"});
     let token = attacker.sign_with(&header, &claims());
-    assert_eq!(refused(&config, &token).await, TokenError::Algorithm);
+    assert_eq!(rejection(&config, &token).await, TokenError::Algorithm);
     let kid = signer.sign_with(&json!({"alg": "HS256", "kid": 7}), &claims());
-    assert_eq!(refused(&config, &kid).await, TokenError::Malformed);
+    assert_eq!(rejection(&config, &kid).await, TokenError::Malformed);
 }
 
 #[tokio::test]
@@ -240,12 +240,12 @@ async fn exp_and_nbf_are_checked_with_leeway() {
     ] {
         let at = NOW as f64 + offset;
         let token = signer.sign(&with(json!({claim: at})));
-        let answer = check(&config, &token).await.err();
-        assert_eq!(answer, expected, "{claim} {offset}");
+        let result = check(&config, &token).await.err();
+        assert_eq!(result, expected, "{claim} {offset}");
     }
     config.leeway = Duration::ZERO;
     let token = signer.sign(&with(json!({"exp": NOW})));
-    assert_eq!(refused(&config, &token).await, TokenError::Expired);
+    assert_eq!(rejection(&config, &token).await, TokenError::Expired);
     config.leeway = Duration::MAX;
     let token = signer.sign(&with(json!({"exp": 0, "nbf": 253_000_000_000_i64})));
     assert!(check(&config, &token).await.is_ok());
@@ -288,11 +288,15 @@ async fn missing_or_mistyped_required_claims_are_rejected() {
         ("jobs", json!(null), TokenError::Malformed),
     ] {
         let token = signer.sign(&with(json!({claim: value})));
-        assert_eq!(refused(&config, &token).await, expected, "{claim} {value}");
+        assert_eq!(
+            rejection(&config, &token).await,
+            expected,
+            "{claim} {value}"
+        );
     }
     let twice = format!(r#"{{"sub":"a","sub":"b","exp":{}}}"#, NOW + 60);
     let token = signer.sign_text(r#"{"alg":"HS256"}"#, &twice);
-    assert_eq!(refused(&config, &token).await, TokenError::Malformed);
+    assert_eq!(rejection(&config, &token).await, TokenError::Malformed);
 }
 
 #[tokio::test]
@@ -343,8 +347,8 @@ async fn issuer_and_audience_are_required_when_configured() {
         } else {
             all[claim] = value.clone();
         }
-        let answer = check(&config, &signer.sign(&all)).await.err();
-        assert_eq!(answer, expected, "{claim} {value}");
+        let result = check(&config, &signer.sign(&all)).await.err();
+        assert_eq!(result, expected, "{claim} {value}");
     }
     let anywhere = trusting(&signer);
     for aud in [json!("other"), json!(["x", 5])] {

@@ -1,7 +1,6 @@
-//! A token that is still to be proven, and what proves it.
+//! A token before verification, and the verification of its signature.
 //!
-//! Invariant: what an unproven header says of keys and algorithms only narrows the choice of keys; claims are
-//! read once the signature holds.
+//! The unverified header only narrows the choice of keys. Claims are read after the signature is verified.
 
 use std::str::FromStr;
 
@@ -15,10 +14,10 @@ use super::TokenError;
 use super::claims::{ClaimRequirements, Claims};
 use super::keys::VerifyingKey;
 
-/// The longest token that is looked at, in bytes.
+/// Maximum length of a token in bytes.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// A JWT with what it says, unproven, of how to prove it.
+/// A JWT whose header is parsed and whose signature is not verified.
 pub struct UnverifiedToken<'t> {
     text: &'t str,
     algorithm: Algorithm,
@@ -26,10 +25,10 @@ pub struct UnverifiedToken<'t> {
 }
 
 impl<'t> UnverifiedToken<'t> {
-    /// Reads the header; nothing is proven yet.
+    /// Parses the header. Verifies nothing.
     ///
     /// # Errors
-    /// A [`Refused`] for what is no JWT, or none that any key could prove.
+    /// Returns a [`TokenError`] if the text is not a JWT, or if no key could verify it.
     pub fn read(text: &'t str) -> Result<Self, TokenError> {
         if text.is_empty() {
             return Err(TokenError::Missing);
@@ -63,10 +62,10 @@ impl<'t> UnverifiedToken<'t> {
         })
     }
 
-    /// Proves that a holder of one of these published keys signed it, and that it says what is expected.
+    /// Verifies the signature with one of these published keys, and checks the claims.
     ///
     /// # Errors
-    /// A [`Refused`]; it [may pass](Self::may_pass_later) with other keys.
+    /// Returns a [`TokenError`]. Newer keys [may verify it](Self::may_verify_with_newer_keys).
     pub fn verify_with_published_keys<'k>(
         &self,
         keys: impl IntoIterator<Item = &'k VerifyingKey>,
@@ -77,40 +76,41 @@ impl<'t> UnverifiedToken<'t> {
         expected.check(&claims, now).map(|_| ())
     }
 
-    /// Checks the signature with every key that fits; the claims are not looked at yet.
+    /// Verifies the signature with each matching key. Returns the claims, which are not yet validated.
     pub(super) fn verify_signature<'k>(
         &self,
         keys: impl IntoIterator<Item = &'k VerifyingKey>,
     ) -> Result<Claims, TokenError> {
-        let mut refused = TokenError::Algorithm;
+        let mut error = TokenError::Algorithm;
         for key in keys {
             if !key.may_use(self.algorithm) {
                 continue;
             }
             if !key.matches_kid(self.key_id.as_deref()) {
-                if refused == TokenError::Algorithm {
-                    refused = TokenError::UnknownKey;
+                if error == TokenError::Algorithm {
+                    error = TokenError::UnknownKey;
                 }
                 continue;
             }
             match key.decode(self.text) {
-                Err(TokenError::Signature) => refused = TokenError::Signature,
-                answer => return answer,
+                Err(TokenError::Signature) => error = TokenError::Signature,
+                result => return result,
             }
         }
-        Err(refused)
+        Err(error)
     }
 
-    /// Whether it wants a shared secret, which no published key set holds.
+    /// Returns whether the token is signed with a shared secret, which no published key set contains.
     #[must_use]
     pub fn uses_shared_secret(&self) -> bool {
         self.algorithm.family() == AlgorithmFamily::Hmac
     }
 
-    /// Whether a newer key set could turn this refusal round: a key known by its id that did not sign stays so.
+    /// Returns whether a newer key set could verify the token after this error. A signature mismatch with a key that
+    /// was selected by its id is permanent.
     #[must_use]
-    pub fn may_verify_with_newer_keys(&self, refused: &TokenError) -> bool {
-        match refused {
+    pub fn may_verify_with_newer_keys(&self, error: &TokenError) -> bool {
+        match error {
             TokenError::Algorithm | TokenError::UnknownKey => true,
             TokenError::Signature => self.key_id.is_none(),
             TokenError::Missing

@@ -1,6 +1,6 @@
-//! The hub's own proofs: the token in a job's callback URL, and links that hold until a time.
+//! Tokens that the hub signs for itself: callback tokens and time-limited grants.
 //!
-//! Invariant: every MAC names its purpose, so a proof made for one use never passes for another.
+//! Every MAC covers its purpose, so a token for one purpose is never valid for another.
 
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -8,16 +8,16 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
-/// Keeps this key apart from any other use of the same configured secret.
+/// Domain separation from other uses of the same configured secret.
 const DOMAIN: &[u8] = b"progress-hub callback key v1";
 
 const JOB_CALLBACK: &str = "job-callback";
 
-/// Signs what the hub gives away in URLs. Every node of a hub must have the same secret.
+/// Signs callback tokens and grants. All nodes of a cluster must have the same secret.
 #[derive(Clone)]
 pub struct CallbackKey(hmac::Key);
 
-/// The configured callback secret is empty, so anybody could make tokens.
+/// The configured callback secret is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("secret is empty")]
 pub struct EmptySecret;
@@ -26,7 +26,7 @@ impl CallbackKey {
     /// Derives the key from the configured secret, which should have at least 32 random bytes.
     ///
     /// # Errors
-    /// [`EmptySecret`].
+    /// Returns [`EmptySecret`] if the secret is empty.
     pub fn new(secret: &SecretString) -> Result<Self, EmptySecret> {
         let secret = secret.expose_secret().as_bytes();
         if secret.is_empty() {
@@ -37,27 +37,30 @@ impl CallbackKey {
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref())))
     }
 
-    /// The last segment of a job's callback URL: `<job id>.<256-bit MAC, url-safe base64>`. It is for this
-    /// provider only; its name has no space.
+    /// Returns the last segment of a job's callback URL: `<job id>.<256-bit MAC, url-safe base64>`. The token is valid
+    /// for this provider only. `provider` must not contain a space.
     pub fn callback_token(&self, provider: &str, job_id: &str) -> String {
-        let mac = self.mac(JOB_CALLBACK, &bound(provider, job_id));
+        let mac = self.mac(JOB_CALLBACK, &callback_message(provider, job_id));
         format!("{job_id}.{mac}")
     }
 
-    /// The job that a callback token was made for, if this key made it for this provider.
+    /// Verifies a callback token and returns its job id. Returns `None` if this key did not sign it for `provider`.
     pub fn verify_callback_token<'t>(&self, provider: &str, token: &'t str) -> Option<&'t str> {
         let (job_id, mac) = token.rsplit_once('.')?;
-        self.verify_mac(JOB_CALLBACK, &bound(provider, job_id), mac)
+        self.verify_mac(JOB_CALLBACK, &callback_message(provider, job_id), mac)
             .then_some(job_id)
     }
 
-    /// A proof (`<unix seconds>.<MAC>`) that `subject` may be used for `purpose` until `until`.
+    /// Returns a grant (`<unix seconds>.<MAC>`) for `subject` and `purpose` that expires at `until`.
     pub fn sign_grant(&self, purpose: &'static str, subject: &str, until: Timestamp) -> String {
         let until = until.as_second();
-        format!("{until}.{}", self.mac(purpose, &timed(subject, until)))
+        format!(
+            "{until}.{}",
+            self.mac(purpose, &grant_message(subject, until))
+        )
     }
 
-    /// Whether `grant` was made by this key for the same purpose and subject and still holds at `now`.
+    /// Returns whether this key signed `grant` for the same purpose and subject, and it has not expired at `now`.
     pub fn verify_grant(
         &self,
         purpose: &'static str,
@@ -71,16 +74,16 @@ impl CallbackKey {
         let Ok(until) = until.parse::<i64>() else {
             return false;
         };
-        self.verify_mac(purpose, &timed(subject, until), mac) && now.as_second() < until
+        self.verify_mac(purpose, &grant_message(subject, until), mac) && now.as_second() < until
     }
 
-    /// The MAC of `message` for `purpose`, in url-safe base64.
+    /// Returns the MAC of `message` for `purpose`, in url-safe base64.
     pub fn mac(&self, purpose: &'static str, message: &str) -> String {
         let tag = hmac::sign(&self.0, &content(purpose, message));
         URL_SAFE_NO_PAD.encode(tag)
     }
 
-    /// Whether `mac` is [`seal`](Self::seal)'s answer for the same purpose and message, in constant time.
+    /// Returns whether `mac` is the [`mac`](Self::mac) of the same purpose and message, in constant time.
     pub fn verify_mac(&self, purpose: &'static str, message: &str, mac: &str) -> bool {
         let Ok(tag) = URL_SAFE_NO_PAD.decode(mac) else {
             return false;
@@ -89,15 +92,15 @@ impl CallbackKey {
     }
 }
 
-fn bound(provider: &str, job_id: &str) -> String {
+fn callback_message(provider: &str, job_id: &str) -> String {
     format!("{provider} {job_id}")
 }
 
-fn timed(subject: &str, until: i64) -> String {
+fn grant_message(subject: &str, until: i64) -> String {
     format!("{until} {subject}")
 }
 
-/// Length first, so that no purpose and message can be read as another pair.
+/// Encodes purpose and message with a length prefix, so that no two pairs have the same encoding.
 fn content(purpose: &str, message: &str) -> Vec<u8> {
     let length = (purpose.len() as u64).to_be_bytes();
     [&length, purpose.as_bytes(), message.as_bytes()].concat()

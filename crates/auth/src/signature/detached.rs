@@ -1,7 +1,6 @@
-//! Signatures that a provider describes by data: in which header they stand, how they are written, what they
-//! cover, and with which kind of key they are made.
+//! Signatures in custom headers, described by the provider definition: header, encoding, signed content and key type.
 //!
-//! Invariant: the timestamp is read only after the signature that covers it was proven.
+//! The timestamp is read only after the signature that covers it is verified.
 
 use std::borrow::Cow;
 
@@ -13,12 +12,12 @@ use url::Url;
 
 use super::key::{BASE64, BASE64URL, Key, VerificationKey};
 use super::spec::SchemeSpec;
-use super::template::{Fields, Template, field, hex, unhex};
+use super::template::{Fields, Template, field};
 use super::{
     CannotSign, Headers, MAX_SIGNATURES, Request, SignatureError, Trust, check_fresh, required,
 };
 
-/// An HMAC in a header of the provider's own.
+/// An HMAC in a custom header.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "SchemeSpec")]
 pub struct Hmac {
@@ -28,7 +27,7 @@ pub struct Hmac {
     pub(super) key_prefix: String,
 }
 
-/// Ed25519 in a header of the provider's own.
+/// An Ed25519 signature in a custom header.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "SchemeSpec")]
 pub struct Ed25519 {
@@ -37,14 +36,14 @@ pub struct Ed25519 {
     pub(super) jwks_url: Option<Url>,
 }
 
-/// Where a signature stands and what it covers.
+/// The header of a signature and the content that it covers.
 #[derive(Debug, Clone)]
 pub(super) struct Envelope {
-    /// The first of these that is present carries the signature.
+    /// Header names. The first one present carries the signature.
     pub(super) headers: Vec<String>,
     pub(super) encoding: Encoding,
     pub(super) prefix: String,
-    /// Set when the header is a list of fields (`t=…,v1=…`): the field, or fields, with the signature.
+    /// Name of the field with the signature, if the header is a list of fields (`t=…,v1=…`). It may occur repeatedly.
     pub(super) signature_field: Option<String>,
     pub(super) signed: Template,
     pub(super) timestamp: Option<TimestampSource>,
@@ -94,7 +93,7 @@ impl Digest {
 impl Encoding {
     fn decode(self, text: &str) -> Option<Vec<u8>> {
         match self {
-            Self::Hex => unhex(text),
+            Self::Hex => hex::decode(text).ok(),
             Self::Base64 => BASE64.decode(text).ok(),
             Self::Base64url => BASE64URL.decode(text).ok(),
         }
@@ -102,7 +101,7 @@ impl Encoding {
 
     fn encode(self, bytes: &[u8]) -> String {
         match self {
-            Self::Hex => hex(bytes),
+            Self::Hex => hex::encode(bytes),
             Self::Base64 => BASE64.encode(bytes),
             Self::Base64url => BASE64URL.encode(bytes),
         }
@@ -118,24 +117,24 @@ impl Envelope {
         }
     }
 
-    /// Reads what the request claims, with nothing proven.
+    /// Extracts the signatures and the signed content. Verifies nothing.
     fn claim<'s, 'r>(
         &'s self,
         request: &Request<'r>,
     ) -> Result<SignatureClaim<'s, 'r>, SignatureError> {
-        let (carrier, value) = self.carrier(request.headers)?;
+        let (header_name, value) = self.signature_header(request.headers)?;
         let fields = self.fields(value);
         Ok(SignatureClaim {
-            content: self.signed.render(request, (carrier, &fields))?,
-            signatures: self.tags(carrier, value, &fields)?,
+            content: self.signed.render(request, (header_name, &fields))?,
+            signatures: self.signatures(header_name, value, &fields)?,
             envelope: self,
-            header_name: carrier,
+            header_name,
             fields,
         })
     }
 
-    /// The header that carries the signature, and its value.
-    fn carrier<'s, 'h>(
+    /// Returns the name and value of the header that carries the signature.
+    fn signature_header<'s, 'h>(
         &'s self,
         headers: &'h dyn Headers,
     ) -> Result<(&'s str, &'h str), SignatureError> {
@@ -157,14 +156,14 @@ impl Envelope {
         }
     }
 
-    /// The signatures in the header, decoded; those that cannot be decoded cannot match either.
-    fn tags(
+    /// Decodes the signatures in the header. Skips those that cannot be decoded.
+    fn signatures(
         &self,
-        carrier: &str,
+        header_name: &str,
         value: &str,
         fields: &Fields<'_>,
     ) -> Result<Vec<Vec<u8>>, SignatureError> {
-        let written: Vec<&str> = match &self.signature_field {
+        let encoded: Vec<&str> = match &self.signature_field {
             Some(name) => fields
                 .iter()
                 .filter(|(key, _)| key == name)
@@ -172,7 +171,7 @@ impl Envelope {
                 .collect(),
             None => value.split_ascii_whitespace().collect(),
         };
-        let tags: Vec<_> = written
+        let signatures: Vec<_> = encoded
             .into_iter()
             .filter_map(|text| {
                 let bare = text.strip_prefix(&self.prefix).unwrap_or(text);
@@ -180,46 +179,44 @@ impl Envelope {
             })
             .take(MAX_SIGNATURES)
             .collect();
-        if tags.is_empty() {
-            return Err(SignatureError::Malformed(carrier.into()));
+        if signatures.is_empty() {
+            return Err(SignatureError::Malformed(header_name.into()));
         }
-        Ok(tags)
+        Ok(signatures)
     }
 }
 
-/// A signature as it stands in a request.
+/// The signatures of a request before verification.
 struct SignatureClaim<'s, 'r> {
     envelope: &'s Envelope,
     header_name: &'s str,
     fields: Fields<'r>,
-    /// What must have been signed.
+    /// The content that must have been signed.
     content: Cow<'r, [u8]>,
-    /// The signatures, of which one must hold.
+    /// The decoded signatures. One of them must be valid.
     signatures: Vec<Vec<u8>>,
 }
 
 impl SignatureClaim<'_, '_> {
-    /// Checks it with any of `provers`, and gives the signed message id.
-    fn prove(
+    /// Verifies the claim with any of `keys` and returns the signed message id.
+    fn verify(
         &self,
         headers: &dyn Headers,
-        provers: &[VerificationKey],
+        keys: &[VerificationKey],
         now: Timestamp,
     ) -> Result<Option<String>, SignatureError> {
-        let is_proven = |tag: &Vec<u8>| {
-            let mut provers = provers.iter();
-            provers.any(|prover| prover.verify(&self.content, tag))
-        };
-        if !self.signatures.iter().any(is_proven) {
+        let is_valid =
+            |signature: &Vec<u8>| keys.iter().any(|key| key.verify(&self.content, signature));
+        if !self.signatures.iter().any(is_valid) {
             return Err(SignatureError::Mismatch);
         }
         match &self.envelope.timestamp {
             Some(TimestampSource::Header(name)) => {
-                check_fresh(required(headers, name)?, name, now)?
+                check_fresh(required(headers, name)?, name, now)?;
             }
             Some(TimestampSource::Field(name)) => {
-                let written = field(&self.fields, name).unwrap_or_default();
-                check_fresh(written, self.header_name, now)?;
+                let timestamp = field(&self.fields, name).unwrap_or_default();
+                check_fresh(timestamp, self.header_name, now)?;
             }
             None => {}
         }
@@ -240,13 +237,15 @@ impl Hmac {
         keys: &[Key],
         now: Timestamp,
     ) -> Result<Option<String>, SignatureError> {
-        let provers: Vec<VerificationKey> =
-            keys.iter().filter_map(|key| self.prover(key)).collect();
-        if provers.is_empty() {
+        let keys: Vec<VerificationKey> = keys
+            .iter()
+            .filter_map(|key| self.verification_key(key))
+            .collect();
+        if keys.is_empty() {
             return Err(SignatureError::NoKeyConfigured);
         }
         let claim = self.envelope.claim(request)?;
-        claim.prove(request.headers, &provers, now)
+        claim.verify(request.headers, &keys, now)
     }
 
     pub(super) fn sign(
@@ -256,11 +255,11 @@ impl Hmac {
         body: &[u8],
         now: Timestamp,
     ) -> Result<Vec<(String, String)>, CannotSign> {
-        let Some(VerificationKey::Hmac(key)) = self.prover(key) else {
+        let Some(VerificationKey::Hmac(key)) = self.verification_key(key) else {
             return Err(CannotSign);
         };
         let envelope = &self.envelope;
-        let carrier = envelope.headers.first().ok_or(CannotSign)?;
+        let header_name = envelope.headers.first().ok_or(CannotSign)?;
         let seconds = now.as_second().to_string();
         let mut sent = Vec::new();
         let mut fields: Fields<'_> = Vec::new();
@@ -278,33 +277,33 @@ impl Hmac {
                 body,
                 url: "",
             };
-            let content = envelope.signed.render(&request, (carrier, &fields));
+            let content = envelope.signed.render(&request, (header_name, &fields));
             hmac::sign(&key, &content.map_err(|_| CannotSign)?)
         };
-        let written = format!(
+        let encoded = format!(
             "{}{}",
             envelope.prefix,
             envelope.encoding.encode(tag.as_ref())
         );
         let value = match &envelope.signature_field {
             Some(name) => {
-                fields.push((name, &written));
+                fields.push((name, &encoded));
                 let pairs: Vec<_> = fields.iter().map(|(k, v)| format!("{k}={v}")).collect();
                 pairs.join(",")
             }
-            None => written,
+            None => encoded,
         };
-        sent.push((carrier.clone(), value));
+        sent.push((header_name.clone(), value));
         Ok(sent)
     }
 
     pub(super) fn key_problem(&self, key: &Key) -> Option<&'static str> {
-        if self.prover(key).is_some() {
+        if self.verification_key(key).is_some() {
             return None;
         }
         Some(match (key, self.key) {
             (Key::Ed25519 { .. } | Key::Token(_), _) => {
-                "this scheme takes a secret, not a public key"
+                "this scheme uses a secret, not a public key"
             }
             (Key::Secret(_), KeyEncoding::Raw) => "the secret is empty",
             (Key::Secret(_), KeyEncoding::Base64) => "the secret is empty or not base64",
@@ -312,13 +311,13 @@ impl Hmac {
         })
     }
 
-    fn prover(&self, key: &Key) -> Option<VerificationKey> {
+    fn verification_key(&self, key: &Key) -> Option<VerificationKey> {
         let text = key.secret()?;
         let bare = text.strip_prefix(&self.key_prefix).unwrap_or(text);
         let secret = match self.key {
             KeyEncoding::Raw => Cow::Borrowed(bare.as_bytes()),
             KeyEncoding::Base64 => Cow::Owned(BASE64.decode(bare).ok()?),
-            KeyEncoding::Hex => Cow::Owned(unhex(bare)?),
+            KeyEncoding::Hex => Cow::Owned(hex::decode(bare).ok()?),
         };
         VerificationKey::hmac(self.digest.algorithm(), &secret)
     }
@@ -335,32 +334,34 @@ impl Ed25519 {
         keys: &[Key],
         now: Timestamp,
     ) -> Result<Option<String>, SignatureError> {
-        // What no key can prove is refused before there is any.
+        // A malformed request is rejected even if no key is available.
         let claim = self.envelope.claim(request)?;
-        let named = self.key_id_header.as_deref();
-        let named = named.and_then(|name| request.headers.get(name));
-        let (mut has_any, mut has_named) = (false, false);
-        let mut provers = Vec::new();
+        let key_id_header = self.key_id_header.as_deref();
+        let key_id = key_id_header.and_then(|name| request.headers.get(name));
+        let (mut has_key, mut has_requested_key) = (false, false);
+        let mut candidates = Vec::new();
         for key in keys {
             match key {
                 Key::Ed25519 { id, public } => {
-                    has_any = true;
-                    has_named |= named.is_some() && id.as_deref() == named;
-                    // A key without a name may be the one that is meant.
-                    if named.is_none() || id.is_none() || id.as_deref() == named {
-                        provers.push(VerificationKey::Ed25519(*public));
+                    has_key = true;
+                    has_requested_key |= key_id.is_some() && id.as_deref() == key_id;
+                    // A key without an id matches every request.
+                    if key_id.is_none() || id.is_none() || id.as_deref() == key_id {
+                        candidates.push(VerificationKey::Ed25519(*public));
                     }
                 }
                 Key::Secret(_) | Key::Token(_) => {}
             }
         }
-        match (has_any, provers.is_empty()) {
-            (false, _) => Err(SignatureError::NoKeyConfigured),
-            (true, true) => Err(SignatureError::UnknownKey),
-            (true, false) => match claim.prove(request.headers, &provers, now) {
-                Err(SignatureError::Mismatch) if has_named => Err(SignatureError::Forged),
-                answer => answer,
-            },
+        if !has_key {
+            return Err(SignatureError::NoKeyConfigured);
+        }
+        if candidates.is_empty() {
+            return Err(SignatureError::UnknownKey);
+        }
+        match claim.verify(request.headers, &candidates, now) {
+            Err(SignatureError::Mismatch) if has_requested_key => Err(SignatureError::Forged),
+            result => result,
         }
     }
 }

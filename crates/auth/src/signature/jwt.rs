@@ -1,7 +1,6 @@
-//! A token (JWT) that the provider signs for this very webhook, with a key that it publishes.
+//! A JWT that the provider signs for each webhook with a published key.
 //!
-//! Invariant: whether such a token binds the body is its provider's secret, so it never proves the body. It must
-//! expire, and name the webhook's own address as its audience.
+//! The token must have `exp`, and the webhook URL as `aud`. It does not cover the body.
 
 use std::time::Duration;
 
@@ -14,18 +13,18 @@ use super::spec::HeaderName;
 use super::{Request, SignatureError, required};
 use crate::jwt::{ClaimRequirements, TokenError, UnverifiedToken};
 
-/// How far clocks may differ where a token expires.
+/// Clock skew that is tolerated for `exp` and `nbf`.
 const LEEWAY: Duration = Duration::from_secs(30);
 
-/// Where the token stands, and whose it is.
+/// The header that carries the token, and its issuer.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Jwt {
     header: HeaderName,
-    /// Before the token, as `Bearer `; it may be absent.
+    /// Optional prefix of the token, such as `Bearer `.
     #[serde(default)]
     prefix: String,
-    /// The `iss` that it must have. Default: not checked.
+    /// Required `iss`. Default: not checked.
     issuer: Option<String>,
     pub(super) jwks_url: Option<Url>,
 }
@@ -40,7 +39,7 @@ impl Jwt {
         let malformed = || SignatureError::Malformed((*self.header).into());
         let sent = required(request.headers, &self.header)?;
         let sent = sent.strip_prefix(&self.prefix).unwrap_or(sent);
-        // What no key can prove is refused before there is any.
+        // A malformed token is rejected even if no key is available.
         let token = UnverifiedToken::read(sent).map_err(|_| malformed())?;
         if token.uses_shared_secret() {
             return Err(malformed());
@@ -56,15 +55,15 @@ impl Jwt {
         };
         token
             .verify_with_published_keys(keys(), &expected, now)
-            .map_err(|refused| match &refused {
+            .map_err(|error| match &error {
                 TokenError::Algorithm | TokenError::UnknownKey => SignatureError::UnknownKey,
-                TokenError::Signature if token.may_verify_with_newer_keys(&refused) => {
+                TokenError::Signature if token.may_verify_with_newer_keys(&error) => {
                     SignatureError::Mismatch
                 }
                 TokenError::Signature => SignatureError::Forged,
                 TokenError::Expired | TokenError::NotYetValid => SignatureError::StaleTimestamp,
                 TokenError::Issuer | TokenError::Audience | TokenError::MissingClaim(_) => {
-                    SignatureError::Claim(refused)
+                    SignatureError::Claim(error)
                 }
                 TokenError::Missing
                 | TokenError::TooLong

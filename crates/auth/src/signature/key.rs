@@ -1,6 +1,6 @@
-//! What a signature is proven with: a shared secret from the configuration, or public keys of a JWKS.
+//! Keys that verify signatures: shared secrets of the configuration and public keys of a JWKS.
 //!
-//! Invariant: `Debug` never shows a secret, and a public key never serves as a secret.
+//! `Debug` output contains no secret. A public key is never used as a secret.
 
 use std::sync::Arc;
 
@@ -17,27 +17,27 @@ use crate::jwt::VerifyingKey;
 const PADDING_OPTIONAL: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 
-/// Standard alphabet; padded when written, either way when read.
+/// Standard alphabet. Encodes with padding, decodes with or without.
 pub(super) const BASE64: GeneralPurpose =
     GeneralPurpose::new(&alphabet::STANDARD, PADDING_OPTIONAL);
 
-/// URL-safe alphabet; padded when written, either way when read.
+/// URL-safe alphabet. Encodes with padding, decodes with or without.
 pub(super) const BASE64URL: GeneralPurpose =
     GeneralPurpose::new(&alphabet::URL_SAFE, PADDING_OPTIONAL);
 
-/// One of the keys that may have signed; several at once are how keys rotate.
+/// A key that may have signed a webhook. Several keys are valid at once during rotation.
 #[derive(Debug, Clone)]
 pub enum Key {
-    /// A secret shared with the provider, as written in its console.
+    /// A secret shared with the provider, as shown in its console.
     Secret(SecretString),
     /// An Ed25519 public key.
     Ed25519 {
-        /// The name that the provider gives it.
+        /// `kid` of the key.
         id: Option<String>,
         /// The 32 bytes of the key.
         public: [u8; 32],
     },
-    /// A public key that proves tokens.
+    /// A public key that verifies JWTs.
     Token(Arc<VerifyingKey>),
 }
 
@@ -48,14 +48,14 @@ impl From<SecretString> for Key {
 }
 
 impl Key {
-    /// The Ed25519 signing keys of a JWKS document; keys of any other kind or use are left out. None when the
-    /// document is no key set at all.
+    /// Parses a JWKS and returns its Ed25519 signing keys. Skips other keys. Returns `None` if the document is not a
+    /// key set.
     pub fn ed25519_of(document: &[u8]) -> Option<Vec<Self>> {
         let set: KeySet = serde_json::from_slice(document).ok()?;
         Some(set.keys.into_iter().filter_map(Self::from_jwk).collect())
     }
 
-    /// The keys of a JWKS document that prove tokens, likewise.
+    /// Parses a JWKS and returns the keys that verify JWTs, or `None` if the document is not a key set.
     pub fn tokens_of(document: &[u8]) -> Option<Vec<Self>> {
         let keys = VerifyingKey::from_jwks(document)?;
         Some(keys.into_iter().map(Arc::new).map(Self::Token).collect())
@@ -106,19 +106,19 @@ struct Jwk {
     alg: Option<String>,
 }
 
-/// A key made ready to check signatures.
+/// A decoded key that verifies signatures.
 pub(super) enum VerificationKey {
     Hmac(Box<hmac::Key>),
     Ed25519([u8; 32]),
 }
 
 impl VerificationKey {
-    /// None for an empty secret, with which anybody could sign.
+    /// Creates an HMAC key. Returns `None` for an empty secret, which anyone could sign with.
     pub(super) fn hmac(algorithm: hmac::Algorithm, secret: &[u8]) -> Option<Self> {
         (!secret.is_empty()).then(|| Self::Hmac(Box::new(hmac::Key::new(algorithm, secret))))
     }
 
-    /// Whether `tag` is this key's signature of `content`, in constant time.
+    /// Returns whether `tag` is a signature of `content` with this key, in constant time.
     pub(super) fn verify(&self, content: &[u8], tag: &[u8]) -> bool {
         match self {
             Self::Hmac(key) => hmac::verify(key, content, tag).is_ok(),

@@ -1,6 +1,4 @@
-//! How a provider proves its webhooks: the kinds there are, told apart by one word of the spec.
-//!
-//! Invariant: this alone makes [`Verified`] bytes, and only of a request that satisfies the scheme.
+//! The signature schemes. Only [`Scheme::verify`] creates [`Verified`] bytes.
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -12,31 +10,31 @@ use super::key::Key;
 use super::static_token::StaticToken;
 use super::{Request, SignatureError, Trust, Verified, standard};
 
-/// How a provider proves its webhooks: a table of its spec, told apart by the key `scheme`.
+/// A signature scheme: a table of the provider definition, selected by the key `scheme`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "scheme", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Scheme {
-    /// `webhook-id`, `webhook-timestamp`, `webhook-signature` as in the Standard Webhooks specification, with
-    /// `v1` (HMAC-SHA256, `whsec_` secrets) and `v1a` (Ed25519, `whpk_` keys).
+    /// Standard Webhooks: `webhook-id`, `webhook-timestamp` and `webhook-signature` with `v1` (HMAC-SHA256, `whsec_`
+    /// secrets) or `v1a` (Ed25519, `whpk_` keys).
     StandardWebhooks {},
-    /// An HMAC in a header of the provider's own.
+    /// An HMAC in a custom header.
     Hmac(Hmac),
-    /// Ed25519 in a header of the provider's own, with public keys of a JWKS.
+    /// An Ed25519 signature in a custom header, verified with the keys of a JWKS.
     Ed25519(Ed25519),
-    /// A token that names this webhook, with public keys of a JWKS: [`Trust::Unsigned`].
+    /// A JWT whose audience is the webhook URL, verified with the keys of a JWKS. [`Trust::Unsigned`].
     Jwt(Jwt),
-    /// A shared token that the provider sends back: [`Trust::Sender`].
+    /// A shared token that the provider sends with each webhook. [`Trust::SenderOnly`].
     StaticToken(StaticToken),
-    /// The provider signs nothing: [`Trust::Unsigned`].
+    /// No signature. [`Trust::Unsigned`].
     None {},
 }
 
 impl Scheme {
-    /// Proves a request with any one of `keys` at the time `now`.
+    /// Verifies a request with any of `keys` at the time `now`.
     ///
     /// # Errors
-    /// A [`Refusal`]. Without a key that fits the scheme it is [`Refusal::NoSecret`], where the request has the
-    /// scheme's form.
+    /// Returns a [`SignatureError`]. If no key is usable with the scheme and the request has its format, the error is
+    /// [`SignatureError::NoKeyConfigured`].
     pub fn verify<'a>(
         &self,
         request: &Request<'a>,
@@ -58,7 +56,7 @@ impl Scheme {
         })
     }
 
-    /// How far a request may be believed that satisfies it.
+    /// Returns how far a request that passes the scheme can be trusted.
     pub fn trust(&self) -> Trust {
         match self {
             Self::StandardWebhooks {} => Trust::Signed,
@@ -69,11 +67,11 @@ impl Scheme {
         }
     }
 
-    /// The headers with which the holder of `key` would send `body`: for tools, load and tests.
+    /// Signs `body` and returns the headers to send with it. For tools and tests.
     ///
     /// # Errors
-    /// [`CannotSign`] where the scheme has no secret to sign with, `key` does not fit it, or the signed content
-    /// has a header that is neither the message id nor the timestamp.
+    /// Returns [`CannotSign`] if the scheme does not sign with a secret, if `key` is not usable with it, or if the
+    /// signed content contains a header other than the message id and the timestamp.
     pub fn sign(
         &self,
         key: &Key,
@@ -90,7 +88,7 @@ impl Scheme {
         }
     }
 
-    /// What keeps `key` from proving anything under this scheme: for the check of the configuration.
+    /// Returns why `key` is not usable with this scheme, or `None` if it is.
     pub fn key_problem(&self, key: &Key) -> Option<&'static str> {
         match self {
             Self::StandardWebhooks {} => standard::key_problem(key),
@@ -98,13 +96,13 @@ impl Scheme {
             Self::StaticToken(_) => StaticToken::key_problem(key),
             Self::Ed25519(_) | Self::Jwt(_) => match key {
                 Key::Ed25519 { .. } | Key::Token(_) => None,
-                Key::Secret(_) => Some("this scheme takes public keys from a JWKS, not a secret"),
+                Key::Secret(_) => Some("this scheme uses public keys from a JWKS, not a secret"),
             },
             Self::None {} => None,
         }
     }
 
-    /// Whether the scheme can prove nothing without a configured secret.
+    /// Returns whether the scheme requires a configured secret.
     pub fn needs_secret(&self) -> bool {
         match self {
             Self::StandardWebhooks {} | Self::Hmac(_) | Self::StaticToken(_) => true,
@@ -112,7 +110,7 @@ impl Scheme {
         }
     }
 
-    /// How the scheme's keys are published, for schemes whose keys are.
+    /// Returns where the public keys of the scheme are published, or `None` if it uses no public keys.
     pub fn published(&self) -> Option<Published<'_>> {
         match self {
             Self::Ed25519(ed25519) => Some(Published {
@@ -130,16 +128,16 @@ impl Scheme {
     }
 }
 
-/// Where a scheme's public keys are published.
+/// The published key set of a scheme.
 #[derive(Clone, Copy)]
 pub struct Published<'s> {
-    /// The place that the spec knows.
+    /// JWKS URL from the provider definition.
     pub url: Option<&'s Url>,
-    /// How a key set is read; None for a document that is none.
+    /// Parses a key set. Returns `None` if the document is not a key set.
     pub read: fn(&[u8]) -> Option<Vec<Key>>,
 }
 
-/// The scheme and the key given cannot make a signature together.
+/// The scheme cannot sign with the given key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this scheme cannot sign with this key")]
 pub struct CannotSign;

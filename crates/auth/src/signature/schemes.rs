@@ -1,6 +1,6 @@
-//! One scheme or several, of which a webhook must satisfy one.
+//! One or more schemes. A webhook must pass one of them.
 //!
-//! Invariant: what proves nothing is never an alternative to what proves something.
+//! `none` cannot be combined with other schemes, because every request would pass.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 
 use super::Scheme;
 
-/// How a provider proves its webhooks: in its spec one table, or a list of them. At least one.
+/// The schemes of a provider definition: one table, or a list of tables. Never empty.
 #[derive(Debug, Clone)]
 pub struct Schemes(Vec<Scheme>);
 
@@ -34,7 +34,7 @@ impl<'de> Visitor<'de> for OneOrSeveral {
     type Value = Schemes;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a table, or a list of tables")
+        f.write_str("a table or a list of tables")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Schemes, A::Error> {
@@ -45,9 +45,11 @@ impl<'de> Visitor<'de> for OneOrSeveral {
         let schemes: Vec<Scheme> = Vec::deserialize(SeqAccessDeserializer::new(list))?;
         let has_none = schemes.iter().any(|one| matches!(one, Scheme::None {}));
         match schemes.len() {
-            0 => Err(A::Error::custom("signature: at least one scheme")),
+            0 => Err(A::Error::custom(
+                "signature: at least one scheme is required",
+            )),
             2.. if has_none => Err(A::Error::custom(
-                "signature: 'none' proves nothing, so it can't be one of several schemes",
+                "signature: 'none' cannot be combined with other schemes",
             )),
             _ => Ok(Schemes(schemes)),
         }

@@ -1,6 +1,6 @@
-//! The table of a provider's spec that describes a detached signature, and what makes one senseless.
+//! Parsing and validation of the table that describes a signature in a custom header.
 //!
-//! Invariant: a signature that is read from a table covers its own timestamp and message id.
+//! A valid signature covers its own timestamp and message id.
 
 use std::ops::Deref;
 
@@ -8,20 +8,20 @@ use serde::Deserialize;
 use url::Url;
 
 use super::detached::{Digest, Ed25519, Encoding, Envelope, Hmac, KeyEncoding, TimestampSource};
-use super::template::{Template, is_word};
+use super::template::{Template, is_token};
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Names {
+enum HeaderNames {
     One(String),
-    Several(Vec<String>),
+    Many(Vec<String>),
 }
 
-/// The keys of a spec's table, for both kinds.
+/// The keys of the table, for HMAC and Ed25519.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SchemeSpec {
-    header: Names,
+    header: HeaderNames,
     encoding: Encoding,
     #[serde(default)]
     prefix: String,
@@ -45,15 +45,15 @@ fn whole_body() -> String {
 impl TryFrom<SchemeSpec> for Hmac {
     type Error = String;
 
-    fn try_from(mut table: SchemeSpec) -> Result<Self, String> {
-        if table.key_id_header.is_some() || table.jwks_url.is_some() {
-            return Err("key_id_header and jwks_url belong to ed25519".to_owned());
+    fn try_from(mut spec: SchemeSpec) -> Result<Self, String> {
+        if spec.key_id_header.is_some() || spec.jwks_url.is_some() {
+            return Err("key_id_header and jwks_url require scheme = \"ed25519\"".to_owned());
         }
         Ok(Self {
-            digest: table.digest.take().unwrap_or_default(),
-            key: table.key.take().unwrap_or_default(),
-            key_prefix: table.key_prefix.take().unwrap_or_default(),
-            envelope: Envelope::try_from(table)?,
+            digest: spec.digest.take().unwrap_or_default(),
+            key: spec.key.take().unwrap_or_default(),
+            key_prefix: spec.key_prefix.take().unwrap_or_default(),
+            envelope: Envelope::try_from(spec)?,
         })
     }
 }
@@ -61,18 +61,18 @@ impl TryFrom<SchemeSpec> for Hmac {
 impl TryFrom<SchemeSpec> for Ed25519 {
     type Error = String;
 
-    fn try_from(mut table: SchemeSpec) -> Result<Self, String> {
-        if table.digest.is_some() || table.key.is_some() || table.key_prefix.is_some() {
-            return Err("digest, key and key_prefix belong to hmac".to_owned());
+    fn try_from(mut spec: SchemeSpec) -> Result<Self, String> {
+        if spec.digest.is_some() || spec.key.is_some() || spec.key_prefix.is_some() {
+            return Err("digest, key and key_prefix require scheme = \"hmac\"".to_owned());
         }
         Ok(Self {
-            key_id_header: table
+            key_id_header: spec
                 .key_id_header
                 .take()
                 .map(|name| header_name(&name))
                 .transpose()?,
-            jwks_url: table.jwks_url.take(),
-            envelope: Envelope::try_from(table)?,
+            jwks_url: spec.jwks_url.take(),
+            envelope: Envelope::try_from(spec)?,
         })
     }
 }
@@ -80,50 +80,51 @@ impl TryFrom<SchemeSpec> for Ed25519 {
 impl TryFrom<SchemeSpec> for Envelope {
     type Error = String;
 
-    fn try_from(table: SchemeSpec) -> Result<Self, String> {
-        let signed = Template::parse(&table.signed)?;
-        let headers = match table.header {
-            Names::One(name) => vec![name],
-            Names::Several(names) => names,
+    fn try_from(spec: SchemeSpec) -> Result<Self, String> {
+        let signed = Template::parse(&spec.signed)?;
+        let headers = match spec.header {
+            HeaderNames::One(name) => vec![name],
+            HeaderNames::Many(names) => names,
         };
         if headers.is_empty() {
-            return Err("header: at least one name".to_owned());
+            return Err("header: at least one name is required".to_owned());
         }
-        if table.signature_field.is_none()
-            && (signed.has_fields() || table.timestamp_field.is_some())
+        if spec.signature_field.is_none() && (signed.has_fields() || spec.timestamp_field.is_some())
         {
-            return Err("fields of the header need signature_field".to_owned());
+            return Err("signature_field is required if the header has fields".to_owned());
         }
-        let timestamp = match (table.timestamp_header, table.timestamp_field) {
+        let timestamp = match (spec.timestamp_header, spec.timestamp_field) {
             (Some(_), Some(_)) => {
-                return Err("timestamp_header and timestamp_field exclude each other".to_owned());
+                return Err(
+                    "timestamp_header and timestamp_field are mutually exclusive".to_owned(),
+                );
             }
             (Some(name), None) => Some(TimestampSource::Header(header_name(&name)?)),
             (None, field) => field.map(TimestampSource::Field),
         };
-        let covered = match &timestamp {
+        let is_covered = match &timestamp {
             Some(TimestampSource::Header(name)) => signed.covers_header(name),
             Some(TimestampSource::Field(name)) => signed.covers_field(name),
             None => true,
         };
-        if !covered {
-            return Err("the timestamp must be part of signed".to_owned());
+        if !is_covered {
+            return Err("signed must include the timestamp".to_owned());
         }
-        let id_header = table.id_header.map(|name| header_name(&name)).transpose()?;
+        let id_header = spec.id_header.map(|name| header_name(&name)).transpose()?;
         if id_header
             .as_ref()
             .is_some_and(|name| !signed.covers_header(name))
         {
-            return Err("id_header must be part of signed".to_owned());
+            return Err("signed must include id_header".to_owned());
         }
         Ok(Self {
             headers: headers
                 .iter()
                 .map(|name| header_name(name))
                 .collect::<Result<_, _>>()?,
-            encoding: table.encoding,
-            prefix: table.prefix,
-            signature_field: table.signature_field,
+            encoding: spec.encoding,
+            prefix: spec.prefix,
+            signature_field: spec.signature_field,
             signed,
             timestamp,
             id_header,
@@ -131,7 +132,7 @@ impl TryFrom<SchemeSpec> for Envelope {
     }
 }
 
-/// A header's name, in lower case.
+/// A header name in lower case.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct HeaderName(String);
@@ -153,7 +154,7 @@ impl Deref for HeaderName {
 }
 
 fn header_name(name: &str) -> Result<String, String> {
-    is_word(name)
+    is_token(name)
         .then(|| name.to_ascii_lowercase())
         .ok_or_else(|| format!("{name:?} is not a header name"))
 }

@@ -1,7 +1,7 @@
-//! Standard Webhooks: `id.timestamp.body`, signed by HMAC-SHA256 (`v1`) or Ed25519 (`v1a`).
+//! Standard Webhooks: `id.timestamp.body`, signed with HMAC-SHA256 (`v1`) or Ed25519 (`v1a`).
 //! Source: standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
 //!
-//! Invariant: a version's signature is checked only with that version's kind of key.
+//! A signature is checked only with keys of its version.
 
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -25,8 +25,8 @@ pub(super) fn verify(
     keys: &[Key],
     now: Timestamp,
 ) -> Result<String, SignatureError> {
-    let provers: Vec<(Version, VerificationKey)> = keys.iter().filter_map(prover).collect();
-    if provers.is_empty() {
+    let keys: Vec<(Version, VerificationKey)> = keys.iter().filter_map(verification_key).collect();
+    if keys.is_empty() {
         return Err(SignatureError::NoKeyConfigured);
     }
     let id = required(headers, ID)?;
@@ -41,13 +41,11 @@ pub(super) fn verify(
         .filter_map(signature)
         .take(MAX_SIGNATURES)
         .collect();
-    let proven = signatures.iter().any(|(version, tag)| {
-        let fitting = provers.iter().filter(|(of, _)| of == version);
-        fitting
-            .into_iter()
-            .any(|(_, prover)| prover.verify(&content, tag))
+    let is_verified = signatures.iter().any(|(version, tag)| {
+        keys.iter()
+            .any(|(of, key)| of == version && key.verify(&content, tag))
     });
-    if !proven {
+    if !is_verified {
         return Err(SignatureError::Mismatch);
     }
     check_fresh(timestamp, TIMESTAMP, now)?;
@@ -60,7 +58,7 @@ pub(super) fn sign(
     body: &[u8],
     now: Timestamp,
 ) -> Result<Vec<(String, String)>, CannotSign> {
-    let Some((Version::V1, VerificationKey::Hmac(key))) = prover(key) else {
+    let Some((Version::V1, VerificationKey::Hmac(key))) = verification_key(key) else {
         return Err(CannotSign);
     };
     let timestamp = now.as_second().to_string();
@@ -73,8 +71,8 @@ pub(super) fn sign(
 }
 
 pub(super) fn key_problem(key: &Key) -> Option<&'static str> {
-    prover(key).is_none().then_some(
-        "not a Standard Webhooks secret: whsec_ and base64, or whpk_ and the base64 of 32 bytes",
+    verification_key(key).is_none().then_some(
+        "not a Standard Webhooks secret; expected whsec_ and base64, or whpk_ and the base64 of 32 bytes",
     )
 }
 
@@ -82,7 +80,7 @@ fn content(id: &str, timestamp: &str, body: &[u8]) -> Vec<u8> {
     [id.as_bytes(), timestamp.as_bytes(), body].join(&b'.')
 }
 
-/// One entry of the list; None for unknown versions and for what is not base64.
+/// Parses one entry of the list. Returns `None` for an unknown version or invalid base64.
 fn signature(entry: &str) -> Option<(Version, Vec<u8>)> {
     let (version, tag) = entry.split_once(',')?;
     let version = match version {
@@ -93,7 +91,7 @@ fn signature(entry: &str) -> Option<(Version, Vec<u8>)> {
     Some((version, BASE64.decode(tag).ok()?))
 }
 
-fn prover(key: &Key) -> Option<(Version, VerificationKey)> {
+fn verification_key(key: &Key) -> Option<(Version, VerificationKey)> {
     match key {
         Key::Ed25519 { public, .. } => Some((Version::V1a, VerificationKey::Ed25519(*public))),
         Key::Secret(_) => {

@@ -1,6 +1,4 @@
-//! A shared token that the provider sends back with each webhook.
-//!
-//! Invariant: it shows who calls and covers no byte of what is said.
+//! A shared token that the provider sends with each webhook. It authenticates the sender and does not cover the body.
 
 use aws_lc_rs::constant_time;
 use secrecy::ExposeSecret;
@@ -10,12 +8,12 @@ use super::key::Key;
 use super::spec::HeaderName;
 use super::{CannotSign, Request, SignatureError, required};
 
-/// Where the token stands.
+/// The header that carries the token.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StaticToken {
     header: HeaderName,
-    /// Before the token, as `Bearer `; it may be absent.
+    /// Optional prefix of the token, such as `Bearer `.
     #[serde(default)]
     prefix: String,
 }
@@ -55,7 +53,7 @@ impl StaticToken {
                 .is_empty()
                 .then_some("the token is empty"),
             Key::Ed25519 { .. } | Key::Token(_) => {
-                Some("this scheme takes a token, not a public key")
+                Some("this scheme uses a token, not a public key")
             }
         }
     }

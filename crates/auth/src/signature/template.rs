@@ -1,8 +1,8 @@
-//! What a provider signs, as a small template: `{body}`, `{sha256:body}` (lower-case hex), `{header:NAME}`,
-//! `{json:/POINTER|/ANOTHER}` for what stands in the body (RFC 6901), and `{FIELD}` for a field of the signature
-//! header itself (`t=…,v1=…`).
+//! Template of the signed content. MiniJinja cannot serve here, because the body is raw bytes.
 //!
-//! Invariant: a template is understood whole when it is read from the spec; rendering can only miss a value.
+//! Placeholders: `{body}`, `{sha256:body}` (lower-case hex), `{header:NAME}`, `{json:/POINTER|/ANOTHER}` for the first
+//! value in the body that exists (RFC 6901), and `{FIELD}` for a field of the signature header (`t=…,v1=…`).
+//! A template is validated when it is parsed. Rendering fails only if a value is missing.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Request, SignatureError, required};
 
-/// The signed content, parsed.
+/// A parsed template of the signed content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Template(Vec<Part>);
 
@@ -22,7 +22,7 @@ enum Part {
     BodyDigest,
     Header(String),
     Field(String),
-    /// The text or number at the first of these places in the body that has one.
+    /// The text or number at the first of these JSON pointers that has one.
     Json(Vec<String>),
 }
 
@@ -41,7 +41,7 @@ impl Template {
             let (name, after) = from_open
                 .strip_prefix('{')
                 .and_then(|inside| inside.split_once('}'))
-                .ok_or("signed: a brace without its partner")?;
+                .ok_or("signed: unbalanced brace")?;
             parts.push(Part::parse(name)?);
             rest = after;
         }
@@ -49,7 +49,7 @@ impl Template {
             parts.push(Part::Text(rest.to_owned()));
         }
         if parts.iter().all(|part| matches!(part, Part::Text(_))) {
-            return Err("signed: nothing of the request is in it".to_owned());
+            return Err("signed: no placeholder".to_owned());
         }
         Ok(Self(parts))
     }
@@ -70,11 +70,11 @@ impl Template {
         self.0.iter().any(|part| matches!(part, Part::Field(_)))
     }
 
-    /// The bytes that were signed; `carrier` is the name of the header that holds `fields`.
+    /// Returns the signed bytes. `header_name` is the header that contains `fields`.
     pub(super) fn render<'r>(
         &self,
         &Request { headers, body, .. }: &Request<'r>,
-        (carrier, fields): (&str, &Fields<'_>),
+        (header_name, fields): (&str, &Fields<'_>),
     ) -> Result<Cow<'r, [u8]>, SignatureError> {
         if self.0 == [Part::Body] {
             return Ok(Cow::Borrowed(body));
@@ -86,18 +86,18 @@ impl Template {
                 Part::Body => content.extend_from_slice(body),
                 Part::BodyDigest => {
                     let digest = digest::digest(&digest::SHA256, body);
-                    content.extend_from_slice(hex(digest.as_ref()).as_bytes());
+                    content.extend_from_slice(hex::encode(digest).as_bytes());
                 }
                 Part::Header(name) => {
                     content.extend_from_slice(required(headers, name)?.as_bytes());
                 }
                 Part::Field(name) => {
                     let value = field(fields, name)
-                        .ok_or_else(|| SignatureError::Malformed(carrier.into()))?;
+                        .ok_or_else(|| SignatureError::Malformed(header_name.into()))?;
                     content.extend_from_slice(value.as_bytes());
                 }
                 Part::Json(pointers) => {
-                    content.extend_from_slice(pointed(pointers, body)?.as_bytes());
+                    content.extend_from_slice(json_value(pointers, body)?.as_bytes());
                 }
             }
         }
@@ -112,7 +112,7 @@ impl Template {
 impl Part {
     fn parse(name: &str) -> Result<Self, String> {
         match name.split_once(':') {
-            Some(("header", header)) if is_word(header) => {
+            Some(("header", header)) if is_token(header) => {
                 Ok(Self::Header(header.to_ascii_lowercase()))
             }
             Some(("sha256", "body")) => Ok(Self::BodyDigest),
@@ -120,20 +120,20 @@ impl Part {
                 Ok(Self::Json(pointers.split('|').map(str::to_owned).collect()))
             }
             None if name == "body" => Ok(Self::Body),
-            None if is_word(name) => Ok(Self::Field(name.to_owned())),
+            None if is_token(name) => Ok(Self::Field(name.to_owned())),
             Some(_) | None => Err(format!("signed: unknown placeholder {{{name}}}")),
         }
     }
 }
 
-/// The first field of that name.
+/// Returns the first field with this name.
 pub(super) fn field<'h>(fields: &Fields<'h>, name: &str) -> Option<&'h str> {
     let found = fields.iter().find(|(key, _)| *key == name);
     found.map(|(_, value)| *value)
 }
 
-/// What was signed of a body that is itself not proven: a text or a number, as it is written.
-fn pointed(pointers: &[String], body: &[u8]) -> Result<String, SignatureError> {
+/// Returns the text or number at the first matching pointer of the unverified body.
+fn json_value(pointers: &[String], body: &[u8]) -> Result<String, SignatureError> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
@@ -148,21 +148,7 @@ fn pointed(pointers: &[String], body: &[u8]) -> Result<String, SignatureError> {
         .ok_or_else(|| SignatureError::MissingValue(pointers.join(" or ").into()))
 }
 
-pub(super) fn is_word(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     !text.is_empty() && text.bytes().all(fits)
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Reads hex of either case; None for anything else.
-pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let byte = |[high, low]: &[u8; 2]| u8::try_from(digit(*high)? << 4 | digit(*low)?).ok();
-    rest.is_empty()
-        .then(|| pairs.iter().map(byte).collect())
-        .flatten()
 }

@@ -1,4 +1,4 @@
-//! Vectors of the providers, the refusals one by one, and properties over all bytes.
+//! The providers' test vectors, each reason for rejection, and properties.
 
 mod callback;
 mod properties;
@@ -16,7 +16,7 @@ use url::Url;
 
 type Pairs = Vec<(String, String)>;
 
-/// Where the webhooks of these tests are sent to.
+/// The webhook URL of these tests.
 const URL: &str = "https://hub.example.com/v1/webhooks/acme?a=b";
 
 const NOW: i64 = 1_756_720_800;
@@ -67,17 +67,17 @@ fn verify<'a>(
     scheme.verify(&request, keys, at(now))
 }
 
-fn refusal(
+fn rejection(
     scheme: &Scheme,
     headers: &Pairs,
     body: &[u8],
     keys: &[Key],
     now: i64,
 ) -> SignatureError {
-    verify(scheme, headers, body, keys, now).expect_err("a refusal")
+    verify(scheme, headers, body, keys, now).expect_err("rejected")
 }
 
-/// The schemes that the vectors speak of.
+/// The schemes of the vectors.
 const VECTOR_SCHEMES: &str = r#"
 standard_webhooks_v1 = { scheme = "standard_webhooks" }
 hmac_hex_body = { scheme = "hmac", header = "x-ai-signature", encoding = "hex", prefix = "sha256=" }
@@ -105,12 +105,12 @@ struct Vector {
 }
 
 #[test]
-fn every_vector_gets_its_answer() {
+fn vectors_verify_as_documented() {
     let file = include_str!("../../../../tests/fixtures/vectors.json");
     let file: Vectors = serde_json::from_str(file).expect("vectors");
     let schemes: BTreeMap<String, Scheme> = toml::from_str(VECTOR_SCHEMES).expect("schemes");
     assert_eq!(file.vectors.len(), 23);
-    let mut refusals = Vec::new();
+    let mut rejections = Vec::new();
     for vector in file.vectors {
         let scheme = &schemes[&vector.scheme];
         let mut keys: Vec<Key> = vector.secret.iter().map(|text| secret(text)).collect();
@@ -119,20 +119,20 @@ fn every_vector_gets_its_answer() {
         }
         assert!(keys.iter().all(|key| scheme.key_problem(key).is_none()));
         let (headers, body) = (vector.headers.into_iter().collect(), vector.body.as_bytes());
-        let answer = verify(scheme, &headers, body, &keys, vector.now);
-        assert_eq!(answer.is_ok(), vector.valid, "{}", vector.name);
-        match answer {
+        let result = verify(scheme, &headers, body, &keys, vector.now);
+        assert_eq!(result.is_ok(), vector.valid, "{}", vector.name);
+        match result {
             Ok(verified) => assert_eq!(verified.body(), body),
-            Err(refusal) => refusals.push((vector.name, refusal.code())),
+            Err(rejection) => rejections.push((vector.name, rejection.code())),
         }
     }
-    let mut refusals: Vec<_> = refusals
+    let mut rejections: Vec<_> = rejections
         .iter()
         .map(|(name, code)| (name.as_str(), *code))
         .collect();
-    refusals.sort_unstable();
+    rejections.sort_unstable();
     assert_eq!(
-        refusals,
+        rejections,
         [
             ("fal-ed25519-stale", "signature_stale"),
             ("fal-ed25519-wrong-user", "signature_mismatch"),
@@ -179,7 +179,7 @@ fn verification_fails_without_a_usable_key() {
         vec![secret("whsec_%%")],
     ] {
         assert_eq!(
-            refusal(&standard(), &sent, b"x", &keys, NOW),
+            rejection(&standard(), &sent, b"x", &keys, NOW),
             SignatureError::NoKeyConfigured
         );
         assert!(keys.iter().all(|key| standard().key_problem(key).is_some()));
@@ -187,11 +187,11 @@ fn verification_fails_without_a_usable_key() {
     let token = scheme("scheme = 'static_token'\nheader = 'x-token'");
     let empty: Pairs = vec![("x-token".into(), String::new())];
     assert_eq!(
-        refusal(&token, &empty, b"", &[secret("")], NOW),
+        rejection(&token, &empty, b"", &[secret("")], NOW),
         SignatureError::NoKeyConfigured
     );
     assert_eq!(
-        refusal(&timed_hmac(), &empty, b"", &[secret("")], NOW),
+        rejection(&timed_hmac(), &empty, b"", &[secret("")], NOW),
         SignatureError::NoKeyConfigured
     );
 }
@@ -205,11 +205,11 @@ fn static_token_must_match_and_does_not_cover_the_body() {
     assert_eq!(verified.trust(), Trust::SenderOnly);
     let wrong = [secret("ab"), secret("abcd"), secret("ABC")];
     assert_eq!(
-        refusal(&scheme, &sent, b"any", &wrong, NOW),
+        rejection(&scheme, &sent, b"any", &wrong, NOW),
         SignatureError::Mismatch
     );
     assert_eq!(
-        refusal(&scheme, &vec![], b"", &keys, NOW).code(),
+        rejection(&scheme, &vec![], b"", &keys, NOW).code(),
         "signature_missing"
     );
 }
@@ -253,15 +253,15 @@ fn v1a_is_checked_with_public_keys_only() {
     let keys = [secret(WHSEC), secret(&format!("whpk_{public}"))];
     assert!(verify(&standard(), &headers("v1a"), b"x", &keys, NOW).is_ok());
     for (version, keys) in [("v1", &keys[..]), ("v1a", &keys[..1])] {
-        let refused = refusal(&standard(), &headers(version), b"x", keys, NOW);
-        assert_eq!(refused, SignatureError::Mismatch);
+        let rejection = rejection(&standard(), &headers(version), b"x", keys, NOW);
+        assert_eq!(rejection, SignatureError::Mismatch);
     }
-    // The public key as an HMAC secret: what a downgrade would look like.
+    // The public key as an HMAC secret, as in an algorithm downgrade.
     let forged = standard()
         .sign(&secret(&public), "m", b"x", at(NOW))
         .expect("signed");
     assert_eq!(
-        refusal(&standard(), &forged, b"x", &keys, NOW),
+        rejection(&standard(), &forged, b"x", &keys, NOW),
         SignatureError::Mismatch
     );
 }
@@ -323,7 +323,7 @@ fn jwks_yields_only_ed25519_signing_keys() {
 }
 
 #[test]
-fn hex_is_read_in_either_case_with_the_prefix_or_without() {
+fn hex_signatures_accept_either_case_and_an_optional_prefix() {
     let plain = "scheme = 'hmac'\nheader = 'x-ai-signature'\nencoding = 'hex'\nprefix = 'sha256='";
     let scheme = scheme(plain);
     let sent = scheme
@@ -337,7 +337,7 @@ fn hex_is_read_in_either_case_with_the_prefix_or_without() {
     }
     for form in ["", "sha256=", "zz", "sha1=00", "é"] {
         let headers = vec![("x-ai-signature".to_owned(), form.to_owned())];
-        let code = refusal(&scheme, &headers, b"x", &[secret("k")], NOW).code();
+        let code = rejection(&scheme, &headers, b"x", &[secret("k")], NOW).code();
         assert!(
             code == "signature_malformed" || code == "signature_mismatch",
             "{form}"
@@ -346,7 +346,7 @@ fn hex_is_read_in_either_case_with_the_prefix_or_without() {
 }
 
 #[test]
-fn secrets_are_read_in_the_form_the_scheme_says() {
+fn secrets_are_decoded_by_key_encoding() {
     let with = |more: &str| {
         scheme(&format!(
             "scheme = 'hmac'\nheader = 'x-sig'\nencoding = 'hex'\n{more}"
@@ -383,13 +383,13 @@ fn timestamp_tolerance_is_exact_and_digits_only() {
             (301, false),
             (-301, false),
         ] {
-            let answer = verify(&scheme, &sent, b"x", &keys, NOW + offset).map(|_| ());
+            let result = verify(&scheme, &sent, b"x", &keys, NOW + offset).map(|_| ());
             let expected = if fresh {
                 Ok(())
             } else {
                 Err(SignatureError::StaleTimestamp)
             };
-            assert_eq!(answer, expected, "{offset}");
+            assert_eq!(result, expected, "{offset}");
         }
     }
     let key = aws_lc_rs::hmac::Key::new(
@@ -412,29 +412,32 @@ fn timestamp_tolerance_is_exact_and_digits_only() {
                 format!("v1,{}", BASE64.encode(tag)),
             ),
         ];
-        let refused = refusal(&standard(), &sent, b"x", &[secret(WHSEC)], NOW);
-        assert_eq!(refused.code(), "signature_malformed", "{odd:?}");
+        let rejection = rejection(&standard(), &sent, b"x", &[secret(WHSEC)], NOW);
+        assert_eq!(rejection.code(), "signature_malformed", "{odd:?}");
     }
 }
 
 #[test]
 fn schemes_with_unsigned_claims_are_rejected() {
     let base = "scheme = 'hmac'\nheader = 'x-sig'\nencoding = 'hex'\n";
-    for (more, said) in [
+    for (more, expected) in [
         (
             "timestamp_header = 'x-time'",
-            "the timestamp must be part of signed",
+            "signed must include the timestamp",
         ),
-        ("id_header = 'x-id'", "id_header must be part of signed"),
+        ("id_header = 'x-id'", "signed must include id_header"),
         (
             "signed = '{t},{body}'",
-            "fields of the header need signature_field",
+            "signature_field is required if the header has fields",
         ),
-        ("signed = 'body'", "nothing of the request is in it"),
-        ("signed = '{body'", "a brace without its partner"),
+        ("signed = 'body'", "signed: no placeholder"),
+        ("signed = '{body'", "signed: unbalanced brace"),
         ("signed = '{header:}'", "unknown placeholder {header:}"),
         ("signed = '{md5:body}'", "unknown placeholder {md5:body}"),
-        ("jwks_url = 'https://a.example'", "belong to ed25519"),
+        (
+            "jwks_url = 'https://a.example'",
+            "require scheme = \"ed25519\"",
+        ),
         (
             "signed = '{json:id}.{body}'",
             "unknown placeholder {json:id}",
@@ -446,7 +449,7 @@ fn schemes_with_unsigned_claims_are_rejected() {
         ("encoding = 'rot13'", "duplicate key"),
     ] {
         let error = toml::from_str::<Scheme>(&format!("{base}{more}")).expect_err(more);
-        assert!(error.to_string().contains(said), "{more}: {error}");
+        assert!(error.to_string().contains(expected), "{more}: {error}");
     }
     for table in [
         "scheme = 'none'\nheader = 'x'",
@@ -467,17 +470,17 @@ fn schemes_with_unsigned_claims_are_rejected() {
 }
 
 #[test]
-fn refusals_and_keys_show_no_secret() {
+fn errors_and_debug_output_contain_no_secret() {
     let key = secret("whsec_topsecret");
     assert!(!format!("{key:?}").contains("topsecret"));
     let sent = vec![("x-sig".to_owned(), "t=1,v1=deadbeef".to_owned())];
-    let refused = refusal(&fielded_hmac(), &sent, b"x", &[secret("k")], NOW);
-    assert!(!format!("{refused} {refused:?}").contains("deadbeef"));
+    let rejection = rejection(&fielded_hmac(), &sent, b"x", &[secret("k")], NOW);
+    assert!(!format!("{rejection} {rejection:?}").contains("deadbeef"));
 }
 
 #[test]
 fn signed_json_field_is_found_but_body_stays_untrusted() {
-    // Kie.ai: base64 HMAC of `taskId.timestamp`; the id's place differs by product.
+    // Kie.ai: base64 HMAC of `taskId.timestamp`. The path of the id differs by product.
     let scheme = scheme(
         "scheme = 'hmac'\nheader = 'x-webhook-signature'\nencoding = 'base64'\n\
          timestamp_header = 'x-webhook-timestamp'\n\
@@ -512,8 +515,8 @@ fn signed_json_field_is_found_but_body_stays_untrusted() {
         assert_eq!(check(body, "t-3"), Err(SignatureError::Mismatch), "{body}");
     }
     for body in [r#"{"data":{"task_id":{}}}"#, "{}", "no json", ""] {
-        let refused = check(body, "").expect_err(body);
-        assert_eq!(refused.code(), "signature_malformed", "{body}");
+        let rejection = check(body, "").expect_err(body);
+        assert_eq!(rejection.code(), "signature_malformed", "{body}");
     }
 }
 
@@ -531,8 +534,8 @@ fn a_digest_is_sha256_or_sha512() {
             .expect("signed");
         lengths.push(sent[0].1.len());
         assert!(verify(&with(digest), &sent, b"x", &[secret("k")], NOW).is_ok());
-        let refused = refusal(&with(other), &sent, b"x", &[secret("k")], NOW);
-        assert_eq!(refused, SignatureError::Mismatch);
+        let rejection = rejection(&with(other), &sent, b"x", &[secret("k")], NOW);
+        assert_eq!(rejection, SignatureError::Mismatch);
     }
     assert_eq!(lengths, [64, 128]);
 }
@@ -550,14 +553,14 @@ fn thirteen_digit_timestamps_are_milliseconds() {
         verify(&timed_hmac(), &sent, b"x", &[secret("k")], NOW).map(|_| ())
     };
     let now = NOW * 1000;
-    for (offset, answer) in [
+    for (offset, result) in [
         (0, Ok(())),
         (300_000, Ok(())),
         (-300_000, Ok(())),
         (300_001, Err(SignatureError::StaleTimestamp)),
         (-300_001, Err(SignatureError::StaleTimestamp)),
     ] {
-        assert_eq!(check(now + offset), answer, "{offset}");
+        assert_eq!(check(now + offset), result, "{offset}");
     }
 }
 
@@ -604,15 +607,15 @@ fn signature_accepts_one_scheme_or_a_list_but_none_must_stand_alone() {
     ] {
         assert_eq!(read(&text).expect("schemes").len(), count, "{text}");
     }
-    for (text, said) in [
+    for (text, expected) in [
         ("signature = []".to_owned(), "at least one scheme"),
         (
             format!("signature = [{token}, {{ scheme = 'none' }}]"),
-            "'none' proves nothing",
+            "'none' cannot be combined",
         ),
         (
             "signature = 'none'".to_owned(),
-            "a table, or a list of tables",
+            "a table or a list of tables",
         ),
         (
             format!("a = 1\nsignature = [{token}, {{ scheme = 'md5' }}]"),
@@ -624,6 +627,6 @@ fn signature_accepts_one_scheme_or_a_list_but_none_must_stand_alone() {
         ),
     ] {
         let error = read(&text).expect_err(&text).to_string();
-        assert!(error.contains(said), "{text}: {error}");
+        assert!(error.contains(expected), "{text}: {error}");
     }
 }

@@ -271,8 +271,9 @@ async fn a_scenario_that_a_dialect_cannot_express_is_refused_in_the_simulators_o
     let stage = Stage::set().await;
     for client in ALL {
         let played = playable(client.name);
-        let unplayable = Scenario::all()
-            .into_iter()
+        let unplayable = Scenario::ALL
+            .iter()
+            .copied()
             .filter(|scenario| !played.contains(scenario));
         for scenario in unplayable {
             let (status, body) = client.submit(&stage, scenario).await;

@@ -30,7 +30,7 @@ const NORMAL: [(&str, Option<u64>); 6] = [
 #[test]
 fn names_are_kebab_case_unique_and_read_back() {
     let mut names = HashSet::new();
-    for scenario in Scenario::all() {
+    for &scenario in Scenario::ALL {
         let name = scenario.to_string();
         assert_eq!(name.parse::<Scenario>().unwrap(), scenario);
         assert_eq!(serde_json::to_value(scenario).unwrap(), json!(name));

@@ -1,4 +1,4 @@
-//! Published keys: which may prove what, how they rotate, and what an outage or a flood does.
+//! JWKS: key selection, rotation, outages and floods of unknown keys.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -8,19 +8,19 @@ use tokio::time::{advance, sleep};
 use super::*;
 use crate::jwt::jwks::{MAX_AGE, MAX_BYTES, MIN_REFRESH_INTERVAL, RETRY_EMPTY, TIMEOUT};
 
-/// An issuer's endpoint: each fetch gets the next answer, the last one again and again.
-struct Endpoint(Mutex<(VecDeque<Answer>, usize)>);
+/// JWKS endpoint of an issuer. Each fetch returns the next response, and the last one repeatedly.
+struct Endpoint(Mutex<(VecDeque<JwksResponse>, usize)>);
 
 #[derive(Clone)]
-enum Answer {
+enum JwksResponse {
     Set(Vec<u8>),
     Down,
     Silent,
 }
 
 impl Endpoint {
-    fn answering(answers: impl IntoIterator<Item = Answer>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new((answers.into_iter().collect(), 0))))
+    fn with_responses(responses: impl IntoIterator<Item = JwksResponse>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new((responses.into_iter().collect(), 0))))
     }
 
     fn fetches(&self) -> usize {
@@ -35,29 +35,29 @@ impl Fetch for Endpoint {
             (url.as_str(), max_bytes),
             ("https://issuer.example/jwks", MAX_BYTES)
         );
-        let answer = {
+        let response = {
             let mut state = self.0.lock().expect("a lock");
             state.1 += 1;
             match state.0.len() {
                 1 => state.0[0].clone(),
-                _ => state.0.pop_front().expect("an answer"),
+                _ => state.0.pop_front().expect("a response"),
             }
         };
-        // A moment, so that callers can meet at the same fetch.
+        // A delay, so that concurrent callers share one fetch.
         sleep(Duration::from_millis(50)).await;
-        match answer {
-            Answer::Set(document) => Ok(document),
-            Answer::Down => Err(FetchError("connection refused".to_owned())),
-            Answer::Silent => std::future::pending().await,
+        match response {
+            JwksResponse::Set(document) => Ok(document),
+            JwksResponse::Down => Err(FetchError("connection rejection".to_owned())),
+            JwksResponse::Silent => std::future::pending().await,
         }
     }
 }
 
-fn set(keys: &[Value]) -> Answer {
-    Answer::Set(json!({ "keys": keys }).to_string().into_bytes())
+fn set(keys: &[Value]) -> JwksResponse {
+    JwksResponse::Set(json!({ "keys": keys }).to_string().into_bytes())
 }
 
-fn fetching(endpoint: &Arc<Endpoint>) -> Arc<Verifier> {
+fn verifier_with(endpoint: &Arc<Endpoint>) -> Arc<Verifier> {
     let config = AuthConfig {
         jwks_url: Some("https://issuer.example/jwks".parse().expect("a url")),
         ..AuthConfig::default()
@@ -70,7 +70,7 @@ fn token(signer: &Signer, kid: Option<&str>) -> String {
     signer.sign_as(signer.algorithms[0], kid, &claims())
 }
 
-async fn answer(verifier: &Verifier, token: &str) -> Option<TokenError> {
+async fn verify_error(verifier: &Verifier, token: &str) -> Option<TokenError> {
     verifier.verify_at(token, now()).await.err()
 }
 
@@ -83,21 +83,30 @@ async fn kid_selects_the_key() {
         two.jwk("two", no_more.clone()),
         three.jwk("three", no_more),
     ];
-    let endpoint = Endpoint::answering([set(&keys)]);
-    let verifier = fetching(&endpoint);
-    assert_eq!(answer(&verifier, &token(&one, Some("one"))).await, None);
-    assert_eq!(answer(&verifier, &token(&two, Some("two"))).await, None);
-    assert_eq!(answer(&verifier, &token(&three, Some("three"))).await, None);
-    // Without a name every key that fits is tried.
-    assert_eq!(answer(&verifier, &token(&two, None)).await, None);
+    let endpoint = Endpoint::with_responses([set(&keys)]);
+    let verifier = verifier_with(&endpoint);
     assert_eq!(
-        answer(&verifier, &token(&one, Some("two"))).await,
+        verify_error(&verifier, &token(&one, Some("one"))).await,
+        None
+    );
+    assert_eq!(
+        verify_error(&verifier, &token(&two, Some("two"))).await,
+        None
+    );
+    assert_eq!(
+        verify_error(&verifier, &token(&three, Some("three"))).await,
+        None
+    );
+    // Without a `kid`, each matching key is tried.
+    assert_eq!(verify_error(&verifier, &token(&two, None)).await, None);
+    assert_eq!(
+        verify_error(&verifier, &token(&one, Some("two"))).await,
         Some(TokenError::Signature)
     );
     assert_eq!(endpoint.fetches(), 1);
     let foreign = token(&p256(), Some("foreign"));
     assert_eq!(
-        answer(&verifier, &foreign).await,
+        verify_error(&verifier, &foreign).await,
         Some(TokenError::UnknownKey)
     );
 }
@@ -122,23 +131,23 @@ async fn jwk_use_and_alg_are_enforced() {
             json!(7),
             signer.jwk("k", more.clone()),
         ];
-        let verifier = fetching(&Endpoint::answering([set(&keys)]));
-        let refused = answer(&verifier, &token(&signer, Some("k"))).await;
-        assert_eq!(refused.is_none(), accepted, "{more} {refused:?}");
+        let verifier = verifier_with(&Endpoint::with_responses([set(&keys)]));
+        let rejection = verify_error(&verifier, &token(&signer, Some("k"))).await;
+        assert_eq!(rejection.is_none(), accepted, "{more} {rejection:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn oct_keys_in_jwks_are_ignored_and_hs256_never_fetches_jwks() {
-    let endpoint = Endpoint::answering([set(&[shared().jwk("k", json!({}))])]);
-    let verifier = fetching(&endpoint);
+    let endpoint = Endpoint::with_responses([set(&[shared().jwk("k", json!({}))])]);
+    let verifier = verifier_with(&endpoint);
     assert_eq!(
-        answer(&verifier, &token(&shared(), Some("k"))).await,
+        verify_error(&verifier, &token(&shared(), Some("k"))).await,
         Some(TokenError::Algorithm)
     );
     assert_eq!(endpoint.fetches(), 0);
     assert_eq!(
-        answer(&verifier, &token(&p256(), Some("k"))).await,
+        verify_error(&verifier, &token(&p256(), Some("k"))).await,
         Some(TokenError::Algorithm)
     );
     assert_eq!(endpoint.fetches(), 2);
@@ -147,33 +156,45 @@ async fn oct_keys_in_jwks_are_ignored_and_hs256_never_fetches_jwks() {
 #[tokio::test(start_paused = true)]
 async fn configured_keys_work_while_jwks_is_unreachable() {
     let (own, remote) = (p256(), p256());
-    let endpoint = Endpoint::answering([Answer::Down]);
+    let endpoint = Endpoint::with_responses([JwksResponse::Down]);
     let mut config = trusting(&own);
     config.jwks_url = Some("https://issuer.example/jwks".parse().expect("a url"));
     let verifier = Verifier::new(&config, endpoint.clone()).expect("a verifier");
-    assert_eq!(answer(&verifier, &token(&own, Some("any"))).await, None);
+    assert_eq!(
+        verify_error(&verifier, &token(&own, Some("any"))).await,
+        None
+    );
     assert_eq!(endpoint.fetches(), 0);
     let unavailable = TokenError::KeysUnavailable {
         retry_after: RETRY_EMPTY,
     };
     assert_eq!(
-        answer(&verifier, &token(&remote, None)).await,
+        verify_error(&verifier, &token(&remote, None)).await,
         Some(unavailable)
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rotated_key_is_accepted_at_once() {
+async fn rotated_key_is_accepted_immediately() {
     let (old, new) = (ed25519(), ed25519());
     let answers = [
         set(&[old.jwk("old", json!({}))]),
         set(&[old.jwk("old", json!({})), new.jwk("new", json!({}))]),
     ];
-    let endpoint = Endpoint::answering(answers);
-    let verifier = fetching(&endpoint);
-    assert_eq!(answer(&verifier, &token(&old, Some("old"))).await, None);
-    assert_eq!(answer(&verifier, &token(&new, Some("new"))).await, None);
-    assert_eq!(answer(&verifier, &token(&old, Some("old"))).await, None);
+    let endpoint = Endpoint::with_responses(answers);
+    let verifier = verifier_with(&endpoint);
+    assert_eq!(
+        verify_error(&verifier, &token(&old, Some("old"))).await,
+        None
+    );
+    assert_eq!(
+        verify_error(&verifier, &token(&new, Some("new"))).await,
+        None
+    );
+    assert_eq!(
+        verify_error(&verifier, &token(&old, Some("old"))).await,
+        None
+    );
     assert_eq!(endpoint.fetches(), 2);
 }
 
@@ -184,11 +205,11 @@ async fn rotation_without_kid_is_picked_up() {
         set(&[old.jwk("old", json!({}))]),
         set(&[new.jwk("new", json!({}))]),
     ];
-    let verifier = fetching(&Endpoint::answering(answers));
-    assert_eq!(answer(&verifier, &token(&old, None)).await, None);
-    assert_eq!(answer(&verifier, &token(&new, None)).await, None);
+    let verifier = verifier_with(&Endpoint::with_responses(answers));
+    assert_eq!(verify_error(&verifier, &token(&old, None)).await, None);
+    assert_eq!(verify_error(&verifier, &token(&new, None)).await, None);
     assert_eq!(
-        answer(&verifier, &token(&old, None)).await,
+        verify_error(&verifier, &token(&old, None)).await,
         Some(TokenError::Signature)
     );
 }
@@ -196,9 +217,12 @@ async fn rotation_without_kid_is_picked_up() {
 #[tokio::test(start_paused = true)]
 async fn unknown_kids_trigger_at_most_one_fetch_per_interval() {
     let known = p256();
-    let endpoint = Endpoint::answering([set(&[known.jwk("known", json!({}))])]);
-    let verifier = fetching(&endpoint);
-    assert_eq!(answer(&verifier, &token(&known, Some("known"))).await, None);
+    let endpoint = Endpoint::with_responses([set(&[known.jwk("known", json!({}))])]);
+    let verifier = verifier_with(&endpoint);
+    assert_eq!(
+        verify_error(&verifier, &token(&known, Some("known"))).await,
+        None
+    );
     let stranger = p256();
     let flood = |round: usize| {
         let verifier = Arc::clone(&verifier);
@@ -206,9 +230,9 @@ async fn unknown_kids_trigger_at_most_one_fetch_per_interval() {
             .map(|n| token(&stranger, Some(&format!("unknown {round} {n}"))))
             .collect();
         async move {
-            let answers = tokens.iter().map(|token| answer(&verifier, token));
-            for refused in futures_util::future::join_all(answers).await {
-                assert_eq!(refused, Some(TokenError::UnknownKey));
+            let answers = tokens.iter().map(|token| verify_error(&verifier, token));
+            for rejection in futures_util::future::join_all(answers).await {
+                assert_eq!(rejection, Some(TokenError::UnknownKey));
             }
         }
     };
@@ -221,16 +245,19 @@ async fn unknown_kids_trigger_at_most_one_fetch_per_interval() {
     advance(Duration::from_secs(1)).await;
     flood(3).await;
     assert_eq!(endpoint.fetches(), 3);
-    assert_eq!(answer(&verifier, &token(&known, Some("known"))).await, None);
+    assert_eq!(
+        verify_error(&verifier, &token(&known, Some("known"))).await,
+        None
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn concurrent_callers_share_the_first_fetch() {
     let known = p256();
-    let endpoint = Endpoint::answering([set(&[known.jwk("known", json!({}))])]);
-    let verifier = fetching(&endpoint);
+    let endpoint = Endpoint::with_responses([set(&[known.jwk("known", json!({}))])]);
+    let verifier = verifier_with(&endpoint);
     let token = token(&known, Some("known"));
-    let callers = (0..50).map(|_| answer(&verifier, &token));
+    let callers = (0..50).map(|_| verify_error(&verifier, &token));
     let answers = futures_util::future::join_all(callers).await;
     assert!(answers.iter().all(Option::is_none));
     assert_eq!(endpoint.fetches(), 1);
@@ -240,43 +267,43 @@ async fn concurrent_callers_share_the_first_fetch() {
 async fn unavailable_jwks_returns_retry_after() {
     let known = p256();
     let answers = [
-        Answer::Silent,
-        Answer::Down,
+        JwksResponse::Silent,
+        JwksResponse::Down,
         set(&[known.jwk("k", json!({}))]),
     ];
-    let endpoint = Endpoint::answering(answers);
-    let verifier = fetching(&endpoint);
+    let endpoint = Endpoint::with_responses(answers);
+    let verifier = verifier_with(&endpoint);
     let token = token(&known, Some("k"));
     let started = tokio::time::Instant::now();
-    let callers = (0..50).map(|_| answer(&verifier, &token));
-    for refused in futures_util::future::join_all(callers).await {
+    let callers = (0..50).map(|_| verify_error(&verifier, &token));
+    for rejection in futures_util::future::join_all(callers).await {
         let unavailable = TokenError::KeysUnavailable {
             retry_after: RETRY_EMPTY,
         };
-        assert_eq!(refused, Some(unavailable));
+        assert_eq!(rejection, Some(unavailable));
     }
     assert_eq!((endpoint.fetches(), started.elapsed()), (1, TIMEOUT));
     advance(RETRY_EMPTY - Duration::from_secs(1)).await;
     let soon = TokenError::KeysUnavailable {
         retry_after: Duration::from_secs(1),
     };
-    assert_eq!(answer(&verifier, &token).await, Some(soon));
+    assert_eq!(verify_error(&verifier, &token).await, Some(soon));
     assert_eq!(endpoint.fetches(), 1);
     advance(Duration::from_secs(1)).await;
-    assert!(answer(&verifier, &token).await.is_some());
+    assert!(verify_error(&verifier, &token).await.is_some());
     advance(RETRY_EMPTY).await;
-    assert_eq!(answer(&verifier, &token).await, None);
+    assert_eq!(verify_error(&verifier, &token).await, None);
     assert_eq!(endpoint.fetches(), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn cancelled_caller_does_not_reset_the_fetch_backoff() {
     let known = p256();
-    let endpoint = Endpoint::answering([Answer::Silent]);
-    let verifier = fetching(&endpoint);
+    let endpoint = Endpoint::with_responses([JwksResponse::Silent]);
+    let verifier = verifier_with(&endpoint);
     let token = token(&known, Some("k"));
     for _ in 0..5 {
-        let left = tokio::time::timeout(Duration::from_millis(10), answer(&verifier, &token));
+        let left = tokio::time::timeout(Duration::from_millis(10), verify_error(&verifier, &token));
         assert!(left.await.is_err() || endpoint.fetches() == 1);
     }
     assert_eq!(endpoint.fetches(), 1);
@@ -289,52 +316,61 @@ async fn stale_jwks_is_refreshed_in_the_background() {
         set(&[old.jwk("old", json!({}))]),
         set(&[new.jwk("new", json!({}))]),
     ];
-    let endpoint = Endpoint::answering(answers);
-    let verifier = fetching(&endpoint);
+    let endpoint = Endpoint::with_responses(answers);
+    let verifier = verifier_with(&endpoint);
     let old = token(&old, Some("old"));
-    assert_eq!(answer(&verifier, &old).await, None);
+    assert_eq!(verify_error(&verifier, &old).await, None);
     advance(MAX_AGE - Duration::from_secs(1)).await;
-    assert_eq!(answer(&verifier, &old).await, None);
+    assert_eq!(verify_error(&verifier, &old).await, None);
     sleep(Duration::from_millis(100)).await;
     assert_eq!(endpoint.fetches(), 1);
     advance(Duration::from_secs(1)).await;
-    // Still answered from the old set, at once.
-    assert_eq!(answer(&verifier, &old).await, None);
+    // The old set is still used, without waiting.
+    assert_eq!(verify_error(&verifier, &old).await, None);
     sleep(Duration::from_millis(100)).await;
     assert_eq!(endpoint.fetches(), 2);
-    assert_eq!(answer(&verifier, &token(&new, Some("new"))).await, None);
-    assert_eq!(answer(&verifier, &old).await, Some(TokenError::UnknownKey));
+    assert_eq!(
+        verify_error(&verifier, &token(&new, Some("new"))).await,
+        None
+    );
+    assert_eq!(
+        verify_error(&verifier, &old).await,
+        Some(TokenError::UnknownKey)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn stale_jwks_is_used_while_the_endpoint_is_down() {
     let (known, later) = (p256(), p256());
-    let huge = Answer::Set(vec![b' '; MAX_BYTES + 1]);
-    let wrong = Answer::Set(b"<html>".to_vec());
+    let huge = JwksResponse::Set(vec![b' '; MAX_BYTES + 1]);
+    let wrong = JwksResponse::Set(b"<html>".to_vec());
     let answers = [
         set(&[known.jwk("k", json!({}))]),
-        Answer::Down,
-        Answer::Silent,
+        JwksResponse::Down,
+        JwksResponse::Silent,
         huge,
         wrong,
         set(&[known.jwk("k", json!({})), later.jwk("later", json!({}))]),
     ];
-    let endpoint = Endpoint::answering(answers);
-    let verifier = fetching(&endpoint);
+    let endpoint = Endpoint::with_responses(answers);
+    let verifier = verifier_with(&endpoint);
     let known = token(&known, Some("k"));
-    assert_eq!(answer(&verifier, &known).await, None);
+    assert_eq!(verify_error(&verifier, &known).await, None);
     for fetches in 2..=5 {
         advance(MAX_AGE).await;
-        assert_eq!(answer(&verifier, &known).await, None);
+        assert_eq!(verify_error(&verifier, &known).await, None);
         sleep(TIMEOUT + Duration::from_secs(1)).await;
         assert_eq!(endpoint.fetches(), fetches);
-        // Attempts to renew are spaced as well.
-        assert_eq!(answer(&verifier, &known).await, None);
+        // Refresh attempts are rate-limited too.
+        assert_eq!(verify_error(&verifier, &known).await, None);
         sleep(Duration::from_secs(1)).await;
         assert_eq!(endpoint.fetches(), fetches);
     }
     advance(MIN_REFRESH_INTERVAL).await;
-    assert_eq!(answer(&verifier, &known).await, None);
+    assert_eq!(verify_error(&verifier, &known).await, None);
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(answer(&verifier, &token(&later, Some("later"))).await, None);
+    assert_eq!(
+        verify_error(&verifier, &token(&later, Some("later"))).await,
+        None
+    );
 }

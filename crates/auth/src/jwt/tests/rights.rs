@@ -1,4 +1,4 @@
-//! What a proven caller may do, and the tokens that the hub makes itself.
+//! Permissions of an authenticated caller, and minted tokens.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 async fn scopes_grant_the_documented_permissions() {
     let signer = shared();
     let config = trusting(&signer);
-    // Columns: see own, see another's, see the granted; cancel the same three; submit, publish, update, admin.
+    // Columns: see an own, another's and a granted job; cancel the same three; submit, publish, update, admin.
     let none = json!("absent");
     let one = json!(["job_g"]);
     let table = [
@@ -28,7 +28,7 @@ async fn scopes_grant_the_documented_permissions() {
     ];
     for (scope, jobs, expected) in table {
         let token = signer.sign(&with(json!({"scope": scope, "jobs": jobs})));
-        let caller = check(&config, &token).await.expect("proven");
+        let caller = check(&config, &token).await.expect("verified");
         let mark = |may: bool| if may { '1' } else { '.' };
         let jobs_of = [("job_a", "alice"), ("job_b", "bob"), ("job_g", "bob")];
         let see = jobs_of.map(|(job, owner)| mark(caller.may_see(job, owner)));
@@ -46,7 +46,9 @@ async fn scopes_grant_the_documented_permissions() {
         assert_eq!(row, expected, "{scope} {jobs}");
     }
     let worker = with(json!({"scope": "jobs:publish", "jobs": ["job_g", "job_f"]}));
-    let caller = check(&config, &signer.sign(&worker)).await.expect("proven");
+    let caller = check(&config, &signer.sign(&worker))
+        .await
+        .expect("verified");
     assert!(caller.may_update("job_g") && !caller.may_update("job_a"));
     let granted = caller.granted_jobs().expect("a list");
     assert_eq!(granted.collect::<Vec<_>>(), ["job_f", "job_g"]);
@@ -64,12 +66,12 @@ async fn minted_tokens_pass_the_verifier_of_the_same_configuration() {
         .mint("bob", jobs, Some("jobs:read"), ttl, now())
         .expect("minted");
     assert_eq!(minted.expires_at.as_second(), NOW + 900);
-    let caller = check(&config, &minted.token).await.expect("proven");
+    let caller = check(&config, &minted.token).await.expect("verified");
     assert_eq!(caller.subject(), "bob");
     assert_eq!(caller.expires_at(), minted.expires_at);
     assert!(caller.may_see("job_g", "alice") && !caller.may_see("job_b", "bob"));
     let plain = minter.mint("bob", None, None, ttl, now()).expect("minted");
-    let caller = check(&config, &plain.token).await.expect("proven");
+    let caller = check(&config, &plain.token).await.expect("verified");
     assert!(caller.may_see("job_b", "bob") && !caller.may_submit());
 
     let many = || Some(vec!["job_0123456789".to_owned(); 1000]);

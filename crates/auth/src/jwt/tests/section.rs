@@ -1,11 +1,11 @@
-//! The `[auth]` section: what it reads and what it refuses.
+//! Parsing and validation of the `[auth]` section.
 
 use super::*;
 
-fn problems(config: &AuthConfig) -> Vec<(String, String)> {
+fn errors(config: &AuthConfig) -> Vec<(String, String)> {
     match Verifier::new(config, Arc::new(NoFetch)) {
         Ok(_) => Vec::new(),
-        Err(problems) => problems,
+        Err(errors) => errors,
     }
 }
 
@@ -27,20 +27,20 @@ fn all_invalid_keys_are_reported_with_their_config_key() {
         format!("{0}{0}", p256().public_pem.expect("a public key")),
         "no/such/file.pem".to_owned(),
     ];
-    let problems = problems(&config);
-    let lines: Vec<String> = problems
+    let errors = errors(&config);
+    let lines: Vec<String> = errors
         .iter()
-        .map(|(key, problem)| format!("{key} {problem}"))
+        .map(|(key, message)| format!("{key} {message}"))
         .collect();
     insta::assert_snapshot!(lines.join("\n"), @"
     auth.hs256_secrets[1] must have at least 32 bytes
-    auth.public_keys[0] is a private key: give the public one (openssl pkey -pubout)
-    auth.public_keys[1] is a certificate: give its public key (openssl x509 -pubkey -noout)
+    auth.public_keys[0] is a private key; use the public key (openssl pkey -pubout)
+    auth.public_keys[1] is a certificate; use its public key (openssl x509 -pubkey -noout)
     auth.public_keys[2] is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM
     auth.public_keys[3] is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM
     auth.public_keys[4] is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM
     auth.public_keys[5] is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM
-    auth.public_keys[6] must hold exactly one PEM public key
+    auth.public_keys[6] must contain exactly one PEM public key
     auth.public_keys[7] neither PEM text nor a readable file: entity not found
     auth.jwks_url must be https, or http on loopback
     ");
@@ -48,9 +48,9 @@ fn all_invalid_keys_are_reported_with_their_config_key() {
 
 #[test]
 fn keys_are_required_and_may_be_file_paths() {
-    let said = problems(&AuthConfig::default());
-    assert_eq!(said.len(), 1);
-    assert_eq!(said[0].0, "auth");
+    let found = errors(&AuthConfig::default());
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].0, "auth");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("key.pem");
     std::fs::write(&path, p384().public_pem.expect("a public key")).expect("written");
@@ -58,7 +58,7 @@ fn keys_are_required_and_may_be_file_paths() {
         public_keys: vec![path.to_str().expect("a path").to_owned()],
         ..AuthConfig::default()
     };
-    assert!(problems(&config).is_empty());
+    assert!(errors(&config).is_empty());
     for (url, safe) in [
         ("https://a.example/k", true),
         ("http://127.0.0.1:9/k", true),
@@ -71,7 +71,7 @@ fn keys_are_required_and_may_be_file_paths() {
             jwks_url: Some(url.parse().expect("a url")),
             ..AuthConfig::default()
         };
-        assert_eq!(problems(&config).is_empty(), safe, "{url}");
+        assert_eq!(errors(&config).is_empty(), safe, "{url}");
     }
 }
 

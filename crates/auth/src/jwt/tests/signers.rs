@@ -1,4 +1,4 @@
-//! Issuers of tokens, good and bad, with keys made for each run.
+//! Token issuers for tests, with keys generated for each run.
 
 use std::sync::LazyLock;
 
@@ -103,7 +103,7 @@ impl Signer {
         self.sign_text(&header.to_string(), &claims.to_string())
     }
 
-    /// Signs any text as header and claims, under the algorithm that the header names.
+    /// Signs arbitrary header and claims with the algorithm of the header.
     pub(super) fn sign_text(&self, header: &str, claims: &str) -> String {
         let read: Value = serde_json::from_str(header).expect("a header");
         let algorithm = serde_json::from_value(read["alg"].clone()).expect("an algorithm");
@@ -114,7 +114,7 @@ impl Signer {
         format!("{message}.{signature}")
     }
 
-    /// The public key as an issuer would publish it.
+    /// Returns the public key as a JWK.
     pub(super) fn jwk(&self, kid: &str, more: Value) -> Value {
         let jwk = Jwk::from_encoding_key(&self.key, self.algorithms[0]).expect("a public key");
         let mut jwk = serde_json::to_value(jwk).expect("json");
@@ -128,7 +128,7 @@ impl Signer {
     }
 }
 
-/// A token with a signature of the caller's.
+/// Builds a token with the given signature.
 pub(super) fn forge(header: &Value, claims: &Value, signature: &[u8]) -> String {
     let parts = [header.to_string(), claims.to_string()].map(|part| URL_SAFE_NO_PAD.encode(part));
     format!("{}.{}", parts.join("."), URL_SAFE_NO_PAD.encode(signature))

@@ -1,4 +1,4 @@
-//! The hub's own tokens and links.
+//! Callback tokens and grants.
 
 use proptest::prelude::*;
 
@@ -30,7 +30,7 @@ fn callback_token_identifies_exactly_one_job() {
 }
 
 #[test]
-fn grants_hold_for_their_purpose_subject_and_time() {
+fn grant_is_valid_for_its_purpose_subject_and_time_only() {
     let key = CallbackKey::new(&"a secret".into()).expect("a key");
     let grant = key.sign_grant("output", "job_01/0", at(NOW));
     let holds = |purpose, subject, now| key.verify_grant(purpose, subject, &grant, at(now));

@@ -1,4 +1,4 @@
-//! Properties over all bodies, headers, times and keys.
+//! Properties for arbitrary bodies, headers, times and keys.
 
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ fn signing_schemes() -> impl Strategy<Value = Scheme> {
 
 proptest! {
     #[test]
-    fn what_is_signed_is_verified(
+    fn signed_request_verifies(
         scheme in signing_schemes(),
         body in any::<Vec<u8>>(),
         id in "[a-zA-Z0-9_-]{1,24}",
@@ -22,7 +22,7 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_of_the_body_is_refused(
+    fn flipped_body_bit_is_rejected(
         scheme in signing_schemes(),
         body in prop::collection::vec(any::<u8>(), 1..200),
         place in any::<prop::sample::Index>(),
@@ -32,11 +32,11 @@ proptest! {
         let sent = scheme.sign(&key, "m", &body, at(NOW)).expect("signed");
         let mut changed = body.clone();
         changed[place.index(body.len())] ^= 1 << bit;
-        prop_assert_eq!(refusal(&scheme, &sent, &changed, &[key], NOW), SignatureError::Mismatch);
+        prop_assert_eq!(rejection(&scheme, &sent, &changed, &[key], NOW), SignatureError::Mismatch);
     }
 
     #[test]
-    fn a_changed_character_of_any_header_is_refused(
+    fn changed_header_character_is_rejected(
         scheme in signing_schemes(),
         header in any::<prop::sample::Index>(),
         place in any::<prop::sample::Index>(),
@@ -48,7 +48,7 @@ proptest! {
         let value = &mut sent[at_header].1;
         let place = place.index(value.len());
         let before = value[place..=place].to_owned();
-        // Hex digits mean the same in either case.
+        // Hex digits are case-insensitive.
         let hex = value.starts_with("t=");
         prop_assume!(before != character && !(hex && before.eq_ignore_ascii_case(&character)));
         value.replace_range(place..=place, &character);
@@ -56,19 +56,19 @@ proptest! {
     }
 
     #[test]
-    fn a_missing_header_is_refused(
+    fn missing_header_is_rejected(
         scheme in signing_schemes(),
         header in any::<prop::sample::Index>(),
     ) {
         let key = secret(WHSEC);
         let mut sent = scheme.sign(&key, "m", b"x", at(NOW)).expect("signed");
         let (name, _) = sent.remove(header.index(sent.len()));
-        let refused = refusal(&scheme, &sent, b"x", &[key], NOW);
-        prop_assert_eq!(refused, SignatureError::MissingHeader(name.into()));
+        let rejection = rejection(&scheme, &sent, b"x", &[key], NOW);
+        prop_assert_eq!(rejection, SignatureError::MissingHeader(name.into()));
     }
 
     #[test]
-    fn a_timestamp_beyond_the_tolerance_is_stale(
+    fn timestamp_beyond_tolerance_is_stale(
         scheme in signing_schemes(),
         beyond in 301_i64..1_000_000_000,
         early in any::<bool>(),
@@ -76,11 +76,11 @@ proptest! {
         let key = secret(WHSEC);
         let sent = scheme.sign(&key, "m", b"x", at(NOW)).expect("signed");
         let now = if early { NOW - beyond } else { NOW + beyond };
-        prop_assert_eq!(refusal(&scheme, &sent, b"x", &[key], now), SignatureError::StaleTimestamp);
+        prop_assert_eq!(rejection(&scheme, &sent, b"x", &[key], now), SignatureError::StaleTimestamp);
     }
 
     #[test]
-    fn any_active_secret_may_have_signed_in_any_order(
+    fn any_active_secret_verifies_in_any_order(
         order in Just(vec![0_usize, 1, 2, 3]).prop_shuffle(),
         signatures in Just(vec![0_usize, 1, 2, 3]).prop_shuffle(),
         signed_by in prop::collection::btree_set(0_usize..4, 1..4),
@@ -109,7 +109,7 @@ proptest! {
     }
 
     #[test]
-    fn no_input_makes_verification_panic(
+    fn verification_never_panics(
         scheme in signing_schemes(),
         names in prop::collection::vec("webhook-(id|timestamp|signature)|x-(sig|time|id)", 0..6),
         values in prop::collection::vec("(v1[,=]|t=|[ ,=.])*[ -~]{0,40}", 6),

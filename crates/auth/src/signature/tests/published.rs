@@ -1,4 +1,4 @@
-//! Schemes whose keys are published: what their keys prove, and properties over all bytes.
+//! Schemes with published keys, and their properties.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::signature::key::BASE64URL;
 
-/// fal's form, Atlas's form, and a token.
+/// The schemes of fal and Atlas, and a JWT.
 #[derive(Debug, Clone, Copy)]
 enum Form {
     Fal,
@@ -16,7 +16,7 @@ enum Form {
     Token,
 }
 
-/// What a provider does, with keys of its own.
+/// A provider that signs with generated keys.
 struct Sender {
     ed25519: Ed25519KeyPair,
     p256: EcdsaKeyPair,
@@ -58,7 +58,7 @@ impl Sender {
         }
     }
 
-    /// Its keys, published under this name.
+    /// Returns its keys as a JWKS with this `kid`.
     fn keys(&self, id: &str) -> Vec<Key> {
         let (x, y) = self.p256.public_key().as_ref()[1..].split_at(32);
         let set = json!({ "keys": [
@@ -74,7 +74,7 @@ impl Sender {
 
     fn sign(&self, form: Form, body: &[u8], now: i64) -> Pairs {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
-        let digest = crate::signature::template::hex(digest.as_ref());
+        let digest = hex::encode(digest);
         let own = |pairs: &[(&str, String)]| -> Pairs {
             let pair = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
             pairs.iter().map(pair).collect()
@@ -82,8 +82,7 @@ impl Sender {
         match form {
             Form::Fal => {
                 let content = format!("m\nu\n{now}\n{digest}");
-                let tag =
-                    crate::signature::template::hex(self.ed25519.sign(content.as_bytes()).as_ref());
+                let tag = hex::encode(self.ed25519.sign(content.as_bytes()).as_ref());
                 own(&[
                     ("x-id", "m".into()),
                     ("x-user", "u".into()),
@@ -140,35 +139,36 @@ fn jwks_schemes_verify_and_jwt_does_not_cover_the_body() {
         let keys = [others.keys("other"), sender.keys("k")].concat();
         let verified = verify(&form.scheme(), &sent, b"body", &keys, NOW).expect("verified");
         assert_eq!(verified.trust(), trust, "{form:?}");
-        // A key that is named is the one that counts; without a name any may be meant.
-        let refused = |id: &str| refusal(&form.scheme(), &sent, b"body", &others.keys(id), NOW);
+        // A `kid` selects one key. Without it, any key matches.
+        let rejection_of =
+            |id: &str| rejection(&form.scheme(), &sent, b"body", &others.keys(id), NOW);
         let [named, unknown] = match form {
             Form::Fal => [SignatureError::Mismatch, SignatureError::Mismatch],
             Form::Atlas | Form::Token => [SignatureError::Forged, SignatureError::UnknownKey],
         };
         assert_eq!(
-            [refused("k"), refused("other")],
+            [rejection_of("k"), rejection_of("other")],
             [named, unknown],
             "{form:?}"
         );
         assert_eq!(
-            refusal(&form.scheme(), &sent, b"body", &[], NOW),
+            rejection(&form.scheme(), &sent, b"body", &[], NOW),
             SignatureError::NoKeyConfigured
         );
         assert_eq!(
-            refusal(&form.scheme(), &sent, b"body", &[secret("s")], NOW),
+            rejection(&form.scheme(), &sent, b"body", &[secret("s")], NOW),
             SignatureError::NoKeyConfigured
         );
     }
 }
 
 #[test]
-fn a_token_must_say_what_is_expected_of_it() {
+fn jwt_claims_are_checked() {
     let header = json!({ "alg": "ES256", "kid": "k" });
     let with = |name: &str, value: Value| {
         let mut claims = claims();
         claims[name] = value;
-        token_says(&header, &claims).map_err(|refusal| refusal.code())
+        token_says(&header, &claims).map_err(|rejection| rejection.code())
     };
     assert_eq!(with("more", json!(1)), Ok(()));
     assert_eq!(with("aud", json!(["https://other.example", URL])), Ok(()));
@@ -192,14 +192,14 @@ fn a_token_must_say_what_is_expected_of_it() {
     for name in ["exp", "iss", "aud"] {
         let mut claims = claims();
         claims.as_object_mut().expect("claims").remove(name);
-        let refused = token_says(&header, &claims).expect_err(name);
-        assert_eq!(refused.code(), "signature_claim", "{name}");
+        let rejection = token_says(&header, &claims).expect_err(name);
+        assert_eq!(rejection.code(), "signature_claim", "{name}");
     }
 }
 
 #[test]
-fn a_token_is_proven_by_published_keys_only() {
-    let refused = |header: Value| token_says(&header, &claims()).expect_err("a refusal");
+fn jwt_is_verified_with_published_keys_only() {
+    let rejection_for = |header: Value| token_says(&header, &claims()).expect_err("rejected");
     for header in [
         json!({ "alg": "none", "kid": "k" }),
         json!({ "alg": "HS256", "kid": "k" }),
@@ -207,15 +207,15 @@ fn a_token_is_proven_by_published_keys_only() {
         json!({ "alg": "ES256", "kid": "k", "crit": ["x"] }),
         json!({ "kid": "k" }),
     ] {
-        assert_eq!(refused(header).code(), "signature_malformed");
+        assert_eq!(rejection_for(header).code(), "signature_malformed");
     }
     for header in [
         json!({ "alg": "RS256", "kid": "k" }),
         json!({ "alg": "ES256", "kid": "unknown" }),
     ] {
-        assert_eq!(refused(header), SignatureError::UnknownKey);
+        assert_eq!(rejection_for(header), SignatureError::UnknownKey);
     }
-    // What no key can prove is refused without any.
+    // A malformed token is rejected even without keys.
     for text in [
         "",
         "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
@@ -223,14 +223,14 @@ fn a_token_is_proven_by_published_keys_only() {
         "a.b.c",
     ] {
         let sent: Pairs = vec![("webhook-signature".into(), text.into())];
-        let refused = refusal(&Form::Token.scheme(), &sent, b"", &[], NOW);
-        assert_eq!(refused.code(), "signature_malformed", "{text}");
+        let rejection = rejection(&Form::Token.scheme(), &sent, b"", &[], NOW);
+        assert_eq!(rejection.code(), "signature_malformed", "{text}");
     }
     for form in [Form::Fal, Form::Atlas, Form::Token] {
         let none = Pairs::new();
-        let refused = refusal(&form.scheme(), &none, b"", &[], NOW);
+        let rejection = rejection(&form.scheme(), &none, b"", &[], NOW);
         assert!(
-            !refused.is_key_error() && refused.is_format_error(),
+            !rejection.is_key_error() && rejection.is_format_error(),
             "{form:?}"
         );
     }
@@ -244,7 +244,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn a_flipped_bit_of_the_body_is_refused(
+    fn flipped_body_bit_is_rejected(
         atlas in any::<bool>(),
         body in prop::collection::vec(any::<u8>(), 1..200),
         place in any::<prop::sample::Index>(),
@@ -260,7 +260,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_character_of_any_header_is_refused(
+    fn changed_header_character_is_rejected(
         form in forms(),
         header in any::<prop::sample::Index>(),
         place in any::<prop::sample::Index>(),
@@ -272,7 +272,7 @@ proptest! {
         let value = &mut sent[at_header].1;
         let place = place.index(value.len());
         let before = value[place..=place].to_owned();
-        // Hex digits mean the same in either case.
+        // Hex digits are case-insensitive.
         let is_same = before == character || matches!(form, Form::Fal) && before.eq_ignore_ascii_case(&character);
         prop_assume!(!is_same);
         value.replace_range(place..=place, &character);
@@ -280,33 +280,33 @@ proptest! {
     }
 
     #[test]
-    fn a_missing_header_is_refused(form in forms(), header in any::<prop::sample::Index>()) {
+    fn missing_header_is_rejected(form in forms(), header in any::<prop::sample::Index>()) {
         let sender = Sender::new();
         let mut sent = sender.sign(form, b"body", NOW);
         let (name, _) = sent.remove(header.index(sent.len()));
-        // Without a name any key may be meant.
+        // Without an id, any key matches.
         prop_assume!(name != "x-key");
-        let refused = refusal(&form.scheme(), &sent, b"body", &sender.keys("k"), NOW);
-        prop_assert_eq!(refused, SignatureError::MissingHeader(name.into()));
+        let rejection = rejection(&form.scheme(), &sent, b"body", &sender.keys("k"), NOW);
+        prop_assert_eq!(rejection, SignatureError::MissingHeader(name.into()));
     }
 
     #[test]
-    fn a_time_beyond_the_tolerance_is_stale(
+    fn timestamp_beyond_tolerance_is_stale(
         form in forms(),
         beyond in 301_i64..1_000_000_000,
         early in any::<bool>(),
     ) {
         let sender = Sender::new();
         let sent = sender.sign(form, b"body", NOW);
-        // A token says only until when it holds.
+        // A JWT has only an expiry.
         let early = early && !matches!(form, Form::Token);
         let now = if early { NOW - beyond } else { NOW + beyond };
-        let refused = refusal(&form.scheme(), &sent, b"body", &sender.keys("k"), now);
-        prop_assert_eq!(refused, SignatureError::StaleTimestamp);
+        let rejection = rejection(&form.scheme(), &sent, b"body", &sender.keys("k"), now);
+        prop_assert_eq!(rejection, SignatureError::StaleTimestamp);
     }
 
     #[test]
-    fn no_input_makes_verification_panic(
+    fn verification_never_panics(
         form in forms(),
         values in prop::collection::vec("([a-zA-Z0-9_.=-]|[ -~]){0,60}", 4),
         body in any::<Vec<u8>>(),
