@@ -362,7 +362,7 @@ pub(crate) fn creation(
 ) -> CreateJob {
     CreateJob {
         job: Arc::new(job),
-        schedule: schedule,
+        schedule,
         idempotency,
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),
@@ -373,7 +373,7 @@ pub(crate) fn commit_job(next: &Job, schedule: Schedule, applied: Vec<Update>) -
     CommitJob {
         job: Arc::new(next.clone()),
         expected_version: next.version - 1,
-        schedule: schedule,
+        schedule,
         applied_buffered: applied,
         budget_entries: Vec::new(),
     }
