@@ -15,7 +15,7 @@ pub const MAX_BUFFERED_UPDATES: usize = 32;
 /// How long an update is buffered for a task that no job has.
 pub const BUFFERED_UPDATE_TTL: Duration = Duration::from_secs(3600);
 
-/// A caller's promise that equal keys identify the same request.
+/// A key with which a caller can repeat a request without creating a second job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
     /// The caller. Keys of different callers are independent.
@@ -153,7 +153,7 @@ pub trait JobStore: Send + Sync + 'static {
     /// windows, and publishes the new version.
     ///
     /// The comparison and all effects are one atomic step. Of concurrent commits with the same
-    /// expected version, exactly one succeeds. On success the version is durable. Versions of one
+    /// expected version, at most one succeeds. On success the version is durable. Versions of one
     /// job are published once each and in order. Budget windows are evaluated at the job's
     /// `updated_at`.
     async fn commit(&self, commit: CommitJob) -> Result<CommitOutcome, Error>;

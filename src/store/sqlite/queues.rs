@@ -211,11 +211,11 @@ pub(super) fn schedule_poll(
     Ok(())
 }
 
-/// Releases the claims of the previous process, which has ended because it held the file lock.
+/// Releases the claims of the previous process and schedules polls of its in-flight submissions.
 ///
-/// Submissions that it left in flight hold a slot and have no task id. Their next poll is scheduled
-/// for the time by which a running submission would have ended. It moves to now, so that a restart
-/// resolves these jobs at once.
+/// The caller holds the file lock, so the previous process has ended. A submission that it left in
+/// flight holds a slot and has no task id. Its next poll is due only after the submission timeout.
+/// Moving the poll to `now` resolves the job at once.
 pub(super) fn recover_after_restart(db: &Connection, now: Time) -> rusqlite::Result<()> {
     db.execute(
         "UPDATE jobs SET submit_claimable_at = submit_at WHERE submit_claimable_at <> submit_at",
