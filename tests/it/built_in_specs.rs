@@ -85,7 +85,7 @@ impl Stage {
             },
         )
         .unwrap();
-        let (url, witness) = (simulator.url(), simulator.witness());
+        let (url, witness) = (simulator.url(), simulator.inspector());
         let mut hub = TestApp::builder();
         for (name, _, below) in DIALECTS {
             hub = provider(hub, &url, name, name, below, poll_after);

@@ -154,7 +154,7 @@ async fn without_a_secret_every_callback_is_a_reason_to_ask() {
         },
     )
     .unwrap();
-    let witness = simulator.witness();
+    let witness = simulator.inspector();
     let app = TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", simulator.url())

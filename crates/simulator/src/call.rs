@@ -1,4 +1,4 @@
-//! What is asked of the provider and how it answers, in no dialect.
+//! What is requested_range of the provider and how it answers, in no dialect.
 //!
 //! Invariant: a [`Call`] says what is wanted and nothing of how that was written; an [`Answer`] is whole, so
 //! that whoever sends it adds nothing of its own.
@@ -112,7 +112,7 @@ impl Listing {
             && self
                 .products
                 .iter()
-                .all(|among| among.contains(&task.seed.product))
+                .all(|among| among.contains(&task.request.product))
     }
 }
 

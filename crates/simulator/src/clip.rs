@@ -30,7 +30,7 @@ pub(super) const LENGTH: usize = include_bytes!("clip.mp4").len();
 /// The part of the clip that a request is for.
 pub(super) fn serve(request: &HttpRequest) -> HttpResponse {
     let length = CLIP.len() as u64;
-    let (mut response, range, body) = match asked(request) {
+    let (mut response, range, body) = match requested_range(request) {
         RequestedRange::Whole => (HttpResponse::Ok(), None, CLIP),
         RequestedRange::Part(first, last) => {
             let range = ContentRangeSpec::Bytes {
@@ -73,7 +73,7 @@ enum RequestedRange {
 }
 
 /// A range that is not understood, more than one, and one bound to a version (we name none) ask for the whole.
-fn asked(request: &HttpRequest) -> RequestedRange {
+fn requested_range(request: &HttpRequest) -> RequestedRange {
     let headers = request.headers();
     if !headers.contains_key(header::RANGE) || headers.contains_key(IF_RANGE) {
         return RequestedRange::Whole;

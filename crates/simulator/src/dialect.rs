@@ -20,9 +20,9 @@ use jiff::Timestamp;
 use reqwest::Url;
 use serde_json::Value;
 
+use super::api_error::ApiError;
 use super::call::{Answer, Call, Cancelled, Listing, RequestHead};
 use super::plan::{Plan, SubmitBehavior};
-use super::refusal::Refusal;
 use super::scenario::Scenario;
 use super::signing::SigningKeys;
 use super::submit_request::SubmitRequest;
@@ -45,7 +45,7 @@ pub(super) struct Challenge {
     /// What is sent, and must come back.
     pub body: Value,
     /// How long the receiver may take.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 pub(super) trait Dialect: Send + Sync {
@@ -62,25 +62,25 @@ pub(super) trait Dialect: Send + Sync {
     /// What a request wants, by method, path and query; `None`: there is no such method.
     fn call(&self, ask: &RequestHead) -> Option<Call>;
 
-    /// What else is asked of the head of a request, once its key is proven.
-    fn check(&self, _ask: &RequestHead) -> Result<(), Refusal> {
+    /// What else is requested_range of the head of a request, once its key is proven.
+    fn check(&self, _ask: &RequestHead) -> Result<(), ApiError> {
         Ok(())
     }
 
     /// Reads a submit.
-    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal>;
+    fn submit(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError>;
 
     /// Reads what a list is of.
-    fn listing(&self, _body: &[u8]) -> Result<Listing, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    fn listing(&self, _body: &[u8]) -> Result<Listing, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
     /// How a scenario is played here, or why it can't be.
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str>;
 
     /// Where the webhooks of a job go; `project` is the one address of the account.
-    fn callback(&self, order: &SubmitRequest, _project: Option<&Url>) -> Option<Url> {
-        order.callback.clone()
+    fn callback(&self, submit: &SubmitRequest, _project: Option<&Url>) -> Option<Url> {
+        submit.callback.clone()
     }
 
     // What goes out.
@@ -92,16 +92,16 @@ pub(super) trait Dialect: Send + Sync {
     fn accepted(&self, task: &Task) -> Answer;
 
     /// The answer to a query that found these.
-    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal>;
+    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError>;
 
     /// A page of a list; `next` is the number below which the next one begins.
-    fn listed(&self, _tasks: &[Task], _next: Option<u64>) -> Result<Answer, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    fn listed(&self, _tasks: &[Task], _next: Option<u64>) -> Result<Answer, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
     /// What a task has made.
-    fn result(&self, _task: &Task) -> Result<Answer, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    fn result(&self, _task: &Task) -> Result<Answer, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
     /// The task that a request for a result or for content names.
@@ -109,8 +109,8 @@ pub(super) trait Dialect: Send + Sync {
         Some(name.to_owned())
     }
 
-    fn cancelled(&self, _outcome: &Cancelled) -> Result<Answer, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    fn cancelled(&self, _outcome: &Cancelled) -> Result<Answer, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
     /// Whether to cancel a task that has ended is to delete it.
@@ -119,11 +119,11 @@ pub(super) trait Dialect: Send + Sync {
     }
 
     /// How the account stands, or what else is told of it.
-    fn account(&self, _keys: &SigningKeys, _has_credit: bool) -> Result<Answer, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    fn account(&self, _keys: &SigningKeys, _has_credit: bool) -> Result<Answer, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer;
+    fn error_response(&self, error: &ApiError) -> Answer;
 
     // Webhooks.
 
@@ -133,16 +133,16 @@ pub(super) trait Dialect: Send + Sync {
     }
 
     /// The bodies of the webhooks that tell of a task as it now is, one change after the other.
-    fn news(&self, task: &Task) -> Vec<Value>;
+    fn webhooks(&self, task: &Task) -> Vec<Value>;
 
     /// The headers that sign a webhook at a time, in seconds.
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)>;
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)>;
 }
 
 // What several dialects say alike.
 
 /// The object without its keys that are null.
-fn present(mut object: Value) -> Value {
+fn without_nulls(mut object: Value) -> Value {
     if let Some(object) = object.as_object_mut() {
         object.retain(|_, value| !value.is_null());
     }
@@ -150,8 +150,8 @@ fn present(mut object: Value) -> Value {
 }
 
 /// The one task of a query by id.
-fn one(tasks: &[Task]) -> Result<&Task, Refusal> {
-    tasks.first().ok_or(Refusal::NoSuchTask)
+fn single(tasks: &[Task]) -> Result<&Task, ApiError> {
+    tasks.first().ok_or(ApiError::NoSuchTask)
 }
 
 /// The plan of a scenario where nothing can be cancelled.

@@ -1,4 +1,4 @@
-//! The witness: what really happened at the provider, for tests and for anybody who asks.
+//! The inspector: what really happened at the provider, for tests and for anybody who asks.
 //!
 //! Invariant: it only reads. A wait ends at the change that makes its condition true, by no clock; a caller
 //! who fears it never comes puts a timeout around it.
@@ -23,7 +23,7 @@ pub struct Counts {
     pub submits_accepted: u64,
     /// Queries for tasks, by id or as a list: each is one HTTP call, however many tasks it asks about.
     pub queries_received: u64,
-    /// Tasks asked about by id, one by one.
+    /// Tasks requested_range about by id, one by one.
     pub tasks_queried: u64,
     /// Second calls, for what a finished task has made.
     pub results_fetched: u64,
@@ -38,7 +38,7 @@ pub struct Counts {
     /// Tests of receivers.
     pub challenges_sent: u64,
     /// Those of them that were passed.
-    pub challenges_met: u64,
+    pub challenges_passed: u64,
     /// Attempts to deliver a callback, repetitions included.
     pub callbacks_sent: u64,
     /// Those of them that were answered with a 2xx.
@@ -58,7 +58,7 @@ impl Counts {
             accounts_read: self.accounts_read + other.accounts_read,
             keys_read: self.keys_read + other.keys_read,
             challenges_sent: self.challenges_sent + other.challenges_sent,
-            challenges_met: self.challenges_met + other.challenges_met,
+            challenges_passed: self.challenges_passed + other.challenges_passed,
             callbacks_sent: self.callbacks_sent + other.callbacks_sent,
             callbacks_acknowledged: self.callbacks_acknowledged + other.callbacks_acknowledged,
         }
@@ -87,7 +87,7 @@ pub struct TaskSnapshot {
     pub handle: String,
     /// The caller's own id.
     pub external_id: Option<String>,
-    /// What was asked for.
+    /// What was requested_range for.
     pub product: Product,
     /// The model, as the submit named it.
     pub model: String,
@@ -106,8 +106,8 @@ pub struct TaskSnapshot {
 }
 
 impl Inspector {
-    pub(super) fn of(ledger: SimulatorState) -> Self {
-        Self(ledger)
+    pub(super) fn of(state: SimulatorState) -> Self {
+        Self(state)
     }
 
     /// All counts, of all dialects together.
@@ -122,12 +122,12 @@ impl Inspector {
 
     /// All tasks, oldest first.
     pub fn tasks(&self) -> Vec<TaskSnapshot> {
-        self.0.all_facts()
+        self.0.snapshots()
     }
 
     /// One task by the provider's id.
     pub fn task(&self, id: &str) -> Option<TaskSnapshot> {
-        self.0.facts(id)
+        self.0.snapshot(id)
     }
 
     /// The provider's id of the task that was created for a job, named by its [handle](TaskFacts::handle).
@@ -140,12 +140,12 @@ impl Inspector {
         self.0.submits(handle)
     }
 
-    /// A bell that rings at every change of anything above.
+    /// A changed that rings at every change of anything above.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes()
     }
 
-    /// Waits until a question about the provider has an answer, asked now and again at every change.
+    /// Waits until a question about the provider has an answer, requested_range now and again at every change.
     pub async fn until<T>(&self, mut question: impl FnMut(&Self) -> Option<T>) -> T {
         let mut changes = self.changes();
         loop {
@@ -154,16 +154,16 @@ impl Inspector {
                 return answer;
             }
             if changes.changed().await.is_err() {
-                // The bell lives in the ledger that we hold, so it cannot be gone.
+                // The changed lives in the state that we hold, so it cannot be gone.
                 std::future::pending::<()>().await;
             }
         }
     }
 
     /// Waits until the job of this handle was submitted, has ended and all its callbacks are done with.
-    pub async fn at_rest(&self, handle: &str) -> TaskSnapshot {
-        self.until(|witness| {
-            let task = witness.task(&witness.task_of(handle)?)?;
+    pub async fn settled(&self, handle: &str) -> TaskSnapshot {
+        self.until(|inspector| {
+            let task = inspector.task(&inspector.task_of(handle)?)?;
             task.is_settled.then_some(task)
         })
         .await

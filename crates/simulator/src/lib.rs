@@ -1,4 +1,4 @@
-//! The provider simulator: an HTTP server that speaks seven providers' dialects, well and badly, as asked.
+//! The provider simulator: an HTTP server that speaks seven providers' dialects, well and badly, as requested_range.
 //!
 //! It is a program of its own beside the house: `progress-hub demo` shows the hub with it, the tests measure the
 //! hub against it, and `progress-hub simulator` runs it alone. What is on the wire follows what the providers
@@ -12,7 +12,7 @@
 //! | `/videos` | the `/v1/videos` family as OpenAI shaped it; content behind the key | Standard Webhooks to one address per account; thin |
 //! | `/minimax` | MiniMax: errors as HTTP 200, files by a second call | unsigned, after a challenge that must be echoed |
 //! | `/runway` | Runway: a version header, `DELETE` cancels, cost in credits | none |
-//! | `/replicate` | Replicate: whole predictions, progress in the logs, `POST` cancels | Standard Webhooks, for the events asked for |
+//! | `/replicate` | Replicate: whole predictions, progress in the logs, `POST` cancels | Standard Webhooks, for the events requested_range for |
 //!
 //! `GET /simulator/counts`, `/simulator/counts/{dialect}` and `/simulator/tasks` tell what truly happened, for
 //! black-box tests, without a key. `GET /clips/{n}.mp4` below any dialect is the clip, with ranges.
@@ -21,20 +21,20 @@
 //! treated ([`Scenario`]), and a key `steps` in how many steps it is made. A scenario that a dialect can't express
 //! is refused with 400 and `{"simulator": why}`.
 //!
-//! The files, in reading order: `scenario` names the ways to behave and `plan` says what each is; `task` is what
-//! is known of a job; `call`, `order` and `refusal` are what comes in and goes out, in no dialect, and `dialect`
-//! is how that is said; `ledger` keeps all, and `witness` reads it; `worker` moves a task, `signing` and `webhook`
+//! The files, in reading submit: `scenario` names the ways to behave and `plan` says what each is; `task` is what
+//! is known of a job; `call`, `submit` and `error` are what comes in and goes out, in no dialect, and `dialect`
+//! is how that is said; `state` keeps all, and `inspector` reads it; `worker` moves a task, `signing` and `webhook`
 //! tell of it; `api` and `clip` answer requests.
 //!
 //! Invariant: it imports nothing of the hub's, so that the two agree only where both follow the provider.
 
 mod api;
+mod api_error;
 mod call;
 mod clip;
 mod dialect;
 mod inspector;
 mod plan;
-mod refusal;
 mod scenario;
 mod signing;
 mod state;
@@ -88,8 +88,8 @@ pub struct Simulator {
     settings: Settings,
     project: Option<Url>,
     keys: Arc<SigningKeys>,
-    ledger: SimulatorState,
-    postman: WebhookSender,
+    state: SimulatorState,
+    webhooks: WebhookSender,
 }
 
 /// The names of all dialects; each is spoken below the path of its name.
@@ -97,7 +97,7 @@ pub fn dialects() -> impl Iterator<Item = &'static str> {
     DIALECTS.iter().map(|dialect| dialect.name())
 }
 
-/// The scenarios that can be played in a dialect, in the order in which they are best shown.
+/// The scenarios that can be played in a dialect, in the submit in which they are best shown.
 pub fn playable(dialect: &str) -> Vec<Scenario> {
     let dialect = DIALECTS.iter().find(|known| known.name() == dialect);
     let plays = |scenario: &Scenario| dialect.is_some_and(|known| known.plan(*scenario).is_ok());
@@ -117,8 +117,8 @@ impl Simulator {
             .transpose();
         let secret = secret.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let keys = Arc::new(SigningKeys::new(secret).map_err(io::Error::other)?);
-        let ledger = SimulatorState::new();
-        let postman = WebhookSender::new(keys.clone(), settings.pace, ledger.clone())?;
+        let state = SimulatorState::new();
+        let webhooks = WebhookSender::new(keys.clone(), settings.pace, state.clone())?;
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         Ok(Self {
@@ -127,8 +127,8 @@ impl Simulator {
             settings,
             project: None,
             keys,
-            ledger,
-            postman,
+            state,
+            webhooks,
         })
     }
 
@@ -149,9 +149,9 @@ impl Simulator {
         format!("http://{}", self.address)
     }
 
-    /// What happens here, to be kept beside the running simulator.
-    pub fn witness(&self) -> Inspector {
-        Inspector::of(self.ledger.clone())
+    /// What happens here, to be has_outputs beside the running simulator.
+    pub fn inspector(&self) -> Inspector {
+        Inspector::of(self.state.clone())
     }
 
     /// Serves until told to stop; then connections are closed at once and unfinished tasks are left as they are.
@@ -167,16 +167,16 @@ impl Simulator {
         let workers_stop = stop.child_token();
         // However this future ends, dropped or done, the workers end with it.
         let workers_end = workers_stop.clone().drop_guard();
-        let counter = Data::new(ApiState {
+        let api = Data::new(ApiState {
             origin: self.url(),
             api_key: self.settings.api_key,
             default_scenario: self.settings.default_scenario,
             project: self.project,
             keys: self.keys,
-            ledger: self.ledger.clone(),
+            state: self.state.clone(),
             workers: Workers {
-                ledger: self.ledger,
-                postman: self.postman,
+                state: self.state,
+                webhooks: self.webhooks,
                 pace: self.settings.pace,
                 runtime: Handle::current(),
                 running: running.clone(),
@@ -187,17 +187,17 @@ impl Simulator {
         let presence = running.token();
         let app = move || {
             let mut app = App::new()
-                .app_data(counter.clone())
+                .app_data(api.clone())
                 .app_data(presence.clone())
                 .configure(api::inspector_routes);
             for dialect in DIALECTS {
                 let prefix = format!("/{}", dialect.name());
                 let scope = web::scope(&prefix);
-                let routes = api::routes(counter.clone(), dialect, prefix);
+                let routes = api::routes(api.clone(), dialect, prefix);
                 app = app.service(scope.configure(routes));
             }
             let [first, ..] = DIALECTS;
-            app.configure(api::routes(counter.clone(), first, String::new()))
+            app.configure(api::routes(api.clone(), first, String::new()))
         };
         let served = {
             let server = HttpServer::new(app)

@@ -3,7 +3,7 @@
 //! Invariant: a plan speaks no dialect; whoever carries it out asks neither which scenario nor which dialect
 //! is playing.
 
-use super::refusal::Refusal;
+use super::api_error::ApiError;
 use super::scenario::Scenario;
 
 /// What the simulator does with one submit and the job that may come of it.
@@ -17,16 +17,16 @@ pub(super) struct Plan {
     pub ending: FinalOutcome,
     pub cancelling: CancelBehavior,
     pub schedule: Schedule,
-    pub seal: SignatureMode,
+    pub signature: SignatureMode,
 }
 
 /// How a submit is received.
 #[derive(Clone, Debug)]
 pub(super) enum SubmitBehavior {
     Accept,
-    Refuse(Refusal),
+    Reject(ApiError),
     /// Refuses the first so many submits of a job, then lets it in.
-    RefuseFirst(u32, Refusal),
+    RejectFirst(u32, ApiError),
     /// Lets the job in and says nothing.
     CloseUnanswered,
     /// Lets the job in, delivers its first webhook, and only then answers.
@@ -57,7 +57,7 @@ pub(super) enum Failure {
 pub(super) enum CancelBehavior {
     /// The job ends with its next step.
     Honored,
-    Forgotten,
+    Ignored,
 }
 
 /// When the webhooks of a job are delivered.
@@ -89,7 +89,7 @@ impl Scenario {
             ending: FinalOutcome::Succeeds,
             cancelling: CancelBehavior::Honored,
             schedule: Schedule::InTime,
-            seal: SignatureMode::Signed,
+            signature: SignatureMode::Signed,
         };
         match self {
             Self::Normal => plan,
@@ -115,15 +115,15 @@ impl Scenario {
                 ..plan
             },
             Self::RateLimited => Plan {
-                submit_behavior: SubmitBehavior::RefuseFirst(2, Refusal::RateLimit),
+                submit_behavior: SubmitBehavior::RejectFirst(2, ApiError::RateLimit),
                 ..plan
             },
             Self::ConcurrencyLimited => Plan {
-                submit_behavior: SubmitBehavior::RefuseFirst(1, Refusal::Concurrency),
+                submit_behavior: SubmitBehavior::RejectFirst(1, ApiError::Concurrency),
                 ..plan
             },
             Self::ServerErrors => Plan {
-                submit_behavior: SubmitBehavior::RefuseFirst(2, Refusal::Server),
+                submit_behavior: SubmitBehavior::RejectFirst(2, ApiError::Server),
                 ..plan
             },
             Self::LostAnswer => Plan {
@@ -136,7 +136,7 @@ impl Scenario {
                 ..plan
             },
             Self::Safety => Plan {
-                submit_behavior: SubmitBehavior::Refuse(Refusal::Safety),
+                submit_behavior: SubmitBehavior::Reject(ApiError::Safety),
                 ..plan
             },
             Self::FailsAtEnd => Plan {
@@ -156,23 +156,23 @@ impl Scenario {
                 ..plan
             },
             Self::Quota => Plan {
-                submit_behavior: SubmitBehavior::Refuse(Refusal::Quota),
+                submit_behavior: SubmitBehavior::Reject(ApiError::Quota),
                 ..plan
             },
             Self::BadKey => Plan {
-                submit_behavior: SubmitBehavior::Refuse(Refusal::BadKey),
+                submit_behavior: SubmitBehavior::Reject(ApiError::BadKey),
                 ..plan
             },
             Self::Unsigned => Plan {
-                seal: SignatureMode::Unsigned,
+                signature: SignatureMode::Unsigned,
                 ..plan
             },
             Self::Forged => Plan {
-                seal: SignatureMode::Forged,
+                signature: SignatureMode::Forged,
                 ..plan
             },
             Self::CancelledLate => Plan {
-                cancelling: CancelBehavior::Forgotten,
+                cancelling: CancelBehavior::Ignored,
                 ..plan
             },
             Self::Silence => Plan {

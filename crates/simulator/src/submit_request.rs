@@ -1,4 +1,4 @@
-//! An order: what matters of a submit that has passed, in no dialect.
+//! An submit: what matters of a submit that has passed, in no dialect.
 //!
 //! Invariant: an `Order` exists only for a body that has passed. Two keys are the simulator's own and mean the
 //! same in every dialect, at the top of the body or in its `input`: `scenario` and `steps`.
@@ -7,7 +7,7 @@ use aws_lc_rs::digest;
 use reqwest::Url;
 use serde_json::Value;
 
-use super::refusal::Refusal;
+use super::api_error::ApiError;
 use super::scenario::Scenario;
 use super::task::Product;
 
@@ -31,7 +31,7 @@ pub(super) struct SubmitRequest {
 
 impl SubmitRequest {
     /// With the simulator's own wishes read from the body.
-    pub fn new(model: &str, body: &Value) -> Result<Self, Refusal> {
+    pub fn new(model: &str, body: &Value) -> Result<Self, ApiError> {
         let wish = |key: &str| {
             let inner = body.get("input").and_then(|input| input.get(key));
             body.get(key).or(inner)
@@ -39,13 +39,13 @@ impl SubmitRequest {
         let scenario = wish("scenario").map(|name| {
             let name = name.as_str().unwrap_or_default();
             name.parse()
-                .map_err(|unknown| Refusal::Invalid(format!("{unknown}")))
+                .map_err(|unknown| ApiError::Invalid(format!("{unknown}")))
         });
         let steps = wish("steps").map(|steps| {
             let steps = steps.as_u64().filter(|steps| *steps <= MAX_STEPS);
             let steps = steps.and_then(|steps| u16::try_from(steps).ok());
             steps.ok_or_else(|| {
-                Refusal::Invalid(format!("steps is not a whole number up to {MAX_STEPS}"))
+                ApiError::Invalid(format!("steps is not a whole number up to {MAX_STEPS}"))
             })
         });
         Ok(Self {
@@ -69,25 +69,25 @@ impl SubmitRequest {
 }
 
 /// A body that is a JSON object.
-pub(super) fn object(body: &[u8]) -> Result<Value, Refusal> {
+pub(super) fn object(body: &[u8]) -> Result<Value, ApiError> {
     let body: Value =
-        serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        serde_json::from_slice(body).map_err(|error| ApiError::Malformed(error.to_string()))?;
     body.is_object()
         .then_some(body)
-        .ok_or_else(|| Refusal::Malformed("the body is not an object".to_owned()))
+        .ok_or_else(|| ApiError::Malformed("the body is not an object".to_owned()))
 }
 
 /// A text of the body that must be there.
-pub(super) fn text<'a>(body: &'a Value, key: &str) -> Result<&'a str, Refusal> {
+pub(super) fn text<'a>(body: &'a Value, key: &str) -> Result<&'a str, ApiError> {
     let text = body.get(key).and_then(Value::as_str).unwrap_or_default();
     if text.trim().is_empty() {
-        return Err(Refusal::Invalid(format!("{key} is required")));
+        return Err(ApiError::Invalid(format!("{key} is required")));
     }
     Ok(text)
 }
 
 /// An address to call back, where one is given.
-pub(super) fn callback(url: Option<&str>) -> Result<Option<Url>, Refusal> {
+pub(super) fn callback(url: Option<&str>) -> Result<Option<Url>, ApiError> {
     let Some(url) = url.filter(|url| !url.is_empty()) else {
         return Ok(None);
     };
@@ -95,5 +95,5 @@ pub(super) fn callback(url: Option<&str>) -> Result<Option<Url>, Refusal> {
     let parsed = parsed.filter(|url| matches!(url.scheme(), "http" | "https"));
     parsed
         .map(Some)
-        .ok_or_else(|| Refusal::Invalid("the callback is not an http address".to_owned()))
+        .ok_or_else(|| ApiError::Invalid("the callback is not an http address".to_owned()))
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::plan::{Failure, FinalOutcome};
 use super::scenario::Scenario;
 
-/// What was asked for.
+/// What was requested_range for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Product {
@@ -29,11 +29,11 @@ pub enum Status {
     Submitted,
     /// Being made.
     Processing,
-    /// Ended with outputs, for as long as they are kept.
+    /// Ended with outputs, for as long as they are has_outputs.
     Succeeded,
     /// Ended without.
     Failed,
-    /// Ended because that was asked for.
+    /// Ended because that was requested_range for.
     Cancelled,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Task {
     pub number: u64,
     /// As the provider names it.
     pub id: String,
-    pub seed: NewTask,
+    pub request: NewTask,
     pub status: Status,
     /// Tasks that wait in the queue before this one.
     pub ahead: u16,
@@ -64,17 +64,17 @@ pub(super) struct Task {
     pub started_ms: Option<u64>,
     pub updated_ms: u64,
     pub failure: Option<Failure>,
-    /// Somebody asked to cancel it.
+    /// Somebody requested_range to cancel it.
     pub cancel_requested: bool,
     /// Asked to be forgotten: nobody finds it any more.
     pub deleted: bool,
     /// The webhook of the end names no outputs.
     pub omits_outputs: bool,
     /// There are outputs to be had.
-    pub kept: bool,
+    pub has_outputs: bool,
 }
 
-/// What is asked of a new task.
+/// What is requested_range of a new task.
 #[derive(Clone, Debug)]
 pub(super) struct NewTask {
     pub dialect: &'static str,
@@ -92,13 +92,13 @@ pub(super) struct NewTask {
 }
 
 impl Task {
-    pub fn new(number: u64, id: String, seed: NewTask) -> Self {
+    pub fn new(number: u64, id: String, request: NewTask) -> Self {
         let now = now_ms();
         Self {
             number,
             id,
             status: Status::Submitted,
-            ahead: seed.ahead,
+            ahead: request.ahead,
             step: 0,
             created_ms: now,
             started_ms: None,
@@ -107,8 +107,8 @@ impl Task {
             cancel_requested: false,
             deleted: false,
             omits_outputs: false,
-            kept: false,
-            seed,
+            has_outputs: false,
+            request,
         }
     }
 
@@ -128,8 +128,8 @@ impl Task {
     pub fn end(&mut self, ending: FinalOutcome) {
         match ending {
             FinalOutcome::Never => return,
-            FinalOutcome::Succeeds => self.kept = true,
-            FinalOutcome::SucceedsThin => (self.kept, self.omits_outputs) = (true, true),
+            FinalOutcome::Succeeds => self.has_outputs = true,
+            FinalOutcome::SucceedsThin => (self.has_outputs, self.omits_outputs) = (true, true),
             FinalOutcome::SucceedsExpired => self.omits_outputs = true,
             FinalOutcome::Fails(failure) => self.failure = Some(failure),
         }
@@ -151,7 +151,7 @@ impl Task {
 
     /// Percent, while it is being made.
     pub fn progress(&self) -> Option<u8> {
-        let percent = u32::from(self.step) * 100 / (u32::from(self.seed.steps) + 1);
+        let percent = u32::from(self.step) * 100 / (u32::from(self.request.steps) + 1);
         // Below a hundred, because a step is below the number of steps.
         (self.status == Status::Processing).then(|| u8::try_from(percent).unwrap_or(100))
     }
@@ -163,12 +163,12 @@ impl Task {
 
     /// Where the clip lies that the task has made.
     pub fn clip(&self) -> String {
-        format!("{}/clips/{}.mp4", self.seed.origin, self.number + 1)
+        format!("{}/clips/{}.mp4", self.request.origin, self.number + 1)
     }
 
     /// What the task wrote while it was being made: a line for each step, as a progress bar prints them.
     pub fn log(&self) -> Vec<String> {
-        let of = self.seed.steps + 1;
+        let of = self.request.steps + 1;
         let last = match self.status {
             Status::Submitted => return Vec::new(),
             Status::Processing | Status::Failed | Status::Cancelled => self.step,

@@ -38,16 +38,16 @@ pub(super) struct Recipient {
     pub task: u64,
     pub dialect: &'static dyn Dialect,
     pub url: Url,
-    pub seal: SignatureMode,
+    pub signature: SignatureMode,
 }
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
     Acknowledged,
-    GivenUp,
+    Failed,
     /// The recipient is gone (410) and wants no more.
-    Unwanted,
+    Gone,
 }
 
 /// Delivers messages, one attempt after the other. Cheap to clone.
@@ -57,11 +57,11 @@ pub(super) struct WebhookSender {
     keys: Arc<SigningKeys>,
     wrong_keys: Arc<SigningKeys>,
     pace: Duration,
-    ledger: SimulatorState,
+    state: SimulatorState,
 }
 
 impl WebhookSender {
-    pub fn new(keys: Arc<SigningKeys>, pace: Duration, ledger: SimulatorState) -> io::Result<Self> {
+    pub fn new(keys: Arc<SigningKeys>, pace: Duration, state: SimulatorState) -> io::Result<Self> {
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -73,22 +73,21 @@ impl WebhookSender {
             keys,
             wrong_keys: Arc::new(SigningKeys::forged().map_err(io::Error::other)?),
             pace,
-            ledger,
+            state,
         })
     }
 
-    /// Tries until a 2xx, a 410 or the end of patience. Anything else, a 3xx too, is tried again.
+    /// Tries until a 2xx, a 410 or the end of timeout. Anything else, a 3xx too, is tried again.
     pub async fn deliver(&self, message: &Message, to: &Recipient) -> Delivery {
         let mut wait = self.pace;
         for attempt in 1..=ATTEMPTS {
-            self.ledger.callback_sent(to.dialect.name(), to.task);
+            self.state.callback_sent(to.dialect.name(), to.task);
             match self.attempt(message, to).await {
                 Ok(status) if status.is_success() => {
-                    self.ledger
-                        .callback_acknowledged(to.dialect.name(), to.task);
+                    self.state.callback_acknowledged(to.dialect.name(), to.task);
                     return Delivery::Acknowledged;
                 }
-                Ok(StatusCode::GONE) => return Delivery::Unwanted,
+                Ok(StatusCode::GONE) => return Delivery::Gone,
                 Ok(status) => {
                     let status = status.as_u16();
                     tracing::debug!(
@@ -108,7 +107,7 @@ impl WebhookSender {
                 wait *= 2;
             }
         }
-        Delivery::GivenUp
+        Delivery::Failed
     }
 
     async fn attempt(
@@ -117,13 +116,13 @@ impl WebhookSender {
         to: &Recipient,
     ) -> Result<StatusCode, reqwest::Error> {
         let mut request = self.post(to, message.body.clone());
-        let keys = match to.seal {
+        let keys = match to.signature {
             SignatureMode::Signed => Some(&self.keys),
             SignatureMode::Unsigned => None,
             SignatureMode::Forged => Some(&self.wrong_keys),
         };
         if let Some(keys) = keys {
-            for (name, value) in to.dialect.seal(keys, message, now_ms() / 1000) {
+            for (name, value) in to.dialect.sign(keys, message, now_ms() / 1000) {
                 request = request.header(name, value);
             }
         }
@@ -136,16 +135,16 @@ impl WebhookSender {
         let Some(challenge) = to.dialect.challenge(&word) else {
             return true;
         };
-        self.ledger.challenge_sent(to.dialect.name());
+        self.state.challenge_sent(to.dialect.name());
         let body = challenge.body.to_string().into_bytes();
         let answer = async {
-            let response = self.post(to, body).timeout(challenge.patience).send();
+            let response = self.post(to, body).timeout(challenge.timeout).send();
             let response = response.await?.error_for_status()?;
             response.json::<Value>().await
         };
         match answer.await {
             Ok(answer) if answer == challenge.body => {
-                self.ledger.challenge_met(to.dialect.name());
+                self.state.challenge_passed(to.dialect.name());
                 true
             }
             Ok(_) => {

@@ -27,8 +27,8 @@ const MAX_WEBHOOKS_PER_CHANGE: usize = 2;
 /// Starts the work on tasks. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Workers {
-    pub ledger: SimulatorState,
-    pub postman: WebhookSender,
+    pub state: SimulatorState,
+    pub webhooks: WebhookSender,
     pub pace: Duration,
     pub runtime: Handle,
     pub running: TaskTracker,
@@ -37,8 +37,8 @@ pub(super) struct Workers {
 
 /// The work on one task.
 struct Work {
-    ledger: SimulatorState,
-    postman: WebhookSender,
+    state: SimulatorState,
+    webhooks: WebhookSender,
     pace: Duration,
     dialect: &'static dyn Dialect,
     task: u64,
@@ -46,7 +46,7 @@ struct Work {
 }
 
 /// A message and the moment of the change that it tells.
-struct News {
+struct PendingWebhook {
     at: Instant,
     message: Message,
 }
@@ -65,11 +65,11 @@ impl Workers {
             task,
             dialect,
             url,
-            seal: plan.seal,
+            signature: plan.signature,
         });
         let work = Work {
-            ledger: self.ledger.clone(),
-            postman: self.postman.clone(),
+            state: self.state.clone(),
+            webhooks: self.webhooks.clone(),
             pace: self.pace,
             dialect,
             task,
@@ -93,10 +93,10 @@ impl Work {
             self.render(outbox),
             self.notify(inbox, recipient, first_done)
         );
-        self.ledger.rest(self.task);
+        self.state.settle(self.task);
     }
 
-    async fn render(&self, outbox: mpsc::Sender<News>) {
+    async fn render(&self, outbox: mpsc::Sender<PendingWebhook>) {
         if matches!(self.plan.ending, FinalOutcome::Never) {
             return;
         }
@@ -115,7 +115,7 @@ impl Work {
                 return;
             }
         }
-        // Where the submitter is kept waiting for the first webhook, there is no time in the queue.
+        // Where the submitter is has_outputs waiting for the first webhook, there is no time in the queue.
         if !matches!(
             self.plan.submit_behavior,
             SubmitBehavior::AnswerAfterWebhook
@@ -134,15 +134,15 @@ impl Work {
     /// Makes a change and sends word of it, unless the task is to be cancelled instead: then that was the last.
     fn change(
         &self,
-        outbox: &mpsc::Sender<News>,
+        outbox: &mpsc::Sender<PendingWebhook>,
         change: impl FnOnce(&mut Task),
     ) -> ControlFlow<()> {
-        let task = self.ledger.change(self.task, |task| {
-            let heeded = match self.plan.cancelling {
+        let task = self.state.change(self.task, |task| {
+            let is_cancelled = match self.plan.cancelling {
                 CancelBehavior::Honored => task.cancel_requested,
-                CancelBehavior::Forgotten => false,
+                CancelBehavior::Ignored => false,
             };
-            if heeded {
+            if is_cancelled {
                 task.cancel();
             } else {
                 change(task);
@@ -151,16 +151,16 @@ impl Work {
         let Some(task) = task else {
             return ControlFlow::Break(());
         };
-        for body in self.dialect.news(&task) {
+        for body in self.dialect.webhooks(&task) {
             let id: u64 = rand::rng().random_range(1_000_000_000_000_000..10_000_000_000_000_000);
             let message = Message {
                 id: id.to_string(),
                 task: task.id.clone(),
                 body: body.to_string().into_bytes(),
             };
-            // A receiver that is gone wants no more news.
+            // A receiver that is gone wants no more pending.
             let at = Instant::now();
-            outbox.try_send(News { at, message }).ok();
+            outbox.try_send(PendingWebhook { at, message }).ok();
         }
         if task.status.is_final() {
             ControlFlow::Break(())
@@ -171,46 +171,46 @@ impl Work {
 
     async fn notify(
         &self,
-        mut inbox: mpsc::Receiver<News>,
+        mut inbox: mpsc::Receiver<PendingWebhook>,
         recipient: Option<Recipient>,
         first_done: oneshot::Sender<()>,
     ) {
         let Some(to) = recipient else { return };
         let is_lost = matches!(self.plan.schedule, Schedule::Lost);
-        if is_lost || !self.postman.challenge_receiver(&to).await {
+        if is_lost || !self.webhooks.challenge_receiver(&to).await {
             return;
         }
         let mut first_done = Some(first_done);
         let mut held_back = Vec::new();
-        while let Some(news) = inbox.recv().await {
+        while let Some(pending) = inbox.recv().await {
             let delivery = match self.plan.schedule {
                 Schedule::Lost => return,
-                Schedule::InTime => self.postman.deliver(&news.message, &to).await,
+                Schedule::InTime => self.webhooks.deliver(&pending.message, &to).await,
                 Schedule::Twice => {
-                    self.postman.deliver(&news.message, &to).await;
-                    self.postman.deliver(&news.message, &to).await
+                    self.webhooks.deliver(&pending.message, &to).await;
+                    self.webhooks.deliver(&pending.message, &to).await
                 }
                 Schedule::Late(paces) => {
-                    sleep_until(news.at + self.pace * paces).await;
-                    self.postman.deliver(&news.message, &to).await
+                    sleep_until(pending.at + self.pace * paces).await;
+                    self.webhooks.deliver(&pending.message, &to).await
                 }
                 Schedule::Reversed => {
-                    held_back.push(news.message);
-                    Delivery::GivenUp
+                    held_back.push(pending.message);
+                    Delivery::Failed
                 }
             };
             if let Some(first_done) = first_done.take() {
                 first_done.send(()).ok();
             }
             match delivery {
-                Delivery::Acknowledged | Delivery::GivenUp => {}
-                Delivery::Unwanted => return,
+                Delivery::Acknowledged | Delivery::Failed => {}
+                Delivery::Gone => return,
             }
         }
         for message in held_back.iter().rev() {
-            match self.postman.deliver(message, &to).await {
-                Delivery::Acknowledged | Delivery::GivenUp => {}
-                Delivery::Unwanted => return,
+            match self.webhooks.deliver(message, &to).await {
+                Delivery::Acknowledged | Delivery::Failed => {}
+                Delivery::Gone => return,
             }
         }
     }

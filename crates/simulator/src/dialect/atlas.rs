@@ -8,10 +8,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Dialect, one, present, rfc3339, uncancellable};
+use super::{Dialect, rfc3339, single, uncancellable, without_nulls};
+use crate::api_error::ApiError;
 use crate::call::{Answer, Call, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::{KEY_ID, SigningKeys};
 use crate::submit_request::{SubmitRequest, callback, object, text};
@@ -41,7 +41,7 @@ impl Dialect for Atlas {
         }
     }
 
-    fn order(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         text(&body, "prompt")?;
         let model = text(&body, "model")?;
@@ -71,11 +71,11 @@ impl Dialect for Atlas {
         success(&prediction(task))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        Ok(success(&prediction(one(tasks)?)))
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+        Ok(success(&prediction(single(tasks)?)))
     }
 
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, ApiError> {
         let usd = |value: &str| json!({"value": value, "currency": "usd"});
         let left = |value| usd(if has_credit { value } else { "0.000000" });
         Ok(Answer::ok(json!({
@@ -99,27 +99,27 @@ impl Dialect for Atlas {
     }
 
     /// Without a `Retry-After` on any of them, as documented.
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let words = refusal.to_string();
-        let (status, words) = match refusal {
+    fn error_response(&self, error: &ApiError) -> Answer {
+        let words = error.to_string();
+        let (status, words) = match error {
             // A path that is wrong is unauthorized too.
-            Refusal::NoKey | Refusal::BadKey | Refusal::NoSuchMethod => {
+            ApiError::NoKey | ApiError::BadKey | ApiError::NoSuchMethod => {
                 (401, "unauthorized".to_owned())
             }
-            Refusal::Quota => (402, words),
-            Refusal::RateLimit | Refusal::Concurrency => (429, words),
-            Refusal::Server => (500, words),
-            Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
+            ApiError::Quota => (402, words),
+            ApiError::RateLimit | ApiError::Concurrency => (429, words),
+            ApiError::Server => (500, words),
+            ApiError::Safety | ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
                 (400, words)
             }
-            Refusal::NoSuchModel | Refusal::NoSuchTask => (404, words),
+            ApiError::NoSuchModel | ApiError::NoSuchTask => (404, words),
         };
         let request_id = Uuid::now_v7().to_string();
         let body = json!({"code": status, "msg": words, "request_id": request_id, "data": null});
         Answer::new(status, body)
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         let status = match task.status {
             Status::Submitted | Status::Processing => return Vec::new(),
             Status::Succeeded => "OK",
@@ -130,13 +130,13 @@ impl Dialect for Atlas {
         } else {
             outputs(task)
         };
-        let payload = present(json!({
-            "model": task.seed.model,
+        let payload = without_nulls(json!({
+            "model": task.request.model,
             "status": word(task),
             "outputs": outputs,
             "error_code": task.failure.and_then(code),
         }));
-        vec![present(json!({
+        vec![without_nulls(json!({
             "session_id": task.id,
             "event_type": EVENT,
             "status": status,
@@ -147,7 +147,7 @@ impl Dialect for Atlas {
     }
 
     /// Over the time, a dot and the body. The id in the header is not signed.
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         let signed = [format!("{at}.").as_bytes(), &message.body].concat();
         let signature = URL_SAFE_NO_PAD.encode(keys.ed25519(&signed));
         vec![
@@ -165,10 +165,13 @@ fn success(data: &Value) -> Answer {
 }
 
 fn prediction(task: &Task) -> Value {
-    let url = format!("{}/api/v1/model/prediction/{}", task.seed.origin, task.id);
-    present(json!({
+    let url = format!(
+        "{}/api/v1/model/prediction/{}",
+        task.request.origin, task.id
+    );
+    without_nulls(json!({
         "id": task.id,
-        "model": task.seed.model,
+        "model": task.request.model,
         "status": word(task),
         "outputs": outputs(task),
         "error": task.failure.map(words),
@@ -189,7 +192,7 @@ fn word(task: &Task) -> &'static str {
 }
 
 fn outputs(task: &Task) -> Value {
-    if task.kept {
+    if task.has_outputs {
         json!([task.clip()])
     } else {
         json!([])

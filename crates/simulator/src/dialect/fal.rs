@@ -7,10 +7,10 @@ use aws_lc_rs::digest;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Dialect, one, present, queueing, rfc3339};
+use super::{Dialect, queueing, rfc3339, single, without_nulls};
+use crate::api_error::ApiError;
 use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::{SubmitRequest, callback, object, text};
@@ -44,7 +44,7 @@ impl Dialect for Fal {
         }
     }
 
-    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         text(&body, "prompt")?;
         let product = match body.get("image_url") {
@@ -70,12 +70,12 @@ impl Dialect for Fal {
     fn accepted(&self, task: &Task) -> Answer {
         let mut body = addresses(task);
         body["status"] = json!("IN_QUEUE");
-        body["queue_position"] = json!(task.seed.ahead);
+        body["queue_position"] = json!(task.request.ahead);
         Answer::ok(body)
     }
 
-    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        let task = one(tasks)?;
+    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+        let task = single(tasks)?;
         let mut body = addresses(task);
         let logs = (ask.query("logs") == Some("1")).then(|| logs(task));
         let status = match task.status {
@@ -101,22 +101,22 @@ impl Dialect for Fal {
                 200
             }
         };
-        Ok(Answer::new(status, present(body)))
+        Ok(Answer::new(status, without_nulls(body)))
     }
 
-    fn result(&self, task: &Task) -> Result<Answer, Refusal> {
+    fn result(&self, task: &Task) -> Result<Answer, ApiError> {
         if !task.status.is_final() {
             let detail = json!({"detail": "Request is still in progress"});
             return Ok(Answer::new(400, detail));
         }
         match fault(task) {
-            None if task.kept => Ok(Answer::ok(payload(task))),
-            None => Err(Refusal::NoSuchTask),
+            None if task.has_outputs => Ok(Answer::ok(payload(task))),
+            None => Err(ApiError::NoSuchTask),
             Some(fault) => Ok(fault.answer()),
         }
     }
 
-    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, Refusal> {
+    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, ApiError> {
         let (status, word) = match outcome {
             Cancelled::Agreed(_) => (202, "CANCELLATION_REQUESTED"),
             Cancelled::Ended => (400, "ALREADY_COMPLETED"),
@@ -125,29 +125,29 @@ impl Dialect for Fal {
         Ok(Answer::new(status, json!({"status": word})))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
+    fn error_response(&self, error: &ApiError) -> Answer {
         let plain = |status: u16, detail: &str| Answer::new(status, json!({"detail": detail}));
-        match refusal {
-            Refusal::NoKey | Refusal::BadKey => plain(401, "Authentication is required"),
-            Refusal::Quota => plain(403, "User is locked. Reason: Exhausted balance."),
-            Refusal::RateLimit | Refusal::Concurrency => {
+        match error {
+            ApiError::NoKey | ApiError::BadKey => plain(401, "Authentication is required"),
+            ApiError::Quota => plain(403, "User is locked. Reason: Exhausted balance."),
+            ApiError::RateLimit | ApiError::Concurrency => {
                 plain(429, "Too many requests").with("retry-after", "1")
             }
-            Refusal::Safety => Fault::of(Failure::Safety).answer(),
-            Refusal::Malformed(why) | Refusal::Invalid(why) => Fault {
+            ApiError::Safety => Fault::of(Failure::Safety).answer(),
+            ApiError::Malformed(why) | ApiError::Invalid(why) => Fault {
                 status: 422,
                 kind: "value_error",
                 words: why.clone(),
                 retryable: false,
             }
             .answer(),
-            Refusal::Server => request_error(500, "internal_error", "Internal server error"),
-            Refusal::NoSuchMethod | Refusal::NoSuchModel => plain(404, "Path not found"),
-            Refusal::NoSuchTask | Refusal::Taken => plain(404, "Request not found"),
+            ApiError::Server => request_error(500, "internal_error", "Internal server error"),
+            ApiError::NoSuchMethod | ApiError::NoSuchModel => plain(404, "Path not found"),
+            ApiError::NoSuchTask | ApiError::Taken => plain(404, "Request not found"),
         }
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         let mut body = json!({"request_id": task.id, "gateway_request_id": task.id});
         match (task.status, fault(task)) {
             (Status::Submitted | Status::Processing, _) => return Vec::new(),
@@ -170,7 +170,7 @@ impl Dialect for Fal {
     }
 
     /// Over `request id, user id, time and the SHA-256 of the body`, in lines.
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         let digest = digest::digest(&digest::SHA256, &message.body);
         let digest = hex(digest.as_ref());
         let signed = format!("{}\n{USER}\n{at}\n{digest}", message.task);
@@ -245,10 +245,10 @@ fn request_error(status: u16, kind: &str, words: &str) -> Answer {
 
 /// Where a request lives: under the first two segments of the model's path.
 fn addresses(task: &Task) -> Value {
-    let app: Vec<&str> = task.seed.model.split('/').take(2).collect();
+    let app: Vec<&str> = task.request.model.split('/').take(2).collect();
     let url = format!(
         "{}/{}/requests/{}",
-        task.seed.origin,
+        task.request.origin,
         app.join("/"),
         task.id
     );

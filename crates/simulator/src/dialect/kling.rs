@@ -5,16 +5,16 @@
 //! `progress` (whole percent, which the real one does not tell), the `Retry-After` of the rate limit, and
 //! `next_cursor`, since how the next page of a list is named is not documented in anything we have read.
 
-mod order;
+mod submit;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Dialect, present, uncancellable};
+use super::{Dialect, uncancellable, without_nulls};
+use crate::api_error::ApiError;
 use crate::call::{Answer, Call, Listing, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::SubmitRequest;
@@ -66,39 +66,39 @@ impl Dialect for Kling {
         }
     }
 
-    fn check(&self, ask: &RequestHead) -> Result<(), Refusal> {
+    fn check(&self, ask: &RequestHead) -> Result<(), ApiError> {
         let given = ["task_ids", "external_task_ids"].map(|key| ask.query(key).is_some());
         match (ask.method, ask.path.as_slice(), given) {
-            ("GET", ["tasks"], [true, true] | [false, false]) => Err(Refusal::Invalid(
+            ("GET", ["tasks"], [true, true] | [false, false]) => Err(ApiError::Invalid(
                 "exactly one of task_ids and external_task_ids is required".to_owned(),
             )),
             _ => Ok(()),
         }
     }
 
-    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let (product, model) = match ask.path.as_slice() {
             ["image-to-video", model] => (Product::ImageToVideo, *model),
             [_, model] => (Product::TextToVideo, *model),
-            _ => return Err(Refusal::NoSuchMethod),
+            _ => return Err(ApiError::NoSuchMethod),
         };
         if !model.starts_with("kling-") {
-            return Err(Refusal::NoSuchModel);
+            return Err(ApiError::NoSuchModel);
         }
-        order::read(product, model, body)
+        submit::read(product, model, body)
     }
 
-    fn listing(&self, body: &[u8]) -> Result<Listing, Refusal> {
+    fn listing(&self, body: &[u8]) -> Result<Listing, ApiError> {
         let list: List =
-            serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
+            serde_json::from_slice(body).map_err(|error| ApiError::Malformed(error.to_string()))?;
         let limit = list.limit.unwrap_or(DEFAULT_PAGE);
         if !(1..=MAX_PAGE).contains(&limit) {
             let why = format!("limit is not from 1 to {MAX_PAGE}");
-            return Err(Refusal::Invalid(why));
+            return Err(ApiError::Invalid(why));
         }
         let cursor = list.cursor.filter(|cursor| !cursor.is_empty());
         let before = cursor.map_or(Ok(u64::MAX), |cursor| {
-            let unknown = |_| Refusal::Invalid("cursor is not one of ours".to_owned());
+            let unknown = |_| ApiError::Invalid("cursor is not one of ours".to_owned());
             cursor.parse().map_err(unknown)
         })?;
         let (mut statuses, mut products) = (Vec::new(), Vec::new());
@@ -127,20 +127,20 @@ impl Dialect for Kling {
     }
 
     fn accepted(&self, task: &Task) -> Answer {
-        success(&present(json!({
+        success(&without_nulls(json!({
             "id": task.id,
             "status": task.status,
             "create_time": task.created_ms,
             "update_time": task.updated_ms,
-            "external_id": task.seed.external_id,
+            "external_id": task.request.external_id,
         })))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
         Ok(success(&tasks.iter().map(document).collect()))
     }
 
-    fn listed(&self, tasks: &[Task], next: Option<u64>) -> Result<Answer, Refusal> {
+    fn listed(&self, tasks: &[Task], next: Option<u64>) -> Result<Answer, ApiError> {
         let mut answer = success(&tasks.iter().map(document).collect());
         if let (Some(next), Some(body)) = (next, &mut answer.body) {
             body["next_cursor"] = json!(next.to_string());
@@ -148,7 +148,7 @@ impl Dialect for Kling {
         Ok(answer)
     }
 
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, ApiError> {
         let pack = json!({
             "resource_pack_name": "Simulated videos",
             "resource_pack_id": "509f3fd3d4ab4a3f9eec5db27aa44f27",
@@ -167,41 +167,41 @@ impl Dialect for Kling {
         })))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let (status, code, message) = match refusal {
-            Refusal::NoKey => (401, 1001, "Authorization is empty".to_owned()),
-            Refusal::BadKey => (401, 1002, "Authorization is invalid".to_owned()),
-            Refusal::Quota => (429, 1102, "Resource pack depleted or expired".to_owned()),
-            Refusal::Malformed(why) => (400, 1200, format!("Invalid request parameters: {why}")),
-            Refusal::Invalid(why) => (400, 1201, format!("Invalid parameters: {why}")),
-            Refusal::Taken => (400, 1201, "external_task_id already exists".to_owned()),
-            Refusal::NoSuchMethod | Refusal::NoSuchTask => {
+    fn error_response(&self, error: &ApiError) -> Answer {
+        let (status, code, message) = match error {
+            ApiError::NoKey => (401, 1001, "Authorization is empty".to_owned()),
+            ApiError::BadKey => (401, 1002, "Authorization is invalid".to_owned()),
+            ApiError::Quota => (429, 1102, "Resource pack depleted or expired".to_owned()),
+            ApiError::Malformed(why) => (400, 1200, format!("Invalid request parameters: {why}")),
+            ApiError::Invalid(why) => (400, 1201, format!("Invalid parameters: {why}")),
+            ApiError::Taken => (400, 1201, "external_task_id already exists".to_owned()),
+            ApiError::NoSuchMethod | ApiError::NoSuchTask => {
                 (404, 1202, "The requested method is invalid".to_owned())
             }
-            Refusal::NoSuchModel => (404, 1203, "The requested model does not exist".to_owned()),
-            Refusal::Safety => {
+            ApiError::NoSuchModel => (404, 1203, "The requested model does not exist".to_owned()),
+            ApiError::Safety => {
                 let message = "The input content triggered the content safety policy";
                 (400, 1301, message.to_owned())
             }
-            Refusal::RateLimit => (429, 1302, "API request over rate limit".to_owned()),
-            Refusal::Concurrency => {
+            ApiError::RateLimit => (429, 1302, "API request over rate limit".to_owned()),
+            ApiError::Concurrency => {
                 let message = "parallel task over resource pack limit";
                 (429, 1303, message.to_owned())
             }
-            Refusal::Server => (500, 5000, "Internal server error".to_owned()),
+            ApiError::Server => (500, 5000, "Internal server error".to_owned()),
         };
         let answer = Answer::new(
             status,
             json!({"code": code, "message": message, "request_id": request_id()}),
         );
         // So that a sender can be seen to obey it.
-        if matches!(refusal, Refusal::RateLimit) {
+        if matches!(error, ApiError::RateLimit) {
             return answer.with("retry-after", "1");
         }
         answer
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         match task.status {
             Status::Submitted | Status::Cancelled => Vec::new(),
             // The shape of the published test vector: neither outputs nor billing nor the caller's own id.
@@ -210,7 +210,7 @@ impl Dialect for Kling {
         }
     }
 
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         keys.standard(&message.id, at, &message.body)
     }
 }
@@ -246,7 +246,7 @@ fn thin(task: &Task) -> Value {
 /// The task as a query and a callback tell it.
 fn document(task: &Task) -> Value {
     let mut document = thin(task);
-    document["external_id"] = json!(task.seed.external_id);
+    document["external_id"] = json!(task.request.external_id);
     document["progress"] = json!(task.progress());
     document["outputs"] = outputs(task);
     document["billing"] = match task.status {
@@ -255,16 +255,16 @@ fn document(task: &Task) -> Value {
             json!([{"charge_type": "unit", "amount": "2.5", "package_type": "video"}])
         }
     };
-    present(document)
+    without_nulls(document)
 }
 
 fn outputs(task: &Task) -> Value {
-    if !task.kept {
+    if !task.has_outputs {
         return json!([]);
     }
     let url = task.clip();
-    let watermark = task.seed.notes["watermark"] == true;
-    json!([present(json!({
+    let watermark = task.request.notes["watermark"] == true;
+    json!([without_nulls(json!({
         "type": "video",
         "id": (task.number + 1).to_string(),
         "watermark_url": watermark.then(|| format!("{url}?watermark=1")),

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Challenge, Dialect, one, present, uncancellable};
+use super::{Challenge, Dialect, single, uncancellable, without_nulls};
+use crate::api_error::ApiError;
 use crate::call::{Answer, Call, Name, RequestHead};
 use crate::clip;
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::{SubmitRequest, callback, object, text};
@@ -30,18 +30,18 @@ impl Dialect for Minimax {
     }
 
     fn call(&self, ask: &RequestHead) -> Option<Call> {
-        let asked = |key: &str| ask.query(key).unwrap_or_default().to_owned();
+        let requested_range = |key: &str| ask.query(key).unwrap_or_default().to_owned();
         match (ask.method, ask.path.as_slice()) {
             ("POST", ["v1", "video_generation"]) => Some(Call::Submit),
             ("GET", ["v1", "query", "video_generation"]) => {
-                Some(Call::Query(vec![Name::Task(asked("task_id"))]))
+                Some(Call::Query(vec![Name::Task(requested_range("task_id"))]))
             }
-            ("GET", ["v1", "files", "retrieve"]) => Some(Call::Result(asked("file_id"))),
+            ("GET", ["v1", "files", "retrieve"]) => Some(Call::Result(requested_range("file_id"))),
             _ => None,
         }
     }
 
-    fn order(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let model = text(&body, "model")?;
         let product = match body.get("first_frame_image") {
@@ -73,8 +73,8 @@ impl Dialect for Minimax {
         Answer::ok(json!({"task_id": task.id, "base_resp": said(0, "success")}))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        let task = one(tasks)?;
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+        let task = single(tasks)?;
         let succeeded = task.status == Status::Succeeded;
         let status = match task.status {
             Status::Submitted if task.ahead > 0 => "Queueing",
@@ -83,7 +83,7 @@ impl Dialect for Minimax {
             Status::Succeeded => "Success",
             Status::Failed | Status::Cancelled => "Fail",
         };
-        Ok(Answer::ok(present(json!({
+        Ok(Answer::ok(without_nulls(json!({
             "task_id": task.id,
             "status": status,
             "file_id": succeeded.then(|| file_id(task)),
@@ -98,9 +98,9 @@ impl Dialect for Minimax {
         Some(file.checked_sub(1)?.to_string())
     }
 
-    fn result(&self, task: &Task) -> Result<Answer, Refusal> {
-        if !task.kept {
-            return Err(Refusal::NoSuchTask);
+    fn result(&self, task: &Task) -> Result<Answer, ApiError> {
+        if !task.has_outputs {
+            return Err(ApiError::NoSuchTask);
         }
         let file = json!({
             "file_id": file_id(task),
@@ -115,21 +115,21 @@ impl Dialect for Minimax {
         ))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let words = refusal.to_string();
-        let code = match refusal {
-            Refusal::NoKey | Refusal::BadKey => 1004,
-            Refusal::Quota => 1008,
-            Refusal::Safety => 1026,
-            Refusal::RateLimit => 1002,
-            Refusal::Concurrency => 1041,
-            Refusal::Server => 1000,
-            Refusal::Malformed(_)
-            | Refusal::Invalid(_)
-            | Refusal::Taken
-            | Refusal::NoSuchModel
-            | Refusal::NoSuchTask => 2013,
-            Refusal::NoSuchMethod => return Answer::empty(404),
+    fn error_response(&self, error: &ApiError) -> Answer {
+        let words = error.to_string();
+        let code = match error {
+            ApiError::NoKey | ApiError::BadKey => 1004,
+            ApiError::Quota => 1008,
+            ApiError::Safety => 1026,
+            ApiError::RateLimit => 1002,
+            ApiError::Concurrency => 1041,
+            ApiError::Server => 1000,
+            ApiError::Malformed(_)
+            | ApiError::Invalid(_)
+            | ApiError::Taken
+            | ApiError::NoSuchModel
+            | ApiError::NoSuchTask => 2013,
+            ApiError::NoSuchMethod => return Answer::empty(404),
         };
         Answer::ok(json!({"task_id": "", "base_resp": said(code, &words)}))
     }
@@ -137,11 +137,11 @@ impl Dialect for Minimax {
     fn challenge(&self, word: &str) -> Option<Challenge> {
         Some(Challenge {
             body: json!({ "challenge": word }),
-            patience: CHALLENGE_TIMEOUT,
+            timeout: CHALLENGE_TIMEOUT,
         })
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         let (status, file) = match task.status {
             // Word of a change of status only, not of each step.
             Status::Processing if task.step == 0 => ("processing", None),
@@ -149,7 +149,7 @@ impl Dialect for Minimax {
             Status::Succeeded => ("success", (!task.omits_outputs).then(|| file_id(task))),
             Status::Failed | Status::Cancelled => ("failed", None),
         };
-        vec![present(json!({
+        vec![without_nulls(json!({
             "task_id": task.id,
             "status": status,
             "file_id": file,
@@ -157,7 +157,7 @@ impl Dialect for Minimax {
         }))]
     }
 
-    fn seal(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 }

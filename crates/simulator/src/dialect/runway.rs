@@ -6,10 +6,10 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Dialect, one, present, queueing, rfc3339};
+use super::{Dialect, queueing, rfc3339, single, without_nulls};
+use crate::api_error::ApiError;
 use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::{SubmitRequest, object, text};
@@ -37,16 +37,16 @@ impl Dialect for Runway {
         }
     }
 
-    fn check(&self, ask: &RequestHead) -> Result<(), Refusal> {
+    fn check(&self, ask: &RequestHead) -> Result<(), ApiError> {
         let version = ask.headers.get("x-runway-version");
         if version.is_none_or(|version| version != VERSION) {
             let why = format!("X-Runway-Version must be {VERSION}");
-            return Err(Refusal::Malformed(why));
+            return Err(ApiError::Malformed(why));
         }
         Ok(())
     }
 
-    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let model = text(&body, "model")?;
         let product = match ask.path.as_slice() {
@@ -102,8 +102,8 @@ impl Dialect for Runway {
         Answer::ok(json!({"id": task.id, "estimatedCost": {"credits": CREDITS}}))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        let task = one(tasks)?;
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+        let task = single(tasks)?;
         let mut body = json!({"id": task.id, "createdAt": rfc3339(task.created_ms)});
         body["status"] = json!(match task.status {
             // Held back because too many of the account's own run.
@@ -129,19 +129,19 @@ impl Dialect for Runway {
         body["failure"] = json!(task.failure.map(words));
         body["failureCode"] = json!(task.failure.map(code));
         body["output"] = match task.status {
-            Status::Succeeded if task.kept => json!([task.clip()]),
+            Status::Succeeded if task.has_outputs => json!([task.clip()]),
             Status::Succeeded => json!([]),
             Status::Submitted | Status::Processing | Status::Failed | Status::Cancelled => {
                 Value::Null
             }
         };
-        Ok(Answer::ok(present(body)))
+        Ok(Answer::ok(without_nulls(body)))
     }
 
-    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, Refusal> {
+    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, ApiError> {
         match outcome {
             Cancelled::Agreed(_) | Cancelled::Ended => Ok(Answer::empty(204)),
-            Cancelled::Unknown => Err(Refusal::NoSuchTask),
+            Cancelled::Unknown => Err(ApiError::NoSuchTask),
         }
     }
 
@@ -149,7 +149,7 @@ impl Dialect for Runway {
         true
     }
 
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, ApiError> {
         let limits = json!({"maxConcurrentGenerations": 3, "maxDailyGenerations": 500});
         Ok(Answer::ok(json!({
             "creditBalance": if has_credit { 4200 } else { 0 },
@@ -158,29 +158,29 @@ impl Dialect for Runway {
         })))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let words = refusal.to_string();
-        let (status, words) = match refusal {
-            Refusal::NoKey | Refusal::BadKey => (401, words),
-            Refusal::Quota => {
+    fn error_response(&self, error: &ApiError) -> Answer {
+        let words = error.to_string();
+        let (status, words) = match error {
+            ApiError::NoKey | ApiError::BadKey => (401, words),
+            ApiError::Quota => {
                 let words = "You do not have enough credits to run this task.";
                 (400, words.to_owned())
             }
-            Refusal::RateLimit | Refusal::Concurrency => (429, words),
-            Refusal::Server => (502, words),
-            Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
+            ApiError::RateLimit | ApiError::Concurrency => (429, words),
+            ApiError::Server => (502, words),
+            ApiError::Safety | ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
                 (400, words)
             }
-            Refusal::NoSuchMethod | Refusal::NoSuchModel | Refusal::NoSuchTask => (404, words),
+            ApiError::NoSuchMethod | ApiError::NoSuchModel | ApiError::NoSuchTask => (404, words),
         };
         Answer::new(status, json!({ "error": words }))
     }
 
-    fn news(&self, _task: &Task) -> Vec<Value> {
+    fn webhooks(&self, _task: &Task) -> Vec<Value> {
         Vec::new()
     }
 
-    fn seal(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 }

@@ -6,17 +6,17 @@
 use reqwest::Url;
 use serde_json::{Value, json};
 
-use super::{Dialect, one, uncancellable};
+use super::{Dialect, single, uncancellable};
+use crate::api_error::ApiError;
 use crate::call::{Answer, Call, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::{SubmitRequest, object, text};
 use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
-/// Seconds for which content is kept.
+/// Seconds for which content is has_outputs.
 const CONTENT_TTL_SECONDS: u64 = 24 * 60 * 60;
 
 pub(super) struct Videos;
@@ -36,7 +36,7 @@ impl Dialect for Videos {
         }
     }
 
-    fn order(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let prompt = text(&body, "prompt")?;
         let model = text(&body, "model")?;
@@ -72,36 +72,36 @@ impl Dialect for Videos {
         Answer::ok(video(task))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        Ok(Answer::ok(video(one(tasks)?)))
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+        Ok(Answer::ok(video(single(tasks)?)))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let (status, kind, code) = match refusal {
-            Refusal::NoKey | Refusal::BadKey => (401, REQUEST, "invalid_api_key"),
-            Refusal::Quota => (429, "insufficient_quota", "insufficient_quota"),
-            Refusal::Safety => (400, REQUEST, "moderation_blocked"),
-            Refusal::RateLimit | Refusal::Concurrency => (429, "requests", "rate_limit_exceeded"),
-            Refusal::Server => (500, "server_error", "server_error"),
-            Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
+    fn error_response(&self, error: &ApiError) -> Answer {
+        let (status, kind, code) = match error {
+            ApiError::NoKey | ApiError::BadKey => (401, REQUEST, "invalid_api_key"),
+            ApiError::Quota => (429, "insufficient_quota", "insufficient_quota"),
+            ApiError::Safety => (400, REQUEST, "moderation_blocked"),
+            ApiError::RateLimit | ApiError::Concurrency => (429, "requests", "rate_limit_exceeded"),
+            ApiError::Server => (500, "server_error", "server_error"),
+            ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
                 (400, REQUEST, "invalid_value")
             }
-            Refusal::NoSuchModel => (404, REQUEST, "model_not_found"),
-            Refusal::NoSuchMethod | Refusal::NoSuchTask => (404, REQUEST, "not_found"),
+            ApiError::NoSuchModel => (404, REQUEST, "model_not_found"),
+            ApiError::NoSuchMethod | ApiError::NoSuchTask => (404, REQUEST, "not_found"),
         };
-        let words = if matches!(refusal, Refusal::Safety) {
+        let words = if matches!(error, ApiError::Safety) {
             MODERATION.to_owned()
         } else {
-            refusal.to_string()
+            error.to_string()
         };
-        let error = json!({
+        let body = json!({
             "message": words,
             "type": kind,
             "param": null,
             "code": code,
         });
-        let answer = Answer::new(status, json!({"error": error}));
-        if matches!(refusal, Refusal::RateLimit) {
+        let answer = Answer::new(status, json!({"error": body}));
+        if matches!(error, ApiError::RateLimit) {
             return answer
                 .with("retry-after-ms", "500")
                 .with("retry-after", "1");
@@ -109,7 +109,7 @@ impl Dialect for Videos {
         answer
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         let event = match task.status {
             Status::Submitted | Status::Processing | Status::Cancelled => return Vec::new(),
             Status::Succeeded => "video.completed",
@@ -124,7 +124,7 @@ impl Dialect for Videos {
         })]
     }
 
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         keys.standard(&format!("wh_{}", message.id), at, &message.body)
     }
 }
@@ -143,7 +143,7 @@ fn video(task: &Task) -> Value {
     // What is gone expired when it was done.
     let expires = ended.filter(|_| task.status == Status::Succeeded);
     let expires = expires.map(|ended| {
-        if task.kept {
+        if task.has_outputs {
             ended + CONTENT_TTL_SECONDS
         } else {
             ended
@@ -152,15 +152,15 @@ fn video(task: &Task) -> Value {
     json!({
         "id": task.id,
         "object": "video",
-        "model": task.seed.model,
+        "model": task.request.model,
         "status": status,
         "progress": progress,
         "created_at": task.created_ms / 1000,
         "completed_at": ended,
         "expires_at": expires,
-        "size": task.seed.notes["size"],
-        "seconds": task.seed.notes["seconds"],
-        "prompt": task.seed.notes["prompt"],
+        "size": task.request.notes["size"],
+        "seconds": task.request.notes["seconds"],
+        "prompt": task.request.notes["prompt"],
         "remixed_from_video_id": null,
         "error": task.failure.map(error),
     })

@@ -121,7 +121,9 @@ async fn refusals_have_no_word_on_how_long_to_wait() {
         (Scenario::ServerErrors, 500),
     ] {
         let stage = Stage::set().await;
-        let refused = in_time(ATLAS.order(&stage, scenario).send()).await.unwrap();
+        let refused = in_time(ATLAS.submit_body(&stage, scenario).send())
+            .await
+            .unwrap();
         assert!(!refused.headers().contains_key("retry-after"));
         let (refused, body) = answer(refused).await;
         assert_eq!(
@@ -150,7 +152,7 @@ async fn the_balance_is_told_in_decimal_strings() {
     let expected = fixture("atlas-balance");
     assert_eq!((status.as_u16(), keys(&balance)), (200, keys(&expected)));
     assert_eq!(balance["available"], expected["available"]);
-    assert_eq!(stage.witness.calls_in("atlas").accounts_read, 1);
+    assert_eq!(stage.inspector.calls_in("atlas").accounts_read, 1);
 }
 
 #[tokio::test]
@@ -160,7 +162,9 @@ async fn an_account_without_credit_says_so_until_a_task_is_taken() {
         (Scenario::Quota, "0.000000"),
         (Scenario::Normal, "125.500000"),
     ] {
-        in_time(ATLAS.order(&stage, scenario).send()).await.unwrap();
+        in_time(ATLAS.submit_body(&stage, scenario).send())
+            .await
+            .unwrap();
         let (_, balance) = ATLAS.call(&stage, Method::GET, "/public/v1/balance").await;
         assert_eq!(balance["available"]["value"], left, "{scenario}");
     }

@@ -81,7 +81,7 @@ impl Client {
     }
 
     /// A submit as a hub would send it.
-    pub fn order(&self, stage: &Stage, scenario: Scenario) -> RequestBuilder {
+    pub fn submit_body(&self, stage: &Stage, scenario: Scenario) -> RequestBuilder {
         self.order_of(stage, &json!({"scenario": scenario}))
     }
 
@@ -115,7 +115,12 @@ impl Client {
     }
 
     pub async fn submit(&self, stage: &Stage, scenario: Scenario) -> (StatusCode, Value) {
-        answer(in_time(self.order(stage, scenario).send()).await.unwrap()).await
+        answer(
+            in_time(self.submit_body(stage, scenario).send())
+                .await
+                .unwrap(),
+        )
+        .await
     }
 
     /// Submits a job that is accepted, and waits until all is done with it.
@@ -127,8 +132,8 @@ impl Client {
 
     /// Waits until all is done with the newest job.
     pub async fn rest(&self, stage: &Stage) -> TaskSnapshot {
-        let rest = stage.witness.until(|witness| {
-            let mut tasks = witness.tasks();
+        let rest = stage.inspector.until(|inspector| {
+            let mut tasks = inspector.tasks();
             tasks.retain(|task| task.dialect == self.name);
             tasks.pop().filter(|task| task.is_settled)
         });
@@ -213,7 +218,7 @@ async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
     let stage = Stage::set().await;
     for client in ALL {
         for scenario in playable(client.name) {
-            let before = stage.witness.calls_in(client.name).submits_accepted;
+            let before = stage.inspector.calls_in(client.name).submits_accepted;
             let name = format!("{} {scenario}", client.name);
             let expected = if is_refused(scenario) {
                 None
@@ -226,28 +231,28 @@ async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
             };
             // Refused at most twice; the answer may be lost.
             for _ in 0..3 {
-                let sent = in_time(client.order(&stage, scenario).send()).await;
+                let sent = in_time(client.submit_body(&stage, scenario).send()).await;
                 drop(sent);
-                if stage.witness.calls_in(client.name).submits_accepted > before {
+                if stage.inspector.calls_in(client.name).submits_accepted > before {
                     break;
                 }
             }
             match expected {
                 None => {
-                    let after = stage.witness.calls_in(client.name).submits_accepted;
+                    let after = stage.inspector.calls_in(client.name).submits_accepted;
                     assert_eq!(after, before, "{name}");
                 }
                 Some(status) => {
                     let task = client.rest(&stage).await;
                     assert_eq!((task.status, task.scenario), (status, scenario), "{name}");
                     let refused = match client.plan(scenario).submit_behavior {
-                        SubmitBehavior::RefuseFirst(times, _) => times,
+                        SubmitBehavior::RejectFirst(times, _) => times,
                         SubmitBehavior::Accept
-                        | SubmitBehavior::Refuse(_)
+                        | SubmitBehavior::Reject(_)
                         | SubmitBehavior::CloseUnanswered => 0,
                         SubmitBehavior::AnswerAfterWebhook => 0,
                     };
-                    let submits = stage.witness.submits_of(&task.handle);
+                    let submits = stage.inspector.submits_of(&task.handle);
                     assert_eq!(
                         (submits.received, submits.accepted),
                         (refused + 1, 1),
@@ -283,7 +288,7 @@ async fn a_scenario_that_a_dialect_cannot_express_is_refused_in_the_simulators_o
             assert!(words.starts_with(&begin), "{words}");
         }
     }
-    assert!(stage.witness.tasks().is_empty());
+    assert!(stage.inspector.tasks().is_empty());
     let unplayed: Vec<_> = ALL
         .iter()
         .map(|client| 23 - playable(client.name).len())
@@ -325,7 +330,7 @@ async fn late_webhooks_come_after_the_end_and_early_ones_before_the_answer() {
         let (status, _) = client.submit(&stage, Scenario::WebhookBeforeAnswer).await;
         assert!(status.is_success());
         assert!(
-            stage.witness.calls().callbacks_acknowledged > 0,
+            stage.inspector.calls().callbacks_acknowledged > 0,
             "{}",
             client.name
         );
@@ -352,12 +357,12 @@ async fn each_dialect_has_its_own_tasks_and_counts() {
         client.play(&stage, Scenario::Normal).await;
     }
     for client in ALL {
-        let counts = stage.witness.calls_in(client.name);
+        let counts = stage.inspector.calls_in(client.name);
         assert_eq!((counts.submits_received, counts.submits_accepted), (1, 1));
         assert_eq!(counts.queries_received, 0);
     }
-    assert_eq!(stage.witness.calls().submits_accepted, ALL.len() as u64);
-    for task in stage.witness.tasks() {
+    assert_eq!(stage.inspector.calls().submits_accepted, ALL.len() as u64);
+    for task in stage.inspector.tasks() {
         for client in ALL {
             let path = client.query.replace("{id}", &task.id);
             let (status, body) = client.call(&stage, Method::GET, &path).await;
@@ -371,7 +376,7 @@ async fn each_dialect_has_its_own_tasks_and_counts() {
         }
     }
     for client in ALL {
-        let counts = stage.witness.calls_in(client.name);
+        let counts = stage.inspector.calls_in(client.name);
         assert_eq!((counts.queries_received, counts.tasks_queried), (7, 7));
     }
 }
@@ -380,16 +385,20 @@ async fn each_dialect_has_its_own_tasks_and_counts() {
 async fn the_key_is_asked_for_in_every_dialect() {
     let stage = Stage::set().await;
     for client in ALL {
-        let order = client.order(&stage, Scenario::Normal).build().unwrap();
+        let submit_body = client
+            .submit_body(&stage, Scenario::Normal)
+            .build()
+            .unwrap();
         for key in [None, Some("Bearer wrong"), Some("Key wrong"), Some(API_KEY)] {
-            let mut order = order.try_clone().unwrap();
-            order.headers_mut().remove("authorization");
+            let mut submit_body = submit_body.try_clone().unwrap();
+            submit_body.headers_mut().remove("authorization");
             if let Some(key) = key {
-                order
+                submit_body
                     .headers_mut()
                     .insert("authorization", key.parse().unwrap());
             }
-            let (status, body) = answer(in_time(stage.client.execute(order)).await.unwrap()).await;
+            let (status, body) =
+                answer(in_time(stage.client.execute(submit_body)).await.unwrap()).await;
             match client.name {
                 "minimax" => assert_eq!(
                     (status.as_u16(), &body["base_resp"]["status_code"]),
@@ -399,7 +408,7 @@ async fn the_key_is_asked_for_in_every_dialect() {
             }
         }
     }
-    assert_eq!(stage.witness.calls().submits_accepted, 0);
+    assert_eq!(stage.inspector.calls().submits_accepted, 0);
 }
 
 #[tokio::test]
@@ -413,8 +422,8 @@ async fn a_job_lasts_as_many_steps_as_it_asks_for() {
     assert_eq!(stage.receiver.all().len(), 11);
     for steps in [json!(-1), json!("9"), json!(10_001)] {
         for client in ALL {
-            let order = client.order_of(&stage, &json!({ "steps": steps }));
-            let (status, body) = answer(in_time(order.send()).await.unwrap()).await;
+            let submit_body = client.order_of(&stage, &json!({ "steps": steps }));
+            let (status, body) = answer(in_time(submit_body.send()).await.unwrap()).await;
             match client.name {
                 "minimax" => assert_eq!(body["base_resp"]["status_code"], 2013),
                 _ => assert!(status.is_client_error(), "{} {steps}", client.name),
@@ -430,6 +439,6 @@ async fn clips_lie_below_their_dialect_and_are_counted() {
         let url = format!("{}/{}/clips/7.mp4", stage.url, client.name);
         let clip = in_time(stage.client.get(url).send()).await.unwrap();
         assert_eq!(clip.status(), StatusCode::OK);
-        assert_eq!(stage.witness.calls_in(client.name).downloads, 1);
+        assert_eq!(stage.inspector.calls_in(client.name).downloads, 1);
     }
 }

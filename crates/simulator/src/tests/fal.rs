@@ -70,7 +70,7 @@ async fn the_addresses_of_the_answer_lead_from_queue_to_result() {
             keys(&fixture("fal-webhook-ok-video")["payload"]["video"])
         )
     );
-    let counts = stage.witness.calls_in("fal");
+    let counts = stage.inspector.calls_in("fal");
     assert_eq!((counts.queries_received, counts.results_fetched), (1, 1));
 
     // Not under the whole path of the model.
@@ -92,10 +92,10 @@ async fn a_request_under_way_tells_its_place_or_its_logs() {
     );
 
     let stage = Stage::set().await;
-    let order = FAL.order_of(&stage, &json!({"steps": 9000}));
-    in_time(order.send()).await.unwrap();
-    let under_way = stage.witness.until(|witness| {
-        let task = witness.tasks().into_iter().next()?;
+    let submit_body = FAL.order_of(&stage, &json!({"steps": 9000}));
+    in_time(submit_body.send()).await.unwrap();
+    let under_way = stage.inspector.until(|inspector| {
+        let task = inspector.tasks().into_iter().next()?;
         (task.status == Status::Processing).then_some(task)
     });
     let task = in_time(under_way).await;
@@ -211,8 +211,8 @@ async fn a_thin_success_is_to_be_fetched_and_an_expired_one_is_gone() {
 #[tokio::test]
 async fn a_cancel_has_three_answers() {
     let stage = Stage::set().await;
-    let order = FAL.order_of(&stage, &json!({"steps": 9000}));
-    let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
+    let submit_body = FAL.order_of(&stage, &json!({"steps": 9000}));
+    let (_, accepted) = answer(in_time(submit_body.send()).await.unwrap()).await;
     let (status, body) = stage.follow(Method::PUT, &accepted, "cancel_url").await;
     assert_eq!(
         (status, body),
@@ -239,14 +239,14 @@ async fn a_cancel_has_three_answers() {
         (status.as_u16(), body),
         (404, json!({"status": "NOT_FOUND"}))
     );
-    assert_eq!(stage.witness.calls_in("fal").cancels_received, 3);
+    assert_eq!(stage.inspector.calls_in("fal").cancels_received, 3);
 }
 
 #[tokio::test]
 async fn a_cancel_that_comes_too_late_is_agreed_to_all_the_same() {
     let stage = Stage::set().await;
-    let order = FAL.order_of(&stage, &json!({"scenario": "cancelled-late", "steps": 100}));
-    let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
+    let submit_body = FAL.order_of(&stage, &json!({"scenario": "cancelled-late", "steps": 100}));
+    let (_, accepted) = answer(in_time(submit_body.send()).await.unwrap()).await;
     let (status, _) = stage.follow(Method::PUT, &accepted, "cancel_url").await;
     assert_eq!(status, 202);
     assert_eq!(FAL.rest(&stage).await.status, Status::Succeeded);
@@ -267,7 +267,9 @@ async fn refusals_are_told_as_fal_tells_them() {
         ),
     ] {
         let stage = Stage::set().await;
-        let refused = in_time(FAL.order(&stage, scenario).send()).await.unwrap();
+        let refused = in_time(FAL.submit_body(&stage, scenario).send())
+            .await
+            .unwrap();
         assert_eq!(refused.status().as_u16(), status, "{scenario}");
         if let Some((name, value)) = header {
             assert_eq!(refused.headers()[name], value, "{scenario}");

@@ -16,7 +16,7 @@ impl Stage {
         answer(in_time(request.send()).await.unwrap()).await
     }
 
-    async fn refusal(&self, path: &str, body: &Value) -> (u16, u64) {
+    async fn error(&self, path: &str, body: &Value) -> (u16, u64) {
         let (status, body) = self.post(path, body).await;
         (status.as_u16(), body["code"].as_u64().unwrap())
     }
@@ -38,7 +38,7 @@ async fn the_key_is_asked_for_everywhere() {
         let (status, body) = answer(request.bearer_auth("sim-kez").send().await.unwrap()).await;
         assert_eq!((status.as_u16(), &body["code"]), (401, &json!(1002)));
     }
-    let calls = stage.witness.calls();
+    let calls = stage.inspector.calls();
     assert_eq!(
         (
             calls.submits_received,
@@ -99,19 +99,19 @@ async fn bad_bodies_are_refused() {
             1201,
         ),
     ] {
-        assert_eq!(stage.refusal(path, &body).await, (400, code), "{body}");
+        assert_eq!(stage.error(path, &body).await, (400, code), "{body}");
     }
     assert_eq!(
         stage
-            .refusal("/text-to-video/gpt", &json!({"prompt": "x"}))
+            .error("/text-to-video/gpt", &json!({"prompt": "x"}))
             .await,
         (404, 1203)
     );
     assert_eq!(
-        stage.refusal("/v1/videos/text2video", &json!({})).await,
+        stage.error("/v1/videos/text2video", &json!({})).await,
         (404, 1202)
     );
-    assert_eq!(stage.witness.calls().submits_accepted, 0);
+    assert_eq!(stage.inspector.calls().submits_accepted, 0);
 }
 
 #[tokio::test]
@@ -141,20 +141,20 @@ async fn an_external_id_is_taken_once() {
     stage.play(Scenario::Normal).await;
     let (status, body) = stage.submit(Scenario::Normal, "job_1").await;
     assert_eq!((status.as_u16(), &body["code"]), (400, &json!(1201)));
-    let submits = stage.witness.submits_of("job_1");
+    let submits = stage.inspector.submits_of("job_1");
     assert_eq!(
         (submits.received, submits.accepted, submits.task),
-        (2, 1, stage.witness.task_of("job_1"))
+        (2, 1, stage.inspector.task_of("job_1"))
     );
 }
 
 #[tokio::test]
 async fn a_watermark_comes_when_asked_for() {
     let stage = Stage::set().await;
-    let mut order = stage.order(Scenario::LostWebhooks, "job_1");
-    order["options"]["watermark_info"] = json!({"enabled": true});
-    stage.try_submit(&order).await.unwrap();
-    in_time(stage.witness.at_rest("job_1")).await;
+    let mut submit_body = stage.submit_body(Scenario::LostWebhooks, "job_1");
+    submit_body["options"]["watermark_info"] = json!({"enabled": true});
+    stage.try_submit(&submit_body).await.unwrap();
+    in_time(stage.inspector.settled("job_1")).await;
     let output = stage.queried().await["outputs"][0].clone();
     assert!(
         output["watermark_url"]
@@ -169,8 +169,8 @@ async fn a_query_wants_one_kind_of_id_and_leaves_unknown_ones_out() {
     let stage = Stage::set().await;
     stage.submit(Scenario::Silence, "job_1").await;
     stage.submit(Scenario::Silence, "job_2").await;
-    let first = stage.witness.task_of("job_1").unwrap();
-    let second = stage.witness.task_of("job_2").unwrap();
+    let first = stage.inspector.task_of("job_1").unwrap();
+    let second = stage.inspector.task_of("job_2").unwrap();
     let asked = [
         (
             format!("task_ids={second},1,{first}"),
@@ -256,16 +256,16 @@ async fn a_list_goes_page_by_page_from_the_newest() {
     assert_eq!(listed(json!({"end_time": 1})).await, 0);
     assert_eq!(listed(json!({"start_time": 1})).await, 5);
     assert_eq!(
-        stage.refusal("/tasks", &json!({"limit": 501})).await,
+        stage.error("/tasks", &json!({"limit": 501})).await,
         (400, 1201)
     );
     assert_eq!(
-        stage.refusal("/tasks", &json!({"cursor": "x"})).await,
+        stage.error("/tasks", &json!({"cursor": "x"})).await,
         (400, 1201)
     );
     assert_eq!(
         stage
-            .refusal(
+            .error(
                 "/tasks",
                 &json!({"filters": [{"key": "colour", "values": []}]})
             )
@@ -288,7 +288,7 @@ async fn the_witness_says_the_same_over_http() {
         callbacks_acknowledged: 6,
         ..Counts::default()
     };
-    assert_eq!(stage.witness.calls(), counts);
+    assert_eq!(stage.inspector.calls(), counts);
     assert_eq!(
         stage.get("/simulator/counts").await.1,
         serde_json::to_value(counts).unwrap()
@@ -299,7 +299,7 @@ async fn the_witness_says_the_same_over_http() {
     );
     let others = serde_json::to_value(Counts::default()).unwrap();
     assert_eq!(stage.get("/simulator/counts/fal").await.1, others);
-    let tasks = serde_json::to_value(stage.witness.tasks()).unwrap();
+    let tasks = serde_json::to_value(stage.inspector.tasks()).unwrap();
     assert_eq!(stage.get("/simulator/tasks").await.1, tasks);
     assert_eq!(
         (&tasks[0]["scenario"], &tasks[0]["status"]),

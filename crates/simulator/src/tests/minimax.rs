@@ -10,13 +10,16 @@ use super::{Stage, in_time};
 #[tokio::test]
 async fn a_receiver_is_challenged_before_any_callback() {
     let stage = Stage::set().await;
-    let facts = MINIMAX.play(&stage, Scenario::Normal).await;
+    let snapshot = MINIMAX.play(&stage, Scenario::Normal).await;
     let [challenge] = stage.receiver.challenges().try_into().unwrap();
     assert_eq!(
         keys(&challenge),
         keys(&fixture("minimax-callback-challenge"))
     );
-    assert_eq!((facts.callbacks_sent, facts.callbacks_acknowledged), (2, 2));
+    assert_eq!(
+        (snapshot.callbacks_sent, snapshot.callbacks_acknowledged),
+        (2, 2)
+    );
     let callbacks = stage.receiver.all();
     let story: Vec<_> = callbacks.iter().map(|callback| callback.status()).collect();
     assert_eq!(story, ["processing", "success"]);
@@ -25,11 +28,11 @@ async fn a_receiver_is_challenged_before_any_callback() {
         (keys(&callbacks[1].body), &callbacks[1].body["base_resp"]),
         (keys(&expected), &expected["base_resp"])
     );
-    let counts = stage.witness.calls_in("minimax");
+    let counts = stage.inspector.calls_in("minimax");
     assert_eq!(
         (
             counts.challenges_sent,
-            counts.challenges_met,
+            counts.challenges_passed,
             counts.callbacks_sent
         ),
         (1, 1, 2)
@@ -40,8 +43,11 @@ async fn a_receiver_is_challenged_before_any_callback() {
 async fn a_receiver_that_does_not_echo_gets_no_callback() {
     let stage = Stage::set().await;
     stage.receiver.mute();
-    let facts = MINIMAX.play(&stage, Scenario::Normal).await;
-    assert_eq!((facts.status, facts.callbacks_sent), (Status::Succeeded, 0));
+    let snapshot = MINIMAX.play(&stage, Scenario::Normal).await;
+    assert_eq!(
+        (snapshot.status, snapshot.callbacks_sent),
+        (Status::Succeeded, 0)
+    );
     assert_eq!(
         (
             stage.receiver.challenges().len(),
@@ -49,8 +55,8 @@ async fn a_receiver_that_does_not_echo_gets_no_callback() {
         ),
         (1, 0)
     );
-    let counts = stage.witness.calls_in("minimax");
-    assert_eq!((counts.challenges_sent, counts.challenges_met), (1, 0));
+    let counts = stage.inspector.calls_in("minimax");
+    assert_eq!((counts.challenges_sent, counts.challenges_passed), (1, 0));
 }
 
 #[tokio::test]
@@ -86,7 +92,7 @@ async fn a_file_is_had_by_three_calls() {
             .status(),
         200
     );
-    let counts = stage.witness.calls_in("minimax");
+    let counts = stage.inspector.calls_in("minimax");
     assert_eq!(
         (
             counts.queries_received,
@@ -109,8 +115,8 @@ async fn a_query_speaks_in_capitals() {
     in_time(MINIMAX.order_of(&stage, &json!({"steps": 9000})).send())
         .await
         .unwrap();
-    let under_way = stage.witness.until(|witness| {
-        let task = witness.tasks().into_iter().next()?;
+    let under_way = stage.inspector.until(|inspector| {
+        let task = inspector.tasks().into_iter().next()?;
         (task.status == Status::Processing).then_some(task)
     });
     let task = in_time(under_way).await;

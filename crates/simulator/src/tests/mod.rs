@@ -32,7 +32,7 @@ const SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
 /// A running simulator, a receiver for its callbacks and a client.
 struct Stage {
     url: String,
-    witness: Inspector,
+    inspector: Inspector,
     receiver: Receiver,
     client: Client,
     stop: CancellationToken,
@@ -53,14 +53,14 @@ impl Stage {
         };
         let simulator = Simulator::bind("127.0.0.1:0", settings).unwrap();
         let url = simulator.url();
-        let witness = simulator.witness();
+        let inspector = simulator.inspector();
         let stop = CancellationToken::new();
-        let receiver = Receiver::start(witness.clone());
+        let receiver = Receiver::start(inspector.clone());
         let simulator = simulator.with_project_webhook(receiver.url()).unwrap();
         let running = tokio::spawn(simulator.run(stop.clone()));
         Self {
             url,
-            witness,
+            inspector,
             receiver,
             client: Client::builder().no_proxy().build().unwrap(),
             stop,
@@ -69,7 +69,7 @@ impl Stage {
     }
 
     /// A submit as the hub would send it.
-    fn order(&self, scenario: Scenario, external_id: &str) -> Value {
+    fn submit_body(&self, scenario: Scenario, external_id: &str) -> Value {
         json!({
             "prompt": "a sunrise over hills",
             "settings": {"duration": 5, "aspect_ratio": "16:9", "resolution": "720p"},
@@ -78,13 +78,13 @@ impl Stage {
         })
     }
 
-    async fn try_submit(&self, order: &Value) -> reqwest::Result<Response> {
+    async fn try_submit(&self, submit_body: &Value) -> reqwest::Result<Response> {
         let url = format!("{}/text-to-video/kling-2.6", self.url);
         in_time(
             self.client
                 .post(url)
                 .bearer_auth(API_KEY)
-                .json(order)
+                .json(submit_body)
                 .send(),
         )
         .await
@@ -92,7 +92,7 @@ impl Stage {
 
     async fn submit(&self, scenario: Scenario, external_id: &str) -> (StatusCode, Value) {
         answer(
-            self.try_submit(&self.order(scenario, external_id))
+            self.try_submit(&self.submit_body(scenario, external_id))
                 .await
                 .unwrap(),
         )
@@ -103,7 +103,7 @@ impl Stage {
     async fn play(&self, scenario: Scenario) -> TaskSnapshot {
         let (status, _) = self.submit(scenario, "job_1").await;
         assert_eq!(status, StatusCode::OK);
-        in_time(self.witness.at_rest("job_1")).await
+        in_time(self.inspector.settled("job_1")).await
     }
 
     async fn get(&self, path: &str) -> (StatusCode, Value) {
@@ -142,7 +142,7 @@ async fn stopping_ends_the_run_even_amid_a_task() {
     in_time(stage.receiver.received(1)).await;
     stage.stop.cancel();
     in_time(stage.running).await.unwrap().unwrap();
-    assert!(!stage.witness.tasks()[0].is_settled);
+    assert!(!stage.inspector.tasks()[0].is_settled);
     // The port may already be another server's, so not whether anybody answers counts, but who.
     let asked = stage
         .client
@@ -150,7 +150,7 @@ async fn stopping_ends_the_run_even_amid_a_task() {
         .send()
         .await;
     drop(asked);
-    assert_eq!(stage.witness.calls().queries_received, 0);
+    assert_eq!(stage.inspector.calls().queries_received, 0);
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub struct Receiver {
 }
 
 struct Inner {
-    witness: Inspector,
+    inspector: Inspector,
     kept: watch::Sender<Vec<Callback>>,
     challenges: Mutex<Vec<Value>>,
     is_mute: AtomicBool,
@@ -48,9 +48,9 @@ pub struct Callback {
 }
 
 impl Receiver {
-    pub fn start(witness: Inspector) -> Self {
+    pub fn start(inspector: Inspector) -> Self {
         let inner = Data::new(Inner {
-            witness,
+            inspector,
             kept: watch::Sender::new(Vec::new()),
             challenges: Mutex::default(),
             is_mute: AtomicBool::new(false),
@@ -162,7 +162,7 @@ async fn receive(request: HttpRequest, raw: Bytes, inner: Data<Inner>) -> HttpRe
     }
     let ids = ["/id", "/request_id", "/session_id", "/task_id", "/data/id"];
     let tasks = ids.into_iter().filter_map(|id| body.pointer(id)?.as_str());
-    let task = tasks.filter_map(|id| inner.witness.task(id)).next();
+    let task = tasks.filter_map(|id| inner.inspector.task(id)).next();
     let callback = Callback {
         id: headers.get("webhook-id").cloned(),
         timestamp: headers.get("webhook-timestamp").cloned(),

@@ -75,17 +75,17 @@ async fn only_the_events_asked_for_come_and_the_first_and_last_always() {
             "webhook_events_filter": filter,
         });
         let path = "/v1/models/a/b/predictions";
-        let order = REPLICATE.request(&stage, Method::POST, path).json(&body);
-        assert_eq!(in_time(order.send()).await.unwrap().status(), 201);
+        let submit_body = REPLICATE.request(&stage, Method::POST, path).json(&body);
+        assert_eq!(in_time(submit_body.send()).await.unwrap().status(), 201);
         REPLICATE.rest(&stage).await;
         assert_eq!(words(&stage.receiver.all()), told);
     }
     let stage = Stage::set().await;
     let body = json!({"input": {"prompt": "x"}, "webhook_events_filter": ["sometimes"]});
-    let order = REPLICATE
+    let submit_body = REPLICATE
         .request(&stage, Method::POST, "/v1/models/a/b/predictions")
         .json(&body);
-    assert_eq!(in_time(order.send()).await.unwrap().status(), 422);
+    assert_eq!(in_time(submit_body.send()).await.unwrap().status(), 422);
 }
 
 #[tokio::test]
@@ -99,11 +99,11 @@ async fn a_version_is_named_where_no_model_is() {
         (json!({"input": {"prompt": "x"}}), 422),
         (json!({"version": "5c7d5dc6", "input": {}}), 422),
     ] {
-        let order = REPLICATE
+        let submit_body = REPLICATE
             .request(&stage, Method::POST, "/v1/predictions")
             .json(&body);
         assert_eq!(
-            in_time(order.send()).await.unwrap().status().as_u16(),
+            in_time(submit_body.send()).await.unwrap().status().as_u16(),
             status,
             "{body}"
         );
@@ -113,8 +113,8 @@ async fn a_version_is_named_where_no_model_is() {
 #[tokio::test]
 async fn a_cancel_ends_the_prediction() {
     let stage = Stage::set().await;
-    let order = REPLICATE.order_of(&stage, &json!({"steps": 9000}));
-    let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
+    let submit_body = REPLICATE.order_of(&stage, &json!({"steps": 9000}));
+    let (_, accepted) = answer(in_time(submit_body.send()).await.unwrap()).await;
     let cancel = |url: &Value| {
         let request = stage
             .client
@@ -167,7 +167,7 @@ async fn data_that_is_removed_is_so_wherever_one_asks() {
 #[tokio::test]
 async fn refusals_are_told_as_replicate_tells_them() {
     let stage = Stage::set().await;
-    let refused = in_time(REPLICATE.order(&stage, Scenario::RateLimited).send())
+    let refused = in_time(REPLICATE.submit_body(&stage, Scenario::RateLimited).send())
         .await
         .unwrap();
     assert_eq!(refused.headers()["ratelimit-reset"], "1");

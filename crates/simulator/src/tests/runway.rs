@@ -9,8 +9,8 @@ use super::{API_KEY, Stage, answer, in_time};
 
 /// Waits until the only task there is has this status.
 async fn reached(stage: &Stage, status: Status) -> TaskSnapshot {
-    let reached = stage.witness.until(|witness| {
-        let task = witness.tasks().into_iter().next()?;
+    let reached = stage.inspector.until(|inspector| {
+        let task = inspector.tasks().into_iter().next()?;
         (task.status == status).then_some(task)
     });
     in_time(reached).await
@@ -72,7 +72,7 @@ async fn a_task_that_finds_all_slots_taken_is_throttled_and_no_error() {
     let stage = Stage::set().await;
     let (status, _) = RUNWAY.submit(&stage, Scenario::ConcurrencyLimited).await;
     assert_eq!(status, 200);
-    let task = stage.witness.tasks().remove(0);
+    let task = stage.inspector.tasks().remove(0);
     let mut seen: Vec<Value> = Vec::new();
     while seen.last() != Some(&json!("SUCCEEDED")) {
         let status = RUNWAY.queried(&stage, &task).await["status"].clone();
@@ -80,10 +80,10 @@ async fn a_task_that_finds_all_slots_taken_is_throttled_and_no_error() {
         seen.dedup();
         tokio::task::yield_now().await;
     }
-    let order = ["THROTTLED", "PENDING", "RUNNING", "SUCCEEDED"];
+    let submit_body = ["THROTTLED", "PENDING", "RUNNING", "SUCCEEDED"];
     let places = seen
         .iter()
-        .map(|seen| order.iter().position(|word| seen == word));
+        .map(|seen| submit_body.iter().position(|word| seen == word));
     let places: Vec<_> = places.map(Option::unwrap).collect();
     assert!(places.is_sorted(), "{seen:?}");
 }
@@ -112,7 +112,7 @@ async fn to_delete_is_to_cancel_and_then_to_forget() {
     in_time(RUNWAY.order_of(&stage, &wishes).send())
         .await
         .unwrap();
-    let task = stage.witness.tasks().remove(0);
+    let task = stage.inspector.tasks().remove(0);
     assert_eq!(delete(&stage, &task).await, 204);
     assert_eq!(RUNWAY.rest(&stage).await.status, Status::Succeeded);
 }

@@ -68,12 +68,12 @@ async fn normal_goes_step_by_step_to_a_clip() {
     assert_eq!(data["create_time"], data["update_time"]);
     assert_eq!(data["id"].as_str().unwrap().len(), 18);
 
-    let facts = in_time(stage.witness.at_rest("job_1")).await;
+    let snapshot = in_time(stage.inspector.settled("job_1")).await;
     assert_eq!(
         (
-            facts.status,
-            facts.callbacks_sent,
-            facts.callbacks_acknowledged
+            snapshot.status,
+            snapshot.callbacks_sent,
+            snapshot.callbacks_acknowledged
         ),
         (Status::Succeeded, 6, 6)
     );
@@ -160,8 +160,11 @@ async fn late_webhooks_all_come_after_the_end() {
 #[tokio::test]
 async fn lost_webhooks_leave_only_the_query() {
     let stage = Stage::set().await;
-    let facts = stage.play(Scenario::LostWebhooks).await;
-    assert_eq!((facts.status, facts.callbacks_sent), (Status::Succeeded, 0));
+    let snapshot = stage.play(Scenario::LostWebhooks).await;
+    assert_eq!(
+        (snapshot.status, snapshot.callbacks_sent),
+        (Status::Succeeded, 0)
+    );
     assert_eq!(stage.queried().await["status"], "succeeded");
 }
 
@@ -169,16 +172,16 @@ async fn lost_webhooks_leave_only_the_query() {
 async fn webhook_before_answer_is_acknowledged_before_the_answer() {
     let stage = Stage::set().await;
     stage.receiver.hold();
-    let order = stage.order(Scenario::WebhookBeforeAnswer, "job_1");
-    let mut submit = Box::pin(stage.try_submit(&order));
+    let submit_body = stage.submit_body(Scenario::WebhookBeforeAnswer, "job_1");
+    let mut submit = Box::pin(stage.try_submit(&submit_body));
     tokio::select! {
         _ = &mut submit => panic!("answered before the webhook"),
         _ = stage.receiver.received(1) => {}
     }
     assert_eq!(stage.receiver.all()[0].status(), "processing");
-    let acknowledged = stage.witness.until(|witness| {
-        (witness.tasks()[0].status == Status::Succeeded)
-            .then(|| witness.calls().callbacks_acknowledged)
+    let acknowledged = stage.inspector.until(|inspector| {
+        (inspector.tasks()[0].status == Status::Succeeded)
+            .then(|| inspector.calls().callbacks_acknowledged)
     });
     tokio::select! {
         _ = &mut submit => panic!("answered before the acknowledgement"),
@@ -187,21 +190,21 @@ async fn webhook_before_answer_is_acknowledged_before_the_answer() {
     stage.receiver.release();
     let answer: Value = submit.await.unwrap().json().await.unwrap();
     assert_eq!(answer["data"]["status"], "submitted");
-    assert!(stage.witness.calls().callbacks_acknowledged >= 1);
-    in_time(stage.witness.at_rest("job_1")).await;
+    assert!(stage.inspector.calls().callbacks_acknowledged >= 1);
+    in_time(stage.inspector.settled("job_1")).await;
     assert_eq!(story(&stage.receiver.all()), NORMAL);
 }
 
 #[tokio::test]
 async fn webhook_before_answer_without_a_callback_just_answers() {
     let stage = Stage::set().await;
-    let mut order = stage.order(Scenario::WebhookBeforeAnswer, "job_1");
-    order["options"]
+    let mut submit_body = stage.submit_body(Scenario::WebhookBeforeAnswer, "job_1");
+    submit_body["options"]
         .as_object_mut()
         .unwrap()
         .remove("callback_url");
     assert_eq!(
-        stage.try_submit(&order).await.unwrap().status(),
+        stage.try_submit(&submit_body).await.unwrap().status(),
         StatusCode::OK
     );
 }
@@ -216,7 +219,10 @@ async fn passing_refusals_are_counted_per_job() {
         let stage = Stage::set().await;
         for round in 1..=times {
             for job in ["job_1", "job_2"] {
-                let refused = stage.try_submit(&stage.order(scenario, job)).await.unwrap();
+                let refused = stage
+                    .try_submit(&stage.submit_body(scenario, job))
+                    .await
+                    .unwrap();
                 assert_eq!(refused.status(), status, "{scenario} {round}");
                 let waits = refused
                     .headers()
@@ -228,9 +234,9 @@ async fn passing_refusals_are_counted_per_job() {
                 assert!(body["message"].is_string() && body["request_id"].is_string());
             }
         }
-        assert_eq!(stage.witness.task_of("job_1"), None, "{scenario}");
+        assert_eq!(stage.inspector.task_of("job_1"), None, "{scenario}");
         assert_eq!(stage.play(scenario).await.status, Status::Succeeded);
-        let submits = stage.witness.submits_of("job_1");
+        let submits = stage.inspector.submits_of("job_1");
         assert_eq!(
             (submits.received, submits.accepted),
             (times + 1, 1),
@@ -255,11 +261,11 @@ async fn lasting_refusals_never_create_a_task() {
                 "{scenario}"
             );
         }
-        assert_eq!(stage.witness.submits_of(scenario.name()).received, 4);
+        assert_eq!(stage.inspector.submits_of(scenario.name()).received, 4);
     }
-    let calls = stage.witness.calls();
+    let calls = stage.inspector.calls();
     assert_eq!((calls.submits_received, calls.submits_accepted), (12, 0));
-    assert!(stage.witness.tasks().is_empty());
+    assert!(stage.inspector.tasks().is_empty());
 }
 
 #[tokio::test]
@@ -267,21 +273,21 @@ async fn a_lost_answer_hides_a_job_that_runs() {
     for (scenario, callbacks) in [(Scenario::LostAnswer, 6), (Scenario::LostAnswerSilent, 0)] {
         let stage = Stage::set().await;
         let error = stage
-            .try_submit(&stage.order(scenario, "job_1"))
+            .try_submit(&stage.submit_body(scenario, "job_1"))
             .await
             .unwrap_err();
         assert!(
             error.is_request() && error.status().is_none() && !error.is_timeout(),
             "{error:?}"
         );
-        let facts = in_time(stage.witness.at_rest("job_1")).await;
+        let snapshot = in_time(stage.inspector.settled("job_1")).await;
         assert_eq!(
-            (facts.status, facts.callbacks_sent),
+            (snapshot.status, snapshot.callbacks_sent),
             (Status::Succeeded, callbacks),
             "{scenario}"
         );
-        assert_eq!(stage.queried().await["id"], json!(facts.id));
-        assert_eq!(stage.witness.submits_of("job_1").accepted, 1);
+        assert_eq!(stage.queried().await["id"], json!(snapshot.id));
+        assert_eq!(stage.inspector.submits_of("job_1").accepted, 1);
     }
 }
 
@@ -301,7 +307,7 @@ async fn a_lost_answer_is_not_even_a_byte() {
     let mut answer = Vec::new();
     // Whether the end comes as an end or as a reset is the kernel's business.
     in_time(stream.read_to_end(&mut answer)).await.ok();
-    assert_eq!((answer, stage.witness.tasks().len()), (Vec::new(), 1));
+    assert_eq!((answer, stage.inspector.tasks().len()), (Vec::new(), 1));
 }
 
 #[tokio::test]
@@ -370,9 +376,9 @@ async fn unsigned_webhooks_carry_no_signature_headers() {
 async fn forged_webhooks_are_never_put_right() {
     let stage = Stage::set().await;
     stage.receiver.answer_with(&[401; 30]);
-    let facts = stage.play(Scenario::Forged).await;
+    let snapshot = stage.play(Scenario::Forged).await;
     assert_eq!(
-        (facts.callbacks_sent, facts.callbacks_acknowledged),
+        (snapshot.callbacks_sent, snapshot.callbacks_acknowledged),
         (30, 0)
     );
     for callback in stage.receiver.all() {
@@ -383,8 +389,11 @@ async fn forged_webhooks_are_never_put_right() {
 #[tokio::test]
 async fn silence_tells_nothing_to_anybody() {
     let stage = Stage::set().await;
-    let facts = stage.play(Scenario::Silence).await;
-    assert_eq!((facts.status, facts.callbacks_sent), (Status::Submitted, 0));
+    let snapshot = stage.play(Scenario::Silence).await;
+    assert_eq!(
+        (snapshot.status, snapshot.callbacks_sent),
+        (Status::Submitted, 0)
+    );
     let queried = stage.queried().await;
     assert_eq!(
         (&queried["status"], &queried["create_time"]),

@@ -47,8 +47,8 @@ async fn a_video_under_way_tells_its_percent() {
     in_time(VIDEOS.order_of(&stage, &json!({"steps": 1})).send())
         .await
         .unwrap();
-    let half = stage.witness.until(|witness| {
-        let task = witness.tasks().into_iter().next()?;
+    let half = stage.inspector.until(|inspector| {
+        let task = inspector.tasks().into_iter().next()?;
         (task.status != Status::Submitted).then_some(task)
     });
     let task = in_time(half).await;
@@ -82,7 +82,7 @@ async fn content_lies_behind_the_key_and_comes_in_ranges() {
             401
         );
     }
-    assert_eq!(stage.witness.calls_in("videos").downloads, 6);
+    assert_eq!(stage.inspector.calls_in("videos").downloads, 6);
     assert!(
         !VIDEOS
             .queried(&stage, &task)
@@ -132,7 +132,7 @@ async fn failures_and_refusals_have_codes() {
         );
     }
     let stage = Stage::set().await;
-    let limited = in_time(VIDEOS.order(&stage, Scenario::RateLimited).send())
+    let limited = in_time(VIDEOS.submit_body(&stage, Scenario::RateLimited).send())
         .await
         .unwrap();
     assert_eq!(limited.headers()["retry-after-ms"], "500");

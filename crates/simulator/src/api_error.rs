@@ -5,7 +5,7 @@
 
 /// A reason to answer with anything but success.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum ApiError {
     #[error("no credentials were sent")]
     NoKey,
     #[error("the credentials are invalid")]
