@@ -1,8 +1,7 @@
-//! The api at which all dialects are served: submit, query, list, result, cancel, content.
+//! The HTTP interface that all dialects share: submit, query, list, result, cancel, content.
 //!
-//! Invariant: every request is counted, then its key is proven (but where public keys are requested_range for), then its
-//! body is read; only an open door creates a task. What was requested_range and how it is answered is the dialect's
-//! alone; a error that is the simulator's own says so.
+//! Each request is counted, then authenticated (except for public keys), then parsed. Dialects parse requests and write
+//! responses. An error of the simulator itself is marked as such.
 
 use std::sync::Arc;
 
@@ -26,30 +25,30 @@ use super::state::SimulatorState;
 use super::task::{NewTask, Task};
 use super::worker::Workers;
 
-/// Images may come in the body, as base64.
+/// Maximum size of a body in bytes. Images may be sent as base64.
 const MAX_BODY: usize = 16 * 1024 * 1024;
 
-/// What all dialects share.
+/// State shared by all dialects.
 pub(super) struct ApiState {
     pub state: SimulatorState,
     pub workers: Workers,
     pub keys: Arc<SigningKeys>,
     pub api_key: String,
     pub default_scenario: Scenario,
-    /// Where the webhooks of those go that have one address per account.
+    /// URL for webhooks of dialects that have one per account.
     pub project: Option<Url>,
-    /// Where clips are found by those who send no `Host`.
+    /// Base URL of clips for requests without a `Host` header.
     pub origin: String,
 }
 
-/// A dialect at a path.
+/// A dialect and the path that it is served under.
 struct Mount {
     api: Data<ApiState>,
     dialect: &'static dyn Dialect,
     prefix: String,
 }
 
-/// What the inspector says, for black-box tests.
+/// Adds the routes of the inspector, for black-box tests.
 pub(super) fn inspector_routes(config: &mut ServiceConfig) {
     config
         .route("/simulator/counts", web::get().to(counts))
@@ -57,7 +56,7 @@ pub(super) fn inspector_routes(config: &mut ServiceConfig) {
         .route("/simulator/tasks", web::get().to(snapshot));
 }
 
-/// All that is requested_range in one dialect below a path.
+/// Adds all routes of a dialect under `prefix`.
 pub(super) fn routes(
     api: Data<ApiState>,
     dialect: &'static dyn Dialect,
@@ -187,14 +186,14 @@ impl Mount {
     }
 
     async fn admit(&self, task: &Task, plan: Plan, callback: Option<Url>) -> HttpResponse {
-        let door = plan.submit_behavior.clone();
+        let behavior = plan.submit_behavior.clone();
         let workers = &self.api.workers;
         let first_webhook = workers.start(task.number, self.dialect, plan, callback);
-        match door {
+        match behavior {
             SubmitBehavior::Accept
             | SubmitBehavior::Reject(_)
             | SubmitBehavior::RejectFirst(..) => {}
-            // An error means that there was none to send: then there is nothing to wait for.
+            // An error means that the task sends no webhook.
             SubmitBehavior::AnswerAfterWebhook => {
                 first_webhook.await.ok();
             }
@@ -215,7 +214,7 @@ impl Mount {
         self.api.state.find(self.dialect.name(), name)
     }
 
-    /// The task of a result's or content's name.
+    /// Finds the task that a result or content request names.
     fn named(&self, name: &str) -> Result<Task, ApiError> {
         let id = self.dialect.task_of(name).ok_or(ApiError::NoSuchTask)?;
         self.find(&Name::Task(id)).ok_or(ApiError::NoSuchTask)
@@ -229,7 +228,7 @@ impl Mount {
         verify_slices_are_equal(key, self.api.api_key.as_bytes()).map_err(|_| ApiError::BadKey)
     }
 
-    /// The address under which the sender of this request knows us.
+    /// Returns the base URL under which the client of this request reaches the simulator.
     fn origin(&self, ask: &RequestHead) -> String {
         let host = ask.headers.get(HOST).and_then(|host| host.to_str().ok());
         let origin = host.map(|host| format!("http://{host}"));
@@ -239,11 +238,11 @@ impl Mount {
 }
 
 fn unplayable(scenario: Scenario, dialect: &str, why: &str) -> HttpResponse {
-    let words = format!("{scenario} can't be played in {dialect}: {why}");
-    Answer::new(400, json!({"simulator": words})).into()
+    let reason = format!("{scenario} cannot be played in {dialect}: {why}");
+    Answer::new(400, json!({"simulator": reason})).into()
 }
 
-/// A body that breaks before its first byte: the connection closes, with nothing written to it.
+/// Returns a response whose body fails before its first byte, so that the connection closes without a response.
 fn unanswered() -> HttpResponse {
     let broken = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
     HttpResponse::Ok().streaming(stream::iter([Err::<Bytes, _>(broken)]))

@@ -1,8 +1,7 @@
-//! The state: all tasks and all counts, and a changed that rings at every change.
+//! All tasks and counts, with a notification for every change.
 //!
-//! Invariant: one lock, never held across an await; whoever waits for the changed and then reads sees the change
-//! that rang it. The state keeps the newest 100,000 tasks and the submits of the newest 100,000 jobs; older ones are
-//! forgotten, as the real provider forgets after thirty days.
+//! One lock guards the state and is never held across an await. The newest 100,000 tasks and the submits of the newest
+//! 100,000 jobs are kept.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +15,7 @@ use super::task::{NewTask, Task};
 
 const MAX_TASKS: usize = 100_000;
 
-/// Cheap to clone; all clones are one state.
+/// Shared state. Clones refer to the same state.
 #[derive(Clone)]
 pub(super) struct SimulatorState(Arc<Shared>);
 
@@ -27,7 +26,7 @@ struct Shared {
 
 struct StateInner {
     counts: BTreeMap<&'static str, Counts>,
-    /// By number; numbers rise, so this is the submit of creation too.
+    /// By number, which is the order of creation.
     tasks: BTreeMap<u64, Entry>,
     numbers: HashMap<String, u64>,
     submits: HashMap<Handle, Submits>,
@@ -37,7 +36,7 @@ struct StateInner {
     next_number: u64,
 }
 
-/// A dialect, and what makes two submits in it the same job.
+/// A dialect and the identity of a job in it.
 type Handle = (&'static str, String);
 
 struct Entry {
@@ -49,7 +48,7 @@ struct Entry {
 
 impl SimulatorState {
     pub fn new() -> Self {
-        // Eighteen digits from a random start, so that ids of two runs do not meet in one hub's store.
+        // Eighteen digits from a random start, so that two runs do not produce the same ids.
         let next_number =
             rand::rng().random_range(800_000_000_000_000_000..900_000_000_000_000_000);
         let inner = StateInner {
@@ -71,7 +70,7 @@ impl SimulatorState {
         self.0.changed.subscribe()
     }
 
-    /// Counts a request, whatever becomes of it.
+    /// Counts a request.
     pub fn count(&self, dialect: &'static str, call: &Call) {
         self.add(dialect, |counts| match call {
             Call::Submit => counts.submits_received += 1,
@@ -88,7 +87,7 @@ impl SimulatorState {
         });
     }
 
-    /// Counts a clip that was fetched at its own address.
+    /// Counts a clip download.
     pub fn count_clip(&self, dialect: &'static str) {
         self.add(dialect, |counts| counts.downloads += 1);
     }
@@ -101,7 +100,7 @@ impl SimulatorState {
         self.add(dialect, |counts| counts.challenges_passed += 1);
     }
 
-    /// Notes a well-formed submit and tells how many of the same job came before it.
+    /// Records a well-formed submit and returns the number of earlier submits of the same job.
     pub fn record_submit(&self, dialect: &'static str, handle: &str) -> u32 {
         self.write(|inner| {
             let submits = inner.submits_of((dialect, handle.to_owned()));
@@ -111,7 +110,7 @@ impl SimulatorState {
         })
     }
 
-    /// Notes a error for want of credit: the account says so too, until a task is taken again.
+    /// Marks the account as out of credit until a task is accepted.
     pub fn exhaust_credit(&self, dialect: &'static str) {
         self.write(|inner| inner.without_credit.insert(dialect));
     }
@@ -120,7 +119,7 @@ impl SimulatorState {
         !self.read().without_credit.contains(dialect)
     }
 
-    /// Creates a task and names it, unless its external id is taken: that is unique per account.
+    /// Creates a task. Returns `None` if its external id is in use.
     pub fn open(&self, request: NewTask, name: impl FnOnce(u64) -> String) -> Option<Task> {
         self.write(|inner| {
             let number = inner.next_number;
@@ -132,7 +131,7 @@ impl SimulatorState {
             submits.accepted += 1;
             submits.task = Some(id.clone());
             inner.without_credit.remove(request.dialect);
-            // What a task makes has the number after it.
+            // The output of a task has the next number.
             inner.next_number = number + 2;
             inner
                 .counts
@@ -157,7 +156,7 @@ impl SimulatorState {
         })
     }
 
-    /// Changes a task and returns it as it now is; `None` when it is forgotten.
+    /// Changes a task and returns its new state, or `None` if it has been evicted.
     pub fn change(&self, number: u64, change: impl FnOnce(&mut Task)) -> Option<Task> {
         self.update(number, |entry| {
             change(&mut entry.task);
@@ -165,7 +164,7 @@ impl SimulatorState {
         })
     }
 
-    /// Takes note of a request to cancel; where `delete` says so, one for a task that has ended deletes it.
+    /// Records a cancel request. If `delete` is set, cancelling a finished task deletes it.
     pub fn cancel(&self, dialect: &'static str, id: &str, delete: bool) -> Cancelled {
         let Some(task) = self.find(dialect, &Name::Task(id.to_owned())) else {
             return Cancelled::Unknown;
@@ -192,12 +191,12 @@ impl SimulatorState {
         self.add(dialect, |counts| counts.callbacks_acknowledged += 1);
     }
 
-    /// Nothing more will happen to this task.
+    /// Marks a task as settled: no step and no webhook is left.
     pub fn settle(&self, number: u64) {
         self.update(number, |entry| entry.settled = true);
     }
 
-    /// A task as the provider knows it who speaks this dialect.
+    /// Returns a task of this dialect that is not deleted.
     pub fn find(&self, dialect: &'static str, name: &Name) -> Option<Task> {
         let inner = self.read();
         let id = match name {
@@ -211,7 +210,7 @@ impl SimulatorState {
         (task.request.dialect == dialect && !task.deleted).then(|| task.clone())
     }
 
-    /// The tasks of a list, and one more than it may have, where there is one.
+    /// Returns the tasks of a list, and one more if there is a next page.
     pub fn list(&self, dialect: &'static str, listing: &Listing) -> Vec<Task> {
         let inner = self.read();
         let older = inner.tasks.range(..listing.cursor).rev();
@@ -223,12 +222,12 @@ impl SimulatorState {
             .collect()
     }
 
-    /// What was counted in one dialect.
+    /// Returns the counts of one dialect.
     pub fn counts_of(&self, dialect: &str) -> Counts {
         self.read().counts.get(dialect).copied().unwrap_or_default()
     }
 
-    /// What was counted in all of them.
+    /// Returns the counts of all dialects.
     pub fn counts(&self) -> Counts {
         let inner = self.read();
         inner
@@ -247,7 +246,7 @@ impl SimulatorState {
         self.read().tasks.values().map(Entry::snapshot).collect()
     }
 
-    /// The submits of a job, in whichever dialect.
+    /// Returns the submits of a job in any dialect.
     pub fn submits(&self, handle: &str) -> Submits {
         let inner = self.read();
         let mut dialects = inner.counts.keys();

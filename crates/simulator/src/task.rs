@@ -1,7 +1,6 @@
-//! A task: what the provider knows of one job, in no dialect.
+//! A task of the provider, independent of a dialect.
 //!
-//! Invariant: a task's times never go back and each change has a later `updated_ms` than the one before, even
-//! within a millisecond. A task that has ended changes no more.
+//! Times never decrease, and each change has a later `updated_ms` than the one before. A finished task never changes.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,34 +10,34 @@ use serde_json::Value;
 use super::plan::{Failure, FinalOutcome};
 use super::scenario::Scenario;
 
-/// What was requested_range for.
+/// Kind of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Product {
-    /// A clip from words alone.
+    /// A clip from a prompt.
     TextToVideo,
-    /// A clip from words and at least one frame.
+    /// A clip from a prompt and at least one frame.
     ImageToVideo,
 }
 
-/// Where a task is. Each dialect has words of its own for these.
+/// Status of a task. Each dialect maps it to its own values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Taken, not yet started.
+    /// Accepted, not started.
     Submitted,
-    /// Being made.
+    /// Rendering.
     Processing,
-    /// Ended with outputs, for as long as they are has_outputs.
+    /// Ended with outputs.
     Succeeded,
-    /// Ended without.
+    /// Ended without outputs.
     Failed,
-    /// Ended because that was requested_range for.
+    /// Ended by a cancellation.
     Cancelled,
 }
 
 impl Status {
-    /// Whether the task has ended.
+    /// Returns whether the task has ended.
     pub const fn is_final(self) -> bool {
         match self {
             Self::Submitted | Self::Processing => false,
@@ -47,34 +46,34 @@ impl Status {
     }
 }
 
-/// The truth about one task.
+/// True state of a task.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
-    /// Rises from task to task.
+    /// Increases from task to task.
     pub number: u64,
-    /// As the provider names it.
+    /// The provider's id.
     pub id: String,
     pub request: NewTask,
     pub status: Status,
-    /// Tasks that wait in the queue before this one.
+    /// Tasks ahead in the queue.
     pub ahead: u16,
-    /// Steps of progress done, of [`Seed::steps`] and one.
+    /// Completed steps, of [`NewTask::steps`] + 1.
     pub step: u16,
     pub created_ms: u64,
     pub started_ms: Option<u64>,
     pub updated_ms: u64,
     pub failure: Option<Failure>,
-    /// Somebody requested_range to cancel it.
+    /// A cancellation was requested.
     pub cancel_requested: bool,
-    /// Asked to be forgotten: nobody finds it any more.
+    /// Deleted by the client. No request finds it.
     pub deleted: bool,
-    /// The webhook of the end names no outputs.
+    /// The final webhook has no outputs.
     pub omits_outputs: bool,
-    /// There are outputs to be had.
+    /// Outputs exist.
     pub has_outputs: bool,
 }
 
-/// What is requested_range of a new task.
+/// Properties of a new task.
 #[derive(Clone, Debug)]
 pub(super) struct NewTask {
     pub dialect: &'static str,
@@ -85,9 +84,9 @@ pub(super) struct NewTask {
     pub scenario: Scenario,
     pub ahead: u16,
     pub steps: u16,
-    /// The address of the dialect, as whoever submitted the task reaches it.
+    /// Base URL of the dialect as the client reaches it.
     pub origin: String,
-    /// What the dialect wants to remember.
+    /// Data that the dialect needs for later responses.
     pub notes: Value,
 }
 
@@ -112,7 +111,7 @@ impl Task {
         }
     }
 
-    /// One task fewer waits before this one.
+    /// Moves the task ahead by one in the queue.
     pub fn advance(&mut self) {
         self.ahead = self.ahead.saturating_sub(1);
         self.touch();
@@ -149,24 +148,24 @@ impl Task {
         self.updated_ms = now_ms().max(self.updated_ms + 1);
     }
 
-    /// Percent, while it is being made.
+    /// Returns the percentage while processing.
     pub fn progress(&self) -> Option<u8> {
         let percent = u32::from(self.step) * 100 / (u32::from(self.request.steps) + 1);
-        // Below a hundred, because a step is below the number of steps.
+        // Less than 100, because a step is less than the number of steps.
         (self.status == Status::Processing).then(|| u8::try_from(percent).unwrap_or(100))
     }
 
-    /// When it ended.
+    /// Returns the time at which the task ended.
     pub fn ended_ms(&self) -> Option<u64> {
         self.status.is_final().then_some(self.updated_ms)
     }
 
-    /// Where the clip lies that the task has made.
+    /// Returns the URL of the clip.
     pub fn clip(&self) -> String {
         format!("{}/clips/{}.mp4", self.request.origin, self.number + 1)
     }
 
-    /// What the task wrote while it was being made: a line for each step, as a progress bar prints them.
+    /// Returns the log of the task: a progress bar line for each step.
     pub fn log(&self) -> Vec<String> {
         let of = self.request.steps + 1;
         let last = match self.status {

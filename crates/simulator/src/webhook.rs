@@ -1,7 +1,7 @@
-//! Webhooks: how a message is delivered.
+//! Delivery of webhooks.
 //!
-//! Invariant: a message keeps its id and its body over all attempts, and each attempt has its own time and
-//! signature. No redirect is followed, and neither secret nor address is logged.
+//! A message keeps its id and body across attempts. Each attempt has its own timestamp and signature. Redirects are not
+//! followed. Secrets and URLs are not logged.
 
 use std::io;
 use std::sync::Arc;
@@ -18,39 +18,39 @@ use super::signing::SigningKeys;
 use super::state::SimulatorState;
 use super::task::now_ms;
 
-/// Attempts for one message; the waits between them double, from one pace.
+/// Attempts per message. The delay between them doubles, starting at one step.
 const ATTEMPTS: u32 = 5;
-/// How long a receiver may take to answer: the lower end of what Standard Webhooks recommends.
+/// Timeout of an attempt: the lower end of the range that Standard Webhooks recommends.
 const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What is sent: a body under an id.
+/// A webhook: a body with an id.
 pub(super) struct Message {
-    /// Digits.
+    /// Numeric id.
     pub id: String,
-    /// The provider's id of the task that it tells of.
+    /// The provider's id of the task.
     pub task: String,
     pub body: Vec<u8>,
 }
 
-/// Where the messages of one task go, and signed with what.
+/// Destination and signature of the webhooks of a task.
 pub(super) struct Recipient {
-    /// The task's number.
+    /// Number of the task.
     pub task: u64,
     pub dialect: &'static dyn Dialect,
     pub url: Url,
     pub signature: SignatureMode,
 }
 
-/// What became of a message.
+/// Result of delivering a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
     Acknowledged,
     Failed,
-    /// The recipient is gone (410) and wants no more.
+    /// The receiver answered 410 and is sent nothing more.
     Gone,
 }
 
-/// Delivers messages, one attempt after the other. Cheap to clone.
+/// Delivers messages. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct WebhookSender {
     client: Client,
@@ -77,7 +77,7 @@ impl WebhookSender {
         })
     }
 
-    /// Tries until a 2xx, a 410 or the end of timeout. Anything else, a 3xx too, is tried again.
+    /// Sends a message until a 2xx, a 410 or the last attempt. Any other status, including 3xx, is retried.
     pub async fn deliver(&self, message: &Message, to: &Recipient) -> Delivery {
         let mut wait = self.pace;
         for attempt in 1..=ATTEMPTS {
@@ -94,7 +94,7 @@ impl WebhookSender {
                         task.id = to.task,
                         webhook.attempt = attempt,
                         http.status = status,
-                        "webhook refused"
+                        "webhook rejected"
                     );
                 }
                 Err(error) => {
@@ -129,7 +129,7 @@ impl WebhookSender {
         Ok(request.send().await?.status())
     }
 
-    /// Whether the receiver has passed the dialect's test, which is made once.
+    /// Sends the challenge of the dialect and returns whether the receiver echoed it.
     pub async fn challenge_receiver(&self, to: &Recipient) -> bool {
         let word = Uuid::now_v7().to_string();
         let Some(challenge) = to.dialect.challenge(&word) else {

@@ -1,8 +1,7 @@
-//! Workers: they move each task through its plan, and tell the task's callback.
+//! Workers that advance each task through its plan and send its webhooks.
 //!
-//! Invariant: a task's truth moves by the pace alone, never held up by a slow or absent receiver; its messages
-//! are delivered one after the other. Each task has room for all the messages of its plan, so nothing waits and
-//! nothing is dropped.
+//! A task advances on schedule, independent of its receiver. Its webhooks are delivered one after the other. The queue
+//! of a task has capacity for all webhooks of its plan, so none is dropped.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -21,7 +20,7 @@ use super::state::SimulatorState;
 use super::task::Task;
 use super::webhook::{Delivery, Message, Recipient, WebhookSender};
 
-/// The most webhooks that tell of one change.
+/// Maximum number of webhooks per change.
 const MAX_WEBHOOKS_PER_CHANGE: usize = 2;
 
 /// Starts the work on tasks. Cheap to clone.
@@ -45,14 +44,14 @@ struct Work {
     plan: Plan,
 }
 
-/// A message and the moment of the change that it tells.
+/// A message and the time of its change.
 struct PendingWebhook {
     at: Instant,
     message: Message,
 }
 
 impl Workers {
-    /// Starts the work on a task. The returned end is told, or dropped, when its first webhook is done with.
+    /// Starts the work on a task. The returned receiver resolves when the first webhook is done, or when there is none.
     pub fn start(
         &self,
         task: u64,
@@ -100,7 +99,7 @@ impl Work {
         if matches!(self.plan.ending, FinalOutcome::Never) {
             return;
         }
-        // By the clock, so that what is late once does not make all that follows late.
+        // Based on the start time, so that a delay does not add up.
         let mut due = Instant::now();
         let mut pace = || {
             due += self.pace;
@@ -115,7 +114,7 @@ impl Work {
                 return;
             }
         }
-        // Where the submitter is has_outputs waiting for the first webhook, there is no time in the queue.
+        // The submitter waits for the first webhook, so the queue is skipped.
         if !matches!(
             self.plan.submit_behavior,
             SubmitBehavior::AnswerAfterWebhook
@@ -131,7 +130,7 @@ impl Work {
         let _over = self.change(&outbox, |task| task.end(self.plan.ending));
     }
 
-    /// Makes a change and sends word of it, unless the task is to be cancelled instead: then that was the last.
+    /// Applies a change and queues its webhooks. If a cancellation was accepted, cancels the task instead and breaks.
     fn change(
         &self,
         outbox: &mpsc::Sender<PendingWebhook>,
@@ -158,7 +157,7 @@ impl Work {
                 task: task.id.clone(),
                 body: body.to_string().into_bytes(),
             };
-            // A receiver that is gone wants no more pending.
+            // The channel is closed if the receiver is gone.
             let at = Instant::now();
             outbox.try_send(PendingWebhook { at, message }).ok();
         }

@@ -1,7 +1,7 @@
 //! Atlas Cloud (atlascloud.ai/docs: webhooks, predictions, errors, public API).
 //!
-//! Invariant: every answer of the media interface has a `code` beside its HTTP status; a prediction that failed
-//! comes as HTTP 200 with code 200 all the same. There is one webhook, at the end, and no way to cancel.
+//! Every response has a `code` beside its HTTP status. A failed prediction is HTTP 200 with code 200. There is one
+//! webhook, at the end, and no way to cancel.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -19,7 +19,7 @@ use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
 const EVENT: &str = "video.task.terminal";
-/// Content moderation.
+/// Code of content moderation.
 const MODERATION: u16 = 1039;
 
 pub(super) struct Atlas;
@@ -98,11 +98,11 @@ impl Dialect for Atlas {
         })))
     }
 
-    /// Without a `Retry-After` on any of them, as documented.
+    /// No `Retry-After` on any error, as documented.
     fn error_response(&self, error: &ApiError) -> Answer {
         let words = error.to_string();
         let (status, words) = match error {
-            // A path that is wrong is unauthorized too.
+            // A wrong path returns unauthorized too.
             ApiError::NoKey | ApiError::BadKey | ApiError::NoSuchMethod => {
                 (401, "unauthorized".to_owned())
             }
@@ -146,7 +146,7 @@ impl Dialect for Atlas {
         }))]
     }
 
-    /// Over the time, a dot and the body. The id in the header is not signed.
+    /// Signs timestamp, a dot and the body. The id in the header is not signed.
     fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         let signed = [format!("{at}.").as_bytes(), &message.body].concat();
         let signature = URL_SAFE_NO_PAD.encode(keys.ed25519(&signed));

@@ -1,7 +1,7 @@
 //! fal's queue (fal.ai/docs: queue, webhooks, model errors, request errors).
 //!
-//! Invariant: a request lives under its app's root, `/{owner}/{alias}/requests/{id}`, and not under the model that
-//! was called, so only the addresses of the answer lead to it. What was made comes by a second call.
+//! A request is addressed under the root of its app, `/{owner}/{alias}/requests/{id}`, not under the model that was
+//! called, so only the URLs of the response lead to it. The result needs a second request.
 
 use aws_lc_rs::digest;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use crate::submit_request::{SubmitRequest, callback, object, text};
 use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
-/// To whom all webhooks are addressed.
+/// User id in all webhooks.
 const USER: &str = "user_simulated";
 
 pub(super) struct Fal;
@@ -58,7 +58,7 @@ impl Dialect for Fal {
         })
     }
 
-    /// The queue takes every request, so one that finds all slots taken waits in it.
+    /// The queue accepts every request, so a job waits in it if all slots are in use.
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
         Ok(queueing(scenario))
     }
@@ -169,7 +169,7 @@ impl Dialect for Fal {
         vec![body]
     }
 
-    /// Over `request id, user id, time and the SHA-256 of the body`, in lines.
+    /// Signs request id, user id, timestamp and the SHA-256 of the body, separated by newlines.
     fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         let digest = digest::digest(&digest::SHA256, &message.body);
         let digest = hex(digest.as_ref());
@@ -186,7 +186,7 @@ impl Dialect for Fal {
     }
 }
 
-/// Why there is no result.
+/// Returns why there is no result.
 struct Fault {
     status: u16,
     kind: &'static str,
@@ -213,7 +213,7 @@ impl Fault {
         }
     }
 
-    /// A model's error, or for a cancel the request's.
+    /// Body of a model error, or of a request error for a cancellation.
     fn answer(&self) -> Answer {
         if self.kind == CANCELLED {
             return request_error(self.status, self.kind, &self.words);
@@ -243,7 +243,7 @@ fn request_error(status: u16, kind: &str, words: &str) -> Answer {
     Answer::new(status, json!({"detail": words, "error_type": kind})).with("x-fal-error-type", kind)
 }
 
-/// Where a request lives: under the first two segments of the model's path.
+/// Returns the path of a request: the first two segments of the model.
 fn addresses(task: &Task) -> Value {
     let app: Vec<&str> = task.request.model.split('/').take(2).collect();
     let url = format!(

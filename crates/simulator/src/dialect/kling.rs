@@ -1,9 +1,8 @@
-//! Kling's newer interface (klingai.com/document-api: text-to-video, image-to-video, query task, callbacks,
-//! error codes, rate limits, account usage).
+//! Kling's new API (klingai.com/document-api: text-to-video, image-to-video, query task, callbacks, error codes, rate
+//! limits, account usage).
 //!
-//! Invariant: field names, statuses, and pairs of HTTP status and code are Kling's own, with three exceptions:
-//! `progress` (whole percent, which the real one does not tell), the `Retry-After` of the rate limit, and
-//! `next_cursor`, since how the next page of a list is named is not documented in anything we have read.
+//! Field names, statuses and pairs of HTTP status and code are Kling's, with three exceptions: `progress` (a percentage,
+//! which Kling does not report), `Retry-After` on the rate limit, and `next_cursor`, whose real name is not documented.
 
 mod submit;
 
@@ -23,12 +22,12 @@ use crate::webhook::Message;
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 500;
-/// Seconds that the clip lasts, as Kling writes them: a string.
+/// Duration of the clip in seconds. Kling writes it as a string.
 const CLIP_DURATION: &str = "5.041";
 
 pub(super) struct Kling;
 
-/// The body of a list.
+/// Body of a list request.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct List {
@@ -93,12 +92,12 @@ impl Dialect for Kling {
             serde_json::from_slice(body).map_err(|error| ApiError::Malformed(error.to_string()))?;
         let limit = list.limit.unwrap_or(DEFAULT_PAGE);
         if !(1..=MAX_PAGE).contains(&limit) {
-            let why = format!("limit is not from 1 to {MAX_PAGE}");
+            let why = format!("limit must be between 1 and {MAX_PAGE}");
             return Err(ApiError::Invalid(why));
         }
         let cursor = list.cursor.filter(|cursor| !cursor.is_empty());
         let before = cursor.map_or(Ok(u64::MAX), |cursor| {
-            let unknown = |_| ApiError::Invalid("cursor is not one of ours".to_owned());
+            let unknown = |_| ApiError::Invalid("cursor is invalid".to_owned());
             cursor.parse().map_err(unknown)
         })?;
         let (mut statuses, mut products) = (Vec::new(), Vec::new());
@@ -194,7 +193,7 @@ impl Dialect for Kling {
             status,
             json!({"code": code, "message": message, "request_id": request_id()}),
         );
-        // So that a sender can be seen to obey it.
+        // Allows tests to check that the sender obeys it.
         if matches!(error, ApiError::RateLimit) {
             return answer.with("retry-after", "1");
         }
@@ -204,7 +203,7 @@ impl Dialect for Kling {
     fn webhooks(&self, task: &Task) -> Vec<Value> {
         match task.status {
             Status::Submitted | Status::Cancelled => Vec::new(),
-            // The shape of the published test vector: neither outputs nor billing nor the caller's own id.
+            // The format of the published test vector: no outputs, no billing, no external id.
             Status::Succeeded if task.omits_outputs => vec![thin(task)],
             Status::Processing | Status::Succeeded | Status::Failed => vec![document(task)],
         }
@@ -243,7 +242,7 @@ fn thin(task: &Task) -> Value {
     })
 }
 
-/// The task as a query and a callback tell it.
+/// Returns a task as in queries and callbacks.
 fn document(task: &Task) -> Value {
     let mut document = thin(task);
     document["external_id"] = json!(task.request.external_id);

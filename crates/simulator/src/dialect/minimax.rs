@@ -1,8 +1,8 @@
-//! MiniMax's first interface (platform.minimax.io/docs: video generation, query, file retrieval, callback).
+//! MiniMax's first API (platform.minimax.io/docs: video generation, query, file retrieval, callback).
 //!
-//! Invariant: every answer is HTTP 200 and tells by `base_resp.status_code` what it is; a query speaks in
-//! capitals, a callback in lower case. Callbacks are unsigned, and none goes to a receiver that did not echo the
-//! challenge. A file's address comes by a second call.
+//! Every response is HTTP 200, and `base_resp.status_code` is the result. Statuses are capitalized in queries and lower
+//! case in callbacks. Callbacks are unsigned, and a receiver must echo a challenge first. The URL of a file needs a
+//! second request.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::submit_request::{SubmitRequest, callback, object, text};
 use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
-/// How long a receiver may take to echo the challenge.
+/// Time for the receiver to echo the challenge.
 const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) struct Minimax;
@@ -143,7 +143,7 @@ impl Dialect for Minimax {
 
     fn webhooks(&self, task: &Task) -> Vec<Value> {
         let (status, file) = match task.status {
-            // Word of a change of status only, not of each step.
+            // Callbacks report changes of the status, not of each step.
             Status::Processing if task.step == 0 => ("processing", None),
             Status::Submitted | Status::Processing => return Vec::new(),
             Status::Succeeded => ("success", (!task.omits_outputs).then(|| file_id(task))),
@@ -162,7 +162,7 @@ impl Dialect for Minimax {
     }
 }
 
-/// What a task makes has the number after it.
+/// Returns the file id: the number after that of the task.
 fn file_id(task: &Task) -> String {
     (task.number + 1).to_string()
 }

@@ -1,7 +1,7 @@
 //! Replicate (replicate.com/docs: predictions, webhooks, rate limits, data retention; replicate-python 1.0.7).
 //!
-//! Invariant: a webhook is the whole prediction, as a query tells it. `start` and `completed` always come,
-//! `output` and `logs` to those who requested_range for them. Progress is nowhere but in the logs.
+//! A webhook contains the whole prediction, as a query returns it. `start` and `completed` are always sent, `output` and
+//! `logs` only if requested. Progress appears only in the logs.
 
 use rand::RngExt;
 use rand::distr::Alphanumeric;
@@ -134,7 +134,7 @@ impl Dialect for Replicate {
     fn webhooks(&self, task: &Task) -> Vec<Value> {
         let mut told = prediction(task);
         match task.status {
-            // In the queue it only starts once.
+            // `start` is sent once, when the prediction is queued.
             Status::Submitted if task.ahead == task.request.ahead => vec![told],
             Status::Processing if wants(task, "logs") => vec![told],
             Status::Submitted | Status::Processing => Vec::new(),
@@ -167,7 +167,7 @@ fn wants(task: &Task, event: &str) -> bool {
     events.is_some_and(|events| events.iter().any(|wanted| wanted == event))
 }
 
-/// With what is left of the rate limit.
+/// Adds the rate limit headers.
 fn limited(answer: Answer) -> Answer {
     answer
         .with("ratelimit-remaining", "599")

@@ -1,7 +1,7 @@
 //! Runway (runwayml 5.24.0; docs.dev.runwayml.com: errors, task failures, usage tiers).
 //!
-//! Invariant: nothing is ever sent of itself; only asking tells. Every call names the interface's version. To
-//! delete a task that runs is to cancel it, and one that has ended is gone after it.
+//! There are no webhooks. Every request names the API version. `DELETE` cancels a running task and deletes a finished
+//! one.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
 const VERSION: &str = "2024-11-06";
-/// What a task costs.
+/// Cost of a task in credits.
 const CREDITS: u16 = 25;
 
 pub(super) struct Runway;
@@ -65,7 +65,7 @@ impl Dialect for Runway {
         })
     }
 
-    /// All that a webhook can do is beyond it, and it takes every prompt and declines it later.
+    /// Scenarios with webhooks cannot be played. Prompts are declined after acceptance, not at submission.
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
         match scenario {
             Scenario::DuplicateWebhooks
@@ -106,7 +106,7 @@ impl Dialect for Runway {
         let task = single(tasks)?;
         let mut body = json!({"id": task.id, "createdAt": rfc3339(task.created_ms)});
         body["status"] = json!(match task.status {
-            // Held back because too many of the account's own run.
+            // Throttled: the account runs too many tasks.
             Status::Submitted if task.ahead > 0 => "THROTTLED",
             Status::Submitted => "PENDING",
             Status::Processing => "RUNNING",

@@ -1,7 +1,7 @@
-//! The `/v1/videos` family as OpenAI shaped it (openai-openapi 2.3.0: videos, webhooks), which lives on in gateways.
+//! The `/v1/videos` API of OpenAI (openai-openapi 2.3.0: videos, webhooks), which gateways offer too.
 //!
-//! Invariant: a video's bytes lie behind the key, at `/content`, and are nowhere else. A webhook goes to the one
-//! address of the account and names a video, nothing more. `/v1` before the path may be left out.
+//! The content of a video requires the key. A webhook goes to the one URL of the account and contains only the id of the
+//! video. `/v1` in the path is optional.
 
 use reqwest::Url;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use crate::submit_request::{SubmitRequest, object, text};
 use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
-/// Seconds for which content is has_outputs.
+/// Lifetime of content in seconds.
 const CONTENT_TTL_SECONDS: u64 = 24 * 60 * 60;
 
 pub(super) struct Videos;
@@ -140,7 +140,7 @@ fn video(task: &Task) -> Value {
         Status::Failed | Status::Cancelled => ("failed", 0),
     };
     let ended = task.ended_ms().map(|ms| ms / 1000);
-    // What is gone expired when it was done.
+    // Deleted content has expired at the completion time.
     let expires = ended.filter(|_| task.status == Status::Succeeded);
     let expires = expires.map(|ended| {
         if task.has_outputs {

@@ -1,4 +1,4 @@
-//! What all dialects have in common: the stories of the scenarios, told in each.
+//! Behavior that all dialects share: every scenario in every dialect.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::super::{DIALECTS, Scenario, Status, TaskSnapshot, dialects, playable}
 use super::receiver::Callback;
 use super::{API_KEY, Stage, answer, in_time};
 
-/// One dialect as a client speaks it.
+/// A client of one dialect.
 #[derive(Clone, Copy)]
 pub struct Client {
     pub name: &'static str,
@@ -64,7 +64,7 @@ const KLING: Client = Client {
 const ALL: [Client; 7] = [KLING, FAL, ATLAS, VIDEOS, MINIMAX, RUNWAY, REPLICATE];
 
 impl Client {
-    /// A request below the dialect's path, with its key.
+    /// Builds a request under the path of the dialect, with its key.
     pub fn request(&self, stage: &Stage, method: Method, path: &str) -> RequestBuilder {
         let url = format!("{}/{}{path}", stage.url, self.name);
         let request = stage.client.request(method, url);
@@ -80,14 +80,14 @@ impl Client {
         answer(in_time(request.send()).await.unwrap()).await
     }
 
-    /// A submit as a hub would send it.
+    /// Builds a submit as a hub sends it.
     pub fn submit_body(&self, stage: &Stage, scenario: Scenario) -> RequestBuilder {
         self.order_of(stage, &json!({"scenario": scenario}))
     }
 
-    /// The same with other keys of the simulator's own.
+    /// As `submit`, with other keys for the simulator.
     pub fn order_of(&self, stage: &Stage, wishes: &Value) -> RequestBuilder {
-        // A job of its own for each scenario.
+        // A separate job for each scenario.
         let hook = match wishes["scenario"].as_str() {
             Some(scenario) => format!("{}?{scenario}", stage.receiver.url()),
             None => stage.receiver.url().to_owned(),
@@ -123,14 +123,14 @@ impl Client {
         .await
     }
 
-    /// Submits a job that is accepted, and waits until all is done with it.
+    /// Submits a job that is accepted, and waits until it is settled.
     pub async fn play(&self, stage: &Stage, scenario: Scenario) -> TaskSnapshot {
         let (status, body) = self.submit(stage, scenario).await;
         assert!(status.is_success(), "{}: {body}", self.name);
         self.rest(stage).await
     }
 
-    /// Waits until all is done with the newest job.
+    /// Waits until the newest job is settled.
     pub async fn rest(&self, stage: &Stage) -> TaskSnapshot {
         let rest = stage.inspector.until(|inspector| {
             let mut tasks = inspector.tasks();
@@ -145,14 +145,14 @@ impl Client {
         dialect.unwrap().plan(scenario).unwrap()
     }
 
-    /// What asking tells of a task.
+    /// Queries a task.
     pub async fn queried(&self, stage: &Stage, task: &TaskSnapshot) -> Value {
         let path = self.query.replace("{id}", &task.id);
         self.call(stage, Method::GET, &path).await.1
     }
 }
 
-/// The keys of an object.
+/// Returns the keys of an object.
 pub fn keys(object: &Value) -> BTreeSet<&str> {
     object
         .as_object()
@@ -162,14 +162,14 @@ pub fn keys(object: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-/// What lies among the fixtures under a name.
+/// Reads a fixture.
 pub fn fixture(name: &str) -> Value {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/");
     let text = std::fs::read_to_string(format!("{folder}{name}.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
-/// The public key that the dialect serves at a path.
+/// Fetches the public key of the dialect.
 pub async fn public_key(client: Client, stage: &Stage, path: &str) -> (String, Vec<u8>) {
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -201,20 +201,20 @@ fn is_refused(scenario: Scenario) -> bool {
     )
 }
 
-/// Whether the dialect sends webhooks, and so plays what only they can do.
+/// Returns whether the dialect sends webhooks.
 fn sends_webhooks(client: Client) -> bool {
     playable(client.name).contains(&Scenario::DuplicateWebhooks)
 }
 
 #[test]
-fn every_dialect_has_a_client_here() {
+fn every_dialect_has_a_test_client() {
     let clients: Vec<_> = ALL.iter().map(|client| client.name).collect();
     assert_eq!(clients, dialects().collect::<Vec<_>>());
     assert_eq!(DIALECTS.len(), ALL.len());
 }
 
 #[tokio::test]
-async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
+async fn every_playable_scenario_reaches_its_outcome_in_every_dialect() {
     let stage = Stage::set().await;
     for client in ALL {
         for scenario in playable(client.name) {
@@ -229,7 +229,7 @@ async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
             } else {
                 Some(Status::Succeeded)
             };
-            // Refused at most twice; the answer may be lost.
+            // Rejected at most twice. The response may be lost.
             for _ in 0..3 {
                 let sent = in_time(client.submit_body(&stage, scenario).send()).await;
                 drop(sent);
@@ -272,7 +272,7 @@ async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
 }
 
 #[tokio::test]
-async fn a_scenario_that_a_dialect_cannot_express_is_refused_in_the_simulators_own_words() {
+async fn unplayable_scenario_is_rejected_with_a_reason() {
     let stage = Stage::set().await;
     for client in ALL {
         let played = playable(client.name);
@@ -284,7 +284,7 @@ async fn a_scenario_that_a_dialect_cannot_express_is_refused_in_the_simulators_o
             let (status, body) = client.submit(&stage, scenario).await;
             assert_eq!(status, StatusCode::BAD_REQUEST);
             let words = body["simulator"].as_str().unwrap();
-            let begin = format!("{scenario} can't be played in {}: ", client.name);
+            let begin = format!("{scenario} cannot be played in {}: ", client.name);
             assert!(words.starts_with(&begin), "{words}");
         }
     }
@@ -297,9 +297,9 @@ async fn a_scenario_that_a_dialect_cannot_express_is_refused_in_the_simulators_o
 }
 
 #[tokio::test]
-async fn duplicates_and_reversals_are_the_same_webhooks() {
+async fn duplicate_and_reordered_webhooks_have_unchanged_bodies() {
     for client in ALL.into_iter().filter(|client| sends_webhooks(*client)) {
-        let told = async |scenario| {
+        let body = async |scenario| {
             let stage = Stage::set().await;
             client.play(&stage, scenario).await;
             let callbacks = stage.receiver.all();
@@ -308,18 +308,18 @@ async fn duplicates_and_reversals_are_the_same_webhooks() {
                 .map(|callback| callback.raw)
                 .collect::<Vec<_>>()
         };
-        let twice = told(Scenario::DuplicateWebhooks).await;
+        let twice = body(Scenario::DuplicateWebhooks).await;
         assert!(!twice.is_empty(), "{}", client.name);
         for pair in twice.chunks(2) {
             assert_eq!(pair[0], pair[1], "{}", client.name);
         }
-        let reversed = told(Scenario::ReorderedWebhooks).await;
+        let reversed = body(Scenario::ReorderedWebhooks).await;
         assert_eq!(reversed.len() * 2, twice.len(), "{}", client.name);
     }
 }
 
 #[tokio::test]
-async fn late_webhooks_come_after_the_end_and_early_ones_before_the_answer() {
+async fn late_webhooks_follow_the_end_and_early_ones_precede_the_response() {
     for client in ALL.into_iter().filter(|client| sends_webhooks(*client)) {
         let stage = Stage::set().await;
         client.play(&stage, Scenario::LateWebhooks).await;
@@ -338,7 +338,7 @@ async fn late_webhooks_come_after_the_end_and_early_ones_before_the_answer() {
 }
 
 #[tokio::test]
-async fn unsigned_webhooks_bear_no_header_of_a_signature() {
+async fn unsigned_webhooks_have_no_signature_header() {
     for client in ALL.into_iter().filter(|client| sends_webhooks(*client)) {
         let stage = Stage::set().await;
         client.play(&stage, Scenario::Unsigned).await;
@@ -351,7 +351,7 @@ async fn unsigned_webhooks_bear_no_header_of_a_signature() {
 }
 
 #[tokio::test]
-async fn each_dialect_has_its_own_tasks_and_counts() {
+async fn dialects_have_separate_tasks_and_counts() {
     let stage = Stage::set().await;
     for client in ALL {
         client.play(&stage, Scenario::Normal).await;
@@ -382,7 +382,7 @@ async fn each_dialect_has_its_own_tasks_and_counts() {
 }
 
 #[tokio::test]
-async fn the_key_is_asked_for_in_every_dialect() {
+async fn every_dialect_requires_the_key() {
     let stage = Stage::set().await;
     for client in ALL {
         let submit_body = client
@@ -412,7 +412,7 @@ async fn the_key_is_asked_for_in_every_dialect() {
 }
 
 #[tokio::test]
-async fn a_job_lasts_as_many_steps_as_it_asks_for() {
+async fn requested_steps_are_used() {
     let stage = Stage::set().await;
     let wishes = json!({"steps": 9, "scenario": "normal"});
     in_time(KLING.order_of(&stage, &wishes).send())
@@ -433,7 +433,7 @@ async fn a_job_lasts_as_many_steps_as_it_asks_for() {
 }
 
 #[tokio::test]
-async fn clips_lie_below_their_dialect_and_are_counted() {
+async fn clips_are_served_under_their_dialect_and_counted() {
     let stage = Stage::set().await;
     for client in ALL {
         let url = format!("{}/{}/clips/7.mp4", stage.url, client.name);

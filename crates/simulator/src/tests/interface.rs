@@ -1,4 +1,4 @@
-//! Submit, query and list: what is taken, what is refused and in which words.
+//! Submit, query and list: accepted input and errors.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn the_key_is_asked_for_everywhere() {
+async fn every_route_requires_the_key() {
     let stage = Stage::set().await;
     let submit = format!("{}/text-to-video/kling-2.6", stage.url);
     let tasks = format!("{}/tasks", stage.url);
@@ -50,7 +50,7 @@ async fn the_key_is_asked_for_everywhere() {
 }
 
 #[tokio::test]
-async fn bad_bodies_are_refused() {
+async fn invalid_bodies_are_rejected() {
     let stage = Stage::set().await;
     let text = "/text-to-video/kling-2.6";
     let image = "/image-to-video/kling-3.0";
@@ -115,7 +115,7 @@ async fn bad_bodies_are_refused() {
 }
 
 #[tokio::test]
-async fn good_bodies_are_taken() {
+async fn valid_bodies_are_accepted() {
     let stage = Stage::set().await;
     for (path, body) in [
         (
@@ -136,7 +136,7 @@ async fn good_bodies_are_taken() {
 }
 
 #[tokio::test]
-async fn an_external_id_is_taken_once() {
+async fn external_id_is_unique() {
     let stage = Stage::set().await;
     stage.play(Scenario::Normal).await;
     let (status, body) = stage.submit(Scenario::Normal, "job_1").await;
@@ -149,7 +149,7 @@ async fn an_external_id_is_taken_once() {
 }
 
 #[tokio::test]
-async fn a_watermark_comes_when_asked_for() {
+async fn watermark_is_returned_if_requested() {
     let stage = Stage::set().await;
     let mut submit_body = stage.submit_body(Scenario::LostWebhooks, "job_1");
     submit_body["options"]["watermark_info"] = json!({"enabled": true});
@@ -165,7 +165,7 @@ async fn a_watermark_comes_when_asked_for() {
 }
 
 #[tokio::test]
-async fn a_query_wants_one_kind_of_id_and_leaves_unknown_ones_out() {
+async fn query_takes_one_kind_of_id_and_skips_unknown_ids() {
     let stage = Stage::set().await;
     stage.submit(Scenario::Silence, "job_1").await;
     stage.submit(Scenario::Silence, "job_2").await;
@@ -177,11 +177,11 @@ async fn a_query_wants_one_kind_of_id_and_leaves_unknown_ones_out() {
             vec![&second, &first],
         ),
         (
-            "external_task_ids=job_1,nobody,job_2".to_owned(),
+            "external_task_ids=job_1,unknown,job_2".to_owned(),
             vec![&first, &second],
         ),
         ("task_ids=1".to_owned(), vec![]),
-        ("external_task_ids=nobody".to_owned(), vec![]),
+        ("external_task_ids=unknown".to_owned(), vec![]),
     ];
     for (query, ids) in asked {
         let (status, body) = stage.get(&format!("/tasks?{query}")).await;
@@ -205,7 +205,7 @@ async fn a_query_wants_one_kind_of_id_and_leaves_unknown_ones_out() {
 }
 
 #[tokio::test]
-async fn a_list_goes_page_by_page_from_the_newest() {
+async fn list_is_paged_from_the_newest() {
     let stage = Stage::set().await;
     for job in ["job_1", "job_2", "job_3", "job_4", "job_5"] {
         stage.submit(Scenario::Silence, job).await;
@@ -275,7 +275,7 @@ async fn a_list_goes_page_by_page_from_the_newest() {
 }
 
 #[tokio::test]
-async fn the_witness_says_the_same_over_http() {
+async fn inspector_routes_match_the_inspector() {
     let stage = Stage::set().await;
     stage.play(Scenario::Normal).await;
     stage.queried().await;

@@ -1,4 +1,4 @@
-//! MiniMax, against what it has published.
+//! MiniMax against its published documentation.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::dialects::{MINIMAX, fixture, keys};
 use super::{Stage, in_time};
 
 #[tokio::test]
-async fn a_receiver_is_challenged_before_any_callback() {
+async fn receiver_is_challenged_before_the_first_callback() {
     let stage = Stage::set().await;
     let snapshot = MINIMAX.play(&stage, Scenario::Normal).await;
     let [challenge] = stage.receiver.challenges().try_into().unwrap();
@@ -40,7 +40,7 @@ async fn a_receiver_is_challenged_before_any_callback() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_does_not_echo_gets_no_callback() {
+async fn receiver_without_echo_gets_no_callback() {
     let stage = Stage::set().await;
     stage.receiver.mute();
     let snapshot = MINIMAX.play(&stage, Scenario::Normal).await;
@@ -60,7 +60,7 @@ async fn a_receiver_that_does_not_echo_gets_no_callback() {
 }
 
 #[tokio::test]
-async fn a_file_is_had_by_three_calls() {
+async fn file_is_fetched_in_three_requests() {
     let stage = Stage::set().await;
     let (status, accepted) = MINIMAX.submit(&stage, Scenario::Normal).await;
     assert_eq!(
@@ -72,16 +72,16 @@ async fn a_file_is_had_by_three_calls() {
     );
     let task = MINIMAX.rest(&stage).await;
     assert_eq!(accepted["task_id"], task.id);
-    let told = MINIMAX.queried(&stage, &task).await;
+    let body = MINIMAX.queried(&stage, &task).await;
     let expected = fixture("minimax-query-success");
     assert_eq!(
-        (keys(&told), &told["status"]),
+        (keys(&body), &body["status"]),
         (keys(&expected), &expected["status"])
     );
-    assert_eq!(told["file_id"], stage.receiver.all()[1].body["file_id"]);
+    assert_eq!(body["file_id"], stage.receiver.all()[1].body["file_id"]);
     let path = format!(
         "/v1/files/retrieve?file_id={}",
-        told["file_id"].as_str().unwrap()
+        body["file_id"].as_str().unwrap()
     );
     let (_, file) = MINIMAX.call(&stage, Method::GET, &path).await;
     let url = file["file"]["download_url"].as_str().unwrap();
@@ -104,12 +104,12 @@ async fn a_file_is_had_by_three_calls() {
 }
 
 #[tokio::test]
-async fn a_query_speaks_in_capitals() {
+async fn query_status_is_capitalized() {
     let stage = Stage::set().await;
     let task = MINIMAX.play(&stage, Scenario::Silence).await;
-    let told = MINIMAX.queried(&stage, &task).await;
-    assert_eq!(keys(&told), keys(&fixture("minimax-query-processing")));
-    assert_eq!(told["status"], "Preparing");
+    let body = MINIMAX.queried(&stage, &task).await;
+    assert_eq!(keys(&body), keys(&fixture("minimax-query-processing")));
+    assert_eq!(body["status"], "Preparing");
 
     let stage = Stage::set().await;
     in_time(MINIMAX.order_of(&stage, &json!({"steps": 9000})).send())
@@ -120,10 +120,10 @@ async fn a_query_speaks_in_capitals() {
         (task.status == Status::Processing).then_some(task)
     });
     let task = in_time(under_way).await;
-    let told = MINIMAX.queried(&stage, &task).await;
+    let body = MINIMAX.queried(&stage, &task).await;
     let expected = fixture("minimax-query-processing");
     assert_eq!(
-        (keys(&told), &told["status"]),
+        (keys(&body), &body["status"]),
         (keys(&expected), &expected["status"])
     );
 }
@@ -150,9 +150,9 @@ async fn every_error_is_http_200() {
     for (scenario, code) in [(Scenario::SafetyAtEnd, 1027), (Scenario::FailsAtEnd, 1000)] {
         let stage = Stage::set().await;
         let task = MINIMAX.play(&stage, scenario).await;
-        let told = MINIMAX.queried(&stage, &task).await;
+        let body = MINIMAX.queried(&stage, &task).await;
         assert_eq!(
-            (&told["status"], &told["base_resp"]["status_code"]),
+            (&body["status"], &body["base_resp"]["status_code"]),
             (&json!("Fail"), &json!(code))
         );
         assert_eq!(stage.receiver.all()[1].body["status"], "failed");
@@ -160,7 +160,7 @@ async fn every_error_is_http_200() {
 }
 
 #[tokio::test]
-async fn a_thin_success_names_its_file_in_the_query_and_an_expired_one_has_none() {
+async fn thin_success_has_its_file_in_the_query_and_an_expired_one_has_none() {
     for (scenario, code) in [(Scenario::ThinSuccess, 0), (Scenario::ExpiredResult, 2013)] {
         let stage = Stage::set().await;
         let task = MINIMAX.play(&stage, scenario).await;

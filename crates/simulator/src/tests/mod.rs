@@ -1,6 +1,6 @@
-//! The simulator against a plain client and a receiver of callbacks.
+//! The simulator with a plain client and a webhook receiver.
 //!
-//! Invariant: nothing sleeps; every wait is for an event, with a deadline that only a broken simulator meets.
+//! No test sleeps. Every wait is for an event, with a generous deadline.
 
 mod atlas;
 mod clip;
@@ -29,7 +29,7 @@ use super::{Inspector, Scenario, Settings, Simulator, TaskSnapshot};
 const API_KEY: &str = "sim-key";
 const SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
 
-/// A running simulator, a receiver for its callbacks and a client.
+/// A running simulator, a receiver for its webhooks and a client.
 struct Stage {
     url: String,
     inspector: Inspector,
@@ -68,7 +68,7 @@ impl Stage {
         }
     }
 
-    /// A submit as the hub would send it.
+    /// Builds a submit as the hub sends it.
     fn submit_body(&self, scenario: Scenario, external_id: &str) -> Value {
         json!({
             "prompt": "a sunrise over hills",
@@ -99,7 +99,7 @@ impl Stage {
         .await
     }
 
-    /// Submits a job that is accepted, and waits until all is done with it.
+    /// Submits a job that is accepted, and waits until it is settled.
     async fn play(&self, scenario: Scenario) -> TaskSnapshot {
         let (status, _) = self.submit(scenario, "job_1").await;
         assert_eq!(status, StatusCode::OK);
@@ -114,7 +114,7 @@ impl Stage {
         answer(in_time(request.send()).await.unwrap()).await
     }
 
-    /// What a query tells of the job that was played.
+    /// Queries the job.
     async fn queried(&self) -> Value {
         let (status, body) = self.get("/tasks?external_task_ids=job_1").await;
         assert_eq!(status, StatusCode::OK);
@@ -127,7 +127,7 @@ async fn answer(response: Response) -> (StatusCode, Value) {
     (response.status(), response.json().await.unwrap())
 }
 
-/// What comes of a future that must not take long.
+/// Awaits a future with a deadline.
 async fn in_time<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future)
         .await
@@ -135,7 +135,7 @@ async fn in_time<F: Future>(future: F) -> F::Output {
 }
 
 #[tokio::test]
-async fn stopping_ends_the_run_even_amid_a_task() {
+async fn stop_ends_the_run_during_a_task() {
     let stage = Stage::set().await;
     stage.receiver.hold();
     stage.submit(Scenario::Slow, "job_1").await;
@@ -143,7 +143,7 @@ async fn stopping_ends_the_run_even_amid_a_task() {
     stage.stop.cancel();
     in_time(stage.running).await.unwrap().unwrap();
     assert!(!stage.inspector.tasks()[0].is_settled);
-    // The port may already be another server's, so not whether anybody answers counts, but who.
+    // Another server may use the port by now, so check who answers.
     let asked = stage
         .client
         .get(format!("{}/tasks", stage.url))
@@ -154,7 +154,7 @@ async fn stopping_ends_the_run_even_amid_a_task() {
 }
 
 #[test]
-fn a_secret_that_is_none_is_refused_at_the_door_and_not_repeated() {
+fn malformed_secret_is_rejected_at_bind_and_not_repeated() {
     for secret in ["dGVzdA==", "whsec_", "whsec_not base64"] {
         let settings = Settings {
             api_key: API_KEY.to_owned(),

@@ -1,4 +1,4 @@
-//! Each scenario does what its name says.
+//! Each scenario behaves as named.
 
 use std::collections::HashSet;
 
@@ -28,7 +28,7 @@ const NORMAL: [(&str, Option<u64>); 6] = [
 ];
 
 #[test]
-fn names_are_kebab_case_unique_and_read_back() {
+fn scenario_names_are_unique_and_round_trip() {
     let mut names = HashSet::new();
     for &scenario in Scenario::ALL {
         let name = scenario.to_string();
@@ -52,7 +52,7 @@ fn names_are_kebab_case_unique_and_read_back() {
 }
 
 #[tokio::test]
-async fn normal_goes_step_by_step_to_a_clip() {
+async fn normal_reports_progress_then_a_clip() {
     let stage = Stage::set().await;
     let (status, accepted) = stage.submit(Scenario::Normal, "job_1").await;
     assert_eq!(status, StatusCode::OK);
@@ -92,18 +92,18 @@ async fn normal_goes_step_by_step_to_a_clip() {
     assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
     assert_eq!(callbacks[0].body["outputs"], json!([]));
 
-    let told = &callbacks[5].body;
-    assert_eq!(&stage.queried().await, told);
+    let reported = &callbacks[5].body;
+    assert_eq!(&stage.queried().await, reported);
     assert_eq!(
-        (&told["id"], &told["external_id"]),
+        (&reported["id"], &reported["external_id"]),
         (&data["id"], &json!("job_1"))
     );
-    assert_eq!(told["outputs"][0]["duration"], "5.041");
+    assert_eq!(reported["outputs"][0]["duration"], "5.041");
     assert_eq!(
-        told["billing"],
+        reported["billing"],
         json!([{"charge_type": "unit", "amount": "2.5", "package_type": "video"}])
     );
-    let clip = told["outputs"][0]["url"].as_str().unwrap();
+    let clip = reported["outputs"][0]["url"].as_str().unwrap();
     assert!(clip.starts_with(&stage.url), "{clip}");
     assert_eq!(
         stage.client.get(clip).send().await.unwrap().status(),
@@ -112,7 +112,7 @@ async fn normal_goes_step_by_step_to_a_clip() {
 }
 
 #[tokio::test]
-async fn slow_takes_many_more_steps() {
+async fn slow_has_more_steps() {
     let stage = Stage::set().await;
     stage.play(Scenario::Slow).await;
     let callbacks = stage.receiver.all();
@@ -122,7 +122,7 @@ async fn slow_takes_many_more_steps() {
 }
 
 #[tokio::test]
-async fn duplicate_webhooks_come_twice_under_one_id() {
+async fn duplicate_webhooks_share_one_id() {
     let stage = Stage::set().await;
     stage.play(Scenario::DuplicateWebhooks).await;
     let callbacks = stage.receiver.all();
@@ -136,7 +136,7 @@ async fn duplicate_webhooks_come_twice_under_one_id() {
 }
 
 #[tokio::test]
-async fn reordered_webhooks_come_last_first() {
+async fn reordered_webhooks_are_reversed() {
     let stage = Stage::set().await;
     stage.play(Scenario::ReorderedWebhooks).await;
     let mut callbacks = stage.receiver.all();
@@ -145,7 +145,7 @@ async fn reordered_webhooks_come_last_first() {
 }
 
 #[tokio::test]
-async fn late_webhooks_all_come_after_the_end() {
+async fn late_webhooks_follow_the_end() {
     let stage = Stage::set().await;
     stage.play(Scenario::LateWebhooks).await;
     let callbacks = stage.receiver.all();
@@ -158,7 +158,7 @@ async fn late_webhooks_all_come_after_the_end() {
 }
 
 #[tokio::test]
-async fn lost_webhooks_leave_only_the_query() {
+async fn lost_webhooks_are_never_sent() {
     let stage = Stage::set().await;
     let snapshot = stage.play(Scenario::LostWebhooks).await;
     assert_eq!(
@@ -169,7 +169,7 @@ async fn lost_webhooks_leave_only_the_query() {
 }
 
 #[tokio::test]
-async fn webhook_before_answer_is_acknowledged_before_the_answer() {
+async fn webhook_before_answer_precedes_the_response() {
     let stage = Stage::set().await;
     stage.receiver.hold();
     let submit_body = stage.submit_body(Scenario::WebhookBeforeAnswer, "job_1");
@@ -196,7 +196,7 @@ async fn webhook_before_answer_is_acknowledged_before_the_answer() {
 }
 
 #[tokio::test]
-async fn webhook_before_answer_without_a_callback_just_answers() {
+async fn webhook_before_answer_without_callback_responds() {
     let stage = Stage::set().await;
     let mut submit_body = stage.submit_body(Scenario::WebhookBeforeAnswer, "job_1");
     submit_body["options"]
@@ -210,7 +210,7 @@ async fn webhook_before_answer_without_a_callback_just_answers() {
 }
 
 #[tokio::test]
-async fn passing_refusals_are_counted_per_job() {
+async fn temporary_errors_are_counted_per_job() {
     for (scenario, times, status, code, retry_after) in [
         (Scenario::RateLimited, 2, 429, 1302, Some("1")),
         (Scenario::ConcurrencyLimited, 1, 429, 1303, None),
@@ -246,7 +246,7 @@ async fn passing_refusals_are_counted_per_job() {
 }
 
 #[tokio::test]
-async fn lasting_refusals_never_create_a_task() {
+async fn permanent_errors_never_create_a_task() {
     let stage = Stage::set().await;
     for (scenario, status, code) in [
         (Scenario::Safety, 400, 1301),
@@ -269,7 +269,7 @@ async fn lasting_refusals_never_create_a_task() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_hides_a_job_that_runs() {
+async fn lost_answer_job_runs() {
     for (scenario, callbacks) in [(Scenario::LostAnswer, 6), (Scenario::LostAnswerSilent, 0)] {
         let stage = Stage::set().await;
         let error = stage
@@ -292,7 +292,7 @@ async fn a_lost_answer_hides_a_job_that_runs() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_not_even_a_byte() {
+async fn lost_answer_sends_no_byte() {
     let stage = Stage::set().await;
     let mut stream = TcpStream::connect(stage.url.strip_prefix("http://").unwrap())
         .await
@@ -305,13 +305,13 @@ async fn a_lost_answer_is_not_even_a_byte() {
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    // Whether the end comes as an end or as a reset is the kernel's business.
+    // The kernel decides whether the connection ends with FIN or RST.
     in_time(stream.read_to_end(&mut answer)).await.ok();
     assert_eq!((answer, stage.inspector.tasks().len()), (Vec::new(), 1));
 }
 
 #[tokio::test]
-async fn failures_come_after_progress_with_a_message() {
+async fn failure_follows_progress_with_a_message() {
     for (scenario, words) in [
         (Scenario::FailsAtEnd, "internal rendering error"),
         (Scenario::SafetyAtEnd, "content safety policy"),
@@ -373,7 +373,7 @@ async fn unsigned_webhooks_carry_no_signature_headers() {
 }
 
 #[tokio::test]
-async fn forged_webhooks_are_never_put_right() {
+async fn forged_webhooks_stay_forged_on_retry() {
     let stage = Stage::set().await;
     stage.receiver.answer_with(&[401; 30]);
     let snapshot = stage.play(Scenario::Forged).await;
@@ -387,7 +387,7 @@ async fn forged_webhooks_are_never_put_right() {
 }
 
 #[tokio::test]
-async fn silence_tells_nothing_to_anybody() {
+async fn silence_reports_nothing() {
     let stage = Stage::set().await;
     let snapshot = stage.play(Scenario::Silence).await;
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Signatures and delivery.
+//! Signatures and delivery of webhooks.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,9 +7,9 @@ use super::super::{Scenario, Status};
 use super::receiver::Callback;
 use super::{SECRET, Stage, in_time};
 
-/// The published vector: klingai.com/document-api, "callbacks", appendix B.
+/// The published test vector: klingai.com/document-api, "callbacks", appendix B.
 #[test]
-fn the_published_vector_is_signed_as_published() {
+fn published_vector_is_reproduced() {
     let body = br#"{"id":"1234567890","status":"succeeded","message":"","create_time":1781080778802,"update_time":1781080794151}"#;
     let signature = Secret::parse(SECRET)
         .unwrap()
@@ -18,7 +18,7 @@ fn the_published_vector_is_signed_as_published() {
 }
 
 #[tokio::test]
-async fn a_refused_webhook_is_tried_again_under_its_id() {
+async fn rejected_webhook_is_retried_with_the_same_id() {
     let stage = Stage::set().await;
     stage.receiver.answer_with(&[503, 302, 404]);
     let snapshot = stage.play(Scenario::Normal).await;
@@ -86,7 +86,7 @@ async fn stalled_receiver_does_not_delay_the_task() {
 }
 
 #[tokio::test]
-async fn timestamps_are_seconds_of_now() {
+async fn timestamps_are_current_unix_seconds() {
     let stage = Stage::set().await;
     stage.play(Scenario::Normal).await;
     let now = SystemTime::now()
@@ -100,7 +100,7 @@ async fn timestamps_are_seconds_of_now() {
 }
 
 #[tokio::test]
-async fn without_a_secret_nothing_is_signed() {
+async fn webhooks_are_unsigned_without_a_secret() {
     let stage = Stage::set_with(None).await;
     stage.play(Scenario::Normal).await;
     let callbacks = stage.receiver.all();

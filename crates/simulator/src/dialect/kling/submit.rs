@@ -1,7 +1,6 @@
-//! The body of a submit, checked as Kling would check it.
+//! Validation of a submit by Kling's rules.
 //!
-//! Invariant: keys that are not known are passed over, as `scenario` is by the real one. Limits are those of
-//! Kling's text-to-video and image-to-video pages.
+//! Unknown keys are ignored, as Kling ignores `scenario`. Limits are those of the text-to-video and image-to-video pages.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -50,7 +49,7 @@ struct WatermarkInfo {
     enabled: bool,
 }
 
-/// Reads an submit for a model from a body.
+/// Parses the submit of a model.
 pub(super) fn read(product: Product, model: &str, bytes: &[u8]) -> Result<SubmitRequest, ApiError> {
     let submit = SubmitRequest::new(model, &object(bytes)?)?;
     let body: Body =
