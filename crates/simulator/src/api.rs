@@ -14,7 +14,7 @@ use reqwest::Url;
 use serde_json::json;
 
 use super::api_error::ApiError;
-use super::call::{Answer, Call, Listing, Name, RequestHead};
+use super::call::{ApiResponse, Call, Listing, Name, RequestHead};
 use super::clip;
 use super::dialect::Dialect;
 use super::inspector::{Counts, Inspector, TaskSnapshot};
@@ -75,11 +75,11 @@ pub(super) fn routes(
             .app_data(web::PayloadConfig::new(MAX_BODY))
             .app_data(mount)
             .service(clip)
-            .default_service(web::to(answer));
+            .default_service(web::to(response));
     }
 }
 
-async fn answer(request: HttpRequest, body: Bytes, mount: Data<Mount>) -> HttpResponse {
+async fn response(request: HttpRequest, body: Bytes, mount: Data<Mount>) -> HttpResponse {
     let response = mount.handle(&request, &body).await;
     response.unwrap_or_else(|error| mount.dialect.error_response(&error).into())
 }
@@ -110,18 +110,18 @@ impl ApiState {
 impl Mount {
     async fn handle(&self, request: &HttpRequest, body: &[u8]) -> Result<HttpResponse, ApiError> {
         let Self { api, dialect, .. } = self;
-        let ask = RequestHead::of(request, &self.prefix);
-        let call = dialect.call(&ask).ok_or(ApiError::NoSuchMethod)?;
+        let head = RequestHead::of(request, &self.prefix);
+        let call = dialect.call(&head).ok_or(ApiError::NoSuchMethod)?;
         api.state.count(dialect.name(), &call);
         if !matches!(call, Call::Keys) {
-            self.authenticate(&ask)?;
-            dialect.check(&ask)?;
+            self.authenticate(&head)?;
+            dialect.check(&head)?;
         }
-        let answer = match call {
-            Call::Submit => return self.submit(&ask, body).await,
+        let response = match call {
+            Call::Submit => return self.submit(&head, body).await,
             Call::Query(names) => {
                 let found = names.iter().filter_map(|name| self.find(name));
-                dialect.queried(&ask, &found.collect::<Vec<_>>())
+                dialect.queried(&head, &found.collect::<Vec<_>>())
             }
             Call::List => self.list(&dialect.listing(body)?),
             Call::Result(name) => dialect.result(&self.named(&name)?),
@@ -135,14 +135,14 @@ impl Mount {
                 dialect.cancelled(&api.state.cancel(dialect.name(), &id, delete))
             }
             Call::Account => dialect.account(&api.keys, api.state.has_credit(dialect.name())),
-            Call::Keys => Ok(Answer::ok(api.keys.jwks())),
+            Call::Keys => Ok(ApiResponse::ok(api.keys.jwks())),
         };
-        Ok(answer?.into())
+        Ok(response?.into())
     }
 
-    async fn submit(&self, ask: &RequestHead<'_>, body: &[u8]) -> Result<HttpResponse, ApiError> {
+    async fn submit(&self, head: &RequestHead<'_>, body: &[u8]) -> Result<HttpResponse, ApiError> {
         let Self { api, dialect, .. } = self;
-        let submit = dialect.submit(ask, body)?;
+        let submit = dialect.submit(head, body)?;
         let scenario = submit.scenario.unwrap_or(api.default_scenario);
         let mut plan = match dialect.plan(scenario) {
             Ok(plan) => plan,
@@ -176,7 +176,7 @@ impl Mount {
             scenario,
             ahead: plan.ahead,
             steps: plan.steps,
-            origin: self.origin(ask),
+            origin: self.origin(head),
             notes: submit.notes,
         };
         let task = api.state.open(request, |number| dialect.id(number));
@@ -202,7 +202,7 @@ impl Mount {
         self.dialect.accepted(task).into()
     }
 
-    fn list(&self, listing: &Listing) -> Result<Answer, ApiError> {
+    fn list(&self, listing: &Listing) -> Result<ApiResponse, ApiError> {
         let mut tasks = self.api.state.list(self.dialect.name(), listing);
         let more = tasks.len() > listing.limit;
         tasks.truncate(listing.limit);
@@ -220,8 +220,8 @@ impl Mount {
         self.find(&Name::Task(id)).ok_or(ApiError::NoSuchTask)
     }
 
-    fn authenticate(&self, ask: &RequestHead) -> Result<(), ApiError> {
-        let authorization = ask.headers.get(AUTHORIZATION).ok_or(ApiError::NoKey)?;
+    fn authenticate(&self, head: &RequestHead) -> Result<(), ApiError> {
+        let authorization = head.headers.get(AUTHORIZATION).ok_or(ApiError::NoKey)?;
         let scheme = self.dialect.scheme().as_bytes();
         let key = authorization.as_bytes().strip_prefix(scheme);
         let key = key.ok_or(ApiError::BadKey)?;
@@ -229,8 +229,8 @@ impl Mount {
     }
 
     /// Returns the base URL under which the client of this request reaches the simulator.
-    fn origin(&self, ask: &RequestHead) -> String {
-        let host = ask.headers.get(HOST).and_then(|host| host.to_str().ok());
+    fn origin(&self, head: &RequestHead) -> String {
+        let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         let origin = host.map(|host| format!("http://{host}"));
         let origin = origin.unwrap_or_else(|| self.api.origin.clone());
         format!("{origin}{}", self.prefix)
@@ -239,7 +239,7 @@ impl Mount {
 
 fn unplayable(scenario: Scenario, dialect: &str, why: &str) -> HttpResponse {
     let reason = format!("{scenario} cannot be played in {dialect}: {why}");
-    Answer::new(400, json!({"simulator": reason})).into()
+    ApiResponse::new(400, json!({"simulator": reason})).into()
 }
 
 /// Returns a response whose body fails before its first byte, so that the connection closes without a response.

@@ -70,7 +70,7 @@ pub(super) enum Cancelled {
 
 /// A response of the provider.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ApiResponse {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     /// `None`: no body.
@@ -113,7 +113,7 @@ impl Listing {
     }
 }
 
-impl Answer {
+impl ApiResponse {
     pub fn new(status: u16, body: Value) -> Self {
         Self {
             status,
@@ -140,16 +140,16 @@ impl Answer {
     }
 }
 
-impl From<Answer> for HttpResponse {
-    fn from(answer: Answer) -> Self {
-        let status = StatusCode::from_u16(answer.status);
-        let mut response = Self::build(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
-        for header in answer.headers {
-            response.insert_header(header);
+impl From<ApiResponse> for HttpResponse {
+    fn from(response: ApiResponse) -> Self {
+        let status = StatusCode::from_u16(response.status);
+        let mut builder = Self::build(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
+        for header in response.headers {
+            builder.insert_header(header);
         }
-        match answer.body {
-            Some(body) => response.json(body),
-            None => response.finish(),
+        match response.body {
+            Some(body) => builder.json(body),
+            None => builder.finish(),
         }
     }
 }

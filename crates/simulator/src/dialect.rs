@@ -18,7 +18,7 @@ use reqwest::Url;
 use serde_json::Value;
 
 use super::api_error::ApiError;
-use super::call::{Answer, Call, Cancelled, Listing, RequestHead};
+use super::call::{ApiResponse, Call, Cancelled, Listing, RequestHead};
 use super::plan::{Plan, SubmitBehavior};
 use super::scenario::Scenario;
 use super::signing::SigningKeys;
@@ -57,7 +57,7 @@ pub(super) trait Dialect: Send + Sync {
     // Requests.
 
     /// Maps method, path and query to an operation, or `None` if the API has no such method.
-    fn call(&self, ask: &RequestHead) -> Option<Call>;
+    fn call(&self, head: &RequestHead) -> Option<Call>;
 
     /// Checks further requirements on the head of an authenticated request.
     fn check(&self, _ask: &RequestHead) -> Result<(), ApiError> {
@@ -65,7 +65,7 @@ pub(super) trait Dialect: Send + Sync {
     }
 
     /// Parses a submit.
-    fn submit(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError>;
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError>;
 
     /// Parses the filter of a list.
     fn listing(&self, _body: &[u8]) -> Result<Listing, ApiError> {
@@ -86,18 +86,18 @@ pub(super) trait Dialect: Send + Sync {
     fn id(&self, number: u64) -> String;
 
     /// Returns the response to an accepted submit.
-    fn accepted(&self, task: &Task) -> Answer;
+    fn accepted(&self, task: &Task) -> ApiResponse;
 
     /// Returns the response to a query that found `tasks`.
-    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError>;
+    fn queried(&self, head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError>;
 
     /// Returns a page of a list. `next` is the cursor of the next page.
-    fn listed(&self, _tasks: &[Task], _next: Option<u64>) -> Result<Answer, ApiError> {
+    fn listed(&self, _tasks: &[Task], _next: Option<u64>) -> Result<ApiResponse, ApiError> {
         Err(ApiError::NoSuchMethod)
     }
 
     /// Returns the result of a task.
-    fn result(&self, _task: &Task) -> Result<Answer, ApiError> {
+    fn result(&self, _task: &Task) -> Result<ApiResponse, ApiError> {
         Err(ApiError::NoSuchMethod)
     }
 
@@ -106,7 +106,7 @@ pub(super) trait Dialect: Send + Sync {
         Some(name.to_owned())
     }
 
-    fn cancelled(&self, _outcome: &Cancelled) -> Result<Answer, ApiError> {
+    fn cancelled(&self, _outcome: &Cancelled) -> Result<ApiResponse, ApiError> {
         Err(ApiError::NoSuchMethod)
     }
 
@@ -116,11 +116,11 @@ pub(super) trait Dialect: Send + Sync {
     }
 
     /// Returns the state of the account.
-    fn account(&self, _keys: &SigningKeys, _has_credit: bool) -> Result<Answer, ApiError> {
+    fn account(&self, _keys: &SigningKeys, _has_credit: bool) -> Result<ApiResponse, ApiError> {
         Err(ApiError::NoSuchMethod)
     }
 
-    fn error_response(&self, error: &ApiError) -> Answer;
+    fn error_response(&self, error: &ApiError) -> ApiResponse;
 
     // Webhooks.
 

@@ -144,13 +144,13 @@ impl Inspector {
         self.0.changes()
     }
 
-    /// Waits until `question` returns a value. It is called now and after every change.
-    pub async fn until<T>(&self, mut question: impl FnMut(&Self) -> Option<T>) -> T {
+    /// Waits until `predicate` returns a value. It is called now and after every change.
+    pub async fn until<T>(&self, mut predicate: impl FnMut(&Self) -> Option<T>) -> T {
         let mut changes = self.changes();
         loop {
             changes.mark_unchanged();
-            if let Some(answer) = question(self) {
-                return answer;
+            if let Some(response) = predicate(self) {
+                return response;
             }
             if changes.changed().await.is_err() {
                 // The sender is part of the state that `self` holds, so it cannot be dropped.

@@ -137,13 +137,13 @@ impl WebhookSender {
         };
         self.state.challenge_sent(to.dialect.name());
         let body = challenge.body.to_string().into_bytes();
-        let answer = async {
+        let response = async {
             let response = self.post(to, body).timeout(challenge.timeout).send();
             let response = response.await?.error_for_status()?;
             response.json::<Value>().await
         };
-        match answer.await {
-            Ok(answer) if answer == challenge.body => {
+        match response.await {
+            Ok(response) if response == challenge.body => {
                 self.state.challenge_passed(to.dialect.name());
                 true
             }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Dialect, rfc3339, single, uncancellable, without_nulls};
 use crate::api_error::ApiError;
-use crate::call::{Answer, Call, Name, RequestHead};
+use crate::call::{ApiResponse, Call, Name, RequestHead};
 use crate::plan::{Failure, Plan};
 use crate::scenario::Scenario;
 use crate::signing::{KEY_ID, SigningKeys};
@@ -29,8 +29,8 @@ impl Dialect for Atlas {
         "atlas"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("POST", ["api", "v1", "model", "generateVideo"]) => Some(Call::Submit),
             ("GET", ["api", "v1", "model", "prediction", id]) => {
                 Some(Call::Query(vec![Name::Task((*id).to_owned())]))
@@ -67,18 +67,18 @@ impl Dialect for Atlas {
         Uuid::now_v7().simple().to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
+    fn accepted(&self, task: &Task) -> ApiResponse {
         success(&prediction(task))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         Ok(success(&prediction(single(tasks)?)))
     }
 
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, ApiError> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<ApiResponse, ApiError> {
         let usd = |value: &str| json!({"value": value, "currency": "usd"});
         let left = |value| usd(if has_credit { value } else { "0.000000" });
-        Ok(Answer::ok(json!({
+        Ok(ApiResponse::ok(json!({
             "object": "balance",
             "scope": "account",
             "account": {"id": "acc_1", "name": "simulated", "type": "personal"},
@@ -99,24 +99,24 @@ impl Dialect for Atlas {
     }
 
     /// No `Retry-After` on any error, as documented.
-    fn error_response(&self, error: &ApiError) -> Answer {
-        let words = error.to_string();
-        let (status, words) = match error {
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let message = error.to_string();
+        let (status, message) = match error {
             // A wrong path returns unauthorized too.
             ApiError::NoKey | ApiError::BadKey | ApiError::NoSuchMethod => {
                 (401, "unauthorized".to_owned())
             }
-            ApiError::Quota => (402, words),
-            ApiError::RateLimit | ApiError::Concurrency => (429, words),
-            ApiError::Server => (500, words),
+            ApiError::Quota => (402, message),
+            ApiError::RateLimit | ApiError::Concurrency => (429, message),
+            ApiError::Server => (500, message),
             ApiError::Safety | ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
-                (400, words)
+                (400, message)
             }
-            ApiError::NoSuchModel | ApiError::NoSuchTask => (404, words),
+            ApiError::NoSuchModel | ApiError::NoSuchTask => (404, message),
         };
         let request_id = Uuid::now_v7().to_string();
-        let body = json!({"code": status, "msg": words, "request_id": request_id, "data": null});
-        Answer::new(status, body)
+        let body = json!({"code": status, "msg": message, "request_id": request_id, "data": null});
+        ApiResponse::new(status, body)
     }
 
     fn webhooks(&self, task: &Task) -> Vec<Value> {
@@ -142,7 +142,7 @@ impl Dialect for Atlas {
             "status": status,
             "created_at": task.updated_ms,
             "payload": payload,
-            "error": task.failure.map(words),
+            "error": task.failure.map(message),
         }))]
     }
 
@@ -160,8 +160,8 @@ impl Dialect for Atlas {
     }
 }
 
-fn success(data: &Value) -> Answer {
-    Answer::ok(json!({"code": 200, "message": "success", "data": data}))
+fn success(data: &Value) -> ApiResponse {
+    ApiResponse::ok(json!({"code": 200, "message": "success", "data": data}))
 }
 
 fn prediction(task: &Task) -> Value {
@@ -174,7 +174,7 @@ fn prediction(task: &Task) -> Value {
         "model": task.request.model,
         "status": word(task),
         "outputs": outputs(task),
-        "error": task.failure.map(words),
+        "error": task.failure.map(message),
         "error_code": task.failure.and_then(code),
         "urls": {"get": url},
         "has_nsfw_contents": task.status.is_final().then(|| json!([false])),
@@ -199,7 +199,7 @@ fn outputs(task: &Task) -> Value {
     }
 }
 
-fn words(failure: Failure) -> &'static str {
+fn message(failure: Failure) -> &'static str {
     match failure {
         Failure::Rendering => "internal rendering error",
         Failure::Safety => "content moderation rejected",

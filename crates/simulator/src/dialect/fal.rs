@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Dialect, queueing, rfc3339, single, without_nulls};
 use crate::api_error::ApiError;
-use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
+use crate::call::{ApiResponse, Call, Cancelled, Name, RequestHead};
 use crate::plan::{Failure, Plan};
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
@@ -31,8 +31,8 @@ impl Dialect for Fal {
         "Key "
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("GET", [".well-known", "jwks.json"]) => Some(Call::Keys),
             ("GET", [_, _, "requests", id, "status"]) => {
                 Some(Call::Query(vec![Name::Task((*id).to_owned())]))
@@ -44,7 +44,7 @@ impl Dialect for Fal {
         }
     }
 
-    fn submit(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         text(&body, "prompt")?;
         let product = match body.get("image_url") {
@@ -53,8 +53,8 @@ impl Dialect for Fal {
         };
         Ok(SubmitRequest {
             product,
-            callback: callback(ask.query("fal_webhook"))?,
-            ..SubmitRequest::new(&ask.path.join("/"), &body)?
+            callback: callback(head.query("fal_webhook"))?,
+            ..SubmitRequest::new(&head.path.join("/"), &body)?
         })
     }
 
@@ -67,17 +67,17 @@ impl Dialect for Fal {
         Uuid::now_v7().to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
+    fn accepted(&self, task: &Task) -> ApiResponse {
         let mut body = addresses(task);
         body["status"] = json!("IN_QUEUE");
         body["queue_position"] = json!(task.request.ahead);
-        Answer::ok(body)
+        ApiResponse::ok(body)
     }
 
-    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+    fn queried(&self, head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         let task = single(tasks)?;
         let mut body = addresses(task);
-        let logs = (ask.query("logs") == Some("1")).then(|| logs(task));
+        let logs = (head.query("logs") == Some("1")).then(|| logs(task));
         let status = match task.status {
             Status::Submitted => {
                 body["status"] = json!("IN_QUEUE");
@@ -95,52 +95,52 @@ impl Dialect for Fal {
                 body["logs"] = json!(logs);
                 body["metrics"] = json!({"inference_time": seconds as f64 / 1000.0});
                 if let Some(fault) = fault(task) {
-                    body["error"] = json!(fault.words);
+                    body["error"] = json!(fault.message);
                     body["error_type"] = json!(fault.kind);
                 }
                 200
             }
         };
-        Ok(Answer::new(status, without_nulls(body)))
+        Ok(ApiResponse::new(status, without_nulls(body)))
     }
 
-    fn result(&self, task: &Task) -> Result<Answer, ApiError> {
+    fn result(&self, task: &Task) -> Result<ApiResponse, ApiError> {
         if !task.status.is_final() {
             let detail = json!({"detail": "Request is still in progress"});
-            return Ok(Answer::new(400, detail));
+            return Ok(ApiResponse::new(400, detail));
         }
         match fault(task) {
-            None if task.has_outputs => Ok(Answer::ok(payload(task))),
+            None if task.has_outputs => Ok(ApiResponse::ok(payload(task))),
             None => Err(ApiError::NoSuchTask),
-            Some(fault) => Ok(fault.answer()),
+            Some(fault) => Ok(fault.response()),
         }
     }
 
-    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, ApiError> {
+    fn cancelled(&self, outcome: &Cancelled) -> Result<ApiResponse, ApiError> {
         let (status, word) = match outcome {
             Cancelled::Agreed(_) => (202, "CANCELLATION_REQUESTED"),
             Cancelled::Ended => (400, "ALREADY_COMPLETED"),
             Cancelled::Unknown => (404, "NOT_FOUND"),
         };
-        Ok(Answer::new(status, json!({"status": word})))
+        Ok(ApiResponse::new(status, json!({"status": word})))
     }
 
-    fn error_response(&self, error: &ApiError) -> Answer {
-        let plain = |status: u16, detail: &str| Answer::new(status, json!({"detail": detail}));
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let plain = |status: u16, detail: &str| ApiResponse::new(status, json!({"detail": detail}));
         match error {
             ApiError::NoKey | ApiError::BadKey => plain(401, "Authentication is required"),
             ApiError::Quota => plain(403, "User is locked. Reason: Exhausted balance."),
             ApiError::RateLimit | ApiError::Concurrency => {
                 plain(429, "Too many requests").with("retry-after", "1")
             }
-            ApiError::Safety => Fault::of(Failure::Safety).answer(),
+            ApiError::Safety => Fault::of(Failure::Safety).response(),
             ApiError::Malformed(why) | ApiError::Invalid(why) => Fault {
                 status: 422,
                 kind: "value_error",
-                words: why.clone(),
+                message: why.clone(),
                 retryable: false,
             }
-            .answer(),
+            .response(),
             ApiError::Server => request_error(500, "internal_error", "Internal server error"),
             ApiError::NoSuchMethod | ApiError::NoSuchModel => plain(404, "Path not found"),
             ApiError::NoSuchTask | ApiError::Taken => plain(404, "Request not found"),
@@ -154,7 +154,7 @@ impl Dialect for Fal {
             (_, Some(fault)) => {
                 body["status"] = json!("ERROR");
                 body["error"] = json!(format!("Invalid status code: {}", fault.status));
-                body["payload"] = json!(fault.answer().body);
+                body["payload"] = json!(fault.response().body);
             }
             (_, None) => {
                 body["status"] = json!("OK");
@@ -190,7 +190,7 @@ impl Dialect for Fal {
 struct Fault {
     status: u16,
     kind: &'static str,
-    words: String,
+    message: String,
     retryable: bool,
 }
 
@@ -200,13 +200,13 @@ impl Fault {
             Failure::Rendering => Self {
                 status: 500,
                 kind: "internal_server_error",
-                words: "Internal server error".to_owned(),
+                message: "Internal server error".to_owned(),
                 retryable: true,
             },
             Failure::Safety => Self {
                 status: 422,
                 kind: "content_policy_violation",
-                words: "The content could not be processed because it was flagged by a content checker."
+                message: "The content could not be processed because it was flagged by a content checker."
                     .to_owned(),
                 retryable: false,
             },
@@ -214,12 +214,12 @@ impl Fault {
     }
 
     /// Body of a model error, or of a request error for a cancellation.
-    fn answer(&self) -> Answer {
+    fn response(&self) -> ApiResponse {
         if self.kind == CANCELLED {
-            return request_error(self.status, self.kind, &self.words);
+            return request_error(self.status, self.kind, &self.message);
         }
-        let detail = json!({"loc": ["body", "prompt"], "msg": self.words, "type": self.kind});
-        Answer::new(self.status, json!({"detail": [detail]}))
+        let detail = json!({"loc": ["body", "prompt"], "msg": self.message, "type": self.kind});
+        ApiResponse::new(self.status, json!({"detail": [detail]}))
             .with("x-fal-retryable", self.retryable.to_string())
     }
 }
@@ -233,14 +233,15 @@ fn fault(task: &Task) -> Option<Fault> {
         Status::Cancelled => Some(Fault {
             status: 499,
             kind: CANCELLED,
-            words: "Request was cancelled by the client".to_owned(),
+            message: "Request was cancelled by the client".to_owned(),
             retryable: false,
         }),
     }
 }
 
-fn request_error(status: u16, kind: &str, words: &str) -> Answer {
-    Answer::new(status, json!({"detail": words, "error_type": kind})).with("x-fal-error-type", kind)
+fn request_error(status: u16, kind: &str, message: &str) -> ApiResponse {
+    ApiResponse::new(status, json!({"detail": message, "error_type": kind}))
+        .with("x-fal-error-type", kind)
 }
 
 /// Returns the path of a request: the first two segments of the model.

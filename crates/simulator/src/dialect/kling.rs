@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{Dialect, uncancellable, without_nulls};
 use crate::api_error::ApiError;
-use crate::call::{Answer, Call, Listing, Name, RequestHead};
+use crate::call::{ApiResponse, Call, Listing, Name, RequestHead};
 use crate::plan::{Failure, Plan};
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
@@ -50,12 +50,12 @@ impl Dialect for Kling {
         "kling"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("POST", ["text-to-video" | "image-to-video", _]) => Some(Call::Submit),
             ("GET", ["tasks"]) => {
-                let ids = ask.query("task_ids").map(|ids| names(ids, Name::Task));
-                let external = ask.query("external_task_ids");
+                let ids = head.query("task_ids").map(|ids| names(ids, Name::Task));
+                let external = head.query("external_task_ids");
                 let external = external.map(|ids| names(ids, Name::External));
                 Some(Call::Query(ids.or(external).unwrap_or_default()))
             }
@@ -65,9 +65,9 @@ impl Dialect for Kling {
         }
     }
 
-    fn check(&self, ask: &RequestHead) -> Result<(), ApiError> {
-        let given = ["task_ids", "external_task_ids"].map(|key| ask.query(key).is_some());
-        match (ask.method, ask.path.as_slice(), given) {
+    fn check(&self, head: &RequestHead) -> Result<(), ApiError> {
+        let given = ["task_ids", "external_task_ids"].map(|key| head.query(key).is_some());
+        match (head.method, head.path.as_slice(), given) {
             ("GET", ["tasks"], [true, true] | [false, false]) => Err(ApiError::Invalid(
                 "exactly one of task_ids and external_task_ids is required".to_owned(),
             )),
@@ -75,8 +75,8 @@ impl Dialect for Kling {
         }
     }
 
-    fn submit(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
-        let (product, model) = match ask.path.as_slice() {
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
+        let (product, model) = match head.path.as_slice() {
             ["image-to-video", model] => (Product::ImageToVideo, *model),
             [_, model] => (Product::TextToVideo, *model),
             _ => return Err(ApiError::NoSuchMethod),
@@ -125,7 +125,7 @@ impl Dialect for Kling {
         number.to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
+    fn accepted(&self, task: &Task) -> ApiResponse {
         success(&without_nulls(json!({
             "id": task.id,
             "status": task.status,
@@ -135,19 +135,19 @@ impl Dialect for Kling {
         })))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         Ok(success(&tasks.iter().map(document).collect()))
     }
 
-    fn listed(&self, tasks: &[Task], next: Option<u64>) -> Result<Answer, ApiError> {
-        let mut answer = success(&tasks.iter().map(document).collect());
-        if let (Some(next), Some(body)) = (next, &mut answer.body) {
+    fn listed(&self, tasks: &[Task], next: Option<u64>) -> Result<ApiResponse, ApiError> {
+        let mut response = success(&tasks.iter().map(document).collect());
+        if let (Some(next), Some(body)) = (next, &mut response.body) {
             body["next_cursor"] = json!(next.to_string());
         }
-        Ok(answer)
+        Ok(response)
     }
 
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, ApiError> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<ApiResponse, ApiError> {
         let pack = json!({
             "resource_pack_name": "Simulated videos",
             "resource_pack_id": "509f3fd3d4ab4a3f9eec5db27aa44f27",
@@ -166,7 +166,7 @@ impl Dialect for Kling {
         })))
     }
 
-    fn error_response(&self, error: &ApiError) -> Answer {
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
         let (status, code, message) = match error {
             ApiError::NoKey => (401, 1001, "Authorization is empty".to_owned()),
             ApiError::BadKey => (401, 1002, "Authorization is invalid".to_owned()),
@@ -189,15 +189,15 @@ impl Dialect for Kling {
             }
             ApiError::Server => (500, 5000, "Internal server error".to_owned()),
         };
-        let answer = Answer::new(
+        let response = ApiResponse::new(
             status,
             json!({"code": code, "message": message, "request_id": request_id()}),
         );
         // Allows tests to check that the sender obeys it.
         if matches!(error, ApiError::RateLimit) {
-            return answer.with("retry-after", "1");
+            return response.with("retry-after", "1");
         }
-        answer
+        response
     }
 
     fn webhooks(&self, task: &Task) -> Vec<Value> {
@@ -223,8 +223,8 @@ fn request_id() -> String {
     Uuid::now_v7().to_string()
 }
 
-fn success(data: &Value) -> Answer {
-    Answer::ok(json!({
+fn success(data: &Value) -> ApiResponse {
+    ApiResponse::ok(json!({
         "code": 0,
         "message": "SUCCEED",
         "request_id": request_id(),
@@ -236,7 +236,7 @@ fn thin(task: &Task) -> Value {
     json!({
         "id": task.id,
         "status": task.status,
-        "message": task.failure.map_or("", words),
+        "message": task.failure.map_or("", message),
         "create_time": task.created_ms,
         "update_time": task.updated_ms,
     })
@@ -272,7 +272,7 @@ fn outputs(task: &Task) -> Value {
     }))])
 }
 
-fn words(failure: Failure) -> &'static str {
+fn message(failure: Failure) -> &'static str {
     match failure {
         Failure::Rendering => "Generation failed: internal rendering error",
         Failure::Safety => "The generated content triggered the content safety policy",

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Challenge, Dialect, single, uncancellable, without_nulls};
 use crate::api_error::ApiError;
-use crate::call::{Answer, Call, Name, RequestHead};
+use crate::call::{ApiResponse, Call, Name, RequestHead};
 use crate::clip;
 use crate::plan::{Failure, Plan};
 use crate::scenario::Scenario;
@@ -29,9 +29,9 @@ impl Dialect for Minimax {
         "minimax"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        let requested_range = |key: &str| ask.query(key).unwrap_or_default().to_owned();
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        let requested_range = |key: &str| head.query(key).unwrap_or_default().to_owned();
+        match (head.method, head.path.as_slice()) {
             ("POST", ["v1", "video_generation"]) => Some(Call::Submit),
             ("GET", ["v1", "query", "video_generation"]) => {
                 Some(Call::Query(vec![Name::Task(requested_range("task_id"))]))
@@ -69,11 +69,11 @@ impl Dialect for Minimax {
         number.to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
-        Answer::ok(json!({"task_id": task.id, "base_resp": said(0, "success")}))
+    fn accepted(&self, task: &Task) -> ApiResponse {
+        ApiResponse::ok(json!({"task_id": task.id, "base_resp": said(0, "success")}))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         let task = single(tasks)?;
         let succeeded = task.status == Status::Succeeded;
         let status = match task.status {
@@ -83,7 +83,7 @@ impl Dialect for Minimax {
             Status::Succeeded => "Success",
             Status::Failed | Status::Cancelled => "Fail",
         };
-        Ok(Answer::ok(without_nulls(json!({
+        Ok(ApiResponse::ok(without_nulls(json!({
             "task_id": task.id,
             "status": status,
             "file_id": succeeded.then(|| file_id(task)),
@@ -98,7 +98,7 @@ impl Dialect for Minimax {
         Some(file.checked_sub(1)?.to_string())
     }
 
-    fn result(&self, task: &Task) -> Result<Answer, ApiError> {
+    fn result(&self, task: &Task) -> Result<ApiResponse, ApiError> {
         if !task.has_outputs {
             return Err(ApiError::NoSuchTask);
         }
@@ -110,13 +110,13 @@ impl Dialect for Minimax {
             "purpose": "video_generation",
             "download_url": task.clip(),
         });
-        Ok(Answer::ok(
+        Ok(ApiResponse::ok(
             json!({"file": file, "base_resp": said(0, "success")}),
         ))
     }
 
-    fn error_response(&self, error: &ApiError) -> Answer {
-        let words = error.to_string();
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let message = error.to_string();
         let code = match error {
             ApiError::NoKey | ApiError::BadKey => 1004,
             ApiError::Quota => 1008,
@@ -129,9 +129,9 @@ impl Dialect for Minimax {
             | ApiError::Taken
             | ApiError::NoSuchModel
             | ApiError::NoSuchTask => 2013,
-            ApiError::NoSuchMethod => return Answer::empty(404),
+            ApiError::NoSuchMethod => return ApiResponse::empty(404),
         };
-        Answer::ok(json!({"task_id": "", "base_resp": said(code, &words)}))
+        ApiResponse::ok(json!({"task_id": "", "base_resp": said(code, &message)}))
     }
 
     fn challenge(&self, word: &str) -> Option<Challenge> {
@@ -167,8 +167,8 @@ fn file_id(task: &Task) -> String {
     (task.number + 1).to_string()
 }
 
-fn said(code: u16, words: &str) -> Value {
-    json!({"status_code": code, "status_msg": words})
+fn said(code: u16, message: &str) -> Value {
+    json!({"status_code": code, "status_msg": message})
 }
 
 fn outcome(task: &Task) -> Value {

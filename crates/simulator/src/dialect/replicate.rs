@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Dialect, rfc3339, single};
 use crate::api_error::ApiError;
-use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
+use crate::call::{ApiResponse, Call, Cancelled, Name, RequestHead};
 use crate::plan::{Failure, Plan};
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
@@ -26,8 +26,8 @@ impl Dialect for Replicate {
         "replicate"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("POST", ["v1", "predictions"] | ["v1", "models", _, _, "predictions"]) => {
                 Some(Call::Submit)
             }
@@ -40,11 +40,11 @@ impl Dialect for Replicate {
         }
     }
 
-    fn submit(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let input = &body["input"];
         text(input, "prompt")?;
-        let (model, version) = match ask.path.as_slice() {
+        let (model, version) = match head.path.as_slice() {
             ["v1", "models", owner, name, _] => (format!("{owner}/{name}"), "hidden"),
             _ => ("simulated/video".to_owned(), text(&body, "version")?),
         };
@@ -84,36 +84,36 @@ impl Dialect for Replicate {
             .collect()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
-        limited(Answer::new(201, prediction(task)))
+    fn accepted(&self, task: &Task) -> ApiResponse {
+        limited(ApiResponse::new(201, prediction(task)))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
-        Ok(limited(Answer::ok(prediction(single(tasks)?))))
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+        Ok(limited(ApiResponse::ok(prediction(single(tasks)?))))
     }
 
-    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, ApiError> {
+    fn cancelled(&self, outcome: &Cancelled) -> Result<ApiResponse, ApiError> {
         match outcome {
-            Cancelled::Agreed(task) => Ok(limited(Answer::ok(prediction(task)))),
+            Cancelled::Agreed(task) => Ok(limited(ApiResponse::ok(prediction(task)))),
             Cancelled::Ended => Err(ApiError::Invalid("the prediction has ended".to_owned())),
             Cancelled::Unknown => Err(ApiError::NoSuchTask),
         }
     }
 
-    fn account(&self, keys: &SigningKeys, _has_credit: bool) -> Result<Answer, ApiError> {
+    fn account(&self, keys: &SigningKeys, _has_credit: bool) -> Result<ApiResponse, ApiError> {
         let secret = keys.secret().ok_or(ApiError::NoSuchTask)?;
-        Ok(Answer::ok(json!({ "key": secret })))
+        Ok(ApiResponse::ok(json!({ "key": secret })))
     }
 
-    fn error_response(&self, error: &ApiError) -> Answer {
-        let words = error.to_string();
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let message = error.to_string();
         let (status, title) = match error {
             ApiError::NoKey | ApiError::BadKey => (401, "Unauthenticated"),
             ApiError::Quota => (402, "Insufficient credit"),
             ApiError::RateLimit | ApiError::Concurrency => {
-                let words = "Request was throttled. Your rate limit resets in ~1s.";
-                let answer = Answer::new(429, json!({ "detail": words }));
-                return answer
+                let message = "Request was throttled. Your rate limit resets in ~1s.";
+                let response = ApiResponse::new(429, json!({ "detail": message }));
+                return response
                     .with("ratelimit-remaining", "0")
                     .with("ratelimit-reset", "1");
             }
@@ -125,9 +125,9 @@ impl Dialect for Replicate {
                 (404, "Not found")
             }
         };
-        Answer::new(
+        ApiResponse::new(
             status,
-            json!({"type": "about:blank", "title": title, "status": status, "detail": words}),
+            json!({"type": "about:blank", "title": title, "status": status, "detail": message}),
         )
     }
 
@@ -168,8 +168,8 @@ fn wants(task: &Task, event: &str) -> bool {
 }
 
 /// Adds the rate limit headers.
-fn limited(answer: Answer) -> Answer {
-    answer
+fn limited(response: ApiResponse) -> ApiResponse {
+    response
         .with("ratelimit-remaining", "599")
         .with("ratelimit-reset", "1")
 }
@@ -193,7 +193,7 @@ fn prediction(task: &Task) -> Value {
         "input": if removed { json!({}) } else { task.request.notes["input"].clone() },
         "output": task.has_outputs.then(|| task.clip()),
         "logs": (!removed).then(|| task.log().join("\n")),
-        "error": task.failure.map(words),
+        "error": task.failure.map(message),
         "status": status,
         "metrics": match (task.started_ms.and_then(seconds), seconds(task.created_ms)) {
             (Some(predict), Some(total)) => json!({"predict_time": predict, "total_time": total}),
@@ -207,7 +207,7 @@ fn prediction(task: &Task) -> Value {
     })
 }
 
-fn words(failure: Failure) -> &'static str {
+fn message(failure: Failure) -> &'static str {
     match failure {
         Failure::Rendering => "Prediction failed: internal rendering error",
         Failure::Safety => "NSFW content detected. Try a different prompt.",

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Dialect, queueing, rfc3339, single, without_nulls};
 use crate::api_error::ApiError;
-use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
+use crate::call::{ApiResponse, Call, Cancelled, Name, RequestHead};
 use crate::plan::{Failure, Plan};
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
@@ -27,8 +27,8 @@ impl Dialect for Runway {
         "runway"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("POST", ["v1", "image_to_video" | "text_to_video"]) => Some(Call::Submit),
             ("GET", ["v1", "tasks", id]) => Some(Call::Query(vec![Name::Task((*id).to_owned())])),
             ("DELETE", ["v1", "tasks", id]) => Some(Call::Cancel((*id).to_owned())),
@@ -37,8 +37,8 @@ impl Dialect for Runway {
         }
     }
 
-    fn check(&self, ask: &RequestHead) -> Result<(), ApiError> {
-        let version = ask.headers.get("x-runway-version");
+    fn check(&self, head: &RequestHead) -> Result<(), ApiError> {
+        let version = head.headers.get("x-runway-version");
         if version.is_none_or(|version| version != VERSION) {
             let why = format!("X-Runway-Version must be {VERSION}");
             return Err(ApiError::Malformed(why));
@@ -46,10 +46,10 @@ impl Dialect for Runway {
         Ok(())
     }
 
-    fn submit(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let model = text(&body, "model")?;
-        let product = match ask.path.as_slice() {
+        let product = match head.path.as_slice() {
             ["v1", "image_to_video"] => {
                 text(&body, "promptImage")?;
                 Product::ImageToVideo
@@ -98,11 +98,11 @@ impl Dialect for Runway {
         Uuid::now_v7().to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
-        Answer::ok(json!({"id": task.id, "estimatedCost": {"credits": CREDITS}}))
+    fn accepted(&self, task: &Task) -> ApiResponse {
+        ApiResponse::ok(json!({"id": task.id, "estimatedCost": {"credits": CREDITS}}))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         let task = single(tasks)?;
         let mut body = json!({"id": task.id, "createdAt": rfc3339(task.created_ms)});
         body["status"] = json!(match task.status {
@@ -126,7 +126,7 @@ impl Dialect for Runway {
         }
         let percent = task.progress();
         body["progress"] = json!(percent.map(|percent| f64::from(percent) / 100.0));
-        body["failure"] = json!(task.failure.map(words));
+        body["failure"] = json!(task.failure.map(message));
         body["failureCode"] = json!(task.failure.map(code));
         body["output"] = match task.status {
             Status::Succeeded if task.has_outputs => json!([task.clip()]),
@@ -135,12 +135,12 @@ impl Dialect for Runway {
                 Value::Null
             }
         };
-        Ok(Answer::ok(without_nulls(body)))
+        Ok(ApiResponse::ok(without_nulls(body)))
     }
 
-    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, ApiError> {
+    fn cancelled(&self, outcome: &Cancelled) -> Result<ApiResponse, ApiError> {
         match outcome {
-            Cancelled::Agreed(_) | Cancelled::Ended => Ok(Answer::empty(204)),
+            Cancelled::Agreed(_) | Cancelled::Ended => Ok(ApiResponse::empty(204)),
             Cancelled::Unknown => Err(ApiError::NoSuchTask),
         }
     }
@@ -149,31 +149,31 @@ impl Dialect for Runway {
         true
     }
 
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, ApiError> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<ApiResponse, ApiError> {
         let limits = json!({"maxConcurrentGenerations": 3, "maxDailyGenerations": 500});
-        Ok(Answer::ok(json!({
+        Ok(ApiResponse::ok(json!({
             "creditBalance": if has_credit { 4200 } else { 0 },
             "tier": {"maxMonthlyCreditSpend": 100_000, "models": {"gen4_turbo": limits}},
             "usage": {"models": {"gen4_turbo": {"dailyGenerations": 17}}},
         })))
     }
 
-    fn error_response(&self, error: &ApiError) -> Answer {
-        let words = error.to_string();
-        let (status, words) = match error {
-            ApiError::NoKey | ApiError::BadKey => (401, words),
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let message = error.to_string();
+        let (status, message) = match error {
+            ApiError::NoKey | ApiError::BadKey => (401, message),
             ApiError::Quota => {
-                let words = "You do not have enough credits to run this task.";
-                (400, words.to_owned())
+                let message = "You do not have enough credits to run this task.";
+                (400, message.to_owned())
             }
-            ApiError::RateLimit | ApiError::Concurrency => (429, words),
-            ApiError::Server => (502, words),
+            ApiError::RateLimit | ApiError::Concurrency => (429, message),
+            ApiError::Server => (502, message),
             ApiError::Safety | ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
-                (400, words)
+                (400, message)
             }
-            ApiError::NoSuchMethod | ApiError::NoSuchModel | ApiError::NoSuchTask => (404, words),
+            ApiError::NoSuchMethod | ApiError::NoSuchModel | ApiError::NoSuchTask => (404, message),
         };
-        Answer::new(status, json!({ "error": words }))
+        ApiResponse::new(status, json!({ "error": message }))
     }
 
     fn webhooks(&self, _task: &Task) -> Vec<Value> {
@@ -185,7 +185,7 @@ impl Dialect for Runway {
     }
 }
 
-fn words(failure: Failure) -> &'static str {
+fn message(failure: Failure) -> &'static str {
     match failure {
         Failure::Rendering => "An unexpected error occurred.",
         Failure::Safety => "Text input did not pass moderation",

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Dialect, single, uncancellable};
 use crate::api_error::ApiError;
-use crate::call::{Answer, Call, Name, RequestHead};
+use crate::call::{ApiResponse, Call, Name, RequestHead};
 use crate::plan::{Failure, Plan};
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
@@ -26,9 +26,9 @@ impl Dialect for Videos {
         "videos"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        let path = ask.path.as_slice();
-        match (ask.method, path.strip_prefix(&["v1"]).unwrap_or(path)) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        let path = head.path.as_slice();
+        match (head.method, path.strip_prefix(&["v1"]).unwrap_or(path)) {
             ("POST", ["videos"]) => Some(Call::Submit),
             ("GET", ["videos", id]) => Some(Call::Query(vec![Name::Task((*id).to_owned())])),
             ("GET" | "HEAD", ["videos", id, "content"]) => Some(Call::Content((*id).to_owned())),
@@ -68,15 +68,15 @@ impl Dialect for Videos {
         format!("video_{number:x}")
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
-        Answer::ok(video(task))
+    fn accepted(&self, task: &Task) -> ApiResponse {
+        ApiResponse::ok(video(task))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, ApiError> {
-        Ok(Answer::ok(video(single(tasks)?)))
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+        Ok(ApiResponse::ok(video(single(tasks)?)))
     }
 
-    fn error_response(&self, error: &ApiError) -> Answer {
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
         let (status, kind, code) = match error {
             ApiError::NoKey | ApiError::BadKey => (401, REQUEST, "invalid_api_key"),
             ApiError::Quota => (429, "insufficient_quota", "insufficient_quota"),
@@ -89,24 +89,24 @@ impl Dialect for Videos {
             ApiError::NoSuchModel => (404, REQUEST, "model_not_found"),
             ApiError::NoSuchMethod | ApiError::NoSuchTask => (404, REQUEST, "not_found"),
         };
-        let words = if matches!(error, ApiError::Safety) {
+        let message = if matches!(error, ApiError::Safety) {
             MODERATION.to_owned()
         } else {
             error.to_string()
         };
         let body = json!({
-            "message": words,
+            "message": message,
             "type": kind,
             "param": null,
             "code": code,
         });
-        let answer = Answer::new(status, json!({"error": body}));
+        let response = ApiResponse::new(status, json!({"error": body}));
         if matches!(error, ApiError::RateLimit) {
-            return answer
+            return response
                 .with("retry-after-ms", "500")
                 .with("retry-after", "1");
         }
-        answer
+        response
     }
 
     fn webhooks(&self, task: &Task) -> Vec<Value> {
