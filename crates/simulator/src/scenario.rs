@@ -54,7 +54,7 @@ scenarios! {
     /// Delivers no webhook. Only queries return the state.
     LostWebhooks = "lost-webhooks", "Lost webhooks", "No webhook arrives. The poller completes the job.";
     /// Delivers the first webhook, and waits for its acknowledgement, before it answers the submit.
-    WebhookBeforeAnswer = "webhook-before-response", "Webhook before the submit response", "The first webhook arrives before the submit response. The job goes straight to running and never back to queued.";
+    WebhookBeforeAnswer = "webhook-before-answer", "Webhook before the submit response", "The first webhook arrives before the submit response. The job goes straight to running and never back to queued.";
     /// Rejects the first two submits with a rate limit, and with a retry delay where the provider's API has one.
     RateLimited = "rate-limited", "Rate limited twice", "The provider rejects two attempts with a retry delay. The third attempt succeeds.";
     /// Rejects the first submit because all slots are in use, without a retry delay, or queues the job.
@@ -62,9 +62,9 @@ scenarios! {
     /// Answers the first two submits with a server error.
     ServerErrors = "server-errors", "Server error twice", "Two attempts fail with a provider error. The hub retries and the third succeeds.";
     /// Accepts and runs the job, but closes the connection without a submit response.
-    LostAnswer = "lost-response", "Lost submit response", "The provider accepts the job, but the response is lost. A webhook identifies the job, and it is charged once.";
+    LostAnswer = "lost-answer", "Lost submit response", "The provider accepts the job, but the response is lost. A webhook identifies the job, and it is charged once.";
     /// As `LostAnswer`, and delivers no webhook.
-    LostAnswerSilent = "lost-response-silent", "Lost submit response, no webhooks", "The response is lost and no webhook arrives. The hub finds the job by polling, and it is charged once.";
+    LostAnswerSilent = "lost-answer-silent", "Lost submit response, no webhooks", "The response is lost and no webhook arrives. The hub finds the job by polling, and it is charged once.";
     /// Rejects the submit with a content safety error.
     Safety = "safety", "Prompt declined", "The provider's safety filter rejects the prompt at submission. The hub does not retry.";
     /// Accepts the job, reports progress, then fails with a message.
