@@ -10,7 +10,7 @@ use super::AdmissionError;
 use crate::config::{Budgets, Config};
 use crate::job::{BudgetWindow, Reservation, VideoRequest};
 use crate::provider::Provider;
-use crate::store::{self, BudgetEntry, Store};
+use crate::store::{self, BudgetEntry, BudgetStore};
 use crate::time::Time;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -53,7 +53,7 @@ impl BudgetEntries {
 
     fn add(&mut self, purpose: LimitKind, account: BudgetWindow, amount: i64, limit: i64) {
         let entry = BudgetEntry {
-            account: account.name,
+            window: account.name,
             amount_micros: amount,
             limit_micros: Some(limit),
             window_ends_at: account.expires_at,
@@ -155,10 +155,10 @@ impl BudgetPolicy {
         &self,
         bookings: &BudgetEntries,
         account: &str,
-        store: &dyn Store,
+        store: &dyn BudgetStore,
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
-        let its = |booking: &&LabeledEntry| booking.entry.account == account;
+        let its = |booking: &&LabeledEntry| booking.entry.window == account;
         let Some(booking) = bookings.0.iter().find(its) else {
             return Ok(AdmissionError::Budget(format!(
                 "{account}: nothing is left"

@@ -38,11 +38,11 @@ use self::keys::{Keys, task_name};
 use self::pubsub::Subscriber;
 use self::scripts::REMEMBER;
 use super::{
-    BufferOutcome, ChangeListener, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error,
-    ListQuery, Queue, Retention, Store, Topic,
+    BudgetStore, BufferOutcome, ChangeListener, ChangeSource, CommitJob, CommitOutcome, CreateJob,
+    CreateOutcome, Error, JobStore, ListQuery, Queue, Retention, SharedState, Store, WorkQueues,
 };
 use crate::config::StoreConfig;
-use crate::job::{Job, JobId, Update};
+use crate::job::{Job, JobId, Topic, Update};
 use crate::time::Time;
 
 /// Whether a URL names a Redis.
@@ -88,11 +88,7 @@ impl RedisStore {
 }
 
 #[async_trait]
-impl Store for RedisStore {
-    fn name(&self) -> &'static str {
-        "redis"
-    }
-
+impl JobStore for RedisStore {
     async fn create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
         let _working = self.link.begin_operation()?;
         self.create_job(create).await
@@ -108,18 +104,9 @@ impl Store for RedisStore {
         self.read_many(ids).await
     }
 
-    async fn list(&self, listing: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
+    async fn list(&self, query: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
         let _working = self.link.begin_operation()?;
-        self.list_jobs(&listing).await
-    }
-
-    async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error> {
-        let _working = self.link.begin_operation()?;
-        self.hearing.listen(topics.to_vec()).await
-    }
-
-    fn is_lossy(&self) -> bool {
-        true
+        self.list_jobs(&query).await
     }
 
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
@@ -137,16 +124,26 @@ impl Store for RedisStore {
         self.ensure_replicated(job).await
     }
 
-    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
+    async fn buffer_update(
+        &self,
+        provider: &str,
+        task_id: &str,
+        update: &Update,
+        now: Time,
+    ) -> Result<BufferOutcome, Error> {
         let _working = self.link.begin_operation()?;
-        self.schedule_poll(id, at, cool_down).await
+        self.buffer_update(&task_name(provider, task_id), update, now)
+            .await
     }
 
-    async fn balances(&self, accounts: &[String], now: Time) -> Result<Vec<i64>, Error> {
+    async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
         let _working = self.link.begin_operation()?;
-        try_join_all(accounts.iter().map(|account| self.balance_of(account, now))).await
+        self.buffered_updates(&task_name(provider, task_id)).await
     }
+}
 
+#[async_trait]
+impl WorkQueues for RedisStore {
     async fn claim(
         &self,
         queue: Queue<'_>,
@@ -162,36 +159,42 @@ impl Store for RedisStore {
         self.next_due_at(queue).await
     }
 
-    async fn buffer_update(
-        &self,
-        provider: &str,
-        task_id: &str,
-        news: &Update,
-        now: Time,
-    ) -> Result<BufferOutcome, Error> {
+    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
         let _working = self.link.begin_operation()?;
-        self.buffer_update(&task_name(provider, task_id), news, now)
-            .await
+        self.schedule_poll(id, at, cool_down).await
+    }
+}
+
+#[async_trait]
+impl ChangeSource for RedisStore {
+    async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error> {
+        let _working = self.link.begin_operation()?;
+        self.hearing.listen(topics.to_vec()).await
     }
 
-    async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
-        let _working = self.link.begin_operation()?;
-        self.buffered_updates(&task_name(provider, task_id)).await
+    fn is_lossy(&self) -> bool {
+        true
     }
+}
 
-    async fn sweep(&self, now: Time) -> Result<usize, Error> {
+#[async_trait]
+impl BudgetStore for RedisStore {
+    async fn balances(&self, windows: &[String], now: Time) -> Result<Vec<i64>, Error> {
         let _working = self.link.begin_operation()?;
-        self.sweep_once(now).await
+        try_join_all(windows.iter().map(|window| self.balance_of(window, now))).await
     }
+}
 
-    async fn put_shared_state(&self, name: &str, text: &str) -> Result<(), Error> {
+#[async_trait]
+impl SharedState for RedisStore {
+    async fn put_shared_state(&self, name: &str, value: &str) -> Result<(), Error> {
         let _working = self.link.begin_operation()?;
         let part = self.link.keys.partition(0);
         let keys = vec![part.shared_state(), part.shared_state_channel()];
         let args = vec![
             self.link.publish().into(),
             name.into(),
-            text.into(),
+            value.into(),
             self.shared_key_ttl().into(),
         ];
         self.link.run_script(&REMEMBER, keys, args).await
@@ -206,16 +209,31 @@ impl Store for RedisStore {
             .into_iter()
             .collect())
     }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
 
     /// Asks Redis, and whether changes are heard.
     async fn ping(&self) -> Result<(), Error> {
         let _working = self.link.begin_operation()?;
         let answered: Result<(), _> = self.link.client().ping(None).await;
         answered.map_err(|error| to_store_error(&error))?;
-        match self.hearing.is_healthy() {
-            true => Ok(()),
-            false => Err(Error::Unavailable("nothing is heard of changes".to_owned())),
+        if self.hearing.is_healthy() {
+            Ok(())
+        } else {
+            Err(Error::Unavailable(
+                "pub/sub connection is not healthy".to_owned(),
+            ))
         }
+    }
+
+    async fn sweep(&self, now: Time) -> Result<usize, Error> {
+        let _working = self.link.begin_operation()?;
+        self.sweep_once(now).await
     }
 
     async fn close(&self) {

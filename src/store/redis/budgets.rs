@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::RedisStore;
 use super::connection::to_store_error;
-use super::jobs::{document_key, from_json, millis, to_json};
+use super::jobs::{document_key, millis};
 use super::keys::Partition;
 use super::scripts::{BOOK, VOID};
 use crate::job::{Job, JobId};
+use crate::store::codec::{from_json, to_json};
 use crate::store::{BudgetEntry, Error};
 use crate::time::Time;
 
@@ -65,11 +66,11 @@ impl RedisStore {
             match debt
                 .charges
                 .iter_mut()
-                .find(|sum| sum.account == entry.account)
+                .find(|sum| sum.account == entry.window)
             {
                 Some(sum) => sum.amounts.push(amount),
                 None => debt.charges.push(WindowCharge {
-                    account: entry.account.clone(),
+                    account: entry.window.clone(),
                     ends_at: entry.window_ends_at.millis(),
                     amounts: vec![amount],
                 }),

@@ -4,10 +4,11 @@
 //! not done is found by those who look.
 
 use super::RedisStore;
-use super::jobs::{document_key, task_field, task_of, to_json};
+use super::jobs::{document_key, task_field};
 use super::keys::task_name;
 use super::scripts::COMMIT;
 use super::unique_keys::{ClaimOutcome, UniqueKey};
+use crate::store::codec::{EncodedJob, task_of, to_json};
 use crate::store::{CommitJob, CommitOutcome, Error};
 
 impl RedisStore {
@@ -22,7 +23,7 @@ impl RedisStore {
                         return Ok(CommitOutcome::Conflict);
                     };
                     let name = UniqueKey::task(&task_name(provider, task_id));
-                    match self.claim(name, job, "", &commit.folded).await? {
+                    match self.claim(name, job, "", &commit.applied_buffered).await? {
                         ClaimOutcome::Acquired(name) => task = name,
                         ClaimOutcome::HeldBy { .. } | ClaimOutcome::UpdatesMissed => {
                             return Ok(CommitOutcome::Conflict);
@@ -54,13 +55,14 @@ impl RedisStore {
         let part = self.link.keys.partition_for(job.id.as_str());
         let [hash, watch, submit, ends, _, open, owed_key, channel, owner] =
             self.keys_of(part, job);
-        let (owed, sums) = match commit.entries.is_empty() {
+        let (owed, sums) = match commit.budget_entries.is_empty() {
             true => (String::new(), String::new()),
             false => (
                 document_key(job),
-                to_json(&Self::outbox_entry(&commit.entries, job))?,
+                to_json(&Self::outbox_entry(&commit.budget_entries, job))?,
             ),
         };
+        let EncodedJob { document, internal } = EncodedJob::new(job)?;
         let answer: Vec<String> = self
             .link
             .run_script_replicated(
@@ -69,9 +71,9 @@ impl RedisStore {
                 vec![
                     self.link.publish().into(),
                     job.id.as_str().into(),
-                    to_json(&**job)?.into(),
-                    to_json(&*job.internal)?.into(),
-                    to_json(&self.changes(job, commit.agenda))?.into(),
+                    document.into(),
+                    internal.into(),
+                    to_json(&self.changes(job, commit.schedule))?.into(),
                     commit.expected_version.to_string().into(),
                     task_field(job).into(),
                     if is_claimed { "1" } else { "" }.into(),
@@ -93,7 +95,7 @@ impl RedisStore {
     /// What only points at the job. Should it not come to it, whoever follows it looks at the job.
     async fn apply_side_effects(&self, commit: &CommitJob, had_place: bool) -> Result<(), Error> {
         let job = &commit.job;
-        let has_place = commit.agenda.holds_slot && !job.is_final();
+        let has_place = commit.schedule.holds_slot && !job.is_final();
         let places = async {
             match (had_place, has_place) {
                 (true, false) => self.release_slot(job).await,
@@ -104,7 +106,7 @@ impl RedisStore {
         let (placed, closed, booked) = tokio::join!(
             places,
             self.remove_from_active_index(job),
-            self.apply_outbox_entry(job, &commit.entries)
+            self.apply_outbox_entry(job, &commit.budget_entries)
         );
         for error in [placed, closed, booked].into_iter().filter_map(Result::err) {
             tracing::debug!(job.id = %job.id, %error, "what follows from a commit is left to a sweep");

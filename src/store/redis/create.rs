@@ -6,14 +6,14 @@
 use std::time::Duration;
 
 use super::RedisStore;
-use super::jobs::{task_field, task_of, to_json};
+use super::jobs::task_field;
 use super::keys::{key_name, task_name};
 use super::scripts::CREATE;
 use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::job::Job;
-use crate::store::{
-    CommitOutcome, CreateJob, CreateOutcome, Error, IdempotencyKey, deterministic_jitter,
-};
+use crate::store::codec::{EncodedJob, task_of, to_json};
+use crate::store::{CommitOutcome, CreateJob, CreateOutcome, Error, IdempotencyKey};
+use crate::time::deterministic_jitter;
 
 impl RedisStore {
     pub(super) async fn create_job(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
@@ -129,10 +129,10 @@ impl RedisStore {
         let owed = self.reserve_budget(job, &create.budget_entries).await?;
         let owed = match owed {
             Ok(owed) => owed,
-            Err(account) => return Ok(CreateOutcome::LimitExceeded { account }),
+            Err(window) => return Ok(CreateOutcome::LimitExceeded { window }),
         };
         self.index_job(job).await?;
-        if create.agenda.holds_slot && !job.is_final() {
+        if create.schedule.holds_slot && !job.is_final() {
             self.record_slot(job).await?;
         }
         let part = self.link.keys.partition_for(job.id.as_str());
@@ -148,6 +148,7 @@ impl RedisStore {
             channel,
             owner,
         ] = keys;
+        let EncodedJob { document, internal } = EncodedJob::new(job)?;
         let created: String = self
             .link
             .run_script_replicated(
@@ -158,9 +159,9 @@ impl RedisStore {
                 vec![
                     self.link.publish().into(),
                     job.id.as_str().into(),
-                    to_json(&**job)?.into(),
-                    to_json(&*job.internal)?.into(),
-                    to_json(&self.changes(job, create.agenda))?.into(),
+                    document.into(),
+                    internal.into(),
+                    to_json(&self.changes(job, create.schedule))?.into(),
                     to_json(&immutable_fields(job, key))?.into(),
                     owed.unwrap_or_default().into(),
                 ],

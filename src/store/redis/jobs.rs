@@ -11,13 +11,13 @@ use std::time::Duration;
 use fred::interfaces::HashesInterface;
 use futures_util::future::try_join_all;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::RedisStore;
 use super::connection::to_store_error;
 use super::keys::Partition;
 use super::scripts::{READ, SECURE};
 use crate::job::{Job, JobId};
+use crate::store::codec::{decode_job, finished_at, schedule_of, skip_corrupt};
 use crate::store::{CommitOutcome, Error, Schedule};
 
 /// Jobs that one script reads: few enough that others don't wait for it.
@@ -78,30 +78,21 @@ impl RedisStore {
         ]
     }
 
-    pub(super) fn changes(&self, job: &Job, agenda: Schedule) -> CommitFields {
-        // An ended job wants nobody's attention.
-        let agenda = if job.is_final() {
-            Schedule::default()
-        } else {
-            agenda
+    pub(super) fn changes(&self, job: &Job, schedule: Schedule) -> CommitFields {
+        let schedule = schedule_of(job, schedule);
+        let (since, kept) = match finished_at(job) {
+            Some(end) => (end, self.retention.terminal),
+            None => (job.updated_at, self.retention.active),
         };
-        let kept = match job.is_final() {
-            true => self.retention.terminal,
-            false => self.retention.active,
-        };
-        let since = match job.is_final() {
-            true => job.finished_at.unwrap_or(job.updated_at),
-            false => job.updated_at,
-        };
-        let submit = agenda.submit_at.map(|at| at.millis().to_string());
+        let submit = schedule.submit_at.map(|at| at.millis().to_string());
         let flag = |is: bool| if is { "1" } else { "0" }.to_owned();
         let fields = [
             ("version", job.version.to_string()),
             ("final", flag(job.is_final())),
-            ("place", flag(agenda.holds_slot)),
+            ("place", flag(schedule.holds_slot)),
             ("submit", submit.clone().unwrap_or_default()),
-            ("every", agenda.poll_interval.as_millis().to_string()),
-            ("patient", flag(agenda.poll_backoff)),
+            ("every", schedule.poll_interval.as_millis().to_string()),
+            ("patient", flag(schedule.poll_backoff)),
             ("deadline", job.deadline_at.millis().to_string()),
             ("updated", job.updated_at.millis().to_string()),
         ];
@@ -110,7 +101,7 @@ impl RedisStore {
                 .into_iter()
                 .flat_map(|(name, value)| [name.to_owned(), value])
                 .collect(),
-            watch: agenda.poll_at.map(|at| at.millis().to_string()),
+            watch: schedule.poll_at.map(|at| at.millis().to_string()),
             submit,
             forget: (since + kept).millis().to_string(),
             ttl: millis(kept + TTL_MARGIN),
@@ -133,7 +124,7 @@ impl RedisStore {
             .await
             .map_err(|error| to_store_error(&error))?;
         match found.as_slice() {
-            [Some(doc), Some(ticket)] => job_from(doc, ticket).map(Some),
+            [Some(document), Some(internal)] => decode_job(document, internal).map(Some),
             _ => Ok(None),
         }
     }
@@ -155,22 +146,17 @@ impl RedisStore {
                 .link
                 .run_script(&READ, keys.collect(), Vec::new())
                 .await?;
-            Ok::<_, Error>(found)
+            let pairs = ids.iter().zip(found.as_chunks().0);
+            let jobs = pairs.filter_map(|(id, pair)| match pair {
+                [Some(document), Some(internal)] => {
+                    skip_corrupt(decode_job(document, internal), id.as_str()).transpose()
+                }
+                [None, _] | [_, None] => None,
+            });
+            jobs.collect::<Result<Vec<_>, Error>>()
         });
-        let found = try_join_all(reads).await?.concat();
-        let readable = |pair: &[Option<String>; 2]| match pair {
-            [Some(doc), Some(ticket)] => job_from(doc, ticket)
-                .inspect_err(|error| tracing::error!(%error, "can't read a job"))
-                .ok(),
-            [None, _] | [_, None] => None,
-        };
-        Ok(found.as_chunks().0.iter().filter_map(readable).collect())
+        Ok(try_join_all(reads).await?.concat())
     }
-}
-
-/// The provider's task, where it is known.
-pub(super) fn task_of(job: &Job) -> Option<(&str, &str)> {
-    job.provider.as_deref().zip(job.provider_task_id.as_deref())
 }
 
 pub(super) fn task_field(job: &Job) -> String {
@@ -182,21 +168,6 @@ pub(super) fn document_key(job: &Job) -> String {
     format!("{}:{}", job.id, job.version)
 }
 
-/// The job that a hash or a script's answer holds.
-pub(super) fn job_from(doc: &str, ticket: &str) -> Result<Arc<Job>, Error> {
-    let mut job: Job = from_json(doc)?;
-    job.internal = Arc::new(from_json(ticket)?);
-    Ok(Arc::new(job))
-}
-
 pub(super) fn millis(span: Duration) -> String {
     span.as_millis().to_string()
-}
-
-pub(super) fn to_json<T: Serialize>(value: &T) -> Result<String, Error> {
-    serde_json::to_string(value).map_err(|error| Error::Corrupt(error.to_string()))
-}
-
-pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
-    serde_json::from_str(text).map_err(|error| Error::Corrupt(error.to_string()))
 }

@@ -6,8 +6,7 @@
 
 use std::fmt::Display;
 
-use crate::job::JobId;
-use crate::store::Topic;
+use crate::job::{JobId, Topic};
 
 /// How many partitions a cluster has: enough to spread over that many primaries.
 const PARTITIONS: u16 = 16;

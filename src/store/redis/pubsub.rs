@@ -25,7 +25,8 @@ use self::receiver::MessageReceiver;
 use super::connection::{Connections, to_store_error};
 use super::endpoint::{COMMAND_TIMEOUT, Endpoint};
 use super::reconnect::force_reconnect;
-use crate::store::{ChangeListener, Error, StoreEvent, Topic};
+use crate::job::Topic;
+use crate::store::{ChangeListener, Error, StoreEvent};
 
 /// Between two probes, and two looks at what came of them.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);

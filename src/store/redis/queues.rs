@@ -14,10 +14,11 @@ use futures_util::future::try_join_all;
 
 use super::RedisStore;
 use super::connection::{Script, to_store_error};
-use super::jobs::{job_from, millis};
+use super::jobs::millis;
 use super::keys::Partition;
 use super::scripts::{CLAIM_SUBMIT, CLAIM_WATCH, HASTEN};
 use crate::job::{Job, JobId};
+use crate::store::codec::{decode_job, skip_corrupt};
 use crate::store::{CLAIM_LEASE, Error, Queue};
 use crate::time::Time;
 
@@ -91,12 +92,10 @@ impl RedisStore {
         }
         let claimed: Vec<String> = self.link.run_script(script, keys, args).await?;
         let pairs = claimed.as_chunks::<2>().0.iter();
-        let readable = |[doc, ticket]: &[String; 2]| {
-            let job = job_from(doc, ticket);
-            job.inspect_err(|error| tracing::error!(%error, "can't take up a job"))
-                .ok()
+        let decode = |[document, internal]: &[String; 2]| {
+            skip_corrupt(decode_job(document, internal), "claimed job").transpose()
         };
-        Ok(pairs.filter_map(readable).collect())
+        pairs.filter_map(decode).collect()
     }
 
     /// The jobs of a queue that are due first, those up to `last` only; `limit` of each partition.

@@ -14,9 +14,9 @@ use serde::Deserialize;
 
 use super::RedisStore;
 use super::connection::to_store_error;
-use super::jobs::{from_json, task_of, to_json};
 use super::scripts::{CLAIM_NAME, DROP_NAME, PARK, UNPARK};
 use crate::job::{Job, JobId, Update};
+use crate::store::codec::{from_json, skip_corrupt, task_of, to_json};
 use crate::store::{BUFFERED_UPDATE_TTL, BufferOutcome, Error, MAX_BUFFERED_UPDATES};
 use crate::time::Time;
 
@@ -90,9 +90,10 @@ impl RedisStore {
             UniqueKey::Task(_) => self.raw_buffered_updates(&name).await?,
             UniqueKey::Idempotency(_) => Vec::new(),
         };
-        let is_folded = |one: &String| skip_unreadable(one).is_none_or(|one| folded.contains(&one));
-        if !news.iter().all(is_folded) {
-            return Ok(ClaimOutcome::UpdatesMissed);
+        for entry in &news {
+            if decode_buffered(entry)?.is_some_and(|update| !folded.contains(&update)) {
+                return Ok(ClaimOutcome::UpdatesMissed);
+            }
         }
         let mut void = String::new();
         let begun = tokio::time::Instant::now();
@@ -222,7 +223,8 @@ impl RedisStore {
     /// What is parked for a task, oldest first. Unreadable news is told to the log and left out.
     pub(super) async fn buffered_updates(&self, task: &str) -> Result<Vec<Update>, Error> {
         let news = self.raw_buffered_updates(&UniqueKey::task(task)).await?;
-        Ok(news.iter().filter_map(|one| skip_unreadable(one)).collect())
+        let decode = |entry: &String| decode_buffered(entry).transpose();
+        news.iter().filter_map(decode).collect()
     }
 
     async fn raw_buffered_updates(&self, name: &UniqueKey) -> Result<Vec<String>, Error> {
@@ -278,10 +280,10 @@ fn has_task(job: &Job, task: &str) -> bool {
     task_of(job).is_some_and(|(provider, id)| super::keys::task_name(provider, id) == task)
 }
 
-/// The news behind the moment it came.
-fn skip_unreadable(parked: &str) -> Option<Update> {
-    let (_, news) = parked.split_once(' ')?;
-    let read = serde_json::from_str(news);
-    read.inspect_err(|error| tracing::error!(%error, "the store holds something unreadable"))
-        .ok()
+/// Decodes a buffered update. Its time of receipt comes first, separated by a space.
+fn decode_buffered(entry: &str) -> Result<Option<Update>, Error> {
+    let Some((_, update)) = entry.split_once(' ') else {
+        return Ok(None);
+    };
+    skip_corrupt(from_json(update), "buffered update")
 }

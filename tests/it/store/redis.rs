@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use progress_hub::config::{Config, StoreConfig};
-use progress_hub::job::{Job, Status};
+use progress_hub::job::{Job, Status, Topic};
 use progress_hub::store::redis::RedisStore;
 use progress_hub::store::{
-    ChangeListener, CreateJob, CreateOutcome, Queue, Schedule, Store, StoreEvent, Topic,
+    BudgetStore, ChangeListener, ChangeSource, CreateJob, CreateOutcome, JobStore, Queue, Schedule,
+    SharedState, Store, StoreEvent, WorkQueues,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -71,7 +72,7 @@ async fn create(store: &RedisStore, job: &Job, agenda: Schedule) {
 }
 
 async fn commit(store: &RedisStore, next: &Job, agenda: Schedule) {
-    let commit = super::commitment(next, agenda, Vec::new());
+    let commit = super::commit_job(next, agenda, Vec::new());
     store.commit(commit).await.unwrap();
 }
 
@@ -145,7 +146,7 @@ async fn every_key_has_the_prefix_and_an_end() {
     let over = owned("ada");
     create(&peer.store, &over, due).await;
     commit(&peer.store, &ended(&over, Status::Succeeded, now()), due).await;
-    let news = super::news("early");
+    let news = super::update("early");
     peer.store
         .buffer_update("kling", "2", &news, now())
         .await

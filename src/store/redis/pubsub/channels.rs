@@ -11,10 +11,11 @@ use fred::types::ClusterHash;
 use fred::types::config::Options;
 use futures_util::future::try_join_all;
 
+use crate::job::Topic;
+use crate::store::Error;
 use crate::store::redis::connection::to_store_error;
 use crate::store::redis::endpoint::COMMAND_TIMEOUT;
 use crate::store::redis::keys::Keys;
-use crate::store::{Error, Topic};
 
 /// Channels in one command, where a command takes several.
 const CHANNELS_PER_COMMAND: usize = 1000;

@@ -14,9 +14,9 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
+use crate::store::codec::from_json;
 use crate::store::redis::connection::Connections;
 use crate::store::redis::endpoint::COMMAND_TIMEOUT;
-use crate::store::redis::jobs::from_json;
 use crate::store::redis::keys::Keys;
 use crate::store::{ChangeListener, Error, StoreEvent};
 
