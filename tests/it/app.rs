@@ -397,7 +397,7 @@ impl TestAppBuilder {
             // A test's own settings come last and win.
             settings.splice(0..0, before);
             let stop = CancellationToken::new();
-            witness = Some(simulator.witness());
+            witness = Some(simulator.inspector());
             tokio::spawn(simulator.run(stop.clone()));
             simulating = Some(stop);
         }

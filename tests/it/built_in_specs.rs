@@ -85,7 +85,7 @@ impl Stage {
             },
         )
         .unwrap();
-        let (url, witness) = (simulator.url(), simulator.witness());
+        let (url, witness) = (simulator.url(), simulator.inspector());
         let mut hub = TestApp::builder();
         for (name, _, below) in DIALECTS {
             hub = provider(hub, &url, name, name, below, poll_after);
@@ -173,7 +173,7 @@ async fn job_succeeds_with_every_provider() {
         assert!(counts.callbacks_acknowledged > 0, "{name}");
     }
     let counts = stage.witness.calls_in("minimax");
-    assert_eq!(counts.challenges_sent, counts.challenges_met);
+    assert_eq!(counts.challenges_sent, counts.challenges_passed);
     assert!(counts.challenges_sent > 0 && counts.results_fetched > 0);
 }
 

@@ -32,7 +32,7 @@ async fn run(scenario: Scenario) -> Counts {
         },
     )
     .unwrap();
-    let witness = simulator.witness();
+    let witness = simulator.inspector();
     let app = TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", simulator.url())

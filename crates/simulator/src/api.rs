@@ -1,8 +1,7 @@
-//! The counter at which all dialects are served: submit, query, list, result, cancel, content.
+//! The HTTP interface that all dialects share: submit, query, list, result, cancel, content.
 //!
-//! Invariant: every request is counted, then its key is proven (but where public keys are asked for), then its
-//! body is read; only an open door creates a task. What was asked and how it is answered is the dialect's
-//! alone; a refusal that is the simulator's own says so.
+//! Each request is counted, then authenticated (except for public keys), then parsed. Dialects parse requests and write
+//! responses. An error of the simulator itself is marked as such.
 
 use std::sync::Arc;
 
@@ -14,57 +13,57 @@ use futures_util::stream;
 use reqwest::Url;
 use serde_json::json;
 
-use super::call::{Answer, Call, Listing, Name, RequestHead};
+use super::api_error::ApiError;
+use super::call::{ApiResponse, Call, Listing, Name, RequestHead};
 use super::clip;
 use super::dialect::Dialect;
 use super::inspector::{Counts, Inspector, TaskSnapshot};
 use super::plan::{Plan, SubmitBehavior};
-use super::refusal::Refusal;
 use super::scenario::Scenario;
 use super::signing::SigningKeys;
 use super::state::SimulatorState;
 use super::task::{NewTask, Task};
 use super::worker::Workers;
 
-/// Images may come in the body, as base64.
+/// Maximum size of a body in bytes. Images may be sent as base64.
 const MAX_BODY: usize = 16 * 1024 * 1024;
 
-/// What all dialects share.
+/// State shared by all dialects.
 pub(super) struct ApiState {
-    pub ledger: SimulatorState,
+    pub state: SimulatorState,
     pub workers: Workers,
     pub keys: Arc<SigningKeys>,
     pub api_key: String,
     pub default_scenario: Scenario,
-    /// Where the webhooks of those go that have one address per account.
+    /// URL for webhooks of dialects that have one per account.
     pub project: Option<Url>,
-    /// Where clips are found by those who send no `Host`.
+    /// Base URL of clips for requests without a `Host` header.
     pub origin: String,
 }
 
-/// A dialect at a path.
+/// A dialect and the path that it is served under.
 struct Mount {
-    counter: Data<ApiState>,
+    api: Data<ApiState>,
     dialect: &'static dyn Dialect,
     prefix: String,
 }
 
-/// What the witness says, for black-box tests.
+/// Adds the routes of the inspector, for black-box tests.
 pub(super) fn inspector_routes(config: &mut ServiceConfig) {
     config
         .route("/simulator/counts", web::get().to(counts))
         .route("/simulator/counts/{dialect}", web::get().to(counts_in))
-        .route("/simulator/tasks", web::get().to(facts));
+        .route("/simulator/tasks", web::get().to(snapshot));
 }
 
-/// All that is asked in one dialect below a path.
+/// Adds all routes of a dialect under `prefix`.
 pub(super) fn routes(
-    counter: Data<ApiState>,
+    api: Data<ApiState>,
     dialect: &'static dyn Dialect,
     prefix: String,
 ) -> impl FnOnce(&mut ServiceConfig) {
     let mount = Data::new(Mount {
-        counter,
+        api,
         dialect,
         prefix,
     });
@@ -76,131 +75,125 @@ pub(super) fn routes(
             .app_data(web::PayloadConfig::new(MAX_BODY))
             .app_data(mount)
             .service(clip)
-            .default_service(web::to(answer));
+            .default_service(web::to(response));
     }
 }
 
-async fn answer(request: HttpRequest, body: Bytes, mount: Data<Mount>) -> HttpResponse {
-    let attended = mount.handle(&request, &body).await;
-    attended.unwrap_or_else(|refusal| mount.dialect.refused(&refusal).into())
+async fn response(request: HttpRequest, body: Bytes, mount: Data<Mount>) -> HttpResponse {
+    let response = mount.handle(&request, &body).await;
+    response.unwrap_or_else(|error| mount.dialect.error_response(&error).into())
 }
 
 async fn clip(request: HttpRequest, mount: Data<Mount>) -> HttpResponse {
-    mount.counter.ledger.count_clip(mount.dialect.name());
+    mount.api.state.count_clip(mount.dialect.name());
     clip::serve(&request)
 }
 
-async fn counts(counter: Data<ApiState>) -> Json<Counts> {
-    Json(counter.witness().calls())
+async fn counts(api: Data<ApiState>) -> Json<Counts> {
+    Json(api.inspector().calls())
 }
 
-async fn counts_in(counter: Data<ApiState>, dialect: Path<String>) -> Json<Counts> {
-    Json(counter.witness().calls_in(&dialect))
+async fn counts_in(api: Data<ApiState>, dialect: Path<String>) -> Json<Counts> {
+    Json(api.inspector().calls_in(&dialect))
 }
 
-async fn facts(counter: Data<ApiState>) -> Json<Vec<TaskSnapshot>> {
-    Json(counter.witness().tasks())
+async fn snapshot(api: Data<ApiState>) -> Json<Vec<TaskSnapshot>> {
+    Json(api.inspector().tasks())
 }
 
 impl ApiState {
-    fn witness(&self) -> Inspector {
-        Inspector::of(self.ledger.clone())
+    fn inspector(&self) -> Inspector {
+        Inspector::of(self.state.clone())
     }
 }
 
 impl Mount {
-    async fn handle(&self, request: &HttpRequest, body: &[u8]) -> Result<HttpResponse, Refusal> {
-        let Self {
-            counter, dialect, ..
-        } = self;
-        let ask = RequestHead::of(request, &self.prefix);
-        let call = dialect.call(&ask).ok_or(Refusal::NoSuchMethod)?;
-        counter.ledger.count(dialect.name(), &call);
+    async fn handle(&self, request: &HttpRequest, body: &[u8]) -> Result<HttpResponse, ApiError> {
+        let Self { api, dialect, .. } = self;
+        let head = RequestHead::of(request, &self.prefix);
+        let call = dialect.call(&head).ok_or(ApiError::NoSuchMethod)?;
+        api.state.count(dialect.name(), &call);
         if !matches!(call, Call::Keys) {
-            self.prove(&ask)?;
-            dialect.check(&ask)?;
+            self.authenticate(&head)?;
+            dialect.check(&head)?;
         }
-        let answer = match call {
-            Call::Submit => return self.submit(&ask, body).await,
+        let response = match call {
+            Call::Submit => return self.submit(&head, body).await,
             Call::Query(names) => {
                 let found = names.iter().filter_map(|name| self.find(name));
-                dialect.queried(&ask, &found.collect::<Vec<_>>())
+                dialect.queried(&head, &found.collect::<Vec<_>>())
             }
             Call::List => self.list(&dialect.listing(body)?),
             Call::Result(name) => dialect.result(&self.named(&name)?),
             Call::Content(name) => {
                 let task = self.named(&name)?;
-                task.kept.then_some(()).ok_or(Refusal::NoSuchTask)?;
+                task.has_outputs.then_some(()).ok_or(ApiError::NoSuchTask)?;
                 return Ok(clip::serve(request));
             }
             Call::Cancel(id) => {
                 let delete = dialect.deletes_ended();
-                dialect.cancelled(&counter.ledger.cancel(dialect.name(), &id, delete))
+                dialect.cancelled(&api.state.cancel(dialect.name(), &id, delete))
             }
-            Call::Account => {
-                dialect.account(&counter.keys, counter.ledger.has_credit(dialect.name()))
-            }
-            Call::Keys => Ok(Answer::ok(counter.keys.jwks())),
+            Call::Account => dialect.account(&api.keys, api.state.has_credit(dialect.name())),
+            Call::Keys => Ok(ApiResponse::ok(api.keys.jwks())),
         };
-        Ok(answer?.into())
+        Ok(response?.into())
     }
 
-    async fn submit(&self, ask: &RequestHead<'_>, body: &[u8]) -> Result<HttpResponse, Refusal> {
-        let Self {
-            counter, dialect, ..
-        } = self;
-        let order = dialect.order(ask, body)?;
-        let scenario = order.scenario.unwrap_or(counter.default_scenario);
+    async fn submit(&self, head: &RequestHead<'_>, body: &[u8]) -> Result<HttpResponse, ApiError> {
+        let Self { api, dialect, .. } = self;
+        let submit = dialect.submit(head, body)?;
+        let scenario = submit.scenario.unwrap_or(api.default_scenario);
         let mut plan = match dialect.plan(scenario) {
             Ok(plan) => plan,
             Err(why) => return Ok(unplayable(scenario, dialect.name(), why)),
         };
-        plan.steps = order.steps.unwrap_or(plan.steps);
-        let handle = order.handle(body);
-        let before = counter.ledger.note_submit(dialect.name(), &handle);
+        plan.steps = submit.steps.unwrap_or(plan.steps);
+        let handle = submit.handle(body);
+        let before = api.state.record_submit(dialect.name(), &handle);
         match &plan.submit_behavior {
-            SubmitBehavior::Refuse(refusal) => {
-                if matches!(refusal, Refusal::Quota) {
-                    counter.ledger.credit_spent(dialect.name());
+            SubmitBehavior::Reject(error) => {
+                if matches!(error, ApiError::Quota) {
+                    api.state.exhaust_credit(dialect.name());
                 }
-                return Err(refusal.clone());
+                return Err(error.clone());
             }
-            SubmitBehavior::RefuseFirst(times, refusal) if before < *times => {
-                return Err(refusal.clone());
+            SubmitBehavior::RejectFirst(times, error) if before < *times => {
+                return Err(error.clone());
             }
             SubmitBehavior::Accept
-            | SubmitBehavior::RefuseFirst(..)
+            | SubmitBehavior::RejectFirst(..)
             | SubmitBehavior::CloseUnanswered
             | SubmitBehavior::AnswerAfterWebhook => {}
         }
-        let callback = dialect.callback(&order, counter.project.as_ref());
-        let seed = NewTask {
+        let callback = dialect.callback(&submit, api.project.as_ref());
+        let request = NewTask {
             dialect: dialect.name(),
             handle,
-            external_id: order.external_id,
-            product: order.product,
-            model: order.model,
+            external_id: submit.external_id,
+            product: submit.product,
+            model: submit.model,
             scenario,
             ahead: plan.ahead,
             steps: plan.steps,
-            origin: self.origin(ask),
-            notes: order.notes,
+            origin: self.origin(head),
+            notes: submit.notes,
         };
-        let task = counter.ledger.open(seed, |number| dialect.id(number));
-        let task = task.ok_or(Refusal::Taken)?;
+        let task = api.state.open(request, |number| dialect.id(number));
+        let task = task.ok_or(ApiError::Taken)?;
         tracing::debug!(task.id, task.dialect = dialect.name(), task.scenario = %scenario, "task accepted");
         Ok(self.admit(&task, plan, callback).await)
     }
 
     async fn admit(&self, task: &Task, plan: Plan, callback: Option<Url>) -> HttpResponse {
-        let door = plan.submit_behavior.clone();
-        let workers = &self.counter.workers;
+        let behavior = plan.submit_behavior.clone();
+        let workers = &self.api.workers;
         let first_webhook = workers.start(task.number, self.dialect, plan, callback);
-        match door {
+        match behavior {
             SubmitBehavior::Accept
-            | SubmitBehavior::Refuse(_)
-            | SubmitBehavior::RefuseFirst(..) => {}
-            // An error means that there was none to send: then there is nothing to wait for.
+            | SubmitBehavior::Reject(_)
+            | SubmitBehavior::RejectFirst(..) => {}
+            // An error means that the task sends no webhook.
             SubmitBehavior::AnswerAfterWebhook => {
                 first_webhook.await.ok();
             }
@@ -209,8 +202,8 @@ impl Mount {
         self.dialect.accepted(task).into()
     }
 
-    fn list(&self, listing: &Listing) -> Result<Answer, Refusal> {
-        let mut tasks = self.counter.ledger.list(self.dialect.name(), listing);
+    fn list(&self, listing: &Listing) -> Result<ApiResponse, ApiError> {
+        let mut tasks = self.api.state.list(self.dialect.name(), listing);
         let more = tasks.len() > listing.limit;
         tasks.truncate(listing.limit);
         let next = tasks.last().filter(|_| more).map(|task| task.number);
@@ -218,38 +211,38 @@ impl Mount {
     }
 
     fn find(&self, name: &Name) -> Option<Task> {
-        self.counter.ledger.find(self.dialect.name(), name)
+        self.api.state.find(self.dialect.name(), name)
     }
 
-    /// The task of a result's or content's name.
-    fn named(&self, name: &str) -> Result<Task, Refusal> {
-        let id = self.dialect.task_of(name).ok_or(Refusal::NoSuchTask)?;
-        self.find(&Name::Task(id)).ok_or(Refusal::NoSuchTask)
+    /// Finds the task that a result or content request names.
+    fn named(&self, name: &str) -> Result<Task, ApiError> {
+        let id = self.dialect.task_of(name).ok_or(ApiError::NoSuchTask)?;
+        self.find(&Name::Task(id)).ok_or(ApiError::NoSuchTask)
     }
 
-    fn prove(&self, ask: &RequestHead) -> Result<(), Refusal> {
-        let authorization = ask.headers.get(AUTHORIZATION).ok_or(Refusal::NoKey)?;
+    fn authenticate(&self, head: &RequestHead) -> Result<(), ApiError> {
+        let authorization = head.headers.get(AUTHORIZATION).ok_or(ApiError::NoKey)?;
         let scheme = self.dialect.scheme().as_bytes();
         let key = authorization.as_bytes().strip_prefix(scheme);
-        let key = key.ok_or(Refusal::BadKey)?;
-        verify_slices_are_equal(key, self.counter.api_key.as_bytes()).map_err(|_| Refusal::BadKey)
+        let key = key.ok_or(ApiError::BadKey)?;
+        verify_slices_are_equal(key, self.api.api_key.as_bytes()).map_err(|_| ApiError::BadKey)
     }
 
-    /// The address under which the sender of this request knows us.
-    fn origin(&self, ask: &RequestHead) -> String {
-        let host = ask.headers.get(HOST).and_then(|host| host.to_str().ok());
+    /// Returns the base URL under which the client of this request reaches the simulator.
+    fn origin(&self, head: &RequestHead) -> String {
+        let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         let origin = host.map(|host| format!("http://{host}"));
-        let origin = origin.unwrap_or_else(|| self.counter.origin.clone());
+        let origin = origin.unwrap_or_else(|| self.api.origin.clone());
         format!("{origin}{}", self.prefix)
     }
 }
 
 fn unplayable(scenario: Scenario, dialect: &str, why: &str) -> HttpResponse {
-    let words = format!("{scenario} can't be played in {dialect}: {why}");
-    Answer::new(400, json!({"simulator": words})).into()
+    let reason = format!("{scenario} cannot be played in {dialect}: {why}");
+    ApiResponse::new(400, json!({"simulator": reason})).into()
 }
 
-/// A body that breaks before its first byte: the connection closes, with nothing written to it.
+/// Returns a response whose body fails before its first byte, so that the connection closes without a response.
 fn unanswered() -> HttpResponse {
     let broken = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
     HttpResponse::Ok().streaming(stream::iter([Err::<Bytes, _>(broken)]))

@@ -1,7 +1,4 @@
-//! What is asked of the provider and how it answers, in no dialect.
-//!
-//! Invariant: a [`Call`] says what is wanted and nothing of how that was written; an [`Answer`] is whole, so
-//! that whoever sends it adds nothing of its own.
+//! Requests and responses, independent of a dialect.
 
 use std::collections::BTreeMap;
 
@@ -12,76 +9,76 @@ use serde_json::Value;
 
 use super::task::{Product, Status, Task};
 
-/// The head of a request, below the address of its dialect.
+/// The head of a request, with the prefix of the dialect removed.
 pub(super) struct RequestHead<'a> {
     pub method: &'a str,
-    /// The segments of its path.
+    /// Path segments.
     pub path: Vec<&'a str>,
     pub query: BTreeMap<String, String>,
     pub headers: &'a HeaderMap,
 }
 
-/// What a request wants.
+/// The operation that a request requests.
 #[derive(Debug)]
 pub(super) enum Call {
     Submit,
-    /// The state of tasks. An unknown one is no error here; a dialect that has but one says so.
+    /// State of tasks by id. Unknown ids are skipped. A dialect with single queries returns an error for them.
     Query(Vec<Name>),
-    /// The state of tasks, by what they are.
+    /// State of tasks by filter.
     List,
-    /// What a finished task has made, where that takes a second call.
+    /// Result of a finished task, in dialects that need a second request for it.
     Result(String),
     Cancel(String),
-    /// The bytes of what a finished task has made, where they lie behind the key.
+    /// Content of the output of a finished task, in dialects where it requires the key.
     Content(String),
-    /// How the account stands.
+    /// State of the account.
     Account,
-    /// The public keys of webhooks, for anybody.
+    /// Public keys for webhooks. Needs no authentication.
     Keys,
 }
 
-/// How a task is named by whoever asks.
+/// Identifies a task in a request.
 #[derive(Debug)]
 pub(super) enum Name {
     Task(String),
-    /// The caller's own id.
+    /// External id, chosen by the client.
     External(String),
 }
 
-/// Which tasks a list is of, newest first.
+/// Filter of a list of tasks, newest first.
 #[derive(Debug)]
 pub(super) struct Listing {
     pub start_ms: Option<u64>,
     pub end_ms: Option<u64>,
-    /// Only tasks whose number is below.
+    /// Only tasks with a smaller number.
     pub cursor: u64,
     pub limit: usize,
-    /// Each is a choice that the task must be among.
+    /// A task must match each of these sets.
     pub statuses: Vec<Vec<Status>>,
     pub products: Vec<Vec<Product>>,
 }
 
-/// What became of a request to cancel.
+/// Result of a cancel request.
 #[derive(Debug)]
 pub(super) enum Cancelled {
     Unknown,
-    /// Too late.
+    /// The task has already ended.
     Ended,
-    /// Taken note of; the task may still end otherwise.
+    /// The cancellation is recorded. The task may still end differently.
     Agreed(Box<Task>),
 }
 
-/// An answer of the provider.
+/// A response of the provider.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ApiResponse {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
-    /// `None`: no body at all.
+    /// `None`: no body.
     pub body: Option<Value>,
 }
 
 impl<'a> RequestHead<'a> {
-    /// `prefix` is the path of the dialect.
+    /// Parses a request. `prefix` is the path of the dialect.
     pub fn of(request: &'a HttpRequest, prefix: &str) -> Self {
         let path = request.path();
         let path = path.strip_prefix(prefix).unwrap_or(path);
@@ -94,7 +91,7 @@ impl<'a> RequestHead<'a> {
         }
     }
 
-    /// A value of the query that is not empty.
+    /// Returns a query parameter that is not empty.
     pub fn query(&self, key: &str) -> Option<&str> {
         let value = self.query.get(key)?;
         (!value.is_empty()).then_some(value)
@@ -112,11 +109,11 @@ impl Listing {
             && self
                 .products
                 .iter()
-                .all(|among| among.contains(&task.seed.product))
+                .all(|among| among.contains(&task.request.product))
     }
 }
 
-impl Answer {
+impl ApiResponse {
     pub fn new(status: u16, body: Value) -> Self {
         Self {
             status,
@@ -143,16 +140,16 @@ impl Answer {
     }
 }
 
-impl From<Answer> for HttpResponse {
-    fn from(answer: Answer) -> Self {
-        let status = StatusCode::from_u16(answer.status);
-        let mut response = Self::build(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
-        for header in answer.headers {
-            response.insert_header(header);
+impl From<ApiResponse> for HttpResponse {
+    fn from(response: ApiResponse) -> Self {
+        let status = StatusCode::from_u16(response.status);
+        let mut builder = Self::build(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
+        for header in response.headers {
+            builder.insert_header(header);
         }
-        match answer.body {
-            Some(body) => response.json(body),
-            None => response.finish(),
+        match response.body {
+            Some(body) => builder.json(body),
+            None => builder.finish(),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The clip that every task yields: five seconds of a sunrise, with a bar that fills.
+//! The clip that every task outputs: five seconds of a sunrise with a progress bar.
 //!
-//! Invariant: the same bytes under every number, with length, ranges and an open door for pages of other
-//! origins, so that a browser can play and seek it. It was made by one command:
+//! Every number returns the same bytes. Ranges and CORS are supported, so that browsers can play and seek it. The clip
+//! was made with this command:
 //!
 //! ```sh
 //! S='st(0,T/5.04);st(1,hypot(X-240,Y-205+120*ld(0)));st(5,lt(ld(1),24));st(6,exp((24-ld(1))/50))
@@ -24,13 +24,13 @@ use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse};
 
 static CLIP: &[u8] = include_bytes!("clip.mp4");
-/// In bytes.
+/// Size of the clip in bytes.
 pub(super) const LENGTH: usize = include_bytes!("clip.mp4").len();
 
-/// The part of the clip that a request is for.
+/// Returns the requested part of the clip.
 pub(super) fn serve(request: &HttpRequest) -> HttpResponse {
     let length = CLIP.len() as u64;
-    let (mut response, range, body) = match asked(request) {
+    let (mut response, range, body) = match requested_range(request) {
         RequestedRange::Whole => (HttpResponse::Ok(), None, CLIP),
         RequestedRange::Part(first, last) => {
             let range = ContentRangeSpec::Bytes {
@@ -64,7 +64,7 @@ pub(super) fn serve(request: &HttpRequest) -> HttpResponse {
         .body(Bytes::from_static(body))
 }
 
-/// What part of the clip a request is for.
+/// The requested part of the clip.
 enum RequestedRange {
     Whole,
     /// First and last byte.
@@ -72,8 +72,8 @@ enum RequestedRange {
     Beyond,
 }
 
-/// A range that is not understood, more than one, and one bound to a version (we name none) ask for the whole.
-fn asked(request: &HttpRequest) -> RequestedRange {
+/// Parses the `Range` header. An invalid range, several ranges and `If-Range` select the whole clip.
+fn requested_range(request: &HttpRequest) -> RequestedRange {
     let headers = request.headers();
     if !headers.contains_key(header::RANGE) || headers.contains_key(IF_RANGE) {
         return RequestedRange::Whole;

@@ -1,10 +1,7 @@
-//! A dialect: what differs between providers, and nothing else.
+//! A dialect: the differences between provider APIs.
 //!
-//! A dialect reads requests, writes answers and webhooks, and says what it can't play. When a task changes, how
-//! often a webhook is tried and what is counted is the same in all of them and known to none.
-//!
-//! Invariant: a dialect has no state and does nothing by itself: each function is from what there is to what is
-//! said of it.
+//! A dialect parses requests, writes responses and webhooks, and declares which scenarios it cannot play. It has no
+//! state. Task progress, webhook retries and counts are the same for all dialects.
 
 mod atlas;
 mod fal;
@@ -20,16 +17,16 @@ use jiff::Timestamp;
 use reqwest::Url;
 use serde_json::Value;
 
-use super::call::{Answer, Call, Cancelled, Listing, RequestHead};
+use super::api_error::ApiError;
+use super::call::{ApiResponse, Call, Cancelled, Listing, RequestHead};
 use super::plan::{Plan, SubmitBehavior};
-use super::refusal::Refusal;
 use super::scenario::Scenario;
 use super::signing::SigningKeys;
 use super::submit_request::SubmitRequest;
 use super::task::Task;
 use super::webhook::Message;
 
-/// All dialects. The first is spoken without a prefix too.
+/// All dialects. The first one is also served without a prefix.
 pub(super) static DIALECTS: [&dyn Dialect; 7] = [
     &kling::Kling,
     &fal::Fal,
@@ -40,121 +37,121 @@ pub(super) static DIALECTS: [&dyn Dialect; 7] = [
     &replicate::Replicate,
 ];
 
-/// A test of a receiver before any webhook goes to it.
+/// A challenge that a receiver must echo before it is sent webhooks.
 pub(super) struct Challenge {
-    /// What is sent, and must come back.
+    /// Body of the challenge and of the expected response.
     pub body: Value,
-    /// How long the receiver may take.
-    pub patience: Duration,
+    /// Response timeout.
+    pub timeout: Duration,
 }
 
 pub(super) trait Dialect: Send + Sync {
-    /// The path under which it is spoken.
+    /// Returns the path that the dialect is served under.
     fn name(&self) -> &'static str;
 
-    /// What stands before the key in `Authorization`.
+    /// Returns the prefix of the key in `Authorization`.
     fn scheme(&self) -> &'static str {
         "Bearer "
     }
 
-    // What comes in.
+    // Requests.
 
-    /// What a request wants, by method, path and query; `None`: there is no such method.
-    fn call(&self, ask: &RequestHead) -> Option<Call>;
+    /// Maps method, path and query to an operation, or `None` if the API has no such method.
+    fn call(&self, head: &RequestHead) -> Option<Call>;
 
-    /// What else is asked of the head of a request, once its key is proven.
-    fn check(&self, _ask: &RequestHead) -> Result<(), Refusal> {
+    /// Checks further requirements on the head of an authenticated request.
+    fn check(&self, _ask: &RequestHead) -> Result<(), ApiError> {
         Ok(())
     }
 
-    /// Reads a submit.
-    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal>;
+    /// Parses a submit.
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError>;
 
-    /// Reads what a list is of.
-    fn listing(&self, _body: &[u8]) -> Result<Listing, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    /// Parses the filter of a list.
+    fn listing(&self, _body: &[u8]) -> Result<Listing, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
-    /// How a scenario is played here, or why it can't be.
+    /// Returns the plan of a scenario, or why this dialect cannot play it.
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str>;
 
-    /// Where the webhooks of a job go; `project` is the one address of the account.
-    fn callback(&self, order: &SubmitRequest, _project: Option<&Url>) -> Option<Url> {
-        order.callback.clone()
+    /// Returns the webhook URL of a job. `project` is the URL of the account.
+    fn callback(&self, submit: &SubmitRequest, _project: Option<&Url>) -> Option<Url> {
+        submit.callback.clone()
     }
 
-    // What goes out.
+    // Responses.
 
-    /// A new id, for the task of this number.
+    /// Returns the id of the task with this number.
     fn id(&self, number: u64) -> String;
 
-    /// The answer to a submit that is let in.
-    fn accepted(&self, task: &Task) -> Answer;
+    /// Returns the response to an accepted submit.
+    fn accepted(&self, task: &Task) -> ApiResponse;
 
-    /// The answer to a query that found these.
-    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal>;
+    /// Returns the response to a query that found `tasks`.
+    fn queried(&self, head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError>;
 
-    /// A page of a list; `next` is the number below which the next one begins.
-    fn listed(&self, _tasks: &[Task], _next: Option<u64>) -> Result<Answer, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    /// Returns a page of a list. `next` is the cursor of the next page.
+    fn listed(&self, _tasks: &[Task], _next: Option<u64>) -> Result<ApiResponse, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
-    /// What a task has made.
-    fn result(&self, _task: &Task) -> Result<Answer, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    /// Returns the result of a task.
+    fn result(&self, _task: &Task) -> Result<ApiResponse, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
-    /// The task that a request for a result or for content names.
+    /// Returns the task id that a result or content request names.
     fn task_of(&self, name: &str) -> Option<String> {
         Some(name.to_owned())
     }
 
-    fn cancelled(&self, _outcome: &Cancelled) -> Result<Answer, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    fn cancelled(&self, _outcome: &Cancelled) -> Result<ApiResponse, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
-    /// Whether to cancel a task that has ended is to delete it.
+    /// Returns whether cancelling a finished task deletes it.
     fn deletes_ended(&self) -> bool {
         false
     }
 
-    /// How the account stands, or what else is told of it.
-    fn account(&self, _keys: &SigningKeys, _has_credit: bool) -> Result<Answer, Refusal> {
-        Err(Refusal::NoSuchMethod)
+    /// Returns the state of the account.
+    fn account(&self, _keys: &SigningKeys, _has_credit: bool) -> Result<ApiResponse, ApiError> {
+        Err(ApiError::NoSuchMethod)
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer;
+    fn error_response(&self, error: &ApiError) -> ApiResponse;
 
     // Webhooks.
 
-    /// What must come back from a receiver before it gets any webhook; `word` is new each time.
+    /// Returns the challenge for a receiver. `word` is random.
     fn challenge(&self, _word: &str) -> Option<Challenge> {
         None
     }
 
-    /// The bodies of the webhooks that tell of a task as it now is, one change after the other.
-    fn news(&self, task: &Task) -> Vec<Value>;
+    /// Returns the bodies of the webhooks for the current state of a task.
+    fn webhooks(&self, task: &Task) -> Vec<Value>;
 
-    /// The headers that sign a webhook at a time, in seconds.
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)>;
+    /// Returns the signature headers of a webhook sent at `at`, in Unix seconds.
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)>;
 }
 
-// What several dialects say alike.
+// Shared by several dialects.
 
-/// The object without its keys that are null.
-fn present(mut object: Value) -> Value {
+/// Removes the keys of an object that are null.
+fn without_nulls(mut object: Value) -> Value {
     if let Some(object) = object.as_object_mut() {
         object.retain(|_, value| !value.is_null());
     }
     object
 }
 
-/// The one task of a query by id.
-fn one(tasks: &[Task]) -> Result<&Task, Refusal> {
-    tasks.first().ok_or(Refusal::NoSuchTask)
+/// Returns the task of a query for one task.
+fn single(tasks: &[Task]) -> Result<&Task, ApiError> {
+    tasks.first().ok_or(ApiError::NoSuchTask)
 }
 
-/// The plan of a scenario where nothing can be cancelled.
+/// Returns the plan of a scenario in dialects that cannot cancel.
 fn uncancellable(scenario: Scenario) -> Result<Plan, &'static str> {
     if scenario == Scenario::CancelledLate {
         return Err("it has no way to cancel");
@@ -162,7 +159,7 @@ fn uncancellable(scenario: Scenario) -> Result<Plan, &'static str> {
     Ok(scenario.plan())
 }
 
-/// The plan of a scenario where a job that finds all slots taken is let in and waits in the queue.
+/// Returns the plan of a scenario in dialects that queue a job if all slots are in use.
 fn queueing(scenario: Scenario) -> Plan {
     let plan = scenario.plan();
     if scenario == Scenario::ConcurrencyLimited {
@@ -175,7 +172,7 @@ fn queueing(scenario: Scenario) -> Plan {
     plan
 }
 
-/// A time as RFC 3339 has it, to the millisecond.
+/// Formats a time as RFC 3339 with milliseconds.
 fn rfc3339(ms: u64) -> String {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
     let time = Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX);

@@ -1,7 +1,6 @@
-//! The witness: what really happened at the provider, for tests and for anybody who asks.
+//! Read-only access to the true state of the simulator, for tests.
 //!
-//! Invariant: it only reads. A wait ends at the change that makes its condition true, by no clock; a caller
-//! who fears it never comes puts a timeout around it.
+//! Waits end on the change that satisfies their condition. The caller adds a timeout if needed.
 
 use serde::Serialize;
 use tokio::sync::watch;
@@ -10,38 +9,38 @@ use super::scenario::Scenario;
 use super::state::SimulatorState;
 use super::task::{Product, Status};
 
-/// A view of a running (or stopped) simulator. Cheap to clone.
+/// View of a running or stopped simulator. Cheap to clone.
 #[derive(Clone)]
 pub struct Inspector(SimulatorState);
 
-/// How often what was called, since the start.
+/// Number of requests and webhooks since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Submits of any kind, refused ones included.
+    /// Submits, including rejected ones.
     pub submits_received: u64,
-    /// Submits that created a task, answered or not.
+    /// Submits that created a task, whether or not a response was sent.
     pub submits_accepted: u64,
-    /// Queries for tasks, by id or as a list: each is one HTTP call, however many tasks it asks about.
+    /// Queries by id or list. Each HTTP request counts once.
     pub queries_received: u64,
-    /// Tasks asked about by id, one by one.
+    /// Tasks queried by id.
     pub tasks_queried: u64,
-    /// Second calls, for what a finished task has made.
+    /// Requests for the result of a finished task.
     pub results_fetched: u64,
-    /// Requests to cancel.
+    /// Cancel requests.
     pub cancels_received: u64,
-    /// Clips fetched, whole or in part, behind the key or not.
+    /// Downloads of a clip, whole or partial.
     pub downloads: u64,
-    /// Questions about the account.
+    /// Requests for the state of the account.
     pub accounts_read: u64,
-    /// Fetches of the public keys.
+    /// Requests for the public keys.
     pub keys_read: u64,
-    /// Tests of receivers.
+    /// Challenges sent to receivers.
     pub challenges_sent: u64,
-    /// Those of them that were passed.
-    pub challenges_met: u64,
-    /// Attempts to deliver a callback, repetitions included.
+    /// Challenges that were passed.
+    pub challenges_passed: u64,
+    /// Webhook attempts, including retries.
     pub callbacks_sent: u64,
-    /// Those of them that were answered with a 2xx.
+    /// Webhook attempts that were answered with 2xx.
     pub callbacks_acknowledged: u64,
 }
 
@@ -58,112 +57,112 @@ impl Counts {
             accounts_read: self.accounts_read + other.accounts_read,
             keys_read: self.keys_read + other.keys_read,
             challenges_sent: self.challenges_sent + other.challenges_sent,
-            challenges_met: self.challenges_met + other.challenges_met,
+            challenges_passed: self.challenges_passed + other.challenges_passed,
             callbacks_sent: self.callbacks_sent + other.callbacks_sent,
             callbacks_acknowledged: self.callbacks_acknowledged + other.callbacks_acknowledged,
         }
     }
 }
 
-/// The well-formed, authenticated submits of one job.
+/// Well-formed, authenticated submits of one job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Submits {
-    /// All of them.
+    /// All submits.
     pub received: u32,
-    /// Those that created a task: one at most where the job has an external id, which is unique.
+    /// Submits that created a task. At most one if the job has an external id.
     pub accepted: u32,
-    /// The id of the last of those tasks.
+    /// Id of the last task.
     pub task: Option<String>,
 }
 
-/// One task as it truly is, whatever its callbacks have told.
+/// True state of a task, independent of its webhooks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TaskSnapshot {
     /// The provider's id.
     pub id: String,
-    /// The dialect in which it was submitted.
+    /// Dialect of the submit.
     pub dialect: &'static str,
-    /// What its submits have in common: the external id, else the callback address, else a digest of the body.
+    /// Identity of the job: the external id, otherwise the webhook URL, otherwise a digest of the body.
     pub handle: String,
-    /// The caller's own id.
+    /// External id, chosen by the client.
     pub external_id: Option<String>,
-    /// What was asked for.
+    /// Kind of output.
     pub product: Product,
-    /// The model, as the submit named it.
+    /// Model name in the submit.
     pub model: String,
-    /// How the task is treated.
+    /// Scenario of the task.
     pub scenario: Scenario,
-    /// Where the task is.
+    /// Status of the task.
     pub status: Status,
-    /// Percent, while processing.
+    /// Percentage while processing.
     pub progress: Option<u8>,
-    /// Attempts to deliver a callback, repetitions included.
+    /// Webhook attempts, including retries.
     pub callbacks_sent: u64,
-    /// Those of them that were answered with a 2xx.
+    /// Webhook attempts that were answered with 2xx.
     pub callbacks_acknowledged: u64,
-    /// Whether nothing more will happen of itself: no step and no callback is still to come.
+    /// Whether the task has ended and all its webhooks are done.
     pub is_settled: bool,
 }
 
 impl Inspector {
-    pub(super) fn of(ledger: SimulatorState) -> Self {
-        Self(ledger)
+    pub(super) fn of(state: SimulatorState) -> Self {
+        Self(state)
     }
 
-    /// All counts, of all dialects together.
+    /// Returns the counts of all dialects.
     pub fn calls(&self) -> Counts {
         self.0.counts()
     }
 
-    /// The counts of one dialect.
+    /// Returns the counts of one dialect.
     pub fn calls_in(&self, dialect: &str) -> Counts {
         self.0.counts_of(dialect)
     }
 
-    /// All tasks, oldest first.
+    /// Returns all tasks, oldest first.
     pub fn tasks(&self) -> Vec<TaskSnapshot> {
-        self.0.all_facts()
+        self.0.snapshots()
     }
 
-    /// One task by the provider's id.
+    /// Returns a task by id.
     pub fn task(&self, id: &str) -> Option<TaskSnapshot> {
-        self.0.facts(id)
+        self.0.snapshot(id)
     }
 
-    /// The provider's id of the task that was created for a job, named by its [handle](TaskFacts::handle).
+    /// Returns the id of the task of a job, identified by its [handle](TaskSnapshot::handle).
     pub fn task_of(&self, handle: &str) -> Option<String> {
         self.submits_of(handle).task
     }
 
-    /// How often a job was submitted: that it was paid for once is `accepted == 1`, that it was tried once `received == 1`.
+    /// Returns the submits of a job. `accepted == 1` means that it was paid for once, `received == 1` that it was submitted once.
     pub fn submits_of(&self, handle: &str) -> Submits {
         self.0.submits(handle)
     }
 
-    /// A bell that rings at every change of anything above.
+    /// Returns a receiver that is notified of every change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes()
     }
 
-    /// Waits until a question about the provider has an answer, asked now and again at every change.
-    pub async fn until<T>(&self, mut question: impl FnMut(&Self) -> Option<T>) -> T {
+    /// Waits until `predicate` returns a value. It is called now and after every change.
+    pub async fn until<T>(&self, mut predicate: impl FnMut(&Self) -> Option<T>) -> T {
         let mut changes = self.changes();
         loop {
             changes.mark_unchanged();
-            if let Some(answer) = question(self) {
-                return answer;
+            if let Some(response) = predicate(self) {
+                return response;
             }
             if changes.changed().await.is_err() {
-                // The bell lives in the ledger that we hold, so it cannot be gone.
+                // The sender is part of the state that `self` holds, so it cannot be dropped.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Waits until the job of this handle was submitted, has ended and all its callbacks are done with.
-    pub async fn at_rest(&self, handle: &str) -> TaskSnapshot {
-        self.until(|witness| {
-            let task = witness.task(&witness.task_of(handle)?)?;
+    /// Waits until the job with this handle has ended and all its webhooks are done.
+    pub async fn settled(&self, handle: &str) -> TaskSnapshot {
+        self.until(|inspector| {
+            let task = inspector.task(&inspector.task_of(handle)?)?;
             task.is_settled.then_some(task)
         })
         .await

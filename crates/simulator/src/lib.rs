@@ -1,40 +1,33 @@
-//! The provider simulator: an HTTP server that speaks seven providers' dialects, well and badly, as asked.
+//! HTTP server that simulates the APIs of seven AI-video providers, with faults on request.
 //!
-//! It is a program of its own beside the house: `progress-hub demo` shows the hub with it, the tests measure the
-//! hub against it, and `progress-hub simulator` runs it alone. What is on the wire follows what the providers
-//! publish; where a dialect has it from stands at the head of its file.
+//! `progress-hub demo` runs it beside the hub, tests run the hub against it, and `progress-hub simulator` runs it alone.
+//! It follows the providers' published documentation; each dialect names its sources. The crate imports nothing of the
+//! hub, so the two agree only where both follow the provider.
 //!
-//! | at | speaks | webhooks |
+//! | path | API | webhooks |
 //! |---|---|---|
-//! | `/kling`, `/` | Kling's newer interface; queries in batches, by its ids or the caller's | Standard Webhooks, at each step |
-//! | `/fal` | fal's queue: addresses in the answer, a second call for the result, `PUT` cancels | Ed25519, hex, with a key set; at the end |
-//! | `/atlas` | Atlas Cloud: an envelope, failures as HTTP 200, a balance | Ed25519, base64url, with a key set; at the end |
-//! | `/videos` | the `/v1/videos` family as OpenAI shaped it; content behind the key | Standard Webhooks to one address per account; thin |
-//! | `/minimax` | MiniMax: errors as HTTP 200, files by a second call | unsigned, after a challenge that must be echoed |
-//! | `/runway` | Runway: a version header, `DELETE` cancels, cost in credits | none |
-//! | `/replicate` | Replicate: whole predictions, progress in the logs, `POST` cancels | Standard Webhooks, for the events asked for |
+//! | `/kling`, `/` | Kling's new API; batch queries by task id or external id | Standard Webhooks, on each step |
+//! | `/fal` | fal's queue: URLs in the response, a second request for the result, `PUT` to cancel | Ed25519 (hex) with a JWKS, at the end |
+//! | `/atlas` | Atlas Cloud: an envelope, failures as HTTP 200, a balance | Ed25519 (base64url) with a JWKS, at the end |
+//! | `/videos` | the `/v1/videos` API of OpenAI and gateways; content requires the key | Standard Webhooks to one URL per account, without outputs |
+//! | `/minimax` | MiniMax: errors as HTTP 200, files by a second request | unsigned, after the receiver echoes a challenge |
+//! | `/runway` | Runway: a version header, `DELETE` to cancel, cost in credits | none |
+//! | `/replicate` | Replicate: whole predictions, progress in the logs, `POST` to cancel | Standard Webhooks, for the requested events |
 //!
-//! `GET /simulator/counts`, `/simulator/counts/{dialect}` and `/simulator/tasks` tell what truly happened, for
-//! black-box tests, without a key. `GET /clips/{n}.mp4` below any dialect is the clip, with ranges.
+//! `GET /simulator/counts`, `/simulator/counts/{dialect}` and `/simulator/tasks` return the true state for black-box
+//! tests and need no key. `GET /clips/{n}.mp4` under any path returns the clip and supports ranges.
 //!
-//! Beyond the real ones: a key `scenario` at the top of a submit's body or in its `input` chooses how this job is
-//! treated ([`Scenario`]), and a key `steps` in how many steps it is made. A scenario that a dialect can't express
-//! is refused with 400 and `{"simulator": why}`.
-//!
-//! The files, in reading order: `scenario` names the ways to behave and `plan` says what each is; `task` is what
-//! is known of a job; `call`, `order` and `refusal` are what comes in and goes out, in no dialect, and `dialect`
-//! is how that is said; `ledger` keeps all, and `witness` reads it; `worker` moves a task, `signing` and `webhook`
-//! tell of it; `api` and `clip` answer requests.
-//!
-//! Invariant: it imports nothing of the hub's, so that the two agree only where both follow the provider.
+//! A submit may contain two keys that the real APIs do not have, at the top of the body or in `input`: `scenario`
+//! selects the behavior for this job ([`Scenario`]), and `steps` sets its number of progress steps. A scenario that a
+//! dialect cannot play is rejected with 400 and `{"simulator": reason}`.
 
 mod api;
+mod api_error;
 mod call;
 mod clip;
 mod dialect;
 mod inspector;
 mod plan;
-mod refusal;
 mod scenario;
 mod signing;
 mod state;
@@ -68,16 +61,16 @@ pub use self::inspector::{Counts, Inspector, Submits, TaskSnapshot};
 pub use self::scenario::{Scenario, UnknownScenario};
 pub use self::task::{Product, Status};
 
-/// How the simulated provider is set up.
+/// Settings of the simulator.
 #[derive(Clone)]
 pub struct Settings {
-    /// The key that every call must bear, in all dialects.
+    /// API key that every request must carry.
     pub api_key: String,
-    /// `whsec_` and the base64 of the key that signs Standard Webhooks; `None`: those carry no signature.
+    /// `whsec_` and the base64 key for Standard Webhooks. `None`: these webhooks are not signed.
     pub webhook_secret: Option<String>,
-    /// The time of one step of a task, and of the first wait before a callback is tried again.
+    /// Duration of one step of a task, and initial delay before a webhook is retried.
     pub pace: Duration,
-    /// For submits that name no scenario.
+    /// Scenario of submits that name none.
     pub default_scenario: Scenario,
 }
 
@@ -88,16 +81,16 @@ pub struct Simulator {
     settings: Settings,
     project: Option<Url>,
     keys: Arc<SigningKeys>,
-    ledger: SimulatorState,
-    postman: WebhookSender,
+    state: SimulatorState,
+    webhooks: WebhookSender,
 }
 
-/// The names of all dialects; each is spoken below the path of its name.
+/// Returns the names of all dialects. Each is served under the path of its name.
 pub fn dialects() -> impl Iterator<Item = &'static str> {
     DIALECTS.iter().map(|dialect| dialect.name())
 }
 
-/// The scenarios that can be played in a dialect, in the order in which they are best shown.
+/// Returns the scenarios that a dialect can play, in display order.
 pub fn playable(dialect: &str) -> Vec<Scenario> {
     let dialect = DIALECTS.iter().find(|known| known.name() == dialect);
     let plays = |scenario: &Scenario| dialect.is_some_and(|known| known.plan(*scenario).is_ok());
@@ -105,10 +98,11 @@ pub fn playable(dialect: &str) -> Vec<Scenario> {
 }
 
 impl Simulator {
-    /// Binds to an address; port 0 takes a free one.
+    /// Binds to an address. Port 0 selects a free port.
     ///
     /// # Errors
-    /// The system's when the address is taken, and with `InvalidInput` when the webhook secret is not one.
+    /// Returns the error of the operating system if the address is in use, and `InvalidInput` if the webhook secret is
+    /// malformed.
     pub fn bind(address: impl ToSocketAddrs, settings: Settings) -> io::Result<Self> {
         let secret = settings
             .webhook_secret
@@ -117,8 +111,8 @@ impl Simulator {
             .transpose();
         let secret = secret.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let keys = Arc::new(SigningKeys::new(secret).map_err(io::Error::other)?);
-        let ledger = SimulatorState::new();
-        let postman = WebhookSender::new(keys.clone(), settings.pace, ledger.clone())?;
+        let state = SimulatorState::new();
+        let webhooks = WebhookSender::new(keys.clone(), settings.pace, state.clone())?;
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         Ok(Self {
@@ -127,15 +121,15 @@ impl Simulator {
             settings,
             project: None,
             keys,
-            ledger,
-            postman,
+            state,
+            webhooks,
         })
     }
 
-    /// Sets the one address to which `videos`, who takes none with a submit, sends its webhooks.
+    /// Sets the URL for webhooks of the `videos` dialect, whose submits carry none.
     ///
     /// # Errors
-    /// `InvalidInput` when that is not an http address.
+    /// Returns `InvalidInput` if `url` is not an http or https URL.
     pub fn with_project_webhook(mut self, url: &str) -> io::Result<Self> {
         let parsed = Url::parse(url).ok();
         let parsed = parsed.filter(|url| matches!(url.scheme(), "http" | "https"));
@@ -144,60 +138,59 @@ impl Simulator {
         Ok(self)
     }
 
-    /// Where it listens, as `http://127.0.0.1:PORT`, without a slash at the end.
+    /// Returns the base URL, as `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What happens here, to be kept beside the running simulator.
-    pub fn witness(&self) -> Inspector {
-        Inspector::of(self.ledger.clone())
+    /// Returns an inspector, which stays valid while the simulator runs and after it stops.
+    pub fn inspector(&self) -> Inspector {
+        Inspector::of(self.state.clone())
     }
 
-    /// Serves until told to stop; then connections are closed at once and unfinished tasks are left as they are.
-    /// When it returns, nothing of it is left but what the [`Witness`] reads. (Dropping it instead stops the
-    /// tasks, but leaves actix's threads to the end of the process.)
+    /// Serves until `stop` is cancelled, then closes all connections and leaves unfinished tasks as they are. When it
+    /// returns, no task or thread is left. If the future is dropped, the tasks stop, but the threads of actix run on.
     ///
-    /// Must be called within a tokio runtime, which carries the tasks and their callbacks.
+    /// Must be called within a tokio runtime, which runs the tasks and their webhooks.
     ///
     /// # Errors
-    /// The system's, when serving can't go on.
+    /// Returns the I/O error that ended serving.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
         let running = TaskTracker::new();
         let workers_stop = stop.child_token();
-        // However this future ends, dropped or done, the workers end with it.
+        // Stops the workers when this future ends or is dropped.
         let workers_end = workers_stop.clone().drop_guard();
-        let counter = Data::new(ApiState {
+        let api = Data::new(ApiState {
             origin: self.url(),
             api_key: self.settings.api_key,
             default_scenario: self.settings.default_scenario,
             project: self.project,
             keys: self.keys,
-            ledger: self.ledger.clone(),
+            state: self.state.clone(),
             workers: Workers {
-                ledger: self.ledger,
-                postman: self.postman,
+                state: self.state,
+                webhooks: self.webhooks,
                 pace: self.settings.pace,
                 runtime: Handle::current(),
                 running: running.clone(),
                 stop: workers_stop,
             },
         });
-        // A forced stop of the server does not wait for its thread: this, dropped with the last connection, does.
+        // A forced stop of the server does not wait for its thread. This token is dropped with the last connection.
         let presence = running.token();
         let app = move || {
             let mut app = App::new()
-                .app_data(counter.clone())
+                .app_data(api.clone())
                 .app_data(presence.clone())
                 .configure(api::inspector_routes);
             for dialect in DIALECTS {
                 let prefix = format!("/{}", dialect.name());
                 let scope = web::scope(&prefix);
-                let routes = api::routes(counter.clone(), dialect, prefix);
+                let routes = api::routes(api.clone(), dialect, prefix);
                 app = app.service(scope.configure(routes));
             }
             let [first, ..] = DIALECTS;
-            app.configure(api::routes(counter.clone(), first, String::new()))
+            app.configure(api::routes(api.clone(), first, String::new()))
         };
         let served = {
             let server = HttpServer::new(app)

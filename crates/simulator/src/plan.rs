@@ -1,63 +1,60 @@
-//! The plan of a scenario: what the simulator does with one submit and with the job that may come of it.
-//!
-//! Invariant: a plan speaks no dialect; whoever carries it out asks neither which scenario nor which dialect
-//! is playing.
+//! The plan of a scenario: how the simulator treats a submit and the resulting task, independent of a dialect.
 
-use super::refusal::Refusal;
+use super::api_error::ApiError;
 use super::scenario::Scenario;
 
-/// What the simulator does with one submit and the job that may come of it.
+/// How the simulator treats a submit and the resulting task.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub submit_behavior: SubmitBehavior,
-    /// Tasks that wait in the queue before this one; each costs a step.
+    /// Tasks ahead in the queue. Each takes one step.
     pub ahead: u16,
-    /// Steps of progress between the start of processing and the end.
+    /// Progress steps between start and end.
     pub steps: u16,
     pub ending: FinalOutcome,
     pub cancelling: CancelBehavior,
     pub schedule: Schedule,
-    pub seal: SignatureMode,
+    pub signature: SignatureMode,
 }
 
-/// How a submit is received.
+/// Response to a submit.
 #[derive(Clone, Debug)]
 pub(super) enum SubmitBehavior {
     Accept,
-    Refuse(Refusal),
-    /// Refuses the first so many submits of a job, then lets it in.
-    RefuseFirst(u32, Refusal),
-    /// Lets the job in and says nothing.
+    Reject(ApiError),
+    /// Rejects the first submits of a job, then accepts it.
+    RejectFirst(u32, ApiError),
+    /// Accepts the job and closes the connection without a response.
     CloseUnanswered,
-    /// Lets the job in, delivers its first webhook, and only then answers.
+    /// Accepts the job and responds after the first webhook is delivered.
     AnswerAfterWebhook,
 }
 
-/// How a job that was let in ends.
+/// How an accepted job ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum FinalOutcome {
     Succeeds,
-    /// Succeeds; its webhook names no outputs.
+    /// Succeeds. The webhook has no outputs.
     SucceedsThin,
-    /// Succeeds, and the outputs are deleted at once.
+    /// Succeeds. The outputs are deleted immediately.
     SucceedsExpired,
     Fails(Failure),
     Never,
 }
 
-/// Why a job fails in the end.
+/// Reason for a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     Rendering,
     Safety,
 }
 
-/// What comes of a cancel that is agreed to.
+/// Effect of an accepted cancellation.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum CancelBehavior {
     /// The job ends with its next step.
     Honored,
-    Forgotten,
+    Ignored,
 }
 
 /// When the webhooks of a job are delivered.
@@ -66,12 +63,12 @@ pub(super) enum Schedule {
     InTime,
     Twice,
     Reversed,
-    /// Each one so many paces after its change.
+    /// Each one this many steps after its change.
     Late(u32),
     Lost,
 }
 
-/// What a webhook is signed with.
+/// Signature of a webhook.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SignatureMode {
     Signed,
@@ -80,7 +77,7 @@ pub(super) enum SignatureMode {
 }
 
 impl Scenario {
-    /// As it is played where the dialect has nothing to say to it.
+    /// Returns the plan for dialects without a special case.
     pub(super) fn plan(self) -> Plan {
         let plan = Plan {
             submit_behavior: SubmitBehavior::Accept,
@@ -89,7 +86,7 @@ impl Scenario {
             ending: FinalOutcome::Succeeds,
             cancelling: CancelBehavior::Honored,
             schedule: Schedule::InTime,
-            seal: SignatureMode::Signed,
+            signature: SignatureMode::Signed,
         };
         match self {
             Self::Normal => plan,
@@ -115,15 +112,15 @@ impl Scenario {
                 ..plan
             },
             Self::RateLimited => Plan {
-                submit_behavior: SubmitBehavior::RefuseFirst(2, Refusal::RateLimit),
+                submit_behavior: SubmitBehavior::RejectFirst(2, ApiError::RateLimit),
                 ..plan
             },
             Self::ConcurrencyLimited => Plan {
-                submit_behavior: SubmitBehavior::RefuseFirst(1, Refusal::Concurrency),
+                submit_behavior: SubmitBehavior::RejectFirst(1, ApiError::Concurrency),
                 ..plan
             },
             Self::ServerErrors => Plan {
-                submit_behavior: SubmitBehavior::RefuseFirst(2, Refusal::Server),
+                submit_behavior: SubmitBehavior::RejectFirst(2, ApiError::Server),
                 ..plan
             },
             Self::LostAnswer => Plan {
@@ -136,7 +133,7 @@ impl Scenario {
                 ..plan
             },
             Self::Safety => Plan {
-                submit_behavior: SubmitBehavior::Refuse(Refusal::Safety),
+                submit_behavior: SubmitBehavior::Reject(ApiError::Safety),
                 ..plan
             },
             Self::FailsAtEnd => Plan {
@@ -156,23 +153,23 @@ impl Scenario {
                 ..plan
             },
             Self::Quota => Plan {
-                submit_behavior: SubmitBehavior::Refuse(Refusal::Quota),
+                submit_behavior: SubmitBehavior::Reject(ApiError::Quota),
                 ..plan
             },
             Self::BadKey => Plan {
-                submit_behavior: SubmitBehavior::Refuse(Refusal::BadKey),
+                submit_behavior: SubmitBehavior::Reject(ApiError::BadKey),
                 ..plan
             },
             Self::Unsigned => Plan {
-                seal: SignatureMode::Unsigned,
+                signature: SignatureMode::Unsigned,
                 ..plan
             },
             Self::Forged => Plan {
-                seal: SignatureMode::Forged,
+                signature: SignatureMode::Forged,
                 ..plan
             },
             Self::CancelledLate => Plan {
-                cancelling: CancelBehavior::Forgotten,
+                cancelling: CancelBehavior::Ignored,
                 ..plan
             },
             Self::Silence => Plan {

@@ -1,6 +1,4 @@
-//! Signing: the keys of the account, and the two ways in which providers sign webhooks with them.
-//!
-//! Invariant: no key is ever printed.
+//! Signing keys of the account. They are never printed.
 
 use std::fmt;
 
@@ -11,29 +9,29 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rand::RngExt;
 use serde_json::{Value, json};
 
-/// The id of the one public key.
+/// `kid` of the public key.
 pub(super) const KEY_ID: &str = "key-1";
 
-/// A shared key that signs.
+/// A shared secret for HMAC signatures.
 #[derive(Clone)]
 pub(super) struct Secret {
     text: String,
     key: hmac::Key,
 }
 
-/// The secret is not `whsec_` and base64 after it.
+/// The secret is not `whsec_` followed by base64.
 #[derive(Debug, thiserror::Error)]
 #[error("webhook secret is not whsec_ followed by base64")]
 pub(super) struct BadSecret;
 
-/// No key pair could be made.
+/// Generating a key pair failed.
 #[derive(Debug, thiserror::Error)]
 #[error("no key pair can be made")]
 pub(super) struct NoKeyPair;
 
-/// What webhooks are signed with.
+/// Keys that sign webhooks.
 pub(super) struct SigningKeys {
-    /// Without one, webhooks that are signed by a shared secret go out unsigned.
+    /// If `None`, webhooks that use the shared secret are not signed.
     secret: Option<Secret>,
     pair: Ed25519KeyPair,
 }
@@ -59,7 +57,7 @@ impl Secret {
         }
     }
 
-    /// The value of `webhook-signature`: `v1,` and the base64 HMAC-SHA256 of `id.timestamp.body`.
+    /// Returns the value of `webhook-signature`: `v1,` and the base64 HMAC-SHA256 of `id.timestamp.body`.
     pub fn sign(&self, id: impl fmt::Display, timestamp: u64, body: &[u8]) -> String {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(format!("{id}.{timestamp}.").as_bytes());
@@ -69,23 +67,23 @@ impl Secret {
 }
 
 impl SigningKeys {
-    /// The account's own: the secret as it was set, and a new key pair.
+    /// Creates the keys of the account: the configured secret and a new key pair.
     pub fn new(secret: Option<Secret>) -> Result<Self, NoKeyPair> {
         let pair = Ed25519KeyPair::generate().map_err(|_| NoKeyPair)?;
         Ok(Self { secret, pair })
     }
 
-    /// Somebody else's.
+    /// Creates keys that receivers do not know, for forged signatures.
     pub fn forged() -> Result<Self, NoKeyPair> {
         Self::new(Some(Secret::random()))
     }
 
-    /// The shared secret as it is written.
+    /// Returns the shared secret as configured.
     pub fn secret(&self) -> Option<&str> {
         self.secret.as_ref().map(|secret| secret.text.as_str())
     }
 
-    /// The headers of Standard Webhooks; none without a secret.
+    /// Returns the headers of Standard Webhooks. Empty without a secret.
     pub fn standard(&self, id: &str, at: u64, body: &[u8]) -> Vec<(&'static str, String)> {
         let Some(secret) = &self.secret else {
             return Vec::new();
@@ -97,12 +95,12 @@ impl SigningKeys {
         ]
     }
 
-    /// The Ed25519 signature of these bytes.
+    /// Returns the Ed25519 signature of `bytes`.
     pub fn ed25519(&self, bytes: &[u8]) -> Vec<u8> {
         self.pair.sign(bytes).as_ref().to_vec()
     }
 
-    /// The public key as a JSON Web Key Set (RFC 8037).
+    /// Returns the public key as a JWKS (RFC 8037).
     pub fn jwks(&self) -> Value {
         let x = URL_SAFE_NO_PAD.encode(self.pair.public_key());
         json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "use": "sig", "kid": KEY_ID, "x": x}]})

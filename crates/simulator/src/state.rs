@@ -1,8 +1,7 @@
-//! The ledger: all tasks and all counts, and a bell that rings at every change.
+//! All tasks and counts, with a notification for every change.
 //!
-//! Invariant: one lock, never held across an await; whoever waits for the bell and then reads sees the change
-//! that rang it. The ledger keeps the newest 100,000 tasks and the submits of the newest 100,000 jobs; older ones are
-//! forgotten, as the real provider forgets after thirty days.
+//! One lock guards the state and is never held across an await. The newest 100,000 tasks and the submits of the newest
+//! 100,000 jobs are kept.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,64 +15,64 @@ use super::task::{NewTask, Task};
 
 const MAX_TASKS: usize = 100_000;
 
-/// Cheap to clone; all clones are one ledger.
+/// Shared state. Clones refer to the same state.
 #[derive(Clone)]
 pub(super) struct SimulatorState(Arc<Shared>);
 
 struct Shared {
-    book: Mutex<StateInner>,
-    bell: watch::Sender<u64>,
+    inner: Mutex<StateInner>,
+    changed: watch::Sender<u64>,
 }
 
 struct StateInner {
     counts: BTreeMap<&'static str, Counts>,
-    /// By number; numbers rise, so this is the order of creation too.
+    /// By number, which is the order of creation.
     tasks: BTreeMap<u64, Entry>,
     numbers: HashMap<String, u64>,
     submits: HashMap<Handle, Submits>,
     submits_order: VecDeque<Handle>,
     /// Dialects whose account is out of credit.
-    spent: BTreeSet<&'static str>,
+    without_credit: BTreeSet<&'static str>,
     next_number: u64,
 }
 
-/// A dialect, and what makes two submits in it the same job.
+/// A dialect and the identity of a job in it.
 type Handle = (&'static str, String);
 
 struct Entry {
     task: Task,
     callbacks_sent: u64,
     callbacks_acknowledged: u64,
-    at_rest: bool,
+    settled: bool,
 }
 
 impl SimulatorState {
     pub fn new() -> Self {
-        // Eighteen digits from a random start, so that ids of two runs do not meet in one hub's store.
+        // Eighteen digits from a random start, so that two runs do not produce the same ids.
         let next_number =
             rand::rng().random_range(800_000_000_000_000_000..900_000_000_000_000_000);
-        let book = StateInner {
+        let inner = StateInner {
             counts: BTreeMap::new(),
             tasks: BTreeMap::new(),
             numbers: HashMap::new(),
             submits: HashMap::new(),
             submits_order: VecDeque::new(),
-            spent: BTreeSet::new(),
+            without_credit: BTreeSet::new(),
             next_number,
         };
         Self(Arc::new(Shared {
-            book: Mutex::new(book),
-            bell: watch::Sender::new(0),
+            inner: Mutex::new(inner),
+            changed: watch::Sender::new(0),
         }))
     }
 
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.0.bell.subscribe()
+        self.0.changed.subscribe()
     }
 
-    /// Counts a request, whatever becomes of it.
+    /// Counts a request.
     pub fn count(&self, dialect: &'static str, call: &Call) {
-        self.tally(dialect, |counts| match call {
+        self.add(dialect, |counts| match call {
             Call::Submit => counts.submits_received += 1,
             Call::Query(names) => {
                 counts.queries_received += 1;
@@ -88,75 +87,76 @@ impl SimulatorState {
         });
     }
 
-    /// Counts a clip that was fetched at its own address.
+    /// Counts a clip download.
     pub fn count_clip(&self, dialect: &'static str) {
-        self.tally(dialect, |counts| counts.downloads += 1);
+        self.add(dialect, |counts| counts.downloads += 1);
     }
 
     pub fn challenge_sent(&self, dialect: &'static str) {
-        self.tally(dialect, |counts| counts.challenges_sent += 1);
+        self.add(dialect, |counts| counts.challenges_sent += 1);
     }
 
-    pub fn challenge_met(&self, dialect: &'static str) {
-        self.tally(dialect, |counts| counts.challenges_met += 1);
+    pub fn challenge_passed(&self, dialect: &'static str) {
+        self.add(dialect, |counts| counts.challenges_passed += 1);
     }
 
-    /// Notes a well-formed submit and tells how many of the same job came before it.
-    pub fn note_submit(&self, dialect: &'static str, handle: &str) -> u32 {
-        self.write(|book| {
-            let submits = book.submits_of((dialect, handle.to_owned()));
+    /// Records a well-formed submit and returns the number of earlier submits of the same job.
+    pub fn record_submit(&self, dialect: &'static str, handle: &str) -> u32 {
+        self.write(|inner| {
+            let submits = inner.submits_of((dialect, handle.to_owned()));
             let before = submits.received;
             submits.received += 1;
             before
         })
     }
 
-    /// Notes a refusal for want of credit: the account says so too, until a task is taken again.
-    pub fn credit_spent(&self, dialect: &'static str) {
-        self.write(|book| book.spent.insert(dialect));
+    /// Marks the account as out of credit until a task is accepted.
+    pub fn exhaust_credit(&self, dialect: &'static str) {
+        self.write(|inner| inner.without_credit.insert(dialect));
     }
 
     pub fn has_credit(&self, dialect: &'static str) -> bool {
-        !self.read().spent.contains(dialect)
+        !self.read().without_credit.contains(dialect)
     }
 
-    /// Creates a task and names it, unless its external id is taken: that is unique per account.
-    pub fn open(&self, seed: NewTask, name: impl FnOnce(u64) -> String) -> Option<Task> {
-        self.write(|book| {
-            let number = book.next_number;
-            let submits = book.submits_of((seed.dialect, seed.handle.clone()));
-            if seed.external_id.is_some() && submits.task.is_some() {
+    /// Creates a task. Returns `None` if its external id is in use.
+    pub fn open(&self, request: NewTask, name: impl FnOnce(u64) -> String) -> Option<Task> {
+        self.write(|inner| {
+            let number = inner.next_number;
+            let submits = inner.submits_of((request.dialect, request.handle.clone()));
+            if request.external_id.is_some() && submits.task.is_some() {
                 return None;
             }
             let id = name(number);
             submits.accepted += 1;
             submits.task = Some(id.clone());
-            book.spent.remove(seed.dialect);
-            // What a task makes has the number after it.
-            book.next_number = number + 2;
-            book.counts
-                .entry(seed.dialect)
+            inner.without_credit.remove(request.dialect);
+            // The output of a task has the next number.
+            inner.next_number = number + 2;
+            inner
+                .counts
+                .entry(request.dialect)
                 .or_default()
                 .submits_accepted += 1;
-            let task = Task::new(number, id.clone(), seed);
+            let task = Task::new(number, id.clone(), request);
             let entry = Entry {
                 task: task.clone(),
                 callbacks_sent: 0,
                 callbacks_acknowledged: 0,
-                at_rest: false,
+                settled: false,
             };
-            book.tasks.insert(number, entry);
-            book.numbers.insert(id, number);
-            if book.tasks.len() > MAX_TASKS
-                && let Some((_, oldest)) = book.tasks.pop_first()
+            inner.tasks.insert(number, entry);
+            inner.numbers.insert(id, number);
+            if inner.tasks.len() > MAX_TASKS
+                && let Some((_, oldest)) = inner.tasks.pop_first()
             {
-                book.numbers.remove(&oldest.task.id);
+                inner.numbers.remove(&oldest.task.id);
             }
             Some(task)
         })
     }
 
-    /// Changes a task and returns it as it now is; `None` when it is forgotten.
+    /// Changes a task and returns its new state, or `None` if it has been evicted.
     pub fn change(&self, number: u64, change: impl FnOnce(&mut Task)) -> Option<Task> {
         self.update(number, |entry| {
             change(&mut entry.task);
@@ -164,7 +164,7 @@ impl SimulatorState {
         })
     }
 
-    /// Takes note of a request to cancel; where `delete` says so, one for a task that has ended deletes it.
+    /// Records a cancel request. If `delete` is set, cancelling a finished task deletes it.
     pub fn cancel(&self, dialect: &'static str, id: &str, delete: bool) -> Cancelled {
         let Some(task) = self.find(dialect, &Name::Task(id.to_owned())) else {
             return Cancelled::Unknown;
@@ -183,92 +183,94 @@ impl SimulatorState {
 
     pub fn callback_sent(&self, dialect: &'static str, number: u64) {
         self.update(number, |entry| entry.callbacks_sent += 1);
-        self.tally(dialect, |counts| counts.callbacks_sent += 1);
+        self.add(dialect, |counts| counts.callbacks_sent += 1);
     }
 
     pub fn callback_acknowledged(&self, dialect: &'static str, number: u64) {
         self.update(number, |entry| entry.callbacks_acknowledged += 1);
-        self.tally(dialect, |counts| counts.callbacks_acknowledged += 1);
+        self.add(dialect, |counts| counts.callbacks_acknowledged += 1);
     }
 
-    /// Nothing more will happen to this task.
-    pub fn rest(&self, number: u64) {
-        self.update(number, |entry| entry.at_rest = true);
+    /// Marks a task as settled: no step and no webhook is left.
+    pub fn settle(&self, number: u64) {
+        self.update(number, |entry| entry.settled = true);
     }
 
-    /// A task as the provider knows it who speaks this dialect.
+    /// Returns a task of this dialect that is not deleted.
     pub fn find(&self, dialect: &'static str, name: &Name) -> Option<Task> {
-        let book = self.read();
+        let inner = self.read();
         let id = match name {
             Name::Task(id) => id,
             Name::External(id) => {
-                let submits = book.submits.get(&(dialect, id.clone()))?;
+                let submits = inner.submits.get(&(dialect, id.clone()))?;
                 submits.task.as_ref()?
             }
         };
-        let task = &book.tasks.get(book.numbers.get(id)?)?.task;
-        (task.seed.dialect == dialect && !task.deleted).then(|| task.clone())
+        let task = &inner.tasks.get(inner.numbers.get(id)?)?.task;
+        (task.request.dialect == dialect && !task.deleted).then(|| task.clone())
     }
 
-    /// The tasks of a list, and one more than it may have, where there is one.
+    /// Returns the tasks of a list, and one more if there is a next page.
     pub fn list(&self, dialect: &'static str, listing: &Listing) -> Vec<Task> {
-        let book = self.read();
-        let older = book.tasks.range(..listing.cursor).rev();
+        let inner = self.read();
+        let older = inner.tasks.range(..listing.cursor).rev();
         let older = older.map(|(_, entry)| &entry.task);
         older
-            .filter(|task| task.seed.dialect == dialect && !task.deleted && listing.wants(task))
+            .filter(|task| task.request.dialect == dialect && !task.deleted && listing.wants(task))
             .take(listing.limit + 1)
             .cloned()
             .collect()
     }
 
-    /// What was counted in one dialect.
+    /// Returns the counts of one dialect.
     pub fn counts_of(&self, dialect: &str) -> Counts {
         self.read().counts.get(dialect).copied().unwrap_or_default()
     }
 
-    /// What was counted in all of them.
+    /// Returns the counts of all dialects.
     pub fn counts(&self) -> Counts {
-        let book = self.read();
-        book.counts
+        let inner = self.read();
+        inner
+            .counts
             .values()
             .copied()
             .fold(Counts::default(), Counts::plus)
     }
 
-    pub fn facts(&self, id: &str) -> Option<TaskSnapshot> {
-        let book = self.read();
-        book.tasks.get(book.numbers.get(id)?).map(Entry::facts)
+    pub fn snapshot(&self, id: &str) -> Option<TaskSnapshot> {
+        let inner = self.read();
+        inner.tasks.get(inner.numbers.get(id)?).map(Entry::snapshot)
     }
 
-    pub fn all_facts(&self) -> Vec<TaskSnapshot> {
-        self.read().tasks.values().map(Entry::facts).collect()
+    pub fn snapshots(&self) -> Vec<TaskSnapshot> {
+        self.read().tasks.values().map(Entry::snapshot).collect()
     }
 
-    /// The submits of a job, in whichever dialect.
+    /// Returns the submits of a job in any dialect.
     pub fn submits(&self, handle: &str) -> Submits {
-        let book = self.read();
-        let mut dialects = book.counts.keys();
-        let submits = dialects.find_map(|dialect| book.submits.get(&(*dialect, handle.to_owned())));
+        let inner = self.read();
+        let mut dialects = inner.counts.keys();
+        let submits =
+            dialects.find_map(|dialect| inner.submits.get(&(*dialect, handle.to_owned())));
         submits.cloned().unwrap_or_default()
     }
 
-    fn tally(&self, dialect: &'static str, count: impl FnOnce(&mut Counts)) {
-        self.write(|book| count(book.counts.entry(dialect).or_default()));
+    fn add(&self, dialect: &'static str, count: impl FnOnce(&mut Counts)) {
+        self.write(|inner| count(inner.counts.entry(dialect).or_default()));
     }
 
     fn update<T>(&self, number: u64, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
-        self.write(|book| book.tasks.get_mut(&number).map(change))
+        self.write(|inner| inner.tasks.get_mut(&number).map(change))
     }
 
     fn write<T>(&self, change: impl FnOnce(&mut StateInner) -> T) -> T {
         let result = change(&mut self.read());
-        self.0.bell.send_modify(|rung| *rung += 1);
+        self.0.changed.send_modify(|rung| *rung += 1);
         result
     }
 
     fn read(&self) -> MutexGuard<'_, StateInner> {
-        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -287,21 +289,21 @@ impl StateInner {
 }
 
 impl Entry {
-    fn facts(&self) -> TaskSnapshot {
+    fn snapshot(&self) -> TaskSnapshot {
         let task = &self.task;
         TaskSnapshot {
             id: task.id.clone(),
-            dialect: task.seed.dialect,
-            handle: task.seed.handle.clone(),
-            external_id: task.seed.external_id.clone(),
-            product: task.seed.product,
-            model: task.seed.model.clone(),
-            scenario: task.seed.scenario,
+            dialect: task.request.dialect,
+            handle: task.request.handle.clone(),
+            external_id: task.request.external_id.clone(),
+            product: task.request.product,
+            model: task.request.model.clone(),
+            scenario: task.request.scenario,
             status: task.status,
             progress: task.progress(),
             callbacks_sent: self.callbacks_sent,
             callbacks_acknowledged: self.callbacks_acknowledged,
-            is_settled: self.at_rest,
+            is_settled: self.settled,
         }
     }
 }

@@ -1,51 +1,50 @@
-//! An order: what matters of a submit that has passed, in no dialect.
+//! A parsed submit, independent of a dialect.
 //!
-//! Invariant: an `Order` exists only for a body that has passed. Two keys are the simulator's own and mean the
-//! same in every dialect, at the top of the body or in its `input`: `scenario` and `steps`.
+//! The keys `scenario` and `steps`, at the top of the body or in its `input`, mean the same in every dialect.
 
 use aws_lc_rs::digest;
 use reqwest::Url;
 use serde_json::Value;
 
-use super::refusal::Refusal;
+use super::api_error::ApiError;
 use super::scenario::Scenario;
 use super::task::Product;
 
-/// The most steps of progress that a submit may ask for.
+/// Maximum number of progress steps.
 const MAX_STEPS: u64 = 10_000;
 
-/// What matters of a submit.
+/// A valid submit.
 pub(super) struct SubmitRequest {
     pub product: Product,
     pub model: String,
-    /// The caller's own id, where the provider has such a thing: unique per account.
+    /// External id, chosen by the client. Unique per account.
     pub external_id: Option<String>,
     pub callback: Option<Url>,
-    /// How to treat the job; the simulator's default where none is named.
+    /// Scenario of the job. `None` selects the default.
     pub scenario: Option<Scenario>,
-    /// Steps of progress, in place of the scenario's.
+    /// Number of progress steps, instead of that of the scenario.
     pub steps: Option<u16>,
-    /// What the dialect needs again when it tells of the task.
+    /// Data that the dialect needs for later responses.
     pub notes: Value,
 }
 
 impl SubmitRequest {
-    /// With the simulator's own wishes read from the body.
-    pub fn new(model: &str, body: &Value) -> Result<Self, Refusal> {
-        let wish = |key: &str| {
+    /// Creates a submit with the simulator's keys from the body.
+    pub fn new(model: &str, body: &Value) -> Result<Self, ApiError> {
+        let option = |key: &str| {
             let inner = body.get("input").and_then(|input| input.get(key));
             body.get(key).or(inner)
         };
-        let scenario = wish("scenario").map(|name| {
+        let scenario = option("scenario").map(|name| {
             let name = name.as_str().unwrap_or_default();
             name.parse()
-                .map_err(|unknown| Refusal::Invalid(format!("{unknown}")))
+                .map_err(|unknown| ApiError::Invalid(format!("{unknown}")))
         });
-        let steps = wish("steps").map(|steps| {
+        let steps = option("steps").map(|steps| {
             let steps = steps.as_u64().filter(|steps| *steps <= MAX_STEPS);
             let steps = steps.and_then(|steps| u16::try_from(steps).ok());
             steps.ok_or_else(|| {
-                Refusal::Invalid(format!("steps is not a whole number up to {MAX_STEPS}"))
+                ApiError::Invalid(format!("steps must be an integer of at most {MAX_STEPS}"))
             })
         });
         Ok(Self {
@@ -59,7 +58,7 @@ impl SubmitRequest {
         })
     }
 
-    /// What makes two submits the same job: the caller's own id, else the address to call back, else the body.
+    /// Returns the identity of the job: the external id, otherwise the webhook URL, otherwise a digest of the body.
     pub fn handle(&self, body: &[u8]) -> String {
         let callback = self.callback.as_ref().map(Url::to_string);
         let digest = || format!("{:?}", digest::digest(&digest::SHA256, body));
@@ -68,26 +67,26 @@ impl SubmitRequest {
     }
 }
 
-/// A body that is a JSON object.
-pub(super) fn object(body: &[u8]) -> Result<Value, Refusal> {
+/// Parses a body that must be a JSON object.
+pub(super) fn object(body: &[u8]) -> Result<Value, ApiError> {
     let body: Value =
-        serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        serde_json::from_slice(body).map_err(|error| ApiError::Malformed(error.to_string()))?;
     body.is_object()
         .then_some(body)
-        .ok_or_else(|| Refusal::Malformed("the body is not an object".to_owned()))
+        .ok_or_else(|| ApiError::Malformed("the body is not an object".to_owned()))
 }
 
-/// A text of the body that must be there.
-pub(super) fn text<'a>(body: &'a Value, key: &str) -> Result<&'a str, Refusal> {
+/// Returns a required text of the body.
+pub(super) fn text<'a>(body: &'a Value, key: &str) -> Result<&'a str, ApiError> {
     let text = body.get(key).and_then(Value::as_str).unwrap_or_default();
     if text.trim().is_empty() {
-        return Err(Refusal::Invalid(format!("{key} is required")));
+        return Err(ApiError::Invalid(format!("{key} is required")));
     }
     Ok(text)
 }
 
-/// An address to call back, where one is given.
-pub(super) fn callback(url: Option<&str>) -> Result<Option<Url>, Refusal> {
+/// Parses an optional webhook URL.
+pub(super) fn callback(url: Option<&str>) -> Result<Option<Url>, ApiError> {
     let Some(url) = url.filter(|url| !url.is_empty()) else {
         return Ok(None);
     };
@@ -95,5 +94,5 @@ pub(super) fn callback(url: Option<&str>) -> Result<Option<Url>, Refusal> {
     let parsed = parsed.filter(|url| matches!(url.scheme(), "http" | "https"));
     parsed
         .map(Some)
-        .ok_or_else(|| Refusal::Invalid("the callback is not an http address".to_owned()))
+        .ok_or_else(|| ApiError::Invalid("the callback is not an http address".to_owned()))
 }

@@ -1,7 +1,6 @@
-//! A task: what the provider knows of one job, in no dialect.
+//! A task of the provider, independent of a dialect.
 //!
-//! Invariant: a task's times never go back and each change has a later `updated_ms` than the one before, even
-//! within a millisecond. A task that has ended changes no more.
+//! Times never decrease, and each change has a later `updated_ms` than the one before. A finished task never changes.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,34 +10,34 @@ use serde_json::Value;
 use super::plan::{Failure, FinalOutcome};
 use super::scenario::Scenario;
 
-/// What was asked for.
+/// Kind of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Product {
-    /// A clip from words alone.
+    /// A clip from a prompt.
     TextToVideo,
-    /// A clip from words and at least one frame.
+    /// A clip from a prompt and at least one frame.
     ImageToVideo,
 }
 
-/// Where a task is. Each dialect has words of its own for these.
+/// Status of a task. Each dialect maps it to its own values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Taken, not yet started.
+    /// Accepted, not started.
     Submitted,
-    /// Being made.
+    /// Rendering.
     Processing,
-    /// Ended with outputs, for as long as they are kept.
+    /// Ended with outputs.
     Succeeded,
-    /// Ended without.
+    /// Ended without outputs.
     Failed,
-    /// Ended because that was asked for.
+    /// Ended by a cancellation.
     Cancelled,
 }
 
 impl Status {
-    /// Whether the task has ended.
+    /// Returns whether the task has ended.
     pub const fn is_final(self) -> bool {
         match self {
             Self::Submitted | Self::Processing => false,
@@ -47,34 +46,34 @@ impl Status {
     }
 }
 
-/// The truth about one task.
+/// True state of a task.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
-    /// Rises from task to task.
+    /// Increases from task to task.
     pub number: u64,
-    /// As the provider names it.
+    /// The provider's id.
     pub id: String,
-    pub seed: NewTask,
+    pub request: NewTask,
     pub status: Status,
-    /// Tasks that wait in the queue before this one.
+    /// Tasks ahead in the queue.
     pub ahead: u16,
-    /// Steps of progress done, of [`Seed::steps`] and one.
+    /// Completed steps, of [`NewTask::steps`] + 1.
     pub step: u16,
     pub created_ms: u64,
     pub started_ms: Option<u64>,
     pub updated_ms: u64,
     pub failure: Option<Failure>,
-    /// Somebody asked to cancel it.
+    /// A cancellation was requested.
     pub cancel_requested: bool,
-    /// Asked to be forgotten: nobody finds it any more.
+    /// Deleted by the client. No request finds it.
     pub deleted: bool,
-    /// The webhook of the end names no outputs.
+    /// The final webhook has no outputs.
     pub omits_outputs: bool,
-    /// There are outputs to be had.
-    pub kept: bool,
+    /// Outputs exist.
+    pub has_outputs: bool,
 }
 
-/// What is asked of a new task.
+/// Properties of a new task.
 #[derive(Clone, Debug)]
 pub(super) struct NewTask {
     pub dialect: &'static str,
@@ -85,20 +84,20 @@ pub(super) struct NewTask {
     pub scenario: Scenario,
     pub ahead: u16,
     pub steps: u16,
-    /// The address of the dialect, as whoever submitted the task reaches it.
+    /// Base URL of the dialect as the client reaches it.
     pub origin: String,
-    /// What the dialect wants to remember.
+    /// Data that the dialect needs for later responses.
     pub notes: Value,
 }
 
 impl Task {
-    pub fn new(number: u64, id: String, seed: NewTask) -> Self {
+    pub fn new(number: u64, id: String, request: NewTask) -> Self {
         let now = now_ms();
         Self {
             number,
             id,
             status: Status::Submitted,
-            ahead: seed.ahead,
+            ahead: request.ahead,
             step: 0,
             created_ms: now,
             started_ms: None,
@@ -107,12 +106,12 @@ impl Task {
             cancel_requested: false,
             deleted: false,
             omits_outputs: false,
-            kept: false,
-            seed,
+            has_outputs: false,
+            request,
         }
     }
 
-    /// One task fewer waits before this one.
+    /// Moves the task ahead by one in the queue.
     pub fn advance(&mut self) {
         self.ahead = self.ahead.saturating_sub(1);
         self.touch();
@@ -128,8 +127,8 @@ impl Task {
     pub fn end(&mut self, ending: FinalOutcome) {
         match ending {
             FinalOutcome::Never => return,
-            FinalOutcome::Succeeds => self.kept = true,
-            FinalOutcome::SucceedsThin => (self.kept, self.omits_outputs) = (true, true),
+            FinalOutcome::Succeeds => self.has_outputs = true,
+            FinalOutcome::SucceedsThin => (self.has_outputs, self.omits_outputs) = (true, true),
             FinalOutcome::SucceedsExpired => self.omits_outputs = true,
             FinalOutcome::Fails(failure) => self.failure = Some(failure),
         }
@@ -149,26 +148,26 @@ impl Task {
         self.updated_ms = now_ms().max(self.updated_ms + 1);
     }
 
-    /// Percent, while it is being made.
+    /// Returns the percentage while processing.
     pub fn progress(&self) -> Option<u8> {
-        let percent = u32::from(self.step) * 100 / (u32::from(self.seed.steps) + 1);
-        // Below a hundred, because a step is below the number of steps.
+        let percent = u32::from(self.step) * 100 / (u32::from(self.request.steps) + 1);
+        // Less than 100, because a step is less than the number of steps.
         (self.status == Status::Processing).then(|| u8::try_from(percent).unwrap_or(100))
     }
 
-    /// When it ended.
+    /// Returns the time at which the task ended.
     pub fn ended_ms(&self) -> Option<u64> {
         self.status.is_final().then_some(self.updated_ms)
     }
 
-    /// Where the clip lies that the task has made.
+    /// Returns the URL of the clip.
     pub fn clip(&self) -> String {
-        format!("{}/clips/{}.mp4", self.seed.origin, self.number + 1)
+        format!("{}/clips/{}.mp4", self.request.origin, self.number + 1)
     }
 
-    /// What the task wrote while it was being made: a line for each step, as a progress bar prints them.
+    /// Returns the log of the task: a progress bar line for each step.
     pub fn log(&self) -> Vec<String> {
-        let of = self.seed.steps + 1;
+        let of = self.request.steps + 1;
         let last = match self.status {
             Status::Submitted => return Vec::new(),
             Status::Processing | Status::Failed | Status::Cancelled => self.step,

@@ -1,7 +1,7 @@
-//! Webhooks: how a message is delivered.
+//! Delivery of webhooks.
 //!
-//! Invariant: a message keeps its id and its body over all attempts, and each attempt has its own time and
-//! signature. No redirect is followed, and neither secret nor address is logged.
+//! A message keeps its id and body across attempts. Each attempt has its own timestamp and signature. Redirects are not
+//! followed. Secrets and URLs are not logged.
 
 use std::io;
 use std::sync::Arc;
@@ -18,50 +18,50 @@ use super::signing::SigningKeys;
 use super::state::SimulatorState;
 use super::task::now_ms;
 
-/// Attempts for one message; the waits between them double, from one pace.
+/// Attempts per message. The delay between them doubles, starting at one step.
 const ATTEMPTS: u32 = 5;
-/// How long a receiver may take to answer: the lower end of what Standard Webhooks recommends.
+/// Timeout of an attempt: the lower end of the range that Standard Webhooks recommends.
 const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What is sent: a body under an id.
+/// A webhook: a body with an id.
 pub(super) struct Message {
-    /// Digits.
+    /// Numeric id.
     pub id: String,
-    /// The provider's id of the task that it tells of.
+    /// The provider's id of the task.
     pub task: String,
     pub body: Vec<u8>,
 }
 
-/// Where the messages of one task go, and signed with what.
+/// Destination and signature of the webhooks of a task.
 pub(super) struct Recipient {
-    /// The task's number.
+    /// Number of the task.
     pub task: u64,
     pub dialect: &'static dyn Dialect,
     pub url: Url,
-    pub seal: SignatureMode,
+    pub signature: SignatureMode,
 }
 
-/// What became of a message.
+/// Result of delivering a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
     Acknowledged,
-    GivenUp,
-    /// The recipient is gone (410) and wants no more.
-    Unwanted,
+    Failed,
+    /// The receiver answered 410 and is sent nothing more.
+    Gone,
 }
 
-/// Delivers messages, one attempt after the other. Cheap to clone.
+/// Delivers messages. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct WebhookSender {
     client: Client,
     keys: Arc<SigningKeys>,
     wrong_keys: Arc<SigningKeys>,
     pace: Duration,
-    ledger: SimulatorState,
+    state: SimulatorState,
 }
 
 impl WebhookSender {
-    pub fn new(keys: Arc<SigningKeys>, pace: Duration, ledger: SimulatorState) -> io::Result<Self> {
+    pub fn new(keys: Arc<SigningKeys>, pace: Duration, state: SimulatorState) -> io::Result<Self> {
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -73,29 +73,28 @@ impl WebhookSender {
             keys,
             wrong_keys: Arc::new(SigningKeys::forged().map_err(io::Error::other)?),
             pace,
-            ledger,
+            state,
         })
     }
 
-    /// Tries until a 2xx, a 410 or the end of patience. Anything else, a 3xx too, is tried again.
+    /// Sends a message until a 2xx, a 410 or the last attempt. Any other status, including 3xx, is retried.
     pub async fn deliver(&self, message: &Message, to: &Recipient) -> Delivery {
         let mut wait = self.pace;
         for attempt in 1..=ATTEMPTS {
-            self.ledger.callback_sent(to.dialect.name(), to.task);
+            self.state.callback_sent(to.dialect.name(), to.task);
             match self.attempt(message, to).await {
                 Ok(status) if status.is_success() => {
-                    self.ledger
-                        .callback_acknowledged(to.dialect.name(), to.task);
+                    self.state.callback_acknowledged(to.dialect.name(), to.task);
                     return Delivery::Acknowledged;
                 }
-                Ok(StatusCode::GONE) => return Delivery::Unwanted,
+                Ok(StatusCode::GONE) => return Delivery::Gone,
                 Ok(status) => {
                     let status = status.as_u16();
                     tracing::debug!(
                         task.id = to.task,
                         webhook.attempt = attempt,
                         http.status = status,
-                        "webhook refused"
+                        "webhook rejected"
                     );
                 }
                 Err(error) => {
@@ -108,7 +107,7 @@ impl WebhookSender {
                 wait *= 2;
             }
         }
-        Delivery::GivenUp
+        Delivery::Failed
     }
 
     async fn attempt(
@@ -117,35 +116,35 @@ impl WebhookSender {
         to: &Recipient,
     ) -> Result<StatusCode, reqwest::Error> {
         let mut request = self.post(to, message.body.clone());
-        let keys = match to.seal {
+        let keys = match to.signature {
             SignatureMode::Signed => Some(&self.keys),
             SignatureMode::Unsigned => None,
             SignatureMode::Forged => Some(&self.wrong_keys),
         };
         if let Some(keys) = keys {
-            for (name, value) in to.dialect.seal(keys, message, now_ms() / 1000) {
+            for (name, value) in to.dialect.sign(keys, message, now_ms() / 1000) {
                 request = request.header(name, value);
             }
         }
         Ok(request.send().await?.status())
     }
 
-    /// Whether the receiver has passed the dialect's test, which is made once.
+    /// Sends the challenge of the dialect and returns whether the receiver echoed it.
     pub async fn challenge_receiver(&self, to: &Recipient) -> bool {
         let word = Uuid::now_v7().to_string();
         let Some(challenge) = to.dialect.challenge(&word) else {
             return true;
         };
-        self.ledger.challenge_sent(to.dialect.name());
+        self.state.challenge_sent(to.dialect.name());
         let body = challenge.body.to_string().into_bytes();
-        let answer = async {
-            let response = self.post(to, body).timeout(challenge.patience).send();
+        let response = async {
+            let response = self.post(to, body).timeout(challenge.timeout).send();
             let response = response.await?.error_for_status()?;
             response.json::<Value>().await
         };
-        match answer.await {
-            Ok(answer) if answer == challenge.body => {
-                self.ledger.challenge_met(to.dialect.name());
+        match response.await {
+            Ok(response) if response == challenge.body => {
+                self.state.challenge_passed(to.dialect.name());
                 true
             }
             Ok(_) => {

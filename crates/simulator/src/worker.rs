@@ -1,8 +1,7 @@
-//! Workers: they move each task through its plan, and tell the task's callback.
+//! Workers that advance each task through its plan and send its webhooks.
 //!
-//! Invariant: a task's truth moves by the pace alone, never held up by a slow or absent receiver; its messages
-//! are delivered one after the other. Each task has room for all the messages of its plan, so nothing waits and
-//! nothing is dropped.
+//! A task advances on schedule, independent of its receiver. Its webhooks are delivered one after the other. The queue
+//! of a task has capacity for all webhooks of its plan, so none is dropped.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -21,14 +20,14 @@ use super::state::SimulatorState;
 use super::task::Task;
 use super::webhook::{Delivery, Message, Recipient, WebhookSender};
 
-/// The most webhooks that tell of one change.
+/// Maximum number of webhooks per change.
 const MAX_WEBHOOKS_PER_CHANGE: usize = 2;
 
 /// Starts the work on tasks. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Workers {
-    pub ledger: SimulatorState,
-    pub postman: WebhookSender,
+    pub state: SimulatorState,
+    pub webhooks: WebhookSender,
     pub pace: Duration,
     pub runtime: Handle,
     pub running: TaskTracker,
@@ -37,22 +36,22 @@ pub(super) struct Workers {
 
 /// The work on one task.
 struct Work {
-    ledger: SimulatorState,
-    postman: WebhookSender,
+    state: SimulatorState,
+    webhooks: WebhookSender,
     pace: Duration,
     dialect: &'static dyn Dialect,
     task: u64,
     plan: Plan,
 }
 
-/// A message and the moment of the change that it tells.
-struct News {
+/// A message and the time of its change.
+struct PendingWebhook {
     at: Instant,
     message: Message,
 }
 
 impl Workers {
-    /// Starts the work on a task. The returned end is told, or dropped, when its first webhook is done with.
+    /// Starts the work on a task. The returned receiver resolves when the first webhook is done, or when there is none.
     pub fn start(
         &self,
         task: u64,
@@ -65,11 +64,11 @@ impl Workers {
             task,
             dialect,
             url,
-            seal: plan.seal,
+            signature: plan.signature,
         });
         let work = Work {
-            ledger: self.ledger.clone(),
-            postman: self.postman.clone(),
+            state: self.state.clone(),
+            webhooks: self.webhooks.clone(),
             pace: self.pace,
             dialect,
             task,
@@ -93,14 +92,14 @@ impl Work {
             self.render(outbox),
             self.notify(inbox, recipient, first_done)
         );
-        self.ledger.rest(self.task);
+        self.state.settle(self.task);
     }
 
-    async fn render(&self, outbox: mpsc::Sender<News>) {
+    async fn render(&self, outbox: mpsc::Sender<PendingWebhook>) {
         if matches!(self.plan.ending, FinalOutcome::Never) {
             return;
         }
-        // By the clock, so that what is late once does not make all that follows late.
+        // Based on the start time, so that a delay does not add up.
         let mut due = Instant::now();
         let mut pace = || {
             due += self.pace;
@@ -115,7 +114,7 @@ impl Work {
                 return;
             }
         }
-        // Where the submitter is kept waiting for the first webhook, there is no time in the queue.
+        // The submitter waits for the first webhook, so the queue is skipped.
         if !matches!(
             self.plan.submit_behavior,
             SubmitBehavior::AnswerAfterWebhook
@@ -131,18 +130,18 @@ impl Work {
         let _over = self.change(&outbox, |task| task.end(self.plan.ending));
     }
 
-    /// Makes a change and sends word of it, unless the task is to be cancelled instead: then that was the last.
+    /// Applies a change and queues its webhooks. If a cancellation was accepted, cancels the task instead and breaks.
     fn change(
         &self,
-        outbox: &mpsc::Sender<News>,
+        outbox: &mpsc::Sender<PendingWebhook>,
         change: impl FnOnce(&mut Task),
     ) -> ControlFlow<()> {
-        let task = self.ledger.change(self.task, |task| {
-            let heeded = match self.plan.cancelling {
+        let task = self.state.change(self.task, |task| {
+            let is_cancelled = match self.plan.cancelling {
                 CancelBehavior::Honored => task.cancel_requested,
-                CancelBehavior::Forgotten => false,
+                CancelBehavior::Ignored => false,
             };
-            if heeded {
+            if is_cancelled {
                 task.cancel();
             } else {
                 change(task);
@@ -151,16 +150,16 @@ impl Work {
         let Some(task) = task else {
             return ControlFlow::Break(());
         };
-        for body in self.dialect.news(&task) {
+        for body in self.dialect.webhooks(&task) {
             let id: u64 = rand::rng().random_range(1_000_000_000_000_000..10_000_000_000_000_000);
             let message = Message {
                 id: id.to_string(),
                 task: task.id.clone(),
                 body: body.to_string().into_bytes(),
             };
-            // A receiver that is gone wants no more news.
+            // The channel is closed if the receiver is gone.
             let at = Instant::now();
-            outbox.try_send(News { at, message }).ok();
+            outbox.try_send(PendingWebhook { at, message }).ok();
         }
         if task.status.is_final() {
             ControlFlow::Break(())
@@ -171,46 +170,46 @@ impl Work {
 
     async fn notify(
         &self,
-        mut inbox: mpsc::Receiver<News>,
+        mut inbox: mpsc::Receiver<PendingWebhook>,
         recipient: Option<Recipient>,
         first_done: oneshot::Sender<()>,
     ) {
         let Some(to) = recipient else { return };
         let is_lost = matches!(self.plan.schedule, Schedule::Lost);
-        if is_lost || !self.postman.challenge_receiver(&to).await {
+        if is_lost || !self.webhooks.challenge_receiver(&to).await {
             return;
         }
         let mut first_done = Some(first_done);
         let mut held_back = Vec::new();
-        while let Some(news) = inbox.recv().await {
+        while let Some(pending) = inbox.recv().await {
             let delivery = match self.plan.schedule {
                 Schedule::Lost => return,
-                Schedule::InTime => self.postman.deliver(&news.message, &to).await,
+                Schedule::InTime => self.webhooks.deliver(&pending.message, &to).await,
                 Schedule::Twice => {
-                    self.postman.deliver(&news.message, &to).await;
-                    self.postman.deliver(&news.message, &to).await
+                    self.webhooks.deliver(&pending.message, &to).await;
+                    self.webhooks.deliver(&pending.message, &to).await
                 }
                 Schedule::Late(paces) => {
-                    sleep_until(news.at + self.pace * paces).await;
-                    self.postman.deliver(&news.message, &to).await
+                    sleep_until(pending.at + self.pace * paces).await;
+                    self.webhooks.deliver(&pending.message, &to).await
                 }
                 Schedule::Reversed => {
-                    held_back.push(news.message);
-                    Delivery::GivenUp
+                    held_back.push(pending.message);
+                    Delivery::Failed
                 }
             };
             if let Some(first_done) = first_done.take() {
                 first_done.send(()).ok();
             }
             match delivery {
-                Delivery::Acknowledged | Delivery::GivenUp => {}
-                Delivery::Unwanted => return,
+                Delivery::Acknowledged | Delivery::Failed => {}
+                Delivery::Gone => return,
             }
         }
         for message in held_back.iter().rev() {
-            match self.postman.deliver(message, &to).await {
-                Delivery::Acknowledged | Delivery::GivenUp => {}
-                Delivery::Unwanted => return,
+            match self.webhooks.deliver(message, &to).await {
+                Delivery::Acknowledged | Delivery::Failed => {}
+                Delivery::Gone => return,
             }
         }
     }

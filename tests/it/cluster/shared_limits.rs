@@ -37,7 +37,7 @@ impl Provider {
         )
         .unwrap();
         let stop = CancellationToken::new();
-        let (url, witness) = (simulator.url(), simulator.witness());
+        let (url, witness) = (simulator.url(), simulator.inspector());
         tokio::spawn(simulator.run(stop.clone()));
         Self {
             url,

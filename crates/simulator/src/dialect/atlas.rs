@@ -1,17 +1,17 @@
 //! Atlas Cloud (atlascloud.ai/docs: webhooks, predictions, errors, public API).
 //!
-//! Invariant: every answer of the media interface has a `code` beside its HTTP status; a prediction that failed
-//! comes as HTTP 200 with code 200 all the same. There is one webhook, at the end, and no way to cancel.
+//! Every response has a `code` beside its HTTP status. A failed prediction is HTTP 200 with code 200. There is one
+//! webhook, at the end, and no way to cancel.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Dialect, one, present, rfc3339, uncancellable};
-use crate::call::{Answer, Call, Name, RequestHead};
+use super::{Dialect, rfc3339, single, uncancellable, without_nulls};
+use crate::api_error::ApiError;
+use crate::call::{ApiResponse, Call, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::{KEY_ID, SigningKeys};
 use crate::submit_request::{SubmitRequest, callback, object, text};
@@ -19,7 +19,7 @@ use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
 const EVENT: &str = "video.task.terminal";
-/// Content moderation.
+/// Code of content moderation.
 const MODERATION: u16 = 1039;
 
 pub(super) struct Atlas;
@@ -29,8 +29,8 @@ impl Dialect for Atlas {
         "atlas"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("POST", ["api", "v1", "model", "generateVideo"]) => Some(Call::Submit),
             ("GET", ["api", "v1", "model", "prediction", id]) => {
                 Some(Call::Query(vec![Name::Task((*id).to_owned())]))
@@ -41,7 +41,7 @@ impl Dialect for Atlas {
         }
     }
 
-    fn order(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         text(&body, "prompt")?;
         let model = text(&body, "model")?;
@@ -67,18 +67,18 @@ impl Dialect for Atlas {
         Uuid::now_v7().simple().to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
+    fn accepted(&self, task: &Task) -> ApiResponse {
         success(&prediction(task))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        Ok(success(&prediction(one(tasks)?)))
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+        Ok(success(&prediction(single(tasks)?)))
     }
 
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<ApiResponse, ApiError> {
         let usd = |value: &str| json!({"value": value, "currency": "usd"});
         let left = |value| usd(if has_credit { value } else { "0.000000" });
-        Ok(Answer::ok(json!({
+        Ok(ApiResponse::ok(json!({
             "object": "balance",
             "scope": "account",
             "account": {"id": "acc_1", "name": "simulated", "type": "personal"},
@@ -98,28 +98,28 @@ impl Dialect for Atlas {
         })))
     }
 
-    /// Without a `Retry-After` on any of them, as documented.
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let words = refusal.to_string();
-        let (status, words) = match refusal {
-            // A path that is wrong is unauthorized too.
-            Refusal::NoKey | Refusal::BadKey | Refusal::NoSuchMethod => {
+    /// No `Retry-After` on any error, as documented.
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let message = error.to_string();
+        let (status, message) = match error {
+            // A wrong path returns unauthorized too.
+            ApiError::NoKey | ApiError::BadKey | ApiError::NoSuchMethod => {
                 (401, "unauthorized".to_owned())
             }
-            Refusal::Quota => (402, words),
-            Refusal::RateLimit | Refusal::Concurrency => (429, words),
-            Refusal::Server => (500, words),
-            Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
-                (400, words)
+            ApiError::Quota => (402, message),
+            ApiError::RateLimit | ApiError::Concurrency => (429, message),
+            ApiError::Server => (500, message),
+            ApiError::Safety | ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
+                (400, message)
             }
-            Refusal::NoSuchModel | Refusal::NoSuchTask => (404, words),
+            ApiError::NoSuchModel | ApiError::NoSuchTask => (404, message),
         };
         let request_id = Uuid::now_v7().to_string();
-        let body = json!({"code": status, "msg": words, "request_id": request_id, "data": null});
-        Answer::new(status, body)
+        let body = json!({"code": status, "msg": message, "request_id": request_id, "data": null});
+        ApiResponse::new(status, body)
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         let status = match task.status {
             Status::Submitted | Status::Processing => return Vec::new(),
             Status::Succeeded => "OK",
@@ -130,24 +130,24 @@ impl Dialect for Atlas {
         } else {
             outputs(task)
         };
-        let payload = present(json!({
-            "model": task.seed.model,
+        let payload = without_nulls(json!({
+            "model": task.request.model,
             "status": word(task),
             "outputs": outputs,
             "error_code": task.failure.and_then(code),
         }));
-        vec![present(json!({
+        vec![without_nulls(json!({
             "session_id": task.id,
             "event_type": EVENT,
             "status": status,
             "created_at": task.updated_ms,
             "payload": payload,
-            "error": task.failure.map(words),
+            "error": task.failure.map(message),
         }))]
     }
 
-    /// Over the time, a dot and the body. The id in the header is not signed.
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    /// Signs timestamp, a dot and the body. The id in the header is not signed.
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         let signed = [format!("{at}.").as_bytes(), &message.body].concat();
         let signature = URL_SAFE_NO_PAD.encode(keys.ed25519(&signed));
         vec![
@@ -160,18 +160,21 @@ impl Dialect for Atlas {
     }
 }
 
-fn success(data: &Value) -> Answer {
-    Answer::ok(json!({"code": 200, "message": "success", "data": data}))
+fn success(data: &Value) -> ApiResponse {
+    ApiResponse::ok(json!({"code": 200, "message": "success", "data": data}))
 }
 
 fn prediction(task: &Task) -> Value {
-    let url = format!("{}/api/v1/model/prediction/{}", task.seed.origin, task.id);
-    present(json!({
+    let url = format!(
+        "{}/api/v1/model/prediction/{}",
+        task.request.origin, task.id
+    );
+    without_nulls(json!({
         "id": task.id,
-        "model": task.seed.model,
+        "model": task.request.model,
         "status": word(task),
         "outputs": outputs(task),
-        "error": task.failure.map(words),
+        "error": task.failure.map(message),
         "error_code": task.failure.and_then(code),
         "urls": {"get": url},
         "has_nsfw_contents": task.status.is_final().then(|| json!([false])),
@@ -189,14 +192,14 @@ fn word(task: &Task) -> &'static str {
 }
 
 fn outputs(task: &Task) -> Value {
-    if task.kept {
+    if task.has_outputs {
         json!([task.clip()])
     } else {
         json!([])
     }
 }
 
-fn words(failure: Failure) -> &'static str {
+fn message(failure: Failure) -> &'static str {
     match failure {
         Failure::Rendering => "internal rendering error",
         Failure::Safety => "content moderation rejected",

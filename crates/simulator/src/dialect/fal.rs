@@ -1,23 +1,23 @@
 //! fal's queue (fal.ai/docs: queue, webhooks, model errors, request errors).
 //!
-//! Invariant: a request lives under its app's root, `/{owner}/{alias}/requests/{id}`, and not under the model that
-//! was called, so only the addresses of the answer lead to it. What was made comes by a second call.
+//! A request is addressed under the root of its app, `/{owner}/{alias}/requests/{id}`, not under the model that was
+//! called, so only the URLs of the response lead to it. The result needs a second request.
 
 use aws_lc_rs::digest;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Dialect, one, present, queueing, rfc3339};
-use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
+use super::{Dialect, queueing, rfc3339, single, without_nulls};
+use crate::api_error::ApiError;
+use crate::call::{ApiResponse, Call, Cancelled, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::{SubmitRequest, callback, object, text};
 use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
-/// To whom all webhooks are addressed.
+/// User id in all webhooks.
 const USER: &str = "user_simulated";
 
 pub(super) struct Fal;
@@ -31,8 +31,8 @@ impl Dialect for Fal {
         "Key "
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("GET", [".well-known", "jwks.json"]) => Some(Call::Keys),
             ("GET", [_, _, "requests", id, "status"]) => {
                 Some(Call::Query(vec![Name::Task((*id).to_owned())]))
@@ -44,7 +44,7 @@ impl Dialect for Fal {
         }
     }
 
-    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         text(&body, "prompt")?;
         let product = match body.get("image_url") {
@@ -53,12 +53,12 @@ impl Dialect for Fal {
         };
         Ok(SubmitRequest {
             product,
-            callback: callback(ask.query("fal_webhook"))?,
-            ..SubmitRequest::new(&ask.path.join("/"), &body)?
+            callback: callback(head.query("fal_webhook"))?,
+            ..SubmitRequest::new(&head.path.join("/"), &body)?
         })
     }
 
-    /// The queue takes every request, so one that finds all slots taken waits in it.
+    /// The queue accepts every request, so a job waits in it if all slots are in use.
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
         Ok(queueing(scenario))
     }
@@ -67,17 +67,17 @@ impl Dialect for Fal {
         Uuid::now_v7().to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
+    fn accepted(&self, task: &Task) -> ApiResponse {
         let mut body = addresses(task);
         body["status"] = json!("IN_QUEUE");
-        body["queue_position"] = json!(task.seed.ahead);
-        Answer::ok(body)
+        body["queue_position"] = json!(task.request.ahead);
+        ApiResponse::ok(body)
     }
 
-    fn queried(&self, ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        let task = one(tasks)?;
+    fn queried(&self, head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+        let task = single(tasks)?;
         let mut body = addresses(task);
-        let logs = (ask.query("logs") == Some("1")).then(|| logs(task));
+        let logs = (head.query("logs") == Some("1")).then(|| logs(task));
         let status = match task.status {
             Status::Submitted => {
                 body["status"] = json!("IN_QUEUE");
@@ -95,66 +95,66 @@ impl Dialect for Fal {
                 body["logs"] = json!(logs);
                 body["metrics"] = json!({"inference_time": seconds as f64 / 1000.0});
                 if let Some(fault) = fault(task) {
-                    body["error"] = json!(fault.words);
+                    body["error"] = json!(fault.message);
                     body["error_type"] = json!(fault.kind);
                 }
                 200
             }
         };
-        Ok(Answer::new(status, present(body)))
+        Ok(ApiResponse::new(status, without_nulls(body)))
     }
 
-    fn result(&self, task: &Task) -> Result<Answer, Refusal> {
+    fn result(&self, task: &Task) -> Result<ApiResponse, ApiError> {
         if !task.status.is_final() {
             let detail = json!({"detail": "Request is still in progress"});
-            return Ok(Answer::new(400, detail));
+            return Ok(ApiResponse::new(400, detail));
         }
         match fault(task) {
-            None if task.kept => Ok(Answer::ok(payload(task))),
-            None => Err(Refusal::NoSuchTask),
-            Some(fault) => Ok(fault.answer()),
+            None if task.has_outputs => Ok(ApiResponse::ok(payload(task))),
+            None => Err(ApiError::NoSuchTask),
+            Some(fault) => Ok(fault.response()),
         }
     }
 
-    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, Refusal> {
+    fn cancelled(&self, outcome: &Cancelled) -> Result<ApiResponse, ApiError> {
         let (status, word) = match outcome {
             Cancelled::Agreed(_) => (202, "CANCELLATION_REQUESTED"),
             Cancelled::Ended => (400, "ALREADY_COMPLETED"),
             Cancelled::Unknown => (404, "NOT_FOUND"),
         };
-        Ok(Answer::new(status, json!({"status": word})))
+        Ok(ApiResponse::new(status, json!({"status": word})))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let plain = |status: u16, detail: &str| Answer::new(status, json!({"detail": detail}));
-        match refusal {
-            Refusal::NoKey | Refusal::BadKey => plain(401, "Authentication is required"),
-            Refusal::Quota => plain(403, "User is locked. Reason: Exhausted balance."),
-            Refusal::RateLimit | Refusal::Concurrency => {
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let plain = |status: u16, detail: &str| ApiResponse::new(status, json!({"detail": detail}));
+        match error {
+            ApiError::NoKey | ApiError::BadKey => plain(401, "Authentication is required"),
+            ApiError::Quota => plain(403, "User is locked. Reason: Exhausted balance."),
+            ApiError::RateLimit | ApiError::Concurrency => {
                 plain(429, "Too many requests").with("retry-after", "1")
             }
-            Refusal::Safety => Fault::of(Failure::Safety).answer(),
-            Refusal::Malformed(why) | Refusal::Invalid(why) => Fault {
+            ApiError::Safety => Fault::of(Failure::Safety).response(),
+            ApiError::Malformed(why) | ApiError::Invalid(why) => Fault {
                 status: 422,
                 kind: "value_error",
-                words: why.clone(),
+                message: why.clone(),
                 retryable: false,
             }
-            .answer(),
-            Refusal::Server => request_error(500, "internal_error", "Internal server error"),
-            Refusal::NoSuchMethod | Refusal::NoSuchModel => plain(404, "Path not found"),
-            Refusal::NoSuchTask | Refusal::Taken => plain(404, "Request not found"),
+            .response(),
+            ApiError::Server => request_error(500, "internal_error", "Internal server error"),
+            ApiError::NoSuchMethod | ApiError::NoSuchModel => plain(404, "Path not found"),
+            ApiError::NoSuchTask | ApiError::Taken => plain(404, "Request not found"),
         }
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         let mut body = json!({"request_id": task.id, "gateway_request_id": task.id});
         match (task.status, fault(task)) {
             (Status::Submitted | Status::Processing, _) => return Vec::new(),
             (_, Some(fault)) => {
                 body["status"] = json!("ERROR");
                 body["error"] = json!(format!("Invalid status code: {}", fault.status));
-                body["payload"] = json!(fault.answer().body);
+                body["payload"] = json!(fault.response().body);
             }
             (_, None) => {
                 body["status"] = json!("OK");
@@ -169,8 +169,8 @@ impl Dialect for Fal {
         vec![body]
     }
 
-    /// Over `request id, user id, time and the SHA-256 of the body`, in lines.
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    /// Signs request id, user id, timestamp and the SHA-256 of the body, separated by newlines.
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         let digest = digest::digest(&digest::SHA256, &message.body);
         let digest = hex(digest.as_ref());
         let signed = format!("{}\n{USER}\n{at}\n{digest}", message.task);
@@ -186,11 +186,11 @@ impl Dialect for Fal {
     }
 }
 
-/// Why there is no result.
+/// Returns why there is no result.
 struct Fault {
     status: u16,
     kind: &'static str,
-    words: String,
+    message: String,
     retryable: bool,
 }
 
@@ -200,26 +200,26 @@ impl Fault {
             Failure::Rendering => Self {
                 status: 500,
                 kind: "internal_server_error",
-                words: "Internal server error".to_owned(),
+                message: "Internal server error".to_owned(),
                 retryable: true,
             },
             Failure::Safety => Self {
                 status: 422,
                 kind: "content_policy_violation",
-                words: "The content could not be processed because it was flagged by a content checker."
+                message: "The content could not be processed because it was flagged by a content checker."
                     .to_owned(),
                 retryable: false,
             },
         }
     }
 
-    /// A model's error, or for a cancel the request's.
-    fn answer(&self) -> Answer {
+    /// Body of a model error, or of a request error for a cancellation.
+    fn response(&self) -> ApiResponse {
         if self.kind == CANCELLED {
-            return request_error(self.status, self.kind, &self.words);
+            return request_error(self.status, self.kind, &self.message);
         }
-        let detail = json!({"loc": ["body", "prompt"], "msg": self.words, "type": self.kind});
-        Answer::new(self.status, json!({"detail": [detail]}))
+        let detail = json!({"loc": ["body", "prompt"], "msg": self.message, "type": self.kind});
+        ApiResponse::new(self.status, json!({"detail": [detail]}))
             .with("x-fal-retryable", self.retryable.to_string())
     }
 }
@@ -233,22 +233,23 @@ fn fault(task: &Task) -> Option<Fault> {
         Status::Cancelled => Some(Fault {
             status: 499,
             kind: CANCELLED,
-            words: "Request was cancelled by the client".to_owned(),
+            message: "Request was cancelled by the client".to_owned(),
             retryable: false,
         }),
     }
 }
 
-fn request_error(status: u16, kind: &str, words: &str) -> Answer {
-    Answer::new(status, json!({"detail": words, "error_type": kind})).with("x-fal-error-type", kind)
+fn request_error(status: u16, kind: &str, message: &str) -> ApiResponse {
+    ApiResponse::new(status, json!({"detail": message, "error_type": kind}))
+        .with("x-fal-error-type", kind)
 }
 
-/// Where a request lives: under the first two segments of the model's path.
+/// Returns the path of a request: the first two segments of the model.
 fn addresses(task: &Task) -> Value {
-    let app: Vec<&str> = task.seed.model.split('/').take(2).collect();
+    let app: Vec<&str> = task.request.model.split('/').take(2).collect();
     let url = format!(
         "{}/{}/requests/{}",
-        task.seed.origin,
+        task.request.origin,
         app.join("/"),
         task.id
     );

@@ -1,20 +1,19 @@
-//! Kling's newer interface (klingai.com/document-api: text-to-video, image-to-video, query task, callbacks,
-//! error codes, rate limits, account usage).
+//! Kling's new API (klingai.com/document-api: text-to-video, image-to-video, query task, callbacks, error codes, rate
+//! limits, account usage).
 //!
-//! Invariant: field names, statuses, and pairs of HTTP status and code are Kling's own, with three exceptions:
-//! `progress` (whole percent, which the real one does not tell), the `Retry-After` of the rate limit, and
-//! `next_cursor`, since how the next page of a list is named is not documented in anything we have read.
+//! Field names, statuses and pairs of HTTP status and code are Kling's, with three exceptions: `progress` (a percentage,
+//! which Kling does not report), `Retry-After` on the rate limit, and `next_cursor`, whose real name is not documented.
 
-mod order;
+mod submit;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Dialect, present, uncancellable};
-use crate::call::{Answer, Call, Listing, Name, RequestHead};
+use super::{Dialect, uncancellable, without_nulls};
+use crate::api_error::ApiError;
+use crate::call::{ApiResponse, Call, Listing, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::SubmitRequest;
@@ -23,12 +22,12 @@ use crate::webhook::Message;
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 500;
-/// Seconds that the clip lasts, as Kling writes them: a string.
+/// Duration of the clip in seconds. Kling writes it as a string.
 const CLIP_DURATION: &str = "5.041";
 
 pub(super) struct Kling;
 
-/// The body of a list.
+/// Body of a list request.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct List {
@@ -51,12 +50,12 @@ impl Dialect for Kling {
         "kling"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("POST", ["text-to-video" | "image-to-video", _]) => Some(Call::Submit),
             ("GET", ["tasks"]) => {
-                let ids = ask.query("task_ids").map(|ids| names(ids, Name::Task));
-                let external = ask.query("external_task_ids");
+                let ids = head.query("task_ids").map(|ids| names(ids, Name::Task));
+                let external = head.query("external_task_ids");
                 let external = external.map(|ids| names(ids, Name::External));
                 Some(Call::Query(ids.or(external).unwrap_or_default()))
             }
@@ -66,39 +65,39 @@ impl Dialect for Kling {
         }
     }
 
-    fn check(&self, ask: &RequestHead) -> Result<(), Refusal> {
-        let given = ["task_ids", "external_task_ids"].map(|key| ask.query(key).is_some());
-        match (ask.method, ask.path.as_slice(), given) {
-            ("GET", ["tasks"], [true, true] | [false, false]) => Err(Refusal::Invalid(
+    fn check(&self, head: &RequestHead) -> Result<(), ApiError> {
+        let given = ["task_ids", "external_task_ids"].map(|key| head.query(key).is_some());
+        match (head.method, head.path.as_slice(), given) {
+            ("GET", ["tasks"], [true, true] | [false, false]) => Err(ApiError::Invalid(
                 "exactly one of task_ids and external_task_ids is required".to_owned(),
             )),
             _ => Ok(()),
         }
     }
 
-    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
-        let (product, model) = match ask.path.as_slice() {
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
+        let (product, model) = match head.path.as_slice() {
             ["image-to-video", model] => (Product::ImageToVideo, *model),
             [_, model] => (Product::TextToVideo, *model),
-            _ => return Err(Refusal::NoSuchMethod),
+            _ => return Err(ApiError::NoSuchMethod),
         };
         if !model.starts_with("kling-") {
-            return Err(Refusal::NoSuchModel);
+            return Err(ApiError::NoSuchModel);
         }
-        order::read(product, model, body)
+        submit::read(product, model, body)
     }
 
-    fn listing(&self, body: &[u8]) -> Result<Listing, Refusal> {
+    fn listing(&self, body: &[u8]) -> Result<Listing, ApiError> {
         let list: List =
-            serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
+            serde_json::from_slice(body).map_err(|error| ApiError::Malformed(error.to_string()))?;
         let limit = list.limit.unwrap_or(DEFAULT_PAGE);
         if !(1..=MAX_PAGE).contains(&limit) {
-            let why = format!("limit is not from 1 to {MAX_PAGE}");
-            return Err(Refusal::Invalid(why));
+            let why = format!("limit must be between 1 and {MAX_PAGE}");
+            return Err(ApiError::Invalid(why));
         }
         let cursor = list.cursor.filter(|cursor| !cursor.is_empty());
         let before = cursor.map_or(Ok(u64::MAX), |cursor| {
-            let unknown = |_| Refusal::Invalid("cursor is not one of ours".to_owned());
+            let unknown = |_| ApiError::Invalid("cursor is invalid".to_owned());
             cursor.parse().map_err(unknown)
         })?;
         let (mut statuses, mut products) = (Vec::new(), Vec::new());
@@ -126,29 +125,29 @@ impl Dialect for Kling {
         number.to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
-        success(&present(json!({
+    fn accepted(&self, task: &Task) -> ApiResponse {
+        success(&without_nulls(json!({
             "id": task.id,
             "status": task.status,
             "create_time": task.created_ms,
             "update_time": task.updated_ms,
-            "external_id": task.seed.external_id,
+            "external_id": task.request.external_id,
         })))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         Ok(success(&tasks.iter().map(document).collect()))
     }
 
-    fn listed(&self, tasks: &[Task], next: Option<u64>) -> Result<Answer, Refusal> {
-        let mut answer = success(&tasks.iter().map(document).collect());
-        if let (Some(next), Some(body)) = (next, &mut answer.body) {
+    fn listed(&self, tasks: &[Task], next: Option<u64>) -> Result<ApiResponse, ApiError> {
+        let mut response = success(&tasks.iter().map(document).collect());
+        if let (Some(next), Some(body)) = (next, &mut response.body) {
             body["next_cursor"] = json!(next.to_string());
         }
-        Ok(answer)
+        Ok(response)
     }
 
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<ApiResponse, ApiError> {
         let pack = json!({
             "resource_pack_name": "Simulated videos",
             "resource_pack_id": "509f3fd3d4ab4a3f9eec5db27aa44f27",
@@ -167,50 +166,50 @@ impl Dialect for Kling {
         })))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let (status, code, message) = match refusal {
-            Refusal::NoKey => (401, 1001, "Authorization is empty".to_owned()),
-            Refusal::BadKey => (401, 1002, "Authorization is invalid".to_owned()),
-            Refusal::Quota => (429, 1102, "Resource pack depleted or expired".to_owned()),
-            Refusal::Malformed(why) => (400, 1200, format!("Invalid request parameters: {why}")),
-            Refusal::Invalid(why) => (400, 1201, format!("Invalid parameters: {why}")),
-            Refusal::Taken => (400, 1201, "external_task_id already exists".to_owned()),
-            Refusal::NoSuchMethod | Refusal::NoSuchTask => {
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let (status, code, message) = match error {
+            ApiError::NoKey => (401, 1001, "Authorization is empty".to_owned()),
+            ApiError::BadKey => (401, 1002, "Authorization is invalid".to_owned()),
+            ApiError::Quota => (429, 1102, "Resource pack depleted or expired".to_owned()),
+            ApiError::Malformed(why) => (400, 1200, format!("Invalid request parameters: {why}")),
+            ApiError::Invalid(why) => (400, 1201, format!("Invalid parameters: {why}")),
+            ApiError::Taken => (400, 1201, "external_task_id already exists".to_owned()),
+            ApiError::NoSuchMethod | ApiError::NoSuchTask => {
                 (404, 1202, "The requested method is invalid".to_owned())
             }
-            Refusal::NoSuchModel => (404, 1203, "The requested model does not exist".to_owned()),
-            Refusal::Safety => {
+            ApiError::NoSuchModel => (404, 1203, "The requested model does not exist".to_owned()),
+            ApiError::Safety => {
                 let message = "The input content triggered the content safety policy";
                 (400, 1301, message.to_owned())
             }
-            Refusal::RateLimit => (429, 1302, "API request over rate limit".to_owned()),
-            Refusal::Concurrency => {
+            ApiError::RateLimit => (429, 1302, "API request over rate limit".to_owned()),
+            ApiError::Concurrency => {
                 let message = "parallel task over resource pack limit";
                 (429, 1303, message.to_owned())
             }
-            Refusal::Server => (500, 5000, "Internal server error".to_owned()),
+            ApiError::Server => (500, 5000, "Internal server error".to_owned()),
         };
-        let answer = Answer::new(
+        let response = ApiResponse::new(
             status,
             json!({"code": code, "message": message, "request_id": request_id()}),
         );
-        // So that a sender can be seen to obey it.
-        if matches!(refusal, Refusal::RateLimit) {
-            return answer.with("retry-after", "1");
+        // Allows tests to check that the sender obeys it.
+        if matches!(error, ApiError::RateLimit) {
+            return response.with("retry-after", "1");
         }
-        answer
+        response
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         match task.status {
             Status::Submitted | Status::Cancelled => Vec::new(),
-            // The shape of the published test vector: neither outputs nor billing nor the caller's own id.
+            // The format of the published test vector: no outputs, no billing, no external id.
             Status::Succeeded if task.omits_outputs => vec![thin(task)],
             Status::Processing | Status::Succeeded | Status::Failed => vec![document(task)],
         }
     }
 
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         keys.standard(&message.id, at, &message.body)
     }
 }
@@ -224,8 +223,8 @@ fn request_id() -> String {
     Uuid::now_v7().to_string()
 }
 
-fn success(data: &Value) -> Answer {
-    Answer::ok(json!({
+fn success(data: &Value) -> ApiResponse {
+    ApiResponse::ok(json!({
         "code": 0,
         "message": "SUCCEED",
         "request_id": request_id(),
@@ -237,16 +236,16 @@ fn thin(task: &Task) -> Value {
     json!({
         "id": task.id,
         "status": task.status,
-        "message": task.failure.map_or("", words),
+        "message": task.failure.map_or("", message),
         "create_time": task.created_ms,
         "update_time": task.updated_ms,
     })
 }
 
-/// The task as a query and a callback tell it.
+/// Returns a task as in queries and callbacks.
 fn document(task: &Task) -> Value {
     let mut document = thin(task);
-    document["external_id"] = json!(task.seed.external_id);
+    document["external_id"] = json!(task.request.external_id);
     document["progress"] = json!(task.progress());
     document["outputs"] = outputs(task);
     document["billing"] = match task.status {
@@ -255,16 +254,16 @@ fn document(task: &Task) -> Value {
             json!([{"charge_type": "unit", "amount": "2.5", "package_type": "video"}])
         }
     };
-    present(document)
+    without_nulls(document)
 }
 
 fn outputs(task: &Task) -> Value {
-    if !task.kept {
+    if !task.has_outputs {
         return json!([]);
     }
     let url = task.clip();
-    let watermark = task.seed.notes["watermark"] == true;
-    json!([present(json!({
+    let watermark = task.request.notes["watermark"] == true;
+    json!([without_nulls(json!({
         "type": "video",
         "id": (task.number + 1).to_string(),
         "watermark_url": watermark.then(|| format!("{url}?watermark=1")),
@@ -273,7 +272,7 @@ fn outputs(task: &Task) -> Value {
     }))])
 }
 
-fn words(failure: Failure) -> &'static str {
+fn message(failure: Failure) -> &'static str {
     match failure {
         Failure::Rendering => "Generation failed: internal rendering error",
         Failure::Safety => "The generated content triggered the content safety policy",

@@ -1,25 +1,25 @@
-//! MiniMax's first interface (platform.minimax.io/docs: video generation, query, file retrieval, callback).
+//! MiniMax's first API (platform.minimax.io/docs: video generation, query, file retrieval, callback).
 //!
-//! Invariant: every answer is HTTP 200 and tells by `base_resp.status_code` what it is; a query speaks in
-//! capitals, a callback in lower case. Callbacks are unsigned, and none goes to a receiver that did not echo the
-//! challenge. A file's address comes by a second call.
+//! Every response is HTTP 200, and `base_resp.status_code` is the result. Statuses are capitalized in queries and lower
+//! case in callbacks. Callbacks are unsigned, and a receiver must echo a challenge first. The URL of a file needs a
+//! second request.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Challenge, Dialect, one, present, uncancellable};
-use crate::call::{Answer, Call, Name, RequestHead};
+use super::{Challenge, Dialect, single, uncancellable, without_nulls};
+use crate::api_error::ApiError;
+use crate::call::{ApiResponse, Call, Name, RequestHead};
 use crate::clip;
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::{SubmitRequest, callback, object, text};
 use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
-/// How long a receiver may take to echo the challenge.
+/// Time for the receiver to echo the challenge.
 const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) struct Minimax;
@@ -29,19 +29,19 @@ impl Dialect for Minimax {
         "minimax"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        let asked = |key: &str| ask.query(key).unwrap_or_default().to_owned();
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        let requested_range = |key: &str| head.query(key).unwrap_or_default().to_owned();
+        match (head.method, head.path.as_slice()) {
             ("POST", ["v1", "video_generation"]) => Some(Call::Submit),
             ("GET", ["v1", "query", "video_generation"]) => {
-                Some(Call::Query(vec![Name::Task(asked("task_id"))]))
+                Some(Call::Query(vec![Name::Task(requested_range("task_id"))]))
             }
-            ("GET", ["v1", "files", "retrieve"]) => Some(Call::Result(asked("file_id"))),
+            ("GET", ["v1", "files", "retrieve"]) => Some(Call::Result(requested_range("file_id"))),
             _ => None,
         }
     }
 
-    fn order(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let model = text(&body, "model")?;
         let product = match body.get("first_frame_image") {
@@ -69,12 +69,12 @@ impl Dialect for Minimax {
         number.to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
-        Answer::ok(json!({"task_id": task.id, "base_resp": said(0, "success")}))
+    fn accepted(&self, task: &Task) -> ApiResponse {
+        ApiResponse::ok(json!({"task_id": task.id, "base_resp": said(0, "success")}))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        let task = one(tasks)?;
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+        let task = single(tasks)?;
         let succeeded = task.status == Status::Succeeded;
         let status = match task.status {
             Status::Submitted if task.ahead > 0 => "Queueing",
@@ -83,7 +83,7 @@ impl Dialect for Minimax {
             Status::Succeeded => "Success",
             Status::Failed | Status::Cancelled => "Fail",
         };
-        Ok(Answer::ok(present(json!({
+        Ok(ApiResponse::ok(without_nulls(json!({
             "task_id": task.id,
             "status": status,
             "file_id": succeeded.then(|| file_id(task)),
@@ -98,9 +98,9 @@ impl Dialect for Minimax {
         Some(file.checked_sub(1)?.to_string())
     }
 
-    fn result(&self, task: &Task) -> Result<Answer, Refusal> {
-        if !task.kept {
-            return Err(Refusal::NoSuchTask);
+    fn result(&self, task: &Task) -> Result<ApiResponse, ApiError> {
+        if !task.has_outputs {
+            return Err(ApiError::NoSuchTask);
         }
         let file = json!({
             "file_id": file_id(task),
@@ -110,46 +110,46 @@ impl Dialect for Minimax {
             "purpose": "video_generation",
             "download_url": task.clip(),
         });
-        Ok(Answer::ok(
+        Ok(ApiResponse::ok(
             json!({"file": file, "base_resp": said(0, "success")}),
         ))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let words = refusal.to_string();
-        let code = match refusal {
-            Refusal::NoKey | Refusal::BadKey => 1004,
-            Refusal::Quota => 1008,
-            Refusal::Safety => 1026,
-            Refusal::RateLimit => 1002,
-            Refusal::Concurrency => 1041,
-            Refusal::Server => 1000,
-            Refusal::Malformed(_)
-            | Refusal::Invalid(_)
-            | Refusal::Taken
-            | Refusal::NoSuchModel
-            | Refusal::NoSuchTask => 2013,
-            Refusal::NoSuchMethod => return Answer::empty(404),
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let message = error.to_string();
+        let code = match error {
+            ApiError::NoKey | ApiError::BadKey => 1004,
+            ApiError::Quota => 1008,
+            ApiError::Safety => 1026,
+            ApiError::RateLimit => 1002,
+            ApiError::Concurrency => 1041,
+            ApiError::Server => 1000,
+            ApiError::Malformed(_)
+            | ApiError::Invalid(_)
+            | ApiError::Taken
+            | ApiError::NoSuchModel
+            | ApiError::NoSuchTask => 2013,
+            ApiError::NoSuchMethod => return ApiResponse::empty(404),
         };
-        Answer::ok(json!({"task_id": "", "base_resp": said(code, &words)}))
+        ApiResponse::ok(json!({"task_id": "", "base_resp": said(code, &message)}))
     }
 
     fn challenge(&self, word: &str) -> Option<Challenge> {
         Some(Challenge {
             body: json!({ "challenge": word }),
-            patience: CHALLENGE_TIMEOUT,
+            timeout: CHALLENGE_TIMEOUT,
         })
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         let (status, file) = match task.status {
-            // Word of a change of status only, not of each step.
+            // Callbacks report changes of the status, not of each step.
             Status::Processing if task.step == 0 => ("processing", None),
             Status::Submitted | Status::Processing => return Vec::new(),
             Status::Succeeded => ("success", (!task.omits_outputs).then(|| file_id(task))),
             Status::Failed | Status::Cancelled => ("failed", None),
         };
-        vec![present(json!({
+        vec![without_nulls(json!({
             "task_id": task.id,
             "status": status,
             "file_id": file,
@@ -157,18 +157,18 @@ impl Dialect for Minimax {
         }))]
     }
 
-    fn seal(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 }
 
-/// What a task makes has the number after it.
+/// Returns the file id: the number after that of the task.
 fn file_id(task: &Task) -> String {
     (task.number + 1).to_string()
 }
 
-fn said(code: u16, words: &str) -> Value {
-    json!({"status_code": code, "status_msg": words})
+fn said(code: u16, message: &str) -> Value {
+    json!({"status_code": code, "status_msg": message})
 }
 
 fn outcome(task: &Task) -> Value {

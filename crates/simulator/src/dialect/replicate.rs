@@ -1,16 +1,16 @@
 //! Replicate (replicate.com/docs: predictions, webhooks, rate limits, data retention; replicate-python 1.0.7).
 //!
-//! Invariant: a webhook is the whole prediction, as a query tells it. `start` and `completed` always come,
-//! `output` and `logs` to those who asked for them. Progress is nowhere but in the logs.
+//! A webhook contains the whole prediction, as a query returns it. `start` and `completed` are always sent, `output` and
+//! `logs` only if requested. Progress appears only in the logs.
 
 use rand::RngExt;
 use rand::distr::Alphanumeric;
 use serde_json::{Value, json};
 
-use super::{Dialect, one, rfc3339};
-use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
+use super::{Dialect, rfc3339, single};
+use crate::api_error::ApiError;
+use crate::call::{ApiResponse, Call, Cancelled, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::{SubmitRequest, callback, object, text};
@@ -26,8 +26,8 @@ impl Dialect for Replicate {
         "replicate"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("POST", ["v1", "predictions"] | ["v1", "models", _, _, "predictions"]) => {
                 Some(Call::Submit)
             }
@@ -40,11 +40,11 @@ impl Dialect for Replicate {
         }
     }
 
-    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let input = &body["input"];
         text(input, "prompt")?;
-        let (model, version) = match ask.path.as_slice() {
+        let (model, version) = match head.path.as_slice() {
             ["v1", "models", owner, name, _] => (format!("{owner}/{name}"), "hidden"),
             _ => ("simulated/video".to_owned(), text(&body, "version")?),
         };
@@ -59,7 +59,7 @@ impl Dialect for Replicate {
                     .filter(|events| events.iter().all(is_event));
                 json!(events.ok_or_else(|| {
                     let known = EVENTS.join(", ");
-                    Refusal::Invalid(format!("webhook_events_filter is not of {known}"))
+                    ApiError::Invalid(format!("webhook_events_filter is not of {known}"))
                 })?)
             }
         };
@@ -84,58 +84,58 @@ impl Dialect for Replicate {
             .collect()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
-        limited(Answer::new(201, prediction(task)))
+    fn accepted(&self, task: &Task) -> ApiResponse {
+        limited(ApiResponse::new(201, prediction(task)))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        Ok(limited(Answer::ok(prediction(one(tasks)?))))
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+        Ok(limited(ApiResponse::ok(prediction(single(tasks)?))))
     }
 
-    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, Refusal> {
+    fn cancelled(&self, outcome: &Cancelled) -> Result<ApiResponse, ApiError> {
         match outcome {
-            Cancelled::Agreed(task) => Ok(limited(Answer::ok(prediction(task)))),
-            Cancelled::Ended => Err(Refusal::Invalid("the prediction has ended".to_owned())),
-            Cancelled::Unknown => Err(Refusal::NoSuchTask),
+            Cancelled::Agreed(task) => Ok(limited(ApiResponse::ok(prediction(task)))),
+            Cancelled::Ended => Err(ApiError::Invalid("the prediction has ended".to_owned())),
+            Cancelled::Unknown => Err(ApiError::NoSuchTask),
         }
     }
 
-    fn account(&self, keys: &SigningKeys, _has_credit: bool) -> Result<Answer, Refusal> {
-        let secret = keys.secret().ok_or(Refusal::NoSuchTask)?;
-        Ok(Answer::ok(json!({ "key": secret })))
+    fn account(&self, keys: &SigningKeys, _has_credit: bool) -> Result<ApiResponse, ApiError> {
+        let secret = keys.secret().ok_or(ApiError::NoSuchTask)?;
+        Ok(ApiResponse::ok(json!({ "key": secret })))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let words = refusal.to_string();
-        let (status, title) = match refusal {
-            Refusal::NoKey | Refusal::BadKey => (401, "Unauthenticated"),
-            Refusal::Quota => (402, "Insufficient credit"),
-            Refusal::RateLimit | Refusal::Concurrency => {
-                let words = "Request was throttled. Your rate limit resets in ~1s.";
-                let answer = Answer::new(429, json!({ "detail": words }));
-                return answer
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let message = error.to_string();
+        let (status, title) = match error {
+            ApiError::NoKey | ApiError::BadKey => (401, "Unauthenticated"),
+            ApiError::Quota => (402, "Insufficient credit"),
+            ApiError::RateLimit | ApiError::Concurrency => {
+                let message = "Request was throttled. Your rate limit resets in ~1s.";
+                let response = ApiResponse::new(429, json!({ "detail": message }));
+                return response
                     .with("ratelimit-remaining", "0")
                     .with("ratelimit-reset", "1");
             }
-            Refusal::Server => (500, "Internal server error"),
-            Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
+            ApiError::Server => (500, "Internal server error"),
+            ApiError::Safety | ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
                 (422, "Input validation failed")
             }
-            Refusal::NoSuchMethod | Refusal::NoSuchModel | Refusal::NoSuchTask => {
+            ApiError::NoSuchMethod | ApiError::NoSuchModel | ApiError::NoSuchTask => {
                 (404, "Not found")
             }
         };
-        Answer::new(
+        ApiResponse::new(
             status,
-            json!({"type": "about:blank", "title": title, "status": status, "detail": words}),
+            json!({"type": "about:blank", "title": title, "status": status, "detail": message}),
         )
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         let mut told = prediction(task);
         match task.status {
-            // In the queue it only starts once.
-            Status::Submitted if task.ahead == task.seed.ahead => vec![told],
+            // `start` is sent once, when the prediction is queued.
+            Status::Submitted if task.ahead == task.request.ahead => vec![told],
             Status::Processing if wants(task, "logs") => vec![told],
             Status::Submitted | Status::Processing => Vec::new(),
             Status::Failed | Status::Cancelled => vec![told],
@@ -153,7 +153,7 @@ impl Dialect for Replicate {
         }
     }
 
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         keys.standard(&format!("msg_{}", message.id), at, &message.body)
     }
 }
@@ -163,19 +163,19 @@ fn is_event(event: &Value) -> bool {
 }
 
 fn wants(task: &Task, event: &str) -> bool {
-    let events = task.seed.notes["filter"].as_array();
+    let events = task.request.notes["filter"].as_array();
     events.is_some_and(|events| events.iter().any(|wanted| wanted == event))
 }
 
-/// With what is left of the rate limit.
-fn limited(answer: Answer) -> Answer {
-    answer
+/// Adds the rate limit headers.
+fn limited(response: ApiResponse) -> ApiResponse {
+    response
         .with("ratelimit-remaining", "599")
         .with("ratelimit-reset", "1")
 }
 
 fn prediction(task: &Task) -> Value {
-    let url = format!("{}/v1/predictions/{}", task.seed.origin, task.id);
+    let url = format!("{}/v1/predictions/{}", task.request.origin, task.id);
     let status = match task.status {
         Status::Submitted => "starting",
         Status::Processing => "processing",
@@ -184,16 +184,16 @@ fn prediction(task: &Task) -> Value {
         Status::Cancelled => "canceled",
     };
     // Input, output and logs are deleted together.
-    let removed = task.status == Status::Succeeded && !task.kept;
+    let removed = task.status == Status::Succeeded && !task.has_outputs;
     let seconds = |from: u64| task.ended_ms().map(|end| (end - from) as f64 / 1000.0);
     json!({
         "id": task.id,
-        "model": task.seed.model,
-        "version": task.seed.notes["version"],
-        "input": if removed { json!({}) } else { task.seed.notes["input"].clone() },
-        "output": task.kept.then(|| task.clip()),
+        "model": task.request.model,
+        "version": task.request.notes["version"],
+        "input": if removed { json!({}) } else { task.request.notes["input"].clone() },
+        "output": task.has_outputs.then(|| task.clip()),
         "logs": (!removed).then(|| task.log().join("\n")),
-        "error": task.failure.map(words),
+        "error": task.failure.map(message),
         "status": status,
         "metrics": match (task.started_ms.and_then(seconds), seconds(task.created_ms)) {
             (Some(predict), Some(total)) => json!({"predict_time": predict, "total_time": total}),
@@ -207,7 +207,7 @@ fn prediction(task: &Task) -> Value {
     })
 }
 
-fn words(failure: Failure) -> &'static str {
+fn message(failure: Failure) -> &'static str {
     match failure {
         Failure::Rendering => "Prediction failed: internal rendering error",
         Failure::Safety => "NSFW content detected. Try a different prompt.",

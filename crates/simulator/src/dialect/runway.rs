@@ -1,15 +1,15 @@
 //! Runway (runwayml 5.24.0; docs.dev.runwayml.com: errors, task failures, usage tiers).
 //!
-//! Invariant: nothing is ever sent of itself; only asking tells. Every call names the interface's version. To
-//! delete a task that runs is to cancel it, and one that has ended is gone after it.
+//! There are no webhooks. Every request names the API version. `DELETE` cancels a running task and deletes a finished
+//! one.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Dialect, one, present, queueing, rfc3339};
-use crate::call::{Answer, Call, Cancelled, Name, RequestHead};
+use super::{Dialect, queueing, rfc3339, single, without_nulls};
+use crate::api_error::ApiError;
+use crate::call::{ApiResponse, Call, Cancelled, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::{SubmitRequest, object, text};
@@ -17,7 +17,7 @@ use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
 const VERSION: &str = "2024-11-06";
-/// What a task costs.
+/// Cost of a task in credits.
 const CREDITS: u16 = 25;
 
 pub(super) struct Runway;
@@ -27,8 +27,8 @@ impl Dialect for Runway {
         "runway"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        match (ask.method, ask.path.as_slice()) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        match (head.method, head.path.as_slice()) {
             ("POST", ["v1", "image_to_video" | "text_to_video"]) => Some(Call::Submit),
             ("GET", ["v1", "tasks", id]) => Some(Call::Query(vec![Name::Task((*id).to_owned())])),
             ("DELETE", ["v1", "tasks", id]) => Some(Call::Cancel((*id).to_owned())),
@@ -37,19 +37,19 @@ impl Dialect for Runway {
         }
     }
 
-    fn check(&self, ask: &RequestHead) -> Result<(), Refusal> {
-        let version = ask.headers.get("x-runway-version");
+    fn check(&self, head: &RequestHead) -> Result<(), ApiError> {
+        let version = head.headers.get("x-runway-version");
         if version.is_none_or(|version| version != VERSION) {
             let why = format!("X-Runway-Version must be {VERSION}");
-            return Err(Refusal::Malformed(why));
+            return Err(ApiError::Malformed(why));
         }
         Ok(())
     }
 
-    fn order(&self, ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let model = text(&body, "model")?;
-        let product = match ask.path.as_slice() {
+        let product = match head.path.as_slice() {
             ["v1", "image_to_video"] => {
                 text(&body, "promptImage")?;
                 Product::ImageToVideo
@@ -65,7 +65,7 @@ impl Dialect for Runway {
         })
     }
 
-    /// All that a webhook can do is beyond it, and it takes every prompt and declines it later.
+    /// Scenarios with webhooks cannot be played. Prompts are declined after acceptance, not at submission.
     fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
         match scenario {
             Scenario::DuplicateWebhooks
@@ -98,15 +98,15 @@ impl Dialect for Runway {
         Uuid::now_v7().to_string()
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
-        Answer::ok(json!({"id": task.id, "estimatedCost": {"credits": CREDITS}}))
+    fn accepted(&self, task: &Task) -> ApiResponse {
+        ApiResponse::ok(json!({"id": task.id, "estimatedCost": {"credits": CREDITS}}))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        let task = one(tasks)?;
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+        let task = single(tasks)?;
         let mut body = json!({"id": task.id, "createdAt": rfc3339(task.created_ms)});
         body["status"] = json!(match task.status {
-            // Held back because too many of the account's own run.
+            // Throttled: the account runs too many tasks.
             Status::Submitted if task.ahead > 0 => "THROTTLED",
             Status::Submitted => "PENDING",
             Status::Processing => "RUNNING",
@@ -126,22 +126,22 @@ impl Dialect for Runway {
         }
         let percent = task.progress();
         body["progress"] = json!(percent.map(|percent| f64::from(percent) / 100.0));
-        body["failure"] = json!(task.failure.map(words));
+        body["failure"] = json!(task.failure.map(message));
         body["failureCode"] = json!(task.failure.map(code));
         body["output"] = match task.status {
-            Status::Succeeded if task.kept => json!([task.clip()]),
+            Status::Succeeded if task.has_outputs => json!([task.clip()]),
             Status::Succeeded => json!([]),
             Status::Submitted | Status::Processing | Status::Failed | Status::Cancelled => {
                 Value::Null
             }
         };
-        Ok(Answer::ok(present(body)))
+        Ok(ApiResponse::ok(without_nulls(body)))
     }
 
-    fn cancelled(&self, outcome: &Cancelled) -> Result<Answer, Refusal> {
+    fn cancelled(&self, outcome: &Cancelled) -> Result<ApiResponse, ApiError> {
         match outcome {
-            Cancelled::Agreed(_) | Cancelled::Ended => Ok(Answer::empty(204)),
-            Cancelled::Unknown => Err(Refusal::NoSuchTask),
+            Cancelled::Agreed(_) | Cancelled::Ended => Ok(ApiResponse::empty(204)),
+            Cancelled::Unknown => Err(ApiError::NoSuchTask),
         }
     }
 
@@ -149,43 +149,43 @@ impl Dialect for Runway {
         true
     }
 
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<Answer, Refusal> {
+    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<ApiResponse, ApiError> {
         let limits = json!({"maxConcurrentGenerations": 3, "maxDailyGenerations": 500});
-        Ok(Answer::ok(json!({
+        Ok(ApiResponse::ok(json!({
             "creditBalance": if has_credit { 4200 } else { 0 },
             "tier": {"maxMonthlyCreditSpend": 100_000, "models": {"gen4_turbo": limits}},
             "usage": {"models": {"gen4_turbo": {"dailyGenerations": 17}}},
         })))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let words = refusal.to_string();
-        let (status, words) = match refusal {
-            Refusal::NoKey | Refusal::BadKey => (401, words),
-            Refusal::Quota => {
-                let words = "You do not have enough credits to run this task.";
-                (400, words.to_owned())
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let message = error.to_string();
+        let (status, message) = match error {
+            ApiError::NoKey | ApiError::BadKey => (401, message),
+            ApiError::Quota => {
+                let message = "You do not have enough credits to run this task.";
+                (400, message.to_owned())
             }
-            Refusal::RateLimit | Refusal::Concurrency => (429, words),
-            Refusal::Server => (502, words),
-            Refusal::Safety | Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
-                (400, words)
+            ApiError::RateLimit | ApiError::Concurrency => (429, message),
+            ApiError::Server => (502, message),
+            ApiError::Safety | ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
+                (400, message)
             }
-            Refusal::NoSuchMethod | Refusal::NoSuchModel | Refusal::NoSuchTask => (404, words),
+            ApiError::NoSuchMethod | ApiError::NoSuchModel | ApiError::NoSuchTask => (404, message),
         };
-        Answer::new(status, json!({ "error": words }))
+        ApiResponse::new(status, json!({ "error": message }))
     }
 
-    fn news(&self, _task: &Task) -> Vec<Value> {
+    fn webhooks(&self, _task: &Task) -> Vec<Value> {
         Vec::new()
     }
 
-    fn seal(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, _: &SigningKeys, _: &Message, _: u64) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 }
 
-fn words(failure: Failure) -> &'static str {
+fn message(failure: Failure) -> &'static str {
     match failure {
         Failure::Rendering => "An unexpected error occurred.",
         Failure::Safety => "Text input did not pass moderation",

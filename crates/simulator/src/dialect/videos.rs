@@ -1,22 +1,22 @@
-//! The `/v1/videos` family as OpenAI shaped it (openai-openapi 2.3.0: videos, webhooks), which lives on in gateways.
+//! The `/v1/videos` API of OpenAI (openai-openapi 2.3.0: videos, webhooks), which gateways offer too.
 //!
-//! Invariant: a video's bytes lie behind the key, at `/content`, and are nowhere else. A webhook goes to the one
-//! address of the account and names a video, nothing more. `/v1` before the path may be left out.
+//! The content of a video requires the key. A webhook goes to the one URL of the account and contains only the id of the
+//! video. `/v1` in the path is optional.
 
 use reqwest::Url;
 use serde_json::{Value, json};
 
-use super::{Dialect, one, uncancellable};
-use crate::call::{Answer, Call, Name, RequestHead};
+use super::{Dialect, single, uncancellable};
+use crate::api_error::ApiError;
+use crate::call::{ApiResponse, Call, Name, RequestHead};
 use crate::plan::{Failure, Plan};
-use crate::refusal::Refusal;
 use crate::scenario::Scenario;
 use crate::signing::SigningKeys;
 use crate::submit_request::{SubmitRequest, object, text};
 use crate::task::{Product, Status, Task};
 use crate::webhook::Message;
 
-/// Seconds for which content is kept.
+/// Lifetime of content in seconds.
 const CONTENT_TTL_SECONDS: u64 = 24 * 60 * 60;
 
 pub(super) struct Videos;
@@ -26,9 +26,9 @@ impl Dialect for Videos {
         "videos"
     }
 
-    fn call(&self, ask: &RequestHead) -> Option<Call> {
-        let path = ask.path.as_slice();
-        match (ask.method, path.strip_prefix(&["v1"]).unwrap_or(path)) {
+    fn call(&self, head: &RequestHead) -> Option<Call> {
+        let path = head.path.as_slice();
+        match (head.method, path.strip_prefix(&["v1"]).unwrap_or(path)) {
             ("POST", ["videos"]) => Some(Call::Submit),
             ("GET", ["videos", id]) => Some(Call::Query(vec![Name::Task((*id).to_owned())])),
             ("GET" | "HEAD", ["videos", id, "content"]) => Some(Call::Content((*id).to_owned())),
@@ -36,7 +36,7 @@ impl Dialect for Videos {
         }
     }
 
-    fn order(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, Refusal> {
+    fn submit(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let prompt = text(&body, "prompt")?;
         let model = text(&body, "model")?;
@@ -68,48 +68,48 @@ impl Dialect for Videos {
         format!("video_{number:x}")
     }
 
-    fn accepted(&self, task: &Task) -> Answer {
-        Answer::ok(video(task))
+    fn accepted(&self, task: &Task) -> ApiResponse {
+        ApiResponse::ok(video(task))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<Answer, Refusal> {
-        Ok(Answer::ok(video(one(tasks)?)))
+    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+        Ok(ApiResponse::ok(video(single(tasks)?)))
     }
 
-    fn refused(&self, refusal: &Refusal) -> Answer {
-        let (status, kind, code) = match refusal {
-            Refusal::NoKey | Refusal::BadKey => (401, REQUEST, "invalid_api_key"),
-            Refusal::Quota => (429, "insufficient_quota", "insufficient_quota"),
-            Refusal::Safety => (400, REQUEST, "moderation_blocked"),
-            Refusal::RateLimit | Refusal::Concurrency => (429, "requests", "rate_limit_exceeded"),
-            Refusal::Server => (500, "server_error", "server_error"),
-            Refusal::Malformed(_) | Refusal::Invalid(_) | Refusal::Taken => {
+    fn error_response(&self, error: &ApiError) -> ApiResponse {
+        let (status, kind, code) = match error {
+            ApiError::NoKey | ApiError::BadKey => (401, REQUEST, "invalid_api_key"),
+            ApiError::Quota => (429, "insufficient_quota", "insufficient_quota"),
+            ApiError::Safety => (400, REQUEST, "moderation_blocked"),
+            ApiError::RateLimit | ApiError::Concurrency => (429, "requests", "rate_limit_exceeded"),
+            ApiError::Server => (500, "server_error", "server_error"),
+            ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
                 (400, REQUEST, "invalid_value")
             }
-            Refusal::NoSuchModel => (404, REQUEST, "model_not_found"),
-            Refusal::NoSuchMethod | Refusal::NoSuchTask => (404, REQUEST, "not_found"),
+            ApiError::NoSuchModel => (404, REQUEST, "model_not_found"),
+            ApiError::NoSuchMethod | ApiError::NoSuchTask => (404, REQUEST, "not_found"),
         };
-        let words = if matches!(refusal, Refusal::Safety) {
+        let message = if matches!(error, ApiError::Safety) {
             MODERATION.to_owned()
         } else {
-            refusal.to_string()
+            error.to_string()
         };
-        let error = json!({
-            "message": words,
+        let body = json!({
+            "message": message,
             "type": kind,
             "param": null,
             "code": code,
         });
-        let answer = Answer::new(status, json!({"error": error}));
-        if matches!(refusal, Refusal::RateLimit) {
-            return answer
+        let response = ApiResponse::new(status, json!({"error": body}));
+        if matches!(error, ApiError::RateLimit) {
+            return response
                 .with("retry-after-ms", "500")
                 .with("retry-after", "1");
         }
-        answer
+        response
     }
 
-    fn news(&self, task: &Task) -> Vec<Value> {
+    fn webhooks(&self, task: &Task) -> Vec<Value> {
         let event = match task.status {
             Status::Submitted | Status::Processing | Status::Cancelled => return Vec::new(),
             Status::Succeeded => "video.completed",
@@ -124,7 +124,7 @@ impl Dialect for Videos {
         })]
     }
 
-    fn seal(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
+    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
         keys.standard(&format!("wh_{}", message.id), at, &message.body)
     }
 }
@@ -140,10 +140,10 @@ fn video(task: &Task) -> Value {
         Status::Failed | Status::Cancelled => ("failed", 0),
     };
     let ended = task.ended_ms().map(|ms| ms / 1000);
-    // What is gone expired when it was done.
+    // Deleted content has expired at the completion time.
     let expires = ended.filter(|_| task.status == Status::Succeeded);
     let expires = expires.map(|ended| {
-        if task.kept {
+        if task.has_outputs {
             ended + CONTENT_TTL_SECONDS
         } else {
             ended
@@ -152,15 +152,15 @@ fn video(task: &Task) -> Value {
     json!({
         "id": task.id,
         "object": "video",
-        "model": task.seed.model,
+        "model": task.request.model,
         "status": status,
         "progress": progress,
         "created_at": task.created_ms / 1000,
         "completed_at": ended,
         "expires_at": expires,
-        "size": task.seed.notes["size"],
-        "seconds": task.seed.notes["seconds"],
-        "prompt": task.seed.notes["prompt"],
+        "size": task.request.notes["size"],
+        "seconds": task.request.notes["seconds"],
+        "prompt": task.request.notes["prompt"],
         "remixed_from_video_id": null,
         "error": task.failure.map(error),
     })

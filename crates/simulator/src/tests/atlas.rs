@@ -1,4 +1,4 @@
-//! Atlas Cloud, against what it has published.
+//! Atlas Cloud against its published documentation.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,7 +12,7 @@ use super::{Stage, answer, in_time};
 
 const KEYS: &str = "/api/v1/webhooks/jwks.json";
 
-/// The rule of Atlas's webhooks page.
+/// Verifies a signature as Atlas's webhooks page describes.
 fn is_genuine(callback: &Callback, (kid, key): &(String, Vec<u8>)) -> bool {
     let header = |name: &str| callback.headers[&format!("x-atlascloud-webhook-{name}")].as_str();
     assert_eq!(
@@ -33,7 +33,7 @@ fn is_genuine(callback: &Callback, (kid, key): &(String, Vec<u8>)) -> bool {
 }
 
 #[tokio::test]
-async fn a_prediction_goes_from_envelope_to_one_signed_webhook() {
+async fn prediction_ends_with_one_signed_webhook() {
     let stage = Stage::set().await;
     let (status, accepted) = ATLAS.submit(&stage, Scenario::Normal).await;
     let expected = fixture("atlas-submit-accepted");
@@ -57,12 +57,12 @@ async fn a_prediction_goes_from_envelope_to_one_signed_webhook() {
 
     let get = accepted["data"]["urls"]["get"].as_str().unwrap();
     let request = stage.client.get(get).bearer_auth("sim-key");
-    let (_, told) = answer(in_time(request.send()).await.unwrap()).await;
+    let (_, body) = answer(in_time(request.send()).await.unwrap()).await;
     assert_eq!(
-        (&told["code"], &told["data"]["status"]),
+        (&body["code"], &body["data"]["status"]),
         (&json!(200), &json!("completed"))
     );
-    assert_eq!(told["data"]["outputs"], callback.body["payload"]["outputs"]);
+    assert_eq!(body["data"]["outputs"], callback.body["payload"]["outputs"]);
 
     let stage = Stage::set().await;
     ATLAS.play(&stage, Scenario::Forged).await;
@@ -79,10 +79,10 @@ async fn a_failure_comes_as_http_200() {
         let stage = Stage::set().await;
         let task = ATLAS.play(&stage, scenario).await;
         let path = format!("/api/v1/model/prediction/{}", task.id);
-        let (status, told) = ATLAS.call(&stage, Method::GET, &path).await;
-        assert_eq!((status.as_u16(), &told["code"]), (200, &json!(200)));
-        assert_eq!(told["data"]["status"], "failed");
-        assert_eq!(told["data"]["error_code"].as_u64(), code);
+        let (status, body) = ATLAS.call(&stage, Method::GET, &path).await;
+        assert_eq!((status.as_u16(), &body["code"]), (200, &json!(200)));
+        assert_eq!(body["data"]["status"], "failed");
+        assert_eq!(body["data"]["error_code"].as_u64(), code);
         let hook = &stage.receiver.all()[0].body;
         assert_eq!(
             (&hook["status"], &hook["payload"]["status"]),
@@ -98,7 +98,7 @@ async fn a_failure_comes_as_http_200() {
 }
 
 #[tokio::test]
-async fn a_thin_success_has_its_outputs_in_the_query_only() {
+async fn thin_success_has_outputs_in_the_query_only() {
     for (scenario, outputs) in [(Scenario::ThinSuccess, 1), (Scenario::ExpiredResult, 0)] {
         let stage = Stage::set().await;
         let task = ATLAS.play(&stage, scenario).await;
@@ -106,13 +106,13 @@ async fn a_thin_success_has_its_outputs_in_the_query_only() {
             stage.receiver.all()[0].body["payload"]["outputs"],
             json!([])
         );
-        let told = ATLAS.queried(&stage, &task).await;
-        assert_eq!(told["data"]["outputs"].as_array().unwrap().len(), outputs);
+        let body = ATLAS.queried(&stage, &task).await;
+        assert_eq!(body["data"]["outputs"].as_array().unwrap().len(), outputs);
     }
 }
 
 #[tokio::test]
-async fn refusals_have_no_word_on_how_long_to_wait() {
+async fn errors_have_no_retry_after() {
     let stage = Stage::set().await;
     for (scenario, status) in [
         (Scenario::BadKey, 401),
@@ -121,7 +121,9 @@ async fn refusals_have_no_word_on_how_long_to_wait() {
         (Scenario::ServerErrors, 500),
     ] {
         let stage = Stage::set().await;
-        let refused = in_time(ATLAS.order(&stage, scenario).send()).await.unwrap();
+        let refused = in_time(ATLAS.submit_body(&stage, scenario).send())
+            .await
+            .unwrap();
         assert!(!refused.headers().contains_key("retry-after"));
         let (refused, body) = answer(refused).await;
         assert_eq!(
@@ -131,7 +133,7 @@ async fn refusals_have_no_word_on_how_long_to_wait() {
         );
         assert_eq!(keys(&body), keys(&fixture("atlas-error-402")));
     }
-    // A wrong path is as a wrong key.
+    // A wrong path returns the same error as a wrong key.
     let (status, body) = ATLAS.call(&stage, Method::GET, "/api/v1/nothing").await;
     assert_eq!(
         (status.as_u16(), &body["msg"]),
@@ -144,23 +146,25 @@ async fn refusals_have_no_word_on_how_long_to_wait() {
 }
 
 #[tokio::test]
-async fn the_balance_is_told_in_decimal_strings() {
+async fn balance_is_a_decimal_string() {
     let stage = Stage::set().await;
     let (status, balance) = ATLAS.call(&stage, Method::GET, "/public/v1/balance").await;
     let expected = fixture("atlas-balance");
     assert_eq!((status.as_u16(), keys(&balance)), (200, keys(&expected)));
     assert_eq!(balance["available"], expected["available"]);
-    assert_eq!(stage.witness.calls_in("atlas").accounts_read, 1);
+    assert_eq!(stage.inspector.calls_in("atlas").accounts_read, 1);
 }
 
 #[tokio::test]
-async fn an_account_without_credit_says_so_until_a_task_is_taken() {
+async fn account_is_out_of_credit_until_a_task_is_accepted() {
     let stage = Stage::set().await;
     for (scenario, left) in [
         (Scenario::Quota, "0.000000"),
         (Scenario::Normal, "125.500000"),
     ] {
-        in_time(ATLAS.order(&stage, scenario).send()).await.unwrap();
+        in_time(ATLAS.submit_body(&stage, scenario).send())
+            .await
+            .unwrap();
         let (_, balance) = ATLAS.call(&stage, Method::GET, "/public/v1/balance").await;
         assert_eq!(balance["available"]["value"], left, "{scenario}");
     }

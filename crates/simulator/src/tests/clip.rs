@@ -1,4 +1,4 @@
-//! The clip, whole and in parts.
+//! The clip, whole and in ranges.
 
 use reqwest::header::{
     ACCEPT_RANGES, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE,
@@ -29,7 +29,7 @@ fn header(response: &Response, name: reqwest::header::HeaderName) -> &str {
 }
 
 #[tokio::test]
-async fn the_whole_clip_has_type_length_and_an_open_door() {
+async fn whole_clip_has_type_length_and_cors_headers() {
     let stage = Stage::set().await;
     for method in [Method::GET, Method::HEAD] {
         let response = stage.clip(method.clone(), None).await;
@@ -46,7 +46,7 @@ async fn the_whole_clip_has_type_length_and_an_open_door() {
 }
 
 #[tokio::test]
-async fn parts_are_served_as_asked() {
+async fn requested_ranges_are_served() {
     let stage = Stage::set().await;
     let all = CLIP.len();
     for (range, first, last) in [
@@ -71,7 +71,7 @@ async fn parts_are_served_as_asked() {
 }
 
 #[tokio::test]
-async fn a_part_beyond_the_end_is_not_satisfiable() {
+async fn range_beyond_the_end_is_not_satisfiable() {
     let stage = Stage::set().await;
     let response = stage.clip(Method::GET, Some("bytes=99999999-")).await;
     assert_eq!(response.status(), 416);
@@ -82,7 +82,7 @@ async fn a_part_beyond_the_end_is_not_satisfiable() {
 }
 
 #[tokio::test]
-async fn ranges_that_are_not_understood_get_the_whole() {
+async fn invalid_ranges_return_the_whole_clip() {
     let stage = Stage::set().await;
     for range in ["bytes=a-b", "lines=1-2", "bytes=0-1,5-6"] {
         assert_eq!(

@@ -1,4 +1,4 @@
-//! What all dialects have in common: the stories of the scenarios, told in each.
+//! Behavior that all dialects share: every scenario in every dialect.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::super::{DIALECTS, Scenario, Status, TaskSnapshot, dialects, playable}
 use super::receiver::Callback;
 use super::{API_KEY, Stage, answer, in_time};
 
-/// One dialect as a client speaks it.
+/// A client of one dialect.
 #[derive(Clone, Copy)]
 pub struct Client {
     pub name: &'static str,
@@ -64,7 +64,7 @@ const KLING: Client = Client {
 const ALL: [Client; 7] = [KLING, FAL, ATLAS, VIDEOS, MINIMAX, RUNWAY, REPLICATE];
 
 impl Client {
-    /// A request below the dialect's path, with its key.
+    /// Builds a request under the path of the dialect, with its key.
     pub fn request(&self, stage: &Stage, method: Method, path: &str) -> RequestBuilder {
         let url = format!("{}/{}{path}", stage.url, self.name);
         let request = stage.client.request(method, url);
@@ -80,14 +80,14 @@ impl Client {
         answer(in_time(request.send()).await.unwrap()).await
     }
 
-    /// A submit as a hub would send it.
-    pub fn order(&self, stage: &Stage, scenario: Scenario) -> RequestBuilder {
+    /// Builds a submit as a hub sends it.
+    pub fn submit_body(&self, stage: &Stage, scenario: Scenario) -> RequestBuilder {
         self.order_of(stage, &json!({"scenario": scenario}))
     }
 
-    /// The same with other keys of the simulator's own.
+    /// As `submit`, with other keys for the simulator.
     pub fn order_of(&self, stage: &Stage, wishes: &Value) -> RequestBuilder {
-        // A job of its own for each scenario.
+        // A separate job for each scenario.
         let hook = match wishes["scenario"].as_str() {
             Some(scenario) => format!("{}?{scenario}", stage.receiver.url()),
             None => stage.receiver.url().to_owned(),
@@ -115,20 +115,25 @@ impl Client {
     }
 
     pub async fn submit(&self, stage: &Stage, scenario: Scenario) -> (StatusCode, Value) {
-        answer(in_time(self.order(stage, scenario).send()).await.unwrap()).await
+        answer(
+            in_time(self.submit_body(stage, scenario).send())
+                .await
+                .unwrap(),
+        )
+        .await
     }
 
-    /// Submits a job that is accepted, and waits until all is done with it.
+    /// Submits a job that is accepted, and waits until it is settled.
     pub async fn play(&self, stage: &Stage, scenario: Scenario) -> TaskSnapshot {
         let (status, body) = self.submit(stage, scenario).await;
         assert!(status.is_success(), "{}: {body}", self.name);
         self.rest(stage).await
     }
 
-    /// Waits until all is done with the newest job.
+    /// Waits until the newest job is settled.
     pub async fn rest(&self, stage: &Stage) -> TaskSnapshot {
-        let rest = stage.witness.until(|witness| {
-            let mut tasks = witness.tasks();
+        let rest = stage.inspector.until(|inspector| {
+            let mut tasks = inspector.tasks();
             tasks.retain(|task| task.dialect == self.name);
             tasks.pop().filter(|task| task.is_settled)
         });
@@ -140,14 +145,14 @@ impl Client {
         dialect.unwrap().plan(scenario).unwrap()
     }
 
-    /// What asking tells of a task.
+    /// Queries a task.
     pub async fn queried(&self, stage: &Stage, task: &TaskSnapshot) -> Value {
         let path = self.query.replace("{id}", &task.id);
         self.call(stage, Method::GET, &path).await.1
     }
 }
 
-/// The keys of an object.
+/// Returns the keys of an object.
 pub fn keys(object: &Value) -> BTreeSet<&str> {
     object
         .as_object()
@@ -157,14 +162,14 @@ pub fn keys(object: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-/// What lies among the fixtures under a name.
+/// Reads a fixture.
 pub fn fixture(name: &str) -> Value {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/");
     let text = std::fs::read_to_string(format!("{folder}{name}.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
-/// The public key that the dialect serves at a path.
+/// Fetches the public key of the dialect.
 pub async fn public_key(client: Client, stage: &Stage, path: &str) -> (String, Vec<u8>) {
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -196,24 +201,24 @@ fn is_refused(scenario: Scenario) -> bool {
     )
 }
 
-/// Whether the dialect sends webhooks, and so plays what only they can do.
+/// Returns whether the dialect sends webhooks.
 fn sends_webhooks(client: Client) -> bool {
     playable(client.name).contains(&Scenario::DuplicateWebhooks)
 }
 
 #[test]
-fn every_dialect_has_a_client_here() {
+fn every_dialect_has_a_test_client() {
     let clients: Vec<_> = ALL.iter().map(|client| client.name).collect();
     assert_eq!(clients, dialects().collect::<Vec<_>>());
     assert_eq!(DIALECTS.len(), ALL.len());
 }
 
 #[tokio::test]
-async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
+async fn every_playable_scenario_reaches_its_outcome_in_every_dialect() {
     let stage = Stage::set().await;
     for client in ALL {
         for scenario in playable(client.name) {
-            let before = stage.witness.calls_in(client.name).submits_accepted;
+            let before = stage.inspector.calls_in(client.name).submits_accepted;
             let name = format!("{} {scenario}", client.name);
             let expected = if is_refused(scenario) {
                 None
@@ -224,30 +229,30 @@ async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
             } else {
                 Some(Status::Succeeded)
             };
-            // Refused at most twice; the answer may be lost.
+            // Rejected at most twice. The response may be lost.
             for _ in 0..3 {
-                let sent = in_time(client.order(&stage, scenario).send()).await;
+                let sent = in_time(client.submit_body(&stage, scenario).send()).await;
                 drop(sent);
-                if stage.witness.calls_in(client.name).submits_accepted > before {
+                if stage.inspector.calls_in(client.name).submits_accepted > before {
                     break;
                 }
             }
             match expected {
                 None => {
-                    let after = stage.witness.calls_in(client.name).submits_accepted;
+                    let after = stage.inspector.calls_in(client.name).submits_accepted;
                     assert_eq!(after, before, "{name}");
                 }
                 Some(status) => {
                     let task = client.rest(&stage).await;
                     assert_eq!((task.status, task.scenario), (status, scenario), "{name}");
                     let refused = match client.plan(scenario).submit_behavior {
-                        SubmitBehavior::RefuseFirst(times, _) => times,
+                        SubmitBehavior::RejectFirst(times, _) => times,
                         SubmitBehavior::Accept
-                        | SubmitBehavior::Refuse(_)
+                        | SubmitBehavior::Reject(_)
                         | SubmitBehavior::CloseUnanswered => 0,
                         SubmitBehavior::AnswerAfterWebhook => 0,
                     };
-                    let submits = stage.witness.submits_of(&task.handle);
+                    let submits = stage.inspector.submits_of(&task.handle);
                     assert_eq!(
                         (submits.received, submits.accepted),
                         (refused + 1, 1),
@@ -267,7 +272,7 @@ async fn every_playable_scenario_ends_as_it_says_in_every_dialect() {
 }
 
 #[tokio::test]
-async fn a_scenario_that_a_dialect_cannot_express_is_refused_in_the_simulators_own_words() {
+async fn unplayable_scenario_is_rejected_with_a_reason() {
     let stage = Stage::set().await;
     for client in ALL {
         let played = playable(client.name);
@@ -279,11 +284,11 @@ async fn a_scenario_that_a_dialect_cannot_express_is_refused_in_the_simulators_o
             let (status, body) = client.submit(&stage, scenario).await;
             assert_eq!(status, StatusCode::BAD_REQUEST);
             let words = body["simulator"].as_str().unwrap();
-            let begin = format!("{scenario} can't be played in {}: ", client.name);
+            let begin = format!("{scenario} cannot be played in {}: ", client.name);
             assert!(words.starts_with(&begin), "{words}");
         }
     }
-    assert!(stage.witness.tasks().is_empty());
+    assert!(stage.inspector.tasks().is_empty());
     let unplayed: Vec<_> = ALL
         .iter()
         .map(|client| 23 - playable(client.name).len())
@@ -292,9 +297,9 @@ async fn a_scenario_that_a_dialect_cannot_express_is_refused_in_the_simulators_o
 }
 
 #[tokio::test]
-async fn duplicates_and_reversals_are_the_same_webhooks() {
+async fn duplicate_and_reordered_webhooks_have_unchanged_bodies() {
     for client in ALL.into_iter().filter(|client| sends_webhooks(*client)) {
-        let told = async |scenario| {
+        let body = async |scenario| {
             let stage = Stage::set().await;
             client.play(&stage, scenario).await;
             let callbacks = stage.receiver.all();
@@ -303,18 +308,18 @@ async fn duplicates_and_reversals_are_the_same_webhooks() {
                 .map(|callback| callback.raw)
                 .collect::<Vec<_>>()
         };
-        let twice = told(Scenario::DuplicateWebhooks).await;
+        let twice = body(Scenario::DuplicateWebhooks).await;
         assert!(!twice.is_empty(), "{}", client.name);
         for pair in twice.chunks(2) {
             assert_eq!(pair[0], pair[1], "{}", client.name);
         }
-        let reversed = told(Scenario::ReorderedWebhooks).await;
+        let reversed = body(Scenario::ReorderedWebhooks).await;
         assert_eq!(reversed.len() * 2, twice.len(), "{}", client.name);
     }
 }
 
 #[tokio::test]
-async fn late_webhooks_come_after_the_end_and_early_ones_before_the_answer() {
+async fn late_webhooks_follow_the_end_and_early_ones_precede_the_response() {
     for client in ALL.into_iter().filter(|client| sends_webhooks(*client)) {
         let stage = Stage::set().await;
         client.play(&stage, Scenario::LateWebhooks).await;
@@ -325,7 +330,7 @@ async fn late_webhooks_come_after_the_end_and_early_ones_before_the_answer() {
         let (status, _) = client.submit(&stage, Scenario::WebhookBeforeAnswer).await;
         assert!(status.is_success());
         assert!(
-            stage.witness.calls().callbacks_acknowledged > 0,
+            stage.inspector.calls().callbacks_acknowledged > 0,
             "{}",
             client.name
         );
@@ -333,7 +338,7 @@ async fn late_webhooks_come_after_the_end_and_early_ones_before_the_answer() {
 }
 
 #[tokio::test]
-async fn unsigned_webhooks_bear_no_header_of_a_signature() {
+async fn unsigned_webhooks_have_no_signature_header() {
     for client in ALL.into_iter().filter(|client| sends_webhooks(*client)) {
         let stage = Stage::set().await;
         client.play(&stage, Scenario::Unsigned).await;
@@ -346,18 +351,18 @@ async fn unsigned_webhooks_bear_no_header_of_a_signature() {
 }
 
 #[tokio::test]
-async fn each_dialect_has_its_own_tasks_and_counts() {
+async fn dialects_have_separate_tasks_and_counts() {
     let stage = Stage::set().await;
     for client in ALL {
         client.play(&stage, Scenario::Normal).await;
     }
     for client in ALL {
-        let counts = stage.witness.calls_in(client.name);
+        let counts = stage.inspector.calls_in(client.name);
         assert_eq!((counts.submits_received, counts.submits_accepted), (1, 1));
         assert_eq!(counts.queries_received, 0);
     }
-    assert_eq!(stage.witness.calls().submits_accepted, ALL.len() as u64);
-    for task in stage.witness.tasks() {
+    assert_eq!(stage.inspector.calls().submits_accepted, ALL.len() as u64);
+    for task in stage.inspector.tasks() {
         for client in ALL {
             let path = client.query.replace("{id}", &task.id);
             let (status, body) = client.call(&stage, Method::GET, &path).await;
@@ -371,25 +376,29 @@ async fn each_dialect_has_its_own_tasks_and_counts() {
         }
     }
     for client in ALL {
-        let counts = stage.witness.calls_in(client.name);
+        let counts = stage.inspector.calls_in(client.name);
         assert_eq!((counts.queries_received, counts.tasks_queried), (7, 7));
     }
 }
 
 #[tokio::test]
-async fn the_key_is_asked_for_in_every_dialect() {
+async fn every_dialect_requires_the_key() {
     let stage = Stage::set().await;
     for client in ALL {
-        let order = client.order(&stage, Scenario::Normal).build().unwrap();
+        let submit_body = client
+            .submit_body(&stage, Scenario::Normal)
+            .build()
+            .unwrap();
         for key in [None, Some("Bearer wrong"), Some("Key wrong"), Some(API_KEY)] {
-            let mut order = order.try_clone().unwrap();
-            order.headers_mut().remove("authorization");
+            let mut submit_body = submit_body.try_clone().unwrap();
+            submit_body.headers_mut().remove("authorization");
             if let Some(key) = key {
-                order
+                submit_body
                     .headers_mut()
                     .insert("authorization", key.parse().unwrap());
             }
-            let (status, body) = answer(in_time(stage.client.execute(order)).await.unwrap()).await;
+            let (status, body) =
+                answer(in_time(stage.client.execute(submit_body)).await.unwrap()).await;
             match client.name {
                 "minimax" => assert_eq!(
                     (status.as_u16(), &body["base_resp"]["status_code"]),
@@ -399,11 +408,11 @@ async fn the_key_is_asked_for_in_every_dialect() {
             }
         }
     }
-    assert_eq!(stage.witness.calls().submits_accepted, 0);
+    assert_eq!(stage.inspector.calls().submits_accepted, 0);
 }
 
 #[tokio::test]
-async fn a_job_lasts_as_many_steps_as_it_asks_for() {
+async fn requested_steps_are_used() {
     let stage = Stage::set().await;
     let wishes = json!({"steps": 9, "scenario": "normal"});
     in_time(KLING.order_of(&stage, &wishes).send())
@@ -413,8 +422,8 @@ async fn a_job_lasts_as_many_steps_as_it_asks_for() {
     assert_eq!(stage.receiver.all().len(), 11);
     for steps in [json!(-1), json!("9"), json!(10_001)] {
         for client in ALL {
-            let order = client.order_of(&stage, &json!({ "steps": steps }));
-            let (status, body) = answer(in_time(order.send()).await.unwrap()).await;
+            let submit_body = client.order_of(&stage, &json!({ "steps": steps }));
+            let (status, body) = answer(in_time(submit_body.send()).await.unwrap()).await;
             match client.name {
                 "minimax" => assert_eq!(body["base_resp"]["status_code"], 2013),
                 _ => assert!(status.is_client_error(), "{} {steps}", client.name),
@@ -424,12 +433,12 @@ async fn a_job_lasts_as_many_steps_as_it_asks_for() {
 }
 
 #[tokio::test]
-async fn clips_lie_below_their_dialect_and_are_counted() {
+async fn clips_are_served_under_their_dialect_and_counted() {
     let stage = Stage::set().await;
     for client in ALL {
         let url = format!("{}/{}/clips/7.mp4", stage.url, client.name);
         let clip = in_time(stage.client.get(url).send()).await.unwrap();
         assert_eq!(clip.status(), StatusCode::OK);
-        assert_eq!(stage.witness.calls_in(client.name).downloads, 1);
+        assert_eq!(stage.inspector.calls_in(client.name).downloads, 1);
     }
 }

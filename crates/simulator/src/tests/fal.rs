@@ -1,4 +1,4 @@
-//! fal, against what it has published.
+//! fal against its published documentation.
 
 use aws_lc_rs::digest;
 use reqwest::Method;
@@ -15,7 +15,7 @@ fn unhex(text: &str) -> Vec<u8> {
     digits.map(byte).collect()
 }
 
-/// The rule of fal's webhooks page.
+/// Verifies a signature as fal's webhooks page describes.
 fn is_genuine(callback: &Callback, key: &[u8]) -> bool {
     let header = |name: &str| callback.headers[&format!("x-fal-webhook-{name}")].as_str();
     let digest = digest::digest(&digest::SHA256, &callback.raw);
@@ -31,7 +31,7 @@ fn is_genuine(callback: &Callback, key: &[u8]) -> bool {
 }
 
 impl Stage {
-    /// Follows an address that fal gave.
+    /// Follows a URL of a response.
     async fn follow(&self, method: Method, body: &Value, key: &str) -> (u16, Value) {
         let url = body[key].as_str().unwrap();
         let request = self
@@ -44,7 +44,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn the_addresses_of_the_answer_lead_from_queue_to_result() {
+async fn response_urls_lead_from_queue_to_result() {
     let stage = Stage::set().await;
     let (status, accepted) = FAL.submit(&stage, Scenario::ConcurrencyLimited).await;
     assert_eq!(status, 200);
@@ -60,7 +60,7 @@ async fn the_addresses_of_the_answer_lead_from_queue_to_result() {
     assert_eq!(accepted["request_id"], task.id);
     let (status, done) = stage.follow(Method::GET, &accepted, "status_url").await;
     assert_eq!((status, &done["status"]), (200, &json!("COMPLETED")));
-    assert!(done.get("logs").is_none(), "nobody asked for them");
+    assert!(done.get("logs").is_none(), "logs were not requested");
     assert!(done["metrics"]["inference_time"].is_f64() && done.get("error").is_none());
     let (status, result) = stage.follow(Method::GET, &accepted, "response_url").await;
     assert_eq!(
@@ -70,10 +70,10 @@ async fn the_addresses_of_the_answer_lead_from_queue_to_result() {
             keys(&fixture("fal-webhook-ok-video")["payload"]["video"])
         )
     );
-    let counts = stage.witness.calls_in("fal");
+    let counts = stage.inspector.calls_in("fal");
     assert_eq!((counts.queries_received, counts.results_fetched), (1, 1));
 
-    // Not under the whole path of the model.
+    // Not under the full path of the model.
     let path = format!(
         "/fal-ai/kling-video/v2/text-to-video/requests/{}/status",
         task.id
@@ -82,7 +82,7 @@ async fn the_addresses_of_the_answer_lead_from_queue_to_result() {
 }
 
 #[tokio::test]
-async fn a_request_under_way_tells_its_place_or_its_logs() {
+async fn active_request_reports_queue_position_or_logs() {
     let stage = Stage::set().await;
     FAL.submit(&stage, Scenario::Silence).await;
     let task = FAL.rest(&stage).await;
@@ -92,22 +92,22 @@ async fn a_request_under_way_tells_its_place_or_its_logs() {
     );
 
     let stage = Stage::set().await;
-    let order = FAL.order_of(&stage, &json!({"steps": 9000}));
-    in_time(order.send()).await.unwrap();
-    let under_way = stage.witness.until(|witness| {
-        let task = witness.tasks().into_iter().next()?;
+    let submit_body = FAL.order_of(&stage, &json!({"steps": 9000}));
+    in_time(submit_body.send()).await.unwrap();
+    let under_way = stage.inspector.until(|inspector| {
+        let task = inspector.tasks().into_iter().next()?;
         (task.status == Status::Processing).then_some(task)
     });
     let task = in_time(under_way).await;
-    let told = FAL.queried(&stage, &task).await;
+    let reported = FAL.queried(&stage, &task).await;
     let expected = fixture("fal-status-in-progress-logs");
     assert_eq!(
-        (keys(&told), &told["status"]),
+        (keys(&reported), &reported["status"]),
         (keys(&expected), &expected["status"])
     );
-    assert_eq!(keys(&told["logs"][0]), keys(&expected["logs"][0]));
+    assert_eq!(keys(&reported["logs"][0]), keys(&expected["logs"][0]));
     assert!(
-        told["logs"][0]["message"]
+        reported["logs"][0]["message"]
             .as_str()
             .unwrap()
             .starts_with("  0%|")
@@ -117,7 +117,7 @@ async fn a_request_under_way_tells_its_place_or_its_logs() {
 }
 
 #[tokio::test]
-async fn webhooks_come_at_the_end_signed_by_the_key_that_is_served() {
+async fn final_webhook_is_signed_with_the_published_key() {
     let stage = Stage::set().await;
     FAL.play(&stage, Scenario::Normal).await;
     let [callback] = stage.receiver.all().try_into().unwrap();
@@ -148,7 +148,7 @@ async fn webhooks_come_at_the_end_signed_by_the_key_that_is_served() {
 }
 
 #[tokio::test]
-async fn a_failure_is_completed_with_an_error() {
+async fn failure_completes_with_an_error() {
     for (scenario, status, kind, retryable) in [
         (
             Scenario::SafetyAtEnd,
@@ -160,9 +160,9 @@ async fn a_failure_is_completed_with_an_error() {
     ] {
         let stage = Stage::set().await;
         let task = FAL.play(&stage, scenario).await;
-        let told = FAL.queried(&stage, &task).await;
+        let reported = FAL.queried(&stage, &task).await;
         assert_eq!(
-            (&told["status"], &told["error_type"]),
+            (&reported["status"], &reported["error_type"]),
             (&json!("COMPLETED"), &json!(kind))
         );
         let path = format!("/fal-ai/kling-video/requests/{}", task.id);
@@ -193,7 +193,7 @@ async fn a_failure_is_completed_with_an_error() {
 }
 
 #[tokio::test]
-async fn a_thin_success_is_to_be_fetched_and_an_expired_one_is_gone() {
+async fn thin_result_can_be_fetched_and_expired_result_is_gone() {
     for (scenario, status) in [(Scenario::ThinSuccess, 200), (Scenario::ExpiredResult, 404)] {
         let stage = Stage::set().await;
         let task = FAL.play(&stage, scenario).await;
@@ -209,10 +209,10 @@ async fn a_thin_success_is_to_be_fetched_and_an_expired_one_is_gone() {
 }
 
 #[tokio::test]
-async fn a_cancel_has_three_answers() {
+async fn cancel_has_three_responses() {
     let stage = Stage::set().await;
-    let order = FAL.order_of(&stage, &json!({"steps": 9000}));
-    let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
+    let submit_body = FAL.order_of(&stage, &json!({"steps": 9000}));
+    let (_, accepted) = answer(in_time(submit_body.send()).await.unwrap()).await;
     let (status, body) = stage.follow(Method::PUT, &accepted, "cancel_url").await;
     assert_eq!(
         (status, body),
@@ -233,20 +233,20 @@ async fn a_cancel_has_three_answers() {
         (status, body),
         (400, fixture("fal-cancel-already-completed"))
     );
-    let path = "/fal-ai/kling-video/requests/nobody/cancel";
+    let path = "/fal-ai/kling-video/requests/unknown/cancel";
     let (status, body) = FAL.call(&stage, Method::PUT, path).await;
     assert_eq!(
         (status.as_u16(), body),
         (404, json!({"status": "NOT_FOUND"}))
     );
-    assert_eq!(stage.witness.calls_in("fal").cancels_received, 3);
+    assert_eq!(stage.inspector.calls_in("fal").cancels_received, 3);
 }
 
 #[tokio::test]
-async fn a_cancel_that_comes_too_late_is_agreed_to_all_the_same() {
+async fn late_cancel_is_accepted_without_effect() {
     let stage = Stage::set().await;
-    let order = FAL.order_of(&stage, &json!({"scenario": "cancelled-late", "steps": 100}));
-    let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
+    let submit_body = FAL.order_of(&stage, &json!({"scenario": "cancelled-late", "steps": 100}));
+    let (_, accepted) = answer(in_time(submit_body.send()).await.unwrap()).await;
     let (status, _) = stage.follow(Method::PUT, &accepted, "cancel_url").await;
     assert_eq!(status, 202);
     assert_eq!(FAL.rest(&stage).await.status, Status::Succeeded);
@@ -254,7 +254,7 @@ async fn a_cancel_that_comes_too_late_is_agreed_to_all_the_same() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_as_fal_tells_them() {
+async fn errors_have_the_format_of_fal() {
     for (scenario, status, header) in [
         (Scenario::Safety, 422, Some(("x-fal-retryable", "false"))),
         (Scenario::Quota, 403, None),
@@ -267,7 +267,9 @@ async fn refusals_are_told_as_fal_tells_them() {
         ),
     ] {
         let stage = Stage::set().await;
-        let refused = in_time(FAL.order(&stage, scenario).send()).await.unwrap();
+        let refused = in_time(FAL.submit_body(&stage, scenario).send())
+            .await
+            .unwrap();
         assert_eq!(refused.status().as_u16(), status, "{scenario}");
         if let Some((name, value)) = header {
             assert_eq!(refused.headers()[name], value, "{scenario}");

@@ -1,4 +1,4 @@
-//! Submit, query and list: what is taken, what is refused and in which words.
+//! Submit, query and list: accepted input and errors.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -16,14 +16,14 @@ impl Stage {
         answer(in_time(request.send()).await.unwrap()).await
     }
 
-    async fn refusal(&self, path: &str, body: &Value) -> (u16, u64) {
+    async fn error(&self, path: &str, body: &Value) -> (u16, u64) {
         let (status, body) = self.post(path, body).await;
         (status.as_u16(), body["code"].as_u64().unwrap())
     }
 }
 
 #[tokio::test]
-async fn the_key_is_asked_for_everywhere() {
+async fn every_route_requires_the_key() {
     let stage = Stage::set().await;
     let submit = format!("{}/text-to-video/kling-2.6", stage.url);
     let tasks = format!("{}/tasks", stage.url);
@@ -38,7 +38,7 @@ async fn the_key_is_asked_for_everywhere() {
         let (status, body) = answer(request.bearer_auth("sim-kez").send().await.unwrap()).await;
         assert_eq!((status.as_u16(), &body["code"]), (401, &json!(1002)));
     }
-    let calls = stage.witness.calls();
+    let calls = stage.inspector.calls();
     assert_eq!(
         (
             calls.submits_received,
@@ -50,7 +50,7 @@ async fn the_key_is_asked_for_everywhere() {
 }
 
 #[tokio::test]
-async fn bad_bodies_are_refused() {
+async fn invalid_bodies_are_rejected() {
     let stage = Stage::set().await;
     let text = "/text-to-video/kling-2.6";
     let image = "/image-to-video/kling-3.0";
@@ -99,23 +99,23 @@ async fn bad_bodies_are_refused() {
             1201,
         ),
     ] {
-        assert_eq!(stage.refusal(path, &body).await, (400, code), "{body}");
+        assert_eq!(stage.error(path, &body).await, (400, code), "{body}");
     }
     assert_eq!(
         stage
-            .refusal("/text-to-video/gpt", &json!({"prompt": "x"}))
+            .error("/text-to-video/gpt", &json!({"prompt": "x"}))
             .await,
         (404, 1203)
     );
     assert_eq!(
-        stage.refusal("/v1/videos/text2video", &json!({})).await,
+        stage.error("/v1/videos/text2video", &json!({})).await,
         (404, 1202)
     );
-    assert_eq!(stage.witness.calls().submits_accepted, 0);
+    assert_eq!(stage.inspector.calls().submits_accepted, 0);
 }
 
 #[tokio::test]
-async fn good_bodies_are_taken() {
+async fn valid_bodies_are_accepted() {
     let stage = Stage::set().await;
     for (path, body) in [
         (
@@ -136,25 +136,25 @@ async fn good_bodies_are_taken() {
 }
 
 #[tokio::test]
-async fn an_external_id_is_taken_once() {
+async fn external_id_is_unique() {
     let stage = Stage::set().await;
     stage.play(Scenario::Normal).await;
     let (status, body) = stage.submit(Scenario::Normal, "job_1").await;
     assert_eq!((status.as_u16(), &body["code"]), (400, &json!(1201)));
-    let submits = stage.witness.submits_of("job_1");
+    let submits = stage.inspector.submits_of("job_1");
     assert_eq!(
         (submits.received, submits.accepted, submits.task),
-        (2, 1, stage.witness.task_of("job_1"))
+        (2, 1, stage.inspector.task_of("job_1"))
     );
 }
 
 #[tokio::test]
-async fn a_watermark_comes_when_asked_for() {
+async fn watermark_is_returned_if_requested() {
     let stage = Stage::set().await;
-    let mut order = stage.order(Scenario::LostWebhooks, "job_1");
-    order["options"]["watermark_info"] = json!({"enabled": true});
-    stage.try_submit(&order).await.unwrap();
-    in_time(stage.witness.at_rest("job_1")).await;
+    let mut submit_body = stage.submit_body(Scenario::LostWebhooks, "job_1");
+    submit_body["options"]["watermark_info"] = json!({"enabled": true});
+    stage.try_submit(&submit_body).await.unwrap();
+    in_time(stage.inspector.settled("job_1")).await;
     let output = stage.queried().await["outputs"][0].clone();
     assert!(
         output["watermark_url"]
@@ -165,23 +165,23 @@ async fn a_watermark_comes_when_asked_for() {
 }
 
 #[tokio::test]
-async fn a_query_wants_one_kind_of_id_and_leaves_unknown_ones_out() {
+async fn query_takes_one_kind_of_id_and_skips_unknown_ids() {
     let stage = Stage::set().await;
     stage.submit(Scenario::Silence, "job_1").await;
     stage.submit(Scenario::Silence, "job_2").await;
-    let first = stage.witness.task_of("job_1").unwrap();
-    let second = stage.witness.task_of("job_2").unwrap();
+    let first = stage.inspector.task_of("job_1").unwrap();
+    let second = stage.inspector.task_of("job_2").unwrap();
     let asked = [
         (
             format!("task_ids={second},1,{first}"),
             vec![&second, &first],
         ),
         (
-            "external_task_ids=job_1,nobody,job_2".to_owned(),
+            "external_task_ids=job_1,unknown,job_2".to_owned(),
             vec![&first, &second],
         ),
         ("task_ids=1".to_owned(), vec![]),
-        ("external_task_ids=nobody".to_owned(), vec![]),
+        ("external_task_ids=unknown".to_owned(), vec![]),
     ];
     for (query, ids) in asked {
         let (status, body) = stage.get(&format!("/tasks?{query}")).await;
@@ -205,7 +205,7 @@ async fn a_query_wants_one_kind_of_id_and_leaves_unknown_ones_out() {
 }
 
 #[tokio::test]
-async fn a_list_goes_page_by_page_from_the_newest() {
+async fn list_is_paged_from_the_newest() {
     let stage = Stage::set().await;
     for job in ["job_1", "job_2", "job_3", "job_4", "job_5"] {
         stage.submit(Scenario::Silence, job).await;
@@ -256,16 +256,16 @@ async fn a_list_goes_page_by_page_from_the_newest() {
     assert_eq!(listed(json!({"end_time": 1})).await, 0);
     assert_eq!(listed(json!({"start_time": 1})).await, 5);
     assert_eq!(
-        stage.refusal("/tasks", &json!({"limit": 501})).await,
+        stage.error("/tasks", &json!({"limit": 501})).await,
         (400, 1201)
     );
     assert_eq!(
-        stage.refusal("/tasks", &json!({"cursor": "x"})).await,
+        stage.error("/tasks", &json!({"cursor": "x"})).await,
         (400, 1201)
     );
     assert_eq!(
         stage
-            .refusal(
+            .error(
                 "/tasks",
                 &json!({"filters": [{"key": "colour", "values": []}]})
             )
@@ -275,7 +275,7 @@ async fn a_list_goes_page_by_page_from_the_newest() {
 }
 
 #[tokio::test]
-async fn the_witness_says_the_same_over_http() {
+async fn inspector_routes_match_the_inspector() {
     let stage = Stage::set().await;
     stage.play(Scenario::Normal).await;
     stage.queried().await;
@@ -288,7 +288,7 @@ async fn the_witness_says_the_same_over_http() {
         callbacks_acknowledged: 6,
         ..Counts::default()
     };
-    assert_eq!(stage.witness.calls(), counts);
+    assert_eq!(stage.inspector.calls(), counts);
     assert_eq!(
         stage.get("/simulator/counts").await.1,
         serde_json::to_value(counts).unwrap()
@@ -299,7 +299,7 @@ async fn the_witness_says_the_same_over_http() {
     );
     let others = serde_json::to_value(Counts::default()).unwrap();
     assert_eq!(stage.get("/simulator/counts/fal").await.1, others);
-    let tasks = serde_json::to_value(stage.witness.tasks()).unwrap();
+    let tasks = serde_json::to_value(stage.inspector.tasks()).unwrap();
     assert_eq!(stage.get("/simulator/tasks").await.1, tasks);
     assert_eq!(
         (&tasks[0]["scenario"], &tasks[0]["status"]),

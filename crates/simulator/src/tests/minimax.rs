@@ -1,4 +1,4 @@
-//! MiniMax, against what it has published.
+//! MiniMax against its published documentation.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,15 +8,18 @@ use super::dialects::{MINIMAX, fixture, keys};
 use super::{Stage, in_time};
 
 #[tokio::test]
-async fn a_receiver_is_challenged_before_any_callback() {
+async fn receiver_is_challenged_before_the_first_callback() {
     let stage = Stage::set().await;
-    let facts = MINIMAX.play(&stage, Scenario::Normal).await;
+    let snapshot = MINIMAX.play(&stage, Scenario::Normal).await;
     let [challenge] = stage.receiver.challenges().try_into().unwrap();
     assert_eq!(
         keys(&challenge),
         keys(&fixture("minimax-callback-challenge"))
     );
-    assert_eq!((facts.callbacks_sent, facts.callbacks_acknowledged), (2, 2));
+    assert_eq!(
+        (snapshot.callbacks_sent, snapshot.callbacks_acknowledged),
+        (2, 2)
+    );
     let callbacks = stage.receiver.all();
     let story: Vec<_> = callbacks.iter().map(|callback| callback.status()).collect();
     assert_eq!(story, ["processing", "success"]);
@@ -25,11 +28,11 @@ async fn a_receiver_is_challenged_before_any_callback() {
         (keys(&callbacks[1].body), &callbacks[1].body["base_resp"]),
         (keys(&expected), &expected["base_resp"])
     );
-    let counts = stage.witness.calls_in("minimax");
+    let counts = stage.inspector.calls_in("minimax");
     assert_eq!(
         (
             counts.challenges_sent,
-            counts.challenges_met,
+            counts.challenges_passed,
             counts.callbacks_sent
         ),
         (1, 1, 2)
@@ -37,11 +40,14 @@ async fn a_receiver_is_challenged_before_any_callback() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_does_not_echo_gets_no_callback() {
+async fn receiver_without_echo_gets_no_callback() {
     let stage = Stage::set().await;
     stage.receiver.mute();
-    let facts = MINIMAX.play(&stage, Scenario::Normal).await;
-    assert_eq!((facts.status, facts.callbacks_sent), (Status::Succeeded, 0));
+    let snapshot = MINIMAX.play(&stage, Scenario::Normal).await;
+    assert_eq!(
+        (snapshot.status, snapshot.callbacks_sent),
+        (Status::Succeeded, 0)
+    );
     assert_eq!(
         (
             stage.receiver.challenges().len(),
@@ -49,12 +55,12 @@ async fn a_receiver_that_does_not_echo_gets_no_callback() {
         ),
         (1, 0)
     );
-    let counts = stage.witness.calls_in("minimax");
-    assert_eq!((counts.challenges_sent, counts.challenges_met), (1, 0));
+    let counts = stage.inspector.calls_in("minimax");
+    assert_eq!((counts.challenges_sent, counts.challenges_passed), (1, 0));
 }
 
 #[tokio::test]
-async fn a_file_is_had_by_three_calls() {
+async fn file_is_fetched_in_three_requests() {
     let stage = Stage::set().await;
     let (status, accepted) = MINIMAX.submit(&stage, Scenario::Normal).await;
     assert_eq!(
@@ -66,16 +72,16 @@ async fn a_file_is_had_by_three_calls() {
     );
     let task = MINIMAX.rest(&stage).await;
     assert_eq!(accepted["task_id"], task.id);
-    let told = MINIMAX.queried(&stage, &task).await;
+    let body = MINIMAX.queried(&stage, &task).await;
     let expected = fixture("minimax-query-success");
     assert_eq!(
-        (keys(&told), &told["status"]),
+        (keys(&body), &body["status"]),
         (keys(&expected), &expected["status"])
     );
-    assert_eq!(told["file_id"], stage.receiver.all()[1].body["file_id"]);
+    assert_eq!(body["file_id"], stage.receiver.all()[1].body["file_id"]);
     let path = format!(
         "/v1/files/retrieve?file_id={}",
-        told["file_id"].as_str().unwrap()
+        body["file_id"].as_str().unwrap()
     );
     let (_, file) = MINIMAX.call(&stage, Method::GET, &path).await;
     let url = file["file"]["download_url"].as_str().unwrap();
@@ -86,7 +92,7 @@ async fn a_file_is_had_by_three_calls() {
             .status(),
         200
     );
-    let counts = stage.witness.calls_in("minimax");
+    let counts = stage.inspector.calls_in("minimax");
     assert_eq!(
         (
             counts.queries_received,
@@ -98,26 +104,26 @@ async fn a_file_is_had_by_three_calls() {
 }
 
 #[tokio::test]
-async fn a_query_speaks_in_capitals() {
+async fn query_status_is_capitalized() {
     let stage = Stage::set().await;
     let task = MINIMAX.play(&stage, Scenario::Silence).await;
-    let told = MINIMAX.queried(&stage, &task).await;
-    assert_eq!(keys(&told), keys(&fixture("minimax-query-processing")));
-    assert_eq!(told["status"], "Preparing");
+    let body = MINIMAX.queried(&stage, &task).await;
+    assert_eq!(keys(&body), keys(&fixture("minimax-query-processing")));
+    assert_eq!(body["status"], "Preparing");
 
     let stage = Stage::set().await;
     in_time(MINIMAX.order_of(&stage, &json!({"steps": 9000})).send())
         .await
         .unwrap();
-    let under_way = stage.witness.until(|witness| {
-        let task = witness.tasks().into_iter().next()?;
+    let under_way = stage.inspector.until(|inspector| {
+        let task = inspector.tasks().into_iter().next()?;
         (task.status == Status::Processing).then_some(task)
     });
     let task = in_time(under_way).await;
-    let told = MINIMAX.queried(&stage, &task).await;
+    let body = MINIMAX.queried(&stage, &task).await;
     let expected = fixture("minimax-query-processing");
     assert_eq!(
-        (keys(&told), &told["status"]),
+        (keys(&body), &body["status"]),
         (keys(&expected), &expected["status"])
     );
 }
@@ -144,9 +150,9 @@ async fn every_error_is_http_200() {
     for (scenario, code) in [(Scenario::SafetyAtEnd, 1027), (Scenario::FailsAtEnd, 1000)] {
         let stage = Stage::set().await;
         let task = MINIMAX.play(&stage, scenario).await;
-        let told = MINIMAX.queried(&stage, &task).await;
+        let body = MINIMAX.queried(&stage, &task).await;
         assert_eq!(
-            (&told["status"], &told["base_resp"]["status_code"]),
+            (&body["status"], &body["base_resp"]["status_code"]),
             (&json!("Fail"), &json!(code))
         );
         assert_eq!(stage.receiver.all()[1].body["status"], "failed");
@@ -154,7 +160,7 @@ async fn every_error_is_http_200() {
 }
 
 #[tokio::test]
-async fn a_thin_success_names_its_file_in_the_query_and_an_expired_one_has_none() {
+async fn thin_success_has_its_file_in_the_query_and_an_expired_one_has_none() {
     for (scenario, code) in [(Scenario::ThinSuccess, 0), (Scenario::ExpiredResult, 2013)] {
         let stage = Stage::set().await;
         let task = MINIMAX.play(&stage, scenario).await;

@@ -1,6 +1,6 @@
-//! The simulator against a plain client and a receiver of callbacks.
+//! The simulator with a plain client and a webhook receiver.
 //!
-//! Invariant: nothing sleeps; every wait is for an event, with a deadline that only a broken simulator meets.
+//! No test sleeps. Every wait is for an event, with a generous deadline.
 
 mod atlas;
 mod clip;
@@ -29,10 +29,10 @@ use super::{Inspector, Scenario, Settings, Simulator, TaskSnapshot};
 const API_KEY: &str = "sim-key";
 const SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
 
-/// A running simulator, a receiver for its callbacks and a client.
+/// A running simulator, a receiver for its webhooks and a client.
 struct Stage {
     url: String,
-    witness: Inspector,
+    inspector: Inspector,
     receiver: Receiver,
     client: Client,
     stop: CancellationToken,
@@ -53,14 +53,14 @@ impl Stage {
         };
         let simulator = Simulator::bind("127.0.0.1:0", settings).unwrap();
         let url = simulator.url();
-        let witness = simulator.witness();
+        let inspector = simulator.inspector();
         let stop = CancellationToken::new();
-        let receiver = Receiver::start(witness.clone());
+        let receiver = Receiver::start(inspector.clone());
         let simulator = simulator.with_project_webhook(receiver.url()).unwrap();
         let running = tokio::spawn(simulator.run(stop.clone()));
         Self {
             url,
-            witness,
+            inspector,
             receiver,
             client: Client::builder().no_proxy().build().unwrap(),
             stop,
@@ -68,8 +68,8 @@ impl Stage {
         }
     }
 
-    /// A submit as the hub would send it.
-    fn order(&self, scenario: Scenario, external_id: &str) -> Value {
+    /// Builds a submit as the hub sends it.
+    fn submit_body(&self, scenario: Scenario, external_id: &str) -> Value {
         json!({
             "prompt": "a sunrise over hills",
             "settings": {"duration": 5, "aspect_ratio": "16:9", "resolution": "720p"},
@@ -78,13 +78,13 @@ impl Stage {
         })
     }
 
-    async fn try_submit(&self, order: &Value) -> reqwest::Result<Response> {
+    async fn try_submit(&self, submit_body: &Value) -> reqwest::Result<Response> {
         let url = format!("{}/text-to-video/kling-2.6", self.url);
         in_time(
             self.client
                 .post(url)
                 .bearer_auth(API_KEY)
-                .json(order)
+                .json(submit_body)
                 .send(),
         )
         .await
@@ -92,18 +92,18 @@ impl Stage {
 
     async fn submit(&self, scenario: Scenario, external_id: &str) -> (StatusCode, Value) {
         answer(
-            self.try_submit(&self.order(scenario, external_id))
+            self.try_submit(&self.submit_body(scenario, external_id))
                 .await
                 .unwrap(),
         )
         .await
     }
 
-    /// Submits a job that is accepted, and waits until all is done with it.
+    /// Submits a job that is accepted, and waits until it is settled.
     async fn play(&self, scenario: Scenario) -> TaskSnapshot {
         let (status, _) = self.submit(scenario, "job_1").await;
         assert_eq!(status, StatusCode::OK);
-        in_time(self.witness.at_rest("job_1")).await
+        in_time(self.inspector.settled("job_1")).await
     }
 
     async fn get(&self, path: &str) -> (StatusCode, Value) {
@@ -114,7 +114,7 @@ impl Stage {
         answer(in_time(request.send()).await.unwrap()).await
     }
 
-    /// What a query tells of the job that was played.
+    /// Queries the job.
     async fn queried(&self) -> Value {
         let (status, body) = self.get("/tasks?external_task_ids=job_1").await;
         assert_eq!(status, StatusCode::OK);
@@ -127,7 +127,7 @@ async fn answer(response: Response) -> (StatusCode, Value) {
     (response.status(), response.json().await.unwrap())
 }
 
-/// What comes of a future that must not take long.
+/// Awaits a future with a deadline.
 async fn in_time<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future)
         .await
@@ -135,26 +135,26 @@ async fn in_time<F: Future>(future: F) -> F::Output {
 }
 
 #[tokio::test]
-async fn stopping_ends_the_run_even_amid_a_task() {
+async fn stop_ends_the_run_during_a_task() {
     let stage = Stage::set().await;
     stage.receiver.hold();
     stage.submit(Scenario::Slow, "job_1").await;
     in_time(stage.receiver.received(1)).await;
     stage.stop.cancel();
     in_time(stage.running).await.unwrap().unwrap();
-    assert!(!stage.witness.tasks()[0].is_settled);
-    // The port may already be another server's, so not whether anybody answers counts, but who.
+    assert!(!stage.inspector.tasks()[0].is_settled);
+    // Another server may use the port by now, so check who answers.
     let asked = stage
         .client
         .get(format!("{}/tasks", stage.url))
         .send()
         .await;
     drop(asked);
-    assert_eq!(stage.witness.calls().queries_received, 0);
+    assert_eq!(stage.inspector.calls().queries_received, 0);
 }
 
 #[test]
-fn a_secret_that_is_none_is_refused_at_the_door_and_not_repeated() {
+fn malformed_secret_is_rejected_at_bind_and_not_repeated() {
     for secret in ["dGVzdA==", "whsec_", "whsec_not base64"] {
         let settings = Settings {
             api_key: API_KEY.to_owned(),

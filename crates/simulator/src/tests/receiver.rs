@@ -1,6 +1,6 @@
-//! A receiver of callbacks: it keeps all that comes, answers as told and can be made to hold its answers.
+//! A webhook receiver that records requests and can delay or change its responses.
 //!
-//! Invariant: a callback is kept before it is answered. A challenge is kept apart, and echoed unless told not to.
+//! A webhook is recorded before it is answered. A challenge is recorded separately and echoed by default.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
@@ -25,7 +25,7 @@ pub struct Receiver {
 }
 
 struct Inner {
-    witness: Inspector,
+    inspector: Inspector,
     kept: watch::Sender<Vec<Callback>>,
     challenges: Mutex<Vec<Value>>,
     is_mute: AtomicBool,
@@ -33,24 +33,24 @@ struct Inner {
     held: watch::Sender<bool>,
 }
 
-/// A callback as it came.
+/// A received webhook.
 #[derive(Clone, Debug)]
 pub struct Callback {
     pub id: Option<String>,
     pub timestamp: Option<String>,
     pub signature: Option<String>,
-    /// All headers, by their names in lower case.
+    /// All headers, by lower-case name.
     pub headers: HashMap<String, String>,
     pub raw: Bytes,
     pub body: Value,
-    /// The task's true status at that moment.
+    /// True status of the task at that time.
     pub truth: Status,
 }
 
 impl Receiver {
-    pub fn start(witness: Inspector) -> Self {
+    pub fn start(inspector: Inspector) -> Self {
         let inner = Data::new(Inner {
-            witness,
+            inspector,
             kept: watch::Sender::new(Vec::new()),
             challenges: Mutex::default(),
             is_mute: AtomicBool::new(false),
@@ -79,17 +79,17 @@ impl Receiver {
         &self.url
     }
 
-    /// Answers with these statuses, one after the other, and then with 200.
+    /// Sets the status of the next responses. Later ones are 200.
     pub fn answer_with(&self, statuses: &[u16]) {
         self.inner.answers.lock().unwrap().extend(statuses);
     }
 
-    /// Takes challenges without a word.
+    /// Stops echoing challenges.
     pub fn mute(&self) {
         self.inner.is_mute.store(true, Ordering::SeqCst);
     }
 
-    /// The challenges that came so far.
+    /// Returns the received challenges.
     pub fn challenges(&self) -> Vec<Value> {
         self.inner.challenges.lock().unwrap().clone()
     }
@@ -102,12 +102,12 @@ impl Receiver {
         self.inner.held.send_replace(false);
     }
 
-    /// All that came so far.
+    /// Returns the received webhooks.
     pub fn all(&self) -> Vec<Callback> {
         self.inner.kept.borrow().clone()
     }
 
-    /// Waits until so many have come.
+    /// Waits until `count` webhooks have been received.
     pub async fn received(&self, count: usize) -> Vec<Callback> {
         let mut kept = self.inner.kept.subscribe();
         kept.wait_for(|kept| kept.len() >= count)
@@ -128,7 +128,7 @@ impl Callback {
         self.body["status"].as_str().unwrap()
     }
 
-    /// Whether the signature is the shared secret's over exactly these bytes.
+    /// Returns whether the signature over the body is valid for the shared secret.
     pub fn is_genuine(&self) -> bool {
         let (Some(id), Some(timestamp), Some(signature)) =
             (&self.id, &self.timestamp, &self.signature)
@@ -162,7 +162,7 @@ async fn receive(request: HttpRequest, raw: Bytes, inner: Data<Inner>) -> HttpRe
     }
     let ids = ["/id", "/request_id", "/session_id", "/task_id", "/data/id"];
     let tasks = ids.into_iter().filter_map(|id| body.pointer(id)?.as_str());
-    let task = tasks.filter_map(|id| inner.witness.task(id)).next();
+    let task = tasks.filter_map(|id| inner.inspector.task(id)).next();
     let callback = Callback {
         id: headers.get("webhook-id").cloned(),
         timestamp: headers.get("webhook-timestamp").cloned(),

@@ -1,4 +1,4 @@
-//! Replicate, against what it has published.
+//! Replicate against its published documentation.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn words(callbacks: &[Callback]) -> Vec<(&str, bool)> {
 }
 
 #[tokio::test]
-async fn a_webhook_is_the_whole_prediction() {
+async fn webhook_contains_the_whole_prediction() {
     let stage = Stage::set().await;
     let (status, accepted) = REPLICATE.submit(&stage, Scenario::Normal).await;
     assert_eq!(status, 201);
@@ -53,8 +53,8 @@ async fn a_webhook_is_the_whole_prediction() {
 }
 
 #[tokio::test]
-async fn only_the_events_asked_for_come_and_the_first_and_last_always() {
-    for (filter, told) in [
+async fn requested_events_and_first_and_last_are_sent() {
+    for (filter, reported) in [
         (
             json!(["completed"]),
             vec![("starting", false), ("succeeded", true)],
@@ -75,21 +75,21 @@ async fn only_the_events_asked_for_come_and_the_first_and_last_always() {
             "webhook_events_filter": filter,
         });
         let path = "/v1/models/a/b/predictions";
-        let order = REPLICATE.request(&stage, Method::POST, path).json(&body);
-        assert_eq!(in_time(order.send()).await.unwrap().status(), 201);
+        let submit_body = REPLICATE.request(&stage, Method::POST, path).json(&body);
+        assert_eq!(in_time(submit_body.send()).await.unwrap().status(), 201);
         REPLICATE.rest(&stage).await;
-        assert_eq!(words(&stage.receiver.all()), told);
+        assert_eq!(words(&stage.receiver.all()), reported);
     }
     let stage = Stage::set().await;
     let body = json!({"input": {"prompt": "x"}, "webhook_events_filter": ["sometimes"]});
-    let order = REPLICATE
+    let submit_body = REPLICATE
         .request(&stage, Method::POST, "/v1/models/a/b/predictions")
         .json(&body);
-    assert_eq!(in_time(order.send()).await.unwrap().status(), 422);
+    assert_eq!(in_time(submit_body.send()).await.unwrap().status(), 422);
 }
 
 #[tokio::test]
-async fn a_version_is_named_where_no_model_is() {
+async fn version_is_required_without_a_model() {
     let stage = Stage::set().await;
     for (body, status) in [
         (
@@ -99,11 +99,11 @@ async fn a_version_is_named_where_no_model_is() {
         (json!({"input": {"prompt": "x"}}), 422),
         (json!({"version": "5c7d5dc6", "input": {}}), 422),
     ] {
-        let order = REPLICATE
+        let submit_body = REPLICATE
             .request(&stage, Method::POST, "/v1/predictions")
             .json(&body);
         assert_eq!(
-            in_time(order.send()).await.unwrap().status().as_u16(),
+            in_time(submit_body.send()).await.unwrap().status().as_u16(),
             status,
             "{body}"
         );
@@ -111,10 +111,10 @@ async fn a_version_is_named_where_no_model_is() {
 }
 
 #[tokio::test]
-async fn a_cancel_ends_the_prediction() {
+async fn cancel_ends_the_prediction() {
     let stage = Stage::set().await;
-    let order = REPLICATE.order_of(&stage, &json!({"steps": 9000}));
-    let (_, accepted) = answer(in_time(order.send()).await.unwrap()).await;
+    let submit_body = REPLICATE.order_of(&stage, &json!({"steps": 9000}));
+    let (_, accepted) = answer(in_time(submit_body.send()).await.unwrap()).await;
     let cancel = |url: &Value| {
         let request = stage
             .client
@@ -128,30 +128,30 @@ async fn a_cancel_ends_the_prediction() {
     );
     let task = REPLICATE.rest(&stage).await;
     assert_eq!(task.status, Status::Cancelled);
-    let told = REPLICATE.queried(&stage, &task).await;
-    assert_eq!(told["status"], fixture("replicate-canceled")["status"]);
+    let reported = REPLICATE.queried(&stage, &task).await;
+    assert_eq!(reported["status"], fixture("replicate-canceled")["status"]);
     assert_eq!(stage.receiver.all().last().unwrap().status(), "canceled");
     assert_eq!(
         cancel(&accepted["urls"]["cancel"]).await.unwrap().status(),
         422
     );
-    let nobody = REPLICATE
-        .call(&stage, Method::POST, "/v1/predictions/nobody/cancel")
+    let unknown = REPLICATE
+        .call(&stage, Method::POST, "/v1/predictions/unknown/cancel")
         .await;
-    assert_eq!(nobody.0, 404);
+    assert_eq!(unknown.0, 404);
 }
 
 #[tokio::test]
-async fn data_that_is_removed_is_so_wherever_one_asks() {
+async fn removed_data_is_removed_from_every_response() {
     let stage = Stage::set().await;
     let task = REPLICATE.play(&stage, Scenario::ExpiredResult).await;
-    let told = REPLICATE.queried(&stage, &task).await;
+    let reported = REPLICATE.queried(&stage, &task).await;
     assert_eq!(
-        (&told["status"], &told["data_removed"]),
+        (&reported["status"], &reported["data_removed"]),
         (&json!("succeeded"), &json!(true))
     );
     assert_eq!(
-        (&told["output"], &told["logs"], &told["input"]),
+        (&reported["output"], &reported["logs"], &reported["input"]),
         (&Value::Null, &Value::Null, &json!({}))
     );
 
@@ -165,9 +165,9 @@ async fn data_that_is_removed_is_so_wherever_one_asks() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_as_replicate_tells_them() {
+async fn errors_have_the_format_of_replicate() {
     let stage = Stage::set().await;
-    let refused = in_time(REPLICATE.order(&stage, Scenario::RateLimited).send())
+    let refused = in_time(REPLICATE.submit_body(&stage, Scenario::RateLimited).send())
         .await
         .unwrap();
     assert_eq!(refused.headers()["ratelimit-reset"], "1");
@@ -194,7 +194,7 @@ async fn refusals_are_told_as_replicate_tells_them() {
 }
 
 #[tokio::test]
-async fn the_secret_of_webhooks_is_told_to_who_has_the_key() {
+async fn webhook_secret_requires_the_key() {
     let stage = Stage::set().await;
     let (status, body) = REPLICATE
         .call(&stage, Method::GET, "/v1/webhooks/default/secret")

@@ -1,4 +1,4 @@
-//! Runway, against what it has published.
+//! Runway against its published documentation.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,10 +7,10 @@ use super::super::{Scenario, Status, TaskSnapshot};
 use super::dialects::{RUNWAY, fixture, keys};
 use super::{API_KEY, Stage, answer, in_time};
 
-/// Waits until the only task there is has this status.
+/// Waits until the only task has this status.
 async fn reached(stage: &Stage, status: Status) -> TaskSnapshot {
-    let reached = stage.witness.until(|witness| {
-        let task = witness.tasks().into_iter().next()?;
+    let reached = stage.inspector.until(|inspector| {
+        let task = inspector.tasks().into_iter().next()?;
         (task.status == status).then_some(task)
     });
     in_time(reached).await
@@ -30,10 +30,10 @@ async fn a_task_is_told_in_the_published_shapes() {
         (status.as_u16(), &accepted["estimatedCost"]),
         (200, &json!({"credits": 25}))
     );
-    let told = RUNWAY.queried(&stage, &RUNWAY.rest(&stage).await).await;
+    let body = RUNWAY.queried(&stage, &RUNWAY.rest(&stage).await).await;
     let expected = fixture("runway-task-pending");
     assert_eq!(
-        (keys(&told), &told["status"]),
+        (keys(&body), &body["status"]),
         (keys(&expected), &expected["status"])
     );
 
@@ -44,10 +44,10 @@ async fn a_task_is_told_in_the_published_shapes() {
     ] {
         let stage = Stage::set().await;
         let task = RUNWAY.play(&stage, scenario).await;
-        let (told, expected) = (RUNWAY.queried(&stage, &task).await, fixture(fixed));
-        assert_eq!(keys(&told), keys(&expected));
+        let (body, expected) = (RUNWAY.queried(&stage, &task).await, fixture(fixed));
+        assert_eq!(keys(&body), keys(&expected));
         for key in ["status", "cost", "failure", "failureCode"] {
-            assert_eq!(told.get(key), expected.get(key), "{scenario}");
+            assert_eq!(body.get(key), expected.get(key), "{scenario}");
         }
         assert_eq!(stage.receiver.all().len(), 0);
     }
@@ -56,23 +56,23 @@ async fn a_task_is_told_in_the_published_shapes() {
     in_time(RUNWAY.order_of(&stage, &json!({"steps": 9000})).send())
         .await
         .unwrap();
-    let told = RUNWAY
+    let body = RUNWAY
         .queried(&stage, &reached(&stage, Status::Processing).await)
         .await;
     let expected = fixture("runway-task-running");
     assert_eq!(
-        (keys(&told), &told["status"]),
+        (keys(&body), &body["status"]),
         (keys(&expected), &expected["status"])
     );
-    assert!((0.0..1.0).contains(&told["progress"].as_f64().unwrap()));
+    assert!((0.0..1.0).contains(&body["progress"].as_f64().unwrap()));
 }
 
 #[tokio::test]
-async fn a_task_that_finds_all_slots_taken_is_throttled_and_no_error() {
+async fn task_over_the_concurrency_limit_is_throttled() {
     let stage = Stage::set().await;
     let (status, _) = RUNWAY.submit(&stage, Scenario::ConcurrencyLimited).await;
     assert_eq!(status, 200);
-    let task = stage.witness.tasks().remove(0);
+    let task = stage.inspector.tasks().remove(0);
     let mut seen: Vec<Value> = Vec::new();
     while seen.last() != Some(&json!("SUCCEEDED")) {
         let status = RUNWAY.queried(&stage, &task).await["status"].clone();
@@ -80,16 +80,16 @@ async fn a_task_that_finds_all_slots_taken_is_throttled_and_no_error() {
         seen.dedup();
         tokio::task::yield_now().await;
     }
-    let order = ["THROTTLED", "PENDING", "RUNNING", "SUCCEEDED"];
+    let submit_body = ["THROTTLED", "PENDING", "RUNNING", "SUCCEEDED"];
     let places = seen
         .iter()
-        .map(|seen| order.iter().position(|word| seen == word));
+        .map(|seen| submit_body.iter().position(|word| seen == word));
     let places: Vec<_> = places.map(Option::unwrap).collect();
     assert!(places.is_sorted(), "{seen:?}");
 }
 
 #[tokio::test]
-async fn to_delete_is_to_cancel_and_then_to_forget() {
+async fn delete_cancels_then_removes() {
     let stage = Stage::set().await;
     in_time(RUNWAY.order_of(&stage, &json!({"steps": 9000})).send())
         .await
@@ -97,9 +97,9 @@ async fn to_delete_is_to_cancel_and_then_to_forget() {
     let task = reached(&stage, Status::Processing).await;
     assert_eq!(delete(&stage, &task).await, 204);
     reached(&stage, Status::Cancelled).await;
-    let told = RUNWAY.queried(&stage, &task).await;
+    let body = RUNWAY.queried(&stage, &task).await;
     assert_eq!(
-        (&told["status"], &told["cost"]["credits"]),
+        (&body["status"], &body["cost"]["credits"]),
         (&json!("CANCELLED"), &json!(25))
     );
     assert_eq!(delete(&stage, &task).await, 204);
@@ -112,13 +112,13 @@ async fn to_delete_is_to_cancel_and_then_to_forget() {
     in_time(RUNWAY.order_of(&stage, &wishes).send())
         .await
         .unwrap();
-    let task = stage.witness.tasks().remove(0);
+    let task = stage.inspector.tasks().remove(0);
     assert_eq!(delete(&stage, &task).await, 204);
     assert_eq!(RUNWAY.rest(&stage).await.status, Status::Succeeded);
 }
 
 #[tokio::test]
-async fn every_call_names_the_version() {
+async fn every_request_requires_the_version_header() {
     let stage = Stage::set().await;
     for version in [None, Some("2023-01-01")] {
         let url = format!("{}/runway/v1/organization", stage.url);
@@ -130,16 +130,16 @@ async fn every_call_names_the_version() {
         assert_eq!(status, 400);
         assert!(body["error"].as_str().unwrap().contains("X-Runway-Version"));
     }
-    let (status, told) = RUNWAY.call(&stage, Method::GET, "/v1/organization").await;
+    let (status, body) = RUNWAY.call(&stage, Method::GET, "/v1/organization").await;
     let expected = fixture("runway-organization");
     assert_eq!(
-        (status.as_u16(), keys(&told), keys(&told["tier"])),
+        (status.as_u16(), keys(&body), keys(&body["tier"])),
         (200, keys(&expected), keys(&expected["tier"]))
     );
 }
 
 #[tokio::test]
-async fn refusals_are_told_as_runway_tells_them() {
+async fn errors_have_the_format_of_runway() {
     for (scenario, status) in [
         (Scenario::BadKey, 401),
         (Scenario::Quota, 400),

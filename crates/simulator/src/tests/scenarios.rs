@@ -1,4 +1,4 @@
-//! Each scenario does what its name says.
+//! Each scenario behaves as named.
 
 use std::collections::HashSet;
 
@@ -28,7 +28,7 @@ const NORMAL: [(&str, Option<u64>); 6] = [
 ];
 
 #[test]
-fn names_are_kebab_case_unique_and_read_back() {
+fn scenario_names_are_unique_and_round_trip() {
     let mut names = HashSet::new();
     for &scenario in Scenario::ALL {
         let name = scenario.to_string();
@@ -52,7 +52,7 @@ fn names_are_kebab_case_unique_and_read_back() {
 }
 
 #[tokio::test]
-async fn normal_goes_step_by_step_to_a_clip() {
+async fn normal_reports_progress_then_a_clip() {
     let stage = Stage::set().await;
     let (status, accepted) = stage.submit(Scenario::Normal, "job_1").await;
     assert_eq!(status, StatusCode::OK);
@@ -68,12 +68,12 @@ async fn normal_goes_step_by_step_to_a_clip() {
     assert_eq!(data["create_time"], data["update_time"]);
     assert_eq!(data["id"].as_str().unwrap().len(), 18);
 
-    let facts = in_time(stage.witness.at_rest("job_1")).await;
+    let snapshot = in_time(stage.inspector.settled("job_1")).await;
     assert_eq!(
         (
-            facts.status,
-            facts.callbacks_sent,
-            facts.callbacks_acknowledged
+            snapshot.status,
+            snapshot.callbacks_sent,
+            snapshot.callbacks_acknowledged
         ),
         (Status::Succeeded, 6, 6)
     );
@@ -92,18 +92,18 @@ async fn normal_goes_step_by_step_to_a_clip() {
     assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
     assert_eq!(callbacks[0].body["outputs"], json!([]));
 
-    let told = &callbacks[5].body;
-    assert_eq!(&stage.queried().await, told);
+    let reported = &callbacks[5].body;
+    assert_eq!(&stage.queried().await, reported);
     assert_eq!(
-        (&told["id"], &told["external_id"]),
+        (&reported["id"], &reported["external_id"]),
         (&data["id"], &json!("job_1"))
     );
-    assert_eq!(told["outputs"][0]["duration"], "5.041");
+    assert_eq!(reported["outputs"][0]["duration"], "5.041");
     assert_eq!(
-        told["billing"],
+        reported["billing"],
         json!([{"charge_type": "unit", "amount": "2.5", "package_type": "video"}])
     );
-    let clip = told["outputs"][0]["url"].as_str().unwrap();
+    let clip = reported["outputs"][0]["url"].as_str().unwrap();
     assert!(clip.starts_with(&stage.url), "{clip}");
     assert_eq!(
         stage.client.get(clip).send().await.unwrap().status(),
@@ -112,7 +112,7 @@ async fn normal_goes_step_by_step_to_a_clip() {
 }
 
 #[tokio::test]
-async fn slow_takes_many_more_steps() {
+async fn slow_has_more_steps() {
     let stage = Stage::set().await;
     stage.play(Scenario::Slow).await;
     let callbacks = stage.receiver.all();
@@ -122,7 +122,7 @@ async fn slow_takes_many_more_steps() {
 }
 
 #[tokio::test]
-async fn duplicate_webhooks_come_twice_under_one_id() {
+async fn duplicate_webhooks_share_one_id() {
     let stage = Stage::set().await;
     stage.play(Scenario::DuplicateWebhooks).await;
     let callbacks = stage.receiver.all();
@@ -136,7 +136,7 @@ async fn duplicate_webhooks_come_twice_under_one_id() {
 }
 
 #[tokio::test]
-async fn reordered_webhooks_come_last_first() {
+async fn reordered_webhooks_are_reversed() {
     let stage = Stage::set().await;
     stage.play(Scenario::ReorderedWebhooks).await;
     let mut callbacks = stage.receiver.all();
@@ -145,7 +145,7 @@ async fn reordered_webhooks_come_last_first() {
 }
 
 #[tokio::test]
-async fn late_webhooks_all_come_after_the_end() {
+async fn late_webhooks_follow_the_end() {
     let stage = Stage::set().await;
     stage.play(Scenario::LateWebhooks).await;
     let callbacks = stage.receiver.all();
@@ -158,27 +158,30 @@ async fn late_webhooks_all_come_after_the_end() {
 }
 
 #[tokio::test]
-async fn lost_webhooks_leave_only_the_query() {
+async fn lost_webhooks_are_never_sent() {
     let stage = Stage::set().await;
-    let facts = stage.play(Scenario::LostWebhooks).await;
-    assert_eq!((facts.status, facts.callbacks_sent), (Status::Succeeded, 0));
+    let snapshot = stage.play(Scenario::LostWebhooks).await;
+    assert_eq!(
+        (snapshot.status, snapshot.callbacks_sent),
+        (Status::Succeeded, 0)
+    );
     assert_eq!(stage.queried().await["status"], "succeeded");
 }
 
 #[tokio::test]
-async fn webhook_before_answer_is_acknowledged_before_the_answer() {
+async fn webhook_before_answer_precedes_the_response() {
     let stage = Stage::set().await;
     stage.receiver.hold();
-    let order = stage.order(Scenario::WebhookBeforeAnswer, "job_1");
-    let mut submit = Box::pin(stage.try_submit(&order));
+    let submit_body = stage.submit_body(Scenario::WebhookBeforeAnswer, "job_1");
+    let mut submit = Box::pin(stage.try_submit(&submit_body));
     tokio::select! {
         _ = &mut submit => panic!("answered before the webhook"),
         _ = stage.receiver.received(1) => {}
     }
     assert_eq!(stage.receiver.all()[0].status(), "processing");
-    let acknowledged = stage.witness.until(|witness| {
-        (witness.tasks()[0].status == Status::Succeeded)
-            .then(|| witness.calls().callbacks_acknowledged)
+    let acknowledged = stage.inspector.until(|inspector| {
+        (inspector.tasks()[0].status == Status::Succeeded)
+            .then(|| inspector.calls().callbacks_acknowledged)
     });
     tokio::select! {
         _ = &mut submit => panic!("answered before the acknowledgement"),
@@ -187,27 +190,27 @@ async fn webhook_before_answer_is_acknowledged_before_the_answer() {
     stage.receiver.release();
     let answer: Value = submit.await.unwrap().json().await.unwrap();
     assert_eq!(answer["data"]["status"], "submitted");
-    assert!(stage.witness.calls().callbacks_acknowledged >= 1);
-    in_time(stage.witness.at_rest("job_1")).await;
+    assert!(stage.inspector.calls().callbacks_acknowledged >= 1);
+    in_time(stage.inspector.settled("job_1")).await;
     assert_eq!(story(&stage.receiver.all()), NORMAL);
 }
 
 #[tokio::test]
-async fn webhook_before_answer_without_a_callback_just_answers() {
+async fn webhook_before_answer_without_callback_responds() {
     let stage = Stage::set().await;
-    let mut order = stage.order(Scenario::WebhookBeforeAnswer, "job_1");
-    order["options"]
+    let mut submit_body = stage.submit_body(Scenario::WebhookBeforeAnswer, "job_1");
+    submit_body["options"]
         .as_object_mut()
         .unwrap()
         .remove("callback_url");
     assert_eq!(
-        stage.try_submit(&order).await.unwrap().status(),
+        stage.try_submit(&submit_body).await.unwrap().status(),
         StatusCode::OK
     );
 }
 
 #[tokio::test]
-async fn passing_refusals_are_counted_per_job() {
+async fn temporary_errors_are_counted_per_job() {
     for (scenario, times, status, code, retry_after) in [
         (Scenario::RateLimited, 2, 429, 1302, Some("1")),
         (Scenario::ConcurrencyLimited, 1, 429, 1303, None),
@@ -216,7 +219,10 @@ async fn passing_refusals_are_counted_per_job() {
         let stage = Stage::set().await;
         for round in 1..=times {
             for job in ["job_1", "job_2"] {
-                let refused = stage.try_submit(&stage.order(scenario, job)).await.unwrap();
+                let refused = stage
+                    .try_submit(&stage.submit_body(scenario, job))
+                    .await
+                    .unwrap();
                 assert_eq!(refused.status(), status, "{scenario} {round}");
                 let waits = refused
                     .headers()
@@ -228,9 +234,9 @@ async fn passing_refusals_are_counted_per_job() {
                 assert!(body["message"].is_string() && body["request_id"].is_string());
             }
         }
-        assert_eq!(stage.witness.task_of("job_1"), None, "{scenario}");
+        assert_eq!(stage.inspector.task_of("job_1"), None, "{scenario}");
         assert_eq!(stage.play(scenario).await.status, Status::Succeeded);
-        let submits = stage.witness.submits_of("job_1");
+        let submits = stage.inspector.submits_of("job_1");
         assert_eq!(
             (submits.received, submits.accepted),
             (times + 1, 1),
@@ -240,7 +246,7 @@ async fn passing_refusals_are_counted_per_job() {
 }
 
 #[tokio::test]
-async fn lasting_refusals_never_create_a_task() {
+async fn permanent_errors_never_create_a_task() {
     let stage = Stage::set().await;
     for (scenario, status, code) in [
         (Scenario::Safety, 400, 1301),
@@ -255,38 +261,38 @@ async fn lasting_refusals_never_create_a_task() {
                 "{scenario}"
             );
         }
-        assert_eq!(stage.witness.submits_of(scenario.name()).received, 4);
+        assert_eq!(stage.inspector.submits_of(scenario.name()).received, 4);
     }
-    let calls = stage.witness.calls();
+    let calls = stage.inspector.calls();
     assert_eq!((calls.submits_received, calls.submits_accepted), (12, 0));
-    assert!(stage.witness.tasks().is_empty());
+    assert!(stage.inspector.tasks().is_empty());
 }
 
 #[tokio::test]
-async fn a_lost_answer_hides_a_job_that_runs() {
+async fn lost_answer_job_runs() {
     for (scenario, callbacks) in [(Scenario::LostAnswer, 6), (Scenario::LostAnswerSilent, 0)] {
         let stage = Stage::set().await;
         let error = stage
-            .try_submit(&stage.order(scenario, "job_1"))
+            .try_submit(&stage.submit_body(scenario, "job_1"))
             .await
             .unwrap_err();
         assert!(
             error.is_request() && error.status().is_none() && !error.is_timeout(),
             "{error:?}"
         );
-        let facts = in_time(stage.witness.at_rest("job_1")).await;
+        let snapshot = in_time(stage.inspector.settled("job_1")).await;
         assert_eq!(
-            (facts.status, facts.callbacks_sent),
+            (snapshot.status, snapshot.callbacks_sent),
             (Status::Succeeded, callbacks),
             "{scenario}"
         );
-        assert_eq!(stage.queried().await["id"], json!(facts.id));
-        assert_eq!(stage.witness.submits_of("job_1").accepted, 1);
+        assert_eq!(stage.queried().await["id"], json!(snapshot.id));
+        assert_eq!(stage.inspector.submits_of("job_1").accepted, 1);
     }
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_not_even_a_byte() {
+async fn lost_answer_sends_no_byte() {
     let stage = Stage::set().await;
     let mut stream = TcpStream::connect(stage.url.strip_prefix("http://").unwrap())
         .await
@@ -299,13 +305,13 @@ async fn a_lost_answer_is_not_even_a_byte() {
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    // Whether the end comes as an end or as a reset is the kernel's business.
+    // The kernel decides whether the connection ends with FIN or RST.
     in_time(stream.read_to_end(&mut answer)).await.ok();
-    assert_eq!((answer, stage.witness.tasks().len()), (Vec::new(), 1));
+    assert_eq!((answer, stage.inspector.tasks().len()), (Vec::new(), 1));
 }
 
 #[tokio::test]
-async fn failures_come_after_progress_with_a_message() {
+async fn failure_follows_progress_with_a_message() {
     for (scenario, words) in [
         (Scenario::FailsAtEnd, "internal rendering error"),
         (Scenario::SafetyAtEnd, "content safety policy"),
@@ -367,12 +373,12 @@ async fn unsigned_webhooks_carry_no_signature_headers() {
 }
 
 #[tokio::test]
-async fn forged_webhooks_are_never_put_right() {
+async fn forged_webhooks_stay_forged_on_retry() {
     let stage = Stage::set().await;
     stage.receiver.answer_with(&[401; 30]);
-    let facts = stage.play(Scenario::Forged).await;
+    let snapshot = stage.play(Scenario::Forged).await;
     assert_eq!(
-        (facts.callbacks_sent, facts.callbacks_acknowledged),
+        (snapshot.callbacks_sent, snapshot.callbacks_acknowledged),
         (30, 0)
     );
     for callback in stage.receiver.all() {
@@ -381,10 +387,13 @@ async fn forged_webhooks_are_never_put_right() {
 }
 
 #[tokio::test]
-async fn silence_tells_nothing_to_anybody() {
+async fn silence_reports_nothing() {
     let stage = Stage::set().await;
-    let facts = stage.play(Scenario::Silence).await;
-    assert_eq!((facts.status, facts.callbacks_sent), (Status::Submitted, 0));
+    let snapshot = stage.play(Scenario::Silence).await;
+    assert_eq!(
+        (snapshot.status, snapshot.callbacks_sent),
+        (Status::Submitted, 0)
+    );
     let queried = stage.queried().await;
     assert_eq!(
         (&queried["status"], &queried["create_time"]),

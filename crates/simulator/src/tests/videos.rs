@@ -1,4 +1,4 @@
-//! The videos family, against what OpenAI has published.
+//! The `/v1/videos` API against OpenAI's published documentation.
 
 use reqwest::Method;
 use reqwest::header::RANGE;
@@ -10,7 +10,7 @@ use super::receiver::Callback;
 use super::{API_KEY, Stage, in_time};
 
 #[tokio::test]
-async fn a_video_goes_from_queued_to_a_thin_signed_event() {
+async fn video_ends_with_a_thin_signed_event() {
     let stage = Stage::set().await;
     let (status, accepted) = VIDEOS.submit(&stage, Scenario::Normal).await;
     let expected = fixture("openai-video-in-progress");
@@ -33,32 +33,32 @@ async fn a_video_goes_from_queued_to_a_thin_signed_event() {
         (&expected["type"], &expected["object"])
     );
     assert_eq!(event["data"]["id"], task.id);
-    let told = VIDEOS.queried(&stage, &task).await;
+    let body = VIDEOS.queried(&stage, &task).await;
     assert_eq!(
-        (&told["status"], &told["progress"]),
+        (&body["status"], &body["progress"]),
         (&json!("completed"), &json!(100))
     );
-    assert!(told["expires_at"].as_u64() > told["completed_at"].as_u64());
+    assert!(body["expires_at"].as_u64() > body["completed_at"].as_u64());
 }
 
 #[tokio::test]
-async fn a_video_under_way_tells_its_percent() {
+async fn active_video_reports_its_percentage() {
     let stage = Stage::set().await;
     in_time(VIDEOS.order_of(&stage, &json!({"steps": 1})).send())
         .await
         .unwrap();
-    let half = stage.witness.until(|witness| {
-        let task = witness.tasks().into_iter().next()?;
+    let half = stage.inspector.until(|inspector| {
+        let task = inspector.tasks().into_iter().next()?;
         (task.status != Status::Submitted).then_some(task)
     });
     let task = in_time(half).await;
-    let told = VIDEOS.queried(&stage, &task).await;
-    assert!(["in_progress", "completed"].contains(&told["status"].as_str().unwrap()));
-    assert!([0, 50, 100].contains(&told["progress"].as_u64().unwrap()));
+    let body = VIDEOS.queried(&stage, &task).await;
+    assert!(["in_progress", "completed"].contains(&body["status"].as_str().unwrap()));
+    assert!([0, 50, 100].contains(&body["progress"].as_u64().unwrap()));
 }
 
 #[tokio::test]
-async fn content_lies_behind_the_key_and_comes_in_ranges() {
+async fn content_requires_the_key_and_supports_ranges() {
     let stage = Stage::set().await;
     let task = VIDEOS.play(&stage, Scenario::Normal).await;
     for path in ["/videos", "/v1/videos"] {
@@ -82,7 +82,7 @@ async fn content_lies_behind_the_key_and_comes_in_ranges() {
             401
         );
     }
-    assert_eq!(stage.witness.calls_in("videos").downloads, 6);
+    assert_eq!(stage.inspector.calls_in("videos").downloads, 6);
     assert!(
         !VIDEOS
             .queried(&stage, &task)
@@ -103,15 +103,15 @@ async fn content_lies_behind_the_key_and_comes_in_ranges() {
 }
 
 #[tokio::test]
-async fn failures_and_refusals_have_codes() {
+async fn failures_and_errors_have_codes() {
     let stage = Stage::set().await;
     let task = VIDEOS.play(&stage, Scenario::SafetyAtEnd).await;
-    let (told, expected) = (
+    let (body, expected) = (
         VIDEOS.queried(&stage, &task).await,
         fixture("openai-video-failed-moderation"),
     );
     assert_eq!(
-        (keys(&told), &told["error"], &told["status"]),
+        (keys(&body), &body["error"], &body["status"]),
         (keys(&expected), &expected["error"], &expected["status"])
     );
     assert_eq!(stage.receiver.all()[0].body["type"], "video.failed");
@@ -132,14 +132,14 @@ async fn failures_and_refusals_have_codes() {
         );
     }
     let stage = Stage::set().await;
-    let limited = in_time(VIDEOS.order(&stage, Scenario::RateLimited).send())
+    let limited = in_time(VIDEOS.submit_body(&stage, Scenario::RateLimited).send())
         .await
         .unwrap();
     assert_eq!(limited.headers()["retry-after-ms"], "500");
 }
 
 #[test]
-fn the_project_webhook_is_an_http_address() {
+fn project_webhook_must_be_an_http_url() {
     let settings = Settings {
         api_key: API_KEY.to_owned(),
         webhook_secret: None,

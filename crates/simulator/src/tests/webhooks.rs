@@ -1,4 +1,4 @@
-//! Signatures and delivery.
+//! Signatures and delivery of webhooks.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,9 +7,9 @@ use super::super::{Scenario, Status};
 use super::receiver::Callback;
 use super::{SECRET, Stage, in_time};
 
-/// The published vector: klingai.com/document-api, "callbacks", appendix B.
+/// The published test vector: klingai.com/document-api, "callbacks", appendix B.
 #[test]
-fn the_published_vector_is_signed_as_published() {
+fn published_vector_is_reproduced() {
     let body = br#"{"id":"1234567890","status":"succeeded","message":"","create_time":1781080778802,"update_time":1781080794151}"#;
     let signature = Secret::parse(SECRET)
         .unwrap()
@@ -18,11 +18,14 @@ fn the_published_vector_is_signed_as_published() {
 }
 
 #[tokio::test]
-async fn a_refused_webhook_is_tried_again_under_its_id() {
+async fn rejected_webhook_is_retried_with_the_same_id() {
     let stage = Stage::set().await;
     stage.receiver.answer_with(&[503, 302, 404]);
-    let facts = stage.play(Scenario::Normal).await;
-    assert_eq!((facts.callbacks_sent, facts.callbacks_acknowledged), (9, 6));
+    let snapshot = stage.play(Scenario::Normal).await;
+    assert_eq!(
+        (snapshot.callbacks_sent, snapshot.callbacks_acknowledged),
+        (9, 6)
+    );
     let callbacks = stage.receiver.all();
     assert_eq!(callbacks.len(), 9, "no redirect is followed");
     assert!(callbacks.iter().all(Callback::is_genuine));
@@ -36,9 +39,9 @@ async fn a_refused_webhook_is_tried_again_under_its_id() {
 async fn undeliverable_webhook_is_dropped_after_max_attempts() {
     let stage = Stage::set().await;
     stage.receiver.answer_with(&[500; 5]);
-    let facts = stage.play(Scenario::Normal).await;
+    let snapshot = stage.play(Scenario::Normal).await;
     assert_eq!(
-        (facts.callbacks_sent, facts.callbacks_acknowledged),
+        (snapshot.callbacks_sent, snapshot.callbacks_acknowledged),
         (10, 5)
     );
     assert_eq!(stage.receiver.all()[5].body["progress"], 20);
@@ -48,12 +51,12 @@ async fn undeliverable_webhook_is_dropped_after_max_attempts() {
 async fn http_410_stops_webhooks_but_not_the_task() {
     let stage = Stage::set().await;
     stage.receiver.answer_with(&[200, 410]);
-    let facts = stage.play(Scenario::Normal).await;
+    let snapshot = stage.play(Scenario::Normal).await;
     assert_eq!(
         (
-            facts.status,
-            facts.callbacks_sent,
-            facts.callbacks_acknowledged
+            snapshot.status,
+            snapshot.callbacks_sent,
+            snapshot.callbacks_acknowledged
         ),
         (Status::Succeeded, 2, 1)
     );
@@ -64,8 +67,8 @@ async fn stalled_receiver_does_not_delay_the_task() {
     let stage = Stage::set().await;
     stage.receiver.hold();
     stage.submit(Scenario::Normal, "job_1").await;
-    in_time(stage.witness.until(|witness| {
-        witness
+    in_time(stage.inspector.until(|inspector| {
+        inspector
             .tasks()
             .first()
             .filter(|task| task.status == Status::Succeeded)
@@ -75,7 +78,7 @@ async fn stalled_receiver_does_not_delay_the_task() {
     assert!(stage.receiver.all().len() <= 1);
     stage.receiver.release();
     assert_eq!(
-        in_time(stage.witness.at_rest("job_1"))
+        in_time(stage.inspector.settled("job_1"))
             .await
             .callbacks_acknowledged,
         6
@@ -83,7 +86,7 @@ async fn stalled_receiver_does_not_delay_the_task() {
 }
 
 #[tokio::test]
-async fn timestamps_are_seconds_of_now() {
+async fn timestamps_are_current_unix_seconds() {
     let stage = Stage::set().await;
     stage.play(Scenario::Normal).await;
     let now = SystemTime::now()
@@ -97,7 +100,7 @@ async fn timestamps_are_seconds_of_now() {
 }
 
 #[tokio::test]
-async fn without_a_secret_nothing_is_signed() {
+async fn webhooks_are_unsigned_without_a_secret() {
     let stage = Stage::set_with(None).await;
     stage.play(Scenario::Normal).await;
     let callbacks = stage.receiver.all();

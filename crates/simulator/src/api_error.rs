@@ -1,11 +1,8 @@
-//! Refusals: why a request is turned away, in no dialect.
-//!
-//! Invariant: a request that is refused changes nothing but the counts. Each dialect has its own status, code
-//! and shape for each of these; the words here are for those that have none.
+//! Errors of the API, independent of a dialect. Each dialect has its own status, code and body for them.
 
-/// A reason to answer with anything but success.
+/// Reason for an error response.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum ApiError {
     #[error("no credentials were sent")]
     NoKey,
     #[error("the credentials are invalid")]
@@ -20,13 +17,13 @@ pub(super) enum Refusal {
     Concurrency,
     #[error("internal server error")]
     Server,
-    /// The body is not what its form says.
+    /// The body does not have the expected format.
     #[error("invalid request: {0}")]
     Malformed(String),
-    /// A value is not among those that are taken.
+    /// A value is not allowed.
     #[error("invalid parameters: {0}")]
     Invalid(String),
-    /// The caller's own id has a task already.
+    /// The external id is in use.
     #[error("the id is taken")]
     Taken,
     #[error("no such method")]

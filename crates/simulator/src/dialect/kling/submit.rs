@@ -1,12 +1,11 @@
-//! The body of a submit, checked as Kling would check it.
+//! Validation of a submit by Kling's rules.
 //!
-//! Invariant: keys that are not known are passed over, as `scenario` is by the real one. Limits are those of
-//! Kling's text-to-video and image-to-video pages.
+//! Unknown keys are ignored, as Kling ignores `scenario`. Limits are those of the text-to-video and image-to-video pages.
 
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::refusal::Refusal;
+use crate::api_error::ApiError;
 use crate::submit_request::{SubmitRequest, callback, object};
 use crate::task::Product;
 
@@ -50,29 +49,29 @@ struct WatermarkInfo {
     enabled: bool,
 }
 
-/// Reads an order for a model from a body.
-pub(super) fn read(product: Product, model: &str, bytes: &[u8]) -> Result<SubmitRequest, Refusal> {
-    let order = SubmitRequest::new(model, &object(bytes)?)?;
+/// Parses the submit of a model.
+pub(super) fn read(product: Product, model: &str, bytes: &[u8]) -> Result<SubmitRequest, ApiError> {
+    let submit = SubmitRequest::new(model, &object(bytes)?)?;
     let body: Body =
-        serde_json::from_slice(bytes).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        serde_json::from_slice(bytes).map_err(|error| ApiError::Malformed(error.to_string()))?;
     check_prompt(product, &body)?;
     if let Some(settings) = &body.settings {
         check_settings(settings)?;
     }
-    let order = SubmitRequest { product, ..order };
+    let submit = SubmitRequest { product, ..submit };
     let Some(options) = body.options else {
-        return Ok(order);
+        return Ok(submit);
     };
     let watermark = options.watermark_info.is_some_and(|info| info.enabled);
     Ok(SubmitRequest {
         external_id: options.external_task_id.filter(|id| !id.is_empty()),
         callback: callback(options.callback_url.as_deref())?,
         notes: json!({ "watermark": watermark }),
-        ..order
+        ..submit
     })
 }
 
-fn check_prompt(product: Product, body: &Body) -> Result<(), Refusal> {
+fn check_prompt(product: Product, body: &Body) -> Result<(), ApiError> {
     let contents = body.contents.as_deref().unwrap_or_default();
     let prompts = contents.iter().filter(|content| content.kind == "prompt");
     let prompts = prompts
@@ -102,7 +101,7 @@ fn check_prompt(product: Product, body: &Body) -> Result<(), Refusal> {
     }
 }
 
-fn check_settings(settings: &Settings) -> Result<(), Refusal> {
+fn check_settings(settings: &Settings) -> Result<(), ApiError> {
     if settings
         .duration
         .is_some_and(|seconds| !DURATIONS.contains(&seconds))
@@ -123,7 +122,7 @@ fn check_settings(settings: &Settings) -> Result<(), Refusal> {
     )
 }
 
-fn check_choice(key: &str, value: Option<&str>, choices: &[&str]) -> Result<(), Refusal> {
+fn check_choice(key: &str, value: Option<&str>, choices: &[&str]) -> Result<(), ApiError> {
     match value {
         Some(value) if !choices.contains(&value) => {
             Err(invalid(format!("{key} is none of {}", choices.join(", "))))
@@ -132,6 +131,6 @@ fn check_choice(key: &str, value: Option<&str>, choices: &[&str]) -> Result<(), 
     }
 }
 
-fn invalid(why: impl Into<String>) -> Refusal {
-    Refusal::Invalid(why.into())
+fn invalid(why: impl Into<String>) -> ApiError {
+    ApiError::Invalid(why.into())
 }
