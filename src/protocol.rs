@@ -409,7 +409,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_frame_carries_exactly_the_document(note in "\\PC{0,70000}") {
+        fn frame_contains_exactly_the_document(note in "\\PC{0,70000}") {
             let frame = Frame::new(job(&note));
             let whole: Value = serde_json::from_slice(payload(frame.websocket())).unwrap();
             let document: Value = serde_json::from_slice(frame.document()).unwrap();

@@ -115,14 +115,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_shown_with_milliseconds_and_read_back_the_same() {
+    fn time_round_trips_as_rfc3339_with_milliseconds() {
         let time = Time::from_millis(1_795_428_000_120);
         assert_eq!(time.to_string(), "2026-11-23T10:00:00.120Z");
         assert_eq!(time.to_string().parse::<Time>().unwrap(), time);
     }
 
     #[test]
-    fn far_away_times_are_held_at_the_edge() {
+    fn out_of_range_times_are_clamped() {
         let edge = Time::from_millis(i64::MAX);
         assert_eq!(edge + Duration::from_secs(1), edge);
         assert!(edge.to_string().starts_with("9999-"));

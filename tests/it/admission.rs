@@ -162,7 +162,7 @@ const PRICES: (&str, &str) = (
 );
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_fills_in_the_frame_and_is_not_contradicted() {
+async fn platform_sets_dimensions_and_conflicts_are_rejected() {
     let atelier = atelier(&[]).await;
     for body in [
         json!({ "platform": "tiktok", "aspect_ratio": "16:9" }),
@@ -204,7 +204,7 @@ async fn a_platform_fills_in_the_frame_and_is_not_contradicted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn below_production_at_most_720p_is_sent() {
+async fn tiers_below_production_send_at_most_720p() {
     for tier in ["development", "staging"] {
         let atelier = atelier(&[("defaults.tier", tier)]).await;
         for (body, path) in [
@@ -256,7 +256,7 @@ async fn below_production_at_most_720p_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_large_travels_by_its_url() {
+async fn inline_data_and_oversized_requests_are_rejected() {
     let atelier = atelier(&[]).await;
     let picture = "data:image/png;base64,iVBORw0KGgo=";
     let blob = "QUJD".repeat(3000);
@@ -289,7 +289,7 @@ async fn what_is_large_travels_by_its_url() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_provider_is_known_to_refuse_is_not_sent() {
+async fn requests_that_fail_spec_checks_are_not_sent() {
     let atelier = atelier(&[]).await;
     let long = order("short-1", json!({ "duration": 6 }));
     let problem = "duration: must be at most 5 for this model";
@@ -312,7 +312,7 @@ async fn what_a_provider_is_known_to_refuse_is_not_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_budget_a_price_is_needed() {
+async fn budget_requires_a_known_price() {
     for budget in [
         "budgets.per_job",
         "budgets.per_owner_day",
@@ -441,7 +441,7 @@ async fn settlement_releases_unused_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_success_of_unknown_cost_has_cost_its_price() {
+async fn success_with_incomparable_cost_is_charged_its_price() {
     let settings = [("budgets.per_owner_day", "0.4"), PRICES];
     let atelier = atelier(&settings).await;
     let body = order("m-1", json!({}));
@@ -459,7 +459,7 @@ async fn a_success_of_unknown_cost_has_cost_its_price() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeated_request_is_charged_once() {
+async fn repeated_request_with_same_key_is_charged_once() {
     let settings = [
         ("budgets.per_owner_day", "0.25"),
         ("limits.submits_per_minute", "1"),
@@ -480,7 +480,7 @@ async fn a_repeated_request_is_charged_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_owner_submits_so_often_and_no_more() {
+async fn owner_over_submit_rate_gets_429_with_retry_after() {
     let atelier = atelier(&[("limits.submits_per_minute", "2")]).await;
     let body = order("m-1", json!({}));
     let mut taken = 0;

@@ -170,7 +170,7 @@ async fn uncancellable_job_returns_409_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_is_being_submitted_cannot_be_cancelled() {
+async fn job_being_submitted_cannot_be_cancelled() {
     let provider = MockProvider::start(|_| std::future::pending()).await;
     let app = TestApp::builder()
         .set("providers.kling.spec", "kling")
@@ -184,7 +184,7 @@ async fn a_job_that_is_being_submitted_cannot_be_cancelled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_workers_own_job_ends_and_its_worker_is_told_with_the_next_push() {
+async fn cancelling_a_worker_job_makes_its_next_push_return_409() {
     let app = TestApp::spawn().await;
     let id = app.register_worker_job("alice").await;
     assert_eq!(
@@ -289,7 +289,7 @@ fn verbs(provider: &MockProvider) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_agrees_is_asked_and_the_job_ends_when_it_says_so() {
+async fn accepted_cancel_ends_the_job_once_the_provider_confirms() {
     let (provider, app, id) = able(|asked| async move {
         match asked.method.as_str() {
             "DELETE" => MockResponse::json(202, &json!({ "note": "as you wish" })),
@@ -409,7 +409,7 @@ async fn rejected_cancel_polls_the_task_for_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_fails_or_is_busy_or_knows_no_such_key_may_be_asked_again() {
+async fn failed_cancel_request_can_be_repeated() {
     for reply in [
         MockResponse::json(500, &json!({ "reason": "a secret matter" })),
         MockResponse::text(503, ""),
@@ -475,7 +475,7 @@ async fn success_committed_before_cancel_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancel_that_is_confirmed_before_the_success_comes_in_wins() {
+async fn cancel_confirmed_before_success_wins() {
     let (_provider, app, id) = able(|_| async { MockResponse::text(204, "") }).await;
     let answer = cancel(&app, &id, "alice").await;
     assert_eq!(answer.status, 202, "{}", answer.body);
@@ -491,7 +491,7 @@ async fn a_cancel_that_is_confirmed_before_the_success_comes_in_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_cancels_at_once_are_one() {
+async fn concurrent_cancels_produce_one_cancellation() {
     let (begun, done) = (Arc::new(Barrier::new(2)), Arc::new(AtomicBool::new(false)));
     let (provider, app, id) = able(move |asked| {
         let (begun, done) = (Arc::clone(&begun), Arc::clone(&done));

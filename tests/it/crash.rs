@@ -35,7 +35,7 @@ async fn register(app: &TestApp, task: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_acknowledged_webhook_is_missing_after_a_kill() {
+async fn acknowledged_webhooks_survive_kill() {
     let app = TestApp::builder().spawn_process(&[]).await;
     let mut jobs = Vec::new();
     for n in 0..TASKS {
@@ -100,7 +100,7 @@ async fn no_acknowledged_webhook_is_missing_after_a_kill() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_was_answered_202_is_there_after_a_kill_and_is_sent() {
+async fn accepted_jobs_survive_kill_and_are_submitted_once() {
     use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
     let provider = MockProvider::start(|asked: RecordedRequest| async move {
         let name = asked.body["options"]["external_task_id"].clone();

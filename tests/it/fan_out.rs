@@ -36,7 +36,7 @@ async fn work(app: &Arc<TestApp>, jobs: &[String], workers: u32, pushes: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_watchers_end_on_the_final_version() {
+async fn hundred_subscribers_end_on_the_final_version() {
     let app = Arc::new(TestApp::spawn().await);
     let job = app.register_worker_job("alice").await;
     let mut watching = JoinSet::new();
@@ -199,7 +199,7 @@ async fn remaining_sockets_end_on_final_versions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_feed_meets_every_job_that_is_made_meanwhile() {
+async fn owner_feed_includes_jobs_created_concurrently() {
     let app = Arc::new(TestApp::spawn().await);
     let mut making = JoinSet::new();
     for _ in 0..4 {

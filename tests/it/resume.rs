@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::app::TestApp;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_what_is_newer_is_sent() {
+async fn reconnect_sends_only_newer_versions() {
     let app = TestApp::spawn().await;
     let (unchanged, changed, ended) = (
         app.register_worker_job("alice").await,
@@ -63,7 +63,7 @@ async fn newer_client_version_counts_as_current() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ended_job_that_is_known_is_current() {
+async fn known_final_version_counts_as_current() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     app.push_update(&job, json!({ "status": "cancelled" }))
@@ -75,7 +75,7 @@ async fn an_ended_job_that_is_known_is_current() {
 
 /// The hub is replaced by another on the same store, as by a deployment.
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_go_on_where_they_were_after_a_restart() {
+async fn versions_continue_after_restart() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     app.push_update(&job, json!({ "progress": 10 })).await;

@@ -143,7 +143,7 @@ async fn forged_webhooks_are_rejected_and_polling_completes_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_secret_every_callback_is_a_reason_to_ask() {
+async fn unsigned_callbacks_trigger_polls() {
     let simulator = Simulator::bind(
         "127.0.0.1:0",
         Settings {
@@ -201,7 +201,7 @@ async fn rate_limited_submit_shows_next_attempt_at() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_or_failing_provider_is_tried_again() {
+async fn retryable_errors_are_retried() {
     let app = patient(Scenario::Normal).spawn().await;
     for (scenario, kind, code, tries) in [
         (Scenario::ConcurrencyLimited, "rate_limit", "1303", 2),
@@ -263,7 +263,7 @@ async fn non_retryable_errors_are_not_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_at_the_end_is_told_in_the_providers_words_and_not_repeated() {
+async fn late_failure_keeps_the_provider_message_and_is_not_retried() {
     let app = patient(Scenario::Normal).spawn().await;
     for (scenario, kind, words) in [
         (
@@ -282,7 +282,7 @@ async fn a_failure_at_the_end_is_told_in_the_providers_words_and_not_repeated() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_that_is_gone_is_a_success_that_says_so() {
+async fn expired_result_succeeds_with_result_expired_error() {
     let app = patient(Scenario::ExpiredResult).spawn().await;
     let job = play(&app, Scenario::ExpiredResult).await;
     assert_eq!(job["status"], "succeeded");
@@ -370,7 +370,7 @@ async fn answering(reply: MockResponse) -> MockProvider {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_request_is_what_the_provider_wants() {
+async fn request_matches_the_provider_api() {
     let provider = answering(taken("1")).await;
     let app = kling(&provider).spawn().await;
     let body = json!({
@@ -493,7 +493,7 @@ async fn definitive_rejection_is_retried_up_to_five_attempts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_refusal_has_its_kind() {
+async fn rejections_map_to_error_kinds() {
     for (reply, kind) in [
         (refused(401, 1000), "auth"),
         (refused(401, 1004), "auth"),
@@ -523,7 +523,7 @@ async fn every_refusal_has_its_kind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_is_honoured_in_every_form() {
+async fn all_retry_after_headers_are_honored() {
     let date = std::time::SystemTime::now() + Duration::from_secs(60);
     for (header, value, least, most) in [
         ("retry-after", "60".to_owned(), 60.0, 66.1),
@@ -546,7 +546,7 @@ async fn a_wait_is_honoured_in_every_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_cannot_be_reached_is_tried_again() {
+async fn unreachable_provider_is_retried() {
     let app = TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", "http://127.0.0.1:9")
@@ -599,7 +599,7 @@ async fn same_idempotency_key_returns_the_same_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_owners_key_is_mistaken_for_anothers() {
+async fn idempotency_keys_are_scoped_to_the_owner() {
     let app = patient(Scenario::Normal).spawn().await;
     let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
     let one = post_with_key(&app, "a", "b:c", &order).await;
@@ -610,7 +610,7 @@ async fn no_owners_key_is_mistaken_for_anothers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_double_submit_at_the_same_moment_is_one_job() {
+async fn concurrent_submits_with_same_key_create_one_job() {
     let app = patient(Scenario::Normal).spawn().await;
     let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
     let all = (0..12).map(|_| post_with_key(&app, "alice", "twelve", &order));
@@ -627,7 +627,7 @@ async fn a_double_submit_at_the_same_moment_is_one_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_never_has_more_jobs_than_it_takes_at_once() {
+async fn jobs_at_a_provider_never_exceed_max_concurrent() {
     let app = patient(Scenario::Normal)
         .set("providers.simulated.max_concurrent", 2)
         .spawn()
@@ -705,7 +705,7 @@ async fn signed(app: &TestApp, news: &Value) -> TestResponse {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_those_who_may_submit_can() {
+async fn submit_requires_jobs_write_scope() {
     let app = patient(Scenario::Normal).spawn().await;
     let anonymous = app
         .request_without_token(Method::POST, "/v1/videos")

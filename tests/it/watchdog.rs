@@ -62,7 +62,7 @@ fn submits(asked: &[RecordedRequest]) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_submitted_elsewhere_is_asked_about_until_it_ends() {
+async fn externally_submitted_task_is_polled_until_terminal() {
     let questions = Arc::new(AtomicUsize::new(0));
     let provider = MockProvider::start(move |_| {
         // A provider that fails twice is asked again.
@@ -102,7 +102,7 @@ async fn a_task_submitted_elsewhere_is_asked_about_until_it_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tasks_name_cannot_change_what_is_asked() {
+async fn task_id_is_escaped_in_the_poll_url() {
     let provider = MockProvider::start(|_| async { found(&[]) }).await;
     let app = kling(&provider)
         .set("providers.kling.poll_after", "100ms")
@@ -161,7 +161,7 @@ async fn due_polls_survive_restart_and_are_batched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_waits_for_its_next_try_is_sent_after_a_restart() {
+async fn job_waiting_for_retry_is_submitted_after_restart() {
     let is_busy = Arc::new(AtomicBool::new(true));
     let busy = Arc::clone(&is_busy);
     let provider = MockProvider::start(move |_| {
@@ -191,7 +191,7 @@ async fn a_job_that_waits_for_its_next_try_is_sent_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_ends_a_workers_own_job_too() {
+async fn deadline_fails_worker_jobs() {
     let app = TestApp::spawn().await;
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "owner": "alice", "deadline_seconds": 0.5 });
@@ -214,7 +214,7 @@ async fn a_deadline_ends_a_workers_own_job_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_try_that_would_come_after_the_deadline_is_the_end_with_its_own_reason() {
+async fn retry_after_the_deadline_fails_the_job_with_the_original_error() {
     let provider = MockProvider::start(|_| async {
         MockResponse::json(429, &json!({ "code": 1302, "message": "busy" }))
             .with_header("retry-after", 60)
@@ -246,7 +246,7 @@ async fn a_try_that_would_come_after_the_deadline_is_the_end_with_its_own_reason
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_task_that_is_refused_does_not_keep_the_others_from_being_asked_about() {
+async fn rejected_task_does_not_block_polls_of_others() {
     let provider = MockProvider::start(|asked: RecordedRequest| async move {
         let tasks = names(&asked, "task_ids");
         if tasks.contains(&"bad".to_owned()) {
@@ -275,7 +275,7 @@ async fn one_task_that_is_refused_does_not_keep_the_others_from_being_asked_abou
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
+async fn reported_success_without_readable_result_ends_as_result_expired() {
     let provider = MockProvider::start(|_| async {
         MockResponse::json(404, &json!({ "code": 1203, "message": "no such task" }))
     })
@@ -310,7 +310,7 @@ async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_jobs_that_are_due_at_once_few_are_asked_about_at_once() {
+async fn concurrent_polls_are_bounded() {
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (under_way, seen) = (Arc::clone(&now), Arc::clone(&most));
     let provider = MockProvider::start(move |asked: RecordedRequest| {
@@ -414,7 +414,7 @@ async fn untrusted_webhook_before_response_does_not_affect_the_submission() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_killed_while_it_submits_asks_for_its_job_and_never_sends_it_twice() {
+async fn crash_during_submit_polls_by_reference_and_never_resubmits() {
     let (go, is_found) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
     let known = Arc::clone(&is_found);
     let provider = MockProvider::start(move |asked: RecordedRequest| {
