@@ -23,7 +23,7 @@ use budget::BudgetPolicy;
 /// Judges what callers want submitted.
 pub struct AdmissionControl {
     tier: Tier,
-    purse: BudgetPolicy,
+    budget: BudgetPolicy,
     metrics: Arc<Metrics>,
 }
 
@@ -32,7 +32,7 @@ pub struct Admitted {
     /// The job to be created.
     pub job: Job,
     /// What is to be booked with it.
-    pub bookings: BudgetEntries,
+    pub budget_entries: BudgetEntries,
 }
 
 /// Why nothing is submitted. Its text begins with the field or the setting that is to blame.
@@ -81,7 +81,7 @@ impl AdmissionControl {
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         Self {
             tier: config.defaults.tier,
-            purse: BudgetPolicy::new(config),
+            budget: BudgetPolicy::new(config),
             metrics,
         }
     }
@@ -119,7 +119,7 @@ impl AdmissionControl {
         if let Some(objection) = provider.validate_request(&request) {
             return Err(AdmissionError::Parameters(objection.to_owned()));
         }
-        let (charge, bookings) = self.purse.reserve(owner, provider, &request, now)?;
+        let (charge, budget_entries) = self.budget.reserve(owner, provider, &request, now)?;
         request.provider = Some(provider.name().to_owned());
         let new = NewJob {
             owner: owner.to_owned(),
@@ -135,21 +135,27 @@ impl AdmissionControl {
             reservation: charge,
             ..InternalState::clone(&job.internal)
         });
-        Ok(Admitted { job, bookings })
+        Ok(Admitted {
+            job,
+            budget_entries,
+        })
     }
 
-    /// What to tell the caller whose job did not fit into an account of its bookings.
+    /// What to tell the caller whose job did not fit into an account of its budget_entries.
     ///
     /// # Errors
     /// The store's, which is asked for what is left.
     pub async fn limit_error(
         &self,
-        bookings: &BudgetEntries,
+        budget_entries: &BudgetEntries,
         account: &str,
         store: &dyn BudgetStore,
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
-        let refusal = self.purse.over_limit(bookings, account, store, now).await?;
+        let refusal = self
+            .budget
+            .limit_error(budget_entries, account, store, now)
+            .await?;
         self.metrics.submission_rejected(refusal.reason());
         Ok(refusal)
     }

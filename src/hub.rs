@@ -4,7 +4,7 @@
 //! of its own; what a connection has not been shown yet is at most one pending version per job.
 //!
 //! Each worker thread owns a [`Shard`]: its connections and topics. A change goes to the shards
-//! that watch its job, through one bounded mailbox each. A full mailbox loses nothing: the shard
+//! that watch its job, through one bounded queue each. A full queue loses nothing: the shard
 //! is marked as lagging, and [`crate::feed`] reads its jobs again.
 
 mod connection;
@@ -30,7 +30,7 @@ use subscriptions::SubscriptionIndex;
 /// Changes that wait for a shard at most; beyond it, the shard lags and its jobs are read again.
 const SHARD_QUEUE_CAPACITY: usize = 8192;
 
-/// The most workers that a node may have: the interest mask has a bit for each.
+/// The most workers that a node may have: the subscriptions mask has a bit for each.
 pub const MAX_SHARDS: usize = 64;
 
 /// Whether what is shown can be trusted to be current.
@@ -58,8 +58,8 @@ struct ShardQueue {
 
 /// The local fan-out; one per node, shared by all its threads.
 pub struct Hub {
-    mailboxes: RwLock<Vec<Mutex<ShardQueue>>>,
-    interest: SubscriptionIndex,
+    queues: RwLock<Vec<Mutex<ShardQueue>>>,
+    subscriptions: SubscriptionIndex,
     health: Mutex<FeedHealth>,
     lag: Notify,
 }
@@ -78,8 +78,8 @@ impl Hub {
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            mailboxes: RwLock::new(Vec::new()),
-            interest: SubscriptionIndex::default(),
+            queues: RwLock::new(Vec::new()),
+            subscriptions: SubscriptionIndex::default(),
             health: Mutex::new(FeedHealth::Healthy),
             lag: Notify::new(),
         })
@@ -102,43 +102,43 @@ impl Hub {
 
     fn open_shard(self: &Arc<Self>) -> Rc<Shard> {
         let (sender, receiver) = mpsc::channel(SHARD_QUEUE_CAPACITY);
-        let mailbox = Mutex::new(ShardQueue {
+        let queue = Mutex::new(ShardQueue {
             sender,
             is_lagging: false,
         });
-        let mut mailboxes = lock_ignoring_poison(self.mailboxes.write());
-        let vacant = mailboxes
+        let mut queues = lock_ignoring_poison(self.queues.write());
+        let vacant = queues
             .iter()
             .position(|at| lock_ignoring_poison(at.lock()).sender.is_closed());
-        let index = vacant.unwrap_or(mailboxes.len() % MAX_SHARDS);
-        if index < mailboxes.len() {
-            mailboxes[index] = mailbox;
+        let index = vacant.unwrap_or(queues.len() % MAX_SHARDS);
+        if index < queues.len() {
+            queues[index] = queue;
         } else {
-            mailboxes.push(mailbox);
+            queues.push(queue);
         }
         Shard::open(Arc::clone(self), index, receiver)
     }
 
     /// Hands a change to every shard that watches the job or its owner. Never blocks.
     pub fn deliver(&self, job: Arc<Job>) {
-        let mask = self.interest.shards_for(&job);
+        let mask = self.subscriptions.shards_for(&job);
         if mask != 0 {
             self.send_to_shards(mask, &ShardMessage::JobChanged(Arc::new(Frame::new(job))));
         }
     }
 
-    /// Hands versions that were read again to one shard, waiting for room in its mailbox; the
-    /// store's condition comes last, in case it was missed too.
+    /// Hands versions that were read again to one shard, waiting for room in its queue; the
+    /// store's health comes last, in case it was missed too.
     pub async fn redeliver(&self, shard: usize, jobs: Vec<Arc<Job>>) {
         let sender = {
-            let mailboxes = lock_ignoring_poison(self.mailboxes.read());
-            mailboxes
+            let queues = lock_ignoring_poison(self.queues.read());
+            queues
                 .get(shard)
-                .map(|mailbox| lock_ignoring_poison(mailbox.lock()).sender.clone())
+                .map(|queue| lock_ignoring_poison(queue.lock()).sender.clone())
         };
         let Some(sender) = sender else { return };
         for job in jobs {
-            self.interest.shards_for(&job);
+            self.subscriptions.shards_for(&job);
             if sender
                 .send(ShardMessage::JobChanged(Arc::new(Frame::new(job))))
                 .await
@@ -147,22 +147,22 @@ impl Hub {
                 return;
             }
         }
-        let condition = ShardMessage::HealthChanged(self.condition());
-        if sender.send(condition).await.is_err() {
+        let health = ShardMessage::HealthChanged(self.health());
+        if sender.send(health).await.is_err() {
             tracing::debug!(shard, "the worker is gone");
         }
     }
 
-    fn send_to_shards(&self, mask: u64, letter: &ShardMessage) {
-        let mailboxes = lock_ignoring_poison(self.mailboxes.read());
-        for (index, mailbox) in mailboxes.iter().enumerate() {
+    fn send_to_shards(&self, mask: u64, message: &ShardMessage) {
+        let queues = lock_ignoring_poison(self.queues.read());
+        for (index, queue) in queues.iter().enumerate() {
             if mask & (1 << index) == 0 {
                 continue;
             }
-            let mut mailbox = lock_ignoring_poison(mailbox.lock());
-            if let Err(mpsc::error::TrySendError::Full(_)) = mailbox.sender.try_send(letter.clone())
+            let mut queue = lock_ignoring_poison(queue.lock());
+            if let Err(mpsc::error::TrySendError::Full(_)) = queue.sender.try_send(message.clone())
             {
-                mailbox.is_lagging = true;
+                queue.is_lagging = true;
                 self.lag.notify_one();
             }
         }
@@ -170,8 +170,8 @@ impl Hub {
 
     /// Has every shard's jobs read again: changes may have been missed.
     pub fn resync(&self) {
-        for mailbox in lock_ignoring_poison(self.mailboxes.read()).iter() {
-            lock_ignoring_poison(mailbox.lock()).is_lagging = true;
+        for queue in lock_ignoring_poison(self.queues.read()).iter() {
+            lock_ignoring_poison(queue.lock()).is_lagging = true;
         }
         self.lag.notify_one();
     }
@@ -181,14 +181,14 @@ impl Hub {
         loop {
             let notified = self.lag.notified();
             let lagging: Vec<usize> = {
-                let mailboxes = lock_ignoring_poison(self.mailboxes.read());
-                let take = |mailbox: &Mutex<ShardQueue>| {
-                    std::mem::take(&mut lock_ignoring_poison(mailbox.lock()).is_lagging)
+                let queues = lock_ignoring_poison(self.queues.read());
+                let take = |queue: &Mutex<ShardQueue>| {
+                    std::mem::take(&mut lock_ignoring_poison(queue.lock()).is_lagging)
                 };
-                mailboxes
+                queues
                     .iter()
                     .enumerate()
-                    .filter(|(_, mailbox)| take(mailbox))
+                    .filter(|(_, queue)| take(queue))
                     .map(|(index, _)| index)
                     .collect()
             };
@@ -202,64 +202,64 @@ impl Hub {
     /// The jobs and the owners that a shard watches.
     #[must_use]
     pub fn topics_of_shard(&self, shard: usize) -> (Vec<JobId>, Vec<String>) {
-        self.interest.topics_of_shard(shard)
+        self.subscriptions.topics_of_shard(shard)
     }
 
     /// The unfinished jobs and the owners that are watched on this node.
     #[must_use]
-    pub fn unfinished(&self) -> (Vec<JobId>, Vec<String>) {
-        self.interest.active()
+    pub fn active_topics(&self) -> (Vec<JobId>, Vec<String>) {
+        self.subscriptions.active()
     }
 
     /// Whether the job is watched by id, or by following its owner once it was shown.
     #[must_use]
     pub fn has_job_subscribers(&self, job: &JobId) -> bool {
-        self.interest.contains(&Topic::Job(job.clone()))
+        self.subscriptions.contains(&Topic::Job(job.clone()))
     }
 
     /// Whether somebody follows the owner.
     #[must_use]
     pub fn has_owner_subscribers(&self, owner: &str) -> bool {
-        self.interest.contains(&Topic::Owner(owner.to_owned()))
+        self.subscriptions.contains(&Topic::Owner(owner.to_owned()))
     }
 
     /// The newest version of a watched job that was handed out here.
     #[must_use]
-    pub fn shown(&self, job: &JobId) -> Option<DeliveredVersion> {
-        self.interest.last_delivered(job)
+    pub fn last_delivered(&self, job: &JobId) -> Option<DeliveredVersion> {
+        self.subscriptions.last_delivered(job)
     }
 
     /// How many shards there are.
     #[must_use]
     pub fn shards(&self) -> usize {
-        lock_ignoring_poison(self.mailboxes.read()).len()
+        lock_ignoring_poison(self.queues.read()).len()
     }
 
     /// How many jobs are watched on this node.
     #[must_use]
     pub fn subscribed_jobs(&self) -> usize {
-        self.interest.jobs()
+        self.subscriptions.jobs()
     }
 
     /// Tells every connection that the store went away or is back; said once per change.
-    pub fn set_health(&self, condition: FeedHealth) {
+    pub fn set_health(&self, health: FeedHealth) {
         {
             let mut known = lock_ignoring_poison(self.health.lock());
-            match (*known, condition) {
+            match (*known, health) {
                 (FeedHealth::Healthy, FeedHealth::Healthy)
                 | (FeedHealth::Degraded(_), FeedHealth::Degraded(_)) => return,
                 (FeedHealth::Healthy, FeedHealth::Degraded(_))
                 | (FeedHealth::Degraded(_), FeedHealth::Healthy) => {
-                    *known = condition;
+                    *known = health;
                 }
             }
         }
-        self.send_to_shards(u64::MAX, &ShardMessage::HealthChanged(condition));
+        self.send_to_shards(u64::MAX, &ShardMessage::HealthChanged(health));
     }
 
     /// Whether what is shown can be trusted to be current.
     #[must_use]
-    pub fn condition(&self) -> FeedHealth {
+    pub fn health(&self) -> FeedHealth {
         *lock_ignoring_poison(self.health.lock())
     }
 }

@@ -37,7 +37,7 @@ impl Links {
     /// The address for a provider's news of this job, with the job's own token; none without a
     /// public address and a key.
     #[must_use]
-    pub fn callback(&self, provider: &str, job: &JobId) -> Option<Url> {
+    pub fn callback_url(&self, provider: &str, job: &JobId) -> Option<Url> {
         let (url, key) = (self.public_url.clone()?, self.key.as_ref()?);
         let token = key.callback_token(provider, job.as_str());
         join_public_url(url, &["v1", "webhooks", provider, &token])
@@ -46,14 +46,14 @@ impl Links {
     /// The job that a token from such an address of this provider's proves; none when it proves
     /// nothing.
     #[must_use]
-    pub fn job_of(&self, provider: &str, token: &str) -> Option<JobId> {
+    pub fn verify_callback_token(&self, provider: &str, token: &str) -> Option<JobId> {
         JobId::parse(self.key.as_ref()?.verify_callback_token(provider, token)?).ok()
     }
 
     /// Where the hub serves a job's output, counted from 0, to whoever has the link, until a time.
     /// Without a key it opens nothing by itself, and without a public address it is a path.
     #[must_use]
-    pub fn output(&self, job: &JobId, n: usize, until: Time) -> String {
+    pub fn output_url(&self, job: &JobId, n: usize, until: Time) -> String {
         let path = ["v1", "jobs", job.as_str(), "outputs", &n.to_string()];
         let url = self
             .public_url
@@ -82,7 +82,7 @@ impl Links {
     #[must_use]
     pub fn with_output_links(&self, job: &JobId, mut update: Update, now: Time) -> Update {
         match &mut update.event {
-            JobEvent::Reported(report) => self.address(job, report, now),
+            JobEvent::Reported(report) => self.set_output_urls(job, report, now),
             JobEvent::SubmissionStarted
             | JobEvent::RetryScheduled { .. }
             | JobEvent::SubmissionOutcomeUnknown { .. }
@@ -91,7 +91,7 @@ impl Links {
         update
     }
 
-    fn address(&self, job: &JobId, report: &mut StatusReport, now: Time) {
+    fn set_output_urls(&self, job: &JobId, report: &mut StatusReport, now: Time) {
         let kept = now + self.output_link_ttl;
         let outputs = report
             .outputs
@@ -101,7 +101,7 @@ impl Links {
         for (n, (output, source)) in outputs {
             if source.is_some() {
                 let until = output.expires_at.map_or(kept, |gone| gone.min(kept));
-                output.url = self.output(job, n, until);
+                output.url = self.output_url(job, n, until);
             }
         }
     }
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn output_grant_is_valid_for_one_output_until_expiry() {
         let (links, now) = (links(None), Time::from_millis(1_800_000_000_000));
-        let link = links.output(&job("job_a"), 1, now + HOUR);
+        let link = links.output_url(&job("job_a"), 1, now + HOUR);
         let held = grant(&link);
         let last = now + HOUR - Duration::from_secs(1);
         for (who, id, n, at, opens) in [
@@ -188,29 +188,32 @@ mod tests {
             "https://hub.example.com/progress/",
         ] {
             let links = links(Some(public_url));
-            let callback = links.callback("kling", &id).unwrap();
+            let callback = links.callback_url("kling", &id).unwrap();
             let (address, token) = callback.as_str().rsplit_once('/').unwrap();
             assert_eq!(
                 address,
                 "https://hub.example.com/progress/v1/webhooks/kling"
             );
-            assert_eq!(links.job_of("kling", token), Some(id.clone()));
-            assert_eq!(links.job_of("other", token), None);
-            let output = links.output(&id, 0, now);
+            assert_eq!(
+                links.verify_callback_token("kling", token),
+                Some(id.clone())
+            );
+            assert_eq!(links.verify_callback_token("other", token), None);
+            let output = links.output_url(&id, 0, now);
             let (address, _) = output.split_once("?grant=1800000000.").unwrap();
             assert_eq!(
                 address,
                 "https://hub.example.com/progress/v1/jobs/job_a/outputs/0"
             );
         }
-        assert_eq!(links(None).callback("kling", &id), None);
+        assert_eq!(links(None).callback_url("kling", &id), None);
         assert!(
             links(None)
-                .output(&id, 0, now)
+                .output_url(&id, 0, now)
                 .starts_with("/v1/jobs/job_a/outputs/0?grant=")
         );
         let keyless = Links::new(None, None, HOUR);
-        assert_eq!(keyless.output(&id, 3, now), "/v1/jobs/job_a/outputs/3");
+        assert_eq!(keyless.output_url(&id, 3, now), "/v1/jobs/job_a/outputs/3");
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct Tracker {
     providers: Arc<Providers>,
     links: Links,
     metrics: Arc<Metrics>,
-    stir: WorkerWakeups,
+    wakeups: WorkerWakeups,
 }
 
 /// What became of news.
@@ -75,14 +75,14 @@ impl Tracker {
         providers: Arc<Providers>,
         links: Links,
         metrics: Arc<Metrics>,
-        stir: WorkerWakeups,
+        wakeups: WorkerWakeups,
     ) -> Self {
         Self {
             store,
             providers,
             links,
             metrics,
-            stir,
+            wakeups,
         }
     }
 
@@ -114,7 +114,7 @@ impl Tracker {
                     .reserved(provider_name(&job), charge.amount_micros);
             }
             if created != CreateOutcome::Conflict {
-                self.stir.notify_for(&agenda, &job);
+                self.wakeups.notify_for(&agenda, &job);
                 return Ok((created, job));
             }
         }
@@ -158,7 +158,7 @@ impl Tracker {
                 .ok_or(Error::NotFound)?;
             let Some(next) = self.next_version(&job, &update, Time::now()) else {
                 if needs_confirmation(&job, &update) {
-                    self.expect_success(&job, &update).await?;
+                    self.record_unconfirmed_success(&job, &update).await?;
                     self.schedule_poll(&job).await?;
                 }
                 // It may be here by a try that was not acknowledged.
@@ -198,7 +198,7 @@ impl Tracker {
                         self.metrics.spent(provider_name(&next), spent);
                     }
                     log_update(&next);
-                    self.stir.notify_for(&agenda, &next);
+                    self.wakeups.notify_for(&agenda, &next);
                     return Ok(UpdateOutcome {
                         job: next,
                         applied: true,

@@ -10,7 +10,7 @@ use super::AdmissionError;
 use crate::config::{Budgets, Config};
 use crate::job::{BudgetWindow, Reservation, VideoRequest};
 use crate::provider::Provider;
-use crate::store::{self, BudgetEntry, BudgetStore};
+use crate::store::{self, BudgetEntry, Store};
 use crate::time::Time;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ pub struct BudgetEntries(Vec<LabeledEntry>);
 struct LabeledEntry {
     entry: BudgetEntry,
     limit: i64,
-    purpose: LimitKind,
+    kind: LimitKind,
 }
 
 enum LimitKind {
@@ -48,21 +48,17 @@ impl BudgetEntries {
     /// The charges with the limits they are held to, the pace first.
     #[must_use]
     pub fn entries(&self) -> Vec<BudgetEntry> {
-        self.0.iter().map(|booking| booking.entry.clone()).collect()
+        self.0.iter().map(|labeled| labeled.entry.clone()).collect()
     }
 
-    fn add(&mut self, purpose: LimitKind, account: BudgetWindow, amount: i64, limit: i64) {
+    fn add(&mut self, kind: LimitKind, account: BudgetWindow, amount: i64, limit: i64) {
         let entry = BudgetEntry {
-            window: account.name,
+            account: account.name,
             amount_micros: amount,
             limit_micros: Some(limit),
             window_ends_at: account.expires_at,
         };
-        self.0.push(LabeledEntry {
-            entry,
-            limit,
-            purpose,
-        });
+        self.0.push(LabeledEntry { entry, limit, kind });
     }
 }
 
@@ -88,10 +84,10 @@ impl BudgetPolicy {
         request: &VideoRequest,
         now: Time,
     ) -> Result<(Option<Reservation>, BudgetEntries), AdmissionError> {
-        let mut bookings = BudgetEntries::default();
+        let mut budget_entries = BudgetEntries::default();
         if let Some(most) = self.submits_per_minute {
             let account = account("submits", owner, now, MINUTE);
-            bookings.add(
+            budget_entries.add(
                 LimitKind::SubmitRate,
                 account,
                 ONE_SUBMIT_MICROS,
@@ -120,7 +116,7 @@ impl BudgetPolicy {
             let per_job = self.budgets.per_job.map(|_| "budgets.per_job");
             let budget = per_job.or(days.first().map(|(_, setting, _)| setting.as_str()));
             return match budget {
-                None => Ok((None, bookings)),
+                None => Ok((None, budget_entries)),
                 Some(budget) => Err(AdmissionError::Price(format!(
                     "providers.{name}.prices: has no price for the model '{}', and {budget} needs one",
                     request.model
@@ -145,30 +141,30 @@ impl BudgetPolicy {
         for (budget, setting, account) in days {
             charge.windows.push(account.clone());
             let limit = Reservation::to_micros(budget);
-            bookings.add(LimitKind::Budget(setting), account, amount, limit);
+            budget_entries.add(LimitKind::Budget(setting), account, amount, limit);
         }
-        Ok((Some(charge), bookings))
+        Ok((Some(charge), budget_entries))
     }
 
-    /// Why the store did not take the bookings, with what it has left of this account.
-    pub(super) async fn over_limit(
+    /// Why the store did not take the budget_entries, with what it has left of this account.
+    pub(super) async fn limit_error(
         &self,
-        bookings: &BudgetEntries,
+        budget_entries: &BudgetEntries,
         account: &str,
-        store: &dyn BudgetStore,
+        store: &dyn Store,
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
-        let its = |booking: &&LabeledEntry| booking.entry.window == account;
-        let Some(booking) = bookings.0.iter().find(its) else {
+        let its = |labeled: &&LabeledEntry| labeled.entry.account == account;
+        let Some(labeled) = budget_entries.0.iter().find(its) else {
             return Ok(AdmissionError::Budget(format!(
                 "{account}: nothing is left"
             )));
         };
-        let ends_at = booking.entry.window_ends_at;
-        let setting = match &booking.purpose {
+        let ends_at = labeled.entry.window_ends_at;
+        let setting = match &labeled.kind {
             LimitKind::SubmitRate => {
                 return Ok(AdmissionError::Rate {
-                    most: booking.limit / ONE_SUBMIT_MICROS,
+                    most: labeled.limit / ONE_SUBMIT_MICROS,
                     wait: ends_at.saturating_duration_since(now),
                 });
             }
@@ -176,8 +172,8 @@ impl BudgetPolicy {
         };
         let balances = store.balances(&[account.to_owned()], now).await?;
         let spent = balances.first().copied().unwrap_or_default();
-        let left = sum(booking.limit.saturating_sub(spent).max(0));
-        let (unit, cost) = (&self.budgets.unit, sum(booking.entry.amount_micros));
+        let left = sum(labeled.limit.saturating_sub(spent).max(0));
+        let (unit, cost) = (&self.budgets.unit, sum(labeled.entry.amount_micros));
         Ok(AdmissionError::Budget(format!(
             "{setting}: {left} {unit} are left until {ends_at}, and this job would cost {cost} {unit}"
         )))

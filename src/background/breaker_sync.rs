@@ -31,7 +31,7 @@ pub struct BreakerSync {
     /// Who hears of something new.
     pub feed: Arc<ChangeFeed>,
     /// Woken when a gate may have opened.
-    pub stir: WorkerWakeups,
+    pub wakeups: WorkerWakeups,
 }
 
 impl BreakerSync {
@@ -53,7 +53,7 @@ impl BreakerSync {
                 tracing::debug!(%error, "can't read how others find the providers");
             }
             tokio::select! {
-                () = self.feed.reminded() => {}
+                () = self.feed.shared_state_changed() => {}
                 () = tokio::time::sleep(SHARED_STATE_POLL_INTERVAL) => {}
             }
         }
@@ -68,7 +68,7 @@ impl BreakerSync {
                 tracing::warn!(provider.name = name, %error, "another node's memo can't be read");
             }
         }
-        self.stir.submitter.notify_one();
+        self.wakeups.submitter.notify_one();
         Ok(())
     }
 }

@@ -115,7 +115,7 @@ impl ChangeFeed {
     }
 
     /// Waits until there may be something new among what the nodes remember together.
-    pub async fn reminded(&self) {
+    pub async fn shared_state_changed(&self) {
         self.shared_state_changed.notified().await;
     }
 
@@ -198,7 +198,7 @@ impl Resynchronizer {
 
     async fn reconcile(&self, turn: u64) -> Result<(), store::Error> {
         let hub = &self.feed.hub;
-        let (mut jobs, mut owners) = hub.unfinished();
+        let (mut jobs, mut owners) = hub.active_topics();
         jobs.retain(|job| is_due_in_tick(job.as_str(), turn));
         owners.retain(|owner| is_due_in_tick(owner, turn));
         for batch in jobs.chunks(RESYNC_BATCH) {
@@ -224,7 +224,7 @@ impl Resynchronizer {
     fn deliver_if_newer(&self, job: Arc<Job>) {
         let hub = &self.feed.hub;
         if hub
-            .shown(&job.id)
+            .last_delivered(&job.id)
             .is_none_or(|shown| shown.version < job.version)
         {
             hub.deliver(job);
@@ -237,7 +237,7 @@ impl Resynchronizer {
     async fn republish_regressed(&self, jobs: Vec<Arc<Job>>) -> Vec<Arc<Job>> {
         let mut shown = Vec::with_capacity(jobs.len());
         for job in jobs {
-            let before = self.feed.hub.shown(&job.id);
+            let before = self.feed.hub.last_delivered(&job.id);
             let is_lost = before.is_some_and(|before| {
                 before.version > job.version
                     || before.version == job.version && before.updated_at != job.updated_at

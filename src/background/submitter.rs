@@ -159,7 +159,7 @@ impl Submitter {
                 return;
             }
         };
-        let callback = self.links.callback(provider.name(), id);
+        let callback = self.links.callback_url(provider.name(), id);
         let sent = provider.submit(leave, &job, callback.as_ref()).await;
         self.wakeups.submitter.notify_one();
         let outcome = match &sent {

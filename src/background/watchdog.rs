@@ -39,7 +39,7 @@ pub struct Watchdog {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What wakes it.
-    pub stir: WorkerWakeups,
+    pub wakeups: WorkerWakeups,
 }
 
 impl Watchdog {
@@ -48,7 +48,7 @@ impl Watchdog {
         let questions = TaskTracker::new();
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
-            let stirred = self.stir.watchdog.notified();
+            let stirred = self.wakeups.watchdog.notified();
             let next = self.claim(&questions).await;
             tokio::select! {
                 () = stop.cancelled() => break,

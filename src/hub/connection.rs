@@ -13,20 +13,20 @@ use super::shard::{ConnectionState, Shard, Sink, SubscriberRef, Subscription};
 use crate::job::{Job, JobId, Topic};
 use crate::protocol::Frame;
 
-/// A connection's place in its shard; dropping it ends all its watches.
+/// A connection's place in its shard; dropping it ends all its subscriptions.
 pub struct Connection {
     shard: Rc<Shard>,
     key: usize,
 }
 
 impl Connection {
-    /// A new connection of this thread that watches nothing yet.
+    /// A new connection of this thread that subscriptions nothing yet.
     #[must_use]
     pub fn open(shard: &Rc<Shard>, sink: Rc<dyn Sink>) -> Self {
         let entry = ConnectionState {
             sink,
-            // Most watch one job.
-            watches: Slab::with_capacity(1),
+            // Most subscription one job.
+            subscriptions: Slab::with_capacity(1),
             pending: VecDeque::new(),
             followed_owner: None,
             explicit_count: 0,
@@ -41,9 +41,9 @@ impl Connection {
     /// What those who were here before have been told of the store last; its next change is told to
     /// this one, too.
     #[must_use]
-    pub fn condition(&self) -> FeedHealth {
+    pub fn health(&self) -> FeedHealth {
         let state = self.shard.state.borrow();
-        state.condition.unwrap_or(FeedHealth::Healthy)
+        state.health.unwrap_or(FeedHealth::Healthy)
     }
 
     /// Watches a job without being shown anything of it yet: the caller reads the newest version
@@ -57,9 +57,9 @@ impl Connection {
         match state.subscription_slot(self.key, topic) {
             Some(slot) => {
                 let entry = &mut state.connections[self.key];
-                let watch = &mut entry.watches[slot];
-                entry.explicit_count += usize::from(!watch.is_explicit);
-                watch.is_explicit = true;
+                let subscription = &mut entry.subscriptions[slot];
+                entry.explicit_count += usize::from(!subscription.is_explicit);
+                subscription.is_explicit = true;
             }
             None => {
                 state.attach(self.key, topic, true, true);
@@ -67,33 +67,33 @@ impl Connection {
         }
     }
 
-    /// Lets a watch be shown what is newer than `known`, from the version just read on.
+    /// Lets a subscription be shown what is newer than `known`, from the version just read on.
     pub fn activate(&self, newest: Arc<Job>, known: u64) {
         let mut state = self.shard.state.borrow_mut();
         let Some(slot) = state.slot_of(self.key, &newest.id) else {
             return;
         };
         // Held until it is known what it has: or else the others' way would show it the same twice.
-        state.connections[self.key].watches[slot].is_paused = true;
+        state.connections[self.key].subscriptions[slot].is_paused = true;
         state.deliver(&self.shard, &Arc::new(Frame::new(newest)));
         let entry = &mut state.connections[self.key];
-        let watch = &mut entry.watches[slot];
-        watch.is_paused = false;
-        watch.delivered_version = known;
-        let topic = watch.topic;
+        let subscription = &mut entry.subscriptions[slot];
+        subscription.is_paused = false;
+        subscription.delivered_version = known;
+        let topic = subscription.topic;
         if let Some(frame) = state.topics[topic].newest.clone() {
             state.connections[self.key].deliver(slot, &frame);
         }
     }
 
-    /// Ends a held watch: there is no such job for this caller.
+    /// Ends a held subscription: there is no such job for this caller.
     pub fn reject(&self, job: &JobId) {
-        self.end(job, |watch| watch.is_paused);
+        self.end(job, |subscription| subscription.is_paused);
     }
 
-    /// Ends a watch that was asked for by id; one by the feed goes on.
+    /// Ends a subscription that was asked for by id; one by the feed goes on.
     pub fn unsubscribe(&self, job: &JobId) {
-        self.end(job, |watch| watch.is_explicit);
+        self.end(job, |subscription| subscription.is_explicit);
     }
 
     fn end(&self, job: &JobId, which: impl Fn(&Subscription) -> bool) {
@@ -101,7 +101,7 @@ impl Connection {
         let Some(slot) = state.slot_of(self.key, job) else {
             return;
         };
-        if !which(&state.connections[self.key].watches[slot]) {
+        if !which(&state.connections[self.key].subscriptions[slot]) {
             return;
         }
         if state.is_covered_by_owner_subscription(self.key, slot) {
@@ -126,7 +126,7 @@ impl Connection {
         state.unfollow(&self.shard, self.key);
         self.shard
             .hub
-            .interest
+            .subscriptions
             .add(Topic::Owner(owner.to_owned()), self.shard.index);
         state.connections[self.key].followed_owner = Some(owner.to_owned());
         state
@@ -149,7 +149,7 @@ impl Connection {
                 None => state.open_topic(&self.shard, &newest.id),
             };
             match state.subscription_slot(self.key, topic) {
-                Some(slot) => state.connections[self.key].watches[slot].delivered_version,
+                Some(slot) => state.connections[self.key].subscriptions[slot].delivered_version,
                 None => {
                     state.attach(self.key, topic, true, false);
                     0
@@ -163,10 +163,10 @@ impl Connection {
     pub fn unsubscribe_owner(&self) {
         let mut state = self.shard.state.borrow_mut();
         state.unfollow(&self.shard, self.key);
-        let watches = &state.connections[self.key].watches;
-        let fed: Vec<usize> = watches
+        let subscriptions = &state.connections[self.key].subscriptions;
+        let fed: Vec<usize> = subscriptions
             .iter()
-            .filter(|(_, watch)| !watch.is_explicit)
+            .filter(|(_, subscription)| !subscription.is_explicit)
             .map(|(slot, _)| slot)
             .collect();
         for slot in fed {
@@ -188,13 +188,13 @@ impl Connection {
         let entry = state.connections.get_mut(self.key)?;
         loop {
             let slot = entry.pending.pop_front()?;
-            let watch = &mut entry.watches[slot];
-            watch.is_pending = false;
-            let Some(frame) = &state.topics[watch.topic].newest else {
+            let subscription = &mut entry.subscriptions[slot];
+            subscription.is_pending = false;
+            let Some(frame) = &state.topics[subscription.topic].newest else {
                 continue;
             };
-            if frame.job().version > watch.delivered_version {
-                watch.delivered_version = frame.job().version;
+            if frame.job().version > subscription.delivered_version {
+                subscription.delivered_version = frame.job().version;
                 return Some(Arc::clone(frame));
             }
         }
@@ -207,33 +207,33 @@ impl Connection {
         !state.connections[self.key].pending.is_empty()
     }
 
-    /// How many jobs are watched by id.
+    /// How many jobs are subscribed by id.
     #[must_use]
     pub fn explicit_subscriptions(&self) -> usize {
         self.shard.state.borrow().connections[self.key].explicit_count
     }
 
-    /// Whether the job is watched by id.
+    /// Whether the job is subscribed by id.
     #[must_use]
     pub fn is_subscribed(&self, job: &JobId) -> bool {
         let state = self.shard.state.borrow();
         let slot = state.slot_of(self.key, job);
-        slot.is_some_and(|slot| state.connections[self.key].watches[slot].is_explicit)
+        slot.is_some_and(|slot| state.connections[self.key].subscriptions[slot].is_explicit)
     }
 
-    /// Ends every watch over a job that `may_see` denies, given its id and owner.
+    /// Ends every subscription over a job that `may_see` denies, given its id and owner.
     pub fn retain_visible(&self, may_see: impl Fn(&JobId, &str) -> bool) {
         let mut state = self.shard.state.borrow_mut();
         let denied: Vec<usize> = {
             let topics = &state.topics;
-            let is_denied = |watch: &Subscription| match &topics[watch.topic].newest {
+            let is_denied = |subscription: &Subscription| match &topics[subscription.topic].newest {
                 Some(frame) => !may_see(&frame.job().id, &frame.job().owner),
                 None => false,
             };
-            let watches = &state.connections[self.key].watches;
-            watches
+            let subscriptions = &state.connections[self.key].subscriptions;
+            subscriptions
                 .iter()
-                .filter(|(_, watch)| is_denied(watch))
+                .filter(|(_, subscription)| is_denied(subscription))
                 .map(|(slot, _)| slot)
                 .collect()
         };
@@ -254,7 +254,7 @@ impl Drop for Connection {
         let mut state = self.shard.state.borrow_mut();
         state.unfollow(&self.shard, self.key);
         let slots: Vec<usize> = state.connections[self.key]
-            .watches
+            .subscriptions
             .iter()
             .map(|(slot, _)| slot)
             .collect();

@@ -1,7 +1,7 @@
-//! One worker thread's share of the hub: its topics, its connections and who watches what.
+//! One worker thread's share of the hub: its topics, its connections and who subscriptions what.
 //!
-//! Invariant: a topic exists exactly as long as somebody watches it; a connection is shown a job's
-//! versions in rising order only; and a watcher that was not released yet is shown nothing.
+//! Invariant: a topic exists exactly as long as somebody subscriptions it; a connection is shown a job's
+//! versions in rising order only; and a subscriber that was not released yet is shown nothing.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -45,7 +45,7 @@ pub trait Sink {
     fn notify_pending(&self);
 
     /// The store went away or is back.
-    fn health_changed(&self, condition: FeedHealth);
+    fn health_changed(&self, health: FeedHealth);
 }
 
 /// One thread's topics and connections.
@@ -62,15 +62,15 @@ pub(super) struct State {
     pub(super) followers: HashMap<String, Vec<usize>>,
     pub(super) connections: Slab<ConnectionState>,
     /// What the connections of this shard go by: what they were told last.
-    pub(super) condition: Option<FeedHealth>,
+    pub(super) health: Option<FeedHealth>,
 }
 
-/// One watched job.
+/// One subscribed job.
 pub(super) struct TopicState {
     pub(super) job: JobId,
     pub(super) newest: Option<Arc<Frame>>,
-    pub(super) watchers: Vec<SubscriberRef>,
-    /// Whether every follower of the job's owner is among the watchers.
+    pub(super) subscribers: Vec<SubscriberRef>,
+    /// Whether every follower of the job's owner is among the subscribers.
     pub(super) includes_followers: bool,
     pub(super) ended_at: Option<Instant>,
 }
@@ -81,19 +81,19 @@ pub(super) struct SubscriberRef {
     pub(super) slot: usize,
 }
 
-/// One connection: what it watches, and which of that it has yet to be shown.
+/// One connection: what it subscriptions, and which of that it has yet to be shown.
 pub(super) struct ConnectionState {
     pub(super) sink: Rc<dyn Sink>,
-    pub(super) watches: Slab<Subscription>,
+    pub(super) subscriptions: Slab<Subscription>,
     pub(super) pending: VecDeque<usize>,
     pub(super) followed_owner: Option<String>,
     pub(super) explicit_count: usize,
 }
 
-/// One connection's watch over one topic.
+/// One connection's subscription over one topic.
 pub(super) struct Subscription {
     pub(super) topic: usize,
-    /// Index of the watcher in the topic.
+    /// Index of the subscriber in the topic.
     pub(super) position: usize,
     /// The highest version that was shown.
     pub(super) delivered_version: u64,
@@ -108,11 +108,11 @@ impl Shard {
     pub(super) fn open(
         hub: Arc<Hub>,
         index: usize,
-        mut mailbox: mpsc::Receiver<ShardMessage>,
+        mut queue: mpsc::Receiver<ShardMessage>,
     ) -> Rc<Self> {
-        // Its mailbox is open already: a change of the condition from here on comes by letter.
+        // Its queue is open already: a change of the health from here on comes by message.
         let state = State {
-            condition: Some(hub.condition()),
+            health: Some(hub.health()),
             ..State::default()
         };
         let shard = Rc::new(Self {
@@ -122,16 +122,16 @@ impl Shard {
         });
         let me = Rc::downgrade(&shard);
         tokio::task::spawn_local(async move {
-            let mut letters = Vec::new();
+            let mut messages = Vec::new();
             let mut sweep = tokio::time::interval(FINISHED_TOPIC_TTL / 2);
             loop {
                 tokio::select! {
-                    received = mailbox.recv_many(&mut letters, super::SHARD_QUEUE_CAPACITY) => {
+                    received = queue.recv_many(&mut messages, super::SHARD_QUEUE_CAPACITY) => {
                         let Some(shard) = me.upgrade().filter(|_| received > 0) else { return };
                         // Each sink writes by itself: more writes than a task's budget has, and those
                         // beyond it would look like sockets that take nothing.
                         let begun = Instant::now();
-                        tokio::task::unconstrained(async { shard.process_messages(&mut letters) }).await;
+                        tokio::task::unconstrained(async { shard.process_messages(&mut messages) }).await;
                         drop(shard);
                         yield_after(begun.elapsed()).await;
                     }
@@ -156,12 +156,12 @@ impl Shard {
     }
 
     /// Takes in everything that waits, keeps the newest of each job, then shows it.
-    fn process_messages(&self, letters: &mut Vec<ShardMessage>) {
-        let mut newest: HashMap<JobId, usize> = HashMap::with_capacity(letters.len());
-        let mut frames: Vec<Arc<Frame>> = Vec::with_capacity(letters.len());
-        let mut condition = None;
-        for letter in letters.drain(..) {
-            match letter {
+    fn process_messages(&self, messages: &mut Vec<ShardMessage>) {
+        let mut newest: HashMap<JobId, usize> = HashMap::with_capacity(messages.len());
+        let mut frames: Vec<Arc<Frame>> = Vec::with_capacity(messages.len());
+        let mut health = None;
+        for message in messages.drain(..) {
+            match message {
                 ShardMessage::JobChanged(frame) => match newest.get(&frame.job().id) {
                     Some(&at) if frames[at].job().version >= frame.job().version => {}
                     Some(&at) => frames[at] = frame,
@@ -170,18 +170,18 @@ impl Shard {
                         frames.push(frame);
                     }
                 },
-                ShardMessage::HealthChanged(latest) => condition = Some(latest),
+                ShardMessage::HealthChanged(latest) => health = Some(latest),
             }
         }
         let mut state = self.state.borrow_mut();
         for frame in frames {
             state.deliver(self, &frame);
         }
-        let known = state.condition.unwrap_or(FeedHealth::Healthy);
-        if let Some(condition) = condition.filter(|latest| *latest != known) {
-            state.condition = Some(condition);
+        let known = state.health.unwrap_or(FeedHealth::Healthy);
+        if let Some(health) = health.filter(|latest| *latest != known) {
+            state.health = Some(health);
             for (_, entry) in &state.connections {
-                entry.sink.health_changed(condition);
+                entry.sink.health_changed(health);
             }
         }
     }
@@ -200,11 +200,12 @@ impl Shard {
             .map(|(key, _)| key)
             .collect();
         for topic in over {
-            let watchers = state.topics[topic].watchers.clone();
-            for watcher in watchers {
-                let watch = &state.connections[watcher.connection].watches[watcher.slot];
-                if !watch.is_explicit && !watch.is_pending {
-                    state.detach(self, watcher);
+            let subscribers = state.topics[topic].subscribers.clone();
+            for subscriber in subscribers {
+                let subscription =
+                    &state.connections[subscriber.connection].subscriptions[subscriber.slot];
+                if !subscription.is_explicit && !subscription.is_pending {
+                    state.detach(self, subscriber);
                 }
             }
         }
@@ -244,8 +245,8 @@ impl State {
         match &entry.newest {
             Some(newest) if newest.job().version >= job.version => {
                 let newest = Arc::clone(newest);
-                for watcher in fed {
-                    self.connections[watcher.connection].deliver(watcher.slot, &newest);
+                for subscriber in fed {
+                    self.connections[subscriber.connection].deliver(subscriber.slot, &newest);
                 }
             }
             Some(_) | None => {
@@ -255,16 +256,17 @@ impl State {
                 }
                 // A write leaves nothing in the cache of what the next connection is made of. So some
                 // are looked at together first: then memory is waited for once and not for each.
-                for some in self.topics[topic].watchers.chunks(PREFETCH_BATCH) {
+                for some in self.topics[topic].subscribers.chunks(PREFETCH_BATCH) {
                     let mut free = [false; PREFETCH_BATCH];
-                    for (watcher, free) in some.iter().zip(&mut free) {
-                        *free = self.connections[watcher.connection].can_write_now(watcher.slot);
+                    for (subscriber, free) in some.iter().zip(&mut free) {
+                        *free =
+                            self.connections[subscriber.connection].can_write_now(subscriber.slot);
                     }
-                    for (watcher, free) in some.iter().zip(free) {
-                        let entry = &mut self.connections[watcher.connection];
+                    for (subscriber, free) in some.iter().zip(free) {
+                        let entry = &mut self.connections[subscriber.connection];
                         match free {
-                            true => entry.deliver(watcher.slot, frame),
-                            false => entry.enqueue(watcher.slot, frame),
+                            true => entry.deliver(subscriber.slot, frame),
+                            false => entry.enqueue(subscriber.slot, frame),
                         }
                     }
                 }
@@ -273,11 +275,14 @@ impl State {
     }
 
     pub(super) fn open_topic(&mut self, shard: &Shard, job: &JobId) -> usize {
-        shard.hub.interest.add(Topic::Job(job.clone()), shard.index);
+        shard
+            .hub
+            .subscriptions
+            .add(Topic::Job(job.clone()), shard.index);
         let topic = self.topics.insert(TopicState {
             job: job.clone(),
             newest: None,
-            watchers: Vec::new(),
+            subscribers: Vec::new(),
             includes_followers: false,
             ended_at: None,
         });
@@ -286,10 +291,10 @@ impl State {
     }
 
     pub(super) fn subscription_slot(&self, connection: usize, topic: usize) -> Option<usize> {
-        let watches = &self.connections[connection].watches;
-        watches
+        let subscriptions = &self.connections[connection].subscriptions;
+        subscriptions
             .iter()
-            .find(|(_, watch)| watch.topic == topic)
+            .find(|(_, subscription)| subscription.topic == topic)
             .map(|(slot, _)| slot)
     }
 
@@ -300,10 +305,10 @@ impl State {
     /// Whether the followed owner's feed would show the job as well.
     pub(super) fn is_covered_by_owner_subscription(&self, connection: usize, slot: usize) -> bool {
         let entry = &self.connections[connection];
-        let watch = &entry.watches[slot];
-        let newest = self.topics[watch.topic].newest.as_ref();
+        let subscription = &entry.subscriptions[slot];
+        let newest = self.topics[subscription.topic].newest.as_ref();
         let owner = newest.map(|frame| &frame.job().owner);
-        !watch.is_paused && owner.is_some() && owner == entry.followed_owner.as_ref()
+        !subscription.is_paused && owner.is_some() && owner == entry.followed_owner.as_ref()
     }
 
     pub(super) fn attach(
@@ -313,38 +318,39 @@ impl State {
         is_held: bool,
         is_single: bool,
     ) -> usize {
-        let watchers = &mut self.topics[topic].watchers;
+        let subscribers = &mut self.topics[topic].subscribers;
         let entry = &mut self.connections[connection];
-        let slot = entry.watches.insert(Subscription {
+        let slot = entry.subscriptions.insert(Subscription {
             topic,
-            position: watchers.len(),
+            position: subscribers.len(),
             delivered_version: 0,
             is_pending: false,
             is_paused: is_held,
             is_explicit: is_single,
         });
         entry.explicit_count += usize::from(is_single);
-        watchers.push(SubscriberRef { connection, slot });
+        subscribers.push(SubscriberRef { connection, slot });
         slot
     }
 
-    pub(super) fn detach(&mut self, shard: &Shard, watcher: SubscriberRef) {
-        let entry = &mut self.connections[watcher.connection];
-        let watch = entry.watches.remove(watcher.slot);
-        entry.explicit_count -= usize::from(watch.is_explicit);
-        if watch.is_pending {
-            entry.pending.retain(|slot| *slot != watcher.slot);
+    pub(super) fn detach(&mut self, shard: &Shard, subscriber: SubscriberRef) {
+        let entry = &mut self.connections[subscriber.connection];
+        let subscription = entry.subscriptions.remove(subscriber.slot);
+        entry.explicit_count -= usize::from(subscription.is_explicit);
+        if subscription.is_pending {
+            entry.pending.retain(|slot| *slot != subscriber.slot);
         }
-        let topic = &mut self.topics[watch.topic];
-        topic.watchers.swap_remove(watch.position);
-        if let Some(moved) = topic.watchers.get(watch.position) {
-            self.connections[moved.connection].watches[moved.slot].position = watch.position;
-        } else if topic.watchers.is_empty() {
-            let topic = self.topics.remove(watch.topic);
+        let topic = &mut self.topics[subscription.topic];
+        topic.subscribers.swap_remove(subscription.position);
+        if let Some(moved) = topic.subscribers.get(subscription.position) {
+            self.connections[moved.connection].subscriptions[moved.slot].position =
+                subscription.position;
+        } else if topic.subscribers.is_empty() {
+            let topic = self.topics.remove(subscription.topic);
             self.topic_of.remove(&topic.job);
             shard
                 .hub
-                .interest
+                .subscriptions
                 .remove(&Topic::Job(topic.job), shard.index);
         }
     }
@@ -357,7 +363,10 @@ impl State {
             followers.retain(|follower| *follower != connection);
             if followers.is_empty() {
                 self.followers.remove(&owner);
-                shard.hub.interest.remove(&Topic::Owner(owner), shard.index);
+                shard
+                    .hub
+                    .subscriptions
+                    .remove(&Topic::Owner(owner), shard.index);
             }
         }
     }
@@ -365,22 +374,28 @@ impl State {
 
 impl ConnectionState {
     pub(super) fn make_implicit(&mut self, slot: usize) {
-        let watch = &mut self.watches[slot];
-        self.explicit_count -= usize::from(watch.is_explicit);
-        watch.is_explicit = false;
+        let subscription = &mut self.subscriptions[slot];
+        self.explicit_count -= usize::from(subscription.is_explicit);
+        subscription.is_explicit = false;
     }
 
     fn can_write_now(&self, slot: usize) -> bool {
-        let watch = &self.watches[slot];
-        !watch.is_paused && !watch.is_pending && self.pending.is_empty() && self.sink.is_ready()
+        let subscription = &self.subscriptions[slot];
+        !subscription.is_paused
+            && !subscription.is_pending
+            && self.pending.is_empty()
+            && self.sink.is_ready()
     }
 
     /// Shows it now, where it is news and the sink takes it; otherwise in its turn.
     pub(super) fn deliver(&mut self, slot: usize, frame: &Arc<Frame>) {
-        let watch = &mut self.watches[slot];
-        let is_first = self.pending.is_empty() && !watch.is_paused;
-        if is_first && watch.delivered_version < frame.job().version && self.sink.try_send(frame) {
-            watch.delivered_version = frame.job().version;
+        let subscription = &mut self.subscriptions[slot];
+        let is_first = self.pending.is_empty() && !subscription.is_paused;
+        if is_first
+            && subscription.delivered_version < frame.job().version
+            && self.sink.try_send(frame)
+        {
+            subscription.delivered_version = frame.job().version;
         } else {
             self.enqueue(slot, frame);
         }
@@ -388,11 +403,14 @@ impl ConnectionState {
 
     /// Shows it in its turn, where it is news.
     fn enqueue(&mut self, slot: usize, frame: &Arc<Frame>) {
-        let watch = &mut self.watches[slot];
-        if watch.is_paused || watch.is_pending || watch.delivered_version >= frame.job().version {
+        let subscription = &mut self.subscriptions[slot];
+        if subscription.is_paused
+            || subscription.is_pending
+            || subscription.delivered_version >= frame.job().version
+        {
             return;
         }
-        watch.is_pending = true;
+        subscription.is_pending = true;
         self.pending.push_back(slot);
         self.sink.notify_pending();
     }

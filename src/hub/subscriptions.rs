@@ -1,13 +1,22 @@
-//! Which shards watch which jobs and owners: the one thing that threads share.
+//! Which shards subscription which jobs and owners: the one thing that threads share.
 //!
-//! Invariant: a shard's bit is set before its first watcher of a job is attached, and cleared after
-//! its last has gone, so no change passes a watcher by.
+//! Invariant: a shard's bit is set before its first subscriber of a job is attached, and cleared after
+//! its last has gone, so no change passes a subscriber by.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::job::{Job, JobId, Topic};
+use crate::job::{Job, JobId};
 use crate::time::Time;
+
+/// What can be subscribed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Topic {
+    /// One job.
+    Job(JobId),
+    /// All jobs of an owner.
+    Owner(String),
+}
 
 /// The newest version of a job that was handed out on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +41,7 @@ impl DeliveredVersion {
 
 #[derive(Default)]
 struct JobSubscribers {
-    /// The shards that watch it, one bit each.
+    /// The shards that subscription it, one bit each.
     mask: u64,
     shown: Option<DeliveredVersion>,
 }
@@ -53,20 +62,20 @@ impl SubscriptionIndex {
         self.masks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The shards that watch the job itself or its owner, one bit each, to whom it is handed now.
+    /// The shards that subscription the job itself or its owner, one bit each, to whom it is handed now.
     pub(super) fn shards_for(&self, job: &Job) -> u64 {
         let mut masks = self.masks();
         let of_owner = masks.owners.get(&job.owner).copied().unwrap_or(0);
-        let Some(watched) = masks.jobs.get_mut(&job.id) else {
+        let Some(subscribed) = masks.jobs.get_mut(&job.id) else {
             return of_owner;
         };
-        if watched
+        if subscribed
             .shown
             .is_none_or(|shown| shown.version < job.version)
         {
-            watched.shown = Some(DeliveredVersion::of(job));
+            subscribed.shown = Some(DeliveredVersion::of(job));
         }
-        of_owner | watched.mask
+        of_owner | subscribed.mask
     }
 
     pub(super) fn last_delivered(&self, job: &JobId) -> Option<DeliveredVersion> {
@@ -81,11 +90,15 @@ impl SubscriptionIndex {
         }
     }
 
-    /// What is watched and has no end yet.
+    /// What is subscribed and has no end yet.
     pub(super) fn active(&self) -> (Vec<JobId>, Vec<String>) {
         let masks = self.masks();
-        let is_open = |watched: &JobSubscribers| !watched.shown.is_some_and(|shown| shown.is_final);
-        let jobs = masks.jobs.iter().filter(|(_, watched)| is_open(watched));
+        let is_open =
+            |subscribed: &JobSubscribers| !subscribed.shown.is_some_and(|shown| shown.is_final);
+        let jobs = masks
+            .jobs
+            .iter()
+            .filter(|(_, subscribed)| is_open(subscribed));
         let jobs = jobs.map(|(job, _)| job.clone()).collect();
         (jobs, masks.owners.keys().cloned().collect())
     }
@@ -102,14 +115,17 @@ impl SubscriptionIndex {
     pub(super) fn remove(&self, key: &Topic, shard: usize) {
         let mut masks = self.masks();
         let left = match key {
-            Topic::Job(job) => masks.jobs.get_mut(job).map(|watched| &mut watched.mask),
+            Topic::Job(job) => masks
+                .jobs
+                .get_mut(job)
+                .map(|subscribed| &mut subscribed.mask),
             Topic::Owner(owner) => masks.owners.get_mut(owner),
         };
         let Some(mask) = left else { return };
         *mask &= !(1 << shard);
         if *mask == 0 {
             match key {
-                Topic::Job(job) => masks.jobs.remove(job).map(|watched| watched.mask),
+                Topic::Job(job) => masks.jobs.remove(job).map(|subscribed| subscribed.mask),
                 Topic::Owner(owner) => masks.owners.remove(owner),
             };
         }
@@ -121,16 +137,16 @@ impl SubscriptionIndex {
 
     pub(super) fn topics_of_shard(&self, shard: usize) -> (Vec<JobId>, Vec<String>) {
         let masks = self.masks();
-        let watches = |mask: &u64| mask & (1 << shard) != 0;
+        let subscriptions = |mask: &u64| mask & (1 << shard) != 0;
         let jobs = masks
             .jobs
             .iter()
-            .filter(|(_, watched)| watches(&watched.mask))
+            .filter(|(_, subscribed)| subscriptions(&subscribed.mask))
             .map(|(job, _)| job.clone());
         let owners = masks
             .owners
             .iter()
-            .filter(|(_, mask)| watches(mask))
+            .filter(|(_, mask)| subscriptions(mask))
             .map(|(owner, _)| owner.clone());
         (jobs.collect(), owners.collect())
     }

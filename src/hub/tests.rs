@@ -489,13 +489,13 @@ fn shard_opened_during_outage_sends_restored() {
         let away = FeedHealth::Degraded(Time::from_millis(1));
         hub.set_health(away);
         let (connection, ear) = watch(&hub, &first);
-        assert_eq!(connection.condition(), away);
+        assert_eq!(connection.health(), away);
         hub.redeliver(0, vec![]).await;
         settle().await;
         assert_eq!(*ear.conditions.borrow(), [], "it knows that already");
         hub.set_health(FeedHealth::Healthy);
         settle().await;
-        assert_eq!(connection.condition(), FeedHealth::Healthy);
+        assert_eq!(connection.health(), FeedHealth::Healthy);
         assert_eq!(*ear.conditions.borrow(), [FeedHealth::Healthy]);
     });
 }

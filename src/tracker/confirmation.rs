@@ -103,7 +103,11 @@ impl Tracker {
 
     /// Keeps that a success was told, for when the provider no longer knows of the task. Another
     /// writer who is faster takes nothing away but this.
-    pub(super) async fn expect_success(&self, job: &Job, update: &Update) -> Result<(), Error> {
+    pub(super) async fn record_unconfirmed_success(
+        &self,
+        job: &Job,
+        update: &Update,
+    ) -> Result<(), Error> {
         let next = match (&update.event, job.submission_state()) {
             (JobEvent::Reported(report), SubmissionState::Unknown | SubmissionState::Done) => {
                 job.record_unconfirmed_success(report, Time::now())
@@ -139,7 +143,7 @@ impl Tracker {
                 self.store
                     .schedule_poll(&job.id, Time::now(), cool_down)
                     .await?;
-                self.stir.watchdog.notify_one();
+                self.wakeups.watchdog.notify_one();
             }
         }
         Ok(())

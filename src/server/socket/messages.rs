@@ -150,7 +150,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             now,
         };
         self.wire.queue_reply(hello.frame());
-        if let (true, FeedHealth::Degraded(since)) = (is_first, self.connection.condition()) {
+        if let (true, FeedHealth::Degraded(since)) = (is_first, self.connection.health()) {
             self.wire
                 .queue_reply(ServerMessage::Degraded { since }.frame());
         }
