@@ -5,11 +5,12 @@
 
 mod failure;
 mod id;
+mod internal;
 mod request;
-mod topic;
 mod transition;
 mod update;
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use serde_json::{Map, Value};
 
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
-pub use request::{BudgetWindow, InternalState, Platform, Reservation, VideoRequest};
-pub use topic::Topic;
+pub use internal::{BudgetWindow, InternalState, Reservation};
+pub use request::{Platform, VideoRequest};
 pub use update::{JobEvent, StatusReport, Update};
 
 use crate::time::Time;
@@ -89,11 +90,20 @@ impl Status {
             Self::Cancelled => "cancelled",
         }
     }
+}
 
-    /// The status that `word` names.
-    #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == word)
+/// The text is not a job status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("job status must be one of accepted, queued, running, succeeded, failed, cancelled")]
+pub struct InvalidStatus;
+
+impl FromStr for Status {
+    type Err = InvalidStatus;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or(InvalidStatus)
     }
 }
 
@@ -113,6 +123,31 @@ pub enum Source {
     Push,
     /// The clock: the job's deadline passed.
     Deadline,
+}
+
+impl Source {
+    /// Every source.
+    pub const ALL: [Self; 6] = [
+        Self::Api,
+        Self::Submit,
+        Self::Webhook,
+        Self::Poll,
+        Self::Push,
+        Self::Deadline,
+    ];
+
+    /// Returns the name used in documents, logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Submit => "submit",
+            Self::Webhook => "webhook",
+            Self::Poll => "poll",
+            Self::Push => "push",
+            Self::Deadline => "deadline",
+        }
+    }
 }
 
 /// One result of a job.

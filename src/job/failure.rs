@@ -29,6 +29,22 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// Returns the name used in documents and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Safety => "safety",
+            Self::InvalidInput => "invalid_input",
+            Self::Quota => "quota",
+            Self::RateLimit => "rate_limit",
+            Self::Auth => "auth",
+            Self::Technical => "technical",
+            Self::Timeout => "timeout",
+            Self::SubmissionUnknown => "submission_unknown",
+            Self::ResultExpired => "result_expired",
+        }
+    }
+
     /// Whether the submitter may try the same job again, as long as no provider has accepted it.
     #[must_use]
     pub fn is_retryable(self) -> bool {
