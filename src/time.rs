@@ -4,11 +4,12 @@
 //! document equals the one that was written.
 
 use std::fmt;
-use std::ops::{Add, Sub};
+use std::ops::{Add, Range, Sub};
 use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rand::RngExt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A moment, in milliseconds since the Unix epoch. Shown as RFC 3339 in UTC with three decimals.
@@ -99,15 +100,25 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-/// Returns `span` lengthened by up to 10%, always the same for one `key`. Spreads timers that would
-/// otherwise expire together.
+/// Returns `initial` doubled for each attempt after the first, at most `max`.
 #[must_use]
-pub fn deterministic_jitter(span: Duration, key: &str) -> Duration {
-    // FNV-1a: its low bits differ even if only the last character does.
-    let hash = key.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+pub fn exponential_backoff(initial: Duration, max: Duration, attempt: u32) -> Duration {
+    let factor = 2u32.saturating_pow(attempt.saturating_sub(1));
+    initial.saturating_mul(factor).min(max)
+}
+
+/// Returns `span` multiplied by a random factor from `factors`.
+#[must_use]
+pub fn random_jitter(span: Duration, factors: Range<f64>) -> Duration {
+    span.mul_f64(rand::rng().random_range(factors))
+}
+
+/// Returns the 32-bit FNV-1a hash of `text`. It is the same in every process and on every node.
+#[must_use]
+pub fn stable_hash(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    span + span / 10 * (hash % 1024) / 1024
+    })
 }
 
 #[cfg(test)]

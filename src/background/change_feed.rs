@@ -12,9 +12,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::{DeliveredVersion, FeedHealth, Hub};
-use crate::job::{Job, JobId, Topic};
-use crate::store::{self, ChangeListener, ListQuery, Store, StoreEvent};
-use crate::time::Time;
+use crate::job::{Job, JobId};
+use crate::store::{self, ChangeListener, ListQuery, Store, StoreEvent, Topic};
+use crate::time::{Time, stable_hash};
 use crate::tracker::Tracker;
 
 /// Jobs that are read again at once.
@@ -27,7 +27,7 @@ pub const MAX_OWNER_SNAPSHOT: usize = 256;
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// In how many pauses everything that is watched and unfinished is read once more.
-const RECONCILE_TICKS: u64 = 30;
+const RECONCILE_TICKS: u32 = 30;
 
 /// Jobs of a followed owner that are read once more with it.
 const RECONCILE_OWNER_JOBS: usize = 32;
@@ -196,7 +196,7 @@ impl Resynchronizer {
         }
     }
 
-    async fn reconcile(&self, turn: u64) -> Result<(), store::Error> {
+    async fn reconcile(&self, turn: u32) -> Result<(), store::Error> {
         let hub = &self.feed.hub;
         let (mut jobs, mut owners) = hub.active_topics();
         jobs.retain(|job| is_due_in_tick(job.as_str(), turn));
@@ -265,9 +265,6 @@ impl Resynchronizer {
 }
 
 /// Whether something is read in this turn of a round: always in the same one.
-fn is_due_in_tick(name: &str, turn: u64) -> bool {
-    let hash = name.bytes().fold(0u64, |hash, byte| {
-        hash.wrapping_mul(31).wrapping_add(u64::from(byte))
-    });
-    hash % RECONCILE_TICKS == turn
+fn is_due_in_tick(name: &str, turn: u32) -> bool {
+    stable_hash(name) % RECONCILE_TICKS == turn
 }

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,7 +17,7 @@ use crate::links::Links;
 use crate::provider::{Permit, Provider, Providers, Rejection, SubmitOutcome};
 use crate::store::{Queue, WorkQueues};
 use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
-use crate::time::Time;
+use crate::time::{Time, exponential_backoff, random_jitter};
 use crate::tracker::{Error, Tracker, WorkerWakeups};
 
 /// Jobs claimed at once, of one provider.
@@ -212,9 +211,10 @@ fn update_for_outcome(job: &Job, sent: SubmitOutcome) -> Update {
             let is_tried_again =
                 refused.is_retryable() && job.attempt < MAX_ATTEMPTS && at < job.deadline_at;
             let error = refused.failure;
-            match is_tried_again {
-                true => JobEvent::RetryScheduled { error, at },
-                false => JobEvent::Reported(Box::new(StatusReport::failed(error))),
+            if is_tried_again {
+                JobEvent::RetryScheduled { error, at }
+            } else {
+                JobEvent::Reported(Box::new(StatusReport::failed(error)))
             }
         }
     };
@@ -227,13 +227,11 @@ fn update_for_outcome(job: &Job, sent: SubmitOutcome) -> Update {
 /// As long as the provider asks for, and up to a tenth more, so that waiting jobs do not come back
 /// together; else twice as long after each try, by half more or less.
 fn retry_delay(attempt: u32, refused: &Rejection) -> Duration {
-    let mut rng = rand::rng();
     match refused.retry_after {
-        Some(wait) => wait.mul_f64(rng.random_range(1.0..1.1)),
+        Some(wait) => random_jitter(wait, 1.0..1.1),
         None => {
-            let doubled =
-                INITIAL_BACKOFF * 2u32.saturating_pow(attempt.saturating_sub(1)).min(1 << 10);
-            doubled.min(MAX_BACKOFF).mul_f64(rng.random_range(0.5..1.5))
+            let backoff = exponential_backoff(INITIAL_BACKOFF, MAX_BACKOFF, attempt);
+            random_jitter(backoff, 0.5..1.5)
         }
     }
 }
