@@ -6,13 +6,15 @@
 
 use std::sync::Arc;
 
+use progress_hub_auth::jwt::Principal;
+
 use crate::job::{
     FailureKind, Job, JobEvent, JobId, Source, Status, StatusReport, SubmissionState, Update,
 };
 use crate::provider::{Provider, Providers, Rejection, RequestError};
 use crate::store::{self, Store};
 use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
-use crate::tracker::{Error, Tracker};
+use crate::tracker::{self, Tracker};
 
 /// Cancels jobs.
 pub struct CancelService {
@@ -32,6 +34,9 @@ pub enum CancelError {
     /// There is no such job.
     #[error("there is no such job")]
     NotFound,
+    /// The principal may see the job but not cancel it.
+    #[error("the token lacks the scope jobs:write")]
+    Forbidden,
     /// It has ended, or its provider can't or won't cancel it, or nobody knows yet where it is.
     #[error("{0}")]
     NotCancellable(&'static str),
@@ -43,11 +48,11 @@ pub enum CancelError {
     Store(#[from] store::Error),
 }
 
-impl From<Error> for CancelError {
-    fn from(error: Error) -> Self {
+impl From<tracker::Error> for CancelError {
+    fn from(error: tracker::Error) -> Self {
         match error {
-            Error::NotFound => Self::NotFound,
-            Error::Store(error) => Self::Store(error),
+            tracker::Error::NotFound => Self::NotFound,
+            tracker::Error::Store(error) => Self::Store(error),
         }
     }
 }
@@ -58,14 +63,23 @@ impl CancelService {
     ///
     /// # Errors
     /// [`NotCancelled`]; then this cancel has changed nothing.
-    pub async fn cancel(&self, id: &JobId) -> Result<Arc<Job>, CancelError> {
-        let job = self.store.get(id).await?.ok_or(CancelError::NotFound)?;
+    pub async fn cancel(&self, principal: &Principal, id: &str) -> Result<Arc<Job>, CancelError> {
+        let id = JobId::parse(id).map_err(|_| CancelError::NotFound)?;
+        let job = self
+            .store
+            .get(&id)
+            .await?
+            .filter(|job| principal.may_see(id.as_str(), &job.owner))
+            .ok_or(CancelError::NotFound)?;
+        if !principal.may_cancel(id.as_str(), &job.owner) {
+            return Err(CancelError::Forbidden);
+        }
         if job.is_final() {
             return Err(CancelError::NotCancellable("the job has ended"));
         }
         match (job.submission_state(), &job.provider) {
             (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => {
-                self.cancel_unsubmitted(id).await
+                self.cancel_unsubmitted(&id).await
             }
             (SubmissionState::InFlight, _) => Err(CancelError::NotCancellable(
                 "the job is being submitted; try again once its provider has answered",

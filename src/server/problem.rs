@@ -214,6 +214,7 @@ impl From<CancelError> for Problem {
     fn from(error: CancelError) -> Self {
         match error {
             CancelError::NotFound => Self::not_found("job"),
+            CancelError::Forbidden => Self::forbidden("jobs:write"),
             CancelError::NotCancellable(why) => {
                 Self::new(StatusCode::CONFLICT, "not_cancellable", why)
             }
