@@ -23,14 +23,19 @@ use progress_hub::time::Time;
 use tokio::task::LocalSet;
 
 /// A socket that takes nothing: what it is offered waits until it asks.
-struct Slow;
+#[derive(Default)]
+struct Slow {
+    is_notified: Cell<bool>,
+}
 
 impl Sink for Slow {
     fn try_send(&self, _: &Frame) -> bool {
         false
     }
 
-    fn notify_pending(&self) {}
+    fn notify_pending(&self) {
+        self.is_notified.set(true);
+    }
 
     fn health_changed(&self, _: FeedHealth) {}
 }
@@ -106,7 +111,8 @@ async fn deliveries(how_many: usize, times: u64) -> Duration {
 async fn drains(jobs: usize, times: u64) -> Duration {
     let hub = Hub::new();
     let shard = hub.shard();
-    let connection = Connection::open(&shard, Rc::new(Slow));
+    let sink = Rc::new(Slow::default());
+    let connection = Connection::open(&shard, Rc::clone(&sink) as Rc<dyn Sink>);
     let mut jobs: Vec<Job> = (0..jobs).map(|_| job()).collect();
     for job in &jobs {
         connection.subscribe_paused(&job.id);
@@ -118,7 +124,7 @@ async fn drains(jobs: usize, times: u64) -> Duration {
             job.version += 1;
             hub.deliver(Arc::new(job.clone()));
         }
-        while !connection.has_next() {
+        while !sink.is_notified.take() {
             tokio::task::yield_now().await;
         }
         let begun = Instant::now();

@@ -121,6 +121,7 @@ impl Hub {
 
     /// Hands a change to every shard that watches the job or its owner. Never blocks.
     pub fn deliver(&self, job: Arc<Job>) {
+        self.subscriptions.record_delivered(&job);
         let mask = self.subscriptions.shards_for(&job);
         if mask != 0 {
             self.send_to_shards(mask, &ShardMessage::JobChanged(Arc::new(Frame::new(job))));
@@ -138,7 +139,7 @@ impl Hub {
         };
         let Some(sender) = sender else { return };
         for job in jobs {
-            self.subscriptions.shards_for(&job);
+            self.subscriptions.record_delivered(&job);
             if sender
                 .send(ShardMessage::JobChanged(Arc::new(Frame::new(job))))
                 .await
@@ -227,12 +228,6 @@ impl Hub {
     #[must_use]
     pub fn last_delivered(&self, job: &JobId) -> Option<DeliveredVersion> {
         self.subscriptions.last_delivered(job)
-    }
-
-    /// How many shards there are.
-    #[must_use]
-    pub fn shards(&self) -> usize {
-        lock_ignoring_poison(self.queues.read()).len()
     }
 
     /// How many jobs are watched on this node.

@@ -7,10 +7,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::FeedHealth;
+use super::subscriptions::Topic;
 use slab::Slab;
 
-use super::shard::{ConnectionState, Shard, Sink, SubscriberRef, Subscription};
-use crate::job::{Job, JobId, Topic};
+use super::shard::{ConnectionState, Shard, Sink, SubscriberRef, Subscription, SubscriptionKind};
+use crate::job::{Job, JobId};
 use crate::protocol::Frame;
 
 /// A connection's place in its shard; dropping it ends all its subscriptions.
@@ -62,7 +63,7 @@ impl Connection {
                 subscription.is_explicit = true;
             }
             None => {
-                state.attach(self.key, topic, true, true);
+                state.attach(self.key, topic, SubscriptionKind::Explicit);
             }
         }
     }
@@ -151,7 +152,7 @@ impl Connection {
             match state.subscription_slot(self.key, topic) {
                 Some(slot) => state.connections[self.key].subscriptions[slot].delivered_version,
                 None => {
-                    state.attach(self.key, topic, true, false);
+                    state.attach(self.key, topic, SubscriptionKind::Implicit);
                     0
                 }
             }
@@ -198,13 +199,6 @@ impl Connection {
                 return Some(Arc::clone(frame));
             }
         }
-    }
-
-    /// Whether frames wait to be sent.
-    #[must_use]
-    pub fn has_next(&self) -> bool {
-        let state = self.shard.state.borrow();
-        !state.connections[self.key].pending.is_empty()
     }
 
     /// How many jobs are subscribed by id.

@@ -104,6 +104,15 @@ pub(super) struct Subscription {
     pub(super) is_explicit: bool,
 }
 
+/// How a subscription came about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum SubscriptionKind {
+    /// Requested by job id. Starts paused, until the caller has read and authorized the job.
+    Explicit,
+    /// Part of an owner subscription. Starts active.
+    Implicit,
+}
+
 impl Shard {
     pub(super) fn open(
         hub: Arc<Hub>,
@@ -236,7 +245,7 @@ impl State {
             self.topics[topic].includes_followers = true;
             for connection in followers.unwrap_or_default() {
                 if self.subscription_slot(connection, topic).is_none() {
-                    let slot = self.attach(connection, topic, false, false);
+                    let slot = self.attach(connection, topic, SubscriptionKind::Implicit);
                     fed.push(SubscriberRef { connection, slot });
                 }
             }
@@ -264,9 +273,10 @@ impl State {
                     }
                     for (subscriber, free) in some.iter().zip(free) {
                         let entry = &mut self.connections[subscriber.connection];
-                        match free {
-                            true => entry.deliver(subscriber.slot, frame),
-                            false => entry.enqueue(subscriber.slot, frame),
+                        if free {
+                            entry.deliver(subscriber.slot, frame);
+                        } else {
+                            entry.enqueue(subscriber.slot, frame);
                         }
                     }
                 }
@@ -315,9 +325,9 @@ impl State {
         &mut self,
         connection: usize,
         topic: usize,
-        is_held: bool,
-        is_single: bool,
+        kind: SubscriptionKind,
     ) -> usize {
+        let is_explicit = kind == SubscriptionKind::Explicit;
         let subscribers = &mut self.topics[topic].subscribers;
         let entry = &mut self.connections[connection];
         let slot = entry.subscriptions.insert(Subscription {
@@ -325,10 +335,10 @@ impl State {
             position: subscribers.len(),
             delivered_version: 0,
             is_pending: false,
-            is_paused: is_held,
-            is_explicit: is_single,
+            is_paused: is_explicit,
+            is_explicit,
         });
-        entry.explicit_count += usize::from(is_single);
+        entry.explicit_count += usize::from(is_explicit);
         subscribers.push(SubscriberRef { connection, slot });
         slot
     }

@@ -4,10 +4,12 @@
 //! its last has gone, so no change passes a subscriber by.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::job::{Job, JobId};
 use crate::time::Time;
+
+use super::lock_ignoring_poison;
 
 /// What can be subscribed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,23 +61,30 @@ pub(super) struct SubscriptionIndex {
 
 impl SubscriptionIndex {
     fn masks(&self) -> std::sync::MutexGuard<'_, ShardMasks> {
-        self.masks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_ignoring_poison(self.masks.lock())
     }
 
-    /// The shards that subscription the job itself or its owner, one bit each, to whom it is handed now.
+    /// The shards that watch the job itself or its owner, one bit each.
     pub(super) fn shards_for(&self, job: &Job) -> u64 {
-        let mut masks = self.masks();
+        let masks = self.masks();
         let of_owner = masks.owners.get(&job.owner).copied().unwrap_or(0);
-        let Some(subscribed) = masks.jobs.get_mut(&job.id) else {
-            return of_owner;
-        };
-        if subscribed
-            .shown
-            .is_none_or(|shown| shown.version < job.version)
+        let of_job = masks
+            .jobs
+            .get(&job.id)
+            .map_or(0, |subscribed| subscribed.mask);
+        of_owner | of_job
+    }
+
+    /// Records that this version is handed to the shards, if it is the newest one.
+    pub(super) fn record_delivered(&self, job: &Job) {
+        let mut masks = self.masks();
+        if let Some(subscribed) = masks.jobs.get_mut(&job.id)
+            && subscribed
+                .shown
+                .is_none_or(|shown| shown.version < job.version)
         {
             subscribed.shown = Some(DeliveredVersion::of(job));
         }
-        of_owner | subscribed.mask
     }
 
     pub(super) fn last_delivered(&self, job: &JobId) -> Option<DeliveredVersion> {

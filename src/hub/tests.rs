@@ -304,7 +304,7 @@ impl World {
             }
             client.drain();
             client.judge(&self.store);
-            assert!(!client.connection.has_next());
+            assert!(client.connection.next_frame().is_none());
             for (j, job) in self.store.iter().enumerate() {
                 if client.watches(j) {
                     let has = client.has.get(&j).copied().unwrap_or(0);
