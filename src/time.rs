@@ -1,7 +1,7 @@
-//! Wall-clock time as the hub keeps and shows it.
+//! Timestamps, backoff and jitter.
 //!
-//! Invariant: whole milliseconds since the Unix epoch, so that a time read back from a store or a
-//! document equals the one that was written.
+//! Invariant: a [`Time`] has millisecond precision, so a value read back from a store or a document
+//! equals the value that was written.
 
 use std::fmt;
 use std::ops::{Add, Range, Sub};
@@ -12,40 +12,42 @@ use jiff::Timestamp;
 use rand::RngExt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A moment, in milliseconds since the Unix epoch. Shown as RFC 3339 in UTC with three decimals.
+/// A point in time, in milliseconds since the Unix epoch.
+///
+/// Formats as RFC 3339 in UTC with three decimals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(i64);
 
 impl Time {
-    /// The present moment by the system's clock.
+    /// Returns the current time of the system clock.
     #[must_use]
     pub fn now() -> Self {
         Self(Timestamp::now().as_millisecond())
     }
 
-    /// The moment `millis` milliseconds after the Unix epoch, held within what RFC 3339 can say.
+    /// Creates a time from milliseconds since the Unix epoch, clamped to the range of RFC 3339.
     #[must_use]
     pub fn from_millis(millis: i64) -> Self {
-        let (least, most) = (
+        let (min, max) = (
             Timestamp::MIN.as_millisecond(),
             Timestamp::MAX.as_millisecond(),
         );
-        Self(millis.clamp(least, most))
+        Self(millis.clamp(min, max))
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// Returns the milliseconds since the Unix epoch.
     #[must_use]
     pub fn millis(self) -> i64 {
         self.0
     }
 
-    /// The same moment as the time library's own type.
+    /// Converts to a [`jiff::Timestamp`].
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
         Timestamp::from_millisecond(self.0).unwrap_or(Timestamp::MAX)
     }
 
-    /// How long from `earlier` to this moment; zero when it is not later.
+    /// Returns the time elapsed since `earlier`, or zero if `earlier` is later.
     #[must_use]
     pub fn saturating_duration_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))

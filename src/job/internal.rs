@@ -8,55 +8,55 @@ use serde_json::Value;
 use super::VideoRequest;
 use crate::time::Time;
 
-/// What the hub must know to submit a job and to ask about it later.
+/// The state that the hub needs to submit, poll and settle a job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InternalState {
-    /// What to submit; none where somebody else did.
+    /// The request to submit, or `None` if another system submitted the job.
     pub request: Option<VideoRequest>,
-    /// What the provider's answer said about asking again (URLs, endpoints); null where nothing.
+    /// Opaque value from the submit response that later requests need (URLs, endpoints), or null.
     #[serde(default)]
     pub handle: Value,
-    /// For each output, where it really lies when only the provider's key can read it there; empty
-    /// where there is no such output.
+    /// For each output, the provider URL if reading it requires the provider's API key. Empty if no
+    /// output has such a URL.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub private_urls: Vec<Option<String>>,
-    /// When its provider first told of a success that was yet to be read.
+    /// Time at which the provider first reported a success that a poll has yet to confirm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub success_reported_at: Option<Time>,
-    /// What was set aside for it; none where its price is not known.
+    /// The reserved budget, or `None` if the price is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservation: Option<Reservation>,
 }
 
-/// What was set aside for a job when it was submitted, to be settled when it ends.
+/// Budget reserved for a job at submission and settled when the job finishes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
-    /// Millionths of the unit.
+    /// Amount in millionths of `unit`.
     pub amount_micros: i64,
-    /// What is counted, as in a job's `cost`.
+    /// Unit of the amount, as in [`Cost::unit`](super::Cost::unit).
     pub unit: String,
-    /// The accounts that it is booked in.
+    /// The budget windows that were charged.
     pub windows: Vec<BudgetWindow>,
 }
 
 impl Reservation {
-    /// A sum in millionths, rounded up, so that no fraction of one is spent unseen.
+    /// Converts an amount to millionths, rounded up so that no fraction remains uncounted.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "saturates, which is what is wanted"
+        reason = "the cast saturates, as intended"
     )]
-    pub fn to_micros(sum: f64) -> i64 {
-        // What is not exact in binary (0.07 · 5) is within this of what was meant.
-        (sum * 1e6 - 1e-3).ceil().max(0.0) as i64
+    pub fn to_micros(amount: f64) -> i64 {
+        // The tolerance absorbs binary rounding, as in 0.07 · 5.
+        (amount * 1e6 - 1e-3).ceil().max(0.0) as i64
     }
 }
 
-/// A sum that is counted for a time.
+/// A fixed-window counter of a budget or of a submission rate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetWindow {
-    /// Its name in the store.
+    /// Name of the window in the store.
     pub name: String,
-    /// When it ends, and another begins from zero.
+    /// End of the window. The next window starts at zero.
     pub expires_at: Time,
 }
