@@ -1,10 +1,10 @@
-//! One worker thread's share of the hub: its topics, its connections and who subscriptions what.
+//! One worker thread's share of the hub: its topics, connections and subscriptions.
 //!
-//! Invariant: a topic exists exactly as long as somebody subscriptions it; a connection is shown a job's
-//! versions in rising order only; and a subscriber that was not released yet is shown nothing.
+//! Invariants: a topic exists exactly as long as it has a subscriber. A connection receives the
+//! versions of a job in increasing order. A paused subscription receives nothing.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,64 +13,59 @@ use slab::Slab;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{FeedHealth, Hub, ShardMessage};
-use crate::job::{JobId, Topic};
+use super::connection_state::{ConnectionState, Subscription, SubscriptionKind};
+use super::sink::FeedHealth;
+use super::subscriptions::{SubscriptionIndex, Topic};
+use crate::job::JobId;
 use crate::protocol::Frame;
 
-/// A feed lets go of a job this long after its end: by then no older version is on its way.
+/// Capacity of a shard's queue, in messages. A shard whose queue is full is resynchronized.
+pub(super) const SHARD_QUEUE_CAPACITY: usize = 8192;
+
+/// Time after which an owner subscription drops a finished job. No older version can arrive later.
 const FINISHED_TOPIC_TTL: Duration = Duration::from_secs(60);
 
-/// A turn that nobody else on the thread minds: shorter than the timers are fine.
+/// Maximum duration of a delivery after which the shard only yields instead of sleeping.
 const MAX_BUSY_WITHOUT_SLEEP: Duration = Duration::from_millis(2);
 
-/// How long a version waits at most because the one before it took long to deliver.
+/// Maximum pause after a delivery.
 const MAX_DELIVERY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Connections that are looked at together before the first of them is shown a frame.
+/// Number of connections whose state is read before the first of them is written to.
 const PREFETCH_BATCH: usize = 16;
 
-/// Where a connection's frames go. Called by the shard; must not call back into it.
-pub trait Sink {
-    /// Takes the frame if it can be sent at once. Otherwise the sink asks for it with
-    /// [`Connection::next`](super::Connection::next) when it can, by which time a newer one may have taken its place.
-    fn try_send(&self, frame: &Frame) -> bool;
-
-    /// Whether a frame offered now would likely be taken. Asked of many in a row, so that what each
-    /// keeps in memory is on its way together, before the first is written to.
-    fn is_ready(&self) -> bool {
-        true
-    }
-
-    /// Frames wait: ask for them with [`Connection::next`](super::Connection::next).
-    fn notify_pending(&self);
-
-    /// The store went away or is back.
-    fn health_changed(&self, health: FeedHealth);
+/// A message to a shard.
+#[derive(Clone, Debug)]
+pub(super) enum ShardMessage {
+    /// A job has a new version.
+    JobChanged(Arc<Frame>),
+    /// The store became unavailable or recovered.
+    HealthChanged(FeedHealth),
 }
 
-/// One thread's topics and connections.
+/// The topics and connections of one thread.
 pub struct Shard {
-    pub(super) hub: Arc<Hub>,
+    /// The index of the hub, shared by all its shards.
+    pub(super) subscriptions: Arc<SubscriptionIndex>,
     pub(super) index: usize,
     pub(super) state: RefCell<State>,
 }
 
-#[derive(Default)]
 pub(super) struct State {
     pub(super) topics: Slab<TopicState>,
     pub(super) topic_of: HashMap<JobId, usize>,
     pub(super) followers: HashMap<String, Vec<usize>>,
     pub(super) connections: Slab<ConnectionState>,
-    /// What the connections of this shard go by: what they were told last.
-    pub(super) health: Option<FeedHealth>,
+    /// The health that was last sent to the connections.
+    pub(super) health: FeedHealth,
 }
 
-/// One subscribed job.
+/// A job with at least one subscriber.
 pub(super) struct TopicState {
     pub(super) job: JobId,
     pub(super) newest: Option<Arc<Frame>>,
     pub(super) subscribers: Vec<SubscriberRef>,
-    /// Whether every follower of the job's owner is among the subscribers.
+    /// Whether `subscribers` includes every connection that follows the job's owner.
     pub(super) includes_followers: bool,
     pub(super) ended_at: Option<Instant>,
 }
@@ -81,71 +76,43 @@ pub(super) struct SubscriberRef {
     pub(super) slot: usize,
 }
 
-/// One connection: what it subscriptions, and which of that it has yet to be shown.
-pub(super) struct ConnectionState {
-    pub(super) sink: Rc<dyn Sink>,
-    pub(super) subscriptions: Slab<Subscription>,
-    pub(super) pending: VecDeque<usize>,
-    pub(super) followed_owner: Option<String>,
-    pub(super) explicit_count: usize,
-}
-
-/// One connection's subscription over one topic.
-pub(super) struct Subscription {
-    pub(super) topic: usize,
-    /// Index of the subscriber in the topic.
-    pub(super) position: usize,
-    /// The highest version that was shown.
-    pub(super) delivered_version: u64,
-    pub(super) is_pending: bool,
-    /// Not yet proven to be allowed to see it.
-    pub(super) is_paused: bool,
-    /// Asked for by id; otherwise it came by the feed.
-    pub(super) is_explicit: bool,
-}
-
-/// How a subscription came about.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum SubscriptionKind {
-    /// Requested by job id. Starts paused, until the caller has read and authorized the job.
-    Explicit,
-    /// Part of an owner subscription. Starts active.
-    Implicit,
-}
-
 impl Shard {
+    /// Creates a shard and spawns its delivery task, which ends when the shard or the hub is dropped.
     pub(super) fn open(
-        hub: Arc<Hub>,
+        subscriptions: Arc<SubscriptionIndex>,
         index: usize,
         mut queue: mpsc::Receiver<ShardMessage>,
+        health: FeedHealth,
     ) -> Rc<Self> {
-        // Its queue is open already: a change of the health from here on comes by message.
-        let state = State {
-            health: Some(hub.health()),
-            ..State::default()
-        };
-        let shard = Rc::new(Self {
-            hub,
-            index,
-            state: RefCell::new(state),
+        let state = RefCell::new(State {
+            topics: Slab::new(),
+            topic_of: HashMap::new(),
+            followers: HashMap::new(),
+            connections: Slab::new(),
+            health,
         });
-        let me = Rc::downgrade(&shard);
+        let shard = Rc::new(Self {
+            subscriptions,
+            index,
+            state,
+        });
+        let weak = Rc::downgrade(&shard);
         tokio::task::spawn_local(async move {
             let mut messages = Vec::new();
-            let mut sweep = tokio::time::interval(FINISHED_TOPIC_TTL / 2);
+            let mut cleanup = tokio::time::interval(FINISHED_TOPIC_TTL / 2);
             loop {
                 tokio::select! {
-                    received = queue.recv_many(&mut messages, super::SHARD_QUEUE_CAPACITY) => {
-                        let Some(shard) = me.upgrade().filter(|_| received > 0) else { return };
-                        // Each sink writes by itself: more writes than a task's budget has, and those
-                        // beyond it would look like sockets that take nothing.
-                        let begun = Instant::now();
+                    received = queue.recv_many(&mut messages, SHARD_QUEUE_CAPACITY) => {
+                        let Some(shard) = weak.upgrade().filter(|_| received > 0) else { return };
+                        let started = Instant::now();
+                        // A delivery can need more socket writes than Tokio's cooperative budget
+                        // allows. Writes beyond the budget would look like blocked sockets.
                         tokio::task::unconstrained(async { shard.process_messages(&mut messages) }).await;
                         drop(shard);
-                        yield_after(begun.elapsed()).await;
+                        yield_after(started.elapsed()).await;
                     }
-                    _ = sweep.tick() => {
-                        let Some(shard) = me.upgrade() else { return };
+                    _ = cleanup.tick() => {
+                        let Some(shard) = weak.upgrade() else { return };
                         shard.drop_finished_topics();
                     }
                 }
@@ -154,7 +121,7 @@ impl Shard {
         shard
     }
 
-    /// Whether nothing is held for anybody.
+    /// Returns whether the shard holds neither topics nor connections.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         let state = self.state.borrow();
@@ -164,18 +131,18 @@ impl Shard {
             && state.connections.is_empty()
     }
 
-    /// Takes in everything that waits, keeps the newest of each job, then shows it.
+    /// Drains `messages`, keeps the newest version of each job, and delivers it.
     fn process_messages(&self, messages: &mut Vec<ShardMessage>) {
-        let mut newest: HashMap<JobId, usize> = HashMap::with_capacity(messages.len());
+        let mut index_of: HashMap<JobId, usize> = HashMap::with_capacity(messages.len());
         let mut frames: Vec<Arc<Frame>> = Vec::with_capacity(messages.len());
         let mut health = None;
         for message in messages.drain(..) {
             match message {
-                ShardMessage::JobChanged(frame) => match newest.get(&frame.job().id) {
+                ShardMessage::JobChanged(frame) => match index_of.get(&frame.job().id) {
                     Some(&at) if frames[at].job().version >= frame.job().version => {}
                     Some(&at) => frames[at] = frame,
                     None => {
-                        newest.insert(frame.job().id.clone(), frames.len());
+                        index_of.insert(frame.job().id.clone(), frames.len());
                         frames.push(frame);
                     }
                 },
@@ -186,43 +153,38 @@ impl Shard {
         for frame in frames {
             state.deliver(self, &frame);
         }
-        let known = state.health.unwrap_or(FeedHealth::Healthy);
-        if let Some(health) = health.filter(|latest| *latest != known) {
-            state.health = Some(health);
-            for (_, entry) in &state.connections {
-                entry.sink.health_changed(health);
+        if let Some(health) = health.filter(|latest| *latest != state.health) {
+            state.health = health;
+            for (_, connection) in &state.connections {
+                connection.sink.health_changed(health);
             }
         }
     }
 
     fn drop_finished_topics(&self) {
         let mut state = self.state.borrow_mut();
-        let is_over = |topic: &TopicState| {
-            topic
-                .ended_at
-                .is_some_and(|at| at.elapsed() >= FINISHED_TOPIC_TTL)
-        };
-        let over: Vec<usize> = state
+        let expired: Vec<SubscriberRef> = state
             .topics
             .iter()
-            .filter(|(_, topic)| is_over(topic))
-            .map(|(key, _)| key)
+            .filter(|(_, topic)| {
+                topic
+                    .ended_at
+                    .is_some_and(|at| at.elapsed() >= FINISHED_TOPIC_TTL)
+            })
+            .flat_map(|(_, topic)| topic.subscribers.iter().copied())
             .collect();
-        for topic in over {
-            let subscribers = state.topics[topic].subscribers.clone();
-            for subscriber in subscribers {
-                let subscription =
-                    &state.connections[subscriber.connection].subscriptions[subscriber.slot];
-                if !subscription.is_explicit && !subscription.is_pending {
-                    state.detach(self, subscriber);
-                }
+        for subscriber in expired {
+            let connection = &state.connections[subscriber.connection];
+            let subscription = &connection.subscriptions[subscriber.slot];
+            if !subscription.is_explicit && !subscription.is_pending {
+                state.detach(self, subscriber);
             }
         }
     }
 }
 
-/// The others' turn, as long as the shard's own was: a thread that delivers without end would hear
-/// of nothing, and what comes meanwhile collapses into the newest version of each job.
+/// Yields for as long as the last delivery took, at most [`MAX_DELIVERY_PAUSE`], so that socket reads
+/// and timers of this thread run. Changes that arrive in the meantime are conflated.
 async fn yield_after(took: Duration) {
     if took < MAX_BUSY_WITHOUT_SLEEP {
         tokio::task::yield_now().await;
@@ -232,21 +194,21 @@ async fn yield_after(took: Duration) {
 }
 
 impl State {
+    /// Delivers a version to all subscribers of the job and its owner, if it is newer than the last.
     pub(super) fn deliver(&mut self, shard: &Shard, frame: &Arc<Frame>) {
         let job = frame.job();
         let followers = self.followers.get(&job.owner).cloned();
-        let topic = match self.topic_of.get(&job.id) {
-            Some(&topic) => topic,
-            None if followers.is_none() => return,
-            None => self.open_topic(shard, &job.id),
-        };
-        let mut fed = Vec::new();
+        if followers.is_none() && !self.topic_of.contains_key(&job.id) {
+            return;
+        }
+        let topic = self.topic(shard, &job.id);
+        let mut attached = Vec::new();
         if !self.topics[topic].includes_followers {
             self.topics[topic].includes_followers = true;
             for connection in followers.unwrap_or_default() {
                 if self.subscription_slot(connection, topic).is_none() {
                     let slot = self.attach(connection, topic, SubscriptionKind::Implicit);
-                    fed.push(SubscriberRef { connection, slot });
+                    attached.push(SubscriberRef { connection, slot });
                 }
             }
         }
@@ -254,7 +216,7 @@ impl State {
         match &entry.newest {
             Some(newest) if newest.job().version >= job.version => {
                 let newest = Arc::clone(newest);
-                for subscriber in fed {
+                for subscriber in attached {
                     self.connections[subscriber.connection].deliver(subscriber.slot, &newest);
                 }
             }
@@ -263,30 +225,38 @@ impl State {
                 if job.is_final() {
                     entry.ended_at = Some(Instant::now());
                 }
-                // A write leaves nothing in the cache of what the next connection is made of. So some
-                // are looked at together first: then memory is waited for once and not for each.
-                for some in self.topics[topic].subscribers.chunks(PREFETCH_BATCH) {
-                    let mut free = [false; PREFETCH_BATCH];
-                    for (subscriber, free) in some.iter().zip(&mut free) {
-                        *free =
-                            self.connections[subscriber.connection].can_write_now(subscriber.slot);
-                    }
-                    for (subscriber, free) in some.iter().zip(free) {
-                        let entry = &mut self.connections[subscriber.connection];
-                        if free {
-                            entry.deliver(subscriber.slot, frame);
-                        } else {
-                            entry.enqueue(subscriber.slot, frame);
-                        }
-                    }
+                self.deliver_to_subscribers(topic, frame);
+            }
+        }
+    }
+
+    /// Sends `frame` to each subscriber of the topic, or marks it as pending.
+    ///
+    /// A socket write evicts the state of the next connection from the CPU cache. Reading the state of
+    /// a batch first lets the cache misses overlap.
+    fn deliver_to_subscribers(&mut self, topic: usize, frame: &Arc<Frame>) {
+        for batch in self.topics[topic].subscribers.chunks(PREFETCH_BATCH) {
+            let mut can_write = [false; PREFETCH_BATCH];
+            for (subscriber, can_write) in batch.iter().zip(&mut can_write) {
+                *can_write = self.connections[subscriber.connection].can_write_now(subscriber.slot);
+            }
+            for (subscriber, can_write) in batch.iter().zip(can_write) {
+                let connection = &mut self.connections[subscriber.connection];
+                if can_write {
+                    connection.deliver(subscriber.slot, frame);
+                } else {
+                    connection.enqueue(subscriber.slot, frame);
                 }
             }
         }
     }
 
-    pub(super) fn open_topic(&mut self, shard: &Shard, job: &JobId) -> usize {
+    /// Returns the topic of `job` and opens it if it does not exist.
+    pub(super) fn topic(&mut self, shard: &Shard, job: &JobId) -> usize {
+        if let Some(&topic) = self.topic_of.get(job) {
+            return topic;
+        }
         shard
-            .hub
             .subscriptions
             .add(Topic::Job(job.clone()), shard.index);
         let topic = self.topics.insert(TopicState {
@@ -312,13 +282,13 @@ impl State {
         self.subscription_slot(connection, *self.topic_of.get(job)?)
     }
 
-    /// Whether the followed owner's feed would show the job as well.
+    /// Returns whether the connection's owner subscription covers the job as well.
     pub(super) fn is_covered_by_owner_subscription(&self, connection: usize, slot: usize) -> bool {
-        let entry = &self.connections[connection];
-        let subscription = &entry.subscriptions[slot];
+        let connection = &self.connections[connection];
+        let subscription = &connection.subscriptions[slot];
         let newest = self.topics[subscription.topic].newest.as_ref();
         let owner = newest.map(|frame| &frame.job().owner);
-        !subscription.is_paused && owner.is_some() && owner == entry.followed_owner.as_ref()
+        !subscription.is_paused && owner.is_some() && owner == connection.followed_owner.as_ref()
     }
 
     pub(super) fn attach(
@@ -329,8 +299,8 @@ impl State {
     ) -> usize {
         let is_explicit = kind == SubscriptionKind::Explicit;
         let subscribers = &mut self.topics[topic].subscribers;
-        let entry = &mut self.connections[connection];
-        let slot = entry.subscriptions.insert(Subscription {
+        let state = &mut self.connections[connection];
+        let slot = state.subscriptions.insert(Subscription {
             topic,
             position: subscribers.len(),
             delivered_version: 0,
@@ -338,28 +308,28 @@ impl State {
             is_paused: is_explicit,
             is_explicit,
         });
-        entry.explicit_count += usize::from(is_explicit);
+        state.explicit_count += usize::from(is_explicit);
         subscribers.push(SubscriberRef { connection, slot });
         slot
     }
 
+    /// Ends a subscription and closes its topic if that was the last subscriber.
     pub(super) fn detach(&mut self, shard: &Shard, subscriber: SubscriberRef) {
-        let entry = &mut self.connections[subscriber.connection];
-        let subscription = entry.subscriptions.remove(subscriber.slot);
-        entry.explicit_count -= usize::from(subscription.is_explicit);
+        let connection = &mut self.connections[subscriber.connection];
+        let subscription = connection.subscriptions.remove(subscriber.slot);
+        connection.explicit_count -= usize::from(subscription.is_explicit);
         if subscription.is_pending {
-            entry.pending.retain(|slot| *slot != subscriber.slot);
+            connection.pending.retain(|slot| *slot != subscriber.slot);
         }
+        let position = subscription.position;
         let topic = &mut self.topics[subscription.topic];
-        topic.subscribers.swap_remove(subscription.position);
-        if let Some(moved) = topic.subscribers.get(subscription.position) {
-            self.connections[moved.connection].subscriptions[moved.slot].position =
-                subscription.position;
+        topic.subscribers.swap_remove(position);
+        if let Some(moved) = topic.subscribers.get(position) {
+            self.connections[moved.connection].subscriptions[moved.slot].position = position;
         } else if topic.subscribers.is_empty() {
             let topic = self.topics.remove(subscription.topic);
             self.topic_of.remove(&topic.job);
             shard
-                .hub
                 .subscriptions
                 .remove(&Topic::Job(topic.job), shard.index);
         }
@@ -374,54 +344,9 @@ impl State {
             if followers.is_empty() {
                 self.followers.remove(&owner);
                 shard
-                    .hub
                     .subscriptions
                     .remove(&Topic::Owner(owner), shard.index);
             }
         }
-    }
-}
-
-impl ConnectionState {
-    pub(super) fn make_implicit(&mut self, slot: usize) {
-        let subscription = &mut self.subscriptions[slot];
-        self.explicit_count -= usize::from(subscription.is_explicit);
-        subscription.is_explicit = false;
-    }
-
-    fn can_write_now(&self, slot: usize) -> bool {
-        let subscription = &self.subscriptions[slot];
-        !subscription.is_paused
-            && !subscription.is_pending
-            && self.pending.is_empty()
-            && self.sink.is_ready()
-    }
-
-    /// Shows it now, where it is news and the sink takes it; otherwise in its turn.
-    pub(super) fn deliver(&mut self, slot: usize, frame: &Arc<Frame>) {
-        let subscription = &mut self.subscriptions[slot];
-        let is_first = self.pending.is_empty() && !subscription.is_paused;
-        if is_first
-            && subscription.delivered_version < frame.job().version
-            && self.sink.try_send(frame)
-        {
-            subscription.delivered_version = frame.job().version;
-        } else {
-            self.enqueue(slot, frame);
-        }
-    }
-
-    /// Shows it in its turn, where it is news.
-    fn enqueue(&mut self, slot: usize, frame: &Arc<Frame>) {
-        let subscription = &mut self.subscriptions[slot];
-        if subscription.is_paused
-            || subscription.is_pending
-            || subscription.delivered_version >= frame.job().version
-        {
-            return;
-        }
-        subscription.is_pending = true;
-        self.pending.push_back(slot);
-        self.sink.notify_pending();
     }
 }

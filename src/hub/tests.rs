@@ -9,6 +9,7 @@ use tokio::task::{LocalSet, yield_now};
 
 use super::*;
 use crate::job::{NewJob, Source, Status, StatusReport};
+use crate::time::Time;
 
 const OWNERS: [&str; 2] = ["alice", "bob"];
 const JOBS: usize = 4;
