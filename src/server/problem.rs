@@ -205,7 +205,7 @@ impl From<AdmissionError> for Problem {
             AdmissionError::Budget(_) => {
                 Self::new(StatusCode::PAYMENT_REQUIRED, "budget_exceeded", detail)
             }
-            AdmissionError::Rate { wait, .. } => Self::rate_limited(detail, wait),
+            AdmissionError::Rate { retry_after, .. } => Self::rate_limited(detail, retry_after),
         }
     }
 }
