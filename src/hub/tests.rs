@@ -266,7 +266,7 @@ impl Model {
                 if !client.unread.is_empty() {
                     return;
                 }
-                if client.owner.is_some_and(|owner| owner != owner) {
+                if client.owner.is_some_and(|followed| followed != owner) {
                     client.connection.unsubscribe_owner();
                     client.unsubscribe_owner();
                 }

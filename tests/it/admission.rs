@@ -331,13 +331,18 @@ async fn budget_requires_a_known_price() {
             .await;
         let expensive = request_body("long-1", json!({ "duration": 15 }));
         let cost = "this job would cost 1.05 usd";
+        let available = if budget == "budgets.per_job" {
+            "allowed per job"
+        } else {
+            "left until "
+        };
         hub.assert_rejected(&expensive, 402, "budget_exceeded", cost)
             .await;
         hub.assert_rejected(
             &expensive,
             402,
             "budget_exceeded",
-            &format!("{budget}: 1 usd "),
+            &format!("{budget}: 1 usd {available}"),
         )
         .await;
         for more in [

@@ -230,7 +230,7 @@ item = "{'id': task_id, 'state': 'stopped'} if http == 204 else payload.task"
 task_id = "payload.id"
 status = "payload.state"
 outputs = "payload.file"
-statuses = { waiting = "queued", is_cancelled = "succeeded", stopped = "cancelled" }
+statuses = { waiting = "queued", done = "succeeded", stopped = "cancelled" }
 "#;
 
 const SECRET: &str = "the webhook secret";
@@ -284,8 +284,8 @@ async fn send_webhook(app: &TestApp, webhook: &Value) -> TestResponse {
 }
 
 fn methods_after_submit(provider: &MockProvider) -> Vec<String> {
-    let request = provider.requests();
-    let after_submit = request.iter().skip(1);
+    let requests = provider.requests();
+    let after_submit = requests.iter().skip(1);
     after_submit.map(|request| request.method.clone()).collect()
 }
 
@@ -306,9 +306,9 @@ async fn accepted_cancel_ends_the_job_once_the_provider_confirms() {
         (&job["status"], &job["source"]),
         (&json!("cancelled"), &json!("poll"))
     );
-    let request = provider.requests();
-    assert_eq!(request[1].path, "/tasks/t1");
-    assert_eq!(request[1].header("x-key"), Some("the key"));
+    let requests = provider.requests();
+    assert_eq!(requests[1].path, "/tasks/t1");
+    assert_eq!(requests[1].header("x-key"), Some("the key"));
     assert_eq!(methods_after_submit(&provider), ["DELETE", "GET"]);
 }
 
@@ -368,7 +368,7 @@ async fn cancel_response_without_final_status_triggers_a_poll() {
         assert_eq!(response.status, 202, "{}", response.body);
         assert_eq!(response.body["status"], "queued");
         provider
-            .wait_for_requests(|request| request.len() == 3)
+            .wait_for_requests(|requests| requests.len() == 3)
             .await;
         assert_eq!(app.get_job(&id, "alice").await["status"], "queued");
     }
@@ -456,7 +456,7 @@ async fn success_committed_before_cancel_wins() {
         .await;
     let (response, ()) = tokio::join!(cancel(&app, &id, "alice"), async {
         provider
-            .wait_for_requests(|request| request.len() == 3)
+            .wait_for_requests(|requests| requests.len() == 3)
             .await;
         let response = send_webhook(&app, &finished()).await;
         assert_eq!(response.body, json!({ "matched": true, "applied": true }));

@@ -89,9 +89,9 @@ async fn versions_continue_after_restart() {
     let mut client = app.connect("alice").await;
     assert_eq!(client.subscribe(&[(&job, 2)]).await[&job], "current");
     app.push_update(&job, json!({ "progress": 20 })).await;
-    let jobs = client.next_job().await;
+    let job = client.next_job().await;
     assert_eq!(
-        (&jobs["version"], &jobs["progress"]),
+        (&job["version"], &job["progress"]),
         (&json!(3), &json!(20.0))
     );
 }

@@ -468,13 +468,13 @@ async fn ambiguous_response_is_never_retried() {
         );
         let ended = app.wait_until_final(&id, "alice").await;
         assert_failure(&ended, "timeout", None);
-        let request = provider.requests();
+        let requests = provider.requests();
         assert_eq!(
-            request.iter().filter(|it| is_submit(it)).count(),
+            requests.iter().filter(|it| is_submit(it)).count(),
             1,
             "{case}"
         );
-        let polls = request.iter().filter(|it| it.path.contains(&id)).count();
+        let polls = requests.iter().filter(|it| it.path.contains(&id)).count();
         assert!(polls > 0, "{case}: polled by reference");
     }
 }
@@ -529,9 +529,9 @@ async fn rejections_map_to_error_kinds() {
         let job = app.wait_until_final(&id, "alice").await;
         assert_eq!(job["error"]["kind"], kind, "{case}: {job}");
         assert_eq!(job["error"]["retryable"], false);
-        let request = provider.requests();
+        let requests = provider.requests();
         assert_eq!(
-            request.iter().filter(|it| is_submit(it)).count(),
+            requests.iter().filter(|it| is_submit(it)).count(),
             1,
             "{case}"
         );
@@ -691,8 +691,8 @@ async fn slot_is_released_when_the_job_ends() {
 
     let webhook = json!({ "id": "1", "status": "failed", "message": "no" });
     assert_eq!(send_signed(&app, &webhook).await.body["applied"], true);
-    let request = provider.wait_for_requests(|all| all.len() == 2).await;
-    assert_eq!(request[1].body["options"]["external_task_id"], second);
+    let requests = provider.wait_for_requests(|all| all.len() == 2).await;
+    assert_eq!(requests[1].body["options"]["external_task_id"], second);
 }
 
 #[tokio::test(flavor = "multi_thread")]

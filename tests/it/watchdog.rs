@@ -400,8 +400,10 @@ async fn untrusted_webhook_before_response_does_not_affect_the_submission() {
     let (provider, release) = start_delayed([busy, taken]).await;
     let app = kling(&provider).spawn().await;
     let id = submit(&app).await;
-    let request = provider.wait_for_requests(|all| all.len() == 1).await;
-    let callback = request[0].body["options"]["callback_url"].as_str().unwrap();
+    let requests = provider.wait_for_requests(|all| all.len() == 1).await;
+    let callback = requests[0].body["options"]["callback_url"]
+        .as_str()
+        .unwrap();
     let path = callback.strip_prefix(&app.url).unwrap();
     let webhook = json!({ "id": "1", "status": "processing" });
     let response = send(app.request_without_token(Method::POST, path).json(&webhook)).await;

@@ -120,8 +120,8 @@ fn unconfirmed_success_is_recorded_internally() {
         .record_unconfirmed_success(&without_outputs, now)
         .unwrap();
     assert_eq!(recorded.internal.success_reported_at, Some(now));
-    let shown = |job: &Job| serde_json::to_value(job).unwrap();
-    assert_eq!(shown(&recorded), shown(&before));
+    let document = |job: &Job| serde_json::to_value(job).unwrap();
+    assert_eq!(document(&recorded), document(&before));
     assert_eq!(
         recorded.record_unconfirmed_success(&without_outputs, now),
         None
