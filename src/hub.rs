@@ -21,14 +21,14 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, Topic};
 use crate::protocol::Frame;
 pub use connection::Connection;
 pub use shard::Shard;
 use shard::{SHARD_QUEUE_CAPACITY, ShardMessage};
 pub use sink::{FeedHealth, Sink};
 pub use subscriptions::DeliveredVersion;
-use subscriptions::{SubscriptionIndex, Topic, lock_ignoring_poison};
+use subscriptions::{SubscriptionIndex, lock_ignoring_poison};
 
 /// Maximum number of worker threads. A shard mask has one bit for each.
 pub const MAX_SHARDS: usize = 64;

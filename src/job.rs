@@ -7,6 +7,7 @@ mod failure;
 mod id;
 mod internal;
 mod request;
+mod topic;
 mod transition;
 mod update;
 
@@ -22,6 +23,7 @@ pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
 pub use internal::{BudgetWindow, InternalState, Reservation};
 pub use request::{Platform, VideoRequest};
+pub use topic::Topic;
 pub use update::{JobEvent, StatusReport, Update};
 
 use crate::time::Time;

@@ -115,6 +115,13 @@ pub fn random_jitter(span: Duration, factors: Range<f64>) -> Duration {
     span.mul_f64(rand::rng().random_range(factors))
 }
 
+/// Returns `span` lengthened by up to 10%, always by the same factor for one `key`. Spreads timers that
+/// would otherwise expire together.
+#[must_use]
+pub fn deterministic_jitter(span: Duration, key: &str) -> Duration {
+    span + span / 10 * (stable_hash(key) % 1024) / 1024
+}
+
 /// Returns the 32-bit FNV-1a hash of `text`. It is the same in every process and on every node.
 #[must_use]
 pub fn stable_hash(text: &str) -> u32 {

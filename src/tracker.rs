@@ -101,7 +101,7 @@ impl Tracker {
             let (job, schedule, buffered) = self.apply_buffered_updates(job.clone()).await?;
             let create = CreateJob {
                 job: Arc::clone(&job),
-                agenda: schedule,
+                schedule,
                 idempotency: idempotency.clone(),
                 applied_buffered: buffered,
                 budget_entries: entries.clone(),
@@ -187,9 +187,9 @@ impl Tracker {
             let commit = CommitJob {
                 job: Arc::clone(&next),
                 expected_version: job.version,
-                agenda: schedule,
-                folded: buffered,
-                entries: settlement.map(|it| it.entries).unwrap_or_default(),
+                schedule,
+                applied_buffered: buffered,
+                budget_entries: settlement.map(|it| it.entries).unwrap_or_default(),
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => {

@@ -10,7 +10,7 @@ use super::AdmissionError;
 use crate::config::{Budgets, Config};
 use crate::job::{BudgetWindow, Reservation, VideoRequest};
 use crate::provider::Provider;
-use crate::store::{self, BudgetEntry, Store};
+use crate::store::{self, BudgetEntry, BudgetStore};
 use crate::time::Time;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -59,7 +59,7 @@ impl BudgetEntries {
         limit_micros: i64,
     ) {
         let entry = BudgetEntry {
-            account: window.name,
+            window: window.name,
             amount_micros,
             limit_micros: Some(limit_micros),
             window_ends_at: window.expires_at,
@@ -167,10 +167,10 @@ impl BudgetPolicy {
         &self,
         entries: &BudgetEntries,
         window_name: &str,
-        store: &dyn Store,
+        store: &dyn BudgetStore,
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
-        let is_rejected = |labeled: &&LabeledEntry| labeled.entry.account == window_name;
+        let is_rejected = |labeled: &&LabeledEntry| labeled.entry.window == window_name;
         let Some(labeled) = entries.0.iter().find(is_rejected) else {
             return Ok(AdmissionError::Budget(format!(
                 "{window_name}: budget exhausted"

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::change_feed::ChangeFeed;
 use crate::provider::{Provider, Providers};
-use crate::store::{self, Store};
+use crate::store::{self, SharedState};
 use crate::tracker::WorkerWakeups;
 
 /// Interval of unconditional reads, in case a notification was lost.
@@ -25,7 +25,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct BreakerSync {
     /// The store that holds the shared state.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn SharedState>,
     /// The providers with their circuit breakers.
     pub providers: Arc<Providers>,
     /// Signals changes of the shared state.
@@ -74,7 +74,7 @@ impl BreakerSync {
 }
 
 /// Publishes each new snapshot of a provider's circuit breaker.
-async fn publish_loop(store: Arc<dyn Store>, provider: Arc<Provider>) {
+async fn publish_loop(store: Arc<dyn SharedState>, provider: Arc<Provider>) {
     let mut snapshots = provider.gate().memo();
     while snapshots.changed().await.is_ok() {
         loop {

@@ -15,7 +15,7 @@ use crate::job::{
 };
 use crate::links::Links;
 use crate::provider::{Permit, Provider, Providers, Rejection, SubmitOutcome};
-use crate::store::{Queue, Store};
+use crate::store::{Queue, WorkQueues};
 use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
 use crate::time::{Time, exponential_backoff, random_jitter};
 use crate::tracker::{self, MAX_IDLE, Tracker, WorkerWakeups};
@@ -40,7 +40,7 @@ const RECORD_RETRY_DELAY: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Submitter {
     /// The store that holds the submission queue.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn WorkQueues>,
     /// The configured providers.
     pub providers: Arc<Providers>,
     /// Records the outcomes.

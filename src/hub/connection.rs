@@ -9,8 +9,7 @@ use slab::Slab;
 use super::connection_state::{ConnectionState, Subscription, SubscriptionKind};
 use super::shard::{Shard, State, SubscriberRef};
 use super::sink::{FeedHealth, Sink};
-use super::subscriptions::Topic;
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, Topic};
 use crate::protocol::Frame;
 
 /// A connection of the current thread's shard. Dropping it ends all its subscriptions.

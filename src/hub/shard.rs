@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use super::connection_state::{ConnectionState, Subscription, SubscriptionKind};
 use super::sink::FeedHealth;
-use super::subscriptions::{SubscriptionIndex, Topic};
-use crate::job::JobId;
+use super::subscriptions::SubscriptionIndex;
+use crate::job::{JobId, Topic};
 use crate::protocol::Frame;
 
 /// Capacity of a shard's queue, in messages. A shard whose queue is full is resynchronized.

@@ -6,22 +6,13 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, Topic};
 use crate::time::Time;
 
 /// Returns the guard even if another thread panicked while it held the lock. Every critical section
 /// of the hub leaves its data consistent.
 pub(super) fn lock_ignoring_poison<T>(result: Result<T, PoisonError<T>>) -> T {
     result.unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What can be subscribed to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Topic {
-    /// One job.
-    Job(JobId),
-    /// All jobs of an owner.
-    Owner(String),
 }
 
 /// The newest version of a job that was delivered on this node.

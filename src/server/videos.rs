@@ -56,9 +56,9 @@ pub async fn submit(
     } = guard.admit(caller.subject(), provider, video, now)?;
     let entries = budget_entries.entries();
     let (created, job) = tracker.create(job, idempotency, entries).await?;
-    if let CreateOutcome::LimitExceeded { account } = &created {
+    if let CreateOutcome::LimitExceeded { window } = &created {
         let refusal = guard
-            .limit_error(&budget_entries, account, &**store, now)
+            .limit_error(&budget_entries, window, &**store, now)
             .await?;
         return Err(refusal.into());
     }

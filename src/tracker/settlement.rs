@@ -25,7 +25,7 @@ pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
     let spent_micros = spent_micros(before, next, reservation);
     let correction = spent_micros.saturating_sub(reservation.amount_micros);
     let entries = reservation.windows.iter().map(|window| BudgetEntry {
-        account: window.name.clone(),
+        window: window.name.clone(),
         amount_micros: correction,
         limit_micros: None,
         window_ends_at: window.expires_at,

@@ -101,7 +101,7 @@ async fn crash_during_submit_never_pays_twice() {
         },
     )
     .unwrap();
-    let (url, inspector) = (simulator.url(), simulator.witness());
+    let (url, inspector) = (simulator.url(), simulator.inspector());
     let stop = CancellationToken::new();
     let _end = stop.clone().drop_guard();
     tokio::spawn(simulator.run(stop));
