@@ -1,12 +1,12 @@
-//! What one change costs the hub: from [`Hub::deliver`] to the last connection that watches the job;
-//! and what a connection costs that lags, or that comes and goes.
+//! Cost of the hub: delivery of a change to all subscribers, draining of pending frames, and short-lived
+//! subscriptions.
 //!
-//! Invariant: of a delivery, the clock runs from the hand-over until every sink has been offered the
-//! new version; making the job's next version, connecting and subscribing stand outside of it.
+//! The time of a delivery starts with [`Hub::deliver`] and ends when every sink has received the version.
+//! Creating the version and subscribing are not measured.
 
 #![expect(
     clippy::unwrap_used,
-    reason = "a bench that can't be set up has nothing to measure"
+    reason = "a failed setup must abort the benchmark"
 )]
 
 use std::cell::Cell;
@@ -22,23 +22,28 @@ use progress_hub::protocol::Frame;
 use progress_hub::time::Time;
 use tokio::task::LocalSet;
 
-/// A socket that takes nothing: what it is offered waits until it asks.
-struct Slow;
+/// A sink that accepts no frame, so every frame becomes pending.
+#[derive(Default)]
+struct BlockedSink {
+    is_notified: Cell<bool>,
+}
 
-impl Sink for Slow {
+impl Sink for BlockedSink {
     fn try_send(&self, _: &Frame) -> bool {
         false
     }
 
-    fn notify_pending(&self) {}
+    fn notify_pending(&self) {
+        self.is_notified.set(true);
+    }
 
     fn health_changed(&self, _: FeedHealth) {}
 }
 
-/// A socket that takes everything at once and counts it, as a quiet one does.
-struct Counting(Rc<Cell<usize>>);
+/// A sink that accepts and counts every frame.
+struct CountingSink(Rc<Cell<usize>>);
 
-impl Sink for Counting {
+impl Sink for CountingSink {
     fn try_send(&self, frame: &Frame) -> bool {
         black_box(frame.websocket());
         self.0.set(self.0.get() + 1);
@@ -63,94 +68,100 @@ fn job() -> Job {
     Job::new(new, Time::now())
 }
 
-/// Connections that watch one job, on this thread's shard.
-async fn watchers(
+/// Opens connections that subscribe to one job, on the shard of this thread.
+async fn subscribers(
     hub: &Arc<Hub>,
     job: &Job,
-    how_many: usize,
+    count: usize,
 ) -> (Vec<Connection>, Rc<Cell<usize>>) {
-    let offered = Rc::new(Cell::new(0));
+    let delivered = Rc::new(Cell::new(0));
     let shard = hub.shard();
     let newest = Arc::new(job.clone());
-    let connections = (0..how_many).map(|_| {
-        let connection = Connection::open(&shard, Rc::new(Counting(Rc::clone(&offered))));
+    let connections = (0..count).map(|_| {
+        let connection = Connection::open(&shard, Rc::new(CountingSink(Rc::clone(&delivered))));
         connection.subscribe_paused(&job.id);
         connection.activate(Arc::clone(&newest), 0);
         connection
     });
-    (connections.collect(), offered)
+    (connections.collect(), delivered)
 }
 
-async fn deliveries(how_many: usize, times: u64) -> Duration {
+/// Measures the delivery of a change to `count` connections.
+async fn measure_delivery(count: usize, iterations: u64) -> Duration {
     let hub = Hub::new();
     let mut job = job();
-    let (connections, offered) = watchers(&hub, &job, how_many).await;
-    assert_eq!(offered.get(), how_many, "each is shown the first version");
-    let mut spent = Duration::ZERO;
-    for _ in 0..times {
-        offered.set(0);
+    let (connections, delivered) = subscribers(&hub, &job, count).await;
+    assert_eq!(
+        delivered.get(),
+        count,
+        "every connection receives the first version"
+    );
+    let mut elapsed = Duration::ZERO;
+    for _ in 0..iterations {
+        delivered.set(0);
         job.version += 1;
         let next = Arc::new(job.clone());
-        let begun = Instant::now();
+        let start = Instant::now();
         hub.deliver(next);
-        while offered.get() < how_many {
+        while delivered.get() < count {
             tokio::task::yield_now().await;
         }
-        spent += begun.elapsed();
+        elapsed += start.elapsed();
     }
     drop(connections);
-    spent
+    elapsed
 }
 
-/// One slow connection with so many jobs: each has a newer version, and it asks for all of them.
-async fn drains(jobs: usize, times: u64) -> Duration {
+/// Measures one connection that requests a pending frame for each of its jobs.
+async fn measure_drain(jobs: usize, iterations: u64) -> Duration {
     let hub = Hub::new();
     let shard = hub.shard();
-    let connection = Connection::open(&shard, Rc::new(Slow));
+    let sink = Rc::new(BlockedSink::default());
+    let connection = Connection::open(&shard, Rc::clone(&sink) as Rc<dyn Sink>);
     let mut jobs: Vec<Job> = (0..jobs).map(|_| job()).collect();
     for job in &jobs {
         connection.subscribe_paused(&job.id);
         connection.activate(Arc::new(job.clone()), job.version);
     }
-    let mut spent = Duration::ZERO;
-    for _ in 0..times {
+    let mut elapsed = Duration::ZERO;
+    for _ in 0..iterations {
         for job in &mut jobs {
             job.version += 1;
             hub.deliver(Arc::new(job.clone()));
         }
-        while !connection.has_next() {
+        while !sink.is_notified.take() {
             tokio::task::yield_now().await;
         }
-        let begun = Instant::now();
+        let start = Instant::now();
         let mut taken = 0;
         while let Some(frame) = connection.next_frame() {
             black_box(frame.job());
             taken += 1;
         }
-        spent += begun.elapsed();
-        assert_eq!(taken, jobs.len(), "each has its newest version once");
+        elapsed += start.elapsed();
+        assert_eq!(taken, jobs.len(), "every job is delivered once");
     }
-    spent
+    elapsed
 }
 
-/// A connection that comes, subscribes to one job that others watch too, and goes.
-async fn visits(others: usize, times: u64) -> Duration {
+/// Measures a connection that subscribes to a job with other subscribers and is then dropped.
+async fn measure_subscribe_and_drop(others: usize, iterations: u64) -> Duration {
     let hub = Hub::new();
     let job = job();
-    let (connections, offered) = watchers(&hub, &job, others).await;
+    let (connections, delivered) = subscribers(&hub, &job, others).await;
     let shard = hub.shard();
     let newest = Arc::new(job.clone());
-    let sink = Rc::new(Counting(Rc::clone(&offered)));
-    let begun = Instant::now();
-    for _ in 0..times {
+    let sink = Rc::new(CountingSink(Rc::clone(&delivered)));
+    let start = Instant::now();
+    for _ in 0..iterations {
         let connection = Connection::open(&shard, Rc::clone(&sink) as Rc<dyn Sink>);
         connection.subscribe_paused(&job.id);
         connection.activate(Arc::clone(&newest), 0);
         drop(black_box(connection));
     }
-    let spent = begun.elapsed();
+    let elapsed = start.elapsed();
     drop(connections);
-    spent
+    elapsed
 }
 
 fn main() {
@@ -160,11 +171,11 @@ fn main() {
         .unwrap();
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("deliver");
-    for how_many in [1, 100, 10_000] {
-        group.throughput(Throughput::Elements(how_many as u64));
-        group.bench_function(BenchmarkId::from_parameter(how_many), |bencher| {
-            bencher.iter_custom(|times| {
-                LocalSet::new().block_on(&runtime, deliveries(how_many, times))
+    for count in [1, 100, 10_000] {
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
+            bencher.iter_custom(|iterations| {
+                LocalSet::new().block_on(&runtime, measure_delivery(count, iterations))
             });
         });
     }
@@ -174,15 +185,19 @@ fn main() {
     for jobs in [1, 256] {
         group.throughput(Throughput::Elements(jobs as u64));
         group.bench_function(BenchmarkId::from_parameter(jobs), |bencher| {
-            bencher.iter_custom(|times| LocalSet::new().block_on(&runtime, drains(jobs, times)));
+            bencher.iter_custom(|iterations| {
+                LocalSet::new().block_on(&runtime, measure_drain(jobs, iterations))
+            });
         });
     }
     group.finish();
 
-    let mut group = criterion.benchmark_group("subscribe and drop");
+    let mut group = criterion.benchmark_group("subscribe_and_drop");
     for others in [0, 10_000] {
         group.bench_function(BenchmarkId::from_parameter(others), |bencher| {
-            bencher.iter_custom(|times| LocalSet::new().block_on(&runtime, visits(others, times)));
+            bencher.iter_custom(|iterations| {
+                LocalSet::new().block_on(&runtime, measure_subscribe_and_drop(others, iterations))
+            });
         });
     }
     group.finish();

@@ -1,11 +1,10 @@
-//! What one piece of news costs before anybody is told: the law, and the frame that tells it.
+//! Cost of applying an update to a job and of encoding its frame.
 //!
-//! Invariant: the job is one as a provider's webhook leaves it, with a title in its metadata; each
-//! round applies news that does change it, and encodes a frame that was not encoded before.
+//! The job has the fields that a provider's webhook sets, and a title in its metadata.
 
 #![expect(
     clippy::unwrap_used,
-    reason = "a bench that can't be set up has nothing to measure"
+    reason = "a failed setup must abort the benchmark"
 )]
 
 use std::sync::Arc;
@@ -40,22 +39,22 @@ fn main() {
     let next = Arc::new(job.apply(progress(60.0), now).unwrap());
     let mut criterion = Criterion::default().configure_from_args();
 
-    let mut law = criterion.benchmark_group("apply");
-    law.bench_function("news", |bencher| {
+    let mut apply = criterion.benchmark_group("apply");
+    apply.bench_function("changed", |bencher| {
         bencher.iter_batched(
             || progress(60.0),
             |update| job.apply(update, now),
             BatchSize::SmallInput,
         );
     });
-    law.bench_function("no news", |bencher| {
+    apply.bench_function("unchanged", |bencher| {
         bencher.iter_batched(
             || progress(20.0),
             |update| job.apply(update, now),
             BatchSize::SmallInput,
         );
     });
-    law.finish();
+    apply.finish();
 
     let mut frames = criterion.benchmark_group("frame");
     let length = Frame::new(Arc::clone(&next)).websocket().len() as u64;

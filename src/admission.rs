@@ -1,7 +1,7 @@
-//! Guardrails: what a submit must pass before anything is kept, let alone paid for.
+//! Checks before a submission: presets, tiers, prices, budgets and rate limits.
 //!
-//! Invariant: what is admitted is what is stored, and what is stored is what is sent; a request that
-//! is refused leaves nothing behind but a number.
+//! Invariants: the admitted request is stored and sent unchanged. A rejected request has no effect
+//! other than a metric.
 
 mod budget;
 mod parameters;
@@ -20,46 +20,46 @@ use crate::time::Time;
 pub use budget::BudgetEntries;
 use budget::BudgetPolicy;
 
-/// Judges what callers want submitted.
+/// Checks requests and creates the jobs for those that pass.
 pub struct AdmissionControl {
     tier: Tier,
-    purse: BudgetPolicy,
+    budget: BudgetPolicy,
     metrics: Arc<Metrics>,
 }
 
-/// A request that passed, and what it is to be charged.
+/// A request that passed all checks.
 pub struct Admitted {
-    /// The job to be created.
+    /// The job to create.
     pub job: Job,
-    /// What is to be booked with it.
-    pub bookings: BudgetEntries,
+    /// The charges to apply when the job is created.
+    pub budget_entries: BudgetEntries,
 }
 
-/// Why nothing is submitted. Its text begins with the field or the setting that is to blame.
+/// The reason why a request is rejected. The text starts with the field or setting concerned.
 #[derive(Debug, thiserror::Error)]
 pub enum AdmissionError {
-    /// A parameter makes no sense, contradicts another, or is more than the tier allows.
+    /// A parameter is invalid, contradicts another, or exceeds the limit of the tier.
     #[error("{0}")]
     Parameters(String),
-    /// It carries data where a URL belongs.
-    #[error("{0}: holds the data itself; give an http(s) URL")]
+    /// A field contains inline data instead of a URL.
+    #[error("{0}: inline data is not accepted; pass an http(s) URL")]
     Inline(String),
-    /// It is too long as a whole.
-    #[error("the request has {0} bytes, and at most {most} are taken; give http(s) URLs for what is large", most = payload::MAX_REQUEST_BYTES)]
+    /// The request exceeds the size limit.
+    #[error("request is {0} bytes, the limit is {max}; pass http(s) URLs for large values", max = payload::MAX_REQUEST_BYTES)]
     TooLarge(usize),
-    /// Nobody knows what it would cost.
+    /// The price of the job is unknown, but a budget requires it.
     #[error("{0}")]
     Price(String),
-    /// A budget does not allow it.
+    /// The job exceeds a budget.
     #[error("{0}")]
     Budget(String),
-    /// Its owner has submitted as much as is allowed for a while.
-    #[error("limits.submits_per_minute: an owner may submit {most} jobs in a minute")]
+    /// The owner exceeds the submission rate.
+    #[error("limits.submits_per_minute: limit of {limit} submissions per minute exceeded")]
     Rate {
-        /// How many.
-        most: i64,
-        /// Until the next may pass.
-        wait: Duration,
+        /// Maximum number of submissions per minute.
+        limit: i64,
+        /// Time until the next submission is accepted.
+        retry_after: Duration,
     },
 }
 
@@ -76,20 +76,20 @@ impl AdmissionError {
 }
 
 impl AdmissionControl {
-    /// A guard that knows this configuration's tier, budgets and limits.
+    /// Creates an admission control with the tier, budgets and limits of `config`.
     #[must_use]
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         Self {
             tier: config.defaults.tier,
-            purse: BudgetPolicy::new(config),
+            budget: BudgetPolicy::new(config),
             metrics,
         }
     }
 
-    /// The job that a request makes, with presets filled in and lowered to the tier.
+    /// Checks `request` and returns its job, with presets applied and sizes capped to the tier.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// Returns the first failed check.
     pub fn admit(
         &self,
         owner: &str,
@@ -97,8 +97,8 @@ impl AdmissionControl {
         request: VideoRequest,
         now: Time,
     ) -> Result<Admitted, AdmissionError> {
-        let judged = self.evaluate(owner, provider, request, now);
-        judged.inspect_err(|refusal| self.metrics.submission_rejected(refusal.reason()))
+        self.evaluate(owner, provider, request, now)
+            .inspect_err(|error| self.metrics.submission_rejected(error.reason()))
     }
 
     fn evaluate(
@@ -116,10 +116,10 @@ impl AdmissionControl {
             Tier::Development | Tier::Staging => resolution::cap_to_tier(&mut request, self.tier)?,
             Tier::Production => {}
         }
-        if let Some(objection) = provider.validate_request(&request) {
-            return Err(AdmissionError::Parameters(objection.to_owned()));
+        if let Some(problem) = provider.validate_request(&request) {
+            return Err(AdmissionError::Parameters(problem.to_owned()));
         }
-        let (charge, bookings) = self.purse.reserve(owner, provider, &request, now)?;
+        let (reservation, budget_entries) = self.budget.reserve(owner, provider, &request, now)?;
         request.provider = Some(provider.name().to_owned());
         let new = NewJob {
             owner: owner.to_owned(),
@@ -132,25 +132,31 @@ impl AdmissionControl {
         };
         let mut job = Job::new(new, now);
         job.internal = Arc::new(InternalState {
-            reservation: charge,
+            reservation,
             ..InternalState::clone(&job.internal)
         });
-        Ok(Admitted { job, bookings })
+        Ok(Admitted {
+            job,
+            budget_entries,
+        })
     }
 
-    /// What to tell the caller whose job did not fit into an account of its bookings.
+    /// Returns the error for a job whose entry exceeds the limit of its budget window.
     ///
     /// # Errors
-    /// The store's, which is asked for what is left.
+    /// Returns the error of the store, which is read for the remaining balance.
     pub async fn limit_error(
         &self,
-        bookings: &BudgetEntries,
-        account: &str,
+        budget_entries: &BudgetEntries,
+        window_name: &str,
         store: &dyn BudgetStore,
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
-        let refusal = self.purse.over_limit(bookings, account, store, now).await?;
-        self.metrics.submission_rejected(refusal.reason());
-        Ok(refusal)
+        let error = self
+            .budget
+            .limit_error(budget_entries, window_name, store, now)
+            .await?;
+        self.metrics.submission_rejected(error.reason());
+        Ok(error)
     }
 }

@@ -1,4 +1,4 @@
-//! Loops that run without a request: they submit, poll, distribute changes and exchange provider state.
+//! Loops that run without a request.
 
 pub mod breaker_sync;
 pub mod change_feed;

@@ -1,10 +1,12 @@
-//! Cancelling: the one way from "stop it" to a job's end, for HTTP and sockets alike.
+//! Cancellation of jobs, for the HTTP API and for WebSockets.
 //!
-//! Invariant: a job that was never sent ends at once; one that a provider has ends when the
-//! provider says so, in its answer or when it is asked; and where both an end and a cancel are on
-//! their way, the first to be committed wins, and the other changes nothing.
+//! A job that was not submitted is cancelled at once. Any other job is cancelled by its provider, and
+//! the provider's response or a poll reports the result. If a cancellation and another terminal status
+//! race, the first one that is committed wins and the other has no effect.
 
 use std::sync::Arc;
+
+use progress_hub_auth::jwt::Principal;
 
 use crate::job::{
     FailureKind, Job, JobEvent, JobId, Source, Status, StatusReport, SubmissionState, Update,
@@ -12,162 +14,178 @@ use crate::job::{
 use crate::provider::{Provider, Providers, Rejection, RequestError};
 use crate::store::{self, Store};
 use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
-use crate::tracker::{Error, Tracker};
+use crate::tracker::{self, Tracker};
 
-/// Cancels jobs.
+/// Cancels jobs on behalf of clients.
 pub struct CancelService {
-    /// Where jobs are.
+    /// The store that holds the jobs.
     pub store: Arc<dyn Store>,
-    /// Who has them.
+    /// The configured providers.
     pub providers: Arc<Providers>,
-    /// Where an end is written.
+    /// Applies the resulting updates.
     pub tracker: Arc<Tracker>,
-    /// What is counted.
+    /// Counts the requests to providers.
     pub metrics: Arc<Metrics>,
 }
 
-/// Why a job was not cancelled.
+/// The reason why a job was not cancelled.
 #[derive(Debug, thiserror::Error)]
 pub enum CancelError {
-    /// There is no such job.
-    #[error("there is no such job")]
+    /// The job does not exist or the principal may not see it.
+    #[error("job not found")]
     NotFound,
-    /// It has ended, or its provider can't or won't cancel it, or nobody knows yet where it is.
+    /// The principal may see the job but not cancel it.
+    #[error("token lacks the scope jobs:write")]
+    Forbidden,
+    /// The state of the job or the capabilities of its provider do not allow it.
     #[error("{0}")]
     NotCancellable(&'static str),
-    /// The provider did not answer, or said no.
-    #[error("the provider did not cancel")]
+    /// The cancel request to the provider failed.
+    #[error("provider rejected or did not answer the cancel request")]
     Provider(#[source] RequestError),
-    /// The store could not do it.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
 
-impl From<Error> for CancelError {
-    fn from(error: Error) -> Self {
+impl From<tracker::Error> for CancelError {
+    fn from(error: tracker::Error) -> Self {
         match error {
-            Error::NotFound => Self::NotFound,
-            Error::Store(error) => Self::Store(error),
+            tracker::Error::NotFound => Self::NotFound,
+            tracker::Error::Store(error) => Self::Store(error),
         }
     }
 }
 
 impl CancelService {
-    /// Ends a job that was not sent, or asks its provider to; the job as it is afterwards: cancelled,
-    /// or on its way to an end that the watchdog reads.
+    /// Cancels the job `id` on behalf of `principal`.
+    ///
+    /// Returns the newest version of the job. It is unfinished if the provider accepted the request
+    /// but has not confirmed the cancellation. The watchdog then polls the result.
     ///
     /// # Errors
-    /// [`NotCancelled`]; then this cancel has changed nothing.
-    pub async fn cancel(&self, id: &JobId) -> Result<Arc<Job>, CancelError> {
-        let job = self.store.get(id).await?.ok_or(CancelError::NotFound)?;
+    /// Returns a [`CancelError`] if the job was not cancelled.
+    pub async fn cancel(&self, principal: &Principal, id: &str) -> Result<Arc<Job>, CancelError> {
+        let id = JobId::parse(id).map_err(|_| CancelError::NotFound)?;
+        let job = self
+            .store
+            .get(&id)
+            .await?
+            .filter(|job| principal.may_see(id.as_str(), &job.owner))
+            .ok_or(CancelError::NotFound)?;
+        if !principal.may_cancel(id.as_str(), &job.owner) {
+            return Err(CancelError::Forbidden);
+        }
         if job.is_final() {
-            return Err(CancelError::NotCancellable("the job has ended"));
+            return Err(CancelError::NotCancellable("the job is already final"));
         }
         match (job.submission_state(), &job.provider) {
             (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => {
-                self.cancel_unsubmitted(id).await
+                self.cancel_unsubmitted(&id).await
             }
             (SubmissionState::InFlight, _) => Err(CancelError::NotCancellable(
-                "the job is being submitted; try again once its provider has answered",
+                "the job is being submitted; retry after its provider has responded",
             )),
             (SubmissionState::Unknown, _) => Err(CancelError::NotCancellable(
-                "the answer to the job's submission was lost; nobody knows what to cancel yet",
+                "the submission outcome is unknown; retry when the provider task is known",
             )),
             (SubmissionState::Done, Some(name)) => {
                 let provider = self
                     .providers
                     .get(name)
-                    .filter(|provider| provider.can_cancel(&job));
-                let provider =
-                    provider.ok_or(CancelError::NotCancellable("its provider can't cancel it"))?;
+                    .filter(|provider| provider.can_cancel(&job))
+                    .ok_or(CancelError::NotCancellable(
+                        "the provider does not support cancelling this job",
+                    ))?;
                 self.cancel_at_provider(provider, job).await
             }
         }
     }
 
     async fn cancel_unsubmitted(&self, id: &JobId) -> Result<Arc<Job>, CancelError> {
-        let withdrawn = Update {
+        let update = Update {
             source: Source::Api,
             event: JobEvent::CancelledBeforeSubmission,
         };
-        let recorded = self.tracker.apply_update(id, withdrawn).await?;
-        if recorded.applied || recorded.job.status == Status::Cancelled {
-            return Ok(recorded.job);
+        let outcome = self.tracker.apply_update(id, update).await?;
+        if outcome.applied || outcome.job.status == Status::Cancelled {
+            return Ok(outcome.job);
         }
         Err(CancelError::NotCancellable(
-            "the job is being submitted, or has ended, since you last saw it",
+            "the job was submitted or finished in the meantime",
         ))
     }
 
-    /// Has the provider cancel. Its answer may tell the end itself; otherwise the end is read.
+    /// Sends the cancel request. If the response does not contain the final status, polls for it.
     async fn cancel_at_provider(
         &self,
         provider: &Provider,
         job: Arc<Job>,
     ) -> Result<Arc<Job>, CancelError> {
-        let asked = provider.cancel(&job).await;
-        self.count_request(provider, ProviderOperation::Cancel, asked.as_ref().err());
-        match asked {
+        let response = provider.cancel(&job).await;
+        self.count_request(provider, ProviderOperation::Cancel, response.as_ref().err());
+        match response {
             Ok(Some(report)) => {
                 let source = if report.status == Some(Status::Cancelled) {
                     Source::Api
                 } else {
                     Source::Poll
                 };
-                let recorded = self
-                    .tracker
-                    .apply_update(&job.id, report.into_update(source))
-                    .await?;
-                check_outcome(recorded.job)
+                let update = report.into_update(source);
+                let outcome = self.tracker.apply_update(&job.id, update).await?;
+                check_outcome(outcome.job)
             }
             Ok(None) => {
                 match self.poll_now(provider, &job).await {
                     Ok(()) => {}
-                    // It no longer knows what it agreed to cancel: nothing more will come of it.
-                    Err(RequestError::Rejected(refused)) if refused.is_task_not_found() => {
-                        let gone = StatusReport {
+                    // The provider deleted the task that it agreed to cancel.
+                    Err(RequestError::Rejected(error)) if error.is_task_not_found() => {
+                        let report = StatusReport {
                             is_authoritative: true,
                             ..StatusReport::with_status(Status::Cancelled)
                         };
-                        let gone = gone.into_update(Source::Api);
-                        self.tracker.apply_update(&job.id, gone).await?;
+                        let update = report.into_update(Source::Api);
+                        self.tracker.apply_update(&job.id, update).await?;
                     }
                     Err(_) => self.tracker.request_poll(&job.id).await?,
                 }
-                let job = self.store.get(&job.id).await?;
-                check_outcome(job.ok_or(CancelError::NotFound)?)
+                check_outcome(self.load(&job.id).await?)
             }
-            Err(RequestError::Rejected(refused)) if is_task_rejection(&refused) => {
-                // Whoever may not cancel it is told why by the job itself.
-                let _unread = self.poll_now(provider, &job).await;
-                let job = self.store.get(&job.id).await?;
-                let job = job.ok_or(CancelError::NotFound)?;
-                match check_outcome(job)? {
-                    cancelled if cancelled.is_final() => Ok(cancelled),
-                    _ => Err(CancelError::NotCancellable(
-                        "its provider does not cancel this job as it is",
-                    )),
+            Err(RequestError::Rejected(error)) if is_task_rejection(&error) => {
+                // A poll usually shows the reason, for instance that the task has finished.
+                let _ignored = self.poll_now(provider, &job).await;
+                let job = check_outcome(self.load(&job.id).await?)?;
+                if job.is_final() {
+                    Ok(job)
+                } else {
+                    Err(CancelError::NotCancellable(
+                        "the provider rejected the cancel request for this job",
+                    ))
                 }
             }
-            Err(failed) => {
-                // It may have been heard all the same.
+            Err(error) => {
+                // The provider may have received the request.
                 self.tracker.request_poll(&job.id).await?;
-                Err(CancelError::Provider(failed))
+                Err(CancelError::Provider(error))
             }
         }
     }
 
-    /// Reads where the job is.
+    async fn load(&self, id: &JobId) -> Result<Arc<Job>, CancelError> {
+        self.store.get(id).await?.ok_or(CancelError::NotFound)
+    }
+
+    /// Polls the provider and applies the result.
     async fn poll_now(&self, provider: &Provider, job: &Arc<Job>) -> Result<(), RequestError> {
         if !provider.can_query(job) {
             return Ok(());
         }
-        let answer = provider.query(std::slice::from_ref(job)).await;
-        self.count_request(provider, ProviderOperation::Query, answer.as_ref().err());
-        for (id, report) in answer? {
+        let response = provider.query(std::slice::from_ref(job)).await;
+        self.count_request(provider, ProviderOperation::Query, response.as_ref().err());
+        for (id, report) in response? {
             let update = report.into_update(Source::Poll);
             if let Err(error) = self.tracker.apply_update(&id, update).await {
-                tracing::warn!(job.id = %id, %error, "can't record what was read");
+                tracing::warn!(job.id = %id, %error, "failed to record poll result");
             }
         }
         Ok(())
@@ -176,32 +194,32 @@ impl CancelService {
     fn count_request(
         &self,
         provider: &Provider,
-        call: ProviderOperation,
-        failed: Option<&RequestError>,
+        operation: ProviderOperation,
+        error: Option<&RequestError>,
     ) {
-        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
+        if let Some(outcome) = error.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
             self.metrics
-                .provider_request(provider.name(), call, outcome);
+                .provider_request(provider.name(), operation, outcome);
         }
     }
 }
 
-/// A job after a cancel: whichever end was committed first is its end.
+/// Rejects a job that succeeded or failed before the cancellation was committed.
 fn check_outcome(job: Arc<Job>) -> Result<Arc<Job>, CancelError> {
     match job.status {
         Status::Cancelled | Status::Accepted | Status::Queued | Status::Running => Ok(job),
         Status::Succeeded | Status::Failed => Err(CancelError::NotCancellable(
-            "the job ended before it could be cancelled",
+            "the job finished before it could be cancelled",
         )),
     }
 }
 
-/// Whether a refusal is the provider's last word on cancelling this task: not one about who asks or
-/// how often, and not a fault of its own.
-fn is_task_rejection(refused: &Rejection) -> bool {
-    let is_about_us = matches!(
-        refused.failure.kind,
+/// Returns whether the provider rejected the cancellation of this task for good. Errors that concern
+/// the API key, the request rate or the provider itself do not count.
+fn is_task_rejection(error: &Rejection) -> bool {
+    let concerns_account = matches!(
+        error.failure.kind,
         FailureKind::Auth | FailureKind::Quota | FailureKind::RateLimit
     );
-    refused.is_definitive && !is_about_us && refused.http_status.is_some_and(|http| http < 500)
+    error.is_definitive && !concerns_account && error.http_status.is_some_and(|status| status < 500)
 }

@@ -1,194 +1,179 @@
-//! The hub: from one change to every connection of this node that watches the job.
+//! Fan-out from one change to every connection of this node that subscribes to the job.
 //!
-//! Invariant: nothing here awaits, locks across threads for longer than a map look-up, or does I/O
-//! of its own; what a connection has not been shown yet is at most one pending version per job.
+//! Each worker thread owns a [`Shard`] with its connections and topics. A change is sent to the shards
+//! that have subscribers, through one bounded queue per shard. If a queue is full, the shard is marked
+//! as lagging and the [change feed](crate::background::change_feed) reads its jobs again.
 //!
-//! Each worker thread owns a [`Shard`]: its connections and topics. A change goes to the shards
-//! that watch its job, through one bounded mailbox each. A full mailbox loses nothing: the shard
-//! is marked as lagging, and [`crate::feed`] reads its jobs again.
+//! Invariants: the hub performs no I/O and does not block. A connection holds at most one pending
+//! version per job.
 
 mod connection;
+mod connection_state;
 mod shard;
+mod sink;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::sync::{Notify, mpsc};
 
 use crate::job::{Job, JobId, Topic};
 use crate::protocol::Frame;
-use crate::time::Time;
 pub use connection::Connection;
-pub use shard::{Shard, Sink};
+pub use shard::Shard;
+use shard::{SHARD_QUEUE_CAPACITY, ShardMessage};
+pub use sink::{FeedHealth, Sink};
 pub use subscriptions::DeliveredVersion;
-use subscriptions::SubscriptionIndex;
+use subscriptions::{SubscriptionIndex, lock_ignoring_poison};
 
-/// Changes that wait for a shard at most; beyond it, the shard lags and its jobs are read again.
-const SHARD_QUEUE_CAPACITY: usize = 8192;
-
-/// The most workers that a node may have: the interest mask has a bit for each.
+/// Maximum number of worker threads. A shard mask has one bit for each.
 pub const MAX_SHARDS: usize = 64;
-
-/// Whether what is shown can be trusted to be current.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FeedHealth {
-    /// It is.
-    Healthy,
-    /// The store has been away since then.
-    Degraded(Time),
-}
-
-/// What a shard is told.
-#[derive(Clone, Debug)]
-enum ShardMessage {
-    /// A job has a newer version.
-    JobChanged(Arc<Frame>),
-    /// The store went away or is back.
-    HealthChanged(FeedHealth),
-}
 
 struct ShardQueue {
     sender: mpsc::Sender<ShardMessage>,
     is_lagging: bool,
 }
 
-/// The local fan-out; one per node, shared by all its threads.
+/// The fan-out of one node, shared by all its threads.
 pub struct Hub {
-    mailboxes: RwLock<Vec<Mutex<ShardQueue>>>,
-    interest: SubscriptionIndex,
+    queues: RwLock<Vec<Mutex<ShardQueue>>>,
+    subscriptions: Arc<SubscriptionIndex>,
     health: Mutex<FeedHealth>,
     lag: Notify,
 }
 
 thread_local! {
-    /// A worker serves one hub, so its shard is found by the thread alone.
-    static SHARD: RefCell<Option<(usize, Rc<Shard>)>> = const { RefCell::new(None) };
-}
-
-fn lock_ignoring_poison<T>(result: Result<T, PoisonError<T>>) -> T {
-    result.unwrap_or_else(PoisonError::into_inner)
+    /// The shard of this thread, for the hub that was used last.
+    static SHARD: RefCell<Option<Rc<Shard>>> = const { RefCell::new(None) };
 }
 
 impl Hub {
-    /// A hub without shards; each worker thread brings its own with [`Hub::shard`].
+    /// Creates a hub without shards. Each worker thread adds its own with [`Hub::shard`].
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            mailboxes: RwLock::new(Vec::new()),
-            interest: SubscriptionIndex::default(),
+            queues: RwLock::new(Vec::new()),
+            subscriptions: Arc::default(),
             health: Mutex::new(FeedHealth::Healthy),
             lag: Notify::new(),
         })
     }
 
-    /// This thread's shard. Must be called within a tokio `LocalSet` or local runtime, on which
-    /// the shard's delivery runs from the first call on.
+    /// Returns the shard of the current thread and creates it on the first call.
+    ///
+    /// # Panics
+    /// Panics on the first call if the thread does not run a Tokio `LocalSet` or local runtime, because
+    /// the shard spawns its delivery task there.
     #[must_use]
-    pub fn shard(self: &Arc<Self>) -> Rc<Shard> {
-        let me = Arc::as_ptr(self).addr();
-        SHARD.with_borrow_mut(|mine| match mine {
-            Some((hub, shard)) if *hub == me => Rc::clone(shard),
-            _ => {
-                let shard = self.open_shard();
-                *mine = Some((me, Rc::clone(&shard)));
-                shard
+    pub fn shard(&self) -> Rc<Shard> {
+        SHARD.with_borrow_mut(|current| {
+            if let Some(shard) = current
+                && Arc::ptr_eq(&shard.subscriptions, &self.subscriptions)
+            {
+                return Rc::clone(shard);
             }
+            let shard = self.open_shard();
+            *current = Some(Rc::clone(&shard));
+            shard
         })
     }
 
-    fn open_shard(self: &Arc<Self>) -> Rc<Shard> {
+    fn open_shard(&self) -> Rc<Shard> {
         let (sender, receiver) = mpsc::channel(SHARD_QUEUE_CAPACITY);
-        let mailbox = Mutex::new(ShardQueue {
+        let queue = Mutex::new(ShardQueue {
             sender,
             is_lagging: false,
         });
-        let mut mailboxes = lock_ignoring_poison(self.mailboxes.write());
-        let vacant = mailboxes
+        let mut queues = lock_ignoring_poison(self.queues.write());
+        let vacant = queues
             .iter()
-            .position(|at| lock_ignoring_poison(at.lock()).sender.is_closed());
-        let index = vacant.unwrap_or(mailboxes.len() % MAX_SHARDS);
-        if index < mailboxes.len() {
-            mailboxes[index] = mailbox;
+            .position(|queue| lock_ignoring_poison(queue.lock()).sender.is_closed());
+        let index = vacant.unwrap_or(queues.len() % MAX_SHARDS);
+        if index < queues.len() {
+            queues[index] = queue;
         } else {
-            mailboxes.push(mailbox);
+            queues.push(queue);
         }
-        Shard::open(Arc::clone(self), index, receiver)
+        drop(queues);
+        // Read after the queue is registered, so that a later change arrives as a message.
+        let health = self.health();
+        Shard::open(Arc::clone(&self.subscriptions), index, receiver, health)
     }
 
-    /// Hands a change to every shard that watches the job or its owner. Never blocks.
+    /// Sends a change to every shard with a subscriber of the job or its owner. Never blocks.
     pub fn deliver(&self, job: Arc<Job>) {
-        let mask = self.interest.shards_for(&job);
+        // A shard that subscribes after the version is recorded still receives it.
+        self.subscriptions.record_delivered(&job);
+        let mask = self.subscriptions.shards_for(&job);
         if mask != 0 {
             self.send_to_shards(mask, &ShardMessage::JobChanged(Arc::new(Frame::new(job))));
         }
     }
 
-    /// Hands versions that were read again to one shard, waiting for room in its mailbox; the
-    /// store's condition comes last, in case it was missed too.
+    /// Sends versions that were read again to one shard and waits for space in its queue.
+    ///
+    /// The current health follows, in case the shard missed a change of it.
     pub async fn redeliver(&self, shard: usize, jobs: Vec<Arc<Job>>) {
         let sender = {
-            let mailboxes = lock_ignoring_poison(self.mailboxes.read());
-            mailboxes
+            let queues = lock_ignoring_poison(self.queues.read());
+            queues
                 .get(shard)
-                .map(|mailbox| lock_ignoring_poison(mailbox.lock()).sender.clone())
+                .map(|queue| lock_ignoring_poison(queue.lock()).sender.clone())
         };
         let Some(sender) = sender else { return };
         for job in jobs {
-            self.interest.shards_for(&job);
-            if sender
-                .send(ShardMessage::JobChanged(Arc::new(Frame::new(job))))
-                .await
-                .is_err()
-            {
+            self.subscriptions.record_delivered(&job);
+            let message = ShardMessage::JobChanged(Arc::new(Frame::new(job)));
+            if sender.send(message).await.is_err() {
                 return;
             }
         }
-        let condition = ShardMessage::HealthChanged(self.condition());
-        if sender.send(condition).await.is_err() {
-            tracing::debug!(shard, "the worker is gone");
+        let health = ShardMessage::HealthChanged(self.health());
+        if sender.send(health).await.is_err() {
+            tracing::debug!(shard, "shard closed");
         }
     }
 
-    fn send_to_shards(&self, mask: u64, letter: &ShardMessage) {
-        let mailboxes = lock_ignoring_poison(self.mailboxes.read());
-        for (index, mailbox) in mailboxes.iter().enumerate() {
+    fn send_to_shards(&self, mask: u64, message: &ShardMessage) {
+        let queues = lock_ignoring_poison(self.queues.read());
+        for (index, queue) in queues.iter().enumerate() {
             if mask & (1 << index) == 0 {
                 continue;
             }
-            let mut mailbox = lock_ignoring_poison(mailbox.lock());
-            if let Err(mpsc::error::TrySendError::Full(_)) = mailbox.sender.try_send(letter.clone())
+            let mut queue = lock_ignoring_poison(queue.lock());
+            if let Err(mpsc::error::TrySendError::Full(_)) = queue.sender.try_send(message.clone())
             {
-                mailbox.is_lagging = true;
+                queue.is_lagging = true;
                 self.lag.notify_one();
             }
         }
     }
 
-    /// Has every shard's jobs read again: changes may have been missed.
+    /// Marks every shard as lagging, because changes may have been missed.
     pub fn resync(&self) {
-        for mailbox in lock_ignoring_poison(self.mailboxes.read()).iter() {
-            lock_ignoring_poison(mailbox.lock()).is_lagging = true;
+        for queue in lock_ignoring_poison(self.queues.read()).iter() {
+            lock_ignoring_poison(queue.lock()).is_lagging = true;
         }
         self.lag.notify_one();
     }
 
-    /// Waits until at least one shard lags; then says which, and counts them as caught up from here.
+    /// Waits until at least one shard lags. Returns the lagging shards and clears their marks.
     pub async fn lagging(&self) -> Vec<usize> {
         loop {
             let notified = self.lag.notified();
             let lagging: Vec<usize> = {
-                let mailboxes = lock_ignoring_poison(self.mailboxes.read());
-                let take = |mailbox: &Mutex<ShardQueue>| {
-                    std::mem::take(&mut lock_ignoring_poison(mailbox.lock()).is_lagging)
+                let queues = lock_ignoring_poison(self.queues.read());
+                let take = |queue: &Mutex<ShardQueue>| {
+                    std::mem::take(&mut lock_ignoring_poison(queue.lock()).is_lagging)
                 };
-                mailboxes
+                queues
                     .iter()
                     .enumerate()
-                    .filter(|(_, mailbox)| take(mailbox))
+                    .filter(|(_, queue)| take(queue))
                     .map(|(index, _)| index)
                     .collect()
             };
@@ -199,67 +184,61 @@ impl Hub {
         }
     }
 
-    /// The jobs and the owners that a shard watches.
+    /// Returns the jobs and owners that have subscribers on `shard`.
     #[must_use]
     pub fn topics_of_shard(&self, shard: usize) -> (Vec<JobId>, Vec<String>) {
-        self.interest.topics_of_shard(shard)
+        self.subscriptions.topics_of_shard(shard)
     }
 
-    /// The unfinished jobs and the owners that are watched on this node.
+    /// Returns the unfinished jobs and the owners that have subscribers on this node.
     #[must_use]
-    pub fn unfinished(&self) -> (Vec<JobId>, Vec<String>) {
-        self.interest.active()
+    pub fn active_topics(&self) -> (Vec<JobId>, Vec<String>) {
+        self.subscriptions.active()
     }
 
-    /// Whether the job is watched by id, or by following its owner once it was shown.
+    /// Returns whether any connection of this node receives the job.
     #[must_use]
     pub fn has_job_subscribers(&self, job: &JobId) -> bool {
-        self.interest.contains(&Topic::Job(job.clone()))
+        self.subscriptions.contains(&Topic::Job(job.clone()))
     }
 
-    /// Whether somebody follows the owner.
+    /// Returns whether any connection of this node subscribes to the owner.
     #[must_use]
     pub fn has_owner_subscribers(&self, owner: &str) -> bool {
-        self.interest.contains(&Topic::Owner(owner.to_owned()))
+        self.subscriptions.contains(&Topic::Owner(owner.to_owned()))
     }
 
-    /// The newest version of a watched job that was handed out here.
+    /// Returns the newest version of a subscribed job that was delivered on this node.
     #[must_use]
-    pub fn shown(&self, job: &JobId) -> Option<DeliveredVersion> {
-        self.interest.last_delivered(job)
+    pub fn last_delivered(&self, job: &JobId) -> Option<DeliveredVersion> {
+        self.subscriptions.last_delivered(job)
     }
 
-    /// How many shards there are.
-    #[must_use]
-    pub fn shards(&self) -> usize {
-        lock_ignoring_poison(self.mailboxes.read()).len()
-    }
-
-    /// How many jobs are watched on this node.
+    /// Returns the number of jobs that have subscribers on this node.
     #[must_use]
     pub fn subscribed_jobs(&self) -> usize {
-        self.interest.jobs()
+        self.subscriptions.job_count()
     }
 
-    /// Tells every connection that the store went away or is back; said once per change.
-    pub fn set_health(&self, condition: FeedHealth) {
+    /// Notifies every connection that the store became unavailable or recovered.
+    ///
+    /// Repeated calls with the same state have no effect. The start of an outage does not change.
+    pub fn set_health(&self, health: FeedHealth) {
         {
-            let mut known = lock_ignoring_poison(self.health.lock());
-            match (*known, condition) {
+            let mut current = lock_ignoring_poison(self.health.lock());
+            match (*current, health) {
                 (FeedHealth::Healthy, FeedHealth::Healthy)
                 | (FeedHealth::Degraded(_), FeedHealth::Degraded(_)) => return,
                 (FeedHealth::Healthy, FeedHealth::Degraded(_))
-                | (FeedHealth::Degraded(_), FeedHealth::Healthy) => {
-                    *known = condition;
-                }
+                | (FeedHealth::Degraded(_), FeedHealth::Healthy) => *current = health,
             }
         }
-        self.send_to_shards(u64::MAX, &ShardMessage::HealthChanged(condition));
+        self.send_to_shards(u64::MAX, &ShardMessage::HealthChanged(health));
     }
 
-    /// Whether what is shown can be trusted to be current.
+    /// Returns whether delivered documents are known to be current.
     #[must_use]
-    pub fn condition(&self) -> FeedHealth {
+    pub fn health(&self) -> FeedHealth {
         *lock_ignoring_poison(self.health.lock())
     }
 }

@@ -1,15 +1,17 @@
-//! A job and its document: what a browser is shown and what every room of the hub speaks of.
+//! The job document, its updates and its state machine.
 //!
-//! Invariant: the document *is* the message. [`Job::apply`] (in `job::law`) is the only place that
-//! decides whether news changes a job, and every change raises `version` by one.
+//! Invariant: the document is the message. Only [`Job::apply`] decides whether an update changes a
+//! job, and every change increments `version` by one.
 
 mod failure;
 mod id;
+mod internal;
 mod request;
 mod topic;
 mod transition;
 mod update;
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,38 +21,39 @@ use serde_json::{Map, Value};
 
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
-pub use request::{BudgetWindow, InternalState, Platform, Reservation, VideoRequest};
+pub use internal::{BudgetWindow, InternalState, Reservation};
+pub use request::{Platform, VideoRequest};
 pub use topic::Topic;
 pub use update::{JobEvent, StatusReport, Update};
 
 use crate::time::Time;
 
-/// How often a job is tried at most before its provider has accepted it.
+/// Maximum number of submission attempts of a job.
 pub const MAX_ATTEMPTS: u32 = 5;
 
-/// The most bytes of JSON that a caller's `metadata` may have.
+/// Maximum size of `metadata`, in bytes of JSON.
 pub const MAX_METADATA_BYTES: usize = 2048;
 
-/// Where a job is. Declared in the order of its rank: a job never goes to a lower one.
+/// The status of a job, declared in order of rank. The rank of a job never decreases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Ours, and not yet known to be at the provider.
+    /// Created. The provider is not known to have it.
     Accepted,
-    /// At the provider, not yet begun.
+    /// Accepted by the provider and waiting there.
     Queued,
-    /// Being worked on.
+    /// In progress.
     Running,
-    /// Ended with its outputs.
+    /// Finished with outputs.
     Succeeded,
-    /// Ended without; `error` says why.
+    /// Finished without outputs. `error` holds the reason.
     Failed,
-    /// Ended because somebody asked for it.
+    /// Cancelled on request.
     Cancelled,
 }
 
 impl Status {
-    /// Every status, in the order of a job's life.
+    /// Every status, in order of rank.
     pub const ALL: [Self; 6] = [
         Self::Accepted,
         Self::Queued,
@@ -60,7 +63,7 @@ impl Status {
         Self::Cancelled,
     ];
 
-    /// 0 to 3; the three ends share the highest.
+    /// Returns the rank, from 0 to 3. The three terminal states share rank 3.
     #[must_use]
     pub fn rank(self) -> u8 {
         match self {
@@ -71,13 +74,13 @@ impl Status {
         }
     }
 
-    /// Whether this is an end, after which nothing changes a job.
+    /// Returns whether the status is terminal. A job in a terminal state never changes.
     #[must_use]
     pub fn is_final(self) -> bool {
         self.rank() == 3
     }
 
-    /// The word in documents, URLs and specs.
+    /// Returns the name used in documents, URLs and provider definitions.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -89,60 +92,94 @@ impl Status {
             Self::Cancelled => "cancelled",
         }
     }
+}
 
-    /// The status that `word` names.
-    #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == word)
+/// The text is not a job status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("job status must be one of accepted, queued, running, succeeded, failed, cancelled")]
+pub struct InvalidStatus;
+
+impl FromStr for Status {
+    type Err = InvalidStatus;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or(InvalidStatus)
     }
 }
 
-/// Who brought the newest version.
+/// The origin of a job's newest version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// A caller of the HTTP API or of a socket.
+    /// A client of the HTTP API or of a WebSocket.
     Api,
-    /// The submitter, from the provider's answer.
+    /// The submitter, from the provider's submit response.
     Submit,
-    /// The provider's webhook.
+    /// A webhook from the provider.
     Webhook,
-    /// The watchdog's authenticated read.
+    /// An authenticated poll of the provider.
     Poll,
-    /// A worker.
+    /// An update pushed by a worker.
     Push,
-    /// The clock: the job's deadline passed.
+    /// The job's deadline.
     Deadline,
 }
 
-/// One result of a job.
+impl Source {
+    /// Every source.
+    pub const ALL: [Self; 6] = [
+        Self::Api,
+        Self::Submit,
+        Self::Webhook,
+        Self::Poll,
+        Self::Push,
+        Self::Deadline,
+    ];
+
+    /// Returns the name used in documents, logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Submit => "submit",
+            Self::Webhook => "webhook",
+            Self::Poll => "poll",
+            Self::Push => "push",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+/// One output of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Output {
     /// `video`, `image`, `audio` or `file`.
     #[serde(rename = "type", default = "Output::default_kind")]
     pub kind: String,
-    /// Where it can be fetched.
+    /// URL of the content.
     pub url: String,
-    /// Length in seconds, where told.
+    /// Length in seconds, if the provider reports it.
     #[serde(default)]
     pub duration: Option<f64>,
-    /// When the URL stops working, where told.
+    /// Expiry of the URL, if the provider reports it.
     #[serde(default)]
     pub expires_at: Option<Time>,
-    /// The same with the provider's watermark, where it makes both.
+    /// URL of the watermarked variant, if the provider makes both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watermark_url: Option<String>,
-    /// Whether the provider marked it as not safe for work, where it judges.
+    /// Whether the provider marked the output as not safe for work, if it classifies outputs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nsfw: Option<bool>,
 }
 
-/// What a job cost, in the provider's own words.
+/// The cost of a job, as reported by the provider.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// How much.
+    /// Amount in `unit`.
     pub amount: f64,
-    /// Of what: a currency in lower case (`usd`), `credits`, `tokens`, `unit` …
+    /// A currency in lower case (`usd`), or `credits`, `tokens` and similar.
     pub unit: String,
 }
 
@@ -152,89 +189,89 @@ impl Output {
     }
 }
 
-/// A job: serialised, it is exactly the public document.
+/// A job. It serializes to exactly the public document.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Job {
-    /// Its name everywhere.
+    /// Unique id.
     pub id: JobId,
-    /// 1, 2, 3 …: raised by one with every change.
+    /// Starts at 1 and increases by one with every change.
     pub version: u64,
-    /// Where it is.
+    /// Current status.
     pub status: Status,
-    /// Percent, 0–100; null where none is reported, 100 once succeeded, null once failed or
-    /// cancelled, so that it does not depend on which late news came in before the end.
+    /// Percentage from 0 to 100, or null if none is reported. A succeeded job has 100; a failed or
+    /// cancelled job has null, so the value does not depend on the order of late updates.
     pub progress: Option<f64>,
-    /// Jobs ahead of it at the provider, where told.
+    /// Number of jobs ahead in the provider's queue, if reported.
     pub queue_position: Option<u32>,
-    /// A worker's or provider's own word for what is going on.
+    /// Free-form description of the current step, set by the provider or the worker.
     pub stage: Option<String>,
-    /// The `sub` of those who may see it.
+    /// The `sub` claim of the tokens that may access the job.
     pub owner: String,
-    /// The provider's name in the configuration; null for a worker's own job.
+    /// Configured name of the provider, or null for a worker's job.
     pub provider: Option<String>,
-    /// The provider's own id, once known.
+    /// The provider's id of the task, once known.
     pub provider_task_id: Option<String>,
     /// The provider's name of the model.
     pub model: Option<String>,
-    /// Who brought this version.
+    /// Origin of this version.
     pub source: Source,
-    /// When it was registered.
+    /// Creation time.
     pub created_at: Time,
-    /// When this version came to be.
+    /// Time of this version.
     pub updated_at: Time,
-    /// When it was first known to run.
+    /// Time of the first version with status `running`.
     pub started_at: Option<Time>,
-    /// When it ended.
+    /// Time of the terminal version.
     pub finished_at: Option<Time>,
-    /// When it is given up.
+    /// Time at which an unfinished job fails with `timeout`.
     pub deadline_at: Time,
-    /// Seconds it may still take, where told.
+    /// Estimated seconds until completion, if reported.
     pub eta_seconds: Option<f64>,
-    /// Its results, once succeeded.
+    /// Outputs of a succeeded job.
     pub outputs: Vec<Output>,
-    /// Why it failed, or what the last try at submitting ran into.
+    /// Reason of a failure, or the error of the last submission attempt.
     pub error: Option<Failure>,
-    /// Tries at submitting begun so far: 0 before the first.
+    /// Number of submission attempts started so far.
     pub attempt: u32,
-    /// When the next try is due, while one is.
+    /// Time of the next submission attempt, if one is scheduled.
     pub next_attempt_at: Option<Time>,
-    /// What the provider charged, where it tells.
+    /// Cost reported by the provider.
     #[serde(default)]
     pub cost: Option<Cost>,
-    /// What the provider's moderation held back or remarked on, in its own words.
+    /// Remarks of the provider's moderation, verbatim.
     #[serde(default)]
     pub moderation: Vec<String>,
-    /// The caller's own.
+    /// Arbitrary data set by the caller.
     pub metadata: Map<String, Value>,
-    /// What the hub needs to send the job and to ask about it; never part of the document.
+    /// State that is not part of the document.
     #[serde(skip)]
     pub internal: Arc<InternalState>,
 }
 
-/// What a new job is made from.
+/// The fields of a new job.
 #[derive(Clone, Debug)]
 pub struct NewJob {
-    /// Who may see it.
+    /// The `sub` claim of the tokens that may access the job.
     pub owner: String,
-    /// Its provider; none for a worker's own.
+    /// Configured name of the provider, or `None` for a worker's job.
     pub provider: Option<String>,
-    /// The provider's id when it was submitted elsewhere.
+    /// The provider's task id, if another system submitted the job.
     pub provider_task_id: Option<String>,
     /// The provider's name of the model.
     pub model: Option<String>,
-    /// The caller's own.
+    /// Arbitrary data set by the caller.
     pub metadata: Map<String, Value>,
-    /// What is to be submitted, when the hub does it.
+    /// The request to submit, if the hub submits the job.
     pub request: Option<VideoRequest>,
-    /// How long until it is given up.
+    /// Time from creation to the deadline.
     pub deadline: Duration,
 }
 
 impl Job {
-    /// Version 1 of a job: `queued` where a provider has it already, else `accepted`.
+    /// Creates version 1 of a job: `queued` if the provider task id is known, otherwise `accepted`.
     #[must_use]
     pub fn new(new: NewJob, now: Time) -> Self {
-        let submitted_here = new.request.is_some();
+        let is_submitted_by_hub = new.request.is_some();
         Self {
             id: JobId::new(),
             version: 1,
@@ -259,7 +296,7 @@ impl Job {
             eta_seconds: None,
             outputs: Vec::new(),
             error: None,
-            attempt: u32::from(!submitted_here),
+            attempt: u32::from(!is_submitted_by_hub),
             next_attempt_at: None,
             cost: None,
             moderation: Vec::new(),
@@ -271,41 +308,40 @@ impl Job {
         }
     }
 
-    /// Whether it has ended.
+    /// Returns whether the job is in a terminal state.
     #[must_use]
     pub fn is_final(&self) -> bool {
         self.status.is_final()
     }
 
-    /// Where the job stands with regard to being submitted; read from the document alone.
+    /// Derives the submission state from the document.
     #[must_use]
     pub fn submission_state(&self) -> SubmissionState {
-        let ours = self.status == Status::Accepted && self.internal.request.is_some();
-        let lost = || {
-            self.error
-                .as_ref()
-                .is_some_and(|e| e.kind == FailureKind::SubmissionUnknown)
-        };
-        match (ours, self.next_attempt_at) {
-            (false, _) => SubmissionState::Done,
-            (true, Some(at)) => SubmissionState::Pending(at),
-            (true, None) if self.attempt == 0 => SubmissionState::Pending(self.created_at),
-            (true, None) if lost() => SubmissionState::Unknown,
-            (true, None) => SubmissionState::InFlight,
+        if self.status != Status::Accepted || self.internal.request.is_none() {
+            return SubmissionState::Done;
+        }
+        if let Some(at) = self.next_attempt_at {
+            return SubmissionState::Pending(at);
+        }
+        let error_kind = self.error.as_ref().map(|error| error.kind);
+        match (self.attempt, error_kind) {
+            (0, _) => SubmissionState::Pending(self.created_at),
+            (_, Some(FailureKind::SubmissionUnknown)) => SubmissionState::Unknown,
+            (_, _) => SubmissionState::InFlight,
         }
     }
 }
 
-/// Where a job stands with regard to being submitted.
+/// Progress of a job's submission to its provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SubmissionState {
-    /// A try is due at this moment, or was and waits for a free place.
+    /// An attempt is due at this time, or is overdue and waits for a concurrency slot.
     Pending(Time),
-    /// A try is under way; should its process die now, the outcome is unknown.
+    /// An attempt is in flight. If the process crashes now, its outcome is unknown.
     InFlight,
-    /// A try went out and its answer was lost: never sent again.
+    /// The request was sent but its response was lost. The job is never submitted again.
     Unknown,
-    /// The provider has it, or it has ended, or it was never the hub's to submit.
+    /// The provider has the job, the job is final, or the hub does not submit it.
     Done,
 }
 

@@ -1,7 +1,7 @@
-//! Links: everything that the hub gives away as a URL of its own.
+//! Signed URLs of the hub: webhook callbacks and job outputs.
 //!
-//! Invariant: a link proves by itself what it opens, one job's news or one output of it, and opens
-//! nothing else; no provider's key and no provider's private address is ever in one.
+//! Invariant: a signed URL grants access to one callback or one output and to nothing else. It
+//! contains neither a provider's API key nor a private URL of a provider.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::job::{JobEvent, JobId, StatusReport, Update};
 use crate::time::Time;
 use progress_hub_auth::signature::CallbackKey;
 
-/// What a grant for an output is good for; apart from every other use of the key.
-const OUTPUT: &str = "job-output";
+/// Purpose of output grants. It separates them from other signatures made with the same key.
+const OUTPUT_PURPOSE: &str = "job-output";
 
-/// Makes the hub's URLs, and reads them back.
+/// Creates and verifies URLs of the hub.
 #[derive(Clone)]
 pub struct Links {
     public_url: Option<Url>,
@@ -23,66 +23,73 @@ pub struct Links {
 }
 
 impl Links {
-    /// Links under this public address, proven with this key. Those of outputs hold for `keeps`, as
-    /// long as the hub keeps the job that they are of.
+    /// Creates links below `public_url`, signed with `key`. Output links are valid for
+    /// `output_link_ttl`, which should equal the retention of finished jobs.
     #[must_use]
-    pub fn new(public_url: Option<Url>, key: Option<CallbackKey>, keeps: Duration) -> Self {
+    pub fn new(
+        public_url: Option<Url>,
+        key: Option<CallbackKey>,
+        output_link_ttl: Duration,
+    ) -> Self {
         Self {
             public_url,
             key,
-            output_link_ttl: keeps,
+            output_link_ttl,
         }
     }
 
-    /// The address for a provider's news of this job, with the job's own token; none without a
-    /// public address and a key.
+    /// Returns the URL for a provider's webhooks about `job`, including the job's callback token, or
+    /// `None` without a public URL or a key.
     #[must_use]
-    pub fn callback(&self, provider: &str, job: &JobId) -> Option<Url> {
+    pub fn callback_url(&self, provider: &str, job: &JobId) -> Option<Url> {
         let (url, key) = (self.public_url.clone()?, self.key.as_ref()?);
         let token = key.callback_token(provider, job.as_str());
         join_public_url(url, &["v1", "webhooks", provider, &token])
     }
 
-    /// The job that a token from such an address of this provider's proves; none when it proves
-    /// nothing.
+    /// Returns the job that a callback token of `provider` was issued for, or `None` if the token is
+    /// invalid.
     #[must_use]
-    pub fn job_of(&self, provider: &str, token: &str) -> Option<JobId> {
+    pub fn verify_callback_token(&self, provider: &str, token: &str) -> Option<JobId> {
         JobId::parse(self.key.as_ref()?.verify_callback_token(provider, token)?).ok()
     }
 
-    /// Where the hub serves a job's output, counted from 0, to whoever has the link, until a time.
-    /// Without a key it opens nothing by itself, and without a public address it is a path.
+    /// Returns the URL of the `n`th output of `job`, counted from 0. Its grant is valid until `until`.
+    ///
+    /// Without a key the URL has no grant, so the request needs a token. Without a public URL the
+    /// result is a path.
     #[must_use]
-    pub fn output(&self, job: &JobId, n: usize, until: Time) -> String {
+    pub fn output_url(&self, job: &JobId, n: usize, until: Time) -> String {
         let path = ["v1", "jobs", job.as_str(), "outputs", &n.to_string()];
-        let url = self
+        let absolute = self
             .public_url
             .clone()
             .and_then(|url| join_public_url(url, &path));
-        let address = url.map_or_else(|| format!("/{}", path.join("/")), String::from);
+        let url = absolute.map_or_else(|| format!("/{}", path.join("/")), String::from);
         match &self.key {
             Some(key) => {
-                let grant = key.sign_grant(OUTPUT, &subject(job, n), until.timestamp());
-                format!("{address}?grant={grant}")
+                let grant = key.sign_grant(OUTPUT_PURPOSE, &subject(job, n), until.timestamp());
+                format!("{url}?grant={grant}")
             }
-            None => address,
+            None => url,
         }
     }
 
-    /// Whether a grant from such a link opens this output at `now`.
+    /// Returns whether `grant` is valid at `now` for the `n`th output of `job`.
     #[must_use]
     pub fn verify_output_link(&self, job: &JobId, n: usize, grant: &str, now: Time) -> bool {
-        self.key
-            .as_ref()
-            .is_some_and(|key| key.verify_grant(OUTPUT, &subject(job, n), grant, now.timestamp()))
+        self.key.as_ref().is_some_and(|key| {
+            key.verify_grant(OUTPUT_PURPOSE, &subject(job, n), grant, now.timestamp())
+        })
     }
 
-    /// The news with a link of the hub's for each output that only a provider's key can read. It holds
-    /// as long as the job is kept, or as the output where that is known to go earlier.
+    /// Sets the `url` of each output that requires the provider's API key to a URL of the hub.
+    ///
+    /// The URL expires with the job's retention, or with the output if that expires earlier.
     #[must_use]
     pub fn with_output_links(&self, job: &JobId, mut update: Update, now: Time) -> Update {
         match &mut update.event {
-            JobEvent::Reported(report) => self.address(job, report, now),
+            JobEvent::Reported(report) => self.set_output_urls(job, report, now),
             JobEvent::SubmissionStarted
             | JobEvent::RetryScheduled { .. }
             | JobEvent::SubmissionOutcomeUnknown { .. }
@@ -91,17 +98,17 @@ impl Links {
         update
     }
 
-    fn address(&self, job: &JobId, report: &mut StatusReport, now: Time) {
-        let kept = now + self.output_link_ttl;
+    fn set_output_urls(&self, job: &JobId, report: &mut StatusReport, now: Time) {
+        let latest = now + self.output_link_ttl;
         let outputs = report
             .outputs
             .iter_mut()
             .zip(&report.private_urls)
             .enumerate();
-        for (n, (output, source)) in outputs {
-            if source.is_some() {
-                let until = output.expires_at.map_or(kept, |gone| gone.min(kept));
-                output.url = self.output(job, n, until);
+        for (n, (output, private_url)) in outputs {
+            if private_url.is_some() {
+                let until = output.expires_at.map_or(latest, |at| at.min(latest));
+                output.url = self.output_url(job, n, until);
             }
         }
     }
@@ -145,10 +152,10 @@ mod tests {
     #[test]
     fn output_grant_is_valid_for_one_output_until_expiry() {
         let (links, now) = (links(None), Time::from_millis(1_800_000_000_000));
-        let link = links.output(&job("job_a"), 1, now + HOUR);
-        let held = grant(&link);
+        let link = links.output_url(&job("job_a"), 1, now + HOUR);
+        let valid = grant(&link);
         let last = now + HOUR - Duration::from_secs(1);
-        for (who, id, n, at, opens) in [
+        for (links, id, n, at, expected) in [
             (&links, "job_a", 1, now, true),
             (&links, "job_a", 1, last, true),
             (&links, "job_a", 1, now + HOUR, false),
@@ -165,12 +172,12 @@ mod tests {
             (&Links::new(None, None, HOUR), "job_a", 1, now, false),
         ] {
             assert_eq!(
-                who.verify_output_link(&job(id), n, held, at),
-                opens,
+                links.verify_output_link(&job(id), n, valid, at),
+                expected,
                 "{id} {n} {at}"
             );
         }
-        let (_, mac) = held.split_once('.').unwrap();
+        let (_, mac) = valid.split_once('.').unwrap();
         let later = format!("{}.{mac}", (now + HOUR * 2).millis() / 1000);
         for forged in ["", ".", mac, later.as_str(), "9999999999."] {
             assert!(
@@ -188,29 +195,29 @@ mod tests {
             "https://hub.example.com/progress/",
         ] {
             let links = links(Some(public_url));
-            let callback = links.callback("kling", &id).unwrap();
-            let (address, token) = callback.as_str().rsplit_once('/').unwrap();
+            let callback = links.callback_url("kling", &id).unwrap();
+            let (url, token) = callback.as_str().rsplit_once('/').unwrap();
+            assert_eq!(url, "https://hub.example.com/progress/v1/webhooks/kling");
             assert_eq!(
-                address,
-                "https://hub.example.com/progress/v1/webhooks/kling"
+                links.verify_callback_token("kling", token),
+                Some(id.clone())
             );
-            assert_eq!(links.job_of("kling", token), Some(id.clone()));
-            assert_eq!(links.job_of("other", token), None);
-            let output = links.output(&id, 0, now);
-            let (address, _) = output.split_once("?grant=1800000000.").unwrap();
+            assert_eq!(links.verify_callback_token("other", token), None);
+            let output = links.output_url(&id, 0, now);
+            let (url, _) = output.split_once("?grant=1800000000.").unwrap();
             assert_eq!(
-                address,
+                url,
                 "https://hub.example.com/progress/v1/jobs/job_a/outputs/0"
             );
         }
-        assert_eq!(links(None).callback("kling", &id), None);
+        assert_eq!(links(None).callback_url("kling", &id), None);
         assert!(
             links(None)
-                .output(&id, 0, now)
+                .output_url(&id, 0, now)
                 .starts_with("/v1/jobs/job_a/outputs/0?grant=")
         );
         let keyless = Links::new(None, None, HOUR);
-        assert_eq!(keyless.output(&id, 3, now), "/v1/jobs/job_a/outputs/3");
+        assert_eq!(keyless.output_url(&id, 3, now), "/v1/jobs/job_a/outputs/3");
     }
 
     #[test]
@@ -242,7 +249,7 @@ mod tests {
         let update =
             links(None).with_output_links(&job("job_a"), report.into_update(Source::Poll), now);
         let JobEvent::Reported(report) = update.event else {
-            panic!("another kind of news")
+            panic!("expected a report")
         };
         let seconds: Vec<_> = report
             .outputs

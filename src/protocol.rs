@@ -1,7 +1,7 @@
-//! The words that clients and hub exchange on a socket, and the frames a job travels in.
+//! The messages of the WebSocket protocol, frames and close codes.
 //!
-//! Invariant: a job's newest version is encoded once, whoever watches it and however it travels;
-//! every way out is a slice of the same bytes.
+//! Invariant: each version of a job is encoded at most once. All connections and transports share
+//! slices of the same buffer.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -16,151 +16,151 @@ use crate::time::Time;
 /// The WebSocket subprotocol.
 pub const SUBPROTOCOL: &str = "progress-hub.v1";
 
-/// What a client may say. `id` is the client's own and is echoed.
+/// A message from a client. `id` is chosen by the client.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ClientMessage {
-    /// Who it is: as the first frame, or later to renew in place.
+    /// Authenticates the connection as the first message, or renews the token later.
     Auth {
         /// A JWT.
         token: String,
     },
-    /// Which jobs it wants to see, with the versions it has.
+    /// Subscribes to jobs.
     Subscribe {
-        /// Echoed.
+        /// Request id, echoed in the response.
         #[serde(default)]
         id: Value,
-        /// Single jobs; beside a feed, the versions already known.
+        /// Jobs to subscribe to. Together with `feed`, the versions that the client already has.
         #[serde(default)]
         jobs: Vec<JobVersion>,
-        /// All jobs of the caller, future ones too.
+        /// Subscribes to all present and future jobs of the caller.
         #[serde(default)]
         feed: Option<FeedName>,
     },
-    /// Which jobs it no longer wants to see.
+    /// Ends subscriptions.
     Unsubscribe {
-        /// Echoed.
+        /// Request id, echoed in the response.
         #[serde(default)]
         id: Value,
-        /// Single jobs.
+        /// Ids of jobs.
         #[serde(default)]
         jobs: Vec<String>,
-        /// The whole feed.
+        /// The feed to unsubscribe from.
         #[serde(default)]
         feed: Option<FeedName>,
     },
-    /// Which job it wants cancelled.
+    /// Cancels a job.
     Cancel {
-        /// Echoed.
+        /// Request id, echoed in the response.
         #[serde(default)]
         id: Value,
-        /// The job.
+        /// Id of the job.
         job: String,
     },
-    /// Are you there?
+    /// Requests a [`ServerMessage::Pong`].
     Ping {
-        /// Echoed.
+        /// Request id, echoed in the response.
         #[serde(default)]
         id: Value,
     },
 }
 
-/// A job and the version of it that the client has.
+/// A job and the newest version that the client has.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct JobVersion {
-    /// The job's id, as the client wrote it.
+    /// Id of the job, not validated.
     pub job: String,
-    /// 0: none.
+    /// Version, or 0 for none.
     #[serde(default)]
     pub version: u64,
 }
 
-/// A feed that follows jobs by something else than their id.
+/// A subscription that selects jobs by another criterion than their ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FeedName {
-    /// The caller's own jobs.
+    /// Jobs owned by the caller.
     Mine,
 }
 
-/// What the hub says besides jobs.
+/// A message from the hub other than a job.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerMessage<'a> {
-    /// The caller is known; said again after each renewal of the token.
+    /// The token was accepted. Sent after each renewal as well.
     Hello {
-        /// Version of this protocol.
+        /// Version of the protocol.
         protocol: u8,
-        /// This connection's name, as in the hub's log.
+        /// Id of the connection, as it appears in the hub's log.
         connection: &'a str,
-        /// How often to expect something.
+        /// Interval of the heartbeats, in milliseconds.
         heartbeat_ms: u64,
-        /// When the token ends.
+        /// Expiry of the token.
         expires_at: Time,
-        /// The hub's clock.
+        /// Current time of the hub.
         now: Time,
     },
-    /// What became of a `subscribe`.
+    /// Result of a `subscribe`.
     Subscribed {
-        /// The client's own.
+        /// Request id of the client message.
         id: &'a Value,
-        /// Present for a feed.
+        /// The feed, if one was requested.
         #[serde(skip_serializing_if = "Option::is_none")]
         feed: Option<FeedName>,
-        /// Job by job.
+        /// Result for each requested job.
         jobs: BTreeMap<&'a str, SubscribeOutcome>,
     },
-    /// An `unsubscribe` was done.
+    /// Result of an `unsubscribe`.
     Unsubscribed {
-        /// The client's own.
+        /// Request id of the client message.
         id: &'a Value,
     },
-    /// A `cancel` was asked of the provider, or done; the job itself shows what comes of it.
+    /// A `cancel` was accepted. The job document reports the result.
     Cancelling {
-        /// The client's own.
+        /// Request id of the client message.
         id: &'a Value,
-        /// The job.
+        /// Id of the job.
         job: &'a str,
     },
-    /// I am.
+    /// Response to a `ping`.
     Pong {
-        /// The client's own.
+        /// Request id of the client message.
         id: &'a Value,
     },
-    /// Still here.
+    /// Periodic message that shows that the connection is alive.
     Heartbeat {
-        /// The hub's clock.
+        /// Current time of the hub.
         now: Time,
     },
-    /// The store is away; what is shown may be old.
+    /// The store is unavailable, so documents may be outdated.
     Degraded {
-        /// Since when.
+        /// Start of the outage.
         since: Time,
     },
-    /// The store is back, and everything shown is current again.
+    /// The store is available and all subscribed documents are up to date.
     Restored,
-    /// Renew the token, or be closed.
+    /// The token expires soon. The connection is closed unless the client renews it.
     TokenExpiring {
-        /// Milliseconds left.
+        /// Milliseconds until expiry.
         in_ms: u64,
     },
-    /// Something asked for could not be done.
+    /// A client message failed.
     Error {
-        /// The client's own, where it could be read.
+        /// Request id of the client message, or null if it could not be parsed.
         #[serde(skip_serializing_if = "is_null")]
         id: &'a Value,
-        /// A stable word.
+        /// Stable error code.
         code: &'a str,
-        /// For a person.
+        /// Human-readable description.
         message: &'a str,
     },
-    /// The connection ends, and this is why.
+    /// The hub is about to close the connection.
     Bye {
-        /// The close code that follows.
+        /// Code of the close frame that follows.
         code: u16,
-        /// A stable word.
+        /// Stable name of the reason.
         reason: &'a str,
-        /// When to come back, if at all.
+        /// Delay before the client should reconnect, or `None` if it should not.
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
     },
@@ -168,28 +168,28 @@ pub enum ServerMessage<'a> {
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,
-    reason = "serde calls it with a reference"
+    reason = "serde passes a reference"
 )]
 fn is_null(id: &&Value) -> bool {
     id.is_null()
 }
 
-/// What became of one job of a `subscribe`.
+/// Result of a `subscribe` for one job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SubscribeOutcome {
-    /// The client has the newest version.
+    /// The client already has the newest version.
     Current,
-    /// The newest version follows, or came just before.
+    /// The newest version is sent as a separate message.
     Sent,
-    /// There is no such job for this caller.
+    /// The job does not exist or the caller may not see it.
     NotFound,
-    /// It has as many subscriptions as it may have.
+    /// The connection has reached its maximum number of subscriptions.
     TooMany,
 }
 
 impl ServerMessage<'_> {
-    /// The message as one unmasked WebSocket text frame.
+    /// Encodes the message as an unmasked WebSocket text frame.
     #[must_use]
     pub fn frame(&self) -> Bytes {
         let text = serde_json::to_vec(self).unwrap_or_default();
@@ -206,7 +206,7 @@ const PONG: u8 = 0xA;
 const CLOSE: u8 = 0x8;
 const MAX_HEADER: usize = 10;
 
-/// RFC 6455, 5.2: final fragment, opcode, no mask, and the length in the shortest of three forms.
+/// Writes the header of an unmasked, unfragmented frame (RFC 6455, section 5.2).
 fn put_header(frame: &mut BytesMut, opcode: u8, length: usize) {
     frame.put_u8(0x80 | opcode);
     match (u8::try_from(length), u16::try_from(length)) {
@@ -230,19 +230,19 @@ fn control(opcode: u8, payload: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// A ping frame without payload.
+/// Returns a ping frame without payload.
 #[must_use]
 pub fn ping() -> Bytes {
     control(PING, b"")
 }
 
-/// The pong that answers a ping.
+/// Returns the pong frame for a ping with this payload.
 #[must_use]
 pub fn pong(payload: &[u8]) -> Bytes {
     control(PONG, payload)
 }
 
-/// A close frame; `reason` is at most 123 bytes of ASCII.
+/// Returns a close frame. `reason` must be ASCII and is truncated to 123 bytes.
 #[must_use]
 pub fn close(code: u16, reason: &str) -> Bytes {
     let mut payload = code.to_be_bytes().to_vec();
@@ -250,11 +250,12 @@ pub fn close(code: u16, reason: &str) -> Bytes {
     control(CLOSE, &payload)
 }
 
-const BEFORE: &[u8] = br#"{"type":"job","job":"#;
-const AFTER: &[u8] = b"}";
+const JOB_MESSAGE_PREFIX: &[u8] = br#"{"type":"job","job":"#;
+const JOB_MESSAGE_SUFFIX: &[u8] = b"}";
 
-/// One version of a job on its way to those who watch it. The bytes are made when the first of
-/// them needs some: a version that a newer one overtakes costs nothing.
+/// One version of a job, encoded for delivery on first use.
+///
+/// A version that is superseded before any connection sends it is never encoded.
 #[derive(Debug)]
 pub struct Frame {
     job: Arc<Job>,
@@ -268,7 +269,7 @@ struct Encoded {
 }
 
 impl Frame {
-    /// A frame that shows this version.
+    /// Creates a frame for this version.
     #[must_use]
     pub fn new(job: Arc<Job>) -> Self {
         Self {
@@ -277,19 +278,19 @@ impl Frame {
         }
     }
 
-    /// What it shows.
+    /// Returns the job.
     #[must_use]
     pub fn job(&self) -> &Arc<Job> {
         &self.job
     }
 
-    /// A whole WebSocket text frame: `{"type":"job","job":…}`.
+    /// Returns a complete WebSocket text frame with the message `{"type":"job","job":…}`.
     #[must_use]
     pub fn websocket(&self) -> &Bytes {
         &self.encoded().websocket
     }
 
-    /// The document alone, as JSON.
+    /// Returns the document as JSON.
     #[must_use]
     pub fn document(&self) -> &Bytes {
         &self.encoded().document
@@ -298,14 +299,14 @@ impl Frame {
     fn encoded(&self) -> &Encoded {
         self.encoded.get_or_init(|| {
             let document = serde_json::to_vec(&*self.job).unwrap_or_default();
-            let length = BEFORE.len() + document.len() + AFTER.len();
+            let length = JOB_MESSAGE_PREFIX.len() + document.len() + JOB_MESSAGE_SUFFIX.len();
             let mut frame = BytesMut::with_capacity(length + MAX_HEADER);
             put_header(&mut frame, TEXT, length);
-            frame.extend_from_slice(BEFORE);
+            frame.extend_from_slice(JOB_MESSAGE_PREFIX);
             let start = frame.len();
             frame.extend_from_slice(&document);
             let end = frame.len();
-            frame.extend_from_slice(AFTER);
+            frame.extend_from_slice(JOB_MESSAGE_SUFFIX);
             let websocket = frame.freeze();
             Encoded {
                 document: websocket.slice(start..end),
@@ -315,40 +316,42 @@ impl Frame {
     }
 }
 
-/// Why the hub closes a socket. The bands tell a client what to do: 4000–4099 not as you are,
-/// 4100–4199 back off and come back, 4200–4299 come back at once.
+/// The reason for which the hub closes a WebSocket.
+///
+/// The range of the code tells the client what to do. 4000–4099: do not reconnect unchanged.
+/// 4100–4199: reconnect after a backoff. 4200–4299: reconnect immediately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// The client closed, or went.
+    /// The client closed the connection.
     Normal,
-    /// Nobody answered two heartbeats' pings.
+    /// Two consecutive pings remained unanswered.
     GoingAway,
-    /// RFC 6455 was broken.
+    /// The client violated RFC 6455.
     Protocol,
-    /// A binary frame.
+    /// The client sent a binary frame.
     Unsupported,
-    /// Text that is not UTF-8.
+    /// The client sent text that is not valid UTF-8.
     NotUtf8,
-    /// This node restarts.
+    /// The node is shutting down or restarting.
     Restart,
-    /// The token is not good.
+    /// The token is invalid.
     Unauthorized,
-    /// The token ended.
+    /// The token expired.
     TokenExpired,
-    /// No token came in time.
+    /// The client did not authenticate in time.
     AuthTimeout,
-    /// Ten messages made no sense.
+    /// The client sent ten invalid messages.
     TooManyBadMessages,
-    /// A message is longer than the hub reads.
+    /// A message exceeds the size limit.
     MessageTooLarge,
-    /// The node has as many connections as it may have.
+    /// The node has reached its maximum number of connections.
     OverCapacity,
-    /// The client does not read.
+    /// The client does not read from the connection.
     NotReading,
 }
 
 impl CloseReason {
-    /// The code on the wire, and a stable word for the reason.
+    /// Returns the close code and the stable name of the reason.
     #[must_use]
     pub fn code_and_reason(self) -> (u16, &'static str) {
         match self {
@@ -368,11 +371,11 @@ impl CloseReason {
         }
     }
 
-    /// The close frame itself.
+    /// Returns the close frame.
     #[must_use]
     pub fn frame(self) -> Bytes {
-        let (code, word) = self.code_and_reason();
-        close(code, word)
+        let (code, reason) = self.code_and_reason();
+        close(code, reason)
     }
 }
 
@@ -398,7 +401,7 @@ mod tests {
         Arc::new(Job::new(new, Time::from_millis(1_795_428_000_123)))
     }
 
-    /// The payload of an unmasked frame, by RFC 6455, 5.2.
+    /// Returns the payload of an unmasked frame (RFC 6455, section 5.2).
     fn payload(frame: &[u8]) -> &[u8] {
         match frame[1] {
             126 => &frame[4..],
@@ -409,7 +412,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_frame_carries_exactly_the_document(note in "\\PC{0,70000}") {
+        fn frame_contains_exactly_the_document(note in "\\PC{0,70000}") {
             let frame = Frame::new(job(&note));
             let whole: Value = serde_json::from_slice(payload(frame.websocket())).unwrap();
             let document: Value = serde_json::from_slice(frame.document()).unwrap();

@@ -1,50 +1,53 @@
-//! Wall-clock time as the hub keeps and shows it.
+//! Timestamps, backoff and jitter.
 //!
-//! Invariant: whole milliseconds since the Unix epoch, so that a time read back from a store or a
-//! document equals the one that was written.
+//! Invariant: a [`Time`] has millisecond precision, so a value read back from a store or a document
+//! equals the value that was written.
 
 use std::fmt;
-use std::ops::{Add, Sub};
+use std::ops::{Add, Range, Sub};
 use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rand::RngExt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A moment, in milliseconds since the Unix epoch. Shown as RFC 3339 in UTC with three decimals.
+/// A point in time, in milliseconds since the Unix epoch.
+///
+/// Formats as RFC 3339 in UTC with three decimals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(i64);
 
 impl Time {
-    /// The present moment by the system's clock.
+    /// Returns the current time of the system clock.
     #[must_use]
     pub fn now() -> Self {
         Self(Timestamp::now().as_millisecond())
     }
 
-    /// The moment `millis` milliseconds after the Unix epoch, held within what RFC 3339 can say.
+    /// Creates a time from milliseconds since the Unix epoch, clamped to the range of RFC 3339.
     #[must_use]
     pub fn from_millis(millis: i64) -> Self {
-        let (least, most) = (
+        let (min, max) = (
             Timestamp::MIN.as_millisecond(),
             Timestamp::MAX.as_millisecond(),
         );
-        Self(millis.clamp(least, most))
+        Self(millis.clamp(min, max))
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// Returns the milliseconds since the Unix epoch.
     #[must_use]
     pub fn millis(self) -> i64 {
         self.0
     }
 
-    /// The same moment as the time library's own type.
+    /// Converts to a [`jiff::Timestamp`].
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
         Timestamp::from_millisecond(self.0).unwrap_or(Timestamp::MAX)
     }
 
-    /// How long from `earlier` to this moment; zero when it is not later.
+    /// Returns the time elapsed since `earlier`, or zero if `earlier` is later.
     #[must_use]
     pub fn saturating_duration_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -99,15 +102,32 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-/// Returns `span` lengthened by up to 10%, always the same for one `key`. Spreads timers that would
-/// otherwise expire together.
+/// Returns `initial` doubled for each attempt after the first, at most `max`.
+#[must_use]
+pub fn exponential_backoff(initial: Duration, max: Duration, attempt: u32) -> Duration {
+    let factor = 2u32.saturating_pow(attempt.saturating_sub(1));
+    initial.saturating_mul(factor).min(max)
+}
+
+/// Returns `span` multiplied by a random factor from `factors`.
+#[must_use]
+pub fn random_jitter(span: Duration, factors: Range<f64>) -> Duration {
+    span.mul_f64(rand::rng().random_range(factors))
+}
+
+/// Returns `span` lengthened by up to 10%, always by the same factor for one `key`. Spreads timers that
+/// would otherwise expire together.
 #[must_use]
 pub fn deterministic_jitter(span: Duration, key: &str) -> Duration {
-    // FNV-1a: its low bits differ even if only the last character does.
-    let hash = key.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+    span + span / 10 * (stable_hash(key) % 1024) / 1024
+}
+
+/// Returns the 32-bit FNV-1a hash of `text`. It is the same in every process and on every node.
+#[must_use]
+pub fn stable_hash(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    span + span / 10 * (hash % 1024) / 1024
+    })
 }
 
 #[cfg(test)]
@@ -115,14 +135,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_shown_with_milliseconds_and_read_back_the_same() {
+    fn time_round_trips_as_rfc3339_with_milliseconds() {
         let time = Time::from_millis(1_795_428_000_120);
         assert_eq!(time.to_string(), "2026-11-23T10:00:00.120Z");
         assert_eq!(time.to_string().parse::<Time>().unwrap(), time);
     }
 
     #[test]
-    fn far_away_times_are_held_at_the_edge() {
+    fn out_of_range_times_are_clamped() {
         let edge = Time::from_millis(i64::MAX);
         assert_eq!(edge + Duration::from_secs(1), edge);
         assert!(edge.to_string().starts_with("9999-"));

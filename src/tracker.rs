@@ -1,7 +1,7 @@
-//! The tracker: the only writer of jobs.
+//! The single writer of jobs.
 //!
-//! Invariant: every change goes read → [`Job::apply`] → commit, and is repeated from the start when
-//! another writer was faster; there is no other way to change a job.
+//! Invariant: every change reads the job, applies the update with [`Job::apply`] and commits with a
+//! compare-and-swap on the version. A conflict repeats the sequence from the read.
 
 mod confirmation;
 mod schedule;
@@ -24,73 +24,73 @@ use confirmation::needs_confirmation;
 use schedule::schedule_for;
 pub use wakeup::{MAX_IDLE, WorkerWakeups};
 
-/// How often a writer that lost the race reads again. Each loss means that another one won, so this
-/// is only reached by a job with very many writers at once.
+/// Maximum number of compare-and-swap attempts. Every conflict means that another writer succeeded,
+/// so only a job with many concurrent writers reaches this limit.
 const MAX_CAS_ATTEMPTS: usize = 64;
 
-/// Writes what is heard of jobs.
+/// Creates jobs and applies updates to them.
 pub struct Tracker {
     store: Arc<dyn Store>,
     providers: Arc<Providers>,
     links: Links,
     metrics: Arc<Metrics>,
-    stir: WorkerWakeups,
+    wakeups: WorkerWakeups,
 }
 
-/// What became of news.
+/// Result of applying an update.
 #[derive(Clone, Debug)]
 pub struct UpdateOutcome {
-    /// The job as it is now.
+    /// The newest version of the job.
     pub job: Arc<Job>,
-    /// Whether the news changed it.
+    /// Whether the update changed the job.
     pub applied: bool,
 }
 
-/// What became of news about a provider's task.
+/// Result of an update that names a provider task.
 #[derive(Clone, Debug)]
 pub enum TaskMatch {
-    /// It is this job's.
+    /// The task belongs to a job, and the update was applied to it.
     Job(UpdateOutcome),
-    /// It is no job's yet; the news waits for it.
+    /// The task belongs to no job yet. The update is buffered.
     Buffered,
 }
 
-/// Why nothing was recorded.
+/// Error of a tracker operation. Nothing was written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such job.
-    #[error("there is no such job")]
+    /// The job does not exist.
+    #[error("job not found")]
     NotFound,
-    /// The store could not do it; the news must be told again.
+    /// The store failed. The sender must repeat the update.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
 
 impl Tracker {
-    /// A tracker that writes to this store, plans by these providers, and links what lies behind
-    /// their keys.
+    /// Creates a tracker. The poll policies of `providers` determine the schedules of jobs.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         providers: Arc<Providers>,
         links: Links,
         metrics: Arc<Metrics>,
-        stir: WorkerWakeups,
+        wakeups: WorkerWakeups,
     ) -> Self {
         Self {
             store,
             providers,
             links,
             metrics,
-            stir,
+            wakeups,
         }
     }
 
-    /// Registers a job and charges what it may cost; news that was parked for its task is applied
-    /// before anybody sees it.
+    /// Creates a job and charges `entries` to their budget windows.
+    ///
+    /// Updates that were buffered for the job's task are part of the first stored version.
     ///
     /// # Errors
-    /// The store's, when it could not be kept.
+    /// Returns the error of the store.
     pub async fn create(
         &self,
         job: Job,
@@ -98,41 +98,43 @@ impl Tracker {
         entries: Vec<BudgetEntry>,
     ) -> Result<(CreateOutcome, Arc<Job>), Error> {
         for _ in 0..MAX_CAS_ATTEMPTS {
-            let (job, agenda, folded) = self.apply_buffered_updates(job.clone()).await?;
+            let (job, schedule, buffered) = self.apply_buffered_updates(job.clone()).await?;
             let create = CreateJob {
                 job: Arc::clone(&job),
-                schedule: agenda,
+                schedule,
                 idempotency: idempotency.clone(),
-                applied_buffered: folded,
+                applied_buffered: buffered,
                 budget_entries: entries.clone(),
             };
             let created = self.store.create(create).await?;
             if created == CreateOutcome::Created
-                && let Some(charge) = &job.internal.reservation
+                && let Some(reservation) = &job.internal.reservation
             {
                 self.metrics
-                    .reserved(provider_name(&job), charge.amount_micros);
+                    .reserved(provider_name(&job), reservation.amount_micros);
             }
             if created != CreateOutcome::Conflict {
-                self.stir.notify_for(&agenda, &job);
+                self.wakeups.notify_for(&schedule, &job);
                 return Ok((created, job));
             }
         }
         Err(store::Error::Overloaded.into())
     }
 
-    /// Applies news to a job and commits it.
+    /// Applies `update` to a job and commits the result.
+    ///
+    /// When this returns, the job's current version is durable, even if the update changed nothing.
     ///
     /// # Errors
-    /// [`Error::NotFound`] or the store's; then the news was not taken and must be told again.
+    /// [`Error::NotFound`], or the error of the store. The sender must then repeat the update.
     pub async fn apply_update(&self, id: &JobId, update: Update) -> Result<UpdateOutcome, Error> {
         self.apply_update_if(id, update, |_| true).await
     }
 
-    /// Applies a provider's news to a job, which must be that provider's.
+    /// Applies an update from `provider` to one of its own jobs.
     ///
     /// # Errors
-    /// As [`Tracker::record`]; a job of anybody else is not found.
+    /// As [`Tracker::apply_update`]. A job of another provider is [`Error::NotFound`].
     pub async fn apply_provider_update(
         &self,
         provider: &str,
@@ -147,21 +149,21 @@ impl Tracker {
         &self,
         id: &JobId,
         update: Update,
-        fits: impl Fn(&Job) -> bool,
+        is_eligible: impl Fn(&Job) -> bool,
     ) -> Result<UpdateOutcome, Error> {
         for _ in 0..MAX_CAS_ATTEMPTS {
             let job = self
                 .store
                 .get(id)
                 .await?
-                .filter(|job| fits(job))
+                .filter(|job| is_eligible(job))
                 .ok_or(Error::NotFound)?;
             let Some(next) = self.next_version(&job, &update, Time::now()) else {
                 if needs_confirmation(&job, &update) {
-                    self.expect_success(&job, &update).await?;
+                    self.record_unconfirmed_success(&job, &update).await?;
                     self.schedule_poll(&job).await?;
                 }
-                // It may be here by a try that was not acknowledged.
+                // An earlier attempt may have written this version without acknowledging it.
                 match self.store.ensure_durable(&job).await? {
                     CommitOutcome::Committed => {
                         return Ok(UpdateOutcome {
@@ -174,31 +176,29 @@ impl Tracker {
                 }
             };
             let is_new_task = job.provider_task_id.is_none() && next.provider_task_id.is_some();
-            let (next, agenda, folded) = if is_new_task {
+            let (next, schedule, buffered) = if is_new_task {
                 self.apply_buffered_updates(next).await?
             } else {
-                let agenda = schedule_for(self.provider_of(&next), &next, Time::now());
-                (Arc::new(next), agenda, Vec::new())
+                let schedule = schedule_for(self.provider_of(&next), &next, Time::now());
+                (Arc::new(next), schedule, Vec::new())
             };
-            let settled = settlement::settle(&job, &next);
-            let (spent, entries) = settled.map_or((None, Vec::new()), |settled| {
-                (Some(settled.spent), settled.entries)
-            });
+            let settlement = settlement::settle(&job, &next);
+            let spent_micros = settlement.as_ref().map(|it| it.spent_micros);
             let commit = CommitJob {
                 job: Arc::clone(&next),
                 expected_version: job.version,
-                schedule: agenda,
-                applied_buffered: folded,
-                budget_entries: entries,
+                schedule,
+                applied_buffered: buffered,
+                budget_entries: settlement.map(|it| it.entries).unwrap_or_default(),
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => {
                     self.metrics.job_updated(next.source);
-                    if let Some(spent) = spent {
-                        self.metrics.spent(provider_name(&next), spent);
+                    if let Some(spent_micros) = spent_micros {
+                        self.metrics.spent(provider_name(&next), spent_micros);
                     }
                     log_update(&next);
-                    self.stir.notify_for(&agenda, &next);
+                    self.wakeups.notify_for(&schedule, &next);
                     return Ok(UpdateOutcome {
                         job: next,
                         applied: true,
@@ -219,17 +219,18 @@ impl Tracker {
         Err(store::Error::Overloaded.into())
     }
 
-    /// Records trusted news about a provider's task, or parks it until the task is known.
+    /// Applies a verified update to the job of a provider task, or buffers it if no job has the task
+    /// yet.
     ///
     /// # Errors
-    /// As [`Tracker::record`].
+    /// As [`Tracker::apply_update`].
     pub async fn apply_task_update(
         &self,
         provider: &str,
         task_id: &str,
         update: Update,
     ) -> Result<TaskMatch, Error> {
-        let known = match self.store.find_task(provider, task_id).await? {
+        let id = match self.store.find_task(provider, task_id).await? {
             Some(id) => id,
             None => match self
                 .store
@@ -240,10 +241,10 @@ impl Tracker {
                 BufferOutcome::TaskKnown(id) => id,
             },
         };
-        self.apply_update(&known, update).await.map(TaskMatch::Job)
+        self.apply_update(&id, update).await.map(TaskMatch::Job)
     }
 
-    /// Whether the job's task is another job's: then the news is not about this one.
+    /// Returns whether the job's task belongs to another job, so the update is not about this one.
     async fn task_belongs_to_other_job(&self, job: &Job) -> Result<bool, Error> {
         let (Some(provider), Some(task_id)) = (&job.provider, &job.provider_task_id) else {
             return Ok(false);
@@ -252,41 +253,42 @@ impl Tracker {
         Ok(holder.is_some_and(|holder| holder != job.id))
     }
 
-    /// The job with all that is parked for its task, what that makes of its agenda, and the news
-    /// that went into it.
+    /// Applies the updates that are buffered for the job's task. Returns the resulting job, its
+    /// schedule and the buffered updates.
     async fn apply_buffered_updates(
         &self,
         mut job: Job,
     ) -> Result<(Arc<Job>, Schedule, Vec<Update>), Error> {
-        let parked = match (&job.provider, &job.provider_task_id) {
+        let buffered = match (&job.provider, &job.provider_task_id) {
             (Some(provider), Some(task_id)) => {
                 self.store.buffered_updates(provider, task_id).await?
             }
             (None, _) | (_, None) => Vec::new(),
         };
         let now = Time::now();
-        let mut asks = false;
-        for update in &parked {
-            asks |= needs_confirmation(&job, update);
-            let expecting = match &update.event {
+        let mut poll_now = false;
+        for update in &buffered {
+            poll_now |= needs_confirmation(&job, update);
+            let unconfirmed = match &update.event {
                 JobEvent::Reported(report) => job.record_unconfirmed_success(report, now),
                 JobEvent::SubmissionStarted
                 | JobEvent::RetryScheduled { .. }
                 | JobEvent::SubmissionOutcomeUnknown { .. }
                 | JobEvent::CancelledBeforeSubmission => None,
             };
-            job = expecting
+            job = unconfirmed
                 .or_else(|| self.next_version(&job, update, now))
                 .unwrap_or(job);
         }
-        let mut agenda = schedule_for(self.provider_of(&job), &job, now);
-        if asks && !job.is_final() {
-            agenda.poll_at = Some(now);
+        let mut schedule = schedule_for(self.provider_of(&job), &job, now);
+        if poll_now && !job.is_final() {
+            schedule.poll_at = Some(now);
         }
-        Ok((Arc::new(job), agenda, parked))
+        Ok((Arc::new(job), schedule, buffered))
     }
 
-    /// What the news makes of the job, if anything; outputs behind a key as links of the hub's.
+    /// Returns the next version of the job, with output URLs of the hub, or `None` if nothing
+    /// changes.
     fn next_version(&self, job: &Job, update: &Update, now: Time) -> Option<Job> {
         let update = self.links.with_output_links(&job.id, update.clone(), now);
         job.apply(update, now)
@@ -302,13 +304,13 @@ fn provider_name(job: &Job) -> &str {
     job.provider.as_deref().unwrap_or_default()
 }
 
-/// One line when a job has ended, and for those who look closer one for each change.
+/// Logs a finished job at info level and any other change at debug level.
 fn log_update(job: &Job) {
-    let (status, source) = (job.status.as_str(), job.source);
-    let kind = job.error.as_ref().map(|error| error.kind);
+    let (status, source) = (job.status.as_str(), job.source.as_str());
+    let kind = job.error.as_ref().map(|error| error.kind.as_str());
     if job.is_final() {
-        tracing::info!(job.id = %job.id, job.status = status, job.source = ?source, error.kind = ?kind, "ended");
+        tracing::info!(job.id = %job.id, job.status = status, job.source = source, error.kind = kind, "job finished");
     } else {
-        tracing::debug!(job.id = %job.id, job.version = job.version, job.status = status, job.source = ?source, error.kind = ?kind, "changed");
+        tracing::debug!(job.id = %job.id, job.version = job.version, job.status = status, job.source = source, error.kind = kind, "job updated");
     }
 }

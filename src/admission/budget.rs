@@ -1,7 +1,7 @@
-//! Money and pace: what a submit is charged before it is kept.
+//! Budgets and submission rate: what a submission is charged when its job is created.
 //!
-//! Invariant: with a budget that applies, nothing passes whose price is not known; and whether it
-//! fits is the store's to say, in the step that keeps the job.
+//! Invariants: if a budget applies, a request is rejected unless its price is known. The store checks
+//! the limits in the same atomic step that creates the job.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,71 +16,77 @@ use crate::time::Time;
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// One submit, in the store's millionths.
+/// The amount that one submission adds to the rate window, in millionths.
 const ONE_SUBMIT_MICROS: i64 = 1_000_000;
 
-/// What may be spent, and how often.
+/// The configured budgets and the submission rate.
 pub(super) struct BudgetPolicy {
     budgets: Budgets,
-    /// By the provider's name.
-    per_day: BTreeMap<String, f64>,
+    /// Daily budgets by provider name.
+    per_provider_day: BTreeMap<String, f64>,
     submits_per_minute: Option<i64>,
 }
 
-/// What an admitted job is to be charged.
+/// The budget entries of an admitted job.
 #[derive(Default)]
 pub struct BudgetEntries(Vec<LabeledEntry>);
 
 struct LabeledEntry {
     entry: BudgetEntry,
-    limit: i64,
-    purpose: LimitKind,
+    limit_micros: i64,
+    kind: LimitKind,
 }
 
 enum LimitKind {
-    /// The submits of a minute.
+    /// The submission rate.
     SubmitRate,
-    /// The budget that this setting names.
+    /// A budget, with the name of its setting.
     Budget(String),
 }
 
 impl BudgetEntries {
-    /// The charges with the limits they are held to, the pace first.
+    /// Returns the entries with their limits, in the order in which the store checks them.
     #[must_use]
     pub fn entries(&self) -> Vec<BudgetEntry> {
-        self.0.iter().map(|booking| booking.entry.clone()).collect()
+        self.0.iter().map(|labeled| labeled.entry.clone()).collect()
     }
 
-    fn add(&mut self, purpose: LimitKind, account: BudgetWindow, amount: i64, limit: i64) {
+    fn add(
+        &mut self,
+        kind: LimitKind,
+        window: BudgetWindow,
+        amount_micros: i64,
+        limit_micros: i64,
+    ) {
         let entry = BudgetEntry {
-            window: account.name,
-            amount_micros: amount,
-            limit_micros: Some(limit),
-            window_ends_at: account.expires_at,
+            window: window.name,
+            amount_micros,
+            limit_micros: Some(limit_micros),
+            window_ends_at: window.expires_at,
         };
         self.0.push(LabeledEntry {
             entry,
-            limit,
-            purpose,
+            limit_micros,
+            kind,
         });
     }
 }
 
 impl BudgetPolicy {
     pub(super) fn new(config: &Config) -> Self {
-        let per_day = config.providers.iter().filter_map(|(name, settings)| {
+        let per_provider_day = config.providers.iter().filter_map(|(name, settings)| {
             let budget = settings.budget_per_day?;
             Some((name.clone(), budget))
         });
-        let most = config.limits.submits_per_minute;
+        let submits_per_minute = config.limits.submits_per_minute;
         Self {
             budgets: config.budgets.clone(),
-            per_day: per_day.collect(),
-            submits_per_minute: most.and_then(|most| i64::try_from(most).ok()),
+            per_provider_day: per_provider_day.collect(),
+            submits_per_minute: submits_per_minute.and_then(|limit| i64::try_from(limit).ok()),
         }
     }
 
-    /// What the job is to be charged, and of that what its end has to settle.
+    /// Returns the entries to charge, and the reservation that the job's final version settles.
     pub(super) fn reserve(
         &self,
         owner: &str,
@@ -88,120 +94,127 @@ impl BudgetPolicy {
         request: &VideoRequest,
         now: Time,
     ) -> Result<(Option<Reservation>, BudgetEntries), AdmissionError> {
-        let mut bookings = BudgetEntries::default();
-        if let Some(most) = self.submits_per_minute {
-            let account = account("submits", owner, now, MINUTE);
-            bookings.add(
+        let mut entries = BudgetEntries::default();
+        if let Some(limit) = self.submits_per_minute {
+            entries.add(
                 LimitKind::SubmitRate,
-                account,
+                window("submits", owner, now, MINUTE),
                 ONE_SUBMIT_MICROS,
-                most.saturating_mul(ONE_SUBMIT_MICROS),
+                limit.saturating_mul(ONE_SUBMIT_MICROS),
             );
         }
         let name = provider.name();
         let price = provider.price(request).map_err(AdmissionError::Price)?;
-        let days = [
+        let daily_budgets: Vec<_> = [
             (
                 self.budgets.per_owner_day,
                 "budgets.per_owner_day".to_owned(),
-                account("owner", owner, now, DAY),
+                window("owner", owner, now, DAY),
             ),
             (
-                self.per_day.get(name).copied(),
+                self.per_provider_day.get(name).copied(),
                 format!("providers.{name}.budget_per_day"),
-                account("provider", name, now, DAY),
+                window("provider", name, now, DAY),
             ),
-        ];
-        let days = days
-            .into_iter()
-            .filter_map(|(budget, setting, account)| Some((budget?, setting, account)));
-        let days: Vec<_> = days.collect();
+        ]
+        .into_iter()
+        .filter_map(|(budget, setting, window)| Some((budget?, setting, window)))
+        .collect();
         let Some(price) = price else {
             let per_job = self.budgets.per_job.map(|_| "budgets.per_job");
-            let budget = per_job.or(days.first().map(|(_, setting, _)| setting.as_str()));
-            return match budget {
-                None => Ok((None, bookings)),
-                Some(budget) => Err(AdmissionError::Price(format!(
-                    "providers.{name}.prices: has no price for the model '{}', and {budget} needs one",
+            let daily = daily_budgets
+                .first()
+                .map(|(_, setting, _)| setting.as_str());
+            return match per_job.or(daily) {
+                None => Ok((None, entries)),
+                Some(setting) => Err(AdmissionError::Price(format!(
+                    "providers.{name}.prices: no price for model '{}', which {setting} requires",
                     request.model
                 ))),
             };
         };
-        let amount = Reservation::to_micros(price);
+        let amount_micros = Reservation::to_micros(price);
         let unit = &self.budgets.unit;
-        if let Some(most) = self.budgets.per_job
-            && amount > Reservation::to_micros(most)
+        if let Some(limit) = self.budgets.per_job
+            && amount_micros > Reservation::to_micros(limit)
         {
             return Err(AdmissionError::Budget(format!(
-                "budgets.per_job: {most} {unit} are allowed, and this job would cost {} {unit}",
-                sum(amount)
+                "budgets.per_job: {limit} {unit} allowed per job; this job would cost {} {unit}",
+                from_micros(amount_micros)
             )));
         }
-        let mut charge = Reservation {
-            amount_micros: amount,
+        let mut reservation = Reservation {
+            amount_micros,
             unit: unit.clone(),
             windows: Vec::new(),
         };
-        for (budget, setting, account) in days {
-            charge.windows.push(account.clone());
-            let limit = Reservation::to_micros(budget);
-            bookings.add(LimitKind::Budget(setting), account, amount, limit);
+        for (budget, setting, window) in daily_budgets {
+            reservation.windows.push(window.clone());
+            let limit_micros = Reservation::to_micros(budget);
+            entries.add(
+                LimitKind::Budget(setting),
+                window,
+                amount_micros,
+                limit_micros,
+            );
         }
-        Ok((Some(charge), bookings))
+        Ok((Some(reservation), entries))
     }
 
-    /// Why the store did not take the bookings, with what it has left of this account.
-    pub(super) async fn over_limit(
+    /// Returns the error for an entry that the store rejected, with the remaining balance of its
+    /// window.
+    pub(super) async fn limit_error(
         &self,
-        bookings: &BudgetEntries,
-        account: &str,
+        entries: &BudgetEntries,
+        window_name: &str,
         store: &dyn BudgetStore,
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
-        let its = |booking: &&LabeledEntry| booking.entry.window == account;
-        let Some(booking) = bookings.0.iter().find(its) else {
+        let is_rejected = |labeled: &&LabeledEntry| labeled.entry.window == window_name;
+        let Some(labeled) = entries.0.iter().find(is_rejected) else {
             return Ok(AdmissionError::Budget(format!(
-                "{account}: nothing is left"
+                "{window_name}: budget exhausted"
             )));
         };
-        let ends_at = booking.entry.window_ends_at;
-        let setting = match &booking.purpose {
+        let ends_at = labeled.entry.window_ends_at;
+        let setting = match &labeled.kind {
             LimitKind::SubmitRate => {
                 return Ok(AdmissionError::Rate {
-                    most: booking.limit / ONE_SUBMIT_MICROS,
-                    wait: ends_at.saturating_duration_since(now),
+                    limit: labeled.limit_micros / ONE_SUBMIT_MICROS,
+                    retry_after: ends_at.saturating_duration_since(now),
                 });
             }
             LimitKind::Budget(setting) => setting,
         };
-        let balances = store.balances(&[account.to_owned()], now).await?;
-        let spent = balances.first().copied().unwrap_or_default();
-        let left = sum(booking.limit.saturating_sub(spent).max(0));
-        let (unit, cost) = (&self.budgets.unit, sum(booking.entry.amount_micros));
+        let balances = store.balances(&[window_name.to_owned()], now).await?;
+        let spent_micros = balances.first().copied().unwrap_or_default();
+        let left = from_micros(labeled.limit_micros.saturating_sub(spent_micros).max(0));
+        let cost = from_micros(labeled.entry.amount_micros);
+        let unit = &self.budgets.unit;
         Ok(AdmissionError::Budget(format!(
-            "{setting}: {left} {unit} are left until {ends_at}, and this job would cost {cost} {unit}"
+            "{setting}: {left} {unit} left until {ends_at}; this job would cost {cost} {unit}"
         )))
     }
 }
 
-/// The account that is `whose` for the span of the clock that `now` is in.
-fn account(kind: &str, whose: &str, now: Time, span: Duration) -> BudgetWindow {
+/// Returns the window of length `span`, aligned to the Unix epoch, that contains `now`.
+fn window(kind: &str, subject: &str, now: Time, span: Duration) -> BudgetWindow {
     let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
-    let begun = now.millis().div_euclid(millis).saturating_mul(millis);
-    let begun = Time::from_millis(begun);
+    let start = now.millis().div_euclid(millis).saturating_mul(millis);
+    let start = Time::from_millis(start);
     BudgetWindow {
-        name: format!("{kind}/{whose}/{begun}"),
-        expires_at: begun + span,
+        name: format!("{kind}/{subject}/{start}"),
+        expires_at: start + span,
     }
 }
 
-/// Millionths as a person writes them.
+/// Converts millionths to the unit.
 #[expect(
     clippy::cast_precision_loss,
-    reason = "exact for any sum that is allowed"
+    reason = "configuration limits amounts to the exact range"
 )]
-fn sum(millionths: i64) -> f64 {
-    millionths as f64 / 1e6
+fn from_micros(micros: i64) -> f64 {
+    micros as f64 / 1e6
 }
 
 #[cfg(test)]
@@ -211,26 +224,26 @@ mod tests {
     #[test]
     fn budget_windows_are_per_owner_and_contiguous() {
         for (span, end) in [(MINUTE, 60_000), (DAY, 86_400_000)] {
-            for begun in [-end, 0, end, 20_000 * end] {
-                let at = |millis| account("submits", "ada", Time::from_millis(millis), span);
-                let (first, last, next) = (at(begun), at(begun + end - 1), at(begun + end));
+            for start in [-end, 0, end, 20_000 * end] {
+                let at = |millis| window("submits", "ada", Time::from_millis(millis), span);
+                let (first, last, next) = (at(start), at(start + end - 1), at(start + end));
                 assert_eq!(first.name, last.name);
-                assert_eq!(first.expires_at, Time::from_millis(begun + end));
+                assert_eq!(first.expires_at, Time::from_millis(start + end));
                 assert_eq!(
                     last.expires_at, first.expires_at,
-                    "the wait is what is left of it"
+                    "all times of a window share its end"
                 );
                 assert_ne!(next.name, first.name);
-                assert_eq!(next.expires_at, Time::from_millis(begun + 2 * end));
+                assert_eq!(next.expires_at, Time::from_millis(start + 2 * end));
             }
         }
-        // No owner's name reaches into another's account.
-        let of = |owner| account("owner", owner, Time::from_millis(0), DAY).name;
+        // Distinct owners and kinds have distinct window names.
+        let of = |owner| window("owner", owner, Time::from_millis(0), DAY).name;
         let names = [
             of("a"),
             of("a/b"),
             of(""),
-            account("submits", "a", Time::from_millis(0), DAY).name,
+            window("submits", "a", Time::from_millis(0), DAY).name,
         ];
         for (n, name) in names.iter().enumerate() {
             assert!(!names[n + 1..].contains(name), "{name}");

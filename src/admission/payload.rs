@@ -1,16 +1,14 @@
-//! Lean payloads: what is large travels by its URL.
-//!
-//! Invariant: no request that passes carries a file's bytes, in whatever field.
+//! Checks the size of a request and rejects inline files, which must be passed by URL.
 
 use serde_json::Value;
 
 use super::AdmissionError;
 use crate::job::VideoRequest;
 
-/// The most bytes of JSON that a request may have.
+/// Maximum size of a request, in bytes of JSON.
 pub(super) const MAX_REQUEST_BYTES: usize = 64 << 10;
 
-/// From this length on, a text of nothing but base64 is taken for a file.
+/// A base64 text longer than this many bytes counts as an inline file.
 const MIN_INLINE_BASE64: usize = 8 << 10;
 
 pub(super) fn check(request: &VideoRequest) -> Result<(), AdmissionError> {
@@ -20,13 +18,14 @@ pub(super) fn check(request: &VideoRequest) -> Result<(), AdmissionError> {
             return Err(AdmissionError::Inline(path));
         }
     }
-    match request.to_string().len() {
-        bytes if bytes > MAX_REQUEST_BYTES => Err(AdmissionError::TooLarge(bytes)),
-        _ => Ok(()),
+    let bytes = request.to_string().len();
+    if bytes > MAX_REQUEST_BYTES {
+        return Err(AdmissionError::TooLarge(bytes));
     }
+    Ok(())
 }
 
-/// Where in a value a file's bytes stand.
+/// Returns the path of the first inline file in `value`.
 fn find_inline_data(value: &Value, path: &str) -> Option<String> {
     match value {
         Value::String(text) => is_inline_data(text).then(|| path.to_owned()),
@@ -62,13 +61,13 @@ mod tests {
 
     #[test]
     fn inline_data_is_detected() {
-        let blob = "QUJD".repeat(MIN_INLINE_BASE64 / 4) + "RA==";
+        let base64 = "QUJD".repeat(MIN_INLINE_BASE64 / 4) + "RA==";
         for data in [
             "data:image/png;base64,iVBORw0KGgo=",
             " DATA:,hello",
             "look at this: data:image/png;base64,iVBORw0KGgo=",
-            &blob,
-            &blob.replace("QUJDQUJD", "QU_-QU\r\n"),
+            &base64,
+            &base64.replace("QUJDQUJD", "QU_-QU\r\n"),
         ] {
             assert!(is_inline_data(data), "{}", &data[..20.min(data.len())]);
         }

@@ -1,7 +1,7 @@
-//! The frame: presets filled in, and lowered to what the tier allows.
+//! Platform presets and the resolution limit of a tier.
 //!
-//! Invariant: below production nothing that sets a size passes unless it is known to be at most
-//! 720p, be it in a field of ours or anywhere in `input`.
+//! Invariant: below the production tier, a request passes only if every size in it, including those
+//! in `input`, is known to be at most 720p.
 
 use serde_json::{Map, Value};
 
@@ -9,10 +9,10 @@ use super::AdmissionError;
 use crate::config::Tier;
 use crate::job::VideoRequest;
 
-/// The most pixels of the shorter side below production.
-const SHORT_SIDE: u32 = 720;
+/// Maximum length of the shorter side below the production tier, in pixels.
+const MAX_SHORT_SIDE: u32 = 720;
 
-/// Fills in what the platform means, unless the request says something else about it.
+/// Fills in the dimensions of the requested platform, and rejects a request that contradicts them.
 pub(super) fn apply_platform_preset(request: &mut VideoRequest) -> Result<(), AdmissionError> {
     let Some(platform) = request.platform else {
         return Ok(());
@@ -21,16 +21,15 @@ pub(super) fn apply_platform_preset(request: &mut VideoRequest) -> Result<(), Ad
     let contradicts = |sides: (u32, u32)| {
         u64::from(sides.0) * u64::from(height) != u64::from(sides.1) * u64::from(width)
     };
-    let asked = [
+    for (field, value) in [
         ("aspect_ratio", &request.aspect_ratio),
         ("resolution", &request.resolution),
-    ];
-    for (field, asked) in asked {
-        let asked = asked.as_deref();
-        if let Some(asked) = asked.filter(|asked| parse_dimensions(asked).is_some_and(contradicts))
+    ] {
+        if let Some(value) = value
+            && parse_dimensions(value).is_some_and(contradicts)
         {
             return Err(AdmissionError::Parameters(format!(
-                "{field}: '{asked}' contradicts the platform '{}', which is {ratio}",
+                "{field}: '{value}' contradicts the platform '{}', which is {ratio}",
                 platform.as_str()
             )));
         }
@@ -38,7 +37,7 @@ pub(super) fn apply_platform_preset(request: &mut VideoRequest) -> Result<(), Ad
     if let Some((w, h)) = request
         .width
         .zip(request.height)
-        .filter(|&it| contradicts(it))
+        .filter(|&sides| contradicts(sides))
     {
         return Err(AdmissionError::Parameters(format!(
             "width, height: {w}x{h} contradicts the platform '{}', which is {ratio}",
@@ -46,9 +45,9 @@ pub(super) fn apply_platform_preset(request: &mut VideoRequest) -> Result<(), Ad
         )));
     }
     request.aspect_ratio.get_or_insert_with(|| ratio.to_owned());
-    // How large it is, a resolution says where there is one; without a word, the platform.
-    let wished = request.resolution.as_deref().map(short_side);
-    if let Some(short) = wished.unwrap_or(Some(width.min(height))) {
+    // An explicit resolution determines the size. The platform provides the default.
+    let requested = request.resolution.as_deref().map(short_side);
+    if let Some(short) = requested.unwrap_or(Some(width.min(height))) {
         let (width, height) = scaled(width, height, short);
         request.width.get_or_insert(width);
         request.height.get_or_insert(height);
@@ -56,31 +55,31 @@ pub(super) fn apply_platform_preset(request: &mut VideoRequest) -> Result<(), Ad
     Ok(())
 }
 
-/// Lowers the request to 720p.
+/// Caps the request to 720p.
 pub(super) fn cap_to_tier(request: &mut VideoRequest, tier: Tier) -> Result<(), AdmissionError> {
-    let most = format!("{SHORT_SIDE}p");
-    let resolution = request.resolution.take().unwrap_or_else(|| most.clone());
+    let max = format!("{MAX_SHORT_SIDE}p");
+    let resolution = request.resolution.take().unwrap_or_else(|| max.clone());
     request.resolution = match short_side(&resolution) {
         None => return Err(unknown_resolution("resolution", &resolution, tier)),
-        Some(side) if side <= SHORT_SIDE => Some(resolution),
+        Some(side) if side <= MAX_SHORT_SIDE => Some(resolution),
         Some(_) => {
-            // `720p` does not say which side is the shorter one, as the pixels did.
+            // The pixel dimensions imply an aspect ratio, which `720p` does not.
             if let Some((width, height)) = parse_dimensions(&resolution) {
                 let ratio = || ratio(width, height);
                 request.aspect_ratio.get_or_insert_with(ratio);
             }
-            Some(most)
+            Some(max)
         }
     };
     if let Some((width, height)) = request.width.zip(request.height) {
-        let (width, height) = scaled(width, height, SHORT_SIDE.min(width.min(height)));
+        let (width, height) = scaled(width, height, MAX_SHORT_SIDE.min(width.min(height)));
         (request.width, request.height) = (Some(width), Some(height));
     }
-    // Some providers take pixels for a ratio, as `1920:1080`.
+    // Some providers accept pixels as an aspect ratio, such as `1920:1080`.
     if let Some((width, height)) = request.aspect_ratio.as_deref().and_then(parse_dimensions)
-        && width.min(height) > SHORT_SIDE
+        && width.min(height) > MAX_SHORT_SIDE
     {
-        let (width, height) = scaled(width, height, SHORT_SIDE);
+        let (width, height) = scaled(width, height, MAX_SHORT_SIDE);
         request.aspect_ratio = Some(format!("{width}:{height}"));
     }
     check_object(&request.input, "input", tier)
@@ -89,12 +88,12 @@ pub(super) fn cap_to_tier(request: &mut VideoRequest, tier: Tier) -> Result<(), 
 fn unknown_resolution(path: &str, value: &str, tier: Tier) -> AdmissionError {
     let tier = tier.as_str();
     AdmissionError::Parameters(format!(
-        "{path}: '{value}' can't be compared with {SHORT_SIDE}p, the most of the tier {tier}"
+        "{path}: '{value}' cannot be compared with {MAX_SHORT_SIDE}p, the limit of the tier {tier}"
     ))
 }
 
-/// Both sides made larger or smaller alike, so that the shorter one is `to` pixels; where they
-/// change they become even numbers, which encoders want.
+/// Scales both sides so that the shorter one has `to` pixels. Changed sides are rounded down to even
+/// numbers, which video encoders require.
 fn scaled(width: u32, height: u32, to: u32) -> (u32, u32) {
     let short = width.min(height);
     if short == to {
@@ -115,22 +114,25 @@ fn ratio(width: u32, height: u32) -> String {
     format!("{}:{}", width / a.max(1), height / a.max(1))
 }
 
-/// Two numbers, as `1920x1080`, `1920*1080` or `16:9`.
+/// Parses two numbers, such as `1920x1080`, `1920*1080` or `16:9`.
 fn parse_dimensions(text: &str) -> Option<(u32, u32)> {
     let (width, height) = text.split_once(['x', 'X', '×', '*', ':', '/'])?;
     let side = |text: &str| text.trim().parse().ok().filter(|side| *side > 0);
     Some((side(width)?, side(height)?))
 }
 
-/// The shorter side in pixels that a word for a resolution means.
-fn short_side(word: &str) -> Option<u32> {
-    let word = word.trim().to_lowercase().replace([' ', '_', '-'], "");
-    if let Some((width, height)) = parse_dimensions(&word) {
+/// Returns the shorter side in pixels of a named or numeric resolution.
+fn short_side(resolution: &str) -> Option<u32> {
+    let name = resolution
+        .trim()
+        .to_lowercase()
+        .replace([' ', '_', '-'], "");
+    if let Some((width, height)) = parse_dimensions(&name) {
         let short = width.min(height);
-        // Less is no size but a ratio.
+        // Smaller numbers are an aspect ratio, not a size.
         return (short >= 64).then_some(short);
     }
-    let named = match word.as_str() {
+    let named = match name.as_str() {
         "sd" => Some(480),
         "hd" => Some(720),
         "1k" => Some(1024),
@@ -139,20 +141,16 @@ fn short_side(word: &str) -> Option<u32> {
         "uhd" | "ultrahd" => Some(2160),
         _ => None,
     };
-    let lines = || word.strip_suffix(['p', 'i']).unwrap_or(&word).parse().ok();
-    // 2K is 1080 lines and 4K is 2160.
+    let lines = || name.strip_suffix(['p', 'i']).unwrap_or(&name).parse().ok();
+    // 2K has 1080 lines and 4K has 2160.
     let thousands = || {
-        Some(
-            word.strip_suffix('k')?
-                .parse::<u32>()
-                .ok()?
-                .saturating_mul(540),
-        )
+        let count: u32 = name.strip_suffix('k')?.parse().ok()?;
+        Some(count.saturating_mul(540))
     };
     named.or_else(thousands).or_else(lines)
 }
 
-/// Whether nothing in a mapping sets a size above the tier's.
+/// Checks that no size in `fields` exceeds the limit of the tier.
 fn check_object(fields: &Map<String, Value>, path: &str, tier: Tier) -> Result<(), AdmissionError> {
     let side = |name| fields.get(name).filter(|value| !value.is_null());
     let both = side("width")
@@ -160,7 +158,7 @@ fn check_object(fields: &Map<String, Value>, path: &str, tier: Tier) -> Result<(
         .zip(side("height").and_then(pixels));
     for (name, value) in fields {
         let path = format!("{path}.{name}");
-        let is_of = |name: &str| match name {
+        let short_side_of = |name: &str| match name {
             "width" | "height" => Some(both.map(|(w, h)| w.min(h)).or_else(|| pixels(value))),
             "ratio" | "aspectratio" => {
                 let sides = value.as_str().and_then(parse_dimensions);
@@ -170,13 +168,13 @@ fn check_object(fields: &Map<String, Value>, path: &str, tier: Tier) -> Result<(
             name if name.ends_with("resolution") => Some(size(value)),
             _ => None,
         };
-        let known = name.to_lowercase().replace(['_', '-'], "");
-        match (is_of(&known), value) {
+        let normalized = name.to_lowercase().replace(['_', '-'], "");
+        match (short_side_of(&normalized), value) {
             (_, Value::Null | Value::Object(_)) | (None, _) => {}
-            (Some(Some(short)), _) if short <= SHORT_SIDE => {}
+            (Some(Some(short)), _) if short <= MAX_SHORT_SIDE => {}
             (Some(Some(_)), _) => {
                 return Err(AdmissionError::Parameters(format!(
-                    "{path}: {value} is more than {SHORT_SIDE}p, the most of the tier {}",
+                    "{path}: {value} exceeds {MAX_SHORT_SIDE}p, the limit of the tier {}",
                     tier.as_str()
                 )));
             }
@@ -203,10 +201,10 @@ fn check_value(value: &Value, path: &str, tier: Tier) -> Result<(), AdmissionErr
     }
 }
 
-/// The shorter side of a size, as a word, a number or two.
+/// Returns the shorter side of a size given as a name, a number or a pair of numbers.
 fn size(value: &Value) -> Option<u32> {
     match value {
-        Value::String(word) => short_side(word),
+        Value::String(name) => short_side(name),
         Value::Array(sides) => {
             let sides: Option<Vec<u32>> = sides.iter().map(pixels).collect();
             sides.filter(|sides| sides.len() == 2)?.into_iter().min()
@@ -216,11 +214,11 @@ fn size(value: &Value) -> Option<u32> {
     }
 }
 
-/// Rounded up.
+/// Parses a number of pixels, rounded up.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "saturates, which is what is wanted"
+    reason = "the cast saturates, as intended"
 )]
 fn pixels(value: &Value) -> Option<u32> {
     match value {
@@ -237,17 +235,16 @@ mod tests {
     use super::*;
     use crate::job::Platform;
 
-    fn lowered(mut request: VideoRequest) -> Result<VideoRequest, String> {
-        let tier = Tier::Staging;
-        let done =
-            apply_platform_preset(&mut request).and_then(|()| cap_to_tier(&mut request, tier));
-        done.map(|()| request)
-            .map_err(|refusal| refusal.to_string())
+    fn capped(mut request: VideoRequest) -> Result<VideoRequest, String> {
+        apply_platform_preset(&mut request)
+            .and_then(|()| cap_to_tier(&mut request, Tier::Staging))
+            .map(|()| request)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
     fn every_resolution_above_720p_is_capped() {
-        for word in [
+        for name in [
             "1080p",
             "1080P",
             "4k",
@@ -267,35 +264,35 @@ mod tests {
             "1080i",
             "1920 × 1080",
         ] {
-            let resolution = Some(word.to_owned());
+            let resolution = Some(name.to_owned());
             let request = VideoRequest {
                 resolution,
                 ..VideoRequest::default()
             };
-            let request = lowered(request).unwrap();
-            assert_eq!(request.resolution.as_deref(), Some("720p"), "{word}");
+            let request = capped(request).unwrap();
+            assert_eq!(request.resolution.as_deref(), Some("720p"), "{name}");
         }
-        for word in [
+        for name in [
             "720p", "hd", "480p", "SD", "1280x720", "720x1280", "540", "512P",
         ] {
-            let resolution = Some(word.to_owned());
+            let resolution = Some(name.to_owned());
             let request = VideoRequest {
                 resolution,
                 ..VideoRequest::default()
             };
-            let request = lowered(request).unwrap();
-            assert_eq!(request.resolution.as_deref(), Some(word), "as asked");
+            let request = capped(request).unwrap();
+            assert_eq!(request.resolution.as_deref(), Some(name), "unchanged");
         }
-        for word in ["best", "", "16:9", "p", "k", "1080pp", "square_hd"] {
-            let resolution = Some(word.to_owned());
+        for name in ["best", "", "16:9", "p", "k", "1080pp", "square_hd"] {
+            let resolution = Some(name.to_owned());
             let request = VideoRequest {
                 resolution,
                 ..VideoRequest::default()
             };
-            let problem = lowered(request).unwrap_err();
-            assert!(problem.starts_with("resolution: "), "{word}: {problem}");
+            let problem = capped(request).unwrap_err();
+            assert!(problem.starts_with("resolution: "), "{name}: {problem}");
         }
-        let request = lowered(VideoRequest::default()).unwrap();
+        let request = capped(VideoRequest::default()).unwrap();
         assert_eq!(request.resolution.as_deref(), Some("720p"));
     }
 
@@ -305,20 +302,20 @@ mod tests {
             platform: Some(Platform::Instagram),
             ..VideoRequest::default()
         };
-        let square = lowered(square).unwrap();
+        let square = capped(square).unwrap();
         assert_eq!((square.width, square.height), (Some(720), Some(720)));
         let tall = VideoRequest {
             resolution: Some("1080x1920".to_owned()),
             ..VideoRequest::default()
         };
-        assert_eq!(lowered(tall).unwrap().aspect_ratio.as_deref(), Some("9:16"));
+        assert_eq!(capped(tall).unwrap().aspect_ratio.as_deref(), Some("9:16"));
         let wide = VideoRequest {
             width: Some(3413),
             height: Some(1439),
             aspect_ratio: Some("1920:1080".to_owned()),
             ..VideoRequest::default()
         };
-        let wide = lowered(wide).unwrap();
+        let wide = capped(wide).unwrap();
         assert_eq!((wide.width, wide.height), (Some(1706), Some(720)));
         assert_eq!(wide.aspect_ratio.as_deref(), Some("1280:720"));
     }
@@ -333,7 +330,7 @@ mod tests {
             };
             apply_platform_preset(&mut request)
                 .map(|()| request.width.zip(request.height))
-                .map_err(|refusal| refusal.to_string())
+                .map_err(|error| error.to_string())
         };
         for (platform, resolution, sides) in [
             (Platform::Tiktok, "1080p", Some((1080, 1920))),
@@ -355,7 +352,7 @@ mod tests {
     fn sizes_in_input_are_capped() {
         let check = |input: Value| {
             let input = input.as_object().unwrap().clone();
-            lowered(VideoRequest {
+            capped(VideoRequest {
                 input,
                 ..VideoRequest::default()
             })
@@ -406,7 +403,7 @@ mod tests {
             };
             apply_platform_preset(&mut request)
                 .map(|()| request)
-                .map_err(|refusal| refusal.to_string())
+                .map_err(|error| error.to_string())
         };
         for ratio in ["9:16", "720:1280", "9/16", "auto"] {
             let request = of(ratio).unwrap();

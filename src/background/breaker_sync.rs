@@ -1,8 +1,8 @@
-//! What the nodes of a fleet know of providers, known to all of them.
+//! Replication of circuit breaker state between the nodes of a cluster.
 //!
-//! Invariant: each gate is its node's own, and a memo of it is remembered in the store; a node that
-//! hears that there is something new reads the memos, and the later account of each gate holds. So a
-//! pause is everybody's, and so is the one request that is let through at its end.
+//! Each node publishes a snapshot of its circuit breakers to the store and merges the snapshots of the
+//! others. For each circuit, the newer state wins. A pause therefore applies to all nodes, and so does
+//! the single probe request that ends it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,31 +15,31 @@ use crate::provider::{Provider, Providers};
 use crate::store::{self, SharedState};
 use crate::tracker::WorkerWakeups;
 
-/// How often memos are read unasked, should a word of a new one be lost.
+/// Interval of unconditional reads, in case a notification was lost.
 const SHARED_STATE_POLL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long to wait before telling again after the store failed.
+/// Delay before the next attempt to publish after the store failed.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Tells the other nodes how providers are, and hears it from them; cheap to clone.
+/// Publishes and merges circuit breaker state. Cheap to clone.
 #[derive(Clone)]
 pub struct BreakerSync {
-    /// Where it is remembered.
+    /// The store that holds the shared state.
     pub store: Arc<dyn SharedState>,
-    /// Whose gates it is about.
+    /// The providers with their circuit breakers.
     pub providers: Arc<Providers>,
-    /// Who hears of something new.
+    /// Signals changes of the shared state.
     pub feed: Arc<ChangeFeed>,
-    /// Woken when a gate may have opened.
-    pub stir: WorkerWakeups,
+    /// Wakes the submitter when a circuit may have closed.
+    pub wakeups: WorkerWakeups,
 }
 
 impl BreakerSync {
-    /// Tells and hears until `stop`.
+    /// Publishes and merges until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
-        let mut telling = JoinSet::new();
+        let mut publishers = JoinSet::new();
         for provider in self.providers.iter() {
-            telling.spawn(publish_loop(Arc::clone(&self.store), Arc::clone(provider)));
+            publishers.spawn(publish_loop(Arc::clone(&self.store), Arc::clone(provider)));
         }
         tokio::select! {
             () = stop.cancelled() => {}
@@ -50,41 +50,41 @@ impl BreakerSync {
     async fn merge_loop(&self) {
         loop {
             if let Err(error) = self.merge_remote_states().await {
-                tracing::debug!(%error, "can't read how others find the providers");
+                tracing::debug!(%error, "failed to read shared breaker state");
             }
             tokio::select! {
-                () = self.feed.reminded() => {}
+                () = self.feed.shared_state_changed() => {}
                 () = tokio::time::sleep(SHARED_STATE_POLL_INTERVAL) => {}
             }
         }
     }
 
     async fn merge_remote_states(&self) -> Result<(), store::Error> {
-        for (name, memo) in self.store.shared_states().await? {
+        for (name, snapshot) in self.store.shared_states().await? {
             let Some(provider) = self.providers.get(&name) else {
                 continue;
             };
-            if let Err(error) = provider.gate().merge_snapshot(&memo) {
-                tracing::warn!(provider.name = name, %error, "another node's memo can't be read");
+            if let Err(error) = provider.gate().merge_snapshot(&snapshot) {
+                tracing::warn!(provider.name = name, %error, "invalid breaker snapshot from another node");
             }
         }
-        self.stir.submitter.notify_one();
+        self.wakeups.submitter.notify_one();
         Ok(())
     }
 }
 
-/// Has the latest memo of a gate remembered, again and again.
+/// Publishes each new snapshot of a provider's circuit breaker.
 async fn publish_loop(store: Arc<dyn SharedState>, provider: Arc<Provider>) {
-    let mut memos = provider.gate().memo();
-    while memos.changed().await.is_ok() {
+    let mut snapshots = provider.gate().memo();
+    while snapshots.changed().await.is_ok() {
         loop {
-            let Some(memo) = memos.borrow_and_update().clone() else {
+            let Some(snapshot) = snapshots.borrow_and_update().clone() else {
                 break;
             };
-            match store.put_shared_state(provider.name(), &memo).await {
+            match store.put_shared_state(provider.name(), &snapshot).await {
                 Ok(()) => break,
                 Err(error) => {
-                    tracing::debug!(provider.name = provider.name(), %error, "can't tell how it is");
+                    tracing::debug!(provider.name = provider.name(), %error, "failed to publish breaker state; retrying");
                     tokio::time::sleep(RETRY_DELAY).await;
                 }
             }

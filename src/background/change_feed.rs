@@ -1,8 +1,8 @@
-//! The feed: keeps the hub as current as the store.
+//! Delivers changes from the store to the hub.
 //!
-//! Invariant: what the store announces goes to the hub at once; whatever may have been missed (a
-//! shard that lagged, a store that was away, a message that nobody noticed was lost) is read again,
-//! and the newest version decides.
+//! Announced changes go to the hub immediately. Changes that may have been missed are read again: after
+//! a shard lagged, after the store was unavailable, and periodically in case a message was lost. The
+//! version of a document decides whether it is delivered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,36 +14,40 @@ use tokio_util::sync::CancellationToken;
 use crate::hub::{DeliveredVersion, FeedHealth, Hub};
 use crate::job::{Job, JobId, Topic};
 use crate::store::{self, ChangeListener, ListQuery, Store, StoreEvent};
-use crate::time::Time;
+use crate::time::{Time, stable_hash};
 use crate::tracker::Tracker;
 
-/// Jobs that are read again at once.
+/// Maximum number of jobs per read of a resync.
 const RESYNC_BATCH: usize = 256;
 
-/// Jobs of a followed owner that are read: all unfinished ones first, then the newest.
+/// Maximum number of jobs that are read for an owner subscription: unfinished jobs first, then the
+/// newest.
 pub const MAX_OWNER_SNAPSHOT: usize = 256;
 
-/// How long to wait before reading again after the store failed.
+/// Interval of the reconciliation ticks, and delay before the next resync attempt after the store
+/// failed.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// In how many pauses everything that is watched and unfinished is read once more.
-const RECONCILE_TICKS: u64 = 30;
+/// Number of ticks in which all subscribed unfinished jobs are read once.
+const RECONCILE_TICKS: u32 = 30;
 
-/// Jobs of a followed owner that are read once more with it.
+/// Maximum number of jobs that are read for an owner in one reconciliation.
 const RECONCILE_OWNER_JOBS: usize = 32;
 
-/// Between a store and a hub.
+/// Connects a store to a hub.
 pub struct ChangeFeed {
     hub: Arc<Hub>,
     is_store_unavailable: AtomicBool,
     shared_state_changed: Notify,
 }
 
-/// Reads jobs that the caller has attached to: listened for first, so that nothing is missed
-/// between what is read and what is announced.
+/// Subscribes to changes of `jobs` and then reads their newest versions.
+///
+/// The caller must attach its connection to the jobs first. Then no change is lost between the read
+/// and the first announcement.
 ///
 /// # Errors
-/// The store's.
+/// Returns the error of the store.
 pub async fn subscribe_and_read(
     store: &dyn Store,
     jobs: &[JobId],
@@ -53,10 +57,13 @@ pub async fn subscribe_and_read(
     store.get_many(jobs).await
 }
 
-/// Reads the jobs that a follower of `owner`, who has attached already, is shown.
+/// Subscribes to changes of all jobs of `owner` and then lists its newest jobs, at most
+/// [`MAX_OWNER_SNAPSHOT`].
+///
+/// The caller must attach its connection to the owner first.
 ///
 /// # Errors
-/// The store's.
+/// Returns the error of the store.
 pub async fn subscribe_and_list(
     store: &dyn Store,
     owner: &str,
@@ -75,7 +82,7 @@ fn owner_query(owner: &str, limit: usize) -> ListQuery {
 }
 
 impl ChangeFeed {
-    /// A feed for this hub.
+    /// Creates a feed for `hub`.
     #[must_use]
     pub fn new(hub: &Arc<Hub>) -> Arc<Self> {
         Arc::new(Self {
@@ -85,7 +92,7 @@ impl ChangeFeed {
         })
     }
 
-    /// What the store is given to speak to.
+    /// Returns the listener to open the store with.
     #[must_use]
     pub fn listener(self: &Arc<Self>) -> ChangeListener {
         let (feed, hub) = (Arc::clone(self), Arc::clone(&self.hub));
@@ -114,32 +121,32 @@ impl ChangeFeed {
         }
     }
 
-    /// Waits until there may be something new among what the nodes remember together.
-    pub async fn reminded(&self) {
+    /// Waits until the shared state may have changed.
+    pub async fn shared_state_changed(&self) {
         self.shared_state_changed.notified().await;
     }
 
-    /// Reads again what may have been missed, until `stop`.
+    /// Resynchronizes and reconciles until `stop` is cancelled.
     pub async fn run(
         self: Arc<Self>,
         store: Arc<dyn Store>,
         tracker: Arc<Tracker>,
         stop: CancellationToken,
     ) {
-        let reader = Resynchronizer {
+        let resynchronizer = Resynchronizer {
             feed: self,
             store,
             tracker,
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = reader.resync_lagging_shards() => {}
-            () = reader.reconcile_loop() => {}
+            () = resynchronizer.resync_lagging_shards() => {}
+            () = resynchronizer.reconcile_loop() => {}
         }
     }
 }
 
-/// Reads what the hub shows.
+/// Reads subscribed jobs again.
 struct Resynchronizer {
     feed: Arc<ChangeFeed>,
     store: Arc<dyn Store>,
@@ -147,13 +154,13 @@ struct Resynchronizer {
 }
 
 impl Resynchronizer {
-    /// Reads everything again that a shard may have missed.
+    /// Reads all jobs of a lagging shard again and reports recovery when no shard lags any longer.
     async fn resync_lagging_shards(&self) {
         let hub = &self.feed.hub;
         loop {
             for shard in hub.lagging().await {
                 while let Err(error) = self.resync_shard(shard).await {
-                    tracing::warn!(shard, %error, "can't read the watched jobs again yet");
+                    tracing::warn!(shard, %error, "resync failed; retrying");
                     tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
@@ -182,25 +189,24 @@ impl Resynchronizer {
         Ok(())
     }
 
-    /// Reads what is watched and unfinished again and again, slowly: should a message be lost and
-    /// nobody notice, that is mended before anybody else does.
+    /// Periodically reads the subscribed unfinished jobs, in case a message was lost unnoticed.
     async fn reconcile_loop(&self) {
-        for turn in (0..RECONCILE_TICKS).cycle() {
+        for tick in (0..RECONCILE_TICKS).cycle() {
             tokio::time::sleep(RETRY_DELAY).await;
             if self.feed.is_store_unavailable.load(Ordering::Acquire) || !self.store.is_lossy() {
                 continue;
             }
-            if let Err(error) = self.reconcile(turn).await {
-                tracing::debug!(%error, "can't look over what is watched");
+            if let Err(error) = self.reconcile(tick).await {
+                tracing::debug!(%error, "reconciliation failed");
             }
         }
     }
 
-    async fn reconcile(&self, turn: u64) -> Result<(), store::Error> {
+    async fn reconcile(&self, tick: u32) -> Result<(), store::Error> {
         let hub = &self.feed.hub;
-        let (mut jobs, mut owners) = hub.unfinished();
-        jobs.retain(|job| is_due_in_tick(job.as_str(), turn));
-        owners.retain(|owner| is_due_in_tick(owner, turn));
+        let (mut jobs, mut owners) = hub.active_topics();
+        jobs.retain(|job| is_due_in_tick(job.as_str(), tick));
+        owners.retain(|owner| is_due_in_tick(owner, tick));
         for batch in jobs.chunks(RESYNC_BATCH) {
             for job in self
                 .republish_regressed(self.store.get_many(batch).await?)
@@ -224,50 +230,51 @@ impl Resynchronizer {
     fn deliver_if_newer(&self, job: Arc<Job>) {
         let hub = &self.feed.hub;
         if hub
-            .shown(&job.id)
-            .is_none_or(|shown| shown.version < job.version)
+            .last_delivered(&job.id)
+            .is_none_or(|delivered| delivered.version < job.version)
         {
             hub.deliver(job);
         }
     }
 
-    /// The jobs as they are to be shown. A store that lost what it had announced (a replica took over
-    /// that did not have it yet) now holds another document under a number that was shown, or one
-    /// below it; that document gets a number above, or it would never be seen.
+    /// Republishes the jobs that regressed behind a delivered version.
+    ///
+    /// After a failover to a replica that lacks the last writes, the store can hold a different document
+    /// under a version that was already delivered, or a lower version. Clients would ignore it, so it is
+    /// stored again with a higher version.
     async fn republish_regressed(&self, jobs: Vec<Arc<Job>>) -> Vec<Arc<Job>> {
-        let mut shown = Vec::with_capacity(jobs.len());
+        let mut current = Vec::with_capacity(jobs.len());
         for job in jobs {
-            let before = self.feed.hub.shown(&job.id);
-            let is_lost = before.is_some_and(|before| {
-                before.version > job.version
-                    || before.version == job.version && before.updated_at != job.updated_at
-            });
-            shown.push(match before {
-                Some(before) if is_lost => self.republish(job, before).await,
+            current.push(match self.feed.hub.last_delivered(&job.id) {
+                Some(delivered) if is_regressed(&job, &delivered) => {
+                    self.republish(job, &delivered).await
+                }
                 Some(_) | None => job,
             });
         }
-        shown
+        current
     }
 
-    async fn republish(&self, job: Arc<Job>, shown: DeliveredVersion) -> Arc<Job> {
-        let overtaking = self
+    async fn republish(&self, job: Arc<Job>, delivered: &DeliveredVersion) -> Arc<Job> {
+        let republished = self
             .tracker
-            .republish_above(&job.id, shown.version, shown.updated_at);
-        match overtaking.await {
-            Ok(raised) => raised,
-            Err(error) => {
-                tracing::warn!(job.id = %job.id, %error, "can't raise a version above what was shown");
-                job
-            }
-        }
+            .republish_above(&job.id, delivered.version, delivered.updated_at)
+            .await;
+        republished.unwrap_or_else(|error| {
+            tracing::warn!(job.id = %job.id, %error, "failed to republish job after store regression");
+            job
+        })
     }
 }
 
-/// Whether something is read in this turn of a round: always in the same one.
-fn is_due_in_tick(name: &str, turn: u64) -> bool {
-    let hash = name.bytes().fold(0u64, |hash, byte| {
-        hash.wrapping_mul(31).wrapping_add(u64::from(byte))
-    });
-    hash % RECONCILE_TICKS == turn
+/// Returns whether the store lost the delivered version: it holds a lower one, or another document with
+/// the same version.
+fn is_regressed(job: &Job, delivered: &DeliveredVersion) -> bool {
+    delivered.version > job.version
+        || delivered.version == job.version && delivered.updated_at != job.updated_at
+}
+
+/// Returns whether a topic is read in this tick. Each topic is assigned to one tick by its hash.
+fn is_due_in_tick(name: &str, tick: u32) -> bool {
+    stable_hash(name) % RECONCILE_TICKS == tick
 }

@@ -1,13 +1,12 @@
-//! The submitter: sends accepted jobs to their providers.
+//! Submits accepted jobs to their providers.
 //!
-//! Invariant: a try is on record before it is sent, so that whatever happens to this process, no
-//! job is sent twice unless its provider has said for sure that it does not have it. No more jobs
-//! are claimed than the provider's gate gives leave for.
+//! Invariants: an attempt is recorded before its request is sent. After a crash, a job is therefore
+//! submitted again only if the provider definitely does not have it. No more jobs are claimed than the
+//! circuit breaker issues permits for.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,114 +17,120 @@ use crate::links::Links;
 use crate::provider::{Permit, Provider, Providers, Rejection, SubmitOutcome};
 use crate::store::{Queue, WorkQueues};
 use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
-use crate::time::Time;
-use crate::tracker::{Error, Tracker, WorkerWakeups};
+use crate::time::{Time, exponential_backoff, random_jitter};
+use crate::tracker::{self, MAX_IDLE, Tracker, WorkerWakeups};
 
-/// Jobs claimed at once, of one provider.
+/// Maximum number of jobs per claim and provider.
 const CLAIM_BATCH: usize = 64;
 
-/// How long after its claim a job may wait for a gate that has closed in between: well within the
-/// lease, so that nobody else begins a try meanwhile.
+/// Maximum time that a claimed job waits for its permit to become valid again. It is shorter than the
+/// claim lease, so no other node starts an attempt in the meantime.
 const MAX_PERMIT_WAIT: Duration = Duration::from_secs(20);
 
-/// How long to sleep at most: places can come free on another node, which does not wake this one.
-const MAX_IDLE: Duration = Duration::from_secs(1);
-
-/// The wait after the first failed try; doubled after each further one.
+/// Delay after the first failed attempt. It doubles with each further attempt.
 const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
 
-/// The longest wait of our own making.
+/// Maximum delay between attempts, unless the provider requests a longer one.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Sends accepted jobs; cheap to clone.
+/// Delay before the outcome of an attempt is recorded again after the store failed.
+const RECORD_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Submits accepted jobs. Cheap to clone.
 #[derive(Clone)]
 pub struct Submitter {
-    /// Where jobs wait.
+    /// The store that holds the submission queue.
     pub store: Arc<dyn WorkQueues>,
-    /// Who takes them.
+    /// The configured providers.
     pub providers: Arc<Providers>,
-    /// Where the outcome is written.
+    /// Records the outcomes.
     pub tracker: Arc<Tracker>,
-    /// Where providers send their news.
+    /// Creates the callback URLs.
     pub links: Links,
-    /// What is counted.
+    /// Counts the requests.
     pub metrics: Arc<Metrics>,
-    /// What wakes it.
+    /// Wakes the submitter when a job may be due.
     pub wakeups: WorkerWakeups,
 }
 
 impl Submitter {
-    /// Claims and sends until `stop`, then waits for the tries under way.
+    /// Claims and submits jobs until `stop` is cancelled, then waits for the attempts in flight.
     pub async fn run(self, stop: CancellationToken) {
-        let tries = TaskTracker::new();
+        let attempts = TaskTracker::new();
         loop {
-            let stirred = self.wakeups.submitter.notified();
-            let next = self.claim(&tries, &stop).await;
+            let notified = self.wakeups.submitter.notified();
+            let delay = self.claim(&attempts, &stop).await;
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = stirred => {}
-                () = tokio::time::sleep(next) => {}
+                () = notified => {}
+                () = tokio::time::sleep(delay) => {}
             }
         }
-        tries.close();
-        tries.wait().await;
+        attempts.close();
+        attempts.wait().await;
     }
 
-    /// Starts a try for every job that is due and has a place; says how long to sleep after it.
-    async fn claim(&self, tries: &TaskTracker, stop: &CancellationToken) -> Duration {
-        let mut nap = MAX_IDLE;
+    /// Starts an attempt for every due job that gets a permit and a concurrency slot. Returns the time
+    /// to sleep before the next claim.
+    async fn claim(&self, attempts: &TaskTracker, stop: &CancellationToken) -> Duration {
+        // Another node can release a slot without notifying this one.
+        let mut delay = MAX_IDLE;
         for provider in self
             .providers
             .iter()
             .filter(|provider| provider.can_submit())
         {
-            self.refresh_balance(provider, tries);
-            let leaves = provider
+            self.refresh_balance(provider, attempts);
+            let permits = provider
                 .gate()
                 .try_acquire_submits(CLAIM_BATCH, Time::now());
-            if leaves.is_empty() {
-                // Full: the next one that ends stirs.
-                let reopens = provider.gate().retry_at(Time::now());
-                nap = reopens.map_or(nap, |at| nap.min(at.saturating_duration_since(Time::now())));
+            if permits.is_empty() {
+                // If all permits are in use, the next attempt that ends sends a notification.
+                if let Some(at) = provider.gate().retry_at(Time::now()) {
+                    delay = delay.min(at.saturating_duration_since(Time::now()));
+                }
                 continue;
             }
             let queue = Queue::Submit {
                 provider: provider.name(),
                 max_concurrent: provider.max_concurrent(),
             };
-            let claimed = match self.store.claim(queue, Time::now(), leaves.len()).await {
+            let claimed = match self.store.claim(queue, Time::now(), permits.len()).await {
                 Ok(claimed) => claimed,
                 Err(error) => {
-                    tracing::warn!(provider.name = provider.name(), %error, "can't claim jobs");
+                    tracing::warn!(provider.name = provider.name(), %error, "failed to claim submissions");
                     continue;
                 }
             };
-            for (job, leave) in claimed.into_iter().zip(leaves) {
+            for (job, permit) in claimed.into_iter().zip(permits) {
                 let (submitter, provider, stop) =
                     (self.clone(), Arc::clone(provider), stop.clone());
-                tries.spawn(
-                    async move { submitter.attempt(leave, &provider, &job.id, &stop).await },
-                );
+                attempts.spawn(async move {
+                    submitter.attempt(permit, &provider, &job.id, &stop).await;
+                });
             }
             if let Ok(Some(due)) = self.store.next_due(queue).await {
-                let wait = due.saturating_duration_since(Time::now());
-                nap = if wait.is_zero() { nap } else { nap.min(wait) };
+                let until_due = due.saturating_duration_since(Time::now());
+                // A job that is overdue waits for a slot.
+                if !until_due.is_zero() {
+                    delay = delay.min(until_due);
+                }
             }
         }
-        nap
+        delay
     }
 
-    /// Has the balance read where it is time to.
-    fn refresh_balance(&self, provider: &Arc<Provider>, tries: &TaskTracker) {
+    /// Reads the account balance in the background if it is due.
+    fn refresh_balance(&self, provider: &Arc<Provider>, tasks: &TaskTracker) {
         if !provider.is_balance_due(Time::now()) {
             return;
         }
         let (submitter, provider) = (self.clone(), Arc::clone(provider));
-        tries.spawn(async move {
+        tasks.spawn(async move {
             let outcome = match provider.read_balance().await {
                 Ok(()) => CallOutcome::Ok,
                 Err(error) => {
-                    tracing::info!(provider.name = provider.name(), %error, "can't read the balance");
+                    tracing::info!(provider.name = provider.name(), %error, "failed to read provider balance");
                     CallOutcome::NoResponse
                 }
             };
@@ -137,34 +142,36 @@ impl Submitter {
 
     async fn attempt(
         &self,
-        leave: Permit,
+        permit: Permit,
         provider: &Provider,
         id: &JobId,
         stop: &CancellationToken,
     ) {
-        let leave = tokio::select! {
+        let permit = tokio::select! {
             () = stop.cancelled() => return,
-            leave = leave.revalidate(Time::now() + MAX_PERMIT_WAIT) => leave,
+            permit = permit.revalidate(Time::now() + MAX_PERMIT_WAIT) => permit,
         };
-        let Some(leave) = leave else { return };
-        let begins = Update {
+        let Some(permit) = permit else { return };
+        let update = Update {
             source: Source::Submit,
             event: JobEvent::SubmissionStarted,
         };
-        let job = match self.tracker.apply_update(id, begins).await {
-            Ok(recorded) if recorded.applied => recorded.job,
+        let job = match self.tracker.apply_update(id, update).await {
+            Ok(outcome) if outcome.applied => outcome.job,
             Ok(_) => return,
             Err(error) => {
-                tracing::warn!(job.id = %id, %error, "can't begin a try");
+                tracing::warn!(job.id = %id, %error, "failed to start submission attempt");
                 return;
             }
         };
-        let callback = self.links.callback(provider.name(), id);
-        let sent = provider.submit(leave, &job, callback.as_ref()).await;
+        let callback = self.links.callback_url(provider.name(), id);
+        let submitted = provider.submit(permit, &job, callback.as_ref()).await;
         self.wakeups.submitter.notify_one();
-        let outcome = match &sent {
+        let outcome = match &submitted {
             SubmitOutcome::Accepted(_) => CallOutcome::Ok,
-            SubmitOutcome::Rejected(refused) if refused.failure.kind == FailureKind::RateLimit => {
+            SubmitOutcome::Rejected(rejection)
+                if rejection.failure.kind == FailureKind::RateLimit =>
+            {
                 CallOutcome::RateLimited
             }
             SubmitOutcome::Rejected(_) => CallOutcome::Refused,
@@ -172,70 +179,67 @@ impl Submitter {
         };
         self.metrics
             .provider_request(provider.name(), ProviderOperation::Submit, outcome);
-        self.record_until_stored(&job, update_for_outcome(&job, sent), stop)
+        self.record_until_stored(&job, update_for_outcome(&job, submitted), stop)
             .await;
     }
 
-    /// Records the outcome of a paid request, however long the store is away: there is nobody who
-    /// would tell it again.
+    /// Records the outcome of a paid request and retries until the store accepts it, because the
+    /// provider does not repeat its response.
     async fn record_until_stored(&self, job: &Job, update: Update, stop: &CancellationToken) {
         loop {
             match self.tracker.apply_update(&job.id, update.clone()).await {
-                Ok(_) | Err(Error::NotFound) => return,
-                Err(Error::Store(error)) => {
-                    tracing::error!(job.id = %job.id, %error, "can't record what became of a try; trying again");
+                Ok(_) | Err(tracker::Error::NotFound) => return,
+                Err(tracker::Error::Store(error)) => {
+                    tracing::error!(job.id = %job.id, %error, "failed to record submission outcome; retrying");
                 }
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(MAX_IDLE) => {}
+                () = tokio::time::sleep(RECORD_RETRY_DELAY) => {}
             }
         }
     }
 }
 
-/// What a try's end means for its job.
-fn update_for_outcome(job: &Job, sent: SubmitOutcome) -> Update {
-    let news = match sent {
+/// Returns the update that records the outcome of an attempt.
+fn update_for_outcome(job: &Job, outcome: SubmitOutcome) -> Update {
+    let event = match outcome {
         SubmitOutcome::Accepted(report) => JobEvent::Reported(report),
-        SubmitOutcome::Unknown(lost) => {
+        SubmitOutcome::Unknown(unknown) => {
             let message = format!(
-                "the answer to the submission was lost ({}); waiting for the provider's word",
-                lost.0
+                "submission outcome unknown ({}); waiting for a webhook or a successful poll",
+                unknown.0
             );
             JobEvent::SubmissionOutcomeUnknown {
                 error: Failure::new(FailureKind::SubmissionUnknown, message),
             }
         }
-        SubmitOutcome::Rejected(refused) => {
-            let at = Time::now() + retry_delay(job.attempt, &refused);
-            let is_tried_again =
-                refused.is_retryable() && job.attempt < MAX_ATTEMPTS && at < job.deadline_at;
-            let error = refused.failure;
-            match is_tried_again {
-                true => JobEvent::RetryScheduled { error, at },
-                false => JobEvent::Reported(Box::new(StatusReport::failed(error))),
+        SubmitOutcome::Rejected(rejection) => {
+            let at = Time::now() + retry_delay(job.attempt, &rejection);
+            let is_retried =
+                rejection.is_retryable() && job.attempt < MAX_ATTEMPTS && at < job.deadline_at;
+            let error = rejection.failure;
+            if is_retried {
+                JobEvent::RetryScheduled { error, at }
+            } else {
+                JobEvent::Reported(Box::new(StatusReport::failed(error)))
             }
         }
     };
     Update {
         source: Source::Submit,
-        event: news,
+        event,
     }
 }
 
-/// As long as the provider asks for, and up to a tenth more, so that waiting jobs do not come back
-/// together; else twice as long after each try, by half more or less.
-fn retry_delay(attempt: u32, refused: &Rejection) -> Duration {
-    let mut rng = rand::rng();
-    match refused.retry_after {
-        Some(wait) => wait.mul_f64(rng.random_range(1.0..1.1)),
-        None => {
-            let doubled =
-                INITIAL_BACKOFF * 2u32.saturating_pow(attempt.saturating_sub(1)).min(1 << 10);
-            doubled.min(MAX_BACKOFF).mul_f64(rng.random_range(0.5..1.5))
-        }
+/// Returns the delay before the next attempt: the delay that the provider requests plus up to 10%, or
+/// an exponential backoff with 50% jitter.
+fn retry_delay(attempt: u32, rejection: &Rejection) -> Duration {
+    if let Some(retry_after) = rejection.retry_after {
+        return random_jitter(retry_after, 1.0..1.1);
     }
+    let backoff = exponential_backoff(INITIAL_BACKOFF, MAX_BACKOFF, attempt);
+    random_jitter(backoff, 0.5..1.5)
 }
 
 #[cfg(test)]
@@ -244,20 +248,20 @@ mod tests {
 
     #[test]
     fn backoff_doubles_and_never_undercuts_retry_after() {
-        let refused = |wait| Rejection {
-            retry_after: wait,
+        let rejection = |retry_after| Rejection {
+            retry_after,
             ..Rejection::technical("busy")
         };
         for attempt in 1..=12 {
             let base = f64::from(2u32.pow(attempt - 1)).min(60.0);
-            let wait = retry_delay(attempt, &refused(None)).as_secs_f64();
+            let delay = retry_delay(attempt, &rejection(None)).as_secs_f64();
             assert!(
-                (base * 0.5..base * 1.5).contains(&wait),
-                "{attempt}: {wait}"
+                (base * 0.5..base * 1.5).contains(&delay),
+                "{attempt}: {delay}"
             );
         }
         let hint = Duration::from_secs(7);
-        let told = retry_delay(3, &refused(Some(hint)));
-        assert!(told >= hint && told < hint.mul_f64(1.1));
+        let delay = retry_delay(3, &rejection(Some(hint)));
+        assert!(delay >= hint && delay < hint.mul_f64(1.1));
     }
 }

@@ -1,8 +1,8 @@
-//! The watchdog: asks about silent jobs, and ends those whose time is up.
+//! Polls silent jobs and fails jobs that reach their deadline.
 //!
-//! Invariant: every unfinished job is due here at some moment not after its deadline, in the store
-//! and not in this process, so that no job hangs without an end, whatever restarts. How many
-//! questions are under way is the gate's to say, provider by provider.
+//! Invariant: every unfinished job is scheduled in the store for a check at its deadline or earlier, so
+//! every job reaches a terminal state regardless of restarts. The circuit breaker of each provider
+//! limits the number of concurrent polls.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,62 +21,62 @@ use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
 use crate::time::Time;
 use crate::tracker::{MAX_IDLE, Tracker, WorkerWakeups};
 
-/// Jobs claimed at once.
+/// Maximum number of jobs per claim.
 const CLAIM_BATCH: usize = 256;
 
-/// How often the store forgets what its retention says.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// Interval of the retention sweep.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Asks about silent jobs; cheap to clone.
+/// Polls silent jobs. Cheap to clone.
 #[derive(Clone)]
 pub struct Watchdog {
-    /// Where jobs are due.
+    /// The store that holds the poll queue.
     pub store: Arc<dyn Store>,
-    /// Who is asked.
+    /// The configured providers.
     pub providers: Arc<Providers>,
-    /// Where answers are written.
+    /// Applies the results.
     pub tracker: Arc<Tracker>,
-    /// What is counted.
+    /// Counts the requests.
     pub metrics: Arc<Metrics>,
-    /// What wakes it.
-    pub stir: WorkerWakeups,
+    /// Wakes the watchdog when a job may be due.
+    pub wakeups: WorkerWakeups,
 }
 
 impl Watchdog {
-    /// Looks after due jobs until `stop`, then waits for the questions under way.
+    /// Processes due jobs until `stop` is cancelled, then waits for the polls in flight.
     pub async fn run(self, stop: CancellationToken) {
-        let questions = TaskTracker::new();
-        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        let polls = TaskTracker::new();
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         loop {
-            let stirred = self.stir.watchdog.notified();
-            let next = self.claim(&questions).await;
+            let notified = self.wakeups.watchdog.notified();
+            let delay = self.claim(&polls).await;
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = stirred => {}
-                () = tokio::time::sleep(next) => {}
+                () = notified => {}
+                () = tokio::time::sleep(delay) => {}
                 _ = sweep.tick() => self.sweep().await,
             }
         }
-        questions.close();
-        questions.wait().await;
+        polls.close();
+        polls.wait().await;
     }
 
-    /// Starts looking after every job that is due; says how long to sleep after it.
-    async fn claim(&self, questions: &TaskTracker) -> Duration {
+    /// Starts processing all due jobs. Returns the time to sleep before the next claim.
+    async fn claim(&self, polls: &TaskTracker) -> Duration {
         let now = Time::now();
         let due = match self.store.claim(Queue::Poll, now, CLAIM_BATCH).await {
             Ok(due) => due,
             Err(error) => {
-                tracing::warn!(%error, "can't claim jobs to look after");
+                tracing::warn!(%error, "failed to claim polls");
                 return MAX_IDLE;
             }
         };
-        let there_may_be_more = due.len() == CLAIM_BATCH;
-        for visit in group_into_batches(due, &self.providers, now) {
+        let is_full = due.len() == CLAIM_BATCH;
+        for batch in group_into_batches(due, &self.providers, now) {
             let watchdog = self.clone();
-            questions.spawn(async move { watchdog.process_batch(visit).await });
+            polls.spawn(async move { watchdog.process_batch(batch).await });
         }
-        if there_may_be_more {
+        if is_full {
             return Duration::ZERO;
         }
         match self.store.next_due(Queue::Poll).await {
@@ -85,14 +85,15 @@ impl Watchdog {
         }
     }
 
-    async fn process_batch(&self, visit: PollBatch) {
-        if let Some(provider) = &visit.provider {
-            self.poll(provider, &visit.jobs).await;
+    /// Polls the jobs, then records interrupted submissions and passed deadlines.
+    async fn process_batch(&self, batch: PollBatch) {
+        if let Some(provider) = &batch.provider {
+            self.poll(provider, &batch.jobs).await;
         }
         let now = Time::now();
-        for job in visit.jobs {
-            let last_word = if job.submission_state() == SubmissionState::InFlight {
-                let message = "the hub was interrupted while it submitted the job; waiting for the provider's word";
+        for job in batch.jobs {
+            let update = if job.submission_state() == SubmissionState::InFlight {
+                let message = "submission interrupted; waiting for a webhook or a successful poll";
                 let error = Failure::new(FailureKind::SubmissionUnknown, message);
                 Update {
                     source: Source::Submit,
@@ -100,41 +101,44 @@ impl Watchdog {
                 }
             } else if job.deadline_at <= now {
                 let message = match job.submission_state() {
-                    SubmissionState::Pending(_) => "the job could not be sent before its deadline",
-                    SubmissionState::InFlight | SubmissionState::Unknown => {
-                        "whether the provider took the job was not known before its deadline"
+                    SubmissionState::Pending(_) => {
+                        "deadline passed before the job could be submitted"
                     }
-                    SubmissionState::Done => "the job did not end before its deadline",
+                    SubmissionState::InFlight | SubmissionState::Unknown => {
+                        "deadline passed while the submission outcome was unknown"
+                    }
+                    SubmissionState::Done => "deadline passed before the job finished",
                 };
                 let error = Failure::new(FailureKind::Timeout, message);
                 StatusReport::failed(error).into_update(Source::Deadline)
             } else {
                 continue;
             };
-            if let Err(error) = self.tracker.apply_update(&job.id, last_word).await {
-                tracing::warn!(job.id = %job.id, %error, "can't record what the clock says");
+            if let Err(error) = self.tracker.apply_update(&job.id, update).await {
+                tracing::warn!(job.id = %job.id, %error, "failed to record deadline");
             }
         }
     }
 
-    /// Asks about jobs; where a question is refused because of one of them, about fewer at a time.
+    /// Polls jobs. If one of them may have caused a rejection, polls each half separately.
     async fn poll(&self, provider: &Provider, jobs: &[Arc<Job>]) {
-        let mut questions = vec![jobs];
-        while let Some(jobs) = questions.pop() {
+        let mut batches = vec![jobs];
+        while let Some(jobs) = batches.pop() {
             match self.poll_once(provider, jobs).await {
                 Ok(reports) => self.record(reports).await,
                 Err(error) if jobs.len() > 1 && may_be_caused_by_one_job(&error) => {
-                    let (these, those) = jobs.split_at(jobs.len() / 2);
-                    questions.extend([those, these]);
+                    let (first, second) = jobs.split_at(jobs.len() / 2);
+                    batches.extend([second, first]);
                 }
                 Err(error) => {
-                    tracing::warn!(provider.name = provider.name(), jobs = jobs.len(), %error, "asked in vain");
-                    let lost = jobs.iter().filter(|job| {
-                        is_task_not_found(&error)
-                            && success_was_reported(provider, job, Time::now())
-                    });
-                    self.record(lost.map(|job| (job.id.clone(), expired_result())).collect())
-                        .await;
+                    tracing::warn!(provider.name = provider.name(), jobs = jobs.len(), %error, "provider poll failed");
+                    if is_task_not_found(&error) {
+                        let expired = jobs
+                            .iter()
+                            .filter(|job| success_was_reported(provider, job, Time::now()))
+                            .map(|job| (job.id.clone(), expired_result()));
+                        self.record(expired.collect()).await;
+                    }
                 }
             }
         }
@@ -145,31 +149,32 @@ impl Watchdog {
         provider: &Provider,
         jobs: &[Arc<Job>],
     ) -> Result<Vec<(JobId, StatusReport)>, RequestError> {
-        let answer = provider.query(jobs).await;
-        let failed = answer.as_ref().err();
-        if let Some(outcome) = failed.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
+        let response = provider.query(jobs).await;
+        let error = response.as_ref().err();
+        if let Some(outcome) = error.map_or(Some(CallOutcome::Ok), RequestError::outcome) {
             self.metrics
                 .provider_request(provider.name(), ProviderOperation::Query, outcome);
         }
-        answer
+        response
     }
 
     async fn record(&self, reports: Vec<(JobId, StatusReport)>) {
         for (id, report) in reports {
             let update = report.into_update(Source::Poll);
             if let Err(error) = self.tracker.apply_update(&id, update).await {
-                tracing::warn!(job.id = %id, %error, "can't record what was read");
+                tracing::warn!(job.id = %id, %error, "failed to record poll result");
             }
         }
     }
 
+    /// Deletes everything whose retention has expired.
     async fn sweep(&self) {
         loop {
             match self.store.sweep(Time::now()).await {
                 Ok(0) => return,
-                Ok(jobs) => tracing::info!(jobs, "forgot old jobs"),
+                Ok(count) => tracing::info!(count, "expired jobs deleted"),
                 Err(error) => {
-                    tracing::warn!(%error, "can't forget old jobs");
+                    tracing::warn!(%error, "failed to delete expired jobs");
                     return;
                 }
             }
@@ -177,10 +182,10 @@ impl Watchdog {
     }
 }
 
-/// Whether a refusal can be the fault of one of the jobs that were asked about.
+/// Returns whether one of several polled jobs may have caused the error.
 fn may_be_caused_by_one_job(error: &RequestError) -> bool {
     match error {
-        RequestError::Rejected(refused) => match refused.failure.kind {
+        RequestError::Rejected(rejection) => match rejection.failure.kind {
             FailureKind::InvalidInput | FailureKind::Safety | FailureKind::ResultExpired => true,
             FailureKind::Quota
             | FailureKind::RateLimit
@@ -195,26 +200,25 @@ fn may_be_caused_by_one_job(error: &RequestError) -> bool {
     }
 }
 
-/// Whether the provider says that it does not know, or no longer knows, what it was asked about.
+/// Returns whether the provider reported that it does not know the task.
 fn is_task_not_found(error: &RequestError) -> bool {
     match error {
-        RequestError::Rejected(refused) => refused.is_task_not_found(),
+        RequestError::Rejected(rejection) => rejection.is_task_not_found(),
         RequestError::NoResponse(_)
         | RequestError::InvalidSpec(_)
         | RequestError::CircuitOpen(_) => false,
     }
 }
 
-/// Whether the provider told of the job's success, and not only just now: a task can be done before
-/// it can be read.
+/// Returns whether the provider reported a success at least one poll interval ago. A more recent success
+/// may not be readable yet.
 fn success_was_reported(provider: &Provider, job: &Job, now: Time) -> bool {
-    let told_at = job.internal.success_reported_at;
-    told_at.is_some_and(|told_at| {
-        now.saturating_duration_since(told_at) >= provider.cadence().poll_every
-    })
+    job.internal
+        .success_reported_at
+        .is_some_and(|at| now.saturating_duration_since(at) >= provider.cadence().poll_every)
 }
 
-/// A success of which nothing is left.
+/// Returns the report of a success whose outputs are no longer available.
 fn expired_result() -> StatusReport {
     StatusReport {
         is_authoritative: true,
@@ -222,14 +226,16 @@ fn expired_result() -> StatusReport {
     }
 }
 
-/// Jobs that are looked after together, and whom to ask about them, if anybody.
+/// Jobs to process together. They are polled only if `provider` is set.
 struct PollBatch {
     provider: Option<Arc<Provider>>,
     jobs: Vec<Arc<Job>>,
 }
 
-/// Groups due jobs by whom to ask, in batches as large as each provider takes; jobs known by the
-/// provider's id and jobs known by ours only are asked about apart.
+/// Groups due jobs by provider, in batches of at most the provider's batch size.
+///
+/// Jobs with a provider task id and jobs without one are polled separately, because they are
+/// identified by different parameters.
 fn group_into_batches(due: Vec<Arc<Job>>, providers: &Providers, now: Time) -> Vec<PollBatch> {
     let mut grouped: BTreeMap<(String, bool), Vec<Arc<Job>>> = BTreeMap::new();
     for job in due {
@@ -239,31 +245,31 @@ fn group_into_batches(due: Vec<Arc<Job>>, providers: &Providers, now: Time) -> V
             .or_default()
             .push(job);
     }
-    let mut visits = Vec::new();
+    let mut batches = Vec::new();
     for ((name, _), jobs) in grouped {
         let provider = providers.get(&name);
-        let worth_asking = |job: &Arc<Job>| {
-            let is_there = match job.submission_state() {
+        let can_be_polled = |job: &Arc<Job>| {
+            let is_submitted = match job.submission_state() {
                 SubmissionState::Pending(_) => false,
                 SubmissionState::InFlight => job.deadline_at <= now,
                 SubmissionState::Unknown | SubmissionState::Done => true,
             };
-            is_there && provider.is_some_and(|provider| provider.can_query(job))
+            is_submitted && provider.is_some_and(|provider| provider.can_query(job))
         };
-        let (asked, unasked): (Vec<_>, Vec<_>) = jobs.into_iter().partition(worth_asking);
-        let batch = provider.map_or(1, |provider| provider.max_query_batch());
-        for jobs in asked.chunks(batch) {
-            visits.push(PollBatch {
+        let (polled, unpolled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(can_be_polled);
+        let batch_size = provider.map_or(1, |provider| provider.max_query_batch());
+        for jobs in polled.chunks(batch_size) {
+            batches.push(PollBatch {
                 provider: provider.cloned(),
                 jobs: jobs.to_vec(),
             });
         }
-        if !unasked.is_empty() {
-            visits.push(PollBatch {
+        if !unpolled.is_empty() {
+            batches.push(PollBatch {
                 provider: None,
-                jobs: unasked,
+                jobs: unpolled,
             });
         }
     }
-    visits
+    batches
 }

@@ -1,10 +1,10 @@
-//! One worker thread's share of the hub: its topics, its connections and who watches what.
+//! One worker thread's share of the hub: its topics, connections and subscriptions.
 //!
-//! Invariant: a topic exists exactly as long as somebody watches it; a connection is shown a job's
-//! versions in rising order only; and a watcher that was not released yet is shown nothing.
+//! Invariants: a topic exists exactly as long as it has a subscriber. A connection receives the
+//! versions of a job in increasing order. A paused subscription receives nothing.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,64 +13,59 @@ use slab::Slab;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{FeedHealth, Hub, ShardMessage};
+use super::connection_state::{ConnectionState, Subscription, SubscriptionKind};
+use super::sink::FeedHealth;
+use super::subscriptions::SubscriptionIndex;
 use crate::job::{JobId, Topic};
 use crate::protocol::Frame;
 
-/// A feed lets go of a job this long after its end: by then no older version is on its way.
+/// Capacity of a shard's queue, in messages. A shard whose queue is full is resynchronized.
+pub(super) const SHARD_QUEUE_CAPACITY: usize = 8192;
+
+/// Time after which an owner subscription drops a finished job. No older version can arrive later.
 const FINISHED_TOPIC_TTL: Duration = Duration::from_secs(60);
 
-/// A turn that nobody else on the thread minds: shorter than the timers are fine.
+/// Maximum duration of a delivery after which the shard only yields instead of sleeping.
 const MAX_BUSY_WITHOUT_SLEEP: Duration = Duration::from_millis(2);
 
-/// How long a version waits at most because the one before it took long to deliver.
+/// Maximum pause after a delivery.
 const MAX_DELIVERY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Connections that are looked at together before the first of them is shown a frame.
+/// Number of connections whose state is read before the first of them is written to.
 const PREFETCH_BATCH: usize = 16;
 
-/// Where a connection's frames go. Called by the shard; must not call back into it.
-pub trait Sink {
-    /// Takes the frame if it can be sent at once. Otherwise the sink asks for it with
-    /// [`Connection::next`](super::Connection::next) when it can, by which time a newer one may have taken its place.
-    fn try_send(&self, frame: &Frame) -> bool;
-
-    /// Whether a frame offered now would likely be taken. Asked of many in a row, so that what each
-    /// keeps in memory is on its way together, before the first is written to.
-    fn is_ready(&self) -> bool {
-        true
-    }
-
-    /// Frames wait: ask for them with [`Connection::next`](super::Connection::next).
-    fn notify_pending(&self);
-
-    /// The store went away or is back.
-    fn health_changed(&self, condition: FeedHealth);
+/// A message to a shard.
+#[derive(Clone, Debug)]
+pub(super) enum ShardMessage {
+    /// A job has a new version.
+    JobChanged(Arc<Frame>),
+    /// The store became unavailable or recovered.
+    HealthChanged(FeedHealth),
 }
 
-/// One thread's topics and connections.
+/// The topics and connections of one thread.
 pub struct Shard {
-    pub(super) hub: Arc<Hub>,
+    /// The index of the hub, shared by all its shards.
+    pub(super) subscriptions: Arc<SubscriptionIndex>,
     pub(super) index: usize,
     pub(super) state: RefCell<State>,
 }
 
-#[derive(Default)]
 pub(super) struct State {
     pub(super) topics: Slab<TopicState>,
     pub(super) topic_of: HashMap<JobId, usize>,
     pub(super) followers: HashMap<String, Vec<usize>>,
     pub(super) connections: Slab<ConnectionState>,
-    /// What the connections of this shard go by: what they were told last.
-    pub(super) condition: Option<FeedHealth>,
+    /// The health that was last sent to the connections.
+    pub(super) health: FeedHealth,
 }
 
-/// One watched job.
+/// A job with at least one subscriber.
 pub(super) struct TopicState {
     pub(super) job: JobId,
     pub(super) newest: Option<Arc<Frame>>,
-    pub(super) watchers: Vec<SubscriberRef>,
-    /// Whether every follower of the job's owner is among the watchers.
+    pub(super) subscribers: Vec<SubscriberRef>,
+    /// Whether `subscribers` includes every connection that follows the job's owner.
     pub(super) includes_followers: bool,
     pub(super) ended_at: Option<Instant>,
 }
@@ -81,62 +76,43 @@ pub(super) struct SubscriberRef {
     pub(super) slot: usize,
 }
 
-/// One connection: what it watches, and which of that it has yet to be shown.
-pub(super) struct ConnectionState {
-    pub(super) sink: Rc<dyn Sink>,
-    pub(super) watches: Slab<Subscription>,
-    pub(super) pending: VecDeque<usize>,
-    pub(super) followed_owner: Option<String>,
-    pub(super) explicit_count: usize,
-}
-
-/// One connection's watch over one topic.
-pub(super) struct Subscription {
-    pub(super) topic: usize,
-    /// Index of the watcher in the topic.
-    pub(super) position: usize,
-    /// The highest version that was shown.
-    pub(super) delivered_version: u64,
-    pub(super) is_pending: bool,
-    /// Not yet proven to be allowed to see it.
-    pub(super) is_paused: bool,
-    /// Asked for by id; otherwise it came by the feed.
-    pub(super) is_explicit: bool,
-}
-
 impl Shard {
+    /// Creates a shard and spawns its delivery task, which ends when the shard or the hub is dropped.
     pub(super) fn open(
-        hub: Arc<Hub>,
+        subscriptions: Arc<SubscriptionIndex>,
         index: usize,
-        mut mailbox: mpsc::Receiver<ShardMessage>,
+        mut queue: mpsc::Receiver<ShardMessage>,
+        health: FeedHealth,
     ) -> Rc<Self> {
-        // Its mailbox is open already: a change of the condition from here on comes by letter.
-        let state = State {
-            condition: Some(hub.condition()),
-            ..State::default()
-        };
-        let shard = Rc::new(Self {
-            hub,
-            index,
-            state: RefCell::new(state),
+        let state = RefCell::new(State {
+            topics: Slab::new(),
+            topic_of: HashMap::new(),
+            followers: HashMap::new(),
+            connections: Slab::new(),
+            health,
         });
-        let me = Rc::downgrade(&shard);
+        let shard = Rc::new(Self {
+            subscriptions,
+            index,
+            state,
+        });
+        let weak = Rc::downgrade(&shard);
         tokio::task::spawn_local(async move {
-            let mut letters = Vec::new();
-            let mut sweep = tokio::time::interval(FINISHED_TOPIC_TTL / 2);
+            let mut messages = Vec::new();
+            let mut cleanup = tokio::time::interval(FINISHED_TOPIC_TTL / 2);
             loop {
                 tokio::select! {
-                    received = mailbox.recv_many(&mut letters, super::SHARD_QUEUE_CAPACITY) => {
-                        let Some(shard) = me.upgrade().filter(|_| received > 0) else { return };
-                        // Each sink writes by itself: more writes than a task's budget has, and those
-                        // beyond it would look like sockets that take nothing.
-                        let begun = Instant::now();
-                        tokio::task::unconstrained(async { shard.process_messages(&mut letters) }).await;
+                    received = queue.recv_many(&mut messages, SHARD_QUEUE_CAPACITY) => {
+                        let Some(shard) = weak.upgrade().filter(|_| received > 0) else { return };
+                        let started = Instant::now();
+                        // A delivery can need more socket writes than Tokio's cooperative budget
+                        // allows. Writes beyond the budget would look like blocked sockets.
+                        tokio::task::unconstrained(async { shard.process_messages(&mut messages) }).await;
                         drop(shard);
-                        yield_after(begun.elapsed()).await;
+                        yield_after(started.elapsed()).await;
                     }
-                    _ = sweep.tick() => {
-                        let Some(shard) = me.upgrade() else { return };
+                    _ = cleanup.tick() => {
+                        let Some(shard) = weak.upgrade() else { return };
                         shard.drop_finished_topics();
                     }
                 }
@@ -145,7 +121,7 @@ impl Shard {
         shard
     }
 
-    /// Whether nothing is held for anybody.
+    /// Returns whether the shard holds neither topics nor connections.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         let state = self.state.borrow();
@@ -155,64 +131,60 @@ impl Shard {
             && state.connections.is_empty()
     }
 
-    /// Takes in everything that waits, keeps the newest of each job, then shows it.
-    fn process_messages(&self, letters: &mut Vec<ShardMessage>) {
-        let mut newest: HashMap<JobId, usize> = HashMap::with_capacity(letters.len());
-        let mut frames: Vec<Arc<Frame>> = Vec::with_capacity(letters.len());
-        let mut condition = None;
-        for letter in letters.drain(..) {
-            match letter {
-                ShardMessage::JobChanged(frame) => match newest.get(&frame.job().id) {
+    /// Drains `messages`, keeps the newest version of each job, and delivers it.
+    fn process_messages(&self, messages: &mut Vec<ShardMessage>) {
+        let mut index_of: HashMap<JobId, usize> = HashMap::with_capacity(messages.len());
+        let mut frames: Vec<Arc<Frame>> = Vec::with_capacity(messages.len());
+        let mut health = None;
+        for message in messages.drain(..) {
+            match message {
+                ShardMessage::JobChanged(frame) => match index_of.get(&frame.job().id) {
                     Some(&at) if frames[at].job().version >= frame.job().version => {}
                     Some(&at) => frames[at] = frame,
                     None => {
-                        newest.insert(frame.job().id.clone(), frames.len());
+                        index_of.insert(frame.job().id.clone(), frames.len());
                         frames.push(frame);
                     }
                 },
-                ShardMessage::HealthChanged(latest) => condition = Some(latest),
+                ShardMessage::HealthChanged(latest) => health = Some(latest),
             }
         }
         let mut state = self.state.borrow_mut();
         for frame in frames {
             state.deliver(self, &frame);
         }
-        let known = state.condition.unwrap_or(FeedHealth::Healthy);
-        if let Some(condition) = condition.filter(|latest| *latest != known) {
-            state.condition = Some(condition);
-            for (_, entry) in &state.connections {
-                entry.sink.health_changed(condition);
+        if let Some(health) = health.filter(|latest| *latest != state.health) {
+            state.health = health;
+            for (_, connection) in &state.connections {
+                connection.sink.health_changed(health);
             }
         }
     }
 
     fn drop_finished_topics(&self) {
         let mut state = self.state.borrow_mut();
-        let is_over = |topic: &TopicState| {
-            topic
-                .ended_at
-                .is_some_and(|at| at.elapsed() >= FINISHED_TOPIC_TTL)
-        };
-        let over: Vec<usize> = state
+        let expired: Vec<SubscriberRef> = state
             .topics
             .iter()
-            .filter(|(_, topic)| is_over(topic))
-            .map(|(key, _)| key)
+            .filter(|(_, topic)| {
+                topic
+                    .ended_at
+                    .is_some_and(|at| at.elapsed() >= FINISHED_TOPIC_TTL)
+            })
+            .flat_map(|(_, topic)| topic.subscribers.iter().copied())
             .collect();
-        for topic in over {
-            let watchers = state.topics[topic].watchers.clone();
-            for watcher in watchers {
-                let watch = &state.connections[watcher.connection].watches[watcher.slot];
-                if !watch.is_explicit && !watch.is_pending {
-                    state.detach(self, watcher);
-                }
+        for subscriber in expired {
+            let connection = &state.connections[subscriber.connection];
+            let subscription = &connection.subscriptions[subscriber.slot];
+            if !subscription.is_explicit && !subscription.is_pending {
+                state.detach(self, subscriber);
             }
         }
     }
 }
 
-/// The others' turn, as long as the shard's own was: a thread that delivers without end would hear
-/// of nothing, and what comes meanwhile collapses into the newest version of each job.
+/// Yields for as long as the last delivery took, at most [`MAX_DELIVERY_PAUSE`], so that socket reads
+/// and timers of this thread run. Changes that arrive in the meantime are conflated.
 async fn yield_after(took: Duration) {
     if took < MAX_BUSY_WITHOUT_SLEEP {
         tokio::task::yield_now().await;
@@ -222,21 +194,21 @@ async fn yield_after(took: Duration) {
 }
 
 impl State {
+    /// Delivers a version to all subscribers of the job and its owner, if it is newer than the last.
     pub(super) fn deliver(&mut self, shard: &Shard, frame: &Arc<Frame>) {
         let job = frame.job();
         let followers = self.followers.get(&job.owner).cloned();
-        let topic = match self.topic_of.get(&job.id) {
-            Some(&topic) => topic,
-            None if followers.is_none() => return,
-            None => self.open_topic(shard, &job.id),
-        };
-        let mut fed = Vec::new();
+        if followers.is_none() && !self.topic_of.contains_key(&job.id) {
+            return;
+        }
+        let topic = self.topic(shard, &job.id);
+        let mut attached = Vec::new();
         if !self.topics[topic].includes_followers {
             self.topics[topic].includes_followers = true;
             for connection in followers.unwrap_or_default() {
                 if self.subscription_slot(connection, topic).is_none() {
-                    let slot = self.attach(connection, topic, false, false);
-                    fed.push(SubscriberRef { connection, slot });
+                    let slot = self.attach(connection, topic, SubscriptionKind::Implicit);
+                    attached.push(SubscriberRef { connection, slot });
                 }
             }
         }
@@ -244,8 +216,8 @@ impl State {
         match &entry.newest {
             Some(newest) if newest.job().version >= job.version => {
                 let newest = Arc::clone(newest);
-                for watcher in fed {
-                    self.connections[watcher.connection].deliver(watcher.slot, &newest);
+                for subscriber in attached {
+                    self.connections[subscriber.connection].deliver(subscriber.slot, &newest);
                 }
             }
             Some(_) | None => {
@@ -253,31 +225,44 @@ impl State {
                 if job.is_final() {
                     entry.ended_at = Some(Instant::now());
                 }
-                // A write leaves nothing in the cache of what the next connection is made of. So some
-                // are looked at together first: then memory is waited for once and not for each.
-                for some in self.topics[topic].watchers.chunks(PREFETCH_BATCH) {
-                    let mut free = [false; PREFETCH_BATCH];
-                    for (watcher, free) in some.iter().zip(&mut free) {
-                        *free = self.connections[watcher.connection].can_write_now(watcher.slot);
-                    }
-                    for (watcher, free) in some.iter().zip(free) {
-                        let entry = &mut self.connections[watcher.connection];
-                        match free {
-                            true => entry.deliver(watcher.slot, frame),
-                            false => entry.enqueue(watcher.slot, frame),
-                        }
-                    }
+                self.deliver_to_subscribers(topic, frame);
+            }
+        }
+    }
+
+    /// Sends `frame` to each subscriber of the topic, or marks it as pending.
+    ///
+    /// A socket write evicts the state of the next connection from the CPU cache. Reading the state of
+    /// a batch first lets the cache misses overlap.
+    fn deliver_to_subscribers(&mut self, topic: usize, frame: &Arc<Frame>) {
+        for batch in self.topics[topic].subscribers.chunks(PREFETCH_BATCH) {
+            let mut can_write = [false; PREFETCH_BATCH];
+            for (subscriber, can_write) in batch.iter().zip(&mut can_write) {
+                *can_write = self.connections[subscriber.connection].can_write_now(subscriber.slot);
+            }
+            for (subscriber, can_write) in batch.iter().zip(can_write) {
+                let connection = &mut self.connections[subscriber.connection];
+                if can_write {
+                    connection.deliver(subscriber.slot, frame);
+                } else {
+                    connection.enqueue(subscriber.slot, frame);
                 }
             }
         }
     }
 
-    pub(super) fn open_topic(&mut self, shard: &Shard, job: &JobId) -> usize {
-        shard.hub.interest.add(Topic::Job(job.clone()), shard.index);
+    /// Returns the topic of `job` and opens it if it does not exist.
+    pub(super) fn topic(&mut self, shard: &Shard, job: &JobId) -> usize {
+        if let Some(&topic) = self.topic_of.get(job) {
+            return topic;
+        }
+        shard
+            .subscriptions
+            .add(Topic::Job(job.clone()), shard.index);
         let topic = self.topics.insert(TopicState {
             job: job.clone(),
             newest: None,
-            watchers: Vec::new(),
+            subscribers: Vec::new(),
             includes_followers: false,
             ended_at: None,
         });
@@ -286,10 +271,10 @@ impl State {
     }
 
     pub(super) fn subscription_slot(&self, connection: usize, topic: usize) -> Option<usize> {
-        let watches = &self.connections[connection].watches;
-        watches
+        let subscriptions = &self.connections[connection].subscriptions;
+        subscriptions
             .iter()
-            .find(|(_, watch)| watch.topic == topic)
+            .find(|(_, subscription)| subscription.topic == topic)
             .map(|(slot, _)| slot)
     }
 
@@ -297,54 +282,55 @@ impl State {
         self.subscription_slot(connection, *self.topic_of.get(job)?)
     }
 
-    /// Whether the followed owner's feed would show the job as well.
+    /// Returns whether the connection's owner subscription covers the job as well.
     pub(super) fn is_covered_by_owner_subscription(&self, connection: usize, slot: usize) -> bool {
-        let entry = &self.connections[connection];
-        let watch = &entry.watches[slot];
-        let newest = self.topics[watch.topic].newest.as_ref();
+        let connection = &self.connections[connection];
+        let subscription = &connection.subscriptions[slot];
+        let newest = self.topics[subscription.topic].newest.as_ref();
         let owner = newest.map(|frame| &frame.job().owner);
-        !watch.is_paused && owner.is_some() && owner == entry.followed_owner.as_ref()
+        !subscription.is_paused && owner.is_some() && owner == connection.followed_owner.as_ref()
     }
 
     pub(super) fn attach(
         &mut self,
         connection: usize,
         topic: usize,
-        is_held: bool,
-        is_single: bool,
+        kind: SubscriptionKind,
     ) -> usize {
-        let watchers = &mut self.topics[topic].watchers;
-        let entry = &mut self.connections[connection];
-        let slot = entry.watches.insert(Subscription {
+        let is_explicit = kind == SubscriptionKind::Explicit;
+        let subscribers = &mut self.topics[topic].subscribers;
+        let state = &mut self.connections[connection];
+        let slot = state.subscriptions.insert(Subscription {
             topic,
-            position: watchers.len(),
+            position: subscribers.len(),
             delivered_version: 0,
             is_pending: false,
-            is_paused: is_held,
-            is_explicit: is_single,
+            is_paused: is_explicit,
+            is_explicit,
         });
-        entry.explicit_count += usize::from(is_single);
-        watchers.push(SubscriberRef { connection, slot });
+        state.explicit_count += usize::from(is_explicit);
+        subscribers.push(SubscriberRef { connection, slot });
         slot
     }
 
-    pub(super) fn detach(&mut self, shard: &Shard, watcher: SubscriberRef) {
-        let entry = &mut self.connections[watcher.connection];
-        let watch = entry.watches.remove(watcher.slot);
-        entry.explicit_count -= usize::from(watch.is_explicit);
-        if watch.is_pending {
-            entry.pending.retain(|slot| *slot != watcher.slot);
+    /// Ends a subscription and closes its topic if that was the last subscriber.
+    pub(super) fn detach(&mut self, shard: &Shard, subscriber: SubscriberRef) {
+        let connection = &mut self.connections[subscriber.connection];
+        let subscription = connection.subscriptions.remove(subscriber.slot);
+        connection.explicit_count -= usize::from(subscription.is_explicit);
+        if subscription.is_pending {
+            connection.pending.retain(|slot| *slot != subscriber.slot);
         }
-        let topic = &mut self.topics[watch.topic];
-        topic.watchers.swap_remove(watch.position);
-        if let Some(moved) = topic.watchers.get(watch.position) {
-            self.connections[moved.connection].watches[moved.slot].position = watch.position;
-        } else if topic.watchers.is_empty() {
-            let topic = self.topics.remove(watch.topic);
+        let position = subscription.position;
+        let topic = &mut self.topics[subscription.topic];
+        topic.subscribers.swap_remove(position);
+        if let Some(moved) = topic.subscribers.get(position) {
+            self.connections[moved.connection].subscriptions[moved.slot].position = position;
+        } else if topic.subscribers.is_empty() {
+            let topic = self.topics.remove(subscription.topic);
             self.topic_of.remove(&topic.job);
             shard
-                .hub
-                .interest
+                .subscriptions
                 .remove(&Topic::Job(topic.job), shard.index);
         }
     }
@@ -357,43 +343,10 @@ impl State {
             followers.retain(|follower| *follower != connection);
             if followers.is_empty() {
                 self.followers.remove(&owner);
-                shard.hub.interest.remove(&Topic::Owner(owner), shard.index);
+                shard
+                    .subscriptions
+                    .remove(&Topic::Owner(owner), shard.index);
             }
         }
-    }
-}
-
-impl ConnectionState {
-    pub(super) fn make_implicit(&mut self, slot: usize) {
-        let watch = &mut self.watches[slot];
-        self.explicit_count -= usize::from(watch.is_explicit);
-        watch.is_explicit = false;
-    }
-
-    fn can_write_now(&self, slot: usize) -> bool {
-        let watch = &self.watches[slot];
-        !watch.is_paused && !watch.is_pending && self.pending.is_empty() && self.sink.is_ready()
-    }
-
-    /// Shows it now, where it is news and the sink takes it; otherwise in its turn.
-    pub(super) fn deliver(&mut self, slot: usize, frame: &Arc<Frame>) {
-        let watch = &mut self.watches[slot];
-        let is_first = self.pending.is_empty() && !watch.is_paused;
-        if is_first && watch.delivered_version < frame.job().version && self.sink.try_send(frame) {
-            watch.delivered_version = frame.job().version;
-        } else {
-            self.enqueue(slot, frame);
-        }
-    }
-
-    /// Shows it in its turn, where it is news.
-    fn enqueue(&mut self, slot: usize, frame: &Arc<Frame>) {
-        let watch = &mut self.watches[slot];
-        if watch.is_paused || watch.is_pending || watch.delivered_version >= frame.job().version {
-            return;
-        }
-        watch.is_pending = true;
-        self.pending.push_back(slot);
-        self.sink.notify_pending();
     }
 }

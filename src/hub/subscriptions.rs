@@ -1,22 +1,29 @@
-//! Which shards watch which jobs and owners: the one thing that threads share.
+//! Index of the shards that have subscribers of a job or an owner. All threads share it.
 //!
-//! Invariant: a shard's bit is set before its first watcher of a job is attached, and cleared after
-//! its last has gone, so no change passes a watcher by.
+//! Invariant: the bit of a shard is set before its first subscriber of a topic is attached and
+//! cleared after its last one is detached, so no subscriber misses a change.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::job::{Job, JobId, Topic};
 use crate::time::Time;
 
-/// The newest version of a job that was handed out on this node.
+/// Returns the guard even if another thread panicked while it held the lock. Every critical section
+/// of the hub leaves its data consistent.
+pub(super) fn lock_ignoring_poison<T>(result: Result<T, PoisonError<T>>) -> T {
+    result.unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The newest version of a job that was delivered on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeliveredVersion {
-    /// Its number.
+    /// Version number.
     pub version: u64,
-    /// When it was made: two of one number are told apart by it.
+    /// Time of the version. It distinguishes two documents with the same version number, which can
+    /// exist after a failover of the store.
     pub updated_at: Time,
-    /// Whether nothing comes after it.
+    /// Whether the version is terminal.
     pub is_final: bool,
 }
 
@@ -32,9 +39,15 @@ impl DeliveredVersion {
 
 #[derive(Default)]
 struct JobSubscribers {
-    /// The shards that watch it, one bit each.
+    /// Shards with subscribers, one bit each.
     mask: u64,
-    shown: Option<DeliveredVersion>,
+    delivered: Option<DeliveredVersion>,
+}
+
+impl JobSubscribers {
+    fn is_final(&self) -> bool {
+        self.delivered.is_some_and(|delivered| delivered.is_final)
+    }
 }
 
 #[derive(Default)]
@@ -49,89 +62,84 @@ pub(super) struct SubscriptionIndex {
 }
 
 impl SubscriptionIndex {
-    fn masks(&self) -> std::sync::MutexGuard<'_, ShardMasks> {
-        self.masks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn masks(&self) -> MutexGuard<'_, ShardMasks> {
+        lock_ignoring_poison(self.masks.lock())
     }
 
-    /// The shards that watch the job itself or its owner, one bit each, to whom it is handed now.
+    /// Returns the shards with subscribers of the job or its owner, one bit each.
     pub(super) fn shards_for(&self, job: &Job) -> u64 {
-        let mut masks = self.masks();
-        let of_owner = masks.owners.get(&job.owner).copied().unwrap_or(0);
-        let Some(watched) = masks.jobs.get_mut(&job.id) else {
-            return of_owner;
-        };
-        if watched
-            .shown
-            .is_none_or(|shown| shown.version < job.version)
+        let masks = self.masks();
+        let owner_mask = masks.owners.get(&job.owner).copied().unwrap_or(0);
+        let job_mask = masks.jobs.get(&job.id).map_or(0, |entry| entry.mask);
+        owner_mask | job_mask
+    }
+
+    /// Records the version as delivered if the job has subscribers and the version is the newest.
+    pub(super) fn record_delivered(&self, job: &Job) {
+        if let Some(entry) = self.masks().jobs.get_mut(&job.id)
+            && entry.delivered.is_none_or(|it| it.version < job.version)
         {
-            watched.shown = Some(DeliveredVersion::of(job));
+            entry.delivered = Some(DeliveredVersion::of(job));
         }
-        of_owner | watched.mask
     }
 
     pub(super) fn last_delivered(&self, job: &JobId) -> Option<DeliveredVersion> {
-        self.masks().jobs.get(job)?.shown
+        self.masks().jobs.get(job)?.delivered
     }
 
-    pub(super) fn contains(&self, key: &Topic) -> bool {
+    pub(super) fn contains(&self, topic: &Topic) -> bool {
         let masks = self.masks();
-        match key {
+        match topic {
             Topic::Job(job) => masks.jobs.contains_key(job),
             Topic::Owner(owner) => masks.owners.contains_key(owner),
         }
     }
 
-    /// What is watched and has no end yet.
+    /// Returns the jobs whose last delivered version is not final, and all owners.
     pub(super) fn active(&self) -> (Vec<JobId>, Vec<String>) {
         let masks = self.masks();
-        let is_open = |watched: &JobSubscribers| !watched.shown.is_some_and(|shown| shown.is_final);
-        let jobs = masks.jobs.iter().filter(|(_, watched)| is_open(watched));
+        let jobs = masks.jobs.iter().filter(|(_, entry)| !entry.is_final());
         let jobs = jobs.map(|(job, _)| job.clone()).collect();
         (jobs, masks.owners.keys().cloned().collect())
     }
 
-    pub(super) fn add(&self, key: Topic, shard: usize) {
+    pub(super) fn add(&self, topic: Topic, shard: usize) {
         let mut masks = self.masks();
-        let mask = match key {
+        let mask = match topic {
             Topic::Job(job) => &mut masks.jobs.entry(job).or_default().mask,
             Topic::Owner(owner) => masks.owners.entry(owner).or_default(),
         };
         *mask |= 1 << shard;
     }
 
-    pub(super) fn remove(&self, key: &Topic, shard: usize) {
+    pub(super) fn remove(&self, topic: &Topic, shard: usize) {
         let mut masks = self.masks();
-        let left = match key {
-            Topic::Job(job) => masks.jobs.get_mut(job).map(|watched| &mut watched.mask),
+        let mask = match topic {
+            Topic::Job(job) => masks.jobs.get_mut(job).map(|entry| &mut entry.mask),
             Topic::Owner(owner) => masks.owners.get_mut(owner),
         };
-        let Some(mask) = left else { return };
+        let Some(mask) = mask else { return };
         *mask &= !(1 << shard);
         if *mask == 0 {
-            match key {
-                Topic::Job(job) => masks.jobs.remove(job).map(|watched| watched.mask),
+            match topic {
+                Topic::Job(job) => masks.jobs.remove(job).map(|entry| entry.mask),
                 Topic::Owner(owner) => masks.owners.remove(owner),
             };
         }
     }
 
-    pub(super) fn jobs(&self) -> usize {
+    pub(super) fn job_count(&self) -> usize {
         self.masks().jobs.len()
     }
 
     pub(super) fn topics_of_shard(&self, shard: usize) -> (Vec<JobId>, Vec<String>) {
         let masks = self.masks();
-        let watches = |mask: &u64| mask & (1 << shard) != 0;
-        let jobs = masks
-            .jobs
-            .iter()
-            .filter(|(_, watched)| watches(&watched.mask))
-            .map(|(job, _)| job.clone());
-        let owners = masks
-            .owners
-            .iter()
-            .filter(|(_, mask)| watches(mask))
-            .map(|(owner, _)| owner.clone());
-        (jobs.collect(), owners.collect())
+        let contains = |mask: u64| mask & (1 << shard) != 0;
+        let jobs = masks.jobs.iter().filter(|(_, entry)| contains(entry.mask));
+        let owners = masks.owners.iter().filter(|(_, mask)| contains(**mask));
+        (
+            jobs.map(|(job, _)| job.clone()).collect(),
+            owners.map(|(owner, _)| owner.clone()).collect(),
+        )
     }
 }

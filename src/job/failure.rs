@@ -1,35 +1,52 @@
-//! Why a job failed, in the hub's terms and the provider's.
+//! Reasons why a job or a submission attempt failed.
 //!
-//! Invariant: whether a try may be repeated follows from its kind alone, unless its provider says no.
+//! Invariant: the kind alone decides whether an attempt may be repeated, unless the provider rules
+//! it out.
 
 use serde::{Deserialize, Serialize};
 
-/// Why a job failed, or why a try at submitting it did.
+/// The category of a failure, independent of the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// The provider's moderation declined the input or the result.
     Safety,
-    /// The provider can't make sense of a parameter.
+    /// The provider rejected a parameter.
     InvalidInput,
     /// The provider account has no credit left.
     Quota,
-    /// The provider is busy; a later try may pass.
+    /// The provider limits the rate of requests. A later attempt may succeed.
     RateLimit,
-    /// The provider refuses the hub's key.
+    /// The provider rejected the hub's API key.
     Auth,
-    /// A fault on the way or at the provider; a later try may pass.
+    /// A network error or an internal error of the provider. A later attempt may succeed.
     Technical,
-    /// The deadline passed without an end.
+    /// The deadline passed before the job finished.
     Timeout,
-    /// The request may have been received, but its answer was lost.
+    /// The provider may have received the request, but the response was lost.
     SubmissionUnknown,
-    /// Succeeded, but an authenticated read no longer has the outputs.
+    /// The job succeeded, but the provider no longer has its outputs.
     ResultExpired,
 }
 
 impl FailureKind {
-    /// Whether the submitter may try the same job again, as long as no provider has accepted it.
+    /// Returns the name used in documents and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Safety => "safety",
+            Self::InvalidInput => "invalid_input",
+            Self::Quota => "quota",
+            Self::RateLimit => "rate_limit",
+            Self::Auth => "auth",
+            Self::Technical => "technical",
+            Self::Timeout => "timeout",
+            Self::SubmissionUnknown => "submission_unknown",
+            Self::ResultExpired => "result_expired",
+        }
+    }
+
+    /// Returns whether the submitter may attempt the job again.
     #[must_use]
     pub fn is_retryable(self) -> bool {
         match self {
@@ -45,23 +62,23 @@ impl FailureKind {
     }
 }
 
-/// A failure as the document tells it.
+/// A failure as part of the job document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What went wrong, in the hub's terms.
+    /// Category of the failure.
     pub kind: FailureKind,
-    /// For a person; the provider's own words where it has some.
+    /// Human-readable message, from the provider if it gives one.
     pub message: String,
-    /// The provider's code, as text.
+    /// The provider's error code, as text.
     #[serde(default)]
     pub provider_code: Option<String>,
-    /// Whether a fresh submission may succeed.
+    /// Whether a new submission may succeed.
     #[serde(default)]
     pub retryable: bool,
 }
 
 impl Failure {
-    /// A failure whose `retryable` follows from its kind.
+    /// Creates a failure with `retryable` derived from `kind`.
     #[must_use]
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         let retryable = kind.is_retryable();

@@ -1,7 +1,7 @@
-//! The name of a job.
+//! Job ids.
 //!
-//! Invariant: a `JobId` is `job_` and up to 64 characters of `A–Z a–z 0–9 _ -`, so it can stand in
-//! a URL, a key and a log line as it is.
+//! Invariant: a `JobId` is `job_` followed by 1 to 64 characters of `A–Z a–z 0–9 _ -`, so it needs
+//! no escaping in URLs, store keys and log lines.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,41 +9,44 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
-/// A job's name; cheap to clone. Ids of later jobs sort after those of earlier ones.
+/// The id of a job. Cheap to clone. Generated ids sort by creation time.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(Arc<str>);
 
-/// The text is not a job's name.
+/// The text is not a valid job id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a job id is 'job_' and up to 64 letters, digits, '_' or '-'")]
+#[error("job id must be 'job_' followed by 1 to 64 letters, digits, '_' or '-'")]
 pub struct InvalidJobId;
 
 impl JobId {
-    /// A fresh one, from a version 7 UUID: by time, then 74 random bits.
+    /// Generates an id from a version 7 UUID: a timestamp followed by 74 random bits.
     #[must_use]
-    #[expect(clippy::new_without_default, reason = "every call makes another")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "every call returns a different id"
+    )]
     pub fn new() -> Self {
         Self(format!("job_{}", Uuid::now_v7().simple()).into())
     }
 
-    /// Checks what a caller calls a job.
+    /// Parses a job id.
     ///
     /// # Errors
-    /// [`InvalidJobId`] when it can't be one.
+    /// [`InvalidJobId`] if `text` has another prefix, length or character.
     pub fn parse(text: &str) -> Result<Self, InvalidJobId> {
         let rest = text.strip_prefix("job_").ok_or(InvalidJobId)?;
-        let fits = (1..=64).contains(&rest.len())
+        let is_valid = (1..=64).contains(&rest.len())
             && rest
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if fits {
+        if is_valid {
             Ok(Self(text.into()))
         } else {
             Err(InvalidJobId)
         }
     }
 
-    /// The name as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,112 +1,55 @@
-//! What a caller asks a provider for, and what the hub keeps of it.
-//!
-//! Invariant: nothing here is ever part of a job's document.
+//! The request to generate a video.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::time::Time;
-
-/// What the hub must know to submit a job and to ask about it later.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct InternalState {
-    /// What to submit; none where somebody else did.
-    pub request: Option<VideoRequest>,
-    /// What the provider's answer said about asking again (URLs, endpoints); null where nothing.
-    #[serde(default)]
-    pub handle: Value,
-    /// For each output, where it really lies when only the provider's key can read it there; empty
-    /// where there is no such output.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub private_urls: Vec<Option<String>>,
-    /// When its provider first told of a success that was yet to be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub success_reported_at: Option<Time>,
-    /// What was set aside for it; none where its price is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reservation: Option<Reservation>,
-}
-
-/// What was set aside for a job when it was submitted, to be settled when it ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reservation {
-    /// Millionths of the unit.
-    pub amount_micros: i64,
-    /// What is counted, as in a job's `cost`.
-    pub unit: String,
-    /// The accounts that it is booked in.
-    pub windows: Vec<BudgetWindow>,
-}
-
-impl Reservation {
-    /// A sum in millionths, rounded up, so that no fraction of one is spent unseen.
-    #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "saturates, which is what is wanted"
-    )]
-    pub fn to_micros(sum: f64) -> i64 {
-        // What is not exact in binary (0.07 · 5) is within this of what was meant.
-        (sum * 1e6 - 1e-3).ceil().max(0.0) as i64
-    }
-}
-
-/// A sum that is counted for a time.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BudgetWindow {
-    /// Its name in the store.
-    pub name: String,
-    /// When it ends, and another begins from zero.
-    pub expires_at: Time,
-}
-
 /// The body of `POST /v1/videos`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VideoRequest {
-    /// The provider's name in the configuration; absent: the configured default.
+    /// Configured name of the provider. Defaults to the configured default provider.
     #[serde(default)]
     pub provider: Option<String>,
     /// The provider's name of the model.
     pub model: String,
-    /// What to show.
+    /// Description of the video.
     #[serde(default)]
     pub prompt: String,
-    /// What not to show.
+    /// Description of content to avoid.
     #[serde(default)]
     pub negative_prompt: Option<String>,
-    /// First frame, as a URL.
+    /// URL of the first frame.
     #[serde(default)]
     pub image_url: Option<String>,
     /// Length in seconds.
     #[serde(default)]
     pub duration: Option<f64>,
-    /// Width to height, as `16:9`.
+    /// Ratio of width to height, such as `16:9`.
     #[serde(default)]
     pub aspect_ratio: Option<String>,
-    /// `720p`, `1080p` …
+    /// Resolution, such as `720p` or `1080p`.
     #[serde(default)]
     pub resolution: Option<String>,
-    /// Width in pixels; comes with a height.
+    /// Width in pixels. Requires `height`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<u32>,
-    /// Height in pixels; comes with a width.
+    /// Height in pixels. Requires `width`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub height: Option<u32>,
-    /// A preset that fills in what was left open.
+    /// Preset for the dimensions that the request leaves open.
     #[serde(default)]
     pub platform: Option<Platform>,
-    /// Parameters of the provider's own, passed on as they are.
+    /// Provider-specific parameters, passed through unchanged.
     #[serde(default)]
     pub input: Map<String, Value>,
-    /// The caller's own, shown in the document.
+    /// Arbitrary data that is copied to the job document.
     #[serde(default)]
     pub metadata: Map<String, Value>,
 }
 
-/// Where the video is going to be shown.
+/// A preset for the platform on which the video is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Platform {
@@ -119,7 +62,7 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// The word in requests.
+    /// Returns the name used in requests.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -129,7 +72,7 @@ impl Platform {
         }
     }
 
-    /// Width and height in pixels, and their ratio as providers write it.
+    /// Returns width and height in pixels and the aspect ratio.
     #[must_use]
     pub fn dimensions(self) -> (u32, u32, &'static str) {
         match self {
@@ -141,16 +84,17 @@ impl Platform {
 }
 
 impl VideoRequest {
-    /// The request as a spec's templates see it: presets filled in, absent fields absent.
+    /// Returns the variables for the templates of a provider definition. Presets are applied, and
+    /// fields without a value are absent.
     #[must_use]
     pub fn template_params(&self) -> BTreeMap<&'static str, Value> {
-        let frame = self.platform.map(Platform::dimensions);
+        let preset = self.platform.map(Platform::dimensions);
         let ratio = self
             .aspect_ratio
             .clone()
-            .or(frame.map(|(_, _, ratio)| ratio.to_owned()));
-        // A resolution says it already.
-        let sides = frame.filter(|_| self.resolution.is_none());
+            .or(preset.map(|(_, _, ratio)| ratio.to_owned()));
+        // An explicit resolution determines the size.
+        let sides = preset.filter(|_| self.resolution.is_none());
         let width = self.width.or(sides.map(|(width, _, _)| width));
         let height = self.height.or(sides.map(|(_, height, _)| height));
         let mut parameters = BTreeMap::new();
@@ -177,10 +121,10 @@ impl VideoRequest {
     }
 }
 
-/// Providers want `5`, not `5.0`, where a number is whole.
+/// Returns a JSON integer for a whole number, because some providers reject `5.0`.
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "only where the number is whole and small"
+    reason = "the number is whole and small"
 )]
 fn integer_if_whole(number: f64) -> Value {
     if number.fract() == 0.0 && number.abs() < 1e9 {

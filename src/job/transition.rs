@@ -1,8 +1,8 @@
-//! The law: whether news changes a job.
+//! The transition rules of a job.
 //!
-//! Invariant: within an attempt the status's rank and the known progress never fall, a final job
-//! never changes, and where at most one end is told, the order and the repetition of reports change
-//! neither status nor progress nor outputs.
+//! Invariants: within an attempt, status rank and progress never decrease. A final job never
+//! changes. If at most one terminal status is reported, then status, progress and outputs do not
+//! depend on the order of the reports or on their repetition.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::{
 use crate::time::Time;
 
 impl Job {
-    /// The job as the update leaves it, one version on; `None` where the update is no news.
+    /// Applies `update` and returns the next version, or `None` if nothing changes.
     #[must_use]
     pub fn apply(&self, update: Update, now: Time) -> Option<Self> {
         if self.is_final() {
@@ -39,13 +39,14 @@ impl Job {
         Some(next)
     }
 
-    /// The job as one whose success has been told and is yet to be read; `None` where that was known.
-    /// Nothing that is shown changes by it, and so the version does not either.
+    /// Records in the internal state that a success was reported and awaits confirmation by a poll.
+    ///
+    /// The document and its version do not change. Returns `None` if this is already recorded or
+    /// does not apply.
     #[must_use]
     pub fn record_unconfirmed_success(&self, report: &StatusReport, now: Time) -> Option<Self> {
-        let is_known = self.internal.success_reported_at.is_some();
         if self.is_final()
-            || is_known
+            || self.internal.success_reported_at.is_some()
             || !report.needs_confirmation()
             || self.is_about_other_task(report)
         {
@@ -61,7 +62,7 @@ impl Job {
 
     fn is_about_other_task(&self, report: &StatusReport) -> bool {
         match (&self.provider_task_id, &report.task_id) {
-            (Some(ours), Some(theirs)) => ours != theirs,
+            (Some(known), Some(reported)) => known != reported,
             (None, _) | (_, None) => false,
         }
     }
@@ -112,7 +113,7 @@ impl Job {
             return None;
         }
         let implied = report.progress.map_or(self.status, |_| Status::Running);
-        let told = report.status.unwrap_or(implied);
+        let status = report.status.unwrap_or(implied);
         if report.task_id.is_some() && self.provider_task_id.is_none() {
             self.provider_task_id = report.task_id;
         }
@@ -126,15 +127,15 @@ impl Job {
             let percent = percent.clamp(0.0, 100.0);
             self.progress = Some(self.progress.map_or(percent, |known| known.max(percent)));
         }
-        if told.rank() < self.status.rank() {
+        if status.rank() < self.status.rank() {
             return Some(());
         }
-        if told.rank() > self.status.rank() {
+        if status.rank() > self.status.rank() {
             self.queue_position = None;
             self.stage = None;
             self.eta_seconds = None;
         }
-        self.status = told;
+        self.status = status;
         self.cost = report.cost.or(self.cost.take());
         if !report.moderation.is_empty() {
             self.moderation = report.moderation;
@@ -142,11 +143,11 @@ impl Job {
         self.queue_position = report.queue_position.or(self.queue_position);
         self.stage = report.stage.or(self.stage.take());
         self.eta_seconds = report.eta_seconds.or(self.eta_seconds);
-        if told != Status::Accepted {
+        if status != Status::Accepted {
             self.error = None;
             self.next_attempt_at = None;
         }
-        match told {
+        match status {
             Status::Accepted | Status::Queued => {}
             Status::Running => self.started_at = self.started_at.or(Some(now)),
             Status::Succeeded => {
@@ -166,7 +167,8 @@ impl Job {
             }
             Status::Failed => {
                 self.progress = None;
-                let unexplained = || Failure::new(FailureKind::Technical, "no reason was given");
+                let unexplained =
+                    || Failure::new(FailureKind::Technical, "the provider reported no reason");
                 self.error = Some(report.error.unwrap_or_else(unexplained));
             }
             Status::Cancelled => {

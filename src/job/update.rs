@@ -1,6 +1,4 @@
-//! News about a job: what anybody (provider, worker, submitter, clock) can tell the law.
-//!
-//! Invariant: an update says what was *heard*; whether it changes anything is the law's to decide.
+//! Updates: the input of the state machine.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,75 +6,75 @@ use serde_json::Value;
 use super::{Cost, Failure, Output, Source, Status};
 use crate::time::Time;
 
-/// One piece of news and who brought it.
+/// An event together with its origin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Update {
-    /// Who brought it.
+    /// Origin of the event.
     pub source: Source,
-    /// What it says.
+    /// The event to apply.
     pub event: JobEvent,
 }
 
-/// What can be heard of a job.
+/// An event that may change a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobEvent {
-    /// A try at submitting begins.
+    /// A submission attempt starts.
     SubmissionStarted,
-    /// The try failed before the provider accepted the job; the next one follows at `at`.
+    /// The attempt failed before the provider accepted the job, and another is scheduled.
     RetryScheduled {
-        /// What the try ran into.
+        /// Error of the attempt.
         error: Failure,
-        /// When the next one is due.
+        /// Time of the next attempt.
         at: Time,
     },
-    /// The try went out and its answer was lost.
+    /// The request was sent, but its response was lost.
     SubmissionOutcomeUnknown {
-        /// Of kind `submission_unknown`.
+        /// A failure of kind [`SubmissionUnknown`](super::FailureKind::SubmissionUnknown).
         error: Failure,
     },
-    /// Whoever asked for it wants it no more: the end of a job that nobody has been given.
+    /// A client cancels a job that was not submitted.
     CancelledBeforeSubmission,
-    /// Where the job is, by its provider, its worker or the clock.
+    /// The provider, a worker or the deadline reports a status.
     Reported(Box<StatusReport>),
 }
 
-/// Where a job is, as far as the teller says.
+/// A report of a job's status. Absent fields leave the job's fields unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StatusReport {
-    /// Its status; progress without one means running.
+    /// Reported status. A report with progress but without a status means `running`.
     pub status: Option<Status>,
-    /// Percent; held to 0–100.
+    /// Percentage, clamped to 0–100.
     pub progress: Option<f64>,
-    /// Jobs ahead of it.
+    /// Number of jobs ahead in the provider's queue.
     pub queue_position: Option<u32>,
-    /// The teller's own word for what is going on.
+    /// Free-form description of the current step.
     pub stage: Option<String>,
-    /// Seconds it may still take.
+    /// Estimated seconds until completion.
     pub eta_seconds: Option<f64>,
-    /// Results; they count with a success only.
+    /// Outputs. Ignored unless the status is `succeeded`.
     pub outputs: Vec<Output>,
-    /// For each output, where it really lies when only the provider's key can read it there; such an
-    /// output has no `url` until the tracker gives it one of the hub's. Empty where there is none.
+    /// For each output, the provider URL if reading it requires the provider's API key. The tracker
+    /// replaces the `url` of such an output by a URL of the hub. Empty if there is no such output.
     pub private_urls: Vec<Option<String>>,
-    /// What the provider charged.
+    /// Cost charged by the provider.
     pub cost: Option<Cost>,
-    /// What its moderation held back or remarked on.
+    /// Remarks of the provider's moderation.
     pub moderation: Vec<String>,
-    /// Why it failed.
+    /// Reason of a failure.
     pub error: Option<Failure>,
-    /// The provider's own id.
+    /// The provider's task id.
     pub task_id: Option<String>,
-    /// What the provider's answer said about asking again; null where nothing.
+    /// Opaque value from the submit response that later requests need, or null.
     pub handle: Value,
-    /// Whether a success may be believed although it brings no outputs: true for an authenticated
-    /// read, a worker, and a provider that can't be asked.
+    /// Whether a success without outputs is final. True for authenticated polls, workers, and
+    /// providers that cannot be polled.
     pub is_authoritative: bool,
 }
 
 impl StatusReport {
-    /// A report of nothing but a status.
+    /// Creates a report that contains only a status.
     #[must_use]
     pub fn with_status(status: Status) -> Self {
         Self {
@@ -85,7 +83,7 @@ impl StatusReport {
         }
     }
 
-    /// The end of a job by failure.
+    /// Creates a report of status `failed`.
     #[must_use]
     pub fn failed(error: Failure) -> Self {
         Self {
@@ -95,13 +93,13 @@ impl StatusReport {
         }
     }
 
-    /// Whether this is a success that must be read from the provider before it counts.
+    /// Returns whether this is a success that a poll must confirm before it is applied.
     #[must_use]
     pub fn needs_confirmation(&self) -> bool {
         self.status == Some(Status::Succeeded) && self.outputs.is_empty() && !self.is_authoritative
     }
 
-    /// The report as news from `source`.
+    /// Wraps the report in an update from `source`.
     #[must_use]
     pub fn into_update(self, source: Source) -> Update {
         Update {

@@ -59,7 +59,7 @@ impl Components {
             providers: Arc::clone(&self.providers),
             tracker: Arc::clone(&self.tracker),
             metrics: Arc::clone(&self.metrics),
-            stir: self.stir.clone(),
+            wakeups: self.stir.clone(),
         };
         background.spawn(submitter.run(stop.clone()));
         background.spawn(watchdog.run(stop.clone()));
@@ -67,7 +67,7 @@ impl Components {
             store: self.store.clone(),
             providers: Arc::clone(&self.providers),
             feed: Arc::clone(&self.feed),
-            stir: self.stir.clone(),
+            wakeups: self.stir.clone(),
         };
         background.spawn(fleet.run(stop.clone()));
         let feed = Arc::clone(&self.feed);

@@ -6,9 +6,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::time::random_jitter;
 
 /// Between two farewells on average, while the drain time allows.
 const CLOSE_INTERVAL_PER_SOCKET: Duration = Duration::from_millis(1);
@@ -82,13 +83,12 @@ impl Drain {
 
     /// When this socket is to let go, from now.
     pub fn close_delay(&self) -> Duration {
-        self.close_window()
-            .mul_f64(rand::rng().random_range(0.0..1.0))
+        random_jitter(self.close_window(), 0.0..1.0)
     }
 
     /// When its client is to come back, from then: a second, and longer the more there are.
     pub fn retry_after(&self) -> Duration {
         let range = self.close_window().max(Duration::from_secs(1));
-        MIN_RETRY_AFTER + range.mul_f64(rand::rng().random_range(0.0..1.0))
+        MIN_RETRY_AFTER + random_jitter(range, 0.0..1.0)
     }
 }

@@ -35,7 +35,7 @@ pub async fn check(
     begun: web::Data<StartedAt>,
     providers: web::Data<Providers>,
 ) -> HttpResponse {
-    let is_current = hub.condition() == FeedHealth::Healthy && is_store_available(&**store).await;
+    let is_current = hub.health() == FeedHealth::Healthy && is_store_available(&**store).await;
     let status = match (drain.is_draining(), is_current) {
         (true, _) => "draining",
         (false, true) => "ok",

@@ -164,10 +164,10 @@ pub async fn list(
     if !(1..=MAX_PAGE).contains(&limit) {
         return Err(Problem::invalid("limit: must be 1 to 200"));
     }
-    let status = page.status.as_deref().map(|word| {
-        Status::from_word(word).ok_or_else(|| {
-            let words: Vec<&str> = Status::ALL.iter().map(|status| status.as_str()).collect();
-            Problem::invalid(format!("status: must be one of {}", words.join(", ")))
+    let status = page.status.as_deref().map(|text| {
+        text.parse::<Status>().map_err(|_| {
+            let names: Vec<&str> = Status::ALL.iter().map(|status| status.as_str()).collect();
+            Problem::invalid(format!("status: must be one of {}", names.join(", ")))
         })
     });
     let status = status.transpose()?;
@@ -269,14 +269,9 @@ pub fn create_response(
 /// `POST /v1/jobs/{id}/cancel`: ends a job that was not sent, or asks its provider to.
 pub async fn cancel(
     caller: Caller,
-    store: web::Data<dyn Store>,
     canceller: web::Data<CancelService>,
     id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
-    let job = load_visible_job(&**store, &caller, &id).await?;
-    if !caller.may_cancel(job.id.as_str(), &job.owner) {
-        return Err(Problem::forbidden("jobs:write"));
-    }
-    let job = canceller.cancel(&job.id).await?;
+    let job = canceller.cancel(&caller, &id).await?;
     Ok(HttpResponse::Accepted().json(job))
 }

@@ -205,7 +205,7 @@ impl From<AdmissionError> for Problem {
             AdmissionError::Budget(_) => {
                 Self::new(StatusCode::PAYMENT_REQUIRED, "budget_exceeded", detail)
             }
-            AdmissionError::Rate { wait, .. } => Self::rate_limited(detail, wait),
+            AdmissionError::Rate { retry_after, .. } => Self::rate_limited(detail, retry_after),
         }
     }
 }
@@ -214,6 +214,7 @@ impl From<CancelError> for Problem {
     fn from(error: CancelError) -> Self {
         match error {
             CancelError::NotFound => Self::not_found("job"),
+            CancelError::Forbidden => Self::forbidden("jobs:write"),
             CancelError::NotCancellable(why) => {
                 Self::new(StatusCode::CONFLICT, "not_cancellable", why)
             }

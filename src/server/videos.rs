@@ -50,11 +50,16 @@ pub async fn submit(
         )));
     }
     let now = Time::now();
-    let Admitted { job, bookings } = guard.admit(caller.subject(), provider, video, now)?;
-    let entries = bookings.entries();
+    let Admitted {
+        job,
+        budget_entries,
+    } = guard.admit(caller.subject(), provider, video, now)?;
+    let entries = budget_entries.entries();
     let (created, job) = tracker.create(job, idempotency, entries).await?;
     if let CreateOutcome::LimitExceeded { window } = &created {
-        let refusal = guard.limit_error(&bookings, window, &**store, now).await?;
+        let refusal = guard
+            .limit_error(&budget_entries, window, &**store, now)
+            .await?;
         return Err(refusal.into());
     }
     create_response(created, job, StatusCode::ACCEPTED)

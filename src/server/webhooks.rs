@@ -118,7 +118,7 @@ impl WebhookHandler {
         let job = match token {
             None => None,
             Some(token) => {
-                let job = self.links.job_of(provider.name(), token);
+                let job = self.links.verify_callback_token(provider.name(), token);
                 Some(job.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("callback")))?)
             }
         };

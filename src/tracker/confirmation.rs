@@ -1,7 +1,5 @@
-//! What is not news yet: which job it is about, that it is to be asked about, and that what was shown
-//! of it is to be shown again.
-//!
-//! Invariant: nothing here decides what a job is; it sees to it that somebody reads it.
+//! Operations that do not apply a report: task binding, poll requests, and republishing of a version
+//! after the store lost it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +11,10 @@ use crate::store::{self, CommitJob, CommitOutcome};
 use crate::time::Time;
 
 impl Tracker {
-    /// The job that a provider's task belongs to.
+    /// Returns the job that a provider task belongs to.
     ///
     /// # Errors
-    /// The store's.
+    /// Returns the error of the store.
     pub async fn find_job_by_task(
         &self,
         provider: &str,
@@ -25,11 +23,11 @@ impl Tracker {
         Ok(self.store.find_task(provider, task_id).await?)
     }
 
-    /// Takes it that this is the provider's task of a job whose submission's answer was lost, so that
-    /// it can be asked about. For any other job it says nothing.
+    /// Binds `task_id` to a job whose submission outcome is unknown, so that the task can be polled.
+    /// Does nothing for any other job.
     ///
     /// # Errors
-    /// The store's.
+    /// Returns the error of the store.
     pub async fn bind_task(
         &self,
         provider: &str,
@@ -51,37 +49,39 @@ impl Tracker {
         }
     }
 
-    /// Gives a job's document, as it is, a number above `shown`, which was made at `made_at`, if it
-    /// has none yet and is not that very version; answers the job as it is then.
+    /// Republishes a job's document with a version above one that was already delivered.
+    ///
+    /// `delivered` is the highest delivered version, written at `updated_at`. Does nothing if the
+    /// stored version is higher or is that very version. Returns the stored job.
     ///
     /// # Errors
-    /// As [`Tracker::record`].
+    /// As [`Tracker::apply_update`].
     pub async fn republish_above(
         &self,
         id: &JobId,
-        shown: u64,
-        made_at: Time,
+        delivered: u64,
+        updated_at: Time,
     ) -> Result<Arc<Job>, Error> {
         for _ in 0..MAX_CAS_ATTEMPTS {
             let job = self.store.get(id).await?.ok_or(Error::NotFound)?;
-            // It may have been shown only after the reading that gave cause for doubt.
-            let is_shown = job.version == shown && job.updated_at == made_at;
-            if job.version > shown || is_shown {
+            // The version may have been delivered after the caller read the job.
+            let is_delivered = job.version == delivered && job.updated_at == updated_at;
+            if job.version > delivered || is_delivered {
                 return Ok(job);
             }
-            let raised = Arc::new(Job {
-                version: shown + 1,
+            let republished = Arc::new(Job {
+                version: delivered + 1,
                 ..Job::clone(&job)
             });
             let commit = CommitJob {
-                schedule: schedule_for(self.provider_of(&raised), &raised, Time::now()),
-                job: Arc::clone(&raised),
+                schedule: schedule_for(self.provider_of(&republished), &republished, Time::now()),
+                job: Arc::clone(&republished),
                 expected_version: job.version,
                 applied_buffered: Vec::new(),
                 budget_entries: Vec::new(),
             };
             match self.store.commit(commit).await? {
-                CommitOutcome::Committed => return Ok(raised),
+                CommitOutcome::Committed => return Ok(republished),
                 CommitOutcome::Conflict => {}
                 CommitOutcome::NotFound => return Err(Error::NotFound),
             }
@@ -89,11 +89,11 @@ impl Tracker {
         Err(store::Error::Overloaded.into())
     }
 
-    /// Has the watchdog ask about a job now, unless it is yet to be sent or being sent: then there
-    /// is nothing to ask, and the answer to the try comes by itself.
+    /// Requests an immediate poll of a job. Does nothing if the job does not exist or is not submitted
+    /// yet.
     ///
     /// # Errors
-    /// The store's.
+    /// Returns the error of the store.
     pub async fn request_poll(&self, id: &JobId) -> Result<(), Error> {
         match self.store.get(id).await? {
             Some(job) => self.schedule_poll(&job).await,
@@ -101,9 +101,13 @@ impl Tracker {
         }
     }
 
-    /// Keeps that a success was told, for when the provider no longer knows of the task. Another
-    /// writer who is faster takes nothing away but this.
-    pub(super) async fn expect_success(&self, job: &Job, update: &Update) -> Result<(), Error> {
+    /// Stores that the provider reported a success, in case it no longer knows the task when polled.
+    /// Best effort: a conflict with another writer is ignored.
+    pub(super) async fn record_unconfirmed_success(
+        &self,
+        job: &Job,
+        update: &Update,
+    ) -> Result<(), Error> {
         let next = match (&update.event, job.submission_state()) {
             (JobEvent::Reported(report), SubmissionState::Unknown | SubmissionState::Done) => {
                 job.record_unconfirmed_success(report, Time::now())
@@ -139,14 +143,14 @@ impl Tracker {
                 self.store
                     .schedule_poll(&job.id, Time::now(), cool_down)
                     .await?;
-                self.stir.watchdog.notify_one();
+                self.wakeups.watchdog.notify_one();
             }
         }
         Ok(())
     }
 }
 
-/// Whether the news is a success that counts only once it has been read from the provider.
+/// Returns whether the update is a success that a poll must confirm before it is applied.
 pub(super) fn needs_confirmation(job: &Job, update: &Update) -> bool {
     match &update.event {
         JobEvent::Reported(report) => !job.is_final() && report.needs_confirmation(),

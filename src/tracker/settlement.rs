@@ -1,53 +1,59 @@
-//! Settling: what a job's end makes of the sum that was set aside for it.
+//! Settlement of the budget that was reserved for a job.
 //!
-//! Invariant: an end settles in the commit that makes it, so once; and what may have been spent is
-//! never given back.
+//! Invariants: the commit that finishes a job settles its reservation, so it is settled exactly
+//! once. An amount that the provider may have charged is never released.
 
 use crate::job::{Cost, Job, Reservation, Source, Status, SubmissionState};
 use crate::store::BudgetEntry;
 
-/// What a charge comes to, in millionths of its unit.
+/// The final cost of a job.
 pub(super) struct Settlement {
-    /// What was spent.
-    pub spent: i64,
-    /// What is to be booked beside what was set aside.
+    /// Amount spent, in millionths of the reservation's unit.
+    pub spent_micros: i64,
+    /// Entries that correct the reservation to the amount spent.
     pub entries: Vec<BudgetEntry>,
 }
 
-/// What the end `next` makes of what was set aside; none where nothing was, or it is no end.
+/// Returns the settlement for the transition from `before` to `next`, or `None` if `next` is not
+/// final or has no reservation.
 pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
-    let charge = next
+    let reservation = next
         .internal
         .reservation
         .as_ref()
         .filter(|_| next.is_final())?;
-    let spent = spent(before, next, charge);
-    let entries = charge.windows.iter().map(|account| BudgetEntry {
-        window: account.name.clone(),
-        amount_micros: spent.saturating_sub(charge.amount_micros),
+    let spent_micros = spent_micros(before, next, reservation);
+    let correction = spent_micros.saturating_sub(reservation.amount_micros);
+    let entries = reservation.windows.iter().map(|window| BudgetEntry {
+        window: window.name.clone(),
+        amount_micros: correction,
         limit_micros: None,
-        window_ends_at: account.expires_at,
+        window_ends_at: window.expires_at,
     });
     Some(Settlement {
-        spent,
-        entries: entries.filter(|entry| entry.amount_micros != 0).collect(),
+        spent_micros,
+        entries: entries.filter(|_| correction != 0).collect(),
     })
 }
 
-/// A cost that was told counts, or what was set aside where it can't be compared. Else a success
-/// costs what was set aside, and so does a job that the clock ended while its provider may have had
-/// it; a provider that says a job has failed or is cancelled charges nothing unless it says so.
-fn spent(before: &Job, next: &Job, charge: &Reservation) -> i64 {
+/// Returns the amount spent on a finished job.
+///
+/// A reported cost takes precedence. Without one, a success costs the reserved amount, and so does
+/// a timeout of a job that the provider may have. A failure or cancellation that the provider
+/// reports costs nothing.
+fn spent_micros(before: &Job, next: &Job, reservation: &Reservation) -> i64 {
     if let Some(cost) = &next.cost {
-        return settled_amount(cost, charge);
+        return settled_amount(cost, reservation);
     }
-    let may_be_there = match before.submission_state() {
+    let provider_may_have_it = match before.submission_state() {
         SubmissionState::Pending(_) => false,
         SubmissionState::InFlight | SubmissionState::Unknown | SubmissionState::Done => true,
     };
     match next.status {
-        Status::Succeeded => charge.amount_micros,
-        Status::Failed if next.source == Source::Deadline && may_be_there => charge.amount_micros,
+        Status::Succeeded => reservation.amount_micros,
+        Status::Failed if next.source == Source::Deadline && provider_may_have_it => {
+            reservation.amount_micros
+        }
         Status::Failed
         | Status::Cancelled
         | Status::Accepted
@@ -56,12 +62,14 @@ fn spent(before: &Job, next: &Job, charge: &Reservation) -> i64 {
     }
 }
 
-fn settled_amount(cost: &Cost, charge: &Reservation) -> i64 {
+/// Converts a reported cost. A cost in another unit cannot be compared and counts as the reserved
+/// amount.
+fn settled_amount(cost: &Cost, reservation: &Reservation) -> i64 {
     if cost.amount == 0.0 {
         return 0;
     }
-    if !cost.unit.eq_ignore_ascii_case(&charge.unit) || !cost.amount.is_finite() {
-        return charge.amount_micros;
+    if !cost.unit.eq_ignore_ascii_case(&reservation.unit) || !cost.amount.is_finite() {
+        return reservation.amount_micros;
     }
     Reservation::to_micros(cost.amount)
 }
@@ -81,7 +89,7 @@ mod tests {
 
     const NOW: i64 = 1_795_428_000_000;
 
-    fn charged() -> Job {
+    fn job_with_reservation() -> Job {
         let new = NewJob {
             owner: "ada".into(),
             provider: Some("kling".into()),
@@ -106,16 +114,13 @@ mod tests {
         job
     }
 
-    fn then(job: &Job, news: JobEvent, source: Source) -> Job {
-        let update = Update {
-            source,
-            event: news,
-        };
+    fn apply(job: &Job, event: JobEvent, source: Source) -> Job {
+        let update = Update { source, event };
         job.apply(update, Time::from_millis(NOW)).unwrap()
     }
 
     fn report(job: &Job, report: StatusReport, source: Source) -> Job {
-        then(job, JobEvent::Reported(Box::new(report)), source)
+        apply(job, JobEvent::Reported(Box::new(report)), source)
     }
 
     fn cost(status: Status, amount: f64, unit: &str) -> StatusReport {
@@ -129,20 +134,24 @@ mod tests {
         }
     }
 
-    fn spent_by(before: &Job, next: &Job) -> i64 {
-        let settled = settle(before, next).unwrap();
-        let booked: i64 = settled
+    fn settled_micros(before: &Job, next: &Job) -> i64 {
+        let settlement = settle(before, next).unwrap();
+        let corrected: i64 = settlement
             .entries
             .iter()
             .map(|entry| entry.amount_micros)
             .sum();
-        assert_eq!(booked, settled.spent - 700_000);
-        settled.spent
+        assert_eq!(corrected, settlement.spent_micros - 700_000);
+        settlement.spent_micros
     }
 
     #[test]
     fn reported_cost_is_used_when_units_match() {
-        let sending = then(&charged(), JobEvent::SubmissionStarted, Source::Submit);
+        let in_flight = apply(
+            &job_with_reservation(),
+            JobEvent::SubmissionStarted,
+            Source::Submit,
+        );
         for (status, amount, unit, expected) in [
             (Status::Succeeded, 0.35, "USD", 350_000),
             (Status::Succeeded, 1.4, "usd", 1_400_000),
@@ -151,9 +160,9 @@ mod tests {
             (Status::Cancelled, 12.0, "credits", 700_000),
             (Status::Cancelled, 0.0, "credits", 0),
         ] {
-            let end = report(&sending, cost(status, amount, unit), Source::Poll);
+            let end = report(&in_flight, cost(status, amount, unit), Source::Poll);
             assert_eq!(
-                spent_by(&sending, &end),
+                settled_micros(&in_flight, &end),
                 expected,
                 "{status:?} {amount} {unit}"
             );
@@ -162,17 +171,17 @@ mod tests {
 
     #[test]
     fn reservation_is_kept_only_if_it_may_have_been_spent() {
-        let waiting = charged();
-        let sending = then(&waiting, JobEvent::SubmissionStarted, Source::Submit);
-        let lost = |kind| Failure::new(kind, "no answer");
-        let error = lost(FailureKind::SubmissionUnknown);
-        let unknown = then(
-            &sending,
+        let pending = job_with_reservation();
+        let in_flight = apply(&pending, JobEvent::SubmissionStarted, Source::Submit);
+        let failure = |kind| Failure::new(kind, "no answer");
+        let error = failure(FailureKind::SubmissionUnknown);
+        let unknown = apply(
+            &in_flight,
             JobEvent::SubmissionOutcomeUnknown { error },
             Source::Submit,
         );
         let running = report(
-            &sending,
+            &in_flight,
             StatusReport::with_status(Status::Running),
             Source::Webhook,
         );
@@ -180,7 +189,7 @@ mod tests {
             is_authoritative: true,
             ..StatusReport::with_status(Status::Succeeded)
         };
-        let timeout = StatusReport::failed(lost(FailureKind::Timeout));
+        let timeout = StatusReport::failed(failure(FailureKind::Timeout));
         for (before, end, source, expected) in [
             (&running, &success, Source::Webhook, 700_000),
             (
@@ -195,8 +204,8 @@ mod tests {
                 Source::Poll,
                 0,
             ),
-            (&sending, &timeout, Source::Submit, 0),
-            (&waiting, &timeout, Source::Deadline, 0),
+            (&in_flight, &timeout, Source::Submit, 0),
+            (&pending, &timeout, Source::Deadline, 0),
             (&unknown, &timeout, Source::Deadline, 700_000),
             (
                 &unknown,
@@ -207,10 +216,14 @@ mod tests {
             (&running, &timeout, Source::Deadline, 700_000),
         ] {
             let next = report(before, end.clone(), source);
-            assert_eq!(spent_by(before, &next), expected, "{source:?} {end:?}");
+            assert_eq!(
+                settled_micros(before, &next),
+                expected,
+                "{source:?} {end:?}"
+            );
         }
-        let withdrawn = then(&waiting, JobEvent::CancelledBeforeSubmission, Source::Api);
-        assert_eq!(spent_by(&waiting, &withdrawn), 0);
-        assert!(settle(&sending, &running).is_none());
+        let cancelled = apply(&pending, JobEvent::CancelledBeforeSubmission, Source::Api);
+        assert_eq!(settled_micros(&pending, &cancelled), 0);
+        assert!(settle(&in_flight, &running).is_none());
     }
 }

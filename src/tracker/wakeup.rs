@@ -1,6 +1,6 @@
-//! Who has to look at their agenda because of a change.
+//! Notifications that wake the submitter and the watchdog.
 //!
-//! Invariant: nobody sleeps through what is due; and nobody is woken for what he finds in time by himself.
+//! Invariant: a worker is notified of every job that becomes due before its next regular check.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,27 +11,27 @@ use crate::job::Job;
 use crate::store::Schedule;
 use crate::time::Time;
 
-/// How long the watchdog goes without a look at what is due, at most.
+/// Maximum time that the submitter and the watchdog sleep between two checks of their queues.
 pub const MAX_IDLE: Duration = Duration::from_secs(1);
 
-/// Wakes those who work through the agendas.
+/// Wakes the loops that work through the schedules of jobs.
 #[derive(Clone, Debug, Default)]
 pub struct WorkerWakeups {
-    /// A job may be due for submitting, or a provider has a free place again.
+    /// Notified when a submission may be due or a concurrency slot was released.
     pub submitter: Arc<Notify>,
-    /// A job may be due for a look.
+    /// Notified when a poll may be due.
     pub watchdog: Arc<Notify>,
 }
 
 impl WorkerWakeups {
-    /// A job was committed with this agenda.
-    pub(super) fn notify_for(&self, agenda: &Schedule, job: &Job) {
-        if agenda.submit_at.is_some() || job.is_final() {
+    /// Notifies the workers after `job` was committed with `schedule`.
+    pub(super) fn notify_for(&self, schedule: &Schedule, job: &Job) {
+        if schedule.submit_at.is_some() || job.is_final() {
             self.submitter.notify_one();
         }
-        // With every other update of every job the watchdog would read for nothing.
-        let after_a_nap = Time::now() + MAX_IDLE;
-        if agenda.poll_at.is_some_and(|at| at <= after_a_nap) {
+        // A later poll is found by the watchdog's regular check.
+        let next_check = Time::now() + MAX_IDLE;
+        if schedule.poll_at.is_some_and(|at| at <= next_check) {
             self.watchdog.notify_one();
         }
     }

@@ -1,4 +1,4 @@
-//! Guardrails: what a caller is refused, and that nothing of it reaches the provider.
+//! Admission control: rejected requests never reach the provider.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use crate::app::{TestApp, TestAppBuilder, TestResponse, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
-const ATELIER: &str = r#"
-title = "Atelier"
+const SPEC: &str = r#"
+title = "Acme"
 requires = ["base_url"]
 signature = { scheme = "none" }
 poll_after = "50ms"
@@ -51,23 +51,23 @@ when = "model is startingwith('short') and duration is defined and duration > 5"
 problem = "duration: must be at most 5 for this model"
 
 [[checks]]
-when = "model == 'picky' and not resolution"
-problem = "resolution: is needed"
+when = "model == 'strict' and not resolution"
+problem = "resolution: is required"
 "#;
 
-/// A provider, what its tasks have come to, and the hub in front of it.
-struct Atelier {
+/// A hub with a mock provider and the states of its tasks.
+struct Fixture {
     app: TestApp,
     provider: MockProvider,
     states: Arc<Mutex<HashMap<String, Value>>>,
     _folder: TempDir,
 }
 
-async fn atelier(settings: &[(&str, &str)]) -> Atelier {
-    Atelier::of(TestApp::builder(), settings, TestAppBuilder::spawn).await
+async fn start(settings: &[(&str, &str)]) -> Fixture {
+    Fixture::of(TestApp::builder(), settings, TestAppBuilder::spawn).await
 }
 
-impl Atelier {
+impl Fixture {
     async fn of(
         builder: TestAppBuilder,
         settings: &[(&str, &str)],
@@ -75,8 +75,10 @@ impl Atelier {
     ) -> Self {
         let states: Arc<Mutex<HashMap<String, Value>>> = Arc::default();
         let known = Arc::clone(&states);
-        let provider = MockProvider::start(move |asked: RecordedRequest| {
-            let name = asked.body["name"].as_str().or(asked.path.split('/').nth(2));
+        let provider = MockProvider::start(move |request: RecordedRequest| {
+            let name = request.body["name"]
+                .as_str()
+                .or(request.path.split('/').nth(2));
             let name = name.unwrap_or_default().to_owned();
             let state = known.lock().unwrap().get(&name).cloned();
             let mut task = state.unwrap_or_else(|| json!({ "state": "working" }));
@@ -85,11 +87,11 @@ impl Atelier {
         })
         .await;
         let folder = tempfile::tempdir().unwrap();
-        let spec = folder.path().join("atelier.toml");
-        std::fs::write(&spec, ATELIER).unwrap();
+        let spec = folder.path().join("acme.toml");
+        std::fs::write(&spec, SPEC).unwrap();
         let mut builder = builder
-            .set("providers.atelier.spec", spec.display())
-            .set("providers.atelier.base_url", &provider.url);
+            .set("providers.acme.spec", spec.display())
+            .set("providers.acme.base_url", &provider.url);
         for (key, value) in settings {
             builder = builder.set(key, value);
         }
@@ -105,42 +107,49 @@ impl Atelier {
         post(&self.app, owner, body).await
     }
 
-    /// Submits what is taken, and what its provider then received.
-    async fn sent(&self, body: &Value) -> Value {
-        let answer = self.post("alice", body).await;
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        let id = answer.body["id"].as_str().unwrap();
-        let is_it = |asked: &&RecordedRequest| asked.method == "POST" && asked.body["name"] == id;
-        let asked = self
+    /// Submits an accepted request and returns the body that the provider received.
+    async fn submit_and_capture(&self, body: &Value) -> Value {
+        let response = self.post("alice", body).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        let id = response.body["id"].as_str().unwrap();
+        let is_submission =
+            |request: &&RecordedRequest| request.method == "POST" && request.body["name"] == id;
+        let request = self
             .provider
-            .wait_for_requests(|all| all.iter().any(|it| is_it(&it)));
-        asked.await.iter().find(is_it).unwrap().body.clone()
+            .wait_for_requests(|all| all.iter().any(|it| is_submission(&it)));
+        request
+            .await
+            .iter()
+            .find(is_submission)
+            .unwrap()
+            .body
+            .clone()
     }
 
-    async fn refused(&self, body: &Value, status: u16, code: &str, detail: &str) {
-        let answer = self.post("alice", body).await;
-        assert_eq!(answer.status, status, "{body:.200}: {}", answer.body);
-        assert_eq!(answer.body["code"], code);
-        let told = answer.body["detail"].as_str().unwrap();
-        assert!(told.contains(detail), "{told}");
+    async fn assert_rejected(&self, body: &Value, status: u16, code: &str, detail: &str) {
+        let response = self.post("alice", body).await;
+        assert_eq!(response.status, status, "{body:.200}: {}", response.body);
+        assert_eq!(response.body["code"], code);
+        let actual = response.body["detail"].as_str().unwrap();
+        assert!(actual.contains(detail), "{actual}");
     }
 
-    /// No request has reached the provider, nor any job the store.
-    async fn assert_nothing_was_done(&self) {
+    /// Asserts that the provider received no request and that the store contains no job.
+    async fn assert_no_effects(&self) {
         let list = self.app.request(Method::GET, "/v1/jobs", "alice");
         assert_eq!(send(list).await.body["jobs"], json!([]));
         assert_eq!(self.provider.requests().len(), 0);
     }
 
-    /// Lets a task come to this.
-    fn say(&self, id: &str, state: Value) {
+    /// Sets the provider's response for a task.
+    fn set_task(&self, id: &str, state: Value) {
         self.states.lock().unwrap().insert(id.to_owned(), state);
     }
 
-    async fn taken(&self, owner: &str, body: &Value) -> String {
-        let answer = self.post(owner, body).await;
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        answer.body["id"].as_str().unwrap().to_owned()
+    async fn submit_accepted(&self, owner: &str, body: &Value) -> String {
+        let response = self.post(owner, body).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        response.body["id"].as_str().unwrap().to_owned()
     }
 }
 
@@ -148,65 +157,62 @@ async fn post(app: &TestApp, owner: &str, body: &Value) -> TestResponse {
     send(app.request(Method::POST, "/v1/videos", owner).json(body)).await
 }
 
-/// An order of this model with more in it.
-fn order(model: &str, more: Value) -> Value {
-    let mut order = json!({ "provider": "atelier", "model": model, "prompt": "a lighthouse" });
-    let all = order.as_object_mut().unwrap();
+/// Returns a request for `model` with additional fields.
+fn request_body(model: &str, more: Value) -> Value {
+    let mut body = json!({ "provider": "acme", "model": model, "prompt": "a lighthouse" });
+    let all = body.as_object_mut().unwrap();
     all.extend(more.as_object().unwrap().clone());
-    order
+    body
 }
 
 const PRICES: (&str, &str) = (
-    "providers.atelier.prices",
+    "providers.acme.prices",
     r#"{ "m-*" = 0.25, "long-*" = "0.07 * duration", "free" = 0, "odd" = "1 / (duration - 5)" }"#,
 );
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_fills_in_the_frame_and_is_not_contradicted() {
-    let atelier = atelier(&[]).await;
+async fn platform_sets_dimensions_and_conflicts_are_rejected() {
+    let hub = start(&[]).await;
     for body in [
         json!({ "platform": "tiktok", "aspect_ratio": "16:9" }),
         json!({ "platform": "tiktok", "width": 1280, "height": 720 }),
     ] {
         let names_both = "contradicts the platform 'tiktok', which is 9:16";
-        let body = order("m-1", body);
-        atelier
-            .refused(&body, 400, "invalid_request", names_both)
+        let body = request_body("m-1", body);
+        hub.assert_rejected(&body, 400, "invalid_request", names_both)
             .await;
     }
-    let unknown = order("m-1", json!({ "platform": "vimeo" }));
+    let unknown = request_body("m-1", json!({ "platform": "vimeo" }));
     let list =
         "platform: unknown variant `vimeo`, expected one of `tiktok`, `youtube`, `instagram`";
-    atelier
-        .refused(&unknown, 400, "invalid_request", list)
+    hub.assert_rejected(&unknown, 400, "invalid_request", list)
         .await;
-    let lone = order("m-1", json!({ "width": 640 }));
-    atelier
-        .refused(&lone, 400, "invalid_request", "width, height: ")
+    let lone = request_body("m-1", json!({ "width": 640 }));
+    hub.assert_rejected(&lone, 400, "invalid_request", "width, height: ")
         .await;
-    atelier.assert_nothing_was_done().await;
+    hub.assert_no_effects().await;
 
     for (platform, ratio, width, height) in [
         ("tiktok", "9:16", 720, 1280),
         ("youtube", "16:9", 1280, 720),
         ("instagram", "1:1", 1024, 1024),
     ] {
-        let sent = atelier
-            .sent(&order("m-1", json!({ "platform": platform })))
+        let sent = hub
+            .submit_and_capture(&request_body("m-1", json!({ "platform": platform })))
             .await;
         assert_eq!(sent["ratio"], ratio);
         assert_eq!(
             (&sent["width"], &sent["height"]),
             (&json!(width), &json!(height))
         );
-        assert_eq!(sent["resolution"], Value::Null, "as asked");
+        assert_eq!(sent["resolution"], Value::Null, "as request");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn below_production_at_most_720p_is_sent() {
+async fn tiers_below_production_send_at_most_720p() {
     for tier in ["development", "staging"] {
-        let atelier = atelier(&[("defaults.tier", tier)]).await;
+        let hub = start(&[("defaults.tier", tier)]).await;
         for (body, path) in [
             (json!({ "resolution": "best" }), "resolution: "),
             (
@@ -222,11 +228,13 @@ async fn below_production_at_most_720p_is_sent() {
                 "input.height: ",
             ),
         ] {
-            let body = order("m-1", body);
-            atelier.refused(&body, 400, "invalid_request", path).await;
-            atelier.refused(&body, 400, "invalid_request", tier).await;
+            let body = request_body("m-1", body);
+            hub.assert_rejected(&body, 400, "invalid_request", path)
+                .await;
+            hub.assert_rejected(&body, 400, "invalid_request", tier)
+                .await;
         }
-        atelier.assert_nothing_was_done().await;
+        hub.assert_no_effects().await;
         for (body, resolution) in [
             (json!({}), "720p"),
             (json!({ "resolution": "4k" }), "720p"),
@@ -234,21 +242,21 @@ async fn below_production_at_most_720p_is_sent() {
             (json!({ "resolution": "480p" }), "480p"),
             (json!({ "input": { "size": "1280x720" } }), "720p"),
         ] {
-            let sent = atelier.sent(&order("m-1", body)).await;
+            let sent = hub.submit_and_capture(&request_body("m-1", body)).await;
             assert_eq!(sent["resolution"], resolution);
         }
-        let square = atelier
-            .sent(&order("m-1", json!({ "platform": "instagram" })))
+        let square = hub
+            .submit_and_capture(&request_body("m-1", json!({ "platform": "instagram" })))
             .await;
         assert_eq!(
             (&square["width"], &square["height"]),
             (&json!(720), &json!(720))
         );
     }
-    let atelier = atelier(&[]).await;
+    let hub = start(&[]).await;
     let input = json!({ "size": "4k" });
     let body = json!({ "resolution": "best", "input": input.clone() });
-    let sent = atelier.sent(&order("m-1", body)).await;
+    let sent = hub.submit_and_capture(&request_body("m-1", body)).await;
     assert_eq!(
         (&sent["resolution"], &sent["input"]),
         (&json!("best"), &input)
@@ -256,10 +264,10 @@ async fn below_production_at_most_720p_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_large_travels_by_its_url() {
-    let atelier = atelier(&[]).await;
+async fn inline_data_and_oversized_requests_are_rejected() {
+    let hub = start(&[]).await;
     let picture = "data:image/png;base64,iVBORw0KGgo=";
-    let blob = "QUJD".repeat(3000);
+    let base64 = "QUJD".repeat(3000);
     for (body, path) in [
         (json!({ "image_url": picture }), "image_url: "),
         (json!({ "prompt": picture }), "prompt: "),
@@ -268,127 +276,130 @@ async fn what_is_large_travels_by_its_url() {
             "input.images[0].url: ",
         ),
         (
-            json!({ "input": { "first_frame": blob } }),
+            json!({ "input": { "first_frame": base64 } }),
             "input.first_frame: ",
         ),
     ] {
-        let body = order("m-1", body);
-        atelier.refused(&body, 400, "invalid_request", path).await;
-        atelier
-            .refused(&body, 400, "invalid_request", "give an http(s) URL")
+        let body = request_body("m-1", body);
+        hub.assert_rejected(&body, 400, "invalid_request", path)
+            .await;
+        hub.assert_rejected(&body, 400, "invalid_request", "pass an http(s) URL")
             .await;
     }
     let story = "once upon a time ".repeat(4000);
-    let body = order("m-1", json!({ "input": { "story": story } }));
-    atelier
-        .refused(&body, 413, "payload_too_large", "65536")
+    let body = request_body("m-1", json!({ "input": { "story": story } }));
+    hub.assert_rejected(&body, 413, "payload_too_large", "65536")
         .await;
-    atelier.assert_nothing_was_done().await;
-    let refused = "submits_refused_total{reason=\"payload\"}";
-    assert_eq!(atelier.app.metric(refused).await, 9.0);
+    hub.assert_no_effects().await;
+    let rejected_metric = "submits_refused_total{reason=\"payload\"}";
+    assert_eq!(hub.app.metric(rejected_metric).await, 9.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_provider_is_known_to_refuse_is_not_sent() {
-    let atelier = atelier(&[]).await;
-    let long = order("short-1", json!({ "duration": 6 }));
+async fn requests_that_fail_spec_checks_are_not_sent() {
+    let hub = start(&[]).await;
+    let long = request_body("short-1", json!({ "duration": 6 }));
     let problem = "duration: must be at most 5 for this model";
-    atelier
-        .refused(&long, 400, "invalid_request", problem)
+    hub.assert_rejected(&long, 400, "invalid_request", problem)
         .await;
-    let picky = order("picky", json!({}));
-    atelier
-        .refused(&picky, 400, "invalid_request", "resolution: is needed")
+    let strict = request_body("strict", json!({}));
+    hub.assert_rejected(&strict, 400, "invalid_request", "resolution: is required")
         .await;
-    atelier.assert_nothing_was_done().await;
+    hub.assert_no_effects().await;
     for (model, more) in [
         ("short-1", json!({ "duration": 5 })),
         ("short-1", json!({})),
         ("m-1", json!({ "duration": 6 })),
-        ("picky", json!({ "resolution": "480p" })),
+        ("strict", json!({ "resolution": "480p" })),
     ] {
-        atelier.sent(&order(model, more)).await;
+        hub.submit_and_capture(&request_body(model, more)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_budget_a_price_is_needed() {
+async fn budget_requires_a_known_price() {
     for budget in [
         "budgets.per_job",
         "budgets.per_owner_day",
-        "providers.atelier.budget_per_day",
+        "providers.acme.budget_per_day",
     ] {
-        let atelier = atelier(&[(budget, "1"), PRICES]).await;
-        let unknown = order("unknown", json!({}));
-        let problem = format!(
-            "providers.atelier.prices: has no price for the model 'unknown', and {budget} needs one"
-        );
-        atelier
-            .refused(&unknown, 400, "invalid_request", &problem)
+        let hub = start(&[(budget, "1"), PRICES]).await;
+        let unknown = request_body("unknown", json!({}));
+        let problem =
+            format!("providers.acme.prices: no price for model 'unknown', which {budget} requires");
+        hub.assert_rejected(&unknown, 400, "invalid_request", &problem)
             .await;
-        let dear = order("long-1", json!({ "duration": 15 }));
+        let expensive = request_body("long-1", json!({ "duration": 15 }));
         let cost = "this job would cost 1.05 usd";
-        atelier.refused(&dear, 402, "budget_exceeded", cost).await;
-        atelier
-            .refused(
-                &dear,
-                402,
-                "budget_exceeded",
-                &format!("{budget}: 1 usd are "),
-            )
+        let available = if budget == "budgets.per_job" {
+            "allowed per job"
+        } else {
+            "left until "
+        };
+        hub.assert_rejected(&expensive, 402, "budget_exceeded", cost)
             .await;
+        hub.assert_rejected(
+            &expensive,
+            402,
+            "budget_exceeded",
+            &format!("{budget}: 1 usd {available}"),
+        )
+        .await;
         for more in [
             json!({}),
             json!({ "duration": 5 }),
             json!({ "duration": 4 }),
         ] {
             let model = if more == json!({}) { "long-1" } else { "odd" };
-            let body = order(model, more);
-            let key = format!("providers.atelier.prices: '{}", &model[..3]);
-            atelier.refused(&body, 400, "invalid_request", &key).await;
+            let body = request_body(model, more);
+            let key = format!("providers.acme.prices: '{}", &model[..3]);
+            hub.assert_rejected(&body, 400, "invalid_request", &key)
+                .await;
         }
-        atelier.assert_nothing_was_done().await;
-        atelier
-            .sent(&order("long-1", json!({ "duration": 14 })))
+        hub.assert_no_effects().await;
+        hub.submit_and_capture(&request_body("long-1", json!({ "duration": 14 })))
             .await;
-        atelier.sent(&order("free", json!({}))).await;
+        hub.submit_and_capture(&request_body("free", json!({})))
+            .await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_submits_never_exceed_the_budget() {
-    for budget in ["budgets.per_owner_day", "providers.atelier.budget_per_day"] {
-        let atelier = Arc::new(atelier(&[(budget, "1"), PRICES]).await);
+    for budget in ["budgets.per_owner_day", "providers.acme.budget_per_day"] {
+        let hub = Arc::new(start(&[(budget, "1"), PRICES]).await);
         let mut callers = JoinSet::new();
         for _ in 0..20 {
-            let atelier = Arc::clone(&atelier);
-            callers.spawn(async move { atelier.post("alice", &order("m-1", json!({}))).await });
+            let hub = Arc::clone(&hub);
+            callers.spawn(async move { hub.post("alice", &request_body("m-1", json!({}))).await });
         }
-        let mut taken = 0;
-        for answer in callers.join_all().await {
-            if answer.status == 202 {
-                taken += 1;
+        let mut accepted = 0;
+        for response in callers.join_all().await {
+            if response.status == 202 {
+                accepted += 1;
                 continue;
             }
-            assert_eq!(answer.status, 402, "{}", answer.body);
-            assert_eq!(answer.body["retryable"], false);
-            let detail = answer.body["detail"].as_str().unwrap();
+            assert_eq!(response.status, 402, "{}", response.body);
+            assert_eq!(response.body["retryable"], false);
+            let detail = response.body["detail"].as_str().unwrap();
             assert!(
-                detail.starts_with(&format!("{budget}: 0 usd are left until ")),
+                detail.starts_with(&format!("{budget}: 0 usd left until ")),
                 "{detail}"
             );
         }
-        assert_eq!(taken, 4);
+        assert_eq!(accepted, 4);
         let submits = |all: &[RecordedRequest]| all.iter().filter(|it| it.method == "POST").count();
-        atelier
-            .provider
+        hub.provider
             .wait_for_requests(|all| submits(all) == 4)
             .await;
-        let reserved = "reserved_total{provider=\"atelier\"}";
-        assert_eq!(atelier.app.metric(reserved).await, 1.0);
-        let refused = "submits_refused_total{reason=\"budget\"}";
-        assert_eq!(atelier.app.metric(refused).await, 16.0);
-        let another = atelier.post("bob", &order("m-1", json!({}))).await.status;
+        let reserved = "reserved_total{provider=\"acme\"}";
+        assert_eq!(hub.app.metric(reserved).await, 1.0);
+        let rejected_metric = "submits_refused_total{reason=\"budget\"}";
+        assert_eq!(hub.app.metric(rejected_metric).await, 16.0);
+        let another = hub
+            .post("bob", &request_body("m-1", json!({})))
+            .await
+            .status;
         let is_owners = budget == "budgets.per_owner_day";
         assert_eq!(another, if is_owners { 202 } else { 402 });
     }
@@ -397,118 +408,112 @@ async fn concurrent_submits_never_exceed_the_budget() {
 #[tokio::test(flavor = "multi_thread")]
 async fn settlement_releases_unused_budget() {
     let settings = [("budgets.per_owner_day", "0.25"), PRICES];
-    let atelier = atelier(&settings).await;
-    let body = order("m-1", json!({}));
+    let hub = start(&settings).await;
+    let body = request_body("m-1", json!({}));
     let cancel = async |id: &str| {
         let path = format!("/v1/jobs/{id}/cancel");
-        let answer = send(atelier.app.request(Method::POST, &path, "alice")).await;
-        assert!(answer.status.is_success(), "{}", answer.body);
+        let response = send(hub.app.request(Method::POST, &path, "alice")).await;
+        assert!(response.status.is_success(), "{}", response.body);
     };
     for end in [
         json!({ "state": "broken" }),
         json!({ "state": "stopped" }),
         json!({ "state": "broken", "cost": { "amount": 0, "unit": "usd" } }),
     ] {
-        let id = atelier.taken("alice", &body).await;
-        atelier
-            .refused(&body, 402, "budget_exceeded", ": 0 usd are left")
+        let id = hub.submit_accepted("alice", &body).await;
+        hub.assert_rejected(&body, 402, "budget_exceeded", ": 0 usd left")
             .await;
         if end["state"] == "stopped" {
-            atelier
-                .app
+            hub.app
                 .wait_for_job(&id, "alice", |job| job["status"] == "running")
                 .await;
             cancel(&id).await;
         }
-        atelier.say(&id, end);
-        atelier.app.wait_until_final(&id, "alice").await;
+        hub.set_task(&id, end);
+        hub.app.wait_until_final(&id, "alice").await;
     }
     let cost = |amount: f64, unit: &str| {
         json!({ "state": "done", "files": ["https://a.example/1.mp4"],
                 "cost": { "amount": amount, "unit": unit } })
     };
-    let cheap = atelier.taken("alice", &body).await;
-    atelier.say(&cheap, cost(0.05, "USD"));
-    atelier.app.wait_until_final(&cheap, "alice").await;
-    atelier
-        .refused(&body, 402, "budget_exceeded", ": 0.2 usd are left")
+    let cheap = hub.submit_accepted("alice", &body).await;
+    hub.set_task(&cheap, cost(0.05, "USD"));
+    hub.app.wait_until_final(&cheap, "alice").await;
+    hub.assert_rejected(&body, 402, "budget_exceeded", ": 0.2 usd left")
         .await;
-    let spent = "spent_total{provider=\"atelier\"}";
-    atelier
-        .app
+    let spent = "spent_total{provider=\"acme\"}";
+    hub.app
         .wait_for_metric(spent, |sum| (sum - 0.05).abs() < 1e-9)
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_success_of_unknown_cost_has_cost_its_price() {
+async fn success_with_incomparable_cost_is_charged_its_price() {
     let settings = [("budgets.per_owner_day", "0.4"), PRICES];
-    let atelier = atelier(&settings).await;
-    let body = order("m-1", json!({}));
-    let id = atelier.taken("alice", &body).await;
+    let hub = start(&settings).await;
+    let body = request_body("m-1", json!({}));
+    let id = hub.submit_accepted("alice", &body).await;
     let files = json!(["https://a.example/1.mp4"]);
     let cost = json!({ "amount": 12, "unit": "credits" });
-    atelier.say(
+    hub.set_task(
         &id,
         json!({ "state": "done", "files": files, "cost": cost }),
     );
-    atelier.app.wait_until_final(&id, "alice").await;
-    atelier
-        .refused(&body, 402, "budget_exceeded", ": 0.15 usd are left")
+    hub.app.wait_until_final(&id, "alice").await;
+    hub.assert_rejected(&body, 402, "budget_exceeded", ": 0.15 usd left")
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeated_request_is_charged_once() {
+async fn repeated_request_with_same_key_is_charged_once() {
     let settings = [
         ("budgets.per_owner_day", "0.25"),
         ("limits.submits_per_minute", "1"),
         PRICES,
     ];
-    let atelier = atelier(&settings).await;
-    let body = order("m-1", json!({}));
+    let hub = start(&settings).await;
+    let body = request_body("m-1", json!({}));
     let mut ids = Vec::new();
     for _ in 0..3 {
-        let request = atelier.app.request(Method::POST, "/v1/videos", "alice");
-        let answer = send(request.header("idempotency-key", "k").json(&body)).await;
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        ids.push(answer.body["id"].clone());
+        let request = hub.app.request(Method::POST, "/v1/videos", "alice");
+        let response = send(request.header("idempotency-key", "k").json(&body)).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        ids.push(response.body["id"].clone());
     }
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    let reserved = "reserved_total{provider=\"atelier\"}";
-    assert_eq!(atelier.app.metric(reserved).await, 0.25);
+    let reserved = "reserved_total{provider=\"acme\"}";
+    assert_eq!(hub.app.metric(reserved).await, 0.25);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_owner_submits_so_often_and_no_more() {
-    let atelier = atelier(&[("limits.submits_per_minute", "2")]).await;
-    let body = order("m-1", json!({}));
-    let mut taken = 0;
-    let refused = loop {
-        let answer = atelier.post("alice", &body).await;
-        if answer.status != 202 {
-            break answer;
+async fn owner_over_submit_rate_gets_429_with_retry_after() {
+    let hub = start(&[("limits.submits_per_minute", "2")]).await;
+    let body = request_body("m-1", json!({}));
+    let mut accepted = 0;
+    let rejected = loop {
+        let response = hub.post("alice", &body).await;
+        if response.status != 202 {
+            break response;
         }
-        taken += 1;
-        // Four where the minute ended in between.
-        assert!(taken <= 4);
+        accepted += 1;
+        // Four if a new minute starts in between.
+        assert!(accepted <= 4);
     };
-    assert!(taken >= 2);
+    assert!(accepted >= 2);
     assert_eq!(
-        (refused.status.as_u16(), &refused.body["code"]),
+        (rejected.status.as_u16(), &rejected.body["code"]),
         (429, &json!("rate_limited"))
     );
-    assert_eq!(refused.body["retryable"], true);
-    let wait: u64 = refused.headers["retry-after"]
+    assert_eq!(rejected.body["retryable"], true);
+    let wait: u64 = rejected.headers["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((1..=60).contains(&wait), "{wait}");
-    atelier.taken("bob", &body).await;
+    hub.submit_accepted("bob", &body).await;
     assert_eq!(
-        atelier
-            .app
+        hub.app
             .metric("submits_refused_total{reason=\"rate\"}")
             .await,
         1.0
@@ -517,25 +522,25 @@ async fn an_owner_submits_so_often_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reservation_survives_a_crash_and_is_released_once() {
-    let settings = [("providers.atelier.budget_per_day", "0.5"), PRICES];
+    let settings = [("providers.acme.budget_per_day", "0.5"), PRICES];
     let spawn = async |builder: TestAppBuilder| builder.spawn_process(&[]).await;
-    let atelier = Atelier::of(TestApp::builder(), &settings, spawn).await;
-    let body = order("m-1", json!({}));
-    let first = atelier.taken("alice", &body).await;
-    atelier.taken("alice", &body).await;
+    let hub = Fixture::of(TestApp::builder(), &settings, spawn).await;
+    let body = request_body("m-1", json!({}));
+    let first = hub.submit_accepted("alice", &body).await;
+    hub.submit_accepted("alice", &body).await;
     let is_there = |job: &Value| job["status"] == "running";
-    atelier.app.wait_for_job(&first, "alice", is_there).await;
-    let Atelier {
+    hub.app.wait_for_job(&first, "alice", is_there).await;
+    let Fixture {
         app,
         provider,
         states,
         _folder,
-    } = atelier;
-    let spec = _folder.path().join("atelier.toml");
+    } = hub;
+    let spec = _folder.path().join("acme.toml");
     let mut builder = TestApp::builder()
         .data_dir(app.kill())
-        .set("providers.atelier.spec", spec.display())
-        .set("providers.atelier.base_url", &provider.url);
+        .set("providers.acme.spec", spec.display())
+        .set("providers.acme.base_url", &provider.url);
     for (key, value) in settings {
         builder = builder.set(key, value);
     }

@@ -1,4 +1,4 @@
-//! Cancelling, by HTTP and by socket: at once where nobody has the job, by its provider where it can.
+//! Cancellation over HTTP and WebSocket, before and after submission.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,28 +10,28 @@ use tokio::sync::{Barrier, Notify};
 use crate::app::{TestApp, TestResponse, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
-async fn cancel(app: &TestApp, id: &str, who: &str) -> TestResponse {
-    send(app.request(Method::POST, &format!("/v1/jobs/{id}/cancel"), who)).await
+async fn cancel(app: &TestApp, id: &str, sub: &str) -> TestResponse {
+    send(app.request(Method::POST, &format!("/v1/jobs/{id}/cancel"), sub)).await
 }
 
 #[track_caller]
-fn assert_refused(answer: &TestResponse, status: u16, code: &str) {
-    assert_eq!(answer.status, status, "{}", answer.body);
-    assert_eq!(answer.body["code"], code);
+fn assert_problem(response: &TestResponse, status: u16, code: &str) {
+    assert_eq!(response.status, status, "{}", response.body);
+    assert_eq!(response.body["code"], code);
 }
 
 async fn submit(app: &TestApp, provider: &str) -> String {
     let body = json!({ "provider": provider, "model": "m-1", "prompt": "a lighthouse" });
     let request = app.request(Method::POST, "/v1/videos", "alice");
-    let answer = send(request.json(&body)).await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    answer.body["id"].as_str().unwrap().to_owned()
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    response.body["id"].as_str().unwrap().to_owned()
 }
 
-/// A Kling that takes every job, and a hub that gives it one at a time.
-async fn one_at_a_time() -> (MockProvider, TestApp) {
-    let provider = MockProvider::start(|asked: RecordedRequest| async move {
-        let name = asked.body["options"]["external_task_id"].clone();
+/// Starts a mock Kling that accepts every job, and a hub with one concurrency slot for it.
+async fn start_with_one_slot() -> (MockProvider, TestApp) {
+    let provider = MockProvider::start(|request: RecordedRequest| async move {
+        let name = request.body["options"]["external_task_id"].clone();
         MockResponse::json(
             200,
             &json!({ "code": 0, "data": { "id": name, "status": "submitted" } }),
@@ -54,18 +54,18 @@ async fn one_at_a_time() -> (MockProvider, TestApp) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelling_a_job_waiting_for_a_slot_never_submits_it() {
-    let (provider, app) = one_at_a_time().await;
+    let (provider, app) = start_with_one_slot().await;
     let first = submit(&app, "kling").await;
     app.wait_for_job(&first, "alice", |job| job["status"] == "queued")
         .await;
-    let (by_http, by_socket, stays) = (
+    let (by_http, by_socket, remaining) = (
         submit(&app, "kling").await,
         submit(&app, "kling").await,
         submit(&app, "kling").await,
     );
-    let answer = cancel(&app, &by_http, "alice").await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    let job = &answer.body;
+    let response = cancel(&app, &by_http, "alice").await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    let job = &response.body;
     assert_eq!(
         (&job["status"], &job["final"]),
         (&json!("cancelled"), &json!(true))
@@ -84,25 +84,25 @@ async fn cancelling_a_job_waiting_for_a_slot_never_submits_it() {
     let job = socket.follow_to_final(&by_socket).await;
     assert_eq!(job["status"], "cancelled");
 
-    // Once there is a place, it is for the one that still wants it.
+    // The released slot goes to the job that was not cancelled.
     let body = json!({ "id": first, "status": "failed", "message": "no" }).to_string();
     let now = crate::webhook_signatures::now();
-    let mut news = app.request_without_token(Method::POST, "/v1/webhooks/kling");
+    let mut webhook = app.request_without_token(Method::POST, "/v1/webhooks/kling");
     for (name, value) in
         crate::webhook_signatures::standard(crate::app::WEBHOOK_SECRET, "1", now, body.as_bytes())
     {
-        news = news.header(name, value);
+        webhook = webhook.header(name, value);
     }
-    assert_eq!(send(news.body(body)).await.body["applied"], true);
-    app.wait_for_job(&stays, "alice", |job| job["status"] == "queued")
+    assert_eq!(send(webhook.body(body)).await.body["applied"], true);
+    app.wait_for_job(&remaining, "alice", |job| job["status"] == "queued")
         .await;
     let sent: Vec<Value> = provider
         .requests()
         .iter()
-        .filter(|asked| asked.method == "POST")
-        .map(|asked| asked.body["options"]["external_task_id"].clone())
+        .filter(|request| request.method == "POST")
+        .map(|request| request.body["options"]["external_task_id"].clone())
         .collect();
-    assert_eq!(sent, [json!(first), json!(stays)]);
+    assert_eq!(sent, [json!(first), json!(remaining)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,9 +121,9 @@ async fn cancelling_a_job_waiting_for_retry_is_immediate() {
     let id = submit(&app, "kling").await;
     app.wait_for_job(&id, "alice", |job| !job["next_attempt_at"].is_null())
         .await;
-    let answer = cancel(&app, &id, "alice").await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    let job = &answer.body;
+    let response = cancel(&app, &id, "alice").await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    let job = &response.body;
     assert_eq!(
         (&job["status"], &job["error"]),
         (&json!("cancelled"), &Value::Null)
@@ -133,23 +133,23 @@ async fn cancelling_a_job_waiting_for_retry_is_immediate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn uncancellable_job_returns_409_unchanged() {
-    let (_provider, app) = one_at_a_time().await;
+    let (_provider, app) = start_with_one_slot().await;
     let id = submit(&app, "kling").await;
     let job = app
         .wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
-    assert_refused(&cancel(&app, &id, "alice").await, 409, "not_cancellable");
-    assert_refused(&cancel(&app, &id, "bob").await, 404, "not_found");
-    assert_refused(
+    assert_problem(&cancel(&app, &id, "alice").await, 409, "not_cancellable");
+    assert_problem(&cancel(&app, &id, "bob").await, 404, "not_found");
+    assert_problem(
         &cancel(&app, "job_nothing", "alice").await,
         404,
         "not_found",
     );
     let path = format!("/v1/jobs/{id}/cancel");
     let reader = app.token("alice", "jobs:read");
-    let answer = send(app.request_with_token(Method::POST, &path, &reader)).await;
-    assert_refused(&answer, 403, "forbidden");
-    assert_refused(
+    let response = send(app.request_with_token(Method::POST, &path, &reader)).await;
+    assert_problem(&response, 403, "forbidden");
+    assert_problem(
         &send(app.request_without_token(Method::POST, &path)).await,
         401,
         "unauthorized",
@@ -170,7 +170,7 @@ async fn uncancellable_job_returns_409_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_is_being_submitted_cannot_be_cancelled() {
+async fn job_being_submitted_cannot_be_cancelled() {
     let provider = MockProvider::start(|_| std::future::pending()).await;
     let app = TestApp::builder()
         .set("providers.kling.spec", "kling")
@@ -180,24 +180,24 @@ async fn a_job_that_is_being_submitted_cannot_be_cancelled() {
         .await;
     let id = submit(&app, "kling").await;
     provider.wait_for_requests(|all| all.len() == 1).await;
-    assert_refused(&cancel(&app, &id, "alice").await, 409, "not_cancellable");
+    assert_problem(&cancel(&app, &id, "alice").await, 409, "not_cancellable");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_workers_own_job_ends_and_its_worker_is_told_with_the_next_push() {
+async fn cancelling_a_worker_job_makes_its_next_push_return_409() {
     let app = TestApp::spawn().await;
     let id = app.register_worker_job("alice").await;
     assert_eq!(
         app.push_update(&id, json!({ "progress": 10 })).await.status,
         200
     );
-    let answer = cancel(&app, &id, "alice").await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    assert_eq!(answer.body["status"], "cancelled");
+    let response = cancel(&app, &id, "alice").await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    assert_eq!(response.body["status"], "cancelled");
     let push = app.push_update(&id, json!({ "progress": 20 })).await;
-    assert_refused(&push, 409, "job_final");
+    assert_problem(&push, 409, "job_final");
     assert_eq!(push.body["job"]["status"], "cancelled");
-    assert_refused(&cancel(&app, &id, "alice").await, 409, "not_cancellable");
+    assert_problem(&cancel(&app, &id, "alice").await, 409, "not_cancellable");
 }
 
 const SPEC: &str = r#"
@@ -208,7 +208,7 @@ poll_after = "1h"
 
 [signature]
 scheme = "hmac"
-header = "x-able-signature"
+header = "x-test-signature"
 encoding = "hex"
 signed = "{body}"
 
@@ -233,7 +233,7 @@ outputs = "payload.file"
 statuses = { waiting = "queued", done = "succeeded", stopped = "cancelled" }
 "#;
 
-const ABLE_SECRET: &str = "the able one's secret";
+const SECRET: &str = "the webhook secret";
 
 fn task(state: &str) -> Value {
     json!({ "id": "t1", "state": state })
@@ -243,14 +243,15 @@ fn finished() -> Value {
     json!({ "id": "t1", "state": "done", "file": "https://cdn.example.com/a.mp4" })
 }
 
-/// A provider that takes one job, and answers whoever wants it cancelled, or asks about it, as told.
-async fn able<F, R>(answer: F) -> (MockProvider, TestApp, String)
+/// Starts a mock provider that accepts one job and calls `respond` for cancel requests and polls, and
+/// a hub with that job.
+async fn start_cancellable<F, R>(respond: F) -> (MockProvider, TestApp, String)
 where
     F: Fn(RecordedRequest) -> R + Send + Sync + 'static,
     R: Future<Output = MockResponse> + 'static,
 {
-    let provider = MockProvider::start(move |asked: RecordedRequest| {
-        let later = (asked.method != "POST").then(|| answer(asked));
+    let provider = MockProvider::start(move |request: RecordedRequest| {
+        let later = (request.method != "POST").then(|| respond(request));
         async move {
             match later {
                 Some(later) => later.await,
@@ -260,68 +261,68 @@ where
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
-    let spec = folder.path().join("able.toml");
+    let spec = folder.path().join("cancellable.toml");
     std::fs::write(&spec, SPEC).unwrap();
     let app = TestApp::builder()
-        .set("providers.able.spec", spec.display())
-        .set("providers.able.base_url", &provider.url)
-        .set("providers.able.api_key", "the key")
-        .set("providers.able.webhook_secrets", ABLE_SECRET)
+        .set("providers.cancellable.spec", spec.display())
+        .set("providers.cancellable.base_url", &provider.url)
+        .set("providers.cancellable.api_key", "the key")
+        .set("providers.cancellable.webhook_secrets", SECRET)
         .spawn()
         .await;
-    let id = submit(&app, "able").await;
+    let id = submit(&app, "cancellable").await;
     app.wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
     (provider, app, id)
 }
 
-async fn webhook(app: &TestApp, news: &Value) -> TestResponse {
-    let body = news.to_string();
-    let signature = crate::webhook_signatures::hex(ABLE_SECRET, body.as_bytes());
-    let request = app.request_without_token(Method::POST, "/v1/webhooks/able");
-    send(request.header("x-able-signature", signature).body(body)).await
+async fn send_webhook(app: &TestApp, webhook: &Value) -> TestResponse {
+    let body = webhook.to_string();
+    let signature = crate::webhook_signatures::hex(SECRET, body.as_bytes());
+    let request = app.request_without_token(Method::POST, "/v1/webhooks/cancellable");
+    send(request.header("x-test-signature", signature).body(body)).await
 }
 
-fn verbs(provider: &MockProvider) -> Vec<String> {
-    let asked = provider.requests();
-    let after_submit = asked.iter().skip(1);
-    after_submit.map(|asked| asked.method.clone()).collect()
+fn methods_after_submit(provider: &MockProvider) -> Vec<String> {
+    let requests = provider.requests();
+    let after_submit = requests.iter().skip(1);
+    after_submit.map(|request| request.method.clone()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_agrees_is_asked_and_the_job_ends_when_it_says_so() {
-    let (provider, app, id) = able(|asked| async move {
-        match asked.method.as_str() {
-            "DELETE" => MockResponse::json(202, &json!({ "note": "as you wish" })),
+async fn accepted_cancel_ends_the_job_once_the_provider_confirms() {
+    let (provider, app, id) = start_cancellable(|request| async move {
+        match request.method.as_str() {
+            "DELETE" => MockResponse::json(202, &json!({ "note": "accepted" })),
             _ => MockResponse::json(200, &task("stopped")),
         }
     })
     .await;
-    let answer = cancel(&app, &id, "alice").await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    assert_eq!(answer.body["id"], id);
+    let response = cancel(&app, &id, "alice").await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    assert_eq!(response.body["id"], id);
     let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("cancelled"), &json!("poll"))
     );
-    let asked = provider.requests();
-    assert_eq!(asked[1].path, "/tasks/t1");
-    assert_eq!(asked[1].header("x-key"), Some("the key"));
-    assert_eq!(verbs(&provider), ["DELETE", "GET"]);
+    let requests = provider.requests();
+    assert_eq!(requests[1].path, "/tasks/t1");
+    assert_eq!(requests[1].header("x-key"), Some("the key"));
+    assert_eq!(methods_after_submit(&provider), ["DELETE", "GET"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancel_response_with_final_status_ends_the_job() {
-    for reply in [
+    for provider_response in [
         MockResponse::text(204, ""),
         MockResponse::json(200, &json!({ "task": task("stopped") })),
     ] {
         for by_socket in [false, true] {
-            let reply = reply.clone();
-            let (provider, app, id) = able(move |_| {
-                let reply = reply.clone();
-                async move { reply }
+            let provider_response = provider_response.clone();
+            let (provider, app, id) = start_cancellable(move |_| {
+                let provider_response = provider_response.clone();
+                async move { provider_response }
             })
             .await;
             let job = if by_socket {
@@ -332,41 +333,43 @@ async fn cancel_response_with_final_status_ends_the_job() {
                     .await;
                 socket.follow_to_final(&id).await
             } else {
-                let answer = cancel(&app, &id, "alice").await;
-                assert_eq!(answer.status, 202, "{}", answer.body);
-                answer.body
+                let response = cancel(&app, &id, "alice").await;
+                assert_eq!(response.status, 202, "{}", response.body);
+                response.body
             };
             assert_eq!(
                 (&job["status"], &job["source"]),
                 (&json!("cancelled"), &json!("api"))
             );
-            assert_eq!(verbs(&provider), ["DELETE"]);
+            assert_eq!(methods_after_submit(&provider), ["DELETE"]);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancel_response_without_final_status_triggers_a_poll() {
-    for said in [
+    for cancel_body in [
         json!({ "task": { "id": "t2", "state": "stopped" } }),
         json!({ "task": task("waiting") }),
         json!({ "task": task("stopping") }),
         json!("fine"),
     ] {
-        let (provider, app, id) = able(move |asked| {
-            let said = said.clone();
+        let (provider, app, id) = start_cancellable(move |request| {
+            let cancel_body = cancel_body.clone();
             async move {
-                match asked.method.as_str() {
-                    "DELETE" => MockResponse::json(200, &said),
+                match request.method.as_str() {
+                    "DELETE" => MockResponse::json(200, &cancel_body),
                     _ => MockResponse::json(200, &task("waiting")),
                 }
             }
         })
         .await;
-        let answer = cancel(&app, &id, "alice").await;
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        assert_eq!(answer.body["status"], "queued");
-        provider.wait_for_requests(|asked| asked.len() == 3).await;
+        let response = cancel(&app, &id, "alice").await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        assert_eq!(response.body["status"], "queued");
+        provider
+            .wait_for_requests(|requests| requests.len() == 3)
+            .await;
         assert_eq!(app.get_job(&id, "alice").await["status"], "queued");
     }
 }
@@ -378,27 +381,27 @@ async fn rejected_cancel_polls_the_task_for_the_reason() {
         (404, task("stopped"), "cancelled"),
         (409, task("waiting"), "queued"),
     ] {
-        let (provider, app, id) = able(move |asked| {
+        let (provider, app, id) = start_cancellable(move |request| {
             let state = state.clone();
             async move {
-                match asked.method.as_str() {
-                    "DELETE" => MockResponse::json(status, &json!({ "reason": "a secret matter" })),
+                match request.method.as_str() {
+                    "DELETE" => MockResponse::json(status, &json!({ "reason": "internal detail" })),
                     _ => MockResponse::json(200, &state),
                 }
             }
         })
         .await;
-        let answer = cancel(&app, &id, "alice").await;
+        let response = cancel(&app, &id, "alice").await;
         let job = app.get_job(&id, "alice").await;
         assert_eq!(job["status"], ends, "{status}");
-        // Whoever wanted it cancelled has what they wanted, whoever did it.
+        // A task that is cancelled already counts as a success.
         if ends == "cancelled" {
-            assert_eq!((answer.status.as_u16(), &answer.body), (202, &job));
+            assert_eq!((response.status.as_u16(), &response.body), (202, &job));
         } else {
-            assert_refused(&answer, 409, "not_cancellable");
-            assert!(!answer.body.to_string().contains("secret matter"));
+            assert_problem(&response, 409, "not_cancellable");
+            assert!(!response.body.to_string().contains("internal detail"));
         }
-        assert_eq!(verbs(&provider), ["DELETE", "GET"]);
+        assert_eq!(methods_after_submit(&provider), ["DELETE", "GET"]);
         let mut socket = app.connect("alice").await;
         socket
             .send_json(json!({ "type": "cancel", "id": 1, "job": id }))
@@ -409,40 +412,40 @@ async fn rejected_cancel_polls_the_task_for_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_fails_or_is_busy_or_knows_no_such_key_may_be_asked_again() {
-    for reply in [
-        MockResponse::json(500, &json!({ "reason": "a secret matter" })),
+async fn failed_cancel_request_can_be_repeated() {
+    for provider_response in [
+        MockResponse::json(500, &json!({ "reason": "internal detail" })),
         MockResponse::text(503, ""),
         MockResponse::text(429, ""),
         MockResponse::text(401, ""),
         MockResponse::disconnect(),
     ] {
-        let (_provider, app, id) = able(move |asked| {
-            let reply = reply.clone();
+        let (_provider, app, id) = start_cancellable(move |request| {
+            let provider_response = provider_response.clone();
             async move {
-                match asked.method.as_str() {
-                    "DELETE" => reply,
+                match request.method.as_str() {
+                    "DELETE" => provider_response,
                     _ => MockResponse::json(200, &task("waiting")),
                 }
             }
         })
         .await;
-        let answer = cancel(&app, &id, "alice").await;
-        assert_refused(&answer, 502, "provider_error");
-        assert_eq!(answer.body["retryable"], true);
-        assert!(!answer.body.to_string().contains("secret matter"));
+        let response = cancel(&app, &id, "alice").await;
+        assert_problem(&response, 502, "provider_error");
+        assert_eq!(response.body["retryable"], true);
+        assert!(!response.body.to_string().contains("internal detail"));
         assert_eq!(app.get_job(&id, "alice").await["status"], "queued");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn success_committed_before_cancel_wins() {
-    let told = Arc::new(Notify::new());
-    let waits = Arc::clone(&told);
-    let (provider, app, id) = able(move |_| {
-        let told = Arc::clone(&waits);
+    let release = Arc::new(Notify::new());
+    let release_provider = Arc::clone(&release);
+    let (provider, app, id) = start_cancellable(move |_| {
+        let release = Arc::clone(&release_provider);
         async move {
-            told.notified().await;
+            release.notified().await;
             MockResponse::text(204, "")
         }
     })
@@ -451,15 +454,17 @@ async fn success_committed_before_cancel_wins() {
     socket
         .send_json(json!({ "type": "cancel", "id": 7, "job": id }))
         .await;
-    let (answer, ()) = tokio::join!(cancel(&app, &id, "alice"), async {
-        provider.wait_for_requests(|asked| asked.len() == 3).await;
-        let answer = webhook(&app, &finished()).await;
-        assert_eq!(answer.body, json!({ "matched": true, "applied": true }));
-        // The answers come only now.
-        told.notify_one();
-        told.notify_waiters();
+    let (response, ()) = tokio::join!(cancel(&app, &id, "alice"), async {
+        provider
+            .wait_for_requests(|requests| requests.len() == 3)
+            .await;
+        let response = send_webhook(&app, &finished()).await;
+        assert_eq!(response.body, json!({ "matched": true, "applied": true }));
+        // Only now does the provider respond to the cancel requests.
+        release.notify_one();
+        release.notify_waiters();
     });
-    assert_refused(&answer, 409, "not_cancellable");
+    assert_problem(&response, 409, "not_cancellable");
     let error = socket.expect_message("error").await;
     assert_eq!(
         (&error["id"], &error["code"]),
@@ -475,15 +480,15 @@ async fn success_committed_before_cancel_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancel_that_is_confirmed_before_the_success_comes_in_wins() {
-    let (_provider, app, id) = able(|_| async { MockResponse::text(204, "") }).await;
-    let answer = cancel(&app, &id, "alice").await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    let late = webhook(&app, &finished()).await;
+async fn cancel_confirmed_before_success_wins() {
+    let (_provider, app, id) = start_cancellable(|_| async { MockResponse::text(204, "") }).await;
+    let response = cancel(&app, &id, "alice").await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    let late = send_webhook(&app, &finished()).await;
     assert_eq!(late.status, 200);
     assert_eq!(late.body, json!({ "matched": true, "applied": false }));
     let job = app.get_job(&id, "alice").await;
-    assert_eq!(job, answer.body);
+    assert_eq!(job, response.body);
     assert_eq!(
         (&job["status"], &job["outputs"]),
         (&json!("cancelled"), &json!([]))
@@ -491,30 +496,32 @@ async fn a_cancel_that_is_confirmed_before_the_success_comes_in_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_cancels_at_once_are_one() {
-    let (begun, done) = (Arc::new(Barrier::new(2)), Arc::new(AtomicBool::new(false)));
-    let (provider, app, id) = able(move |asked| {
-        let (begun, done) = (Arc::clone(&begun), Arc::clone(&done));
+async fn concurrent_cancels_produce_one_cancellation() {
+    let (both_received, is_cancelled) =
+        (Arc::new(Barrier::new(2)), Arc::new(AtomicBool::new(false)));
+    let (provider, app, id) = start_cancellable(move |request| {
+        let (both_received, is_cancelled) = (Arc::clone(&both_received), Arc::clone(&is_cancelled));
         async move {
-            if asked.method == "GET" {
+            if request.method == "GET" {
                 return MockResponse::json(200, &task("stopped"));
             }
-            begun.wait().await;
-            match done.swap(true, Ordering::Relaxed) {
-                false => MockResponse::text(204, ""),
-                true => MockResponse::json(404, &json!({ "reason": "no such task" })),
+            both_received.wait().await;
+            if is_cancelled.swap(true, Ordering::Relaxed) {
+                MockResponse::json(404, &json!({ "reason": "no such task" }))
+            } else {
+                MockResponse::text(204, "")
             }
         }
     })
     .await;
     let before = app.get_job(&id, "alice").await["version"].as_u64().unwrap();
-    let (one, other) = tokio::join!(cancel(&app, &id, "alice"), cancel(&app, &id, "alice"));
+    let (first, second) = tokio::join!(cancel(&app, &id, "alice"), cancel(&app, &id, "alice"));
     let job = app.get_job(&id, "alice").await;
     assert_eq!(job["status"], "cancelled");
     assert_eq!(job["version"], before + 1);
-    for answer in [one, other] {
-        assert_eq!((answer.status.as_u16(), &answer.body), (202, &job));
+    for response in [first, second] {
+        assert_eq!((response.status.as_u16(), &response.body), (202, &job));
     }
-    let is_cancel = |asked: &&RecordedRequest| asked.method == "DELETE";
+    let is_cancel = |request: &&RecordedRequest| request.method == "DELETE";
     assert_eq!(provider.requests().iter().filter(is_cancel).count(), 2);
 }

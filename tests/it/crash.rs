@@ -1,4 +1,4 @@
-//! A power cut: what was acknowledged is still there.
+//! Durability: acknowledged requests survive a crash.
 
 use std::sync::Arc;
 
@@ -11,8 +11,13 @@ use crate::webhook_signatures;
 
 const TASKS: usize = 8;
 
-/// Tells a task's progress and says what was answered; nothing when the hub is gone.
-async fn tell(hub: &str, http: &reqwest::Client, task: &str, percent: f64) -> Option<Value> {
+/// Sends a webhook with the progress of a task. Returns the response body, or `None` if the hub is down.
+async fn send_progress(
+    hub: &str,
+    http: &reqwest::Client,
+    task: &str,
+    percent: f64,
+) -> Option<Value> {
     let body = json!({ "task_id": task, "status": "running", "progress": percent }).to_string();
     let signature = webhook_signatures::hex("hub_test_secret", body.as_bytes());
     let request = http
@@ -20,22 +25,22 @@ async fn tell(hub: &str, http: &reqwest::Client, task: &str, percent: f64) -> Op
         .timeout(TEST_TIMEOUT)
         .header("x-ai-signature", signature)
         .body(body);
-    let answer = request.send().await.ok()?;
-    assert_eq!(answer.status(), 200);
-    answer.json().await.ok()
+    let response = request.send().await.ok()?;
+    assert_eq!(response.status(), 200);
+    response.json().await.ok()
 }
 
 async fn register(app: &TestApp, task: &str) -> Value {
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "provider": "generic", "provider_task_id": task, "owner": "alice" });
     let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
-    let answer = send(request.json(&body)).await;
-    assert_eq!(answer.status, 201, "{}", answer.body);
-    answer.body
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 201, "{}", response.body);
+    response.body
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_acknowledged_webhook_is_missing_after_a_kill() {
+async fn acknowledged_webhooks_survive_kill() {
     let app = TestApp::builder().spawn_process(&[]).await;
     let mut jobs = Vec::new();
     for n in 0..TASKS {
@@ -45,41 +50,47 @@ async fn no_acknowledged_webhook_is_missing_after_a_kill() {
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let (count, mut counted) = watch::channel(0);
     let count = Arc::new(count);
-    let told = (0..TASKS).map(|n| {
+    let sent = (0..TASKS).map(|n| {
         let (hub, http, count) = (app.url.clone(), http.clone(), Arc::clone(&count));
         tokio::spawn(async move {
-            // What was acknowledged as applied, of a known task and of one that nobody knows yet.
-            let (mut applied, mut progress, mut parked) = (0, 0.0, 0.0);
+            // Acknowledged updates of a known task, and of a task that is registered later.
+            let (mut applied, mut progress, mut buffered) = (0, 0.0, 0.0);
             for step in 1..1000 {
                 let percent = f64::from(step) / 10.0;
-                let Some(answer) = tell(&hub, &http, &format!("t{n}"), percent).await else {
+                let Some(response) = send_progress(&hub, &http, &format!("t{n}"), percent).await
+                else {
                     break;
                 };
-                assert_eq!(answer, json!({ "matched": true, "applied": true }));
+                assert_eq!(response, json!({ "matched": true, "applied": true }));
                 (applied, progress) = (applied + 1, percent);
-                let Some(answer) = tell(&hub, &http, &format!("early{n}"), percent).await else {
+                let Some(response) =
+                    send_progress(&hub, &http, &format!("early{n}"), percent).await
+                else {
                     break;
                 };
-                assert_eq!(answer, json!({ "matched": false, "applied": false }));
-                parked = percent;
+                assert_eq!(response, json!({ "matched": false, "applied": false }));
+                buffered = percent;
                 count.send_modify(|count| *count += 1);
             }
-            (applied, progress, parked)
+            (applied, progress, buffered)
         })
     });
-    let told: Vec<_> = told.collect();
+    let sent: Vec<_> = sent.collect();
     let enough = counted.wait_for(|count| *count >= 150);
     tokio::time::timeout(TEST_TIMEOUT, enough)
         .await
         .unwrap()
         .unwrap();
     let folder = app.kill();
-    let told = futures_util::future::join_all(told).await;
+    let sent = futures_util::future::join_all(sent).await;
 
     let app = TestApp::builder().data_dir(folder).spawn_process(&[]).await;
-    for (n, (told, id)) in told.into_iter().zip(&jobs).enumerate() {
-        let (applied, progress, parked) = told.unwrap();
-        assert!((1..999).contains(&applied), "it was killed in the middle");
+    for (n, (sent, id)) in sent.into_iter().zip(&jobs).enumerate() {
+        let (applied, progress, buffered) = sent.unwrap();
+        assert!(
+            (1..999).contains(&applied),
+            "the hub was killed during the updates"
+        );
         let job = app.get_job(id, "alice").await;
         assert!(
             job["version"].as_u64().unwrap() > applied,
@@ -91,8 +102,8 @@ async fn no_acknowledged_webhook_is_missing_after_a_kill() {
         );
         let early = register(&app, &format!("early{n}")).await;
         assert!(
-            early["progress"].as_f64().unwrap() >= parked,
-            "{parked}: {early}"
+            early["progress"].as_f64().unwrap() >= buffered,
+            "{buffered}: {early}"
         );
     }
     let folder = app.kill();
@@ -100,22 +111,22 @@ async fn no_acknowledged_webhook_is_missing_after_a_kill() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_was_answered_202_is_there_after_a_kill_and_is_sent() {
+async fn accepted_jobs_survive_kill_and_are_submitted_once() {
     use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
-    let provider = MockProvider::start(|asked: RecordedRequest| async move {
-        let name = asked.body["options"]["external_task_id"].clone();
+    let provider = MockProvider::start(|request: RecordedRequest| async move {
+        let name = request.body["options"]["external_task_id"].clone();
         MockResponse::json(
             200,
             &json!({ "code": 0, "data": { "id": name, "status": "submitted" } }),
         )
     })
     .await;
-    let hub = |places: usize| {
+    let hub = |max_concurrent: usize| {
         TestApp::builder()
             .set("providers.kling.spec", "kling")
             .set("providers.kling.base_url", &provider.url)
             .set("providers.kling.api_key", "a key")
-            .set("providers.kling.max_concurrent", places)
+            .set("providers.kling.max_concurrent", max_concurrent)
     };
     let app = hub(1).spawn_process(&[]).await;
     let mut jobs = Vec::new();
@@ -123,9 +134,9 @@ async fn a_job_that_was_answered_202_is_there_after_a_kill_and_is_sent() {
         let body = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
         let request = app.request(Method::POST, "/v1/videos", "alice");
         let request = request.header("idempotency-key", n.to_string()).json(&body);
-        let answer = send(request).await;
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        jobs.push(answer.body["id"].as_str().unwrap().to_owned());
+        let response = send(request).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        jobs.push(response.body["id"].as_str().unwrap().to_owned());
     }
     app.wait_for_job(&jobs[0], "alice", |job| job["status"] == "queued")
         .await;
@@ -140,10 +151,10 @@ async fn a_job_that_was_answered_202_is_there_after_a_kill_and_is_sent() {
             (&json!(1), &json!(id))
         );
     }
-    assert_eq!(provider.requests().len(), 20, "each was sent once");
-    // The key still stands for its job.
+    assert_eq!(provider.requests().len(), 20, "each job was submitted once");
+    // The idempotency key still refers to its job.
     let body = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
     let request = app.request(Method::POST, "/v1/videos", "alice");
-    let answer = send(request.header("idempotency-key", "7").json(&body)).await;
-    assert_eq!(answer.body["id"], jobs[7]);
+    let response = send(request.header("idempotency-key", "7").json(&body)).await;
+    assert_eq!(response.body["id"], jobs[7]);
 }

@@ -1,7 +1,5 @@
-//! A hunt for jobs that are paid for twice: a hub that is killed again and again while it submits to providers
-//! that lose, delay and refuse.
-//!
-//! Invariant: what counts is what the provider has, by its own books.
+//! No double submission: the hub is killed repeatedly while it submits to providers that lose, delay
+//! and reject requests. The simulator's records decide how often a job was submitted.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::{TestApp, TestAppBuilder, WEBHOOK_SECRET, reserve_port, send};
 
-/// A dialect, and a model that it knows. But for the first, none minds the same job twice.
+/// Dialects with a supported model. Only the first one deduplicates submissions.
 const DIALECTS: [(&str, &str); 4] = [
     ("kling", "kling-v3.0-pro"),
     ("fal", "fal-ai/kling-video/v2/text-to-video"),
@@ -37,8 +35,8 @@ const KILLS: usize = 5;
 const BUDGET: f64 = 1000.0;
 const PRICE: f64 = 1.25;
 
-/// Orders that nobody has an answer to are orders all the same.
-async fn order(app: &TestApp, n: usize) {
+/// Submits a job. A missing response is ignored, because the hub may have been killed.
+async fn submit_job(app: &TestApp, n: usize) {
     let (provider, model) = DIALECTS[n % DIALECTS.len()];
     let scenario = SCENARIOS[(n / DIALECTS.len()) % SCENARIOS.len()];
     let is_playable = playable(provider).contains(&scenario);
@@ -47,46 +45,46 @@ async fn order(app: &TestApp, n: usize) {
     } else {
         Scenario::Normal
     };
-    let order = json!({
+    let body = json!({
         "provider": provider,
         "model": model,
         "prompt": format!("lighthouse {n}"),
         "input": { "scenario": scenario },
     });
     let submit = app.request(Method::POST, "/v1/videos", "alice");
-    if let Ok(answer) = submit.json(&order).send().await {
-        assert!(answer.status().is_success(), "{}", answer.status());
+    if let Ok(response) = submit.json(&body).send().await {
+        assert!(response.status().is_success(), "{}", response.status());
     }
 }
 
 async fn jobs(app: &TestApp) -> Vec<Value> {
     let list = app.request(Method::GET, "/v1/jobs?limit=200", "alice");
-    let answer = send(list).await;
-    answer.body["jobs"].as_array().unwrap().clone()
+    let response = send(list).await;
+    response.body["jobs"].as_array().unwrap().clone()
 }
 
-/// How many tasks there are for each job, by the simulator's books.
-fn taken(witness: &Inspector) -> BTreeMap<(&'static str, String), usize> {
-    let mut taken = BTreeMap::new();
-    for task in witness.tasks() {
-        *taken.entry((task.dialect, task.handle)).or_default() += 1;
+/// Returns the number of tasks for each job, according to the simulator.
+fn task_counts(inspector: &Inspector) -> BTreeMap<(&'static str, String), usize> {
+    let mut tasks = BTreeMap::new();
+    for task in inspector.tasks() {
+        *tasks.entry((task.dialect, task.handle)).or_default() += 1;
     }
-    taken
+    tasks
 }
 
-fn was_never_sent(job: &Value) -> bool {
+fn was_never_submitted(job: &Value) -> bool {
     let message = job["error"]["message"].as_str().unwrap_or_default();
-    message == "the job could not be sent before its deadline"
+    message == "deadline passed before the job could be submitted"
 }
 
-/// What a job has cost, as its document says.
+/// Returns the cost of a job according to its document.
 fn cost(job: &Value) -> f64 {
-    let is_told = job["cost"]["unit"] == "usd";
+    let is_reported = job["cost"]["unit"] == "usd";
     match (job["status"].as_str().unwrap(), job["source"].as_str()) {
-        _ if is_told => job["cost"]["amount"].as_f64().unwrap(),
+        _ if is_reported => job["cost"]["amount"].as_f64().unwrap(),
         ("succeeded", _) => PRICE,
-        // The clock ended it while its provider may have had it.
-        (_, Some("deadline")) if !was_never_sent(job) => PRICE,
+        // The deadline passed while the provider may have had the job.
+        (_, Some("deadline")) if !was_never_submitted(job) => PRICE,
         _ => 0.0,
     }
 }
@@ -103,12 +101,12 @@ async fn crash_during_submit_never_pays_twice() {
         },
     )
     .unwrap();
-    let (url, witness) = (simulator.url(), simulator.inspector());
+    let (url, inspector) = (simulator.url(), simulator.inspector());
     let stop = CancellationToken::new();
     let _end = stop.clone().drop_guard();
     tokio::spawn(simulator.run(stop));
 
-    // The same address after each kill, so that callbacks find the hub again.
+    // The address stays the same after each kill, so that callbacks reach the hub.
     let (_port, address) = reserve_port();
     let hub = |prices: &str| {
         let mut hub = TestApp::builder()
@@ -147,72 +145,67 @@ async fn crash_during_submit_never_pays_twice() {
     for round in 0..KILLS {
         let app = hub().data_dir(folder).spawn_process(&[]).await;
         let each = DIALECTS.len() * SCENARIOS.len() / 2;
-        let orders = (round * each..(round + 1) * each).map(|n| order(&app, n));
-        // The last of them may still be on their way when the lights go out.
-        let moment = Duration::from_millis(rand::rng().random_range(30..900));
-        let all = futures_util::future::join_all(orders);
-        let _ = tokio::time::timeout(moment, all).await;
+        let requests = (round * each..(round + 1) * each).map(|n| submit_job(&app, n));
+        // The last requests may still be in flight when the hub is killed.
+        let delay = Duration::from_millis(rand::rng().random_range(30..900));
+        let all = futures_util::future::join_all(requests);
+        let _ = tokio::time::timeout(delay, all).await;
         folder = app.kill();
     }
     let app = hub().data_dir(folder).spawn_process(&[]).await;
-    let mut ended = Vec::new();
+    let mut finished = Vec::new();
     for job in jobs(&app).await {
-        ended.push(
+        finished.push(
             app.wait_until_final(job["id"].as_str().unwrap(), "alice")
                 .await,
         );
     }
 
-    let mut ends: BTreeMap<String, usize> = BTreeMap::new();
-    for job in &ended {
-        let end = format!(
+    let mut results: BTreeMap<String, usize> = BTreeMap::new();
+    for job in &finished {
+        let result = format!(
             "{} {}: {}",
             job["status"], job["error"]["kind"], job["error"]["message"]
         );
-        *ends.entry(end).or_default() += 1;
+        *results.entry(result).or_default() += 1;
     }
-    let taken = taken(&witness);
-    let most = taken.values().max().copied().unwrap_or_default();
-    println!(
-        "{KILLS} kills: {} jobs, {} of them taken by a provider, {most} times at most; {} submits; ends: {ends:?}",
-        ended.len(),
-        taken.len(),
-        witness.calls().submits_received,
+    let tasks = task_counts(&inspector);
+    assert!(
+        finished.len() > 20,
+        "too few jobs were created: {results:?}"
     );
-    assert!(ended.len() > 20, "the orders were placed");
-    assert!(taken.values().all(|&tasks| tasks == 1), "{taken:?}");
-    // Kling keeps the second of two by itself; so it must not have been asked to.
-    for job in ended.iter().filter(|job| job["provider"] == "kling") {
-        let submits = witness.submits_of(job["id"].as_str().unwrap());
-        let refused = [
+    assert!(tasks.values().all(|&tasks| tasks == 1), "{tasks:?}");
+    // Kling deduplicates submissions, so the number of received requests is checked as well.
+    for job in finished.iter().filter(|job| job["provider"] == "kling") {
+        let submits = inspector.submits_of(job["id"].as_str().unwrap());
+        let rejecting = [
             Scenario::RateLimited,
             Scenario::ConcurrencyLimited,
             Scenario::ServerErrors,
         ];
-        let task = submits.task.as_ref().and_then(|task| witness.task(task));
-        if let Some(task) = task.filter(|task| !refused.contains(&task.scenario)) {
+        let task = submits.task.as_ref().and_then(|task| inspector.task(task));
+        if let Some(task) = task.filter(|task| !rejecting.contains(&task.scenario)) {
             assert_eq!(submits.received, 1, "{task:?}");
         }
     }
-    // Nothing that a provider has was told as never sent.
-    let is_never_sent = |job: &&Value| job["source"] == "submit" || was_never_sent(job);
-    for job in ended.iter().filter(is_never_sent) {
+    // A job that is reported as never submitted has no task.
+    let is_never_submitted = |job: &&Value| job["source"] == "submit" || was_never_submitted(job);
+    for job in finished.iter().filter(is_never_submitted) {
         let id = job["id"].as_str().unwrap();
-        let is_taken = taken.keys().any(|(_, handle)| handle.contains(id));
-        assert!(!is_taken, "{job}");
+        let has_task = tasks.keys().any(|(_, handle)| handle.contains(id));
+        assert!(!has_task, "{job}");
     }
 
-    let spent: f64 = ended.iter().map(cost).sum();
-    let probe = json!({ "provider": "kling", "model": "kling-probe", "prompt": "too dear" });
+    let spent: f64 = finished.iter().map(cost).sum();
+    let probe = json!({ "provider": "kling", "model": "kling-probe", "prompt": "too expensive" });
     let submit = app.request(Method::POST, "/v1/videos", "alice");
-    let answer = send(submit.json(&probe)).await;
-    assert_eq!(answer.status, 402, "{}", answer.body);
-    let left = answer.body["detail"].as_str().unwrap().to_owned();
-    let told = format!(
-        "budgets.per_owner_day: {} usd are left until ",
-        BUDGET - spent
+    let response = send(submit.json(&probe)).await;
+    assert_eq!(response.status, 402, "{}", response.body);
+    let left = response.body["detail"].as_str().unwrap().to_owned();
+    let expected = format!("budgets.per_owner_day: {} usd left until ", BUDGET - spent);
+    assert!(
+        left.starts_with(&expected),
+        "{left}; the jobs add up to {expected}"
     );
-    println!("{left}");
-    assert!(left.starts_with(&told), "{left}, and the jobs say {told}");
     drop(app.kill());
 }

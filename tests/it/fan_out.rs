@@ -1,4 +1,4 @@
-//! One job, many watchers.
+//! Fan-out to many connections.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,41 +11,41 @@ use tokio::task::JoinSet;
 use crate::app::TestApp;
 use crate::client::TestClient;
 
-/// Pushes rising progress to the jobs from several tasks at once, and then each one's end.
-async fn work(app: &Arc<TestApp>, jobs: &[String], workers: u32, pushes: u32) {
-    let mut working = JoinSet::new();
+/// Pushes increasing progress to the jobs from several tasks concurrently, then a final status.
+async fn push_updates(app: &Arc<TestApp>, jobs: &[String], workers: u32, pushes: u32) {
+    let mut tasks = JoinSet::new();
     for worker in 0..workers {
         let (app, jobs) = (Arc::clone(app), jobs.to_vec());
-        working.spawn(async move {
+        tasks.spawn(async move {
             for push in 0..pushes {
                 let job = &jobs[(push + worker) as usize % jobs.len()];
                 let progress =
                     f64::from(push * workers + worker) * 100.0 / f64::from(pushes * workers);
-                let answer = app.push_update(job, json!({ "progress": progress })).await;
-                assert_eq!(answer.status, 200, "{}", answer.body);
+                let response = app.push_update(job, json!({ "progress": progress })).await;
+                assert_eq!(response.status, 200, "{}", response.body);
             }
         });
     }
-    while let Some(worked) = working.join_next().await {
-        worked.unwrap();
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap();
     }
     for job in jobs {
-        let answer = app.push_update(job, json!({ "status": "succeeded" })).await;
-        assert_eq!(answer.status, 200, "{}", answer.body);
+        let response = app.push_update(job, json!({ "status": "succeeded" })).await;
+        assert_eq!(response.status, 200, "{}", response.body);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_watchers_end_on_the_final_version() {
+async fn hundred_subscribers_end_on_the_final_version() {
     let app = Arc::new(TestApp::spawn().await);
     let job = app.register_worker_job("alice").await;
-    let mut watching = JoinSet::new();
-    for watcher in 0..100 {
+    let mut subscribers = JoinSet::new();
+    for subscriber in 0..100 {
         let mut client = app.connect("alice").await;
         let job = job.clone();
-        watching.spawn(async move {
-            // Some know the job, some are new to it, and some follow everything.
-            match watcher % 3 {
+        subscribers.spawn(async move {
+            // Subscribes without a version, with a known version, or to the owner's feed.
+            match subscriber % 3 {
                 0 => drop(client.subscribe(&[(&job, 0)]).await),
                 1 => drop(client.subscribe(&[(&job, 1)]).await),
                 _ => {
@@ -54,34 +54,34 @@ async fn a_hundred_watchers_end_on_the_final_version() {
                         .await;
                 }
             }
-            let ended = client.follow_to_final(&job).await;
+            let last = client.follow_to_final(&job).await;
             client.assert_no_messages().await;
             client.close().await;
-            ended
+            last
         });
     }
-    work(&app, std::slice::from_ref(&job), 4, 40).await;
+    push_updates(&app, std::slice::from_ref(&job), 4, 40).await;
     let last = app.get_job(&job, "alice").await;
-    while let Some(ended) = watching.join_next().await {
-        assert_eq!(ended.unwrap(), last);
+    while let Some(received) = subscribers.join_next().await {
+        assert_eq!(received.unwrap(), last);
     }
     app.wait_until_no_connections().await;
 }
 
-/// What one page has been shown.
+/// The newest versions that one page received.
 #[derive(Default)]
-struct Shown {
+struct Received {
     versions: BTreeMap<String, u64>,
-    ended: BTreeMap<String, Value>,
+    finished: BTreeMap<String, Value>,
 }
 
-impl Shown {
+impl Received {
     fn version(&self, job: &str) -> u64 {
         self.versions.get(job).copied().unwrap_or(0)
     }
 
-    /// Takes in what came; nothing goes back. Who asks again for what is on its way gets it twice.
-    fn take(&mut self, message: &Value) {
+    /// Records a message. Versions never decrease. A repeated subscribe can deliver a version twice.
+    fn record(&mut self, message: &Value) {
         if message["type"] != "job" {
             assert_ne!(message["type"], "error", "{message}");
             return;
@@ -98,11 +98,11 @@ impl Shown {
         );
         self.versions.insert(id.to_owned(), version);
         if job["final"] == true {
-            self.ended.insert(id.to_owned(), job.clone());
+            self.finished.insert(id.to_owned(), job.clone());
         }
     }
 
-    async fn until_pong(&mut self, client: &mut TestClient) {
+    async fn record_until_pong(&mut self, client: &mut TestClient) {
         client
             .send_json(json!({ "type": "ping", "id": "done" }))
             .await;
@@ -111,26 +111,26 @@ impl Shown {
             if message["type"] == "pong" {
                 return;
             }
-            self.take(&message);
+            self.record(&message);
         }
     }
 }
 
-/// A page that comes, goes, looks here and there, and at last stays to the end of every job.
-async fn browse(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, turns: u32) -> Shown {
-    let mut dice = StdRng::seed_from_u64(seed);
+/// Subscribes, unsubscribes and reconnects at random, then subscribes to every job until all are final.
+async fn simulate_page(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, steps: u32) -> Received {
+    let mut rng = StdRng::seed_from_u64(seed);
     let mut client = app.connect("alice").await;
-    let mut shown = Shown::default();
-    for _ in 0..turns {
-        let job = &jobs[dice.random_range(0..jobs.len())];
-        let known: Vec<Value> = shown
+    let mut received = Received::default();
+    for _ in 0..steps {
+        let job = &jobs[rng.random_range(0..jobs.len())];
+        let versions: Vec<Value> = received
             .versions
             .iter()
             .map(|(job, version)| json!({ "job": job, "version": version }))
             .collect();
-        match dice.random_range(0..6) {
+        match rng.random_range(0..6) {
             0 => {
-                let version = shown.version(job);
+                let version = received.version(job);
                 let jobs = [json!({ "job": job, "version": version })];
                 client
                     .send_json(json!({ "type": "subscribe", "id": 1, "jobs": jobs }))
@@ -144,7 +144,7 @@ async fn browse(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, turns: u32) -> 
             2 => {
                 client
                     .send_json(
-                        json!({ "type": "subscribe", "id": 3, "feed": "mine", "jobs": known }),
+                        json!({ "type": "subscribe", "id": 3, "feed": "mine", "jobs": versions }),
                     )
                     .await;
             }
@@ -156,22 +156,22 @@ async fn browse(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, turns: u32) -> 
             4 => client = app.connect("alice").await,
             _ => {}
         }
-        shown.until_pong(&mut client).await;
+        received.record_until_pong(&mut client).await;
     }
-    let known: Vec<Value> = jobs
+    let versions: Vec<Value> = jobs
         .iter()
-        .map(|job| json!({ "job": job, "version": shown.version(job) }))
+        .map(|job| json!({ "job": job, "version": received.version(job) }))
         .collect();
     client
-        .send_json(json!({ "type": "subscribe", "id": 5, "jobs": known }))
+        .send_json(json!({ "type": "subscribe", "id": 5, "jobs": versions }))
         .await;
-    while shown.ended.len() < jobs.len() {
+    while received.finished.len() < jobs.len() {
         let message = client.next_message().await.expect("a message");
-        shown.take(&message);
+        received.record(&message);
     }
     client.assert_no_messages().await;
     client.close().await;
-    shown
+    received
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,56 +183,61 @@ async fn remaining_sockets_end_on_final_versions() {
     for _ in 0..5 {
         jobs.push(app.register_worker_job("alice").await);
     }
-    let mut browsing = JoinSet::new();
+    let mut pages = JoinSet::new();
     for page in 0..16 {
-        browsing.spawn(browse(Arc::clone(&app), jobs.clone(), seed ^ page, 40));
+        pages.spawn(simulate_page(
+            Arc::clone(&app),
+            jobs.clone(),
+            seed ^ page,
+            40,
+        ));
     }
-    work(&app, &jobs, 4, 60).await;
+    push_updates(&app, &jobs, 4, 60).await;
     let mut last = BTreeMap::new();
     for job in &jobs {
         last.insert(job.clone(), app.get_job(job, "alice").await);
     }
-    while let Some(shown) = browsing.join_next().await {
-        assert_eq!(shown.unwrap().ended, last);
+    while let Some(received) = pages.join_next().await {
+        assert_eq!(received.unwrap().finished, last);
     }
     app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_feed_meets_every_job_that_is_made_meanwhile() {
+async fn owner_feed_includes_jobs_created_concurrently() {
     let app = Arc::new(TestApp::spawn().await);
-    let mut making = JoinSet::new();
+    let mut creators = JoinSet::new();
     for _ in 0..4 {
         let app = Arc::clone(&app);
-        making.spawn(async move {
-            let mut made = Vec::new();
+        creators.spawn(async move {
+            let mut created = Vec::new();
             for _ in 0..15 {
                 let job = app.register_worker_job("alice").await;
                 app.push_update(&job, json!({ "progress": 50 })).await;
                 app.push_update(&job, json!({ "status": "succeeded" }))
                     .await;
-                made.push(job);
+                created.push(job);
             }
-            made
+            created
         });
     }
-    let mut watching = JoinSet::new();
+    let mut subscribers = JoinSet::new();
     for _ in 0..8 {
         let mut client = app.connect("alice").await;
-        watching.spawn(async move {
+        subscribers.spawn(async move {
             client
                 .send_json(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
                 .await;
-            let mut shown = Shown::default();
-            while shown.ended.len() < 60 {
-                shown.take(&client.next_message().await.expect("a message"));
+            let mut received = Received::default();
+            while received.finished.len() < 60 {
+                received.record(&client.next_message().await.expect("a message"));
             }
-            shown.ended.into_keys().collect::<Vec<_>>()
+            received.finished.into_keys().collect::<Vec<_>>()
         });
     }
-    let mut made: Vec<String> = making.join_all().await.into_iter().flatten().collect();
-    made.sort_unstable();
-    for seen in watching.join_all().await {
-        assert_eq!(seen, made);
+    let mut created: Vec<String> = creators.join_all().await.into_iter().flatten().collect();
+    created.sort_unstable();
+    for received in subscribers.join_all().await {
+        assert_eq!(received, created);
     }
 }

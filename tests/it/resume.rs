@@ -1,25 +1,25 @@
-//! Coming back after a connection was lost.
+//! Resuming subscriptions after a reconnect.
 
 use serde_json::json;
 
 use crate::app::TestApp;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_what_is_newer_is_sent() {
+async fn reconnect_sends_only_newer_versions() {
     let app = TestApp::spawn().await;
     let (unchanged, changed, ended) = (
         app.register_worker_job("alice").await,
         app.register_worker_job("alice").await,
         app.register_worker_job("alice").await,
     );
-    let mut first = app.connect("alice").await;
-    first
+    let mut before = app.connect("alice").await;
+    before
         .subscribe(&[(&unchanged, 0), (&changed, 0), (&ended, 0)])
         .await;
     for _ in 0..3 {
-        assert_eq!(first.next_job().await["version"], 1);
+        assert_eq!(before.next_job().await["version"], 1);
     }
-    drop(first);
+    drop(before);
 
     for progress in [10, 20, 30] {
         app.push_update(&changed, json!({ "progress": progress }))
@@ -27,26 +27,26 @@ async fn only_what_is_newer_is_sent() {
     }
     app.push_update(&ended, json!({ "status": "succeeded" }))
         .await;
-    let mut second = app.connect("alice").await;
-    let outcome = second
+    let mut after = app.connect("alice").await;
+    let outcome = after
         .subscribe(&[(&unchanged, 1), (&changed, 1), (&ended, 1)])
         .await;
     let expected = json!({ &unchanged: "current", &changed: "sent", &ended: "sent" });
     assert_eq!(outcome, expected);
-    let mut seen = [second.next_job().await, second.next_job().await];
-    seen.sort_by_key(|job| job["id"].to_string());
+    let mut jobs = [after.next_job().await, after.next_job().await];
+    jobs.sort_by_key(|job| job["id"].to_string());
     assert_eq!(
-        (&seen[0]["id"], &seen[0]["version"]),
+        (&jobs[0]["id"], &jobs[0]["version"]),
         (&json!(changed), &json!(4))
     );
     assert_eq!(
-        (&seen[1]["id"], &seen[1]["final"]),
+        (&jobs[1]["id"], &jobs[1]["final"]),
         (&json!(ended), &json!(true))
     );
-    second.assert_no_messages().await;
+    after.assert_no_messages().await;
 
     app.push_update(&unchanged, json!({ "progress": 1 })).await;
-    assert_eq!(second.next_job().await["version"], 2);
+    assert_eq!(after.next_job().await["version"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,7 +63,7 @@ async fn newer_client_version_counts_as_current() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ended_job_that_is_known_is_current() {
+async fn known_final_version_counts_as_current() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     app.push_update(&job, json!({ "status": "cancelled" }))
@@ -73,9 +73,8 @@ async fn an_ended_job_that_is_known_is_current() {
     client.assert_no_messages().await;
 }
 
-/// The hub is replaced by another on the same store, as by a deployment.
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_go_on_where_they_were_after_a_restart() {
+async fn versions_continue_after_restart() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     app.push_update(&job, json!({ "progress": 10 })).await;
@@ -90,9 +89,9 @@ async fn versions_go_on_where_they_were_after_a_restart() {
     let mut client = app.connect("alice").await;
     assert_eq!(client.subscribe(&[(&job, 2)]).await[&job], "current");
     app.push_update(&job, json!({ "progress": 20 })).await;
-    let seen = client.next_job().await;
+    let job = client.next_job().await;
     assert_eq!(
-        (&seen["version"], &seen["progress"]),
+        (&job["version"], &job["progress"]),
         (&json!(3), &json!(20.0))
     );
 }

@@ -1,4 +1,4 @@
-//! Submitting: what a caller sees and what reaches the provider, however the provider behaves.
+//! Submission: the job document and the provider's requests for every kind of provider response.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
-/// A hub with a simulated provider that is asked soon.
-fn curious(scenario: Scenario) -> TestAppBuilder {
+/// Returns a hub that polls the simulated provider soon.
+fn with_fast_polls(scenario: Scenario) -> TestAppBuilder {
     TestApp::builder()
         .with_simulator(scenario)
         .set("providers.simulated.poll_after", "200ms")
         .set("providers.simulated.poll_every", "100ms")
 }
 
-/// A hub that is never first to ask: news comes by webhook, or the test runs out of patience.
-fn patient(scenario: Scenario) -> TestAppBuilder {
+/// Returns a hub that receives updates by webhook only, because polls start after the test's timeout.
+fn with_slow_polls(scenario: Scenario) -> TestAppBuilder {
     TestApp::builder()
         .with_simulator(scenario)
         .set("providers.simulated.poll_after", "5m")
@@ -29,15 +29,19 @@ fn id_of(job: &Value) -> String {
     job["id"].as_str().expect("an id").to_owned()
 }
 
-/// Plays a scenario to its end at both sides and returns the job as it is once nothing more comes.
-async fn play(app: &TestApp, scenario: Scenario) -> Value {
+/// Runs a scenario until the job is final and the provider sends nothing more. Returns the job.
+async fn run_scenario(app: &TestApp, scenario: Scenario) -> Value {
     let id = id_of(&app.submit("alice", scenario).await);
     let ended = app.wait_until_final(&id, "alice").await;
     if app.simulator().task_of(&id).is_some() {
-        let rest = tokio::time::timeout(TEST_TIMEOUT, app.simulator().settled(&id));
-        rest.await.expect("the provider comes to rest");
+        let settled = tokio::time::timeout(TEST_TIMEOUT, app.simulator().settled(&id));
+        at_rest.await.expect("the simulator is at at_rest");
     }
-    assert_eq!(app.get_job(&id, "alice").await, ended, "an end is an end");
+    assert_eq!(
+        app.get_job(&id, "alice").await,
+        ended,
+        "a final job does not change"
+    );
     ended
 }
 
@@ -49,7 +53,7 @@ fn assert_success(job: &Value) {
     assert_eq!(job["outputs"].as_array().unwrap().len(), 1);
 }
 
-/// Submitted once, accepted once.
+/// Asserts that the provider received and accepted exactly one submission.
 fn assert_paid_once(app: &TestApp, job: &Value) {
     let submits = app.simulator().submits_of(job["id"].as_str().unwrap());
     assert_eq!((submits.received, submits.accepted), (1, 1), "{job}");
@@ -66,13 +70,13 @@ fn assert_failure(job: &Value, kind: &str, code: Option<&str>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn submit_returns_202_before_calling_the_provider() {
-    let silent = MockProvider::start(|_| std::future::pending()).await;
-    let app = kling(&silent).spawn().await;
-    let answer = post(&app, "alice", &order()).await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    let id = id_of(&answer.body);
-    assert_eq!(answer.headers["location"], format!("/v1/jobs/{id}"));
-    let job = &answer.body;
+    let provider = MockProvider::start(|_| std::future::pending()).await;
+    let app = kling(&provider).spawn().await;
+    let response = post(&app, "alice", &request_body()).await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    let id = id_of(&response.body);
+    assert_eq!(response.headers["location"], format!("/v1/jobs/{id}"));
+    let job = &response.body;
     assert_eq!(
         (&job["status"], &job["version"]),
         (&json!("accepted"), &json!(1))
@@ -93,7 +97,7 @@ async fn submit_returns_202_before_calling_the_provider() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn job_completes_by_webhooks_alone() {
-    let app = patient(Scenario::Normal).spawn().await;
+    let app = with_slow_polls(Scenario::Normal).spawn().await;
     for scenario in [
         Scenario::Normal,
         Scenario::DuplicateWebhooks,
@@ -102,7 +106,7 @@ async fn job_completes_by_webhooks_alone() {
         Scenario::LostAnswer,
         Scenario::Slow,
     ] {
-        let job = play(&app, scenario).await;
+        let job = run_scenario(&app, scenario).await;
         assert_success(&job);
         assert_paid_once(&app, &job);
         assert_eq!(job["source"], "webhook", "{scenario}");
@@ -112,13 +116,13 @@ async fn job_completes_by_webhooks_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn job_completes_by_polling_alone() {
-    let app = curious(Scenario::Normal).spawn().await;
+    let app = with_fast_polls(Scenario::Normal).spawn().await;
     for scenario in [
         Scenario::LostWebhooks,
         Scenario::LateWebhooks,
         Scenario::ThinSuccess,
     ] {
-        let job = play(&app, scenario).await;
+        let job = run_scenario(&app, scenario).await;
         assert_success(&job);
         assert_paid_once(&app, &job);
         assert_eq!(job["source"], "poll", "{scenario}");
@@ -127,9 +131,9 @@ async fn job_completes_by_polling_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forged_webhooks_are_rejected_and_polling_completes_the_job() {
-    let app = curious(Scenario::Normal).spawn().await;
+    let app = with_fast_polls(Scenario::Normal).spawn().await;
     for scenario in [Scenario::Forged, Scenario::Unsigned] {
-        let job = play(&app, scenario).await;
+        let job = run_scenario(&app, scenario).await;
         assert_success(&job);
         assert_paid_once(&app, &job);
         assert_eq!(job["source"], "poll", "{scenario}");
@@ -143,7 +147,7 @@ async fn forged_webhooks_are_rejected_and_polling_completes_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_secret_every_callback_is_a_reason_to_ask() {
+async fn unsigned_callbacks_trigger_polls() {
     let simulator = Simulator::bind(
         "127.0.0.1:0",
         Settings {
@@ -154,7 +158,7 @@ async fn without_a_secret_every_callback_is_a_reason_to_ask() {
         },
     )
     .unwrap();
-    let witness = simulator.inspector();
+    let inspector = simulator.inspector();
     let app = TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", simulator.url())
@@ -165,18 +169,18 @@ async fn without_a_secret_every_callback_is_a_reason_to_ask() {
     let stop = CancellationToken::new();
     let _end = stop.clone().drop_guard();
     tokio::spawn(simulator.run(stop));
-    let id = id_of(&post(&app, "alice", &order()).await.body);
+    let id = id_of(&post(&app, "alice", &request_body()).await.body);
     let job = app.wait_until_final(&id, "alice").await;
     assert_success(&job);
     assert_eq!(job["source"], "poll");
-    let task = tokio::time::timeout(TEST_TIMEOUT, witness.settled(&id));
+    let task = tokio::time::timeout(TEST_TIMEOUT, inspector.settled(&id));
     let task = task.await.unwrap();
     assert_eq!(task.callbacks_acknowledged, task.callbacks_sent);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rate_limited_submit_shows_next_attempt_at() {
-    let app = patient(Scenario::RateLimited).spawn().await;
+    let app = with_slow_polls(Scenario::RateLimited).spawn().await;
     let id = id_of(&app.submit("alice", Scenario::RateLimited).await);
     let is_waiting = |attempt: u32| {
         move |job: &Value| job["attempt"] == attempt && !job["next_attempt_at"].is_null()
@@ -187,7 +191,10 @@ async fn rate_limited_submit_shows_next_attempt_at() {
         assert_eq!(waiting["error"]["kind"], "rate_limit");
         assert_eq!(waiting["error"]["provider_code"], "1302");
         assert_eq!(waiting["error"]["retryable"], true);
-        assert!(wait_of(&waiting) >= 1.0, "Retry-After is a second");
+        assert!(
+            retry_delay_seconds(&waiting) >= 1.0,
+            "Retry-After is one second"
+        );
         let next = app
             .wait_for_job(&id, "alice", |job| job["attempt"] == attempt + 1)
             .await;
@@ -201,9 +208,9 @@ async fn rate_limited_submit_shows_next_attempt_at() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_or_failing_provider_is_tried_again() {
-    let app = patient(Scenario::Normal).spawn().await;
-    for (scenario, kind, code, tries) in [
+async fn retryable_errors_are_retried() {
+    let app = with_slow_polls(Scenario::Normal).spawn().await;
+    for (scenario, kind, code, attempts) in [
         (Scenario::ConcurrencyLimited, "rate_limit", "1303", 2),
         (Scenario::ServerErrors, "technical", "5000", 3),
     ] {
@@ -214,9 +221,9 @@ async fn a_busy_or_failing_provider_is_tried_again() {
         assert_eq!(waiting["error"]["provider_code"], code);
         let job = app.wait_until_final(&id, "alice").await;
         assert_success(&job);
-        assert_eq!(job["attempt"], tries);
+        assert_eq!(job["attempt"], attempts);
         let submits = app.simulator().submits_of(&id);
-        assert_eq!((submits.received, submits.accepted), (tries, 1));
+        assert_eq!((submits.received, submits.accepted), (attempts, 1));
     }
 }
 
@@ -228,15 +235,15 @@ async fn unknown_submission_is_resolved_by_reference() {
         .spawn()
         .await;
     let id = id_of(&app.submit("alice", Scenario::LostAnswerSilent).await);
-    let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-    let lost = app.wait_for_job(&id, "alice", is_lost).await;
+    let is_unknown = |job: &Value| job["error"]["kind"] == "submission_unknown";
+    let unknown = app.wait_for_job(&id, "alice", is_unknown).await;
     assert_eq!(
-        (&lost["status"], &lost["attempt"]),
+        (&unknown["status"], &unknown["attempt"]),
         (&json!("accepted"), &json!(1))
     );
-    assert_eq!(lost["next_attempt_at"], Value::Null);
-    assert_eq!(lost["error"]["retryable"], false);
-    assert_eq!(lost["provider_task_id"], Value::Null);
+    assert_eq!(unknown["next_attempt_at"], Value::Null);
+    assert_eq!(unknown["error"]["retryable"], false);
+    assert_eq!(unknown["provider_task_id"], Value::Null);
     let job = app.wait_until_final(&id, "alice").await;
     assert_success(&job);
     assert_paid_once(&app, &job);
@@ -249,8 +256,8 @@ async fn non_retryable_errors_are_not_retried() {
         (Scenario::Quota, "quota", "1102"),
         (Scenario::BadKey, "auth", "1002"),
     ] {
-        let app = patient(Scenario::Normal).spawn().await;
-        let job = play(&app, scenario).await;
+        let app = with_slow_polls(Scenario::Normal).spawn().await;
+        let job = run_scenario(&app, scenario).await;
         assert_failure(&job, kind, Some(code));
         assert_eq!(job["error"]["retryable"], false);
         assert_eq!(
@@ -263,9 +270,9 @@ async fn non_retryable_errors_are_not_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_at_the_end_is_told_in_the_providers_words_and_not_repeated() {
-    let app = patient(Scenario::Normal).spawn().await;
-    for (scenario, kind, words) in [
+async fn late_failure_keeps_the_provider_message_and_is_not_retried() {
+    let app = with_slow_polls(Scenario::Normal).spawn().await;
+    for (scenario, kind, text) in [
         (
             Scenario::FailsAtEnd,
             "technical",
@@ -273,18 +280,18 @@ async fn a_failure_at_the_end_is_told_in_the_providers_words_and_not_repeated() 
         ),
         (Scenario::SafetyAtEnd, "safety", "content safety policy"),
     ] {
-        let job = play(&app, scenario).await;
+        let job = run_scenario(&app, scenario).await;
         assert_failure(&job, kind, None);
         let message = job["error"]["message"].as_str().unwrap();
-        assert!(message.contains(words), "{message}");
+        assert!(message.contains(text), "{message}");
         assert_paid_once(&app, &job);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_that_is_gone_is_a_success_that_says_so() {
-    let app = patient(Scenario::ExpiredResult).spawn().await;
-    let job = play(&app, Scenario::ExpiredResult).await;
+async fn expired_result_succeeds_with_result_expired_error() {
+    let app = with_slow_polls(Scenario::ExpiredResult).spawn().await;
+    let job = run_scenario(&app, Scenario::ExpiredResult).await;
     assert_eq!(job["status"], "succeeded");
     assert_eq!(job["outputs"], json!([]));
     assert_eq!(job["error"]["kind"], "result_expired");
@@ -294,11 +301,11 @@ async fn a_result_that_is_gone_is_a_success_that_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_job_fails_at_its_deadline() {
-    let app = curious(Scenario::Silence)
+    let app = with_fast_polls(Scenario::Silence)
         .set("providers.simulated.deadline", "2s")
         .spawn()
         .await;
-    let job = play(&app, Scenario::Silence).await;
+    let job = run_scenario(&app, Scenario::Silence).await;
     assert_failure(&job, "timeout", None);
     assert_eq!(job["source"], "deadline");
     assert!(seconds(&job["finished_at"]) >= seconds(&job["deadline_at"]));
@@ -311,12 +318,12 @@ fn seconds(time: &Value) -> f64 {
     time.as_duration().as_secs_f64()
 }
 
-/// How long a waiting job was told to wait, in seconds.
-fn wait_of(job: &Value) -> f64 {
+/// Returns the delay before the next attempt of a job, in seconds.
+fn retry_delay_seconds(job: &Value) -> f64 {
     seconds(&job["next_attempt_at"]) - seconds(&job["updated_at"])
 }
 
-/// A hub whose provider `kling` is this stand-in.
+/// Returns a hub whose provider `kling` is this mock.
 fn kling(provider: &MockProvider) -> TestAppBuilder {
     TestApp::builder()
         .set("providers.kling.spec", "kling")
@@ -324,7 +331,7 @@ fn kling(provider: &MockProvider) -> TestAppBuilder {
         .set("providers.kling.api_key", "the key")
 }
 
-fn order() -> Value {
+fn request_body() -> Value {
     json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" })
 }
 
@@ -337,8 +344,8 @@ async fn post_with_key(app: &TestApp, owner: &str, key: &str, body: &Value) -> T
     send(request.header("idempotency-key", key).json(body)).await
 }
 
-/// The answer of a Kling that took the job.
-fn taken(task: &str) -> MockResponse {
+/// Returns Kling's response to an accepted submission.
+fn accepted(task: &str) -> MockResponse {
     let task = json!({ "id": task, "status": "submitted" });
     MockResponse::json(
         200,
@@ -346,23 +353,24 @@ fn taken(task: &str) -> MockResponse {
     )
 }
 
-fn refused(status: u16, code: u16) -> MockResponse {
+fn rejection(status: u16, code: u16) -> MockResponse {
     MockResponse::json(
         status,
         &json!({ "code": code, "message": "no", "request_id": "1" }),
     )
 }
 
-fn is_submit(asked: &RecordedRequest) -> bool {
-    asked.method == "POST"
+fn is_submit(request: &RecordedRequest) -> bool {
+    request.method == "POST"
 }
 
-/// A Kling that has never heard of anything it is asked about, and answers submissions so.
-async fn answering(reply: MockResponse) -> MockProvider {
-    MockProvider::start(move |asked| {
-        let reply = match is_submit(&asked) {
-            true => reply.clone(),
-            false => MockResponse::json(200, &json!({ "code": 0, "data": [] })),
+/// Starts a mock Kling that responds to submissions with `reply` and knows no task when it is polled.
+async fn start_mock(reply: MockResponse) -> MockProvider {
+    MockProvider::start(move |request| {
+        let reply = if is_submit(&request) {
+            reply.clone()
+        } else {
+            MockResponse::json(200, &json!({ "code": 0, "data": [] }))
         };
         async move { reply }
     })
@@ -370,8 +378,8 @@ async fn answering(reply: MockResponse) -> MockProvider {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_request_is_what_the_provider_wants() {
-    let provider = answering(taken("1")).await;
+async fn request_matches_the_provider_api() {
+    let provider = start_mock(accepted("1")).await;
     let app = kling(&provider).spawn().await;
     let body = json!({
         "provider": "kling",
@@ -383,20 +391,20 @@ async fn the_request_is_what_the_provider_wants() {
         "input": { "settings": { "audio": true }, "seed": 7 },
         "metadata": { "shelf": 3 },
     });
-    let answer = post(&app, "alice", &body).await;
-    assert_eq!(answer.body["metadata"], json!({ "shelf": 3 }));
-    let id = id_of(&answer.body);
-    let asked = provider
+    let response = post(&app, "alice", &body).await;
+    assert_eq!(response.body["metadata"], json!({ "shelf": 3 }));
+    let id = id_of(&response.body);
+    let request = provider
         .wait_for_requests(|all| !all.is_empty())
         .await
         .remove(0);
-    assert_eq!(asked.path, "/text-to-video/kling-v3");
-    assert_eq!(asked.header("authorization"), Some("Bearer the key"));
-    let callback = asked.body["options"]["callback_url"].as_str().unwrap();
+    assert_eq!(request.path, "/text-to-video/kling-v3");
+    assert_eq!(request.header("authorization"), Some("Bearer the key"));
+    let callback = request.body["options"]["callback_url"].as_str().unwrap();
     let start = format!("{}/v1/webhooks/kling/{id}.", app.url);
     assert!(callback.starts_with(&start), "{callback}");
     assert_eq!(
-        asked.body,
+        request.body,
         json!({
             "prompt": "a \"lighthouse\" in the rain\n{{ api_key }}",
             "negative_prompt": "people",
@@ -415,18 +423,18 @@ async fn the_request_is_what_the_provider_wants() {
         "resolution": "1080p",
     });
     post(&app, "alice", &image).await;
-    let asked = provider
+    let request = provider
         .wait_for_requests(|all| all.len() == 2)
         .await
         .remove(1);
-    assert_eq!(asked.path, "/image-to-video/kling-v3");
+    assert_eq!(request.path, "/image-to-video/kling-v3");
     let contents = json!([
         { "type": "prompt", "text": "it moves" },
         { "type": "first_frame", "url": "https://example.com/first.png" },
     ]);
-    assert_eq!(asked.body["contents"], contents);
+    assert_eq!(request.body["contents"], contents);
     let settings = json!({ "aspect_ratio": "16:9", "resolution": "1080p" });
-    assert_eq!(asked.body["settings"], settings);
+    assert_eq!(request.body["settings"], settings);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -444,43 +452,47 @@ async fn ambiguous_response_is_never_retried() {
             &json!({ "error": { "code": 408, "message": "timed out" } }),
         ),
     ] {
-        let what = format!("{reply:?}");
-        let provider = answering(reply).await;
+        let case = format!("{reply:?}");
+        let provider = start_mock(reply).await;
         let app = kling(&provider)
             .set("providers.kling.poll_every", "50ms")
             .set("providers.kling.deadline", "1s")
             .spawn()
             .await;
-        let id = id_of(&post(&app, "alice", &order()).await.body);
-        let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-        let lost = app.wait_for_job(&id, "alice", is_lost).await;
+        let id = id_of(&post(&app, "alice", &request_body()).await.body);
+        let is_unknown = |job: &Value| job["error"]["kind"] == "submission_unknown";
+        let unknown = app.wait_for_job(&id, "alice", is_unknown).await;
         assert_eq!(
-            (&lost["final"], &lost["attempt"]),
+            (&unknown["final"], &unknown["attempt"]),
             (&json!(false), &json!(1))
         );
         let ended = app.wait_until_final(&id, "alice").await;
         assert_failure(&ended, "timeout", None);
-        let asked = provider.requests();
-        assert_eq!(asked.iter().filter(|it| is_submit(it)).count(), 1, "{what}");
-        let asks = asked.iter().filter(|it| it.path.contains(&id)).count();
-        assert!(asks > 0, "{what}: asked for by our own name");
+        let requests = provider.requests();
+        assert_eq!(
+            requests.iter().filter(|it| is_submit(it)).count(),
+            1,
+            "{case}"
+        );
+        let polls = requests.iter().filter(|it| it.path.contains(&id)).count();
+        assert!(polls > 0, "{case}: polled by reference");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn definitive_rejection_is_retried_up_to_five_attempts() {
     for (reply, kind) in [
-        (refused(429, 1302), "rate_limit"),
-        (refused(429, 1303), "rate_limit"),
-        (refused(500, 5000), "technical"),
-        (refused(503, 5001), "technical"),
-        (refused(504, 5002), "technical"),
+        (rejection(429, 1302), "rate_limit"),
+        (rejection(429, 1303), "rate_limit"),
+        (rejection(500, 5000), "technical"),
+        (rejection(503, 5001), "technical"),
+        (rejection(504, 5002), "technical"),
         (MockResponse::text(503, "busy"), "technical"),
         (MockResponse::text(429, ""), "rate_limit"),
     ] {
-        let provider = answering(reply.with_header("retry-after-ms", 1)).await;
+        let provider = start_mock(reply.with_header("retry-after-ms", 1)).await;
         let app = kling(&provider).spawn().await;
-        let id = id_of(&post(&app, "alice", &order()).await.body);
+        let id = id_of(&post(&app, "alice", &request_body()).await.body);
         let job = app.wait_until_final(&id, "alice").await;
         assert_eq!(job["error"]["kind"], kind, "{job}");
         assert_eq!(job["error"]["retryable"], true);
@@ -493,67 +505,71 @@ async fn definitive_rejection_is_retried_up_to_five_attempts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_refusal_has_its_kind() {
+async fn rejections_map_to_error_kinds() {
     for (reply, kind) in [
-        (refused(401, 1000), "auth"),
-        (refused(401, 1004), "auth"),
-        (refused(403, 1103), "auth"),
-        (refused(429, 1304), "auth"),
-        (refused(429, 1100), "quota"),
-        (refused(429, 1101), "quota"),
-        (refused(200, 1102), "quota"),
-        (refused(400, 1200), "invalid_input"),
-        (refused(404, 1203), "invalid_input"),
-        (refused(400, 1300), "safety"),
-        (refused(400, 1301), "safety"),
+        (rejection(401, 1000), "auth"),
+        (rejection(401, 1004), "auth"),
+        (rejection(403, 1103), "auth"),
+        (rejection(429, 1304), "auth"),
+        (rejection(429, 1100), "quota"),
+        (rejection(429, 1101), "quota"),
+        (rejection(200, 1102), "quota"),
+        (rejection(400, 1200), "invalid_input"),
+        (rejection(404, 1203), "invalid_input"),
+        (rejection(400, 1300), "safety"),
+        (rejection(400, 1301), "safety"),
         (MockResponse::text(401, "no"), "auth"),
         (MockResponse::text(402, "no"), "quota"),
         (MockResponse::text(422, "no"), "invalid_input"),
     ] {
-        let what = format!("{reply:?}");
-        let provider = answering(reply).await;
+        let case = format!("{reply:?}");
+        let provider = start_mock(reply).await;
         let app = kling(&provider).spawn().await;
-        let id = id_of(&post(&app, "alice", &order()).await.body);
+        let id = id_of(&post(&app, "alice", &request_body()).await.body);
         let job = app.wait_until_final(&id, "alice").await;
-        assert_eq!(job["error"]["kind"], kind, "{what}: {job}");
+        assert_eq!(job["error"]["kind"], kind, "{case}: {job}");
         assert_eq!(job["error"]["retryable"], false);
-        let asked = provider.requests();
-        assert_eq!(asked.iter().filter(|it| is_submit(it)).count(), 1, "{what}");
+        let requests = provider.requests();
+        assert_eq!(
+            requests.iter().filter(|it| is_submit(it)).count(),
+            1,
+            "{case}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_is_honoured_in_every_form() {
+async fn all_retry_after_headers_are_honored() {
     let date = std::time::SystemTime::now() + Duration::from_secs(60);
-    for (header, value, least, most) in [
+    for (header, value, min, max) in [
         ("retry-after", "60".to_owned(), 60.0, 66.1),
         ("retry-after", httpdate::fmt_http_date(date), 40.0, 66.1),
         ("ratelimit-reset", "45".to_owned(), 45.0, 49.6),
         ("retry-after-ms", "30500".to_owned(), 30.5, 33.6),
         ("x-nothing", "90".to_owned(), 0.5, 1.5),
     ] {
-        let provider = answering(refused(429, 1302).with_header(header, &value)).await;
+        let provider = start_mock(rejection(429, 1302).with_header(header, &value)).await;
         let app = kling(&provider).spawn().await;
-        let id = id_of(&post(&app, "alice", &order()).await.body);
+        let id = id_of(&post(&app, "alice", &request_body()).await.body);
         let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-        let wait = wait_of(&app.wait_for_job(&id, "alice", is_waiting).await);
-        // The wait was measured a little before the document was written.
+        let wait = retry_delay_seconds(&app.wait_for_job(&id, "alice", is_waiting).await);
+        // The delay starts slightly before the document is written.
         assert!(
-            (least - 0.4..=most).contains(&wait),
+            (min - 0.4..=max).contains(&wait),
             "{header}: {value}: {wait}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_cannot_be_reached_is_tried_again() {
+async fn unreachable_provider_is_retried() {
     let app = TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", "http://127.0.0.1:9")
         .set("providers.kling.api_key", "a key")
         .spawn()
         .await;
-    let id = id_of(&post(&app, "alice", &order()).await.body);
+    let id = id_of(&post(&app, "alice", &request_body()).await.body);
     let job = app
         .wait_for_job(&id, "alice", |job| job["attempt"] == 2)
         .await;
@@ -565,7 +581,7 @@ async fn a_provider_that_cannot_be_reached_is_tried_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn same_idempotency_key_returns_the_same_job() {
-    let app = patient(Scenario::Normal).spawn().await;
+    let app = with_slow_polls(Scenario::Normal).spawn().await;
     let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
     let first = post_with_key(&app, "alice", "k1", &order).await;
     assert_eq!(first.status, 202);
@@ -583,12 +599,12 @@ async fn same_idempotency_key_returns_the_same_job() {
     assert_eq!(conflict.status, 409);
     assert_eq!(conflict.body["code"], "idempotency_conflict");
 
-    let bobs = post_with_key(&app, "bob", "k1", &order).await;
-    assert_ne!(id_of(&bobs.body), id);
+    let other_owner = post_with_key(&app, "bob", "k1", &order).await;
+    assert_ne!(id_of(&other_owner.body), id);
     let unkeyed = post(&app, "alice", &order).await;
     assert_ne!(id_of(&unkeyed.body), id);
 
-    // The job as it is now, also after its end.
+    // A replay returns the current job, even if it is final.
     app.wait_until_final(&id, "alice").await;
     let later = post_with_key(&app, "alice", "k1", &order).await;
     assert_eq!(
@@ -599,8 +615,8 @@ async fn same_idempotency_key_returns_the_same_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_owners_key_is_mistaken_for_anothers() {
-    let app = patient(Scenario::Normal).spawn().await;
+async fn idempotency_keys_are_scoped_to_the_owner() {
+    let app = with_slow_polls(Scenario::Normal).spawn().await;
     let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
     let one = post_with_key(&app, "a", "b:c", &order).await;
     let two = post_with_key(&app, "a:b", "c", &order).await;
@@ -610,15 +626,15 @@ async fn no_owners_key_is_mistaken_for_anothers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_double_submit_at_the_same_moment_is_one_job() {
-    let app = patient(Scenario::Normal).spawn().await;
+async fn concurrent_submits_with_same_key_create_one_job() {
+    let app = with_slow_polls(Scenario::Normal).spawn().await;
     let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
     let all = (0..12).map(|_| post_with_key(&app, "alice", "twelve", &order));
     let all = futures_util::future::join_all(all).await;
     let id = id_of(&all[0].body);
-    for answer in &all {
+    for response in &all {
         assert_eq!(
-            (answer.status.as_u16(), id_of(&answer.body)),
+            (response.status.as_u16(), id_of(&response.body)),
             (202, id.clone())
         );
     }
@@ -627,8 +643,8 @@ async fn a_double_submit_at_the_same_moment_is_one_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_never_has_more_jobs_than_it_takes_at_once() {
-    let app = patient(Scenario::Normal)
+async fn jobs_at_a_provider_never_exceed_max_concurrent() {
+    let app = with_slow_polls(Scenario::Normal)
         .set("providers.simulated.max_concurrent", 2)
         .spawn()
         .await;
@@ -636,17 +652,17 @@ async fn a_provider_never_has_more_jobs_than_it_takes_at_once() {
     for _ in 0..7 {
         jobs.push(id_of(&app.submit("alice", Scenario::Normal).await));
     }
-    let mut most = 0;
-    let all_ended = app.simulator().until(|witness| {
-        let tasks = witness.tasks();
+    let mut max_unfinished = 0;
+    let all_finished = app.simulator().until(|simulator| {
+        let tasks = simulator.tasks();
         let unfinished = tasks.iter().filter(|task| !task.status.is_final()).count();
-        most = most.max(unfinished);
+        max_unfinished = max_unfinished.max(unfinished);
         (tasks.len() == 7 && unfinished == 0).then_some(())
     });
-    tokio::time::timeout(TEST_TIMEOUT, all_ended)
+    tokio::time::timeout(TEST_TIMEOUT, all_finished)
         .await
-        .expect("all end");
-    assert_eq!(most, 2);
+        .expect("all jobs finish");
+    assert_eq!(max_unfinished, 2);
     for id in jobs {
         assert_success(&app.wait_until_final(&id, "alice").await);
         assert_eq!(app.simulator().submits_of(&id).received, 1);
@@ -655,7 +671,7 @@ async fn a_provider_never_has_more_jobs_than_it_takes_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slot_is_released_when_the_job_ends() {
-    let provider = answering(taken("1")).await;
+    let provider = start_mock(accepted("1")).await;
     let app = kling(&provider)
         .set("providers.kling.max_concurrent", 1)
         .set(
@@ -664,37 +680,37 @@ async fn slot_is_released_when_the_job_ends() {
         )
         .spawn()
         .await;
-    let first = id_of(&post(&app, "alice", &order()).await.body);
+    let first = id_of(&post(&app, "alice", &request_body()).await.body);
     let is_queued = |job: &Value| job["status"] == "queued";
     app.wait_for_job(&first, "alice", is_queued).await;
-    let second = id_of(&post(&app, "alice", &order()).await.body);
-    let news = json!({ "id": "1", "status": "processing" });
-    assert_eq!(signed(&app, &news).await.body["applied"], true);
+    let second = id_of(&post(&app, "alice", &request_body()).await.body);
+    let webhook = json!({ "id": "1", "status": "processing" });
+    assert_eq!(send_signed(&app, &webhook).await.body["applied"], true);
     assert_eq!(app.get_job(&second, "alice").await["attempt"], 0);
     assert_eq!(provider.requests().len(), 1);
 
-    let news = json!({ "id": "1", "status": "failed", "message": "no" });
-    assert_eq!(signed(&app, &news).await.body["applied"], true);
-    let asked = provider.wait_for_requests(|all| all.len() == 2).await;
-    assert_eq!(asked[1].body["options"]["external_task_id"], second);
+    let webhook = json!({ "id": "1", "status": "failed", "message": "no" });
+    assert_eq!(send_signed(&app, &webhook).await.body["applied"], true);
+    let requests = provider.wait_for_requests(|all| all.len() == 2).await;
+    assert_eq!(requests[1].body["options"]["external_task_id"], second);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_submission_holds_no_slot() {
-    let provider = answering(MockResponse::disconnect()).await;
+    let provider = start_mock(MockResponse::disconnect()).await;
     let app = kling(&provider)
         .set("providers.kling.max_concurrent", 1)
         .spawn()
         .await;
     for _ in 0..3 {
-        let id = id_of(&post(&app, "alice", &order()).await.body);
-        let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-        app.wait_for_job(&id, "alice", is_lost).await;
+        let id = id_of(&post(&app, "alice", &request_body()).await.body);
+        let is_unknown = |job: &Value| job["error"]["kind"] == "submission_unknown";
+        app.wait_for_job(&id, "alice", is_unknown).await;
     }
 }
 
-async fn signed(app: &TestApp, news: &Value) -> TestResponse {
-    let body = news.to_string();
+async fn send_signed(app: &TestApp, webhook: &Value) -> TestResponse {
+    let body = webhook.to_string();
     let now = crate::webhook_signatures::now();
     let secret = crate::app::WEBHOOK_SECRET;
     let mut request = app.request_without_token(Method::POST, "/v1/webhooks/kling");
@@ -705,22 +721,22 @@ async fn signed(app: &TestApp, news: &Value) -> TestResponse {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_those_who_may_submit_can() {
-    let app = patient(Scenario::Normal).spawn().await;
+async fn submit_requires_jobs_write_scope() {
+    let app = with_slow_polls(Scenario::Normal).spawn().await;
     let anonymous = app
         .request_without_token(Method::POST, "/v1/videos")
-        .json(&order());
-    let answer = send(anonymous).await;
+        .json(&request_body());
+    let response = send(anonymous).await;
     assert_eq!(
-        (answer.status.as_u16(), &answer.body["code"]),
+        (response.status.as_u16(), &response.body["code"]),
         (401, &json!("unauthorized"))
     );
     for scope in ["jobs:read", "jobs:publish", ""] {
         let token = app.token("alice", scope);
         let request = app.request_with_token(Method::POST, "/v1/videos", &token);
-        let answer = send(request.json(&order())).await;
+        let response = send(request.json(&request_body())).await;
         assert_eq!(
-            (answer.status.as_u16(), &answer.body["code"]),
+            (response.status.as_u16(), &response.body["code"]),
             (403, &json!("forbidden"))
         );
     }

@@ -1,4 +1,4 @@
-//! The Poll half: no job hangs, whatever is lost, silent, restarted or killed.
+//! Polling and deadlines: every job reaches a terminal state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,25 +19,25 @@ fn kling(provider: &MockProvider) -> TestAppBuilder {
         .set("providers.kling.deadline", "1m")
 }
 
-/// Registers a task that was submitted elsewhere.
+/// Registers a task that another system submitted.
 async fn register(app: &TestApp, task: &str) -> String {
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "provider": "kling", "provider_task_id": task, "owner": "alice" });
     let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
-    let answer = send(request.json(&body)).await;
-    assert_eq!(answer.status, 201, "{}", answer.body);
-    answer.body["id"].as_str().unwrap().to_owned()
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 201, "{}", response.body);
+    response.body["id"].as_str().unwrap().to_owned()
 }
 
 async fn submit(app: &TestApp) -> String {
     let body = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
     let request = app.request(Method::POST, "/v1/videos", "alice");
-    let answer = send(request.json(&body)).await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    answer.body["id"].as_str().unwrap().to_owned()
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    response.body["id"].as_str().unwrap().to_owned()
 }
 
-fn found(tasks: &[Value]) -> MockResponse {
+fn poll_response(tasks: &[Value]) -> MockResponse {
     MockResponse::json(200, &json!({ "code": 0, "data": tasks }))
 }
 
@@ -46,9 +46,9 @@ fn succeeded(task: &str, reference: Option<&str>) -> Value {
     json!({ "id": task, "external_id": reference, "status": "succeeded", "outputs": [output] })
 }
 
-/// The tasks that a question names, by the provider's names or by ours.
-fn names(asked: &RecordedRequest, parameter: &str) -> Vec<String> {
-    let query = asked.path.split_once('?').unwrap().1;
+/// Returns the ids in a query parameter of a poll.
+fn task_ids(request: &RecordedRequest, parameter: &str) -> Vec<String> {
+    let query = request.path.split_once('?').unwrap().1;
     let list = query
         .strip_prefix(parameter)
         .and_then(|rest| rest.strip_prefix('='));
@@ -57,23 +57,23 @@ fn names(asked: &RecordedRequest, parameter: &str) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-fn submits(asked: &[RecordedRequest]) -> usize {
-    asked.iter().filter(|it| it.method == "POST").count()
+fn submits(request: &[RecordedRequest]) -> usize {
+    request.iter().filter(|it| it.method == "POST").count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_submitted_elsewhere_is_asked_about_until_it_ends() {
-    let questions = Arc::new(AtomicUsize::new(0));
+async fn externally_submitted_task_is_polled_until_terminal() {
+    let polls = Arc::new(AtomicUsize::new(0));
     let provider = MockProvider::start(move |_| {
-        // A provider that fails twice is asked again.
-        let reply = match questions.fetch_add(1, Ordering::Relaxed) {
+        // Failed polls are repeated.
+        let response = match polls.fetch_add(1, Ordering::Relaxed) {
             0 => MockResponse::text(500, "oops"),
             1 => MockResponse::disconnect(),
-            2 => found(&[]),
-            3 => found(&[json!({ "id": "1", "status": "processing" })]),
-            _ => found(&[succeeded("1", None)]),
+            2 => poll_response(&[]),
+            3 => poll_response(&[json!({ "id": "1", "status": "processing" })]),
+            _ => poll_response(&[succeeded("1", None)]),
         };
-        async move { reply }
+        async move { response }
     })
     .await;
     let app = kling(&provider)
@@ -86,45 +86,45 @@ async fn a_task_submitted_elsewhere_is_asked_about_until_it_ends() {
         (&job["status"], &job["source"]),
         (&json!("succeeded"), &json!("poll"))
     );
-    assert_eq!(job["version"], 3, "a failed question is no news");
+    assert_eq!(job["version"], 3, "a failed poll changes nothing");
     assert!(
         provider
             .requests()
             .iter()
-            .all(|asked| asked.path == "/tasks?task_ids=1")
+            .all(|request| request.path == "/tasks?task_ids=1")
     );
     assert!(
         provider
             .requests()
             .iter()
-            .all(|asked| asked.method == "GET")
+            .all(|request| request.method == "GET")
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tasks_name_cannot_change_what_is_asked() {
-    let provider = MockProvider::start(|_| async { found(&[]) }).await;
+async fn task_id_is_escaped_in_the_poll_url() {
+    let provider = MockProvider::start(|_| async { poll_response(&[]) }).await;
     let app = kling(&provider)
         .set("providers.kling.poll_after", "100ms")
         .spawn()
         .await;
     register(&app, "1&external_task_ids=2#3,4").await;
-    let asked = provider
+    let request = provider
         .wait_for_requests(|all| !all.is_empty())
         .await
         .remove(0);
     assert_eq!(
-        asked.path,
+        request.path,
         "/tasks?task_ids=1%26external_task_ids%3D2%233%2C4"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn due_polls_survive_restart_and_are_batched() {
-    let provider = MockProvider::start(|asked: RecordedRequest| async move {
-        let tasks = names(&asked, "task_ids");
+    let provider = MockProvider::start(|request: RecordedRequest| async move {
+        let tasks = task_ids(&request, "task_ids");
         let tasks: Vec<Value> = tasks.iter().map(|task| succeeded(task, None)).collect();
-        found(&tasks)
+        poll_response(&tasks)
     })
     .await;
     let hub = || {
@@ -141,10 +141,10 @@ async fn due_polls_survive_restart_and_are_batched() {
     let database = app.database_path();
     let folder = app.shut_down().await.unwrap();
     assert_eq!(provider.requests().len(), 0);
-    // An hour passes.
+    // Simulates one hour passing.
     let db = rusqlite::Connection::open(database).unwrap();
-    let put_forward = "UPDATE jobs SET watch_at = watch_at - 3600 * 1000";
-    assert_eq!(db.execute(put_forward, []).unwrap(), 120);
+    let bring_forward = "UPDATE jobs SET watch_at = watch_at - 3600 * 1000";
+    assert_eq!(db.execute(bring_forward, []).unwrap(), 120);
     drop(db);
 
     let app = hub().data_dir(folder).spawn().await;
@@ -155,24 +155,28 @@ async fn due_polls_survive_restart_and_are_batched() {
         );
     }
     let sizes = provider.requests();
-    let mut sizes: Vec<usize> = sizes.iter().map(|it| names(it, "task_ids").len()).collect();
+    let mut sizes: Vec<usize> = sizes
+        .iter()
+        .map(|it| task_ids(it, "task_ids").len())
+        .collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [20, 50, 50]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_waits_for_its_next_try_is_sent_after_a_restart() {
+async fn job_waiting_for_retry_is_submitted_after_restart() {
     let is_busy = Arc::new(AtomicBool::new(true));
     let busy = Arc::clone(&is_busy);
     let provider = MockProvider::start(move |_| {
-        let reply = match busy.load(Ordering::Relaxed) {
-            true => MockResponse::json(429, &json!({ "code": 1302, "message": "busy" })),
-            false => MockResponse::json(
+        let response = if busy.load(Ordering::Relaxed) {
+            MockResponse::json(429, &json!({ "code": 1302, "message": "busy" }))
+        } else {
+            MockResponse::json(
                 200,
                 &json!({ "code": 0, "data": { "id": "1", "status": "submitted" } }),
-            ),
+            )
         };
-        async move { reply.with_header("retry-after", 1) }
+        async move { response.with_header("retry-after", 1) }
     })
     .await;
     let app = kling(&provider).spawn().await;
@@ -191,15 +195,15 @@ async fn a_job_that_waits_for_its_next_try_is_sent_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_ends_a_workers_own_job_too() {
+async fn deadline_fails_worker_jobs() {
     let app = TestApp::spawn().await;
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "owner": "alice", "deadline_seconds": 0.5 });
     let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
     let job = send(request.json(&body)).await.body;
     let id = job["id"].as_str().unwrap();
-    let answer = app.push_update(id, json!({ "progress": 20 })).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
+    let response = app.push_update(id, json!({ "progress": 20 })).await;
+    assert_eq!(response.status, 200, "{}", response.body);
     let ended = app.wait_until_final(id, "alice").await;
     assert_eq!(
         (&ended["status"], &ended["source"]),
@@ -214,7 +218,7 @@ async fn a_deadline_ends_a_workers_own_job_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_try_that_would_come_after_the_deadline_is_the_end_with_its_own_reason() {
+async fn retry_after_the_deadline_fails_the_job_with_the_original_error() {
     let provider = MockProvider::start(|_| async {
         MockResponse::json(429, &json!({ "code": 1302, "message": "busy" }))
             .with_header("retry-after", 60)
@@ -234,7 +238,7 @@ async fn a_try_that_would_come_after_the_deadline_is_the_end_with_its_own_reason
     assert_eq!(job["next_attempt_at"], Value::Null);
     assert_eq!(provider.requests().len(), 1);
 
-    // The next one waits for the provider as long as its own deadline allows.
+    // The next job waits for the circuit breaker until its own deadline.
     let id = submit(&app).await;
     let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
@@ -246,14 +250,14 @@ async fn a_try_that_would_come_after_the_deadline_is_the_end_with_its_own_reason
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_task_that_is_refused_does_not_keep_the_others_from_being_asked_about() {
-    let provider = MockProvider::start(|asked: RecordedRequest| async move {
-        let tasks = names(&asked, "task_ids");
+async fn rejected_task_does_not_block_polls_of_others() {
+    let provider = MockProvider::start(|request: RecordedRequest| async move {
+        let tasks = task_ids(&request, "task_ids");
         if tasks.contains(&"bad".to_owned()) {
             return MockResponse::json(400, &json!({ "code": 1201, "message": "no such id" }));
         }
         let tasks: Vec<Value> = tasks.iter().map(|task| succeeded(task, None)).collect();
-        found(&tasks)
+        poll_response(&tasks)
     })
     .await;
     let app = kling(&provider)
@@ -275,7 +279,7 @@ async fn one_task_that_is_refused_does_not_keep_the_others_from_being_asked_abou
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
+async fn reported_success_without_readable_result_ends_as_result_expired() {
     let provider = MockProvider::start(|_| async {
         MockResponse::json(404, &json!({ "code": 1203, "message": "no such task" }))
     })
@@ -285,41 +289,41 @@ async fn a_success_that_was_told_and_can_no_longer_be_read_is_the_end() {
         .set("providers.kling.webhook_secrets", WEBHOOK_SECRET)
         .spawn()
         .await;
-    let [told, untold] = [register(&app, "1").await, register(&app, "2").await];
-    let thin = json!({ "id": "1", "status": "succeeded" }).to_string();
+    let [reported, unreported] = [register(&app, "1").await, register(&app, "2").await];
+    let without_outputs = json!({ "id": "1", "status": "succeeded" }).to_string();
     let mut request = app.request_without_token(Method::POST, "/v1/webhooks/kling");
     let now = crate::webhook_signatures::now();
     for (name, value) in
-        crate::webhook_signatures::standard(WEBHOOK_SECRET, "1", now, thin.as_bytes())
+        crate::webhook_signatures::standard(WEBHOOK_SECRET, "1", now, without_outputs.as_bytes())
     {
         request = request.header(name, value);
     }
-    let answer = send(request.body(thin)).await;
-    assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
-    let job = app.wait_until_final(&told, "alice").await;
+    let response = send(request.body(without_outputs)).await;
+    assert_eq!(response.body, json!({ "matched": true, "applied": false }));
+    let job = app.wait_until_final(&reported, "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("succeeded"), &json!("poll"))
     );
     assert_eq!(job["error"]["kind"], "result_expired");
-    let questions = provider.requests().len();
+    let polls = provider.requests().len();
     provider
-        .wait_for_requests(|all| all.len() > questions + 2)
+        .wait_for_requests(|all| all.len() > polls + 2)
         .await;
-    assert_eq!(app.get_job(&untold, "alice").await["final"], false);
+    assert_eq!(app.get_job(&unreported, "alice").await["final"], false);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_jobs_that_are_due_at_once_few_are_asked_about_at_once() {
-    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (under_way, seen) = (Arc::clone(&now), Arc::clone(&most));
-    let provider = MockProvider::start(move |asked: RecordedRequest| {
-        let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+async fn concurrent_polls_are_bounded() {
+    let (now, max_seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (under_way, seen) = (Arc::clone(&now), Arc::clone(&max_seen));
+    let provider = MockProvider::start(move |request: RecordedRequest| {
+        let (now, max_seen) = (Arc::clone(&now), Arc::clone(&max_seen));
         async move {
-            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            max_seen.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             now.fetch_sub(1, Ordering::SeqCst);
-            let id = asked.path.rsplit('/').next().unwrap().to_owned();
+            let id = request.path.rsplit('/').next().unwrap().to_owned();
             let output = json!(["https://cdn.example.com/a.mp4"]);
             MockResponse::json(
                 200,
@@ -345,14 +349,14 @@ async fn of_many_jobs_that_are_due_at_once_few_are_asked_about_at_once() {
             "succeeded"
         );
     }
-    let most = seen.load(Ordering::SeqCst);
-    assert!((2..=8).contains(&most), "{most}");
+    let max_seen = seen.load(Ordering::SeqCst);
+    assert!((2..=8).contains(&max_seen), "{max_seen}");
     assert_eq!(under_way.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn final_poll_at_deadline_can_still_succeed() {
-    let provider = MockProvider::start(|_| async { found(&[succeeded("1", None)]) }).await;
+    let provider = MockProvider::start(|_| async { poll_response(&[succeeded("1", None)]) }).await;
     let app = kling(&provider)
         .set("providers.kling.poll_after", "1h")
         .set("providers.kling.deadline", "1s")
@@ -366,23 +370,23 @@ async fn final_poll_at_deadline_can_still_succeed() {
     );
 }
 
-/// A Kling without signatures that answers submissions when it is told to, as it is told to.
-async fn hesitant(replies: [MockResponse; 2]) -> (MockProvider, Arc<Notify>) {
-    let go = Arc::new(Notify::new());
-    let told = Arc::clone(&go);
-    let replies = Arc::new(std::sync::Mutex::new(replies.to_vec()));
-    let provider = MockProvider::start(move |asked: RecordedRequest| {
-        let (told, replies) = (Arc::clone(&told), Arc::clone(&replies));
+/// Starts a mock Kling without signatures that sends the next response to a submission when notified.
+async fn start_delayed(responses: [MockResponse; 2]) -> (MockProvider, Arc<Notify>) {
+    let release = Arc::new(Notify::new());
+    let notified = Arc::clone(&release);
+    let responses = Arc::new(std::sync::Mutex::new(responses.to_vec()));
+    let provider = MockProvider::start(move |request: RecordedRequest| {
+        let (notified, responses) = (Arc::clone(&notified), Arc::clone(&responses));
         async move {
-            if asked.method == "GET" {
-                return found(&[]);
+            if request.method == "GET" {
+                return poll_response(&[]);
             }
-            told.notified().await;
-            replies.lock().unwrap().remove(0)
+            notified.notified().await;
+            responses.lock().unwrap().remove(0)
         }
     })
     .await;
-    (provider, go)
+    (provider, release)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -393,20 +397,22 @@ async fn untrusted_webhook_before_response_does_not_affect_the_submission() {
     );
     let busy = MockResponse::json(429, &json!({ "code": 1302, "message": "busy" }))
         .with_header("retry-after-ms", 1);
-    let (provider, go) = hesitant([busy, taken]).await;
+    let (provider, release) = start_delayed([busy, taken]).await;
     let app = kling(&provider).spawn().await;
     let id = submit(&app).await;
-    let asked = provider.wait_for_requests(|all| all.len() == 1).await;
-    let callback = asked[0].body["options"]["callback_url"].as_str().unwrap();
+    let requests = provider.wait_for_requests(|all| all.len() == 1).await;
+    let callback = requests[0].body["options"]["callback_url"]
+        .as_str()
+        .unwrap();
     let path = callback.strip_prefix(&app.url).unwrap();
-    let nudge = json!({ "id": "1", "status": "processing" });
-    let answer = send(app.request_without_token(Method::POST, path).json(&nudge)).await;
-    assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
-    go.notify_one();
-    // Refused for sure, so it is tried again.
+    let webhook = json!({ "id": "1", "status": "processing" });
+    let response = send(app.request_without_token(Method::POST, path).json(&webhook)).await;
+    assert_eq!(response.body, json!({ "matched": true, "applied": false }));
+    release.notify_one();
+    // A definitive rejection is retried.
     provider.wait_for_requests(|all| submits(all) == 2).await;
     assert_eq!(app.get_job(&id, "alice").await["attempt"], 2);
-    go.notify_one();
+    release.notify_one();
     let job = app
         .wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
@@ -414,20 +420,20 @@ async fn untrusted_webhook_before_response_does_not_affect_the_submission() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_killed_while_it_submits_asks_for_its_job_and_never_sends_it_twice() {
-    let (go, is_found) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+async fn crash_during_submit_polls_by_reference_and_never_resubmits() {
+    let (release, is_found) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
     let known = Arc::clone(&is_found);
-    let provider = MockProvider::start(move |asked: RecordedRequest| {
-        let (go, known) = (Arc::clone(&go), Arc::clone(&known));
+    let provider = MockProvider::start(move |request: RecordedRequest| {
+        let (release, known) = (Arc::clone(&release), Arc::clone(&known));
         async move {
-            if asked.method == "POST" {
-                // It has the job, and nobody will ever hear so.
-                go.notified().await;
+            if request.method == "POST" {
+                // The provider has the job, but its response is lost.
+                release.notified().await;
             }
-            let ours = names(&asked, "external_task_ids");
+            let ours = task_ids(&request, "external_task_ids");
             match ours.first().filter(|_| known.load(Ordering::Relaxed)) {
-                Some(name) => found(&[succeeded("1", Some(name))]),
-                None => found(&[]),
+                Some(name) => poll_response(&[succeeded("1", Some(name))]),
+                None => poll_response(&[]),
             }
         }
     })

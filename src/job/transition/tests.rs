@@ -1,4 +1,4 @@
-//! What the law promises, as properties over any news in any order.
+//! Properties of the transition rules over arbitrary sequences of updates.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn job(request: Option<VideoRequest>) -> Job {
     Job::new(new, Time::from_millis(NOW))
 }
 
-fn submitted_here() -> Job {
+fn submitted_by_hub() -> Job {
     job(Some(VideoRequest::default()))
 }
 
@@ -38,7 +38,7 @@ fn output(name: &str) -> Output {
     }
 }
 
-fn told(job: &Job, report: StatusReport) -> Option<Job> {
+fn apply(job: &Job, report: StatusReport) -> Option<Job> {
     job.apply(
         report.into_update(Source::Webhook),
         Time::from_millis(NOW + 1),
@@ -46,14 +46,14 @@ fn told(job: &Job, report: StatusReport) -> Option<Job> {
 }
 
 fn failure(kind: FailureKind) -> Failure {
-    Failure::new(kind, "so it is")
+    Failure::new(kind, "test failure")
 }
 
-fn submit(job: &Job, news: JobEvent) -> Option<Job> {
+fn submit(job: &Job, event: JobEvent) -> Option<Job> {
     job.apply(
         Update {
             source: Source::Submit,
-            event: news,
+            event,
         },
         Time::from_millis(NOW + 1),
     )
@@ -61,17 +61,17 @@ fn submit(job: &Job, news: JobEvent) -> Option<Job> {
 
 #[test]
 fn report_without_changes_returns_none() {
-    let running = told(&job(None), StatusReport::with_status(Status::Running)).unwrap();
+    let running = apply(&job(None), StatusReport::with_status(Status::Running)).unwrap();
     assert_eq!(running.version, 2);
     assert_eq!(
-        told(&running, StatusReport::with_status(Status::Running)),
+        apply(&running, StatusReport::with_status(Status::Running)),
         None
     );
     assert_eq!(
-        told(&running, StatusReport::with_status(Status::Queued)),
+        apply(&running, StatusReport::with_status(Status::Queued)),
         None
     );
-    assert_eq!(told(&running, StatusReport::default()), None);
+    assert_eq!(apply(&running, StatusReport::default()), None);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn progress_without_a_status_means_running() {
         progress: Some(3.0),
         ..StatusReport::default()
     };
-    let running = told(&job(None), report).unwrap();
+    let running = apply(&job(None), report).unwrap();
     assert_eq!(
         (running.status, running.progress),
         (Status::Running, Some(3.0))
@@ -90,12 +90,12 @@ fn progress_without_a_status_means_running() {
 
 #[test]
 fn success_without_outputs_requires_confirmation() {
-    let bare = StatusReport::with_status(Status::Succeeded);
-    assert_eq!(told(&job(None), bare.clone()), None);
+    let without_outputs = StatusReport::with_status(Status::Succeeded);
+    assert_eq!(apply(&job(None), without_outputs.clone()), None);
 
     let read = StatusReport {
         is_authoritative: true,
-        ..bare
+        ..without_outputs
     };
     let expired = job(None).apply(
         read.clone().into_update(Source::Poll),
@@ -114,20 +114,25 @@ fn success_without_outputs_requires_confirmation() {
 #[test]
 fn unconfirmed_success_is_recorded_internally() {
     let now = Time::from_millis(NOW);
-    let bare = StatusReport::with_status(Status::Succeeded);
+    let without_outputs = StatusReport::with_status(Status::Succeeded);
     let before = job(None);
-    let expecting = before.record_unconfirmed_success(&bare, now).unwrap();
-    assert_eq!(expecting.internal.success_reported_at, Some(now));
-    let shown = |job: &Job| serde_json::to_value(job).unwrap();
-    assert_eq!(shown(&expecting), shown(&before));
-    assert_eq!(expecting.record_unconfirmed_success(&bare, now), None);
+    let recorded = before
+        .record_unconfirmed_success(&without_outputs, now)
+        .unwrap();
+    assert_eq!(recorded.internal.success_reported_at, Some(now));
+    let document = |job: &Job| serde_json::to_value(job).unwrap();
+    assert_eq!(document(&recorded), document(&before));
+    assert_eq!(
+        recorded.record_unconfirmed_success(&without_outputs, now),
+        None
+    );
     let running = StatusReport::with_status(Status::Running);
     assert_eq!(job(None).record_unconfirmed_success(&running, now), None);
-    let others = StatusReport {
+    let other_task = StatusReport {
         task_id: Some("another".to_owned()),
-        ..bare
+        ..without_outputs
     };
-    let known = told(
+    let known = apply(
         &job(None),
         StatusReport {
             task_id: Some("one".to_owned()),
@@ -135,28 +140,28 @@ fn unconfirmed_success_is_recorded_internally() {
         },
     );
     assert_eq!(
-        known.unwrap().record_unconfirmed_success(&others, now),
+        known.unwrap().record_unconfirmed_success(&other_task, now),
         None
     );
 }
 
 #[test]
 fn report_for_another_task_is_ignored() {
-    let ours = StatusReport {
+    let first_task = StatusReport {
         task_id: Some("1".into()),
         ..StatusReport::with_status(Status::Queued)
     };
-    let bound = told(&job(None), ours).unwrap();
-    let theirs = StatusReport {
+    let bound = apply(&job(None), first_task).unwrap();
+    let other_task = StatusReport {
         task_id: Some("2".into()),
         ..StatusReport::with_status(Status::Running)
     };
-    assert_eq!(told(&bound, theirs), None);
+    assert_eq!(apply(&bound, other_task), None);
 }
 
 #[test]
 fn unknown_submission_is_never_retried() {
-    let first = submit(&submitted_here(), JobEvent::SubmissionStarted).unwrap();
+    let first = submit(&submitted_by_hub(), JobEvent::SubmissionStarted).unwrap();
     assert_eq!(
         (first.attempt, first.submission_state()),
         (1, SubmissionState::InFlight)
@@ -181,7 +186,7 @@ fn unknown_submission_is_never_retried() {
     assert_eq!(unknown.submission_state(), SubmissionState::Unknown);
     assert_eq!(submit(&unknown, JobEvent::SubmissionStarted), None);
 
-    let found = told(&unknown, StatusReport::with_status(Status::Queued)).unwrap();
+    let found = apply(&unknown, StatusReport::with_status(Status::Queued)).unwrap();
     assert_eq!(
         (found.error.clone(), found.submission_state()),
         (None, SubmissionState::Done)
@@ -191,7 +196,7 @@ fn unknown_submission_is_never_retried() {
 
 #[test]
 fn only_unsubmitted_jobs_can_be_cancelled_directly() {
-    let withdraw = |job: &Job| {
+    let cancel = |job: &Job| {
         job.apply(
             Update {
                 source: Source::Api,
@@ -201,32 +206,32 @@ fn only_unsubmitted_jobs_can_be_cancelled_directly() {
         )
     };
     assert_eq!(
-        withdraw(&submitted_here()).unwrap().status,
+        cancel(&submitted_by_hub()).unwrap().status,
         Status::Cancelled
     );
-    let sending = submit(&submitted_here(), JobEvent::SubmissionStarted).unwrap();
-    assert_eq!(withdraw(&sending), None);
+    let sending = submit(&submitted_by_hub(), JobEvent::SubmissionStarted).unwrap();
+    assert_eq!(cancel(&sending), None);
     assert_eq!(
-        withdraw(&told(&sending, StatusReport::with_status(Status::Queued)).unwrap()),
+        cancel(&apply(&sending, StatusReport::with_status(Status::Queued)).unwrap()),
         None
     );
-    let at_a_provider = job(None);
-    assert_eq!(withdraw(&at_a_provider), None);
-    let a_workers_own = Job {
+    let at_provider = job(None);
+    assert_eq!(cancel(&at_provider), None);
+    let worker_job = Job {
         provider: None,
-        ..at_a_provider
+        ..at_provider
     };
-    assert_eq!(withdraw(&a_workers_own).unwrap().status, Status::Cancelled);
+    assert_eq!(cancel(&worker_job).unwrap().status, Status::Cancelled);
 }
 
 #[test]
 fn webhook_before_submit_response_makes_the_response_a_no_op() {
-    let sending = submit(&submitted_here(), JobEvent::SubmissionStarted).unwrap();
+    let sending = submit(&submitted_by_hub(), JobEvent::SubmissionStarted).unwrap();
     let early = StatusReport {
         task_id: Some("1".into()),
         ..StatusReport::with_status(Status::Running)
     };
-    let running = told(&sending, early).unwrap();
+    let running = apply(&sending, early).unwrap();
     let answer = StatusReport {
         task_id: Some("1".into()),
         ..StatusReport::with_status(Status::Queued)
@@ -268,7 +273,7 @@ fn any_report(statuses: Vec<Option<Status>>) -> impl Strategy<Value = StatusRepo
     )
 }
 
-fn on_the_way() -> impl Strategy<Value = StatusReport> {
+fn non_terminal_report() -> impl Strategy<Value = StatusReport> {
     any_report(vec![
         None,
         Some(Status::Accepted),
@@ -277,7 +282,7 @@ fn on_the_way() -> impl Strategy<Value = StatusReport> {
     ])
 }
 
-fn an_end() -> impl Strategy<Value = StatusReport> {
+fn terminal_report() -> impl Strategy<Value = StatusReport> {
     let ends = vec![
         Some(Status::Succeeded),
         Some(Status::Failed),
@@ -291,7 +296,7 @@ fn an_end() -> impl Strategy<Value = StatusReport> {
     })
 }
 
-fn any_news() -> impl Strategy<Value = Update> {
+fn any_update() -> impl Strategy<Value = Update> {
     let at = Time::from_millis(NOW);
     let error = failure(FailureKind::Technical);
     let lost = failure(FailureKind::SubmissionUnknown);
@@ -300,48 +305,47 @@ fn any_news() -> impl Strategy<Value = Update> {
         1 => Just(Update { source: Source::Submit, event: JobEvent::RetryScheduled { error, at } }),
         1 => Just(Update { source: Source::Submit, event: JobEvent::SubmissionOutcomeUnknown { error: lost } }),
         1 => Just(Update { source: Source::Api, event: JobEvent::CancelledBeforeSubmission }),
-        5 => on_the_way().prop_map(|report| report.into_update(Source::Webhook)),
-        1 => an_end().prop_map(|report| report.into_update(Source::Poll)),
+        5 => non_terminal_report().prop_map(|report| report.into_update(Source::Webhook)),
+        1 => terminal_report().prop_map(|report| report.into_update(Source::Poll)),
     ]
 }
 
-fn after_all(start: &Job, reports: &[StatusReport]) -> Job {
+fn apply_all(start: &Job, reports: &[StatusReport]) -> Job {
     reports.iter().fold(start.clone(), |job, report| {
-        told(&job, report.clone()).unwrap_or(job)
+        apply(&job, report.clone()).unwrap_or(job)
     })
 }
 
 proptest! {
-    /// Reports with at most one end: any order and any repetition end alike.
+    /// Applies reports with at most one terminal status in two orders, with repetitions.
     #[test]
     fn any_order_and_repetition_of_reports_reaches_the_same_state(
-        reports in proptest::collection::vec(on_the_way(), 0..8),
-        end in proptest::option::of(an_end()),
+        reports in proptest::collection::vec(non_terminal_report(), 0..8),
+        end in proptest::option::of(terminal_report()),
         again in proptest::collection::vec(any::<proptest::sample::Index>(), 0..8),
         seed in any::<u64>(),
     ) {
-        let mut straight = reports;
-        straight.extend(end);
-        let mut shuffled = straight.clone();
-        if !straight.is_empty() {
-            shuffled.extend(again.iter().map(|index| index.get(&straight).clone()));
+        let mut in_order = reports;
+        in_order.extend(end);
+        let mut shuffled = in_order.clone();
+        if !in_order.is_empty() {
+            shuffled.extend(again.iter().map(|index| index.get(&in_order).clone()));
         }
         let mut state = seed | 1;
         for at in (1..shuffled.len()).rev() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             shuffled.swap(at, usize::try_from(state >> 33).unwrap() % (at + 1));
         }
-        let (one, other) = (after_all(&job(None), &straight), after_all(&job(None), &shuffled));
-        prop_assert_eq!(one.status, other.status);
-        prop_assert_eq!(one.progress, other.progress);
-        prop_assert_eq!(one.outputs, other.outputs);
+        let (first, second) = (apply_all(&job(None), &in_order), apply_all(&job(None), &shuffled));
+        prop_assert_eq!(first.status, second.status);
+        prop_assert_eq!(first.progress, second.progress);
+        prop_assert_eq!(first.outputs, second.outputs);
     }
 
-    /// Whatever comes, in whatever order: nothing goes backwards, and an end is the end.
     #[test]
-    fn version_status_and_progress_never_decrease(news in proptest::collection::vec(any_news(), 0..30)) {
-        let mut job = submitted_here();
-        for update in news {
+    fn version_status_and_progress_never_decrease(updates in proptest::collection::vec(any_update(), 0..30)) {
+        let mut job = submitted_by_hub();
+        for update in updates {
             let Some(next) = job.apply(update, Time::from_millis(NOW + 1)) else { continue };
             prop_assert!(!job.is_final());
             prop_assert_eq!(next.version, job.version + 1);
@@ -356,17 +360,15 @@ proptest! {
         }
     }
 
-    /// A final job absorbs everything.
     #[test]
-    fn final_job_ignores_all_events(end in an_end(), news in any_news()) {
-        let ended = told(&job(None), end).unwrap();
-        prop_assert_eq!(ended.apply(news, Time::from_millis(NOW + 9)), None);
+    fn final_job_ignores_all_events(end in terminal_report(), update in any_update()) {
+        let ended = apply(&job(None), end).unwrap();
+        prop_assert_eq!(ended.apply(update, Time::from_millis(NOW + 9)), None);
     }
 
-    /// A document read back is the document that was written.
     #[test]
-    fn job_document_round_trips_through_json(reports in proptest::collection::vec(on_the_way(), 0..4)) {
-        let job = after_all(&job(None), &reports);
+    fn job_document_round_trips_through_json(reports in proptest::collection::vec(non_terminal_report(), 0..4)) {
+        let job = apply_all(&job(None), &reports);
         let text = serde_json::to_string(&job).unwrap();
         prop_assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), job);
     }

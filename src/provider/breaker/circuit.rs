@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::Time;
+use crate::time::{Time, exponential_backoff};
 
 /// Requests under way at once on a lane that is well.
 pub(super) const MAX_IN_FLIGHT: usize = 8;
@@ -37,8 +37,8 @@ impl TripCause {
             Self::RateLimit => (1, 60),
             Self::Quota | Self::Auth => (60, 15 * 60),
         };
-        let doubled = 2u64.saturating_pow(length.saturating_sub(1));
-        let ours = Duration::from_secs(doubled.saturating_mul(first).min(longest));
+        let (first, longest) = (Duration::from_secs(first), Duration::from_secs(longest));
+        let ours = exponential_backoff(first, longest, length);
         match (self, hint) {
             (_, None) => ours,
             (Self::RateLimit, Some(hint)) => hint,

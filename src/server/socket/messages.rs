@@ -14,7 +14,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::SocketContext;
 use super::connection::{ConnectionTask, PeerState};
 use crate::background::change_feed;
 use crate::hub::FeedHealth;
@@ -150,7 +149,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             now,
         };
         self.wire.queue_reply(hello.frame());
-        if let (true, FeedHealth::Degraded(since)) = (is_first, self.connection.condition()) {
+        if let (true, FeedHealth::Degraded(since)) = (is_first, self.connection.health()) {
             self.wire
                 .queue_reply(ServerMessage::Degraded { since }.frame());
         }
@@ -327,11 +326,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         );
         let job = job.to_owned();
         tokio::task::spawn_local(async move {
-            let done = cancel(&sockets, &principal, &job).await;
-            match &done {
-                Ok(()) => {
-                    wire.queue_reply(ServerMessage::Cancelling { id: &id, job: &job }.frame())
-                }
+            let cancelled = sockets.canceller.cancel(&principal, &job).await;
+            match cancelled.map_err(Problem::from) {
+                Ok(_) => wire.queue_reply(ServerMessage::Cancelling { id: &id, job: &job }.frame()),
                 Err(problem) => {
                     let (code, message) = problem.code_and_detail();
                     wire.queue_reply(
@@ -347,15 +344,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             drop(under_way);
         });
     }
-}
-
-async fn cancel(sockets: &SocketContext, principal: &Principal, job: &str) -> Result<(), Problem> {
-    let job = crate::server::jobs::load_visible_job(&*sockets.store, principal, job).await?;
-    if !principal.may_cancel(job.id.as_str(), &job.owner) {
-        return Err(Problem::forbidden("jobs:write"));
-    }
-    sockets.canceller.cancel(&job.id).await?;
-    Ok(())
 }
 
 /// What the store says, or that it says nothing.
