@@ -167,7 +167,7 @@ impl Submitter {
             SubmitOutcome::Rejected(refused) if refused.failure.kind == FailureKind::RateLimit => {
                 CallOutcome::RateLimited
             }
-            SubmitOutcome::Rejected(_) => CallOutcome::Refused,
+            SubmitOutcome::Rejected(_) => CallOutcome::Rejected,
             SubmitOutcome::Unknown(_) => CallOutcome::NoResponse,
         };
         self.metrics

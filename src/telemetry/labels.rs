@@ -21,7 +21,7 @@ impl ConnectionKind {
     /// All of them.
     pub(super) const ALL: [Self; 3] = [Self::Websocket, Self::Sse, Self::Poll];
 
-    pub(super) const fn word(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Websocket => "websocket",
             Self::Sse => "sse",
@@ -52,7 +52,7 @@ pub enum WebhookOutcome {
 }
 
 impl WebhookOutcome {
-    pub(super) const fn word(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Applied => "applied",
             Self::Unchanged => "unchanged",
@@ -80,7 +80,7 @@ pub enum ProviderOperation {
 }
 
 impl ProviderOperation {
-    pub(super) const fn word(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Submit => "submit",
             Self::Query => "ask",
@@ -98,17 +98,17 @@ pub enum CallOutcome {
     /// Not now: it limits the rate.
     RateLimited,
     /// No: the request or the key is at fault.
-    Refused,
+    Rejected,
     /// There was no answer, or none that can be understood.
     NoResponse,
 }
 
 impl CallOutcome {
-    pub(super) const fn word(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::RateLimited => "rate_limited",
-            Self::Refused => "refused",
+            Self::Rejected => "refused",
             Self::NoResponse => "unanswered",
         }
     }
@@ -130,7 +130,7 @@ pub enum AdmissionRejection {
 }
 
 impl AdmissionRejection {
-    pub(super) const fn word(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Parameters => "parameters",
             Self::Payload => "payload",
@@ -166,7 +166,7 @@ impl ProviderState {
 
     /// As documents and metrics say it.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Available => "open",
             Self::RateLimited => "paused",

@@ -35,7 +35,7 @@ struct WebhookLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct CallLabels {
+struct RequestLabels {
     provider: String,
     call: &'static str,
     outcome: &'static str,
@@ -68,26 +68,26 @@ struct CloseLabels {
 }
 
 /// Money, which comes in fractions.
-type Sum = Counter<f64, AtomicU64>;
+type AmountCounter = Counter<f64, AtomicU64>;
 
 /// One hub's numbers. All methods take `&self`, from any thread.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     connections: PerConnection<Gauge>,
-    watched_jobs: Gauge,
+    subscribed_jobs: Gauge,
     deliveries: PerConnection<Counter>,
     webhooks: Family<WebhookLabels, Counter>,
-    provider_calls: Family<CallLabels, Counter>,
+    provider_requests: Family<RequestLabels, Counter>,
     provider_state: Family<StateLabels, Gauge>,
-    provider_turns: Family<StateLabels, Counter>,
+    provider_state_transitions: Family<StateLabels, Counter>,
     provider_balance: Family<ProviderLabels, Gauge<f64, AtomicU64>>,
-    updates: Family<SourceLabels, Counter>,
-    submits_refused: Family<ReasonLabels, Counter>,
-    budget_reserved: Family<ProviderLabels, Sum>,
-    budget_spent: Family<ProviderLabels, Sum>,
-    sockets_closed: Family<CloseLabels, Counter>,
-    webhook_time: Histogram,
+    job_updates: Family<SourceLabels, Counter>,
+    submissions_rejected: Family<ReasonLabels, Counter>,
+    budget_reserved: Family<ProviderLabels, AmountCounter>,
+    budget_spent: Family<ProviderLabels, AmountCounter>,
+    websocket_closes: Family<CloseLabels, Counter>,
+    webhook_duration: Histogram,
 }
 
 /// Looked up once, because deliveries are counted by the hundred thousand.
@@ -101,7 +101,7 @@ struct PerConnection<M> {
 impl<M: Clone + Default> PerConnection<M> {
     fn of(family: &Family<KindLabels, M>) -> Self {
         let [websocket, sse, poll] = ConnectionKind::ALL
-            .map(|kind| family.get_or_create_owned(&KindLabels { kind: kind.word() }));
+            .map(|kind| family.get_or_create_owned(&KindLabels { kind: kind.as_str() }));
         Self {
             websocket,
             sse,
@@ -138,19 +138,19 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("progress_hub"),
             connections: PerConnection::of(&connections),
-            watched_jobs: Gauge::default(),
+            subscribed_jobs: Gauge::default(),
             deliveries: PerConnection::of(&deliveries),
             webhooks: Family::default(),
-            provider_calls: Family::default(),
+            provider_requests: Family::default(),
             provider_state: Family::default(),
-            provider_turns: Family::default(),
+            provider_state_transitions: Family::default(),
             provider_balance: Family::default(),
-            updates: Family::default(),
-            submits_refused: Family::default(),
+            job_updates: Family::default(),
+            submissions_rejected: Family::default(),
             budget_reserved: Family::default(),
             budget_spent: Family::default(),
-            sockets_closed: Family::default(),
-            webhook_time: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
+            websocket_closes: Family::default(),
+            webhook_duration: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
         };
         for source in labels::SOURCES {
             metrics.update_counter(source);
@@ -169,7 +169,7 @@ impl Metrics {
         registry.register(
             "watched_jobs",
             "Jobs that at least one connection watches",
-            self.watched_jobs.clone(),
+            self.subscribed_jobs.clone(),
         );
         registry.register(
             "deliveries",
@@ -180,7 +180,7 @@ impl Metrics {
         registry.register(
             "provider_calls",
             "Requests to providers",
-            self.provider_calls.clone(),
+            self.provider_requests.clone(),
         );
         registry.register(
             "provider_state",
@@ -190,7 +190,7 @@ impl Metrics {
         registry.register(
             "provider_turns",
             "How often a provider came to a state",
-            self.provider_turns.clone(),
+            self.provider_state_transitions.clone(),
         );
         registry.register(
             "provider_balance",
@@ -200,12 +200,12 @@ impl Metrics {
         registry.register(
             "updates",
             "Updates that changed a job",
-            self.updates.clone(),
+            self.job_updates.clone(),
         );
         registry.register(
             "submits_refused",
             "Submits refused before anything was kept",
-            self.submits_refused.clone(),
+            self.submissions_rejected.clone(),
         );
         registry.register(
             "reserved",
@@ -220,13 +220,13 @@ impl Metrics {
         registry.register(
             "sockets_closed",
             "WebSockets closed, by close code",
-            self.sockets_closed.clone(),
+            self.websocket_closes.clone(),
         );
         registry.register_with_unit(
             "webhook",
             "From a webhook's arrival to its answer",
             Unit::Seconds,
-            self.webhook_time.clone(),
+            self.webhook_duration.clone(),
         );
     }
 
@@ -239,7 +239,7 @@ impl Metrics {
 
     /// So many jobs have at least one watcher on this node.
     pub fn set_subscribed_jobs(&self, jobs: usize) {
-        self.watched_jobs
+        self.subscribed_jobs
             .set(i64::try_from(jobs).unwrap_or(i64::MAX));
     }
 
@@ -254,24 +254,24 @@ impl Metrics {
         let unknown = outcome == WebhookOutcome::Unknown;
         let labels = WebhookLabels {
             provider: if unknown { "" } else { provider }.to_owned(),
-            outcome: outcome.word(),
+            outcome: outcome.as_str(),
         };
         self.webhooks.get_or_create(&labels).inc();
     }
 
     /// A webhook's answer took this long.
     pub fn observe_webhook_duration(&self, time: Duration) {
-        self.webhook_time.observe(time.as_secs_f64());
+        self.webhook_duration.observe(time.as_secs_f64());
     }
 
     /// A provider, by its configured name, was asked for something.
     pub fn provider_request(&self, provider: &str, call: ProviderOperation, outcome: CallOutcome) {
-        let labels = CallLabels {
+        let labels = RequestLabels {
             provider: provider.to_owned(),
-            call: call.word(),
-            outcome: outcome.word(),
+            call: call.as_str(),
+            outcome: outcome.as_str(),
         };
-        self.provider_calls.get_or_create(&labels).inc();
+        self.provider_requests.get_or_create(&labels).inc();
     }
 
     /// A provider, by its configured name, is in this state, and came to each so often.
@@ -284,11 +284,11 @@ impl Metrics {
         for state in ProviderState::ALL {
             let labels = StateLabels {
                 provider: provider.to_owned(),
-                state: state.word(),
+                state: state.as_str(),
             };
             let gauge = self.provider_state.get_or_create(&labels);
             gauge.set(i64::from(state == now));
-            let counter = self.provider_turns.get_or_create(&labels);
+            let counter = self.provider_state_transitions.get_or_create(&labels);
             counter.inner().store(turns(state), Ordering::Relaxed);
         }
     }
@@ -307,13 +307,13 @@ impl Metrics {
 
     fn update_counter(&self, source: Source) -> Counter {
         let source = labels::source(source);
-        self.updates.get_or_create_owned(&SourceLabels { source })
+        self.job_updates.get_or_create_owned(&SourceLabels { source })
     }
 
     /// A submit was refused before anything was kept.
     pub fn submission_rejected(&self, reason: AdmissionRejection) {
-        let reason = reason.word();
-        self.submits_refused
+        let reason = reason.as_str();
+        self.submissions_rejected
             .get_or_create(&ReasonLabels { reason })
             .inc();
     }
@@ -331,7 +331,7 @@ impl Metrics {
     /// A WebSocket was closed with this code, by either side.
     pub fn socket_closed(&self, code: u16) {
         let code = labels::close_code(code);
-        self.sockets_closed
+        self.websocket_closes
             .get_or_create(&CloseLabels { code })
             .inc();
     }
@@ -348,7 +348,7 @@ impl Metrics {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a number to look at")]
-fn add(sums: &Family<ProviderLabels, Sum>, provider: &str, millionths: i64) {
+fn add(sums: &Family<ProviderLabels, AmountCounter>, provider: &str, millionths: i64) {
     let provider = provider.to_owned();
     sums.get_or_create(&ProviderLabels { provider })
         .inc_by(millionths as f64 / 1e6);
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_counts_while_it_is_open() {
+    fn connections_gauge_counts_open_connections() {
         let metrics = Metrics::new();
         let first = metrics.connection_opened(ConnectionKind::Websocket);
         let second = metrics.connection_opened(ConnectionKind::Websocket);
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_is_in_one_state() {
+    fn exactly_one_provider_state_is_set() {
         let metrics = Metrics::new();
         let turns = |state| u64::from(state == ProviderState::Suspended) * 2;
         metrics.set_provider_state("fal", ProviderState::Available, turns);
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_in_seconds() {
+    fn webhook_duration_is_in_seconds() {
         let metrics = Metrics::new();
         metrics.observe_webhook_duration(Duration::from_millis(1));
         let lines = samples(&metrics, "webhook_seconds");
