@@ -284,7 +284,7 @@ async fn what_is_large_travels_by_its_url() {
         .refused(&body, 413, "payload_too_large", "65536")
         .await;
     atelier.assert_nothing_was_done().await;
-    let refused = "submits_refused_total{reason=\"payload\"}";
+    let refused = "submissions_rejected_total{reason=\"payload\"}";
     assert_eq!(atelier.app.metric(refused).await, 9.0);
 }
 
@@ -384,9 +384,9 @@ async fn concurrent_submits_never_exceed_the_budget() {
             .provider
             .wait_for_requests(|all| submits(all) == 4)
             .await;
-        let reserved = "reserved_total{provider=\"atelier\"}";
+        let reserved = "budget_reserved_total{provider=\"atelier\"}";
         assert_eq!(atelier.app.metric(reserved).await, 1.0);
-        let refused = "submits_refused_total{reason=\"budget\"}";
+        let refused = "submissions_rejected_total{reason=\"budget\"}";
         assert_eq!(atelier.app.metric(refused).await, 16.0);
         let another = atelier.post("bob", &order("m-1", json!({}))).await.status;
         let is_owners = budget == "budgets.per_owner_day";
@@ -433,7 +433,7 @@ async fn settlement_releases_unused_budget() {
     atelier
         .refused(&body, 402, "budget_exceeded", ": 0.2 usd are left")
         .await;
-    let spent = "spent_total{provider=\"atelier\"}";
+    let spent = "budget_spent_total{provider=\"atelier\"}";
     atelier
         .app
         .wait_for_metric(spent, |sum| (sum - 0.05).abs() < 1e-9)
@@ -475,7 +475,7 @@ async fn a_repeated_request_is_charged_once() {
         ids.push(answer.body["id"].clone());
     }
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    let reserved = "reserved_total{provider=\"atelier\"}";
+    let reserved = "budget_reserved_total{provider=\"atelier\"}";
     assert_eq!(atelier.app.metric(reserved).await, 0.25);
 }
 
@@ -509,7 +509,7 @@ async fn an_owner_submits_so_often_and_no_more() {
     assert_eq!(
         atelier
             .app
-            .metric("submits_refused_total{reason=\"rate\"}")
+            .metric("submissions_rejected_total{reason=\"rate\"}")
             .await,
         1.0
     );
