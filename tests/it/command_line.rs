@@ -90,7 +90,7 @@ a = 1
 "#;
 
 #[test]
-fn a_configuration_with_mistakes_is_refused_with_all_of_them_and_no_secret() {
+fn all_config_errors_are_printed_without_secrets() {
     let folder = tempfile::tempdir().unwrap();
     let config = file(folder.path(), "hub.toml", WRONG);
     for command in ["serve", "check"] {
@@ -147,7 +147,7 @@ fn bind_time_config_errors_name_their_key() {
 }
 
 #[test]
-fn a_missing_or_broken_file_is_named() {
+fn missing_or_invalid_config_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let broken = file(folder.path(), "broken.toml", "[server\nbind = 1");
     for path in ["/nowhere/hub.toml", &broken] {
@@ -184,7 +184,7 @@ fn serve_requires_a_secret() {
 }
 
 #[test]
-fn check_prints_what_the_layers_come_to_and_no_secret() {
+fn check_prints_the_effective_configuration_without_secrets() {
     let folder = tempfile::tempdir().unwrap();
     let config = file(
         folder.path(),
@@ -228,7 +228,7 @@ fn check_prints_what_the_layers_come_to_and_no_secret() {
 }
 
 #[test]
-fn a_bad_spec_file_is_refused_by_its_line_or_key() {
+fn spec_file_errors_name_their_line_or_key() {
     let folder = tempfile::tempdir().unwrap();
     let good = r#"
 title = "Mine"
@@ -418,7 +418,7 @@ async fn busy_run(app: &TestApp) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_log_line_holds_a_secret_or_a_token() {
+async fn logs_contain_no_secret_and_no_token() {
     for format in ["pretty", "json"] {
         let app = TestApp::builder()
             .with_simulator(Scenario::Normal)

@@ -5,18 +5,18 @@ use insta::assert_snapshot;
 use super::*;
 
 /// The mistakes in a file, a line each.
-fn mistakes(file: &str) -> String {
-    lines(load(file, &[], &[]))
+fn errors_in_file(file: &str) -> String {
+    error_lines(load(file, &[], &[]))
 }
 
 /// The mistakes in the environment, a line each.
-fn mistakes_in_env(env: &[(&str, &str)]) -> String {
-    lines(load("", env, &[]))
+fn errors_in_environment(env: &[(&str, &str)]) -> String {
+    error_lines(load("", env, &[]))
 }
 
 #[test]
 fn all_config_errors_are_reported_together() {
-    assert_snapshot!(mistakes(r#"
+    assert_snapshot!(errors_in_file(r#"
         [server]
         bind = "localhost:8080"
         public_url = "ftp://hub.example.com"
@@ -126,8 +126,8 @@ fn all_config_errors_are_reported_together() {
 
 #[test]
 fn missing_settings_are_reported() {
-    assert_snapshot!(mistakes(""), @"auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url");
-    assert_snapshot!(mistakes(r#"
+    assert_snapshot!(errors_in_file(""), @"auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url");
+    assert_snapshot!(errors_in_file(r#"
         [server]
         public_url = "https://hub.example.com"
         tls_key = "Cargo.toml"
@@ -142,7 +142,7 @@ fn missing_settings_are_reported() {
 
 #[test]
 fn unknown_keys_suggest_the_nearest_name() {
-    assert_snapshot!(mistakes(&with_secret(r#"
+    assert_snapshot!(errors_in_file(&with_secret(r#"
         leway = "1s"
         heartbeat = "5s"
         zzz = ""
@@ -175,7 +175,7 @@ fn unknown_keys_suggest_the_nearest_name() {
     server.tls: unknown key
     srever: unknown section, did you mean server?
     ");
-    assert_snapshot!(mistakes("bind = \"127.0.0.1:1\"\nserver = 8080\nport = 1\n"), @r"
+    assert_snapshot!(errors_in_file("bind = \"127.0.0.1:1\"\nserver = 8080\nport = 1\n"), @r"
     auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url
     bind: unknown key, did you mean server.bind?
     port: unknown key
@@ -184,7 +184,7 @@ fn unknown_keys_suggest_the_nearest_name() {
 }
 
 #[test]
-fn unknown_names_in_the_environment_and_the_flags_are_told() {
+fn unknown_environment_variables_and_flags_are_reported() {
     let env = [
         ("PROGRESS_HUB__SERVER__BNID", ""),
         ("PROGRESS_HUB__SERVER", "127.0.0.1:1"),
@@ -195,7 +195,7 @@ fn unknown_names_in_the_environment_and_the_flags_are_told() {
         ("HOME", "/"),
     ];
     let loaded = load(&with_secret(""), &env, &[("sokcet.heartbeat", "5s")]);
-    assert_snapshot!(lines(loaded), @r"
+    assert_snapshot!(error_lines(loaded), @r"
     server: is a section, not a value
     providers.kling: is a section, not a value
     server.bnid: unknown key, did you mean bind?
@@ -205,8 +205,8 @@ fn unknown_names_in_the_environment_and_the_flags_are_told() {
 }
 
 #[test]
-fn lists_and_numbers_in_the_environment_are_checked() {
-    assert_snapshot!(mistakes_in_env(&[
+fn environment_lists_and_numbers_are_validated() {
+    assert_snapshot!(errors_in_environment(&[
         ("PROGRESS_HUB__AUTH__HS256_SECRETS", "[0123456789abcdef0123456789abcdef"),
         ("PROGRESS_HUB__AUTH__PUBLIC_KEYS", "-----BEGIN PRIVATE KEY-----,,"),
         ("PROGRESS_HUB__SERVER__MAX_CONNECTIONS", "many"),
@@ -224,7 +224,7 @@ fn lists_and_numbers_in_the_environment_are_checked() {
 
 #[test]
 fn invalid_store_urls_return_specific_errors() {
-    let told: String = [
+    let reported: String = [
         "progress-hub.db",
         "sqlite://",
         "sqlite://hub.db?mode=rwc",
@@ -239,10 +239,10 @@ fn invalid_store_urls_return_specific_errors() {
     ]
     .map(|url| {
         let loaded = load(&with_secret(""), &[], &[("store.url", url)]);
-        format!("{url}\n  {}", lines(loaded))
+        format!("{url}\n  {}", error_lines(loaded))
     })
     .concat();
-    assert_snapshot!(told, @r"
+    assert_snapshot!(reported, @r"
     progress-hub.db
       store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/master
     sqlite://
@@ -271,13 +271,13 @@ fn invalid_store_urls_return_specific_errors() {
 #[test]
 fn toml_syntax_errors_report_line_and_column() {
     assert_snapshot!(
-        mistakes("[server]\nbind = 127.0.0.1:8080\n\n[auth]\nhs256_secrets = [\"a\"\n"),
+        errors_in_file("[server]\nbind = 127.0.0.1:8080\n\n[auth]\nhs256_secrets = [\"a\"\n"),
         @r"
     hub.toml:2:13: invalid float, expected nothing
     hub.toml:5:21: unclosed array, expected `]`
     "
     );
-    assert_snapshot!(mistakes("[store]\nurl = \"a\"\nurl = \"b\"\n"), @"hub.toml:3:1: duplicate key");
+    assert_snapshot!(errors_in_file("[store]\nurl = \"a\"\nurl = \"b\"\n"), @"hub.toml:3:1: duplicate key");
 }
 
 #[test]
@@ -287,5 +287,5 @@ fn missing_config_file_is_reported() {
         std::iter::empty(),
         Vec::new(),
     );
-    assert_snapshot!(lines(loaded), @"no/such.toml: can't be read: No such file or directory (os error 2)");
+    assert_snapshot!(error_lines(loaded), @"no/such.toml: can't be read: No such file or directory (os error 2)");
 }
