@@ -1,9 +1,10 @@
-//! The configuration's promises: which layer wins, and that every key is read and shown.
+//! Precedence of the sources, and reading and printing of every setting.
 
 mod errors;
 mod secrets;
 
 use std::fs;
+use std::time::Duration;
 
 use insta::assert_snapshot;
 use proptest::prelude::*;
@@ -14,7 +15,7 @@ use super::*;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-/// Every key of every section, none at its default.
+/// Every setting, each with a value other than its default.
 const ALL_SETTINGS: &str = r#"
 [server]
 bind = "0.0.0.0:9000"
@@ -104,7 +105,7 @@ fn error_lines(loaded: Result<Config, Vec<ConfigError>>) -> String {
     lines.map(|error| format!("{error}\n")).collect()
 }
 
-/// A file that is right when `more` is.
+/// Returns a file that is valid if `more` is.
 fn with_secret(more: &str) -> String {
     format!("[auth]\nhs256_secrets = [{SECRET:?}]\n{more}")
 }

@@ -1,4 +1,4 @@
-//! No secret is reported: not by what is shown, not by `Debug`, not by a mistake.
+//! Neither the printed configuration nor `Debug` output nor an error contains a secret.
 
 use proptest::prelude::*;
 
@@ -26,7 +26,7 @@ fn all_secrets() -> [&'static str; 8] {
     ]
 }
 
-/// Text that stands nowhere by chance, with what TOML, URLs and lists give a meaning.
+/// Text that does not occur by chance, with characters that are special in TOML, URLs and lists.
 fn secret() -> impl Strategy<Value = String> {
     r#"[a-zA-Z0-9]{12}[ -~é]{16,40}[a-zA-Z0-9]{12}"#
 }
@@ -46,12 +46,12 @@ proptest! {
             quoted[0], quoted[1], pass.replace('/', "%2F"), quoted[2], quoted[3], quoted[4], quoted[5],
         );
         let config = load(&file, &[], &[]).unwrap();
-        let shown = all_printed(&config);
+        let printed = all_printed(&config);
         for secret in &secrets {
-            prop_assert!(!shown.contains(secret.as_str()), "{secret} is in {shown}");
+            prop_assert!(!printed.contains(secret.as_str()), "{secret} is in {printed}");
         }
         let pass = pass.replace('/', "%2F");
-        prop_assert!(!shown.contains(&pass), "{pass} is in {shown}");
+        prop_assert!(!printed.contains(&pass), "{pass} is in {printed}");
     }
 
     #[test]
@@ -74,7 +74,7 @@ proptest! {
         for loaded in [load(&file, &[], &[]), load("", &env, &[])] {
             let reported = error_lines(loaded);
             prop_assert!(!reported.contains(secret.as_str()), "{secret} is in {reported}");
-            // Nor a good part of it: a quoted line, say.
+            // Nor a part of it, for example in a quoted line.
             prop_assert!(!reported.contains(&secret[..12]), "the start of {secret} is in {reported}");
         }
     }
