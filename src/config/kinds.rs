@@ -108,9 +108,9 @@ pub(super) fn list<T: 'static>(item: Kind<T>) -> Kind<Vec<T>> {
 pub(super) fn number(range: RangeInclusive<usize>) -> Kind<usize> {
     let (min, max) = (*range.start(), *range.end());
     let parse = move |raw: RawValue| {
-        let number = match raw.into_toml() {
-            Value::Integer(number) => number,
-            other => return expected("a whole number", &other),
+        let value = raw.into_toml();
+        let Some(number) = value.as_integer() else {
+            return expected("a whole number", &value);
         };
         match usize::try_from(number) {
             Ok(number) if range.contains(&number) => Ok(number),
@@ -180,9 +180,13 @@ pub(super) fn prices() -> Kind<BTreeMap<String, Price>> {
         Price::Expression(expression) => (model.clone(), Value::String(expression.clone())),
     };
     Kind::new(
-        move |raw| match raw.into_toml() {
-            Value::Table(table) => all(table.into_iter().map(parse_price)),
-            other => expected("a table", &other),
+        move |raw| {
+            let value = raw.into_toml();
+            if let Value::Table(table) = value {
+                all(table.into_iter().map(parse_price))
+            } else {
+                expected("a table", &value)
+            }
         },
         move |prices: &BTreeMap<_, _>| Value::Table(prices.iter().map(print_price).collect()),
     )

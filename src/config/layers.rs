@@ -76,19 +76,24 @@ impl Layers {
 
     fn add_table(&mut self, table: Table) {
         for (section, value) in table {
-            match value {
-                Value::Table(providers) if section == "providers" => self.add_providers(providers),
-                Value::Table(keys) => self.add_keys(&section, keys),
-                value => self.add("", section, RawValue::Toml(value)),
+            if let Value::Table(table) = value {
+                if section == "providers" {
+                    self.add_providers(table);
+                } else {
+                    self.add_keys(&section, table);
+                }
+            } else {
+                self.add("", section, RawValue::Toml(value));
             }
         }
     }
 
     fn add_providers(&mut self, providers: Table) {
         for (name, value) in providers {
-            match value {
-                Value::Table(keys) => self.add_keys(&format!("providers.{name}"), keys),
-                value => self.add("providers", name, RawValue::Toml(value)),
+            if let Value::Table(keys) = value {
+                self.add_keys(&format!("providers.{name}"), keys);
+            } else {
+                self.add("providers", name, RawValue::Toml(value));
             }
         }
     }
