@@ -122,7 +122,7 @@ impl Server {
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
         let http = HttpClient::new()?;
         let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
-        let tls = config.server.tls.as_ref().map(listener::tls_config);
+        let tls = config.server.tls().as_ref().map(listener::tls_config);
         let tls = tls.transpose().map_err(BindError::Tls)?;
         let bind = config.server.bind;
         let listener = listener::listen(bind).map_err(|error| BindError::Listen(bind, error))?;

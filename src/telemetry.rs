@@ -1,7 +1,6 @@
-//! What operators see: log lines on standard error, and numbers at `/metrics`.
+//! Logs on standard error, and metrics at `/metrics`.
 //!
-//! Invariant: standard output stays free for what a command prints, and nothing here can make a
-//! request fail.
+//! Standard output is reserved for the output of a command.
 
 mod labels;
 mod metrics;
@@ -18,19 +17,19 @@ pub use labels::{
 };
 pub use metrics::{METRICS_CONTENT_TYPE, Metrics, OpenConnection};
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people, with colours where standard error is a terminal.
+    /// Readable text, in color if standard error is a terminal.
     #[default]
     Pretty,
-    /// One JSON object a line, for machines.
+    /// One JSON object per line.
     Json,
 }
 
-/// The text is neither `pretty` nor `json`.
+/// The name of a log format is unknown.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a log format is 'pretty' or 'json'")]
+#[error("log format must be 'pretty' or 'json'")]
 pub struct UnknownLogFormat;
 
 impl FromStr for LogFormat {
@@ -45,45 +44,45 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Why logging could not begin.
+/// Logging could not be initialized.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// `RUST_LOG` is set and is no filter.
-    #[error("RUST_LOG is not a filter such as info,progress_hub=debug")]
-    Filter(#[source] tracing_subscriber::filter::ParseError),
-    /// `RUST_LOG` is set and is not text.
-    #[error("RUST_LOG is not UTF-8")]
-    NotText,
-    /// Logging began before.
-    #[error("logging is already set up")]
-    Twice(#[source] tracing_subscriber::util::TryInitError),
+    /// The log filter is invalid.
+    #[error("log filter must be a level or directives such as info,progress_hub=debug")]
+    InvalidFilter(#[source] tracing_subscriber::filter::ParseError),
+    /// `RUST_LOG` is not valid Unicode.
+    #[error("RUST_LOG must be valid UTF-8")]
+    NotUnicode,
+    /// The process has a logger already.
+    #[error("logging is already initialized")]
+    AlreadyInitialized(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// Begins logging for the whole process, to standard error, at `level` (`"info"` is the usual one)
-/// or as `RUST_LOG` says where it is set and not empty.
+/// Initializes logging of the process, to standard error. `RUST_LOG` overrides `filter` if it is set
+/// and not empty.
 ///
 /// # Errors
-/// [`InitError`] when `RUST_LOG` is wrong or logging began before.
-pub fn init(format: LogFormat, level: &str) -> Result<(), InitError> {
+/// Returns [`InitError`] if the filter is invalid or logging is initialized already.
+pub fn init(format: LogFormat, filter: &str) -> Result<(), InitError> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
-        Ok(text) if !text.is_empty() => text,
-        Ok(_) | Err(std::env::VarError::NotPresent) => level.to_owned(),
-        Err(std::env::VarError::NotUnicode(_)) => return Err(InitError::NotText),
+        Ok(directives) if !directives.is_empty() => directives,
+        Ok(_) | Err(std::env::VarError::NotPresent) => filter.to_owned(),
+        Err(std::env::VarError::NotUnicode(_)) => return Err(InitError::NotUnicode),
     };
-    let filter = EnvFilter::try_new(filter).map_err(InitError::Filter)?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(filter).map_err(InitError::InvalidFilter)?;
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
-    let begun = match format {
+    let result = match format {
         LogFormat::Pretty => {
-            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            registry.with(lines.with_ansi(colours)).try_init()
+            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            registry.with(layer.with_ansi(is_terminal)).try_init()
         }
         LogFormat::Json => {
-            let lines = lines.json().flatten_event(true).with_current_span(false);
-            registry.with(lines).try_init()
+            let layer = layer.json().flatten_event(true).with_current_span(false);
+            registry.with(layer).try_init()
         }
     };
-    begun.map_err(InitError::Twice)
+    result.map_err(InitError::AlreadyInitialized)
 }
 
 #[cfg(test)]
@@ -99,9 +98,9 @@ mod tests {
 
     #[test]
     fn init_logging_twice_fails() {
-        // Another test of this process may have been first.
+        // Another test of this process may have initialized logging already.
         let _ = init(LogFormat::Json, "error");
         let again = init(LogFormat::Pretty, "error").unwrap_err();
-        assert_eq!(again.to_string(), "logging is already set up");
+        assert_eq!(again.to_string(), "logging is already initialized");
     }
 }

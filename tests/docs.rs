@@ -15,11 +15,16 @@ mod layers;
 #[path = "docs/markdown.rs"]
 mod markdown;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::process::{Command, Output};
 
 use layers::forbidden_imports;
 use markdown::{broken_links, files, headings, read, root, rows};
+use progress_hub::config::Config;
+use progress_hub::telemetry::{
+    AdmissionRejection, CallOutcome, ConnectionKind, ProviderOperation, ProviderState,
+    WebhookOutcome,
+};
 use regex_lite::Regex;
 
 const CONFIGURATION: &str = "docs/reference/configuration.md";
@@ -203,17 +208,19 @@ fn route_problems(code: &str, docs: &str) -> Vec<String> {
     differences(&generic(routes), &generic(documented))
 }
 
+/// Compares names and help texts of the metrics with the table.
 fn metric_problems(code: &str, docs: &str) -> Vec<String> {
-    let registered = captures(r#"register(?:_with_unit)?\(\s*"(\w+)""#, code);
-    let documented = column(docs, 0, r"^`progress_hub_(\w+)`$");
-    let without_suffix = documented.iter().map(|name| {
-        let suffixes = ["_total", "_seconds"].iter();
-        let stem = suffixes
-            .filter_map(|suffix| name.strip_suffix(suffix))
-            .next();
-        stem.unwrap_or(name).to_owned()
+    let call = r#"register\w*\((?:\s*r,)?\s*"(\w+)",\s*"([^"]+)""#;
+    let calls = Regex::new(call).unwrap();
+    let registered = calls.captures_iter(code);
+    let registered = registered.map(|call| format!("{}: {}", &call[1], call[2].to_lowercase()));
+    let documented = rows(docs).into_iter().filter_map(|row| {
+        let name = row[0].strip_prefix("`progress_hub_")?.strip_suffix('`')?;
+        let name = name.trim_end_matches("_total").trim_end_matches("_seconds");
+        let meaning = row.last()?.replace('`', "").to_lowercase();
+        Some(format!("{name}: {meaning}"))
     });
-    differences(&registered, &without_suffix.collect())
+    differences(&registered.collect(), &documented.collect())
 }
 
 #[test]
@@ -235,6 +242,29 @@ fn every_metric_is_documented() {
 }
 
 #[test]
+fn every_label_value_is_documented() {
+    let docs = read(METRICS);
+    let values = [
+        ConnectionKind::ALL.map(ConnectionKind::as_str).to_vec(),
+        WebhookOutcome::ALL.map(WebhookOutcome::as_str).to_vec(),
+        ProviderOperation::ALL
+            .map(ProviderOperation::as_str)
+            .to_vec(),
+        CallOutcome::ALL.map(CallOutcome::as_str).to_vec(),
+        AdmissionRejection::ALL
+            .map(AdmissionRejection::as_str)
+            .to_vec(),
+        ProviderState::ALL.map(ProviderState::as_str).to_vec(),
+    ];
+    for value in values.concat() {
+        assert!(
+            docs.contains(&format!("`{value}`")),
+            "not documented: {value}"
+        );
+    }
+}
+
+#[test]
 fn missing_and_removed_names_are_found() {
     let code = r#"Self::Normal => (1000, "bye"), Self::Restart => (1012, "restart"),"#;
     assert_eq!(
@@ -249,13 +279,17 @@ fn missing_and_removed_names_are_found() {
         ),
         ["not documented: /v1/tokens", "only documented: /v1/x"]
     );
-    let code = r#"registry.register("a", "", a); registry.register("b", "", b); registry.register_with_unit("c", "",);"#;
+    let code = r#"register(r, "a", "Help a"); register(r, "b", "B"); registry.register_with_unit("c", "C", x);"#;
     assert_eq!(
         metric_problems(
             code,
-            "| `progress_hub_a_total` |\n| `progress_hub_c_seconds` |\n| `progress_hub_d` |\n"
+            "| `progress_hub_a_total` | help `a` |\n| `progress_hub_c_seconds` | d |\n"
         ),
-        ["not documented: b", "only documented: d"]
+        [
+            "not documented: b: b",
+            "not documented: c: c",
+            "only documented: c: d"
+        ]
     );
 }
 
@@ -274,83 +308,38 @@ const SECRET: (&str, &str) = (
     "a secret of at least thirty-two bytes",
 );
 
-/// Returns every setting with its default; an empty text if there is none.
-fn settings() -> BTreeMap<String, String> {
-    let set = [
-        SECRET,
-        ("providers.one.spec", "kling"),
-        ("providers.one.api_key", "key"),
-    ];
-    let output = check(&set);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let mut settings = BTreeMap::new();
-    let mut section = String::new();
-    for line in String::from_utf8(output.stdout).unwrap().lines() {
-        if let Some(name) = line.strip_prefix('[') {
-            section = name.trim_end_matches(']').replace(".one", ".<name>");
-        } else if let Some((key, value)) = line.split_once(" = ") {
-            let key = format!("{section}.{key}");
-            let is_set = set
-                .iter()
-                .any(|(set, _)| set.replace(".one", ".<name>") == key);
-            let has_default = !is_set && !matches!(value, "\"\"" | "[]" | "{}");
-            let default = if has_default {
-                value.trim_matches('"')
-            } else {
-                ""
-            };
-            settings.insert(key, default.to_owned());
-        }
-    }
-    settings
-}
-
-/// Returns the settings whose documentation is missing or has another default.
+/// Returns the differences between the declared settings and the rows of the tables.
 fn setting_problems(docs: &str) -> Vec<String> {
-    let settings = settings();
-    let key = r"^`((?:[a-z0-9]+\.)(?:[a-z0-9_<>]+\.)?[a-z0-9_]+)`$";
-    let documented = column(docs, 0, key);
-    let mut problems = differences(&settings.keys().cloned().collect(), &documented);
-    for row in rows(docs) {
-        let Some(default) = settings.get(row[0].trim_matches('`')) else {
-            continue;
-        };
-        let written = row[1]
-            .strip_prefix('`')
-            .and_then(|cell| cell.strip_suffix('`'));
-        if written.unwrap_or("") != default {
-            problems.push(format!("{}: the default is '{default}'", row[0]));
-        }
-    }
-    problems
+    let rows = rows(docs).into_iter();
+    let documented = rows.filter(|row| row[0].starts_with('`') && row[0].contains('.'));
+    let documented = documented.map(|row| row.join(" | "));
+    let declared = Config::reference().into_iter().map(|setting| {
+        let key = format!("`{}`", setting.key);
+        [key, setting.default, setting.limits, setting.meaning].join(" | ")
+    });
+    differences(&declared.collect(), &documented.collect())
 }
 
 #[test]
-fn every_setting_is_documented_with_its_default() {
+fn every_setting_is_documented_as_declared() {
     assert_eq!(setting_problems(&read(CONFIGURATION)), [""; 0]);
 }
 
 #[test]
-fn missing_settings_and_wrong_defaults_are_found() {
+fn missing_unknown_and_different_settings_are_found() {
     let docs = read(CONFIGURATION);
-    let row = "| `socket.heartbeat` | `25s` |";
-    for (faulty, problem) in [
-        ("| heartbeat | `25s` |", "not documented: socket.heartbeat"),
-        (
-            "| `socket.heartbeat` | `26s` |",
-            "`socket.heartbeat`: the default is '25s'",
-        ),
-        (
-            "| `socket.color` | none | |\n| `socket.heartbeat` | `25s` |",
-            "only documented: socket.color",
-        ),
-    ] {
-        assert_eq!(setting_problems(&docs.replace(row, faulty)), [problem]);
-    }
+    let row = "| `socket.heartbeat` | `25s` | 1s to 10m | Interval of heartbeats. |";
+    let missing =
+        "not documented: `socket.heartbeat` | `25s` | 1s to 10m | Interval of heartbeats.";
+    let faulty = row.replace("25s", "26s");
+    assert_eq!(setting_problems(&docs.replace(row, "")), [missing]);
+    assert_eq!(
+        setting_problems(&docs.replace(row, &faulty)),
+        [
+            missing,
+            "only documented: `socket.heartbeat` | `26s` | 1s to 10m | Interval of heartbeats."
+        ]
+    );
 }
 
 #[test]

@@ -174,7 +174,7 @@ impl Submitter {
             {
                 CallOutcome::RateLimited
             }
-            SubmitOutcome::Rejected(_) => CallOutcome::Refused,
+            SubmitOutcome::Rejected(_) => CallOutcome::Rejected,
             SubmitOutcome::Unknown(_) => CallOutcome::NoResponse,
         };
         self.metrics

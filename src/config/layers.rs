@@ -1,7 +1,7 @@
-//! The places a setting can come from, laid over each other.
+//! The sources of settings: file, environment and flags.
 //!
-//! Invariant: of the values given for one key the last non-empty one stands; an empty one is
-//! remembered only to say that the key was named, so a misspelt key is found even when empty.
+//! The last non-empty value of a key wins. Empty values are kept as `None`, so that a misspelled key
+//! is reported even if its value is empty.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,47 +11,64 @@ use toml::{Table, Value};
 
 use super::ConfigError;
 
-/// What begins the name of every environment variable that is a setting.
-const ENVIRONMENT: &str = "PROGRESS_HUB__";
+/// Prefix of the environment variables that contain settings.
+const ENVIRONMENT_PREFIX: &str = "PROGRESS_HUB__";
 
-/// One value as it was given.
+/// A value that is not parsed yet.
 pub(super) enum RawValue {
-    /// An empty text: as if absent.
-    Empty,
-    /// From the environment or a flag: text that the key's type gives its meaning.
+    /// Text from the environment or a flag. The kind of the setting determines its type.
     Text(String),
-    /// From the file.
+    /// TOML from the file.
     Toml(Value),
 }
 
-/// What was given, by section (`server`, `providers.kling`, and `""` for what stands in none)
-/// and key.
+impl RawValue {
+    /// Parses text as TOML. Text that is not a TOML value becomes a string.
+    pub(super) fn into_toml(self) -> Value {
+        match self {
+            Self::Text(text) => text.trim().parse().unwrap_or(Value::String(text)),
+            Self::Toml(value) => value,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Text(text) | Self::Toml(Value::String(text)) => text.is_empty(),
+            Self::Toml(_) => false,
+        }
+    }
+}
+
+/// The keys of a section and their values. An empty value is `None`.
+pub(super) type Keys = BTreeMap<String, Option<RawValue>>;
+
+/// All values by section (`server`, `providers.kling`, or an empty string for none) and key.
 #[derive(Default)]
 pub(super) struct Layers {
-    pub(super) sections: BTreeMap<String, BTreeMap<String, RawValue>>,
+    pub(super) sections: BTreeMap<String, Keys>,
 }
 
 impl Layers {
-    /// Lays the TOML file on top.
+    /// Adds the values of a TOML file, or returns all of its syntax errors.
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), Vec<ConfigError>> {
         let name = path.display();
         let text = fs::read_to_string(path).map_err(|error| {
             vec![ConfigError {
                 key: name.to_string(),
-                message: format!("can't be read: {error}"),
+                message: format!("failed to read the file: {error}"),
             }]
         })?;
         let table = parse(&text).map_err(|mut errors| {
             errors.sort_by_key(|error| error.span().map(|span| span.start));
-            let mistake = |error: &toml::de::Error| {
+            let located = |error: &toml::de::Error| {
                 let (line, column) = position(&text, error.span().map_or(0, |span| span.start));
                 ConfigError {
                     key: format!("{name}:{line}:{column}"),
-                    // Not `Display`, which quotes the line, and a secret may stand in it.
+                    // `Display` would quote the line, which may contain a secret.
                     message: error.message().to_owned(),
                 }
             };
-            errors.iter().map(mistake).collect::<Vec<_>>()
+            errors.iter().map(located).collect::<Vec<_>>()
         })?;
         self.add_table(table);
         Ok(())
@@ -59,19 +76,24 @@ impl Layers {
 
     fn add_table(&mut self, table: Table) {
         for (section, value) in table {
-            match as_table(value) {
-                Ok(providers) if section == "providers" => self.add_providers(providers),
-                Ok(keys) => self.add_keys(&section, keys),
-                Err(value) => self.add("", section, RawValue::Toml(value)),
+            if let Value::Table(table) = value {
+                if section == "providers" {
+                    self.add_providers(table);
+                } else {
+                    self.add_keys(&section, table);
+                }
+            } else {
+                self.add("", section, RawValue::Toml(value));
             }
         }
     }
 
     fn add_providers(&mut self, providers: Table) {
         for (name, value) in providers {
-            match as_table(value) {
-                Ok(keys) => self.add_keys(&format!("providers.{name}"), keys),
-                Err(value) => self.add("providers", name, RawValue::Toml(value)),
+            if let Value::Table(keys) = value {
+                self.add_keys(&format!("providers.{name}"), keys);
+            } else {
+                self.add("providers", name, RawValue::Toml(value));
             }
         }
     }
@@ -83,16 +105,15 @@ impl Layers {
         }
     }
 
-    /// Lays the environment on top: `PROGRESS_HUB__SECTION__KEY`, and
-    /// `PROGRESS_HUB__PROVIDERS__NAME__KEY` with `_` for a `-` in the provider's name, which can
-    /// hold no `_` itself.
-    pub(super) fn add_environment(&mut self, env: impl Iterator<Item = (String, String)>) {
-        for (name, value) in env {
-            let words = match name.strip_prefix(ENVIRONMENT) {
+    /// Adds environment variables of the form `PROGRESS_HUB__SECTION__KEY` or
+    /// `PROGRESS_HUB__PROVIDERS__NAME__KEY`. In the name of a provider `_` stands for `-`.
+    pub(super) fn add_environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
+        for (name, value) in variables {
+            let path = match name.strip_prefix(ENVIRONMENT_PREFIX) {
                 Some("") | None => continue,
-                Some(words) => words.to_lowercase(),
+                Some(path) => path.to_lowercase(),
             };
-            let (section, key) = words.rsplit_once("__").unwrap_or(("", &words));
+            let (section, key) = path.rsplit_once("__").unwrap_or(("", &path));
             let section = match section.split_once("__") {
                 Some(("providers", name)) => format!("providers.{}", name.replace('_', "-")),
                 Some(_) | None => section.replace("__", "."),
@@ -101,7 +122,7 @@ impl Layers {
         }
     }
 
-    /// Lays the flags on top, each by its dotted key.
+    /// Adds flags, as dotted keys and values.
     pub(super) fn add_flags(&mut self, flags: Vec<(String, String)>) {
         for (dotted, value) in flags {
             let (section, key) = dotted.rsplit_once('.').unwrap_or(("", &dotted));
@@ -109,43 +130,30 @@ impl Layers {
         }
     }
 
-    fn add(&mut self, section: &str, key: String, given: RawValue) {
+    fn add(&mut self, section: &str, key: String, value: RawValue) {
         let keys = self.sections.entry(section.to_owned()).or_default();
-        let empty = match &given {
-            RawValue::Empty => true,
-            RawValue::Text(text) => text.is_empty(),
-            RawValue::Toml(value) => value.as_str() == Some(""),
-        };
-        if empty {
-            keys.entry(key).or_insert(RawValue::Empty);
+        if value.is_empty() {
+            keys.entry(key).or_insert(None);
         } else {
-            keys.insert(key, given);
+            keys.insert(key, Some(value));
         }
     }
 }
 
-/// The file as a table, or all of its syntax errors.
+/// Parses a TOML document, or returns all of its syntax errors.
 fn parse(text: &str) -> Result<Table, Vec<toml::de::Error>> {
     let (_, errors) = toml::de::DeTable::parse_recoverable(text);
     if errors.is_empty() {
-        // The values themselves (a number's size, say) are only looked at here.
+        // Values are checked only here, for example the size of a number.
         text.parse::<Table>().map_err(|error| vec![error])
     } else {
         Err(errors)
     }
 }
 
-fn as_table(value: Value) -> Result<Table, Value> {
-    if let Value::Table(table) = value {
-        Ok(table)
-    } else {
-        Err(value)
-    }
-}
-
-/// Line and column of a byte, both from 1, the column in characters.
-fn position(text: &str, byte: usize) -> (usize, usize) {
-    let before = text.get(..byte).unwrap_or(text);
+/// Returns line and column of a byte offset. Both count from 1, the column in characters.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
     let column = before[start..].chars().count() + 1;

@@ -1,68 +1,82 @@
-//! What single values must look like.
-//!
-//! Invariant: no error repeats the text it is about, because a URL may carry a password.
+//! Parsers of single values. An error never contains the text, because a URL may carry a password.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use jiff::fmt::friendly::{Spacing, SpanParser, SpanPrinter};
 use toml::Value;
 use url::{Host, Url};
 
 use super::Tier;
 
-type Checked<T> = Result<T, &'static str>;
+type Parsed<T> = Result<T, &'static str>;
 
-pub(super) fn address(text: &str) -> Checked<SocketAddr> {
+/// Largest amount of money. The store counts in millionths, as `i64`.
+pub(super) const MAX_AMOUNT: usize = 1_000_000_000;
+
+/// Parses an IP address and a port.
+pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
     text.parse()
         .map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080")
 }
 
-pub(super) fn tier(text: &str) -> Checked<Tier> {
+/// Parses the name of a tier.
+pub(super) fn tier(text: &str) -> Parsed<Tier> {
     [Tier::Development, Tier::Staging, Tier::Production]
         .into_iter()
         .find(|tier| tier.as_str() == text)
         .ok_or("must be development, staging or production")
 }
 
-/// The largest sum: a thousand times as much fits into the store's millionths.
-pub(super) const MAX_SUM: f64 = 1e9;
-
-pub(super) const INVALID_SUM_MESSAGE: &str = "must be a number between 0 and 1000000000";
-
-/// A sum of money.
-#[expect(clippy::cast_precision_loss, reason = "exact up to the largest sum")]
-pub(super) fn sum(value: &Value) -> Option<f64> {
-    let sum = value
-        .as_float()
-        .or_else(|| value.as_integer().map(|whole| whole as f64))?;
-    (0.0..=MAX_SUM).contains(&sum).then_some(sum)
+/// Parses a duration. A number needs a unit, of which hours are the largest.
+pub(super) fn duration(text: &str) -> Parsed<Duration> {
+    SpanParser::new()
+        .parse_unsigned_duration(text)
+        .map_err(|_| "must be a duration such as \"500ms\", \"20s\" or \"1h30m\"")
 }
 
-/// An http(s) URL to which a path is added: it has no query.
-pub(super) fn base_url(text: &str) -> Checked<Url> {
+/// Prints a duration in its shortest form, which [`duration`] parses.
+pub(super) fn print_duration(duration: Duration) -> String {
+    SpanPrinter::new()
+        .spacing(Spacing::None)
+        .unsigned_duration_to_string(&duration)
+}
+
+/// Parses an amount of money.
+pub(super) fn amount(value: &Value) -> Parsed<f64> {
+    let integer = || value.as_integer().map(|amount| amount as f64);
+    value
+        .as_float()
+        .or_else(integer)
+        .filter(|amount| (0.0..=MAX_AMOUNT as f64).contains(amount))
+        .ok_or("must be a number between 0 and 1000000000")
+}
+
+/// Parses an http(s) URL to which paths are appended, so it must have no query.
+pub(super) fn base_url(text: &str) -> Parsed<Url> {
     let url = web_url(text)?;
     if url.query().is_some() {
-        return Err("must have no query");
+        return Err("must not have a query");
     }
     Ok(url)
 }
 
-/// An http(s) URL without credentials and fragment.
-pub(super) fn web_url(text: &str) -> Checked<Url> {
-    const FORM: &str = "must be a URL such as https://hub.example.com";
-    let url = Url::parse(text).map_err(|_| FORM)?;
+/// Parses an http(s) URL without credentials and fragment.
+pub(super) fn web_url(text: &str) -> Parsed<Url> {
+    let url = Url::parse(text).map_err(|_| "must be a URL such as https://hub.example.com")?;
     if !matches!(url.scheme(), "http" | "https") {
         Err("must begin with http:// or https://")
     } else if !url.username().is_empty() || url.password().is_some() {
-        Err("must hold no user name or password")
+        Err("must not contain a user name or password")
     } else if url.fragment().is_some() {
-        Err("must have no #fragment")
+        Err("must not have a #fragment")
     } else {
         Ok(url)
     }
 }
 
-/// An origin in the form that browsers send, or `*`.
-pub(super) fn origin(text: &str) -> Checked<String> {
+/// Parses an origin into the form that browsers send, or `*`.
+pub(super) fn origin(text: &str) -> Parsed<String> {
     const FORM: &str = "must be scheme://host[:port] as browsers send it, or *";
     if text == "*" {
         return Ok(text.to_owned());
@@ -72,82 +86,83 @@ pub(super) fn origin(text: &str) -> Checked<String> {
         Some(Host::Domain("")) | None => return Err(FORM),
         Some(host) => host.to_string(),
     };
-    let bare = url.username().is_empty()
+    let has_origin_only = url.username().is_empty()
         && url.password().is_none()
         && matches!(url.path(), "" | "/")
         && url.query().is_none()
         && url.fragment().is_none();
-    if !bare || host.contains('*') {
+    if !has_origin_only || host.contains('*') {
         return Err(FORM);
     }
     let port = url.port().map_or(String::new(), |port| format!(":{port}"));
     Ok(format!("{}://{host}{port}", url.scheme()))
 }
 
-pub(super) fn prefix(text: &str) -> Checked<String> {
-    let fits = text.len() <= 64
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b".:_-".contains(&b));
-    fits.then(|| text.to_owned())
-        .ok_or("must be at most 64 of A-Z a-z 0-9 . _ : -")
+/// Parses a prefix of Redis keys.
+pub(super) fn prefix(text: &str) -> Parsed<String> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".:_-".contains(&byte);
+    if text.len() <= 64 && text.bytes().all(is_allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be at most 64 characters of A-Z a-z 0-9 . _ : -")
+    }
 }
 
-/// Whether a provider may be called that.
-pub(super) fn provider_name(name: &str) -> bool {
-    (1..=32).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+/// Returns whether a provider may have this name.
+pub(super) fn is_provider_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=32).contains(&name.len()) && name.bytes().all(is_allowed)
 }
 
-/// One of the stores' URLs.
-pub(super) fn store_url(text: &str) -> Checked<String> {
+/// Checks the URL of a store.
+pub(super) fn store_url(text: &str) -> Parsed<String> {
     const FORM: &str = "must be sqlite://path, sqlite::memory:, redis://host, rediss://host, \
-                        redis-cluster://a,b,c or redis-sentinel://a,b/master";
+                        redis-cluster://a,b,c or redis-sentinel://a,b/primary";
     let (scheme, rest) = text.split_once(':').ok_or(FORM)?;
     match scheme {
-        "sqlite" => sqlite_path(rest)?,
+        "sqlite" => check_sqlite_path(rest)?,
         "redis" | "redis-cluster" | "redis-sentinel" | "rediss" | "rediss-cluster"
-        | "rediss-sentinel" => redis_hosts(scheme, rest.strip_prefix("//").ok_or(FORM)?)?,
+        | "rediss-sentinel" => check_redis_hosts(scheme, rest.strip_prefix("//").ok_or(FORM)?)?,
         _ => return Err(FORM),
     }
     Ok(text.to_owned())
 }
 
-fn sqlite_path(rest: &str) -> Checked<()> {
+fn check_sqlite_path(rest: &str) -> Parsed<()> {
     let path = rest.strip_prefix("//").unwrap_or(rest);
     if path.is_empty() {
         Err("must name a file, such as sqlite://progress-hub.db")
     } else if path.contains('?') {
-        Err("takes no ?options after the file's path")
+        Err("must not have ?options after the path of the file")
     } else {
         Ok(())
     }
 }
 
-fn redis_hosts(scheme: &str, rest: &str) -> Checked<()> {
+fn check_redis_hosts(scheme: &str, rest: &str) -> Parsed<()> {
     if rest.contains(['?', '#']) {
-        return Err("takes no ?options; in a password, ? is %3F and # is %23");
+        return Err("must not have ?options; in a password, write ? as %3F and # as %23");
     }
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let hosts = authority.rsplit_once('@').map_or(authority, |(_, h)| h);
-    let host = |text: &str| {
+    let hosts = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, hosts)| hosts);
+    let is_host = |text: &str| {
         let url = Url::parse(&format!("redis://{text}"));
-        url.is_ok_and(|url| url.host_str().is_some_and(|h| !h.is_empty()))
+        url.is_ok_and(|url| url.host_str().is_some_and(|host| !host.is_empty()))
     };
-    if !hosts.split(',').all(host) {
+    if !hosts.split(',').all(is_host) {
         return Err("must name hosts as host or host:port, separated by commas");
     }
     match scheme {
         "redis-sentinel" | "rediss-sentinel" if path.is_empty() => {
-            Err("must end with the master's name, such as redis-sentinel://a,b/mymaster")
+            Err("must end with the name of the primary, such as redis-sentinel://a,b/mymaster")
         }
         "redis" | "rediss" if hosts.contains(',') => {
-            Err("must name one host; several make redis-cluster:// or redis-sentinel://")
+            Err("must name one host; for several, use redis-cluster:// or redis-sentinel://")
         }
         "redis" | "rediss" if !path.is_empty() && path.parse::<u32>().is_err() => {
-            Err("must end with the database's number or nothing, such as redis://host/0")
+            Err("must end with a database number or nothing, such as redis://host/0")
         }
         _ => Ok(()),
     }

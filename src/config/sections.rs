@@ -1,229 +1,235 @@
-//! Section by section, what is given becomes a [`Config`]; the defaults and ranges stand here.
-//!
-//! Invariant: every key of the documentation is read here exactly once.
+//! Every setting: key, type, default, bounds and meaning.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::reader::{Reader, Section, nearest};
-use super::{
-    AuthConfig, Budgets, CallbackConfig, Config, Defaults, Limits, ProviderConfig, ServerConfig,
-    SocketConfig, StoreConfig, Tier, TlsFiles, duration, parse,
-};
+use progress_hub_auth::jwt::AuthConfig;
+use secrecy::SecretString;
+use url::Url;
 
+use super::kinds::{
+    amount, bytes, duration, file, list, number, parsed, prices, secret, signing_secret, store_url,
+    text,
+};
+use super::parse;
+use super::reader::SectionReader;
+use super::setting::{Section, Setting, section};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-/// HMAC-SHA-256 is as strong as its key up to this length (RFC 7518, 3.2).
-const STRONG_SECRET_BYTES: usize = 32;
 
-/// Reads all sections; where something is wrong, the default stands in its place.
-pub(super) fn config(reader: &mut Reader) -> Config {
-    let config = Config {
-        server: server(&mut reader.section("server")),
-        auth: auth(&mut reader.section("auth")),
-        store: store(&mut reader.section("store")),
-        socket: socket(&mut reader.section("socket")),
-        callback: CallbackConfig {
-            secret: reader
-                .section("callback")
-                .secret("secret", STRONG_SECRET_BYTES),
-        },
-        defaults: defaults(&mut reader.section("defaults")),
-        limits: Limits {
-            submits_per_minute: reader
-                .section("limits")
-                .number("submits_per_minute", 1..=1_000_000),
-        },
-        budgets: budgets(&mut reader.section("budgets")),
-        providers: providers(reader),
-    };
-    cross_field_checks(&config, reader);
-    config
-}
-
-fn server(section: &mut Section<'_>) -> ServerConfig {
-    ServerConfig {
-        bind: section
-            .parsed("bind", parse::address)
-            .unwrap_or_else(|| ([127, 0, 0, 1], 8080).into()),
-        public_url: section.parsed("public_url", parse::base_url),
-        allowed_origins: section.items("allowed_origins", |text| Ok(parse::origin(&text)?)),
-        max_connections: section
-            .number("max_connections", 1..=10_000_000)
-            .unwrap_or(100_000),
-        max_body_bytes: section
-            .number("max_body_bytes", 1 << 10..=64 << 20)
-            .unwrap_or(1 << 20),
-        drain: section
-            .duration("drain", Duration::ZERO..=10 * MINUTE)
-            .unwrap_or(20 * SECOND),
-        tls: tls(section),
+section! {
+    /// `[server]`: the HTTP server.
+    pub struct ServerConfig {
+        /// Address and port to listen on. Port 0 selects a free port.
+        bind: SocketAddr = parsed(parse::address).or(([127, 0, 0, 1], 8080).into()),
+        /// URL at which providers and browsers reach the hub, including the path prefix of a proxy.
+        /// Without it, providers receive no callback URL and the hub polls.
+        public_url: Option<Url> = parsed(parse::base_url).or_none(),
+        /// Browser origins that may use the hub, such as `https://app.example.com`, or `*` for all.
+        /// Without any, only the hub's own host.
+        allowed_origins: Vec<String> = list(parsed(parse::origin)).or_empty(),
+        /// Maximum number of WebSockets.
+        max_connections: usize = number(1..=10_000_000).or(100_000),
+        /// Maximum size of a request body in bytes.
+        max_body_bytes: usize = bytes(1 << 10..=64 << 20).or(1 << 20),
+        /// Time for open connections to close at shutdown.
+        drain: Duration = duration(Duration::ZERO..=10 * MINUTE).or(20 * SECOND),
+        /// PEM file with the certificate chain. Enables TLS.
+        tls_cert: Option<PathBuf> = file().or_none(),
+        /// PEM file with the private key of the certificate.
+        tls_key: Option<PathBuf> = file().or_none(),
     }
 }
 
-fn tls(section: &mut Section<'_>) -> Option<TlsFiles> {
-    let [cert, key] = ["tls_cert", "tls_key"].map(|key| {
-        let path = PathBuf::from(section.text(key)?);
-        if !path.is_file() {
-            section.wrong(key, format!("{} is not a file", path.display()));
-        }
-        Some(path)
-    });
-    match (cert, key) {
-        (Some(cert), Some(key)) => return Some(TlsFiles { cert, key }),
-        (Some(_), None) => section.wrong("tls_key", "missing: tls_cert is set"),
-        (None, Some(_)) => section.wrong("tls_cert", "missing: tls_key is set"),
-        (None, None) => {}
-    }
-    None
-}
-
-fn auth(section: &mut Section<'_>) -> AuthConfig {
-    AuthConfig {
-        hs256_secrets: section.secrets("hs256_secrets", STRONG_SECRET_BYTES),
-        public_keys: section.items("public_keys", Ok),
-        jwks_url: section.parsed("jwks_url", parse::web_url),
-        issuer: section.text("issuer"),
-        audience: section.text("audience"),
-        leeway: section
-            .duration("leeway", Duration::ZERO..=5 * MINUTE)
-            .unwrap_or(5 * SECOND),
+section! {
+    impl AuthConfig {
+        /// Secrets that verify HS256 tokens. The first one also signs.
+        hs256_secrets = list(signing_secret()).or_empty(),
+        /// RSA, EC (P-256, P-384) or Ed25519 public keys, as PEM text or path of a PEM file.
+        public_keys = list(text()).or_empty(),
+        /// URL of the issuer's key set: https, or http on loopback.
+        jwks_url = parsed(parse::web_url).or_none(),
+        /// Required `iss` of every token.
+        issuer = text().or_none(),
+        /// Required `aud` of every token.
+        audience = text().or_none(),
+        /// Tolerated clock difference.
+        leeway = duration(Duration::ZERO..=5 * MINUTE).or(5 * SECOND),
     }
 }
 
-fn store(section: &mut Section<'_>) -> StoreConfig {
-    StoreConfig {
-        url: section
-            .parsed("url", parse::store_url)
-            .unwrap_or_else(|| "sqlite://progress-hub.db".to_owned()),
-        prefix: section
-            .parsed("prefix", parse::prefix)
-            .unwrap_or_else(|| "ph".to_owned()),
-        replicas: section.number("replicas", 0..=16).unwrap_or(0),
-        retain_final: section
-            .duration("retain_final", SECOND..=YEAR)
-            .unwrap_or(DAY),
-        retain_active: section
-            .duration("retain_active", SECOND..=YEAR)
-            .unwrap_or(DAY),
+section! {
+    /// `[store]`: the job store.
+    pub struct StoreConfig {
+        /// URL of the store. It may contain a password.
+        url: String = store_url().or("sqlite://progress-hub.db".to_owned()),
+        /// Prefix of every Redis key and channel. SQLite ignores it.
+        prefix: String = parsed(parse::prefix).limits("1 to 64 of `A-Z a-z 0-9 . _ : -`").or("ph".to_owned()),
+        /// Number of Redis replicas that must confirm a write before it is acknowledged. SQLite
+        /// ignores it.
+        replicas: usize = number(0..=16).or(0),
+        /// Time a job is kept after it became final.
+        retain_final: Duration = duration(SECOND..=YEAR).or(24 * HOUR),
+        /// Time an unfinished job is kept after its last change. Also the maximum deadline.
+        retain_active: Duration = duration(SECOND..=YEAR).or(24 * HOUR),
     }
 }
 
-fn socket(section: &mut Section<'_>) -> SocketConfig {
-    let patience = Duration::from_millis(100)..=5 * MINUTE;
-    SocketConfig {
-        heartbeat: section
-            .duration("heartbeat", SECOND..=10 * MINUTE)
-            .unwrap_or(25 * SECOND),
-        auth_timeout: section
-            .duration("auth_timeout", patience.clone())
-            .unwrap_or(10 * SECOND),
-        write_timeout: section
-            .duration("write_timeout", patience)
-            .unwrap_or(10 * SECOND),
-        max_message_bytes: section
-            .number("max_message_bytes", 1 << 10..=16 << 20)
-            .unwrap_or(16 << 10),
-        max_subscriptions: section
-            .number("max_subscriptions", 1..=100_000)
-            .unwrap_or(256),
+section! {
+    /// `[socket]`: WebSocket connections.
+    pub struct SocketConfig {
+        /// Interval of heartbeats.
+        heartbeat: Duration = duration(SECOND..=10 * MINUTE).or(25 * SECOND),
+        /// Time within which a WebSocket must authenticate.
+        auth_timeout: Duration = duration(100 * MILLISECOND..=5 * MINUTE).or(10 * SECOND),
+        /// Write timeout for slow clients.
+        write_timeout: Duration = duration(100 * MILLISECOND..=5 * MINUTE).or(10 * SECOND),
+        /// Maximum size of a client's message in bytes.
+        max_message_bytes: usize = bytes(1 << 10..=16 << 20).or(16 << 10),
+        /// Maximum number of jobs that a connection subscribes to by id. A feed does not count.
+        max_subscriptions: usize = number(1..=100_000).or(256),
     }
 }
 
-fn defaults(section: &mut Section<'_>) -> Defaults {
-    Defaults {
-        provider: section.text("provider"),
-        tier: section
-            .parsed("tier", parse::tier)
-            .unwrap_or(Tier::Production),
+section! {
+    /// `[callback]`: callback URLs for providers.
+    pub struct CallbackConfig {
+        /// Secret that signs the per-job tokens in callback URLs and the links to authenticated
+        /// outputs. Required if `server.public_url` and a provider are set.
+        secret: Option<SecretString> = signing_secret().or_none(),
     }
 }
 
-fn budgets(section: &mut Section<'_>) -> Budgets {
-    Budgets {
-        unit: section.text("unit").unwrap_or_else(|| "usd".to_owned()),
-        per_job: section.sum("per_job"),
-        per_owner_day: section.sum("per_owner_day"),
+section! {
+    /// `[defaults]`: values for submissions that do not set them.
+    pub struct Defaults {
+        /// Provider of submissions that name none. Without it, the only provider that accepts
+        /// submissions.
+        provider: Option<String> = text().or_none(),
+        /// Limit of the resolution: `development` and `staging` cap submissions at 720p,
+        /// `production` does not.
+        tier: Tier = parsed(parse::tier).or(Tier::Production),
     }
 }
 
-fn providers(reader: &mut Reader) -> BTreeMap<String, ProviderConfig> {
-    let mut providers = BTreeMap::new();
-    for name in reader.names_in("providers") {
-        let key = format!("providers.{name}");
-        let read = provider(&mut reader.section(&key));
-        if !parse::provider_name(&name) {
-            reader.push_error(key, "a provider's name is 1 to 32 of a-z, 0-9 and -");
-        }
-        providers.insert(name, read);
-    }
-    providers
-}
-
-fn provider(section: &mut Section<'_>) -> ProviderConfig {
-    let cadence = Duration::from_millis(50)..=DAY;
-    ProviderConfig {
-        spec: section.text("spec").unwrap_or_else(|| {
-            section.wrong(
-                "spec",
-                "missing: a built-in spec, or the path of a spec file",
-            );
-            String::new()
-        }),
-        base_url: section.parsed("base_url", parse::base_url),
-        api_key: section.secret("api_key", 1),
-        secret_key: section.secret("secret_key", 1),
-        webhook_secrets: section.secrets("webhook_secrets", 1),
-        jwks_url: section.parsed("jwks_url", parse::web_url),
-        poll_after: section.duration("poll_after", cadence.clone()),
-        poll_every: section.duration("poll_every", cadence),
-        cool_down: section.duration("cool_down", Duration::ZERO..=DAY),
-        deadline: section.duration("deadline", SECOND..=YEAR),
-        max_concurrent: section.number("max_concurrent", 1..=100_000),
-        prices: section.prices("prices"),
-        budget_per_day: section.sum("budget_per_day"),
+section! {
+    /// `[limits]`: rate limits.
+    #[derive(Copy)]
+    pub struct Limits {
+        /// Number of jobs that one owner may submit per clock minute.
+        submits_per_minute: Option<usize> = number(1..=1_000_000).or_none(),
     }
 }
 
-/// What two sections must agree on.
-fn cross_field_checks(config: &Config, reader: &mut Reader) {
-    let auth = &config.auth;
-    let blind =
-        auth.hs256_secrets.is_empty() && auth.public_keys.is_empty() && auth.jwks_url.is_none();
-    let tried = ["auth.hs256_secrets", "auth.public_keys", "auth.jwks_url"];
-    if blind && !tried.iter().any(|key| reader.has_error_for(key)) {
-        reader.push_error(
-            "auth",
-            "missing: no token can be verified without hs256_secrets, public_keys or jwks_url",
-        );
+section! {
+    /// `[budgets]`: limits of what submitted jobs may cost.
+    pub struct Budgets {
+        /// Unit of prices and budgets, as in the `cost` that providers report.
+        unit: String = text().or("usd".to_owned()),
+        /// Maximum cost of one job.
+        per_job: Option<f64> = amount().or_none(),
+        /// Maximum cost of one owner's jobs per UTC day.
+        per_owner_day: Option<f64> = amount().or_none(),
     }
-    let called_back = config.server.public_url.is_some() && !config.providers.is_empty();
-    if called_back && config.callback.secret.is_none() && !reader.has_error_for("callback.secret") {
-        reader.push_error(
-            "callback.secret",
-            "missing: server.public_url and a provider are set, and it signs their callback URLs",
-        );
+}
+
+section! {
+    /// `[providers.<name>]`: one account at a provider.
+    pub struct ProviderConfig {
+        /// Name of a built-in provider, or path of a provider definition.
+        spec: String = text().required("required: a built-in provider, or the path of a provider definition"),
+        /// Base URL of the provider's API.
+        base_url: Option<Url> = parsed(parse::base_url).or_definition(),
+        /// The API key, or the public half of a key pair.
+        api_key: Option<SecretString> = secret().or_none(),
+        /// The secret half of a key pair.
+        secret_key: Option<SecretString> = secret().or_none(),
+        /// Secrets that may sign webhooks. Several allow rotation.
+        webhook_secrets: Vec<SecretString> = list(secret()).or_empty(),
+        /// URL of the public keys for webhooks.
+        jwks_url: Option<Url> = parsed(parse::web_url).or_definition(),
+        /// Time without an update after which the hub polls a job.
+        poll_after: Option<Duration> = duration(50 * MILLISECOND..=24 * HOUR).or_definition(),
+        /// Interval of further polls.
+        poll_every: Option<Duration> = duration(50 * MILLISECOND..=24 * HOUR).or_definition(),
+        /// Minimum time between a poll and the next one that an unverified webhook may trigger, at
+        /// most `poll_every`.
+        cool_down: Option<Duration> = duration(Duration::ZERO..=24 * HOUR).or_definition(),
+        /// Time after which a job fails with `timeout`. At most `store.retain_active`, and less
+        /// than the provider keeps its tasks.
+        deadline: Option<Duration> = duration(SECOND..=YEAR).or_definition(),
+        /// Maximum number of jobs at the provider, from submission to terminal status.
+        max_concurrent: Option<usize> = number(1..=100_000).or_definition(),
+        /// Table of prices by model. A model is a name or a pattern with `*`, a price is a number
+        /// or an expression over the request's parameters, such as `"0.07 * duration"`. A name
+        /// takes precedence over a pattern, and a longer pattern over a shorter one.
+        prices: BTreeMap<String, Price> = prices().or_empty(),
+        /// Maximum cost of this provider's jobs per UTC day.
+        budget_per_day: Option<f64> = amount().or_none(),
     }
-    if let Some(name) = &config.defaults.provider
-        && !config.providers.contains_key(name)
-    {
-        let problem = match nearest(name, config.providers.keys()) {
-            Some(near) => format!("names no configured provider, did you mean {near}?"),
-            None => "names no configured provider".to_owned(),
-        };
-        reader.push_error("defaults.provider", problem);
+}
+
+/// PEM files for TLS.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// Certificate chain.
+    pub cert: PathBuf,
+    /// Private key of the certificate.
+    pub key: PathBuf,
+}
+
+impl ServerConfig {
+    /// Returns the files for TLS, or `None` for plain HTTP.
+    #[must_use]
+    pub fn tls(&self) -> Option<TlsFiles> {
+        Some(TlsFiles {
+            cert: self.tls_cert.clone()?,
+            key: self.tls_key.clone()?,
+        })
     }
-    let kept = config.store.retain_active;
-    for (name, provider) in &config.providers {
-        if let Some(deadline) = provider.deadline.filter(|deadline| *deadline > kept) {
-            let [deadline, kept] = [deadline, kept].map(duration::text);
-            reader.push_error(
-                format!("providers.{name}.deadline"),
-                format!("must be at most store.retain_active ({kept}), found {deadline}"),
-            );
+}
+
+/// Limit of the resolution of submissions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// At most 720p.
+    Development,
+    /// At most 720p.
+    Staging,
+    /// No limit.
+    Production,
+}
+
+impl Tier {
+    /// Returns the value in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Development => "development",
+            Self::Staging => "staging",
+            Self::Production => "production",
         }
     }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Price of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Price {
+    /// The same amount for every job.
+    Fixed(f64),
+    /// An expression over the parameters of the request, such as `0.07 * duration`.
+    Expression(String),
 }

@@ -1,9 +1,10 @@
-//! The configuration's promises: which layer wins, and that every key is read and shown.
+//! Precedence of the sources, and reading and printing of every setting.
 
-mod mistakes;
+mod errors;
 mod secrets;
 
 use std::fs;
+use std::time::Duration;
 
 use insta::assert_snapshot;
 use proptest::prelude::*;
@@ -14,8 +15,8 @@ use super::*;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-/// Every key of every section, none at its default.
-const EVERYTHING: &str = r#"
+/// Every setting, each with a value other than its default.
+const ALL_SETTINGS: &str = r#"
 [server]
 bind = "0.0.0.0:9000"
 public_url = "https://hub.example.com/progress"
@@ -90,28 +91,28 @@ fn load(
     let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
     let env = env.iter().map(owned);
     let flags = flags.iter().map(owned).collect();
-    Config::load(Some(&path), env, flags).map_err(|mut mistakes| {
+    Config::load(Some(&path), env, flags).map_err(|mut errors| {
         let folder = format!("{}/", folder.path().display());
-        for mistake in &mut mistakes {
-            mistake.key = mistake.key.replace(&folder, "");
+        for error in &mut errors {
+            error.key = error.key.replace(&folder, "");
         }
-        mistakes
+        errors
     })
 }
 
-fn lines(loaded: Result<Config, Vec<ConfigError>>) -> String {
-    let lines = loaded.expect_err("mistakes").into_iter();
-    lines.map(|mistake| format!("{mistake}\n")).collect()
+fn error_lines(loaded: Result<Config, Vec<ConfigError>>) -> String {
+    let lines = loaded.expect_err("errors").into_iter();
+    lines.map(|error| format!("{error}\n")).collect()
 }
 
-/// A file that is right when `more` is.
+/// Returns a file that is valid if `more` is.
 fn with_secret(more: &str) -> String {
     format!("[auth]\nhs256_secrets = [{SECRET:?}]\n{more}")
 }
 
 #[test]
-fn every_key_is_read_and_shown_without_its_secret() {
-    let config = load(EVERYTHING, &[], &[]).unwrap();
+fn every_setting_is_printed_without_secrets() {
+    let config = load(ALL_SETTINGS, &[], &[]).unwrap();
     assert_snapshot!(config.to_redacted_toml(), @r#"
     [server]
     bind = "0.0.0.0:9000"
@@ -182,7 +183,7 @@ fn every_key_is_read_and_shown_without_its_secret() {
 }
 
 #[test]
-fn the_defaults_are_the_documented_ones() {
+fn defaults_are_printed() {
     assert_snapshot!(Config::defaults().to_redacted_toml(), @r#"
     [server]
     bind = "127.0.0.1:8080"
@@ -234,8 +235,8 @@ fn the_defaults_are_the_documented_ones() {
 }
 
 #[test]
-fn secrets_arrive_as_given() {
-    let config = load(EVERYTHING, &[], &[]).unwrap();
+fn secrets_are_read_unchanged() {
+    let config = load(ALL_SETTINGS, &[], &[]).unwrap();
     let kling = &config.providers["kling-legacy"];
     let all = config.auth.hs256_secrets.iter().chain([
         config.callback.secret.as_ref().unwrap(),
@@ -262,7 +263,7 @@ fn secrets_arrive_as_given() {
 
 #[test]
 fn every_setting_can_be_set_by_environment_and_flags() {
-    let table: toml::Table = EVERYTHING.parse().unwrap();
+    let table: toml::Table = ALL_SETTINGS.parse().unwrap();
     let mut dotted = Vec::new();
     for (section, keys) in &table {
         let named = if section == "providers" {
@@ -286,7 +287,7 @@ fn every_setting_can_be_set_by_environment_and_flags() {
     });
     let by_env = Config::load(None, env, Vec::new()).unwrap();
     let by_flags = Config::load(None, std::iter::empty(), dotted.clone()).unwrap();
-    let by_file = load(EVERYTHING, &[], &[]).unwrap();
+    let by_file = load(ALL_SETTINGS, &[], &[]).unwrap();
     assert_eq!(by_env.to_redacted_toml(), by_file.to_redacted_toml());
     assert_eq!(by_flags.to_redacted_toml(), by_file.to_redacted_toml());
     assert_eq!(by_env.store.url, by_file.store.url);
@@ -294,7 +295,7 @@ fn every_setting_can_be_set_by_environment_and_flags() {
 }
 
 #[test]
-fn later_layers_win() {
+fn later_sources_override_earlier_ones() {
     let file = with_secret("[server]\nbind = \"127.0.0.1:2\"\n");
     let env = [("PROGRESS_HUB__SERVER__BIND", "127.0.0.1:3")];
     let flags = [("server.bind", "127.0.0.1:4")];
@@ -318,7 +319,7 @@ fn empty_value_counts_as_unset() {
 }
 
 #[test]
-fn an_empty_list_replaces_a_longer_one() {
+fn empty_list_replaces_a_longer_one() {
     let file = with_secret("[server]\nallowed_origins = [\"https://a.example\"]\n");
     let env = [("PROGRESS_HUB__SERVER__ALLOWED_ORIGINS", "[]")];
     assert_eq!(
@@ -361,7 +362,7 @@ fn environment_maps_underscore_to_dash_in_provider_names() {
 }
 
 #[test]
-fn origins_take_the_form_that_browsers_send() {
+fn origins_are_normalized_to_the_browser_form() {
     let file = with_secret(
         r#"
         [server]

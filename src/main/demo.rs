@@ -1,101 +1,122 @@
-//! The command `demo`: a hub and a simulated provider that need nothing and leave nothing.
+//! The command `demo`: a hub and a simulated provider without configuration.
 //!
-//! Invariant: both listen on loopback only, since whoever opens the page is signed in.
+//! Both listen on loopback only, because the dashboard signs every visitor in.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Args;
 use progress_hub::config::Config;
-use progress_hub::server::{Demo, DemoScenario};
+use progress_hub::server::{Demo, DemoScenario, Server};
 use progress_hub_simulator::{Scenario, Settings, Simulator};
 use tokio_util::sync::CancellationToken;
 
-use super::{CommandError, bind_server, print, secret, shutdown_signal};
+use crate::error::{UsageError, bind_error};
+use crate::{print, random_secret, shutdown_signal};
 
-/// What the demo's hub is made from: everything is new, on loopback and gone with it.
-pub(crate) async fn demo(bind: Option<SocketAddr>) -> Result<(), CommandError> {
-    let bind = bind.unwrap_or_else(free_address);
+/// Name of the provider in the demo's configuration.
+const PROVIDER: &str = "simulated";
+
+#[derive(Args)]
+pub(crate) struct DemoArgs {
+    /// Address to listen on [default: 127.0.0.1:8080, or a free port if that one is in use]
+    #[arg(long)]
+    bind: Option<SocketAddr>,
+}
+
+pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
+    let bind = args.bind.unwrap_or_else(default_address);
     if !bind.ip().is_loopback() {
-        return Err(
-            anyhow::anyhow!("the demo signs everybody in, so it listens on loopback only").into(),
-        );
+        let message = "--bind: must be a loopback address, because the demo signs every visitor in";
+        return Err(UsageError(message.to_owned()).into());
     }
-    let (api_key, webhook_secret) = (secret(), format!("whsec_{}", secret()));
-    let settings = Settings {
-        api_key: api_key.clone(),
-        webhook_secret: Some(webhook_secret.clone()),
+    let provider = Settings {
+        api_key: random_secret(),
+        webhook_secret: Some(format!("whsec_{}", random_secret())),
         pace: Duration::from_millis(700),
         default_scenario: Scenario::Normal,
     };
-    let simulator =
-        Simulator::bind("127.0.0.1:0", settings).context("can't start the simulated provider")?;
-    let folder = std::env::temp_dir().join(format!(
-        "progress-hub-demo-{}",
-        uuid::Uuid::now_v7().simple()
-    ));
-    std::fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-    let settings = [
-        ("server.bind", bind.to_string()),
-        ("server.drain", "2s".to_owned()),
-        ("auth.hs256_secrets", secret()),
-        ("callback.secret", secret()),
+    let simulator = Simulator::bind("127.0.0.1:0", provider.clone())
+        .context("failed to start the simulated provider")?;
+    let directory = tempfile::tempdir().context("failed to create a temporary directory")?;
+    let config = config(bind, directory.path(), &simulator.url(), provider)?;
+    let server = Server::bind(config, Some(dashboard())).map_err(bind_error)?;
+
+    let stop_simulator = CancellationToken::new();
+    let simulator = tokio::spawn(simulator.run(stop_simulator.clone()));
+    print(&format!(
+        "\n  Open  {}/\n\n  A submitted job finishes in ten seconds. Press Ctrl-C to stop.\n",
+        server.url()
+    ))?;
+    let result = server.run(shutdown_signal()?).await;
+    stop_simulator.cancel();
+    let simulator_result = simulator.await;
+    if let Err(error) = directory.close() {
+        tracing::warn!(%error, "failed to remove demo directory");
+    }
+    result.context("server failed")?;
+    simulator_result
+        .context("simulator panicked")?
+        .context("simulator failed")
+}
+
+fn config(
+    bind: SocketAddr,
+    directory: &Path,
+    base_url: &str,
+    provider: Settings,
+) -> anyhow::Result<Config> {
+    let provider_key = |key: &str| format!("providers.{PROVIDER}.{key}");
+    let database = directory.join("hub.db");
+    let settings = vec![
+        ("server.bind".to_owned(), bind.to_string()),
+        ("server.drain".to_owned(), "2s".to_owned()),
+        ("auth.hs256_secrets".to_owned(), random_secret()),
+        ("callback.secret".to_owned(), random_secret()),
         (
-            "store.url",
-            format!("sqlite://{}", folder.join("hub.db").display()),
+            "store.url".to_owned(),
+            format!("sqlite://{}", database.display()),
         ),
-        ("defaults.provider", "simulated".to_owned()),
-        ("providers.simulated.spec", "kling".to_owned()),
-        ("providers.simulated.base_url", simulator.url()),
-        ("providers.simulated.api_key", api_key),
-        ("providers.simulated.webhook_secrets", webhook_secret),
-        ("providers.simulated.poll_after", "5s".to_owned()),
-        ("providers.simulated.poll_every", "2s".to_owned()),
-        ("providers.simulated.deadline", "45s".to_owned()),
-        ("providers.simulated.max_concurrent", "50".to_owned()),
+        ("defaults.provider".to_owned(), PROVIDER.to_owned()),
+        (provider_key("spec"), "kling".to_owned()),
+        (provider_key("base_url"), base_url.to_owned()),
+        (provider_key("api_key"), provider.api_key),
+        (
+            provider_key("webhook_secrets"),
+            provider.webhook_secret.unwrap_or_default(),
+        ),
+        (provider_key("poll_after"), "5s".to_owned()),
+        (provider_key("poll_every"), "2s".to_owned()),
+        (provider_key("deadline"), "45s".to_owned()),
+        (provider_key("max_concurrent"), "50".to_owned()),
     ];
-    let settings = settings
-        .map(|(key, value)| (key.to_owned(), value))
-        .to_vec();
-    let config = Config::load(None, std::iter::empty(), settings)?;
+    let config = Config::load(None, std::iter::empty(), settings);
+    Ok(config.map_err(UsageError::from)?)
+}
+
+/// Returns what the dashboard offers in the demo.
+fn dashboard() -> Demo {
     let scenario = |scenario: Scenario| DemoScenario {
         name: scenario.name().to_owned(),
         title: scenario.title().to_owned(),
         expect: scenario.expect().to_owned(),
     };
-    let page = Demo {
+    let scenarios = progress_hub_simulator::playable("kling").into_iter();
+    Demo {
         owner: "you".to_owned(),
-        provider: "simulated".to_owned(),
+        provider: PROVIDER.to_owned(),
         model: "kling-v3.0-pro".to_owned(),
-        scenarios: progress_hub_simulator::playable("kling")
-            .into_iter()
-            .map(scenario)
-            .collect(),
-    };
-    let stop = CancellationToken::new();
-    let provider = tokio::spawn(simulator.run(stop.clone()));
-    let server = bind_server(config, Some(page))?;
-    print(&format!(
-        "\n  Open  {}/\n\n  A job runs to its end there in ten seconds. Ctrl-C ends the demo.\n",
-        server.url()
-    ))?;
-    let served = server.run(shutdown_signal()?).await;
-    stop.cancel();
-    let simulated = provider.await;
-    if let Err(error) = std::fs::remove_dir_all(&folder) {
-        tracing::warn!(%error, folder = %folder.display(), "can't clean up");
+        scenarios: scenarios.map(scenario).collect(),
     }
-    served.context("the demo's hub failed")?;
-    Ok(simulated
-        .context("the simulated provider failed")?
-        .context("the simulated provider failed")?)
 }
 
-/// The usual port, or one that is free.
-fn free_address() -> SocketAddr {
-    let usual = SocketAddr::from(([127, 0, 0, 1], 8080));
-    match std::net::TcpListener::bind(usual) {
-        Ok(_) => usual,
-        Err(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
+/// Returns the default address, with port 0 if its port is in use.
+fn default_address() -> SocketAddr {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+    match TcpListener::bind(address) {
+        Ok(_) => address,
+        Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     }
 }

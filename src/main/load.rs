@@ -1,149 +1,148 @@
-//! The command `load`: gives the load program its hub and its tokens, and shows what it found.
+//! The command `load`: provides the load test with a hub and tokens, and prints its report.
 //!
-//! Invariant: secrets come from the configuration and the environment, never from a flag of its own.
+//! Secrets come from the configuration and the environment, never from options.
 
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, bail};
 use clap::Args;
 use progress_hub::config::Config;
 use progress_hub_auth::jwt::Minter;
 use progress_hub_load::{Access, Arguments, Hub, OWNER, Report, Tokens, UpdateMethod};
 use secrecy::SecretString;
 
-use super::{CommandError, ConfigArgs, print, secret, shutdown_signal};
+use crate::arguments::ConfigArgs;
+use crate::error::UsageError;
+use crate::{print, random_secret, shutdown_signal};
 
-/// Where an admin's token is looked for, when there is no secret to mint one with.
+/// Environment variable with a token of scope `admin`, used if there is no secret to sign tokens.
 const TOKEN: &str = "PROGRESS_HUB_TOKEN";
 
-/// Where the secret of webhooks is looked for, when the configuration does not have it.
+/// Environment variable with the secret of webhooks. Overrides the configuration.
 const WEBHOOK_SECRET: &str = "PROGRESS_HUB_WEBHOOK_SECRET";
 
-/// How long the tokens of a run last.
-const TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// Lifetime of the tokens of a run, which is also its maximum duration.
+const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   progress-hub load
-      1,000 sockets, 100 jobs, 100 updates a second, for 10 s, at a hub started for it
-  progress-hub load -n 10000 -j 1000 -r 1000 -d 30s --storm --html load.html
-      The same with more of all, a reconnect storm at its end, and a page with charts
+      Starts a hub. 1,000 sockets, 100 jobs, 100 updates per second for 10 s
+  progress-hub load -n 10000 -j 1000 -r 1000 -d 30s --reconnect-storm --html load.html
+      A larger run that ends with a reconnect storm and writes a page with charts
   progress-hub load --url http://127.0.0.1:8080 --config hub.toml --pid $(pgrep -f 'progress-hub serve')
-      A hub that runs here, with the secrets of its own configuration
+      Tests a running hub, with the secrets of its configuration
   progress-hub load --url http://127.0.0.1:8080 --config hub.toml --by webhook --provider studio
-      Updates as signed webhooks of its provider 'studio'
+      Sends updates as signed webhooks of the provider 'studio'
   progress-hub load -n 2000 --slow 5% --churn 2% --by standard-webhook --json - | jq .latency
-      Slow readers and comings and goings, figures as JSON
+      Slow and reconnecting clients, results as JSON
 
-Secrets, for a hub at --url: auth.hs256_secrets mints the tokens, by --config, or
-PROGRESS_HUB__AUTH__HS256_SECRETS; or PROGRESS_HUB_TOKEN is a token of scope admin, by which the hub
-mints them. Webhooks are signed with providers.<NAME>.webhook_secrets, or PROGRESS_HUB_WEBHOOK_SECRET.
-Webhooks want a provider of the spec 'generic' (--by webhook) or 'kling' (--by standard-webhook).
+Secrets for a hub at --url: auth.hs256_secrets signs the tokens. It comes from --config or
+PROGRESS_HUB__AUTH__HS256_SECRETS. Alternatively, PROGRESS_HUB_TOKEN is a token of scope admin, with
+which the hub mints them. PROGRESS_HUB_WEBHOOK_SECRET or providers.<NAME>.webhook_secrets signs
+webhooks. The provider must have the definition 'generic' (--by webhook) or 'kling'
+(--by standard-webhook).
 
-Exit codes: 0 all is well, 1 a check or the run failed, 2 a mistake in flags or configuration.";
+Exit codes: 0 if all checks pass, 1 if a check or the run fails, 2 for invalid arguments or
+configuration.";
 
-/// The flags of `load`, and where its secrets are.
 #[derive(Args)]
-pub(crate) struct Load {
+pub(crate) struct LoadArgs {
     #[command(flatten)]
-    configured: ConfigArgs,
+    config: ConfigArgs,
     #[command(flatten)]
     arguments: Arguments,
 }
 
-impl From<progress_hub_load::Error> for CommandError {
-    fn from(error: progress_hub_load::Error) -> Self {
-        match error {
-            progress_hub_load::Error::Mistakes(mistakes) => Self::Wrong(mistakes.to_string()),
-            progress_hub_load::Error::NoProcess(_) => Self::Wrong(error.to_string()),
-            progress_hub_load::Error::Token(_)
-            | progress_hub_load::Error::Unanswered(..)
-            | progress_hub_load::Error::System(_)
-            | progress_hub_load::Error::Stopped => Self::Failed(error.into()),
+fn load_error(error: progress_hub_load::Error) -> anyhow::Error {
+    match error {
+        progress_hub_load::Error::Mistakes(_) | progress_hub_load::Error::NoProcess(_) => {
+            UsageError(error.to_string()).into()
         }
+        progress_hub_load::Error::Token(_)
+        | progress_hub_load::Error::Unanswered(..)
+        | progress_hub_load::Error::System(_)
+        | progress_hub_load::Error::Stopped => error.into(),
     }
 }
 
-impl Load {
-    /// Runs it, and shows what came out.
-    pub(crate) async fn run(self: Box<Self>) -> Result<(), CommandError> {
-        let Self {
-            configured,
-            mut arguments,
-        } = *self;
-        progress_hub_load::check(&arguments).map_err(progress_hub_load::Error::from)?;
-        let stop = shutdown_signal()?;
-        let report = match arguments.url.clone() {
-            Some(url) => {
-                let access = configured.access(&arguments)?;
-                progress_hub_load::run(arguments.clone(), url, arguments.pid, access, stop).await?
-            }
-            None => {
-                let (settings, access) = own(&mut arguments, configured)?;
-                let program = std::env::current_exe().context("can't find this program")?;
-                let hub = Hub::start(&program, &settings)
-                    .await
-                    .map_err(anyhow::Error::from)?;
-                let url = hub.url().clone();
-                let ran =
-                    progress_hub_load::run(arguments.clone(), url, hub.pid(), access, stop).await;
-                hub.stop().await;
-                ran?
-            }
-        };
-        show(&report, &arguments)?;
-        if report.ok {
-            return Ok(());
+pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<()> {
+    let LoadArgs {
+        config,
+        mut arguments,
+    } = args;
+    progress_hub_load::check(&arguments).map_err(|errors| UsageError(errors.to_string()))?;
+    let shutdown = shutdown_signal()?;
+    let report = match arguments.url.clone() {
+        Some(url) => {
+            let access = access_to_running_hub(config, &arguments)?;
+            let pid = arguments.pid;
+            progress_hub_load::run(arguments.clone(), url, pid, access, shutdown).await
         }
-        let violations = report.checks.violations;
-        Err(anyhow!("{violations} violation(s), see the checks").into())
-    }
-}
-
-impl ConfigArgs {
-    /// Tokens and secrets for a hub that runs already.
-    fn access(self, arguments: &Arguments) -> Result<Access, CommandError> {
-        let environment = |name: &str| {
-            let value = std::env::var(name).ok().filter(|value| !value.is_empty());
-            value.map(SecretString::from)
-        };
-        let admin = environment(TOKEN).filter(|_| self.config.is_none());
-        let given = environment(WEBHOOK_SECRET);
-        if let Some(admin) = admin {
-            return Ok(Access {
-                tokens: Tokens::Admin(admin),
-                webhook_secret: given,
-            });
+        None => {
+            let (settings, access) = settings_of_started_hub(&mut arguments, config)?;
+            let program = std::env::current_exe().context("failed to find the executable")?;
+            let hub = Hub::start(&program, &settings).await?;
+            let (url, pid) = (hub.url().clone(), hub.pid());
+            let result =
+                progress_hub_load::run(arguments.clone(), url, pid, access, shutdown).await;
+            hub.stop().await;
+            result
         }
-        let config = self.load()?;
-        let provider = config.providers.get(&arguments.provider);
-        let configured = provider.and_then(|provider| provider.webhook_secrets.first().cloned());
-        let webhook_secret = given.or(configured);
-        if arguments.is_by_webhook() && webhook_secret.is_none() {
-            return Err(CommandError::Wrong(format!(
-                "--provider {}: neither {WEBHOOK_SECRET} nor the configuration has the secret of its \
-                 webhooks",
-                arguments.provider
-            )));
-        }
-        Ok(Access {
-            tokens: minted(&config)?,
-            webhook_secret,
-        })
-    }
-}
-
-fn minted(config: &Config) -> Result<Tokens, CommandError> {
-    let no_secret = || {
-        CommandError::Wrong(format!(
-            "auth.hs256_secrets is needed to mint tokens, or an admin's token in {TOKEN}"
-        ))
     };
-    let minter = Minter::new(&config.auth).ok_or_else(no_secret)?;
-    let mint = |scope: &str| -> anyhow::Result<SecretString> {
-        let minted = minter.mint(OWNER, None, Some(scope), TTL, jiff::Timestamp::now());
-        Ok(minted.context("can't mint a token")?.token.into())
+    let report = report.map_err(load_error)?;
+    write_report(&report, &arguments)?;
+    if report.ok {
+        return Ok(());
+    }
+    let violations = report.checks.violations;
+    bail!("{violations} violations; see the checks")
+}
+
+/// Returns tokens and secrets for a hub that is running already.
+fn access_to_running_hub(config: ConfigArgs, arguments: &Arguments) -> anyhow::Result<Access> {
+    let environment = |name: &str| {
+        let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+        value.map(SecretString::from)
+    };
+    let webhook_secret = environment(WEBHOOK_SECRET);
+    if config.config.is_none()
+        && let Some(token) = environment(TOKEN)
+    {
+        return Ok(Access {
+            tokens: Tokens::Admin(token),
+            webhook_secret,
+        });
+    }
+    let config = config.load()?;
+    let configured = || {
+        let provider = config.providers.get(&arguments.provider)?;
+        provider.webhook_secrets.first().cloned()
+    };
+    let webhook_secret = webhook_secret.or_else(configured);
+    if arguments.is_by_webhook() && webhook_secret.is_none() {
+        let message = format!(
+            "--provider {}: set {WEBHOOK_SECRET}, or webhook_secrets in the configuration",
+            arguments.provider
+        );
+        return Err(UsageError(message).into());
+    }
+    Ok(Access {
+        tokens: mint_tokens(&config)?,
+        webhook_secret,
+    })
+}
+
+fn mint_tokens(config: &Config) -> anyhow::Result<Tokens> {
+    let minter = Minter::new(&config.auth).ok_or_else(|| {
+        UsageError(format!(
+            "set auth.hs256_secrets to sign tokens, or {TOKEN} to a token of scope admin"
+        ))
+    })?;
+    let mint = |scope: &str| {
+        let minted = minter.mint(OWNER, None, Some(scope), TOKEN_TTL, jiff::Timestamp::now());
+        minted.map(|minted| SecretString::from(minted.token))
     };
     Ok(Tokens::Minted {
         reader: mint("jobs:read")?,
@@ -151,26 +150,22 @@ fn minted(config: &Config) -> Result<Tokens, CommandError> {
     })
 }
 
-/// Settings of a hub, each by its key.
-type Settings = Vec<(String, String)>;
-
-/// A hub for one run: its settings, and what may be done there. What the caller sets is on top.
-fn own(
+/// Returns settings for a hub that is started for the run, as keys and values, and access to it. The
+/// settings of `--set` override the others.
+fn settings_of_started_hub(
     arguments: &mut Arguments,
-    configured: ConfigArgs,
-) -> Result<(Settings, Access), CommandError> {
-    if configured.config.is_some() {
-        let text = "--config: is for a hub at --url; the one that is started takes --set";
-        return Err(CommandError::Wrong(text.to_owned()));
+    config: ConfigArgs,
+) -> anyhow::Result<(Vec<(String, String)>, Access)> {
+    if config.config.is_some() {
+        let message = "--config: requires --url; use --set for the hub that is started";
+        return Err(UsageError(message.to_owned()).into());
     }
-    let webhook_secret = format!("whsec_{}", secret());
+    let webhook_secret = format!("whsec_{}", random_secret());
+    let max_subscriptions = arguments.subscriptions.max(256).to_string();
     let mut settings = vec![
         ("server.bind", "127.0.0.1:0".to_owned()),
-        ("auth.hs256_secrets", secret()),
-        (
-            "socket.max_subscriptions",
-            arguments.subscriptions.max(256).to_string(),
-        ),
+        ("auth.hs256_secrets", random_secret()),
+        ("socket.max_subscriptions", max_subscriptions),
     ];
     let spec = match arguments.by {
         UpdateMethod::Push => None,
@@ -185,32 +180,33 @@ fn own(
         ]);
     }
     if arguments.by == UpdateMethod::StandardWebhook {
-        // It is never asked: nobody is there, and webhooks say it all.
+        // The hub never polls the provider, which does not exist.
         settings.extend([
             ("providers.load.api_key", "none".to_owned()),
             ("providers.load.base_url", "http://127.0.0.1:9".to_owned()),
             ("providers.load.poll_after", "24h".to_owned()),
         ]);
     }
-    let ours = settings
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value));
-    let settings: Settings = ours.chain(configured.set).collect();
-    let tokens = minted(&Config::load(None, std::iter::empty(), settings.clone())?)?;
+    let settings = settings.into_iter();
+    let settings = settings.map(|(key, value)| (key.to_owned(), value));
+    let settings: Vec<_> = settings.chain(config.set).collect();
+    let config = Config::load(None, std::iter::empty(), settings.clone());
+    let config = config.map_err(UsageError::from)?;
     let access = Access {
-        tokens,
+        tokens: mint_tokens(&config)?,
         webhook_secret: Some(webhook_secret.into()),
     };
     Ok((settings, access))
 }
 
-fn show(report: &Report, arguments: &Arguments) -> Result<(), CommandError> {
-    let json = || serde_json::to_string_pretty(report).context("can't write the figures");
+/// Writes the report in the formats that the arguments select.
+fn write_report(report: &Report, arguments: &Arguments) -> anyhow::Result<()> {
+    let json = || serde_json::to_string_pretty(report).context("failed to serialize the results");
     let write = |path: &Path, text: String| {
-        std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
+        std::fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
     };
     if let Some(path) = &arguments.html {
-        write(path, report.page().context("can't make the page")?)?;
+        write(path, report.page().context("failed to render the page")?)?;
     }
     match arguments.json.as_deref() {
         Some(path) if path == Path::new("-") => return print(&json()?),

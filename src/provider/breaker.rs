@@ -252,7 +252,7 @@ impl CircuitBreaker {
     }
 
     fn log_transition(&self, standing: ProviderHealth) {
-        let (name, state) = (&self.provider, standing.state.word());
+        let (name, state) = (&self.provider, standing.state.as_str());
         let until = standing.until.map(tracing::field::display);
         match standing.state {
             ProviderState::Available => {

@@ -64,7 +64,7 @@ impl RequestError {
             Self::Rejected(refused) if refused.failure.kind == FailureKind::RateLimit => {
                 Some(CallOutcome::RateLimited)
             }
-            Self::Rejected(_) => Some(CallOutcome::Refused),
+            Self::Rejected(_) => Some(CallOutcome::Rejected),
             Self::NoResponse(_) | Self::InvalidSpec(_) => Some(CallOutcome::NoResponse),
             Self::CircuitOpen(_) => None,
         }

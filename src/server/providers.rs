@@ -60,7 +60,7 @@ fn shown(provider: &Provider, is_for_admin: bool, now: Time) -> Value {
 /// A word for each provider, as `/v1/health` tells it.
 pub fn states(providers: &Providers) -> Map<String, Value> {
     let now = Time::now();
-    let state = |provider: &Provider| provider.gate().health(now).state.word();
+    let state = |provider: &Provider| provider.gate().health(now).state.as_str();
     providers
         .iter()
         .map(|provider| (provider.name().to_owned(), state(provider).into()))

@@ -1,182 +1,125 @@
-//! The words that tell numbers of one kind apart.
+//! Values of metric labels.
 //!
-//! Invariant: each is one of a closed list, so no request can make up a new time series.
+//! Every label has a fixed set of values, so a request cannot create a time series.
 
 use serde::{Deserialize, Serialize};
 
 use crate::job::Source;
 
-/// How a client follows its jobs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionKind {
-    /// `GET /v1/ws`.
-    Websocket,
-    /// `GET /v1/events`.
-    Sse,
-    /// `GET /v1/jobs/{id}?wait=`.
-    Poll,
+/// Defines enums whose variants are the values of a label.
+macro_rules! labels {
+    ($(
+        $(#[$meta:meta])*
+        pub enum $name:ident {
+            $($(#[$variant_meta:meta])* $variant:ident = $value:literal,)+
+        }
+    )+) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$variant_meta])* $variant,)+
+        }
+
+        impl $name {
+            /// All values, in the order of declaration.
+            pub const ALL: [Self; [$($value),+].len()] = [$(Self::$variant),+];
+
+            /// Returns the value as it appears in metrics and JSON.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $value,)+
+                }
+            }
+        }
+    )+};
 }
 
-impl ConnectionKind {
-    /// All of them.
-    pub(super) const ALL: [Self; 3] = [Self::Websocket, Self::Sse, Self::Poll];
+labels! {
+    /// How a client receives updates.
+    pub enum ConnectionKind {
+        /// `GET /v1/ws`.
+        Websocket = "websocket",
+        /// `GET /v1/events`.
+        Sse = "sse",
+        /// `GET /v1/jobs/{id}?wait=`.
+        Poll = "poll",
+    }
 
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            Self::Websocket => "websocket",
-            Self::Sse => "sse",
-            Self::Poll => "poll",
-        }
+    /// Result of a received webhook.
+    pub enum WebhookOutcome {
+        /// The job changed.
+        Applied = "applied",
+        /// The job had this state already.
+        Unchanged = "unchanged",
+        /// No job is known for the task.
+        Unmatched = "unmatched",
+        /// The signature is missing, wrong or too old.
+        Unauthorized = "unauthorized",
+        /// The payload is not in the provider's format.
+        Malformed = "malformed",
+        /// The update could not be stored, or the sender's public keys could not be fetched.
+        Unavailable = "unavailable",
+        /// The body exceeds `server.max_body_bytes`.
+        TooLarge = "too_large",
+        /// The provider is not configured, or the callback token is invalid.
+        Unknown = "unknown",
+    }
+
+    /// Purpose of a request to a provider.
+    pub enum ProviderOperation {
+        /// Submits a job.
+        Submit = "submit",
+        /// Reads the state of a job.
+        Query = "query",
+        /// Cancels a job.
+        Cancel = "cancel",
+        /// Reads the balance of the account.
+        Balance = "balance",
+    }
+
+    /// Result of a request to a provider.
+    pub enum CallOutcome {
+        /// The provider accepted the request.
+        Ok = "ok",
+        /// The provider limits the rate.
+        RateLimited = "rate_limited",
+        /// The provider rejected the request or the key.
+        Rejected = "rejected",
+        /// No response, or one that cannot be interpreted.
+        NoResponse = "no_response",
+    }
+
+    /// Reason why a submission was rejected before the job was stored.
+    pub enum AdmissionRejection {
+        /// A parameter is invalid, or the tier does not allow it.
+        Parameters = "parameters",
+        /// The request contains inline data, or is too large.
+        Payload = "payload",
+        /// A budget is set and the model has no price.
+        Price = "price",
+        /// A budget does not allow the job.
+        Budget = "budget",
+        /// The owner has reached `limits.submits_per_minute`.
+        Rate = "rate",
+    }
+
+    /// State of a provider. The order is by severity.
+    #[derive(PartialOrd, Ord, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum ProviderState {
+        /// Requests are sent.
+        Available = "available",
+        /// The provider limits the rate. Requests wait until it allows more.
+        RateLimited = "rate_limited",
+        /// The provider fails or cannot be reached.
+        Unavailable = "unavailable",
+        /// The account has no credit, or the key is rejected. An operator has to act.
+        Suspended = "suspended",
     }
 }
 
-/// What became of a webhook.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WebhookOutcome {
-    /// It changed its job.
-    Applied,
-    /// Its job knew it already.
-    Unchanged,
-    /// It belongs to no job that is known.
-    Unmatched,
-    /// Its signature was missing, wrong or stale.
-    Unauthorized,
-    /// It has not its provider's shape.
-    Malformed,
-    /// It could not be stored.
-    Unavailable,
-    /// Its body was over the limit.
-    TooLarge,
-    /// It named no configured provider, or a callback token that is none.
-    Unknown,
-}
-
-impl WebhookOutcome {
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            Self::Applied => "applied",
-            Self::Unchanged => "unchanged",
-            Self::Unmatched => "unmatched",
-            Self::Unauthorized => "unauthorized",
-            Self::Malformed => "malformed",
-            Self::Unavailable => "unavailable",
-            Self::TooLarge => "too_large",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
-/// What a provider was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProviderOperation {
-    /// To take a job.
-    Submit,
-    /// How a job is.
-    Query,
-    /// To end a job.
-    Cancel,
-    /// What is left on the account.
-    Balance,
-}
-
-impl ProviderOperation {
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            Self::Submit => "submit",
-            Self::Query => "ask",
-            Self::Cancel => "cancel",
-            Self::Balance => "balance",
-        }
-    }
-}
-
-/// How a provider answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallOutcome {
-    /// As asked.
-    Ok,
-    /// Not now: it limits the rate.
-    RateLimited,
-    /// No: the request or the key is at fault.
-    Refused,
-    /// There was no answer, or none that can be understood.
-    NoResponse,
-}
-
-impl CallOutcome {
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::RateLimited => "rate_limited",
-            Self::Refused => "refused",
-            Self::NoResponse => "unanswered",
-        }
-    }
-}
-
-/// Why a submit was refused before anything was kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdmissionRejection {
-    /// A parameter makes no sense, or is more than the tier allows.
-    Parameters,
-    /// It carries data where a URL belongs, or is too long.
-    Payload,
-    /// Nobody knows what it would cost.
-    Price,
-    /// A budget does not allow it.
-    Budget,
-    /// Its owner submits too often.
-    Rate,
-}
-
-impl AdmissionRejection {
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            Self::Parameters => "parameters",
-            Self::Payload => "payload",
-            Self::Price => "price",
-            Self::Budget => "budget",
-            Self::Rate => "rate",
-        }
-    }
-}
-
-/// How a provider is, in a word; a later one is worse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProviderState {
-    /// Whatever is due is sent.
-    Available,
-    /// It asked to be left alone for a while.
-    RateLimited,
-    /// It fails, or can't be reached.
-    Unavailable,
-    /// Its account has no credit, or its key is refused: somebody must do something.
-    Suspended,
-}
-
-impl ProviderState {
-    /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self::Available,
-        Self::RateLimited,
-        Self::Unavailable,
-        Self::Suspended,
-    ];
-
-    /// As documents and metrics say it.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Available => "open",
-            Self::RateLimited => "paused",
-            Self::Unavailable => "failing",
-            Self::Suspended => "stopped",
-        }
-    }
-}
-
-/// Every source of news.
+/// All sources of an update.
 pub(super) const SOURCES: [Source; 6] = [
     Source::Api,
     Source::Submit,
@@ -186,6 +129,7 @@ pub(super) const SOURCES: [Source; 6] = [
     Source::Deadline,
 ];
 
+/// Returns the label value of a source.
 pub(super) const fn source(source: Source) -> &'static str {
     match source {
         Source::Api => "api",
@@ -197,29 +141,18 @@ pub(super) const fn source(source: Source) -> &'static str {
     }
 }
 
-/// A WebSocket close code as a word. Clients choose theirs freely, so only those of RFC 6455 and
-/// of our own protocol are told apart.
-pub(super) const fn close_code(code: u16) -> &'static str {
-    match code {
-        1000 => "1000",
-        1001 => "1001",
-        1002 => "1002",
-        1003 => "1003",
-        1005 => "1005",
-        1006 => "1006",
-        1007 => "1007",
-        1008 => "1008",
-        1009 => "1009",
-        1011 => "1011",
-        1012 => "1012",
-        4001 => "4001",
-        4002 => "4002",
-        4003 => "4003",
-        4008 => "4008",
-        4009 => "4009",
-        4100 => "4100",
-        4101 => "4101",
-        4200 => "4200",
-        _ => "other",
+/// Close codes of RFC 6455 and of the hub's protocol.
+const CLOSE_CODES: [u16; 19] = [
+    1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 4001, 4002, 4003, 4008, 4009,
+    4100, 4101, 4200,
+];
+
+/// Returns the label value of a WebSocket close code. Clients choose codes freely, so unknown codes
+/// become `other`.
+pub(super) fn close_code(code: u16) -> String {
+    if CLOSE_CODES.contains(&code) {
+        code.to_string()
+    } else {
+        "other".to_owned()
     }
 }

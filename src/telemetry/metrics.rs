@@ -1,7 +1,7 @@
-//! The numbers at `/metrics`, counted where things happen.
+//! Metrics of one node, rendered at `/metrics`.
 //!
-//! Invariant: the number of time series is bounded by the configuration. A label is a word of
-//! `labels` or the name of a configured provider, never what a request says.
+//! The configuration bounds the number of time series: the value of a label is either fixed or the
+//! name of a configured provider.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::labels::{
     self, AdmissionRejection, CallOutcome, ConnectionKind, ProviderOperation, ProviderState,
@@ -20,88 +20,67 @@ use super::labels::{
 };
 use crate::job::Source;
 
-/// The `Content-Type` of what [`Metrics::render`] writes.
+/// `Content-Type` of [`Metrics::render`].
 pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct KindLabels {
-    kind: &'static str,
+/// Defines sets of labels.
+macro_rules! label_sets {
+    ($($name:ident { $($label:ident: $value:ty),+ })+) => {$(
+        #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+        struct $name {
+            $($label: $value,)+
+        }
+    )+};
 }
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct WebhookLabels {
-    provider: String,
-    outcome: &'static str,
+label_sets! {
+    KindLabels { kind: &'static str }
+    WebhookLabels { provider: String, outcome: &'static str }
+    RequestLabels { provider: String, operation: &'static str, outcome: &'static str }
+    StateLabels { provider: String, state: &'static str }
+    ProviderLabels { provider: String }
+    ReasonLabels { reason: &'static str }
+    SourceLabels { source: &'static str }
+    CloseLabels { code: String }
 }
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct CallLabels {
-    provider: String,
-    call: &'static str,
-    outcome: &'static str,
-}
+/// Counter of an amount of money.
+type AmountCounter = Counter<f64, AtomicU64>;
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct StateLabels {
-    provider: String,
-    state: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ProviderLabels {
-    provider: String,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct SourceLabels {
-    source: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct CloseLabels {
-    code: &'static str,
-}
-
-/// Money, which comes in fractions.
-type Sum = Counter<f64, AtomicU64>;
-
-/// One hub's numbers. All methods take `&self`, from any thread.
+/// Metrics of one node. All methods take `&self` and can be called from any thread.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    connections: PerConnection<Gauge>,
-    watched_jobs: Gauge,
-    deliveries: PerConnection<Counter>,
+    connections: PerConnectionKind<Gauge>,
+    subscribed_jobs: Gauge,
+    deliveries: PerConnectionKind<Counter>,
     webhooks: Family<WebhookLabels, Counter>,
-    provider_calls: Family<CallLabels, Counter>,
+    provider_requests: Family<RequestLabels, Counter>,
     provider_state: Family<StateLabels, Gauge>,
-    provider_turns: Family<StateLabels, Counter>,
+    provider_state_transitions: Family<StateLabels, Counter>,
     provider_balance: Family<ProviderLabels, Gauge<f64, AtomicU64>>,
-    updates: Family<SourceLabels, Counter>,
-    submits_refused: Family<ReasonLabels, Counter>,
-    budget_reserved: Family<ProviderLabels, Sum>,
-    budget_spent: Family<ProviderLabels, Sum>,
-    sockets_closed: Family<CloseLabels, Counter>,
-    webhook_time: Histogram,
+    job_updates: Family<SourceLabels, Counter>,
+    submissions_rejected: Family<ReasonLabels, Counter>,
+    budget_reserved: Family<ProviderLabels, AmountCounter>,
+    budget_spent: Family<ProviderLabels, AmountCounter>,
+    websocket_closes: Family<CloseLabels, Counter>,
+    webhook_duration: Histogram,
 }
 
-/// Looked up once, because deliveries are counted by the hundred thousand.
+/// One metric for each kind of connection. A lookup by label for each delivery would be too slow.
 #[derive(Debug)]
-struct PerConnection<M> {
+struct PerConnectionKind<M> {
     websocket: M,
     sse: M,
     poll: M,
 }
 
-impl<M: Clone + Default> PerConnection<M> {
-    fn of(family: &Family<KindLabels, M>) -> Self {
-        let [websocket, sse, poll] = ConnectionKind::ALL
-            .map(|kind| family.get_or_create_owned(&KindLabels { kind: kind.word() }));
+impl<M: Clone + Default> PerConnectionKind<M> {
+    fn new(family: &Family<KindLabels, M>) -> Self {
+        let [websocket, sse, poll] = ConnectionKind::ALL.map(|kind| {
+            let kind = kind.as_str();
+            family.get_or_create_owned(&KindLabels { kind })
+        });
         Self {
             websocket,
             sse,
@@ -118,9 +97,9 @@ impl<M: Clone + Default> PerConnection<M> {
     }
 }
 
-/// One connection in the gauge, until it is dropped.
+/// An open connection. Dropping it decrements the gauge.
 #[derive(Debug)]
-#[must_use = "the connection is counted for as long as this lives"]
+#[must_use = "the connection is counted until this is dropped"]
 pub struct OpenConnection(Gauge);
 
 impl Drop for OpenConnection {
@@ -129,228 +108,185 @@ impl Drop for OpenConnection {
     }
 }
 
+/// Creates a metric and registers it.
+fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
 impl Metrics {
-    /// All numbers at zero.
+    /// Creates the metrics, all at zero.
     #[must_use]
+    #[rustfmt::skip] // a metric a line
     pub fn new() -> Self {
-        let connections = Family::default();
-        let deliveries = Family::default();
-        let mut metrics = Self {
-            registry: Registry::with_prefix("progress_hub"),
-            connections: PerConnection::of(&connections),
-            watched_jobs: Gauge::default(),
-            deliveries: PerConnection::of(&deliveries),
-            webhooks: Family::default(),
-            provider_calls: Family::default(),
-            provider_state: Family::default(),
-            provider_turns: Family::default(),
-            provider_balance: Family::default(),
-            updates: Family::default(),
-            submits_refused: Family::default(),
-            budget_reserved: Family::default(),
-            budget_spent: Family::default(),
-            sockets_closed: Family::default(),
-            webhook_time: Histogram::new(exponential_buckets(0.000_5, 2.0, 15)),
+        let mut registry = Registry::with_prefix("progress_hub");
+        let r = &mut registry;
+        let connections = register(r, "connections", "Open connections");
+        let subscribed_jobs = register(r, "subscribed_jobs", "Jobs that at least one connection subscribes to");
+        let deliveries = register(r, "deliveries", "Job documents delivered to connections");
+        let webhooks = register(r, "webhooks", "Webhooks received");
+        let provider_requests = register(r, "provider_requests", "Requests to providers");
+        let provider_state = register(r, "provider_state", "Provider state (1 = current)");
+        let provider_state_transitions = register(r, "provider_state_transitions", "Transitions of a provider to a state");
+        let provider_balance = register(r, "provider_balance", "Balance of the provider account when last read");
+        let job_updates = register(r, "job_updates", "Updates that changed a job");
+        let submissions_rejected = register(r, "submissions_rejected", "Submissions rejected before the job was stored");
+        let budget_reserved = register(r, "budget_reserved", "Budget reserved for accepted jobs, in budgets.unit");
+        let budget_spent = register(r, "budget_spent", "Budget spent by finished jobs, in budgets.unit");
+        let websocket_closes = register(r, "websocket_closes", "Closed WebSockets, by close code");
+        let webhook_duration = Histogram::new(exponential_buckets(0.000_5, 2.0, 15));
+        r.register_with_unit("webhook_duration", "Time from the arrival of a webhook to its response", Unit::Seconds, webhook_duration.clone());
+        let metrics = Self {
+            registry,
+            connections: PerConnectionKind::new(&connections),
+            subscribed_jobs,
+            deliveries: PerConnectionKind::new(&deliveries),
+            webhooks,
+            provider_requests,
+            provider_state,
+            provider_state_transitions,
+            provider_balance,
+            job_updates,
+            submissions_rejected,
+            budget_reserved,
+            budget_spent,
+            websocket_closes,
+            webhook_duration,
         };
         for source in labels::SOURCES {
-            metrics.update_counter(source);
+            metrics.job_update_counter(source);
         }
-        metrics.register(connections, deliveries);
         metrics
     }
 
-    fn register(
-        &mut self,
-        connections: Family<KindLabels, Gauge>,
-        deliveries: Family<KindLabels, Counter>,
-    ) {
-        let registry = &mut self.registry;
-        registry.register("connections", "Open connections", connections);
-        registry.register(
-            "watched_jobs",
-            "Jobs that at least one connection watches",
-            self.watched_jobs.clone(),
-        );
-        registry.register(
-            "deliveries",
-            "Job documents handed to connections",
-            deliveries,
-        );
-        registry.register("webhooks", "Webhooks received", self.webhooks.clone());
-        registry.register(
-            "provider_calls",
-            "Requests to providers",
-            self.provider_calls.clone(),
-        );
-        registry.register(
-            "provider_state",
-            "1 for the state that a provider is in",
-            self.provider_state.clone(),
-        );
-        registry.register(
-            "provider_turns",
-            "How often a provider came to a state",
-            self.provider_turns.clone(),
-        );
-        registry.register(
-            "provider_balance",
-            "What was left on a provider's account",
-            self.provider_balance.clone(),
-        );
-        registry.register(
-            "updates",
-            "Updates that changed a job",
-            self.updates.clone(),
-        );
-        registry.register(
-            "submits_refused",
-            "Submits refused before anything was kept",
-            self.submits_refused.clone(),
-        );
-        registry.register(
-            "reserved",
-            "What was set aside for jobs, in budgets.unit",
-            self.budget_reserved.clone(),
-        );
-        registry.register(
-            "spent",
-            "What ended jobs came to, in budgets.unit",
-            self.budget_spent.clone(),
-        );
-        registry.register(
-            "sockets_closed",
-            "WebSockets closed, by close code",
-            self.sockets_closed.clone(),
-        );
-        registry.register_with_unit(
-            "webhook",
-            "From a webhook's arrival to its answer",
-            Unit::Seconds,
-            self.webhook_time.clone(),
-        );
-    }
-
-    /// A connection opened; it counts until the answer is dropped.
+    /// Counts an open connection until the returned guard is dropped.
     pub fn connection_opened(&self, kind: ConnectionKind) -> OpenConnection {
         let gauge = self.connections.get(kind).clone();
         gauge.inc();
         OpenConnection(gauge)
     }
 
-    /// So many jobs have at least one watcher on this node.
+    /// Sets the number of jobs that at least one connection of this node subscribes to.
     pub fn set_subscribed_jobs(&self, jobs: usize) {
-        self.watched_jobs
+        self.subscribed_jobs
             .set(i64::try_from(jobs).unwrap_or(i64::MAX));
     }
 
-    /// So many documents were handed to connections of this kind.
+    /// Counts documents delivered to connections of this kind.
     pub fn delivered(&self, kind: ConnectionKind, documents: u64) {
         self.deliveries.get(kind).inc_by(documents);
     }
 
-    /// A webhook was answered. `provider` is a configured name; with
-    /// [`WebhookOutcome::Unknown`] it is what a stranger wrote, so it is not kept.
+    /// Counts a received webhook. The label `provider` stays empty for [`WebhookOutcome::Unknown`],
+    /// because the sender chose that name.
     pub fn webhook(&self, provider: &str, outcome: WebhookOutcome) {
-        let unknown = outcome == WebhookOutcome::Unknown;
+        let is_configured = outcome != WebhookOutcome::Unknown;
         let labels = WebhookLabels {
-            provider: if unknown { "" } else { provider }.to_owned(),
-            outcome: outcome.word(),
+            provider: if is_configured { provider } else { "" }.to_owned(),
+            outcome: outcome.as_str(),
         };
         self.webhooks.get_or_create(&labels).inc();
     }
 
-    /// A webhook's answer took this long.
-    pub fn observe_webhook_duration(&self, time: Duration) {
-        self.webhook_time.observe(time.as_secs_f64());
+    /// Records the time from the arrival of a webhook to its response.
+    pub fn observe_webhook_duration(&self, duration: Duration) {
+        self.webhook_duration.observe(duration.as_secs_f64());
     }
 
-    /// A provider, by its configured name, was asked for something.
-    pub fn provider_request(&self, provider: &str, call: ProviderOperation, outcome: CallOutcome) {
-        let labels = CallLabels {
+    /// Counts a request to a configured provider.
+    pub fn provider_request(
+        &self,
+        provider: &str,
+        operation: ProviderOperation,
+        outcome: CallOutcome,
+    ) {
+        let labels = RequestLabels {
             provider: provider.to_owned(),
-            call: call.word(),
-            outcome: outcome.word(),
+            operation: operation.as_str(),
+            outcome: outcome.as_str(),
         };
-        self.provider_calls.get_or_create(&labels).inc();
+        self.provider_requests.get_or_create(&labels).inc();
     }
 
-    /// A provider, by its configured name, is in this state, and came to each so often.
+    /// Sets the state of a configured provider, and the number of transitions to each state.
     pub fn set_provider_state(
         &self,
         provider: &str,
-        now: ProviderState,
-        turns: impl Fn(ProviderState) -> u64,
+        current: ProviderState,
+        transitions: impl Fn(ProviderState) -> u64,
     ) {
         for state in ProviderState::ALL {
             let labels = StateLabels {
                 provider: provider.to_owned(),
-                state: state.word(),
+                state: state.as_str(),
             };
             let gauge = self.provider_state.get_or_create(&labels);
-            gauge.set(i64::from(state == now));
-            let counter = self.provider_turns.get_or_create(&labels);
-            counter.inner().store(turns(state), Ordering::Relaxed);
+            gauge.set(i64::from(state == current));
+            let counter = self.provider_state_transitions.get_or_create(&labels);
+            counter.inner().store(transitions(state), Ordering::Relaxed);
         }
     }
 
-    /// So much was left on a provider's account when it was last read.
+    /// Sets the balance of a provider account.
     pub fn set_provider_balance(&self, provider: &str, amount: f64) {
         let provider = provider.to_owned();
         let labels = ProviderLabels { provider };
         self.provider_balance.get_or_create(&labels).set(amount);
     }
 
-    /// An update changed a job.
+    /// Counts an update that changed a job.
     pub fn job_updated(&self, source: Source) {
-        self.update_counter(source).inc();
+        self.job_update_counter(source).inc();
     }
 
-    fn update_counter(&self, source: Source) -> Counter {
+    fn job_update_counter(&self, source: Source) -> Counter {
         let source = labels::source(source);
-        self.updates.get_or_create_owned(&SourceLabels { source })
+        self.job_updates
+            .get_or_create_owned(&SourceLabels { source })
     }
 
-    /// A submit was refused before anything was kept.
+    /// Counts a submission that was rejected before the job was stored.
     pub fn submission_rejected(&self, reason: AdmissionRejection) {
-        let reason = reason.word();
-        self.submits_refused
+        let reason = reason.as_str();
+        self.submissions_rejected
             .get_or_create(&ReasonLabels { reason })
             .inc();
     }
 
-    /// So many millionths were set aside for a job of this provider.
+    /// Adds to the budget reserved for jobs of a provider, in millionths of `budgets.unit`.
     pub fn reserved(&self, provider: &str, millionths: i64) {
         add(&self.budget_reserved, provider, millionths);
     }
 
-    /// A job of this provider ended, and came to so many millionths.
+    /// Adds to the budget spent by jobs of a provider, in millionths of `budgets.unit`.
     pub fn spent(&self, provider: &str, millionths: i64) {
         add(&self.budget_spent, provider, millionths);
     }
 
-    /// A WebSocket was closed with this code, by either side.
+    /// Counts a WebSocket that either side closed with this code.
     pub fn socket_closed(&self, code: u16) {
         let code = labels::close_code(code);
-        self.sockets_closed
+        self.websocket_closes
             .get_or_create(&CloseLabels { code })
             .inc();
     }
 
-    /// All of it in the OpenMetrics text format, of type [`METRICS_CONTENT_TYPE`].
+    /// Renders all metrics in the OpenMetrics text format, of type [`METRICS_CONTENT_TYPE`].
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::new();
-        // It fails only where its writer does, and a String never does.
-        let written = encode(&mut text, &self.registry);
-        debug_assert!(written.is_ok());
+        // Encoding fails only if the writer fails, and a String does not.
+        let encoded = encode(&mut text, &self.registry);
+        debug_assert!(encoded.is_ok());
         text
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a number to look at")]
-fn add(sums: &Family<ProviderLabels, Sum>, provider: &str, millionths: i64) {
+fn add(counters: &Family<ProviderLabels, AmountCounter>, provider: &str, millionths: i64) {
     let provider = provider.to_owned();
-    sums.get_or_create(&ProviderLabels { provider })
+    counters
+        .get_or_create(&ProviderLabels { provider })
         .inc_by(millionths as f64 / 1e6);
 }
 
@@ -366,7 +302,7 @@ mod tests {
 
     use super::*;
 
-    /// The samples of one metric, a line each.
+    /// Returns the samples of the metrics whose name starts with `name`, sorted.
     fn samples(metrics: &Metrics, name: &str) -> Vec<String> {
         let text = metrics.render();
         let mut lines: Vec<String> = text
@@ -391,31 +327,31 @@ mod tests {
         metrics.reserved("kling", 1);
         metrics.spent("kling", 1);
         let text = metrics.render();
-        let described: Vec<&str> = text
+        let types: Vec<&str> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))
             .collect();
-        assert_snapshot!(described.join("\n"), @r"
+        assert_snapshot!(types.join("\n"), @r"
     progress_hub_connections gauge
-    progress_hub_watched_jobs gauge
+    progress_hub_subscribed_jobs gauge
     progress_hub_deliveries counter
     progress_hub_webhooks counter
-    progress_hub_provider_calls counter
+    progress_hub_provider_requests counter
     progress_hub_provider_state gauge
-    progress_hub_provider_turns counter
+    progress_hub_provider_state_transitions counter
     progress_hub_provider_balance gauge
-    progress_hub_updates counter
-    progress_hub_submits_refused counter
-    progress_hub_reserved counter
-    progress_hub_spent counter
-    progress_hub_sockets_closed counter
-    progress_hub_webhook_seconds histogram
+    progress_hub_job_updates counter
+    progress_hub_submissions_rejected counter
+    progress_hub_budget_reserved counter
+    progress_hub_budget_spent counter
+    progress_hub_websocket_closes counter
+    progress_hub_webhook_duration_seconds histogram
     ");
         assert!(text.ends_with("# EOF\n"));
     }
 
     #[test]
-    fn a_connection_counts_while_it_is_open() {
+    fn connections_gauge_counts_open_connections() {
         let metrics = Metrics::new();
         let first = metrics.connection_opened(ConnectionKind::Websocket);
         let second = metrics.connection_opened(ConnectionKind::Websocket);
@@ -445,43 +381,43 @@ mod tests {
         metrics.webhook("kling", WebhookOutcome::TooLarge);
         metrics.provider_request("fal", ProviderOperation::Cancel, CallOutcome::RateLimited);
         metrics.job_updated(Source::Deadline);
-        let told: Vec<String> = ["watched", "deliv", "webhooks", "provider", "updates"]
+        let samples: Vec<String> = ["subscribed", "deliveries", "webhooks", "provider", "job"]
             .iter()
             .flat_map(|name| samples(&metrics, name))
             .collect();
-        assert_snapshot!(told.join("\n"), @r#"
-    watched_jobs 1
+        assert_snapshot!(samples.join("\n"), @r#"
+    subscribed_jobs 1
     deliveries_total{kind="poll"} 1
     deliveries_total{kind="sse"} 0
     deliveries_total{kind="websocket"} 1000
     webhooks_total{provider="kling",outcome="too_large"} 1
-    provider_calls_total{provider="fal",call="cancel",outcome="rate_limited"} 1
-    updates_total{source="api"} 0
-    updates_total{source="deadline"} 1
-    updates_total{source="poll"} 0
-    updates_total{source="push"} 0
-    updates_total{source="submit"} 0
-    updates_total{source="webhook"} 0
+    provider_requests_total{provider="fal",operation="cancel",outcome="rate_limited"} 1
+    job_updates_total{source="api"} 0
+    job_updates_total{source="deadline"} 1
+    job_updates_total{source="poll"} 0
+    job_updates_total{source="push"} 0
+    job_updates_total{source="submit"} 0
+    job_updates_total{source="webhook"} 0
     "#);
     }
 
     #[test]
-    fn a_provider_is_in_one_state() {
+    fn exactly_one_provider_state_is_set() {
         let metrics = Metrics::new();
-        let turns = |state| u64::from(state == ProviderState::Suspended) * 2;
-        metrics.set_provider_state("fal", ProviderState::Available, turns);
-        metrics.set_provider_state("fal", ProviderState::Suspended, turns);
+        let transitions = |state| u64::from(state == ProviderState::Suspended) * 2;
+        metrics.set_provider_state("fal", ProviderState::Available, transitions);
+        metrics.set_provider_state("fal", ProviderState::Suspended, transitions);
         metrics.set_provider_balance("fal", 12.5);
         assert_snapshot!(samples(&metrics, "provider").join("\n"), @r#"
     provider_balance{provider="fal"} 12.5
-    provider_state{provider="fal",state="failing"} 0
-    provider_state{provider="fal",state="open"} 0
-    provider_state{provider="fal",state="paused"} 0
-    provider_state{provider="fal",state="stopped"} 1
-    provider_turns_total{provider="fal",state="failing"} 0
-    provider_turns_total{provider="fal",state="open"} 0
-    provider_turns_total{provider="fal",state="paused"} 0
-    provider_turns_total{provider="fal",state="stopped"} 2
+    provider_state_transitions_total{provider="fal",state="available"} 0
+    provider_state_transitions_total{provider="fal",state="rate_limited"} 0
+    provider_state_transitions_total{provider="fal",state="suspended"} 2
+    provider_state_transitions_total{provider="fal",state="unavailable"} 0
+    provider_state{provider="fal",state="available"} 0
+    provider_state{provider="fal",state="rate_limited"} 0
+    provider_state{provider="fal",state="suspended"} 1
+    provider_state{provider="fal",state="unavailable"} 0
     "#);
     }
 
@@ -489,7 +425,7 @@ mod tests {
     fn unknown_providers_create_no_time_series() {
         let metrics = Metrics::new();
         for n in 0..1_000_u16 {
-            metrics.webhook(&format!("made-up-{n}"), WebhookOutcome::Unknown);
+            metrics.webhook(&format!("unknown-{n}"), WebhookOutcome::Unknown);
             metrics.socket_closed(3_000 + n);
         }
         assert_eq!(
@@ -497,19 +433,19 @@ mod tests {
             ["webhooks_total{provider=\"\",outcome=\"unknown\"} 1000"]
         );
         assert_eq!(
-            samples(&metrics, "sockets_closed"),
-            ["sockets_closed_total{code=\"other\"} 1000"]
+            samples(&metrics, "websocket_closes"),
+            ["websocket_closes_total{code=\"other\"} 1000"]
         );
     }
 
     #[test]
-    fn times_are_in_seconds() {
+    fn webhook_duration_is_in_seconds() {
         let metrics = Metrics::new();
         metrics.observe_webhook_duration(Duration::from_millis(1));
-        let lines = samples(&metrics, "webhook_seconds");
+        let lines = samples(&metrics, "webhook_duration_seconds");
         for line in ["sum 0.001", "count 1", "bucket{le=\"+Inf\"} 1"] {
             assert!(
-                lines.contains(&format!("webhook_seconds_{line}")),
+                lines.contains(&format!("webhook_duration_seconds_{line}")),
                 "{lines:?}"
             );
         }

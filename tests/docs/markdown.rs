@@ -180,6 +180,7 @@ pub fn rows(text: &str) -> Vec<Vec<String>> {
     let text = without_blocks(text);
     let rows = text.lines().filter(|line| line.starts_with('|'));
     rows.map(|line| {
+        let line = line.replace("| |", "|  |");
         let cells = line.trim().trim_matches('|').split(" | ");
         cells.map(|cell| cell.trim().to_owned()).collect()
     })

@@ -291,7 +291,7 @@ async fn inline_data_and_oversized_requests_are_rejected() {
     hub.assert_rejected(&body, 413, "payload_too_large", "65536")
         .await;
     hub.assert_no_effects().await;
-    let rejected_metric = "submits_refused_total{reason=\"payload\"}";
+    let rejected_metric = "submissions_rejected_total{reason=\"payload\"}";
     assert_eq!(hub.app.metric(rejected_metric).await, 9.0);
 }
 
@@ -392,9 +392,9 @@ async fn concurrent_submits_never_exceed_the_budget() {
         hub.provider
             .wait_for_requests(|all| submits(all) == 4)
             .await;
-        let reserved = "reserved_total{provider=\"acme\"}";
+        let reserved = "budget_reserved_total{provider=\"acme\"}";
         assert_eq!(hub.app.metric(reserved).await, 1.0);
-        let rejected_metric = "submits_refused_total{reason=\"budget\"}";
+        let rejected_metric = "submissions_rejected_total{reason=\"budget\"}";
         assert_eq!(hub.app.metric(rejected_metric).await, 16.0);
         let another = hub
             .post("bob", &request_body("m-1", json!({})))
@@ -441,7 +441,7 @@ async fn settlement_releases_unused_budget() {
     hub.app.wait_until_final(&cheap, "alice").await;
     hub.assert_rejected(&body, 402, "budget_exceeded", ": 0.2 usd left")
         .await;
-    let spent = "spent_total{provider=\"acme\"}";
+    let spent = "budget_spent_total{provider=\"acme\"}";
     hub.app
         .wait_for_metric(spent, |sum| (sum - 0.05).abs() < 1e-9)
         .await;
@@ -481,7 +481,7 @@ async fn repeated_request_with_same_key_is_charged_once() {
         ids.push(response.body["id"].clone());
     }
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    let reserved = "reserved_total{provider=\"acme\"}";
+    let reserved = "budget_reserved_total{provider=\"acme\"}";
     assert_eq!(hub.app.metric(reserved).await, 0.25);
 }
 
@@ -514,7 +514,7 @@ async fn owner_over_submit_rate_gets_429_with_retry_after() {
     hub.submit_accepted("bob", &body).await;
     assert_eq!(
         hub.app
-            .metric("submits_refused_total{reason=\"rate\"}")
+            .metric("submissions_rejected_total{reason=\"rate\"}")
             .await,
         1.0
     );

@@ -241,7 +241,7 @@ impl TestApp {
             let name = format!("connections{{kind=\"{kind}\"}}");
             self.wait_for_metric(&name, |open| open == 0.0).await;
         }
-        self.wait_for_metric("watched_jobs", |jobs| jobs == 0.0)
+        self.wait_for_metric("subscribed_jobs", |jobs| jobs == 0.0)
             .await;
     }
 

@@ -138,20 +138,21 @@ async fn assert_state(app: &TestApp, state: &str, reason: Value) {
         (&shown["state"], &shown["reason"]),
         (&json!(state), &reason)
     );
-    assert_eq!(shown["until"].is_null(), state == "open", "{shown}");
-    assert_eq!(shown["since"].is_null(), state == "open", "{shown}");
+    assert_eq!(shown["until"].is_null(), state == "available", "{shown}");
+    assert_eq!(shown["since"].is_null(), state == "available", "{shown}");
     assert!(shown.get("balance").is_none(), "{shown}");
     let health = send(app.request_without_token(Method::GET, "/v1/health")).await;
-    let providers = json!({ "generic": "open", "kling": state, "other": "open" });
+    let providers = json!({ "generic": "available", "kling": state, "other": "available" });
     assert_eq!(
         (health.status.as_u16(), &health.body["providers"]),
         (200, &providers)
     );
     let labels = format!("{{provider=\"kling\",state=\"{state}\"}}");
     assert_eq!(app.metric(&format!("provider_state{labels}")).await, 1.0);
-    if state != "open" {
+    if state != "available" {
         assert_eq!(
-            app.metric(&format!("provider_turns_total{labels}")).await,
+            app.metric(&format!("provider_state_transitions_total{labels}"))
+                .await,
             1.0
         );
     }
@@ -167,7 +168,7 @@ async fn rate_limit_pauses_all_jobs_without_using_attempts() {
     app.wait_for_job(&first, "alice", is_waiting).await;
     let refused_at = moody.sent.lock().unwrap()[0];
     let waiting = submit_in_vain(&app, 20).await;
-    assert_state(&app, "paused", json!("rate_limit")).await;
+    assert_state(&app, "rate_limited", json!("rate_limit")).await;
     moody.becomes(well());
     all_are_taken_at_the_first_try(&app, &waiting).await;
     let job = app
@@ -179,7 +180,7 @@ async fn rate_limit_pauses_all_jobs_without_using_attempts() {
     let pause = Duration::from_millis(1990);
     let early = sent[1..].iter().filter(|at| **at - refused_at < pause);
     assert_eq!(early.count(), 0);
-    assert_state(&app, "open", Value::Null).await;
+    assert_state(&app, "available", Value::Null).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +196,7 @@ async fn an_empty_account_or_a_refused_key_fails_one_job_and_keeps_the_others() 
             (&json!(kind), &json!(1))
         );
         let waiting = submit_in_vain(&app, 10).await;
-        assert_state(&app, "stopped", json!(kind)).await;
+        assert_state(&app, "suspended", json!(kind)).await;
         assert_eq!(moody.submits(), 1);
 
         let answer = resume(&app, &app.token("bob", "jobs:read jobs:write jobs:publish")).await;
@@ -204,11 +205,11 @@ async fn an_empty_account_or_a_refused_key_fails_one_job_and_keeps_the_others() 
         let answer = resume(&app, &app.token("root", "admin")).await;
         assert_eq!(
             (answer.status.as_u16(), &answer.body["state"]),
-            (200, &json!("open"))
+            (200, &json!("available"))
         );
         all_are_taken_at_the_first_try(&app, &waiting).await;
         assert_eq!(moody.submits(), 11);
-        assert_state(&app, "open", Value::Null).await;
+        assert_state(&app, "available", Value::Null).await;
     }
 }
 
@@ -235,7 +236,7 @@ async fn polling_continues_without_credit() {
         .provider
         .wait_for_requests(|all| all.iter().filter(is_question).count() > 2)
         .await;
-    assert_eq!(shown(&app).await["state"], "stopped");
+    assert_eq!(shown(&app).await["state"], "suspended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -250,12 +251,12 @@ async fn repeated_failures_open_the_circuit() {
         (&json!("technical"), &json!(5))
     );
     let waiting = submit_in_vain(&app, 3).await;
-    assert_state(&app, "failing", json!("technical")).await;
+    assert_state(&app, "unavailable", json!("technical")).await;
     assert_eq!(moody.submits(), 5);
     moody.becomes(well());
     all_are_taken_at_the_first_try(&app, &waiting).await;
     assert_eq!(moody.submits(), 8);
-    assert_state(&app, "open", Value::Null).await;
+    assert_state(&app, "available", Value::Null).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,14 +280,14 @@ async fn a_provider_that_refuses_connections_is_left_alone_until_it_answers() {
     for _ in 0..5 {
         first.push(submit(&app, "kling").await);
     }
-    let failing = "provider_state{provider=\"kling\",state=\"failing\"}";
+    let failing = "provider_state{provider=\"kling\",state=\"unavailable\"}";
     app.wait_for_metric(failing, |is_it| is_it == 1.0).await;
     // Nothing was sent, and that is known: none of them waits for a provider's word.
     for id in &first {
         assert_eq!(app.get_job(id, "alice").await["status"], "accepted");
     }
     let waiting = submit_in_vain(&app, 3).await;
-    assert_state(&app, "failing", json!("technical")).await;
+    assert_state(&app, "unavailable", json!("technical")).await;
     let healed = MockProvider::start_at(address, |asked: RecordedRequest| async move {
         let name = asked.body["options"]["external_task_id"].clone();
         let task = json!({ "id": name, "status": "submitted" });
@@ -301,7 +302,7 @@ async fn a_provider_that_refuses_connections_is_left_alone_until_it_answers() {
             .await;
         assert_eq!(job["provider_task_id"], json!(id));
     }
-    assert_state(&app, "open", Value::Null).await;
+    assert_state(&app, "available", Value::Null).await;
     let submits = healed.requests();
     let submits = submits.iter().filter(|asked| asked.method == "POST");
     assert_eq!(submits.count(), 8);

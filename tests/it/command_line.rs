@@ -1,4 +1,4 @@
-//! The command line: helpful to a newcomer, strict with a configuration, silent about secrets.
+//! Help, exit codes and configuration errors of the commands. Secrets are neither printed nor logged.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -14,7 +14,7 @@ use crate::app::{JWT_SECRET, TEST_TIMEOUT, TestApp, WEBHOOK_SECRET, send};
 use crate::client::{self, TestClient};
 use crate::webhook_signatures;
 
-/// Runs the built program to its end, which must come.
+/// Runs the program until it exits.
 pub fn run(arguments: &[&str]) -> Output {
     run_with(arguments, &[])
 }
@@ -35,7 +35,7 @@ pub fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
         Ok(output) => output.unwrap(),
         Err(_) => {
             let _ = Command::new("kill").arg(id.to_string()).status();
-            panic!("{arguments:?} does not end");
+            panic!("{arguments:?} does not exit");
         }
     }
 }
@@ -46,6 +46,10 @@ pub fn out(output: &Output) -> String {
 
 pub fn err(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn all_output(output: &Output) -> String {
+    out(output) + &err(output)
 }
 
 fn file(folder: &Path, name: &str, text: &str) -> String {
@@ -73,7 +77,7 @@ fn every_command_has_help() {
     assert!(!run(&["fly"]).status.success());
 }
 
-const WRONG: &str = r#"
+const INVALID: &str = r#"
 [server]
 bind = "nowhere"
 bnd = "127.0.0.1:80"
@@ -90,13 +94,13 @@ a = 1
 "#;
 
 #[test]
-fn a_configuration_with_mistakes_is_refused_with_all_of_them_and_no_secret() {
+fn all_config_errors_are_printed_without_secrets() {
     let folder = tempfile::tempdir().unwrap();
-    let config = file(folder.path(), "hub.toml", WRONG);
+    let config = file(folder.path(), "hub.toml", INVALID);
     for command in ["serve", "check"] {
-        let refused = run(&[command, "--config", &config]);
-        assert_eq!(refused.status.code(), Some(2), "{command}");
-        let said = format!("{}{}", out(&refused), err(&refused));
+        let rejected = run(&[command, "--config", &config]);
+        assert_eq!(rejected.status.code(), Some(2), "{command}");
+        let output = all_output(&rejected);
         for key in [
             "server.bind",
             "server.bnd",
@@ -105,9 +109,14 @@ fn a_configuration_with_mistakes_is_refused_with_all_of_them_and_no_secret() {
             "providers.kling.poll_after",
             "nothing",
         ] {
-            assert!(said.contains(key), "{key}: {said}");
+            assert!(output.contains(key), "{key}: {output}");
         }
-        assert!(!said.contains("hunter"), "{said}");
+        let errors = err(&rejected);
+        assert!(
+            errors.contains("invalid configuration: 8 errors\n"),
+            "{errors}"
+        );
+        assert!(!output.contains("hunter"), "{output}");
     }
 }
 
@@ -137,34 +146,35 @@ fn bind_time_config_errors_name_their_key() {
             for setting in settings {
                 arguments.extend(["--set", *setting]);
             }
-            let refused = run(&arguments);
-            assert_eq!(refused.status.code(), Some(2), "{command} {settings:?}");
-            let said = format!("{}{}", out(&refused), err(&refused));
-            assert!(said.contains(key), "{key}: {said}");
-            assert!(!said.contains("hunter"), "{said}");
+            let rejected = run(&arguments);
+            assert_eq!(rejected.status.code(), Some(2), "{command} {settings:?}");
+            let output = all_output(&rejected);
+            assert!(output.contains(key), "{key}: {output}");
+            assert!(!output.contains("hunter"), "{output}");
         }
     }
 }
 
 #[test]
-fn a_missing_or_broken_file_is_named() {
+fn missing_or_invalid_config_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let broken = file(folder.path(), "broken.toml", "[server\nbind = 1");
     for path in ["/nowhere/hub.toml", &broken] {
-        let refused = run(&["serve", "--config", path]);
-        assert_eq!(refused.status.code(), Some(2));
-        assert!(err(&refused).contains(path), "{}", err(&refused));
+        let rejected = run(&["serve", "--config", path]);
+        assert_eq!(rejected.status.code(), Some(2));
+        assert!(err(&rejected).contains(path), "{}", err(&rejected));
     }
 }
 
 #[test]
 fn serve_requires_a_secret() {
-    let refused = run(&["serve"]);
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(err(&refused).contains("auth"), "{}", err(&refused));
+    let rejected = run(&["serve"]);
+    assert_eq!(rejected.status.code(), Some(2));
+    assert!(err(&rejected).contains("auth"), "{}", err(&rejected));
+    assert!(err(&rejected).contains("invalid configuration: 1 error\n"));
 
-    // A callback address that nobody could check is no callback address.
-    let refused = run(&[
+    // Without a secret, callback URLs would not be signed.
+    let rejected = run(&[
         "serve",
         "--set",
         &format!("auth.hs256_secrets={JWT_SECRET}"),
@@ -175,16 +185,16 @@ fn serve_requires_a_secret() {
         "--set",
         "providers.kling.api_key=k",
     ]);
-    assert_eq!(refused.status.code(), Some(2));
+    assert_eq!(rejected.status.code(), Some(2));
     assert!(
-        err(&refused).contains("callback.secret"),
+        err(&rejected).contains("callback.secret"),
         "{}",
-        err(&refused)
+        err(&rejected)
     );
 }
 
 #[test]
-fn check_prints_what_the_layers_come_to_and_no_secret() {
+fn check_prints_the_effective_configuration_without_secrets() {
     let folder = tempfile::tempdir().unwrap();
     let config = file(
         folder.path(),
@@ -214,21 +224,21 @@ fn check_prints_what_the_layers_come_to_and_no_secret() {
     ];
     let checked = run_with(&arguments, &environment);
     assert!(checked.status.success(), "{}", err(&checked));
-    let shown: toml::Table = out(&checked).parse().expect("it prints TOML");
+    let shown: toml::Table = out(&checked).parse().expect("valid TOML");
     assert_eq!(shown["server"]["drain"].as_str(), Some("8s"));
     assert_eq!(shown["server"]["max_body_bytes"].as_integer(), Some(4096));
     assert_eq!(shown["socket"]["heartbeat"].as_str(), Some("12s"));
     assert_eq!(shown["socket"]["auth_timeout"].as_str(), Some("10s"));
     assert_eq!(shown["providers"]["kling"]["spec"].as_str(), Some("kling"));
-    let said = format!("{}{}", out(&checked), err(&checked));
+    let output = all_output(&checked);
     assert!(
-        !said.contains("hunter") && !said.contains("aHVudGVy"),
-        "{said}"
+        !output.contains("hunter") && !output.contains("aHVudGVy"),
+        "{output}"
     );
 }
 
 #[test]
-fn a_bad_spec_file_is_refused_by_its_line_or_key() {
+fn spec_file_errors_name_their_line_or_key() {
     let folder = tempfile::tempdir().unwrap();
     let good = r#"
 title = "Mine"
@@ -270,17 +280,17 @@ statuses = { done = "succeeded" }
         ("[read]", "[read", "line 6"),
     ] {
         let spec = file(folder.path(), "mine.toml", &good.replace(from, to));
-        let refused = run(&[
+        let rejected = run(&[
             "check",
             "--set",
             &format!("auth.hs256_secrets={JWT_SECRET}"),
             "--set",
             &format!("providers.mine.spec={spec}"),
         ]);
-        assert_eq!(refused.status.code(), Some(2), "{from} -> {to}");
-        let said = err(&refused);
-        assert!(said.contains("providers.mine.spec"), "{said}");
-        assert!(said.contains(clue), "{from} -> {to}: {said}");
+        assert_eq!(rejected.status.code(), Some(2), "{from} -> {to}");
+        let output = err(&rejected);
+        assert!(output.contains("providers.mine.spec"), "{output}");
+        assert!(output.contains(clue), "{from} -> {to}: {output}");
     }
     let spec = file(folder.path(), "mine.toml", good);
     let checked = run(&[
@@ -305,17 +315,17 @@ async fn token_command_mints_a_working_token() {
         out(&minted).trim().to_owned()
     };
     let path = format!("/v1/jobs/{id}");
-    let look = |token: String| send(app.request_with_token(Method::GET, &path, &token));
-    assert_eq!(look(mint(&["--sub", "alice"])).await.status, 200);
-    assert_eq!(look(mint(&["--sub", "bob"])).await.status, 404);
+    let read = |token: String| send(app.request_with_token(Method::GET, &path, &token));
+    assert_eq!(read(mint(&["--sub", "alice"])).await.status, 200);
+    assert_eq!(read(mint(&["--sub", "bob"])).await.status, 404);
     assert_eq!(
-        look(mint(&["--sub", "bob", "--job", &id])).await.status,
+        read(mint(&["--sub", "bob", "--job", &id])).await.status,
         200
     );
     let admin = mint(&["--sub", "root", "--scope", "admin", "--ttl", "1h"]);
-    assert_eq!(look(admin).await.status, 200);
+    assert_eq!(read(admin).await.status, 200);
 
-    for wrong in [
+    for invalid in [
         &["token", "--sub", "a"][..],
         &["token", "--set", &secret],
         &["token", "--set", &secret, "--sub", "a", "--ttl", "soon"],
@@ -323,13 +333,13 @@ async fn token_command_mints_a_working_token() {
             "token", "--set", &secret, "--sub", "a", "--scope", "jobs:fly",
         ],
     ] {
-        let refused = run(wrong);
-        assert!(!refused.status.success(), "{wrong:?}");
-        assert_eq!(out(&refused), "");
+        let rejected = run(invalid);
+        assert!(!rejected.status.success(), "{invalid:?}");
+        assert_eq!(out(&rejected), "");
     }
 }
 
-/// Signed with the right secret, and long out of date.
+/// Returns an expired token with a valid signature.
 fn expired_token() -> String {
     let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
     let header = encode(r#"{"alg":"HS256","typ":"JWT"}"#);
@@ -343,7 +353,7 @@ fn expired_token() -> String {
     format!("{content}.{signature}")
 }
 
-/// Everything secret that a hub is given or gives away, over a run that uses all of it.
+/// Uses every kind of secret and token at a hub, and returns all of them.
 async fn busy_run(app: &TestApp) -> Vec<String> {
     let mut secrets: Vec<String> = [
         JWT_SECRET,
@@ -370,17 +380,17 @@ async fn busy_run(app: &TestApp) -> Vec<String> {
     socket
         .send_json(json!({ "type": "auth", "token": expired }))
         .await;
-    let mut stranger = TestClient::connect_unauthenticated(&app.url).await;
-    stranger
+    let mut unauthenticated = TestClient::connect_unauthenticated(&app.url).await;
+    unauthenticated
         .send_json(json!({ "type": "auth", "token": forged }))
         .await;
-    assert_eq!(stranger.expect_close().await, Some(4001));
+    assert_eq!(unauthenticated.expect_close().await, Some(4001));
     let offered = format!("progress-hub.v1, bearer.{expired}");
-    let refused = client::try_upgrade(client::upgrade_request(
+    let rejected = client::try_upgrade(client::upgrade_request(
         &app.url,
         &[("sec-websocket-protocol", &offered)],
     ));
-    assert_eq!(refused.await.err().unwrap().status(), 401);
+    assert_eq!(rejected.await.err().unwrap().status(), 401);
     let offered = format!("progress-hub.v1, bearer.{token}");
     let request = client::upgrade_request(&app.url, &[("sec-websocket-protocol", &offered)]);
     let (mut opened, _) = client::try_upgrade(request).await.unwrap();
@@ -396,12 +406,12 @@ async fn busy_run(app: &TestApp) -> Vec<String> {
     )
     .await;
     let minted = minted.body["token"].as_str().unwrap().to_owned();
-    let news = json!({ "task_id": "1", "status": "running" }).to_string();
-    let signature = webhook_signatures::hex("hub_test_secret", news.as_bytes());
+    let update = json!({ "task_id": "1", "status": "running" }).to_string();
+    let signature = webhook_signatures::hex("hub_test_secret", update.as_bytes());
     for signature in [signature.as_str(), "00"] {
         let request = app.request_without_token(Method::POST, "/v1/webhooks/generic");
         let request = request.header("x-ai-signature", signature);
-        send(request.body(news.clone())).await;
+        send(request.body(update.clone())).await;
     }
     let forged_callback = format!("{id}.bm9ib2R5IHNob3VsZCBldmVyIHNlZSB0aGlz");
     let path = format!("/v1/webhooks/simulated/{forged_callback}");
@@ -418,7 +428,7 @@ async fn busy_run(app: &TestApp) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_log_line_holds_a_secret_or_a_token() {
+async fn logs_contain_no_secret_and_no_token() {
     for format in ["pretty", "json"] {
         let app = TestApp::builder()
             .with_simulator(Scenario::Normal)
@@ -428,10 +438,10 @@ async fn no_log_line_holds_a_secret_or_a_token() {
         let log = app.log();
         assert!(
             log.lines().count() > 5,
-            "a debug log tells something: {log}"
+            "the debug log is almost empty: {log}"
         );
         for secret in &secrets {
-            // Of a token its signature alone would do.
+            // The signature of a token must not appear alone either.
             let tail = secret.rsplit('.').next().unwrap();
             assert!(!log.contains(tail), "{secret} in {format}:\n{log}");
         }

@@ -186,7 +186,7 @@ async fn a_client_that_never_reads_does_not_hold_it_up() {
         .await;
     let request = app.request(Method::GET, &format!("/v1/events?job={job}"), "alice");
     let unread = request.send().await.unwrap();
-    app.wait_for_metric("watched_jobs", |jobs| jobs == 1.0)
+    app.wait_for_metric("subscribed_jobs", |jobs| jobs == 1.0)
         .await;
     let output = json!({ "url": format!("https://cdn.example.com/{}", "x".repeat(4000)) });
     let update = json!({ "status": "succeeded", "outputs": vec![output; 100] });

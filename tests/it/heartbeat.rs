@@ -67,7 +67,10 @@ async fn a_peer_that_neither_reads_nor_writes_is_left() {
     app.wait_for_metric("connections{kind=\"websocket\"}", |open| open == 1.0)
         .await;
     app.wait_until_no_connections().await;
-    assert_eq!(app.metric("sockets_closed_total{code=\"1001\"}").await, 1.0);
+    assert_eq!(
+        app.metric("websocket_closes_total{code=\"1001\"}").await,
+        1.0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

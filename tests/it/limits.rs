@@ -276,7 +276,7 @@ async fn stalled_reader_is_closed_without_affecting_others() {
             assert_eq!(watcher.next_job().await["progress"], f64::from(progress));
         }
     }
-    app.wait_for_metric("sockets_closed_total{code=\"4101\"}", |closed| {
+    app.wait_for_metric("websocket_closes_total{code=\"4101\"}", |closed| {
         closed == 1.0
     })
     .await;
@@ -316,12 +316,12 @@ async fn a_reader_that_never_reads_again_is_dropped() {
     stopped
         .write(&text(&json!({ "type": "subscribe", "feed": "mine" })))
         .await;
-    app.wait_for_metric("watched_jobs", |jobs| jobs == 2.0)
+    app.wait_for_metric("subscribed_jobs", |jobs| jobs == 2.0)
         .await;
     for job in [&first, &second] {
         app.push_update(job, large()).await;
     }
-    app.wait_for_metric("sockets_closed_total{code=\"4101\"}", |closed| {
+    app.wait_for_metric("websocket_closes_total{code=\"4101\"}", |closed| {
         closed == 1.0
     })
     .await;

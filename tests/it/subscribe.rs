@@ -367,13 +367,13 @@ async fn closed_sockets_leave_no_state() {
         watched
             .body
             .to_string()
-            .contains("progress_hub_watched_jobs 0")
+            .contains("progress_hub_subscribed_jobs 0")
     );
 
     let mut leaving = app.connect("alice").await;
     leaving.subscribe(&[(&job, 1), ("job_never_was", 0)]).await;
     follow(&mut leaving, &[]).await;
-    assert_eq!(app.metric("watched_jobs").await, 1.0);
+    assert_eq!(app.metric("subscribed_jobs").await, 1.0);
     leaving.close().await;
     let mut dropped = app.connect("alice").await;
     follow(&mut dropped, &[(&job, 1)]).await;

@@ -1,4 +1,4 @@
-//! No secret is told: not by what is shown, not by `Debug`, not by a mistake.
+//! Neither the printed configuration nor `Debug` output nor an error contains a secret.
 
 use proptest::prelude::*;
 
@@ -6,14 +6,14 @@ use super::*;
 
 #[test]
 fn debug_output_contains_no_secret() {
-    let config = load(EVERYTHING, &[], &[]).unwrap();
+    let config = load(ALL_SETTINGS, &[], &[]).unwrap();
     let debug = format!("{config:?}");
-    for secret in secrets_of_everything() {
+    for secret in all_secrets() {
         assert!(!debug.contains(secret), "{secret} is in {debug}");
     }
 }
 
-fn secrets_of_everything() -> [&'static str; 8] {
+fn all_secrets() -> [&'static str; 8] {
     [
         SECRET,
         "fedcba9876543210fedcba9876543210",
@@ -26,18 +26,18 @@ fn secrets_of_everything() -> [&'static str; 8] {
     ]
 }
 
-/// Text that stands nowhere by chance, with what TOML, URLs and lists give a meaning.
+/// Text that does not occur by chance, with characters that are special in TOML, URLs and lists.
 fn secret() -> impl Strategy<Value = String> {
     r#"[a-zA-Z0-9]{12}[ -~é]{16,40}[a-zA-Z0-9]{12}"#
 }
 
-fn all_shown(config: &Config) -> String {
+fn all_printed(config: &Config) -> String {
     format!("{}\n{config:?}", config.to_redacted_toml())
 }
 
 proptest! {
     #[test]
-    fn no_secret_is_shown(secrets in proptest::collection::vec(secret(), 6), pass in "[a-zA-Z0-9/@:]{12,20}") {
+    fn printed_configuration_contains_no_secret(secrets in proptest::collection::vec(secret(), 6), pass in "[a-zA-Z0-9/@:]{12,20}") {
         let quoted: Vec<String> =
             secrets.iter().map(|s| toml::Value::String(s.clone()).to_string()).collect();
         let file = format!(
@@ -46,12 +46,12 @@ proptest! {
             quoted[0], quoted[1], pass.replace('/', "%2F"), quoted[2], quoted[3], quoted[4], quoted[5],
         );
         let config = load(&file, &[], &[]).unwrap();
-        let shown = all_shown(&config);
+        let printed = all_printed(&config);
         for secret in &secrets {
-            prop_assert!(!shown.contains(secret.as_str()), "{secret} is in {shown}");
+            prop_assert!(!printed.contains(secret.as_str()), "{secret} is in {printed}");
         }
         let pass = pass.replace('/', "%2F");
-        prop_assert!(!shown.contains(&pass), "{pass} is in {shown}");
+        prop_assert!(!printed.contains(&pass), "{pass} is in {printed}");
     }
 
     #[test]
@@ -72,10 +72,10 @@ proptest! {
             ("PROGRESS_HUB__PROVIDERS__A__JWKS_URL", secret.as_str()),
         ];
         for loaded in [load(&file, &[], &[]), load("", &env, &[])] {
-            let told = lines(loaded);
-            prop_assert!(!told.contains(secret.as_str()), "{secret} is in {told}");
-            // Nor a good part of it: a quoted line, say.
-            prop_assert!(!told.contains(&secret[..12]), "the start of {secret} is in {told}");
+            let reported = error_lines(loaded);
+            prop_assert!(!reported.contains(secret.as_str()), "{secret} is in {reported}");
+            // Nor a part of it, for example in a quoted line.
+            prop_assert!(!reported.contains(&secret[..12]), "the start of {secret} is in {reported}");
         }
     }
 }

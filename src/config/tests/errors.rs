@@ -1,22 +1,22 @@
-//! All mistakes are told at once, each by its key.
+//! Errors are reported together, each with its key.
 
 use insta::assert_snapshot;
 
 use super::*;
 
-/// The mistakes in a file, a line each.
-fn mistakes(file: &str) -> String {
-    lines(load(file, &[], &[]))
+/// Returns the errors in a file, one per line.
+fn errors_in_file(file: &str) -> String {
+    error_lines(load(file, &[], &[]))
 }
 
-/// The mistakes in the environment, a line each.
-fn mistakes_in_env(env: &[(&str, &str)]) -> String {
-    lines(load("", env, &[]))
+/// Returns the errors in the environment, one per line.
+fn errors_in_environment(env: &[(&str, &str)]) -> String {
+    error_lines(load("", env, &[]))
 }
 
 #[test]
 fn all_config_errors_are_reported_together() {
-    assert_snapshot!(mistakes(r#"
+    assert_snapshot!(errors_in_file(r#"
         [server]
         bind = "localhost:8080"
         public_url = "ftp://hub.example.com"
@@ -79,21 +79,20 @@ fn all_config_errors_are_reported_together() {
     server.bind: must be an IP address and a port, such as 127.0.0.1:8080
     server.public_url: must begin with http:// or https://
     server.allowed_origins: item 1 must be scheme://host[:port] as browsers send it, or *
-    server.allowed_origins: item 2 is empty
+    server.allowed_origins: item 2 must not be empty
     server.allowed_origins: item 3 must be text, found a whole number
     server.allowed_origins: item 4 must be scheme://host[:port] as browsers send it, or *
     server.max_connections: must be between 1 and 10000000, found 0
     server.max_body_bytes: must be a whole number, found text
     server.drain: must be between 0s and 10m, found 11m
     server.tls_cert: no-such.pem is not a file
-    server.tls_key: missing: tls_cert is set
     auth.hs256_secrets: item 1 must have at least 32 bytes, found 5
-    auth.hs256_secrets: item 2 begins or ends with white space
+    auth.hs256_secrets: item 2 must not begin or end with white space
     auth.public_keys: must be a list, found text
     auth.jwks_url: must be a URL such as https://hub.example.com
     auth.leeway: must be between 0s and 5m, found 6m
-    store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/master
-    store.prefix: must be at most 64 of A-Z a-z 0-9 . _ : -
+    store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/primary
+    store.prefix: must be at most 64 characters of A-Z a-z 0-9 . _ : -
     store.retain_final: must be between 1s and 8760h, found 0s
     store.retain_active: must be between 1s and 8760h, found 9000h
     socket.heartbeat: must be between 1s and 10m, found 999ms
@@ -106,43 +105,44 @@ fn all_config_errors_are_reported_together() {
     limits.submits_per_minute: must be between 1 and 1000000, found 0
     budgets.per_job: must be a number between 0 and 1000000000
     budgets.per_owner_day: must be a number between 0 and 1000000000
-    providers.Kling_2: a provider's name is 1 to 32 of a-z, 0-9 and -
-    providers.kling.spec: missing: a built-in spec, or the path of a spec file
-    providers.kling.base_url: must hold no user name or password
+    providers.kling.spec: required: a built-in provider, or the path of a provider definition
+    providers.kling.base_url: must not contain a user name or password
     providers.kling.api_key: must be text, found a whole number
-    providers.kling.secret_key: begins or ends with white space
-    providers.kling.webhook_secrets: item 1 is empty
-    providers.kling.jwks_url: must have no #fragment
+    providers.kling.secret_key: must not begin or end with white space
+    providers.kling.webhook_secrets: item 1 must not be empty
+    providers.kling.jwks_url: must not have a #fragment
     providers.kling.poll_after: must be a duration such as "500ms", "20s" or "1h30m"
     providers.kling.poll_every: must be between 50ms and 24h, found 49ms
     providers.kling.max_concurrent: must be between 1 and 100000, found 0
     providers.kling.prices.*: must be a number between 0 and 1000000000, or an expression as text
     providers.kling.prices.kling: must be a number between 0 and 1000000000, or an expression as text
     providers.kling.budget_per_day: must be a number between 0 and 1000000000
-    defaults.provider: names no configured provider, did you mean kling?
+    server.tls_key: required because tls_cert is set
+    defaults.provider: no such provider; did you mean kling?
+    providers.Kling_2: name must be 1 to 32 characters of a-z, 0-9 and -
     providers.kling.deadline: must be at most store.retain_active (24h), found 25h
     "#);
 }
 
 #[test]
 fn missing_settings_are_reported() {
-    assert_snapshot!(mistakes(""), @"auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url");
-    assert_snapshot!(mistakes(r#"
+    assert_snapshot!(errors_in_file(""), @"auth: set one of hs256_secrets, public_keys and jwks_url to verify tokens");
+    assert_snapshot!(errors_in_file(r#"
         [server]
         public_url = "https://hub.example.com"
         tls_key = "Cargo.toml"
         [providers.fal]
     "#), @r"
-    server.tls_cert: missing: tls_key is set
-    providers.fal.spec: missing: a built-in spec, or the path of a spec file
-    auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url
-    callback.secret: missing: server.public_url and a provider are set, and it signs their callback URLs
+    providers.fal.spec: required: a built-in provider, or the path of a provider definition
+    server.tls_cert: required because tls_key is set
+    auth: set one of hs256_secrets, public_keys and jwks_url to verify tokens
+    callback.secret: required because server.public_url and a provider are set
     ");
 }
 
 #[test]
 fn unknown_keys_suggest_the_nearest_name() {
-    assert_snapshot!(mistakes(&with_secret(r#"
+    assert_snapshot!(errors_in_file(&with_secret(r#"
         leway = "1s"
         heartbeat = "5s"
         zzz = ""
@@ -165,48 +165,48 @@ fn unknown_keys_suggest_the_nearest_name() {
         spec = "kling"
         pol_every = "1s"
     "#)), @r"
-    auth.heartbeat: unknown key, did you mean socket.heartbeat?
-    auth.leway: unknown key, did you mean leeway?
+    auth.heartbeat: unknown key; did you mean socket.heartbeat?
+    auth.leway: unknown key; did you mean leeway?
     auth.zzz: unknown key
     metrics: unknown section
-    provider: unknown section, did you mean providers?
-    providers.fal: is a section, not a value
-    providers.kling.pol_every: unknown key, did you mean poll_every?
+    provider: unknown section; did you mean providers?
+    providers.fal: must be a section, not a value
+    providers.kling.pol_every: unknown key; did you mean poll_every?
     server.tls: unknown key
-    srever: unknown section, did you mean server?
+    srever: unknown section; did you mean server?
     ");
-    assert_snapshot!(mistakes("bind = \"127.0.0.1:1\"\nserver = 8080\nport = 1\n"), @r"
-    auth: missing: no token can be verified without hs256_secrets, public_keys or jwks_url
-    bind: unknown key, did you mean server.bind?
+    assert_snapshot!(errors_in_file("bind = \"127.0.0.1:1\"\nserver = 8080\nport = 1\n"), @r"
+    auth: set one of hs256_secrets, public_keys and jwks_url to verify tokens
+    bind: unknown key; did you mean server.bind?
     port: unknown key
-    server: is a section, not a value
+    server: must be a section, not a value
     ");
 }
 
 #[test]
-fn unknown_names_in_the_environment_and_the_flags_are_told() {
+fn unknown_environment_variables_and_flags_are_reported() {
     let env = [
         ("PROGRESS_HUB__SERVER__BNID", ""),
         ("PROGRESS_HUB__SERVER", "127.0.0.1:1"),
         ("PROGRESS_HUB__SERVER__TLS__CERT", "a.pem"),
         ("PROGRESS_HUB__PROVIDERS__KLING", "kling"),
         ("PROGRESS_HUB__", "1"),
-        ("PROGRESS_HUB_BIN", "not ours"),
+        ("PROGRESS_HUB_BIN", "ignored"),
         ("HOME", "/"),
     ];
     let loaded = load(&with_secret(""), &env, &[("sokcet.heartbeat", "5s")]);
-    assert_snapshot!(lines(loaded), @r"
-    server: is a section, not a value
-    providers.kling: is a section, not a value
-    server.bnid: unknown key, did you mean bind?
+    assert_snapshot!(error_lines(loaded), @r"
+    server: must be a section, not a value
+    providers.kling: must be a section, not a value
+    server.bnid: unknown key; did you mean bind?
     server.tls: unknown section
-    sokcet: unknown section, did you mean socket?
+    sokcet: unknown section; did you mean socket?
     ");
 }
 
 #[test]
-fn lists_and_numbers_in_the_environment_are_checked() {
-    assert_snapshot!(mistakes_in_env(&[
+fn environment_lists_and_numbers_are_validated() {
+    assert_snapshot!(errors_in_environment(&[
         ("PROGRESS_HUB__AUTH__HS256_SECRETS", "[0123456789abcdef0123456789abcdef"),
         ("PROGRESS_HUB__AUTH__PUBLIC_KEYS", "-----BEGIN PRIVATE KEY-----,,"),
         ("PROGRESS_HUB__SERVER__MAX_CONNECTIONS", "many"),
@@ -216,15 +216,15 @@ fn lists_and_numbers_in_the_environment_are_checked() {
     server.max_connections: must be a whole number, found text
     server.drain: must be a duration such as "500ms", "20s" or "1h30m"
     auth.hs256_secrets: begins with '[' but is not a TOML list
-    auth.public_keys: item 2 is empty
-    auth.public_keys: item 3 is empty
+    auth.public_keys: item 2 must not be empty
+    auth.public_keys: item 3 must not be empty
     socket.max_subscriptions: must be between 1 and 100000, found -1
     "#);
 }
 
 #[test]
 fn invalid_store_urls_return_specific_errors() {
-    let told: String = [
+    let reported: String = [
         "progress-hub.db",
         "sqlite://",
         "sqlite://hub.db?mode=rwc",
@@ -239,30 +239,30 @@ fn invalid_store_urls_return_specific_errors() {
     ]
     .map(|url| {
         let loaded = load(&with_secret(""), &[], &[("store.url", url)]);
-        format!("{url}\n  {}", lines(loaded))
+        format!("{url}\n  {}", error_lines(loaded))
     })
     .concat();
-    assert_snapshot!(told, @r"
+    assert_snapshot!(reported, @r"
     progress-hub.db
-      store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/master
+      store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/primary
     sqlite://
       store.url: must name a file, such as sqlite://progress-hub.db
     sqlite://hub.db?mode=rwc
-      store.url: takes no ?options after the file's path
+      store.url: must not have ?options after the path of the file
     redis:localhost
-      store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/master
+      store.url: must be sqlite://path, sqlite::memory:, redis://host, rediss://host, redis-cluster://a,b,c or redis-sentinel://a,b/primary
     redis://
       store.url: must name hosts as host or host:port, separated by commas
     redis://a,b
-      store.url: must name one host; several make redis-cluster:// or redis-sentinel://
+      store.url: must name one host; for several, use redis-cluster:// or redis-sentinel://
     redis://a/zero
-      store.url: must end with the database's number or nothing, such as redis://host/0
+      store.url: must end with a database number or nothing, such as redis://host/0
     redis://a/2?protocol=resp3
-      store.url: takes no ?options; in a password, ? is %3F and # is %23
+      store.url: must not have ?options; in a password, write ? as %3F and # as %23
     redis-cluster://a,,b
       store.url: must name hosts as host or host:port, separated by commas
     redis-sentinel://a,b
-      store.url: must end with the master's name, such as redis-sentinel://a,b/mymaster
+      store.url: must end with the name of the primary, such as redis-sentinel://a,b/mymaster
     redis-sentinel://a:70000/master
       store.url: must name hosts as host or host:port, separated by commas
     ");
@@ -271,13 +271,13 @@ fn invalid_store_urls_return_specific_errors() {
 #[test]
 fn toml_syntax_errors_report_line_and_column() {
     assert_snapshot!(
-        mistakes("[server]\nbind = 127.0.0.1:8080\n\n[auth]\nhs256_secrets = [\"a\"\n"),
+        errors_in_file("[server]\nbind = 127.0.0.1:8080\n\n[auth]\nhs256_secrets = [\"a\"\n"),
         @r"
     hub.toml:2:13: invalid float, expected nothing
     hub.toml:5:21: unclosed array, expected `]`
     "
     );
-    assert_snapshot!(mistakes("[store]\nurl = \"a\"\nurl = \"b\"\n"), @"hub.toml:3:1: duplicate key");
+    assert_snapshot!(errors_in_file("[store]\nurl = \"a\"\nurl = \"b\"\n"), @"hub.toml:3:1: duplicate key");
 }
 
 #[test]
@@ -287,5 +287,5 @@ fn missing_config_file_is_reported() {
         std::iter::empty(),
         Vec::new(),
     );
-    assert_snapshot!(lines(loaded), @"no/such.toml: can't be read: No such file or directory (os error 2)");
+    assert_snapshot!(error_lines(loaded), @"no/such.toml: failed to read the file: No such file or directory (os error 2)");
 }

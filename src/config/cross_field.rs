@@ -1,0 +1,70 @@
+//! Checks that concern more than one setting.
+
+use super::reader::{Reader, nearest};
+use super::{Config, parse};
+
+/// Adds errors about settings that do not fit together. Skips a check if one of its settings has an
+/// error already.
+pub(super) fn check(config: &Config, reader: &mut Reader) {
+    check_tls(config, reader);
+    check_secrets(config, reader);
+    check_providers(config, reader);
+}
+
+fn check_tls(config: &Config, reader: &mut Reader) {
+    let server = &config.server;
+    let has_cert = server.tls_cert.is_some() || reader.has_error_for("server.tls_cert");
+    let has_key = server.tls_key.is_some() || reader.has_error_for("server.tls_key");
+    if has_cert && !has_key {
+        reader.push_error("server.tls_key", "required because tls_cert is set");
+    }
+    if has_key && !has_cert {
+        reader.push_error("server.tls_cert", "required because tls_key is set");
+    }
+}
+
+fn check_secrets(config: &Config, reader: &mut Reader) {
+    let auth = &config.auth;
+    let has_keys = !auth.hs256_secrets.is_empty()
+        || !auth.public_keys.is_empty()
+        || auth.jwks_url.is_some()
+        || ["auth.hs256_secrets", "auth.public_keys", "auth.jwks_url"]
+            .iter()
+            .any(|key| reader.has_error_for(key));
+    if !has_keys {
+        let message = "set one of hs256_secrets, public_keys and jwks_url to verify tokens";
+        reader.push_error("auth", message);
+    }
+    let has_callbacks = config.server.public_url.is_some() && !config.providers.is_empty();
+    let has_secret = config.callback.secret.is_some() || reader.has_error_for("callback.secret");
+    if has_callbacks && !has_secret {
+        let message = "required because server.public_url and a provider are set";
+        reader.push_error("callback.secret", message);
+    }
+}
+
+fn check_providers(config: &Config, reader: &mut Reader) {
+    if let Some(name) = &config.defaults.provider
+        && !config.providers.contains_key(name)
+    {
+        let message = match nearest(name, config.providers.keys()) {
+            Some(similar) => format!("no such provider; did you mean {similar}?"),
+            None => "no such provider".to_owned(),
+        };
+        reader.push_error("defaults.provider", message);
+    }
+    let max = config.store.retain_active;
+    for (name, provider) in &config.providers {
+        if !parse::is_provider_name(name) {
+            let message = "name must be 1 to 32 characters of a-z, 0-9 and -";
+            reader.push_error(format!("providers.{name}"), message);
+        }
+        if let Some(deadline) = provider.deadline.filter(|deadline| *deadline > max) {
+            let [deadline, max] = [deadline, max].map(parse::print_duration);
+            reader.push_error(
+                format!("providers.{name}.deadline"),
+                format!("must be at most store.retain_active ({max}), found {deadline}"),
+            );
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The command `token`: creates a token with the hub's own secret.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use progress_hub_auth::jwt::Minter;
+
+use crate::arguments::{ConfigArgs, duration};
+use crate::print;
+
+#[derive(Args)]
+pub(crate) struct TokenArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Token subject (job owner id)
+    #[arg(long)]
+    sub: String,
+    /// Space-separated scopes: jobs:read jobs:write jobs:publish admin
+    #[arg(long, default_value = "jobs:read")]
+    scope: String,
+    /// Narrow the token to this job; may be repeated
+    #[arg(long = "job", value_name = "JOB")]
+    jobs: Vec<String>,
+    /// Lifetime, such as 15m or 1h
+    #[arg(long, default_value = "15m", value_parser = duration)]
+    ttl: Duration,
+}
+
+pub(crate) fn run(args: TokenArgs) -> anyhow::Result<()> {
+    let config = args.config.load()?;
+    let minter =
+        Minter::new(&config.auth).context("auth.hs256_secrets is required to create a token")?;
+    let jobs = Some(args.jobs).filter(|jobs| !jobs.is_empty());
+    let now = jiff::Timestamp::now();
+    let minted = minter
+        .mint(&args.sub, jobs, Some(&args.scope), args.ttl, now)
+        .context("failed to create the token")?;
+    print(&minted.token)
+}
