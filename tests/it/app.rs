@@ -230,13 +230,11 @@ impl TestApp {
 
     /// Waits until `is_done` accepts the value of a metric.
     pub async fn wait_for_metric(&self, name: &str, is_done: impl Fn(f64) -> bool) {
-        let mut last = f64::NAN;
-        let wait = wait_until(async || {
-            last = self.metric(name).await;
-            is_done(last).then_some(())
-        });
-        let is_met = wait.await.is_some();
-        assert!(is_met, "timed out waiting for {name}, which is {last}");
+        let is_met = wait_until(|| async { is_done(self.metric(name).await).then_some(()) });
+        if is_met.await.is_none() {
+            let value = self.metric(name).await;
+            panic!("timed out waiting for {name}, which is {value}");
+        }
     }
 
     /// Waits until no client is connected and no job is subscribed to.
@@ -467,7 +465,10 @@ pub fn reserve_port() -> (socket2::Socket, SocketAddr) {
 /// Repeats `check` until it returns a value, or returns `None` after [`TEST_TIMEOUT`].
 ///
 /// For conditions that send no notification. Prefer to wait for an event.
-pub async fn wait_until<T>(mut check: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+pub async fn wait_until<T, F>(mut check: impl FnMut() -> F) -> Option<T>
+where
+    F: Future<Output = Option<T>>,
+{
     let repeat = async {
         let mut interval = tokio::time::interval(CHECK_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -777,7 +777,7 @@ async fn unreachable_jwks_returns_503() {
         "keys_unavailable"
     );
     issuer.publish(Some(vec![signer.jwk("a")]));
-    let fetched = wait_until(async || (status_with(&app, &token).await != 503).then_some(()));
+    let fetched = wait_until(|| async { (status_with(&app, &token).await != 503).then_some(()) });
     fetched.await.expect("timed out waiting for the keys");
     client.authenticate(&token).await;
 }
