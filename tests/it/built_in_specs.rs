@@ -173,7 +173,7 @@ async fn job_succeeds_with_every_provider() {
         assert!(counts.callbacks_acknowledged > 0, "{name}");
     }
     let counts = stage.witness.calls_in("minimax");
-    assert_eq!(counts.challenges_sent, counts.challenges_met);
+    assert_eq!(counts.challenges_sent, counts.challenges_passed);
     assert!(counts.challenges_sent > 0 && counts.results_fetched > 0);
 }
 

@@ -34,7 +34,7 @@ async fn play(app: &TestApp, scenario: Scenario) -> Value {
     let id = id_of(&app.submit("alice", scenario).await);
     let ended = app.wait_until_final(&id, "alice").await;
     if app.simulator().task_of(&id).is_some() {
-        let rest = tokio::time::timeout(TEST_TIMEOUT, app.simulator().at_rest(&id));
+        let rest = tokio::time::timeout(TEST_TIMEOUT, app.simulator().settled(&id));
         rest.await.expect("the provider comes to rest");
     }
     assert_eq!(app.get_job(&id, "alice").await, ended, "an end is an end");
@@ -169,7 +169,7 @@ async fn without_a_secret_every_callback_is_a_reason_to_ask() {
     let job = app.wait_until_final(&id, "alice").await;
     assert_success(&job);
     assert_eq!(job["source"], "poll");
-    let task = tokio::time::timeout(TEST_TIMEOUT, witness.at_rest(&id));
+    let task = tokio::time::timeout(TEST_TIMEOUT, witness.settled(&id));
     let task = task.await.unwrap();
     assert_eq!(task.callbacks_acknowledged, task.callbacks_sent);
 }
