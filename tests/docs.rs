@@ -1,12 +1,9 @@
-//! Checks the documentation against the code, and the layers of the architecture.
+//! Checks that the documentation matches the code and that modules keep to their layers.
 //!
-//! Each check is a function from texts to problems. Besides the test that it finds none in this
-//! repository, there is a test that it finds one in a faulty example.
+//! Each check is a function that returns problems. One test expects none in this repository. Another
+//! test expects a problem in a faulty example.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a file that cannot be read fails the test"
-)]
+#![expect(clippy::unwrap_used, reason = "an unreadable file fails the test")]
 
 #[path = "docs/commands.rs"]
 mod commands;
@@ -101,7 +98,7 @@ fn links_between_files_resolve() {
     assert_eq!(broken.collect::<Vec<_>>(), [""; 0]);
 }
 
-/// Returns the values that only one side has.
+/// Returns the names that only the code or only the documentation contains.
 fn differences(code: &BTreeSet<String>, docs: &BTreeSet<String>) -> Vec<String> {
     let missing = code
         .difference(docs)
@@ -112,21 +109,21 @@ fn differences(code: &BTreeSet<String>, docs: &BTreeSet<String>) -> Vec<String> 
     missing.chain(stale).collect()
 }
 
-/// Returns what the first group of a pattern matches.
+/// Returns all matches of the first group of a pattern.
 fn captures(pattern: &str, text: &str) -> BTreeSet<String> {
     let pattern = Regex::new(pattern).unwrap();
     let found = pattern.captures_iter(text);
     found.map(|found| found[1].to_owned()).collect()
 }
 
-/// Returns what the first group of a pattern matches in one column of the tables.
+/// Returns all matches of the first group of a pattern in one column of the tables.
 fn column(docs: &str, index: usize, pattern: &str) -> BTreeSet<String> {
     let rows = rows(docs).into_iter();
     let cells = rows.filter_map(|row| row.get(index).cloned());
     cells.flat_map(|cell| captures(pattern, &cell)).collect()
 }
 
-/// Returns the code of the files that a filter selects, without comments and unit tests.
+/// Returns the code of the selected files without comments and unit tests.
 fn code(is_selected: impl Fn(&str) -> bool) -> String {
     let mut code = String::new();
     let all = [files("src", "rs"), files("crates", "rs")].concat();
@@ -171,7 +168,7 @@ fn every_error_code_is_documented() {
 }
 
 #[test]
-fn error_codes_are_found_in_every_form() {
+fn error_codes_are_found_in_every_syntax() {
     let code = r#"
         Problem::new(StatusCode::BAD_REQUEST, "code_a", "a detail");
         self.error(&id, "code_b", &message);
@@ -359,7 +356,7 @@ fn example_definition_is_valid_and_shown_unchanged() {
     assert!(read("docs/how-to/add-a-provider.md").contains(&read(example)));
 }
 
-/// Returns the functions that a text names as `Type::function` and the code does not have.
+/// Returns the functions that a text mentions as `Type::function` but the code does not define.
 fn unknown_functions(docs: &str, code: &str) -> Vec<String> {
     let named = captures(r"`(\w+::[a-z]\w*)`", docs).into_iter();
     let is_unknown = |path: &String| {

@@ -32,28 +32,29 @@ use tempfile::TempDir;
 
 use super::markdown::{Block, blocks, root};
 
-/// Ports that the documentation uses.
+/// Ports in the documentation, replaced by free ports.
 const PORTS: [&str; 4] = ["8080", "8081", "8090", "8091"];
 
-/// Time that the commands of one file may take.
+/// Maximum run time of the commands of one file.
 const TIME_LIMIT: Duration = Duration::from_secs(180);
 
-/// Lines of output that a failure shows.
+/// Maximum number of output lines in a failure message.
 const SHOWN_LINES: usize = 30;
 
-/// Reports the file and line of a failed command. The script has the line numbers of the Markdown file.
+/// Reports the file and line of a failed command. Every line of the script has the line number that it
+/// has in the Markdown file.
 const PROLOGUE: &str = r#"set -Eeuo pipefail; trap 'status=$?; echo "$DOCS_FILE:$LINENO: exit status $status: $BASH_COMMAND" >&2' ERR; "#;
 
-/// Replacement for `cargo`, because the program is already built.
+/// Replacement for `cargo` that runs the already built program.
 const CARGO: &str = r#"#!/usr/bin/env bash
 case "$1" in
   build) ;;
   run) while [[ "$1" != -- ]]; do shift; done; shift; exec progress-hub "$@" ;;
-  *) echo "cargo $1 is not available to commands of the documentation" >&2; exit 1 ;;
+  *) echo "cargo $1 is not available in documentation commands" >&2; exit 1 ;;
 esac
 "#;
 
-/// Returns whether a text has commands.
+/// Returns whether a text contains commands.
 pub fn has_commands(text: &str) -> bool {
     blocks(text).iter().any(|block| block.language == "sh")
 }
@@ -84,7 +85,7 @@ pub fn style_problems(path: &str, text: &str) -> Vec<String> {
         if comment.starts_with("not run") && !is_skipped(&block) {
             add(block.line, "give a reason: <!-- not run: reason -->");
         }
-        if file_name(&block).is_some_and(|name| is_of_repository(&name)) {
+        if file_name(&block).is_some_and(|name| is_protected(&name)) {
             add(
                 block.line + 1,
                 "the block would overwrite a file of the repository",
@@ -102,8 +103,8 @@ pub fn style_problems(path: &str, text: &str) -> Vec<String> {
     problems
 }
 
-/// Returns whether a file would be written through a link to the repository, or outside of the folder.
-fn is_of_repository(name: &str) -> bool {
+/// Returns whether a path leads into the repository or out of the working directory.
+fn is_protected(name: &str) -> bool {
     let first = name.split('/').next().unwrap_or("");
     name.contains("..") || root().join(first).exists()
 }
@@ -132,7 +133,8 @@ fn check_syntax(path: &str, text: &str) -> Result<(), String> {
     Err(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Returns the commands of the selected blocks, and the files of the others, each at its line.
+/// Returns a script with the commands of the selected blocks and the files of the other blocks. Every
+/// line keeps its number.
 fn script(text: &str, is_selected: impl Fn(&Block) -> bool) -> String {
     let mut lines = vec![String::new(); text.lines().count() + 1];
     for block in blocks(text) {
@@ -163,7 +165,7 @@ fn file_name(block: &Block) -> Option<String> {
 /// Runs the commands of a text.
 ///
 /// # Errors
-/// The failed command or the exceeded time limit, with the end of the output.
+/// Returns the failed command or the exceeded time limit, with the end of the output.
 pub fn run(path: &str, text: &str, limit: Duration) -> Result<(), String> {
     let folder = scratch_folder();
     let script = with_free_ports(&script(text, is_run));
@@ -197,7 +199,7 @@ pub fn run(path: &str, text: &str, limit: Duration) -> Result<(), String> {
     })
 }
 
-/// Waits for the shell, then kills all processes that it has started.
+/// Waits for the shell, then kills all processes that it started.
 fn wait(mut bash: Command, limit: Duration) -> Result<(), String> {
     let mut shell = bash.spawn().map_err(|error| format!("bash: {error}"))?;
     let group = shell.id();
@@ -209,7 +211,7 @@ fn wait(mut bash: Command, limit: Duration) -> Result<(), String> {
     match status {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(format!("the commands failed with {status}")),
-        Ok(Err(error)) => Err(format!("the shell could not be waited for: {error}")),
+        Ok(Err(error)) => Err(format!("failed to wait for the shell: {error}")),
         Err(_) => Err(format!(
             "the commands did not end within {} s",
             limit.as_secs()
@@ -243,9 +245,9 @@ fn scratch_folder() -> TempDir {
     folder
 }
 
-/// Replaces the ports of the documentation by free ones.
+/// Replaces the ports in [`PORTS`] by free ports.
 fn with_free_ports(script: &str) -> String {
-    // All are bound at the same time, so that they differ.
+    // Binds all ports at the same time, so that they differ.
     let listeners = PORTS.map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     let free = listeners.map(|listener| listener.local_addr().unwrap().port());
     let port = Regex::new(&format!(r"\b(?:{})\b", PORTS.join("|"))).unwrap();
@@ -260,7 +262,7 @@ fn with_free_ports(script: &str) -> String {
     replaced + &script[end..]
 }
 
-/// Checks and runs a text as the tests of the documentation do.
+/// Checks the syntax of a text and runs its commands.
 fn run_example(text: &str) -> Result<(), String> {
     check_syntax("example.md", text).and_then(|()| run("example.md", text, TIME_LIMIT))
 }

@@ -48,7 +48,7 @@ fn may_import(own: &str, other: &str) -> bool {
     layer(other) < layer(own)
 }
 
-/// Returns the modules that a file names after `crate::`, also in braces.
+/// Returns the modules that a file names after `crate::` or `progress_hub::`, also in braces.
 fn imports(text: &str) -> BTreeSet<String> {
     let code: Vec<&str> = text
         .lines()
@@ -68,15 +68,15 @@ fn imports(text: &str) -> BTreeSet<String> {
     names
 }
 
-/// Returns the first names of the paths in an import group whose opening brace was read.
+/// Returns the first segment of every path in an import group. `text` starts after the opening brace.
 fn group(text: &str) -> Vec<String> {
     let mut depth = 1;
     let mut paths = String::new();
-    for sign in text.chars() {
-        depth += i32::from(sign == '{') - i32::from(sign == '}');
+    for character in text.chars() {
+        depth += i32::from(character == '{') - i32::from(character == '}');
         match depth {
             0 => break,
-            1 => paths.push(sign),
+            1 => paths.push(character),
             _ => {}
         }
     }

@@ -28,8 +28,8 @@ pub fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Returns every file below `folder` with this extension, relative to the root.
-/// Leaves out installed packages, build results and hidden folders.
+/// Returns the paths of all files below `folder` with this extension, relative to the root.
+/// Skips installed packages, build output and hidden directories.
 pub fn files(folder: &str, extension: &str) -> Vec<String> {
     let mut found = Vec::new();
     collect(&root().join(folder), extension, &mut found);
@@ -93,7 +93,7 @@ fn html_comment(line: &str) -> Option<String> {
     Some(comment.trim().to_owned())
 }
 
-/// Returns the text with empty lines instead of code blocks.
+/// Returns the text with every code block replaced by empty lines.
 fn without_blocks(text: &str) -> String {
     let mut lines: Vec<&str> = text.lines().collect();
     for block in blocks(text) {
@@ -113,7 +113,7 @@ pub fn headings(text: &str) -> Vec<String> {
     headings.collect()
 }
 
-/// Returns the anchors of a text: those that GitHub gives to headings, and `<a id>`.
+/// Returns the anchors of a text: the ones that GitHub generates for headings, and `<a id>`.
 pub fn anchors(text: &str) -> BTreeSet<String> {
     let link = Regex::new(r"\[([^\]]*)\]\([^)]*\)").unwrap();
     let mut uses: HashMap<String, usize> = HashMap::new();
@@ -122,8 +122,8 @@ pub fn anchors(text: &str) -> BTreeSet<String> {
             .replace_all(&title, "$1")
             .to_lowercase()
             .chars()
-            .filter(|sign| sign.is_alphanumeric() || matches!(sign, ' ' | '-' | '_'))
-            .map(|sign| if sign == ' ' { '-' } else { sign })
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+            .map(|c| if c == ' ' { '-' } else { c })
             .collect();
         let count = uses.entry(slug.clone()).or_default();
         *count += 1;
@@ -149,7 +149,7 @@ fn links(text: &str) -> Vec<String> {
     lines.map(|found| found[1].to_owned()).collect()
 }
 
-/// Returns the links of a file that lead to no file or to no heading.
+/// Returns the links of a file whose target file or heading does not exist.
 pub fn broken_links(path: &str, text: &str) -> Vec<String> {
     let is_broken = |link: &String| {
         let (file, anchor) = link.split_once('#').unwrap_or((link, ""));

@@ -1,7 +1,8 @@
-//! A hub to test against: the real one, on a free port, with a simulated provider where asked for.
+//! Starts a real hub on a free port for a test, optionally with a simulated provider.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,42 +14,46 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::TestClient;
 
-/// Signs the tokens of all tests.
+/// HS256 secret for the tokens of all tests.
 pub const JWT_SECRET: &str = "a test secret that is long enough for HS256";
 
-/// Signs the simulated provider's callbacks.
+/// Standard Webhooks secret of the simulated provider.
 pub const WEBHOOK_SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
 
-/// The longest that a test waits for anything.
-pub const TEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum time that a test waits for a condition. Long, so that tests also pass on a busy machine.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a test's hub is made from; every test has its own folder and its own ports.
+/// Time between two checks of a condition that sends no notification.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Configures a [`TestApp`]. Every hub has its own data directory and port.
 pub struct TestAppBuilder {
     settings: Vec<(String, String)>,
     scenario: Option<Scenario>,
-    folder: Option<TempDir>,
+    data_dir: Option<TempDir>,
 }
 
-/// A running hub. Dropping it stops it.
+/// A running hub, stopped on drop.
 pub struct TestApp {
     pub url: String,
     pub simulator: Option<Inspector>,
     http: reqwest::Client,
     minter: Minter,
-    stop: CancellationToken,
-    running: Option<JoinHandle<()>>,
+    shutdown: CancellationToken,
+    task: Option<JoinHandle<()>>,
     process: Option<Child>,
-    simulating: Option<CancellationToken>,
-    folder: Option<TempDir>,
-    /// Keeps the port from every other test, as long as this one may still speak of it.
+    simulator_shutdown: Option<CancellationToken>,
+    data_dir: Option<TempDir>,
+    /// Reserves the port for the whole test, so that no other test binds it after this hub stops.
     _port: socket2::Socket,
 }
 
-/// An answer, read to its end.
+/// A complete HTTP response.
 #[derive(Debug)]
 pub struct TestResponse {
     pub status: StatusCode,
@@ -57,7 +62,7 @@ pub struct TestResponse {
 }
 
 impl TestApp {
-    /// A hub with an embedded store and no provider but `generic`, which it only hears from.
+    /// Starts a hub with an embedded store and the webhook-only provider `generic`.
     pub async fn spawn() -> Self {
         Self::builder().spawn().await
     }
@@ -80,11 +85,11 @@ impl TestApp {
         TestAppBuilder {
             settings,
             scenario: None,
-            folder: None,
+            data_dir: None,
         }
     }
 
-    /// A token for `sub` with these scopes.
+    /// Returns a token for `sub` with the scopes `scope`, valid for ten minutes.
     pub fn token(&self, sub: &str, scope: &str) -> String {
         self.token_for(sub, scope, None, Duration::from_secs(600))
     }
@@ -103,7 +108,7 @@ impl TestApp {
             .token
     }
 
-    /// A request as `sub` with the scopes of a page: `jobs:read jobs:write`.
+    /// Prepares a request as `sub` with the scopes of a browser client: `jobs:read jobs:write`.
     pub fn request(&self, method: Method, path: &str, sub: &str) -> RequestBuilder {
         self.request_with_token(method, path, &self.token(sub, "jobs:read jobs:write"))
     }
@@ -118,57 +123,60 @@ impl TestApp {
             .timeout(TEST_TIMEOUT)
     }
 
-    /// The newest document of a job, as its owner sees it.
+    /// Returns the current document of a job as `owner`.
     pub async fn get_job(&self, id: &str, owner: &str) -> Value {
-        let answer = send(self.request(Method::GET, &format!("/v1/jobs/{id}"), owner)).await;
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        answer.body
+        let response = send(self.request(Method::GET, &format!("/v1/jobs/{id}"), owner)).await;
+        assert_eq!(response.status, 200, "{}", response.body);
+        response.body
     }
 
-    /// Waits until the job's document is as wished, by long-polling.
+    /// Waits until `is_done` accepts the job's document. Follows the job by long polling.
+    ///
+    /// # Panics
+    /// If the job becomes final before `is_done` accepts it.
     pub async fn wait_for_job(
         &self,
         id: &str,
         owner: &str,
-        wish: impl Fn(&Value) -> bool,
+        is_done: impl Fn(&Value) -> bool,
     ) -> Value {
-        let waiting = async {
+        let wait = async {
             let mut job = self.get_job(id, owner).await;
-            while !wish(&job) {
-                assert_ne!(job["final"], true, "ended otherwise: {job}");
+            while !is_done(&job) {
+                assert_ne!(job["final"], true, "unexpected final state: {job}");
                 let path = format!("/v1/jobs/{id}?wait=10&since={}", job["version"]);
-                let answer = send(self.request(Method::GET, &path, owner)).await;
-                if answer.status == 200 {
-                    job = answer.body;
+                let response = send(self.request(Method::GET, &path, owner)).await;
+                if response.status == 200 {
+                    job = response.body;
                 }
             }
             job
         };
-        tokio::time::timeout(TEST_TIMEOUT, waiting)
+        tokio::time::timeout(TEST_TIMEOUT, wait)
             .await
-            .expect("the job comes to be as wished")
+            .expect("timed out waiting for the job to meet the condition")
     }
 
-    /// Waits until the job has ended.
+    /// Waits until the job is final.
     pub async fn wait_until_final(&self, id: &str, owner: &str) -> Value {
         self.wait_for_job(id, owner, |job| job["final"] == true)
             .await
     }
 
-    /// Registers a worker's own job.
+    /// Registers a worker job for `owner` and returns its id.
     pub async fn register_worker_job(&self, owner: &str) -> String {
         let body = json!({ "owner": owner });
         let worker = self.token("worker", "jobs:publish");
-        let answer = send(
+        let response = send(
             self.request_with_token(Method::POST, "/v1/jobs", &worker)
                 .json(&body),
         )
         .await;
-        assert_eq!(answer.status, 201, "{}", answer.body);
-        answer.body["id"].as_str().unwrap().to_owned()
+        assert_eq!(response.status, 201, "{}", response.body);
+        response.body["id"].as_str().unwrap().to_owned()
     }
 
-    /// Pushes an update as a worker.
+    /// Pushes an update to a job as a worker.
     pub async fn push_update(&self, id: &str, update: Value) -> TestResponse {
         let worker = self.token("worker", "jobs:publish");
         send(
@@ -178,7 +186,7 @@ impl TestApp {
         .await
     }
 
-    /// Submits to the simulated provider as `owner`; the scenario decides what happens.
+    /// Submits a job to the simulated provider as `owner` and returns the job's document.
     pub async fn submit(&self, owner: &str, scenario: Scenario) -> Value {
         let body = json!({
             "provider": "simulated",
@@ -186,56 +194,50 @@ impl TestApp {
             "prompt": "a lighthouse in the rain",
             "input": { "scenario": scenario.name() },
         });
-        let answer = send(self.request(Method::POST, "/v1/videos", owner).json(&body)).await;
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        answer.body
+        let response = send(self.request(Method::POST, "/v1/videos", owner).json(&body)).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        response.body
     }
 
-    /// A socket of `sub`, welcomed already.
+    /// Connects a WebSocket as `sub` and waits for `hello`.
     pub async fn connect(&self, sub: &str) -> TestClient {
         TestClient::connect(&self.url, &self.token(sub, "jobs:read jobs:write")).await
     }
 
-    /// What the simulated provider has seen.
+    /// Returns the inspector of the simulated provider.
     pub fn simulator(&self) -> &Inspector {
         self.simulator
             .as_ref()
-            .expect("a hub with a simulated provider")
+            .expect("the hub has no simulated provider")
     }
 
-    /// Where it listens.
+    /// Returns the host and port that the hub listens on.
     pub fn address(&self) -> &str {
         self.url.trim_start_matches("http://")
     }
 
-    /// A number of `/metrics`, by its name without the prefix and with its labels; 0 where there is none.
+    /// Returns the value of a metric, or 0 if there is none. `name` has labels but not the prefix
+    /// `progress_hub_`.
     pub async fn metric(&self, name: &str) -> f64 {
-        let answer = send(self.request_without_token(Method::GET, "/metrics")).await;
-        let text = answer.body.as_str().expect("a text").to_owned();
-        let number = text
+        let response = send(self.request_without_token(Method::GET, "/metrics")).await;
+        let text = response.body.as_str().expect("/metrics returns text");
+        let value = text
             .lines()
             .filter_map(|line| line.strip_prefix("progress_hub_")?.strip_prefix(name))
             .find_map(|rest| rest.strip_prefix(' '));
-        number.map_or(0.0, |number| number.parse().unwrap())
+        value.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Waits until a number of `/metrics` is as wished.
-    pub async fn wait_for_metric(&self, name: &str, wish: impl Fn(f64) -> bool) {
-        let mut last = f64::NAN;
-        let waiting = async {
-            loop {
-                last = self.metric(name).await;
-                if wish(last) {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let waited = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
-        assert!(waited.is_ok(), "{name} came to be {last}");
+    /// Waits until `is_done` accepts the value of a metric.
+    pub async fn wait_for_metric(&self, name: &str, is_done: impl Fn(f64) -> bool) {
+        let is_met = wait_until(|| async { is_done(self.metric(name).await).then_some(()) });
+        if is_met.await.is_none() {
+            let value = self.metric(name).await;
+            panic!("timed out waiting for {name}, which is {value}");
+        }
     }
 
-    /// Waits until nobody is connected and nothing is watched: whatever was held has been let go.
+    /// Waits until no client is connected and no job is subscribed to.
     pub async fn wait_until_no_connections(&self) {
         for kind in ["websocket", "sse", "poll"] {
             let name = format!("connections{{kind=\"{kind}\"}}");
@@ -245,104 +247,106 @@ impl TestApp {
             .await;
     }
 
-    /// Tells the hub to stop, as SIGTERM does, without waiting for it.
+    /// Starts a graceful shutdown, as SIGTERM does, and returns at once.
     pub fn begin_shutdown(&self) {
-        self.stop.cancel();
+        self.shutdown.cancel();
     }
 
-    /// Stops the hub in good order; its folder stays for [`TestBuilder::folder`].
+    /// Shuts the hub down gracefully. Returns its data directory for [`TestAppBuilder::data_dir`].
     pub async fn shut_down(mut self) -> Option<TempDir> {
-        self.stop.cancel();
-        if let Some(running) = self.running.take() {
-            tokio::time::timeout(TEST_TIMEOUT, running)
+        self.shutdown.cancel();
+        if let Some(task) = self.task.take() {
+            tokio::time::timeout(TEST_TIMEOUT, task)
                 .await
-                .expect("it stops")
-                .expect("it stops well");
+                .expect("timed out waiting for the shutdown")
+                .expect("the hub panicked");
         }
-        self.folder.take()
+        self.data_dir.take()
     }
 }
 
 impl TestApp {
-    /// Kills the process of a hub from [`TestBuilder::spawn_process`] with SIGKILL, as a power cut
-    /// would; its folder stays.
+    /// Kills the process of [`TestAppBuilder::spawn_process`] with SIGKILL. Returns its data directory.
     pub fn kill(mut self) -> TempDir {
-        self.end_process();
-        self.folder.take().expect("a folder")
+        self.kill_process();
+        self.data_dir.take().expect("a data directory")
     }
 
-    /// What a hub's process has logged so far.
+    /// Returns the log of the hub's process.
     pub fn log(&self) -> String {
-        let folder = self.folder.as_ref().expect("a folder");
-        std::fs::read_to_string(folder.path().join("hub.log")).expect("a log")
+        std::fs::read_to_string(self.path("hub.log")).expect("a log file")
     }
 
-    /// The file that the hub keeps its jobs in.
-    pub fn database_path(&self) -> std::path::PathBuf {
-        self.folder
-            .as_ref()
-            .expect("a folder")
-            .path()
-            .join("hub.db")
+    /// Returns the path of the SQLite database.
+    pub fn database_path(&self) -> PathBuf {
+        self.path("hub.db")
     }
 
-    fn end_process(&mut self) {
+    fn path(&self, file: &str) -> PathBuf {
+        let data_dir = self.data_dir.as_ref().expect("a data directory");
+        data_dir.path().join(file)
+    }
+
+    fn kill_process(&mut self) {
         if let Some(mut process) = self.process.take() {
-            process.kill().expect("it is killed");
-            process.wait().expect("it has ended");
+            process.kill().expect("send SIGKILL");
+            process.wait().expect("wait for the process");
         }
     }
 }
 
 impl Drop for TestApp {
     fn drop(&mut self) {
-        self.end_process();
-        self.stop.cancel();
-        if let Some(simulating) = &self.simulating {
-            simulating.cancel();
+        self.kill_process();
+        self.shutdown.cancel();
+        if let Some(shutdown) = &self.simulator_shutdown {
+            shutdown.cancel();
         }
     }
 }
 
 impl TestAppBuilder {
-    /// Sets a key of the configuration.
-    #[expect(clippy::needless_pass_by_value, reason = "so a number stands as it is")]
+    /// Sets a configuration key.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers can pass numbers and strings without a borrow"
+    )]
     pub fn set(mut self, key: &str, value: impl ToString) -> Self {
         self.settings.push((key.to_owned(), value.to_string()));
         self
     }
 
-    /// Adds a simulated provider called `simulated`, whose jobs do this unless told otherwise.
+    /// Adds a simulated provider named `simulated`. Its jobs follow `scenario` unless they name another.
     pub fn with_simulator(mut self, scenario: Scenario) -> Self {
         self.scenario = Some(scenario);
         self
     }
 
-    /// Keeps its store in this folder, where an earlier hub may have had one.
-    pub fn data_dir(mut self, folder: TempDir) -> Self {
-        self.folder = Some(folder);
+    /// Keeps the store in this directory, which may contain the data of an earlier hub.
+    pub fn data_dir(mut self, data_dir: TempDir) -> Self {
+        self.data_dir = Some(data_dir);
         self
     }
 
-    /// A hub in this process.
+    /// Starts the hub in this process.
     pub async fn spawn(self) -> TestApp {
         let (config, _, mut app) = self.prepare();
-        let server = Server::bind(config, None).expect("it binds");
-        let stop = app.stop.clone();
+        let server = Server::bind(config, None).expect("bind the hub");
+        let shutdown = app.shutdown.clone();
         app.url = server.url();
-        let running = async move { server.run(stop).await.expect("it serves") };
-        app.running = Some(tokio::spawn(running));
+        app.task = Some(tokio::spawn(async move {
+            server.run(shutdown).await.expect("run the hub");
+        }));
         app
     }
 
-    /// A hub in a process of its own, from the built program: one that can be killed.
+    /// Starts the built binary in a process of its own, so that a test can kill it.
     pub async fn spawn_process(self, arguments: &[&str]) -> TestApp {
         let (_, settings, mut app) = self.prepare();
-        let folder = app.folder.as_ref().expect("a folder").path();
         let log = std::fs::File::options()
             .create(true)
             .append(true)
-            .open(folder.join("hub.log"))
+            .open(app.path("hub.log"))
             .unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_progress-hub"));
         command.arg("serve").args(arguments);
@@ -353,35 +357,41 @@ impl TestAppBuilder {
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
-            .expect("it starts");
+            .expect("start the hub's process");
         let mut output = BufReader::new(process.stdout.take().unwrap());
-        let greeting = tokio::task::spawn_blocking(move || {
+        app.process = Some(process);
+        let first_line = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
             output.read_line(&mut line).map(|_| line)
         });
-        let greeting = tokio::time::timeout(TEST_TIMEOUT, greeting)
+        let first_line = tokio::time::timeout(TEST_TIMEOUT, first_line)
             .await
-            .expect("it greets in time");
-        let greeting = greeting.unwrap().unwrap();
-        app.process = Some(process);
-        let url = greeting.trim().strip_prefix("progress-hub is at ");
+            .expect("timed out waiting for the hub to print its URL");
+        let first_line = first_line.unwrap().unwrap();
+        let url = first_line.trim().strip_prefix("progress-hub is at ");
         app.url = url
-            .unwrap_or_else(|| panic!("{greeting:?}; {}", app.log()))
+            .unwrap_or_else(|| panic!("unexpected output {first_line:?}; log: {}", app.log()))
             .trim_end_matches('/')
             .to_owned();
         app
     }
 
-    /// Everything but the hub itself: its configuration, as typed and as text, and a shell that it
-    /// goes into.
+    /// Starts the simulator and returns the configuration, the settings it was loaded from, and a
+    /// `TestApp` without a running hub.
     fn prepare(self) -> (Config, Vec<(String, String)>, TestApp) {
-        let folder = self.folder.unwrap_or_else(|| tempfile::tempdir().unwrap());
-        let mut settings = vec![(
-            "store.url".to_owned(),
-            format!("sqlite://{}/hub.db", folder.path().display()),
-        )];
-        settings.extend(self.settings);
-        let (mut witness, mut simulating) = (None, None);
+        let data_dir = self
+            .data_dir
+            .unwrap_or_else(|| tempfile::tempdir().unwrap());
+        // Providers receive a callback URL before the hub listens, so the port is reserved first.
+        let (port, address) = reserve_port();
+        let mut settings = vec![
+            ("server.public_url".to_owned(), format!("http://{address}")),
+            (
+                "store.url".to_owned(),
+                format!("sqlite://{}/hub.db", data_dir.path().display()),
+            ),
+        ];
+        let (mut inspector, mut simulator_shutdown) = (None, None);
         if let Some(default_scenario) = self.scenario {
             let simulator = Simulator::bind(
                 "127.0.0.1:0",
@@ -393,43 +403,39 @@ impl TestAppBuilder {
                 },
             )
             .unwrap();
-            let before = simulator_settings(&simulator.url());
-            // A test's own settings come last and win.
-            settings.splice(0..0, before);
-            let stop = CancellationToken::new();
-            witness = Some(simulator.inspector());
-            tokio::spawn(simulator.run(stop.clone()));
-            simulating = Some(stop);
+            settings.extend(simulator_settings(&simulator.url()));
+            let shutdown = CancellationToken::new();
+            inspector = Some(simulator.inspector());
+            tokio::spawn(simulator.run(shutdown.clone()));
+            simulator_shutdown = Some(shutdown);
         }
-        // Providers need an address to call back before the hub listens, so one is reserved.
-        let (port, bind) = reserve_port();
-        let public_url = ("server.public_url".to_owned(), format!("http://{bind}"));
-        settings.insert(0, public_url);
-        for setting in &mut settings {
-            if setting.0 == "server.bind" && setting.1 == "127.0.0.1:0" {
-                setting.1 = bind.to_string();
+        // The last value of a key wins, so a test can override every default.
+        settings.extend(self.settings);
+        for (key, value) in &mut settings {
+            if key == "server.bind" && value == "127.0.0.1:0" {
+                *value = address.to_string();
             }
         }
         let config =
-            Config::load(None, std::iter::empty(), settings.clone()).expect("a good configuration");
+            Config::load(None, std::iter::empty(), settings.clone()).expect("valid configuration");
         let minter = Minter::new(&config.auth).unwrap();
         let app = TestApp {
             url: String::new(),
-            simulator: witness,
+            simulator: inspector,
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             minter,
-            stop: CancellationToken::new(),
-            running: None,
+            shutdown: CancellationToken::new(),
+            task: None,
             process: None,
-            simulating,
-            folder: Some(folder),
+            simulator_shutdown,
+            data_dir: Some(data_dir),
             _port: port,
         };
         (config, settings, app)
     }
 }
 
-/// The settings of a provider called `simulated`, which is a simulator at this URL.
+/// Returns the settings of a provider named `simulated`, whose API is the simulator at `url`.
 pub fn simulator_settings(url: &str) -> Vec<(String, String)> {
     let settings = [
         ("spec", "kling"),
@@ -438,15 +444,15 @@ pub fn simulator_settings(url: &str) -> Vec<(String, String)> {
         ("webhook_secrets", WEBHOOK_SECRET),
         ("poll_after", "2s"),
         ("poll_every", "300ms"),
-        ("deadline", "30s"),
+        ("deadline", "2m"),
         ("max_concurrent", "100"),
     ];
-    let named =
-        |(key, value): (&str, &str)| (format!("providers.simulated.{key}"), value.to_owned());
-    settings.map(named).to_vec()
+    settings
+        .map(|(key, value)| (format!("providers.simulated.{key}"), value.to_owned()))
+        .to_vec()
 }
 
-/// A port that nobody else gets, though a listener that reuses addresses may bind it too.
+/// Reserves a free port for the lifetime of the socket. A listener with `SO_REUSEADDR` can bind it.
 pub fn reserve_port() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -456,11 +462,31 @@ pub fn reserve_port() -> (socket2::Socket, SocketAddr) {
     (socket, address)
 }
 
-/// Sends and reads to the end; an empty body is null.
+/// Repeats `check` until it returns a value, or returns `None` after [`TEST_TIMEOUT`].
+///
+/// For conditions that send no notification. Prefer to wait for an event.
+pub async fn wait_until<T, F>(mut check: impl FnMut() -> F) -> Option<T>
+where
+    F: Future<Output = Option<T>>,
+{
+    let repeat = async {
+        let mut interval = tokio::time::interval(CHECK_INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            if let Some(value) = check().await {
+                return value;
+            }
+        }
+    };
+    tokio::time::timeout(TEST_TIMEOUT, repeat).await.ok()
+}
+
+/// Sends a request and reads the whole response. A body that is not JSON becomes a string.
 pub async fn send(request: RequestBuilder) -> TestResponse {
-    let response = request.send().await.expect("an answer");
+    let response = request.send().await.expect("no response");
     let (status, headers) = (response.status(), response.headers().clone());
-    let text = response.text().await.expect("a body");
+    let text = response.text().await.expect("incomplete response body");
     let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
     TestResponse {
         status,

@@ -1,4 +1,4 @@
-//! A WebSocket client that says and hears messages; every wait has an end.
+//! WebSocket client for the messages of the protocol. Every wait has a timeout.
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -10,12 +10,15 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use crate::app::TEST_TIMEOUT;
 
+pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
 pub struct TestClient {
-    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    pub socket: Socket,
+    /// The `hello` message, or null if it has not been received.
     pub hello: Value,
 }
 
-/// A request for `/v1/ws` with these headers.
+/// Returns an upgrade request for `/v1/ws` with additional headers.
 pub fn upgrade_request(url: &str, headers: &[(&'static str, &str)]) -> Request {
     let mut request = format!("{}/v1/ws", url.replacen("http", "ws", 1))
         .into_client_request()
@@ -26,42 +29,40 @@ pub fn upgrade_request(url: &str, headers: &[(&'static str, &str)]) -> Request {
     request
 }
 
-/// The upgraded socket, or the HTTP answer that refused it.
-pub async fn try_upgrade(
-    request: Request,
-) -> Result<(WebSocketStream<MaybeTlsStream<TcpStream>>, Response), Response> {
+/// Sends an upgrade request. Returns the socket, or the HTTP response if the hub rejects the upgrade.
+pub async fn try_upgrade(request: Request) -> Result<(Socket, Response), Response> {
     match tokio_tungstenite::connect_async(request).await {
-        Ok(opened) => Ok(opened),
+        Ok(upgraded) => Ok(upgraded),
         Err(Error::Http(response)) => Err(*response),
-        Err(error) => panic!("no answer: {error}"),
+        Err(error) => panic!("no response to the upgrade request: {error}"),
     }
 }
 
 impl TestClient {
-    /// Connects with a bearer token and hears `hello`.
+    /// Connects with a bearer token and waits for `hello`.
     pub async fn connect(url: &str, token: &str) -> Self {
         let bearer = format!("Bearer {token}");
         let (socket, _) = try_upgrade(upgrade_request(url, &[("authorization", &bearer)]))
             .await
-            .expect("an upgrade");
+            .expect("the hub rejected the upgrade");
         let mut client = Self::new(socket);
         client.hello = client.expect_message("hello").await;
         client
     }
 
-    /// A client that has heard nothing yet.
-    pub fn new(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
+    /// Wraps a socket from which nothing has been read.
+    pub fn new(socket: Socket) -> Self {
         Self {
             socket,
             hello: Value::Null,
         }
     }
 
-    /// Connects without a word of who it is.
+    /// Connects without a token.
     pub async fn connect_unauthenticated(url: &str) -> Self {
         let (socket, _) = try_upgrade(upgrade_request(url, &[]))
             .await
-            .expect("an upgrade");
+            .expect("the hub rejected the upgrade");
         Self::new(socket)
     }
 
@@ -70,15 +71,15 @@ impl TestClient {
     }
 
     pub async fn send(&mut self, message: Message) {
-        self.socket.send(message).await.expect("it is sent");
+        self.socket.send(message).await.expect("send a message");
     }
 
-    /// The next message, whatever it is, or the close code.
+    /// Returns the next message, or the close code if the connection ends.
     pub async fn next_message(&mut self) -> Result<Value, Option<u16>> {
         loop {
             let next = tokio::time::timeout(TEST_TIMEOUT, self.socket.next())
                 .await
-                .expect("something comes in time");
+                .expect("timed out waiting for a message");
             match next {
                 Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
                 Some(Ok(Message::Close(frame))) => return Err(frame.map(|frame| frame.code.into())),
@@ -88,18 +89,18 @@ impl TestClient {
         }
     }
 
-    /// The next message of a type; heartbeats and others before it are passed over.
+    /// Returns the next message of a type. Skips messages of other types.
     pub async fn expect_message(&mut self, kind: &str) -> Value {
         loop {
             match self.next_message().await {
                 Ok(message) if message["type"] == kind => return message,
                 Ok(_) => {}
-                Err(code) => panic!("closed with {code:?} instead of {kind}"),
+                Err(code) => panic!("connection closed with {code:?} before a '{kind}' message"),
             }
         }
     }
 
-    /// The code that ends it; what comes before is passed over.
+    /// Returns the close code. Skips all messages before it.
     pub async fn expect_close(&mut self) -> Option<u16> {
         loop {
             if let Err(code) = self.next_message().await {
@@ -108,13 +109,13 @@ impl TestClient {
         }
     }
 
-    /// Says so and goes, as a page that is left does.
+    /// Completes the close handshake, as a browser does when the user leaves the page.
     pub async fn close(mut self) {
         self.send(Message::Close(None)).await;
         while self.next_message().await.is_ok() {}
     }
 
-    /// Subscribes to jobs, given as (id, version), and hears what became of each.
+    /// Subscribes to jobs, given as (id, version). Returns the result per job.
     pub async fn subscribe(&mut self, jobs: &[(&str, u64)]) -> Value {
         let jobs: Vec<Value> = jobs
             .iter()
@@ -125,39 +126,54 @@ impl TestClient {
         self.expect_message("subscribed").await["jobs"].clone()
     }
 
-    /// The next version of any job.
+    /// Subscribes to all jobs of the client's owner. Returns the result per job.
+    pub async fn subscribe_to_feed(&mut self) -> Value {
+        self.send_json(json!({ "type": "subscribe", "id": 1, "feed": "mine" }))
+            .await;
+        self.expect_message("subscribed").await["jobs"].clone()
+    }
+
+    /// Renews the token. Returns `hello`.
+    pub async fn authenticate(&mut self, token: &str) -> Value {
+        self.send_json(json!({ "type": "auth", "token": token }))
+            .await;
+        self.expect_message("hello").await
+    }
+
+    /// Returns the next job document.
     pub async fn next_job(&mut self) -> Value {
         self.expect_message("job").await["job"].clone()
     }
 
-    /// Follows a job to its end; versions must rise.
-    #[expect(clippy::wrong_self_convention, reason = "it goes there")]
+    /// Returns the final document of a job. Asserts that its versions increase.
     pub async fn follow_to_final(&mut self, id: &str) -> Value {
-        let mut version = 0;
+        let mut last = 0;
         loop {
             let job = self.next_job().await;
             if job["id"] != id {
                 continue;
             }
-            let next = job["version"].as_u64().unwrap();
-            assert!(next > version, "{next} after {version}");
-            version = next;
+            let version = job["version"].as_u64().unwrap();
+            assert!(version > last, "version {version} after {last}");
+            last = version;
             if job["final"] == true {
                 return job;
             }
         }
     }
 
-    /// Asserts that nothing but heartbeats has come by the time the hub answers a ping: whatever it
-    /// had to say before, it would have said first.
+    /// Asserts that the hub has sent nothing but heartbeats. Frames keep their order, so the hub sends
+    /// any earlier message before the reply to this ping.
     pub async fn assert_no_messages(&mut self) {
-        self.send_json(json!({ "type": "ping", "id": "quiet?" }))
+        self.send_json(json!({ "type": "ping", "id": "no messages" }))
             .await;
         loop {
             match self.next_message().await {
-                Ok(message) if message["type"] == "pong" && message["id"] == "quiet?" => return,
+                Ok(message) if message["type"] == "pong" && message["id"] == "no messages" => {
+                    return;
+                }
                 Ok(message) if message["type"] == "heartbeat" => {}
-                other => panic!("heard {other:?}"),
+                other => panic!("unexpected message: {other:?}"),
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Every recorded body of every provider, through the hub as it comes in life: by a signed webhook, by an
-//! answer to a question, to a submission or to a cancel.
+//! Maps every recorded provider body to the expected job state, end to end: as a signed webhook, or as
+//! the response to a poll, a submission, a cancellation, a result fetch or a balance query.
 
 use std::sync::Arc;
 
@@ -12,17 +12,19 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::app::{TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send};
+use crate::app::{
+    TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send, wait_until,
+};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::webhook_signatures::{self, Headers};
 
-/// A line of the manifest: a body, how it travels, and what it must mean.
+/// An entry of the manifest.
 #[derive(Clone, Deserialize)]
 struct Fixture {
-    /// The body's file; where the body stands here itself, a name for it.
+    /// File of the body, or a name for an inline `body`.
     file: String,
     body: Option<Value>,
-    /// What an authenticated read tells of the task, where its webhook does not tell it all.
+    /// Response to a poll, for a webhook that requires one.
     answer: Option<Value>,
     provider: String,
     channel: String,
@@ -34,12 +36,12 @@ struct Fixture {
 
 impl Fixture {
     fn all() -> Vec<Self> {
-        let manifests = ["manifest.json", "more.json"].map(recorded);
+        let manifests = ["manifest.json", "more.json"].map(read_fixture);
         let read = |text: &String| serde_json::from_str::<Vec<Self>>(text).unwrap();
         manifests.iter().flat_map(read).collect()
     }
 
-    /// The spec that speaks this provider's language.
+    /// Returns the built-in spec for the provider.
     fn spec(&self) -> &'static str {
         match self.provider.as_str() {
             "kling" if self.file.contains("legacy") => "kling-legacy",
@@ -56,11 +58,11 @@ impl Fixture {
             "wavespeed" => "wavespeed",
             "seedance" => "seedance",
             "generic" => "generic",
-            other => panic!("a fixture of an unknown provider: {other}"),
+            other => panic!("unknown provider in the manifest: {other}"),
         }
     }
 
-    /// A model that makes the spec use the interface that the body belongs to.
+    /// Returns a model whose requests use the API version of the body.
     fn model(&self) -> &'static str {
         match (self.spec(), self.file.contains("v2")) {
             ("minimax", true) => "MiniMax-H3",
@@ -72,16 +74,16 @@ impl Fixture {
 
     fn body(&self) -> String {
         let inline = self.body.as_ref().map(Value::to_string);
-        inline.unwrap_or_else(|| recorded(&self.file))
+        inline.unwrap_or_else(|| read_fixture(&self.file))
     }
 
-    /// The provider's id of the task that the body is about.
+    /// Returns the provider's task id from the expectation or the body.
     fn task(&self) -> String {
-        if let Some(task) = self.expects("task_id").and_then(Value::as_str) {
+        if let Some(task) = self.expected("task_id").and_then(Value::as_str) {
             return task.to_owned();
         }
         let body: Value = serde_json::from_str(&self.body()).unwrap();
-        let places = [
+        let pointers = [
             "/session_id",
             "/request_id",
             "/task_id",
@@ -92,18 +94,18 @@ impl Fixture {
             "/id",
             "/name",
         ];
-        let places: &[&str] = match self.spec() {
-            // Kling's envelope has a request_id that is no task's.
-            "kling" | "kling-legacy" => &places[2..],
-            _ => &places,
+        let pointers: &[&str] = match self.spec() {
+            // Kling's envelope contains a request_id that is not a task id.
+            "kling" | "kling-legacy" => &pointers[2..],
+            _ => &pointers,
         };
-        let found = places
+        let found = pointers
             .iter()
-            .find_map(|place| body.pointer(place)?.as_str());
-        found.unwrap_or("a task of its own").to_owned()
+            .find_map(|pointer| body.pointer(pointer)?.as_str());
+        found.unwrap_or("task-1").to_owned()
     }
 
-    fn expects(&self, key: &str) -> Option<&Value> {
+    fn expected(&self, key: &str) -> Option<&Value> {
         self.expect.get(key)
     }
 
@@ -112,63 +114,74 @@ impl Fixture {
     }
 }
 
-fn recorded(file: &str) -> String {
+fn read_fixture(file: &str) -> String {
     let path = format!("{}/tests/fixtures/{file}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(&path).expect(&path)
 }
 
-/// What the provider's side of a fixture needs besides the body itself.
-struct Stage {
+/// A hub and the mock of a fixture's provider.
+struct TestSetup {
     app: TestApp,
     key: Arc<Ed25519KeyPair>,
     provider: MockProvider,
 }
 
-impl Stage {
-    /// A hub with the fixture's provider, whose answers are given here by what is asked.
-    async fn set(
+/// When the hub polls a job without webhooks.
+#[derive(Clone, Copy)]
+enum Polling {
+    /// At once.
+    Enabled,
+    /// Later than the test takes.
+    Delayed,
+}
+
+impl TestSetup {
+    /// Starts a hub and a provider that answers with `respond`, or 404 if it returns `None`.
+    async fn start(
         fixture: &Fixture,
-        polled: bool,
-        answer: impl Fn(&RecordedRequest) -> Option<MockResponse> + Send + Sync + 'static,
+        polling: Polling,
+        respond: impl Fn(&RecordedRequest) -> Option<MockResponse> + Send + Sync + 'static,
     ) -> Self {
         let key = Arc::new(Ed25519KeyPair::generate().unwrap());
         let x = URL_SAFE_NO_PAD.encode(key.public_key().as_ref());
         let keys = json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "kid": "key-1", "x": x }] });
-        let provider = MockProvider::start(move |asked| {
-            let reply = if asked.path == "/jwks.json" {
+        let provider = MockProvider::start(move |request| {
+            let response = if request.path == "/jwks.json" {
                 Some(MockResponse::json(200, &keys))
             } else {
-                answer(&asked)
+                respond(&request)
             };
-            let nothing = || MockResponse::text(404, r#"{"detail": "not here"}"#);
-            let reply = reply.unwrap_or_else(nothing);
-            async move { reply }
+            let not_found = || MockResponse::text(404, r#"{"detail": "not here"}"#);
+            let response = response.unwrap_or_else(not_found);
+            async move { response }
         })
         .await;
-        let app = hub(fixture, &provider, polled).spawn().await;
+        let app = configure_hub(fixture, &provider, polling).spawn().await;
         Self { app, key, provider }
     }
 
+    /// Registers a job of `alice` for the task of the fixture. Returns the job id.
     async fn register(&self, fixture: &Fixture) -> String {
         let worker = self.app.token("worker", "jobs:publish");
         let body = json!({ "provider": "it", "provider_task_id": fixture.task(), "owner": "alice", "model": fixture.model() });
         let request = self
             .app
             .request_with_token(Method::POST, "/v1/jobs", &worker);
-        let answer = send(request.json(&body)).await;
-        assert_eq!(answer.status, 201, "{}", answer.body);
-        answer.body["id"].as_str().unwrap().to_owned()
+        let response = send(request.json(&body)).await;
+        assert_eq!(response.status, 201, "{}", response.body);
+        response.body["id"].as_str().unwrap().to_owned()
     }
 
+    /// Submits a job of `alice` to the provider. Returns the job id.
     async fn submit(&self, fixture: &Fixture) -> String {
         let body = json!({ "provider": "it", "model": fixture.model(), "prompt": "a lighthouse", "image_url": null });
         let request = self.app.request(Method::POST, "/v1/videos", "alice");
-        let answer = send(request.json(&body)).await;
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        answer.body["id"].as_str().unwrap().to_owned()
+        let response = send(request.json(&body)).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        response.body["id"].as_str().unwrap().to_owned()
     }
 
-    /// The fixture's body as its provider would send it now.
+    /// Sends the body as a webhook with a valid signature.
     async fn deliver(&self, fixture: &Fixture) -> TestResponse {
         let body = fixture.body();
         let mut request = self
@@ -180,9 +193,10 @@ impl Stage {
         send(request.body(body)).await
     }
 
+    /// Returns the headers with which the provider signs a webhook.
     fn headers(&self, fixture: &Fixture, body: &[u8]) -> Headers {
         let now = webhook_signatures::now();
-        let own = |name: &str| {
+        let recorded_header = |name: &str| {
             let value = fixture.headers.get(name).and_then(Value::as_str);
             value.unwrap_or("session-123").to_owned()
         };
@@ -212,7 +226,8 @@ impl Stage {
                 webhook_signatures::hex(WEBHOOK_SECRET, body),
             )],
             "fal" => {
-                let digest = hex(digest::digest(&digest::SHA256, body).as_ref());
+                let digest =
+                    webhook_signatures::to_hex(digest::digest(&digest::SHA256, body).as_ref());
                 let content = format!("{}\nuser_1\n{now}\n{digest}", fixture.task());
                 vec![
                     ("x-fal-webhook-request-id", fixture.task()),
@@ -220,7 +235,7 @@ impl Stage {
                     ("x-fal-webhook-timestamp", now.to_string()),
                     (
                         "x-fal-webhook-signature",
-                        hex(self.key.sign(content.as_bytes()).as_ref()),
+                        webhook_signatures::to_hex(self.key.sign(content.as_bytes()).as_ref()),
                     ),
                 ]
             }
@@ -230,7 +245,7 @@ impl Stage {
                 let id = if fixture.headers.is_empty() {
                     fixture.task()
                 } else {
-                    own("X-AtlasCloud-Webhook-Id")
+                    recorded_header("X-AtlasCloud-Webhook-Id")
                 };
                 vec![
                     ("x-atlascloud-webhook-id", id),
@@ -244,11 +259,8 @@ impl Stage {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn hub(fixture: &Fixture, provider: &MockProvider, polled: bool) -> TestAppBuilder {
+/// Configures a hub with the fixture's provider under the name `it`.
+fn configure_hub(fixture: &Fixture, provider: &MockProvider, polling: Polling) -> TestAppBuilder {
     let spec = fixture.spec();
     let mut app = TestApp::builder()
         .set("providers.it.spec", spec)
@@ -257,40 +269,40 @@ fn hub(fixture: &Fixture, provider: &MockProvider, polled: bool) -> TestAppBuild
         .set("providers.it.poll_every", "100ms")
         .set(
             "providers.it.poll_after",
-            if polled { "50ms" } else { "20m" },
+            match polling {
+                Polling::Enabled => "50ms",
+                Polling::Delayed => "20m",
+            },
         );
     if spec == "kling-legacy" {
         app = app.set("providers.it.secret_key", "the other key");
     }
-    match spec {
-        "atlas" | "fal" | "veo" => {
-            app = app.set(
-                "providers.it.jwks_url",
-                format!("{}/jwks.json", provider.url),
-            );
-        }
-        _ => {}
+    if matches!(spec, "atlas" | "fal" | "veo") {
+        let jwks_url = format!("{}/jwks.json", provider.url);
+        app = app.set("providers.it.jwks_url", jwks_url);
     }
-    match spec {
-        "atlas" | "fal" | "runway" | "luma" | "minimax" | "seedance" => {}
-        _ => app = app.set("providers.it.webhook_secrets", WEBHOOK_SECRET),
+    if !matches!(
+        spec,
+        "atlas" | "fal" | "runway" | "luma" | "minimax" | "seedance"
+    ) {
+        app = app.set("providers.it.webhook_secrets", WEBHOOK_SECRET);
     }
     app
 }
 
-/// What an authenticated read tells of a task whose webhook does not tell it all.
-fn whole(fixture: &Fixture, asked: &RecordedRequest) -> Option<MockResponse> {
-    if let Some(answer) = &fixture.answer {
-        return Some(MockResponse::json(200, answer));
+/// Returns the response to a poll, for webhooks that do not contain the whole task.
+fn poll_response(fixture: &Fixture, request: &RecordedRequest) -> Option<MockResponse> {
+    if let Some(response) = &fixture.answer {
+        return Some(MockResponse::json(200, response));
     }
     let task = fixture.task();
-    let answer = match fixture.spec() {
+    let response = match fixture.spec() {
         "kling" => json!({ "code": 0, "data": [{ "id": task, "status": "succeeded",
             "outputs": [{ "type": "video", "url": "https://cdn.example/a.mp4" }] }] }),
         "luma" => serde_json::from_str(&fixture.body()).unwrap(),
         "minimax"
-            if asked.path.starts_with("/v1/files/retrieve?file_id=2")
-                || asked.path.starts_with("/v1/files/retrieve?file_id=1") =>
+            if request.path.starts_with("/v1/files/retrieve?file_id=2")
+                || request.path.starts_with("/v1/files/retrieve?file_id=1") =>
         {
             json!({ "file": { "file_id": 205_258_526_306_433_u64, "download_url": "https://cdn.example/a.mp4" },
                 "base_resp": { "status_code": 0, "status_msg": "success" } })
@@ -300,33 +312,33 @@ fn whole(fixture: &Fixture, asked: &RecordedRequest) -> Option<MockResponse> {
         "videos" => {
             json!({ "id": task, "object": "video", "status": "completed", "progress": 100 })
         }
-        "veo" => serde_json::from_str(&recorded("veo-operation-done.json")).unwrap(),
-        "fal" if asked.path.contains("/status") => {
+        "veo" => serde_json::from_str(&read_fixture("veo-operation-done.json")).unwrap(),
+        "fal" if request.path.contains("/status") => {
             json!({ "request_id": task, "status": "COMPLETED" })
         }
         _ => return None,
     };
-    Some(MockResponse::json(200, &answer))
+    Some(MockResponse::json(200, &response))
 }
 
-/// Whether a job's document says what the fixture means.
-fn agrees(fixture: &Fixture, job: &Value) -> Result<(), String> {
-    let is = |what: &str, found: &Value, wished: &Value| {
-        let same = match (found.as_f64(), wished.as_f64()) {
-            (Some(found), Some(wished)) => (found - wished).abs() < 1e-9,
-            _ => found == wished,
+/// Returns the first difference between a job's document and the fixture's expectation.
+fn compare(fixture: &Fixture, job: &Value) -> Result<(), String> {
+    let check = |field: &str, found: &Value, expected: &Value| {
+        let is_equal = match (found.as_f64(), expected.as_f64()) {
+            (Some(found), Some(expected)) => (found - expected).abs() < 1e-9,
+            _ => found == expected,
         };
-        if same {
+        if is_equal {
             Ok(())
         } else {
-            Err(format!("{what}: {found} instead of {wished}"))
+            Err(format!("{field}: {found} instead of {expected}"))
         }
     };
-    if let Some(state) = fixture.expects("state") {
-        is("status", &job["status"], state)?;
+    if let Some(state) = fixture.expected("state") {
+        check("status", &job["status"], state)?;
     }
-    if let Some(count) = fixture.expects("outputs").and_then(Value::as_u64) {
-        is(
+    if let Some(count) = fixture.expected("outputs").and_then(Value::as_u64) {
+        check(
             "outputs",
             &json!(job["outputs"].as_array().unwrap().len()),
             &json!(count),
@@ -336,148 +348,155 @@ fn agrees(fixture: &Fixture, job: &Value) -> Result<(), String> {
             .clone()
             .any(|output| output["url"].as_str().is_none_or(str::is_empty))
         {
-            return Err("an output without a URL".to_owned());
+            return Err("output without a URL".to_owned());
         }
     }
-    if let Some(progress) = fixture.expects("progress").and_then(Value::as_f64) {
-        is("progress", &job["progress"], &json!(progress * 100.0))?;
+    if let Some(progress) = fixture.expected("progress").and_then(Value::as_f64) {
+        check("progress", &job["progress"], &json!(progress * 100.0))?;
     }
-    if let Some(position) = fixture.expects("queue_position") {
-        is("queue_position", &job["queue_position"], position)?;
+    if let Some(position) = fixture.expected("queue_position") {
+        check("queue_position", &job["queue_position"], position)?;
     }
-    if let Some(kind) = fixture.expects("failure_kind") {
-        is("error.kind", &job["error"]["kind"], kind)?;
+    if let Some(kind) = fixture.expected("failure_kind") {
+        check("error.kind", &job["error"]["kind"], kind)?;
     }
     if let (Some(retryable), Some(_)) = (
-        fixture.expects("retryable"),
-        fixture.expects("failure_kind"),
+        fixture.expected("retryable"),
+        fixture.expected("failure_kind"),
     ) {
-        is("error.retryable", &job["error"]["retryable"], retryable)?;
+        check("error.retryable", &job["error"]["retryable"], retryable)?;
     }
-    if let Some(cost) = fixture.expects("cost") {
+    if let Some(cost) = fixture.expected("cost") {
         let amount = &cost["amount"];
         let amount = amount
             .as_str()
             .map_or(amount.clone(), |text| json!(text.parse::<f64>().unwrap()));
-        is("cost.amount", &job["cost"]["amount"], &amount)?;
-        is("cost.unit", &job["cost"]["unit"], &cost["unit"])?;
+        check("cost.amount", &job["cost"]["amount"], &amount)?;
+        check("cost.unit", &job["cost"]["unit"], &cost["unit"])?;
     }
-    if let Some(seconds) = fixture.expects("duration_s") {
-        is("duration", &job["outputs"][0]["duration"], seconds)?;
+    if let Some(seconds) = fixture.expected("duration_s") {
+        check("duration", &job["outputs"][0]["duration"], seconds)?;
     }
-    if let Some(lifetime) = fixture.expects("url_ttl_s").and_then(Value::as_i64) {
-        let end: jiff::Timestamp = job["outputs"][0]["expires_at"]
+    if let Some(lifetime) = fixture.expected("url_ttl_s").and_then(Value::as_i64) {
+        let expires_at: jiff::Timestamp = job["outputs"][0]["expires_at"]
             .as_str()
             .unwrap_or_default()
             .parse()
             .map_err(|_| "no expires_at")?;
-        let left = end.as_second() - webhook_signatures::now();
-        if !(lifetime - 60..=lifetime).contains(&left) {
-            return Err(format!("expires in {left} s"));
+        let ttl = expires_at.as_second() - webhook_signatures::now();
+        if !(lifetime - 60..=lifetime).contains(&ttl) {
+            return Err(format!("output expires in {ttl} s"));
         }
     }
     Ok(())
 }
 
-/// Waits until the job is as the fixture means it.
-async fn comes_to(stage: &Stage, fixture: &Fixture, id: &str) {
-    let waiting = async {
-        let mut job = stage.app.get_job(id, "alice").await;
-        loop {
-            match agrees(fixture, &job) {
-                Ok(()) => return,
-                Err(why) if job["final"] == true => panic!("{}: {why}: {job}", fixture.file),
-                Err(_) => {}
-            }
+/// Waits until the job's document meets the fixture's expectation.
+async fn wait_for_expectation(setup: &TestSetup, fixture: &Fixture, id: &str) {
+    let wait = async {
+        let mut job = setup.app.get_job(id, "alice").await;
+        while let Err(difference) = compare(fixture, &job) {
+            assert_ne!(job["final"], true, "{}: {difference}: {job}", fixture.file);
             let path = format!("/v1/jobs/{id}?wait=5&since={}", job["version"]);
-            let answer = send(stage.app.request(Method::GET, &path, "alice")).await;
-            if answer.status == 200 {
-                job = answer.body;
+            let response = send(setup.app.request(Method::GET, &path, "alice")).await;
+            if response.status == 200 {
+                job = response.body;
             }
         }
     };
-    let waited = tokio::time::timeout(crate::app::TEST_TIMEOUT, waiting).await;
-    let job = stage.app.get_job(id, "alice").await;
-    let asked: Vec<String> = stage
+    let is_met = tokio::time::timeout(TEST_TIMEOUT, wait).await.is_ok();
+    let job = setup.app.get_job(id, "alice").await;
+    let requests: Vec<String> = setup
         .provider
         .requests()
         .iter()
-        .map(|asked| format!("{} {}", asked.method, asked.path))
+        .map(|request| format!("{} {}", request.method, request.path))
         .collect();
     assert!(
-        waited.is_ok(),
-        "{}: {:?}: {job} after {asked:?}",
+        is_met,
+        "{}: timed out: {:?}: {job}; requests: {requests:?}",
         fixture.file,
-        agrees(fixture, &job)
+        compare(fixture, &job)
     );
 }
 
-async fn by_webhook(fixture: &Fixture) {
-    let its = fixture.clone();
-    let stage = Stage::set(fixture, false, move |asked| whole(&its, asked)).await;
+async fn check_webhook(fixture: &Fixture) {
+    let cloned = fixture.clone();
+    let setup = TestSetup::start(fixture, Polling::Delayed, move |request| {
+        poll_response(&cloned, request)
+    })
+    .await;
     if fixture.action() == "echo_challenge" {
-        let answer = stage.deliver(fixture).await;
+        let response = setup.deliver(fixture).await;
         assert_eq!(
-            (answer.status.as_u16(), &answer.body),
+            (response.status.as_u16(), &response.body),
             (200, &fixture.expect["reply"])
         );
         return;
     }
-    let early = stage.deliver(fixture).await;
-    assert_eq!(early.status, 200, "{}: {}", fixture.file, early.body);
-    assert_eq!(early.body["matched"], false, "{}", fixture.file);
-    let id = stage.register(fixture).await;
-    let answer = stage.deliver(fixture).await;
-    assert_eq!(answer.status, 200, "{}: {}", fixture.file, answer.body);
-    assert_eq!(answer.body["matched"], true, "{}", fixture.file);
-    comes_to(&stage, fixture, &id).await;
-    let asks = stage
+    let before_registration = setup.deliver(fixture).await;
+    assert_eq!(
+        before_registration.status, 200,
+        "{}: {}",
+        fixture.file, before_registration.body
+    );
+    assert_eq!(
+        before_registration.body["matched"], false,
+        "{}",
+        fixture.file
+    );
+    let id = setup.register(fixture).await;
+    let response = setup.deliver(fixture).await;
+    assert_eq!(response.status, 200, "{}: {}", fixture.file, response.body);
+    assert_eq!(response.body["matched"], true, "{}", fixture.file);
+    wait_for_expectation(&setup, fixture, &id).await;
+    let is_polled = setup
         .provider
         .requests()
         .iter()
-        .any(|asked| asked.path != "/jwks.json");
-    let thin = fixture.action() == "fetch" || fixture.expects("next").is_some();
-    assert_eq!(
-        asks, thin,
-        "{}: whether it is read from the provider",
-        fixture.file
-    );
+        .any(|request| request.path != "/jwks.json");
+    let requires_poll = fixture.action() == "fetch" || fixture.expected("next").is_some();
+    assert_eq!(is_polled, requires_poll, "{}: polled or not", fixture.file);
 }
 
-async fn by_poll(fixture: &Fixture) {
-    let (its, body) = (fixture.clone(), fixture.body());
+async fn check_poll_response(fixture: &Fixture) {
+    let (cloned, body) = (fixture.clone(), fixture.body());
     let status = fixture.http_status.unwrap();
-    let stage = Stage::set(fixture, true, move |asked| {
-        if asked.path.starts_with("/v1/files/retrieve") {
-            return whole(&its, asked);
+    let setup = TestSetup::start(fixture, Polling::Enabled, move |request| {
+        if request.path.starts_with("/v1/files/retrieve") {
+            return poll_response(&cloned, request);
         }
         Some(MockResponse::text(status, body.clone()))
     })
     .await;
-    let id = stage.register(fixture).await;
-    comes_to(&stage, fixture, &id).await;
+    let id = setup.register(fixture).await;
+    wait_for_expectation(&setup, fixture, &id).await;
     if fixture.action() == "fetch" {
-        stage
+        setup
             .provider
-            .wait_for_requests(|asked| asked.iter().any(|asked| asked.path.contains("retrieve")))
+            .wait_for_requests(|requests| {
+                requests
+                    .iter()
+                    .any(|request| request.path.contains("retrieve"))
+            })
             .await;
     }
 }
 
-async fn by_submission(fixture: &Fixture) {
+async fn check_submit_response(fixture: &Fixture) {
     let (status, body) = (fixture.http_status.unwrap_or(200), fixture.body());
     let headers = fixture.headers.clone();
-    let stage = Stage::set(fixture, false, move |_| {
-        let mut reply = MockResponse::text(status, body.clone());
+    let setup = TestSetup::start(fixture, Polling::Delayed, move |_| {
+        let mut response = MockResponse::text(status, body.clone());
         if let Some(reset) = headers.get("ratelimit-reset").and_then(Value::as_str) {
-            reply = reply.with_header("ratelimit-reset", reset);
+            response = response.with_header("ratelimit-reset", reset);
         }
-        Some(reply)
+        Some(response)
     })
     .await;
-    let id = stage.submit(fixture).await;
-    comes_to(&stage, fixture, &id).await;
-    let job = stage.app.get_job(&id, "alice").await;
+    let id = setup.submit(fixture).await;
+    wait_for_expectation(&setup, fixture, &id).await;
+    let job = setup.app.get_job(&id, "alice").await;
     if fixture.action() == "submit_accepted" {
         assert_eq!(
             job["provider_task_id"],
@@ -486,45 +505,48 @@ async fn by_submission(fixture: &Fixture) {
             fixture.file
         );
     }
-    if let Some(seconds) = fixture.expects("retry_after_s").and_then(Value::as_i64) {
-        let at: jiff::Timestamp = job["next_attempt_at"].as_str().unwrap().parse().unwrap();
-        assert!(
-            at.as_second() - webhook_signatures::now() > seconds - 10,
-            "{}: {job}",
-            fixture.file
-        );
+    if let Some(seconds) = fixture.expected("retry_after_s").and_then(Value::as_i64) {
+        let time = |field: &str| job[field].as_str().unwrap().parse::<jiff::Timestamp>();
+        let (decided_at, next_attempt_at) = (time("updated_at"), time("next_attempt_at"));
+        let delay = next_attempt_at.unwrap().as_second() - decided_at.unwrap().as_second();
+        assert!(delay > seconds - 10, "{}: {job}", fixture.file);
     }
-    let asked = stage.provider.requests();
-    let submits = asked.iter().filter(|asked| asked.method == "POST");
-    assert_eq!(submits.count(), 1, "{}: sent once", fixture.file);
+    let requests = setup.provider.requests();
+    let submits = requests.iter().filter(|request| request.method == "POST");
+    assert_eq!(
+        submits.count(),
+        1,
+        "{}: number of submissions",
+        fixture.file
+    );
 }
 
-/// An answer to the second call, for what a finished task has brought.
-async fn by_result(fixture: &Fixture) {
-    let (its, status, body) = (
+/// The body answers the second request, which fetches the result of a finished task.
+async fn check_result_response(fixture: &Fixture) {
+    let (cloned, status, body) = (
         fixture.clone(),
         fixture.http_status.unwrap(),
         fixture.body(),
     );
-    let stage = Stage::set(fixture, true, move |asked| {
-        whole(&its, asked).or_else(|| Some(MockResponse::text(status, body.clone())))
+    let setup = TestSetup::start(fixture, Polling::Enabled, move |request| {
+        poll_response(&cloned, request).or_else(|| Some(MockResponse::text(status, body.clone())))
     })
     .await;
-    let id = stage.register(fixture).await;
-    comes_to(&stage, fixture, &id).await;
+    let id = setup.register(fixture).await;
+    wait_for_expectation(&setup, fixture, &id).await;
 }
 
-async fn by_cancel(fixture: &Fixture) {
-    let (its, status, body) = (
+async fn check_cancel_response(fixture: &Fixture) {
+    let (cloned, status, body) = (
         fixture.clone(),
         fixture.http_status.unwrap(),
         fixture.body(),
     );
-    let stage = Stage::set(fixture, false, move |asked| {
-        if asked.path.ends_with("/cancel") {
+    let setup = TestSetup::start(fixture, Polling::Delayed, move |request| {
+        if request.path.ends_with("/cancel") {
             return Some(MockResponse::text(status, body.clone()));
         }
-        whole(&its, asked).or_else(|| {
+        poll_response(&cloned, request).or_else(|| {
             Some(MockResponse::json(
                 200,
                 &json!({ "video": { "url": "https://cdn.example/a.mp4" } }),
@@ -532,102 +554,91 @@ async fn by_cancel(fixture: &Fixture) {
         })
     })
     .await;
-    let id = stage.register(fixture).await;
-    let cancel = stage
+    let id = setup.register(fixture).await;
+    let cancel = setup
         .app
         .request(Method::POST, &format!("/v1/jobs/{id}/cancel"), "alice");
-    let answer = send(cancel).await;
+    let response = send(cancel).await;
     if fixture.action() == "noop" {
         assert_eq!(
-            (answer.status.as_u16(), &answer.body["code"]),
+            (response.status.as_u16(), &response.body["code"]),
             (409, &json!("not_cancellable"))
         );
-        let job = stage.app.wait_until_final(&id, "alice").await;
+        let job = setup.app.wait_until_final(&id, "alice").await;
         assert_eq!(
             (&job["status"], job["outputs"].as_array().unwrap().len()),
             (&json!("succeeded"), 1),
             "{job}"
         );
     } else {
-        assert_eq!(answer.status, 202, "{}: {}", fixture.file, answer.body);
-        comes_to(&stage, fixture, &id).await;
+        assert_eq!(response.status, 202, "{}: {}", fixture.file, response.body);
+        wait_for_expectation(&setup, fixture, &id).await;
     }
 }
 
-async fn by_balance(fixture: &Fixture) {
+async fn check_balance_response(fixture: &Fixture) {
     let (status, body) = (fixture.http_status.unwrap(), fixture.body());
-    let stage = Stage::set(fixture, false, move |asked| {
-        // Without credit the balance is looked at once.
-        let refusal = || MockResponse::json(402, &json!({ "code": 1102, "message": "no credit" }));
-        Some(match asked.method.as_str() {
-            "POST" => refusal(),
-            _ => MockResponse::text(status, body.clone()),
+    let setup = TestSetup::start(fixture, Polling::Delayed, move |request| {
+        Some(if request.method == "POST" {
+            // The hub queries the balance after an error about missing credit.
+            MockResponse::json(402, &json!({ "code": 1102, "message": "no credit" }))
+        } else {
+            MockResponse::text(status, body.clone())
         })
     })
     .await;
-    stage.submit(fixture).await;
-    let wished = ["available", "usable"]
+    setup.submit(fixture).await;
+    let expected = ["available", "usable"]
         .iter()
-        .find_map(|key| fixture.expects(key))
+        .find_map(|key| fixture.expected(key))
         .unwrap();
-    let wished = wished
+    let expected = expected
         .as_str()
-        .map_or(wished.clone(), |text| json!(text.parse::<f64>().unwrap()))
-        .as_f64();
-    let told = async {
-        loop {
-            let admin = stage.app.token("root", "admin");
-            let answer = send(
-                stage
-                    .app
-                    .request_with_token(Method::GET, "/v1/providers", &admin),
-            )
-            .await;
-            let all = answer.body["providers"].as_array().unwrap().clone();
-            let its = all
-                .iter()
-                .find(|provider| provider["name"] == "it")
-                .unwrap()
-                .clone();
-            if its["balance"]["amount"].as_f64() == wished {
-                return its;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    let told = tokio::time::timeout(crate::app::TEST_TIMEOUT, told).await;
-    let told = told.unwrap_or_else(|_| panic!("{}: no balance of {wished:?}", fixture.file));
-    if let Some(unit) = fixture.expects("unit").or(fixture.expects("currency")) {
-        assert_eq!(&told["balance"]["unit"], unit, "{}", fixture.file);
+        .map_or_else(|| expected.as_f64(), |text| Some(text.parse().unwrap()));
+    let admin = setup.app.token("root", "admin");
+    let provider = wait_until(|| async {
+        let request = setup
+            .app
+            .request_with_token(Method::GET, "/v1/providers", &admin);
+        let providers = send(request).await.body["providers"].clone();
+        let mut providers = providers.as_array().unwrap().iter();
+        let provider = providers.find(|provider| provider["name"] == "it").unwrap();
+        (provider["balance"]["amount"].as_f64() == expected).then(|| provider.clone())
+    });
+    let provider = provider
+        .await
+        .unwrap_or_else(|| panic!("{}: timed out waiting for {expected:?}", fixture.file));
+    if let Some(unit) = fixture.expected("unit").or(fixture.expected("currency")) {
+        assert_eq!(&provider["balance"]["unit"], unit, "{}", fixture.file);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn recorded_provider_bodies_map_to_expected_states() {
     let fixtures = Fixture::all();
-    assert!(fixtures.len() >= 250, "the manifest is whole");
-    let stories = fixtures.into_iter().map(|fixture| async move {
+    assert!(fixtures.len() >= 250, "the manifest is incomplete");
+    let checks = fixtures.into_iter().map(|fixture| async move {
         let name = fixture.file.clone();
-        let told = tokio::spawn(async move { tell(&fixture).await });
-        told.await.is_err().then_some(name)
+        let check = tokio::spawn(async move { check(&fixture).await });
+        check.await.is_err().then_some(name)
     });
-    let wrong: Vec<String> = stream::iter(stories)
+    let failed: Vec<String> = stream::iter(checks)
         .buffer_unordered(4)
-        .filter_map(async |wrong| wrong)
+        .filter_map(async |failed| failed)
         .collect()
         .await;
-    assert_eq!(wrong, [""; 0], "each has said above what it came to");
+    assert_eq!(failed, [""; 0], "the panics above give the reasons");
 }
 
-async fn tell(fixture: &Fixture) {
+async fn check(fixture: &Fixture) {
     match fixture.channel.as_str() {
-        "webhook" => by_webhook(fixture).await,
-        "poll" => by_poll(fixture).await,
-        "submit-response" => by_submission(fixture).await,
-        "error-response" if fixture.action() == "apply" => by_result(fixture).await,
-        "error-response" => by_submission(fixture).await,
-        "cancel-response" => by_cancel(fixture).await,
-        "balance" => by_balance(fixture).await,
-        other => panic!("an unknown channel: {other}"),
+        "webhook" => check_webhook(fixture).await,
+        "poll" => check_poll_response(fixture).await,
+        "submit-response" => check_submit_response(fixture).await,
+        "error-response" if fixture.action() == "apply" => check_result_response(fixture).await,
+        "error-response" => check_submit_response(fixture).await,
+        "cancel-response" => check_cancel_response(fixture).await,
+        "balance" => check_balance_response(fixture).await,
+        other => panic!("unknown channel in the manifest: {other}"),
     }
 }

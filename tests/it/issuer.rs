@@ -1,4 +1,4 @@
-//! Issuers of tokens beside the hub: key pairs made for each run, and a place that publishes keys.
+//! External token issuers: generated key pairs and a JWKS endpoint.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-/// Who signs with a private key that the hub does not have.
+/// Signs JWTs with a generated private key.
 pub struct Signer {
     algorithm: Algorithm,
     key: EncodingKey,
@@ -57,13 +57,13 @@ impl Signer {
         }
     }
 
-    /// A token that is good for ten minutes, signed with the key called `kid`.
+    /// Returns a token for `sub` that is valid for ten minutes and names the key `kid`.
     pub fn token(&self, kid: Option<&str>, sub: &str) -> String {
         let exp = jiff::Timestamp::now().as_second() + 600;
         self.sign(kid, &json!({ "sub": sub, "exp": exp }))
     }
 
-    /// A token that says this.
+    /// Returns a token with these claims.
     pub fn sign(&self, kid: Option<&str>, claims: &Value) -> String {
         let header = Header {
             kid: kid.map(str::to_owned),
@@ -72,7 +72,7 @@ impl Signer {
         encode(&header, claims, &self.key).unwrap()
     }
 
-    /// The public key as it is published under the name `kid`.
+    /// Returns the public key as a JWK with the id `kid`.
     pub fn jwk(&self, kid: &str) -> Value {
         let jwk = Jwk::from_encoding_key(&self.key, self.algorithm).unwrap();
         let mut jwk = serde_json::to_value(jwk).unwrap();
@@ -91,40 +91,40 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n")
 }
 
-/// Publishes a key set, until it is dropped.
+/// A JWKS endpoint, stopped on drop.
 pub struct Issuer {
     address: SocketAddr,
-    keys: Published,
-    stop: CancellationToken,
+    keys: PublishedKeys,
+    shutdown: CancellationToken,
 }
 
-/// `None`: the endpoint is out of order.
-type Published = Arc<Mutex<Option<Value>>>;
+/// Key set of the endpoint. With `None` it answers 500.
+type PublishedKeys = Arc<Mutex<Option<Value>>>;
 
 impl Issuer {
     pub fn start(keys: Option<Vec<Value>>) -> Self {
-        let published = Published::default();
+        let published = PublishedKeys::default();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let shown = web::Data::from(Arc::clone(&published));
+        let served = web::Data::from(Arc::clone(&published));
         let server = HttpServer::new(move || {
             App::new()
-                .app_data(shown.clone())
-                .default_service(web::to(show))
+                .app_data(served.clone())
+                .default_service(web::to(get_keys))
         });
         let server = server.workers(1).disable_signals().listen(listener);
         let server = server.unwrap().run();
-        let stop = CancellationToken::new();
-        let (handle, stopped) = (server.handle(), stop.clone());
+        let shutdown = CancellationToken::new();
+        let (handle, cancelled) = (server.handle(), shutdown.clone());
         tokio::spawn(server);
         tokio::spawn(async move {
-            stopped.cancelled().await;
+            cancelled.cancelled().await;
             handle.stop(false).await;
         });
         let issuer = Self {
             address,
             keys: published,
-            stop,
+            shutdown,
         };
         issuer.publish(keys);
         issuer
@@ -134,7 +134,7 @@ impl Issuer {
         format!("http://{}/keys", self.address)
     }
 
-    /// From now on these are the keys; `None` puts the endpoint out of order.
+    /// Replaces the key set. With `None` the endpoint answers 500.
     pub fn publish(&self, keys: Option<Vec<Value>>) {
         *self.keys.lock().unwrap() = keys.map(|keys| json!({ "keys": keys }));
     }
@@ -142,11 +142,11 @@ impl Issuer {
 
 impl Drop for Issuer {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.shutdown.cancel();
     }
 }
 
-async fn show(keys: web::Data<Mutex<Option<Value>>>) -> HttpResponse {
+async fn get_keys(keys: web::Data<Mutex<Option<Value>>>) -> HttpResponse {
     match &*keys.lock().unwrap() {
         Some(keys) => HttpResponse::Ok().json(keys),
         None => HttpResponse::InternalServerError().finish(),

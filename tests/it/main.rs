@@ -1,9 +1,9 @@
-//! The hub as its users meet it: one story a test, over real sockets.
+//! Integration tests: each starts a real hub and uses it over the network, as its clients do.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::needless_pass_by_value,
-    reason = "a test that says what it means"
+    reason = "a failed assumption fails the test"
 )]
 
 mod admission;

@@ -1,5 +1,4 @@
-//! What providers say of their tasks: proven, applied once, never lost, and never believed from a
-//! stranger.
+//! Webhooks: signatures, matching to jobs, buffering, duplicates and limits.
 
 use std::sync::Arc;
 
@@ -11,16 +10,18 @@ use tokio::sync::Notify;
 
 use crate::app::{TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
+use crate::signatures::assert_accepted;
 use crate::webhook_signatures::{self, Headers};
 
 const OLD_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const NEW_SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
 const GENERIC_SECRET: &str = "hub_test_secret";
 
-/// Discards what is sent to it.
-const NOBODY: &str = "http://127.0.0.1:9";
+/// Provider URL where nothing listens.
+const UNUSED_URL: &str = "http://127.0.0.1:9";
 
-fn with_kling(provider_url: &str) -> TestAppBuilder {
+/// Configures a hub with the provider `kling` at this URL.
+fn hub_with_kling(provider_url: &str) -> TestAppBuilder {
     TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", provider_url)
@@ -31,21 +32,23 @@ fn with_kling(provider_url: &str) -> TestAppBuilder {
         )
 }
 
-async fn hub() -> TestApp {
-    with_kling(NOBODY).spawn().await
+/// Starts a hub with the providers `kling` and `generic`.
+async fn start_hub() -> TestApp {
+    hub_with_kling(UNUSED_URL).spawn().await
 }
 
-/// A job of alice's that was submitted elsewhere.
-async fn job_of_task(app: &TestApp, provider: &str, task: &str) -> Value {
+/// Registers a job of `alice` for a task that another system submitted. Returns the document.
+async fn register_task(app: &TestApp, provider: &str, task: &str) -> Value {
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "provider": provider, "provider_task_id": task, "owner": "alice" });
     let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
-    let answer = send(request.json(&body)).await;
-    assert_eq!(answer.status, 201, "{}", answer.body);
-    answer.body
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 201, "{}", response.body);
+    response.body
 }
 
-async fn hook(app: &TestApp, path: &str, headers: &Headers, body: &[u8]) -> TestResponse {
+/// Sends a webhook to `/v1/webhooks/{path}`.
+async fn post_webhook(app: &TestApp, path: &str, headers: &Headers, body: &[u8]) -> TestResponse {
     let mut request = app.request_without_token(Method::POST, &format!("/v1/webhooks/{path}"));
     for (name, value) in headers {
         request = request.header(*name, value);
@@ -53,35 +56,28 @@ async fn hook(app: &TestApp, path: &str, headers: &Headers, body: &[u8]) -> Test
     send(request.body(body.to_vec())).await
 }
 
-async fn kling_says(app: &TestApp, path: &str, body: &Value) -> TestResponse {
+/// Sends a webhook signed as Kling does.
+async fn post_kling(app: &TestApp, path: &str, body: &Value) -> TestResponse {
     let body = body.to_string();
     let headers =
         webhook_signatures::standard(NEW_SECRET, "1", webhook_signatures::now(), body.as_bytes());
-    hook(app, path, &headers, body.as_bytes()).await
+    post_webhook(app, path, &headers, body.as_bytes()).await
 }
 
-async fn generic_says(app: &TestApp, body: &Value) -> TestResponse {
+/// Sends a webhook to the provider `generic`.
+async fn post_generic(app: &TestApp, body: &Value) -> TestResponse {
     let body = body.to_string();
     let signature = webhook_signatures::hex(GENERIC_SECRET, body.as_bytes());
     let headers = vec![("x-ai-signature", signature)];
-    hook(app, "generic", &headers, body.as_bytes()).await
+    post_webhook(app, "generic", &headers, body.as_bytes()).await
 }
 
 #[track_caller]
-fn assert_taken(answer: &TestResponse, matched: bool, applied: bool) {
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    assert_eq!(
-        answer.body,
-        json!({ "matched": matched, "applied": applied })
-    );
-}
-
-#[track_caller]
-fn assert_problem(answer: &TestResponse, status: u16, code: &str) {
-    assert_eq!(answer.status, status, "{}", answer.body);
-    assert_eq!(answer.body["code"], code, "{}", answer.body);
-    assert_eq!(answer.body["status"], status);
-    assert_eq!(answer.headers["content-type"], "application/problem+json");
+fn assert_problem(response: &TestResponse, status: u16, code: &str) {
+    assert_eq!(response.status, status, "{}", response.body);
+    assert_eq!(response.body["code"], code, "{}", response.body);
+    assert_eq!(response.body["status"], status);
+    assert_eq!(response.headers["content-type"], "application/problem+json");
 }
 
 fn running(task: &str) -> Value {
@@ -95,12 +91,12 @@ fn succeeded(task: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn duplicate_webhook_returns_200_and_changes_nothing() {
-    let app = hub().await;
-    let id = job_of_task(&app, "kling", "71").await["id"].clone();
+    let app = start_hub().await;
+    let id = register_task(&app, "kling", "71").await["id"].clone();
     let id = id.as_str().unwrap();
-    assert_taken(&kling_says(&app, "kling", &running("71")).await, true, true);
-    assert_taken(
-        &kling_says(&app, "kling", &running("71")).await,
+    assert_accepted(&post_kling(&app, "kling", &running("71")).await, true, true);
+    assert_accepted(
+        &post_kling(&app, "kling", &running("71")).await,
         true,
         false,
     );
@@ -111,28 +107,28 @@ async fn duplicate_webhook_returns_200_and_changes_nothing() {
     );
     assert_eq!(job["source"], "webhook");
 
-    assert_taken(
-        &kling_says(&app, "kling", &succeeded("71")).await,
+    assert_accepted(
+        &post_kling(&app, "kling", &succeeded("71")).await,
         true,
         true,
     );
-    let ended = app.get_job(id, "alice").await;
-    assert_eq!(ended["status"], "succeeded");
-    assert_eq!(ended["progress"], 100.0);
-    let output = &ended["outputs"][0];
+    let final_job = app.get_job(id, "alice").await;
+    assert_eq!(final_job["status"], "succeeded");
+    assert_eq!(final_job["progress"], 100.0);
+    let output = &final_job["outputs"][0];
     assert_eq!(output["url"], "https://cdn.example.com/a.mp4");
     assert_eq!(output["duration"], 5.041);
 
     for late in [running("71"), succeeded("71")] {
-        assert_taken(&kling_says(&app, "kling", &late).await, true, false);
+        assert_accepted(&post_kling(&app, "kling", &late).await, true, false);
     }
-    assert_eq!(app.get_job(id, "alice").await, ended);
+    assert_eq!(app.get_job(id, "alice").await, final_job);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hex_signature_counts_in_either_case_and_with_its_prefix() {
-    let app = hub().await;
-    for (task, dress) in [
+async fn hex_signature_is_accepted_in_any_case_and_with_prefix() {
+    let app = start_hub().await;
+    for (task, format_hex) in [
         ("lower", (|hex: String| hex) as fn(String) -> String),
         ("upper", |hex| hex.to_uppercase()),
         ("prefixed", |hex| format!("sha256={hex}")),
@@ -140,58 +136,64 @@ async fn a_hex_signature_counts_in_either_case_and_with_its_prefix() {
             format!("sha256={}", hex.to_uppercase())
         }),
     ] {
-        job_of_task(&app, "generic", task).await;
+        register_task(&app, "generic", task).await;
         let body = json!({ "task_id": task, "status": "processing", "progress": 12 }).to_string();
-        let signature = dress(webhook_signatures::hex(GENERIC_SECRET, body.as_bytes()));
+        let signature = format_hex(webhook_signatures::hex(GENERIC_SECRET, body.as_bytes()));
         let headers = vec![("x-ai-signature", signature)];
-        let answer = hook(&app, "generic", &headers, body.as_bytes()).await;
-        assert_taken(&answer, true, true);
+        let response = post_webhook(&app, "generic", &headers, body.as_bytes()).await;
+        assert_accepted(&response, true, true);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_keys_rotate_either_secret_and_any_signature_of_a_list_counts() {
-    let app = hub().await;
-    job_of_task(&app, "kling", "72").await;
-    let news = |n: u32| json!({ "id": "72", "status": "processing", "progress": n }).to_string();
+async fn any_configured_secret_and_any_listed_signature_is_accepted() {
+    let app = start_hub().await;
+    register_task(&app, "kling", "72").await;
+    let body_with_progress =
+        |n: u32| json!({ "id": "72", "status": "processing", "progress": n }).to_string();
     for (n, secret) in [(1, OLD_SECRET), (2, NEW_SECRET)] {
-        let body = news(n);
+        let body = body_with_progress(n);
         let headers =
             webhook_signatures::standard(secret, "a", webhook_signatures::now(), body.as_bytes());
-        let answer = hook(&app, "kling", &headers, body.as_bytes()).await;
-        assert_taken(&answer, true, true);
+        let response = post_webhook(&app, "kling", &headers, body.as_bytes()).await;
+        assert_accepted(&response, true, true);
     }
-    let (body, now) = (news(3), webhook_signatures::now());
-    let stranger = "whsec_c3RyYW5nZXJzdHJhbmdlcnN0cmFuZ2Vyc3RyYW5nZXI=";
+    let (body, now) = (body_with_progress(3), webhook_signatures::now());
+    let other_secret = "whsec_c3RyYW5nZXJzdHJhbmdlcnN0cmFuZ2Vyc3RyYW5nZXI=";
     let sign = |secret| webhook_signatures::standard_signature(secret, "a", now, body.as_bytes());
-    let listed = format!("v9,anything v1,!!! {} {}", sign(stranger), sign(OLD_SECRET));
+    let listed = format!(
+        "v9,anything v1,!!! {} {}",
+        sign(other_secret),
+        sign(OLD_SECRET)
+    );
     let mut headers = webhook_signatures::standard(NEW_SECRET, "a", now, body.as_bytes());
     headers[2].1 = listed;
-    let answer = hook(&app, "kling", &headers, body.as_bytes()).await;
-    assert_taken(&answer, true, true);
+    let response = post_webhook(&app, "kling", &headers, body.as_bytes()).await;
+    assert_accepted(&response, true, true);
 
-    headers[2].1 = sign(stranger);
-    let answer = hook(&app, "kling", &headers, body.as_bytes()).await;
-    assert_problem(&answer, 401, "invalid_signature");
+    headers[2].1 = sign(other_secret);
+    let response = post_webhook(&app, "kling", &headers, body.as_bytes()).await;
+    assert_problem(&response, 401, "invalid_signature");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_timestamp_counts_within_five_minutes_either_way() {
-    let app = hub().await;
-    job_of_task(&app, "kling", "73").await;
+async fn timestamp_tolerance_is_five_minutes() {
+    let app = start_hub().await;
+    register_task(&app, "kling", "73").await;
     let body = running("73").to_string();
-    for (offset, status) in [(-310, 401), (310, 401), (-280, 200), (280, 200)] {
+    // Time passes until the hub reads its clock, so the offsets keep a distance from the tolerance.
+    for (offset, status) in [(-310, 401), (330, 401), (-270, 200), (290, 200)] {
         let when = webhook_signatures::now() + offset;
         let headers = webhook_signatures::standard(NEW_SECRET, "a", when, body.as_bytes());
-        let answer = hook(&app, "kling", &headers, body.as_bytes()).await;
-        assert_eq!(answer.status, status, "{offset}: {}", answer.body);
+        let response = post_webhook(&app, "kling", &headers, body.as_bytes()).await;
+        assert_eq!(response.status, status, "{offset}: {}", response.body);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tampered_webhook_returns_401_and_changes_nothing() {
-    let app = hub().await;
-    let before = job_of_task(&app, "kling", "74").await;
+    let app = start_hub().await;
+    let before = register_task(&app, "kling", "74").await;
     let body = running("74").to_string().into_bytes();
     let headers =
         webhook_signatures::standard(NEW_SECRET, "msg_1", webhook_signatures::now(), &body);
@@ -203,74 +205,78 @@ async fn tampered_webhook_returns_401_and_changes_nothing() {
     for at in 0..body.len() {
         let mut tampered = body.clone();
         tampered[at] ^= 1;
-        let answer = hook(&app, "kling", &headers, &tampered).await;
-        assert_problem(&answer, 401, "invalid_signature");
+        let response = post_webhook(&app, "kling", &headers, &tampered).await;
+        assert_problem(&response, 401, "invalid_signature");
     }
     for header in 0..headers.len() {
         for at in 0..headers[header].1.len() {
             let mut tampered = headers.clone();
             tampered[header].1 = flip(&tampered[header].1, at);
-            let answer = hook(&app, "kling", &tampered, &body).await;
-            assert_eq!(answer.status, 401, "{tampered:?}: {}", answer.body);
+            let response = post_webhook(&app, "kling", &tampered, &body).await;
+            assert_eq!(response.status, 401, "{tampered:?}: {}", response.body);
         }
     }
     for header in 0..headers.len() {
-        let mut fewer = headers.clone();
-        fewer.remove(header);
-        let answer = hook(&app, "kling", &fewer, &body).await;
-        assert_problem(&answer, 401, "invalid_signature");
+        let mut incomplete = headers.clone();
+        incomplete.remove(header);
+        let response = post_webhook(&app, "kling", &incomplete, &body).await;
+        assert_problem(&response, 401, "invalid_signature");
     }
     let id = before["id"].as_str().unwrap();
     assert_eq!(app.get_job(id, "alice").await, before);
-    assert_taken(&hook(&app, "kling", &headers, &body).await, true, true);
+    assert_accepted(
+        &post_webhook(&app, "kling", &headers, &body).await,
+        true,
+        true,
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_generic_webhook_without_its_signature_or_with_another_is_refused() {
-    let app = hub().await;
-    job_of_task(&app, "generic", "t").await;
+async fn missing_or_wrong_generic_signature_is_rejected() {
+    let app = start_hub().await;
+    register_task(&app, "generic", "t").await;
     let body = json!({ "task_id": "t", "status": "running" }).to_string();
-    let good = webhook_signatures::hex(GENERIC_SECRET, body.as_bytes());
-    let wrong = [
+    let valid = webhook_signatures::hex(GENERIC_SECRET, body.as_bytes());
+    let invalid = [
         None,
         Some(String::new()),
         Some("sha256=".to_owned()),
-        Some(good[..62].to_owned()),
-        Some(format!("{good}00")),
-        Some(format!("md5={good}")),
+        Some(valid[..62].to_owned()),
+        Some(format!("{valid}00")),
+        Some(format!("md5={valid}")),
         Some(webhook_signatures::hex("another secret", body.as_bytes())),
     ];
-    for signature in wrong {
+    for signature in invalid {
         let headers = signature.map(|it| ("x-ai-signature", it));
         let headers: Headers = headers.into_iter().collect();
-        let answer = hook(&app, "generic", &headers, body.as_bytes()).await;
-        assert_problem(&answer, 401, "invalid_signature");
+        let response = post_webhook(&app, "generic", &headers, body.as_bytes()).await;
+        assert_problem(&response, 401, "invalid_signature");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_is_never_told_in_a_refusal() {
-    let app = hub().await;
+async fn rejection_contains_no_secret() {
+    let app = start_hub().await;
     let body = running("75").to_string();
     let headers = webhook_signatures::standard(OLD_SECRET, "a", 1, body.as_bytes());
-    let answer = hook(&app, "kling", &headers, body.as_bytes()).await;
-    let said = answer.body.to_string();
+    let response = post_webhook(&app, "kling", &headers, body.as_bytes()).await;
+    let problem = response.body.to_string();
     for secret in [OLD_SECRET, NEW_SECRET, &headers[2].1] {
-        assert!(!said.contains(secret), "{said}");
+        assert!(!problem.contains(secret), "{problem}");
     }
 }
 
-/// A stand-in for Kling that answers submissions only when it is told to, with this task.
-async fn hesitant(task: &'static str) -> (MockProvider, Arc<Notify>) {
-    let go = Arc::new(Notify::new());
-    let told = Arc::clone(&go);
-    let provider = MockProvider::start(move |asked: RecordedRequest| {
-        let told = Arc::clone(&told);
+/// Starts a Kling mock that answers submissions with this task, but only after a notification.
+async fn delayed_kling(task: &'static str) -> (MockProvider, Arc<Notify>) {
+    let answer = Arc::new(Notify::new());
+    let notified = Arc::clone(&answer);
+    let provider = MockProvider::start(move |request: RecordedRequest| {
+        let notified = Arc::clone(&notified);
         async move {
-            if asked.method == "GET" {
+            if request.method == "GET" {
                 return MockResponse::json(200, &json!({ "code": 0, "data": [] }));
             }
-            told.notified().await;
+            notified.notified().await;
             let task = json!({ "id": task, "status": "submitted" });
             MockResponse::json(
                 200,
@@ -278,139 +284,140 @@ async fn hesitant(task: &'static str) -> (MockProvider, Arc<Notify>) {
             )
         }
     });
-    (provider.await, go)
+    (provider.await, answer)
 }
 
-/// Submits a job of alice's to `kling`.
-async fn submitted(app: &TestApp) -> String {
+/// Submits a job of `alice` to `kling` and returns its id.
+async fn submit(app: &TestApp) -> String {
     let body = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
     let request = app.request(Method::POST, "/v1/videos", "alice");
-    let answer = send(request.json(&body)).await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    answer.body["id"].as_str().unwrap().to_owned()
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    response.body["id"].as_str().unwrap().to_owned()
 }
 
-fn submissions(asked: &[RecordedRequest]) -> Vec<&RecordedRequest> {
-    let is_submission = |asked: &&RecordedRequest| asked.method == "POST";
-    asked.iter().filter(is_submission).collect()
+fn submissions(requests: &[RecordedRequest]) -> Vec<&RecordedRequest> {
+    let is_submission = |request: &&RecordedRequest| request.method == "POST";
+    requests.iter().filter(is_submission).collect()
 }
 
-/// The path, below `/v1/webhooks/`, of the callback that the provider was given.
-async fn callback(provider: &MockProvider) -> String {
-    let is_there = |all: &[RecordedRequest]| !submissions(all).is_empty();
-    let asked = provider.wait_for_requests(is_there).await;
-    let url = &submissions(&asked)[0].body["options"]["callback_url"];
+/// Waits for a submission and returns its callback path below `/v1/webhooks/`.
+async fn callback_path(provider: &MockProvider) -> String {
+    let requests = provider
+        .wait_for_requests(|all| !submissions(all).is_empty())
+        .await;
+    let url = &submissions(&requests)[0].body["options"]["callback_url"];
     let url = url.as_str().unwrap();
     url.split_once("/v1/webhooks/").unwrap().1.to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn early_webhook_matches_by_callback_token() {
-    let (provider, go) = hesitant("76").await;
-    let app = with_kling(&provider.url).spawn().await;
-    let id = submitted(&app).await;
-    let path = callback(&provider).await;
-    assert_taken(&kling_says(&app, &path, &running("76")).await, true, true);
+    let (provider, answer) = delayed_kling("76").await;
+    let app = hub_with_kling(&provider.url).spawn().await;
+    let id = submit(&app).await;
+    let path = callback_path(&provider).await;
+    assert_accepted(&post_kling(&app, &path, &running("76")).await, true, true);
     let job = app.get_job(&id, "alice").await;
     assert_eq!(job["status"], "running");
     assert_eq!(job["provider_task_id"], "76");
-    go.notify_one();
-    // The answer comes too late to tell anything; the end does not.
-    assert_taken(&kling_says(&app, &path, &succeeded("76")).await, true, true);
+    answer.notify_one();
+    // The submit response contains nothing new, but the next webhook does.
+    assert_accepted(&post_kling(&app, &path, &succeeded("76")).await, true, true);
     assert_eq!(app.wait_until_final(&id, "alice").await["version"], 4);
     assert_eq!(submissions(&provider.requests()).len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn webhook_for_unknown_task_is_buffered_until_the_submit_response() {
-    let (provider, go) = hesitant("77").await;
-    let app = with_kling(&provider.url).spawn().await;
-    let id = submitted(&app).await;
-    callback(&provider).await;
-    let answer = kling_says(&app, "kling", &succeeded("77")).await;
-    assert_taken(&answer, false, false);
+    let (provider, answer) = delayed_kling("77").await;
+    let app = hub_with_kling(&provider.url).spawn().await;
+    let id = submit(&app).await;
+    callback_path(&provider).await;
+    let response = post_kling(&app, "kling", &succeeded("77")).await;
+    assert_accepted(&response, false, false);
     assert_eq!(app.get_job(&id, "alice").await["status"], "accepted");
-    go.notify_one();
+    answer.notify_one();
     let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(job["status"], "succeeded");
     assert_eq!(job["provider_task_id"], "77");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn news_of_an_unknown_task_waits_for_its_registration() {
-    let app = hub().await;
-    for news in [running("78"), succeeded("78"), running("78")] {
-        assert_taken(&kling_says(&app, "kling", &news).await, false, false);
+async fn webhook_for_unknown_task_is_buffered_until_registration() {
+    let app = start_hub().await;
+    for body in [running("78"), succeeded("78"), running("78")] {
+        assert_accepted(&post_kling(&app, "kling", &body).await, false, false);
     }
-    // Another provider's task of the same name is another task.
-    let other = job_of_task(&app, "generic", "78").await;
+    // A task with the same id at another provider is a different task.
+    let other = register_task(&app, "generic", "78").await;
     assert_eq!(other["status"], "queued");
-    let job = job_of_task(&app, "kling", "78").await;
+    let job = register_task(&app, "kling", "78").await;
     assert_eq!(job["status"], "succeeded", "{job}");
     assert_eq!(job["outputs"][0]["type"], "video");
-    assert_taken(
-        &kling_says(&app, "kling", &succeeded("78")).await,
+    assert_accepted(
+        &post_kling(&app, "kling", &succeeded("78")).await,
         true,
         false,
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hubs_own_name_for_a_task_finds_its_job_too() {
-    let (provider, _go) = hesitant("79").await;
-    let app = with_kling(&provider.url).spawn().await;
-    let id = submitted(&app).await;
-    callback(&provider).await;
-    let news = json!({ "id": "79", "status": "processing", "external_id": id });
-    assert_taken(&kling_says(&app, "kling", &news).await, true, true);
+async fn webhook_matches_by_external_id() {
+    let (provider, _answer) = delayed_kling("79").await;
+    let app = hub_with_kling(&provider.url).spawn().await;
+    let id = submit(&app).await;
+    callback_path(&provider).await;
+    let body = json!({ "id": "79", "status": "processing", "external_id": id });
+    assert_accepted(&post_kling(&app, "kling", &body).await, true, true);
     assert_eq!(app.get_job(&id, "alice").await["status"], "running");
 
-    // News of another task under the same name is not this job's.
-    let news = json!({ "id": "80", "status": "failed", "external_id": id });
-    assert_taken(&kling_says(&app, "kling", &news).await, true, false);
+    // An update of another task does not apply to this job, although its external id matches.
+    let body = json!({ "id": "80", "status": "failed", "external_id": id });
+    assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
     assert_eq!(app.get_job(&id, "alice").await["status"], "running");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_providers_and_unproven_tokens_are_not_found() {
-    let (provider, _go) = hesitant("81").await;
-    let app = with_kling(&provider.url).spawn().await;
-    let id = submitted(&app).await;
-    let path = callback(&provider).await;
+async fn unknown_provider_or_invalid_callback_token_returns_404() {
+    let (provider, _answer) = delayed_kling("81").await;
+    let app = hub_with_kling(&provider.url).spawn().await;
+    let id = submit(&app).await;
+    let path = callback_path(&provider).await;
     let token = path.strip_prefix("kling/").unwrap();
-    let news = running("81");
-    assert_problem(&kling_says(&app, "klign", &news).await, 404, "not_found");
+    let body = running("81");
+    assert_problem(&post_kling(&app, "klign", &body).await, 404, "not_found");
 
     let (job, mac) = token.rsplit_once('.').unwrap();
     for at in [0, mac.len() / 2, mac.len() - 1] {
         let mut flipped = mac.as_bytes().to_vec();
         flipped[at] ^= 1;
         let forged = format!("kling/{job}.{}", String::from_utf8(flipped).unwrap());
-        assert_problem(&kling_says(&app, &forged, &news).await, 404, "not_found");
+        assert_problem(&post_kling(&app, &forged, &body).await, 404, "not_found");
     }
     let other_job = format!("kling/job_01a3c80000007000800000000000000a.{mac}");
     for forged in [other_job.as_str(), "kling/nothing", &format!("kling/{job}")] {
-        assert_problem(&kling_says(&app, forged, &news).await, 404, "not_found");
+        assert_problem(&post_kling(&app, forged, &body).await, 404, "not_found");
     }
 
-    // The token is good, and good for its own provider only.
+    // A callback token is valid for its own provider only.
     let body = json!({ "task_id": "81", "status": "running" }).to_string();
     let signature = webhook_signatures::hex(GENERIC_SECRET, body.as_bytes());
     let headers = vec![("x-ai-signature", signature)];
-    let answer = hook(&app, &format!("generic/{token}"), &headers, body.as_bytes()).await;
-    assert_problem(&answer, 404, "not_found");
+    let response = post_webhook(&app, &format!("generic/{token}"), &headers, body.as_bytes()).await;
+    assert_problem(&response, 404, "not_found");
     assert_eq!(app.get_job(&id, "alice").await["status"], "accepted");
 
-    // A token does not stand in for a signature.
-    let answer = hook(&app, &path, &Vec::new(), news.to_string().as_bytes()).await;
-    assert_problem(&answer, 401, "invalid_signature");
+    // A callback token does not replace the signature.
+    let response = post_webhook(&app, &path, &Vec::new(), body.to_string().as_bytes()).await;
+    assert_problem(&response, 401, "invalid_signature");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_the_providers_shape_is_a_bad_request() {
-    let app = hub().await;
-    let task = job_of_task(&app, "kling", "82").await;
-    let wrong: [&[u8]; 8] = [
+async fn body_that_does_not_match_the_spec_returns_400() {
+    let app = start_hub().await;
+    let task = register_task(&app, "kling", "82").await;
+    let invalid: [&[u8]; 8] = [
         b"",
         b"not json",
         b"{\"id\":\"82\",\"status\":\"processing\"",
@@ -420,32 +427,32 @@ async fn what_is_not_the_providers_shape_is_a_bad_request() {
         b"{\"status\":\"processing\"}",
         b"{\"id\":\"82\"}",
     ];
-    for body in wrong {
+    for body in invalid {
         let headers =
             webhook_signatures::standard(NEW_SECRET, "a", webhook_signatures::now(), body);
-        let answer = hook(&app, "kling", &headers, body).await;
-        assert_problem(&answer, 400, "invalid_payload");
+        let response = post_webhook(&app, "kling", &headers, body).await;
+        assert_problem(&response, 400, "invalid_payload");
     }
     let deep = [b"{\"id\":".repeat(5000), b"1".to_vec(), b"}".repeat(5000)].concat();
     let headers = webhook_signatures::standard(NEW_SECRET, "a", webhook_signatures::now(), &deep);
-    let answer = hook(&app, "kling", &headers, &deep).await;
-    assert_problem(&answer, 400, "invalid_payload");
+    let response = post_webhook(&app, "kling", &headers, &deep).await;
+    assert_problem(&response, 400, "invalid_payload");
     let id = task["id"].as_str().unwrap();
     assert_eq!(app.get_job(id, "alice").await, task);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_status_changes_nothing() {
-    let app = hub().await;
-    let before = job_of_task(&app, "kling", "83").await;
+    let app = start_hub().await;
+    let before = register_task(&app, "kling", "83").await;
     for status in [
-        json!("resting"),
+        json!("unknown"),
         json!(7),
         json!("SUCCEEDED"),
         json!("succeeding"),
     ] {
-        let news = json!({ "id": "83", "status": status, "outputs": succeeded("83")["outputs"] });
-        assert_taken(&kling_says(&app, "kling", &news).await, true, false);
+        let body = json!({ "id": "83", "status": status, "outputs": succeeded("83")["outputs"] });
+        assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
     }
     let id = before["id"].as_str().unwrap();
     assert_eq!(app.get_job(id, "alice").await, before);
@@ -457,10 +464,10 @@ async fn unknown_status_triggers_a_poll() {
         MockResponse::json(200, &json!({ "code": 0, "data": [running("84")] }))
     });
     let provider = provider.await;
-    let app = with_kling(&provider.url).spawn().await;
-    let id = job_of_task(&app, "kling", "84").await["id"].clone();
-    let news = json!({ "id": "84", "status": "resting" });
-    assert_taken(&kling_says(&app, "kling", &news).await, true, false);
+    let app = hub_with_kling(&provider.url).spawn().await;
+    let id = register_task(&app, "kling", "84").await["id"].clone();
+    let body = json!({ "id": "84", "status": "unknown" });
+    assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
     let is_running = |job: &Value| job["status"] == "running";
     let job = app
         .wait_for_job(id.as_str().unwrap(), "alice", is_running)
@@ -469,32 +476,32 @@ async fn unknown_status_triggers_a_poll() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_are_ids_too_with_every_digit() {
-    let app = hub().await;
-    job_of_task(&app, "generic", "893605946402811985").await;
-    let news = json!({ "id": 893_605_946_402_811_985_u64, "status": "COMPLETED", "outputs": ["https://cdn.example.com/a.png"] });
-    assert_taken(&generic_says(&app, &news).await, true, true);
+async fn numeric_task_ids_keep_every_digit() {
+    let app = start_hub().await;
+    register_task(&app, "generic", "893605946402811985").await;
+    let body = json!({ "id": 893_605_946_402_811_985_u64, "status": "COMPLETED", "outputs": ["https://cdn.example.com/a.png"] });
+    assert_accepted(&post_generic(&app, &body).await, true, true);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_over_the_limit_is_refused_before_it_is_read() {
-    let app = with_kling(NOBODY)
+async fn oversized_body_is_rejected_before_it_is_read() {
+    let app = hub_with_kling(UNUSED_URL)
         .set("server.max_body_bytes", 2048)
         .spawn()
         .await;
-    job_of_task(&app, "kling", "84").await;
+    register_task(&app, "kling", "84").await;
     let padded = |length: usize| {
         let bare = running("84").to_string();
         format!("{bare}{}", " ".repeat(length - bare.len())).into_bytes()
     };
-    let (fits, is_over) = (padded(2048), padded(2049));
+    let (allowed, oversized) = (padded(2048), padded(2049));
     let headers = |body: &[u8]| {
         webhook_signatures::standard(NEW_SECRET, "a", webhook_signatures::now(), body)
     };
-    let answer = hook(&app, "kling", &headers(&is_over), &is_over).await;
-    assert_problem(&answer, 413, "payload_too_large");
+    let response = post_webhook(&app, "kling", &headers(&oversized), &oversized).await;
+    assert_problem(&response, 413, "payload_too_large");
 
-    let chunks = is_over
+    let chunks = oversized
         .chunks(700)
         .map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec()));
     let chunks: Vec<_> = chunks.collect();
@@ -502,33 +509,33 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read() {
     let mut request = app
         .request_without_token(Method::POST, "/v1/webhooks/kling")
         .body(streamed);
-    for (name, value) in headers(&is_over) {
+    for (name, value) in headers(&oversized) {
         request = request.header(name, value);
     }
     assert_problem(&send(request).await, 413, "payload_too_large");
 
-    // Whoever declares a terabyte is refused for the word alone.
+    // A Content-Length above the limit is rejected before the client sends a body.
     let mut stream = tokio::net::TcpStream::connect(app.url.trim_start_matches("http://"))
         .await
         .unwrap();
     let head =
         "POST /v1/webhooks/kling HTTP/1.1\r\nhost: hub\r\ncontent-length: 1099511627776\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = vec![0; 12];
-    let read = tokio::time::timeout(TEST_TIMEOUT, stream.read_exact(&mut answer)).await;
-    read.expect("an answer in time").unwrap();
-    assert_eq!(answer, b"HTTP/1.1 413");
+    let mut response = vec![0; 12];
+    let read = tokio::time::timeout(TEST_TIMEOUT, stream.read_exact(&mut response)).await;
+    read.expect("timed out waiting for the response").unwrap();
+    assert_eq!(response, b"HTTP/1.1 413");
 
-    assert_taken(
-        &hook(&app, "kling", &headers(&fits), &fits).await,
+    assert_accepted(
+        &post_webhook(&app, "kling", &headers(&allowed), &allowed).await,
         true,
         true,
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_sends_a_body_over_the_limit_to_its_end_hears_why_it_is_refused() {
-    let app = with_kling(NOBODY)
+async fn client_that_sends_all_of_an_oversized_body_receives_413() {
+    let app = hub_with_kling(UNUSED_URL)
         .set("server.max_body_bytes", 2048)
         .spawn()
         .await;
@@ -542,28 +549,28 @@ async fn who_sends_a_body_over_the_limit_to_its_end_hears_why_it_is_refused() {
         let exchange = async {
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(&body).await?;
-            let mut answer = [0; 12];
-            stream.read_exact(&mut answer).await?;
-            Ok::<_, std::io::Error>(answer)
+            let mut response = [0; 12];
+            stream.read_exact(&mut response).await?;
+            Ok::<_, std::io::Error>(response)
         };
-        let answer = tokio::time::timeout(TEST_TIMEOUT, exchange).await;
-        let answer = answer.expect("an answer in time");
-        assert_eq!(&answer.expect("an answer"), b"HTTP/1.1 413");
+        let response = tokio::time::timeout(TEST_TIMEOUT, exchange).await;
+        let response = response.expect("timed out waiting for the response");
+        assert_eq!(&response.expect("no response"), b"HTTP/1.1 413");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn webhook_returns_503_with_retry_after_while_store_is_down() {
-    let app = hub().await;
-    let id = job_of_task(&app, "kling", "85").await["id"].clone();
+    let app = start_hub().await;
+    let id = register_task(&app, "kling", "85").await["id"].clone();
     let id = id.as_str().unwrap();
-    let held = rusqlite::Connection::open(app.database_path()).unwrap();
-    held.execute_batch("BEGIN IMMEDIATE").unwrap();
-    for task in ["85", "of nobody yet"] {
-        let answer = kling_says(&app, "kling", &running(task)).await;
-        assert_problem(&answer, 503, "store_unavailable");
-        assert_eq!(answer.body["retryable"], true);
-        let wait: u64 = answer.headers["retry-after"]
+    let locked = rusqlite::Connection::open(app.database_path()).unwrap();
+    locked.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for task in ["85", "unknown"] {
+        let response = post_kling(&app, "kling", &running(task)).await;
+        assert_problem(&response, 503, "store_unavailable");
+        assert_eq!(response.body["retryable"], true);
+        let wait: u64 = response.headers["retry-after"]
             .to_str()
             .unwrap()
             .parse()
@@ -571,17 +578,17 @@ async fn webhook_returns_503_with_retry_after_while_store_is_down() {
         assert!((1..=60).contains(&wait));
     }
     assert_eq!(app.get_job(id, "alice").await["status"], "queued");
-    held.execute_batch("ROLLBACK").unwrap();
-    assert_taken(&kling_says(&app, "kling", &running("85")).await, true, true);
-    let answer = kling_says(&app, "kling", &running("of nobody yet")).await;
-    assert_taken(&answer, false, false);
+    locked.execute_batch("ROLLBACK").unwrap();
+    assert_accepted(&post_kling(&app, "kling", &running("85")).await, true, true);
+    let response = post_kling(&app, "kling", &running("unknown")).await;
+    assert_accepted(&response, false, false);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unsigned_webhook_only_triggers_a_poll() {
-    let provider = MockProvider::start(|asked: RecordedRequest| async move {
-        let known = asked.path.contains("task_ids=86");
-        let tasks = if known {
+    let provider = MockProvider::start(|request: RecordedRequest| async move {
+        let is_known = request.path.contains("task_ids=86");
+        let tasks = if is_known {
             json!([running("86")])
         } else {
             json!([])
@@ -595,31 +602,35 @@ async fn unsigned_webhook_only_triggers_a_poll() {
         .set("providers.bare.api_key", "a key")
         .spawn()
         .await;
-    let id = job_of_task(&app, "bare", "86").await["id"].clone();
-    let lie = succeeded("86").to_string();
-    let answer = hook(&app, "bare", &Vec::new(), lie.as_bytes()).await;
-    assert_taken(&answer, true, false);
+    let id = register_task(&app, "bare", "86").await["id"].clone();
+    let forged_success = succeeded("86").to_string();
+    let response = post_webhook(&app, "bare", &Vec::new(), forged_success.as_bytes()).await;
+    assert_accepted(&response, true, false);
     let job = app
         .wait_for_job(id.as_str().unwrap(), "alice", |job| job["version"] == 2)
         .await;
     assert_eq!(job["status"], "running");
     assert_eq!(job["source"], "poll");
 
-    let unknown = running("of nobody").to_string();
-    let answer = hook(&app, "bare", &Vec::new(), unknown.as_bytes()).await;
-    assert_taken(&answer, false, false);
+    let unknown = running("unknown").to_string();
+    let response = post_webhook(&app, "bare", &Vec::new(), unknown.as_bytes()).await;
+    assert_accepted(&response, false, false);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_success_without_outputs_is_read_before_it_counts() {
+async fn success_without_outputs_is_confirmed_by_a_poll() {
     let provider = MockProvider::start(|_| async {
         MockResponse::json(200, &json!({ "code": 0, "data": [succeeded("87")] }))
     });
     let provider = provider.await;
-    let app = with_kling(&provider.url).spawn().await;
-    let id = job_of_task(&app, "kling", "87").await["id"].clone();
-    let thin = json!({ "id": "87", "status": "succeeded", "message": "" });
-    assert_taken(&kling_says(&app, "kling", &thin).await, true, false);
+    let app = hub_with_kling(&provider.url).spawn().await;
+    let id = register_task(&app, "kling", "87").await["id"].clone();
+    let without_outputs = json!({ "id": "87", "status": "succeeded", "message": "" });
+    assert_accepted(
+        &post_kling(&app, "kling", &without_outputs).await,
+        true,
+        false,
+    );
     let job = app.wait_until_final(id.as_str().unwrap(), "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
@@ -631,10 +642,10 @@ async fn a_success_without_outputs_is_read_before_it_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn success_without_outputs_is_accepted_without_polling_support() {
-    let app = hub().await;
-    let id = job_of_task(&app, "generic", "88").await["id"].clone();
-    let news = json!({ "task_id": "88", "status": "succeeded" });
-    assert_taken(&generic_says(&app, &news).await, true, true);
+    let app = start_hub().await;
+    let id = register_task(&app, "generic", "88").await["id"].clone();
+    let body = json!({ "task_id": "88", "status": "succeeded" });
+    assert_accepted(&post_generic(&app, &body).await, true, true);
     let job = app.get_job(id.as_str().unwrap(), "alice").await;
     assert_eq!(
         (&job["status"], &job["error"]),
@@ -643,22 +654,22 @@ async fn success_without_outputs_is_accepted_without_polling_support() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn webhooks_that_race_each_other_are_counted_one_by_one() {
+async fn concurrent_webhooks_are_applied_one_by_one() {
     let app = TestApp::builder()
         .with_simulator(Scenario::Normal)
         .spawn()
         .await;
-    let id = job_of_task(&app, "generic", "89").await["id"].clone();
-    let told = (1..=40).map(|percent| {
+    let id = register_task(&app, "generic", "89").await["id"].clone();
+    let requests = (1..=40).map(|percent| {
         let app = &app;
         async move {
-            let news = json!({ "task_id": "89", "status": "running", "progress": percent });
-            let answer = generic_says(app, &news).await;
-            assert_eq!(answer.status, 200, "{}", answer.body);
-            u64::from(answer.body["applied"] == true)
+            let body = json!({ "task_id": "89", "status": "running", "progress": percent });
+            let response = post_generic(app, &body).await;
+            assert_eq!(response.status, 200, "{}", response.body);
+            u64::from(response.body["applied"] == true)
         }
     });
-    let applied: u64 = futures_util::future::join_all(told).await.iter().sum();
+    let applied: u64 = futures_util::future::join_all(requests).await.iter().sum();
     let job = app.get_job(id.as_str().unwrap(), "alice").await;
     assert_eq!(job["progress"], 40.0);
     assert_eq!(job["version"], 1 + applied);

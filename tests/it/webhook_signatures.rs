@@ -1,13 +1,13 @@
-//! Signatures as a provider makes them, by the letter of their specifications and without the hub.
+//! Creates webhook signatures from their specifications, without code of the hub.
 
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-/// A webhook's headers.
+/// Headers of a webhook.
 pub type Headers = Vec<(&'static str, String)>;
 
-/// Standard Webhooks: base64 HMAC-SHA256 of `id.timestamp.body`, the key base64 after `whsec_`.
+/// Returns the Standard Webhooks headers for a body. `secret` is base64 with the prefix `whsec_`.
 pub fn standard(secret: &str, id: &str, timestamp: i64, body: &[u8]) -> Headers {
     vec![
         ("webhook-id", id.to_owned()),
@@ -19,7 +19,7 @@ pub fn standard(secret: &str, id: &str, timestamp: i64, body: &[u8]) -> Headers 
     ]
 }
 
-/// One entry of `webhook-signature`.
+/// Returns one entry of `webhook-signature`: the base64 HMAC-SHA256 of `id.timestamp.body`.
 pub fn standard_signature(secret: &str, id: &str, timestamp: i64, body: &[u8]) -> String {
     let key = STANDARD
         .decode(secret.strip_prefix("whsec_").unwrap())
@@ -28,21 +28,22 @@ pub fn standard_signature(secret: &str, id: &str, timestamp: i64, body: &[u8]) -
     format!("v1,{}", STANDARD.encode(tag(&key, &content)))
 }
 
-/// Lower-case hex HMAC-SHA256 of the body, as `x-ai-signature` has it.
+/// Returns the HMAC-SHA256 of a body in lower-case hex, the format of `x-ai-signature`.
 pub fn hex(secret: &str, body: &[u8]) -> String {
-    tag(secret.as_bytes(), body)
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    to_hex(tag(secret.as_bytes(), body).as_ref())
 }
 
-/// Base64 HMAC-SHA256 of anything.
+/// Returns bytes in lower-case hex.
+pub fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns the HMAC-SHA256 of `content` in base64.
 pub fn base64(secret: &str, content: &[u8]) -> String {
     STANDARD.encode(tag(secret.as_bytes(), content))
 }
 
-/// Seconds since the epoch.
+/// Returns the Unix time in seconds.
 pub fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
