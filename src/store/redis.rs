@@ -36,7 +36,7 @@ use self::connection::{Connections, to_store_error};
 use self::endpoint::Endpoint;
 use self::keys::{Keys, task_name};
 use self::pubsub::Subscriber;
-use self::scripts::REMEMBER;
+use self::scripts::PUT_SHARED_STATE;
 use super::{
     BufferOutcome, ChangeListener, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error,
     ListQuery, Queue, Retention, Store, Topic,
@@ -194,7 +194,7 @@ impl Store for RedisStore {
             text.into(),
             self.shared_key_ttl().into(),
         ];
-        self.link.run_script(&REMEMBER, keys, args).await
+        self.link.run_script(&PUT_SHARED_STATE, keys, args).await
     }
 
     async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {

@@ -14,7 +14,7 @@ use super::RedisStore;
 use super::connection::to_store_error;
 use super::jobs::{document_key, from_json, millis, to_json};
 use super::keys::Partition;
-use super::scripts::{BOOK, VOID};
+use super::scripts::{CHARGE_WINDOW, RELEASE_RESERVATION};
 use crate::job::{Job, JobId};
 use crate::store::{BudgetEntry, Error};
 use crate::time::Time;
@@ -170,7 +170,10 @@ impl RedisStore {
             }
         }
         let keys = vec![part.account(&sum.account), part.accounts()];
-        let over: i64 = self.link.run_script_replicated(&BOOK, keys, args).await?;
+        let over: i64 = self
+            .link
+            .run_script_replicated(&CHARGE_WINDOW, keys, args)
+            .await?;
         Ok(over == 0)
     }
 
@@ -193,7 +196,10 @@ impl RedisStore {
                 self.window_ttl(sum, debt.now).into(),
                 if is_for_good { "" } else { "1" }.into(),
             ];
-            let _: i64 = self.link.run_script(&VOID, vec![key], args).await?;
+            let _: i64 = self
+                .link
+                .run_script(&RELEASE_RESERVATION, vec![key], args)
+                .await?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 use super::RedisStore;
 use super::jobs::{document_key, task_field, task_of, to_json};
 use super::keys::task_name;
-use super::scripts::COMMIT;
+use super::scripts::COMMIT_JOB;
 use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::store::{CommitJob, CommitOutcome, Error};
 
@@ -64,7 +64,7 @@ impl RedisStore {
         let answer: Vec<String> = self
             .link
             .run_script_replicated(
-                &COMMIT,
+                &COMMIT_JOB,
                 vec![hash, watch, submit, ends, open, owed_key, channel, owner],
                 vec![
                     self.link.publish().into(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::RedisStore;
 use super::jobs::{task_field, task_of, to_json};
 use super::keys::{key_name, task_name};
-use super::scripts::CREATE;
+use super::scripts::CREATE_JOB;
 use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::job::Job;
 use crate::store::{
@@ -151,7 +151,7 @@ impl RedisStore {
         let created: String = self
             .link
             .run_script_replicated(
-                &CREATE,
+                &CREATE_JOB,
                 vec![
                     hash, watch, submit, ends, jobs, open, owed_key, channel, owner,
                 ],

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use super::RedisStore;
 use super::connection::to_store_error;
 use super::keys::Partition;
-use super::scripts::{READ, SECURE};
+use super::scripts::{ENSURE_DURABLE, READ_JOBS};
 use crate::job::{Job, JobId};
 use crate::store::{CommitOutcome, Error, Schedule};
 
@@ -55,7 +55,10 @@ impl RedisStore {
             job.version.to_string().into(),
             job.updated_at.millis().to_string().into(),
         ];
-        let answer: String = self.link.run_script_replicated(&SECURE, keys, args).await?;
+        let answer: String = self
+            .link
+            .run_script_replicated(&ENSURE_DURABLE, keys, args)
+            .await?;
         Ok(match answer.as_str() {
             "done" => CommitOutcome::Committed,
             "gone" => CommitOutcome::NotFound,
@@ -153,7 +156,7 @@ impl RedisStore {
                 .map(|id| self.link.keys.partition_for(id.as_str()).job(id));
             let found: Vec<Option<String>> = self
                 .link
-                .run_script(&READ, keys.collect(), Vec::new())
+                .run_script(&READ_JOBS, keys.collect(), Vec::new())
                 .await?;
             Ok::<_, Error>(found)
         });

@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 
 use super::RedisStore;
 use super::connection::to_store_error;
-use super::scripts::LIST;
+use super::scripts::INDEX_JOB;
 use crate::job::{Job, JobId};
 use crate::store::{Error, ListQuery};
 
@@ -38,7 +38,10 @@ impl RedisStore {
             0.into(),
             self.shared_key_ttl().into(),
         ];
-        let _: i64 = self.link.run_script_replicated(&LIST, lists, args).await?;
+        let _: i64 = self
+            .link
+            .run_script_replicated(&INDEX_JOB, lists, args)
+            .await?;
         Ok(())
     }
 

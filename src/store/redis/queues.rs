@@ -16,7 +16,7 @@ use super::RedisStore;
 use super::connection::{Script, to_store_error};
 use super::jobs::{job_from, millis};
 use super::keys::Partition;
-use super::scripts::{CLAIM_SUBMIT, CLAIM_WATCH, HASTEN};
+use super::scripts::{CLAIM_POLLS, CLAIM_SUBMISSIONS, SCHEDULE_POLL};
 use crate::job::{Job, JobId};
 use crate::store::{CLAIM_LEASE, Error, Queue};
 use crate::time::Time;
@@ -78,10 +78,10 @@ impl RedisStore {
     ) -> Result<Vec<Arc<Job>>, Error> {
         let mut args: Vec<Value> = vec![now.millis().into()];
         let script: &Script = match queue {
-            Queue::Poll => &CLAIM_WATCH,
+            Queue::Poll => &CLAIM_POLLS,
             Queue::Submit { .. } => {
                 args.push((now + CLAIM_LEASE).millis().into());
-                &CLAIM_SUBMIT
+                &CLAIM_SUBMISSIONS
             }
         };
         let mut keys = vec![queue_key(part, queue)];
@@ -149,7 +149,7 @@ impl RedisStore {
         ];
         let _: i64 = self
             .link
-            .run_script_replicated(&HASTEN, vec![part.job(id), part.poll_queue()], args)
+            .run_script_replicated(&SCHEDULE_POLL, vec![part.job(id), part.poll_queue()], args)
             .await?;
         Ok(())
     }

@@ -11,7 +11,7 @@ use fred::types::Value;
 
 use super::RedisStore;
 use super::connection::to_store_error;
-use super::scripts::{LIST, SETTLE_PLACE, TAKE_PLACES};
+use super::scripts::{ACQUIRE_SLOTS, INDEX_JOB, REFRESH_SLOT};
 use crate::job::Job;
 use crate::store::{CLAIM_LEASE, Error};
 use crate::time::Time;
@@ -46,7 +46,7 @@ impl RedisStore {
             args.extend(ids.iter().map(|id| Value::from(id.as_str())));
             let answer: Vec<String> = self
                 .link
-                .run_script(&TAKE_PLACES, vec![key.clone()], args)
+                .run_script(&ACQUIRE_SLOTS, vec![key.clone()], args)
                 .await?;
             match answer.split_first() {
                 Some((word, doubtful)) if word == "look" => {
@@ -104,7 +104,7 @@ impl RedisStore {
     ) -> Result<(), Error> {
         let key = self.link.keys.partition_for(provider).slots(provider);
         let args = vec![id.into(), was.into(), is.into()];
-        let _: i64 = self.link.run_script(&SETTLE_PLACE, vec![key], args).await?;
+        let _: i64 = self.link.run_script(&REFRESH_SLOT, vec![key], args).await?;
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl RedisStore {
             until.into(),
             self.shared_key_ttl().into(),
         ];
-        let _: i64 = self.link.run_script(&LIST, vec![key], args).await?;
+        let _: i64 = self.link.run_script(&INDEX_JOB, vec![key], args).await?;
         Ok(())
     }
 

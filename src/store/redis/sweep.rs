@@ -12,7 +12,7 @@ use super::connection::to_store_error;
 use super::keys::Partition;
 use super::keys::task_name;
 use super::queues::until;
-use super::scripts::FORGET;
+use super::scripts::DELETE_JOB;
 use super::unique_keys::UniqueKey;
 use crate::job::JobId;
 use crate::store::{BUFFERED_UPDATE_TTL, Error};
@@ -78,7 +78,7 @@ impl RedisStore {
             part.active_jobs(None),
         ];
         let args = vec![id.into(), now.millis().into()];
-        let forgotten: usize = self.link.run_script(&FORGET, keys, args).await?;
+        let forgotten: usize = self.link.run_script(&DELETE_JOB, keys, args).await?;
         let task = task_name(&provider, &field(2));
         let names = [
             (field(2), UniqueKey::task(&task)),

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::RedisStore;
 use super::connection::to_store_error;
 use super::jobs::{from_json, task_of, to_json};
-use super::scripts::{CLAIM_NAME, DROP_NAME, PARK, UNPARK};
+use super::scripts::{BUFFER_UPDATE, CLAIM_KEY, DELETE_BUFFERED, RELEASE_KEY};
 use crate::job::{Job, JobId, Update};
 use crate::store::{BUFFERED_UPDATE_TTL, BufferOutcome, Error, MAX_BUFFERED_UPDATES};
 use crate::time::Time;
@@ -106,7 +106,7 @@ impl RedisStore {
             args.extend(news.iter().map(|one| Value::from(one.as_str())));
             let answer: Vec<String> = self
                 .link
-                .run_script_replicated(&CLAIM_NAME, self.key_names(&name), args)
+                .run_script_replicated(&CLAIM_KEY, self.key_names(&name), args)
                 .await?;
             match answer.as_slice() {
                 [word] if word == "claimed" => return Ok(ClaimOutcome::Acquired(Some(name))),
@@ -155,7 +155,7 @@ impl RedisStore {
         keys.truncate(1);
         let dropped: Result<i64, Error> = self
             .link
-            .run_script(&DROP_NAME, keys, vec![job.as_str().into()])
+            .run_script(&RELEASE_KEY, keys, vec![job.as_str().into()])
             .await;
         if let Err(error) = dropped {
             tracing::debug!(%error, "a claim is left to end by itself");
@@ -203,7 +203,10 @@ impl RedisStore {
                 task.into(),
                 void.as_str().into(),
             ];
-            let answer: Vec<String> = self.link.run_script_replicated(&PARK, keys, args).await?;
+            let answer: Vec<String> = self
+                .link
+                .run_script_replicated(&BUFFER_UPDATE, keys, args)
+                .await?;
             let [_, held, age] = answer.as_slice() else {
                 return Ok(BufferOutcome::Buffered);
             };
@@ -256,7 +259,7 @@ impl RedisStore {
         let args = vec![task.into(), before.unwrap_or_default().into()];
         self.link
             .run_script(
-                &UNPARK,
+                &DELETE_BUFFERED,
                 vec![part.buffered_updates(task), part.buffered_tasks()],
                 args,
             )
