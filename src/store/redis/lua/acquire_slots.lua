@@ -1,28 +1,35 @@
--- Gives away a provider's free places. An entry whose time is over is believed no more: it is named,
--- so that somebody looks at its job, and counts until then.
+-- Assigns free concurrency slots of a provider to jobs.
 --
--- KEYS: the places
--- ARGV: the moment, until when a place is believed, how many there are, how long they are kept, then
---       the ids of those who want one
--- Answers: {'look', id, score, …} where such entries stand in somebody's way, else {'given', id, …}
-local free = tonumber(ARGV[3]) - redis.call('ZCARD', KEYS[1])
-local is_short = free < #ARGV - 4
-for n = 5, #ARGV do
-  local score = redis.call('ZSCORE', KEYS[1], ARGV[n])
-  is_short = is_short or (score and tonumber(score) <= tonumber(ARGV[1]))
+-- An entry whose TTL has elapsed still occupies its slot. The script returns such entries if they
+-- prevent an assignment, so that the caller verifies them.
+--
+-- KEYS: the provider's slots
+-- ARGV: current time, expiry of new entries, maximum number of slots, TTL of the key, then job ids
+-- Returns: {'verify', id, score, ...} if expired entries must be verified first,
+--          otherwise {'granted', id, ...}
+local slots = KEYS[1]
+local now, expires_at, max_slots, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local first_id = 5
+
+local free = max_slots - redis.call('ZCARD', slots)
+local must_verify = free < #ARGV - first_id + 1
+for n = first_id, #ARGV do
+  local score = redis.call('ZSCORE', slots, ARGV[n])
+  must_verify = must_verify or (score and tonumber(score) <= tonumber(now))
 end
-if is_short then
-  local doubtful = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'WITHSCORES')
-  if #doubtful > 0 then
-    return { 'look', unpack(doubtful) }
+if must_verify then
+  local expired = redis.call('ZRANGEBYSCORE', slots, '-inf', now, 'WITHSCORES')
+  if #expired > 0 then
+    return { 'verify', unpack(expired) }
   end
 end
-local given = { 'given' }
-for n = 5, #ARGV do
-  if free > 0 and redis.call('ZADD', KEYS[1], 'NX', ARGV[2], ARGV[n]) == 1 then
+
+local result = { 'granted' }
+for n = first_id, #ARGV do
+  if free > 0 and redis.call('ZADD', slots, 'NX', expires_at, ARGV[n]) == 1 then
     free = free - 1
-    given[#given + 1] = ARGV[n]
+    result[#result + 1] = ARGV[n]
   end
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return given
+redis.call('PEXPIRE', slots, ttl)
+return result

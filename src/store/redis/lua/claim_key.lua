@@ -1,27 +1,35 @@
--- Claims a name (a provider's task, a caller's key) for a job.
+-- Claims a unique key (a provider task or an idempotency key) for a job.
 --
--- KEYS: the name, what is parked for it
--- ARGV: the job's id, a fingerprint, how long it is kept, the claim that is to be overridden ('' for
---       none), then what is parked as far as the job has it
--- Answers: {'claimed'}, {'held', the claim, its milliseconds of age} or {'parked'} (there is more)
+-- The claim fails if the buffer holds updates other than those that the job already contains.
+--
+-- KEYS: the unique key, the updates buffered for it
+-- ARGV: job id, fingerprint, TTL of the claim, expired claim to replace ('' for none),
+--       then the buffered updates that the job contains
+-- Returns: {'acquired'}, {'held', claim, age of the claim in milliseconds} or {'updates_missed'}
+local key, buffer = KEYS[1], KEYS[2]
+local job, fingerprint, ttl, expired_claim = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local first_update = 5
+
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local held = redis.call('GET', KEYS[1])
-if held and held ~= ARGV[4] then
-  local claim = cjson.decode(held)
-  if claim.job ~= ARGV[1] then
-    return { 'held', held, now - claim.at }
+local stored = redis.call('GET', key)
+if stored and stored ~= expired_claim then
+  local claim = cjson.decode(stored)
+  if claim.job ~= job then
+    return { 'held', stored, now - claim.at }
   end
 end
-local news = redis.call('LRANGE', KEYS[2], 0, -1)
-if #news ~= #ARGV - 4 then
-  return { 'parked' }
+
+local buffered = redis.call('LRANGE', buffer, 0, -1)
+if #buffered ~= #ARGV - first_update + 1 then
+  return { 'updates_missed' }
 end
-for n, one in ipairs(news) do
-  if one ~= ARGV[n + 4] then
-    return { 'parked' }
+for n, update in ipairs(buffered) do
+  if update ~= ARGV[first_update + n - 1] then
+    return { 'updates_missed' }
   end
 end
-local claim = cjson.encode({ job = ARGV[1], print = ARGV[2], at = now })
-redis.call('SET', KEYS[1], claim, 'PX', ARGV[3])
-return { 'claimed' }
+
+local claim = cjson.encode({ job = job, fingerprint = fingerprint, at = now })
+redis.call('SET', key, claim, 'PX', ttl)
+return { 'acquired' }

@@ -1,32 +1,34 @@
--- Claims jobs to be looked at: those that are still due, each put off as its agenda says.
+-- Claims jobs that are due for a poll and schedules the next poll of each.
 --
--- KEYS: watch, then the jobs
--- ARGV: the moment, then the jobs' ids
--- Answers: for each claimed job its document and its ticket
-local now = tonumber(ARGV[1])
+-- KEYS: the poll queue, then the jobs
+-- ARGV: current time, then the job ids
+-- Returns: the document and the internal state of each claimed job
+local queue, now = KEYS[1], tonumber(ARGV[1])
 local claimed = {}
 for n = 2, #KEYS do
-  local id = ARGV[n]
-  local due = redis.call('ZSCORE', KEYS[1], id)
-  if due and tonumber(due) <= now then
-    local job = redis.call('HMGET', KEYS[n], 'doc', 'ticket', 'every', 'patient', 'updated', 'deadline', 'spread')
+  local key, id = KEYS[n], ARGV[n]
+  local due_at = redis.call('ZSCORE', queue, id)
+  if due_at and tonumber(due_at) <= now then
+    local job = redis.call('HMGET', key, 'document', 'internal', 'poll_interval', 'poll_backoff',
+      'updated_at', 'deadline_at', 'jitter')
     if job[1] then
-      local span = tonumber(job[3])
-      if job[4] == '1' then
-        span = math.max(span, 2 * (now - tonumber(job[5])))
+      local interval, has_backoff = tonumber(job[3]), job[4] == '1'
+      local updated_at, deadline_at, jitter = tonumber(job[5]), tonumber(job[6]), tonumber(job[7])
+      if has_backoff then
+        interval = math.max(interval, 2 * (now - updated_at))
       end
-      span = span + math.floor(span / 10 * tonumber(job[7]) / 1024)
-      local again, deadline = now + span, tonumber(job[6])
-      if now < deadline then
-        again = math.min(again, deadline)
+      interval = interval + math.floor(interval / 10 * jitter / 1024)
+      local next_at = now + interval
+      if now < deadline_at then
+        next_at = math.min(next_at, deadline_at)
       end
-      redis.call('ZADD', KEYS[1], string.format('%.0f', again), id)
-      redis.call('HSET', KEYS[n], 'looked', ARGV[1])
-      redis.call('HDEL', KEYS[n], 'hastened')
+      redis.call('ZADD', queue, string.format('%.0f', next_at), id)
+      redis.call('HSET', key, 'last_polled_at', ARGV[1])
+      redis.call('HDEL', key, 'poll_requested_at')
       claimed[#claimed + 1] = job[1]
       claimed[#claimed + 1] = job[2]
     else
-      redis.call('ZREM', KEYS[1], id)
+      redis.call('ZREM', queue, id)
     end
   end
 end

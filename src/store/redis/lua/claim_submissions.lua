@@ -1,20 +1,21 @@
--- Claims jobs to be sent: those that are still due, each with a lease on it.
+-- Claims jobs that are due for submission and leases each of them.
 --
--- KEYS: submit, then the jobs
--- ARGV: the moment, the lease's end, then the jobs' ids
--- Answers: for each claimed job its document and its ticket
+-- KEYS: the provider's submit queue, then the jobs
+-- ARGV: current time, end of the lease, then the job ids
+-- Returns: the document and the internal state of each claimed job
+local queue, now, lease_ends_at = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local claimed = {}
 for n = 2, #KEYS do
   local id = ARGV[n + 1]
-  local due = redis.call('ZSCORE', KEYS[1], id)
-  if due and tonumber(due) <= tonumber(ARGV[1]) then
-    local job = redis.call('HMGET', KEYS[n], 'doc', 'ticket')
+  local due_at = redis.call('ZSCORE', queue, id)
+  if due_at and tonumber(due_at) <= now then
+    local job = redis.call('HMGET', KEYS[n], 'document', 'internal')
     if job[1] then
-      redis.call('ZADD', KEYS[1], ARGV[2], id)
+      redis.call('ZADD', queue, lease_ends_at, id)
       claimed[#claimed + 1] = job[1]
       claimed[#claimed + 1] = job[2]
     else
-      redis.call('ZREM', KEYS[1], id)
+      redis.call('ZREM', queue, id)
     end
   end
 end

@@ -1,52 +1,63 @@
--- Compares a job's version, stores the next document, sets its agenda and tells of it, as one step.
+-- Stores the next version of a job, updates its queues and publishes it, as one atomic step.
 --
--- KEYS: the job, watch, submit, ends, open, owed, its channel, its owner's channel
--- ARGV: PUBLISH or SPUBLISH, the id, the document, the ticket, what else changes, the expected
---       version, the task ('' where none is known), whether the task is claimed ('1'), the name of
---       what is owed ('' where nothing is), what is owed
--- Answers: {'gone'}, {'stale'}, {'unbound'} (the task is to be claimed first) or
---          {'done', '1' where the job took a place before}
-local before = redis.call('HMGET', KEYS[1], 'version', 'task', 'place', 'submit', 'hastened')
-if not before[1] then
-  return { 'gone' }
-end
-if before[1] ~= ARGV[6] then
-  return { 'stale' }
-end
-if before[2] ~= ARGV[7] and ARGV[7] ~= '' and ARGV[8] ~= '1' then
-  return { 'unbound' }
-end
-local a = cjson.decode(ARGV[5])
-local id = ARGV[2]
-local due = before[4] ~= '' and redis.call('ZSCORE', KEYS[3], id)
-local had_place = before[3] == '1' or (due and due ~= before[4])
+-- KEYS: the job, the poll queue, the provider's submit queue, the expiry queue, all jobs,
+--       the active jobs, the budget outbox, the channel of the job, the channel of its owner
+-- ARGV: PUBLISH or SPUBLISH, job id, document, internal state, changes (JSON, see `CommitFields`),
+--       expected version, provider task ('' if unknown), '1' if the task is claimed,
+--       document key of the outbox entry ('' for none), outbox entry
+-- Returns: {'not_found'}, {'conflict'}, {'task_not_claimed'} (claim the task first) or
+--          {'committed', '1' if the job held a slot before}
+local job, poll_queue, submit_queue, expiry_queue = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local active_jobs, outbox, job_channel, owner_channel = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local publish, id, document, internal = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local changes, expected_version = cjson.decode(ARGV[5]), ARGV[6]
+local task, is_task_claimed = ARGV[7], ARGV[8] == '1'
+local outbox_field, outbox_entry = ARGV[9], ARGV[10]
 
-redis.call('HSET', KEYS[1], 'doc', ARGV[3], 'ticket', ARGV[4], 'task', ARGV[7], unpack(a.fields))
-redis.call('PEXPIRE', KEYS[1], a.ttl)
-if a.watch then
-  if before[5] and tonumber(before[5]) < tonumber(a.watch) then
-    a.watch = before[5]
+local before = redis.call('HMGET', job, 'version', 'task', 'slot', 'submit_at', 'poll_requested_at')
+local version, bound_task, slot, submit_at, poll_requested_at = unpack(before, 1, 5)
+if not version then
+  return { 'not_found' }
+end
+if version ~= expected_version then
+  return { 'conflict' }
+end
+if bound_task ~= task and task ~= '' and not is_task_claimed then
+  return { 'task_not_claimed' }
+end
+local submit_due_at = submit_at ~= '' and redis.call('ZSCORE', submit_queue, id)
+-- A score other than `submit_at` is the lease of a claim, which holds a slot as well.
+local held_slot = slot == '1' or (submit_due_at and submit_due_at ~= submit_at)
+
+redis.call('HSET', job, 'document', document, 'internal', internal, 'task', task,
+  unpack(changes.fields))
+redis.call('PEXPIRE', job, changes.ttl)
+if changes.poll_at then
+  -- A requested poll that has not been claimed yet is not postponed.
+  local poll_at = changes.poll_at
+  if poll_requested_at and tonumber(poll_requested_at) < tonumber(poll_at) then
+    poll_at = poll_requested_at
   end
-  redis.call('ZADD', KEYS[2], a.watch, id)
-  redis.call('PEXPIRE', KEYS[2], a.longest)
+  redis.call('ZADD', poll_queue, poll_at, id)
+  redis.call('PEXPIRE', poll_queue, changes.shared_ttl)
 else
-  redis.call('ZREM', KEYS[2], id)
+  redis.call('ZREM', poll_queue, id)
 end
-if a.submit then
-  redis.call('ZADD', KEYS[3], a.submit, id)
-  redis.call('PEXPIRE', KEYS[3], a.longest)
-elseif due then
-  redis.call('ZREM', KEYS[3], id)
+if changes.submit_at then
+  redis.call('ZADD', submit_queue, changes.submit_at, id)
+  redis.call('PEXPIRE', submit_queue, changes.shared_ttl)
+elseif submit_due_at then
+  redis.call('ZREM', submit_queue, id)
 end
-redis.call('ZADD', KEYS[4], a.forget, id)
-redis.call('PEXPIRE', KEYS[4], a.longest)
-if a.final then
-  redis.call('ZREM', KEYS[5], id)
+redis.call('ZADD', expiry_queue, changes.expires_at, id)
+redis.call('PEXPIRE', expiry_queue, changes.shared_ttl)
+if changes.final then
+  redis.call('ZREM', active_jobs, id)
 end
-if ARGV[9] ~= '' then
-  redis.call('HSET', KEYS[6], ARGV[9], ARGV[10])
-  redis.call('PEXPIRE', KEYS[6], a.longest)
+if outbox_field ~= '' then
+  redis.call('HSET', outbox, outbox_field, outbox_entry)
+  redis.call('PEXPIRE', outbox, changes.shared_ttl)
 end
-redis.call(ARGV[1], KEYS[7], ARGV[3])
-redis.call(ARGV[1], KEYS[8], ARGV[3])
-return { 'done', had_place and '1' or '0' }
+redis.call(publish, job_channel, document)
+redis.call(publish, owner_channel, document)
+return { 'committed', held_slot and '1' or '0' }

@@ -1,36 +1,43 @@
--- Keeps a new job, puts it in its queues and tells of it, as one step.
+-- Stores a new job, adds it to its queues and publishes it, as one atomic step.
 --
--- KEYS: the job, watch, submit, ends, jobs, open, owed, its channel, its owner's channel
--- ARGV: PUBLISH or SPUBLISH, the id, the document, the ticket, the fields of the job's hash that
---       every commit sets (see `fields`), the rest of them, what is owed ('' or a name)
--- Answers: 'exists', 'void' (what was reserved for it was given back) or 'done'
-if redis.call('EXISTS', KEYS[1]) == 1 then
+-- KEYS: the job, the poll queue, the provider's submit queue, the expiry queue, all jobs,
+--       the active jobs, the budget outbox, the channel of the job, the channel of its owner
+-- ARGV: PUBLISH or SPUBLISH, job id, document, internal state, changes (JSON, see `CommitFields`),
+--       immutable fields (JSON), document key of the reservation ('' for none)
+-- Returns: 'exists', 'reservation_released' (a sweep released the reservation of the job) or
+--          'created'
+local job, poll_queue, submit_queue, expiry_queue = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local all_jobs, active_jobs, outbox = KEYS[5], KEYS[6], KEYS[7]
+local job_channel, owner_channel = KEYS[8], KEYS[9]
+local publish, id, document, internal = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local changes, immutable_fields, reservation = cjson.decode(ARGV[5]), cjson.decode(ARGV[6]), ARGV[7]
+
+if redis.call('EXISTS', job) == 1 then
   return 'exists'
 end
-local a = cjson.decode(ARGV[5])
-if ARGV[7] ~= '' and redis.call('HDEL', KEYS[7], ARGV[7]) == 0 then
-  return 'void'
+if reservation ~= '' and redis.call('HDEL', outbox, reservation) == 0 then
+  return 'reservation_released'
 end
-local id = ARGV[2]
-redis.call('HSET', KEYS[1], 'doc', ARGV[3], 'ticket', ARGV[4], unpack(a.fields))
-redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[6])))
-redis.call('PEXPIRE', KEYS[1], a.ttl)
-if a.watch then
-  redis.call('ZADD', KEYS[2], a.watch, id)
-  redis.call('PEXPIRE', KEYS[2], a.longest)
+
+redis.call('HSET', job, 'document', document, 'internal', internal, unpack(changes.fields))
+redis.call('HSET', job, unpack(immutable_fields))
+redis.call('PEXPIRE', job, changes.ttl)
+
+local function enqueue(queue, score)
+  redis.call('ZADD', queue, score, id)
+  redis.call('PEXPIRE', queue, changes.shared_ttl)
 end
-if a.submit then
-  redis.call('ZADD', KEYS[3], a.submit, id)
-  redis.call('PEXPIRE', KEYS[3], a.longest)
+if changes.poll_at then
+  enqueue(poll_queue, changes.poll_at)
 end
-redis.call('ZADD', KEYS[4], a.forget, id)
-redis.call('ZADD', KEYS[5], 0, id)
-redis.call('PEXPIRE', KEYS[4], a.longest)
-redis.call('PEXPIRE', KEYS[5], a.longest)
-if not a.final then
-  redis.call('ZADD', KEYS[6], 0, id)
-  redis.call('PEXPIRE', KEYS[6], a.longest)
+if changes.submit_at then
+  enqueue(submit_queue, changes.submit_at)
 end
-redis.call(ARGV[1], KEYS[8], ARGV[3])
-redis.call(ARGV[1], KEYS[9], ARGV[3])
-return 'done'
+enqueue(expiry_queue, changes.expires_at)
+enqueue(all_jobs, 0)
+if not changes.final then
+  enqueue(active_jobs, 0)
+end
+redis.call(publish, job_channel, document)
+redis.call(publish, owner_channel, document)
+return 'created'

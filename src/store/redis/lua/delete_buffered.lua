@@ -1,20 +1,28 @@
--- Forgets what was parked for a task before a moment, or all of it; says how much.
+-- Deletes the updates buffered for a provider task, all of them or those received before a time.
 --
--- KEYS: what is parked for it, tasks with something parked
--- ARGV: the task, the moment ('' for all)
-local count = 0
-if ARGV[2] == '' then
-  redis.call('DEL', KEYS[1])
+-- KEYS: the buffered updates, the index of tasks with buffered updates
+-- ARGV: task, time ('' for all updates)
+-- Returns: the number of updates deleted because of their age
+local buffer, index = KEYS[1], KEYS[2]
+local task, before = ARGV[1], ARGV[2]
+
+local function received_at(update)
+  return string.match(update, '^%-?%d+')
 end
-local oldest = redis.call('LINDEX', KEYS[1], 0)
-while oldest and tonumber(string.match(oldest, '^%-?%d+')) < tonumber(ARGV[2]) do
-  redis.call('LPOP', KEYS[1])
+
+local count = 0
+if before == '' then
+  redis.call('DEL', buffer)
+end
+local oldest = redis.call('LINDEX', buffer, 0)
+while oldest and tonumber(received_at(oldest)) < tonumber(before) do
+  redis.call('LPOP', buffer)
   count = count + 1
-  oldest = redis.call('LINDEX', KEYS[1], 0)
+  oldest = redis.call('LINDEX', buffer, 0)
 end
 if oldest then
-  redis.call('ZADD', KEYS[2], string.match(oldest, '^%-?%d+'), ARGV[1])
+  redis.call('ZADD', index, received_at(oldest), task)
 else
-  redis.call('ZREM', KEYS[2], ARGV[1])
+  redis.call('ZREM', index, task)
 end
 return count

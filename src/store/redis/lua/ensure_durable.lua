@@ -1,15 +1,16 @@
--- Writes a job's version over itself, if it is the one that was read, so that replicas can be waited
--- for.
+-- Rewrites a version of a job if it is still the stored one, so that WAIT covers it.
 --
 -- KEYS: the job
--- ARGV: the version, the moment it was made
--- Answers: 'done', 'stale' or 'gone'
-local kept = redis.call('HMGET', KEYS[1], 'version', 'updated')
-if not kept[1] then
-  return 'gone'
+-- ARGV: version, update time of the version
+-- Returns: 'done', 'conflict' or 'not_found'
+local job, version, updated_at = KEYS[1], ARGV[1], ARGV[2]
+
+local stored = redis.call('HMGET', job, 'version', 'updated_at')
+if not stored[1] then
+  return 'not_found'
 end
-if kept[1] ~= ARGV[1] or kept[2] ~= ARGV[2] then
-  return 'stale'
+if stored[1] ~= version or stored[2] ~= updated_at then
+  return 'conflict'
 end
-redis.call('HSET', KEYS[1], 'version', kept[1])
+redis.call('HSET', job, 'version', version)
 return 'done'

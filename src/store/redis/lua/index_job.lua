@@ -1,9 +1,11 @@
--- Enters a job into lists.
+-- Adds a job to indexes.
 --
--- KEYS: the lists
--- ARGV: the job's id, its score there, how long the lists are kept
-for _, list in ipairs(KEYS) do
-  redis.call('ZADD', list, ARGV[2], ARGV[1])
-  redis.call('PEXPIRE', list, ARGV[3])
+-- KEYS: the indexes
+-- ARGV: job id, score, TTL of the indexes
+local id, score, ttl = ARGV[1], ARGV[2], ARGV[3]
+
+for _, index in ipairs(KEYS) do
+  redis.call('ZADD', index, score, id)
+  redis.call('PEXPIRE', index, ttl)
 end
 return #KEYS

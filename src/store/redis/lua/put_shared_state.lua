@@ -1,7 +1,10 @@
--- Remembers a text for all nodes and tells them that there is something new.
+-- Stores a value that all nodes share and notifies them of the change.
 --
--- KEYS: what is remembered, the channel
--- ARGV: PUBLISH or SPUBLISH, the name, the text, how long it is kept
-redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-redis.call(ARGV[1], KEYS[2], '')
+-- KEYS: the shared state, the notification channel
+-- ARGV: PUBLISH or SPUBLISH, name, value, TTL of the shared state
+local state, channel = KEYS[1], KEYS[2]
+local publish, name, value, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+redis.call('HSET', state, name, value)
+redis.call('PEXPIRE', state, ttl)
+redis.call(publish, channel, '')

@@ -1,11 +1,11 @@
 -- Reads jobs.
 --
 -- KEYS: the jobs
--- Answers: for each its document and its ticket, or twice nothing
-local found = {}
-for _, job in ipairs(KEYS) do
-  local fields = redis.call('HMGET', job, 'doc', 'ticket')
-  found[#found + 1] = fields[1]
-  found[#found + 1] = fields[2]
+-- Returns: the document and the internal state of each job, or two nils for a missing job
+local jobs = {}
+for _, key in ipairs(KEYS) do
+  local job = redis.call('HMGET', key, 'document', 'internal')
+  jobs[#jobs + 1] = job[1]
+  jobs[#jobs + 1] = job[2]
 end
-return found
+return jobs

@@ -1,11 +1,14 @@
--- Says until when a place is taken, now that its job was looked at, unless another was faster.
+-- Extends or releases a slot after its job was verified, unless another node changed it first.
 --
--- KEYS: the places
--- ARGV: the id, its score before, its score from now on ('' where the place is free)
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then
+-- KEYS: the provider's slots
+-- ARGV: job id, score that was verified, new score ('' to release the slot)
+local slots = KEYS[1]
+local id, verified_score, new_score = ARGV[1], ARGV[2], ARGV[3]
+
+if redis.call('ZSCORE', slots, id) ~= verified_score then
   return 0
 end
-if ARGV[3] == '' then
-  return redis.call('ZREM', KEYS[1], ARGV[1])
+if new_score == '' then
+  return redis.call('ZREM', slots, id)
 end
-return redis.call('ZADD', KEYS[1], 'CH', ARGV[3], ARGV[1])
+return redis.call('ZADD', slots, 'CH', new_score, id)

@@ -1,9 +1,11 @@
--- Gives a name up, if it is this job's.
+-- Releases the claim of a unique key if the job holds it.
 --
--- KEYS: the name
--- ARGV: the job's id
-local held = redis.call('GET', KEYS[1])
-if held and cjson.decode(held).job == ARGV[1] then
-  return redis.call('DEL', KEYS[1])
+-- KEYS: the unique key
+-- ARGV: job id
+local key, job = KEYS[1], ARGV[1]
+
+local claim = redis.call('GET', key)
+if claim and cjson.decode(claim).job == job then
+  return redis.call('DEL', key)
 end
 return 0

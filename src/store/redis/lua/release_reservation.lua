@@ -1,17 +1,20 @@
--- Takes a job's booking back, once.
+-- Reverses the charge of a document in a budget window, at most once.
 --
--- KEYS: the account
--- ARGV: the job's tag, the account's end, how long it is kept, '1' where it may be made again
---       (else, if it was not made yet, it never will be)
-local amount = redis.call('HGET', KEYS[1], ARGV[1])
+-- KEYS: the window
+-- ARGV: document key, end time of the window, TTL of the window,
+--       '1' if the document may be charged again, '' to prevent a charge that is still in flight
+local window = KEYS[1]
+local document, ends_at, ttl, may_charge_again = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+
+local amount = redis.call('HGET', window, document)
 if amount and amount ~= '0' then
-  local back = string.sub(amount, 1, 1) == '-' and string.sub(amount, 2) or '-' .. amount
-  redis.call('HINCRBY', KEYS[1], 'sum', back)
+  local reversal = string.sub(amount, 1, 1) == '-' and string.sub(amount, 2) or '-' .. amount
+  redis.call('HINCRBY', window, 'balance', reversal)
 end
-if ARGV[4] == '1' then
-  return redis.call('HDEL', KEYS[1], ARGV[1])
+if may_charge_again then
+  return redis.call('HDEL', window, document)
 end
-redis.call('HSET', KEYS[1], ARGV[1], '0')
-redis.call('HSETNX', KEYS[1], 'ends', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('HSET', window, document, '0')
+redis.call('HSETNX', window, 'ends_at', ends_at)
+redis.call('PEXPIRE', window, ttl)
 return 0

@@ -1,22 +1,26 @@
--- Brings the next look at an unfinished job forward; never puts it off.
+-- Moves the next poll of an active job forward. Never postpones it.
 --
--- KEYS: the job, watch
--- ARGV: the id, the moment, the cool-down after the last look, how long the queue is kept
-local job = redis.call('HMGET', KEYS[1], 'final', 'looked', 'hastened')
-if job[1] ~= '0' then
+-- KEYS: the job, the poll queue
+-- ARGV: job id, requested time, cool-down after the last poll, TTL of the queue
+local job, queue = KEYS[1], KEYS[2]
+local id, requested_at, cool_down, ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+
+local fields = redis.call('HMGET', job, 'final', 'last_polled_at', 'poll_requested_at')
+local final, last_polled_at, poll_requested_at = fields[1], fields[2], fields[3]
+if final ~= '0' then
   return 0
 end
-local look = tonumber(ARGV[2])
-if job[2] then
-  look = math.max(look, tonumber(job[2]) + tonumber(ARGV[3]))
+local poll_at = requested_at
+if last_polled_at then
+  poll_at = math.max(poll_at, tonumber(last_polled_at) + cool_down)
 end
-local text = string.format('%.0f', look)
-local due = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if not due or look < tonumber(due) then
-  redis.call('ZADD', KEYS[2], text, ARGV[1])
-  redis.call('PEXPIRE', KEYS[2], ARGV[4])
+local score = string.format('%.0f', poll_at)
+local due_at = redis.call('ZSCORE', queue, id)
+if not due_at or poll_at < tonumber(due_at) then
+  redis.call('ZADD', queue, score, id)
+  redis.call('PEXPIRE', queue, ttl)
 end
-if not job[3] or look < tonumber(job[3]) then
-  redis.call('HSET', KEYS[1], 'hastened', text)
+if not poll_requested_at or poll_at < tonumber(poll_requested_at) then
+  redis.call('HSET', job, 'poll_requested_at', score)
 end
 return 1
