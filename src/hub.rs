@@ -19,13 +19,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, Topic};
 use crate::protocol::Frame;
 use crate::time::Time;
 pub use connection::Connection;
 pub use shard::{Shard, Sink};
 pub use subscriptions::DeliveredVersion;
-use subscriptions::{SubscriptionIndex, Topic};
+use subscriptions::SubscriptionIndex;
 
 /// Changes that wait for a shard at most; beyond it, the shard lags and its jobs are read again.
 const SHARD_QUEUE_CAPACITY: usize = 8192;

@@ -6,6 +6,7 @@
 mod failure;
 mod id;
 mod request;
+mod topic;
 mod transition;
 mod update;
 
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
 pub use request::{BudgetWindow, InternalState, Platform, Reservation, VideoRequest};
+pub use topic::Topic;
 pub use update::{JobEvent, StatusReport, Update};
 
 use crate::time::Time;

@@ -101,7 +101,7 @@ pub fn validate(
             })
             .collect::<Vec<_>>()
     });
-    let engine = store::from_url(&config.store.url).map_err(|message| {
+    let engine = store::Engine::from_url(&config.store.url).map_err(|message| {
         let key = "store.url".to_owned();
         vec![ConfigError { key, message }]
     });

@@ -99,6 +99,17 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
+/// Returns `span` lengthened by up to 10%, always the same for one `key`. Spreads timers that would
+/// otherwise expire together.
+#[must_use]
+pub fn deterministic_jitter(span: Duration, key: &str) -> Duration {
+    // FNV-1a: its low bits differ even if only the last character does.
+    let hash = key.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    span + span / 10 * (hash % 1024) / 1024
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -101,7 +101,7 @@ impl Tracker {
             let (job, agenda, folded) = self.apply_buffered_updates(job.clone()).await?;
             let create = CreateJob {
                 job: Arc::clone(&job),
-                agenda,
+                schedule: agenda,
                 idempotency: idempotency.clone(),
                 applied_buffered: folded,
                 budget_entries: entries.clone(),
@@ -187,9 +187,9 @@ impl Tracker {
             let commit = CommitJob {
                 job: Arc::clone(&next),
                 expected_version: job.version,
-                agenda,
-                folded,
-                entries,
+                schedule: agenda,
+                applied_buffered: folded,
+                budget_entries: entries,
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => {

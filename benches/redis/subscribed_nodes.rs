@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use progress_hub::job::Job;
-use progress_hub::store::{StoreEvent, Topic};
+use progress_hub::job::{Job, Topic};
+use progress_hub::store::StoreEvent;
 
 use crate::environment::Redis;
 use crate::workload::{changes, create, open};

@@ -70,7 +70,7 @@ pub async fn create(store: &dyn Store, owner: &str) -> Job {
     job.provider_task_id = Some(job.id.to_string());
     let create = CreateJob {
         job: Arc::new(job.clone()),
-        agenda: agenda(),
+        schedule: agenda(),
         idempotency: None,
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),
@@ -92,9 +92,9 @@ pub async fn change(store: &dyn Store, job: &mut Job) {
     let commit = CommitJob {
         job: Arc::new(job.clone()),
         expected_version: expected,
-        agenda: agenda(),
-        folded: Vec::new(),
-        entries: Vec::new(),
+        schedule: agenda(),
+        applied_buffered: Vec::new(),
+        budget_entries: Vec::new(),
     };
     assert_eq!(
         store.commit(commit).await.unwrap(),

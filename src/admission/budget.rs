@@ -53,7 +53,7 @@ impl BudgetEntries {
 
     fn add(&mut self, purpose: LimitKind, account: BudgetWindow, amount: i64, limit: i64) {
         let entry = BudgetEntry {
-            account: account.name,
+            window: account.name,
             amount_micros: amount,
             limit_micros: Some(limit),
             window_ends_at: account.expires_at,
@@ -158,7 +158,7 @@ impl BudgetPolicy {
         store: &dyn Store,
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
-        let its = |booking: &&LabeledEntry| booking.entry.account == account;
+        let its = |booking: &&LabeledEntry| booking.entry.window == account;
         let Some(booking) = bookings.0.iter().find(its) else {
             return Ok(AdmissionError::Budget(format!(
                 "{account}: nothing is left"

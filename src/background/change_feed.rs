@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::{DeliveredVersion, FeedHealth, Hub};
-use crate::job::{Job, JobId};
-use crate::store::{self, ChangeListener, ListQuery, Store, StoreEvent, Topic};
+use crate::job::{Job, JobId, Topic};
+use crate::store::{self, ChangeListener, ListQuery, Store, StoreEvent};
 use crate::time::Time;
 use crate::tracker::Tracker;
 

@@ -7,11 +7,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::FeedHealth;
-use super::subscriptions::Topic;
 use slab::Slab;
 
 use super::shard::{ConnectionState, Shard, Sink, SubscriberRef, Subscription};
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, Topic};
 use crate::protocol::Frame;
 
 /// A connection's place in its shard; dropping it ends all its watches.

@@ -13,9 +13,8 @@ use slab::Slab;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::subscriptions::Topic;
 use super::{FeedHealth, Hub, ShardMessage};
-use crate::job::JobId;
+use crate::job::{JobId, Topic};
 use crate::protocol::Frame;
 
 /// A feed lets go of a job this long after its end: by then no older version is on its way.

@@ -6,17 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, Topic};
 use crate::time::Time;
-
-/// What can be watched.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Topic {
-    /// One job.
-    Job(JobId),
-    /// All jobs of an owner.
-    Owner(String),
-}
 
 /// The newest version of a job that was handed out on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -249,8 +249,8 @@ pub fn create_response(
                 detail,
             ));
         }
-        CreateOutcome::LimitExceeded { account } => {
-            return Err(AdmissionError::Budget(format!("{account}: nothing is left")).into());
+        CreateOutcome::LimitExceeded { window } => {
+            return Err(AdmissionError::Budget(format!("{window}: nothing is left")).into());
         }
         CreateOutcome::TaskConflict(job) => {
             return Err(Problem::conflict(

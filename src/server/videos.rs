@@ -53,8 +53,8 @@ pub async fn submit(
     let Admitted { job, bookings } = guard.admit(caller.subject(), provider, video, now)?;
     let entries = bookings.entries();
     let (created, job) = tracker.create(job, idempotency, entries).await?;
-    if let CreateOutcome::LimitExceeded { account } = &created {
-        let refusal = guard.limit_error(&bookings, account, &**store, now).await?;
+    if let CreateOutcome::LimitExceeded { window } = &created {
+        let refusal = guard.limit_error(&bookings, window, &**store, now).await?;
         return Err(refusal.into());
     }
     create_response(created, job, StatusCode::ACCEPTED)

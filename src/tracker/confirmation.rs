@@ -74,11 +74,11 @@ impl Tracker {
                 ..Job::clone(&job)
             });
             let commit = CommitJob {
-                agenda: schedule_for(self.provider_of(&raised), &raised, Time::now()),
+                schedule: schedule_for(self.provider_of(&raised), &raised, Time::now()),
                 job: Arc::clone(&raised),
                 expected_version: job.version,
-                folded: Vec::new(),
-                entries: Vec::new(),
+                applied_buffered: Vec::new(),
+                budget_entries: Vec::new(),
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => return Ok(raised),
@@ -119,11 +119,11 @@ impl Tracker {
         };
         let Some(next) = next else { return Ok(()) };
         let commit = CommitJob {
-            agenda: schedule_for(self.provider_of(&next), &next, Time::now()),
+            schedule: schedule_for(self.provider_of(&next), &next, Time::now()),
             job: Arc::new(next),
             expected_version: job.version,
-            folded: Vec::new(),
-            entries: Vec::new(),
+            applied_buffered: Vec::new(),
+            budget_entries: Vec::new(),
         };
         self.store.commit(commit).await?;
         Ok(())

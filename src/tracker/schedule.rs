@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::job::{Job, Source, SubmissionState};
 use crate::provider::Provider;
-use crate::store::{Schedule, deterministic_jitter};
-use crate::time::Time;
+use crate::store::Schedule;
+use crate::time::{Time, deterministic_jitter};
 
 /// How long a try at submitting may be silent before it is taken for lost: the time a provider has
 /// to answer, and some.

@@ -23,7 +23,7 @@ pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
         .filter(|_| next.is_final())?;
     let spent = spent(before, next, charge);
     let entries = charge.windows.iter().map(|account| BudgetEntry {
-        account: account.name.clone(),
+        window: account.name.clone(),
         amount_micros: spent.saturating_sub(charge.amount_micros),
         limit_micros: None,
         window_ends_at: account.expires_at,

@@ -25,11 +25,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use progress_hub::job::{Job, JobId, NewJob, Source, Status, StatusReport, Update, VideoRequest};
+use progress_hub::job::{
+    Job, JobId, NewJob, Source, Status, StatusReport, Topic, Update, VideoRequest,
+};
 use progress_hub::store::sqlite::SqliteStore;
 use progress_hub::store::{
     ChangeListener, CommitJob, CommitOutcome, CreateJob, CreateOutcome, EventHandler,
-    IdempotencyKey, Retention, Schedule, Store, StoreEvent, SubscriptionFilter, Topic,
+    IdempotencyKey, Retention, Schedule, Store, StoreEvent, SubscriptionFilter,
 };
 use progress_hub::time::Time;
 use serde_json::Map;
@@ -367,7 +369,7 @@ pub(crate) fn creation(
 ) -> CreateJob {
     CreateJob {
         job: Arc::new(job),
-        agenda,
+        schedule: agenda,
         idempotency,
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),
@@ -378,9 +380,9 @@ pub(crate) fn commitment(next: &Job, agenda: Schedule, folded: Vec<Update>) -> C
     CommitJob {
         job: Arc::new(next.clone()),
         expected_version: next.version - 1,
-        agenda,
-        folded,
-        entries: Vec::new(),
+        schedule: agenda,
+        applied_buffered: folded,
+        budget_entries: Vec::new(),
     }
 }
 

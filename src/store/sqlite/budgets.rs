@@ -1,43 +1,43 @@
-//! Accounts: sums that a new job may not push past a limit.
+//! Budget windows.
 //!
-//! Invariant: what a job books is booked in the transaction that keeps the job, after all its
-//! limits were found to hold, so that of two jobs that race for the last unit one gets it.
+//! Limits are checked and charges applied in the transaction that stores the job. Transactions run
+//! one after another, so concurrent jobs cannot exceed a limit together.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::store::BudgetEntry;
 use crate::time::Time;
 
-/// The account of the first entry whose limit does not hold.
-pub(super) fn over_limit<'a>(
+/// Returns the window of the first entry that would exceed its limit.
+pub(super) fn exceeded_window<'a>(
     db: &Connection,
     entries: &'a [BudgetEntry],
     now: Time,
 ) -> rusqlite::Result<Option<&'a str>> {
-    for (at, entry) in entries.iter().enumerate() {
+    for (index, entry) in entries.iter().enumerate() {
         let Some(limit) = entry.limit_micros else {
             continue;
         };
-        let booked = entries[..=at]
+        let charged = entries[..=index]
             .iter()
-            .filter(|other| other.account == entry.account)
-            .fold(balance(db, &entry.account, now)?, |sum, other| {
+            .filter(|other| other.window == entry.window)
+            .fold(balance(db, &entry.window, now)?, |sum, other| {
                 sum.saturating_add(other.amount_micros)
             });
-        if booked > limit {
-            return Ok(Some(&entry.account));
+        if charged > limit {
+            return Ok(Some(&entry.window));
         }
     }
     Ok(None)
 }
 
-/// Books without limits; what belongs to an account that has ended is nobody's any more.
-pub(super) fn book(db: &Connection, entries: &[BudgetEntry], now: Time) -> rusqlite::Result<()> {
+/// Adds the amounts regardless of limits. Entries of windows that have ended are discarded.
+pub(super) fn charge(db: &Connection, entries: &[BudgetEntry], now: Time) -> rusqlite::Result<()> {
     for entry in entries.iter().filter(|entry| entry.window_ends_at > now) {
-        let balance = balance(db, &entry.account, now)?.saturating_add(entry.amount_micros);
-        db.prepare_cached("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)")?
+        let balance = balance(db, &entry.window, now)?.saturating_add(entry.amount_micros);
+        db.prepare_cached("INSERT OR REPLACE INTO budget_windows VALUES (?, ?, ?)")?
             .execute(params![
-                entry.account,
+                entry.window,
                 balance,
                 entry.window_ends_at.millis()
             ])?;
@@ -45,10 +45,10 @@ pub(super) fn book(db: &Connection, entries: &[BudgetEntry], now: Time) -> rusql
     Ok(())
 }
 
-pub(super) fn balance(db: &Connection, account: &str, now: Time) -> rusqlite::Result<i64> {
+pub(super) fn balance(db: &Connection, window: &str, now: Time) -> rusqlite::Result<i64> {
     let balance = db
-        .prepare_cached("SELECT balance FROM accounts WHERE name = ? AND ends_at > ?")?
-        .query_row(params![account, now.millis()], |row| row.get(0))
+        .prepare_cached("SELECT balance_micros FROM budget_windows WHERE name = ? AND ends_at > ?")?
+        .query_row(params![window, now.millis()], |row| row.get(0))
         .optional()?;
     Ok(balance.unwrap_or(0))
 }

@@ -1,7 +1,7 @@
-//! The bounded queue in front of the threads that own a connection.
+//! The bounded queue between async callers and the threads that own a connection.
 //!
-//! Invariant: an async thread only ever waits here without blocking; a full inbox makes its caller
-//! wait, and past [`PATIENCE`] refuses it as busy before anything was done.
+//! If the queue is full, a caller waits without blocking its thread. After [`ENQUEUE_TIMEOUT`] it
+//! receives [`Error::Overloaded`], and its command does not run.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,26 +13,29 @@ use tokio::sync::{mpsc, oneshot};
 use crate::job::Job;
 use crate::store::Error;
 
-/// The most steps that wait for a connection.
-const CAPACITY: usize = 1024;
+/// Maximum number of queued commands.
+const QUEUE_CAPACITY: usize = 1024;
 
-/// How long a caller waits for a place in the queue.
+/// How long a caller waits for free capacity.
 const ENQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The stored versions that the transaction has to announce, in commit order.
+/// Job versions that a transaction publishes, in commit order.
 pub(super) type Changes = Vec<Arc<Job>>;
 
-/// One thing to do on a connection, and the caller who waits for its answer.
+/// An operation on a connection, with the caller that waits for its result.
 pub(super) trait Command: Send {
-    /// Does it. What is the caller's own affair (a refusal, an unreadable document) is no error
-    /// here and comes before the step's first write.
-    fn run(&mut self, db: &Connection, changes: &mut Changes) -> rusqlite::Result<()>;
+    /// Runs the operation and keeps its result for [`Command::reply`].
+    ///
+    /// Returns an error only if the whole transaction must be rolled back. A result that concerns
+    /// one caller, such as a conflict or [`Error::Corrupt`], is not an error here and must be
+    /// determined before the operation writes.
+    fn run(&mut self, db: &Connection, changes: &mut Changes) -> Result<(), Error>;
 
-    /// Tells the caller, who gets his own outcome only where `group` is well.
-    fn answer(self: Box<Self>, group: Result<(), Error>);
+    /// Sends the caller its result, or the error of the transaction.
+    fn reply(self: Box<Self>, transaction: Result<(), Error>);
 }
 
-/// The sending end, shared by all callers.
+/// The sending side of a queue.
 #[derive(Debug)]
 pub(super) struct CommandQueue {
     sender: Mutex<Option<Sender>>,
@@ -44,49 +47,49 @@ pub(super) type Receiver = mpsc::Receiver<Box<dyn Command>>;
 
 impl CommandQueue {
     pub(super) fn new() -> (Self, Receiver) {
-        Self::bounded(CAPACITY, ENQUEUE_TIMEOUT)
+        Self::bounded(QUEUE_CAPACITY, ENQUEUE_TIMEOUT)
     }
 
-    fn bounded(capacity: usize, patience: Duration) -> (Self, Receiver) {
+    fn bounded(capacity: usize, enqueue_timeout: Duration) -> (Self, Receiver) {
         let (sender, receiver) = mpsc::channel(capacity);
-        let sender = Mutex::new(Some(sender));
-        (
-            Self {
-                sender,
-                enqueue_timeout: patience,
-            },
-            receiver,
-        )
+        let queue = Self {
+            sender: Mutex::new(Some(sender)),
+            enqueue_timeout,
+        };
+        (queue, receiver)
     }
 
-    /// Has `run` done on the connection and waits for the answer. Once it is queued it is done,
-    /// even if the caller goes away.
-    pub(super) async fn execute<T, F>(&self, run: F) -> Result<T, Error>
+    /// Runs `operation` on the connection and returns its result.
+    ///
+    /// A queued operation runs even if the returned future is dropped.
+    pub(super) async fn execute<T, F>(&self, operation: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection, &mut Changes) -> rusqlite::Result<T> + Send + 'static,
+        F: FnOnce(&Connection, &mut Changes) -> Result<T, Error> + Send + 'static,
     {
-        let (caller, answer) = oneshot::channel();
-        let step = Box::new(PendingCommand {
-            run: Some(run),
-            outcome: Err(to_store_error("the request was not reached")),
+        let (caller, result) = oneshot::channel();
+        let command = Box::new(PendingCommand {
+            operation: Some(operation),
+            result: Err(unavailable("operation did not run")),
             caller,
         });
-        let sender = self
-            .lock()
-            .clone()
-            .ok_or_else(|| to_store_error("it is closed"))?;
-        match sender.send_timeout(step, self.enqueue_timeout).await {
-            Ok(()) => drop(sender),
-            Err(SendTimeoutError::Timeout(_)) => return Err(Error::Overloaded),
-            Err(SendTimeoutError::Closed(_)) => return Err(to_store_error("its thread has ended")),
+        let Some(sender) = self.lock().clone() else {
+            return Err(unavailable("store is closed"));
+        };
+        let sent = sender.send_timeout(command, self.enqueue_timeout).await;
+        // The thread ends when the last sender is dropped, so do not keep one while waiting.
+        drop(sender);
+        let stopped = || unavailable("store thread has stopped");
+        match sent {
+            Ok(()) => result.await.unwrap_or_else(|_| Err(stopped())),
+            Err(SendTimeoutError::Timeout(_)) => Err(Error::Overloaded),
+            Err(SendTimeoutError::Closed(_)) => Err(stopped()),
         }
-        answer
-            .await
-            .unwrap_or_else(|_| Err(to_store_error("its thread has ended")))
     }
 
-    /// Takes no more steps once the returned sender is dropped, too; what waits is still done.
+    /// Rejects further commands. Queued commands still run.
+    ///
+    /// The receiver ends when the returned sender is dropped too.
     pub(super) fn close(&self) -> Option<Sender> {
         self.lock().take()
     }
@@ -97,46 +100,37 @@ impl CommandQueue {
 }
 
 struct PendingCommand<T, F> {
-    run: Option<F>,
-    outcome: Result<T, Error>,
+    operation: Option<F>,
+    result: Result<T, Error>,
     caller: oneshot::Sender<Result<T, Error>>,
 }
 
 impl<T, F> Command for PendingCommand<T, F>
 where
     T: Send,
-    F: FnOnce(&Connection, &mut Changes) -> rusqlite::Result<T> + Send,
+    F: FnOnce(&Connection, &mut Changes) -> Result<T, Error> + Send,
 {
-    fn run(&mut self, db: &Connection, changes: &mut Changes) -> rusqlite::Result<()> {
-        let Some(run) = self.run.take() else {
+    fn run(&mut self, db: &Connection, changes: &mut Changes) -> Result<(), Error> {
+        let Some(operation) = self.operation.take() else {
             return Ok(());
         };
-        self.outcome = match run(db, changes) {
-            Ok(outcome) => Ok(outcome),
-            Err(error) if is_unreadable(&error) => Err(Error::Corrupt(error.to_string())),
-            Err(error) => return Err(error),
-        };
-        Ok(())
+        match operation(db, changes) {
+            Err(Error::Unavailable(reason)) => Err(Error::Unavailable(reason)),
+            result => {
+                self.result = result;
+                Ok(())
+            }
+        }
     }
 
-    fn answer(self: Box<Self>, group: Result<(), Error>) {
-        // A caller who has gone away needs no answer.
-        drop(self.caller.send(group.and(self.outcome)));
+    fn reply(self: Box<Self>, transaction: Result<(), Error>) {
+        // Fails if the caller has stopped waiting.
+        drop(self.caller.send(transaction.and(self.result)));
     }
 }
 
-/// Whether a row was found and could not be understood; the connection itself is well.
-pub(super) fn is_unreadable(error: &rusqlite::Error) -> bool {
-    matches!(
-        error,
-        rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..)
-    )
-}
-
-fn to_store_error(why: &str) -> Error {
-    Error::Unavailable(why.to_owned())
+fn unavailable(reason: &str) -> Error {
+    Error::Unavailable(reason.to_owned())
 }
 
 #[cfg(test)]
@@ -145,14 +139,14 @@ mod tests {
 
     #[tokio::test]
     async fn full_command_queue_times_out_with_overloaded() {
-        let (inbox, receiver) = CommandQueue::bounded(1, Duration::ZERO);
-        let waiting = inbox.execute(|_, _| Ok(1));
-        let refused = async {
-            let refused = inbox.execute(|_, _| Ok(2)).await;
-            assert!(matches!(refused, Err(Error::Overloaded)), "{refused:?}");
+        let (queue, receiver) = CommandQueue::bounded(1, Duration::ZERO);
+        let queued = queue.execute(|_, _| Ok(1));
+        let rejected = async {
+            let rejected = queue.execute(|_, _| Ok(2)).await;
+            assert!(matches!(rejected, Err(Error::Overloaded)), "{rejected:?}");
             drop(receiver);
         };
-        let (waited, ()) = tokio::join!(waiting, refused);
-        assert!(matches!(waited, Err(Error::Unavailable(_))), "{waited:?}");
+        let (queued, ()) = tokio::join!(queued, rejected);
+        assert!(matches!(queued, Err(Error::Unavailable(_))), "{queued:?}");
     }
 }

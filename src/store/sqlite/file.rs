@@ -1,10 +1,10 @@
-//! Where the database is, and how it is opened.
+//! The database file: location, lock and schema.
 //!
-//! Invariant: one process at a time has the file, held by a lock beside it, because changes are
-//! announced within the process; and nothing is written to a file that is not the hub's own.
+//! A lock file beside the database admits one process at a time, because changes are published
+//! only within the process. A file of another program is rejected unmodified.
 
 use std::fs::{File, TryLockError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -13,57 +13,58 @@ use super::queues;
 use crate::store::Error;
 use crate::time::Time;
 
-/// Marks the file as the hub's, as `PRAGMA application_id`: `PHub` in ASCII.
+/// `PRAGMA application_id` of the database: `PHub` in ASCII.
 const APPLICATION_ID: i64 = 0x5048_7562;
 
-/// What leads to the schema this program writes and reads: a fresh file takes all steps, an older
-/// one those it lacks. The number of those taken is kept as `PRAGMA user_version`. A step that was
-/// once released is never edited.
-const MIGRATIONS: [&str; SCHEMA as usize] =
-    [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+/// Statements that lead from one schema version to the next, starting with an empty database.
+/// `PRAGMA user_version` counts those that were applied. Never change a released migration.
+pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("0001_initial.sql")];
 
-const SCHEMA: i64 = 2;
+const SCHEMA_VERSION: i64 = 1;
 
-/// What an open database keeps waiting for when a `sqlite3` shell holds a lock.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// How long to wait for locks of other processes, such as the `sqlite3` shell.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Statements kept compiled per connection; more than there are texts.
-const STATEMENTS: usize = 64;
+/// Number of prepared statements that a connection caches. All statements fit.
+const STATEMENT_CACHE_CAPACITY: usize = 64;
 
-/// Where the database is.
+/// Where the database is stored.
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(super) enum Location {
     Memory,
     File(PathBuf),
 }
 
-impl Place {
-    /// `sqlite::memory:` or `sqlite://path`; links are resolved, so that a file has one name.
+impl Location {
+    /// Parses `sqlite::memory:` or `sqlite://path`. Resolves symbolic links, so that different
+    /// paths to a file share its lock.
     pub(super) fn parse(url: &str) -> Result<Self, Error> {
         if url == "sqlite::memory:" {
             return Ok(Self::Memory);
         }
-        let path = url
-            .strip_prefix("sqlite://")
-            .filter(|path| !path.is_empty());
-        let path = path.ok_or_else(|| {
-            Error::Unavailable(format!(
-                "'{url}' is neither sqlite://path nor sqlite::memory:"
-            ))
-        })?;
-        let path = std::fs::canonicalize(path)
+        let path = match url.strip_prefix("sqlite://") {
+            None | Some("") => {
+                return Err(Error::Unavailable(format!(
+                    "invalid SQLite URL '{url}': use sqlite://path or sqlite::memory:"
+                )));
+            }
+            Some(path) => path,
+        };
+        std::fs::canonicalize(path)
             .or_else(|_| std::path::absolute(path))
-            .map_err(|error| Error::Unavailable(format!("'{path}' is no path: {error}")))?;
-        Ok(Self::File(path))
+            .map(Self::File)
+            .map_err(|error| Error::Unavailable(format!("invalid path '{path}': {error}")))
     }
 
-    /// Opens it for the writer, with the lock to be held as long as any connection is open.
+    /// Opens the database for writing and migrates it.
+    ///
+    /// Returns the lock too. The caller must hold it while any connection is open.
     pub(super) fn open(&self) -> Result<(Connection, Option<File>), Error> {
         match self {
             Self::Memory => {
-                let db =
-                    Connection::open_in_memory().map_err(|error| self.to_store_error(&error))?;
-                prepare(&db).map_err(|error| self.to_store_error(&error))?;
+                let db = Connection::open_in_memory();
+                let db = db.map_err(|error| self.unavailable(&error))?;
+                prepare(&db).map_err(|error| self.unavailable(&error))?;
                 Ok((db, None))
             }
             Self::File(path) => {
@@ -71,77 +72,76 @@ impl Place {
                 let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
                     | OpenFlags::SQLITE_OPEN_CREATE
                     | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let db = Connection::open_with_flags(path, flags)
-                    .map_err(|error| self.to_store_error(&error))?;
-                self.check(&db)?;
-                prepare(&db).map_err(|error| self.to_store_error(&error))?;
+                let db = Connection::open_with_flags(path, flags);
+                let db = db.map_err(|error| self.unavailable(&error))?;
+                self.check_schema(&db)?;
+                prepare(&db).map_err(|error| self.unavailable(&error))?;
                 Ok((db, Some(lock)))
             }
         }
     }
 
-    /// Opens it for a reader beside the writer; none where only the writer can reach it.
-    pub(super) fn open_beside(&self) -> Result<Option<Connection>, Error> {
+    /// Opens a connection that reads beside the writer, or returns `None` for a database in
+    /// memory, which has one connection.
+    pub(super) fn open_reader(&self) -> Result<Option<Connection>, Error> {
         let Self::File(path) = self else {
             return Ok(None);
         };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(path, flags)
-            .map_err(|error| self.to_store_error(&error))?;
-        db.busy_timeout(LOCK_WAIT)
-            .map_err(|error| self.to_store_error(&error))?;
-        db.set_prepared_statement_cache_capacity(STATEMENTS);
+        let db = Connection::open_with_flags(path, flags);
+        let db = db.map_err(|error| self.unavailable(&error))?;
+        configure(&db).map_err(|error| self.unavailable(&error))?;
         Ok(Some(db))
     }
 
-    fn lock(&self, path: &std::path::Path) -> Result<File, Error> {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".lock");
+    fn lock(&self, path: &Path) -> Result<File, Error> {
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
         let lock = File::options()
             .write(true)
             .create(true)
             .truncate(false)
-            .open(&beside)
-            .map_err(|error| self.to_store_error(&error))?;
+            .open(&lock_path)
+            .map_err(|error| self.unavailable(&error))?;
         match lock.try_lock() {
             Ok(()) => Ok(lock),
             Err(TryLockError::WouldBlock) => {
-                Err(self.to_store_error(&"another process has it open"))
+                Err(self.unavailable(&"database is in use by another process"))
             }
-            Err(TryLockError::Error(error)) => Err(self.to_store_error(&error)),
+            Err(TryLockError::Error(error)) => Err(self.unavailable(&error)),
         }
     }
 
-    /// Whether the file is empty or the hub's own, of a schema that this program knows.
-    fn check(&self, db: &Connection) -> Result<(), Error> {
+    /// Accepts an empty database and one of this program with a supported schema.
+    fn check_schema(&self, db: &Connection) -> Result<(), Error> {
         let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
         let found = number("SELECT count(*) FROM sqlite_schema").and_then(|entries| {
-            let application = number("PRAGMA application_id")?;
-            Ok((entries, application, number("PRAGMA user_version")?))
+            let application_id = number("PRAGMA application_id")?;
+            Ok((entries, application_id, number("PRAGMA user_version")?))
         });
         match found {
-            Ok((0, 0, 0) | (_, APPLICATION_ID, 1..=SCHEMA)) => Ok(()),
-            Ok((_, APPLICATION_ID, schema)) => Err(self.corrupt(&format!(
-                "it has schema {schema}, and this program knows {SCHEMA}"
+            Ok((0, 0, 0) | (_, APPLICATION_ID, 1..=SCHEMA_VERSION)) => Ok(()),
+            Ok((_, APPLICATION_ID, version)) => Err(self.corrupt(&format!(
+                "schema version {version} is not supported, the latest is {SCHEMA_VERSION}"
             ))),
-            Ok(_) => Err(self.corrupt("it is another program's database")),
+            Ok(_) => Err(self.corrupt("not a progress-hub database")),
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-                Err(self.corrupt("it is not an SQLite database"))
+                Err(self.corrupt("not an SQLite database"))
             }
-            Err(error) => Err(self.to_store_error(&error)),
+            Err(error) => Err(self.unavailable(&error)),
         }
     }
 
-    fn to_store_error(&self, why: &dyn std::fmt::Display) -> Error {
-        Error::Unavailable(format!("{self}: {why}"))
+    fn unavailable(&self, reason: &dyn std::fmt::Display) -> Error {
+        Error::Unavailable(format!("{self}: {reason}"))
     }
 
-    fn corrupt(&self, why: &str) -> Error {
-        Error::Corrupt(format!("{self}: {why}"))
+    fn corrupt(&self, reason: &str) -> Error {
+        Error::Corrupt(format!("{self}: {reason}"))
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Memory => f.write_str("memory"),
@@ -150,33 +150,66 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Brings the tables to this program's schema, and takes over from the process before.
+fn configure(db: &Connection) -> rusqlite::Result<()> {
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
+    Ok(())
+}
+
 fn prepare(db: &Connection) -> rusqlite::Result<()> {
-    db.busy_timeout(LOCK_WAIT)?;
-    db.set_prepared_statement_cache_capacity(STATEMENTS);
+    configure(db)?;
+    // FULL makes each transaction durable before it is acknowledged.
     db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
     let transaction = db.unchecked_transaction()?;
-    migrate(&transaction)?;
+    migrate(&transaction, &MIGRATIONS)?;
     queues::recover_after_restart(&transaction, Time::now())?;
     transaction.commit()
 }
 
-/// Takes the steps that the database lacks.
-pub(super) fn migrate(db: &Connection) -> rusqlite::Result<()> {
-    let taken: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    for (step, schema) in MIGRATIONS.iter().zip(1..) {
-        if taken < schema {
-            db.execute_batch(step)?;
-            db.pragma_update(None, "user_version", schema)?;
+/// Applies the migrations that the database lacks.
+pub(super) fn migrate(db: &Connection, migrations: &[&str]) -> rusqlite::Result<()> {
+    let current: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    for (version, migration) in (1..).zip(migrations) {
+        if current < version {
+            db.execute_batch(migration)?;
+            db.pragma_update(None, "user_version", version)?;
         }
     }
-    if taken == 0 {
+    if current == 0 {
         db.pragma_update(None, "application_id", APPLICATION_ID)?;
     }
     Ok(())
 }
 
-/// A small write that changes nothing, to see whether the disk takes one.
+/// Performs a small write that changes nothing, to check that writes succeed.
 pub(super) fn probe_write(db: &Connection) -> rusqlite::Result<()> {
-    db.pragma_update(None, "user_version", SCHEMA)
+    db.pragma_update(None, "user_version", SCHEMA_VERSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrate_applies_only_missing_migrations_and_keeps_rows() {
+        let db = Connection::open_in_memory().unwrap();
+        let first = "CREATE TABLE notes (text)";
+        let second = "ALTER TABLE notes ADD COLUMN author DEFAULT 'ada'";
+        let pragma = |name| -> i64 { db.pragma_query_value(None, name, |row| row.get(0)).unwrap() };
+        migrate(&db, &[first]).unwrap();
+        assert_eq!(pragma("user_version"), 1);
+        assert_eq!(pragma("application_id"), APPLICATION_ID);
+        db.execute("INSERT INTO notes VALUES ('kept')", []).unwrap();
+
+        for _ in 0..2 {
+            migrate(&db, &[first, second]).unwrap();
+            assert_eq!(pragma("user_version"), 2);
+            let row: (String, String) = db
+                .query_row("SELECT text, author FROM notes", [], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
+                .unwrap();
+            assert_eq!(row, ("kept".to_owned(), "ada".to_owned()));
+        }
+    }
 }

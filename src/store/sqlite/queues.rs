@@ -1,42 +1,45 @@
-//! The two queues: what is due, who has claimed it, when the next is due.
+//! Work queues: due jobs, claims and leases.
 //!
-//! Invariant: one column says when a claim yields a job: `submit_due`, which is `submit_at` or the
-//! end of the lease that is on it, and `watch_at`, which a claim puts off. So a claim ends by
-//! itself, and places are counted and given away by the one writer in one step.
+//! One column per queue holds the time at which a job can be claimed: `submit_claimable_at` and
+//! `poll_at`. A claim moves that time into the future, so an abandoned claim expires without
+//! cleanup. The single writer counts and assigns concurrency slots in one step.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, Row, ToSql, params};
 
-use super::jobs;
+use super::{duration_millis, jobs, sql_limit};
 use crate::job::{Job, JobId};
-use crate::store::{CLAIM_LEASE, Queue, deterministic_jitter};
-use crate::time::Time;
+use crate::store::codec::skip_corrupt;
+use crate::store::{CLAIM_LEASE, Error, Queue};
+use crate::time::{Time, deterministic_jitter};
 
-/// Uses the index `jobs_with_place`.
-const HOLDERS: &str = "SELECT count(*) FROM jobs WHERE provider = ? AND holds_place";
+const COUNT_HELD_SLOTS: &str = "SELECT count(*) FROM jobs WHERE provider = ? AND holds_slot";
 
-/// Uses the index `jobs_leased`.
-const LEASED: &str = "SELECT count(*) FROM jobs
-    WHERE provider = ? AND submit_due <> submit_at AND submit_due > ?";
+const COUNT_CLAIMED: &str = "SELECT count(*) FROM jobs
+    WHERE provider = ? AND submit_claimable_at <> submit_at AND submit_claimable_at > ?";
 
-const TO_SUBMIT: &str = "SELECT doc, ticket, id FROM jobs WHERE provider = ? AND submit_due <= ?
-    ORDER BY submit_due LIMIT ?";
+const DUE_SUBMISSIONS: &str = "SELECT document, internal, id FROM jobs
+    WHERE provider = ? AND submit_claimable_at <= ? ORDER BY submit_claimable_at LIMIT ?";
 
-const TO_WATCH: &str = "SELECT doc, ticket, id, watch_every, deadline_at, watch_patient, updated_at
-    FROM jobs WHERE watch_at <= ? ORDER BY watch_at LIMIT ?";
+const DUE_POLLS: &str = "SELECT document, internal, id, poll_interval_ms, deadline_at,
+        poll_backoff, updated_at
+    FROM jobs WHERE poll_at <= ? ORDER BY poll_at LIMIT ?";
 
-const NEXT_TO_SUBMIT: &str =
-    "SELECT min(submit_due) FROM jobs WHERE provider = ? AND submit_due IS NOT NULL";
+const NEXT_SUBMISSION: &str = "SELECT min(submit_claimable_at) FROM jobs
+    WHERE provider = ? AND submit_claimable_at IS NOT NULL";
 
-const NEXT_TO_WATCH: &str = "SELECT min(watch_at) FROM jobs WHERE watch_at IS NOT NULL";
+const NEXT_POLL: &str = "SELECT min(poll_at) FROM jobs WHERE poll_at IS NOT NULL";
 
-/// A [`Queue`] that can travel to another thread.
+/// An owned [`Queue`], to send it to another thread.
 #[derive(Clone, Debug)]
 pub(super) enum OwnedQueue {
-    Submit { provider: String, places: usize },
-    Watch,
+    Submit {
+        provider: String,
+        max_concurrent: usize,
+    },
+    Poll,
 }
 
 impl From<Queue<'_>> for OwnedQueue {
@@ -44,140 +47,142 @@ impl From<Queue<'_>> for OwnedQueue {
         match queue {
             Queue::Submit {
                 provider,
-                max_concurrent: places,
+                max_concurrent,
             } => Self::Submit {
                 provider: provider.to_owned(),
-                places,
+                max_concurrent,
             },
-            Queue::Poll => Self::Watch,
+            Queue::Poll => Self::Poll,
         }
     }
 }
 
-/// An unreadable job is claimed like the others and left out, so that it does not stop its queue.
 pub(super) fn claim(
     db: &Connection,
     queue: &OwnedQueue,
     now: Time,
     limit: usize,
-) -> rusqlite::Result<Vec<Arc<Job>>> {
+) -> Result<Vec<Arc<Job>>, Error> {
     match queue {
-        OwnedQueue::Submit { provider, places } => {
-            let limit = limit.min(free_slots(db, provider, *places, now)?);
-            claim_to_submit(db, provider, now, limit)
+        OwnedQueue::Submit {
+            provider,
+            max_concurrent,
+        } => {
+            let limit = limit.min(free_slots(db, provider, *max_concurrent, now)?);
+            claim_submissions(db, provider, now, limit)
         }
-        OwnedQueue::Watch => claim_to_watch(db, now, limit),
+        OwnedQueue::Poll => claim_polls(db, now, limit),
     }
 }
 
-/// How many of a provider's places nobody holds and no live lease is on.
 fn free_slots(
     db: &Connection,
     provider: &str,
-    places: usize,
+    max_concurrent: usize,
     now: Time,
 ) -> rusqlite::Result<usize> {
     let count = |sql, values: &[&dyn ToSql]| {
         db.prepare_cached(sql)?
             .query_row(values, |row| row.get(0).map(isize::cast_unsigned))
     };
-    let taken = count(HOLDERS, &[&provider])? + count(LEASED, &[&provider, &now.millis()])?;
-    Ok(places.saturating_sub(taken))
+    let held = count(COUNT_HELD_SLOTS, &[&provider])?;
+    let claimed = count(COUNT_CLAIMED, &[&provider, &now.millis()])?;
+    Ok(max_concurrent.saturating_sub(held + claimed))
 }
 
-fn claim_to_submit(
+fn claim_submissions(
     db: &Connection,
     provider: &str,
     now: Time,
     limit: usize,
-) -> rusqlite::Result<Vec<Arc<Job>>> {
-    let values = params![provider, now.millis(), as_sql_limit(limit)];
-    let due = due(db, TO_SUBMIT, values, |_| Ok(now + CLAIM_LEASE))?;
-    let mut lease = db.prepare_cached("UPDATE jobs SET submit_due = ? WHERE id = ?")?;
-    reschedule(due, |id, again| lease.execute(params![again.millis(), id]))
-}
-
-fn claim_to_watch(db: &Connection, now: Time, limit: usize) -> rusqlite::Result<Vec<Arc<Job>>> {
-    let due = due(
-        db,
-        TO_WATCH,
-        params![now.millis(), as_sql_limit(limit)],
-        |row| {
-            let every = Duration::from_millis(row.get(3).map(i64::cast_unsigned)?);
-            let deadline = Time::from_millis(row.get(4)?);
-            let silence = now.saturating_duration_since(Time::from_millis(row.get(6)?));
-            let is_patient: bool = row.get(5)?;
-            let span = if is_patient {
-                every.max(silence * 2)
-            } else {
-                every
-            };
-            let id: String = row.get(2)?;
-            Ok(next_look(now, deterministic_jitter(span, &id), deadline))
-        },
-    )?;
-    let mut look = db.prepare_cached(
-        "UPDATE jobs SET watch_at = ?, looked_at = ?, hastened_at = NULL WHERE id = ?",
-    )?;
-    reschedule(due, |id, again| {
-        look.execute(params![again.millis(), now.millis(), id])
+) -> Result<Vec<Arc<Job>>, Error> {
+    let values = params![provider, now.millis(), sql_limit(limit)];
+    let due = select_due(db, DUE_SUBMISSIONS, values, |_| Ok(now + CLAIM_LEASE))?;
+    let mut lease = db.prepare_cached("UPDATE jobs SET submit_claimable_at = ? WHERE id = ?")?;
+    reschedule(due, |id, next_at| {
+        lease.execute(params![next_at.millis(), id])
     })
 }
 
-/// The deadline itself is never passed over; once it is behind, a job is looked at until it ends.
-fn next_look(now: Time, span: Duration, deadline: Time) -> Time {
+fn claim_polls(db: &Connection, now: Time, limit: usize) -> Result<Vec<Arc<Job>>, Error> {
+    let values = params![now.millis(), sql_limit(limit)];
+    let due = select_due(db, DUE_POLLS, values, |row| {
+        let id: String = row.get(2)?;
+        let interval = Duration::from_millis(row.get(3).map(i64::cast_unsigned)?);
+        let deadline = Time::from_millis(row.get(4)?);
+        let has_backoff: bool = row.get(5)?;
+        let silence = now.saturating_duration_since(Time::from_millis(row.get(6)?));
+        let interval = if has_backoff {
+            interval.max(silence * 2)
+        } else {
+            interval
+        };
+        Ok(next_poll_at(
+            now,
+            deterministic_jitter(interval, &id),
+            deadline,
+        ))
+    })?;
+    let mut postpone = db.prepare_cached(
+        "UPDATE jobs SET poll_at = ?, last_polled_at = ?, poll_requested_at = NULL WHERE id = ?",
+    )?;
+    reschedule(due, |id, next_at| {
+        postpone.execute(params![next_at.millis(), now.millis(), id])
+    })
+}
+
+/// Returns the time of the poll after `now`. It is never later than a deadline in the future. A
+/// job past its deadline is polled until it finishes.
+fn next_poll_at(now: Time, interval: Duration, deadline: Time) -> Time {
     if now < deadline {
-        deadline.min(now + span)
+        deadline.min(now + interval)
     } else {
-        now + span
+        now + interval
     }
 }
 
-/// A due job, and when it is due again.
+/// A due job, and when it is due again once claimed.
 struct Due {
     id: String,
-    job: rusqlite::Result<Arc<Job>>,
+    job: Result<Arc<Job>, Error>,
     next_at: Time,
 }
 
-fn due(
+fn select_due(
     db: &Connection,
     sql: &str,
     values: &[&dyn ToSql],
-    again: impl Fn(&Row<'_>) -> rusqlite::Result<Time>,
+    next_at: impl Fn(&Row<'_>) -> rusqlite::Result<Time>,
 ) -> rusqlite::Result<Vec<Due>> {
     db.prepare_cached(sql)?
         .query_map(values, |row| {
             Ok(Due {
                 id: row.get(2)?,
-                job: jobs::from_row(row),
-                next_at: again(row)?,
+                job: jobs::decode_row(row),
+                next_at: next_at(row)?,
             })
         })?
         .collect()
 }
 
+/// Reschedules all jobs and returns those that can be decoded. Corrupt jobs are rescheduled too,
+/// so that they do not block the queue.
 fn reschedule(
     due: Vec<Due>,
-    mut until: impl FnMut(&str, Time) -> rusqlite::Result<usize>,
-) -> rusqlite::Result<Vec<Arc<Job>>> {
+    mut set_next_at: impl FnMut(&str, Time) -> rusqlite::Result<usize>,
+) -> Result<Vec<Arc<Job>>, Error> {
     let mut claimed = Vec::with_capacity(due.len());
-    for Due {
-        id,
-        job,
-        next_at: again,
-    } in due
-    {
-        until(&id, again)?;
-        claimed.extend(jobs::skip_unreadable(job, &id)?);
+    for Due { id, job, next_at } in due {
+        set_next_at(&id, next_at)?;
+        claimed.extend(skip_corrupt(job, &id)?);
     }
     Ok(claimed)
 }
 
-pub(super) fn next_due(db: &Connection, queue: &OwnedQueue) -> rusqlite::Result<Option<Time>> {
+pub(super) fn next_due(db: &Connection, queue: &OwnedQueue) -> Result<Option<Time>, Error> {
     let (sql, values): (_, &[&dyn ToSql]) = match queue {
-        OwnedQueue::Submit { provider, .. } => (NEXT_TO_SUBMIT, &[provider]),
-        OwnedQueue::Watch => (NEXT_TO_WATCH, &[]),
+        OwnedQueue::Submit { provider, .. } => (NEXT_SUBMISSION, &[provider]),
+        OwnedQueue::Poll => (NEXT_POLL, &[]),
     };
     let due: Option<i64> = db
         .prepare_cached(sql)?
@@ -185,42 +190,43 @@ pub(super) fn next_due(db: &Connection, queue: &OwnedQueue) -> rusqlite::Result<
     Ok(due.map(Time::from_millis))
 }
 
-pub(super) fn hasten(
+pub(super) fn schedule_poll(
     db: &Connection,
     id: &JobId,
     at: Time,
     cool_down: Duration,
-) -> rusqlite::Result<()> {
+) -> Result<(), Error> {
     db.prepare_cached(
-        "UPDATE jobs SET watch_at = min(ifnull(watch_at, next.look), next.look),
-             hastened_at = min(ifnull(hastened_at, next.look), next.look)
-         FROM (SELECT max(?2, ifnull(looked_at + ?3, ?2)) AS look FROM jobs WHERE id = ?1) AS next
+        "UPDATE jobs SET poll_at = min(ifnull(poll_at, requested.at), requested.at),
+             poll_requested_at = min(ifnull(poll_requested_at, requested.at), requested.at)
+         FROM (SELECT max(?2, ifnull(last_polled_at + ?3, ?2)) AS at FROM jobs WHERE id = ?1)
+             AS requested
          WHERE id = ?1 AND finished_at IS NULL",
     )?
-    .execute(params![id.as_str(), at.millis(), jobs::millis(cool_down)])?;
+    .execute(params![
+        id.as_str(),
+        at.millis(),
+        duration_millis(cool_down)
+    ])?;
     Ok(())
 }
 
-/// Takes the queues over from the process before, which is dead: a file has one at a time.
+/// Releases the claims of the previous process, which has ended because it held the file lock.
 ///
-/// Its leases are void. What it was sending, nobody sends now: such a job holds a place and is not
-/// known to be at the provider, and its next look would come only when a live try had certainly
-/// ended; it comes now instead, so that a restart resolves the job at once.
+/// Submissions that it left in flight hold a slot and have no task id. Their next poll is scheduled
+/// for the time by which a running submission would have ended. It moves to now, so that a restart
+/// resolves these jobs at once.
 pub(super) fn recover_after_restart(db: &Connection, now: Time) -> rusqlite::Result<()> {
     db.execute(
-        "UPDATE jobs SET submit_due = submit_at WHERE submit_due <> submit_at",
+        "UPDATE jobs SET submit_claimable_at = submit_at WHERE submit_claimable_at <> submit_at",
         [],
     )?;
     db.execute(
-        "UPDATE jobs SET watch_at = ?1
-         WHERE holds_place AND status = 'accepted' AND task_id IS NULL AND watch_at > ?1",
+        "UPDATE jobs SET poll_at = ?1
+         WHERE holds_slot AND status = 'accepted' AND task_id IS NULL AND poll_at > ?1",
         [now.millis()],
     )?;
     Ok(())
-}
-
-fn as_sql_limit(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -231,23 +237,26 @@ mod tests {
     #[test]
     fn queue_queries_use_their_indexes() {
         let db = Connection::open_in_memory().unwrap();
-        file::migrate(&db).unwrap();
+        file::migrate(&db, &file::MIGRATIONS).unwrap();
         for (sql, index) in [
-            (HOLDERS, "USING INDEX jobs_with_place (provider=?)"),
             (
-                LEASED,
-                "USING INDEX jobs_leased (provider=? AND submit_due>?)",
+                COUNT_HELD_SLOTS,
+                "USING INDEX jobs_holding_slot (provider=?)",
             ),
             (
-                TO_SUBMIT,
-                "USING INDEX jobs_to_submit (provider=? AND submit_due<?)",
+                COUNT_CLAIMED,
+                "USING INDEX jobs_claimed (provider=? AND submit_claimable_at>?)",
             ),
-            (TO_WATCH, "USING INDEX jobs_to_watch (watch_at<?)"),
             (
-                NEXT_TO_SUBMIT,
-                "USING COVERING INDEX jobs_to_submit (provider=? AND submit_due>?)",
+                DUE_SUBMISSIONS,
+                "USING INDEX jobs_to_submit (provider=? AND submit_claimable_at<?)",
             ),
-            (NEXT_TO_WATCH, "USING COVERING INDEX jobs_to_watch"),
+            (DUE_POLLS, "USING INDEX jobs_to_poll (poll_at<?)"),
+            (
+                NEXT_SUBMISSION,
+                "USING COVERING INDEX jobs_to_submit (provider=? AND submit_claimable_at>?)",
+            ),
+            (NEXT_POLL, "USING COVERING INDEX jobs_to_poll"),
         ] {
             let mut statement = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let values = vec![rusqlite::types::Null; statement.parameter_count()];
@@ -256,7 +265,7 @@ mod tests {
                 .unwrap()
                 .collect::<rusqlite::Result<_>>()
                 .unwrap();
-            assert_eq!(plan.len(), 1, "no sorting beside it: {plan:?}");
+            assert_eq!(plan.len(), 1, "a single step without sorting: {plan:?}");
             assert!(plan[0].contains(index), "{sql}: {plan:?}");
         }
     }
@@ -264,10 +273,10 @@ mod tests {
     #[test]
     fn next_poll_never_skips_the_deadline() {
         let at = Time::from_millis;
-        let every = Duration::from_millis(10);
-        assert_eq!(next_look(at(0), every, at(11)), at(10));
-        assert_eq!(next_look(at(0), every, at(9)), at(9));
-        assert_eq!(next_look(at(9), every, at(9)), at(19));
-        assert_eq!(next_look(at(12), every, at(9)), at(22));
+        let interval = Duration::from_millis(10);
+        assert_eq!(next_poll_at(at(0), interval, at(11)), at(10));
+        assert_eq!(next_poll_at(at(0), interval, at(9)), at(9));
+        assert_eq!(next_poll_at(at(9), interval, at(9)), at(19));
+        assert_eq!(next_poll_at(at(12), interval, at(9)), at(22));
     }
 }

@@ -1,62 +1,53 @@
-//! Forgetting what has been kept long enough.
-//!
-//! Invariant: a job goes together with its key, and one sweep is a bounded piece of work.
+//! Deletion of expired data.
 
 use rusqlite::{Connection, params};
 
-use crate::store::{BUFFERED_UPDATE_TTL, Retention};
+use super::sql_limit;
+use crate::store::{BUFFERED_UPDATE_TTL, Error, Retention};
 use crate::time::Time;
 
-/// The most jobs, news and accounts that one sweep forgets of each, so that writers wait for
-/// milliseconds only.
+/// Maximum number of jobs, buffered updates and budget windows, each, that one sweep deletes. It
+/// bounds how long a sweep delays other writes.
 const SWEEP_BATCH: usize = 250;
 
-pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> rusqlite::Result<usize> {
-    let done = "SELECT id FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?";
-    let mut ids = outdated(db, done, now - retention.terminal, SWEEP_BATCH)?;
+pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> Result<usize, Error> {
+    let finished = "SELECT id FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?";
     let active = "SELECT id FROM jobs WHERE finished_at IS NULL AND updated_at < ?
                   ORDER BY updated_at LIMIT ?";
-    ids.extend(outdated(
-        db,
-        active,
-        now - retention.active,
-        SWEEP_BATCH - ids.len(),
-    )?);
-    let mut forget_job = db.prepare_cached("DELETE FROM jobs WHERE id = ?")?;
-    let mut forget_key = db.prepare_cached("DELETE FROM idempotency WHERE job_id = ?")?;
+    let mut ids = expired_jobs(db, finished, now - retention.terminal, SWEEP_BATCH)?;
+    let remaining = SWEEP_BATCH - ids.len();
+    ids.extend(expired_jobs(db, active, now - retention.active, remaining)?);
+    let mut delete_job = db.prepare_cached("DELETE FROM jobs WHERE id = ?")?;
+    let mut delete_key = db.prepare_cached("DELETE FROM idempotency_keys WHERE job_id = ?")?;
     for id in &ids {
-        forget_job.execute([id])?;
-        forget_key.execute([id])?;
+        delete_job.execute([id])?;
+        delete_key.execute([id])?;
     }
-    let news = db
+    let updates = db
         .prepare_cached(
-            "DELETE FROM parked WHERE seq IN
-             (SELECT seq FROM parked WHERE parked_at < ? ORDER BY parked_at LIMIT ?)",
+            "DELETE FROM buffered_updates WHERE seq IN (SELECT seq FROM buffered_updates
+                 WHERE received_at < ? ORDER BY received_at LIMIT ?)",
         )?
         .execute(params![
             (now - BUFFERED_UPDATE_TTL).millis(),
-            as_sql_limit(SWEEP_BATCH)
+            sql_limit(SWEEP_BATCH)
         ])?;
-    let accounts = db
+    let windows = db
         .prepare_cached(
-            "DELETE FROM accounts WHERE name IN
-             (SELECT name FROM accounts WHERE ends_at <= ? ORDER BY ends_at LIMIT ?)",
+            "DELETE FROM budget_windows WHERE name IN (SELECT name FROM budget_windows
+                 WHERE ends_at <= ? ORDER BY ends_at LIMIT ?)",
         )?
-        .execute(params![now.millis(), as_sql_limit(SWEEP_BATCH)])?;
-    Ok(ids.len() + news + accounts)
+        .execute(params![now.millis(), sql_limit(SWEEP_BATCH)])?;
+    Ok(ids.len() + updates + windows)
 }
 
-fn outdated(
+fn expired_jobs(
     db: &Connection,
     sql: &str,
     before: Time,
     limit: usize,
 ) -> rusqlite::Result<Vec<String>> {
     db.prepare_cached(sql)?
-        .query_map([before.millis(), as_sql_limit(limit)], |row| row.get(0))?
+        .query_map([before.millis(), sql_limit(limit)], |row| row.get(0))?
         .collect()
-}
-
-fn as_sql_limit(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }

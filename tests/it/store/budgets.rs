@@ -14,7 +14,7 @@ use super::{DAY, Engine, MINUTE, SECOND, commitment, creation, ended, job_of, ne
 /// So much to the account, which may hold ten and lasts for a day.
 pub(crate) fn entry(account: &str, amount: i64) -> BudgetEntry {
     BudgetEntry {
-        account: account.into(),
+        window: account.into(),
         amount_micros: amount,
         limit_micros: Some(10),
         window_ends_at: now() + DAY,
@@ -29,7 +29,7 @@ async fn charge(engine: &Engine, job: &Job, entries: &[BudgetEntry]) -> CreateOu
 
 fn settlement(next: &Job, entries: &[BudgetEntry]) -> CommitJob {
     CommitJob {
-        entries: entries.to_vec(),
+        budget_entries: entries.to_vec(),
         ..commitment(next, Schedule::default(), Vec::new())
     }
 }
@@ -45,7 +45,7 @@ async fn balance(engine: &Engine, account: &str) -> i64 {
 
 fn over(account: &str) -> CreateOutcome {
     CreateOutcome::LimitExceeded {
-        account: account.into(),
+        window: account.into(),
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use progress_hub::job::{Job, JobId, Status};
-use progress_hub::store::{CLAIM_LEASE, Queue, Schedule, deterministic_jitter};
-use progress_hub::time::Time;
+use progress_hub::store::{CLAIM_LEASE, Queue, Schedule};
+use progress_hub::time::{Time, deterministic_jitter};
 use tokio::task::JoinSet;
 
 use super::{Engine, MINUTE, SECOND, ended, job_of, next, now, video};

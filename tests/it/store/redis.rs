@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use progress_hub::config::{Config, StoreConfig};
-use progress_hub::job::{Job, Status};
+use progress_hub::job::{Job, Status, Topic};
 use progress_hub::store::redis::RedisStore;
 use progress_hub::store::{
-    ChangeListener, CreateJob, CreateOutcome, Queue, Schedule, Store, StoreEvent, Topic,
+    BudgetStore, ChangeListener, ChangeSource, CreateJob, CreateOutcome, JobStore, Queue, Schedule,
+    SharedState, Store, StoreEvent, WorkQueues,
 };
 use serde_json::json;
 use tokio::sync::mpsc;

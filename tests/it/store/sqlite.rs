@@ -10,8 +10,8 @@ use std::sync::Arc;
 use progress_hub::job::{Job, JobId, Status};
 use progress_hub::store::sqlite::SqliteStore;
 use progress_hub::store::{
-    CLAIM_LEASE, CommitOutcome, CreateOutcome, Error, EventHandler, ListQuery, Queue, Schedule,
-    Store, StoreEvent,
+    BudgetStore, CLAIM_LEASE, CommitOutcome, CreateOutcome, Error, EventHandler, JobStore,
+    ListQuery, Queue, Schedule, Store, StoreEvent, WorkQueues,
 };
 use progress_hub::time::Time;
 use tempfile::TempDir;
@@ -191,7 +191,7 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
     let (_dir, path) = scratch();
     let job = video("kling");
     let old = rusqlite::Connection::open(&path).unwrap();
-    old.execute_batch(include_str!("../../../src/store/sqlite/schema-1.sql"))
+    old.execute_batch(include_str!("../../../src/store/sqlite/0001_initial.sql"))
         .unwrap();
     old.execute_batch("PRAGMA application_id = 0x50487562; PRAGMA user_version = 1;")
         .unwrap();
@@ -219,7 +219,7 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
             ..Schedule::default()
         };
         let mut commit = commitment(&next(&kept), due, Vec::new());
-        commit.entries = vec![entry("ada", 3)];
+        commit.budget_entries = vec![entry("ada", 3)];
         assert_eq!(
             store.commit(commit).await.unwrap(),
             CommitOutcome::Committed

@@ -1,0 +1,74 @@
+//! Encoding of stored values, shared by all engines.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Error, Schedule};
+use crate::job::Job;
+use crate::time::Time;
+
+/// A job as stored: the public document and the internal state, both as JSON.
+#[derive(Debug)]
+pub(super) struct EncodedJob {
+    pub(super) document: String,
+    pub(super) internal: String,
+}
+
+impl EncodedJob {
+    pub(super) fn new(job: &Job) -> Result<Self, Error> {
+        Ok(Self {
+            document: to_json(job)?,
+            internal: to_json(&*job.internal)?,
+        })
+    }
+}
+
+pub(super) fn decode_job(document: &str, internal: &str) -> Result<Arc<Job>, Error> {
+    let mut job: Job = from_json(document)?;
+    job.internal = Arc::new(from_json(internal)?);
+    Ok(Arc::new(job))
+}
+
+pub(super) fn to_json<T: Serialize>(value: &T) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
+pub(super) fn from_json<T: DeserializeOwned>(json: &str) -> Result<T, Error> {
+    serde_json::from_str(json).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
+/// Logs corrupt data and returns `None` for it, so that one value does not hide the others.
+///
+/// `key` identifies the value in the log.
+pub(super) fn skip_corrupt<T>(decoded: Result<T, Error>, key: &str) -> Result<Option<T>, Error> {
+    match decoded {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::Corrupt(error)) => {
+            tracing::error!(store.key = key, error, "corrupt data skipped");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the provider and task id of a job, if both are known.
+pub(super) fn task_of(job: &Job) -> Option<(&str, &str)> {
+    job.provider.as_deref().zip(job.provider_task_id.as_deref())
+}
+
+/// Returns the schedule to store for a job. A finished job is never due and holds no slot.
+pub(super) fn schedule_of(job: &Job, schedule: Schedule) -> Schedule {
+    if job.is_final() {
+        Schedule::default()
+    } else {
+        schedule
+    }
+}
+
+/// Returns when a job finished, or `None` if it has not.
+pub(super) fn finished_at(job: &Job) -> Option<Time> {
+    job.is_final()
+        .then(|| job.finished_at.unwrap_or(job.updated_at))
+}

@@ -1,0 +1,66 @@
+-- Times are milliseconds since the Unix epoch. Booleans are 0 or 1.
+
+CREATE TABLE jobs (
+    id                  TEXT NOT NULL PRIMARY KEY,
+    owner               TEXT NOT NULL,
+    status              TEXT NOT NULL,
+    version             INTEGER NOT NULL,
+    provider            TEXT,
+    task_id             TEXT,
+    submit_at           INTEGER,           -- null: nothing to submit
+    submit_claimable_at INTEGER,           -- submit_at, or the end of the claim lease
+    poll_at             INTEGER,           -- null: no poll needed; each claim postpones it
+    poll_interval_ms    INTEGER NOT NULL,
+    poll_backoff        INTEGER NOT NULL,
+    last_polled_at      INTEGER,           -- time of the last poll claim
+    poll_requested_at   INTEGER,           -- requested poll; commits do not postpone it
+    holds_slot          INTEGER NOT NULL,
+    deadline_at         INTEGER NOT NULL,
+    updated_at          INTEGER NOT NULL,
+    finished_at         INTEGER,           -- null: unfinished
+    document            TEXT NOT NULL,     -- JSON, exactly the public document
+    internal            TEXT NOT NULL      -- JSON, state needed to submit and poll the job
+) STRICT;
+
+CREATE UNIQUE INDEX jobs_by_task ON jobs (provider, task_id)
+    WHERE provider IS NOT NULL AND task_id IS NOT NULL;
+CREATE INDEX jobs_to_submit ON jobs (provider, submit_claimable_at)
+    WHERE submit_claimable_at IS NOT NULL;
+CREATE INDEX jobs_claimed ON jobs (provider, submit_claimable_at)
+    WHERE submit_claimable_at <> submit_at;
+CREATE INDEX jobs_holding_slot ON jobs (provider) WHERE holds_slot;
+CREATE INDEX jobs_to_poll ON jobs (poll_at) WHERE poll_at IS NOT NULL;
+CREATE INDEX jobs_by_owner ON jobs (owner, id);
+CREATE INDEX jobs_active ON jobs (id) WHERE finished_at IS NULL;
+CREATE INDEX jobs_active_by_owner ON jobs (owner, id) WHERE finished_at IS NULL;
+CREATE INDEX jobs_by_finished_at ON jobs (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX jobs_by_updated_at ON jobs (updated_at) WHERE finished_at IS NULL;
+
+CREATE TABLE idempotency_keys (
+    caller      TEXT NOT NULL,
+    key         TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    job_id      TEXT NOT NULL,
+    PRIMARY KEY (caller, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX idempotency_keys_by_job ON idempotency_keys (job_id);
+
+CREATE TABLE buffered_updates (
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    provider    TEXT NOT NULL,
+    task_id     TEXT NOT NULL,
+    payload     TEXT NOT NULL,             -- JSON
+    received_at INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX buffered_updates_by_task ON buffered_updates (provider, task_id);
+CREATE INDEX buffered_updates_by_received_at ON buffered_updates (received_at);
+
+CREATE TABLE budget_windows (
+    name           TEXT NOT NULL PRIMARY KEY,
+    balance_micros INTEGER NOT NULL,
+    ends_at        INTEGER NOT NULL        -- the balance is zero from then on
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX budget_windows_by_ends_at ON budget_windows (ends_at);
