@@ -160,14 +160,10 @@ tell_every_story!(redis_cluster);
 mod engines {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Weak};
-    use std::time::Duration;
-
-    use progress_hub::config::{Config, StoreConfig};
-    use progress_hub::store::redis::RedisStore;
 
     use super::{ChangeListener, Engine, SqliteStore};
-    use crate::redis::RedisServer;
-    use crate::redis::cluster::Cluster;
+    use crate::redis::cluster::RedisCluster;
+    use crate::redis::{RedisServer, open_store, wait_until_store_ready};
 
     pub(super) async fn sqlite_file() -> Engine {
         let dir = tempfile::tempdir().unwrap();
@@ -198,8 +194,8 @@ mod engines {
     }
 
     pub(super) async fn redis_cluster() -> Engine {
-        static CLUSTER: Ground<Cluster> = Ground::const_new(Weak::new());
-        let cluster = shared(&CLUSTER, Cluster::start()).await;
+        static CLUSTER: Ground<RedisCluster> = Ground::const_new(Weak::new());
+        let cluster = shared(&CLUSTER, RedisCluster::start()).await;
         let mut engine = connected(&cluster.url()).await;
         engine.keep(cluster);
         engine
@@ -223,21 +219,10 @@ mod engines {
 
     async fn connected(url: &str) -> Engine {
         static STORIES: AtomicUsize = AtomicUsize::new(0);
-        let config = StoreConfig {
-            url: url.to_owned(),
-            prefix: format!("story{}", STORIES.fetch_add(1, Ordering::Relaxed)),
-            ..Config::defaults().store
-        };
-        let open = |node| RedisStore::open(&config, super::RETENTION, node).unwrap();
+        let prefix = format!("story{}", STORIES.fetch_add(1, Ordering::Relaxed));
+        let open = |listener| open_store(url, Some(&prefix), super::RETENTION, listener);
         let engine = Engine::new(open);
-        let there = async {
-            while engine.store.ping().await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(crate::app::TEST_TIMEOUT, there)
-            .await
-            .unwrap();
+        wait_until_store_ready(&*engine.store).await;
         engine
     }
 }
