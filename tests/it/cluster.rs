@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::RngExt;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 
-use crate::app::{TestApp, TestAppBuilder, send};
-use crate::wait::wait_until;
+use crate::app::{TestApp, TestAppBuilder, TestResponse, send};
+use crate::wait::{wait_for, wait_until};
 
 type Configure = dyn Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync;
 
@@ -74,6 +74,15 @@ pub async fn wait_until_ready(app: &TestApp) {
     .await;
 }
 
+/// Repeats a request while the response is 503, which a busy machine may cause without a fault.
+async fn send_until_available(request: impl Fn() -> RequestBuilder) -> TestResponse {
+    wait_for("the store is available", async || {
+        let response = send(request()).await;
+        (response.status != 503).then_some(response)
+    })
+    .await
+}
+
 /// The delay of a client before it tries again, and of a fault before it strikes. The randomness
 /// varies the interleavings. No assertion depends on it.
 async fn random_delay(range: Range<Duration>) {
@@ -119,7 +128,10 @@ impl HubCluster {
 
     /// Starts a hub that is not running, and waits until it is ready.
     pub async fn start_node(&mut self, node: usize) {
-        let builder = TestApp::builder().set("store.url", &self.store_urls[node]);
+        // A test does not answer pings while it waits for something else.
+        let builder = TestApp::builder()
+            .set("store.url", &self.store_urls[node])
+            .set("socket.heartbeat", "10m");
         let builder = (self.configure)(builder);
         let app = match self.kind {
             NodeKind::InProcess => builder.spawn().await,

@@ -9,10 +9,9 @@ use std::collections::BTreeMap;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::HubCluster;
 use super::watchers::{Subscription, WatcherPool};
 use super::webhook_sender::WebhookSender;
-use crate::app::send;
+use super::{HubCluster, send_until_available};
 
 const JOBS: usize = 24;
 
@@ -48,8 +47,12 @@ impl Workload {
             let worker = app.token("worker", "jobs:publish");
             let task = format!("task-{number}");
             let body = json!({ "provider": "generic", "provider_task_id": task, "owner": "alice" });
-            let register = app.request_with_token(Method::POST, "/v1/jobs", &worker);
-            let response = send(register.json(&body)).await;
+            let response = send_until_available(|| {
+                app.request_with_token(Method::POST, "/v1/jobs", &worker)
+                    .header("idempotency-key", &task)
+                    .json(&body)
+            })
+            .await;
             assert_eq!(response.status, 201, "{}", response.body);
             tasks.push((task, response.body["id"].as_str().unwrap().to_owned()));
         }
@@ -101,7 +104,11 @@ impl Workload {
         for id in &self.jobs {
             let mut documents: Vec<Value> = Vec::new();
             for app in cluster.running() {
-                documents.push(app.get_job(id, "alice").await);
+                let path = format!("/v1/jobs/{id}");
+                let read = || app.request(Method::GET, &path, "alice");
+                let response = send_until_available(read).await;
+                assert_eq!(response.status, 200, "{}", response.body);
+                documents.push(response.body);
             }
             assert!(
                 documents.windows(2).all(|pair| pair[0] == pair[1]),
