@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::config::{Config, Tier};
 use crate::job::{InternalState, Job, NewJob, VideoRequest};
 use crate::provider::Provider;
-use crate::store::{self, Store};
+use crate::store::{self, BudgetStore};
 use crate::telemetry::{AdmissionRejection, Metrics};
 use crate::time::Time;
 pub use budget::BudgetEntries;
@@ -146,7 +146,7 @@ impl AdmissionControl {
         &self,
         bookings: &BudgetEntries,
         account: &str,
-        store: &dyn Store,
+        store: &dyn BudgetStore,
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
         let refusal = self.purse.over_limit(bookings, account, store, now).await?;

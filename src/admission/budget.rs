@@ -10,7 +10,7 @@ use super::AdmissionError;
 use crate::config::{Budgets, Config};
 use crate::job::{BudgetWindow, Reservation, VideoRequest};
 use crate::provider::Provider;
-use crate::store::{self, BudgetEntry, Store};
+use crate::store::{self, BudgetEntry, BudgetStore};
 use crate::time::Time;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -155,7 +155,7 @@ impl BudgetPolicy {
         &self,
         bookings: &BudgetEntries,
         account: &str,
-        store: &dyn Store,
+        store: &dyn BudgetStore,
         now: Time,
     ) -> Result<AdmissionError, store::Error> {
         let its = |booking: &&LabeledEntry| booking.entry.window == account;

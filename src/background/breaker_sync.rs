@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::change_feed::ChangeFeed;
 use crate::provider::{Provider, Providers};
-use crate::store::{self, Store};
+use crate::store::{self, SharedState};
 use crate::tracker::WorkerWakeups;
 
 /// How often memos are read unasked, should a word of a new one be lost.
@@ -25,7 +25,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct BreakerSync {
     /// Where it is remembered.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn SharedState>,
     /// Whose gates it is about.
     pub providers: Arc<Providers>,
     /// Who hears of something new.
@@ -74,7 +74,7 @@ impl BreakerSync {
 }
 
 /// Has the latest memo of a gate remembered, again and again.
-async fn publish_loop(store: Arc<dyn Store>, provider: Arc<Provider>) {
+async fn publish_loop(store: Arc<dyn SharedState>, provider: Arc<Provider>) {
     let mut memos = provider.gate().memo();
     while memos.changed().await.is_ok() {
         loop {

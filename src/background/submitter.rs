@@ -16,7 +16,7 @@ use crate::job::{
 };
 use crate::links::Links;
 use crate::provider::{Permit, Provider, Providers, Rejection, SubmitOutcome};
-use crate::store::{Queue, Store};
+use crate::store::{Queue, WorkQueues};
 use crate::telemetry::{CallOutcome, Metrics, ProviderOperation};
 use crate::time::Time;
 use crate::tracker::{Error, Tracker, WorkerWakeups};
@@ -41,7 +41,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Submitter {
     /// Where jobs wait.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn WorkQueues>,
     /// Who takes them.
     pub providers: Arc<Providers>,
     /// Where the outcome is written.

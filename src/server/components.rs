@@ -47,7 +47,7 @@ impl Components {
     /// Sets the background work going.
     pub fn spawn_background_tasks(&self, background: &TaskTracker, stop: &CancellationToken) {
         let submitter = Submitter {
-            store: Arc::clone(&self.store),
+            store: self.store.clone(),
             providers: Arc::clone(&self.providers),
             tracker: Arc::clone(&self.tracker),
             links: self.links.clone(),
@@ -64,7 +64,7 @@ impl Components {
         background.spawn(submitter.run(stop.clone()));
         background.spawn(watchdog.run(stop.clone()));
         let fleet = BreakerSync {
-            store: Arc::clone(&self.store),
+            store: self.store.clone(),
             providers: Arc::clone(&self.providers),
             feed: Arc::clone(&self.feed),
             stir: self.stir.clone(),

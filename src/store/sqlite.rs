@@ -285,12 +285,17 @@ impl Store for SqliteStore {
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
-        let message = error.to_string();
-        match error {
+        // A value that was read but does not have the expected type.
+        let is_corrupt = matches!(
+            error,
             rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..) => Self::Corrupt(message),
-            _ => Self::Unavailable(message),
+                | rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..)
+        );
+        if is_corrupt {
+            Self::Corrupt(error.to_string())
+        } else {
+            Self::Unavailable(error.to_string())
         }
     }
 }

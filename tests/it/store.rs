@@ -1,7 +1,7 @@
-//! What every store promises: one list of stories, told against each engine.
+//! Contract tests that every storage engine passes.
 //!
-//! Invariant: a story knows only the trait and passes time in, so an engine is added by a function
-//! in `engines` and one line below the list.
+//! A contract test uses only the traits of [`progress_hub::store`] and passes time in. To add an
+//! engine, add a function to `engines` and a line below the list of tests.
 #![allow(
     clippy::unwrap_used,
     clippy::cloned_ref_to_slice_refs,
@@ -22,7 +22,6 @@ mod sqlite;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use progress_hub::job::{
@@ -37,193 +36,184 @@ use progress_hub::time::Time;
 use serde_json::Map;
 use tokio::sync::watch;
 
-use crate::app::TEST_TIMEOUT;
+use crate::wait::MAX_WAIT;
 
-/// Names of files and stories, to be told against one engine.
-macro_rules! tell {
-    ($engine:ident: $($file:ident::{$($story:ident),* $(,)?})*) => {
+/// Defines a module with one test function per engine and contract test.
+macro_rules! contract_tests {
+    ($engine:ident: $($file:ident::{$($test:ident),* $(,)?})*) => {
         mod $engine {
             $($(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $story() {
-                    super::$file::$story(super::engines::$engine().await).await;
+                async fn $test() {
+                    super::$file::$test(super::engines::$engine().await).await;
                 }
             )*)*
         }
     };
 }
 
-macro_rules! tell_every_story {
+macro_rules! store_test_suite {
     ($engine:ident) => {
-        tell! { $engine:
+        contract_tests! { $engine:
             create::{
                 create_stores_and_publishes_the_job,
-                a_repeated_request_finds_the_job_it_made,
-                a_key_is_not_reused_for_another_request,
-                equal_keys_of_two_callers_are_two_keys,
-                one_of_many_equal_requests_makes_the_job,
-                a_job_is_created_once,
-                a_task_is_one_jobs,
-                equal_task_ids_of_two_providers_are_two_tasks,
+                repeated_request_returns_the_existing_job,
+                idempotency_key_of_another_request_conflicts,
+                idempotency_keys_are_scoped_by_caller,
+                concurrent_equal_requests_create_one_job,
+                creating_an_existing_job_returns_it,
+                create_with_task_of_another_job_conflicts,
+                task_ids_are_scoped_by_provider,
             }
             commit::{
-                a_commit_replaces_the_document_and_is_announced,
+                commit_replaces_and_publishes_the_document,
                 commit_with_old_version_conflicts,
-                a_commit_from_a_version_that_never_was_is_stale,
+                commit_that_skips_a_version_conflicts,
                 commit_to_missing_job_returns_not_found,
-                a_commit_that_takes_anothers_task_is_stale,
-                a_task_that_became_known_finds_its_job,
-                the_ticket_is_kept_beside_the_document,
-                writers_of_one_job_are_announced_once_and_in_order,
-                writers_of_many_jobs_do_not_disturb_each_other,
+                commit_with_task_of_another_job_conflicts,
+                task_set_by_commit_finds_the_job,
+                internal_state_is_stored_with_the_document,
+                concurrent_commits_to_one_job_publish_each_version_once_in_order,
+                commits_to_different_jobs_never_conflict,
             }
             budgets::{
-                a_new_job_is_charged_up_to_the_limit,
-                a_refused_job_charges_none_of_its_accounts,
-                of_many_jobs_as_many_are_kept_as_the_limit_allows,
-                a_repeated_request_is_charged_once,
-                an_end_gives_back_what_another_job_then_takes,
-                a_commit_that_is_not_done_books_nothing,
+                create_charges_budgets_up_to_the_limit,
+                rejected_create_charges_no_window,
+                concurrent_creates_never_exceed_the_limit,
+                repeated_request_is_charged_once,
+                refund_on_commit_can_be_spent_by_another_job,
+                unsuccessful_commit_charges_nothing,
                 concurrent_final_commits_are_charged_once,
-                an_account_that_has_ended_is_zero_again,
-                accounts_that_have_ended_are_forgotten,
+                balance_of_an_ended_window_is_zero,
+                sweep_deletes_ended_windows,
             }
             buffered_updates::{
-                news_of_an_unknown_task_is_parked_in_order,
-                news_of_a_known_task_is_not_parked,
-                the_same_news_is_parked_once,
-                of_too_much_news_the_latest_is_kept,
+                updates_of_an_unknown_task_are_buffered_in_order,
+                update_of_a_known_task_returns_its_job,
+                identical_updates_are_buffered_once,
+                full_buffer_keeps_the_newest_updates,
                 commit_deletes_applied_buffered_updates,
                 commit_missing_a_buffered_update_conflicts,
-                a_commit_that_missed_news_in_a_full_park_is_stale,
-                a_create_that_missed_news_is_stale,
+                commit_missing_an_update_in_a_full_buffer_conflicts,
+                create_missing_a_buffered_update_conflicts,
                 update_racing_task_binding_is_never_lost,
             }
             queues::{
-                what_is_due_is_claimed_earliest_first,
-                a_queue_holds_its_own_jobs_only,
-                a_lease_keeps_others_away_until_it_ends,
+                due_jobs_are_claimed_in_order_of_due_time,
+                queues_are_independent,
+                submission_claim_is_exclusive_until_its_lease_expires,
                 polls_repeat_until_the_job_ends,
                 claims_never_postpone_a_poll_past_the_deadline,
-                a_commit_ends_the_lease_and_sets_the_agenda,
-                an_ended_job_leaves_the_queues,
+                commit_ends_the_claim_and_sets_the_schedule,
+                finished_job_leaves_the_queues,
                 claims_never_overlap,
                 requested_poll_is_claimed_at_the_requested_time,
-                a_hastened_job_is_claimed_despite_an_earlier_claim,
+                requested_poll_overrides_an_earlier_claim,
                 schedule_poll_never_postpones_and_ignores_final_jobs,
                 repeated_poll_requests_are_rate_limited_by_cool_down,
                 poll_request_survives_a_concurrent_commit,
                 poll_backoff_doubles_the_interval,
                 rescheduled_polls_are_jittered,
-                the_next_due_time_counts_leases_in,
+                next_due_includes_leases,
             }
             slots::{
                 claims_never_exceed_free_slots,
-                places_of_two_providers_are_apart,
-                an_end_frees_a_place,
-                a_retry_frees_a_place,
-                an_expired_lease_frees_a_place,
-                fewer_places_than_are_taken_are_none,
-                the_next_due_time_ignores_places,
+                slots_are_counted_per_provider,
+                finished_job_releases_its_slot,
+                retry_releases_the_slot,
+                expired_lease_releases_the_slot,
+                no_claims_when_the_limit_is_below_held_slots,
+                next_due_ignores_slots,
                 concurrent_claims_never_exceed_the_limit,
             }
             read::{
-                what_does_not_exist_is_not_found,
-                many_are_read_at_once,
-                a_listing_is_newest_first_and_goes_on_at_its_cursor,
-                a_listing_keeps_owners_and_statuses_apart,
-                a_listing_can_begin_with_the_unfinished,
-                what_was_acknowledged_is_read,
+                reads_of_missing_jobs_return_nothing,
+                get_many_returns_existing_jobs,
+                list_pages_from_newest_to_oldest,
+                list_filters_by_owner_and_status,
+                list_returns_active_jobs_first_on_request,
+                acknowledged_commit_is_visible_to_reads,
             }
             retention::{
-                an_ended_job_is_forgotten_after_its_retention,
-                a_silent_job_is_forgotten_after_its_retention,
-                a_forgotten_job_takes_its_key_and_task_along,
-                parked_news_is_forgotten_after_an_hour,
-                a_sweep_goes_on_until_nothing_is_left,
+                finished_job_is_deleted_after_its_retention,
+                inactive_job_is_deleted_after_its_retention,
+                deleting_a_job_frees_its_key_and_task,
+                buffered_update_is_deleted_after_its_ttl,
+                repeated_sweeps_delete_all_expired_jobs,
             }
             close::{
-                it_answers_until_it_is_closed,
+                operations_after_close_fail_with_unavailable,
                 operations_queued_before_close_complete,
-                it_can_be_closed_twice,
+                close_is_idempotent,
             }
         }
     };
 }
 
-tell_every_story!(sqlite_file);
-tell_every_story!(sqlite_memory);
-tell_every_story!(redis_server);
-tell_every_story!(redis_cluster);
+store_test_suite!(sqlite_file);
+store_test_suite!(sqlite_memory);
+store_test_suite!(redis_server);
+store_test_suite!(redis_cluster);
 
-/// The engines, each fresh and empty.
+/// Fixtures with an empty store of each engine.
 mod engines {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Weak};
 
-    use super::{ChangeListener, Engine, SqliteStore};
+    use super::{Location, RETENTION, SqliteStore, StoreFixture};
     use crate::redis::cluster::RedisCluster;
     use crate::redis::{RedisServer, open_store, wait_until_store_ready};
 
-    pub(super) async fn sqlite_file() -> Engine {
+    pub(super) async fn sqlite_file() -> StoreFixture {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", dir.path().join("hub.db").display());
-        let mut engine = sqlite(&url);
-        engine.keep(dir);
-        engine
+        sqlite(&url).keep(dir)
     }
 
-    pub(super) async fn sqlite_memory() -> Engine {
+    pub(super) async fn sqlite_memory() -> StoreFixture {
         sqlite("sqlite::memory:")
     }
 
-    fn sqlite(url: &str) -> Engine {
-        let open =
-            |node: ChangeListener| SqliteStore::open(url, super::RETENTION, node.on_event).unwrap();
-        let engine = Engine::new(open);
-        engine.is_own.store(true, Ordering::SeqCst);
-        engine
+    fn sqlite(url: &str) -> StoreFixture {
+        StoreFixture::new(Location::InProcess, |listener| {
+            SqliteStore::open(url, RETENTION, listener.on_event).unwrap()
+        })
     }
 
-    pub(super) async fn redis_server() -> Engine {
-        static SERVER: Ground<RedisServer> = Ground::const_new(Weak::new());
+    pub(super) async fn redis_server() -> StoreFixture {
+        static SERVER: SharedServer<RedisServer> = SharedServer::const_new(Weak::new());
         let server = shared(&SERVER, RedisServer::start()).await;
-        let mut engine = connected(&server.url()).await;
-        engine.keep(server);
-        engine
+        redis(&server.url()).await.keep(server)
     }
 
-    pub(super) async fn redis_cluster() -> Engine {
-        static CLUSTER: Ground<RedisCluster> = Ground::const_new(Weak::new());
+    pub(super) async fn redis_cluster() -> StoreFixture {
+        static CLUSTER: SharedServer<RedisCluster> = SharedServer::const_new(Weak::new());
         let cluster = shared(&CLUSTER, RedisCluster::start()).await;
-        let mut engine = connected(&cluster.url()).await;
-        engine.keep(cluster);
-        engine
+        redis(&cluster.url()).await.keep(cluster)
     }
 
-    /// Servers that the stories of the moment stand on, each with a prefix of its own. The last
-    /// story stops them.
-    type Ground<T> = tokio::sync::Mutex<Weak<T>>;
+    /// A server that concurrent tests share. It stops when the last of them ends.
+    type SharedServer<T> = tokio::sync::Mutex<Weak<T>>;
 
-    async fn shared<T>(ground: &Ground<T>, start: impl Future<Output = T>) -> Arc<T> {
-        let mut known = ground.lock().await;
-        match known.upgrade() {
-            Some(running) => running,
-            None => {
-                let started = Arc::new(start.await);
-                *known = Arc::downgrade(&started);
-                started
-            }
+    async fn shared<T>(server: &SharedServer<T>, start: impl Future<Output = T>) -> Arc<T> {
+        let mut server = server.lock().await;
+        if let Some(running) = server.upgrade() {
+            return running;
         }
+        let started = Arc::new(start.await);
+        *server = Arc::downgrade(&started);
+        started
     }
 
-    async fn connected(url: &str) -> Engine {
-        static STORIES: AtomicUsize = AtomicUsize::new(0);
-        let prefix = format!("story{}", STORIES.fetch_add(1, Ordering::Relaxed));
-        let open = |listener| open_store(url, Some(&prefix), super::RETENTION, listener);
-        let engine = Engine::new(open);
-        wait_until_store_ready(&*engine.store).await;
-        engine
+    /// Connects with a key prefix that no other test uses.
+    async fn redis(url: &str) -> StoreFixture {
+        static NEXT_PREFIX: AtomicUsize = AtomicUsize::new(0);
+        let prefix = format!("test{}", NEXT_PREFIX.fetch_add(1, Ordering::Relaxed));
+        let fixture = StoreFixture::new(Location::Remote, |listener| {
+            open_store(url, Some(&prefix), RETENTION, listener)
+        });
+        wait_until_store_ready(&*fixture.store).await;
+        fixture
     }
 }
 
@@ -231,73 +221,78 @@ pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
-/// An ended job for a week, an unfinished one for thirty days.
+/// Seven days for finished jobs, thirty days for unfinished ones.
 pub(crate) const RETENTION: Retention = Retention {
     terminal: Duration::from_secs(7 * 24 * 3600),
     active: Duration::from_secs(30 * 24 * 3600),
 };
 
-/// A store and what it has announced.
-#[derive(Clone)]
-pub(crate) struct Engine {
-    pub(crate) store: Arc<dyn Store>,
-    heard: watch::Sender<Vec<Arc<Job>>>,
-    /// Whether it is in this process, and so never away. Another may be called so for a moment by a
-    /// busy machine; its answers still have to be right.
-    is_own: Arc<AtomicBool>,
-    /// What it stands on, as long as it is there.
-    ground: Option<Arc<dyn Any + Send + Sync>>,
+/// Where an engine stores its data.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Location {
+    /// In this process: the change feed is never interrupted.
+    InProcess,
+    /// On a server: a busy machine may interrupt the change feed, but results stay correct.
+    Remote,
 }
 
-impl Engine {
-    fn new<S: Store>(open: impl FnOnce(ChangeListener) -> S) -> Self {
-        let heard = watch::Sender::new(Vec::new());
-        let is_own = Arc::new(AtomicBool::new(false));
-        let (ear, own) = (heard.clone(), Arc::clone(&is_own));
-        let announce: EventHandler = Arc::new(move |event| match event {
-            StoreEvent::JobChanged(job) => ear.send_modify(|heard| heard.push(job)),
+/// A store that records the changes it publishes.
+#[derive(Clone)]
+pub(crate) struct StoreFixture {
+    pub(crate) store: Arc<dyn Store>,
+    published: watch::Sender<Vec<Arc<Job>>>,
+    /// Directory or server that must outlive the store.
+    resource: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl StoreFixture {
+    fn new<S: Store>(location: Location, open: impl FnOnce(ChangeListener) -> S) -> Self {
+        let published = watch::Sender::new(Vec::new());
+        let sender = published.clone();
+        let on_event: EventHandler = Arc::new(move |event| match event {
+            StoreEvent::JobChanged(job) => sender.send_modify(|published| published.push(job)),
             StoreEvent::SharedStateChanged => {}
             StoreEvent::Unavailable | StoreEvent::Recovered => {
-                assert!(!own.load(Ordering::SeqCst), "nothing went away");
+                assert!(location == Location::Remote, "no interruption in process");
             }
         });
-        let wanted: SubscriptionFilter = Arc::new(|_| true);
+        let is_subscribed: SubscriptionFilter = Arc::new(|_| true);
         Self {
             store: Arc::new(open(ChangeListener {
-                on_event: announce,
-                is_subscribed: wanted,
+                on_event,
+                is_subscribed,
             })),
-            heard,
-            is_own,
-            ground: None,
+            published,
+            resource: None,
         }
     }
 
-    fn keep(&mut self, ground: impl Any + Send + Sync) {
-        self.ground = Some(Arc::new(ground));
+    fn keep(mut self, resource: impl Any + Send + Sync) -> Self {
+        self.resource = Some(Arc::new(resource));
+        self
     }
 
-    /// Waits until as many versions of a job were announced as are expected, which must be these.
-    pub(crate) async fn expect_heard(&self, id: &JobId, expected: &[u64]) {
-        let versions = |heard: &Vec<Arc<Job>>| -> Vec<u64> {
-            let heard = heard.iter().filter(|job| job.id == *id);
-            heard.map(|job| job.version).collect()
+    /// Waits until as many versions of a job are published as `expected` contains, and compares.
+    pub(crate) async fn expect_published(&self, id: &JobId, expected: &[u64]) {
+        let versions = |published: &Vec<Arc<Job>>| -> Vec<u64> {
+            let published = published.iter().filter(|job| job.id == *id);
+            published.map(|job| job.version).collect()
         };
-        let mut heard = self.heard.subscribe();
-        let enough = heard.wait_for(|heard| versions(heard).len() >= expected.len());
-        let waited = tokio::time::timeout(TEST_TIMEOUT, enough).await.is_ok();
-        let versions = versions(&self.heard.borrow());
-        assert_eq!(versions, expected, "waited long enough: {waited}");
+        let mut published = self.published.subscribe();
+        let enough = published.wait_for(|published| versions(published).len() >= expected.len());
+        let in_time = tokio::time::timeout(MAX_WAIT, enough).await.is_ok();
+        let versions = versions(&self.published.borrow());
+        assert_eq!(versions, expected, "published in time: {in_time}");
     }
 
     pub(crate) async fn create(&self, job: Job) -> Arc<Job> {
         self.create_due(job, Schedule::default()).await
     }
 
-    pub(crate) async fn create_due(&self, job: Job, agenda: Schedule) -> Arc<Job> {
-        let create = creation(job, agenda, None);
+    pub(crate) async fn create_due(&self, job: Job, schedule: Schedule) -> Arc<Job> {
+        let create = creation(job, schedule, None);
         let job = Arc::clone(&create.job);
-        self.listen(&job.id).await;
+        self.subscribe(&job.id).await;
         assert_eq!(
             self.store.create(create).await.unwrap(),
             CreateOutcome::Created
@@ -305,16 +300,13 @@ impl Engine {
         job
     }
 
-    /// Hears of a job from now on.
-    pub(crate) async fn listen(&self, id: &JobId) {
-        self.store
-            .subscribe(&[Topic::Job(id.clone())])
-            .await
-            .unwrap();
+    async fn subscribe(&self, id: &JobId) {
+        let topic = Topic::Job(id.clone());
+        self.store.subscribe(&[topic]).await.unwrap();
     }
 
-    /// Creates under a key of the job's owner, as the caller.
-    pub(crate) async fn create_once(
+    /// Creates a job with an idempotency key, with the owner as the caller.
+    pub(crate) async fn create_with_key(
         &self,
         job: &Job,
         key: &str,
@@ -325,19 +317,19 @@ impl Engine {
             key: key.into(),
             fingerprint: fingerprint.into(),
         };
-        self.listen(&job.id).await;
+        self.subscribe(&job.id).await;
         let create = creation(job.clone(), Schedule::default(), Some(idempotency));
         self.store.create(create).await.unwrap()
     }
 
-    /// Commits `next` as made from the version before it.
+    /// Commits `next`, expecting the version before it.
     pub(crate) async fn commit(&self, next: &Job) -> CommitOutcome {
         self.commit_due(next, Schedule::default()).await
     }
 
-    pub(crate) async fn commit_due(&self, next: &Job, agenda: Schedule) -> CommitOutcome {
+    pub(crate) async fn commit_due(&self, next: &Job, schedule: Schedule) -> CommitOutcome {
         self.store
-            .commit(commitment(next, agenda, Vec::new()))
+            .commit(commit_job(next, schedule, Vec::new()))
             .await
             .unwrap()
     }
@@ -349,39 +341,39 @@ impl Engine {
 
 pub(crate) fn creation(
     job: Job,
-    agenda: Schedule,
+    schedule: Schedule,
     idempotency: Option<IdempotencyKey>,
 ) -> CreateJob {
     CreateJob {
         job: Arc::new(job),
-        schedule: agenda,
+        schedule,
         idempotency,
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),
     }
 }
 
-pub(crate) fn commitment(next: &Job, agenda: Schedule, folded: Vec<Update>) -> CommitJob {
+pub(crate) fn commit_job(next: &Job, schedule: Schedule, applied: Vec<Update>) -> CommitJob {
     CommitJob {
         job: Arc::new(next.clone()),
         expected_version: next.version - 1,
-        schedule: agenda,
-        applied_buffered: folded,
+        schedule,
+        applied_buffered: applied,
         budget_entries: Vec::new(),
     }
 }
 
-/// Now, as far as a story is concerned.
+/// The time at which every test begins.
 pub(crate) fn now() -> Time {
     Time::from_millis(1_795_428_000_000)
 }
 
-/// A worker's own job.
+/// A job that a worker registered, without a provider.
 pub(crate) fn job_of(owner: &str) -> Job {
     Job::new(new_job(owner), now())
 }
 
-/// A job that the hub submits to this provider.
+/// A job that the hub submits to `provider`.
 pub(crate) fn video(provider: &str) -> Job {
     let request = VideoRequest {
         model: "m".into(),
@@ -396,7 +388,7 @@ pub(crate) fn video(provider: &str) -> Job {
     Job::new(new, now())
 }
 
-/// A job that this provider has already.
+/// A job that was submitted to `provider` earlier.
 pub(crate) fn task(provider: &str, task_id: &str) -> Job {
     let new = NewJob {
         provider: Some(provider.into()),
@@ -418,7 +410,7 @@ fn new_job(owner: &str) -> NewJob {
     }
 }
 
-/// The job one version on, running.
+/// The next version of `job`, running.
 pub(crate) fn next(job: &Job) -> Job {
     Job {
         version: job.version + 1,
@@ -428,7 +420,7 @@ pub(crate) fn next(job: &Job) -> Job {
     }
 }
 
-/// The job one version on, ended at `at`.
+/// The next version of `job`, finished at `at`.
 pub(crate) fn ended(job: &Job, status: Status, at: Time) -> Job {
     Job {
         status,
@@ -438,7 +430,7 @@ pub(crate) fn ended(job: &Job, status: Status, at: Time) -> Job {
     }
 }
 
-/// The job one version on, with its task known.
+/// The next version of `job`, with its task id.
 pub(crate) fn bound(job: &Job, task_id: &str) -> Job {
     Job {
         provider_task_id: Some(task_id.into()),
@@ -446,8 +438,8 @@ pub(crate) fn bound(job: &Job, task_id: &str) -> Job {
     }
 }
 
-/// News that differs from others by its stage.
-pub(crate) fn news(stage: &str) -> Update {
+/// An update that is identified by its stage.
+pub(crate) fn update(stage: &str) -> Update {
     StatusReport {
         progress: Some(0.1 + 0.2),
         stage: Some(stage.into()),

@@ -1,4 +1,4 @@
-//! What a job is charged.
+//! Budget windows.
 
 use std::sync::Arc;
 
@@ -9,102 +9,109 @@ use progress_hub::store::{
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
 
-use super::{DAY, Engine, MINUTE, SECOND, commitment, creation, ended, job_of, next, now, task};
+use super::{
+    DAY, MINUTE, SECOND, StoreFixture, commit_job, creation, ended, job_of, next, now, task,
+};
 
-/// So much to the account, which may hold ten and lasts for a day.
-pub(crate) fn entry(account: &str, amount: i64) -> BudgetEntry {
+/// An entry for a window of one day with a limit of ten.
+pub(crate) fn entry(window: &str, amount: i64) -> BudgetEntry {
     BudgetEntry {
-        window: account.into(),
+        window: window.into(),
         amount_micros: amount,
         limit_micros: Some(10),
         window_ends_at: now() + DAY,
     }
 }
 
-async fn charge(engine: &Engine, job: &Job, entries: &[BudgetEntry]) -> CreateOutcome {
+async fn charge(fixture: &StoreFixture, job: &Job, entries: &[BudgetEntry]) -> CreateOutcome {
     let mut create = creation(job.clone(), Schedule::default(), None);
     create.budget_entries = entries.to_vec();
-    engine.store.create(create).await.unwrap()
+    fixture.store.create(create).await.unwrap()
 }
 
 fn settlement(next: &Job, entries: &[BudgetEntry]) -> CommitJob {
     CommitJob {
         budget_entries: entries.to_vec(),
-        ..commitment(next, Schedule::default(), Vec::new())
+        ..commit_job(next, Schedule::default(), Vec::new())
     }
 }
 
-async fn balance_at(engine: &Engine, account: &str, at: Time) -> i64 {
-    let balances = engine.store.balances(&[account.into()], at).await.unwrap();
+async fn balance_at(fixture: &StoreFixture, window: &str, at: Time) -> i64 {
+    let balances = fixture.store.balances(&[window.into()], at).await.unwrap();
     balances[0]
 }
 
-async fn balance(engine: &Engine, account: &str) -> i64 {
-    balance_at(engine, account, now()).await
+async fn balance(fixture: &StoreFixture, window: &str) -> i64 {
+    balance_at(fixture, window, now()).await
 }
 
-fn over(account: &str) -> CreateOutcome {
+fn exceeded(window: &str) -> CreateOutcome {
     CreateOutcome::LimitExceeded {
-        window: account.into(),
+        window: window.into(),
     }
 }
 
-pub(crate) async fn a_new_job_is_charged_up_to_the_limit(engine: Engine) {
+pub(crate) async fn create_charges_budgets_up_to_the_limit(fixture: StoreFixture) {
     let entries = [entry("ada", 4), entry("kling", 3)];
     assert_eq!(
-        charge(&engine, &job_of("ada"), &entries).await,
+        charge(&fixture, &job_of("ada"), &entries).await,
         CreateOutcome::Created
     );
-    let names = ["kling", "nobody", "ada"].map(str::to_owned);
-    let balances = engine.store.balances(&names, now()).await.unwrap();
+    let names = ["kling", "unused", "ada"].map(str::to_owned);
+    let balances = fixture.store.balances(&names, now()).await.unwrap();
     assert_eq!(balances, [3, 0, 4]);
 
     let job = job_of("ada");
-    assert_eq!(charge(&engine, &job, &[entry("ada", 7)]).await, over("ada"));
-    assert_eq!(engine.get(&job.id).await, None);
-    engine.expect_heard(&job.id, &[]).await;
     assert_eq!(
-        charge(&engine, &job, &[entry("ada", 6)]).await,
+        charge(&fixture, &job, &[entry("ada", 7)]).await,
+        exceeded("ada")
+    );
+    assert_eq!(fixture.get(&job.id).await, None);
+    fixture.expect_published(&job.id, &[]).await;
+    assert_eq!(
+        charge(&fixture, &job, &[entry("ada", 6)]).await,
         CreateOutcome::Created
     );
-    assert_eq!(balance(&engine, "ada").await, 10);
+    assert_eq!(balance(&fixture, "ada").await, 10);
     let unlimited = BudgetEntry {
         limit_micros: None,
         ..entry("ada", i64::MAX)
     };
-    let created = charge(&engine, &job_of("ada"), &[unlimited]).await;
+    let created = charge(&fixture, &job_of("ada"), &[unlimited]).await;
     assert_eq!(created, CreateOutcome::Created);
-    assert_eq!(balance(&engine, "ada").await, i64::MAX);
+    assert_eq!(balance(&fixture, "ada").await, i64::MAX);
 }
 
-pub(crate) async fn a_refused_job_charges_none_of_its_accounts(engine: Engine) {
+pub(crate) async fn rejected_create_charges_no_window(fixture: StoreFixture) {
     let entries = [entry("ada", 4), entry("kling", 11), entry("day", 12)];
-    let refused = charge(&engine, &job_of("ada"), &entries).await;
-    assert_eq!(refused, over("kling"), "the first that fails");
-    assert_eq!(balance(&engine, "ada").await, 0);
+    let rejected = charge(&fixture, &job_of("ada"), &entries).await;
+    assert_eq!(rejected, exceeded("kling"), "the first that does not fit");
+    assert_eq!(balance(&fixture, "ada").await, 0);
     let twice = [entry("ada", 6), entry("ada", 6)];
-    let refused = charge(&engine, &job_of("ada"), &twice).await;
-    assert_eq!(refused, over("ada"), "its entries count together");
-    assert_eq!(balance(&engine, "ada").await, 0);
+    let rejected = charge(&fixture, &job_of("ada"), &twice).await;
+    assert_eq!(rejected, exceeded("ada"), "entries of one window add up");
+    assert_eq!(balance(&fixture, "ada").await, 0);
 }
 
-pub(crate) async fn of_many_jobs_as_many_are_kept_as_the_limit_allows(engine: Engine) {
+pub(crate) async fn concurrent_creates_never_exceed_the_limit(fixture: StoreFixture) {
     let mut callers = JoinSet::new();
     for _ in 0..32 {
-        let engine = engine.clone();
-        callers.spawn(async move { charge(&engine, &job_of("ada"), &[entry("ada", 3)]).await });
+        let fixture = fixture.clone();
+        callers.spawn(async move { charge(&fixture, &job_of("ada"), &[entry("ada", 3)]).await });
     }
     let outcomes = callers.join_all().await;
-    let kept = outcomes
+    let created = outcomes
         .iter()
-        .filter(|made| **made == CreateOutcome::Created);
-    assert_eq!(kept.count(), 3);
-    let refused = outcomes.iter().filter(|made| **made == over("ada"));
-    assert_eq!(refused.count(), 29);
-    assert_eq!(balance(&engine, "ada").await, 9);
+        .filter(|outcome| **outcome == CreateOutcome::Created);
+    assert_eq!(created.count(), 3);
+    let rejected = outcomes
+        .iter()
+        .filter(|outcome| **outcome == exceeded("ada"));
+    assert_eq!(rejected.count(), 29);
+    assert_eq!(balance(&fixture, "ada").await, 9);
 }
 
-pub(crate) async fn a_repeated_request_is_charged_once(engine: Engine) {
+pub(crate) async fn repeated_request_is_charged_once(fixture: StoreFixture) {
     let create = |job: &Job| {
         let key = IdempotencyKey {
             caller: "ada".into(),
@@ -116,135 +123,131 @@ pub(crate) async fn a_repeated_request_is_charged_once(engine: Engine) {
         create
     };
     let first = job_of("ada");
-    let created = engine.store.create(create(&first)).await.unwrap();
+    let created = fixture.store.create(create(&first)).await.unwrap();
     assert_eq!(created, CreateOutcome::Created);
     for job in [&job_of("ada"), &first] {
-        let again = engine.store.create(create(job)).await.unwrap();
+        let again = fixture.store.create(create(job)).await.unwrap();
         assert_eq!(again, CreateOutcome::Replayed(Arc::new(first.clone())));
     }
-    assert_eq!(balance(&engine, "ada").await, 6);
+    assert_eq!(balance(&fixture, "ada").await, 6);
 
-    let known = task("kling", "1");
-    assert_eq!(charge(&engine, &known, &[]).await, CreateOutcome::Created);
-    let taken = charge(&engine, &task("kling", "1"), &[entry("ada", 1)]).await;
-    assert_eq!(taken, CreateOutcome::TaskConflict(Arc::new(known)));
-    assert_eq!(balance(&engine, "ada").await, 6);
+    let holder = task("kling", "1");
+    assert_eq!(charge(&fixture, &holder, &[]).await, CreateOutcome::Created);
+    let rejected = charge(&fixture, &task("kling", "1"), &[entry("ada", 1)]).await;
+    assert_eq!(rejected, CreateOutcome::TaskConflict(Arc::new(holder)));
+    assert_eq!(balance(&fixture, "ada").await, 6);
 }
 
-pub(crate) async fn an_end_gives_back_what_another_job_then_takes(engine: Engine) {
+pub(crate) async fn refund_on_commit_can_be_spent_by_another_job(fixture: StoreFixture) {
     let job = job_of("ada");
     assert_eq!(
-        charge(&engine, &job, &[entry("ada", 10)]).await,
+        charge(&fixture, &job, &[entry("ada", 10)]).await,
         CreateOutcome::Created
     );
     let other = job_of("ada");
     assert_eq!(
-        charge(&engine, &other, &[entry("ada", 1)]).await,
-        over("ada")
+        charge(&fixture, &other, &[entry("ada", 1)]).await,
+        exceeded("ada")
     );
 
-    let end = ended(&job, Status::Failed, now() + SECOND);
-    let settled = engine
+    let finished = ended(&job, Status::Failed, now() + SECOND);
+    let settled = fixture
         .store
-        .commit(settlement(&end, &[entry("ada", -4)]))
+        .commit(settlement(&finished, &[entry("ada", -4)]))
         .await;
     assert_eq!(settled.unwrap(), CommitOutcome::Committed);
-    assert_eq!(balance(&engine, "ada").await, 6);
+    assert_eq!(balance(&fixture, "ada").await, 6);
     assert_eq!(
-        charge(&engine, &other, &[entry("ada", 4)]).await,
+        charge(&fixture, &other, &[entry("ada", 4)]).await,
         CreateOutcome::Created
     );
 
-    let costly = settlement(&next(&other), &[entry("ada", 5)]);
-    let settled = engine.store.commit(costly).await.unwrap();
-    assert_eq!(
-        settled,
-        CommitOutcome::Committed,
-        "what was spent was spent"
-    );
-    assert_eq!(balance(&engine, "ada").await, 15);
+    let overrun = settlement(&next(&other), &[entry("ada", 5)]);
+    let settled = fixture.store.commit(overrun).await.unwrap();
+    assert_eq!(settled, CommitOutcome::Committed, "commits ignore limits");
+    assert_eq!(balance(&fixture, "ada").await, 15);
 }
 
-pub(crate) async fn a_commit_that_is_not_done_books_nothing(engine: Engine) {
-    let job = engine.create(job_of("ada")).await;
-    engine.commit(&next(&job)).await;
+pub(crate) async fn unsuccessful_commit_charges_nothing(fixture: StoreFixture) {
+    let job = fixture.create(job_of("ada")).await;
+    fixture.commit(&next(&job)).await;
     let late = settlement(&next(&job), &[entry("ada", 5)]);
     assert_eq!(
-        engine.store.commit(late).await.unwrap(),
+        fixture.store.commit(late).await.unwrap(),
         CommitOutcome::Conflict
     );
-    let gone = settlement(&next(&job_of("ada")), &[entry("ada", 5)]);
+    let missing = settlement(&next(&job_of("ada")), &[entry("ada", 5)]);
     assert_eq!(
-        engine.store.commit(gone).await.unwrap(),
+        fixture.store.commit(missing).await.unwrap(),
         CommitOutcome::NotFound
     );
-    assert_eq!(balance(&engine, "ada").await, 0);
+    assert_eq!(balance(&fixture, "ada").await, 0);
 }
 
-pub(crate) async fn concurrent_final_commits_are_charged_once(engine: Engine) {
+pub(crate) async fn concurrent_final_commits_are_charged_once(fixture: StoreFixture) {
     let job = job_of("ada");
-    charge(&engine, &job, &[entry("ada", 8)]).await;
+    charge(&fixture, &job, &[entry("ada", 8)]).await;
     let mut rivals = JoinSet::new();
     for _ in 0..16 {
-        let (engine, end) = (engine.clone(), ended(&job, Status::Failed, now()));
+        let (fixture, finished) = (fixture.clone(), ended(&job, Status::Failed, now()));
         rivals.spawn(async move {
-            let back = settlement(&end, &[entry("ada", -8)]);
-            engine.store.commit(back).await.unwrap()
+            let refund = settlement(&finished, &[entry("ada", -8)]);
+            fixture.store.commit(refund).await.unwrap()
         });
     }
-    let done = rivals.join_all().await;
-    let done = done
+    let outcomes = rivals.join_all().await;
+    let committed = outcomes
         .iter()
-        .filter(|end| **end == CommitOutcome::Committed)
-        .count();
-    assert_eq!((done, balance(&engine, "ada").await), (1, 0));
+        .filter(|outcome| **outcome == CommitOutcome::Committed);
+    assert_eq!(committed.count(), 1);
+    assert_eq!(balance(&fixture, "ada").await, 0);
 }
 
-pub(crate) async fn an_account_that_has_ended_is_zero_again(engine: Engine) {
-    let brief = |amount| BudgetEntry {
+pub(crate) async fn balance_of_an_ended_window_is_zero(fixture: StoreFixture) {
+    let one_minute = |amount| BudgetEntry {
         window_ends_at: now() + MINUTE,
         ..entry("ada", amount)
     };
     let job = job_of("ada");
-    charge(&engine, &job, &[brief(10), entry("kling", 1)]).await;
+    charge(&fixture, &job, &[one_minute(10), entry("kling", 1)]).await;
     assert_eq!(
-        balance_at(&engine, "ada", now() + MINUTE - SECOND).await,
+        balance_at(&fixture, "ada", now() + MINUTE - SECOND).await,
         10
     );
-    assert_eq!(balance_at(&engine, "ada", now() + MINUTE).await, 0);
+    assert_eq!(balance_at(&fixture, "ada", now() + MINUTE).await, 0);
 
     let late = Job {
         updated_at: now() + MINUTE,
         ..job_of("ada")
     };
     assert_eq!(
-        charge(&engine, &late, &[entry("ada", 10)]).await,
+        charge(&fixture, &late, &[entry("ada", 10)]).await,
         CreateOutcome::Created
     );
-    let end = ended(&job, Status::Failed, now() + MINUTE);
-    let back = settlement(&end, &[brief(-10)]);
+    let finished = ended(&job, Status::Failed, now() + MINUTE);
+    let refund = settlement(&finished, &[one_minute(-10)]);
     assert_eq!(
-        engine.store.commit(back).await.unwrap(),
+        fixture.store.commit(refund).await.unwrap(),
         CommitOutcome::Committed
     );
     let later = now() + MINUTE;
     assert_eq!(
-        balance_at(&engine, "ada", later).await,
+        balance_at(&fixture, "ada", later).await,
         10,
-        "what belonged to the account that ended is not the next one's"
+        "a refund of an ended window does not reach the next one"
     );
 }
 
-pub(crate) async fn accounts_that_have_ended_are_forgotten(engine: Engine) {
-    let brief = BudgetEntry {
+pub(crate) async fn sweep_deletes_ended_windows(fixture: StoreFixture) {
+    let one_minute = BudgetEntry {
         window_ends_at: now() + MINUTE,
         ..entry("ada", 1)
     };
-    charge(&engine, &job_of("ada"), &[brief, entry("kling", 1)]).await;
-    let sweep = async |at| engine.store.sweep(at).await.unwrap();
+    charge(&fixture, &job_of("ada"), &[one_minute, entry("kling", 1)]).await;
+    let sweep = async |at| fixture.store.sweep(at).await.unwrap();
     assert_eq!(sweep(now() + MINUTE - SECOND).await, 0);
     assert_eq!(sweep(now() + MINUTE).await, 1);
     assert_eq!(sweep(now() + MINUTE).await, 0);
-    assert_eq!(balance(&engine, "ada").await, 0);
-    assert_eq!(balance(&engine, "kling").await, 1);
+    assert_eq!(balance(&fixture, "ada").await, 0);
+    assert_eq!(balance(&fixture, "kling").await, 1);
 }

@@ -1,4 +1,4 @@
-//! News that comes before its task is known.
+//! Updates that arrive before a job has their task.
 
 use std::sync::Arc;
 
@@ -8,175 +8,175 @@ use progress_hub::store::{
 };
 use tokio::task::JoinSet;
 
-use super::{Engine, bound, commitment, creation, news, next, now, task, video};
+use super::{StoreFixture, bound, commit_job, creation, next, now, task, update, video};
 
-async fn park(engine: &Engine, stage: &str) -> BufferOutcome {
-    let news = news(stage);
-    engine
+async fn buffer(fixture: &StoreFixture, stage: &str) -> BufferOutcome {
+    let update = update(stage);
+    fixture
         .store
-        .buffer_update("kling", "1", &news, now())
+        .buffer_update("kling", "1", &update, now())
         .await
         .unwrap()
 }
 
-async fn parked(engine: &Engine) -> Vec<Update> {
-    engine.store.buffered_updates("kling", "1").await.unwrap()
+async fn buffered(fixture: &StoreFixture) -> Vec<Update> {
+    fixture.store.buffered_updates("kling", "1").await.unwrap()
 }
 
-pub(crate) async fn news_of_an_unknown_task_is_parked_in_order(engine: Engine) {
-    assert_eq!(park(&engine, "b").await, BufferOutcome::Buffered);
-    assert_eq!(park(&engine, "a").await, BufferOutcome::Buffered);
-    assert_eq!(parked(&engine).await, [news("b"), news("a")]);
-    let others = engine.store.buffered_updates("runway", "1").await.unwrap();
+pub(crate) async fn updates_of_an_unknown_task_are_buffered_in_order(fixture: StoreFixture) {
+    assert_eq!(buffer(&fixture, "b").await, BufferOutcome::Buffered);
+    assert_eq!(buffer(&fixture, "a").await, BufferOutcome::Buffered);
+    assert_eq!(buffered(&fixture).await, [update("b"), update("a")]);
+    let others = fixture.store.buffered_updates("runway", "1").await.unwrap();
     assert!(others.is_empty());
 }
 
-pub(crate) async fn news_of_a_known_task_is_not_parked(engine: Engine) {
-    let job = engine.create(task("kling", "1")).await;
+pub(crate) async fn update_of_a_known_task_returns_its_job(fixture: StoreFixture) {
+    let job = fixture.create(task("kling", "1")).await;
     assert_eq!(
-        park(&engine, "a").await,
+        buffer(&fixture, "a").await,
         BufferOutcome::TaskKnown(job.id.clone())
     );
-    assert!(parked(&engine).await.is_empty());
+    assert!(buffered(&fixture).await.is_empty());
 }
 
-pub(crate) async fn the_same_news_is_parked_once(engine: Engine) {
+pub(crate) async fn identical_updates_are_buffered_once(fixture: StoreFixture) {
     for stage in ["a", "b", "a", "b"] {
-        assert_eq!(park(&engine, stage).await, BufferOutcome::Buffered);
+        assert_eq!(buffer(&fixture, stage).await, BufferOutcome::Buffered);
     }
-    assert_eq!(parked(&engine).await, [news("a"), news("b")]);
+    assert_eq!(buffered(&fixture).await, [update("a"), update("b")]);
 }
 
-pub(crate) async fn of_too_much_news_the_latest_is_kept(engine: Engine) {
+pub(crate) async fn full_buffer_keeps_the_newest_updates(fixture: StoreFixture) {
     for stage in 0..MAX_BUFFERED_UPDATES + 3 {
-        park(&engine, &stage.to_string()).await;
+        buffer(&fixture, &stage.to_string()).await;
     }
-    let latest = (3..MAX_BUFFERED_UPDATES + 3).map(|stage| news(&stage.to_string()));
-    assert_eq!(parked(&engine).await, latest.collect::<Vec<_>>());
+    let latest = (3..MAX_BUFFERED_UPDATES + 3).map(|stage| update(&stage.to_string()));
+    assert_eq!(buffered(&fixture).await, latest.collect::<Vec<_>>());
 }
 
-pub(crate) async fn commit_deletes_applied_buffered_updates(engine: Engine) {
-    let job = engine.create(video("kling")).await;
-    park(&engine, "a").await;
-    park(&engine, "b").await;
-    let folded = parked(&engine).await;
-    let commit = commitment(&bound(&job, "1"), Schedule::default(), folded);
+pub(crate) async fn commit_deletes_applied_buffered_updates(fixture: StoreFixture) {
+    let job = fixture.create(video("kling")).await;
+    buffer(&fixture, "a").await;
+    buffer(&fixture, "b").await;
+    let applied = buffered(&fixture).await;
+    let commit = commit_job(&bound(&job, "1"), Schedule::default(), applied);
     assert_eq!(
-        engine.store.commit(commit).await.unwrap(),
+        fixture.store.commit(commit).await.unwrap(),
         CommitOutcome::Committed
     );
-    assert!(parked(&engine).await.is_empty());
+    assert!(buffered(&fixture).await.is_empty());
     assert_eq!(
-        park(&engine, "c").await,
+        buffer(&fixture, "c").await,
         BufferOutcome::TaskKnown(job.id.clone())
     );
 }
 
-pub(crate) async fn commit_missing_a_buffered_update_conflicts(engine: Engine) {
-    let job = engine.create(video("kling")).await;
-    park(&engine, "a").await;
-    let folded = parked(&engine).await;
-    park(&engine, "b").await;
-    let commit = commitment(&bound(&job, "1"), Schedule::default(), folded);
+pub(crate) async fn commit_missing_a_buffered_update_conflicts(fixture: StoreFixture) {
+    let job = fixture.create(video("kling")).await;
+    buffer(&fixture, "a").await;
+    let applied = buffered(&fixture).await;
+    buffer(&fixture, "b").await;
+    let commit = commit_job(&bound(&job, "1"), Schedule::default(), applied);
     assert_eq!(
-        engine.store.commit(commit).await.unwrap(),
+        fixture.store.commit(commit).await.unwrap(),
         CommitOutcome::Conflict
     );
-    assert_eq!(parked(&engine).await, [news("a"), news("b")]);
-    assert_eq!(engine.get(&job.id).await, Some(job));
+    assert_eq!(buffered(&fixture).await, [update("a"), update("b")]);
+    assert_eq!(fixture.get(&job.id).await, Some(job));
 }
 
-/// As many are parked as were folded, but not the same.
-pub(crate) async fn a_commit_that_missed_news_in_a_full_park_is_stale(engine: Engine) {
-    let job = engine.create(video("kling")).await;
+/// The buffer has as many updates as were applied, but other ones.
+pub(crate) async fn commit_missing_an_update_in_a_full_buffer_conflicts(fixture: StoreFixture) {
+    let job = fixture.create(video("kling")).await;
     for stage in 0..MAX_BUFFERED_UPDATES {
-        park(&engine, &stage.to_string()).await;
+        buffer(&fixture, &stage.to_string()).await;
     }
-    let folded = parked(&engine).await;
-    park(&engine, "one more").await;
-    let commit = commitment(&bound(&job, "1"), Schedule::default(), folded);
+    let applied = buffered(&fixture).await;
+    buffer(&fixture, "newest").await;
+    let commit = commit_job(&bound(&job, "1"), Schedule::default(), applied);
     assert_eq!(
-        engine.store.commit(commit).await.unwrap(),
+        fixture.store.commit(commit).await.unwrap(),
         CommitOutcome::Conflict
     );
 }
 
-pub(crate) async fn a_create_that_missed_news_is_stale(engine: Engine) {
-    park(&engine, "a").await;
+pub(crate) async fn create_missing_a_buffered_update_conflicts(fixture: StoreFixture) {
+    buffer(&fixture, "a").await;
     let mut create = creation(task("kling", "1"), Schedule::default(), None);
-    let created = engine.store.create(create.clone()).await.unwrap();
+    let created = fixture.store.create(create.clone()).await.unwrap();
     assert_eq!(created, CreateOutcome::Conflict);
-    assert_eq!(engine.get(&create.job.id).await, None);
+    assert_eq!(fixture.get(&create.job.id).await, None);
 
-    create.applied_buffered = parked(&engine).await;
-    let created = engine.store.create(create).await.unwrap();
+    create.applied_buffered = buffered(&fixture).await;
+    let created = fixture.store.create(create).await.unwrap();
     assert_eq!(created, CreateOutcome::Created);
-    assert!(parked(&engine).await.is_empty());
+    assert!(buffered(&fixture).await.is_empty());
 }
 
-/// Notes in a job's metadata that this news reached it.
-fn note(job: &Job, update: &Update) -> Job {
-    let mut noted = job.clone();
+/// Records in the metadata of `job` that `update` was applied.
+fn record(job: &Job, update: &Update) -> Job {
+    let mut recorded = job.clone();
     let text = serde_json::to_string(update).unwrap();
-    noted.metadata.insert(text, true.into());
-    noted
+    recorded.metadata.insert(text, true.into());
+    recorded
 }
 
-/// What a webhook does: park, or record where the task is known.
-async fn tell(engine: &Engine, task_id: &str, update: &Update) {
-    let parked = engine
+/// Handles an update as a webhook does: buffers it, or applies it if its task is known.
+async fn deliver(fixture: &StoreFixture, task_id: &str, update: &Update) {
+    let outcome = fixture
         .store
         .buffer_update("kling", task_id, update, now())
         .await;
-    let BufferOutcome::TaskKnown(id) = parked.unwrap() else {
+    let BufferOutcome::TaskKnown(id) = outcome.unwrap() else {
         return;
     };
     loop {
-        let job = engine.get(&id).await.unwrap();
-        if engine.commit(&note(&next(&job), update)).await == CommitOutcome::Committed {
+        let job = fixture.get(&id).await.unwrap();
+        if fixture.commit(&record(&next(&job), update)).await == CommitOutcome::Committed {
             return;
         }
     }
 }
 
-/// What a submitter does with the provider's answer: fold what is parked, and commit.
-async fn bind(engine: &Engine, id: &JobId, task_id: &str) {
+/// Sets the task id as the submitter does: applies the buffered updates and commits.
+async fn bind(fixture: &StoreFixture, id: &JobId, task_id: &str) {
     loop {
-        let job = engine.get(id).await.unwrap();
-        let folded = engine
+        let job = fixture.get(id).await.unwrap();
+        let applied = fixture
             .store
             .buffered_updates("kling", task_id)
             .await
             .unwrap();
-        let known = folded
+        let next = applied
             .iter()
-            .fold(bound(&job, task_id), |job, update| note(&job, update));
-        let commit = commitment(&known, Schedule::default(), folded);
-        if engine.store.commit(commit).await.unwrap() == CommitOutcome::Committed {
+            .fold(bound(&job, task_id), |job, update| record(&job, update));
+        let commit = commit_job(&next, Schedule::default(), applied);
+        if fixture.store.commit(commit).await.unwrap() == CommitOutcome::Committed {
             return;
         }
     }
 }
 
-pub(crate) async fn update_racing_task_binding_is_never_lost(engine: Engine) {
+pub(crate) async fn update_racing_task_binding_is_never_lost(fixture: StoreFixture) {
     for round in 0..100 {
         let task_id: Arc<str> = round.to_string().into();
-        let job = engine.create(video("kling")).await;
-        let updates: Vec<Update> = (0..6).map(|stage| news(&stage.to_string())).collect();
+        let job = fixture.create(video("kling")).await;
+        let updates: Vec<Update> = (0..6).map(|stage| update(&stage.to_string())).collect();
         let mut racers = JoinSet::new();
         for (turn, update) in updates.iter().cloned().enumerate() {
             if turn == round % updates.len() {
-                let (engine, id, task_id) = (engine.clone(), job.id.clone(), task_id.clone());
-                racers.spawn(async move { bind(&engine, &id, &task_id).await });
+                let (fixture, id, task_id) = (fixture.clone(), job.id.clone(), task_id.clone());
+                racers.spawn(async move { bind(&fixture, &id, &task_id).await });
             }
-            let (engine, task_id) = (engine.clone(), task_id.clone());
-            racers.spawn(async move { tell(&engine, &task_id, &update).await });
+            let (fixture, task_id) = (fixture.clone(), task_id.clone());
+            racers.spawn(async move { deliver(&fixture, &task_id, &update).await });
         }
         racers.join_all().await;
 
-        let after = engine.get(&job.id).await.unwrap();
+        let after = fixture.get(&job.id).await.unwrap();
         assert_eq!(after.metadata.len(), updates.len(), "round {round}");
-        let left = engine
+        let left = fixture
             .store
             .buffered_updates("kling", &task_id)
             .await

@@ -1,113 +1,116 @@
-//! A job begins.
+//! Creation of jobs.
 
 use std::sync::Arc;
 
 use progress_hub::store::{CreateOutcome, Schedule};
 use tokio::task::JoinSet;
 
-use super::{Engine, creation, job_of, next, task};
+use super::{StoreFixture, creation, job_of, next, task};
 
-pub(crate) async fn create_stores_and_publishes_the_job(engine: Engine) {
-    let job = engine.create(task("kling", "1")).await;
-    assert_eq!(engine.get(&job.id).await, Some(Arc::clone(&job)));
-    engine.expect_heard(&job.id, &[1]).await;
-    let found = engine.store.find_task("kling", "1").await.unwrap();
+pub(crate) async fn create_stores_and_publishes_the_job(fixture: StoreFixture) {
+    let job = fixture.create(task("kling", "1")).await;
+    assert_eq!(fixture.get(&job.id).await, Some(Arc::clone(&job)));
+    fixture.expect_published(&job.id, &[1]).await;
+    let found = fixture.store.find_task("kling", "1").await.unwrap();
     assert_eq!(found, Some(job.id.clone()));
 }
 
-pub(crate) async fn a_repeated_request_finds_the_job_it_made(engine: Engine) {
+pub(crate) async fn repeated_request_returns_the_existing_job(fixture: StoreFixture) {
     let first = job_of("ada");
     assert_eq!(
-        engine.create_once(&first, "k", "f").await,
+        fixture.create_with_key(&first, "k", "f").await,
         CreateOutcome::Created
     );
     let newer = next(&first);
-    engine.commit(&newer).await;
+    fixture.commit(&newer).await;
     let second = job_of("ada");
-    let replay = engine.create_once(&second, "k", "f").await;
+    let replay = fixture.create_with_key(&second, "k", "f").await;
     assert_eq!(replay, CreateOutcome::Replayed(Arc::new(newer)));
-    assert_eq!(engine.get(&second.id).await, None);
-    engine.expect_heard(&second.id, &[]).await;
+    assert_eq!(fixture.get(&second.id).await, None);
+    fixture.expect_published(&second.id, &[]).await;
 }
 
-pub(crate) async fn a_key_is_not_reused_for_another_request(engine: Engine) {
+pub(crate) async fn idempotency_key_of_another_request_conflicts(fixture: StoreFixture) {
     assert_eq!(
-        engine.create_once(&job_of("ada"), "k", "f").await,
+        fixture.create_with_key(&job_of("ada"), "k", "f").await,
         CreateOutcome::Created
     );
     let other = job_of("ada");
     assert_eq!(
-        engine.create_once(&other, "k", "g").await,
+        fixture.create_with_key(&other, "k", "g").await,
         CreateOutcome::IdempotencyKeyConflict
     );
-    assert_eq!(engine.get(&other.id).await, None);
+    assert_eq!(fixture.get(&other.id).await, None);
 }
 
-pub(crate) async fn equal_keys_of_two_callers_are_two_keys(engine: Engine) {
+pub(crate) async fn idempotency_keys_are_scoped_by_caller(fixture: StoreFixture) {
     assert_eq!(
-        engine.create_once(&job_of("ada"), "k", "f").await,
+        fixture.create_with_key(&job_of("ada"), "k", "f").await,
         CreateOutcome::Created
     );
     assert_eq!(
-        engine.create_once(&job_of("bob"), "k", "g").await,
+        fixture.create_with_key(&job_of("bob"), "k", "g").await,
         CreateOutcome::Created
     );
 }
 
-pub(crate) async fn one_of_many_equal_requests_makes_the_job(engine: Engine) {
+pub(crate) async fn concurrent_equal_requests_create_one_job(fixture: StoreFixture) {
     let mut callers = JoinSet::new();
     for _ in 0..32 {
-        let engine = engine.clone();
+        let fixture = fixture.clone();
         callers.spawn(async move {
             let job = job_of("ada");
-            (job.id.clone(), engine.create_once(&job, "k", "f").await)
+            (
+                job.id.clone(),
+                fixture.create_with_key(&job, "k", "f").await,
+            )
         });
     }
-    let (mut made, mut replayed) = (Vec::new(), Vec::new());
-    for (id, created) in callers.join_all().await {
-        match created {
-            CreateOutcome::Created => made.push(id),
-            CreateOutcome::Replayed(job) => replayed.push(job.id.clone()),
+    let (mut created_ids, mut replayed_ids) = (Vec::new(), Vec::new());
+    for (id, outcome) in callers.join_all().await {
+        match outcome {
+            CreateOutcome::Created => created_ids.push(id),
+            CreateOutcome::Replayed(job) => replayed_ids.push(job.id.clone()),
             CreateOutcome::IdempotencyKeyConflict
             | CreateOutcome::TaskConflict(_)
             | CreateOutcome::LimitExceeded { .. }
-            | CreateOutcome::Conflict => panic!("{created:?}"),
+            | CreateOutcome::Conflict => panic!("{outcome:?}"),
         }
     }
-    assert_eq!((made.len(), replayed.len()), (1, 31));
-    assert!(replayed.iter().all(|id| *id == made[0]));
+    assert_eq!((created_ids.len(), replayed_ids.len()), (1, 31));
+    assert!(replayed_ids.iter().all(|id| *id == created_ids[0]));
 }
 
-pub(crate) async fn a_job_is_created_once(engine: Engine) {
-    let job = engine.create(job_of("ada")).await;
+pub(crate) async fn creating_an_existing_job_returns_it(fixture: StoreFixture) {
+    let job = fixture.create(job_of("ada")).await;
     let newer = next(&job);
-    engine.commit(&newer).await;
+    fixture.commit(&newer).await;
     let again = creation((*job).clone(), Schedule::default(), None);
-    let created = engine.store.create(again).await.unwrap();
+    let created = fixture.store.create(again).await.unwrap();
     assert_eq!(created, CreateOutcome::Replayed(Arc::new(newer)));
-    engine.expect_heard(&job.id, &[1, 2]).await;
+    fixture.expect_published(&job.id, &[1, 2]).await;
 }
 
-pub(crate) async fn a_task_is_one_jobs(engine: Engine) {
-    let holder = engine.create(task("kling", "1")).await;
+pub(crate) async fn create_with_task_of_another_job_conflicts(fixture: StoreFixture) {
+    let holder = fixture.create(task("kling", "1")).await;
     let other = task("kling", "1");
-    let created = engine.create_once(&other, "k", "f").await;
+    let created = fixture.create_with_key(&other, "k", "f").await;
     assert_eq!(created, CreateOutcome::TaskConflict(holder));
-    assert_eq!(engine.get(&other.id).await, None);
-    let free = engine.create_once(&job_of("ada"), "k", "g").await;
+    assert_eq!(fixture.get(&other.id).await, None);
+    let free = fixture.create_with_key(&job_of("ada"), "k", "g").await;
     assert_eq!(
         free,
         CreateOutcome::Created,
-        "a refused request must not use up its key"
+        "a rejected request leaves its key unused"
     );
 }
 
-pub(crate) async fn equal_task_ids_of_two_providers_are_two_tasks(engine: Engine) {
-    let kling = engine.create(task("kling", "1")).await;
-    let runway = engine.create(task("runway", "1")).await;
+pub(crate) async fn task_ids_are_scoped_by_provider(fixture: StoreFixture) {
+    let kling = fixture.create(task("kling", "1")).await;
+    let runway = fixture.create(task("runway", "1")).await;
     for job in [kling, runway] {
         let provider = job.provider.as_deref().unwrap();
-        let found = engine.store.find_task(provider, "1").await.unwrap();
+        let found = fixture.store.find_task(provider, "1").await.unwrap();
         assert_eq!(found, Some(job.id.clone()));
     }
 }

@@ -62,7 +62,7 @@ impl Node {
     }
 
     async fn commit(&self, next: &Job, schedule: Schedule) {
-        let commit = super::commitment(next, schedule, Vec::new());
+        let commit = super::commit_job(next, schedule, Vec::new());
         self.store.commit(commit).await.unwrap();
     }
 
@@ -163,7 +163,7 @@ async fn every_key_has_the_prefix_and_a_ttl() {
     node.create(&finished, due).await;
     node.commit(&ended(&finished, Status::Succeeded, now()), due)
         .await;
-    let early = super::news("early");
+    let early = super::update("early");
     node.store
         .buffer_update("kling", "2", &early, now())
         .await

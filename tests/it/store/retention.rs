@@ -1,98 +1,104 @@
-//! What has been kept long enough is forgotten.
+//! Deletion of expired data.
 
 use progress_hub::job::{JobId, Status};
 use progress_hub::store::{BUFFERED_UPDATE_TTL, BufferOutcome, CreateOutcome, Queue, Schedule};
 use progress_hub::time::Time;
 
-use super::{Engine, MINUTE, RETENTION, SECOND, ended, job_of, news, next, now, task};
+use super::{MINUTE, RETENTION, SECOND, StoreFixture, ended, job_of, next, now, task, update};
 
-async fn sweep(engine: &Engine, now: Time) -> usize {
-    engine.store.sweep(now).await.unwrap()
+async fn sweep(fixture: &StoreFixture, now: Time) -> usize {
+    fixture.store.sweep(now).await.unwrap()
 }
 
-async fn is_kept(engine: &Engine, id: &JobId) -> bool {
-    engine.get(id).await.is_some()
+async fn exists(fixture: &StoreFixture, id: &JobId) -> bool {
+    fixture.get(id).await.is_some()
 }
 
-pub(crate) async fn an_ended_job_is_forgotten_after_its_retention(engine: Engine) {
-    let old = engine.create(job_of("ada")).await;
-    let fresh = engine.create(job_of("ada")).await;
-    let active = engine.create(job_of("ada")).await;
-    engine.commit(&ended(&old, Status::Succeeded, now())).await;
-    engine
+pub(crate) async fn finished_job_is_deleted_after_its_retention(fixture: StoreFixture) {
+    let old = fixture.create(job_of("ada")).await;
+    let fresh = fixture.create(job_of("ada")).await;
+    let active = fixture.create(job_of("ada")).await;
+    fixture.commit(&ended(&old, Status::Succeeded, now())).await;
+    fixture
         .commit(&ended(&fresh, Status::Failed, now() + MINUTE))
         .await;
 
-    assert_eq!(sweep(&engine, now() + RETENTION.terminal).await, 0);
-    assert_eq!(sweep(&engine, now() + RETENTION.terminal + SECOND).await, 1);
-    assert!(!is_kept(&engine, &old.id).await);
-    assert!(is_kept(&engine, &fresh.id).await);
-    assert!(is_kept(&engine, &active.id).await);
-    engine.expect_heard(&old.id, &[1, 2]).await;
+    assert_eq!(sweep(&fixture, now() + RETENTION.terminal).await, 0);
+    assert_eq!(
+        sweep(&fixture, now() + RETENTION.terminal + SECOND).await,
+        1
+    );
+    assert!(!exists(&fixture, &old.id).await);
+    assert!(exists(&fixture, &fresh.id).await);
+    assert!(exists(&fixture, &active.id).await);
+    fixture.expect_published(&old.id, &[1, 2]).await;
 }
 
-pub(crate) async fn a_silent_job_is_forgotten_after_its_retention(engine: Engine) {
+pub(crate) async fn inactive_job_is_deleted_after_its_retention(fixture: StoreFixture) {
     let due = Schedule {
         poll_at: Some(now()),
         ..Schedule::default()
     };
-    let silent = engine.create_due(job_of("ada"), due).await;
-    let lively = engine.create(job_of("ada")).await;
-    let mut newer = next(&lively);
+    let inactive = fixture.create_due(job_of("ada"), due).await;
+    let active = fixture.create(job_of("ada")).await;
+    let mut newer = next(&active);
     newer.updated_at = now() + MINUTE;
-    engine.commit(&newer).await;
+    fixture.commit(&newer).await;
 
-    assert_eq!(sweep(&engine, now() + RETENTION.active).await, 0);
-    assert_eq!(sweep(&engine, now() + RETENTION.active + SECOND).await, 1);
-    assert!(!is_kept(&engine, &silent.id).await);
-    assert!(is_kept(&engine, &lively.id).await);
-    assert_eq!(engine.store.next_due(Queue::Poll).await.unwrap(), None);
+    assert_eq!(sweep(&fixture, now() + RETENTION.active).await, 0);
+    assert_eq!(sweep(&fixture, now() + RETENTION.active + SECOND).await, 1);
+    assert!(!exists(&fixture, &inactive.id).await);
+    assert!(exists(&fixture, &active.id).await);
+    assert_eq!(fixture.store.next_due(Queue::Poll).await.unwrap(), None);
 }
 
-pub(crate) async fn a_forgotten_job_takes_its_key_and_task_along(engine: Engine) {
+pub(crate) async fn deleting_a_job_frees_its_key_and_task(fixture: StoreFixture) {
     let job = task("kling", "1");
     assert_eq!(
-        engine.create_once(&job, "k", "f").await,
+        fixture.create_with_key(&job, "k", "f").await,
         CreateOutcome::Created
     );
-    engine.commit(&ended(&job, Status::Succeeded, now())).await;
-    assert_eq!(sweep(&engine, now() + RETENTION.terminal + SECOND).await, 1);
+    fixture.commit(&ended(&job, Status::Succeeded, now())).await;
+    assert_eq!(
+        sweep(&fixture, now() + RETENTION.terminal + SECOND).await,
+        1
+    );
 
-    assert_eq!(engine.store.find_task("kling", "1").await.unwrap(), None);
-    let again = engine
-        .create_once(&task("kling", "1"), "k", "another")
+    assert_eq!(fixture.store.find_task("kling", "1").await.unwrap(), None);
+    let again = fixture
+        .create_with_key(&task("kling", "1"), "k", "another")
         .await;
     assert_eq!(again, CreateOutcome::Created);
 }
 
-pub(crate) async fn parked_news_is_forgotten_after_an_hour(engine: Engine) {
+pub(crate) async fn buffered_update_is_deleted_after_its_ttl(fixture: StoreFixture) {
     for (stage, at) in [("old", now()), ("fresh", now() + MINUTE)] {
-        let kept = engine
+        let outcome = fixture
             .store
-            .buffer_update("kling", "1", &news(stage), at)
+            .buffer_update("kling", "1", &update(stage), at)
             .await;
-        assert_eq!(kept.unwrap(), BufferOutcome::Buffered);
+        assert_eq!(outcome.unwrap(), BufferOutcome::Buffered);
     }
     assert_eq!(
-        sweep(&engine, now() + BUFFERED_UPDATE_TTL + SECOND).await,
+        sweep(&fixture, now() + BUFFERED_UPDATE_TTL + SECOND).await,
         1
     );
-    let left = engine.store.buffered_updates("kling", "1").await.unwrap();
-    assert_eq!(left, [news("fresh")]);
+    let left = fixture.store.buffered_updates("kling", "1").await.unwrap();
+    assert_eq!(left, [update("fresh")]);
 }
 
-pub(crate) async fn a_sweep_goes_on_until_nothing_is_left(engine: Engine) {
+pub(crate) async fn repeated_sweeps_delete_all_expired_jobs(fixture: StoreFixture) {
     for _ in 0..1100 {
         let job = job_of("ada");
-        engine.create(ended(&job, Status::Succeeded, now())).await;
+        fixture.create(ended(&job, Status::Succeeded, now())).await;
     }
     let later = now() + RETENTION.terminal + SECOND;
-    let mut swept = 0;
+    let mut deleted = 0;
     loop {
-        match sweep(&engine, later).await {
+        match sweep(&fixture, later).await {
             0 => break,
-            some => swept += some,
+            count => deleted += count,
         }
     }
-    assert_eq!(swept, 1100);
+    assert_eq!(deleted, 1100);
 }

@@ -1,4 +1,4 @@
-//! A provider is never given more jobs at once than it has places for.
+//! Concurrency slots of providers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use progress_hub::store::{CLAIM_LEASE, CommitOutcome, Queue, Schedule};
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
 
-use super::{Engine, MINUTE, SECOND, ended, next, now, video};
+use super::{MINUTE, SECOND, StoreFixture, ended, next, now, video};
 
 fn due(at: Time) -> Schedule {
     Schedule {
@@ -18,8 +18,8 @@ fn due(at: Time) -> Schedule {
     }
 }
 
-/// The agenda of a job that is being sent, or is at its provider.
-const PLACED: Schedule = Schedule {
+/// The schedule of a job that is being submitted or runs at its provider.
+const HOLDS_SLOT: Schedule = Schedule {
     poll_backoff: false,
     submit_at: None,
     poll_at: None,
@@ -27,25 +27,25 @@ const PLACED: Schedule = Schedule {
     holds_slot: true,
 };
 
-fn kling(places: usize) -> Queue<'static> {
+fn kling(max_concurrent: usize) -> Queue<'static> {
     Queue::Submit {
         provider: "kling",
-        max_concurrent: places,
+        max_concurrent,
     }
 }
 
-/// Jobs of one provider, each due a millisecond after the one before; the last at `now()`.
-async fn waiting(engine: &Engine, provider: &str, count: u64) -> Vec<Arc<Job>> {
+/// Creates jobs of one provider, due one millisecond apart, the last at `now()`.
+async fn waiting(fixture: &StoreFixture, provider: &str, count: u64) -> Vec<Arc<Job>> {
     let mut jobs = Vec::new();
     for early in (0..count).rev() {
         let at = now() - Duration::from_millis(early);
-        jobs.push(engine.create_due(video(provider), due(at)).await);
+        jobs.push(fixture.create_due(video(provider), due(at)).await);
     }
     jobs
 }
 
-async fn claim(engine: &Engine, queue: Queue<'_>, now: Time) -> Vec<JobId> {
-    let jobs = engine.store.claim(queue, now, 100).await.unwrap();
+async fn claim(fixture: &StoreFixture, queue: Queue<'_>, now: Time) -> Vec<JobId> {
+    let jobs = fixture.store.claim(queue, now, 100).await.unwrap();
     jobs.iter().map(|job| job.id.clone()).collect()
 }
 
@@ -53,141 +53,141 @@ fn ids(jobs: &[Arc<Job>]) -> Vec<JobId> {
     jobs.iter().map(|job| job.id.clone()).collect()
 }
 
-pub(crate) async fn claims_never_exceed_free_slots(engine: Engine) {
-    let jobs = waiting(&engine, "kling", 4).await;
-    assert!(claim(&engine, kling(0), now()).await.is_empty());
-    assert_eq!(claim(&engine, kling(2), now()).await, ids(&jobs[..2]));
-    assert!(claim(&engine, kling(2), now()).await.is_empty());
+pub(crate) async fn claims_never_exceed_free_slots(fixture: StoreFixture) {
+    let jobs = waiting(&fixture, "kling", 4).await;
+    assert!(claim(&fixture, kling(0), now()).await.is_empty());
+    assert_eq!(claim(&fixture, kling(2), now()).await, ids(&jobs[..2]));
+    assert!(claim(&fixture, kling(2), now()).await.is_empty());
 
-    // From the lease to the provider it is the same place.
-    engine.commit_due(&next(&jobs[0]), PLACED).await;
-    assert!(claim(&engine, kling(2), now()).await.is_empty());
-    assert_eq!(claim(&engine, kling(3), now()).await, ids(&jobs[2..3]));
-    engine.commit_due(&next(&next(&jobs[0])), PLACED).await;
-    assert!(claim(&engine, kling(3), now()).await.is_empty());
+    // The claim and the submission occupy the same slot.
+    fixture.commit_due(&next(&jobs[0]), HOLDS_SLOT).await;
+    assert!(claim(&fixture, kling(2), now()).await.is_empty());
+    assert_eq!(claim(&fixture, kling(3), now()).await, ids(&jobs[2..3]));
+    fixture.commit_due(&next(&next(&jobs[0])), HOLDS_SLOT).await;
+    assert!(claim(&fixture, kling(3), now()).await.is_empty());
 
-    let one = engine.store.claim(kling(100), now(), 1).await.unwrap();
+    let one = fixture.store.claim(kling(100), now(), 1).await.unwrap();
     assert_eq!(one, jobs[3..]);
 }
 
-pub(crate) async fn places_of_two_providers_are_apart(engine: Engine) {
-    let jobs = waiting(&engine, "kling", 2).await;
-    let others = waiting(&engine, "runway", 2).await;
-    let placed = engine.create_due(video("runway"), PLACED).await;
-    assert_eq!(claim(&engine, kling(1), now()).await, ids(&jobs[..1]));
-    let runway = |places| Queue::Submit {
+pub(crate) async fn slots_are_counted_per_provider(fixture: StoreFixture) {
+    let jobs = waiting(&fixture, "kling", 2).await;
+    let others = waiting(&fixture, "runway", 2).await;
+    let holder = fixture.create_due(video("runway"), HOLDS_SLOT).await;
+    assert_eq!(claim(&fixture, kling(1), now()).await, ids(&jobs[..1]));
+    let runway = |max_concurrent| Queue::Submit {
         provider: "runway",
-        max_concurrent: places,
+        max_concurrent,
     };
-    assert!(claim(&engine, runway(1), now()).await.is_empty());
-    assert_eq!(claim(&engine, runway(2), now()).await, ids(&others[..1]));
-    engine
-        .commit_due(&ended(&placed, Status::Failed, now()), PLACED)
+    assert!(claim(&fixture, runway(1), now()).await.is_empty());
+    assert_eq!(claim(&fixture, runway(2), now()).await, ids(&others[..1]));
+    fixture
+        .commit_due(&ended(&holder, Status::Failed, now()), HOLDS_SLOT)
         .await;
-    assert!(claim(&engine, kling(1), now()).await.is_empty());
-    assert_eq!(claim(&engine, runway(2), now()).await, ids(&others[1..]));
+    assert!(claim(&fixture, kling(1), now()).await.is_empty());
+    assert_eq!(claim(&fixture, runway(2), now()).await, ids(&others[1..]));
 }
 
-pub(crate) async fn an_end_frees_a_place(engine: Engine) {
-    let jobs = waiting(&engine, "kling", 3).await;
+pub(crate) async fn finished_job_releases_its_slot(fixture: StoreFixture) {
+    let jobs = waiting(&fixture, "kling", 3).await;
     let statuses = [Status::Succeeded, Status::Cancelled];
     for (index, status) in statuses.into_iter().enumerate() {
         let job = &jobs[index];
         assert_eq!(
-            claim(&engine, kling(1), now()).await,
+            claim(&fixture, kling(1), now()).await,
             ids(&[Arc::clone(job)])
         );
-        let sending = next(job);
-        engine.commit_due(&sending, PLACED).await;
-        assert!(claim(&engine, kling(1), now() + MINUTE).await.is_empty());
-        // What an ended job's agenda says is nobody's concern.
-        engine
-            .commit_due(&ended(&sending, status, now()), PLACED)
+        let submitting = next(job);
+        fixture.commit_due(&submitting, HOLDS_SLOT).await;
+        assert!(claim(&fixture, kling(1), now() + MINUTE).await.is_empty());
+        // The schedule of a finished job is ignored.
+        fixture
+            .commit_due(&ended(&submitting, status, now()), HOLDS_SLOT)
             .await;
     }
-    assert_eq!(claim(&engine, kling(1), now()).await, ids(&jobs[2..]));
+    assert_eq!(claim(&fixture, kling(1), now()).await, ids(&jobs[2..]));
 }
 
-pub(crate) async fn a_retry_frees_a_place(engine: Engine) {
-    let jobs = waiting(&engine, "kling", 2).await;
-    assert_eq!(claim(&engine, kling(1), now()).await, ids(&jobs[..1]));
-    let sending = next(&jobs[0]);
-    engine.commit_due(&sending, PLACED).await;
-    assert!(claim(&engine, kling(1), now()).await.is_empty());
-    let retry = next(&sending);
-    engine.commit_due(&retry, due(now() + SECOND)).await;
-    assert_eq!(claim(&engine, kling(1), now()).await, ids(&jobs[1..]));
-    assert!(claim(&engine, kling(1), now() + SECOND).await.is_empty());
+pub(crate) async fn retry_releases_the_slot(fixture: StoreFixture) {
+    let jobs = waiting(&fixture, "kling", 2).await;
+    assert_eq!(claim(&fixture, kling(1), now()).await, ids(&jobs[..1]));
+    let submitting = next(&jobs[0]);
+    fixture.commit_due(&submitting, HOLDS_SLOT).await;
+    assert!(claim(&fixture, kling(1), now()).await.is_empty());
+    let retry = next(&submitting);
+    fixture.commit_due(&retry, due(now() + SECOND)).await;
+    assert_eq!(claim(&fixture, kling(1), now()).await, ids(&jobs[1..]));
+    assert!(claim(&fixture, kling(1), now() + SECOND).await.is_empty());
     assert_eq!(
-        claim(&engine, kling(2), now() + SECOND).await,
+        claim(&fixture, kling(2), now() + SECOND).await,
         ids(&jobs[..1])
     );
 }
 
-pub(crate) async fn an_expired_lease_frees_a_place(engine: Engine) {
-    let jobs = waiting(&engine, "kling", 2).await;
-    assert_eq!(claim(&engine, kling(1), now()).await, ids(&jobs[..1]));
+pub(crate) async fn expired_lease_releases_the_slot(fixture: StoreFixture) {
+    let jobs = waiting(&fixture, "kling", 2).await;
+    assert_eq!(claim(&fixture, kling(1), now()).await, ids(&jobs[..1]));
     let end = now() + CLAIM_LEASE;
-    assert!(claim(&engine, kling(1), end - SECOND).await.is_empty());
-    // The job whose claimer is gone queues up anew.
-    assert_eq!(claim(&engine, kling(1), end).await, ids(&jobs[1..]));
-    assert!(claim(&engine, kling(1), end).await.is_empty());
-    assert_eq!(claim(&engine, kling(2), end).await, ids(&jobs[..1]));
+    assert!(claim(&fixture, kling(1), end - SECOND).await.is_empty());
+    // The job with the expired claim moves to the end of the queue.
+    assert_eq!(claim(&fixture, kling(1), end).await, ids(&jobs[1..]));
+    assert!(claim(&fixture, kling(1), end).await.is_empty());
+    assert_eq!(claim(&fixture, kling(2), end).await, ids(&jobs[..1]));
 }
 
-pub(crate) async fn fewer_places_than_are_taken_are_none(engine: Engine) {
+pub(crate) async fn no_claims_when_the_limit_is_below_held_slots(fixture: StoreFixture) {
     for _ in 0..3 {
-        engine.create_due(video("kling"), PLACED).await;
+        fixture.create_due(video("kling"), HOLDS_SLOT).await;
     }
-    let jobs = waiting(&engine, "kling", 1).await;
-    assert!(claim(&engine, kling(2), now()).await.is_empty());
-    assert_eq!(claim(&engine, kling(4), now()).await, ids(&jobs));
+    let jobs = waiting(&fixture, "kling", 1).await;
+    assert!(claim(&fixture, kling(2), now()).await.is_empty());
+    assert_eq!(claim(&fixture, kling(4), now()).await, ids(&jobs));
 }
 
-pub(crate) async fn the_next_due_time_ignores_places(engine: Engine) {
-    engine.create_due(video("kling"), PLACED).await;
-    waiting(&engine, "kling", 1).await;
-    assert!(claim(&engine, kling(1), now()).await.is_empty());
-    let next = engine.store.next_due(kling(1)).await.unwrap();
+pub(crate) async fn next_due_ignores_slots(fixture: StoreFixture) {
+    fixture.create_due(video("kling"), HOLDS_SLOT).await;
+    waiting(&fixture, "kling", 1).await;
+    assert!(claim(&fixture, kling(1), now()).await.is_empty());
+    let next = fixture.store.next_due(kling(1)).await.unwrap();
     assert_eq!(next, Some(now()));
 }
 
-/// They take jobs through their lives; each job is sent back once.
-pub(crate) async fn concurrent_claims_never_exceed_the_limit(engine: Engine) {
-    const PLACES: usize = 5;
+/// Each job is submitted twice: the first submission is returned to the queue.
+pub(crate) async fn concurrent_claims_never_exceed_the_limit(fixture: StoreFixture) {
+    const SLOTS: usize = 5;
     const JOBS: u64 = 60;
-    waiting(&engine, "kling", JOBS).await;
-    let placed = Arc::new(AtomicUsize::new(0));
+    waiting(&fixture, "kling", JOBS).await;
+    let claimed_jobs = Arc::new(AtomicUsize::new(0));
     let mut claimers = JoinSet::new();
     for _ in 0..8 {
-        let (engine, placed) = (engine.clone(), Arc::clone(&placed));
+        let (fixture, claimed_jobs) = (fixture.clone(), Arc::clone(&claimed_jobs));
         claimers.spawn(async move {
-            let (mut most, mut done) = (0, 0);
-            let (store, queue) = (&engine.store, kling(PLACES));
+            let (mut peak, mut finished) = (0, 0);
+            let (store, queue) = (&fixture.store, kling(SLOTS));
             while store.next_due(queue).await.unwrap().is_some() {
                 let claimed = store.claim(queue, now(), 3).await.unwrap();
-                let count = placed.fetch_add(claimed.len(), Ordering::SeqCst) + claimed.len();
-                most = most.max(count);
+                let count = claimed_jobs.fetch_add(claimed.len(), Ordering::SeqCst) + claimed.len();
+                peak = peak.max(count);
                 for job in claimed {
-                    let sending = next(&job);
-                    let committed = engine.commit_due(&sending, PLACED).await;
+                    let submitting = next(&job);
+                    let committed = fixture.commit_due(&submitting, HOLDS_SLOT).await;
                     assert_eq!(committed, CommitOutcome::Committed);
-                    placed.fetch_sub(1, Ordering::SeqCst);
+                    claimed_jobs.fetch_sub(1, Ordering::SeqCst);
                     let committed = if job.version == 1 {
-                        engine.commit_due(&next(&sending), due(now())).await
+                        fixture.commit_due(&next(&submitting), due(now())).await
                     } else {
-                        done += 1;
-                        let over = ended(&sending, Status::Succeeded, now());
-                        engine.commit_due(&over, PLACED).await
+                        finished += 1;
+                        let end = ended(&submitting, Status::Succeeded, now());
+                        fixture.commit_due(&end, HOLDS_SLOT).await
                     };
                     assert_eq!(committed, CommitOutcome::Committed);
                 }
             }
-            (most, done)
+            (peak, finished)
         });
     }
-    let (most, done): (Vec<usize>, Vec<u64>) = claimers.join_all().await.into_iter().unzip();
-    assert_eq!(done.iter().sum::<u64>(), JOBS);
-    let most = most.into_iter().max().unwrap();
-    assert!(most <= PLACES, "{most}");
+    let (peaks, finished): (Vec<usize>, Vec<u64>) = claimers.join_all().await.into_iter().unzip();
+    assert_eq!(finished.iter().sum::<u64>(), JOBS);
+    let peak = peaks.into_iter().max().unwrap();
+    assert!(peak <= SLOTS, "{peak}");
 }

@@ -1,4 +1,4 @@
-//! What only the embedded engine promises: its file.
+//! The database file of the SQLite engine.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,28 +17,28 @@ use progress_hub::time::Time;
 use tempfile::TempDir;
 
 use super::budgets::entry;
-use super::{MINUTE, RETENTION, commitment, creation, job_of, next, now, video};
+use super::{MINUTE, RETENTION, commit_job, creation, job_of, next, now, video};
 
 fn open(path: &Path) -> Result<SqliteStore, Error> {
     let url = format!("sqlite://{}", path.display());
     SqliteStore::open(&url, RETENTION, Arc::new(|_| {}))
 }
 
-fn scratch() -> (TempDir, std::path::PathBuf) {
+fn temp_file() -> (TempDir, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hub.db");
     (dir, path)
 }
 
-/// The refusal, without the path.
-fn refusal(path: &Path) -> String {
+/// Returns the error of opening the file, with `hub.db` in place of its path.
+fn open_error(path: &Path) -> String {
     let error = open(path).unwrap_err().to_string();
     error.replace(&path.display().to_string(), "hub.db")
 }
 
 #[tokio::test]
-async fn what_was_stored_is_there_after_a_restart() {
-    let (dir, path) = scratch();
+async fn jobs_survive_a_restart() {
+    let (dir, path) = temp_file();
     let store = open(&path).unwrap();
     let job = job_of("ada");
     store
@@ -54,7 +54,7 @@ async fn what_was_stored_is_there_after_a_restart() {
     assert_eq!(
         files,
         ["hub.db", "hub.db.lock"],
-        "the log went into the file"
+        "close removes the write-ahead log"
     );
 
     let store = open(&path).unwrap();
@@ -64,7 +64,7 @@ async fn what_was_stored_is_there_after_a_restart() {
 
 #[tokio::test]
 async fn restart_releases_claims() {
-    let (_dir, path) = scratch();
+    let (_dir, path) = temp_file();
     let due = Schedule {
         submit_at: Some(now()),
         ..Schedule::default()
@@ -79,20 +79,20 @@ async fn restart_releases_claims() {
     store.create(create).await.unwrap();
     let claimed = store.claim(queue, now(), 1).await.unwrap();
     assert_eq!(claimed, [Arc::clone(&job)]);
-    let leased_until = Some(now() + CLAIM_LEASE);
-    assert_eq!(store.next_due(queue).await.unwrap(), leased_until);
+    let lease_end = Some(now() + CLAIM_LEASE);
+    assert_eq!(store.next_due(queue).await.unwrap(), lease_end);
     store.close().await;
 
     let store = open(&path).unwrap();
     assert_eq!(store.next_due(queue).await.unwrap(), Some(now()));
     let claimed = store.claim(queue, now(), 1).await.unwrap();
-    assert_eq!(claimed, [job], "its own old lease takes no place");
+    assert_eq!(claimed, [job], "the earlier claim occupies no slot");
     store.close().await;
 }
 
 #[tokio::test]
 async fn restart_polls_in_flight_submissions_immediately() {
-    let (_dir, path) = scratch();
+    let (_dir, path) = temp_file();
     let store = open(&path).unwrap();
     let soon = Time::now() + MINUTE;
     let waiting = Schedule {
@@ -100,22 +100,22 @@ async fn restart_polls_in_flight_submissions_immediately() {
         poll_interval: MINUTE,
         ..Schedule::default()
     };
-    let placed = Schedule {
+    let with_slot = Schedule {
         holds_slot: true,
         ..waiting
     };
-    let [sending, unsent, bound, begun] = [(); 4].map(|()| video("kling"));
+    let [in_flight, pending, bound, running] = [(); 4].map(|()| video("kling"));
     let bound = Job {
         provider_task_id: Some("1".into()),
         ..bound
     };
-    let begun = Job {
+    let running = Job {
         status: Status::Running,
-        ..begun
+        ..running
     };
-    let others = [(unsent, waiting), (bound, placed), (begun, placed)];
-    for (job, agenda) in [(sending.clone(), placed)].into_iter().chain(others) {
-        let create = creation(job, agenda, None);
+    let others = [(pending, waiting), (bound, with_slot), (running, with_slot)];
+    for (job, schedule) in [(in_flight.clone(), with_slot)].into_iter().chain(others) {
+        let create = creation(job, schedule, None);
         assert_eq!(store.create(create).await.unwrap(), CreateOutcome::Created);
     }
     assert_eq!(store.next_due(Queue::Poll).await.unwrap(), Some(soon));
@@ -126,21 +126,21 @@ async fn restart_polls_in_flight_submissions_immediately() {
     let opened = store.next_due(Queue::Poll).await.unwrap().unwrap();
     assert!(before <= opened && opened <= Time::now(), "{opened}");
     let claimed = store.claim(Queue::Poll, opened, 10).await.unwrap();
-    assert_eq!(claimed, [Arc::new(sending)]);
+    assert_eq!(claimed, [Arc::new(in_flight)]);
     assert_eq!(store.next_due(Queue::Poll).await.unwrap(), Some(soon));
     store.close().await;
 }
 
 #[tokio::test]
-async fn a_file_is_opened_once() {
-    let (dir, path) = scratch();
+async fn file_in_use_is_rejected() {
+    let (dir, path) = temp_file();
     let store = open(&path).unwrap();
-    let expected = "the store is away: hub.db: another process has it open";
-    assert_eq!(refusal(&path), expected);
+    let expected = "store unavailable: hub.db: database is in use by another process";
+    assert_eq!(open_error(&path), expected);
     let alias = dir.path().join("alias.db");
     std::os::unix::fs::symlink(&path, &alias).unwrap();
     assert_eq!(
-        refusal(&alias).replace(&path.display().to_string(), "hub.db"),
+        open_error(&alias).replace(&path.display().to_string(), "hub.db"),
         expected
     );
     store.close().await;
@@ -149,12 +149,12 @@ async fn a_file_is_opened_once() {
 
 #[test]
 fn foreign_sqlite_file_is_rejected_unmodified() {
-    let (_dir, path) = scratch();
+    let (_dir, path) = temp_file();
     let text = "dear diary, ".repeat(1000);
     fs::write(&path, &text).unwrap();
     assert_eq!(
-        refusal(&path),
-        "the store holds something unreadable: hub.db: it is not an SQLite database"
+        open_error(&path),
+        "corrupt data in store: hub.db: not an SQLite database"
     );
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 
@@ -166,59 +166,45 @@ fn foreign_sqlite_file_is_rejected_unmodified() {
     drop(other);
     let before = fs::read(&path).unwrap();
     assert_eq!(
-        refusal(&path),
-        "the store holds something unreadable: hub.db: it is another program's database"
+        open_error(&path),
+        "corrupt data in store: hub.db: not a progress-hub database"
     );
     assert_eq!(fs::read(&path).unwrap(), before);
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused() {
-    let (_dir, path) = scratch();
+async fn newer_schema_is_rejected() {
+    let (_dir, path) = temp_file();
     open(&path).unwrap().close().await;
     let newer = rusqlite::Connection::open(&path).unwrap();
-    newer.pragma_update(None, "user_version", 3).unwrap();
+    newer.pragma_update(None, "user_version", 2).unwrap();
     drop(newer);
     assert_eq!(
-        refusal(&path),
-        "the store holds something unreadable: hub.db: it has schema 3, and this program knows 2"
+        open_error(&path),
+        "corrupt data in store: hub.db: schema version 2 is not supported, the latest is 1"
     );
 }
 
-/// A file as the first release left it, with a job in it.
 #[tokio::test]
-async fn a_file_of_an_older_schema_is_brought_up_to_date() {
-    let (_dir, path) = scratch();
+async fn restart_keeps_jobs_schedules_and_balances() {
+    let (_dir, path) = temp_file();
     let job = video("kling");
-    let old = rusqlite::Connection::open(&path).unwrap();
-    old.execute_batch(include_str!("../../../src/store/sqlite/0001_initial.sql"))
-        .unwrap();
-    old.execute_batch("PRAGMA application_id = 0x50487562; PRAGMA user_version = 1;")
-        .unwrap();
-    let insert = "INSERT INTO jobs (id, owner, status, version, provider, watch_at, watch_every,
-             holds_place, deadline_at, updated_at, doc, ticket)
-         VALUES (?1, 'ada', 'accepted', 1, 'kling', ?2, 60000, 0, ?3, ?2, ?4, ?5)";
-    let (at, deadline) = (job.updated_at.millis(), job.deadline_at.millis());
-    let doc = serde_json::to_string(&job).unwrap();
-    let ticket = serde_json::to_string(&*job.internal).unwrap();
-    old.execute(
-        insert,
-        rusqlite::params![job.id.as_str(), at, deadline, doc, ticket],
-    )
-    .unwrap();
-    drop(old);
+    let store = open(&path).unwrap();
+    let create = creation(job.clone(), Schedule::default(), None);
+    store.create(create).await.unwrap();
+    store.close().await;
 
     for version in 1..=2 {
         let store = open(&path).unwrap();
-        let kept = store.get(&job.id).await.unwrap().unwrap();
-        assert_eq!((kept.version, &kept.internal), (version, &job.internal));
+        let stored = store.get(&job.id).await.unwrap().unwrap();
+        assert_eq!((stored.version, &stored.internal), (version, &job.internal));
         let due = Schedule {
             poll_at: Some(now()),
             poll_interval: MINUTE,
             poll_backoff: true,
             ..Schedule::default()
         };
-        let mut commit = commitment(&next(&kept), due, Vec::new());
+        let mut commit = commit_job(&next(&stored), due, Vec::new());
         commit.budget_entries = vec![entry("ada", 3)];
         assert_eq!(
             store.commit(commit).await.unwrap(),
@@ -230,27 +216,27 @@ async fn a_file_of_an_older_schema_is_brought_up_to_date() {
     }
     let store = open(&path).unwrap();
     let balances = store.balances(&["ada".to_owned()], now()).await.unwrap();
-    assert_eq!(balances, [6], "a restart keeps balances");
+    assert_eq!(balances, [6], "balances survive restarts");
     store.close().await;
 }
 
 #[test]
-fn what_cannot_be_opened_is_said() {
+fn open_errors_name_the_file_or_url() {
     let missing = Path::new("/nowhere/at/all/hub.db");
     assert_eq!(
-        refusal(missing),
-        "the store is away: hub.db: No such file or directory (os error 2)"
+        open_error(missing),
+        "store unavailable: hub.db: No such file or directory (os error 2)"
     );
     let postgres = SqliteStore::open("postgres://hub", RETENTION, Arc::new(|_| {}));
     assert_eq!(
         postgres.unwrap_err().to_string(),
-        "the store is away: 'postgres://hub' is neither sqlite://path nor sqlite::memory:"
+        "store unavailable: invalid SQLite URL 'postgres://hub': use sqlite://path or sqlite::memory:"
     );
 }
 
 #[tokio::test]
-async fn an_unreadable_job_does_not_hide_the_others() {
-    let (_dir, path) = scratch();
+async fn corrupt_job_does_not_hide_other_jobs() {
+    let (_dir, path) = temp_file();
     let store = open(&path).unwrap();
     let due = Schedule {
         poll_at: Some(now()),
@@ -266,18 +252,21 @@ async fn an_unreadable_job_does_not_hide_the_others() {
     }
     let shell = rusqlite::Connection::open(&path).unwrap();
     shell
-        .execute("UPDATE jobs SET doc = '{' WHERE id = ?", [bad.id.as_str()])
+        .execute(
+            "UPDATE jobs SET document = '{' WHERE id = ?",
+            [bad.id.as_str()],
+        )
         .unwrap();
 
     assert!(matches!(store.get(&bad.id).await, Err(Error::Corrupt(_))));
     let ids = [bad.id.clone(), good.id.clone()];
-    let listing = ListQuery {
+    let query = ListQuery {
         limit: 10,
         ..ListQuery::default()
     };
     let good = Arc::new(good);
     assert_eq!(store.get_many(&ids).await.unwrap(), [Arc::clone(&good)]);
-    assert_eq!(store.list(listing).await.unwrap(), [Arc::clone(&good)]);
+    assert_eq!(store.list(query).await.unwrap(), [Arc::clone(&good)]);
     assert_eq!(store.claim(Queue::Poll, now(), 10).await.unwrap(), [good]);
     assert!(
         store
@@ -290,105 +279,99 @@ async fn an_unreadable_job_does_not_hide_the_others() {
 }
 
 #[tokio::test]
-async fn the_columns_show_what_the_document_says() {
-    let (_dir, path) = scratch();
+async fn columns_match_the_document() {
+    let (_dir, path) = temp_file();
     let store = open(&path).unwrap();
     let job = super::task("kling", "1");
     store
         .create(creation(job.clone(), Schedule::default(), None))
         .await
         .unwrap();
-    let over = super::ended(&job, Status::Cancelled, now() + MINUTE);
-    let commit = commitment(&over, Schedule::default(), Vec::new());
+    let finished = super::ended(&job, Status::Cancelled, now() + MINUTE);
+    let commit = commit_job(&finished, Schedule::default(), Vec::new());
     assert_eq!(
         store.commit(commit).await.unwrap(),
         CommitOutcome::Committed
     );
     let shell = rusqlite::Connection::open(&path).unwrap();
-    let (agrees, doc) = shell
+    let (matches, document) = shell
         .query_row(
-            "SELECT id = doc ->> 'id' AND owner = doc ->> 'owner' AND status = doc ->> 'status'
-                 AND version = doc ->> 'version' AND provider = doc ->> 'provider'
-                 AND task_id = doc ->> 'provider_task_id'
-                 AND deadline_at = 1000 * unixepoch(doc ->> 'deadline_at')
-                 AND finished_at = 1000 * unixepoch(doc ->> 'finished_at')
-                 AND updated_at = 1000 * unixepoch(doc ->> 'updated_at'), doc
+            "SELECT id = document ->> 'id' AND owner = document ->> 'owner'
+                 AND status = document ->> 'status' AND version = document ->> 'version'
+                 AND provider = document ->> 'provider'
+                 AND task_id = document ->> 'provider_task_id'
+                 AND deadline_at = 1000 * unixepoch(document ->> 'deadline_at')
+                 AND finished_at = 1000 * unixepoch(document ->> 'finished_at')
+                 AND updated_at = 1000 * unixepoch(document ->> 'updated_at'), document
              FROM jobs",
             [],
             |row| Ok((row.get::<_, bool>(0)?, row.get::<_, String>(1)?)),
         )
         .unwrap();
-    assert!(agrees, "{doc}");
-    assert_eq!(doc, serde_json::to_string(&over).unwrap());
+    assert!(matches, "{document}");
+    assert_eq!(document, serde_json::to_string(&finished).unwrap());
     store.close().await;
 }
 
-const CHILD: &str = "STORE_FILE_OF_THE_CHILD";
+const CHILD_DATABASE: &str = "PROGRESS_HUB_TEST_CHILD_DATABASE";
 
-/// The test runs itself as a child, which commits and says what it was told (first by the
-/// announcement, then by the answer), and kills it.
+/// Runs itself as a child process and kills it. The child commits, and prints each version when it
+/// is published and when its commit is acknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_acknowledged_survives_kill_9() {
-    if let Some(path) = std::env::var_os(CHILD) {
+async fn acknowledged_commits_survive_sigkill() {
+    if let Some(path) = std::env::var_os(CHILD_DATABASE) {
         return commit_until_killed(Path::new(&path)).await;
     }
-    let (_dir, path) = scratch();
-    let mut told: HashMap<JobId, u64> = HashMap::new();
+    let (_dir, path) = temp_file();
+    let mut printed: HashMap<JobId, u64> = HashMap::new();
     for round in 0..5 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])
-            .arg("store::sqlite::what_was_acknowledged_survives_kill_9")
-            .env(CHILD, &path)
+            .arg("store::sqlite::acknowledged_commits_survive_sigkill")
+            .env(CHILD_DATABASE, &path)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let enough = rand::random_range(50..1000);
-        let mut heard = 0;
+        let kill_after = rand::random_range(50..1000);
+        let mut count = 0;
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         for line in lines.map_while(Result::ok) {
             let Some((id, version)) = line
-                .strip_prefix("told ")
+                .strip_prefix("version ")
                 .and_then(|rest| rest.strip_suffix('.'))
                 .and_then(|rest| rest.split_once(' '))
             else {
                 continue;
             };
-            let newest = told.entry(JobId::parse(id).unwrap()).or_default();
+            let newest = printed.entry(JobId::parse(id).unwrap()).or_default();
             *newest = version.parse::<u64>().unwrap().max(*newest);
-            heard += 1;
-            // What it said until it was dead is read as well.
-            if heard == enough {
+            count += 1;
+            // The loop goes on, to read what the child printed before it died.
+            if count == kill_after {
                 child.kill().unwrap();
             }
         }
         child.wait().unwrap();
-        assert!(
-            heard >= enough,
-            "the child ended by itself after {heard} of {enough}"
-        );
+        assert!(count >= kill_after, "the child exited after {count} lines");
 
         let store = open(&path).unwrap();
-        for (id, version) in &told {
-            let job = store.get(id).await.unwrap().unwrap();
-            assert!(
-                job.version >= *version,
-                "round {round}: {id} {version} {}",
-                job.version
-            );
+        for (id, version) in &printed {
+            let stored = store.get(id).await.unwrap().unwrap().version;
+            assert!(stored >= *version, "round {round}: {id} {version} {stored}");
         }
         store.close().await;
     }
 }
 
 async fn commit_until_killed(path: &Path) {
-    // A leading line break ends what the test harness has begun.
-    let tell = |id: &JobId, version| println!("\ntold {id} {version}.");
-    let announce: EventHandler = Arc::new(move |event| match event {
-        StoreEvent::JobChanged(job) => tell(&job.id, job.version),
+    // The test harness does not end its own line before the test does.
+    let print = |id: &JobId, version| println!("\nversion {id} {version}.");
+    let on_event: EventHandler = Arc::new(move |event| match event {
+        StoreEvent::JobChanged(job) => print(&job.id, job.version),
         StoreEvent::SharedStateChanged | StoreEvent::Unavailable | StoreEvent::Recovered => {}
     });
     let url = format!("sqlite://{}", path.display());
-    let store = Arc::new(SqliteStore::open(&url, RETENTION, announce).unwrap());
+    let store = Arc::new(SqliteStore::open(&url, RETENTION, on_event).unwrap());
     let mut writers = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let store = Arc::clone(&store);
@@ -399,9 +382,9 @@ async fn commit_until_killed(path: &Path) {
                 .await
                 .unwrap();
             loop {
-                tell(&job.id, job.version);
+                print(&job.id, job.version);
                 job = next(&job);
-                let commit = commitment(&job, Schedule::default(), Vec::new());
+                let commit = commit_job(&job, Schedule::default(), Vec::new());
                 assert_eq!(
                     store.commit(commit).await.unwrap(),
                     CommitOutcome::Committed
