@@ -1,13 +1,13 @@
-//! What the shared store costs: updates through Redis, their way to a socket at another node, and
-//! many watched channels.
+//! The cost of the Redis store: update rate, latency to a socket of another node, and many subscribed
+//! channels.
 //!
-//! Invariant: each Redis is started for its part alone and stopped after it; what depends on the
-//! machine stands beside a floor that was measured in the same run, so read the ratios.
+//! Each part starts a Redis of its own. Figures that depend on the machine come with a baseline from the
+//! same run, so compare the ratios.
 
 #![expect(
     clippy::expect_used,
     clippy::unwrap_used,
-    reason = "a bench that can't be set up has nothing to measure"
+    reason = "a bench without its environment has nothing to measure"
 )]
 
 #[path = "redis/channels.rs"]
@@ -29,38 +29,38 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use progress_hub::time::Time;
 
-/// Measures the shared store on a redis-server that it starts on a free port of loopback.
+/// Measures the Redis store on a redis-server that it starts on a free port of loopback
 #[derive(Parser)]
 struct Arguments {
-    /// What to measure; all of it unless told
+    /// Parts to run [default: all]
     parts: Vec<Part>,
-    /// How many seconds each rate is measured for
+    /// Duration of each rate measurement, in seconds
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// How many updates are timed on their way to a socket
+    /// Number of updates in the latency measurement
     #[arg(long, default_value_t = 3000)]
     rounds: usize,
-    /// How many jobs are watched at once
+    /// Number of subscribed jobs
     #[arg(long, default_value_t = 100_000)]
     channels: usize,
-    /// What cargo tells every bench
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Updates per second, by callers and by what Redis writes to its disk
+    /// Updates per second, by number of callers and by persistence of Redis
     Commits,
-    /// Updates per second while other nodes listen to each
-    Hearing,
-    /// From a commit at one node to the frame at a socket of another
+    /// Updates per second while other nodes are subscribed
+    SubscribedNodes,
+    /// Latency from a commit on one node to a socket of another
     Latency,
-    /// Many jobs watched at one node
+    /// Memory and recovery of one node with many subscribed jobs
     Channels,
 }
 
-/// A table in Markdown.
+/// Prints a table in Markdown.
 fn table(columns: &[&str], rows: &[Vec<String>]) {
     println!("| {} |", columns.join(" | "));
     println!("|{}", "---|".repeat(columns.len()));
@@ -85,20 +85,22 @@ fn redis_version() -> String {
     let output = Command::new("redis-server").arg("--version").output();
     let output = output.expect("redis-server is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let version = text.split_whitespace().find(|word| word.starts_with("v="));
+    let version = text
+        .split_whitespace()
+        .find(|field| field.starts_with("v="));
     version.unwrap_or("v=?").trim_start_matches("v=").to_owned()
 }
 
 fn main() {
     let arguments = Arguments::parse();
-    let wanted = |part| arguments.parts.is_empty() || arguments.parts.contains(&part);
+    let is_selected = |part| arguments.parts.is_empty() || arguments.parts.contains(&part);
     let span = Duration::from_secs(arguments.seconds.max(1));
-    let given: Vec<String> = std::env::args()
+    let options: Vec<String> = std::env::args()
         .skip(1)
-        .filter(|word| word != "--bench")
+        .filter(|option| option != "--bench")
         .collect();
     let command = ["cargo bench --bench redis --"].into_iter();
-    let command: Vec<&str> = command.chain(given.iter().map(String::as_str)).collect();
+    let command: Vec<&str> = command.chain(options.iter().map(String::as_str)).collect();
     println!("{}; {}; Redis {}", Time::now(), machine(), redis_version());
     println!("`{}`\n", command.join(" ").trim_end_matches(" --"));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -106,16 +108,16 @@ fn main() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        if wanted(Part::Commits) {
+        if is_selected(Part::Commits) {
             commits::measure(span).await;
         }
-        if wanted(Part::Hearing) {
+        if is_selected(Part::SubscribedNodes) {
             subscribed_nodes::measure(span).await;
         }
-        if wanted(Part::Latency) {
+        if is_selected(Part::Latency) {
             latency::measure(arguments.rounds.max(100)).await;
         }
-        if wanted(Part::Channels) {
+        if is_selected(Part::Channels) {
             channels::measure(arguments.channels.max(1), span).await;
         }
     });

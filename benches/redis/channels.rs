@@ -1,7 +1,7 @@
-//! Many jobs watched at one node: what they weigh, and how long it takes to listen to all again.
+//! Many subscribed jobs on one node: their memory, and the time to resubscribe to all of them.
 //!
-//! Invariant: a node is a process of its own, watched by real sockets; it has listened again when
-//! each of them was told `restored`, which is after all their jobs were read again.
+//! The node is a separate process with real sockets. It has recovered when every socket has received
+//! `restored`, which follows after all subscribed jobs were read again.
 
 use std::time::{Duration, Instant};
 
@@ -11,45 +11,51 @@ use futures_util::stream;
 use progress_hub::job::Job;
 use serde_json::json;
 
-use crate::environment::{Redis, Serving, Socket, command, hear, hear_any, say};
-use crate::workload::{change, create, open};
+use crate::environment::{HubProcess, RedisProcess, Socket, expect_any, expect_message, send_json};
+use crate::workload::{commit_next, create, open};
 
-/// Jobs that a socket watches.
-const EACH: usize = 250;
+/// Jobs that a socket subscribes to.
+const JOBS_PER_SOCKET: usize = 250;
 
-/// Jobs that are created at once, and sockets that subscribe at once.
+/// Concurrent creations and subscriptions.
 const MAX_CONCURRENT: usize = 16;
 
-/// Subscribes until it is done; says how often the store was too busy.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+
+/// Subscribes, and repeats the request while the store is overloaded. Returns the number of rejections.
 async fn subscribe(socket: &mut Socket, jobs: &[Job]) -> usize {
     let jobs: Vec<_> = jobs
         .iter()
         .map(|job| json!({ "job": job.id, "version": 1 }))
         .collect();
-    for refused in 0.. {
-        say(socket, &json!({ "type": "subscribe", "jobs": jobs })).await;
-        let told = hear_any(socket, &["subscribed", "error"]).await;
-        if told.contains("store_unavailable") {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+    for rejections in 0.. {
+        send_json(socket, &json!({ "type": "subscribe", "jobs": jobs })).await;
+        let response = expect_any(socket, &["subscribed", "error"]).await;
+        if response.contains("store_unavailable") {
+            tokio::time::sleep(RETRY_DELAY).await;
             continue;
         }
-        assert_eq!(told.matches("\"current\"").count(), jobs.len(), "{told}");
-        return refused;
+        assert_eq!(
+            response.matches("\"current\"").count(),
+            jobs.len(),
+            "{response}"
+        );
+        return rejections;
     }
     unreachable!()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts that fit")]
+#[expect(clippy::cast_precision_loss, reason = "the counts are below 2^53")]
 pub async fn measure(channels: usize, span: Duration) {
-    let redis = Redis::start(None).await;
-    let hub = Serving::start(&redis);
+    let redis = RedisProcess::start(None).await;
+    let hub = HubProcess::start(&redis);
     let store = open(&redis, |_| {}).await;
-    let empty = redis.info("memory", "used_memory").await;
-    let sockets = channels.div_ceil(EACH);
+    let redis_empty = redis.info("memory", "used_memory").await;
+    let sockets = channels.div_ceil(JOBS_PER_SOCKET);
     let mut watchers = Vec::new();
     for number in 0..sockets {
         let owner = format!("owner-{number}");
-        let count = EACH.min(channels - number * EACH);
+        let count = JOBS_PER_SOCKET.min(channels - number * JOBS_PER_SOCKET);
         let created = (0..count).map(|_| create(&*store, &owner));
         let jobs: Vec<Job> = stream::iter(created)
             .buffer_unordered(MAX_CONCURRENT)
@@ -57,87 +63,87 @@ pub async fn measure(channels: usize, span: Duration) {
             .await;
         watchers.push((owner, jobs));
     }
-    let full = redis.info("memory", "used_memory").await;
-    let idle = hub.memory();
+    let redis_with_jobs = redis.info("memory", "used_memory").await;
+    let hub_idle = hub.memory();
     let mut connected = Vec::new();
     for (owner, jobs) in watchers {
-        connected.push((hub.socket(&owner).await, jobs));
+        connected.push((hub.connect(&owner).await, jobs));
     }
     let mut watchers = connected;
-    let greeted = hub.memory();
+    let hub_connected = hub.memory();
 
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let subscribing = watchers
         .iter_mut()
         .map(|(socket, jobs)| subscribe(socket, jobs));
-    let refusals: Vec<usize> = stream::iter(subscribing)
+    let rejections: Vec<usize> = stream::iter(subscribing)
         .buffer_unordered(MAX_CONCURRENT)
         .collect()
         .await;
-    let (listened, refused) = (begun.elapsed(), refusals.iter().sum::<usize>());
-    let watching = redis.info("memory", "used_memory").await;
-    let watched = hub.memory();
+    let subscribe_time = started_at.elapsed();
+    let rejections: usize = rejections.iter().sum();
+    let redis_subscribed = redis.info("memory", "used_memory").await;
+    let hub_subscribed = hub.memory();
 
-    // What is looked over all the time in case a message was lost.
-    let (worked, begun) = (redis.worked().await, Instant::now());
+    // The load of the reads that look for lost messages.
+    let (cpu_seconds, started_at) = (redis.cpu_seconds().await, Instant::now());
     tokio::time::sleep(10 * span).await;
-    let share = (redis.worked().await - worked) / begun.elapsed().as_secs_f64();
+    let load = (redis.cpu_seconds().await - cpu_seconds) / started_at.elapsed().as_secs_f64();
 
-    redis
-        .bare()
-        .await
-        .ask(&command(&["CLIENT", "KILL", "TYPE", "pubsub"]))
-        .await;
-    let begun = Instant::now();
+    let _: u64 = redis.query(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    let started_at = Instant::now();
     join_all(
         watchers
             .iter_mut()
-            .map(|(socket, _)| hear(socket, "restored")),
+            .map(|(socket, _)| expect_message(socket, "restored")),
     )
     .await;
-    let restored = begun.elapsed();
-    let again = hub.memory();
+    let recovery_time = started_at.elapsed();
+    let hub_resubscribed = hub.memory();
     for (socket, jobs) in watchers.iter_mut().step_by(10) {
         let job = &mut jobs[0];
-        change(&*store, job).await;
-        let frame = hear(socket, "job").await;
+        commit_next(&*store, job).await;
+        let frame = expect_message(socket, "job").await;
         assert!(frame.contains(job.id.as_str()), "{frame}");
     }
     store.close().await;
 
-    let each = |bytes: f64| format!("{:.2} KiB", bytes / 1024.0 / channels as f64);
-    let whole = |bytes: f64| format!("{:.0} MiB", bytes / 1024.0 / 1024.0);
-    let row = |name: &str, bytes: f64| vec![name.to_owned(), whole(bytes), each(bytes)];
-    println!("{channels} jobs watched at one node by {sockets} sockets\n");
+    let per_job = |bytes: f64| format!("{:.2} KiB", bytes / 1024.0 / channels as f64);
+    let total = |bytes: f64| format!("{:.0} MiB", bytes / 1024.0 / 1024.0);
+    let row = |name: &str, bytes: f64| vec![name.to_owned(), total(bytes), per_job(bytes)];
+    println!("{channels} jobs subscribed on one node by {sockets} sockets\n");
     let rows = [
-        row("Redis: the jobs", full - empty),
-        row("Redis: their channels", watching - full),
+        row("Redis: jobs", redis_with_jobs - redis_empty),
+        row("Redis: channels", redis_subscribed - redis_with_jobs),
         row(
-            "the node: watching them, beside its sockets",
-            watched - greeted,
+            "hub: subscriptions, without sockets",
+            hub_subscribed - hub_connected,
         ),
-        row("the node: after it has listened again", again - greeted),
+        row(
+            "hub: after the resubscription",
+            hub_resubscribed - hub_connected,
+        ),
     ];
-    crate::table(&["memory", "all", "each"], &rows);
+    crate::table(&["memory", "total", "per job"], &rows);
     let seconds = |span: Duration| format!("{:.2} s", span.as_secs_f64());
     let rows = [
         vec![
-            format!("to subscribe, {MAX_CONCURRENT} sockets at a time"),
-            seconds(listened),
+            format!("time to subscribe, {MAX_CONCURRENT} sockets at a time"),
+            seconds(subscribe_time),
         ],
         vec![
-            "refusals meanwhile, the store being too busy".to_owned(),
-            refused.to_string(),
+            "subscriptions rejected because the store was overloaded".to_owned(),
+            rejections.to_string(),
         ],
         vec![
-            "from `CLIENT KILL TYPE pubsub` to the last `restored`".to_owned(),
-            seconds(restored),
+            "time from `CLIENT KILL TYPE pubsub` to the last `restored`".to_owned(),
+            seconds(recovery_time),
         ],
         vec![
-            "Redis's thread while nothing changes".to_owned(),
-            format!("{:.1} %", share * 100.0),
+            "Redis thread without updates".to_owned(),
+            format!("{:.1}%", load * 100.0),
         ],
-        vec!["the node before its first socket".to_owned(), whole(idle)],
+        vec!["hub memory without sockets".to_owned(), total(hub_idle)],
     ];
     crate::table(&["", ""], &rows);
 }

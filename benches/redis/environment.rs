@@ -1,12 +1,17 @@
-//! What the measuring stands on: a Redis and a hub as processes, and bare connections to both.
+//! The processes that the benchmarks measure, Redis and a hub, and connections to them.
 //!
-//! Invariant: each process ends when it is dropped.
+//! Each process ends when it is dropped.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use fred::clients::Client;
+use fred::error::Error;
+use fred::interfaces::ClientLike;
+use fred::prelude::{Builder, Config as RedisConfig};
+use fred::types::{ClusterHash, CustomCommand, FromValue};
 use futures_util::{SinkExt, StreamExt};
 use progress_hub::config::Config;
 use progress_hub_auth::jwt::Minter;
@@ -18,10 +23,13 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-const SECRET: &str = "signs the tokens of a bench and nothing else";
+const JWT_SECRET: &str = "signs the tokens of a bench and nothing else";
 
-/// The longest that anything is waited for.
-const STARTUP_TIMEOUT: Duration = Duration::from_secs(120);
+/// Maximum time to wait for a message.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Interval between checks whether a process is ready.
+pub const READINESS_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A process that ends when it is dropped.
 struct Process(Child);
@@ -33,86 +41,90 @@ impl Drop for Process {
     }
 }
 
-/// A `redis-server` of its own.
-pub struct Redis {
+/// A `redis-server` process.
+pub struct RedisProcess {
     port: u16,
+    client: Client,
     _process: Process,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
-impl Redis {
-    /// One that writes to its disk as `appendfsync` says, or not at all.
+impl RedisProcess {
+    /// Starts a server with this `appendfsync` policy, or without persistence.
     pub async fn start(appendfsync: Option<&str>) -> Self {
-        // Nobody else takes it in the moment between.
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let folder = tempfile::tempdir().unwrap();
+        // The port is free again when the temporary listener is dropped.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let directory = tempfile::tempdir().unwrap();
+        let append_only = if appendfsync.is_some() { "yes" } else { "no" };
         let process = Command::new("redis-server")
-            .args([
-                "--port",
-                &port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-            ])
-            .args([
-                "--appendonly",
-                if appendfsync.is_some() { "yes" } else { "no" },
-            ])
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--appendonly", append_only])
             .args(["--appendfsync", appendfsync.unwrap_or("everysec"), "--dir"])
-            .arg(folder.path())
+            .arg(directory.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
-        let redis = Self {
-            port,
-            _process: Process(process),
-            _folder: folder,
+        let process = Process(process);
+        let client = loop {
+            match connect(port).await {
+                Ok(client) => break client,
+                Err(_) => tokio::time::sleep(READINESS_INTERVAL).await,
+            }
         };
-        while redis.connect().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        Self {
+            port,
+            client,
+            _process: process,
+            _directory: directory,
         }
-        redis
     }
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    async fn connect(&self) -> std::io::Result<TcpStream> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+    /// Opens a TCP connection for the baselines, without a client library.
+    pub async fn raw_connection(&self) -> RawConnection {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        RawConnection(stream)
     }
 
-    /// A connection that speaks its protocol and no more.
-    pub async fn bare(&self) -> Bare {
-        Bare(self.connect().await.unwrap())
+    /// Sends a command, given as its words.
+    pub async fn query<R: FromValue>(&self, words: &[&str]) -> R {
+        let command = CustomCommand::new(words[0], ClusterHash::FirstKey, false);
+        let reply = self.client.custom(command, words[1..].to_vec()).await;
+        reply.unwrap()
     }
 
-    /// A number from `INFO`.
+    /// Returns a number from `INFO`.
     pub async fn info(&self, section: &str, name: &str) -> f64 {
-        let text = self.bare().await.ask_bulk(&["INFO", section]).await;
-        let line = text
+        let info: String = self.query(&["INFO", section]).await;
+        let value = info
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.unwrap().trim().parse().unwrap()
+        value.unwrap().trim().parse().unwrap()
     }
 
-    /// Seconds that its one thread has worked.
-    pub async fn worked(&self) -> f64 {
+    /// Returns the CPU time of the main thread, in seconds.
+    pub async fn cpu_seconds(&self) -> f64 {
         self.info("cpu", "used_cpu_user_main_thread").await
             + self.info("cpu", "used_cpu_sys_main_thread").await
     }
 }
 
-/// A command as Redis reads it.
-pub fn command(words: &[&str]) -> Vec<u8> {
+async fn connect(port: u16) -> Result<Client, Error> {
+    let config = RedisConfig::from_url(&format!("redis://127.0.0.1:{port}"))?;
+    let client = Builder::from_config(config).build()?;
+    client.init().await?;
+    Ok(client)
+}
+
+/// Encodes a command.
+pub fn encode_command(words: &[&str]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
         bytes.extend(format!("${}\r\n{word}\r\n", word.len()).into_bytes());
@@ -120,53 +132,28 @@ pub fn command(words: &[&str]) -> Vec<u8> {
     bytes
 }
 
-/// A connection to Redis that does nothing unasked.
-pub struct Bare(pub TcpStream);
+/// A TCP connection to Redis.
+pub struct RawConnection(pub TcpStream);
 
-impl Bare {
-    /// Asks for something that is answered in one line.
-    pub async fn ask(&mut self, command: &[u8]) -> String {
+impl RawConnection {
+    /// Sends a command whose reply is a single line.
+    pub async fn send(&mut self, command: &[u8]) {
         self.0.write_all(command).await.unwrap();
-        self.line().await
-    }
-
-    async fn line(&mut self) -> String {
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n") {
-            assert!(
-                self.0.read_buf(&mut answer).await.unwrap() > 0,
-                "Redis has gone"
-            );
+        let mut reply = Vec::new();
+        while !reply.ends_with(b"\r\n") {
+            let length = self.0.read_buf(&mut reply).await.unwrap();
+            assert!(length > 0, "Redis has closed the connection");
         }
-        let answer = String::from_utf8(answer).unwrap();
-        assert!(!answer.starts_with('-'), "{answer}");
-        answer
-    }
-
-    /// Asks for something that is answered in a text.
-    pub async fn ask_bulk(&mut self, words: &[&str]) -> String {
-        self.0.write_all(&command(words)).await.unwrap();
-        let mut answer = Vec::new();
-        loop {
-            assert!(
-                self.0.read_buf(&mut answer).await.unwrap() > 0,
-                "Redis has gone"
-            );
-            let text = String::from_utf8_lossy(&answer);
-            assert!(text.starts_with('$'), "{text}");
-            let Some((length, rest)) = text[1..].split_once("\r\n") else {
-                continue;
-            };
-            let length: usize = length.parse().unwrap();
-            if rest.len() >= length + 2 {
-                return rest[..length].to_owned();
-            }
-        }
+        assert!(
+            !reply.starts_with(b"-"),
+            "{}",
+            String::from_utf8_lossy(&reply)
+        );
     }
 }
 
-/// A hub as a process, on a Redis.
-pub struct Serving {
+/// A hub process.
+pub struct HubProcess {
     address: String,
     minter: Minter,
     process: Process,
@@ -174,13 +161,13 @@ pub struct Serving {
 
 pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-impl Serving {
-    pub fn start(redis: &Redis) -> Self {
+impl HubProcess {
+    pub fn start(redis: &RedisProcess) -> Self {
         let settings = [
             ("server.bind", "127.0.0.1:0".to_owned()),
             ("store.url", redis.url()),
-            ("auth.hs256_secrets", SECRET.to_owned()),
-            // Sockets that are left alone for a while stay.
+            ("auth.hs256_secrets", JWT_SECRET.to_owned()),
+            // Sockets that are idle during a measurement stay open.
             ("socket.heartbeat", "10m".to_owned()),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_progress-hub"));
@@ -188,12 +175,12 @@ impl Serving {
         for (key, value) in &settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
-        let piped = command.stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut process = piped.spawn().unwrap();
-        let mut greeting = String::new();
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut process = command.spawn().unwrap();
+        let mut first_line = String::new();
         let output = process.stdout.take().unwrap();
-        BufReader::new(output).read_line(&mut greeting).unwrap();
-        let address = greeting.trim().strip_prefix("progress-hub is at http://");
+        BufReader::new(output).read_line(&mut first_line).unwrap();
+        let address = first_line.trim().strip_prefix("progress-hub is at http://");
         let settings = settings.map(|(key, value)| (key.to_owned(), value));
         let config = Config::load(None, std::iter::empty(), settings.to_vec()).unwrap();
         Self {
@@ -203,8 +190,8 @@ impl Serving {
         }
     }
 
-    /// A socket of this owner's.
-    pub async fn socket(&self, owner: &str) -> Socket {
+    /// Opens a socket with a token of `owner`.
+    pub async fn connect(&self, owner: &str) -> Socket {
         let ttl = Duration::from_secs(3600);
         let minted = self
             .minter
@@ -217,11 +204,11 @@ impl Serving {
             .headers_mut()
             .insert("authorization", bearer.parse().unwrap());
         let (mut socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
-        hear(&mut socket, "hello").await;
+        expect_message(&mut socket, "hello").await;
         socket
     }
 
-    /// Bytes of memory that it has.
+    /// Returns the resident memory in bytes.
     pub fn memory(&self) -> f64 {
         let path = format!("/proc/{}/status", self.process.0.id());
         let text = std::fs::read_to_string(path).unwrap();
@@ -231,28 +218,25 @@ impl Serving {
     }
 }
 
-pub async fn say(socket: &mut Socket, message: &Value) {
+pub async fn send_json(socket: &mut Socket, message: &Value) {
     socket
         .send(Message::text(message.to_string()))
         .await
         .unwrap();
 }
 
-/// The next message of one of these types.
-pub async fn hear_any(socket: &mut Socket, kinds: &[&str]) -> String {
-    let is_it = |text: &str| {
-        let kind = text.strip_prefix("{\"type\":\"");
-        kind.is_some_and(|text| {
-            kinds
-                .iter()
-                .any(|kind| text.starts_with(&format!("{kind}\"")))
-        })
+/// Returns the next message of one of these types.
+pub async fn expect_any(socket: &mut Socket, types: &[&str]) -> String {
+    let is_expected = |text: &str| {
+        let message_type = text.strip_prefix("{\"type\":\"");
+        let is_type = |text: &str, name: &&str| text.starts_with(&format!("{name}\""));
+        message_type.is_some_and(|text| types.iter().any(|name| is_type(text, name)))
     };
-    let hearing = async {
+    let receiving = async {
         loop {
             match socket.next().await.unwrap().unwrap() {
-                Message::Text(text) if is_it(&text) => return text.as_str().to_owned(),
-                Message::Close(why) => panic!("closed: {why:?}"),
+                Message::Text(text) if is_expected(&text) => return text.as_str().to_owned(),
+                Message::Close(reason) => panic!("closed: {reason:?}"),
                 Message::Text(_)
                 | Message::Binary(_)
                 | Message::Ping(_)
@@ -261,11 +245,11 @@ pub async fn hear_any(socket: &mut Socket, kinds: &[&str]) -> String {
             }
         }
     };
-    let heard = tokio::time::timeout(STARTUP_TIMEOUT, hearing).await;
-    heard.unwrap_or_else(|_| panic!("nothing of {kinds:?} came"))
+    let received = tokio::time::timeout(MESSAGE_TIMEOUT, receiving).await;
+    received.unwrap_or_else(|_| panic!("no message of {types:?}"))
 }
 
-/// The next message of a type.
-pub async fn hear(socket: &mut Socket, kind: &str) -> String {
-    hear_any(socket, &[kind]).await
+/// Returns the next message of a type.
+pub async fn expect_message(socket: &mut Socket, message_type: &str) -> String {
+    expect_any(socket, &[message_type]).await
 }

@@ -1,7 +1,7 @@
-//! Jobs as a provider has them, and one who changes them.
+//! Jobs at a provider, and their updates.
 //!
-//! Invariant: an update is what a webhook makes of a running job: a document of some 600 bytes, with
-//! its moment for the watchdog and its place at the provider.
+//! An update is that of a webhook to a running job: a document of about 600 bytes, a scheduled poll, and
+//! a concurrency slot.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,14 +15,14 @@ use progress_hub::store::{
 };
 use progress_hub::time::Time;
 
-use crate::environment::Redis;
+use crate::environment::{READINESS_INTERVAL, RedisProcess};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A store on this Redis, once it is there; what it announces goes to `announce`.
+/// Opens a store and waits until it is ready.
 pub async fn open(
-    redis: &Redis,
-    announce: impl Fn(StoreEvent) + Send + Sync + 'static,
+    redis: &RedisProcess,
+    on_event: impl Fn(StoreEvent) + Send + Sync + 'static,
 ) -> Arc<dyn Store> {
     let config = StoreConfig {
         url: redis.url(),
@@ -32,18 +32,18 @@ pub async fn open(
         terminal: DAY,
         active: DAY,
     };
-    let node = ChangeListener {
-        on_event: Arc::new(announce),
+    let listener = ChangeListener {
+        on_event: Arc::new(on_event),
         is_subscribed: Arc::new(|_| true),
     };
-    let store = store::open(&config, retention, node).unwrap();
+    let store = store::open(&config, retention, listener).unwrap();
     while store.ping().await.is_err() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(READINESS_INTERVAL).await;
     }
     store
 }
 
-fn agenda() -> Schedule {
+fn schedule() -> Schedule {
     Schedule {
         poll_at: Some(Time::now() + Duration::from_secs(60)),
         poll_interval: Duration::from_secs(30),
@@ -53,7 +53,7 @@ fn agenda() -> Schedule {
     }
 }
 
-/// A new job of an owner, in the store.
+/// Creates a job of an owner.
 pub async fn create(store: &dyn Store, owner: &str) -> Job {
     let mut new = NewJob {
         owner: owner.to_owned(),
@@ -70,7 +70,7 @@ pub async fn create(store: &dyn Store, owner: &str) -> Job {
     job.provider_task_id = Some(job.id.to_string());
     let create = CreateJob {
         job: Arc::new(job.clone()),
-        schedule: agenda(),
+        schedule: schedule(),
         idempotency: None,
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),
@@ -79,10 +79,10 @@ pub async fn create(store: &dyn Store, owner: &str) -> Job {
     job
 }
 
-/// Commits the job's next version.
-pub async fn change(store: &dyn Store, job: &mut Job) {
+/// Commits the next version of a job.
+pub async fn commit_next(store: &dyn Store, job: &mut Job) {
     let now = Time::now();
-    let expected = job.version;
+    let expected_version = job.version;
     job.version += 1;
     job.status = Status::Running;
     job.source = Source::Webhook;
@@ -91,8 +91,8 @@ pub async fn change(store: &dyn Store, job: &mut Job) {
     job.started_at = job.started_at.or(Some(now));
     let commit = CommitJob {
         job: Arc::new(job.clone()),
-        expected_version: expected,
-        schedule: agenda(),
+        expected_version,
+        schedule: schedule(),
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),
     };
@@ -102,54 +102,60 @@ pub async fn change(store: &dyn Store, job: &mut Job) {
     );
 }
 
-/// How often something was done, in how long, and how long Redis worked for it.
+/// The result of a measurement.
 pub struct Rate {
     pub count: usize,
     pub seconds: f64,
-    pub worked: f64,
+    /// CPU time of Redis.
+    pub cpu_seconds: f64,
 }
 
 impl Rate {
-    #[expect(clippy::cast_precision_loss, reason = "a count of seconds' work")]
+    #[expect(clippy::cast_precision_loss, reason = "the count is below 2^53")]
     pub fn per_second(&self) -> f64 {
         self.count as f64 / self.seconds
     }
 
-    /// Microseconds of Redis's one thread for each.
-    #[expect(clippy::cast_precision_loss, reason = "a count of seconds' work")]
+    /// Returns the CPU time of Redis for each operation, in microseconds.
+    #[expect(clippy::cast_precision_loss, reason = "the count is below 2^53")]
     pub fn cost(&self) -> f64 {
-        self.worked * 1e6 / self.count as f64
+        self.cpu_seconds * 1e6 / self.count as f64
     }
 }
 
-/// Lets all of these go on for a while; each answers how often it got done.
-pub async fn rate<W: Future<Output = usize> + Send + 'static>(
-    redis: &Redis,
+/// Runs workers until the end of `span`. Each returns the number of its operations.
+pub async fn measure_rate<W: Future<Output = usize> + Send + 'static>(
+    redis: &RedisProcess,
     span: Duration,
     start: impl Fn(Instant) -> Vec<W>,
 ) -> Rate {
-    let worked = redis.worked().await;
-    let begun = Instant::now();
-    let workers = start(begun + span).into_iter().map(tokio::spawn);
+    let cpu_seconds = redis.cpu_seconds().await;
+    let started_at = Instant::now();
+    let workers = start(started_at + span).into_iter().map(tokio::spawn);
     let counts = join_all(workers).await.into_iter().map(Result::unwrap);
     let count = counts.sum();
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = started_at.elapsed().as_secs_f64();
     Rate {
         count,
         seconds,
-        worked: redis.worked().await - worked,
+        cpu_seconds: redis.cpu_seconds().await - cpu_seconds,
     }
 }
 
-/// Changes each of these jobs again and again.
-pub async fn changes(redis: &Redis, store: &Arc<dyn Store>, jobs: &[Job], span: Duration) -> Rate {
-    rate(redis, span, |until| {
+/// Commits new versions of each job until the end of `span`.
+pub async fn commit_repeatedly(
+    redis: &RedisProcess,
+    store: &Arc<dyn Store>,
+    jobs: &[Job],
+    span: Duration,
+) -> Rate {
+    measure_rate(redis, span, |until| {
         let workers = jobs.iter().map(|job| {
             let (store, mut job) = (Arc::clone(store), job.clone());
             async move {
                 let first = job.version;
                 while Instant::now() < until {
-                    change(&*store, &mut job).await;
+                    commit_next(&*store, &mut job).await;
                 }
                 usize::try_from(job.version - first).unwrap()
             }

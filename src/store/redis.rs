@@ -1,12 +1,12 @@
-//! The shared engine: jobs in Redis, for any number of nodes.
+//! The shared engine: jobs in Redis, for any number of nodes. Requires Redis 7.
 //!
-//! Invariant: no job lives in a node. A job's hash is the truth, and one script compares its version,
-//! stores the next document, sets when it is due and tells of it; so what a node was told, whoever
-//! reads finds, and a node that dies between two steps leaves nothing but names, sums and places that
-//! are looked through before they count.
+//! No state of a job is kept in a node. The hash of a job is authoritative. One script compares its
+//! version, stores the next document, schedules the job and publishes the change. A node that crashes
+//! between two steps leaves only references, budget charges and slots behind, which are verified before
+//! they count.
 //!
-//! Needs Redis 7. Everything a node hears is a hint that there is a newer version: what it may have
-//! missed, it reads.
+//! Pub/sub may lose messages. A message is therefore only a hint that a newer version exists, and a
+//! node reads what it may have missed.
 
 mod budgets;
 mod commit;
@@ -23,191 +23,77 @@ mod scripts;
 mod slots;
 mod sweep;
 mod unique_keys;
+mod update_buffer;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use fred::interfaces::{ClientLike, HashesInterface};
-use futures_util::future::try_join_all;
 
-use self::connection::{Connections, to_store_error};
+use self::connection::Connections;
 use self::endpoint::Endpoint;
-use self::keys::{Keys, task_name};
+pub use self::endpoint::Timeouts;
+use self::keys::KeyNames;
 use self::pubsub::Subscriber;
-use self::scripts::REMEMBER;
-use super::{
-    BudgetStore, BufferOutcome, ChangeListener, ChangeSource, CommitJob, CommitOutcome, CreateJob,
-    CreateOutcome, Error, JobStore, ListQuery, Queue, Retention, SharedState, Store, WorkQueues,
-};
+use self::scripts::PUT_SHARED_STATE;
+use super::{ChangeListener, ChangeSource, Error, Retention, SharedState, Store};
 use crate::config::StoreConfig;
-use crate::job::{Job, JobId, Topic, Update};
+use crate::job::Topic;
 use crate::time::Time;
 
-/// Whether a URL names a Redis.
+/// Checks that a URL is a valid Redis URL.
 ///
 /// # Errors
-/// What is wrong with it, quoting nothing of it.
+/// A description of what is wrong with the URL. It contains no part of the URL.
 pub fn check(url: &str) -> Result<(), String> {
-    Endpoint::parse(url).map(drop)
+    Endpoint::parse(url, Timeouts::default()).map(drop)
 }
 
-/// Jobs in a Redis: one server, one behind Sentinels, or a cluster.
+/// A store in a single Redis server, a primary behind Sentinels, or a cluster.
 pub struct RedisStore {
-    link: Arc<Connections>,
-    hearing: Subscriber,
+    connections: Arc<Connections>,
+    subscriber: Subscriber,
     retention: Retention,
 }
 
 impl RedisStore {
-    /// Begins to connect. Must be called within a runtime, which its tasks run on.
+    /// Opens a store with the default [`Timeouts`].
+    ///
+    /// The connection is established in the background. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Away`] where the URL names no Redis, or there is no runtime.
+    /// [`Error::Unavailable`] if the URL is invalid or there is no runtime.
     pub fn open(
         config: &StoreConfig,
         retention: Retention,
-        node: ChangeListener,
+        listener: ChangeListener,
+    ) -> Result<Self, Error> {
+        Self::open_with_timeouts(config, retention, listener, Timeouts::default())
+    }
+
+    /// Opens a store like [`RedisStore::open`], with other timeouts.
+    ///
+    /// # Errors
+    /// As [`RedisStore::open`].
+    pub fn open_with_timeouts(
+        config: &StoreConfig,
+        retention: Retention,
+        listener: ChangeListener,
+        timeouts: Timeouts,
     ) -> Result<Self, Error> {
         if tokio::runtime::Handle::try_current().is_err() {
-            return Err(Error::Unavailable(
-                "it needs a runtime to connect".to_owned(),
-            ));
+            return Err(Error::Unavailable("no Tokio runtime".to_owned()));
         }
-        let place = Endpoint::parse(&config.url).map_err(Error::Unavailable)?;
-        let keys = Keys::new(&config.prefix, place.is_clustered());
-        let link = Arc::new(Connections::open(&place, keys, config.replicas)?);
-        let hearing = Subscriber::open(&place, &link, node)?;
+        let endpoint = Endpoint::parse(&config.url, timeouts).map_err(Error::Unavailable)?;
+        let keys = KeyNames::new(&config.prefix, endpoint.is_clustered());
+        let connections = Arc::new(Connections::open(&endpoint, keys, config.replicas)?);
+        let subscriber = Subscriber::open(&endpoint, &connections, listener)?;
         Ok(Self {
-            link,
-            hearing,
+            connections,
+            subscriber,
             retention,
         })
-    }
-}
-
-#[async_trait]
-impl JobStore for RedisStore {
-    async fn create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
-        let _working = self.link.begin_operation()?;
-        self.create_job(create).await
-    }
-
-    async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
-        let _working = self.link.begin_operation()?;
-        self.read(id).await
-    }
-
-    async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
-        let _working = self.link.begin_operation()?;
-        self.read_many(ids).await
-    }
-
-    async fn list(&self, query: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
-        let _working = self.link.begin_operation()?;
-        self.list_jobs(&query).await
-    }
-
-    async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
-        let _working = self.link.begin_operation()?;
-        self.find_task_job(&task_name(provider, task_id)).await
-    }
-
-    async fn commit(&self, commit: CommitJob) -> Result<CommitOutcome, Error> {
-        let _working = self.link.begin_operation()?;
-        self.commit_job(&commit).await
-    }
-
-    async fn ensure_durable(&self, job: &Job) -> Result<CommitOutcome, Error> {
-        let _working = self.link.begin_operation()?;
-        self.ensure_replicated(job).await
-    }
-
-    async fn buffer_update(
-        &self,
-        provider: &str,
-        task_id: &str,
-        update: &Update,
-        now: Time,
-    ) -> Result<BufferOutcome, Error> {
-        let _working = self.link.begin_operation()?;
-        self.buffer_update(&task_name(provider, task_id), update, now)
-            .await
-    }
-
-    async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
-        let _working = self.link.begin_operation()?;
-        self.buffered_updates(&task_name(provider, task_id)).await
-    }
-}
-
-#[async_trait]
-impl WorkQueues for RedisStore {
-    async fn claim(
-        &self,
-        queue: Queue<'_>,
-        now: Time,
-        limit: usize,
-    ) -> Result<Vec<Arc<Job>>, Error> {
-        let _working = self.link.begin_operation()?;
-        self.claim_due(queue, now, limit).await
-    }
-
-    async fn next_due(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
-        let _working = self.link.begin_operation()?;
-        self.next_due_at(queue).await
-    }
-
-    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
-        let _working = self.link.begin_operation()?;
-        self.schedule_poll(id, at, cool_down).await
-    }
-}
-
-#[async_trait]
-impl ChangeSource for RedisStore {
-    async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error> {
-        let _working = self.link.begin_operation()?;
-        self.hearing.listen(topics.to_vec()).await
-    }
-
-    fn is_lossy(&self) -> bool {
-        true
-    }
-}
-
-#[async_trait]
-impl BudgetStore for RedisStore {
-    async fn balances(&self, windows: &[String], now: Time) -> Result<Vec<i64>, Error> {
-        let _working = self.link.begin_operation()?;
-        try_join_all(windows.iter().map(|window| self.balance_of(window, now))).await
-    }
-}
-
-#[async_trait]
-impl SharedState for RedisStore {
-    async fn put_shared_state(&self, name: &str, value: &str) -> Result<(), Error> {
-        let _working = self.link.begin_operation()?;
-        let part = self.link.keys.partition(0);
-        let keys = vec![part.shared_state(), part.shared_state_channel()];
-        let args = vec![
-            self.link.publish().into(),
-            name.into(),
-            value.into(),
-            self.shared_key_ttl().into(),
-        ];
-        self.link.run_script(&REMEMBER, keys, args).await
-    }
-
-    async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {
-        let _working = self.link.begin_operation()?;
-        let memory = self.link.keys.partition(0).shared_state();
-        let all: Result<HashMap<String, String>, _> = self.link.client().hgetall(memory).await;
-        Ok(all
-            .map_err(|error| to_store_error(&error))?
-            .into_iter()
-            .collect())
     }
 }
 
@@ -217,27 +103,60 @@ impl Store for RedisStore {
         "redis"
     }
 
-    /// Asks Redis, and whether changes are heard.
     async fn ping(&self) -> Result<(), Error> {
-        let _working = self.link.begin_operation()?;
-        let answered: Result<(), _> = self.link.client().ping(None).await;
-        answered.map_err(|error| to_store_error(&error))?;
-        if self.hearing.is_healthy() {
-            Ok(())
-        } else {
-            Err(Error::Unavailable(
-                "pub/sub connection is not healthy".to_owned(),
-            ))
-        }
+        let _operation = self.connections.begin_operation()?;
+        let () = self.connections.client().ping(None).await?;
+        self.subscriber.check_health()
     }
 
     async fn sweep(&self, now: Time) -> Result<usize, Error> {
-        let _working = self.link.begin_operation()?;
-        self.sweep_once(now).await
+        let _operation = self.connections.begin_operation()?;
+        let mut count = 0;
+        for partition in self.connections.keys.partitions() {
+            count += self.sweep_partition(partition, now).await?;
+        }
+        Ok(count)
     }
 
     async fn close(&self) {
-        self.link.drain().await;
-        self.link.close().await;
+        self.connections.drain().await;
+        self.connections.close().await;
+    }
+}
+
+#[async_trait]
+impl ChangeSource for RedisStore {
+    async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error> {
+        let _operation = self.connections.begin_operation()?;
+        self.subscriber.subscribe(topics.to_vec()).await
+    }
+
+    fn is_lossy(&self) -> bool {
+        true
+    }
+}
+
+#[async_trait]
+impl SharedState for RedisStore {
+    async fn put_shared_state(&self, name: &str, value: &str) -> Result<(), Error> {
+        let _operation = self.connections.begin_operation()?;
+        let partition = self.connections.keys.partition(0);
+        let keys = vec![partition.shared_state(), partition.shared_state_channel()];
+        let args = vec![
+            self.connections.publish_command().into(),
+            name.into(),
+            value.into(),
+            self.shared_key_ttl().into(),
+        ];
+        self.connections
+            .run_script(&PUT_SHARED_STATE, keys, args)
+            .await
+    }
+
+    async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {
+        let _operation = self.connections.begin_operation()?;
+        let key = self.connections.keys.partition(0).shared_state();
+        let values: HashMap<String, String> = self.connections.client().hgetall(key).await?;
+        Ok(values.into_iter().collect())
     }
 }

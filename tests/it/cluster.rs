@@ -1,7 +1,4 @@
-//! Several hubs on one Redis: what their users see while parts of it break.
-//!
-//! Invariant: who judges stands outside. [`traffic::Traffic`] sends webhooks, watches over sockets
-//! and reads by HTTP, and knows of the hubs no more than their addresses.
+//! Several hubs on one Redis, and what their clients see when a part of it fails.
 
 mod cross_node_delivery;
 mod failover;
@@ -13,28 +10,39 @@ mod watchers;
 mod webhook_sender;
 mod workload;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::RngExt;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 
-use crate::app::{TEST_TIMEOUT, TestApp, TestAppBuilder, send};
+use crate::app::{TestApp, TestAppBuilder, TestResponse, send};
+use crate::wait::{wait_for, wait_until};
 
-/// Hubs on one store. Dropping them stops them.
-pub struct Fleet {
-    nodes: Vec<Option<TestApp>>,
-    pub addresses: Addresses,
-    urls: Vec<String>,
-    dress: Box<dyn Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync>,
-    is_of_processes: bool,
+type Configure = dyn Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync;
+
+#[derive(Clone, Copy)]
+enum NodeKind {
+    InProcess,
+    /// A process that can be killed.
+    Process,
 }
 
-/// Where the hubs are that are up, as service discovery would know it.
-#[derive(Clone, Default)]
-pub struct Addresses(Arc<Mutex<Vec<Option<String>>>>);
+/// Hubs on one store. They stop when this is dropped.
+pub struct HubCluster {
+    nodes: Vec<Option<TestApp>>,
+    pub addresses: NodeAddresses,
+    store_urls: Vec<String>,
+    configure: Box<Configure>,
+    kind: NodeKind,
+}
 
-impl Addresses {
+/// The URLs of the running hubs, as a load balancer would know them.
+#[derive(Clone, Default)]
+pub struct NodeAddresses(Arc<Mutex<Vec<Option<String>>>>);
+
+impl NodeAddresses {
     fn set(&self, node: usize, address: Option<String>) {
         let mut addresses = self.0.lock().unwrap();
         if addresses.len() <= node {
@@ -43,109 +51,124 @@ impl Addresses {
         addresses[node] = address;
     }
 
-    /// One of them; none while none is up.
+    /// Returns the address of a random hub, or `None` if none is running.
     fn any(&self) -> Option<String> {
         let addresses = self.0.lock().unwrap();
-        let up: Vec<&String> = addresses.iter().flatten().collect();
-        (!up.is_empty()).then(|| up[rand::rng().random_range(0..up.len())].clone())
+        let running: Vec<&String> = addresses.iter().flatten().collect();
+        (!running.is_empty()).then(|| running[rand::rng().random_range(0..running.len())].clone())
     }
 
-    /// This one, while it is up, or else another.
-    fn rather(&self, node: usize) -> Option<String> {
-        let this = self.0.lock().unwrap().get(node).cloned().flatten();
-        this.or_else(|| self.any())
+    /// Returns the address of a hub, or of a random one if that hub is not running.
+    fn prefer(&self, node: usize) -> Option<String> {
+        let preferred = self.0.lock().unwrap().get(node).cloned().flatten();
+        preferred.or_else(|| self.any())
     }
 }
 
-/// Waits until a load balancer would send something to this hub.
+/// Waits until a hub reports that it is ready.
 pub async fn wait_until_ready(app: &TestApp) {
-    let waiting = async {
-        let ready = || send(app.request_without_token(Method::GET, "/v1/health/ready"));
-        while ready().await.status != 200 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(TEST_TIMEOUT, waiting)
-        .await
-        .expect("it is ready");
+    wait_until("the hub is ready", async || {
+        let readiness = app.request_without_token(Method::GET, "/v1/health/ready");
+        send(readiness).await.status == 200
+    })
+    .await;
 }
 
-impl Fleet {
-    /// A hub per store URL, in this process, each with these settings.
+/// Repeats a request while the response is 503, which a busy machine may cause without a fault.
+async fn send_until_available(request: impl Fn() -> RequestBuilder) -> TestResponse {
+    wait_for("the store is available", async || {
+        let response = send(request()).await;
+        (response.status != 503).then_some(response)
+    })
+    .await
+}
+
+/// The delay of a client before it tries again, and of a fault before it strikes. The randomness
+/// varies the interleavings. No assertion depends on it.
+async fn random_delay(range: Range<Duration>) {
+    let delay = rand::rng().random_range(range);
+    tokio::time::sleep(delay).await;
+}
+
+impl HubCluster {
+    /// Starts a hub in this process for each store URL.
     pub async fn start(
-        urls: &[String],
-        dress: impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync + 'static,
+        store_urls: &[String],
+        configure: impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync + 'static,
     ) -> Self {
-        Self::assemble(urls, Box::new(dress), false).await
+        Self::start_nodes(store_urls, Box::new(configure), NodeKind::InProcess).await
     }
 
-    /// The same as processes, which can be killed.
-    pub async fn start_processes(
-        urls: &[String],
-        dress: impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync + 'static,
-    ) -> Self {
-        Self::assemble(urls, Box::new(dress), true).await
+    /// Starts a hub as a process for each store URL.
+    pub async fn start_processes(store_urls: &[String]) -> Self {
+        Self::start_processes_with(store_urls, |hub| hub).await
     }
 
-    async fn assemble(
-        urls: &[String],
-        dress: Box<dyn Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync>,
-        is_of_processes: bool,
+    pub async fn start_processes_with(
+        store_urls: &[String],
+        configure: impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync + 'static,
     ) -> Self {
-        let mut fleet = Self {
+        Self::start_nodes(store_urls, Box::new(configure), NodeKind::Process).await
+    }
+
+    async fn start_nodes(store_urls: &[String], configure: Box<Configure>, kind: NodeKind) -> Self {
+        let mut cluster = Self {
             nodes: Vec::new(),
-            addresses: Addresses::default(),
-            urls: urls.to_vec(),
-            dress,
-            is_of_processes,
+            addresses: NodeAddresses::default(),
+            store_urls: store_urls.to_vec(),
+            configure,
+            kind,
         };
-        for node in 0..urls.len() {
-            fleet.nodes.push(None);
-            fleet.bring_up(node).await;
+        for node in 0..store_urls.len() {
+            cluster.nodes.push(None);
+            cluster.start_node(node).await;
         }
-        fleet
+        cluster
     }
 
-    /// Starts the hub of this number, which is down, and waits until it is ready.
-    pub async fn bring_up(&mut self, node: usize) {
-        let builder = TestApp::builder().set("store.url", &self.urls[node]);
-        let builder = (self.dress)(builder);
-        let app = if self.is_of_processes {
-            builder.spawn_process(&[]).await
-        } else {
-            builder.spawn().await
+    /// Starts a hub that is not running, and waits until it is ready.
+    pub async fn start_node(&mut self, node: usize) {
+        // A test does not answer pings while it waits for something else.
+        let builder = TestApp::builder()
+            .set("store.url", &self.store_urls[node])
+            .set("socket.heartbeat", "10m");
+        let builder = (self.configure)(builder);
+        let app = match self.kind {
+            NodeKind::InProcess => builder.spawn().await,
+            NodeKind::Process => builder.spawn_process(&[]).await,
         };
         wait_until_ready(&app).await;
         self.addresses.set(node, Some(app.url.clone()));
         self.nodes[node] = Some(app);
     }
 
-    /// Stops it in good order.
-    pub async fn restart(&mut self, node: usize) {
-        let app = self.nodes[node].take().expect("it is up");
+    /// Shuts a hub down gracefully and starts it again.
+    pub async fn restart_node(&mut self, node: usize) {
+        let app = self.take_node(node);
         app.begin_shutdown();
-        self.addresses.set(node, None);
         app.shut_down().await;
-        self.bring_up(node).await;
+        self.start_node(node).await;
     }
 
-    /// Kills its process, as a power cut would.
-    pub fn kill(&mut self, node: usize) {
+    /// Kills the process of a hub.
+    pub fn kill_node(&mut self, node: usize) {
+        drop(self.take_node(node).kill());
+    }
+
+    fn take_node(&mut self, node: usize) -> TestApp {
         self.addresses.set(node, None);
-        drop(self.nodes[node].take().expect("it is up").kill());
+        self.nodes[node].take().expect("the hub is running")
     }
 
-    /// The hub of this number.
     pub fn node(&self, node: usize) -> &TestApp {
-        self.nodes[node].as_ref().expect("it is up")
+        self.nodes[node].as_ref().expect("the hub is running")
     }
 
-    /// Those that are up.
-    pub fn up(&self) -> impl Iterator<Item = &TestApp> {
+    pub fn running(&self) -> impl Iterator<Item = &TestApp> {
         self.nodes.iter().flatten()
     }
 
     pub fn size(&self) -> usize {
-        self.urls.len()
+        self.store_urls.len()
     }
 }

@@ -46,6 +46,7 @@ mod store;
 mod submit;
 mod subscribe;
 mod tampering_proxy;
+mod wait;
 mod watchdog;
 mod webhook;
 mod webhook_bodies;

@@ -1,7 +1,7 @@
-//! A TCP proxy in front of a server, for what networks do to connections.
+//! A TCP proxy that injects network faults between a client and a server.
 //!
-//! Invariant: what goes through is never changed or reordered; what a weather holds back goes on
-//! when it is over, unless its connection ended.
+//! Bytes are never changed or reordered. What a fault holds back is delivered when the fault ends,
+//! unless the connection has ended.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -11,73 +11,70 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::app::{TEST_TIMEOUT, reserve_port};
+use crate::app::reserve_port;
+use crate::wait::MAX_WAIT;
 
-/// Bytes read at once.
-const CHUNK: usize = 16 * 1024;
+const READ_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Chunks on their way in one direction of one connection; more wait in the kernel.
-const UNDER_WAY: usize = 256;
+/// Chunks in transit in one direction of a connection. More wait in the kernel.
+const MAX_CHUNKS_IN_TRANSIT: usize = 256;
 
-/// What it is like between the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weather {
-    Fine,
-    /// Every connection is closed and new ones are refused.
+pub enum NetworkFault {
+    /// Connections are closed, and new ones are refused.
     Cut,
-    /// Connections stay, also new ones, and nothing comes through.
+    /// Connections stay open and new ones are accepted, but nothing is delivered.
     Stalled,
-    /// Questions pass, answers do not.
-    Mute,
-    /// Everything comes later by this much.
+    /// Requests are delivered, responses are not.
+    Muted,
+    /// Everything is delayed, in both directions.
     Slow(Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
-    Questions,
-    Answers,
+    Request,
+    Response,
 }
 
 /// A running proxy. Dropping it closes all its connections.
 pub struct Proxy {
     address: SocketAddr,
-    sky: Arc<Sky>,
-    _end: DropGuard,
+    network: Arc<Network>,
+    _stop: DropGuard,
     _port: socket2::Socket,
 }
 
-struct Sky {
-    weather: watch::Sender<Weather>,
-    /// Makes it [`Weather::Mute`] as soon as a question contains this.
-    trap: Mutex<Option<Vec<u8>>>,
+struct Network {
+    fault: watch::Sender<Option<NetworkFault>>,
+    /// A request that contains this text causes [`NetworkFault::Muted`].
+    mute_trigger: Mutex<Option<Vec<u8>>>,
 }
 
 impl Proxy {
-    /// One in front of a server on loopback.
+    /// Starts a proxy for a server on loopback.
     pub async fn start(port: u16) -> Self {
         let (socket, address) = reserve_port();
-        let sky = Arc::new(Sky {
-            weather: watch::Sender::new(Weather::Fine),
-            trap: Mutex::new(None),
+        let network = Arc::new(Network {
+            fault: watch::Sender::new(None),
+            mute_trigger: Mutex::new(None),
         });
-        let end = CancellationToken::new();
+        let stop = CancellationToken::new();
         let upstream = SocketAddr::from(([127, 0, 0, 1], port));
-        let listener = listen(address);
         tokio::spawn(accept(
-            listener,
             address,
             upstream,
-            Arc::clone(&sky),
-            end.clone(),
+            listen(address),
+            Arc::clone(&network),
+            stop.clone(),
         ));
         Self {
             address,
-            sky,
-            _end: end.drop_guard(),
+            network,
+            _stop: stop.drop_guard(),
             _port: socket,
         }
     }
@@ -86,46 +83,31 @@ impl Proxy {
         self.address
     }
 
-    /// The URL of a store in the Redis behind it.
+    /// Returns the store URL of the Redis behind the proxy.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
-    /// Closes all connections and refuses new ones.
-    pub fn cut(&self) {
-        self.turn(Weather::Cut);
+    pub fn inject(&self, fault: NetworkFault) {
+        self.network.fault.send_replace(Some(fault));
     }
 
-    /// Leaves all connections half-open: they stay, and nothing comes through.
-    pub fn stall(&self) {
-        self.turn(Weather::Stalled);
-    }
-
-    /// Delays everything, in both directions.
-    pub fn slow(&self, delay: Duration) {
-        self.turn(Weather::Slow(delay));
-    }
-
-    /// Lets everything through again.
+    /// Ends the fault.
     pub fn heal(&self) {
-        self.turn(Weather::Fine);
+        self.network.fault.send_replace(None);
     }
 
-    /// As soon as a question contains this text, it passes and nothing is answered any more.
+    /// Delivers requests up to one that contains `text`, and then no more responses.
     pub fn mute_after(&self, text: &str) {
-        *self.sky.trap.lock().unwrap() = Some(text.as_bytes().to_vec());
+        *self.network.mute_trigger.lock().unwrap() = Some(text.as_bytes().to_vec());
     }
 
-    /// Waits until the question of [`Proxy::mute_after`] has come by.
-    pub async fn until_mute(&self) {
-        let mut weather = self.sky.weather.subscribe();
-        let muted = weather.wait_for(|weather| *weather == Weather::Mute);
-        let waited = tokio::time::timeout(TEST_TIMEOUT, muted).await;
-        assert!(waited.is_ok(), "nobody asked that");
-    }
-
-    fn turn(&self, weather: Weather) {
-        self.sky.weather.send_replace(weather);
+    /// Waits until a request has triggered [`Proxy::mute_after`].
+    pub async fn wait_until_muted(&self) {
+        let mut fault = self.network.fault.subscribe();
+        let muted = fault.wait_for(|fault| *fault == Some(NetworkFault::Muted));
+        let waited = timeout(MAX_WAIT, muted).await;
+        assert!(waited.is_ok(), "no request contains the trigger");
     }
 }
 
@@ -139,38 +121,44 @@ fn listen(address: SocketAddr) -> TcpListener {
 }
 
 async fn accept(
-    listener: TcpListener,
     address: SocketAddr,
     upstream: SocketAddr,
-    sky: Arc<Sky>,
-    end: CancellationToken,
+    listener: TcpListener,
+    network: Arc<Network>,
+    stop: CancellationToken,
 ) {
-    let mut weather = sky.weather.subscribe();
+    let mut fault = network.fault.subscribe();
     let mut listening = Some(listener);
     loop {
         let Some(listener) = listening.take() else {
             tokio::select! {
-                () = end.cancelled() => return,
-                _ = weather.wait_for(|weather| *weather != Weather::Cut) => {}
+                () = stop.cancelled() => return,
+                _ = fault.wait_for(|fault| *fault != Some(NetworkFault::Cut)) => {}
             }
             listening = Some(listen(address));
             continue;
         };
         tokio::select! {
             biased;
-            () = end.cancelled() => return,
-            _ = weather.wait_for(|weather| *weather == Weather::Cut) => {}
+            () = stop.cancelled() => return,
+            // Drops the listener, so that connections are refused.
+            _ = fault.wait_for(|fault| *fault == Some(NetworkFault::Cut)) => {}
             accepted = listener.accept() => {
                 let (client, _) = accepted.unwrap();
-                tokio::spawn(pass(client, upstream, Arc::clone(&sky), end.clone()));
+                tokio::spawn(forward(client, upstream, Arc::clone(&network), stop.clone()));
                 listening = Some(listener);
             }
         }
     }
 }
 
-/// One connection, until either side or the weather ends it.
-async fn pass(client: TcpStream, upstream: SocketAddr, sky: Arc<Sky>, end: CancellationToken) {
+/// Forwards a connection until a side or a fault ends it.
+async fn forward(
+    client: TcpStream,
+    upstream: SocketAddr,
+    network: Arc<Network>,
+    stop: CancellationToken,
+) {
     let Ok(server) = TcpStream::connect(upstream).await else {
         return;
     };
@@ -179,47 +167,54 @@ async fn pass(client: TcpStream, upstream: SocketAddr, sky: Arc<Sky>, end: Cance
     }
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let mut weather = sky.weather.subscribe();
+    let mut fault = network.fault.subscribe();
     tokio::select! {
-        () = end.cancelled() => {}
-        _ = weather.wait_for(|weather| *weather == Weather::Cut) => {}
-        () = carry(from_client, to_server, &sky, Direction::Questions) => {}
-        () = carry(from_server, to_client, &sky, Direction::Answers) => {}
+        () = stop.cancelled() => {}
+        _ = fault.wait_for(|fault| *fault == Some(NetworkFault::Cut)) => {}
+        () = copy(from_client, to_server, &network, Direction::Request) => {}
+        () = copy(from_server, to_client, &network, Direction::Response) => {}
     }
 }
 
-/// Carries one direction: what was read is written when its time has come.
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, sky: &Sky, direction: Direction) {
-    let (send, mut receive) = mpsc::channel::<(Instant, Vec<u8>)>(UNDER_WAY);
-    let mut weather = sky.weather.subscribe();
+/// Copies one direction, as the fault of the moment permits.
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    network: &Network,
+    direction: Direction,
+) {
+    let (chunks, mut in_transit) = mpsc::channel::<(Instant, Vec<u8>)>(MAX_CHUNKS_IN_TRANSIT);
+    let mut fault = network.fault.subscribe();
     let read = async move {
-        let mut chunk = vec![0; CHUNK];
-        while let Ok(length @ 1..) = from.read(&mut chunk).await {
-            let bytes = chunk[..length].to_vec();
-            if direction == Direction::Questions {
-                sky.spring(&bytes);
+        let mut buffer = vec![0; READ_BUFFER_BYTES];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            let chunk = buffer[..length].to_vec();
+            if direction == Direction::Request {
+                network.mute_if_triggered(&chunk);
             }
-            let delay = match *sky.weather.borrow() {
-                Weather::Slow(delay) => delay,
-                Weather::Fine | Weather::Cut | Weather::Stalled | Weather::Mute => Duration::ZERO,
+            let delay = match *network.fault.borrow() {
+                Some(NetworkFault::Slow(delay)) => delay,
+                Some(NetworkFault::Cut | NetworkFault::Stalled | NetworkFault::Muted) | None => {
+                    Duration::ZERO
+                }
             };
-            if send.send((Instant::now() + delay, bytes)).await.is_err() {
+            if chunks.send((Instant::now() + delay, chunk)).await.is_err() {
                 break;
             }
         }
-        // What a side said before it went still arrives: the other half ends this.
-        drop(send);
+        // Chunks in transit are still delivered. The writing half ends the copy.
+        drop(chunks);
         std::future::pending::<()>().await;
     };
     let write = async {
-        while let Some((due, bytes)) = receive.recv().await {
-            tokio::time::sleep_until(due).await;
-            let passes = |weather: &Weather| match weather {
-                Weather::Fine | Weather::Slow(_) => true,
-                Weather::Mute => direction == Direction::Questions,
-                Weather::Cut | Weather::Stalled => false,
+        while let Some((due_at, chunk)) = in_transit.recv().await {
+            tokio::time::sleep_until(due_at).await;
+            let is_delivered = |fault: &Option<NetworkFault>| match fault {
+                None | Some(NetworkFault::Slow(_)) => true,
+                Some(NetworkFault::Muted) => direction == Direction::Request,
+                Some(NetworkFault::Cut | NetworkFault::Stalled) => false,
             };
-            if weather.wait_for(passes).await.is_err() || to.write_all(&bytes).await.is_err() {
+            if fault.wait_for(is_delivered).await.is_err() || to.write_all(&chunk).await.is_err() {
                 return;
             }
         }
@@ -230,102 +225,107 @@ async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, sky: &Sky, direc
     }
 }
 
-impl Sky {
-    /// Turns mute where a question has what the trap waits for. A question that comes in two reads
-    /// passes by: ours are small.
-    fn spring(&self, question: &[u8]) {
-        let mut trap = self.trap.lock().unwrap();
-        let springs = trap
+impl Network {
+    /// Checks a request for the trigger. A trigger that is split between two reads is not found, but
+    /// the requests of the tests are small.
+    fn mute_if_triggered(&self, request: &[u8]) {
+        let mut trigger = self.mute_trigger.lock().unwrap();
+        let is_triggered = trigger
             .as_ref()
-            .is_some_and(|text| question.windows(text.len()).any(|part| part == text));
-        if springs {
-            *trap = None;
-            self.weather.send_replace(Weather::Mute);
+            .is_some_and(|text| request.windows(text.len()).any(|part| part == text));
+        if is_triggered {
+            *trigger = None;
+            self.fault.send_replace(Some(NetworkFault::Muted));
         }
     }
 }
 
-/// The proxy before a real server, by a client's eyes.
-mod stories {
+mod tests {
     use std::time::Duration;
 
-    use super::Proxy;
-    use crate::redis::RedisServer;
-    use crate::redis::resp_client::{Reply, RespClient};
+    use fred::clients::Client;
+    use fred::error::Error;
+    use tokio::time::timeout;
 
-    fn pong() -> Result<Reply, String> {
-        Ok(Reply::Text("PONG".to_owned()))
+    use super::{NetworkFault, Proxy};
+    use crate::redis::{RedisServer, connect, send_command};
+    use crate::wait::wait_until;
+
+    /// How long a test waits for a response that must not arrive.
+    const NO_RESPONSE: Duration = Duration::from_millis(200);
+
+    async fn ping(client: &Client) -> Result<String, Error> {
+        send_command(client, &["PING"]).await
+    }
+
+    /// Starts a server and a proxy, and connects through the proxy.
+    async fn start() -> (RedisServer, Proxy, Client) {
+        let server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port).await;
+        let client = connect(&proxy.address.to_string()).await.unwrap();
+        assert_eq!(ping(&client).await.unwrap(), "PONG");
+        (server, proxy, client)
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn proxy_cut_drops_and_refuses_connections() {
-        let server = RedisServer::start().await;
-        let proxy = Proxy::start(server.port).await;
+        let (_server, proxy, client) = start().await;
         let address = proxy.address.to_string();
-        let mut speaker = RespClient::connect(&address).await.unwrap();
-        assert_eq!(speaker.try_ask("PING").await, pong());
-        proxy.cut();
-        assert!(speaker.hear().await.is_err());
-        while RespClient::connect(&address).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        proxy.inject(NetworkFault::Cut);
+        assert!(ping(&client).await.is_err());
+        wait_until("connections are refused", async || {
+            connect(&address).await.is_err()
+        })
+        .await;
         proxy.heal();
-        loop {
-            if let Ok(mut speaker) = RespClient::connect(&address).await {
-                assert_eq!(speaker.try_ask("PING").await, pong());
-                return;
+        wait_until("connections are accepted", async || {
+            match connect(&address).await {
+                Ok(client) => ping(&client).await.is_ok(),
+                Err(_) => false,
             }
-        }
+        })
+        .await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_stalls_comes_through_when_it_heals() {
-        let server = RedisServer::start().await;
-        let proxy = Proxy::start(server.port).await;
-        let mut speaker = RespClient::connect(&proxy.address.to_string())
+    async fn proxy_delivers_stalled_data_when_healed() {
+        let (server, proxy, client) = start().await;
+        proxy.inject(NetworkFault::Stalled);
+        let increment = send_command::<u64>(&client, &["INCR", "count"]);
+        tokio::pin!(increment);
+        timeout(NO_RESPONSE, &mut increment)
             .await
-            .unwrap();
-        assert_eq!(speaker.try_ask("PING").await, pong());
-        proxy.stall();
-        let asked = speaker.try_ask("INCR count");
-        tokio::time::timeout(Duration::from_millis(200), asked)
-            .await
-            .expect_err("nothing comes through");
-        assert_eq!(server.ask("GET count").await, Reply::Nil);
+            .expect_err("the request is held back");
+        assert_eq!(server.query::<Option<u64>>("GET count").await, None);
         proxy.heal();
-        assert_eq!(speaker.hear().await, Ok(Reply::Number(1)));
+        assert_eq!(increment.await.unwrap(), 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn proxy_mute_drops_replies_only() {
-        let server = RedisServer::start().await;
-        let proxy = Proxy::start(server.port).await;
-        let mut speaker = RespClient::connect(&proxy.address.to_string())
+    async fn proxy_mute_drops_responses_only() {
+        let (server, proxy, client) = start().await;
+        proxy.mute_after("trigger");
+        assert_eq!(ping(&client).await.unwrap(), "PONG");
+        let set = send_command::<()>(&client, &["SET", "key", "trigger"]);
+        timeout(NO_RESPONSE, set)
             .await
-            .unwrap();
-        proxy.mute_after("the-word");
-        assert_eq!(speaker.try_ask("PING").await, pong());
-        let asked = speaker.try_ask("SET key the-word");
-        tokio::time::timeout(Duration::from_millis(200), asked)
-            .await
-            .expect_err("nothing is answered");
-        proxy.until_mute().await;
-        assert_eq!(server.ask("GET key").await.text(), "the-word");
+            .expect_err("the response is held back");
+        proxy.wait_until_muted().await;
+        assert_eq!(server.query::<String>("GET key").await, "trigger");
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn slow_is_late_but_in_order() {
-        let server = RedisServer::start().await;
-        let proxy = Proxy::start(server.port).await;
-        let mut speaker = RespClient::connect(&proxy.address.to_string())
-            .await
-            .unwrap();
+    async fn slow_proxy_delays_and_keeps_the_order() {
+        let (_server, proxy, client) = start().await;
         let delay = Duration::from_millis(50);
-        proxy.slow(delay);
-        let begun = std::time::Instant::now();
-        for n in 1..=3 {
-            assert_eq!(speaker.try_ask("INCR count").await, Ok(Reply::Number(n)));
+        proxy.inject(NetworkFault::Slow(delay));
+        for count in 1..=3 {
+            let increment = send_command::<u64>(&client, &["INCR", "count"]);
+            tokio::pin!(increment);
+            timeout(delay, &mut increment)
+                .await
+                .expect_err("the request and the response are delayed");
+            assert_eq!(increment.await.unwrap(), count);
         }
-        assert!(begun.elapsed() >= delay * 6, "there and back, three times");
     }
 }

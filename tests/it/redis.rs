@@ -1,76 +1,129 @@
-//! Real Redis servers for tests: alone, watched by Sentinels, and as a cluster.
+//! Real Redis servers for tests: single servers, Sentinels and clusters.
 //!
-//! Invariant: each listens on loopback on ports of its own, keeps nothing on any disk that outlives
-//! it, and ends when it is dropped.
+//! Each server listens on ports of its own on loopback, keeps its files in a temporary directory, and
+//! ends when it is dropped.
 
 pub mod cluster;
 pub mod replicated;
-pub mod resp_client;
 
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
+use fred::clients::Client;
+use fred::error::Error;
+use fred::interfaces::ClientLike;
+use fred::prelude::{Builder, Config};
+use fred::types::{ClusterHash, CustomCommand, FromValue};
+use progress_hub::config::{Config as HubConfig, StoreConfig};
+use progress_hub::store::redis::{RedisStore, Timeouts};
+use progress_hub::store::{ChangeListener, Retention, Store};
 use tempfile::TempDir;
 
-use self::resp_client::{Reply, RespClient};
-use crate::app::{TEST_TIMEOUT, reserve_port};
+use crate::app::reserve_port;
+use crate::wait::{MAX_WAIT, wait_for, wait_until};
 
-/// Between two looks at a server that is not yet as wished.
-const LOOK: Duration = Duration::from_millis(20);
+/// Pub/sub messages that a client keeps until they are read.
+const MESSAGE_BUFFER: usize = 64 * 1024;
 
-/// A `redis-server` process. Dropping it kills it.
+/// Opens a store that does not report an outage while a busy machine delays Redis.
+pub fn open_store(
+    url: &str,
+    prefix: Option<&str>,
+    retention: Retention,
+    listener: ChangeListener,
+) -> RedisStore {
+    let mut config = StoreConfig {
+        url: url.to_owned(),
+        ..HubConfig::defaults().store
+    };
+    if let Some(prefix) = prefix {
+        prefix.clone_into(&mut config.prefix);
+    }
+    let timeouts = Timeouts {
+        command: MAX_WAIT,
+        health_check: MAX_WAIT,
+        probe: MAX_WAIT,
+    };
+    RedisStore::open_with_timeouts(&config, retention, listener, timeouts).expect("a store")
+}
+
+pub async fn wait_until_store_ready(store: &dyn Store) {
+    wait_until("the store is ready", async || store.ping().await.is_ok()).await;
+}
+
+/// Opens a connection that ends with the server, because it never reconnects.
+///
+/// # Errors
+/// The reason why the connection failed.
+pub async fn connect(address: &str) -> Result<Client, Error> {
+    let client = Builder::from_config(Config::from_url(&format!("redis://{address}"))?)
+        .with_performance_config(|performance| {
+            performance.default_command_timeout = MAX_WAIT;
+            performance.broadcast_channel_capacity = MESSAGE_BUFFER;
+        })
+        .with_connection_config(|connection| connection.max_command_attempts = 1)
+        .build()?;
+    client.init().await?;
+    Ok(client)
+}
+
+/// Sends a command, given as its words.
+///
+/// # Errors
+/// The server's error, or the reason why there is no reply.
+pub async fn send_command<R: FromValue>(client: &Client, words: &[&str]) -> Result<R, Error> {
+    let command = CustomCommand::new(words[0], ClusterHash::FirstKey, false);
+    client.custom(command, words[1..].to_vec()).await
+}
+
+/// A `redis-server` process.
 pub struct RedisServer {
     pub port: u16,
     arguments: Vec<String>,
     process: Option<Child>,
-    folder: TempDir,
-    /// Keep the ports from every other test while this server is down.
+    directory: TempDir,
+    /// Keep the ports reserved while the server is stopped.
     _ports: Vec<socket2::Socket>,
 }
 
 impl RedisServer {
-    /// One that stands alone.
+    /// Starts a single server.
     pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    /// One with further arguments, as on its command line.
+    /// Starts a server with additional command line arguments.
     pub async fn start_with(arguments: &[&str]) -> Self {
-        let server = Self::launch(arguments);
-        server.until_it_answers().await;
+        let (port, address) = reserve_port();
+        let server = Self::launch(address.port(), vec![port], arguments);
+        server.wait_until_ready().await;
         server
     }
 
-    /// One that may not answer yet.
-    fn launch(arguments: &[&str]) -> Self {
-        let (port, address) = reserve_port();
-        Self::launch_at(address.port(), vec![port], arguments)
-    }
-
-    fn launch_at(port: u16, ports: Vec<socket2::Socket>, arguments: &[&str]) -> Self {
+    /// Starts the process without waiting until it is ready.
+    fn launch(port: u16, ports: Vec<socket2::Socket>, arguments: &[&str]) -> Self {
         let mut server = Self {
             port,
             arguments: arguments.iter().map(ToString::to_string).collect(),
             process: None,
-            folder: tempfile::tempdir().unwrap(),
+            directory: tempfile::tempdir().unwrap(),
             _ports: ports,
         };
-        server.run();
+        server.spawn();
         server
     }
 
-    fn run(&mut self) {
-        let folder = self.folder.path();
+    fn spawn(&mut self) {
+        let directory = self.directory.path();
         let log = std::fs::File::options()
             .create(true)
             .append(true)
-            .open(folder.join("redis.log"))
+            .open(directory.join("redis.log"))
             .unwrap();
         let process = Command::new("redis-server")
             .args(&self.arguments)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--dir"])
-            .arg(folder)
+            .arg(directory)
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(Stdio::null())
@@ -83,101 +136,100 @@ impl RedisServer {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The URL of a store in it.
+    /// Returns the store URL of this server.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address())
     }
 
-    /// One connection to it.
-    pub async fn speaker(&self) -> RespClient {
-        let connected = RespClient::connect(&self.address()).await;
+    pub async fn connect(&self) -> Client {
+        let connected = connect(&self.address()).await;
         connected.unwrap_or_else(|error| panic!("{error}; {}", self.log()))
     }
 
-    /// Asks on a connection of its own; an error is a failure of the test.
-    pub async fn ask(&self, command: &str) -> Reply {
-        self.speaker().await.ask(command).await
+    /// Sends a command whose words contain no spaces, on a new connection.
+    ///
+    /// # Errors
+    /// The server's error, or the reason why there is no reply.
+    pub async fn try_query<R: FromValue>(&self, command: &str) -> Result<R, Error> {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let client = connect(&self.address()).await?;
+        let reply = send_command(&client, &words).await;
+        // Fails if the server or the command has closed the connection.
+        drop(client.quit().await);
+        reply
     }
 
-    /// Kills it as a power cut would: what it knew is gone.
+    /// Sends a command like [`RedisServer::try_query`]. Panics on an error.
+    pub async fn query<R: FromValue>(&self, command: &str) -> R {
+        let reply = self.try_query(command).await;
+        reply.unwrap_or_else(|error| panic!("{command}: {error}; {}", self.log()))
+    }
+
+    /// Sends a command and ignores the reply. Panics on an error.
+    pub async fn run(&self, command: &str) {
+        self.query::<()>(command).await;
+    }
+
+    /// Kills the process. Its data is lost.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
-            process.kill().expect("it is killed");
-            process.wait().expect("it has ended");
+            process.kill().expect("redis-server can be killed");
+            process.wait().expect("redis-server has exited");
         }
     }
 
-    /// Starts it again, empty, on the same port and with these arguments on top.
-    pub async fn start_again(&mut self, arguments: &[&str]) {
-        assert!(self.process.is_none(), "it still runs");
-        self.arguments
-            .extend(arguments.iter().map(ToString::to_string));
-        self.run();
-        self.until_it_answers().await;
+    /// Starts a killed server again, without data, on the same port.
+    pub async fn restart(&mut self) {
+        assert!(self.process.is_none(), "the server is running");
+        self.spawn();
+        self.wait_until_ready().await;
     }
 
-    /// Stops its clock: it keeps its connections and says nothing, until [`RedisServer::thaw`].
-    pub fn freeze(&self) {
-        self.signal("STOP");
+    /// Suspends the process. It keeps its connections but does not answer.
+    pub fn suspend(&self) {
+        self.send_signal("STOP");
     }
 
-    pub fn thaw(&self) {
-        self.signal("CONT");
+    /// Resumes a suspended process.
+    pub fn resume(&self) {
+        self.send_signal("CONT");
     }
 
-    fn signal(&self, signal: &str) {
-        let process = self.process.as_ref().expect("it runs");
-        let sent = Command::new("kill")
+    fn send_signal(&self, signal: &str) {
+        let process = self.process.as_ref().expect("the server is running");
+        let status = Command::new("kill")
             .args(["-s", signal, &process.id().to_string()])
             .status();
-        assert!(sent.unwrap().success(), "it gets the signal");
+        assert!(status.unwrap().success(), "the signal is delivered");
     }
 
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("redis.log")).unwrap_or_default()
+        std::fs::read_to_string(self.directory.path().join("redis.log")).unwrap_or_default()
     }
 
-    async fn until_it_answers(&self) {
-        let answering = async {
-            loop {
-                if let Ok(mut speaker) = RespClient::connect(&self.address()).await
-                    && speaker.try_ask("PING").await == Ok(Reply::Text("PONG".to_owned()))
-                {
-                    return;
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        let waited = tokio::time::timeout(TEST_TIMEOUT, answering).await;
-        assert!(waited.is_ok(), "it does not answer: {}", self.log());
+    async fn wait_until_ready(&self) {
+        self.wait_for_reply("PING", |reply: &String| reply == "PONG")
+            .await;
     }
 
-    /// Waits until its answer to a command is as wished; an error is as good as another answer.
-    pub async fn until(&self, command: &str, wish: impl Fn(&Reply) -> bool) -> Reply {
-        let mut last = Reply::Nil;
-        let waiting = async {
-            loop {
-                if let Ok(mut speaker) = RespClient::connect(&self.address()).await
-                    && let Ok(reply) = speaker.try_ask(command).await
-                {
-                    last = reply;
-                    if wish(&last) {
-                        return;
-                    }
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        let waited = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
-        assert!(waited.is_ok(), "{command} came to {last:?}; {}", self.log());
-        last
+    /// Repeats a command until its reply meets a condition. Errors are ignored.
+    pub async fn wait_for_reply<R: FromValue>(
+        &self,
+        command: &str,
+        is_expected: impl Fn(&R) -> bool,
+    ) -> R {
+        let condition = format!("{command} on port {} returns as expected", self.port);
+        wait_for(&condition, async || {
+            self.try_query(command).await.ok().filter(&is_expected)
+        })
+        .await
     }
 }
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            // A frozen process dies of this as well.
+            // SIGKILL ends a suspended process as well.
             let _ = process.kill();
             let _ = process.wait();
         }
@@ -185,12 +237,12 @@ impl Drop for RedisServer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_keeps_its_port_and_forgets_everything() {
+async fn restarted_server_keeps_its_port_and_is_empty() {
     let mut server = RedisServer::start().await;
-    server.ask("SET key word").await;
-    assert_eq!(server.ask("GET key").await, Reply::Text("word".to_owned()));
+    server.run("SET key value").await;
+    assert_eq!(server.query::<String>("GET key").await, "value");
     server.kill();
-    assert!(RespClient::connect(&server.address()).await.is_err());
-    server.start_again(&[]).await;
-    assert_eq!(server.ask("GET key").await, Reply::Nil);
+    assert!(connect(&server.address()).await.is_err());
+    server.restart().await;
+    assert_eq!(server.query::<Option<String>>("GET key").await, None);
 }

@@ -36,7 +36,7 @@ use progress_hub::time::Time;
 use serde_json::Map;
 use tokio::sync::watch;
 
-use crate::app::TEST_TIMEOUT;
+use crate::wait::MAX_WAIT;
 
 /// Defines a module with one test function per engine and contract test.
 macro_rules! contract_tests {
@@ -160,12 +160,9 @@ mod engines {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Weak};
 
-    use progress_hub::config::{Config, StoreConfig};
-    use progress_hub::store::redis::RedisStore;
-
     use super::{Location, RETENTION, SqliteStore, StoreFixture};
-    use crate::redis::RedisServer;
-    use crate::redis::cluster::Cluster;
+    use crate::redis::cluster::RedisCluster;
+    use crate::redis::{RedisServer, open_store, wait_until_store_ready};
 
     pub(super) async fn sqlite_file() -> StoreFixture {
         let dir = tempfile::tempdir().unwrap();
@@ -190,8 +187,8 @@ mod engines {
     }
 
     pub(super) async fn redis_cluster() -> StoreFixture {
-        static CLUSTER: SharedServer<Cluster> = SharedServer::const_new(Weak::new());
-        let cluster = shared(&CLUSTER, Cluster::start()).await;
+        static CLUSTER: SharedServer<RedisCluster> = SharedServer::const_new(Weak::new());
+        let cluster = shared(&CLUSTER, RedisCluster::start()).await;
         redis(&cluster.url()).await.keep(cluster)
     }
 
@@ -211,15 +208,11 @@ mod engines {
     /// Connects with a key prefix that no other test uses.
     async fn redis(url: &str) -> StoreFixture {
         static NEXT_PREFIX: AtomicUsize = AtomicUsize::new(0);
-        let config = StoreConfig {
-            url: url.to_owned(),
-            prefix: format!("test{}", NEXT_PREFIX.fetch_add(1, Ordering::Relaxed)),
-            ..Config::defaults().store
-        };
+        let prefix = format!("test{}", NEXT_PREFIX.fetch_add(1, Ordering::Relaxed));
         let fixture = StoreFixture::new(Location::Remote, |listener| {
-            RedisStore::open(&config, RETENTION, listener).unwrap()
+            open_store(url, Some(&prefix), RETENTION, listener)
         });
-        fixture.wait_until_available().await;
+        wait_until_store_ready(&*fixture.store).await;
         fixture
     }
 }
@@ -279,15 +272,6 @@ impl StoreFixture {
         self
     }
 
-    async fn wait_until_available(&self) {
-        let available = async {
-            while self.store.ping().await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(TEST_TIMEOUT, available).await.unwrap();
-    }
-
     /// Waits until as many versions of a job are published as `expected` contains, and compares.
     pub(crate) async fn expect_published(&self, id: &JobId, expected: &[u64]) {
         let versions = |published: &Vec<Arc<Job>>| -> Vec<u64> {
@@ -296,7 +280,7 @@ impl StoreFixture {
         };
         let mut published = self.published.subscribe();
         let enough = published.wait_for(|published| versions(published).len() >= expected.len());
-        let in_time = tokio::time::timeout(TEST_TIMEOUT, enough).await.is_ok();
+        let in_time = tokio::time::timeout(MAX_WAIT, enough).await.is_ok();
         let versions = versions(&self.published.borrow());
         assert_eq!(versions, expected, "published in time: {in_time}");
     }

@@ -1,118 +1,150 @@
-//! Accounts: sums that a new job may not push past a limit.
+//! Budget windows: balances that a new job must not raise above a limit.
 //!
-//! Invariant: what is to be booked is written beside the job in the step that changes it, booked
-//! under the document's name, so once, and struck off; what a dead node left is booked by the next
-//! sweep. A reservation whose job never came is taken back.
+//! The charges of a document are written to an outbox in the same step as the document. They are then
+//! applied to each window at most once, under the document key, and removed from the outbox. A sweep
+//! applies the entries of crashed nodes, and releases reservations whose job was never created.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use fred::interfaces::HashesInterface;
 use fred::types::Value;
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use super::RedisStore;
-use super::connection::to_store_error;
 use super::jobs::{document_key, millis};
 use super::keys::Partition;
-use super::scripts::{BOOK, VOID};
+use super::scripts::{CHARGE_WINDOW, RELEASE_RESERVATION};
 use crate::job::{Job, JobId};
 use crate::store::codec::{from_json, to_json};
-use crate::store::{BudgetEntry, Error};
+use crate::store::{BudgetEntry, BudgetStore, Error};
 use crate::time::Time;
 
-/// How long an account is kept after its end, so that what comes late finds it over.
+/// How long a window is kept after its end, so that a late charge finds that it has ended.
 const WINDOW_GRACE_PERIOD: Duration = Duration::from_secs(3600);
 
-/// After which a debt is somebody else's to pay: longer than any call takes.
+/// Age from which any node may process an outbox entry. Longer than any operation takes.
 const OUTBOX_ENTRY_LEASE: Duration = Duration::from_secs(10);
 
-/// What is to be booked for one document.
+/// The charges of one document.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct BudgetOutboxEntry {
     job: JobId,
-    /// Set while the job is yet to be created: then it is a reservation.
+    /// Whether the job has not been created yet.
     is_reservation: bool,
-    /// When the document was made, by which accounts are judged.
-    now: i64,
-    /// When it was written, by the clock.
+    /// Update time of the document. Decides which windows have ended.
+    updated_at: i64,
+    /// Time of the write by the system clock.
     created_at: i64,
     charges: Vec<WindowCharge>,
 }
 
-/// What is booked on one account, in the order of its entries.
+/// The charges to one window, in the order of the budget entries.
 #[derive(Debug, Serialize, Deserialize)]
 struct WindowCharge {
-    account: String,
+    window: String,
     ends_at: i64,
-    /// Each amount, and the limit it is held to.
+    /// Amounts with their limits.
     amounts: Vec<(i64, Option<i64>)>,
 }
 
+/// Result of [`RedisStore::reserve_budget`].
+pub(super) enum Reservation {
+    NotNeeded,
+    Reserved { document_key: String },
+    LimitExceeded { window: String },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Limits {
+    Enforce,
+    Ignore,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LaterCharge {
+    Allow,
+    /// For a job that another node may still be creating.
+    Prevent,
+}
+
+#[async_trait]
+impl BudgetStore for RedisStore {
+    async fn balances(&self, windows: &[String], now: Time) -> Result<Vec<i64>, Error> {
+        let _operation = self.connections.begin_operation()?;
+        try_join_all(windows.iter().map(|window| self.balance(window, now))).await
+    }
+}
+
 impl RedisStore {
-    /// What a commit's entries come to; limits are for those who are yet to spend.
+    /// Returns the charges of a document. Charges to windows that have ended are left out.
     pub(super) fn outbox_entry(entries: &[BudgetEntry], job: &Job) -> BudgetOutboxEntry {
-        let mut debt = BudgetOutboxEntry {
-            job: job.id.clone(),
-            is_reservation: false,
-            now: job.updated_at.millis(),
-            created_at: Time::now().millis(),
-            charges: Vec::new(),
-        };
+        let mut charges: Vec<WindowCharge> = Vec::new();
         for entry in entries
             .iter()
             .filter(|entry| entry.window_ends_at > job.updated_at)
         {
             let amount = (entry.amount_micros, entry.limit_micros);
-            match debt
-                .charges
+            match charges
                 .iter_mut()
-                .find(|sum| sum.account == entry.window)
+                .find(|charge| charge.window == entry.window)
             {
-                Some(sum) => sum.amounts.push(amount),
-                None => debt.charges.push(WindowCharge {
-                    account: entry.window.clone(),
+                Some(charge) => charge.amounts.push(amount),
+                None => charges.push(WindowCharge {
+                    window: entry.window.clone(),
                     ends_at: entry.window_ends_at.millis(),
                     amounts: vec![amount],
                 }),
             }
         }
-        debt
+        BudgetOutboxEntry {
+            job: job.id.clone(),
+            is_reservation: false,
+            updated_at: job.updated_at.millis(),
+            created_at: Time::now().millis(),
+            charges,
+        }
     }
 
-    /// Reserves a new job's entries: answers under which name that is owed, if there are any, or the
-    /// first account that has too little.
+    /// Reserves the charges of a new job, or returns the first window whose limit they exceed.
     pub(super) async fn reserve_budget(
         &self,
         job: &Job,
         entries: &[BudgetEntry],
-    ) -> Result<Result<Option<String>, String>, Error> {
+    ) -> Result<Reservation, Error> {
         if entries.is_empty() {
-            return Ok(Ok(None));
+            return Ok(Reservation::NotNeeded);
         }
-        let name = document_key(job);
-        let part = self.link.keys.partition_for(job.id.as_str());
-        let debt = BudgetOutboxEntry {
+        let document_key = document_key(job);
+        let partition = self.connections.keys.partition_for(job.id.as_str());
+        let entry = BudgetOutboxEntry {
             is_reservation: true,
             ..Self::outbox_entry(entries, job)
         };
-        let written: Result<(), _> = self
-            .link
+        let field = (document_key.clone(), to_json(&entry)?);
+        let () = self
+            .connections
             .client()
-            .hset(part.budget_outbox(), (name.clone(), to_json(&debt)?))
-            .await;
-        written.map_err(|error| to_store_error(&error))?;
-        for sum in &debt.charges {
-            if !self.charge_window(sum, &name, debt.now, true).await? {
-                let account = sum.account.clone();
-                self.release_reservation(&debt, &name, false).await?;
-                self.delete_outbox_entry(part, &name).await?;
-                return Ok(Err(account));
+            .hset(partition.budget_outbox(), field)
+            .await?;
+        for charge in &entry.charges {
+            let is_charged = self
+                .charge_window(charge, &document_key, entry.updated_at, Limits::Enforce)
+                .await?;
+            if !is_charged {
+                let window = charge.window.clone();
+                self.release_reservation(&entry, &document_key, LaterCharge::Allow)
+                    .await?;
+                self.delete_outbox_entry(partition, &document_key).await?;
+                return Ok(Reservation::LimitExceeded { window });
             }
         }
-        Ok(Ok(Some(name)))
+        Ok(Reservation::Reserved { document_key })
     }
 
-    /// Books what a commit has written down as owed.
+    /// Applies the outbox entry of a commit.
     pub(super) async fn apply_outbox_entry(
         &self,
         job: &Job,
@@ -121,131 +153,141 @@ impl RedisStore {
         if entries.is_empty() {
             return Ok(());
         }
-        let part = self.link.keys.partition_for(job.id.as_str());
-        self.apply_charges(part, &document_key(job), &Self::outbox_entry(entries, job))
+        let partition = self.connections.keys.partition_for(job.id.as_str());
+        let entry = Self::outbox_entry(entries, job);
+        self.apply_charges(partition, &document_key(job), &entry)
             .await
     }
 
     async fn apply_charges(
         &self,
-        part: Partition<'_>,
-        name: &str,
-        debt: &BudgetOutboxEntry,
+        partition: Partition<'_>,
+        document_key: &str,
+        entry: &BudgetOutboxEntry,
     ) -> Result<(), Error> {
-        for sum in &debt.charges {
-            self.charge_window(sum, name, debt.now, false).await?;
+        for charge in &entry.charges {
+            self.charge_window(charge, document_key, entry.updated_at, Limits::Ignore)
+                .await?;
         }
-        self.delete_outbox_entry(part, name).await
+        self.delete_outbox_entry(partition, document_key).await
     }
 
-    /// Whether the account had room for it; without limits it always has.
+    /// Charges a window once for a document. Returns false if an enforced limit prevents it.
     async fn charge_window(
         &self,
-        sum: &WindowCharge,
-        tag: &str,
-        now: i64,
-        is_limited: bool,
+        charge: &WindowCharge,
+        document_key: &str,
+        updated_at: i64,
+        limits: Limits,
     ) -> Result<bool, Error> {
-        let part = self.link.keys.partition_for(&sum.account);
-        let total = sum
-            .amounts
-            .iter()
-            .fold(0, |all: i64, (one, _)| all.saturating_add(*one));
+        let amounts = charge.amounts.iter();
+        let total = amounts.fold(0, |total: i64, (amount, _)| total.saturating_add(*amount));
         let mut args: Vec<Value> = vec![
-            now.into(),
-            sum.ends_at.into(),
-            self.window_ttl(sum, now).into(),
-            sum.account.as_str().into(),
-            tag.into(),
+            updated_at.into(),
+            charge.ends_at.into(),
+            window_ttl(charge, updated_at).into(),
+            charge.window.as_str().into(),
+            document_key.into(),
             total.to_string().into(),
         ];
-        if is_limited {
-            for (amount, limit) in &sum.amounts {
+        if limits == Limits::Enforce {
+            for (amount, limit) in &charge.amounts {
+                let limit = limit.map(|limit| limit.to_string());
                 args.push(amount.to_string().into());
-                args.push(
-                    limit
-                        .map(|limit| limit.to_string())
-                        .unwrap_or_default()
-                        .into(),
-                );
+                args.push(limit.unwrap_or_default().into());
             }
         }
-        let keys = vec![part.account(&sum.account), part.accounts()];
-        let over: i64 = self.link.run_script_replicated(&BOOK, keys, args).await?;
-        Ok(over == 0)
+        let partition = self.connections.keys.partition_for(&charge.window);
+        let keys = vec![
+            partition.budget_window(&charge.window),
+            partition.budget_windows(),
+        ];
+        let exceeded: i64 = self
+            .connections
+            .run_script_replicated(&CHARGE_WINDOW, keys, args)
+            .await?;
+        Ok(exceeded == 0)
     }
 
-    /// Takes a reservation back: for good where somebody may still be about to make it.
     async fn release_reservation(
         &self,
-        debt: &BudgetOutboxEntry,
-        tag: &str,
-        is_for_good: bool,
+        entry: &BudgetOutboxEntry,
+        document_key: &str,
+        later_charge: LaterCharge,
     ) -> Result<(), Error> {
-        for sum in &debt.charges {
-            let key = self
-                .link
-                .keys
-                .partition_for(&sum.account)
-                .account(&sum.account);
+        for charge in &entry.charges {
+            let partition = self.connections.keys.partition_for(&charge.window);
+            let may_charge_again = match later_charge {
+                LaterCharge::Allow => "1",
+                LaterCharge::Prevent => "",
+            };
             let args = vec![
-                tag.into(),
-                sum.ends_at.into(),
-                self.window_ttl(sum, debt.now).into(),
-                if is_for_good { "" } else { "1" }.into(),
+                document_key.into(),
+                charge.ends_at.into(),
+                window_ttl(charge, entry.updated_at).into(),
+                may_charge_again.into(),
             ];
-            let _: i64 = self.link.run_script(&VOID, vec![key], args).await?;
+            let keys = vec![partition.budget_window(&charge.window)];
+            let _: i64 = self
+                .connections
+                .run_script(&RELEASE_RESERVATION, keys, args)
+                .await?;
         }
         Ok(())
     }
 
-    fn window_ttl(&self, sum: &WindowCharge, now: i64) -> String {
-        let left = Time::from_millis(sum.ends_at).saturating_duration_since(Time::from_millis(now));
-        millis(left + WINDOW_GRACE_PERIOD)
+    async fn delete_outbox_entry(
+        &self,
+        partition: Partition<'_>,
+        document_key: &str,
+    ) -> Result<(), Error> {
+        let client = self.connections.client();
+        Ok(client.hdel(partition.budget_outbox(), document_key).await?)
     }
 
-    async fn delete_outbox_entry(&self, part: Partition<'_>, name: &str) -> Result<(), Error> {
-        let struck: Result<(), _> = self.link.client().hdel(part.budget_outbox(), name).await;
-        struck.map_err(|error| to_store_error(&error))
-    }
-
-    /// Pays what is owed in a partition for longer than any call takes: whoever owed it is gone.
-    pub(super) async fn recover_outbox(&self, part: Partition<'_>) -> Result<(), Error> {
-        let owed: Vec<(String, String)> = {
-            let owed: Result<std::collections::HashMap<String, String>, _> =
-                self.link.client().hgetall(part.budget_outbox()).await;
-            owed.map_err(|error| to_store_error(&error))?
-                .into_iter()
-                .collect()
-        };
+    /// Processes the outbox entries that crashed nodes left behind.
+    pub(super) async fn recover_outbox(&self, partition: Partition<'_>) -> Result<(), Error> {
+        let entries: HashMap<String, String> = self
+            .connections
+            .client()
+            .hgetall(partition.budget_outbox())
+            .await?;
         let now = Time::now();
-        for (name, text) in owed {
-            let debt: BudgetOutboxEntry = from_json(&text)?;
-            if now.saturating_duration_since(Time::from_millis(debt.created_at))
-                < OUTBOX_ENTRY_LEASE
-            {
+        for (document_key, entry) in entries {
+            let entry: BudgetOutboxEntry = from_json(&entry)?;
+            let age = now.saturating_duration_since(Time::from_millis(entry.created_at));
+            if age < OUTBOX_ENTRY_LEASE {
                 continue;
             }
-            match debt.is_reservation && self.read(&debt.job).await?.is_none() {
-                true => {
-                    self.delete_outbox_entry(part, &name).await?;
-                    self.release_reservation(&debt, &name, true).await?;
-                }
-                false => self.apply_charges(part, &name, &debt).await?,
+            if entry.is_reservation && self.read(&entry.job).await?.is_none() {
+                // Without its outbox entry, the job can no longer be created.
+                self.delete_outbox_entry(partition, &document_key).await?;
+                self.release_reservation(&entry, &document_key, LaterCharge::Prevent)
+                    .await?;
+            } else {
+                self.apply_charges(partition, &document_key, &entry).await?;
             }
         }
         Ok(())
     }
 
-    pub(super) async fn balance_of(&self, account: &str, now: Time) -> Result<i64, Error> {
-        let key = self.link.keys.partition_for(account).account(account);
-        let found: Result<Vec<Option<i64>>, _> =
-            self.link.client().hmget(key, vec!["sum", "ends"]).await;
-        Ok(
-            match found.map_err(|error| to_store_error(&error))?.as_slice() {
-                [Some(sum), Some(ends)] if *ends > now.millis() => *sum,
-                _ => 0,
-            },
-        )
+    async fn balance(&self, window: &str, now: Time) -> Result<i64, Error> {
+        let partition = self.connections.keys.partition_for(window);
+        let fields: Vec<Option<i64>> = self
+            .connections
+            .client()
+            .hmget(partition.budget_window(window), vec!["balance", "ends_at"])
+            .await?;
+        Ok(match fields.as_slice() {
+            [Some(balance), Some(ends_at)] if *ends_at > now.millis() => *balance,
+            _ => 0,
+        })
     }
+}
+
+/// Returns the TTL of a window in milliseconds.
+fn window_ttl(charge: &WindowCharge, updated_at: i64) -> String {
+    let ends_at = Time::from_millis(charge.ends_at);
+    let remaining = ends_at.saturating_duration_since(Time::from_millis(updated_at));
+    millis(remaining + WINDOW_GRACE_PERIOD)
 }

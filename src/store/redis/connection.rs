@@ -1,8 +1,7 @@
-//! The connections to Redis, and how scripts are run over them.
+//! Connection pools, and the execution of scripts on them.
 //!
-//! Invariant: a call ends within its time, done or not; where it is not known which, the caller is
-//! told [`Error::Away`], and asking again does no harm, because every script compares before it
-//! writes.
+//! Every call ends within the command timeout. A call that fails with [`Error::Unavailable`] may have
+//! been executed. Repeating it is safe, because every script compares before it writes.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,146 +16,193 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::endpoint::{COMMAND_TIMEOUT, Endpoint};
-use super::keys::Keys;
+use super::endpoint::{Endpoint, Timeouts};
+use super::keys::KeyNames;
 use super::reconnect::maintain_connection;
 use crate::store::Error;
 
-/// Connections that commands of a kind share.
-const CONNECTIONS: usize = 4;
+/// Connections in a pool.
+const POOL_SIZE: usize = 4;
 
-/// A script, and its name among those that a server knows already.
+/// Difference between the command timeout and the timeout of `WAIT`, so that its reply is in time.
+const WAIT_MARGIN: Duration = Duration::from_millis(100);
+
+/// A Lua script and its SHA-1, by which a server caches it.
 pub(super) struct Script {
-    text: &'static str,
-    hash: LazyLock<String, Box<dyn FnOnce() -> String + Send + Sync>>,
+    source: &'static str,
+    sha: LazyLock<String, Box<dyn FnOnce() -> String + Send + Sync>>,
 }
 
 impl Script {
-    pub(super) fn new(text: &'static str) -> Self {
+    pub(super) fn new(source: &'static str) -> Self {
         Self {
-            text,
-            hash: LazyLock::new(Box::new(move || fred::util::sha1_hash(text))),
+            source,
+            sha: LazyLock::new(Box::new(move || fred::util::sha1_hash(source))),
         }
-    }
-
-    fn sha(&self) -> Call<'_> {
-        Call::Sha(&self.hash)
-    }
-
-    fn source(&self) -> Call<'_> {
-        Call::Source(self.text)
     }
 }
 
-/// Connections that are dealt out in turn.
+/// The two ways to call a script.
+#[derive(Clone, Copy)]
+enum ScriptCall<'a> {
+    Sha(&'a str),
+    Source(&'a str),
+}
+
+impl ScriptCall<'_> {
+    /// Sends the call on a connection, or queues it in a pipeline.
+    async fn send<R: FromValue>(
+        self,
+        client: &impl ClientLike,
+        keys: &[String],
+        args: &[Value],
+    ) -> Result<R, RedisError> {
+        let (command, script) = match self {
+            Self::Sha(sha) => ("EVALSHA", sha),
+            Self::Source(source) => ("EVAL", source),
+        };
+        let mut words: Vec<Value> = vec![script.into(), keys.len().to_string().into()];
+        words.extend(keys.iter().map(|key| Value::from(key.as_str())));
+        words.extend_from_slice(args);
+        let command = CustomCommand::new_static(command, hash_slot(keys), false);
+        client.custom(command, words).await
+    }
+}
+
+fn hash_slot(keys: &[String]) -> ClusterHash {
+    ClusterHash::Custom(fred::util::redis_keyslot(keys[0].as_bytes()))
+}
+
+/// Returns whether the server does not know the script yet.
+fn is_noscript(error: &RedisError) -> bool {
+    error.details().starts_with("NOSCRIPT")
+}
+
+/// Connections that are used in turn.
 struct Pool {
     clients: Vec<Client>,
     next: AtomicUsize,
+    options: Options,
 }
 
 impl Pool {
-    fn open(place: &Endpoint, over: &CancellationToken) -> Result<Self, Error> {
-        let make = |_| {
-            let client = place.client().map_err(|error| to_store_error(&error))?;
-            tokio::spawn(maintain_connection(client.clone(), over.clone()));
+    fn open(endpoint: &Endpoint, shutdown: &CancellationToken) -> Result<Self, Error> {
+        let timeouts = endpoint.timeouts;
+        let open = |_| {
+            let client = endpoint.client()?;
+            tokio::spawn(maintain_connection(
+                client.clone(),
+                timeouts,
+                shutdown.clone(),
+            ));
             Ok(client)
         };
         Ok(Self {
-            clients: (0..CONNECTIONS).map(make).collect::<Result<_, Error>>()?,
+            clients: (0..POOL_SIZE).map(open).collect::<Result<_, Error>>()?,
             next: AtomicUsize::new(0),
+            options: Options {
+                max_attempts: Some(1),
+                timeout: Some(timeouts.command),
+                fail_fast: true,
+                ..Options::default()
+            },
         })
     }
 
-    /// The next one that is there: after a loss each comes back in its own time, and the first is
-    /// enough to go on with.
+    /// Returns the next connection that is up. After an outage, connections recover one by one.
     fn client(&self) -> WithOptions<Client> {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
         let mut in_turn = self.clients[next..].iter().chain(&self.clients[..next]);
-        let there = in_turn.find(|client| client.is_connected());
-        there.unwrap_or(&self.clients[next]).with_options(&Options {
-            max_attempts: Some(1),
-            timeout: Some(COMMAND_TIMEOUT),
-            fail_fast: true,
-            ..Options::default()
-        })
+        let connected = in_turn.find(|client| client.is_connected());
+        connected
+            .unwrap_or(&self.clients[next])
+            .with_options(&self.options)
     }
 }
 
 /// The connections for commands.
 pub(super) struct Connections {
-    pub(super) keys: Keys,
+    pub(super) keys: KeyNames,
+    pub(super) timeouts: Timeouts,
+    /// Cancelled when the connections close.
+    pub(super) shutdown: CancellationToken,
     pool: Pool,
-    /// For writes that wait for replicas, and keep their connection waiting; none where none does.
+    /// Connections for writes that wait for replicas. `WAIT` blocks its connection.
     replicated_pool: Option<Pool>,
-    /// How many replicas must have a change before it counts.
-    replicas: usize,
+    /// Number of replicas that must acknowledge a write.
+    required_replicas: usize,
     publish_command: &'static str,
     in_flight: TaskTracker,
-    /// Ends all that belongs to it.
-    pub(super) shutdown: CancellationToken,
 }
 
 impl Connections {
-    /// Begins to connect; must be called within a runtime.
-    pub(super) fn open(place: &Endpoint, keys: Keys, replicas: usize) -> Result<Self, Error> {
-        let over = CancellationToken::new();
-        let waiting = (replicas > 0).then(|| Pool::open(place, &over));
+    /// Starts to connect. Must be called within a runtime.
+    pub(super) fn open(
+        endpoint: &Endpoint,
+        keys: KeyNames,
+        required_replicas: usize,
+    ) -> Result<Self, Error> {
+        let shutdown = CancellationToken::new();
+        let replicated_pool = (required_replicas > 0).then(|| Pool::open(endpoint, &shutdown));
         Ok(Self {
             keys,
-            pool: Pool::open(place, &over)?,
-            replicated_pool: waiting.transpose()?,
-            replicas,
-            publish_command: if place.is_clustered() {
+            timeouts: endpoint.timeouts,
+            pool: Pool::open(endpoint, &shutdown)?,
+            replicated_pool: replicated_pool.transpose()?,
+            required_replicas,
+            publish_command: if endpoint.is_clustered() {
                 "SPUBLISH"
             } else {
                 "PUBLISH"
             },
             in_flight: TaskTracker::new(),
-            shutdown: over,
+            shutdown,
         })
     }
 
-    /// Whether a change counts only once replicas have it.
+    /// Returns whether replicas must acknowledge a write.
     pub(super) fn requires_replicas(&self) -> bool {
         self.replicated_pool.is_some()
     }
 
-    /// The command that scripts tell of changes by.
-    pub(super) fn publish(&self) -> &'static str {
+    /// Returns the command that publishes a message: `PUBLISH`, or `SPUBLISH` in a cluster.
+    pub(super) fn publish_command(&self) -> &'static str {
         self.publish_command
     }
 
-    /// Leave to do one thing, which a close then waits for.
+    /// Starts an operation. [`Connections::drain`] waits until the token is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the store is closed.
     pub(super) fn begin_operation(&self) -> Result<TaskTrackerToken, Error> {
         if self.in_flight.is_closed() {
-            return Err(Error::Unavailable("it is closed".to_owned()));
+            return Err(Error::Unavailable("store is closed".to_owned()));
         }
         Ok(self.in_flight.token())
     }
 
-    /// Lets nobody in any more, and waits for those who are.
+    /// Rejects new operations and waits for those in progress.
     pub(super) async fn drain(&self) {
         self.in_flight.close();
         self.in_flight.wait().await;
     }
 
-    /// Ends the connections.
     pub(super) async fn close(&self) {
         self.shutdown.cancel();
-        let waiting = self.replicated_pool.iter().flat_map(|pool| &pool.clients);
-        for client in self.pool.clients.iter().chain(waiting) {
+        let replicated = self.replicated_pool.iter().flat_map(|pool| &pool.clients);
+        for client in self.pool.clients.iter().chain(replicated) {
             if let Err(error) = client.quit().await {
-                tracing::debug!(%error, "a connection was gone already");
+                tracing::debug!(%error, "redis connection already closed");
             }
         }
     }
 
-    /// A connection for a command.
+    /// Returns a connection for a single command.
     pub(super) fn client(&self) -> WithOptions<Client> {
         self.pool.client()
     }
 
-    /// Runs a script; its first key says where.
+    /// Runs a script on the server that holds its first key.
     pub(super) async fn run_script<R: FromValue>(
         &self,
         script: &Script,
@@ -164,116 +210,80 @@ impl Connections {
         args: Vec<Value>,
     ) -> Result<R, Error> {
         let client = self.client();
-        let answer = match call(&client, script.sha(), &keys, &args).await {
-            Err(error) if is_noscript(&error) => call(&client, script.source(), &keys, &args).await,
-            answer => answer,
-        };
-        answer.map_err(|error| to_store_error(&error))
+        let cached = ScriptCall::Sha(&script.sha);
+        match cached.send(&client, &keys, &args).await {
+            Err(error) if is_noscript(&error) => {
+                let uncached = ScriptCall::Source(script.source);
+                Ok(uncached.send(&client, &keys, &args).await?)
+            }
+            reply => Ok(reply?),
+        }
     }
 
-    /// Runs a script, and waits until as many replicas as are asked for have what it wrote.
+    /// Runs a script and waits until the required number of replicas have acknowledged its writes.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if too few replicas acknowledge in time.
     pub(super) async fn run_script_replicated<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
         args: Vec<Value>,
     ) -> Result<R, Error> {
-        let Some(waiting) = &self.replicated_pool else {
+        let Some(pool) = &self.replicated_pool else {
             return self.run_script(script, keys, args).await;
         };
-        let client = waiting.client();
-        let known = self.run_script_and_wait(&client, script.sha(), &keys, &args);
-        let [answer, there] = match known.await? {
+        let client = pool.client();
+        let cached = ScriptCall::Sha(&script.sha);
+        let replies = self.run_script_and_wait(&client, cached, &keys, &args);
+        let [reply, acknowledged] = match replies.await? {
             [Err(error), _] if is_noscript(&error) => {
-                let whole = script.source();
-                self.run_script_and_wait(&client, whole, &keys, &args)
+                let uncached = ScriptCall::Source(script.source);
+                self.run_script_and_wait(&client, uncached, &keys, &args)
                     .await?
             }
-            answers => answers,
+            replies => replies,
         };
-        let answer = answer
-            .and_then(Value::convert)
-            .map_err(|error| to_store_error(&error))?;
-        let there: usize = there
-            .and_then(Value::convert)
-            .map_err(|error| to_store_error(&error))?;
-        match there < self.replicas {
-            true => Err(Error::Unavailable(format!(
-                "{there} of {} replicas have it",
-                self.replicas
-            ))),
-            false => Ok(answer),
+        let reply = reply?.convert()?;
+        let acknowledged: usize = acknowledged?.convert()?;
+        if acknowledged < self.required_replicas {
+            return Err(Error::Unavailable(format!(
+                "acknowledged by {acknowledged} of {} required replicas",
+                self.required_replicas
+            )));
         }
+        Ok(reply)
     }
 
-    /// Both go the same way together: on a connection that wrote nothing, there is nothing to wait
-    /// for.
+    /// Sends a script and `WAIT` on the same connection, because `WAIT` covers the writes of its own
+    /// connection only.
     async fn run_script_and_wait(
         &self,
         client: &WithOptions<Client>,
-        script: Call<'_>,
+        script: ScriptCall<'_>,
         keys: &[String],
         args: &[Value],
     ) -> Result<[Result<Value, RedisError>; 2], Error> {
-        let slot = fred::util::redis_keyslot(keys[0].as_bytes());
-        let wait = CustomCommand::new_static("WAIT", ClusterHash::Custom(slot), false);
-        let patience = COMMAND_TIMEOUT
-            .saturating_sub(Duration::from_millis(100))
-            .as_millis();
-        let both = client.pipeline().with_options(client.options());
-        let queued = async {
-            let _: () = call(&both, script, keys, args).await?;
-            let args = vec![self.replicas.to_string(), patience.to_string()];
-            let _: () = both.custom(wait, args).await?;
-            Ok(())
-        };
-        queued
-            .await
-            .map_err(|error: RedisError| to_store_error(&error))?;
-        let answers: Vec<Result<Value, RedisError>> = both.try_all().await;
-        let lost = |_| Error::Unavailable("an answer is missing".to_owned());
-        answers.try_into().map_err(lost)
+        let wait = CustomCommand::new_static("WAIT", hash_slot(keys), false);
+        let wait_timeout = self.timeouts.command.saturating_sub(WAIT_MARGIN);
+        let wait_args = vec![
+            self.required_replicas.to_string(),
+            wait_timeout.as_millis().to_string(),
+        ];
+        let pipeline = client.pipeline().with_options(client.options());
+        let () = script.send(&pipeline, keys, args).await?;
+        let () = pipeline.custom(wait, wait_args).await?;
+        let replies: Vec<Result<Value, RedisError>> = pipeline.try_all().await;
+        let incomplete = |_| Error::Unavailable("incomplete reply from redis".to_owned());
+        replies.try_into().map_err(incomplete)
     }
 }
 
-/// Calls a script on a connection, or in a pipeline, which answers later.
-async fn call<R: FromValue>(
-    client: &impl ClientLike,
-    script: Call<'_>,
-    keys: &[String],
-    args: &[Value],
-) -> Result<R, RedisError> {
-    let slot = ClusterHash::Custom(fred::util::redis_keyslot(keys[0].as_bytes()));
-    let (command, script) = match script {
-        Call::Sha(hash) => ("EVALSHA", hash),
-        Call::Source(text) => ("EVAL", text),
-    };
-    let count = keys.len().to_string();
-    let mut words: Vec<Value> = vec![script.into(), count.into()];
-    words.extend(keys.iter().map(|key| Value::from(key.as_str())));
-    words.extend_from_slice(args);
-    let command = CustomCommand::new_static(command, slot, false);
-    client.custom(command, words).await
-}
-
-/// A script, as it is called.
-#[derive(Clone, Copy)]
-enum Call<'a> {
-    /// By the name that a server has it under.
-    Sha(&'a str),
-    /// By its text.
-    Source(&'a str),
-}
-
-/// Whether a server has yet to learn the script.
-fn is_noscript(error: &RedisError) -> bool {
-    error.details().starts_with("NOSCRIPT")
-}
-
-/// What the client library complains of, as the store's callers know it.
-pub(super) fn to_store_error(error: &RedisError) -> Error {
-    if *error.kind() == ErrorKind::Backpressure {
-        return Error::Overloaded;
+impl From<RedisError> for Error {
+    fn from(error: RedisError) -> Self {
+        if *error.kind() == ErrorKind::Backpressure {
+            return Self::Overloaded;
+        }
+        Self::Unavailable(error.details().trim_end_matches('.').to_owned())
     }
-    Error::Unavailable(error.to_string())
 }

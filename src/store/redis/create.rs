@@ -1,200 +1,136 @@
-//! Creating a job.
+//! Creation of jobs.
 //!
-//! Invariant: what points at the job is there before it is, and is given up where it is not to be; so
-//! a repeated request finds the job that the first one made, and pays once.
-
-use std::time::Duration;
+//! Everything that refers to a job is written before the job itself, and released if the job is not
+//! created. A repeated request therefore finds the existing job, and is charged once.
 
 use super::RedisStore;
-use super::jobs::task_field;
-use super::keys::{key_name, task_name};
-use super::scripts::CREATE;
+use super::budgets::Reservation;
+use super::jobs::immutable_fields;
+use super::scripts::CREATE_JOB;
 use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::job::Job;
-use crate::store::codec::{EncodedJob, task_of, to_json};
-use crate::store::{CommitOutcome, CreateJob, CreateOutcome, Error, IdempotencyKey};
-use crate::time::deterministic_jitter;
+use crate::store::codec::{EncodedJob, schedule_of, to_json};
+use crate::store::{CommitOutcome, CreateJob, CreateOutcome, Error};
 
 impl RedisStore {
-    pub(super) async fn create_job(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
-        let created = self.try_create(create).await?;
-        if let CreateOutcome::Replayed(kept) | CreateOutcome::TaskConflict(kept) = &created {
-            match self.ensure_replicated(kept).await? {
+    pub(super) async fn create_job(&self, create: &CreateJob) -> Result<CreateOutcome, Error> {
+        let outcome = self.create_with_idempotency(create).await?;
+        if let CreateOutcome::Replayed(existing) | CreateOutcome::TaskConflict(existing) = &outcome
+        {
+            match self.ensure_replicated(existing).await? {
                 CommitOutcome::Committed => {}
                 CommitOutcome::Conflict | CommitOutcome::NotFound => return Err(Error::Overloaded),
             }
         }
-        Ok(created)
+        Ok(outcome)
     }
 
-    async fn try_create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
-        let job = &create.job;
-        let key = match self.claim_key(create.idempotency.as_ref(), job).await? {
-            ClaimOutcome::Acquired(name) => name,
-            ClaimOutcome::HeldBy { job, print }
-                if create
-                    .idempotency
-                    .as_ref()
-                    .is_some_and(|key| key.fingerprint == print) =>
-            {
-                return Ok(CreateOutcome::Replayed(job));
-            }
-            ClaimOutcome::HeldBy { .. } => return Ok(CreateOutcome::IdempotencyKeyConflict),
-            ClaimOutcome::UpdatesMissed => return Err(Error::Overloaded),
+    async fn create_with_idempotency(&self, create: &CreateJob) -> Result<CreateOutcome, Error> {
+        let Some(idempotency) = &create.idempotency else {
+            return self.create_with_task(create, None).await;
         };
-        let created = self.create_with_task(&create, key.as_ref()).await;
-        self.release_unless_created(&created, key, job).await;
-        created
-    }
-
-    /// Gives up a name that was claimed for a job that is not to be. Where that is not known, the
-    /// claim stays: it is void before long if the job does not come.
-    async fn release_unless_created(
-        &self,
-        created: &Result<CreateOutcome, Error>,
-        name: Option<UniqueKey>,
-        job: &Job,
-    ) {
-        match created {
-            Ok(
-                CreateOutcome::TaskConflict(_)
-                | CreateOutcome::LimitExceeded { .. }
-                | CreateOutcome::Conflict,
-            ) => {
-                self.release_key(name, &job.id).await;
+        let (job, fingerprint) = (&create.job, &idempotency.fingerprint);
+        let key = UniqueKey::idempotency(idempotency);
+        match self.claim(&key, job, fingerprint, &[]).await? {
+            ClaimOutcome::Acquired => {
+                let outcome = self.create_with_task(create, Some(&key)).await;
+                self.release_unless_created(&outcome, &key, job).await;
+                outcome
             }
-            Ok(
-                CreateOutcome::Created
-                | CreateOutcome::Replayed(_)
-                | CreateOutcome::IdempotencyKeyConflict,
-            )
-            | Err(_) => {}
+            ClaimOutcome::HeldBy {
+                job: existing,
+                fingerprint: existing_fingerprint,
+            } if existing_fingerprint == *fingerprint => Ok(CreateOutcome::Replayed(existing)),
+            ClaimOutcome::HeldBy { .. } => Ok(CreateOutcome::IdempotencyKeyConflict),
+            ClaimOutcome::UpdatesMissed => Err(Error::Overloaded),
         }
-    }
-
-    async fn claim_key(
-        &self,
-        idempotency: Option<&IdempotencyKey>,
-        job: &Job,
-    ) -> Result<ClaimOutcome, Error> {
-        let Some(IdempotencyKey {
-            caller,
-            key,
-            fingerprint,
-        }) = idempotency
-        else {
-            return Ok(ClaimOutcome::Acquired(None));
-        };
-        let name = UniqueKey::key(&key_name(caller, key));
-        self.claim(name, job, fingerprint, &[]).await
     }
 
     async fn create_with_task(
         &self,
         create: &CreateJob,
-        key: Option<&UniqueKey>,
+        idempotency: Option<&UniqueKey>,
     ) -> Result<CreateOutcome, Error> {
         let job = &create.job;
-        // The same request once more, without a key.
-        if let Some(kept) = self.read(&job.id).await? {
-            return Ok(CreateOutcome::Replayed(kept));
+        if let Some(existing) = self.read(&job.id).await? {
+            return Ok(CreateOutcome::Replayed(existing));
         }
-        let task = match task_of(job) {
-            Some((provider, task_id)) => {
-                let name = UniqueKey::task(&task_name(provider, task_id));
-                match self.claim(name, job, "", &create.applied_buffered).await? {
-                    ClaimOutcome::Acquired(name) => name,
-                    ClaimOutcome::HeldBy { job, .. } => {
-                        return Ok(CreateOutcome::TaskConflict(job));
-                    }
-                    ClaimOutcome::UpdatesMissed => return Ok(CreateOutcome::Conflict),
-                }
-            }
-            None => None,
+        let Some(task) = UniqueKey::task_of(job) else {
+            return self.create_charged(create, idempotency).await;
         };
-        let created = self.create_charged(create, key).await;
-        if let Ok(CreateOutcome::Created) = &created {
-            self.delete_buffered_updates(task.as_ref()).await;
+        match self.claim(&task, job, "", &create.applied_buffered).await? {
+            ClaimOutcome::Acquired => {}
+            ClaimOutcome::HeldBy { job: existing, .. } => {
+                return Ok(CreateOutcome::TaskConflict(existing));
+            }
+            ClaimOutcome::UpdatesMissed => return Ok(CreateOutcome::Conflict),
         }
-        self.release_unless_created(&created, task, job).await;
-        created
+        let outcome = self.create_charged(create, idempotency).await;
+        if let Ok(CreateOutcome::Created) = outcome {
+            self.delete_buffered(&task).await;
+        }
+        self.release_unless_created(&outcome, &task, job).await;
+        outcome
+    }
+
+    /// Releases the claim for a job that was not created. After an error the outcome is unknown, so
+    /// the claim is kept. It expires unless the job exists.
+    async fn release_unless_created(
+        &self,
+        outcome: &Result<CreateOutcome, Error>,
+        key: &UniqueKey,
+        job: &Job,
+    ) {
+        let is_rejected = matches!(
+            outcome,
+            Ok(CreateOutcome::TaskConflict(_)
+                | CreateOutcome::LimitExceeded { .. }
+                | CreateOutcome::Conflict)
+        );
+        if is_rejected {
+            self.release_key(key, &job.id).await;
+        }
     }
 
     async fn create_charged(
         &self,
         create: &CreateJob,
-        key: Option<&UniqueKey>,
+        idempotency: Option<&UniqueKey>,
     ) -> Result<CreateOutcome, Error> {
         let job = &create.job;
-        let owed = self.reserve_budget(job, &create.budget_entries).await?;
-        let owed = match owed {
-            Ok(owed) => owed,
-            Err(window) => return Ok(CreateOutcome::LimitExceeded { window }),
+        let reservation = match self.reserve_budget(job, &create.budget_entries).await? {
+            Reservation::NotNeeded => String::new(),
+            Reservation::Reserved { document_key } => document_key,
+            Reservation::LimitExceeded { window } => {
+                return Ok(CreateOutcome::LimitExceeded { window });
+            }
         };
         self.index_job(job).await?;
-        if create.schedule.holds_slot && !job.is_final() {
+        if schedule_of(job, create.schedule).holds_slot {
             self.record_slot(job).await?;
         }
-        let part = self.link.keys.partition_for(job.id.as_str());
-        let keys = self.keys_of(part, job);
-        let [
-            hash,
-            watch,
-            submit,
-            ends,
-            jobs,
-            open,
-            owed_key,
-            channel,
-            owner,
-        ] = keys;
         let EncodedJob { document, internal } = EncodedJob::new(job)?;
-        let created: String = self
-            .link
-            .run_script_replicated(
-                &CREATE,
-                vec![
-                    hash, watch, submit, ends, jobs, open, owed_key, channel, owner,
-                ],
-                vec![
-                    self.link.publish().into(),
-                    job.id.as_str().into(),
-                    document.into(),
-                    internal.into(),
-                    to_json(&self.changes(job, create.schedule))?.into(),
-                    to_json(&immutable_fields(job, key))?.into(),
-                    owed.unwrap_or_default().into(),
-                ],
-            )
+        let args = vec![
+            self.connections.publish_command().into(),
+            job.id.as_str().into(),
+            document.into(),
+            internal.into(),
+            to_json(&self.commit_fields(job, create.schedule))?.into(),
+            to_json(&immutable_fields(job, idempotency))?.into(),
+            reservation.into(),
+        ];
+        let outcome: String = self
+            .connections
+            .run_script_replicated(&CREATE_JOB, self.job_keys(job), args)
             .await?;
-        match created.as_str() {
-            "done" => Ok(CreateOutcome::Created),
-            // The answer to an earlier try of ours was lost, or another one's was not.
+        match outcome.as_str() {
+            "created" => Ok(CreateOutcome::Created),
+            // A concurrent request, or an earlier attempt whose reply was lost, has created it.
             "exists" => match self.read(&job.id).await? {
-                Some(kept) => Ok(CreateOutcome::Replayed(kept)),
+                Some(existing) => Ok(CreateOutcome::Replayed(existing)),
                 None => Err(Error::Overloaded),
             },
             _ => Err(Error::Overloaded),
         }
     }
-}
-
-/// What is set once in a job's life: names and values in turn.
-fn immutable_fields(job: &Job, key: Option<&UniqueKey>) -> Vec<String> {
-    let whole = Duration::from_millis(10 * 1024);
-    let spread = (deterministic_jitter(whole, job.id.as_str()) - whole).as_millis();
-    let fields = [
-        ("owner", job.owner.clone()),
-        ("provider", job.provider.clone().unwrap_or_default()),
-        ("task", task_field(job)),
-        (
-            "key",
-            key.map(|name| name.text().to_owned()).unwrap_or_default(),
-        ),
-        ("spread", spread.to_string()),
-    ];
-    let pairs = fields.into_iter();
-    pairs
-        .flat_map(|(name, value)| [name.to_owned(), value])
-        .collect()
 }

@@ -1,46 +1,71 @@
-//! Where a Redis is: what a `redis…` URL means, and how to speak to what is there.
+//! Redis URLs, and the client configuration derived from them.
 //!
-//! Invariant: no command waits longer than [`PATIENCE`], none is sent twice, and none waits in line
-//! for a server that is away.
+//! Commands fail fast: none waits longer than [`Timeouts::command`], none is sent twice, and none is
+//! queued while the server is unavailable.
 
 use std::time::Duration;
 
 use fred::clients::Client;
 use fred::prelude::{Builder, Config, ReconnectPolicy, ServerConfig, TlsConfig, TlsConnector};
 use fred::types::RespVersion;
-use fred::types::config::{Server, UnresponsiveConfig};
+use fred::types::config::{ClusterDiscoveryPolicy, Server, UnresponsiveConfig};
 use url::Url;
 
-/// How long a command may take.
-pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_millis(700);
-
-/// How long a server may take to accept a connection and to greet.
+/// Timeout for a TCP connection and the handshake on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Commands that wait to be written to a server that is there; a further one is refused.
+/// Commands waiting to be written to a connection. Further commands are rejected.
 const MAX_QUEUED_COMMANDS: usize = 16 * 1024;
 
-/// Messages that wait to be taken in by one that listens; beyond it some are lost, which is noticed.
-/// Room for them is taken from the beginning, so those that don't listen have next to none.
+/// Pub/sub messages waiting to be processed. Further messages are dropped, which is detected. The
+/// memory is allocated up front, so clients without subscriptions have a minimal buffer.
 const SUBSCRIBER_BUFFER: usize = 64 * 1024;
 const COMMAND_CLIENT_BUFFER: usize = 16;
 
-/// A Redis, by its URL.
-#[derive(Clone)]
+/// Delays between attempts to reconnect, in milliseconds.
+const MIN_RECONNECT_DELAY_MS: u32 = 50;
+const MAX_RECONNECT_DELAY_MS: u32 = 1_500;
+
+/// Time limits that decide when Redis counts as unavailable.
+///
+/// The defaults detect an outage within seconds. Longer limits suit tests on a busy machine, where a
+/// healthy server may answer late.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// Maximum duration of a command, of the wait for replicas, and of a subscription.
+    pub command: Duration,
+    /// Maximum duration of a health check. A connection that takes longer is replaced.
+    pub health_check: Duration,
+    /// Maximum age of the last pub/sub probe received. If it is older, the subscriptions are renewed.
+    pub probe: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            command: Duration::from_millis(700),
+            health_check: Duration::from_secs(2),
+            probe: Duration::from_millis(2_500),
+        }
+    }
+}
+
+/// A single server, a primary behind Sentinels, or a cluster.
 pub(super) struct Endpoint {
     config: Config,
+    pub(super) timeouts: Timeouts,
 }
 
 impl Endpoint {
-    /// Understands `redis[s]://[user:password@]host[:port][/database]`,
-    /// `redis[s]-cluster://[user:password@]host:port,…` and
+    /// Parses `redis[s]://[user:password@]host[:port][/database]`,
+    /// `redis[s]-cluster://[user:password@]host:port,…` or
     /// `redis[s]-sentinel://[user:password@]host:port,…/master`.
     ///
     /// # Errors
-    /// What is wrong, without quoting anything that may be secret.
-    pub(super) fn parse(url: &str) -> Result<Self, String> {
-        const FORM: &str = "is no URL of a Redis";
-        let (scheme, rest) = url.split_once("://").ok_or(FORM)?;
+    /// A description of the error. It contains no part of the URL, which may be secret.
+    pub(super) fn parse(url: &str, timeouts: Timeouts) -> Result<Self, String> {
+        const INVALID: &str = "is not a Redis URL";
+        let (scheme, rest) = url.split_once("://").ok_or(INVALID)?;
         let (credentials, rest) = rest.rsplit_once('@').unwrap_or(("", rest));
         let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (kind, is_secure) = match scheme {
@@ -48,88 +73,81 @@ impl Endpoint {
             "rediss" => ("redis", true),
             "rediss-cluster" => ("redis-cluster", true),
             "rediss-sentinel" => ("redis-sentinel", true),
-            _ => return Err(FORM.to_owned()),
+            _ => return Err(INVALID.to_owned()),
         };
-        let usual_port = if kind == "redis-sentinel" {
+        let default_port = if kind == "redis-sentinel" {
             26379
         } else {
             6379
         };
         let hosts = hosts
             .split(',')
-            .map(|host| server(host, usual_port))
+            .map(|host| parse_server(host, default_port))
             .collect::<Result<Vec<_>, _>>()?;
-        let (server, database) = match kind {
-            "redis-cluster" => {
-                let policy = fred::types::config::ClusterDiscoveryPolicy::UseCache;
-                (ServerConfig::Clustered { hosts, policy }, None)
-            }
-            "redis-sentinel" => {
-                let service_name = path.to_owned();
-                (
-                    ServerConfig::Sentinel {
-                        hosts,
-                        service_name,
-                    },
-                    None,
-                )
-            }
+        let mut database = None;
+        let server = match kind {
+            "redis-cluster" => ServerConfig::Clustered {
+                hosts,
+                policy: ClusterDiscoveryPolicy::UseCache,
+            },
+            "redis-sentinel" => ServerConfig::Sentinel {
+                hosts,
+                service_name: path.to_owned(),
+            },
             _ => {
-                let server = hosts.into_iter().next().ok_or(FORM)?;
-                let database = path.parse().ok();
-                (ServerConfig::Centralized { server }, database)
+                database = path.parse().ok();
+                let server = hosts.into_iter().next().ok_or(INVALID)?;
+                ServerConfig::Centralized { server }
             }
         };
         let (username, password) = credentials.split_once(':').unwrap_or((credentials, ""));
         let config = Config {
             server,
-            username: decoded(username),
-            password: decoded(password),
+            username: percent_decode(username),
+            password: percent_decode(password),
             database,
-            // The newer protocol lets a connection that listens answer a ping, too.
+            // With RESP3, a subscribed connection answers PING as well.
             version: RespVersion::RESP3,
-            // A server that is not there at first is waited for like one that went away.
+            // Keep trying to connect if the server is unavailable at startup.
             fail_fast: false,
-            tls: is_secure.then(tls).transpose()?,
+            tls: is_secure.then(tls_config).transpose()?,
             ..Config::default()
         };
-        Ok(Self { config })
+        Ok(Self { config, timeouts })
     }
 
-    /// Whether keys are spread over several servers.
     pub(super) fn is_clustered(&self) -> bool {
         self.config.server.is_clustered()
     }
 
-    /// A client that is yet to connect. It comes back from every loss, at intervals that grow to a
-    /// second or two.
-    ///
-    /// # Errors
-    /// What the client library says of it.
+    /// Returns a client for commands. It is not connected yet, and reconnects after every loss.
     pub(super) fn client(&self) -> Result<Client, fred::error::Error> {
-        self.client_with(COMMAND_CLIENT_BUFFER)
+        self.build_client(COMMAND_CLIENT_BUFFER)
     }
 
-    /// The same, for one that listens.
-    ///
-    /// # Errors
-    /// What the client library says of it.
+    /// Returns a client like [`Endpoint::client`], with a buffer for pub/sub messages.
     pub(super) fn subscriber_client(&self) -> Result<Client, fred::error::Error> {
-        self.client_with(SUBSCRIBER_BUFFER)
+        self.build_client(SUBSCRIBER_BUFFER)
     }
 
-    fn client_with(&self, heard: usize) -> Result<Client, fred::error::Error> {
+    fn build_client(&self, message_buffer: usize) -> Result<Client, fred::error::Error> {
+        let timeouts = self.timeouts;
         Builder::from_config(self.config.clone())
-            .set_policy(ReconnectPolicy::new_exponential(0, 50, 1_500, 2))
+            .set_policy(ReconnectPolicy::new_exponential(
+                0,
+                MIN_RECONNECT_DELAY_MS,
+                MAX_RECONNECT_DELAY_MS,
+                2,
+            ))
             .with_performance_config(|performance| {
-                performance.broadcast_channel_capacity = heard;
-                performance.default_command_timeout = COMMAND_TIMEOUT;
+                performance.broadcast_channel_capacity = message_buffer;
+                performance.default_command_timeout = timeouts.command;
             })
             .with_connection_config(|connection| {
                 connection.max_command_attempts = 1;
                 connection.max_command_buffer_len = MAX_QUEUED_COMMANDS;
                 connection.unresponsive = UnresponsiveConfig {
-                    max_timeout: Some(Duration::from_secs(2)),
+                    max_timeout: Some(timeouts.health_check),
                     interval: Duration::from_millis(500),
                 };
                 connection.connection_timeout = CONNECT_TIMEOUT;
@@ -141,31 +159,30 @@ impl Endpoint {
     }
 }
 
-/// A host with or without a port, as a URL has it.
-fn server(text: &str, usual_port: u16) -> Result<Server, String> {
-    let wrong = || "must name hosts as host or host:port, separated by commas".to_owned();
-    let url = Url::parse(&format!("redis://{text}")).map_err(|_| wrong())?;
+/// Parses `host` or `host:port`.
+fn parse_server(text: &str, default_port: u16) -> Result<Server, String> {
+    let invalid = || "must list hosts as host or host:port, separated by commas".to_owned();
+    let url = Url::parse(&format!("redis://{text}")).map_err(|_| invalid())?;
     let host = url
         .host_str()
         .filter(|host| !host.is_empty())
-        .ok_or_else(wrong)?;
+        .ok_or_else(invalid)?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    Ok(Server::new(host, url.port().unwrap_or(usual_port)))
+    Ok(Server::new(host, url.port().unwrap_or(default_port)))
 }
 
-/// A part of the credentials, where there is one; what a URL can't hold is escaped in it.
-fn decoded(text: &str) -> Option<String> {
-    let pairs = format!("it={}", text.replace('+', "%2B"));
-    let mut pairs = url::form_urlencoded::parse(pairs.as_bytes());
-    let (_, text) = pairs.next()?;
-    (!text.is_empty()).then(|| text.into_owned())
+/// Decodes a user name or password, or returns `None` if it is empty.
+fn percent_decode(text: &str) -> Option<String> {
+    // A form-encoded value, except that `+` is literal.
+    let query = format!("value={}", text.replace('+', "%2B"));
+    let (_, value) = url::form_urlencoded::parse(query.as_bytes()).next()?;
+    (!value.is_empty()).then(|| value.into_owned())
 }
 
-fn tls() -> Result<TlsConfig, String> {
-    let connector = TlsConnector::default_rustls();
-    connector
+fn tls_config() -> Result<TlsConfig, String> {
+    TlsConnector::default_rustls()
         .map(TlsConfig::from)
-        .map_err(|error| format!("has no TLS: {}", error.details()))
+        .map_err(|error| format!("TLS is not available: {}", error.details()))
 }
 
 #[cfg(test)]
@@ -173,13 +190,13 @@ mod tests {
     use super::*;
 
     fn parsed(url: &str) -> Config {
-        Endpoint::parse(url)
+        Endpoint::parse(url, Timeouts::default())
             .unwrap_or_else(|error| panic!("{url}: {error}"))
             .config
     }
 
     #[test]
-    fn every_form_names_its_servers_and_credentials() {
+    fn all_url_forms_are_parsed() {
         let single = parsed("redis://ada:s%40cret+1@10.0.0.7/3");
         assert_eq!(single.server.hosts(), [Server::new("10.0.0.7", 6379)]);
         assert_eq!(single.username.as_deref(), Some("ada"));
@@ -217,7 +234,7 @@ mod tests {
     #[test]
     fn invalid_redis_urls_are_rejected() {
         for url in ["redis", "http://host", "redis://", "redis-cluster://a,,b"] {
-            assert!(Endpoint::parse(url).is_err(), "{url}");
+            assert!(Endpoint::parse(url, Timeouts::default()).is_err(), "{url}");
         }
     }
 }

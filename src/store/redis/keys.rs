@@ -1,28 +1,28 @@
-//! What things are called in Redis.
+//! Names of Redis keys and channels.
 //!
-//! Invariant: all that one script touches shares a hash tag, its partition's; on one server there is
-//! one partition, in a cluster there are [`PARTITIONS`], spread evenly over the slots, so that any
-//! share of them is on any server.
+//! All keys of one script share a hash tag, which identifies their partition. A single server has one
+//! partition. A cluster has [`PARTITIONS`], spread evenly over the hash slots.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use crate::job::{JobId, Topic};
 
-/// How many partitions a cluster has: enough to spread over that many primaries.
+/// Partitions in a cluster, and so the maximum number of primaries that share the load.
 const PARTITIONS: u16 = 16;
 
-/// The slots of a cluster.
+/// Hash slots in a cluster.
 const SLOTS: u16 = 16384;
 
-/// Makes keys.
+/// Builds the names of keys.
 #[derive(Clone, Debug)]
-pub(super) struct Keys {
+pub(super) struct KeyNames {
     prefix: String,
-    /// Each partition's hash tag.
+    /// The hash tag of each partition.
     tags: Vec<String>,
 }
 
-/// Keys that are in one place.
+/// Builds the names of keys in one partition.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Partition<'a> {
     pub(super) number: usize,
@@ -30,11 +30,12 @@ pub(super) struct Partition<'a> {
     tag: &'a str,
 }
 
-impl Keys {
+impl KeyNames {
     pub(super) fn new(prefix: &str, is_clustered: bool) -> Self {
-        let tags = match is_clustered {
-            false => vec!["0".to_owned()],
-            true => (0..PARTITIONS).map(tag_in).collect(),
+        let tags = if is_clustered {
+            (0..PARTITIONS).map(hash_tag).collect()
+        } else {
+            vec!["0".to_owned()]
         };
         Self {
             prefix: prefix.to_owned(),
@@ -42,14 +43,13 @@ impl Keys {
         }
     }
 
-    /// All partitions.
     pub(super) fn partitions(&self) -> impl Iterator<Item = Partition<'_>> {
         (0..self.tags.len()).map(|number| self.partition(number))
     }
 
-    /// The partition that a name belongs to: always the same one.
+    /// Returns the partition of a name. It is always the same for one name.
     pub(super) fn partition_for(&self, name: &str) -> Partition<'_> {
-        self.partition(usize::from(fred_slot(name)) % self.tags.len())
+        self.partition(usize::from(slot_of(name)) % self.tags.len())
     }
 
     pub(super) fn partition(&self, number: usize) -> Partition<'_> {
@@ -60,14 +60,28 @@ impl Keys {
         }
     }
 
-    /// The channels that a topic is told on: the changes of an owner's jobs come from every
-    /// partition.
+    /// Groups job ids by the number of their partition.
+    pub(super) fn group<'a>(
+        &self,
+        ids: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<usize, Vec<&'a str>> {
+        let mut groups: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+        for id in ids {
+            groups
+                .entry(self.partition_for(id).number)
+                .or_default()
+                .push(id);
+        }
+        groups
+    }
+
+    /// Returns the channels of a topic. The jobs of an owner are in all partitions.
     pub(super) fn channels(&self, topic: &Topic) -> Vec<String> {
         match topic {
             Topic::Job(id) => vec![self.partition_for(id.as_str()).channel(id)],
             Topic::Owner(owner) => self
                 .partitions()
-                .map(|part| part.owner_channel(owner))
+                .map(|partition| partition.owner_channel(owner))
                 .collect(),
         }
     }
@@ -79,52 +93,52 @@ impl Partition<'_> {
         format!("{prefix}:{{{tag}}}:{kind}:{name}")
     }
 
-    /// The hash of a job: the truth about it.
+    /// Hash: a job's document, internal state and schedule.
     pub(super) fn job(self, id: impl Display) -> String {
         self.key("job", id)
     }
 
-    /// Where a job's changes are told.
+    /// Channel: changes of a job.
     pub(super) fn channel(self, id: &JobId) -> String {
         self.key("changed", id)
     }
 
-    /// Where the changes of an owner's jobs are told.
+    /// Channel: changes of an owner's jobs.
     pub(super) fn owner_channel(self, owner: &str) -> String {
         self.key("owner", owner)
     }
 
-    /// Where a node tells itself that it hears.
+    /// Channel: a node's probes of its own pub/sub connection.
     pub(super) fn probe_channel(self, node: &str) -> String {
         self.key("probe", node)
     }
 
-    /// Where nodes tell each other what they remember.
+    /// Channel: changes of the shared state.
     pub(super) fn shared_state_channel(self) -> String {
-        self.key("told", "memory")
+        self.key("shared", "changed")
     }
 
-    /// What nodes remember together.
+    /// Hash: the values that all nodes share.
     pub(super) fn shared_state(self) -> String {
-        self.key("nodes", "memory")
+        self.key("shared", "state")
     }
 
-    /// Jobs by when to ask about them.
+    /// Sorted set: jobs by the time of their next poll.
     pub(super) fn poll_queue(self) -> String {
-        self.key("queue", "watch")
+        self.key("queue", "poll")
     }
 
-    /// A provider's jobs by when to send them.
-    pub(super) fn submit(self, provider: &str) -> String {
+    /// Sorted set: a provider's jobs by the time of their next submission attempt.
+    pub(super) fn submit_queue(self, provider: &str) -> String {
         self.key("submit", provider)
     }
 
-    /// Jobs by when to forget them.
+    /// Sorted set: jobs by the time their retention ends.
     pub(super) fn expiry_queue(self) -> String {
-        self.key("queue", "forget")
+        self.key("queue", "expiry")
     }
 
-    /// The ids of jobs: this partition's, or an owner's.
+    /// Sorted set: job ids of an owner, or of the partition.
     pub(super) fn jobs(self, owner: Option<&str>) -> String {
         match owner {
             Some(owner) => self.key("jobs", owner),
@@ -132,74 +146,77 @@ impl Partition<'_> {
         }
     }
 
-    /// The ids of jobs without an end, and some that have one by now.
+    /// Sorted set: like [`Partition::jobs`], without finished jobs. It may contain some that
+    /// finished recently.
     pub(super) fn active_jobs(self, owner: Option<&str>) -> String {
         match owner {
-            Some(owner) => self.key("open", owner),
-            None => self.key("all", "open"),
+            Some(owner) => self.key("active", owner),
+            None => self.key("all", "active"),
         }
     }
 
-    /// What is still to be booked.
+    /// Hash: budget charges that have not been applied yet, by document key.
     pub(super) fn budget_outbox(self) -> String {
-        self.key("all", "owed")
+        self.key("all", "budget_outbox")
     }
 
-    /// Whose a provider's task is.
+    /// String: the claim of a provider task.
     pub(super) fn task(self, task: &str) -> String {
         self.key("task", task)
     }
 
-    /// What is parked for a task.
+    /// List: updates buffered for a provider task.
     pub(super) fn buffered_updates(self, task: &str) -> String {
-        self.key("news", task)
+        self.key("buffered", task)
     }
 
-    /// Tasks for which something is parked, by when the oldest of it came.
+    /// Sorted set: tasks with buffered updates, by the time the oldest update was received.
     pub(super) fn buffered_tasks(self) -> String {
-        self.key("all", "parked")
+        self.key("all", "buffered")
     }
 
-    /// Which job a caller's key made.
+    /// String: the claim of an idempotency key.
     pub(super) fn idempotency(self, name: &str) -> String {
-        self.key("key", name)
+        self.key("idempotency", name)
     }
 
-    /// A sum.
-    pub(super) fn account(self, name: &str) -> String {
-        self.key("account", name)
+    /// Hash: the balance of a budget window and the documents charged to it.
+    pub(super) fn budget_window(self, name: &str) -> String {
+        self.key("budget", name)
     }
 
-    /// Accounts by when they end.
-    pub(super) fn accounts(self) -> String {
-        self.key("all", "accounts")
+    /// Sorted set: budget windows by end time.
+    pub(super) fn budget_windows(self) -> String {
+        self.key("all", "budgets")
     }
 
-    /// Jobs that take a provider's places, each with the moment until which that is believed.
+    /// Sorted set: jobs that hold a concurrency slot of a provider, by the time until which the
+    /// entry is valid without verification.
     pub(super) fn slots(self, provider: &str) -> String {
-        self.key("places", provider)
+        self.key("slots", provider)
     }
 }
 
-/// A task, as keys name it: a provider's name holds no slash.
+/// Returns the name of a provider task. Names of providers contain no slash.
 pub(super) fn task_name(provider: &str, task_id: &str) -> String {
     format!("{provider}/{task_id}")
 }
 
-/// A caller's key, as keys name it: told apart whatever is in either.
-pub(super) fn key_name(caller: &str, key: &str) -> String {
+/// Returns the name of an idempotency key. The length prefix makes it unambiguous.
+pub(super) fn idempotency_name(caller: &str, key: &str) -> String {
     format!("{}:{caller}:{key}", caller.len())
 }
 
-/// The first tag whose slot lies in the `number`th of as many equal ranges as there are partitions.
-fn tag_in(number: u16) -> String {
-    let width = SLOTS / PARTITIONS;
-    let tags = (0u32..).map(|attempt| format!("{number}.{attempt}"));
-    let mut fitting = tags.filter(|tag| fred_slot(tag) / width == number);
-    fitting.next().unwrap_or_default()
+/// Returns a tag whose hash slot is in the partition's equal share of the slot range.
+fn hash_tag(partition: u16) -> String {
+    let slots_per_partition = SLOTS / PARTITIONS;
+    let mut candidates = (0u32..)
+        .map(|attempt| format!("{partition}.{attempt}"))
+        .filter(|tag| slot_of(tag) / slots_per_partition == partition);
+    candidates.next().unwrap_or_default()
 }
 
-fn fred_slot(text: &str) -> u16 {
+fn slot_of(text: &str) -> u16 {
     fred::util::redis_keyslot(text.as_bytes())
 }
 
@@ -209,33 +226,33 @@ mod tests {
 
     #[test]
     fn cluster_partitions_cover_the_slot_range_evenly() {
-        let keys = Keys::new("ph", true);
+        let keys = KeyNames::new("ph", true);
         let slots: Vec<u16> = keys
             .partitions()
-            .map(|part| fred_slot(&part.poll_queue()) / (SLOTS / PARTITIONS))
+            .map(|partition| slot_of(&partition.poll_queue()) / (SLOTS / PARTITIONS))
             .collect();
         assert_eq!(slots, (0..PARTITIONS).collect::<Vec<_>>());
     }
 
     #[test]
     fn script_keys_share_a_slot() {
-        let keys = Keys::new("ph", true);
-        let part = keys.partition_for("job_1");
+        let keys = KeyNames::new("ph", true);
+        let partition = keys.partition_for("job_1");
         let names = [
-            part.job("job_1"),
-            part.poll_queue(),
-            part.submit("kling"),
-            part.owner_channel("{a}:{b}"),
-            part.jobs(None),
+            partition.job("job_1"),
+            partition.poll_queue(),
+            partition.submit_queue("kling"),
+            partition.owner_channel("{a}:{b}"),
+            partition.jobs(None),
         ];
         let slots: std::collections::BTreeSet<u16> =
-            names.iter().map(|name| fred_slot(name)).collect();
+            names.iter().map(|name| slot_of(name)).collect();
         assert_eq!(slots.len(), 1, "{names:?}");
     }
 
     #[test]
     fn similar_names_map_to_distinct_keys() {
-        assert_ne!(key_name("a:1", "b"), key_name("a", "1:b"));
-        assert_ne!(key_name("1:a", "b"), key_name("1", "a:b"));
+        assert_ne!(idempotency_name("a:1", "b"), idempotency_name("a", "1:b"));
+        assert_ne!(idempotency_name("1:a", "b"), idempotency_name("1", "a:b"));
     }
 }

@@ -1,7 +1,7 @@
 //! Lists of jobs, newest first.
 //!
-//! Invariant: a list holds every job it should, and maybe some it should not any more; each job is
-//! looked at before it is shown.
+//! An index contains every job that it should, and may contain others. Each job is checked when it is
+//! listed.
 
 use std::sync::Arc;
 
@@ -9,122 +9,128 @@ use fred::interfaces::SortedSetsInterface;
 use futures_util::future::try_join_all;
 
 use super::RedisStore;
-use super::connection::to_store_error;
-use super::scripts::LIST;
+use super::scripts::INDEX_JOB;
 use crate::job::{Job, JobId};
 use crate::store::{Error, ListQuery};
 
-/// Jobs that are looked at in one go.
+/// Jobs that are read at once.
 const LIST_BATCH: usize = 128;
 
-/// Which jobs a pass through a list shows.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Which jobs one scan of an index returns.
+#[derive(Clone, Copy)]
 enum ListScope {
-    Unfinished,
+    Active,
     Finished,
     All,
 }
 
-impl RedisStore {
-    /// Enters a job that is about to be created into its owner's lists.
-    pub(super) async fn index_job(&self, job: &Job) -> Result<(), Error> {
-        let part = self.link.keys.partition_for(&job.owner);
-        let mut lists = vec![part.jobs(Some(&job.owner))];
-        if !job.is_final() {
-            lists.push(part.active_jobs(Some(&job.owner)));
+impl ListScope {
+    fn contains(self, job: &Job) -> bool {
+        match self {
+            Self::Active => !job.is_final(),
+            Self::Finished => job.is_final(),
+            Self::All => true,
         }
+    }
+}
+
+impl RedisStore {
+    /// Adds a job that is about to be created to the indexes of its owner.
+    pub(super) async fn index_job(&self, job: &Job) -> Result<(), Error> {
+        let partition = self.connections.keys.partition_for(&job.owner);
+        let mut indexes = vec![partition.jobs(Some(&job.owner))];
+        if !job.is_final() {
+            indexes.push(partition.active_jobs(Some(&job.owner)));
+        }
+        // With equal scores, the order is that of the ids, which sort by time of creation.
         let args = vec![
             job.id.as_str().into(),
             0.into(),
             self.shared_key_ttl().into(),
         ];
-        let _: i64 = self.link.run_script_replicated(&LIST, lists, args).await?;
+        let _: i64 = self
+            .connections
+            .run_script_replicated(&INDEX_JOB, indexes, args)
+            .await?;
         Ok(())
     }
 
-    /// Takes an ended job from among its owner's unfinished ones.
+    /// Removes a finished job from the active jobs of its owner.
     pub(super) async fn remove_from_active_index(&self, job: &Job) -> Result<(), Error> {
         if !job.is_final() {
             return Ok(());
         }
-        let key = self
-            .link
-            .keys
-            .partition_for(&job.owner)
-            .active_jobs(Some(&job.owner));
-        let closed: Result<(), _> = self.link.client().zrem(key, job.id.as_str()).await;
-        closed.map_err(|error| to_store_error(&error))
+        let partition = self.connections.keys.partition_for(&job.owner);
+        let index = partition.active_jobs(Some(&job.owner));
+        Ok(self
+            .connections
+            .client()
+            .zrem(index, job.id.as_str())
+            .await?)
     }
 
-    pub(super) async fn list_jobs(&self, listing: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {
-        let passes: &[ListScope] = match listing.status {
+    pub(super) async fn list_jobs(&self, query: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {
+        let scopes: &[ListScope] = match query.status {
             Some(status) if status.is_final() => &[ListScope::Finished],
-            Some(_) => &[ListScope::Unfinished],
-            None if listing.active_first => &[ListScope::Unfinished, ListScope::Finished],
+            Some(_) => &[ListScope::Active],
+            None if query.active_first => &[ListScope::Active, ListScope::Finished],
             None => &[ListScope::All],
         };
         let mut jobs = Vec::new();
-        for pass in passes {
-            self.scan(listing, *pass, &mut jobs).await?;
+        for scope in scopes {
+            self.scan(query, *scope, &mut jobs).await?;
         }
         Ok(jobs)
     }
 
     async fn scan(
         &self,
-        listing: &ListQuery,
-        pass: ListScope,
+        query: &ListQuery,
+        scope: ListScope,
         jobs: &mut Vec<Arc<Job>>,
     ) -> Result<(), Error> {
-        let mut before = listing.before.clone();
-        while jobs.len() < listing.limit {
+        let mut cursor = query.before.clone();
+        while jobs.len() < query.limit {
             let ids = self
-                .ids(listing.owner.as_deref(), pass, before.as_ref())
+                .indexed_ids(query.owner.as_deref(), scope, cursor.as_ref())
                 .await?;
             let Some(last) = ids.last() else { break };
-            before = Some(last.clone());
-            let mut read = self.read_many(&ids).await?;
-            read.sort_unstable_by(|a, b| b.id.cmp(&a.id));
-            read.retain(|job| {
-                listing.status.is_none_or(|status| job.status == status)
-                    && match pass {
-                        ListScope::Unfinished => !job.is_final(),
-                        ListScope::Finished => job.is_final(),
-                        ListScope::All => true,
-                    }
+            cursor = Some(last.clone());
+            let mut batch = self.read_many(&ids).await?;
+            batch.sort_unstable_by(|a, b| b.id.cmp(&a.id));
+            batch.retain(|job| {
+                scope.contains(job) && query.status.is_none_or(|status| job.status == status)
             });
-            let room = listing.limit - jobs.len();
-            jobs.extend(read.into_iter().take(room));
+            batch.truncate(query.limit - jobs.len());
+            jobs.append(&mut batch);
         }
         Ok(())
     }
 
-    /// The next ids of a list, newest first: an owner's is in one place, everybody's in all.
-    async fn ids(
+    /// Returns the next ids of an index, newest first. The index of an owner is in one partition.
+    async fn indexed_ids(
         &self,
         owner: Option<&str>,
-        pass: ListScope,
-        before: Option<&JobId>,
+        scope: ListScope,
+        cursor: Option<&JobId>,
     ) -> Result<Vec<JobId>, Error> {
-        let parts: Vec<_> = match owner {
-            Some(owner) => vec![self.link.keys.partition_for(owner)],
-            None => self.link.keys.partitions().collect(),
+        let keys = &self.connections.keys;
+        let partitions: Vec<_> = match owner {
+            Some(owner) => vec![keys.partition_for(owner)],
+            None => keys.partitions().collect(),
         };
-        let below = before.map_or("+".to_owned(), |id| format!("({id}"));
-        let most = i64::try_from(LIST_BATCH).unwrap_or(i64::MAX);
-        let reads = parts.into_iter().map(|part| {
-            let key = match pass {
-                ListScope::Unfinished => part.active_jobs(owner),
-                ListScope::Finished | ListScope::All => part.jobs(owner),
+        let start = cursor.map_or("+".to_owned(), |id| format!("({id}"));
+        let limit = Some((0, i64::try_from(LIST_BATCH).unwrap_or(i64::MAX)));
+        let reads = partitions.into_iter().map(async |partition| {
+            let index = match scope {
+                ListScope::Active => partition.active_jobs(owner),
+                ListScope::Finished | ListScope::All => partition.jobs(owner),
             };
-            let below = below.clone();
-            async move {
-                let client = self.link.client();
-                let ids: Result<Vec<String>, _> = client
-                    .zrevrangebylex(key, below, "-", Some((0, most)))
-                    .await;
-                ids.map_err(|error| to_store_error(&error))
-            }
+            let client = self.connections.client();
+            let ids: Vec<String> = client
+                .zrevrangebylex(index, start.as_str(), "-", limit)
+                .await?;
+            Ok::<_, Error>(ids)
         });
         let mut ids = try_join_all(reads).await?.concat();
         ids.sort_unstable_by(|a, b| b.cmp(a));

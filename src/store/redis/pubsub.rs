@@ -1,9 +1,10 @@
-//! What a node hears of the others: which channels it listens to, and whether it can trust its ears.
+//! The change feed over Redis pub/sub.
 //!
-//! Invariant: one task owns the list of channels. It adds what is asked for and confirms it with a
-//! barrier before anybody reads; it drops what nobody wants any more. After every gap (a connection
-//! lost, messages lost, a probe that did not come back) all of it is asked for again, and only then
-//! is the node told that it may read everything anew.
+//! One task owns the list of subscribed channels. It confirms each new subscription with a barrier
+//! before the caller continues, and ends subscriptions that are no longer needed. Pub/sub may lose
+//! messages, so after every gap (a lost connection, dropped messages, a missing probe) the task
+//! renews all subscriptions and then reports [`StoreEvent::Recovered`], upon which the node reads all
+//! subscribed jobs again.
 
 mod channels;
 mod receiver;
@@ -22,207 +23,222 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::channels::Channels;
 use self::receiver::MessageReceiver;
-use super::connection::{Connections, to_store_error};
-use super::endpoint::{COMMAND_TIMEOUT, Endpoint};
-use super::reconnect::force_reconnect;
+use super::connection::Connections;
+use super::endpoint::Endpoint;
+use super::reconnect::{connection_end, force_reconnect};
 use crate::job::Topic;
 use crate::store::{ChangeListener, Error, StoreEvent};
 
-/// Between two probes, and two looks at what came of them.
+/// Interval between probes.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// After which a probe that did not come back means that nothing else does.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(2500);
-
-/// Between two looks at what is still wanted. A topic that nobody wants is left after two of them, so
-/// that whoever comes right back finds it as it was.
+/// Interval between checks for topics without subscribers. A topic is dropped at the second check in
+/// a row that finds it unused, so a client that reconnects finds it still subscribed.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Wishes that wait to be heard; whoever comes then waits to tell his.
+/// Capacity of the request queue. Callers wait while it is full.
 const MAX_PENDING_REQUESTS: usize = 1024;
 
-/// Somebody wants to hear of these, and waits until it is so.
+/// A request to subscribe to topics.
 struct SubscribeRequest {
     topics: Vec<Topic>,
-    /// When that is too late.
     deadline: Instant,
-    done: oneshot::Sender<Result<(), Error>>,
-}
-
-/// The way to the task that listens.
-pub(super) struct Subscriber {
-    requests: mpsc::Sender<SubscribeRequest>,
-    ears: Arc<MessageReceiver>,
-}
-
-/// The task that listens.
-struct SubscriptionManager {
-    link: Arc<Connections>,
-    node: ChangeListener,
-    client: Client,
-    channels: Channels,
-    ears: Arc<MessageReceiver>,
-    begun: Instant,
-    /// Whether the node was told that its store is away.
-    reported_unavailable: bool,
-    /// Whether all channels have to be asked for again.
-    needs_resubscribe: bool,
-    /// Those that came while it was deaf.
-    wishes: Vec<SubscribeRequest>,
-    connection_errors: Receiver<(RedisError, Option<Server>)>,
-    reconnects: Receiver<Server>,
+    reply: oneshot::Sender<Result<(), Error>>,
 }
 
 impl SubscribeRequest {
-    fn answer(self, outcome: Result<(), Error>) {
-        // Whoever has gone away needs no answer.
-        drop(self.done.send(outcome));
+    fn finish(self, outcome: Result<(), Error>) {
+        // The caller may have been cancelled.
+        drop(self.reply.send(outcome));
     }
 }
 
+/// Handle to the task that owns the subscriptions.
+pub(super) struct Subscriber {
+    requests: mpsc::Sender<SubscribeRequest>,
+    receiver: Arc<MessageReceiver>,
+    request_timeout: Duration,
+}
+
 impl Subscriber {
-    /// Begins to listen; must be called within a runtime.
+    /// Starts the tasks. Must be called within a runtime.
     pub(super) fn open(
-        place: &Endpoint,
-        link: &Arc<Connections>,
-        node: ChangeListener,
+        endpoint: &Endpoint,
+        connections: &Arc<Connections>,
+        listener: ChangeListener,
     ) -> Result<Self, Error> {
-        let client = place
-            .subscriber_client()
-            .map_err(|error| to_store_error(&error))?;
-        let name = uuid::Uuid::now_v7().simple().to_string();
-        let ears = Arc::new(MessageReceiver::new(&link.keys, &name));
+        let client = endpoint.subscriber_client()?;
+        let node = uuid::Uuid::now_v7().simple().to_string();
+        let receiver = Arc::new(MessageReceiver::new(&connections.keys, &node));
         tokio::spawn(receiver::run(
-            Arc::clone(&ears),
+            Arc::clone(&receiver),
             client.message_rx(),
-            node.clone(),
+            listener.clone(),
         ));
-        let (wishes, inbox) = mpsc::channel(MAX_PENDING_REQUESTS);
-        let listener = SubscriptionManager {
-            channels: Channels::new(place.is_clustered(), ears.system_channels()),
-            link: Arc::clone(link),
-            node,
-            ears: Arc::clone(&ears),
-            begun: Instant::now(),
+        let timeouts = connections.timeouts;
+        let (requests, queue) = mpsc::channel(MAX_PENDING_REQUESTS);
+        let manager = SubscriptionManager {
+            channels: Channels::new(
+                endpoint.is_clustered(),
+                timeouts.command,
+                receiver.system_channels(),
+            ),
+            connections: Arc::clone(connections),
+            listener,
+            receiver: Arc::clone(&receiver),
+            started_at: Instant::now(),
             reported_unavailable: false,
             needs_resubscribe: true,
-            wishes: Vec::new(),
+            pending_requests: Vec::new(),
             connection_errors: client.error_rx(),
             reconnects: client.reconnect_rx(),
             client,
         };
-        tokio::spawn(listener.run(inbox));
+        tokio::spawn(manager.run(queue));
         Ok(Self {
-            requests: wishes,
-            ears,
+            requests,
+            receiver,
+            request_timeout: timeouts.command,
         })
     }
 
-    /// Listens to these from now on; what is committed after the answer is heard.
-    pub(super) async fn listen(&self, topics: Vec<Topic>) -> Result<(), Error> {
-        let closed = || Error::Unavailable("it is closed".to_owned());
-        let (done, answer) = oneshot::channel();
-        let wish = SubscribeRequest {
+    /// Subscribes to topics. Changes that are published after this call returns are received.
+    pub(super) async fn subscribe(&self, topics: Vec<Topic>) -> Result<(), Error> {
+        let closed = || Error::Unavailable("store is closed".to_owned());
+        let (reply, outcome) = oneshot::channel();
+        let request = SubscribeRequest {
             topics,
-            deadline: Instant::now() + COMMAND_TIMEOUT,
-            done,
+            deadline: Instant::now() + self.request_timeout,
+            reply,
         };
-        self.requests.send(wish).await.map_err(|_| closed())?;
-        answer.await.unwrap_or_else(|_| Err(closed()))
+        self.requests.send(request).await.map_err(|_| closed())?;
+        outcome.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Whether what is said reaches this node.
-    pub(super) fn is_healthy(&self) -> bool {
-        self.ears.is_well()
+    /// Checks that published messages reach this node.
+    pub(super) fn check_health(&self) -> Result<(), Error> {
+        if self.receiver.is_healthy() {
+            Ok(())
+        } else {
+            Err(unhealthy())
+        }
     }
 }
 
+fn unhealthy() -> Error {
+    Error::Unavailable("pub/sub connection is not healthy".to_owned())
+}
+
+/// The task that owns the subscriptions.
+struct SubscriptionManager {
+    connections: Arc<Connections>,
+    listener: ChangeListener,
+    client: Client,
+    channels: Channels,
+    receiver: Arc<MessageReceiver>,
+    started_at: Instant,
+    /// Whether [`StoreEvent::Unavailable`] was reported without [`StoreEvent::Recovered`] since.
+    reported_unavailable: bool,
+    /// Whether messages may have been missed, so that all channels must be subscribed again.
+    needs_resubscribe: bool,
+    /// Requests that wait for a resubscription.
+    pending_requests: Vec<SubscribeRequest>,
+    connection_errors: Receiver<(RedisError, Option<Server>)>,
+    reconnects: Receiver<Server>,
+}
+
 impl SubscriptionManager {
-    async fn run(mut self, mut inbox: mpsc::Receiver<SubscribeRequest>) {
+    async fn run(mut self, mut requests: mpsc::Receiver<SubscribeRequest>) {
         let mut connection = self.client.connect();
         let mut probe = interval(PROBE_INTERVAL);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut review = interval(PRUNE_INTERVAL);
-        let over = self.link.shutdown.clone();
+        let mut prune = interval(PRUNE_INTERVAL);
+        let shutdown = self.connections.shutdown.clone();
         loop {
             tokio::select! {
-                () = over.cancelled() => break,
-                count = inbox.recv_many(&mut self.wishes, MAX_PENDING_REQUESTS) => match count {
-                    0 => break,
-                    _ => self.process_requests().await,
-                },
-                _ = &mut connection => {
+                () = shutdown.cancelled() => break,
+                count = requests.recv_many(&mut self.pending_requests, MAX_PENDING_REQUESTS) => {
+                    if count == 0 {
+                        break;
+                    }
+                    self.process_requests().await;
+                }
+                reason = connection_end(&mut connection) => {
                     connection = self.client.connect();
-                    self.mark_stale("the connection's task has ended");
+                    self.mark_stale(&reason);
                 }
-                // Either way it may be more than one, and some may be missing.
-                why = self.connection_errors.recv() => {
-                    let why = why.map(|(error, _)| error.to_string());
-                    self.mark_stale(&why.unwrap_or_default());
-                }
+                // A receiver that lags has missed some events. They all have the same consequence.
+                error = self.connection_errors.recv() => match error {
+                    Ok((error, _)) => self.mark_stale(&error.to_string()),
+                    Err(_) => self.mark_stale("several connection errors"),
+                },
                 _ = self.reconnects.recv() => {
-                    self.mark_stale("the connection is new");
+                    self.mark_stale("reconnected");
                     probe.reset_immediately();
                 }
-                () = self.ears.gap() => self.mark_stale("messages were lost"),
+                () = self.receiver.wait_for_loss() => self.mark_stale("messages dropped"),
                 _ = probe.tick() => self.check_probes(&mut probe).await,
-                _ = review.tick() => self.prune_channels().await,
+                _ = prune.tick() => self.prune_channels().await,
             }
         }
         if let Err(error) = self.client.quit().await {
-            tracing::debug!(%error, "the connection was gone already");
+            tracing::debug!(%error, "pub/sub connection already closed");
         }
     }
 
-    /// Listens to what is wished for and was not listened to. A gap may be over in a moment, so for
-    /// that long those who wish wait for its end.
+    /// Subscribes to the channels of the pending requests. During a gap, requests stay pending until
+    /// their deadline, because most gaps are short.
     async fn process_requests(&mut self) {
-        let now = Instant::now();
         if self.needs_resubscribe {
-            let is_too_late = |wish: &mut SubscribeRequest| wish.deadline <= now;
-            for wish in self.wishes.extract_if(.., is_too_late) {
-                wish.answer(Err(Error::Unavailable(
-                    "nothing is heard of changes".to_owned(),
-                )));
+            let now = Instant::now();
+            let is_expired = |request: &mut SubscribeRequest| request.deadline <= now;
+            for request in self.pending_requests.extract_if(.., is_expired) {
+                request.finish(Err(unhealthy()));
             }
             return;
         }
-        let topics = self.wishes.iter().flat_map(|wish| &wish.topics);
-        let missing = self.channels.not_subscribed(&self.link.keys, topics);
-        let granted = match missing.is_empty() {
-            true => Ok(()),
-            false => self.channels.add(&self.client, missing).await,
+        let topics = self
+            .pending_requests
+            .iter()
+            .flat_map(|request| &request.topics);
+        let missing = self.channels.missing(&self.connections.keys, topics);
+        let outcome = if missing.is_empty() {
+            Ok(())
+        } else {
+            self.channels.add(&self.client, missing).await
         };
-        if let Err(error) = &granted {
-            tracing::debug!(%error, "can't listen");
+        if let Err(error) = &outcome {
+            tracing::debug!(%error, "subscribe failed");
         }
-        for wish in self.wishes.drain(..) {
-            wish.answer(granted.clone());
+        for request in self.pending_requests.drain(..) {
+            request.finish(outcome.clone());
         }
     }
 
-    fn mark_stale(&mut self, why: &str) {
+    /// Records that messages may have been missed.
+    fn mark_stale(&mut self, reason: &str) {
         if !self.needs_resubscribe {
-            tracing::warn!(why, "changes may have been missed");
+            tracing::warn!(reason, "pub/sub subscription lost");
         }
         self.needs_resubscribe = true;
-        // At the very beginning nobody has heard anything yet.
-        if !self.reported_unavailable
-            && (self.ears.is_well() || self.begun.elapsed() > PROBE_TIMEOUT)
-        {
+        // The first connection takes a moment, which is not an outage.
+        let is_starting = !self.receiver.is_healthy()
+            && self.started_at.elapsed() <= self.connections.timeouts.probe;
+        if !self.reported_unavailable && !is_starting {
             self.reported_unavailable = true;
-            self.ears.set_healthy(false);
-            (self.node.on_event)(StoreEvent::Unavailable);
+            self.receiver.set_healthy(false);
+            (self.listener.on_event)(StoreEvent::Unavailable);
         }
     }
 
-    /// Probes every way in, and mends what is silent.
+    /// Sends a probe through every partition, and resubscribes if earlier probes are missing.
     async fn check_probes(&mut self, probe: &mut tokio::time::Interval) {
         if !self.needs_resubscribe {
-            let silent = self.ears.stale_partitions(PROBE_TIMEOUT);
-            if !silent.is_empty() {
-                tracing::warn!(partitions = ?silent, "a probe did not come back");
-                self.mark_stale("a probe did not come back");
+            let stale = self
+                .receiver
+                .stale_partitions(self.connections.timeouts.probe);
+            if !stale.is_empty() {
+                self.mark_stale(&format!("probe timed out: partitions {}", stale.join(", ")));
             }
         }
         if self.needs_resubscribe {
@@ -230,57 +246,58 @@ impl SubscriptionManager {
             self.process_requests().await;
             probe.reset();
         }
-        self.ears.probe(&self.link).await;
+        self.receiver.probe(&self.connections).await;
     }
 
-    /// Asks for everything again. A connection that does not even answer is given up.
+    /// Renews all subscriptions. If the connection does not respond, it is replaced.
     async fn resubscribe(&mut self) {
-        if self.begun.elapsed() > PROBE_TIMEOUT {
-            self.mark_stale("");
+        if self.started_at.elapsed() > self.connections.timeouts.probe {
+            self.mark_stale("not connected");
         }
         if !self.client.is_connected() {
             return;
         }
-        // What was told of connections until now, this makes good: each server tells for itself.
-        while !matches!(
-            self.connection_errors.try_recv(),
-            Err(TryRecvError::Empty | TryRecvError::Closed)
-        ) {}
-        while !matches!(
-            self.reconnects.try_recv(),
-            Err(TryRecvError::Empty | TryRecvError::Closed)
-        ) {}
-        let mended = async {
+        // The resubscription covers everything that was reported so far, once for each server.
+        discard_queued(&mut self.connection_errors);
+        discard_queued(&mut self.reconnects);
+        let resubscribed = async {
             self.channels.resubscribe_all(&self.client).await?;
-            self.ears.await_probes(&self.link).await
+            self.receiver.await_probes(&self.connections).await
         };
-        match mended.await {
+        match resubscribed.await {
             Ok(()) => {
                 self.needs_resubscribe = false;
-                self.ears.set_healthy(true);
+                self.receiver.set_healthy(true);
                 if self.reported_unavailable {
                     self.reported_unavailable = false;
-                    tracing::info!("changes are heard again");
-                    (self.node.on_event)(StoreEvent::Recovered);
+                    tracing::info!("pub/sub subscription restored");
+                    (self.listener.on_event)(StoreEvent::Recovered);
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "can't listen to changes yet");
+                tracing::warn!(%error, "resubscribe failed; retrying");
                 if self.client.is_connected() {
-                    force_reconnect(&self.client).await;
+                    force_reconnect(&self.client, self.connections.timeouts.command).await;
                 }
             }
         }
     }
 
     async fn prune_channels(&mut self) {
-        let wanted = Arc::clone(&self.node.is_subscribed);
-        let unwanted = self.channels.idle(|topic| wanted(topic));
-        if self.needs_resubscribe || unwanted.is_empty() {
+        let is_subscribed = Arc::clone(&self.listener.is_subscribed);
+        let idle = self.channels.idle(|topic| is_subscribed(topic));
+        if self.needs_resubscribe || idle.is_empty() {
             return;
         }
-        if let Err(error) = self.channels.remove(&self.client, unwanted).await {
-            tracing::debug!(%error, "still listening to what nobody wants");
+        if let Err(error) = self.channels.remove(&self.client, idle).await {
+            tracing::debug!(%error, "unsubscribe failed");
         }
     }
+}
+
+fn discard_queued<T: Clone>(events: &mut Receiver<T>) {
+    while !matches!(
+        events.try_recv(),
+        Err(TryRecvError::Empty | TryRecvError::Closed)
+    ) {}
 }

@@ -1,90 +1,97 @@
-//! A client that stays connected: begun again when its task has ended, made anew when a server that
-//! it is connected to says nothing, or is a primary no more.
+//! Supervision of a client's connection.
 //!
-//! Invariant: the library comes back by itself from a connection that closes. What it does not come
-//! back from is seen to here: an error that ends its task (such as a redirection that it gives up
-//! on), a connection that is open and silent, which goes unnoticed as long as it is written to, and
-//! one to a server that became a replica while Sentinels still named it, which reads what is old.
+//! The client library reconnects when a connection closes. This module handles what the library does
+//! not: an error that ends the client's task, a connection that is open but silent, and a connection
+//! to a server that was demoted to a replica and would serve stale reads.
 
 use std::time::Duration;
 
 use fred::clients::Client;
-use fred::error::ErrorKind;
+use fred::error::{Error as RedisError, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::Options;
-use fred::types::{ClusterHash, CustomCommand, Value};
+use fred::types::{ClusterHash, ConnectHandle, CustomCommand, Value};
 use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::COMMAND_TIMEOUT;
+use super::endpoint::Timeouts;
 
-/// Between two looks at whether all servers answer.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After which a question without an answer means that nothing else is answered.
-const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What stands behind a command of one word.
 const NO_ARGS: Vec<Value> = Vec::new();
 
-/// Connects a client and keeps it so, until `over`.
-pub(super) async fn maintain_connection(client: Client, over: CancellationToken) {
+/// Connects a client and keeps it connected until `shutdown` is cancelled.
+pub(super) async fn maintain_connection(
+    client: Client,
+    timeouts: Timeouts,
+    shutdown: CancellationToken,
+) {
     let mut connection = client.connect();
-    let mut look = interval(HEALTH_CHECK_INTERVAL);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut health_check = interval(HEALTH_CHECK_INTERVAL);
+    health_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
-            () = over.cancelled() => return,
-            ended = &mut connection => {
-                tracing::warn!(?ended, "the task of a connection has ended; it is begun again");
-                // What ended it may still be so: a password that is wrong, say.
+            () = shutdown.cancelled() => return,
+            error = connection_end(&mut connection) => {
+                tracing::warn!(error, "redis connection task ended; restarting");
+                // The cause may persist, such as a wrong password.
                 tokio::select! {
-                    () = over.cancelled() => return,
+                    () = shutdown.cancelled() => return,
                     () = sleep(HEALTH_CHECK_INTERVAL) => connection = client.connect(),
                 }
             }
-            _ = look.tick() => {
-                if client.is_connected() && is_unhealthy(&client).await {
-                    tracing::warn!("a server is silent or no primary; the connection is made anew");
-                    force_reconnect(&client).await;
+            _ = health_check.tick() => {
+                if client.is_connected() && is_unhealthy(&client, timeouts.health_check).await {
+                    tracing::warn!("redis server unresponsive or not a primary; reconnecting");
+                    force_reconnect(&client, timeouts.command).await;
                 }
             }
         }
     }
 }
 
-/// Gives up a client's connections for new ones, to wherever its place is by now.
-pub(super) async fn force_reconnect(client: &Client) {
-    match timeout(COMMAND_TIMEOUT, client.force_reconnection()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "can't connect anew"),
-        Err(_) => tracing::debug!("it takes its time to connect anew"),
+/// Waits until the task of a connection ends, and returns the cause.
+pub(super) async fn connection_end(connection: &mut ConnectHandle) -> String {
+    match connection.await {
+        Ok(Ok(())) => "connection closed".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
     }
 }
 
-/// Whether a server that the client is connected to leaves a question unanswered, or is no primary.
-async fn is_unhealthy(client: &Client) -> bool {
-    let servers = match client.is_clustered() {
-        true => client.active_connections().into_iter().map(Some).collect(),
-        false => vec![None],
+/// Replaces a client's connections. The servers are looked up again.
+pub(super) async fn force_reconnect(client: &Client, limit: Duration) {
+    match timeout(limit, client.force_reconnection()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "redis reconnect failed"),
+        Err(_) => tracing::debug!("redis reconnect timed out"),
+    }
+}
+
+/// Returns whether a connected server does not answer in time or is not a primary.
+async fn is_unhealthy(client: &Client, limit: Duration) -> bool {
+    let servers = if client.is_clustered() {
+        client.active_connections().into_iter().map(Some).collect()
+    } else {
+        vec![None]
     };
-    let answers = servers.into_iter().map(async |cluster_node| {
+    let checks = servers.into_iter().map(async |cluster_node| {
         let options = Options {
             max_attempts: Some(1),
-            timeout: Some(HEALTH_CHECK_TIMEOUT),
+            timeout: Some(limit),
             fail_fast: true,
             cluster_node,
             ..Options::default()
         };
         let role = CustomCommand::new_static("ROLE", ClusterHash::Random, false);
-        let answer: Result<Vec<Value>, _> =
+        let reply: Result<Vec<Value>, RedisError> =
             client.with_options(&options).custom(role, NO_ARGS).await;
-        match answer {
+        match reply {
             Ok(role) => role.first().and_then(Value::as_str).as_deref() != Some("master"),
             Err(error) => *error.kind() == ErrorKind::Timeout,
         }
     });
-    join_all(answers).await.contains(&true)
+    join_all(checks).await.contains(&true)
 }

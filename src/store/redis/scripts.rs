@@ -1,6 +1,7 @@
-//! The scripts: every change that has to be one step.
+//! The Lua scripts. Redis runs each of them as one atomic step.
 //!
-//! Invariant: a script touches one partition, and says itself what it takes and answers.
+//! A script accesses keys of a single partition. Its first lines document keys, arguments and return
+//! value.
 
 use std::sync::LazyLock;
 
@@ -14,22 +15,22 @@ macro_rules! scripts {
 }
 
 scripts! {
-    BOOK = "book.lua",
-    CLAIM_NAME = "claim_name.lua",
-    CLAIM_SUBMIT = "claim_submit.lua",
-    CLAIM_WATCH = "claim_watch.lua",
-    COMMIT = "commit.lua",
-    CREATE = "create.lua",
-    DROP_NAME = "drop_name.lua",
-    FORGET = "forget.lua",
-    HASTEN = "hasten.lua",
-    LIST = "list.lua",
-    PARK = "park.lua",
-    READ = "read.lua",
-    REMEMBER = "remember.lua",
-    SECURE = "secure.lua",
-    SETTLE_PLACE = "settle_place.lua",
-    TAKE_PLACES = "take_places.lua",
-    UNPARK = "unpark.lua",
-    VOID = "void.lua",
+    ACQUIRE_SLOTS = "acquire_slots.lua",
+    BUFFER_UPDATE = "buffer_update.lua",
+    CHARGE_WINDOW = "charge_window.lua",
+    CLAIM_KEY = "claim_key.lua",
+    CLAIM_POLLS = "claim_polls.lua",
+    CLAIM_SUBMISSIONS = "claim_submissions.lua",
+    COMMIT_JOB = "commit_job.lua",
+    CREATE_JOB = "create_job.lua",
+    DELETE_BUFFERED = "delete_buffered.lua",
+    DELETE_JOB = "delete_job.lua",
+    ENSURE_DURABLE = "ensure_durable.lua",
+    INDEX_JOB = "index_job.lua",
+    PUT_SHARED_STATE = "put_shared_state.lua",
+    READ_JOBS = "read_jobs.lua",
+    REFRESH_SLOT = "refresh_slot.lua",
+    RELEASE_KEY = "release_key.lua",
+    RELEASE_RESERVATION = "release_reservation.lua",
+    SCHEDULE_POLL = "schedule_poll.lua",
 }

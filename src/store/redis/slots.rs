@@ -1,8 +1,8 @@
-//! A provider's places: how many jobs it has, counted for the whole fleet.
+//! Concurrency slots: how many jobs a provider has at a time, counted across all nodes.
 //!
-//! Invariant: a job is counted before it can be sent. An entry is believed until its moment, and
-//! then its job is looked at: so a place that a dead node left behind comes free by itself, and one
-//! that is taken is never given away.
+//! A job is counted before it can be submitted. Each entry is valid until its expiry. After that, the
+//! job is checked before the slot is extended or released. A slot that a crashed node leaked is thus
+//! reclaimed, and an occupied slot is never assigned again.
 
 use std::time::Duration;
 
@@ -10,58 +10,63 @@ use fred::interfaces::{HashesInterface, SortedSetsInterface};
 use fred::types::Value;
 
 use super::RedisStore;
-use super::connection::to_store_error;
-use super::scripts::{LIST, SETTLE_PLACE, TAKE_PLACES};
+use super::scripts::{ACQUIRE_SLOTS, INDEX_JOB, REFRESH_SLOT};
 use crate::job::Job;
 use crate::store::{CLAIM_LEASE, Error};
 use crate::time::Time;
 
-/// How long it is believed that a job at its provider is still there.
+/// How long an entry of a submitted job is valid without verification.
 const SLOT_TTL: Duration = Duration::from_secs(60);
 
-/// How often places are looked through before those who want one wait for the next time.
+/// Rounds of verification before the jobs wait for the next claim.
 const MAX_RECLAIM_ROUNDS: usize = 4;
 
 impl RedisStore {
-    /// Takes a place for each of these jobs, as far as there are any; says who got one.
+    fn slots_key(&self, provider: &str) -> String {
+        self.connections
+            .keys
+            .partition_for(provider)
+            .slots(provider)
+    }
+
+    /// Acquires a slot for each job while slots are free. Returns the ids of those that got one.
     pub(super) async fn acquire_slots(
         &self,
         provider: &str,
-        places: usize,
+        max_concurrent: usize,
         ids: &[String],
         now: Time,
     ) -> Result<Vec<String>, Error> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let key = self.link.keys.partition_for(provider).slots(provider);
-        let until = (now + CLAIM_LEASE).millis();
         for _ in 0..MAX_RECLAIM_ROUNDS {
             let mut args: Vec<Value> = vec![
                 now.millis().into(),
-                until.into(),
-                i64::try_from(places).unwrap_or(i64::MAX).into(),
+                (now + CLAIM_LEASE).millis().into(),
+                i64::try_from(max_concurrent).unwrap_or(i64::MAX).into(),
                 self.shared_key_ttl().into(),
             ];
             args.extend(ids.iter().map(|id| Value::from(id.as_str())));
-            let answer: Vec<String> = self
-                .link
-                .run_script(&TAKE_PLACES, vec![key.clone()], args)
+            let keys = vec![self.slots_key(provider)];
+            let reply: Vec<String> = self
+                .connections
+                .run_script(&ACQUIRE_SLOTS, keys, args)
                 .await?;
-            match answer.split_first() {
-                Some((word, doubtful)) if word == "look" => {
-                    for [id, score] in doubtful.as_chunks::<2>().0 {
+            match reply.split_first() {
+                Some((outcome, expired)) if outcome == "verify" => {
+                    for [id, score] in expired.as_chunks::<2>().0 {
                         self.verify_slot(provider, id, score, now).await?;
                     }
                 }
-                Some((_, given)) => return Ok(given.to_vec()),
+                Some((_, granted)) => return Ok(granted.to_vec()),
                 None => break,
             }
         }
         Ok(Vec::new())
     }
 
-    /// Whether a job that is believed no more still takes its place.
+    /// Checks the job of an expired entry, and extends or releases its slot.
     async fn verify_slot(
         &self,
         provider: &str,
@@ -69,72 +74,55 @@ impl RedisStore {
         score: &str,
         now: Time,
     ) -> Result<(), Error> {
-        let part = self.link.keys.partition_for(id);
-        let client = self.link.client();
-        let job: Result<Vec<Option<String>>, _> =
-            client.hmget(part.job(id), vec!["place", "submit"]).await;
-        let due: Result<Option<f64>, _> = client.zscore(part.submit(provider), id).await;
-        let (job, due) = (
-            job.map_err(|error| to_store_error(&error))?,
-            due.map_err(|error| to_store_error(&error))?,
-        );
-        let due = due.map(|due| format!("{due:.0}"));
-        let until = match job.as_slice() {
-            [Some(place), _] if place == "1" => (now + SLOT_TTL).millis().to_string(),
-            // Claimed, and not yet sent.
-            [_, Some(submit)] => match due {
-                Some(due)
-                    if due != *submit && due.parse().is_ok_and(|due: i64| due > now.millis()) =>
-                {
-                    due
-                }
-                _ => String::new(),
-            },
+        let partition = self.connections.keys.partition_for(id);
+        let client = self.connections.client();
+        let fields: Vec<Option<String>> = client
+            .hmget(partition.job(id), vec!["slot", "submit_at"])
+            .await?;
+        let due_at: Option<f64> = client.zscore(partition.submit_queue(provider), id).await?;
+        let due_at = due_at.map(|due_at| format!("{due_at:.0}"));
+        let is_lease = |due_at: &String, submit_at: &String| {
+            due_at != submit_at && due_at.parse().is_ok_and(|due: i64| due > now.millis())
+        };
+        let expires_at = match (fields.as_slice(), due_at) {
+            ([Some(slot), _], _) if slot == "1" => (now + SLOT_TTL).millis().to_string(),
+            ([_, Some(submit_at)], Some(due_at)) if is_lease(&due_at, submit_at) => due_at,
             _ => String::new(),
         };
-        self.refresh_slot(provider, id, score, &until).await
-    }
-
-    async fn refresh_slot(
-        &self,
-        provider: &str,
-        id: &str,
-        was: &str,
-        is: &str,
-    ) -> Result<(), Error> {
-        let key = self.link.keys.partition_for(provider).slots(provider);
-        let args = vec![id.into(), was.into(), is.into()];
-        let _: i64 = self.link.run_script(&SETTLE_PLACE, vec![key], args).await?;
+        let args = vec![id.into(), score.into(), expires_at.into()];
+        let keys = vec![self.slots_key(provider)];
+        let _: i64 = self
+            .connections
+            .run_script(&REFRESH_SLOT, keys, args)
+            .await?;
         Ok(())
     }
 
-    /// Counts a job that comes to be at its provider without having been claimed.
+    /// Counts a job that was submitted without a claim.
     pub(super) async fn record_slot(&self, job: &Job) -> Result<(), Error> {
         let Some(provider) = &job.provider else {
             return Ok(());
         };
-        let key = self.link.keys.partition_for(provider).slots(provider);
-        let until = (job.updated_at + SLOT_TTL).millis();
         let args = vec![
             job.id.as_str().into(),
-            until.into(),
+            (job.updated_at + SLOT_TTL).millis().into(),
             self.shared_key_ttl().into(),
         ];
-        let _: i64 = self.link.run_script(&LIST, vec![key], args).await?;
+        let keys = vec![self.slots_key(provider)];
+        let _: i64 = self.connections.run_script(&INDEX_JOB, keys, args).await?;
         Ok(())
     }
 
-    /// Gives back the place of a job that is not at its provider any more.
-    pub(super) async fn release_slot(&self, job: &Job) -> Result<(), Error> {
-        let Some(provider) = &job.provider else {
-            return Ok(());
-        };
-        self.release_slot_by_id(provider, job.id.as_str()).await
+    /// Releases the slot of a job, if it holds one.
+    pub(super) async fn release_slot_of(&self, job: &Job) -> Result<(), Error> {
+        match &job.provider {
+            Some(provider) => self.release_slot(provider, job.id.as_str()).await,
+            None => Ok(()),
+        }
     }
 
-    pub(super) async fn release_slot_by_id(&self, provider: &str, id: &str) -> Result<(), Error> {
-        let key = self.link.keys.partition_for(provider).slots(provider);
-        let freed: Result<(), _> = self.link.client().zrem(key, id).await;
-        freed.map_err(|error| to_store_error(&error))
+    pub(super) async fn release_slot(&self, provider: &str, id: &str) -> Result<(), Error> {
+        let key = self.slots_key(provider);
+        Ok(self.connections.client().zrem(key, id).await?)
     }
 }

@@ -1,100 +1,105 @@
-//! Forgetting what has been kept long enough, and finishing what dead nodes left.
+//! Deletion of expired data, and completion of what crashed nodes left unfinished.
 //!
-//! Invariant: a job goes together with its key and its task, and one sweep is a bounded piece of
-//! work. Whatever a sweep misses, Redis forgets by itself a day later.
+//! One sweep processes a bounded number of items. Redis itself expires what no sweep deletes, a day
+//! later.
 
 use std::time::Duration;
 
 use fred::interfaces::{HashesInterface, KeysInterface, SortedSetsInterface};
 
 use super::RedisStore;
-use super::connection::to_store_error;
 use super::keys::Partition;
-use super::keys::task_name;
-use super::queues::until;
-use super::scripts::FORGET;
+use super::queues::scores_up_to;
+use super::scripts::DELETE_JOB;
 use super::unique_keys::UniqueKey;
 use crate::job::JobId;
 use crate::store::{BUFFERED_UPDATE_TTL, Error};
 use crate::time::Time;
 
-/// The most jobs, tasks and accounts that are looked at in one partition.
+/// Maximum number of jobs, of tasks and of budget windows per partition and sweep.
 const SWEEP_BATCH: i64 = 250;
 
-/// The least difference between two moments.
+/// The resolution of scores. Subtracted to exclude the end of a range.
 const ONE_MILLISECOND: Duration = Duration::from_millis(1);
 
 impl RedisStore {
-    pub(super) async fn sweep_once(&self, now: Time) -> Result<usize, Error> {
+    pub(super) async fn sweep_partition(
+        &self,
+        partition: Partition<'_>,
+        now: Time,
+    ) -> Result<usize, Error> {
         let mut count = 0;
-        for part in self.link.keys.partitions() {
-            self.recover_outbox(part).await?;
-            for id in self
-                .expired(part.expiry_queue(), now - ONE_MILLISECOND)
-                .await?
-            {
-                count += self.delete_job(part, &id, now).await?;
-            }
-            let before = now - BUFFERED_UPDATE_TTL;
-            for task in self
-                .expired(part.buffered_tasks(), before - ONE_MILLISECOND)
-                .await?
-            {
-                count += self.delete_buffered_before(&task, Some(before)).await?;
-            }
-            for account in self.expired(part.accounts(), now).await? {
-                let client = self.link.client();
-                let deleted: Result<usize, _> = client.del(part.account(&account)).await;
-                let struck: Result<usize, _> = client.zrem(part.accounts(), account).await;
-                deleted.map_err(|error| to_store_error(&error))?;
-                count += struck.map_err(|error| to_store_error(&error))?;
-            }
+        self.recover_outbox(partition).await?;
+        for id in self
+            .expired(partition.expiry_queue(), now - ONE_MILLISECOND)
+            .await?
+        {
+            count += self.delete_job(partition, &id, now).await?;
+        }
+        let before = now - BUFFERED_UPDATE_TTL;
+        for task in self
+            .expired(partition.buffered_tasks(), before - ONE_MILLISECOND)
+            .await?
+        {
+            count += self.delete_buffered_before(&task, Some(before)).await?;
+        }
+        let client = self.connections.client();
+        for window in self.expired(partition.budget_windows(), now).await? {
+            let () = client.del(partition.budget_window(&window)).await?;
+            let deleted: usize = client.zrem(partition.budget_windows(), window).await?;
+            count += deleted;
         }
         Ok(count)
     }
 
-    /// What is in a list up to a moment, earliest first.
+    /// Returns the members of a sorted set with scores up to `last`, lowest first.
     async fn expired(&self, key: String, last: Time) -> Result<Vec<String>, Error> {
-        let client = self.link.client();
-        let over = client
-            .zrangebyscore(key, "-inf", until(last), false, Some((0, SWEEP_BATCH)))
-            .await;
-        over.map_err(|error| to_store_error(&error))
+        let (last, limit) = (scores_up_to(last), Some((0, SWEEP_BATCH)));
+        let client = self.connections.client();
+        Ok(client
+            .zrangebyscore(key, "-inf", last, false, limit)
+            .await?)
     }
 
-    async fn delete_job(&self, part: Partition<'_>, id: &str, now: Time) -> Result<usize, Error> {
-        let fields = vec!["owner", "provider", "task", "key"];
-        let known: Result<Vec<Option<String>>, _> =
-            self.link.client().hmget(part.job(id), fields).await;
-        let known = known.map_err(|error| to_store_error(&error))?;
-        let field = |at: usize| known.get(at).cloned().flatten().unwrap_or_default();
-        let (owner, provider) = (field(0), field(1));
+    /// Deletes a job and everything that refers to it.
+    async fn delete_job(
+        &self,
+        partition: Partition<'_>,
+        id: &str,
+        now: Time,
+    ) -> Result<usize, Error> {
+        let client = self.connections.client();
+        let names = vec!["owner", "provider", "task", "idempotency"];
+        let fields: Vec<Option<String>> = client.hmget(partition.job(id), names).await?;
+        let field = |index: usize| fields.get(index).cloned().flatten().unwrap_or_default();
+        let (owner, provider, task, idempotency) = (field(0), field(1), field(2), field(3));
+
         let keys = vec![
-            part.job(id),
-            part.poll_queue(),
-            part.submit(&provider),
-            part.expiry_queue(),
-            part.jobs(None),
-            part.active_jobs(None),
+            partition.job(id),
+            partition.poll_queue(),
+            partition.submit_queue(&provider),
+            partition.expiry_queue(),
+            partition.jobs(None),
+            partition.active_jobs(None),
         ];
         let args = vec![id.into(), now.millis().into()];
-        let forgotten: usize = self.link.run_script(&FORGET, keys, args).await?;
-        let task = task_name(&provider, &field(2));
-        let names = [
-            (field(2), UniqueKey::task(&task)),
-            (field(3), UniqueKey::key(&field(3))),
-        ];
+        let deleted: usize = self.connections.run_script(&DELETE_JOB, keys, args).await?;
+
         if let Ok(job) = JobId::parse(id) {
-            for (_, name) in names.into_iter().filter(|(text, _)| !text.is_empty()) {
-                self.release_key(Some(name), &job).await;
+            if !task.is_empty() {
+                let task = UniqueKey::task(&provider, &task);
+                self.release_key(&task, &job).await;
+            }
+            if !idempotency.is_empty() {
+                let key = UniqueKey::Idempotency(idempotency);
+                self.release_key(&key, &job).await;
             }
         }
-        let lists = self.link.keys.partition_for(&owner);
-        for list in [lists.jobs(Some(&owner)), lists.active_jobs(Some(&owner))] {
-            let struck: Result<(), _> = self.link.client().zrem(list, id).await;
-            struck.map_err(|error| to_store_error(&error))?;
+        let owned = self.connections.keys.partition_for(&owner);
+        for index in [owned.jobs(Some(&owner)), owned.active_jobs(Some(&owner))] {
+            let () = client.zrem(index, id).await?;
         }
-        self.release_slot_by_id(&provider, id).await?;
-        Ok(forgotten)
+        self.release_slot(&provider, id).await?;
+        Ok(deleted)
     }
 }

@@ -1,128 +1,155 @@
-//! Names that belong to one job: a provider's task, a caller's key; and the news that comes for a
-//! task before its job does.
+//! Keys that belong to at most one job: provider tasks and idempotency keys.
 //!
-//! Invariant: a name is claimed before its job is written and parked news is looked through in the
-//! same step, so news is either parked before the claim and folded in, or waits for the job. A claim
-//! counts only with a job behind it; one whose job does not come within [`LEASE`] is void.
+//! A key is claimed before its job is written. The script that claims a task checks the update buffer
+//! of the task in the same step. An update therefore is either buffered before the claim and part of
+//! the job, or finds the claim. A claim without a job expires after [`KEY_CLAIM_LEASE`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use fred::interfaces::{KeysInterface, ListInterface};
+use fred::interfaces::KeysInterface;
 use fred::types::Value;
 use serde::Deserialize;
+use tokio::time::{Instant, sleep};
 
 use super::RedisStore;
-use super::connection::to_store_error;
-use super::scripts::{CLAIM_NAME, DROP_NAME, PARK, UNPARK};
+use super::keys::{idempotency_name, task_name};
+use super::scripts::{CLAIM_KEY, RELEASE_KEY};
+use super::update_buffer::decode_buffered;
 use crate::job::{Job, JobId, Update};
-use crate::store::codec::{from_json, skip_corrupt, task_of, to_json};
-use crate::store::{BUFFERED_UPDATE_TTL, BufferOutcome, Error, MAX_BUFFERED_UPDATES};
-use crate::time::Time;
+use crate::store::codec::{from_json, task_of};
+use crate::store::{Error, IdempotencyKey};
 
-/// How long a claim may be without its job: longer than any call takes.
+/// How long a claim is valid without its job. Longer than any operation takes.
 const KEY_CLAIM_LEASE: Duration = Duration::from_secs(10);
 
-/// How long to wait for another's claim to become a job, and how long between two looks.
+/// How long to wait for the job of another node's claim.
 const CLAIM_WAIT: Duration = Duration::from_secs(2);
-const CLAIM_POLL_INTERVAL: Duration = Duration::from_millis(5);
+const CLAIM_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What is claimed.
 #[derive(Clone, Debug)]
 pub(super) enum UniqueKey {
     Task(String),
     Idempotency(String),
 }
 
-/// How a claim ended.
+impl UniqueKey {
+    pub(super) fn task(provider: &str, task_id: &str) -> Self {
+        Self::Task(task_name(provider, task_id))
+    }
+
+    /// Returns the provider task of a job, if it is known.
+    pub(super) fn task_of(job: &Job) -> Option<Self> {
+        task_of(job).map(|(provider, task_id)| Self::task(provider, task_id))
+    }
+
+    pub(super) fn idempotency(key: &IdempotencyKey) -> Self {
+        Self::Idempotency(idempotency_name(&key.caller, &key.key))
+    }
+
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Task(name) | Self::Idempotency(name) => name,
+        }
+    }
+}
+
+/// Result of a claim.
 pub(super) enum ClaimOutcome {
-    /// The name is the job's. None where there was nothing to claim.
-    Acquired(Option<UniqueKey>),
-    /// It is this job's, with this fingerprint.
-    HeldBy { job: Arc<Job>, print: String },
-    /// More was parked for it than the job has in it.
+    Acquired,
+    HeldBy {
+        job: Arc<Job>,
+        fingerprint: String,
+    },
+    /// The buffer contains updates that the job does not contain.
     UpdatesMissed,
 }
 
-/// A claim as it stands in Redis.
+/// A claim as stored in Redis.
 #[derive(Deserialize)]
 struct ClaimRecord {
     job: JobId,
     fingerprint: String,
 }
 
-impl UniqueKey {
-    pub(super) fn task(name: &str) -> Self {
-        Self::Task(name.to_owned())
-    }
+/// Whether a claim that another job holds is valid.
+enum ClaimStatus {
+    Valid {
+        job: Arc<Job>,
+        fingerprint: String,
+    },
+    /// The job was not created in time, so the claim may be replaced.
+    Expired,
+    /// The job may still be created.
+    Pending,
+}
 
-    pub(super) fn key(name: &str) -> Self {
-        Self::Idempotency(name.to_owned())
-    }
+/// Claims that another job holds, as one operation meets them.
+pub(super) struct HeldClaim {
+    started_at: Instant,
+    /// The expired claim that the next attempt may replace, or an empty string.
+    pub(super) expired: String,
+}
 
-    pub(super) fn text(&self) -> &str {
-        match self {
-            Self::Task(text) | Self::Idempotency(text) => text,
+impl HeldClaim {
+    pub(super) fn new() -> Self {
+        Self {
+            started_at: Instant::now(),
+            expired: String::new(),
         }
     }
 }
 
 impl RedisStore {
-    /// The name's key, and its parked news.
-    fn key_names(&self, name: &UniqueKey) -> Vec<String> {
-        let part = self.link.keys.partition_for(name.text());
-        let key = match name {
-            UniqueKey::Task(text) => part.task(text),
-            UniqueKey::Idempotency(text) => part.idempotency(text),
-        };
-        vec![key, part.buffered_updates(name.text())]
+    pub(super) fn claim_key_of(&self, key: &UniqueKey) -> String {
+        let partition = self.connections.keys.partition_for(key.name());
+        match key {
+            UniqueKey::Task(name) => partition.task(name),
+            UniqueKey::Idempotency(name) => partition.idempotency(name),
+        }
     }
 
-    /// Claims a name for a job that has `folded` of what is parked for it in it.
+    /// Claims a key for a job. `applied` are the buffered updates that the job contains.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] if the job of another claim is not created within [`CLAIM_WAIT`].
     pub(super) async fn claim(
         &self,
-        name: UniqueKey,
+        key: &UniqueKey,
         job: &Job,
-        print: &str,
-        folded: &[Update],
+        fingerprint: &str,
+        applied: &[Update],
     ) -> Result<ClaimOutcome, Error> {
-        let news = match &name {
-            UniqueKey::Task(_) => self.raw_buffered_updates(&name).await?,
+        let buffered = match key {
+            UniqueKey::Task(_) => self.read_raw_buffered(key).await?,
             UniqueKey::Idempotency(_) => Vec::new(),
         };
-        for entry in &news {
-            if decode_buffered(entry)?.is_some_and(|update| !folded.contains(&update)) {
+        for entry in &buffered {
+            if decode_buffered(entry)?.is_some_and(|update| !applied.contains(&update)) {
                 return Ok(ClaimOutcome::UpdatesMissed);
             }
         }
-        let mut void = String::new();
-        let begun = tokio::time::Instant::now();
+        let mut held = HeldClaim::new();
         loop {
             let mut args: Vec<Value> = vec![
                 job.id.as_str().into(),
-                print.into(),
+                fingerprint.into(),
                 self.shared_key_ttl().into(),
-                void.as_str().into(),
+                held.expired.as_str().into(),
             ];
-            args.extend(news.iter().map(|one| Value::from(one.as_str())));
-            let answer: Vec<String> = self
-                .link
-                .run_script_replicated(&CLAIM_NAME, self.key_names(&name), args)
+            args.extend(buffered.iter().map(|entry| Value::from(entry.as_str())));
+            let keys = vec![self.claim_key_of(key), self.buffer_of(key)];
+            let reply: Vec<String> = self
+                .connections
+                .run_script_replicated(&CLAIM_KEY, keys, args)
                 .await?;
-            match answer.as_slice() {
-                [word] if word == "claimed" => return Ok(ClaimOutcome::Acquired(Some(name))),
-                [_, held, age] => {
-                    let holder: ClaimRecord = from_json(held)?;
-                    match self.claim_status(&name, &holder, age).await? {
-                        ClaimStatus::Valid(job) => {
-                            let print = holder.fingerprint;
-                            return Ok(ClaimOutcome::HeldBy { job, print });
-                        }
-                        ClaimStatus::Expired => held.clone_into(&mut void),
-                        ClaimStatus::Pending if begun.elapsed() > CLAIM_WAIT => {
-                            return Err(Error::Overloaded);
-                        }
-                        ClaimStatus::Pending => tokio::time::sleep(CLAIM_POLL_INTERVAL).await,
+            match reply.as_slice() {
+                [outcome] if outcome == "acquired" => return Ok(ClaimOutcome::Acquired),
+                [_, record, age] => {
+                    if let Some((job, fingerprint)) =
+                        self.resolve_held(key, record, age, &mut held).await?
+                    {
+                        return Ok(ClaimOutcome::HeldBy { job, fingerprint });
                     }
                 }
                 _ => return Ok(ClaimOutcome::UpdatesMissed),
@@ -130,160 +157,74 @@ impl RedisStore {
         }
     }
 
-    /// What a claim that another holds is worth.
+    /// Returns the job and fingerprint of a valid claim, or `None` if the caller should try again.
+    pub(super) async fn resolve_held(
+        &self,
+        key: &UniqueKey,
+        record: &str,
+        age: &str,
+        held: &mut HeldClaim,
+    ) -> Result<Option<(Arc<Job>, String)>, Error> {
+        match self.claim_status(key, record, age).await? {
+            ClaimStatus::Valid { job, fingerprint } => return Ok(Some((job, fingerprint))),
+            ClaimStatus::Expired => record.clone_into(&mut held.expired),
+            ClaimStatus::Pending if held.started_at.elapsed() > CLAIM_WAIT => {
+                return Err(Error::Overloaded);
+            }
+            ClaimStatus::Pending => sleep(CLAIM_CHECK_INTERVAL).await,
+        }
+        Ok(None)
+    }
+
     async fn claim_status(
         &self,
-        name: &UniqueKey,
-        held: &ClaimRecord,
+        key: &UniqueKey,
+        record: &str,
         age: &str,
     ) -> Result<ClaimStatus, Error> {
-        let job = self.read(&held.job).await?.filter(|job| match name {
-            UniqueKey::Idempotency(_) => true,
-            UniqueKey::Task(task) => has_task(job, task),
-        });
+        let ClaimRecord { job, fingerprint } = from_json(record)?;
+        let job = self.read(&job).await?.filter(|job| is_backed_by(key, job));
         let age = age.parse().map_or(Duration::MAX, Duration::from_millis);
         Ok(match job {
-            Some(job) => ClaimStatus::Valid(job),
+            Some(job) => ClaimStatus::Valid { job, fingerprint },
             None if age >= KEY_CLAIM_LEASE => ClaimStatus::Expired,
             None => ClaimStatus::Pending,
         })
     }
 
-    /// Gives up a name that was claimed for a job.
-    pub(super) async fn release_key(&self, name: Option<UniqueKey>, job: &JobId) {
-        let Some(name) = name else { return };
-        let mut keys = self.key_names(&name);
-        keys.truncate(1);
-        let dropped: Result<i64, Error> = self
-            .link
-            .run_script(&DROP_NAME, keys, vec![job.as_str().into()])
+    /// Releases a key that was claimed for a job.
+    pub(super) async fn release_key(&self, key: &UniqueKey, job: &JobId) {
+        let keys = vec![self.claim_key_of(key)];
+        let released: Result<i64, Error> = self
+            .connections
+            .run_script(&RELEASE_KEY, keys, vec![job.as_str().into()])
             .await;
-        if let Err(error) = dropped {
-            tracing::debug!(%error, "a claim is left to end by itself");
+        if let Err(error) = released {
+            tracing::debug!(%error, "failed to release key claim; it will expire");
         }
     }
 
-    /// The job that a task is claimed for, if it has that task.
-    pub(super) async fn find_task_job(&self, task: &str) -> Result<Option<JobId>, Error> {
-        let key = self.link.keys.partition_for(task).task(task);
-        let held: Option<String> = self
-            .link
+    /// Returns the job that a task belongs to.
+    pub(super) async fn find_holder(&self, task: &UniqueKey) -> Result<Option<JobId>, Error> {
+        let record: Option<String> = self
+            .connections
             .client()
-            .get(key)
-            .await
-            .map_err(|error| to_store_error(&error))?;
-        let Some(held) = held else { return Ok(None) };
-        let held: ClaimRecord = from_json(&held)?;
-        let job = self.read(&held.job).await?;
-        Ok(job
-            .filter(|job| has_task(job, task))
-            .map(|job| job.id.clone()))
-    }
-
-    pub(super) async fn buffer_update(
-        &self,
-        task: &str,
-        news: &Update,
-        now: Time,
-    ) -> Result<BufferOutcome, Error> {
-        let name = UniqueKey::task(task);
-        let news = to_json(news)?;
-        let part = self.link.keys.partition_for(task);
-        let mut void = String::new();
-        let begun = tokio::time::Instant::now();
-        loop {
-            let mut keys = self.key_names(&name);
-            keys.push(part.buffered_tasks());
-            let args = vec![
-                news.as_str().into(),
-                now.millis().into(),
-                i64::try_from(MAX_BUFFERED_UPDATES)
-                    .unwrap_or(i64::MAX)
-                    .into(),
-                super::jobs::millis(BUFFERED_UPDATE_TTL + super::jobs::TTL_MARGIN).into(),
-                task.into(),
-                void.as_str().into(),
-            ];
-            let answer: Vec<String> = self.link.run_script_replicated(&PARK, keys, args).await?;
-            let [_, held, age] = answer.as_slice() else {
-                return Ok(BufferOutcome::Buffered);
-            };
-            let holder: ClaimRecord = from_json(held)?;
-            match self.claim_status(&name, &holder, age).await? {
-                ClaimStatus::Valid(job) => return Ok(BufferOutcome::TaskKnown(job.id.clone())),
-                ClaimStatus::Expired => held.clone_into(&mut void),
-                ClaimStatus::Pending if begun.elapsed() > CLAIM_WAIT => {
-                    return Err(Error::Overloaded);
-                }
-                ClaimStatus::Pending => tokio::time::sleep(CLAIM_POLL_INTERVAL).await,
-            }
-        }
-    }
-
-    /// What is parked for a task, oldest first. Unreadable news is told to the log and left out.
-    pub(super) async fn buffered_updates(&self, task: &str) -> Result<Vec<Update>, Error> {
-        let news = self.raw_buffered_updates(&UniqueKey::task(task)).await?;
-        let decode = |entry: &String| decode_buffered(entry).transpose();
-        news.iter().filter_map(decode).collect()
-    }
-
-    async fn raw_buffered_updates(&self, name: &UniqueKey) -> Result<Vec<String>, Error> {
-        let key = self
-            .link
-            .keys
-            .partition_for(name.text())
-            .buffered_updates(name.text());
-        let news = self.link.client().lrange(key, 0, -1).await;
-        news.map_err(|error| to_store_error(&error))
-    }
-
-    /// Forgets what was parked for a task that has its job now.
-    pub(super) async fn delete_buffered_updates(&self, name: Option<&UniqueKey>) {
-        let Some(UniqueKey::Task(task)) = name else {
-            return;
+            .get(self.claim_key_of(task))
+            .await?;
+        let Some(record) = record else {
+            return Ok(None);
         };
-        if let Err(error) = self.delete_buffered_before(task, None).await {
-            tracing::debug!(%error, "what was parked is left to a sweep");
-        }
-    }
-
-    /// Forgets what was parked for a task before a moment, or all; says how much.
-    pub(super) async fn delete_buffered_before(
-        &self,
-        task: &str,
-        before: Option<Time>,
-    ) -> Result<usize, Error> {
-        let part = self.link.keys.partition_for(task);
-        let before = before.map(|before| before.millis().to_string());
-        let args = vec![task.into(), before.unwrap_or_default().into()];
-        self.link
-            .run_script(
-                &UNPARK,
-                vec![part.buffered_updates(task), part.buffered_tasks()],
-                args,
-            )
-            .await
+        let record: ClaimRecord = from_json(&record)?;
+        let job = self.read(&record.job).await?;
+        let job = job.filter(|job| is_backed_by(task, job));
+        Ok(job.map(|job| job.id.clone()))
     }
 }
 
-/// What a claim is worth.
-enum ClaimStatus {
-    /// There is a job behind it.
-    Valid(Arc<Job>),
-    /// There is none, and there will be none.
-    Expired,
-    /// It may be on its way.
-    Pending,
-}
-
-fn has_task(job: &Job, task: &str) -> bool {
-    task_of(job).is_some_and(|(provider, id)| super::keys::task_name(provider, id) == task)
-}
-
-/// Decodes a buffered update. Its time of receipt comes first, separated by a space.
-fn decode_buffered(entry: &str) -> Result<Option<Update>, Error> {
-    let Some((_, update)) = entry.split_once(' ') else {
-        return Ok(None);
-    };
-    skip_corrupt(from_json(update), "buffered update")
+/// Returns whether a job that a claim refers to confirms the claim.
+fn is_backed_by(key: &UniqueKey, job: &Job) -> bool {
+    match key {
+        UniqueKey::Idempotency(_) => true,
+        UniqueKey::Task(name) => UniqueKey::task_of(job).is_some_and(|task| task.name() == name),
+    }
 }

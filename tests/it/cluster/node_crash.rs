@@ -1,123 +1,131 @@
-//! A hub that dies between storing a change and telling of it: there is no such moment.
+//! Hubs that crash. A change is stored and published in one step, so no crash separates the two.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use fred::clients::Client;
+use fred::interfaces::{EventInterface, PubsubInterface};
+use fred::types::Message;
 use rand::RngExt;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use super::Fleet;
-use super::workload::Traffic;
-use crate::app::TEST_TIMEOUT;
+use super::workload::Workload;
+use super::{HubCluster, random_delay};
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
-use crate::redis::resp_client::RespClient;
+use crate::wait::MAX_WAIT;
 
-/// The hub that made the change never learns that it is stored, and is dead.
 #[tokio::test(flavor = "multi_thread")]
 async fn change_is_delivered_when_the_committing_node_dies_before_its_reply() {
     let redis = RedisServer::start().await;
-    let way = Proxy::start(redis.port).await;
-    let mut fleet = Fleet::start_processes(&[way.url(), redis.url()], |hub| hub).await;
-    let job = fleet.node(1).register_worker_job("alice").await;
-    let mut watcher = fleet.node(1).connect("alice").await;
+    let proxy = Proxy::start(redis.port).await;
+    let mut cluster = HubCluster::start_processes(&[proxy.url(), redis.url()]).await;
+    let job = cluster.node(1).register_worker_job("alice").await;
+    let mut watcher = cluster.node(1).connect("alice").await;
     watcher.subscribe(&[(&job, 1)]).await;
-    // The first time a script is not known yet, and takes two questions.
-    fleet
-        .node(0)
-        .push_update(&job, json!({ "stage": "well" }))
-        .await;
-    assert_eq!(watcher.next_job().await["stage"], "well");
+    // Loads the commit script, so that the next commit is a single request.
+    let writer = cluster.node(0);
+    writer.push_update(&job, json!({ "stage": "first" })).await;
+    assert_eq!(watcher.next_job().await["stage"], "first");
 
-    way.mute_after("last-words-of-a-hub");
-    let worker = fleet.node(0).token("worker", "jobs:publish");
+    proxy.mute_after("last-stage");
     let path = format!("/v1/jobs/{job}/updates");
-    let push = fleet
-        .node(0)
-        .request_with_token(Method::POST, &path, &worker);
-    let pushing = push.json(&json!({ "stage": "last-words-of-a-hub" })).send();
-    let pushing = tokio::spawn(pushing);
-    way.until_mute().await;
-    fleet.kill(0);
-    assert!(pushing.await.unwrap().is_err(), "it was never answered");
+    let token = writer.token("worker", "jobs:publish");
+    let push = writer.request_with_token(Method::POST, &path, &token);
+    let push = tokio::spawn(push.json(&json!({ "stage": "last-stage" })).send());
+    proxy.wait_until_muted().await;
+    cluster.kill_node(0);
+    assert!(push.await.unwrap().is_err(), "the push has no response");
 
-    let shown = watcher.next_job().await;
-    assert_eq!(
-        (&shown["version"], &shown["stage"]),
-        (&json!(3), &json!("last-words-of-a-hub"))
-    );
-    assert_eq!(fleet.node(1).get_job(&job, "alice").await, shown);
+    let received = watcher.next_job().await;
+    assert_eq!(received["version"], 3);
+    assert_eq!(received["stage"], "last-stage");
+    let survivor = cluster.node(1);
+    assert_eq!(survivor.get_job(&job, "alice").await, received);
     watcher.assert_no_messages().await;
 }
 
-/// Everything that is published in a Redis, heard by nobody's hub.
-struct Listener {
-    speaker: RespClient,
-    /// The newest version of each job that was told.
-    told: BTreeMap<String, u64>,
+/// Receives everything that is published in a Redis, independently of the hubs.
+struct PublishedVersions {
+    _client: Client,
+    messages: broadcast::Receiver<Message>,
+    /// The newest version of each job.
+    versions: BTreeMap<String, u64>,
 }
 
-impl Listener {
-    async fn of(redis: &RedisServer) -> Self {
-        let mut speaker = redis.speaker().await;
-        speaker.ask("PSUBSCRIBE *").await;
-        Self {
-            speaker,
-            told: BTreeMap::new(),
-        }
+impl PublishedVersions {
+    async fn subscribe(redis: &RedisServer) -> Self {
+        let client = redis.connect().await;
+        let messages = client.message_rx();
+        client.psubscribe("*").await.unwrap();
+        let mut published = Self {
+            _client: client,
+            messages,
+            versions: BTreeMap::new(),
+        };
+        // The library does not wait until the server has confirmed the subscription.
+        let confirmed = async { while redis.query::<u64>("PUBLISH marks confirm").await == 0 {} };
+        timeout(MAX_WAIT, confirmed).await.expect("a subscription");
+        published.catch_up(redis).await;
+        published
     }
 
-    /// Takes in everything that was published before this moment.
+    /// Receives everything that was published before this call.
     async fn catch_up(&mut self, redis: &RedisServer) {
         let mark = format!("mark-{}", rand::rng().random::<u64>());
-        redis.ask(&format!("PUBLISH marks {mark}")).await;
+        redis.run(&format!("PUBLISH marks {mark}")).await;
         loop {
-            let heard = self.speaker.hear().await.unwrap();
-            let said = heard.list()[3].text();
-            if said == mark {
+            let message = timeout(MAX_WAIT, self.messages.recv()).await;
+            let message = message.expect("a message").expect("no message is dropped");
+            let text = message.value.as_string().unwrap();
+            if text == mark {
                 return;
             }
-            let Ok(job) = serde_json::from_str::<Value>(said) else {
+            let Ok(job) = serde_json::from_str::<Value>(&text) else {
                 continue;
             };
             if let (Some(id), Some(version)) = (job["id"].as_str(), job["version"].as_u64()) {
-                let newest = self.told.entry(id.to_owned()).or_default();
+                let newest = self.versions.entry(id.to_owned()).or_default();
                 *newest = version.max(*newest);
             }
         }
     }
 }
 
-/// Pushes to a job as fast as it is answered, until its hub is gone; what was acknowledged last.
-async fn push_on(
-    fleet_url: String,
+/// Pushes updates to a job, one at a time, until the hub is gone. Returns the last acknowledged
+/// version.
+async fn push_until_crash(
+    url: String,
     token: String,
     job: String,
-    pushed: Arc<watch::Sender<usize>>,
+    acknowledgments: Arc<watch::Sender<usize>>,
 ) -> u64 {
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(MAX_WAIT)
+        .build()
+        .unwrap();
     let mut acknowledged = 0;
     loop {
-        let stage = format!("{}", rand::rng().random::<u64>());
+        let stage = rand::rng().random::<u64>().to_string();
         let request = http
-            .post(format!("{fleet_url}/v1/jobs/{job}/updates"))
-            .timeout(TEST_TIMEOUT)
+            .post(format!("{url}/v1/jobs/{job}/updates"))
             .bearer_auth(&token)
             .json(&json!({ "stage": stage }));
-        let Ok(answer) = request.send().await else {
+        let Ok(response) = request.send().await else {
             return acknowledged;
         };
-        assert_eq!(answer.status(), 200);
-        let Ok(told) = answer.json::<Value>().await else {
+        assert_eq!(response.status(), 200);
+        let Ok(body) = response.json::<Value>().await else {
             return acknowledged;
         };
-        acknowledged = told["version"].as_u64().unwrap();
-        pushed.send_modify(|count| *count += 1);
+        acknowledged = body["version"].as_u64().unwrap();
+        acknowledgments.send_modify(|count| *count += 1);
     }
 }
 
@@ -126,93 +134,86 @@ async fn every_stored_change_is_delivered_when_a_node_dies() {
     const JOBS: usize = 16;
     const KILLS: usize = 6;
     let redis = RedisServer::start().await;
-    let mut fleet = Fleet::start_processes(&[redis.url(), redis.url()], |hub| hub).await;
-    let mut listener = Listener::of(&redis).await;
+    let mut cluster = HubCluster::start_processes(&[redis.url(), redis.url()]).await;
+    let mut published = PublishedVersions::subscribe(&redis).await;
     let mut jobs = Vec::new();
     for _ in 0..JOBS {
-        jobs.push(fleet.node(1).register_worker_job("alice").await);
+        jobs.push(cluster.node(1).register_worker_job("alice").await);
     }
-    let mut watcher = fleet.node(1).connect("alice").await;
+    let mut watcher = cluster.node(1).connect("alice").await;
     let known: Vec<(&str, u64)> = jobs.iter().map(|job| (job.as_str(), 1)).collect();
     watcher.subscribe(&known).await;
-    let mut shown: BTreeMap<String, u64> = jobs.iter().map(|job| (job.clone(), 1)).collect();
-    let (acknowledged_in_all, unheard) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let mut received: BTreeMap<String, u64> = jobs.iter().map(|job| (job.clone(), 1)).collect();
 
     for kill in 0..KILLS {
         if kill > 0 {
-            fleet.bring_up(0).await;
+            cluster.start_node(0).await;
         }
-        let (pushed, mut count) = watch::channel(0);
-        let pushed = Arc::new(pushed);
-        let token = fleet.node(0).token("worker", "jobs:publish");
-        let mut pushing = JoinSet::new();
+        let (acknowledgments, mut count) = watch::channel(0);
+        let acknowledgments = Arc::new(acknowledgments);
+        let token = cluster.node(0).token("worker", "jobs:publish");
+        let mut pushes = JoinSet::new();
         for job in &jobs {
-            let (url, token) = (fleet.node(0).url.clone(), token.clone());
-            let (id, pushed) = (job.clone(), Arc::clone(&pushed));
+            let push = push_until_crash(
+                cluster.node(0).url.clone(),
+                token.clone(),
+                job.clone(),
+                Arc::clone(&acknowledgments),
+            );
             let job = job.clone();
-            pushing.spawn(async move { (job, push_on(url, token, id, pushed).await) });
+            pushes.spawn(async move { (job, push.await) });
         }
         let enough = rand::rng().random_range(JOBS..4 * JOBS);
-        let waiting = count.wait_for(|count| *count >= enough);
-        tokio::time::timeout(TEST_TIMEOUT, waiting)
+        timeout(MAX_WAIT, count.wait_for(|count| *count >= enough))
             .await
-            .expect("it goes on")
+            .expect("updates are acknowledged")
             .unwrap();
-        // Not right after an answer, which is when the next commits have not come far.
-        tokio::time::sleep(Duration::from_micros(rand::rng().random_range(0..8000))).await;
-        fleet.kill(0);
-        acknowledged_in_all.fetch_add(*pushed.borrow(), Ordering::Relaxed);
+        // Right after a response, the next commits have hardly started.
+        random_delay(Duration::ZERO..Duration::from_millis(8)).await;
+        cluster.kill_node(0);
 
-        for (job, acknowledged) in pushing.join_all().await {
-            // What the dead hub had sent may still be on its way into the Redis.
+        for (job, acknowledged) in pushes.join_all().await {
+            // Commits of the dead hub may still be on their way to Redis.
+            let survivor = cluster.node(1);
             let stored = loop {
-                let before = fleet.node(1).get_job(&job, "alice").await["version"].as_u64();
-                listener.catch_up(&redis).await;
-                let after = fleet.node(1).get_job(&job, "alice").await["version"].as_u64();
+                let before = survivor.get_job(&job, "alice").await["version"].as_u64();
+                published.catch_up(&redis).await;
+                let after = survivor.get_job(&job, "alice").await["version"].as_u64();
                 if before == after {
                     break before.unwrap();
                 }
             };
             assert!(
                 stored >= acknowledged,
-                "{stored}, but {acknowledged} was acknowledged"
+                "version {acknowledged} was acknowledged, {stored} is stored"
             );
-            assert_eq!(listener.told.get(&job), Some(&stored), "told and stored");
-            unheard.fetch_add(usize::from(stored > acknowledged), Ordering::Relaxed);
-            while shown[&job] < stored {
+            assert_eq!(published.versions.get(&job), Some(&stored));
+            while received[&job] < stored {
                 let next = watcher.next_job().await;
-                let (id, version) = (
-                    next["id"].as_str().unwrap(),
-                    next["version"].as_u64().unwrap(),
-                );
-                let last = shown.insert(id.to_owned(), version).unwrap();
-                assert!(version > last, "{version} after {last}");
+                let id = next["id"].as_str().unwrap();
+                let version = next["version"].as_u64().unwrap();
+                let previous = received.insert(id.to_owned(), version).unwrap();
+                assert!(version > previous, "{version} after {previous}");
             }
-            assert_eq!(shown[&job], stored);
+            assert_eq!(received[&job], stored);
         }
     }
     watcher.assert_no_messages().await;
-    println!(
-        "{KILLS} kills among {JOBS} jobs: {} changes acknowledged, {} stored whose hub died first, \
-         and all of them told",
-        acknowledged_in_all.into_inner(),
-        unheard.into_inner()
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hubs_that_are_killed_and_come_back_lose_nothing() {
+async fn killed_and_restarted_hubs_lose_nothing() {
     let redis = RedisServer::start().await;
-    let mut fleet = Fleet::start_processes(&[redis.url(), redis.url()], |hub| hub).await;
-    let traffic = Traffic::begin("hubs killed", &fleet).await;
+    let mut cluster = HubCluster::start_processes(&[redis.url(), redis.url()]).await;
+    let workload = Workload::start(&cluster).await;
     for kill in 0..4 {
-        traffic.flows(1).await;
-        let jitter = rand::rng().random_range(0..200);
-        tokio::time::sleep(Duration::from_millis(jitter)).await;
-        fleet.kill(kill % 2);
-        traffic.flows(1).await;
-        fleet.bring_up(kill % 2).await;
+        let node = kill % 2;
+        workload.wait_for_updates(1).await;
+        random_delay(Duration::ZERO..Duration::from_millis(200)).await;
+        cluster.kill_node(node);
+        workload.wait_for_updates(1).await;
+        cluster.start_node(node).await;
     }
-    traffic.flows(1).await;
-    traffic.settle(&fleet).await;
+    workload.wait_for_updates(1).await;
+    workload.verify(&cluster).await;
 }

@@ -1,31 +1,35 @@
-//! One provider behind many hubs: what it allows, it allows all of them together, and what one of
-//! them leaves undone another does.
+//! Limits of a provider, shared by several hubs, and takeover of a failed hub's work.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use progress_hub_simulator::{Inspector, Scenario, Settings, Simulator};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Fleet;
-use crate::app::{
-    TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send, simulator_settings,
-};
+use super::HubCluster;
+use crate::app::{TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send, simulator_settings};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
+use crate::wait::MAX_WAIT;
 
-/// A provider that outlives any hub.
+/// A simulated provider that is independent of any hub.
 struct Provider {
     url: String,
-    witness: Inspector,
-    _end: DropGuard,
+    inspector: Inspector,
+    _stop: DropGuard,
 }
 
 impl Provider {
-    fn start(pace: Duration) -> Self {
+    fn start() -> Self {
+        Self::start_with_pace(Duration::from_millis(20))
+    }
+
+    fn start_with_pace(pace: Duration) -> Self {
         let simulator = Simulator::bind(
             "127.0.0.1:0",
             Settings {
@@ -37,18 +41,18 @@ impl Provider {
         )
         .unwrap();
         let stop = CancellationToken::new();
-        let (url, witness) = (simulator.url(), simulator.inspector());
+        let (url, inspector) = (simulator.url(), simulator.inspector());
         tokio::spawn(simulator.run(stop.clone()));
         Self {
             url,
-            witness,
-            _end: stop.drop_guard(),
+            inspector,
+            _stop: stop.drop_guard(),
         }
     }
 }
 
-/// What makes a hub know the provider at this URL.
-fn knowing(url: &str) -> impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync + use<> {
+/// Configures a hub for the provider at `url`.
+fn with_provider(url: &str) -> impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync + use<> {
     let settings = simulator_settings(url);
     move |hub| {
         let set = |hub: TestAppBuilder, (key, value): &(String, String)| hub.set(key, value);
@@ -56,118 +60,113 @@ fn knowing(url: &str) -> impl Fn(TestAppBuilder) -> TestAppBuilder + Send + Sync
     }
 }
 
-async fn order(app: &TestApp, key: &str) -> TestResponse {
-    let order = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
+async fn submit(app: &TestApp, idempotency_key: &str) -> TestResponse {
+    let video = json!({ "provider": "simulated", "model": "kling-v3", "prompt": "a lighthouse" });
     let request = app.request(Method::POST, "/v1/videos", "alice");
-    send(request.header("idempotency-key", key).json(&order)).await
+    let request = request.header("idempotency-key", idempotency_key);
+    send(request.json(&video)).await
 }
 
-/// Orders that many jobs, all at once and all over the fleet; what was answered.
-async fn order_many(fleet: &Fleet, count: usize) -> Vec<TestResponse> {
-    let keys: Vec<String> = (0..count).map(|n| n.to_string()).collect();
-    let all = keys
-        .iter()
-        .enumerate()
-        .map(|(n, key)| order(fleet.node(n % fleet.size()), key));
-    futures_util::future::join_all(all).await
+/// Submits jobs concurrently, spread over all hubs.
+async fn submit_many(cluster: &HubCluster, count: usize) -> Vec<TestResponse> {
+    let submissions = (0..count).map(async |number| {
+        submit(cluster.node(number % cluster.size()), &number.to_string()).await
+    });
+    join_all(submissions).await
+}
+
+fn job_id(response: &TestResponse) -> &str {
+    response.body["id"].as_str().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrency_limit_holds_across_nodes() {
-    let (redis, provider) = (
-        RedisServer::start().await,
-        Provider::start(Duration::from_millis(20)),
-    );
-    let know = knowing(&provider.url);
-    let dress = move |hub| know(hub).set("providers.simulated.max_concurrent", 3);
-    let fleet = Fleet::start(&[redis.url(), redis.url(), redis.url()], dress).await;
-    let answers = order_many(&fleet, 18).await;
-    let mut most = 0;
-    let all_ended = provider.witness.until(|witness| {
-        let tasks = witness.tasks();
-        let unfinished = tasks.iter().filter(|task| !task.status.is_final()).count();
-        most = most.max(unfinished);
-        (tasks.len() == 18 && unfinished == 0).then_some(())
+    let (redis, provider) = (RedisServer::start().await, Provider::start());
+    let with_provider = with_provider(&provider.url);
+    let configure = move |hub| with_provider(hub).set("providers.simulated.max_concurrent", 3);
+    let urls = [redis.url(), redis.url(), redis.url()];
+    let cluster = HubCluster::start(&urls, configure).await;
+    let responses = submit_many(&cluster, 18).await;
+    let mut max_active = 0;
+    let all_finished = provider.inspector.until(|inspector| {
+        let tasks = inspector.tasks();
+        let active = tasks.iter().filter(|task| !task.status.is_final()).count();
+        max_active = max_active.max(active);
+        (tasks.len() == 18 && active == 0).then_some(())
     });
-    tokio::time::timeout(TEST_TIMEOUT * 2, all_ended)
+    timeout(MAX_WAIT, all_finished)
         .await
-        .expect("all end");
-    println!("3 places, 3 hubs, 18 jobs: at most {most} at once");
-    assert!(most <= 3, "{most} at once");
-    assert!(most > 1, "places were used side by side");
-    for answer in answers {
-        let id = answer.body["id"].as_str().unwrap();
-        assert_eq!(
-            fleet.node(0).wait_until_final(id, "alice").await["status"],
-            "succeeded"
-        );
-        let submits = provider.witness.submits_of(id);
+        .expect("all tasks finish");
+    assert!(
+        (2..=3).contains(&max_active),
+        "at most {max_active} tasks at a time"
+    );
+    for response in &responses {
+        let id = job_id(response);
+        let job = cluster.node(0).wait_until_final(id, "alice").await;
+        assert_eq!(job["status"], "succeeded");
+        let submits = provider.inspector.submits_of(id);
         assert_eq!((submits.received, submits.accepted), (1, 1));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idempotency_key_holds_across_nodes() {
-    let (redis, provider) = (
-        RedisServer::start().await,
-        Provider::start(Duration::from_millis(20)),
-    );
-    let fleet = Fleet::start(&[redis.url(), redis.url()], knowing(&provider.url)).await;
-    let all = (0..16).map(|n| order(fleet.node(n % 2), "the same"));
-    let all = futures_util::future::join_all(all).await;
-    let id = all[0].body["id"].as_str().unwrap();
-    for answer in &all {
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        assert_eq!(answer.body["id"], id);
+    let (redis, provider) = (RedisServer::start().await, Provider::start());
+    let urls = [redis.url(), redis.url()];
+    let cluster = HubCluster::start(&urls, with_provider(&provider.url)).await;
+    let submissions = (0..16).map(|number| submit(cluster.node(number % 2), "the same"));
+    let responses = join_all(submissions).await;
+    let id = job_id(&responses[0]);
+    for response in &responses {
+        assert_eq!(response.status, 202, "{}", response.body);
+        assert_eq!(response.body["id"], id);
     }
-    fleet.node(1).wait_until_final(id, "alice").await;
-    assert_eq!(provider.witness.calls().submits_received, 1);
+    cluster.node(1).wait_until_final(id, "alice").await;
+    assert_eq!(provider.inspector.calls().submits_received, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn budget_reservation_is_shared_across_nodes() {
-    let (redis, provider) = (
-        RedisServer::start().await,
-        Provider::start(Duration::from_millis(20)),
-    );
-    let know = knowing(&provider.url);
-    let dress = move |hub| {
-        know(hub)
+    let (redis, provider) = (RedisServer::start().await, Provider::start());
+    let with_provider = with_provider(&provider.url);
+    let configure = move |hub| {
+        with_provider(hub)
             .set("budgets.per_owner_day", 2)
             .set("providers.simulated.prices", r#"{ "*" = 0.25 }"#)
     };
-    let fleet = Fleet::start(&[redis.url(), redis.url()], dress).await;
-    let answers = order_many(&fleet, 24).await;
-    let (taken, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|it| it.status == 202);
-    println!(
-        "a budget of 8 jobs, 2 hubs, 24 orders: {} taken",
-        taken.len()
-    );
-    // Sixteen where the day ended in between.
-    assert!([8, 16].contains(&taken.len()), "{}", taken.len());
-    for answer in refused {
-        assert_eq!(answer.body["code"], "budget_exceeded", "{}", answer.body);
+    let cluster = HubCluster::start(&[redis.url(), redis.url()], configure).await;
+    let responses = submit_many(&cluster, 24).await;
+    let (accepted, rejected): (Vec<_>, Vec<_>) = responses
+        .iter()
+        .partition(|response| response.status == 202);
+    // The budget pays for 8 jobs a day, and midnight may pass during the test.
+    assert!([8, 16].contains(&accepted.len()), "{}", accepted.len());
+    for response in rejected {
+        assert_eq!(
+            response.body["code"], "budget_exceeded",
+            "{}",
+            response.body
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn submit_rate_limit_holds_across_nodes() {
-    let (redis, provider) = (
-        RedisServer::start().await,
-        Provider::start(Duration::from_millis(20)),
-    );
-    let know = knowing(&provider.url);
-    let dress = move |hub| know(hub).set("limits.submits_per_minute", 6);
-    let fleet = Fleet::start(&[redis.url(), redis.url()], dress).await;
-    let answers = order_many(&fleet, 24).await;
-    let (taken, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|it| it.status == 202);
-    println!("6 a minute, 2 hubs, 24 orders: {} taken", taken.len());
-    // Up to twelve where the minute ended in between.
-    assert!((6..=12).contains(&taken.len()), "{}", taken.len());
-    for answer in refused {
-        assert_eq!(answer.status, 429, "{}", answer.body);
-        assert_eq!(answer.body["code"], "rate_limited");
-        assert!(answer.headers.contains_key("retry-after"));
+    let (redis, provider) = (RedisServer::start().await, Provider::start());
+    let with_provider = with_provider(&provider.url);
+    let configure = move |hub| with_provider(hub).set("limits.submits_per_minute", 6);
+    let cluster = HubCluster::start(&[redis.url(), redis.url()], configure).await;
+    let responses = submit_many(&cluster, 24).await;
+    let (accepted, rejected): (Vec<_>, Vec<_>) = responses
+        .iter()
+        .partition(|response| response.status == 202);
+    // A minute may end during the test.
+    assert!((6..=12).contains(&accepted.len()), "{}", accepted.len());
+    for response in rejected {
+        assert_eq!(response.status, 429, "{}", response.body);
+        assert_eq!(response.body["code"], "rate_limited");
+        assert!(response.headers.contains_key("retry-after"));
     }
 }
 
@@ -175,121 +174,115 @@ async fn submit_rate_limit_holds_across_nodes() {
 async fn rate_limit_pause_is_shared_across_nodes() {
     const PAUSE: Duration = Duration::from_secs(3);
     let submits: Arc<Mutex<Vec<Instant>>> = Arc::default();
-    let noted = Arc::clone(&submits);
-    let provider = MockProvider::start(move |asked: RecordedRequest| {
-        let mut reply = MockResponse::json(200, &json!({ "code": 0, "data": [] }));
-        if asked.method == "POST" {
-            let mut noted = noted.lock().unwrap();
-            noted.push(Instant::now());
-            let id = asked.body["options"]["external_task_id"].clone();
-            reply = match noted.len() {
-                1 => MockResponse::json(429, &json!({ "code": 1302, "message": "slower" }))
-                    .with_header("retry-after", PAUSE.as_secs()),
-                _ => MockResponse::json(
-                    200,
-                    &json!({ "code": 0, "data": { "id": id, "status": "submitted" } }),
-                ),
+    let recorded = Arc::clone(&submits);
+    let provider = MockProvider::start(move |request: RecordedRequest| {
+        let mut response = MockResponse::json(200, &json!({ "code": 0, "data": [] }));
+        if request.method == "POST" {
+            let mut recorded = recorded.lock().unwrap();
+            recorded.push(Instant::now());
+            let id = request.body["options"]["external_task_id"].clone();
+            response = if recorded.len() == 1 {
+                MockResponse::json(429, &json!({ "code": 1302, "message": "slower" }))
+                    .with_header("retry-after", PAUSE.as_secs())
+            } else {
+                let task = json!({ "id": id, "status": "submitted" });
+                MockResponse::json(200, &json!({ "code": 0, "data": task }))
             };
         }
-        async move { reply }
+        async move { response }
     })
     .await;
     let redis = RedisServer::start().await;
-    let fleet = Fleet::start(&[redis.url(), redis.url()], knowing(&provider.url)).await;
-    let (here, there) = (fleet.node(0), fleet.node(1));
-    let first = order(here, "first").await.body["id"].clone();
-    let first = first.as_str().unwrap();
-    let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-    there.wait_for_job(first, "alice", is_waiting).await;
-    let mut others = Vec::new();
-    for n in 0..6 {
-        let app = fleet.node(n % 2);
-        others.push(order(app, &n.to_string()).await.body["id"].clone());
-    }
-    for id in &others {
-        let is_queued = |job: &Value| job["status"] == "queued";
-        there
-            .wait_for_job(id.as_str().unwrap(), "alice", is_queued)
+    let urls = [redis.url(), redis.url()];
+    let cluster = HubCluster::start(&urls, with_provider(&provider.url)).await;
+    let (local, remote) = (cluster.node(0), cluster.node(1));
+    let first = submit(local, "first").await;
+    remote
+        .wait_for_job(job_id(&first), "alice", |job| {
+            !job["next_attempt_at"].is_null()
+        })
+        .await;
+    let others = submit_many(&cluster, 6).await;
+    for response in &others {
+        let is_submitted = |job: &Value| job["status"] == "queued";
+        remote
+            .wait_for_job(job_id(response), "alice", is_submitted)
             .await;
     }
     let submits = submits.lock().unwrap();
-    let early = submits[1..]
-        .iter()
-        .filter(|at| at.duration_since(submits[0]) < PAUSE)
-        .count();
-    assert_eq!(early, 0, "sent during the pause, by whichever hub");
+    let is_early = |at: &&Instant| at.duration_since(submits[0]) < PAUSE;
+    let early = submits[1..].iter().filter(is_early).count();
+    assert_eq!(early, 0, "submissions during the pause");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn poll_is_taken_over_after_node_failure() {
-    let (redis, provider) = (
-        RedisServer::start().await,
-        Provider::start(Duration::from_millis(300)),
-    );
-    let way = Proxy::start(port_of(&provider.url)).await;
-    let know = knowing(&format!("http://{}", way.address()));
-    let dress = move |hub| know(hub).set("providers.simulated.poll_after", "300ms");
-    let mut fleet = Fleet::start_processes(&[redis.url(), redis.url()], dress).await;
-    // Alone at first, so that it is this one that asks.
-    fleet.kill(1);
-    way.mute_after("GET /tasks?task_ids=");
-    let job = fleet.node(0).submit("alice", Scenario::LostWebhooks).await;
+    let redis = RedisServer::start().await;
+    let provider = Provider::start_with_pace(Duration::from_millis(300));
+    let proxy = Proxy::start(port_of(&provider.url)).await;
+    let with_provider = with_provider(&format!("http://{}", proxy.address()));
+    let configure = move |hub| with_provider(hub).set("providers.simulated.poll_after", "300ms");
+    let urls = [redis.url(), redis.url()];
+    let mut cluster = HubCluster::start_processes_with(&urls, configure).await;
+    // The first hub is alone, so it sends the poll.
+    cluster.kill_node(1);
+    proxy.mute_after("GET /tasks?task_ids=");
+    let job = cluster
+        .node(0)
+        .submit("alice", Scenario::LostWebhooks)
+        .await;
     let id = job["id"].as_str().unwrap();
-    way.until_mute().await;
-    fleet.kill(0);
-    way.heal();
-    fleet.bring_up(1).await;
-    let ended = fleet.node(1).wait_until_final(id, "alice").await;
-    assert_eq!(
-        (&ended["status"], &ended["source"]),
-        (&json!("succeeded"), &json!("poll"))
-    );
-    let submits = provider.witness.submits_of(id);
+    proxy.wait_until_muted().await;
+    cluster.kill_node(0);
+    proxy.heal();
+    cluster.start_node(1).await;
+    let finished = cluster.node(1).wait_until_final(id, "alice").await;
+    assert_eq!(finished["status"], "succeeded");
+    assert_eq!(finished["source"], "poll");
+    let submits = provider.inspector.submits_of(id);
     assert_eq!((submits.received, submits.accepted), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_flight_submission_is_recovered_without_resubmitting() {
-    let (redis, provider) = (
-        RedisServer::start().await,
-        Provider::start(Duration::from_millis(20)),
-    );
-    let way = Proxy::start(port_of(&provider.url)).await;
-    let know = knowing(&format!("http://{}", way.address()));
-    // Long enough for what a submission may take to be taken for lost.
-    let dress = move |hub| know(hub).set("providers.simulated.deadline", "5m");
-    let mut fleet = Fleet::start_processes(&[redis.url(), redis.url()], dress).await;
-    fleet.kill(1);
-    way.mute_after("external_task_id");
-    let job = fleet.node(0).submit("alice", Scenario::LostWebhooks).await;
+    let (redis, provider) = (RedisServer::start().await, Provider::start());
+    let proxy = Proxy::start(port_of(&provider.url)).await;
+    let with_provider = with_provider(&format!("http://{}", proxy.address()));
+    // The deadline is later than the time at which a submission without a response counts as lost.
+    let configure = move |hub| with_provider(hub).set("providers.simulated.deadline", "5m");
+    let urls = [redis.url(), redis.url()];
+    let mut cluster = HubCluster::start_processes_with(&urls, configure).await;
+    cluster.kill_node(1);
+    proxy.mute_after("external_task_id");
+    let job = cluster
+        .node(0)
+        .submit("alice", Scenario::LostWebhooks)
+        .await;
     let id = job["id"].as_str().unwrap();
-    way.until_mute().await;
-    // The provider has it, and the hub that sent it dies without an answer.
-    let taken = provider.witness.until(|witness| witness.task_of(id));
-    let task = tokio::time::timeout(TEST_TIMEOUT, taken)
-        .await
-        .expect("it is taken");
-    fleet.kill(0);
-    way.heal();
-    fleet.bring_up(1).await;
-    let found = async {
+    proxy.wait_until_muted().await;
+    // The provider accepts the task, and the hub crashes before it receives the response.
+    let accepted = provider.inspector.until(|inspector| inspector.task_of(id));
+    let task = timeout(MAX_WAIT, accepted).await.expect("a task");
+    cluster.kill_node(0);
+    proxy.heal();
+    cluster.start_node(1).await;
+    let path = format!("/v1/jobs/{id}?wait=10");
+    let recovery = async {
         loop {
-            let path = format!("/v1/jobs/{id}?wait=10");
-            let answer = send(fleet.node(1).request(Method::GET, &path, "alice")).await;
-            if answer.body["final"] == true {
-                return answer.body;
+            let response = send(cluster.node(1).request(Method::GET, &path, "alice")).await;
+            if response.body["final"] == true {
+                return response.body;
             }
         }
     };
-    let ended = tokio::time::timeout(Duration::from_secs(75), found)
+    // The claim of the dead hub expires first.
+    let finished = timeout(2 * MAX_WAIT, recovery)
         .await
-        .expect("another hub finds it");
-    assert_eq!(
-        (&ended["status"], &ended["provider_task_id"]),
-        (&json!("succeeded"), &json!(task))
-    );
-    assert_eq!(ended["attempt"], 1);
-    let submits = provider.witness.submits_of(id);
+        .expect("the other hub finishes the job");
+    assert_eq!(finished["status"], "succeeded");
+    assert_eq!(finished["provider_task_id"], json!(task));
+    assert_eq!(finished["attempt"], 1);
+    let submits = provider.inspector.submits_of(id);
     assert_eq!((submits.received, submits.accepted), (1, 1));
 }
 

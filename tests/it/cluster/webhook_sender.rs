@@ -1,259 +1,221 @@
-//! Providers' webhooks, sent until they are acknowledged, and a memory of each that was.
+//! Providers that send each webhook until it is acknowledged, and a log of the deliveries.
 //!
-//! Invariant: a job's webhooks are sent one after another, each with news that the one before did
-//! not have, so at its end the document has a version for each. Of every other job, the document is
-//! read in between: what was acknowledged is in it, whatever happened meanwhile.
+//! The webhooks of a job are sent one at a time, each with a new progress, so the final document has
+//! one version for each. Between two webhooks, half of the providers read the job until it contains what
+//! was acknowledged. The others keep sending.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use rand::RngExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::Addresses;
+use super::{NodeAddresses, random_delay};
+use crate::wait::MAX_WAIT;
 use crate::webhook_signatures;
 
-/// Between two webhooks of one job.
-const PACE: Duration = Duration::from_millis(200);
+/// Interval between the webhooks of one job.
+const WEBHOOK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long one webhook may be tried.
-const STUBBORN: Duration = Duration::from_secs(30);
+/// Delay before a rejected or lost request is repeated.
+const RETRY_DELAY: std::ops::Range<Duration> =
+    Duration::from_millis(50)..Duration::from_millis(250);
 
-/// How long a refusal may take, noise of a busy machine included.
-const PROMPT: Duration = Duration::from_secs(5);
-
-/// What was sent and what was answered, of all jobs.
-#[derive(Default)]
-pub struct Books {
-    /// Webhooks of each job that were answered 2xx, each counted once.
+/// The results of all webhooks.
+#[derive(Clone, Default)]
+pub struct DeliveryLog {
+    /// Acknowledged webhooks of each job, without repetitions.
     pub acknowledged: BTreeMap<String, u64>,
-    /// Answers 503, each with a `Retry-After`.
-    pub refused: usize,
-    /// Requests whose answer never came.
-    pub unanswered: usize,
-    /// Acknowledgements that it was known already: a try whose answer was lost had counted.
-    pub known: usize,
-    /// Readings that did not have what was acknowledged before.
-    pub stale: usize,
-    pub slowest_refusal: Duration,
-    pub faults: Vec<String>,
+    /// Reads of a job that did not contain an acknowledged webhook.
+    pub stale_reads: usize,
+    pub errors: Vec<String>,
 }
 
-pub struct Sender {
-    books: Arc<Mutex<Books>>,
-    sending: JoinSet<()>,
-    bell: watch::Receiver<()>,
+/// The providers of all jobs.
+pub struct WebhookSender {
+    log: Arc<watch::Sender<DeliveryLog>>,
+    providers: JoinSet<()>,
     finish: CancellationToken,
 }
 
-/// The task of one job, as the provider sees it.
-#[derive(Clone)]
-struct Task {
-    name: String,
+/// The provider of one job.
+struct Provider {
+    task: String,
     job: String,
     token: String,
-    /// Whether the job is read between two webhooks. The others press on into whatever happens.
-    is_looked_after: bool,
-    addresses: Addresses,
+    reads_job: bool,
+    addresses: NodeAddresses,
     http: reqwest::Client,
-    books: Arc<Mutex<Books>>,
-    ring: watch::Sender<()>,
+    log: Arc<watch::Sender<DeliveryLog>>,
 }
 
-/// What became of one request.
-enum Answer {
-    Acknowledged { applied: bool },
-    Refused,
-    None,
-    Wrong(String),
+/// The response to one webhook.
+enum Response {
+    Acknowledged,
+    /// 503, or no response. The webhook is sent again.
+    Failed,
+    Invalid(String),
 }
 
-impl Sender {
-    /// Starts to tell the progress of tasks, given with their jobs, which this token may read.
-    pub fn start(addresses: &Addresses, tasks: &[(String, String)], token: &str) -> Self {
-        let (ring, bell) = watch::channel(());
-        let (books, finish) = (Arc::default(), CancellationToken::new());
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let mut sending = JoinSet::new();
-        for (n, (name, job)) in tasks.iter().enumerate() {
-            let task = Task {
-                name: name.clone(),
+impl WebhookSender {
+    /// Starts to report the progress of `tasks`, which are pairs of a task and its job. The token
+    /// must grant read access to the jobs.
+    pub fn start(addresses: &NodeAddresses, tasks: &[(String, String)], token: &str) -> Self {
+        let (log, finish) = (Arc::default(), CancellationToken::new());
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(MAX_WAIT)
+            .build()
+            .unwrap();
+        let mut providers = JoinSet::new();
+        for (number, (task, job)) in tasks.iter().enumerate() {
+            let provider = Provider {
+                task: task.clone(),
                 job: job.clone(),
                 token: token.to_owned(),
-                is_looked_after: n % 2 == 0,
+                reads_job: number % 2 == 0,
                 addresses: addresses.clone(),
                 http: http.clone(),
-                books: Arc::clone(&books),
-                ring: ring.clone(),
+                log: Arc::clone(&log),
             };
-            sending.spawn(task.run(finish.clone()));
+            providers.spawn(provider.run(finish.clone()));
         }
         Self {
-            books,
-            sending,
-            bell,
+            log,
+            providers,
             finish,
         }
     }
 
-    /// Waits until each job had this many more webhooks acknowledged than now.
-    pub async fn flows(&self, more: u64) {
-        let now = self.books.lock().unwrap().acknowledged.clone();
-        let jobs = self.sending.len();
-        self.until("flow", |books| {
-            let has_more =
-                |(job, count): (&String, &u64)| *count >= now.get(job).copied().unwrap_or(0) + more;
-            books.acknowledged.len() == jobs && books.acknowledged.iter().all(has_more)
-        })
-        .await;
-    }
-
-    /// Waits until the books are as wished.
-    pub async fn until(&self, what: &str, is_so: impl Fn(&Books) -> bool) {
-        let mut bell = self.bell.clone();
-        let waiting = async {
-            loop {
-                bell.mark_unchanged();
-                if is_so(&self.books.lock().unwrap()) {
-                    return;
-                }
-                bell.changed().await.expect("somebody sends");
-            }
+    /// Waits until `count` more webhooks of each job are acknowledged.
+    pub async fn wait_for_acknowledged(&self, count: u64) {
+        let start = self.log.borrow().acknowledged.clone();
+        let jobs = self.providers.len();
+        let is_reached = |log: &DeliveryLog| {
+            let reached = log.acknowledged.iter().filter(|(job, acknowledged)| {
+                **acknowledged >= start.get(*job).copied().unwrap_or(0) + count
+            });
+            reached.count() == jobs
         };
-        let waited = tokio::time::timeout(STUBBORN, waiting).await;
-        let books = self.books.lock().unwrap();
+        let mut log = self.log.subscribe();
+        let waited = tokio::time::timeout(MAX_WAIT, log.wait_for(is_reached)).await;
         assert!(
             waited.is_ok(),
-            "webhooks do not {what}: {:?}, {} refused, {} unanswered",
-            books.acknowledged,
-            books.refused,
-            books.unanswered
+            "webhooks are not acknowledged: {:?}",
+            self.log.borrow().acknowledged
         );
     }
 
-    /// Tells of each task's success, and waits until that is acknowledged.
-    pub async fn finish(mut self) -> Books {
+    /// Reports the success of each task, and waits until that is acknowledged.
+    pub async fn finish(mut self) -> DeliveryLog {
         self.finish.cancel();
-        while let Some(sent) = self.sending.join_next().await {
-            sent.unwrap();
+        while let Some(result) = self.providers.join_next().await {
+            result.unwrap();
         }
-        std::mem::take(&mut *self.books.lock().unwrap())
+        self.log.borrow().clone()
     }
 }
 
-impl Task {
+impl Provider {
     async fn run(self, finish: CancellationToken) {
+        let mut interval = interval(WEBHOOK_INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        interval.tick().await;
         for step in 1..10_000 {
-            let percent = f64::from(step) / 100.0;
-            let news = json!({ "task_id": self.name, "status": "running", "progress": percent });
-            self.deliver(&news).await;
-            let ends = finish.run_until_cancelled(tokio::time::sleep(PACE)).await;
-            if self.is_looked_after {
-                self.look_for(percent).await;
+            let progress = f64::from(step) / 100.0;
+            let report = json!({ "task_id": self.task, "status": "running", "progress": progress });
+            self.deliver(&report).await;
+            let is_finishing = finish.run_until_cancelled(interval.tick()).await.is_none();
+            if self.reads_job {
+                self.read_until(progress).await;
             }
-            if ends.is_none() {
+            if is_finishing {
                 break;
             }
         }
-        let success = json!({ "task_id": self.name, "status": "succeeded" });
+        let success = json!({ "task_id": self.task, "status": "succeeded" });
         self.deliver(&success).await;
     }
 
-    /// Reads the job until what was acknowledged is in it.
-    async fn look_for(&self, percent: f64) {
-        let begun = Instant::now();
+    /// Reads the job until it has a progress that was acknowledged.
+    async fn read_until(&self, progress: f64) {
+        let started_at = Instant::now();
         loop {
             let job = self.read().await;
-            let has_it = |job: &Value| job["progress"].as_f64() == Some(percent);
-            if job.as_ref().is_some_and(has_it) {
-                return;
+            match &job {
+                Some(job) if job["progress"].as_f64() == Some(progress) => return,
+                Some(_) => self.log.send_modify(|log| log.stale_reads += 1),
+                None => {}
             }
-            self.books.lock().unwrap().stale += usize::from(job.is_some());
-            assert!(begun.elapsed() < STUBBORN, "{percent} was lost: {job:?}");
-            pause().await;
+            assert!(
+                started_at.elapsed() < MAX_WAIT,
+                "progress {progress} was lost: {job:?}"
+            );
+            random_delay(RETRY_DELAY).await;
         }
     }
 
-    /// The job by any hub that answers; none if it refuses, or is gone.
+    /// Reads the job from a random hub. Returns `None` if that hub is unavailable.
     async fn read(&self) -> Option<Value> {
         let address = self.addresses.any()?;
         let request = self.http.get(format!("{address}/v1/jobs/{}", self.job));
-        let answer = request.timeout(PROMPT).bearer_auth(&self.token).send();
-        let answer = answer.await.ok()?;
-        (answer.status() != 503).then_some(())?;
-        answer.json().await.ok()
+        let response = request.bearer_auth(&self.token).send().await.ok()?;
+        if response.status() == 503 {
+            return None;
+        }
+        response.json().await.ok()
     }
 
-    /// Sends one webhook, to whichever hub, again and again until it is acknowledged.
-    async fn deliver(&self, news: &Value) {
-        let begun = Instant::now();
+    /// Sends a webhook to random hubs until one acknowledges it.
+    async fn deliver(&self, report: &Value) {
+        let started_at = Instant::now();
         loop {
-            let asked = Instant::now();
-            let answer = self.try_once(news).await;
-            let is_done = matches!(answer, Answer::Acknowledged { .. });
-            {
-                let mut books = self.books.lock().unwrap();
-                match answer {
-                    Answer::Acknowledged { applied } => {
-                        *books.acknowledged.entry(self.job.clone()).or_default() += 1;
-                        books.known += usize::from(!applied);
-                    }
-                    Answer::Refused => {
-                        books.refused += 1;
-                        books.slowest_refusal = books.slowest_refusal.max(asked.elapsed());
-                    }
-                    Answer::None => books.unanswered += 1,
-                    Answer::Wrong(fault) => books.faults.push(fault),
+            match self.try_deliver(report).await {
+                Response::Acknowledged => {
+                    return self.log.send_modify(|log| {
+                        *log.acknowledged.entry(self.job.clone()).or_default() += 1;
+                    });
                 }
+                Response::Failed => {}
+                Response::Invalid(error) => self.log.send_modify(|log| log.errors.push(error)),
             }
-            self.ring.send_replace(());
-            if is_done {
-                return;
-            }
-            assert!(begun.elapsed() < STUBBORN, "never acknowledged: {news}");
-            pause().await;
+            assert!(
+                started_at.elapsed() < MAX_WAIT,
+                "never acknowledged: {report}"
+            );
+            random_delay(RETRY_DELAY).await;
         }
     }
 
-    async fn try_once(&self, news: &Value) -> Answer {
+    async fn try_deliver(&self, report: &Value) -> Response {
         let Some(address) = self.addresses.any() else {
-            return Answer::None;
+            return Response::Failed;
         };
-        let body = news.to_string();
+        let body = report.to_string();
         let signature = webhook_signatures::hex("hub_test_secret", body.as_bytes());
         let request = self
             .http
             .post(format!("{address}/v1/webhooks/generic"))
-            .timeout(PROMPT)
             .header("x-ai-signature", signature)
             .body(body);
-        let answer = match request.send().await {
-            Ok(answer) => answer,
+        let response = match request.send().await {
+            Ok(response) => response,
             Err(error) if error.is_timeout() => {
-                return Answer::Wrong(format!("{}: no answer in time", self.name));
+                return Response::Invalid(format!("{}: request timed out", self.task));
             }
-            Err(_) => return Answer::None,
+            Err(_) => return Response::Failed,
         };
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        let Ok(told) = answer.json::<Value>().await else {
-            return Answer::None;
-        };
-        match status.as_u16() {
-            200 if told["matched"] == true => Answer::Acknowledged {
-                applied: told["applied"] == true,
-            },
-            503 if headers.contains_key("retry-after") => Answer::Refused,
-            _ => Answer::Wrong(format!("{}: {status} {told}", self.name)),
+        let status = response.status().as_u16();
+        let has_retry_after = response.headers().contains_key("retry-after");
+        match (status, response.json::<Value>().await) {
+            (_, Err(_)) => Response::Failed,
+            (200, Ok(body)) if body["matched"] == true => Response::Acknowledged,
+            (503, Ok(_)) if has_retry_after => Response::Failed,
+            (_, Ok(body)) => Response::Invalid(format!("{}: {status} {body}", self.task)),
         }
     }
-}
-
-/// Between two tries. A provider's patience is minutes; a test's is less.
-async fn pause() {
-    let wait = Duration::from_millis(rand::rng().random_range(50..250));
-    tokio::time::sleep(wait).await;
 }

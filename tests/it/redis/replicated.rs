@@ -1,166 +1,135 @@
-//! A primary, its replicas, and Sentinels that put a replica in its place.
+//! A primary, its replicas, and Sentinels that promote a replica.
 
-use std::time::Duration;
+use std::collections::HashMap;
 
-use super::resp_client::{Reply, RespClient};
-use super::{LOOK, RedisServer};
-use crate::app::TEST_TIMEOUT;
+use fred::types::Value;
+
+use super::RedisServer;
+use crate::wait::wait_for;
 
 const SENTINELS: usize = 3;
 
-/// What the Sentinels call the primary.
-const NAME: &str = "jobs";
+/// Name of the primary in the Sentinels' configuration.
+const PRIMARY_NAME: &str = "jobs";
 
-/// A primary with replicas, and three Sentinels of which two decide.
-pub struct Replicated {
-    /// The first began as the primary.
+/// Settings that let a replica follow its primary without delay.
+const REPLICATION: [&str; 4] = [
+    "--repl-diskless-sync-delay",
+    "0",
+    "--repl-ping-replica-period",
+    "1",
+];
+
+/// A primary with replicas, and three Sentinels with a quorum of two.
+pub struct ReplicatedRedis {
+    /// The first server is the initial primary.
     pub servers: Vec<RedisServer>,
     sentinels: Vec<RedisServer>,
     _configs: Vec<tempfile::TempDir>,
 }
 
-impl Replicated {
-    /// Starts it, and waits until all replicas follow and all Sentinels know of each other.
+impl ReplicatedRedis {
+    /// Starts the servers, and waits until the replicas are connected and the Sentinels know each
+    /// other.
     pub async fn start(replicas: usize) -> Self {
-        let primary = RedisServer::start_with(&[
-            "--repl-diskless-sync-delay",
-            "0",
-            "--repl-ping-replica-period",
-            "1",
-        ])
-        .await;
-        let mut servers = vec![primary];
+        let mut servers = vec![RedisServer::start_with(&REPLICATION).await];
         let port = servers[0].port.to_string();
         for _ in 0..replicas {
-            let arguments = [
-                "--replicaof",
-                "127.0.0.1",
-                &port,
-                "--repl-diskless-sync-delay",
-                "0",
-                "--repl-ping-replica-period",
-                "1",
-            ];
-            servers.push(RedisServer::start_with(&arguments).await);
-        }
-        for replica in &servers[1..] {
-            replica.until("ROLE", follows).await;
+            let arguments = [&["--replicaof", "127.0.0.1", &port], REPLICATION.as_slice()];
+            servers.push(RedisServer::start_with(&arguments.concat()).await);
         }
         let (mut sentinels, mut configs) = (Vec::new(), Vec::new());
         for _ in 0..SENTINELS {
-            // A Sentinel writes what it learns into its own file.
-            let folder = tempfile::tempdir().unwrap();
-            let config = folder.path().join("sentinel.conf");
+            // A Sentinel stores its state in its configuration file.
+            let directory = tempfile::tempdir().unwrap();
+            let config = directory.path().join("sentinel.conf");
             let text = format!(
-                "sentinel monitor {NAME} 127.0.0.1 {port} 2\n\
-                 sentinel down-after-milliseconds {NAME} 700\n\
-                 sentinel failover-timeout {NAME} 6000\n\
-                 sentinel parallel-syncs {NAME} 1\n"
+                "sentinel monitor {PRIMARY_NAME} 127.0.0.1 {port} 2\n\
+                 sentinel down-after-milliseconds {PRIMARY_NAME} 2000\n\
+                 sentinel failover-timeout {PRIMARY_NAME} 6000\n\
+                 sentinel parallel-syncs {PRIMARY_NAME} 1\n"
             );
             std::fs::write(&config, text).unwrap();
             let config = config.display().to_string();
             sentinels.push(RedisServer::start_with(&[&config, "--sentinel"]).await);
-            configs.push(folder);
+            configs.push(directory);
         }
-        let whole = Self {
+        let redis = Self {
             servers,
             sentinels,
             _configs: configs,
         };
-        for sentinel in &whole.sentinels {
-            let knows = |kind: &str, count: usize| {
-                let kind = kind.to_owned();
-                move |reply: &Reply| {
-                    let known = field(reply, &kind).and_then(|known| known.parse().ok());
-                    known == Some(count)
-                }
-            };
-            let about = format!("SENTINEL MASTER {NAME}");
-            sentinel
-                .until(&about, knows("num-other-sentinels", SENTINELS - 1))
-                .await;
-            sentinel.until(&about, knows("num-slaves", replicas)).await;
+        for replica in 1..=replicas {
+            redis.wait_until_replica(replica).await;
         }
-        whole
+        for sentinel in &redis.sentinels {
+            let knows_all = |state: &HashMap<String, String>| {
+                state.get("num-other-sentinels") == Some(&(SENTINELS - 1).to_string())
+                    && state.get("num-slaves") == Some(&replicas.to_string())
+            };
+            let state = format!("SENTINEL MASTER {PRIMARY_NAME}");
+            sentinel.wait_for_reply(&state, knows_all).await;
+        }
+        redis
     }
 
-    /// The URL of a store in it.
+    /// Returns the store URL of the primary behind the Sentinels.
     pub fn url(&self) -> String {
         let sentinels: Vec<String> = self.sentinels.iter().map(RedisServer::address).collect();
-        format!("redis-sentinel://{}/{NAME}", sentinels.join(","))
+        format!("redis-sentinel://{}/{PRIMARY_NAME}", sentinels.join(","))
     }
 
-    /// The number of the server that the Sentinels name as the primary.
+    /// Returns the index of the server that the Sentinels name as the primary.
     pub async fn primary(&self) -> usize {
-        let asked = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {NAME}");
-        let named = self.sentinels[0].ask(&asked).await;
-        let port: u16 = named.list()[1].text().parse().unwrap();
-        let found = self.servers.iter().position(|server| server.port == port);
-        found.expect("one of ours")
+        let lookup = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {PRIMARY_NAME}");
+        let (_, port): (String, u16) = self.sentinels[0].query(&lookup).await;
+        let position = self.servers.iter().position(|server| server.port == port);
+        position.expect("a server of this test")
     }
 
-    /// Waits until all Sentinels name another primary than this one, and that one takes writes.
-    pub async fn until_another_leads(&self, old: usize) -> usize {
-        let leading = async {
-            loop {
-                let new = self.primary().await;
-                if new != old && is_primary(&self.servers[new]).await {
-                    return new;
-                }
-                tokio::time::sleep(LOOK).await;
-            }
+    /// Waits until the Sentinels name another primary and it accepts writes. Returns its index.
+    pub async fn wait_for_failover(&self, old: usize) -> usize {
+        wait_for("another server is the primary", async || {
+            let new = self.primary().await;
+            let role = self.servers[new].try_query::<Vec<Value>>("ROLE").await;
+            let is_primary = role.is_ok_and(|role| role[0].as_str().as_deref() == Some("master"));
+            (new != old && is_primary).then_some(new)
+        })
+        .await
+    }
+
+    /// Waits until a server is a replica that is in sync with its primary.
+    pub async fn wait_until_replica(&self, server: usize) {
+        let is_connected_replica = |role: &Vec<Value>| {
+            role[0].as_str().as_deref() == Some("slave")
+                && role[3].as_str().as_deref() == Some("connected")
         };
-        // A failover of real Sentinels: it is noticed, agreed on, and the vote may have to be repeated.
-        tokio::time::timeout(TEST_TIMEOUT + Duration::from_secs(15), leading)
-            .await
-            .unwrap_or_else(|_| panic!("no failover: {}", self.sentinels[0].log()))
+        self.servers[server]
+            .wait_for_reply("ROLE", is_connected_replica)
+            .await;
     }
 
-    /// Waits until this server is a replica that has everything from its primary.
-    pub async fn until_it_follows(&self, server: usize) {
-        self.servers[server].until("ROLE", follows).await;
+    /// Starts a planned failover.
+    pub async fn start_failover(&self) {
+        let command = format!("SENTINEL FAILOVER {PRIMARY_NAME}");
+        assert_eq!(self.sentinels[0].query::<String>(&command).await, "OK");
     }
-
-    /// Has the Sentinels put a replica in the place of a primary that is well.
-    pub async fn hand_over(&self) {
-        let asked = format!("SENTINEL FAILOVER {NAME}");
-        assert_eq!(self.sentinels[0].ask(&asked).await.text(), "OK");
-    }
-}
-
-fn follows(role: &Reply) -> bool {
-    role.list()[0].text() == "slave" && role.list()[3].text() == "connected"
-}
-
-async fn is_primary(server: &RedisServer) -> bool {
-    let Ok(mut speaker) = RespClient::connect(&server.address()).await else {
-        return false;
-    };
-    match speaker.try_ask("ROLE").await {
-        Ok(role) => role.list()[0].text() == "master",
-        Err(_) => false,
-    }
-}
-
-/// A value of a list of names and values.
-fn field<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
-    let pairs = reply.list().chunks(2);
-    let mut found = pairs.filter(|pair| pair[0].text() == name);
-    found.next().map(|pair| pair[1].text())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_takes_the_place_of_a_primary_that_is_gone() {
-    let mut whole = Replicated::start(2).await;
-    let first = whole.primary().await;
-    assert_eq!(first, 0);
-    whole.servers[0].ask("SET key word").await;
-    for replica in &whole.servers[1..] {
-        let has_it = |reply: &Reply| *reply == Reply::Text("word".to_owned());
-        replica.until("GET key", has_it).await;
+async fn replica_is_promoted_when_the_primary_is_killed() {
+    let mut redis = ReplicatedRedis::start(2).await;
+    assert_eq!(redis.primary().await, 0);
+    redis.servers[0].run("SET key value").await;
+    for replica in &redis.servers[1..] {
+        replica
+            .wait_for_reply("GET key", |value: &Option<String>| {
+                value.as_deref() == Some("value")
+            })
+            .await;
     }
-    whole.servers[0].kill();
-    let second = whole.until_another_leads(first).await;
-    let answer = whole.servers[second].ask("GET key").await;
-    assert_eq!(answer, Reply::Text("word".to_owned()));
+    redis.servers[0].kill();
+    let promoted = redis.wait_for_failover(0).await;
+    let value: String = redis.servers[promoted].query("GET key").await;
+    assert_eq!(value, "value");
 }

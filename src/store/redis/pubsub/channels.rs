@@ -1,11 +1,13 @@
-//! The channels that a node listens to.
+//! The channels that a node is subscribed to.
 //!
-//! Invariant: a channel is on the list only once the server has confirmed it, by a ping that went the
-//! same way after it; and what is on the list is asked for again as a whole.
+//! A channel is in the list only after the server has confirmed the subscription: a `PING` on the same
+//! connection is answered after the server has processed the `SUBSCRIBE`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use fred::clients::Client;
+use fred::error::Error as RedisError;
 use fred::interfaces::{ClientLike, PubsubInterface};
 use fred::types::ClusterHash;
 use fred::types::config::Options;
@@ -13,55 +15,56 @@ use futures_util::future::try_join_all;
 
 use crate::job::Topic;
 use crate::store::Error;
-use crate::store::redis::connection::to_store_error;
-use crate::store::redis::endpoint::COMMAND_TIMEOUT;
-use crate::store::redis::keys::Keys;
+use crate::store::redis::keys::KeyNames;
 
-/// Channels in one command, where a command takes several.
+/// Channels in one `SUBSCRIBE` command.
 const CHANNELS_PER_COMMAND: usize = 1000;
 
-/// Commands under way at once, where each takes one.
+/// Concurrent `SSUBSCRIBE` commands. Each takes a single channel.
 const MAX_CONCURRENT_COMMANDS: usize = 64;
 
-/// The channels, each with what it is listened to for; none: for good.
+/// The subscribed channels. System channels have no state, and are never dropped.
 pub(super) struct Channels {
     is_sharded: bool,
-    list: HashMap<String, Option<ChannelState>>,
+    command_timeout: Duration,
+    subscribed: HashMap<String, Option<ChannelState>>,
 }
 
 struct ChannelState {
     topic: Topic,
-    /// Whether nobody wanted it at the last look.
-    was_unused: bool,
+    /// Whether the last check found no subscribers.
+    was_idle: bool,
 }
 
 impl Channels {
-    pub(super) fn new(is_sharded: bool, permanent: Vec<String>) -> Self {
+    pub(super) fn new(
+        is_sharded: bool,
+        command_timeout: Duration,
+        system_channels: Vec<String>,
+    ) -> Self {
+        let channels = system_channels.into_iter();
         Self {
             is_sharded,
-            list: permanent
-                .into_iter()
-                .map(|channel| (channel, None))
-                .collect(),
+            command_timeout,
+            subscribed: channels.map(|channel| (channel, None)).collect(),
         }
     }
 
-    /// The channels of topics that are not on the list.
-    pub(super) fn not_subscribed<'a>(
+    /// Returns the channels of `topics` that are not subscribed.
+    pub(super) fn missing<'a>(
         &self,
-        keys: &Keys,
+        keys: &KeyNames,
         topics: impl Iterator<Item = &'a Topic>,
     ) -> BTreeMap<String, Topic> {
-        let pairs = topics.flat_map(|topic| {
-            let channels = keys.channels(topic).into_iter();
-            channels.map(move |channel| (channel, topic.clone()))
-        });
-        pairs
-            .filter(|(channel, _)| !self.list.contains_key(channel))
+        topics
+            .flat_map(|topic| {
+                let channels = keys.channels(topic).into_iter();
+                channels.map(move |channel| (channel, topic.clone()))
+            })
+            .filter(|(channel, _)| !self.subscribed.contains_key(channel))
             .collect()
     }
 
-    /// Listens to these as well.
     pub(super) async fn add(
         &mut self,
         client: &Client,
@@ -69,107 +72,89 @@ impl Channels {
     ) -> Result<(), Error> {
         let names: Vec<&str> = channels.keys().map(String::as_str).collect();
         self.subscribe(client, &names).await?;
-        let listened = |topic| {
-            Some(ChannelState {
+        let added = channels.into_iter().map(|(channel, topic)| {
+            let state = ChannelState {
                 topic,
-                was_unused: false,
-            })
-        };
-        self.list.extend(
-            channels
-                .into_iter()
-                .map(|(name, topic)| (name, listened(topic))),
-        );
+                was_idle: false,
+            };
+            (channel, Some(state))
+        });
+        self.subscribed.extend(added);
         Ok(())
     }
 
-    /// Asks for all of them again.
     pub(super) async fn resubscribe_all(&self, client: &Client) -> Result<(), Error> {
-        let names: Vec<&str> = self.list.keys().map(String::as_str).collect();
-        self.subscribe(client, &names).await
+        let names: Vec<&str> = self.subscribed.keys().map(String::as_str).collect();
+        Ok(self.subscribe(client, &names).await?)
     }
 
-    /// Channels whose topic nobody has wanted twice in a row.
-    pub(super) fn idle(&mut self, wanted: impl Fn(&Topic) -> bool) -> Vec<String> {
-        let mut unwanted = Vec::new();
-        for (channel, listened) in &mut self.list {
-            let Some(listened) = listened else { continue };
-            let is_idle = !wanted(&listened.topic);
-            if is_idle && listened.was_unused {
-                unwanted.push(channel.clone());
+    /// Returns the channels that two checks in a row have found without subscribers.
+    pub(super) fn idle(&mut self, is_subscribed: impl Fn(&Topic) -> bool) -> Vec<String> {
+        let mut idle = Vec::new();
+        for (channel, state) in &mut self.subscribed {
+            let Some(state) = state else { continue };
+            let is_idle = !is_subscribed(&state.topic);
+            if is_idle && state.was_idle {
+                idle.push(channel.clone());
             }
-            listened.was_unused = is_idle;
+            state.was_idle = is_idle;
         }
-        unwanted
+        idle
     }
 
-    /// Listens to these no more.
     pub(super) async fn remove(
         &mut self,
         client: &Client,
         channels: Vec<String>,
     ) -> Result<(), Error> {
         for channel in &channels {
-            self.list.remove(channel);
+            self.subscribed.remove(channel);
         }
-        match self.is_sharded {
-            true => {
-                for some in channels.chunks(MAX_CONCURRENT_COMMANDS) {
-                    let each = some.iter().map(|one| client.sunsubscribe(one.as_str()));
-                    try_join_all(each)
-                        .await
-                        .map_err(|error| to_store_error(&error))?;
-                }
+        if self.is_sharded {
+            for batch in channels.chunks(MAX_CONCURRENT_COMMANDS) {
+                let each = batch.iter().map(|name| client.sunsubscribe(name.as_str()));
+                try_join_all(each).await?;
             }
-            false => {
-                for some in channels.chunks(CHANNELS_PER_COMMAND) {
-                    let done = client.unsubscribe(some.to_vec()).await;
-                    done.map_err(|error| to_store_error(&error))?;
-                }
+        } else {
+            for batch in channels.chunks(CHANNELS_PER_COMMAND) {
+                client.unsubscribe(batch.to_vec()).await?;
             }
         }
         Ok(())
     }
 
-    /// The client library's word that it has subscribed says only that it has asked. A ping that
-    /// follows on the same connection is answered when the server has come past it.
-    async fn subscribe(&self, client: &Client, channels: &[&str]) -> Result<(), Error> {
+    /// Subscribes, and waits for the confirmation by a barrier: the client library only reports that
+    /// it has sent the command.
+    async fn subscribe(&self, client: &Client, channels: &[&str]) -> Result<(), RedisError> {
         if !self.is_sharded {
-            for some in channels.chunks(CHANNELS_PER_COMMAND) {
-                let some: Vec<String> = some.iter().map(|one| (*one).to_owned()).collect();
-                client
-                    .subscribe(some)
-                    .await
-                    .map_err(|error| to_store_error(&error))?;
+            for batch in channels.chunks(CHANNELS_PER_COMMAND) {
+                let names: Vec<String> = batch.iter().map(ToString::to_string).collect();
+                client.subscribe(names).await?;
             }
-            return barrier(client, None).await;
+            return self.barrier(client, None).await;
         }
-        // A command with several channels would mix up the answers to others.
-        for some in channels.chunks(MAX_CONCURRENT_COMMANDS) {
-            let each = some.iter().map(|one| client.ssubscribe(*one));
-            try_join_all(each)
-                .await
-                .map_err(|error| to_store_error(&error))?;
+        // One channel for each command: the library mixes up the replies to several.
+        for batch in channels.chunks(MAX_CONCURRENT_COMMANDS) {
+            try_join_all(batch.iter().map(|name| client.ssubscribe(*name))).await?;
         }
-        let slots = channels
-            .iter()
-            .map(|one| fred::util::redis_keyslot(one.as_bytes()));
-        let mut slots: Vec<u16> = slots.collect();
+        let slot = |name: &&str| fred::util::redis_keyslot(name.as_bytes());
+        let mut slots: Vec<u16> = channels.iter().map(slot).collect();
         slots.sort_unstable();
         slots.dedup();
-        let barriers = slots.into_iter().map(|slot| barrier(client, Some(slot)));
+        let barriers = slots
+            .into_iter()
+            .map(|slot| self.barrier(client, Some(slot)));
         try_join_all(barriers).await.map(drop)
     }
-}
 
-async fn barrier(client: &Client, slot: Option<u16>) -> Result<(), Error> {
-    let options = Options {
-        cluster_hash: slot.map(ClusterHash::Custom),
-        timeout: Some(COMMAND_TIMEOUT),
-        max_attempts: Some(1),
-        fail_fast: true,
-        ..Options::default()
-    };
-    let answered: Result<(), _> = client.with_options(&options).ping(None).await;
-    answered.map_err(|error| to_store_error(&error))
+    async fn barrier(&self, client: &Client, slot: Option<u16>) -> Result<(), RedisError> {
+        let options = Options {
+            cluster_hash: slot.map(ClusterHash::Custom),
+            timeout: Some(self.command_timeout),
+            max_attempts: Some(1),
+            fail_fast: true,
+            ..Options::default()
+        };
+        client.with_options(&options).ping(None).await
+    }
 }

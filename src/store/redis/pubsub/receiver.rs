@@ -1,164 +1,166 @@
-//! Takes in what is said on the channels, and knows by its own probes whether anything is missed.
+//! Receives pub/sub messages, and detects missing ones with probes.
 //!
-//! Invariant: messages are taken in by a task that does nothing else, so they wait for nobody; each
-//! partition has a probe of its own, because each can be cut off alone.
+//! A task of its own receives the messages, so that they never wait for other work. Each partition has
+//! its own probe, because the connection to each can fail alone.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use fred::error::Error as RedisError;
 use fred::interfaces::PubsubInterface;
 use fred::types::Message;
 use futures_util::future::join_all;
 use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::store::codec::from_json;
 use crate::store::redis::connection::Connections;
-use crate::store::redis::endpoint::COMMAND_TIMEOUT;
-use crate::store::redis::keys::Keys;
+use crate::store::redis::keys::KeyNames;
 use crate::store::{ChangeListener, Error, StoreEvent};
 
-/// What is heard, and when it was heard last.
+/// The state of the pub/sub connection, shared with the task that receives messages.
 pub(super) struct MessageReceiver {
     probes: Vec<Probe>,
     shared_state_channel: String,
-    begun: Instant,
-    wait_for_loss: Notify,
-    heard: Notify,
-    is_well: AtomicBool,
+    started_at: Instant,
+    messages_lost: Notify,
+    probe_received: Notify,
+    is_healthy: AtomicBool,
 }
 
 struct Probe {
     channel: String,
-    /// Milliseconds after `begun`.
+    /// Time of the last probe received, in milliseconds since `started_at`.
     received_at: AtomicU64,
 }
 
 impl MessageReceiver {
-    pub(super) fn new(keys: &Keys, name: &str) -> Self {
-        let probe = |channel| Probe {
-            channel,
+    pub(super) fn new(keys: &KeyNames, node: &str) -> Self {
+        let probes = keys.partitions().map(|partition| Probe {
+            channel: partition.probe_channel(node),
             received_at: AtomicU64::new(0),
-        };
+        });
         Self {
-            probes: keys
-                .partitions()
-                .map(|part| probe(part.probe_channel(name)))
-                .collect(),
+            probes: probes.collect(),
             shared_state_channel: keys.partition(0).shared_state_channel(),
-            begun: Instant::now(),
-            wait_for_loss: Notify::new(),
-            heard: Notify::new(),
-            is_well: AtomicBool::new(false),
+            started_at: Instant::now(),
+            messages_lost: Notify::new(),
+            probe_received: Notify::new(),
+            is_healthy: AtomicBool::new(false),
         }
     }
 
-    /// The channels that are listened to for good.
+    /// Returns the channels that a node is always subscribed to.
     pub(super) fn system_channels(&self) -> Vec<String> {
         let probes = self.probes.iter().map(|probe| probe.channel.clone());
         probes.chain([self.shared_state_channel.clone()]).collect()
     }
 
-    pub(super) fn is_well(&self) -> bool {
-        self.is_well.load(Ordering::Acquire)
+    pub(super) fn is_healthy(&self) -> bool {
+        self.is_healthy.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_healthy(&self, is_well: bool) {
-        self.is_well.store(is_well, Ordering::Release);
+    pub(super) fn set_healthy(&self, is_healthy: bool) {
+        self.is_healthy.store(is_healthy, Ordering::Release);
     }
 
-    /// Waits until messages were lost on their way to this task.
-    pub(super) async fn gap(&self) {
-        self.wait_for_loss.notified().await;
+    /// Waits until messages are dropped because the receiving task is too slow.
+    pub(super) async fn wait_for_loss(&self) {
+        self.messages_lost.notified().await;
     }
 
-    /// Partitions of which nothing was heard for so long.
-    pub(super) fn stale_partitions(&self, span: Duration) -> Vec<usize> {
+    /// Returns the numbers of the partitions whose last probe is older than `max_age`.
+    pub(super) fn stale_partitions(&self, max_age: Duration) -> Vec<String> {
         let now = self.now();
-        let is_silent = |probe: &Probe| {
-            let heard_at = probe.received_at.load(Ordering::Acquire);
-            Duration::from_millis(now.saturating_sub(heard_at)) > span
+        let is_stale = |probe: &Probe| {
+            let received_at = probe.received_at.load(Ordering::Acquire);
+            Duration::from_millis(now.saturating_sub(received_at)) > max_age
         };
         let probes = self.probes.iter().enumerate();
         probes
-            .filter(|(_, probe)| is_silent(probe))
-            .map(|(number, _)| number)
+            .filter(|(_, probe)| is_stale(probe))
+            .map(|(number, _)| number.to_string())
             .collect()
     }
 
-    /// Says something to itself by every way there is.
-    pub(super) async fn probe(&self, link: &Connections) {
-        let is_sharded = link.publish() == "SPUBLISH";
-        let said = self.probes.iter().map(async |probe| {
-            let (client, channel) = (link.client(), probe.channel.as_str());
-            let said: Result<i64, _> = match is_sharded {
-                true => client.spublish(channel, "").await,
-                false => client.publish(channel, "").await,
+    /// Publishes a probe in every partition.
+    pub(super) async fn probe(&self, connections: &Connections) {
+        let is_sharded = connections.publish_command() == "SPUBLISH";
+        let probes = self.probes.iter().map(async |probe| {
+            let (client, channel) = (connections.client(), probe.channel.as_str());
+            let published: Result<i64, RedisError> = if is_sharded {
+                client.spublish(channel, "").await
+            } else {
+                client.publish(channel, "").await
             };
-            said.inspect_err(|error| tracing::debug!(%error, "can't probe"))
-                .is_ok()
+            if let Err(error) = published {
+                tracing::debug!(%error, "failed to publish probe");
+            }
         });
-        join_all(said).await;
+        join_all(probes).await;
     }
 
-    /// Probes, and waits until all of it has come back.
-    pub(super) async fn await_probes(&self, link: &Connections) -> Result<(), Error> {
-        // The clock is in milliseconds: what came in the same one as this began is no proof.
-        let begun = self.now() + 1;
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        let is_heard = |probe: &Probe| probe.received_at.load(Ordering::Acquire) >= begun;
-        let all = async {
+    /// Publishes probes, and waits until every partition has delivered one.
+    pub(super) async fn await_probes(&self, connections: &Connections) -> Result<(), Error> {
+        // A probe received in the current millisecond may have been published earlier.
+        let published_at = self.now() + 1;
+        sleep(Duration::from_millis(1)).await;
+        let is_received = |probe: &Probe| probe.received_at.load(Ordering::Acquire) >= published_at;
+        let all_received = async {
             loop {
-                let heard = self.heard.notified();
-                if self.probes.iter().all(is_heard) {
+                let probe_received = self.probe_received.notified();
+                if self.probes.iter().all(is_received) {
                     return;
                 }
-                heard.await;
+                probe_received.await;
             }
         };
-        let (heard, ()) =
-            tokio::join!(tokio::time::timeout(COMMAND_TIMEOUT, all), self.probe(link));
-        heard.map_err(|_| Error::Unavailable("a probe did not come back".to_owned()))
+        let (received, ()) = tokio::join!(
+            timeout(connections.timeouts.command, all_received),
+            self.probe(connections)
+        );
+        received.map_err(|_| Error::Unavailable("pub/sub probe timed out".to_owned()))
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn handle_message(&self, message: &Message, node: &ChangeListener) {
+    fn handle_message(&self, message: &Message, listener: &ChangeListener) {
         let channel: &str = &message.channel;
         if let Some(probe) = self.probes.iter().find(|probe| probe.channel == channel) {
             probe.received_at.store(self.now(), Ordering::Release);
-            self.heard.notify_waiters();
+            self.probe_received.notify_waiters();
             return;
         }
-        let Some(text) = message.value.as_str() else {
+        if channel == self.shared_state_channel {
+            return (listener.on_event)(StoreEvent::SharedStateChanged);
+        }
+        let Some(document) = message.value.as_str() else {
             return;
         };
-        if channel == self.shared_state_channel {
-            return (node.on_event)(StoreEvent::SharedStateChanged);
-        }
-        match from_json(&text) {
-            Ok(job) => (node.on_event)(StoreEvent::JobChanged(std::sync::Arc::new(job))),
-            Err(error) => tracing::error!(%error, "heard something unreadable"),
+        match from_json(&document) {
+            Ok(job) => (listener.on_event)(StoreEvent::JobChanged(Arc::new(job))),
+            Err(error) => tracing::error!(%error, "invalid pub/sub message"),
         }
     }
 }
 
-/// Takes in messages until there will be no more.
+/// Passes messages to the listener until the connection closes.
 pub(super) async fn run(
-    ears: std::sync::Arc<MessageReceiver>,
+    receiver: Arc<MessageReceiver>,
     mut messages: Receiver<Message>,
-    node: ChangeListener,
+    listener: ChangeListener,
 ) {
     loop {
         match messages.recv().await {
-            Ok(message) => ears.handle_message(&message, &node),
-            Err(RecvError::Lagged(lost)) => {
-                tracing::warn!(lost, "too many changes at once");
-                ears.wait_for_loss.notify_one();
+            Ok(message) => receiver.handle_message(&message, &listener),
+            Err(RecvError::Lagged(count)) => {
+                tracing::warn!(count, "pub/sub messages dropped; resyncing");
+                receiver.messages_lost.notify_one();
             }
             Err(RecvError::Closed) => return,
         }
