@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::time::sleep;
 
-use super::http_client::{HttpClient, RequestError};
+use super::client::{HttpClient, RequestError};
 use super::target::Target;
 
 /// How often a request that the run can't do without is tried again.

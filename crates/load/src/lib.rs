@@ -15,7 +15,7 @@
 mod arguments;
 mod chart;
 mod html_report;
-mod http_client;
+mod client;
 mod http_pool;
 mod hub_process;
 mod jobs;
@@ -42,7 +42,7 @@ use url::Url;
 
 pub use self::arguments::{ArgumentErrors, Arguments, UpdateMethod};
 pub use self::html_report::PageError;
-pub use self::http_client::RequestError;
+pub use self::client::RequestError;
 pub use self::hub_process::{Hub, NoHub};
 pub use self::report::Report;
 pub use self::updates::OWNER;

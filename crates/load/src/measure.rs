@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::arguments::Arguments;
-use super::http_client::{HttpClient, RequestError};
+use super::client::{HttpClient, RequestError};
 use super::http_pool::HttpPool;
 use super::jobs::JobIndex;
 use super::process::{Cost, Process};

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::arguments::Arguments;
-use super::http_client::{Headers, HttpClient, RequestError, bearer};
+use super::client::{Headers, HttpClient, RequestError, bearer};
 use super::http_pool::{HttpPool, retry_until};
 use super::jobs::JobIndex;
 use super::measure::{MeasureContext, Measurement, steady};

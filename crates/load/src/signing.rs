@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use rand::RngExt;
 
 use super::arguments::ArgumentErrors;
-use super::http_client::Headers;
+use super::client::Headers;
 
 /// What webhooks are signed with.
 pub(super) enum Signer {

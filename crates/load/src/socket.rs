@@ -17,7 +17,7 @@ use hyper::header::HeaderValue;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 
-use super::http_client::{RequestError, upgrade};
+use super::client::{RequestError, upgrade};
 use super::jobs::JobIndex;
 use super::messages::{self, Document, ServerMessage};
 use super::schedule::Schedule;

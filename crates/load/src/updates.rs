@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::arguments::{ArgumentErrors, Arguments, MAX_METADATA, UpdateMethod};
-use super::http_client::{Headers, HttpClient, RequestError, bearer};
+use super::client::{Headers, HttpClient, RequestError, bearer};
 use super::jobs::JobIndex;
 use super::schedule::{STORM, Schedule};
 use super::signing::Signer;
