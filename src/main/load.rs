@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use progress_hub::config::Config;
 use progress_hub_auth::jwt::Minter;
-use progress_hub_load::{Access, Arguments, Hub, OWNER, Report, Tokens, UpdateMethod};
+use progress_hub_load::{Access, Arguments, Error, Hub, OWNER, Report, Tokens, UpdateMethod};
 use secrecy::SecretString;
 
 use crate::arguments::ConfigArgs;
@@ -55,15 +55,10 @@ pub(crate) struct LoadArgs {
     arguments: Arguments,
 }
 
-fn load_error(error: progress_hub_load::Error) -> anyhow::Error {
+fn load_error(error: Error) -> anyhow::Error {
     match error {
-        progress_hub_load::Error::Mistakes(_) | progress_hub_load::Error::NoProcess(_) => {
-            UsageError(error.to_string()).into()
-        }
-        progress_hub_load::Error::Token(_)
-        | progress_hub_load::Error::Unanswered(..)
-        | progress_hub_load::Error::System(_)
-        | progress_hub_load::Error::Stopped => error.into(),
+        Error::Arguments(_) | Error::NoProcess(_) => UsageError(error.to_string()).into(),
+        Error::InvalidToken | Error::Request(..) | Error::Io(_) | Error::Stopped => error.into(),
     }
 }
 
@@ -96,8 +91,7 @@ pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<()> {
     if report.ok {
         return Ok(());
     }
-    let violations = report.checks.violations;
-    bail!("{violations} violations; see the checks")
+    bail!("{} violations; see the checks", report.violations())
 }
 
 /// Returns tokens and secrets for a hub that is running already.

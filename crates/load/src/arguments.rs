@@ -1,47 +1,46 @@
-//! What a run is asked to be: the flags of `progress-hub load`, and what can be wrong with them.
+//! Flags of `progress-hub load` and their validation.
 //!
-//! Invariant: no secret is among them; flags are seen by every process of the machine.
+//! Invariant: no flag contains a secret, because all users of a machine can see the flags of a process.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use url::Url;
 
-use super::target::{MAX_PER_SOURCE, MAX_SOURCES};
+use super::target::{MAX_SOCKETS_PER_SOURCE, MAX_SOURCES};
 
-/// The most bytes of padding that a job's `metadata` carries; the hub takes 2 KiB of JSON there.
-pub(super) const MAX_METADATA: usize = 2000;
+/// Maximum padding in the `metadata` of a job. The hub accepts 2 KiB of JSON.
+pub(super) const MAX_METADATA_BYTES: usize = 2000;
 
-/// The most bytes of it in the stage of a push; the hub takes 200, and the update's name is among them.
-const MAX_PUSHED: usize = 150;
+/// Maximum padding in the `stage` of a worker's update. The hub accepts 200 bytes, including the update's number.
+const MAX_PUSH_STAGE_BYTES: usize = 150;
 
-/// The most bytes of padding in all; what does not fit into `metadata` becomes the job's `stage`.
-const MAX_PADDING: usize = 64 * 1024;
+/// Maximum padding. What exceeds `metadata` is sent in `stage`.
+const MAX_PADDING_BYTES: usize = 64 * 1024;
 
-/// How a run's updates reach the hub.
+/// Request by which updates are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateMethod {
-    /// A worker's `POST /v1/jobs/{id}/updates`
+    /// `POST /v1/jobs/{id}/updates`, as a worker sends it
     Push,
-    /// Webhooks that are signed with an HMAC in `x-ai-signature`, as the spec `generic` reads them
+    /// Webhooks with an HMAC in `x-ai-signature`, for a provider with the spec `generic`
     Webhook,
-    /// Standard Webhooks, as the spec `kling` reads them
+    /// Standard Webhooks, for a provider with the spec `kling`
     StandardWebhook,
 }
 
-/// The flags of `progress-hub load`.
+/// Flags of `progress-hub load`.
 #[derive(Args, Clone, Debug)]
 pub struct Arguments {
-    /// The hub to drive, as http://127.0.0.1:8080; without it one is started for the run
+    /// Hub to test, such as http://127.0.0.1:8080 [default: a hub that is started for the run]
     #[arg(long, value_name = "URL", help_heading = "The hub")]
     pub url: Option<Url>,
-    /// Drive a hub that is not on this machine's loopback
+    /// Allow a hub that is not on a loopback address
     #[arg(long, help_heading = "The hub")]
     pub allow_remote: bool,
-    /// The hub's process, where it runs on this machine, to tell its CPU time and memory
+    /// Process id of the hub at --url, to report its CPU time and memory
     #[arg(
         long,
         value_name = "PID",
@@ -51,55 +50,55 @@ pub struct Arguments {
     )]
     pub pid: Option<u32>,
 
-    /// WebSockets to hold open
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000, help_heading = "Sockets", value_parser = whole(1, 1_000_000))]
+    /// WebSockets to open
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000, help_heading = "Sockets", value_parser = integer(1, 1_000_000))]
     pub sockets: u64,
-    /// Jobs that each socket watches; neighbours watch neighbouring jobs, so all jobs are watched evenly
-    #[arg(long, short = 's', value_name = "N", default_value_t = 1, help_heading = "Sockets", value_parser = whole(1, 100_000))]
+    /// Jobs that each socket subscribes to, distributed evenly
+    #[arg(long, short = 's', value_name = "N", default_value_t = 1, help_heading = "Sockets", value_parser = integer(1, 100_000))]
     pub subscriptions: u64,
-    /// How long the sockets take to open, evenly spread
+    /// Time over which the sockets are opened
     #[arg(long, value_name = "TIME", default_value = "1s", help_heading = "Sockets", value_parser = duration)]
     pub ramp: Duration,
-    /// Share of the sockets that leave and come back each second
+    /// Share of the sockets that disconnect and reconnect every second
     #[arg(long, value_name = "PERCENT", default_value = "0%", help_heading = "Sockets", value_parser = share)]
     pub churn: f64,
-    /// Share of the sockets that read slowly: all there is, then nothing for --slow-pause
+    /// Share of slow clients, which read all available data and then pause for --slow-read-pause
     #[arg(long, value_name = "PERCENT", default_value = "0%", help_heading = "Sockets", value_parser = share)]
     pub slow: f64,
-    /// How long a slow reader does not read
+    /// Time for which a slow client does not read
     #[arg(long, value_name = "TIME", default_value = "2s", help_heading = "Sockets", value_parser = duration)]
-    pub slow_pause: Duration,
-    /// When the updates are over, close all sockets at once, change every job, and reconnect
+    pub slow_read_pause: Duration,
+    /// After the updates, close all sockets at once, change every job, and reconnect
     #[arg(long, help_heading = "Sockets")]
-    pub storm: bool,
-    /// Handshakes under way at once, a storm's too
-    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Sockets", value_parser = whole(1, 100_000))]
+    pub reconnect_storm: bool,
+    /// Maximum concurrent WebSocket handshakes
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Sockets", value_parser = integer(1, 100_000))]
     pub handshakes: u64,
-    /// Loopback addresses to connect from, 127.0.0.1 and up; by default as many as the ports need
-    #[arg(long, value_name = "N", help_heading = "Sockets", value_parser = whole(1, MAX_SOURCES))]
+    /// Loopback addresses to connect from, 127.0.0.1 and up [default: as many as the ports require]
+    #[arg(long, value_name = "N", help_heading = "Sockets", value_parser = integer(1, MAX_SOURCES))]
     pub sources: Option<u64>,
-    /// Threads that the sockets are spread over
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Sockets", value_parser = whole(1, 64))]
+    /// Threads for the sockets
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Sockets", value_parser = integer(1, 64))]
     pub threads: u64,
 
-    /// Jobs to register and update in turn
-    #[arg(long, short = 'j', value_name = "N", default_value_t = 100, help_heading = "Updates", value_parser = whole(1, 1_000_000))]
+    /// Jobs to register and to update in turn
+    #[arg(long, short = 'j', value_name = "N", default_value_t = 100, help_heading = "Updates", value_parser = integer(1, 1_000_000))]
     pub jobs: u64,
-    /// Updates a second, by a schedule that waits for no answer
+    /// Updates per second, on a schedule that does not wait for responses
     #[arg(long, short = 'r', value_name = "N", default_value_t = 100.0, help_heading = "Updates", value_parser = rate)]
     pub rate: f64,
-    /// How long the updates go on
+    /// Time for which updates are sent
     #[arg(long, short = 'd', value_name = "TIME", default_value = "10s", help_heading = "Updates", value_parser = duration)]
     pub duration: Duration,
-    /// How updates reach the hub
+    /// Request by which updates are sent
     #[arg(
         long,
-        value_name = "WAY",
+        value_name = "METHOD",
         default_value = "push",
         help_heading = "Updates"
     )]
     pub by: UpdateMethod,
-    /// The provider that webhooks come from, as the hub's configuration names it
+    /// Provider of the webhooks, by its name in the hub's configuration
     #[arg(
         long,
         value_name = "NAME",
@@ -107,131 +106,122 @@ pub struct Arguments {
         help_heading = "Updates"
     )]
     pub provider: String,
-    /// Connections that updates are sent over, each with one request under way
-    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Updates", value_parser = whole(1, 10_000))]
+    /// Maximum concurrent requests, each on its own connection
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Updates", value_parser = integer(1, 10_000))]
     pub connections: u64,
-    /// Bytes that each document is padded by: 2000 in its metadata, what is more in its stage
-    #[arg(long, value_name = "BYTES", default_value_t = 0, help_heading = "Updates", value_parser = whole(0, MAX_PADDING as u64))]
+    /// Padding of each job document: up to 2000 bytes in metadata, the rest in stage
+    #[arg(long, value_name = "BYTES", default_value_t = 0, help_heading = "Updates", value_parser = integer(0, MAX_PADDING_BYTES as u64))]
     pub padding: u64,
 
-    /// How long the sockets may take to be current at the start, after a storm, and at the end
+    /// Time that sockets may take to become current at the start, after a storm and at the end
     #[arg(long, value_name = "TIME", default_value = "30s", help_heading = "Results", value_parser = duration)]
     pub timeout: Duration,
-    /// Write the figures as JSON; `-` prints them instead of the table
+    /// Write the results as JSON; `-` prints them instead of the table
     #[arg(long, value_name = "FILE|-", help_heading = "Results")]
     pub json: Option<PathBuf>,
-    /// Write one page with the charts
+    /// Write the results as an HTML page with charts
     #[arg(long, value_name = "FILE", help_heading = "Results")]
     pub html: Option<PathBuf>,
 }
 
-/// How many ports of a source address are used unless fewer addresses are asked for: where most are
-/// taken, Linux searches long for one that is not.
-const ROOMY_PER_SOURCE: f64 = 8_000.0;
+/// Ports used per source address by default. Linux searches long for a free port if most of them are in use.
+const PORTS_PER_SOURCE: f64 = 8_000.0;
 
-/// What is wrong with the flags, all of it.
+/// Time for which Linux keeps the port of a closed connection (TIME_WAIT).
+const TIME_WAIT_SECONDS: f64 = 60.0;
+
+/// All errors in the flags, one per line.
 #[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
 pub struct ArgumentErrors(Vec<String>);
 
 impl ArgumentErrors {
-    /// One mistake.
-    pub fn one(text: impl Into<String>) -> Self {
-        Self(vec![text.into()])
-    }
-}
-
-impl fmt::Display for ArgumentErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
+    /// Creates a single error.
+    pub fn one(message: impl Into<String>) -> Self {
+        Self(vec![message.into()])
     }
 }
 
 impl Arguments {
-    /// Whether updates come as webhooks.
+    /// Returns whether updates are sent as webhooks.
     pub fn is_by_webhook(&self) -> bool {
-        match self.by {
-            UpdateMethod::Push => false,
-            UpdateMethod::Webhook | UpdateMethod::StandardWebhook => true,
-        }
+        self.by != UpdateMethod::Push
     }
 
-    /// How many source addresses the sockets need: each has a port for every socket that is open or
-    /// was closed within the last minute.
+    /// Returns the number of source addresses. Each socket needs a port, and so does each socket that was closed
+    /// within the last minute.
     pub fn sources(&self) -> u64 {
-        let twice = if self.storm { 2.0 } else { 1.0 };
-        let ports = self.sockets as f64 * (twice + self.churn * 60.0);
-        let needed = (ports / ROOMY_PER_SOURCE).ceil() as u64;
+        let storm = if self.reconnect_storm { 1.0 } else { 0.0 };
+        let ports = self.sockets as f64 * (1.0 + storm + self.churn * TIME_WAIT_SECONDS);
+        let needed = (ports / PORTS_PER_SOURCE).ceil() as u64;
         self.sources.unwrap_or(needed.clamp(1, MAX_SOURCES))
     }
 
-    /// How many open files the run takes.
-    pub fn files(&self) -> u64 {
+    /// Returns the number of open files that the run needs.
+    pub fn open_files(&self) -> u64 {
         self.sockets + self.connections + 16 * self.threads + 64
     }
 
-    /// How many updates the schedule has.
-    pub fn updates(&self) -> u64 {
+    /// Returns the number of updates in the schedule.
+    pub fn update_count(&self) -> u64 {
         ((self.rate * self.duration.as_secs_f64()) as u64).max(1)
     }
 
-    /// Checks what one flag means for another.
+    /// Validates combinations of flags.
     ///
     /// # Errors
-    /// All [`Mistakes`] there are.
+    /// All invalid combinations.
     pub fn check(&self) -> Result<(), ArgumentErrors> {
-        let mut wrong = Vec::new();
-        let mut no = |is_wrong: bool, text: String| wrong.extend(is_wrong.then_some(text));
-        no(
-            self.subscriptions > self.jobs,
-            format!(
-                "--subscriptions {}: a socket can't watch more jobs than --jobs {}",
-                self.subscriptions, self.jobs
-            ),
-        );
-        let stage = (self.padding as usize).saturating_sub(MAX_METADATA);
-        no(
-            stage > MAX_PUSHED && self.by == UpdateMethod::Push,
-            format!(
-                "--padding {}: a push carries at most {}; --by webhook carries more",
-                self.padding,
-                MAX_METADATA + MAX_PUSHED
-            ),
-        );
-        no(
-            stage > 0 && self.by == UpdateMethod::StandardWebhook,
-            format!(
-                "--padding {}: the spec 'kling' reads no stage, so at most {MAX_METADATA}",
-                self.padding
-            ),
-        );
-        no(
-            self.duration.is_zero(),
-            "--duration: must be more than 0".to_owned(),
-        );
-        no(
-            self.sockets > self.sources() * MAX_PER_SOURCE,
-            format!(
-                "--sources {}: {} sockets need one for each {MAX_PER_SOURCE}",
-                self.sources(),
-                self.sockets
-            ),
-        );
-        if wrong.is_empty() {
+        let Self {
+            subscriptions,
+            jobs,
+            padding,
+            sockets,
+            ..
+        } = self;
+        let stage = (*padding as usize).saturating_sub(MAX_METADATA_BYTES);
+        let max_push = MAX_METADATA_BYTES + MAX_PUSH_STAGE_BYTES;
+        let sources = self.sources();
+        let mut errors = Vec::new();
+        if subscriptions > jobs {
+            errors.push(format!(
+                "--subscriptions {subscriptions}: must not exceed --jobs {jobs}"
+            ));
+        }
+        if stage > MAX_PUSH_STAGE_BYTES && self.by == UpdateMethod::Push {
+            errors.push(format!(
+                "--padding {padding}: at most {max_push} with --by push; use --by webhook"
+            ));
+        }
+        if stage > 0 && self.by == UpdateMethod::StandardWebhook {
+            errors.push(format!(
+                "--padding {padding}: at most {MAX_METADATA_BYTES} with --by standard-webhook"
+            ));
+        }
+        if self.duration.is_zero() {
+            errors.push("--duration: must be greater than 0".to_owned());
+        }
+        if *sockets > sources * MAX_SOCKETS_PER_SOURCE {
+            errors.push(format!(
+                "--sources {sources}: {sockets} sockets need one per {MAX_SOCKETS_PER_SOURCE}"
+            ));
+        }
+        if errors.is_empty() {
             Ok(())
         } else {
-            Err(ArgumentErrors(wrong))
+            Err(ArgumentErrors(errors))
         }
     }
 }
 
-fn whole(least: u64, most: u64) -> clap::builder::RangedU64ValueParser {
-    clap::value_parser!(u64).range(least..=most)
+fn integer(min: u64, max: u64) -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(min..=max)
 }
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate: Option<f64> = text.parse().ok();
     let rate = rate.filter(|rate| (0.01..=1_000_000.0).contains(rate));
-    rate.ok_or_else(|| "must be 0.01 to 1000000 a second".to_owned())
+    rate.ok_or_else(|| "must be 0.01 to 1000000".to_owned())
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -255,21 +245,21 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct Cli {
         #[command(flatten)]
         arguments: Arguments,
     }
 
-    fn read(flags: &str) -> Result<Arguments, String> {
+    fn parse(flags: &str) -> Result<Arguments, String> {
         let words = std::iter::once("load").chain(flags.split_whitespace());
-        Line::try_parse_from(words)
-            .map(|line| line.arguments)
+        Cli::try_parse_from(words)
+            .map(|cli| cli.arguments)
             .map_err(|error| error.to_string())
     }
 
     #[test]
-    fn a_value_out_of_its_range_is_refused_with_what_it_must_be() {
-        for (flags, told) in [
+    fn out_of_range_value_error_states_the_range() {
+        for (flags, expected) in [
             ("--sockets 0", "1..=1000000"),
             ("--churn 101%", "0% to 100%"),
             ("--rate fast", "0.01 to 1000000"),
@@ -277,28 +267,33 @@ mod tests {
             ("--by pigeon", "standard-webhook"),
             ("--pid 1", "--url"),
         ] {
-            let error = read(flags).unwrap_err();
-            assert!(error.contains(told), "{flags}: {error}");
+            let error = parse(flags).unwrap_err();
+            assert!(error.contains(expected), "{flags}: {error}");
         }
     }
 
     #[test]
     fn conflicting_flags_are_reported_together() {
-        let arguments = read("--jobs 2 -s 3 --padding 3000 --sources 1 -n 60000").unwrap();
-        let told = arguments.check().unwrap_err().to_string();
+        let arguments = parse("--jobs 2 -s 3 --padding 3000 --sources 1 -n 60000").unwrap();
+        let error = arguments.check().unwrap_err().to_string();
         for flag in ["--subscriptions 3", "--padding 3000", "--sources 1"] {
-            assert!(told.contains(flag), "{told}");
+            assert!(error.contains(flag), "{error}");
         }
-        assert_eq!(told.lines().count(), 3);
-        assert!(read("").unwrap().check().is_ok());
+        assert_eq!(error.lines().count(), 3);
+        assert!(parse("").unwrap().check().is_ok());
     }
 
     #[test]
     fn time_wait_ports_are_included_in_the_port_budget() {
-        assert_eq!(read("").unwrap().sources(), 1);
-        assert_eq!(read("-n 18000").unwrap().sources(), 3);
-        assert_eq!(read("-n 18000 --storm").unwrap().sources(), 5);
-        assert_eq!(read("-n 18000 --churn 5%").unwrap().sources(), 9);
-        assert_eq!(read("-n 18000 --storm --sources 1").unwrap().sources(), 1);
+        assert_eq!(parse("").unwrap().sources(), 1);
+        assert_eq!(parse("-n 18000").unwrap().sources(), 3);
+        assert_eq!(parse("-n 18000 --reconnect-storm").unwrap().sources(), 5);
+        assert_eq!(parse("-n 18000 --churn 5%").unwrap().sources(), 9);
+        assert_eq!(
+            parse("-n 18000 --reconnect-storm --sources 1")
+                .unwrap()
+                .sources(),
+            1
+        );
     }
 }

@@ -1,160 +1,128 @@
-//! HTTP to the hub: one connection that is kept, and the handshake of a WebSocket.
+//! HTTP and WebSocket clients for the hub under test.
 //!
-//! Invariant: a token travels in `Authorization` and nowhere else, and no error repeats it.
+//! Invariant: tokens are sent in `Authorization` only, and no error contains them.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
-use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use reqwest::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use reqwest::{RequestBuilder, redirect};
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::target::Target;
+use super::error::RequestError;
+use super::target::{CONNECT_TIMEOUT, Target};
 
-/// An answer of the hub is short; of what is longer nothing is believed.
-const MAX_ANSWER: usize = 256 * 1024;
+/// Time between two attempts of a request that the run depends on.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Why there was no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// There was no connection.
-    #[error("can't connect: {0}")]
-    Connect(#[from] std::io::Error),
-    /// The connection broke, or what came was no HTTP.
-    #[error("no answer: {0}")]
-    Http(#[from] hyper::Error),
-    /// It could not be asked.
-    #[error("not an HTTP request: {0}")]
-    Request(#[from] hyper::http::Error),
-    /// The answer is not what the protocol says.
-    #[error("an answer that can't be read")]
-    Body,
-    /// It took too long.
-    #[error("no answer in time")]
-    Timeout,
-    /// Another status, and the code of the problem.
-    #[error("the hub answered {0} {1}")]
-    Refused(StatusCode, String),
-    /// The upgrade was not answered as RFC 6455 says.
-    #[error("the hub took the upgrade and did not prove it")]
-    BadUpgradeResponse,
-}
+/// Read buffer of a socket, one page instead of the library's 128 KiB, because a run has thousands of sockets.
+const READ_BUFFER_BYTES: usize = 4096;
 
-/// A request's headers beside the usual ones.
-pub(super) type Headers = Vec<(&'static str, String)>;
+/// Largest message that a socket accepts.
+const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// One kept connection, made anew when it is lost.
+/// An open WebSocket.
+pub(super) type WebSocket = WebSocketStream<TcpStream>;
+
+/// HTTP client with a limit on concurrent requests.
+#[derive(Clone)]
 pub(super) struct HttpClient {
+    client: reqwest::Client,
     target: Target,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    concurrency: usize,
 }
 
 impl HttpClient {
-    pub fn new(target: Target) -> Self {
-        Self {
-            target,
-            sender: None,
+    pub fn new(target: &Target, concurrency: u64) -> Result<Self, RequestError> {
+        let client = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(redirect::Policy::none())
+            .no_gzip()
+            .no_proxy()
+            // The address that was checked to be loopback is the one that is used.
+            .resolve(target.host(), target.address())
+            .build()?;
+        let concurrency = concurrency as usize;
+        Ok(Self {
+            client,
+            target: target.clone(),
+            concurrency,
+        })
+    }
+
+    /// Creates a GET request for a path below the URL of the hub.
+    pub fn get(&self, path: &str, token: &SecretString) -> RequestBuilder {
+        let request = self.client.get(self.target.endpoint("http", path));
+        request.bearer_auth(token.expose_secret())
+    }
+
+    /// Creates a POST request for a path below the URL of the hub.
+    pub fn post(&self, path: &str, token: Option<&SecretString>) -> RequestBuilder {
+        let request = self.client.post(self.target.endpoint("http", path));
+        match token {
+            Some(token) => request.bearer_auth(token.expose_secret()),
+            None => request,
         }
     }
 
-    /// Sends one request and reads its answer to the end.
-    pub async fn call(
-        &mut self,
-        method: Method,
-        path: &str,
-        headers: &Headers,
-        body: Bytes,
-    ) -> Result<(StatusCode, Bytes), RequestError> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(self.target.path(path))
-            .header(HOST, self.target.authority());
-        if !body.is_empty() {
-            request = request.header(CONTENT_TYPE, "application/json");
-        }
-        for (name, value) in headers {
-            request = request.header(*name, value);
-        }
-        let request = request.body(Full::new(body))?;
-        let answered = self.exchange(request).await;
-        if answered.is_err() {
-            self.sender = None;
-        }
-        answered
-    }
-
-    async fn exchange(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), RequestError> {
-        let response = self.sender().await?.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER);
-        let body = body.collect().await.map_err(|_| RequestError::Body)?;
-        Ok((status, body.to_bytes()))
-    }
-
-    async fn sender(&mut self) -> Result<&mut SendRequest<Full<Bytes>>, RequestError> {
-        let kept = match self.sender.take() {
-            Some(mut kept) => kept.ready().await.is_ok().then_some(kept),
-            None => None,
-        };
-        let sender = match kept {
-            Some(kept) => kept,
-            None => {
-                let stream = self.target.connect(0, false).await?;
-                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-                // It ends with the sender; what breaks it shows in the next answer.
-                tokio::spawn(connection);
-                sender
-            }
-        };
-        Ok(self.sender.insert(sender))
+    /// Calls `send` for every job, with at most `concurrency` calls at a time. Returns the results in job order, or
+    /// the first error.
+    pub async fn for_each_job<T>(
+        &self,
+        jobs: u32,
+        send: impl AsyncFn(u32) -> Result<T, RequestError>,
+    ) -> Result<Vec<T>, RequestError> {
+        let requests = stream::iter(0..jobs).map(|job| send(job));
+        requests.buffered(self.concurrency).try_collect().await
     }
 }
 
-/// The header that proves who asks.
-pub(super) fn bearer(token: &str) -> (&'static str, String) {
-    ("authorization", format!("Bearer {token}"))
+/// Sends `request` and parses the JSON body of a successful response.
+pub(super) async fn send<T: DeserializeOwned>(request: RequestBuilder) -> Result<T, RequestError> {
+    let response = request.send().await?;
+    let status = response.status();
+    let body = response.bytes().await?;
+    if !status.is_success() {
+        return Err(RequestError::from_response(status, &body));
+    }
+    serde_json::from_slice(&body).map_err(|_| RequestError::Body)
 }
 
-/// Makes a WebSocket of a connection: RFC 6455, 4.1. What the hub said right behind its answer comes
-/// along.
-pub(super) async fn upgrade(
+/// Repeats `send` until it succeeds or `deadline` has passed.
+pub(super) async fn retry_until<T>(
+    deadline: Instant,
+    send: impl AsyncFn() -> Result<T, RequestError>,
+) -> Result<T, RequestError> {
+    loop {
+        match send().await {
+            Err(_) if Instant::now() < deadline => tokio::time::sleep(RETRY_INTERVAL).await,
+            result => return result,
+        }
+    }
+}
+
+/// Opens a WebSocket over a new connection. See [`Target::connect`] for `nth` and `is_slow`.
+pub(super) async fn open_websocket(
     target: &Target,
-    stream: TcpStream,
+    nth: u64,
+    is_slow: bool,
     bearer: &HeaderValue,
-) -> Result<(TcpStream, Bytes), RequestError> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let serving = tokio::spawn(connection.with_upgrades());
-    let key = STANDARD.encode(rand::random::<[u8; 16]>());
-    let request = Request::builder()
-        .uri(target.path("/v1/ws"))
-        .header(HOST, target.authority())
-        .header(AUTHORIZATION, bearer)
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "websocket")
-        .header("sec-websocket-version", "13")
-        .header("sec-websocket-key", &key)
-        .header("sec-websocket-protocol", "progress-hub.v1")
-        .body(Full::new(Bytes::new()))?;
-    let response = sender.send_request(request).await?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        serving.abort();
-        return Err(RequestError::Refused(response.status(), String::new()));
-    }
-    let proof = actix_http::ws::hash_key(key.as_bytes());
-    let told = response.headers().get("sec-websocket-accept");
-    if told.is_none_or(|told| told.as_bytes() != proof) {
-        serving.abort();
-        return Err(RequestError::BadUpgradeResponse);
-    }
-    let upgraded = hyper::upgrade::on(response).await?;
-    let parts = upgraded
-        .downcast::<TokioIo<TcpStream>>()
-        .map_err(|_| RequestError::Body)?;
-    Ok((parts.io.into_inner(), parts.read_buf))
+) -> Result<WebSocket, RequestError> {
+    let stream = target.connect(nth, is_slow).await?;
+    let mut request = target.endpoint("ws", "/v1/ws").into_client_request()?;
+    request.headers_mut().insert(AUTHORIZATION, bearer.clone());
+    request.headers_mut().insert(
+        SEC_WEBSOCKET_PROTOCOL,
+        HeaderValue::from_static("progress-hub.v1"),
+    );
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .max_message_size(Some(MAX_MESSAGE_BYTES));
+    let (socket, _) = client_async_with_config(request, stream, Some(config)).await?;
+    Ok(socket)
 }

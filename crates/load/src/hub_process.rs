@@ -1,124 +1,124 @@
-//! A hub that is started for a run, and gone after it.
+//! A hub that is started for one run and stopped after it.
 //!
-//! Invariant: its settings, secrets among them, go through its environment, which is its own; whatever
-//! way the run ends, the process ends and its folder goes.
+//! Invariant: settings, including secrets, are passed in the environment of the process. The process and its files
+//! are removed however the run ends.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use url::Url;
 
-/// How long it may take to listen, and to end.
-const STARTUP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum time for the hub to listen, and to exit.
+const PROCESS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What begins the name of every setting in the environment.
-const ENVIRONMENT: &str = "PROGRESS_HUB__";
+/// Prefix of environment variables with settings.
+const ENVIRONMENT_PREFIX: &str = "PROGRESS_HUB__";
 
-/// What its first line says.
-const GREETING: &str = "progress-hub is at ";
+/// Maximum characters of the hub's log in an error.
+const MAX_LOG_EXCERPT_CHARS: usize = 1000;
 
-/// A running hub, which ends with this value.
+/// A running hub. Dropping it kills the process.
 pub struct Hub {
     child: Child,
     url: Url,
-    folder: Folder,
+    directory: TempDir,
 }
 
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // It may never have been made.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The hub was not to be had.
+/// The hub could not be started.
 #[derive(Debug, thiserror::Error)]
-pub enum NoHub {
-    /// The system's word.
-    #[error("can't start a hub: {0}")]
-    Start(#[from] std::io::Error),
-    /// Its own, as far as it said one.
-    #[error("the hub that was started does not serve: {0}")]
-    Silent(String),
+pub enum StartError {
+    /// Operating system error.
+    #[error("cannot start a hub: {0}")]
+    Io(#[from] std::io::Error),
+    /// The process did not listen in time. Contains its log.
+    #[error("spawned hub did not become ready: {0}")]
+    NotReady(String),
 }
 
 impl Hub {
-    /// Starts `program serve` with these settings, and unless they say otherwise with its store in a
-    /// folder of its own.
+    /// Starts `program serve` with `settings`. Without `store.url`, the store is in a temporary directory.
     ///
     /// # Errors
-    /// [`NoHub`].
-    pub async fn start(program: &Path, settings: &[(String, String)]) -> Result<Self, NoHub> {
-        let name = format!("progress-hub-load-{:016x}", rand::random::<u64>());
-        let folder = Folder(std::env::temp_dir().join(name));
-        std::fs::create_dir_all(&folder.0)?;
-        let log = folder.0.join("hub.log");
+    /// [`StartError`] if the process cannot be started or does not print its URL.
+    pub async fn start(program: &Path, settings: &[(String, String)]) -> Result<Self, StartError> {
+        let directory = tempfile::Builder::new()
+            .prefix("progress-hub-load-")
+            .tempdir()?;
+        let log = directory.path().join("hub.log");
         let mut command = Command::new(program);
-        // What is meant for a hub of the caller's own is not for this one.
+        // Variables of the caller may configure a hub of their own. They must not affect this one.
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with(ENVIRONMENT) {
+            if name.to_string_lossy().starts_with(ENVIRONMENT_PREFIX) {
                 command.env_remove(name);
             }
         }
+        let store = format!("sqlite://{}", directory.path().join("hub.db").display());
+        command.env(variable("store.url"), store);
         for (key, value) in settings {
             command.env(variable(key), value);
-        }
-        let store = format!("sqlite://{}", folder.0.join("hub.db").display());
-        if !settings.iter().any(|(key, _)| key == "store.url") {
-            command.env(variable("store.url"), store);
         }
         command
             .args(["serve", "--log-level", "warn"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log)?)
-            // Ctrl-C is for the run, which then ends its hub.
+            // Ctrl-C reaches only the load generator, which then stops the hub.
             .process_group(0)
             .kill_on_drop(true);
         let mut child = command.spawn()?;
-        let silent = || {
-            let said = std::fs::read_to_string(&log).unwrap_or_default();
-            NoHub::Silent(said.trim().chars().take(1000).collect())
-        };
-        let stdout = child.stdout.take().ok_or_else(silent)?;
-        let mut lines = BufReader::new(stdout).lines();
-        let line = tokio::time::timeout(STARTUP_TIMEOUT, lines.next_line()).await;
-        let line = line.ok().and_then(Result::ok).flatten();
-        let url = line.as_deref().and_then(|line| line.strip_prefix(GREETING));
-        let url = url
-            .and_then(|url| Url::parse(url).ok())
-            .ok_or_else(silent)?;
-        Ok(Self { child, url, folder })
+        let url = tokio::time::timeout(PROCESS_TIMEOUT, read_url(&mut child)).await;
+        let url = url.ok().flatten().ok_or_else(|| {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            StartError::NotReady(log.trim().chars().take(MAX_LOG_EXCERPT_CHARS).collect())
+        })?;
+        Ok(Self {
+            child,
+            url,
+            directory,
+        })
     }
 
-    /// Where it is.
+    /// Returns the URL that the hub listens on.
     pub fn url(&self) -> &Url {
         &self.url
     }
 
-    /// Its process; `None` once it has ended.
+    /// Returns the process id, or `None` if the process has exited.
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Ends it.
+    /// Kills the process and removes its files. The jobs are discarded, so there is nothing to drain.
     pub async fn stop(mut self) {
-        // Its jobs are nobody's any more, so there is nothing to drain.
+        // Both fail only if the process has already exited.
         let _ = self.child.start_kill();
-        let _ = tokio::time::timeout(STARTUP_TIMEOUT, self.child.wait()).await;
-        drop(self.folder);
+        let _ = tokio::time::timeout(PROCESS_TIMEOUT, self.child.wait()).await;
+        drop(self.directory);
     }
 }
 
-/// The environment's name of a setting.
+/// Reads the URL from the first line of the standard output.
+async fn read_url(child: &mut Child) -> Option<Url> {
+    let line = BufReader::new(child.stdout.take()?)
+        .lines()
+        .next_line()
+        .await
+        .ok()??;
+    Url::parse(
+        line.split_whitespace()
+            .find(|word| word.starts_with("http://"))?,
+    )
+    .ok()
+}
+
+/// Returns the environment variable of a setting.
 fn variable(key: &str) -> String {
     let name = key.replace('.', "__").replace('-', "_").to_uppercase();
-    format!("{ENVIRONMENT}{name}")
+    format!("{ENVIRONMENT_PREFIX}{name}")
 }
 
 #[cfg(test)]
@@ -126,16 +126,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_has_its_name_in_the_environment() {
+    fn setting_maps_to_its_environment_variable() {
         let name = variable("providers.load.webhook_secrets");
         assert_eq!(name, "PROGRESS_HUB__PROVIDERS__LOAD__WEBHOOK_SECRETS");
     }
 
     #[tokio::test]
     async fn starting_a_non_hub_program_fails_and_cleans_up() {
-        let failed = Hub::start(Path::new("/bin/false"), &[]).await;
-        assert!(matches!(failed, Err(NoHub::Silent(_))));
-        let missing = Hub::start(Path::new("/nowhere/hub"), &[]).await;
-        assert!(matches!(missing, Err(NoHub::Start(_))));
+        let result = Hub::start(Path::new("/bin/false"), &[]).await;
+        assert!(matches!(result, Err(StartError::NotReady(_))));
+        let result = Hub::start(Path::new("/nowhere/hub"), &[]).await;
+        assert!(matches!(result, Err(StartError::Io(_))));
     }
 }

@@ -1,10 +1,8 @@
-//! The jobs of a run: registered for it, updated in turn, and ended by it.
-//!
-//! Invariant: a job is known by its number, and its number by the hub's id for it.
+//! Ids of the jobs of a run. Inside the run, jobs are numbered from 0.
 
 use std::collections::HashMap;
 
-/// The ids that the hub gave, by number and back.
+/// Maps job numbers to the hub's job ids and back.
 pub(super) struct JobIndex {
     ids: Vec<Box<str>>,
     numbers: HashMap<Box<str>, u32>,

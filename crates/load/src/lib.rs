@@ -1,22 +1,25 @@
-//! `progress-hub load`: drives a hub, measures it, and checks what it measures.
+//! Load generator of progress-hub: `progress-hub load`.
 //!
-//! It is a program of its own beside the house, and a client like any other: what it knows of a hub is
-//! the protocol. Many sockets watch jobs; updates of these jobs are sent by a schedule; and a socket
-//! that is shown a version twice, an older one after a newer, or in the end not the last, fails the
-//! run.
+//! A run registers jobs, opens sockets that subscribe to them, sends updates on a fixed schedule and measures the
+//! latency of every delivery. It also verifies the deliveries: a version that does not increase, or a socket that
+//! does not end with the final version of each of its jobs, fails the run.
 //!
-//! In reading order: `arguments` is what can be asked for; `run` goes through it; `schedule` says when
-//! an update is due, `updates` and `signing` what it is, `caller` how it is sent; `fleet` holds the
-//! sockets, `socket` is one, on its `wire`, with its `memory`, of what it has `heard`; `tally` counts,
-//! `process` reads what the hub costs; `report` is what comes out, seen by `view`, `table` and `page`.
+//! Modules in reading order:
+//! - [`arguments`]: command-line flags. [`access`] and [`error`]: tokens and errors.
+//! - [`run`] executes the phases of a run, [`measure`] the scheduled updates.
+//! - [`schedule`]: due times of updates. [`updates`] sends them with [`client`] to the [`target`].
+//! - [`socket_pool`] holds the sockets, [`socket`] is one of them, [`messages`] parses what it receives and
+//!   [`subscription_state`] verifies it.
+//! - [`stats`]: counters and histograms. [`process`]: CPU time and memory. [`hub_process`]: a hub started for the run.
+//! - [`report`]: results, printed by [`text_report`] and [`html_report`]; [`progress`] shows a run in progress.
 //!
-//! Invariant: it imports nothing of the hub's, so that the two agree only where both follow the protocol.
+//! The crate imports nothing of the hub except the webhook signature schemes. It relies on the public protocol only.
 
+mod access;
 mod arguments;
-mod chart;
-mod html_report;
 mod client;
-mod http_pool;
+mod error;
+mod html_report;
 mod hub_process;
 mod jobs;
 mod measure;
@@ -26,7 +29,6 @@ mod progress;
 mod report;
 mod run;
 mod schedule;
-mod signing;
 mod socket;
 mod socket_pool;
 mod stats;
@@ -34,86 +36,39 @@ mod subscription_state;
 mod target;
 mod text_report;
 mod updates;
-mod wire;
 
-use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+pub use self::access::{Access, OWNER, Tokens};
 pub use self::arguments::{ArgumentErrors, Arguments, UpdateMethod};
-pub use self::html_report::PageError;
-pub use self::client::RequestError;
-pub use self::hub_process::{Hub, NoHub};
+pub use self::error::{Error, RequestError};
+pub use self::html_report::HtmlError;
+pub use self::hub_process::{Hub, StartError};
 pub use self::report::Report;
-pub use self::updates::OWNER;
 
 use self::run::Run;
 use self::target::Target;
 
-/// What a run may do at its hub.
-pub struct Access {
-    /// Tokens for it.
-    pub tokens: Tokens,
-    /// What signs its webhooks.
-    pub webhook_secret: Option<SecretString>,
-}
-
-/// Tokens, or one to mint them with.
-pub enum Tokens {
-    /// Made by whoever has the hub's secret.
-    Minted {
-        /// `sub` is [`OWNER`], with `jobs:read`.
-        reader: SecretString,
-        /// With `jobs:publish`.
-        worker: SecretString,
-    },
-    /// Of scope `admin`: the hub mints the others.
-    Admin(SecretString),
-}
-
-/// Why a run came to no figures.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// What was asked for can't be.
-    #[error("{0}")]
-    Mistakes(#[from] ArgumentErrors),
-    /// Nothing to tell the cost of.
-    #[error("--pid {0}: there is no such process here to read the cost of")]
-    NoProcess(u32),
-    /// A token can't be sent.
-    #[error("the token {0}")]
-    Token(&'static str),
-    /// The hub did not do what a run needs.
-    #[error("{0}: {1}")]
-    Unanswered(&'static str, #[source] RequestError),
-    /// The system's word.
-    #[error("{0}")]
-    System(#[from] std::io::Error),
-    /// Somebody stopped it.
-    #[error("stopped before its end, so there are no figures")]
-    Stopped,
-}
-
-/// Checks what can be checked before anything is started.
+/// Checks the flags and the open-file limit before anything is started.
 ///
 /// # Errors
-/// [`Mistakes`] in the arguments, and too few open files.
+/// All errors in the flags, or an open-file limit that is too low.
 pub fn check(arguments: &Arguments) -> Result<(), ArgumentErrors> {
     arguments.check()?;
-    let needed = arguments.files();
-    process::open_files(needed).map_err(|allowed| {
+    let needed = arguments.open_files();
+    process::raise_open_file_limit(needed).map_err(|limit| {
         ArgumentErrors::one(format!(
-            "--sockets {}: {needed} open files are needed and this process may have {allowed}; \
-             'ulimit -n' raises it",
+            "--sockets {}: needs {needed} open files, but the limit is {limit}; raise it with 'ulimit -n'",
             arguments.sockets
         ))
     })
 }
 
-/// Drives the hub at `url`, whose process is `pid` where that is known.
+/// Runs a load test against the hub at `url`. With its process id `pid`, the report includes CPU time and memory.
 ///
 /// # Errors
-/// [`Error`]; what the run finds wrong is in the [`Report`].
+/// Any [`Error`] that prevents a complete run. Violations that the run finds are part of the [`Report`].
 pub async fn run(
     arguments: Arguments,
     url: Url,
@@ -121,14 +76,13 @@ pub async fn run(
     access: Access,
     stop: CancellationToken,
 ) -> Result<Report, Error> {
-    let is_own = arguments.url.is_none();
-    let target = Target::find(url, arguments.sources(), arguments.allow_remote)?;
-    let going = async {
-        let run = Run::new(arguments, target, access, pid, is_own).await?;
+    let target = Target::resolve(url, arguments.sources(), arguments.allow_remote)?;
+    let run = async {
+        let run = Run::new(arguments, target, access, pid).await?;
         run.execute().await
     };
     tokio::select! {
-        ended = going => ended,
+        result = run => result,
         () = stop.cancelled() => Err(Error::Stopped),
     }
 }

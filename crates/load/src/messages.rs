@@ -1,26 +1,24 @@
-//! What the hub says on a socket, as far as a run needs it.
-//!
-//! Invariant: a message is read as the protocol says, by its names and not by their order.
+//! Server messages of the WebSocket protocol, reduced to the fields that a run needs.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde::Deserialize;
 
-/// A message of the hub's.
+/// Message from the hub.
 #[derive(Debug, PartialEq)]
 pub(super) enum ServerMessage<'a> {
-    /// A job's document.
+    /// A job document.
     Job(Document<'a>),
-    /// What became of each job of a `subscribe`.
+    /// Response to `subscribe`: the outcome per job id.
     Subscribed(HashMap<String, String>),
-    /// Something asked for was not done, in the hub's words.
+    /// Error with its message.
     Error(Cow<'a, str>),
-    /// Anything else: a welcome, a heartbeat, a word on the store.
+    /// Any other message, such as `hello`, `heartbeat` or `degraded`.
     Other,
 }
 
-/// What is looked at of a document.
+/// Fields of a job document that a run checks.
 #[derive(Debug, PartialEq, Deserialize)]
 pub(super) struct Document<'a> {
     #[serde(borrow)]
@@ -44,9 +42,9 @@ struct Message<'a> {
     message: Option<Cow<'a, str>>,
 }
 
-/// Reads one message; `None` for what is none.
-pub(super) fn read(text: &[u8]) -> Option<ServerMessage<'_>> {
-    let message: Message<'_> = serde_json::from_slice(text).ok()?;
+/// Parses a message. Returns `None` if it is not valid.
+pub(super) fn parse(text: &str) -> Option<ServerMessage<'_>> {
+    let message: Message<'_> = serde_json::from_str(text).ok()?;
     match (&*message.kind, message.job, message.jobs) {
         ("job", Some(job), _) => Some(ServerMessage::Job(job)),
         ("subscribed", _, Some(jobs)) => Some(ServerMessage::Subscribed(jobs)),
@@ -61,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_is_read_in_any_order_of_its_names() {
+    fn job_document_is_parsed_in_any_field_order() {
         for text in [
             r#"{"type":"job","job":{"id":"job_a","version":7,"final":true,"progress":42.5,"stage":"step 3","x":{"id":"y"}}}"#,
             r#"{"job":{"stage":"step 3","progress":42.5,"metadata":{"version":9},"final":true,"version":7,"id":"job_a"},"type":"job"}"#,
@@ -73,28 +71,24 @@ mod tests {
                 progress: Some(42.5),
                 stage: Some("step 3".into()),
             };
-            assert_eq!(
-                read(text.as_bytes()),
-                Some(ServerMessage::Job(job)),
-                "{text}"
-            );
+            assert_eq!(parse(text), Some(ServerMessage::Job(job)), "{text}");
         }
     }
 
     #[test]
-    fn answers_and_ends_are_told_apart() {
+    fn message_types_are_distinguished() {
         let subscribed =
-            br#"{"type":"subscribed","id":1,"jobs":{"job_a":"current","job_b":"not_found"}}"#;
-        let Some(ServerMessage::Subscribed(jobs)) = read(subscribed) else {
-            panic!("not read")
+            r#"{"type":"subscribed","id":1,"jobs":{"job_a":"current","job_b":"not_found"}}"#;
+        let Some(ServerMessage::Subscribed(jobs)) = parse(subscribed) else {
+            panic!("not parsed")
         };
         assert_eq!(jobs["job_b"], "not_found");
-        let error = br#"{"type":"error","id":4,"code":"not_found","message":"no"}"#;
-        assert_eq!(read(error), Some(ServerMessage::Error("no".into())));
-        let bye = br#"{"type":"bye","code":1012,"reason":"restart"}"#;
-        assert_eq!(read(bye), Some(ServerMessage::Other));
+        let error = r#"{"type":"error","id":4,"code":"not_found","message":"no"}"#;
+        assert_eq!(parse(error), Some(ServerMessage::Error("no".into())));
+        let bye = r#"{"type":"bye","code":1012,"reason":"restart"}"#;
+        assert_eq!(parse(bye), Some(ServerMessage::Other));
         assert_eq!(
-            read(br#"{"type":"hello","protocol":1}"#),
+            parse(r#"{"type":"hello","protocol":1}"#),
             Some(ServerMessage::Other)
         );
     }
@@ -102,13 +96,13 @@ mod tests {
     #[test]
     fn invalid_message_returns_none() {
         for text in [
-            &b"hello"[..],
-            b"{}",
-            br#"{"type":"job"}"#,
-            br#"{"type":"job","job":{"id":"job_a","version":-1,"final":false}}"#,
-            br#"{"type":"job","job":{"id":"job_a","version":1}}"#,
+            "hello",
+            "{}",
+            r#"{"type":"job"}"#,
+            r#"{"type":"job","job":{"id":"job_a","version":-1,"final":false}}"#,
+            r#"{"type":"job","job":{"id":"job_a","version":1}}"#,
         ] {
-            assert_eq!(read(text), None);
+            assert_eq!(parse(text), None);
         }
     }
 }

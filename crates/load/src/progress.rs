@@ -1,9 +1,6 @@
-//! What is seen of a run while it goes on: a bar for each of its stages, with rates.
+//! Progress display on standard error: a bar per phase on a terminal, one line per second otherwise.
 //!
-//! It goes to standard error, so that standard output is for figures alone. Where nobody watches a
-//! terminal it is a line now and then.
-//!
-//! Invariant: nothing is measured here; a run without a view finds the same.
+//! Invariant: standard output is reserved for the results.
 
 use std::cell::Cell;
 use std::io::{IsTerminal, Write};
@@ -11,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// How often a line is written where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(1);
+/// Interval between lines if standard error is not a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The stages of a run, as they are seen.
+/// Display of all phases of a run.
 pub(super) struct ProgressView {
     bars: Option<MultiProgress>,
 }
 
-/// One stage.
-pub(super) struct Stage {
+/// Display of one phase.
+pub(super) struct Phase {
     name: &'static str,
     total: u64,
     bar: Option<ProgressBar>,
@@ -29,17 +26,17 @@ pub(super) struct Stage {
 
 impl ProgressView {
     pub fn new() -> Self {
-        let is_watched = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        let is_terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
         Self {
-            bars: is_watched.then(MultiProgress::new),
+            bars: is_terminal.then(MultiProgress::new),
         }
     }
 
-    /// Begins a stage that has so many steps.
-    pub fn begin(&self, name: &'static str, total: u64) -> Stage {
+    /// Starts a phase with `total` steps.
+    pub fn start(&self, name: &'static str, total: u64) -> Phase {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::new(total));
-            let template = "  {prefix:<9.bold} {bar:24.cyan/blue.dim} {percent:>3} %  {msg}";
+            let template = "  {prefix:<10.bold} {bar:24.cyan/blue.dim} {percent:>3}%  {msg}";
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("━╸─"));
             }
@@ -47,7 +44,7 @@ impl ProgressView {
             bar.tick();
             bar
         });
-        Stage {
+        Phase {
             name,
             total,
             bar,
@@ -59,43 +56,40 @@ impl ProgressView {
 impl Drop for ProgressView {
     fn drop(&mut self) {
         if self.bars.is_some() {
-            // What follows begins below the bars.
+            // Moves the cursor below the bars. A failure has no effect on the results.
             let _ = writeln!(std::io::stderr());
         }
     }
 }
 
-impl Stage {
-    /// Shows how far it is.
-    pub fn at(&self, position: u64, message: impl FnOnce() -> String) {
+impl Phase {
+    /// Shows the current position.
+    pub fn update(&self, position: u64, message: impl FnOnce() -> String) {
         if let Some(bar) = &self.bar {
             bar.set_position(position.min(self.total));
             bar.set_message(message());
-            return;
-        }
-        let is_due = self
+        } else if self
             .last_line
             .get()
-            .is_none_or(|last| last.elapsed() >= LINE_EVERY);
-        if is_due {
+            .is_none_or(|last| last.elapsed() >= LINE_INTERVAL)
+        {
             self.last_line.set(Some(Instant::now()));
-            self.line(&message());
+            self.print_line(&message());
         }
     }
 
-    /// Shows how it came out.
-    pub fn end(self, message: String) {
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(self.total);
-                bar.finish_with_message(message);
-            }
-            None => self.line(&message),
+    /// Shows the result of the phase.
+    pub fn finish(self, message: String) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.total);
+            bar.finish_with_message(message);
+        } else {
+            self.print_line(&message);
         }
     }
 
-    fn line(&self, message: &str) {
-        // Whoever listened may have gone.
-        let _ = writeln!(std::io::stderr(), "{:<9} {message}", self.name);
+    fn print_line(&self, message: &str) {
+        // Standard error may be closed. The run continues without progress.
+        let _ = writeln!(std::io::stderr(), "{:<10} {message}", self.name);
     }
 }

@@ -1,246 +1,287 @@
-//! What a run found, as figures.
-//!
-//! Invariant: `--json`, the table and the page show these and compute nothing of their own.
+//! Results of a run. The JSON output is this structure; the table and the HTML page only format it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::arguments::{Arguments, UpdateMethod};
-use super::stats::{SocketStats, Times, UpdateStats, Violations};
+use super::measure::Measurement;
+use super::process::Usage;
+use super::stats::{Latencies, SocketStats, UpdateStats, Violations};
 
-/// The shares of all times that are told one by one.
-const SHARES: [f64; 23] = [
+/// Quantiles of the delivery latency in the JSON output and in the percentile chart.
+const QUANTILES: [f64; 23] = [
     0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 0.995,
     0.9975, 0.999, 0.9995, 0.9999, 0.99999, 1.0,
 ];
 
-/// A run's figures. Times are in milliseconds where they are not named otherwise.
-#[derive(Clone, Debug, Serialize)]
+/// Results of a run.
+#[derive(Debug, Serialize)]
 pub struct Report {
-    /// Whether nothing was wrong.
+    /// Whether all checks passed.
     pub ok: bool,
-    /// The program's version.
-    pub version: &'static str,
-    /// When it began.
-    pub started_at: jiff::Timestamp,
-    /// What was asked for.
-    pub plan: Plan,
-    /// What was told to the hub.
-    pub updates: Updates,
-    /// What arrived at the sockets.
-    pub deliveries: Deliveries,
-    /// From the time that an update was due to its arrival at a socket that reads.
-    pub latency: LatencySummary,
-    /// The same at slow readers.
-    pub slow_latency: LatencySummary,
-    /// How connections were.
-    pub sockets: Sockets,
-    /// The reconnect storm, if there was one.
-    pub storm: Option<Storm>,
-    /// What the hub cost, where its process is known.
-    pub server: Option<Server>,
-    /// What this program cost while updates were sent: near 100 % of its threads, it is the limit.
-    pub client: Client,
-    /// What was checked.
-    pub checks: Checks,
-    /// Shares of all deliveries, and the latency that they are within.
-    pub percentiles: Vec<(f64, f64)>,
-    /// How it went while updates were sent.
-    pub timeline: Vec<Sample>,
+    pub(super) version: &'static str,
+    pub(super) started_at: jiff::Timestamp,
+    pub(super) plan: Plan,
+    pub(super) updates: Updates,
+    pub(super) deliveries: Deliveries,
+    /// From the due time of an update to its arrival at a socket that is not a slow client.
+    pub(super) latency: LatencySummary,
+    pub(super) slow_latency: LatencySummary,
+    pub(super) sockets: Sockets,
+    pub(super) storm: Option<Storm>,
+    /// Absent if the process of the hub is unknown.
+    pub(super) server: Option<Server>,
+    pub(super) client: Client,
+    pub(super) checks: Checks,
+    /// Quantiles of `latency`, each with its value in milliseconds.
+    pub(super) percentiles: Vec<(f64, f64)>,
+    pub(super) timeline: Vec<Sample>,
 }
 
-/// What was asked for.
-#[derive(Clone, Debug, Serialize)]
-pub struct Plan {
-    /// The hub's address.
+/// Parameters of the run.
+#[derive(Debug, Serialize)]
+pub(super) struct Plan {
     pub url: String,
     /// Whether the hub was started for the run.
     pub own_hub: bool,
-    /// The way of the updates.
     pub by: UpdateMethod,
-    /// WebSockets.
     pub sockets: u64,
-    /// Jobs that each watches.
     pub subscriptions: u64,
-    /// Jobs.
     pub jobs: u64,
-    /// Updates a second.
     pub rate: f64,
-    /// How long they were sent.
     pub duration_seconds: f64,
-    /// How long the sockets took to open.
     pub ramp_seconds: f64,
-    /// Share of the sockets that left each second.
     pub churn: f64,
-    /// Share of the sockets that read slowly.
     pub slow: f64,
-    /// Bytes of padding.
     pub padding: u64,
-    /// Connections that updates were sent over.
     pub connections: u64,
-    /// Threads that held the sockets.
     pub threads: u64,
-    /// Source addresses.
     pub sources: u64,
 }
 
-/// How a set of times spreads.
-#[derive(Clone, Debug, Serialize)]
-pub struct LatencySummary {
-    /// How many times there are.
+/// Distribution of a latency, in milliseconds.
+#[derive(Debug, Serialize)]
+pub(super) struct LatencySummary {
     pub count: u64,
-    /// Their mean.
     pub mean_ms: f64,
-    /// Half of them are within this.
     pub p50_ms: f64,
-    /// 90 %.
     pub p90_ms: f64,
-    /// 99 %.
     pub p99_ms: f64,
-    /// 99.9 %.
     pub p999_ms: f64,
-    /// All.
     pub max_ms: f64,
 }
 
-/// What was told to the hub.
-#[derive(Clone, Debug, Serialize)]
-pub struct Updates {
-    /// How many were due.
+/// Results of the scheduled updates.
+#[derive(Debug, Serialize)]
+pub(super) struct Updates {
     pub due: u64,
-    /// Taken by the hub, and a change.
     pub applied: u64,
-    /// Taken, and overtaken by a later one of the same job.
+    /// Accepted, but superseded by a later update of the same job.
     pub unchanged: u64,
-    /// Refused or without an answer.
     pub failed: u64,
-    /// Why the first of these failed.
+    /// Reason of the first failure.
     pub reason: Option<String>,
-    /// Due, and never sent since all connections were waiting for answers.
+    /// Due, but not sent because all connections were waiting for responses.
     pub unsent: u64,
-    /// Answered each second.
+    /// Responses per second.
     pub per_second: f64,
-    /// From being due to being sent.
-    pub delay: LatencySummary,
-    /// From being due to the hub's answer.
-    pub answer: LatencySummary,
+    /// From the due time to the time the request is sent.
+    #[serde(rename = "delay")]
+    pub scheduling_delay: LatencySummary,
+    /// From the due time to the response.
+    #[serde(rename = "answer")]
+    pub response: LatencySummary,
 }
 
-/// What arrived at sockets that were current, while updates were sent.
-#[derive(Clone, Debug, Serialize)]
-pub struct Deliveries {
-    /// How many.
+/// Job frames received by current sockets while updates were sent.
+#[derive(Debug, Serialize)]
+pub(super) struct Deliveries {
     pub count: u64,
-    /// A second.
     pub per_second: f64,
-    /// Bytes a second, with their frames.
     pub bytes_per_second: f64,
-    /// Versions that newer ones overtook on their way.
+    /// Versions that the hub conflated into newer ones.
     pub skipped: u64,
 }
 
-/// How connections were.
-#[derive(Clone, Debug, Serialize)]
-pub struct Sockets {
-    /// From the first packet to the upgrade.
+/// Results of connecting.
+#[derive(Debug, Serialize)]
+pub(super) struct Sockets {
     pub handshake: LatencySummary,
-    /// From the first packet to all jobs being shown.
-    pub first: LatencySummary,
-    /// The same for those that came back with versions, a storm's apart.
+    /// From the first packet of the first connection until the socket is current.
+    #[serde(rename = "first")]
+    pub initial_sync: LatencySummary,
+    /// The same for a reconnect with known versions, except in a reconnect storm.
     pub resume: LatencySummary,
-    /// Connections that were not made.
     pub failed: u64,
-    /// Why the first of these was not, or what the hub first refused.
+    /// Reason of the first failure, or the message of the first `error`.
     pub reason: Option<String>,
-    /// Connections that the hub ended, by close code.
+    /// Connections closed by the hub, by close code.
     pub closed: BTreeMap<u16, u64>,
 }
 
-/// A reconnect storm.
-#[derive(Clone, Debug, Serialize)]
-pub struct Storm {
-    /// Sockets that came to be current again.
+/// Results of the reconnect storm.
+#[derive(Debug, Serialize)]
+pub(super) struct Storm {
+    /// Sockets that became current again.
     pub sockets: u64,
-    /// Until the last of them was.
+    /// Time until the last of them was current.
     pub seconds: f64,
-    /// From the storm's end to each being current.
-    pub current: LatencySummary,
+    #[serde(rename = "current")]
+    pub recovery: LatencySummary,
 }
 
-/// What the hub cost.
-#[derive(Clone, Debug, Serialize)]
-pub struct Server {
-    /// Its process.
+/// Resource usage of the hub while updates were sent.
+#[derive(Debug, Serialize)]
+pub(super) struct Server {
     pub pid: u32,
-    /// Processor time while updates were sent, over deliveries: the updates' own cost is in it.
+    /// CPU time divided by deliveries. Includes the cost of receiving the updates.
     pub cpu_us_per_delivery: f64,
-    /// The same over updates.
     pub cpu_us_per_update: f64,
-    /// Share of one processor.
+    /// Share of one core.
     pub cpu_percent: f64,
-    /// Resident before the sockets.
+    /// Resident memory before the sockets connect.
     pub memory_before_bytes: u64,
-    /// Resident with all sockets idle.
+    /// Resident memory with all sockets idle.
     pub memory_idle_bytes: u64,
-    /// What a socket adds; the kernel's buffers are not in it.
+    /// Memory that a socket adds, without buffers of the kernel.
     pub memory_per_connection_bytes: f64,
-    /// The most that was resident at a beat.
+    /// Maximum of all samples.
     pub memory_peak_bytes: u64,
 }
 
-/// What this program cost.
-#[derive(Clone, Debug, Serialize)]
-pub struct Client {
-    /// Share of one processor.
+/// Resource usage of the load generator while updates were sent. Close to 100% per thread, it limits the results.
+#[derive(Debug, Serialize)]
+pub(super) struct Client {
     pub cpu_percent: f64,
-    /// Processor time over deliveries.
     pub cpu_us_per_delivery: f64,
 }
 
-/// What was checked.
-#[derive(Clone, Debug, Serialize)]
-pub struct Checks {
-    /// Subscriptions that were compared with the hub's answer.
+/// Results of the verification.
+#[derive(Debug, Serialize)]
+pub(super) struct Checks {
+    /// Subscriptions that were compared with the API.
     pub subscriptions: u64,
-    /// Frames of jobs that were judged.
+    /// Job frames that were checked.
     pub frames: u64,
-    /// What was wrong in all.
     pub violations: u64,
-    /// One by one.
     #[serde(flatten)]
-    pub faults: Violations,
+    pub by_kind: Violations,
 }
 
-/// How it was for a moment.
-#[derive(Clone, Debug, Serialize)]
-pub struct Sample {
+/// Results of one sampling interval.
+#[derive(Debug, Serialize)]
+pub(super) struct Sample {
     /// Seconds since the first update was due.
     pub at: f64,
-    /// Updates answered a second.
     pub updates_per_second: f64,
-    /// Deliveries a second.
     pub deliveries_per_second: f64,
-    /// Half of the latencies.
     pub p50_ms: f64,
-    /// 99 %.
     pub p99_ms: f64,
-    /// All.
     pub max_ms: f64,
-    /// Sockets that are connected.
     pub connected: u64,
-    /// The hub's share of one processor.
     pub cpu_percent: Option<f64>,
-    /// Its resident memory.
     pub memory_bytes: Option<u64>,
 }
 
+impl Report {
+    pub(super) fn new(
+        started_at: jiff::Timestamp,
+        arguments: &Arguments,
+        url: String,
+        measurement: Measurement,
+        all: &SocketStats,
+        storm: Option<Storm>,
+        server: Option<Server>,
+    ) -> Self {
+        let sockets = &measurement.sockets;
+        let seconds = measurement.elapsed.as_secs_f64();
+        let violations = all.violations.sum();
+        let quantile = |quantile: f64| (quantile, sockets.delivery.quantile(quantile));
+        Self {
+            ok: violations == 0,
+            version: env!("CARGO_PKG_VERSION"),
+            started_at,
+            plan: Plan::new(arguments, url),
+            updates: Updates::new(&measurement.updates, arguments.update_count(), seconds),
+            deliveries: Deliveries {
+                count: sockets.deliveries,
+                per_second: rounded(sockets.deliveries as f64 / seconds),
+                bytes_per_second: rounded(sockets.bytes as f64 / seconds),
+                skipped: sockets.skipped,
+            },
+            latency: (&sockets.delivery).into(),
+            slow_latency: (&sockets.slow_delivery).into(),
+            sockets: Sockets {
+                handshake: (&all.handshake).into(),
+                initial_sync: (&all.initial_sync).into(),
+                resume: (&all.resume).into(),
+                failed: all.failed,
+                reason: all.reason.clone(),
+                closed: all.closed.clone(),
+            },
+            storm,
+            server,
+            client: Client::new(measurement.client, sockets.deliveries),
+            checks: Checks {
+                subscriptions: arguments.sockets * arguments.subscriptions,
+                frames: all.frames,
+                violations,
+                by_kind: all.violations.clone(),
+            },
+            percentiles: QUANTILES.map(quantile).to_vec(),
+            timeline: measurement.timeline,
+        }
+    }
+
+    /// Returns the number of violations that the checks found.
+    pub fn violations(&self) -> u64 {
+        self.checks.violations
+    }
+
+    /// Returns all latencies that were recorded at least once, with label and description.
+    pub(super) fn latencies(&self) -> Vec<(&'static str, &'static str, &LatencySummary)> {
+        let (updates, sockets) = (&self.updates, &self.sockets);
+        let mut latencies = vec![
+            ("update to socket", "due time to arrival", &self.latency),
+            ("slow clients", "due time to arrival", &self.slow_latency),
+            (
+                "update to response",
+                "due time to HTTP response",
+                &updates.response,
+            ),
+            (
+                "scheduling delay",
+                "due time to send time",
+                &updates.scheduling_delay,
+            ),
+            ("handshake", "first packet to WebSocket", &sockets.handshake),
+            (
+                "initial sync",
+                "first packet to current",
+                &sockets.initial_sync,
+            ),
+            ("resume", "reconnect to current", &sockets.resume),
+        ];
+        if let Some(storm) = &self.storm {
+            latencies.push((
+                "reconnect-storm recovery",
+                "start to current",
+                &storm.recovery,
+            ));
+        }
+        latencies.retain(|(_, _, latency)| latency.count > 0);
+        latencies
+    }
+}
+
 impl Plan {
-    pub(super) fn new(arguments: &Arguments, url: String, own_hub: bool) -> Self {
+    fn new(arguments: &Arguments, url: String) -> Self {
         Self {
             url,
-            own_hub,
+            own_hub: arguments.url.is_none(),
             by: arguments.by,
             sockets: arguments.sockets,
             subscriptions: arguments.subscriptions,
@@ -258,81 +299,118 @@ impl Plan {
     }
 }
 
-impl From<&Times> for LatencySummary {
-    fn from(times: &Times) -> Self {
+impl From<&Latencies> for LatencySummary {
+    fn from(latencies: &Latencies) -> Self {
         Self {
-            count: times.count(),
-            mean_ms: rounded(times.mean()),
-            p50_ms: times.quantile(0.5),
-            p90_ms: times.quantile(0.9),
-            p99_ms: times.quantile(0.99),
-            p999_ms: times.quantile(0.999),
-            max_ms: times.max(),
+            count: latencies.count(),
+            mean_ms: rounded(latencies.mean()),
+            p50_ms: latencies.quantile(0.5),
+            p90_ms: latencies.quantile(0.9),
+            p99_ms: latencies.quantile(0.99),
+            p999_ms: latencies.quantile(0.999),
+            max_ms: latencies.max(),
         }
+    }
+}
+
+impl LatencySummary {
+    /// Returns p50, p90, p99, p99.9 and the maximum.
+    pub fn columns(&self) -> [f64; 5] {
+        [
+            self.p50_ms,
+            self.p90_ms,
+            self.p99_ms,
+            self.p999_ms,
+            self.max_ms,
+        ]
     }
 }
 
 impl Updates {
-    pub(super) fn new(sent: &UpdateStats, due: u64, passed: Duration) -> Self {
-        let answered = sent.applied + sent.unchanged;
+    fn new(stats: &UpdateStats, due: u64, seconds: f64) -> Self {
         Self {
             due,
-            applied: sent.applied,
-            unchanged: sent.unchanged,
-            failed: sent.failed,
-            reason: sent.reason.clone(),
-            unsent: due.saturating_sub(answered + sent.failed),
-            per_second: rounded(answered as f64 / passed.as_secs_f64()),
-            delay: (&sent.delay).into(),
-            answer: (&sent.answer).into(),
+            applied: stats.applied,
+            unchanged: stats.unchanged,
+            failed: stats.failed,
+            reason: stats.reason.clone(),
+            unsent: due.saturating_sub(stats.answered() + stats.failed),
+            per_second: rounded(stats.answered() as f64 / seconds),
+            scheduling_delay: (&stats.scheduling_delay).into(),
+            response: (&stats.response).into(),
         }
     }
 }
 
-impl Deliveries {
-    pub(super) fn new(steady: &SocketStats, passed: Duration) -> Self {
-        let seconds = passed.as_secs_f64();
+impl Storm {
+    pub(super) fn new(recovery: &Latencies) -> Self {
         Self {
-            count: steady.deliveries,
-            per_second: rounded(steady.deliveries as f64 / seconds),
-            bytes_per_second: rounded(steady.bytes as f64 / seconds),
-            skipped: steady.skipped,
+            sockets: recovery.count(),
+            seconds: rounded(recovery.max() / 1000.0),
+            recovery: recovery.into(),
         }
     }
 }
 
-impl Sockets {
-    pub(super) fn new(all: &SocketStats) -> Self {
+impl Server {
+    /// Creates the summary. `(before, idle)` is the usage before and after the sockets connected. Returns `None` if
+    /// the hub exited during the measurement.
+    pub(super) fn new(
+        pid: u32,
+        measurement: &Measurement,
+        (before, idle): (Usage, Usage),
+        sockets: u64,
+    ) -> Option<Self> {
+        let (start, end) = measurement.hub?;
+        let (before, idle) = (before.memory_bytes, idle.memory_bytes);
+        let (cpu, share) = end.since(&start);
+        let samples = measurement
+            .timeline
+            .iter()
+            .filter_map(|sample| sample.memory_bytes);
+        Some(Self {
+            pid,
+            cpu_us_per_delivery: micros_per(cpu, measurement.sockets.deliveries),
+            cpu_us_per_update: micros_per(cpu, measurement.updates.answered()),
+            cpu_percent: rounded(share * 100.0),
+            memory_before_bytes: before,
+            memory_idle_bytes: idle,
+            memory_per_connection_bytes: (idle.saturating_sub(before) as f64 / sockets as f64)
+                .round(),
+            memory_peak_bytes: samples.fold(idle.max(end.memory_bytes), u64::max),
+        })
+    }
+}
+
+impl Client {
+    fn new(usage: Option<(Usage, Usage)>, deliveries: u64) -> Self {
+        let (cpu, share) = usage.map_or((Duration::ZERO, 0.0), |(start, end)| end.since(&start));
         Self {
-            handshake: (&all.handshake).into(),
-            first: (&all.first).into(),
-            resume: (&all.resume).into(),
-            failed: all.failed,
-            reason: all.reason.clone(),
-            closed: all.closed.clone(),
+            cpu_percent: rounded(share * 100.0),
+            cpu_us_per_delivery: micros_per(cpu, deliveries),
         }
     }
 }
 
-impl Checks {
-    pub(super) fn new(all: &SocketStats, subscriptions: u64) -> Self {
-        Self {
-            subscriptions,
-            frames: all.frames,
-            violations: all.faults.sum(),
-            faults: all.faults.clone(),
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.0} updates/s  {:.0} deliveries/s  p50 {:.2} ms  p99 {:.2} ms",
+            self.updates_per_second, self.deliveries_per_second, self.p50_ms, self.p99_ms
+        )?;
+        if let (Some(cpu), Some(memory)) = (self.cpu_percent, self.memory_bytes) {
+            write!(f, "  hub {cpu:.0}% {:.0} MiB", memory as f64 / 1_048_576.0)?;
         }
+        Ok(())
     }
 }
 
-pub(super) fn percentiles(times: &Times) -> Vec<(f64, f64)> {
-    let shares = SHARES.iter();
-    shares
-        .map(|share| (*share, times.quantile(*share)))
-        .collect()
+fn micros_per(cpu: Duration, count: u64) -> f64 {
+    rounded(cpu.as_secs_f64() * 1e6 / count.max(1) as f64)
 }
 
-/// To three decimals: what is behind them is noise.
+/// Rounds to three decimals.
 pub(super) fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }

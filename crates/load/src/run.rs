@@ -1,173 +1,163 @@
-//! One run from its first request to its figures.
+//! Phases of a run.
 //!
-//! Register the jobs; open the sockets and wait until all is shown; send updates by schedule; a storm,
-//! if one is wanted; end every job; ask the hub how each ended, and judge every socket by it.
+//! 1. Register the jobs.
+//! 2. Open the sockets and wait until all of them are current.
+//! 3. Send the scheduled updates.
+//! 4. With `--reconnect-storm`, disconnect all sockets, change every job, and reconnect.
+//! 5. Finish every job, read its final state from the API, and verify every socket against it.
 //!
-//! Invariant: a run that was not whole has no report.
+//! Invariant: an incomplete run has no report.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use hyper::Method;
-use hyper::header::HeaderValue;
+use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::sleep;
 
+use super::access::{Access, OWNER, Tokens};
 use super::arguments::Arguments;
-use super::client::{Headers, HttpClient, RequestError, bearer};
-use super::http_pool::{HttpPool, retry_until};
+use super::client::{HttpClient, retry_until, send};
+use super::error::{Error, RequestError};
 use super::jobs::JobIndex;
-use super::measure::{MeasureContext, Measurement, steady};
-use super::process::{Cost, Process};
+use super::measure::{MeasureContext, measure};
+use super::process::{Process, Usage};
 use super::progress::ProgressView;
-use super::report::{
-    Checks, Client, Deliveries, Plan, Report, Server, Sockets, Storm, Updates, percentiles, rounded,
-};
+use super::report::{Report, Server, Storm};
 use super::socket::Command;
 use super::socket_pool::SocketPool;
-use super::stats::SocketStats;
+use super::stats::{SocketCounts, SocketStats};
 use super::subscription_state::FinalState;
 use super::target::Target;
-use super::updates::{OWNER, UpdateKind, UpdateResult, UpdateSender, read};
-use super::{Access, Error, Tokens};
+use super::updates::{UpdateKind, UpdateResult, UpdateSender};
 
-/// How often a count is looked at while it is waited for.
-const CONVERGENCE_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+/// Interval at which the run checks whether all sockets have reached a state.
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Everything that a run goes by.
+/// Lifetime of tokens that the run requests from the hub.
+const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A run that is ready to start.
 pub(super) struct Run {
     arguments: Arguments,
     target: Target,
-    is_own_hub: bool,
     hub: Option<Process>,
-    way: Arc<UpdateSender>,
-    reader: SecretString,
-    callers: HttpPool,
+    client: HttpClient,
+    updates: Arc<UpdateSender>,
+    reader_token: SecretString,
     view: ProgressView,
 }
 
-#[derive(Deserialize)]
-struct Minted {
-    token: SecretString,
-}
-
 impl Run {
+    /// Resolves the process of the hub and the tokens.
     pub async fn new(
         arguments: Arguments,
         target: Target,
         access: Access,
         pid: Option<u32>,
-        is_own_hub: bool,
     ) -> Result<Self, Error> {
-        let hub = match pid {
-            Some(pid) if !target.is_local() || Process::of(pid).is_none() => {
-                return Err(Error::NoProcess(pid));
-            }
-            pid => pid.and_then(Process::of),
+        let open = |pid| {
+            let process = Process::open(pid).filter(|_| target.is_local());
+            process.ok_or(Error::NoProcess(pid))
         };
-        let callers = HttpPool::new(arguments.connections, &target);
-        let (reader, worker) = match access.tokens {
+        let hub = pid.map(open).transpose()?;
+        let client = HttpClient::new(&target, arguments.connections)
+            .map_err(|error| Error::Request("cannot create the HTTP client", error))?;
+        let (reader_token, worker_token) = match access.tokens {
             Tokens::Minted { reader, worker } => (reader, worker),
-            Tokens::Admin(admin) => {
-                let admin = vec![bearer(admin.expose_secret())];
-                (
-                    mint(&target, &admin, "jobs:read").await?,
-                    mint(&target, &admin, "jobs:publish").await?,
-                )
-            }
+            Tokens::Admin(admin) => (
+                mint(&client, &admin, "jobs:read").await?,
+                mint(&client, &admin, "jobs:publish").await?,
+            ),
         };
-        let way = UpdateSender::new(&arguments, &worker, access.webhook_secret.as_ref())?;
+        let updates = UpdateSender::new(
+            client.clone(),
+            &arguments,
+            worker_token,
+            access.webhook_secret,
+        )?;
+        let view = ProgressView::new();
         Ok(Self {
             arguments,
             target,
-            is_own_hub,
             hub,
-            way: Arc::new(way),
-            reader,
-            callers,
-            view: ProgressView::new(),
+            client,
+            updates: Arc::new(updates),
+            reader_token,
+            view,
         })
     }
 
-    /// Does it all.
-    pub async fn execute(mut self) -> Result<Report, Error> {
+    /// Executes all phases.
+    pub async fn execute(self) -> Result<Report, Error> {
         let started_at = jiff::Timestamp::now();
         let jobs = Arc::new(self.register().await?);
-        let before = self.cost();
-        let fleet = self.open(&jobs)?;
-        let mut all = self
-            .wait_until_current(&fleet, "sockets", SocketStats::default())
-            .await;
-        let idle = self.cost();
-        let scene = MeasureContext {
+        let before = self.hub_usage();
+        let pool = self.open_sockets(&jobs)?;
+        let mut stats = self.wait_until_current(&pool, "sockets").await;
+        let idle = self.hub_usage();
+        let context = MeasureContext {
             arguments: &self.arguments,
-            fleet: &fleet,
+            pool: &pool,
             jobs: &jobs,
-            way: &self.way,
+            updates: &self.updates,
             hub: self.hub,
             view: &self.view,
         };
-        let steady = steady(&scene, &mut self.callers).await?;
-        all.add(&steady.tally);
-        let storm = match self.arguments.storm {
-            true => Some(self.storm(&fleet, &jobs, &mut all).await?),
-            false => None,
+        let measurement = measure(&context).await?;
+        stats.add(&measurement.sockets);
+        let storm = if self.arguments.reconnect_storm {
+            Some(self.reconnect_storm(&pool, &jobs, &mut stats).await?)
+        } else {
+            None
         };
-        let truths = self.finish(&fleet, &jobs).await?;
-        fleet.order(Command::Verify(truths.clone().into()));
-        all.add(&fleet.end().await);
-        all.faults.unended += truths.iter().filter(|truth| !truth.is_final).count() as u64;
-        let arguments = &self.arguments;
-        let checks = Checks::new(&all, arguments.sockets * arguments.subscriptions);
-        let deliveries = steady.tally.deliveries;
-        Ok(Report {
-            ok: checks.violations == 0,
-            version: env!("CARGO_PKG_VERSION"),
+        let final_states = self.finish(&pool, &jobs).await?;
+        stats.violations.not_final +=
+            final_states.iter().filter(|state| !state.is_final).count() as u64;
+        pool.send(Command::Verify(final_states.into()));
+        stats.add(&pool.join().await);
+        let sockets = self.arguments.sockets;
+        let server = before
+            .zip(idle)
+            .and_then(|connected| Server::new(self.hub?.id(), &measurement, connected, sockets));
+        let url = self.target.url().to_string();
+        Ok(Report::new(
             started_at,
-            plan: Plan::new(arguments, self.target.url().to_string(), self.is_own_hub),
-            updates: Updates::new(&steady.sent, arguments.updates(), steady.passed),
-            deliveries: Deliveries::new(&steady.tally, steady.passed),
-            latency: (&steady.tally.latency).into(),
-            slow_latency: (&steady.tally.slow_latency).into(),
-            sockets: Sockets::new(&all),
+            &self.arguments,
+            url,
+            measurement,
+            &stats,
             storm,
-            server: self.server(&steady, before, idle),
-            client: client(steady.client, deliveries),
-            checks,
-            percentiles: percentiles(&steady.tally.latency),
-            timeline: steady.beats,
-        })
+            server,
+        ))
     }
 
-    fn cost(&self) -> Option<Cost> {
-        self.hub.and_then(Process::cost)
+    fn hub_usage(&self) -> Option<Usage> {
+        self.hub.and_then(Process::usage)
     }
 
-    async fn register(&mut self) -> Result<JobIndex, Error> {
-        let count = self.arguments.jobs as u32;
-        let stage = self.view.begin("jobs", count.into());
-        let way = self.way.clone();
-        let done = AtomicU32::new(0);
-        let registered = self.callers.each(count, async |caller, job| {
-            let registered = way.register(caller, job).await;
-            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            stage.at(done.into(), || format!("{done} of {count} registered"));
-            registered
-        });
-        let ids: Result<Vec<String>, RequestError> = registered.await.into_iter().collect();
-        let ids = ids.map_err(|error| Error::Unanswered("can't register a job", error))?;
-        stage.end(format!("{count} registered"));
+    async fn register(&self) -> Result<JobIndex, Error> {
+        let jobs = self.arguments.jobs;
+        let phase = self.view.start("jobs", jobs);
+        let registered = AtomicU64::new(0);
+        let register = async |job| {
+            let id = self.updates.register(job).await?;
+            let registered = registered.fetch_add(1, Ordering::Relaxed) + 1;
+            phase.update(registered, || format!("{registered} of {jobs} registered"));
+            Ok(id)
+        };
+        let ids = self.client.for_each_job(jobs as u32, register).await;
+        let ids = ids.map_err(|error| Error::Request("cannot register a job", error))?;
+        phase.finish(format!("{jobs} registered"));
         Ok(JobIndex::new(ids))
     }
 
-    fn open(&self, jobs: &Arc<JobIndex>) -> Result<SocketPool, Error> {
-        let bearer = format!("Bearer {}", self.reader.expose_secret());
-        let mut bearer =
-            HeaderValue::from_str(&bearer).map_err(|_| Error::Token("has signs that none has"))?;
+    fn open_sockets(&self, jobs: &Arc<JobIndex>) -> Result<SocketPool, Error> {
+        let bearer = format!("Bearer {}", self.reader_token.expose_secret());
+        let mut bearer = HeaderValue::from_str(&bearer).map_err(|_| Error::InvalidToken)?;
         bearer.set_sensitive(true);
         Ok(SocketPool::start(
             &self.arguments,
@@ -177,162 +167,136 @@ impl Run {
         )?)
     }
 
-    /// Waits until every socket is current, or patience is over; the end of the run tells which.
-    async fn wait_until_current(
+    /// Waits until every socket is current. After the timeout the run continues, and the final verification reports
+    /// the sockets that are behind.
+    async fn wait_until_current(&self, pool: &SocketPool, phase: &'static str) -> SocketStats {
+        let sockets = self.arguments.sockets;
+        let timeout = self.arguments.ramp + self.arguments.timeout;
+        let mut stats = SocketStats::default();
+        self.wait_for_sockets(
+            pool,
+            phase,
+            timeout,
+            |counts| &counts.current,
+            |current| {
+                stats.add(&pool.take_stats());
+                let progress = format!("{current} of {sockets} current");
+                match (&stats.reason, stats.storm_recovery.count()) {
+                    (Some(reason), _) => format!("{progress}; {} failed: {reason}", stats.failed),
+                    (None, 0) => progress,
+                    (None, _) => format!(
+                        "{progress} within {:.2} s",
+                        stats.storm_recovery.max() / 1000.0
+                    ),
+                }
+            },
+        )
+        .await;
+        stats
+    }
+
+    /// Waits until `counter` includes every socket or the timeout has passed. Shows `message` as progress.
+    async fn wait_for_sockets(
         &self,
-        fleet: &SocketPool,
-        name: &'static str,
-        mut tally: SocketStats,
-    ) -> SocketStats {
-        let all = self.arguments.sockets;
-        let stage = self.view.begin(name, all);
-        let deadline = Instant::now() + self.arguments.ramp + self.arguments.timeout;
+        pool: &SocketPool,
+        phase: &'static str,
+        timeout: Duration,
+        counter: impl Fn(&SocketCounts) -> &AtomicU64,
+        mut message: impl FnMut(u64) -> String,
+    ) {
+        let sockets = self.arguments.sockets;
+        let phase = self.view.start(phase, sockets);
+        let deadline = Instant::now() + timeout;
         loop {
-            tally.add(&fleet.take());
-            let current = fleet.count(|standing| &standing.current);
-            let within = match tally.storm.count() {
-                0 => String::new(),
-                _ => format!(" within {:.2} s", tally.storm.max() / 1000.0),
-            };
-            let told = || match &tally.reason {
-                Some(reason) => format!(
-                    "{current} of {all} current; {} failed: {reason}",
-                    tally.failed
-                ),
-                None => format!("{current} of {all} current{within}"),
-            };
-            if current == all || Instant::now() > deadline {
-                stage.end(told());
-                return tally;
+            let count = pool.count(&counter);
+            if count == sockets || Instant::now() > deadline {
+                phase.finish(message(count));
+                return;
             }
-            stage.at(current, told);
-            sleep(CONVERGENCE_CHECK_INTERVAL).await;
+            phase.update(count, || message(count));
+            sleep(CHECK_INTERVAL).await;
         }
     }
 
-    /// Everybody leaves, every job changes, and everybody is back at once.
-    async fn storm(
-        &mut self,
-        fleet: &SocketPool,
+    /// Disconnects all sockets, changes every job, and reconnects all sockets at once.
+    async fn reconnect_storm(
+        &self,
+        pool: &SocketPool,
         jobs: &JobIndex,
-        all: &mut SocketStats,
+        stats: &mut SocketStats,
     ) -> Result<Storm, Error> {
-        fleet.order(Command::Disconnect);
-        let deadline = Instant::now() + self.arguments.timeout;
-        let is_away = || fleet.count(|standing| &standing.away) == self.arguments.sockets;
-        while !is_away() && Instant::now() < deadline {
-            sleep(CONVERGENCE_CHECK_INTERVAL).await;
-        }
-        all.add(&fleet.take());
+        let sockets = self.arguments.sockets;
+        pool.send(Command::Disconnect);
+        let message = |disconnected| format!("{disconnected} of {sockets} disconnected");
+        let timeout = self.arguments.timeout;
+        self.wait_for_sockets(
+            pool,
+            "disconnect",
+            timeout,
+            |counts| &counts.disconnected,
+            message,
+        )
+        .await;
+        stats.add(&pool.take_stats());
         self.update_all(jobs, UpdateKind::Storm).await?;
-        let since = Instant::now();
-        fleet.order(Command::Reconnect(since));
-        let tally = self
-            .wait_until_current(fleet, "storm", SocketStats::default())
+        pool.send(Command::Reconnect(Instant::now()));
+        let recovery = self.wait_until_current(pool, "reconnect").await;
+        stats.add(&recovery);
+        Ok(Storm::new(&recovery.storm_recovery))
+    }
+
+    /// Finishes every job, waits until the sockets have received it, and reads the final states from the API.
+    async fn finish(&self, pool: &SocketPool, jobs: &JobIndex) -> Result<Vec<FinalState>, Error> {
+        let sockets = self.arguments.sockets;
+        pool.send(Command::Quiesce);
+        self.update_all(jobs, UpdateKind::Final).await?;
+        let message = |done| format!("{done} of {sockets} sockets have all final versions");
+        let timeout = self.arguments.timeout;
+        self.wait_for_sockets(pool, "finish", timeout, |counts| &counts.done, message)
             .await;
-        let storm = Storm {
-            sockets: tally.storm.count(),
-            seconds: rounded(tally.storm.max() / 1000.0),
-            current: (&tally.storm).into(),
+        let deadline = Instant::now() + timeout;
+        let read = async |job| {
+            let path = format!("/v1/jobs/{}", jobs.id(job));
+            let read = async || send(self.client.get(&path, &self.reader_token)).await;
+            retry_until(deadline, read).await
         };
-        all.add(&tally);
-        Ok(storm)
+        let states = self.client.for_each_job(jobs.count(), read).await;
+        states.map_err(|error| Error::Request("cannot read the final state of a job", error))
     }
 
-    /// Ends every job, waits until it was shown, and asks how each ended.
-    async fn finish(
-        &mut self,
-        fleet: &SocketPool,
-        jobs: &JobIndex,
-    ) -> Result<Vec<FinalState>, Error> {
-        fleet.order(Command::Quiesce);
-        let all = self.arguments.sockets;
-        let stage = self.view.begin("ends", all);
-        self.update_all(jobs, UpdateKind::End).await?;
+    /// Sends the same update for every job, with retries.
+    async fn update_all(&self, jobs: &JobIndex, kind: UpdateKind) -> Result<(), Error> {
         let deadline = Instant::now() + self.arguments.timeout;
-        loop {
-            let done = fleet.count(|standing| &standing.done);
-            if done == all || Instant::now() > deadline {
-                stage.end(format!("{done} of {all} sockets have every end"));
-                break;
-            }
-            stage.at(done, || format!("{done} of {all} sockets have every end"));
-            sleep(CONVERGENCE_CHECK_INTERVAL).await;
-        }
-        let (way, reader) = (self.way.clone(), vec![bearer(self.reader.expose_secret())]);
-        let truths = self.callers.each(jobs.count(), async |caller, job| {
+        let update = async |job| {
             retry_until(deadline, async || {
-                way.truth(caller, jobs, job, &reader).await
-            })
-            .await
-        });
-        let truths: Result<Vec<FinalState>, RequestError> = truths.await.into_iter().collect();
-        truths.map_err(|error| Error::Unanswered("can't read how a job ended", error))
-    }
-
-    /// Tells the same of every job, as often as it takes.
-    async fn update_all(&mut self, jobs: &JobIndex, news: UpdateKind) -> Result<(), Error> {
-        let deadline = Instant::now() + self.arguments.timeout;
-        let way = self.way.clone();
-        let told = self.callers.each(jobs.count(), async |caller, job| {
-            retry_until(deadline, async || {
-                match way.tell(caller, jobs, job, news).await {
-                    // An earlier try came through and its answer did not.
-                    Err(RequestError::Refused(status, _)) if status == 409 => {
-                        Ok(UpdateResult::Unchanged)
-                    }
-                    told => told,
+                match self.updates.send(jobs, job, kind).await {
+                    // The response to an earlier attempt was lost, but the hub has applied it.
+                    Err(RequestError::Status(409, _)) => Ok(UpdateResult::Unchanged),
+                    result => result,
                 }
             })
             .await
-        });
-        let told: Result<Vec<UpdateResult>, RequestError> = told.await.into_iter().collect();
-        match told {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Error::Unanswered("can't update a job", error)),
-        }
-    }
-
-    fn server(
-        &self,
-        steady: &Measurement,
-        before: Option<Cost>,
-        idle: Option<Cost>,
-    ) -> Option<Server> {
-        let (begin, end) = steady.hub?;
-        let (before, idle) = (before?.memory, idle?.memory);
-        let (cpu, share) = end.since(&begin);
-        let answered = steady.sent.applied + steady.sent.unchanged;
-        let per = |count: u64| rounded(cpu.as_secs_f64() * 1e6 / count.max(1) as f64);
-        let added = idle.saturating_sub(before) as f64;
-        let beats = steady.beats.iter().filter_map(|beat| beat.memory_bytes);
-        Some(Server {
-            pid: self.hub?.id(),
-            cpu_us_per_delivery: per(steady.tally.deliveries),
-            cpu_us_per_update: per(answered),
-            cpu_percent: rounded(share * 100.0),
-            memory_before_bytes: before,
-            memory_idle_bytes: idle,
-            memory_per_connection_bytes: (added / self.arguments.sockets as f64).round(),
-            memory_peak_bytes: beats.chain([idle, end.memory]).max().unwrap_or(idle),
-        })
+        };
+        let results = self.client.for_each_job(jobs.count(), update).await;
+        results
+            .map(drop)
+            .map_err(|error| Error::Request("cannot update a job", error))
     }
 }
 
-async fn mint(target: &Target, admin: &Headers, scope: &str) -> Result<SecretString, Error> {
-    let wish = json!({ "sub": OWNER, "scope": scope, "ttl_seconds": 24 * 60 * 60 });
-    let body = Bytes::from(wish.to_string());
-    let mut caller = HttpClient::new(target.clone());
-    let called = caller.call(Method::POST, "/v1/tokens", admin, body).await;
-    let minted = called.and_then(read::<Minted>);
-    let minted = minted.map_err(|error| Error::Unanswered("can't mint a token", error))?;
+/// Requests a token with `scope` from the hub.
+async fn mint(
+    client: &HttpClient,
+    admin: &SecretString,
+    scope: &str,
+) -> Result<SecretString, Error> {
+    #[derive(Deserialize)]
+    struct Minted {
+        token: SecretString,
+    }
+    let body = json!({ "sub": OWNER, "scope": scope, "ttl_seconds": TOKEN_TTL.as_secs() });
+    let request = client.post("/v1/tokens", Some(admin));
+    let minted: Result<Minted, RequestError> = send(request.json(&body)).await;
+    let minted = minted.map_err(|error| Error::Request("cannot mint a token", error))?;
     Ok(minted.token)
-}
-
-fn client(costs: Option<(Cost, Cost)>, deliveries: u64) -> Client {
-    let (cpu, share) = costs.map_or((Duration::ZERO, 0.0), |(begin, end)| end.since(&begin));
-    Client {
-        cpu_percent: rounded(share * 100.0),
-        cpu_us_per_delivery: rounded(cpu.as_secs_f64() * 1e6 / deliveries.max(1) as f64),
-    }
 }

@@ -1,84 +1,79 @@
-//! One socket of a run, from its first connection to its judgement, through whatever it is ordered.
+//! One socket of a run: connects, subscribes, checks every frame, and reconnects.
 //!
-//! Invariant: its memory outlives its connections, as a browser's does: it comes back with the
-//! versions that it has.
+//! Invariant: subscription state outlives connections. Like a browser, a socket reconnects with the versions it has.
 
-use std::cell::RefCell;
-use std::fmt::Write;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use actix_http::ws::Frame;
-use bytes::BytesMut;
-use hyper::header::HeaderValue;
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use reqwest::header::HeaderValue;
+use serde_json::json;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::{Error, Message, error::ProtocolError};
 
-use super::client::{RequestError, upgrade};
+use super::arguments::Arguments;
+use super::client::{WebSocket, open_websocket};
+use super::error::RequestError;
 use super::jobs::JobIndex;
 use super::messages::{self, Document, ServerMessage};
 use super::schedule::Schedule;
 use super::stats::{SocketCounts, SocketStats};
 use super::subscription_state::{FinalState, FrameCheck, SubscriptionState};
 use super::target::Target;
-use super::wire::Wire;
 
-/// How many jobs one `subscribe` names: within the 16 KiB that a hub reads.
-const SUBSCRIBED_AT_ONCE: usize = 128;
+/// Maximum jobs in one `subscribe` message. The hub accepts messages of up to 16 KiB.
+const MAX_JOBS_PER_SUBSCRIBE: usize = 128;
 
-/// The first wait before a connection that failed is tried again, and the longest.
+/// Backoff after a failed connection: doubles from the first to the second value, with jitter.
 const INITIAL_RECONNECT_DELAY: Duration = Duration::from_millis(100);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(3);
 
-/// How long a handshake may take.
+/// Maximum time from the first packet to the last subscribe message.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A connection that ended without a close frame, by RFC 6455, 7.1.5.
-const ABNORMAL: u16 = 1006;
+/// Close code of a connection that ends without a close frame (RFC 6455, 7.1.5).
+const ABNORMAL_CLOSURE: u16 = 1006;
 
-/// What all sockets are told to do.
+/// Desired state of all sockets.
 #[derive(Clone, Debug)]
 pub(super) enum Command {
-    /// Be connected.
+    /// Connected. Sockets churn, and slow clients pause.
     Connect,
-    /// Leave, and do not come back yet.
+    /// Disconnected until the next command.
     Disconnect,
-    /// Come back, all at once, since then.
+    /// Connected again after a reconnect storm that started at this time.
     Reconnect(Instant),
-    /// Everybody reads at full speed, and nobody leaves any more.
+    /// Connected without churn and pauses.
     Quiesce,
-    /// It is over, and this is how the jobs ended.
+    /// Ended. Every socket compares its versions with these.
     Verify(Arc<[FinalState]>),
 }
 
-/// What the sockets of one thread share.
+/// State shared by the sockets of one thread.
 pub(super) struct SocketGroup {
+    pub arguments: Arguments,
     pub target: Target,
     pub bearer: HeaderValue,
     pub jobs: Arc<JobIndex>,
     pub schedule: Arc<OnceLock<Schedule>>,
-    pub standing: Arc<SocketCounts>,
-    pub tally: Arc<Mutex<SocketStats>>,
+    pub counts: Arc<SocketCounts>,
+    pub stats: Arc<Mutex<SocketStats>>,
     pub handshakes: Arc<Semaphore>,
-    pub order: watch::Receiver<Command>,
-    /// Share of the sockets that leave each second.
-    pub churn: f64,
-    pub slow_pause: Duration,
-    pub desk: RefCell<BytesMut>,
+    pub commands: watch::Receiver<Command>,
 }
 
 impl SocketGroup {
-    fn tally(&self) -> MutexGuard<'_, SocketStats> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stats(&self) -> MutexGuard<'_, SocketStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long one connection lasts, so that all together come and go as they should.
+    /// Waits until a new connection is due to be closed by churn.
     async fn churn_delay(&self) {
-        if self.churn > 0.0 {
-            let seconds = rand::random_range(0.0..2.0) / self.churn;
+        if self.arguments.churn > 0.0 {
+            let seconds = rand::random_range(0.0..2.0) / self.arguments.churn;
             sleep(Duration::from_secs_f64(seconds)).await;
         } else {
             std::future::pending::<()>().await;
@@ -86,19 +81,19 @@ impl SocketGroup {
     }
 }
 
-/// A socket.
+/// One socket.
 pub(super) struct Socket {
     nth: u64,
     is_slow: bool,
-    memory: SubscriptionState,
-    crew: Rc<SocketGroup>,
-    arrival: ConnectReason,
-    begun: Instant,
-    was_current: bool,
-    was_done: bool,
+    state: SubscriptionState,
+    group: Rc<SocketGroup>,
+    reason: ConnectReason,
+    connect_started: Instant,
+    is_current: bool,
+    is_done: bool,
 }
 
-/// What a connection is made for, and so which times its arrival counts to.
+/// Reason of a connection, which determines the histogram that it is recorded in.
 #[derive(Clone, Copy)]
 enum ConnectReason {
     First,
@@ -106,289 +101,251 @@ enum ConnectReason {
     Storm(Instant),
 }
 
-/// What became of a connection.
+/// End of a connection.
 enum ConnectionEnd {
-    Ordered,
-    Churned,
-    Closed(u16),
-}
-
-/// What has to be done besides reading.
-enum Event {
-    Answer,
-    Rest,
+    Command,
+    Churn,
+    /// Closed by the hub, with its close code.
     Closed(u16),
 }
 
 impl Socket {
-    pub fn new(nth: u64, is_slow: bool, memory: SubscriptionState, crew: Rc<SocketGroup>) -> Self {
+    pub fn new(nth: u64, is_slow: bool, state: SubscriptionState, group: Rc<SocketGroup>) -> Self {
         Self {
             nth,
             is_slow,
-            memory,
-            crew,
-            arrival: ConnectReason::First,
-            begun: Instant::now(),
-            was_current: false,
-            was_done: false,
+            state,
+            group,
+            reason: ConnectReason::First,
+            connect_started: Instant::now(),
+            is_current: false,
+            is_done: false,
         }
     }
 
-    /// Lives until it is judged.
-    pub async fn live(mut self, start: Instant) {
-        tokio::time::sleep_until(start.into()).await;
-        let mut order = self.crew.order.clone();
+    /// Connects at `start` and follows commands until the final versions have been verified.
+    pub async fn run(mut self, start: Instant) {
+        sleep_until(start.into()).await;
+        let group = self.group.clone();
+        let mut commands = group.commands.clone();
         let mut failures = 0;
-        loop {
-            if order.has_changed().is_err() {
-                // Nobody gives orders any more.
-                return;
-            }
-            let ordered = order.borrow_and_update().clone();
-            match ordered {
-                Command::Verify(truths) => {
-                    let faults = self.memory.judge(&truths);
-                    self.crew.tally().faults.add(&faults);
+        // The sender is dropped when the run is aborted.
+        while commands.has_changed().is_ok() {
+            let command = commands.borrow_and_update().clone();
+            match command {
+                Command::Verify(final_states) => {
+                    group
+                        .stats()
+                        .violations
+                        .add(&self.state.verify(&final_states));
                     return;
                 }
                 Command::Disconnect => {
-                    self.crew.standing.away.fetch_add(1, Relaxed);
-                    if order.changed().await.is_err() {
+                    group.counts.disconnected.fetch_add(1, Relaxed);
+                    if commands.changed().await.is_err() {
                         return;
                     }
-                    self.crew.standing.away.fetch_sub(1, Relaxed);
-                    if let Command::Reconnect(since) = *order.borrow() {
-                        self.arrival = ConnectReason::Storm(since);
+                    group.counts.disconnected.fetch_sub(1, Relaxed);
+                    if let Command::Reconnect(since) = *commands.borrow() {
+                        self.reason = ConnectReason::Storm(since);
                     }
                     continue;
                 }
                 Command::Connect | Command::Reconnect(_) | Command::Quiesce => {}
             }
-            match self.connect().await {
-                Ok(wire) => {
-                    self.crew.standing.connected.fetch_add(1, Relaxed);
-                    let end = self.stay(wire, &mut order).await;
-                    // An upgrade alone is no success: a hub that is full closes after it.
-                    if self.was_current {
+            // Boxed, so that idle sockets do not reserve memory for the state of a handshake.
+            match Box::pin(self.connect()).await {
+                Ok(socket) => {
+                    group.counts.connected.fetch_add(1, Relaxed);
+                    let end = self.receive_until_end(socket, &mut commands).await;
+                    group.counts.connected.fetch_sub(1, Relaxed);
+                    self.reason = ConnectReason::Resume;
+                    // A handshake alone is not a success: a hub over its capacity closes the connection after it.
+                    if std::mem::take(&mut self.is_current) {
+                        group.counts.current.fetch_sub(1, Relaxed);
                         failures = 0;
                     }
-                    if let ConnectionEnd::Closed(code) = self.leave(end) {
-                        *self.crew.tally().closed.entry(code).or_default() += 1;
-                        again(&mut failures, &mut order).await;
-                    }
+                    let ConnectionEnd::Closed(code) = end else {
+                        continue;
+                    };
+                    *group.stats().closed.entry(code).or_default() += 1;
                 }
-                Err(error) => {
-                    self.crew.tally().not_connected(&error);
-                    again(&mut failures, &mut order).await;
-                }
+                Err(error) => group.stats().record_failure(&error),
+            }
+            let delay = (INITIAL_RECONNECT_DELAY * (1 << failures.min(6))).min(MAX_RECONNECT_DELAY);
+            failures += 1;
+            tokio::select! {
+                () = sleep(delay.mul_f64(rand::random_range(0.5..1.0))) => {}
+                _ = commands.changed() => {}
             }
         }
     }
 
-    /// Connects, upgrades, and asks for its jobs with the versions it has.
-    async fn connect(&mut self) -> Result<Wire, RequestError> {
-        let crew = self.crew.clone();
-        let _turn = crew.handshakes.acquire().await;
-        self.begun = Instant::now();
-        let connecting = async {
-            let stream = crew.target.connect(self.nth, self.is_slow).await?;
-            upgrade(&crew.target, stream, &crew.bearer).await
+    /// Connects and subscribes with the known versions.
+    async fn connect(&mut self) -> Result<WebSocket, RequestError> {
+        let group = self.group.clone();
+        let _permit = group.handshakes.acquire().await;
+        self.connect_started = Instant::now();
+        let connect = async {
+            let mut socket =
+                open_websocket(&group.target, self.nth, self.is_slow, &group.bearer).await?;
+            group
+                .stats()
+                .handshake
+                .record(self.connect_started, Instant::now());
+            self.state.reconnect();
+            let known: Vec<(u32, u32)> = self.state.known_versions().collect();
+            for (id, jobs) in known.chunks(MAX_JOBS_PER_SUBSCRIBE).enumerate() {
+                let job = |(job, version): &(u32, u32)| json!({ "job": group.jobs.id(*job), "version": version });
+                let jobs: Vec<_> = jobs.iter().map(job).collect();
+                let message = json!({ "type": "subscribe", "id": id, "jobs": jobs });
+                socket.feed(Message::text(message.to_string())).await?;
+            }
+            socket.flush().await?;
+            Ok(socket)
         };
-        let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await;
-        let (stream, ahead) = connected.map_err(|_| RequestError::Timeout)??;
-        crew.tally().handshake.since(self.begun, Instant::now());
-        self.memory.reconnect();
-        let mut wire = Wire::new(stream, ahead);
-        let known: Vec<(u32, u32)> = self.memory.known_versions().collect();
-        for (nth, jobs) in known.chunks(SUBSCRIBED_AT_ONCE).enumerate() {
-            wire.say(self.subscribe(nth, jobs));
-        }
-        wire.flush().await?;
-        Ok(wire)
+        timeout(HANDSHAKE_TIMEOUT, connect)
+            .await
+            .unwrap_or(Err(RequestError::Timeout))
     }
 
-    fn subscribe(&self, id: usize, jobs: &[(u32, u32)]) -> String {
-        let mut text = format!(r#"{{"type":"subscribe","id":{id},"jobs":["#);
-        for (nth, (job, version)) in jobs.iter().enumerate() {
-            let comma = if nth == 0 { "" } else { "," };
-            let id = self.crew.jobs.id(*job);
-            // Into a text it can't fail.
-            let _ = write!(text, r#"{comma}{{"job":"{id}","version":{version}}}"#);
-        }
-        text.push_str("]}");
-        text
-    }
-
-    async fn stay(
+    async fn receive_until_end(
         &mut self,
-        mut wire: Wire,
-        order: &mut watch::Receiver<Command>,
+        mut socket: WebSocket,
+        commands: &mut watch::Receiver<Command>,
     ) -> ConnectionEnd {
-        let crew = self.crew.clone();
-        let mut is_settled = matches!(*order.borrow(), Command::Quiesce);
-        let is_back = matches!(*order.borrow(), Command::Reconnect(_));
-        let churning = crew.churn_delay();
-        tokio::pin!(churning);
+        let group = self.group.clone();
+        let mut is_quiesced = matches!(*commands.borrow(), Command::Quiesce);
+        let may_churn = matches!(*commands.borrow(), Command::Connect);
+        let mut paused_until = None;
+        let churn = group.churn_delay();
+        tokio::pin!(churn);
         loop {
-            let is_slow = self.is_slow && !is_settled;
-            let event = tokio::select! {
+            tokio::select! {
                 biased;
-                event = std::future::poll_fn(|cx| self.hear(cx, &mut wire, is_slow)) => event,
-                changed = order.changed() => match (changed, &*order.borrow()) {
-                    (Err(_), _) | (_, Command::Disconnect | Command::Verify(_)) => return ConnectionEnd::Ordered,
-                    (_, Command::Quiesce) => { is_settled = true; continue }
-                    (_, Command::Connect | Command::Reconnect(_)) => continue,
-                },
-                () = &mut churning, if !is_settled && !is_back => return ConnectionEnd::Churned,
-            };
-            match event {
-                Event::Closed(code) => return ConnectionEnd::Closed(code),
-                Event::Answer => {
-                    if wire.flush().await.is_err() {
-                        return ConnectionEnd::Closed(ABNORMAL);
+                message = socket.next(), if paused_until.is_none() => {
+                    let mut message = Some(message);
+                    while let Some(received) = message {
+                        if let Err(code) = self.process(received) {
+                            return ConnectionEnd::Closed(code);
+                        }
+                        if !self.is_slow || is_quiesced || !self.is_current {
+                            break;
+                        }
+                        // A slow client reads everything that is available, and then pauses.
+                        message = socket.next().now_or_never();
+                        paused_until = Some(Instant::now() + group.arguments.slow_read_pause);
                     }
                 }
-                Event::Rest => tokio::select! {
-                    () = sleep(crew.slow_pause) => {}
-                    _ = order.changed() => match *order.borrow() {
-                        Command::Disconnect | Command::Verify(_) => return ConnectionEnd::Ordered,
-                        Command::Quiesce => is_settled = true,
-                        Command::Connect | Command::Reconnect(_) => {}
-                    }
+                changed = commands.changed() => match (changed, &*commands.borrow()) {
+                    (Err(_), _) | (_, Command::Disconnect | Command::Verify(_)) => return ConnectionEnd::Command,
+                    (_, Command::Quiesce) => (is_quiesced, paused_until) = (true, None),
+                    (_, Command::Connect | Command::Reconnect(_)) => {}
                 },
-            }
-        }
-    }
-
-    fn leave(&mut self, end: ConnectionEnd) -> ConnectionEnd {
-        let standing = &self.crew.standing;
-        standing.connected.fetch_sub(1, Relaxed);
-        if std::mem::take(&mut self.was_current) {
-            standing.current.fetch_sub(1, Relaxed);
-        }
-        self.arrival = ConnectReason::Resume;
-        end
-    }
-
-    /// Reads and judges all that there is, until something else has to be done.
-    fn hear(&mut self, cx: &mut Context<'_>, wire: &mut Wire, is_slow: bool) -> Poll<Event> {
-        let crew = self.crew.clone();
-        let mut desk = crew.desk.borrow_mut();
-        loop {
-            let read = match ready!(wire.poll_read(cx, &mut desk)) {
-                Ok(0) | Err(_) => return Poll::Ready(Event::Closed(ABNORMAL)),
-                Ok(read) => read,
-            };
-            let now = Instant::now();
-            let mut tally = crew.tally();
-            tally.bytes += read as u64;
-            let mut event = None;
-            loop {
-                match wire.frame(&mut desk) {
-                    Ok(Some(Frame::Text(text))) => {
-                        self.take(&text, now, &mut tally);
-                    }
-                    Ok(Some(Frame::Ping(payload))) => {
-                        wire.pong(payload);
-                        event = Some(Event::Answer);
-                    }
-                    Ok(Some(Frame::Pong(_))) => {}
-                    Ok(Some(Frame::Close(reason))) => {
-                        let code = reason.map_or(ABNORMAL, |reason| reason.code.into());
-                        return Poll::Ready(Event::Closed(code));
-                    }
-                    Ok(Some(Frame::Binary(_) | Frame::Continuation(_))) | Err(()) => {
-                        tally.faults.malformed += 1;
-                        return Poll::Ready(Event::Closed(ABNORMAL));
-                    }
-                    Ok(None) => break,
+                () = sleep_until(paused_until.unwrap_or_else(Instant::now).into()), if paused_until.is_some() => {
+                    paused_until = None;
                 }
-            }
-            if let Some(event) = event {
-                return Poll::Ready(event);
-            }
-            if is_slow && self.was_current {
-                return Poll::Ready(Event::Rest);
+                () = &mut churn, if may_churn && !is_quiesced => return ConnectionEnd::Churn,
             }
         }
     }
 
-    /// Takes one message.
-    fn take(&mut self, text: &[u8], now: Instant, tally: &mut SocketStats) {
-        match messages::read(text) {
-            None => tally.faults.malformed += 1,
+    /// Processes the next item of the socket. Returns the close code if the connection has ended.
+    fn process(&mut self, received: Option<Result<Message, Error>>) -> Result<(), u16> {
+        let now = Instant::now();
+        let group = self.group.clone();
+        let mut stats = group.stats();
+        let is_valid = match received {
+            Some(Ok(Message::Text(text))) => {
+                stats.bytes += text.len() as u64;
+                self.process_text(&text, now, &mut stats);
+                true
+            }
+            // The library answers pings.
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => true,
+            Some(Ok(Message::Close(frame))) => {
+                return Err(frame.map_or(ABNORMAL_CLOSURE, |frame| frame.code.into()));
+            }
+            Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => {
+                return Err(ABNORMAL_CLOSURE);
+            }
+            Some(
+                Ok(Message::Binary(_))
+                | Err(Error::Protocol(_) | Error::Capacity(_) | Error::Utf8(_)),
+            ) => false,
+            None | Some(Err(_)) => return Err(ABNORMAL_CLOSURE),
+        };
+        if is_valid {
+            return Ok(());
+        }
+        stats.violations.malformed += 1;
+        Err(ABNORMAL_CLOSURE)
+    }
+
+    fn process_text(&mut self, text: &str, now: Instant, stats: &mut SocketStats) {
+        match messages::parse(text) {
+            None => stats.violations.malformed += 1,
             Some(ServerMessage::Other) => {}
             Some(ServerMessage::Error(message)) => {
-                tally.faults.refused += 1;
-                tally.reason.get_or_insert_with(|| message.into_owned());
+                stats.violations.rejected += 1;
+                stats.reason.get_or_insert_with(|| message.into_owned());
             }
             Some(ServerMessage::Subscribed(jobs)) => {
                 for (id, outcome) in jobs {
-                    match (outcome.as_str(), self.crew.jobs.number(&id)) {
-                        ("current", Some(job)) => self.memory.current(job),
+                    match (outcome.as_str(), self.group.jobs.number(&id)) {
+                        ("current", Some(job)) => self.state.confirm_current(job),
                         ("sent", _) => {}
-                        _ => tally.faults.refused += 1,
+                        _ => stats.violations.rejected += 1,
                     }
                 }
-                self.arrive(now, tally);
+                self.record_current(now, stats);
             }
-            Some(ServerMessage::Job(document)) => self.take_job(&document, now, tally),
+            Some(ServerMessage::Job(document)) => self.process_job(&document, now, stats),
         }
     }
 
-    fn take_job(&mut self, document: &Document<'_>, now: Instant, tally: &mut SocketStats) {
-        tally.frames += 1;
-        let verdict = self
-            .crew
-            .jobs
-            .number(&document.id)
-            .map(|job| self.memory.see(job, document.version, document.is_final));
-        match verdict {
+    fn process_job(&mut self, document: &Document<'_>, now: Instant, stats: &mut SocketStats) {
+        stats.frames += 1;
+        let job = self.group.jobs.number(&document.id);
+        let check = job.map(|job| self.state.receive(job, document.version, document.is_final));
+        match check {
             Some(FrameCheck::Live { skipped }) => {
-                tally.deliveries += 1;
-                tally.skipped += skipped;
-                let due = self.crew.schedule.get().and_then(|schedule| {
+                stats.deliveries += 1;
+                stats.skipped += skipped;
+                let due = self.group.schedule.get().and_then(|schedule| {
                     let update = schedule.update(document.stage.as_deref(), document.progress)?;
                     Some(schedule.due(update))
                 });
+                let latencies = if self.is_slow {
+                    &mut stats.slow_delivery
+                } else {
+                    &mut stats.delivery
+                };
                 if let Some(due) = due {
-                    match self.is_slow {
-                        true => tally.slow_latency.since(due, now),
-                        false => tally.latency.since(due, now),
-                    }
+                    latencies.record(due, now);
                 }
             }
-            Some(FrameCheck::CaughtUp) => self.arrive(now, tally),
-            Some(FrameCheck::Regression) => tally.faults.backwards += 1,
-            Some(FrameCheck::Unexpected) | None => tally.faults.strangers += 1,
+            Some(FrameCheck::CaughtUp) => self.record_current(now, stats),
+            Some(FrameCheck::Regression) => stats.violations.regressions += 1,
+            Some(FrameCheck::Unexpected) | None => stats.violations.unexpected += 1,
         }
-        if document.is_final && self.memory.is_done() && !self.was_done {
-            self.was_done = true;
-            self.crew.standing.done.fetch_add(1, Relaxed);
+        if !self.is_done && self.state.is_done() {
+            self.is_done = true;
+            self.group.counts.done.fetch_add(1, Relaxed);
         }
     }
 
-    /// Counts the moment in which everything is shown.
-    fn arrive(&mut self, now: Instant, tally: &mut SocketStats) {
-        if self.was_current || !self.memory.is_current() {
+    /// Records the moment at which the socket becomes current.
+    fn record_current(&mut self, now: Instant, stats: &mut SocketStats) {
+        if self.is_current || !self.state.is_current() {
             return;
         }
-        self.was_current = true;
-        self.crew.standing.current.fetch_add(1, Relaxed);
-        match self.arrival {
-            ConnectReason::First => tally.first.since(self.begun, now),
-            ConnectReason::Resume => tally.resume.since(self.begun, now),
-            ConnectReason::Storm(since) => tally.storm.since(since, now),
+        self.is_current = true;
+        self.group.counts.current.fetch_add(1, Relaxed);
+        match self.reason {
+            ConnectReason::First => stats.initial_sync.record(self.connect_started, now),
+            ConnectReason::Resume => stats.resume.record(self.connect_started, now),
+            ConnectReason::Storm(since) => stats.storm_recovery.record(since, now),
         }
-    }
-}
-
-/// Waits longer each time, and not in step with others; an order ends the wait.
-async fn again(failures: &mut u32, order: &mut watch::Receiver<Command>) {
-    let wait = (INITIAL_RECONNECT_DELAY * (1 << (*failures).min(6))).min(MAX_RECONNECT_DELAY);
-    *failures += 1;
-    tokio::select! {
-        () = sleep(wait.mul_f64(rand::random_range(0.5..1.0))) => {}
-        _ = order.changed() => {}
     }
 }

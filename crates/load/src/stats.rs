@@ -1,8 +1,7 @@
-//! What is counted while a run goes on.
+//! Counters and histograms of a run.
 //!
-//! Each thread has a tally of its own; the conductor takes them at every beat and adds them up.
-//!
-//! Invariant: a taken tally starts again at nothing, so that nothing is counted twice.
+//! Each socket thread fills its own [`SocketStats`]. The run takes them at every sample and adds them up. Taking them
+//! resets them, so nothing is counted twice.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -11,34 +10,35 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// The longest time that is told from a longer one, in microseconds.
+/// Longest duration that a histogram distinguishes from longer ones: one hour.
 const MAX_RECORDED_MICROS: u64 = 3_600_000_000;
 
-/// Times in microseconds, to three digits.
+/// Durations in microseconds with three significant digits.
 #[derive(Clone)]
-pub(super) struct Times(Histogram<u64>);
+pub(super) struct Latencies(Histogram<u64>);
 
-impl Default for Times {
+impl Default for Latencies {
     fn default() -> Self {
         match Histogram::new_with_bounds(1, MAX_RECORDED_MICROS, 3) {
             Ok(histogram) => Self(histogram),
-            Err(error) => unreachable!("these bounds are good: {error:?}"),
+            Err(error) => unreachable!("constant bounds: {error}"),
         }
     }
 }
 
-impl Times {
-    pub fn record(&mut self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(MAX_RECORDED_MICROS);
+impl Latencies {
+    /// Records the time from `start` to `end`.
+    pub fn record(&mut self, start: Instant, end: Instant) {
+        self.record_duration(end.saturating_duration_since(start));
+    }
+
+    fn record_duration(&mut self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(MAX_RECORDED_MICROS);
         self.0.saturating_record(micros.max(1));
     }
 
-    pub fn since(&mut self, start: Instant, now: Instant) {
-        self.record(now.saturating_duration_since(start));
-    }
-
     pub fn add(&mut self, other: &Self) {
-        // Of the same bounds, so there is always room.
+        // Fails only for different bounds.
         let _ = self.0.add(&other.0);
     }
 
@@ -46,106 +46,126 @@ impl Times {
         self.0.len()
     }
 
-    /// Milliseconds that this share of all times is within.
-    pub fn quantile(&self, share: f64) -> f64 {
-        self.0.value_at_quantile(share) as f64 / 1000.0
+    /// Returns a quantile in milliseconds.
+    pub fn quantile(&self, quantile: f64) -> f64 {
+        self.0.value_at_quantile(quantile) as f64 / 1000.0
     }
 
+    /// Returns the maximum in milliseconds.
     pub fn max(&self) -> f64 {
         self.0.max() as f64 / 1000.0
     }
 
+    /// Returns the mean in milliseconds.
     pub fn mean(&self) -> f64 {
         self.0.mean() / 1000.0
     }
 }
 
-/// What must not happen.
+/// Deliveries that break a guarantee of the protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Violations {
-    /// Frames whose version was not above the one the socket had.
-    pub backwards: u64,
-    /// Frames of jobs that the socket does not watch.
-    pub strangers: u64,
-    /// Frames that are no message of the protocol.
+pub(super) struct Violations {
+    /// Frames whose version was not higher than the one the socket had.
+    #[serde(rename = "backwards")]
+    pub regressions: u64,
+    /// Frames of jobs that the socket is not subscribed to.
+    #[serde(rename = "strangers")]
+    pub unexpected: u64,
+    /// Frames that are not valid messages of the protocol.
     pub malformed: u64,
-    /// Subscriptions that the hub refused, and errors that it told.
-    pub refused: u64,
-    /// Subscriptions that in the end have an older version than the hub.
+    /// Rejected subscriptions and `error` messages.
+    #[serde(rename = "refused")]
+    pub rejected: u64,
+    /// Subscriptions that ended with an older version than the hub's.
     pub behind: u64,
-    /// Sockets with such a subscription.
+    /// Sockets with at least one such subscription. Not part of the sum.
     pub sockets_behind: u64,
-    /// Subscriptions that in the end have a version that the hub never had.
+    /// Subscriptions that ended with a version that the hub never had.
     pub ahead: u64,
-    /// Subscriptions and jobs whose end is not one, or is told otherwise by the hub.
-    pub unended: u64,
+    /// Jobs that are not final, and subscriptions that disagree with the hub about it.
+    #[serde(rename = "unended")]
+    pub not_final: u64,
 }
 
 impl Violations {
-    /// How many there are.
-    pub fn sum(&self) -> u64 {
-        // Named one by one, so that a new one can't be left out.
+    /// Returns each count with its description.
+    pub fn described(&self) -> [(u64, &'static str); 7] {
+        // The pattern names every field, so that a new one cannot be omitted.
         let Self {
-            backwards,
-            strangers,
+            regressions,
+            unexpected,
             malformed,
-            refused,
+            rejected,
             behind,
             sockets_behind: _,
             ahead,
-            unended,
+            not_final,
         } = self;
-        backwards + strangers + malformed + refused + behind + ahead + unended
+        [
+            (*regressions, "frames whose version did not increase"),
+            (*unexpected, "frames of jobs that were not subscribed"),
+            (*malformed, "malformed messages"),
+            (*rejected, "rejected subscriptions or error messages"),
+            (*behind, "subscriptions without the last version"),
+            (
+                *ahead,
+                "subscriptions with a version that the hub never had",
+            ),
+            (*not_final, "missing or spurious final versions"),
+        ]
     }
 
-    pub(super) fn add(&mut self, other: &Self) {
-        self.backwards += other.backwards;
-        self.strangers += other.strangers;
+    pub fn sum(&self) -> u64 {
+        self.described().iter().map(|(count, _)| count).sum()
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.regressions += other.regressions;
+        self.unexpected += other.unexpected;
         self.malformed += other.malformed;
-        self.refused += other.refused;
+        self.rejected += other.rejected;
         self.behind += other.behind;
         self.sockets_behind += other.sockets_behind;
         self.ahead += other.ahead;
-        self.unended += other.unended;
+        self.not_final += other.not_final;
     }
 }
 
-/// What the sockets of a thread have seen.
+/// Observations of the sockets of one thread.
 #[derive(Clone, Default)]
 pub(super) struct SocketStats {
-    /// Frames of jobs, whenever they came.
+    /// Job frames received.
     pub frames: u64,
-    /// Bytes received.
+    /// Bytes of all messages received, without frame headers.
     pub bytes: u64,
-    /// Frames that a socket got while it was current: deliveries.
+    /// Job frames received by sockets that were current.
     pub deliveries: u64,
-    /// Versions that were overtaken by newer ones on their way to a socket.
+    /// Versions that the hub conflated into newer ones.
     pub skipped: u64,
-    /// From the time that an update was due to its arrival at a socket.
-    pub latency: Times,
-    /// The same at slow readers, who are late by their own fault.
-    pub slow_latency: Times,
-    /// From the first packet to the upgrade.
-    pub handshake: Times,
-    /// From the first packet to all jobs being shown, at the first time.
-    pub first: Times,
-    /// The same when a socket comes back with versions.
-    pub resume: Times,
-    /// From a storm's end to being current again.
-    pub storm: Times,
-    /// Connections that were not made, and why the first was not.
+    /// From the due time of an update to its arrival at a socket.
+    pub delivery: Latencies,
+    /// The same for slow clients.
+    pub slow_delivery: Latencies,
+    /// From the first packet to the end of the WebSocket handshake.
+    pub handshake: Latencies,
+    /// From the first packet of the first connection until the socket is current.
+    pub initial_sync: Latencies,
+    /// The same for a reconnect with known versions.
+    pub resume: Latencies,
+    /// From the start of a reconnect storm until the socket is current.
+    pub storm_recovery: Latencies,
+    /// Failed connections, and the reason of the first failure or the message of the first `error`.
     pub failed: u64,
     pub reason: Option<String>,
-    /// Connections that the hub ended, by its close code; 1006 where there was none.
+    /// Connections closed by the hub, by close code. 1006 if there was no close frame.
     pub closed: BTreeMap<u16, u64>,
-    pub faults: Violations,
+    pub violations: Violations,
 }
 
 impl SocketStats {
-    /// A connection was not made.
-    pub fn not_connected(&mut self, why: &impl ToString) {
+    pub fn record_failure(&mut self, reason: &impl ToString) {
         self.failed += 1;
-        self.reason.get_or_insert_with(|| why.to_string());
+        self.reason.get_or_insert_with(|| reason.to_string());
     }
 
     pub fn add(&mut self, other: &Self) {
@@ -153,57 +173,64 @@ impl SocketStats {
         self.bytes += other.bytes;
         self.deliveries += other.deliveries;
         self.skipped += other.skipped;
-        self.latency.add(&other.latency);
-        self.slow_latency.add(&other.slow_latency);
+        self.delivery.add(&other.delivery);
+        self.slow_delivery.add(&other.slow_delivery);
         self.handshake.add(&other.handshake);
-        self.first.add(&other.first);
+        self.initial_sync.add(&other.initial_sync);
         self.resume.add(&other.resume);
-        self.storm.add(&other.storm);
+        self.storm_recovery.add(&other.storm_recovery);
         self.failed += other.failed;
         if self.reason.is_none() {
             self.reason.clone_from(&other.reason);
         }
-        for (code, times) in &other.closed {
-            *self.closed.entry(*code).or_default() += times;
+        for (code, count) in &other.closed {
+            *self.closed.entry(*code).or_default() += count;
         }
-        self.faults.add(&other.faults);
+        self.violations.add(&other.violations);
     }
 }
 
-/// What became of the updates that were sent.
+/// Results of the scheduled updates.
 #[derive(Clone, Default)]
 pub(super) struct UpdateStats {
-    /// Taken by the hub and a change.
+    /// Updates that changed a job.
     pub applied: u64,
-    /// Taken, and overtaken by a later one.
+    /// Accepted updates that were superseded by a later one.
     pub unchanged: u64,
-    /// Refused, or without an answer; the first of these is told.
+    /// Updates that were rejected or received no response, and the reason of the first.
     pub failed: u64,
     pub reason: Option<String>,
-    /// From the time it was due to its being sent.
-    pub delay: Times,
-    /// From the time it was due to the hub's answer.
-    pub answer: Times,
+    /// From the due time to the time the request is sent.
+    pub scheduling_delay: Latencies,
+    /// From the due time to the response.
+    pub response: Latencies,
 }
 
 impl UpdateStats {
+    /// Returns the updates that received a response.
+    pub fn answered(&self) -> u64 {
+        self.applied + self.unchanged
+    }
+
     pub fn add(&mut self, other: Self) {
         self.applied += other.applied;
         self.unchanged += other.unchanged;
         self.failed += other.failed;
         self.reason = self.reason.take().or(other.reason);
-        self.delay.add(&other.delay);
-        self.answer.add(&other.answer);
+        self.scheduling_delay.add(&other.scheduling_delay);
+        self.response.add(&other.response);
     }
 }
 
-/// How the sockets are, right now.
+/// Number of sockets per state, at this moment.
 #[derive(Default)]
 pub(super) struct SocketCounts {
     pub connected: AtomicU64,
-    /// Ordered to be away, and so.
-    pub away: AtomicU64,
+    /// Disconnected by [`Command::Disconnect`](super::socket::Command::Disconnect).
+    pub disconnected: AtomicU64,
+    /// Received the newest version of every subscribed job on this connection.
     pub current: AtomicU64,
+    /// Received the final version of every subscribed job.
     pub done: AtomicU64,
 }
 
@@ -213,9 +240,9 @@ mod tests {
 
     #[test]
     fn merged_histograms_keep_min_and_max() {
-        let (mut one, mut other) = (Times::default(), Times::default());
-        one.record(Duration::from_millis(1));
-        other.record(Duration::from_millis(100));
+        let (mut one, mut other) = (Latencies::default(), Latencies::default());
+        one.record_duration(Duration::from_millis(1));
+        other.record_duration(Duration::from_millis(100));
         one.add(&other);
         assert_eq!(one.count(), 2);
         assert!((one.quantile(0.5) - 1.0).abs() < 0.01);
@@ -223,16 +250,16 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_counts() {
+    fn every_violation_is_counted() {
         let one = Violations {
-            backwards: 1,
-            strangers: 1,
+            regressions: 1,
+            unexpected: 1,
             malformed: 1,
-            refused: 1,
+            rejected: 1,
             behind: 1,
             sockets_behind: 1,
             ahead: 1,
-            unended: 1,
+            not_final: 1,
         };
         let mut two = one.clone();
         two.add(&one);

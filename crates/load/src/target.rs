@@ -1,8 +1,8 @@
-//! The hub that a run drives: where it is, and from which addresses it is reached.
+//! The hub under test: its address, and the source addresses that sockets connect from.
 //!
-//! Invariant: nothing but loopback is ever driven unless that was asked for in so many words.
+//! Invariant: a hub that is not on loopback is only contacted with `--allow-remote`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
@@ -10,100 +10,100 @@ use url::Url;
 
 use super::arguments::ArgumentErrors;
 
-/// How many sockets one source address carries: fewer than the ports that Linux gives out by itself.
-pub(super) const MAX_PER_SOURCE: u64 = 24_000;
+/// Maximum sockets per source address. Linux has 28,232 ephemeral ports by default.
+pub(super) const MAX_SOCKETS_PER_SOURCE: u64 = 24_000;
 
-/// How many addresses of 127.0.0.0/24 there are to connect from.
+/// Maximum number of source addresses, all of them in 127.0.0.0/24.
 pub(super) const MAX_SOURCES: u64 = 250;
 
-/// How long a connection may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum time to establish a TCP connection.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a slow reader's kernel holds for it; what is more waits in the hub.
-const SLOW_BUFFER: u32 = 4096;
+/// Kernel receive buffer of a slow client. Everything beyond it waits in the hub.
+const SLOW_CLIENT_BUFFER_BYTES: u32 = 4096;
 
-/// A hub, found.
+/// A hub with a resolved address.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub(super) struct Target {
     url: Url,
     address: SocketAddr,
     sources: u64,
 }
 
 impl Target {
-    /// Finds the hub of an address.
+    /// Resolves the hub at `url`.
     ///
     /// # Errors
-    /// When the URL is not one of a hub, is found nowhere, or is not loopback and `is_remote_allowed`
-    /// is false.
-    pub fn find(url: Url, sources: u64, is_remote_allowed: bool) -> Result<Self, ArgumentErrors> {
-        let wrong = |text: String| Err(ArgumentErrors::one(format!("--url {url}: {text}")));
+    /// The URL is not a valid hub URL, the host is unknown, or it is not on loopback and `allow_remote` is false.
+    pub fn resolve(url: Url, sources: u64, allow_remote: bool) -> Result<Self, ArgumentErrors> {
+        let error = |text: &str| Err(ArgumentErrors::one(format!("--url {url}: {text}")));
         if !url.username().is_empty() || url.password().is_some() {
+            // The message omits the URL because it contains a password.
             return Err(ArgumentErrors::one(
-                "--url: must carry no name and no password",
+                "--url: must not contain a user name or password",
             ));
         }
         if url.scheme() != "http" || url.query().is_some() || url.fragment().is_some() {
-            return wrong("must be http://HOST:PORT, without TLS and without a query".to_owned());
+            return error("must be http://HOST:PORT, without TLS and without a query");
         }
-        let Some(host) = url.host_str() else {
-            return wrong("must name a host".to_owned());
+        let addresses = url.socket_addrs(|| None);
+        let Some(address) = addresses
+            .ok()
+            .and_then(|addresses| addresses.first().copied())
+        else {
+            return error("unknown host");
         };
-        let host = host.trim_matches(['[', ']']);
-        let port = url.port_or_known_default().unwrap_or(80);
-        let found = (host, port).to_socket_addrs();
-        let Some(address) = found.ok().and_then(|mut found| found.next()) else {
-            return wrong("there is no such host".to_owned());
-        };
-        if !address.ip().is_loopback() && !is_remote_allowed {
-            return wrong(
-                "is not on loopback; --allow-remote drives a hub that you may load".to_owned(),
-            );
+        let is_loopback = address.ip().is_loopback();
+        if !is_loopback && !allow_remote {
+            return error("not a loopback address; to load a remote hub, pass --allow-remote");
         }
-        let is_many = sources > 1 && address.ip().is_loopback() && address.is_ipv4();
+        let has_sources = is_loopback && address.is_ipv4();
         Ok(Self {
-            sources: if is_many { sources } else { 1 },
+            sources: if has_sources { sources } else { 1 },
             url,
             address,
         })
     }
 
-    /// The value of `Host`.
-    pub fn authority(&self) -> &str {
-        self.url.authority()
+    /// Returns the URL of `path` on the hub, which may itself be mounted below a path.
+    pub fn endpoint(&self, scheme: &str, path: &str) -> String {
+        let base = self.url.path().trim_end_matches('/');
+        format!("{scheme}://{}{base}{path}", self.url.authority())
     }
 
-    /// A path of the hub's, below the one that it is mounted at.
-    pub fn path(&self, path: &str) -> String {
-        format!("{}{path}", self.url.path().trim_end_matches('/'))
-    }
-
-    /// The hub's address, as it was given.
     pub fn url(&self) -> &Url {
         &self.url
     }
 
-    /// Whether the hub's process can be on this machine.
+    pub fn host(&self) -> &str {
+        self.url.host_str().unwrap_or_default()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns whether the hub runs on this machine.
     pub fn is_local(&self) -> bool {
         self.address.ip().is_loopback()
     }
 
-    /// A connection; the `nth` of all tells its source address.
+    /// Connects from the source address that belongs to socket number `nth`. A slow client gets a small kernel
+    /// receive buffer.
     pub async fn connect(&self, nth: u64, is_slow: bool) -> std::io::Result<TcpStream> {
         let socket = match self.address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
         if self.sources > 1 {
-            let last = (nth % self.sources) as u8 + 1;
+            let source = Ipv4Addr::new(127, 0, 0, (nth % self.sources) as u8 + 1);
             socket.set_reuseaddr(true)?;
-            socket.bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), 0).into())?;
+            socket.bind((IpAddr::V4(source), 0).into())?;
         }
         if is_slow {
-            socket.set_recv_buffer_size(SLOW_BUFFER)?;
+            socket.set_recv_buffer_size(SLOW_CLIENT_BUFFER_BYTES)?;
         }
-        let connecting = socket.connect(self.address);
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(self.address)).await??;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
@@ -113,36 +113,39 @@ impl Target {
 mod tests {
     use super::*;
 
-    fn find(url: &str, is_remote_allowed: bool) -> Result<Target, String> {
-        Target::find(url.parse().unwrap(), 3, is_remote_allowed).map_err(|error| error.to_string())
+    fn resolve(url: &str, allow_remote: bool) -> Result<Target, String> {
+        Target::resolve(url.parse().unwrap(), 3, allow_remote).map_err(|error| error.to_string())
     }
 
     #[test]
     fn remote_targets_require_allow_remote() {
-        assert!(find("http://127.0.0.1:8080", false).is_ok());
-        assert!(find("http://[::1]:8080/", false).is_ok());
-        let refused = find("http://192.0.2.1:8080", false).unwrap_err();
-        assert!(refused.contains("--allow-remote"), "{refused}");
-        assert!(find("http://192.0.2.1:8080", true).is_ok());
+        assert!(resolve("http://127.0.0.1:8080", false).is_ok());
+        assert!(resolve("http://[::1]:8080/", false).is_ok());
+        let error = resolve("http://192.0.2.1:8080", false).unwrap_err();
+        assert!(error.contains("--allow-remote"), "{error}");
+        assert!(resolve("http://192.0.2.1:8080", true).is_ok());
     }
 
     #[test]
-    fn what_is_no_address_of_a_hub_is_refused_and_a_password_not_repeated() {
+    fn invalid_urls_are_rejected_without_repeating_a_password() {
         for url in [
             "https://127.0.0.1/",
             "ftp://127.0.0.1/",
             "http://127.0.0.1/?token=a",
         ] {
-            assert!(find(url, true).is_err(), "{url}");
+            assert!(resolve(url, true).is_err(), "{url}");
         }
-        let refused = find("http://user:hunter2@127.0.0.1/", true).unwrap_err();
-        assert!(!refused.contains("hunter2"), "{refused}");
+        let error = resolve("http://user:hunter2@127.0.0.1/", true).unwrap_err();
+        assert!(!error.contains("hunter2"), "{error}");
     }
 
     #[test]
     fn base_path_is_preserved() {
-        let target = find("http://127.0.0.1:8080/hub/", false).unwrap();
-        assert_eq!(target.path("/v1/ws"), "/hub/v1/ws");
-        assert_eq!(target.authority(), "127.0.0.1:8080");
+        let target = resolve("http://127.0.0.1:8080/hub/", false).unwrap();
+        assert_eq!(
+            target.endpoint("ws", "/v1/ws"),
+            "ws://127.0.0.1:8080/hub/v1/ws"
+        );
+        assert_eq!(target.host(), "127.0.0.1");
     }
 }

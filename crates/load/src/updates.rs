@@ -1,208 +1,223 @@
-//! What a run tells the hub about its jobs, by push or by webhook.
+//! Updates of a run, sent as worker requests or as signed webhooks.
 //!
-//! Invariant: both ways say the same, so that what they cost can be compared.
+//! Invariant: every update method sends the same content, so their costs are comparable.
 
-use bytes::Bytes;
-use hyper::{Method, StatusCode};
-use secrecy::{ExposeSecret, SecretString};
+use jiff::Timestamp;
+use progress_hub_auth::signature::{Key, Scheme};
+use reqwest::header::CONTENT_TYPE;
+use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::arguments::{ArgumentErrors, Arguments, MAX_METADATA, UpdateMethod};
-use super::client::{Headers, HttpClient, RequestError, bearer};
+use super::access::OWNER;
+use super::arguments::{ArgumentErrors, Arguments, MAX_METADATA_BYTES, UpdateMethod};
+use super::client::{HttpClient, send};
+use super::error::RequestError;
 use super::jobs::JobIndex;
-use super::schedule::{STORM, Schedule};
-use super::signing::Signer;
-use super::subscription_state::FinalState;
+use super::schedule::{STORM_PROGRESS, Schedule};
 
-/// Whose the jobs of a run are.
-pub const OWNER: &str = "load";
-
-/// How updates reach the hub, and as whom.
+/// Registers jobs and sends their updates.
 pub(super) struct UpdateSender {
-    by: UpdateMethod,
+    client: HttpClient,
+    method: UpdateMethod,
     provider: String,
-    /// Tells the tasks of this run from those of all others.
-    run: String,
-    signer: Option<Signer>,
-    worker: Headers,
+    /// Distinguishes the provider tasks of this run from those of other runs.
+    run_id: String,
+    signer: Option<(Scheme, Key)>,
+    worker_token: SecretString,
     metadata: Value,
-    /// What follows a stage, so that a document is as long as asked for.
+    /// Text after the stage that pads a document to the requested size.
     padding: String,
 }
 
-/// What is told of a job.
+/// Content of an update.
 #[derive(Clone, Copy)]
 pub(super) enum UpdateKind {
-    /// An update of the schedule.
-    Step {
-        update: u64,
-        progress: f64,
-    },
-    /// The change while a storm keeps everybody away.
+    /// Update number `number` of the schedule.
+    Scheduled { number: u64, progress: f64 },
+    /// Change while all sockets are disconnected by a reconnect storm.
     Storm,
-    End,
+    /// Final update.
+    Final,
 }
 
-/// What the hub made of it.
+/// Result of an accepted update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UpdateResult {
     Applied,
+    /// The hub already had this or a later state.
     Unchanged,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    applied: bool,
-}
-
-#[derive(Deserialize)]
-struct Job {
-    id: String,
-}
-
-#[derive(Deserialize)]
-struct Ended {
-    version: u32,
-    #[serde(rename = "final")]
-    is_final: bool,
 }
 
 impl UpdateSender {
     /// # Errors
-    /// When the secret that webhooks need is missing or is none.
+    /// The webhook secret is missing or does not have the format that the update method requires.
     pub fn new(
+        client: HttpClient,
         arguments: &Arguments,
-        worker: &SecretString,
-        webhook_secret: Option<&SecretString>,
+        worker_token: SecretString,
+        webhook_secret: Option<SecretString>,
     ) -> Result<Self, ArgumentErrors> {
-        let secret = || {
-            let missing = "webhooks need the secret that signs them";
-            webhook_secret
-                .map(ExposeSecret::expose_secret)
-                .ok_or_else(|| ArgumentErrors::one(missing))
-        };
-        let signer = match arguments.by {
-            UpdateMethod::Push => None,
-            UpdateMethod::Webhook => Some(Signer::hmac(secret()?)),
-            UpdateMethod::StandardWebhook => Some(Signer::standard(secret()?)?),
-        };
+        let signer = scheme(arguments.by)
+            .map(|scheme| signer(scheme, webhook_secret))
+            .transpose()?;
         let padding = arguments.padding as usize;
-        let metadata = match padding.min(MAX_METADATA) {
-            0 => json!({}),
-            bytes => json!({ "padding": "x".repeat(bytes) }),
-        };
-        let rest = padding.saturating_sub(MAX_METADATA);
+        let in_metadata = padding.min(MAX_METADATA_BYTES);
         Ok(Self {
-            by: arguments.by,
+            client,
+            method: arguments.by,
             provider: arguments.provider.clone(),
-            run: format!("{:016x}", rand::random::<u64>()),
+            run_id: format!("{:016x}", rand::random::<u64>()),
             signer,
-            worker: vec![bearer(worker.expose_secret())],
-            metadata,
-            padding: "x".repeat(rest),
+            worker_token,
+            metadata: if in_metadata == 0 {
+                json!({})
+            } else {
+                json!({ "padding": "x".repeat(in_metadata) })
+            },
+            padding: "x".repeat(padding - in_metadata),
         })
     }
 
-    fn task(&self, number: u32) -> String {
-        format!("load-{}-{number}", self.run)
+    fn task_id(&self, job: u32) -> String {
+        format!("load-{}-{job}", self.run_id)
     }
 
-    /// Registers a job: its id.
-    pub async fn register(
-        &self,
-        caller: &mut HttpClient,
-        number: u32,
-    ) -> Result<String, RequestError> {
+    /// Registers a job and returns its id.
+    pub async fn register(&self, job: u32) -> Result<String, RequestError> {
+        #[derive(Deserialize)]
+        struct Registered {
+            id: String,
+        }
         let mut body = json!({ "owner": OWNER, "metadata": self.metadata });
         if self.signer.is_some() {
             body["provider"] = json!(self.provider);
-            body["provider_task_id"] = json!(self.task(number));
+            body["provider_task_id"] = json!(self.task_id(job));
         }
-        let body = body.to_string().into();
-        let called = caller.call(Method::POST, "/v1/jobs", &self.worker, body);
-        let job: Job = read(called.await?)?;
-        Ok(job.id)
+        let request = self.client.post("/v1/jobs", Some(&self.worker_token));
+        let registered: Registered = send(request.json(&body)).await?;
+        Ok(registered.id)
     }
 
-    /// Tells news of a job.
-    pub async fn tell(
+    /// Sends an update of a job.
+    pub async fn send(
         &self,
-        caller: &mut HttpClient,
         jobs: &JobIndex,
         job: u32,
-        news: UpdateKind,
+        kind: UpdateKind,
     ) -> Result<UpdateResult, RequestError> {
-        let mut body = match news {
-            UpdateKind::Step { update, progress } => {
-                let stage = Schedule::stage(update);
-                self.running(progress, &stage)
+        #[derive(Deserialize)]
+        struct Response {
+            applied: bool,
+        }
+        let mut body = match kind {
+            UpdateKind::Scheduled { number, progress } => {
+                self.running(progress, &Schedule::stage(number))
             }
-            UpdateKind::Storm => self.running(STORM, "storm"),
-            UpdateKind::End => json!({
+            UpdateKind::Storm => self.running(STORM_PROGRESS, "storm"),
+            UpdateKind::Final => json!({
                 "status": "succeeded",
                 "outputs": [{ "type": "video", "url": "https://cdn.example.com/clip.mp4" }],
             }),
         };
-        let called = match &self.signer {
-            None => {
-                let path = format!("/v1/jobs/{}/updates", jobs.id(job));
-                let body = body.to_string().into();
-                caller.call(Method::POST, &path, &self.worker, body).await?
+        let request = if let Some((scheme, key)) = &self.signer {
+            // `generic` reads the task id from `task_id`, `kling` from `id`.
+            body["task_id"] = json!(self.task_id(job));
+            body["id"] = body["task_id"].clone();
+            let body = body.to_string();
+            let message_id = format!("msg_{:032x}", rand::random::<u128>());
+            let headers = scheme.sign(key, &message_id, body.as_bytes(), Timestamp::now());
+            let headers = headers.map_err(|error| RequestError::Http(error.to_string()))?;
+            let path = format!("/v1/webhooks/{}", self.provider);
+            let request = self.client.post(&path, None);
+            let mut request = request.header(CONTENT_TYPE, "application/json");
+            for (name, value) in headers {
+                request = request.header(name, value);
             }
-            Some(signer) => {
-                // Each spec has its own name for it, and reads past the other's.
-                body["task_id"] = json!(self.task(job));
-                body["id"] = body["task_id"].clone();
-                let path = format!("/v1/webhooks/{}", self.provider);
-                let body = Bytes::from(body.to_string());
-                let headers = signer.sign(&body);
-                caller.call(Method::POST, &path, &headers, body).await?
-            }
+            request.body(body)
+        } else {
+            let path = format!("/v1/jobs/{}/updates", jobs.id(job));
+            let request = self.client.post(&path, Some(&self.worker_token));
+            request.json(&body)
         };
-        let answer: Answer = read(called)?;
-        Ok(match answer.applied {
-            true => UpdateResult::Applied,
-            false => UpdateResult::Unchanged,
+        let response: Response = send(request).await?;
+        Ok(if response.applied {
+            UpdateResult::Applied
+        } else {
+            UpdateResult::Unchanged
         })
     }
 
     fn running(&self, progress: f64, stage: &str) -> Value {
-        let status = match self.by {
-            UpdateMethod::Push => "running",
-            UpdateMethod::Webhook | UpdateMethod::StandardWebhook => "processing",
+        let status = if self.method == UpdateMethod::Push {
+            "running"
+        } else {
+            "processing"
         };
-        let gap = if self.padding.is_empty() { "" } else { " " };
-        let stage = format!("{stage}{gap}{}", self.padding);
-        json!({ "status": status, "progress": progress, "stage": stage })
-    }
-
-    /// How a job is now, by the hub's own answer.
-    pub async fn truth(
-        &self,
-        caller: &mut HttpClient,
-        jobs: &JobIndex,
-        job: u32,
-        reader: &Headers,
-    ) -> Result<FinalState, RequestError> {
-        let path = format!("/v1/jobs/{}", jobs.id(job));
-        let called = caller.call(Method::GET, &path, reader, Bytes::new());
-        let ended: Ended = read(called.await?)?;
-        Ok(FinalState {
-            version: ended.version,
-            is_final: ended.is_final,
-        })
+        let stage = format!("{stage} {}", self.padding);
+        json!({ "status": status, "progress": progress, "stage": stage.trim_end() })
     }
 }
 
-/// The answer to what was taken.
-pub(super) fn read<T: for<'a> Deserialize<'a>>(
-    (status, body): (StatusCode, Bytes),
-) -> Result<T, RequestError> {
-    if !status.is_success() {
-        let code = serde_json::from_slice::<Value>(&body).ok();
-        let code = code.and_then(|problem| problem["code"].as_str().map(str::to_owned));
-        return Err(RequestError::Refused(status, code.unwrap_or_default()));
+/// Returns the signature scheme of webhooks, or `None` for worker requests.
+fn scheme(method: UpdateMethod) -> Option<Value> {
+    match method {
+        UpdateMethod::Push => None,
+        UpdateMethod::Webhook => Some(
+            json!({ "scheme": "hmac", "header": "x-ai-signature", "encoding": "hex", "prefix": "sha256=" }),
+        ),
+        UpdateMethod::StandardWebhook => Some(json!({ "scheme": "standard_webhooks" })),
     }
-    serde_json::from_slice(&body).map_err(|_| RequestError::Body)
+}
+
+fn signer(scheme: Value, secret: Option<SecretString>) -> Result<(Scheme, Key), ArgumentErrors> {
+    let secret = secret.ok_or_else(|| ArgumentErrors::one("webhooks require a webhook secret"))?;
+    let scheme: Scheme =
+        serde_json::from_value(scheme).map_err(|error| ArgumentErrors::one(error.to_string()))?;
+    let key = Key::from(secret);
+    if let Some(problem) = scheme.key_problem(&key) {
+        return Err(ArgumentErrors::one(format!("webhook secret: {problem}")));
+    }
+    Ok((scheme, key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sign(method: UpdateMethod, secret: &str) -> Result<Vec<(String, String)>, String> {
+        let (scheme, key) = signer(scheme(method).unwrap(), Some(secret.into()))
+            .map_err(|error| error.to_string())?;
+        Ok(scheme
+            .sign(
+                &key,
+                "msg_1",
+                b"what do ya want for nothing?",
+                Timestamp::now(),
+            )
+            .unwrap())
+    }
+
+    #[test]
+    fn hmac_signature_matches_rfc_4231() {
+        let tag = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        let headers = sign(UpdateMethod::Webhook, "Jefe").unwrap();
+        assert_eq!(
+            headers,
+            [("x-ai-signature".to_owned(), format!("sha256={tag}"))]
+        );
+    }
+
+    #[test]
+    fn standard_webhook_secret_must_be_base64_and_is_not_printed() {
+        assert!(
+            sign(
+                UpdateMethod::StandardWebhook,
+                "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+            )
+            .is_ok()
+        );
+        let error = sign(UpdateMethod::StandardWebhook, "whsec_hunter2!").unwrap_err();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
 }
