@@ -1,7 +1,7 @@
-//! The floor: one thread, one epoll, and for each delivery one `write`.
+//! The floor: one thread, one epoll, and one `write` per delivery.
 //!
-//! Invariant: it does what every server must and nothing else: no store, no tokens, no bookkeeping but
-//! which socket is in which channel. What the kernel does not take waits in memory, without a bound.
+//! It does only what every server must: no store and no tokens, only a list of sockets per channel. Data that the kernel
+//! does not accept waits in memory without a bound.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -13,23 +13,23 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-const DOOR: Token = Token(usize::MAX);
+const LISTENER: Token = Token(usize::MAX);
 
 struct Client {
     stream: TcpStream,
-    heard: Vec<u8>,
-    /// Of a socket; none for whoever posts.
+    received: Vec<u8>,
+    /// Channel of a WebSocket, or `None` for a publisher.
     channel: Option<String>,
     waiting: VecDeque<Bytes>,
 }
 
-/// What a client wants.
-enum Wish {
-    Watch { channel: String, key: Vec<u8> },
+/// Request of a client.
+enum Request {
+    Subscribe { channel: String, key: Vec<u8> },
     Publish { channel: String, message: Bytes },
 }
 
-/// Serves until it is killed.
+/// Serves until the process is killed.
 pub fn serve(address: SocketAddr) -> anyhow::Result<()> {
     let mut poll = Poll::new()?;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
@@ -38,88 +38,89 @@ pub fn serve(address: SocketAddr) -> anyhow::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(4096)?;
-    let mut door = TcpListener::from_std(socket.into());
+    let mut listener = TcpListener::from_std(socket.into());
     poll.registry()
-        .register(&mut door, DOOR, Interest::READABLE)?;
+        .register(&mut listener, LISTENER, Interest::READABLE)?;
     let mut clients: Slab<Client> = Slab::new();
     let mut channels: HashMap<String, Vec<usize>> = HashMap::new();
     let mut events = Events::with_capacity(1024);
-    let mut space = vec![0; 64 * 1024];
+    let mut buffer = vec![0; 64 * 1024];
     loop {
         poll.poll(&mut events, None)?;
         for event in &events {
-            if event.token() == DOOR {
-                welcome(&door, &poll, &mut clients)?;
+            if event.token() == LISTENER {
+                accept(&listener, &poll, &mut clients)?;
                 continue;
             }
-            let at = event.token().0;
-            let is_well = serve_one(at, &mut clients, &mut channels, &mut space);
-            if is_well.is_err() {
-                let gone = clients.try_remove(at);
-                if let Some(members) = gone.and_then(|gone| channels.get_mut(&gone.channel?)) {
-                    members.retain(|member| *member != at);
+            let id = event.token().0;
+            let result = serve_client(id, &mut clients, &mut channels, &mut buffer);
+            if result.is_err() {
+                let client = clients.try_remove(id);
+                if let Some(members) = client.and_then(|client| channels.get_mut(&client.channel?))
+                {
+                    members.retain(|member| *member != id);
                 }
             }
         }
     }
 }
 
-fn welcome(door: &TcpListener, poll: &Poll, clients: &mut Slab<Client>) -> io::Result<()> {
+fn accept(listener: &TcpListener, poll: &Poll, clients: &mut Slab<Client>) -> io::Result<()> {
     loop {
-        let mut stream = match door.accept() {
+        let mut stream = match listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
         };
-        let place = clients.vacant_entry();
+        let entry = clients.vacant_entry();
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.registry()
-            .register(&mut stream, Token(place.key()), interest)?;
-        place.insert(Client {
+            .register(&mut stream, Token(entry.key()), interest)?;
+        entry.insert(Client {
             stream,
-            heard: Vec::new(),
+            received: Vec::new(),
             channel: None,
             waiting: VecDeque::new(),
         });
     }
 }
 
-fn serve_one(
-    at: usize,
+fn serve_client(
+    id: usize,
     clients: &mut Slab<Client>,
     channels: &mut HashMap<String, Vec<usize>>,
-    space: &mut [u8],
+    buffer: &mut [u8],
 ) -> anyhow::Result<()> {
-    let client = clients.get_mut(at).context("gone already")?;
+    let client = clients.get_mut(id).context("client was removed")?;
     client.flush()?;
-    client.read(space)?;
+    client.read(buffer)?;
     if client.channel.is_some() {
-        client.heard = Vec::new();
+        client.received = Vec::new();
         return Ok(());
     }
-    while let Some(wish) = wish(&mut clients[at].heard)? {
-        match wish {
-            Wish::Watch { channel, key } => {
+    while let Some(request) = parse(&mut clients[id].received)? {
+        match request {
+            Request::Subscribe { channel, key } => {
                 let accept = actix_http::ws::hash_key(&key);
-                let mut answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                let mut response = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
                     Upgrade: websocket\r\nSec-WebSocket-Accept: "
                     .to_vec();
-                answer.extend(accept);
-                answer.extend(b"\r\n\r\n");
-                clients[at].send(&answer.into())?;
-                channels.entry(channel.clone()).or_default().push(at);
-                clients[at].channel = Some(channel);
-                clients[at].heard = Vec::new();
+                response.extend(accept);
+                response.extend(b"\r\n\r\n");
+                clients[id].send(&response.into())?;
+                channels.entry(channel.clone()).or_default().push(id);
+                clients[id].channel = Some(channel);
+                clients[id].received = Vec::new();
                 return Ok(());
             }
-            Wish::Publish { channel, message } => {
+            Request::Publish { channel, message } => {
                 for &member in channels.get(&channel).into_iter().flatten() {
-                    // Who is gone says so by itself.
+                    // The event of the closed socket removes it.
                     if clients[member].send(&message).is_err() {
                         clients[member].waiting.clear();
                     }
                 }
-                clients[at].send(&Bytes::from_static(
+                clients[id].send(&Bytes::from_static(
                     b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n",
                 ))?;
             }
@@ -129,13 +130,13 @@ fn serve_one(
 }
 
 impl Client {
-    fn read(&mut self, space: &mut [u8]) -> io::Result<()> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         loop {
-            match self.stream.read(space) {
+            match self.stream.read(buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => {
-                    self.heard.extend_from_slice(&space[..read]);
-                    if read < space.len() {
+                    self.received.extend_from_slice(&buffer[..read]);
+                    if read < buffer.len() {
                         return Ok(());
                     }
                 }
@@ -176,11 +177,11 @@ impl Client {
     }
 }
 
-/// The next whole request, taken out of what was heard.
-fn wish(heard: &mut Vec<u8>) -> anyhow::Result<Option<Wish>> {
+/// Removes the next complete request from `received`.
+fn parse(received: &mut Vec<u8>) -> anyhow::Result<Option<Request>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut request = httparse::Request::new(&mut headers);
-    let httparse::Status::Complete(head) = request.parse(heard)? else {
+    let httparse::Status::Complete(head) = request.parse(received)? else {
         return Ok(None);
     };
     let header = |name: &str| {
@@ -194,20 +195,20 @@ fn wish(heard: &mut Vec<u8>) -> anyhow::Result<Option<Wish>> {
     let channel = channel.context("no channel")?.to_owned();
     if let Some(key) = header("sec-websocket-key") {
         let key = key.to_vec();
-        heard.drain(..head);
-        return Ok(Some(Wish::Watch { channel, key }));
+        received.drain(..head);
+        return Ok(Some(Request::Subscribe { channel, key }));
     }
     let length = header("content-length").context("no length")?;
     let length: usize = std::str::from_utf8(length)?.parse()?;
-    let Some(body) = heard.get(head..head + length) else {
+    let Some(body) = received.get(head..head + length) else {
         return Ok(None);
     };
     let message = frame(body)?;
-    heard.drain(..head + length);
-    Ok(Some(Wish::Publish { channel, message }))
+    received.drain(..head + length);
+    Ok(Some(Request::Publish { channel, message }))
 }
 
-/// A text frame, made once for all sockets of the channel.
+/// Returns a text frame. It is encoded once for all sockets of the channel.
 fn frame(body: &[u8]) -> anyhow::Result<Bytes> {
     let mut frame = vec![0x81];
     if let Ok(short @ 0..126) = u8::try_from(body.len()) {

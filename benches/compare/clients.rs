@@ -1,7 +1,10 @@
-//! The generator's sockets: thousands of WebSocket clients on one thread.
+//! WebSocket clients of the load generator: thousands on one thread.
 //!
-//! Invariant: what a socket was sent is read whole and in order; the board knows of each which update
-//! it has, whether one ever went back, and whether it is still there.
+//! The clients are written by hand, with one read buffer per thread and without masking. The generator has one core, and
+//! a library that costs more per frame than the floor would limit what the benchmark can measure.
+//!
+//! Invariant: every frame is read in order. For every socket the benchmark knows its newest update, whether updates
+//! decreased, and whether the connection was lost.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -19,97 +22,102 @@ use tokio::task::JoinSet;
 
 use crate::message::{Clock, Stamp};
 
-/// How long one handshake may take.
+/// Maximum time of a handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-const READ: usize = 64 * 1024;
+const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 thread_local! {
-    static SPACE: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
+    static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BUFFER_BYTES]);
 }
 
-/// Where and how sockets are opened.
+/// Address of a server and parameters of its sockets.
 #[derive(Clone)]
-pub struct Door {
-    /// Where the server listens; sockets are spread over several addresses alike.
+pub struct Endpoint {
+    /// Addresses of the server's nodes. Sockets are distributed evenly.
     pub addresses: Vec<SocketAddr>,
-    /// How a socket of each channel is greeted.
-    pub greetings: Vec<Greeting>,
-    /// Handshakes under way at once.
-    pub at_once: usize,
+    /// Subscription of each channel.
+    pub subscriptions: Vec<Subscription>,
+    /// Maximum concurrent handshakes.
+    pub max_handshakes: usize,
 }
 
-/// What a socket says to be let in.
+/// Request that opens a socket and subscribes it to a channel.
 #[derive(Clone)]
-pub struct Greeting {
-    /// The path of the upgrade.
+pub struct Subscription {
+    /// Path of the WebSocket.
     pub path: String,
-    /// Further headers, each line ended.
+    /// Additional header lines, each with its CRLF.
     pub headers: String,
-    /// What it says first, where that is how it subscribes.
-    pub subscribe: Option<String>,
+    /// First message, if the server expects one.
+    pub message: Option<String>,
 }
 
-/// What all sockets write down.
-pub struct Board {
+/// Observations of all sockets.
+pub struct Observations {
     clock: Cell<Option<Clock>>,
     channels: RefCell<Vec<Channel>>,
-    /// Stamped messages read so far.
+    /// Messages with a stamp received so far.
     pub received: Cell<u64>,
-    /// Messages whose number was not above the one before.
-    pub backwards: Cell<u64>,
-    /// Sockets that ended though nobody had asked.
+    /// Messages whose number was not higher than the previous one.
+    pub regressions: Cell<u64>,
+    /// Sockets that the server closed.
     pub lost: Cell<u64>,
     latencies: RefCell<Histogram<u64>>,
-    reached: Notify,
+    became_current: Notify,
     is_paused: Cell<bool>,
     resumed: Notify,
 }
 
-/// One channel's sockets, as the board sees them.
+/// State of the sockets of one channel.
 #[derive(Clone, Copy, Default)]
 struct Channel {
     sockets: usize,
-    wanted: u64,
+    /// Number of the newest update, or 0 if none is expected.
+    expected: u64,
+    /// Sockets that have received it.
     current: usize,
 }
 
 impl Channel {
     fn behind(self) -> usize {
-        if self.wanted == 0 {
-            return 0;
+        if self.expected == 0 {
+            0
+        } else {
+            self.sockets - self.current
         }
-        self.sockets - self.current
     }
 }
 
-impl Board {
-    fn heard(&self, channel: usize, newest: &mut u64, stamp: Stamp) {
+impl Observations {
+    fn record(&self, channel: usize, newest: &mut u64, stamp: Stamp) {
         self.received.set(self.received.get() + 1);
         if stamp.number <= *newest {
-            self.backwards.set(self.backwards.get() + 1);
+            self.regressions.set(self.regressions.get() + 1);
             return;
         }
         let mut channels = self.channels.borrow_mut();
-        let it = &mut channels[channel];
-        if *newest < it.wanted && stamp.number >= it.wanted {
-            it.current += 1;
-            if it.behind() == 0 {
-                self.reached.notify_waiters();
+        let channel = &mut channels[channel];
+        if *newest < channel.expected && stamp.number >= channel.expected {
+            channel.current += 1;
+            if channel.behind() == 0 {
+                self.became_current.notify_waiters();
             }
         }
         *newest = stamp.number;
         if let Some(clock) = self.clock.get() {
-            let took = clock.now().saturating_sub(stamp.due);
-            self.latencies.borrow_mut().saturating_record(took / 1000);
+            let latency = clock.now().saturating_sub(stamp.due);
+            self.latencies
+                .borrow_mut()
+                .saturating_record(latency / 1000);
         }
     }
 
-    /// From now on, every socket of the channel is behind until it has this update. To be said
-    /// before the update is sent.
-    pub fn want(&self, channel: usize, number: u64) {
+    /// Marks every socket of the channel as behind until it receives update `number`. Call it before the update is
+    /// sent.
+    pub fn expect(&self, channel: usize, number: u64) {
         let mut channels = self.channels.borrow_mut();
-        channels[channel].wanted = number;
+        channels[channel].expected = number;
         channels[channel].current = 0;
     }
 
@@ -122,17 +130,17 @@ impl Board {
     }
 
     /// Waits until no socket is behind.
-    pub async fn reached(&self, patience: Duration) -> anyhow::Result<()> {
+    pub async fn wait_until_current(&self, timeout: Duration) -> anyhow::Result<()> {
         let all = async {
             loop {
-                let reached = self.reached.notified();
+                let became_current = self.became_current.notified();
                 if self.behind() == 0 {
                     return;
                 }
-                reached.await;
+                became_current.await;
             }
         };
-        if tokio::time::timeout(patience, all).await.is_err() {
+        if tokio::time::timeout(timeout, all).await.is_err() {
             bail!(
                 "{} sockets are behind, {} were lost",
                 self.behind(),
@@ -142,104 +150,106 @@ impl Board {
         Ok(())
     }
 
-    /// From now on, how late each message is.
-    pub fn begin_latencies(&self, clock: Clock) {
+    /// Starts to record the latency of each message.
+    pub fn start_latencies(&self, clock: Clock) {
         self.latencies.borrow_mut().reset();
         self.clock.set(Some(clock));
     }
 
-    /// How late they were, in microseconds.
-    pub fn end_latencies(&self) -> Histogram<u64> {
+    /// Stops recording and returns the latencies in microseconds.
+    pub fn finish_latencies(&self) -> Histogram<u64> {
         self.clock.set(None);
         self.latencies.borrow().clone()
     }
 
-    /// Nobody reads until [`Board::resume`].
+    /// Stops all reading until [`Observations::resume`].
     pub fn pause(&self) {
         self.is_paused.set(true);
     }
 
-    /// Everybody reads again.
+    /// Resumes reading.
     pub fn resume(&self) {
         self.is_paused.set(false);
         self.resumed.notify_waiters();
     }
 }
 
-/// So many sockets of one server; dropped, all are closed.
-pub struct Crowd {
-    /// What they have heard.
-    pub board: Rc<Board>,
+/// Open sockets of one server. Dropping them closes them.
+pub struct Clients {
+    pub observations: Rc<Observations>,
     sockets: JoinSet<()>,
 }
 
-impl Crowd {
-    /// Opens `sockets` of them, spread over the door's channels evenly, one channel each. They are
-    /// behind until they have the update `wanted`; with 0, they are not.
-    pub async fn open(door: &Door, sockets: usize, wanted: u64) -> anyhow::Result<Self> {
+impl Clients {
+    /// Opens sockets, distributed evenly over the channels, one channel each. They are behind until they receive update
+    /// `expected`. 0 means that they are current.
+    pub async fn open(endpoint: &Endpoint, sockets: usize, expected: u64) -> anyhow::Result<Self> {
         let channel = Channel {
-            wanted,
+            expected,
             ..Channel::default()
         };
-        let board = Rc::new(Board {
+        let observations = Rc::new(Observations {
             clock: Cell::new(None),
-            channels: RefCell::new(vec![channel; door.greetings.len()]),
+            channels: RefCell::new(vec![channel; endpoint.subscriptions.len()]),
             received: Cell::new(0),
-            backwards: Cell::new(0),
+            regressions: Cell::new(0),
             lost: Cell::new(0),
             latencies: RefCell::new(Histogram::new_with_bounds(1, 600_000_000, 3)?),
-            reached: Notify::new(),
+            became_current: Notify::new(),
             is_paused: Cell::new(false),
             resumed: Notify::new(),
         });
-        let mut crowd = Self {
-            board,
+        let mut clients = Self {
+            observations,
             sockets: JoinSet::new(),
         };
-        let turns = Rc::new(Semaphore::new(door.at_once));
+        let permits = Rc::new(Semaphore::new(endpoint.max_handshakes));
         let mut opening = JoinSet::new();
-        for at in 0..sockets {
-            let channel = at % door.greetings.len();
-            let turn = at / door.greetings.len();
-            let address = door.addresses[turn % door.addresses.len()];
-            let greeting = door.greetings[channel].clone();
-            let turns = Rc::clone(&turns);
+        for nth in 0..sockets {
+            let channel = nth % endpoint.subscriptions.len();
+            let nth_of_channel = nth / endpoint.subscriptions.len();
+            let address = endpoint.addresses[nth_of_channel % endpoint.addresses.len()];
+            let subscription = endpoint.subscriptions[channel].clone();
+            let permits = Rc::clone(&permits);
             opening.spawn_local(async move {
-                let _turn = turns.acquire().await?;
+                let _permit = permits.acquire().await?;
                 let opened =
-                    tokio::time::timeout(CONNECT_TIMEOUT, Socket::open(address, &greeting));
-                let mut socket = opened.await.context("no handshake in time")??;
+                    tokio::time::timeout(CONNECT_TIMEOUT, Socket::open(address, &subscription));
+                let mut socket = opened.await.context("handshake timed out")??;
                 socket.channel = channel;
                 anyhow::Ok(socket)
             });
         }
         while let Some(opened) = opening.join_next().await {
-            crowd.admit(opened??);
+            clients.add(opened??);
         }
-        Ok(crowd)
+        Ok(clients)
     }
 
-    fn admit(&mut self, socket: Socket) {
-        self.board.channels.borrow_mut()[socket.channel].sockets += 1;
-        let board = Rc::clone(&self.board);
+    fn add(&mut self, socket: Socket) {
+        self.observations.channels.borrow_mut()[socket.channel].sockets += 1;
+        let observations = Rc::clone(&self.observations);
         self.sockets.spawn_local(async move {
-            if socket.read(&board).await.is_err() {
-                board.lost.set(board.lost.get() + 1);
+            if socket.read(&observations).await.is_err() {
+                observations.lost.set(observations.lost.get() + 1);
             }
         });
     }
 
-    /// Nobody was lost, and no socket was ever shown an older update after a newer one.
-    pub fn is_sound(&self) -> anyhow::Result<()> {
+    /// Checks that no socket was lost and that updates increased on every socket.
+    ///
+    /// # Errors
+    /// The number of sockets or messages that violate this.
+    pub fn verify(&self) -> anyhow::Result<()> {
         ensure!(
-            self.board.lost.get() == 0,
+            self.observations.lost.get() == 0,
             "{} sockets were lost",
-            self.board.lost.get()
+            self.observations.lost.get()
         );
         ensure!(
-            self.board.backwards.get() == 0,
-            "{} messages went back in time",
-            self.board.backwards.get()
+            self.observations.regressions.get() == 0,
+            "{} messages were not newer than the previous one",
+            self.observations.regressions.get()
         );
         Ok(())
     }
@@ -248,84 +258,95 @@ impl Crowd {
 struct Socket {
     stream: TcpStream,
     channel: usize,
+    /// Start of a frame that has not been received completely.
     rest: Vec<u8>,
 }
 
 impl Socket {
-    async fn open(address: SocketAddr, greeting: &Greeting) -> anyhow::Result<Self> {
+    async fn open(address: SocketAddr, subscription: &Subscription) -> anyhow::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_nodelay(true)?;
         let mut stream = socket.connect(address).await?;
         let mut request = format!(
             "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{}\r\n",
-            greeting.path, greeting.headers
+            subscription.path, subscription.headers
         )
         .into_bytes();
-        if let Some(text) = &greeting.subscribe {
+        if let Some(text) = &subscription.message {
             request.extend(masked(0x81, text.as_bytes()));
         }
         stream.write_all(&request).await?;
-        let mut heard = Vec::with_capacity(512);
+        let mut response = Vec::with_capacity(512);
         let head = loop {
-            let read = stream.read_buf(&mut heard).await?;
-            ensure!(read > 0, "closed instead of upgraded");
-            if let Some(at) = heard.windows(4).position(|window| window == b"\r\n\r\n") {
+            let read = stream.read_buf(&mut response).await?;
+            ensure!(read > 0, "connection closed during the handshake");
+            if let Some(at) = response.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
             }
         };
         ensure!(
-            heard.starts_with(b"HTTP/1.1 101"),
-            "not upgraded: {}",
-            String::from_utf8_lossy(&heard)
+            response.starts_with(b"HTTP/1.1 101"),
+            "handshake rejected: {}",
+            String::from_utf8_lossy(&response)
         );
         Ok(Self {
             stream,
             channel: 0,
-            rest: heard.split_off(head),
+            rest: response.split_off(head),
         })
     }
 
-    /// Reads until it is closed.
-    async fn read(mut self, board: &Board) -> anyhow::Result<()> {
+    /// Reads until the connection is closed.
+    async fn read(mut self, observations: &Observations) -> anyhow::Result<()> {
         let mut newest = 0;
-        let begun = std::mem::take(&mut self.rest);
-        self.hear(board, &mut newest, &begun)?;
+        let received = std::mem::take(&mut self.rest);
+        self.process(observations, &mut newest, &received)?;
         loop {
-            while board.is_paused.get() {
-                board.resumed.notified().await;
+            while observations.is_paused.get() {
+                observations.resumed.notified().await;
             }
             let read = poll_fn(|cx| {
-                SPACE.with_borrow_mut(|space| {
-                    let mut space = ReadBuf::new(space);
-                    std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space))?;
-                    let bytes = space.filled();
+                READ_BUFFER.with_borrow_mut(|buffer| {
+                    let mut buffer = ReadBuf::new(buffer);
+                    std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+                    let bytes = buffer.filled();
                     if bytes.is_empty() {
                         return std::task::Poll::Ready(Err(anyhow::anyhow!("closed")));
                     }
-                    std::task::Poll::Ready(hear(&mut self.rest, bytes, &self.stream, |message| {
-                        if let Some(stamp) = Stamp::find(message) {
-                            board.heard(self.channel, &mut newest, stamp);
-                        }
-                    }))
+                    std::task::Poll::Ready(process(
+                        &mut self.rest,
+                        bytes,
+                        &self.stream,
+                        |message| {
+                            if let Some(stamp) = Stamp::find(message) {
+                                observations.record(self.channel, &mut newest, stamp);
+                            }
+                        },
+                    ))
                 })
             });
             read.await?;
         }
     }
 
-    fn hear(&mut self, board: &Board, newest: &mut u64, bytes: &[u8]) -> anyhow::Result<()> {
+    fn process(
+        &mut self,
+        observations: &Observations,
+        newest: &mut u64,
+        bytes: &[u8],
+    ) -> anyhow::Result<()> {
         let channel = self.channel;
-        hear(&mut self.rest, bytes, &self.stream, |message| {
+        process(&mut self.rest, bytes, &self.stream, |message| {
             if let Some(stamp) = Stamp::find(message) {
-                board.heard(channel, newest, stamp);
+                observations.record(channel, newest, stamp);
             }
         })
     }
 }
 
-/// Takes the whole frames out of what came in; what is left of one waits in `rest`.
-fn hear(
+/// Calls `message` for every complete text frame and answers pings. Keeps an incomplete frame in `rest`.
+fn process(
     rest: &mut Vec<u8>,
     bytes: &[u8],
     stream: &TcpStream,
@@ -344,7 +365,7 @@ fn hear(
             0x1 => message(payload),
             0x8 => bail!("closed with {payload:?}"),
             0x9 => {
-                // Where there is no room for it the next ping is answered.
+                // If the send buffer is full, the next ping is answered.
                 if let Err(error) = stream.try_write(&masked(0x8A, payload)) {
                     ensure!(error.kind() == std::io::ErrorKind::WouldBlock, "{error}");
                 }
@@ -359,7 +380,7 @@ fn hear(
     Ok(())
 }
 
-/// The first frame of a server: opcode, payload and where it ends.
+/// Returns the opcode, payload and length of the first frame, or `None` if it is incomplete.
 fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
     let (start, length) = match second {
@@ -377,7 +398,7 @@ fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
     Some((first & 0x0F, payload, start + length))
 }
 
-/// A client's frame. Its mask is zero, which leaves the bytes as they are.
+/// Returns a client frame. Its mask is zero, which leaves the payload unchanged.
 fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match (u8::try_from(payload.len()), u16::try_from(payload.len())) {

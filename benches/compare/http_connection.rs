@@ -1,6 +1,7 @@
-//! One kept-alive HTTP connection of the generator's.
+//! Keep-alive HTTP connection of the load generator.
 //!
-//! Invariant: one request at a time, its whole answer read before the next.
+//! It sends requests that are prepared as bytes, one at a time. A full client would cost the generator's core more than
+//! the floor costs the server's.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,42 +11,41 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long an answer may take.
+/// Maximum time of a response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A connection, opened with its first call, and again where the server has closed it.
-pub struct Lane {
+/// A connection. It is opened by the first request, and again if the server closed it.
+pub struct HttpConnection {
     address: SocketAddr,
     stream: Option<TcpStream>,
-    heard: Vec<u8>,
+    received: Vec<u8>,
 }
 
-impl Lane {
-    /// A lane to this server.
-    pub fn to(address: SocketAddr) -> Self {
+impl HttpConnection {
+    pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
             stream: None,
-            heard: Vec::with_capacity(4096),
+            received: Vec::with_capacity(4096),
         }
     }
 
-    /// Sends a request; its answer's body, where it is a good one.
-    pub async fn call(&mut self, request: &[u8]) -> anyhow::Result<&[u8]> {
-        let is_kept = self.stream.is_some();
-        let mut answer = tokio::time::timeout(RESPONSE_TIMEOUT, self.exchange(request)).await;
-        // It was kept for so long that the server has closed it.
-        if is_kept && self.heard.is_empty() && matches!(answer, Ok(Err(_))) {
+    /// Sends a request and returns the body of a successful response.
+    pub async fn send(&mut self, request: &[u8]) -> anyhow::Result<&[u8]> {
+        let is_open = self.stream.is_some();
+        let mut response = tokio::time::timeout(RESPONSE_TIMEOUT, self.exchange(request)).await;
+        // The server may have closed an idle connection.
+        if is_open && self.received.is_empty() && matches!(response, Ok(Err(_))) {
             self.stream = None;
-            answer = tokio::time::timeout(RESPONSE_TIMEOUT, self.exchange(request)).await;
+            response = tokio::time::timeout(RESPONSE_TIMEOUT, self.exchange(request)).await;
         }
-        let (status, body, closes) = answer.context("no answer in time")??;
+        let (status, body, closes) = response.context("response timed out")??;
         if closes {
             self.stream = None;
         }
-        let body = &self.heard[body];
+        let body = &self.received[body];
         if !(200..300).contains(&status) {
-            bail!("answered {status}: {}", String::from_utf8_lossy(body));
+            bail!("HTTP {status}: {}", String::from_utf8_lossy(body));
         }
         Ok(body)
     }
@@ -62,24 +62,25 @@ impl Lane {
                 none.insert(stream)
             }
         };
-        self.heard.clear();
+        self.received.clear();
         stream.write_all(request).await?;
         loop {
-            if stream.read_buf(&mut self.heard).await? == 0 {
+            if stream.read_buf(&mut self.received).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if let Some(answer) = answer(&self.heard)? {
-                return Ok(answer);
+            if let Some(response) = parse(&self.received)? {
+                return Ok(response);
             }
         }
     }
 }
 
-/// Status, body, and whether the connection ends, once all of it is there.
-fn answer(heard: &[u8]) -> io::Result<Option<(u16, std::ops::Range<usize>, bool)>> {
+/// Returns the status, the range of the body and whether the server closes the connection, or `None` if the response is
+/// incomplete.
+fn parse(received: &[u8]) -> io::Result<Option<(u16, std::ops::Range<usize>, bool)>> {
     let mut headers = [httparse::EMPTY_HEADER; 48];
     let mut response = httparse::Response::new(&mut headers);
-    let parsed = response.parse(heard).map_err(io::Error::other)?;
+    let parsed = response.parse(received).map_err(io::Error::other)?;
     let httparse::Status::Complete(head) = parsed else {
         return Ok(None);
     };
@@ -93,17 +94,17 @@ fn answer(heard: &[u8]) -> io::Result<Option<(u16, std::ops::Range<usize>, bool)
     };
     let closes = header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
     if header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
-        let is_whole = heard[head..].ends_with(b"0\r\n\r\n");
-        return Ok(is_whole.then_some((status, head..heard.len(), closes)));
+        let is_complete = received[head..].ends_with(b"0\r\n\r\n");
+        return Ok(is_complete.then_some((status, head..received.len(), closes)));
     }
     let length = header("content-length")
         .and_then(|value| value.parse().ok())
         .unwrap_or(0);
     let end = head + length;
-    Ok((heard.len() >= end).then_some((status, head..end, closes)))
+    Ok((received.len() >= end).then_some((status, head..end, closes)))
 }
 
-/// A request with a body.
+/// Returns the bytes of a POST request.
 pub fn post(path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let mut request = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n");
     for (name, value) in headers {

@@ -1,7 +1,7 @@
-//! What the hub alone is held to: a storm of reconnects, webhooks that are stored, look-ups.
+//! Measurements of the hub only: a reconnect storm, signed webhooks, and status requests.
 //!
-//! Invariant: each is checked as it is measured: after the storm every socket is current, every
-//! webhook was applied, every look-up was answered.
+//! Invariant: results are verified. After the storm every socket is current, webhooks are applied, and every status
+//! request succeeds.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -15,36 +15,39 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::clients::{Crowd, Door};
-use crate::http_connection::{Lane, post};
+use crate::clients::{Clients, Endpoint};
+use crate::http_connection::{HttpConnection, post};
 use crate::message::{Clock, OWNER, Stamp};
 use crate::peers::{Hub, MAX_CONCURRENT_HANDSHAKES, WEBHOOK_SECRET};
 use crate::process::Cores;
 
-const STORM: usize = 10_000;
+const STORM_SOCKETS: usize = 10_000;
 const STORM_JOBS: usize = 1000;
 const WEBHOOKS: usize = 40_000;
 const WEBHOOK_JOBS: usize = 4000;
-const WEBHOOK_LANES: usize = 128;
-const LOOKUPS: u32 = 1000;
+const WEBHOOK_CONNECTIONS: usize = 128;
+const REQUESTS_PER_SECOND: u32 = 1000;
 
-/// Measures all three and prints a line each.
+/// Maximum time for all sockets to become current.
+const CURRENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs all three measurements and prints a line for each.
 pub async fn measure(core: usize) -> anyhow::Result<()> {
-    let took = storm().await?;
+    let recovery = storm().await?;
     println!(
-        "- {STORM} sockets reconnect at once, with the versions they have, to a hub on all cores that has \
-         a newer one of each of {STORM_JOBS} jobs: all current after {:.2} s",
-        took.as_secs_f64()
+        "- {STORM_SOCKETS} sockets of {STORM_JOBS} jobs missed an update and reconnect at once with their versions, to \
+         a hub on all cores: all are current after {:.2} s",
+        recovery.as_secs_f64()
     );
-    for cores in [Cores::One(core), Cores::All] {
+    for (cores, name) in [(Cores::One(core), "one core"), (Cores::All, "all cores")] {
         let rate = webhooks(cores).await?;
         println!(
-            "- signed webhooks, verified and on disk before they are answered, hub on {cores:?}: {rate:.0}/s"
+            "- signed webhooks, verified and on disk before the response, hub on {name}: {rate:.0}/s"
         );
     }
-    let latencies = lookups(core).await?;
+    let latencies = status_requests(core).await?;
     println!(
-        "- look-ups of a job's status, {LOOKUPS}/s: p50 {} µs, p99 {} µs, p99.9 {} µs",
+        "- status requests, {REQUESTS_PER_SECOND}/s: p50 {} µs, p99 {} µs, p99.9 {} µs",
         latencies.value_at_quantile(0.5),
         latencies.value_at_quantile(0.99),
         latencies.value_at_quantile(0.999)
@@ -52,49 +55,57 @@ pub async fn measure(core: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Everybody is there, goes, misses an update, and comes back.
+/// Returns the time until sockets that missed an update and reconnect at once are current.
 async fn storm() -> anyhow::Result<Duration> {
-    let dir = crate::place()?;
+    let dir = crate::temp_dir()?;
     let hub = Hub::start(dir.path(), Cores::All)?;
     let jobs = hub.jobs(STORM_JOBS, 0).await?;
-    let mut lane = Lane::to(hub.address);
+    let mut connection = HttpConnection::new(hub.address);
     let mut publish = async |number| {
         for job in &jobs {
             let stamp = Stamp { number, due: 0 };
-            lane.call(&Hub::push(&hub.publisher, job, stamp)).await?;
+            connection
+                .send(&Hub::update(&hub.worker_token, job, stamp))
+                .await?;
         }
         anyhow::Ok(())
     };
-    let door = |version| Door {
+    let endpoint = |version| Endpoint {
         addresses: vec![hub.address],
-        greetings: jobs
+        subscriptions: jobs
             .iter()
-            .map(|job| hub.greeting(&[(job, version)]))
+            .map(|job| hub.subscription(&[(job, version)]))
             .collect(),
-        at_once: MAX_CONCURRENT_HANDSHAKES,
+        max_handshakes: MAX_CONCURRENT_HANDSHAKES,
     };
     publish(1).await?;
-    let crowd = Crowd::open(&door(1), STORM, 1).await?;
-    crowd.board.reached(Duration::from_secs(30)).await?;
-    drop(crowd);
+    let clients = Clients::open(&endpoint(1), STORM_SOCKETS, 1).await?;
+    clients
+        .observations
+        .wait_until_current(CURRENT_TIMEOUT)
+        .await?;
+    drop(clients);
     publish(2).await?;
-    let begun = Instant::now();
-    let crowd = Crowd::open(&door(2), STORM, 2).await?;
-    crowd.board.reached(Duration::from_secs(30)).await?;
-    let took = begun.elapsed();
-    crowd.is_sound()?;
+    let start = Instant::now();
+    let clients = Clients::open(&endpoint(2), STORM_SOCKETS, 2).await?;
+    clients
+        .observations
+        .wait_until_current(CURRENT_TIMEOUT)
+        .await?;
+    let took = start.elapsed();
+    clients.verify()?;
     Ok(took)
 }
 
-/// Signed webhooks of many jobs, on many connections, each of them news.
+/// Returns the signed webhooks per second that the hub applies.
 async fn webhooks(cores: Cores) -> anyhow::Result<f64> {
-    let dir = crate::place()?;
+    let dir = crate::temp_dir()?;
     let hub = Hub::start(dir.path(), cores)?;
-    let mut lane = Lane::to(hub.address);
+    let mut connection = HttpConnection::new(hub.address);
     for task in 0..WEBHOOK_JOBS {
         let task = format!("task-{task}");
         let body = json!({"owner": OWNER, "provider": "studio", "provider_task_id": task});
-        hub.register(&mut lane, &body).await?;
+        hub.register(&mut connection, &body).await?;
     }
     let scheme: Scheme = toml::from_str(
         "scheme = 'hmac'\nheader = 'x-ai-signature'\nencoding = 'hex'\nprefix = 'sha256='",
@@ -102,8 +113,8 @@ async fn webhooks(cores: Cores) -> anyhow::Result<f64> {
     let key = Key::from(SecretString::from(WEBHOOK_SECRET));
     let now = Time::now().timestamp();
     let mut requests = Vec::with_capacity(WEBHOOKS);
-    for at in 0..WEBHOOKS {
-        let (task, percent) = (at % WEBHOOK_JOBS, 1 + at / WEBHOOK_JOBS);
+    for nth in 0..WEBHOOKS {
+        let (task, percent) = (nth % WEBHOOK_JOBS, 1 + nth / WEBHOOK_JOBS);
         let body =
             json!({"task_id": format!("task-{task}"), "status": "running", "progress": percent});
         let body = body.to_string();
@@ -116,62 +127,62 @@ async fn webhooks(cores: Cores) -> anyhow::Result<f64> {
     }
     let requests = Rc::new(requests);
     let next = Rc::new(std::cell::Cell::new(0));
-    let mut lanes = JoinSet::new();
-    let begun = Instant::now();
-    for _ in 0..WEBHOOK_LANES {
+    let mut senders = JoinSet::new();
+    let start = Instant::now();
+    for _ in 0..WEBHOOK_CONNECTIONS {
         let (requests, next) = (Rc::clone(&requests), Rc::clone(&next));
-        let mut lane = Lane::to(hub.address);
-        lanes.spawn_local(async move {
+        let mut connection = HttpConnection::new(hub.address);
+        senders.spawn_local(async move {
             let mut applied = 0usize;
             while let Some(request) = requests.get(next.replace(next.get() + 1)) {
-                let answer = lane.call(request).await?;
-                applied += usize::from(answer == br#"{"applied":true,"matched":true}"#);
+                let response = connection.send(request).await?;
+                applied += usize::from(response == br#"{"applied":true,"matched":true}"#);
             }
             anyhow::Ok(applied)
         });
     }
     let mut applied = 0;
-    while let Some(done) = lanes.join_next().await {
+    while let Some(done) = senders.join_next().await {
         applied += done??;
     }
-    let took = begun.elapsed();
+    let elapsed = start.elapsed();
     ensure!(
         applied * 100 >= WEBHOOKS * 99,
-        "only {applied} of {WEBHOOKS} were news"
+        "only {applied} of {WEBHOOKS} webhooks were applied"
     );
-    #[expect(clippy::cast_precision_loss, reason = "nowhere near 2⁵³")]
-    let rate = WEBHOOKS as f64 / took.as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
+    let rate = WEBHOOKS as f64 / elapsed.as_secs_f64();
     Ok(rate)
 }
 
-/// Look-ups at a fixed rate, each counted from when it was due. Gives microseconds.
-async fn lookups(core: usize) -> anyhow::Result<Histogram<u64>> {
-    let dir = crate::place()?;
+/// Sends status requests at a fixed rate. Returns latencies from the due time of each, in microseconds.
+async fn status_requests(core: usize) -> anyhow::Result<Histogram<u64>> {
+    let dir = crate::temp_dir()?;
     let hub = Hub::start(dir.path(), Cores::One(core))?;
     let jobs = hub.jobs(1000, 0).await?;
-    let lanes: Vec<_> = (0..8)
-        .map(|_| Rc::new(Mutex::new(Lane::to(hub.address))))
+    let connections: Vec<_> = (0..8)
+        .map(|_| Rc::new(Mutex::new(HttpConnection::new(hub.address))))
         .collect();
     let clock = Clock::start();
     let mut latencies = Histogram::new_with_bounds(1, 60_000_000, 3)?;
-    let mut calls = JoinSet::new();
-    for at in 0..LOOKUPS * 5 {
-        let due = u64::from(at) * 1_000_000_000 / u64::from(LOOKUPS);
-        clock.reach(due).await;
-        let turn = usize::try_from(at)?;
+    let mut requests = JoinSet::new();
+    for nth in 0..REQUESTS_PER_SECOND * 5 {
+        let due = u64::from(nth) * 1_000_000_000 / u64::from(REQUESTS_PER_SECOND);
+        clock.wait_until(due).await;
+        let nth = usize::try_from(nth)?;
         let request = format!(
             "GET /v1/jobs/{} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {}\r\n\r\n",
-            jobs[turn % jobs.len()],
-            hub.watcher
+            jobs[nth % jobs.len()],
+            hub.reader_token
         );
-        let lane = Rc::clone(&lanes[turn % lanes.len()]);
-        calls.spawn_local(async move {
-            lane.lock().await.call(request.as_bytes()).await?;
+        let connection = Rc::clone(&connections[nth % connections.len()]);
+        requests.spawn_local(async move {
+            connection.lock().await.send(request.as_bytes()).await?;
             anyhow::Ok((clock.now() - due) / 1000)
         });
     }
-    while let Some(done) = calls.join_next().await {
-        latencies.saturating_record(done?.context("a look-up failed")?);
+    while let Some(done) = requests.join_next().await {
+        latencies.saturating_record(done?.context("a status request failed")?);
     }
     Ok(latencies)
 }

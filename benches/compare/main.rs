@@ -1,7 +1,7 @@
-//! The hub beside its peers and beside the floor, in one run.
+//! Compares the hub with other servers and with the floor in one run.
 //!
-//! Invariant: one command starts, measures and stops everything, on loopback and on ports of its own;
-//! what can't be started is left out with the words that install it.
+//! The benchmark starts and stops all servers itself, on free loopback ports. Servers that are not installed are
+//! skipped.
 
 mod baseline;
 mod broadcast;
@@ -25,179 +25,179 @@ use clap::Parser;
 use hdrhistogram::Histogram;
 use tokio::task::LocalSet;
 
-use measurements::{Pace, Scene, Size, memory};
+use measurements::{Cost, Scenario, Size, memory};
 use message::Template;
 use peers::Peer;
 use process::Cores;
-use table::{Spread, machine, markdown, today};
+use table::{Summary, machine, markdown, today};
 
-/// Measures the hub and its peers against a bare epoll writer.
+/// Compares the hub and other servers with a bare epoll writer, the floor.
 #[derive(Parser)]
 #[command(name = "compare", bin_name = "cargo bench --bench compare --")]
-struct Order {
-    /// Only these; the floor always is.
+struct Options {
+    /// Servers to measure [default: all]. The floor is always measured
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Peer>,
-    /// How often each is measured.
+    /// Rounds of the CPU measurement
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Sockets that hear each update.
+    /// Sockets that receive each update
     #[arg(long, default_value_t = 1000)]
     sockets: usize,
-    /// Updates of a round.
+    /// Updates per round
     #[arg(long, default_value_t = 100)]
     updates: usize,
-    /// Sockets that hear nothing, while memory is measured.
+    /// Sockets without traffic in the memory measurement
     #[arg(long, default_value_t = 9000)]
     idle: usize,
-    /// Updates a second while latency is measured, each to ten sockets.
+    /// Updates per second in the latency measurement, each to ten sockets
     #[arg(long, default_value_t = 400)]
     rate: u32,
-    /// The part to run; all, unless said.
+    /// Measurements to run [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     parts: Vec<Part>,
-    /// Instead of all this, draws what an update costs as work grows, into this folder.
+    /// Measure only how the cost of an update grows, and write charts to this directory
     #[arg(long)]
     curves: Option<PathBuf>,
-    /// The server's core.
+    /// Core of the server
     #[arg(long, default_value_t = 0)]
     server_core: usize,
-    /// The generator's core.
+    /// Core of the load generator
     #[arg(long, default_value_t = 1)]
     client_core: usize,
-    /// What cargo says to a bench.
+    /// Flag that cargo passes to benchmarks
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// CPU time of deliveries, one by one and all at once.
+    /// CPU time per delivery
     Cpu,
-    /// Memory of idle sockets.
+    /// Memory of idle sockets
     Memory,
-    /// Latency at a fixed rate.
+    /// Latency at a fixed rate
     Latency,
-    /// What the hub alone is held to: a storm, webhooks, look-ups.
-    Promises,
+    /// Measurements of the hub only: reconnect storm, webhooks, status requests
+    HubOnly,
 }
 
-impl Order {
+impl Options {
     fn has(&self, part: Part) -> bool {
         self.parts.is_empty() || self.parts.contains(&part)
     }
 
-    /// Who is there, and what to do about who is not.
+    /// Returns the requested servers that are installed, and prints how to install the others.
     fn peers(&self) -> Vec<Peer> {
-        let wanted =
+        let is_requested =
             |peer: &Peer| *peer == Peer::Floor || self.only.is_empty() || self.only.contains(peer);
-        let is_there = |peer: &Peer| match peer.missing() {
+        let is_installed = |peer: &Peer| match peer.missing() {
             None => true,
-            Some(how) => {
-                eprintln!("without {}: {how}", peer.name());
+            Some(command) => {
+                eprintln!("skipping {}; install it with: {command}", peer.name());
                 false
             }
         };
         Peer::ALL
             .into_iter()
-            .filter(wanted)
-            .filter(is_there)
+            .filter(is_requested)
+            .filter(is_installed)
             .collect()
     }
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, word, address] = &arguments[..] {
+    if let [_, argument, address] = &arguments[..] {
         let address: Option<SocketAddr> = address.parse().ok();
-        match (word.as_str(), address) {
+        match (argument.as_str(), address) {
             (peers::FLOOR, Some(address)) => return baseline::serve(address),
             (peers::BROADCAST, Some(address)) => return broadcast::serve(address),
             _ => {}
         }
     }
-    let order = Order::parse();
-    if !order.bench {
-        println!("it measures under `cargo bench` only");
+    let options = Options::parse();
+    if !options.bench {
+        println!("run this benchmark with `cargo bench`");
         return Ok(());
     }
     ensure!(
         std::thread::available_parallelism()?.get() >= 2,
-        "the server and the generator need a core each"
+        "two cores are required, one for the server and one for the load generator"
     );
     for program in ["taskset", "setpriv", "kill"] {
         ensure!(
-            process::is_there(program),
+            process::is_installed(program),
             "missing: {program} (apt-get install util-linux procps)"
         );
     }
-    process::pin(order.client_core)?;
+    process::pin(options.client_core)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, run(&order))
+    LocalSet::new().block_on(&runtime, run(&options))
 }
 
-async fn run(order: &Order) -> anyhow::Result<()> {
-    if let Some(folder) = &order.curves {
-        return scaling::draw(order.server_core, folder).await;
+async fn run(options: &Options) -> anyhow::Result<()> {
+    if let Some(directory) = &options.curves {
+        return scaling::draw(options.server_core, directory).await;
     }
-    let peers = order.peers();
-    let mut results: Vec<Outcome> = peers.iter().map(|peer| Outcome::of(*peer)).collect();
-    let begun = Instant::now();
-    if order.has(Part::Cpu) {
-        for round in 0..order.rounds {
-            for turn in 0..results.len() {
-                // Each round begins with another, so that none always follows the same.
-                let result = &mut results[(turn + round) % peers.len()];
-                let measured = cpu(order, result).await;
-                result.note(measured);
+    let peers = options.peers();
+    let mut results: Vec<PeerResults> = peers.iter().map(|peer| PeerResults::new(*peer)).collect();
+    let start = Instant::now();
+    if options.has(Part::Cpu) {
+        for round in 0..options.rounds {
+            for nth in 0..results.len() {
+                // Every round starts with a different server.
+                let result = &mut results[(nth + round) % peers.len()];
+                let measured = cpu(options, result).await;
+                result.record(measured);
             }
         }
     }
     for result in &mut results {
-        if order.has(Part::Memory) && result.peer != Peer::Floor {
-            let each = idle(order, result.peer).await;
-            result.memory = result.note(each);
+        if options.has(Part::Memory) && result.peer != Peer::Floor {
+            let per_socket = idle(options, result.peer).await;
+            result.memory = result.record(per_socket);
         }
-        if order.has(Part::Latency) {
-            let latencies = latency(order, result.peer).await;
-            result.latency = result.note(latencies);
+        if options.has(Part::Latency) {
+            let latencies = latency(options, result.peer).await;
+            result.latency = result.record(latencies);
         }
     }
-    println!("\n{}", heading(order)?);
+    println!("\n{}", heading(options)?);
     if [Part::Cpu, Part::Memory, Part::Latency]
         .into_iter()
-        .any(|part| order.has(part))
+        .any(|part| options.has(part))
     {
         println!("{}", comparison(&results));
     }
-    if order.has(Part::Promises) && peers.contains(&Peer::Hub) {
-        hub_only::measure(order.server_core).await?;
+    if options.has(Part::HubOnly) && peers.contains(&Peer::Hub) {
+        hub_only::measure(options.server_core).await?;
     }
-    eprintln!("took {} s", begun.elapsed().as_secs());
+    eprintln!("took {} s", start.elapsed().as_secs());
     let failed = results.iter().filter(|result| result.has_failed).count();
-    ensure!(failed == 0, "{failed} servers were not measured whole");
+    ensure!(failed == 0, "{failed} servers failed");
     Ok(())
 }
 
-/// What came of one server.
-struct Outcome {
+/// Results of one server.
+struct PeerResults {
     peer: Peer,
-    single: Vec<Pace>,
-    burst: Vec<Pace>,
-    unread: Vec<Option<Pace>>,
+    sequential: Vec<Cost>,
+    concurrent: Vec<Cost>,
+    unread: Vec<Option<Cost>>,
     memory: Option<f64>,
     latency: Option<Histogram<u64>>,
     has_failed: bool,
 }
 
-impl Outcome {
-    fn of(peer: Peer) -> Self {
+impl PeerResults {
+    fn new(peer: Peer) -> Self {
         Self {
             peer,
-            single: Vec::new(),
-            burst: Vec::new(),
+            sequential: Vec::new(),
+            concurrent: Vec::new(),
             unread: Vec::new(),
             memory: None,
             latency: None,
@@ -205,8 +205,8 @@ impl Outcome {
         }
     }
 
-    /// Says what went wrong, and goes on: the others are measured all the same.
-    fn note<T>(&mut self, measured: anyhow::Result<T>) -> Option<T> {
+    /// Prints an error and marks the server as failed. The benchmark continues with the others.
+    fn record<T>(&mut self, measured: anyhow::Result<T>) -> Option<T> {
         let measured = measured.inspect_err(|error| {
             eprintln!("{}: {error:#}", self.peer.name());
             self.has_failed = true;
@@ -215,68 +215,72 @@ impl Outcome {
     }
 }
 
-/// A place to write, gone afterwards; where a store is as durable as the build's own disk makes it.
-fn place() -> anyhow::Result<tempfile::TempDir> {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).context("no place to write")
+/// Creates a temporary directory on the disk of the build, because stores must write to a real disk.
+fn temp_dir() -> anyhow::Result<tempfile::TempDir> {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).context("cannot create a temporary directory")
 }
 
-async fn cpu(order: &Order, result: &mut Outcome) -> anyhow::Result<()> {
+async fn cpu(options: &Options, result: &mut PeerResults) -> anyhow::Result<()> {
     let size = Size {
-        sockets: order.sockets,
+        sockets: options.sockets,
         channels: 1,
         bytes: 0,
     };
-    let dir = place()?;
-    let cores = Cores::One(order.server_core);
-    let mut scene = Scene::open(result.peer, cores, dir.path(), size).await?;
-    let single = scene.one_by_one(order.updates).await?;
-    let burst = scene.all_at_once(order.updates * 2).await?;
-    drop(scene);
-    let few = Size {
-        sockets: order.sockets / 2,
+    let dir = temp_dir()?;
+    let cores = Cores::One(options.server_core);
+    let mut scenario = Scenario::open(result.peer, cores, dir.path(), size).await?;
+    let sequential = scenario.sequential(options.updates).await?;
+    let concurrent = scenario.concurrent(options.updates * 2).await?;
+    drop(scenario);
+    let half = Size {
+        sockets: options.sockets / 2,
         ..size
     };
-    let dir = place()?;
-    let mut scene = Scene::open(result.peer, cores, dir.path(), few).await?;
-    let unread = scene.unread(order.updates * 10).await?;
+    let dir = temp_dir()?;
+    let mut scenario = Scenario::open(result.peer, cores, dir.path(), half).await?;
+    let unread = scenario.unread(options.updates * 10).await?;
     eprintln!(
-        "{:28} one by one {:6.0} ns, {:7.0}/s; at once {:6.0} ns, {:7.0}/s; unread {:6.0} ns",
+        "{:28} sequential {:6.0} ns, {:7.0}/s; concurrent {:6.0} ns, {:7.0}/s; unread {:6.0} ns",
         result.peer.name(),
-        single.cpu,
-        single.rate,
-        burst.cpu,
-        burst.rate,
-        unread.map_or(f64::NAN, |pace| pace.cpu)
+        sequential.cpu_nanos,
+        sequential.deliveries_per_second,
+        concurrent.cpu_nanos,
+        concurrent.deliveries_per_second,
+        unread.map_or(f64::NAN, |cost| cost.cpu_nanos)
     );
-    result.single.push(single);
-    result.burst.push(burst);
+    result.sequential.push(sequential);
+    result.concurrent.push(concurrent);
     result.unread.push(unread);
     Ok(())
 }
 
-async fn idle(order: &Order, peer: Peer) -> anyhow::Result<f64> {
-    let dir = place()?;
+async fn idle(options: &Options, peer: Peer) -> anyhow::Result<f64> {
+    let dir = temp_dir()?;
     let size = Size {
-        sockets: order.idle,
+        sockets: options.idle,
         channels: 100,
         bytes: 0,
     };
-    let each = memory(peer, Cores::One(order.server_core), dir.path(), size).await?;
-    eprintln!("{:28} {each:.0} bytes for an idle socket", peer.name());
-    Ok(each)
+    let per_socket = memory(peer, Cores::One(options.server_core), dir.path(), size).await?;
+    eprintln!("{:28} {per_socket:.0} bytes per idle socket", peer.name());
+    Ok(per_socket)
 }
 
-async fn latency(order: &Order, peer: Peer) -> anyhow::Result<Histogram<u64>> {
-    let dir = place()?;
+async fn latency(options: &Options, peer: Peer) -> anyhow::Result<Histogram<u64>> {
+    let dir = temp_dir()?;
     let size = Size {
         sockets: 1000,
         channels: 100,
         bytes: 0,
     };
-    let cores = Cores::One(order.server_core);
-    let mut scene = Scene::open(peer, cores, dir.path(), size).await?;
-    scene.at_a_rate(order.rate, Duration::from_secs(1)).await?;
-    let latencies = scene.at_a_rate(order.rate, Duration::from_secs(5)).await?;
+    let cores = Cores::One(options.server_core);
+    let mut scenario = Scenario::open(peer, cores, dir.path(), size).await?;
+    scenario
+        .at_rate(options.rate, Duration::from_secs(1))
+        .await?;
+    let latencies = scenario
+        .at_rate(options.rate, Duration::from_secs(5))
+        .await?;
     eprintln!(
         "{:28} p50 {} µs, p99 {} µs",
         peer.name(),
@@ -286,87 +290,82 @@ async fn latency(order: &Order, peer: Peer) -> anyhow::Result<Histogram<u64>> {
     Ok(latencies)
 }
 
-fn heading(order: &Order) -> anyhow::Result<String> {
-    let said: Vec<String> = std::env::args()
+fn heading(options: &Options) -> anyhow::Result<String> {
+    let arguments: Vec<String> = std::env::args()
         .skip(1)
-        .filter(|word| word != "--bench")
+        .filter(|argument| argument != "--bench")
         .collect();
-    let command = format!("cargo bench --bench compare -- {}", said.join(" "));
+    let command = format!("cargo bench --bench compare -- {}", arguments.join(" "));
     Ok(format!(
-        "{}, {}; `{}`. {} rounds; {} sockets, one channel, messages of {} bytes; server and generator on a core each.\n",
+        "{}, {}; `{}`. {} rounds; {} sockets, one channel, messages of {} bytes; one core each for the server and the load generator.\n",
         today(),
         machine(),
         command.trim_end_matches([' ', '-']),
-        order.rounds,
-        order.sockets,
+        options.rounds,
+        options.sockets,
         Template::new(0)?.length()
     ))
 }
 
-fn comparison(results: &[Outcome]) -> String {
+fn comparison(results: &[PeerResults]) -> String {
     let floor = &results[0];
-    let floors: Vec<Pace> = floor.unread.iter().copied().flatten().collect();
-    let ratio = |ours: &[Pace], floors: &[Pace]| {
-        if ours.len() != floors.len() {
-            return "not measured whole".to_owned();
+    let floor_unread: Vec<Cost> = floor.unread.iter().copied().flatten().collect();
+    let ratio = |costs: &[Cost], floor: &[Cost]| {
+        if costs.len() != floor.len() {
+            return "incomplete".to_owned();
         }
-        let ratios = ours
-            .iter()
-            .zip(floors)
-            .map(|(ours, floor)| ours.cpu / floor.cpu);
-        Spread::of(ratios.collect()).map_or_else(|| "–".to_owned(), Spread::ratio)
+        let costs = costs.iter().zip(floor);
+        let ratios = costs.map(|(cost, floor)| cost.cpu_nanos / floor.cpu_nanos);
+        or_dash(Summary::of(ratios.collect()).map(Summary::ratio))
     };
-    let cost = |paces: &[Pace]| {
-        let micros = Spread::of(paces.iter().map(|pace| pace.cpu / 1000.0).collect());
-        micros.map_or_else(
-            || "–".to_owned(),
-            |spread| format!("{:.2} µs", spread.median),
-        )
+    let median = |costs: &[Cost]| {
+        let micros = Summary::of(costs.iter().map(|cost| cost.cpu_nanos / 1000.0).collect());
+        or_dash(micros.map(|micros| format!("{:.2} µs", micros.median)))
     };
-    let rows: Vec<Vec<String>> = results
-        .iter()
-        .map(|result| {
-            let memory = result
-                .memory
-                .map(|bytes| format!("{:.1} KB", bytes / 1000.0));
-            let late = |quantile: f64| {
-                let histogram = result.latency.as_ref();
-                histogram.map_or_else(
-                    || "–".to_owned(),
-                    |latencies| millis(latencies.value_at_quantile(quantile)),
-                )
-            };
-            vec![
-                result.peer.name().to_owned(),
-                cost(&result.single),
-                ratio(&result.single, &floor.single),
-                ratio(&result.burst, &floor.burst),
-                match result.unread.iter().copied().collect::<Option<Vec<_>>>() {
-                    Some(paces) => ratio(&paces, &floors),
-                    None => "not all came to the last update".to_owned(),
-                },
-                memory.unwrap_or_else(|| "–".to_owned()),
-                late(0.5),
-                late(0.99),
-                late(0.999),
-            ]
-        })
-        .collect();
+    let row = |result: &PeerResults| {
+        let unread: Option<Vec<Cost>> = result.unread.iter().copied().collect();
+        let memory = result
+            .memory
+            .map(|bytes| format!("{:.1} KB", bytes / 1000.0));
+        let latency = |quantile: f64| {
+            let latencies = result.latency.as_ref();
+            or_dash(latencies.map(|latencies| millis(latencies.value_at_quantile(quantile))))
+        };
+        vec![
+            result.peer.name().to_owned(),
+            median(&result.sequential),
+            ratio(&result.sequential, &floor.sequential),
+            ratio(&result.concurrent, &floor.concurrent),
+            unread.map_or_else(
+                || "not all sockets received the last update".to_owned(),
+                |unread| ratio(&unread, &floor_unread),
+            ),
+            or_dash(memory),
+            latency(0.5),
+            latency(0.99),
+            latency(0.999),
+        ]
+    };
     let head = [
-        "server",
+        "Server",
         "CPU per delivery",
-        "to the floor",
-        "updates at once",
-        "nobody reads",
-        "idle socket",
+        "Relative to the floor",
+        "Concurrent updates",
+        "Paused readers",
+        "Idle socket",
         "p50",
         "p99",
         "p99.9",
     ];
+    let rows: Vec<Vec<String>> = results.iter().map(row).collect();
     markdown(&head, &rows)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "nowhere near 2⁵³")]
+fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "–".to_owned())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
 fn millis(micros: u64) -> String {
     format!("{:.2} ms", micros as f64 / 1000.0)
 }

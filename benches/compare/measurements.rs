@@ -1,7 +1,7 @@
-//! What is measured, each on a server that was just started.
+//! Measurements, each on a newly started server.
 //!
-//! Invariant: nothing counts that was not checked: at the end of each part every socket has the last
-//! update of its channel, none was lost, and where updates were sent one by one, none went back.
+//! Invariant: a result counts only if every socket has the last update of its channel and none was lost. If updates were
+//! sent one at a time, they must also have increased on every socket.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -13,73 +13,72 @@ use hdrhistogram::Histogram;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::clients::Crowd;
-use crate::http_connection::Lane;
+use crate::clients::Clients;
+use crate::http_connection::HttpConnection;
 use crate::message::{Clock, Stamp, Template};
-use crate::peers::{Ground, Peer, Stand};
+use crate::peers::{Peer, RunningServer, StartContext};
 use crate::process::Cores;
 
-/// How long all sockets may take to be current.
+/// Maximum time for all sockets to become current.
 const MEASUREMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a first try may take, before a second makes up for a socket that was not yet subscribed.
-const WARM_UP: Duration = Duration::from_secs(3);
+/// Time after which the first update is repeated, for sockets that were not yet subscribed.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The same for those that had not read for a while.
-const UNREAD: Duration = Duration::from_secs(20);
+/// Maximum time for sockets to become current after a pause.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Posts under way at once, where updates do not wait for each other.
-const LANES: usize = 8;
+/// Concurrent requests if updates do not wait for each other.
+const CONNECTIONS: usize = 8;
 
-/// How many sockets, channels and bytes.
+/// Size of a scenario.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// Sockets in all.
     pub sockets: usize,
-    /// Channels they are spread over.
+    /// Channels that the sockets are distributed over.
     pub channels: usize,
-    /// Bytes of a message; a smaller document than the hub's own there is not.
+    /// Minimum bytes of a message. A document of the hub without padding may already be longer.
     pub bytes: usize,
 }
 
 impl Size {
-    /// How long a message really is.
-    pub fn message(self) -> anyhow::Result<usize> {
+    /// Returns the actual bytes of a message.
+    pub fn message_bytes(self) -> anyhow::Result<usize> {
         Ok(Template::new(self.bytes)?.length())
     }
 }
 
-/// A server with its sockets, all of them current.
-pub struct Scene {
-    stand: Stand,
-    crowd: Crowd,
-    lane: Lane,
+/// A server and its sockets, all of which are current.
+pub struct Scenario {
+    server: RunningServer,
+    clients: Clients,
+    connection: HttpConnection,
     clock: Clock,
     size: Size,
     number: Rc<Cell<u64>>,
 }
 
-impl Scene {
+impl Scenario {
     /// Starts a server and opens its sockets.
     pub async fn open(peer: Peer, cores: Cores, dir: &Path, size: Size) -> anyhow::Result<Self> {
-        let stand = stand(peer, cores, dir, size).await?;
-        Self::with(stand, size).await
+        let server = start(peer, cores, dir, size).await?;
+        Self::with_server(server, size).await
     }
 
-    /// Opens the sockets of a server that is up.
-    pub async fn with(stand: Stand, size: Size) -> anyhow::Result<Self> {
-        let crowd = Crowd::open(&stand.door, size.sockets, 0).await?;
-        let lane = Lane::to(stand.publish_at);
-        let mut scene = Self {
-            stand,
-            crowd,
-            lane,
+    /// Opens the sockets of a running server.
+    pub async fn with_server(server: RunningServer, size: Size) -> anyhow::Result<Self> {
+        let clients = Clients::open(&server.endpoint, size.sockets, 0).await?;
+        let connection = HttpConnection::new(server.publish_address);
+        let mut scenario = Self {
+            server,
+            clients,
+            connection,
             clock: Clock::start(),
             size,
             number: Rc::new(Cell::new(0)),
         };
-        scene.warm_up().await?;
-        Ok(scene)
+        scenario.warm_up().await?;
+        Ok(scenario)
     }
 
     async fn warm_up(&mut self) -> anyhow::Result<()> {
@@ -87,15 +86,21 @@ impl Scene {
             for channel in 0..self.size.channels {
                 self.post(channel).await?;
             }
-            if self.crowd.board.reached(WARM_UP).await.is_ok() {
+            if self
+                .clients
+                .observations
+                .wait_until_current(WARM_UP_TIMEOUT)
+                .await
+                .is_ok()
+            {
                 return Ok(());
             }
         }
-        self.crowd
-            .board
-            .reached(WARM_UP)
+        self.clients
+            .observations
+            .wait_until_current(WARM_UP_TIMEOUT)
             .await
-            .context("not everybody heard a first update")
+            .context("not all sockets received the first update")
     }
 
     fn next(&self, due: u64) -> Stamp {
@@ -108,209 +113,223 @@ impl Scene {
 
     async fn post(&mut self, channel: usize) -> anyhow::Result<()> {
         let stamp = self.next(self.clock.now());
-        self.crowd.board.want(channel, stamp.number);
-        self.lane.call(&self.stand.update(channel, stamp)).await?;
+        self.clients.observations.expect(channel, stamp.number);
+        self.connection
+            .send(&self.server.update(channel, stamp))
+            .await?;
         Ok(())
     }
 
-    /// Update after update, each once everybody has the one before: one write per delivery. Gives
-    /// the CPU time of a delivery, and how many there were a second.
-    pub async fn one_by_one(&mut self, updates: usize) -> anyhow::Result<Pace> {
-        let (begun, before) = (Instant::now(), self.stand.cpu()?);
-        let received = self.crowd.board.received.get();
-        for at in 0..updates {
-            self.post(at % self.size.channels).await?;
-            self.crowd
-                .board
-                .reached(MEASUREMENT_TIMEOUT)
+    /// Sends updates one at a time, each after every socket has received the previous one. Returns the cost per
+    /// delivery, of which each is one write.
+    pub async fn sequential(&mut self, updates: usize) -> anyhow::Result<Cost> {
+        let (start, before) = (Instant::now(), self.server.cpu()?);
+        let received = self.clients.observations.received.get();
+        for nth in 0..updates {
+            self.post(nth % self.size.channels).await?;
+            self.clients
+                .observations
+                .wait_until_current(MEASUREMENT_TIMEOUT)
                 .await
-                .context("one by one")?;
+                .context("sequential updates")?;
         }
-        let pace = Pace::of(
-            self.stand.cpu()?.saturating_sub(before),
-            begun.elapsed(),
-            self.crowd.board.received.get() - received,
+        let cost = Cost::new(
+            self.server.cpu()?.saturating_sub(before),
+            start.elapsed(),
+            self.clients.observations.received.get() - received,
         );
-        self.crowd.is_sound()?;
-        Ok(pace)
+        self.clients.verify()?;
+        Ok(cost)
     }
 
-    /// As many updates as the server takes, none of which waits for a delivery. Gives the CPU time
-    /// of each update at each socket that watches, whether it was sent there or a newer one was.
-    pub async fn all_at_once(&mut self, updates: usize) -> anyhow::Result<Pace> {
-        let (begun, before) = (Instant::now(), self.stand.cpu()?);
-        self.flood(updates).await?;
+    /// Sends updates as fast as the server responds, without waiting for deliveries. Returns the cost per update and
+    /// subscribed socket, whether or not the update was superseded before its delivery.
+    pub async fn concurrent(&mut self, updates: usize) -> anyhow::Result<Cost> {
+        let (start, before) = (Instant::now(), self.server.cpu()?);
+        self.send_concurrently(updates).await?;
         for channel in 0..self.size.channels {
             self.post(channel).await?;
         }
-        self.crowd
-            .board
-            .reached(MEASUREMENT_TIMEOUT)
+        self.clients
+            .observations
+            .wait_until_current(MEASUREMENT_TIMEOUT)
             .await
-            .context("all at once")?;
-        let pace = Pace::of(
-            self.stand.cpu()?.saturating_sub(before),
-            begun.elapsed(),
-            self.owed(updates),
+            .context("concurrent updates")?;
+        let cost = Cost::new(
+            self.server.cpu()?.saturating_sub(before),
+            start.elapsed(),
+            self.expected_deliveries(updates),
         );
-        self.forget_order()?;
-        Ok(pace)
+        self.verify_unordered()?;
+        Ok(cost)
     }
 
-    /// The same while nobody reads; then everybody does. None where some never came to the last
-    /// update, though they read.
-    pub async fn unread(&mut self, updates: usize) -> anyhow::Result<Option<Pace>> {
-        let (begun, before) = (Instant::now(), self.stand.cpu()?);
-        self.crowd.board.pause();
-        let flooded = self.flood(updates).await;
-        self.crowd.board.resume();
-        flooded?;
+    /// Like [`Scenario::concurrent`], but no socket reads until all updates are sent. Returns `None` if a socket does
+    /// not receive the last update after that.
+    pub async fn unread(&mut self, updates: usize) -> anyhow::Result<Option<Cost>> {
+        let (start, before) = (Instant::now(), self.server.cpu()?);
+        self.clients.observations.pause();
+        let sent = self.send_concurrently(updates).await;
+        self.clients.observations.resume();
+        sent?;
         for channel in 0..self.size.channels {
             self.post(channel).await?;
         }
-        if self.crowd.board.reached(UNREAD).await.is_err() {
+        if self
+            .clients
+            .observations
+            .wait_until_current(RESUME_TIMEOUT)
+            .await
+            .is_err()
+        {
             return Ok(None);
         }
-        let pace = Pace::of(
-            self.stand.cpu()?.saturating_sub(before),
-            begun.elapsed(),
-            self.owed(updates),
+        let cost = Cost::new(
+            self.server.cpu()?.saturating_sub(before),
+            start.elapsed(),
+            self.expected_deliveries(updates),
         );
-        self.forget_order()?;
-        Ok(Some(pace))
+        self.verify_unordered()?;
+        Ok(Some(cost))
     }
 
-    /// What so many updates and a last one of each channel come to, for all who watch.
-    fn owed(&self, updates: usize) -> u64 {
-        let watched = self.size.sockets / self.size.channels;
-        ((updates + self.size.channels) * watched) as u64
+    /// Returns the deliveries of `updates` updates and one more per channel, without conflation.
+    fn expected_deliveries(&self, updates: usize) -> u64 {
+        let sockets_per_channel = self.size.sockets / self.size.channels;
+        ((updates + self.size.channels) * sockets_per_channel) as u64
     }
 
-    async fn flood(&self, updates: usize) -> anyhow::Result<()> {
+    async fn send_concurrently(&self, updates: usize) -> anyhow::Result<()> {
         let left = Rc::new(Cell::new(updates));
-        let mut lanes = JoinSet::new();
+        let mut senders = JoinSet::new();
         let requests: Vec<Vec<u8>> = (0..updates)
-            .map(|at| {
-                self.stand
-                    .update(at % self.size.channels, self.next(self.clock.now()))
+            .map(|nth| {
+                self.server
+                    .update(nth % self.size.channels, self.next(self.clock.now()))
             })
             .collect();
         let requests = Rc::new(requests);
-        for _ in 0..LANES {
+        for _ in 0..CONNECTIONS {
             let (left, requests) = (Rc::clone(&left), Rc::clone(&requests));
-            let mut lane = Lane::to(self.stand.publish_at);
-            lanes.spawn_local(async move {
+            let mut connection = HttpConnection::new(self.server.publish_address);
+            senders.spawn_local(async move {
                 while let Some(next) = left.get().checked_sub(1) {
                     left.set(next);
-                    lane.call(&requests[updates - 1 - next]).await?;
+                    connection.send(&requests[updates - 1 - next]).await?;
                 }
                 anyhow::Ok(())
             });
         }
-        while let Some(done) = lanes.join_next().await {
+        while let Some(done) = senders.join_next().await {
             done??;
         }
         Ok(())
     }
 
-    /// Posts that were under way at once came in whatever order: that is not the server's fault.
-    fn forget_order(&self) -> anyhow::Result<()> {
-        self.crowd.board.backwards.set(0);
-        self.crowd.is_sound()
+    /// Verifies the sockets, except for the order of updates: concurrent requests may arrive in any order.
+    fn verify_unordered(&self) -> anyhow::Result<()> {
+        self.clients.observations.regressions.set(0);
+        self.clients.verify()
     }
 
-    /// So many updates a second for so long, channel by channel, whatever the server makes of it;
-    /// each counts from the moment it was due. Gives microseconds.
-    pub async fn at_a_rate(&mut self, rate: u32, time: Duration) -> anyhow::Result<Histogram<u64>> {
-        let lanes: Vec<_> = (0..LANES)
-            .map(|_| Rc::new(Mutex::new(Lane::to(self.stand.publish_at))))
+    /// Sends `rate` updates per second to the channels in turn, on a schedule that does not wait for responses. Returns
+    /// latencies from the due time of each update, in microseconds.
+    pub async fn at_rate(
+        &mut self,
+        rate: u32,
+        duration: Duration,
+    ) -> anyhow::Result<Histogram<u64>> {
+        let connections: Vec<_> = (0..CONNECTIONS)
+            .map(|_| Rc::new(Mutex::new(HttpConnection::new(self.server.publish_address))))
             .collect();
-        self.crowd.board.begin_latencies(self.clock);
-        let begun = self.clock.now();
-        let gap = 1_000_000_000 / u64::from(rate);
-        let updates = u64::from(rate) * time.as_secs();
-        let mut posts = JoinSet::new();
-        for at in 0..updates {
-            let due = begun + at * gap;
-            self.clock.reach(due).await;
-            let turn = usize::try_from(at)?;
+        self.clients.observations.start_latencies(self.clock);
+        let start = self.clock.now();
+        let interval_nanos = 1_000_000_000 / u64::from(rate);
+        let updates = u64::from(rate) * duration.as_secs();
+        let mut requests = JoinSet::new();
+        for nth in 0..updates {
+            let due = start + nth * interval_nanos;
+            self.clock.wait_until(due).await;
+            let nth = usize::try_from(nth)?;
             let stamp = self.next(due);
-            let channel = turn % self.size.channels;
-            let request = self.stand.update(channel, stamp);
-            self.crowd.board.want(channel, stamp.number);
-            let lane = Rc::clone(&lanes[turn % LANES]);
-            posts.spawn_local(async move {
-                lane.lock().await.call(&request).await?;
+            let channel = nth % self.size.channels;
+            let request = self.server.update(channel, stamp);
+            self.clients.observations.expect(channel, stamp.number);
+            let connection = Rc::clone(&connections[nth % CONNECTIONS]);
+            requests.spawn_local(async move {
+                connection.lock().await.send(&request).await?;
                 anyhow::Ok(())
             });
         }
-        while let Some(done) = posts.join_next().await {
+        while let Some(done) = requests.join_next().await {
             done??;
         }
-        self.crowd.board.reached(MEASUREMENT_TIMEOUT).await?;
-        let latencies = self.crowd.board.end_latencies();
-        self.forget_order()?;
+        self.clients
+            .observations
+            .wait_until_current(MEASUREMENT_TIMEOUT)
+            .await?;
+        let latencies = self.clients.observations.finish_latencies();
+        self.verify_unordered()?;
         Ok(latencies)
     }
 }
 
-/// What a part cost.
+/// Cost and rate of deliveries.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// Nanoseconds of CPU per delivery.
-    pub cpu: f64,
-    /// Deliveries a second.
-    pub rate: f64,
+pub struct Cost {
+    /// CPU time per delivery.
+    pub cpu_nanos: f64,
+    pub deliveries_per_second: f64,
 }
 
-impl Pace {
-    fn of(cpu: Duration, took: Duration, deliveries: u64) -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "nowhere near 2⁵³")]
+impl Cost {
+    fn new(cpu: Duration, elapsed: Duration, deliveries: u64) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
         let deliveries = deliveries as f64;
         Self {
-            cpu: cpu.as_secs_f64() * 1e9 / deliveries,
-            rate: deliveries / took.as_secs_f64(),
+            cpu_nanos: cpu.as_secs_f64() * 1e9 / deliveries,
+            deliveries_per_second: deliveries / elapsed.as_secs_f64(),
         }
     }
 }
 
-/// Bytes of memory for each socket that has subscribed and hears nothing.
+/// Returns the memory in bytes that a subscribed socket without traffic adds to the server.
 pub async fn memory(peer: Peer, cores: Cores, dir: &Path, size: Size) -> anyhow::Result<f64> {
-    let stand = stand(peer, cores, dir, size).await?;
-    quiet(&stand).await?;
-    let before = stand.memory()?;
-    let scene = Scene::with(stand, size).await?;
-    quiet(&scene.stand).await?;
-    let after = scene.stand.memory()?;
-    scene.crowd.is_sound()?;
-    #[expect(clippy::cast_precision_loss, reason = "nowhere near 2⁵³")]
-    let each = after.saturating_sub(before) as f64 / size.sockets as f64;
-    Ok(each)
+    let server = start(peer, cores, dir, size).await?;
+    wait_until_idle(&server).await?;
+    let before = server.memory()?;
+    let scenario = Scenario::with_server(server, size).await?;
+    wait_until_idle(&scenario.server).await?;
+    let after = scenario.server.memory()?;
+    scenario.clients.verify()?;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
+    let per_socket = after.saturating_sub(before) as f64 / size.sockets as f64;
+    Ok(per_socket)
 }
 
-async fn stand(peer: Peer, cores: Cores, dir: &Path, size: Size) -> anyhow::Result<Stand> {
-    let plain = Template::new(0)?.length();
-    let ground = Ground {
+async fn start(peer: Peer, cores: Cores, dir: &Path, size: Size) -> anyhow::Result<RunningServer> {
+    let unpadded = Template::new(0)?.length();
+    let context = StartContext {
         dir,
         cores,
         channels: size.channels,
         template: Rc::new(Template::new(size.bytes)?),
-        padding: size.bytes.saturating_sub(plain),
+        padding: size.bytes.saturating_sub(unpadded),
     };
-    peer.start(&ground).await
+    peer.start(&context).await
 }
 
-/// Waits until the server does nothing worth mentioning.
-async fn quiet(stand: &Stand) -> anyhow::Result<()> {
-    let until = Instant::now() + MEASUREMENT_TIMEOUT;
-    let mut before = stand.cpu()?;
-    while Instant::now() < until {
+/// Waits until the server uses less than 10 ms of CPU time in 300 ms.
+async fn wait_until_idle(server: &RunningServer) -> anyhow::Result<()> {
+    let deadline = Instant::now() + MEASUREMENT_TIMEOUT;
+    let mut before = server.cpu()?;
+    while Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let now = stand.cpu()?;
+        let now = server.cpu()?;
         if now.saturating_sub(before) < Duration::from_millis(10) {
             return Ok(());
         }
         before = now;
     }
-    bail!("it does not come to rest");
+    bail!("the server does not become idle");
 }

@@ -1,7 +1,6 @@
-//! What travels: the hub's own document of a job, with a stamp in it.
+//! Messages of the benchmark: a job document of the hub with a stamp in `stage`.
 //!
-//! Invariant: every server sends the same number of bytes for the same update, and each message says
-//! which update it is and when it was due.
+//! Invariant: for the same update, every server sends the same number of bytes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,91 +11,92 @@ use progress_hub::protocol::Frame;
 use progress_hub::time::Time;
 use serde_json::{Map, Value};
 
-/// Who owns the jobs.
+/// Owner of the jobs.
 pub const OWNER: &str = "alice";
 
-const BEFORE: &[u8] = b"\"stage\":\"";
-const DIGITS: usize = 20;
-const LENGTH: usize = 2 * DIGITS + 1;
+const STAMP_PREFIX: &[u8] = b"\"stage\":\"";
+const NUMBER_DIGITS: usize = 20;
+const STAMP_BYTES: usize = 2 * NUMBER_DIGITS + 1;
 
-/// Which update it is, and when it was due, by the run's own clock.
+/// Number and due time of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// 1, 2, 3 …
+    /// Number, from 1.
     pub number: u64,
-    /// Nanoseconds since the run began.
+    /// Due time in nanoseconds since the start of the clock.
     pub due: u64,
 }
 
 impl Stamp {
-    /// As it stands in a document.
+    /// Formats the stamp for a document.
     pub fn text(self) -> String {
         format!("{:020}.{:020}", self.number, self.due)
     }
 
-    /// The stamp of a message, where it has one.
+    /// Finds the stamp in a message.
     pub fn find(message: &[u8]) -> Option<Self> {
-        let first = BEFORE[0];
-        let at = message
-            .windows(BEFORE.len())
-            .position(|window| window[0] == first && window == BEFORE)?;
-        let text = message.get(at + BEFORE.len()..at + BEFORE.len() + LENGTH)?;
+        let first = STAMP_PREFIX[0];
+        let start = message
+            .windows(STAMP_PREFIX.len())
+            .position(|window| window[0] == first && window == STAMP_PREFIX)?;
+        let text =
+            message.get(start + STAMP_PREFIX.len()..start + STAMP_PREFIX.len() + STAMP_BYTES)?;
         Some(Self {
-            number: number(&text[..DIGITS])?,
-            due: number(&text[DIGITS + 1..])?,
+            number: parse_number(&text[..NUMBER_DIGITS])?,
+            due: parse_number(&text[NUMBER_DIGITS + 1..])?,
         })
     }
 }
 
-fn number(digits: &[u8]) -> Option<u64> {
+fn parse_number(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0u64, |sum, digit| {
         let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
         Some(sum * 10 + digit)
     })
 }
 
-/// The run's clock.
+/// Clock of a run.
 #[derive(Clone, Copy)]
 pub struct Clock(Instant);
 
-/// How late a timer may come.
-const TIMER: Duration = Duration::from_millis(2);
+/// Maximum delay of a timer.
+const TIMER_DELAY: Duration = Duration::from_millis(2);
 
 impl Clock {
-    /// Begins now.
+    /// Starts a clock.
     pub fn start() -> Self {
         Self(Instant::now())
     }
 
-    /// Nanoseconds since it began.
+    /// Returns the nanoseconds since the start.
     pub fn now(self) -> u64 {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Waits until so many nanoseconds after it began. A timer comes up to two milliseconds late, which
-    /// would be told of the server: so the last of them are spent looking at the clock.
-    pub async fn reach(self, nanos: u64) {
+    /// Waits until a time in nanoseconds since the start. Timers may be two milliseconds late, which would be counted
+    /// as latency of the server. The last two milliseconds are therefore spent polling the clock.
+    pub async fn wait_until(self, nanos: u64) {
         let due = self.0 + Duration::from_nanos(nanos);
-        tokio::time::sleep_until((due - TIMER).into()).await;
+        tokio::time::sleep_until((due - TIMER_DELAY).into()).await;
         while Instant::now() < due {
             tokio::task::yield_now().await;
         }
     }
 }
 
-/// The text of an update as the hub would send it, for the servers that send what they are given.
+/// Message of the hub for an update, for servers that forward what is published.
 pub struct Template {
     before: String,
     after: String,
 }
 
 impl Template {
-    /// A running job of a worker's own, padded to about `bytes` by its metadata where that is more.
+    /// Creates a message of a running job. Its metadata is padded so that the message has at least `bytes` bytes.
     pub fn new(bytes: usize) -> anyhow::Result<Self> {
-        let plain = Self::with(metadata(0))?;
-        let padding = bytes.saturating_sub(plain.message("").len() + LENGTH);
+        let unpadded = Self::with(metadata(0))?;
+        let padding = bytes.saturating_sub(unpadded.message("").len() + STAMP_BYTES);
         if padding == 0 {
-            return Ok(plain);
+            return Ok(unpadded);
         }
         Self::with(metadata(padding))
     }
@@ -118,29 +118,31 @@ impl Template {
         };
         let job = Job::new(new, now)
             .apply(report.into_update(Source::Push), now)
-            .context("a first report is news")?;
+            .context("the first report changes the job")?;
         let frame = Frame::new(Arc::new(job));
         let document = std::str::from_utf8(frame.document())?;
         let text = format!("{{\"type\":\"job\",\"job\":{document}}}");
-        let (before, after) = text.split_once("STAMP").context("it has its stage")?;
+        let (before, after) = text
+            .split_once("STAMP")
+            .context("the document has a stage")?;
         Ok(Self {
             before: before.to_owned(),
             after: after.to_owned(),
         })
     }
 
-    /// The text with this stamp.
+    /// Returns the message with a stamp.
     pub fn message(&self, stamp: &str) -> String {
         format!("{}{stamp}{}", self.before, self.after)
     }
 
-    /// How long a message is.
+    /// Returns the length of a message in bytes.
     pub fn length(&self) -> usize {
-        self.before.len() + LENGTH + self.after.len()
+        self.before.len() + STAMP_BYTES + self.after.len()
     }
 }
 
-/// What a job of the run carries, with so much padding.
+/// Returns the metadata of a job with `padding` additional bytes.
 pub fn metadata(padding: usize) -> Map<String, Value> {
     let mut metadata = Map::new();
     metadata.insert("title".to_owned(), "A paper boat at dawn".into());

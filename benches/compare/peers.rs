@@ -1,7 +1,7 @@
-//! The servers that are compared: what each needs, and how it is started.
+//! The servers that are compared: their requirements and their setup.
 //!
-//! Invariant: a server is given what its own documentation recommends for this work, one process
-//! where it lets one choose, and a configuration of the run's own; nothing of the system's is touched.
+//! Every server is configured as its documentation recommends for this work, with one process where that is
+//! configurable. Configuration and data are temporary.
 
 mod express;
 mod hub;
@@ -17,64 +17,62 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::clients::{Door, Greeting};
+use crate::clients::{Endpoint, Subscription};
 use crate::message::{Stamp, Template};
 use crate::process::{Cores, Process};
 
 pub use hub::{Hub, WEBHOOK_SECRET};
 pub use own::{BROADCAST, FLOOR};
 
-/// What a server is started with.
-pub struct Ground<'a> {
-    /// Where it may write.
+/// Parameters of a server.
+pub struct StartContext<'a> {
+    /// Directory for its files.
     pub dir: &'a Path,
-    /// Where it runs.
     pub cores: Cores,
-    /// How many channels there are to be.
     pub channels: usize,
-    /// What its messages look like.
+    /// Messages that are published.
     pub template: Rc<Template>,
-    /// What a job carries beside its title, in bytes.
+    /// Additional bytes in the metadata of a job.
     pub padding: usize,
 }
 
-/// One of the servers.
+/// A server that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Peer {
-    /// A bare epoll writer: the least that one write per delivery can cost.
+    /// Bare epoll writer: the minimum cost of one write per delivery
     Floor,
-    /// The hub.
+    /// The hub
     Hub,
-    /// Two of them, on one Redis.
-    Fleet,
-    /// nginx with Debian's module.
+    /// Two nodes of the hub on one Redis
+    Cluster,
+    /// nginx with Debian's module
     Nchan,
-    /// Debian's.
+    /// Pushpin as packaged by Debian
     Pushpin,
-    /// A plain broadcast in the framework that the hub is built with.
+    /// Broadcast with the web framework of the hub
     ActixWs,
-    /// Express with ws and Redis.
+    /// Express with ws and Redis
     Express,
 }
 
 impl Peer {
-    /// All of them; the first is the floor that the others are measured by.
+    /// All servers. The first is the floor, which the others are compared with.
     pub const ALL: [Self; 7] = [
         Self::Floor,
         Self::Hub,
-        Self::Fleet,
+        Self::Cluster,
         Self::Nchan,
         Self::Pushpin,
         Self::ActixWs,
         Self::Express,
     ];
 
-    /// Its name in the table.
+    /// Returns the name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Floor => "floor: a bare epoll writer",
             Self::Hub => "**progress-hub**",
-            Self::Fleet => "**progress-hub**, two nodes on a Redis",
+            Self::Cluster => "**progress-hub**, two nodes on a Redis",
             Self::Nchan => "Nchan (nginx)",
             Self::Pushpin => "Pushpin",
             Self::ActixWs => "actix-ws broadcast",
@@ -82,77 +80,77 @@ impl Peer {
         }
     }
 
-    /// What is missing for it, and how it is installed.
+    /// Returns the command that installs the server, or `None` if it is installed.
     pub fn missing(self) -> Option<String> {
         match self {
             Self::Floor | Self::Hub | Self::ActixWs => None,
-            Self::Fleet => redis::missing(),
+            Self::Cluster => redis::missing(),
             Self::Nchan => nchan::missing(),
             Self::Pushpin => pushpin::missing(),
             Self::Express => express::missing(),
         }
     }
 
-    /// Starts it.
-    pub async fn start(self, ground: &Ground<'_>) -> anyhow::Result<Stand> {
-        let stand = match self {
-            Self::Floor => own::start(ground, FLOOR),
-            Self::Hub => hub::start(ground).await,
-            Self::Fleet => Hub::fleet(ground, 2).await,
-            Self::Nchan => nchan::start(ground),
-            Self::Pushpin => pushpin::start(ground),
-            Self::ActixWs => own::start(ground, BROADCAST),
-            Self::Express => express::start(ground),
+    /// Starts the server.
+    pub async fn start(self, context: &StartContext<'_>) -> anyhow::Result<RunningServer> {
+        let server = match self {
+            Self::Floor => own::start(context, FLOOR),
+            Self::Hub => hub::start(context).await,
+            Self::Cluster => Hub::start_cluster(context, 2).await,
+            Self::Nchan => nchan::start(context),
+            Self::Pushpin => pushpin::start(context),
+            Self::ActixWs => own::start(context, BROADCAST),
+            Self::Express => express::start(context),
         };
-        stand.with_context(|| format!("{} did not start", self.name()))
+        server.with_context(|| format!("{} did not start", self.name()))
     }
 }
 
-/// A server that is up; dropped, it is stopped.
-pub struct Stand {
+/// A running server. Dropping it stops it.
+pub struct RunningServer {
     processes: Vec<Process>,
-    /// Where and how its sockets connect.
-    pub door: Door,
-    /// Where updates are posted.
-    pub publish_at: SocketAddr,
+    /// Address and subscriptions of its sockets.
+    pub endpoint: Endpoint,
+    /// Address that updates are sent to.
+    pub publish_address: SocketAddr,
     publish: Box<dyn Fn(usize, Stamp) -> Vec<u8>>,
 }
 
-impl Stand {
-    /// The request that publishes an update.
+impl RunningServer {
+    /// Returns the request that publishes an update.
     pub fn update(&self, channel: usize, stamp: Stamp) -> Vec<u8> {
         (self.publish)(channel, stamp)
     }
 
-    /// CPU time of all its processes so far.
+    /// Returns the CPU time of all processes.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         self.processes.iter().map(Process::cpu).sum()
     }
 
-    /// Memory of all its processes.
+    /// Returns the memory of all processes.
     pub fn memory(&self) -> anyhow::Result<u64> {
         self.processes.iter().map(Process::memory).sum()
     }
 }
 
-/// Handshakes under way at once, where a server does not have to be spared.
+/// Maximum concurrent handshakes.
 pub const MAX_CONCURRENT_HANDSHAKES: usize = 1024;
 
-/// The door of a server whose path names the channel.
-fn by_path(address: SocketAddr, channels: usize) -> Door {
-    let greeting = |channel| Greeting {
+/// Returns the endpoint of a server whose path contains the channel.
+fn by_path(address: SocketAddr, channels: usize) -> Endpoint {
+    let subscription = |channel| Subscription {
         path: format!("/ws/{channel}"),
         headers: String::new(),
-        subscribe: None,
+        message: None,
     };
-    Door {
+    Endpoint {
         addresses: vec![address],
-        greetings: (0..channels).map(greeting).collect(),
-        at_once: MAX_CONCURRENT_HANDSHAKES,
+        subscriptions: (0..channels).map(subscription).collect(),
+        max_handshakes: MAX_CONCURRENT_HANDSHAKES,
     }
 }
 
-/// Publishes by posting the message itself to a path that names the channel.
+/// Returns requests that post the message to a path with the channel.
 fn by_post(template: &Rc<Template>) -> Box<dyn Fn(usize, Stamp) -> Vec<u8>> {
     let template = Rc::clone(template);
     Box::new(move |channel, stamp| {

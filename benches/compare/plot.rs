@@ -1,148 +1,85 @@
-//! A curve as SVG: both axes logarithmic, so that what is linear is a straight line of slope one.
-//!
-//! Invariant: what is drawn is what the table beside it says.
+//! Chart of cost against size, as SVG. Both axes are logarithmic: linear growth is a straight line of slope one.
 
-use std::fmt::Write;
+use std::ops::Range;
+
+use plotters::prelude::*;
 
 use crate::table::markdown;
 
-const WIDTH: f64 = 640.0;
-const HEIGHT: f64 = 400.0;
-const LEFT: f64 = 70.0;
-const RIGHT: f64 = 20.0;
-const TOP: f64 = 50.0;
-const BOTTOM: f64 = 70.0;
+const SIZE: (u32, u32) = (640, 400);
+const LINE: RGBColor = RGBColor(0x0B, 0x62, 0xD6);
+const GRID: RGBColor = RGBColor(0xDD, 0xDD, 0xDD);
 
-/// A plot of it.
+/// A chart and its labels.
 pub struct Plot<'a> {
-    /// Above it.
     pub title: &'a str,
-    /// What grows.
-    pub across: &'a str,
-    /// What is measured.
-    pub up: &'a str,
-    /// When and where.
-    pub about: &'a str,
-    /// How many, and what it cost.
+    pub x_label: &'a str,
+    pub y_label: &'a str,
+    /// Date and machine.
+    pub footer: &'a str,
+    /// Size and cost.
     pub points: Vec<(usize, f64)>,
 }
 
-/// From the power of ten below the least to the one above the most.
-struct Axis {
-    from: f64,
-    to: f64,
-    begin: f64,
-    end: f64,
-}
-
-impl Axis {
-    fn over(values: impl Iterator<Item = f64> + Clone, begin: f64, end: f64) -> Self {
-        let least = values.clone().fold(f64::INFINITY, f64::min).log10();
-        let most = values.fold(0.0, f64::max).log10();
-        let from = (least + 1e-9).floor();
-        Self {
-            from,
-            to: (most - 1e-9).ceil().max(from + 1.0),
-            begin,
-            end,
-        }
-    }
-
-    fn at(&self, value: f64) -> f64 {
-        let part = (value.log10() - self.from) / (self.to - self.from);
-        self.begin + part * (self.end - self.begin)
-    }
-
-    /// The powers of ten on it.
-    fn marks(&self) -> Vec<f64> {
-        let mut marks = Vec::new();
-        let mut power = self.from;
-        while power <= self.to + 0.5 {
-            marks.push(10f64.powf(power));
-            power += 1.0;
-        }
-        marks
-    }
-}
-
 impl Plot<'_> {
-    #[expect(clippy::cast_precision_loss, reason = "nowhere near 2⁵³")]
-    fn curve(&self) -> impl Iterator<Item = (f64, f64)> + Clone + '_ {
-        self.points.iter().map(|&(many, cost)| (many as f64, cost))
-    }
-
-    /// The picture. Writing to a `String` can't fail.
-    pub fn svg(&self) -> String {
-        let x = Axis::over(self.curve().map(|point| point.0), LEFT, WIDTH - RIGHT);
-        let y = Axis::over(self.curve().map(|point| point.1), HEIGHT - BOTTOM, TOP);
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-             font-family=\"sans-serif\" font-size=\"12\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
-             <text x=\"{LEFT}\" y=\"24\" font-size=\"16\">{}</text>\n",
-            self.title
-        );
-        for mark in x.marks() {
-            let at = x.at(mark);
-            let (top, bottom) = (TOP, HEIGHT - BOTTOM);
-            let _ = writeln!(
-                svg,
-                "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"#ddd\"/>\
-                 <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{mark}</text>",
-                bottom + 18.0
-            );
-        }
-        for mark in y.marks() {
-            let at = y.at(mark);
-            let (left, right) = (LEFT, WIDTH - RIGHT);
-            let _ = writeln!(
-                svg,
-                "<path d=\"M{left} {at:.1}H{right}\" stroke=\"#ddd\"/>\
-                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{mark}</text>",
-                left - 8.0,
-                at + 4.0
-            );
-        }
-        let line: Vec<String> = self
-            .curve()
-            .map(|(many, cost)| format!("{:.1},{:.1}", x.at(many), y.at(cost)))
-            .collect();
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"#0b62d6\" stroke-width=\"2\"/>",
-            line.join(" ")
-        );
-        for (many, cost) in self.curve() {
-            let (across, up) = (x.at(many), y.at(cost));
-            let _ = writeln!(
-                svg,
-                "<circle cx=\"{across:.1}\" cy=\"{up:.1}\" r=\"3.5\" fill=\"#0b62d6\"/>\
-                 <text x=\"{across:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{cost:.0}</text>",
-                up - 9.0
-            );
-        }
-        let _ = writeln!(
-            svg,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n\
-             <text x=\"{LEFT}\" y=\"42\" fill=\"#555\">{}</text>\n\
-             <text x=\"{LEFT}\" y=\"{:.1}\" font-size=\"10\" fill=\"#555\">{}</text>\n</svg>",
-            (LEFT + WIDTH - RIGHT) / 2.0,
-            HEIGHT - BOTTOM + 36.0,
-            self.across,
-            self.up,
-            HEIGHT - 12.0,
-            self.about
-        );
-        svg
-    }
-
-    /// The same as a table.
-    pub fn table(&self) -> String {
-        let rows: Vec<Vec<String>> = self
+    /// Draws the chart as SVG.
+    pub fn svg(&self) -> anyhow::Result<String> {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
+        let points: Vec<(f64, f64)> = self
             .points
             .iter()
-            .map(|(many, cost)| vec![many.to_string(), format!("{cost:.0}")])
+            .map(|&(size, cost)| (size as f64, cost))
             .collect();
-        markdown(&[self.across, self.up], &rows)
+        let mut svg = String::new();
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let caption = format!("{} ({})", self.title, self.y_label);
+        let mut builder = ChartBuilder::on(&area);
+        builder
+            .margin(16)
+            .x_label_area_size(52)
+            .y_label_area_size(64);
+        let mut chart = builder
+            .caption(caption, ("sans-serif", 20))
+            .build_cartesian_2d(
+                decades(points.iter().map(|point| point.0)).log_scale(),
+                decades(points.iter().map(|point| point.1)).log_scale(),
+            )?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(GRID)
+            .label_style(("sans-serif", 16))
+            .x_desc(format!("{} – {}", self.x_label, self.footer))
+            .x_label_formatter(&|size| size.to_string())
+            .y_label_formatter(&|cost| cost.to_string())
+            .draw()?;
+        chart.draw_series(LineSeries::new(
+            points.iter().copied(),
+            LINE.stroke_width(2),
+        ))?;
+        chart.draw_series(points.iter().map(|&point| {
+            let cost = Text::new(format!("{:.0}", point.1), (-8, -18), ("sans-serif", 16));
+            EmptyElement::at(point) + Circle::new((0, 0), 3, LINE.filled()) + cost
+        }))?;
+        area.present()?;
+        drop(chart);
+        drop(area);
+        Ok(svg)
     }
+
+    /// Returns the points as a Markdown table.
+    pub fn table(&self) -> String {
+        let row = |(size, cost): &(usize, f64)| vec![size.to_string(), format!("{cost:.0}")];
+        let rows: Vec<Vec<String>> = self.points.iter().map(row).collect();
+        markdown(&[self.x_label, self.y_label], &rows)
+    }
+}
+
+/// Returns the powers of ten that enclose all values.
+fn decades(values: impl Iterator<Item = f64> + Clone) -> Range<f64> {
+    let min = values.clone().fold(f64::INFINITY, f64::min).log10().floor();
+    let max = values.fold(0.0, f64::max).log10().ceil().max(min + 1.0);
+    10f64.powf(min)..10f64.powf(max)
 }

@@ -1,6 +1,6 @@
-//! Servers as processes: started on one core, counted by the kernel, and surely stopped.
+//! Server processes: started on one core, with CPU time and memory from the kernel.
 //!
-//! Invariant: a server's figures are those of its whole process tree, and none of it outlives the run.
+//! Invariant: values cover the whole process tree, and no process outlives the run.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -13,29 +13,27 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// How long a server may take to listen.
-const START: Duration = Duration::from_secs(20);
+/// Maximum time for a server to listen.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a server may take to end before it is killed.
-const STOP: Duration = Duration::from_secs(5);
+/// Time after which a server that does not exit is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// On which cores a server runs.
+/// Cores that a server runs on.
 #[derive(Clone, Copy, Debug)]
 pub enum Cores {
-    /// On this one.
     One(usize),
-    /// On whichever.
     All,
 }
 
-/// A running server, ended with this value.
+/// A running server. Dropping it stops the process tree.
 pub struct Process {
     child: Child,
     log: PathBuf,
 }
 
 impl Process {
-    /// Starts a command, its output in `log`. It ends when the run does, however that ends.
+    /// Starts a command with its output in the file `log`. The kernel stops it if this process exits.
     pub fn start(command: &[&str], cores: Cores, dir: &Path, log: &str) -> anyhow::Result<Self> {
         let log = dir.join(log);
         let out = File::create(&log)?;
@@ -52,36 +50,36 @@ impl Process {
             .stderr(out)
             .process_group(0)
             .spawn()
-            .with_context(|| format!("can't start {}", command[0]))?;
+            .with_context(|| format!("cannot start {}", command[0]))?;
         Ok(Self { child, log })
     }
 
-    /// Waits until somebody listens there.
-    pub fn listens(&mut self, address: SocketAddr) -> anyhow::Result<()> {
-        let until = Instant::now() + START;
-        while Instant::now() < until {
+    /// Waits until the server accepts connections.
+    pub fn wait_until_listening(&mut self, address: SocketAddr) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while Instant::now() < deadline {
             if TcpStream::connect(address).is_ok() {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {
-                bail!("it ended with {status}:\n{}", self.last_words());
+                bail!("exited with {status}:\n{}", self.log_excerpt());
             }
             sleep(Duration::from_millis(20));
         }
-        bail!("nobody listens on {address}:\n{}", self.last_words());
+        bail!("not listening on {address}:\n{}", self.log_excerpt());
     }
 
-    fn last_words(&self) -> String {
+    fn log_excerpt(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(12)..].join("\n")
     }
 
-    /// CPU time of all its threads so far, by the scheduler's own count.
+    /// Returns the CPU time of all threads since their start, as the scheduler counts it.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         let mut nanos = 0u64;
-        for process in tree(self.child.id())? {
-            // Whoever ended while being looked at has no more to add.
+        for process in process_tree(self.child.id())? {
+            // The process may have exited in the meantime.
             let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else {
                 continue;
             };
@@ -97,10 +95,10 @@ impl Process {
         Ok(Duration::from_nanos(nanos))
     }
 
-    /// Memory in bytes: what is its own, and its share of what it shares.
+    /// Returns the proportional set size in bytes.
     pub fn memory(&self) -> anyhow::Result<u64> {
         let mut kib = 0;
-        for process in tree(self.child.id())? {
+        for process in process_tree(self.child.id())? {
             let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"));
             let share = text.ok().and_then(|text| {
                 let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
@@ -115,7 +113,7 @@ impl Process {
         let group = format!("-{}", self.child.id());
         let sent = Command::new("kill").args([name, "--", &group]).output();
         if let Err(error) = sent {
-            eprintln!("can't end {group}: {error}");
+            eprintln!("cannot signal process group {group}: {error}");
         }
     }
 }
@@ -123,8 +121,8 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.signal("-TERM");
-        let until = Instant::now() + STOP;
-        while Instant::now() < until {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while Instant::now() < deadline {
             if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
                 break;
             }
@@ -132,13 +130,13 @@ impl Drop for Process {
         }
         self.signal("-KILL");
         if let Err(error) = self.child.wait() {
-            eprintln!("a server did not end: {error}");
+            eprintln!("a server did not exit: {error}");
         }
     }
 }
 
-/// A process and all that it started.
-fn tree(root: u32) -> io::Result<Vec<u32>> {
+/// Returns a process and all its descendants.
+fn process_tree(root: u32) -> io::Result<Vec<u32>> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
@@ -151,7 +149,7 @@ fn tree(root: u32) -> io::Result<Vec<u32>> {
         if read.is_err() {
             continue;
         }
-        // After the name, which may contain anything: the state, then the parent.
+        // The state and the parent follow the process name, which may contain any character.
         let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
         let parent = rest.split_whitespace().nth(1);
         parents.push((process, parent.and_then(|parent| parent.parse().ok())));
@@ -163,7 +161,7 @@ fn tree(root: u32) -> io::Result<Vec<u32>> {
         found.extend(
             parents
                 .iter()
-                .filter(|(_, its)| *its == parent)
+                .filter(|(_, candidate)| *candidate == parent)
                 .map(|(process, _)| process),
         );
         at += 1;
@@ -171,24 +169,24 @@ fn tree(root: u32) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
-/// A loopback address that is free now.
+/// Returns a loopback address with a free port.
 pub fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
 
-/// Whether there is such a program.
-pub fn is_there(program: &str) -> bool {
-    let places = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&places).any(|place| place.join(program).is_file())
+/// Returns whether a program is on the path.
+pub fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-/// Keeps this process on one core.
+/// Pins this process to one core.
 pub fn pin(core: usize) -> anyhow::Result<()> {
     let pinned = Command::new("taskset")
         .args(["-a", "-c", "-p", &core.to_string()])
         .arg(std::process::id().to_string())
         .output()
-        .context("can't run taskset (package util-linux)")?;
+        .context("cannot run taskset (package util-linux)")?;
     if !pinned.status.success() {
         bail!(
             "taskset: {}",

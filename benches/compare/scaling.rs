@@ -1,13 +1,12 @@
-//! What an update costs the hub as work grows, one thing at a time.
+//! CPU time of an update of the hub as one quantity grows: sockets, jobs, subscriptions, bytes or nodes.
 //!
-//! Invariant: each point is a hub that was just started, with its own sockets, updated one by one;
-//! what is plotted is the CPU time of an update, all it leads to included.
+//! Every point is a newly started hub with its own sockets. Updates are sent one at a time.
 
 use std::fs;
 use std::path::Path;
 
-use crate::measurements::{Scene, Size};
-use crate::peers::{Ground, Hub, Peer};
+use crate::measurements::{Scenario, Size};
+use crate::peers::{Hub, Peer, StartContext};
 use crate::plot::Plot;
 use crate::process::Cores;
 use crate::table::{machine, today};
@@ -18,15 +17,15 @@ const SUBSCRIPTIONS: [usize; 5] = [1, 4, 16, 64, 256];
 const BYTES: [usize; 4] = [0, 1000, 1600, 2400];
 const NODES: [usize; 3] = [1, 2, 3];
 
-/// Sockets of a fleet, over all its nodes.
-const SHARED: usize = 600;
+/// Sockets over all nodes of a cluster.
+const CLUSTER_SOCKETS: usize = 600;
 
-/// Sockets that watch, where it is not they that grow.
-const FEW: usize = 100;
+/// Sockets if another quantity grows.
+const FEW_SOCKETS: usize = 100;
 
-/// Measures all curves and writes them as SVG into `folder`.
-pub async fn draw(core: usize, folder: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(folder)?;
+/// Measures all curves and writes them as SVG to `directory`.
+pub async fn draw(core: usize, directory: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(directory)?;
     let cores = Cores::One(core);
     let size = |sockets, channels, bytes| Size {
         sockets,
@@ -34,97 +33,97 @@ pub async fn draw(core: usize, folder: &Path) -> anyhow::Result<()> {
         bytes,
     };
     let mut sockets = Vec::new();
-    for many in SOCKETS {
-        sockets.push((many, update(cores, size(many, 1, 0)).await?));
+    for count in SOCKETS {
+        sockets.push((count, update(cores, size(count, 1, 0)).await?));
     }
     let mut jobs = Vec::new();
-    for many in JOBS {
-        jobs.push((many, update(cores, size(many, many, 0)).await?));
+    for count in JOBS {
+        jobs.push((count, update(cores, size(count, count, 0)).await?));
     }
     let mut subscriptions = Vec::new();
-    for many in SUBSCRIPTIONS {
-        let dir = crate::place()?;
-        let stand = Hub::with_many(&ground(dir.path(), cores)?, many).await?;
-        let scene = Scene::with(stand, size(FEW, 1, 0)).await?;
-        subscriptions.push((many, cost(scene, FEW).await?));
+    for count in SUBSCRIPTIONS {
+        let dir = crate::temp_dir()?;
+        let server = Hub::start_with_jobs(&context(dir.path(), cores)?, count).await?;
+        let scenario = Scenario::with_server(server, size(FEW_SOCKETS, 1, 0)).await?;
+        subscriptions.push((count, cost(scenario, FEW_SOCKETS).await?));
     }
     let mut bytes = Vec::new();
-    for many in BYTES {
-        let size = size(FEW, 1, many);
-        bytes.push((size.message()?, update(cores, size).await?));
+    for count in BYTES {
+        let size = size(FEW_SOCKETS, 1, count);
+        bytes.push((size.message_bytes()?, update(cores, size).await?));
     }
     let mut nodes = Vec::new();
-    for many in NODES {
-        let dir = crate::place()?;
-        let stand = Hub::fleet(&ground(dir.path(), cores)?, many).await?;
-        let scene = Scene::with(stand, size(SHARED, 1, 0)).await?;
-        nodes.push((many, cost(scene, SHARED).await?));
+    for count in NODES {
+        let dir = crate::temp_dir()?;
+        let server = Hub::start_cluster(&context(dir.path(), cores)?, count).await?;
+        let scenario = Scenario::with_server(server, size(CLUSTER_SOCKETS, 1, 0)).await?;
+        nodes.push((count, cost(scenario, CLUSTER_SOCKETS).await?));
     }
-    let about = format!("{}, {}", today(), machine());
-    for (name, title, across, points) in [
+    let footer = format!("{}, {}", today(), machine());
+    for (name, title, x_label, points) in [
         (
             "sockets",
-            "An update to all sockets of one job",
+            "Update to all sockets of one job",
             "sockets",
             sockets,
         ),
         (
             "jobs",
-            "An update of one of many jobs, each with a socket",
+            "Update of one of many jobs, one socket each",
             "jobs",
             jobs,
         ),
         (
             "subscriptions",
-            "An update of one of the jobs that 100 sockets watch",
-            "jobs that each socket watches",
+            "Update of one of the jobs of 100 sockets",
+            "jobs per socket",
             subscriptions,
         ),
         (
             "bytes",
-            "An update to 100 sockets, by length",
-            "bytes of a message",
+            "Update to 100 sockets by size",
+            "bytes per message",
             bytes,
         ),
         (
             "nodes",
-            "An update to 600 sockets, over all nodes and their Redis",
-            "nodes on one Redis",
+            "Update to 600 sockets, all nodes and Redis",
+            "nodes",
             nodes,
         ),
     ] {
         let plot = Plot {
             title,
-            across,
-            up: "µs of CPU per update",
-            about: &about,
+            x_label,
+            y_label: "µs of CPU per update",
+            footer: &footer,
             points,
         };
-        fs::write(folder.join(format!("{name}.svg")), plot.svg())?;
+        fs::write(directory.join(format!("{name}.svg")), plot.svg()?)?;
         println!("{}", plot.table());
     }
     Ok(())
 }
 
 async fn update(cores: Cores, size: Size) -> anyhow::Result<f64> {
-    let dir = crate::place()?;
-    let scene = Scene::open(Peer::Hub, cores, dir.path(), size).await?;
-    cost(scene, size.sockets / size.channels).await
+    let dir = crate::temp_dir()?;
+    let scenario = Scenario::open(Peer::Hub, cores, dir.path(), size).await?;
+    cost(scenario, size.sockets / size.channels).await
 }
 
-/// Microseconds of CPU for an update to so many sockets.
-async fn cost(mut scene: Scene, sockets: usize) -> anyhow::Result<f64> {
+/// Returns the CPU time of an update to `sockets` sockets, in microseconds.
+async fn cost(mut scenario: Scenario, sockets: usize) -> anyhow::Result<f64> {
     let updates = (100_000 / sockets).clamp(20, 500);
-    scene.one_by_one(updates / 5).await?;
-    let pace = scene.one_by_one(updates).await?;
-    #[expect(clippy::cast_precision_loss, reason = "nowhere near 2⁵³")]
-    let each = pace.cpu * sockets as f64 / 1000.0;
-    eprintln!("{sockets} sockets: {each:.0} µs");
-    Ok(each)
+    scenario.sequential(updates / 5).await?;
+    let cost = scenario.sequential(updates).await?;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
+    let micros = cost.cpu_nanos * sockets as f64 / 1000.0;
+    eprintln!("{sockets} sockets: {micros:.0} µs");
+    Ok(micros)
 }
 
-fn ground(dir: &Path, cores: Cores) -> anyhow::Result<Ground<'_>> {
-    Ok(Ground {
+fn context(dir: &Path, cores: Cores) -> anyhow::Result<StartContext<'_>> {
+    Ok(StartContext {
         dir,
         cores,
         channels: 1,

@@ -1,69 +1,59 @@
-//! The table that is printed: ratios, with where and how they came to be.
-//!
-//! Invariant: a ratio is to the floor of the same round; what is shown of several rounds is their
-//! median, and beside it the least and the most.
+//! Output as Markdown tables: medians of several rounds with minimum and maximum.
 
 use std::fmt::Write;
 use std::fs;
 
-/// The median of the rounds, and the least and the most.
+/// Distribution of a value over the rounds.
 #[derive(Clone, Copy, Debug)]
-pub struct Spread {
-    /// Half are below.
+pub struct Summary {
     pub median: f64,
-    /// The least.
-    pub least: f64,
-    /// The most.
-    pub most: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
-impl Spread {
-    /// Of these; none of none.
+impl Summary {
+    /// Summarizes values. Returns `None` if there are none.
     pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
-        let (&least, &most) = (values.first()?, values.last()?);
+        let (&min, &max) = (values.first()?, values.last()?);
         let middle = values.len() / 2;
         let median = if values.len() % 2 == 1 {
             values[middle]
         } else {
             f64::midpoint(values[middle - 1], values[middle])
         };
-        Some(Self {
-            median,
-            least,
-            most,
-        })
+        Some(Self { median, min, max })
     }
 
-    /// As a ratio with its range.
+    /// Formats the values as a ratio with its range.
     pub fn ratio(self) -> String {
-        format!("{:.2} × ({:.2}–{:.2})", self.median, self.least, self.most)
+        format!("{:.2} × ({:.2}–{:.2})", self.median, self.min, self.max)
     }
 }
 
-/// A table in Markdown.
+/// Returns a table in Markdown.
 pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = format!("| {} |\n|", head.join(" | "));
-    for at in 0..head.len() {
-        text.push_str(if at == 0 { "---|" } else { "---:|" });
+    for column in 0..head.len() {
+        text.push_str(if column == 0 { "---|" } else { "---:|" });
     }
     text.push('\n');
     for row in rows {
-        // Writing to a String can't fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "| {} |", row.join(" | "));
     }
     text
 }
 
-/// The machine, in a line.
+/// Returns the processor and kernel of this machine.
 pub fn machine() -> String {
-    let about = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let named = about.lines().find(|line| line.starts_with("model name"));
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let named = cpuinfo.lines().find(|line| line.starts_with("model name"));
     let model = named
         .and_then(|line| line.split_once(": "))
         .map_or("unknown", |(_, name)| name);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cores = about
+    let cores = cpuinfo
         .lines()
         .filter(|line| line.starts_with("processor"))
         .count();
@@ -76,7 +66,7 @@ pub fn machine() -> String {
     format!("{cores} cores of {model}, Linux {version}")
 }
 
-/// Today, in UTC.
+/// Returns the date in UTC.
 pub fn today() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%d").to_string()
 }

@@ -1,35 +1,34 @@
-//! Express with ws and Redis: what many would write first.
+//! Express with ws and Redis, a typical first implementation.
 //!
-//! Invariant: one node process and one Redis, both counted; updates go through Redis, as they must
-//! where there is more than one node.
+//! One Node process and one Redis, both measured. Updates are published through Redis, as several nodes would require.
 
 use std::path::Path;
 
-use super::{Ground, Stand, by_path, by_post};
-use crate::process::{Process, free_address, is_there};
+use super::{RunningServer, StartContext, by_path, by_post};
+use crate::process::{Process, free_address, is_installed};
 
-const HOME: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/express");
+const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/express");
 
 pub(super) fn missing() -> Option<String> {
-    if !is_there("node") || !is_there("redis-server") {
+    if !is_installed("node") || !is_installed("redis-server") {
         return Some("apt-get install nodejs npm redis-server".to_owned());
     }
-    let is_installed = Path::new(HOME).join("node_modules/express").is_dir();
+    let is_installed = Path::new(DIRECTORY).join("node_modules/express").is_dir();
     (!is_installed).then(|| "npm ci --prefix benches/compare/express".to_owned())
 }
 
-pub(super) fn start(ground: &Ground<'_>) -> anyhow::Result<Stand> {
-    let (redis, port) = super::redis::start(ground)?;
+pub(super) fn start(context: &StartContext<'_>) -> anyhow::Result<RunningServer> {
+    let (redis, port) = super::redis::start(context)?;
     let port = port.to_string();
     let address = free_address()?;
-    let program = format!("{HOME}/server.js");
+    let program = format!("{DIRECTORY}/server.js");
     let command = ["node", &program, &address.port().to_string(), &port];
-    let mut node = Process::start(&command, ground.cores, ground.dir, "express")?;
-    node.listens(address)?;
-    Ok(Stand {
+    let mut node = Process::start(&command, context.cores, context.dir, "express")?;
+    node.wait_until_listening(address)?;
+    Ok(RunningServer {
         processes: vec![node, redis],
-        door: by_path(address, ground.channels),
-        publish_at: address,
-        publish: by_post(&ground.template),
+        endpoint: by_path(address, context.channels),
+        publish_address: address,
+        publish: by_post(&context.template),
     })
 }

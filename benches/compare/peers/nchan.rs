@@ -1,25 +1,25 @@
 //! Nchan: nginx with Debian's module.
 //!
-//! Invariant: one worker; the newest message of a channel is kept, as the hub keeps the newest version.
+//! One worker. It keeps the newest message of a channel, as the hub keeps the newest version.
 
 use std::fs;
 use std::path::Path;
 
-use super::{Ground, Stand, by_path, by_post};
-use crate::process::{Process, free_address, is_there};
+use super::{RunningServer, StartContext, by_path, by_post};
+use crate::process::{Process, free_address, is_installed};
 
 const MODULE: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 
 pub(super) fn missing() -> Option<String> {
-    let is_whole = is_there("nginx") && Path::new(MODULE).is_file();
-    (!is_whole).then(|| "apt-get install nginx-light libnginx-mod-nchan".to_owned())
+    let is_complete = is_installed("nginx") && Path::new(MODULE).is_file();
+    (!is_complete).then(|| "apt-get install nginx-light libnginx-mod-nchan".to_owned())
 }
 
-pub(super) fn start(ground: &Ground<'_>) -> anyhow::Result<Stand> {
+pub(super) fn start(context: &StartContext<'_>) -> anyhow::Result<RunningServer> {
     let address = free_address()?;
-    let dir = ground.dir.display();
-    // Without this word, a worker of root's goes on as a user who may not write here.
-    let user = if fs::metadata("/proc/self").is_ok_and(|own| is_root(&own)) {
+    let dir = context.dir.display();
+    // By default, a worker of root switches to a user that cannot write to the directory.
+    let user = if fs::metadata("/proc/self").is_ok_and(|process| is_root(&process)) {
         "user root;"
     } else {
         ""
@@ -59,7 +59,7 @@ http {{
 }}
 "
     );
-    let path = ground.dir.join("nginx.conf");
+    let path = context.dir.join("nginx.conf");
     fs::write(&path, config)?;
     let command = [
         "nginx",
@@ -68,17 +68,17 @@ http {{
         "-c",
         &path.to_string_lossy(),
     ];
-    let mut process = Process::start(&command, ground.cores, ground.dir, "nginx")?;
-    process.listens(address)?;
-    Ok(Stand {
+    let mut process = Process::start(&command, context.cores, context.dir, "nginx")?;
+    process.wait_until_listening(address)?;
+    Ok(RunningServer {
         processes: vec![process],
-        door: by_path(address, ground.channels),
-        publish_at: address,
-        publish: by_post(&ground.template),
+        endpoint: by_path(address, context.channels),
+        publish_address: address,
+        publish: by_post(&context.template),
     })
 }
 
-fn is_root(own: &fs::Metadata) -> bool {
+fn is_root(process: &fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
-    own.uid() == 0
+    process.uid() == 0
 }

@@ -1,26 +1,26 @@
-//! The two servers of this program's own, started as a second process of it.
+//! The servers of the benchmark itself: the floor and the actix-ws broadcast.
 //!
-//! Invariant: they run the same executable as the generator, and share nothing else with it.
+//! They run in a process of their own, from the same executable as the load generator.
 
-use super::{Ground, Stand, by_path, by_post};
+use super::{RunningServer, StartContext, by_path, by_post};
 use crate::process::{Process, free_address};
 
-/// The word that makes this program the floor.
+/// Argument that starts the floor.
 pub const FLOOR: &str = "serve-floor";
 
-/// The word that makes this program the actix-ws broadcast.
+/// Argument that starts the actix-ws broadcast.
 pub const BROADCAST: &str = "serve-actix-ws";
 
-pub(super) fn start(ground: &Ground<'_>, word: &str) -> anyhow::Result<Stand> {
+pub(super) fn start(context: &StartContext<'_>, argument: &str) -> anyhow::Result<RunningServer> {
     let address = free_address()?;
-    let me = std::env::current_exe()?;
-    let command = [&*me.to_string_lossy(), word, &address.to_string()];
-    let mut process = Process::start(&command, ground.cores, ground.dir, word)?;
-    process.listens(address)?;
-    Ok(Stand {
+    let program = std::env::current_exe()?;
+    let command = [&*program.to_string_lossy(), argument, &address.to_string()];
+    let mut process = Process::start(&command, context.cores, context.dir, argument)?;
+    process.wait_until_listening(address)?;
+    Ok(RunningServer {
         processes: vec![process],
-        door: by_path(address, ground.channels),
-        publish_at: address,
-        publish: by_post(&ground.template),
+        endpoint: by_path(address, context.channels),
+        publish_address: address,
+        publish: by_post(&context.template),
     })
 }

@@ -1,7 +1,6 @@
-//! Pushpin, as Debian has it: condure, its proxy and its handler, and zurl for what it asks behind it.
+//! Pushpin as packaged by Debian: condure, proxy, handler and zurl.
 //!
-//! Invariant: all its processes are counted; the answer that each new socket needs from behind it
-//! comes from the generator and is not.
+//! All its processes are measured. The backend that every new socket needs runs in the load generator and is not.
 
 use std::fs;
 
@@ -9,30 +8,30 @@ use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::{Ground, Stand, by_path};
-use crate::clients::Door;
+use super::{RunningServer, StartContext, by_path};
+use crate::clients::Endpoint;
 use crate::message::Stamp;
-use crate::process::{Process, free_address, is_there};
+use crate::process::{Process, free_address, is_installed};
 
-/// Handshakes under way at once: of more than a hundred or so, some are answered 502.
+/// Maximum concurrent handshakes. With more than about 100, Pushpin rejects some with 502.
 const MAX_CONCURRENT_HANDSHAKES: usize = 50;
 
 pub(super) fn missing() -> Option<String> {
-    let is_whole = ["pushpin", "condure", "zurl"].into_iter().all(is_there);
-    (!is_whole).then(|| "apt-get install pushpin".to_owned())
+    let is_complete = ["pushpin", "condure", "zurl"].into_iter().all(is_installed);
+    (!is_complete).then(|| "apt-get install pushpin".to_owned())
 }
 
-pub(super) fn start(ground: &Ground<'_>) -> anyhow::Result<Stand> {
-    let behind = TcpSocket::new_v4()?;
-    behind.bind(free_address()?)?;
-    let behind = behind.listen(4096)?;
-    let origin = behind.local_addr()?;
-    tokio::task::spawn_local(serve_behind(behind));
+pub(super) fn start(context: &StartContext<'_>) -> anyhow::Result<RunningServer> {
+    let backend = TcpSocket::new_v4()?;
+    backend.bind(free_address()?)?;
+    let backend = backend.listen(4096)?;
+    let origin = backend.local_addr()?;
+    tokio::task::spawn_local(serve_backend(backend));
 
-    let (address, publish_at) = (free_address()?, free_address()?);
+    let (address, publish_address) = (free_address()?, free_address()?);
     let ports = [free_address()?, free_address()?, free_address()?];
     let [pull, sub, command] = ports.map(|address| address.port());
-    let dir = ground.dir.join("pushpin");
+    let dir = context.dir.join("pushpin");
     fs::create_dir_all(dir.join("run"))?;
     let routes = dir.join("routes");
     fs::write(&routes, format!("* {origin},over_http\n"))?;
@@ -80,16 +79,16 @@ subscription_linger=60
         dir = dir.display(),
         routes = routes.display(),
         http = address,
-        push = publish_at.port(),
+        push = publish_address.port(),
     );
     let path = dir.join("pushpin.conf");
     fs::write(&path, config)?;
-    let config = path.to_str().context("a path of text")?;
+    let config = path.to_str().context("the path is not UTF-8")?;
     let command = ["pushpin", "--config", config];
-    let mut process = Process::start(&command, ground.cores, ground.dir, "pushpin.log")?;
-    process.listens(address)?;
-    process.listens(publish_at)?;
-    let template = std::rc::Rc::clone(&ground.template);
+    let mut process = Process::start(&command, context.cores, context.dir, "pushpin.log")?;
+    process.wait_until_listening(address)?;
+    process.wait_until_listening(publish_address)?;
+    let template = std::rc::Rc::clone(&context.template);
     let publish = move |channel: usize, stamp: Stamp| {
         let content = template.message(&stamp.text());
         let item = serde_json::json!({
@@ -99,57 +98,58 @@ subscription_linger=60
         let body = serde_json::json!({ "items": [item] }).to_string();
         crate::http_connection::post("/publish/", &[("Content-Type", "application/json")], &body)
     };
-    Ok(Stand {
+    Ok(RunningServer {
         processes: vec![process],
-        door: Door {
-            at_once: MAX_CONCURRENT_HANDSHAKES,
-            ..by_path(address, ground.channels)
+        endpoint: Endpoint {
+            max_handshakes: MAX_CONCURRENT_HANDSHAKES,
+            ..by_path(address, context.channels)
         },
-        publish_at,
+        publish_address,
         publish: Box::new(publish),
     })
 }
 
-/// What Pushpin asks of each socket as it opens: which channel it is to hear.
-async fn serve_behind(listener: TcpListener) {
+/// Serves the backend, which tells Pushpin the channel of each new socket.
+async fn serve_backend(listener: TcpListener) {
     while let Ok((stream, _)) = listener.accept().await {
         tokio::task::spawn_local(async move {
-            if let Err(error) = answer(stream).await {
-                eprintln!("behind Pushpin: {error}");
+            if let Err(error) = respond(stream).await {
+                eprintln!("Pushpin backend: {error}");
             }
         });
     }
 }
 
-async fn answer(mut stream: TcpStream) -> anyhow::Result<()> {
-    let mut heard = Vec::new();
+async fn respond(mut stream: TcpStream) -> anyhow::Result<()> {
+    let mut received = Vec::new();
     loop {
-        while let Some((channel, opens, end)) = asked(&heard)? {
-            heard.drain(..end);
-            let body = if opens {
+        while let Some((channel, is_open, end)) = parse(&received)? {
+            received.drain(..end);
+            let body = if is_open {
                 let control = format!("c:{{\"type\":\"subscribe\",\"channel\":\"{channel}\"}}");
                 format!("OPEN\r\nTEXT {:x}\r\n{control}\r\n", control.len())
             } else {
                 String::new()
             };
-            let answer = format!(
+            let response = format!(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/websocket-events\r\n\
                  Sec-WebSocket-Extensions: grip\r\nContent-Length: {}\r\n\r\n{body}",
                 body.len()
             );
-            stream.write_all(answer.as_bytes()).await?;
+            stream.write_all(response.as_bytes()).await?;
         }
-        if stream.read_buf(&mut heard).await? == 0 {
+        if stream.read_buf(&mut received).await? == 0 {
             return Ok(());
         }
     }
 }
 
-/// A whole request: the channel of its path, whether a socket opens, and where it ends.
-fn asked(heard: &[u8]) -> anyhow::Result<Option<(String, bool, usize)>> {
+/// Returns the channel, whether the request opens a socket, and the length of the first request, or `None` if it is
+/// incomplete.
+fn parse(received: &[u8]) -> anyhow::Result<Option<(String, bool, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 48];
     let mut request = httparse::Request::new(&mut headers);
-    let httparse::Status::Complete(head) = request.parse(heard)? else {
+    let httparse::Status::Complete(head) = request.parse(received)? else {
         return Ok(None);
     };
     let length = request
@@ -158,7 +158,7 @@ fn asked(heard: &[u8]) -> anyhow::Result<Option<(String, bool, usize)>> {
         .find(|header| header.name.eq_ignore_ascii_case("content-length"));
     let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok());
     let end = head + length.unwrap_or(0usize);
-    let Some(body) = heard.get(head..end) else {
+    let Some(body) = received.get(head..end) else {
         return Ok(None);
     };
     let path = request.path.unwrap_or("/");

@@ -1,16 +1,14 @@
-//! A Redis for the servers that share one.
-//!
-//! Invariant: it keeps nothing on disk, and is counted with whoever uses it.
+//! Redis for the servers that need it. It stores nothing on disk and is measured with the server.
 
-use super::Ground;
-use crate::process::{Process, free_address, is_there};
+use super::StartContext;
+use crate::process::{Process, free_address, is_installed};
 
 pub(super) fn missing() -> Option<String> {
-    (!is_there("redis-server")).then(|| "apt-get install redis-server".to_owned())
+    (!is_installed("redis-server")).then(|| "apt-get install redis-server".to_owned())
 }
 
-/// Starts one; says its port, too.
-pub(super) fn start(ground: &Ground<'_>) -> anyhow::Result<(Process, u16)> {
+/// Starts Redis and returns its process and port.
+pub(super) fn start(context: &StartContext<'_>) -> anyhow::Result<(Process, u16)> {
     let address = free_address()?;
     let port = address.port().to_string();
     let command = [
@@ -24,7 +22,7 @@ pub(super) fn start(ground: &Ground<'_>) -> anyhow::Result<(Process, u16)> {
         "--appendonly",
         "no",
     ];
-    let mut redis = Process::start(&command, ground.cores, ground.dir, "redis")?;
-    redis.listens(address)?;
+    let mut redis = Process::start(&command, context.cores, context.dir, "redis")?;
+    redis.wait_until_listening(address)?;
     Ok((redis, address.port()))
 }
