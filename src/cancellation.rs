@@ -182,12 +182,7 @@ impl CancelService {
         }
         let response = provider.query(std::slice::from_ref(job)).await;
         self.count_request(provider, ProviderOperation::Query, response.as_ref().err());
-        for (id, report) in response? {
-            let update = report.into_update(Source::Poll);
-            if let Err(error) = self.tracker.apply_update(&id, update).await {
-                tracing::warn!(job.id = %id, %error, "failed to record poll result");
-            }
-        }
+        self.tracker.apply_poll_results(response?).await;
         Ok(())
     }
 

@@ -88,12 +88,8 @@ impl Links {
     /// The URL expires with the job's retention, or with the output if that expires earlier.
     #[must_use]
     pub fn with_output_links(&self, job: &JobId, mut update: Update, now: Time) -> Update {
-        match &mut update.event {
-            JobEvent::Reported(report) => self.set_output_urls(job, report, now),
-            JobEvent::SubmissionStarted
-            | JobEvent::RetryScheduled { .. }
-            | JobEvent::SubmissionOutcomeUnknown { .. }
-            | JobEvent::CancelledBeforeSubmission => {}
+        if let JobEvent::Reported(report) = &mut update.event {
+            self.set_output_urls(job, report, now);
         }
         update
     }

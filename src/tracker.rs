@@ -10,7 +10,7 @@ mod wakeup;
 
 use std::sync::Arc;
 
-use crate::job::{Job, JobEvent, JobId, Update};
+use crate::job::{Job, JobId, Source, StatusReport, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
 use crate::store::{
@@ -129,6 +129,17 @@ impl Tracker {
     /// [`Error::NotFound`], or the error of the store. The sender must then repeat the update.
     pub async fn apply_update(&self, id: &JobId, update: Update) -> Result<UpdateOutcome, Error> {
         self.apply_update_if(id, update, |_| true).await
+    }
+
+    /// Applies the reports of a poll. A report that the store rejects is logged, and the job is polled
+    /// again at its next scheduled time.
+    pub async fn apply_poll_results(&self, reports: Vec<(JobId, StatusReport)>) {
+        for (id, report) in reports {
+            let update = report.into_update(Source::Poll);
+            if let Err(error) = self.apply_update(&id, update).await {
+                tracing::warn!(job.id = %id, %error, "failed to record poll result");
+            }
+        }
     }
 
     /// Applies an update from `provider` to one of its own jobs.
@@ -269,13 +280,8 @@ impl Tracker {
         let mut poll_now = false;
         for update in &buffered {
             poll_now |= needs_confirmation(&job, update);
-            let unconfirmed = match &update.event {
-                JobEvent::Reported(report) => job.record_unconfirmed_success(report, now),
-                JobEvent::SubmissionStarted
-                | JobEvent::RetryScheduled { .. }
-                | JobEvent::SubmissionOutcomeUnknown { .. }
-                | JobEvent::CancelledBeforeSubmission => None,
-            };
+            let report = update.event.report();
+            let unconfirmed = report.and_then(|report| job.record_unconfirmed_success(report, now));
             job = unconfirmed
                 .or_else(|| self.next_version(&job, update, now))
                 .unwrap_or(job);

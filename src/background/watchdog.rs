@@ -125,7 +125,7 @@ impl Watchdog {
         let mut batches = vec![jobs];
         while let Some(jobs) = batches.pop() {
             match self.poll_once(provider, jobs).await {
-                Ok(reports) => self.record(reports).await,
+                Ok(reports) => self.tracker.apply_poll_results(reports).await,
                 Err(error) if jobs.len() > 1 && may_be_caused_by_one_job(&error) => {
                     let (first, second) = jobs.split_at(jobs.len() / 2);
                     batches.extend([second, first]);
@@ -137,7 +137,7 @@ impl Watchdog {
                             .iter()
                             .filter(|job| success_was_reported(provider, job, Time::now()))
                             .map(|job| (job.id.clone(), expired_result()));
-                        self.record(expired.collect()).await;
+                        self.tracker.apply_poll_results(expired.collect()).await;
                     }
                 }
             }
@@ -156,15 +156,6 @@ impl Watchdog {
                 .provider_request(provider.name(), ProviderOperation::Query, outcome);
         }
         response
-    }
-
-    async fn record(&self, reports: Vec<(JobId, StatusReport)>) {
-        for (id, report) in reports {
-            let update = report.into_update(Source::Poll);
-            if let Err(error) = self.tracker.apply_update(&id, update).await {
-                tracing::warn!(job.id = %id, %error, "failed to record poll result");
-            }
-        }
     }
 
     /// Deletes everything whose retention has expired.
@@ -202,12 +193,7 @@ fn may_be_caused_by_one_job(error: &RequestError) -> bool {
 
 /// Returns whether the provider reported that it does not know the task.
 fn is_task_not_found(error: &RequestError) -> bool {
-    match error {
-        RequestError::Rejected(rejection) => rejection.is_task_not_found(),
-        RequestError::NoResponse(_)
-        | RequestError::InvalidSpec(_)
-        | RequestError::CircuitOpen(_) => false,
-    }
+    matches!(error, RequestError::Rejected(rejection) if rejection.is_task_not_found())
 }
 
 /// Returns whether the provider reported a success at least one poll interval ago. A more recent success

@@ -39,6 +39,20 @@ pub enum JobEvent {
     Reported(Box<StatusReport>),
 }
 
+impl JobEvent {
+    /// Returns the status report, if this is one.
+    #[must_use]
+    pub fn report(&self) -> Option<&StatusReport> {
+        match self {
+            Self::Reported(report) => Some(report),
+            Self::SubmissionStarted
+            | Self::RetryScheduled { .. }
+            | Self::SubmissionOutcomeUnknown { .. }
+            | Self::CancelledBeforeSubmission => None,
+        }
+    }
+}
+
 /// A report of a job's status. Absent fields leave the job's fields unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

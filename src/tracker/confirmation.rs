@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::schedule::schedule_for;
 use super::{Error, MAX_CAS_ATTEMPTS, Tracker};
-use crate::job::{Job, JobEvent, JobId, Source, StatusReport, SubmissionState, Update};
+use crate::job::{Job, JobId, Source, StatusReport, SubmissionState, Update};
 use crate::store::{self, CommitJob, CommitOutcome};
 use crate::time::Time;
 
@@ -73,13 +73,7 @@ impl Tracker {
                 version: delivered + 1,
                 ..Job::clone(&job)
             });
-            let commit = CommitJob {
-                schedule: schedule_for(self.provider_of(&republished), &republished, Time::now()),
-                job: Arc::clone(&republished),
-                expected_version: job.version,
-                applied_buffered: Vec::new(),
-                budget_entries: Vec::new(),
-            };
+            let commit = self.plain_commit(Arc::clone(&republished), job.version);
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => return Ok(republished),
                 CommitOutcome::Conflict => {}
@@ -108,29 +102,28 @@ impl Tracker {
         job: &Job,
         update: &Update,
     ) -> Result<(), Error> {
-        let next = match (&update.event, job.submission_state()) {
-            (JobEvent::Reported(report), SubmissionState::Unknown | SubmissionState::Done) => {
-                job.record_unconfirmed_success(report, Time::now())
-            }
-            (_, SubmissionState::Pending(_) | SubmissionState::InFlight) => None,
-            (
-                JobEvent::SubmissionStarted
-                | JobEvent::RetryScheduled { .. }
-                | JobEvent::SubmissionOutcomeUnknown { .. }
-                | JobEvent::CancelledBeforeSubmission,
-                _,
-            ) => None,
+        let next = match job.submission_state() {
+            SubmissionState::Unknown | SubmissionState::Done => update
+                .event
+                .report()
+                .and_then(|report| job.record_unconfirmed_success(report, Time::now())),
+            SubmissionState::Pending(_) | SubmissionState::InFlight => None,
         };
         let Some(next) = next else { return Ok(()) };
-        let commit = CommitJob {
-            schedule: schedule_for(self.provider_of(&next), &next, Time::now()),
-            job: Arc::new(next),
-            expected_version: job.version,
-            applied_buffered: Vec::new(),
-            budget_entries: Vec::new(),
-        };
+        let commit = self.plain_commit(Arc::new(next), job.version);
         self.store.commit(commit).await?;
         Ok(())
+    }
+
+    /// Returns a commit without buffered updates and budget entries.
+    fn plain_commit(&self, job: Arc<Job>, expected_version: u64) -> CommitJob {
+        CommitJob {
+            schedule: schedule_for(self.provider_of(&job), &job, Time::now()),
+            job,
+            expected_version,
+            applied_buffered: Vec::new(),
+            budget_entries: Vec::new(),
+        }
     }
 
     pub(super) async fn schedule_poll(&self, job: &Job) -> Result<(), Error> {
@@ -152,11 +145,6 @@ impl Tracker {
 
 /// Returns whether the update is a success that a poll must confirm before it is applied.
 pub(super) fn needs_confirmation(job: &Job, update: &Update) -> bool {
-    match &update.event {
-        JobEvent::Reported(report) => !job.is_final() && report.needs_confirmation(),
-        JobEvent::SubmissionStarted
-        | JobEvent::RetryScheduled { .. }
-        | JobEvent::SubmissionOutcomeUnknown { .. }
-        | JobEvent::CancelledBeforeSubmission => false,
-    }
+    let report = update.event.report();
+    !job.is_final() && report.is_some_and(StatusReport::needs_confirmation)
 }

@@ -35,7 +35,7 @@ async fn run_scenario(app: &TestApp, scenario: Scenario) -> Value {
     let ended = app.wait_until_final(&id, "alice").await;
     if app.simulator().task_of(&id).is_some() {
         let settled = tokio::time::timeout(TEST_TIMEOUT, app.simulator().settled(&id));
-        settled.await.expect("the task settles");
+        settled.await.expect("the simulator settles");
     }
     assert_eq!(
         app.get_job(&id, "alice").await,
