@@ -3,25 +3,16 @@
 //! Invariant: [`Server::bind`] does all that can fail; [`Server::run`] ends within the drain time
 //! after it was told to stop. A handler's arguments list exactly what it touches.
 
+mod api;
 mod caller;
 mod components;
-mod demo;
 mod drain;
-mod events;
-mod health;
-mod jobs;
+mod error;
 mod listener;
-mod outputs;
-mod problem;
-mod providers;
 mod request;
 mod routes;
 mod socket;
 mod static_files;
-mod tokens;
-mod videos;
-mod webhooks;
-mod workers;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -46,8 +37,8 @@ use crate::tracker::{Tracker, WorkerWakeups};
 use progress_hub_auth::jwt::{Minter, Verifier};
 use progress_hub_auth::signature::CallbackKey;
 
+pub use api::demo::{Demo, DemoScenario};
 use components::Components;
-pub use demo::{Demo, DemoScenario};
 use drain::Drain;
 
 /// Between the latest deadline of a job and its being forgotten unfinished.

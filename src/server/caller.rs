@@ -7,7 +7,7 @@ use actix_web::http::header;
 use actix_web::{FromRequest, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
 
-use super::problem::Problem;
+use super::error::Problem;
 use progress_hub_auth::jwt::{Principal, TokenError, Verifier};
 
 /// A caller whose bearer token is good.

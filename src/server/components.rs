@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::demo::Demo;
+use super::api::demo::Demo;
 use super::drain::Drain;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;

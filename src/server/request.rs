@@ -11,7 +11,7 @@ use futures_util::future::LocalBoxFuture;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::problem::Problem;
+use super::error::Problem;
 use crate::config::ServerConfig;
 use crate::job::MAX_METADATA_BYTES;
 use crate::provider::{Provider, Providers};

@@ -6,12 +6,13 @@ use actix_cors::Cors;
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 
-use super::components::Components;
-use super::health::StartedAt;
-use super::problem::Problem;
-use super::{
-    demo, events, health, jobs, outputs, providers, static_files, tokens, videos, webhooks, workers,
+use super::api::health::StartedAt;
+use super::api::{
+    demo, events, health, jobs, outputs, providers, tokens, videos, webhooks, workers,
 };
+use super::components::Components;
+use super::error::Problem;
+use super::static_files;
 use crate::config::ServerConfig;
 use crate::store::Store;
 

@@ -5,7 +5,7 @@
 
 mod connection;
 mod inbound;
-mod messages;
+mod session;
 mod transport;
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use url::Url;
 
 use super::caller::bearer;
 use super::drain::Drain;
-use super::problem::{PROBLEM_JSON, Problem};
+use super::error::{PROBLEM_JSON, Problem};
 use crate::cancellation::CancelService;
 use crate::config::{ServerConfig, SocketConfig};
 use crate::hub::Hub;

@@ -4,9 +4,9 @@ use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use serde_json::{Map, Value, json};
 
-use super::caller::Caller;
-use super::problem::Problem;
 use crate::provider::{Provider, Providers};
+use crate::server::caller::Caller;
+use crate::server::error::Problem;
 use crate::time::Time;
 use crate::tracker::WorkerWakeups;
 

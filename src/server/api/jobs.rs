@@ -10,15 +10,15 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::caller::Caller;
-use super::drain::Drain;
-use super::problem::Problem;
 use crate::admission::AdmissionError;
 use crate::background::change_feed;
 use crate::cancellation::CancelService;
 use crate::hub::{Connection, FeedHealth, Hub, Sink};
 use crate::job::{Job, JobId, Status};
 use crate::protocol::Frame;
+use crate::server::caller::Caller;
+use crate::server::drain::Drain;
+use crate::server::error::Problem;
 use crate::store::{CreateOutcome, ListQuery, Store};
 use crate::telemetry::{ConnectionKind, Metrics};
 use progress_hub_auth::jwt::Principal;

@@ -16,15 +16,15 @@ use futures_util::stream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::caller::Caller;
-use super::drain::Drain;
 use super::jobs::{can_subscribe_owner, granted_job_ids};
-use super::problem::Problem;
 use crate::background::change_feed;
 use crate::config::SocketConfig;
 use crate::hub::{Connection, FeedHealth, Hub, Sink};
 use crate::job::{Job, JobId};
 use crate::protocol::Frame;
+use crate::server::caller::Caller;
+use crate::server::drain::Drain;
+use crate::server::error::Problem;
 use crate::store::Store;
 use crate::telemetry::{ConnectionKind, Metrics, OpenConnection};
 use crate::time::Time;

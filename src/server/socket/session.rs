@@ -21,8 +21,8 @@ use crate::job::{Job, JobId};
 use crate::protocol::{
     ClientMessage, CloseReason, FeedName, JobVersion, ServerMessage, SubscribeOutcome,
 };
-use crate::server::jobs::{can_subscribe_owner, granted_job_ids};
-use crate::server::problem::Problem;
+use crate::server::api::jobs::{can_subscribe_owner, granted_job_ids};
+use crate::server::error::Problem;
 use crate::store;
 use crate::time::Time;
 use progress_hub_auth::jwt::{Principal, TokenError};

@@ -9,12 +9,12 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::stream;
 use serde::Deserialize;
 
-use super::caller::Caller;
 use super::jobs::load_visible_job;
-use super::problem::Problem;
 use crate::job::{Job, JobId};
 use crate::links::Links;
 use crate::provider::{Body, Download, DownloadError, Providers, RangeRequest};
+use crate::server::caller::Caller;
+use crate::server::error::Problem;
 use crate::store::Store;
 use crate::time::Time;
 

@@ -3,14 +3,14 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 
-use super::caller::Caller;
 use super::jobs::create_response;
-use super::problem::Problem;
-use super::request::{JsonBody, find_provider, idempotency, validate_metadata};
 use crate::admission::{AdmissionControl, Admitted};
 use crate::config::Defaults;
 use crate::job::VideoRequest;
 use crate::provider::Providers;
+use crate::server::caller::Caller;
+use crate::server::error::Problem;
+use crate::server::request::{JsonBody, find_provider, idempotency, validate_metadata};
 use crate::store::{CreateOutcome, Store};
 use crate::time::Time;
 use crate::tracker::Tracker;

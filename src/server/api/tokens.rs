@@ -7,10 +7,10 @@ use actix_web::{HttpResponse, web};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::caller::Caller;
-use super::problem::Problem;
-use super::request::{JsonBody, validate_owner};
 use crate::job::JobId;
+use crate::server::caller::Caller;
+use crate::server::error::Problem;
+use crate::server::request::{JsonBody, validate_owner};
 use crate::time::Time;
 use progress_hub_auth::jwt::Minter;
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 use url::{Host, Url};
 
-use super::problem::Problem;
+use crate::server::error::Problem;
 use crate::time::Time;
 use progress_hub_auth::jwt::Minter;
 

@@ -10,12 +10,12 @@ use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 
-use super::problem::Problem;
-use super::request::RawBody;
 use crate::config::ServerConfig;
 use crate::job::{JobId, Source};
 use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
+use crate::server::error::Problem;
+use crate::server::request::RawBody;
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};

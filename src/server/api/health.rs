@@ -6,10 +6,10 @@ use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use serde_json::json;
 
-use super::drain::Drain;
 use super::providers::states;
 use crate::hub::{FeedHealth, Hub};
 use crate::provider::Providers;
+use crate::server::drain::Drain;
 use crate::store::Store;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
 use crate::time::Time;

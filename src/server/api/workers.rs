@@ -7,13 +7,15 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::caller::Caller;
 use super::jobs::create_response;
-use super::problem::Problem;
-use super::request::{JsonBody, find_provider, idempotency, validate_metadata, validate_owner};
 use crate::config::StoreConfig;
 use crate::job::{Failure, FailureKind, Job, JobId, NewJob, Output, Source, Status, StatusReport};
 use crate::provider::Providers;
+use crate::server::caller::Caller;
+use crate::server::error::Problem;
+use crate::server::request::{
+    JsonBody, find_provider, idempotency, validate_metadata, validate_owner,
+};
 use crate::time::Time;
 use crate::tracker::Tracker;
 
