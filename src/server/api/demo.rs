@@ -1,5 +1,5 @@
-//! `/demo/session`: what makes the demo's page signed in. Only there in `progress-hub demo`, which
-//! listens on loopback only.
+//! `GET /demo/session`: signs in the page of `progress-hub demo`. The resource exists only there; the
+//! demo listens on loopback only.
 
 use std::time::Duration;
 
@@ -13,54 +13,54 @@ use crate::server::error::Problem;
 use crate::time::Time;
 use progress_hub_auth::jwt::Minter;
 
-/// How long a demo token lasts; the page renews it.
-const TTL: Duration = Duration::from_secs(15 * 60);
+/// Lifetime of a demo token. The page renews it.
+const TOKEN_TTL: Duration = Duration::from_secs(15 * 60);
 
-/// What the demo's page needs to know.
+/// Data for the page of the demo.
 #[derive(Clone, Debug, Serialize)]
 pub struct Demo {
-    /// Who the visitor is.
+    /// The subject of the visitor's token.
     pub owner: String,
-    /// The simulated provider's name in the configuration.
+    /// Name of the simulated provider in the configuration.
     pub provider: String,
-    /// A model that it has.
+    /// A model of the simulated provider.
     pub model: String,
-    /// What it can be made to do.
+    /// The scenarios of the simulated provider.
     pub scenarios: Vec<DemoScenario>,
 }
 
-/// Something that the simulated provider can be made to do.
+/// A scenario of the simulated provider.
 #[derive(Clone, Debug, Serialize)]
 pub struct DemoScenario {
-    /// Its name in `input.scenario`.
+    /// Value of `input.scenario` that selects it.
     pub name: String,
-    /// A few plain words.
+    /// Short title.
     pub title: String,
-    /// What to watch for.
+    /// Expected course of the job.
     pub expect: String,
 }
 
-/// A fresh token, and what the page can offer. Only for those who call this host by a name of
-/// loopback: a page elsewhere whose own name was made to lead here gets nothing.
+/// Returns a new token and the data for the page. The `Host` header must be a loopback name or address:
+/// this prevents DNS rebinding, by which a foreign page could read the token.
 pub async fn session(
     demo: web::Data<Demo>,
     minter: web::Data<Option<Minter>>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let not_here = || Problem::not_found("resource");
+    let not_found = || Problem::not_found("resource");
     let host = request.headers().get(header::HOST);
     if !host
         .and_then(|host| host.to_str().ok())
         .is_some_and(is_loopback)
     {
-        return Err(not_here());
+        return Err(not_found());
     }
-    let minter = minter.get_ref().as_ref().ok_or_else(not_here)?;
-    // An admin too, so that the page can say that the provider is mended.
+    let minter = minter.get_ref().as_ref().ok_or_else(not_found)?;
+    // `admin` lets the page resume a suspended provider.
     let scope = Some("jobs:read jobs:write admin");
     let minted = minter
-        .mint(&demo.owner, None, scope, TTL, Time::now().timestamp())
-        .map_err(|_| not_here())?;
+        .mint(&demo.owner, None, scope, TOKEN_TTL, Time::now().timestamp())
+        .map_err(|_| not_found())?;
     let mut session = json!(&**demo);
     session["token"] = minted.token.into();
     session["expires_at"] = json!(Time::from(minted.expires_at));
