@@ -1,128 +1,110 @@
 //! `GET /v1/events`: jobs as server-sent events.
 //!
-//! Invariant: a stream has one pending version per job at most; the list of a stream whose jobs
-//! have all ended ends after the last of them.
+//! A stream holds at most one pending version per job. A stream of listed jobs ends after the last one
+//! is final.
 
-use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header;
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::stream;
-use tokio::sync::Notify;
+use serde_json::json;
 use tokio::time::Instant;
 
-use super::jobs::{can_subscribe_owner, granted_job_ids};
-use crate::background::change_feed;
 use crate::config::SocketConfig;
-use crate::hub::{Connection, FeedHealth, Hub, Sink};
-use crate::job::{Job, JobId};
+use crate::hub::{Connection, FeedHealth, Hub};
+use crate::job::JobId;
 use crate::protocol::Frame;
 use crate::server::caller::Caller;
 use crate::server::drain::Drain;
-use crate::server::error::Problem;
+use crate::server::error::{ErrorCode, Problem};
+use crate::server::subscribe::{
+    NotifySink, can_subscribe_owner, granted_job_ids, subscribe, subscribe_owner,
+};
 use crate::store::Store;
 use crate::telemetry::{ConnectionKind, Metrics, OpenConnection};
 use crate::time::Time;
 
-/// What a browser waits before it comes back, in milliseconds.
+/// The first field of a stream: milliseconds after which a browser reconnects.
 const RETRY: &str = "retry: 2000\n\n";
 
-/// Wakes a stream that has something to say.
+/// The parameters of a stream.
 #[derive(Default)]
-struct NotifySink {
-    rings: Notify,
-    condition: Cell<Option<FeedHealth>>,
-}
-
-impl Sink for NotifySink {
-    fn try_send(&self, _: &Frame) -> bool {
-        false
-    }
-
-    fn notify_pending(&self) {
-        self.rings.notify_one();
-    }
-
-    fn health_changed(&self, condition: FeedHealth) {
-        self.condition.set(Some(condition));
-        self.rings.notify_one();
-    }
-}
-
-/// What a stream is about.
 struct StreamParams {
     jobs: Vec<JobId>,
-    unknown: Vec<String>,
-    mine: bool,
+    /// Values of `job` that are not valid ids.
+    invalid_jobs: Vec<String>,
+    has_owner_feed: bool,
+    /// Versions from `Last-Event-ID` and `last_event_id`, by job id.
     known_versions: HashMap<String, u64>,
 }
 
 impl StreamParams {
-    fn read(request: &HttpRequest, most: usize) -> Result<Self, Problem> {
-        let mut wish = Self {
-            jobs: Vec::new(),
-            unknown: Vec::new(),
-            mine: false,
-            known_versions: HashMap::new(),
-        };
-        let header = request
-            .headers()
-            .get("last-event-id")
-            .and_then(|id| id.to_str().ok());
-        let mut seen = header.map(str::to_owned).into_iter().collect::<Vec<_>>();
+    fn parse(request: &HttpRequest, max_jobs: usize) -> Result<Self, Problem> {
+        let mut params = Self::default();
+        let last_event_id = request.headers().get("last-event-id");
+        if let Some(ids) = last_event_id.and_then(|ids| ids.to_str().ok()) {
+            params.add_known_versions(ids);
+        }
         for (name, value) in url::form_urlencoded::parse(request.query_string().as_bytes()) {
             match (&*name, &*value) {
                 ("job", id) => match JobId::parse(id) {
-                    Ok(id) if wish.jobs.contains(&id) => {}
-                    Ok(id) => wish.jobs.push(id),
-                    Err(_) => wish.unknown.push(id.to_owned()),
+                    Ok(id) if params.jobs.contains(&id) => {}
+                    Ok(id) => params.jobs.push(id),
+                    Err(_) => params.invalid_jobs.push(id.to_owned()),
                 },
-                ("feed", "mine") => wish.mine = true,
-                ("feed", _) => return Err(Problem::invalid("feed: there is only 'mine'")),
-                ("last_event_id", ids) => seen.push(ids.to_owned()),
+                ("feed", "mine") => params.has_owner_feed = true,
+                ("feed", _) => return Err(Problem::invalid("feed must be 'mine'")),
+                ("last_event_id", ids) => params.add_known_versions(ids),
                 _ => {}
             }
         }
-        for id in seen.iter().flat_map(|ids| ids.split(',')) {
+        if params.jobs.is_empty() && params.invalid_jobs.is_empty() && !params.has_owner_feed {
+            return Err(Problem::invalid(
+                "job or feed is required: use ?job=…&job=… or ?feed=mine",
+            ));
+        }
+        if params.jobs.len() > max_jobs {
+            return Err(Problem::invalid(format!(
+                "job must occur at most {max_jobs} times"
+            )));
+        }
+        Ok(params)
+    }
+
+    /// Adds versions of the form `<job>:<version>,…`. Other values are ignored.
+    fn add_known_versions(&mut self, ids: &str) {
+        for id in ids.split(',') {
             if let Some((job, version)) = id.trim().rsplit_once(':')
                 && let Ok(version) = version.parse()
             {
-                wish.known_versions.insert(job.to_owned(), version);
+                self.known_versions.insert(job.to_owned(), version);
             }
         }
-        if wish.jobs.is_empty() && wish.unknown.is_empty() && !wish.mine {
-            return Err(Problem::invalid(
-                "job or feed: say what to follow, as ?job=…&job=… or ?feed=mine",
-            ));
-        }
-        if wish.jobs.len() > most {
-            return Err(Problem::invalid(format!(
-                "job: at most {most} in one stream"
-            )));
-        }
-        Ok(wish)
+    }
+
+    fn known_version(&self, id: &JobId) -> u64 {
+        self.known_versions.get(id.as_str()).copied().unwrap_or(0)
     }
 }
 
-/// One open stream.
+/// An open stream.
 struct Stream {
-    bell: Rc<NotifySink>,
+    sink: Rc<NotifySink>,
     connection: Connection,
     drain: web::Data<Drain>,
     metrics: web::Data<Metrics>,
     _open: OpenConnection,
     heartbeat: Duration,
     next_heartbeat: Instant,
-    ends_at: Instant,
-    /// Jobs whose end is still to come; none for a feed, which has no last job.
+    token_expires_at: Instant,
+    /// The jobs whose final version was not sent yet. `None` for a feed, which has no last job.
     unfinished: Option<HashSet<JobId>>,
     preamble: Option<String>,
-    is_over: bool,
+    has_ended: bool,
 }
 
 /// Opens a stream.
@@ -135,80 +117,51 @@ pub async fn open(
     settings: web::Data<SocketConfig>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let mut wish = StreamParams::read(&request, settings.max_subscriptions)?;
-    let bell = Rc::new(NotifySink::default());
-    let connection = Connection::open(&hub.shard(), Rc::clone(&bell) as Rc<dyn Sink>);
-    let follows = wish.mine && can_subscribe_owner(&caller);
-    if wish.mine {
-        wish.jobs
+    let mut params = StreamParams::parse(&request, settings.max_subscriptions)?;
+    let (sink, connection) = NotifySink::connect(&hub);
+    if params.has_owner_feed {
+        params
+            .jobs
             .extend(granted_job_ids(&caller).unwrap_or_default());
-        wish.jobs.sort_unstable();
-        wish.jobs.dedup();
+        params.jobs.sort_unstable();
+        params.jobs.dedup();
     }
-    let mut is_any_seen = wish.mine;
-    let mut unfinished = HashSet::new();
-    let mut greeting = RETRY.to_owned();
 
-    for id in &wish.jobs {
-        connection.subscribe_paused(id);
-    }
-    if follows {
-        connection.subscribe_owner(caller.subject());
-    }
-    let mut newest: HashMap<JobId, Arc<Job>> =
-        change_feed::subscribe_and_read(&**store, &wish.jobs)
-            .await?
-            .into_iter()
-            .map(|job| (job.id.clone(), job))
-            .collect();
-    let version_of = |id: &JobId| wish.known_versions.get(id.as_str()).copied().unwrap_or(0);
-    for id in &wish.jobs {
-        match newest
-            .remove(id)
-            .filter(|job| caller.may_see(id.as_str(), &job.owner))
-        {
-            Some(job) => {
-                is_any_seen = true;
-                let known = version_of(id);
-                if !(job.is_final() && job.version <= known) {
-                    unfinished.insert(id.clone());
-                }
-                connection.activate(job, known);
-            }
-            None => {
-                connection.reject(id);
-                wish.unknown.push(id.to_string());
-            }
-        }
-    }
-    if !is_any_seen {
+    let by_id = subscribe(&connection, &**store, &caller, &params.jobs).await?;
+    if by_id.jobs().is_empty() && !params.has_owner_feed {
         return Err(Problem::not_found("job"));
     }
-    for id in &wish.unknown {
-        let id = serde_json::to_string(id).unwrap_or_default();
-        greeting.push_str(&format!(
-            "event: error\ndata: {{\"code\":\"not_found\",\"job\":{id}}}\n\n"
-        ));
+    let found: HashSet<&JobId> = by_id.jobs().iter().map(|job| &job.id).collect();
+    let missing = params.jobs.iter().filter(|id| !found.contains(id));
+    let missing = missing.map(JobId::as_str);
+    let invalid = params.invalid_jobs.iter().map(String::as_str);
+    let preamble = preamble(missing.chain(invalid));
+    let unfinished = by_id
+        .jobs()
+        .iter()
+        .filter(|job| !job.is_final() || job.version > params.known_version(&job.id))
+        .map(|job| job.id.clone())
+        .collect();
+    by_id.activate(|id| params.known_version(id));
+    if params.has_owner_feed && can_subscribe_owner(&caller) {
+        let feed = subscribe_owner(&connection, &**store, &caller, &[]).await?;
+        feed.activate(|id| params.known_version(id));
     }
-    if follows {
-        for job in change_feed::subscribe_and_list(&**store, caller.subject()).await? {
-            let known = version_of(&job.id);
-            connection.backfill(job, known);
-        }
-    }
+
     let now = Instant::now();
+    let token_lifetime = Time::from(caller.expires_at()).saturating_duration_since(Time::now());
     let stream = Stream {
-        bell,
+        sink,
         connection,
         drain,
         _open: metrics.connection_opened(ConnectionKind::Sse),
         metrics,
         heartbeat: settings.heartbeat,
         next_heartbeat: now + settings.heartbeat,
-        ends_at: now + Time::from(caller.expires_at()).saturating_duration_since(Time::now()),
-        unfinished: (!wish.mine).then_some(unfinished),
-        preamble: Some(greeting),
-        is_over: false,
+        token_expires_at: now + token_lifetime,
+        unfinished: (!params.has_owner_feed).then_some(unfinished),
+        preamble: Some(preamble),
+        has_ended: false,
     };
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
@@ -220,31 +173,40 @@ pub async fn open(
         })))
 }
 
+/// Returns the start of a stream: the retry time, and an `error` event for each job that was not found.
+fn preamble<'a>(not_found: impl Iterator<Item = &'a str>) -> String {
+    let mut preamble = RETRY.to_owned();
+    for job in not_found {
+        let data = json!({ "code": ErrorCode::NotFound.as_str(), "job": job });
+        preamble.push_str(&format!("event: error\ndata: {data}\n\n"));
+    }
+    preamble
+}
+
 impl Stream {
-    /// What comes next, however long that takes; `None` once it is over.
+    /// Waits for the next chunk. Returns `None` at the end of the stream.
     async fn next(&mut self) -> Option<Bytes> {
-        if let Some(greeting) = self.preamble.take() {
-            return Some(greeting.into());
+        if let Some(preamble) = self.preamble.take() {
+            return Some(preamble.into());
         }
-        if self.is_over {
+        if self.has_ended {
             return None;
         }
         loop {
             if let Some(frame) = self.connection.next_frame() {
-                return Some(self.event(&frame));
+                return Some(self.job_event(&frame));
             }
             if self.unfinished.as_ref().is_some_and(HashSet::is_empty) {
-                self.is_over = true;
+                self.has_ended = true;
                 return Some(Bytes::from_static(b"event: end\ndata: {}\n\n"));
             }
-            if let Some(condition) = self.bell.condition.take() {
-                return Some(health_event(condition));
+            if let Some(health) = self.sink.take_health() {
+                return Some(health_event(health));
             }
-            let (bell, drain) = (Rc::clone(&self.bell), self.drain.clone());
             tokio::select! {
-                () = bell.rings.notified() => {}
-                () = drain.begun() => return None,
-                () = tokio::time::sleep_until(self.ends_at) => return None,
+                () = self.sink.changed() => {}
+                () = self.drain.started() => return None,
+                () = tokio::time::sleep_until(self.token_expires_at) => return None,
                 () = tokio::time::sleep_until(self.next_heartbeat) => {
                     self.next_heartbeat += self.heartbeat;
                     return Some(Bytes::from_static(b": heartbeat\n\n"));
@@ -253,9 +215,11 @@ impl Stream {
         }
     }
 
-    fn event(&mut self, frame: &Frame) -> Bytes {
+    fn job_event(&mut self, frame: &Frame) -> Bytes {
         let job = frame.job();
-        if let (true, Some(unfinished)) = (job.is_final(), &mut self.unfinished) {
+        if job.is_final()
+            && let Some(unfinished) = &mut self.unfinished
+        {
             unfinished.remove(&job.id);
         }
         self.metrics.delivered(ConnectionKind::Sse, 1);
@@ -268,8 +232,8 @@ impl Stream {
     }
 }
 
-fn health_event(condition: FeedHealth) -> Bytes {
-    match condition {
+fn health_event(health: FeedHealth) -> Bytes {
+    match health {
         FeedHealth::Degraded(since) => {
             format!("event: degraded\ndata: {{\"since\":\"{since}\"}}\n\n").into()
         }

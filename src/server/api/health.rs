@@ -1,6 +1,6 @@
-//! `/v1/health`, `/metrics`: how this node is.
+//! `/v1/health` and `/metrics`: health checks and metrics of this node.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
@@ -14,32 +14,33 @@ use crate::store::Store;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
 use crate::time::Time;
 
-/// When this node began to serve.
+/// Start time of this node.
 pub struct StartedAt(pub Instant);
 
-/// How long the store may take to say that it is there.
-const STORE_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(800);
+/// Time after which a store that does not answer a ping counts as unavailable.
+const PING_TIMEOUT: Duration = Duration::from_millis(800);
 
 async fn is_store_available(store: &dyn Store) -> bool {
     matches!(
-        tokio::time::timeout(STORE_TIMEOUT, store.ping()).await,
+        tokio::time::timeout(PING_TIMEOUT, store.ping()).await,
         Ok(Ok(()))
     )
 }
 
-/// `GET /v1/health`: always 200 while the process answers; the words tell more.
+/// `GET /v1/health`: always 200. `status` is `ok`, `degraded` or `draining`.
 pub async fn check(
     store: web::Data<dyn Store>,
     hub: web::Data<Hub>,
     drain: web::Data<Drain>,
-    begun: web::Data<StartedAt>,
+    started_at: web::Data<StartedAt>,
     providers: web::Data<Providers>,
 ) -> HttpResponse {
-    let is_current = hub.health() == FeedHealth::Healthy && is_store_available(&**store).await;
-    let status = match (drain.is_draining(), is_current) {
-        (true, _) => "draining",
-        (false, true) => "ok",
-        (false, false) => "degraded",
+    let status = if drain.is_draining() {
+        "draining"
+    } else if hub.health() == FeedHealth::Healthy && is_store_available(&**store).await {
+        "ok"
+    } else {
+        "degraded"
     };
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
@@ -47,32 +48,31 @@ pub async fn check(
             "status": status,
             "version": env!("CARGO_PKG_VERSION"),
             "store": store.name(),
-            "uptime_seconds": begun.0.elapsed().as_secs(),
+            "uptime_seconds": started_at.0.elapsed().as_secs(),
             "providers": states(&providers),
         }))
 }
 
-/// `GET /v1/health/live`: whether the process answers; a restart would not help anything else.
+/// `GET /v1/health/live`: the liveness probe. It depends on nothing, because a restart fixes no other
+/// problem.
 pub async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({ "status": "ok" }))
 }
 
-/// `GET /v1/health/ready`: whether a load balancer should send anything here.
+/// `GET /v1/health/ready`: the readiness probe. It fails while the node drains or the store is
+/// unavailable.
 pub async fn ready(store: web::Data<dyn Store>, drain: web::Data<Drain>) -> HttpResponse {
-    let status = match drain.is_draining() {
-        true => "draining",
-        false if is_store_available(&**store).await => "ok",
-        false => "store_unavailable",
-    };
-    let mut answer = if status == "ok" {
-        HttpResponse::Ok()
+    let (status, mut response) = if drain.is_draining() {
+        ("draining", HttpResponse::ServiceUnavailable())
+    } else if is_store_available(&**store).await {
+        ("ok", HttpResponse::Ok())
     } else {
-        HttpResponse::ServiceUnavailable()
+        ("store_unavailable", HttpResponse::ServiceUnavailable())
     };
-    answer.json(json!({ "status": status }))
+    response.json(json!({ "status": status }))
 }
 
-/// `GET /metrics`: the Prometheus text.
+/// `GET /metrics`: metrics in the Prometheus text format.
 pub async fn metrics(
     metrics: web::Data<Metrics>,
     hub: web::Data<Hub>,

@@ -1,4 +1,4 @@
-//! `/v1/providers`: how each provider is, and the word of an operator that one is mended.
+//! `/v1/providers`: the state of each provider, and resuming a suspended one.
 
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
@@ -10,23 +10,23 @@ use crate::server::error::Problem;
 use crate::time::Time;
 use crate::tracker::WorkerWakeups;
 
-/// `GET /v1/providers`: for anybody with a token; what is left on an account is for admins.
+/// `GET /v1/providers`: lists the providers. An admin also receives the account balances.
 pub async fn list(caller: Caller, providers: web::Data<Providers>) -> HttpResponse {
     let now = Time::now();
-    let shown: Vec<Value> = providers
+    let entries: Vec<Value> = providers
         .iter()
-        .map(|provider| shown(provider, caller.is_admin(), now))
+        .map(|provider| entry(provider, caller.is_admin(), now))
         .collect();
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(json!({ "providers": shown }))
+        .json(json!({ "providers": entries }))
 }
 
-/// `POST /v1/providers/{name}/resume`: whatever it was left alone for is mended.
+/// `POST /v1/providers/{name}/resume`: closes the circuits of a provider and sends waiting jobs.
 pub async fn resume(
     caller: Caller,
     providers: web::Data<Providers>,
-    stir: web::Data<WorkerWakeups>,
+    wakeups: web::Data<WorkerWakeups>,
     name: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     if !caller.is_admin() {
@@ -35,29 +35,29 @@ pub async fn resume(
     let provider = providers.get(&name);
     let provider = provider.ok_or_else(|| Problem::not_found("provider"))?;
     provider.gate().reset();
-    stir.submitter.notify_one();
-    tracing::info!(provider.name = provider.name(), "resumed by an admin");
-    Ok(HttpResponse::Ok().json(shown(provider, true, Time::now())))
+    wakeups.submitter.notify_one();
+    tracing::info!(provider.name = provider.name(), "provider resumed by admin");
+    Ok(HttpResponse::Ok().json(entry(provider, true, Time::now())))
 }
 
-fn shown(provider: &Provider, is_for_admin: bool, now: Time) -> Value {
-    let standing = provider.gate().health(now);
-    let mut shown = json!({
+fn entry(provider: &Provider, has_balance: bool, now: Time) -> Value {
+    let health = provider.gate().health(now);
+    let mut entry = json!({
         "name": provider.name(),
         "title": provider.title(),
-        "state": standing.state,
-        "reason": standing.reason,
-        "since": standing.since,
-        "until": standing.until,
+        "state": health.state,
+        "reason": health.reason,
+        "since": health.since,
+        "until": health.until,
         "max_concurrent": provider.max_concurrent(),
     });
-    if is_for_admin {
-        shown["balance"] = json!(provider.balance());
+    if has_balance {
+        entry["balance"] = json!(provider.balance());
     }
-    shown
+    entry
 }
 
-/// A word for each provider, as `/v1/health` tells it.
+/// Returns the state of each provider by name, for `/v1/health`.
 pub fn states(providers: &Providers) -> Map<String, Value> {
     let now = Time::now();
     let state = |provider: &Provider| provider.gate().health(now).state.as_str();

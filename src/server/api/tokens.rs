@@ -1,24 +1,23 @@
-//! `POST /v1/tokens`: a browser's token, minted for a caller who may do everything.
+//! `POST /v1/tokens`: mints tokens for browsers.
 
 use std::time::Duration;
 
-use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::job::JobId;
 use crate::server::caller::Caller;
-use crate::server::error::Problem;
+use crate::server::error::{ErrorCode, Problem};
 use crate::server::request::{JsonBody, validate_owner};
 use crate::time::Time;
 use progress_hub_auth::jwt::Minter;
 
-/// How long a token lasts unless asked for otherwise, and at most, in seconds.
-const TTL: u64 = 15 * 60;
-const MAX_TTL: u64 = 24 * 60 * 60;
+/// Lifetime of a token, by default and at most.
+const DEFAULT_TTL_SECONDS: u64 = 15 * 60;
+const MAX_TTL_SECONDS: u64 = 24 * 60 * 60;
 
-/// The most jobs that one token may name: it has to fit in a header.
+/// Maximum number of jobs that a token is limited to; the token must fit into a header.
 const MAX_JOBS: usize = 64;
 
 #[derive(Deserialize)]
@@ -39,39 +38,37 @@ pub async fn mint(
     if !caller.is_admin() {
         return Err(Problem::forbidden("admin"));
     }
-    let Some(minter) = minter.get_ref() else {
-        let detail =
-            "no auth.hs256_secrets is configured, so this hub can check tokens but mint none";
-        return Err(Problem::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "minting_unavailable",
-            detail,
-        ));
-    };
-    let wish = body.value;
-    validate_owner(&wish.sub).map_err(|_| Problem::invalid("sub: must have 1 to 255 bytes"))?;
-    let ttl = wish.ttl_seconds.unwrap_or(TTL);
-    if !(1..=MAX_TTL).contains(&ttl) {
+    let minter = minter.get_ref().as_ref().ok_or_else(|| {
+        let detail = "minting tokens requires auth.hs256_secrets; this hub only verifies tokens";
+        Problem::new(ErrorCode::MintingUnavailable, detail)
+    })?;
+    let request = body.value;
+    validate_owner("sub", &request.sub)?;
+    let ttl = request.ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS);
+    if !(1..=MAX_TTL_SECONDS).contains(&ttl) {
         return Err(Problem::invalid(format!(
-            "ttl_seconds: must be 1 to {MAX_TTL}"
+            "ttl_seconds must be from 1 to {MAX_TTL_SECONDS}"
         )));
     }
-    if let Some(jobs) = &wish.jobs {
+    if let Some(jobs) = &request.jobs {
         if jobs.len() > MAX_JOBS {
-            return Err(Problem::invalid(format!("jobs: at most {MAX_JOBS}")));
+            return Err(Problem::invalid(format!(
+                "jobs must have at most {MAX_JOBS} ids"
+            )));
         }
-        if let Some(bad) = jobs.iter().position(|id| JobId::parse(id).is_err()) {
-            return Err(Problem::invalid(format!("jobs[{bad}]: is no job id")));
+        if let Some(index) = jobs.iter().position(|id| JobId::parse(id).is_err()) {
+            return Err(Problem::invalid(format!("jobs[{index}] must be a job id")));
         }
     }
-    let minted = minter.mint(
-        &wish.sub,
-        wish.jobs,
-        wish.scope.as_deref(),
-        Duration::from_secs(ttl),
-        Time::now().timestamp(),
-    );
-    let minted = minted.map_err(|error| Problem::invalid(error.to_string()))?;
+    let minted = minter
+        .mint(
+            &request.sub,
+            request.jobs,
+            request.scope.as_deref(),
+            Duration::from_secs(ttl),
+            Time::now().timestamp(),
+        )
+        .map_err(|error| Problem::invalid(error.to_string()))?;
     Ok(HttpResponse::Created()
         .json(json!({ "token": minted.token, "expires_at": Time::from(minted.expires_at) })))
 }

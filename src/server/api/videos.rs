@@ -1,4 +1,4 @@
-//! `POST /v1/videos`: a job that the hub itself submits.
+//! `POST /v1/videos`: submits a job through the hub.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -15,16 +15,16 @@ use crate::store::{CreateOutcome, Store};
 use crate::time::Time;
 use crate::tracker::Tracker;
 
-/// Takes a job on, 202, before its provider has heard of it.
+/// Stores the job and returns 202. The submitter sends it to the provider afterwards.
 #[expect(
     clippy::too_many_arguments,
-    reason = "a handler's arguments list exactly what it touches"
+    reason = "the arguments list exactly what the handler uses"
 )]
 pub async fn submit(
     caller: Caller,
     tracker: web::Data<Tracker>,
     store: web::Data<dyn Store>,
-    guard: web::Data<AdmissionControl>,
+    admission: web::Data<AdmissionControl>,
     providers: web::Data<Providers>,
     defaults: web::Data<Defaults>,
     request: HttpRequest,
@@ -36,16 +36,15 @@ pub async fn submit(
     let idempotency = idempotency(&request, &caller, &body)?;
     let video = body.value;
     validate_metadata(&video.metadata)?;
-    let named = video.provider.as_deref().or(defaults.provider.as_deref());
-    let provider = match named {
+    let provider = match video.provider.as_ref().or(defaults.provider.as_ref()) {
         Some(name) => find_provider(&providers, name)?,
         None => providers.single().ok_or_else(|| {
-            Problem::invalid("provider: is needed, since no default is configured")
+            Problem::invalid("provider is required because no default provider is configured")
         })?,
     };
     if !provider.can_submit() {
         return Err(Problem::invalid(format!(
-            "provider: the hub can't submit to '{}', only hear from it",
+            "provider '{}' only sends webhooks; the hub cannot submit jobs to it",
             provider.name()
         )));
     }
@@ -53,14 +52,14 @@ pub async fn submit(
     let Admitted {
         job,
         budget_entries,
-    } = guard.admit(caller.subject(), provider, video, now)?;
+    } = admission.admit(caller.subject(), provider, video, now)?;
     let entries = budget_entries.entries();
-    let (created, job) = tracker.create(job, idempotency, entries).await?;
-    if let CreateOutcome::LimitExceeded { window } = &created {
-        let refusal = guard
+    let (outcome, job) = tracker.create(job, idempotency, entries).await?;
+    if let CreateOutcome::LimitExceeded { window } = &outcome {
+        let error = admission
             .limit_error(&budget_entries, window, &**store, now)
             .await?;
-        return Err(refusal.into());
+        return Err(error.into());
     }
-    create_response(created, job, StatusCode::ACCEPTED)
+    create_response(outcome, job, StatusCode::ACCEPTED)
 }

@@ -1,48 +1,52 @@
-//! `/v1/webhooks`: what providers say of their tasks.
+//! `/v1/webhooks`: webhooks from providers.
 //!
-//! Invariant: raw bytes are proven before they are parsed, and the answer is 2xx only once the news
-//! is on disk; everything else makes the sender try again or tells it why not to.
+//! The signature of the raw body is verified before the body is parsed. The response is 200 only after
+//! the update is stored; the sender repeats a webhook that received another response.
 
+use std::future::{Ready, ready};
 use std::time::Instant;
 
+use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
 use actix_web::http::header::HeaderMap;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 
 use crate::config::ServerConfig;
 use crate::job::{JobId, Source};
 use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
-use crate::server::error::Problem;
+use crate::server::error::{ErrorCode, Problem};
 use crate::server::request::RawBody;
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};
 use progress_hub_auth::signature::{Headers, Request};
 
-/// `POST /v1/webhooks/{provider}`: finds the job by the task's id.
+/// `POST /v1/webhooks/{provider}`: finds the job by the task id in the payload.
 pub async fn receive(
-    news: WebhookHandler,
+    handler: WebhookHandler,
     provider: web::Path<String>,
     request: HttpRequest,
     body: Result<RawBody, Problem>,
 ) -> Result<HttpResponse, Problem> {
-    news.handle(&provider, None, &request, body).await
+    handler.handle(&provider, None, &request, body).await
 }
 
-/// `POST /v1/webhooks/{provider}/{callback_token}`: finds the job by its own token.
+/// `POST /v1/webhooks/{provider}/{callback_token}`: finds the job by its callback token.
 pub async fn receive_with_token(
-    news: WebhookHandler,
+    handler: WebhookHandler,
     path: web::Path<(String, String)>,
     request: HttpRequest,
     body: Result<RawBody, Problem>,
 ) -> Result<HttpResponse, Problem> {
     let (provider, token) = path.into_inner();
-    news.handle(&provider, Some(&token), &request, body).await
+    handler
+        .handle(&provider, Some(&token), &request, body)
+        .await
 }
 
-/// What taking news in touches.
+/// The components that process webhooks.
 pub struct WebhookHandler {
     tracker: web::Data<Tracker>,
     providers: web::Data<Providers>,
@@ -51,12 +55,12 @@ pub struct WebhookHandler {
     metrics: web::Data<Metrics>,
 }
 
-impl actix_web::FromRequest for WebhookHandler {
+impl FromRequest for WebhookHandler {
     type Error = Problem;
-    type Future = std::future::Ready<Result<Self, Problem>>;
+    type Future = Ready<Result<Self, Problem>>;
 
-    fn from_request(request: &HttpRequest, _: &mut actix_web::dev::Payload) -> Self::Future {
-        let news = || {
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let handler = || {
             Some(Self {
                 tracker: request.app_data::<web::Data<Tracker>>()?.clone(),
                 providers: request.app_data::<web::Data<Providers>>()?.clone(),
@@ -65,14 +69,16 @@ impl actix_web::FromRequest for WebhookHandler {
                 metrics: request.app_data::<web::Data<Metrics>>()?.clone(),
             })
         };
-        std::future::ready(news().ok_or_else(|| Problem::not_found("resource")))
+        ready(handler().ok_or_else(|| Problem::not_found("resource")))
     }
 }
 
-/// What became of a webhook that its sender need not repeat.
+/// The result of a webhook that its sender does not have to repeat.
 enum WebhookResult {
-    Told(WebhookOutcome),
-    Answered(Value),
+    /// Task reports were processed.
+    Processed(WebhookOutcome),
+    /// The provider checks the endpoint and expects this response.
+    Challenge(Value),
 }
 
 impl WebhookHandler {
@@ -83,26 +89,22 @@ impl WebhookHandler {
         request: &HttpRequest,
         body: Result<RawBody, Problem>,
     ) -> Result<HttpResponse, Problem> {
-        let begun = Instant::now();
-        let taken = self.process(provider, token, request, body).await;
-        self.metrics.observe_webhook_duration(begun.elapsed());
-        match taken {
-            Ok(WebhookResult::Answered(reply)) => {
-                self.metrics.webhook(provider, WebhookOutcome::Unchanged);
-                Ok(HttpResponse::Ok().json(reply))
-            }
-            Ok(WebhookResult::Told(outcome)) => {
-                self.metrics.webhook(provider, outcome);
-                Ok(HttpResponse::Ok().json(json!({
+        let started_at = Instant::now();
+        let result = self.process(provider, token, request, body).await;
+        self.metrics.observe_webhook_duration(started_at.elapsed());
+        let (outcome, response) = match result {
+            Ok(WebhookResult::Challenge(reply)) => (WebhookOutcome::Unchanged, Ok(reply)),
+            Ok(WebhookResult::Processed(outcome)) => {
+                let reply = json!({
                     "matched": outcome != WebhookOutcome::Unmatched,
                     "applied": outcome == WebhookOutcome::Applied,
-                })))
+                });
+                (outcome, Ok(reply))
             }
-            Err((outcome, problem)) => {
-                self.metrics.webhook(provider, outcome);
-                Err(problem)
-            }
-        }
+            Err((outcome, problem)) => (outcome, Err(problem)),
+        };
+        self.metrics.webhook(provider, outcome);
+        response.map(|reply| HttpResponse::Ok().json(reply))
     }
 
     async fn process(
@@ -112,120 +114,110 @@ impl WebhookHandler {
         request: &HttpRequest,
         body: Result<RawBody, Problem>,
     ) -> Result<WebhookResult, (WebhookOutcome, Problem)> {
+        let unknown = |resource| (WebhookOutcome::Unknown, Problem::not_found(resource));
         let provider = self.providers.get(provider);
-        let provider =
-            provider.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("provider")))?;
-        let job = match token {
-            None => None,
-            Some(token) => {
-                let job = self.links.verify_callback_token(provider.name(), token);
-                Some(job.ok_or_else(|| (WebhookOutcome::Unknown, Problem::not_found("callback")))?)
-            }
-        };
+        let provider = provider.ok_or_else(|| unknown("provider"))?;
+        let job = token.map(|token| {
+            let job = self.links.verify_callback_token(provider.name(), token);
+            job.ok_or_else(|| unknown("callback"))
+        });
+        let job = job.transpose()?;
         let RawBody(body) = body.map_err(|problem| match problem.status() {
             StatusCode::PAYLOAD_TOO_LARGE => (WebhookOutcome::TooLarge, problem),
             _ => (WebhookOutcome::Malformed, problem),
         })?;
         let headers = &RequestHeaders(request.headers());
-        let sent = Request {
+        let signed = Request {
             headers,
             body: &body,
             url: &self.url(request),
         };
-        let proof = provider
-            .verify(&sent, Time::now())
+        let verified = provider
+            .verify(&signed, Time::now())
             .await
-            .map_err(|unproven| reject(provider, &unproven))?;
-        let heard = provider.parse(&proof, headers).map_err(|shape| {
-            let problem = Problem::new(
-                StatusCode::BAD_REQUEST,
-                "invalid_payload",
-                shape.to_string(),
-            );
+            .map_err(|error| reject(provider, &error))?;
+        let content = provider.parse(&verified, headers).map_err(|error| {
+            let problem = Problem::new(ErrorCode::InvalidPayload, error.to_string());
             (WebhookOutcome::Malformed, problem)
         })?;
-        let news = match heard {
-            WebhookContent::Challenge(reply) => return Ok(WebhookResult::Answered(reply)),
-            WebhookContent::Tasks(news) => news,
+        let reports = match content {
+            WebhookContent::Challenge(reply) => return Ok(WebhookResult::Challenge(reply)),
+            WebhookContent::Tasks(reports) => reports,
         };
-        let recorded = self.apply_all(provider, job, news).await;
-        if recorded
-            .as_ref()
-            .is_ok_and(|outcome| *outcome != WebhookOutcome::Unmatched)
-        {
+        let outcome = self
+            .apply_all(provider, job, reports)
+            .await
+            .map_err(|error| (WebhookOutcome::Unavailable, error.into()))?;
+        if outcome != WebhookOutcome::Unmatched {
             provider.heard();
         }
-        recorded
-            .map(WebhookResult::Told)
-            .map_err(|error| (WebhookOutcome::Unavailable, error.into()))
+        Ok(WebhookResult::Processed(outcome))
     }
 
-    /// This very webhook's address, as its sender knows it.
+    /// Returns the URL of this webhook as its sender uses it; some signatures cover it.
     fn url(&self, request: &HttpRequest) -> String {
         let path = request.uri().path_and_query();
         let path = path.map_or("/", |path| path.as_str());
-        if let Some(public) = &self.server.public_url {
-            return format!("{}{path}", public.as_str().trim_end_matches('/'));
+        if let Some(public_url) = &self.server.public_url {
+            return format!("{}{path}", public_url.as_str().trim_end_matches('/'));
         }
-        let seen = request.connection_info();
-        format!("{}://{}{path}", seen.scheme(), seen.host())
+        let connection = request.connection_info();
+        format!("{}://{}{path}", connection.scheme(), connection.host())
     }
 
-    /// The furthest that any of the news came.
+    /// Processes every report. Returns `Applied` if one changed its job, else `Unchanged` if one has a
+    /// job, else `Unmatched`.
     async fn apply_all(
         &self,
         provider: &Provider,
         job: Option<JobId>,
-        news: Vec<TaskReport>,
+        reports: Vec<TaskReport>,
     ) -> Result<WebhookOutcome, Error> {
-        // A token stands for one job, so among several tasks it names none.
-        let job = job.filter(|_| news.len() == 1);
-        let (mut applied, mut matched) = (false, false);
-        for told in news {
-            let outcome = if told.is_trusted {
-                self.apply_trusted(provider, job.clone(), told).await?
+        // A callback token belongs to one job, so it identifies no job among several tasks.
+        let job = job.filter(|_| reports.len() == 1);
+        let mut total = WebhookOutcome::Unmatched;
+        for report in reports {
+            let outcome = if report.is_trusted {
+                self.apply_trusted(provider, job.clone(), report).await?
             } else {
-                self.poll_for_untrusted(provider, job.clone(), told).await?
+                self.poll_for_untrusted(provider, job.clone(), report)
+                    .await?
             };
-            applied |= outcome == WebhookOutcome::Applied;
-            matched |= outcome != WebhookOutcome::Unmatched;
+            if total == WebhookOutcome::Unmatched || outcome == WebhookOutcome::Applied {
+                total = outcome;
+            }
         }
-        Ok(match (applied, matched) {
-            (true, _) => WebhookOutcome::Applied,
-            (false, true) => WebhookOutcome::Unchanged,
-            (false, false) => WebhookOutcome::Unmatched,
-        })
+        Ok(total)
     }
 
-    /// News whose every byte is its sender's: by the token, by our own name for the task, or by the
-    /// provider's.
+    /// Applies a report that the signature covers. The job is found by the callback token, by the hub's
+    /// reference in the payload, or by the provider's task id.
     async fn apply_trusted(
         &self,
         provider: &Provider,
         job: Option<JobId>,
-        told: TaskReport,
+        report: TaskReport,
     ) -> Result<WebhookOutcome, Error> {
         let TaskReport {
             task_id,
             reference,
             mut report,
             ..
-        } = told;
-        // A word that nobody knows may mean anything, so it is asked about.
-        let is_unclear = report.status.is_none();
-        let is_by_token = job.is_some();
-        let named = job.or_else(|| reference.and_then(|name| JobId::parse(&name).ok()));
+        } = report;
+        let has_unknown_status = report.status.is_none();
+        let has_token = job.is_some();
+        let job = job.or_else(|| reference.and_then(|id| JobId::parse(&id).ok()));
         report.task_id.clone_from(&task_id);
-        if let Some(id) = named {
+        if let Some(id) = job {
             let update = report.clone().into_update(Source::Webhook);
-            match self
+            let applied = self
                 .tracker
                 .apply_provider_update(provider.name(), &id, update)
-                .await
-            {
-                Ok(recorded) => return self.outcome(&recorded, is_unclear).await,
-                // Forgotten by now; or a name that somebody else gave to a task.
-                Err(Error::NotFound) if is_by_token => return Ok(WebhookOutcome::Unmatched),
+                .await;
+            match applied {
+                Ok(outcome) => return self.outcome(&outcome, has_unknown_status).await,
+                Err(Error::NotFound) if has_token => return Ok(WebhookOutcome::Unmatched),
+                // The reference was chosen by another client of the provider account.
                 Err(Error::NotFound) => {}
                 Err(error) => return Err(error),
             }
@@ -233,60 +225,53 @@ impl WebhookHandler {
         let Some(task_id) = task_id else {
             return Ok(WebhookOutcome::Unmatched);
         };
-        match self
+        let update = report.into_update(Source::Webhook);
+        let applied = self
             .tracker
-            .apply_task_update(
-                provider.name(),
-                &task_id,
-                report.into_update(Source::Webhook),
-            )
-            .await
-        {
-            Ok(TaskMatch::Job(recorded)) => self.outcome(&recorded, is_unclear).await,
+            .apply_task_update(provider.name(), &task_id, update)
+            .await;
+        match applied {
+            Ok(TaskMatch::Job(outcome)) => self.outcome(&outcome, has_unknown_status).await,
             Ok(TaskMatch::Buffered) | Err(Error::NotFound) => Ok(WebhookOutcome::Unmatched),
             Err(error) => Err(error),
         }
     }
 
+    /// Requests a poll if the provider definition does not know the status.
     async fn outcome(
         &self,
-        recorded: &UpdateOutcome,
-        is_unclear: bool,
+        outcome: &UpdateOutcome,
+        has_unknown_status: bool,
     ) -> Result<WebhookOutcome, Error> {
-        if is_unclear {
-            self.tracker.request_poll(&recorded.job.id).await?;
+        if has_unknown_status {
+            self.tracker.request_poll(&outcome.job.id).await?;
         }
-        Ok(match recorded.applied {
-            true => WebhookOutcome::Applied,
-            false => WebhookOutcome::Unchanged,
-        })
+        if outcome.applied {
+            Ok(WebhookOutcome::Applied)
+        } else {
+            Ok(WebhookOutcome::Unchanged)
+        }
     }
 
-    /// News that anybody could have sent: a reason to ask the provider, and nothing more. But the
-    /// job's own address is known to its provider alone, so whoever calls there may say which task
-    /// came of a submission whose answer was lost.
+    /// Handles a report that no signature covers: it only requests a poll. A valid callback token is an
+    /// exception, because only the provider knows it. It binds the task id to a job whose submit response
+    /// was lost.
     async fn poll_for_untrusted(
         &self,
         provider: &Provider,
         job: Option<JobId>,
-        told: TaskReport,
+        report: TaskReport,
     ) -> Result<WebhookOutcome, Error> {
-        let id = match (job, told.task_id) {
+        let name = provider.name();
+        let job = match (job, report.task_id) {
             (Some(id), Some(task_id)) => {
-                self.tracker
-                    .bind_task(provider.name(), &id, task_id)
-                    .await?;
+                self.tracker.bind_task(name, &id, task_id).await?;
                 Some(id)
             }
-            (Some(id), None) => Some(id),
-            (None, Some(task_id)) => {
-                self.tracker
-                    .find_job_by_task(provider.name(), &task_id)
-                    .await?
-            }
-            (None, None) => None,
+            (None, Some(task_id)) => self.tracker.find_job_by_task(name, &task_id).await?,
+            (job, None) => job,
         };
-        let Some(id) = id else {
+        let Some(id) = job else {
             return Ok(WebhookOutcome::Unmatched);
         };
         self.tracker.request_poll(&id).await?;
@@ -294,26 +279,26 @@ impl WebhookHandler {
     }
 }
 
-fn reject(provider: &Provider, unproven: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
+fn reject(provider: &Provider, error: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
     tracing::warn!(
         provider.name = provider.name(),
-        reason = unproven.code(),
-        "refused a webhook"
+        reason = error.code(),
+        "webhook rejected"
     );
-    let detail = unproven.to_string();
-    match unproven {
+    let detail = error.to_string();
+    match error {
         WebhookVerifyError::Refused(_) | WebhookVerifyError::NotAccepted => (
             WebhookOutcome::Unauthorized,
-            Problem::new(StatusCode::UNAUTHORIZED, "invalid_signature", detail),
+            Problem::new(ErrorCode::InvalidSignature, detail),
         ),
         WebhookVerifyError::KeysUnavailable { retry_after } => (
             WebhookOutcome::Unavailable,
-            Problem::unavailable("keys_unavailable", detail, *retry_after),
+            Problem::new(ErrorCode::KeysUnavailable, detail).with_retry_after(*retry_after),
         ),
     }
 }
 
-/// The headers of an HTTP request, as the signature schemes read them.
+/// The headers of a request, for the signature schemes.
 struct RequestHeaders<'r>(&'r HeaderMap);
 
 impl Headers for RequestHeaders<'_> {

@@ -1,4 +1,4 @@
-//! What workers say: which jobs there are, and how they get on.
+//! Jobs that are not submitted by the hub: registration and updates by workers.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::config::StoreConfig;
 use crate::job::{Failure, FailureKind, Job, JobId, NewJob, Output, Source, Status, StatusReport};
 use crate::provider::Providers;
 use crate::server::caller::Caller;
-use crate::server::error::Problem;
+use crate::server::error::{ErrorCode, Problem};
 use crate::server::request::{
     JsonBody, find_provider, idempotency, validate_metadata, validate_owner,
 };
@@ -31,7 +31,7 @@ pub struct Registration {
     deadline_seconds: Option<f64>,
 }
 
-/// `POST /v1/jobs`: registers a job that was submitted elsewhere, or a worker's own.
+/// `POST /v1/jobs`: registers a worker's job, or a job that another program submitted to a provider.
 pub async fn register(
     caller: Caller,
     tracker: web::Data<Tracker>,
@@ -45,10 +45,10 @@ pub async fn register(
     }
     let idempotency = idempotency(&request, &caller, &body)?;
     let new = body.value;
-    validate_owner(&new.owner)?;
+    validate_owner("owner", &new.owner)?;
     validate_metadata(&new.metadata)?;
     if new.model.as_ref().is_some_and(|model| model.len() > 128) {
-        return Err(Problem::invalid("model: must have at most 128 bytes"));
+        return Err(Problem::invalid("model must have at most 128 bytes"));
     }
     let provider = match (&new.provider, &new.provider_task_id) {
         (None, None) => None,
@@ -57,26 +57,26 @@ pub async fn register(
         }
         _ => {
             return Err(Problem::invalid(
-                "provider and provider_task_id: give both, or neither for a worker's own job",
+                "provider and provider_task_id must both be set, or both be absent for a worker's job",
             ));
         }
     };
-    // There is no asking once the provider has forgotten it.
-    let kept = provider.map(|provider| provider.retention().saturating_sub(Duration::from_secs(1)));
-    let longest = kept.map_or(settings.retain_active, |kept| {
-        settings.retain_active.min(kept)
+    // The deadline is before the provider deletes the task, so that it can still be polled.
+    let max_deadline = provider.map_or(settings.retain_active, |provider| {
+        let retention = provider.retention().saturating_sub(Duration::from_secs(1));
+        settings.retain_active.min(retention)
     });
     let deadline = match new.deadline_seconds {
-        Some(seconds) if seconds > 0.0 && seconds <= longest.as_secs_f64() => {
+        Some(seconds) if seconds > 0.0 && seconds <= max_deadline.as_secs_f64() => {
             Duration::from_secs_f64(seconds)
         }
         Some(_) => {
             return Err(Problem::invalid(format!(
-                "deadline_seconds: must be more than 0 and at most {}",
-                longest.as_secs()
+                "deadline_seconds must be greater than 0 and at most {}",
+                max_deadline.as_secs()
             )));
         }
-        None => provider.map_or(longest, |provider| provider.cadence().deadline),
+        None => provider.map_or(max_deadline, |provider| provider.cadence().deadline),
     };
     let job = Job::new(
         NewJob {
@@ -90,8 +90,8 @@ pub async fn register(
         },
         Time::now(),
     );
-    let (created, job) = tracker.create(job, idempotency, Vec::new()).await?;
-    create_response(created, job, StatusCode::CREATED)
+    let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
+    create_response(outcome, job, StatusCode::CREATED)
 }
 
 #[derive(Deserialize)]
@@ -110,7 +110,7 @@ pub struct UpdateRequest {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UpdateRequestError {
-    #[serde(default = "technical")]
+    #[serde(default = "default_kind")]
     kind: FailureKind,
     #[serde(default)]
     message: String,
@@ -118,58 +118,57 @@ struct UpdateRequestError {
     retryable: Option<bool>,
 }
 
-fn technical() -> FailureKind {
+fn default_kind() -> FailureKind {
     FailureKind::Technical
 }
 
 impl UpdateRequest {
-    fn report(self) -> Result<StatusReport, Problem> {
-        if self
-            .progress
-            .is_some_and(|percent| !(0.0..=100.0).contains(&percent))
-        {
-            return Err(Problem::invalid("progress: must be 0 to 100"));
-        }
-        if self
-            .eta_seconds
-            .is_some_and(|seconds| !seconds.is_finite() || seconds < 0.0)
-        {
-            return Err(Problem::invalid("eta_seconds: must be 0 or more"));
-        }
-        if self
-            .stage
-            .as_ref()
-            .is_some_and(|stage| stage.chars().count() > 200)
-        {
-            return Err(Problem::invalid("stage: must have at most 200 characters"));
-        }
-        if !self.outputs.is_empty() && self.status != Some(Status::Succeeded) {
-            return Err(Problem::invalid("outputs: come with the status succeeded"));
-        }
-        if self.outputs.len() > 100 || self.outputs.iter().any(|output| output.url.len() > 4096) {
-            return Err(Problem::invalid(
-                "outputs: at most 100, each URL of at most 4096 characters",
-            ));
-        }
-        let is_long = |error: &UpdateRequestError| {
-            error.message.chars().count() > 1000
-                || error
-                    .provider_code
+    /// Checks the limits of each field.
+    fn into_report(self) -> Result<StatusReport, Problem> {
+        let is_error_too_long = |error: &UpdateRequestError| {
+            let code_length = error.provider_code.as_ref().map_or(0, String::len);
+            error.message.chars().count() > 1000 || code_length > 128
+        };
+        let checks = [
+            (
+                self.progress
+                    .is_some_and(|percent| !(0.0..=100.0).contains(&percent)),
+                "progress must be from 0 to 100",
+            ),
+            (
+                self.eta_seconds
+                    .is_some_and(|seconds| !seconds.is_finite() || seconds < 0.0),
+                "eta_seconds must be 0 or greater",
+            ),
+            (
+                self.stage
                     .as_ref()
-                    .is_some_and(|code| code.len() > 128)
-        };
-        if self.error.as_ref().is_some_and(is_long) {
-            return Err(Problem::invalid(
-                "error: the message must have at most 1000 characters, the provider_code 128",
-            ));
+                    .is_some_and(|stage| stage.chars().count() > 200),
+                "stage must have at most 200 characters",
+            ),
+            (
+                !self.outputs.is_empty() && self.status != Some(Status::Succeeded),
+                "outputs require the status succeeded",
+            ),
+            (
+                self.outputs.len() > 100
+                    || self.outputs.iter().any(|output| output.url.len() > 4096),
+                "outputs must have at most 100 entries, and each url at most 4096 bytes",
+            ),
+            (
+                self.error.as_ref().is_some_and(is_error_too_long),
+                "error.message must have at most 1000 characters, error.provider_code at most 128 bytes",
+            ),
+            (
+                self.error.is_some() && !matches!(self.status, Some(Status::Failed) | None),
+                "error requires the status failed",
+            ),
+        ];
+        if let Some((_, detail)) = checks.into_iter().find(|(is_violated, _)| *is_violated) {
+            return Err(Problem::invalid(detail));
         }
-        let status = match (self.status, &self.error) {
-            (Some(Status::Failed) | None, Some(_)) => Some(Status::Failed),
-            (Some(_), Some(_)) => {
-                return Err(Problem::invalid("error: comes with the status failed"));
-            }
-            (status, None) => status,
-        };
+        // An error without a status is a failure.
+        let status = self.status.or(self.error.as_ref().map(|_| Status::Failed));
         let error = self.error.map(|error| {
             let failure = Failure::new(error.kind, error.message);
             Failure {
@@ -192,7 +191,7 @@ impl UpdateRequest {
     }
 }
 
-/// `POST /v1/jobs/{id}/updates`: a worker's push.
+/// `POST /v1/jobs/{id}/updates`: applies an update by a worker.
 pub async fn push(
     caller: Caller,
     tracker: web::Data<Tracker>,
@@ -203,17 +202,14 @@ pub async fn push(
     if !caller.may_update(id.as_str()) {
         return Err(Problem::forbidden("jobs:publish"));
     }
-    let report = body.value.report()?;
-    let recorded = tracker
+    let report = body.value.into_report()?;
+    let outcome = tracker
         .apply_update(&id, report.into_update(Source::Push))
         .await?;
-    if !recorded.applied && recorded.job.is_final() {
-        return Err(Problem::conflict(
-            "job_final",
-            "the job has ended; nothing changes it any more",
-            &recorded.job,
-        ));
+    if !outcome.applied && outcome.job.is_final() {
+        let problem = Problem::new(ErrorCode::JobFinal, "the job is final and cannot change");
+        return Err(problem.with_job(&outcome.job));
     }
     Ok(HttpResponse::Ok()
-        .json(json!({ "applied": recorded.applied, "version": recorded.job.version })))
+        .json(json!({ "applied": outcome.applied, "version": outcome.job.version })))
 }

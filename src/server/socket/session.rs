@@ -1,78 +1,169 @@
-//! What a connection and its client say to each other.
+//! The session of a client: its authentication, its subscriptions, and the replies to its messages.
 //!
-//! Invariant: each message has one answer; what goes wrong with one job or one message harms no
-//! other.
+//! Every message has one reply. An error in one message, or in one job of a message, affects no other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::connection::{ConnectionTask, PeerState};
-use crate::background::change_feed;
-use crate::hub::FeedHealth;
-use crate::job::{Job, JobId};
+use super::SocketContext;
+use super::connection::as_millis;
+use super::transport::Transport;
+use crate::hub::{Connection, FeedHealth, Sink};
+use crate::job::JobId;
 use crate::protocol::{
     ClientMessage, CloseReason, FeedName, JobVersion, ServerMessage, SubscribeOutcome,
 };
-use crate::server::api::jobs::{can_subscribe_owner, granted_job_ids};
-use crate::server::error::Problem;
-use crate::store;
+use crate::server::error::{ErrorCode, Problem};
+use crate::server::subscribe::{can_subscribe_owner, granted_job_ids, subscribe, subscribe_owner};
 use crate::time::Time;
 use progress_hub_auth::jwt::{Principal, TokenError};
 
-/// Messages that make no sense before the connection ends.
+/// Number of malformed messages at which the connection is closed.
 const MAX_BAD_MESSAGES: u32 = 10;
 
-/// How long before its end a token is said to be expiring.
+/// Time between `token_expiring` and the expiry of a token.
 const EXPIRY_NOTICE: Duration = Duration::from_secs(30);
 
-/// How long an answer from the store may take.
-const STORE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Cancels under way at once for one connection.
+/// Maximum number of concurrent cancel requests of a connection.
 const MAX_IN_FLIGHT_CANCELS: usize = 8;
 
-impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
-    pub(super) async fn dispatch(&mut self, text: &[u8]) -> Result<(), CloseReason> {
-        let message = match serde_json::from_slice::<ClientMessage>(text) {
-            Ok(message) => message,
-            Err(_) if matches!(self.peer, PeerState::Unauthenticated { .. }) => {
-                return Err(CloseReason::Unauthorized);
+/// Authentication of the client.
+enum PeerState {
+    /// The client has not authenticated. It is closed at `deadline`.
+    Unauthenticated { deadline: Instant },
+    /// The client has authenticated as `principal`.
+    Authenticated {
+        principal: Principal,
+        /// Time of the `token_expiring` message, until it is sent.
+        notice_at: Option<Instant>,
+        expires_at: Instant,
+    },
+}
+
+/// The session of a client.
+pub(super) struct Session<T> {
+    context: Arc<SocketContext>,
+    id: Uuid,
+    transport: Rc<Transport<T>>,
+    connection: Connection,
+    peer: PeerState,
+    bad_messages: u32,
+    cancel_permits: Arc<Semaphore>,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
+    /// Starts the session of an unauthenticated client.
+    pub(super) fn new(context: &Arc<SocketContext>, transport: &Rc<Transport<T>>) -> Self {
+        let sink = Rc::clone(transport) as Rc<dyn Sink>;
+        Self {
+            context: Arc::clone(context),
+            id: Uuid::now_v7(),
+            transport: Rc::clone(transport),
+            connection: Connection::open(&context.hub.shard(), sink),
+            peer: PeerState::Unauthenticated {
+                deadline: Instant::now() + context.settings.auth_timeout,
+            },
+            bad_messages: 0,
+            cancel_permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT_CANCELS)),
+        }
+    }
+
+    /// Returns the id of the connection, for logs and `hello`.
+    pub(super) fn id(&self) -> uuid::fmt::Simple {
+        self.id.simple()
+    }
+
+    /// Returns the connection to the hub.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Returns the time of the next call of [`Session::on_timer`].
+    pub(super) fn next_timer(&self) -> Instant {
+        match &self.peer {
+            PeerState::Unauthenticated { deadline } => *deadline,
+            PeerState::Authenticated {
+                notice_at,
+                expires_at,
+                ..
+            } => notice_at.unwrap_or(*expires_at),
+        }
+    }
+
+    /// Announces the expiry of the token.
+    ///
+    /// # Errors
+    /// The reason to close if the token has expired or did not arrive in time.
+    pub(super) fn on_timer(&mut self, now: Instant) -> Result<(), CloseReason> {
+        match &mut self.peer {
+            PeerState::Unauthenticated { deadline } if *deadline <= now => {
+                Err(CloseReason::AuthTimeout)
             }
-            Err(error) => return self.reject_message(text, &error),
-        };
-        let known = match &self.peer {
+            PeerState::Unauthenticated { .. } => Ok(()),
+            PeerState::Authenticated { expires_at, .. } if *expires_at <= now => {
+                Err(CloseReason::TokenExpired)
+            }
+            PeerState::Authenticated {
+                notice_at,
+                expires_at,
+                ..
+            } => {
+                if notice_at.take_if(|at| *at <= now).is_some() {
+                    let in_ms = as_millis(expires_at.saturating_duration_since(now));
+                    self.reply(&ServerMessage::TokenExpiring { in_ms });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Processes a text message.
+    ///
+    /// # Errors
+    /// The reason to close the connection.
+    pub(super) async fn dispatch(&mut self, text: &[u8]) -> Result<(), CloseReason> {
+        let principal = match &self.peer {
             PeerState::Unauthenticated { .. } => None,
             PeerState::Authenticated { principal, .. } => Some(principal.clone()),
         };
-        match (message, known) {
-            (ClientMessage::Auth { token }, _) => return self.authenticate(&token).await,
+        match (serde_json::from_slice(text), principal) {
+            (Ok(ClientMessage::Auth { token }), _) => return self.authenticate(&token).await,
             (_, None) => return Err(CloseReason::Unauthorized),
-            (ClientMessage::Subscribe { id, jobs, feed }, Some(principal)) => {
+            (Err(error), Some(_)) => return self.reject_message(text, &error),
+            (Ok(ClientMessage::Subscribe { id, jobs, feed }), Some(principal)) => {
                 self.subscribe(&principal, &id, &jobs, feed).await;
             }
-            (ClientMessage::Unsubscribe { id, jobs, feed }, Some(_)) => {
+            (Ok(ClientMessage::Unsubscribe { id, jobs, feed }), Some(_)) => {
                 self.unsubscribe(&id, &jobs, feed);
             }
-            (ClientMessage::Cancel { id, job }, Some(principal)) => {
-                self.cancel(principal, id, &job);
+            (Ok(ClientMessage::Cancel { id, job }), Some(principal)) => {
+                self.cancel(principal, id, job);
             }
-            (ClientMessage::Ping { id }, Some(_)) => {
-                self.wire
-                    .queue_reply(ServerMessage::Pong { id: &id }.frame());
+            (Ok(ClientMessage::Ping { id }), Some(_)) => {
+                self.reply(&ServerMessage::Pong { id: &id });
             }
         }
         Ok(())
     }
 
-    /// Says what is wrong with a message; the tenth time, that was it.
+    fn reply(&self, message: &ServerMessage<'_>) {
+        self.transport.queue_reply(message.frame());
+    }
+
+    fn reply_error(&self, id: &Value, code: ErrorCode, message: &str) {
+        let code = code.as_str();
+        self.reply(&ServerMessage::Error { id, code, message });
+    }
+
+    /// Replies to a malformed message, and closes the connection at the last one that is tolerated.
     fn reject_message(
         &mut self,
         text: &[u8],
@@ -82,22 +173,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         if self.bad_messages >= MAX_BAD_MESSAGES {
             return Err(CloseReason::TooManyBadMessages);
         }
-        let whole: Value = serde_json::from_slice(text).unwrap_or_default();
-        let id = whole.get("id").cloned().unwrap_or_default();
-        let message = format!("not a message of this protocol: {error}");
-        self.wire.queue_reply(
-            ServerMessage::Error {
-                id: &id,
-                code: "bad_message",
-                message: &message,
-            }
-            .frame(),
-        );
+        let message: Value = serde_json::from_slice(text).unwrap_or_default();
+        let id = message.get("id").unwrap_or(&Value::Null);
+        let detail = format!("not a valid client message: {error}");
+        self.reply_error(id, ErrorCode::BadMessage, &detail);
         Ok(())
     }
 
+    /// Authenticates the client, or renews its token.
     async fn authenticate(&mut self, token: &str) -> Result<(), CloseReason> {
-        match (self.sockets.verifier.verify(token).await, &self.peer) {
+        let verified = self.context.verifier.verify(token).await;
+        match (verified, &self.peer) {
             (Ok(principal), PeerState::Unauthenticated { .. }) => self.set_principal(principal),
             (Ok(renewed), PeerState::Authenticated { principal, .. })
                 if renewed.subject() == principal.subject() =>
@@ -110,191 +196,129 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
                 self.set_principal(renewed);
             }
             (Ok(_), PeerState::Authenticated { .. }) => {
-                self.error(
-                    &Value::Null,
-                    "subject_changed",
-                    "a token can only be renewed for the same subject",
-                );
+                let message = "the new token must have the same subject";
+                self.reply_error(&Value::Null, ErrorCode::SubjectChanged, message);
             }
-            (Err(refused @ TokenError::KeysUnavailable { .. }), _) => {
-                self.error(&Value::Null, "keys_unavailable", &refused.to_string());
+            (Err(error @ TokenError::KeysUnavailable { .. }), _) => {
+                self.reply_error(&Value::Null, ErrorCode::KeysUnavailable, &error.to_string());
             }
             (Err(_), PeerState::Unauthenticated { .. }) => return Err(CloseReason::Unauthorized),
-            (Err(refused), PeerState::Authenticated { .. }) => {
-                self.error(&Value::Null, "unauthorized", &refused.to_string());
+            (Err(error), PeerState::Authenticated { .. }) => {
+                self.reply_error(&Value::Null, ErrorCode::Unauthorized, &error.to_string());
             }
         }
         Ok(())
     }
 
+    /// Sets the authenticated principal and sends `hello`.
     pub(super) fn set_principal(&mut self, principal: Principal) {
         let (now, expires_at) = (Time::now(), Time::from(principal.expires_at()));
-        let left = expires_at.saturating_duration_since(now);
-        let ends_at = Instant::now() + left;
-        let notice_at = Some(Instant::now() + left.saturating_sub(EXPIRY_NOTICE.min(left / 2)));
-        let heartbeat = self.sockets.settings.heartbeat.as_millis();
+        let lifetime = expires_at.saturating_duration_since(now);
+        let notice = EXPIRY_NOTICE.min(lifetime / 2);
         let is_first = matches!(self.peer, PeerState::Unauthenticated { .. });
         self.peer = PeerState::Authenticated {
             principal,
-            notice_at,
-            ends_at,
+            notice_at: Some(Instant::now() + lifetime.saturating_sub(notice)),
+            expires_at: Instant::now() + lifetime,
         };
-        let heartbeat_ms = u64::try_from(heartbeat).unwrap_or(u64::MAX);
-        let mut name = Uuid::encode_buffer();
-        let hello = ServerMessage::Hello {
+        self.reply(&ServerMessage::Hello {
             protocol: 1,
-            connection: self.id.simple().encode_lower(&mut name),
-            heartbeat_ms,
+            connection: self.id().encode_lower(&mut Uuid::encode_buffer()),
+            heartbeat_ms: as_millis(self.context.settings.heartbeat),
             expires_at,
             now,
-        };
-        self.wire.queue_reply(hello.frame());
-        if let (true, FeedHealth::Degraded(since)) = (is_first, self.connection.health()) {
-            self.wire
-                .queue_reply(ServerMessage::Degraded { since }.frame());
+        });
+        if is_first && let FeedHealth::Degraded(since) = self.connection.health() {
+            self.reply(&ServerMessage::Degraded { since });
         }
     }
 
-    fn error(&self, id: &Value, code: &str, message: &str) {
-        self.wire
-            .queue_reply(ServerMessage::Error { id, code, message }.frame());
-    }
-
+    /// Subscribes to jobs, or to all jobs of the owner; `jobs` are then the versions that the client has.
     async fn subscribe(
         &self,
         principal: &Principal,
         id: &Value,
-        asked: &[JobVersion],
+        jobs: &[JobVersion],
         feed: Option<FeedName>,
     ) {
-        let asked: BTreeMap<&str, u64> = asked
+        let known: BTreeMap<&str, u64> = jobs
             .iter()
             .map(|known| (known.job.as_str(), known.version))
             .collect();
-        let version_of = |job: &JobId| asked.get(job.as_str()).copied().unwrap_or(0);
-        let follows = feed.is_some() && can_subscribe_owner(principal);
-        let mut wanted: BTreeSet<JobId> = asked
+        let known_version = |job: &JobId| known.get(job.as_str()).copied().unwrap_or(0);
+        let has_owner_feed = feed.is_some() && can_subscribe_owner(principal);
+        let mut requested: BTreeSet<JobId> = known
             .keys()
-            .filter_map(|name| JobId::parse(name).ok())
+            .filter_map(|job| JobId::parse(job).ok())
             .collect();
-        if feed.is_some() && !follows {
-            wanted.extend(granted_job_ids(principal).unwrap_or_default());
+        if feed.is_some() && !has_owner_feed {
+            requested.extend(granted_job_ids(principal).unwrap_or_default());
         }
-        let mut outcome: BTreeMap<&str, SubscribeOutcome> = asked
+        let mut outcomes: BTreeMap<&str, SubscribeOutcome> = known
             .keys()
             .copied()
-            .chain(wanted.iter().map(JobId::as_str))
-            .map(|name| (name, SubscribeOutcome::NotFound))
+            .chain(requested.iter().map(JobId::as_str))
+            .map(|job| (job, SubscribeOutcome::NotFound))
             .collect();
-        let beyond = if follows {
-            Vec::new()
+
+        let mut selected: Vec<JobId> = requested.iter().cloned().collect();
+        if !has_owner_feed {
+            selected.retain(self.limit_subscriptions());
+        }
+        let (connection, store) = (&self.connection, &*self.context.store);
+        let result = if has_owner_feed {
+            subscribe_owner(connection, store, principal, &selected).await
         } else {
-            self.hold(&wanted)
+            subscribe(connection, store, principal, &selected).await
         };
-        let found = match follows {
-            true => self.read_owner_feed(principal, &wanted).await,
-            false => self.read_subscribed(principal, &wanted).await,
-        };
-        let found = match found {
-            Ok(found) => found,
+        let paused = match result {
+            Ok(paused) => paused,
             Err(error) => {
                 let problem = Problem::from(error);
-                let (code, message) = problem.code_and_detail();
-                return self.error(id, code, message);
+                return self.reply_error(id, problem.code(), problem.detail());
             }
         };
-        for job in &beyond {
-            outcome.insert(job.as_str(), SubscribeOutcome::TooMany);
+
+        let has_too_many = selected.len() < requested.len();
+        for job in &requested {
+            if selected.binary_search(job).is_err() {
+                outcomes.insert(job.as_str(), SubscribeOutcome::TooMany);
+            }
         }
-        for job in &found {
-            let is_current = version_of(&job.id) >= job.version;
-            let told = if is_current {
+        for job in paused.jobs() {
+            let outcome = if known_version(&job.id) >= job.version {
                 SubscribeOutcome::Current
             } else {
                 SubscribeOutcome::Sent
             };
-            outcome.insert(job.id.as_str(), told);
+            outcomes.insert(job.id.as_str(), outcome);
         }
-        let subscribed = ServerMessage::Subscribed {
+        self.reply(&ServerMessage::Subscribed {
             id,
             feed,
-            jobs: outcome,
-        };
-        self.wire.queue_reply(subscribed.frame());
-        for job in &found {
-            let known = version_of(&job.id);
-            match follows {
-                true => self.connection.backfill(Arc::clone(job), known),
-                false => self.connection.activate(Arc::clone(job), known),
+            jobs: outcomes,
+        });
+        paused.activate(known_version);
+        if has_too_many {
+            let limit = self.context.settings.max_subscriptions;
+            let message = format!("a connection may have at most {limit} subscriptions by id");
+            self.reply_error(id, ErrorCode::TooManySubscriptions, &message);
+        }
+    }
+
+    /// Returns a filter for the jobs that the connection may subscribe to, in the order of the calls.
+    /// A job that it has subscribed to already does not count again.
+    fn limit_subscriptions(&self) -> impl FnMut(&JobId) -> bool {
+        let limit = self.context.settings.max_subscriptions;
+        let mut count = self.connection.explicit_subscriptions();
+        move |job| {
+            if self.connection.is_subscribed(job) {
+                return true;
             }
+            let has_room = count < limit;
+            count += usize::from(has_room);
+            has_room
         }
-        if !beyond.is_empty() {
-            let most = self.sockets.settings.max_subscriptions;
-            let message = format!("a connection may watch {most} jobs by id");
-            self.error(id, "too_many_subscriptions", &message);
-        }
-    }
-
-    /// Attaches to jobs, as many as the connection may watch; those beyond it are left out.
-    fn hold(&self, wanted: &BTreeSet<JobId>) -> Vec<JobId> {
-        let most = self.sockets.settings.max_subscriptions;
-        let mut beyond = Vec::new();
-        for job in wanted {
-            if self.connection.is_subscribed(job) || self.connection.explicit_subscriptions() < most
-            {
-                self.connection.subscribe_paused(job);
-            } else {
-                beyond.push(job.clone());
-            }
-        }
-        beyond
-    }
-
-    /// Reads the jobs that are held, *after* they were attached to: whatever happens in between,
-    /// the version tells which is newer. Those the caller may not see are let go.
-    async fn read_subscribed(
-        &self,
-        principal: &Principal,
-        wanted: &BTreeSet<JobId>,
-    ) -> Result<Vec<Arc<Job>>, store::Error> {
-        let held: Vec<JobId> = wanted
-            .iter()
-            .filter(|job| self.connection.is_subscribed(job))
-            .cloned()
-            .collect();
-        let read =
-            with_store_timeout(change_feed::subscribe_and_read(&*self.sockets.store, &held)).await;
-        let mut found = read.as_ref().cloned().unwrap_or_default();
-        found.retain(|job| principal.may_see(job.id.as_str(), &job.owner));
-        let seen: BTreeSet<&JobId> = found.iter().map(|job| &job.id).collect();
-        for job in held.iter().filter(|job| !seen.contains(job)) {
-            self.connection.reject(job);
-        }
-        read.map(|_| found)
-    }
-
-    /// Follows the caller's jobs, and reads those there are: what the feed shows, and what the
-    /// caller has of them besides.
-    async fn read_owner_feed(
-        &self,
-        principal: &Principal,
-        known: &BTreeSet<JobId>,
-    ) -> Result<Vec<Arc<Job>>, store::Error> {
-        self.connection.subscribe_owner(principal.subject());
-        let known: Vec<JobId> = known.iter().cloned().collect();
-        let read = with_store_timeout(async {
-            let store = &*self.sockets.store;
-            let mut jobs = store.get_many(&known).await?;
-            jobs.retain(|job| job.owner == principal.subject());
-            let mine = change_feed::subscribe_and_list(store, principal.subject()).await?;
-            jobs.extend(mine.into_iter().filter(|job| !known.contains(&job.id)));
-            Ok(jobs)
-        })
-        .await;
-        if read.is_err() {
-            self.connection.unsubscribe_owner();
-        }
-        read
     }
 
     fn unsubscribe(&self, id: &Value, jobs: &[String], feed: Option<FeedName>) {
@@ -306,52 +330,29 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         if feed.is_some() {
             self.connection.unsubscribe_owner();
         }
-        self.wire
-            .queue_reply(ServerMessage::Unsubscribed { id }.frame());
+        self.reply(&ServerMessage::Unsubscribed { id });
     }
 
-    /// Cancels beside the conversation: a provider may take its time.
-    fn cancel(&self, principal: Principal, id: Value, job: &str) {
-        if Rc::strong_count(&self.in_flight_cancels) > MAX_IN_FLIGHT_CANCELS {
-            return self.error(
-                &id,
-                "too_many_requests",
-                "too many cancels are under way; try again",
-            );
-        }
-        let (wire, sockets, under_way) = (
-            Rc::clone(&self.wire),
-            Arc::clone(&self.sockets),
-            Rc::clone(&self.in_flight_cancels),
-        );
-        let job = job.to_owned();
+    /// Cancels a job in a task of its own, because the provider may respond slowly.
+    fn cancel(&self, principal: Principal, id: Value, job: String) {
+        let Ok(permit) = Arc::clone(&self.cancel_permits).try_acquire_owned() else {
+            let message = "too many cancel requests are in progress; try again";
+            return self.reply_error(&id, ErrorCode::TooManyRequests, message);
+        };
+        let (transport, context) = (Rc::clone(&self.transport), Arc::clone(&self.context));
         tokio::task::spawn_local(async move {
-            let cancelled = sockets.canceller.cancel(&principal, &job).await;
-            match cancelled.map_err(Problem::from) {
-                Ok(_) => wire.queue_reply(ServerMessage::Cancelling { id: &id, job: &job }.frame()),
-                Err(problem) => {
-                    let (code, message) = problem.code_and_detail();
-                    wire.queue_reply(
-                        ServerMessage::Error {
-                            id: &id,
-                            code,
-                            message,
-                        }
-                        .frame(),
-                    );
-                }
-            }
-            drop(under_way);
+            let result = context.canceller.cancel(&principal, &job).await;
+            let problem = result.err().map(Problem::from);
+            let message = match &problem {
+                None => ServerMessage::Cancelling { id: &id, job: &job },
+                Some(problem) => ServerMessage::Error {
+                    id: &id,
+                    code: problem.code().as_str(),
+                    message: problem.detail(),
+                },
+            };
+            transport.queue_reply(message.frame());
+            drop(permit);
         });
-    }
-}
-
-/// What the store says, or that it says nothing.
-async fn with_store_timeout<R>(
-    read: impl Future<Output = Result<R, store::Error>>,
-) -> Result<R, store::Error> {
-    match tokio::time::timeout(STORE_TIMEOUT, read).await {
-        Ok(read) => read,
-        Err(_) => Err(store::Error::Overloaded),
     }
 }
