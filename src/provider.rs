@@ -3,25 +3,10 @@
 //! Invariant: a body is parsed only once it is [`Verified`](progress_hub_auth::signature::Verified), a paid request is sent at most once a
 //! call, and an answer that may have been an acceptance is never told as a refusal.
 
-mod balance;
-mod base_url;
 mod breaker;
-mod cancel;
 mod client;
-mod download;
-mod error;
-mod expression;
-mod http;
-mod pricing;
-mod public_ip;
-mod query;
-mod request_spec;
-mod retry_hints;
 mod spec;
-mod submission;
-mod task_mapping;
 mod webhook;
-mod webhook_verifier;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,20 +17,20 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::config::{Config, ConfigError, ProviderConfig};
 use crate::time::Time;
 
-pub use balance::Balance;
-use balance::BalanceCache;
-use base_url::BaseUrl;
 pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
-pub use download::{Body, Download, DownloadError, IncompleteBody, RangeRequest};
-pub use error::{Rejection, RequestError, UnknownOutcome};
-pub use http::{ClientBuildError, Fetcher, HttpClient};
-use pricing::Prices;
+pub use client::balance::Balance;
+use client::balance::BalanceCache;
+use client::base_url::BaseUrl;
+pub use client::download::{Body, Download, DownloadError, IncompleteBody, RangeRequest};
+pub use client::error::{Rejection, RequestError, UnknownOutcome};
+pub use client::http::{ClientBuildError, Fetcher, HttpClient};
+pub use client::submission::SubmitOutcome;
+use spec::pricing::Prices;
+pub use spec::task_mapping::{PayloadError, TaskReport};
 use spec::{Requirement, Spec};
-pub use submission::SubmitOutcome;
-pub use task_mapping::{PayloadError, TaskReport};
-pub use webhook::WebhookContent;
-use webhook_verifier::WebhookVerifier;
-pub use webhook_verifier::WebhookVerifyError;
+pub use webhook::parsing::WebhookContent;
+use webhook::verifier::WebhookVerifier;
+pub use webhook::verifier::WebhookVerifyError;
 
 /// How and when a provider is asked.
 #[derive(Clone, Copy, Debug)]

@@ -3,6 +3,17 @@
 //! Invariant: every call of a provider's API is made here, from its spec and its job alone, with leave
 //! of its gate, which is told how it went.
 
+pub(in crate::provider) mod balance;
+pub(in crate::provider) mod base_url;
+pub(in crate::provider) mod cancel;
+pub(in crate::provider) mod download;
+pub(in crate::provider) mod error;
+pub(in crate::provider) mod http;
+pub(in crate::provider) mod public_ip;
+pub(in crate::provider) mod query;
+pub(in crate::provider) mod retry_hints;
+pub(in crate::provider) mod submission;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,13 +21,13 @@ use minijinja::Value;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::breaker::{Permit, RequestResult};
-use super::expression;
-use super::http::{Method, Request, Response};
-use super::request_spec::RequestSpec;
-use super::submission::SubmitOutcome;
-use super::{Provider, Rejection, RequestError};
 use crate::job::{FailureKind, Job, VideoRequest};
+use crate::provider::breaker::{Permit, RequestResult};
+use crate::provider::client::http::{Method, Request, Response};
+use crate::provider::client::submission::SubmitOutcome;
+use crate::provider::spec::expression;
+use crate::provider::spec::request_spec::RequestSpec;
+use crate::provider::{Provider, Rejection, RequestError};
 use crate::time::Time;
 
 /// How long a call may wait for its turn.
@@ -45,7 +56,7 @@ impl Provider {
 
     /// Makes a call that may be repeated, when it is its turn; what its answer says, once the
     /// provider agreed.
-    pub(super) async fn call(
+    pub(in crate::provider) async fn call(
         &self,
         call: &RequestSpec,
         otherwise: Method,
@@ -56,7 +67,7 @@ impl Provider {
     }
 
     /// The same with the HTTP status, for calls whose answers say it by that alone.
-    pub(super) async fn send_checked(
+    pub(in crate::provider) async fn send_checked(
         &self,
         call: &RequestSpec,
         otherwise: Method,
@@ -77,7 +88,7 @@ impl Provider {
     }
 
     /// The same for a call beside the way: how it ends says nothing of how jobs would fare.
-    pub(super) async fn send_uncounted(
+    pub(in crate::provider) async fn send_uncounted(
         &self,
         call: &RequestSpec,
         context: &BTreeMap<String, Json>,
@@ -110,7 +121,7 @@ impl Provider {
     }
 
     /// What a call that is about no job knows.
-    pub(super) fn base_context(&self) -> BTreeMap<String, Json> {
+    pub(in crate::provider) fn base_context(&self) -> BTreeMap<String, Json> {
         BTreeMap::from([
             (
                 "now".to_owned(),
@@ -127,7 +138,7 @@ impl Provider {
     }
 
     /// What templates and bodies of calls about this job know.
-    pub(super) fn context(&self, job: &Job) -> BTreeMap<String, Json> {
+    pub(in crate::provider) fn context(&self, job: &Job) -> BTreeMap<String, Json> {
         let asked_for = job.internal.request.as_ref();
         let parameters = asked_for
             .map(VideoRequest::template_params)
@@ -150,7 +161,7 @@ impl Provider {
         context
     }
 
-    pub(super) fn request(
+    pub(in crate::provider) fn request(
         &self,
         call: &RequestSpec,
         otherwise: Method,
@@ -188,7 +199,11 @@ impl Provider {
     }
 
     /// What is wrong with an answer, if anything is.
-    pub(super) fn rejection(&self, answer: &Response, payload: &Value) -> Option<Rejection> {
+    pub(in crate::provider) fn rejection(
+        &self,
+        answer: &Response,
+        payload: &Value,
+    ) -> Option<Rejection> {
         if self.spec.answer.is_ok(answer, payload) {
             return None;
         }

@@ -2,19 +2,24 @@
 //!
 //! Invariant: every template and expression in a loaded spec compiles; a mistake names its key.
 
+pub(in crate::provider) mod expression;
+pub(in crate::provider) mod pricing;
+pub(in crate::provider) mod request_spec;
+pub(in crate::provider) mod task_mapping;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::balance;
-use super::error::{ErrorRule, ResponseSpec};
-use super::expression::Template;
-use super::pricing::Check;
-use super::request_spec::RequestSpec;
-use super::task_mapping::TaskMapping;
-use super::webhook::Webhook;
+use crate::provider::client::balance;
+use crate::provider::client::error::{ErrorRule, ResponseSpec};
+use crate::provider::spec::expression::Template;
+use crate::provider::spec::pricing::Check;
+use crate::provider::spec::request_spec::RequestSpec;
+use crate::provider::spec::task_mapping::TaskMapping;
+use crate::provider::webhook::parsing::Webhook;
 use progress_hub_auth::signature::Schemes;
 
 /// The specs that come with the hub.
@@ -37,7 +42,7 @@ const BUILT_IN: [(&str, &str); 13] = [
 /// A setting that a spec can't do without.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Requirement {
+pub(in crate::provider) enum Requirement {
     ApiKey,
     SecretKey,
     WebhookSecrets,
@@ -47,45 +52,45 @@ pub(super) enum Requirement {
 /// One provider's ways, as a spec file tells them.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Spec {
+pub(in crate::provider) struct Spec {
     /// Its name for a person.
-    pub(super) title: String,
-    pub(super) base_url: Option<String>,
+    pub(in crate::provider) title: String,
+    pub(in crate::provider) base_url: Option<String>,
     #[serde(default)]
-    pub(super) requires: Vec<Requirement>,
+    pub(in crate::provider) requires: Vec<Requirement>,
     /// Sent with every call.
     #[serde(default)]
-    pub(super) headers: BTreeMap<String, Template>,
-    pub(super) signature: Schemes,
+    pub(in crate::provider) headers: BTreeMap<String, Template>,
+    pub(in crate::provider) signature: Schemes,
     #[serde(default)]
-    pub(super) answer: ResponseSpec,
-    pub(super) submit: Option<RequestSpec>,
-    pub(super) poll: Option<RequestSpec>,
+    pub(in crate::provider) answer: ResponseSpec,
+    pub(in crate::provider) submit: Option<RequestSpec>,
+    pub(in crate::provider) poll: Option<RequestSpec>,
     /// What a task has brought, where its own answer does not say.
-    pub(super) result: Option<RequestSpec>,
-    pub(super) cancel: Option<RequestSpec>,
-    pub(super) balance: Option<balance::BalanceSpec>,
+    pub(in crate::provider) result: Option<RequestSpec>,
+    pub(in crate::provider) cancel: Option<RequestSpec>,
+    pub(in crate::provider) balance: Option<balance::BalanceSpec>,
     #[serde(default)]
-    pub(super) webhook: Webhook,
+    pub(in crate::provider) webhook: Webhook,
     /// What the provider is known to refuse; the first that holds is told.
     #[serde(default)]
-    pub(super) checks: Vec<Check>,
-    pub(super) read: TaskMapping,
+    pub(in crate::provider) checks: Vec<Check>,
+    pub(in crate::provider) read: TaskMapping,
     #[serde(default, rename = "errors")]
     rules: Vec<ErrorRule>,
     #[serde(default = "seconds::<60>", with = "humantime_serde")]
-    pub(super) poll_after: Duration,
+    pub(in crate::provider) poll_after: Duration,
     #[serde(default = "seconds::<15>", with = "humantime_serde")]
-    pub(super) poll_every: Duration,
+    pub(in crate::provider) poll_every: Duration,
     #[serde(default = "seconds::<2>", with = "humantime_serde")]
-    pub(super) cool_down: Duration,
+    pub(in crate::provider) cool_down: Duration,
     #[serde(default = "seconds::<1800>", with = "humantime_serde")]
-    pub(super) deadline: Duration,
+    pub(in crate::provider) deadline: Duration,
     /// How long the provider keeps a finished task.
     #[serde(default = "seconds::<86400>", with = "humantime_serde")]
-    pub(super) retention: Duration,
+    pub(in crate::provider) retention: Duration,
     #[serde(default = "five")]
-    pub(super) max_concurrent: usize,
+    pub(in crate::provider) max_concurrent: usize,
 }
 
 fn seconds<const N: u64>() -> Duration {
@@ -101,7 +106,7 @@ impl Spec {
     ///
     /// # Errors
     /// What is wrong, by key: `spec` when there is none, else where in the file.
-    pub(super) fn load(name: &str) -> Result<Self, Vec<(String, String)>> {
+    pub(in crate::provider) fn load(name: &str) -> Result<Self, Vec<(String, String)>> {
         let built_in = BUILT_IN.iter().find(|(known, _)| *known == name);
         let text = match built_in {
             Some((_, text)) => (*text).to_owned(),

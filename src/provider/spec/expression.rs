@@ -251,7 +251,7 @@ fn is_containing(text: Value, words: Vec<String>) -> bool {
 }
 
 /// An expression over a payload, as `payload.data.id|default(payload.id)`.
-pub(super) struct Expression {
+pub(in crate::provider) struct Expression {
     source: String,
     compiled: Compiled<'static, 'static>,
 }
@@ -259,7 +259,7 @@ pub(super) struct Expression {
 impl Expression {
     /// # Errors
     /// What the engine says of a text that is no expression.
-    pub(super) fn new(source: &str) -> Result<Self, String> {
+    pub(in crate::provider) fn new(source: &str) -> Result<Self, String> {
         let compiled = LANGUAGE.compile_expression_owned(source.trim().to_owned());
         let compiled = compiled.map_err(|error| explain(&error))?;
         check_names(&compiled.undeclared_variables(false), compiled.eval(()))?;
@@ -270,12 +270,12 @@ impl Expression {
     }
 
     /// The value for a payload; `undefined` where the payload has no such thing.
-    pub(super) fn evaluate(&self, payload: &Value) -> Value {
+    pub(in crate::provider) fn evaluate(&self, payload: &Value) -> Value {
         self.evaluate_in(&Value::from_iter([("payload", payload.clone())]))
     }
 
     /// The value with these names known.
-    pub(super) fn evaluate_in(&self, names: &Value) -> Value {
+    pub(in crate::provider) fn evaluate_in(&self, names: &Value) -> Value {
         self.compiled.eval(names).unwrap_or_else(|error| {
             tracing::debug!(expression = self.source, reason = %explain(&error), "no value");
             Value::UNDEFINED
@@ -286,7 +286,7 @@ impl Expression {
     ///
     /// # Errors
     /// What the engine says of it.
-    pub(super) fn json(&self, names: &Value) -> Result<Json, String> {
+    pub(in crate::provider) fn json(&self, names: &Value) -> Result<Json, String> {
         let value = self.compiled.eval(names).map_err(|error| explain(&error))?;
         serde_json::to_value(value).map_err(|_| "is not JSON".to_owned())
     }
@@ -301,11 +301,11 @@ impl<'de> Deserialize<'de> for Expression {
 
 /// A text with values in it, as `{{ base_url }}/tasks/{{ task_id }}`.
 #[derive(Clone)]
-pub(super) struct Template(String);
+pub(in crate::provider) struct Template(String);
 
 impl Template {
     /// Whether it is a URL whose host stands there in so many words.
-    pub(super) fn names_its_host(&self) -> bool {
+    pub(in crate::provider) fn names_its_host(&self) -> bool {
         let after = self.0.split_once("://").map_or("", |(_, after)| after);
         let host = after.split('/').next().unwrap_or_default();
         self.0.starts_with("http") && !host.is_empty() && !host.contains('{')
@@ -315,7 +315,7 @@ impl Template {
     ///
     /// # Errors
     /// What the engine says of it.
-    pub(super) fn render(&self, names: &Value) -> Result<String, String> {
+    pub(in crate::provider) fn render(&self, names: &Value) -> Result<String, String> {
         LANGUAGE
             .render_str(&self.0, names)
             .map_err(|error| explain(&error))
@@ -343,7 +343,7 @@ fn explain(error: &minijinja::Error) -> String {
 }
 
 /// Text or a number as text; anything else, and the empty text, is nothing.
-pub(super) fn text(value: &Value) -> Option<String> {
+pub(in crate::provider) fn text(value: &Value) -> Option<String> {
     let is_text = matches!(value.kind(), ValueKind::String | ValueKind::Number);
     is_text
         .then(|| value.to_string())
@@ -351,7 +351,7 @@ pub(super) fn text(value: &Value) -> Option<String> {
 }
 
 /// What a list holds; a mapping or a text is a list of one, anything else of none.
-pub(super) fn items(value: &Value) -> Vec<Value> {
+pub(in crate::provider) fn items(value: &Value) -> Vec<Value> {
     if matches!(value.kind(), ValueKind::Map | ValueKind::String) {
         return vec![value.clone()];
     }
@@ -359,7 +359,7 @@ pub(super) fn items(value: &Value) -> Vec<Value> {
 }
 
 /// The JSON without what was left open: nulls in mappings go, and mappings that this empties.
-pub(super) fn without_nulls(value: Json) -> Json {
+pub(in crate::provider) fn without_nulls(value: Json) -> Json {
     match value {
         Json::Object(entries) => {
             let entries = entries

@@ -17,10 +17,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::Provider;
-use super::http::{CONNECT_TIMEOUT, explain};
-use super::public_ip::is_public;
 use crate::job::Job;
+use crate::provider::Provider;
+use crate::provider::client::http::{CONNECT_TIMEOUT, explain};
+use crate::provider::client::public_ip::is_public;
 
 /// Downloads under way at once on one node.
 const MAX_CONCURRENT_DOWNLOADS: usize = 64;
@@ -130,7 +130,7 @@ impl Provider {
 
 /// Who fetches results; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Downloader {
+pub(in crate::provider) struct Downloader {
     /// For the provider's own origin, wherever the operator says that it is.
     provider_client: reqwest::Client,
     /// For everywhere else.
@@ -142,7 +142,7 @@ pub(super) struct Downloader {
 }
 
 impl Downloader {
-    pub(super) fn new() -> Result<Self, reqwest::Error> {
+    pub(in crate::provider) fn new() -> Result<Self, reqwest::Error> {
         Ok(Self {
             provider_client: client().build()?,
             public_client: client().dns_resolver(PublicDnsResolver).build()?,

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::http::Response;
+use crate::provider::client::http::Response;
 use crate::time::Time;
 
 /// The longest wait a hint can ask for, in seconds.
@@ -24,7 +24,7 @@ const DELAY_PHRASES: [&str; 5] = [
 
 /// How long the provider asks to wait: `retry-after-ms`, `Retry-After` in seconds or as a date,
 /// `ratelimit-reset` in seconds or as a Unix time, or "resets in ~30s" in its words (Replicate).
-pub(super) fn wait(answer: &Response, now: Time) -> Option<Duration> {
+pub(in crate::provider) fn wait(answer: &Response, now: Time) -> Option<Duration> {
     let number = |name| answer.header(name).and_then(seconds);
     let reset = |name| {
         let reset: f64 = number(name)?;
@@ -48,7 +48,7 @@ pub(super) fn wait(answer: &Response, now: Time) -> Option<Duration> {
 
 /// Whether the provider says that another try may pass, or may not: `X-Fal-Retryable`, and
 /// `x-should-retry` as the clients of several providers read it.
-pub(super) fn may_retry(answer: &Response) -> Option<bool> {
+pub(in crate::provider) fn may_retry(answer: &Response) -> Option<bool> {
     ["x-fal-retryable", "x-should-retry"]
         .into_iter()
         .filter_map(|name| answer.header(name))

@@ -7,9 +7,9 @@ use minijinja::Value;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::http::{Method, SendError};
-use super::{Provider, Rejection, TaskReport, UnknownOutcome};
 use crate::job::{Job, StatusReport};
+use crate::provider::client::http::{Method, SendError};
+use crate::provider::{Provider, Rejection, TaskReport, UnknownOutcome};
 
 /// How a try at submitting ended.
 #[derive(Clone, Debug)]
@@ -24,7 +24,11 @@ pub enum SubmitOutcome {
 
 impl Provider {
     /// Sends a job; whoever calls has leave to.
-    pub(super) async fn send(&self, job: &Job, callback_url: Option<&Url>) -> SubmitOutcome {
+    pub(in crate::provider) async fn send(
+        &self,
+        job: &Job,
+        callback_url: Option<&Url>,
+    ) -> SubmitOutcome {
         let (Some(call), Some(_)) = (&self.spec.submit, &job.internal.request) else {
             return SubmitOutcome::Rejected(Rejection::unsupported(
                 "this provider takes no submissions from the hub",

@@ -40,7 +40,7 @@ const NOT_PUBLIC_V6: [(Ipv6Addr, u32); 4] = [
 ];
 
 /// Whether the address is one on the public internet.
-pub(super) fn is_public(address: IpAddr) -> bool {
+pub(in crate::provider) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !NOT_PUBLIC_V4.iter().any(|net| is_in_v4(address, *net)),
         IpAddr::V6(address) => {

@@ -10,11 +10,11 @@ use minijinja::Value;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::breaker::{CircuitOpen, RequestResult};
-use super::expression::{Expression, text};
-use super::http::Response;
-use super::retry_hints;
 use crate::job::{Failure, FailureKind};
+use crate::provider::breaker::{CircuitOpen, RequestResult};
+use crate::provider::client::http::Response;
+use crate::provider::client::retry_hints;
+use crate::provider::spec::expression::{Expression, text};
 use crate::telemetry::CallOutcome;
 use crate::time::Time;
 
@@ -122,7 +122,7 @@ impl Rejection {
     }
 
     /// What it says of the provider.
-    pub(super) fn breaker_result(&self) -> RequestResult {
+    pub(in crate::provider) fn breaker_result(&self) -> RequestResult {
         match (self.http_status, self.failure.kind) {
             (None, FailureKind::InvalidInput) => RequestResult::NotSent,
             (None | Some(_), kind) => RequestResult::Failure(kind, self.retry_after),
@@ -133,7 +133,7 @@ impl Rejection {
 /// What an answer says of itself.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ResponseSpec {
+pub(in crate::provider) struct ResponseSpec {
     /// Whether an answer with a 2xx status really is one.
     ok: Option<Expression>,
     /// The status, where an answer with a 2xx tells another one in its body.
@@ -145,7 +145,7 @@ pub(super) struct ResponseSpec {
 
 impl ResponseSpec {
     /// Whether an answer is a success, by its status and by its body.
-    pub(super) fn is_ok(&self, answer: &Response, payload: &Value) -> bool {
+    pub(in crate::provider) fn is_ok(&self, answer: &Response, payload: &Value) -> bool {
         let is_true = |ok: &Expression| ok.evaluate(payload).is_true();
         is_success(self.status(answer, payload)) && self.ok.as_ref().is_none_or(is_true)
     }
@@ -167,7 +167,7 @@ impl ResponseSpec {
 /// `when` holds → `kind`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ErrorRule {
+pub(in crate::provider) struct ErrorRule {
     /// Over `code` and `status` (text), `message`, `http` (undefined within a task) and `payload`.
     when: Expression,
     kind: FailureKind,
@@ -177,27 +177,27 @@ pub(super) struct ErrorRule {
 
 /// A spec's rules; the first that holds decides.
 #[derive(Default)]
-pub(super) struct ErrorRules {
-    pub(super) rules: Vec<ErrorRule>,
+pub(in crate::provider) struct ErrorRules {
+    pub(in crate::provider) rules: Vec<ErrorRule>,
 }
 
 /// What a provider said of a failure.
 #[derive(Default)]
-pub(super) struct ErrorDetails {
-    pub(super) code: Option<String>,
-    pub(super) status: Option<String>,
-    pub(super) message: Option<String>,
+pub(in crate::provider) struct ErrorDetails {
+    pub(in crate::provider) code: Option<String>,
+    pub(in crate::provider) status: Option<String>,
+    pub(in crate::provider) message: Option<String>,
 }
 
 impl ErrorRules {
     /// What failed, of a task that the provider itself has ended.
-    pub(super) fn failure(&self, complaint: ErrorDetails, payload: &Value) -> Failure {
+    pub(in crate::provider) fn failure(&self, complaint: ErrorDetails, payload: &Value) -> Failure {
         let known = self.kind(&complaint, None, payload);
         told(complaint, known, FailureKind::Technical)
     }
 
     /// What an answer that is no success means.
-    pub(super) fn refusal(
+    pub(in crate::provider) fn refusal(
         &self,
         answer: &Response,
         shape: &ResponseSpec,

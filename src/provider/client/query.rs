@@ -7,10 +7,10 @@ use std::sync::Arc;
 use minijinja::Value;
 use serde_json::Value as Json;
 
-use super::expression;
-use super::http::Method;
-use super::{Provider, RequestError};
 use crate::job::{FailureKind, Job, JobId, Status, StatusReport};
+use crate::provider::client::http::Method;
+use crate::provider::spec::expression;
+use crate::provider::{Provider, RequestError};
 
 impl Provider {
     /// How many jobs one [`Provider::ask`] may be about.

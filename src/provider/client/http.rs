@@ -14,14 +14,14 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::download::Downloader;
+use crate::provider::client::download::Downloader;
 use progress_hub_auth::jwt::{Fetch, FetchError};
 
 /// How long a provider may take to answer in all.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long it may take to accept a connection.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(in crate::provider) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that are read at most; the rest of a longer one is not.
 const MAX_ANSWER: usize = 1 << 20;
@@ -31,7 +31,7 @@ const MAX_ANSWER: usize = 1 << 20;
 pub struct HttpClient {
     pooled: reqwest::Client,
     unpooled: reqwest::Client,
-    pub(super) downloads: Downloader,
+    pub(in crate::provider) downloads: Downloader,
 }
 
 /// The HTTP client could not be set up.
@@ -42,7 +42,7 @@ pub struct ClientBuildError(String);
 /// The verbs that providers use.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub(super) enum Method {
+pub(in crate::provider) enum Method {
     Get,
     Post,
     Put,
@@ -50,23 +50,23 @@ pub(super) enum Method {
 }
 
 /// A request to a provider. Its headers hold keys: it is never logged.
-pub(super) struct Request {
-    pub(super) method: Method,
-    pub(super) url: Url,
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) body: Option<Json>,
+pub(in crate::provider) struct Request {
+    pub(in crate::provider) method: Method,
+    pub(in crate::provider) url: Url,
+    pub(in crate::provider) headers: Vec<(String, String)>,
+    pub(in crate::provider) body: Option<Json>,
 }
 
 /// A provider's answer.
-pub(super) struct Response {
-    pub(super) status: u16,
+pub(in crate::provider) struct Response {
+    pub(in crate::provider) status: u16,
     headers: HeaderMap,
     body: Vec<u8>,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SendError {
+pub(in crate::provider) enum SendError {
     /// For sure nothing was sent.
     #[error("{0}")]
     NotSent(String),
@@ -104,12 +104,15 @@ impl HttpClient {
     }
 
     /// Sends a request that may be repeated.
-    pub(super) async fn send(&self, request: Request) -> Result<Response, SendError> {
+    pub(in crate::provider) async fn send(&self, request: Request) -> Result<Response, SendError> {
         exchange(&self.pooled, request).await
     }
 
     /// Sends a request that must not be.
-    pub(super) async fn send_once(&self, request: Request) -> Result<Response, SendError> {
+    pub(in crate::provider) async fn send_once(
+        &self,
+        request: Request,
+    ) -> Result<Response, SendError> {
         exchange(&self.unpooled, request).await
     }
 }
@@ -167,7 +170,7 @@ async fn exchange(client: &reqwest::Client, request: Request) -> Result<Response
 }
 
 /// What went wrong, down to its cause, without the URL, which may hold a callback token.
-pub(super) fn explain(error: reqwest::Error) -> String {
+pub(in crate::provider) fn explain(error: reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();
     }
@@ -181,14 +184,14 @@ pub(super) fn explain(error: reqwest::Error) -> String {
 
 impl Response {
     /// The headers that are text, by their lower-case names.
-    pub(super) fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(in crate::provider) fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.headers
             .iter()
             .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
     }
 
     #[cfg(test)]
-    pub(super) fn for_test(status: u16, body: &str) -> Self {
+    pub(in crate::provider) fn for_test(status: u16, body: &str) -> Self {
         Self {
             status,
             headers: HeaderMap::new(),
@@ -197,26 +200,26 @@ impl Response {
     }
 
     #[cfg(test)]
-    pub(super) fn with(mut self, name: &'static str, value: &str) -> Self {
+    pub(in crate::provider) fn with(mut self, name: &'static str, value: &str) -> Self {
         let value = HeaderValue::from_str(value);
         self.headers.insert(name, value.expect("a header's value"));
         self
     }
 
     /// The body as a value; undefined where it is not JSON.
-    pub(super) fn json(&self) -> Value {
+    pub(in crate::provider) fn json(&self) -> Value {
         let parsed: Result<Json, _> = serde_json::from_slice(&self.body);
         parsed.map_or(Value::UNDEFINED, Value::from_serialize)
     }
 
     /// A header's value, where it is text.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(in crate::provider) fn header(&self, name: &str) -> Option<&str> {
         let value = self.headers.get(name)?;
         value.to_str().ok().map(str::trim)
     }
 
     /// The body as text, whatever it is.
-    pub(super) fn text(&self) -> std::borrow::Cow<'_, str> {
+    pub(in crate::provider) fn text(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.body)
     }
 }

@@ -9,9 +9,9 @@ use minijinja::Value;
 use minijinja::value::ValueKind;
 use serde::Deserialize;
 
-use super::error::{ErrorDetails, ErrorRules};
-use super::expression::{Expression, items, text};
 use crate::job::{Cost, Job, Output, Status, StatusReport};
+use crate::provider::client::error::{ErrorDetails, ErrorRules};
+use crate::provider::spec::expression::{Expression, items, text};
 use crate::time::Time;
 
 /// Which task a body is about, and what it says of it.
@@ -24,14 +24,14 @@ pub struct TaskReport {
     /// What it says, without the task's id.
     pub report: StatusReport,
     /// Whether it has a status at all, known or not.
-    pub(super) has_status: bool,
+    pub(in crate::provider) has_status: bool,
     /// Whether its sender is proven; otherwise it is a reason to ask, and nothing more.
     pub is_trusted: bool,
 }
 
 impl TaskReport {
     /// Whether it is about this job: by the provider's id where both have one, else by ours.
-    pub(super) fn matches_job(&self, job: &Job) -> bool {
+    pub(in crate::provider) fn matches_job(&self, job: &Job) -> bool {
         match (&job.provider_task_id, &self.task_id) {
             (Some(ours), Some(theirs)) => ours == theirs,
             (None, _) | (_, None) => self.reference.as_deref() == Some(job.id.as_str()),
@@ -56,7 +56,7 @@ pub enum PayloadError {
 /// Where things stand in a task, and what its words mean.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TaskMapping {
+pub(in crate::provider) struct TaskMapping {
     task_id: Option<Expression>,
     reference: Option<Expression>,
     status: Expression,
@@ -80,12 +80,12 @@ pub(super) struct TaskMapping {
     error_code: Option<Expression>,
     error_message: Option<Expression>,
     #[serde(skip)]
-    pub(super) rules: ErrorRules,
+    pub(in crate::provider) rules: ErrorRules,
 }
 
 impl TaskMapping {
     /// What `item` tells; `None` where it names no task, neither by the provider's id nor by ours.
-    pub(super) fn read(&self, item: &Value) -> Option<TaskReport> {
+    pub(in crate::provider) fn read(&self, item: &Value) -> Option<TaskReport> {
         let value = |expression: &Option<Expression>| {
             expression
                 .as_ref()

@@ -8,30 +8,30 @@ use std::num::NonZeroUsize;
 use minijinja::Value;
 use serde::Deserialize;
 
-use super::expression::{Expression, Template};
-use super::http::Method;
+use crate::provider::client::http::Method;
+use crate::provider::spec::expression::{Expression, Template};
 
 /// A request, and where in its answer things stand.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RequestSpec {
+pub(in crate::provider) struct RequestSpec {
     /// Default: GET to ask, POST for all else.
-    pub(super) method: Option<Method>,
-    pub(super) url: Template,
+    pub(in crate::provider) method: Option<Method>,
+    pub(in crate::provider) url: Template,
     #[serde(default)]
-    pub(super) headers: BTreeMap<String, Template>,
-    pub(super) body: Option<Expression>,
+    pub(in crate::provider) headers: BTreeMap<String, Template>,
+    pub(in crate::provider) body: Option<Expression>,
     /// Where in the answer the task or the list of tasks stands. Default: it is the answer.
     #[serde(default = "whole_payload", alias = "item")]
-    pub(super) items: Expression,
+    pub(in crate::provider) items: Expression,
     /// What of the answer to a submission is needed to ask again.
-    pub(super) handle: Option<Expression>,
+    pub(in crate::provider) handle: Option<Expression>,
     /// How many tasks one question may be about.
     #[serde(default = "one")]
-    pub(super) batch: NonZeroUsize,
+    pub(in crate::provider) batch: NonZeroUsize,
     /// Whether a task can be asked for by the name that the hub gave it.
     #[serde(default)]
-    pub(super) by_reference: bool,
+    pub(in crate::provider) by_reference: bool,
 }
 
 fn one() -> NonZeroUsize {
@@ -40,7 +40,7 @@ fn one() -> NonZeroUsize {
 
 impl RequestSpec {
     /// A call whose answer is about no task.
-    pub(super) fn new(
+    pub(in crate::provider) fn new(
         method: Option<Method>,
         url: Template,
         headers: BTreeMap<String, Template>,
@@ -59,7 +59,7 @@ impl RequestSpec {
     }
 
     /// Whether there is such a call for a job: its URL is not empty then.
-    pub(super) fn applies_to(&self, context: &Value) -> bool {
+    pub(in crate::provider) fn applies_to(&self, context: &Value) -> bool {
         self.url
             .render(context)
             .is_ok_and(|url| !url.trim().is_empty())
@@ -67,6 +67,6 @@ impl RequestSpec {
 }
 
 #[expect(clippy::expect_used, reason = "a constant that a test evaluates")]
-pub(super) fn whole_payload() -> Expression {
+pub(in crate::provider) fn whole_payload() -> Expression {
     Expression::new("payload").expect("is an expression")
 }

@@ -5,9 +5,9 @@
 
 use minijinja::{Value, context};
 
-use super::http::Method;
-use super::{Provider, Rejection, RequestError, TaskReport};
 use crate::job::{Job, StatusReport};
+use crate::provider::client::http::Method;
+use crate::provider::{Provider, Rejection, RequestError, TaskReport};
 
 impl Provider {
     /// Whether this job can be cancelled there.

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use minijinja::Value;
 use serde::Deserialize;
 
-use super::Provider;
-use super::expression::Expression;
 use crate::config::Price;
 use crate::job::VideoRequest;
+use crate::provider::Provider;
+use crate::provider::spec::expression::Expression;
 
 /// The most that one job may cost, in the prices' unit.
 const MAX_PRICE: f64 = 1e9;
@@ -19,7 +19,7 @@ const MAX_PRICE: f64 = 1e9;
 /// What a provider is known to refuse, so that it is not asked.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Check {
+pub(in crate::provider) struct Check {
     /// Holds where the request can't succeed.
     when: Expression,
     /// What to tell the caller, as `duration: must be 5 or 10`.
@@ -28,7 +28,7 @@ pub(super) struct Check {
 
 /// The price table of a provider: names first, then patterns, longer ones first.
 #[derive(Default)]
-pub(super) struct Prices(Vec<(String, PriceFormula)>);
+pub(in crate::provider) struct Prices(Vec<(String, PriceFormula)>);
 
 enum PriceFormula {
     Each(f64),
@@ -38,7 +38,9 @@ enum PriceFormula {
 impl Prices {
     /// # Errors
     /// What is no expression, each by its key.
-    pub(super) fn new(settings: &BTreeMap<String, Price>) -> Result<Self, Vec<(String, String)>> {
+    pub(in crate::provider) fn new(
+        settings: &BTreeMap<String, Price>,
+    ) -> Result<Self, Vec<(String, String)>> {
         let mut prices = Vec::new();
         let mut mistakes = Vec::new();
         for (pattern, price) in settings {

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::expression::{Expression, Template, text};
-use super::http::Method;
-use super::request_spec::RequestSpec;
-use super::{Provider, RequestError};
+use crate::provider::client::http::Method;
+use crate::provider::spec::expression::{Expression, Template, text};
+use crate::provider::spec::request_spec::RequestSpec;
+use crate::provider::{Provider, RequestError};
 use crate::time::Time;
 
 /// The least time between two readings.
@@ -24,7 +24,7 @@ const READ_DELAY: Duration = Duration::from_secs(5);
 /// How a spec has the balance read.
 #[derive(Deserialize)]
 #[serde(from = "Keys")]
-pub(super) struct BalanceSpec {
+pub(in crate::provider) struct BalanceSpec {
     call: RequestSpec,
     amount: Expression,
     unit: Option<Template>,
@@ -68,7 +68,7 @@ pub struct Balance {
 
 /// The last reading.
 #[derive(Debug, Default)]
-pub(super) struct BalanceCache(Mutex<BalanceState>);
+pub(in crate::provider) struct BalanceCache(Mutex<BalanceState>);
 
 #[derive(Debug, Default)]
 struct BalanceState {
@@ -95,7 +95,7 @@ impl BalanceState {
 
 impl BalanceCache {
     /// The provider is used.
-    pub(super) fn mark_used(&self, now: Time) {
+    pub(in crate::provider) fn mark_used(&self, now: Time) {
         self.known().used_at.get_or_insert(now);
     }
 

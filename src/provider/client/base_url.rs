@@ -7,7 +7,7 @@ use url::Url;
 
 /// The address of a provider's API.
 #[derive(Clone, Debug, Default)]
-pub(super) struct BaseUrl {
+pub(in crate::provider) struct BaseUrl {
     /// Without a slash at its end; empty where nobody says it.
     text: String,
     url: Option<Url>,
@@ -17,7 +17,7 @@ pub(super) struct BaseUrl {
 }
 
 impl BaseUrl {
-    pub(super) fn new(configured: Option<&Url>, stated: Option<&str>) -> Self {
+    pub(in crate::provider) fn new(configured: Option<&Url>, stated: Option<&str>) -> Self {
         let slim = |url: &str| url.trim_end_matches('/').to_owned();
         let stated_url = || Url::parse(&slim(stated?)).ok();
         let (text, replaced) = match configured {
@@ -33,17 +33,17 @@ impl BaseUrl {
     }
 
     /// As templates put it before a path.
-    pub(super) fn as_str(&self) -> &str {
+    pub(in crate::provider) fn as_str(&self) -> &str {
         &self.text
     }
 
     /// The same, where it is one.
-    pub(super) fn url(&self) -> Option<&Url> {
+    pub(in crate::provider) fn url(&self) -> Option<&Url> {
         self.url.as_ref()
     }
 
     /// Whether a URL is of the provider's own origin; nothing is known of one that nobody has stated.
-    pub(super) fn is_same_origin(&self, url: &Url) -> bool {
+    pub(in crate::provider) fn is_same_origin(&self, url: &Url) -> bool {
         self.url
             .as_ref()
             .is_none_or(|home| home.origin() == url.origin())
@@ -51,7 +51,7 @@ impl BaseUrl {
 
     /// A URL as an answer gives it, relative ones under the base URL, and those of the address that
     /// the operator has replaced in the place of it.
-    pub(super) fn resolve(&self, text: &str) -> Option<Url> {
+    pub(in crate::provider) fn resolve(&self, text: &str) -> Option<Url> {
         let base = Url::parse(&format!("{}/", self.text));
         let url = match base {
             Ok(base) => base.join(text).ok()?,

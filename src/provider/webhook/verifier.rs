@@ -14,7 +14,7 @@ use progress_hub_auth::jwt::{Jwks, JwksUnavailable};
 use progress_hub_auth::signature::{Key, Request, Scheme, SignatureError, Trust, Verified};
 
 /// The schemes of which a webhook must satisfy one.
-pub(super) struct WebhookVerifier {
+pub(in crate::provider) struct WebhookVerifier {
     /// Those whose keys are configured or published; without any, nothing can be proven.
     schemes: Vec<SchemeKeys>,
 }
@@ -72,7 +72,7 @@ impl WebhookVerifier {
     /// # Errors
     /// All mistakes, by key: secrets that fit no scheme, published keys without a place, and a provider
     /// whose webhooks could never tell anything.
-    pub(super) fn new(
+    pub(in crate::provider) fn new(
         spec: &Spec,
         settings: &ProviderConfig,
         http: &HttpClient,
