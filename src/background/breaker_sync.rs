@@ -75,7 +75,7 @@ impl BreakerSync {
 
 /// Publishes each new snapshot of a provider's circuit breaker.
 async fn publish_loop(store: Arc<dyn SharedState>, provider: Arc<Provider>) {
-    let mut snapshots = provider.gate().memo();
+    let mut snapshots = provider.gate().snapshots();
     while snapshots.changed().await.is_ok() {
         loop {
             let Some(snapshot) = snapshots.borrow_and_update().clone() else {
