@@ -84,7 +84,6 @@ impl CircuitBreaker {
     }
 
     /// Returns when the next submission is allowed, or `None` if the circuit is closed or half-open.
-    #[must_use]
     pub fn retry_at(&self, now: Time) -> Option<Time> {
         let inner = self.lock();
         let open = inner.state.circuit(RequestKind::Submit).open_state()?;
@@ -134,13 +133,11 @@ impl CircuitBreaker {
     }
 
     /// Returns the current health of the provider.
-    #[must_use]
     pub fn health(&self, now: Time) -> ProviderHealth {
         self.lock().state.health(now)
     }
 
     /// Returns how often the provider has entered `state`.
-    #[must_use]
     pub fn transitions(&self, state: ProviderState) -> u64 {
         self.lock().transitions[state as usize]
     }
@@ -162,7 +159,6 @@ impl CircuitBreaker {
 
     /// Returns a receiver of snapshots to share with other nodes. Its value is `None` until the state
     /// first changes.
-    #[must_use]
     pub fn snapshots(&self) -> watch::Receiver<Option<String>> {
         self.snapshots.subscribe()
     }

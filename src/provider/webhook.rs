@@ -1,4 +1,9 @@
-//! Webhooks: signature verification and parsing.
+//! Webhooks of a provider: verification of the sender, then parsing of the body.
 
-pub(in crate::provider) mod parsing;
-pub(in crate::provider) mod verifier;
+mod parsing;
+mod verifier;
+
+pub(super) use self::parsing::parse;
+pub use self::parsing::{PayloadError, WebhookContent};
+pub(super) use self::verifier::WebhookVerifier;
+pub use self::verifier::WebhookVerifyError;

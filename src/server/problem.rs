@@ -244,7 +244,7 @@ impl From<DownloadError> for Problem {
                 "this node passes on as many outputs as it can; try again",
                 DOWNLOAD_RETRY_AFTER,
             ),
-            DownloadError::Refused(_) | DownloadError::Unanswered(_) => {
+            DownloadError::UrlNotAllowed(_) | DownloadError::Failed(_) => {
                 tracing::warn!(%error, "a provider did not give an output");
                 Self::new(
                     StatusCode::BAD_GATEWAY,

@@ -34,14 +34,14 @@ pub async fn resume(
     }
     let provider = providers.get(&name);
     let provider = provider.ok_or_else(|| Problem::not_found("provider"))?;
-    provider.gate().reset();
+    provider.breaker().reset();
     stir.submitter.notify_one();
     tracing::info!(provider.name = provider.name(), "resumed by an admin");
     Ok(HttpResponse::Ok().json(shown(provider, true, Time::now())))
 }
 
 fn shown(provider: &Provider, is_for_admin: bool, now: Time) -> Value {
-    let standing = provider.gate().health(now);
+    let standing = provider.breaker().health(now);
     let mut shown = json!({
         "name": provider.name(),
         "title": provider.title(),
@@ -60,7 +60,7 @@ fn shown(provider: &Provider, is_for_admin: bool, now: Time) -> Value {
 /// A word for each provider, as `/v1/health` tells it.
 pub fn states(providers: &Providers) -> Map<String, Value> {
     let now = Time::now();
-    let state = |provider: &Provider| provider.gate().health(now).state.as_str();
+    let state = |provider: &Provider| provider.breaker().health(now).state.as_str();
     providers
         .iter()
         .map(|provider| (provider.name().to_owned(), state(provider).into()))

@@ -153,7 +153,7 @@ impl WebhookHandler {
             .as_ref()
             .is_ok_and(|outcome| *outcome != WebhookOutcome::Unmatched)
         {
-            provider.heard();
+            provider.record_webhook();
         }
         recorded
             .map(WebhookResult::Told)
@@ -302,7 +302,7 @@ fn reject(provider: &Provider, unproven: &WebhookVerifyError) -> (WebhookOutcome
     );
     let detail = unproven.to_string();
     match unproven {
-        WebhookVerifyError::Refused(_) | WebhookVerifyError::NotAccepted => (
+        WebhookVerifyError::Signature(_) | WebhookVerifyError::NotAccepted => (
             WebhookOutcome::Unauthorized,
             Problem::new(StatusCode::UNAUTHORIZED, "invalid_signature", detail),
         ),

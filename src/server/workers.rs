@@ -74,7 +74,7 @@ pub async fn register(
                 longest.as_secs()
             )));
         }
-        None => provider.map_or(longest, |provider| provider.cadence().deadline),
+        None => provider.map_or(longest, |provider| provider.poll_policy().deadline),
     };
     let job = Job::new(
         NewJob {

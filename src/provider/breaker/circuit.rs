@@ -28,10 +28,18 @@ pub(super) enum TripCause {
     Auth,
 }
 
+/// A rejection or failure that opens a circuit.
+#[derive(Clone, Copy)]
+pub(super) struct Trip {
+    pub(super) cause: TripCause,
+    /// Delay that the provider requested. It replaces the backoff of a rate limit and can only extend that
+    /// of other causes.
+    pub(super) hint: Option<Duration>,
+    pub(super) at: Time,
+}
+
 impl TripCause {
     /// Returns how long the circuit stays open after the `length`-th consecutive trip for this cause.
-    /// `hint` is the delay that the provider requested: it replaces the backoff of a rate limit and
-    /// can only extend that of other causes.
     fn open_duration(self, length: u32, hint: Option<Duration>) -> Duration {
         let (initial, max) = match self {
             Self::Technical => (5, 60),
@@ -166,27 +174,21 @@ impl Circuit {
     }
 
     /// Records a rejection that opens the circuit.
-    pub(super) fn on_rejection(
-        &mut self,
-        token: PermitToken,
-        cause: TripCause,
-        hint: Option<Duration>,
-        now: Time,
-    ) {
+    pub(super) fn on_rejection(&mut self, token: PermitToken, trip: Trip) {
         let is_late = !self.is_current(token);
         match &mut self.open {
             // Requests that were in flight at the trip are rejected for the same cause. They do not
             // count as further trips.
-            Some(open) if is_late && cause == open.cause => {
-                open.until = open.until.max(now + hint.unwrap_or_default());
+            Some(open) if is_late && trip.cause == open.cause => {
+                open.until = open.until.max(trip.at + trip.hint.unwrap_or_default());
             }
-            Some(open) if is_late && cause < open.cause => {}
+            Some(open) if is_late && trip.cause < open.cause => {}
             // A failed probe does not show that the original cause is gone.
-            Some(open) if cause == TripCause::Technical => {
+            Some(open) if trip.cause == TripCause::Technical => {
                 let cause = open.cause;
-                self.trip(cause, hint, now);
+                self.trip(Trip { cause, ..trip });
             }
-            Some(_) | None => self.trip(cause, hint, now),
+            Some(_) | None => self.trip(trip),
         }
     }
 
@@ -202,14 +204,14 @@ impl Circuit {
     }
 
     /// Opens the circuit. Consecutive trips for the same cause keep it open longer each time.
-    pub(super) fn trip(&mut self, cause: TripCause, hint: Option<Duration>, now: Time) {
+    pub(super) fn trip(&mut self, Trip { cause, hint, at }: Trip) {
         let streak = self.streak.filter(|streak| streak.cause == cause);
         let length = streak.map_or(1, |streak| streak.length.saturating_add(1));
         let previous = self.open.as_ref().filter(|open| open.cause == cause);
         self.open = Some(OpenCircuit {
             cause,
-            since: previous.map_or(now, |open| open.since),
-            until: now + cause.open_duration(length, hint),
+            since: previous.map_or(at, |open| open.since),
+            until: at + cause.open_duration(length, hint),
             half_open_probe: None,
         });
         self.streak = Some(TripStreak { cause, length });
@@ -262,6 +264,18 @@ mod tests {
         }
     }
 
+    fn trip(cause: TripCause, seconds: i64) -> Trip {
+        trip_with_hint(cause, None, seconds)
+    }
+
+    fn trip_with_hint(cause: TripCause, hint: Option<u64>, seconds: i64) -> Trip {
+        Trip {
+            cause,
+            hint: hint.map(Duration::from_secs),
+            at: at(seconds),
+        }
+    }
+
     fn until(circuit: &Circuit) -> Time {
         circuit.open_state().unwrap().until
     }
@@ -277,12 +291,7 @@ mod tests {
     fn retry_after_is_honored_then_one_probe_is_allowed() {
         let mut circuit = Circuit::default();
         let token = admit(&mut circuit, 0, at(0));
-        circuit.on_rejection(
-            token,
-            TripCause::RateLimit,
-            Some(Duration::from_secs(30)),
-            at(0),
-        );
+        circuit.on_rejection(token, trip_with_hint(TripCause::RateLimit, Some(30), 0));
         assert_eq!(circuit.admit(0, at(29)), Admission::Open(at(30)));
         admit(&mut circuit, 0, at(30));
         assert_eq!(circuit.admit(0, at(31)), Admission::AtCapacity);
@@ -293,7 +302,7 @@ mod tests {
     #[test]
     fn concurrency_doubles_per_round_after_recovery() {
         let mut circuit = Circuit::default();
-        circuit.trip(TripCause::RateLimit, None, at(0));
+        circuit.trip(trip(TripCause::RateLimit, 0));
         let mut rounds = vec![];
         let mut tokens = vec![admit(&mut circuit, 0, at(60))];
         while tokens.len() < MAX_IN_FLIGHT {
@@ -317,18 +326,14 @@ mod tests {
             (TripCause::Auth, [60, 120, 240, 480, 900, 900, 900, 900]),
         ] {
             let mut circuit = Circuit::default();
-            circuit.trip(cause, None, at(0));
-            let mut now = at(0);
+            circuit.trip(trip(cause, 0));
+            let mut now = 0;
             for seconds in durations {
-                assert_eq!(
-                    until(&circuit).saturating_duration_since(now).as_secs(),
-                    seconds,
-                    "{cause:?}"
-                );
+                now += seconds;
+                assert_eq!(until(&circuit), at(now), "{cause:?}");
                 assert_eq!(circuit.open_state().unwrap().since, at(0));
-                now = until(&circuit);
-                let probe = admit(&mut circuit, 0, now);
-                circuit.on_rejection(probe, cause, None, now);
+                let probe = admit(&mut circuit, 0, at(now));
+                circuit.on_rejection(probe, trip(cause, now));
             }
         }
     }
@@ -336,10 +341,10 @@ mod tests {
     #[test]
     fn full_recovery_resets_the_backoff() {
         let mut circuit = Circuit::default();
-        circuit.trip(TripCause::Quota, None, at(0));
+        circuit.trip(trip(TripCause::Quota, 0));
         let probe = admit(&mut circuit, 0, at(60));
         circuit.on_success(probe);
-        circuit.trip(TripCause::Quota, None, at(100));
+        circuit.trip(trip(TripCause::Quota, 100));
         assert_eq!(until(&circuit), at(220), "one success is not enough");
         let mut now = until(&circuit);
         for _ in 0..MAX_IN_FLIGHT {
@@ -347,7 +352,7 @@ mod tests {
             circuit.on_success(token);
             now = now + Duration::from_secs(1);
         }
-        circuit.trip(TripCause::Quota, None, at(1000));
+        circuit.trip(trip(TripCause::Quota, 1000));
         assert_eq!(until(&circuit), at(1060));
     }
 
@@ -355,29 +360,29 @@ mod tests {
     fn results_from_before_the_trip_are_ignored() {
         let mut circuit = Circuit::default();
         let early: Vec<PermitToken> = (0..4).map(|n| admit(&mut circuit, n, at(0))).collect();
-        circuit.on_rejection(early[0], TripCause::RateLimit, None, at(1));
-        circuit.on_rejection(early[1], TripCause::RateLimit, None, at(1));
+        circuit.on_rejection(early[0], trip(TripCause::RateLimit, 1));
+        circuit.on_rejection(early[1], trip(TripCause::RateLimit, 1));
         assert_eq!(until(&circuit), at(2));
         assert!(!circuit.on_success(early[2]));
-        circuit.on_rejection(early[3], TripCause::Technical, None, at(1));
+        circuit.on_rejection(early[3], trip(TripCause::Technical, 1));
         assert_eq!(until(&circuit), at(2));
-        let five = Some(Duration::from_secs(5));
-        circuit.on_rejection(early[2], TripCause::RateLimit, five, at(1));
+        let hint = trip_with_hint(TripCause::RateLimit, Some(5), 1);
+        circuit.on_rejection(early[2], hint);
         assert_eq!(
             until(&circuit),
             at(6),
             "the longest requested delay applies"
         );
-        circuit.on_rejection(early[3], TripCause::Quota, None, at(1));
+        circuit.on_rejection(early[3], trip(TripCause::Quota, 1));
         assert_eq!(circuit.open_state().unwrap().cause, TripCause::Quota);
     }
 
     #[test]
     fn failed_probe_keeps_the_quota_cause() {
         let mut circuit = Circuit::default();
-        circuit.trip(TripCause::Quota, None, at(0));
+        circuit.trip(trip(TripCause::Quota, 0));
         let probe = admit(&mut circuit, 0, at(60));
-        circuit.on_rejection(probe, TripCause::Technical, None, at(60));
+        circuit.on_rejection(probe, trip(TripCause::Technical, 60));
         assert_eq!(circuit.open_state().unwrap().cause, TripCause::Quota);
         assert_eq!(until(&circuit), at(180));
     }
@@ -385,7 +390,7 @@ mod tests {
     #[test]
     fn unused_probe_is_returned() {
         let mut circuit = Circuit::default();
-        circuit.trip(TripCause::Auth, None, at(0));
+        circuit.trip(trip(TripCause::Auth, 0));
         let unused = admit(&mut circuit, 0, at(60));
         assert_eq!(circuit.admit(1, at(60)), Admission::AtCapacity);
         circuit.discard_probe(unused);
@@ -397,7 +402,7 @@ mod tests {
         let mut ours = Circuit::default();
         let in_flight = admit(&mut ours, 0, at(0));
         let mut theirs = Circuit::default();
-        theirs.trip(TripCause::RateLimit, None, at(1));
+        theirs.trip(trip(TripCause::RateLimit, 1));
         ours.merge(&theirs);
         assert_eq!(ours, theirs);
         assert!(!ours.on_success(in_flight), "sent before the merge");
@@ -411,8 +416,8 @@ mod tests {
         ours.merge(&Circuit::default());
         assert_eq!(ours, theirs, "an older snapshot is ignored");
         // Both open at the same time: the longer duration applies to both.
-        ours.trip(TripCause::RateLimit, Some(Duration::from_secs(9)), at(70));
-        theirs.trip(TripCause::RateLimit, Some(Duration::from_secs(5)), at(70));
+        ours.trip(trip_with_hint(TripCause::RateLimit, Some(9), 70));
+        theirs.trip(trip_with_hint(TripCause::RateLimit, Some(5), 70));
         theirs.merge(&ours);
         assert_eq!(until(&theirs), at(79));
     }
@@ -420,7 +425,7 @@ mod tests {
     #[test]
     fn circuit_round_trips_through_json() {
         let mut circuit = Circuit::default();
-        circuit.trip(TripCause::Auth, None, at(0));
+        circuit.trip(trip(TripCause::Auth, 0));
         let text = serde_json::to_string(&circuit).unwrap();
         assert_eq!(serde_json::from_str::<Circuit>(&text).unwrap(), circuit);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::circuit::{Admission, Circuit, PermitToken, TripCause};
+use super::circuit::{Admission, Circuit, PermitToken, Trip, TripCause};
 use crate::job::FailureKind;
 use crate::telemetry::ProviderState;
 use crate::time::Time;
@@ -26,7 +26,7 @@ pub(super) enum RequestKind {
 
 /// Result of a request, as far as it concerns the health of the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::provider) enum RequestResult {
+pub(crate) enum RequestResult {
     /// The provider answered as it should.
     Success,
     /// The request failed. The duration is the delay that the provider requested.
@@ -91,16 +91,21 @@ impl BreakerState {
             RequestResult::Success => return self.on_success(kind, token),
             RequestResult::Failure(failure, hint) => (failure, hint),
         };
-        match (trip_cause(failure), kind) {
+        let Some(cause) = trip_cause(failure) else {
             // The request itself was at fault, so the provider works.
-            (None, _) => self.on_success(kind, token),
+            return self.on_success(kind, token);
+        };
+        let at = now;
+        let trip = Trip { cause, hint, at };
+        match (cause, kind) {
             // A single task may be hidden from a valid key, so auth errors on queries count only when
             // they repeat.
-            (Some(cause @ TripCause::Technical), _)
-            | (Some(cause @ TripCause::Auth), RequestKind::Query) => {
-                self.on_failure(kind, token, cause, hint, now);
+            (TripCause::Technical, _) | (TripCause::Auth, RequestKind::Query) => {
+                self.on_failure(kind, token, trip);
             }
-            (Some(cause), _) => self.on_rejection(kind, token, cause, hint, now),
+            (TripCause::RateLimit | TripCause::Quota | TripCause::Auth, _) => {
+                self.on_rejection(kind, token, trip);
+            }
         }
     }
 
@@ -127,21 +132,14 @@ impl BreakerState {
     }
 
     /// Records a failure that opens the circuits only when it repeats.
-    fn on_failure(
-        &mut self,
-        kind: RequestKind,
-        token: PermitToken,
-        cause: TripCause,
-        hint: Option<Duration>,
-        now: Time,
-    ) {
+    fn on_failure(&mut self, kind: RequestKind, token: PermitToken, trip: Trip) {
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
         if self.circuit(kind).open_state().is_some() {
-            self.circuit_mut(kind).on_rejection(token, cause, hint, now);
+            self.circuit_mut(kind).on_rejection(token, trip);
         } else if self.consecutive_failures >= FAILURE_THRESHOLD {
             for circuit in [&mut self.submits, &mut self.queries] {
                 if circuit.open_state().is_none() {
-                    circuit.trip(cause, hint, now);
+                    circuit.trip(trip);
                 }
             }
             self.consecutive_failures = 0;
@@ -149,21 +147,14 @@ impl BreakerState {
     }
 
     /// Records a failure that opens a circuit at once.
-    fn on_rejection(
-        &mut self,
-        kind: RequestKind,
-        token: PermitToken,
-        cause: TripCause,
-        hint: Option<Duration>,
-        now: Time,
-    ) {
+    fn on_rejection(&mut self, kind: RequestKind, token: PermitToken, trip: Trip) {
         self.consecutive_failures = 0;
-        let other = match (kind, cause) {
+        let other = match (kind, trip.cause) {
             // Missing credit blocks submissions only, whichever request reported it.
             (RequestKind::Query, TripCause::Quota) => {
                 self.queries.on_success(token);
                 if self.submits.open_state().is_none() {
-                    self.submits.trip(cause, hint, now);
+                    self.submits.trip(trip);
                 }
                 return;
             }
@@ -177,11 +168,13 @@ impl BreakerState {
             }
         };
         if let Some(other) = other
-            && other.open_state().is_none_or(|open| open.cause < cause)
+            && other
+                .open_state()
+                .is_none_or(|open| open.cause < trip.cause)
         {
-            other.trip(cause, hint, now);
+            other.trip(trip);
         }
-        self.circuit_mut(kind).on_rejection(token, cause, hint, now);
+        self.circuit_mut(kind).on_rejection(token, trip);
     }
 
     /// Closes both circuits and resets their backoff.

@@ -1,156 +1,87 @@
-//! What is left on a provider's account, where its API tells.
+//! Balance of a provider account.
 //!
-//! Invariant: a hint, never a judge. It is read now and then while the provider is used and once when
-//! the credit is gone; all that follows from it is that a submission is tried sooner.
+//! The balance is informational. It is read from time to time while the provider is in use, and once when
+//! the credit runs out. A positive balance only makes the next submission happen sooner.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::provider::client::http::Method;
-use crate::provider::spec::expression::{Expression, Template, text};
-use crate::provider::spec::request_spec::RequestSpec;
-use crate::provider::{Provider, RequestError};
 use crate::time::Time;
 
-/// The least time between two readings.
+/// Minimum time between two reads.
 const MIN_READ_INTERVAL: Duration = Duration::from_secs(300);
 
-/// How long after its use began it is read, so that what was bought is booked.
+/// Time between the first use of the provider and the read, so that the provider has charged for it.
 const READ_DELAY: Duration = Duration::from_secs(5);
 
-/// How a spec has the balance read.
-#[derive(Deserialize)]
-#[serde(from = "Keys")]
-pub(in crate::provider) struct BalanceSpec {
-    call: RequestSpec,
-    amount: Expression,
-    unit: Option<Template>,
-}
-
-/// The keys of the table; read as they stand, so that a mistake names its line.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Keys {
-    method: Option<Method>,
-    url: Template,
-    #[serde(default)]
-    headers: BTreeMap<String, Template>,
-    body: Option<Expression>,
-    /// Over `payload`.
-    amount: Expression,
-    /// Of what: a currency, or `credits` …; a template over `payload`.
-    unit: Option<Template>,
-}
-
-impl From<Keys> for BalanceSpec {
-    fn from(keys: Keys) -> Self {
-        Self {
-            call: RequestSpec::new(keys.method, keys.url, keys.headers, keys.body),
-            amount: keys.amount,
-            unit: keys.unit,
-        }
-    }
-}
-
-/// What was read.
+/// Balance of a provider account.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Balance {
-    /// How much is left.
+    /// Remaining credit.
     pub amount: f64,
-    /// Of what, where the spec says.
+    /// Currency or other unit of the amount, if the spec has one.
     pub unit: Option<String>,
-    /// When it was read.
+    /// Time at which the balance was read.
     pub at: Time,
 }
 
-/// The last reading.
+/// The last balance, and when to read it again.
 #[derive(Debug, Default)]
-pub(in crate::provider) struct BalanceCache(Mutex<BalanceState>);
+pub(crate) struct BalanceCache(Mutex<BalanceState>);
 
 #[derive(Debug, Default)]
 struct BalanceState {
     balance: Option<Balance>,
-    /// When it was last asked for, in vain or not.
     last_attempt_at: Option<Time>,
-    /// When the provider was first used since.
+    /// First use of the provider since the last attempt.
     used_at: Option<Time>,
 }
 
 impl BalanceState {
-    /// Whether to read it now, the credit having been gone since `dry`.
-    fn is_due(&self, dry: Option<Time>, now: Time) -> bool {
+    fn is_due(&self, out_of_credit_since: Option<Time>, now: Time) -> bool {
+        let elapsed = |at| now.saturating_duration_since(at);
         let is_old = self
             .last_attempt_at
-            .is_none_or(|at| now.saturating_duration_since(at) >= MIN_READ_INTERVAL);
-        let has_settled = self
-            .used_at
-            .is_some_and(|at| now.saturating_duration_since(at) >= READ_DELAY);
-        let is_new = |dry: Time| self.last_attempt_at.is_none_or(|asked_at| asked_at < dry);
-        is_old && (has_settled || dry.is_some()) || dry.is_some_and(is_new)
+            .is_none_or(|at| elapsed(at) >= MIN_READ_INTERVAL);
+        let is_used = self.used_at.is_some_and(|at| elapsed(at) >= READ_DELAY);
+        match out_of_credit_since {
+            Some(since) => is_old || self.last_attempt_at.is_none_or(|at| at < since),
+            None => is_old && is_used,
+        }
     }
 }
 
 impl BalanceCache {
-    /// The provider is used.
-    pub(in crate::provider) fn mark_used(&self, now: Time) {
-        self.known().used_at.get_or_insert(now);
+    /// Records that the provider is in use.
+    pub(super) fn mark_used(&self, now: Time) {
+        self.lock().used_at.get_or_insert(now);
     }
 
-    fn known(&self) -> MutexGuard<'_, BalanceState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Provider {
-    /// What was left on its account when that was last read.
-    #[must_use]
-    pub fn balance(&self) -> Option<Balance> {
-        self.balance_cache.known().balance.clone()
+    /// Returns the last balance.
+    pub(crate) fn last(&self) -> Option<Balance> {
+        self.lock().balance.clone()
     }
 
-    /// Whether it is time to read the balance: whoever is told so does it, and is the only one.
-    #[must_use]
-    pub fn is_balance_due(&self, now: Time) -> bool {
-        let dry = self.gate.out_of_credit_since();
-        let mut known = self.balance_cache.known();
-        let is_due = self.spec.balance.is_some() && known.is_due(dry, now);
+    /// Stores a balance.
+    pub(super) fn set(&self, balance: Balance) {
+        self.lock().balance = Some(balance);
+    }
+
+    /// Returns whether the balance is due to be read, and records the attempt. The caller must read it.
+    pub(super) fn claim_read(&self, out_of_credit_since: Option<Time>, now: Time) -> bool {
+        let mut state = self.lock();
+        let is_due = state.is_due(out_of_credit_since, now);
         if is_due {
-            known.last_attempt_at = Some(now);
-            known.used_at = None;
+            state.last_attempt_at = Some(now);
+            state.used_at = None;
         }
         is_due
     }
 
-    /// Reads it. Where there is credit again after there was none, a job is tried at once.
-    ///
-    /// # Errors
-    /// [`AskError`]; then what was known stays.
-    pub async fn read_balance(&self) -> Result<(), RequestError> {
-        let Some(reading) = &self.spec.balance else {
-            return Ok(());
-        };
-        let context = self.base_context();
-        let payload = self.send_uncounted(&reading.call, &context).await?;
-        let amount = text(&reading.amount.evaluate(&payload));
-        let amount: Option<f64> = amount.and_then(|amount| amount.parse().ok());
-        let Some(amount) = amount.filter(|amount| amount.is_finite()) else {
-            return Err(RequestError::InvalidSpec(
-                "balance.amount: is no number".to_owned(),
-            ));
-        };
-        let names = minijinja::context! { payload };
-        let unit = reading.unit.as_ref();
-        let unit = unit.and_then(|unit| unit.render(&names).ok());
-        let unit = unit.map(|unit| unit.to_lowercase());
-        let at = Time::now();
-        self.balance_cache.known().balance = Some(Balance { amount, unit, at });
-        if amount > 0.0 {
-            self.gate.probe_after_top_up(at);
-        }
-        Ok(())
+    fn lock(&self) -> MutexGuard<'_, BalanceState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -161,34 +92,19 @@ mod tests {
     #[test]
     fn balance_is_read_periodically_and_when_credit_runs_out() {
         let at = |seconds: i64| Time::from_millis(seconds * 1000);
-        let mut known = BalanceState::default();
-        assert!(!known.is_due(None, at(0)), "nobody uses it");
-        known.used_at = Some(at(0));
-        assert!(!known.is_due(None, at(4)));
-        assert!(known.is_due(None, at(5)));
-        known.last_attempt_at = Some(at(0));
-        assert!(!known.is_due(None, at(299)));
-        assert!(known.is_due(None, at(300)));
-        known.used_at = None;
-        assert!(!known.is_due(None, at(300)));
-        assert!(known.is_due(Some(at(10)), at(10)));
-        known.last_attempt_at = Some(at(11));
-        assert!(!known.is_due(Some(at(10)), at(100)));
-        assert!(known.is_due(Some(at(10)), at(311)));
-    }
-
-    #[test]
-    fn invalid_balance_spec_is_reported() {
-        let read = |text: &str| toml::from_str::<BalanceSpec>(text).map(|_| ());
-        read("url = 'https://a/b'\namount = 'payload.left'\nunit = '{{ payload.of }}'").unwrap();
-        for (text, problem) in [
-            ("url = 'https://a/b'", "missing field `amount`"),
-            ("amount = 'payload'", "missing field `url`"),
-            ("url = 'https://a/b'\namount = 'payload.'", "syntax error"),
-            ("url = 'https://a/b'\namount = 'payload'\ntypo = 1", "typo"),
-        ] {
-            let told = read(text).unwrap_err().to_string();
-            assert!(told.contains(problem), "{text}: {told}");
-        }
+        let mut state = BalanceState::default();
+        assert!(!state.is_due(None, at(0)), "the provider is not in use");
+        state.used_at = Some(at(0));
+        assert!(!state.is_due(None, at(4)));
+        assert!(state.is_due(None, at(5)));
+        state.last_attempt_at = Some(at(0));
+        assert!(!state.is_due(None, at(299)));
+        assert!(state.is_due(None, at(300)));
+        state.used_at = None;
+        assert!(!state.is_due(None, at(300)));
+        assert!(state.is_due(Some(at(10)), at(10)));
+        state.last_attempt_at = Some(at(11));
+        assert!(!state.is_due(Some(at(10)), at(100)));
+        assert!(state.is_due(Some(at(10)), at(311)));
     }
 }

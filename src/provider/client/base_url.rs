@@ -1,57 +1,59 @@
-//! Where a provider answers, and what that makes of the URLs that its answers hold.
+//! The base URL of a provider's API, and the URLs in its responses.
 //!
-//! Invariant: a key is sent to the provider's own origin, or where its spec says so in so many words,
-//! and never to where an answer points.
+//! The API key is sent only to the provider's own origin, or to a host that the spec names literally.
+//! It is never sent to other hosts that a response names.
 
 use url::Url;
 
-/// The address of a provider's API.
+/// The base URL of a provider's API.
 #[derive(Clone, Debug, Default)]
-pub(in crate::provider) struct BaseUrl {
-    /// Without a slash at its end; empty where nobody says it.
+pub(crate) struct BaseUrl {
+    /// Without a trailing slash. Empty if neither the configuration nor the spec has one.
     text: String,
     url: Option<Url>,
-    /// What the spec says, where the operator says another: a gateway, or a stand-in. What the
-    /// provider calls its own then stands for the same there.
+    /// The base URL of the spec if the configuration overrides it, for example with a gateway. URLs of the
+    /// spec's origin in responses are rewritten to the configured base URL.
     spec_url: Option<Url>,
 }
 
 impl BaseUrl {
-    pub(in crate::provider) fn new(configured: Option<&Url>, stated: Option<&str>) -> Self {
-        let slim = |url: &str| url.trim_end_matches('/').to_owned();
-        let stated_url = || Url::parse(&slim(stated?)).ok();
-        let (text, replaced) = match configured {
-            Some(url) => (slim(url.as_str()), stated_url()),
-            None => (stated.map(slim).unwrap_or_default(), None),
+    /// Combines the configured base URL, which takes precedence, with that of the spec.
+    pub(crate) fn new(configured: Option<&Url>, of_spec: Option<&str>) -> Self {
+        let trim = |url: &str| url.trim_end_matches('/').to_owned();
+        let of_spec = of_spec.map(trim);
+        let (text, spec_url) = match configured {
+            Some(url) => {
+                let spec_url = of_spec.and_then(|url| Url::parse(&url).ok());
+                (trim(url.as_str()), spec_url)
+            }
+            None => (of_spec.unwrap_or_default(), None),
         };
-        let url = Url::parse(&text).ok();
         Self {
+            url: Url::parse(&text).ok(),
             text,
-            url,
-            spec_url: replaced,
+            spec_url,
         }
     }
 
-    /// As templates put it before a path.
-    pub(in crate::provider) fn as_str(&self) -> &str {
+    /// Returns the base URL without a trailing slash, as templates use it.
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The same, where it is one.
-    pub(in crate::provider) fn url(&self) -> Option<&Url> {
+    /// Returns the parsed base URL, or `None` if there is no valid one.
+    pub(super) fn url(&self) -> Option<&Url> {
         self.url.as_ref()
     }
 
-    /// Whether a URL is of the provider's own origin; nothing is known of one that nobody has stated.
-    pub(in crate::provider) fn is_same_origin(&self, url: &Url) -> bool {
-        self.url
-            .as_ref()
-            .is_none_or(|home| home.origin() == url.origin())
+    /// Returns whether `url` has the provider's origin. Without a base URL, every URL does.
+    pub(super) fn is_same_origin(&self, url: &Url) -> bool {
+        let base = self.url.as_ref();
+        base.is_none_or(|base| base.origin() == url.origin())
     }
 
-    /// A URL as an answer gives it, relative ones under the base URL, and those of the address that
-    /// the operator has replaced in the place of it.
-    pub(in crate::provider) fn resolve(&self, text: &str) -> Option<Url> {
+    /// Resolves a URL of a template or a response: a relative one against the base URL, and one of the
+    /// spec's origin to the configured base URL.
+    pub(super) fn resolve(&self, text: &str) -> Option<Url> {
         let base = Url::parse(&format!("{}/", self.text));
         let url = match base {
             Ok(base) => base.join(text).ok()?,
@@ -61,25 +63,22 @@ impl BaseUrl {
     }
 
     fn rewrite(&self, url: &Url) -> Option<Url> {
-        let (home, replaced) = (self.url.as_ref()?, self.spec_url.as_ref()?);
-        if url.origin() != replaced.origin() {
+        let (base, spec_url) = (self.url.as_ref()?, self.spec_url.as_ref()?);
+        if url.origin() != spec_url.origin() {
             return None;
         }
-        let before = replaced.path().trim_end_matches('/');
         let rest = url
             .path()
-            .strip_prefix(before)
+            .strip_prefix(spec_url.path().trim_end_matches('/'))
             .filter(|rest| rest.is_empty() || rest.starts_with('/'));
-        let mut moved = home.clone();
-        match rest {
-            Some(rest) => {
-                let path = format!("{}{rest}", home.path().trim_end_matches('/'));
-                moved.set_path(&path);
-            }
-            None => moved.set_path(url.path()),
-        }
-        moved.set_query(url.query());
-        Some(moved)
+        let path = match rest {
+            Some(rest) => format!("{}{rest}", base.path().trim_end_matches('/')),
+            None => url.path().to_owned(),
+        };
+        let mut rewritten = base.clone();
+        rewritten.set_path(&path);
+        rewritten.set_query(url.query());
+        Some(rewritten)
     }
 }
 
@@ -87,18 +86,18 @@ impl BaseUrl {
 mod tests {
     use super::*;
 
-    fn home(configured: Option<&str>, stated: Option<&str>) -> BaseUrl {
+    fn base_url(configured: Option<&str>, of_spec: Option<&str>) -> BaseUrl {
         let configured = configured.map(|url| Url::parse(url).unwrap());
-        BaseUrl::new(configured.as_ref(), stated)
+        BaseUrl::new(configured.as_ref(), of_spec)
     }
 
     #[test]
     fn spec_urls_are_rewritten_to_the_configured_base_url() {
-        let gateway = home(
+        let gateway = base_url(
             Some("http://gateway:8080/up/"),
             Some("https://api.example/v1"),
         );
-        for (told, wished) in [
+        for (url, expected) in [
             (
                 "https://api.example/v1/tasks/1?a=b",
                 "http://gateway:8080/up/tasks/1?a=b",
@@ -115,26 +114,26 @@ mod tests {
                 "http://api.example/v1/tasks/1",
             ),
         ] {
-            assert_eq!(gateway.resolve(told).unwrap().as_str(), wished, "{told}");
+            assert_eq!(gateway.resolve(url).unwrap().as_str(), expected, "{url}");
         }
-        let plain = home(None, Some("https://api.example/v1/"));
+        let plain = base_url(None, Some("https://api.example/v1/"));
         assert_eq!(plain.as_str(), "https://api.example/v1");
-        let told = plain.resolve("https://api.example/v2/x").unwrap();
-        assert_eq!(told.as_str(), "https://api.example/v2/x");
+        let url = plain.resolve("https://api.example/v2/x").unwrap();
+        assert_eq!(url.as_str(), "https://api.example/v2/x");
     }
 
     #[test]
     fn same_origin_check() {
-        let home = home(Some("https://api.example/v1"), None);
-        let is_own = |url: &str| home.is_same_origin(&Url::parse(url).unwrap());
-        assert!(is_own("https://api.example/elsewhere"));
+        let base_url = base_url(Some("https://api.example/v1"), None);
+        let is_same_origin = |url: &str| base_url.is_same_origin(&Url::parse(url).unwrap());
+        assert!(is_same_origin("https://api.example/elsewhere"));
         for other in [
             "http://api.example/v1",
             "https://api.example:8443/v1",
             "https://api.example.evil/v1",
             "https://evil/?https://api.example/v1",
         ] {
-            assert!(!is_own(other), "{other}");
+            assert!(!is_same_origin(other), "{other}");
         }
         assert!(BaseUrl::default().is_same_origin(&Url::parse("https://any.example/").unwrap()));
     }

@@ -1,67 +1,68 @@
-//! What a provider's refusal means, and how long it asks to be left alone.
+//! Errors of requests to a provider.
 //!
-//! Invariant: a provider's own code decides before the HTTP status does (a 429 can mean that the
-//! credit is gone), and a gateway's word is never taken for the provider's refusal.
+//! A response of a gateway is never taken for a definitive rejection by the provider.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use minijinja::Value;
-use serde::Deserialize;
-use serde_json::json;
 
+use super::http::{Response, SendError};
+use super::retry_hints;
 use crate::job::{Failure, FailureKind};
 use crate::provider::breaker::{CircuitOpen, RequestResult};
-use crate::provider::client::http::Response;
-use crate::provider::client::retry_hints;
-use crate::provider::spec::expression::{Expression, text};
+use crate::provider::spec::Spec;
 use crate::telemetry::CallOutcome;
 use crate::time::Time;
 
-/// The provider does not have the job, and why.
+/// The provider or the hub rejected a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejection {
-    /// As the document will tell it.
+    /// The failure as the job document reports it.
     pub failure: Failure,
-    /// How long the provider asks to wait.
+    /// Delay that the provider requested.
     pub retry_after: Option<Duration>,
-    /// Whether the provider does not have the job, for sure: its own word says so, or the status
-    /// can mean nothing else. A bare 500, a gateway's 502 and a 200 that is no answer of the
-    /// provider's leave it open.
+    /// Whether it is certain that the provider did not accept the job. It is not certain for a bare 500, a
+    /// 502 of a gateway, or a 200 with an unknown body.
     pub is_definitive: bool,
-    /// Whether the provider says that another try may pass, or may not.
+    /// Whether a retry can succeed, if the provider states it.
     pub provider_retryable: Option<bool>,
-    /// The status of the answer; none where none came.
+    /// Effective status of the response. `None` if there was no response.
     pub http_status: Option<u16>,
 }
 
-/// The provider may or may not have the job; the text says what happened.
+/// It is unknown whether the provider accepted the job. The text describes the cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownOutcome(pub String);
 
-/// Why asking brought nothing.
+/// A request failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RequestError {
-    /// No answer, or none that is whole.
-    #[error("no answer: {0}")]
+    /// No complete response.
+    #[error("no response: {0}")]
     NoResponse(String),
-    /// An answer that says no.
-    #[error("refused: {}", .0.failure.message)]
+    /// The provider rejected the request.
+    #[error("rejected: {}", .0.failure.message)]
     Rejected(Rejection),
-    /// The spec makes no request out of this job.
-    #[error("the spec makes no request: {0}")]
+    /// The spec does not yield a valid request or result for this job.
+    #[error("invalid spec: {0}")]
     InvalidSpec(String),
-    /// The provider is left alone for now.
+    /// The circuit breaker does not allow requests.
     #[error(transparent)]
     CircuitOpen(#[from] CircuitOpen),
 }
 
+impl From<SendError> for RequestError {
+    fn from(error: SendError) -> Self {
+        Self::NoResponse(error.to_string())
+    }
+}
+
 impl RequestError {
-    /// What it is counted as; nothing where nothing was sent.
+    /// Returns the outcome for metrics, or `None` if no request was sent.
     #[must_use]
     pub fn outcome(&self) -> Option<CallOutcome> {
         match self {
-            Self::Rejected(refused) if refused.failure.kind == FailureKind::RateLimit => {
+            Self::Rejected(rejection) if rejection.failure.kind == FailureKind::RateLimit => {
                 Some(CallOutcome::RateLimited)
             }
             Self::Rejected(_) => Some(CallOutcome::Rejected),
@@ -69,26 +70,33 @@ impl RequestError {
             Self::CircuitOpen(_) => None,
         }
     }
+
+    /// Returns the result for the circuit breaker.
+    pub(super) fn breaker_result(&self) -> RequestResult {
+        match self {
+            Self::Rejected(rejection) => rejection.breaker_result(),
+            Self::NoResponse(_) => RequestResult::Failure(FailureKind::Technical, None),
+            Self::InvalidSpec(_) | Self::CircuitOpen(_) => RequestResult::NotSent,
+        }
+    }
 }
 
 impl Rejection {
-    /// The request could not be delivered; nothing was sent.
+    /// Returns a rejection because the request could not be sent.
     #[must_use]
     pub fn technical(message: impl Into<String>) -> Self {
-        Self {
-            failure: Failure::new(FailureKind::Technical, message),
-            retry_after: None,
-            is_definitive: true,
-            provider_retryable: None,
-            http_status: None,
-        }
+        Self::without_response(FailureKind::Technical, message)
     }
 
-    /// The hub itself can't make this request.
+    /// Returns a rejection because the hub cannot make this request.
     #[must_use]
     pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::without_response(FailureKind::InvalidInput, message)
+    }
+
+    fn without_response(kind: FailureKind, message: impl Into<String>) -> Self {
         Self {
-            failure: Failure::new(FailureKind::InvalidInput, message),
+            failure: Failure::new(kind, message),
             retry_after: None,
             is_definitive: true,
             provider_retryable: None,
@@ -96,8 +104,32 @@ impl Rejection {
         }
     }
 
-    /// Whether the same request may be made again: as the provider says, or else by the kind. What
-    /// only a person can mend is never tried again.
+    /// Returns the rejection that a response means, or `None` if the response is a success.
+    pub(super) fn from_response(spec: &Spec, response: &Response, payload: &Value) -> Option<Self> {
+        let answer = &spec.answer;
+        if answer.is_success(response.status, payload) {
+            return None;
+        }
+        let headers = response.headers().collect();
+        let status = answer.status(response.status, payload);
+        let details = answer.error_details(response.status, &headers, payload);
+        let has_code = details.code.is_some();
+        let (failure, matches_rule) = spec.errors.failure(details, payload);
+        let mut rejection = Self {
+            failure,
+            retry_after: retry_hints::delay(response, Time::now()),
+            is_definitive: matches_rule || has_code || is_definitive_status(status),
+            provider_retryable: retry_hints::is_retryable(response),
+            http_status: Some(status),
+        };
+        if rejection.provider_retryable.is_some() {
+            rejection.failure.retryable = rejection.is_retryable();
+        }
+        Some(rejection)
+    }
+
+    /// Returns whether the same request may be sent again. For kinds that can pass by themselves, the
+    /// provider's statement takes precedence over the kind.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self.failure.kind {
@@ -114,15 +146,30 @@ impl Rejection {
         }
     }
 
-    /// Whether the provider does not know, or no longer knows, what it was asked for.
+    /// Returns whether the provider does not have the task, or no longer has it.
     #[must_use]
     pub fn is_task_not_found(&self) -> bool {
         matches!(self.http_status, Some(404 | 410))
             || self.failure.kind == FailureKind::ResultExpired
     }
 
-    /// What it says of the provider.
-    pub(in crate::provider) fn breaker_result(&self) -> RequestResult {
+    /// Returns whether a rejected result request means that the task itself failed.
+    pub(super) fn is_about_task(&self) -> bool {
+        let is_error_status = self.http_status.is_some_and(|status| status >= 400);
+        self.is_definitive
+            && match self.failure.kind {
+                FailureKind::Safety | FailureKind::InvalidInput | FailureKind::Timeout => true,
+                FailureKind::Technical => self.failure.provider_code.is_some() && is_error_status,
+                FailureKind::Quota
+                | FailureKind::RateLimit
+                | FailureKind::Auth
+                | FailureKind::SubmissionUnknown
+                | FailureKind::ResultExpired => false,
+            }
+    }
+
+    /// Returns the result for the circuit breaker.
+    pub(super) fn breaker_result(&self) -> RequestResult {
         match (self.http_status, self.failure.kind) {
             (None, FailureKind::InvalidInput) => RequestResult::NotSent,
             (None | Some(_), kind) => RequestResult::Failure(kind, self.retry_after),
@@ -130,190 +177,41 @@ impl Rejection {
     }
 }
 
-/// What an answer says of itself.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::provider) struct ResponseSpec {
-    /// Whether an answer with a 2xx status really is one.
-    ok: Option<Expression>,
-    /// The status, where an answer with a 2xx tells another one in its body.
-    http: Option<Expression>,
-    /// These two see the answer's `headers`, too, by their lower-case names.
-    code: Option<Expression>,
-    message: Option<Expression>,
-}
-
-impl ResponseSpec {
-    /// Whether an answer is a success, by its status and by its body.
-    pub(in crate::provider) fn is_ok(&self, answer: &Response, payload: &Value) -> bool {
-        let is_true = |ok: &Expression| ok.evaluate(payload).is_true();
-        is_success(self.status(answer, payload)) && self.ok.as_ref().is_none_or(is_true)
-    }
-
-    /// The status that counts. A success may be denied by the body, a failure never made good.
-    fn status(&self, answer: &Response, payload: &Value) -> u16 {
-        let told = || {
-            let told = self.http.as_ref()?.evaluate(payload);
-            let status = text(&told)?.parse().ok()?;
-            (100..600).contains(&status).then_some(status)
-        };
-        match is_success(answer.status) {
-            true => told().unwrap_or(answer.status),
-            false => answer.status,
-        }
-    }
-}
-
-/// `when` holds → `kind`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::provider) struct ErrorRule {
-    /// Over `code` and `status` (text), `message`, `http` (undefined within a task) and `payload`.
-    when: Expression,
-    kind: FailureKind,
-    /// Whether a fresh submission may succeed, where that does not follow from the kind.
-    retryable: Option<bool>,
-}
-
-/// A spec's rules; the first that holds decides.
-#[derive(Default)]
-pub(in crate::provider) struct ErrorRules {
-    pub(in crate::provider) rules: Vec<ErrorRule>,
-}
-
-/// What a provider said of a failure.
-#[derive(Default)]
-pub(in crate::provider) struct ErrorDetails {
-    pub(in crate::provider) code: Option<String>,
-    pub(in crate::provider) status: Option<String>,
-    pub(in crate::provider) message: Option<String>,
-}
-
-impl ErrorRules {
-    /// What failed, of a task that the provider itself has ended.
-    pub(in crate::provider) fn failure(&self, complaint: ErrorDetails, payload: &Value) -> Failure {
-        let known = self.kind(&complaint, None, payload);
-        told(complaint, known, FailureKind::Technical)
-    }
-
-    /// What an answer that is no success means.
-    pub(in crate::provider) fn refusal(
-        &self,
-        answer: &Response,
-        shape: &ResponseSpec,
-        payload: &Value,
-    ) -> Rejection {
-        let headers: BTreeMap<&str, &str> = answer.headers().collect();
-        let names = minijinja::context! { payload, headers };
-        let word = |expression: &Option<Expression>| {
-            expression
-                .as_ref()
-                .and_then(|expression| text(&expression.evaluate_in(&names)))
-        };
-        let http = shape.status(answer, payload);
-        let message =
-            word(&shape.message).or_else(|| Some(format!("the provider answered {http}")));
-        let complaint = ErrorDetails {
-            code: word(&shape.code),
-            status: None,
-            message,
-        };
-        let known = self.kind(&complaint, Some(http), payload);
-        let is_its_own = known.is_some() || complaint.code.is_some();
-        let by_status = kind_for_status(http);
-        let mut refused = Rejection {
-            failure: told(complaint, known, by_status),
-            retry_after: retry_hints::wait(answer, Time::now()),
-            is_definitive: is_its_own || is_definitive_status(http),
-            provider_retryable: retry_hints::may_retry(answer),
-            http_status: Some(http),
-        };
-        if refused.provider_retryable.is_some() {
-            refused.failure.retryable = refused.is_retryable();
-        }
-        refused
-    }
-
-    fn kind(
-        &self,
-        complaint: &ErrorDetails,
-        http: Option<u16>,
-        payload: &Value,
-    ) -> Option<(FailureKind, Option<bool>)> {
-        let names = Value::from_serialize(json!({
-            "code": complaint.code,
-            "status": complaint.status,
-            "message": complaint.message,
-            "http": http,
-        }));
-        let names = minijinja::context! { payload, ..names };
-        let rule = self
-            .rules
-            .iter()
-            .find(|rule| rule.when.evaluate_in(&names).is_true());
-        rule.map(|rule| (rule.kind, rule.retryable))
-    }
-}
-
-fn told(
-    complaint: ErrorDetails,
-    known: Option<(FailureKind, Option<bool>)>,
-    otherwise: FailureKind,
-) -> Failure {
-    let (kind, retryable) = known.unwrap_or((otherwise, None));
-    let message = complaint
-        .message
-        .unwrap_or_else(|| "the provider gave no reason".to_owned());
-    let mut failure = Failure::new(kind, message.chars().take(500).collect::<String>());
-    failure.provider_code = complaint.code;
-    failure.retryable = retryable.unwrap_or(failure.retryable);
-    failure
-}
-
-fn is_success(status: u16) -> bool {
-    (200..300).contains(&status)
-}
-
-/// Whether a status alone says that the request was not taken. One that tells of a timeout says that
-/// somebody stopped waiting, and no more.
+/// Returns whether the status alone shows that the request was not accepted. A timeout status (408, 499)
+/// does not: the provider may have accepted the request.
 fn is_definitive_status(status: u16) -> bool {
-    let is_a_timeout = matches!(status, 408 | 499);
-    ((300..500).contains(&status) && !is_a_timeout) || status == 503
-}
-
-/// What a status means where no rule knows better.
-fn kind_for_status(status: u16) -> FailureKind {
-    match status {
-        401 | 403 => FailureKind::Auth,
-        402 => FailureKind::Quota,
-        429 => FailureKind::RateLimit,
-        400 | 404 | 405 | 409 | 410 | 413 | 415 | 422 | 451 => FailureKind::InvalidInput,
-        _ => FailureKind::Technical,
-    }
+    let is_timeout = matches!(status, 408 | 499);
+    ((300..500).contains(&status) && !is_timeout) || status == 503
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    fn refused(status: u16, body: &str) -> Rejection {
-        refused_by(&Response::for_test(status, body))
+    /// Returns a spec that has a code, a message and a rule for the code 1102.
+    fn spec(answer: &str) -> Spec {
+        toml::from_str(&format!(
+            "title = 'Test'\nsignature = {{ scheme = 'none' }}\nanswer = {{ {answer} }}\n\
+             [read]\nstatus = 'payload.status'\nstatuses = {{}}\n\
+             [[errors]]\nwhen = \"code == '1102'\"\nkind = 'quota'\nretryable = true"
+        ))
+        .unwrap()
     }
 
-    fn refused_by(answer: &Response) -> Rejection {
-        let shape: ResponseSpec =
-            toml::from_str("code = 'payload.code'\nmessage = 'payload.message'").unwrap();
-        let rules = "[[rules]]\nwhen = \"code == '1102'\"\nkind = 'quota'\nretryable = true";
-        let rules: BTreeMap<String, Vec<ErrorRule>> = toml::from_str(rules).unwrap();
-        let rules = ErrorRules {
-            rules: rules.into_values().flatten().collect(),
-        };
-        rules.refusal(answer, &shape, &answer.json())
+    fn rejection_of(response: &Response) -> Rejection {
+        let spec = spec("ok = 'false', code = 'payload.code', message = 'payload.message'");
+        Rejection::from_response(&spec, response, &response.json()).unwrap()
+    }
+
+    fn rejection(status: u16, body: &str) -> Rejection {
+        rejection_of(&Response::for_test(status, body))
     }
 
     #[test]
     fn only_definitive_responses_are_rejections() {
-        for (status, body, is_certain) in [
+        for (status, body, is_definitive) in [
             (400, "", true),
             (404, "<html>", true),
             (429, "", true),
@@ -330,60 +228,67 @@ mod tests {
             (408, r#"{"code": 1102}"#, true),
             (499, "", false),
         ] {
-            assert_eq!(
-                refused(status, body).is_definitive,
-                is_certain,
-                "{status} {body}"
-            );
+            let rejection = rejection(status, body);
+            assert_eq!(rejection.is_definitive, is_definitive, "{status} {body}");
         }
     }
 
     #[test]
     fn body_status_can_turn_success_into_failure_only() {
-        let shape: ResponseSpec = toml::from_str("http = 'payload.code'").unwrap();
-        for (status, body, counts) in [
-            (200, r#"{"code": 402}"#, 402),
-            (201, r#"{"code": "429"}"#, 429),
-            (200, r#"{"code": 500}"#, 500),
-            (200, r#"{"code": 200}"#, 200),
-            (200, r#"{"code": 1039}"#, 200),
-            (200, r#"{"code": null}"#, 200),
-            (200, "<html>", 200),
-            (500, r#"{"code": 200}"#, 500),
-            (503, r#"{"code": 402}"#, 503),
+        let spec = spec("http = 'payload.code'");
+        for (status, body, expected) in [
+            (
+                200,
+                r#"{"code": 402}"#,
+                Some((402, FailureKind::Quota, true)),
+            ),
+            (
+                201,
+                r#"{"code": "429"}"#,
+                Some((429, FailureKind::RateLimit, true)),
+            ),
+            (
+                200,
+                r#"{"code": 500}"#,
+                Some((500, FailureKind::Technical, false)),
+            ),
+            (200, r#"{"code": 200}"#, None),
+            (200, r#"{"code": 1039}"#, None),
+            (200, r#"{"code": null}"#, None),
+            (200, "<html>", None),
+            (
+                500,
+                r#"{"code": 200}"#,
+                Some((500, FailureKind::Technical, false)),
+            ),
+            (
+                503,
+                r#"{"code": 402}"#,
+                Some((503, FailureKind::Technical, true)),
+            ),
         ] {
-            let answer = Response::for_test(status, body);
-            let payload = answer.json();
-            assert_eq!(shape.status(&answer, &payload), counts, "{status} {body}");
-            assert_eq!(shape.is_ok(&answer, &payload), counts == 200, "{body}");
-            let refused = ErrorRules::default().refusal(&answer, &shape, &payload);
-            assert_eq!(
-                refused.failure.kind,
-                kind_for_status(counts),
-                "{status} {body}"
-            );
-            assert_eq!(
-                refused.is_definitive,
-                is_definitive_status(counts),
-                "{status} {body}"
-            );
+            let response = Response::for_test(status, body);
+            let rejection = Rejection::from_response(&spec, &response, &response.json());
+            let rejection =
+                rejection.map(|it| (it.http_status.unwrap(), it.failure.kind, it.is_definitive));
+            assert_eq!(rejection, expected, "{status} {body}");
         }
     }
 
     #[test]
     fn provider_error_code_takes_precedence_over_http_status() {
-        let quota = refused(429, r#"{"code": 1102, "message": "empty"}"#).failure;
+        let quota = rejection(429, r#"{"code": 1102, "message": "empty"}"#).failure;
         assert_eq!((quota.kind, quota.retryable), (FailureKind::Quota, true));
         assert_eq!(quota.provider_code.as_deref(), Some("1102"));
         assert_eq!(quota.message, "empty");
-        let busy = refused(429, "").failure;
+        let busy = rejection(429, "").failure;
         assert_eq!((busy.kind, busy.retryable), (FailureKind::RateLimit, true));
-        assert_eq!(busy.message, "the provider answered 429");
+        assert_eq!(busy.message, "provider responded with status 429");
     }
 
     #[test]
     fn provider_retry_header_applies_to_retryable_kinds() {
-        for (status, body, word, is_retried, is_certain) in [
+        for (status, body, header, is_retryable, is_definitive) in [
             (500, r#"{"code": 5000}"#, "false", false, true),
             (500, r#"{"code": 5000}"#, "true", true, true),
             (429, "", "false", false, true),
@@ -392,19 +297,21 @@ mod tests {
             (402, "", "true", false, true),
             (500, "oops", "true", true, false),
         ] {
-            let answer = Response::for_test(status, body).with("x-fal-retryable", word);
-            let refused = refused_by(&answer);
-            assert_eq!(refused.is_retryable(), is_retried, "{status} {word}");
-            assert_eq!(refused.failure.retryable, is_retried, "{status} {word}");
-            assert_eq!(refused.is_definitive, is_certain, "{status} {word}");
+            let response = Response::for_test(status, body).with_header("x-fal-retryable", header);
+            let rejection = rejection_of(&response);
+            assert_eq!(rejection.is_retryable(), is_retryable, "{status} {header}");
+            let documented = rejection.failure.retryable;
+            assert_eq!(documented, is_retryable, "{status} {header}");
+            assert_eq!(rejection.is_definitive, is_definitive, "{status} {header}");
         }
-        assert!(refused(429, "").is_retryable());
-        assert!(!refused(422, "").is_retryable());
+        assert!(rejection(429, "").is_retryable());
+        assert!(!rejection(422, "").is_retryable());
     }
 
     #[test]
     fn long_error_messages_are_truncated() {
         let body = json!({ "code": 1, "message": "é".repeat(2000) }).to_string();
-        assert_eq!(refused(400, &body).failure.message.chars().count(), 500);
+        let message = rejection(400, &body).failure.message;
+        assert_eq!(message.chars().count(), 500);
     }
 }

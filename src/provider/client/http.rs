@@ -1,85 +1,80 @@
-//! The one door to providers over HTTP.
+//! HTTP clients for all requests to providers.
 //!
-//! Invariant: no redirects, no proxies from the environment, a timeout on everything, answers
-//! capped; and a request that may cost money goes out on a fresh connection, so that a failure is
-//! either certainly before it was sent or told as unknown.
+//! No redirects, no proxies from the environment, a timeout and a size limit on every response. A request
+//! that may cost money uses a new connection, so an error before the request was sent can be told from
+//! an unknown outcome.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use minijinja::Value;
+use progress_hub_auth::jwt::{Fetch, FetchError};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
-use serde::Deserialize;
 use serde_json::Value as Json;
 use url::Url;
 
-use crate::provider::client::download::Downloader;
-use progress_hub_auth::jwt::{Fetch, FetchError};
+use super::public_ip::PublicDnsResolver;
+use crate::provider::spec::request_spec::Method;
 
-/// How long a provider may take to answer in all.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout of a request, from connecting to the end of the response.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long it may take to accept a connection.
-pub(in crate::provider) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of a TCP and TLS connection attempt.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes of an answer that are read at most; the rest of a longer one is not.
-const MAX_ANSWER: usize = 1 << 20;
+/// Maximum size of a response, in bytes after decompression.
+const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
-/// The HTTP clients; cheap to clone.
+/// HTTP clients shared by all providers. Cheap to clone.
 #[derive(Clone)]
 pub struct HttpClient {
+    /// For requests that may be repeated.
     pooled: reqwest::Client,
+    /// For requests that must not be repeated.
     unpooled: reqwest::Client,
-    pub(in crate::provider) downloads: Downloader,
+    /// For downloads from the provider's own origin.
+    pub(super) downloads: reqwest::Client,
+    /// For downloads from other hosts. Connects to public addresses only.
+    pub(super) public_downloads: reqwest::Client,
 }
 
-/// The HTTP client could not be set up.
+/// An HTTP client could not be created, for example because of invalid TLS roots.
 #[derive(Debug, thiserror::Error)]
-#[error("no HTTP client: {0}")]
+#[error("failed to build HTTP client: {0}")]
 pub struct ClientBuildError(String);
 
-/// The verbs that providers use.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub(in crate::provider) enum Method {
-    Get,
-    Post,
-    Put,
-    Delete,
+/// A request to a provider. Its headers contain keys, so it must not be logged.
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Option<Json>,
 }
 
-/// A request to a provider. Its headers hold keys: it is never logged.
-pub(in crate::provider) struct Request {
-    pub(in crate::provider) method: Method,
-    pub(in crate::provider) url: Url,
-    pub(in crate::provider) headers: Vec<(String, String)>,
-    pub(in crate::provider) body: Option<Json>,
-}
-
-/// A provider's answer.
-pub(in crate::provider) struct Response {
-    pub(in crate::provider) status: u16,
+/// A response of a provider.
+pub(super) struct Response {
+    pub(super) status: u16,
     headers: HeaderMap,
     body: Vec<u8>,
 }
 
-/// Why there is no answer.
+/// A request without a complete response.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::provider) enum SendError {
-    /// For sure nothing was sent.
+pub(super) enum SendError {
+    /// The request was not sent.
     #[error("{0}")]
     NotSent(String),
-    /// Something may have been received.
+    /// The provider may have received the request.
     #[error("{0}")]
     OutcomeUnknown(String),
 }
 
 impl HttpClient {
-    /// Sets the clients up.
+    /// Creates the clients.
     ///
     /// # Errors
-    /// [`NoClient`] when the system's TLS roots can't be used.
+    /// Returns [`ClientBuildError`] if the TLS roots of the system are unusable.
     pub fn new() -> Result<Self, ClientBuildError> {
         let builder = || {
             reqwest::Client::builder()
@@ -88,77 +83,60 @@ impl HttpClient {
                 .referer(false)
                 .retry(reqwest::retry::never())
                 .connect_timeout(CONNECT_TIMEOUT)
-                .timeout(TIMEOUT)
                 .user_agent(concat!("progress-hub/", env!("CARGO_PKG_VERSION")))
         };
         let build = |builder: reqwest::ClientBuilder| {
             builder
                 .build()
-                .map_err(|error| ClientBuildError(explain(error)))
+                .map_err(|error| ClientBuildError(describe(error)))
         };
+        let requests = || builder().timeout(REQUEST_TIMEOUT);
+        let downloads = || builder().no_gzip();
         Ok(Self {
-            pooled: build(builder())?,
-            unpooled: build(builder().pool_max_idle_per_host(0))?,
-            downloads: Downloader::new().map_err(|error| ClientBuildError(explain(error)))?,
+            pooled: build(requests())?,
+            unpooled: build(requests().pool_max_idle_per_host(0))?,
+            downloads: build(downloads())?,
+            public_downloads: build(downloads().dns_resolver(PublicDnsResolver))?,
         })
     }
 
     /// Sends a request that may be repeated.
-    pub(in crate::provider) async fn send(&self, request: Request) -> Result<Response, SendError> {
-        exchange(&self.pooled, request).await
+    pub(super) async fn send(&self, request: Request) -> Result<Response, SendError> {
+        send(&self.pooled, request).await
     }
 
-    /// Sends a request that must not be.
-    pub(in crate::provider) async fn send_once(
-        &self,
-        request: Request,
-    ) -> Result<Response, SendError> {
-        exchange(&self.unpooled, request).await
+    /// Sends a request that must not be repeated.
+    pub(super) async fn send_once(&self, request: Request) -> Result<Response, SendError> {
+        send(&self.unpooled, request).await
     }
 }
 
-async fn exchange(client: &reqwest::Client, request: Request) -> Result<Response, SendError> {
+async fn send(client: &reqwest::Client, request: Request) -> Result<Response, SendError> {
     let method = match request.method {
         Method::Get => reqwest::Method::GET,
         Method::Post => reqwest::Method::POST,
         Method::Put => reqwest::Method::PUT,
         Method::Delete => reqwest::Method::DELETE,
     };
-    let mut headers = HeaderMap::new();
-    for (name, value) in request.headers {
-        let header = HeaderName::try_from(&name)
-            .ok()
-            .zip(HeaderValue::try_from(value).ok());
-        let Some((name, mut value)) = header else {
-            return Err(SendError::NotSent(format!(
-                "the header '{name}' can't be sent"
-            )));
-        };
-        value.set_sensitive(true);
-        headers.insert(name, value);
-    }
-    let mut outgoing = client.request(method, request.url).headers(headers);
+    let headers = header_map(request.headers).map_err(SendError::NotSent)?;
+    let mut builder = client.request(method, request.url).headers(headers);
     if let Some(body) = &request.body {
-        outgoing = outgoing.json(body);
+        builder = builder.json(body);
     }
-    let mut response =
-        outgoing
-            .send()
-            .await
-            .map_err(|error| match error.is_connect() || error.is_builder() {
-                true => SendError::NotSent(explain(error)),
-                false => SendError::OutcomeUnknown(explain(error)),
-            })?;
+    let unknown = |error| SendError::OutcomeUnknown(describe(error));
+    let mut response = builder.send().await.map_err(|error| {
+        if error.is_connect() || error.is_builder() {
+            SendError::NotSent(describe(error))
+        } else {
+            unknown(error)
+        }
+    })?;
     let mut body = Vec::new();
-    while let Some(chunk) = response
-        .chunk()
-        .await
-        .map_err(|error| SendError::OutcomeUnknown(explain(error)))?
-    {
+    while let Some(chunk) = response.chunk().await.map_err(unknown)? {
         body.extend_from_slice(&chunk);
-        if body.len() > MAX_ANSWER {
+        if body.len() > MAX_RESPONSE_BYTES {
             return Err(SendError::OutcomeUnknown(
-                "the answer is too long".to_owned(),
+                "response is too large".to_owned(),
             ));
         }
     }
@@ -169,29 +147,63 @@ async fn exchange(client: &reqwest::Client, request: Request) -> Result<Response
     })
 }
 
-/// What went wrong, down to its cause, without the URL, which may hold a callback token.
-pub(in crate::provider) fn explain(error: reqwest::Error) -> String {
+/// Converts rendered headers. Their values are marked as sensitive. Of several headers with one name, the
+/// last applies.
+pub(super) fn header_map(headers: Vec<(String, String)>) -> Result<HeaderMap, String> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        let header = HeaderName::try_from(&name)
+            .ok()
+            .zip(HeaderValue::try_from(value).ok());
+        let Some((name, mut value)) = header else {
+            return Err(format!("header '{name}' has an invalid name or value"));
+        };
+        value.set_sensitive(true);
+        map.insert(name, value);
+    }
+    Ok(map)
+}
+
+/// Returns the root cause of an error without the URL, which may contain a callback token.
+pub(super) fn describe(error: reqwest::Error) -> String {
     if error.is_timeout() {
-        return "no answer in time".to_owned();
+        return "request timed out".to_owned();
     }
     let error = error.without_url();
     let mut cause: &dyn std::error::Error = &error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
     cause.to_string()
 }
 
 impl Response {
-    /// The headers that are text, by their lower-case names.
-    pub(in crate::provider) fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// Returns the headers whose values are text, by lower-case name.
+    pub(super) fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.headers
             .iter()
             .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
     }
 
+    /// Returns the trimmed value of a header, or `None` if it is missing or not text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let value = self.headers.get(name)?;
+        value.to_str().ok().map(str::trim)
+    }
+
+    /// Returns the body as a value, or `undefined` if it is not JSON.
+    pub(super) fn json(&self) -> Value {
+        let parsed: Result<Json, _> = serde_json::from_slice(&self.body);
+        parsed.map_or(Value::UNDEFINED, Value::from_serialize)
+    }
+
+    /// Returns the body as text. Invalid UTF-8 is replaced.
+    pub(super) fn text(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.body)
+    }
+
     #[cfg(test)]
-    pub(in crate::provider) fn for_test(status: u16, body: &str) -> Self {
+    pub(super) fn for_test(status: u16, body: &str) -> Self {
         Self {
             status,
             headers: HeaderMap::new(),
@@ -200,35 +212,19 @@ impl Response {
     }
 
     #[cfg(test)]
-    pub(in crate::provider) fn with(mut self, name: &'static str, value: &str) -> Self {
+    pub(super) fn with_header(mut self, name: &'static str, value: &str) -> Self {
         let value = HeaderValue::from_str(value);
-        self.headers.insert(name, value.expect("a header's value"));
+        self.headers
+            .insert(name, value.expect("valid header value"));
         self
-    }
-
-    /// The body as a value; undefined where it is not JSON.
-    pub(in crate::provider) fn json(&self) -> Value {
-        let parsed: Result<Json, _> = serde_json::from_slice(&self.body);
-        parsed.map_or(Value::UNDEFINED, Value::from_serialize)
-    }
-
-    /// A header's value, where it is text.
-    pub(in crate::provider) fn header(&self, name: &str) -> Option<&str> {
-        let value = self.headers.get(name)?;
-        value.to_str().ok().map(str::trim)
-    }
-
-    /// The body as text, whatever it is.
-    pub(in crate::provider) fn text(&self) -> std::borrow::Cow<'_, str> {
-        String::from_utf8_lossy(&self.body)
     }
 }
 
-/// Fetches key sets for those who check signatures and know no HTTP client.
+/// Fetches public keys for the `auth` crate, which has no HTTP client.
 pub struct Fetcher(HttpClient);
 
 impl Fetcher {
-    /// A fetcher with these clients.
+    /// Creates a fetcher.
     #[must_use]
     pub fn new(http: HttpClient) -> Self {
         Self(http)
@@ -244,17 +240,12 @@ impl Fetch for Fetcher {
             headers: Vec::new(),
             body: None,
         };
-        let answer = self
-            .0
-            .send(request)
-            .await
-            .map_err(|failed| FetchError(failed.to_string()))?;
-        match answer.status {
-            200 if answer.body.len() <= max_bytes => Ok(answer.body),
-            200 => Err(FetchError("the key set is too long".to_owned())),
-            status => Err(FetchError(format!(
-                "the key set was answered with {status}"
-            ))),
+        let response = self.0.send(request).await;
+        let response = response.map_err(|error| FetchError(error.to_string()))?;
+        match response.status {
+            200 if response.body.len() <= max_bytes => Ok(response.body),
+            200 => Err(FetchError("key set is too large".to_owned())),
+            status => Err(FetchError(format!("key set request got status {status}"))),
         }
     }
 }

@@ -1,60 +1,83 @@
-//! Which addresses are on the public internet: the only ones that a URL of somebody else's may send
-//! the hub to.
+//! Public IP addresses: the only ones that a URL from a provider's response may lead to.
 //!
-//! Invariant: whatever is not known to be public is not; an IPv4 address in IPv6 clothes never is.
-//!
-//! The networks are those of the IANA special-purpose registries (RFC 6890 and its updates) that are
-//! not globally reachable, and those that lead to another address: 6to4, Teredo, NAT64.
+//! The excluded networks are those of the IANA special-purpose registries (RFC 6890 and its updates)
+//! that are not globally reachable, and those that embed another address: 6to4, Teredo and NAT64.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
 
-/// All of IPv4 is public but these.
-const NOT_PUBLIC_V4: [(Ipv4Addr, u32); 15] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),       // this network
-    (Ipv4Addr::new(10, 0, 0, 0), 8),      // private
-    (Ipv4Addr::new(100, 64, 0, 0), 10),   // behind a carrier's NAT
-    (Ipv4Addr::new(127, 0, 0, 0), 8),     // loopback
-    (Ipv4Addr::new(169, 254, 0, 0), 16),  // link-local, where clouds keep their metadata
-    (Ipv4Addr::new(172, 16, 0, 0), 12),   // private
-    (Ipv4Addr::new(192, 0, 0, 0), 24),    // protocol assignments
-    (Ipv4Addr::new(192, 0, 2, 0), 24),    // documentation
-    (Ipv4Addr::new(192, 88, 99, 0), 24),  // 6to4 relays
-    (Ipv4Addr::new(192, 168, 0, 0), 16),  // private
-    (Ipv4Addr::new(198, 18, 0, 0), 15),   // benchmarks
-    (Ipv4Addr::new(198, 51, 100, 0), 24), // documentation
-    (Ipv4Addr::new(203, 0, 113, 0), 24),  // documentation
-    (Ipv4Addr::new(224, 0, 0, 0), 4),     // multicast
-    (Ipv4Addr::new(240, 0, 0, 0), 4),     // reserved, and broadcast
+use ipnet::IpNet;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+/// Networks of public addresses.
+const PUBLIC: [&str; 2] = [
+    "0.0.0.0/0",
+    // Excludes loopback, unique local, link-local, multicast, IPv4-mapped and NAT64 addresses.
+    "2000::/3",
 ];
 
-/// Of IPv6 only this is public (loopback, unique local, link-local, multicast, IPv4-mapped and NAT64
-/// are outside) …
-const GLOBAL_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-
-/// … and of it not these.
-const NOT_PUBLIC_V6: [(Ipv6Addr, u32); 4] = [
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocol assignments, Teredo among them
-    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32), // documentation
-    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16), // 6to4
-    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
+/// Networks within [`PUBLIC`] that are not public.
+const NOT_PUBLIC: [&str; 19] = [
+    "0.0.0.0/8",       // this network
+    "10.0.0.0/8",      // private
+    "100.64.0.0/10",   // carrier-grade NAT
+    "127.0.0.0/8",     // loopback
+    "169.254.0.0/16",  // link-local, includes the metadata services of clouds
+    "172.16.0.0/12",   // private
+    "192.0.0.0/24",    // protocol assignments
+    "192.0.2.0/24",    // documentation
+    "192.88.99.0/24",  // 6to4 relays
+    "192.168.0.0/16",  // private
+    "198.18.0.0/15",   // benchmarks
+    "198.51.100.0/24", // documentation
+    "203.0.113.0/24",  // documentation
+    "224.0.0.0/4",     // multicast
+    "240.0.0.0/4",     // reserved, includes broadcast
+    "2001::/23",       // protocol assignments, includes Teredo
+    "2001:db8::/32",   // documentation
+    "2002::/16",       // 6to4
+    "3fff::/20",       // documentation
 ];
 
-/// Whether the address is one on the public internet.
-pub(in crate::provider) fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => !NOT_PUBLIC_V4.iter().any(|net| is_in_v4(address, *net)),
-        IpAddr::V6(address) => {
-            is_in_v6(address, GLOBAL_V6) && !NOT_PUBLIC_V6.iter().any(|net| is_in_v6(address, *net))
-        }
+/// Returns whether an address is on the public internet.
+pub(super) fn is_public(address: IpAddr) -> bool {
+    static NETWORKS: LazyLock<[Vec<IpNet>; 2]> =
+        LazyLock::new(|| [parse(&PUBLIC), parse(&NOT_PUBLIC)]);
+    let [public, not_public] = &*NETWORKS;
+    let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
+    is_in(public) && !is_in(not_public)
+}
+
+#[expect(clippy::expect_used, reason = "the constants are valid")]
+fn parse(networks: &[&str]) -> Vec<IpNet> {
+    let networks = networks.iter();
+    networks
+        .map(|network| network.parse().expect("valid network"))
+        .collect()
+}
+
+/// Resolves host names to their public addresses only. The client connects to exactly these addresses, so
+/// a DNS answer that changes between check and connection has no effect.
+pub(super) struct PublicDnsResolver;
+
+/// The host has no public address.
+#[derive(Debug, thiserror::Error)]
+#[error("host has no public address")]
+struct NonPublicAddress;
+
+impl Resolve for PublicDnsResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let addresses = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let public: Vec<SocketAddr> = addresses
+                .filter(|address| is_public(address.ip()))
+                .collect();
+            if public.is_empty() {
+                return Err(NonPublicAddress.into());
+            }
+            Ok(Box::new(public.into_iter()) as Addrs)
+        })
     }
-}
-
-fn is_in_v4(address: Ipv4Addr, (network, length): (Ipv4Addr, u32)) -> bool {
-    (address.to_bits() ^ network.to_bits()).leading_zeros() >= length
-}
-
-fn is_in_v6(address: Ipv6Addr, (network, length): (Ipv6Addr, u32)) -> bool {
-    (address.to_bits() ^ network.to_bits()).leading_zeros() >= length
 }
 
 #[cfg(test)]

@@ -1,106 +1,100 @@
-//! What an answer says about trying again: how long to wait, and whether at all.
-//!
-//! Invariant: a hint is followed or there is none; nothing here makes an answer more certain.
+//! Hints of a response about retrying: how long to wait, and whether a retry can succeed.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use crate::provider::client::http::Response;
+use regex_lite::Regex;
+
+use super::http::Response;
 use crate::time::Time;
 
-/// The longest wait a hint can ask for, in seconds.
-const MAX_WAIT: f64 = 3600.0;
+/// Longest delay that a hint can request, in seconds.
+const MAX_DELAY_SECONDS: f64 = 3600.0;
 
-/// A reset from here on is a moment in Unix time, and no number of seconds.
+/// A rate limit reset above this value is a Unix time. A smaller one is a number of seconds.
 const UNIX_TIME_THRESHOLD: f64 = 1e9;
 
-/// What stands before a number of seconds in a provider's words.
-const DELAY_PHRASES: [&str; 5] = [
-    "resets in",
-    "reset in",
-    "try again in",
-    "retry in",
-    "retry after",
-];
+/// A delay in prose such as "Your limit resets in ~30s" or "please try again in 1.5 minutes".
+#[expect(clippy::expect_used, reason = "the constant is valid")]
+static DELAY_IN_PROSE: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(
+        r"(?ix)
+        (?: resets? \x20 in | try \x20 again \x20 in | retry \x20 in | retry \x20 after )
+        \s* (?: about \s )? ~? \s* ( [\d.]+ ) \s*
+        (?: (ms|milliseconds?) | (s|secs?|seconds?) | (m|mins?|minutes?) ) \b",
+    )
+    .expect("valid pattern")
+});
 
-/// How long the provider asks to wait: `retry-after-ms`, `Retry-After` in seconds or as a date,
-/// `ratelimit-reset` in seconds or as a Unix time, or "resets in ~30s" in its words (Replicate).
-pub(in crate::provider) fn wait(answer: &Response, now: Time) -> Option<Duration> {
-    let number = |name| answer.header(name).and_then(seconds);
+/// Returns how long the provider asks to wait. Sources in order of precedence: `retry-after-ms`,
+/// `Retry-After` in seconds or as a date, `ratelimit-reset` and `x-ratelimit-reset` in seconds or as a
+/// Unix time, and prose in the body (Replicate).
+pub(super) fn delay(response: &Response, now: Time) -> Option<Duration> {
+    let number = |name| response.header(name)?.parse().ok();
     let reset = |name| {
         let reset: f64 = number(name)?;
-        let is_moment = reset > UNIX_TIME_THRESHOLD;
-        Some(if is_moment { until(reset, now) } else { reset })
+        if reset > UNIX_TIME_THRESHOLD {
+            Some(seconds_until(reset, now))
+        } else {
+            Some(reset)
+        }
     };
-    let date = |text: &str| {
-        let date = httpdate::parse_http_date(text).ok()?;
-        let moment = date.duration_since(std::time::UNIX_EPOCH).ok()?;
-        Some(until(moment.as_secs_f64(), now))
+    let date = |name| {
+        let date = httpdate::parse_http_date(response.header(name)?).ok()?;
+        let unix_time = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(seconds_until(unix_time.as_secs_f64(), now))
     };
-    let wait = number("retry-after-ms")
+    let seconds = number("retry-after-ms")
         .map(|millis| millis / 1000.0)
         .or_else(|| number("retry-after"))
-        .or_else(|| answer.header("retry-after").and_then(date))
+        .or_else(|| date("retry-after"))
         .or_else(|| reset("ratelimit-reset"))
         .or_else(|| reset("x-ratelimit-reset"))
-        .or_else(|| parse_prose_delay(&answer.text()))?;
-    (wait.is_finite() && wait >= 0.0).then(|| Duration::from_secs_f64(wait.min(MAX_WAIT)))
+        .or_else(|| delay_in_prose(&response.text()))?;
+    let is_valid = seconds.is_finite() && seconds >= 0.0;
+    is_valid.then(|| Duration::from_secs_f64(seconds.min(MAX_DELAY_SECONDS)))
 }
 
-/// Whether the provider says that another try may pass, or may not: `X-Fal-Retryable`, and
-/// `x-should-retry` as the clients of several providers read it.
-pub(in crate::provider) fn may_retry(answer: &Response) -> Option<bool> {
+/// Returns whether the provider states that a retry can succeed: `X-Fal-Retryable`, or `x-should-retry`,
+/// which the SDKs of several providers read.
+pub(super) fn is_retryable(response: &Response) -> Option<bool> {
     ["x-fal-retryable", "x-should-retry"]
         .into_iter()
-        .filter_map(|name| answer.header(name))
-        .find_map(|word| word.to_ascii_lowercase().parse().ok())
+        .filter_map(|name| response.header(name))
+        .find_map(|value| value.to_ascii_lowercase().parse().ok())
 }
 
-fn seconds(text: &str) -> Option<f64> {
-    text.parse().ok()
+#[expect(clippy::cast_precision_loss, reason = "current times fit exactly")]
+fn seconds_until(unix_time: f64, now: Time) -> f64 {
+    (unix_time - now.millis() as f64 / 1000.0).max(0.0)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "milliseconds of this age fit")]
-fn until(moment: f64, now: Time) -> f64 {
-    (moment - now.millis() as f64 / 1000.0).max(0.0)
-}
-
-/// The wait in a text such as "Your limit resets in ~30s", or "please try again in 1.5 minutes".
-fn parse_prose_delay(text: &str) -> Option<f64> {
-    let text = text.to_ascii_lowercase();
-    let after = |words: &&str| text.split_once(*words).map(|(_, after)| after);
-    let after = DELAY_PHRASES.iter().find_map(after)?.trim_start();
-    let after = after.strip_prefix("about ").unwrap_or(after);
-    let after = after.strip_prefix('~').unwrap_or(after).trim_start();
-    let is_number = |c: char| c.is_ascii_digit() || c == '.';
-    let end = after.find(|c| !is_number(c)).unwrap_or(after.len());
-    let (number, rest) = after.split_at(end);
-    let rest = rest.trim_start();
-    let end = rest.find(|c: char| !c.is_ascii_alphabetic());
-    let unit = match &rest[..end.unwrap_or(rest.len())] {
-        "ms" | "millisecond" | "milliseconds" => 0.001,
-        "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
-        "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
-        _ => return None,
-    };
-    seconds(number).map(|number| number * unit)
+fn delay_in_prose(text: &str) -> Option<f64> {
+    let captures = DELAY_IN_PROSE.captures(text)?;
+    let number: f64 = captures[1].parse().ok()?;
+    let unit = [(2, 0.001), (3, 1.0), (4, 60.0)];
+    let unit = unit
+        .iter()
+        .find(|(group, _)| captures.get(*group).is_some());
+    unit.map(|(_, seconds)| number * seconds)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn told(headers: &[(&'static str, &str)], body: &str) -> Option<f64> {
-        let answer = headers
-            .iter()
-            .fold(Response::for_test(429, body), |answer, (name, value)| {
-                answer.with(name, value)
-            });
-        wait(&answer, Time::from_millis(1_795_428_000_000)).map(|wait| wait.as_secs_f64())
+    fn delay_seconds(headers: &[(&'static str, &str)], body: &str) -> Option<f64> {
+        let response = Response::for_test(429, body);
+        let response = headers.iter().fold(response, |response, (name, value)| {
+            response.with_header(name, value)
+        });
+        let now = Time::from_millis(1_795_428_000_000);
+        delay(&response, now).map(|delay| delay.as_secs_f64())
     }
 
     #[test]
     fn retry_delay_is_read_from_all_known_headers() {
-        for (headers, wait) in [
+        for (headers, expected) in [
             (
                 &[("retry-after-ms", "1500"), ("retry-after", "9")][..],
                 Some(1.5),
@@ -121,16 +115,16 @@ mod tests {
             ),
             (&[("retry-after", "-1")], None),
             (&[("retry-after", "soon")], None),
-            (&[("retry-after", "1e300")], Some(MAX_WAIT)),
+            (&[("retry-after", "1e300")], Some(MAX_DELAY_SECONDS)),
             (&[], None),
         ] {
-            assert_eq!(told(headers, ""), wait, "{headers:?}");
+            assert_eq!(delay_seconds(headers, ""), expected, "{headers:?}");
         }
     }
 
     #[test]
     fn retry_delay_is_parsed_from_prose() {
-        for (words, wait) in [
+        for (body, expected) in [
             ("Your rate limit resets in ~30s.", Some(30.0)),
             (r#"{"detail": "Limit Resets In 5 seconds"}"#, Some(5.0)),
             ("resets in ~ 250ms", Some(0.25)),
@@ -142,16 +136,19 @@ mod tests {
             ("try again in a minute", None),
             ("try again later", None),
         ] {
-            assert_eq!(told(&[], words), wait, "{words}");
+            assert_eq!(delay_seconds(&[], body), expected, "{body}");
         }
     }
 
     #[test]
     fn retry_headers_accept_true_and_false() {
-        let told = |name, value| may_retry(&Response::for_test(500, "").with(name, value));
-        assert_eq!(told("x-fal-retryable", "false"), Some(false));
-        assert_eq!(told("x-should-retry", "True"), Some(true));
-        assert_eq!(told("x-should-retry", "maybe"), None);
-        assert_eq!(told("x-other", "true"), None);
+        let retryable = |name, value| {
+            let response = Response::for_test(500, "");
+            is_retryable(&response.with_header(name, value))
+        };
+        assert_eq!(retryable("x-fal-retryable", "false"), Some(false));
+        assert_eq!(retryable("x-should-retry", "True"), Some(true));
+        assert_eq!(retryable("x-should-retry", "maybe"), None);
+        assert_eq!(retryable("x-other", "true"), None);
     }
 }

@@ -1,294 +1,122 @@
-//! The language of specs: MiniJinja templates for what is sent, its expressions for what is read.
+//! The language of specs: MiniJinja templates for requests, MiniJinja expressions for responses.
 //!
-//! Invariant: compiled once, at load; evaluated with bounded fuel; a missing path is `undefined`
-//! and never an error, so a spec asks for what may be there without asking first.
+//! Templates and expressions are compiled when the spec is loaded and evaluated with a step limit. A
+//! path that does not exist evaluates to `undefined` instead of an error, so specs can refer to optional
+//! fields directly.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::collections::HashSet;
+use std::sync::LazyLock;
 
-use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, ErrorKind, Expression as Compiled, UndefinedBehavior, Value};
-use regex_lite::Regex;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value as Json;
 
-/// Steps one evaluation may take: many times what any spec needs, and a bound for a hostile body.
+use super::filters;
+
+/// Maximum number of steps of one evaluation. Specs need a fraction of it; it bounds the cost of hostile
+/// bodies.
 const MAX_EVALUATION_STEPS: u64 = 100_000;
 
-/// Bytes of a text, from its end, that are searched for a pattern: logs can be long, and what counts
-/// is their newest line.
-const MAX_SEARCHED_BYTES: usize = 64 << 10;
-
-/// Patterns that are kept compiled; specs hold a handful.
-const MAX_CACHED_PATTERNS: usize = 256;
-
-/// Every name that is known somewhere in a spec. Nothing else can ever have a value, so it is a mistake.
-const NAMES: [&str; 28] = [
-    "api_key",
-    "aspect_ratio",
-    "base_url",
-    "callback_url",
-    "code",
-    "duration",
-    "handle",
-    "headers",
-    "height",
-    "http",
-    "image_url",
-    "input",
-    "message",
-    "model",
-    "negative_prompt",
-    "now",
-    "payload",
-    "prompt",
-    "reference",
-    "references",
-    "resolution",
-    "secret_key",
-    "status",
-    "task",
-    "task_id",
-    "tasks",
-    "webhook_secret",
-    "width",
-];
+/// Names that templates and expressions can use. Any other name is an error when the spec is loaded.
+const NAMES: &str = "api_key aspect_ratio base_url callback_url code duration handle headers height http \
+    image_url input message model negative_prompt now payload prompt reference references resolution \
+    secret_key status task task_id tasks webhook_secret width";
 
 static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut language = Environment::new();
     language.set_undefined_behavior(UndefinedBehavior::Chainable);
     language.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     language.set_fuel(Some(MAX_EVALUATION_STEPS));
-    language.add_filter("default", default);
-    language.add_filter("d", default);
-    language.add_filter("merge", merge);
-    language.add_filter("urlencode", urlencode);
-    language.add_filter("find_all", find_all);
-    language.add_filter("fromjson", from_json);
-    language.add_filter("jwt", jwt);
-    language.add_filter("media", media);
-    language.add_filter("private", mark_private);
-    language.add_test("containing", is_containing);
+    filters::register(&mut language);
     language
 });
 
-/// `value|default(other)`: the other where the value is missing or null, which many providers write for
-/// what they do not have.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the engine calls it with values"
-)]
-fn default(value: Value, other: Rest<Value>) -> Value {
-    match value.is_undefined() || value.is_none() {
-        true => other.first().cloned().unwrap_or_else(|| Value::from("")),
-        false => value,
-    }
-}
-
-/// `value|merge(other)`: both mappings as one, level by level; `other` wins.
-fn merge(value: &Value, other: &Value) -> Value {
-    if value.kind() != ValueKind::Map || other.kind() != ValueKind::Map {
-        return if other.is_undefined() || other.is_none() {
-            value.clone()
-        } else {
-            other.clone()
-        };
-    }
-    let mut merged: std::collections::BTreeMap<String, Value> = std::collections::BTreeMap::new();
-    for side in [value, other] {
-        for key in side.try_iter().into_iter().flatten() {
-            let name = key.to_string();
-            let theirs = side.get_item(&key).unwrap_or_default();
-            let both = merged.get(&name).map(|ours| merge(ours, &theirs));
-            merged.insert(name, both.unwrap_or(theirs));
-        }
-    }
-    Value::from_serialize(merged)
-}
-
-/// `value|urlencode`: safe as one segment of a path or one value of a query. Jinja's own leaves `/`
-/// as it is, so does this one: a model's name may be a path.
-fn urlencode(value: &Value) -> String {
-    let mut encoded = String::new();
-    for byte in value.to_string().bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
-}
-
-/// `text|find_all(pattern)`: what the pattern matches, in order: its first group where it has one.
-fn find_all(text: &Value, pattern: &str) -> Result<Vec<String>, minijinja::Error> {
-    let pattern = compiled(pattern)?;
-    let Some(text) = text.as_str() else {
-        return Ok(Vec::new());
-    };
-    let tail = (text.len().saturating_sub(MAX_SEARCHED_BYTES)..text.len())
-        .find_map(|begin| text.get(begin..))
-        .unwrap_or_default();
-    let found = pattern.captures_iter(tail).filter_map(|captures| {
-        let whole = captures.get(0);
-        let found = captures.get(1).or(whole)?;
-        Some(found.as_str().to_owned())
-    });
-    Ok(found.collect())
-}
-
-fn compiled(pattern: &str) -> Result<Arc<Regex>, minijinja::Error> {
-    static KNOWN: Mutex<BTreeMap<String, Arc<Regex>>> = Mutex::new(BTreeMap::new());
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(compiled) = known.get(pattern) {
-        return Ok(Arc::clone(compiled));
-    }
-    let compiled = Regex::new(pattern).map(Arc::new).map_err(|error| {
-        minijinja::Error::new(ErrorKind::SyntaxError, format!("find_all: {error}"))
-    })?;
-    if known.len() < MAX_CACHED_PATTERNS {
-        known.insert(pattern.to_owned(), Arc::clone(&compiled));
-    }
-    Ok(compiled)
-}
-
-/// `value|media`: every mapping with a text `url`, at any depth, in order, and where there is none every
-/// text that is an HTTP URL: for providers whose results have another shape for each model.
-fn media(value: &Value) -> Vec<Value> {
-    let named = collect_matching(value, |leaf| {
-        let url = leaf.get_attr("url");
-        leaf.kind() == ValueKind::Map && url.is_ok_and(|url| url.as_str().is_some())
-    });
-    if !named.is_empty() {
-        return named;
-    }
-    collect_matching(value, |leaf| {
-        leaf.as_str()
-            .is_some_and(|text| text.starts_with("https://") || text.starts_with("http://"))
-    })
-}
-
-/// What is wanted of a value and all that is in it, in order; nothing inside of what is wanted.
-fn collect_matching(value: &Value, is_wanted: fn(&Value) -> bool) -> Vec<Value> {
-    if is_wanted(value) {
-        return vec![value.clone()];
-    }
-    // A text is no list, although it can be walked.
-    let walked = value.as_str().is_none().then(|| value.try_iter());
-    let walked = walked.into_iter().flatten().flatten();
-    let inside: Vec<Value> = match value.kind() == ValueKind::Map {
-        true => walked
-            .map(|key| value.get_item(&key).unwrap_or_default())
-            .collect(),
-        false => walked.collect(),
-    };
-    inside
-        .iter()
-        .flat_map(|item| collect_matching(item, is_wanted))
-        .collect()
-}
-
-/// `urls|private`: the same, each marked as one that only the provider's key can read.
-fn mark_private(list: &Value) -> Vec<Value> {
-    let marked = |item: Value| {
-        let item = match item.as_str() {
-            Some(url) => Value::from_iter([("url", url)]),
-            None => item,
-        };
-        merge(&item, &Value::from_iter([("private", true)]))
-    };
-    items(list).into_iter().map(marked).collect()
-}
-
-/// `text|fromjson`: what a text holds that is JSON itself; undefined where it is none.
-fn from_json(text: &Value) -> Value {
-    let parsed = text
-        .as_str()
-        .and_then(|text| serde_json::from_str::<Json>(text).ok());
-    parsed.map_or(Value::UNDEFINED, Value::from_serialize)
-}
-
-/// `claims|jwt(secret)`: an HS256 token, for providers that want one in the place of a key.
-fn jwt(claims: &Value, secret: &str) -> Result<String, minijinja::Error> {
-    progress_hub_auth::jwt::hs256(claims, secret)
-        .ok_or_else(|| minijinja::Error::new(ErrorKind::InvalidOperation, "jwt: no claims"))
-}
-
-/// Refuses names that mean nothing: values that nobody gives, and filters, tests and functions that the
-/// language does not have. These show only when they are used, so everything is used once, with nothing
-/// at hand, when it is read.
+/// Checks that all names, filters, tests and functions exist.
+///
+/// MiniJinja reports unknown filters, tests and functions only when they are used. Therefore `trial` is
+/// the result of an evaluation without any values.
 fn check_names<T>(
-    values: &HashSet<String>,
-    tried: Result<T, minijinja::Error>,
+    variables: &HashSet<String>,
+    trial: Result<T, minijinja::Error>,
 ) -> Result<(), String> {
     use ErrorKind::{SyntaxError, UnknownFilter, UnknownFunction, UnknownMethod, UnknownTest};
-    if let Err(error) = tried
+    if let Err(error) = trial
         && matches!(
             error.kind(),
             SyntaxError | UnknownFilter | UnknownTest | UnknownFunction | UnknownMethod
         )
     {
-        return Err(explain(&error));
+        return Err(describe(&error));
     }
-    let is_known =
-        |name: &str| NAMES.contains(&name) || LANGUAGE.globals().any(|(global, _)| global == name);
-    // The first by the alphabet, so that the same mistake is always told alike.
-    let unknown = values.iter().filter(|name| !is_known(name)).min();
-    unknown.map_or(Ok(()), |name| {
-        let known = NAMES.join(", ");
-        Err(format!("unknown name: {name} (there are {known})"))
-    })
+    let is_known = |name: &str| {
+        NAMES.split(' ').any(|known| known == name)
+            || LANGUAGE.globals().any(|(global, _)| global == name)
+    };
+    // The alphabetically first one, so that the message is deterministic.
+    match variables.iter().filter(|name| !is_known(name)).min() {
+        None => Ok(()),
+        Some(name) => Err(format!(
+            "unknown name: {name}; known names are {}",
+            NAMES.replace(' ', ", ")
+        )),
+    }
 }
 
-/// `text is containing(['a', 'b'])`: whether any of the words is in it, in either case.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the engine calls it with values"
-)]
-fn is_containing(text: Value, words: Vec<String>) -> bool {
-    let text = text.as_str().unwrap_or_default().to_lowercase();
-    words.iter().any(|word| text.contains(&word.to_lowercase()))
-}
-
-/// An expression over a payload, as `payload.data.id|default(payload.id)`.
-pub(in crate::provider) struct Expression {
+/// A compiled expression such as `payload.data.id|default(payload.id)`.
+pub(crate) struct Expression {
     source: String,
+    uses_headers: bool,
     compiled: Compiled<'static, 'static>,
 }
 
 impl Expression {
+    /// Compiles an expression.
+    ///
     /// # Errors
-    /// What the engine says of a text that is no expression.
-    pub(in crate::provider) fn new(source: &str) -> Result<Self, String> {
-        let compiled = LANGUAGE.compile_expression_owned(source.trim().to_owned());
-        let compiled = compiled.map_err(|error| explain(&error))?;
-        check_names(&compiled.undeclared_variables(false), compiled.eval(()))?;
+    /// Returns a description of the syntax error or the unknown name.
+    pub(crate) fn new(source: &str) -> Result<Self, String> {
+        let compiled = LANGUAGE
+            .compile_expression_owned(source.trim().to_owned())
+            .map_err(|error| describe(&error))?;
+        let names = compiled.undeclared_variables(false);
+        check_names(&names, compiled.eval(()))?;
         Ok(Self {
             source: source.to_owned(),
+            uses_headers: names.contains("headers"),
             compiled,
         })
     }
 
-    /// The value for a payload; `undefined` where the payload has no such thing.
-    pub(in crate::provider) fn evaluate(&self, payload: &Value) -> Value {
+    /// Returns whether the expression uses the name `headers`.
+    pub(crate) fn uses_headers(&self) -> bool {
+        self.uses_headers
+    }
+
+    /// Evaluates the expression with `payload` as its only name. Returns `undefined` on errors.
+    pub(crate) fn evaluate(&self, payload: &Value) -> Value {
         self.evaluate_in(&Value::from_iter([("payload", payload.clone())]))
     }
 
-    /// The value with these names known.
-    pub(in crate::provider) fn evaluate_in(&self, names: &Value) -> Value {
-        self.compiled.eval(names).unwrap_or_else(|error| {
-            tracing::debug!(expression = self.source, reason = %explain(&error), "no value");
+    /// Evaluates the expression with the names of `context`. Returns `undefined` on errors.
+    pub(crate) fn evaluate_in(&self, context: &Value) -> Value {
+        self.compiled.eval(context).unwrap_or_else(|error| {
+            tracing::debug!(
+                expression = self.source,
+                error = describe(&error),
+                "expression failed"
+            );
             Value::UNDEFINED
         })
     }
 
-    /// The value for a context, as JSON: for what is sent, where nothing is no answer.
+    /// Evaluates the expression to JSON. For requests, where an error must not be ignored.
     ///
     /// # Errors
-    /// What the engine says of it.
-    pub(in crate::provider) fn json(&self, names: &Value) -> Result<Json, String> {
-        let value = self.compiled.eval(names).map_err(|error| explain(&error))?;
-        serde_json::to_value(value).map_err(|_| "is not JSON".to_owned())
+    /// Returns a description of the error.
+    pub(crate) fn json(&self, context: &Value) -> Result<Json, String> {
+        let value = self.compiled.eval(context);
+        let value = value.map_err(|error| describe(&error))?;
+        serde_json::to_value(value).map_err(|_| "result is not JSON".to_owned())
     }
 }
 
@@ -299,26 +127,26 @@ impl<'de> Deserialize<'de> for Expression {
     }
 }
 
-/// A text with values in it, as `{{ base_url }}/tasks/{{ task_id }}`.
+/// A text with placeholders such as `{{ base_url }}/tasks/{{ task_id }}`.
 #[derive(Clone)]
-pub(in crate::provider) struct Template(String);
+pub(crate) struct Template(String);
 
 impl Template {
-    /// Whether it is a URL whose host stands there in so many words.
-    pub(in crate::provider) fn names_its_host(&self) -> bool {
-        let after = self.0.split_once("://").map_or("", |(_, after)| after);
-        let host = after.split('/').next().unwrap_or_default();
+    /// Returns whether the template is a URL whose host is literal text.
+    pub(crate) fn has_literal_host(&self) -> bool {
+        let after_scheme = self.0.split_once("://").map_or("", |(_, rest)| rest);
+        let host = after_scheme.split('/').next().unwrap_or_default();
         self.0.starts_with("http") && !host.is_empty() && !host.contains('{')
     }
 
-    /// The text with its values filled in.
+    /// Renders the template.
     ///
     /// # Errors
-    /// What the engine says of it.
-    pub(in crate::provider) fn render(&self, names: &Value) -> Result<String, String> {
+    /// Returns a description of the error.
+    pub(crate) fn render(&self, context: &Value) -> Result<String, String> {
         LANGUAGE
-            .render_str(&self.0, names)
-            .map_err(|error| explain(&error))
+            .render_str(&self.0, context)
+            .map_err(|error| describe(&error))
     }
 }
 
@@ -327,62 +155,31 @@ impl<'de> Deserialize<'de> for Template {
         let source = String::deserialize(deserializer)?;
         let template = LANGUAGE
             .template_from_str(&source)
-            .map_err(|error| de::Error::custom(explain(&error)))?;
+            .map_err(|error| de::Error::custom(describe(&error)))?;
         check_names(&template.undeclared_variables(false), template.render(()))
             .map_err(de::Error::custom)?;
         Ok(Self(source))
     }
 }
 
-/// Kind and detail, without the values that were at hand.
-fn explain(error: &minijinja::Error) -> String {
+/// Returns the kind and detail of an error without the values of the evaluation, which may be secret.
+fn describe(error: &minijinja::Error) -> String {
     match error.detail() {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     }
 }
 
-/// Text or a number as text; anything else, and the empty text, is nothing.
-pub(in crate::provider) fn text(value: &Value) -> Option<String> {
-    let is_text = matches!(value.kind(), ValueKind::String | ValueKind::Number);
-    is_text
-        .then(|| value.to_string())
-        .filter(|text| !text.is_empty())
-}
-
-/// What a list holds; a mapping or a text is a list of one, anything else of none.
-pub(in crate::provider) fn items(value: &Value) -> Vec<Value> {
-    if matches!(value.kind(), ValueKind::Map | ValueKind::String) {
-        return vec![value.clone()];
-    }
-    value.try_iter().map(Iterator::collect).unwrap_or_default()
-}
-
-/// The JSON without what was left open: nulls in mappings go, and mappings that this empties.
-pub(in crate::provider) fn without_nulls(value: Json) -> Json {
-    match value {
-        Json::Object(entries) => {
-            let entries = entries
-                .into_iter()
-                .map(|(name, value)| (name, without_nulls(value)));
-            Json::Object(entries.filter(|(_, value)| !is_nothing(value)).collect())
-        }
-        Json::Array(items) => Json::Array(items.into_iter().map(without_nulls).collect()),
-        other @ (Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_)) => other,
-    }
-}
-
-fn is_nothing(value: &Json) -> bool {
-    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
+    use super::super::value::without_nulls;
     use super::*;
 
-    fn value(expression: &str, payload: &Json) -> Json {
+    fn evaluate(expression: &str, payload: &Json) -> Json {
         let names = Value::from_serialize(json!({ "payload": payload }));
         Expression::new(expression).unwrap().json(&names).unwrap()
     }
@@ -390,29 +187,29 @@ mod tests {
     #[test]
     fn missing_path_evaluates_to_undefined() {
         assert_eq!(
-            value("payload.a.b.c|default(payload.d)", &json!({"d": 1})),
+            evaluate("payload.a.b.c|default(payload.d)", &json!({"d": 1})),
             json!(1)
         );
         let null = json!({"a": null, "b": 0});
         assert_eq!(
-            value("payload.a|default(payload.b)|default(1)", &null),
+            evaluate("payload.a|default(payload.b)|default(1)", &null),
             json!(0)
         );
-        assert_eq!(value("payload.a.b.c", &json!({})), json!(null));
-        assert_eq!(value("payload.a.b|lower", &json!("text")), json!(""));
+        assert_eq!(evaluate("payload.a.b.c", &json!({})), json!(null));
+        assert_eq!(evaluate("payload.a.b|lower", &json!("text")), json!(""));
     }
 
     #[test]
     fn integers_keep_every_digit() {
         assert_eq!(
-            value("payload.id", &json!({"id": 893_605_946_402_811_985_u64})),
+            evaluate("payload.id", &json!({"id": 893_605_946_402_811_985_u64})),
             json!(893_605_946_402_811_985_u64)
         );
     }
 
     #[test]
     fn merge_is_deep_and_drops_nulls() {
-        let merged = value(
+        let merged = evaluate(
             "{'a': {'x': 1, 'y': payload.none}, 'b': {'c': payload.none}}|merge(payload)",
             &json!({"a": {"x": 2}, "z": [1]}),
         );
@@ -423,72 +220,70 @@ mod tests {
     fn find_all_extracts_matches_from_text() {
         let logs = "seed 7\n 0%|     | 0/5\n 40%|##  | 2/5\n80%|### | 4/5 100% of it";
         let percent = r"payload|find_all('(?m)^\s*(\d+)%\|')|last";
-        assert_eq!(value(percent, &json!(logs)), json!("80"));
-        assert_eq!(value(percent, &json!("nothing yet")), json!(null));
-        assert_eq!(value(percent, &json!(null)), json!(null));
-        let long = format!("{}é{}9%|", "1%|\n".repeat(30_000), "\n".repeat(5));
-        assert_eq!(value(percent, &json!(long)), json!("9"));
+        assert_eq!(evaluate(percent, &json!(logs)), json!("80"));
+        assert_eq!(evaluate(percent, &json!("nothing yet")), json!(null));
+        assert_eq!(evaluate(percent, &json!(null)), json!(null));
+        let long_text = format!("{}é{}9%|", "1%|\n".repeat(30_000), "\n".repeat(5));
+        assert_eq!(evaluate(percent, &json!(long_text)), json!("9"));
         let problem = Expression::new("payload|find_all('(')").err().unwrap();
         assert!(problem.contains("find_all"), "{problem}");
     }
 
     #[test]
     fn media_filter_finds_urls_at_any_depth() {
-        let result = json!({"seed": 1, "video": {"url": "v", "meta": {"url": "no"}},
+        let nested = json!({"seed": 1, "video": {"url": "v", "meta": {"url": "no"}},
             "more": [{"image": {"url": "i"}}, {"url": 5}, "text"]});
-        let found = value("payload|media|map(attribute='url')|list", &result);
+        let found = evaluate("payload|media|map(attribute='url')|list", &nested);
         assert_eq!(found, json!(["i", "v"]));
-        let bare = json!({"seed": 1, "clips": ["https://a/b", {"c": "http://d"}], "text": "no"});
+        let urls = json!({"seed": 1, "clips": ["https://a/b", {"c": "http://d"}], "text": "no"});
         assert_eq!(
-            value("payload|media", &bare),
+            evaluate("payload|media", &urls),
             json!(["https://a/b", "http://d"])
         );
-        assert_eq!(value("payload|media", &json!(null)), json!([]));
-        assert_eq!(value("payload.none|media", &json!({})), json!([]));
+        assert_eq!(evaluate("payload|media", &json!(null)), json!([]));
+        assert_eq!(evaluate("payload.none|media", &json!({})), json!([]));
     }
 
     #[test]
-    fn json_within_a_text_is_read() {
-        let packed =
-            json!({"data": "{\"urls\": [\"https://a/b\"], \"seed\": 18446744073709551615}"});
-        let urls = value("(payload.data|fromjson).urls", &packed);
+    fn fromjson_parses_json_in_a_string() {
+        let task = json!({"data": "{\"urls\": [\"https://a/b\"], \"seed\": 18446744073709551615}"});
+        let urls = evaluate("(payload.data|fromjson).urls", &task);
         assert_eq!(urls, json!(["https://a/b"]));
-        let seed = value("(payload.data|fromjson).seed", &packed);
+        let seed = evaluate("(payload.data|fromjson).seed", &task);
         assert_eq!(seed, json!(u64::MAX));
-        for odd in [
+        for invalid in [
             json!(null),
             json!(""),
             json!("{"),
             json!(5),
             json!({"urls": 1}),
         ] {
-            let read = value(
+            let urls = evaluate(
                 "(payload.data|fromjson).urls|default('none')",
-                &json!({"data": odd}),
+                &json!({"data": invalid}),
             );
-            assert_eq!(read, json!("none"), "{odd}");
+            assert_eq!(urls, json!("none"), "{invalid}");
         }
     }
 
     #[test]
     fn jwt_filter_signs_the_given_claims() {
-        let token = value(
+        let token = evaluate(
             "{'iss': payload.key, 'exp': 1800, 'nbf': -5}|jwt('secret')",
             &json!({"key": "ak"}),
         );
         let token = token.as_str().unwrap();
-        // {"typ":"JWT","alg":"HS256"}, and the claims in the order of their names.
+        // The header {"typ":"JWT","alg":"HS256"}.
         assert!(token.starts_with("eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9."));
         assert_eq!(token.split('.').count(), 3);
     }
 
     #[test]
     fn infinite_loop_is_stopped_by_fuel() {
-        let names = json!({"payload": {"n": 100_000_000}});
         let template = Template(
             "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}".into(),
         );
-        assert!(template.render(&Value::from_serialize(names)).is_err());
+        assert!(template.render(&Value::UNDEFINED).is_err());
     }
 
     #[test]
@@ -514,9 +309,9 @@ mod tests {
             let table = toml::Table::from_iter([("url".to_owned(), text.into())]);
             table.try_into::<BTreeMap<String, Template>>()
         };
-        let good =
+        let valid =
             "{% set a = tasks %}{% for i in range(2) %}{{ a }}{{ i }}{{ loop.index }}{% endfor %}";
-        assert!(read(good).is_ok());
+        assert!(read(valid).is_ok());
         let problem = read("{{ base_url }}/{{ task }}?key={{ api_kye }}")
             .err()
             .unwrap();
@@ -528,9 +323,9 @@ mod tests {
 
     #[test]
     fn urlencode_escapes_path_separators() {
-        let encoded = value("payload|urlencode", &json!("a/b?c=d&e#f g%é"));
+        let encoded = evaluate("payload|urlencode", &json!("a/b?c=d&e#f g%é"));
         assert_eq!(encoded, json!("a/b%3Fc%3Dd%26e%23f%20g%25%C3%A9"));
-        let listed = value("payload|map('urlencode')|join(',')", &json!([1, "2,&3"]));
+        let listed = evaluate("payload|map('urlencode')|join(',')", &json!([1, "2,&3"]));
         assert_eq!(listed, json!("1,2%2C%263"));
     }
 }

@@ -1,126 +1,110 @@
-//! What a provider takes, and what a job there costs: judged over a request's parameters.
+//! Prices of jobs, and checks of requests before they are sent.
 //!
-//! Invariant: both see exactly the names that a submission's templates see of the request.
+//! Both see the same names as the templates of a submission.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use minijinja::Value;
 use serde::Deserialize;
+use wildmatch::WildMatchPattern;
 
-use crate::config::Price;
+use super::expression::Expression;
+use crate::config::{ConfigError, Price};
 use crate::job::VideoRequest;
-use crate::provider::Provider;
-use crate::provider::spec::expression::Expression;
 
-/// The most that one job may cost, in the prices' unit.
+/// Maximum price of one job, in `budgets.unit`.
 const MAX_PRICE: f64 = 1e9;
 
-/// What a provider is known to refuse, so that it is not asked.
+/// A request that the provider is known to reject.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::provider) struct Check {
-    /// Holds where the request can't succeed.
+pub(crate) struct RequestCheck {
+    /// True if the request cannot succeed.
     when: Expression,
-    /// What to tell the caller, as `duration: must be 5 or 10`.
+    /// Error for the caller, such as `duration: must be 5 or 10`.
     problem: String,
 }
 
-/// The price table of a provider: names first, then patterns, longer ones first.
+impl RequestCheck {
+    /// Returns the error if the provider would reject the request.
+    pub(crate) fn validate(&self, request: &VideoRequest) -> Option<&str> {
+        let context = Value::from_serialize(request.template_params());
+        let is_rejected = self.when.evaluate_in(&context).is_true();
+        is_rejected.then_some(self.problem.as_str())
+    }
+}
+
+/// A pattern in which only `*` is special.
+type ModelPattern = WildMatchPattern<'*', '\0'>;
+
+/// Prices by model: exact names first, then patterns from the longest to the shortest.
 #[derive(Default)]
-pub(in crate::provider) struct Prices(Vec<(String, PriceFormula)>);
+pub(crate) struct Prices(Vec<(ModelPattern, PriceFormula)>);
 
 enum PriceFormula {
-    Each(f64),
-    By(Expression),
+    Fixed(f64),
+    Expression(Expression),
 }
 
 impl Prices {
+    /// Compiles the configured prices.
+    ///
     /// # Errors
-    /// What is no expression, each by its key.
-    pub(in crate::provider) fn new(
-        settings: &BTreeMap<String, Price>,
-    ) -> Result<Self, Vec<(String, String)>> {
+    /// Returns an error for each invalid expression.
+    pub(crate) fn new(settings: &BTreeMap<String, Price>) -> Result<Self, Vec<ConfigError>> {
         let mut prices = Vec::new();
-        let mut mistakes = Vec::new();
+        let mut errors = Vec::new();
         for (pattern, price) in settings {
             match price {
-                Price::Fixed(amount) => prices.push((pattern.clone(), PriceFormula::Each(*amount))),
-                Price::Expression(text) => match Expression::new(text) {
-                    Ok(expression) => prices.push((pattern.clone(), PriceFormula::By(expression))),
-                    Err(problem) => mistakes.push((format!("prices.{pattern}"), problem)),
+                Price::Fixed(amount) => prices.push((pattern, PriceFormula::Fixed(*amount))),
+                Price::Expression(source) => match Expression::new(source) {
+                    Ok(formula) => prices.push((pattern, PriceFormula::Expression(formula))),
+                    Err(message) => errors.push(ConfigError {
+                        key: format!("prices.{pattern}"),
+                        message,
+                    }),
                 },
             }
         }
-        if !mistakes.is_empty() {
-            return Err(mistakes);
+        if !errors.is_empty() {
+            return Err(errors);
         }
         prices.sort_by_key(|(pattern, _)| (pattern.contains('*'), Reverse(pattern.len())));
-        Ok(Self(prices))
+        let compile = |(pattern, formula): (&String, _)| (ModelPattern::new(pattern), formula);
+        Ok(Self(prices.into_iter().map(compile).collect()))
     }
 
-    fn of(&self, model: &str) -> Option<&(String, PriceFormula)> {
-        self.0
-            .iter()
-            .find(|(pattern, _)| matches_pattern(pattern, model))
-    }
-}
-
-/// Whether a name fits a pattern, in which `*` stands for any letters or none.
-fn matches_pattern(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((start, rest)) => name.strip_prefix(start).is_some_and(|left| {
-            left.char_indices()
-                .map(|(at, _)| at)
-                .chain([left.len()])
-                .any(|at| matches_pattern(rest, &left[at..]))
-        }),
-    }
-}
-
-impl Provider {
-    /// Why its provider would refuse the request, where the spec knows; the first that holds.
-    #[must_use]
-    pub fn validate_request(&self, request: &VideoRequest) -> Option<&str> {
-        let names = Value::from_serialize(request.template_params());
-        let holds = |check: &&Check| check.when.evaluate_in(&names).is_true();
-        let check = self.spec.checks.iter().find(holds)?;
-        Some(&check.problem)
+    fn find(&self, model: &str) -> Option<&(ModelPattern, PriceFormula)> {
+        self.0.iter().find(|(pattern, _)| pattern.matches(model))
     }
 
-    /// What the request will cost by the configured prices, in `budgets.unit`; none where no price
-    /// fits its model.
+    /// Returns the price of a job, or `None` if the model has no price.
     ///
     /// # Errors
-    /// Why its price gives no sum, by the price's key.
-    pub fn price(&self, request: &VideoRequest) -> Result<Option<f64>, String> {
-        let Some((pattern, formula)) = self.prices.of(&request.model) else {
+    /// Returns an error that names the pattern if its expression does not yield a valid price.
+    pub(crate) fn price(&self, request: &VideoRequest) -> Result<Option<f64>, String> {
+        let Some((pattern, formula)) = self.find(&request.model) else {
             return Ok(None);
         };
         let amount = match formula {
-            PriceFormula::Each(amount) => Ok(*amount),
-            PriceFormula::By(expression) => expression
+            PriceFormula::Fixed(amount) => Ok(*amount),
+            PriceFormula::Expression(expression) => expression
                 .json(&Value::from_serialize(request.template_params()))
                 .and_then(|value| {
-                    value
-                        .as_f64()
-                        .ok_or_else(|| format!("'{value}' is no number"))
+                    let amount = value.as_f64();
+                    amount.ok_or_else(|| format!("{value} is not a number"))
                 }),
         };
-        amount
-            .and_then(|amount| {
-                let is_sum = (0.0..=MAX_PRICE).contains(&amount);
-                is_sum
-                    .then_some(Some(amount))
-                    .ok_or_else(|| format!("{amount} is no sum"))
-            })
-            .map_err(|problem| {
-                let name = &self.name;
-                format!(
-                    "providers.{name}.prices: '{pattern}' has no price for this request: {problem}"
-                )
-            })
+        match amount {
+            Ok(amount) if (0.0..=MAX_PRICE).contains(&amount) => Ok(Some(amount)),
+            Ok(amount) => Err(format!(
+                "'{pattern}' gives an invalid price: {amount} is not between 0 and {MAX_PRICE}"
+            )),
+            Err(error) => Err(format!(
+                "'{pattern}' gives no price for this request: {error}"
+            )),
+        }
     }
 }
 
@@ -130,7 +114,6 @@ mod tests {
 
     #[test]
     fn longest_matching_price_pattern_wins() {
-        let each = |amount| Price::Fixed(amount);
         let settings = [
             ("*", 1.0),
             ("kling-*", 2.0),
@@ -138,7 +121,7 @@ mod tests {
             ("kling-v3-pro", 4.0),
             ("*/video", 5.0),
         ];
-        let settings = settings.map(|(pattern, amount)| (pattern.to_owned(), each(amount)));
+        let settings = settings.map(|(pattern, amount)| (pattern.to_owned(), Price::Fixed(amount)));
         let prices = Prices::new(&settings.into()).ok().unwrap();
         for (model, expected) in [
             ("veo", 1.0),
@@ -149,19 +132,19 @@ mod tests {
             ("fal/é/video", 5.0),
             ("", 1.0),
         ] {
-            let (_, formula) = prices.of(model).unwrap();
+            let (_, formula) = prices.find(model).unwrap();
             assert!(
-                matches!(formula, PriceFormula::Each(it) if *it == expected),
+                matches!(formula, PriceFormula::Fixed(amount) if *amount == expected),
                 "{model}"
             );
         }
-        assert!(Prices::default().of("veo").is_none());
+        assert!(Prices::default().find("veo").is_none());
     }
 
     #[test]
     fn invalid_price_expression_names_its_key() {
         let settings = [("kling-*".to_owned(), Price::Expression("0.07 *".to_owned()))];
-        let mistakes = Prices::new(&settings.into()).err().unwrap();
-        assert_eq!(mistakes[0].0, "prices.kling-*");
+        let errors = Prices::new(&settings.into()).err().unwrap();
+        assert_eq!(errors[0].key, "prices.kling-*");
     }
 }

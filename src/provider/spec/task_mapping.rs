@@ -1,6 +1,6 @@
-//! From what a provider says of a task to the hub's own words.
+//! Maps a task as the provider describes it to a status report.
 //!
-//! Invariant: an unknown status is no status, never an end; what a body lacks stays open.
+//! An unknown status maps to no status, never to a final one. Missing fields stay empty.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,54 +9,41 @@ use minijinja::Value;
 use minijinja::value::ValueKind;
 use serde::Deserialize;
 
+use super::error_rules::{ErrorDetails, ErrorRules};
+use super::expression::Expression;
+use super::value::{boolean, integer, items, number, text, timestamp};
 use crate::job::{Cost, Job, Output, Status, StatusReport};
-use crate::provider::client::error::{ErrorDetails, ErrorRules};
-use crate::provider::spec::expression::{Expression, items, text};
 use crate::time::Time;
 
-/// Which task a body is about, and what it says of it.
+/// A task and its state at the provider.
 #[derive(Clone, Debug)]
 pub struct TaskReport {
-    /// The provider's id.
+    /// Id of the task at the provider.
     pub task_id: Option<String>,
-    /// The name that the hub gave it.
+    /// Id of the job, which the hub sent with the submission.
     pub reference: Option<String>,
-    /// What it says, without the task's id.
+    /// State of the task. Its `task_id` is not set.
     pub report: StatusReport,
-    /// Whether it has a status at all, known or not.
-    pub(in crate::provider) has_status: bool,
-    /// Whether its sender is proven; otherwise it is a reason to ask, and nothing more.
+    /// Whether the task has a status, known or unknown.
+    pub(crate) has_status: bool,
+    /// Whether the sender is verified. An untrusted report may only trigger a poll.
     pub is_trusted: bool,
 }
 
 impl TaskReport {
-    /// Whether it is about this job: by the provider's id where both have one, else by ours.
-    pub(in crate::provider) fn matches_job(&self, job: &Job) -> bool {
+    /// Returns whether the task belongs to `job`: by the task id if both have one, else by the reference.
+    pub(crate) fn matches_job(&self, job: &Job) -> bool {
         match (&job.provider_task_id, &self.task_id) {
-            (Some(ours), Some(theirs)) => ours == theirs,
+            (Some(expected), Some(task_id)) => expected == task_id,
             (None, _) | (_, None) => self.reference.as_deref() == Some(job.id.as_str()),
         }
     }
 }
 
-/// The body is not what this provider sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PayloadError {
-    /// Not JSON at all.
-    #[error("the body is not JSON")]
-    NotJson,
-    /// No task is named.
-    #[error("the body names no task")]
-    NoTask,
-    /// There is no status.
-    #[error("the body has no status")]
-    NoStatus,
-}
-
-/// Where things stand in a task, and what its words mean.
+/// The `[read]` table: where a task has its fields, and what its statuses mean.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::provider) struct TaskMapping {
+pub(crate) struct TaskMapping {
     task_id: Option<Expression>,
     reference: Option<Expression>,
     status: Expression,
@@ -65,64 +52,59 @@ pub(in crate::provider) struct TaskMapping {
     queue_position: Option<Expression>,
     stage: Option<Expression>,
     eta_seconds: Option<Expression>,
-    /// A list of URLs or of mappings with `url`, `type` or `content_type`, `duration`, `expires_at`,
-    /// `watermark_url`, `nsfw`, `private`.
+    /// A list of URLs, or of mappings with `url`, `type` or `content_type`, `duration`, `expires_at`,
+    /// `watermark_url`, `nsfw` and `private`.
     outputs: Option<Expression>,
-    /// How long the provider keeps an output that does not say it itself.
+    /// How long the provider keeps an output without `expires_at`.
     #[serde(default, with = "humantime_serde")]
     output_lifetime: Option<Duration>,
-    /// A list beside the outputs: whether the provider marked each of them.
+    /// A list of booleans, one for each output.
     nsfw: Option<Expression>,
-    /// A number or a mapping with `amount` and `unit`.
+    /// A number, or a mapping with `amount` and `unit`.
     cost: Option<Expression>,
-    /// A list of the moderation's remarks.
+    /// A list of moderation findings.
     moderation: Option<Expression>,
     error_code: Option<Expression>,
     error_message: Option<Expression>,
-    #[serde(skip)]
-    pub(in crate::provider) rules: ErrorRules,
 }
 
 impl TaskMapping {
-    /// What `item` tells; `None` where it names no task, neither by the provider's id nor by ours.
-    pub(in crate::provider) fn read(&self, item: &Value) -> Option<TaskReport> {
-        let value = |expression: &Option<Expression>| {
-            expression
-                .as_ref()
-                .map(|expression| expression.evaluate(item))
-        };
-        let word = |expression: &Option<Expression>| value(expression).as_ref().and_then(text);
-        let task_id = word(&self.task_id);
-        let reference = word(&self.reference);
+    /// Reads a task. Returns `None` if it has neither a task id nor a reference.
+    pub(super) fn read(&self, task: &Value, rules: &ErrorRules) -> Option<TaskReport> {
+        let value = |expression: &Option<Expression>| Some(expression.as_ref()?.evaluate(task));
+        let string = |expression| text(&value(expression)?);
+        let task_id = string(&self.task_id);
+        let reference = string(&self.reference);
         if task_id.is_none() && reference.is_none() {
             return None;
         }
-        let status_word = text(&self.status.evaluate(item));
-        let status = status_word
+        let provider_status = text(&self.status.evaluate(task));
+        let has_status = provider_status.is_some();
+        let status = provider_status
             .as_ref()
-            .and_then(|word| self.statuses.get(word))
+            .and_then(|status| self.statuses.get(status))
             .copied();
-        let has_status_word = status_word.is_some();
-        let complaint = || ErrorDetails {
-            code: word(&self.error_code),
-            status: status_word.clone(),
-            message: word(&self.error_message),
-        };
-        let error = (status == Some(Status::Failed)).then(|| self.rules.failure(complaint(), item));
-        let (outputs, sources) = self.outputs(item);
-        let remarks = value(&self.moderation)
-            .map(|list| items(&list))
-            .unwrap_or_default();
+        let error = (status == Some(Status::Failed)).then(|| {
+            let details = ErrorDetails {
+                code: string(&self.error_code),
+                status: provider_status,
+                http_status: None,
+                message: string(&self.error_message),
+            };
+            rules.failure(details, task).0
+        });
+        let (outputs, private_urls) = self.outputs(task);
+        let findings = value(&self.moderation).map(|list| items(&list));
         let report = StatusReport {
             status,
             progress: value(&self.progress).as_ref().and_then(number),
-            queue_position: value(&self.queue_position).as_ref().and_then(whole),
-            stage: word(&self.stage),
+            queue_position: value(&self.queue_position).as_ref().and_then(integer),
+            stage: string(&self.stage),
             eta_seconds: value(&self.eta_seconds).as_ref().and_then(number),
             outputs,
-            private_urls: sources,
+            private_urls,
             cost: value(&self.cost).as_ref().and_then(cost),
-            moderation: remarks.iter().filter_map(text).collect(),
+            moderation: findings.iter().flatten().filter_map(text).collect(),
             error,
             ..StatusReport::default()
         };
@@ -130,106 +112,76 @@ impl TaskMapping {
             task_id,
             reference,
             report,
-            has_status: has_status_word,
+            has_status,
             is_trusted: false,
         })
     }
-}
 
-impl TaskMapping {
-    /// What a task has brought, and where that lies which only the provider's key can read.
-    fn outputs(&self, item: &Value) -> (Vec<Output>, Vec<Option<String>>) {
-        let list = |expression: &Option<Expression>| {
-            expression
-                .as_ref()
-                .map(|expression| items(&expression.evaluate(item)))
-                .unwrap_or_default()
+    /// Returns the outputs of a task, and the URLs of those that need the API key. The second list is
+    /// empty if there are none, else it has an entry for each output.
+    fn outputs(&self, task: &Value) -> (Vec<Output>, Vec<Option<String>>) {
+        let list = |expression: &Option<Expression>| match expression {
+            Some(expression) => items(&expression.evaluate(task)),
+            None => Vec::new(),
         };
-        let marks = list(&self.nsfw);
-        let (mut outputs, mut sources) = (Vec::new(), Vec::new());
-        for (at, found) in list(&self.outputs).iter().enumerate() {
-            let Some((mut output, is_private)) = output(found) else {
+        let nsfw = list(&self.nsfw);
+        let default_expiry = self.output_lifetime.map(|lifetime| Time::now() + lifetime);
+        let (mut outputs, mut private_urls) = (Vec::new(), Vec::new());
+        for (index, item) in list(&self.outputs).iter().enumerate() {
+            let Some((mut output, is_private)) = output(item) else {
                 continue;
             };
-            output.nsfw = output.nsfw.or(marks.get(at).and_then(as_bool));
-            let end = self.output_lifetime.map(|lifetime| Time::now() + lifetime);
-            output.expires_at = output.expires_at.or(end);
-            sources.push(is_private.then(|| std::mem::take(&mut output.url)));
+            output.nsfw = output.nsfw.or(nsfw.get(index).and_then(boolean));
+            output.expires_at = output.expires_at.or(default_expiry);
+            private_urls.push(is_private.then(|| std::mem::take(&mut output.url)));
             outputs.push(output);
         }
-        if sources.iter().all(Option::is_none) {
-            sources.clear();
+        if private_urls.iter().all(Option::is_none) {
+            private_urls.clear();
         }
-        (outputs, sources)
+        (outputs, private_urls)
     }
 }
 
-/// A number, also one that is written as text.
-fn number(value: &Value) -> Option<f64> {
-    text(value)?
-        .trim()
-        .parse()
-        .ok()
-        .filter(|number: &f64| number.is_finite())
-}
-
-fn whole(value: &Value) -> Option<u32> {
-    text(value)?.trim().parse().ok()
-}
-
-fn as_bool(value: &Value) -> Option<bool> {
-    (value.kind() == ValueKind::Bool).then(|| value.is_true())
+fn field(item: &Value, name: &str) -> Value {
+    item.get_attr(name).unwrap_or_default()
 }
 
 fn cost(value: &Value) -> Option<Cost> {
-    let at = |name: &str| value.get_attr(name).unwrap_or_default();
-    let amount = number(value).or_else(|| number(&at("amount")))?;
-    let unit = text(&at("unit")).unwrap_or_else(|| "unit".to_owned());
+    let amount = number(value).or_else(|| number(&field(value, "amount")))?;
+    let unit = text(&field(value, "unit")).unwrap_or_else(|| "unit".to_owned());
     Some(Cost {
         amount,
         unit: unit.to_lowercase(),
     })
 }
 
-/// An output, and whether only the provider's key can read it.
+/// Returns an output, and whether only the API key can read it.
 fn output(item: &Value) -> Option<(Output, bool)> {
-    let at = |name: &str| item.get_attr(name).unwrap_or_default();
     let url = if item.kind() == ValueKind::String {
         text(item)
     } else {
-        text(&at("url"))
+        text(&field(item, "url"))
     }?;
-    let media_type = || {
-        let text = text(&at("content_type"))?;
-        let (kind, _) = text.split_once('/')?;
+    let kind_by_content_type = || {
+        let content_type = text(&field(item, "content_type"))?;
+        let (kind, _) = content_type.split_once('/')?;
         matches!(kind, "video" | "image" | "audio").then(|| kind.to_owned())
     };
     let output = Output {
-        kind: text(&at("type"))
-            .or_else(media_type)
-            .unwrap_or_else(|| kind_by_name(&url)),
-        duration: number(&at("duration")),
-        expires_at: parse_timestamp(&at("expires_at")),
-        watermark_url: text(&at("watermark_url")),
-        nsfw: as_bool(&at("nsfw")),
+        kind: text(&field(item, "type"))
+            .or_else(kind_by_content_type)
+            .unwrap_or_else(|| kind_by_extension(&url).to_owned()),
+        duration: number(&field(item, "duration")),
+        expires_at: timestamp(&field(item, "expires_at")),
+        watermark_url: text(&field(item, "watermark_url")),
+        nsfw: boolean(&field(item, "nsfw")),
         url,
     };
-    Some((output, at("private").is_true()))
+    Some((output, field(item, "private").is_true()))
 }
 
-/// RFC 3339, or seconds or milliseconds since the epoch.
-fn parse_timestamp(value: &Value) -> Option<Time> {
-    let text = text(value)?;
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "held to the range of times"
-    )]
-    let from_number =
-        |number: f64| Time::from_millis(if number < 1e11 { number * 1e3 } else { number } as i64);
-    text.parse().ok().or_else(|| number(value).map(from_number))
-}
-
-fn kind_by_name(url: &str) -> String {
+fn kind_by_extension(url: &str) -> &'static str {
     let path = url.split(['?', '#']).next().unwrap_or(url);
     let extension = path.rsplit('.').next().unwrap_or_default().to_lowercase();
     match extension.as_str() {
@@ -237,7 +189,6 @@ fn kind_by_name(url: &str) -> String {
         "mp3" | "wav" | "ogg" | "flac" | "m4a" => "audio",
         _ => "video",
     }
-    .to_owned()
 }
 
 #[cfg(test)]
@@ -246,8 +197,8 @@ mod tests {
 
     use super::*;
 
-    fn told(item: &Json) -> Option<TaskReport> {
-        let reading = r#"
+    fn read(item: &Json) -> Option<TaskReport> {
+        let mapping = r#"
             task_id = "payload.id"
             status = "payload.status"
             progress = "payload.progress"
@@ -258,8 +209,8 @@ mod tests {
             done = "succeeded"
             bad = "failed"
         "#;
-        let reading: TaskMapping = toml::from_str(reading).unwrap();
-        reading.read(&Value::from_serialize(item))
+        let mapping: TaskMapping = toml::from_str(mapping).unwrap();
+        mapping.read(&Value::from_serialize(item), &ErrorRules::default())
     }
 
     #[test]
@@ -272,35 +223,35 @@ mod tests {
             json!({ "id": "" }),
             json!({ "id": {} }),
         ] {
-            assert!(told(&item).is_none(), "{item}");
+            assert!(read(&item).is_none(), "{item}");
         }
     }
 
     #[test]
     fn numbers_and_numeric_strings_are_equivalent() {
-        let read = told(&json!({ "id": 1, "status": 7, "progress": "12.5" })).unwrap();
-        assert_eq!(read.task_id.as_deref(), Some("1"));
-        assert_eq!(read.report.status, Some(Status::Running));
-        assert_eq!(read.report.progress, Some(12.5));
-        for odd in [json!("much"), json!(null), json!("NaN"), json!([1])] {
-            let read = told(&json!({ "id": 1, "status": "7", "progress": odd })).unwrap();
-            assert_eq!(read.report.progress, None, "{odd}");
+        let task = read(&json!({ "id": 1, "status": 7, "progress": "12.5" })).unwrap();
+        assert_eq!(task.task_id.as_deref(), Some("1"));
+        assert_eq!(task.report.status, Some(Status::Running));
+        assert_eq!(task.report.progress, Some(12.5));
+        for invalid in [json!("much"), json!(null), json!("NaN"), json!([1])] {
+            let task = read(&json!({ "id": 1, "status": "7", "progress": invalid })).unwrap();
+            assert_eq!(task.report.progress, None, "{invalid}");
         }
     }
 
     #[test]
-    fn unknown_status_word_maps_to_none() {
-        let read = told(&json!({ "id": 1, "status": "Done" })).unwrap();
-        assert_eq!((read.report.status, read.has_status), (None, true));
-        let read = told(&json!({ "id": 1 })).unwrap();
-        assert_eq!((read.report.status, read.has_status), (None, false));
+    fn unknown_status_maps_to_none() {
+        let task = read(&json!({ "id": 1, "status": "Done" })).unwrap();
+        assert_eq!((task.report.status, task.has_status), (None, true));
+        let task = read(&json!({ "id": 1 })).unwrap();
+        assert_eq!((task.report.status, task.has_status), (None, false));
     }
 
     #[test]
     fn outputs_accept_urls_and_objects() {
         let kinds = |outputs: Json| -> Vec<(String, String)> {
             let item = json!({ "id": 1, "status": "done", "outputs": outputs });
-            let outputs = told(&item).unwrap().report.outputs;
+            let outputs = read(&item).unwrap().report.outputs;
             outputs
                 .into_iter()
                 .map(|output| (output.kind, output.url))
@@ -325,21 +276,11 @@ mod tests {
     }
 
     #[test]
-    fn timestamps_accept_seconds_milliseconds_and_rfc3339() {
-        let at = |value: Json| parse_timestamp(&Value::from_serialize(value)).map(Time::millis);
-        assert_eq!(at(json!(1_800_000_000)), Some(1_800_000_000_000));
-        assert_eq!(at(json!(1_800_000_000_000_i64)), Some(1_800_000_000_000));
-        assert_eq!(at(json!("1800000000.5")), Some(1_800_000_000_500));
-        assert_eq!(at(json!("2027-01-15T08:00:00Z")), Some(1_800_000_000_000));
-        assert_eq!(at(json!("tomorrow")), None);
-    }
-
-    #[test]
     fn error_fields_are_read_for_failures_only() {
-        let failed = told(&json!({ "id": 1, "status": "bad", "code": 9 })).unwrap();
+        let failed = read(&json!({ "id": 1, "status": "bad", "code": 9 })).unwrap();
         let error = failed.report.error.unwrap();
         assert_eq!(error.provider_code.as_deref(), Some("9"));
-        let running = told(&json!({ "id": 1, "status": 7, "code": 9 })).unwrap();
+        let running = read(&json!({ "id": 1, "status": 7, "code": 9 })).unwrap();
         assert_eq!(running.report.error, None);
     }
 }

@@ -1,57 +1,59 @@
-//! How a provider's webhooks are proven: its schemes, each with the keys it goes by.
+//! Verifies webhooks with the signature schemes of the spec and the configured or published keys.
 //!
-//! Invariant: a webhook that satisfies no scheme whose keys are known is refused, and keys that can't be had are
-//! never taken for keys that are not needed. Strangers cause no more fetches than [`Jwks`] allows.
+//! A webhook must satisfy one scheme whose keys are known. Keys that cannot be fetched never count as
+//! keys that are not needed. [`Jwks`] limits how often unknown senders can trigger a fetch.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::ProviderConfig;
-use crate::provider::spec::Spec;
-use crate::provider::{Fetcher, HttpClient, Provider};
-use crate::time::Time;
 use progress_hub_auth::jwt::{Jwks, JwksUnavailable};
 use progress_hub_auth::signature::{Key, Request, Scheme, SignatureError, Trust, Verified};
 
-/// The schemes of which a webhook must satisfy one.
-pub(in crate::provider) struct WebhookVerifier {
-    /// Those whose keys are configured or published; without any, nothing can be proven.
-    schemes: Vec<SchemeKeys>,
+use crate::config::{ConfigError, ProviderConfig};
+use crate::provider::client::http::{Fetcher, HttpClient};
+use crate::provider::spec::Spec;
+use crate::time::Time;
+
+/// Verifies the webhooks of one provider.
+pub(crate) struct WebhookVerifier {
+    spec: Arc<Spec>,
+    /// Schemes whose keys are configured or published, in the order of the spec.
+    schemes: Vec<KeyedScheme>,
 }
 
-struct SchemeKeys {
+struct KeyedScheme {
     scheme: Scheme,
-    keys: Keys,
+    keys: SchemeKeys,
 }
 
-enum Keys {
+enum SchemeKeys {
     Configured(Vec<Key>),
     Published(Arc<Jwks<Key>>),
 }
 
-/// Why a webhook is not believed.
+/// Reason why a webhook is not verified.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookVerifyError {
-    /// It is not what its sender would have sent.
+    /// The signature is missing or invalid.
     #[error(transparent)]
-    Refused(#[from] SignatureError),
-    /// It breaks the spec's own condition.
-    #[error("the webhook does not meet its provider's condition")]
+    Signature(#[from] SignatureError),
+    /// The `accept` condition of the spec is false.
+    #[error("webhook rejected by the spec's `accept` condition")]
     NotAccepted,
-    /// The keys that may prove it can't be fetched now, so it can be neither believed nor refused.
-    #[error("the provider's keys can't be fetched for a moment")]
+    /// The public keys of the sender cannot be fetched at the moment.
+    #[error("provider signing keys are temporarily unavailable")]
     KeysUnavailable {
-        /// When to try again.
+        /// Time until the keys may be fetched again.
         retry_after: Duration,
     },
 }
 
 impl WebhookVerifyError {
-    /// The stable word for logs.
+    /// Returns a stable code for logs.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Refused(refusal) => refusal.code(),
+            Self::Signature(error) => error.code(),
             Self::NotAccepted => "signature_not_accepted",
             Self::KeysUnavailable { .. } => "signature_keys_unavailable",
         }
@@ -67,116 +69,131 @@ impl From<JwksUnavailable> for WebhookVerifyError {
 }
 
 impl WebhookVerifier {
-    /// The spec's schemes with the operator's secrets and addresses.
+    /// Combines the schemes of the spec with the configured keys.
+    ///
+    /// If the only thing missing is a secret and the provider can be polled, every webhook passes as
+    /// untrusted and triggers a poll.
     ///
     /// # Errors
-    /// All mistakes, by key: secrets that fit no scheme, published keys without a place, and a provider
-    /// whose webhooks could never tell anything.
-    pub(in crate::provider) fn new(
-        spec: &Spec,
+    /// Returns all errors: secrets that fit no scheme, a missing JWKS URL, and a spec with neither
+    /// signatures nor polling.
+    pub(crate) fn new(
+        spec: Arc<Spec>,
         settings: &ProviderConfig,
         http: &HttpClient,
-    ) -> Result<Self, Vec<(String, String)>> {
-        let can_be_asked = spec.poll.is_some();
-        let secrets = settings.webhook_secrets.iter().cloned().map(Key::from);
-        let secrets: Vec<Key> = secrets.collect();
-        let keyed = |scheme: &Scheme| {
-            let keys = keys_of(scheme, &secrets, settings, http)?;
-            let scheme = scheme.clone();
-            Some(SchemeKeys { scheme, keys })
-        };
-        let mut ways: Vec<SchemeKeys> = spec.signature.iter().filter_map(keyed).collect();
+    ) -> Result<Self, Vec<ConfigError>> {
+        let can_poll = spec.poll.is_some();
+        let secrets: Vec<Key> = settings
+            .webhook_secrets
+            .iter()
+            .cloned()
+            .map(Key::from)
+            .collect();
+        let mut schemes: Vec<KeyedScheme> = spec
+            .signature
+            .iter()
+            .filter_map(|scheme| {
+                Some(KeyedScheme {
+                    keys: keys_for(scheme, &secrets, settings, http)?,
+                    scheme: scheme.clone(),
+                })
+            })
+            .collect();
 
-        let mut mistakes = Vec::new();
-        for (at, secret) in secrets.iter().enumerate() {
+        let mut errors = Vec::new();
+        let mut report = |key: String, message: String| errors.push(ConfigError { key, message });
+        for (index, secret) in secrets.iter().enumerate() {
             if let Some(problem) = key_problem(&spec.signature, secret) {
-                mistakes.push((format!("webhook_secrets[{at}]"), problem.to_owned()));
+                report(format!("webhook_secrets[{index}]"), problem.to_owned());
             }
         }
-        if ways.is_empty() && !spec.signature.iter().any(Scheme::needs_secret) {
-            let problem = "is needed: the spec does not say where the provider publishes its keys";
-            mistakes.push(("jwks_url".to_owned(), problem.to_owned()));
+        if schemes.is_empty() && !spec.signature.iter().any(Scheme::needs_secret) {
+            let message = "required: the spec has no URL of the provider's public keys";
+            report("jwks_url".to_owned(), message.to_owned());
         }
-        let is_nudge = |scheme: &Scheme| scheme.trust() == Trust::Unsigned;
-        if !can_be_asked && spec.signature.iter().all(is_nudge) {
-            let problem = "signature: proves no body, and without [poll] nobody can be asked: \
-                           nothing could ever be applied";
-            mistakes.push(("spec".to_owned(), format!("'{}': {problem}", settings.spec)));
+        let is_unsigned = |scheme: &Scheme| scheme.trust() == Trust::Unsigned;
+        if !can_poll && spec.signature.iter().all(is_unsigned) {
+            let message = format!(
+                "'{}': signature: does not cover the body, and there is no [poll] to confirm updates",
+                settings.spec
+            );
+            report("spec".to_owned(), message);
         }
-        if !mistakes.is_empty() {
-            return Err(mistakes);
+        if !errors.is_empty() {
+            return Err(errors);
         }
-        // All that is missing is a secret: whatever comes is a reason to ask.
-        if ways.is_empty() && can_be_asked {
-            ways.push(SchemeKeys {
+        if schemes.is_empty() && can_poll {
+            schemes.push(KeyedScheme {
                 scheme: Scheme::None {},
-                keys: Keys::Configured(Vec::new()),
+                keys: SchemeKeys::Configured(Vec::new()),
             });
         }
-        Ok(Self { schemes: ways })
+        Ok(Self { spec, schemes })
     }
 
-    /// Proves a request by the first scheme that it satisfies.
-    async fn verify<'a>(
+    /// Verifies a webhook: one of the schemes must accept the signature, and the `accept` condition of
+    /// the spec must be true.
+    ///
+    /// # Errors
+    /// Returns the most informative error of all schemes.
+    pub(crate) async fn verify<'a>(
         &self,
         request: &Request<'a>,
         now: Time,
     ) -> Result<Verified<'a>, WebhookVerifyError> {
-        let mut unproven: Option<WebhookVerifyError> = None;
-        for way in &self.schemes {
-            let failed = match way.verify(request, now).await {
-                Ok(verified) => return Ok(verified),
-                Err(failed) => failed,
+        let mut reported: Option<WebhookVerifyError> = None;
+        for scheme in &self.schemes {
+            let error = match scheme.verify(request, now).await {
+                Ok(verified) if self.spec.webhook.accepts(request) => return Ok(verified),
+                Ok(_) => return Err(WebhookVerifyError::NotAccepted),
+                Err(error) => error,
             };
-            // What was meant for another scheme says the least; keys that may yet come say the most.
-            let says_more = match (&unproven, &failed) {
-                (None, _) | (Some(_), WebhookVerifyError::KeysUnavailable { .. }) => true,
-                (Some(WebhookVerifyError::Refused(earlier)), _) => earlier.is_format_error(),
-                (
-                    Some(
-                        WebhookVerifyError::NotAccepted
-                        | WebhookVerifyError::KeysUnavailable { .. },
-                    ),
-                    _,
+            let is_more_informative = match &reported {
+                None => true,
+                // The sender must retry, because the keys may be available then.
+                Some(_) if matches!(error, WebhookVerifyError::KeysUnavailable { .. }) => true,
+                // A format error only shows that the webhook uses another scheme.
+                Some(WebhookVerifyError::Signature(reported)) => reported.is_format_error(),
+                Some(
+                    WebhookVerifyError::NotAccepted | WebhookVerifyError::KeysUnavailable { .. },
                 ) => false,
             };
-            if says_more {
-                unproven = Some(failed);
+            if is_more_informative {
+                reported = Some(error);
             }
         }
-        Err(unproven.unwrap_or(SignatureError::NoKeyConfigured.into()))
+        Err(reported.unwrap_or(SignatureError::NoKeyConfigured.into()))
     }
 }
 
-/// The keys that a scheme goes by; none where it needs some and none are configured.
-fn keys_of(
+/// Returns the keys for a scheme, or `None` if it needs keys and none are known.
+fn keys_for(
     scheme: &Scheme,
     secrets: &[Key],
     settings: &ProviderConfig,
     http: &HttpClient,
-) -> Option<Keys> {
+) -> Option<SchemeKeys> {
     if let Some(published) = scheme.published() {
         let url = settings.jwks_url.as_ref().or(published.url)?;
         let fetch = Arc::new(Fetcher::new(http.clone()));
         let jwks = Jwks::new(url.clone(), fetch, published.read);
-        return Some(Keys::Published(Arc::new(jwks)));
+        return Some(SchemeKeys::Published(Arc::new(jwks)));
     }
-    let is_complete = !secrets.is_empty() || !scheme.needs_secret();
-    is_complete.then(|| Keys::Configured(secrets.to_vec()))
+    let has_keys = !secrets.is_empty() || !scheme.needs_secret();
+    has_keys.then(|| SchemeKeys::Configured(secrets.to_vec()))
 }
 
-/// What keeps a secret from proving anything under any scheme.
+/// Returns why a secret can be used with none of the schemes, or `None` if one accepts it.
 fn key_problem(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
-    let takes_secrets = |scheme: &&Scheme| scheme.needs_secret();
     let problem = |scheme: &Scheme| scheme.key_problem(secret);
     if schemes.iter().any(|scheme| problem(scheme).is_none()) {
         return None;
     }
-    let first = schemes.iter().find(takes_secrets).or(schemes.first());
-    first.and_then(problem)
+    let needs_secret = schemes.iter().find(|scheme| scheme.needs_secret());
+    needs_secret.or(schemes.first()).and_then(problem)
 }
 
-impl SchemeKeys {
+impl KeyedScheme {
     async fn verify<'a>(
         &self,
         request: &Request<'a>,
@@ -184,43 +201,23 @@ impl SchemeKeys {
     ) -> Result<Verified<'a>, WebhookVerifyError> {
         let verify = |keys: &[Key]| self.scheme.verify(request, keys, now.timestamp());
         let jwks = match &self.keys {
-            Keys::Configured(keys) => return Ok(verify(keys)?),
-            Keys::Published(jwks) => jwks,
+            SchemeKeys::Configured(keys) => return Ok(verify(keys)?),
+            SchemeKeys::Published(jwks) => jwks,
         };
-        // What no key can prove is refused without any.
-        if let Err(refusal) = verify(&[])
-            && !refusal.is_key_error()
+        // Webhooks that no key can verify are rejected without fetching keys.
+        if let Err(error) = verify(&[])
+            && !error.is_key_error()
         {
-            return Err(refusal.into());
+            return Err(error.into());
         }
-        let held = jwks.current().await?;
-        let refusal = match verify(&held) {
-            Err(refusal) if refusal.is_key_error() => refusal,
-            answer => return Ok(answer?),
+        let keys = jwks.current().await?;
+        let error = match verify(&keys) {
+            Err(error) if error.is_key_error() => error,
+            result => return Ok(result?),
         };
-        match jwks.newer_than(&held).await {
+        match jwks.newer_than(&keys).await {
             Some(newer) => Ok(verify(&newer)?),
-            None => Err(refusal.into()),
-        }
-    }
-}
-
-impl Provider {
-    /// Proves who sent a webhook, and that it meets the spec's condition.
-    ///
-    /// # Errors
-    /// [`Unproven`]. Where the schemes need a secret, none is configured and the provider can be asked,
-    /// nothing is refused and nothing is trusted either.
-    pub async fn verify<'a>(
-        &self,
-        request: &Request<'a>,
-        now: Time,
-    ) -> Result<Verified<'a>, WebhookVerifyError> {
-        let verified = self.webhook_verifier.verify(request, now).await?;
-        if self.spec.webhook.accepts(request) {
-            Ok(verified)
-        } else {
-            Err(WebhookVerifyError::NotAccepted)
+            None => Err(error.into()),
         }
     }
 }
