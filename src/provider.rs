@@ -1,15 +1,15 @@
 //! Providers: a provider definition ("spec") combined with the configuration.
 //!
-//! What differs between providers is data in a spec; what they share is code. The modules below do not
-//! depend on this one:
+//! A spec describes the API of one provider as data. The code is shared by all providers. The
+//! modules below do not depend on this one:
 //!
 //! - `spec`: the file format, its expressions, error rules and prices
 //! - `breaker`: circuit breaker and concurrency limit
 //! - `client`: requests to the API, downloads and the balance
 //! - `webhook`: signature verification and parsing
 //!
-//! A webhook is parsed only after its signature was verified. A submission is sent at most once, and a
-//! response that may mean acceptance is never reported as a rejection.
+//! A webhook is parsed only after its signature was verified. A submission is sent at most once,
+//! and a response that may mean acceptance is never reported as a rejection.
 
 mod breaker;
 mod client;
@@ -236,8 +236,8 @@ impl Provider {
         poll.is_some_and(|poll| job.provider_task_id.is_some() || poll.by_reference)
     }
 
-    /// Polls up to [`max_query_batch`](Self::max_query_batch) jobs, either all with a task id or all
-    /// without. Jobs that the provider does not know have no report.
+    /// Polls up to [`max_query_batch`](Self::max_query_batch) jobs, either all with a task id or
+    /// all without. Jobs that the provider does not know have no report.
     ///
     /// # Errors
     /// Returns [`RequestError`] if there is no usable response.
@@ -253,8 +253,8 @@ impl Provider {
         self.client.can_cancel(job)
     }
 
-    /// Requests the cancellation of a job. Returns the final state if the response contains it. Otherwise
-    /// the job must be polled, because it can still succeed.
+    /// Requests the cancellation of a job. Returns the final state if the response contains it.
+    /// Otherwise the job must be polled, because it can still succeed.
     ///
     /// # Errors
     /// Returns [`RequestError`] if the provider did not accept the request.
@@ -281,14 +281,14 @@ impl Provider {
     }
 
     /// Returns whether the balance is due to be read. If so, the caller must call
-    /// [`read_balance`](Self::read_balance); other callers get `false` until the next read is due.
+    /// [`read_balance`](Self::read_balance). Other callers get `false` until the next read is due.
     #[must_use]
     pub fn claim_balance_read(&self, now: Time) -> bool {
         self.client.claim_balance_read(now)
     }
 
-    /// Reads the balance. If it is positive and submissions are blocked for lack of credit, one submission
-    /// is allowed at once.
+    /// Reads the balance. If it is positive and submissions are blocked for lack of credit, one
+    /// submission is allowed at once.
     ///
     /// # Errors
     /// Returns [`RequestError`] if the balance cannot be read. The last balance is kept.
@@ -298,8 +298,8 @@ impl Provider {
 
     /// Verifies the signature of a webhook and the `accept` condition of the spec.
     ///
-    /// If the spec needs a secret, none is configured and the provider can be polled, every webhook passes
-    /// as untrusted.
+    /// If the spec needs a secret, none is configured and the provider can be polled, every webhook
+    /// passes as untrusted.
     ///
     /// # Errors
     /// Returns [`WebhookVerifyError`].

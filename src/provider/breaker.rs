@@ -1,7 +1,8 @@
 //! Circuit breaker and concurrency limit for the requests to one provider.
 //!
 //! Every request needs a [`Permit`] and reports its result through it. Submissions and queries have
-//! separate circuits. The lock is never held across an `await`, and the number of waiters is bounded.
+//! separate circuits. The lock is never held across an `await`, and the number of waiters is
+//! bounded.
 
 mod circuit;
 mod state;
@@ -48,7 +49,8 @@ struct Inner {
 
 /// Permission to send one request. Occupies a slot until it is dropped.
 ///
-/// A permit that is dropped before [`complete`](Self::complete) counts as a request that was not sent.
+/// A permit that is dropped before [`complete`](Self::complete) counts as a request that was not
+/// sent.
 #[derive(Debug)]
 #[must_use = "the slot is released when the permit is dropped"]
 pub struct Permit {
@@ -83,7 +85,8 @@ impl CircuitBreaker {
         std::iter::from_fn(next).take(max).collect()
     }
 
-    /// Returns when the next submission is allowed, or `None` if the circuit is closed or half-open.
+    /// Returns when the next submission is allowed, or `None` if the circuit is closed or
+    /// half-open.
     pub fn retry_at(&self, now: Time) -> Option<Time> {
         let inner = self.lock();
         let open = inner.state.circuit(RequestKind::Submit).open_state()?;
@@ -157,8 +160,8 @@ impl CircuitBreaker {
         self.lock().state.out_of_credit_since()
     }
 
-    /// Returns a receiver of snapshots to share with other nodes. Its value is `None` until the state
-    /// first changes.
+    /// Returns a receiver of snapshots to share with other nodes. Its value is `None` until the
+    /// state first changes.
     pub fn snapshots(&self) -> watch::Receiver<Option<String>> {
         self.snapshots.subscribe()
     }
@@ -225,7 +228,8 @@ impl CircuitBreaker {
     /// Applies a change, publishes the snapshot, logs a transition and wakes the waiters.
     fn update(&self, change: impl FnOnce(&mut BreakerState)) {
         let mut inner = self.lock();
-        // At the epoch no rate limit has expired, so a rate limit ends only when the circuit closes.
+        // At the epoch no rate limit has expired, so a rate limit ends only when the circuit
+        // closes.
         let health = |state: &BreakerState| state.health(Time::from_millis(0));
         let previous = inner.state.clone();
         change(&mut inner.state);

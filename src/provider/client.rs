@@ -1,7 +1,7 @@
 //! The client of one provider's API.
 //!
-//! Every request needs a permit of the circuit breaker, which learns its result. A submission is sent at
-//! most once, and a response that may mean acceptance is never reported as a rejection.
+//! Every request needs a permit of the circuit breaker, which learns its result. A submission is
+//! sent at most once, and a response that may mean acceptance is never reported as a rejection.
 
 pub(super) mod balance;
 pub(super) mod base_url;
@@ -128,8 +128,8 @@ impl ProviderClient {
         }
     }
 
-    /// Reads the task from the response to a submission. A final status is ignored: only a webhook or a poll
-    /// ends a job.
+    /// Reads the task from the response to a submission. A final status is ignored: only a webhook
+    /// or a poll ends a job.
     fn accepted_task(
         &self,
         spec: &RequestSpec,
@@ -197,8 +197,8 @@ impl ProviderClient {
 
     /// Fetches the outputs of a succeeded task whose poll response has none.
     ///
-    /// A rejection about the task becomes its failure. If the result no longer exists, the job succeeds
-    /// without outputs.
+    /// A rejection about the task becomes its failure. If the result no longer exists, the job
+    /// succeeds without outputs.
     async fn fetch_result(
         &self,
         job: &Job,
@@ -282,8 +282,8 @@ impl ProviderClient {
         self.spec.balance.is_some() && self.balance.claim_read(out_of_credit_since, now)
     }
 
-    /// Reads the balance. The result does not count for the circuit breaker, because it does not show
-    /// whether jobs can be submitted.
+    /// Reads the balance. The result does not count for the circuit breaker, because it does not
+    /// show whether jobs can be submitted.
     pub(super) async fn read_balance(&self) -> Result<(), RequestError> {
         let Some(spec) = &self.spec.balance else {
             return Ok(());
@@ -309,8 +309,8 @@ impl ProviderClient {
         Ok(())
     }
 
-    /// Sends a request that may be repeated when a permit is available, and reports the result to the
-    /// circuit breaker. Returns the status and the body of a success.
+    /// Sends a request that may be repeated when a permit is available, and reports the result to
+    /// the circuit breaker. Returns the status and the body of a success.
     async fn call(
         &self,
         spec: &RequestSpec,

@@ -1,5 +1,5 @@
-//! The built-in specs against the simulated provider APIs. Each test uses one hub and one simulator with
-//! a provider per API.
+//! The built-in specs against the simulated provider APIs. Each test uses one hub and one simulator
+//! with a provider per API.
 
 use std::time::Duration;
 
@@ -189,7 +189,8 @@ async fn polling_completes_jobs_with_lost_or_forged_webhooks() {
             assert_eq!(job["status"], "succeeded", "{name} {scenario}: {job}");
         }
     }
-    // After a lost response, a webhook to the job's callback URL identifies the task, signed or not.
+    // After a lost response, a webhook to the job's callback URL identifies the task, signed or
+    // not.
     for (name, model, _) in DIALECTS {
         if ["kling", "fal", "atlas", "replicate", "minimax"].contains(&name) {
             let job = setup.run(name, model, Scenario::LostAnswer).await;
@@ -223,8 +224,8 @@ async fn failures_map_to_the_same_kind_with_every_provider() {
     }
 }
 
-/// Scenarios that open the circuit breaker or last until the deadline. Each has its own provider, so that
-/// it does not delay other jobs.
+/// Scenarios that open the circuit breaker or last until the deadline. Each has its own provider,
+/// so that it does not delay other jobs.
 const ISOLATED: [Scenario; 8] = [
     Scenario::RateLimited,
     Scenario::ConcurrencyLimited,

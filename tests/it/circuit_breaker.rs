@@ -1,5 +1,5 @@
-//! The circuit breaker: a provider that limits the rate, fails or rejects the account gets no requests,
-//! its state is visible, and waiting jobs lose nothing.
+//! The circuit breaker: a provider that limits the rate, fails or rejects the account gets no
+//! requests, its state is visible, and waiting jobs lose nothing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -64,7 +64,8 @@ fn rejected(status: u16, code: u16) -> MockResponse {
     MockResponse::json(status, &json!({ "code": code, "message": "no" }))
 }
 
-/// Configures a hub with two providers: `kling` at `url`, and `other`, which accepts every submission.
+/// Configures a hub with two providers: `kling` at `url`, and `other`, which accepts every
+/// submission.
 async fn hub_with(url: &str) -> (TestAppBuilder, ScriptedProvider) {
     let other = ScriptedProvider::start(accepted()).await;
     let mut builder = TestApp::builder();
@@ -86,8 +87,8 @@ async fn submit(app: &TestApp, provider: &str) -> String {
     response.body["id"].as_str().unwrap().to_owned()
 }
 
-/// Submits jobs to `kling` and asserts that the submitter does not send them. It has passed over them once
-/// a later job for `other` is sent.
+/// Submits jobs to `kling` and asserts that the submitter does not send them. It has passed over
+/// them once a later job for `other` is sent.
 async fn submit_while_blocked(app: &TestApp, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {
@@ -133,7 +134,8 @@ async fn public_state(app: &TestApp) -> Value {
     kling_entry(&send(app.request(Method::GET, "/v1/providers", "bob")).await)
 }
 
-/// Asserts that the provider list, the health endpoint and the metrics agree on the state of `kling`.
+/// Asserts that the provider list, the health endpoint and the metrics agree on the state of
+/// `kling`.
 async fn assert_state(app: &TestApp, state: &str, reason: Value) {
     let shown = public_state(app).await;
     assert_eq!(

@@ -1,5 +1,5 @@
-//! Spec files for providers without a built-in spec: statuses as numbers and phrases, nested results, and
-//! signatures that do not cover the body.
+//! Spec files for providers without a built-in spec: statuses as numbers and phrases, nested
+//! results, and signatures that do not cover the body.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -286,8 +286,8 @@ fn task(spec: &str, status: &str) -> Value {
     }
 }
 
-/// Asserts that a webhook whose signature does not cover the body triggers a poll and is not applied
-/// itself, and that one with a wrong signature does neither.
+/// Asserts that a webhook whose signature does not cover the body triggers a poll and is not
+/// applied itself, and that one with a wrong signature does neither.
 async fn assert_webhook_triggers_poll(
     spec: &'static str,
     final_status: &str,

@@ -12,7 +12,8 @@ use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 /// Returns the tasks that the provider has after a submission: one of another client, then ours.
 type TasksAfter = fn(&RecordedRequest) -> [Value; 2];
 
-/// Starts a provider that accepts each submission, disconnects before it responds, and lists its tasks.
+/// Starts a provider that accepts each submission, disconnects before it responds, and lists its
+/// tasks.
 async fn disconnecting_provider(list: &'static str, tasks_after: TasksAfter) -> MockProvider {
     let tasks = Arc::<Mutex<Vec<Value>>>::default();
     MockProvider::start(move |request| {

@@ -19,8 +19,8 @@ const JOBS: usize = 1_000;
 /// One in this number of jobs loses its webhooks in every scenario.
 const LOST_WEBHOOKS_INTERVAL: usize = 50;
 
-/// Runs jobs of ten seconds each and returns what the provider received. The poll policy is the default (after
-/// 60 s, then every 15 s) with one second in place of 15.
+/// Runs jobs of ten seconds each and returns what the provider received. The poll policy is the
+/// default (after 60 s, then every 15 s) with one second in place of 15.
 async fn run_jobs(scenario: Scenario) -> Counts {
     let simulator = Simulator::bind(
         "127.0.0.1:0",

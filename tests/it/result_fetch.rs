@@ -40,7 +40,8 @@ fn queued(task_url: &str) -> MockResponse {
     MockResponse::json(200, &body)
 }
 
-/// Runs a job whose task succeeds. `result` returns the response to the n-th request for the result.
+/// Runs a job whose task succeeds. `result` returns the response to the n-th request for the
+/// result.
 async fn run_with_result(result: impl Fn(usize) -> MockResponse + Send + Sync + 'static) -> Value {
     let fetches = AtomicUsize::new(0);
     let provider = MockProvider::start(move |request: RecordedRequest| {
@@ -135,7 +136,8 @@ async fn other_result_errors_are_retried() {
     );
 }
 
-/// Returns the first poll after a submission whose response names the URL `task_url`, if there is one.
+/// Returns the first poll after a submission whose response names the URL `task_url`, if there is
+/// one.
 async fn first_poll(task_url: &'static str) -> Option<RecordedRequest> {
     let provider = MockProvider::start(move |request: RecordedRequest| async move {
         match request.method.as_str() {

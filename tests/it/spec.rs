@@ -12,8 +12,8 @@ use crate::webhook_signatures;
 
 const SECRET: &str = "webhook secret of the studio";
 
-/// A spec with numbers and phrases as statuses, nested ids, a base64 signature over a timestamp and the
-/// body, errors in responses with status 200, and error rules by message.
+/// A spec with numbers and phrases as statuses, nested ids, a base64 signature over a timestamp and
+/// the body, errors in responses with status 200, and error rules by message.
 const STUDIO: &str = r#"
 title = "Studio"
 requires = ["api_key", "secret_key", "webhook_secrets", "base_url"]

@@ -1,4 +1,5 @@
-//! A circuit: closed while requests pass, open while they are blocked, half-open while one probe decides.
+//! A circuit: closed while requests pass, open while they are blocked, half-open while one probe
+//! decides.
 //!
 //! No I/O and no clock: callers pass the time.
 
@@ -32,14 +33,15 @@ pub(super) enum TripCause {
 #[derive(Clone, Copy)]
 pub(super) struct Trip {
     pub(super) cause: TripCause,
-    /// Delay that the provider requested. It replaces the backoff of a rate limit and can only extend that
-    /// of other causes.
+    /// Delay that the provider requested. It replaces the backoff of a rate limit and can only
+    /// extend that of other causes.
     pub(super) hint: Option<Duration>,
     pub(super) at: Time,
 }
 
 impl TripCause {
-    /// Returns how long the circuit stays open after the `length`-th consecutive trip for this cause.
+    /// Returns how long the circuit stays open after the `length`-th consecutive trip for this
+    /// cause.
     fn open_duration(self, length: u32, hint: Option<Duration>) -> Duration {
         let (initial, max) = match self {
             Self::Technical => (5, 60),
@@ -159,8 +161,8 @@ impl Circuit {
 
     /// Records a success and returns whether it counted. Results from before the last trip do not.
     ///
-    /// A successful probe closes the circuit. Each success on a closed circuit allows one more request
-    /// in flight, so the number doubles with each round of requests.
+    /// A successful probe closes the circuit. Each success on a closed circuit allows one more
+    /// request in flight, so the number doubles with each round of requests.
     pub(super) fn on_success(&mut self, token: PermitToken) -> bool {
         if !self.is_current(token) {
             return false;
@@ -227,8 +229,8 @@ impl Circuit {
         }
     }
 
-    /// Adopts another node's snapshot if it ranks higher. Results of requests that are in flight here
-    /// then count as results from before the change.
+    /// Adopts another node's snapshot if it ranks higher. Results of requests that are in flight
+    /// here then count as results from before the change.
     pub(super) fn merge(&mut self, other: &Self) {
         if other.rank() > self.rank() {
             self.clone_from(other);

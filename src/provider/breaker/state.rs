@@ -98,8 +98,8 @@ impl BreakerState {
         let at = now;
         let trip = Trip { cause, hint, at };
         match (cause, kind) {
-            // A single task may be hidden from a valid key, so auth errors on queries count only when
-            // they repeat.
+            // A single task may be hidden from a valid key, so auth errors on queries count only
+            // when they repeat.
             (TripCause::Technical, _) | (TripCause::Auth, RequestKind::Query) => {
                 self.on_failure(kind, token, trip);
             }
@@ -109,9 +109,9 @@ impl BreakerState {
         }
     }
 
-    /// A success on one circuit also closes the other if that was opened by technical failures. A
-    /// successful submission closes a query circuit opened by an auth error as well, because submitting
-    /// needs the stronger permission.
+    /// Records a success. It also closes the other circuit if that was opened by technical
+    /// failures. A successful submission closes a query circuit opened by an auth error as well,
+    /// because submitting needs the stronger permission.
     fn on_success(&mut self, kind: RequestKind, token: PermitToken) {
         if !self.circuit_mut(kind).on_success(token) {
             return;
@@ -210,7 +210,8 @@ impl BreakerState {
         (open.cause == TripCause::Quota).then_some(open.since)
     }
 
-    /// Returns the health by the more severe of the two circuits. An expired rate limit does not count.
+    /// Returns the health by the more severe of the two circuits. An expired rate limit does not
+    /// count.
     pub(super) fn health(&self, now: Time) -> ProviderHealth {
         let worst = [&self.submits, &self.queries]
             .into_iter()
@@ -243,7 +244,8 @@ fn failure_kind(cause: TripCause) -> FailureKind {
     }
 }
 
-/// Returns the cause for which a failure opens a circuit, or `None` if it concerns only its own request.
+/// Returns the cause for which a failure opens a circuit, or `None` if it concerns only its own
+/// request.
 fn trip_cause(kind: FailureKind) -> Option<TripCause> {
     match kind {
         FailureKind::Technical | FailureKind::SubmissionUnknown => Some(TripCause::Technical),

@@ -1,7 +1,7 @@
 //! Balance of a provider account.
 //!
-//! The balance is informational. It is read from time to time while the provider is in use, and once when
-//! the credit runs out. A positive balance only makes the next submission happen sooner.
+//! The balance is informational. It is read from time to time while the provider is in use, and
+//! once when the credit runs out. A positive balance only makes the next submission happen sooner.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::time::Time;
 /// Minimum time between two reads.
 const MIN_READ_INTERVAL: Duration = Duration::from_secs(300);
 
-/// Time between the first use of the provider and the read, so that the provider has charged for it.
+/// Time between the first use of the provider and the read, so that the provider has charged for
+/// it.
 const READ_DELAY: Duration = Duration::from_secs(5);
 
 /// Balance of a provider account.
@@ -69,7 +70,8 @@ impl BalanceCache {
         self.lock().balance = Some(balance);
     }
 
-    /// Returns whether the balance is due to be read, and records the attempt. The caller must read it.
+    /// Returns whether the balance is due to be read, and records the attempt. The caller must read
+    /// it.
     pub(super) fn claim_read(&self, out_of_credit_since: Option<Time>, now: Time) -> bool {
         let mut state = self.lock();
         let is_due = state.is_due(out_of_credit_since, now);

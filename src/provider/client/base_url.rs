@@ -1,7 +1,7 @@
 //! The base URL of a provider's API, and the URLs in its responses.
 //!
-//! The API key is sent only to the provider's own origin, or to a host that the spec names literally.
-//! It is never sent to other hosts that a response names.
+//! The API key is sent only to the provider's own origin, or to a host that the spec names
+//! literally. It is never sent to other hosts that a response names.
 
 use url::Url;
 
@@ -11,8 +11,8 @@ pub(crate) struct BaseUrl {
     /// Without a trailing slash. Empty if neither the configuration nor the spec has one.
     text: String,
     url: Option<Url>,
-    /// The base URL of the spec if the configuration overrides it, for example with a gateway. URLs of the
-    /// spec's origin in responses are rewritten to the configured base URL.
+    /// The base URL of the spec if the configuration overrides it, for example with a gateway. URLs
+    /// of the spec's origin in responses are rewritten to the configured base URL.
     spec_url: Option<Url>,
 }
 
@@ -51,8 +51,8 @@ impl BaseUrl {
         base.is_none_or(|base| base.origin() == url.origin())
     }
 
-    /// Resolves a URL of a template or a response: a relative one against the base URL, and one of the
-    /// spec's origin to the configured base URL.
+    /// Resolves a URL of a template or a response: a relative one against the base URL, and one of
+    /// the spec's origin to the configured base URL.
     pub(super) fn resolve(&self, text: &str) -> Option<Url> {
         let base = Url::parse(&format!("{}/", self.text));
         let url = match base {

@@ -1,7 +1,7 @@
 //! Downloads of outputs that only the provider's API key can read.
 //!
-//! The key is sent to the provider's own origin only. Any other host must use https and have a public
-//! address, at each redirect and when the connection is made. A download buffers one chunk.
+//! The key is sent to the provider's own origin only. Any other host must use https and have a
+//! public address, at each redirect and when the connection is made. A download buffers one chunk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,8 @@ use super::public_ip::is_public;
 /// Maximum number of downloads at the same time on one node.
 const MAX_CONCURRENT_DOWNLOADS: usize = 64;
 
-/// Time after which a download without progress on either side is aborted. There is no total timeout.
+/// Time after which a download without progress on either side is aborted. There is no total
+/// timeout.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Maximum number of redirects that are followed.
@@ -105,8 +106,9 @@ impl Downloader {
         }
     }
 
-    /// Fetches `source` and follows redirects. `auth_headers` are sent to the origin of `base_url` only,
-    /// and no longer after the first redirect to another origin, because that could redirect back.
+    /// Fetches `source` and follows redirects. `auth_headers` are sent to the origin of `base_url`
+    /// only, and no longer after the first redirect to another origin, because that could redirect
+    /// back.
     pub(super) async fn fetch(
         &self,
         base_url: Option<&Url>,
@@ -172,8 +174,8 @@ impl Downloader {
     }
 }
 
-/// Returns the headers for the requested range. They are set after the provider's own headers, so that an
-/// `Accept` for JSON does not apply to outputs.
+/// Returns the headers for the requested range. They are set after the provider's own headers, so
+/// that an `Accept` for JSON does not apply to outputs.
 fn range_headers(request: &RangeRequest) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));

@@ -21,8 +21,8 @@ pub struct Rejection {
     pub failure: Failure,
     /// Delay that the provider requested.
     pub retry_after: Option<Duration>,
-    /// Whether it is certain that the provider did not accept the job. It is not certain for a bare 500, a
-    /// 502 of a gateway, or a 200 with an unknown body.
+    /// Whether it is certain that the provider did not accept the job. It is not certain for a bare
+    /// 500, a 502 of a gateway, or a 200 with an unknown body.
     pub is_definitive: bool,
     /// Whether a retry can succeed, if the provider states it.
     pub provider_retryable: Option<bool>,
@@ -128,8 +128,8 @@ impl Rejection {
         Some(rejection)
     }
 
-    /// Returns whether the same request may be sent again. For kinds that can pass by themselves, the
-    /// provider's statement takes precedence over the kind.
+    /// Returns whether the same request may be sent again. For kinds that can pass by themselves,
+    /// the provider's statement takes precedence over the kind.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self.failure.kind {
@@ -177,8 +177,8 @@ impl Rejection {
     }
 }
 
-/// Returns whether the status alone shows that the request was not accepted. A timeout status (408, 499)
-/// does not: the provider may have accepted the request.
+/// Returns whether the status alone shows that the request was not accepted. A timeout status (408,
+/// 499) does not: the provider may have accepted the request.
 fn is_definitive_status(status: u16) -> bool {
     let is_timeout = matches!(status, 408 | 499);
     ((300..500).contains(&status) && !is_timeout) || status == 503

@@ -1,8 +1,8 @@
 //! HTTP clients for all requests to providers.
 //!
-//! No redirects, no proxies from the environment, a timeout and a size limit on every response. A request
-//! that may cost money uses a new connection, so an error before the request was sent can be told from
-//! an unknown outcome.
+//! No redirects, no proxies from the environment, a timeout and a size limit on every response. A
+//! request that may cost money uses a new connection, so an error before the request was sent can
+//! be told from an unknown outcome.
 
 use std::time::Duration;
 
@@ -147,8 +147,8 @@ async fn send(client: &reqwest::Client, request: Request) -> Result<Response, Se
     })
 }
 
-/// Converts rendered headers. Their values are marked as sensitive. Of several headers with one name, the
-/// last applies.
+/// Converts rendered headers. Their values are marked as sensitive. Of several headers with one
+/// name, the last applies.
 pub(super) fn header_map(headers: Vec<(String, String)>) -> Result<HeaderMap, String> {
     let mut map = HeaderMap::new();
     for (name, value) in headers {

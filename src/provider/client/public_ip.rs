@@ -1,7 +1,8 @@
 //! Public IP addresses: the only ones that a URL from a provider's response may lead to.
 //!
-//! The excluded networks are those of the IANA special-purpose registries (RFC 6890 and its updates)
-//! that are not globally reachable, and those that embed another address: 6to4, Teredo and NAT64.
+//! The excluded networks are those of the IANA special-purpose registries (RFC 6890 and its
+//! updates) that are not globally reachable, and those that embed another address: 6to4, Teredo and
+//! NAT64.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
@@ -56,8 +57,8 @@ fn parse(networks: &[&str]) -> Vec<IpNet> {
         .collect()
 }
 
-/// Resolves host names to their public addresses only. The client connects to exactly these addresses, so
-/// a DNS answer that changes between check and connection has no effect.
+/// Resolves host names to their public addresses only. The client connects to exactly these
+/// addresses, so a DNS answer that changes between check and connection has no effect.
 pub(super) struct PublicDnsResolver;
 
 /// The host has no public address.

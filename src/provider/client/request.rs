@@ -82,8 +82,8 @@ impl RequestRenderer {
     /// Renders a request.
     ///
     /// # Errors
-    /// Returns a description that begins with the key in the spec. A URL of another origin is an error
-    /// unless the spec names its host literally, because the request contains the API key.
+    /// Returns a description that begins with the key in the spec. A URL of another origin is an
+    /// error unless the spec names its host literally, because the request contains the API key.
     pub(super) fn render(
         &self,
         spec: &RequestSpec,

@@ -27,8 +27,8 @@ static DELAY_IN_PROSE: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// Returns how long the provider asks to wait. Sources in order of precedence: `retry-after-ms`,
-/// `Retry-After` in seconds or as a date, `ratelimit-reset` and `x-ratelimit-reset` in seconds or as a
-/// Unix time, and prose in the body (Replicate).
+/// `Retry-After` in seconds or as a date, `ratelimit-reset` and `x-ratelimit-reset` in seconds or
+/// as a Unix time, and prose in the body (Replicate).
 pub(super) fn delay(response: &Response, now: Time) -> Option<Duration> {
     let number = |name| response.header(name)?.parse().ok();
     let reset = |name| {
@@ -55,8 +55,8 @@ pub(super) fn delay(response: &Response, now: Time) -> Option<Duration> {
     is_valid.then(|| Duration::from_secs_f64(seconds.min(MAX_DELAY_SECONDS)))
 }
 
-/// Returns whether the provider states that a retry can succeed: `X-Fal-Retryable`, or `x-should-retry`,
-/// which the SDKs of several providers read.
+/// Returns whether the provider states that a retry can succeed: `X-Fal-Retryable`, or
+/// `x-should-retry`, which the SDKs of several providers read.
 pub(super) fn is_retryable(response: &Response) -> Option<bool> {
     ["x-fal-retryable", "x-should-retry"]
         .into_iter()

@@ -1,7 +1,7 @@
 //! How a spec recognizes errors, and the kinds that it assigns to them.
 //!
-//! A provider's own error code takes precedence over the HTTP status: a 429 can mean that the account
-//! has no credit.
+//! A provider's own error code takes precedence over the HTTP status: a 429 can mean that the
+//! account has no credit.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,8 @@ impl ResponseSpec {
         is_success(self.status(http_status, payload)) && self.ok.as_ref().is_none_or(is_ok)
     }
 
-    /// Returns the effective status. The body can turn a success into a failure but not the reverse.
+    /// Returns the effective status. The body can turn a success into a failure but not the
+    /// reverse.
     pub(crate) fn status(&self, http_status: u16, payload: &Value) -> u16 {
         let in_body = || {
             let status = text(&self.http.as_ref()?.evaluate(payload))?.parse().ok()?;
@@ -99,8 +100,8 @@ pub(crate) struct ErrorDetails {
 }
 
 impl ErrorRules {
-    /// Returns the failure that an error means, and whether a rule matched. Without a matching rule the
-    /// kind follows from the HTTP status, and is `technical` for a failed task.
+    /// Returns the failure that an error means, and whether a rule matched. Without a matching rule
+    /// the kind follows from the HTTP status, and is `technical` for a failed task.
     pub(crate) fn failure(&self, details: ErrorDetails, payload: &Value) -> (Failure, bool) {
         let context = context! {
             payload,

@@ -1,8 +1,8 @@
 //! The language of specs: MiniJinja templates for requests, MiniJinja expressions for responses.
 //!
-//! Templates and expressions are compiled when the spec is loaded and evaluated with a step limit. A
-//! path that does not exist evaluates to `undefined` instead of an error, so specs can refer to optional
-//! fields directly.
+//! Templates and expressions are compiled when the spec is loaded and evaluated with a step limit.
+//! A path that does not exist evaluates to `undefined` instead of an error, so specs can refer to
+//! optional fields directly.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -13,11 +13,12 @@ use serde_json::Value as Json;
 
 use super::filters;
 
-/// Maximum number of steps of one evaluation. Specs need a fraction of it; it bounds the cost of hostile
-/// bodies.
+/// Maximum number of steps of one evaluation. Specs need a fraction of it. The limit bounds the
+/// cost of hostile bodies.
 const MAX_EVALUATION_STEPS: u64 = 100_000;
 
-/// Names that templates and expressions can use. Any other name is an error when the spec is loaded.
+/// Names that templates and expressions can use. Any other name is an error when the spec is
+/// loaded.
 const NAMES: &str = "api_key aspect_ratio base_url callback_url code duration handle headers height http \
     image_url input message model negative_prompt now payload prompt reference references resolution \
     secret_key status task task_id tasks webhook_secret width";
@@ -33,8 +34,8 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
 
 /// Checks that all names, filters, tests and functions exist.
 ///
-/// MiniJinja reports unknown filters, tests and functions only when they are used. Therefore `trial` is
-/// the result of an evaluation without any values.
+/// MiniJinja reports unknown filters, tests and functions only when they are used. Therefore
+/// `trial` is the result of an evaluation without any values.
 fn check_names<T>(
     variables: &HashSet<String>,
     trial: Result<T, minijinja::Error>,
@@ -162,7 +163,8 @@ impl<'de> Deserialize<'de> for Template {
     }
 }
 
-/// Returns the kind and detail of an error without the values of the evaluation, which may be secret.
+/// Returns the kind and detail of an error without the values of the evaluation, which may be
+/// secret.
 fn describe(error: &minijinja::Error) -> String {
     match error.detail() {
         Some(detail) => format!("{}: {detail}", error.kind()),

@@ -10,8 +10,8 @@ use serde_json::Value as Json;
 
 use super::value::items;
 
-/// `find_all` searches this many bytes at the end of a text: logs can be long, and their newest lines
-/// matter.
+/// `find_all` searches this many bytes at the end of a text: logs can be long, and their newest
+/// lines matter.
 const MAX_SEARCHED_BYTES: usize = 64 << 10;
 
 /// Maximum number of compiled patterns that are kept. All specs together use a few.
@@ -30,7 +30,8 @@ pub(super) fn register(environment: &mut Environment<'_>) {
     environment.add_test("containing", is_containing);
 }
 
-/// `value|default(other)`: `other` if the value is missing or null. MiniJinja's own filter keeps null.
+/// `value|default(other)`: `other` if the value is missing or null. MiniJinja's own filter keeps
+/// null.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "MiniJinja passes arguments by value"
@@ -65,8 +66,8 @@ fn merge(value: &Value, other: &Value) -> Value {
     Value::from_serialize(merged)
 }
 
-/// `text|find_all(pattern)`: all matches of a regular expression in order. Each is the first group if
-/// the pattern has one.
+/// `text|find_all(pattern)`: all matches of a regular expression in order. Each is the first group
+/// if the pattern has one.
 fn find_all(text: &Value, pattern: &str) -> Result<Vec<String>, Error> {
     let pattern = compile_pattern(pattern)?;
     let Some(text) = text.as_str() else {
@@ -156,7 +157,8 @@ fn from_json(text: &Value) -> Value {
     parsed.map_or(Value::UNDEFINED, Value::from_serialize)
 }
 
-/// `claims|jwt(secret)`: a JWT signed with HS256, for providers that expect one in place of an API key.
+/// `claims|jwt(secret)`: a JWT signed with HS256, for providers that expect one in place of an API
+/// key.
 fn jwt(claims: &Value, secret: &str) -> Result<String, Error> {
     progress_hub_auth::jwt::hs256(claims, secret)
         .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "jwt: claims must be a mapping"))

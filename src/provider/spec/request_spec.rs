@@ -52,8 +52,8 @@ pub(super) fn whole_payload() -> Expression {
 }
 
 impl RequestSpec {
-    /// Returns whether the provider has this request for a job. It has none if the URL renders to an
-    /// empty text.
+    /// Returns whether the provider has this request for a job. It has none if the URL renders to
+    /// an empty text.
     pub(crate) fn applies_to(&self, context: &Value) -> bool {
         self.url
             .render(context)

@@ -31,7 +31,8 @@ pub struct TaskReport {
 }
 
 impl TaskReport {
-    /// Returns whether the task belongs to `job`: by the task id if both have one, else by the reference.
+    /// Returns whether the task belongs to `job`: by the task id if both have one, else by the
+    /// reference.
     pub(crate) fn matches_job(&self, job: &Job) -> bool {
         match (&job.provider_task_id, &self.task_id) {
             (Some(expected), Some(task_id)) => expected == task_id,
@@ -52,8 +53,8 @@ pub(crate) struct TaskMapping {
     queue_position: Option<Expression>,
     stage: Option<Expression>,
     eta_seconds: Option<Expression>,
-    /// A list of URLs, or of mappings with `url`, `type` or `content_type`, `duration`, `expires_at`,
-    /// `watermark_url`, `nsfw` and `private`.
+    /// A list of URLs, or of mappings with `url`, `type` or `content_type`, `duration`,
+    /// `expires_at`, `watermark_url`, `nsfw` and `private`.
     outputs: Option<Expression>,
     /// How long the provider keeps an output without `expires_at`.
     #[serde(default, with = "humantime_serde")]
@@ -117,8 +118,8 @@ impl TaskMapping {
         })
     }
 
-    /// Returns the outputs of a task, and the URLs of those that need the API key. The second list is
-    /// empty if there are none, else it has an entry for each output.
+    /// Returns the outputs of a task, and the URLs of those that need the API key. The second list
+    /// is empty if there are none, else it has an entry for each output.
     fn outputs(&self, task: &Value) -> (Vec<Output>, Vec<Option<String>>) {
         let list = |expression: &Option<Expression>| match expression {
             Some(expression) => items(&expression.evaluate(task)),

@@ -11,7 +11,8 @@ use super::expression::Expression;
 use super::request_spec::whole_payload;
 use super::value::items;
 
-/// Maximum size of the response to a challenge, in bytes of JSON. Anything longer is not a challenge.
+/// Maximum size of the response to a challenge, in bytes of JSON. Anything longer is not a
+/// challenge.
 const MAX_CHALLENGE_BYTES: usize = 1024;
 
 /// How to read a webhook.
@@ -38,8 +39,8 @@ impl Default for WebhookSpec {
 }
 
 impl WebhookSpec {
-    /// Returns whether a webhook meets the `accept` condition. A body that is not JSON is accepted here,
-    /// because parsing reports it with a better error.
+    /// Returns whether a webhook meets the `accept` condition. A body that is not JSON is accepted
+    /// here, because parsing reports it with a better error.
     pub(crate) fn accepts(&self, request: &Request<'_>) -> bool {
         let Some(accept) = &self.accept else {
             return true;
@@ -69,7 +70,8 @@ impl WebhookSpec {
     }
 }
 
-/// Evaluates an expression over `payload` and `headers`. Headers are converted only if it uses them.
+/// Evaluates an expression over `payload` and `headers`. Headers are converted only if it uses
+/// them.
 fn evaluate(expression: &Expression, payload: &Value, headers: &dyn Headers) -> Value {
     if !expression.uses_headers() {
         return expression.evaluate(payload);

@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 use crate::provider::spec::Spec;
 use crate::provider::spec::task_mapping::TaskReport;
 
-/// Maximum number of polls that one untrusted webhook can trigger. The watchdog polls the other jobs
-/// when they are due.
+/// Maximum number of polls that one untrusted webhook can trigger. The watchdog polls the other
+/// jobs when they are due.
 const MAX_UNTRUSTED_TASKS: usize = 100;
 
 /// Content of a webhook.

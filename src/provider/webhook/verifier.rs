@@ -1,7 +1,7 @@
 //! Verifies webhooks with the signature schemes of the spec and the configured or published keys.
 //!
-//! A webhook must satisfy one scheme whose keys are known. Keys that cannot be fetched never count as
-//! keys that are not needed. [`Jwks`] limits how often unknown senders can trigger a fetch.
+//! A webhook must satisfy one scheme whose keys are known. Keys that cannot be fetched never count
+//! as keys that are not needed. [`Jwks`] limits how often unknown senders can trigger a fetch.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,8 +71,8 @@ impl From<JwksUnavailable> for WebhookVerifyError {
 impl WebhookVerifier {
     /// Combines the schemes of the spec with the configured keys.
     ///
-    /// If the only thing missing is a secret and the provider can be polled, every webhook passes as
-    /// untrusted and triggers a poll.
+    /// If the only thing missing is a secret and the provider can be polled, every webhook passes
+    /// as untrusted and triggers a poll.
     ///
     /// # Errors
     /// Returns all errors: secrets that fit no scheme, a missing JWKS URL, and a spec with neither
@@ -131,8 +131,8 @@ impl WebhookVerifier {
         Ok(Self { spec, schemes })
     }
 
-    /// Verifies a webhook: one of the schemes must accept the signature, and the `accept` condition of
-    /// the spec must be true.
+    /// Verifies a webhook: one of the schemes must accept the signature, and the `accept` condition
+    /// of the spec must be true.
     ///
     /// # Errors
     /// Returns the most informative error of all schemes.

@@ -221,7 +221,8 @@ async fn stalled_provider_aborts_the_download() {
     assert_eq!(error, Some(expected));
 }
 
-/// Starts a server that sends until the connection closes, and then reports the number of bytes sent.
+/// Starts a server that sends until the connection closes, and then reports the number of bytes
+/// sent.
 async fn start_endless(ended: mpsc::UnboundedSender<usize>) -> TestServer {
     TestServer::start(move |_, mut stream| {
         let ended = ended.clone();
