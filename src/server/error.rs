@@ -332,7 +332,7 @@ impl From<DownloadError> for Problem {
                 "too many concurrent downloads on this node; try again",
             )
             .with_retry_after(DOWNLOAD_RETRY_AFTER),
-            DownloadError::Refused(_) | DownloadError::Unanswered(_) => {
+            DownloadError::UrlNotAllowed(_) | DownloadError::Failed(_) => {
                 tracing::warn!(%error, "output download failed");
                 Self::new(
                     ErrorCode::ProviderError,
@@ -383,7 +383,7 @@ mod tests {
             CancelError::Forbidden.into(),
             DownloadError::Gone.into(),
             DownloadError::Busy.into(),
-            DownloadError::Unanswered("connection refused".to_owned()).into(),
+            DownloadError::Failed("connection refused".to_owned()).into(),
             TokenError::KeysUnavailable {
                 retry_after: Duration::from_secs(30),
             }

@@ -80,7 +80,7 @@ pub async fn metrics(
 ) -> HttpResponse {
     metrics.set_subscribed_jobs(hub.subscribed_jobs());
     for provider in providers.iter() {
-        let (name, gate) = (provider.name(), provider.gate());
+        let (name, gate) = (provider.name(), provider.breaker());
         metrics.set_provider_state(name, gate.health(Time::now()).state, |state| {
             gate.transitions(state)
         });

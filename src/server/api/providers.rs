@@ -34,14 +34,14 @@ pub async fn resume(
     }
     let provider = providers.get(&name);
     let provider = provider.ok_or_else(|| Problem::not_found("provider"))?;
-    provider.gate().reset();
+    provider.breaker().reset();
     wakeups.submitter.notify_one();
     tracing::info!(provider.name = provider.name(), "provider resumed by admin");
     Ok(HttpResponse::Ok().json(entry(provider, true, Time::now())))
 }
 
 fn entry(provider: &Provider, has_balance: bool, now: Time) -> Value {
-    let health = provider.gate().health(now);
+    let health = provider.breaker().health(now);
     let mut entry = json!({
         "name": provider.name(),
         "title": provider.title(),
@@ -60,7 +60,7 @@ fn entry(provider: &Provider, has_balance: bool, now: Time) -> Value {
 /// Returns the state of each provider by name, for `/v1/health`.
 pub fn states(providers: &Providers) -> Map<String, Value> {
     let now = Time::now();
-    let state = |provider: &Provider| provider.gate().health(now).state.as_str();
+    let state = |provider: &Provider| provider.breaker().health(now).state.as_str();
     providers
         .iter()
         .map(|provider| (provider.name().to_owned(), state(provider).into()))

@@ -149,7 +149,7 @@ impl WebhookHandler {
             .await
             .map_err(|error| (WebhookOutcome::Unavailable, error.into()))?;
         if outcome != WebhookOutcome::Unmatched {
-            provider.heard();
+            provider.record_webhook();
         }
         Ok(WebhookResult::Processed(outcome))
     }
@@ -287,7 +287,7 @@ fn reject(provider: &Provider, error: &WebhookVerifyError) -> (WebhookOutcome, P
     );
     let detail = error.to_string();
     match error {
-        WebhookVerifyError::Refused(_) | WebhookVerifyError::NotAccepted => (
+        WebhookVerifyError::Signature(_) | WebhookVerifyError::NotAccepted => (
             WebhookOutcome::Unauthorized,
             Problem::new(ErrorCode::InvalidSignature, detail),
         ),

@@ -76,7 +76,7 @@ pub async fn register(
                 max_deadline.as_secs()
             )));
         }
-        None => provider.map_or(max_deadline, |provider| provider.cadence().deadline),
+        None => provider.map_or(max_deadline, |provider| provider.poll_policy().deadline),
     };
     let job = Job::new(
         NewJob {
