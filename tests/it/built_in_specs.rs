@@ -314,15 +314,12 @@ async fn every_scenario_reaches_its_expected_state_and_is_paid_once() {
             .map(move |scenario| async move {
                 let has_progress = std::cell::Cell::new(false);
                 let provider = provider_name(dialect, scenario);
-                let id = match scenario {
+                let mut input = json!({ "scenario": scenario });
+                if scenario == Scenario::Slow {
                     // Long enough to see progress on a busy machine.
-                    Scenario::Slow => {
-                        setup
-                            .submit_with_steps(&provider, model, scenario, 150)
-                            .await
-                    }
-                    _ => setup.submit(&provider, model, scenario).await,
-                };
+                    input["steps"] = json!(150);
+                }
+                let id = setup.submit_with_input(&provider, model, input).await;
                 let is_done = |job: &Value| {
                     let is_in_progress =
                         job["final"] == false && job["progress"].as_f64() > Some(0.0);
