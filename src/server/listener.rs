@@ -117,6 +117,10 @@ struct ServiceContext {
 }
 
 /// Creates the service for streams of the type `T`.
+#[expect(
+    clippy::type_complexity,
+    reason = "a generic return type cannot be a type alias"
+)]
 fn http_service<T>(
     context: ServiceContext,
 ) -> HttpService<
