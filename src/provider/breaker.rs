@@ -49,7 +49,7 @@ struct Inner {
 
 /// Permission to send one request. Occupies a slot until it is dropped.
 ///
-/// A permit that is dropped before [`complete`](Self::complete) counts as a request that was not
+/// A permit that is dropped before completion counts as a request that was not
 /// sent.
 #[derive(Debug)]
 #[must_use = "the slot is released when the permit is dropped"]

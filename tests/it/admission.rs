@@ -183,8 +183,7 @@ async fn platform_sets_dimensions_and_conflicts_are_rejected() {
             .await;
     }
     let unknown = request_body("m-1", json!({ "platform": "vimeo" }));
-    let list =
-        "platform: unknown variant `vimeo`, expected one of `tiktok`, `youtube`, `instagram`";
+    let list = "platform must be one of `tiktok`, `youtube`, `instagram`";
     hub.assert_rejected(&unknown, 400, "invalid_request", list)
         .await;
     let lone = request_body("m-1", json!({ "width": 640 }));
