@@ -1,11 +1,10 @@
-//! What reading a proven webhook costs, provider by provider: from its bytes to the reports in it.
+//! Cost of parsing a verified webhook, by provider: from the raw body to the task reports.
 //!
-//! Invariant: the bodies are those that the tests know the meaning of; each is proven before the clock
-//! runs, and each is news.
+//! The bodies are fixtures of the integration tests. Verification is not measured.
 
 #![expect(
     clippy::unwrap_used,
-    reason = "a bench that can't be set up has nothing to measure"
+    reason = "a benchmark that cannot be set up must fail"
 )]
 
 use std::fs;
@@ -17,7 +16,7 @@ use progress_hub::time::Time;
 use progress_hub_auth::signature::{Key, Request, Scheme};
 use secrecy::SecretString;
 
-/// A spec, and a webhook of its provider's. Runway has none: it is only ever asked.
+/// Built-in specs, each with the fixture of a webhook. Runway sends no webhooks.
 const WEBHOOKS: [(&str, &str); 12] = [
     ("kling", "kling-new-callback-succeeded"),
     ("kling-legacy", "kling-legacy-callback-succeed"),
@@ -34,16 +33,13 @@ const WEBHOOKS: [(&str, &str); 12] = [
 ];
 
 fn providers() -> Providers {
-    let mut settings = vec![(
-        "auth.hs256_secrets".to_owned(),
-        "a secret of at least thirty-two bytes".to_owned(),
-    )];
+    let secret = "a secret of at least thirty-two bytes";
+    let mut settings = vec![("auth.hs256_secrets".to_owned(), secret.to_owned())];
     for (name, _) in WEBHOOKS {
         let key = |key: &str| format!("providers.{name}.{key}");
         settings.push((key("spec"), name.to_owned()));
         settings.push((key("api_key"), "key-1".to_owned()));
     }
-    let secret = "a secret of at least thirty-two bytes";
     settings.push((
         "providers.kling-legacy.secret_key".to_owned(),
         secret.to_owned(),
@@ -74,13 +70,16 @@ fn main() {
             body: &body,
             url: "",
         };
-        let proof = scheme.verify(&request, &keys, now).unwrap();
+        let verified = scheme.verify(&request, &keys, now).unwrap();
         let provider = providers.get(name).unwrap();
-        let heard = provider.parse(&proof, &headers).unwrap();
-        assert!(matches!(heard, WebhookContent::Tasks(_)), "{name}: no news");
+        let content = provider.parse(&verified, &headers).unwrap();
+        assert!(
+            matches!(content, WebhookContent::Tasks(_)),
+            "{name}: no tasks"
+        );
         group.throughput(Throughput::Bytes(body.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
-            bencher.iter(|| provider.parse(&proof, &headers).unwrap());
+            bencher.iter(|| provider.parse(&verified, &headers).unwrap());
         });
     }
     group.finish();

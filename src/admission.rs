@@ -128,7 +128,7 @@ impl AdmissionControl {
             model: Some(request.model.clone()),
             metadata,
             request: Some(request),
-            deadline: provider.cadence().deadline,
+            deadline: provider.poll_policy().deadline,
         };
         let mut job = Job::new(new, now);
         job.internal = Arc::new(InternalState {

@@ -12,8 +12,6 @@ mod connection_state;
 mod shard;
 mod sink;
 mod subscriptions;
-#[cfg(test)]
-mod tests;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -242,3 +240,6 @@ impl Hub {
         *lock_ignoring_poison(self.health.lock())
     }
 }
+
+#[cfg(test)]
+mod tests;

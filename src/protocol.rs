@@ -351,6 +351,23 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// Every reason, by code.
+    pub const ALL: [Self; 13] = [
+        Self::Normal,
+        Self::GoingAway,
+        Self::Protocol,
+        Self::Unsupported,
+        Self::NotUtf8,
+        Self::Restart,
+        Self::Unauthorized,
+        Self::TokenExpired,
+        Self::AuthTimeout,
+        Self::TooManyBadMessages,
+        Self::MessageTooLarge,
+        Self::OverCapacity,
+        Self::NotReading,
+    ];
+
     /// Returns the close code and the stable name of the reason.
     #[must_use]
     pub fn code_and_reason(self) -> (u16, &'static str) {

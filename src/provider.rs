@@ -1,139 +1,121 @@
-//! Providers: what differs between them is data (a spec), what they share is here.
+//! Providers: a provider definition ("spec") combined with the configuration.
 //!
-//! Invariant: a body is parsed only once it is [`Verified`](progress_hub_auth::signature::Verified), a paid request is sent at most once a
-//! call, and an answer that may have been an acceptance is never told as a refusal.
+//! A spec describes the API of one provider as data. The code is shared by all providers. The
+//! modules below do not depend on this one:
+//!
+//! - `spec`: the file format, its expressions, error rules and prices
+//! - `breaker`: circuit breaker and concurrency limit
+//! - `client`: requests to the API, downloads and the balance
+//! - `webhook`: signature verification and parsing
+//!
+//! A webhook is parsed only after its signature was verified. A submission is sent at most once,
+//! and a response that may mean acceptance is never reported as a rejection.
 
-mod balance;
-mod base_url;
 mod breaker;
-mod cancel;
 mod client;
-mod download;
-mod error;
-mod expression;
-mod http;
-mod pricing;
-mod public_ip;
-mod query;
-mod request_spec;
-mod retry_hints;
 mod spec;
-mod submission;
-mod task_mapping;
 mod webhook;
-mod webhook_verifier;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use progress_hub_auth::signature::{Headers, Request, Verified};
+use url::Url;
 
 use crate::config::{Config, ConfigError, ProviderConfig};
+use crate::job::{Job, JobId, StatusReport, VideoRequest};
 use crate::time::Time;
-
-pub use balance::Balance;
-use balance::BalanceCache;
-use base_url::BaseUrl;
-pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
-pub use download::{Body, Download, DownloadError, IncompleteBody, RangeRequest};
-pub use error::{Rejection, RequestError, UnknownOutcome};
-pub use http::{ClientBuildError, Fetcher, HttpClient};
-use pricing::Prices;
+use client::ProviderClient;
+use client::base_url::BaseUrl;
+use client::download::Downloader;
+use spec::pricing::Prices;
 use spec::{Requirement, Spec};
-pub use submission::SubmitOutcome;
-pub use task_mapping::{PayloadError, TaskReport};
-pub use webhook::WebhookContent;
-use webhook_verifier::WebhookVerifier;
-pub use webhook_verifier::WebhookVerifyError;
+use webhook::WebhookVerifier;
 
-/// How and when a provider is asked.
+pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
+pub use client::SubmitOutcome;
+pub use client::balance::Balance;
+pub use client::download::{Body, Download, DownloadError, IncompleteBody, RangeRequest};
+pub use client::error::{Rejection, RequestError, UnknownOutcome};
+pub use client::http::{ClientBuildError, Fetcher, HttpClient};
+pub use spec::task_mapping::TaskReport;
+pub use webhook::{PayloadError, WebhookContent, WebhookVerifyError};
+
+/// When to poll the jobs of a provider.
 #[derive(Clone, Copy, Debug)]
 pub struct PollPolicy {
-    /// Silence after which a job is asked about; none where the provider can't be asked.
+    /// Time without an update after which a job is polled. `None` if the provider cannot be polled.
     pub poll_after: Option<Duration>,
-    /// How often, from then on.
+    /// Interval of further polls.
     pub poll_every: Duration,
-    /// How long after one question a nudge may bring the next; at most `poll_every`.
+    /// Minimum time between a poll and one that was requested early. At most `poll_every`.
     pub cool_down: Duration,
-    /// How long a job may take in all.
+    /// Maximum duration of a job.
     pub deadline: Duration,
 }
 
-/// A configured provider: its spec with the operator's keys and settings.
+/// A configured provider.
 pub struct Provider {
     name: String,
-    spec: Spec,
-    http: HttpClient,
-    base_url: BaseUrl,
-    api_key: String,
-    secret_key: String,
-    webhook_secret: String,
-    webhook_verifier: WebhookVerifier,
+    spec: Arc<Spec>,
+    client: ProviderClient,
+    webhooks: WebhookVerifier,
+    prices: Prices,
     poll_policy: PollPolicy,
     max_concurrent: usize,
-    prices: Prices,
-    gate: Arc<CircuitBreaker>,
-    balance_cache: BalanceCache,
 }
 
-/// All configured providers.
+/// All configured providers, by name.
 pub struct Providers {
     by_name: BTreeMap<String, Arc<Provider>>,
 }
 
 impl Providers {
-    /// Compiles the spec of every configured provider.
+    /// Loads the spec of every configured provider.
     ///
     /// # Errors
-    /// All mistakes at once: unknown specs, mistakes keys, and whatever is wrong in a spec file, each
-    /// by its key.
+    /// Returns all errors, each with its configuration key.
     pub fn load(config: &Config, http: &HttpClient) -> Result<Self, Vec<ConfigError>> {
+        let downloader = Downloader::new(http);
         let mut by_name = BTreeMap::new();
-        let mut mistakes = Vec::new();
+        let mut errors = Vec::new();
         for (name, settings) in &config.providers {
-            match Provider::new(name, settings, http.clone()) {
+            match Provider::new(name, settings, http.clone(), downloader.clone()) {
                 Ok(provider) => {
                     by_name.insert(name.clone(), Arc::new(provider));
                 }
-                Err(found) => {
-                    mistakes.extend(found.into_iter().map(|(key, problem)| ConfigError {
-                        key: format!("providers.{name}.{key}"),
-                        message: problem,
-                    }))
+                Err(provider_errors) => {
+                    errors.extend(provider_errors.into_iter().map(|error| ConfigError {
+                        key: format!("providers.{name}.{}", error.key),
+                        message: error.message,
+                    }));
                 }
             }
         }
-        if mistakes.is_empty() {
+        if errors.is_empty() {
             Ok(Self { by_name })
         } else {
-            Err(mistakes)
+            Err(errors)
         }
     }
 
-    /// The provider of this name.
-    #[must_use]
+    /// Returns the provider with this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Provider>> {
         self.by_name.get(name)
     }
 
-    /// The one that the hub can submit to, where there is no other.
+    /// Returns the provider that accepts submissions, if it is the only one.
     #[must_use]
     pub fn single(&self) -> Option<&Arc<Provider>> {
-        let mut takers = self.iter().filter(|provider| provider.can_submit());
-        takers.next().filter(|_| takers.next().is_none())
+        let mut providers = self.iter().filter(|provider| provider.can_submit());
+        providers.next().filter(|_| providers.next().is_none())
     }
 
-    /// All of them, by name.
+    /// Iterates over all providers in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Provider>> {
         self.by_name.values()
     }
-}
-
-/// What is wrong with a time that is longer than a provider keeps its tasks.
-fn exceeds_retention(retention: Duration) -> String {
-    let seconds = retention.as_secs();
-    format!("must be less than {seconds}s: the provider forgets a task by then")
 }
 
 impl Provider {
@@ -141,128 +123,248 @@ impl Provider {
         name: &str,
         settings: &ProviderConfig,
         http: HttpClient,
-    ) -> Result<Self, Vec<(String, String)>> {
-        let spec = Spec::load(&settings.spec)?;
-        let text = |secret: &Option<SecretString>| {
-            secret
-                .as_ref()
-                .map(|secret| secret.expose_secret().to_owned())
-                .unwrap_or_default()
-        };
-        let home = BaseUrl::new(settings.base_url.as_ref(), spec.base_url.as_deref());
-        let mut mistakes = Vec::new();
-        for requirement in &spec.requires {
-            let (key, is_there) = match requirement {
-                Requirement::ApiKey => ("api_key", settings.api_key.is_some()),
-                Requirement::SecretKey => ("secret_key", settings.secret_key.is_some()),
-                Requirement::WebhookSecrets => {
-                    ("webhook_secrets", !settings.webhook_secrets.is_empty())
-                }
-                Requirement::BaseUrl => ("base_url", !home.as_str().is_empty()),
-            };
-            if !is_there {
-                mistakes.push((
-                    key.to_owned(),
-                    format!("is needed by the spec '{}'", settings.spec),
-                ));
+        downloader: Downloader,
+    ) -> Result<Self, Vec<ConfigError>> {
+        let spec = Spec::load(&settings.spec).map_err(|error| vec![error])?;
+        let spec = Arc::new(spec);
+        let base_url = BaseUrl::new(settings.base_url.as_ref(), spec.base_url.as_deref());
+        let mut errors = setting_errors(&spec, settings, &base_url);
+        let prices = Prices::new(&settings.prices);
+        let webhooks = WebhookVerifier::new(Arc::clone(&spec), settings, &http);
+        let (prices, webhooks) = match (prices, webhooks) {
+            (Ok(prices), Ok(webhooks)) if errors.is_empty() => (prices, webhooks),
+            (prices, webhooks) => {
+                errors.extend(prices.err().into_iter().flatten());
+                errors.extend(webhooks.err().into_iter().flatten());
+                return Err(errors);
             }
-        }
-        let prices = Prices::new(&settings.prices).unwrap_or_else(|problems| {
-            mistakes.extend(problems);
-            Prices::default()
-        });
-        for (key, given) in [
-            ("deadline", settings.deadline),
-            ("poll_after", settings.poll_after),
-            ("poll_every", settings.poll_every),
-        ] {
-            if given.is_some_and(|given| given >= spec.retention) {
-                mistakes.push((key.to_owned(), exceeds_retention(spec.retention)));
-            }
-        }
-        let proof =
-            WebhookVerifier::new(&spec, settings, &http).map_err(|found| mistakes.extend(found));
-        let (Ok(proof), true) = (proof, mistakes.is_empty()) else {
-            return Err(mistakes);
         };
+        let poll_after = settings.poll_after.unwrap_or(spec.poll_after);
         let poll_every = settings.poll_every.unwrap_or(spec.poll_every);
         let cool_down = settings.cool_down.unwrap_or(spec.cool_down);
-        let cadence = PollPolicy {
-            poll_after: spec
-                .poll
-                .as_ref()
-                .map(|_| settings.poll_after.unwrap_or(spec.poll_after)),
-            poll_every,
-            cool_down: cool_down.min(poll_every),
-            deadline: settings.deadline.unwrap_or(spec.deadline),
-        };
         Ok(Self {
             name: name.to_owned(),
-            http,
-            base_url: home,
-            api_key: text(&settings.api_key),
-            secret_key: text(&settings.secret_key),
-            webhook_secret: text(&settings.webhook_secrets.first().cloned()),
-            webhook_verifier: proof,
-            poll_policy: cadence,
+            poll_policy: PollPolicy {
+                poll_after: spec.poll.is_some().then_some(poll_after),
+                poll_every,
+                cool_down: cool_down.min(poll_every),
+                deadline: settings.deadline.unwrap_or(spec.deadline),
+            },
             max_concurrent: settings.max_concurrent.unwrap_or(spec.max_concurrent),
+            client: ProviderClient::new(
+                name,
+                Arc::clone(&spec),
+                base_url,
+                settings,
+                http,
+                downloader,
+            ),
+            webhooks,
             prices,
-            gate: CircuitBreaker::new(name),
-            balance_cache: BalanceCache::default(),
             spec,
         })
     }
 
-    /// Its name in the configuration, in URLs and in documents.
-    #[must_use]
+    /// Returns the name in the configuration, in URLs and in documents.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its name for a person.
-    #[must_use]
+    /// Returns the display name.
     pub fn title(&self) -> &str {
         &self.spec.title
     }
 
-    /// Whether and how fast it may be sent requests.
-    #[must_use]
-    pub fn gate(&self) -> &Arc<CircuitBreaker> {
-        &self.gate
+    /// Returns the circuit breaker of all requests to the provider.
+    pub fn breaker(&self) -> &Arc<CircuitBreaker> {
+        &self.client.breaker
     }
 
-    /// How and when it is asked.
-    #[must_use]
-    pub fn cadence(&self) -> PollPolicy {
+    /// Returns when to poll jobs.
+    pub fn poll_policy(&self) -> PollPolicy {
         self.poll_policy
     }
 
-    /// How long it keeps a task; there is no asking after that.
-    #[must_use]
+    /// Returns how long the provider keeps a finished task.
     pub fn retention(&self) -> Duration {
         self.spec.retention
     }
 
-    /// News of one of its jobs came by webhook.
-    pub fn heard(&self) {
-        self.gate.record_webhook(Time::now());
-    }
-
-    /// Whether its webhooks do arrive, so that silence need not mean that one was lost.
-    #[must_use]
-    pub fn is_heard(&self) -> bool {
-        self.gate.receives_webhooks(Time::now())
-    }
-
-    /// How many jobs it may have at once, from being sent to their end.
-    #[must_use]
+    /// Returns the maximum number of jobs at the provider at the same time.
     pub fn max_concurrent(&self) -> usize {
         self.max_concurrent
     }
 
-    /// Whether the hub can submit to it.
-    #[must_use]
+    /// Returns whether the hub can submit jobs.
     pub fn can_submit(&self) -> bool {
         self.spec.submit.is_some()
     }
+
+    /// Returns the error for a request that the provider is known to reject.
+    pub fn validate_request(&self, request: &VideoRequest) -> Option<&str> {
+        let checks = self.spec.checks.iter();
+        checks.filter_map(|check| check.validate(request)).next()
+    }
+
+    /// Returns the price of a job in `budgets.unit`, or `None` if its model has no price.
+    ///
+    /// # Errors
+    /// Returns an error that begins with the configuration key if the price expression fails.
+    pub fn price(&self, request: &VideoRequest) -> Result<Option<f64>, String> {
+        let price = self.prices.price(request);
+        price.map_err(|error| format!("providers.{}.prices: {error}", self.name))
+    }
+
+    /// Submits a job. The request costs money and is sent at most once.
+    pub async fn submit(
+        &self,
+        permit: Permit,
+        job: &Job,
+        callback_url: Option<&Url>,
+    ) -> SubmitOutcome {
+        self.client.submit(permit, job, callback_url).await
+    }
+
+    /// Returns the maximum number of jobs for one [`query`](Self::query).
+    pub fn max_query_batch(&self) -> usize {
+        self.spec.poll.as_ref().map_or(1, |poll| poll.batch.get())
+    }
+
+    /// Returns whether a job can be polled: by its task id, or by the reference if it has none yet.
+    pub fn can_query(&self, job: &Job) -> bool {
+        let poll = self.spec.poll.as_ref();
+        poll.is_some_and(|poll| job.provider_task_id.is_some() || poll.by_reference)
+    }
+
+    /// Polls up to [`max_query_batch`](Self::max_query_batch) jobs, either all with a task id or
+    /// all without. Jobs that the provider does not know have no report.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`] if there is no usable response.
+    pub async fn query(
+        &self,
+        jobs: &[Arc<Job>],
+    ) -> Result<Vec<(JobId, StatusReport)>, RequestError> {
+        self.client.query(jobs).await
+    }
+
+    /// Returns whether the provider can cancel a job.
+    pub fn can_cancel(&self, job: &Job) -> bool {
+        self.client.can_cancel(job)
+    }
+
+    /// Requests the cancellation of a job. Returns the final state if the response contains it.
+    /// Otherwise the job must be polled, because it can still succeed.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`] if the provider did not accept the request.
+    pub async fn cancel(&self, job: &Job) -> Result<Option<StatusReport>, RequestError> {
+        self.client.cancel(job).await
+    }
+
+    /// Downloads an output of a job from `source`, an absolute URL or one relative to the base URL.
+    ///
+    /// # Errors
+    /// Returns [`DownloadError`] if the download cannot start.
+    pub async fn download(
+        &self,
+        job: &Job,
+        source: &str,
+        range: &RangeRequest,
+    ) -> Result<Download, DownloadError> {
+        self.client.download(job, source, range).await
+    }
+
+    /// Returns the balance of the account when it was last read.
+    pub fn balance(&self) -> Option<Balance> {
+        self.client.balance.last()
+    }
+
+    /// Returns whether the balance is due to be read. If so, the caller must call
+    /// [`read_balance`](Self::read_balance). Other callers get `false` until the next read is due.
+    #[must_use]
+    pub fn claim_balance_read(&self, now: Time) -> bool {
+        self.client.claim_balance_read(now)
+    }
+
+    /// Reads the balance. If it is positive and submissions are blocked for lack of credit, one
+    /// submission is allowed at once.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`] if the balance cannot be read. The last balance is kept.
+    pub async fn read_balance(&self) -> Result<(), RequestError> {
+        self.client.read_balance().await
+    }
+
+    /// Verifies the signature of a webhook and the `accept` condition of the spec.
+    ///
+    /// If the spec needs a secret, none is configured and the provider can be polled, every webhook
+    /// passes as untrusted.
+    ///
+    /// # Errors
+    /// Returns [`WebhookVerifyError`].
+    pub async fn verify<'a>(
+        &self,
+        request: &Request<'a>,
+        now: Time,
+    ) -> Result<Verified<'a>, WebhookVerifyError> {
+        self.webhooks.verify(request, now).await
+    }
+
+    /// Parses a verified webhook. Skips tasks without an id or a status if there are others.
+    ///
+    /// # Errors
+    /// Returns [`PayloadError`] if the body is not a webhook of this provider.
+    pub fn parse(
+        &self,
+        verified: &Verified<'_>,
+        headers: &dyn Headers,
+    ) -> Result<WebhookContent, PayloadError> {
+        webhook::parse(&self.spec, verified, headers)
+    }
+
+    /// Records that a webhook for one of the provider's jobs has arrived.
+    pub fn record_webhook(&self) {
+        self.breaker().record_webhook(Time::now());
+    }
+
+    /// Returns whether webhooks arrive, so that a silent job is probably just running.
+    pub fn receives_webhooks(&self) -> bool {
+        self.breaker().receives_webhooks(Time::now())
+    }
+}
+
+/// Returns the errors of settings that the spec requires or limits.
+fn setting_errors(spec: &Spec, settings: &ProviderConfig, base_url: &BaseUrl) -> Vec<ConfigError> {
+    let missing = spec.requires.iter().filter_map(|requirement| {
+        let (key, is_present) = match requirement {
+            Requirement::ApiKey => ("api_key", settings.api_key.is_some()),
+            Requirement::SecretKey => ("secret_key", settings.secret_key.is_some()),
+            Requirement::WebhookSecrets => {
+                ("webhook_secrets", !settings.webhook_secrets.is_empty())
+            }
+            Requirement::BaseUrl => ("base_url", !base_url.as_str().is_empty()),
+        };
+        (!is_present).then(|| (key, format!("required by the spec '{}'", settings.spec)))
+    });
+    let too_long = [
+        ("deadline", settings.deadline),
+        ("poll_after", settings.poll_after),
+        ("poll_every", settings.poll_every),
+    ]
+    .into_iter()
+    .filter(|(_, value)| value.is_some_and(|value| value >= spec.retention))
+    .map(|(key, _)| {
+        let seconds = spec.retention.as_secs();
+        let message =
+            format!("must be less than {seconds}s, after which the provider deletes tasks");
+        (key, message)
+    });
+    missing
+        .chain(too_long)
+        .map(|(key, message)| ConfigError {
+            key: key.to_owned(),
+            message,
+        })
+        .collect()
 }

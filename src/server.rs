@@ -1,27 +1,19 @@
-//! The server: HTTP goes to the handlers here, WebSockets are taken over raw.
+//! The HTTP and WebSocket server.
 //!
-//! Invariant: [`Server::bind`] does all that can fail; [`Server::run`] ends within the drain time
-//! after it was told to stop. A handler's arguments list exactly what it touches.
+//! [`Server::bind`] does everything that can fail. [`Server::run`] serves until it is stopped, and then
+//! drains within `server.drain`. The arguments of a handler list exactly what it uses.
 
+mod api;
 mod caller;
 mod components;
-mod demo;
 mod drain;
-mod events;
-mod health;
-mod jobs;
+mod error;
 mod listener;
-mod outputs;
-mod problem;
-mod providers;
 mod request;
 mod routes;
 mod socket;
 mod static_files;
-mod tokens;
-mod videos;
-mod webhooks;
-mod workers;
+mod subscribe;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -46,60 +38,59 @@ use crate::tracker::{Tracker, WorkerWakeups};
 use progress_hub_auth::jwt::{Minter, Verifier};
 use progress_hub_auth::signature::CallbackKey;
 
+pub use api::demo::{Demo, DemoScenario};
 use components::Components;
-pub use demo::{Demo, DemoScenario};
 use drain::Drain;
+pub use error::ErrorCode;
 
-/// Between the latest deadline of a job and its being forgotten unfinished.
+/// Time between the latest deadline of an unfinished job and its removal from the store.
 const RETENTION_MARGIN: Duration = Duration::from_secs(600);
 
-/// Why a server can't start.
+/// An error that prevents the server from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The configuration has mistakes that only show when it is used.
-    #[error("the configuration has mistakes")]
+    /// Settings are invalid in a way that shows only when they are used.
+    #[error("invalid configuration")]
     Config(Vec<ConfigError>),
-    /// The store can't be opened.
-    #[error("can't open the store")]
+    /// The store cannot be opened.
+    #[error("failed to open the store")]
     Store(#[from] store::Error),
-    /// The address can't be listened on.
-    #[error("can't listen on {0}")]
+    /// The address cannot be bound.
+    #[error("failed to bind {0}")]
     Listen(SocketAddr, #[source] io::Error),
-    /// The certificate or its key can't be used.
-    #[error("can't use the TLS certificate: {0}")]
+    /// The certificate or its key is invalid.
+    #[error("invalid TLS certificate or key: {0}")]
     Tls(String),
-    /// There is no HTTP client.
+    /// The HTTP client cannot be created.
     #[error(transparent)]
     Client(#[from] crate::provider::ClientBuildError),
 }
 
-/// A hub that listens, and does not answer yet.
+/// A server that has bound its address and does not accept connections yet.
 pub struct Server {
     address: SocketAddr,
     listener: TcpListener,
     tls: Option<rustls::ServerConfig>,
     drain_time: Duration,
     workers: usize,
-    house: Components,
+    components: Components,
 }
 
-/// What a configuration makes, without opening anything: all mistakes at once.
+/// Creates the providers and the token verifier of a configuration. Opens neither the store nor a
+/// connection.
 ///
 /// # Errors
-/// Every mistake that only shows when the configuration is used, each by its key.
+/// All errors that show only when the settings are used, each with its key.
 pub fn validate(
     config: &Config,
     http: &HttpClient,
 ) -> Result<(Providers, Verifier), Vec<ConfigError>> {
     let fetcher = Arc::new(Fetcher::new(http.clone()));
-    let verifier = Verifier::new(&config.auth, fetcher).map_err(|problems| {
-        problems
-            .into_iter()
-            .map(|(key, problem)| ConfigError {
-                key,
-                message: problem,
-            })
-            .collect::<Vec<_>>()
+    let verifier = Verifier::new(&config.auth, fetcher).map_err(|errors| {
+        let errors = errors.into_iter();
+        errors
+            .map(|(key, message)| ConfigError { key, message })
+            .collect()
     });
     let engine = store::Engine::from_url(&config.store.url).map_err(|message| {
         let key = "store.url".to_owned();
@@ -108,17 +99,17 @@ pub fn validate(
     match (Providers::load(config, http), verifier, engine) {
         (Ok(providers), Ok(verifier), Ok(_)) => Ok((providers, verifier)),
         (providers, verifier, engine) => {
-            let mistakes = [providers.err(), verifier.err(), engine.err()];
-            Err(mistakes.into_iter().flatten().flatten().collect())
+            let errors = [providers.err(), verifier.err(), engine.err()];
+            Err(errors.into_iter().flatten().flatten().collect())
         }
     }
 }
 
 impl Server {
-    /// Opens the store, compiles the specs and listens.
+    /// Validates the configuration, opens the store and binds the address.
     ///
     /// # Errors
-    /// [`BindError`]; then nothing is left open.
+    /// [`BindError`]. Everything that was opened is closed again.
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
         let http = HttpClient::new()?;
         let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
@@ -134,31 +125,27 @@ impl Server {
         let hub = Hub::new();
         let retention = Retention {
             terminal: config.store.retain_final,
-            // A job's deadline ends it before it is forgotten.
+            // The deadline ends a job before it is removed.
             active: config.store.retain_active + RETENTION_MARGIN,
         };
         let feed = ChangeFeed::new(&hub);
         let store = store::open(&config.store, retention, feed.listener())?;
-        let stir = WorkerWakeups::default();
+        let wakeups = WorkerWakeups::default();
         let providers = Arc::new(providers);
-        let key = config
-            .callback
-            .secret
-            .as_ref()
-            .and_then(|secret| CallbackKey::new(secret).ok());
+        let secret = config.callback.secret.as_ref();
+        let callback_key = secret.and_then(|secret| CallbackKey::new(secret).ok());
         let public_url = config.server.public_url.clone().or_else(|| {
             demo.as_ref()
                 .and(url::Url::parse(&format!("http://{address}")).ok())
         });
-        let links = Links::new(public_url, key, config.store.retain_final);
-        let tracker = Tracker::new(
+        let links = Links::new(public_url, callback_key, config.store.retain_final);
+        let tracker = Arc::new(Tracker::new(
             Arc::clone(&store),
             Arc::clone(&providers),
             links.clone(),
             Arc::clone(&metrics),
-            stir.clone(),
-        );
-        let tracker = Arc::new(tracker);
+            wakeups.clone(),
+        ));
         let canceller = Arc::new(CancelService {
             store: Arc::clone(&store),
             providers: Arc::clone(&providers),
@@ -166,12 +153,12 @@ impl Server {
             metrics: Arc::clone(&metrics),
         });
         let drain_time = config.server.drain;
-        let house = Components {
+        let components = Components {
             links,
-            guard: Arc::new(AdmissionControl::new(&config, Arc::clone(&metrics))),
+            admission: Arc::new(AdmissionControl::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
-            drain: Arc::new(Drain::new(drain_time)),
+            drain: Arc::new(Drain::new(drain_time, config.server.max_connections)),
             config: Arc::new(config),
             store,
             hub,
@@ -180,73 +167,72 @@ impl Server {
             tracker,
             canceller,
             metrics,
-            stir,
+            wakeups,
             demo,
         };
         let workers = std::thread::available_parallelism().map_or(2, usize::from);
-        let workers = workers.min(hub::MAX_SHARDS);
         Ok(Self {
             address,
             listener,
             tls,
             drain_time,
-            workers,
-            house,
+            workers: workers.min(hub::MAX_SHARDS),
+            components,
         })
     }
 
-    /// Where it listens.
+    /// Returns the address that the server is bound to.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The address as a URL.
+    /// Returns the URL of the server.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
 
-    /// Serves until `stop`, then drains.
+    /// Serves until `stop` is cancelled, then drains.
     ///
     /// # Errors
-    /// The system's, when serving can't go on.
+    /// The system's error if the server cannot continue.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
         let Self {
             listener,
             tls,
             drain_time,
             workers,
-            house,
+            components,
             ..
         } = self;
         let background = TaskTracker::new();
-        let working = CancellationToken::new();
-        house.spawn_background_tasks(&background, &working);
+        let stop_background = CancellationToken::new();
+        components.spawn_background_tasks(&background, &stop_background);
 
-        let server = listener::serve(house.clone(), listener, tls, workers, drain_time)?;
+        let server = listener::serve(&components, listener, tls, workers, drain_time)?;
         let handle = server.handle();
-        let served = tokio::select! {
-            served = server => served,
-            () = drain_and_stop(stop, handle, &house.drain, drain_time) => Ok(()),
+        let result = tokio::select! {
+            result = server => result,
+            () = drain_and_stop(stop, handle, &components.drain, drain_time) => Ok(()),
         };
-        working.cancel();
+        stop_background.cancel();
         background.close();
-        if tokio::time::timeout(drain_time / 10, background.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!("some background work did not end in time; the next start takes it up");
+        let stopped = tokio::time::timeout(drain_time / 10, background.wait()).await;
+        if stopped.is_err() {
+            tracing::warn!(
+                "background tasks still running at shutdown; unfinished work resumes on next start"
+            );
         }
-        house.store.close().await;
-        served
+        components.store.close().await;
+        result
     }
 }
 
-/// Waits for the word to stop, then lets everybody go: readiness is red and sockets take their
-/// leave while the listener still answers; once the last has gone it closes. Ends with whatever is
-/// left open at nine tenths of the time.
+/// Waits for `stop`, then drains: readiness fails and WebSockets close while the listener still accepts
+/// requests. The listener closes after the last WebSocket. After nine tenths of `time`, connections
+/// that are still open are dropped.
 async fn drain_and_stop(
     stop: CancellationToken,
     handle: ServerHandle,
@@ -256,17 +242,16 @@ async fn drain_and_stop(
     stop.cancelled().await;
     tracing::info!("draining");
     drain.start();
+    // Load balancers notice the failing readiness probe.
     tokio::time::sleep(time / 10).await;
-    let until = Instant::now() + time * 8 / 10;
-    let is_over = timeout_at(until, drain.wait_closed()).await.is_ok();
-    let is_closed = match is_over {
-        true => timeout_at(until, handle.stop(true)).await.is_ok(),
-        false => {
-            handle.stop(false).await;
-            false
-        }
+    let end = Instant::now() + time * 8 / 10;
+    let is_stopped = if timeout_at(end, drain.wait_closed()).await.is_ok() {
+        timeout_at(end, handle.stop(true)).await.is_ok()
+    } else {
+        handle.stop(false).await;
+        false
     };
-    if !is_closed {
-        tracing::warn!("some connections did not end in time");
+    if !is_stopped {
+        tracing::warn!("connections still open at end of drain");
     }
 }

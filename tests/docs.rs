@@ -18,6 +18,8 @@ use std::process::{Command, Output};
 use layers::forbidden_imports;
 use markdown::{broken_links, files, headings, read, root, rows};
 use progress_hub::config::Config;
+use progress_hub::protocol::CloseReason;
+use progress_hub::server::ErrorCode;
 use progress_hub::telemetry::{
     AdmissionRejection, CallOutcome, ConnectionKind, ProviderOperation, ProviderState,
     WebhookOutcome,
@@ -139,23 +141,37 @@ fn code(is_selected: impl Fn(&str) -> bool) -> String {
     code
 }
 
-fn error_codes(code: &str) -> BTreeSet<String> {
-    let call =
-        r#"(?:Problem::new|Self::new|unavailable|conflict|\.error)\((?:[^"();]|\(\))*"([a-z_]+)""#;
-    let field = r#"\bcode: "([a-z_]+)""#;
-    let event = r#"\\"code\\":\\"([a-z_]+)\\""#;
-    [call, field, event]
-        .iter()
-        .flat_map(|pattern| captures(pattern, code))
-        .collect()
+/// Returns one text for each error code: the columns of its row in the table of codes.
+fn error_codes() -> BTreeSet<String> {
+    let row = |code: &ErrorCode| {
+        let name = code.as_str();
+        let status = code
+            .status()
+            .map_or("–".to_owned(), |status| status.as_u16().to_string());
+        let websocket = if code.occurs_on_websocket() {
+            "yes"
+        } else {
+            "–"
+        };
+        let retryable = if code.is_retryable() { "yes" } else { "no" };
+        format!("[`{name}`](#{name}) | {status} | {websocket} | {retryable}")
+    };
+    ErrorCode::ALL.iter().map(row).collect()
+}
+
+/// Returns the rows of the tables whose first column matches.
+fn table_rows(docs: &str, first_column: &str) -> BTreeSet<String> {
+    let first_column = Regex::new(first_column).unwrap();
+    let rows = rows(docs).into_iter();
+    let matching = rows.filter(|row| first_column.is_match(&row[0]));
+    matching.map(|row| row.join(" | ")).collect()
 }
 
 #[test]
 fn every_error_code_is_documented() {
-    let codes = error_codes(&code(|path| layers::module(path) == "server"));
     let docs = read(ERRORS);
     assert_eq!(
-        differences(&codes, &column(&docs, 0, r"\[`([a-z_]+)`\]")),
+        differences(&error_codes(), &table_rows(&docs, r"^\[`[a-z_]+`\]")),
         [""; 0]
     );
     let is_code = |title: &String| {
@@ -164,34 +180,44 @@ fn every_error_code_is_documented() {
             .all(|byte| byte == b'_' || byte.is_ascii_lowercase())
     };
     let sections = headings(&docs).into_iter().filter(is_code).collect();
-    assert_eq!(differences(&codes, &sections), [""; 0]);
+    let codes = ErrorCode::ALL.iter().map(|code| code.as_str().to_owned());
+    assert_eq!(differences(&codes.collect(), &sections), [""; 0]);
 }
 
 #[test]
-fn error_codes_are_found_in_every_syntax() {
-    let code = r#"
-        Problem::new(StatusCode::BAD_REQUEST, "code_a", "a detail");
-        self.error(&id, "code_b", &message);
-        ServerMessage::Error { id: &id, code: "code_c", message: "no" }
-        format!("data: {{\"code\":\"code_d\"}}");
-        Self::unavailable(
-            "code_e", "a detail", wait)
-        Problem::invalid("not_a_code");
-    "#;
-    let expected = ["code_a", "code_b", "code_c", "code_d", "code_e"].map(str::to_owned);
-    assert_eq!(error_codes(code), BTreeSet::from(expected));
-    let docs = "| [`code_a`](#code_a) | 400 |\n| [`code_x`](#code_x) | 400 |\n";
-    let documented = column(docs, 0, r"\[`([a-z_]+)`\]");
-    let codes = BTreeSet::from(["code_a".to_owned(), "code_b".to_owned()]);
+fn every_close_code_is_documented() {
+    let codes = CloseReason::ALL.map(|reason| {
+        let (code, name) = reason.code_and_reason();
+        format!("`{code}` | `{name}`")
+    });
+    let documented = table_rows(&read(WEBSOCKET), r"^`\d{4}`$").into_iter();
+    let documented = documented.map(|row| {
+        let (columns, _cause) = row.rsplit_once(" | ").unwrap();
+        columns.to_owned()
+    });
     assert_eq!(
-        differences(&codes, &documented),
-        ["not documented: code_b", "only documented: code_x"]
+        differences(&BTreeSet::from(codes), &documented.collect()),
+        [""; 0]
     );
 }
 
-fn close_code_problems(code: &str, docs: &str) -> Vec<String> {
-    let codes = captures(r#"=> \((\d{4}), ""#, code);
-    differences(&codes, &column(docs, 0, r"^`(\d{4})`$"))
+#[test]
+fn wrong_and_missing_codes_are_found() {
+    let docs = "| [`code_a`](#code_a) | 400 | – | no |\n| [`code_x`](#code_x) | 503 | yes | yes |\n| b |\n";
+    let codes = [
+        "[`code_a`](#code_a) | 400 | – | no",
+        "[`code_x`](#code_x) | 500 | yes | yes",
+    ];
+    assert_eq!(
+        differences(
+            &codes.map(str::to_owned).into(),
+            &table_rows(docs, r"^\[`[a-z_]+`\]")
+        ),
+        [
+            "not documented: [`code_x`](#code_x) | 500 | yes | yes",
+            "only documented: [`code_x`](#code_x) | 503 | yes | yes"
+        ]
+    );
 }
 
 fn route_problems(code: &str, docs: &str) -> Vec<String> {
@@ -218,12 +244,6 @@ fn metric_problems(code: &str, docs: &str) -> Vec<String> {
         Some(format!("{name}: {meaning}"))
     });
     differences(&registered.collect(), &documented.collect())
-}
-
-#[test]
-fn every_close_code_is_documented() {
-    let code = code(|path| path == "src/protocol.rs");
-    assert_eq!(close_code_problems(&code, &read(WEBSOCKET)), [""; 0]);
 }
 
 #[test]
@@ -263,11 +283,6 @@ fn every_label_value_is_documented() {
 
 #[test]
 fn missing_and_removed_names_are_found() {
-    let code = r#"Self::Normal => (1000, "bye"), Self::Restart => (1012, "restart"),"#;
-    assert_eq!(
-        close_code_problems(code, "| `1000` | `bye` |\n| `4000` | `x` |\n"),
-        ["not documented: 1012", "only documented: 4000"]
-    );
     let code = r#"("/v1/jobs/{id}", vec![]), ("/v1/tokens", vec![]), ("/metrics", vec![]),"#;
     assert_eq!(
         route_problems(

@@ -64,7 +64,7 @@ impl BreakerSync {
             let Some(provider) = self.providers.get(&name) else {
                 continue;
             };
-            if let Err(error) = provider.gate().merge_snapshot(&snapshot) {
+            if let Err(error) = provider.breaker().merge_snapshot(&snapshot) {
                 tracing::warn!(provider.name = name, %error, "invalid breaker snapshot from another node");
             }
         }
@@ -75,7 +75,7 @@ impl BreakerSync {
 
 /// Publishes each new snapshot of a provider's circuit breaker.
 async fn publish_loop(store: Arc<dyn SharedState>, provider: Arc<Provider>) {
-    let mut snapshots = provider.gate().memo();
+    let mut snapshots = provider.breaker().snapshots();
     while snapshots.changed().await.is_ok() {
         loop {
             let Some(snapshot) = snapshots.borrow_and_update().clone() else {

@@ -82,11 +82,11 @@ impl Submitter {
         {
             self.refresh_balance(provider, attempts);
             let permits = provider
-                .gate()
+                .breaker()
                 .try_acquire_submits(CLAIM_BATCH, Time::now());
             if permits.is_empty() {
                 // If all permits are in use, the next attempt that ends sends a notification.
-                if let Some(at) = provider.gate().retry_at(Time::now()) {
+                if let Some(at) = provider.breaker().retry_at(Time::now()) {
                     delay = delay.min(at.saturating_duration_since(Time::now()));
                 }
                 continue;
@@ -122,7 +122,7 @@ impl Submitter {
 
     /// Reads the account balance in the background if it is due.
     fn refresh_balance(&self, provider: &Arc<Provider>, tasks: &TaskTracker) {
-        if !provider.is_balance_due(Time::now()) {
+        if !provider.claim_balance_read(Time::now()) {
             return;
         }
         let (submitter, provider) = (self.clone(), Arc::clone(provider));

@@ -201,7 +201,7 @@ fn is_task_not_found(error: &RequestError) -> bool {
 fn success_was_reported(provider: &Provider, job: &Job, now: Time) -> bool {
     job.internal
         .success_reported_at
-        .is_some_and(|at| now.saturating_duration_since(at) >= provider.cadence().poll_every)
+        .is_some_and(|at| now.saturating_duration_since(at) >= provider.poll_policy().poll_every)
 }
 
 /// Returns the report of a success whose outputs are no longer available.

@@ -278,7 +278,7 @@ impl Model {
                 }
             }),
             Step::SetBlocked(c, is_blocked) => {
-                self.with(c, |client| client.sink.is_blocked.set(is_blocked))
+                self.with(c, |client| client.sink.is_blocked.set(is_blocked));
             }
             Step::Drain(c) => self.with(c, |client| client.drain()),
         }

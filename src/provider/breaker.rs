@@ -1,8 +1,8 @@
-//! The gate that every request to a provider passes: so that a provider that is busy, fails or wants
-//! no more is left alone, and everybody can see it.
+//! Circuit breaker and concurrency limit for the requests to one provider.
 //!
-//! Invariant: a request is made with a [`Leave`] only, and what comes of it is told to the gate or is
-//! nothing. The lock is never held across an await; what waits in line is bounded.
+//! Every request needs a [`Permit`] and reports its result through it. Submissions and queries have
+//! separate circuits. The lock is never held across an `await`, and the number of waiters is
+//! bounded.
 
 mod circuit;
 mod state;
@@ -14,19 +14,20 @@ use tokio::sync::{Notify, watch};
 
 use self::circuit::{Admission, PermitToken};
 use self::state::{BreakerState, RequestKind};
+use crate::job::FailureKind;
 use crate::telemetry::ProviderState;
 use crate::time::Time;
 
 pub use self::state::ProviderHealth;
 pub(super) use self::state::RequestResult;
 
-/// Questions that wait in line at most; a further one is not asked now.
+/// Maximum number of queries that wait for a permit. Further ones fail at once.
 const MAX_WAITERS: usize = 1024;
 
-/// How long news by webhook is expected to go on, once some came.
+/// Time for which webhooks are expected to keep arriving after one has arrived.
 const WEBHOOK_LIVENESS_WINDOW: Duration = Duration::from_secs(3600);
 
-/// Whether and how fast a provider may be sent requests.
+/// Decides when requests to a provider may be sent.
 #[derive(Debug)]
 pub struct CircuitBreaker {
     provider: String,
@@ -37,29 +38,31 @@ pub struct CircuitBreaker {
 
 #[derive(Debug, Default)]
 struct Inner {
-    condition: BreakerState,
+    state: BreakerState,
     in_flight_submits: usize,
     in_flight_queries: usize,
     waiters: usize,
-    /// How often it came to each state.
-    turns: [u64; ProviderState::ALL.len()],
-    /// The last webhook that was about a job.
-    heard_at: Option<Time>,
+    /// Number of transitions to each [`ProviderState`].
+    transitions: [u64; ProviderState::ALL.len()],
+    last_webhook_at: Option<Time>,
 }
 
-/// Leave to make one request. Dropped without a word, it told nothing.
+/// Permission to send one request. Occupies a slot until it is dropped.
+///
+/// A permit that is dropped before [`complete`](Self::complete) counts as a request that was not
+/// sent.
 #[derive(Debug)]
-#[must_use = "a place is taken as long as this lives"]
+#[must_use = "the slot is released when the permit is dropped"]
 pub struct Permit {
-    gate: Arc<CircuitBreaker>,
+    breaker: Arc<CircuitBreaker>,
     kind: RequestKind,
-    pass: PermitToken,
-    health: RequestResult,
+    token: PermitToken,
+    result: RequestResult,
 }
 
-/// The provider is not asked now.
+/// The circuit is open, or no permit became available in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("its provider is left alone for now")]
+#[error("circuit open for this provider")]
 pub struct CircuitOpen;
 
 impl CircuitBreaker {
@@ -72,63 +75,57 @@ impl CircuitBreaker {
         })
     }
 
-    /// Leaves for as many submissions as may be made now, `most` at most. Whoever has one need not
-    /// use it.
+    /// Returns permits for up to `max` submissions without waiting. Unused permits may be dropped.
     #[must_use]
-    pub fn try_acquire_submits(self: &Arc<Self>, most: usize, now: Time) -> Vec<Permit> {
-        let one = || match self.admit(RequestKind::Submit, now) {
-            Admission::Allowed(pass) => Some(self.permit(RequestKind::Submit, pass)),
+    pub fn try_acquire_submits(self: &Arc<Self>, max: usize, now: Time) -> Vec<Permit> {
+        let next = || match self.admit(RequestKind::Submit, now) {
+            Admission::Allowed(token) => Some(self.permit(RequestKind::Submit, token)),
             Admission::AtCapacity | Admission::Open(_) => None,
         };
-        std::iter::from_fn(one).take(most).collect()
+        std::iter::from_fn(next).take(max).collect()
     }
 
-    /// When submissions may go on, where there is a moment to wait for.
-    #[must_use]
+    /// Returns when the next submission is allowed, or `None` if the circuit is closed or
+    /// half-open.
     pub fn retry_at(&self, now: Time) -> Option<Time> {
         let inner = self.lock();
-        let closed = inner.condition.circuit(RequestKind::Submit).closed();
-        closed
-            .map(|closed| closed.until)
-            .filter(|until| now < *until)
+        let open = inner.state.circuit(RequestKind::Submit).open_state()?;
+        (now < open.until).then_some(open.until)
     }
 
-    /// Leave for a question, or for whatever else may be repeated, after waiting in line for it.
+    /// Waits up to `max_wait` for a permit for a request that may be repeated.
     ///
     /// # Errors
-    /// [`Held`] when there is none within `patience`, or the line is full.
+    /// Returns [`CircuitOpen`] if no permit becomes available in time, or if too many callers wait.
     pub(super) async fn acquire(
         self: &Arc<Self>,
-        patience: Duration,
+        max_wait: Duration,
     ) -> Result<Permit, CircuitOpen> {
-        let line = WaiterGuard::join(self).ok_or(CircuitOpen)?;
-        let leave = self
-            .wait_for_permit(RequestKind::Query, Time::now() + patience)
-            .await;
-        drop(line);
-        leave
+        let _waiter = WaiterGuard::new(self).ok_or(CircuitOpen)?;
+        self.wait_for_permit(RequestKind::Query, Time::now() + max_wait)
+            .await
     }
 
     async fn wait_for_permit(
         self: &Arc<Self>,
-        errand: RequestKind,
-        end: Time,
+        kind: RequestKind,
+        deadline: Time,
     ) -> Result<Permit, CircuitOpen> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let now = Time::now();
-            let again = match self.admit(errand, now) {
-                Admission::Allowed(pass) => return Ok(self.permit(errand, pass)),
-                Admission::AtCapacity => end,
+            let retry_at = match self.admit(kind, now) {
+                Admission::Allowed(token) => return Ok(self.permit(kind, token)),
+                Admission::AtCapacity => deadline,
                 Admission::Open(until) => until,
             };
-            if now >= end || again > end {
+            if now >= deadline || retry_at > deadline {
                 return Err(CircuitOpen);
             }
-            // Some moments are over a little before the clock says so.
-            let wait = again
+            // Timers can fire slightly before the wall clock reaches the time.
+            let wait = retry_at
                 .saturating_duration_since(now)
                 .max(Duration::from_millis(1));
             tokio::select! {
@@ -138,140 +135,143 @@ impl CircuitBreaker {
         }
     }
 
-    /// How the provider is.
-    #[must_use]
+    /// Returns the current health of the provider.
     pub fn health(&self, now: Time) -> ProviderHealth {
-        self.lock().condition.standing(now)
+        self.lock().state.health(now)
     }
 
-    /// How often it came to this state.
-    #[must_use]
+    /// Returns how often the provider has entered `state`.
     pub fn transitions(&self, state: ProviderState) -> u64 {
-        self.lock().turns[state as usize]
+        self.lock().transitions[state as usize]
     }
 
-    /// Opens it: whatever it was closed for is mended, as somebody says.
+    /// Closes both circuits. For operators who have fixed the cause.
     pub fn reset(&self) {
-        self.update(BreakerState::resume);
+        self.update(BreakerState::reset);
     }
 
-    /// Lets one submission through where they are held back for want of credit: there seems to be
-    /// some.
+    /// Allows one submission at once if submissions are blocked for lack of credit.
     pub(super) fn probe_after_top_up(&self, now: Time) {
-        self.update(|condition| condition.try_credit(now));
+        self.update(|state| state.probe_after_top_up(now));
     }
 
-    /// Since when submissions are held back for want of credit.
+    /// Returns the time since which submissions are blocked for lack of credit.
     pub(super) fn out_of_credit_since(&self) -> Option<Time> {
-        self.lock().condition.is_without_credit()
+        self.lock().state.out_of_credit_since()
     }
 
-    /// What other nodes should know of it, for [`Gate::heed`]; none as long as there is nothing.
-    #[must_use]
-    pub fn memo(&self) -> watch::Receiver<Option<String>> {
+    /// Returns a receiver of snapshots to share with other nodes. Its value is `None` until the
+    /// state first changes.
+    pub fn snapshots(&self) -> watch::Receiver<Option<String>> {
         self.snapshots.subscribe()
     }
 
-    /// Takes over what another node knows better, and tells again what it knows worse.
+    /// Merges a snapshot of another node. Publishes its own again if that is newer.
     ///
     /// # Errors
-    /// When it is no memo of a gate.
-    pub fn merge_snapshot(&self, memo: &str) -> serde_json::Result<()> {
-        let theirs: BreakerState = serde_json::from_str(memo)?;
-        self.update(|condition| condition.merge(&theirs));
+    /// Returns an error if the snapshot is invalid.
+    pub fn merge_snapshot(&self, snapshot: &str) -> serde_json::Result<()> {
+        let remote: BreakerState = serde_json::from_str(snapshot)?;
+        self.update(|state| state.merge(&remote));
         let inner = self.lock();
-        if !inner.condition.is_equivalent(&theirs) {
+        if !inner.state.is_equivalent(&remote) {
             self.publish_snapshot(&inner);
         }
         Ok(())
     }
 
     fn publish_snapshot(&self, inner: &Inner) {
-        match serde_json::to_string(&inner.condition) {
-            Ok(memo) => drop(self.snapshots.send_replace(Some(memo))),
-            Err(error) => tracing::error!(%error, "can't write down how a provider is"),
+        match serde_json::to_string(&inner.state) {
+            Ok(snapshot) => drop(self.snapshots.send_replace(Some(snapshot))),
+            Err(error) => tracing::error!(
+                provider.name = self.provider,
+                %error,
+                "failed to serialize breaker state"
+            ),
         }
     }
 
-    /// A webhook of the provider's was about one of its jobs.
+    /// Records that a webhook for one of the provider's jobs has arrived.
     pub(super) fn record_webhook(&self, now: Time) {
-        self.lock().heard_at = Some(now);
+        self.lock().last_webhook_at = Some(now);
     }
 
-    /// Whether webhooks of the provider's have come of late.
+    /// Returns whether webhooks have arrived within [`WEBHOOK_LIVENESS_WINDOW`].
     pub(super) fn receives_webhooks(&self, now: Time) -> bool {
-        let heard_at = self.lock().heard_at;
-        heard_at.is_some_and(|heard_at| {
-            now.saturating_duration_since(heard_at) < WEBHOOK_LIVENESS_WINDOW
-        })
+        let last = self.lock().last_webhook_at;
+        last.is_some_and(|last| now.saturating_duration_since(last) < WEBHOOK_LIVENESS_WINDOW)
     }
 
-    fn admit(&self, errand: RequestKind, now: Time) -> Admission {
+    fn admit(&self, kind: RequestKind, now: Time) -> Admission {
         let mut inner = self.lock();
-        let under_way = *inner.in_flight(errand);
-        let before = inner.condition.circuit(errand).revision();
-        let admission = inner.condition.admit(errand, under_way, now);
-        if inner.condition.circuit(errand).revision() != before {
+        let in_flight = *inner.in_flight(kind);
+        let before = inner.state.circuit(kind).rank();
+        let admission = inner.state.admit(kind, in_flight, now);
+        if inner.state.circuit(kind).rank() != before {
             self.publish_snapshot(&inner);
         }
         if let Admission::Allowed(_) = admission {
-            *inner.in_flight(errand) += 1;
+            *inner.in_flight(kind) += 1;
         }
         admission
     }
 
-    fn permit(self: &Arc<Self>, errand: RequestKind, pass: PermitToken) -> Permit {
+    fn permit(self: &Arc<Self>, kind: RequestKind, token: PermitToken) -> Permit {
         Permit {
-            gate: Arc::clone(self),
-            kind: errand,
-            pass,
-            health: RequestResult::NotSent,
+            breaker: Arc::clone(self),
+            kind,
+            token,
+            result: RequestResult::NotSent,
         }
     }
 
-    /// Changes the condition, and tells of a new state once.
+    /// Applies a change, publishes the snapshot, logs a transition and wakes the waiters.
     fn update(&self, change: impl FnOnce(&mut BreakerState)) {
         let mut inner = self.lock();
-        // As of the beginning of time, a pause is one until it is ended.
-        let standing = |inner: &Inner| inner.condition.standing(Time::from_millis(0));
-        let (before, known) = (standing(&inner), inner.condition.clone());
-        change(&mut inner.condition);
-        if !inner.condition.is_equivalent(&known) {
+        // At the epoch no rate limit has expired, so a rate limit ends only when the circuit
+        // closes.
+        let health = |state: &BreakerState| state.health(Time::from_millis(0));
+        let previous = inner.state.clone();
+        change(&mut inner.state);
+        if !inner.state.is_equivalent(&previous) {
             self.publish_snapshot(&inner);
         }
-        let after = standing(&inner);
-        let has_turned = (before.state, before.reason) != (after.state, after.reason);
-        if has_turned {
-            inner.turns[after.state as usize] += 1;
+        let (before, after) = (health(&previous), health(&inner.state));
+        let is_transition = (before.state, before.reason) != (after.state, after.reason);
+        if is_transition {
+            inner.transitions[after.state as usize] += 1;
         }
         drop(inner);
-        if has_turned {
+        if is_transition {
             self.log_transition(after);
         }
         self.changed.notify_waiters();
     }
 
-    fn log_transition(&self, standing: ProviderHealth) {
-        let (name, state) = (&self.provider, standing.state.as_str());
-        let until = standing.until.map(tracing::field::display);
-        match standing.state {
+    fn log_transition(&self, health: ProviderHealth) {
+        let name = &self.provider;
+        let retry_at = health.until.map(tracing::field::display);
+        let kind = health.reason.map(FailureKind::as_str);
+        match health.state {
             ProviderState::Available => {
-                tracing::info!(provider.name = name, state, "sending again")
+                tracing::info!(provider.name = name, "circuit closed; requests resume");
             }
             ProviderState::RateLimited => {
-                tracing::info!(provider.name = name, state, until, "left alone for a while");
+                tracing::info!(provider.name = name, retry_at, "circuit open: rate limited");
             }
             ProviderState::Unavailable => {
                 tracing::warn!(
                     provider.name = name,
-                    state,
-                    until,
-                    "left alone until it answers"
+                    retry_at,
+                    "circuit open: provider failing"
                 );
             }
-            ProviderState::Suspended => {
-                tracing::error!(provider.name = name, state, reason = ?standing.reason, until, "nothing is submitted until somebody mends it");
-            }
+            ProviderState::Suspended => tracing::error!(
+                provider.name = name,
+                error.kind = kind,
+                retry_at,
+                "submissions suspended: operator action required"
+            ),
         }
     }
 
@@ -281,8 +281,8 @@ impl CircuitBreaker {
 }
 
 impl Inner {
-    fn in_flight(&mut self, errand: RequestKind) -> &mut usize {
-        match errand {
+    fn in_flight(&mut self, kind: RequestKind) -> &mut usize {
+        match kind {
             RequestKind::Submit => &mut self.in_flight_submits,
             RequestKind::Query => &mut self.in_flight_queries,
         }
@@ -290,51 +290,51 @@ impl Inner {
 }
 
 impl Permit {
-    /// The request was answered, and this is what the answer says of the provider.
-    pub(super) fn complete(mut self, health: RequestResult) {
-        self.health = health;
+    /// Reports the result of the request and releases the slot.
+    pub(super) fn complete(mut self, result: RequestResult) {
+        self.result = result;
     }
 
-    /// This leave, or one for later if the gate has closed since it was given: none when that is
-    /// after `end`.
-    pub async fn revalidate(self, end: Time) -> Option<Self> {
-        let is_good = |leave: &Self| {
-            let inner = leave.gate.lock();
-            inner.condition.circuit(leave.kind).is_current(leave.pass)
+    /// Returns this permit if it is still valid. Otherwise waits for a new one until `deadline` and
+    /// returns `None` if there is none by then.
+    pub async fn revalidate(self, deadline: Time) -> Option<Self> {
+        let is_current = {
+            let inner = self.breaker.lock();
+            inner.state.circuit(self.kind).is_current(self.token)
         };
-        if is_good(&self) {
+        if is_current {
             return Some(self);
         }
-        let (gate, errand) = (Arc::clone(&self.gate), self.kind);
+        let (breaker, kind) = (Arc::clone(&self.breaker), self.kind);
         drop(self);
-        gate.wait_for_permit(errand, end).await.ok()
+        breaker.wait_for_permit(kind, deadline).await.ok()
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let (errand, pass, health) = (self.kind, self.pass, self.health);
         {
-            let mut inner = self.gate.lock();
-            let under_way = inner.in_flight(errand);
-            *under_way = under_way.saturating_sub(1);
+            let mut inner = self.breaker.lock();
+            let in_flight = inner.in_flight(self.kind);
+            *in_flight = in_flight.saturating_sub(1);
         }
-        self.gate
-            .update(|condition| condition.record(errand, pass, health, Time::now()));
+        let (kind, token, result) = (self.kind, self.token, self.result);
+        self.breaker
+            .update(|state| state.record(kind, token, result, Time::now()));
     }
 }
 
-/// A place in the line.
+/// Counts a caller among the waiters until it is dropped.
 struct WaiterGuard<'a>(&'a CircuitBreaker);
 
 impl<'a> WaiterGuard<'a> {
-    fn join(gate: &'a CircuitBreaker) -> Option<Self> {
-        let mut inner = gate.lock();
+    fn new(breaker: &'a CircuitBreaker) -> Option<Self> {
+        let mut inner = breaker.lock();
         if inner.waiters >= MAX_WAITERS {
             return None;
         }
         inner.waiters += 1;
-        Some(Self(gate))
+        Some(Self(breaker))
     }
 }
 

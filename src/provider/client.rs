@@ -1,202 +1,345 @@
-//! How a call of a spec becomes a request, and an answer a value or a refusal.
+//! The client of one provider's API.
 //!
-//! Invariant: every call of a provider's API is made here, from its spec and its job alone, with leave
-//! of its gate, which is told how it went.
+//! Every request needs a permit of the circuit breaker, which learns its result. A submission is
+//! sent at most once, and a response that may mean acceptance is never reported as a rejection.
 
-use std::collections::BTreeMap;
+pub(super) mod balance;
+pub(super) mod base_url;
+pub(super) mod download;
+pub(super) mod error;
+pub(super) mod http;
+mod public_ip;
+mod request;
+mod retry_hints;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use minijinja::Value;
-use serde_json::Value as Json;
+use minijinja::{Value, context};
 use url::Url;
 
-use super::breaker::{Permit, RequestResult};
-use super::expression;
-use super::http::{Method, Request, Response};
-use super::request_spec::RequestSpec;
-use super::submission::SubmitOutcome;
-use super::{Provider, Rejection, RequestError};
-use crate::job::{FailureKind, Job, VideoRequest};
+use self::balance::{Balance, BalanceCache};
+use self::base_url::BaseUrl;
+use self::download::{Download, DownloadError, Downloader, RangeRequest};
+use self::error::{Rejection, RequestError, UnknownOutcome};
+use self::http::{HttpClient, SendError};
+use self::request::{Context, RequestRenderer};
+use super::breaker::{CircuitBreaker, Permit, RequestResult};
+use super::spec::Spec;
+use super::spec::request_spec::{Method, RequestSpec};
+use super::spec::value::{items, number};
+use crate::config::ProviderConfig;
+use crate::job::{FailureKind, Job, JobId, Status, StatusReport};
 use crate::time::Time;
 
-/// How long a call may wait for its turn.
+/// Maximum time that a request waits for a permit.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An answer that is missing is a failure like any other.
-const UNANSWERED: RequestResult = RequestResult::Failure(FailureKind::Technical, None);
+/// Result of a submission attempt.
+#[derive(Clone, Debug)]
+pub enum SubmitOutcome {
+    /// The provider accepted the job. The report contains the `task_id`.
+    Accepted(Box<StatusReport>),
+    /// The provider did not accept the job.
+    Rejected(Rejection),
+    /// The provider may have accepted the job.
+    Unknown(UnknownOutcome),
+}
 
-impl Provider {
-    /// Sends a job that has not been sent before: a paid request, made at most once.
-    pub async fn submit(
+/// Sends requests to one provider.
+pub(super) struct ProviderClient {
+    provider: String,
+    spec: Arc<Spec>,
+    requests: RequestRenderer,
+    http: HttpClient,
+    downloader: Downloader,
+    pub(super) breaker: Arc<CircuitBreaker>,
+    pub(super) balance: BalanceCache,
+}
+
+impl ProviderClient {
+    pub(super) fn new(
+        provider: &str,
+        spec: Arc<Spec>,
+        base_url: BaseUrl,
+        settings: &ProviderConfig,
+        http: HttpClient,
+        downloader: Downloader,
+    ) -> Self {
+        Self {
+            provider: provider.to_owned(),
+            requests: RequestRenderer::new(Arc::clone(&spec), base_url, settings),
+            spec,
+            http,
+            downloader,
+            breaker: CircuitBreaker::new(provider),
+            balance: BalanceCache::default(),
+        }
+    }
+
+    /// Submits a job and reports the result to the circuit breaker.
+    pub(super) async fn submit(
         &self,
-        leave: Permit,
+        permit: Permit,
         job: &Job,
         callback_url: Option<&Url>,
     ) -> SubmitOutcome {
-        self.balance_cache.mark_used(Time::now());
-        let sent = self.send(job, callback_url).await;
-        leave.complete(match &sent {
+        self.balance.mark_used(Time::now());
+        let outcome = self.send_submission(job, callback_url).await;
+        permit.complete(match &outcome {
             SubmitOutcome::Accepted(_) => RequestResult::Success,
-            SubmitOutcome::Rejected(refused) => refused.breaker_result(),
-            SubmitOutcome::Unknown(_) => UNANSWERED,
+            SubmitOutcome::Rejected(rejection) => rejection.breaker_result(),
+            SubmitOutcome::Unknown(_) => RequestResult::Failure(FailureKind::Technical, None),
         });
-        sent
+        outcome
     }
 
-    /// Makes a call that may be repeated, when it is its turn; what its answer says, once the
-    /// provider agreed.
-    pub(super) async fn call(
-        &self,
-        call: &RequestSpec,
-        otherwise: Method,
-        context: &BTreeMap<String, Json>,
-    ) -> Result<Value, RequestError> {
-        let (_, payload) = self.send_checked(call, otherwise, context).await?;
-        Ok(payload)
-    }
-
-    /// The same with the HTTP status, for calls whose answers say it by that alone.
-    pub(super) async fn send_checked(
-        &self,
-        call: &RequestSpec,
-        otherwise: Method,
-        context: &BTreeMap<String, Json>,
-    ) -> Result<(u16, Value), RequestError> {
-        let leave = self.gate.acquire(PERMIT_TIMEOUT).await?;
-        self.balance_cache.mark_used(Time::now());
-        let answer = self.execute(call, otherwise, context).await;
-        leave.complete(match &answer {
-            Ok(_) => RequestResult::Success,
-            Err(RequestError::Rejected(refused)) => refused.breaker_result(),
-            Err(RequestError::NoResponse(_)) => UNANSWERED,
-            Err(RequestError::InvalidSpec(_) | RequestError::CircuitOpen(_)) => {
-                RequestResult::NotSent
+    async fn send_submission(&self, job: &Job, callback_url: Option<&Url>) -> SubmitOutcome {
+        let unknown = |cause: String| SubmitOutcome::Unknown(UnknownOutcome(cause));
+        let (Some(spec), Some(_)) = (&self.spec.submit, &job.internal.request) else {
+            return SubmitOutcome::Rejected(Rejection::unsupported(
+                "this provider does not accept submissions from the hub",
+            ));
+        };
+        let mut context = self.requests.job_context(job);
+        context.insert(
+            "callback_url".to_owned(),
+            callback_url.map(Url::as_str).into(),
+        );
+        let request = match self.requests.render(spec, Method::Post, &context) {
+            Ok(request) => request,
+            Err(error) => return SubmitOutcome::Rejected(Rejection::unsupported(error)),
+        };
+        let response = match self.http.send_once(request).await {
+            Ok(response) => response,
+            Err(SendError::NotSent(cause)) => {
+                return SubmitOutcome::Rejected(Rejection::technical(cause));
             }
-        });
-        answer
+            Err(SendError::OutcomeUnknown(cause)) => return unknown(cause),
+        };
+        let payload = response.json();
+        match Rejection::from_response(&self.spec, &response, &payload) {
+            Some(rejection) if rejection.is_definitive => SubmitOutcome::Rejected(rejection),
+            Some(rejection) => unknown(rejection.failure.message),
+            None => match self.accepted_task(spec, &payload, &context) {
+                Some(report) => SubmitOutcome::Accepted(Box::new(report)),
+                None => unknown("response to the submission has no task id".to_owned()),
+            },
+        }
     }
 
-    /// The same for a call beside the way: how it ends says nothing of how jobs would fare.
-    pub(super) async fn send_uncounted(
+    /// Reads the task from the response to a submission. A final status is ignored: only a webhook
+    /// or a poll ends a job.
+    fn accepted_task(
         &self,
-        call: &RequestSpec,
-        context: &BTreeMap<String, Json>,
-    ) -> Result<Value, RequestError> {
-        let leave = self.gate.acquire(PERMIT_TIMEOUT).await?;
-        let answer = self.execute(call, Method::Get, context).await;
-        drop(leave);
-        answer.map(|(_, payload)| payload)
+        spec: &RequestSpec,
+        payload: &Value,
+        context: &Context,
+    ) -> Option<StatusReport> {
+        let task = self.spec.read_task(&spec.items.evaluate(payload))?;
+        let names = context! { payload, ..Value::from_serialize(context) };
+        let handle = spec
+            .handle
+            .as_ref()
+            .map(|handle| handle.evaluate_in(&names));
+        let status = task.report.status.filter(|status| !status.is_final());
+        Some(StatusReport {
+            task_id: Some(task.task_id?),
+            status: Some(status.unwrap_or(Status::Queued)),
+            handle: serde_json::to_value(handle).unwrap_or_default(),
+            ..task.report
+        })
+    }
+
+    /// Polls several jobs. Jobs that the response does not contain have no report.
+    pub(super) async fn query(
+        &self,
+        jobs: &[Arc<Job>],
+    ) -> Result<Vec<(JobId, StatusReport)>, RequestError> {
+        let (Some(poll), Some(first)) = (&self.spec.poll, jobs.first()) else {
+            return Ok(Vec::new());
+        };
+        let task_ids = jobs
+            .iter()
+            .filter_map(|job| job.provider_task_id.as_deref());
+        let references = jobs.iter().map(|job| job.id.as_str());
+        let mut context = self.requests.job_context(first);
+        context.insert("tasks".to_owned(), task_ids.collect());
+        context.insert("references".to_owned(), references.collect());
+        let (_, payload) = self.call(poll, Method::Get, &context).await?;
+        let mut reports = Vec::new();
+        for item in items(&poll.items.evaluate(&payload)) {
+            let Some(task) = self.spec.read_task(&item) else {
+                continue;
+            };
+            let Some(job) = jobs.iter().find(|job| task.matches_job(job)) else {
+                continue;
+            };
+            match self.fetch_result(job, &item, task.report).await {
+                Ok(report) => {
+                    let report = StatusReport {
+                        task_id: task.task_id,
+                        is_authoritative: true,
+                        ..report
+                    };
+                    reports.push((job.id.clone(), report));
+                }
+                Err(error) => tracing::warn!(
+                    provider.name = self.provider,
+                    job.id = %job.id,
+                    %error,
+                    "failed to fetch task result"
+                ),
+            }
+        }
+        Ok(reports)
+    }
+
+    /// Fetches the outputs of a succeeded task whose poll response has none.
+    ///
+    /// A rejection about the task becomes its failure. If the result no longer exists, the job
+    /// succeeds without outputs.
+    async fn fetch_result(
+        &self,
+        job: &Job,
+        task: &Value,
+        report: StatusReport,
+    ) -> Result<StatusReport, RequestError> {
+        let lacks_outputs = report.status == Some(Status::Succeeded) && report.outputs.is_empty();
+        let Some(spec) = self.spec.result.as_ref().filter(|_| lacks_outputs) else {
+            return Ok(report);
+        };
+        let mut context = self.requests.job_context(job);
+        let task_json = serde_json::to_value(task).unwrap_or_default();
+        context.insert("task".to_owned(), task_json);
+        if !spec.applies_to(&Value::from_serialize(&context)) {
+            return Ok(report);
+        }
+        match self.call(spec, Method::Get, &context).await {
+            Ok((_, payload)) => {
+                let result = spec.items.evaluate_in(&context! { payload, task });
+                let result = self.spec.read_task(&result);
+                let missing = "result.item: has no task id";
+                result
+                    .map(|result| result.report)
+                    .ok_or_else(|| RequestError::InvalidSpec(missing.to_owned()))
+            }
+            Err(RequestError::Rejected(rejection)) if rejection.is_task_not_found() => Ok(report),
+            Err(RequestError::Rejected(rejection)) if rejection.is_about_task() => {
+                Ok(StatusReport::failed(rejection.failure))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns whether the provider can cancel a job.
+    pub(super) fn can_cancel(&self, job: &Job) -> bool {
+        let context = || Value::from_serialize(self.requests.job_context(job));
+        let spec = self.spec.cancel.as_ref();
+        spec.is_some_and(|spec| spec.applies_to(&context()))
+    }
+
+    /// Cancels a job. Returns the final state if the response contains it.
+    pub(super) async fn cancel(&self, job: &Job) -> Result<Option<StatusReport>, RequestError> {
+        let Some(spec) = &self.spec.cancel else {
+            return Err(RequestError::Rejected(Rejection::unsupported(
+                "this provider cannot cancel jobs",
+            )));
+        };
+        let context = self.requests.job_context(job);
+        let (http, payload) = self.call(spec, Method::Post, &context).await?;
+        let task_id = job.provider_task_id.as_deref();
+        let task = spec.items.evaluate_in(&context! { payload, http, task_id });
+        let task = self.spec.read_task(&task).filter(|task| {
+            task.matches_job(job) && task.report.status.is_some_and(Status::is_final)
+        });
+        Ok(task.map(|task| StatusReport {
+            task_id: task.task_id,
+            ..task.report
+        }))
+    }
+
+    /// Downloads an output.
+    pub(super) async fn download(
+        &self,
+        job: &Job,
+        source: &str,
+        range: &RangeRequest,
+    ) -> Result<Download, DownloadError> {
+        let base_url = &self.requests.base_url;
+        let source = base_url.resolve(source);
+        let source = source.ok_or(DownloadError::UrlNotAllowed("invalid URL"))?;
+        let headers = self.requests.auth_headers(job);
+        let headers = headers.map_err(DownloadError::Failed)?;
+        self.downloader
+            .fetch(base_url.url(), source, &headers, range)
+            .await
+    }
+
+    /// Returns whether the caller should read the balance now.
+    pub(super) fn claim_balance_read(&self, now: Time) -> bool {
+        let out_of_credit_since = self.breaker.out_of_credit_since();
+        self.spec.balance.is_some() && self.balance.claim_read(out_of_credit_since, now)
+    }
+
+    /// Reads the balance. The result does not count for the circuit breaker, because it does not
+    /// show whether jobs can be submitted.
+    pub(super) async fn read_balance(&self) -> Result<(), RequestError> {
+        let Some(spec) = &self.spec.balance else {
+            return Ok(());
+        };
+        let context = self.requests.base_context();
+        let permit = self.breaker.acquire(PERMIT_TIMEOUT).await?;
+        let response = self.execute(&spec.request, Method::Get, &context).await;
+        drop(permit);
+        let (_, payload) = response?;
+        let amount = number(&spec.amount.evaluate(&payload))
+            .ok_or_else(|| RequestError::InvalidSpec("balance.amount: not a number".to_owned()))?;
+        let unit = spec.unit.as_ref();
+        let unit = unit.and_then(|unit| unit.render(&context! { payload }).ok());
+        let at = Time::now();
+        self.balance.set(Balance {
+            amount,
+            unit: unit.map(|unit| unit.to_lowercase()),
+            at,
+        });
+        if amount > 0.0 {
+            self.breaker.probe_after_top_up(at);
+        }
+        Ok(())
+    }
+
+    /// Sends a request that may be repeated when a permit is available, and reports the result to
+    /// the circuit breaker. Returns the status and the body of a success.
+    async fn call(
+        &self,
+        spec: &RequestSpec,
+        default_method: Method,
+        context: &Context,
+    ) -> Result<(u16, Value), RequestError> {
+        let permit = self.breaker.acquire(PERMIT_TIMEOUT).await?;
+        self.balance.mark_used(Time::now());
+        let response = self.execute(spec, default_method, context).await;
+        permit.complete(match &response {
+            Ok(_) => RequestResult::Success,
+            Err(error) => error.breaker_result(),
+        });
+        response
     }
 
     async fn execute(
         &self,
-        call: &RequestSpec,
-        otherwise: Method,
-        context: &BTreeMap<String, Json>,
+        spec: &RequestSpec,
+        default_method: Method,
+        context: &Context,
     ) -> Result<(u16, Value), RequestError> {
-        let request = self
-            .request(call, otherwise, context)
-            .map_err(RequestError::InvalidSpec)?;
-        let answer = self
-            .http
-            .send(request)
-            .await
-            .map_err(|failed| RequestError::NoResponse(failed.to_string()))?;
-        let payload = answer.json();
-        match self.rejection(&answer, &payload) {
-            Some(refused) => Err(RequestError::Rejected(refused)),
-            None => Ok((answer.status, payload)),
+        let request = self.requests.render(spec, default_method, context);
+        let request = request.map_err(RequestError::InvalidSpec)?;
+        let response = self.http.send(request).await?;
+        let payload = response.json();
+        match Rejection::from_response(&self.spec, &response, &payload) {
+            Some(rejection) => Err(RequestError::Rejected(rejection)),
+            None => Ok((response.status, payload)),
         }
-    }
-
-    /// What a call that is about no job knows.
-    pub(super) fn base_context(&self) -> BTreeMap<String, Json> {
-        BTreeMap::from([
-            (
-                "now".to_owned(),
-                Time::now().millis().div_euclid(1000).into(),
-            ),
-            ("base_url".to_owned(), self.base_url.as_str().into()),
-            ("api_key".to_owned(), self.api_key.as_str().into()),
-            ("secret_key".to_owned(), self.secret_key.as_str().into()),
-            (
-                "webhook_secret".to_owned(),
-                self.webhook_secret.as_str().into(),
-            ),
-        ])
-    }
-
-    /// What templates and bodies of calls about this job know.
-    pub(super) fn context(&self, job: &Job) -> BTreeMap<String, Json> {
-        let asked_for = job.internal.request.as_ref();
-        let parameters = asked_for
-            .map(VideoRequest::template_params)
-            .unwrap_or_default();
-        let parameters = parameters
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value));
-        let model = job.model.clone().map_or(Json::Null, Json::from);
-        let mut context = self.base_context();
-        context.extend([
-            ("model".to_owned(), model),
-            ("reference".to_owned(), job.id.as_str().into()),
-            (
-                "task_id".to_owned(),
-                job.provider_task_id.clone().map_or(Json::Null, Json::from),
-            ),
-            ("handle".to_owned(), job.internal.handle.clone()),
-        ]);
-        context.extend(parameters);
-        context
-    }
-
-    pub(super) fn request(
-        &self,
-        call: &RequestSpec,
-        otherwise: Method,
-        context: &BTreeMap<String, Json>,
-    ) -> Result<Request, String> {
-        let context = Value::from_serialize(context);
-        let url = call
-            .url
-            .render(&context)
-            .map_err(|error| format!("url: {error}"))?;
-        let url = self.base_url.resolve(&url).ok_or("url: is none")?;
-        if !call.url.names_its_host() && !self.base_url.is_same_origin(&url) {
-            return Err("url: is not one of the provider's own".to_owned());
-        }
-        let mut headers = Vec::new();
-        for (name, template) in self.spec.headers.iter().chain(&call.headers) {
-            let value = template
-                .render(&context)
-                .map_err(|error| format!("headers.{name}: {error}"))?;
-            headers.push((name.clone(), value));
-        }
-        let body = match &call.body {
-            Some(body) => Some(
-                body.json(&context)
-                    .map_err(|error| format!("body: {error}"))?,
-            ),
-            None => None,
-        };
-        Ok(Request {
-            method: call.method.unwrap_or(otherwise),
-            url,
-            headers,
-            body: body.map(expression::without_nulls),
-        })
-    }
-
-    /// What is wrong with an answer, if anything is.
-    pub(super) fn rejection(&self, answer: &Response, payload: &Value) -> Option<Rejection> {
-        if self.spec.answer.is_ok(answer, payload) {
-            return None;
-        }
-        Some(
-            self.spec
-                .read
-                .rules
-                .refusal(answer, &self.spec.answer, payload),
-        )
     }
 }

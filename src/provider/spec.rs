@@ -1,23 +1,33 @@
-//! A provider's spec file: what it says, and how it is found and read.
+//! Provider definitions ("specs"): the file format, the built-in files and how they are loaded.
 //!
-//! Invariant: every template and expression in a loaded spec compiles; a mistake names its key.
+//! Every template and expression of a loaded spec compiles. Errors name the key or the line.
+
+pub(super) mod error_rules;
+pub(super) mod expression;
+mod filters;
+pub(super) mod pricing;
+pub(super) mod request_spec;
+pub(super) mod task_mapping;
+pub(super) mod value;
+pub(super) mod webhook_spec;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use minijinja::Value;
+use progress_hub_auth::signature::Schemes;
 use serde::Deserialize;
 
-use super::balance;
-use super::error::{ErrorRule, ResponseSpec};
-use super::expression::Template;
-use super::pricing::Check;
-use super::request_spec::RequestSpec;
-use super::task_mapping::TaskMapping;
-use super::webhook::Webhook;
-use progress_hub_auth::signature::Schemes;
+use self::error_rules::{ErrorRules, ResponseSpec};
+use self::expression::Template;
+use self::pricing::RequestCheck;
+use self::request_spec::{BalanceSpec, RequestSpec};
+use self::task_mapping::{TaskMapping, TaskReport};
+use self::webhook_spec::WebhookSpec;
+use crate::config::ConfigError;
 
-/// The specs that come with the hub.
+/// Built-in specs, by name.
 const BUILT_IN: [(&str, &str); 13] = [
     ("kling", include_str!("specs/kling.toml")),
     ("kling-legacy", include_str!("specs/kling-legacy.toml")),
@@ -34,7 +44,7 @@ const BUILT_IN: [(&str, &str); 13] = [
     ("generic", include_str!("specs/generic.toml")),
 ];
 
-/// A setting that a spec can't do without.
+/// A setting that the configuration must contain for a spec.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Requirement {
@@ -44,16 +54,16 @@ pub(super) enum Requirement {
     BaseUrl,
 }
 
-/// One provider's ways, as a spec file tells them.
+/// A provider definition.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Spec {
-    /// Its name for a person.
+    /// Display name.
     pub(super) title: String,
     pub(super) base_url: Option<String>,
     #[serde(default)]
     pub(super) requires: Vec<Requirement>,
-    /// Sent with every call.
+    /// Sent with every request.
     #[serde(default)]
     pub(super) headers: BTreeMap<String, Template>,
     pub(super) signature: Schemes,
@@ -61,18 +71,18 @@ pub(super) struct Spec {
     pub(super) answer: ResponseSpec,
     pub(super) submit: Option<RequestSpec>,
     pub(super) poll: Option<RequestSpec>,
-    /// What a task has brought, where its own answer does not say.
+    /// Fetches the outputs of a succeeded task if the poll response does not contain them.
     pub(super) result: Option<RequestSpec>,
     pub(super) cancel: Option<RequestSpec>,
-    pub(super) balance: Option<balance::BalanceSpec>,
+    pub(super) balance: Option<BalanceSpec>,
     #[serde(default)]
-    pub(super) webhook: Webhook,
-    /// What the provider is known to refuse; the first that holds is told.
+    pub(super) webhook: WebhookSpec,
+    /// Requests that the provider is known to reject. The first that matches is reported.
     #[serde(default)]
-    pub(super) checks: Vec<Check>,
-    pub(super) read: TaskMapping,
-    #[serde(default, rename = "errors")]
-    rules: Vec<ErrorRule>,
+    pub(super) checks: Vec<RequestCheck>,
+    read: TaskMapping,
+    #[serde(default)]
+    pub(super) errors: ErrorRules,
     #[serde(default = "seconds::<60>", with = "humantime_serde")]
     pub(super) poll_after: Duration,
     #[serde(default = "seconds::<15>", with = "humantime_serde")]
@@ -84,7 +94,7 @@ pub(super) struct Spec {
     /// How long the provider keeps a finished task.
     #[serde(default = "seconds::<86400>", with = "humantime_serde")]
     pub(super) retention: Duration,
-    #[serde(default = "five")]
+    #[serde(default = "default_max_concurrent")]
     pub(super) max_concurrent: usize,
 }
 
@@ -92,59 +102,59 @@ fn seconds<const N: u64>() -> Duration {
     Duration::from_secs(N)
 }
 
-fn five() -> usize {
+fn default_max_concurrent() -> usize {
     5
 }
 
 impl Spec {
-    /// Finds a built-in spec by its name, or reads one from a file.
+    /// Loads a built-in spec by name, or a spec from a file.
     ///
     /// # Errors
-    /// What is wrong, by key: `spec` when there is none, else where in the file.
-    pub(super) fn load(name: &str) -> Result<Self, Vec<(String, String)>> {
+    /// Returns an error for the key `spec` if there is no such spec or if it is invalid.
+    pub(super) fn load(name: &str) -> Result<Self, ConfigError> {
+        let error = |message| ConfigError {
+            key: "spec".to_owned(),
+            message,
+        };
         let built_in = BUILT_IN.iter().find(|(known, _)| *known == name);
         let text = match built_in {
             Some((_, text)) => (*text).to_owned(),
-            None if is_path(name) => std::fs::read_to_string(name).map_err(|error| {
-                vec![("spec".to_owned(), format!("can't read '{name}': {error}"))]
-            })?,
+            None if is_path(name) => std::fs::read_to_string(name)
+                .map_err(|cause| error(format!("failed to read '{name}': {cause}")))?,
             None => {
-                let known: Vec<&str> = BUILT_IN.iter().map(|(known, _)| *known).collect();
-                let problem = format!(
-                    "no built-in spec is called '{name}' (there are {}), and it is no path of a file",
-                    known.join(", ")
-                );
-                return Err(vec![("spec".to_owned(), problem)]);
+                return Err(error(format!(
+                    "'{name}' is neither a built-in spec ({}) nor the path of a file",
+                    BUILT_IN.map(|(known, _)| known).join(", ")
+                )));
             }
         };
-        Self::read(&text)
-            .map_err(|problem| vec![("spec".to_owned(), format!("'{name}': {problem}"))])
+        Self::parse(&text).map_err(|message| error(format!("'{name}': {message}")))
     }
 
-    fn read(text: &str) -> Result<Self, String> {
-        let mut spec: Self =
+    fn parse(text: &str) -> Result<Self, String> {
+        let spec: Self =
             toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
-        for (key, time) in [
+        for (key, duration) in [
             ("deadline", spec.deadline),
             ("poll_after", spec.poll_after),
             ("poll_every", spec.poll_every),
         ] {
-            if time >= spec.retention {
-                return Err(format!(
-                    "{key}: must be shorter than the provider's retention"
-                ));
+            if duration >= spec.retention {
+                return Err(format!("{key}: must be less than `retention`"));
             }
         }
-        spec.read.rules.rules = std::mem::take(&mut spec.rules);
         Ok(spec)
+    }
+
+    /// Reads a task. Returns `None` if it has neither a task id nor a reference.
+    pub(super) fn read_task(&self, task: &Value) -> Option<TaskReport> {
+        self.read.read(task, &self.errors)
     }
 }
 
 fn is_path(name: &str) -> bool {
-    name.contains('/')
-        || Path::new(name)
-            .extension()
-            .is_some_and(|extension| extension == "toml")
+    let extension = Path::new(name).extension();
+    name.contains('/') || extension.is_some_and(|extension| extension == "toml")
 }
 
 #[cfg(test)]
@@ -154,36 +164,32 @@ mod tests {
     #[test]
     fn built_in_specs_load() {
         for (name, _) in BUILT_IN {
-            assert!(
-                Spec::load(name).is_ok(),
-                "{name}: {:?}",
-                Spec::load(name).err()
-            );
+            let error = Spec::load(name).err();
+            assert!(error.is_none(), "{name}: {error:?}");
         }
     }
 
     #[test]
     fn spec_errors_report_key_or_line() {
-        let wrong = include_str!("specs/kling.toml").replace("payload.external_id", "payload.");
-        let problem = Spec::read(&wrong).err().unwrap();
+        let parse_error = |text: &str| Spec::parse(text).err().unwrap();
+        let kling = include_str!("specs/kling.toml");
+        let error = parse_error(&kling.replace("payload.external_id", "payload."));
         assert!(
-            problem.contains("reference") && problem.contains("line"),
-            "{problem}"
+            error.contains("reference") && error.contains("line"),
+            "{error}"
         );
 
-        let unknown = include_str!("specs/generic.toml").replace("title =", "titel =");
-        let problem = Spec::read(&unknown).err().unwrap();
-        assert!(problem.contains("titel"), "{problem}");
+        let generic = include_str!("specs/generic.toml");
+        let error = parse_error(&generic.replace("title =", "titel ="));
+        assert!(error.contains("titel"), "{error}");
 
         for line in ["batch = 50", "item = \"payload.data\""] {
-            let with_more = format!("{line}\ntypo = 1");
-            let unknown = include_str!("specs/kling.toml").replace(line, &with_more);
-            let problem = Spec::read(&unknown).err().unwrap();
-            assert!(problem.contains("typo"), "{problem}");
+            let error = parse_error(&kling.replace(line, &format!("{line}\ntypo = 1")));
+            assert!(error.contains("typo"), "{error}");
         }
 
-        let problem = Spec::load("klign").err().unwrap();
-        assert_eq!(problem[0].0, "spec");
-        assert!(problem[0].1.contains("kling, kling-legacy"), "{problem:?}");
+        let error = Spec::load("klign").err().unwrap();
+        assert_eq!(error.key, "spec");
+        assert!(error.message.contains("kling, kling-legacy"), "{error:?}");
     }
 }

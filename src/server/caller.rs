@@ -1,16 +1,17 @@
-//! Who calls: a handler that takes a [`Caller`] is one that only proven callers reach.
+//! Authentication of HTTP requests.
 
 use std::ops::Deref;
 
 use actix_web::dev::Payload;
-use actix_web::http::header;
+use actix_web::http::header::{self, HeaderMap};
 use actix_web::{FromRequest, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
 
-use super::problem::Problem;
+use super::error::{ErrorCode, Problem};
 use progress_hub_auth::jwt::{Principal, TokenError, Verifier};
 
-/// A caller whose bearer token is good.
+/// The authenticated caller. A handler with this argument runs only for requests with a valid bearer
+/// token.
 pub struct Caller(Principal);
 
 impl Deref for Caller {
@@ -26,19 +27,29 @@ impl FromRequest for Caller {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let verifier = request.app_data::<web::Data<Verifier>>().cloned();
-        let token = bearer(request.headers().get(header::AUTHORIZATION)).map(str::to_owned);
+        let token = bearer_token(request.headers()).map(|token| token.map(str::to_owned));
         Box::pin(async move {
             let verifier = verifier.ok_or(TokenError::Missing)?;
-            let token = token.ok_or(TokenError::Missing)?;
+            let token = token?.ok_or(TokenError::Missing)?;
             Ok(Self(verifier.verify(&token).await?))
         })
     }
 }
 
-/// The token of an `Authorization: Bearer …` header.
-pub fn bearer(header: Option<&header::HeaderValue>) -> Option<&str> {
-    let (scheme, token) = header?.to_str().ok()?.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case("bearer")
-        .then_some(token.trim())
+/// Returns the token of an `Authorization: Bearer …` header, or `None` if there is no such header.
+///
+/// # Errors
+/// `unauthorized` if the header has another form.
+pub fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return Ok(None);
+    };
+    let credentials = value.to_str().ok().and_then(|text| text.split_once(' '));
+    match credentials {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(token.trim())),
+        Some(_) | None => Err(Problem::new(
+            ErrorCode::Unauthorized,
+            "Authorization header must start with 'Bearer '",
+        )),
+    }
 }

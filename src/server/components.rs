@@ -1,11 +1,11 @@
-//! Everything that handlers and background work touch, wired together once.
+//! The components of a running hub.
 
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::demo::Demo;
+use super::api::demo::Demo;
 use super::drain::Drain;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
@@ -23,7 +23,7 @@ use crate::telemetry::Metrics;
 use crate::tracker::{Tracker, WorkerWakeups};
 use progress_hub_auth::jwt::{Minter, Verifier};
 
-/// Everything that handlers and background work touch; each takes what it needs.
+/// The components that handlers and background tasks share.
 #[derive(Clone)]
 pub struct Components {
     pub config: Arc<Config>,
@@ -32,19 +32,19 @@ pub struct Components {
     pub feed: Arc<ChangeFeed>,
     pub providers: Arc<Providers>,
     pub tracker: Arc<Tracker>,
-    pub guard: Arc<AdmissionControl>,
+    pub admission: Arc<AdmissionControl>,
     pub canceller: Arc<CancelService>,
     pub verifier: Arc<Verifier>,
     pub minter: Arc<Option<Minter>>,
     pub links: Links,
     pub metrics: Arc<Metrics>,
     pub drain: Arc<Drain>,
-    pub stir: WorkerWakeups,
+    pub wakeups: WorkerWakeups,
     pub demo: Option<Demo>,
 }
 
 impl Components {
-    /// Sets the background work going.
+    /// Spawns the background tasks, which run until `stop`.
     pub fn spawn_background_tasks(&self, background: &TaskTracker, stop: &CancellationToken) {
         let submitter = Submitter {
             store: self.store.clone(),
@@ -52,37 +52,37 @@ impl Components {
             tracker: Arc::clone(&self.tracker),
             links: self.links.clone(),
             metrics: Arc::clone(&self.metrics),
-            wakeups: self.stir.clone(),
+            wakeups: self.wakeups.clone(),
         };
         let watchdog = Watchdog {
-            store: Arc::clone(&self.store),
+            store: self.store.clone(),
             providers: Arc::clone(&self.providers),
             tracker: Arc::clone(&self.tracker),
             metrics: Arc::clone(&self.metrics),
-            wakeups: self.stir.clone(),
+            wakeups: self.wakeups.clone(),
         };
-        background.spawn(submitter.run(stop.clone()));
-        background.spawn(watchdog.run(stop.clone()));
-        let fleet = BreakerSync {
+        let breaker_sync = BreakerSync {
             store: self.store.clone(),
             providers: Arc::clone(&self.providers),
             feed: Arc::clone(&self.feed),
-            wakeups: self.stir.clone(),
+            wakeups: self.wakeups.clone(),
         };
-        background.spawn(fleet.run(stop.clone()));
-        let feed = Arc::clone(&self.feed);
-        let (store, tracker) = (Arc::clone(&self.store), Arc::clone(&self.tracker));
-        background.spawn(feed.run(store, tracker, stop.clone()));
+        let feed =
+            Arc::clone(&self.feed).run(self.store.clone(), Arc::clone(&self.tracker), stop.clone());
+        background.spawn(submitter.run(stop.clone()));
+        background.spawn(watchdog.run(stop.clone()));
+        background.spawn(breaker_sync.run(stop.clone()));
+        background.spawn(feed);
     }
 
-    /// What sockets touch of it.
+    /// Returns the components that WebSockets use.
     pub fn socket_context(&self) -> Arc<SocketContext> {
         Arc::new(SocketContext {
             server: self.config.server.clone(),
             settings: self.config.socket.clone(),
             verifier: Arc::clone(&self.verifier),
             hub: Arc::clone(&self.hub),
-            store: Arc::clone(&self.store),
+            store: self.store.clone(),
             canceller: Arc::clone(&self.canceller),
             drain: Arc::clone(&self.drain),
             metrics: Arc::clone(&self.metrics),

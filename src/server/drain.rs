@@ -1,92 +1,90 @@
-//! Going away in good order.
+//! Graceful shutdown of this node.
 //!
-//! Invariant: draining begins once and never ends; whoever holds a connection open asks here when
-//! to let go, and gets a moment of its own, so that clients do not come back all at once.
+//! Draining starts once and never stops. Each WebSocket closes at a random time within a window, so
+//! that clients do not reconnect all at once.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::time::random_jitter;
 
-/// Between two farewells on average, while the drain time allows.
+/// Average time between two closed WebSockets, if the drain time allows it.
 const CLOSE_INTERVAL_PER_SOCKET: Duration = Duration::from_millis(1);
 
-/// What a client is told to wait at least: the hub that follows has to start.
+/// Minimum time before a client reconnects; the next process needs it to start.
 const MIN_RETRY_AFTER: Duration = Duration::from_millis(300);
 
-/// Whether this node is going away.
+/// The drain state of this node, and the WebSockets that are open.
 pub struct Drain {
     started: CancellationToken,
-    sockets: AtomicUsize,
+    sockets: Arc<Semaphore>,
+    max_sockets: usize,
     tasks: TaskTracker,
-    longest: Duration,
+    max_close_window: Duration,
 }
 
 impl Drain {
-    /// A node that stays, until [`Drain::begin`]; then sockets let go within half of `time`.
-    pub fn new(time: Duration) -> Self {
+    /// Creates the state for at most `max_sockets` open WebSockets, which close within half of `time`.
+    pub fn new(time: Duration, max_sockets: usize) -> Self {
+        let max_sockets = max_sockets.min(Semaphore::MAX_PERMITS);
         Self {
             started: CancellationToken::new(),
-            sockets: AtomicUsize::new(0),
+            sockets: Arc::new(Semaphore::new(max_sockets)),
+            max_sockets,
             tasks: TaskTracker::new(),
-            longest: time / 2,
+            max_close_window: time / 2,
         }
     }
 
-    /// From now on this node is going away.
+    /// Starts draining.
     pub fn start(&self) {
         self.started.cancel();
     }
 
-    /// Whether it is.
+    /// Returns whether draining has started.
     pub fn is_draining(&self) -> bool {
         self.started.is_cancelled()
     }
 
-    /// Waits until it is.
-    pub async fn begun(&self) {
+    /// Waits until draining has started.
+    pub async fn started(&self) {
         self.started.cancelled().await;
     }
 
-    /// Has a socket's task run on this thread, to be waited for by [`Drain::is_over`].
+    /// Spawns the task of a WebSocket on this thread. [`Drain::wait_closed`] waits for it.
     pub fn track(&self, socket: impl Future<Output = ()> + 'static) {
         self.tasks.spawn_local(socket);
     }
 
-    /// Waits until the last socket has gone; to be said once no more are let in.
+    /// Waits until all WebSockets are closed. To be called when no new ones are accepted.
     pub async fn wait_closed(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Counts a socket in, unless there are `most` already.
-    pub fn try_acquire(&self, most: usize) -> bool {
-        let more = |count: usize| (count < most).then_some(count + 1);
-        self.sockets
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .is_ok()
+    /// Returns a permit for an open WebSocket, or `None` if the maximum is open.
+    pub fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.sockets).try_acquire_owned().ok()
     }
 
-    /// Counts a socket out.
-    pub fn release(&self) {
-        self.sockets.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// How long the farewells take in all.
+    /// Returns the time in which all open WebSockets close.
     fn close_window(&self) -> Duration {
-        let sockets = u32::try_from(self.sockets.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-        (CLOSE_INTERVAL_PER_SOCKET.saturating_mul(sockets)).min(self.longest)
+        let open = self.max_sockets - self.sockets.available_permits();
+        let open = u32::try_from(open).unwrap_or(u32::MAX);
+        (CLOSE_INTERVAL_PER_SOCKET.saturating_mul(open)).min(self.max_close_window)
     }
 
-    /// When this socket is to let go, from now.
+    /// Returns the random time after which a WebSocket closes.
     pub fn close_delay(&self) -> Duration {
         random_jitter(self.close_window(), 0.0..1.0)
     }
 
-    /// When its client is to come back, from then: a second, and longer the more there are.
+    /// Returns the random time after which a client should reconnect: about one second, or longer with
+    /// many open WebSockets.
     pub fn retry_after(&self) -> Duration {
         let range = self.close_window().max(Duration::from_secs(1));
         MIN_RETRY_AFTER + random_jitter(range, 0.0..1.0)

@@ -1,44 +1,45 @@
-//! Which resources there are, and who answers for them.
+//! The routes, and the data that their handlers use.
 
 use std::time::Instant;
 
 use actix_cors::Cors;
-use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 
-use super::components::Components;
-use super::health::StartedAt;
-use super::problem::Problem;
-use super::{
-    demo, events, health, jobs, outputs, providers, static_files, tokens, videos, webhooks, workers,
+use super::api::health::StartedAt;
+use super::api::{
+    demo, events, health, jobs, outputs, providers, tokens, videos, webhooks, workers,
 };
+use super::components::Components;
+use super::error::{ErrorCode, Problem};
+use super::static_files;
 use crate::config::ServerConfig;
 use crate::store::Store;
 
-/// The resources of a house that began to serve at `begun`, each with what it touches.
+/// Registers every resource, and the components as application data. `started_at` is the start time of
+/// the node.
 pub fn configure(
-    house: &Components,
-    begun: Instant,
+    components: &Components,
+    started_at: Instant,
 ) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
-    let house = house.clone();
+    let components = components.clone();
     move |app| {
-        app.app_data(web::Data::<dyn Store>::from(house.store))
-            .app_data(web::Data::from(house.hub))
-            .app_data(web::Data::from(house.providers))
-            .app_data(web::Data::from(house.tracker))
-            .app_data(web::Data::from(house.guard))
-            .app_data(web::Data::from(house.canceller))
-            .app_data(web::Data::from(house.verifier))
-            .app_data(web::Data::from(house.minter))
-            .app_data(web::Data::from(house.metrics))
-            .app_data(web::Data::from(house.drain))
-            .app_data(web::Data::new(house.links))
-            .app_data(web::Data::new(house.stir))
-            .app_data(web::Data::new(StartedAt(begun)))
-            .app_data(web::Data::new(house.config.server.clone()))
-            .app_data(web::Data::new(house.config.store.clone()))
-            .app_data(web::Data::new(house.config.socket.clone()))
-            .app_data(web::Data::new(house.config.defaults.clone()))
+        app.app_data(web::Data::<dyn Store>::from(components.store))
+            .app_data(web::Data::from(components.hub))
+            .app_data(web::Data::from(components.providers))
+            .app_data(web::Data::from(components.tracker))
+            .app_data(web::Data::from(components.admission))
+            .app_data(web::Data::from(components.canceller))
+            .app_data(web::Data::from(components.verifier))
+            .app_data(web::Data::from(components.minter))
+            .app_data(web::Data::from(components.metrics))
+            .app_data(web::Data::from(components.drain))
+            .app_data(web::Data::new(components.links))
+            .app_data(web::Data::new(components.wakeups))
+            .app_data(web::Data::new(StartedAt(started_at)))
+            .app_data(web::Data::new(components.config.server.clone()))
+            .app_data(web::Data::new(components.config.store.clone()))
+            .app_data(web::Data::new(components.config.socket.clone()))
+            .app_data(web::Data::new(components.config.defaults.clone()))
             .app_data(
                 web::QueryConfig::default()
                     .error_handler(|error, _| Problem::invalid(error.to_string()).into()),
@@ -99,7 +100,7 @@ pub fn configure(
             }
             app.service(resource);
         }
-        if let Some(demo) = house.demo {
+        if let Some(demo) = components.demo {
             app.app_data(web::Data::new(demo))
                 .route("/demo/session", web::get().to(demo::session));
         }
@@ -107,27 +108,19 @@ pub fn configure(
     }
 }
 
-/// A resource that is there, asked for in a way that it does not have.
+/// Response of an existing resource to another method.
 async fn method_not_allowed() -> Result<HttpResponse, Problem> {
-    let detail = "this resource does not have that method";
-    Err(Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        detail,
-    ))
+    let detail = "this resource does not support the method";
+    Err(Problem::new(ErrorCode::MethodNotAllowed, detail))
 }
 
-/// `GET /v1/ws` by somebody who does not ask for an upgrade.
+/// `GET /v1/ws` without an upgrade.
 async fn upgrade_required() -> Result<HttpResponse, Problem> {
-    let detail = "this is a WebSocket; ask for an upgrade";
-    Err(Problem::new(
-        StatusCode::UPGRADE_REQUIRED,
-        "upgrade_required",
-        detail,
-    ))
+    let detail = "this resource is a WebSocket; send an upgrade request";
+    Err(Problem::new(ErrorCode::UpgradeRequired, detail))
 }
 
-/// Pages of the allowed origins may call the API, with tokens and without cookies.
+/// Returns the CORS policy: pages of the allowed origins may call the API with tokens, without cookies.
 pub fn cors(server: &ServerConfig) -> Cors {
     let mut cors = Cors::default()
         .allow_any_method()

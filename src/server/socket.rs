@@ -1,28 +1,27 @@
-//! `GET /v1/ws`: from a raw upgrade to a connection's task.
+//! `GET /v1/ws`: the WebSocket upgrade.
 //!
-//! Invariant: nobody is upgraded who is not welcome: the path, the origin and a token that comes
-//! with the request are judged while there is still an HTTP answer to give.
+//! The path, the origin and a token in the request are checked before the upgrade, while the server can
+//! still answer with a problem.
 
 mod connection;
 mod inbound;
-mod messages;
+mod session;
 mod transport;
 
 use std::sync::Arc;
 
-use actix_codec::Framed;
+use actix_codec::{AsyncRead, AsyncWrite, Framed};
 use actix_http::body::BodySize;
 use actix_http::{HttpMessage, Request, Response, h1, ws};
+use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
-use actix_web::http::{Method, StatusCode};
 use actix_web::web::BytesMut;
 use futures_util::SinkExt;
-use tokio::io::{AsyncRead, AsyncWrite};
 use url::Url;
 
-use super::caller::bearer;
+use super::caller::bearer_token;
 use super::drain::Drain;
-use super::problem::{PROBLEM_JSON, Problem};
+use super::error::{ErrorCode, PROBLEM_JSON, Problem};
 use crate::cancellation::CancelService;
 use crate::config::{ServerConfig, SocketConfig};
 use crate::hub::Hub;
@@ -31,119 +30,107 @@ use crate::store::Store;
 use crate::telemetry::Metrics;
 use progress_hub_auth::jwt::{Principal, Verifier};
 
-/// A subprotocol that carries a token: a browser can set no headers.
+/// Prefix of a subprotocol that carries a token, because a browser cannot set headers.
 const BEARER_PROTOCOL: &str = "bearer.";
 
-/// What sockets touch; one for all of them.
+/// The components that all WebSockets share.
 pub struct SocketContext {
-    /// Where they listen and how many there may be.
+    /// Allowed origins and the public URL.
     pub server: ServerConfig,
-    /// How they behave.
+    /// Timeouts and limits of a connection.
     pub settings: SocketConfig,
-    /// Who they are.
+    /// Verifies tokens.
     pub verifier: Arc<Verifier>,
-    /// What they hear of.
+    /// Delivers job documents.
     pub hub: Arc<Hub>,
-    /// Where they read from.
+    /// Reads job documents.
     pub store: Arc<dyn Store>,
-    /// How they cancel.
+    /// Cancels jobs.
     pub canceller: Arc<CancelService>,
-    /// When they have to go.
+    /// Limits the number of WebSockets, and closes them when the node drains.
     pub drain: Arc<Drain>,
-    /// What is counted.
+    /// Counts connections and deliveries.
     pub metrics: Arc<Metrics>,
 }
 
-/// How a request wants to be upgraded.
-struct UpgradeDecision {
-    principal: Option<Principal>,
-    protocol: Option<&'static str>,
-}
-
-/// Takes over a request that asks for an upgrade. What it becomes is a task of its own, so that an
-/// idle connection keeps nothing of how it came to be; the drain waits for it.
-pub async fn serve<T>(sockets: Arc<SocketContext>, request: Request, framed: Framed<T, h1::Codec>)
+/// Handles a request for an upgrade. The connection runs in a task of its own, so that an idle
+/// connection does not keep the memory of its HTTP request.
+pub async fn serve<T>(context: Arc<SocketContext>, request: Request, framed: Framed<T, h1::Codec>)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    if let Some(upgraded) = upgrade(&sockets, request, framed).await {
-        let drain = Arc::clone(&sockets.drain);
-        drain.track(connection::open(sockets, upgraded));
+    if let Some(upgraded) = upgrade(&context, request, framed).await {
+        let drain = Arc::clone(&context.drain);
+        drain.track(connection::open(context, upgraded));
     }
 }
 
-/// A stream that speaks WebSocket from here on.
+/// A stream after the upgrade.
 struct Upgraded<T> {
     io: T,
-    /// What came in the same segment as the request.
+    /// Bytes that the client sent directly after the request.
     initial_bytes: BytesMut,
     principal: Option<Principal>,
 }
 
-/// Answers the request; `None` where that was all.
+/// Sends the response. Returns `None` if the upgrade was rejected or the client disconnected.
 async fn upgrade<T>(
-    sockets: &SocketContext,
+    context: &SocketContext,
     request: Request,
     mut framed: Framed<T, h1::Codec>,
 ) -> Option<Upgraded<T>>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let admission = match authorize_upgrade(sockets, &request).await {
-        Ok(admission) => admission,
+    let decision = match authorize_upgrade(context, &request).await {
+        Ok(decision) => decision,
         Err(problem) => {
             reject_upgrade(&mut framed, &problem).await;
             return None;
         }
     };
     let mut response = ws::handshake_response(request.head());
-    if let Some(protocol) = admission.protocol {
+    if let Some(protocol) = decision.protocol {
         response.insert_header((header::SEC_WEBSOCKET_PROTOCOL, protocol));
     }
     let response = response.finish().drop_body();
     let head = h1::Message::Item((response, BodySize::None));
     framed.send(head).await.ok()?;
     let parts = framed.into_parts();
-    // A copy of what is there, for the buffer itself is as large as a request may be.
-    let begun = BytesMut::from(&parts.read_buf[..]);
-    let principal = admission.principal;
     Some(Upgraded {
         io: parts.io,
-        initial_bytes: begun,
-        principal,
+        // A copy, because the original buffer has the capacity for a whole request.
+        initial_bytes: BytesMut::from(&parts.read_buf[..]),
+        principal: decision.principal,
     })
 }
 
+/// The accepted form of an upgrade.
+struct UpgradeDecision {
+    principal: Option<Principal>,
+    protocol: Option<&'static str>,
+}
+
 async fn authorize_upgrade(
-    sockets: &SocketContext,
+    context: &SocketContext,
     request: &Request,
 ) -> Result<UpgradeDecision, Problem> {
     if request.path() != "/v1/ws" {
         return Err(Problem::not_found("resource"));
     }
     if request.method() != Method::GET {
-        return Err(Problem::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            "upgrade with GET",
-        ));
+        let detail = "a WebSocket upgrade requires GET";
+        return Err(Problem::new(ErrorCode::MethodNotAllowed, detail));
     }
     ws::verify_handshake(request.head()).map_err(|error| Problem::invalid(error.to_string()))?;
     let headers = request.headers();
-    if !is_origin_allowed(headers, &sockets.server) {
-        let detail = "this origin may not open sockets here; see server.allowed_origins";
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "origin_refused",
-            detail,
-        ));
+    if !is_origin_allowed(headers, &context.server) {
+        let detail = "pages of this origin may not connect; add it to server.allowed_origins";
+        return Err(Problem::new(ErrorCode::OriginRefused, detail));
     }
-    if sockets.drain.is_draining() {
-        return Err(Problem::unavailable(
-            "draining",
-            "this node is going away",
-            sockets.drain.retry_after(),
-        ));
+    if context.drain.is_draining() {
+        let problem = Problem::new(ErrorCode::Draining, "this node is shutting down");
+        return Err(problem.with_retry_after(context.drain.retry_after()));
     }
     let offered: Vec<&str> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -151,26 +138,22 @@ async fn authorize_upgrade(
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .collect();
-    let by_protocol = offered
-        .iter()
-        .find_map(|offer| offer.strip_prefix(BEARER_PROTOCOL));
-    let token = match headers.get(header::AUTHORIZATION) {
-        Some(value) => Some(bearer(Some(value)).unwrap_or_default()),
-        None => by_protocol,
-    };
+    let token = bearer_token(headers)?.or_else(|| {
+        let mut offered = offered.iter();
+        offered.find_map(|protocol| protocol.strip_prefix(BEARER_PROTOCOL))
+    });
     let principal = match token {
-        Some(token) => Some(sockets.verifier.verify(token).await?),
+        Some(token) => Some(context.verifier.verify(token).await?),
         None => None,
     };
-    let protocol = offered.contains(&SUBPROTOCOL).then_some(SUBPROTOCOL);
     Ok(UpgradeDecision {
         principal,
-        protocol,
+        protocol: offered.contains(&SUBPROTOCOL).then_some(SUBPROTOCOL),
     })
 }
 
-/// A browser says where its page is from: one of the allowed origins, or this host where none are
-/// named. Anybody else says nothing, and brings a token.
+/// Returns whether pages of the request's origin may connect: those of `server.allowed_origins` or, if
+/// that is empty, those of this host. Clients other than browsers send no origin and may connect.
 fn is_origin_allowed(headers: &HeaderMap, server: &ServerConfig) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return true;
@@ -178,59 +161,50 @@ fn is_origin_allowed(headers: &HeaderMap, server: &ServerConfig) -> bool {
     let Ok(origin) = origin.to_str() else {
         return false;
     };
-    if server
-        .allowed_origins
-        .iter()
-        .any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin))
-    {
-        return true;
-    }
     if !server.allowed_origins.is_empty() {
-        return false;
+        let mut allowed = server.allowed_origins.iter();
+        return allowed.any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin));
     }
-    let Ok(origin) = Url::parse(origin) else {
-        return false;
-    };
-    let authority = |url: &Url| {
-        let port = url
-            .port()
-            .map(|port| format!(":{port}"))
-            .unwrap_or_default();
-        url.host_str().map(|host| format!("{host}{port}"))
-    };
-    let Some(its) = authority(&origin) else {
+    let Some(authority) = Url::parse(origin).ok().as_ref().and_then(authority_of) else {
         return false;
     };
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok());
-    let is_same_host = host.is_some_and(|host| host.eq_ignore_ascii_case(&its));
-    is_same_host
-        || server
-            .public_url
-            .as_ref()
-            .and_then(authority)
-            .is_some_and(|ours| ours.eq_ignore_ascii_case(&its))
+    let public_authority = server.public_url.as_ref().and_then(authority_of);
+    [host, public_authority.as_deref()]
+        .into_iter()
+        .flatten()
+        .any(|own| own.eq_ignore_ascii_case(&authority))
 }
 
-/// Answers with a problem instead of an upgrade. Should the client be gone, nobody misses it.
+/// Returns the host of a URL, with the port if it is not the default one.
+fn authority_of(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    match url.port() {
+        Some(port) => Some(format!("{host}:{port}")),
+        None => Some(host.to_owned()),
+    }
+}
+
+/// Sends a problem instead of the upgrade.
 async fn reject_upgrade<T>(framed: &mut Framed<T, h1::Codec>, problem: &Problem)
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let mut response = Response::build(problem.status());
-    for (name, value) in problem.headers() {
-        response.insert_header((name, value));
+    for header in problem.headers() {
+        response.insert_header(header);
     }
     response.insert_header((header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON)));
     response.force_close();
     let body = problem.body();
-    let head = h1::Message::Item((
+    let head = (
         response.finish().drop_body(),
         BodySize::Sized(body.len() as u64),
-    ));
+    );
     for message in [
-        head,
+        h1::Message::Item(head),
         h1::Message::Chunk(Some(body.into())),
         h1::Message::Chunk(None),
     ] {
@@ -239,6 +213,6 @@ where
         }
     }
     if let Err(error) = framed.close().await {
-        tracing::debug!(%error, "the client went before it was refused");
+        tracing::debug!(%error, "client disconnected before rejection was sent");
     }
 }

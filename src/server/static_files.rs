@@ -1,22 +1,20 @@
-//! The page and the browser client, from within the binary.
+//! The page and the browser client, which are embedded in the binary.
 
-use std::fmt::Write;
-
-use actix_web::http::{Method, StatusCode, header};
+use actix_web::http::{Method, header};
 use actix_web::{HttpRequest, HttpResponse};
 use rust_embed::{EmbeddedFile, RustEmbed};
 
-use super::problem::Problem;
+use super::error::Problem;
 
 #[derive(RustEmbed)]
 #[folder = "static/"]
 struct Files;
 
-/// The page loads nothing from elsewhere, except the results it shows.
-const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; media-src * blob:; img-src * data:; \
+/// Policy of the page: it loads media from other hosts, and everything else from the hub.
+const CONTENT_POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; media-src * blob:; img-src * data:; \
                       base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
-/// A file of `static/` by its path; `/` is the page.
+/// Returns a file of `static/` by its path. `/` is the page.
 pub async fn file(request: HttpRequest) -> Result<HttpResponse, Problem> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Problem::not_found("resource"));
@@ -26,46 +24,40 @@ pub async fn file(request: HttpRequest) -> Result<HttpResponse, Problem> {
         path => path,
     };
     let file = Files::get(path).ok_or_else(|| Problem::not_found("resource"))?;
-    let etag = tag(&file);
-    let known = request
-        .headers()
-        .get(header::IF_NONE_MATCH)
-        .is_some_and(|known| known.as_bytes() == etag.as_bytes());
-    let mut answer = HttpResponse::build(if known {
-        StatusCode::NOT_MODIFIED
+    let etag = etag(&file);
+    let if_none_match = request.headers().get(header::IF_NONE_MATCH);
+    let is_unchanged = if_none_match.is_some_and(|known| known.as_bytes() == etag.as_bytes());
+    let mut response = if is_unchanged {
+        HttpResponse::NotModified()
     } else {
-        StatusCode::OK
-    });
-    answer
+        HttpResponse::Ok()
+    };
+    response
         .insert_header((header::ETAG, etag))
         .insert_header((header::CACHE_CONTROL, "no-cache"))
         .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
     match path {
         "index.html" => {
-            answer
-                .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
+            response
+                .insert_header((header::CONTENT_SECURITY_POLICY, CONTENT_POLICY))
                 .insert_header((header::REFERRER_POLICY, "no-referrer"));
         }
-        // Apps on other origins import the client from here.
+        // Pages of other origins import the client from here.
         "progress-hub.js" => {
-            answer.insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"));
+            response.insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"));
         }
         _ => {}
     }
-    if known {
-        return Ok(answer.finish());
+    if is_unchanged {
+        return Ok(response.finish());
     }
-    Ok(answer
+    Ok(response
         .content_type(file.metadata.mimetype())
         .body(file.data))
 }
 
-fn tag(file: &EmbeddedFile) -> String {
-    let mut tag = String::from("\"");
-    for byte in &file.metadata.sha256_hash()[..8] {
-        // Writing to a string can't fail.
-        let _ = write!(tag, "{byte:02x}");
-    }
-    tag.push('"');
-    tag
+fn etag(file: &EmbeddedFile) -> String {
+    let hash = file.metadata.sha256_hash();
+    let prefix: [u8; 8] = std::array::from_fn(|index| hash[index]);
+    format!("\"{:016x}\"", u64::from_be_bytes(prefix))
 }

@@ -132,7 +132,7 @@ impl Tracker {
             SubmissionState::Unknown | SubmissionState::Done => {
                 let cool_down = self
                     .provider_of(job)
-                    .map_or(Duration::ZERO, |provider| provider.cadence().cool_down);
+                    .map_or(Duration::ZERO, |provider| provider.poll_policy().cool_down);
                 self.store
                     .schedule_poll(&job.id, Time::now(), cool_down)
                     .await?;

@@ -18,10 +18,11 @@ pub(super) fn schedule_for(provider: Option<&Provider>, job: &Job, now: Time) ->
     if job.is_final() {
         return Schedule::default();
     }
-    let poll_interval =
-        provider.map_or(SUBMISSION_TIMEOUT, |provider| provider.cadence().poll_every);
+    let poll_interval = provider.map_or(SUBMISSION_TIMEOUT, |provider| {
+        provider.poll_policy().poll_every
+    });
     let next_poll = provider.and_then(|provider| next_poll_at(provider, job, now));
-    let poll_backoff = provider.is_some_and(Provider::is_heard);
+    let poll_backoff = provider.is_some_and(Provider::receives_webhooks);
     let by_deadline =
         |at: Option<Time>| Some(at.map_or(job.deadline_at, |at| at.min(job.deadline_at)));
     match job.submission_state() {
@@ -59,10 +60,10 @@ pub(super) fn schedule_for(provider: Option<&Provider>, job: &Job, now: Time) ->
 
 /// Returns the time of the next poll, which depends on the source of the last update.
 fn next_poll_at(provider: &Provider, job: &Job, now: Time) -> Option<Time> {
-    let cadence = provider.cadence();
+    let cadence = provider.poll_policy();
     let after = cadence.poll_after.filter(|_| provider.can_query(job))?;
     let is_unknown = job.submission_state() == SubmissionState::Unknown;
-    let is_polled = is_unknown || job.source == Source::Poll && !provider.is_heard();
+    let is_polled = is_unknown || job.source == Source::Poll && !provider.receives_webhooks();
     let delay = if is_polled { cadence.poll_every } else { after };
     Some(now + deterministic_jitter(delay, job.id.as_str()))
 }

@@ -1,4 +1,4 @@
-//! Requests that make no sense: each is refused with a stable code and the name of what is wrong.
+//! Invalid requests: the error has a stable code and names the invalid field.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ fn hub() -> TestAppBuilder {
         .set("providers.kling.api_key", "a key")
 }
 
-/// The body with these fields put in; a null takes one out.
+/// Returns the body with changed fields. A null removes the field.
 fn with(mut body: Value, changes: &Value) -> Value {
     for (name, value) in changes.as_object().unwrap() {
         let fields = body.as_object_mut().unwrap();
@@ -26,16 +26,22 @@ fn with(mut body: Value, changes: &Value) -> Value {
 }
 
 #[track_caller]
-fn assert_names(answer: &TestResponse, field: &str, what: &Value) {
-    assert_eq!(answer.status, 400, "{what}: {}", answer.body);
-    assert_eq!(answer.body["code"], "invalid_request", "{what}");
-    assert_eq!(answer.body["retryable"], false);
-    assert_eq!(answer.headers["content-type"], "application/problem+json");
-    let detail = answer.body["detail"].as_str().unwrap();
-    assert!(detail.contains(field), "{what}: {detail}");
+fn assert_invalid(response: &TestResponse, field: &str, body: &Value) {
+    assert_eq!(response.status, 400, "{body}: {}", response.body);
+    assert_eq!(response.body["code"], "invalid_request", "{body}");
+    assert_eq!(response.body["retryable"], false);
+    assert_eq!(response.headers["content-type"], "application/problem+json");
+    let detail = response.body["detail"].as_str().unwrap();
+    assert!(detail.contains(field), "{body}: {detail}");
 }
 
-async fn refuses(app: &TestApp, path: &str, good: &Value, wrong: &[(Value, &str)]) {
+/// Asserts that `valid` is accepted, and that each change of it is rejected with the field in the detail.
+async fn assert_fields_are_checked(
+    app: &TestApp,
+    path: &str,
+    valid: &Value,
+    invalid: &[(Value, &str)],
+) {
     let token = app.token("root", "admin");
     let post = |body: &Value| {
         send(
@@ -43,31 +49,31 @@ async fn refuses(app: &TestApp, path: &str, good: &Value, wrong: &[(Value, &str)
                 .json(body),
         )
     };
-    for (changes, field) in wrong {
-        assert_names(&post(&with(good.clone(), changes)).await, field, changes);
+    for (changes, field) in invalid {
+        assert_invalid(&post(&with(valid.clone(), changes)).await, field, changes);
     }
-    for body in [json!([]), json!(null), json!("text"), json!([good])] {
-        assert_names(&post(&body).await, "", &body);
+    for body in [json!([]), json!(null), json!("text"), json!([valid])] {
+        assert_invalid(&post(&body).await, "", &body);
     }
     for text in ["", "{", "{\"a\":1}{", "\u{0}", "{\"owner\":\"a\",}"] {
         let request = app.request_with_token(Method::POST, path, &token);
-        assert_names(&send(request.body(text)).await, "", &json!(text));
+        assert_invalid(&send(request.body(text)).await, "", &json!(text));
     }
     let request = app.request_with_token(Method::POST, path, &token);
-    assert_names(
+    assert_invalid(
         &send(request.body(&b"\xff\xff"[..])).await,
         "",
         &json!("bytes"),
     );
-    let ok = post(good).await;
+    let ok = post(valid).await;
     assert!(ok.status.is_success(), "{}", ok.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_field_of_a_submission_is_checked() {
+async fn submission_fields_are_validated() {
     let app = hub().spawn().await;
-    let good = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
-    let wrong = [
+    let valid = json!({ "provider": "kling", "model": "kling-v3", "prompt": "a lighthouse" });
+    let invalid = [
         (json!({ "model": null }), "model"),
         (json!({ "model": "" }), "model"),
         (json!({ "model": 5 }), "model"),
@@ -101,16 +107,16 @@ async fn each_field_of_a_submission_is_checked() {
         (json!({ "metadata": "text" }), "metadata"),
         (json!({ "metadata": { "a": "x".repeat(2049) } }), "metadata"),
         (json!({ "promt": "a typo" }), "promt"),
-        (json!({ "owner": "somebody else" }), "owner"),
+        (json!({ "owner": "bob" }), "owner"),
     ];
-    refuses(&app, "/v1/videos", &good, &wrong).await;
+    assert_fields_are_checked(&app, "/v1/videos", &valid, &invalid).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_field_of_a_registration_is_checked() {
+async fn registration_fields_are_validated() {
     let app = hub().spawn().await;
-    let good = json!({ "owner": "alice" });
-    let wrong = [
+    let valid = json!({ "owner": "alice" });
+    let invalid = [
         (json!({ "owner": null }), "owner"),
         (json!({ "owner": "" }), "owner"),
         (json!({ "owner": 5 }), "owner"),
@@ -139,15 +145,15 @@ async fn each_field_of_a_registration_is_checked() {
         (json!({ "deadline_seconds": "60" }), "deadline_seconds"),
         (json!({ "status": "running" }), "status"),
     ];
-    refuses(&app, "/v1/jobs", &good, &wrong).await;
+    assert_fields_are_checked(&app, "/v1/jobs", &valid, &invalid).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_field_of_a_push_is_checked() {
+async fn update_fields_are_validated() {
     let app = hub().spawn().await;
     let id = app.register_worker_job("alice").await;
-    let good = json!({ "status": "running", "progress": 5 });
-    let wrong = [
+    let valid = json!({ "status": "running", "progress": 5 });
+    let invalid = [
         (json!({ "status": "resting" }), "status"),
         (json!({ "status": 5 }), "status"),
         (json!({ "progress": -1 }), "progress"),
@@ -181,15 +187,15 @@ async fn each_field_of_a_push_is_checked() {
         ),
         (json!({ "owner": "bob" }), "owner"),
     ];
-    refuses(&app, &format!("/v1/jobs/{id}/updates"), &good, &wrong).await;
+    assert_fields_are_checked(&app, &format!("/v1/jobs/{id}/updates"), &valid, &invalid).await;
     assert_eq!(app.get_job(&id, "alice").await["version"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_request_fields_are_validated() {
     let app = hub().spawn().await;
-    let good = json!({ "sub": "alice" });
-    let wrong = [
+    let valid = json!({ "sub": "alice" });
+    let invalid = [
         (json!({ "sub": null }), "sub"),
         (json!({ "sub": "" }), "sub"),
         (json!({ "sub": 5 }), "sub"),
@@ -208,7 +214,7 @@ async fn token_request_fields_are_validated() {
         (json!({ "ttl_seconds": 1e9 }), "ttl_seconds"),
         (json!({ "ttl": 60 }), "ttl"),
     ];
-    refuses(&app, "/v1/tokens", &good, &wrong).await;
+    assert_fields_are_checked(&app, "/v1/tokens", &valid, &invalid).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,14 +231,14 @@ async fn unknown_provider_error_lists_configured_providers() {
             json!({ "provider": "klign", "provider_task_id": "1", "owner": "a" }),
         ),
     ] {
-        let answer = send(
+        let response = send(
             app.request_with_token(Method::POST, path, &token)
                 .json(&body),
         )
         .await;
-        assert_eq!(answer.status, 400);
-        assert_eq!(answer.body["code"], "unknown_provider");
-        let detail = answer.body["detail"].as_str().unwrap();
+        assert_eq!(response.status, 400);
+        assert_eq!(response.body["code"], "unknown_provider");
+        let detail = response.body["detail"].as_str().unwrap();
         for name in ["klign", "generic", "kling"] {
             assert!(detail.contains(name), "{detail}");
         }
@@ -240,34 +246,37 @@ async fn unknown_provider_error_lists_configured_providers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_must_be_named_where_there_is_a_choice() {
+async fn provider_is_required_if_several_are_configured() {
     let body = json!({ "model": "m", "prompt": "p" });
     let app = hub().spawn().await;
-    let answer = send(app.request(Method::POST, "/v1/videos", "alice").json(&body)).await;
-    assert_eq!(answer.body["provider"], "kling", "there is no other");
+    let response = send(app.request(Method::POST, "/v1/videos", "alice").json(&body)).await;
+    assert_eq!(
+        response.body["provider"], "kling",
+        "it is the only provider"
+    );
 
     let app = hub()
         .set("providers.other.spec", "kling")
         .set("providers.other.api_key", "k")
         .spawn()
         .await;
-    let answer = send(app.request(Method::POST, "/v1/videos", "alice").json(&body)).await;
-    assert_names(&answer, "provider", &body);
+    let response = send(app.request(Method::POST, "/v1/videos", "alice").json(&body)).await;
+    assert_invalid(&response, "provider", &body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_default_provider_is_taken_where_none_is_named() {
+async fn default_provider_is_used_if_none_is_given() {
     let app = hub().set("defaults.provider", "kling").spawn().await;
     let body = json!({ "model": "m", "prompt": "p" });
-    let answer = send(app.request(Method::POST, "/v1/videos", "alice").json(&body)).await;
+    let response = send(app.request(Method::POST, "/v1/videos", "alice").json(&body)).await;
     assert_eq!(
-        (answer.status.as_u16(), &answer.body["provider"]),
+        (response.status.as_u16(), &response.body["provider"]),
         (202, &json!("kling"))
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idempotency_key_has_a_length() {
+async fn idempotency_key_must_have_1_to_255_characters() {
     let app = hub().spawn().await;
     let body = json!({ "provider": "kling", "model": "m", "prompt": "p" });
     for (key, status) in [
@@ -276,35 +285,39 @@ async fn an_idempotency_key_has_a_length() {
         ("k".repeat(255), 202),
     ] {
         let request = app.request(Method::POST, "/v1/videos", "alice");
-        let answer = send(request.header("idempotency-key", &key).json(&body)).await;
-        assert_eq!(answer.status, status, "{}", answer.body);
+        let response = send(request.header("idempotency-key", &key).json(&body)).await;
+        assert_eq!(response.status, status, "{}", response.body);
         if status == 400 {
-            assert_names(&answer, "Idempotency-Key", &json!(key));
+            assert_invalid(&response, "Idempotency-Key", &json!(key));
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_an_admin_mints_tokens_and_they_do_what_they_say() {
+async fn admin_mints_tokens_with_the_requested_rights() {
     let app = hub().spawn().await;
-    let wish = json!({ "sub": "alice", "ttl_seconds": 60 });
+    let body = json!({ "sub": "alice", "ttl_seconds": 60 });
     for scope in ["jobs:read", "jobs:write", "jobs:publish"] {
         let token = app.token("alice", scope);
         let request = app.request_with_token(Method::POST, "/v1/tokens", &token);
-        let answer = send(request.json(&wish)).await;
+        let response = send(request.json(&body)).await;
         assert_eq!(
-            (answer.status.as_u16(), &answer.body["code"]),
+            (response.status.as_u16(), &response.body["code"]),
             (403, &json!("forbidden"))
         );
     }
     let admin = app.token("root", "admin");
     let request = app.request_with_token(Method::POST, "/v1/tokens", &admin);
-    let answer = send(request.json(&wish)).await;
-    assert_eq!(answer.status, 201, "{}", answer.body);
-    let expires: jiff::Timestamp = answer.body["expires_at"].as_str().unwrap().parse().unwrap();
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 201, "{}", response.body);
+    let expires: jiff::Timestamp = response.body["expires_at"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     let left = expires.as_second() - jiff::Timestamp::now().as_second();
     assert!((50..=61).contains(&left), "{left}");
-    let minted = answer.body["token"].as_str().unwrap();
+    let minted = response.body["token"].as_str().unwrap();
     let id = app.register_worker_job("alice").await;
     let path = format!("/v1/jobs/{id}");
     let seen = send(app.request_with_token(Method::GET, &path, minted)).await;
@@ -315,5 +328,5 @@ async fn only_an_admin_mints_tokens_and_they_do_what_they_say() {
             .json(&body),
     )
     .await;
-    assert_eq!(submit.status, 403, "a token reads unless it is told more");
+    assert_eq!(submit.status, 403, "the default scope is jobs:read");
 }

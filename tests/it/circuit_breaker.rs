@@ -1,6 +1,7 @@
-//! The gate: a provider that is busy, fails or wants no more is left alone, in full view, and nobody
-//! who waits for it loses anything.
+//! The circuit breaker: a provider that limits the rate, fails or rejects the account gets no
+//! requests, its state is visible, and waiting jobs lose nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,131 +10,134 @@ use progress_hub::provider::HttpClient;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{JWT_SECRET, TestApp, TestAppBuilder, send};
+use crate::app::{JWT_SECRET, TestApp, TestAppBuilder, TestResponse, reserve_port, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
-/// A Kling that answers submissions as it was last told to, and knows of no task.
-struct Moody {
+/// A provider with Kling's API that answers submissions with the current response and has no tasks.
+struct ScriptedProvider {
     provider: MockProvider,
-    mood: Arc<Mutex<MockResponse>>,
-    /// When it was submitted to.
-    sent: Arc<Mutex<Vec<Instant>>>,
+    response: Arc<Mutex<MockResponse>>,
+    /// Time of each submission.
+    submissions: Arc<Mutex<Vec<Instant>>>,
 }
 
-impl Moody {
-    async fn start(mood: MockResponse) -> Self {
-        let mood = Arc::new(Mutex::new(mood));
-        let sent: Arc<Mutex<Vec<Instant>>> = Arc::default();
-        let (its, note) = (Arc::clone(&mood), Arc::clone(&sent));
-        let provider = MockProvider::start(move |asked: RecordedRequest| {
-            let reply = match asked.method.as_str() {
-                "POST" => {
-                    let mut sent = note.lock().unwrap();
-                    sent.push(Instant::now());
-                    let reply: MockResponse = its.lock().unwrap().clone();
-                    reply.numbered(sent.len())
-                }
-                _ => MockResponse::json(200, &json!({ "code": 0, "data": [] })),
+impl ScriptedProvider {
+    async fn start(response: MockResponse) -> Self {
+        let response = Arc::new(Mutex::new(response));
+        let submissions: Arc<Mutex<Vec<Instant>>> = Arc::default();
+        let (current, times) = (Arc::clone(&response), Arc::clone(&submissions));
+        let provider = MockProvider::start(move |request| {
+            let response = if request.method == "POST" {
+                let mut times = times.lock().unwrap();
+                times.push(Instant::now());
+                let response: MockResponse = current.lock().unwrap().clone();
+                response.numbered(times.len())
+            } else {
+                MockResponse::json(200, &json!({ "code": 0, "data": [] }))
             };
-            async move { reply }
+            async move { response }
         })
         .await;
         Self {
             provider,
-            mood,
-            sent,
+            response,
+            submissions,
         }
     }
 
-    fn becomes(&self, mood: MockResponse) {
-        *self.mood.lock().unwrap() = mood;
+    fn respond_with(&self, response: MockResponse) {
+        *self.response.lock().unwrap() = response;
     }
 
-    fn submits(&self) -> usize {
-        self.sent.lock().unwrap().len()
+    fn submission_count(&self) -> usize {
+        self.submissions.lock().unwrap().len()
     }
 }
 
-/// The answer of a Kling that took the job.
-fn well() -> MockResponse {
+/// Returns Kling's response to an accepted submission.
+fn accepted() -> MockResponse {
     let task = json!({ "id": "task-{n}", "status": "submitted" });
     MockResponse::json(200, &json!({ "code": 0, "data": task }))
 }
 
-fn refused(status: u16, code: u16) -> MockResponse {
+fn rejected(status: u16, code: u16) -> MockResponse {
     MockResponse::json(status, &json!({ "code": code, "message": "no" }))
 }
 
-/// A hub with this provider, and one beside it that is always well.
-async fn hub(moody: &Moody) -> (TestAppBuilder, Moody) {
-    let beside = Moody::start(well()).await;
+/// Configures a hub with two providers: `kling` at `url`, and `other`, which accepts every
+/// submission.
+async fn hub_with(url: &str) -> (TestAppBuilder, ScriptedProvider) {
+    let other = ScriptedProvider::start(accepted()).await;
     let mut builder = TestApp::builder();
-    for (name, url) in [
-        ("kling", &moody.provider.url),
-        ("other", &beside.provider.url),
-    ] {
+    for (name, url) in [("kling", url), ("other", &other.provider.url)] {
         builder = builder
             .set(&format!("providers.{name}.spec"), "kling")
             .set(&format!("providers.{name}.base_url"), url)
             .set(&format!("providers.{name}.api_key"), "the key")
             .set(&format!("providers.{name}.max_concurrent"), 50);
     }
-    (builder, beside)
+    (builder, other)
 }
 
 async fn submit(app: &TestApp, provider: &str) -> String {
-    let order = json!({ "provider": provider, "model": "kling-v3", "prompt": "a lighthouse" });
-    let answer = send(
-        app.request(Method::POST, "/v1/videos", "alice")
-            .json(&order),
-    )
-    .await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    answer.body["id"].as_str().unwrap().to_owned()
+    let body = json!({ "provider": provider, "model": "kling-v3", "prompt": "a lighthouse" });
+    let request = app.request(Method::POST, "/v1/videos", "alice");
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    response.body["id"].as_str().unwrap().to_owned()
 }
 
-/// Submits some, and waits until the submitter has passed them by.
-async fn submit_in_vain(app: &TestApp, count: usize) -> Vec<String> {
+/// Submits jobs to `kling` and asserts that the submitter does not send them. It has passed over
+/// them once a later job for `other` is sent.
+async fn submit_while_blocked(app: &TestApp, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {
         ids.push(submit(app, "kling").await);
     }
-    let passed = submit(app, "other").await;
-    app.wait_for_job(&passed, "alice", |job| job["status"] == "queued")
-        .await;
+    let later = submit(app, "other").await;
+    wait_until_queued(app, &later).await;
     for id in &ids {
         let job = app.get_job(id, "alice").await;
-        let told = (&job["status"], &job["attempt"], &job["error"]);
-        assert_eq!(told, (&json!("accepted"), &json!(0), &Value::Null));
+        let fields = (&job["status"], &job["attempt"], &job["error"]);
+        assert_eq!(fields, (&json!("accepted"), &json!(0), &Value::Null));
     }
     ids
 }
 
-async fn all_are_taken_at_the_first_try(app: &TestApp, ids: &[String]) {
+async fn wait_until_queued(app: &TestApp, id: &str) -> Value {
+    app.wait_for_job(id, "alice", |job| job["status"] == "queued")
+        .await
+}
+
+async fn assert_all_accepted_at_first_attempt(app: &TestApp, ids: &[String]) {
     for id in ids {
-        let job = app
-            .wait_for_job(id, "alice", |job| job["status"] == "queued")
-            .await;
+        let job = wait_until_queued(app, id).await;
         assert_eq!(job["attempt"], 1, "{job}");
     }
 }
 
-async fn resume(app: &TestApp, token: &str) -> crate::app::TestResponse {
+async fn resume(app: &TestApp, token: &str) -> TestResponse {
     let path = "/v1/providers/kling/resume";
     send(app.request_with_token(Method::POST, path, token)).await
 }
 
-/// What anybody sees of the provider.
-async fn shown(app: &TestApp) -> Value {
-    let answer = send(app.request(Method::GET, "/v1/providers", "bob")).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    let all = answer.body["providers"].as_array().unwrap().clone();
-    let mut all = all.into_iter();
-    all.find(|provider| provider["name"] == "kling").unwrap()
+/// Returns the entry of `kling` in a provider list.
+fn kling_entry(response: &TestResponse) -> Value {
+    assert_eq!(response.status, 200, "{}", response.body);
+    let providers = response.body["providers"].as_array().unwrap();
+    let entry = providers.iter().find(|entry| entry["name"] == "kling");
+    entry.unwrap().clone()
 }
 
+/// Returns what users see of `kling`.
+async fn public_state(app: &TestApp) -> Value {
+    kling_entry(&send(app.request(Method::GET, "/v1/providers", "bob")).await)
+}
+
+/// Asserts that the provider list, the health endpoint and the metrics agree on the state of
+/// `kling`.
 async fn assert_state(app: &TestApp, state: &str, reason: Value) {
-    let shown = shown(app).await;
+    let shown = public_state(app).await;
     assert_eq!(
         (&shown["state"], &shown["reason"]),
         (&json!(state), &reason)
@@ -150,44 +154,46 @@ async fn assert_state(app: &TestApp, state: &str, reason: Value) {
     let labels = format!("{{provider=\"kling\",state=\"{state}\"}}");
     assert_eq!(app.metric(&format!("provider_state{labels}")).await, 1.0);
     if state != "available" {
-        assert_eq!(
-            app.metric(&format!("provider_state_transitions_total{labels}"))
-                .await,
-            1.0
-        );
+        let transitions = format!("provider_state_transitions_total{labels}");
+        assert_eq!(app.metric(&transitions).await, 1.0);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rate_limit_pauses_all_jobs_without_using_attempts() {
-    let moody = Moody::start(refused(429, 1302).with_header("retry-after", 2)).await;
-    let (hub, _beside) = hub(&moody).await;
+    let rate_limited = rejected(429, 1302).with_header("retry-after", 2);
+    let kling = ScriptedProvider::start(rate_limited).await;
+    let (hub, _other) = hub_with(&kling.provider.url).await;
     let app = hub.spawn().await;
     let first = submit(&app, "kling").await;
-    let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-    app.wait_for_job(&first, "alice", is_waiting).await;
-    let refused_at = moody.sent.lock().unwrap()[0];
-    let waiting = submit_in_vain(&app, 20).await;
+    let has_retry = |job: &Value| !job["next_attempt_at"].is_null();
+    app.wait_for_job(&first, "alice", has_retry).await;
+    let rejected_at = kling.submissions.lock().unwrap()[0];
+    let waiting = submit_while_blocked(&app, 20).await;
     assert_state(&app, "rate_limited", json!("rate_limit")).await;
-    moody.becomes(well());
-    all_are_taken_at_the_first_try(&app, &waiting).await;
-    let job = app
-        .wait_for_job(&first, "alice", |job| job["status"] == "queued")
-        .await;
+    kling.respond_with(accepted());
+    assert_all_accepted_at_first_attempt(&app, &waiting).await;
+    let job = wait_until_queued(&app, &first).await;
     assert_eq!(job["attempt"], 2);
-    let sent = moody.sent.lock().unwrap().clone();
-    assert_eq!(sent.len(), 22);
+    let submissions = kling.submissions.lock().unwrap().clone();
+    assert_eq!(submissions.len(), 22);
+    // Times are kept in whole milliseconds.
     let pause = Duration::from_millis(1990);
-    let early = sent[1..].iter().filter(|at| **at - refused_at < pause);
+    let early = submissions[1..]
+        .iter()
+        .filter(|at| **at - rejected_at < pause);
     assert_eq!(early.count(), 0);
     assert_state(&app, "available", Value::Null).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_account_or_a_refused_key_fails_one_job_and_keeps_the_others() {
-    for (reply, kind) in [(refused(429, 1102), "quota"), (refused(401, 1002), "auth")] {
-        let moody = Moody::start(reply).await;
-        let (hub, _beside) = hub(&moody).await;
+async fn quota_or_auth_error_fails_one_job_and_suspends_the_provider() {
+    for (response, kind) in [
+        (rejected(429, 1102), "quota"),
+        (rejected(401, 1002), "auth"),
+    ] {
+        let kling = ScriptedProvider::start(response).await;
+        let (hub, _other) = hub_with(&kling.provider.url).await;
         let app = hub.spawn().await;
         let first = submit(&app, "kling").await;
         let job = app.wait_until_final(&first, "alice").await;
@@ -195,28 +201,29 @@ async fn an_empty_account_or_a_refused_key_fails_one_job_and_keeps_the_others() 
             (&job["error"]["kind"], &job["attempt"]),
             (&json!(kind), &json!(1))
         );
-        let waiting = submit_in_vain(&app, 10).await;
+        let waiting = submit_while_blocked(&app, 10).await;
         assert_state(&app, "suspended", json!(kind)).await;
-        assert_eq!(moody.submits(), 1);
+        assert_eq!(kling.submission_count(), 1);
 
-        let answer = resume(&app, &app.token("bob", "jobs:read jobs:write jobs:publish")).await;
-        assert_eq!(answer.body["code"], "forbidden");
-        moody.becomes(well());
-        let answer = resume(&app, &app.token("root", "admin")).await;
+        let user = app.token("bob", "jobs:read jobs:write jobs:publish");
+        let response = resume(&app, &user).await;
+        assert_eq!(response.body["code"], "forbidden");
+        kling.respond_with(accepted());
+        let response = resume(&app, &app.token("root", "admin")).await;
         assert_eq!(
-            (answer.status.as_u16(), &answer.body["state"]),
+            (response.status.as_u16(), &response.body["state"]),
             (200, &json!("available"))
         );
-        all_are_taken_at_the_first_try(&app, &waiting).await;
-        assert_eq!(moody.submits(), 11);
+        assert_all_accepted_at_first_attempt(&app, &waiting).await;
+        assert_eq!(kling.submission_count(), 11);
         assert_state(&app, "available", Value::Null).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn polling_continues_without_credit() {
-    let moody = Moody::start(refused(402, 1102)).await;
-    let (hub, _beside) = hub(&moody).await;
+    let kling = ScriptedProvider::start(rejected(402, 1102)).await;
+    let (hub, _other) = hub_with(&kling.provider.url).await;
     let app = hub
         .set("providers.kling.poll_after", "100ms")
         .set("providers.kling.poll_every", "100ms")
@@ -226,23 +233,21 @@ async fn polling_continues_without_credit() {
     app.wait_until_final(&first, "alice").await;
     let worker = app.token("worker", "jobs:publish");
     let body = json!({ "provider": "kling", "provider_task_id": "7", "owner": "alice" });
-    send(
-        app.request_with_token(Method::POST, "/v1/jobs", &worker)
-            .json(&body),
-    )
-    .await;
-    let is_question = |asked: &&RecordedRequest| asked.method == "GET";
-    moody
+    let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
+    send(request.json(&body)).await;
+    let is_poll = |request: &&RecordedRequest| request.method == "GET";
+    kling
         .provider
-        .wait_for_requests(|all| all.iter().filter(is_question).count() > 2)
+        .wait_for_requests(|requests| requests.iter().filter(is_poll).count() > 2)
         .await;
-    assert_eq!(shown(&app).await["state"], "suspended");
+    assert_eq!(public_state(&app).await["state"], "suspended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn repeated_failures_open_the_circuit() {
-    let moody = Moody::start(refused(503, 5001).with_header("retry-after-ms", 1)).await;
-    let (hub, _beside) = hub(&moody).await;
+    let failure = rejected(503, 5001).with_header("retry-after-ms", 1);
+    let kling = ScriptedProvider::start(failure).await;
+    let (hub, _other) = hub_with(&kling.provider.url).await;
     let app = hub.spawn().await;
     let first = submit(&app, "kling").await;
     let job = app.wait_until_final(&first, "alice").await;
@@ -250,112 +255,95 @@ async fn repeated_failures_open_the_circuit() {
         (&job["error"]["kind"], &job["attempt"]),
         (&json!("technical"), &json!(5))
     );
-    let waiting = submit_in_vain(&app, 3).await;
+    let waiting = submit_while_blocked(&app, 3).await;
     assert_state(&app, "unavailable", json!("technical")).await;
-    assert_eq!(moody.submits(), 5);
-    moody.becomes(well());
-    all_are_taken_at_the_first_try(&app, &waiting).await;
-    assert_eq!(moody.submits(), 8);
+    assert_eq!(kling.submission_count(), 5);
+    kling.respond_with(accepted());
+    assert_all_accepted_at_first_attempt(&app, &waiting).await;
+    assert_eq!(kling.submission_count(), 8);
     assert_state(&app, "available", Value::Null).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_that_refuses_connections_is_left_alone_until_it_answers() {
-    let (_port, address) = crate::app::reserve_port();
-    let beside = Moody::start(well()).await;
-    let mut hub = TestApp::builder();
-    let nobody = format!("http://{address}");
-    for (name, url) in [("kling", &nobody), ("other", &beside.provider.url)] {
-        for (key, value) in [
-            ("spec", "kling"),
-            ("base_url", url),
-            ("api_key", "the key"),
-            ("max_concurrent", "50"),
-        ] {
-            hub = hub.set(&format!("providers.{name}.{key}"), value);
-        }
-    }
+async fn refused_connections_open_the_circuit_until_the_provider_answers() {
+    let (_port, address) = reserve_port();
+    let (hub, _other) = hub_with(&format!("http://{address}")).await;
     let app = hub.spawn().await;
     let mut first = Vec::new();
     for _ in 0..5 {
         first.push(submit(&app, "kling").await);
     }
-    let failing = "provider_state{provider=\"kling\",state=\"unavailable\"}";
-    app.wait_for_metric(failing, |is_it| is_it == 1.0).await;
-    // Nothing was sent, and that is known: none of them waits for a provider's word.
+    let unavailable = "provider_state{provider=\"kling\",state=\"unavailable\"}";
+    app.wait_for_metric(unavailable, |value| value == 1.0).await;
+    // The connection was refused, so nothing was sent and no outcome is unknown.
     for id in &first {
         assert_eq!(app.get_job(id, "alice").await["status"], "accepted");
     }
-    let waiting = submit_in_vain(&app, 3).await;
+    let waiting = submit_while_blocked(&app, 3).await;
     assert_state(&app, "unavailable", json!("technical")).await;
-    let healed = MockProvider::start_at(address, |asked: RecordedRequest| async move {
-        let name = asked.body["options"]["external_task_id"].clone();
-        let task = json!({ "id": name, "status": "submitted" });
+    let kling = MockProvider::start_at(address, |request: RecordedRequest| async move {
+        let id = request.body["options"]["external_task_id"].clone();
+        let task = json!({ "id": id, "status": "submitted" });
         MockResponse::json(200, &json!({ "code": 0, "data": task }))
     })
     .await;
     resume(&app, &app.token("root", "admin")).await;
-    all_are_taken_at_the_first_try(&app, &waiting).await;
+    assert_all_accepted_at_first_attempt(&app, &waiting).await;
     for id in &first {
-        let job = app
-            .wait_for_job(id, "alice", |job| job["status"] == "queued")
-            .await;
+        let job = wait_until_queued(&app, id).await;
         assert_eq!(job["provider_task_id"], json!(id));
     }
     assert_state(&app, "available", Value::Null).await;
-    let submits = healed.requests();
-    let submits = submits.iter().filter(|asked| asked.method == "POST");
-    assert_eq!(submits.count(), 8);
+    let requests = kling.requests();
+    let submissions = requests.iter().filter(|request| request.method == "POST");
+    assert_eq!(submissions.count(), 8);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_provider_says_will_not_pass_is_not_tried_again() {
-    for (reply, tries) in [
-        (
-            refused(500, 5000).with_header("x-fal-retryable", "false"),
-            1,
-        ),
-        (refused(503, 5001).with_header("x-should-retry", "false"), 1),
-        (refused(429, 1302).with_header("x-should-retry", "false"), 1),
+async fn submission_that_the_provider_marks_as_not_retryable_is_not_retried() {
+    for response in [
+        rejected(500, 5000).with_header("x-fal-retryable", "false"),
+        rejected(503, 5001).with_header("x-should-retry", "false"),
+        rejected(429, 1302).with_header("x-should-retry", "false"),
     ] {
-        let moody = Moody::start(reply).await;
-        let (hub, _beside) = hub(&moody).await;
+        let kling = ScriptedProvider::start(response).await;
+        let (hub, _other) = hub_with(&kling.provider.url).await;
         let app = hub.spawn().await;
         let id = submit(&app, "kling").await;
         let job = app.wait_until_final(&id, "alice").await;
         assert_eq!(
             (&job["status"], &job["attempt"]),
-            (&json!("failed"), &json!(tries))
+            (&json!("failed"), &json!(1))
         );
         assert_eq!(job["error"]["retryable"], false);
-        assert_eq!(moody.submits(), tries);
+        assert_eq!(kling.submission_count(), 1);
     }
-    // It may say so of what it did not understand, but not make certain what is not.
-    let moody =
-        Moody::start(MockResponse::text(500, "oops").with_header("x-should-retry", "true")).await;
-    let (hub, _beside) = hub(&moody).await;
-    let app = hub.spawn().await;
-    let id = submit(&app, "kling").await;
-    let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-    app.wait_for_job(&id, "alice", is_lost).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_in_words_is_a_pause_too() {
-    let limit = json!({ "code": 1302, "message": "Your limit resets in ~40s." });
-    let moody = Moody::start(MockResponse::json(429, &limit)).await;
-    let (hub, _beside) = hub(&moody).await;
+async fn retryable_header_does_not_make_an_ambiguous_response_definitive() {
+    let response = MockResponse::text(500, "oops").with_header("x-should-retry", "true");
+    let kling = ScriptedProvider::start(response).await;
+    let (hub, _other) = hub_with(&kling.provider.url).await;
     let app = hub.spawn().await;
     let id = submit(&app, "kling").await;
-    let is_waiting = |job: &Value| !job["next_attempt_at"].is_null();
-    app.wait_for_job(&id, "alice", is_waiting).await;
-    let shown = shown(&app).await;
+    let is_unknown = |job: &Value| job["error"]["kind"] == "submission_unknown";
+    app.wait_for_job(&id, "alice", is_unknown).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delay_in_the_error_message_pauses_the_provider() {
+    let body = json!({ "code": 1302, "message": "Your limit resets in ~40s." });
+    let kling = ScriptedProvider::start(MockResponse::json(429, &body)).await;
+    let (hub, _other) = hub_with(&kling.provider.url).await;
+    let app = hub.spawn().await;
+    let id = submit(&app, "kling").await;
+    let has_retry = |job: &Value| !job["next_attempt_at"].is_null();
+    app.wait_for_job(&id, "alice", has_retry).await;
+    let shown = public_state(&app).await;
     let time = |key: &str| {
-        shown[key]
-            .as_str()
-            .unwrap()
-            .parse::<jiff::Timestamp>()
-            .unwrap()
+        let text = shown[key].as_str().unwrap();
+        text.parse::<jiff::Timestamp>().unwrap()
     };
     assert_eq!(time("until").duration_since(time("since")).as_secs(), 40);
 }
@@ -363,38 +351,36 @@ async fn a_wait_in_words_is_a_pause_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn oversized_response_is_aborted() {
     let bomb = include_bytes!("circuit_breaker/bomb.json.gz").as_slice();
-    let moody =
-        Moody::start(MockResponse::bytes(200, bomb).with_header("content-encoding", "gzip")).await;
-    let (hub, _beside) = hub(&moody).await;
+    let response = MockResponse::bytes(200, bomb).with_header("content-encoding", "gzip");
+    let kling = ScriptedProvider::start(response).await;
+    let (hub, _other) = hub_with(&kling.provider.url).await;
     let app = hub.spawn().await;
     let id = submit(&app, "kling").await;
-    let is_lost = |job: &Value| job["error"]["kind"] == "submission_unknown";
-    let job = app.wait_for_job(&id, "alice", is_lost).await;
+    let is_unknown = |job: &Value| job["error"]["kind"] == "submission_unknown";
+    let job = app.wait_for_job(&id, "alice", is_unknown).await;
     let message = job["error"]["message"].as_str().unwrap();
-    assert!(message.contains("too long"), "{message}");
+    assert!(message.contains("too large"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credit_that_comes_in_is_noticed_where_the_provider_tells_its_balance() {
-    let folder = tempfile::tempdir().unwrap();
-    let spec = folder.path().join("kling.toml");
+async fn top_up_resumes_submissions_if_the_provider_reports_its_balance() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = directory.path().join("kling.toml");
     let kling = include_str!("../../src/provider/specs/kling.toml");
     let (before, after) = kling.split_once("[balance]").unwrap();
     let (_, after) = after.split_once("\n[").unwrap();
     let balance = "url = '{{ base_url }}/balance'\namount = 'payload.data.left'\nunit = 'Credits'";
     std::fs::write(&spec, format!("{before}[balance]\n{balance}\n\n[{after}")).unwrap();
-    let is_first = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let provider = MockProvider::start(move |asked: RecordedRequest| {
-        let reply = match (asked.method.as_str(), asked.path.as_str()) {
+    let is_first = AtomicBool::new(true);
+    let provider = MockProvider::start(move |request: RecordedRequest| {
+        let response = match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/balance") => {
                 MockResponse::json(200, &json!({ "code": 0, "data": { "left": 7.5 } }))
             }
-            ("POST", _) if is_first.swap(false, std::sync::atomic::Ordering::SeqCst) => {
-                refused(429, 1102)
-            }
-            _ => well(),
+            ("POST", _) if is_first.swap(false, Ordering::SeqCst) => rejected(429, 1102),
+            _ => accepted(),
         };
-        async move { reply }
+        async move { response }
     })
     .await;
     let app = TestApp::builder()
@@ -404,40 +390,32 @@ async fn credit_that_comes_in_is_noticed_where_the_provider_tells_its_balance() 
         .spawn()
         .await;
     let first = submit(&app, "kling").await;
-    assert_eq!(
-        app.wait_until_final(&first, "alice").await["error"]["kind"],
-        "quota"
-    );
+    let job = app.wait_until_final(&first, "alice").await;
+    assert_eq!(job["error"]["kind"], "quota");
     let second = submit(&app, "kling").await;
-    all_are_taken_at_the_first_try(&app, &[second]).await;
-    assert!(shown(&app).await.get("balance").is_none());
+    assert_all_accepted_at_first_attempt(&app, &[second]).await;
+    assert!(public_state(&app).await.get("balance").is_none());
     let admin = app.token("root", "admin");
-    let answer = send(app.request_with_token(Method::GET, "/v1/providers", &admin)).await;
-    let shown = answer.body["providers"].as_array().unwrap().iter();
-    let shown = shown
-        .clone()
-        .find(|shown| shown["name"] == "kling")
-        .unwrap();
+    let response = send(app.request_with_token(Method::GET, "/v1/providers", &admin)).await;
+    let shown = kling_entry(&response);
     assert_eq!(shown["balance"]["amount"], 7.5);
     assert_eq!(shown["balance"]["unit"], "credits");
-    assert_eq!(
-        app.metric("provider_balance{provider=\"kling\"}").await,
-        7.5
-    );
-    let readings = provider.requests();
-    let readings = readings.iter().filter(|asked| asked.path == "/balance");
-    assert!(readings.count() <= 2);
+    let metric = app.metric("provider_balance{provider=\"kling\"}").await;
+    assert_eq!(metric, 7.5);
+    let requests = provider.requests();
+    let reads = requests.iter().filter(|request| request.path == "/balance");
+    assert!(reads.count() <= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_those_with_a_token_see_how_providers_are() {
+async fn provider_list_requires_a_token_and_resume_requires_a_known_provider() {
     let app = TestApp::spawn().await;
-    let answer = send(app.request_without_token(Method::GET, "/v1/providers")).await;
-    assert_eq!(answer.body["code"], "unauthorized");
+    let response = send(app.request_without_token(Method::GET, "/v1/providers")).await;
+    assert_eq!(response.body["code"], "unauthorized");
     let admin = app.token("root", "admin");
     let path = "/v1/providers/nobody/resume";
-    let answer = send(app.request_with_token(Method::POST, path, &admin)).await;
-    assert_eq!(answer.body["code"], "not_found");
+    let response = send(app.request_with_token(Method::POST, path, &admin)).await;
+    assert_eq!(response.body["code"], "not_found");
 }
 
 #[test]
@@ -452,18 +430,18 @@ fn deadlines_and_polls_stay_within_provider_retention() {
         set("providers.one.poll_every", "2h"),
     ];
     let config = Config::load(None, std::iter::empty(), settings).unwrap();
-    let checked = progress_hub::server::validate(&config, &HttpClient::new().unwrap());
-    let mistakes = checked.err().unwrap();
-    let keys: Vec<&str> = mistakes.iter().map(|it| it.key.as_str()).collect();
+    let result = progress_hub::server::validate(&config, &HttpClient::new().unwrap());
+    let errors = result.err().unwrap();
+    let keys: Vec<&str> = errors.iter().map(|error| error.key.as_str()).collect();
     assert_eq!(
         keys,
         ["deadline", "poll_after", "poll_every"].map(|key| format!("providers.one.{key}"))
     );
-    assert!(mistakes[0].message.contains("3600s"), "{mistakes:?}");
+    assert!(errors[0].message.contains("3600s"), "{errors:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_cannot_put_a_deadline_past_the_providers_retention() {
+async fn deadline_of_a_registered_job_must_be_within_provider_retention() {
     let app = TestApp::builder()
         .set("providers.replicate.spec", "replicate")
         .set("providers.replicate.api_key", "a key")
@@ -478,7 +456,7 @@ async fn a_worker_cannot_put_a_deadline_past_the_providers_retention() {
             "deadline_seconds": seconds,
         });
         let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
-        let answer = send(request.json(&body)).await;
-        assert_eq!(answer.status, status, "{}", answer.body);
+        let response = send(request.json(&body)).await;
+        assert_eq!(response.status, status, "{}", response.body);
     }
 }

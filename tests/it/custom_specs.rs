@@ -1,4 +1,5 @@
-//! Providers that come with no spec, each told by a file alone: integers, phrases, nests and shared tokens.
+//! Spec files for providers without a built-in spec: statuses as numbers and phrases, nested
+//! results, and signatures that do not cover the body.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -118,7 +119,7 @@ answer = { http = "payload.code", message = "payload.msg" }
 poll_after = "10m"
 poll_every = "100ms"
 
-# Base64 over `taskId.timestamp`, and not over the body.
+# Covers `taskId.timestamp` but not the body.
 [signature]
 scheme = "hmac"
 header = "x-webhook-signature"
@@ -141,7 +142,7 @@ item = "payload.data or payload"
 [read]
 task_id = "payload.task_id or payload.taskId"
 status = "payload.state|lower"
-# A text that is JSON.
+# JSON in a string.
 outputs = "(payload.resultJson|fromjson).resultUrls"
 error_code = "payload.failCode"
 error_message = "payload.failMsg"
@@ -172,17 +173,18 @@ statuses = { queued = "queued", started = "running", finished = "succeeded", fai
 
 const CLIP: &str = "https://cdn.example/a.mp4";
 
+/// Starts a hub and a provider that responds with status 200 and the JSON that `respond` returns.
 async fn hub(
     spec: &str,
-    answer: impl Fn(&RecordedRequest) -> Value + Send + Sync + 'static,
+    respond: impl Fn(&RecordedRequest) -> Value + Send + Sync + 'static,
 ) -> (TestApp, MockProvider) {
-    let provider = MockProvider::start(move |asked| {
-        let reply = MockResponse::json(200, &answer(&asked));
-        async move { reply }
+    let provider = MockProvider::start(move |request| {
+        let response = MockResponse::json(200, &respond(&request));
+        async move { response }
     })
     .await;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("stranger.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("custom.toml");
     std::fs::write(&path, spec).unwrap();
     let mut app = TestApp::builder()
         .set("providers.it.spec", path.display())
@@ -196,16 +198,17 @@ async fn hub(
 
 async fn submit(app: &TestApp) -> String {
     let body = json!({ "provider": "it", "model": "m", "prompt": "p" });
-    let answer = send(app.request(Method::POST, "/v1/videos", "alice").json(&body)).await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    answer.body["id"].as_str().unwrap().to_owned()
+    let request = app.request(Method::POST, "/v1/videos", "alice");
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    response.body["id"].as_str().unwrap().to_owned()
 }
 
-/// What a job comes to whose provider answers a question so, and a submission so.
-async fn comes_to(spec: &str, taken: Value, told: Value) -> Value {
-    let (app, _provider) = hub(spec, move |asked| match asked.method.as_str() {
-        "POST" => taken.clone(),
-        _ => told.clone(),
+/// Submits a job and returns its document after the first poll.
+async fn poll_once(spec: &str, submit_response: Value, poll_response: Value) -> Value {
+    let (app, _provider) = hub(spec, move |request| match request.method.as_str() {
+        "POST" => submit_response.clone(),
+        _ => poll_response.clone(),
     })
     .await;
     let id = submit(&app).await;
@@ -213,7 +216,8 @@ async fn comes_to(spec: &str, taken: Value, told: Value) -> Value {
         .await
 }
 
-fn gist(job: &Value) -> (&str, Option<&str>, usize) {
+/// Returns the status, the kind of the error and the number of outputs.
+fn summary(job: &Value) -> (&str, Option<&str>, usize) {
     (
         job["status"].as_str().unwrap(),
         job["error"]["kind"].as_str(),
@@ -223,26 +227,28 @@ fn gist(job: &Value) -> (&str, Option<&str>, usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statuses_may_be_integers() {
-    for (status, wished) in [
+    for (status, expected) in [
         (1, ("succeeded", None, 1)),
         (5, ("running", None, 0)),
         (6, ("failed", Some("result_expired"), 0)),
         (7, ("failed", Some("safety"), 0)),
         (8, ("failed", Some("technical"), 0)),
     ] {
-        let url = if status == 1 { json!(CLIP) } else { json!("") };
-        let taken = json!({ "ErrCode": 0, "ErrMsg": "", "Resp": { "video_id": 9_007_199_254_740_993_u64 } });
-        let told = json!({ "ErrCode": 0, "ErrMsg": "", "Resp":
-            { "id": 9_007_199_254_740_993_u64, "status": status, "url": url, "seed": 1 } });
-        let job = comes_to(PIXVERSE, taken, told).await;
-        assert_eq!(gist(&job), wished, "{status}: {job}");
+        let url = if status == 1 { CLIP } else { "" };
+        // One more than a double can represent exactly.
+        let id = 9_007_199_254_740_993_u64;
+        let submitted = json!({ "ErrCode": 0, "ErrMsg": "", "Resp": { "video_id": id } });
+        let polled = json!({ "ErrCode": 0, "ErrMsg": "",
+            "Resp": { "id": id, "status": status, "url": url, "seed": 1 } });
+        let job = poll_once(PIXVERSE, submitted, polled).await;
+        assert_eq!(summary(&job), expected, "{status}: {job}");
         assert_eq!(job["provider_task_id"], "9007199254740993");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statuses_may_be_phrases_and_progress_a_fraction() {
-    for (status, wished) in [
+    for (status, expected) in [
         ("Ready", ("succeeded", None, 1)),
         ("Pending", ("running", None, 0)),
         ("Error", ("failed", Some("technical"), 0)),
@@ -251,9 +257,9 @@ async fn statuses_may_be_phrases_and_progress_a_fraction() {
         ("Task not found", ("failed", Some("result_expired"), 0)),
     ] {
         let sample = (status == "Ready").then(|| json!({ "sample": CLIP }));
-        let told = json!({ "id": "b", "status": status, "progress": 0.5, "result": sample });
-        let job = comes_to(BFL, json!({ "id": "b" }), told).await;
-        assert_eq!(gist(&job), wished, "{status}: {job}");
+        let polled = json!({ "id": "b", "status": status, "progress": 0.5, "result": sample });
+        let job = poll_once(BFL, json!({ "id": "b" }), polled).await;
+        assert_eq!(summary(&job), expected, "{status}: {job}");
         if status == "Pending" {
             assert_eq!(job["progress"], 50.0);
         }
@@ -261,16 +267,17 @@ async fn statuses_may_be_phrases_and_progress_a_fraction() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_integer_is_a_percentage() {
-    let told = json!({ "id": "k", "status": "started", "progress": 42, "url": null });
-    let job = comes_to(PIKA, json!({ "video_id": "k" }), told).await;
+async fn integer_progress_is_a_percentage() {
+    let polled = json!({ "id": "k", "status": "started", "progress": 42, "url": null });
+    let job = poll_once(PIKA, json!({ "video_id": "k" }), polled).await;
     assert_eq!(
         (&job["status"], &job["progress"]),
         (&json!("running"), &json!(42.0))
     );
 }
 
-fn told(spec: &str, status: &str) -> Value {
+/// Returns a task in the format of a webhook and of a poll response.
+fn task(spec: &str, status: &str) -> Value {
     match spec {
         PIAPI => json!({ "timestamp": 1, "data": { "task_id": "t", "status": status, "error": null,
             "output": { "works": [{ "video": { "resource": CLIP } }] } } }),
@@ -279,51 +286,55 @@ fn told(spec: &str, status: &str) -> Value {
     }
 }
 
-/// A webhook that does not prove its body makes the hub ask, and what is told then counts.
-async fn is_a_reason_to_ask(spec: &'static str, word: &str, good: Headers, bad: Headers) {
-    let answer = told(spec, word);
-    let (app, provider) = hub(spec, move |_| answer.clone()).await;
+/// Asserts that a webhook whose signature does not cover the body triggers a poll and is not
+/// applied itself, and that one with a wrong signature does neither.
+async fn assert_webhook_triggers_poll(
+    spec: &'static str,
+    final_status: &str,
+    valid: Headers,
+    invalid: Headers,
+) {
+    let current = task(spec, final_status);
+    let (app, provider) = hub(spec, move |_| current.clone()).await;
     let id = submit(&app).await;
     let job = app
         .wait_for_job(&id, "alice", |job| job["provider_task_id"] == "t")
         .await;
-    assert_ne!(job["final"], true, "a submission's answer ends nothing");
-    let body = told(spec, "Fail").to_string();
-    assert_rejected(&post_webhook(&app, "it", &bad, &body).await);
-    assert_eq!(provider.requests().len(), 1, "a forgery asks nothing");
-    assert_accepted(&post_webhook(&app, "it", &good, &body).await, true, false);
+    assert_ne!(job["final"], true, "a submission cannot end a job");
+    let body = task(spec, "Fail").to_string();
+    assert_rejected(&post_webhook(&app, "it", &invalid, &body).await);
+    assert_eq!(provider.requests().len(), 1, "no poll after a forgery");
+    assert_accepted(&post_webhook(&app, "it", &valid, &body).await, true, false);
     let job = app.wait_until_final(&id, "alice").await;
-    assert_eq!(gist(&job), ("succeeded", None, 1), "{job}");
+    assert_eq!(summary(&job), ("succeeded", None, 1), "{job}");
     if spec == PIAPI {
-        let sent = &provider.requests()[0].body["config"]["webhook_config"];
-        assert!(sent.is_null() || sent["secret"] == "shared", "{sent}");
+        let config = &provider.requests()[0].body["config"]["webhook_config"];
+        assert!(config.is_null() || config["secret"] == "shared", "{config}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_sent_back_proves_no_body() {
-    let (good, bad) = (
-        owned_headers(&[("x-webhook-secret", "shared")]),
-        owned_headers(&[("x-webhook-secret", "other")]),
-    );
-    is_a_reason_to_ask(PIAPI, "Completed", good, bad).await;
+async fn webhook_with_a_static_token_triggers_a_poll() {
+    let valid = owned_headers(&[("x-webhook-secret", "shared")]);
+    let invalid = owned_headers(&[("x-webhook-secret", "other")]);
+    assert_webhook_triggers_poll(PIAPI, "Completed", valid, invalid).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signature_over_the_tasks_name_proves_no_body() {
+async fn webhook_with_a_signature_over_the_task_id_triggers_a_poll() {
     let headers = |task: &str| {
         let now = webhook_signatures::now();
-        let tag = webhook_signatures::base64("shared", format!("{task}.{now}").as_bytes());
+        let signature = webhook_signatures::base64("shared", format!("{task}.{now}").as_bytes());
         owned_headers(&[
             ("x-webhook-timestamp", &now.to_string()),
-            ("x-webhook-signature", &tag),
+            ("x-webhook-signature", &signature),
         ])
     };
-    is_a_reason_to_ask(KIE, "success", headers("t"), headers("u")).await;
+    assert_webhook_triggers_poll(KIE, "success", headers("t"), headers("u")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_may_hide_behind_a_200() {
+async fn status_in_the_body_of_a_200_response_decides_the_error_kind() {
     for (code, kind) in [
         (401, "auth"),
         (402, "quota"),
@@ -332,11 +343,11 @@ async fn a_refusal_may_hide_behind_a_200() {
         (455, "technical"),
         (500, "submission_unknown"),
     ] {
-        let told = json!({ "code": code, "msg": "no", "data": null });
-        let (app, _provider) = hub(KIE, move |_| told.clone()).await;
+        let body = json!({ "code": code, "msg": "no", "data": null });
+        let (app, _provider) = hub(KIE, move |_| body.clone()).await;
         let id = submit(&app).await;
-        let is_told = |job: &Value| !job["error"].is_null();
-        let job = app.wait_for_job(&id, "alice", is_told).await;
+        let has_error = |job: &Value| !job["error"].is_null();
+        let job = app.wait_for_job(&id, "alice", has_error).await;
         assert_eq!(job["error"]["kind"], kind, "{code}: {job}");
     }
 }

@@ -1,4 +1,4 @@
-//! Going away, as by SIGTERM.
+//! Graceful shutdown, as after SIGTERM.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,56 +12,69 @@ use crate::client::{try_upgrade, upgrade_request};
 use crate::raw_websocket::{RawSocket, handshake, text};
 use crate::sse_client::SseClient;
 
-/// A hub that stays long enough, after the word to stop, to be asked about it.
+/// Starts a hub that still accepts requests for a while after the shutdown begins.
 async fn spawn() -> TestApp {
     TestApp::builder().set("server.drain", "5s").spawn().await
 }
 
-/// Stops within its drain time, and the moment that it takes to put everything away.
-async fn stops_in_time(app: TestApp, drain: Duration) {
-    let begun = Instant::now();
+/// Asserts that the hub shuts down within its drain time and one second.
+async fn assert_stops_within(drain: Duration, app: TestApp) {
+    let started_at = Instant::now();
     app.shut_down().await;
-    let took = begun.elapsed();
-    assert!(took < drain + Duration::from_secs(1), "it took {took:?}");
+    let took = started_at.elapsed();
+    assert!(
+        took < drain + Duration::from_secs(1),
+        "shutdown took {took:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_hub_stops() {
-    stops_in_time(spawn().await, Duration::from_secs(5)).await;
+async fn idle_hub_shuts_down() {
+    assert_stops_within(Duration::from_secs(5), spawn().await).await;
 }
 
-/// An answer over a connection of its own: one that was kept may be closed under the request.
-async fn fresh(app: &TestApp, path: &str) -> reqwest::Response {
+/// Sends a request on a new connection, because the hub may close an idle one during the request.
+async fn get_on_new_connection(app: &TestApp, path: &str) -> reqwest::Response {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let request = client
         .get(format!("{}{path}", app.url))
         .timeout(TEST_TIMEOUT);
-    request.send().await.expect("an answer")
+    request.send().await.expect("a response")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn draining_fails_readiness_but_not_liveness() {
     let app = TestApp::builder().set("server.drain", "60s").spawn().await;
-    assert_eq!(fresh(&app, "/v1/health/ready").await.status(), 200);
+    assert_eq!(
+        get_on_new_connection(&app, "/v1/health/ready")
+            .await
+            .status(),
+        200
+    );
     app.begin_shutdown();
     let ready = loop {
-        let ready = fresh(&app, "/v1/health/ready").await;
+        let ready = get_on_new_connection(&app, "/v1/health/ready").await;
         if ready.status() != 200 {
             break ready;
         }
     };
     assert_eq!(ready.status(), 503);
-    let told: Value = ready.json().await.unwrap();
-    assert_eq!(told["status"], "draining");
-    assert_eq!(fresh(&app, "/v1/health/live").await.status(), 200);
-    let health = fresh(&app, "/v1/health").await;
+    let body: Value = ready.json().await.unwrap();
+    assert_eq!(body["status"], "draining");
+    assert_eq!(
+        get_on_new_connection(&app, "/v1/health/live")
+            .await
+            .status(),
+        200
+    );
+    let health = get_on_new_connection(&app, "/v1/health").await;
     assert_eq!(health.status(), 200);
-    let told: Value = health.json().await.unwrap();
-    assert_eq!(told["status"], "draining");
+    let body: Value = health.json().await.unwrap();
+    assert_eq!(body["status"], "draining");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_socket_is_told_when_to_come_back() {
+async fn draining_sends_each_socket_its_own_retry_time() {
     let app = spawn().await;
     let mut sockets = Vec::new();
     for _ in 0..20 {
@@ -78,13 +91,13 @@ async fn each_socket_is_told_when_to_come_back() {
         waits.insert(bye["retry_after_ms"].as_u64().unwrap());
         assert_eq!(socket.expect_close().await, Some(1012));
     }
-    // Of 20 draws out of a thousand and more, some are the same only rarely, and half of them never.
+    // 20 random values out of more than 1,000 may contain a few duplicates.
     assert!(waits.len() > 10, "{waits:?}");
     assert!(
         waits.iter().all(|wait| (1..10_000).contains(wait)),
         "{waits:?}"
     );
-    stops_in_time(app, Duration::from_secs(5)).await;
+    assert_stops_within(Duration::from_secs(5), app).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,7 +114,7 @@ async fn pending_frames_are_flushed_before_close() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_end_and_held_requests_are_answered() {
+async fn draining_ends_streams_and_long_polls() {
     let app = spawn().await;
     let job = app.register_worker_job("alice").await;
     let mut of_job = SseClient::open(&app, &format!("job={job}"), "alice").await;
@@ -118,11 +131,11 @@ async fn streams_end_and_held_requests_are_answered() {
     app.wait_for_metric("connections{kind=\"poll\"}", |open| open == 1.0)
         .await;
     app.begin_shutdown();
-    // Without `end`: the jobs go on, and so does who comes back elsewhere.
+    // There is no `end` event, because the jobs are not final.
     assert_eq!(of_job.next_event().await, None);
     assert_eq!(of_feed.next_event().await, None);
     assert_eq!(waiting.await.unwrap().status, 304);
-    stops_in_time(app, Duration::from_secs(5)).await;
+    assert_stops_within(Duration::from_secs(5), app).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,8 +146,8 @@ async fn draining_rejects_new_sockets() {
     let mut last = app.connect("alice").await;
     app.begin_shutdown();
     assert_eq!(last.expect_close().await, Some(1012));
-    // While it still listens, it says no; then it does not even listen.
-    let mut refusals = 0;
+    // New sockets are rejected while the hub listens. Later it does not listen.
+    let mut rejections = 0;
     while let Ok(mut late) = RawSocket::try_connect(&app).await {
         late.write(&handshake("/v1/ws", &token)).await;
         let Some(head) = late.try_read_head().await else {
@@ -142,13 +155,13 @@ async fn draining_rejects_new_sockets() {
         };
         assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
         assert!(head.to_lowercase().contains("\r\nretry-after: "), "{head}");
-        refusals += 1;
+        rejections += 1;
     }
-    assert!(refusals > 0, "it never said no");
-    stops_in_time(app, Duration::from_secs(5)).await;
+    assert!(rejections > 0, "no socket was rejected");
+    assert_stops_within(Duration::from_secs(5), app).await;
     assert!(
         TcpStream::connect(address).await.is_err(),
-        "it still listens"
+        "the hub still listens"
     );
 }
 
@@ -166,14 +179,14 @@ async fn client_that_never_closes_does_not_delay_shutdown() {
         let bye: Value = serde_json::from_str(texts.last().unwrap()).unwrap();
         assert_eq!(bye["type"], "bye");
     }
-    stops_in_time(app, Duration::from_secs(5)).await;
+    assert_stops_within(Duration::from_secs(5), app).await;
     for client in &mut clients {
         client.wait_until_closed().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_never_reads_does_not_hold_it_up() {
+async fn client_that_never_reads_does_not_delay_shutdown() {
     let app = spawn().await;
     let job = app.register_worker_job("alice").await;
     let mut stopped = RawSocket::connect_with_small_buffer(&app)
@@ -191,19 +204,19 @@ async fn a_client_that_never_reads_does_not_hold_it_up() {
     let output = json!({ "url": format!("https://cdn.example.com/{}", "x".repeat(4000)) });
     let update = json!({ "status": "succeeded", "outputs": vec![output; 100] });
     assert_eq!(app.push_update(&job, update).await.status, 200);
-    stops_in_time(app, Duration::from_secs(5)).await;
+    assert_stops_within(Duration::from_secs(5), app).await;
     drop((stopped, unread));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_connections_do_not_hold_it_up() {
+async fn idle_connections_do_not_delay_shutdown() {
     let app = spawn().await;
-    // One that never said anything, one that was answered and is kept, and a stranger's socket.
+    // A connection without a request, one with a finished request, and an unauthenticated socket.
     let silent = RawSocket::connect(&app).await;
     send(app.request_without_token(Method::GET, "/v1/health")).await;
-    let stranger = try_upgrade(upgrade_request(&app.url, &[])).await.unwrap();
-    stops_in_time(app, Duration::from_secs(5)).await;
-    drop((silent, stranger));
+    let unauthenticated = try_upgrade(upgrade_request(&app.url, &[])).await.unwrap();
+    assert_stops_within(Duration::from_secs(5), app).await;
+    drop((silent, unauthenticated));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,7 +224,7 @@ async fn zero_drain_time_still_sends_bye() {
     let app = TestApp::builder().set("server.drain", "0s").spawn().await;
     let mut client = app.connect("alice").await;
     let stopping = tokio::spawn(app.shut_down());
-    // There may be no time for it, but the connection ends.
+    // There may be no time for the close frame, but the connection ends.
     assert!(matches!(client.expect_close().await, Some(1012) | None));
     stopping.await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Signs of life, both ways.
+//! Heartbeats and pings in both directions.
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::app::{TEST_TIMEOUT, TestApp};
 use crate::raw_websocket::{PING, PONG, RawSocket, TEXT, frame, text};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_heartbeat_brings_a_message_and_a_ping() {
+async fn heartbeat_sends_a_message_and_a_ping() {
     let app = TestApp::builder()
         .set("socket.heartbeat", "1s")
         .spawn()
@@ -18,13 +18,17 @@ async fn every_heartbeat_brings_a_message_and_a_ping() {
     let (mut heartbeats, mut pings) = (Vec::new(), 0);
     while heartbeats.len() < 3 || pings < 3 {
         let message = tokio::time::timeout(TEST_TIMEOUT, client.socket.next()).await;
-        match message.expect("something comes in time").unwrap().unwrap() {
+        match message
+            .expect("a frame within the timeout")
+            .unwrap()
+            .unwrap()
+        {
             Message::Text(text) => {
                 let message: Value = serde_json::from_str(&text).unwrap();
                 assert_eq!(message["type"], "heartbeat");
                 heartbeats.push(message["now"].as_str().unwrap().to_owned());
             }
-            // The library answers it; that is what keeps the socket open.
+            // The client library sends the pong that keeps the socket open.
             Message::Ping(_) => pings += 1,
             other @ (Message::Binary(_)
             | Message::Pong(_)
@@ -47,13 +51,13 @@ async fn unanswered_pings_close_the_socket() {
     assert_eq!(code, Some(1001));
     let bye: Value = serde_json::from_str(texts.last().unwrap()).unwrap();
     assert_eq!((&bye["type"], &bye["code"]), (&json!("bye"), &json!(1001)));
-    // It does not close its side either, and is not waited for.
+    // The hub does not wait for a client that does not close its side.
     peer.wait_until_closed().await;
     app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_neither_reads_nor_writes_is_left() {
+async fn unresponsive_peer_is_disconnected() {
     let app = TestApp::builder()
         .set("socket.heartbeat", "1s")
         .spawn()
@@ -74,7 +78,7 @@ async fn a_peer_that_neither_reads_nor_writes_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pong_is_sign_enough() {
+async fn pongs_keep_the_socket_open() {
     let app = TestApp::builder()
         .set("socket.heartbeat", "1s")
         .spawn()
@@ -82,11 +86,11 @@ async fn a_pong_is_sign_enough() {
     let mut peer = RawSocket::connect_upgraded(&app, "alice").await;
     let mut heartbeats = 0;
     while heartbeats < 4 {
-        let heard = peer.read_frame().await.expect("a frame");
-        match heard.first {
-            PING => assert!(peer.write(&frame(PONG, &heard.payload)).await),
+        let received = peer.read_frame().await.expect("a frame");
+        match received.first {
+            PING => assert!(peer.write(&frame(PONG, &received.payload)).await),
             TEXT => {
-                heartbeats += usize::from(heard.payload.starts_with(b"{\"type\":\"heartbeat\""));
+                heartbeats += usize::from(received.payload.starts_with(b"{\"type\":\"heartbeat\""));
             }
             other => panic!("{other:#x}"),
         }
@@ -94,15 +98,15 @@ async fn a_pong_is_sign_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ping_of_the_client_is_answered_with_its_payload() {
+async fn client_ping_is_answered_with_its_payload() {
     let app = TestApp::spawn().await;
     let mut peer = RawSocket::connect_upgraded(&app, "alice").await;
     for payload in [&b""[..], b"abc", &[0xFF; 125]] {
         assert!(peer.write(&frame(PING, payload)).await);
         loop {
-            let heard = peer.read_frame().await.expect("a frame");
-            if heard.first == PONG {
-                assert_eq!(heard.payload, payload);
+            let received = peer.read_frame().await.expect("a frame");
+            if received.first == PONG {
+                assert_eq!(received.payload, payload);
                 break;
             }
         }

@@ -1,4 +1,4 @@
-//! Clients that break rules, or do not read: each ends or bounds its own socket, and nobody else's.
+//! Clients that violate the protocol or do not read. They affect no other client.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use crate::app::{TestApp, send};
 use crate::client::TestClient;
 use crate::raw_websocket::{BINARY, CLOSE, PING, RawSocket, TEXT, frame, handshake, text};
 
-/// More than all that a hostile client may cost, and far less than what it sends or declares.
-const GENEROUS: u64 = 96 << 20;
+/// Upper limit for the memory that a hostile client may use. The client sends or declares much more.
+const MAX_MEMORY_GROWTH: u64 = 96 << 20;
 
-/// Bytes of memory that this process, and so the hub in it, has in use.
-fn memory() -> u64 {
+/// Returns the resident memory in bytes of this process, which includes the hub.
+fn resident_memory() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
     pages * 4096
 }
 
-/// Somebody decent, who must not notice anything.
+/// A well-behaved client that must not be affected.
 struct Bystander {
     client: TestClient,
     job: String,
@@ -28,7 +28,7 @@ struct Bystander {
 }
 
 impl Bystander {
-    async fn of(app: &TestApp) -> Self {
+    async fn connect(app: &TestApp) -> Self {
         let job = app.register_worker_job("bystander").await;
         let mut client = app.connect("bystander").await;
         client.subscribe(&[(&job, 1)]).await;
@@ -39,7 +39,7 @@ impl Bystander {
         }
     }
 
-    async fn is_served(&mut self, app: &TestApp) {
+    async fn assert_served(&mut self, app: &TestApp) {
         let stage = format!("after version {}", self.version);
         app.push_update(&self.job, json!({ "stage": stage })).await;
         self.version += 1;
@@ -47,54 +47,58 @@ impl Bystander {
     }
 }
 
-/// Writes the same bytes until the hub takes no more of them; says how many it took.
-async fn flood(raw: &mut RawSocket, bytes: &[u8], most: usize) -> usize {
-    let mut taken = 0;
-    while taken < most {
+/// Writes the bytes repeatedly until the hub stops reading. Returns the number of bytes written.
+async fn flood(raw: &mut RawSocket, bytes: &[u8], max: usize) -> usize {
+    let mut total = 0;
+    while total < max {
         let writing = raw.stream.write(bytes);
         match tokio::time::timeout(Duration::from_secs(2), writing).await {
-            Ok(Ok(written)) => taken += written,
+            Ok(Ok(written)) => total += written,
             Ok(Err(_)) | Err(_) => break,
         }
     }
-    taken
+    total
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_broken_rule_ends_that_socket_with_its_code() {
+async fn protocol_violation_closes_the_socket_with_its_code() {
     let app = TestApp::spawn().await;
-    let mut bystander = Bystander::of(&app).await;
-    let before = memory();
+    let mut bystander = Bystander::connect(&app).await;
+    let before = resident_memory();
     let tebibyte = [0x81, 0xFF, 0, 0, 1, 0, 0, 0, 0, 0, 1, 2, 3, 4];
-    let pieces: Vec<u8> = std::iter::once(frame(0x01, b""))
+    let fragments: Vec<u8> = std::iter::once(frame(0x01, b""))
         .chain((0..100_000).map(|_| frame(0x00, b"")))
         .flatten()
         .collect();
     let half = vec![b' '; 10_000];
     let cases: Vec<(&str, Vec<u8>, u16)> = vec![
-        ("a declared tebibyte", tebibyte.to_vec(), 4009),
-        ("a flood of empty pieces", pieces, 4009),
-        ("a long message", frame(TEXT, &vec![b' '; 16_385]), 4009),
+        ("declared length of one tebibyte", tebibyte.to_vec(), 4009),
+        ("100,000 empty fragments", fragments, 4009),
         (
-            "a very long message",
-            frame(TEXT, &vec![b' '; 5 << 20]),
+            "message above the limit",
+            frame(TEXT, &vec![b' '; 16_385]),
             4009,
         ),
+        ("message of 5 MiB", frame(TEXT, &vec![b' '; 5 << 20]), 4009),
         (
-            "a long message in pieces",
+            "fragmented message above the limit",
             [frame(0x01, &half), frame(0x00, &half), frame(0x80, b"")].concat(),
             4009,
         ),
         ("binary", frame(BINARY, b"{}"), 1003),
-        ("bad UTF-8", frame(TEXT, &[0xC3, 0x28]), 1007),
+        ("invalid UTF-8", frame(TEXT, &[0xC3, 0x28]), 1007),
         ("unmasked", vec![0x81, 0x02, b'{', b'}'], 1002),
-        ("a reserved bit", frame(0xC1, b"{}"), 1002),
-        ("a reserved opcode", frame(0x83, b"{}"), 1002),
-        ("a piece of nothing", frame(0x80, b"{}"), 1002),
-        ("a long ping", frame(PING, &[0; 126]), 1002),
-        ("a ping in pieces", frame(0x09, b""), 1002),
+        ("reserved bit", frame(0xC1, b"{}"), 1002),
+        ("reserved opcode", frame(0x83, b"{}"), 1002),
         (
-            "a message within a message",
+            "continuation without a first fragment",
+            frame(0x80, b"{}"),
+            1002,
+        ),
+        ("ping above 125 bytes", frame(PING, &[0; 126]), 1002),
+        ("fragmented ping", frame(0x09, b""), 1002),
+        (
+            "message between fragments",
             [frame(0x01, b"{"), frame(TEXT, b"{}")].concat(),
             1002,
         ),
@@ -110,13 +114,13 @@ async fn each_broken_rule_ends_that_socket_with_its_code() {
             (&json!("bye"), &json!(code)),
             "{name}"
         );
-        bystander.is_served(&app).await;
+        bystander.assert_served(&app).await;
     }
-    assert!(memory() < before + GENEROUS);
+    assert!(resident_memory() < before + MAX_MEMORY_GROWTH);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_of_the_longest_length_is_understood() {
+async fn message_of_maximum_length_is_processed() {
     let app = TestApp::spawn().await;
     let mut raw = RawSocket::connect_upgraded(&app, "alice").await;
     let ping = json!({ "type": "ping", "id": 1 }).to_string();
@@ -130,9 +134,9 @@ async fn a_message_of_the_longest_length_is_understood() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_tenth_bad_message_is_the_last() {
+async fn tenth_bad_message_closes_the_socket() {
     let app = TestApp::spawn().await;
-    let mut bystander = Bystander::of(&app).await;
+    let mut bystander = Bystander::connect(&app).await;
     let mut client = app.connect("alice").await;
     let bad = [
         json!({ "type": "no such thing", "id": 1 }),
@@ -145,27 +149,29 @@ async fn the_tenth_bad_message_is_the_last() {
         json!({ "type": "ping", "id": 1 }).to_string().into(),
         json!([]),
     ];
-    for (at, message) in bad.iter().enumerate() {
+    for (index, message) in bad.iter().enumerate() {
         client.send_json(message.clone()).await;
         let error = client.expect_message("error").await;
-        assert_eq!(error["code"], "bad_message", "{at}");
+        assert_eq!(error["code"], "bad_message", "{index}");
         assert_eq!(
             error["id"],
-            if at < 7 { json!(1) } else { json!(null) },
-            "{at}"
+            if index < 7 { json!(1) } else { json!(null) },
+            "{index}"
         );
-        // Good ones in between do not make up for it.
-        client.send_json(json!({ "type": "ping", "id": at })).await;
+        // Valid messages in between do not reset the count.
+        client
+            .send_json(json!({ "type": "ping", "id": index }))
+            .await;
         client.expect_message("pong").await;
     }
     client.send_json(json!({ "type": "hello" })).await;
     assert_eq!(client.expect_message("bye").await["code"], 4008);
     assert_eq!(client.expect_close().await, Some(4008));
-    bystander.is_served(&app).await;
+    bystander.assert_served(&app).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_nested_without_end_is_one_bad_message() {
+async fn deeply_nested_message_is_one_bad_message() {
     let app = TestApp::spawn().await;
     let mut raw = RawSocket::connect_upgraded(&app, "alice").await;
     let nested = format!("{{\"type\":\"ping\",\"id\":{}", "[".repeat(16_000));
@@ -175,27 +181,27 @@ async fn a_message_nested_without_end_is_one_bad_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ping_flood_that_is_not_read_stops_being_read() {
+async fn hub_stops_reading_a_ping_flood_whose_pongs_are_not_read() {
     let app = TestApp::spawn().await;
-    let mut bystander = Bystander::of(&app).await;
-    let before = memory();
+    let mut bystander = Bystander::connect(&app).await;
+    let before = resident_memory();
     let mut raw = RawSocket::connect_with_small_buffer(&app)
         .await
         .upgrade(&app, "alice")
         .await;
     let pings = frame(PING, &[b'!'; 125]).repeat(500);
-    let taken = flood(&mut raw, &pings, 256 << 20).await;
-    assert!(taken < 64 << 20, "it took {taken} bytes");
-    bystander.is_served(&app).await;
-    assert!(memory() < before + GENEROUS);
+    let written = flood(&mut raw, &pings, 256 << 20).await;
+    assert!(written < 64 << 20, "the hub read {written} bytes");
+    bystander.assert_served(&app).await;
+    assert!(resident_memory() < before + MAX_MEMORY_GROWTH);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pipelined_subscribes_that_are_not_read_stop_being_read() {
+async fn hub_stops_reading_subscribes_whose_replies_are_not_read() {
     let app = TestApp::spawn().await;
-    let mut bystander = Bystander::of(&app).await;
+    let mut bystander = Bystander::connect(&app).await;
     let job = app.register_worker_job("alice").await;
-    let before = memory();
+    let before = resident_memory();
     let mut raw = RawSocket::connect_with_small_buffer(&app)
         .await
         .upgrade(&app, "alice")
@@ -205,16 +211,16 @@ async fn pipelined_subscribes_that_are_not_read_stop_being_read() {
         jobs.push(json!({ "job": format!("job_never_was_{n}") }));
     }
     let subscribes = text(&json!({ "type": "subscribe", "id": 1, "jobs": jobs })).repeat(10);
-    let taken = flood(&mut raw, &subscribes, 256 << 20).await;
-    assert!(taken < 64 << 20, "it took {taken} bytes");
-    bystander.is_served(&app).await;
-    assert!(memory() < before + GENEROUS);
+    let written = flood(&mut raw, &subscribes, 256 << 20).await;
+    assert!(written < 64 << 20, "the hub read {written} bytes");
+    bystander.assert_served(&app).await;
+    assert!(resident_memory() < before + MAX_MEMORY_GROWTH);
     drop((raw, bystander));
     app.wait_until_no_connections().await;
 }
 
-/// An ended job whose document has some hundred kilobytes.
-fn large() -> Value {
+/// Returns a final update that makes a document of several hundred kilobytes.
+fn large_final_update() -> Value {
     let output = |n| json!({ "url": format!("https://cdn.example.com/{n}/{}", "x".repeat(4000)) });
     let outputs: Vec<Value> = (0..100).map(output).collect();
     json!({ "status": "succeeded", "outputs": outputs })
@@ -257,13 +263,13 @@ async fn stalled_reader_is_closed_without_affecting_others() {
         .await;
     let mut subscribed = false;
     while !subscribed {
-        let heard = stopped.read_frame().await.expect("a frame").payload;
-        subscribed = heard.starts_with(b"{\"type\":\"subscribed\"");
+        let payload = stopped.read_frame().await.expect("a frame").payload;
+        subscribed = payload.starts_with(b"{\"type\":\"subscribed\"");
     }
 
-    let before = memory();
+    let before = resident_memory();
     for job in &jobs {
-        app.push_update(job, large()).await;
+        app.push_update(job, large_final_update()).await;
         for watcher in &mut watchers {
             let ended = watcher.follow_to_final(job).await;
             assert_eq!(ended["outputs"].as_array().unwrap().len(), 100);
@@ -280,16 +286,16 @@ async fn stalled_reader_is_closed_without_affecting_others() {
         closed == 1.0
     })
     .await;
-    assert!(memory() < before + GENEROUS);
+    assert!(resident_memory() < before + MAX_MEMORY_GROWTH);
 
-    // What it was sent is whole, as far as it goes, and then it is told.
+    // Every frame is complete, and the close reason follows.
     let (code, texts) = stopped.close_code().await;
     assert_eq!(code, Some(4101));
-    let heard: Vec<Value> = texts
+    let messages: Vec<Value> = texts
         .iter()
         .map(|text| serde_json::from_str(text).unwrap())
         .collect();
-    let bye = heard.last().unwrap();
+    let bye = messages.last().unwrap();
     assert_eq!(
         (&bye["type"], &bye["code"], &bye["reason"]),
         (&json!("bye"), &json!(4101), &json!("not_reading"))
@@ -300,7 +306,7 @@ async fn stalled_reader_is_closed_without_affecting_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_never_reads_again_is_dropped() {
+async fn reader_that_never_reads_again_is_dropped() {
     let app = TestApp::builder()
         .set("socket.write_timeout", "500ms")
         .spawn()
@@ -319,7 +325,7 @@ async fn a_reader_that_never_reads_again_is_dropped() {
     app.wait_for_metric("subscribed_jobs", |jobs| jobs == 2.0)
         .await;
     for job in [&first, &second] {
-        app.push_update(job, large()).await;
+        app.push_update(job, large_final_update()).await;
     }
     app.wait_for_metric("websocket_closes_total{code=\"4101\"}", |closed| {
         closed == 1.0
@@ -328,14 +334,13 @@ async fn a_reader_that_never_reads_again_is_dropped() {
     app.wait_until_no_connections().await;
 }
 
-/// While the hub waits to write documents, what the client says is heard, and answered between them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_reader_is_heard_between_documents() {
+async fn ping_of_a_slow_reader_is_answered_between_documents() {
     let app = TestApp::spawn().await;
     let mut known = Vec::new();
     for _ in 0..6 {
         let job = app.register_worker_job("alice").await;
-        app.push_update(&job, large()).await;
+        app.push_update(&job, large_final_update()).await;
         known.push(json!({ "job": job }));
     }
     let mut slow = RawSocket::connect_with_small_buffer(&app)
@@ -348,15 +353,15 @@ async fn a_slow_reader_is_heard_between_documents() {
     .await;
     let (mut documents, mut answered_after) = (0, None);
     while documents < 6 || answered_after.is_none() {
-        let heard = slow.read_frame().await.expect("it is kept");
-        assert_ne!(heard.first, CLOSE, "after {documents} documents");
-        if heard.payload.starts_with(b"{\"type\":\"job\"") {
+        let frame = slow.read_frame().await.expect("a frame");
+        assert_ne!(frame.first, CLOSE, "after {documents} documents");
+        if frame.payload.starts_with(b"{\"type\":\"job\"") {
             documents += 1;
             if documents == 1 {
-                // The next document is more than the line holds, so the hub is waiting by now.
+                // The next document does not fit into the socket buffers, so the hub waits for the client.
                 slow.write(&text(&json!({ "type": "ping", "id": 2 }))).await;
             }
-        } else if heard.payload.starts_with(b"{\"type\":\"pong\"") {
+        } else if frame.payload.starts_with(b"{\"type\":\"pong\"") {
             answered_after = Some(documents);
         }
     }
@@ -367,7 +372,7 @@ async fn a_slow_reader_is_heard_between_documents() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_of_any_other_path_is_a_clean_404() {
+async fn upgrade_of_another_path_returns_404() {
     let app = TestApp::spawn().await;
     let token = app.token("alice", "jobs:read");
     for path in [
@@ -395,24 +400,25 @@ async fn an_upgrade_of_any_other_path_is_a_clean_404() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_handshake_is_answered_400() {
+async fn invalid_handshake_returns_400() {
     let app = TestApp::spawn().await;
-    let good = String::from_utf8(handshake("/v1/ws", &app.token("alice", "jobs:read"))).unwrap();
-    for (what, instead) in [
+    let valid = String::from_utf8(handshake("/v1/ws", &app.token("alice", "jobs:read"))).unwrap();
+    for (header, replacement) in [
         ("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 8"),
         ("Sec-WebSocket-Version: 13\r\n", ""),
         ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""),
     ] {
         let mut raw = RawSocket::connect(&app).await;
-        raw.write(good.replace(what, instead).as_bytes()).await;
+        raw.write(valid.replace(header, replacement).as_bytes())
+            .await;
         let head = raw.read_head().await;
-        assert!(head.starts_with("HTTP/1.1 400 "), "{instead}: {head}");
+        assert!(head.starts_with("HTTP/1.1 400 "), "{replacement}: {head}");
         raw.wait_until_closed().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_connection_too_many_is_told_to_come_back() {
+async fn connection_above_the_limit_receives_a_retry_time() {
     let app = TestApp::builder()
         .set("server.max_connections", 2)
         .spawn()
@@ -444,34 +450,34 @@ async fn frames_sent_with_the_handshake_are_processed() {
     let job = app.register_worker_job("alice").await;
     let token = app.token("alice", "jobs:read");
     let subscribe = text(&json!({ "type": "subscribe", "id": 1, "jobs": [{ "job": job }] }));
-    let stranger = String::from_utf8(handshake("/v1/ws", "")).unwrap();
-    let stranger = stranger
+    let unauthenticated = String::from_utf8(handshake("/v1/ws", "")).unwrap();
+    let unauthenticated = unauthenticated
         .replace("Authorization: Bearer \r\n", "")
         .into_bytes();
     let auth = text(&json!({ "type": "auth", "token": token }));
-    for begun in [
+    for bytes in [
         [handshake("/v1/ws", &token), subscribe.clone()].concat(),
-        [stranger, auth, subscribe].concat(),
+        [unauthenticated, auth, subscribe].concat(),
     ] {
         let mut raw = RawSocket::connect(&app).await;
-        assert!(raw.write(&begun).await);
+        assert!(raw.write(&bytes).await);
         assert!(raw.read_head().await.starts_with("HTTP/1.1 101 "));
         for kind in ["hello", "subscribed", "job"] {
-            let heard: Value =
+            let message: Value =
                 serde_json::from_slice(&raw.read_frame().await.unwrap().payload).unwrap();
-            assert_eq!(heard["type"], kind);
+            assert_eq!(message["type"], kind);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_closes_is_answered() {
+async fn client_close_is_answered() {
     let app = TestApp::spawn().await;
     for code in [1000_u16, 1001, 4999] {
         let mut raw = RawSocket::connect_upgraded(&app, "alice").await;
         raw.write(&frame(CLOSE, &code.to_be_bytes())).await;
-        let (answer, texts) = raw.close_code().await;
-        assert_eq!(answer, Some(1000));
+        let (reply, texts) = raw.close_code().await;
+        assert_eq!(reply, Some(1000));
         assert!(texts.iter().all(|text| !text.contains("bye")), "{texts:?}");
         raw.stream.shutdown().await.unwrap();
         raw.wait_until_closed().await;

@@ -255,7 +255,7 @@ async fn violations(tamper: Tamper) -> Value {
 
 #[tokio::test]
 async fn missing_final_version_is_detected_on_every_socket() {
-    let checks = violations(Tamper::LosesTheEnd).await;
+    let checks = violations(Tamper::DropFinal).await;
     assert_eq!(checks["sockets_behind"], 40, "{checks}");
     assert_eq!(checks["behind"], 80, "{checks}");
     assert_eq!(checks["backwards"], 0, "{checks}");
@@ -263,7 +263,7 @@ async fn missing_final_version_is_detected_on_every_socket() {
 
 #[tokio::test]
 async fn repeated_or_decreasing_version_is_detected() {
-    for tamper in [Tamper::Repeats, Tamper::Swaps] {
+    for tamper in [Tamper::Duplicate, Tamper::Reorder] {
         let checks = violations(tamper).await;
         assert!(
             checks["backwards"].as_u64() > Some(0),
@@ -275,9 +275,9 @@ async fn repeated_or_decreasing_version_is_detected() {
 #[tokio::test]
 async fn unexpected_spurious_and_malformed_frames_are_detected() {
     for (tamper, name) in [
-        (Tamper::Renames, "strangers"),
-        (Tamper::Invents, "ahead"),
-        (Tamper::Garbles, "malformed"),
+        (Tamper::ForeignJob, "strangers"),
+        (Tamper::FutureVersion, "ahead"),
+        (Tamper::InvalidJson, "malformed"),
     ] {
         let checks = violations(tamper).await;
         assert!(checks[name].as_u64() > Some(0), "{tamper:?}: {checks}");

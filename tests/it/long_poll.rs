@@ -1,4 +1,4 @@
-//! One job over plain HTTP, held until there is something newer.
+//! Long polling of a job: conditional requests and `wait`.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -9,29 +9,29 @@ async fn get(app: &TestApp, job: &str, query: &str) -> TestResponse {
     send(app.request(Method::GET, &format!("/v1/jobs/{job}{query}"), "alice")).await
 }
 
-/// Waits until so many requests are held.
-async fn held(app: &TestApp, requests: f64) {
+/// Waits until this number of long polls is open.
+async fn wait_for_long_polls(app: &TestApp, requests: f64) {
     app.wait_for_metric("connections{kind=\"poll\"}", |open| open == requests)
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_tag_is_the_version() {
+async fn etag_is_the_version() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
-    let answer = get(&app, &job, "").await;
+    let response = get(&app, &job, "").await;
     assert_eq!(
-        (answer.status.as_u16(), &answer.headers["etag"]),
+        (response.status.as_u16(), &response.headers["etag"]),
         (200, &"\"1\"".parse().unwrap())
     );
     app.push_update(&job, json!({ "progress": 1 })).await;
-    let answer = get(&app, &job, "").await;
-    assert_eq!(answer.headers["etag"], "\"2\"");
-    assert_eq!(answer.body["version"], 2);
+    let response = get(&app, &job, "").await;
+    assert_eq!(response.headers["etag"], "\"2\"");
+    assert_eq!(response.body["version"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_known_version_is_not_repeated() {
+async fn known_version_returns_304() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     app.push_update(&job, json!({ "progress": 1 })).await;
@@ -54,10 +54,10 @@ async fn a_known_version_is_not_repeated() {
         if let Some(tag) = tag {
             request = request.header("if-none-match", tag);
         }
-        let answer = send(request).await;
-        assert_eq!(answer.status, status, "{query} {tag:?}");
-        assert_eq!(answer.headers["etag"], "\"2\"");
-        assert_eq!(answer.body.is_object(), status == 200, "{query} {tag:?}");
+        let response = send(request).await;
+        assert_eq!(response.status, status, "{query} {tag:?}");
+        assert_eq!(response.headers["etag"], "\"2\"");
+        assert_eq!(response.body.is_object(), status == 200, "{query} {tag:?}");
     }
 }
 
@@ -75,24 +75,24 @@ async fn long_poll_returns_the_next_version() {
             .header("if-none-match", "\"1\""),
     );
     let waiting = [by_query, by_tag].map(|request| tokio::spawn(send(request)));
-    held(&app, 2.0).await;
+    wait_for_long_polls(&app, 2.0).await;
     app.push_update(&job, json!({ "progress": 7 })).await;
     for waiting in waiting {
-        let answer = tokio::time::timeout(TEST_TIMEOUT, waiting)
+        let response = tokio::time::timeout(TEST_TIMEOUT, waiting)
             .await
             .unwrap()
             .unwrap();
         assert_eq!(
-            (answer.status.as_u16(), &answer.body["progress"]),
+            (response.status.as_u16(), &response.body["progress"]),
             (200, &json!(7.0))
         );
-        assert_eq!(answer.headers["etag"], "\"2\"");
+        assert_eq!(response.headers["etag"], "\"2\"");
     }
     app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_held_request_waits_for_more_than_what_is_known() {
+async fn long_poll_waits_for_a_version_above_since() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     let request = app.request(
@@ -101,24 +101,24 @@ async fn a_held_request_waits_for_more_than_what_is_known() {
         "alice",
     );
     let waiting = tokio::spawn(send(request));
-    held(&app, 1.0).await;
+    wait_for_long_polls(&app, 1.0).await;
     for progress in 1..=3 {
         app.push_update(&job, json!({ "progress": progress })).await;
     }
-    let answer = waiting.await.unwrap();
+    let response = waiting.await.unwrap();
     assert_eq!(
-        (answer.status.as_u16(), &answer.body["version"]),
+        (response.status.as_u16(), &response.body["version"]),
         (200, &json!(4))
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_held_request_ends_unchanged_when_its_time_is_over() {
+async fn long_poll_returns_304_after_its_wait() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
-    let answer = get(&app, &job, "?wait=0.2&since=1").await;
+    let response = get(&app, &job, "?wait=0.2&since=1").await;
     assert_eq!(
-        (answer.status.as_u16(), answer.body),
+        (response.status.as_u16(), response.body),
         (304, Value::String(String::new()))
     );
     app.wait_until_no_connections().await;
@@ -130,7 +130,7 @@ async fn long_poll_on_a_final_job_returns_at_once() {
     let job = app.register_worker_job("alice").await;
     app.push_update(&job, json!({ "status": "succeeded" }))
         .await;
-    // Longer than the client's own patience: it is not held at all.
+    // The wait exceeds the timeout of the client, so a response shows that the hub does not wait.
     assert_eq!(get(&app, &job, "?wait=60&since=2").await.status, 304);
     assert_eq!(
         get(&app, &job, "?wait=60&since=1").await.body["final"],
@@ -139,7 +139,7 @@ async fn long_poll_on_a_final_job_returns_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_time_that_is_none_is_refused() {
+async fn invalid_wait_and_since_are_rejected() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     for query in [
@@ -150,9 +150,9 @@ async fn a_time_that_is_none_is_refused() {
         "?since=-1",
         "?since=x",
     ] {
-        let answer = get(&app, &job, query).await;
+        let response = get(&app, &job, query).await;
         assert_eq!(
-            (answer.status.as_u16(), &answer.body["code"]),
+            (response.status.as_u16(), &response.body["code"]),
             (400, &json!("invalid_request")),
             "{query}"
         );
@@ -169,27 +169,27 @@ async fn disconnected_long_poll_is_released() {
         "alice",
     );
     let waiting = tokio::spawn(send(request));
-    held(&app, 1.0).await;
+    wait_for_long_polls(&app, 1.0).await;
     waiting.abort();
     app.wait_until_no_connections().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_is_followed_version_by_version() {
+async fn repeated_long_polls_follow_a_job_to_its_final_version() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     let following = async {
         let mut versions = vec![1];
         loop {
-            let answer = get(
+            let response = get(
                 &app,
                 &job,
                 &format!("?wait=10&since={}", versions[versions.len() - 1]),
             )
             .await;
-            assert_eq!(answer.status, 200, "{}", answer.body);
-            versions.push(answer.body["version"].as_u64().unwrap());
-            if answer.body["final"] == true {
+            assert_eq!(response.status, 200, "{}", response.body);
+            versions.push(response.body["version"].as_u64().unwrap());
+            if response.body["final"] == true {
                 return versions;
             }
         }

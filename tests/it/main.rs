@@ -31,6 +31,7 @@ mod lost_submit_response;
 mod mock_provider;
 mod outputs;
 mod poll_budget;
+mod problems;
 mod provider_requests;
 mod proxy;
 mod raw_websocket;

@@ -1,4 +1,4 @@
-//! A provider that does what a test tells it to, over real HTTP, and remembers what it was asked.
+//! An HTTP server that plays a provider: a closure answers the requests, and they are recorded.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -11,30 +11,31 @@ use tokio::sync::watch;
 
 use crate::app::TEST_TIMEOUT;
 
-/// A running stand-in. Dropping it stops it.
+/// A running mock provider. Dropping it stops the server.
 pub struct MockProvider {
     pub url: String,
-    asked: watch::Receiver<Vec<RecordedRequest>>,
+    requests: watch::Receiver<Vec<RecordedRequest>>,
     handle: actix_web::dev::ServerHandle,
 }
 
-/// One request.
+/// A request that the mock provider received.
 #[derive(Clone, Debug)]
 pub struct RecordedRequest {
     pub method: String,
-    /// With its query.
+    /// Path and query.
     pub path: String,
     pub headers: Vec<(String, String)>,
+    /// Null if the body is not JSON.
     pub body: Value,
 }
 
-/// What is answered.
+/// A response of the mock provider.
 #[derive(Clone, Debug)]
 pub struct MockResponse {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Bytes,
-    is_broken: bool,
+    is_disconnect: bool,
 }
 
 impl RecordedRequest {
@@ -58,19 +59,19 @@ impl MockResponse {
             status,
             headers: Vec::new(),
             body: body.into(),
-            is_broken: false,
+            is_disconnect: false,
         }
     }
 
-    /// The connection closes before anything is answered.
+    /// Closes the connection instead of sending a response.
     pub fn disconnect() -> Self {
         Self {
-            is_broken: true,
+            is_disconnect: true,
             ..Self::text(200, "")
         }
     }
 
-    /// With this number wherever its body says `{n}`.
+    /// Replaces `{n}` in the body with this number.
     pub fn numbered(mut self, n: usize) -> Self {
         if let Ok(text) = std::str::from_utf8(&self.body) {
             self.body = text.replace("{n}", &n.to_string()).into();
@@ -85,32 +86,33 @@ impl MockResponse {
 }
 
 impl MockProvider {
-    pub async fn start<F, R>(answer: F) -> Self
+    /// Starts a mock provider on a free port.
+    pub async fn start<F, R>(respond: F) -> Self
     where
         F: Fn(RecordedRequest) -> R + Send + Sync + 'static,
         R: Future<Output = MockResponse> + 'static,
     {
-        Self::start_at(([127, 0, 0, 1], 0).into(), answer).await
+        Self::start_at(([127, 0, 0, 1], 0).into(), respond).await
     }
 
-    /// At an address that is free, or was left by one that is no more.
-    pub async fn start_at<F, R>(address: SocketAddr, answer: F) -> Self
+    /// Starts a mock provider on a free address.
+    pub async fn start_at<F, R>(address: SocketAddr, respond: F) -> Self
     where
         F: Fn(RecordedRequest) -> R + Send + Sync + 'static,
         R: Future<Output = MockResponse> + 'static,
     {
         let listener = std::net::TcpListener::bind(address).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let (note, asked) = watch::channel(Vec::new());
-        let (answer, note) = (Arc::new(answer), Arc::new(Mutex::new(note)));
+        let (sender, requests) = watch::channel(Vec::new());
+        let (respond, sender) = (Arc::new(respond), Arc::new(Mutex::new(sender)));
         let server = HttpServer::new(move || {
-            let (answer, note) = (Arc::clone(&answer), Arc::clone(&note));
+            let (respond, sender) = (Arc::clone(&respond), Arc::clone(&sender));
             App::new().default_service(web::to(move |request: HttpRequest, body: Bytes| {
-                let asked = read(&request, &body);
-                let is_noted = |noted: &mut Vec<RecordedRequest>| noted.push(asked.clone());
-                note.lock().unwrap().send_modify(is_noted);
-                let reply = answer(asked);
-                async move { reply.await.response() }
+                let request = record(&request, &body);
+                let push = |requests: &mut Vec<RecordedRequest>| requests.push(request.clone());
+                sender.lock().unwrap().send_modify(push);
+                let response = respond(request);
+                async move { response.await.into_http_response() }
             }))
         });
         let server = server
@@ -121,50 +123,57 @@ impl MockProvider {
             .run();
         let handle = server.handle();
         tokio::spawn(server);
-        Self { url, asked, handle }
+        Self {
+            url,
+            requests,
+            handle,
+        }
     }
 
-    /// All requests so far, oldest first.
+    /// Returns all requests so far, oldest first.
     pub fn requests(&self) -> Vec<RecordedRequest> {
-        self.asked.borrow().clone()
+        self.requests.borrow().clone()
     }
 
-    /// Waits until the requests are as wished.
+    /// Waits until `is_done` accepts the requests so far, and returns them.
     pub async fn wait_for_requests(
         &self,
-        mut wish: impl FnMut(&[RecordedRequest]) -> bool,
+        mut is_done: impl FnMut(&[RecordedRequest]) -> bool,
     ) -> Vec<RecordedRequest> {
-        let mut asked = self.asked.clone();
-        let waiting = asked.wait_for(|all| wish(all));
-        let all = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
-        all.expect("it is asked in time").unwrap().clone()
+        let mut requests = self.requests.clone();
+        let wait = requests.wait_for(|requests| is_done(requests));
+        let requests = tokio::time::timeout(TEST_TIMEOUT, wait).await;
+        requests
+            .expect("timed out waiting for requests")
+            .unwrap()
+            .clone()
     }
 }
 
 impl Drop for MockProvider {
     fn drop(&mut self) {
-        // The stop is on its way once the future is made; nobody waits for its end.
+        // `stop` sends the command when it is called. The future only waits for the end.
         drop(self.handle.stop(false));
     }
 }
 
 impl MockResponse {
-    fn response(self) -> HttpResponse {
+    fn into_http_response(self) -> HttpResponse {
         let status = StatusCode::from_u16(self.status).unwrap();
         let mut response = HttpResponse::build(status);
         response.content_type("application/json");
         for header in self.headers {
             response.insert_header(header);
         }
-        if self.is_broken {
-            let broken = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
-            return response.streaming(futures_util::stream::iter([Err::<Bytes, _>(broken)]));
+        if self.is_disconnect {
+            let error = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
+            return response.streaming(futures_util::stream::iter([Err::<Bytes, _>(error)]));
         }
         response.body(self.body)
     }
 }
 
-fn read(request: &HttpRequest, body: &[u8]) -> RecordedRequest {
+fn record(request: &HttpRequest, body: &[u8]) -> RecordedRequest {
     let headers = request.headers().iter();
     RecordedRequest {
         method: request.method().to_string(),

@@ -1,4 +1,4 @@
-//! Outputs that only the provider's key can read: who gets them, and what nobody gets.
+//! Outputs that only the provider's API key can read: authorization, ranges, headers and errors.
 
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -8,10 +8,10 @@ use crate::app::{TestApp, TestResponse, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::webhook_signatures;
 
-const SECRET: &str = "a secret of the vault's";
+const SECRET: &str = "webhook secret of the vault";
 
 const SPEC: &str = r#"
-title = "A provider with its files behind its key"
+title = "A provider with private files"
 requires = ["api_key", "base_url", "webhook_secrets"]
 headers = { x-key = "{{ api_key }}", accept = "application/json" }
 poll_after = "100ms"
@@ -35,29 +35,29 @@ statuses = { working = "running", done = "succeeded" }
 
 const CLIP: &str = "0123456789";
 
-/// A provider whose only task has these files, and whose `/api/files/clip` is a clip in ranges.
+/// Starts a provider whose only task has these outputs. `/api/files/clip` supports ranges.
 async fn vault(files: Value) -> MockProvider {
     let task = json!({ "id": "t1", "state": "done", "files": files });
-    MockProvider::start(move |asked: RecordedRequest| {
-        let reply = match asked.path.as_str() {
+    MockProvider::start(move |request: RecordedRequest| {
+        let response = match request.path.as_str() {
             path if path.starts_with("/api/tasks/") => MockResponse::json(200, &task),
-            _ if asked.header("x-key") != Some("the key") => MockResponse::text(401, "a stranger"),
-            "/api/files/clip" => clip(&asked),
+            _ if request.header("x-key") != Some("the key") => MockResponse::text(401, "no key"),
+            "/api/files/clip" => clip(&request),
             "/api/files/page" => MockResponse::text(200, "<script>")
                 .with_header("content-type", "text/html; charset=utf-8"),
             "/api/files/long" => MockResponse::text(200, CLIP.repeat(1 << 19)),
             path => match path.strip_prefix("/api/status/") {
-                Some(status) => MockResponse::text(status.parse().unwrap(), "a secret matter"),
+                Some(status) => MockResponse::text(status.parse().unwrap(), "internal detail"),
                 None => MockResponse::text(404, ""),
             },
         };
-        async move { reply }
+        async move { response }
     })
     .await
 }
 
-fn clip(asked: &RecordedRequest) -> MockResponse {
-    let part = match asked.header("range") {
+fn clip(request: &RecordedRequest) -> MockResponse {
+    let part = match request.header("range") {
         Some("bytes=2-4") => {
             MockResponse::text(206, &CLIP[2..5]).with_header("content-range", "bytes 2-4/10")
         }
@@ -73,8 +73,8 @@ fn clip(asked: &RecordedRequest) -> MockResponse {
 }
 
 async fn hub(provider: &MockProvider) -> (TestApp, TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let spec = folder.path().join("vault.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let spec = directory.path().join("vault.toml");
     std::fs::write(&spec, SPEC).unwrap();
     let base_url = format!("{}/api", provider.url);
     let app = TestApp::builder()
@@ -85,42 +85,42 @@ async fn hub(provider: &MockProvider) -> (TestApp, TempDir) {
         .set("server.allowed_origins", "https://app.example.com")
         .spawn()
         .await;
-    (app, folder)
+    (app, directory)
 }
 
 async fn register(app: &TestApp, task: &str) -> Value {
     let body = json!({ "provider": "vault", "provider_task_id": task, "owner": "alice" });
     let worker = app.token("worker", "jobs:publish");
-    let answer = send(
+    let response = send(
         app.request_with_token(Method::POST, "/v1/jobs", &worker)
             .json(&body),
     )
     .await;
-    assert_eq!(answer.status, 201, "{}", answer.body);
-    answer.body
+    assert_eq!(response.status, 201, "{}", response.body);
+    response.body
 }
 
-/// A hub, its provider, and the end of a job with these files.
-async fn done(files: Value) -> (MockProvider, TestApp, TempDir, Value) {
+/// Runs a job with these outputs and returns its final document.
+async fn succeeded_job(files: Value) -> (MockProvider, TestApp, TempDir, Value) {
     let provider = vault(files).await;
-    let (app, folder) = hub(&provider).await;
+    let (app, directory) = hub(&provider).await;
     let job = register(&app, "t1").await;
     let job = app
         .wait_until_final(job["id"].as_str().unwrap(), "alice")
         .await;
     assert_eq!(job["status"], "succeeded", "{job}");
-    (provider, app, folder, job)
+    (provider, app, directory, job)
 }
 
 fn private(url: &str) -> Value {
     json!({ "url": url, "type": "video", "private": true })
 }
 
-/// The path and query of an output's URL, which must be the hub's.
+/// Returns the path and query of an output's URL, which must be a link of the hub.
 fn link(app: &TestApp, job: &Value, n: usize) -> String {
     let url = job["outputs"][n]["url"].as_str().unwrap();
     let path = url.strip_prefix(&app.url);
-    let path = path.unwrap_or_else(|| panic!("not the hub's: {url}"));
+    let path = path.unwrap_or_else(|| panic!("not a link of the hub: {url}"));
     let id = job["id"].as_str().unwrap();
     assert!(path.starts_with(&format!("/v1/jobs/{id}/outputs/{n}?grant=")));
     path.to_owned()
@@ -132,14 +132,14 @@ fn header<'a>(response: &'a Response, name: &str) -> &'a str {
 }
 
 #[track_caller]
-fn assert_refused(answer: &TestResponse, status: u16, code: &str) {
-    assert_eq!(answer.status, status, "{}", answer.body);
-    assert_eq!(answer.body["code"], code);
+fn assert_error(response: &TestResponse, status: u16, code: &str) {
+    assert_eq!(response.status, status, "{}", response.body);
+    assert_eq!(response.body["code"], code);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_output_behind_a_key_is_served_whole_and_in_parts_by_its_link() {
-    let (provider, app, _folder, job) = done(json!([private("files/clip")])).await;
+async fn private_output_is_served_whole_and_by_range() {
+    let (provider, app, _directory, job) = succeeded_job(json!([private("files/clip")])).await;
     let link = link(&app, &job, 0);
     for hidden in ["files/clip", "the key", &provider.url] {
         assert!(!job.to_string().contains(hidden), "{job}");
@@ -195,10 +195,10 @@ async fn an_output_behind_a_key_is_served_whole_and_in_parts_by_its_link() {
     assert_eq!(header(&head, "content-type"), "video/mp4");
     assert_eq!(head.text().await.unwrap(), "");
 
-    let asked = provider.requests();
-    let fetches: Vec<&RecordedRequest> = asked
+    let requests = provider.requests();
+    let fetches: Vec<&RecordedRequest> = requests
         .iter()
-        .filter(|asked| asked.path == "/api/files/clip")
+        .filter(|request| request.path == "/api/files/clip")
         .collect();
     assert_eq!(fetches.len(), 4);
     assert_eq!(fetches[1].header("if-range"), Some("\"clip-1\""));
@@ -210,83 +210,88 @@ async fn an_output_behind_a_key_is_served_whole_and_in_parts_by_its_link() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_output_comes_whole() {
-    let (_provider, app, _folder, job) = done(json!([private("files/long")])).await;
+async fn large_output_is_complete() {
+    let (_provider, app, _directory, job) = succeeded_job(json!([private("files/long")])).await;
     let request = app.request_without_token(Method::GET, &link(&app, &job, 0));
     let text = request.send().await.unwrap().text().await.unwrap();
     assert!(text == CLIP.repeat(1 << 19), "{} bytes", text.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_takes_a_token_that_may_see_the_job_or_the_link_to_this_very_output() {
+async fn output_requires_a_token_for_the_job_or_a_grant_for_the_output() {
     let files = json!([
         private("files/clip"),
         private("/api/files/clip"),
         { "url": "files/clip", "private": true, "expires_at": 1_000_000_000 },
     ]);
-    let (_provider, app, _folder, job) = done(files).await;
+    let (_provider, app, _directory, job) = succeeded_job(files).await;
     let other = app.register_worker_job("alice").await;
     let path = |n: &str| format!("/v1/jobs/{}/outputs/{n}", job["id"].as_str().unwrap());
     let first = link(&app, &job, 0);
     let (_, grant) = first.split_once('?').unwrap();
-    let with = |path: String| app.request_without_token(Method::GET, &format!("{path}?{grant}"));
+    let with_grant =
+        |path: String| app.request_without_token(Method::GET, &format!("{path}?{grant}"));
     let get = |path: String, who: &str| app.request(Method::GET, &path, who);
-    let fine = |request: RequestBuilder| async {
-        let answer = send(request).await;
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        assert_eq!(answer.body, CLIP);
+    let assert_ok = |request: RequestBuilder| async {
+        let response = send(request).await;
+        assert_eq!(response.status, 200, "{}", response.body);
+        assert_eq!(response.body, CLIP);
     };
 
-    fine(get(path("0"), "alice")).await;
-    fine(get(path("1"), "alice")).await;
-    fine(with(path("0"))).await;
-    // Either is enough, whatever the other is worth.
-    fine(get(first.clone(), "bob")).await;
-    fine(get(format!("{}?grant=old", path("0")), "alice")).await;
+    assert_ok(get(path("0"), "alice")).await;
+    assert_ok(get(path("1"), "alice")).await;
+    assert_ok(with_grant(path("0"))).await;
+    // One valid credential suffices, even if the other is invalid.
+    assert_ok(get(first.clone(), "bob")).await;
+    assert_ok(get(format!("{}?grant=old", path("0")), "alice")).await;
 
-    for refused in [
-        with(path("1")),
-        with(path("7")),
-        with(format!("/v1/jobs/{other}/outputs/0")),
+    for request in [
+        with_grant(path("1")),
+        with_grant(path("7")),
+        with_grant(format!("/v1/jobs/{other}/outputs/0")),
         app.request_without_token(Method::GET, &format!("{first}x")),
         app.request_without_token(Method::GET, &format!("{}?grant=", path("0"))),
         app.request_without_token(Method::GET, &link(&app, &job, 2)),
     ] {
-        assert_refused(&send(refused).await, 403, "invalid_grant");
+        assert_error(&send(request).await, 403, "invalid_grant");
     }
-    let stranger = app.request_without_token(Method::GET, &path("0"));
-    assert_refused(&send(stranger).await, 401, "unauthorized");
+    let anonymous = app.request_without_token(Method::GET, &path("0"));
+    assert_error(&send(anonymous).await, 401, "unauthorized");
     for (n, who) in [
         ("0", "bob"),
         ("3", "alice"),
         ("x", "alice"),
         ("-1", "alice"),
     ] {
-        assert_refused(&send(get(path(n), who)).await, 404, "not_found");
+        assert_error(&send(get(path(n), who)).await, 404, "not_found");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_public_output_is_where_its_document_says() {
+async fn public_output_is_redirected_to_its_url() {
     let public = json!({ "url": "https://cdn.example.com/b.mp4", "type": "video" });
-    let (_provider, app, _folder, job) = done(json!([private("files/clip"), public])).await;
+    let (_provider, app, _directory, job) =
+        succeeded_job(json!([private("files/clip"), public])).await;
     assert_eq!(job["outputs"][1]["url"], "https://cdn.example.com/b.mp4");
     let path = format!("/v1/jobs/{}/outputs/1", job["id"].as_str().unwrap());
-    let browser = reqwest::Client::builder()
+    let http = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .build()
         .unwrap();
     let token = app.token("alice", "jobs:read");
-    let request = browser.get(format!("{}{path}", app.url)).bearer_auth(token);
-    let answer = request.send().await.unwrap();
-    assert_eq!(answer.status(), 307);
-    assert_eq!(header(&answer, "location"), "https://cdn.example.com/b.mp4");
-    assert_eq!(header(&answer, "cache-control"), "no-store");
+    let request = http.get(format!("{}{path}", app.url)).bearer_auth(token);
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 307);
+    assert_eq!(
+        header(&response, "location"),
+        "https://cdn.example.com/b.mp4"
+    );
+    assert_eq!(header(&response, "cache-control"), "no-store");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_provider_does_not_give_is_told_without_its_words() {
+async fn provider_errors_are_mapped_without_their_details() {
     let statuses = [
         ("404", 410, "output_gone"),
         ("410", 410, "output_gone"),
@@ -295,32 +300,36 @@ async fn what_the_provider_does_not_give_is_told_without_its_words() {
         ("500", 502, "provider_error"),
     ];
     let files = statuses.map(|(status, _, _)| private(&format!("status/{status}")));
-    let (_provider, app, _folder, job) = done(json!(files)).await;
+    let (_provider, app, _directory, job) = succeeded_job(json!(files)).await;
     for (n, (_, status, code)) in statuses.into_iter().enumerate() {
-        let answer = send(app.request_without_token(Method::GET, &link(&app, &job, n))).await;
-        assert_refused(&answer, status, code);
-        assert_eq!(answer.body["retryable"], status == 502);
-        assert!(!answer.body.to_string().contains("secret matter"));
+        let response = send(app.request_without_token(Method::GET, &link(&app, &job, n))).await;
+        assert_error(&response, status, code);
+        assert_eq!(response.body["retryable"], status == 502);
+        assert!(!response.body.to_string().contains("internal detail"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hub_is_sent_nowhere_but_to_its_provider_and_the_public_internet() {
-    let inner = MockProvider::start(|_| async { MockResponse::text(200, "the metadata") }).await;
-    let https = inner.url.replace("http:", "https:");
-    let addresses = [inner.url.clone(), https, "file:///etc/hostname".to_owned()];
+async fn outputs_on_private_addresses_are_not_fetched() {
+    let internal = MockProvider::start(|_| async { MockResponse::text(200, "metadata") }).await;
+    let https = internal.url.replace("http:", "https:");
+    let addresses = [
+        internal.url.clone(),
+        https,
+        "file:///etc/hostname".to_owned(),
+    ];
     let files = addresses.map(|url| private(&url));
-    let (_provider, app, _folder, job) = done(json!(files)).await;
+    let (_provider, app, _directory, job) = succeeded_job(json!(files)).await;
     for n in 0..3 {
-        let answer = send(app.request_without_token(Method::GET, &link(&app, &job, n))).await;
-        assert_refused(&answer, 502, "provider_error");
+        let response = send(app.request_without_token(Method::GET, &link(&app, &job, n))).await;
+        assert_error(&response, 502, "provider_error");
     }
-    assert_eq!(inner.requests().len(), 0);
+    assert_eq!(internal.requests().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_browser_runs_nothing_of_it_and_pages_of_allowed_origins_may_read_it() {
-    let (_provider, app, _folder, job) = done(json!([private("files/page")])).await;
+async fn html_output_is_inert_and_readable_from_allowed_origins() {
+    let (_provider, app, _directory, job) = succeeded_job(json!([private("files/page")])).await;
     let request = app.request_without_token(Method::GET, &link(&app, &job, 0));
     let request = request.header("origin", "https://app.example.com");
     let page = request.send().await.unwrap();
@@ -335,37 +344,37 @@ async fn a_browser_runs_nothing_of_it_and_pages_of_allowed_origins_may_read_it()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parked_news_brings_links_too() {
+async fn buffered_webhook_produces_output_links() {
     let provider = vault(json!([])).await;
-    let (app, _folder) = hub(&provider).await;
-    let news = json!({ "id": "t9", "state": "done", "files": [private("files/clip")] }).to_string();
+    let (app, _directory) = hub(&provider).await;
+    let body = json!({ "id": "t9", "state": "done", "files": [private("files/clip")] }).to_string();
     let request = app.request_without_token(Method::POST, "/v1/webhooks/vault");
-    let signature = webhook_signatures::hex(SECRET, news.as_bytes());
-    let answer = send(request.header("x-vault-signature", signature).body(news)).await;
-    assert_eq!(answer.body, json!({ "matched": false, "applied": false }));
+    let signature = webhook_signatures::hex(SECRET, body.as_bytes());
+    let response = send(request.header("x-vault-signature", signature).body(body)).await;
+    assert_eq!(response.body, json!({ "matched": false, "applied": false }));
     let job = register(&app, "t9").await;
     assert_eq!(job["status"], "succeeded");
-    let answer = send(app.request_without_token(Method::GET, &link(&app, &job, 0))).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
+    let response = send(app.request_without_token(Method::GET, &link(&app, &job, 0))).await;
+    assert_eq!(response.status, 200, "{}", response.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_push_of_a_worker_has_the_hub_fetch_anything() {
+async fn worker_update_cannot_make_the_hub_fetch_outputs() {
     let provider = MockProvider::start(|_| async { MockResponse::text(500, "") }).await;
-    let (app, _folder) = hub(&provider).await;
+    let (app, _directory) = hub(&provider).await;
     let job = register(&app, "t1").await;
     let id = job["id"].as_str().unwrap();
     let outputs = json!([private("/api/files/clip"), private(&provider.url)]);
     let push = json!({ "status": "succeeded", "outputs": outputs, "sources": ["/api/files/clip"] });
-    assert_refused(&app.push_update(id, push).await, 400, "invalid_request");
+    assert_error(&app.push_update(id, push).await, 400, "invalid_request");
     let push = json!({ "status": "succeeded", "outputs": outputs });
     assert_eq!(app.push_update(id, push).await.status, 200);
     let job = app.get_job(id, "alice").await;
     assert_eq!(job["outputs"][0]["url"], "/api/files/clip");
     let path = format!("/v1/jobs/{id}/outputs/0");
-    let answer = send(app.request(Method::GET, &path, "alice")).await;
-    assert_refused(&answer, 404, "not_found");
-    let asked = provider.requests();
-    let is_fetch = |asked: &RecordedRequest| !asked.path.starts_with("/api/tasks/");
-    assert!(!asked.iter().any(is_fetch), "{asked:?}");
+    let response = send(app.request(Method::GET, &path, "alice")).await;
+    assert_error(&response, 404, "not_found");
+    let requests = provider.requests();
+    let is_fetch = |request: &RecordedRequest| !request.path.starts_with("/api/tasks/");
+    assert!(!requests.iter().any(is_fetch), "{requests:?}");
 }

@@ -1,7 +1,4 @@
-//! What it costs to know: requests to a provider that calls back, against those to one that does not.
-//!
-//! Invariant: both stories are of the same jobs, the same hub and the same cadence, which is the built-in one
-//! (ask after 60 s of silence and then every 15 s) with a second for every 15.
+//! The number of polls: with and without webhooks, after untrusted webhooks, and after a crash.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -11,17 +8,20 @@ use futures_util::future::join_all;
 use progress_hub_simulator::{Counts, Scenario, Settings, Simulator};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{TEST_TIMEOUT, TestApp, TestAppBuilder, WEBHOOK_SECRET, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
 const JOBS: usize = 1_000;
-/// Every so many jobs lose their webhooks even where there are some.
-const LOST: usize = 50;
 
-/// Runs the jobs, each ten seconds long, and tells what was asked of the provider.
-async fn run(scenario: Scenario) -> Counts {
+/// One in this number of jobs loses its webhooks in every scenario.
+const LOST_WEBHOOKS_INTERVAL: usize = 50;
+
+/// Runs jobs of ten seconds each and returns what the provider received. The poll policy is the
+/// default (after 60 s, then every 15 s) with one second in place of 15.
+async fn run_jobs(scenario: Scenario) -> Counts {
     let simulator = Simulator::bind(
         "127.0.0.1:0",
         Settings {
@@ -32,7 +32,7 @@ async fn run(scenario: Scenario) -> Counts {
         },
     )
     .unwrap();
-    let witness = simulator.inspector();
+    let inspector = simulator.inspector();
     let app = TestApp::builder()
         .set("providers.kling.spec", "kling")
         .set("providers.kling.base_url", simulator.url())
@@ -45,100 +45,100 @@ async fn run(scenario: Scenario) -> Counts {
         .spawn()
         .await;
     let stop = CancellationToken::new();
-    let _end = stop.clone().drop_guard();
+    let _stop_on_drop = stop.clone().drop_guard();
     tokio::spawn(simulator.run(stop));
     let mut jobs = Vec::new();
     for n in 0..JOBS {
-        let scenario = if n % LOST == 0 {
+        let scenario = if n % LOST_WEBHOOKS_INTERVAL == 0 {
             Scenario::LostWebhooks
         } else {
             scenario
         };
-        let order = json!({
+        let body = json!({
             "provider": "kling",
             "model": "kling-v3.0-pro",
             "prompt": "a lighthouse in the rain",
             "input": { "scenario": scenario, "steps": 3 },
         });
-        let submit = app.request(Method::POST, "/v1/videos", "alice");
-        let answer = send(submit.json(&order)).await;
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        jobs.push(answer.body["id"].as_str().unwrap().to_owned());
+        let request = app.request(Method::POST, "/v1/videos", "alice");
+        let response = send(request.json(&body)).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        jobs.push(response.body["id"].as_str().unwrap().to_owned());
     }
     for job in &jobs {
-        assert_eq!(
-            app.wait_until_final(job, "alice").await["status"],
-            "succeeded"
-        );
+        let job = app.wait_until_final(job, "alice").await;
+        assert_eq!(job["status"], "succeeded");
     }
-    let counts = witness.calls_in("kling");
+    let counts = inspector.calls_in("kling");
     assert_eq!(counts.submits_accepted, JOBS as u64);
     counts
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn webhooks_reduce_polling_by_90_percent() {
-    let told = run(Scenario::Normal).await;
-    let asked = run(Scenario::LostWebhooks).await;
-    let ratio = told.queries_received as f64 / asked.queries_received as f64;
-    println!(
-        "{JOBS} jobs: {} reads ({} tasks) with webhooks, {} reads ({} tasks) by polling alone: {ratio:.3}",
-        told.queries_received, told.tasks_queried, asked.queries_received, asked.tasks_queried,
+    let webhooks = run_jobs(Scenario::Normal).await;
+    let polling = run_jobs(Scenario::LostWebhooks).await;
+    assert_eq!(polling.callbacks_sent, 0);
+    assert!(webhooks.callbacks_acknowledged > 0 && polling.queries_received > 0);
+    let ratio = webhooks.queries_received as f64 / polling.queries_received as f64;
+    assert!(
+        ratio < 0.1,
+        "{} polls with webhooks, {} without: {ratio:.3}",
+        webhooks.queries_received,
+        polling.queries_received
     );
-    assert_eq!(asked.callbacks_sent, 0);
-    assert!(told.callbacks_acknowledged > 0 && asked.queries_received > 0);
-    assert!(ratio < 0.1, "{ratio}");
 }
 
-/// A Seedance, which signs nothing: what it was told to call back, and how often and how densely it was asked.
-struct Unsigned {
+/// A provider with Seedance's API, which does not sign webhooks. Tasks stay `running`.
+struct UnsignedProvider {
     provider: MockProvider,
-    asked: Arc<AtomicUsize>,
-    at_once: Arc<AtomicUsize>,
-    /// Whether questions are answered at all.
+    polls: watch::Receiver<usize>,
+    max_concurrent_polls: Arc<AtomicUsize>,
+    /// Whether polls get no response in time.
     is_silent: Arc<AtomicBool>,
 }
 
-impl Unsigned {
+impl UnsignedProvider {
     async fn start() -> Self {
-        let (asked, at_once) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (sender, polls) = watch::channel(0);
+        let max_concurrent_polls = Arc::<AtomicUsize>::default();
         let is_silent = Arc::<AtomicBool>::default();
-        let (count, most, hush) = (asked.clone(), at_once.clone(), is_silent.clone());
-        let (now, made) = (Arc::<AtomicUsize>::default(), AtomicUsize::new(0));
-        let provider = MockProvider::start(move |asked: RecordedRequest| {
-            let (count, most, now) = (count.clone(), most.clone(), now.clone());
-            let (task, hush) = (made.load(SeqCst), hush.clone());
-            if asked.method == "POST" {
-                made.fetch_add(1, SeqCst);
-            }
+        let (max, silent) = (max_concurrent_polls.clone(), is_silent.clone());
+        let (running, tasks) = (Arc::<AtomicUsize>::default(), AtomicUsize::new(0));
+        let provider = MockProvider::start(move |request: RecordedRequest| {
+            let (max, running, silent) = (max.clone(), running.clone(), silent.clone());
+            let sender = sender.clone();
+            let is_submission = request.method == "POST";
+            let task = tasks.fetch_add(usize::from(is_submission), SeqCst);
             async move {
-                if asked.method == "POST" {
+                if is_submission {
                     return MockResponse::json(200, &json!({ "id": format!("cgt-{task}") }));
                 }
-                count.fetch_add(1, SeqCst);
-                most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
-                let pause = if hush.load(SeqCst) { 60_000 } else { 20 };
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-                now.fetch_sub(1, SeqCst);
-                let id = asked.path.rsplit('/').next().unwrap().to_owned();
+                max.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+                sender.send_modify(|polls| *polls += 1);
+                let latency = if silent.load(SeqCst) { 60_000 } else { 20 };
+                tokio::time::sleep(Duration::from_millis(latency)).await;
+                running.fetch_sub(1, SeqCst);
+                let id = request.path.rsplit('/').next().unwrap();
                 MockResponse::json(200, &json!({ "id": id, "status": "running" }))
             }
         })
         .await;
         Self {
             provider,
-            asked,
-            at_once,
+            polls,
+            max_concurrent_polls,
             is_silent,
         }
     }
 
-    fn hub(&self, poll_after: &str, cool_down: &str) -> TestAppBuilder {
+    /// Configures a hub that polls only after webhooks.
+    fn hub(&self, cool_down: &str) -> TestAppBuilder {
         let settings = [
             ("spec", "seedance"),
             ("base_url", &self.provider.url),
             ("api_key", "a key"),
-            ("poll_after", poll_after),
+            ("poll_after", "1h"),
             ("poll_every", "1h"),
             ("cool_down", cool_down),
             ("max_concurrent", "1000"),
@@ -149,119 +149,123 @@ impl Unsigned {
         })
     }
 
-    /// Has jobs submitted, and waits until the provider has them; the addresses that it may call.
-    async fn take(&self, app: &TestApp, jobs: usize) -> Vec<String> {
-        let orders = (0..jobs).map(|_| async {
-            let order = json!({ "provider": "seedance", "model": "s", "prompt": "a lighthouse" });
-            let submit = app.request(Method::POST, "/v1/videos", "alice");
-            let answer = send(submit.json(&order)).await;
-            assert_eq!(answer.status, 202, "{}", answer.body);
-            answer.body["id"].as_str().unwrap().to_owned()
+    /// Submits jobs, waits until the provider has accepted them, and returns their callback URLs.
+    async fn submit_jobs(&self, app: &TestApp, count: usize) -> Vec<String> {
+        let submissions = (0..count).map(|_| async {
+            let body = json!({ "provider": "seedance", "model": "s", "prompt": "a lighthouse" });
+            let request = app.request(Method::POST, "/v1/videos", "alice");
+            let response = send(request.json(&body)).await;
+            assert_eq!(response.status, 202, "{}", response.body);
+            response.body["id"].as_str().unwrap().to_owned()
         });
-        for id in join_all(orders).await {
-            let is_there = |job: &Value| !job["provider_task_id"].is_null();
-            app.wait_for_job(&id, "alice", is_there).await;
+        for id in join_all(submissions).await {
+            let is_accepted = |job: &Value| !job["provider_task_id"].is_null();
+            app.wait_for_job(&id, "alice", is_accepted).await;
         }
-        let asked = self.provider.requests();
-        let urls = asked
+        let requests = self.provider.requests();
+        let urls = requests
             .iter()
-            .filter_map(|it| it.body["callback_url"].as_str());
+            .filter_map(|request| request.body["callback_url"].as_str());
         urls.map(str::to_owned).collect()
     }
 
-    async fn until_asked(&self, questions: usize) {
-        let waiting = async {
-            while self.asked.load(SeqCst) < questions {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let waited = tokio::time::timeout(TEST_TIMEOUT, waiting).await;
-        assert!(waited.is_ok(), "{} of {questions}", self.asked.load(SeqCst));
+    async fn wait_for_polls(&self, count: usize) {
+        let mut polls = self.polls.clone();
+        let wait = polls.wait_for(|polls| *polls >= count);
+        let is_reached = tokio::time::timeout(TEST_TIMEOUT, wait).await.is_ok();
+        assert!(is_reached, "{} of {count} polls", self.poll_count());
+    }
+
+    fn poll_count(&self) -> usize {
+        *self.polls.borrow()
     }
 }
 
-/// Tells a hub unsigned news, which it must look up before it believes them.
-async fn nudge(http: &reqwest::Client, url: &str) {
-    let news = json!({ "id": "whatever", "status": "succeeded" });
-    let answer = http.post(url).json(&news).send().await.unwrap();
-    assert!(answer.status().is_success(), "{}", answer.status());
+fn http_client() -> reqwest::Client {
+    let builder = reqwest::Client::builder().no_proxy();
+    builder.build().unwrap()
+}
+
+/// Posts a webhook that the hub must confirm by a poll.
+async fn post_untrusted_webhook(http: &reqwest::Client, url: &str) {
+    let body = json!({ "id": "whatever", "status": "succeeded" });
+    let response = http.post(url).json(&body).send().await.unwrap();
+    assert!(response.status().is_success(), "{}", response.status());
+}
+
+/// Posts one untrusted webhook to the path of each callback URL at `app`, all at the same time.
+async fn post_untrusted_webhooks(http: &reqwest::Client, app: &TestApp, callback_urls: &[String]) {
+    let posts = callback_urls.iter().map(|callback_url| {
+        let (_, path) = callback_url.split_once("/v1/").unwrap();
+        let url = format!("{}/v1/{path}", app.url);
+        async move { post_untrusted_webhook(http, &url).await }
+    });
+    join_all(posts).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn untrusted_webhooks_cause_one_poll_per_cool_down() {
     const COOL_DOWN: Duration = Duration::from_millis(500);
-    let seedance = Unsigned::start().await;
-    let app = seedance.hub("1h", "500ms").spawn().await;
-    let urls = seedance.take(&app, 1).await;
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let begun = Instant::now();
+    let http = http_client();
+    let seedance = UnsignedProvider::start().await;
+    let app = seedance.hub("500ms").spawn().await;
+    let urls = seedance.submit_jobs(&app, 1).await;
+    let started_at = Instant::now();
     for _ in 0..50 {
-        join_all((0..10).map(|_| nudge(&http, &urls[0]))).await;
+        post_untrusted_webhooks(&http, &app, &vec![urls[0].clone(); 10]).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    seedance.until_asked(2).await;
-    let cool_downs = begun.elapsed().as_millis() / COOL_DOWN.as_millis() + 1;
-    let asked = seedance.asked.load(SeqCst);
-    println!("500 nudges: {asked} questions in {cool_downs} cool-downs begun");
-    assert!(asked as u128 <= cool_downs, "{asked} in {cool_downs}");
+    seedance.wait_for_polls(2).await;
+    let cool_downs = started_at.elapsed().as_millis() / COOL_DOWN.as_millis() + 1;
+    let polls = seedance.poll_count();
+    assert!(
+        polls as u128 <= cool_downs,
+        "500 webhooks: {polls} polls in {cool_downs} cool-downs"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn polls_from_untrusted_webhooks_are_jittered() {
-    let seedance = Unsigned::start().await;
-    let app = seedance.hub("1h", "500ms").spawn().await;
-    let urls = seedance.take(&app, 200).await;
+    let http = http_client();
+    let seedance = UnsignedProvider::start().await;
+    let app = seedance.hub("500ms").spawn().await;
+    let urls = seedance.submit_jobs(&app, 200).await;
     assert_eq!(urls.len(), 200);
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    join_all(urls.iter().map(|url| nudge(&http, url))).await;
-    seedance.until_asked(200).await;
-    let most = seedance.at_once.load(SeqCst);
-    println!("200 nudges at once: {most} questions at once");
-    assert!((2..=8).contains(&most), "{most}");
+    post_untrusted_webhooks(&http, &app, &urls).await;
+    seedance.wait_for_polls(200).await;
+    let max = seedance.max_concurrent_polls.load(SeqCst);
+    assert!((2..=8).contains(&max), "{max} concurrent polls");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn polls_after_a_crash_are_jittered() {
-    let seedance = Unsigned::start().await;
-    let app = seedance.hub("1h", "1h").spawn_process(&[]).await;
+    let http = http_client();
+    let seedance = UnsignedProvider::start().await;
+    let app = seedance.hub("1h").spawn_process(&[]).await;
     seedance.is_silent.store(true, SeqCst);
-    let urls = seedance.take(&app, 300).await;
-    let folder = app.kill();
-    // Nudges are what makes them due: all 300 of them, to a hub whose provider does not answer.
+    let urls = seedance.submit_jobs(&app, 300).await;
+    let data_dir = app.kill();
+    // Webhooks make all 300 polls due at a hub whose provider does not respond.
     let app = seedance
-        .hub("1h", "100ms")
-        .data_dir(folder)
+        .hub("100ms")
+        .data_dir(data_dir)
         .spawn_process(&[])
         .await;
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let tell = urls.iter().map(|url| {
-        let path = url.split_once("/v1/").unwrap().1;
-        let url = format!("{}/v1/{path}", app.url);
-        let http = &http;
-        async move { nudge(http, &url).await }
-    });
-    join_all(tell).await;
-    seedance.until_asked(8).await;
-    assert_eq!(seedance.at_once.load(SeqCst), 8);
-    let folder = app.kill();
+    post_untrusted_webhooks(&http, &app, &urls).await;
+    seedance.wait_for_polls(8).await;
+    assert_eq!(seedance.max_concurrent_polls.load(SeqCst), 8);
+    let data_dir = app.kill();
     seedance.is_silent.store(false, SeqCst);
-    let before = seedance.asked.load(SeqCst);
+    let before = seedance.poll_count();
     let app = seedance
-        .hub("1h", "100ms")
-        .data_dir(folder)
+        .hub("100ms")
+        .data_dir(data_dir)
         .spawn_process(&[])
         .await;
-    let again = urls.iter().map(|url| {
-        let path = url.split_once("/v1/").unwrap().1;
-        let url = format!("{}/v1/{path}", app.url);
-        let http = &http;
-        async move { nudge(http, &url).await }
-    });
-    join_all(again).await;
-    seedance.until_asked(before + 300).await;
-    // The eight of the hub that was killed are still on the provider's books.
-    let most = seedance.at_once.load(SeqCst);
-    println!("300 jobs after a kill: {most} questions at once, those of the killed hub included");
-    assert!((8..=16).contains(&most), "{most}");
+    post_untrusted_webhooks(&http, &app, &urls).await;
+    seedance.wait_for_polls(before + 300).await;
+    // The provider still counts the eight polls of the hub that was killed.
+    let max = seedance.max_concurrent_polls.load(SeqCst);
+    assert!((8..=16).contains(&max), "{max} concurrent polls");
     drop(app.kill());
 }

@@ -1,4 +1,4 @@
-//! What each provider is sent: where, with which key, in which words, and where it is told to call back.
+//! The requests of the built-in specs: URL, credentials, parameters and callback URL.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,32 +10,29 @@ use crate::app::{TestApp, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::webhook_signatures;
 
-const PUBLIC: &str = "https://hub.example.com/under";
+const PUBLIC_URL: &str = "https://hub.example.com/under";
 
-/// The first request that a provider gets for this submission.
-async fn sent(spec: &str, request: Value) -> RecordedRequest {
+/// Returns the first request that a provider receives for a submission.
+async fn first_request(spec: &str, submission: Value) -> RecordedRequest {
     let provider = MockProvider::start(|_| async { MockResponse::text(400, "{}") }).await;
     let app = TestApp::builder()
-        .set("server.public_url", PUBLIC)
+        .set("server.public_url", PUBLIC_URL)
         .set("providers.it.spec", spec)
         .set("providers.it.base_url", &provider.url)
         .set("providers.it.api_key", "key-1")
         .set("providers.it.secret_key", "key-2")
         .spawn()
         .await;
-    let answer = send(
-        app.request(Method::POST, "/v1/videos", "alice")
-            .json(&request),
-    )
-    .await;
-    assert_eq!(answer.status, 202, "{spec}: {}", answer.body);
+    let request = app.request(Method::POST, "/v1/videos", "alice");
+    let response = send(request.json(&submission)).await;
+    assert_eq!(response.status, 202, "{spec}: {}", response.body);
     provider
-        .wait_for_requests(|asked| !asked.is_empty())
+        .wait_for_requests(|requests| !requests.is_empty())
         .await
         .remove(0)
 }
 
-fn request(model: &str) -> Value {
+fn submission(model: &str) -> Value {
     json!({
         "provider": "it",
         "model": model,
@@ -46,15 +43,16 @@ fn request(model: &str) -> Value {
     })
 }
 
-/// The callback URL, wherever it stands: it must be the hub's own, with a token.
+/// Returns whether a URL is a callback URL of the hub with a token.
 fn is_callback(url: &str) -> bool {
-    url.strip_prefix(PUBLIC)
+    url.strip_prefix(PUBLIC_URL)
         .and_then(|rest| rest.strip_prefix("/v1/webhooks/it/job_"))
         .is_some_and(|token| token.contains('.'))
 }
 
-fn percent_decoded(text: &str) -> String {
-    let (_, query) = text.split_once('?').unwrap_or_default();
+/// Returns the decoded value of the first query parameter.
+fn first_query_value(path: &str) -> String {
+    let (_, query) = path.split_once('?').unwrap_or_default();
     let (_, value) = query.split_once('=').unwrap_or_default();
     let pairs = url::form_urlencoded::parse(value.as_bytes());
     pairs.map(|(text, _)| text.into_owned()).collect()
@@ -161,20 +159,20 @@ async fn requests_match_each_provider_api() {
             "/callback_url",
         ),
     ] {
-        let asked = sent(spec, request(model)).await;
-        assert_eq!(asked.method, "POST", "{spec}");
-        assert_eq!(asked.path.split('?').next(), Some(path), "{spec}");
-        assert_eq!(asked.header(header.0), Some(header.1), "{spec}");
+        let request = first_request(spec, submission(model)).await;
+        assert_eq!(request.method, "POST", "{spec}");
+        assert_eq!(request.path.split('?').next(), Some(path), "{spec}");
+        assert_eq!(request.header(header.0), Some(header.1), "{spec}");
         assert_eq!(
-            asked.body.pointer(prompt),
+            request.body.pointer(prompt),
             Some(&json!("a lighthouse")),
             "{spec}: {}",
-            asked.body
+            request.body
         );
         let url = match callback {
             "" => continue,
-            "?" => percent_decoded(&asked.path),
-            pointer => asked
+            "?" => first_query_value(&request.path),
+            pointer => request
                 .body
                 .pointer(pointer)
                 .and_then(Value::as_str)
@@ -184,24 +182,24 @@ async fn requests_match_each_provider_api() {
         assert!(
             is_callback(&url),
             "{spec}: {url} in {} {}",
-            asked.path,
-            asked.body
+            request.path,
+            request.body
         );
-        let whole = asked.body.to_string();
+        let body = request.body.to_string();
         assert!(
-            whole.contains("\"seed\":7"),
-            "{spec}: what the caller adds is passed on: {whole}"
+            body.contains("\"seed\":7"),
+            "{spec}: `input` is merged into the body: {body}"
         );
         assert!(
-            !whole.contains("null"),
-            "{spec}: nothing is sent for what was left open: {whole}"
+            !body.contains("null"),
+            "{spec}: missing values are left out: {body}"
         );
     }
 }
 
 #[tokio::test]
-async fn frames_are_asked_for_as_each_provider_words_them() {
-    for (spec, model, place, wished) in [
+async fn aspect_ratio_and_duration_use_each_providers_format() {
+    for (spec, model, pointer, expected) in [
         ("kling", "k", "/settings/aspect_ratio", json!("9:16")),
         ("runway", "r", "/ratio", json!("720:1280")),
         ("videos", "v", "/size", json!("720x1280")),
@@ -210,28 +208,28 @@ async fn frames_are_asked_for_as_each_provider_words_them() {
         ("luma", "l", "/duration", json!("5s")),
         ("seedance", "s", "/ratio", json!("9:16")),
     ] {
-        let asked = sent(spec, request(model)).await;
+        let request = first_request(spec, submission(model)).await;
         assert_eq!(
-            asked.body.pointer(place),
-            Some(&wished),
+            request.body.pointer(pointer),
+            Some(&expected),
             "{spec}: {}",
-            asked.body
+            request.body
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platforms_frame_reaches_every_provider_in_its_own_words() {
-    // Tiktok, youtube, instagram; and tiktok in 1080p.
+async fn platform_size_uses_each_providers_format() {
+    // TikTok, YouTube, Instagram, and TikTok with 1080p.
     let ratio = ["9:16", "16:9", "1:1", "9:16"];
     let pixels = ["720x1280", "1280x720", "1024x1024", "1080x1920"];
-    let starred = ["720*1280", "1280*720", "1024*1024", "1080*1920"];
-    let runways = ["720:1280", "1280:720", "960:960", "720:1280"];
+    let pixels_with_star = ["720*1280", "1280*720", "1024*1024", "1080*1920"];
+    let runway_ratio = ["720:1280", "1280:720", "960:960", "720:1280"];
     let cases = [
         ("kling", "k", "/settings/aspect_ratio", ratio),
         ("videos", "v", "/size", pixels),
-        ("wavespeed", "w", "/size", starred),
-        ("runway", "r", "/ratio", runways),
+        ("wavespeed", "w", "/size", pixels_with_star),
+        ("runway", "r", "/ratio", runway_ratio),
         ("minimax", "MiniMax-H3", "/ratio", ratio),
         ("atlas", "a", "/aspect_ratio", ratio),
         ("fal", "fal-ai/x/y", "/aspect_ratio", ratio),
@@ -240,76 +238,76 @@ async fn a_platforms_frame_reaches_every_provider_in_its_own_words() {
         ("luma", "l", "/aspect_ratio", ratio),
         ("veo", "veo-3.1", "/parameters/aspectRatio", ratio),
     ];
-    let asked = cases.iter().flat_map(|&(spec, model, place, words)| {
+    let checks = cases.iter().flat_map(|&(spec, model, pointer, sizes)| {
         let platforms = ["tiktok", "youtube", "instagram", "tiktok"].into_iter();
-        let asked = platforms.zip(words).enumerate();
-        asked.map(move |(n, (platform, wished))| async move {
-            let mut order = json!({
+        let cases = platforms.zip(sizes).enumerate();
+        cases.map(move |(n, (platform, expected))| async move {
+            let mut submission = json!({
                 "provider": "it", "model": model, "prompt": "a lighthouse", "platform": platform,
             });
             if n == 3 {
-                order["resolution"] = "1080p".into();
+                submission["resolution"] = "1080p".into();
             }
-            let body = sent(spec, order).await.body;
-            let told = body.pointer(place).and_then(Value::as_str);
-            (told != Some(wished)).then(|| format!("{spec} {platform}: {body}"))
+            let body = first_request(spec, submission).await.body;
+            let size = body.pointer(pointer).and_then(Value::as_str);
+            (size != Some(expected)).then(|| format!("{spec} {platform}: {body}"))
         })
     });
-    // A hub each: more at once take each other's time.
-    let wrong: Vec<_> = stream::iter(asked).buffered(4).collect().await;
-    let wrong: Vec<_> = wrong.into_iter().flatten().collect();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // Each check starts a hub.
+    let failures: Vec<Option<String>> = stream::iter(checks).buffered(4).collect().await;
+    let failures: Vec<String> = failures.into_iter().flatten().collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[tokio::test]
-async fn a_version_stands_in_the_body_where_the_model_is_not_an_official_one() {
-    let asked = sent("replicate", request("own/name:5c7d5d")).await;
-    assert_eq!(asked.path, "/v1/predictions");
-    assert_eq!(asked.body["version"], "5c7d5d");
+async fn replicate_model_with_a_version_is_sent_in_the_body() {
+    let request = first_request("replicate", submission("own/name:5c7d5d")).await;
+    assert_eq!(request.path, "/v1/predictions");
+    assert_eq!(request.body["version"], "5c7d5d");
     let filter = json!(["start", "output", "logs", "completed"]);
-    assert_eq!(asked.body["webhook_events_filter"], filter);
+    assert_eq!(request.body["webhook_events_filter"], filter);
 }
 
 #[tokio::test]
-async fn klings_older_api_gets_a_token_made_of_two_keys() {
-    let asked = sent("kling-legacy", request("kling-v1-6")).await;
-    assert_eq!(asked.path, "/v1/videos/text2video");
-    assert_eq!(asked.body["model_name"], "kling-v1-6");
-    assert_eq!(asked.body["duration"], "5", "a text");
-    assert!(is_callback(asked.body["callback_url"].as_str().unwrap()));
-    let token = asked
+async fn kling_legacy_requests_carry_a_jwt_of_both_keys() {
+    let request = first_request("kling-legacy", submission("kling-v1-6")).await;
+    assert_eq!(request.path, "/v1/videos/text2video");
+    assert_eq!(request.body["model_name"], "kling-v1-6");
+    assert_eq!(request.body["duration"], "5", "text, not a number");
+    assert!(is_callback(request.body["callback_url"].as_str().unwrap()));
+    let token = request
         .header("authorization")
         .unwrap()
         .strip_prefix("Bearer ")
         .unwrap();
     let (content, signature) = token.rsplit_once('.').unwrap();
-    let by_hand = webhook_signatures::base64("key-2", content.as_bytes());
-    let by_hand = by_hand
+    let expected = webhook_signatures::base64("key-2", content.as_bytes());
+    let expected = expected
         .trim_end_matches('=')
         .replace('+', "-")
         .replace('/', "_");
-    assert_eq!(signature, by_hand);
+    assert_eq!(signature, expected);
     let (header, claims) = content.split_once('.').unwrap();
-    let read = |part: &str| -> Value {
+    let decode = |part: &str| -> Value {
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
     };
-    assert_eq!(read(header), json!({ "typ": "JWT", "alg": "HS256" }));
-    let claims = read(claims);
+    assert_eq!(decode(header), json!({ "typ": "JWT", "alg": "HS256" }));
+    let claims = decode(claims);
     assert_eq!(claims["iss"], "key-1");
     let now = webhook_signatures::now();
     assert!((now + 1700..=now + 1800).contains(&claims["exp"].as_i64().unwrap()));
     assert!((now - 100..now).contains(&claims["nbf"].as_i64().unwrap()));
-    assert!(!asked.header("authorization").unwrap().contains("key-2"));
+    assert!(!request.header("authorization").unwrap().contains("key-2"));
 }
 
 #[tokio::test]
-async fn a_picture_goes_where_it_belongs_or_is_refused_with_the_reason() {
-    let with_picture = |model: &str| {
-        let mut request = request(model);
-        request["image_url"] = json!("https://cdn.example/a.png");
-        request
+async fn image_url_uses_each_providers_field() {
+    let with_image = |model: &str| {
+        let mut submission = submission(model);
+        submission["image_url"] = json!("https://cdn.example/a.png");
+        submission
     };
-    for (spec, path, place) in [
+    for (spec, path, pointer) in [
         ("kling", "/image-to-video/m", "/contents/1/url"),
         ("kling-legacy", "/v1/videos/image2video", "/image"),
         ("fal", "/m?", "/image_url"),
@@ -329,14 +327,14 @@ async fn a_picture_goes_where_it_belongs_or_is_refused_with_the_reason() {
         ),
     ] {
         let (spec, model) = spec.split_once(' ').unwrap_or((spec, "m"));
-        let asked = sent(spec, with_picture(model)).await;
-        assert!(asked.path.starts_with(path), "{spec}: {}", asked.path);
-        let url = asked.body.pointer(place);
+        let request = first_request(spec, with_image(model)).await;
+        assert!(request.path.starts_with(path), "{spec}: {}", request.path);
+        let url = request.body.pointer(pointer);
         assert_eq!(
             url,
             Some(&json!("https://cdn.example/a.png")),
             "{spec}: {}",
-            asked.body
+            request.body
         );
     }
 }

@@ -1,4 +1,4 @@
-//! A WebSocket client that keeps no rules: bytes out, frames in; every wait has an end.
+//! A WebSocket client that sends any bytes and reads frames. Every wait has a timeout.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,7 +17,7 @@ pub struct RawSocket {
     unread: Vec<u8>,
 }
 
-/// A frame as RFC 6455, 5.2 has it: first byte, and payload.
+/// A frame (RFC 6455, section 5.2): its first byte and its payload.
 #[derive(Debug)]
 pub struct Frame {
     pub first: u8,
@@ -36,7 +36,7 @@ impl RawSocket {
         })
     }
 
-    /// A connection whose kernel takes in as little as it can.
+    /// Connects with the smallest possible receive buffer.
     pub async fn connect_with_small_buffer(app: &TestApp) -> Self {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -50,7 +50,7 @@ impl RawSocket {
         }
     }
 
-    /// An upgraded connection of `sub`; nothing of what the hub says after the upgrade is read yet.
+    /// Connects as `sub` and reads the response to the upgrade.
     pub async fn connect_upgraded(app: &TestApp, sub: &str) -> Self {
         Self::connect(app).await.upgrade(app, sub).await
     }
@@ -63,18 +63,18 @@ impl RawSocket {
         self
     }
 
-    /// Writes all of it, or as much as the hub lets in before it ends the connection.
+    /// Writes the bytes. Returns false if the hub closes the connection before it has read them all.
     pub async fn write(&mut self, bytes: &[u8]) -> bool {
         let written = tokio::time::timeout(TEST_TIMEOUT, self.stream.write_all(bytes)).await;
-        written.expect("it is taken in time").is_ok()
+        written.expect("the hub reads within the timeout").is_ok()
     }
 
-    /// The head of an HTTP answer.
+    /// Reads the head of an HTTP response.
     pub async fn read_head(&mut self) -> String {
-        self.try_read_head().await.expect("a whole head")
+        self.try_read_head().await.expect("a complete head")
     }
 
-    /// The head of an HTTP answer; `None` when the connection ended before.
+    /// Reads the head of an HTTP response. Returns `None` if the connection ends before.
     pub async fn try_read_head(&mut self) -> Option<String> {
         loop {
             let end = self.unread.windows(4).position(|at| at == b"\r\n\r\n");
@@ -88,7 +88,7 @@ impl RawSocket {
         }
     }
 
-    /// The next frame; `None` once the connection has ended.
+    /// Reads the next frame. Returns `None` if the connection has ended.
     pub async fn read_frame(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = self.whole() {
@@ -100,7 +100,7 @@ impl RawSocket {
         }
     }
 
-    /// The code and the payloads of the text frames before it; `None` when it ended without a close frame.
+    /// Reads to the end. Returns the close code, if there is a close frame, and the text messages before.
     pub async fn close_code(&mut self) -> (Option<u16>, Vec<String>) {
         let mut texts = Vec::new();
         while let Some(frame) = self.read_frame().await {
@@ -116,7 +116,7 @@ impl RawSocket {
         (None, texts)
     }
 
-    /// Whether the hub ends the connection once everything is read.
+    /// Discards everything until the hub closes the connection.
     pub async fn wait_until_closed(&mut self) {
         while self.read().await {
             self.unread.clear();
@@ -148,12 +148,12 @@ impl RawSocket {
         let read = self.stream.read_buf(&mut self.unread);
         let read = tokio::time::timeout(TEST_TIMEOUT, read)
             .await
-            .expect("something comes in time");
+            .expect("data within the timeout");
         matches!(read, Ok(1..))
     }
 }
 
-/// A request that asks for an upgrade of this path.
+/// Returns an upgrade request.
 pub fn handshake(path: &str, token: &str) -> Vec<u8> {
     format!(
         "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -163,7 +163,7 @@ pub fn handshake(path: &str, token: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A masked frame, as a client must send it.
+/// Returns a masked frame, as clients must send it.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match payload.len() {
@@ -183,6 +183,7 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Returns a text frame with a JSON message.
 pub fn text(message: &serde_json::Value) -> Vec<u8> {
     frame(TEXT, message.to_string().as_bytes())
 }

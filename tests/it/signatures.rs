@@ -618,16 +618,15 @@ fn spec_without_trusted_webhook_or_polling_is_rejected() {
     let jwt = "scheme = 'jwt'\nheader = 'x'\njwks_url = 'https://keys.example.com'";
     for scheme in ["scheme = 'none'", hmac_of_id, jwt] {
         let errors = Acme::new(scheme, "").config_errors(&[("webhook_secrets", "s")]);
-        let is_reported = errors
-            .iter()
-            .any(|text| text.starts_with("providers.acme.spec: 'acme': signature: proves no body"));
+        let is_reported = errors.iter().any(|text| {
+            text.starts_with("providers.acme.spec: 'acme': signature: does not cover the body")
+        });
         assert!(is_reported, "{scheme}: {errors:?}");
         let errors = Acme::new(scheme, POLL).config_errors(&[]);
         assert_eq!(errors, [""; 0], "{scheme}");
     }
-    let missing_jwks_url = [
-        "providers.acme.jwks_url: is needed: the spec does not say where the provider publishes its keys",
-    ];
+    let missing_jwks_url =
+        ["providers.acme.jwks_url: required: the spec has no URL of the provider's public keys"];
     assert_eq!(Acme::new(FAL, POLL).config_errors(&[]), missing_jwks_url);
     let token = "scheme = 'static_token'\nheader = 'x'";
     assert_eq!(Acme::new(token, "").config_errors(&[]), [""; 0]);

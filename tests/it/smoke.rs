@@ -1,11 +1,11 @@
-//! The main job, from a submission to a browser.
+//! A job from its submission to a browser.
 
 use progress_hub_simulator::Scenario;
 
 use crate::app::TestApp;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_submitted_job_is_seen_to_its_end() {
+async fn submitted_job_is_delivered_until_final() {
     let app = TestApp::builder()
         .with_simulator(Scenario::Normal)
         .spawn()

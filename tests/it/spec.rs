@@ -1,6 +1,5 @@
-//! A provider that the hub has never heard of, told to it by a file alone.
+//! A custom provider, defined by a spec file alone.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use reqwest::Method;
@@ -11,10 +10,10 @@ use crate::app::{TestApp, TestResponse, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::webhook_signatures;
 
-const SECRET: &str = "a secret of the studio's";
+const SECRET: &str = "webhook secret of the studio";
 
-/// Integers and whole phrases for statuses, ids in nests, a signature in base64 over more than the
-/// body, an envelope that says 200 to everything, and words for errors.
+/// A spec with numbers and phrases as statuses, nested ids, a base64 signature over a timestamp and
+/// the body, errors in responses with status 200, and error rules by message.
 const STUDIO: &str = r#"
 title = "Studio"
 requires = ["api_key", "secret_key", "webhook_secrets", "base_url"]
@@ -55,7 +54,7 @@ items = "payload.render"
 [cancel]
 method = "POST"
 url = "{{ base_url }}/desks/{{ handle.number }}/{{ task_id }}/stop"
-body = "{'why': 'asked for'}"
+body = "{'reason': 'requested'}"
 
 [webhook]
 item = "payload.event.render"
@@ -98,14 +97,14 @@ fn render(state: Value) -> Value {
     json!({ "ids": { "render": 4711, "desk": 3 }, "state": state })
 }
 
-fn with(mut render: Value, field: &str, value: Value) -> Value {
+fn with_field(mut render: Value, field: &str, value: Value) -> Value {
     render[field] = value;
     render
 }
 
-async fn studio(provider: &MockProvider) -> (TestApp, TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let spec = folder.path().join("studio.toml");
+async fn hub(provider: &MockProvider) -> (TestApp, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = directory.path().join("studio.toml");
     std::fs::write(&spec, STUDIO).unwrap();
     let app = TestApp::builder()
         .set("providers.studio.spec", spec.display())
@@ -118,7 +117,7 @@ async fn studio(provider: &MockProvider) -> (TestApp, TempDir) {
         .set("providers.studio.webhook_secrets", SECRET)
         .spawn()
         .await;
-    (app, folder)
+    (app, directory)
 }
 
 async fn submit(app: &TestApp) -> String {
@@ -130,12 +129,12 @@ async fn submit(app: &TestApp) -> String {
         "input": { "scene": { "mood": "calm" } },
     });
     let request = app.request(Method::POST, "/v1/videos", "alice");
-    let answer = send(request.json(&body)).await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
-    answer.body["id"].as_str().unwrap().to_owned()
+    let response = send(request.json(&body)).await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    response.body["id"].as_str().unwrap().to_owned()
 }
 
-async fn event(app: &TestApp, render: &Value) -> TestResponse {
+async fn post_webhook(app: &TestApp, render: &Value) -> TestResponse {
     let body = json!({ "event": { "kind": "moved", "render": render } }).to_string();
     let time = webhook_signatures::now();
     let signature = webhook_signatures::base64(SECRET, format!("{time}.{body}").as_bytes());
@@ -144,42 +143,44 @@ async fn event(app: &TestApp, render: &Value) -> TestResponse {
     send(request.header("x-studio-signature", signature).body(body)).await
 }
 
-async fn moved(app: &TestApp, id: &str, render: &Value) -> Value {
-    let answer = event(app, render).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    assert_eq!(answer.body["applied"], true, "{render}");
+/// Posts a webhook that must change the job, and returns the new document.
+async fn apply_webhook(app: &TestApp, id: &str, render: &Value) -> Value {
+    let response = post_webhook(app, render).await;
+    assert_eq!(response.status, 200, "{}", response.body);
+    assert_eq!(response.body["applied"], true, "{render}");
     app.get_job(id, "alice").await
 }
 
-fn taken() -> MockResponse {
+/// Returns the response to an accepted submission.
+fn accepted() -> MockResponse {
     let desk = json!({ "number": 3 });
-    let render = with(render(json!(0)), "desk", desk);
-    MockResponse::json(200, &json!({ "result": "ok", "render": render }))
+    let queued = with_field(render(json!(0)), "desk", desk);
+    MockResponse::json(200, &json!({ "result": "ok", "render": queued }))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn custom_spec_file_runs_a_job_end_to_end() {
-    let provider = MockProvider::start(|_| async { taken() }).await;
-    let (app, _folder) = studio(&provider).await;
+    let provider = MockProvider::start(|_| async { accepted() }).await;
+    let (app, _directory) = hub(&provider).await;
     let id = submit(&app).await;
     let job = app
         .wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
     assert_eq!(job["provider_task_id"], "4711");
-    let asked = provider.requests().remove(0);
+    let request = provider.requests().remove(0);
     assert_eq!(
-        (asked.method.as_str(), asked.path.as_str()),
+        (request.method.as_str(), request.path.as_str()),
         ("PUT", "/api/v2/big/one/render")
     );
     assert_eq!(
-        asked.header("authorization"),
+        request.header("authorization"),
         Some("Token the key:the other key")
     );
-    assert_eq!(asked.header("x-request"), Some(id.as_str()));
-    let callback = &asked.body["tell"];
+    assert_eq!(request.header("x-request"), Some(id.as_str()));
+    let callback = &request.body["tell"];
     assert!(callback.as_str().unwrap().contains("/v1/webhooks/studio/"));
     assert_eq!(
-        asked.body,
+        request.body,
         json!({
             "scene": { "text": "a lighthouse", "frame": [1024, 1024], "mood": "calm" },
             "seconds": 5,
@@ -187,14 +188,16 @@ async fn custom_spec_file_runs_a_job_end_to_end() {
         })
     );
 
-    let job = moved(&app, &id, &with(render(json!(0)), "ahead", json!(4))).await;
+    let job = apply_webhook(&app, &id, &with_field(render(json!(0)), "ahead", json!(4))).await;
     assert_eq!(
         (&job["status"], &job["queue_position"]),
         (&json!("queued"), &json!(4))
     );
-    let told = with(render(json!(1)), "share", json!(0.125));
-    let told = with(with(told, "note", json!("lights")), "left", json!("12.5"));
-    let job = moved(&app, &id, &told).await;
+    let mut running = render(json!(1));
+    running["share"] = json!(0.125);
+    running["note"] = json!("lights");
+    running["left"] = json!("12.5");
+    let job = apply_webhook(&app, &id, &running).await;
     assert_eq!(
         (&job["status"], &job["progress"]),
         (&json!("running"), &json!(12.5))
@@ -203,17 +206,18 @@ async fn custom_spec_file_runs_a_job_end_to_end() {
         (&job["stage"], &job["eta_seconds"]),
         (&json!("lights"), &json!(12.5))
     );
-    let told = with(render(json!("Nearly There")), "share", json!(0.99));
-    assert_eq!(moved(&app, &id, &told).await["progress"], 99.0);
+    let nearly_done = with_field(render(json!("Nearly There")), "share", json!(0.99));
+    let job = apply_webhook(&app, &id, &nearly_done).await;
+    assert_eq!(job["progress"], 99.0);
     for unknown in [json!(3), json!("nearly there")] {
-        let answer = event(&app, &render(unknown)).await;
-        assert_eq!(answer.body, json!({ "matched": true, "applied": false }));
+        let response = post_webhook(&app, &render(unknown)).await;
+        assert_eq!(response.body, json!({ "matched": true, "applied": false }));
     }
     let files = json!([
         "https://cdn.example.com/still.PNG?x=1",
         { "url": "https://cdn.example.com/a", "type": "video", "duration": "8", "expires_at": 1_800_000_000 },
     ]);
-    let job = moved(&app, &id, &with(render(json!(2)), "files", files)).await;
+    let job = apply_webhook(&app, &id, &with_field(render(json!(2)), "files", files)).await;
     assert_eq!(job["status"], "succeeded");
     assert_eq!(
         job["outputs"],
@@ -225,9 +229,9 @@ async fn custom_spec_file_runs_a_job_end_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_signature_covers_what_the_file_says() {
-    let provider = MockProvider::start(|_| async { taken() }).await;
-    let (app, _folder) = studio(&provider).await;
+async fn signature_covers_the_parts_named_in_the_spec() {
+    let provider = MockProvider::start(|_| async { accepted() }).await;
+    let (app, _directory) = hub(&provider).await;
     let body = json!({ "event": { "render": render(json!(1)) } }).to_string();
     let now = webhook_signatures::now();
     let over = |content: String| webhook_signatures::base64(SECRET, content.as_bytes());
@@ -245,14 +249,14 @@ async fn its_signature_covers_what_the_file_says() {
         let request = app.request_without_token(Method::POST, "/v1/webhooks/studio");
         let request = request.header("x-studio-time", time);
         let request = request.header("x-studio-signature", signature);
-        let answer = send(request.body(body.clone())).await;
-        assert_eq!(answer.status, status, "{}", answer.body);
+        let response = send(request.body(body.clone())).await;
+        assert_eq!(response.status, status, "{}", response.body);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_words_for_failures_have_their_kinds() {
-    let provider = MockProvider::start(|_| async { taken() }).await;
+async fn error_rules_map_provider_errors_to_kinds() {
+    let provider = MockProvider::start(|_| async { accepted() }).await;
     for (state, fault, kind, retryable) in [
         (json!("Content Moderated"), json!(null), "safety", false),
         (
@@ -274,11 +278,16 @@ async fn its_words_for_failures_have_their_kinds() {
             true,
         ),
     ] {
-        let (app, _folder) = studio(&provider).await;
+        let (app, _directory) = hub(&provider).await;
         let id = submit(&app).await;
         app.wait_for_job(&id, "alice", |job| job["status"] == "queued")
             .await;
-        let job = moved(&app, &id, &with(render(state), "fault", fault.clone())).await;
+        let job = apply_webhook(
+            &app,
+            &id,
+            &with_field(render(state), "fault", fault.clone()),
+        )
+        .await;
         assert_eq!(
             (&job["status"], &job["error"]["kind"]),
             (&json!("failed"), &json!(kind))
@@ -291,18 +300,17 @@ async fn its_words_for_failures_have_their_kinds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_in_a_200_is_a_refusal_and_its_words_decide() {
-    let tries = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&tries);
+async fn error_in_a_200_response_is_classified_by_its_message() {
+    let submissions = AtomicUsize::new(0);
     let provider = MockProvider::start(move |_| {
-        let reason = match counted.fetch_add(1, Ordering::Relaxed) {
+        let reason = match submissions.fetch_add(1, Ordering::Relaxed) {
             0 => json!({ "number": 5, "text": "Busy, please COME BACK; resets in ~0s" }),
             _ => json!({ "number": 77, "text": "not that" }),
         };
         async move { MockResponse::json(200, &json!({ "result": "no", "reason": reason })) }
     })
     .await;
-    let (app, _folder) = studio(&provider).await;
+    let (app, _directory) = hub(&provider).await;
     let id = submit(&app).await;
     let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
@@ -314,10 +322,10 @@ async fn a_refusal_in_a_200_is_a_refusal_and_its_words_decide() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_its_answer_gave_is_used_to_ask_and_to_cancel() {
-    let provider = MockProvider::start(|asked: RecordedRequest| async move {
-        match asked.method.as_str() {
-            "PUT" => taken(),
+async fn handle_from_the_response_is_used_to_poll_and_cancel() {
+    let provider = MockProvider::start(|request: RecordedRequest| async move {
+        match request.method.as_str() {
+            "PUT" => accepted(),
             "POST" => MockResponse::json(200, &json!({ "result": "ok" })),
             _ => MockResponse::json(
                 200,
@@ -326,20 +334,21 @@ async fn what_its_answer_gave_is_used_to_ask_and_to_cancel() {
         }
     })
     .await;
-    let (app, _folder) = studio(&provider).await;
+    let (app, _directory) = hub(&provider).await;
     let id = submit(&app).await;
     app.wait_for_job(&id, "alice", |job| job["status"] == "queued")
         .await;
     let path = format!("/v1/jobs/{id}/cancel");
-    let answer = send(app.request(Method::POST, &path, "alice")).await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
+    let response = send(app.request(Method::POST, &path, "alice")).await;
+    assert_eq!(response.status, 202, "{}", response.body);
     let job = app.wait_until_final(&id, "alice").await;
     assert_eq!(
         (&job["status"], &job["source"]),
         (&json!("cancelled"), &json!("poll"))
     );
-    let asked = provider.requests();
-    let paths: Vec<&str> = asked.iter().map(|asked| asked.path.as_str()).collect();
+    let requests = provider.requests();
+    let paths = requests.iter().map(|request| request.path.as_str());
+    let paths: Vec<&str> = paths.collect();
     assert_eq!(
         paths[..3],
         [
@@ -348,14 +357,14 @@ async fn what_its_answer_gave_is_used_to_ask_and_to_cancel() {
             "/api/desks/3/4711"
         ]
     );
-    assert_eq!(asked[1].body, json!({ "why": "asked for" }));
+    assert_eq!(requests[1].body, json!({ "reason": "requested" }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_a_file_cannot_make_is_not_sent() {
-    let provider = MockProvider::start(|_| async { taken() }).await;
-    let folder = tempfile::tempdir().unwrap();
-    let spec = folder.path().join("studio.toml");
+async fn body_that_fails_to_render_is_not_sent() {
+    let provider = MockProvider::start(|_| async { accepted() }).await;
+    let directory = tempfile::tempdir().unwrap();
+    let spec = directory.path().join("studio.toml");
     let text = STUDIO.replace(
         "\"seconds\": duration|default(5)",
         "\"seconds\": prompt - 2",

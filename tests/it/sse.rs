@@ -7,7 +7,7 @@ use crate::app::{TestApp, send};
 use crate::sse_client::{Event, SseClient};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_begins_with_a_retry_time_and_names_each_version() {
+async fn stream_starts_with_retry_and_event_ids_have_the_version() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     let mut stream = SseClient::open(&app, &format!("job={job}"), "alice").await;
@@ -36,7 +36,7 @@ async fn a_stream_begins_with_a_retry_time_and_names_each_version() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_ends_after_the_last_of_its_jobs() {
+async fn stream_of_jobs_ends_after_the_last_final_version() {
     let app = TestApp::spawn().await;
     let (a, b) = (
         app.register_worker_job("alice").await,
@@ -62,7 +62,7 @@ async fn a_list_ends_after_the_last_of_its_jobs() {
     assert_eq!(stream.next_event().await, None);
     app.wait_until_no_connections().await;
 
-    // Who comes after the end sees the same, at once.
+    // A later stream delivers the final versions and ends.
     let mut late = SseClient::open(&app, &query, "alice").await;
     for _ in 0..2 {
         assert_eq!(late.next_job().await["final"], true);
@@ -72,7 +72,7 @@ async fn a_list_ends_after_the_last_of_its_jobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_client_has_is_not_sent_again() {
+async fn last_event_id_skips_known_versions() {
     let app = TestApp::spawn().await;
     let (a, b) = (
         app.register_worker_job("alice").await,
@@ -97,7 +97,11 @@ async fn what_the_client_has_is_not_sent_again() {
             json!({ "stage": format!("{:?}", rand::random::<u64>()) }),
         )
         .await;
-        assert_eq!(stream.next_job().await["id"], a, "and nothing of the other");
+        assert_eq!(
+            stream.next_job().await["id"],
+            a,
+            "the version of the other job is known"
+        );
     }
 
     let both = format!("{path}&last_event_id={a}:2,{b}:1");
@@ -110,7 +114,7 @@ async fn what_the_client_has_is_not_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_last_event_id_that_is_none_is_passed_over() {
+async fn invalid_last_event_id_is_ignored() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     for id in [
@@ -134,7 +138,7 @@ async fn a_last_event_id_that_is_none_is_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ended_jobs_that_are_known_end_the_stream_at_once() {
+async fn stream_of_known_final_jobs_ends_at_once() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     app.push_update(&job, json!({ "status": "succeeded" }))
@@ -147,7 +151,7 @@ async fn ended_jobs_that_are_known_end_the_stream_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_heartbeat_brings_a_comment() {
+async fn heartbeat_sends_a_comment() {
     let app = TestApp::builder()
         .set("socket.heartbeat", "1s")
         .spawn()
@@ -168,13 +172,13 @@ async fn every_heartbeat_brings_a_comment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_bad_job_does_not_fail_the_rest() {
+async fn invalid_job_does_not_affect_the_others() {
     let app = TestApp::spawn().await;
-    let (job, his) = (
+    let (job, other) = (
         app.register_worker_job("alice").await,
         app.register_worker_job("bob").await,
     );
-    let query = format!("job={his}&job={job}&job=job_never_was&job=x%20y");
+    let query = format!("job={other}&job={job}&job=job_never_was&job=x%20y");
     let mut stream = SseClient::open(&app, &query, "alice").await;
     stream.next_event().await.unwrap();
     let mut bad = Vec::new();
@@ -191,7 +195,7 @@ async fn one_bad_job_does_not_fail_the_rest() {
         bad.push(event.data["job"].as_str().unwrap().to_owned());
     }
     bad.sort_unstable();
-    let mut expected = [&his, "job_never_was", "x y"];
+    let mut expected = [&other, "job_never_was", "x y"];
     expected.sort_unstable();
     assert_eq!(bad, expected);
     app.push_update(&job, json!({ "status": "cancelled" }))
@@ -201,23 +205,24 @@ async fn one_bad_job_does_not_fail_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_about_nothing_is_refused() {
+async fn stream_without_a_visible_job_is_rejected() {
     let app = TestApp::spawn().await;
-    let his = app.register_worker_job("bob").await;
+    let other = app.register_worker_job("bob").await;
     let ended = app.register_worker_job("bob").await;
     app.push_update(&ended, json!({ "status": "succeeded" }))
         .await;
     for (query, status, code) in [
         (String::new(), 400, "invalid_request"),
         ("feed=yours".to_owned(), 400, "invalid_request"),
-        (format!("job={his}"), 404, "not_found"),
+        (format!("job={other}"), 404, "not_found"),
         (format!("job={ended}"), 404, "not_found"),
-        (format!("job={his}&job={ended}&job=x"), 404, "not_found"),
+        (format!("job={other}&job={ended}&job=x"), 404, "not_found"),
         ("job=".to_owned(), 404, "not_found"),
     ] {
-        let answer = send(app.request(Method::GET, &format!("/v1/events?{query}"), "alice")).await;
+        let response =
+            send(app.request(Method::GET, &format!("/v1/events?{query}"), "alice")).await;
         assert_eq!(
-            (answer.status.as_u16(), &answer.body["code"]),
+            (response.status.as_u16(), &response.body["code"]),
             (status, &json!(code)),
             "{query}"
         );
@@ -226,7 +231,7 @@ async fn a_stream_about_nothing_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_feed_goes_on_with_future_jobs() {
+async fn feed_includes_future_jobs() {
     let app = TestApp::spawn().await;
     let ended = app.register_worker_job("alice").await;
     app.push_update(&ended, json!({ "status": "succeeded" }))
@@ -244,7 +249,7 @@ async fn a_feed_goes_on_with_future_jobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_granted_and_named_at_once_is_shown_once() {
+async fn job_that_is_granted_and_requested_is_delivered_once() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     let minute = std::time::Duration::from_secs(60);
@@ -257,12 +262,12 @@ async fn what_was_granted_and_named_at_once_is_shown_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_streams_end_on_the_final_version() {
+async fn many_streams_receive_the_final_version() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     let mut streams = tokio::task::JoinSet::new();
-    for at in 0..30 {
-        let query = if at % 2 == 0 {
+    for index in 0..30 {
+        let query = if index % 2 == 0 {
             format!("job={job}")
         } else {
             "feed=mine".to_owned()

@@ -1,4 +1,4 @@
-//! An SSE client that reads what browsers read, and comments too; every wait has an end.
+//! A client for server-sent events that also returns comments. Every wait has a timeout.
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -12,7 +12,7 @@ pub struct SseClient {
     unread: String,
 }
 
-/// One block of the stream.
+/// A block of the stream.
 #[derive(Debug, Default, PartialEq)]
 pub struct Event {
     pub event: String,
@@ -23,14 +23,14 @@ pub struct Event {
 }
 
 impl SseClient {
-    /// A stream of `sub`, open already.
+    /// Opens a stream as `sub`.
     pub async fn open(app: &TestApp, query: &str, sub: &str) -> Self {
         let path = format!("/v1/events?{query}");
         Self::open_with(app.request(Method::GET, &path, sub)).await
     }
 
     pub async fn open_with(request: RequestBuilder) -> Self {
-        let response = request.send().await.expect("an answer");
+        let response = request.send().await.expect("a response");
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         Self {
@@ -39,27 +39,27 @@ impl SseClient {
         }
     }
 
-    /// The next block; `None` once the stream has ended in good order.
+    /// Returns the next block, or `None` at the regular end of the stream.
     pub async fn next_event(&mut self) -> Option<Event> {
         loop {
             if let Some((block, rest)) = self.unread.split_once("\n\n") {
-                let event = read(block);
+                let event = parse(block);
                 self.unread = rest.to_owned();
                 return Some(event);
             }
             let more = tokio::time::timeout(TEST_TIMEOUT, self.bytes.next())
                 .await
-                .expect("something comes in time");
+                .expect("a chunk within the timeout");
             let Some(more) = more else {
-                assert_eq!(self.unread, "", "it ended within an event");
+                assert_eq!(self.unread, "", "the stream ended within an event");
                 return None;
             };
-            let more = more.expect("a stream that ends in good order");
+            let more = more.expect("a regular end of the stream");
             self.unread.push_str(std::str::from_utf8(&more).unwrap());
         }
     }
 
-    /// The next job; comments and the greeting are passed over.
+    /// Returns the next job. Skips comments and `retry`.
     pub async fn next_job(&mut self) -> Value {
         loop {
             let event = self.next_event().await.expect("a job");
@@ -71,7 +71,7 @@ impl SseClient {
     }
 }
 
-fn read(block: &str) -> Event {
+fn parse(block: &str) -> Event {
     let mut event = Event::default();
     for line in block.lines() {
         match line.split_once(": ").expect("a field") {
@@ -80,7 +80,7 @@ fn read(block: &str) -> Event {
             ("data", text) => event.data = serde_json::from_str(text).unwrap(),
             ("retry", time) => event.retry = Some(time.parse().unwrap()),
             ("", comment) => event.comment = Some(comment.to_owned()),
-            (other, _) => panic!("no field of this protocol: {other}"),
+            (other, _) => panic!("unknown field: {other}"),
         }
     }
     event

@@ -1,4 +1,4 @@
-//! What becomes of a subscription.
+//! WebSocket subscriptions, by id and by owner.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::client::TestClient;
 #[tokio::test(flavor = "multi_thread")]
 async fn subscribe_returns_one_result_per_job() {
     let app = TestApp::spawn().await;
-    let (known, new, his) = (
+    let (known, new, other) = (
         app.register_worker_job("alice").await,
         app.register_worker_job("alice").await,
         app.register_worker_job("bob").await,
@@ -19,7 +19,7 @@ async fn subscribe_returns_one_result_per_job() {
         .subscribe(&[
             (&known, 1),
             (&new, 0),
-            (&his, 0),
+            (&other, 0),
             ("job_never_was", 3),
             ("not a job id", 0),
             ("", 0),
@@ -28,7 +28,7 @@ async fn subscribe_returns_one_result_per_job() {
     let expected = json!({
         &known: "current",
         &new: "sent",
-        &his: "not_found",
+        &other: "not_found",
         "job_never_was": "not_found",
         "not a job id": "not_found",
         "": "not_found",
@@ -37,18 +37,21 @@ async fn subscribe_returns_one_result_per_job() {
     assert_eq!(client.next_job().await["id"], new);
     client.assert_no_messages().await;
 
-    // The bad ones did not fail the good ones.
+    // The invalid jobs do not affect the others.
     for job in [&known, &new] {
         app.push_update(job, json!({ "progress": 5 })).await;
-        let seen = client.next_job().await;
-        assert_eq!((&seen["id"], &seen["version"]), (&json!(job), &json!(2)));
+        let received = client.next_job().await;
+        assert_eq!(
+            (&received["id"], &received["version"]),
+            (&json!(job), &json!(2))
+        );
     }
-    app.push_update(&his, json!({ "progress": 5 })).await;
+    app.push_update(&other, json!({ "progress": 5 })).await;
     client.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_s_own_id_is_echoed_whatever_it_is() {
+async fn reply_repeats_the_id_of_any_json_type() {
     let app = TestApp::spawn().await;
     let mut client = app.connect("alice").await;
     for id in [
@@ -72,7 +75,7 @@ async fn the_client_s_own_id_is_echoed_whatever_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_document_on_a_socket_is_the_document_of_http() {
+async fn socket_and_http_return_the_same_document() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     let mut client = app.connect("alice").await;
@@ -83,9 +86,9 @@ async fn the_document_on_a_socket_is_the_document_of_http() {
         "outputs": [{ "type": "video", "url": "https://cdn.example.com/ä.mp4", "duration": 5.0 }],
     });
     app.push_update(&job, update).await;
-    let seen = client.next_job().await;
-    assert_eq!(seen["final"], true);
-    assert_eq!(seen, app.get_job(&job, "alice").await);
+    let received = client.next_job().await;
+    assert_eq!(received["final"], true);
+    assert_eq!(received, app.get_job(&job, "alice").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,39 +104,39 @@ async fn late_subscriber_sees_the_final_version() {
     let mut client = app.connect("alice").await;
     let outcome = client.subscribe(&[(&job, 0)]).await;
     assert_eq!(outcome[&job], "sent");
-    let seen = client.next_job().await;
+    let received = client.next_job().await;
     assert_eq!(
-        (&seen["status"], &seen["version"]),
+        (&received["status"], &received["version"]),
         (&json!("failed"), &json!(3))
     );
-    assert_eq!(seen["error"]["message"], "no more disk");
+    assert_eq!(received["error"]["message"], "no more disk");
     client.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unsubscribed_job_sends_no_frames() {
     let app = TestApp::spawn().await;
-    let (left, kept) = (
+    let (ended, kept) = (
         app.register_worker_job("alice").await,
         app.register_worker_job("alice").await,
     );
     let mut client = app.connect("alice").await;
-    client.subscribe(&[(&left, 1), (&kept, 1)]).await;
+    client.subscribe(&[(&ended, 1), (&kept, 1)]).await;
     client
-        .send_json(json!({ "type": "unsubscribe", "id": 3, "jobs": [left, "job_never_was", "?"] }))
+        .send_json(json!({ "type": "unsubscribe", "id": 3, "jobs": [ended, "job_never_was", "?"] }))
         .await;
     assert_eq!(client.expect_message("unsubscribed").await["id"], 3);
-    app.push_update(&left, json!({ "progress": 1 })).await;
+    app.push_update(&ended, json!({ "progress": 1 })).await;
     app.push_update(&kept, json!({ "progress": 1 })).await;
     assert_eq!(client.next_job().await["id"], kept);
     client.assert_no_messages().await;
 
-    // It can be taken up again where it was left.
-    assert_eq!(client.subscribe(&[(&left, 1)]).await[&left], "sent");
+    // A new subscription resumes from the known version.
+    assert_eq!(client.subscribe(&[(&ended, 1)]).await[&ended], "sent");
     assert_eq!(client.next_job().await["version"], 2);
 }
 
-async fn follow(client: &mut TestClient, known: &[(&str, u64)]) -> Value {
+async fn subscribe_feed(client: &mut TestClient, known: &[(&str, u64)]) -> Value {
     let jobs: Vec<Value> = known
         .iter()
         .map(|(job, version)| json!({ "job": job, "version": version }))
@@ -153,24 +156,27 @@ async fn owner_feed_includes_existing_and_future_jobs() {
     let ended = app.register_worker_job("alice").await;
     app.push_update(&ended, json!({ "status": "succeeded" }))
         .await;
-    let his = app.register_worker_job("bob").await;
+    let other = app.register_worker_job("bob").await;
     let mut client = app.connect("alice").await;
-    let outcome = follow(&mut client, &[]).await;
+    let outcome = subscribe_feed(&mut client, &[]).await;
     assert_eq!(outcome, json!({ &present: "sent", &ended: "sent" }));
-    let mut shown = [
+    let mut delivered = [
         client.next_job().await["id"].clone(),
         client.next_job().await["id"].clone(),
     ];
-    shown.sort_by_key(Value::to_string);
-    assert_eq!(shown, [json!(present), json!(ended)]);
+    delivered.sort_by_key(Value::to_string);
+    assert_eq!(delivered, [json!(present), json!(ended)]);
 
     let future = app.register_worker_job("alice").await;
     assert_eq!(client.next_job().await["id"], future);
     app.register_worker_job("bob").await;
-    app.push_update(&his, json!({ "progress": 1 })).await;
+    app.push_update(&other, json!({ "progress": 1 })).await;
     app.push_update(&future, json!({ "progress": 1 })).await;
-    let seen = client.next_job().await;
-    assert_eq!((&seen["id"], &seen["version"]), (&json!(future), &json!(2)));
+    let received = client.next_job().await;
+    assert_eq!(
+        (&received["id"], &received["version"]),
+        (&json!(future), &json!(2))
+    );
     client.assert_no_messages().await;
 
     client
@@ -183,7 +189,7 @@ async fn owner_feed_includes_existing_and_future_jobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_feed_does_not_repeat_what_the_client_knows() {
+async fn feed_skips_known_versions() {
     let app = TestApp::spawn().await;
     let (known, old, new) = (
         app.register_worker_job("alice").await,
@@ -192,17 +198,20 @@ async fn a_feed_does_not_repeat_what_the_client_knows() {
     );
     app.push_update(&old, json!({ "progress": 1 })).await;
     let mut client = app.connect("alice").await;
-    let outcome = follow(&mut client, &[(&known, 1), (&old, 1)]).await;
+    let outcome = subscribe_feed(&mut client, &[(&known, 1), (&old, 1)]).await;
     assert_eq!(
         outcome,
         json!({ &known: "current", &old: "sent", &new: "sent" })
     );
-    let mut shown = [client.next_job().await, client.next_job().await];
-    shown.sort_by_key(|job| job["id"].to_string());
-    assert_eq!(shown.map(|job| job["id"].clone()), [json!(old), json!(new)]);
+    let mut delivered = [client.next_job().await, client.next_job().await];
+    delivered.sort_by_key(|job| job["id"].to_string());
+    assert_eq!(
+        delivered.map(|job| job["id"].clone()),
+        [json!(old), json!(new)]
+    );
     client.assert_no_messages().await;
 
-    // They came with the feed, so they go with it.
+    // The jobs were part of the feed, so their updates end with it.
     client
         .send_json(json!({ "type": "unsubscribe", "id": 4, "feed": "mine" }))
         .await;
@@ -214,7 +223,7 @@ async fn a_feed_does_not_repeat_what_the_client_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_in_the_feed_and_by_id_is_shown_once() {
+async fn job_in_the_feed_and_by_id_is_delivered_once() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     for feed_first in [true, false] {
@@ -223,9 +232,10 @@ async fn a_job_in_the_feed_and_by_id_is_shown_once() {
             .as_u64()
             .unwrap();
         for feed in [feed_first, !feed_first] {
-            match feed {
-                true => drop(follow(&mut client, &[(&job, version)]).await),
-                false => drop(client.subscribe(&[(&job, version)]).await),
+            if feed {
+                subscribe_feed(&mut client, &[(&job, version)]).await;
+            } else {
+                client.subscribe(&[(&job, version)]).await;
             }
         }
         app.push_update(&job, json!({ "stage": format!("once {feed_first}") }))
@@ -233,7 +243,7 @@ async fn a_job_in_the_feed_and_by_id_is_shown_once() {
         assert_eq!(client.next_job().await["version"], version + 1);
         client.assert_no_messages().await;
 
-        // What was asked for twice has to be left twice.
+        // Each of the two subscriptions has to be ended.
         client
             .send_json(json!({ "type": "unsubscribe", "id": 1, "jobs": [job] }))
             .await;
@@ -245,19 +255,22 @@ async fn a_job_in_the_feed_and_by_id_is_shown_once() {
             .send_json(json!({ "type": "unsubscribe", "id": 2, "feed": "mine" }))
             .await;
         client.expect_message("unsubscribed").await;
-        app.push_update(&job, json!({ "stage": format!("no more {feed_first}") }))
-            .await;
+        app.push_update(
+            &job,
+            json!({ "stage": format!("unsubscribed {feed_first}") }),
+        )
+        .await;
         client.assert_no_messages().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_asked_for_by_id_outlives_the_feed() {
+async fn subscription_by_id_continues_after_the_feed_ends() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     let mut client = app.connect("alice").await;
     client.subscribe(&[(&job, 1)]).await;
-    follow(&mut client, &[(&job, 1)]).await;
+    subscribe_feed(&mut client, &[(&job, 1)]).await;
     client
         .send_json(json!({ "type": "unsubscribe", "id": 2, "feed": "mine" }))
         .await;
@@ -267,7 +280,7 @@ async fn a_job_asked_for_by_id_outlives_the_feed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_subscriptions_are_told_and_the_others_kept() {
+async fn subscriptions_above_the_limit_are_rejected_and_the_others_kept() {
     let app = TestApp::builder()
         .set("socket.max_subscriptions", 3)
         .spawn()
@@ -277,43 +290,43 @@ async fn too_many_subscriptions_are_told_and_the_others_kept() {
         jobs.push(app.register_worker_job("alice").await);
     }
     let mut client = app.connect("alice").await;
-    let asked: Vec<(&str, u64)> = jobs.iter().map(|job| (job.as_str(), 1)).collect();
-    let outcome = client.subscribe(&asked).await;
+    let requested: Vec<(&str, u64)> = jobs.iter().map(|job| (job.as_str(), 1)).collect();
+    let outcome = client.subscribe(&requested).await;
     let error = client.expect_message("error").await;
     assert_eq!(error["code"], "too_many_subscriptions");
-    let (kept, refused): (Vec<&String>, Vec<&String>) =
+    let (kept, rejected): (Vec<&String>, Vec<&String>) =
         jobs.iter().partition(|job| outcome[*job] == "current");
-    assert_eq!((kept.len(), refused.len()), (3, 2), "{outcome}");
+    assert_eq!((kept.len(), rejected.len()), (3, 2), "{outcome}");
     assert!(
-        refused.iter().all(|job| outcome[*job] == "too_many"),
+        rejected.iter().all(|job| outcome[*job] == "too_many"),
         "{outcome}"
     );
 
-    // One that is watched already may be asked for again, and one that is left makes room.
+    // A repeated subscription does not count, and an ended one makes room.
     assert_eq!(client.subscribe(&[(kept[0], 1)]).await[kept[0]], "current");
     client
         .send_json(json!({ "type": "unsubscribe", "id": 3, "jobs": [kept[1]] }))
         .await;
     assert_eq!(
-        client.subscribe(&[(refused[0], 1)]).await[refused[0]],
+        client.subscribe(&[(rejected[0], 1)]).await[rejected[0]],
         "current"
     );
     for job in &jobs {
         app.push_update(job, json!({ "progress": 1 })).await;
     }
-    let mut shown = Vec::new();
+    let mut delivered = Vec::new();
     for _ in 0..3 {
-        shown.push(client.next_job().await["id"].clone());
+        delivered.push(client.next_job().await["id"].clone());
     }
-    shown.sort_by_key(Value::to_string);
-    let mut expected = vec![json!(kept[0]), json!(kept[2]), json!(refused[0])];
+    delivered.sort_by_key(Value::to_string);
+    let mut expected = vec![json!(kept[0]), json!(kept[2]), json!(rejected[0])];
     expected.sort_by_key(Value::to_string);
-    assert_eq!(shown, expected);
+    assert_eq!(delivered, expected);
     client.assert_no_messages().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_feed_may_hold_more_jobs_than_may_be_watched_by_id() {
+async fn feed_does_not_count_towards_the_subscription_limit() {
     let app = TestApp::builder()
         .set("socket.max_subscriptions", 2)
         .spawn()
@@ -326,7 +339,7 @@ async fn a_feed_may_hold_more_jobs_than_may_be_watched_by_id() {
     let admin = app.token("alice", "admin");
     let mut client = TestClient::connect(&app.url, &admin).await;
     let known: Vec<(&str, u64)> = jobs.iter().map(|job| (job.as_str(), 1)).collect();
-    let outcome = follow(&mut client, &known).await;
+    let outcome = subscribe_feed(&mut client, &known).await;
     assert!(
         jobs.iter().all(|job| outcome[job] == "current"),
         "{outcome}"
@@ -340,7 +353,7 @@ async fn a_feed_may_hold_more_jobs_than_may_be_watched_by_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn subscribing_again_with_an_older_version_sends_it_again() {
+async fn repeated_subscribe_with_an_older_version_sends_the_document_again() {
     let app = TestApp::spawn().await;
     let job = app.register_worker_job("alice").await;
     let mut client = app.connect("alice").await;
@@ -362,9 +375,9 @@ async fn closed_sockets_leave_no_state() {
         .send_json(json!({ "type": "unsubscribe", "id": 3, "jobs": [job] }))
         .await;
     staying.expect_message("unsubscribed").await;
-    let watched = send(app.request_without_token(Method::GET, "/metrics")).await;
+    let metrics = send(app.request_without_token(Method::GET, "/metrics")).await;
     assert!(
-        watched
+        metrics
             .body
             .to_string()
             .contains("progress_hub_subscribed_jobs 0")
@@ -372,11 +385,11 @@ async fn closed_sockets_leave_no_state() {
 
     let mut leaving = app.connect("alice").await;
     leaving.subscribe(&[(&job, 1), ("job_never_was", 0)]).await;
-    follow(&mut leaving, &[]).await;
+    subscribe_feed(&mut leaving, &[]).await;
     assert_eq!(app.metric("subscribed_jobs").await, 1.0);
     leaving.close().await;
     let mut dropped = app.connect("alice").await;
-    follow(&mut dropped, &[(&job, 1)]).await;
+    subscribe_feed(&mut dropped, &[(&job, 1)]).await;
     drop((dropped, staying));
     app.wait_until_no_connections().await;
 }

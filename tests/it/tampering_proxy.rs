@@ -1,4 +1,4 @@
-//! A way to the hub on which what it says to sockets is changed: for those who must notice.
+//! A proxy in front of the hub that tampers with WebSocket frames, to test that clients notice it.
 
 use std::collections::HashMap;
 
@@ -10,66 +10,66 @@ use tokio::task::JoinHandle;
 
 use crate::app::TestApp;
 
-/// What is done to the documents on their way.
+/// A change to the job documents that pass the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tamper {
-    /// The end of a job never comes.
-    LosesTheEnd,
-    /// Each comes twice.
-    Repeats,
-    /// Each first comes when the next does, behind it.
-    Swaps,
-    /// They are of another job.
-    Renames,
-    /// The last has a version that the hub never had.
-    Invents,
-    /// They are no JSON.
-    Garbles,
+    /// Drops the final version of each job.
+    DropFinal,
+    /// Sends each document twice.
+    Duplicate,
+    /// Swaps pairs of consecutive versions.
+    Reorder,
+    /// Sends a copy of each document with the id of another job.
+    ForeignJob,
+    /// Increments the version of the final document beyond that of the hub.
+    FutureVersion,
+    /// Sends invalid JSON after each document.
+    InvalidJson,
 }
 
-/// A running forger. Dropping it stops it.
+/// A running proxy. Dropping it stops it.
 pub struct TamperingProxy {
     pub url: String,
-    running: JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Drop for TamperingProxy {
     fn drop(&mut self) {
-        self.running.abort();
+        self.task.abort();
     }
 }
 
 impl TamperingProxy {
-    /// Stands before this hub.
-    pub async fn start(app: &TestApp, forgery: Tamper) -> Self {
+    /// Starts a proxy in front of a hub.
+    pub async fn start(app: &TestApp, tamper: Tamper) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let hub = app.address().to_owned();
-        let running = tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let hub = TcpStream::connect(&hub).await.unwrap();
-                tokio::spawn(pass(client, hub, forgery));
+                tokio::spawn(forward(client, hub, tamper));
             }
         });
-        Self { url, running }
+        Self { url, task }
     }
 }
 
-/// Ends with either side.
-async fn pass(client: TcpStream, hub: TcpStream, forgery: Tamper) {
+/// Forwards both directions until either side closes.
+async fn forward(client: TcpStream, hub: TcpStream, tamper: Tamper) {
     let (mut from_client, mut to_client) = client.into_split();
     let (from_hub, mut to_hub) = hub.into_split();
     let mut from_hub = BufReader::new(from_hub);
     tokio::select! {
-        _ = pass_back(&mut from_hub, &mut to_client, forgery) => {}
+        _ = forward_responses(&mut from_hub, &mut to_client, tamper) => {}
         _ = tokio::io::copy(&mut from_client, &mut to_hub) => {}
     }
 }
 
-async fn pass_back(
+async fn forward_responses(
     from_hub: &mut BufReader<OwnedReadHalf>,
     to_client: &mut OwnedWriteHalf,
-    forgery: Tamper,
+    tamper: Tamper,
 ) -> std::io::Result<()> {
     let mut line = String::new();
     from_hub.read_line(&mut line).await?;
@@ -83,45 +83,48 @@ async fn pass_back(
         from_hub.read_line(&mut line).await?;
         to_client.write_all(line.as_bytes()).await?;
     }
-    let mut hands = FrameEditor::new(forgery);
+    let mut editor = FrameEditor::new(tamper);
     loop {
-        let frame = read(from_hub).await?;
-        for frame in hands.forge(frame) {
+        let frame = read_frame(from_hub).await?;
+        for frame in editor.edit(frame) {
             to_client.write_all(&frame).await?;
         }
     }
 }
 
-/// One whole frame: RFC 6455, 5.2, without a mask.
-async fn read(from_hub: &mut BufReader<OwnedReadHalf>) -> std::io::Result<Vec<u8>> {
+/// Reads an unmasked frame (RFC 6455, section 5.2). Frames of 64 KiB and more are not supported.
+async fn read_frame(from_hub: &mut BufReader<OwnedReadHalf>) -> std::io::Result<Vec<u8>> {
     let mut frame = vec![0; 2];
     from_hub.read_exact(&mut frame).await?;
     let mut length = usize::from(frame[1]);
     if length == 126 {
-        let medium = from_hub.read_u16().await?;
-        frame.extend(medium.to_be_bytes());
-        length = usize::from(medium);
+        let extended = from_hub.read_u16().await?;
+        frame.extend(extended.to_be_bytes());
+        length = usize::from(extended);
     }
-    let head = frame.len();
-    frame.resize(head + length, 0);
-    from_hub.read_exact(&mut frame[head..]).await?;
+    let header_length = frame.len();
+    frame.resize(header_length + length, 0);
+    from_hub.read_exact(&mut frame[header_length..]).await?;
     Ok(frame)
 }
 
+/// Applies the change to the frames of one connection.
 struct FrameEditor {
-    forgery: Tamper,
+    tamper: Tamper,
+    /// Frames that wait for the next version of their job.
     held: HashMap<String, Vec<u8>>,
 }
 
 impl FrameEditor {
-    fn new(forgery: Tamper) -> Self {
+    fn new(tamper: Tamper) -> Self {
         Self {
-            forgery,
+            tamper,
             held: HashMap::new(),
         }
     }
 
-    fn forge(&mut self, frame: Vec<u8>) -> Vec<Vec<u8>> {
+    /// Returns the frames to send in place of `frame`.
+    fn edit(&mut self, frame: Vec<u8>) -> Vec<Vec<u8>> {
         let payload = if frame[1] == 126 {
             &frame[4..]
         } else {
@@ -133,22 +136,22 @@ impl FrameEditor {
         }
         let job = message["job"].clone();
         let (id, is_final) = (job["id"].as_str().unwrap(), job["final"] == true);
-        let changed = |key: &str, value: Value| {
+        let with_field = |key: &str, value: Value| {
             let mut message = message.clone();
             message["job"][key] = value;
-            text(&message.to_string())
+            text_frame(&message.to_string())
         };
-        match self.forgery {
-            Tamper::LosesTheEnd if is_final => vec![],
-            Tamper::Invents if is_final => {
-                vec![changed(
+        match self.tamper {
+            Tamper::DropFinal if is_final => vec![],
+            Tamper::FutureVersion if is_final => {
+                vec![with_field(
                     "version",
                     (job["version"].as_u64().unwrap() + 1).into(),
                 )]
             }
-            Tamper::LosesTheEnd | Tamper::Invents => vec![frame],
-            Tamper::Repeats => vec![frame.clone(), frame],
-            Tamper::Swaps if job["version"].as_u64() > Some(1) => match self.held.remove(id) {
+            Tamper::DropFinal | Tamper::FutureVersion => vec![frame],
+            Tamper::Duplicate => vec![frame.clone(), frame],
+            Tamper::Reorder if job["version"].as_u64() > Some(1) => match self.held.remove(id) {
                 Some(earlier) => vec![frame, earlier],
                 None if is_final => vec![frame],
                 None => {
@@ -156,18 +159,18 @@ impl FrameEditor {
                     vec![]
                 }
             },
-            Tamper::Swaps => vec![frame],
-            Tamper::Renames if job["version"].as_u64() > Some(1) && !is_final => {
-                vec![frame, changed("id", "job_of_nobody".into())]
+            Tamper::Reorder => vec![frame],
+            Tamper::ForeignJob if job["version"].as_u64() > Some(1) && !is_final => {
+                vec![frame, with_field("id", "job_unknown".into())]
             }
-            Tamper::Renames => vec![frame],
-            Tamper::Garbles if !is_final => vec![frame, text("{\"type\":\"job\",")],
-            Tamper::Garbles => vec![frame],
+            Tamper::ForeignJob => vec![frame],
+            Tamper::InvalidJson if !is_final => vec![frame, text_frame("{\"type\":\"job\",")],
+            Tamper::InvalidJson => vec![frame],
         }
     }
 }
 
-fn text(payload: &str) -> Vec<u8> {
+fn text_frame(payload: &str) -> Vec<u8> {
     let mut frame = vec![0x81];
     match u8::try_from(payload.len()) {
         Ok(short) if short < 126 => frame.push(short),

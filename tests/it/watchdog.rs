@@ -143,7 +143,7 @@ async fn due_polls_survive_restart_and_are_batched() {
     assert_eq!(provider.requests().len(), 0);
     // Simulates one hour passing.
     let db = rusqlite::Connection::open(database).unwrap();
-    let bring_forward = "UPDATE jobs SET watch_at = watch_at - 3600 * 1000";
+    let bring_forward = "UPDATE jobs SET poll_at = poll_at - 3600 * 1000";
     assert_eq!(db.execute(bring_forward, []).unwrap(), 120);
     drop(db);
 

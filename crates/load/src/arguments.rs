@@ -25,9 +25,9 @@ const MAX_PADDING_BYTES: usize = 64 * 1024;
 pub enum UpdateMethod {
     /// `POST /v1/jobs/{id}/updates`, as a worker sends it
     Push,
-    /// Webhooks with an HMAC in `x-ai-signature`, for a provider with the spec `generic`
+    /// Webhooks with an HMAC in `x-ai-signature`, for a provider with the definition `generic`
     Webhook,
-    /// Standard Webhooks, for a provider with the spec `kling`
+    /// Standard Webhooks, for a provider with the definition `kling`
     StandardWebhook,
 }
 

@@ -5,13 +5,13 @@
 //! does not end with the final version of each of its jobs, fails the run.
 //!
 //! Modules in reading order:
-//! - [`arguments`]: command-line flags. [`access`] and [`error`]: tokens and errors.
-//! - [`run`] executes the phases of a run, [`measure`] the scheduled updates.
-//! - [`schedule`]: due times of updates. [`updates`] sends them with [`client`] to the [`target`].
-//! - [`socket_pool`] holds the sockets, [`socket`] is one of them, [`messages`] parses what it receives and
-//!   [`subscription_state`] verifies it.
-//! - [`stats`]: counters and histograms. [`process`]: CPU time and memory. [`hub_process`]: a hub started for the run.
-//! - [`report`]: results, printed by [`text_report`] and [`html_report`]; [`progress`] shows a run in progress.
+//! - `arguments`: command-line flags. `access` and `error`: tokens and errors.
+//! - `run` executes the phases of a run, `measure` the scheduled updates.
+//! - `schedule`: due times of updates. `updates` sends them with `client` to the `target`.
+//! - `socket_pool` holds the sockets, `socket` is one of them, `messages` parses what it receives and
+//!   `subscription_state` verifies it.
+//! - `stats`: counters and histograms. `process`: CPU time and memory. `hub_process`: a hub started for the run.
+//! - `report`: results, printed by `text_report` and `html_report`; `progress` shows a run in progress.
 //!
 //! The crate imports nothing of the hub except the webhook signature schemes. It relies on the public protocol only.
 

@@ -1,7 +1,7 @@
-//! One lane to a provider: how many requests may be under way on it, and what a refusal does to it.
+//! A circuit: closed while requests pass, open while they are blocked, half-open while one probe
+//! decides.
 //!
-//! Invariant: pure data and pure decisions, the moment always passed in. A closed lane lets one
-//! request through once its wait is over; only that one's outcome opens it or doubles the wait.
+//! No I/O and no clock: callers pass the time.
 
 use std::time::Duration;
 
@@ -9,89 +9,101 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::{Time, exponential_backoff};
 
-/// Requests under way at once on a lane that is well.
+/// Maximum number of requests in flight on a fully recovered circuit.
 pub(super) const MAX_IN_FLIGHT: usize = 8;
 
-/// After which the one that was let through is taken for lost: the time a request may take, and some.
+/// Time after which a probe without a result is considered lost. Longer than the request timeout.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a lane is closed. A later one outranks those before it.
+/// Reason why a circuit is open, in order of severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum TripCause {
-    /// Several failures in a row.
+    /// Several requests failed in a row.
     Technical,
-    /// The provider wants to be left alone for a while.
+    /// The provider limits the rate.
     RateLimit,
-    /// There is no credit left.
+    /// The account has no credit.
     Quota,
-    /// The key is refused.
+    /// The provider rejects the API key.
     Auth,
 }
 
+/// A rejection or failure that opens a circuit.
+#[derive(Clone, Copy)]
+pub(super) struct Trip {
+    pub(super) cause: TripCause,
+    /// Delay that the provider requested. It replaces the backoff of a rate limit and can only
+    /// extend that of other causes.
+    pub(super) hint: Option<Duration>,
+    pub(super) at: Time,
+}
+
 impl TripCause {
-    /// How long a lane is closed the `length`th time in a row.
+    /// Returns how long the circuit stays open after the `length`-th consecutive trip for this
+    /// cause.
     fn open_duration(self, length: u32, hint: Option<Duration>) -> Duration {
-        let (first, longest) = match self {
+        let (initial, max) = match self {
             Self::Technical => (5, 60),
             Self::RateLimit => (1, 60),
             Self::Quota | Self::Auth => (60, 15 * 60),
         };
-        let (first, longest) = (Duration::from_secs(first), Duration::from_secs(longest));
-        let ours = exponential_backoff(first, longest, length);
+        let (initial, max) = (Duration::from_secs(initial), Duration::from_secs(max));
+        let backoff = exponential_backoff(initial, max, length);
         match (self, hint) {
-            (_, None) => ours,
+            (_, None) => backoff,
             (Self::RateLimit, Some(hint)) => hint,
-            (Self::Technical | Self::Quota | Self::Auth, Some(hint)) => ours.max(hint),
+            (Self::Technical | Self::Quota | Self::Auth, Some(hint)) => backoff.max(hint),
         }
     }
 }
 
-/// A lane that is closed.
+/// Details of an open or half-open circuit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct OpenCircuit {
     pub(super) cause: TripCause,
     pub(super) since: Time,
-    /// When one request may go through.
+    /// Time from which one probe is allowed.
     pub(super) until: Time,
-    /// While that one is under way: when it is taken for lost.
+    /// Time at which the probe in flight is considered lost. `None` if no probe is in flight.
     half_open_probe: Option<Time>,
 }
 
-/// How many closures for one cause there were since the lane was last well.
+/// Consecutive trips for one cause since the circuit last recovered fully.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct TripStreak {
     cause: TripCause,
     length: u32,
 }
 
-/// One lane.
+/// State of one circuit. Nodes exchange it as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Circuit {
-    /// How many may be under way while it is open.
+    /// Requests allowed in flight while the circuit is closed. After recovery it grows from 1 to
+    /// [`MAX_IN_FLIGHT`].
     max_in_flight: usize,
-    open_state: Option<OpenCircuit>,
+    /// `None` while the circuit is closed.
+    open: Option<OpenCircuit>,
     streak: Option<TripStreak>,
-    /// Raised by one whenever it closes, opens or lets one through, so that a request from before is
-    /// known as such, and of two accounts of one lane the later one.
+    /// Incremented when the circuit opens, closes or admits a probe. Identifies results of requests
+    /// that were sent before, and orders snapshots of different nodes.
     revision: u64,
 }
 
-/// Leave to make a request, as the lane will know it again.
+/// Ties a request to the revision of the circuit that admitted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PermitToken {
-    turn: u64,
+    revision: u64,
     is_probe: bool,
 }
 
-/// Whether a request may be made.
+/// Answer to a request for a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// Yes.
     Allowed(PermitToken),
-    /// When another one has ended.
+    /// Another request must finish first.
     AtCapacity,
-    /// Not before this moment.
+    /// The circuit is open until this time.
     Open(Time),
 }
 
@@ -99,7 +111,7 @@ impl Default for Circuit {
     fn default() -> Self {
         Self {
             max_in_flight: MAX_IN_FLIGHT,
-            open_state: None,
+            open: None,
             streak: None,
             revision: 0,
         }
@@ -107,49 +119,55 @@ impl Default for Circuit {
 }
 
 impl Circuit {
-    pub(super) fn closed(&self) -> Option<&OpenCircuit> {
-        self.open_state.as_ref()
+    /// Returns the details of an open or half-open circuit, or `None` if it is closed.
+    pub(super) fn open_state(&self) -> Option<&OpenCircuit> {
+        self.open.as_ref()
     }
 
-    /// How late this account of the lane is: of two that are as late, the more cautious is greater.
-    pub(super) fn revision(&self) -> (u64, Option<Time>) {
-        (self.revision, self.closed().map(|closed| closed.until))
+    /// Returns the rank of this snapshot among snapshots of the same circuit. Of two with the same
+    /// revision, the one that stays open longer ranks higher.
+    pub(super) fn rank(&self) -> (u64, Option<Time>) {
+        (self.revision, self.open.as_ref().map(|open| open.until))
     }
 
-    /// Whether one more may go, while so many are under way.
-    pub(super) fn admit(&mut self, under_way: usize, now: Time) -> Admission {
-        let turn = self.revision;
-        let pass = |turn, is_probe| Admission::Allowed(PermitToken { turn, is_probe });
-        match &mut self.open_state {
-            None if under_way < self.max_in_flight => pass(turn, false),
+    /// Admits one more request while `in_flight` requests are running.
+    pub(super) fn admit(&mut self, in_flight: usize, now: Time) -> Admission {
+        let revision = self.revision;
+        match &mut self.open {
+            None if in_flight < self.max_in_flight => Admission::Allowed(PermitToken {
+                revision,
+                is_probe: false,
+            }),
             None => Admission::AtCapacity,
-            Some(closed) if now < closed.until => Admission::Open(closed.until),
-            Some(closed) if closed.half_open_probe.is_some_and(|lost| now < lost) => {
+            Some(open) if now < open.until => Admission::Open(open.until),
+            Some(open) if open.half_open_probe.is_some_and(|lost_at| now < lost_at) => {
                 Admission::AtCapacity
             }
-            Some(closed) => {
-                closed.half_open_probe = Some(now + PROBE_TIMEOUT);
+            Some(open) => {
+                open.half_open_probe = Some(now + PROBE_TIMEOUT);
                 self.revision += 1;
-                pass(self.revision, true)
+                Admission::Allowed(PermitToken {
+                    revision: self.revision,
+                    is_probe: true,
+                })
             }
         }
     }
 
-    /// Whether a pass that was given earlier still holds.
-    pub(super) fn is_current(&self, pass: PermitToken) -> bool {
-        pass.turn == self.revision && (pass.is_probe || self.open_state.is_none())
+    /// Returns whether a permit that was given earlier is still valid.
+    pub(super) fn is_current(&self, token: PermitToken) -> bool {
+        token.revision == self.revision && (token.is_probe || self.open.is_none())
     }
 
-    /// The provider answered as it should. The lane opens if this was the one that was let through,
-    /// and an open lane gets wider by one: so what is under way doubles with each round. Says whether
-    /// it told anything: a request from before the last closure does not.
-    pub(super) fn succeed(&mut self, pass: PermitToken) -> bool {
-        if !self.is_current(pass) {
+    /// Records a success and returns whether it counted. Results from before the last trip do not.
+    ///
+    /// A successful probe closes the circuit. Each success on a closed circuit allows one more
+    /// request in flight, so the number doubles with each round of requests.
+    pub(super) fn on_success(&mut self, token: PermitToken) -> bool {
+        if !self.is_current(token) {
             return false;
         }
-        if self.open_state.is_some() {
-            self.reset();
-        }
+        self.reset();
         self.max_in_flight = MAX_IN_FLIGHT.min(self.max_in_flight + 1);
         if self.max_in_flight == MAX_IN_FLIGHT {
             self.streak = None;
@@ -157,50 +175,45 @@ impl Circuit {
         true
     }
 
-    /// The provider refused, for a cause that closes the lane.
-    pub(super) fn refuse(
-        &mut self,
-        pass: PermitToken,
-        cause: TripCause,
-        hint: Option<Duration>,
-        now: Time,
-    ) {
-        let is_late = !self.is_current(pass);
-        match &mut self.open_state {
-            // Of those that went out before the lane closed, each tells the same once more.
-            Some(closed) if is_late && cause == closed.cause => {
-                closed.until = closed.until.max(now + hint.unwrap_or_default());
+    /// Records a rejection that opens the circuit.
+    pub(super) fn on_rejection(&mut self, token: PermitToken, trip: Trip) {
+        let is_late = !self.is_current(token);
+        match &mut self.open {
+            // Requests that were in flight at the trip are rejected for the same cause. They do not
+            // count as further trips.
+            Some(open) if is_late && trip.cause == open.cause => {
+                open.until = open.until.max(trip.at + trip.hint.unwrap_or_default());
             }
-            Some(closed) if is_late && cause < closed.cause => {}
-            // A failure says nothing of what it was closed for.
-            Some(closed) if cause == TripCause::Technical => {
-                let cause = closed.cause;
-                self.trip(cause, hint, now);
+            Some(open) if is_late && trip.cause < open.cause => {}
+            // A failed probe does not show that the original cause is gone.
+            Some(open) if trip.cause == TripCause::Technical => {
+                let cause = open.cause;
+                self.trip(Trip { cause, ..trip });
             }
-            Some(_) | None => self.trip(cause, hint, now),
+            Some(_) | None => self.trip(trip),
         }
     }
 
-    /// Nothing came of a request: it was not made, or nobody knows.
-    pub(super) fn discard_probe(&mut self, pass: PermitToken) {
-        if let Some(closed) = &mut self.open_state
-            && pass.is_probe
-            && pass.turn == self.revision
+    /// Releases a probe that was not sent or whose outcome is unknown, so that another can be sent.
+    pub(super) fn discard_probe(&mut self, token: PermitToken) {
+        if let Some(open) = &mut self.open
+            && token.is_probe
+            && token.revision == self.revision
         {
-            closed.half_open_probe = None;
+            open.half_open_probe = None;
             self.revision += 1;
         }
     }
 
-    /// Closes it, for longer than the last time if that was for the same cause.
-    pub(super) fn trip(&mut self, cause: TripCause, hint: Option<Duration>, now: Time) {
-        let same = self.streak.filter(|streak| streak.cause == cause);
-        let length = same.map_or(1, |streak| streak.length.saturating_add(1));
-        let since = self.open_state.as_ref().filter(|it| it.cause == cause);
-        self.open_state = Some(OpenCircuit {
+    /// Opens the circuit. Consecutive trips for the same cause keep it open longer each time.
+    pub(super) fn trip(&mut self, Trip { cause, hint, at }: Trip) {
+        let streak = self.streak.filter(|streak| streak.cause == cause);
+        let length = streak.map_or(1, |streak| streak.length.saturating_add(1));
+        let previous = self.open.as_ref().filter(|open| open.cause == cause);
+        self.open = Some(OpenCircuit {
             cause,
-            since: since.map_or(now, |closed| closed.since),
-            until: now + cause.open_duration(length, hint),
+            since: previous.map_or(at, |open| open.since),
+            until: at + cause.open_duration(length, hint),
             half_open_probe: None,
         });
         self.streak = Some(TripStreak { cause, length });
@@ -208,31 +221,31 @@ impl Circuit {
         self.max_in_flight = 1;
     }
 
-    /// Opens it, for one at a time to begin with.
+    /// Closes the circuit if it is open, and allows one request in flight to begin with.
     pub(super) fn reset(&mut self) {
-        if self.open_state.take().is_some() {
+        if self.open.take().is_some() {
             self.revision += 1;
             self.max_in_flight = 1;
         }
     }
 
-    /// Takes over another node's account of the same lane, if it is a later one. What this node has
-    /// under way then counts as from before.
-    pub(super) fn adopt(&mut self, other: &Self) {
-        if other.revision() > self.revision() {
+    /// Adopts another node's snapshot if it ranks higher. Results of requests that are in flight
+    /// here then count as results from before the change.
+    pub(super) fn merge(&mut self, other: &Self) {
+        if other.rank() > self.rank() {
             self.clone_from(other);
         }
     }
 
-    /// Lets one through now, if it is closed.
+    /// Allows a probe at once if the circuit is open.
     pub(super) fn probe_now(&mut self, now: Time) {
-        if let Some(closed) = &mut self.open_state {
-            closed.until = closed.until.min(now);
+        if let Some(open) = &mut self.open {
+            open.until = open.until.min(now);
             self.revision += 1;
         }
     }
 
-    /// Forgets how often it was closed.
+    /// Resets the backoff.
     pub(super) fn clear_streak(&mut self) {
         self.streak = None;
     }
@@ -246,54 +259,61 @@ mod tests {
         Time::from_millis(seconds * 1000)
     }
 
-    fn go(lane: &mut Circuit, under_way: usize, now: Time) -> PermitToken {
-        match lane.admit(under_way, now) {
-            Admission::Allowed(pass) => pass,
+    fn admit(circuit: &mut Circuit, in_flight: usize, now: Time) -> PermitToken {
+        match circuit.admit(in_flight, now) {
+            Admission::Allowed(token) => token,
             other @ (Admission::AtCapacity | Admission::Open(_)) => panic!("{other:?} at {now}"),
         }
     }
 
-    fn until(lane: &Circuit) -> Time {
-        lane.closed().unwrap().until
+    fn trip(cause: TripCause, seconds: i64) -> Trip {
+        trip_with_hint(cause, None, seconds)
+    }
+
+    fn trip_with_hint(cause: TripCause, hint: Option<u64>, seconds: i64) -> Trip {
+        Trip {
+            cause,
+            hint: hint.map(Duration::from_secs),
+            at: at(seconds),
+        }
+    }
+
+    fn until(circuit: &Circuit) -> Time {
+        circuit.open_state().unwrap().until
     }
 
     #[test]
     fn closed_circuit_allows_eight_requests_in_flight() {
-        let mut lane = Circuit::default();
-        go(&mut lane, 7, at(0));
-        assert_eq!(lane.admit(8, at(0)), Admission::AtCapacity);
+        let mut circuit = Circuit::default();
+        admit(&mut circuit, 7, at(0));
+        assert_eq!(circuit.admit(8, at(0)), Admission::AtCapacity);
     }
 
     #[test]
     fn retry_after_is_honored_then_one_probe_is_allowed() {
-        let mut lane = Circuit::default();
-        let pass = go(&mut lane, 0, at(0));
-        lane.refuse(
-            pass,
-            TripCause::RateLimit,
-            Some(Duration::from_secs(30)),
-            at(0),
-        );
-        assert_eq!(lane.admit(0, at(29)), Admission::Open(at(30)));
-        go(&mut lane, 0, at(30));
-        assert_eq!(lane.admit(0, at(31)), Admission::AtCapacity);
-        // Whoever went through never came back.
-        go(&mut lane, 0, at(90));
+        let mut circuit = Circuit::default();
+        let token = admit(&mut circuit, 0, at(0));
+        circuit.on_rejection(token, trip_with_hint(TripCause::RateLimit, Some(30), 0));
+        assert_eq!(circuit.admit(0, at(29)), Admission::Open(at(30)));
+        admit(&mut circuit, 0, at(30));
+        assert_eq!(circuit.admit(0, at(31)), Admission::AtCapacity);
+        // The probe had no result within the timeout.
+        admit(&mut circuit, 0, at(90));
     }
 
     #[test]
     fn concurrency_doubles_per_round_after_recovery() {
-        let mut lane = Circuit::default();
-        lane.trip(TripCause::RateLimit, None, at(0));
+        let mut circuit = Circuit::default();
+        circuit.trip(trip(TripCause::RateLimit, 0));
         let mut rounds = vec![];
-        let mut passes = vec![go(&mut lane, 0, at(60))];
-        while passes.len() < MAX_IN_FLIGHT {
-            rounds.push(passes.len());
-            for pass in std::mem::take(&mut passes) {
-                assert!(lane.succeed(pass));
+        let mut tokens = vec![admit(&mut circuit, 0, at(60))];
+        while tokens.len() < MAX_IN_FLIGHT {
+            rounds.push(tokens.len());
+            for token in std::mem::take(&mut tokens) {
+                assert!(circuit.on_success(token));
             }
-            while let Admission::Allowed(pass) = lane.admit(passes.len(), at(60)) {
-                passes.push(pass);
+            while let Admission::Allowed(token) = circuit.admit(tokens.len(), at(60)) {
+                tokens.push(token);
             }
         }
         assert_eq!(rounds, [1, 2, 4]);
@@ -301,114 +321,114 @@ mod tests {
 
     #[test]
     fn open_duration_doubles_for_the_same_cause() {
-        for (cause, waits) in [
+        for (cause, durations) in [
             (TripCause::RateLimit, [1, 2, 4, 8, 16, 32, 60, 60]),
             (TripCause::Technical, [5, 10, 20, 40, 60, 60, 60, 60]),
             (TripCause::Quota, [60, 120, 240, 480, 900, 900, 900, 900]),
             (TripCause::Auth, [60, 120, 240, 480, 900, 900, 900, 900]),
         ] {
-            let mut lane = Circuit::default();
-            lane.trip(cause, None, at(0));
-            let mut now = at(0);
-            for wait in waits {
-                assert_eq!(
-                    until(&lane).saturating_duration_since(now).as_secs(),
-                    wait,
-                    "{cause:?}"
-                );
-                assert_eq!(lane.closed().unwrap().since, at(0));
-                now = until(&lane);
-                let probe = go(&mut lane, 0, now);
-                lane.refuse(probe, cause, None, now);
+            let mut circuit = Circuit::default();
+            circuit.trip(trip(cause, 0));
+            let mut now = 0;
+            for seconds in durations {
+                now += seconds;
+                assert_eq!(until(&circuit), at(now), "{cause:?}");
+                assert_eq!(circuit.open_state().unwrap().since, at(0));
+                let probe = admit(&mut circuit, 0, at(now));
+                circuit.on_rejection(probe, trip(cause, now));
             }
         }
     }
 
     #[test]
     fn full_recovery_resets_the_backoff() {
-        let mut lane = Circuit::default();
-        lane.trip(TripCause::Quota, None, at(0));
-        let probe = go(&mut lane, 0, at(60));
-        lane.succeed(probe);
-        lane.trip(TripCause::Quota, None, at(100));
-        assert_eq!(until(&lane), at(220), "one success is not enough");
-        let mut now = until(&lane);
+        let mut circuit = Circuit::default();
+        circuit.trip(trip(TripCause::Quota, 0));
+        let probe = admit(&mut circuit, 0, at(60));
+        circuit.on_success(probe);
+        circuit.trip(trip(TripCause::Quota, 100));
+        assert_eq!(until(&circuit), at(220), "one success is not enough");
+        let mut now = until(&circuit);
         for _ in 0..MAX_IN_FLIGHT {
-            let pass = go(&mut lane, 0, now);
-            lane.succeed(pass);
+            let token = admit(&mut circuit, 0, now);
+            circuit.on_success(token);
             now = now + Duration::from_secs(1);
         }
-        lane.trip(TripCause::Quota, None, at(1000));
-        assert_eq!(until(&lane), at(1060));
+        circuit.trip(trip(TripCause::Quota, 1000));
+        assert_eq!(until(&circuit), at(1060));
     }
 
     #[test]
     fn results_from_before_the_trip_are_ignored() {
-        let mut lane = Circuit::default();
-        let early: Vec<PermitToken> = (0..4).map(|n| go(&mut lane, n, at(0))).collect();
-        lane.refuse(early[0], TripCause::RateLimit, None, at(1));
-        lane.refuse(early[1], TripCause::RateLimit, None, at(1));
-        assert_eq!(until(&lane), at(2));
-        assert!(!lane.succeed(early[2]));
-        lane.refuse(early[3], TripCause::Technical, None, at(1));
-        assert_eq!(until(&lane), at(2));
-        let five = Some(Duration::from_secs(5));
-        lane.refuse(early[2], TripCause::RateLimit, five, at(1));
-        assert_eq!(until(&lane), at(6), "the longest wait that was asked for");
-        lane.refuse(early[3], TripCause::Quota, None, at(1));
-        assert_eq!(lane.closed().unwrap().cause, TripCause::Quota);
+        let mut circuit = Circuit::default();
+        let early: Vec<PermitToken> = (0..4).map(|n| admit(&mut circuit, n, at(0))).collect();
+        circuit.on_rejection(early[0], trip(TripCause::RateLimit, 1));
+        circuit.on_rejection(early[1], trip(TripCause::RateLimit, 1));
+        assert_eq!(until(&circuit), at(2));
+        assert!(!circuit.on_success(early[2]));
+        circuit.on_rejection(early[3], trip(TripCause::Technical, 1));
+        assert_eq!(until(&circuit), at(2));
+        let hint = trip_with_hint(TripCause::RateLimit, Some(5), 1);
+        circuit.on_rejection(early[2], hint);
+        assert_eq!(
+            until(&circuit),
+            at(6),
+            "the longest requested delay applies"
+        );
+        circuit.on_rejection(early[3], trip(TripCause::Quota, 1));
+        assert_eq!(circuit.open_state().unwrap().cause, TripCause::Quota);
     }
 
     #[test]
     fn failed_probe_keeps_the_quota_cause() {
-        let mut lane = Circuit::default();
-        lane.trip(TripCause::Quota, None, at(0));
-        let probe = go(&mut lane, 0, at(60));
-        lane.refuse(probe, TripCause::Technical, None, at(60));
-        assert_eq!(lane.closed().unwrap().cause, TripCause::Quota);
-        assert_eq!(until(&lane), at(180));
+        let mut circuit = Circuit::default();
+        circuit.trip(trip(TripCause::Quota, 0));
+        let probe = admit(&mut circuit, 0, at(60));
+        circuit.on_rejection(probe, trip(TripCause::Technical, 60));
+        assert_eq!(circuit.open_state().unwrap().cause, TripCause::Quota);
+        assert_eq!(until(&circuit), at(180));
     }
 
     #[test]
     fn unused_probe_is_returned() {
-        let mut lane = Circuit::default();
-        lane.trip(TripCause::Auth, None, at(0));
-        let unused = go(&mut lane, 0, at(60));
-        assert_eq!(lane.admit(1, at(60)), Admission::AtCapacity);
-        lane.discard_probe(unused);
-        go(&mut lane, 0, at(60));
+        let mut circuit = Circuit::default();
+        circuit.trip(trip(TripCause::Auth, 0));
+        let unused = admit(&mut circuit, 0, at(60));
+        assert_eq!(circuit.admit(1, at(60)), Admission::AtCapacity);
+        circuit.discard_probe(unused);
+        admit(&mut circuit, 0, at(60));
     }
 
     #[test]
     fn merge_keeps_the_newer_snapshot() {
         let mut ours = Circuit::default();
-        let under_way = go(&mut ours, 0, at(0));
+        let in_flight = admit(&mut ours, 0, at(0));
         let mut theirs = Circuit::default();
-        theirs.trip(TripCause::RateLimit, None, at(1));
-        ours.adopt(&theirs);
+        theirs.trip(trip(TripCause::RateLimit, 1));
+        ours.merge(&theirs);
         assert_eq!(ours, theirs);
-        assert!(!ours.succeed(under_way), "it went out before");
-        // One of them lets one through: the other waits for what comes of it.
-        let probe = go(&mut theirs, 0, at(60));
-        ours.adopt(&theirs);
+        assert!(!ours.on_success(in_flight), "sent before the merge");
+        // One node sends a probe. The other waits for its result.
+        let probe = admit(&mut theirs, 0, at(60));
+        ours.merge(&theirs);
         assert_eq!(ours.admit(0, at(61)), Admission::AtCapacity);
-        theirs.succeed(probe);
-        ours.adopt(&theirs);
-        assert!(ours.closed().is_none());
-        ours.adopt(&Circuit::default());
-        assert_eq!(ours, theirs, "what is older tells nothing");
-        // Both close at once: the longer wait holds for both.
-        ours.trip(TripCause::RateLimit, Some(Duration::from_secs(9)), at(70));
-        theirs.trip(TripCause::RateLimit, Some(Duration::from_secs(5)), at(70));
-        theirs.adopt(&ours);
+        theirs.on_success(probe);
+        ours.merge(&theirs);
+        assert!(ours.open_state().is_none());
+        ours.merge(&Circuit::default());
+        assert_eq!(ours, theirs, "an older snapshot is ignored");
+        // Both open at the same time: the longer duration applies to both.
+        ours.trip(trip_with_hint(TripCause::RateLimit, Some(9), 70));
+        theirs.trip(trip_with_hint(TripCause::RateLimit, Some(5), 70));
+        theirs.merge(&ours);
         assert_eq!(until(&theirs), at(79));
     }
 
     #[test]
     fn circuit_round_trips_through_json() {
-        let mut lane = Circuit::default();
-        lane.trip(TripCause::Auth, None, at(0));
-        let text = serde_json::to_string(&lane).unwrap();
-        assert_eq!(serde_json::from_str::<Circuit>(&text).unwrap(), lane);
+        let mut circuit = Circuit::default();
+        circuit.trip(trip(TripCause::Auth, 0));
+        let text = serde_json::to_string(&circuit).unwrap();
+        assert_eq!(serde_json::from_str::<Circuit>(&text).unwrap(), circuit);
     }
 }

@@ -1,165 +1,160 @@
-//! How a provider is, as far as its own answers tell: what each of them does to its two lanes.
+//! State of a circuit breaker: one circuit for submissions and one for queries.
 //!
-//! Invariant: pure and whole in itself, so that nodes can share it. Questions go on where only
-//! submitting is at fault, because jobs that run need their end.
+//! Queries continue while only submissions are blocked, because running jobs must still reach their
+//! final state. Nodes exchange the state as JSON.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::circuit::{Admission, Circuit, PermitToken, TripCause};
+use super::circuit::{Admission, Circuit, PermitToken, Trip, TripCause};
 use crate::job::FailureKind;
 use crate::telemetry::ProviderState;
 use crate::time::Time;
 
-/// Failures in a row after which a provider is left alone.
+/// Consecutive failures that open both circuits.
 const FAILURE_THRESHOLD: u32 = 5;
 
-/// What a request is for.
+/// Purpose of a request. Each has its own circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestKind {
-    /// A job to be taken, for money.
+    /// Submits a job, which costs money and must not be repeated.
     Submit,
-    /// Anything that may be repeated.
+    /// Any request that may be repeated.
     Query,
 }
 
-/// What an answer says of its provider.
+/// Result of a request, as far as it concerns the health of the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::provider) enum RequestResult {
-    /// It is there and works, whatever it thinks of this request.
+pub(crate) enum RequestResult {
+    /// The provider answered as it should.
     Success,
-    /// It refuses for a cause that others will meet too, and how long it asks to wait.
+    /// The request failed. The duration is the delay that the provider requested.
     Failure(FailureKind, Option<Duration>),
-    /// Nothing: it was not asked.
+    /// The request was not sent.
     NotSent,
 }
 
-/// How a provider is.
+/// Health of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProviderHealth {
-    /// In a word.
+    /// State shown in documents and metrics.
     pub state: ProviderState,
-    /// What it refused with; none while it is open.
+    /// Kind of the failure that opened the circuit. `None` while the provider is available.
     pub reason: Option<FailureKind>,
-    /// From when on; none while it is open.
+    /// Time at which the circuit opened. `None` while the provider is available.
     pub since: Option<Time>,
-    /// When the next request is let through; none while it is open.
+    /// Time of the next probe. `None` while the provider is available.
     pub until: Option<Time>,
 }
 
-/// Both lanes.
+/// Both circuits of a provider.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct BreakerState {
     submits: Circuit,
     queries: Circuit,
-    /// Failures in a row, of either kind.
-    failures: u32,
+    /// Failures of either kind since the last success. Counted by each node for itself.
+    #[serde(skip)]
+    consecutive_failures: u32,
 }
 
 impl BreakerState {
-    pub(super) fn circuit(&self, errand: RequestKind) -> &Circuit {
-        match errand {
+    pub(super) fn circuit(&self, kind: RequestKind) -> &Circuit {
+        match kind {
             RequestKind::Submit => &self.submits,
             RequestKind::Query => &self.queries,
         }
     }
 
-    pub(super) fn circuit_mut(&mut self, errand: RequestKind) -> &mut Circuit {
-        match errand {
+    fn circuit_mut(&mut self, kind: RequestKind) -> &mut Circuit {
+        match kind {
             RequestKind::Submit => &mut self.submits,
             RequestKind::Query => &mut self.queries,
         }
     }
 
-    /// Whether a request may be made while so many of its kind are under way.
-    pub(super) fn admit(&mut self, errand: RequestKind, under_way: usize, now: Time) -> Admission {
-        self.circuit_mut(errand).admit(under_way, now)
+    /// Admits a request while `in_flight` requests of its kind are running.
+    pub(super) fn admit(&mut self, kind: RequestKind, in_flight: usize, now: Time) -> Admission {
+        self.circuit_mut(kind).admit(in_flight, now)
     }
 
-    /// Takes in what an answer says.
+    /// Records the result of a request.
     pub(super) fn record(
         &mut self,
-        errand: RequestKind,
-        pass: PermitToken,
-        health: RequestResult,
+        kind: RequestKind,
+        token: PermitToken,
+        result: RequestResult,
         now: Time,
     ) {
-        match health {
-            RequestResult::NotSent => self.circuit_mut(errand).discard_probe(pass),
-            RequestResult::Success => self.on_success(errand, pass),
-            RequestResult::Failure(kind, hint) => match cause(kind) {
-                None => self.on_success(errand, pass),
-                Some(TripCause::Technical) => {
-                    self.on_failure(errand, pass, TripCause::Technical, hint, now)
-                }
-                // One task that may not be seen is no proof against the key.
-                Some(TripCause::Auth) if errand == RequestKind::Query => {
-                    self.on_failure(errand, pass, TripCause::Auth, hint, now);
-                }
-                Some(cause) => self.on_rejection(errand, pass, cause, hint, now),
-            },
+        let (failure, hint) = match result {
+            RequestResult::NotSent => return self.circuit_mut(kind).discard_probe(token),
+            RequestResult::Success => return self.on_success(kind, token),
+            RequestResult::Failure(failure, hint) => (failure, hint),
+        };
+        let Some(cause) = trip_cause(failure) else {
+            // The request itself was at fault, so the provider works.
+            return self.on_success(kind, token);
+        };
+        let at = now;
+        let trip = Trip { cause, hint, at };
+        match (cause, kind) {
+            // A single task may be hidden from a valid key, so auth errors on queries count only
+            // when they repeat.
+            (TripCause::Technical, _) | (TripCause::Auth, RequestKind::Query) => {
+                self.on_failure(kind, token, trip);
+            }
+            (TripCause::RateLimit | TripCause::Quota | TripCause::Auth, _) => {
+                self.on_rejection(kind, token, trip);
+            }
         }
     }
 
-    /// What one lane proves is true of the other: that the provider answers; and by a submit, which
-    /// needs more than a question does, that it may be asked.
-    fn on_success(&mut self, errand: RequestKind, pass: PermitToken) {
-        if !self.circuit_mut(errand).succeed(pass) {
+    /// Records a success. It also closes the other circuit if that was opened by technical
+    /// failures. A successful submission closes a query circuit opened by an auth error as well,
+    /// because submitting needs the stronger permission.
+    fn on_success(&mut self, kind: RequestKind, token: PermitToken) {
+        if !self.circuit_mut(kind).on_success(token) {
             return;
         }
-        self.failures = 0;
-        let other = match errand {
+        self.consecutive_failures = 0;
+        let other = match kind {
             RequestKind::Submit => &mut self.queries,
             RequestKind::Query => &mut self.submits,
         };
-        let is_proof = |cause| match cause {
-            TripCause::Technical => true,
-            TripCause::Auth => errand == RequestKind::Submit,
-            TripCause::RateLimit | TripCause::Quota => false,
+        let is_resolved = match other.open_state().map(|open| open.cause) {
+            Some(TripCause::Technical) => true,
+            Some(TripCause::Auth) => kind == RequestKind::Submit,
+            Some(TripCause::RateLimit | TripCause::Quota) | None => false,
         };
-        if other.closed().is_some_and(|closed| is_proof(closed.cause)) {
+        if is_resolved {
             other.reset();
         }
     }
 
-    /// What counts only when it happens again and again.
-    fn on_failure(
-        &mut self,
-        errand: RequestKind,
-        pass: PermitToken,
-        cause: TripCause,
-        hint: Option<Duration>,
-        now: Time,
-    ) {
-        self.failures = self.failures.saturating_add(1);
-        if self.circuit(errand).closed().is_some() {
-            self.circuit_mut(errand).refuse(pass, cause, hint, now);
-        } else if self.failures >= FAILURE_THRESHOLD {
-            for lane in [&mut self.submits, &mut self.queries] {
-                if lane.closed().is_none() {
-                    lane.trip(cause, hint, now);
+    /// Records a failure that opens the circuits only when it repeats.
+    fn on_failure(&mut self, kind: RequestKind, token: PermitToken, trip: Trip) {
+        self.consecutive_failures = self.consecutive_failures.saturating_add(1);
+        if self.circuit(kind).open_state().is_some() {
+            self.circuit_mut(kind).on_rejection(token, trip);
+        } else if self.consecutive_failures >= FAILURE_THRESHOLD {
+            for circuit in [&mut self.submits, &mut self.queries] {
+                if circuit.open_state().is_none() {
+                    circuit.trip(trip);
                 }
             }
-            self.failures = 0;
+            self.consecutive_failures = 0;
         }
     }
 
-    fn on_rejection(
-        &mut self,
-        errand: RequestKind,
-        pass: PermitToken,
-        cause: TripCause,
-        hint: Option<Duration>,
-        now: Time,
-    ) {
-        self.failures = 0;
-        let also = match (errand, cause) {
-            // Of the account, whoever is told.
+    /// Records a failure that opens a circuit at once.
+    fn on_rejection(&mut self, kind: RequestKind, token: PermitToken, trip: Trip) {
+        self.consecutive_failures = 0;
+        let other = match (kind, trip.cause) {
+            // Missing credit blocks submissions only, whichever request reported it.
             (RequestKind::Query, TripCause::Quota) => {
-                self.queries.succeed(pass);
-                if self.submits.closed().is_none() {
-                    self.submits.trip(cause, hint, now);
+                self.queries.on_success(token);
+                if self.submits.open_state().is_none() {
+                    self.submits.trip(trip);
                 }
                 return;
             }
@@ -172,77 +167,67 @@ impl BreakerState {
                 Some(&mut self.submits)
             }
         };
-        if let Some(other) = also
-            && other.closed().is_none_or(|closed| closed.cause < cause)
+        if let Some(other) = other
+            && other
+                .open_state()
+                .is_none_or(|open| open.cause < trip.cause)
         {
-            other.trip(cause, hint, now);
+            other.trip(trip);
         }
-        self.circuit_mut(errand).refuse(pass, cause, hint, now);
+        self.circuit_mut(kind).on_rejection(token, trip);
     }
 
-    /// Somebody says that it is mended.
-    pub(super) fn resume(&mut self) {
-        self.failures = 0;
-        for lane in [&mut self.submits, &mut self.queries] {
-            lane.reset();
-            lane.clear_streak();
+    /// Closes both circuits and resets their backoff.
+    pub(super) fn reset(&mut self) {
+        self.consecutive_failures = 0;
+        for circuit in [&mut self.submits, &mut self.queries] {
+            circuit.reset();
+            circuit.clear_streak();
         }
     }
 
-    /// Lets a submission through now where one is held back for want of credit.
-    pub(super) fn try_credit(&mut self, now: Time) {
-        if self.is_without_credit().is_some() {
+    /// Allows a submission at once if submissions are blocked for lack of credit.
+    pub(super) fn probe_after_top_up(&mut self, now: Time) {
+        if self.out_of_credit_since().is_some() {
             self.submits.probe_now(now);
         }
     }
 
-    /// Takes over what another node knows better. Failures in a row are each node's own.
+    /// Adopts the circuits of another node's snapshot that are newer.
     pub(super) fn merge(&mut self, other: &Self) {
-        self.submits.adopt(&other.submits);
-        self.queries.adopt(&other.queries);
+        self.submits.merge(&other.submits);
+        self.queries.merge(&other.queries);
     }
 
-    /// Whether nodes that know both would act alike.
+    /// Returns whether neither snapshot is newer than the other.
     pub(super) fn is_equivalent(&self, other: &Self) -> bool {
-        [
-            (&self.submits, &other.submits),
-            (&self.queries, &other.queries),
-        ]
-        .into_iter()
-        .all(|(ours, theirs)| ours.revision() == theirs.revision())
+        self.submits.rank() == other.submits.rank() && self.queries.rank() == other.queries.rank()
     }
 
-    /// Since when there is no credit left.
-    pub(super) fn is_without_credit(&self) -> Option<Time> {
-        let closed = self.submits.closed()?;
-        (closed.cause == TripCause::Quota).then_some(closed.since)
+    /// Returns the time since which submissions are blocked for lack of credit.
+    pub(super) fn out_of_credit_since(&self) -> Option<Time> {
+        let open = self.submits.open_state()?;
+        (open.cause == TripCause::Quota).then_some(open.since)
     }
 
-    /// How it is. A pause that is over is none.
-    pub(super) fn standing(&self, now: Time) -> ProviderHealth {
+    /// Returns the health by the more severe of the two circuits. An expired rate limit does not
+    /// count.
+    pub(super) fn health(&self, now: Time) -> ProviderHealth {
         let worst = [&self.submits, &self.queries]
             .into_iter()
-            .filter_map(Circuit::closed)
-            .filter(|closed| closed.cause != TripCause::RateLimit || now < closed.until)
-            .max_by_key(|closed| rank(closed.cause));
-        match worst {
-            None => ProviderHealth {
-                state: ProviderState::Available,
-                reason: None,
-                since: None,
-                until: None,
-            },
-            Some(closed) => ProviderHealth {
-                state: state(closed.cause),
-                reason: Some(kind(closed.cause)),
-                since: Some(closed.since),
-                until: Some(closed.until),
-            },
+            .filter_map(Circuit::open_state)
+            .filter(|open| open.cause != TripCause::RateLimit || now < open.until)
+            .max_by_key(|open| (provider_state(open.cause), open.cause));
+        ProviderHealth {
+            state: worst.map_or(ProviderState::Available, |open| provider_state(open.cause)),
+            reason: worst.map(|open| failure_kind(open.cause)),
+            since: worst.map(|open| open.since),
+            until: worst.map(|open| open.until),
         }
     }
 }
 
-fn state(cause: TripCause) -> ProviderState {
+fn provider_state(cause: TripCause) -> ProviderState {
     match cause {
         TripCause::RateLimit => ProviderState::RateLimited,
         TripCause::Technical => ProviderState::Unavailable,
@@ -250,11 +235,7 @@ fn state(cause: TripCause) -> ProviderState {
     }
 }
 
-fn rank(cause: TripCause) -> (ProviderState, TripCause) {
-    (state(cause), cause)
-}
-
-fn kind(cause: TripCause) -> FailureKind {
+fn failure_kind(cause: TripCause) -> FailureKind {
     match cause {
         TripCause::Technical => FailureKind::Technical,
         TripCause::RateLimit => FailureKind::RateLimit,
@@ -263,8 +244,9 @@ fn kind(cause: TripCause) -> FailureKind {
     }
 }
 
-/// What a refusal is to those who come after; none where it is this request's own.
-fn cause(kind: FailureKind) -> Option<TripCause> {
+/// Returns the cause for which a failure opens a circuit, or `None` if it concerns only its own
+/// request.
+fn trip_cause(kind: FailureKind) -> Option<TripCause> {
     match kind {
         FailureKind::Technical | FailureKind::SubmissionUnknown => Some(TripCause::Technical),
         FailureKind::RateLimit => Some(TripCause::RateLimit),
@@ -280,265 +262,149 @@ fn cause(kind: FailureKind) -> Option<TripCause> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use RequestKind::{Query, Submit};
 
     fn at(seconds: i64) -> Time {
         Time::from_millis(seconds * 1000)
     }
 
-    fn may(condition: &BreakerState, errand: RequestKind, now: Time) -> bool {
-        let admission = condition.clone().admit(errand, 0, now);
+    fn is_allowed(state: &BreakerState, kind: RequestKind, now: Time) -> bool {
+        let admission = state.clone().admit(kind, 0, now);
         matches!(admission, Admission::Allowed(_))
     }
 
-    fn hear(condition: &mut BreakerState, errand: RequestKind, kind: FailureKind, now: Time) {
-        let Admission::Allowed(pass) = condition.admit(errand, 0, now) else {
+    fn record(state: &mut BreakerState, kind: RequestKind, result: RequestResult, now: Time) {
+        let Admission::Allowed(token) = state.admit(kind, 0, now) else {
             panic!("not admitted at {now}");
         };
-        condition.record(errand, pass, RequestResult::Failure(kind, None), now);
+        state.record(kind, token, result, now);
     }
 
-    fn succeed(condition: &mut BreakerState, errand: RequestKind, now: Time) {
-        let Admission::Allowed(pass) = condition.admit(errand, 0, now) else {
-            panic!("not admitted at {now}");
-        };
-        condition.record(errand, pass, RequestResult::Success, now);
+    fn fail(state: &mut BreakerState, kind: RequestKind, failure: FailureKind, seconds: i64) {
+        record(
+            state,
+            kind,
+            RequestResult::Failure(failure, None),
+            at(seconds),
+        );
+    }
+
+    fn succeed(state: &mut BreakerState, kind: RequestKind, seconds: i64) {
+        record(state, kind, RequestResult::Success, at(seconds));
+    }
+
+    fn state_at(state: &BreakerState, seconds: i64) -> ProviderState {
+        state.health(at(seconds)).state
     }
 
     #[test]
     fn trip_cause_and_request_kind_decide_which_circuits_open() {
-        use RequestKind::{Query, Submit};
-        for (errand, kind, submits, asks, state) in [
-            (
-                Submit,
-                FailureKind::RateLimit,
-                false,
-                true,
-                ProviderState::RateLimited,
-            ),
-            (
-                Query,
-                FailureKind::RateLimit,
-                false,
-                false,
-                ProviderState::RateLimited,
-            ),
-            (
-                Submit,
-                FailureKind::Quota,
-                false,
-                true,
-                ProviderState::Suspended,
-            ),
-            (
-                Query,
-                FailureKind::Quota,
-                false,
-                true,
-                ProviderState::Suspended,
-            ),
-            (
-                Submit,
-                FailureKind::Auth,
-                false,
-                false,
-                ProviderState::Suspended,
-            ),
-            (
-                Query,
-                FailureKind::Auth,
-                true,
-                true,
-                ProviderState::Available,
-            ),
-            (
-                Submit,
-                FailureKind::Safety,
-                true,
-                true,
-                ProviderState::Available,
-            ),
-            (
-                Submit,
-                FailureKind::InvalidInput,
-                true,
-                true,
-                ProviderState::Available,
-            ),
-            (
-                Query,
-                FailureKind::InvalidInput,
-                true,
-                true,
-                ProviderState::Available,
-            ),
-            (
-                Submit,
-                FailureKind::Technical,
-                true,
-                true,
-                ProviderState::Available,
-            ),
+        use ProviderState::{Available, RateLimited, Suspended};
+        for (kind, failure, submits, queries, expected) in [
+            (Submit, FailureKind::RateLimit, false, true, RateLimited),
+            (Query, FailureKind::RateLimit, false, false, RateLimited),
+            (Submit, FailureKind::Quota, false, true, Suspended),
+            (Query, FailureKind::Quota, false, true, Suspended),
+            (Submit, FailureKind::Auth, false, false, Suspended),
+            (Query, FailureKind::Auth, true, true, Available),
+            (Submit, FailureKind::Safety, true, true, Available),
+            (Submit, FailureKind::InvalidInput, true, true, Available),
+            (Query, FailureKind::InvalidInput, true, true, Available),
+            (Submit, FailureKind::Technical, true, true, Available),
         ] {
-            let mut condition = BreakerState::default();
-            hear(&mut condition, errand, kind, at(0));
-            let may = [Submit, Query].map(|errand| may(&condition, errand, at(0)));
-            assert_eq!(may, [submits, asks], "{errand:?} {kind:?}");
-            assert_eq!(
-                condition.standing(at(0)).state,
-                state,
-                "{errand:?} {kind:?}"
-            );
+            let mut state = BreakerState::default();
+            fail(&mut state, kind, failure, 0);
+            let allowed = [Submit, Query].map(|kind| is_allowed(&state, kind, at(0)));
+            assert_eq!(allowed, [submits, queries], "{kind:?} {failure:?}");
+            assert_eq!(state_at(&state, 0), expected, "{kind:?} {failure:?}");
         }
     }
 
     #[test]
     fn five_consecutive_failures_open_both_circuits_and_one_success_closes_them() {
-        let mut condition = BreakerState::default();
-        for n in 0..4 {
-            hear(
-                &mut condition,
-                RequestKind::Query,
-                FailureKind::Technical,
-                at(n),
-            );
+        let mut state = BreakerState::default();
+        for second in 0..4 {
+            fail(&mut state, Query, FailureKind::Technical, second);
         }
-        hear(
-            &mut condition,
-            RequestKind::Submit,
-            FailureKind::Safety,
-            at(4),
-        );
-        for n in 5..9 {
-            hear(
-                &mut condition,
-                RequestKind::Submit,
-                FailureKind::Technical,
-                at(n),
-            );
+        fail(&mut state, Submit, FailureKind::Safety, 4);
+        for second in 5..9 {
+            fail(&mut state, Submit, FailureKind::Technical, second);
         }
-        assert_eq!(condition.standing(at(9)).state, ProviderState::Available);
-        hear(
-            &mut condition,
-            RequestKind::Query,
-            FailureKind::SubmissionUnknown,
-            at(10),
-        );
-        let standing = condition.standing(at(10));
-        assert_eq!(standing.state, ProviderState::Unavailable);
-        assert_eq!(
-            (standing.since, standing.until),
-            (Some(at(10)), Some(at(15)))
-        );
-        assert!(!may(&condition, RequestKind::Submit, at(14)));
-        hear(
-            &mut condition,
-            RequestKind::Query,
-            FailureKind::Technical,
-            at(15),
-        );
-        assert!(!may(&condition, RequestKind::Query, at(24)));
-        succeed(&mut condition, RequestKind::Query, at(25));
-        assert_eq!(condition.standing(at(25)).state, ProviderState::Available);
-        assert!(may(&condition, RequestKind::Submit, at(25)));
+        assert_eq!(state_at(&state, 9), ProviderState::Available);
+        fail(&mut state, Query, FailureKind::SubmissionUnknown, 10);
+        let health = state.health(at(10));
+        assert_eq!(health.state, ProviderState::Unavailable);
+        assert_eq!((health.since, health.until), (Some(at(10)), Some(at(15))));
+        assert!(!is_allowed(&state, Submit, at(14)));
+        fail(&mut state, Query, FailureKind::Technical, 15);
+        assert!(!is_allowed(&state, Query, at(24)));
+        succeed(&mut state, Query, 25);
+        assert_eq!(state_at(&state, 25), ProviderState::Available);
+        assert!(is_allowed(&state, Submit, at(25)));
     }
 
     #[test]
     fn repeated_auth_errors_on_queries_suspend_the_provider() {
-        let mut condition = BreakerState::default();
-        for n in 0..8 {
-            hear(&mut condition, RequestKind::Query, FailureKind::Auth, at(n));
-            assert_eq!(condition.standing(at(n)).state, ProviderState::Available);
-            succeed(&mut condition, RequestKind::Query, at(n));
+        let mut state = BreakerState::default();
+        for second in 0..8 {
+            fail(&mut state, Query, FailureKind::Auth, second);
+            assert_eq!(state_at(&state, second), ProviderState::Available);
+            succeed(&mut state, Query, second);
         }
-        for n in 8..13 {
-            hear(&mut condition, RequestKind::Query, FailureKind::Auth, at(n));
+        for second in 8..13 {
+            fail(&mut state, Query, FailureKind::Auth, second);
         }
-        let standing = condition.standing(at(12));
-        assert_eq!(standing.state, ProviderState::Suspended);
-        assert_eq!(standing.reason, Some(FailureKind::Auth));
-        assert!(!may(&condition, RequestKind::Submit, at(12)));
+        let health = state.health(at(12));
+        assert_eq!(health.state, ProviderState::Suspended);
+        assert_eq!(health.reason, Some(FailureKind::Auth));
+        assert!(!is_allowed(&state, Submit, at(12)));
     }
 
     #[test]
     fn successful_query_does_not_close_a_quota_or_auth_circuit() {
-        for kind in [FailureKind::Quota, FailureKind::Auth] {
-            let mut condition = BreakerState::default();
-            hear(&mut condition, RequestKind::Submit, kind, at(0));
-            succeed(&mut condition, RequestKind::Query, at(60));
-            assert_eq!(condition.standing(at(60)).state, ProviderState::Suspended);
-            assert_eq!(condition.standing(at(60)).reason, Some(kind));
-            succeed(&mut condition, RequestKind::Submit, at(60));
-            assert_eq!(condition.standing(at(60)).state, ProviderState::Available);
-            assert!(may(&condition, RequestKind::Query, at(60)));
+        for failure in [FailureKind::Quota, FailureKind::Auth] {
+            let mut state = BreakerState::default();
+            fail(&mut state, Submit, failure, 0);
+            succeed(&mut state, Query, 60);
+            assert_eq!(state_at(&state, 60), ProviderState::Suspended);
+            assert_eq!(state.health(at(60)).reason, Some(failure));
+            succeed(&mut state, Submit, 60);
+            assert_eq!(state_at(&state, 60), ProviderState::Available);
+            assert!(is_allowed(&state, Query, at(60)));
         }
     }
 
     #[test]
     fn rate_limit_expires_but_suspension_lasts_until_a_successful_submit() {
-        let mut condition = BreakerState::default();
-        hear(
-            &mut condition,
-            RequestKind::Submit,
-            FailureKind::RateLimit,
-            at(0),
-        );
-        assert_eq!(condition.standing(at(0)).state, ProviderState::RateLimited);
-        assert_eq!(condition.standing(at(1)).state, ProviderState::Available);
-        hear(
-            &mut condition,
-            RequestKind::Submit,
-            FailureKind::Quota,
-            at(1),
-        );
-        assert_eq!(condition.standing(at(9999)).state, ProviderState::Suspended);
+        let mut state = BreakerState::default();
+        fail(&mut state, Submit, FailureKind::RateLimit, 0);
+        assert_eq!(state_at(&state, 0), ProviderState::RateLimited);
+        assert_eq!(state_at(&state, 1), ProviderState::Available);
+        fail(&mut state, Submit, FailureKind::Quota, 1);
+        assert_eq!(state_at(&state, 9999), ProviderState::Suspended);
     }
 
     #[test]
     fn manual_reset_clears_the_backoff_streak() {
-        let mut condition = BreakerState::default();
-        hear(
-            &mut condition,
-            RequestKind::Submit,
-            FailureKind::Auth,
-            at(0),
-        );
-        hear(
-            &mut condition,
-            RequestKind::Submit,
-            FailureKind::Auth,
-            at(60),
-        );
-        condition.resume();
-        assert_eq!(condition.standing(at(61)).state, ProviderState::Available);
-        hear(
-            &mut condition,
-            RequestKind::Submit,
-            FailureKind::Auth,
-            at(61),
-        );
-        assert_eq!(condition.standing(at(61)).until, Some(at(121)));
+        let mut state = BreakerState::default();
+        fail(&mut state, Submit, FailureKind::Auth, 0);
+        fail(&mut state, Submit, FailureKind::Auth, 60);
+        state.reset();
+        assert_eq!(state_at(&state, 61), ProviderState::Available);
+        fail(&mut state, Submit, FailureKind::Auth, 61);
+        assert_eq!(state.health(at(61)).until, Some(at(121)));
     }
 
     #[test]
     fn top_up_allows_an_immediate_probe() {
-        let mut condition = BreakerState::default();
-        hear(
-            &mut condition,
-            RequestKind::Submit,
-            FailureKind::Auth,
-            at(0),
-        );
-        condition.try_credit(at(1));
-        assert!(!may(&condition, RequestKind::Submit, at(1)));
-        condition.resume();
-        hear(
-            &mut condition,
-            RequestKind::Submit,
-            FailureKind::Quota,
-            at(2),
-        );
-        assert_eq!(condition.is_without_credit(), Some(at(2)));
-        condition.try_credit(at(3));
-        assert!(may(&condition, RequestKind::Submit, at(3)));
+        let mut state = BreakerState::default();
+        fail(&mut state, Submit, FailureKind::Auth, 0);
+        state.probe_after_top_up(at(1));
+        assert!(!is_allowed(&state, Submit, at(1)));
+        state.reset();
+        fail(&mut state, Submit, FailureKind::Quota, 2);
+        assert_eq!(state.out_of_credit_since(), Some(at(2)));
+        state.probe_after_top_up(at(3));
+        assert!(is_allowed(&state, Submit, at(3)));
     }
 }

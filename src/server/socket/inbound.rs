@@ -1,8 +1,7 @@
-//! From bytes to what a client says.
+//! Decodes the bytes of a client into messages.
 //!
-//! Invariant: no more is kept of a message than it may have, whatever its header declares and in
-//! however many pieces it comes; whatever breaks the rules ends this socket with the code that says
-//! which rule.
+//! The decoder buffers at most the maximum message size, whatever a frame header declares and however
+//! a message is fragmented. A protocol violation closes the connection with the matching close code.
 
 use actix_codec::Decoder;
 use actix_http::ws::{Codec, Frame, Item};
@@ -11,22 +10,23 @@ use actix_ws::ProtocolError;
 
 use crate::protocol::CloseReason;
 
-/// The most pieces of one message: no honest client cuts a message that may have a few KiB finer.
+/// Maximum number of fragments of a message. It limits the work for a message that consists of many
+/// empty fragments.
 const MAX_FRAGMENTS: usize = 64;
 
-/// What came in.
+/// Decoded input.
 pub(super) enum InboundEvent {
-    /// A whole text message.
+    /// A complete text message.
     Text(Bytes),
-    /// A ping to be answered.
+    /// A ping that requires a pong.
     Ping(Bytes),
-    /// An answer to a ping, or a piece of a message: a sign of life.
+    /// A pong or a fragment: the client is alive.
     Activity,
-    /// The client closes.
+    /// The client closes the connection.
     Close,
 }
 
-/// Reads one connection's frames.
+/// Decodes the frames of a connection.
 pub(super) struct InboundDecoder {
     buffer: BytesMut,
     codec: Codec,
@@ -36,46 +36,47 @@ pub(super) struct InboundDecoder {
 }
 
 impl InboundDecoder {
-    /// Reads messages of at most `longest` bytes, beginning with what came along already.
-    pub(super) fn new(longest: usize, buffer: BytesMut) -> Self {
+    /// Creates a decoder for messages of at most `max_message_bytes`. `buffer` has the bytes that were
+    /// received already.
+    pub(super) fn new(max_message_bytes: usize, buffer: BytesMut) -> Self {
         Self {
             buffer,
-            codec: Codec::new().max_size(longest),
-            max_message_bytes: longest,
+            codec: Codec::new().max_size(max_message_bytes),
+            max_message_bytes,
             fragments: 0,
             message: BytesMut::new(),
         }
     }
 
-    /// Where to put what is read.
+    /// Returns the buffer that received bytes are appended to.
     pub(super) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
-    /// The next thing that is whole; `None` when more bytes are needed.
+    /// Decodes the next event. Returns `None` if more bytes are needed.
     ///
     /// # Errors
-    /// How the socket must be closed.
+    /// The reason to close the connection.
     pub(super) fn next(&mut self) -> Result<Option<InboundEvent>, CloseReason> {
         check_frame_header(&self.buffer, self.max_message_bytes)?;
         let frame = self.codec.decode(&mut self.buffer);
         let frame = frame.map_err(|error| close_reason_for(&error))?;
         if self.buffer.is_empty() {
-            // Gives the memory back: an idle socket keeps none.
+            // Releases the memory, so that an idle connection holds none.
             self.buffer = BytesMut::new();
         }
         let Some(frame) = frame else { return Ok(None) };
-        let heard = match frame {
+        let event = match frame {
             Frame::Text(text) => InboundEvent::Text(validate_utf8(text)?),
             Frame::Binary(_) | Frame::Continuation(Item::FirstBinary(_)) => {
                 return Err(CloseReason::Unsupported);
             }
-            Frame::Continuation(Item::FirstText(piece) | Item::Continue(piece)) => {
-                self.append_fragment(&piece)?;
+            Frame::Continuation(Item::FirstText(fragment) | Item::Continue(fragment)) => {
+                self.append_fragment(&fragment)?;
                 InboundEvent::Activity
             }
-            Frame::Continuation(Item::Last(piece)) => {
-                self.append_fragment(&piece)?;
+            Frame::Continuation(Item::Last(fragment)) => {
+                self.append_fragment(&fragment)?;
                 self.fragments = 0;
                 InboundEvent::Text(validate_utf8(std::mem::take(&mut self.message).freeze())?)
             }
@@ -83,17 +84,17 @@ impl InboundDecoder {
             Frame::Pong(_) => InboundEvent::Activity,
             Frame::Close(_) => InboundEvent::Close,
         };
-        Ok(Some(heard))
+        Ok(Some(event))
     }
 
-    fn append_fragment(&mut self, piece: &[u8]) -> Result<(), CloseReason> {
+    fn append_fragment(&mut self, fragment: &[u8]) -> Result<(), CloseReason> {
         self.fragments += 1;
         if self.fragments > MAX_FRAGMENTS
-            || self.message.len() + piece.len() > self.max_message_bytes
+            || self.message.len() + fragment.len() > self.max_message_bytes
         {
             return Err(CloseReason::MessageTooLarge);
         }
-        self.message.extend_from_slice(piece);
+        self.message.extend_from_slice(fragment);
         Ok(())
     }
 }
@@ -106,14 +107,13 @@ fn close_reason_for(error: &ProtocolError) -> CloseReason {
 }
 
 fn validate_utf8(bytes: Bytes) -> Result<Bytes, CloseReason> {
-    match std::str::from_utf8(&bytes) {
-        Ok(_) => Ok(bytes),
-        Err(_) => Err(CloseReason::NotUtf8),
-    }
+    std::str::from_utf8(&bytes).map_err(|_| CloseReason::NotUtf8)?;
+    Ok(bytes)
 }
 
-/// Judges a frame by its header, before its payload is there: the codec waits for all of it first.
-fn check_frame_header(buffer: &[u8], longest: usize) -> Result<(), CloseReason> {
+/// Checks the header of a frame (RFC 6455, section 5.2) before its payload arrives; the codec waits for
+/// the whole frame.
+fn check_frame_header(buffer: &[u8], max_message_bytes: usize) -> Result<(), CloseReason> {
     let &[first, second, ref rest @ ..] = buffer else {
         return Ok(());
     };
@@ -129,7 +129,7 @@ fn check_frame_header(buffer: &[u8], longest: usize) -> Result<(), CloseReason> 
         (126 | 127, _) => return Ok(()),
         (short, _) => short as u64,
     };
-    if declared > longest as u64 {
+    if declared > max_message_bytes as u64 {
         Err(CloseReason::MessageTooLarge)
     } else {
         Ok(())
@@ -162,11 +162,11 @@ mod tests {
         frame
     }
 
-    fn hear(bytes: &[u8]) -> Result<Vec<Bytes>, CloseReason> {
+    fn decode(bytes: &[u8]) -> Result<Vec<Bytes>, CloseReason> {
         let mut inbound = InboundDecoder::new(1000, BytesMut::from(bytes));
         let mut texts = Vec::new();
-        while let Some(heard) = inbound.next()? {
-            if let InboundEvent::Text(text) = heard {
+        while let Some(event) = inbound.next()? {
+            if let InboundEvent::Text(text) = event {
                 texts.push(text);
             }
         }
@@ -176,59 +176,62 @@ mod tests {
     #[test]
     fn oversized_frame_is_rejected_from_its_header() {
         let huge = [0x81, 0xFF, 0, 0, 1, 0, 0, 0, 0, 0];
-        assert_eq!(hear(&huge), Err(CloseReason::MessageTooLarge));
+        assert_eq!(decode(&huge), Err(CloseReason::MessageTooLarge));
         assert_eq!(
-            hear(&[0x81, 0xFE, 0x03, 0xE9]),
+            decode(&[0x81, 0xFE, 0x03, 0xE9]),
             Err(CloseReason::MessageTooLarge)
         );
-        assert_eq!(hear(&[0x81, 0xFE, 0x03, 0xE8]), Ok(vec![]));
+        assert_eq!(decode(&[0x81, 0xFE, 0x03, 0xE8]), Ok(vec![]));
     }
 
     #[test]
     fn protocol_violations_map_to_close_codes() {
         assert_eq!(
-            hear(&[0x81, 0x01, b'x']),
+            decode(&[0x81, 0x01, b'x']),
             Err(CloseReason::Protocol),
             "unmasked"
         );
         assert_eq!(
-            hear(&frame(0x82, b"x")),
+            decode(&frame(0x82, b"x")),
             Err(CloseReason::Unsupported),
             "binary"
         );
         assert_eq!(
-            hear(&frame(0x02, b"x")),
+            decode(&frame(0x02, b"x")),
             Err(CloseReason::Unsupported),
-            "first binary piece"
+            "first binary fragment"
         );
-        assert_eq!(hear(&frame(0x81, &[0xC3, 0x28])), Err(CloseReason::NotUtf8));
         assert_eq!(
-            hear(&frame(0x80, b"x")),
+            decode(&frame(0x81, &[0xC3, 0x28])),
+            Err(CloseReason::NotUtf8)
+        );
+        assert_eq!(
+            decode(&frame(0x80, b"x")),
             Err(CloseReason::Protocol),
-            "a continuation of nothing"
+            "continuation without a first fragment"
         );
         assert_eq!(
-            hear(&frame(0x09, b"x")),
+            decode(&frame(0x09, b"x")),
             Err(CloseReason::Protocol),
-            "a ping in pieces"
+            "fragmented ping"
         );
         assert_eq!(
-            hear(&frame(0x89, &[0; 126])),
+            decode(&frame(0x89, &[0; 126])),
             Err(CloseReason::Protocol),
-            "a long ping"
+            "long ping"
         );
         assert_eq!(
-            hear(&frame(0xC1, b"x")),
+            decode(&frame(0xC1, b"x")),
             Err(CloseReason::Protocol),
-            "a reserved bit"
+            "reserved bit"
         );
         assert_eq!(
-            hear(&frame(0x83, b"x")),
+            decode(&frame(0x83, b"x")),
             Err(CloseReason::Protocol),
-            "a reserved opcode"
+            "reserved opcode"
         );
         assert_eq!(
-            hear(&[frame(0x01, b"x"), frame(0x81, b"y")].concat()),
+            decode(&[frame(0x01, b"x"), frame(0x81, b"y")].concat()),
             Err(CloseReason::Protocol)
         );
     }
@@ -239,11 +242,10 @@ mod tests {
             .chain((0..1000).map(|_| frame(0x00, b"")))
             .flatten()
             .collect();
-        assert_eq!(hear(&flood), Err(CloseReason::MessageTooLarge));
+        assert_eq!(decode(&flood), Err(CloseReason::MessageTooLarge));
     }
 
     proptest! {
-        /// However a message is cut into frames and bytes, it is heard once and whole.
         #[test]
         fn fragmented_messages_are_reassembled(text in "\\PC{0,200}", cuts in proptest::collection::vec(any::<proptest::sample::Index>(), 0..10), step in 1usize..40) {
             let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
@@ -257,22 +259,21 @@ mod tests {
                 start = *end;
             }
             let mut inbound = InboundDecoder::new(1000, BytesMut::new());
-            let mut heard = Vec::new();
+            let mut texts = Vec::new();
             for chunk in bytes.chunks(step) {
                 inbound.buffer().extend_from_slice(chunk);
-                while let Some(next) = inbound.next().unwrap() {
-                    if let InboundEvent::Text(text) = next {
-                        heard.push(text);
+                while let Some(event) = inbound.next().unwrap() {
+                    if let InboundEvent::Text(text) = event {
+                        texts.push(text);
                     }
                 }
             }
-            prop_assert_eq!(heard, vec![Bytes::from(text)]);
+            prop_assert_eq!(texts, vec![Bytes::from(text)]);
         }
 
-        /// Nothing makes it panic or keep more than a message.
         #[test]
-        fn random_bytes_never_panic_and_stay_bounded(noise in proptest::collection::vec(any::<u8>(), 0..3000)) {
-            let mut inbound = InboundDecoder::new(1000, BytesMut::from(&noise[..]));
+        fn random_bytes_never_panic_and_stay_bounded(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+            let mut inbound = InboundDecoder::new(1000, BytesMut::from(&bytes[..]));
             while let Ok(Some(_)) = inbound.next() {}
             prop_assert!(inbound.message.len() <= 1000);
         }

@@ -1,8 +1,8 @@
-//! The stream under a connection, written from two sides: its own task, and the shard that has a
-//! frame for it.
+//! The stream of a connection. Two sides write to it: the connection's task, and the shard that
+//! delivers job frames.
 //!
-//! Invariant: bytes go out in the order they were taken, whole frames only; what the kernel does
-//! not take at once is at most the tail of one frame, and its task goes on with it.
+//! Frames are written whole and in order. The transport holds at most the unwritten rest of one frame;
+//! the connection's task continues it when the kernel accepts more bytes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -19,37 +19,39 @@ use tokio::time::Instant;
 use crate::hub::{Connection, FeedHealth, Sink};
 use crate::protocol::{Frame, ServerMessage};
 
-/// What is read at once; a thread's connections share the space.
-const READ: usize = 16 * 1024;
+/// Size of the read buffer, which the connections of a thread share.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Answers that wait at most before no more questions are read.
+/// Number of pending replies at which the transport stops reading messages.
 const MAX_PENDING_REPLIES: usize = 16;
 
 thread_local! {
-    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BUFFER_BYTES].into_boxed_slice());
 }
 
-/// One connection's stream.
+/// The stream of a connection.
 pub(super) struct Transport<T> {
     io: RefCell<T>,
+    /// The unwritten rest of a frame.
     partial_frame: RefCell<Bytes>,
     replies: RefCell<VecDeque<Bytes>>,
-    condition: Cell<Option<FeedHealth>>,
+    /// A change of the feed's health that the client does not know yet.
+    health: Cell<Option<FeedHealth>>,
     blocked_since: Cell<Option<Instant>>,
     needs_flush: Cell<bool>,
-    is_open: Cell<bool>,
+    accepts_job_frames: Cell<bool>,
     is_broken: Cell<bool>,
-    written: Cell<u64>,
+    written_job_frames: Cell<u64>,
     waker: Cell<Option<Waker>>,
 }
 
-/// What a turn of the wire brought.
+/// The reason why [`Transport::poll_io`] returned.
 pub(super) enum TransportEvent {
-    /// Bytes were read and are in the buffer.
+    /// Bytes were read into the buffer.
     Read,
-    /// Answers find room again, or the client stopped reading.
+    /// There is room for replies again, or the client has stopped reading.
     Idle,
-    /// The client closed its side, or the stream failed.
+    /// The client has closed its side, or the stream has failed.
     Closed,
 }
 
@@ -59,40 +61,45 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
             io: RefCell::new(io),
             partial_frame: RefCell::default(),
             replies: RefCell::default(),
-            condition: Cell::new(None),
+            health: Cell::new(None),
             blocked_since: Cell::new(None),
             needs_flush: Cell::new(false),
-            is_open: Cell::new(true),
+            accepts_job_frames: Cell::new(true),
             is_broken: Cell::new(false),
-            written: Cell::new(0),
+            written_job_frames: Cell::new(0),
             waker: Cell::new(None),
         })
     }
 
-    /// Queues an answer; the connection's task sends it.
+    /// Queues a reply, which the connection's task sends.
     pub(super) fn queue_reply(&self, frame: Bytes) {
         self.replies.borrow_mut().push_back(frame);
         self.wake_task();
     }
 
-    /// Whether more questions may be answered now.
+    /// Returns whether there is room for another reply.
     pub(super) fn can_queue_reply(&self) -> bool {
         self.replies.borrow().len() < MAX_PENDING_REPLIES
     }
 
-    /// Since when the client has not read what waits for it.
+    /// Returns the time since which the client has not read.
     pub(super) fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since.get()
     }
 
-    /// Job frames handed to the stream since the last call.
+    /// Returns the number of job frames that were written since the last call.
     pub(super) fn take_written(&self) -> u64 {
-        self.written.take()
+        self.written_job_frames.take()
     }
 
-    /// From now on no job frames are taken: only answers go out.
+    /// Stops accepting job frames. Only replies are sent from now on.
     pub(super) fn stop_job_frames(&self) {
-        self.is_open.set(false);
+        self.accepts_job_frames.set(false);
+    }
+
+    fn count_job_frame(&self) {
+        self.written_job_frames
+            .set(self.written_job_frames.get() + 1);
     }
 
     fn wake_task(&self) {
@@ -101,7 +108,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         }
     }
 
-    /// Writes what can be written; `Pending` has registered the task for the rest.
+    /// Writes and flushes the bytes. On `Pending`, the rest is kept in `partial_frame`.
     fn poll_write_all(&self, bytes: &Bytes, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut io = self.io.borrow_mut();
         let mut written = 0;
@@ -131,26 +138,26 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// The client does not read: remembers since when.
+    /// Records the time at which the client stopped reading.
     fn mark_blocked<R>(&self) -> Poll<R> {
         let since = self.blocked_since.get().unwrap_or_else(Instant::now);
         self.blocked_since.set(Some(since));
         Poll::Pending
     }
 
-    /// Sends what waits: first the begun frame, then answers, then jobs, then what to think of them.
+    /// Sends everything that is pending: the rest of a frame, replies, job frames, then the health.
     fn poll_send(&self, connection: &Connection, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let tail = std::mem::take(&mut *self.partial_frame.borrow_mut());
-            std::task::ready!(self.poll_write_all(&tail, cx))?;
-            let answer = self.replies.borrow_mut().pop_front();
-            let next = match answer {
-                Some(answer) => answer,
-                None if !self.is_open.get() => return Poll::Ready(Ok(())),
-                None => match (connection.next_frame(), self.condition.take()) {
-                    (Some(frame), condition) => {
-                        self.condition.set(condition);
-                        self.written.set(self.written.get() + 1);
+            let frame = std::mem::take(&mut *self.partial_frame.borrow_mut());
+            std::task::ready!(self.poll_write_all(&frame, cx))?;
+            let reply = self.replies.borrow_mut().pop_front();
+            let next = match reply {
+                Some(reply) => reply,
+                None if !self.accepts_job_frames.get() => return Poll::Ready(Ok(())),
+                None => match (connection.next_frame(), self.health.take()) {
+                    (Some(frame), health) => {
+                        self.health.set(health);
+                        self.count_job_frame();
                         frame.websocket().clone()
                     }
                     (None, Some(FeedHealth::Degraded(since))) => {
@@ -164,18 +171,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         }
     }
 
-    /// Reads once; `Ready(0)` is the end.
+    /// Reads once. 0 bytes are the end of the stream.
     fn poll_read(&self, into: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        READ_BUFFER.with_borrow_mut(|space| {
-            let mut space = ReadBuf::new(space);
-            std::task::ready!(Pin::new(&mut *self.io.borrow_mut()).poll_read(cx, &mut space))?;
-            into.extend_from_slice(space.filled());
-            Poll::Ready(Ok(space.filled().len()))
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            let mut buffer = ReadBuf::new(buffer);
+            std::task::ready!(Pin::new(&mut *self.io.borrow_mut()).poll_read(cx, &mut buffer))?;
+            into.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
         })
     }
 
-    /// Sends what waits, and reads as long as answers find room; comes back when there is something
-    /// to do, and when the client stops reading, so that it can be given a time for it.
+    /// Sends everything that is pending and reads while there is room for replies. Returns when the
+    /// connection has something to do, or when the client stops reading, so that its write timeout starts.
     pub(super) async fn poll_io(
         &self,
         connection: &Connection,
@@ -194,7 +201,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
             match (was_full, self.can_queue_reply()) {
-                // A client that does not read what it asked for is not asked what else it wants.
+                // Backpressure: no more messages are read from a client that does not read its replies.
                 (_, false) => return Poll::Pending,
                 (true, true) => return Poll::Ready(TransportEvent::Idle),
                 (false, true) => {}
@@ -208,34 +215,32 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         .await
     }
 
-    /// Sends the last answers and reads, to no end, until the client has closed its side.
+    /// Sends the last replies, shuts down the write side, and discards input until the client closes.
     pub(super) async fn flush_and_drain(&self, connection: &Connection) {
         self.stop_job_frames();
-        let mut is_sent = false;
+        let mut is_flushed = false;
         poll_fn(|cx| {
             if self.is_broken.get() {
                 return Poll::Ready(());
             }
-            if !is_sent {
+            if !is_flushed {
                 match self.poll_send(connection, cx) {
                     Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(())) => {
-                        is_sent = true;
-                    }
+                    Poll::Ready(Ok(())) => is_flushed = true,
                     Poll::Pending => {}
                 }
             }
-            if is_sent
+            if is_flushed
                 && Pin::new(&mut *self.io.borrow_mut())
                     .poll_shutdown(cx)
                     .is_pending()
             {
                 return Poll::Pending;
             }
-            let mut unwanted = BytesMut::new();
+            let mut discarded = BytesMut::new();
             loop {
-                match self.poll_read(&mut unwanted, cx) {
-                    Poll::Ready(Ok(1..)) => unwanted.clear(),
+                match self.poll_read(&mut discarded, cx) {
+                    Poll::Ready(Ok(1..)) => discarded.clear(),
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -247,10 +252,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Transport<T> {
     fn is_ready(&self) -> bool {
-        self.is_open.get()
+        self.accepts_job_frames.get()
             && self.partial_frame.borrow().is_empty()
             && self.replies.borrow().is_empty()
-            && self.condition.get().is_none()
+            && self.health.get().is_none()
             && !self.needs_flush.get()
     }
 
@@ -258,9 +263,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Transport<T> {
         if !self.is_ready() {
             return false;
         }
-        // Registers nobody: should the kernel not take it all, the task polls again with its own waker.
-        let mut nobody = Context::from_waker(Waker::noop());
-        match self.poll_write_all(frame.websocket(), &mut nobody) {
+        // No waker is needed: if the kernel does not accept all bytes, the connection's task is woken and
+        // polls with its own waker.
+        let mut cx = Context::from_waker(Waker::noop());
+        match self.poll_write_all(frame.websocket(), &mut cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => {
                 self.is_broken.set(true);
@@ -268,7 +274,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Transport<T> {
             }
             Poll::Pending => self.wake_task(),
         }
-        self.written.set(self.written.get() + 1);
+        self.count_job_frame();
         true
     }
 
@@ -276,8 +282,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Sink for Transport<T> {
         self.wake_task();
     }
 
-    fn health_changed(&self, condition: FeedHealth) {
-        self.condition.set(Some(condition));
+    fn health_changed(&self, health: FeedHealth) {
+        self.health.set(Some(health));
         self.wake_task();
     }
 }

@@ -1,0 +1,242 @@
+//! `GET /v1/events`: jobs as server-sent events.
+//!
+//! A stream holds at most one pending version per job. A stream of listed jobs ends after the last one
+//! is final.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use actix_web::http::header;
+use actix_web::web::Bytes;
+use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::stream;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::config::SocketConfig;
+use crate::hub::{Connection, FeedHealth, Hub};
+use crate::job::JobId;
+use crate::protocol::Frame;
+use crate::server::caller::Caller;
+use crate::server::drain::Drain;
+use crate::server::error::{ErrorCode, Problem};
+use crate::server::subscribe::{
+    NotifySink, can_subscribe_owner, granted_job_ids, subscribe, subscribe_owner,
+};
+use crate::store::Store;
+use crate::telemetry::{ConnectionKind, Metrics, OpenConnection};
+use crate::time::Time;
+
+/// The first field of a stream: milliseconds after which a browser reconnects.
+const RETRY: &str = "retry: 2000\n\n";
+
+/// The parameters of a stream.
+#[derive(Default)]
+struct StreamParams {
+    jobs: Vec<JobId>,
+    /// Values of `job` that are not valid ids.
+    invalid_jobs: Vec<String>,
+    has_owner_feed: bool,
+    /// Versions from `Last-Event-ID` and `last_event_id`, by job id.
+    known_versions: HashMap<String, u64>,
+}
+
+impl StreamParams {
+    fn parse(request: &HttpRequest, max_jobs: usize) -> Result<Self, Problem> {
+        let mut params = Self::default();
+        let last_event_id = request.headers().get("last-event-id");
+        if let Some(ids) = last_event_id.and_then(|ids| ids.to_str().ok()) {
+            params.add_known_versions(ids);
+        }
+        for (name, value) in url::form_urlencoded::parse(request.query_string().as_bytes()) {
+            match (&*name, &*value) {
+                ("job", id) => match JobId::parse(id) {
+                    Ok(id) if params.jobs.contains(&id) => {}
+                    Ok(id) => params.jobs.push(id),
+                    Err(_) => params.invalid_jobs.push(id.to_owned()),
+                },
+                ("feed", "mine") => params.has_owner_feed = true,
+                ("feed", _) => return Err(Problem::invalid("feed must be 'mine'")),
+                ("last_event_id", ids) => params.add_known_versions(ids),
+                _ => {}
+            }
+        }
+        if params.jobs.is_empty() && params.invalid_jobs.is_empty() && !params.has_owner_feed {
+            return Err(Problem::invalid(
+                "job or feed is required: use ?job=…&job=… or ?feed=mine",
+            ));
+        }
+        if params.jobs.len() > max_jobs {
+            return Err(Problem::invalid(format!(
+                "job must occur at most {max_jobs} times"
+            )));
+        }
+        Ok(params)
+    }
+
+    /// Adds versions of the form `<job>:<version>,…`. Other values are ignored.
+    fn add_known_versions(&mut self, ids: &str) {
+        for id in ids.split(',') {
+            if let Some((job, version)) = id.trim().rsplit_once(':')
+                && let Ok(version) = version.parse()
+            {
+                self.known_versions.insert(job.to_owned(), version);
+            }
+        }
+    }
+
+    fn known_version(&self, id: &JobId) -> u64 {
+        self.known_versions.get(id.as_str()).copied().unwrap_or(0)
+    }
+}
+
+/// An open stream.
+struct Stream {
+    sink: Rc<NotifySink>,
+    connection: Connection,
+    drain: web::Data<Drain>,
+    metrics: web::Data<Metrics>,
+    _open: OpenConnection,
+    heartbeat: Duration,
+    next_heartbeat: Instant,
+    token_expires_at: Instant,
+    /// The jobs whose final version was not sent yet. `None` for a feed, which has no last job.
+    unfinished: Option<HashSet<JobId>>,
+    preamble: Option<String>,
+    has_ended: bool,
+}
+
+/// Opens a stream.
+pub async fn open(
+    caller: Caller,
+    store: web::Data<dyn Store>,
+    hub: web::Data<Hub>,
+    drain: web::Data<Drain>,
+    metrics: web::Data<Metrics>,
+    settings: web::Data<SocketConfig>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    let mut params = StreamParams::parse(&request, settings.max_subscriptions)?;
+    let (sink, connection) = NotifySink::connect(&hub);
+    if params.has_owner_feed {
+        params
+            .jobs
+            .extend(granted_job_ids(&caller).unwrap_or_default());
+        params.jobs.sort_unstable();
+        params.jobs.dedup();
+    }
+
+    let by_id = subscribe(&connection, &**store, &caller, &params.jobs).await?;
+    if by_id.jobs().is_empty() && !params.has_owner_feed {
+        return Err(Problem::not_found("job"));
+    }
+    let found: HashSet<&JobId> = by_id.jobs().iter().map(|job| &job.id).collect();
+    let missing = params.jobs.iter().filter(|id| !found.contains(id));
+    let missing = missing.map(JobId::as_str);
+    let invalid = params.invalid_jobs.iter().map(String::as_str);
+    let preamble = preamble(missing.chain(invalid));
+    let unfinished = by_id
+        .jobs()
+        .iter()
+        .filter(|job| !job.is_final() || job.version > params.known_version(&job.id))
+        .map(|job| job.id.clone())
+        .collect();
+    by_id.activate(|id| params.known_version(id));
+    if params.has_owner_feed && can_subscribe_owner(&caller) {
+        let feed = subscribe_owner(&connection, &**store, &caller, &[]).await?;
+        feed.activate(|id| params.known_version(id));
+    }
+
+    let now = Instant::now();
+    let token_lifetime = Time::from(caller.expires_at()).saturating_duration_since(Time::now());
+    let stream = Stream {
+        sink,
+        connection,
+        drain,
+        _open: metrics.connection_opened(ConnectionKind::Sse),
+        metrics,
+        heartbeat: settings.heartbeat,
+        next_heartbeat: now + settings.heartbeat,
+        token_expires_at: now + token_lifetime,
+        unfinished: (!params.has_owner_feed).then_some(unfinished),
+        preamble: Some(preamble),
+        has_ended: false,
+    };
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(stream::unfold(stream, |mut stream| async move {
+            let chunk = stream.next().await?;
+            Some((Ok::<_, std::convert::Infallible>(chunk), stream))
+        })))
+}
+
+/// Returns the start of a stream: the retry time, and an `error` event for each job that was not found.
+fn preamble<'a>(not_found: impl Iterator<Item = &'a str>) -> String {
+    let mut preamble = RETRY.to_owned();
+    for job in not_found {
+        let data = json!({ "code": ErrorCode::NotFound.as_str(), "job": job });
+        preamble.push_str(&format!("event: error\ndata: {data}\n\n"));
+    }
+    preamble
+}
+
+impl Stream {
+    /// Waits for the next chunk. Returns `None` at the end of the stream.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(preamble) = self.preamble.take() {
+            return Some(preamble.into());
+        }
+        if self.has_ended {
+            return None;
+        }
+        loop {
+            if let Some(frame) = self.connection.next_frame() {
+                return Some(self.job_event(&frame));
+            }
+            if self.unfinished.as_ref().is_some_and(HashSet::is_empty) {
+                self.has_ended = true;
+                return Some(Bytes::from_static(b"event: end\ndata: {}\n\n"));
+            }
+            if let Some(health) = self.sink.take_health() {
+                return Some(health_event(health));
+            }
+            tokio::select! {
+                () = self.sink.changed() => {}
+                () = self.drain.started() => return None,
+                () = tokio::time::sleep_until(self.token_expires_at) => return None,
+                () = tokio::time::sleep_until(self.next_heartbeat) => {
+                    self.next_heartbeat += self.heartbeat;
+                    return Some(Bytes::from_static(b": heartbeat\n\n"));
+                }
+            }
+        }
+    }
+
+    fn job_event(&mut self, frame: &Frame) -> Bytes {
+        let job = frame.job();
+        if job.is_final()
+            && let Some(unfinished) = &mut self.unfinished
+        {
+            unfinished.remove(&job.id);
+        }
+        self.metrics.delivered(ConnectionKind::Sse, 1);
+        let document = frame.document();
+        let mut event = format!("event: job\nid: {}:{}\ndata: ", job.id, job.version).into_bytes();
+        event.reserve(document.len() + 2);
+        event.extend_from_slice(document);
+        event.extend_from_slice(b"\n\n");
+        event.into()
+    }
+}
+
+fn health_event(health: FeedHealth) -> Bytes {
+    match health {
+        FeedHealth::Degraded(since) => {
+            format!("event: degraded\ndata: {{\"since\":\"{since}\"}}\n\n").into()
+        }
+        FeedHealth::Healthy => Bytes::from_static(b"event: restored\ndata: {}\n\n"),
+    }
+}

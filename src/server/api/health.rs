@@ -1,0 +1,94 @@
+//! `/v1/health` and `/metrics`: health checks and metrics of this node.
+
+use std::time::{Duration, Instant};
+
+use actix_web::http::header;
+use actix_web::{HttpResponse, web};
+use serde_json::json;
+
+use super::providers::states;
+use crate::hub::{FeedHealth, Hub};
+use crate::provider::Providers;
+use crate::server::drain::Drain;
+use crate::store::Store;
+use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
+use crate::time::Time;
+
+/// Start time of this node.
+pub struct StartedAt(pub Instant);
+
+/// Time after which a store that does not answer a ping counts as unavailable.
+const PING_TIMEOUT: Duration = Duration::from_millis(800);
+
+async fn is_store_available(store: &dyn Store) -> bool {
+    matches!(
+        tokio::time::timeout(PING_TIMEOUT, store.ping()).await,
+        Ok(Ok(()))
+    )
+}
+
+/// `GET /v1/health`: always 200. `status` is `ok`, `degraded` or `draining`.
+pub async fn check(
+    store: web::Data<dyn Store>,
+    hub: web::Data<Hub>,
+    drain: web::Data<Drain>,
+    started_at: web::Data<StartedAt>,
+    providers: web::Data<Providers>,
+) -> HttpResponse {
+    let status = if drain.is_draining() {
+        "draining"
+    } else if hub.health() == FeedHealth::Healthy && is_store_available(&**store).await {
+        "ok"
+    } else {
+        "degraded"
+    };
+    HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(json!({
+            "status": status,
+            "version": env!("CARGO_PKG_VERSION"),
+            "store": store.name(),
+            "uptime_seconds": started_at.0.elapsed().as_secs(),
+            "providers": states(&providers),
+        }))
+}
+
+/// `GET /v1/health/live`: the liveness probe. It depends on nothing, because a restart fixes no other
+/// problem.
+pub async fn live() -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "status": "ok" }))
+}
+
+/// `GET /v1/health/ready`: the readiness probe. It fails while the node drains or the store is
+/// unavailable.
+pub async fn ready(store: web::Data<dyn Store>, drain: web::Data<Drain>) -> HttpResponse {
+    let (status, mut response) = if drain.is_draining() {
+        ("draining", HttpResponse::ServiceUnavailable())
+    } else if is_store_available(&**store).await {
+        ("ok", HttpResponse::Ok())
+    } else {
+        ("store_unavailable", HttpResponse::ServiceUnavailable())
+    };
+    response.json(json!({ "status": status }))
+}
+
+/// `GET /metrics`: metrics in the Prometheus text format.
+pub async fn metrics(
+    metrics: web::Data<Metrics>,
+    hub: web::Data<Hub>,
+    providers: web::Data<Providers>,
+) -> HttpResponse {
+    metrics.set_subscribed_jobs(hub.subscribed_jobs());
+    for provider in providers.iter() {
+        let (name, gate) = (provider.name(), provider.breaker());
+        metrics.set_provider_state(name, gate.health(Time::now()).state, |state| {
+            gate.transitions(state)
+        });
+        if let Some(balance) = provider.balance() {
+            metrics.set_provider_balance(name, balance.amount);
+        }
+    }
+    HttpResponse::Ok()
+        .content_type(METRICS_CONTENT_TYPE)
+        .body(metrics.render())
+}

@@ -1,0 +1,74 @@
+//! `POST /v1/tokens`: mints tokens for browsers.
+
+use std::time::Duration;
+
+use actix_web::{HttpResponse, web};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::job::JobId;
+use crate::server::caller::Caller;
+use crate::server::error::{ErrorCode, Problem};
+use crate::server::request::{JsonBody, validate_owner};
+use crate::time::Time;
+use progress_hub_auth::jwt::Minter;
+
+/// Lifetime of a token, by default and at most.
+const DEFAULT_TTL_SECONDS: u64 = 15 * 60;
+const MAX_TTL_SECONDS: u64 = 24 * 60 * 60;
+
+/// Maximum number of jobs that a token is limited to; the token must fit into a header.
+const MAX_JOBS: usize = 64;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    sub: String,
+    jobs: Option<Vec<String>>,
+    scope: Option<String>,
+    ttl_seconds: Option<u64>,
+}
+
+/// Mints a token with the first configured HS256 secret.
+pub async fn mint(
+    caller: Caller,
+    minter: web::Data<Option<Minter>>,
+    body: JsonBody<TokenRequest>,
+) -> Result<HttpResponse, Problem> {
+    if !caller.is_admin() {
+        return Err(Problem::forbidden("admin"));
+    }
+    let minter = minter.get_ref().as_ref().ok_or_else(|| {
+        let detail = "minting tokens requires auth.hs256_secrets; this hub only verifies tokens";
+        Problem::new(ErrorCode::MintingUnavailable, detail)
+    })?;
+    let request = body.value;
+    validate_owner("sub", &request.sub)?;
+    let ttl = request.ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS);
+    if !(1..=MAX_TTL_SECONDS).contains(&ttl) {
+        return Err(Problem::invalid(format!(
+            "ttl_seconds must be from 1 to {MAX_TTL_SECONDS}"
+        )));
+    }
+    if let Some(jobs) = &request.jobs {
+        if jobs.len() > MAX_JOBS {
+            return Err(Problem::invalid(format!(
+                "jobs must have at most {MAX_JOBS} ids"
+            )));
+        }
+        if let Some(index) = jobs.iter().position(|id| JobId::parse(id).is_err()) {
+            return Err(Problem::invalid(format!("jobs[{index}] must be a job id")));
+        }
+    }
+    let minted = minter
+        .mint(
+            &request.sub,
+            request.jobs,
+            request.scope.as_deref(),
+            Duration::from_secs(ttl),
+            Time::now().timestamp(),
+        )
+        .map_err(|error| Problem::invalid(error.to_string()))?;
+    Ok(HttpResponse::Created()
+        .json(json!({ "token": minted.token, "expires_at": Time::from(minted.expires_at) })))
+}

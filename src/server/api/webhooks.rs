@@ -1,0 +1,315 @@
+//! `/v1/webhooks`: webhooks from providers.
+//!
+//! The signature of the raw body is verified before the body is parsed. The response is 200 only after
+//! the update is stored; the sender repeats a webhook that received another response.
+
+use std::future::{Ready, ready};
+use std::time::Instant;
+
+use actix_web::dev::Payload;
+use actix_web::http::StatusCode;
+use actix_web::http::header::HeaderMap;
+use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
+use serde_json::{Value, json};
+
+use crate::config::ServerConfig;
+use crate::job::{JobId, Source};
+use crate::links::Links;
+use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
+use crate::server::error::{ErrorCode, Problem};
+use crate::server::request::RawBody;
+use crate::telemetry::{Metrics, WebhookOutcome};
+use crate::time::Time;
+use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};
+use progress_hub_auth::signature::{Headers, Request};
+
+/// `POST /v1/webhooks/{provider}`: finds the job by the task id in the payload.
+pub async fn receive(
+    handler: WebhookHandler,
+    provider: web::Path<String>,
+    request: HttpRequest,
+    body: Result<RawBody, Problem>,
+) -> Result<HttpResponse, Problem> {
+    handler.handle(&provider, None, &request, body).await
+}
+
+/// `POST /v1/webhooks/{provider}/{callback_token}`: finds the job by its callback token.
+pub async fn receive_with_token(
+    handler: WebhookHandler,
+    path: web::Path<(String, String)>,
+    request: HttpRequest,
+    body: Result<RawBody, Problem>,
+) -> Result<HttpResponse, Problem> {
+    let (provider, token) = path.into_inner();
+    handler
+        .handle(&provider, Some(&token), &request, body)
+        .await
+}
+
+/// The components that process webhooks.
+pub struct WebhookHandler {
+    tracker: web::Data<Tracker>,
+    providers: web::Data<Providers>,
+    links: web::Data<Links>,
+    server: web::Data<ServerConfig>,
+    metrics: web::Data<Metrics>,
+}
+
+impl FromRequest for WebhookHandler {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let handler = || {
+            Some(Self {
+                tracker: request.app_data::<web::Data<Tracker>>()?.clone(),
+                providers: request.app_data::<web::Data<Providers>>()?.clone(),
+                links: request.app_data::<web::Data<Links>>()?.clone(),
+                server: request.app_data::<web::Data<ServerConfig>>()?.clone(),
+                metrics: request.app_data::<web::Data<Metrics>>()?.clone(),
+            })
+        };
+        ready(handler().ok_or_else(|| Problem::not_found("resource")))
+    }
+}
+
+/// The result of a webhook that its sender does not have to repeat.
+enum WebhookResult {
+    /// Task reports were processed.
+    Processed(WebhookOutcome),
+    /// The provider checks the endpoint and expects this response.
+    Challenge(Value),
+}
+
+impl WebhookHandler {
+    async fn handle(
+        &self,
+        provider: &str,
+        token: Option<&str>,
+        request: &HttpRequest,
+        body: Result<RawBody, Problem>,
+    ) -> Result<HttpResponse, Problem> {
+        let started_at = Instant::now();
+        let result = self.process(provider, token, request, body).await;
+        self.metrics.observe_webhook_duration(started_at.elapsed());
+        let (outcome, response) = match result {
+            Ok(WebhookResult::Challenge(reply)) => (WebhookOutcome::Unchanged, Ok(reply)),
+            Ok(WebhookResult::Processed(outcome)) => {
+                let reply = json!({
+                    "matched": outcome != WebhookOutcome::Unmatched,
+                    "applied": outcome == WebhookOutcome::Applied,
+                });
+                (outcome, Ok(reply))
+            }
+            Err((outcome, problem)) => (outcome, Err(problem)),
+        };
+        self.metrics.webhook(provider, outcome);
+        response.map(|reply| HttpResponse::Ok().json(reply))
+    }
+
+    async fn process(
+        &self,
+        provider: &str,
+        token: Option<&str>,
+        request: &HttpRequest,
+        body: Result<RawBody, Problem>,
+    ) -> Result<WebhookResult, (WebhookOutcome, Problem)> {
+        let unknown = |resource| (WebhookOutcome::Unknown, Problem::not_found(resource));
+        let provider = self.providers.get(provider);
+        let provider = provider.ok_or_else(|| unknown("provider"))?;
+        let job = token.map(|token| {
+            let job = self.links.verify_callback_token(provider.name(), token);
+            job.ok_or_else(|| unknown("callback"))
+        });
+        let job = job.transpose()?;
+        let RawBody(body) = body.map_err(|problem| match problem.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => (WebhookOutcome::TooLarge, problem),
+            _ => (WebhookOutcome::Malformed, problem),
+        })?;
+        let headers = &RequestHeaders(request.headers());
+        let signed = Request {
+            headers,
+            body: &body,
+            url: &self.url(request),
+        };
+        let verified = provider
+            .verify(&signed, Time::now())
+            .await
+            .map_err(|error| reject(provider, &error))?;
+        let content = provider.parse(&verified, headers).map_err(|error| {
+            let problem = Problem::new(ErrorCode::InvalidPayload, error.to_string());
+            (WebhookOutcome::Malformed, problem)
+        })?;
+        let reports = match content {
+            WebhookContent::Challenge(reply) => return Ok(WebhookResult::Challenge(reply)),
+            WebhookContent::Tasks(reports) => reports,
+        };
+        let outcome = self
+            .apply_all(provider, job, reports)
+            .await
+            .map_err(|error| (WebhookOutcome::Unavailable, error.into()))?;
+        if outcome != WebhookOutcome::Unmatched {
+            provider.record_webhook();
+        }
+        Ok(WebhookResult::Processed(outcome))
+    }
+
+    /// Returns the URL of this webhook as its sender uses it; some signatures cover it.
+    fn url(&self, request: &HttpRequest) -> String {
+        let path = request.uri().path_and_query();
+        let path = path.map_or("/", |path| path.as_str());
+        if let Some(public_url) = &self.server.public_url {
+            return format!("{}{path}", public_url.as_str().trim_end_matches('/'));
+        }
+        let connection = request.connection_info();
+        format!("{}://{}{path}", connection.scheme(), connection.host())
+    }
+
+    /// Processes every report. Returns `Applied` if one changed its job, else `Unchanged` if one has a
+    /// job, else `Unmatched`.
+    async fn apply_all(
+        &self,
+        provider: &Provider,
+        job: Option<JobId>,
+        reports: Vec<TaskReport>,
+    ) -> Result<WebhookOutcome, Error> {
+        // A callback token belongs to one job, so it identifies no job among several tasks.
+        let job = job.filter(|_| reports.len() == 1);
+        let mut total = WebhookOutcome::Unmatched;
+        for report in reports {
+            let outcome = if report.is_trusted {
+                self.apply_trusted(provider, job.clone(), report).await?
+            } else {
+                self.poll_for_untrusted(provider, job.clone(), report)
+                    .await?
+            };
+            if total == WebhookOutcome::Unmatched || outcome == WebhookOutcome::Applied {
+                total = outcome;
+            }
+        }
+        Ok(total)
+    }
+
+    /// Applies a report that the signature covers. The job is found by the callback token, by the hub's
+    /// reference in the payload, or by the provider's task id.
+    async fn apply_trusted(
+        &self,
+        provider: &Provider,
+        job: Option<JobId>,
+        report: TaskReport,
+    ) -> Result<WebhookOutcome, Error> {
+        let TaskReport {
+            task_id,
+            reference,
+            mut report,
+            ..
+        } = report;
+        let has_unknown_status = report.status.is_none();
+        let has_token = job.is_some();
+        let job = job.or_else(|| reference.and_then(|id| JobId::parse(&id).ok()));
+        report.task_id.clone_from(&task_id);
+        if let Some(id) = job {
+            let update = report.clone().into_update(Source::Webhook);
+            let applied = self
+                .tracker
+                .apply_provider_update(provider.name(), &id, update)
+                .await;
+            match applied {
+                Ok(outcome) => return self.outcome(&outcome, has_unknown_status).await,
+                Err(Error::NotFound) if has_token => return Ok(WebhookOutcome::Unmatched),
+                // The reference was chosen by another client of the provider account.
+                Err(Error::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let Some(task_id) = task_id else {
+            return Ok(WebhookOutcome::Unmatched);
+        };
+        let update = report.into_update(Source::Webhook);
+        let applied = self
+            .tracker
+            .apply_task_update(provider.name(), &task_id, update)
+            .await;
+        match applied {
+            Ok(TaskMatch::Job(outcome)) => self.outcome(&outcome, has_unknown_status).await,
+            Ok(TaskMatch::Buffered) | Err(Error::NotFound) => Ok(WebhookOutcome::Unmatched),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Requests a poll if the provider definition does not know the status.
+    async fn outcome(
+        &self,
+        outcome: &UpdateOutcome,
+        has_unknown_status: bool,
+    ) -> Result<WebhookOutcome, Error> {
+        if has_unknown_status {
+            self.tracker.request_poll(&outcome.job.id).await?;
+        }
+        if outcome.applied {
+            Ok(WebhookOutcome::Applied)
+        } else {
+            Ok(WebhookOutcome::Unchanged)
+        }
+    }
+
+    /// Handles a report that no signature covers: it only requests a poll. A valid callback token is an
+    /// exception, because only the provider knows it. It binds the task id to a job whose submit response
+    /// was lost.
+    async fn poll_for_untrusted(
+        &self,
+        provider: &Provider,
+        job: Option<JobId>,
+        report: TaskReport,
+    ) -> Result<WebhookOutcome, Error> {
+        let name = provider.name();
+        let job = match (job, report.task_id) {
+            (Some(id), Some(task_id)) => {
+                self.tracker.bind_task(name, &id, task_id).await?;
+                Some(id)
+            }
+            (None, Some(task_id)) => self.tracker.find_job_by_task(name, &task_id).await?,
+            (job, None) => job,
+        };
+        let Some(id) = job else {
+            return Ok(WebhookOutcome::Unmatched);
+        };
+        self.tracker.request_poll(&id).await?;
+        Ok(WebhookOutcome::Unchanged)
+    }
+}
+
+fn reject(provider: &Provider, error: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
+    tracing::warn!(
+        provider.name = provider.name(),
+        reason = error.code(),
+        "webhook rejected"
+    );
+    let detail = error.to_string();
+    match error {
+        WebhookVerifyError::Signature(_) | WebhookVerifyError::NotAccepted => (
+            WebhookOutcome::Unauthorized,
+            Problem::new(ErrorCode::InvalidSignature, detail),
+        ),
+        WebhookVerifyError::KeysUnavailable { retry_after } => (
+            WebhookOutcome::Unavailable,
+            Problem::new(ErrorCode::KeysUnavailable, detail).with_retry_after(*retry_after),
+        ),
+    }
+}
+
+/// The headers of a request, for the signature schemes.
+struct RequestHeaders<'r>(&'r HeaderMap);
+
+impl Headers for RequestHeaders<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.to_str().ok()
+    }
+
+    fn pairs(&self) -> Vec<(&str, &str)> {
+        self.0
+            .iter()
+            .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
+            .collect()
+    }
+}

@@ -1,0 +1,215 @@
+//! Jobs that are not submitted by the hub: registration and updates by workers.
+
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::jobs::create_response;
+use crate::config::StoreConfig;
+use crate::job::{Failure, FailureKind, Job, JobId, NewJob, Output, Source, Status, StatusReport};
+use crate::provider::Providers;
+use crate::server::caller::Caller;
+use crate::server::error::{ErrorCode, Problem};
+use crate::server::request::{
+    JsonBody, find_provider, idempotency, validate_metadata, validate_owner,
+};
+use crate::time::Time;
+use crate::tracker::Tracker;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registration {
+    owner: String,
+    provider: Option<String>,
+    provider_task_id: Option<String>,
+    model: Option<String>,
+    #[serde(default)]
+    metadata: Map<String, Value>,
+    deadline_seconds: Option<f64>,
+}
+
+/// `POST /v1/jobs`: registers a worker's job, or a job that another program submitted to a provider.
+pub async fn register(
+    caller: Caller,
+    tracker: web::Data<Tracker>,
+    providers: web::Data<Providers>,
+    settings: web::Data<StoreConfig>,
+    request: HttpRequest,
+    body: JsonBody<Registration>,
+) -> Result<HttpResponse, Problem> {
+    if !caller.may_publish() {
+        return Err(Problem::forbidden("jobs:publish"));
+    }
+    let idempotency = idempotency(&request, &caller, &body)?;
+    let new = body.value;
+    validate_owner("owner", &new.owner)?;
+    validate_metadata(&new.metadata)?;
+    if new.model.as_ref().is_some_and(|model| model.len() > 128) {
+        return Err(Problem::invalid("model must have at most 128 bytes"));
+    }
+    let provider = match (&new.provider, &new.provider_task_id) {
+        (None, None) => None,
+        (Some(name), Some(task)) if !task.is_empty() && task.len() <= 512 => {
+            Some(find_provider(&providers, name)?)
+        }
+        _ => {
+            return Err(Problem::invalid(
+                "provider and provider_task_id must both be set, or both be absent for a worker's job",
+            ));
+        }
+    };
+    // The deadline is before the provider deletes the task, so that it can still be polled.
+    let max_deadline = provider.map_or(settings.retain_active, |provider| {
+        let retention = provider.retention().saturating_sub(Duration::from_secs(1));
+        settings.retain_active.min(retention)
+    });
+    let deadline = match new.deadline_seconds {
+        Some(seconds) if seconds > 0.0 && seconds <= max_deadline.as_secs_f64() => {
+            Duration::from_secs_f64(seconds)
+        }
+        Some(_) => {
+            return Err(Problem::invalid(format!(
+                "deadline_seconds must be greater than 0 and at most {}",
+                max_deadline.as_secs()
+            )));
+        }
+        None => provider.map_or(max_deadline, |provider| provider.poll_policy().deadline),
+    };
+    let job = Job::new(
+        NewJob {
+            owner: new.owner,
+            provider: new.provider,
+            provider_task_id: new.provider_task_id,
+            model: new.model,
+            metadata: new.metadata,
+            request: None,
+            deadline,
+        },
+        Time::now(),
+    );
+    let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
+    create_response(outcome, job, StatusCode::CREATED)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateRequest {
+    status: Option<Status>,
+    progress: Option<f64>,
+    stage: Option<String>,
+    queue_position: Option<u32>,
+    eta_seconds: Option<f64>,
+    #[serde(default)]
+    outputs: Vec<Output>,
+    error: Option<UpdateRequestError>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateRequestError {
+    #[serde(default = "default_kind")]
+    kind: FailureKind,
+    #[serde(default)]
+    message: String,
+    provider_code: Option<String>,
+    retryable: Option<bool>,
+}
+
+fn default_kind() -> FailureKind {
+    FailureKind::Technical
+}
+
+impl UpdateRequest {
+    /// Checks the limits of each field.
+    fn into_report(self) -> Result<StatusReport, Problem> {
+        let is_error_too_long = |error: &UpdateRequestError| {
+            let code_length = error.provider_code.as_ref().map_or(0, String::len);
+            error.message.chars().count() > 1000 || code_length > 128
+        };
+        let checks = [
+            (
+                self.progress
+                    .is_some_and(|percent| !(0.0..=100.0).contains(&percent)),
+                "progress must be from 0 to 100",
+            ),
+            (
+                self.eta_seconds
+                    .is_some_and(|seconds| !seconds.is_finite() || seconds < 0.0),
+                "eta_seconds must be 0 or greater",
+            ),
+            (
+                self.stage
+                    .as_ref()
+                    .is_some_and(|stage| stage.chars().count() > 200),
+                "stage must have at most 200 characters",
+            ),
+            (
+                !self.outputs.is_empty() && self.status != Some(Status::Succeeded),
+                "outputs require the status succeeded",
+            ),
+            (
+                self.outputs.len() > 100
+                    || self.outputs.iter().any(|output| output.url.len() > 4096),
+                "outputs must have at most 100 entries, and each url at most 4096 bytes",
+            ),
+            (
+                self.error.as_ref().is_some_and(is_error_too_long),
+                "error.message must have at most 1000 characters, error.provider_code at most 128 bytes",
+            ),
+            (
+                self.error.is_some() && !matches!(self.status, Some(Status::Failed) | None),
+                "error requires the status failed",
+            ),
+        ];
+        if let Some((_, detail)) = checks.into_iter().find(|(is_violated, _)| *is_violated) {
+            return Err(Problem::invalid(detail));
+        }
+        // An error without a status is a failure.
+        let status = self.status.or(self.error.as_ref().map(|_| Status::Failed));
+        let error = self.error.map(|error| {
+            let failure = Failure::new(error.kind, error.message);
+            Failure {
+                provider_code: error.provider_code,
+                retryable: error.retryable.unwrap_or(failure.retryable),
+                ..failure
+            }
+        });
+        Ok(StatusReport {
+            status,
+            progress: self.progress,
+            queue_position: self.queue_position,
+            stage: self.stage,
+            eta_seconds: self.eta_seconds,
+            outputs: self.outputs,
+            error,
+            is_authoritative: true,
+            ..StatusReport::default()
+        })
+    }
+}
+
+/// `POST /v1/jobs/{id}/updates`: applies an update by a worker.
+pub async fn push(
+    caller: Caller,
+    tracker: web::Data<Tracker>,
+    id: web::Path<String>,
+    body: JsonBody<UpdateRequest>,
+) -> Result<HttpResponse, Problem> {
+    let id = JobId::parse(&id).map_err(|_| Problem::not_found("job"))?;
+    if !caller.may_update(id.as_str()) {
+        return Err(Problem::forbidden("jobs:publish"));
+    }
+    let report = body.value.into_report()?;
+    let outcome = tracker
+        .apply_update(&id, report.into_update(Source::Push))
+        .await?;
+    if !outcome.applied && outcome.job.is_final() {
+        let problem = Problem::new(ErrorCode::JobFinal, "the job is final and cannot change");
+        return Err(problem.with_job(&outcome.job));
+    }
+    Ok(HttpResponse::Ok()
+        .json(json!({ "applied": outcome.applied, "version": outcome.job.version })))
+}
