@@ -40,6 +40,7 @@ pub fn open_store(
     }
     let timeouts = Timeouts {
         command: TEST_TIMEOUT,
+        claim: TEST_TIMEOUT,
         health_check: TEST_TIMEOUT,
         probe: TEST_TIMEOUT,
     };

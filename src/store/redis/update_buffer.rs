@@ -5,9 +5,9 @@ use fred::interfaces::ListInterface;
 use super::RedisStore;
 use super::jobs::{TTL_MARGIN, millis};
 use super::scripts::{BUFFER_UPDATE, DELETE_BUFFERED};
-use super::unique_keys::{HeldClaim, UniqueKey};
+use super::unique_keys::{HeldClaim, UniqueKey, decode_buffered};
 use crate::job::Update;
-use crate::store::codec::{from_json, skip_corrupt, to_json};
+use crate::store::codec::to_json;
 use crate::store::{BUFFERED_UPDATE_TTL, BufferOutcome, Error, MAX_BUFFERED_UPDATES};
 use crate::time::Time;
 
@@ -91,12 +91,4 @@ impl RedisStore {
             .run_script(&DELETE_BUFFERED, keys, args)
             .await
     }
-}
-
-/// Decodes a buffered update. The time it was received comes first, separated by a space.
-pub(super) fn decode_buffered(entry: &str) -> Result<Option<Update>, Error> {
-    let Some((_, update)) = entry.split_once(' ') else {
-        return Ok(None);
-    };
-    skip_corrupt(from_json(update), "buffered update")
 }
