@@ -99,7 +99,7 @@ impl HeldClaim {
 
 impl RedisStore {
     pub(super) fn claim_key_of(&self, key: &UniqueKey) -> String {
-        let partition = self.connections.keys.partition_for(key.name());
+        let partition = self.partition_for(key.name());
         match key {
             UniqueKey::Task(name) => partition.task(name),
             UniqueKey::Idempotency(name) => partition.idempotency(name),
@@ -204,11 +204,8 @@ impl RedisStore {
 
     /// Returns the job that a task belongs to.
     pub(super) async fn find_holder(&self, task: &UniqueKey) -> Result<Option<JobId>, Error> {
-        let record: Option<String> = self
-            .connections
-            .client()
-            .get(self.claim_key_of(task))
-            .await?;
+        let client = self.connections.client();
+        let record: Option<String> = client.get(self.claim_key_of(task)).await?;
         let Some(record) = record else {
             return Ok(None);
         };

@@ -13,7 +13,7 @@ use crate::time::Time;
 
 impl RedisStore {
     pub(super) fn buffer_of(&self, key: &UniqueKey) -> String {
-        let partition = self.connections.keys.partition_for(key.name());
+        let partition = self.partition_for(key.name());
         partition.buffered_updates(key.name())
     }
 
@@ -25,11 +25,7 @@ impl RedisStore {
         now: Time,
     ) -> Result<BufferOutcome, Error> {
         let update = to_json(update)?;
-        let index = self
-            .connections
-            .keys
-            .partition_for(task.name())
-            .buffered_tasks();
+        let index = self.partition_for(task.name()).buffered_tasks();
         let mut held = HeldClaim::new();
         loop {
             let keys = vec![self.claim_key_of(task), self.buffer_of(task), index.clone()];
@@ -83,7 +79,7 @@ impl RedisStore {
         task: &str,
         before: Option<Time>,
     ) -> Result<usize, Error> {
-        let partition = self.connections.keys.partition_for(task);
+        let partition = self.partition_for(task);
         let keys = vec![partition.buffered_updates(task), partition.buffered_tasks()];
         let before = before.map(|before| before.millis().to_string());
         let args = vec![task.into(), before.unwrap_or_default().into()];
