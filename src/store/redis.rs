@@ -34,7 +34,7 @@ use fred::interfaces::{ClientLike, HashesInterface};
 use self::connection::Connections;
 use self::endpoint::Endpoint;
 pub use self::endpoint::Timeouts;
-use self::keys::KeyNames;
+use self::keys::{KeyNames, Partition};
 use self::pubsub::Subscriber;
 use self::scripts::PUT_SHARED_STATE;
 use super::{ChangeListener, ChangeSource, Error, Retention, SharedState, Store};
@@ -94,6 +94,12 @@ impl RedisStore {
             subscriber,
             retention,
         })
+    }
+}
+
+impl RedisStore {
+    fn partition_for(&self, name: &str) -> Partition<'_> {
+        self.connections.keys.partition_for(name)
     }
 }
 

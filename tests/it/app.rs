@@ -14,10 +14,10 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::TestClient;
+use crate::wait::wait_until;
 
 /// HS256 secret for the tokens of all tests.
 pub const JWT_SECRET: &str = "a test secret that is long enough for HS256";
@@ -27,9 +27,6 @@ pub const WEBHOOK_SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0
 
 /// Maximum time that a test waits for a condition. Long, so that tests also pass on a busy machine.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Time between two checks of a condition that sends no notification.
-const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Configures a [`TestApp`]. Every hub has its own data directory and port.
 pub struct TestAppBuilder {
@@ -230,11 +227,8 @@ impl TestApp {
 
     /// Waits until `is_done` accepts the value of a metric.
     pub async fn wait_for_metric(&self, name: &str, is_done: impl Fn(f64) -> bool) {
-        let is_met = wait_until(|| async { is_done(self.metric(name).await).then_some(()) });
-        if is_met.await.is_none() {
-            let value = self.metric(name).await;
-            panic!("timed out waiting for {name}, which is {value}");
-        }
+        let condition = format!("the metric {name} has the expected value");
+        wait_until(&condition, async || is_done(self.metric(name).await)).await;
     }
 
     /// Waits until no client is connected and no job is subscribed to.
@@ -460,26 +454,6 @@ pub fn reserve_port() -> (socket2::Socket, SocketAddr) {
     socket.bind(&any.into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
     (socket, address)
-}
-
-/// Repeats `check` until it returns a value, or returns `None` after [`TEST_TIMEOUT`].
-///
-/// For conditions that send no notification. Prefer to wait for an event.
-pub async fn wait_until<T, F>(mut check: impl FnMut() -> F) -> Option<T>
-where
-    F: Future<Output = Option<T>>,
-{
-    let repeat = async {
-        let mut interval = tokio::time::interval(CHECK_INTERVAL);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            interval.tick().await;
-            if let Some(value) = check().await {
-                return value;
-            }
-        }
-    };
-    tokio::time::timeout(TEST_TIMEOUT, repeat).await.ok()
 }
 
 /// Sends a request and reads the whole response. A body that is not JSON becomes a string.

@@ -6,10 +6,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::app::{TestApp, TestAppBuilder, TestResponse, send, wait_until};
+use crate::app::{TestApp, TestAppBuilder, TestResponse, send};
 use crate::client::{TestClient, try_upgrade, upgrade_request};
 use crate::issuer::{Issuer, Signer};
 use crate::sse_client::SseClient;
+use crate::wait::wait_until;
 
 const PROTOCOLS: &str = "sec-websocket-protocol";
 
@@ -777,8 +778,10 @@ async fn unreachable_jwks_returns_503() {
         "keys_unavailable"
     );
     issuer.publish(Some(vec![signer.jwk("a")]));
-    let fetched = wait_until(|| async { (status_with(&app, &token).await != 503).then_some(()) });
-    fetched.await.expect("timed out waiting for the keys");
+    wait_until("the keys are available", async || {
+        status_with(&app, &token).await != 503
+    })
+    .await;
     client.authenticate(&token).await;
 }
 

@@ -12,10 +12,9 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::app::{
-    TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send, wait_until,
-};
+use crate::app::{TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
+use crate::wait::wait_for;
 use crate::webhook_signatures::{self, Headers};
 
 /// An entry of the manifest.
@@ -596,7 +595,8 @@ async fn check_balance_response(fixture: &Fixture) {
         .as_str()
         .map_or_else(|| expected.as_f64(), |text| Some(text.parse().unwrap()));
     let admin = setup.app.token("root", "admin");
-    let provider = wait_until(|| async {
+    let condition = format!("{}: the balance is {expected:?}", fixture.file);
+    let provider = wait_for(&condition, async || {
         let request = setup
             .app
             .request_with_token(Method::GET, "/v1/providers", &admin);
@@ -604,10 +604,8 @@ async fn check_balance_response(fixture: &Fixture) {
         let mut providers = providers.as_array().unwrap().iter();
         let provider = providers.find(|provider| provider["name"] == "it").unwrap();
         (provider["balance"]["amount"].as_f64() == expected).then(|| provider.clone())
-    });
-    let provider = provider
-        .await
-        .unwrap_or_else(|| panic!("{}: timed out waiting for {expected:?}", fixture.file));
+    })
+    .await;
     if let Some(unit) = fixture.expected("unit").or(fixture.expected("currency")) {
         assert_eq!(&provider["balance"]["unit"], unit, "{}", fixture.file);
     }

@@ -14,8 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::app::reserve_port;
-use crate::wait::MAX_WAIT;
+use crate::app::{TEST_TIMEOUT, reserve_port};
 
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -106,7 +105,7 @@ impl Proxy {
     pub async fn wait_until_muted(&self) {
         let mut fault = self.network.fault.subscribe();
         let muted = fault.wait_for(|fault| *fault == Some(NetworkFault::Muted));
-        let waited = timeout(MAX_WAIT, muted).await;
+        let waited = timeout(TEST_TIMEOUT, muted).await;
         assert!(waited.is_ok(), "no request contains the trigger");
     }
 }

@@ -18,8 +18,8 @@ use progress_hub::store::redis::{RedisStore, Timeouts};
 use progress_hub::store::{ChangeListener, Retention, Store};
 use tempfile::TempDir;
 
-use crate::app::reserve_port;
-use crate::wait::{MAX_WAIT, wait_for, wait_until};
+use crate::app::{TEST_TIMEOUT, reserve_port};
+use crate::wait::{wait_for, wait_until};
 
 /// Pub/sub messages that a client keeps until they are read.
 const MESSAGE_BUFFER: usize = 64 * 1024;
@@ -39,9 +39,10 @@ pub fn open_store(
         prefix.clone_into(&mut config.prefix);
     }
     let timeouts = Timeouts {
-        command: MAX_WAIT,
-        health_check: MAX_WAIT,
-        probe: MAX_WAIT,
+        command: TEST_TIMEOUT,
+        claim: TEST_TIMEOUT,
+        health_check: TEST_TIMEOUT,
+        probe: TEST_TIMEOUT,
     };
     RedisStore::open_with_timeouts(&config, retention, listener, timeouts).expect("a store")
 }
@@ -57,7 +58,7 @@ pub async fn wait_until_store_ready(store: &dyn Store) {
 pub async fn connect(address: &str) -> Result<Client, Error> {
     let client = Builder::from_config(Config::from_url(&format!("redis://{address}"))?)
         .with_performance_config(|performance| {
-            performance.default_command_timeout = MAX_WAIT;
+            performance.default_command_timeout = TEST_TIMEOUT;
             performance.broadcast_channel_capacity = MESSAGE_BUFFER;
         })
         .with_connection_config(|connection| connection.max_command_attempts = 1)

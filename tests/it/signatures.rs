@@ -15,9 +15,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::app::{TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send, wait_until};
+use crate::app::{TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send};
 use crate::issuer::Signer;
 use crate::mock_provider::{MockProvider, MockResponse};
+use crate::wait::wait_for;
 use crate::webhook_signatures;
 
 /// A hub without keys fetches them again after three seconds at the earliest.
@@ -396,12 +397,12 @@ async fn webhook_gets_503_until_jwks_is_available() {
     assert_eq!(app.get_job(&id, "alice").await["version"], 1);
 
     key_server.publish([key.jwk("k")]);
-    let accepted = wait_until(|| async {
+    let response = wait_for("the keys are available", async || {
         let headers = key.atlas_headers("k", &body);
         let response = post_webhook(&app, "acme", &headers, &body).await;
         (response.status != 503).then_some(response)
-    });
-    let response = accepted.await.expect("timed out waiting for the keys");
+    })
+    .await;
     assert_accepted(&response, true, true);
 
     // Cached keys stay valid when the endpoint fails.

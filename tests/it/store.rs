@@ -36,7 +36,7 @@ use progress_hub::time::Time;
 use serde_json::Map;
 use tokio::sync::watch;
 
-use crate::wait::MAX_WAIT;
+use crate::app::TEST_TIMEOUT;
 
 /// Defines a module with one test function per engine and contract test.
 macro_rules! contract_tests {
@@ -280,7 +280,7 @@ impl StoreFixture {
         };
         let mut published = self.published.subscribe();
         let enough = published.wait_for(|published| versions(published).len() >= expected.len());
-        let in_time = tokio::time::timeout(MAX_WAIT, enough).await.is_ok();
+        let in_time = tokio::time::timeout(TEST_TIMEOUT, enough).await.is_ok();
         let versions = versions(&self.published.borrow());
         assert_eq!(versions, expected, "published in time: {in_time}");
     }

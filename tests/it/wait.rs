@@ -1,18 +1,20 @@
-//! Waiting for conditions outside this process, which nothing announces.
+//! Waiting for conditions that send no notification. Prefer to wait for an event.
 
 use std::time::Duration;
 
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-/// Limit for everything that several processes take part in. It only ends a test that hangs, so it is
-/// far longer than even a busy machine needs.
-pub const MAX_WAIT: Duration = Duration::from_secs(90);
+use crate::app::TEST_TIMEOUT;
 
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Repeats a check until it returns a value.
-pub async fn wait_for<T>(condition: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+/// Repeats a check until it returns a value. Panics after [`TEST_TIMEOUT`].
+pub async fn wait_for<T, F>(condition: &str, mut check: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
     let mut checks = interval(CHECK_INTERVAL);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let waiting = async {
         loop {
             checks.tick().await;
@@ -21,12 +23,19 @@ pub async fn wait_for<T>(condition: &str, mut check: impl AsyncFnMut() -> Option
             }
         }
     };
-    timeout(MAX_WAIT, waiting)
+    timeout(TEST_TIMEOUT, waiting)
         .await
         .unwrap_or_else(|_| panic!("timed out waiting until {condition}"))
 }
 
-/// Repeats a check until it returns true.
-pub async fn wait_until(condition: &str, mut check: impl AsyncFnMut() -> bool) {
-    wait_for(condition, async || check().await.then_some(())).await;
+/// Repeats a check until it returns true. Panics after [`TEST_TIMEOUT`].
+pub async fn wait_until<F>(condition: &str, mut check: impl FnMut() -> F)
+where
+    F: Future<Output = bool>,
+{
+    wait_for(condition, || {
+        let check = check();
+        async { check.await.then_some(()) }
+    })
+    .await;
 }

@@ -118,17 +118,14 @@ impl RedisStore {
             return Ok(Reservation::NotNeeded);
         }
         let document_key = document_key(job);
-        let partition = self.connections.keys.partition_for(job.id.as_str());
+        let partition = self.partition_for(job.id.as_str());
         let entry = BudgetOutboxEntry {
             is_reservation: true,
             ..Self::outbox_entry(entries, job)
         };
         let field = (document_key.clone(), to_json(&entry)?);
-        let () = self
-            .connections
-            .client()
-            .hset(partition.budget_outbox(), field)
-            .await?;
+        let client = self.connections.client();
+        let () = client.hset(partition.budget_outbox(), field).await?;
         for charge in &entry.charges {
             let is_charged = self
                 .charge_window(charge, &document_key, entry.updated_at, Limits::Enforce)
@@ -153,7 +150,7 @@ impl RedisStore {
         if entries.is_empty() {
             return Ok(());
         }
-        let partition = self.connections.keys.partition_for(job.id.as_str());
+        let partition = self.partition_for(job.id.as_str());
         let entry = Self::outbox_entry(entries, job);
         self.apply_charges(partition, &document_key(job), &entry)
             .await
@@ -197,7 +194,7 @@ impl RedisStore {
                 args.push(limit.unwrap_or_default().into());
             }
         }
-        let partition = self.connections.keys.partition_for(&charge.window);
+        let partition = self.partition_for(&charge.window);
         let keys = vec![
             partition.budget_window(&charge.window),
             partition.budget_windows(),
@@ -216,7 +213,7 @@ impl RedisStore {
         later_charge: LaterCharge,
     ) -> Result<(), Error> {
         for charge in &entry.charges {
-            let partition = self.connections.keys.partition_for(&charge.window);
+            let partition = self.partition_for(&charge.window);
             let may_charge_again = match later_charge {
                 LaterCharge::Allow => "1",
                 LaterCharge::Prevent => "",
@@ -247,11 +244,8 @@ impl RedisStore {
 
     /// Processes the outbox entries that crashed nodes left behind.
     pub(super) async fn recover_outbox(&self, partition: Partition<'_>) -> Result<(), Error> {
-        let entries: HashMap<String, String> = self
-            .connections
-            .client()
-            .hgetall(partition.budget_outbox())
-            .await?;
+        let client = self.connections.client();
+        let entries: HashMap<String, String> = client.hgetall(partition.budget_outbox()).await?;
         let now = Time::now();
         for (document_key, entry) in entries {
             let entry: BudgetOutboxEntry = from_json(&entry)?;
@@ -272,12 +266,9 @@ impl RedisStore {
     }
 
     async fn balance(&self, window: &str, now: Time) -> Result<i64, Error> {
-        let partition = self.connections.keys.partition_for(window);
-        let fields: Vec<Option<i64>> = self
-            .connections
-            .client()
-            .hmget(partition.budget_window(window), vec!["balance", "ends_at"])
-            .await?;
+        let partition = self.partition_for(window);
+        let (key, names) = (partition.budget_window(window), vec!["balance", "ends_at"]);
+        let fields: Vec<Option<i64>> = self.connections.client().hmget(key, names).await?;
         Ok(match fields.as_slice() {
             [Some(balance), Some(ends_at)] if *ends_at > now.millis() => *balance,
             _ => 0,

@@ -34,6 +34,8 @@ const MAX_RECONNECT_DELAY_MS: u32 = 1_500;
 pub struct Timeouts {
     /// Maximum duration of a command, of the wait for replicas, and of a subscription.
     pub command: Duration,
+    /// How long to wait for the job for which another operation has claimed a unique key.
+    pub claim: Duration,
     /// Maximum duration of a health check. A connection that takes longer is replaced.
     pub health_check: Duration,
     /// Maximum age of the last pub/sub probe received. If it is older, the subscriptions are renewed.
@@ -44,6 +46,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             command: Duration::from_millis(700),
+            claim: Duration::from_secs(2),
             health_check: Duration::from_secs(2),
             probe: Duration::from_millis(2_500),
         }

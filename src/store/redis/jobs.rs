@@ -106,7 +106,7 @@ pub(super) struct CommitFields {
 impl RedisStore {
     /// Returns the keys that the scripts for creating and committing a job access.
     pub(super) fn job_keys(&self, job: &Job) -> Vec<String> {
-        let partition = self.connections.keys.partition_for(job.id.as_str());
+        let partition = self.partition_for(job.id.as_str());
         vec![
             partition.job(&job.id),
             partition.poll_queue(),
@@ -162,7 +162,7 @@ impl RedisStore {
         if !self.connections.requires_replicas() {
             return Ok(CommitOutcome::Committed);
         }
-        let partition = self.connections.keys.partition_for(job.id.as_str());
+        let partition = self.partition_for(job.id.as_str());
         let args = vec![
             job.version.to_string().into(),
             job.updated_at.millis().to_string().into(),
@@ -179,12 +179,9 @@ impl RedisStore {
     }
 
     pub(super) async fn read(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
-        let key = self.connections.keys.partition_for(id.as_str()).job(id);
-        let fields: Vec<Option<String>> = self
-            .connections
-            .client()
-            .hmget(key, vec!["document", "internal"])
-            .await?;
+        let key = self.partition_for(id.as_str()).job(id);
+        let (client, names) = (self.connections.client(), vec!["document", "internal"]);
+        let fields: Vec<Option<String>> = client.hmget(key, names).await?;
         match fields.as_slice() {
             [Some(document), Some(internal)] => decode_job(document, internal).map(Some),
             _ => Ok(None),

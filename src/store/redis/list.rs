@@ -37,7 +37,7 @@ impl ListScope {
 impl RedisStore {
     /// Adds a job that is about to be created to the indexes of its owner.
     pub(super) async fn index_job(&self, job: &Job) -> Result<(), Error> {
-        let partition = self.connections.keys.partition_for(&job.owner);
+        let partition = self.partition_for(&job.owner);
         let mut indexes = vec![partition.jobs(Some(&job.owner))];
         if !job.is_final() {
             indexes.push(partition.active_jobs(Some(&job.owner)));
@@ -48,11 +48,9 @@ impl RedisStore {
             0.into(),
             self.shared_key_ttl().into(),
         ];
-        let _: i64 = self
-            .connections
+        self.connections
             .run_script_replicated(&INDEX_JOB, indexes, args)
-            .await?;
-        Ok(())
+            .await
     }
 
     /// Removes a finished job from the active jobs of its owner.
@@ -60,13 +58,10 @@ impl RedisStore {
         if !job.is_final() {
             return Ok(());
         }
-        let partition = self.connections.keys.partition_for(&job.owner);
+        let partition = self.partition_for(&job.owner);
         let index = partition.active_jobs(Some(&job.owner));
-        Ok(self
-            .connections
-            .client()
-            .zrem(index, job.id.as_str())
-            .await?)
+        let client = self.connections.client();
+        Ok(client.zrem(index, job.id.as_str()).await?)
     }
 
     pub(super) async fn list_jobs(&self, query: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {

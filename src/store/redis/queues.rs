@@ -47,7 +47,7 @@ impl WorkQueues for RedisStore {
 
     async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
         let _operation = self.connections.begin_operation()?;
-        let partition = self.connections.keys.partition_for(id.as_str());
+        let partition = self.partition_for(id.as_str());
         let keys = vec![partition.job(id), partition.poll_queue()];
         let args = vec![
             id.as_str().into(),
@@ -55,11 +55,9 @@ impl WorkQueues for RedisStore {
             millis(cool_down).into(),
             self.shared_key_ttl().into(),
         ];
-        let _: i64 = self
-            .connections
+        self.connections
             .run_script_replicated(&SCHEDULE_POLL, keys, args)
-            .await?;
-        Ok(())
+            .await
     }
 }
 

@@ -23,10 +23,7 @@ const MAX_RECLAIM_ROUNDS: usize = 4;
 
 impl RedisStore {
     fn slots_key(&self, provider: &str) -> String {
-        self.connections
-            .keys
-            .partition_for(provider)
-            .slots(provider)
+        self.partition_for(provider).slots(provider)
     }
 
     /// Acquires a slot for each job while slots are free. Returns the ids of those that got one.
@@ -74,7 +71,7 @@ impl RedisStore {
         score: &str,
         now: Time,
     ) -> Result<(), Error> {
-        let partition = self.connections.keys.partition_for(id);
+        let partition = self.partition_for(id);
         let client = self.connections.client();
         let fields: Vec<Option<String>> = client
             .hmget(partition.job(id), vec!["slot", "submit_at"])
@@ -91,11 +88,7 @@ impl RedisStore {
         };
         let args = vec![id.into(), score.into(), expires_at.into()];
         let keys = vec![self.slots_key(provider)];
-        let _: i64 = self
-            .connections
-            .run_script(&REFRESH_SLOT, keys, args)
-            .await?;
-        Ok(())
+        self.connections.run_script(&REFRESH_SLOT, keys, args).await
     }
 
     /// Counts a job that was submitted without a claim.
@@ -109,8 +102,7 @@ impl RedisStore {
             self.shared_key_ttl().into(),
         ];
         let keys = vec![self.slots_key(provider)];
-        let _: i64 = self.connections.run_script(&INDEX_JOB, keys, args).await?;
-        Ok(())
+        self.connections.run_script(&INDEX_JOB, keys, args).await
     }
 
     /// Releases the slot of a job, if it holds one.

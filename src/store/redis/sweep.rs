@@ -95,7 +95,7 @@ impl RedisStore {
                 self.release_key(&key, &job).await;
             }
         }
-        let owned = self.connections.keys.partition_for(&owner);
+        let owned = self.partition_for(&owner);
         for index in [owned.jobs(Some(&owner)), owned.active_jobs(Some(&owner))] {
             let () = client.zrem(index, id).await?;
         }

@@ -15,16 +15,13 @@ use tokio::time::{Instant, sleep};
 use super::RedisStore;
 use super::keys::{idempotency_name, task_name};
 use super::scripts::{CLAIM_KEY, RELEASE_KEY};
-use super::update_buffer::decode_buffered;
 use crate::job::{Job, JobId, Update};
-use crate::store::codec::{from_json, task_of};
+use crate::store::codec::{from_json, skip_corrupt, task_of};
 use crate::store::{Error, IdempotencyKey};
 
 /// How long a claim is valid without its job. Longer than any operation takes.
 const KEY_CLAIM_LEASE: Duration = Duration::from_secs(10);
 
-/// How long to wait for the job of another node's claim.
-const CLAIM_WAIT: Duration = Duration::from_secs(2);
 const CLAIM_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Debug)]
@@ -102,7 +99,7 @@ impl HeldClaim {
 
 impl RedisStore {
     pub(super) fn claim_key_of(&self, key: &UniqueKey) -> String {
-        let partition = self.connections.keys.partition_for(key.name());
+        let partition = self.partition_for(key.name());
         match key {
             UniqueKey::Task(name) => partition.task(name),
             UniqueKey::Idempotency(name) => partition.idempotency(name),
@@ -112,7 +109,8 @@ impl RedisStore {
     /// Claims a key for a job. `applied` are the buffered updates that the job contains.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] if the job of another claim is not created within [`CLAIM_WAIT`].
+    /// [`Error::Overloaded`] if the job of another claim is not created within
+    /// [`Timeouts::claim`](super::Timeouts::claim).
     pub(super) async fn claim(
         &self,
         key: &UniqueKey,
@@ -168,7 +166,7 @@ impl RedisStore {
         match self.claim_status(key, record, age).await? {
             ClaimStatus::Valid { job, fingerprint } => return Ok(Some((job, fingerprint))),
             ClaimStatus::Expired => record.clone_into(&mut held.expired),
-            ClaimStatus::Pending if held.started_at.elapsed() > CLAIM_WAIT => {
+            ClaimStatus::Pending if held.started_at.elapsed() > self.connections.timeouts.claim => {
                 return Err(Error::Overloaded);
             }
             ClaimStatus::Pending => sleep(CLAIM_CHECK_INTERVAL).await,
@@ -206,11 +204,8 @@ impl RedisStore {
 
     /// Returns the job that a task belongs to.
     pub(super) async fn find_holder(&self, task: &UniqueKey) -> Result<Option<JobId>, Error> {
-        let record: Option<String> = self
-            .connections
-            .client()
-            .get(self.claim_key_of(task))
-            .await?;
+        let client = self.connections.client();
+        let record: Option<String> = client.get(self.claim_key_of(task)).await?;
         let Some(record) = record else {
             return Ok(None);
         };
@@ -227,4 +222,12 @@ fn is_backed_by(key: &UniqueKey, job: &Job) -> bool {
         UniqueKey::Idempotency(_) => true,
         UniqueKey::Task(name) => UniqueKey::task_of(job).is_some_and(|task| task.name() == name),
     }
+}
+
+/// Decodes a buffered update. The time it was received comes first, separated by a space.
+pub(super) fn decode_buffered(entry: &str) -> Result<Option<Update>, Error> {
+    let Some((_, update)) = entry.split_once(' ') else {
+        return Ok(None);
+    };
+    skip_corrupt(from_json(update), "buffered update")
 }

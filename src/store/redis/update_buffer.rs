@@ -5,15 +5,15 @@ use fred::interfaces::ListInterface;
 use super::RedisStore;
 use super::jobs::{TTL_MARGIN, millis};
 use super::scripts::{BUFFER_UPDATE, DELETE_BUFFERED};
-use super::unique_keys::{HeldClaim, UniqueKey};
+use super::unique_keys::{HeldClaim, UniqueKey, decode_buffered};
 use crate::job::Update;
-use crate::store::codec::{from_json, skip_corrupt, to_json};
+use crate::store::codec::to_json;
 use crate::store::{BUFFERED_UPDATE_TTL, BufferOutcome, Error, MAX_BUFFERED_UPDATES};
 use crate::time::Time;
 
 impl RedisStore {
     pub(super) fn buffer_of(&self, key: &UniqueKey) -> String {
-        let partition = self.connections.keys.partition_for(key.name());
+        let partition = self.partition_for(key.name());
         partition.buffered_updates(key.name())
     }
 
@@ -25,11 +25,7 @@ impl RedisStore {
         now: Time,
     ) -> Result<BufferOutcome, Error> {
         let update = to_json(update)?;
-        let index = self
-            .connections
-            .keys
-            .partition_for(task.name())
-            .buffered_tasks();
+        let index = self.partition_for(task.name()).buffered_tasks();
         let mut held = HeldClaim::new();
         loop {
             let keys = vec![self.claim_key_of(task), self.buffer_of(task), index.clone()];
@@ -83,7 +79,7 @@ impl RedisStore {
         task: &str,
         before: Option<Time>,
     ) -> Result<usize, Error> {
-        let partition = self.connections.keys.partition_for(task);
+        let partition = self.partition_for(task);
         let keys = vec![partition.buffered_updates(task), partition.buffered_tasks()];
         let before = before.map(|before| before.millis().to_string());
         let args = vec![task.into(), before.unwrap_or_default().into()];
@@ -91,12 +87,4 @@ impl RedisStore {
             .run_script(&DELETE_BUFFERED, keys, args)
             .await
     }
-}
-
-/// Decodes a buffered update. The time it was received comes first, separated by a space.
-pub(super) fn decode_buffered(entry: &str) -> Result<Option<Update>, Error> {
-    let Some((_, update)) = entry.split_once(' ') else {
-        return Ok(None);
-    };
-    skip_corrupt(from_json(update), "buffered update")
 }

@@ -35,7 +35,7 @@ async fn primary_failure_loses_no_acknowledged_write() {
     let workload = Workload::start(&cluster).await;
     let old = redis.primary().await;
     redis.servers[old].kill();
-    redis.wait_for_failover(old).await;
+    redis.fail_over(old).await;
     workload.wait_for_updates(3).await;
     workload.verify_after_failover(&cluster).await;
 }
@@ -47,7 +47,7 @@ async fn hung_primary_fails_over_and_may_return() {
     let workload = Workload::start(&cluster).await;
     let old = redis.primary().await;
     redis.servers[old].suspend();
-    redis.wait_for_failover(old).await;
+    redis.fail_over(old).await;
     workload.wait_for_updates(2).await;
     redis.servers[old].resume();
     redis.wait_until_replica(old).await;
@@ -62,7 +62,7 @@ async fn planned_failover_loses_nothing() {
     let workload = Workload::start(&cluster).await;
     let old = redis.primary().await;
     redis.start_failover().await;
-    redis.wait_for_failover(old).await;
+    redis.wait_for_new_primary(old).await;
     redis.wait_until_replica(old).await;
     workload.wait_for_updates(3).await;
     workload.verify_after_failover(&cluster).await;

@@ -16,9 +16,9 @@ use tokio::time::timeout;
 
 use super::workload::Workload;
 use super::{HubCluster, random_delay};
+use crate::app::TEST_TIMEOUT;
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
-use crate::wait::MAX_WAIT;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn change_is_delivered_when_the_committing_node_dies_before_its_reply() {
@@ -70,7 +70,9 @@ impl PublishedVersions {
         };
         // The library does not wait until the server has confirmed the subscription.
         let confirmed = async { while redis.query::<u64>("PUBLISH marks confirm").await == 0 {} };
-        timeout(MAX_WAIT, confirmed).await.expect("a subscription");
+        timeout(TEST_TIMEOUT, confirmed)
+            .await
+            .expect("a subscription");
         published.catch_up(redis).await;
         published
     }
@@ -80,7 +82,7 @@ impl PublishedVersions {
         let mark = format!("mark-{}", rand::rng().random::<u64>());
         redis.run(&format!("PUBLISH marks {mark}")).await;
         loop {
-            let message = timeout(MAX_WAIT, self.messages.recv()).await;
+            let message = timeout(TEST_TIMEOUT, self.messages.recv()).await;
             let message = message.expect("a message").expect("no message is dropped");
             let text = message.value.as_string().unwrap();
             if text == mark {
@@ -107,7 +109,7 @@ async fn push_until_crash(
 ) -> u64 {
     let http = reqwest::Client::builder()
         .no_proxy()
-        .timeout(MAX_WAIT)
+        .timeout(TEST_TIMEOUT)
         .build()
         .unwrap();
     let mut acknowledged = 0;
@@ -164,7 +166,7 @@ async fn every_stored_change_is_delivered_when_a_node_dies() {
             pushes.spawn(async move { (job, push.await) });
         }
         let enough = rand::rng().random_range(JOBS..4 * JOBS);
-        timeout(MAX_WAIT, count.wait_for(|count| *count >= enough))
+        timeout(TEST_TIMEOUT, count.wait_for(|count| *count >= enough))
             .await
             .expect("updates are acknowledged")
             .unwrap();

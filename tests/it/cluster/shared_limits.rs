@@ -11,11 +11,12 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::HubCluster;
-use crate::app::{TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send, simulator_settings};
+use crate::app::{
+    TEST_TIMEOUT, TestApp, TestAppBuilder, TestResponse, WEBHOOK_SECRET, send, simulator_settings,
+};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 use crate::proxy::Proxy;
 use crate::redis::RedisServer;
-use crate::wait::MAX_WAIT;
 
 /// A simulated provider that is independent of any hub.
 struct Provider {
@@ -94,7 +95,7 @@ async fn concurrency_limit_holds_across_nodes() {
         max_active = max_active.max(active);
         (tasks.len() == 18 && active == 0).then_some(())
     });
-    timeout(MAX_WAIT, all_finished)
+    timeout(TEST_TIMEOUT, all_finished)
         .await
         .expect("all tasks finish");
     assert!(
@@ -262,7 +263,7 @@ async fn in_flight_submission_is_recovered_without_resubmitting() {
     proxy.wait_until_muted().await;
     // The provider accepts the task, and the hub crashes before it receives the response.
     let accepted = provider.inspector.until(|inspector| inspector.task_of(id));
-    let task = timeout(MAX_WAIT, accepted).await.expect("a task");
+    let task = timeout(TEST_TIMEOUT, accepted).await.expect("a task");
     cluster.kill_node(0);
     proxy.heal();
     cluster.start_node(1).await;
@@ -276,7 +277,7 @@ async fn in_flight_submission_is_recovered_without_resubmitting() {
         }
     };
     // The claim of the dead hub expires first.
-    let finished = timeout(2 * MAX_WAIT, recovery)
+    let finished = timeout(2 * TEST_TIMEOUT, recovery)
         .await
         .expect("the other hub finishes the job");
     assert_eq!(finished["status"], "succeeded");

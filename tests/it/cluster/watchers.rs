@@ -17,8 +17,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::{NodeAddresses, random_delay};
+use crate::app::TEST_TIMEOUT;
 use crate::client::upgrade_request;
-use crate::wait::MAX_WAIT;
 
 /// Delay before a client reconnects if the hub did not set one.
 const RECONNECT_DELAY: std::ops::Range<Duration> =
@@ -184,7 +184,7 @@ impl WatcherPool {
     async fn wait_until(&self, what: &str, is_met: impl Fn(&WatcherState) -> bool) {
         let mut states = self.states.subscribe();
         let all = states.wait_for(|states| states.iter().all(&is_met));
-        if timeout(MAX_WAIT, all).await.is_err() {
+        if timeout(TEST_TIMEOUT, all).await.is_err() {
             let others = self.sum(|state| usize::from(!is_met(state)));
             panic!("{others} of {} watchers never {what}", self.size());
         }
@@ -267,7 +267,7 @@ impl Watcher {
         let bearer = format!("Bearer {}", self.token);
         let request = upgrade_request(&address, &[("authorization", &bearer)]);
         let connecting = tokio_tungstenite::connect_async(request);
-        let (socket, _) = timeout(MAX_WAIT, connecting).await.ok()?.ok()?;
+        let (socket, _) = timeout(TEST_TIMEOUT, connecting).await.ok()?.ok()?;
         Some(socket)
     }
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{NodeAddresses, random_delay};
-use crate::wait::MAX_WAIT;
+use crate::app::TEST_TIMEOUT;
 use crate::webhook_signatures;
 
 /// Interval between the webhooks of one job.
@@ -68,7 +68,7 @@ impl WebhookSender {
         let (log, finish) = (Arc::default(), CancellationToken::new());
         let http = reqwest::Client::builder()
             .no_proxy()
-            .timeout(MAX_WAIT)
+            .timeout(TEST_TIMEOUT)
             .build()
             .unwrap();
         let mut providers = JoinSet::new();
@@ -102,7 +102,7 @@ impl WebhookSender {
             reached.count() == jobs
         };
         let mut log = self.log.subscribe();
-        let waited = tokio::time::timeout(MAX_WAIT, log.wait_for(is_reached)).await;
+        let waited = tokio::time::timeout(TEST_TIMEOUT, log.wait_for(is_reached)).await;
         assert!(
             waited.is_ok(),
             "webhooks are not acknowledged: {:?}",
@@ -152,7 +152,7 @@ impl Provider {
                 None => {}
             }
             assert!(
-                started_at.elapsed() < MAX_WAIT,
+                started_at.elapsed() < TEST_TIMEOUT,
                 "progress {progress} was lost: {job:?}"
             );
             random_delay(RETRY_DELAY).await;
@@ -184,7 +184,7 @@ impl Provider {
                 Response::Invalid(error) => self.log.send_modify(|log| log.errors.push(error)),
             }
             assert!(
-                started_at.elapsed() < MAX_WAIT,
+                started_at.elapsed() < TEST_TIMEOUT,
                 "never acknowledged: {report}"
             );
             random_delay(RETRY_DELAY).await;

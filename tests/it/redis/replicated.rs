@@ -1,6 +1,7 @@
 //! A primary, its replicas, and Sentinels that promote a replica.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use fred::types::Value;
 
@@ -11,6 +12,11 @@ const SENTINELS: usize = 3;
 
 /// Name of the primary in the Sentinels' configuration.
 const PRIMARY_NAME: &str = "jobs";
+
+/// Time without a response after which Sentinels consider a server failed. While no failover is
+/// expected, it is longer than any delay on a busy machine.
+const LONG_DOWN_AFTER: Duration = Duration::from_secs(300);
+const SHORT_DOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// Settings that let a replica follow its primary without delay.
 const REPLICATION: [&str; 4] = [
@@ -45,9 +51,10 @@ impl ReplicatedRedis {
             let config = directory.path().join("sentinel.conf");
             let text = format!(
                 "sentinel monitor {PRIMARY_NAME} 127.0.0.1 {port} 2\n\
-                 sentinel down-after-milliseconds {PRIMARY_NAME} 2000\n\
+                 sentinel down-after-milliseconds {PRIMARY_NAME} {}\n\
                  sentinel failover-timeout {PRIMARY_NAME} 6000\n\
-                 sentinel parallel-syncs {PRIMARY_NAME} 1\n"
+                 sentinel parallel-syncs {PRIMARY_NAME} 1\n",
+                LONG_DOWN_AFTER.as_millis()
             );
             std::fs::write(&config, text).unwrap();
             let config = config.display().to_string();
@@ -87,8 +94,25 @@ impl ReplicatedRedis {
         position.expect("a server of this test")
     }
 
+    /// Lets the Sentinels detect the failure of the primary, and waits until they have promoted a
+    /// replica. Returns its index.
+    pub async fn fail_over(&self, failed: usize) -> usize {
+        self.set_down_after(SHORT_DOWN_AFTER).await;
+        let promoted = self.wait_for_new_primary(failed).await;
+        self.set_down_after(LONG_DOWN_AFTER).await;
+        promoted
+    }
+
+    async fn set_down_after(&self, down_after: Duration) {
+        let value = down_after.as_millis();
+        let command = format!("SENTINEL SET {PRIMARY_NAME} down-after-milliseconds {value}");
+        for sentinel in &self.sentinels {
+            sentinel.run(&command).await;
+        }
+    }
+
     /// Waits until the Sentinels name another primary and it accepts writes. Returns its index.
-    pub async fn wait_for_failover(&self, old: usize) -> usize {
+    pub async fn wait_for_new_primary(&self, old: usize) -> usize {
         wait_for("another server is the primary", async || {
             let new = self.primary().await;
             let role = self.servers[new].try_query::<Vec<Value>>("ROLE").await;
@@ -129,7 +153,7 @@ async fn replica_is_promoted_when_the_primary_is_killed() {
             .await;
     }
     redis.servers[0].kill();
-    let promoted = redis.wait_for_failover(0).await;
+    let promoted = redis.fail_over(0).await;
     let value: String = redis.servers[promoted].query("GET key").await;
     assert_eq!(value, "value");
 }

@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use super::budgets::entry;
 use super::{DAY, MINUTE, RETENTION, SECOND, creation, ended, job_of, next, now, task, video};
+use crate::app::TEST_TIMEOUT;
 use crate::redis::{RedisServer, open_store, send_command, wait_until_store_ready};
-use crate::wait::MAX_WAIT;
 
 /// One of several nodes on a server.
 struct Node {
@@ -37,7 +37,7 @@ impl Node {
     }
 
     async fn next_event(&mut self) -> StoreEvent {
-        let event = timeout(MAX_WAIT, self.events.recv()).await;
+        let event = timeout(TEST_TIMEOUT, self.events.recv()).await;
         event.expect("an event").unwrap()
     }
 
