@@ -2,7 +2,7 @@
 //!
 //! No redirects, no proxies from the environment, a timeout and a size limit on every response. A
 //! request that may cost money uses a new connection, so an error before the request was sent can
-//! be told from an unknown outcome.
+//! be distinguished from an unknown outcome.
 
 use std::time::Duration;
 

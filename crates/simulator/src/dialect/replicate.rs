@@ -132,24 +132,24 @@ impl Dialect for Replicate {
     }
 
     fn webhooks(&self, task: &Task) -> Vec<Value> {
-        let mut told = prediction(task);
+        let mut payload = prediction(task);
         match task.status {
             // `start` is sent once, when the prediction is queued.
-            Status::Submitted if task.ahead == task.request.ahead => vec![told],
-            Status::Processing if wants(task, "logs") => vec![told],
+            Status::Submitted if task.ahead == task.request.ahead => vec![payload],
+            Status::Processing if wants(task, "logs") => vec![payload],
             Status::Submitted | Status::Processing => Vec::new(),
-            Status::Failed | Status::Cancelled => vec![told],
+            Status::Failed | Status::Cancelled => vec![payload],
             Status::Succeeded if task.omits_outputs => {
-                told["output"] = Value::Null;
-                vec![told]
+                payload["output"] = Value::Null;
+                vec![payload]
             }
             Status::Succeeded if wants(task, "output") => {
-                let mut output = told.clone();
+                let mut output = payload.clone();
                 output["status"] = json!("processing");
                 output["completed_at"] = Value::Null;
-                vec![output, told]
+                vec![output, payload]
             }
-            Status::Succeeded => vec![told],
+            Status::Succeeded => vec![payload],
         }
     }
 

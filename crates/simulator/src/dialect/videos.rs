@@ -44,13 +44,14 @@ impl Dialect for Videos {
             Some(_) => Product::ImageToVideo,
             None => Product::TextToVideo,
         };
-        let told = |key: &str, otherwise: &str| body[key].as_str().unwrap_or(otherwise).to_owned();
+        let text_or =
+            |key: &str, otherwise: &str| body[key].as_str().unwrap_or(otherwise).to_owned();
         Ok(SubmitRequest {
             product,
             notes: json!({
                 "prompt": prompt,
-                "seconds": told("seconds", "8"),
-                "size": told("size", "1280x720"),
+                "seconds": text_or("seconds", "8"),
+                "size": text_or("size", "1280x720"),
             }),
             ..SubmitRequest::new(model, &body)?
         })

@@ -223,11 +223,11 @@ async fn unknown_kids_trigger_at_most_one_fetch_per_interval() {
         verify_error(&verifier, &token(&known, Some("known"))).await,
         None
     );
-    let stranger = p256();
+    let unknown_signer = p256();
     let flood = |round: usize| {
         let verifier = Arc::clone(&verifier);
         let tokens: Vec<_> = (0..50)
-            .map(|n| token(&stranger, Some(&format!("unknown {round} {n}"))))
+            .map(|n| token(&unknown_signer, Some(&format!("unknown {round} {n}"))))
             .collect();
         async move {
             let answers = tokens.iter().map(|token| verify_error(&verifier, token));
