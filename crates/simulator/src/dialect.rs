@@ -60,7 +60,7 @@ pub(super) trait Dialect: Send + Sync {
     fn call(&self, head: &RequestHead) -> Option<Call>;
 
     /// Checks further requirements on the head of an authenticated request.
-    fn check(&self, _ask: &RequestHead) -> Result<(), ApiError> {
+    fn check(&self, _head: &RequestHead) -> Result<(), ApiError> {
         Ok(())
     }
 

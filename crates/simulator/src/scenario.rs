@@ -18,7 +18,7 @@ macro_rules! scenarios {
         }
 
         impl Scenario {
-            /// All scenarios, in display submit.
+            /// All scenarios, in display order.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// Returns the kebab-case name, as a request contains it.
@@ -47,9 +47,9 @@ scenarios! {
     Slow = "slow", "Slow success", "Many small progress updates by webhook, then a clip.";
     /// Delivers every webhook twice.
     DuplicateWebhooks = "duplicate-webhooks", "Duplicate webhooks", "Every webhook is delivered twice. Each change is applied once.";
-    /// Delivers the webhooks in reverse submit.
-    ReorderedWebhooks = "reordered-webhooks", "Webhooks in reverse submit", "The final webhook arrives first. The older ones that follow change nothing.";
-    /// Delivers the webhooks in submit, long after the job has ended.
+    /// Delivers the webhooks in reverse order.
+    ReorderedWebhooks = "reordered-webhooks", "Webhooks in reverse order", "The final webhook arrives first. The older ones that follow change nothing.";
+    /// Delivers the webhooks in order, long after the job has ended.
     LateWebhooks = "late-webhooks", "Late webhooks", "Webhooks arrive after the job has ended. The poller reports the result first, and the late webhooks change nothing.";
     /// Delivers no webhook. Only queries return the state.
     LostWebhooks = "lost-webhooks", "Lost webhooks", "No webhook arrives. The poller completes the job.";

@@ -41,7 +41,7 @@ impl Dialect for Atlas {
         }
     }
 
-    fn submit(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
+    fn submit(&self, _head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         text(&body, "prompt")?;
         let model = text(&body, "model")?;
@@ -71,7 +71,7 @@ impl Dialect for Atlas {
         success(&prediction(task))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+    fn queried(&self, _head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         Ok(success(&prediction(single(tasks)?)))
     }
 

@@ -135,7 +135,7 @@ impl Dialect for Kling {
         })))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+    fn queried(&self, _head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         Ok(success(&tasks.iter().map(document).collect()))
     }
 

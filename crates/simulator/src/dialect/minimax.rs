@@ -30,18 +30,18 @@ impl Dialect for Minimax {
     }
 
     fn call(&self, head: &RequestHead) -> Option<Call> {
-        let requested_range = |key: &str| head.query(key).unwrap_or_default().to_owned();
+        let query_param = |key: &str| head.query(key).unwrap_or_default().to_owned();
         match (head.method, head.path.as_slice()) {
             ("POST", ["v1", "video_generation"]) => Some(Call::Submit),
             ("GET", ["v1", "query", "video_generation"]) => {
-                Some(Call::Query(vec![Name::Task(requested_range("task_id"))]))
+                Some(Call::Query(vec![Name::Task(query_param("task_id"))]))
             }
-            ("GET", ["v1", "files", "retrieve"]) => Some(Call::Result(requested_range("file_id"))),
+            ("GET", ["v1", "files", "retrieve"]) => Some(Call::Result(query_param("file_id"))),
             _ => None,
         }
     }
 
-    fn submit(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
+    fn submit(&self, _head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let model = text(&body, "model")?;
         let product = match body.get("first_frame_image") {
@@ -73,7 +73,7 @@ impl Dialect for Minimax {
         ApiResponse::ok(json!({"task_id": task.id, "base_resp": said(0, "success")}))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+    fn queried(&self, _head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         let task = single(tasks)?;
         let succeeded = task.status == Status::Succeeded;
         let status = match task.status {

@@ -88,7 +88,7 @@ impl Dialect for Replicate {
         limited(ApiResponse::new(201, prediction(task)))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+    fn queried(&self, _head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         Ok(limited(ApiResponse::ok(prediction(single(tasks)?))))
     }
 

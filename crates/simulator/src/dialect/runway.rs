@@ -102,7 +102,7 @@ impl Dialect for Runway {
         ApiResponse::ok(json!({"id": task.id, "estimatedCost": {"credits": CREDITS}}))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+    fn queried(&self, _head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         let task = single(tasks)?;
         let mut body = json!({"id": task.id, "createdAt": rfc3339(task.created_ms)});
         body["status"] = json!(match task.status {

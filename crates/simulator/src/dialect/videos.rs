@@ -36,7 +36,7 @@ impl Dialect for Videos {
         }
     }
 
-    fn submit(&self, _ask: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
+    fn submit(&self, _head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
         let body = object(body)?;
         let prompt = text(&body, "prompt")?;
         let model = text(&body, "model")?;
@@ -73,7 +73,7 @@ impl Dialect for Videos {
         ApiResponse::ok(video(task))
     }
 
-    fn queried(&self, _ask: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
+    fn queried(&self, _head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
         Ok(ApiResponse::ok(video(single(tasks)?)))
     }
 

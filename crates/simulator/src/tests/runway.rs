@@ -23,7 +23,7 @@ async fn delete(stage: &Stage, task: &TaskSnapshot) -> u16 {
 }
 
 #[tokio::test]
-async fn a_task_is_told_in_the_published_shapes() {
+async fn task_has_the_published_shape() {
     let stage = Stage::set().await;
     let (status, accepted) = RUNWAY.submit(&stage, Scenario::Silence).await;
     assert_eq!(

@@ -45,7 +45,7 @@ fn grant_is_valid_for_its_purpose_subject_and_time_only() {
 
 proptest! {
     #[test]
-    fn a_changed_character_of_a_callback_token_is_refused(
+    fn changed_callback_token_character_is_rejected(
         job in "job_[0-9A-Z]{26}",
         place in any::<prop::sample::Index>(),
         character in "[!-~]",
