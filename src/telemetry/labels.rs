@@ -4,8 +4,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::Source;
-
 /// Defines enums whose variants are the values of a label.
 macro_rules! labels {
     ($(
@@ -116,28 +114,6 @@ labels! {
         Unavailable = "unavailable",
         /// The account has no credit, or the key is rejected. An operator has to act.
         Suspended = "suspended",
-    }
-}
-
-/// All sources of an update.
-pub(super) const SOURCES: [Source; 6] = [
-    Source::Api,
-    Source::Submit,
-    Source::Webhook,
-    Source::Poll,
-    Source::Push,
-    Source::Deadline,
-];
-
-/// Returns the label value of a source.
-pub(super) const fn source(source: Source) -> &'static str {
-    match source {
-        Source::Api => "api",
-        Source::Submit => "submit",
-        Source::Webhook => "webhook",
-        Source::Poll => "poll",
-        Source::Push => "push",
-        Source::Deadline => "deadline",
     }
 }
 

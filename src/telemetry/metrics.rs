@@ -154,7 +154,7 @@ impl Metrics {
             websocket_closes,
             webhook_duration,
         };
-        for source in labels::SOURCES {
+        for source in Source::ALL {
             metrics.job_update_counter(source);
         }
         metrics
@@ -241,7 +241,7 @@ impl Metrics {
     }
 
     fn job_update_counter(&self, source: Source) -> Counter {
-        let source = labels::source(source);
+        let source = source.as_str();
         self.job_updates
             .get_or_create_owned(&SourceLabels { source })
     }
