@@ -11,7 +11,7 @@ mod error;
 mod listener;
 mod request;
 mod routes;
-mod socket;
+pub(crate) mod socket;
 mod static_files;
 mod subscribe;
 

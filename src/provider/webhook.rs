@@ -3,7 +3,7 @@
 mod parsing;
 mod verifier;
 
-pub(super) use self::parsing::parse;
+pub(crate) use self::parsing::parse;
 pub use self::parsing::{PayloadError, WebhookContent};
 pub(super) use self::verifier::WebhookVerifier;
 pub use self::verifier::WebhookVerifyError;

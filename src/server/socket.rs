@@ -4,7 +4,7 @@
 //! still answer with a problem.
 
 mod connection;
-mod inbound;
+pub(crate) mod inbound;
 mod session;
 mod transport;
 

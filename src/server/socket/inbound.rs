@@ -15,7 +15,7 @@ use crate::protocol::CloseReason;
 const MAX_FRAGMENTS: usize = 64;
 
 /// Decoded input.
-pub(super) enum InboundEvent {
+pub(crate) enum InboundEvent {
     /// A complete text message.
     Text(Bytes),
     /// A ping that requires a pong.
@@ -27,7 +27,7 @@ pub(super) enum InboundEvent {
 }
 
 /// Decodes the frames of a connection.
-pub(super) struct InboundDecoder {
+pub(crate) struct InboundDecoder {
     buffer: BytesMut,
     codec: Codec,
     max_message_bytes: usize,
@@ -38,7 +38,7 @@ pub(super) struct InboundDecoder {
 impl InboundDecoder {
     /// Creates a decoder for messages of at most `max_message_bytes`. `buffer` has the bytes that were
     /// received already.
-    pub(super) fn new(max_message_bytes: usize, buffer: BytesMut) -> Self {
+    pub(crate) fn new(max_message_bytes: usize, buffer: BytesMut) -> Self {
         Self {
             buffer,
             codec: Codec::new().max_size(max_message_bytes),
@@ -49,7 +49,7 @@ impl InboundDecoder {
     }
 
     /// Returns the buffer that received bytes are appended to.
-    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
@@ -57,7 +57,7 @@ impl InboundDecoder {
     ///
     /// # Errors
     /// The reason to close the connection.
-    pub(super) fn next(&mut self) -> Result<Option<InboundEvent>, CloseReason> {
+    pub(crate) fn next(&mut self) -> Result<Option<InboundEvent>, CloseReason> {
         check_frame_header(&self.buffer, self.max_message_bytes)?;
         let frame = self.codec.decode(&mut self.buffer);
         let frame = frame.map_err(|error| close_reason_for(&error))?;
