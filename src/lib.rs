@@ -62,4 +62,5 @@ pub mod background; // loops without a request
 pub mod server; // HTTP, WebSocket, server-sent events
 
 #[cfg(any(test, fuzzing))]
-pub mod fuzz; // invariants of all parsers
+#[path = "../tests/fuzz/invariants.rs"]
+pub mod fuzz;
