@@ -9,7 +9,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use progress_hub::config::Config;
 use progress_hub_auth::jwt::Minter;
-use progress_hub_load::{Access, Arguments, Error, Hub, OWNER, Report, Tokens, UpdateMethod};
+use progress_hub_load::{
+    Access, ArgumentErrors, Arguments, Hub, OWNER, Report, Tokens, UpdateMethod,
+};
 use secrecy::SecretString;
 
 use crate::arguments::ConfigArgs;
@@ -55,10 +57,10 @@ pub(crate) struct LoadArgs {
     arguments: Arguments,
 }
 
-fn load_error(error: Error) -> anyhow::Error {
-    match error {
-        Error::Arguments(_) | Error::NoProcess(_) => UsageError(error.to_string()).into(),
-        Error::InvalidToken | Error::Request(..) | Error::Io(_) | Error::Stopped => error.into(),
+fn load_error(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<ArgumentErrors>() {
+        Ok(errors) => UsageError(errors.to_string()).into(),
+        Err(error) => error,
     }
 }
 
@@ -207,5 +209,5 @@ fn write_report(report: &Report, arguments: &Arguments) -> anyhow::Result<()> {
         Some(path) => write(path, json()? + "\n")?,
         None => {}
     }
-    print(&report.table())
+    print(&report.table().context("failed to format the results")?)
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use serde::{Serialize, Serializer};
 use url::Url;
 
 use super::target::{MAX_SOCKETS_PER_SOURCE, MAX_SOURCES};
@@ -20,7 +21,7 @@ const MAX_PUSH_STAGE_BYTES: usize = 150;
 const MAX_PADDING_BYTES: usize = 64 * 1024;
 
 /// Request by which updates are sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateMethod {
     /// `POST /v1/jobs/{id}/updates`, as a worker sends it
@@ -31,23 +32,19 @@ pub enum UpdateMethod {
     StandardWebhook,
 }
 
-/// Flags of `progress-hub load`.
-#[derive(Args, Clone, Debug)]
+/// Flags of `progress-hub load`. Serialized, they are the plan of a report.
+#[derive(Args, Clone, Debug, Serialize)]
 pub struct Arguments {
     /// Hub to test, such as http://127.0.0.1:8080 [default: a hub that is started for the run]
     #[arg(long, value_name = "URL", help_heading = "The hub")]
     pub url: Option<Url>,
     /// Allow a hub that is not on a loopback address
     #[arg(long, help_heading = "The hub")]
+    #[serde(skip)]
     pub allow_remote: bool,
     /// Process id of the hub at --url, to report its CPU time and memory
-    #[arg(
-        long,
-        value_name = "PID",
-        requires = "url",
-        help_heading = "The hub",
-        value_parser = clap::value_parser!(u32).range(1..)
-    )]
+    #[arg(long, value_name = "PID", requires = "url", help_heading = "The hub", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip)]
     pub pid: Option<u32>,
 
     /// WebSockets to open
@@ -58,6 +55,7 @@ pub struct Arguments {
     pub subscriptions: u64,
     /// Time over which the sockets are opened
     #[arg(long, value_name = "TIME", default_value = "1s", help_heading = "Sockets", value_parser = duration)]
+    #[serde(rename = "ramp_seconds", serialize_with = "seconds")]
     pub ramp: Duration,
     /// Share of the sockets that disconnect and reconnect every second
     #[arg(long, value_name = "PERCENT", default_value = "0%", help_heading = "Sockets", value_parser = share)]
@@ -67,6 +65,7 @@ pub struct Arguments {
     pub slow: f64,
     /// Time for which a slow client does not read
     #[arg(long, value_name = "TIME", default_value = "2s", help_heading = "Sockets", value_parser = duration)]
+    #[serde(rename = "slow_read_pause_seconds", serialize_with = "seconds")]
     pub slow_read_pause: Duration,
     /// After the updates, close all sockets at once, change every job, and reconnect
     #[arg(long, help_heading = "Sockets")]
@@ -89,6 +88,7 @@ pub struct Arguments {
     pub rate: f64,
     /// Time for which updates are sent
     #[arg(long, short = 'd', value_name = "TIME", default_value = "10s", help_heading = "Updates", value_parser = duration)]
+    #[serde(rename = "duration_seconds", serialize_with = "seconds")]
     pub duration: Duration,
     /// Request by which updates are sent
     #[arg(
@@ -115,12 +115,15 @@ pub struct Arguments {
 
     /// Time that sockets may take to become current at the start, after a storm and at the end
     #[arg(long, value_name = "TIME", default_value = "30s", help_heading = "Results", value_parser = duration)]
+    #[serde(rename = "timeout_seconds", serialize_with = "seconds")]
     pub timeout: Duration,
     /// Write the results as JSON; `-` prints them instead of the table
     #[arg(long, value_name = "FILE|-", help_heading = "Results")]
+    #[serde(skip)]
     pub json: Option<PathBuf>,
     /// Write the results as an HTML page with charts
     #[arg(long, value_name = "FILE", help_heading = "Results")]
+    #[serde(skip)]
     pub html: Option<PathBuf>,
 }
 
@@ -172,46 +175,50 @@ impl Arguments {
     /// # Errors
     /// All invalid combinations.
     pub fn check(&self) -> Result<(), ArgumentErrors> {
-        let Self {
-            subscriptions,
-            jobs,
-            padding,
-            sockets,
-            ..
-        } = self;
-        let stage = (*padding as usize).saturating_sub(MAX_METADATA_BYTES);
+        let (subscriptions, jobs) = (self.subscriptions, self.jobs);
+        let (padding, sockets, sources) = (self.padding, self.sockets, self.sources());
+        let stage = (padding as usize).saturating_sub(MAX_METADATA_BYTES);
         let max_push = MAX_METADATA_BYTES + MAX_PUSH_STAGE_BYTES;
-        let sources = self.sources();
-        let mut errors = Vec::new();
-        if subscriptions > jobs {
-            errors.push(format!(
-                "--subscriptions {subscriptions}: must not exceed --jobs {jobs}"
-            ));
-        }
-        if stage > MAX_PUSH_STAGE_BYTES && self.by == UpdateMethod::Push {
-            errors.push(format!(
-                "--padding {padding}: at most {max_push} with --by push; use --by webhook"
-            ));
-        }
-        if stage > 0 && self.by == UpdateMethod::StandardWebhook {
-            errors.push(format!(
-                "--padding {padding}: at most {MAX_METADATA_BYTES} with --by standard-webhook"
-            ));
-        }
-        if self.duration.is_zero() {
-            errors.push("--duration: must be greater than 0".to_owned());
-        }
-        if *sockets > sources * MAX_SOCKETS_PER_SOURCE {
-            errors.push(format!(
-                "--sources {sources}: {sockets} sockets need one per {MAX_SOCKETS_PER_SOURCE}"
-            ));
-        }
+        let conflicts = [
+            (
+                subscriptions > jobs,
+                format!("--subscriptions {subscriptions}: must not exceed --jobs {jobs}"),
+            ),
+            (
+                stage > MAX_PUSH_STAGE_BYTES && self.by == UpdateMethod::Push,
+                format!("--padding {padding}: at most {max_push} with --by push; use --by webhook"),
+            ),
+            (
+                stage > 0 && self.by == UpdateMethod::StandardWebhook,
+                format!(
+                    "--padding {padding}: at most {MAX_METADATA_BYTES} with --by standard-webhook"
+                ),
+            ),
+            (
+                self.duration.is_zero(),
+                "--duration: must be greater than 0".to_owned(),
+            ),
+            (
+                sockets > sources * MAX_SOCKETS_PER_SOURCE,
+                format!(
+                    "--sources {sources}: {sockets} sockets need one per {MAX_SOCKETS_PER_SOURCE}"
+                ),
+            ),
+        ];
+        let errors = conflicts
+            .into_iter()
+            .filter(|(is_conflict, _)| *is_conflict);
+        let errors: Vec<String> = errors.map(|(_, message)| message).collect();
         if errors.is_empty() {
             Ok(())
         } else {
             Err(ArgumentErrors(errors))
         }
     }
+}
+
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
 }
 
 fn integer(min: u64, max: u64) -> clap::builder::RangedU64ValueParser {

@@ -1,21 +1,21 @@
-//! HTTP and WebSocket clients for the hub under test.
+//! Responses of the hub under test, and WebSocket handshakes with it.
 //!
 //! Invariant: tokens are sent in `Authorization` only, and no error contains them.
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, anyhow};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
-use reqwest::{RequestBuilder, redirect};
-use secrecy::{ExposeSecret, SecretString};
+use reqwest::{RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::error::RequestError;
-use super::target::{CONNECT_TIMEOUT, Target};
+use super::target::Target;
 
 /// Time between two attempts of a request that the run depends on.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -29,81 +29,60 @@ const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// An open WebSocket.
 pub(super) type WebSocket = WebSocketStream<TcpStream>;
 
-/// HTTP client with a limit on concurrent requests.
-#[derive(Clone)]
-pub(super) struct HttpClient {
-    client: reqwest::Client,
-    target: Target,
-    concurrency: usize,
+/// Response with an error status, and the `code` of its body, an RFC 9457 problem.
+#[derive(Debug, thiserror::Error)]
+#[error("HTTP {} {code}", status.as_u16())]
+pub(super) struct ErrorResponse {
+    pub status: StatusCode,
+    code: String,
 }
 
-impl HttpClient {
-    pub fn new(target: &Target, concurrency: u64) -> Result<Self, RequestError> {
-        let client = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(redirect::Policy::none())
-            .no_gzip()
-            .no_proxy()
-            // The address that was checked to be loopback is the one that is used.
-            .resolve(target.host(), target.address())
-            .build()?;
-        let concurrency = concurrency as usize;
-        Ok(Self {
-            client,
-            target: target.clone(),
-            concurrency,
-        })
-    }
-
-    /// Creates a GET request for a path below the URL of the hub.
-    pub fn get(&self, path: &str, token: &SecretString) -> RequestBuilder {
-        let request = self.client.get(self.target.endpoint("http", path));
-        request.bearer_auth(token.expose_secret())
-    }
-
-    /// Creates a POST request for a path below the URL of the hub.
-    pub fn post(&self, path: &str, token: Option<&SecretString>) -> RequestBuilder {
-        let request = self.client.post(self.target.endpoint("http", path));
-        match token {
-            Some(token) => request.bearer_auth(token.expose_secret()),
-            None => request,
-        }
-    }
-
-    /// Calls `send` for every job, with at most `concurrency` calls at a time. Returns the results in job order, or
-    /// the first error.
-    pub async fn for_each_job<T>(
-        &self,
-        jobs: u32,
-        send: impl AsyncFn(u32) -> Result<T, RequestError>,
-    ) -> Result<Vec<T>, RequestError> {
-        let requests = stream::iter(0..jobs).map(|job| send(job));
-        requests.buffered(self.concurrency).try_collect().await
+impl ErrorResponse {
+    fn new(status: StatusCode, body: &[u8]) -> Self {
+        let problem: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let code = problem["code"].as_str().unwrap_or("without an error code");
+        let code = code.to_owned();
+        Self { status, code }
     }
 }
 
 /// Sends `request` and parses the JSON body of a successful response.
-pub(super) async fn send<T: DeserializeOwned>(request: RequestBuilder) -> Result<T, RequestError> {
-    let response = request.send().await?;
+pub(super) async fn send<T: DeserializeOwned>(request: RequestBuilder) -> anyhow::Result<T> {
+    let response = request.send().await.map_err(http_error)?;
     let status = response.status();
-    let body = response.bytes().await?;
+    let body = response.bytes().await.map_err(http_error)?;
     if !status.is_success() {
-        return Err(RequestError::from_response(status, &body));
+        return Err(ErrorResponse::new(status, &body).into());
     }
-    serde_json::from_slice(&body).map_err(|_| RequestError::Body)
+    serde_json::from_slice(&body).context("invalid response body")
 }
 
-/// Repeats `send` until it succeeds or `deadline` has passed.
-pub(super) async fn retry_until<T>(
+fn http_error(error: reqwest::Error) -> anyhow::Error {
+    let failure = if error.is_connect() {
+        "connection failed"
+    } else {
+        "HTTP request failed"
+    };
+    // The outer errors only repeat the URL. The innermost one names the cause.
+    anyhow!("{failure}: {}", anyhow::Error::from(error).root_cause())
+}
+
+/// Calls `send` for every job, with at most `concurrency` calls at a time. Repeats a failed call until `deadline`.
+/// Returns the results in job order, or the first error.
+pub(super) async fn for_each_job<T>(
+    jobs: u32,
+    concurrency: u64,
     deadline: Instant,
-    send: impl AsyncFn() -> Result<T, RequestError>,
-) -> Result<T, RequestError> {
-    loop {
-        match send().await {
+    send: impl AsyncFn(u32) -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<T>> {
+    let send = async |job| loop {
+        match send(job).await {
             Err(_) if Instant::now() < deadline => tokio::time::sleep(RETRY_INTERVAL).await,
             result => return result,
         }
-    }
+    };
+    let requests = stream::iter(0..jobs).map(send);
+    requests.buffered(concurrency as usize).try_collect().await
 }
 
 /// Opens a WebSocket over a new connection. See [`Target::connect`] for `nth` and `is_slow`.
@@ -112,8 +91,9 @@ pub(super) async fn open_websocket(
     nth: u64,
     is_slow: bool,
     bearer: &HeaderValue,
-) -> Result<WebSocket, RequestError> {
-    let stream = target.connect(nth, is_slow).await?;
+) -> anyhow::Result<WebSocket> {
+    let stream = target.connect(nth, is_slow).await;
+    let stream = stream.context("connection failed")?;
     let mut request = target.endpoint("ws", "/v1/ws").into_client_request()?;
     request.headers_mut().insert(AUTHORIZATION, bearer.clone());
     request.headers_mut().insert(
@@ -123,6 +103,12 @@ pub(super) async fn open_websocket(
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .max_message_size(Some(MAX_MESSAGE_BYTES));
-    let (socket, _) = client_async_with_config(request, stream, Some(config)).await?;
-    Ok(socket)
+    match client_async_with_config(request, stream, Some(config)).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(Error::Http(response)) => {
+            let body = response.body().as_deref().unwrap_or_default();
+            Err(ErrorResponse::new(response.status(), body).into())
+        }
+        Err(error) => Err(error).context("WebSocket handshake failed"),
+    }
 }

@@ -5,23 +5,23 @@
 //! does not end with the final version of each of its jobs, fails the run.
 //!
 //! Modules in reading order:
-//! - `arguments`: command-line flags. `access` and `error`: tokens and errors.
-//! - `run` executes the phases of a run, `measure` the scheduled updates.
-//! - `schedule`: due times of updates. `updates` sends them with `client` to the `target`.
+//! - `arguments`: command-line flags.
+//! - `run` executes the phases of a run, `measure` the scheduled updates. `context` is what they share.
+//! - `target` is the hub under test, `client` parses its responses. `hub_process`: a hub started for the run.
+//! - `schedule`: due times of updates. `updates` sends them.
 //! - `socket_pool` holds the sockets, `socket` is one of them, `messages` parses what it receives and
 //!   `subscription_state` verifies it.
-//! - `stats`: counters and histograms. `process`: CPU time and memory. `hub_process`: a hub started for the run.
-//! - `report`: results, printed by `text_report` and `html_report`; `progress` shows a run in progress.
+//! - `stats`: counters and histograms. `process`: CPU time and memory.
+//! - `report`: results, shown by `format` with the charts of `chart`. `progress` shows a run in progress.
 //!
 //! The crate imports nothing of the hub except the webhook signature schemes. It relies on the public protocol only.
 
-mod access;
 mod arguments;
+mod chart;
 mod client;
-mod error;
-mod html_report;
+mod context;
+mod format;
 mod hub_process;
-mod jobs;
 mod measure;
 mod messages;
 mod process;
@@ -34,21 +34,15 @@ mod socket_pool;
 mod stats;
 mod subscription_state;
 mod target;
-mod text_report;
 mod updates;
 
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-pub use self::access::{Access, OWNER, Tokens};
 pub use self::arguments::{ArgumentErrors, Arguments, UpdateMethod};
-pub use self::error::{Error, RequestError};
-pub use self::html_report::HtmlError;
-pub use self::hub_process::{Hub, StartError};
+pub use self::context::{Access, OWNER, Tokens};
+pub use self::hub_process::Hub;
 pub use self::report::Report;
-
-use self::run::Run;
-use self::target::Target;
 
 /// Checks the flags and the open-file limit before anything is started.
 ///
@@ -68,21 +62,17 @@ pub fn check(arguments: &Arguments) -> Result<(), ArgumentErrors> {
 /// Runs a load test against the hub at `url`. With its process id `pid`, the report includes CPU time and memory.
 ///
 /// # Errors
-/// Any [`Error`] that prevents a complete run. Violations that the run finds are part of the [`Report`].
+/// [`ArgumentErrors`] for invalid flags, and any error that prevents a complete run. Violations that the run finds are
+/// part of the [`Report`].
 pub async fn run(
     arguments: Arguments,
     url: Url,
     pid: Option<u32>,
     access: Access,
     stop: CancellationToken,
-) -> Result<Report, Error> {
-    let target = Target::resolve(url, arguments.sources(), arguments.allow_remote)?;
-    let run = async {
-        let run = Run::new(arguments, target, access, pid).await?;
-        run.execute().await
-    };
+) -> anyhow::Result<Report> {
     tokio::select! {
-        result = run => result,
-        () = stop.cancelled() => Err(Error::Stopped),
+        result = run::execute(arguments, url, pid, access) => result,
+        () = stop.cancelled() => anyhow::bail!("run stopped before completion; no results"),
     }
 }

@@ -6,74 +6,46 @@ use std::cell::Cell;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// Interval between lines if standard error is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Display of all phases of a run.
-pub(super) struct ProgressView {
-    bars: Option<MultiProgress>,
-}
-
-/// Display of one phase.
+/// Display of one phase of a run.
 pub(super) struct Phase {
     name: &'static str,
     total: u64,
     bar: Option<ProgressBar>,
-    last_line: Cell<Option<Instant>>,
+    next_line: Cell<Instant>,
 }
 
-impl ProgressView {
-    pub fn new() -> Self {
-        let is_terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        Self {
-            bars: is_terminal.then(MultiProgress::new),
-        }
-    }
-
+impl Phase {
     /// Starts a phase with `total` steps.
-    pub fn start(&self, name: &'static str, total: u64) -> Phase {
-        let bar = self.bars.as_ref().map(|bars| {
-            let bar = bars.add(ProgressBar::new(total));
+    pub fn start(name: &'static str, total: u64) -> Self {
+        let is_terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        let bar = is_terminal.then(|| {
+            let bar = ProgressBar::new(total).with_prefix(name);
             let template = "  {prefix:<10.bold} {bar:24.cyan/blue.dim} {percent:>3}%  {msg}";
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("━╸─"));
             }
-            bar.set_prefix(name);
-            bar.tick();
             bar
         });
-        Phase {
+        Self {
             name,
             total,
             bar,
-            last_line: Cell::new(None),
+            next_line: Cell::new(Instant::now()),
         }
     }
-}
 
-impl Drop for ProgressView {
-    fn drop(&mut self) {
-        if self.bars.is_some() {
-            // Moves the cursor below the bars. A failure has no effect on the results.
-            let _ = writeln!(std::io::stderr());
-        }
-    }
-}
-
-impl Phase {
     /// Shows the current position.
     pub fn update(&self, position: u64, message: impl FnOnce() -> String) {
         if let Some(bar) = &self.bar {
             bar.set_position(position.min(self.total));
             bar.set_message(message());
-        } else if self
-            .last_line
-            .get()
-            .is_none_or(|last| last.elapsed() >= LINE_INTERVAL)
-        {
-            self.last_line.set(Some(Instant::now()));
+        } else if Instant::now() >= self.next_line.get() {
+            self.next_line.set(Instant::now() + LINE_INTERVAL);
             self.print_line(&message());
         }
     }

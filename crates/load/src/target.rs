@@ -1,10 +1,11 @@
-//! The hub under test: its address, and the source addresses that sockets connect from.
+//! The hub under test: its address, requests and connections to it, and the source addresses of sockets.
 //!
 //! Invariant: a hub that is not on loopback is only contacted with `--allow-remote`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use reqwest::{RequestBuilder, redirect};
 use tokio::net::{TcpSocket, TcpStream};
 use url::Url;
 
@@ -17,7 +18,7 @@ pub(super) const MAX_SOCKETS_PER_SOURCE: u64 = 24_000;
 pub(super) const MAX_SOURCES: u64 = 250;
 
 /// Maximum time to establish a TCP connection.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Kernel receive buffer of a slow client. Everything beyond it waits in the hub.
 const SLOW_CLIENT_BUFFER_BYTES: u32 = 4096;
@@ -28,6 +29,7 @@ pub(super) struct Target {
     url: Url,
     address: SocketAddr,
     sources: u64,
+    client: reqwest::Client,
 }
 
 impl Target {
@@ -35,22 +37,18 @@ impl Target {
     ///
     /// # Errors
     /// The URL is not a valid hub URL, the host is unknown, or it is not on loopback and `allow_remote` is false.
-    pub fn resolve(url: Url, sources: u64, allow_remote: bool) -> Result<Self, ArgumentErrors> {
-        let error = |text: &str| Err(ArgumentErrors::one(format!("--url {url}: {text}")));
+    pub fn resolve(url: Url, sources: u64, allow_remote: bool) -> anyhow::Result<Self> {
+        let error = |text: &str| Err(ArgumentErrors::one(format!("--url {url}: {text}")).into());
         if !url.username().is_empty() || url.password().is_some() {
             // The message omits the URL because it contains a password.
-            return Err(ArgumentErrors::one(
-                "--url: must not contain a user name or password",
-            ));
+            let message = "--url: must not contain a user name or password";
+            return Err(ArgumentErrors::one(message).into());
         }
         if url.scheme() != "http" || url.query().is_some() || url.fragment().is_some() {
             return error("must be http://HOST:PORT, without TLS and without a query");
         }
-        let addresses = url.socket_addrs(|| None);
-        let Some(address) = addresses
-            .ok()
-            .and_then(|addresses| addresses.first().copied())
-        else {
+        let addresses = url.socket_addrs(|| None).unwrap_or_default();
+        let Some(&address) = addresses.first() else {
             return error("unknown host");
         };
         let is_loopback = address.ip().is_loopback();
@@ -58,8 +56,16 @@ impl Target {
             return error("not a loopback address; to load a remote hub, pass --allow-remote");
         }
         let has_sources = is_loopback && address.is_ipv4();
+        let client = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(redirect::Policy::none())
+            .no_gzip()
+            .no_proxy()
+            // The address that was checked to be loopback is the one that is used.
+            .resolve(url.host_str().unwrap_or_default(), address);
         Ok(Self {
             sources: if has_sources { sources } else { 1 },
+            client: client.build()?,
             url,
             address,
         })
@@ -71,16 +77,14 @@ impl Target {
         format!("{scheme}://{}{base}{path}", self.url.authority())
     }
 
-    pub fn url(&self) -> &Url {
-        &self.url
+    /// Creates a GET request without credentials.
+    pub fn get(&self, path: &str) -> RequestBuilder {
+        self.client.get(self.endpoint("http", path))
     }
 
-    pub fn host(&self) -> &str {
-        self.url.host_str().unwrap_or_default()
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Creates a POST request without credentials.
+    pub fn post(&self, path: &str) -> RequestBuilder {
+        self.client.post(self.endpoint("http", path))
     }
 
     /// Returns whether the hub runs on this machine.
@@ -146,6 +150,6 @@ mod tests {
             target.endpoint("ws", "/v1/ws"),
             "ws://127.0.0.1:8080/hub/v1/ws"
         );
-        assert_eq!(target.host(), "127.0.0.1");
+        assert_eq!(target.url.host_str(), Some("127.0.0.1"));
     }
 }
