@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use serde::{Serialize, Serializer};
 use url::Url;
 
+use super::process::raise_open_file_limit;
 use super::target::{MAX_SOCKETS_PER_SOURCE, MAX_SOURCES};
 
 /// Maximum padding in the `metadata` of a job. The hub accepts 2 KiB of JSON.
@@ -35,6 +36,9 @@ pub enum UpdateMethod {
 /// Flags of `progress-hub load`. Serialized, they are the plan of a report.
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct Arguments {
+    /// Whether the hub was started for the run
+    #[arg(skip)]
+    pub(super) own_hub: bool,
     /// Hub to test, such as http://127.0.0.1:8080 [default: a hub that is started for the run]
     #[arg(long, value_name = "URL", help_heading = "The hub")]
     pub url: Option<Url>,
@@ -160,55 +164,52 @@ impl Arguments {
         self.sources.unwrap_or(needed.clamp(1, MAX_SOURCES))
     }
 
-    /// Returns the number of open files that the run needs.
-    pub fn open_files(&self) -> u64 {
-        self.sockets + self.connections + 16 * self.threads + 64
-    }
-
     /// Returns the number of updates in the schedule.
     pub fn update_count(&self) -> u64 {
         ((self.rate * self.duration.as_secs_f64()) as u64).max(1)
     }
 
-    /// Validates combinations of flags.
+    /// Validates combinations of flags, and that the run may open as many files as it needs.
     ///
     /// # Errors
-    /// All invalid combinations.
+    /// All invalid combinations, or an open-file limit that is too low.
     pub fn check(&self) -> Result<(), ArgumentErrors> {
         let (subscriptions, jobs) = (self.subscriptions, self.jobs);
         let (padding, sockets, sources) = (self.padding, self.sockets, self.sources());
         let stage = (padding as usize).saturating_sub(MAX_METADATA_BYTES);
         let max_push = MAX_METADATA_BYTES + MAX_PUSH_STAGE_BYTES;
-        let conflicts = [
-            (
-                subscriptions > jobs,
-                format!("--subscriptions {subscriptions}: must not exceed --jobs {jobs}"),
-            ),
-            (
-                stage > MAX_PUSH_STAGE_BYTES && self.by == UpdateMethod::Push,
-                format!("--padding {padding}: at most {max_push} with --by push; use --by webhook"),
-            ),
-            (
-                stage > 0 && self.by == UpdateMethod::StandardWebhook,
-                format!(
-                    "--padding {padding}: at most {MAX_METADATA_BYTES} with --by standard-webhook"
-                ),
-            ),
-            (
-                self.duration.is_zero(),
-                "--duration: must be greater than 0".to_owned(),
-            ),
-            (
-                sockets > sources * MAX_SOCKETS_PER_SOURCE,
-                format!(
-                    "--sources {sources}: {sockets} sockets need one per {MAX_SOCKETS_PER_SOURCE}"
-                ),
-            ),
-        ];
-        let errors = conflicts
-            .into_iter()
-            .filter(|(is_conflict, _)| *is_conflict);
-        let errors: Vec<String> = errors.map(|(_, message)| message).collect();
+        let mut errors = Vec::new();
+        if subscriptions > jobs {
+            errors.push(format!(
+                "--subscriptions {subscriptions}: must not exceed --jobs {jobs}"
+            ));
+        }
+        if stage > MAX_PUSH_STAGE_BYTES && self.by == UpdateMethod::Push {
+            errors.push(format!(
+                "--padding {padding}: at most {max_push} with --by push; use --by webhook"
+            ));
+        }
+        if stage > 0 && self.by == UpdateMethod::StandardWebhook {
+            errors.push(format!(
+                "--padding {padding}: at most {MAX_METADATA_BYTES} with --by standard-webhook"
+            ));
+        }
+        if self.duration.is_zero() {
+            errors.push("--duration: must be greater than 0".to_owned());
+        }
+        if sockets > sources * MAX_SOCKETS_PER_SOURCE {
+            errors.push(format!(
+                "--sources {sources}: {sockets} sockets need one per {MAX_SOCKETS_PER_SOURCE}"
+            ));
+        }
+        let files = sockets + self.connections + 16 * self.threads + 64;
+        if errors.is_empty()
+            && let Err(limit) = raise_open_file_limit(files)
+        {
+            errors.push(format!(
+                "--sockets {sockets}: needs {files} open files, but the limit is {limit}; raise it with 'ulimit -n'"
+            ));
+        }
         if errors.is_empty() {
             Ok(())
         } else {

@@ -20,7 +20,7 @@ const NARROW: (u32, u32) = (500, 210);
 
 /// A chart. The template shows the serialized fields.
 #[derive(Serialize)]
-struct Chart {
+pub(super) struct Chart {
     title: &'static str,
     caption: &'static str,
     lines: Vec<Line>,
@@ -50,7 +50,7 @@ impl Report {
     ///
     /// # Errors
     /// A chart cannot be drawn.
-    pub(super) fn charts(&self) -> Result<impl Serialize> {
+    pub(super) fn charts(&self) -> Result<Vec<Chart>> {
         let latency = "milliseconds from the due time of an update to its arrival";
         let latencies = vec![
             self.line("p50", BLUE, |sample| Some(sample.p50_ms)),
@@ -85,7 +85,7 @@ impl Report {
         });
         let charts = [self.latency_by_percentile()].into_iter().chain(over_time);
         let charts = charts.filter(|chart| chart.values().next().is_some());
-        charts.map(Chart::draw).collect::<Result<Vec<_>>>()
+        charts.map(Chart::draw).collect()
     }
 
     fn line(&self, name: &'static str, color: RGBColor, value: fn(&Sample) -> Option<f64>) -> Line {

@@ -5,28 +5,33 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use indexmap::IndexSet;
+use progress_hub_auth::signature::{Key, Scheme};
+use reqwest::Method;
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 use url::Url;
 
 use super::arguments::{ArgumentErrors, Arguments};
-use super::client::{for_each_job, send};
 use super::process::Usage;
 use super::progress::Phase;
 use super::schedule::Schedule;
-use super::stats::SocketCounts;
-use super::target::Target;
-use super::updates::{UpdateKind, UpdateSender};
+use super::target::{Target, send};
+use super::updates::signer;
 
 /// Owner of the jobs of a run.
 pub const OWNER: &str = "load";
 
 /// Lifetime of tokens that the run requests from the hub.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Time between two attempts of a request that the run depends on.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Credentials for the hub under test.
 pub struct Access {
@@ -57,12 +62,15 @@ pub(super) struct Context {
     pub pid: Option<u32>,
     /// `Authorization` of sockets and of requests that read jobs.
     pub bearer: HeaderValue,
-    pub updates: UpdateSender,
+    pub worker_token: SecretString,
+    /// Signs webhooks. Absent if updates are sent as worker requests.
+    pub signer: Option<(Scheme, Key)>,
+    /// Distinguishes the provider tasks of this run from those of other runs.
+    pub run_id: String,
     /// Ids of the jobs. Inside the run, jobs are numbered from 0.
     pub jobs: IndexSet<Box<str>>,
     /// Due times of the updates, from the start of the measurement.
     pub schedule: OnceLock<Schedule>,
-    pub counts: SocketCounts,
     /// Limits concurrent WebSocket handshakes.
     pub handshakes: Semaphore,
 }
@@ -75,14 +83,14 @@ impl Context {
         pid: Option<u32>,
         access: Access,
     ) -> Result<Self> {
-        let sources = arguments.sources();
-        let target = Target::resolve(url.clone(), sources, arguments.allow_remote)?;
+        let target = Target::resolve(url.clone(), arguments.sources(), arguments.allow_remote)?;
         if let Some(pid) = pid
             && (Usage::of(pid).is_none() || !target.is_local())
         {
             return Err(ArgumentErrors::one(format!("--pid {pid}: no such process")).into());
         }
-        (arguments.url, arguments.sources) = (Some(url), Some(sources));
+        arguments.own_hub = arguments.url.replace(url).is_none();
+        arguments.sources = Some(arguments.sources());
         let (reader, worker) = match access.tokens {
             Tokens::Minted { reader, worker } => (reader, worker),
             Tokens::Admin(admin) => (
@@ -93,18 +101,54 @@ impl Context {
         let mut bearer = HeaderValue::from_str(&format!("Bearer {}", reader.expose_secret()))
             .context("the token cannot be sent in an HTTP header")?;
         bearer.set_sensitive(true);
-        let updates = UpdateSender::new(target.clone(), &arguments, worker, access.webhook_secret)?;
-        Ok(Self {
-            jobs: register(&arguments, &updates).await?,
+        let mut context = Self {
             handshakes: Semaphore::new(arguments.handshakes as usize),
+            signer: signer(arguments.by, access.webhook_secret)?,
             arguments,
             target,
             pid,
             bearer,
-            updates,
+            worker_token: worker,
+            run_id: format!("{:016x}", rand::random::<u64>()),
+            jobs: IndexSet::new(),
             schedule: OnceLock::new(),
-            counts: SocketCounts::default(),
-        })
+        };
+        context.jobs = context.register_all().await?;
+        Ok(context)
+    }
+
+    async fn register_all(&self) -> Result<IndexSet<Box<str>>> {
+        let jobs = self.arguments.jobs;
+        let phase = Phase::start("jobs", jobs);
+        let registered = AtomicU64::new(0);
+        let register = async |job| {
+            let id = self.register(job).await?;
+            let registered = registered.fetch_add(1, Ordering::Relaxed) + 1;
+            phase.update(registered, || format!("{registered} of {jobs} registered"));
+            Ok(id)
+        };
+        let ids = self.for_each_job(Instant::now(), register).await;
+        let ids = ids.context("cannot register a job")?;
+        phase.finish(format!("{jobs} registered"));
+        Ok(ids.into_iter().collect())
+    }
+
+    /// Calls `send` for every job, with at most `--connections` calls at a time. Repeats a failed call until
+    /// `deadline`. Returns the results in job order, or the first error.
+    pub async fn for_each_job<T>(
+        &self,
+        deadline: Instant,
+        send: impl AsyncFn(u32) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let send = async |job| loop {
+            match send(job).await {
+                Err(_) if Instant::now() < deadline => sleep(RETRY_INTERVAL).await,
+                result => return result,
+            }
+        };
+        let requests = stream::iter(0..self.arguments.jobs as u32).map(send);
+        let concurrency = self.arguments.connections as usize;
+        requests.buffered(concurrency).try_collect().await
     }
 
     /// Returns the resource usage of the hub, if its process is known and running.
@@ -121,28 +165,6 @@ impl Context {
     pub fn job_number(&self, id: &str) -> Option<u32> {
         Some(self.jobs.get_index_of(id)? as u32)
     }
-
-    /// Sends an update of a job. Returns whether it was applied.
-    pub async fn update(&self, job: u32, kind: UpdateKind) -> Result<bool> {
-        self.updates.send(job, self.job_id(job), kind).await
-    }
-}
-
-/// Registers the jobs of a run. Returns their ids.
-async fn register(arguments: &Arguments, updates: &UpdateSender) -> Result<IndexSet<Box<str>>> {
-    let jobs = arguments.jobs;
-    let phase = Phase::start("jobs", jobs);
-    let registered = AtomicU64::new(0);
-    let register = async |job| {
-        let id = updates.register(job).await?;
-        let registered = registered.fetch_add(1, Ordering::Relaxed) + 1;
-        phase.update(registered, || format!("{registered} of {jobs} registered"));
-        Ok(id.into_boxed_str())
-    };
-    let ids = for_each_job(jobs as u32, arguments.connections, Instant::now(), register).await;
-    let ids = ids.context("cannot register a job")?;
-    phase.finish(format!("{jobs} registered"));
-    Ok(ids.into_iter().collect())
 }
 
 /// Requests a token with `scope` from the hub.
@@ -152,7 +174,9 @@ async fn mint(target: &Target, admin: &SecretString, scope: &str) -> Result<Secr
         token: SecretString,
     }
     let body = json!({ "sub": OWNER, "scope": scope, "ttl_seconds": TOKEN_TTL.as_secs() });
-    let request = target.post("/v1/tokens").bearer_auth(admin.expose_secret());
+    let request = target
+        .request(Method::POST, "/v1/tokens")
+        .bearer_auth(admin.expose_secret());
     let minted: Minted = send(request.json(&body))
         .await
         .context("cannot mint a token")?;

@@ -24,8 +24,9 @@ const MAX_LOG_EXCERPT_CHARS: usize = 1000;
 
 /// A running hub. Dropping it kills the process.
 pub struct Hub {
+    /// URL that the hub listens on.
+    pub url: Url,
     child: Child,
-    url: Url,
     directory: TempDir,
 }
 
@@ -69,11 +70,6 @@ impl Hub {
             url,
             directory,
         })
-    }
-
-    /// Returns the URL that the hub listens on.
-    pub fn url(&self) -> &Url {
-        &self.url
     }
 
     /// Returns the process id, or `None` if the process has exited.

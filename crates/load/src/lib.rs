@@ -7,7 +7,7 @@
 //! Modules in reading order:
 //! - `arguments`: command-line flags.
 //! - `run` executes the phases of a run, `measure` the scheduled updates. `context` is what they share.
-//! - `target` is the hub under test, `client` parses its responses. `hub_process`: a hub started for the run.
+//! - `target`: the hub under test. `hub_process`: a hub started for the run.
 //! - `schedule`: due times of updates. `updates` sends them.
 //! - `socket_pool` holds the sockets, `socket` is one of them, `messages` parses what it receives and
 //!   `subscription_state` verifies it.
@@ -18,7 +18,6 @@
 
 mod arguments;
 mod chart;
-mod client;
 mod context;
 mod format;
 mod hub_process;
@@ -36,43 +35,8 @@ mod subscription_state;
 mod target;
 mod updates;
 
-use tokio_util::sync::CancellationToken;
-use url::Url;
-
 pub use self::arguments::{ArgumentErrors, Arguments, UpdateMethod};
 pub use self::context::{Access, OWNER, Tokens};
 pub use self::hub_process::Hub;
 pub use self::report::Report;
-
-/// Checks the flags and the open-file limit before anything is started.
-///
-/// # Errors
-/// All errors in the flags, or an open-file limit that is too low.
-pub fn check(arguments: &Arguments) -> Result<(), ArgumentErrors> {
-    arguments.check()?;
-    let needed = arguments.open_files();
-    process::raise_open_file_limit(needed).map_err(|limit| {
-        ArgumentErrors::one(format!(
-            "--sockets {}: needs {needed} open files, but the limit is {limit}; raise it with 'ulimit -n'",
-            arguments.sockets
-        ))
-    })
-}
-
-/// Runs a load test against the hub at `url`. With its process id `pid`, the report includes CPU time and memory.
-///
-/// # Errors
-/// [`ArgumentErrors`] for invalid flags, and any error that prevents a complete run. Violations that the run finds are
-/// part of the [`Report`].
-pub async fn run(
-    arguments: Arguments,
-    url: Url,
-    pid: Option<u32>,
-    access: Access,
-    stop: CancellationToken,
-) -> anyhow::Result<Report> {
-    tokio::select! {
-        result = run::execute(arguments, url, pid, access) => result,
-        () = stop.cancelled() => anyhow::bail!("run stopped before completion; no results"),
-    }
-}
+pub use self::run::run;

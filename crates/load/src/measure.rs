@@ -3,7 +3,6 @@
 //! Results cover the time from the first due update to the last delivery.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -44,7 +43,7 @@ pub(super) struct Measurement {
 /// Sends the updates of the schedule. Updates that no connection is free to send in time are omitted.
 pub(super) async fn measure(
     context: &Arc<Context>,
-    pool: &SocketPool,
+    pool: &mut SocketPool,
 ) -> std::io::Result<Measurement> {
     let arguments = &context.arguments;
     let start = Instant::now() + START_DELAY;
@@ -84,14 +83,14 @@ pub(super) async fn measure(
             p50_ms: sockets.delivery.quantile(0.5),
             p99_ms: sockets.delivery.quantile(0.99),
             max_ms: sockets.delivery.max(),
-            connected: context.counts.connected.load(Ordering::Relaxed),
+            connected: pool.total.connected.unsigned_abs(),
             cpu_percent: cpu.map(|cpu| rounded(cpu * 100.0)),
             memory_bytes: usage.map(|usage| usage.memory_bytes),
         };
         (last, last_usage) = (now, usage);
         measurement.sockets += sockets;
         measurement.updates += updates;
-        phase.update(due.issued(), || sample.to_string());
+        phase.update(due.issued(), || sample.summary());
         // The last interval may be too short to compute a rate.
         if elapsed > interval / 2 || measurement.timeline.is_empty() {
             measurement.timeline.push(sample);

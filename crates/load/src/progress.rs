@@ -6,16 +6,14 @@ use std::cell::Cell;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Interval between lines if standard error is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Display of one phase of a run.
+/// Display of one phase of a run. The bar is hidden if there is no terminal.
 pub(super) struct Phase {
-    name: &'static str,
-    total: u64,
-    bar: Option<ProgressBar>,
+    bar: ProgressBar,
     next_line: Cell<Instant>,
 }
 
@@ -23,17 +21,17 @@ impl Phase {
     /// Starts a phase with `total` steps.
     pub fn start(name: &'static str, total: u64) -> Self {
         let is_terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        let bar = is_terminal.then(|| {
-            let bar = ProgressBar::new(total).with_prefix(name);
-            let template = "  {prefix:<10.bold} {bar:24.cyan/blue.dim} {percent:>3}%  {msg}";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("━╸─"));
-            }
-            bar
-        });
+        let target = if is_terminal {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_prefix(name);
+        let template = "  {prefix:<10.bold} {bar:24.cyan/blue.dim} {percent:>3}%  {msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
         Self {
-            name,
-            total,
             bar,
             next_line: Cell::new(Instant::now()),
         }
@@ -41,9 +39,9 @@ impl Phase {
 
     /// Shows the current position.
     pub fn update(&self, position: u64, message: impl FnOnce() -> String) {
-        if let Some(bar) = &self.bar {
-            bar.set_position(position.min(self.total));
-            bar.set_message(message());
+        if !self.bar.is_hidden() {
+            self.bar.set_position(position);
+            self.bar.set_message(message());
         } else if Instant::now() >= self.next_line.get() {
             self.next_line.set(Instant::now() + LINE_INTERVAL);
             self.print_line(&message());
@@ -52,16 +50,14 @@ impl Phase {
 
     /// Shows the result of the phase.
     pub fn finish(self, message: String) {
-        if let Some(bar) = &self.bar {
-            bar.set_position(self.total);
-            bar.finish_with_message(message);
-        } else {
+        if self.bar.is_hidden() {
             self.print_line(&message);
         }
+        self.bar.finish_with_message(message);
     }
 
     fn print_line(&self, message: &str) {
         // Standard error may be closed. The run continues without progress.
-        let _ = writeln!(std::io::stderr(), "{:<10} {message}", self.name);
+        let _ = writeln!(std::io::stderr(), "{:<10} {message}", self.bar.prefix());
     }
 }

@@ -1,11 +1,11 @@
 //! Results of a run. The JSON output is this structure; the table and the HTML page only format it.
 
-use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::arguments::Arguments;
+use super::context::Context;
 use super::measure::Measurement;
 use super::process::Usage;
 use super::stats::{ConnectionStats, Latencies, SocketStats, UpdateStats, Violations, rounded};
@@ -23,43 +23,34 @@ pub struct Report {
     pub ok: bool,
     version: &'static str,
     pub(super) started_at: jiff::Timestamp,
-    plan: Plan,
-    pub(super) updates: Updates,
+    plan: Arguments,
+    updates: Updates,
     deliveries: Deliveries,
     /// From the due time of an update to its arrival at a socket that is not a slow client.
     pub(super) latency: Latencies,
-    pub(super) slow_latency: Latencies,
-    pub(super) sockets: ConnectionStats,
-    pub(super) storm: Option<Storm>,
+    slow_latency: Latencies,
+    sockets: ConnectionStats,
+    storm: Option<Storm>,
     /// Absent if the process of the hub is unknown.
     server: Option<Server>,
     /// Of the load generator while updates were sent. Close to 100% per thread, it limits the results.
     client: CpuUsage,
-    pub(super) checks: Checks,
+    checks: Checks,
     /// Quantiles of `latency`, each with its value in milliseconds.
     pub(super) percentiles: Vec<(f64, f64)>,
     pub(super) timeline: Vec<Sample>,
 }
 
-/// Parameters of the run.
-#[derive(Debug, Serialize)]
-struct Plan {
-    /// Whether the hub was started for the run.
-    own_hub: bool,
-    #[serde(flatten)]
-    arguments: Arguments,
-}
-
 /// Results of the scheduled updates.
 #[derive(Debug, Serialize)]
-pub(super) struct Updates {
+struct Updates {
     due: u64,
     /// Due, but not sent because all connections were waiting for responses.
     unsent: u64,
     /// Responses per second.
     per_second: f64,
     #[serde(flatten)]
-    pub stats: UpdateStats,
+    stats: UpdateStats,
 }
 
 /// Job frames received by current sockets while updates were sent.
@@ -74,13 +65,13 @@ struct Deliveries {
 
 /// Results of the reconnect storm.
 #[derive(Debug, Serialize)]
-pub(super) struct Storm {
+struct Storm {
     /// Sockets that became current again.
     sockets: u64,
     /// Time until the last of them was current.
     seconds: f64,
     #[serde(rename = "current")]
-    pub recovery: Latencies,
+    recovery: Latencies,
 }
 
 /// CPU time of a process while updates were sent.
@@ -111,14 +102,14 @@ pub(super) struct Server {
 
 /// Results of the verification.
 #[derive(Debug, Serialize)]
-pub(super) struct Checks {
+struct Checks {
     /// Subscriptions that were compared with the API.
     subscriptions: u64,
     /// Job frames that were checked.
     frames: u64,
     violations: u64,
     #[serde(flatten)]
-    pub by_kind: Violations,
+    by_kind: Violations,
 }
 
 /// Results of one sampling interval.
@@ -140,8 +131,7 @@ impl Report {
     /// Creates the report from the measurement and from what the sockets observed in all phases.
     pub(super) fn new(
         started_at: jiff::Timestamp,
-        arguments: &Arguments,
-        own_hub: bool,
+        arguments: Arguments,
         measurement: Measurement,
         all: SocketStats,
         server: Option<Server>,
@@ -157,10 +147,6 @@ impl Report {
             ok: violations == 0,
             version: env!("CARGO_PKG_VERSION"),
             started_at,
-            plan: Plan {
-                own_hub,
-                arguments: arguments.clone(),
-            },
             updates: Updates {
                 due,
                 unsent: due.saturating_sub(updates.answered() + updates.failures.count),
@@ -195,6 +181,7 @@ impl Report {
                 by_kind: all.violations,
             },
             timeline: measurement.timeline,
+            plan: arguments,
         }
     }
 
@@ -215,42 +202,45 @@ impl CpuUsage {
 }
 
 impl Server {
-    /// Creates the summary. `(before, idle)` is the usage before and after the sockets connected. Returns `None` if
-    /// the hub exited during the measurement.
+    /// Creates the summary from the usage before and after the sockets connected, and during the measurement. Returns
+    /// `None` if the process of the hub is unknown or has exited.
     pub(super) fn new(
-        pid: u32,
+        context: &Context,
         measurement: &Measurement,
-        (before, idle): (Usage, Usage),
-        sockets: u64,
+        before: Option<Usage>,
+        idle: Option<Usage>,
     ) -> Option<Self> {
         let (start, end) = measurement.hub?;
-        let (before, idle) = (before.memory_bytes, idle.memory_bytes);
+        let (before, idle) = (before?.memory_bytes, idle?.memory_bytes);
+        let per_connection = idle.saturating_sub(before) as f64 / context.arguments.sockets as f64;
         let samples = measurement.timeline.iter();
         let samples = samples.filter_map(|sample| sample.memory_bytes);
         Some(Self {
-            pid,
+            pid: context.pid?,
             cpu: CpuUsage::new(start, end, measurement.sockets.deliveries),
             cpu_us_per_update: micros_per(end.since(&start).0, measurement.updates.answered()),
             memory_before_bytes: before,
             memory_idle_bytes: idle,
-            memory_per_connection_bytes: (idle.saturating_sub(before) as f64 / sockets as f64)
-                .round(),
+            memory_per_connection_bytes: per_connection.round(),
             memory_peak_bytes: samples.fold(idle.max(end.memory_bytes), u64::max),
         })
     }
 }
 
-impl fmt::Display for Sample {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:.0} updates/s  {:.0} deliveries/s  p50 {:.2} ms  p99 {:.2} ms",
-            self.updates_per_second, self.deliveries_per_second, self.p50_ms, self.p99_ms
-        )?;
-        if let (Some(cpu), Some(memory)) = (self.cpu_percent, self.memory_bytes) {
-            write!(f, "  hub {cpu:.0}% {:.0} MiB", memory as f64 / 1_048_576.0)?;
-        }
-        Ok(())
+impl Sample {
+    /// Returns the sample as one line of progress.
+    pub fn summary(&self) -> String {
+        let usage = self.cpu_percent.zip(self.memory_bytes);
+        let usage = usage
+            .map(|(cpu, memory)| format!("  hub {cpu:.0}% {:.0} MiB", memory as f64 / 1_048_576.0));
+        format!(
+            "{:.0} updates/s  {:.0} deliveries/s  p50 {:.2} ms  p99 {:.2} ms{}",
+            self.updates_per_second,
+            self.deliveries_per_second,
+            self.p50_ms,
+            self.p99_ms,
+            usage.unwrap_or_default()
+        )
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -15,12 +14,12 @@ use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{Error, Message, error::ProtocolError};
 
-use super::client::{WebSocket, open_websocket};
 use super::context::Context;
 use super::messages::{self, Document, ServerMessage};
 use super::schedule::Schedule;
 use super::stats::SocketStats;
 use super::subscription_state::{FinalState, FrameCheck, SubscriptionState};
+use super::target::WebSocket;
 
 /// Maximum jobs in one `subscribe` message. The hub accepts messages of up to 16 KiB.
 const MAX_JOBS_PER_SUBSCRIBE: usize = 128;
@@ -77,14 +76,6 @@ enum ConnectReason {
     Storm(Instant),
 }
 
-/// End of a connection.
-enum ConnectionEnd {
-    /// Ended by this client, because of a command or of churn.
-    Client,
-    /// Closed by the hub, with its close code.
-    Hub(u16),
-}
-
 impl Socket {
     /// Creates socket number `nth`.
     pub fn new(nth: u64, group: Rc<SocketGroup>) -> Self {
@@ -109,7 +100,6 @@ impl Socket {
     pub async fn run(mut self, start: Instant) {
         sleep_until(start.into()).await;
         let group = self.group.clone();
-        let counts = &group.context.counts;
         let mut commands = group.commands.clone();
         let mut failures = 0;
         // The sender is dropped when the run is aborted.
@@ -121,11 +111,11 @@ impl Socket {
                     return;
                 }
                 Command::Disconnect => {
-                    counts.disconnected.fetch_add(1, Relaxed);
+                    group.stats.lock().disconnected += 1;
                     if commands.changed().await.is_err() {
                         return;
                     }
-                    counts.disconnected.fetch_sub(1, Relaxed);
+                    group.stats.lock().disconnected -= 1;
                     if let Command::Reconnect(since) = *commands.borrow() {
                         self.reason = ConnectReason::Storm(since);
                     }
@@ -136,16 +126,16 @@ impl Socket {
             // Boxed, so that idle sockets do not reserve memory for the state of a handshake.
             match Box::pin(self.connect()).await {
                 Ok(socket) => {
-                    counts.connected.fetch_add(1, Relaxed);
-                    let end = self.receive_until_end(socket, &mut commands).await;
-                    counts.connected.fetch_sub(1, Relaxed);
+                    group.stats.lock().connected += 1;
+                    let close_code = self.receive_until_end(socket, &mut commands).await;
+                    group.stats.lock().connected -= 1;
                     self.reason = ConnectReason::Resume;
                     // A handshake alone is not a success: a hub over its capacity closes the connection after it.
                     if std::mem::take(&mut self.is_current) {
-                        counts.current.fetch_sub(1, Relaxed);
+                        group.stats.lock().current -= 1;
                         failures = 0;
                     }
-                    let ConnectionEnd::Hub(code) = end else {
+                    let Some(code) = close_code else {
                         continue;
                     };
                     group.stats.lock().connections.closed.record(code);
@@ -168,7 +158,8 @@ impl Socket {
         let _permit = context.handshakes.acquire().await;
         self.connect_started = Instant::now();
         let connect = async {
-            let socket = open_websocket(&context.target, self.nth, self.is_slow, &context.bearer);
+            let (nth, is_slow) = (self.nth, self.is_slow);
+            let socket = context.target.open_websocket(nth, is_slow, &context.bearer);
             let mut socket = socket.await?;
             let (start, end) = (self.connect_started, Instant::now());
             group.stats.lock().connections.handshake.record(start, end);
@@ -187,11 +178,12 @@ impl Socket {
         connected.context("WebSocket handshake timed out")?
     }
 
+    /// Returns the close code if the hub closed the connection, and `None` if a command or churn ended it.
     async fn receive_until_end(
         &mut self,
         mut socket: WebSocket,
         commands: &mut watch::Receiver<Command>,
-    ) -> ConnectionEnd {
+    ) -> Option<u16> {
         let arguments = &self.group.clone().context.arguments;
         let mut is_quiesced = matches!(*commands.borrow(), Command::Quiesce);
         let may_churn = arguments.churn > 0.0 && matches!(*commands.borrow(), Command::Connect);
@@ -207,7 +199,7 @@ impl Socket {
                     let mut message = Some(message);
                     while let Some(received) = message {
                         if let Err(code) = self.process(received) {
-                            return ConnectionEnd::Hub(code);
+                            return Some(code);
                         }
                         if !self.is_slow || is_quiesced || !self.is_current {
                             break;
@@ -218,14 +210,14 @@ impl Socket {
                     }
                 }
                 changed = commands.changed() => match (changed, &*commands.borrow()) {
-                    (Err(_), _) | (_, Command::Disconnect | Command::Verify(_)) => return ConnectionEnd::Client,
+                    (Err(_), _) | (_, Command::Disconnect | Command::Verify(_)) => return None,
                     (_, Command::Quiesce) => (is_quiesced, paused_until) = (true, None),
                     (_, Command::Connect | Command::Reconnect(_)) => {}
                 },
                 () = sleep_until(paused_until.unwrap_or_else(Instant::now).into()), if paused_until.is_some() => {
                     paused_until = None;
                 }
-                () = &mut churn, if may_churn && !is_quiesced => return ConnectionEnd::Client,
+                () = &mut churn, if may_churn && !is_quiesced => return None,
             }
         }
     }
@@ -304,7 +296,7 @@ impl Socket {
         }
         if !self.is_done && self.state.is_done() {
             self.is_done = true;
-            self.group.context.counts.done.fetch_add(1, Relaxed);
+            stats.done += 1;
         }
     }
 
@@ -314,7 +306,7 @@ impl Socket {
             return;
         }
         self.is_current = true;
-        self.group.context.counts.current.fetch_add(1, Relaxed);
+        stats.current += 1;
         let (latencies, since) = match self.reason {
             ConnectReason::First => (&mut stats.connections.initial_sync, self.connect_started),
             ConnectReason::Resume => (&mut stats.connections.resume, self.connect_started),

@@ -19,6 +19,8 @@ use super::stats::SocketStats;
 pub(super) struct SocketPool {
     commands: watch::Sender<Command>,
     stats: Vec<Arc<Mutex<SocketStats>>>,
+    /// Sum of all statistics that were taken.
+    pub total: SocketStats,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -31,6 +33,7 @@ impl SocketPool {
         let mut pool = Self {
             commands: watch::Sender::new(Command::Connect),
             stats: Vec::new(),
+            total: SocketStats::default(),
             threads: Vec::new(),
         };
         let start = Instant::now();
@@ -67,22 +70,23 @@ impl SocketPool {
     }
 
     /// Returns the statistics since the previous call.
-    pub fn take_stats(&self) -> SocketStats {
+    pub fn take_stats(&mut self) -> SocketStats {
         let mut sum = SocketStats::default();
         for stats in &self.stats {
             sum += std::mem::take(&mut *stats.lock());
         }
+        self.total += sum.clone();
         sum
     }
 
-    /// Waits for all threads, which end after [`Command::Verify`]. Returns the remaining statistics.
+    /// Waits for all threads, which end after [`Command::Verify`]. Returns the statistics of the run.
     pub async fn join(mut self) -> SocketStats {
         let threads = std::mem::take(&mut self.threads);
         let join = move || threads.into_iter().all(|thread| thread.join().is_ok());
         let has_joined = tokio::task::spawn_blocking(join).await.unwrap_or(false);
-        let mut stats = self.take_stats();
+        self.take_stats();
         // The sockets of a thread that panicked have not been verified.
-        stats.violations.not_final += u64::from(!has_joined);
-        stats
+        self.total.violations.not_final += u64::from(!has_joined);
+        self.total
     }
 }

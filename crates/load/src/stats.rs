@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use derive_more::AddAssign;
@@ -15,15 +14,6 @@ use serde::{Serialize, Serializer};
 
 /// Longest duration that a histogram distinguishes from longer ones: one hour.
 const MAX_RECORDED_MICROS: u64 = 3_600_000_000;
-
-/// Quantiles of a latency in reports: field of the JSON output, heading of tables, and quantile.
-pub(super) const COLUMNS: [(&str, &str, f64); 5] = [
-    ("p50_ms", "p50", 0.5),
-    ("p90_ms", "p90", 0.9),
-    ("p99_ms", "p99", 0.99),
-    ("p999_ms", "p99.9", 0.999),
-    ("max_ms", "max", 1.0),
-];
 
 /// Durations in microseconds with three significant digits.
 #[derive(Clone, Debug)]
@@ -58,11 +48,6 @@ impl Latencies {
         self.0.value_at_quantile(quantile) as f64 / 1000.0
     }
 
-    /// Returns the quantiles of [`COLUMNS`] in milliseconds.
-    pub fn columns(&self) -> [f64; COLUMNS.len()] {
-        COLUMNS.map(|(_, _, quantile)| self.quantile(quantile))
-    }
-
     /// Returns the maximum in milliseconds.
     pub fn max(&self) -> f64 {
         self.quantile(1.0)
@@ -78,12 +63,14 @@ impl AddAssign for Latencies {
 
 impl Serialize for Latencies {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(2 + COLUMNS.len()))?;
+        let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("count", &self.count())?;
         map.serialize_entry("mean_ms", &rounded(self.0.mean() / 1000.0))?;
-        for ((field, ..), ms) in COLUMNS.iter().zip(self.columns()) {
-            map.serialize_entry(field, &ms)?;
-        }
+        map.serialize_entry("p50_ms", &self.quantile(0.5))?;
+        map.serialize_entry("p90_ms", &self.quantile(0.9))?;
+        map.serialize_entry("p99_ms", &self.quantile(0.99))?;
+        map.serialize_entry("p999_ms", &self.quantile(0.999))?;
+        map.serialize_entry("max_ms", &self.max())?;
         map.end()
     }
 }
@@ -133,7 +120,7 @@ impl AddAssign for CloseCodes {
     }
 }
 
-/// Deliveries that break a guarantee of the protocol.
+/// Deliveries that break a guarantee of the protocol. `rows.txt` describes each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, AddAssign, Serialize)]
 pub(super) struct Violations {
     /// Frames whose version was not higher than the one the socket had.
@@ -159,38 +146,23 @@ pub(super) struct Violations {
 }
 
 impl Violations {
-    /// Returns each count with its description.
-    pub fn described(&self) -> [(u64, &'static str); 7] {
-        // The pattern names every field, so that a new one cannot be omitted.
-        let Self {
-            regressions,
-            unexpected,
-            malformed,
-            rejected,
-            behind,
-            sockets_behind: _,
-            ahead,
-            not_final,
-        } = *self;
-        [
-            (regressions, "frames whose version did not increase"),
-            (unexpected, "frames of jobs that were not subscribed"),
-            (malformed, "malformed messages"),
-            (rejected, "rejected subscriptions or error messages"),
-            (behind, "subscriptions without the last version"),
-            (ahead, "subscriptions with a version that the hub never had"),
-            (not_final, "missing or spurious final versions"),
-        ]
-    }
-
     pub fn sum(&self) -> u64 {
-        self.described().iter().map(|(count, _)| count).sum()
+        let frames = self.regressions + self.unexpected + self.malformed + self.rejected;
+        frames + self.behind + self.ahead + self.not_final
     }
 }
 
 /// Observations of the sockets of one thread.
 #[derive(Clone, Default, AddAssign)]
 pub(super) struct SocketStats {
+    /// Connected sockets. The sum since the start of the run is the number at this moment, as for the next three.
+    pub connected: i64,
+    /// Sockets that are disconnected by [`Command::Disconnect`](super::socket::Command::Disconnect).
+    pub disconnected: i64,
+    /// Sockets that received the newest version of every subscribed job on this connection.
+    pub current: i64,
+    /// Sockets that received the final version of every subscribed job.
+    pub done: i64,
     /// Job frames received.
     pub frames: u64,
     /// Bytes of all messages received, without frame headers.
@@ -248,18 +220,6 @@ impl UpdateStats {
     pub fn answered(&self) -> u64 {
         self.applied + self.unchanged
     }
-}
-
-/// Number of sockets per state, at this moment.
-#[derive(Default)]
-pub(super) struct SocketCounts {
-    pub connected: AtomicU64,
-    /// Disconnected by [`Command::Disconnect`](super::socket::Command::Disconnect).
-    pub disconnected: AtomicU64,
-    /// Received the newest version of every subscribed job on this connection.
-    pub current: AtomicU64,
-    /// Received the final version of every subscribed job.
-    pub done: AtomicU64,
 }
 
 /// Rounds to three decimals.

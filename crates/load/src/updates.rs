@@ -1,40 +1,26 @@
-//! Updates of a run, sent as worker requests or as signed webhooks.
+//! Jobs and updates of a run, sent as worker requests or as signed webhooks.
 //!
 //! Invariant: every update method sends the same content, so their costs are comparable.
 
 use anyhow::Result;
 use jiff::Timestamp;
 use progress_hub_auth::signature::{Key, Scheme};
+use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::arguments::{ArgumentErrors, Arguments, MAX_METADATA_BYTES, UpdateMethod};
-use super::client::send;
-use super::context::OWNER;
+use super::arguments::{ArgumentErrors, MAX_METADATA_BYTES, UpdateMethod};
+use super::context::{Context, OWNER};
 use super::schedule::{STORM_PROGRESS, Schedule};
-use super::target::Target;
-
-/// Registers jobs and sends their updates.
-pub(super) struct UpdateSender {
-    target: Target,
-    method: UpdateMethod,
-    provider: String,
-    /// Distinguishes the provider tasks of this run from those of other runs.
-    run_id: String,
-    signer: Option<(Scheme, Key)>,
-    worker_token: SecretString,
-    metadata: Value,
-    /// Text after the stage that pads a document to the requested size.
-    padding: String,
-}
+use super::target::send;
 
 /// Content of an update.
 #[derive(Clone, Copy)]
 pub(super) enum UpdateKind {
-    /// Update number `number` of the schedule.
+    /// Update number `number` of the schedule, with its progress.
     Scheduled { number: u64, progress: f64 },
     /// Change while all sockets are disconnected by a reconnect storm.
     Storm,
@@ -42,64 +28,28 @@ pub(super) enum UpdateKind {
     Final,
 }
 
-impl UpdateSender {
-    /// # Errors
-    /// The webhook secret is missing or does not have the format that the update method requires.
-    pub fn new(
-        target: Target,
-        arguments: &Arguments,
-        worker_token: SecretString,
-        webhook_secret: Option<SecretString>,
-    ) -> Result<Self, ArgumentErrors> {
-        let padding = arguments.padding as usize;
-        let in_metadata = padding.min(MAX_METADATA_BYTES);
-        Ok(Self {
-            target,
-            method: arguments.by,
-            provider: arguments.provider.clone(),
-            run_id: format!("{:016x}", rand::random::<u64>()),
-            signer: signer(arguments.by, webhook_secret)?,
-            worker_token,
-            metadata: if in_metadata == 0 {
-                json!({})
-            } else {
-                json!({ "padding": "x".repeat(in_metadata) })
-            },
-            padding: "x".repeat(padding - in_metadata),
-        })
-    }
-
-    fn task_id(&self, job: u32) -> String {
-        format!("load-{}-{job}", self.run_id)
-    }
-
-    /// Sends a request with the token of a worker.
-    async fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T> {
-        let request = self
-            .target
-            .post(path)
-            .bearer_auth(self.worker_token.expose_secret());
-        send(request.json(body)).await
-    }
-
+impl Context {
     /// Registers a job and returns its id.
-    pub async fn register(&self, job: u32) -> Result<String> {
+    pub async fn register(&self, job: u32) -> Result<Box<str>> {
         #[derive(Deserialize)]
         struct Registered {
-            id: String,
+            id: Box<str>,
         }
-        let mut body = json!({ "owner": OWNER, "metadata": self.metadata });
+        let mut body = json!({ "owner": OWNER, "metadata": {} });
+        let padding = (self.arguments.padding as usize).min(MAX_METADATA_BYTES);
+        if padding > 0 {
+            body["metadata"]["padding"] = json!("x".repeat(padding));
+        }
         if self.signer.is_some() {
-            body["provider"] = json!(self.provider);
+            body["provider"] = json!(self.arguments.provider);
             body["provider_task_id"] = json!(self.task_id(job));
         }
         let registered: Registered = self.post("/v1/jobs", &body).await?;
         Ok(registered.id)
     }
 
-    /// Sends an update of the job with number `job` and id `id`. Returns whether it was applied. If not, the hub
-    /// already had this or a later state.
-    pub async fn send(&self, job: u32, id: &str, kind: UpdateKind) -> Result<bool> {
+    /// Sends an update of a job. Returns whether it was applied. If not, the hub already had this or a later state.
+    pub async fn update(&self, job: u32, kind: UpdateKind) -> Result<bool> {
         #[derive(Deserialize)]
         struct Response {
             applied: bool,
@@ -121,31 +71,45 @@ impl UpdateSender {
             let body = body.to_string();
             let message_id = format!("msg_{:032x}", rand::random::<u128>());
             let headers = scheme.sign(key, &message_id, body.as_bytes(), Timestamp::now())?;
-            let request = self.target.post(&format!("/v1/webhooks/{}", self.provider));
-            let request = request.header(CONTENT_TYPE, "application/json").body(body);
-            let request = headers.into_iter().fold(request, |request, (name, value)| {
-                request.header(name, value)
-            });
-            send(request).await?
+            let path = format!("/v1/webhooks/{}", self.arguments.provider);
+            let request = self.target.request(Method::POST, &path);
+            let mut request = request.header(CONTENT_TYPE, "application/json");
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            send(request.body(body)).await?
         } else {
-            self.post(&format!("/v1/jobs/{id}/updates"), &body).await?
+            let path = format!("/v1/jobs/{}/updates", self.job_id(job));
+            self.post(&path, &body).await?
         };
         Ok(response.applied)
     }
 
+    /// Sends a request with the token of a worker.
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T> {
+        let request = self.target.request(Method::POST, path).json(body);
+        send(request.bearer_auth(self.worker_token.expose_secret())).await
+    }
+
+    fn task_id(&self, job: u32) -> String {
+        format!("load-{}-{job}", self.run_id)
+    }
+
     fn running(&self, progress: f64, stage: &str) -> Value {
-        let status = if self.method == UpdateMethod::Push {
-            "running"
-        } else {
+        let status = if self.signer.is_some() {
             "processing"
+        } else {
+            "running"
         };
-        let stage = format!("{stage} {}", self.padding);
+        // Padding that exceeds the metadata.
+        let padding = (self.arguments.padding as usize).saturating_sub(MAX_METADATA_BYTES);
+        let stage = format!("{stage} {}", "x".repeat(padding));
         json!({ "status": status, "progress": progress, "stage": stage.trim_end() })
     }
 }
 
 /// Returns the signature scheme of webhooks and its key, or `None` for worker requests.
-fn signer(
+pub(super) fn signer(
     method: UpdateMethod,
     secret: Option<SecretString>,
 ) -> Result<Option<(Scheme, Key)>, ArgumentErrors> {
