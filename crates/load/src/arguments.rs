@@ -36,7 +36,7 @@ pub enum UpdateMethod {
 /// Flags of `progress-hub load`. Serialized, they are the plan of a report.
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct Arguments {
-    /// Whether the hub was started for the run
+    /// Whether the hub was started for the run. Set by the run.
     #[arg(skip)]
     pub(super) own_hub: bool,
     /// Hub to test, such as http://127.0.0.1:8080 [default: a hub that is started for the run]

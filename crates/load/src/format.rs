@@ -56,3 +56,20 @@ impl Report {
         Ok(environment.get_template(template)?.render(context)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::stats::Violations;
+
+    #[test]
+    fn every_kind_of_violation_is_described() {
+        let mut kinds = serde_json::to_value(Violations::default()).unwrap();
+        let kinds = kinds.as_object_mut().unwrap();
+        // Not a violation of its own.
+        kinds.remove("sockets_behind").unwrap();
+        for kind in kinds.keys() {
+            let row = format!("[\"{kind}\", ");
+            assert!(include_str!("rows.txt").contains(&row), "{kind}");
+        }
+    }
+}

@@ -82,7 +82,7 @@ impl Target {
             .resolve(url.host_str().unwrap_or_default(), address);
         Ok(Self {
             sources: if has_sources { sources } else { 1 },
-            client: client.build()?,
+            client: client.build().context("cannot create the HTTP client")?,
             url,
             address,
         })
