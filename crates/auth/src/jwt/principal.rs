@@ -52,27 +52,13 @@ impl Scope {
 /// An authenticated caller. Only [`Verifier`](super::Verifier) creates one.
 #[derive(Debug, Clone)]
 pub struct Principal {
-    subject: String,
-    scopes: BTreeSet<Scope>,
-    jobs: Option<BTreeSet<String>>,
-    expires_at: Timestamp,
+    pub(super) subject: String,
+    pub(super) scopes: BTreeSet<Scope>,
+    pub(super) jobs: Option<BTreeSet<String>>,
+    pub(super) expires_at: Timestamp,
 }
 
 impl Principal {
-    pub(super) fn new(
-        subject: String,
-        scopes: BTreeSet<Scope>,
-        jobs: Option<BTreeSet<String>>,
-        expires_at: Timestamp,
-    ) -> Self {
-        Self {
-            subject,
-            scopes,
-            jobs,
-            expires_at,
-        }
-    }
-
     /// Returns the `sub` claim, which becomes the owner of submitted jobs. Never empty.
     pub fn subject(&self) -> &str {
         &self.subject

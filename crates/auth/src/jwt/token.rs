@@ -110,19 +110,9 @@ impl<'t> UnverifiedToken<'t> {
     /// was selected by its id is permanent.
     #[must_use]
     pub fn may_verify_with_newer_keys(&self, error: &TokenError) -> bool {
-        match error {
-            TokenError::Algorithm | TokenError::UnknownKey => true,
-            TokenError::Signature => self.key_id.is_none(),
-            TokenError::Missing
-            | TokenError::TooLong
-            | TokenError::Malformed
-            | TokenError::UnsupportedCriticalHeader
-            | TokenError::MissingClaim(_)
-            | TokenError::Expired
-            | TokenError::NotYetValid
-            | TokenError::Issuer
-            | TokenError::Audience
-            | TokenError::KeysUnavailable { .. } => false,
+        match self.key_id {
+            None if *error == TokenError::Signature => true,
+            _ => matches!(error, TokenError::Algorithm | TokenError::UnknownKey),
         }
     }
 }

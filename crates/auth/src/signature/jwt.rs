@@ -44,7 +44,7 @@ impl Jwt {
         if token.uses_shared_secret() {
             return Err(malformed());
         }
-        let keys = || keys.iter().filter_map(Key::token);
+        let keys = || keys.iter().filter_map(Key::published);
         if keys().next().is_none() {
             return Err(SignatureError::NoKeyConfigured);
         }

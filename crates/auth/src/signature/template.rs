@@ -54,6 +54,13 @@ impl Template {
         Ok(Self(parts))
     }
 
+    /// Returns the template of two headers and the body, joined by dots.
+    pub(super) fn headers_and_body(names: [&str; 2]) -> Self {
+        let dotted = |name: &str| [Part::Header(name.to_owned()), Part::Text(".".to_owned())];
+        let headers = names.into_iter().flat_map(dotted);
+        Self(headers.chain([Part::Body]).collect())
+    }
+
     pub(super) fn covers_body(&self) -> bool {
         self.has(&Part::Body) || self.has(&Part::BodyDigest)
     }
