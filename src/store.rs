@@ -58,16 +58,20 @@ pub trait Store: JobStore + WorkQueues + ChangeSource + BudgetStore + SharedStat
 }
 
 /// Small named values that all nodes share, such as circuit breaker snapshots.
+///
+/// The default implementation is that of a single node, which has no other node to share with.
 #[async_trait]
 pub trait SharedState: Send + Sync + 'static {
     /// Stores `value` under `name`, replaces the previous value, and publishes
     /// [`StoreEvent::SharedStateChanged`] to every node.
-    ///
-    /// A single-node engine ignores the call, because no other node reads the value.
-    async fn put_shared_state(&self, name: &str, value: &str) -> Result<(), Error>;
+    async fn put_shared_state(&self, _name: &str, _value: &str) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Returns all stored values with their names, in no particular order.
-    async fn shared_states(&self) -> Result<Vec<(String, String)>, Error>;
+    async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {
+        Ok(Vec::new())
+    }
 }
 
 /// How long jobs are kept.
@@ -135,8 +139,10 @@ pub fn open(
             let store = sqlite::SqliteStore::open(&config.url, retention, listener.on_event)?;
             Ok(Arc::new(store))
         }
-        Engine::Redis => Ok(Arc::new(redis::RedisStore::open(
-            config, retention, listener,
-        )?)),
+        Engine::Redis => {
+            let timeouts = redis::Timeouts::default();
+            let store = redis::RedisStore::open(config, retention, listener, timeouts)?;
+            Ok(Arc::new(store))
+        }
     }
 }

@@ -30,13 +30,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fred::interfaces::{ClientLike, HashesInterface};
+use fred::types::{FromValue, Value};
 
 use self::connection::Connections;
 use self::endpoint::Endpoint;
 pub use self::endpoint::Timeouts;
 use self::keys::{KeyNames, Partition};
 use self::pubsub::Subscriber;
-use self::scripts::PUT_SHARED_STATE;
+use self::scripts::{PUT_SHARED_STATE, Script};
 use super::{ChangeListener, ChangeSource, Error, Retention, SharedState, Store};
 use crate::config::StoreConfig;
 use crate::job::Topic;
@@ -58,25 +59,13 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// Opens a store with the default [`Timeouts`].
+    /// Opens a store.
     ///
     /// The connection is established in the background. Must be called within a Tokio runtime.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the URL is invalid or there is no runtime.
     pub fn open(
-        config: &StoreConfig,
-        retention: Retention,
-        listener: ChangeListener,
-    ) -> Result<Self, Error> {
-        Self::open_with_timeouts(config, retention, listener, Timeouts::default())
-    }
-
-    /// Opens a store like [`RedisStore::open`], with other timeouts.
-    ///
-    /// # Errors
-    /// As [`RedisStore::open`].
-    pub fn open_with_timeouts(
         config: &StoreConfig,
         retention: Retention,
         listener: ChangeListener,
@@ -95,11 +84,19 @@ impl RedisStore {
             retention,
         })
     }
-}
 
-impl RedisStore {
     fn partition_for(&self, name: &str) -> Partition<'_> {
         self.connections.keys.partition_for(name)
+    }
+
+    /// Runs a script, as [`Connections::run`] does.
+    async fn run<R: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        args: Vec<Value>,
+    ) -> Result<R, Error> {
+        self.connections.run(script, keys, args).await
     }
 }
 
@@ -149,14 +146,12 @@ impl SharedState for RedisStore {
         let partition = self.connections.keys.partition(0);
         let keys = vec![partition.shared_state(), partition.shared_state_channel()];
         let args = vec![
-            self.connections.publish_command().into(),
+            self.connections.publish_command.into(),
             name.into(),
             value.into(),
             self.shared_key_ttl().into(),
         ];
-        self.connections
-            .run_script(&PUT_SHARED_STATE, keys, args)
-            .await
+        self.run(&PUT_SHARED_STATE, keys, args).await
     }
 
     async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {

@@ -22,14 +22,15 @@ use jiff::Timestamp;
 
 use claims::Claims;
 
-pub use claims::ClaimRequirements;
+pub(crate) use claims::ClaimRequirements;
 pub use config::AuthConfig;
 pub use jwks::{Fetch, FetchError, Jwks, JwksUnavailable};
 pub use keys::VerifyingKey;
 pub use minter::{MintError, MintedToken, Minter};
-pub use principal::{Principal, Scope, UnknownScope};
+pub use principal::{Principal, Scope};
 pub use provider_token::hs256;
-pub use token::{MAX_TOKEN_BYTES, UnverifiedToken};
+pub use token::MAX_TOKEN_BYTES;
+pub(crate) use token::UnverifiedToken;
 
 /// Reason for rejecting a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

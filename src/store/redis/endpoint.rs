@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use fred::clients::Client;
+use fred::clients::{Client, Pool};
 use fred::prelude::{Builder, Config, ReconnectPolicy, ServerConfig, TlsConfig, TlsConnector};
 use fred::types::RespVersion;
-use fred::types::config::{ClusterDiscoveryPolicy, Server, UnresponsiveConfig};
+use fred::types::config::{ClusterDiscoveryPolicy, Options, Server, UnresponsiveConfig};
 use url::Url;
 
 /// Timeout for a TCP connection and the handshake on it.
@@ -123,19 +123,20 @@ impl Endpoint {
         self.config.server.is_clustered()
     }
 
-    /// Returns a client for commands. It is not connected yet, and reconnects after every loss.
-    pub(super) fn client(&self) -> Result<Client, fred::error::Error> {
-        self.build_client(COMMAND_CLIENT_BUFFER)
+    /// Returns clients for commands. They are not connected yet, and reconnect after every loss.
+    pub(super) fn pool(&self, size: usize) -> Result<Pool, fred::error::Error> {
+        self.builder(COMMAND_CLIENT_BUFFER).build_pool(size)
     }
 
-    /// Returns a client like [`Endpoint::client`], with a buffer for pub/sub messages.
+    /// Returns a client like those of [`Endpoint::pool`], with a buffer for pub/sub messages.
     pub(super) fn subscriber_client(&self) -> Result<Client, fred::error::Error> {
-        self.build_client(SUBSCRIBER_BUFFER)
+        self.builder(SUBSCRIBER_BUFFER).build()
     }
 
-    fn build_client(&self, message_buffer: usize) -> Result<Client, fred::error::Error> {
+    fn builder(&self, message_buffer: usize) -> Builder {
         let timeouts = self.timeouts;
-        Builder::from_config(self.config.clone())
+        let mut builder = Builder::from_config(self.config.clone());
+        builder
             .set_policy(ReconnectPolicy::new_exponential(
                 0,
                 MIN_RECONNECT_DELAY_MS,
@@ -157,8 +158,18 @@ impl Endpoint {
                 connection.internal_command_timeout = CONNECT_TIMEOUT;
                 connection.reconnect_on_auth_error = true;
                 connection.tcp.nodelay = Some(true);
-            })
-            .build()
+            });
+        builder
+    }
+}
+
+/// Returns the options of a command that is sent once, and not queued while the server is unavailable.
+pub(super) fn fail_fast(timeout: Duration) -> Options {
+    Options {
+        max_attempts: Some(1),
+        timeout: Some(timeout),
+        fail_fast: true,
+        ..Options::default()
     }
 }
 

@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::Timeouts;
+use super::endpoint::{Timeouts, fail_fast};
 
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -79,11 +79,8 @@ async fn is_unhealthy(client: &Client, limit: Duration) -> bool {
     };
     let checks = servers.into_iter().map(async |cluster_node| {
         let options = Options {
-            max_attempts: Some(1),
-            timeout: Some(limit),
-            fail_fast: true,
             cluster_node,
-            ..Options::default()
+            ..fail_fast(limit)
         };
         let role = CustomCommand::new_static("ROLE", ClusterHash::Random, false);
         let reply: Result<Vec<Value>, RedisError> =

@@ -79,11 +79,11 @@ impl RedisStore {
             partition.poll_queue(),
             partition.submit_queue(&provider),
             partition.expiry_queue(),
-            partition.jobs(None),
-            partition.active_jobs(None),
+            partition.all_jobs(),
+            partition.all_active_jobs(),
         ];
         let args = vec![id.into(), now.millis().into()];
-        let deleted: usize = self.connections.run_script(&DELETE_JOB, keys, args).await?;
+        let deleted: usize = self.run(&DELETE_JOB, keys, args).await?;
 
         if let Ok(job) = JobId::parse(id) {
             if !task.is_empty() {
@@ -96,10 +96,10 @@ impl RedisStore {
             }
         }
         let owned = self.partition_for(&owner);
-        for index in [owned.jobs(Some(&owner)), owned.active_jobs(Some(&owner))] {
+        for index in [owned.owner_jobs(&owner), owned.owner_active_jobs(&owner)] {
             let () = client.zrem(index, id).await?;
         }
-        self.release_slot(&provider, id).await?;
+        self.release_slot(Some(&provider), id).await?;
         Ok(deleted)
     }
 }

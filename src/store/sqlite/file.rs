@@ -60,25 +60,11 @@ impl Location {
     ///
     /// Returns the lock too. The caller must hold it while any connection is open.
     pub(super) fn open(&self) -> Result<(Connection, Option<File>), Error> {
-        match self {
-            Self::Memory => {
-                let db = Connection::open_in_memory();
-                let db = db.map_err(|error| self.unavailable(&error))?;
-                prepare(&db).map_err(|error| self.unavailable(&error))?;
-                Ok((db, None))
-            }
-            Self::File(path) => {
-                let lock = self.lock(path)?;
-                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-                    | OpenFlags::SQLITE_OPEN_CREATE
-                    | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let db = Connection::open_with_flags(path, flags);
-                let db = db.map_err(|error| self.unavailable(&error))?;
-                self.check_schema(&db)?;
-                prepare(&db).map_err(|error| self.unavailable(&error))?;
-                Ok((db, Some(lock)))
-            }
-        }
+        let opened = match self {
+            Self::Memory => open_memory().map(|db| (db, None)),
+            Self::File(path) => open_file(path).map(|(db, lock)| (db, Some(lock))),
+        };
+        self.named(opened)
     }
 
     /// Opens a connection that reads beside the writer, or returns `None` for a database in
@@ -87,57 +73,75 @@ impl Location {
         let Self::File(path) = self else {
             return Ok(None);
         };
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(path, flags);
-        let db = db.map_err(|error| self.unavailable(&error))?;
-        configure(&db).map_err(|error| self.unavailable(&error))?;
-        Ok(Some(db))
+        self.named(open_connection(path, OpenFlags::SQLITE_OPEN_READ_ONLY))
+            .map(Some)
     }
 
-    fn lock(&self, path: &Path) -> Result<File, Error> {
-        let mut lock_path = path.as_os_str().to_owned();
-        lock_path.push(".lock");
-        let lock = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock_path)
-            .map_err(|error| self.unavailable(&error))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => {
-                Err(self.unavailable(&"database is in use by another process"))
-            }
-            Err(TryLockError::Error(error)) => Err(self.unavailable(&error)),
+    /// Adds the location to an error.
+    fn named<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        result.map_err(|error| match error {
+            Error::Unavailable(reason) => Error::Unavailable(format!("{self}: {reason}")),
+            Error::Corrupt(reason) => Error::Corrupt(format!("{self}: {reason}")),
+            Error::Overloaded => Error::Overloaded,
+        })
+    }
+}
+
+fn open_memory() -> Result<Connection, Error> {
+    let db = Connection::open_in_memory()?;
+    configure(&db)?;
+    prepare(&db)?;
+    Ok(db)
+}
+
+fn open_file(path: &Path) -> Result<(Connection, File), Error> {
+    let lock = lock(path)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+    let db = open_connection(path, flags)?;
+    check_schema(&db)?;
+    prepare(&db)?;
+    Ok((db, lock))
+}
+
+fn open_connection(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+    let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    configure(&db)?;
+    Ok(db)
+}
+
+fn lock(path: &Path) -> Result<File, Error> {
+    let unavailable = |error: std::io::Error| Error::Unavailable(error.to_string());
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false);
+    let lock = options.open(&lock_path).map_err(unavailable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::Error(error)) => Err(unavailable(error)),
+        Err(TryLockError::WouldBlock) => {
+            let reason = "database is in use by another process";
+            Err(Error::Unavailable(reason.to_owned()))
         }
     }
+}
 
-    /// Accepts an empty database and one of this program with a supported schema.
-    fn check_schema(&self, db: &Connection) -> Result<(), Error> {
-        let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
-        let found = number("SELECT count(*) FROM sqlite_schema").and_then(|entries| {
-            let application_id = number("PRAGMA application_id")?;
-            Ok((entries, application_id, number("PRAGMA user_version")?))
-        });
-        match found {
-            Ok((0, 0, 0) | (_, APPLICATION_ID, 1..=SCHEMA_VERSION)) => Ok(()),
-            Ok((_, APPLICATION_ID, version)) => Err(self.corrupt(&format!(
-                "schema version {version} is not supported, the latest is {SCHEMA_VERSION}"
-            ))),
-            Ok(_) => Err(self.corrupt("not a progress-hub database")),
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-                Err(self.corrupt("not an SQLite database"))
-            }
-            Err(error) => Err(self.unavailable(&error)),
+/// Accepts an empty database and one of this program with a supported schema.
+fn check_schema(db: &Connection) -> Result<(), Error> {
+    let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let entries = match number("SELECT count(*) FROM sqlite_schema") {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            return Err(Error::Corrupt("not an SQLite database".to_owned()));
         }
-    }
-
-    fn unavailable(&self, reason: &dyn std::fmt::Display) -> Error {
-        Error::Unavailable(format!("{self}: {reason}"))
-    }
-
-    fn corrupt(&self, reason: &str) -> Error {
-        Error::Corrupt(format!("{self}: {reason}"))
+        entries => entries?,
+    };
+    let application_id = number("PRAGMA application_id")?;
+    match (entries, application_id, number("PRAGMA user_version")?) {
+        (0, 0, 0) | (_, APPLICATION_ID, 1..=SCHEMA_VERSION) => Ok(()),
+        (_, APPLICATION_ID, version) => Err(Error::Corrupt(format!(
+            "schema version {version} is not supported, the latest is {SCHEMA_VERSION}"
+        ))),
+        _ => Err(Error::Corrupt("not a progress-hub database".to_owned())),
     }
 }
 
@@ -157,7 +161,6 @@ fn configure(db: &Connection) -> rusqlite::Result<()> {
 }
 
 fn prepare(db: &Connection) -> rusqlite::Result<()> {
-    configure(db)?;
     // FULL makes each transaction durable before it is acknowledged.
     db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
     let transaction = db.unchecked_transaction()?;

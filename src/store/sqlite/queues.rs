@@ -7,12 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, Row, ToSql, params};
+use async_trait::async_trait;
+use rusqlite::{Connection, Row, ToSql, params, params_from_iter};
 
-use super::{duration_millis, jobs, sql_limit};
+use super::{SqliteStore, duration_millis, jobs, sql_limit};
 use crate::job::{Job, JobId};
 use crate::store::codec::skip_corrupt;
-use crate::store::{CLAIM_LEASE, Error, Queue};
+use crate::store::{CLAIM_LEASE, Error, Queue, WorkQueues};
 use crate::time::{Time, deterministic_jitter};
 
 const COUNT_HELD_SLOTS: &str = "SELECT count(*) FROM jobs WHERE provider = ? AND holds_slot";
@@ -32,46 +33,61 @@ const NEXT_SUBMISSION: &str = "SELECT min(submit_claimable_at) FROM jobs
 
 const NEXT_POLL: &str = "SELECT min(poll_at) FROM jobs WHERE poll_at IS NOT NULL";
 
-/// An owned [`Queue`], to send it to another thread.
-#[derive(Clone, Debug)]
-pub(super) enum OwnedQueue {
-    Submit {
-        provider: String,
-        max_concurrent: usize,
-    },
-    Poll,
-}
+/// Parameters: job id, requested time, cool-down in milliseconds.
+const SCHEDULE_POLL: &str = "UPDATE jobs SET
+        poll_at = min(ifnull(poll_at, requested.at), requested.at),
+        poll_requested_at = min(ifnull(poll_requested_at, requested.at), requested.at)
+    FROM (SELECT max(?2, ifnull(last_polled_at + ?3, ?2)) AS at FROM jobs WHERE id = ?1)
+        AS requested
+    WHERE id = ?1 AND finished_at IS NULL";
 
-impl From<Queue<'_>> for OwnedQueue {
-    fn from(queue: Queue<'_>) -> Self {
-        match queue {
-            Queue::Submit {
-                provider,
-                max_concurrent,
-            } => Self::Submit {
-                provider: provider.to_owned(),
-                max_concurrent,
-            },
-            Queue::Poll => Self::Poll,
-        }
-    }
-}
-
-pub(super) fn claim(
-    db: &Connection,
-    queue: &OwnedQueue,
-    now: Time,
-    limit: usize,
-) -> Result<Vec<Arc<Job>>, Error> {
-    match queue {
-        OwnedQueue::Submit {
+#[async_trait]
+impl WorkQueues for SqliteStore {
+    async fn claim(
+        &self,
+        queue: Queue<'_>,
+        now: Time,
+        limit: usize,
+    ) -> Result<Vec<Arc<Job>>, Error> {
+        let Queue::Submit {
             provider,
             max_concurrent,
-        } => {
-            let limit = limit.min(free_slots(db, provider, *max_concurrent, now)?);
-            claim_submissions(db, provider, now, limit)
-        }
-        OwnedQueue::Poll => claim_polls(db, now, limit),
+        } = queue
+        else {
+            return self.write(move |db, _| claim_polls(db, now, limit)).await;
+        };
+        let provider = provider.to_owned();
+        self.write(move |db, _| {
+            let limit = limit.min(free_slots(db, &provider, max_concurrent, now)?);
+            claim_submissions(db, &provider, now, limit)
+        })
+        .await
+    }
+
+    async fn next_due(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
+        let (sql, provider) = match queue {
+            Queue::Submit { provider, .. } => (NEXT_SUBMISSION, Some(provider.to_owned())),
+            Queue::Poll => (NEXT_POLL, None),
+        };
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(sql)?;
+            let due = statement.query_row(params_from_iter(&provider), |row| row.get(0))?;
+            Ok(Option::map(due, Time::from_millis))
+        })
+        .await
+    }
+
+    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
+        let id = id.clone();
+        self.write(move |db, _| {
+            db.prepare_cached(SCHEDULE_POLL)?.execute((
+                id.as_str(),
+                at.millis(),
+                duration_millis(cool_down),
+            ))?;
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -177,38 +193,6 @@ fn reschedule(
         claimed.extend(skip_corrupt(job, &id)?);
     }
     Ok(claimed)
-}
-
-pub(super) fn next_due(db: &Connection, queue: &OwnedQueue) -> Result<Option<Time>, Error> {
-    let (sql, values): (_, &[&dyn ToSql]) = match queue {
-        OwnedQueue::Submit { provider, .. } => (NEXT_SUBMISSION, &[provider]),
-        OwnedQueue::Poll => (NEXT_POLL, &[]),
-    };
-    let due: Option<i64> = db
-        .prepare_cached(sql)?
-        .query_row(values, |row| row.get(0))?;
-    Ok(due.map(Time::from_millis))
-}
-
-pub(super) fn schedule_poll(
-    db: &Connection,
-    id: &JobId,
-    at: Time,
-    cool_down: Duration,
-) -> Result<(), Error> {
-    db.prepare_cached(
-        "UPDATE jobs SET poll_at = min(ifnull(poll_at, requested.at), requested.at),
-             poll_requested_at = min(ifnull(poll_requested_at, requested.at), requested.at)
-         FROM (SELECT max(?2, ifnull(last_polled_at + ?3, ?2)) AS at FROM jobs WHERE id = ?1)
-             AS requested
-         WHERE id = ?1 AND finished_at IS NULL",
-    )?
-    .execute(params![
-        id.as_str(),
-        at.millis(),
-        duration_millis(cool_down)
-    ])?;
-    Ok(())
 }
 
 /// Releases the claims of the previous process and schedules polls of its in-flight submissions.

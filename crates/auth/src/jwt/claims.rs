@@ -14,7 +14,7 @@ use super::principal::{Principal, Scope};
 
 /// The claims that the hub reads. Others are ignored.
 #[derive(Deserialize)]
-pub(super) struct Claims {
+pub(crate) struct Claims {
     #[serde(default, deserialize_with = "present")]
     sub: Option<String>,
     #[serde(default, deserialize_with = "present")]
@@ -39,14 +39,13 @@ where
 }
 
 /// Requirements on the claims of every token.
-#[derive(Debug, Clone)]
-pub struct ClaimRequirements {
+pub(crate) struct ClaimRequirements {
     /// Required `iss`. Not checked if `None`.
-    pub issuer: Option<String>,
+    pub(crate) issuer: Option<String>,
     /// Value that `aud` must equal or contain. Not checked if `None`.
-    pub audience: Option<String>,
+    pub(crate) audience: Option<String>,
     /// Clock skew that is tolerated for `exp` (required) and `nbf`.
-    pub leeway: Duration,
+    pub(crate) leeway: Duration,
 }
 
 impl ClaimRequirements {
@@ -72,7 +71,7 @@ impl ClaimRequirements {
     }
 
     /// Checks the claims and returns the time at which they expire.
-    pub(super) fn check(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, TokenError> {
+    pub(crate) fn check(&self, claims: &Claims, now: Timestamp) -> Result<Timestamp, TokenError> {
         let exp = claims.exp.as_ref().ok_or(TokenError::MissingClaim("exp"))?;
         let expires_at = instant(exp).ok_or(TokenError::Malformed)?;
         let leeway = SignedDuration::try_from(self.leeway).unwrap_or(SignedDuration::MAX);

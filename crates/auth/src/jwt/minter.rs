@@ -90,7 +90,7 @@ impl Minter {
             return Err(MintError::EmptySubject);
         }
         let mut scopes = scope.unwrap_or_default().split_ascii_whitespace();
-        if let Some(unknown) = scopes.find(|scope| scope.parse::<Scope>().is_err()) {
+        if let Some(unknown) = scopes.find(|scope| Scope::from_name(scope).is_none()) {
             return Err(MintError::UnknownScope(unknown.to_owned()));
         }
         let ttl = SignedDuration::try_from(ttl).map_err(|_| MintError::Ttl)?;

@@ -9,7 +9,7 @@ use serde::de::{Deserializer, Error};
 use url::Url;
 
 use super::detached::{Algorithm, Detached, Digest, Encoding, KeyEncoding, Kind, TimestampSource};
-use super::template::{Template, is_token};
+use super::template::{Part, Template, is_token};
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -93,15 +93,18 @@ impl Table {
             (None, field) => field.map(TimestampSource::Field),
         };
         let is_covered = match &timestamp {
-            Some(TimestampSource::Header(name)) => signed.covers_header(name),
-            Some(TimestampSource::Field(name)) => signed.covers_field(name),
+            Some(TimestampSource::Header(name)) => signed.contains(&Part::Header(name.to_string())),
+            Some(TimestampSource::Field(name)) => signed.contains(&Part::Field(name.clone())),
             None => true,
         };
         if !is_covered {
             return Err("signed must include the timestamp".to_owned());
         }
-        let id_header = self.id_header.as_deref();
-        if id_header.is_some_and(|name| !signed.covers_header(name)) {
+        let id = self
+            .id_header
+            .as_ref()
+            .map(|name| Part::Header(name.to_string()));
+        if id.is_some_and(|id| !signed.contains(&id)) {
             return Err("signed must include id_header".to_owned());
         }
         Ok(Detached {

@@ -16,7 +16,7 @@ use super::{Request, SignatureError, required};
 pub(super) struct Template(Vec<Part>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Text(String),
     Body,
     BodyDigest,
@@ -62,15 +62,11 @@ impl Template {
     }
 
     pub(super) fn covers_body(&self) -> bool {
-        self.has(&Part::Body) || self.has(&Part::BodyDigest)
+        self.contains(&Part::Body) || self.contains(&Part::BodyDigest)
     }
 
-    pub(super) fn covers_header(&self, name: &str) -> bool {
-        self.has(&Part::Header(name.to_owned()))
-    }
-
-    pub(super) fn covers_field(&self, name: &str) -> bool {
-        self.has(&Part::Field(name.to_owned()))
+    pub(super) fn contains(&self, part: &Part) -> bool {
+        self.0.contains(part)
     }
 
     pub(super) fn has_fields(&self) -> bool {
@@ -109,10 +105,6 @@ impl Template {
             }
         }
         Ok(Cow::Owned(content))
-    }
-
-    fn has(&self, part: &Part) -> bool {
-        self.0.contains(part)
     }
 }
 

@@ -3,7 +3,7 @@
 //! A channel is in the list only after the server has confirmed the subscription: a `PING` on the same
 //! connection is answered after the server has processed the `SUBSCRIBE`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use fred::clients::Client;
@@ -11,16 +11,18 @@ use fred::error::Error as RedisError;
 use fred::interfaces::{ClientLike, PubsubInterface};
 use fred::types::ClusterHash;
 use fred::types::config::Options;
+use fred::util::redis_keyslot;
 use futures_util::future::try_join_all;
 
 use crate::job::Topic;
 use crate::store::Error;
+use crate::store::redis::endpoint::fail_fast;
 use crate::store::redis::keys::KeyNames;
 
 /// Channels in one `SUBSCRIBE` command.
 const CHANNELS_PER_COMMAND: usize = 1000;
 
-/// Concurrent `SSUBSCRIBE` commands. Each takes a single channel.
+/// Concurrent `SSUBSCRIBE` commands.
 const MAX_CONCURRENT_COMMANDS: usize = 64;
 
 /// The subscribed channels. System channels have no state, and are never dropped.
@@ -70,7 +72,7 @@ impl Channels {
         client: &Client,
         channels: BTreeMap<String, Topic>,
     ) -> Result<(), Error> {
-        let names: Vec<&str> = channels.keys().map(String::as_str).collect();
+        let names: Vec<String> = channels.keys().cloned().collect();
         self.subscribe(client, &names).await?;
         let added = channels.into_iter().map(|(channel, topic)| {
             let state = ChannelState {
@@ -84,7 +86,7 @@ impl Channels {
     }
 
     pub(super) async fn resubscribe_all(&self, client: &Client) -> Result<(), Error> {
-        let names: Vec<&str> = self.subscribed.keys().map(String::as_str).collect();
+        let names: Vec<String> = self.subscribed.keys().cloned().collect();
         Ok(self.subscribe(client, &names).await?)
     }
 
@@ -110,50 +112,56 @@ impl Channels {
         for channel in &channels {
             self.subscribed.remove(channel);
         }
-        if self.is_sharded {
-            for batch in channels.chunks(MAX_CONCURRENT_COMMANDS) {
-                let each = batch.iter().map(|name| client.sunsubscribe(name.as_str()));
-                try_join_all(each).await?;
+        let is_sharded = self.is_sharded;
+        self.send(&channels, |names| async move {
+            match is_sharded {
+                true => client.sunsubscribe(names).await,
+                false => client.unsubscribe(names).await,
             }
-        } else {
-            for batch in channels.chunks(CHANNELS_PER_COMMAND) {
-                client.unsubscribe(batch.to_vec()).await?;
-            }
-        }
+        })
+        .await?;
         Ok(())
     }
 
-    /// Subscribes, and waits for the confirmation by a barrier: the client library only reports that
+    /// Subscribes, and waits for the confirmation by barriers: the client library only reports that
     /// it has sent the command.
-    async fn subscribe(&self, client: &Client, channels: &[&str]) -> Result<(), RedisError> {
-        if !self.is_sharded {
-            for batch in channels.chunks(CHANNELS_PER_COMMAND) {
-                let names: Vec<String> = batch.iter().map(ToString::to_string).collect();
-                client.subscribe(names).await?;
+    async fn subscribe(&self, client: &Client, channels: &[String]) -> Result<(), RedisError> {
+        let is_sharded = self.is_sharded;
+        self.send(channels, |names| async move {
+            match is_sharded {
+                true => client.ssubscribe(names).await,
+                false => client.subscribe(names).await,
             }
-            return self.barrier(client, None).await;
-        }
-        // One channel for each command: the library mixes up the replies to several.
-        for batch in channels.chunks(MAX_CONCURRENT_COMMANDS) {
-            try_join_all(batch.iter().map(|name| client.ssubscribe(*name))).await?;
-        }
-        let slot = |name: &&str| fred::util::redis_keyslot(name.as_bytes());
-        let mut slots: Vec<u16> = channels.iter().map(slot).collect();
-        slots.sort_unstable();
-        slots.dedup();
-        let barriers = slots
-            .into_iter()
-            .map(|slot| self.barrier(client, Some(slot)));
+        })
+        .await?;
+        let slot = |name: &String| is_sharded.then(|| redis_keyslot(name.as_bytes()));
+        let slots: BTreeSet<Option<u16>> = channels.iter().map(slot).collect();
+        let barriers = slots.into_iter().map(|slot| self.barrier(client, slot));
         try_join_all(barriers).await.map(drop)
+    }
+
+    /// Sends a command for each batch of channels.
+    async fn send<F: Future<Output = Result<(), RedisError>>>(
+        &self,
+        channels: &[String],
+        command: impl Fn(Vec<String>) -> F,
+    ) -> Result<(), RedisError> {
+        let (batch, concurrency) = match self.is_sharded {
+            // The library mixes up the replies to a command with several sharded channels.
+            true => (1, MAX_CONCURRENT_COMMANDS),
+            false => (CHANNELS_PER_COMMAND, 1),
+        };
+        for channels in channels.chunks(batch * concurrency) {
+            let commands = channels.chunks(batch).map(|names| command(names.to_vec()));
+            try_join_all(commands).await?;
+        }
+        Ok(())
     }
 
     async fn barrier(&self, client: &Client, slot: Option<u16>) -> Result<(), RedisError> {
         let options = Options {
             cluster_hash: slot.map(ClusterHash::Custom),
-            timeout: Some(self.command_timeout),
-            max_attempts: Some(1),
-            fail_fast: true,
-            ..Options::default()
+            ..fail_fast(self.command_timeout)
         };
         client.with_options(&options).ping(None).await
     }
