@@ -41,7 +41,11 @@ const MAX_SIGNATURES: usize = 16;
 /// The headers of a request. Names are case-insensitive.
 pub trait Headers {
     /// Returns the first value of this name that is valid text.
-    fn get(&self, name: &str) -> Option<&str>;
+    fn get(&self, name: &str) -> Option<&str> {
+        let mut pairs = self.pairs().into_iter();
+        let found = pairs.find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value)
+    }
 
     /// Returns all headers whose values are valid text.
     fn pairs(&self) -> Vec<(&str, &str)>;
@@ -49,13 +53,6 @@ pub trait Headers {
 
 /// Headers in a list, for tools and tests.
 impl<K: AsRef<str>, V: AsRef<str>> Headers for Vec<(K, V)> {
-    fn get(&self, name: &str) -> Option<&str> {
-        let found = self
-            .iter()
-            .find(|(key, _)| key.as_ref().eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_ref())
-    }
-
     fn pairs(&self) -> Vec<(&str, &str)> {
         self.iter()
             .map(|(name, value)| (name.as_ref(), value.as_ref()))

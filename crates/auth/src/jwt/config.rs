@@ -79,14 +79,12 @@ impl AuthConfig {
 }
 
 fn public_key(entry: &str) -> Result<VerifyingKey, String> {
-    let key = if entry.contains("-----BEGIN") {
-        VerifyingKey::from_pem(entry)
-    } else {
-        let text = std::fs::read_to_string(entry)
-            .map_err(|error| format!("neither PEM text nor a readable file: {}", error.kind()))?;
-        VerifyingKey::from_pem(&text)
-    };
-    key.map_err(str::to_owned)
+    if entry.contains("-----BEGIN") {
+        return Ok(VerifyingKey::from_pem(entry)?);
+    }
+    let text = std::fs::read_to_string(entry)
+        .map_err(|error| format!("neither PEM text nor a readable file: {}", error.kind()))?;
+    Ok(VerifyingKey::from_pem(&text)?)
 }
 
 /// Returns whether keys may be fetched from `url`. An attacker who can modify the response can sign tokens, so it

@@ -197,10 +197,8 @@ impl VerifyingKey {
 
     /// Returns whether a token with this `kid` may be signed by this key. A missing `kid` on either side matches.
     pub(super) fn matches_kid(&self, key_id: Option<&str>) -> bool {
-        match (&self.id, key_id) {
-            (Some(own), Some(requested)) => own == requested,
-            (None, _) | (_, None) => true,
-        }
+        let ids = self.id().zip(key_id);
+        ids.is_none_or(|(own, requested)| own == requested)
     }
 
     /// Verifies the signature and returns the claims, which are not yet validated.

@@ -184,25 +184,7 @@ struct Candidate<'s> {
     key: VerificationKey,
 }
 
-/// The signature header of a request.
-struct SignatureHeader<'s, 'r> {
-    name: &'s str,
-    value: &'r str,
-    fields: Fields<'r>,
-}
-
 impl Detached {
-    /// Returns whether the signature covers the body.
-    pub(super) fn covers_body(&self) -> bool {
-        self.signed.covers_body()
-    }
-
-    /// Returns whether the keys are configured secrets. Otherwise they are published.
-    pub(super) fn needs_secret(&self) -> bool {
-        let uses_secret = |kind: &Kind| matches!(kind.algorithm, Algorithm::Hmac { .. });
-        self.kinds.iter().any(uses_secret)
-    }
-
     /// Verifies a request and returns the signed message id.
     pub(super) fn verify(
         &self,
@@ -211,14 +193,25 @@ impl Detached {
         now: Timestamp,
     ) -> Result<Option<String>, SignatureError> {
         let keys: Vec<_> = keys.iter().flat_map(|key| self.candidates(key)).collect();
+        let uses_secret = |kind: &Kind| matches!(kind.algorithm, Algorithm::Hmac { .. });
         // A malformed request is rejected even if no published key is available.
-        if keys.is_empty() && self.needs_secret() {
+        if keys.is_empty() && self.kinds.iter().any(uses_secret) {
             return Err(SignatureError::NoKeyConfigured);
         }
-        let header = self.signature_header(request)?;
-        let content = self.signed.render(request, (header.name, &header.fields))?;
-        let signatures = self.signatures(&header)?;
-        let message_id = self.message_id(request)?;
+        let (header_name, value) = self.signature_header(request)?;
+        let fields = self.fields(value);
+        let content = self.signed.render(request, (header_name, &fields))?;
+        let signatures = self.signatures(&fields);
+        if signatures.is_empty() && !self.is_versioned {
+            return Err(SignatureError::Malformed(header_name.into()));
+        }
+        let message_id = match self.id_header.as_deref() {
+            Some(name) => match required(request.headers, name)? {
+                "" => return Err(SignatureError::Malformed(name.into())),
+                id => Some(id.to_owned()),
+            },
+            None => None,
+        };
         if keys.is_empty() {
             return Err(SignatureError::NoKeyConfigured);
         }
@@ -226,15 +219,17 @@ impl Detached {
         let key_id = key_id.and_then(|name| request.headers.get(name));
         let is_requested = |key: &Candidate<'_>| key_id.is_some() && key.id == key_id;
         // A key without an id matches every request.
-        let matches =
-            |key: &&Candidate<'_>| key_id.is_none() || key.id.is_none_or(|id| key_id == Some(id));
+        let matches = |key: &&Candidate<'_>| {
+            let ids = key.id.zip(key_id);
+            ids.is_none_or(|(own, requested)| own == requested)
+        };
         let mut matching = keys.iter().filter(matches).peekable();
         if matching.peek().is_none() {
             return Err(SignatureError::UnknownKey);
         }
         let is_signed_with = |Candidate { kind, key, .. }: &Candidate<'_>| {
-            let own = signatures.iter().filter(|(of, _)| std::ptr::eq(*of, *kind));
-            own.into_iter().any(|(_, tag)| key.verify(&content, tag))
+            let mut own = signatures.iter().filter(|(of, _)| std::ptr::eq(*of, *kind));
+            own.any(|(_, tag)| key.verify(&content, tag))
         };
         if !matching.any(is_signed_with) {
             return Err(if keys.iter().any(is_requested) {
@@ -248,8 +243,8 @@ impl Detached {
                 check_fresh(required(request.headers, name)?, name, now)?;
             }
             Some(TimestampSource::Field(name)) => {
-                let timestamp = field(&header.fields, name).unwrap_or_default();
-                check_fresh(timestamp, header.name, now)?;
+                let timestamp = field(&fields, name).unwrap_or_default();
+                check_fresh(timestamp, header_name, now)?;
             }
             None => {}
         }
@@ -269,65 +264,45 @@ impl Detached {
     fn signature_header<'s, 'r>(
         &'s self,
         request: &Request<'r>,
-    ) -> Result<SignatureHeader<'s, 'r>, SignatureError> {
+    ) -> Result<(&'s str, &'r str), SignatureError> {
         let mut present = self.headers.iter().filter_map(|name| {
             let value = request.headers.get(name)?;
             Some((&**name, value))
         });
-        let Some((name, value)) = present.next() else {
+        present.next().ok_or_else(|| {
             let first = self.headers.first().map_or("", |name| name);
-            return Err(SignatureError::MissingHeader(first.into()));
-        };
-        let pair = |part: &'r str| part.trim().split_once('=');
-        let fields = match self.signature_field {
-            Some(_) => value.split(',').filter_map(pair).collect(),
-            None => Vec::new(),
-        };
-        Ok(SignatureHeader {
-            name,
-            value,
-            fields,
+            SignatureError::MissingHeader(first.into())
         })
     }
 
-    /// Decodes the signatures in the header. Skips those that cannot be decoded.
-    fn signatures(
-        &self,
-        header: &SignatureHeader<'_, '_>,
-    ) -> Result<Vec<(&Kind, Vec<u8>)>, SignatureError> {
-        let encoded: Vec<&str> = match &self.signature_field {
-            Some(name) => {
-                let named = header.fields.iter().filter(|(key, _)| key == name);
-                named.map(|(_, value)| *value).collect()
-            }
-            None => header.value.split_ascii_whitespace().collect(),
-        };
-        let decode = |text: &&str, kind: &Kind| match text.strip_prefix(&kind.prefix) {
-            Some(bare) => self.encoding.decode(bare),
-            None if self.is_versioned => None,
-            None => self.encoding.decode(text),
-        };
-        let kinds = |text| self.kinds.iter().map(move |kind| (kind, text));
-        let signatures: Vec<_> = encoded
-            .iter()
-            .flat_map(kinds)
-            .filter_map(|(kind, text)| Some((kind, decode(text, kind)?)))
-            .take(MAX_SIGNATURES)
-            .collect();
-        if signatures.is_empty() && !self.is_versioned {
-            return Err(SignatureError::Malformed(header.name.into()));
+    /// Splits the value of the signature header into fields. Without `signature_field`, it is a list of signatures,
+    /// which are fields without a name.
+    fn fields<'r>(&self, value: &'r str) -> Fields<'r> {
+        let pair = |part: &'r str| part.trim().split_once('=');
+        match self.signature_field {
+            Some(_) => value.split(',').filter_map(pair).collect(),
+            None => value
+                .split_ascii_whitespace()
+                .map(|text| ("", text))
+                .collect(),
         }
-        Ok(signatures)
     }
 
-    fn message_id(&self, request: &Request<'_>) -> Result<Option<String>, SignatureError> {
-        let Some(name) = &self.id_header else {
-            return Ok(None);
+    /// Decodes the signatures. Skips those that cannot be decoded.
+    fn signatures(&self, fields: &Fields<'_>) -> Vec<(&Kind, Vec<u8>)> {
+        let name = self.signature_field.as_deref().unwrap_or_default();
+        let encoded = fields.iter().filter(|(key, _)| *key == name);
+        let of_each_kind = |(_, text)| self.kinds.iter().map(move |kind| (kind, text));
+        let decode = |(kind, text): (_, &str)| {
+            let kind: &Kind = kind;
+            match text.strip_prefix(&kind.prefix) {
+                Some(bare) => Some((kind, self.encoding.decode(bare)?)),
+                None if self.is_versioned => None,
+                None => Some((kind, self.encoding.decode(text)?)),
+            }
         };
-        match required(request.headers, name)? {
-            "" => Err(SignatureError::Malformed((**name).into())),
-            id => Ok(Some(id.to_owned())),
-        }
+        let decoded = encoded.copied().flat_map(of_each_kind).filter_map(decode);
+        decoded.take(MAX_SIGNATURES).collect()
     }
 
     pub(super) fn sign(

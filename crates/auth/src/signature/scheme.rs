@@ -72,7 +72,7 @@ impl Scheme {
     pub fn trust(&self) -> Trust {
         match self {
             Self::StandardWebhooks {} => Trust::Signed,
-            Self::Hmac(table) | Self::Ed25519(table) if table.covers_body() => Trust::Signed,
+            Self::Hmac(table) | Self::Ed25519(table) if table.signed.covers_body() => Trust::Signed,
             Self::StaticToken(_) => Trust::SenderOnly,
             Self::Hmac(_) | Self::Ed25519(_) | Self::Jwt(_) | Self::None {} => Trust::Unsigned,
         }
