@@ -30,14 +30,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fred::interfaces::{ClientLike, HashesInterface};
-use fred::types::{FromValue, Value};
 
 use self::connection::Connections;
 use self::endpoint::Endpoint;
 pub use self::endpoint::Timeouts;
 use self::keys::{KeyNames, Partition};
 use self::pubsub::Subscriber;
-use self::scripts::{PUT_SHARED_STATE, Script};
+use self::scripts::PUT_SHARED_STATE;
 use super::{ChangeListener, ChangeSource, Error, Retention, SharedState, Store};
 use crate::config::StoreConfig;
 use crate::job::Topic;
@@ -88,16 +87,6 @@ impl RedisStore {
     fn partition_for(&self, name: &str) -> Partition<'_> {
         self.connections.keys.partition_for(name)
     }
-
-    /// Runs a script, as [`Connections::run`] does.
-    async fn run<R: FromValue>(
-        &self,
-        script: &Script,
-        keys: Vec<String>,
-        args: Vec<Value>,
-    ) -> Result<R, Error> {
-        self.connections.run(script, keys, args).await
-    }
 }
 
 #[async_trait]
@@ -122,7 +111,6 @@ impl Store for RedisStore {
     }
 
     async fn close(&self) {
-        self.connections.drain().await;
         self.connections.close().await;
     }
 }
@@ -151,7 +139,7 @@ impl SharedState for RedisStore {
             value.into(),
             self.shared_key_ttl().into(),
         ];
-        self.run(&PUT_SHARED_STATE, keys, args).await
+        self.connections.run(&PUT_SHARED_STATE, keys, args).await
     }
 
     async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {

@@ -100,7 +100,7 @@ impl RedisStore {
             let limit = charge.limit_micros;
             if !self.charge_window(&entry, &key, charge, limit).await? {
                 self.release_reservation(&entry, true).await?;
-                self.delete_outbox_entry(partition, &entry).await?;
+                self.delete_outbox_entry(&entry).await?;
                 return Ok(Some(charge.window.clone()));
             }
         }
@@ -112,8 +112,7 @@ impl RedisStore {
         for (key, charge) in entry.keyed_charges() {
             self.charge_window(entry, &key, charge, None).await?;
         }
-        let partition = self.partition_for(entry.job.as_str());
-        self.delete_outbox_entry(partition, entry).await
+        self.delete_outbox_entry(entry).await
     }
 
     /// Applies a charge once. Returns false if the limit prevents it.
@@ -139,7 +138,7 @@ impl RedisStore {
             partition.budget_window(&charge.window),
             partition.budget_windows(),
         ];
-        let is_charged: i64 = self.run(&CHARGE_WINDOW, keys, args).await?;
+        let is_charged: i64 = self.connections.run(&CHARGE_WINDOW, keys, args).await?;
         Ok(is_charged == 1)
     }
 
@@ -159,17 +158,14 @@ impl RedisStore {
                 entry.window_ttl(charge).into(),
                 if may_charge_again { "1" } else { "" }.into(),
             ];
-            let _: i64 = self.run(&RELEASE_CHARGE, keys, args).await?;
+            let _: i64 = self.connections.run(&RELEASE_CHARGE, keys, args).await?;
         }
         Ok(())
     }
 
-    async fn delete_outbox_entry(
-        &self,
-        partition: Partition<'_>,
-        entry: &BudgetOutboxEntry,
-    ) -> Result<(), Error> {
-        let (client, outbox) = (self.connections.client(), partition.budget_outbox());
+    async fn delete_outbox_entry(&self, entry: &BudgetOutboxEntry) -> Result<(), Error> {
+        let outbox = self.partition_for(entry.job.as_str()).budget_outbox();
+        let client = self.connections.client();
         Ok(client.hdel(outbox, entry.document_key.as_str()).await?)
     }
 
@@ -185,7 +181,7 @@ impl RedisStore {
             }
             if entry.is_reservation && self.read(&entry.job).await?.is_none() {
                 // Without its outbox entry, the job can no longer be created.
-                self.delete_outbox_entry(partition, &entry).await?;
+                self.delete_outbox_entry(&entry).await?;
                 self.release_reservation(&entry, false).await?;
             } else {
                 self.apply_charges(&entry).await?;

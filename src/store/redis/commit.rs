@@ -50,7 +50,7 @@ impl RedisStore {
             match outcome {
                 CommitOutcome::Committed => self.delete_buffered(task).await,
                 CommitOutcome::Conflict | CommitOutcome::NotFound => {
-                    self.release_key(task, &job.id).await;
+                    self.release_key(task, job.id.as_str()).await;
                 }
             }
         }
@@ -77,7 +77,7 @@ impl RedisStore {
             outbox_field.unwrap_or_default().into(),
             outbox_entry.unwrap_or_default().into(),
         ]);
-        let reply: Vec<String> = self.run(&COMMIT_JOB, keys, args).await?;
+        let reply: Vec<String> = self.connections.run(&COMMIT_JOB, keys, args).await?;
         let mut reply = reply.into_iter();
         let outcome = reply.next().unwrap_or_default();
         Ok((outcome, reply.next().is_some_and(|held| held == "1")))

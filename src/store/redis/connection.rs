@@ -38,7 +38,7 @@ pub(super) struct Connections {
     /// Connections for writes that wait for replicas. `WAIT` blocks its connection.
     replicated_pool: Option<Pool>,
     /// Number of replicas that must acknowledge a write.
-    required_replicas: usize,
+    pub(super) required_replicas: usize,
     /// The command that publishes a message: `PUBLISH`, or `SPUBLISH` in a cluster.
     pub(super) publish_command: &'static str,
     in_flight: TaskTracker,
@@ -78,12 +78,7 @@ impl Connections {
         })
     }
 
-    /// Returns whether replicas must acknowledge a write.
-    pub(super) fn requires_replicas(&self) -> bool {
-        self.replicated_pool.is_some()
-    }
-
-    /// Starts an operation. [`Connections::drain`] waits until the token is dropped.
+    /// Starts an operation. [`Connections::close`] waits until the token is dropped.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the store is closed.
@@ -94,13 +89,10 @@ impl Connections {
         Ok(self.in_flight.token())
     }
 
-    /// Rejects new operations and waits for those in progress.
-    pub(super) async fn drain(&self) {
+    /// Rejects new operations, waits for those in progress, and closes the connections.
+    pub(super) async fn close(&self) {
         self.in_flight.close();
         self.in_flight.wait().await;
-    }
-
-    pub(super) async fn close(&self) {
         self.shutdown.cancel();
         let replicated = self.replicated_pool.iter().flat_map(Pool::clients);
         for client in self.pool.clients().iter().chain(replicated) {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::RedisStore;
-use super::jobs::{document_key, flatten, millis};
+use super::jobs::{document_key, millis};
 use super::scripts::CREATE_JOB;
 use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::job::Job;
@@ -20,25 +20,19 @@ impl RedisStore {
         // After an error the outcome is unknown, so the claims are kept. They expire unless the job
         // exists.
         let outcome = self.create_claiming(create, &mut claimed).await?;
-        match &outcome {
-            CreateOutcome::Created => {
-                for key in &claimed {
-                    self.delete_buffered(key).await;
-                }
+        for key in &claimed {
+            match &outcome {
+                CreateOutcome::Created => self.delete_buffered(key).await,
+                CreateOutcome::TaskConflict(_)
+                | CreateOutcome::LimitExceeded { .. }
+                | CreateOutcome::Conflict => self.release_key(key, create.job.id.as_str()).await,
+                CreateOutcome::Replayed(_) | CreateOutcome::IdempotencyKeyConflict => {}
             }
-            CreateOutcome::Replayed(existing) | CreateOutcome::TaskConflict(existing)
-                if self.ensure_replicated(existing).await? != CommitOutcome::Committed =>
-            {
-                return Err(Error::Overloaded);
-            }
-            CreateOutcome::Replayed(_) | CreateOutcome::IdempotencyKeyConflict => {}
-            CreateOutcome::TaskConflict(_)
-            | CreateOutcome::LimitExceeded { .. }
-            | CreateOutcome::Conflict => {
-                for key in &claimed {
-                    self.release_key(key, &create.job.id).await;
-                }
-            }
+        }
+        if let CreateOutcome::Replayed(existing) | CreateOutcome::TaskConflict(existing) = &outcome
+            && self.ensure_replicated(existing).await? != CommitOutcome::Committed
+        {
+            return Err(Error::Overloaded);
         }
         Ok(outcome)
     }
@@ -88,7 +82,7 @@ impl RedisStore {
         let has_reservation = !create.budget_entries.is_empty();
         let reservation = has_reservation.then(|| document_key(job));
         args.push(reservation.unwrap_or_default().into());
-        let outcome: String = self.run(&CREATE_JOB, keys, args).await?;
+        let outcome: String = self.connections.run(&CREATE_JOB, keys, args).await?;
         if outcome == "created" {
             return Ok(CreateOutcome::Created);
         }
@@ -102,15 +96,15 @@ impl RedisStore {
 }
 
 /// Returns the fields of the hash that a commit does not change, except for the task.
-fn immutable_fields(job: &Job, idempotency: String) -> Vec<String> {
+fn immutable_fields(job: &Job, idempotency: String) -> Vec<(&'static str, String)> {
     // The script that claims polls scales the jitter to the interval, in steps of 1/1024.
     let whole = Duration::from_millis(10 * 1024);
     let jitter = deterministic_jitter(whole, job.id.as_str()) - whole;
-    flatten([
+    vec![
         ("owner", job.owner.clone()),
         ("provider", job.provider.clone().unwrap_or_default()),
         ("task", job.provider_task_id.clone().unwrap_or_default()),
         ("idempotency", idempotency),
         ("jitter", millis(jitter)),
-    ])
+    ]
 }

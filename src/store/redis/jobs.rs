@@ -15,12 +15,14 @@ use futures_util::future::try_join_all;
 use serde_json::json;
 
 use super::RedisStore;
-use super::scripts::{ENSURE_DURABLE, READ_JOBS};
+use super::scripts::{BUFFER_UPDATE, ENSURE_DURABLE, READ_JOBS};
 use super::unique_keys::UniqueKey;
+use super::update_buffer::decode_buffered;
 use crate::job::{Job, JobId, Update};
-use crate::store::codec::{EncodedJob, decode_job, skip_corrupt};
+use crate::store::codec::{EncodedJob, decode_job, skip_corrupt, to_json};
 use crate::store::{
-    BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, JobStore, ListQuery,
+    BUFFERED_UPDATE_TTL, BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error,
+    JobStore, ListQuery, MAX_BUFFERED_UPDATES,
 };
 use crate::time::Time;
 
@@ -75,26 +77,43 @@ impl JobStore for RedisStore {
         now: Time,
     ) -> Result<BufferOutcome, Error> {
         let _operation = self.connections.begin_operation()?;
-        self.append_buffered(&UniqueKey::task(provider, task_id), update, now)
-            .await
+        let task = UniqueKey::task(provider, task_id);
+        let index = self.partition_for(task.name()).buffered_tasks();
+        let keys = vec![self.claim_key_of(&task), self.buffer_of(&task), index];
+        let args = vec![
+            to_json(update)?.into(),
+            now.millis().into(),
+            MAX_BUFFERED_UPDATES.to_string().into(),
+            millis(BUFFERED_UPDATE_TTL + TTL_MARGIN).into(),
+            task.name().into(),
+        ];
+        let outcome = self
+            .run_unless_held(&BUFFER_UPDATE, &task, keys, args)
+            .await?;
+        Ok(match outcome {
+            Ok(_) => BufferOutcome::Buffered,
+            Err(holder) => BufferOutcome::TaskKnown(holder.job.id.clone()),
+        })
     }
 
     async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
         let _operation = self.connections.begin_operation()?;
-        self.read_buffered(&UniqueKey::task(provider, task_id))
-            .await
+        let task = UniqueKey::task(provider, task_id);
+        let buffered = self.read_raw_buffered(&task).await?;
+        let updates = buffered.iter().map(|entry| decode_buffered(entry));
+        updates.filter_map(Result::transpose).collect()
     }
 }
 
 impl RedisStore {
     /// Returns the keys and the first arguments of the scripts that create and commit a job.
     ///
-    /// `extra` are further fields of the hash: alternating names and values.
+    /// `extra` are further fields of the hash.
     pub(super) fn job_script(
         &self,
         job: &Job,
         encoded: &EncodedJob,
-        extra: Vec<String>,
+        extra: Vec<(&str, String)>,
     ) -> (Vec<String>, Vec<Value>) {
         let partition = self.partition_for(job.id.as_str());
         let keys = vec![
@@ -120,7 +139,7 @@ impl RedisStore {
 
     /// Returns what a script changes besides the document, as JSON. Times and spans are texts in
     /// milliseconds, and absent times are empty.
-    fn changes(&self, job: &Job, encoded: &EncodedJob, extra: Vec<String>) -> String {
+    fn changes(&self, job: &Job, encoded: &EncodedJob, extra: Vec<(&str, String)>) -> String {
         let schedule = &encoded.schedule;
         let (retained_from, retention) = match encoded.finished_at {
             Some(finished_at) => (finished_at, self.retention.terminal),
@@ -129,7 +148,7 @@ impl RedisStore {
         let millis_of = |time: Time| time.millis().to_string();
         let due = |time: Option<Time>| time.map(millis_of).unwrap_or_default();
         let flag = |is_set: bool| if is_set { "1" } else { "0" }.to_owned();
-        let mut fields = flatten([
+        let mut fields = vec![
             ("version", job.version.to_string()),
             ("final", flag(job.is_final())),
             ("slot", flag(schedule.holds_slot)),
@@ -138,8 +157,13 @@ impl RedisStore {
             ("poll_backoff", flag(schedule.poll_backoff)),
             ("deadline_at", millis_of(job.deadline_at)),
             ("updated_at", millis_of(job.updated_at)),
-        ]);
+        ];
         fields.extend(extra);
+        // Alternating names and values.
+        let fields: Vec<_> = fields
+            .iter()
+            .flat_map(|(name, value)| [*name, value.as_str()])
+            .collect();
         json!({
             "fields": fields,
             "poll_at": due(schedule.poll_at),
@@ -163,7 +187,7 @@ impl RedisStore {
     ///
     /// During a failover, a version that was read may exist on the old primary only.
     pub(super) async fn ensure_replicated(&self, job: &Job) -> Result<CommitOutcome, Error> {
-        if !self.connections.requires_replicas() {
+        if self.connections.required_replicas == 0 {
             return Ok(CommitOutcome::Committed);
         }
         let keys = vec![self.partition_for(job.id.as_str()).job(&job.id)];
@@ -171,7 +195,7 @@ impl RedisStore {
             job.version.to_string().into(),
             job.updated_at.millis().to_string().into(),
         ];
-        let outcome: String = self.run(&ENSURE_DURABLE, keys, args).await?;
+        let outcome: String = self.connections.run(&ENSURE_DURABLE, keys, args).await?;
         Ok(match outcome.as_str() {
             "done" => CommitOutcome::Committed,
             "not_found" => CommitOutcome::NotFound,
@@ -199,7 +223,8 @@ impl RedisStore {
         });
         let reads = batches.map(async |(partition, ids)| {
             let keys = ids.iter().map(|id| partition.job(id)).collect();
-            let fields: Vec<Option<String>> = self.run(&READ_JOBS, keys, Vec::new()).await?;
+            let fields: Vec<Option<String>> =
+                self.connections.run(&READ_JOBS, keys, Vec::new()).await?;
             let jobs = ids.iter().zip(fields.as_chunks().0);
             let jobs = jobs.filter_map(|(id, job)| match job {
                 [Some(document), Some(internal)] => {
@@ -211,14 +236,6 @@ impl RedisStore {
         });
         Ok(try_join_all(reads).await?.concat())
     }
-}
-
-/// Returns fields of a hash: alternating names and values.
-pub(super) fn flatten<const N: usize>(fields: [(&str, String); N]) -> Vec<String> {
-    let fields = fields.into_iter();
-    fields
-        .flat_map(|(name, value)| [name.to_owned(), value])
-        .collect()
 }
 
 /// Returns the key under which the charges of one document are applied at most once.

@@ -152,16 +152,6 @@ impl Partition<'_> {
     }
 }
 
-/// Returns the name of a provider task. Names of providers contain no slash.
-pub(super) fn task_name(provider: &str, task_id: &str) -> String {
-    format!("{provider}/{task_id}")
-}
-
-/// Returns the name of an idempotency key. The length prefix makes it unambiguous.
-pub(super) fn idempotency_name(caller: &str, key: &str) -> String {
-    format!("{}:{caller}:{key}", caller.len())
-}
-
 /// Returns a tag whose hash slot is in the partition's equal share of the slot range.
 fn hash_tag(partition: u16) -> String {
     let slots_per_partition = SLOTS / PARTITIONS;
@@ -203,11 +193,5 @@ mod tests {
         let slots: std::collections::BTreeSet<u16> =
             names.iter().map(|name| slot_of(name)).collect();
         assert_eq!(slots.len(), 1, "{names:?}");
-    }
-
-    #[test]
-    fn similar_names_map_to_distinct_keys() {
-        assert_ne!(idempotency_name("a:1", "b"), idempotency_name("a", "1:b"));
-        assert_ne!(idempotency_name("1:a", "b"), idempotency_name("1", "a:b"));
     }
 }

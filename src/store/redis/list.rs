@@ -41,7 +41,7 @@ impl RedisStore {
             0.into(),
             self.shared_key_ttl().into(),
         ];
-        self.run(&INDEX_JOB, indexes, args).await
+        self.connections.run(&INDEX_JOB, indexes, args).await
     }
 
     /// Removes a finished job from the active jobs of its owner.

@@ -9,6 +9,7 @@
 mod channels;
 mod receiver;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,11 +80,13 @@ impl Subscriber {
         let (requests, queue) = mpsc::channel(MAX_PENDING_REQUESTS);
         let (state, observed_state) = watch::channel(FeedState::Starting);
         let manager = SubscriptionManager {
-            channels: Channels::new(
-                endpoint.is_clustered(),
-                timeouts.command,
-                receiver.system_channels(),
-            ),
+            channels: Channels {
+                keys: connections.keys.clone(),
+                is_sharded: endpoint.is_clustered(),
+                command_timeout: timeouts.command,
+                system_channels: receiver.system_channels(),
+                topics: HashMap::new(),
+            },
             connections: Arc::clone(connections),
             listener,
             receiver,
@@ -199,11 +202,9 @@ impl SubscriptionManager {
     /// Subscribes to the channels of all requests at once.
     async fn process(&mut self, requests: &mut Vec<SubscribeRequest>) {
         let topics = requests.iter().flat_map(|request| &request.topics);
-        let missing = self.channels.missing(&self.connections.keys, topics);
-        let outcome = match missing.is_empty() {
-            _ if !self.is_healthy() => Err(unhealthy()),
-            true => Ok(()),
-            false => self.channels.add(&self.client, missing).await,
+        let outcome = match self.is_healthy() {
+            true => self.channels.add(&self.client, topics).await,
+            false => Err(unhealthy()),
         };
         if let Err(error) = &outcome {
             tracing::debug!(%error, "subscribe failed");
@@ -281,12 +282,14 @@ impl SubscriptionManager {
     }
 
     async fn prune_channels(&mut self) {
-        let is_subscribed = Arc::clone(&self.listener.is_subscribed);
-        let idle = self.channels.idle(|topic| is_subscribed(topic));
-        if !self.is_healthy() || idle.is_empty() {
+        if !self.is_healthy() {
             return;
         }
-        if let Err(error) = self.channels.remove(&self.client, idle).await {
+        let is_subscribed = Arc::clone(&self.listener.is_subscribed);
+        let pruned = self
+            .channels
+            .prune(&self.client, |topic| is_subscribed(topic));
+        if let Err(error) = pruned.await {
             tracing::debug!(%error, "unsubscribe failed");
         }
     }

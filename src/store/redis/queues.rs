@@ -79,7 +79,7 @@ impl WorkQueues for RedisStore {
             millis(cool_down).into(),
             self.shared_key_ttl().into(),
         ];
-        self.run(&SCHEDULE_POLL, keys, args).await
+        self.connections.run(&SCHEDULE_POLL, keys, args).await
     }
 }
 
@@ -106,7 +106,7 @@ impl RedisStore {
             keys.push(partition.job(id));
             args.push(id.into());
         }
-        let claimed: Vec<String> = self.run(script, keys, args).await?;
+        let claimed: Vec<String> = self.connections.run(script, keys, args).await?;
         let jobs = claimed.as_chunks::<2>().0.iter();
         jobs.filter_map(|[document, internal]| {
             skip_corrupt(decode_job(document, internal), "claimed job").transpose()

@@ -19,8 +19,6 @@ use super::endpoint::{Timeouts, fail_fast};
 
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-const NO_ARGS: Vec<Value> = Vec::new();
-
 /// Connects a client and keeps it connected until `shutdown` is cancelled.
 pub(super) async fn maintain_connection(
     client: Client,
@@ -83,8 +81,10 @@ async fn is_unhealthy(client: &Client, limit: Duration) -> bool {
             ..fail_fast(limit)
         };
         let role = CustomCommand::new_static("ROLE", ClusterHash::Random, false);
-        let reply: Result<Vec<Value>, RedisError> =
-            client.with_options(&options).custom(role, NO_ARGS).await;
+        let reply: Result<Vec<Value>, RedisError> = client
+            .with_options(&options)
+            .custom(role, Vec::<Value>::new())
+            .await;
         match reply {
             Ok(role) => role.first().and_then(Value::as_str).as_deref() != Some("master"),
             Err(error) => *error.kind() == ErrorKind::Timeout,

@@ -46,7 +46,7 @@ impl RedisStore {
             ];
             args.extend(ids.iter().map(|id| Value::from(id.as_str())));
             let keys = vec![self.slots_key(provider)];
-            let reply: Vec<String> = self.run(&ACQUIRE_SLOTS, keys, args).await?;
+            let reply: Vec<String> = self.connections.run(&ACQUIRE_SLOTS, keys, args).await?;
             match reply.split_first() {
                 Some((outcome, expired)) if outcome == "verify" => {
                     for [id, score] in expired.as_chunks::<2>().0 {
@@ -85,7 +85,7 @@ impl RedisStore {
         };
         let args = vec![id.into(), score.into(), expires_at.into()];
         let keys = vec![self.slots_key(provider)];
-        self.run(&REFRESH_SLOT, keys, args).await
+        self.connections.run(&REFRESH_SLOT, keys, args).await
     }
 
     /// Counts a job that was submitted without a claim.
@@ -99,7 +99,7 @@ impl RedisStore {
             self.shared_key_ttl().into(),
         ];
         let keys = vec![self.slots_key(provider)];
-        self.run(&INDEX_JOB, keys, args).await
+        self.connections.run(&INDEX_JOB, keys, args).await
     }
 
     /// Releases the slot of a job, if it holds one.

@@ -12,7 +12,6 @@ use super::keys::Partition;
 use super::queues::scores_up_to;
 use super::scripts::DELETE_JOB;
 use super::unique_keys::UniqueKey;
-use crate::job::JobId;
 use crate::store::{BUFFERED_UPDATE_TTL, Error};
 use crate::time::Time;
 
@@ -83,17 +82,15 @@ impl RedisStore {
             partition.all_active_jobs(),
         ];
         let args = vec![id.into(), now.millis().into()];
-        let deleted: usize = self.run(&DELETE_JOB, keys, args).await?;
+        let deleted: usize = self.connections.run(&DELETE_JOB, keys, args).await?;
 
-        if let Ok(job) = JobId::parse(id) {
-            if !task.is_empty() {
-                let task = UniqueKey::task(&provider, &task);
-                self.release_key(&task, &job).await;
-            }
-            if !idempotency.is_empty() {
-                let key = UniqueKey::Idempotency(idempotency);
-                self.release_key(&key, &job).await;
-            }
+        if !task.is_empty() {
+            self.release_key(&UniqueKey::task(&provider, &task), id)
+                .await;
+        }
+        if !idempotency.is_empty() {
+            self.release_key(&UniqueKey::Idempotency(idempotency), id)
+                .await;
         }
         let owned = self.partition_for(&owner);
         for index in [owned.owner_jobs(&owner), owned.owner_active_jobs(&owner)] {

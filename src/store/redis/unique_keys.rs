@@ -13,7 +13,6 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::RedisStore;
-use super::keys::{idempotency_name, task_name};
 use super::scripts::{CLAIM_KEY, RELEASE_KEY, Script};
 use super::update_buffer::decode_buffered;
 use crate::job::{Job, JobId, Update};
@@ -32,8 +31,9 @@ pub(super) enum UniqueKey {
 }
 
 impl UniqueKey {
+    /// Names of providers contain no slash.
     pub(super) fn task(provider: &str, task_id: &str) -> Self {
-        Self::Task(task_name(provider, task_id))
+        Self::Task(format!("{provider}/{task_id}"))
     }
 
     /// Returns the provider task of a job, if it is known.
@@ -41,8 +41,9 @@ impl UniqueKey {
         task_of(job).map(|(provider, task_id)| Self::task(provider, task_id))
     }
 
-    pub(super) fn idempotency(key: &IdempotencyKey) -> Self {
-        Self::Idempotency(idempotency_name(&key.caller, &key.key))
+    /// The length prefix makes the name unambiguous.
+    pub(super) fn idempotency(IdempotencyKey { caller, key, .. }: &IdempotencyKey) -> Self {
+        Self::Idempotency(format!("{}:{caller}:{key}", caller.len()))
     }
 
     pub(super) fn name(&self) -> &str {
@@ -143,7 +144,10 @@ impl RedisStore {
         let started_at = Instant::now();
         args.insert(0, "".into());
         loop {
-            let reply: Vec<String> = self.run(script, keys.clone(), args.clone()).await?;
+            let reply: Vec<String> = self
+                .connections
+                .run(script, keys.clone(), args.clone())
+                .await?;
             let [_, record, age] = reply.as_slice() else {
                 return Ok(Ok(reply.concat()));
             };
@@ -165,9 +169,9 @@ impl RedisStore {
     }
 
     /// Releases a key that was claimed for a job.
-    pub(super) async fn release_key(&self, key: &UniqueKey, job: &JobId) {
-        let (keys, args) = (vec![self.claim_key_of(key)], vec![job.as_str().into()]);
-        let released: Result<i64, Error> = self.run(&RELEASE_KEY, keys, args).await;
+    pub(super) async fn release_key(&self, key: &UniqueKey, job: &str) {
+        let (keys, args) = (vec![self.claim_key_of(key)], vec![job.into()]);
+        let released: Result<i64, Error> = self.connections.run(&RELEASE_KEY, keys, args).await;
         if let Err(error) = released {
             tracing::debug!(%error, "failed to release key claim; it will expire");
         }
@@ -184,5 +188,24 @@ impl RedisStore {
         let job = self.read(&record.job).await?;
         let job = job.filter(|job| task.is_backed_by(job));
         Ok(job.map(|job| job.id.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn similar_idempotency_keys_have_distinct_names() {
+        let name = |caller: &str, key: &str| {
+            let key = IdempotencyKey {
+                caller: caller.to_owned(),
+                key: key.to_owned(),
+                fingerprint: String::new(),
+            };
+            UniqueKey::idempotency(&key).name().to_owned()
+        };
+        assert_ne!(name("a:1", "b"), name("a", "1:b"));
+        assert_ne!(name("1:a", "b"), name("1", "a:b"));
     }
 }

@@ -3,52 +3,17 @@
 use fred::interfaces::ListInterface;
 
 use super::RedisStore;
-use super::jobs::{TTL_MARGIN, millis};
-use super::scripts::{BUFFER_UPDATE, DELETE_BUFFERED};
+use super::scripts::DELETE_BUFFERED;
 use super::unique_keys::UniqueKey;
 use crate::job::Update;
-use crate::store::codec::{from_json, skip_corrupt, to_json};
-use crate::store::{BUFFERED_UPDATE_TTL, BufferOutcome, Error, MAX_BUFFERED_UPDATES};
+use crate::store::Error;
+use crate::store::codec::{from_json, skip_corrupt};
 use crate::time::Time;
 
 impl RedisStore {
     pub(super) fn buffer_of(&self, key: &UniqueKey) -> String {
         let partition = self.partition_for(key.name());
         partition.buffered_updates(key.name())
-    }
-
-    /// Appends an update to the buffer of a task.
-    pub(super) async fn append_buffered(
-        &self,
-        task: &UniqueKey,
-        update: &Update,
-        now: Time,
-    ) -> Result<BufferOutcome, Error> {
-        let index = self.partition_for(task.name()).buffered_tasks();
-        let keys = vec![self.claim_key_of(task), self.buffer_of(task), index];
-        let args = vec![
-            to_json(update)?.into(),
-            now.millis().into(),
-            MAX_BUFFERED_UPDATES.to_string().into(),
-            millis(BUFFERED_UPDATE_TTL + TTL_MARGIN).into(),
-            task.name().into(),
-        ];
-        let outcome = self
-            .run_unless_held(&BUFFER_UPDATE, task, keys, args)
-            .await?;
-        Ok(match outcome {
-            Ok(_) => BufferOutcome::Buffered,
-            Err(holder) => BufferOutcome::TaskKnown(holder.job.id.clone()),
-        })
-    }
-
-    /// Returns the updates buffered for a task, oldest first. Skips corrupt updates.
-    pub(super) async fn read_buffered(&self, task: &UniqueKey) -> Result<Vec<Update>, Error> {
-        let buffered = self.read_raw_buffered(task).await?;
-        let updates = buffered.iter();
-        updates
-            .filter_map(|entry| decode_buffered(entry).transpose())
-            .collect()
     }
 
     pub(super) async fn read_raw_buffered(&self, task: &UniqueKey) -> Result<Vec<String>, Error> {
@@ -77,7 +42,7 @@ impl RedisStore {
         let keys = vec![partition.buffered_updates(task), partition.buffered_tasks()];
         let before = before.map(|before| before.millis().to_string());
         let args = vec![task.into(), before.unwrap_or_default().into()];
-        self.run(&DELETE_BUFFERED, keys, args).await
+        self.connections.run(&DELETE_BUFFERED, keys, args).await
     }
 }
 

@@ -50,11 +50,7 @@ pub(super) fn charge(db: &Connection, entries: &[BudgetEntry], now: Time) -> rus
     for entry in entries.iter().filter(|entry| entry.window_ends_at > now) {
         let balance = balance(db, &entry.window, now)?.saturating_add(entry.amount_micros);
         db.prepare_cached("INSERT OR REPLACE INTO budget_windows VALUES (?, ?, ?)")?
-            .execute(params![
-                entry.window,
-                balance,
-                entry.window_ends_at.millis()
-            ])?;
+            .execute((&entry.window, balance, entry.window_ends_at.millis()))?;
     }
     Ok(())
 }

@@ -18,7 +18,8 @@ const APPLICATION_ID: i64 = 0x5048_7562;
 
 /// Statements that lead from one schema version to the next, starting with an empty database.
 /// `PRAGMA user_version` counts those that were applied. Never change a released migration.
-pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("0001_initial.sql")];
+pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
+    [include_str!("sql/0001_initial.sql")];
 
 const SCHEMA_VERSION: i64 = 1;
 
@@ -42,14 +43,13 @@ impl Location {
         if url == "sqlite::memory:" {
             return Ok(Self::Memory);
         }
-        let path = match url.strip_prefix("sqlite://") {
-            None | Some("") => {
-                return Err(Error::Unavailable(format!(
-                    "invalid SQLite URL '{url}': use sqlite://path or sqlite::memory:"
-                )));
-            }
-            Some(path) => path,
-        };
+        let path = url
+            .strip_prefix("sqlite://")
+            .filter(|path| !path.is_empty());
+        let path = path.ok_or_else(|| {
+            let usage = "use sqlite://path or sqlite::memory:";
+            Error::Unavailable(format!("invalid SQLite URL '{url}': {usage}"))
+        })?;
         std::fs::canonicalize(path)
             .or_else(|_| std::path::absolute(path))
             .map(Self::File)
@@ -60,11 +60,23 @@ impl Location {
     ///
     /// Returns the lock too. The caller must hold it while any connection is open.
     pub(super) fn open(&self) -> Result<(Connection, Option<File>), Error> {
-        let opened = match self {
-            Self::Memory => open_memory().map(|db| (db, None)),
-            Self::File(path) => open_file(path).map(|(db, lock)| (db, Some(lock))),
+        let connect = || match self {
+            Self::Memory => {
+                let db = Connection::open_in_memory()?;
+                prepare(&db)?;
+                Ok((db, None))
+            }
+            Self::File(path) => {
+                let lock = lock(path)?;
+                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+                let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+                let db = Connection::open_with_flags(path, flags)?;
+                check_schema(&db)?;
+                prepare(&db)?;
+                Ok((db, Some(lock)))
+            }
         };
-        self.named(opened)
+        connect().map_err(|error| self.locate(error))
     }
 
     /// Opens a connection that reads beside the writer, or returns `None` for a database in
@@ -73,40 +85,20 @@ impl Location {
         let Self::File(path) = self else {
             return Ok(None);
         };
-        self.named(open_connection(path, OpenFlags::SQLITE_OPEN_READ_ONLY))
-            .map(Some)
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(path, flags);
+        let db = db.and_then(|db| configure(&db).map(|()| db));
+        db.map(Some).map_err(|error| self.locate(error.into()))
     }
 
     /// Adds the location to an error.
-    fn named<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
-        result.map_err(|error| match error {
+    fn locate(&self, error: Error) -> Error {
+        match error {
             Error::Unavailable(reason) => Error::Unavailable(format!("{self}: {reason}")),
             Error::Corrupt(reason) => Error::Corrupt(format!("{self}: {reason}")),
             Error::Overloaded => Error::Overloaded,
-        })
+        }
     }
-}
-
-fn open_memory() -> Result<Connection, Error> {
-    let db = Connection::open_in_memory()?;
-    configure(&db)?;
-    prepare(&db)?;
-    Ok(db)
-}
-
-fn open_file(path: &Path) -> Result<(Connection, File), Error> {
-    let lock = lock(path)?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-    let db = open_connection(path, flags)?;
-    check_schema(&db)?;
-    prepare(&db)?;
-    Ok((db, lock))
-}
-
-fn open_connection(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
-    let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    configure(&db)?;
-    Ok(db)
 }
 
 fn lock(path: &Path) -> Result<File, Error> {
@@ -161,6 +153,7 @@ fn configure(db: &Connection) -> rusqlite::Result<()> {
 }
 
 fn prepare(db: &Connection) -> rusqlite::Result<()> {
+    configure(db)?;
     // FULL makes each transaction durable before it is acknowledged.
     db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
     let transaction = db.unchecked_transaction()?;

@@ -127,59 +127,42 @@ fn create_job(
 
 /// Returns the outcome of a request whose key was used before, unless that job was deleted.
 fn replay(db: &Connection, key: &IdempotencyKey) -> Result<Option<CreateOutcome>, Error> {
-    let used: Option<(String, String)> = db
-        .prepare_cached(
-            "SELECT fingerprint, job_id FROM idempotency_keys WHERE caller = ? AND key = ?",
-        )?
-        .query_row([&key.caller, &key.key], |row| row.try_into())
-        .optional()?;
-    match used {
-        Some((fingerprint, _)) if fingerprint != key.fingerprint => {
-            Ok(Some(CreateOutcome::IdempotencyKeyConflict))
-        }
-        Some((_, id)) => Ok(get(db, &id)?.map(CreateOutcome::Replayed)),
-        None => Ok(None),
+    let mut statement = db.prepare_cached(
+        "SELECT document, internal, fingerprint FROM idempotency_keys JOIN jobs ON id = job_id
+         WHERE caller = ? AND key = ?",
+    )?;
+    let mut rows = statement.query([&key.caller, &key.key])?;
+    let Some(row) = rows.next()? else {
+        return Ok(None);
+    };
+    if text(row, 2)? != key.fingerprint {
+        return Ok(Some(CreateOutcome::IdempotencyKeyConflict));
     }
+    Ok(Some(CreateOutcome::Replayed(decode_row(row)?)))
 }
 
 /// Inserts a job, or replaces its version.
-///
-/// A commit rarely changes the task, the slot and the end of a job, and their indexes are expensive
-/// to update. [`commit_job`] replaces them if they have changed.
 fn store_version(db: &Connection, job: &Job, encoded: &EncodedJob) -> rusqlite::Result<()> {
     let schedule = &encoded.schedule;
-    db.prepare_cached(
-        "INSERT INTO jobs (id, owner, status, version, provider, task_id, submit_at,
-             submit_claimable_at, poll_at, poll_interval_ms, poll_backoff, holds_slot,
-             deadline_at, updated_at, finished_at, document, internal)
-         VALUES (:id, :owner, :status, :version, :provider, :task_id, :submit_at,
-             :submit_at, :poll_at, :poll_interval_ms, :poll_backoff, :holds_slot,
-             :deadline_at, :updated_at, :finished_at, :document, :internal)
-         ON CONFLICT (id) DO UPDATE SET status = :status, version = :version,
-             submit_at = :submit_at, submit_claimable_at = :submit_at,
-             poll_at = min(:poll_at, ifnull(poll_requested_at, :poll_at)),
-             poll_interval_ms = :poll_interval_ms, poll_backoff = :poll_backoff,
-             deadline_at = :deadline_at, updated_at = :updated_at,
-             document = :document, internal = :internal",
-    )?
-    .execute(named_params! {
-        ":id": job.id.as_str(),
-        ":owner": job.owner,
-        ":status": job.status.as_str(),
-        ":version": job.version.cast_signed(),
-        ":provider": job.provider,
-        ":task_id": job.provider_task_id,
-        ":submit_at": schedule.submit_at.map(Time::millis),
-        ":poll_at": schedule.poll_at.map(Time::millis),
-        ":poll_interval_ms": duration_millis(schedule.poll_interval),
-        ":poll_backoff": schedule.poll_backoff,
-        ":holds_slot": schedule.holds_slot,
-        ":deadline_at": job.deadline_at.millis(),
-        ":updated_at": job.updated_at.millis(),
-        ":finished_at": encoded.finished_at.map(Time::millis),
-        ":document": encoded.document,
-        ":internal": encoded.internal,
-    })?;
+    db.prepare_cached(include_str!("sql/store_version.sql"))?
+        .execute(named_params! {
+            ":id": job.id.as_str(),
+            ":owner": job.owner,
+            ":status": job.status.as_str(),
+            ":version": job.version.cast_signed(),
+            ":provider": job.provider,
+            ":task_id": job.provider_task_id,
+            ":submit_at": schedule.submit_at.map(Time::millis),
+            ":poll_at": schedule.poll_at.map(Time::millis),
+            ":poll_interval_ms": duration_millis(schedule.poll_interval),
+            ":poll_backoff": schedule.poll_backoff,
+            ":holds_slot": schedule.holds_slot,
+            ":deadline_at": job.deadline_at.millis(),
+            ":updated_at": job.updated_at.millis(),
+            ":finished_at": encoded.finished_at.map(Time::millis),
+            ":document": encoded.document,
+            ":internal": encoded.internal,
+        })?;
     Ok(())
 }
 
@@ -282,17 +265,10 @@ fn buffer_update(
     if let Some(id) = find_task(db, task)? {
         return Ok(BufferOutcome::TaskKnown(id));
     }
-    let is_duplicate = db
-        .prepare_cached(
-            "SELECT 1 FROM buffered_updates WHERE provider = ? AND task_id = ? AND payload = ?",
-        )?
-        .exists((task.0, task.1, update))?;
-    if is_duplicate {
-        return Ok(BufferOutcome::Buffered);
-    }
     db.prepare_cached(
         "INSERT INTO buffered_updates (provider, task_id, payload, received_at)
-         VALUES (?, ?, ?, ?)",
+         SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM buffered_updates
+             WHERE provider = ?1 AND task_id = ?2 AND payload = ?3)",
     )?
     .execute((task.0, task.1, update, now.millis()))?;
     db.prepare_cached(

@@ -33,14 +33,6 @@ const NEXT_SUBMISSION: &str = "SELECT min(submit_claimable_at) FROM jobs
 
 const NEXT_POLL: &str = "SELECT min(poll_at) FROM jobs WHERE poll_at IS NOT NULL";
 
-/// Parameters: job id, requested time, cool-down in milliseconds.
-const SCHEDULE_POLL: &str = "UPDATE jobs SET
-        poll_at = min(ifnull(poll_at, requested.at), requested.at),
-        poll_requested_at = min(ifnull(poll_requested_at, requested.at), requested.at)
-    FROM (SELECT max(?2, ifnull(last_polled_at + ?3, ?2)) AS at FROM jobs WHERE id = ?1)
-        AS requested
-    WHERE id = ?1 AND finished_at IS NULL";
-
 #[async_trait]
 impl WorkQueues for SqliteStore {
     async fn claim(
@@ -80,11 +72,8 @@ impl WorkQueues for SqliteStore {
     async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
         let id = id.clone();
         self.write(move |db, _| {
-            db.prepare_cached(SCHEDULE_POLL)?.execute((
-                id.as_str(),
-                at.millis(),
-                duration_millis(cool_down),
-            ))?;
+            db.prepare_cached(include_str!("sql/schedule_poll.sql"))?
+                .execute((id.as_str(), at.millis(), duration_millis(cool_down)))?;
             Ok(())
         })
         .await
@@ -113,16 +102,16 @@ fn claim_submissions(
     limit: usize,
 ) -> Result<Vec<Arc<Job>>, Error> {
     let values = params![provider, now.millis(), sql_limit(limit)];
-    let due = select_due(db, DUE_SUBMISSIONS, values, |_| Ok(now + CLAIM_LEASE))?;
     let mut lease = db.prepare_cached("UPDATE jobs SET submit_claimable_at = ? WHERE id = ?")?;
-    reschedule(due, |id, next_at| {
+    let lease_end = |_: &Row<'_>| Ok(now + CLAIM_LEASE);
+    claim_due(db, DUE_SUBMISSIONS, values, lease_end, |id, next_at| {
         lease.execute(params![next_at.millis(), id])
     })
 }
 
 fn claim_polls(db: &Connection, now: Time, limit: usize) -> Result<Vec<Arc<Job>>, Error> {
     let values = params![now.millis(), sql_limit(limit)];
-    let due = select_due(db, DUE_POLLS, values, |row| {
+    let next_at = |row: &Row<'_>| {
         let id: String = row.get(2)?;
         let interval = Duration::from_millis(row.get(3).map(i64::cast_unsigned)?);
         let deadline = Time::from_millis(row.get(4)?);
@@ -138,11 +127,11 @@ fn claim_polls(db: &Connection, now: Time, limit: usize) -> Result<Vec<Arc<Job>>
             deterministic_jitter(interval, &id),
             deadline,
         ))
-    })?;
+    };
     let mut postpone = db.prepare_cached(
         "UPDATE jobs SET poll_at = ?, last_polled_at = ?, poll_requested_at = NULL WHERE id = ?",
     )?;
-    reschedule(due, |id, next_at| {
+    claim_due(db, DUE_POLLS, values, next_at, |id, next_at| {
         postpone.execute(params![next_at.millis(), now.millis(), id])
     })
 }
@@ -157,38 +146,22 @@ fn next_poll_at(now: Time, interval: Duration, deadline: Time) -> Time {
     }
 }
 
-/// A due job, and when it is due again once claimed.
-struct Due {
-    id: String,
-    job: Result<Arc<Job>, Error>,
-    next_at: Time,
-}
-
-fn select_due(
+/// Selects due jobs, and sets the time of `next_at` from which each can be claimed again. Returns
+/// those that can be decoded. Corrupt jobs are rescheduled too, so that they do not block the queue.
+fn claim_due(
     db: &Connection,
-    sql: &str,
+    select: &str,
     values: &[&dyn ToSql],
     next_at: impl Fn(&Row<'_>) -> rusqlite::Result<Time>,
-) -> rusqlite::Result<Vec<Due>> {
-    db.prepare_cached(sql)?
-        .query_map(values, |row| {
-            Ok(Due {
-                id: row.get(2)?,
-                job: jobs::decode_row(row),
-                next_at: next_at(row)?,
-            })
-        })?
-        .collect()
-}
-
-/// Reschedules all jobs and returns those that can be decoded. Corrupt jobs are rescheduled too,
-/// so that they do not block the queue.
-fn reschedule(
-    due: Vec<Due>,
     mut set_next_at: impl FnMut(&str, Time) -> rusqlite::Result<usize>,
 ) -> Result<Vec<Arc<Job>>, Error> {
+    let mut statement = db.prepare_cached(select)?;
+    let due = statement.query_map(values, |row| {
+        Ok((row.get(2)?, jobs::decode_row(row), next_at(row)?))
+    })?;
+    let due: Vec<(String, _, Time)> = due.collect::<rusqlite::Result<_>>()?;
     let mut claimed = Vec::with_capacity(due.len());
-    for Due { id, job, next_at } in due {
+    for (id, job, next_at) in due {
         set_next_at(&id, next_at)?;
         claimed.extend(skip_corrupt(job, &id)?);
     }

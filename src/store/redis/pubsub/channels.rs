@@ -1,9 +1,9 @@
-//! The channels that a node is subscribed to.
+//! The topics that a node is subscribed to.
 //!
-//! A channel is in the list only after the server has confirmed the subscription: a `PING` on the same
+//! A topic is in the list only after the server has confirmed the subscription: a `PING` on the same
 //! connection is answered after the server has processed the `SUBSCRIBE`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use fred::clients::Client;
@@ -25,102 +25,69 @@ const CHANNELS_PER_COMMAND: usize = 1000;
 /// Concurrent `SSUBSCRIBE` commands.
 const MAX_CONCURRENT_COMMANDS: usize = 64;
 
-/// The subscribed channels. System channels have no state, and are never dropped.
+/// The subscribed topics, and the channels that are always subscribed.
 pub(super) struct Channels {
-    is_sharded: bool,
-    command_timeout: Duration,
-    subscribed: HashMap<String, Option<ChannelState>>,
-}
-
-struct ChannelState {
-    topic: Topic,
-    /// Whether the last check found no subscribers.
-    was_idle: bool,
+    pub(super) keys: KeyNames,
+    pub(super) is_sharded: bool,
+    pub(super) command_timeout: Duration,
+    pub(super) system_channels: Vec<String>,
+    /// Whether the last check found no subscribers, for each topic.
+    pub(super) topics: HashMap<Topic, bool>,
 }
 
 impl Channels {
-    pub(super) fn new(
-        is_sharded: bool,
-        command_timeout: Duration,
-        system_channels: Vec<String>,
-    ) -> Self {
-        let channels = system_channels.into_iter();
-        Self {
-            is_sharded,
-            command_timeout,
-            subscribed: channels.map(|channel| (channel, None)).collect(),
-        }
-    }
-
-    /// Returns the channels of `topics` that are not subscribed.
-    pub(super) fn missing<'a>(
-        &self,
-        keys: &KeyNames,
-        topics: impl Iterator<Item = &'a Topic>,
-    ) -> BTreeMap<String, Topic> {
-        topics
-            .flat_map(|topic| {
-                let channels = keys.channels(topic).into_iter();
-                channels.map(move |channel| (channel, topic.clone()))
-            })
-            .filter(|(channel, _)| !self.subscribed.contains_key(channel))
-            .collect()
-    }
-
+    /// Subscribes to those of `topics` that are not subscribed.
     pub(super) async fn add(
         &mut self,
         client: &Client,
-        channels: BTreeMap<String, Topic>,
+        topics: impl Iterator<Item = &Topic>,
     ) -> Result<(), Error> {
-        let names: Vec<String> = channels.keys().cloned().collect();
-        self.subscribe(client, &names).await?;
-        let added = channels.into_iter().map(|(channel, topic)| {
-            let state = ChannelState {
-                topic,
-                was_idle: false,
-            };
-            (channel, Some(state))
-        });
-        self.subscribed.extend(added);
+        let missing = topics.filter(|topic| !self.topics.contains_key(topic));
+        let missing: HashSet<Topic> = missing.cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.subscribe(client, &self.names(&missing)).await?;
+        let added = missing.into_iter().map(|topic| (topic, false));
+        self.topics.extend(added);
         Ok(())
     }
 
     pub(super) async fn resubscribe_all(&self, client: &Client) -> Result<(), Error> {
-        let names: Vec<String> = self.subscribed.keys().cloned().collect();
+        let mut names = self.names(self.topics.keys());
+        names.extend_from_slice(&self.system_channels);
         Ok(self.subscribe(client, &names).await?)
     }
 
-    /// Returns the channels that two checks in a row have found without subscribers.
-    pub(super) fn idle(&mut self, is_subscribed: impl Fn(&Topic) -> bool) -> Vec<String> {
-        let mut idle = Vec::new();
-        for (channel, state) in &mut self.subscribed {
-            let Some(state) = state else { continue };
-            let is_idle = !is_subscribed(&state.topic);
-            if is_idle && state.was_idle {
-                idle.push(channel.clone());
-            }
-            state.was_idle = is_idle;
-        }
-        idle
-    }
-
-    pub(super) async fn remove(
+    /// Ends the subscriptions to topics that two checks in a row have found without subscribers.
+    pub(super) async fn prune(
         &mut self,
         client: &Client,
-        channels: Vec<String>,
-    ) -> Result<(), Error> {
-        for channel in &channels {
-            self.subscribed.remove(channel);
-        }
+        is_subscribed: impl Fn(&Topic) -> bool,
+    ) -> Result<(), RedisError> {
+        let mut idle = Vec::new();
+        self.topics.retain(|topic, was_idle| {
+            let is_idle = !is_subscribed(topic);
+            let is_pruned = is_idle && *was_idle;
+            *was_idle = is_idle;
+            if is_pruned {
+                idle.push(topic.clone());
+            }
+            !is_pruned
+        });
         let is_sharded = self.is_sharded;
-        self.send(&channels, |names| async move {
+        self.send(&self.names(&idle), |names| async move {
             match is_sharded {
                 true => client.sunsubscribe(names).await,
                 false => client.unsubscribe(names).await,
             }
         })
-        .await?;
-        Ok(())
+        .await
+    }
+
+    fn names<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> Vec<String> {
+        let topics = topics.into_iter();
+        topics.flat_map(|topic| self.keys.channels(topic)).collect()
     }
 
     /// Subscribes, and waits for the confirmation by barriers: the client library only reports that
