@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use secrecy::ExposeSecret;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::config::MIN_SECRET_BYTES;
 use super::{AuthConfig, MAX_TOKEN_BYTES, Scope};
@@ -92,7 +92,7 @@ impl Minter {
             "iss": self.issuer,
             "aud": self.audience,
             "scope": scope,
-            "jobs": jobs,
+            "jobs": jobs.map(Value::from),
         });
         if let Some(claims) = claims.as_object_mut() {
             claims.retain(|_, claim| !claim.is_null());
