@@ -52,6 +52,7 @@ pub fn configure(
             Resource::new("/v1/jobs/{id}").get(jobs::show),
             Resource::new("/v1/jobs/{id}/updates").post(workers::push),
             Resource::new("/v1/jobs/{id}/cancel")
+                .get(jobs::cancellable)
                 .post(jobs::cancel),
             Resource::new("/v1/jobs/{id}/outputs/{n}").get(outputs::fetch),
             Resource::new("/v1/tokens").post(tokens::mint),

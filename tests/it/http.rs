@@ -11,7 +11,7 @@ const RESOURCES: [(&str, &str); 17] = [
     ("/v1/jobs", "GET, HEAD, POST"),
     ("/v1/jobs/JOB", "GET, HEAD"),
     ("/v1/jobs/JOB/updates", "POST"),
-    ("/v1/jobs/JOB/cancel", "POST"),
+    ("/v1/jobs/JOB/cancel", "GET, HEAD, POST"),
     ("/v1/jobs/JOB/outputs/0", "GET, HEAD"),
     ("/v1/tokens", "POST"),
     ("/v1/webhooks/generic", "POST"),
@@ -293,6 +293,16 @@ async fn created_job_is_located_below_the_public_path() {
             response.headers["location"],
             format!("{prefix}/v1/jobs/{id}")
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_refers_to_its_files_by_relative_paths() {
+    let app = TestApp::spawn().await;
+    let page = send(app.request_without_token(Method::GET, "/")).await;
+    let page = page.body.as_str().unwrap();
+    for absolute in ["href=\"/", "src=\"/"] {
+        assert!(!page.contains(absolute), "{absolute}");
     }
 }
 

@@ -223,6 +223,24 @@ pub fn create_response(
         .json(job))
 }
 
+/// `GET /v1/jobs/{id}/cancel`: whether the caller can cancel the job now.
+pub async fn cancellable(
+    caller: Caller,
+    canceller: web::Data<CancelService>,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let reason = match canceller.check(&caller, &id).await {
+        Ok(()) => None,
+        Err(error @ (CancelError::NotCancellable(_) | CancelError::Forbidden)) => {
+            Some(Problem::from(error).detail().to_owned())
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(json!({ "cancellable": reason.is_none(), "reason": reason })))
+}
+
 /// `POST /v1/jobs/{id}/cancel`: cancels a job that was not submitted, or requests it from the provider.
 pub async fn cancel(
     caller: Caller,
