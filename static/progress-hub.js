@@ -345,6 +345,16 @@ export class ProgressHub {
   }
 
   /**
+   * Reads whether a job can be cancelled now. The provider can still reject the cancellation.
+   *
+   * @param {string} jobId
+   * @returns {Promise<{ cancellable: boolean, reason: string | null }>} `reason` says why it cannot be cancelled
+   */
+  async cancellable(jobId) {
+    return this.#request('GET', `v1/jobs/${encodeURIComponent(jobId)}/cancel`);
+  }
+
+  /**
    * Reads the newest document of a job once.
    *
    * @param {string} jobId
