@@ -114,15 +114,21 @@ function onState(state, before) {
     providers.clear();
     return signIn.showForm(state.reason);
   }
+  // Without live updates, the jobs can still be read.
+  if (state.reason === 'refused' && before.reason !== 'refused') readJobs();
   if (state.name === before.name) return;
   if (state.name === 'live') {
     showHubInfo();
     providers.tick();
-    older.reload();
-    setTimeout(() => list.setLoaded(true), EMPTY_STATE_DELAY_MS);
+    readJobs();
   }
   if (before.name === 'live') liveRegion.announce('connection', `Connection: ${connectionText(state)}.`);
   else if (state.name === 'live' && before.name !== 'connecting') liveRegion.announce('connection', 'Connected again.');
+}
+
+function readJobs() {
+  older.reload();
+  setTimeout(() => list.setLoaded(true), EMPTY_STATE_DELAY_MS);
 }
 
 function openLinkedJob() {

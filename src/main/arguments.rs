@@ -56,8 +56,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Create a token
     ///
-    /// The first of auth.hs256_secrets signs it. Only the section [auth] is read. In production, your backend signs tokens itself or
-    /// requests them from the hub with `POST /v1/tokens`.
+    /// The first of auth.hs256_secrets signs it. Only the section [auth] is read. In production,
+    /// your backend signs tokens itself or requests them from the hub with `POST /v1/tokens`.
     Token(TokenArgs),
     /// Validate a configuration and print the effective values, without secrets
     Check(ConfigArgs),

@@ -102,26 +102,25 @@ pub async fn compress_response(
     request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let encoding = Encoding::negotiate(&request);
     let response = next.call(request).await?;
-    let status = response.status();
-    if status == StatusCode::PARTIAL_CONTENT
+    if response.status() == StatusCode::PARTIAL_CONTENT
         || response.headers().contains_key(header::CONTENT_ENCODING)
     {
         return Ok(response);
     }
+    let request = response.request().clone();
     Ok(response.map_body(|head, body| {
-        let content_type = head.headers().get(header::CONTENT_TYPE);
-        let content_type = content_type.and_then(|value| value.to_str().ok());
-        let content_type = content_type.unwrap_or_default().to_owned();
         let body = match body.try_into_bytes() {
             Ok(body) => body,
             Err(stream) => return stream,
         };
-        if !is_compressible(&content_type, body.len()) {
+        let content_type = head.headers().get(header::CONTENT_TYPE);
+        let content_type = content_type.and_then(|value| value.to_str().ok());
+        if !content_type.is_some_and(|content_type| is_compressible(content_type, body.len())) {
             return BoxBody::new(body);
         }
         vary_by_encoding(head.headers_mut());
+        let encoding = Encoding::negotiate(&request);
         match encoding.map(|encoding| (encoding, encoding.compress(&body, Effort::Low))) {
             Some((encoding, Ok(compressed))) => {
                 let name = HeaderValue::from_static(encoding.as_str());

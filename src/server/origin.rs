@@ -80,7 +80,7 @@ impl OriginPolicy {
             return Ok(());
         }
         let (origin, host) = (text(headers, &header::ORIGIN), text(headers, &header::HOST));
-        if self.is_own(origin, host) || self.is_listed(origin) {
+        if self.is_listed(origin) || self.is_own(origin, host) {
             return Ok(());
         }
         if self.warnings.is_due(origin, host, Instant::now()) {

@@ -9,7 +9,7 @@ import { clock, seconds } from './format.js';
 /** A shorter interruption shows no notice. */
 const UNREACHABLE_NOTICE_DELAY_MS = 4_000;
 /** Shown while HTTP works and the WebSocket does not. */
-const REFUSED = `The server refuses live updates for ${location.origin}. Its proxy must pass on WebSocket upgrades and the Host header, or server.public_url must be this address.`;
+const REFUSED = "Live updates are refused. Check the proxy's WebSocket upgrade and Host header, and server.public_url.";
 
 /** @param {State} state */
 export function connectionText({ name, attempt, retryAt, since }) {

@@ -206,7 +206,9 @@ describe('cancellation', () => {
 
   test('job waiting for submission is cancelled at once', async () => {
     await openPage(tab, url);
-    const id = await submitJob(tab, { scenario: 'rate-limited' });
+    // A suspended provider receives no job, so the next one waits until it is cancelled.
+    await waitForStatus(tab, await submitJob(tab, { scenario: 'quota' }), 'failed');
+    const id = await submitJob(tab, { scenario: 'normal' });
     await openDetails(tab, id);
     await card(tab, id).locator('.status', { hasText: /^(Waiting|Retrying)/ }).waitFor();
     await pressCancel();

@@ -249,11 +249,13 @@ describe('other origins and addresses', () => {
   test('refused WebSocket is told apart from an unreachable hub', async () => {
     const hub = await harness.startHub({ server: 'public_url = "https://hub.example.com"' });
     const url = await harness.startProxy(hub.url, { changesHost: true });
+    const [id] = await hub.registerJobs(1);
     const tab = await harness.newTab();
     await tab.goto(url);
     await tab.fill('#token', await hub.token());
     await tab.keyboard.press('Enter');
-    await tab.locator('#notice', { hasText: `The server refuses live updates for ${new URL(url).origin}.` }).waitFor();
+    await tab.locator('#notice', { hasText: 'Live updates are refused.' }).waitFor();
+    await card(tab, id).waitFor();
   });
 });
 
@@ -315,7 +317,7 @@ describe('configured hub', () => {
     const tab = await harness.newTab();
     await tab.goto(hub.url);
     await waitForState(tab, 'signed_out');
-    await tab.getByText('progress-hub token --config hub.toml').waitFor();
+    await tab.getByText('--config hub.toml --sub alice').waitFor();
     assert.equal(await tab.locator('#connection').textContent().then(label => label.trim()), 'Signed out');
 
     await tab.fill('#token', 'not a token');

@@ -38,7 +38,7 @@ const RETRY: &str = "retry: 2000\n";
 /// Sent every `socket.heartbeat`.
 const HEARTBEAT: &[u8] = b": heartbeat\n";
 
-/// Prevents that proxies store the stream, or buffer it in order to compress it.
+/// Keeps proxies from storing the stream, and from buffering it for compression.
 const CACHE_CONTROL: &str = "no-store, no-transform";
 
 /// The parameters of a stream.
