@@ -6,9 +6,13 @@
 mod api;
 mod caller;
 mod components;
+mod compression;
+mod content;
 mod drain;
 mod error;
 mod listener;
+mod origin;
+mod parse_error;
 mod request;
 mod routes;
 pub(crate) mod socket;
@@ -42,6 +46,7 @@ pub use api::demo::{Demo, DemoScenario};
 use components::Components;
 use drain::Drain;
 pub use error::ErrorCode;
+use origin::OriginPolicy;
 
 /// Time between the latest deadline of an unfinished job and its removal from the store.
 const RETENTION_MARGIN: Duration = Duration::from_secs(600);
@@ -155,6 +160,7 @@ impl Server {
         let drain_time = config.server.drain;
         let components = Components {
             links,
+            origins: Arc::new(OriginPolicy::new(&config.server)),
             admission: Arc::new(AdmissionControl::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
