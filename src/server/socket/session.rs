@@ -134,7 +134,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
             PeerState::Unauthenticated { .. } => None,
             PeerState::Authenticated { principal, .. } => Some(principal.clone()),
         };
-        match (serde_json::from_slice(text), principal) {
+        match (ClientMessage::parse(text), principal) {
             (Ok(ClientMessage::Auth { token }), _) => return self.authenticate(&token).await,
             (_, None) => return Err(CloseReason::Unauthorized),
             (Err(error), Some(_)) => return self.reject_message(text, &error),
