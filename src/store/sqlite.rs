@@ -207,6 +207,12 @@ impl ChangeSource for SqliteStore {
         Ok(())
     }
 
+    fn release(&self, _: Vec<Topic>) {}
+
+    fn channels(&self) -> Option<usize> {
+        None
+    }
+
     fn is_lossy(&self) -> bool {
         false
     }

@@ -53,6 +53,7 @@ pub struct Metrics {
     registry: Registry,
     connections: PerConnectionKind<Gauge>,
     subscribed_jobs: Gauge,
+    subscribed_channels: Gauge,
     deliveries: PerConnectionKind<Counter>,
     webhooks: Family<WebhookLabels, Counter>,
     provider_requests: Family<RequestLabels, Counter>,
@@ -124,6 +125,7 @@ impl Metrics {
         let r = &mut registry;
         let connections = register(r, "connections", "Open connections");
         let subscribed_jobs = register(r, "subscribed_jobs", "Jobs that at least one connection subscribes to");
+        let subscribed_channels = register(r, "subscribed_channels", "Channels of Redis that the node is subscribed to");
         let deliveries = register(r, "deliveries", "Job documents delivered to connections");
         let webhooks = register(r, "webhooks", "Webhooks received");
         let provider_requests = register(r, "provider_requests", "Requests to providers");
@@ -141,6 +143,7 @@ impl Metrics {
             registry,
             connections: PerConnectionKind::new(&connections),
             subscribed_jobs,
+            subscribed_channels,
             deliveries: PerConnectionKind::new(&deliveries),
             webhooks,
             provider_requests,
@@ -171,6 +174,12 @@ impl Metrics {
     pub fn set_subscribed_jobs(&self, jobs: usize) {
         self.subscribed_jobs
             .set(i64::try_from(jobs).unwrap_or(i64::MAX));
+    }
+
+    /// Sets the number of channels of the store that this node is subscribed to.
+    pub fn set_subscribed_channels(&self, channels: usize) {
+        self.subscribed_channels
+            .set(i64::try_from(channels).unwrap_or(i64::MAX));
     }
 
     /// Counts documents delivered to connections of this kind.
@@ -334,6 +343,7 @@ mod tests {
         assert_snapshot!(types.join("\n"), @r"
     progress_hub_connections gauge
     progress_hub_subscribed_jobs gauge
+    progress_hub_subscribed_channels gauge
     progress_hub_deliveries counter
     progress_hub_webhooks counter
     progress_hub_provider_requests counter
@@ -386,6 +396,7 @@ mod tests {
             .flat_map(|name| samples(&metrics, name))
             .collect();
         assert_snapshot!(samples.join("\n"), @r#"
+    subscribed_channels 0
     subscribed_jobs 1
     deliveries_total{kind="poll"} 1
     deliveries_total{kind="sse"} 0

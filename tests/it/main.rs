@@ -36,6 +36,7 @@ mod provider_requests;
 mod proxy;
 mod raw_websocket;
 mod redis;
+mod redis_channels;
 mod result_fetch;
 mod resume;
 mod signatures;

@@ -155,6 +155,11 @@ impl Partition<'_> {
         }
     }
 
+    /// String: written and expired by [`Store::ping`](crate::store::Store::ping).
+    pub(super) fn write_check(self) -> String {
+        self.key("all", "write_check")
+    }
+
     /// Hash: budget charges that have not been applied yet, by document key.
     pub(super) fn budget_outbox(self) -> String {
         self.key("all", "budget_outbox")

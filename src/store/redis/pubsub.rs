@@ -10,6 +10,7 @@ mod channels;
 mod receiver;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fred::clients::Client;
@@ -39,6 +40,9 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(10);
 /// Capacity of the request queue. Callers wait while it is full.
 const MAX_PENDING_REQUESTS: usize = 1024;
 
+/// Capacity of the queue of released topics. When it is full, the next check drops the topics.
+const MAX_PENDING_RELEASES: usize = 1024;
+
 /// A request to subscribe to topics.
 struct SubscribeRequest {
     topics: Vec<Topic>,
@@ -56,6 +60,9 @@ impl SubscribeRequest {
 /// Handle to the task that owns the subscriptions.
 pub(super) struct Subscriber {
     requests: mpsc::Sender<SubscribeRequest>,
+    releases: mpsc::Sender<Vec<Topic>>,
+    /// Number of subscribed channels.
+    channels: Arc<AtomicUsize>,
     receiver: Arc<MessageReceiver>,
     request_timeout: Duration,
 }
@@ -77,6 +84,8 @@ impl Subscriber {
         ));
         let timeouts = connections.timeouts;
         let (requests, queue) = mpsc::channel(MAX_PENDING_REQUESTS);
+        let (releases, released) = mpsc::channel(MAX_PENDING_RELEASES);
+        let channel_count = Arc::new(AtomicUsize::new(0));
         let manager = SubscriptionManager {
             channels: Channels::new(
                 endpoint.is_clustered(),
@@ -90,13 +99,16 @@ impl Subscriber {
             reported_unavailable: false,
             needs_resubscribe: true,
             pending_requests: Vec::new(),
+            channel_count: Arc::clone(&channel_count),
             connection_errors: client.error_rx(),
             reconnects: client.reconnect_rx(),
             client,
         };
-        tokio::spawn(manager.run(queue));
+        tokio::spawn(manager.run(queue, released));
         Ok(Self {
             requests,
+            releases,
+            channels: channel_count,
             receiver,
             request_timeout: timeouts.command,
         })
@@ -113,6 +125,18 @@ impl Subscriber {
         };
         self.requests.send(request).await.map_err(|_| closed())?;
         outcome.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Ends the subscriptions of topics without subscribers.
+    pub(super) fn release(&self, topics: Vec<Topic>) {
+        if self.releases.try_send(topics).is_err() {
+            tracing::debug!("too many released topics; the next check drops their channels");
+        }
+    }
+
+    /// Returns the number of subscribed channels.
+    pub(super) fn channels(&self) -> usize {
+        self.channels.load(Ordering::Relaxed)
     }
 
     /// Checks that published messages reach this node.
@@ -143,12 +167,17 @@ struct SubscriptionManager {
     needs_resubscribe: bool,
     /// Requests that wait for a resubscription.
     pending_requests: Vec<SubscribeRequest>,
+    channel_count: Arc<AtomicUsize>,
     connection_errors: Receiver<(RedisError, Option<Server>)>,
     reconnects: Receiver<Server>,
 }
 
 impl SubscriptionManager {
-    async fn run(mut self, mut requests: mpsc::Receiver<SubscribeRequest>) {
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<SubscribeRequest>,
+        mut released: mpsc::Receiver<Vec<Topic>>,
+    ) {
         let mut connection = self.client.connect();
         let mut probe = interval(PROBE_INTERVAL);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -163,6 +192,7 @@ impl SubscriptionManager {
                     }
                     self.process_requests().await;
                 }
+                Some(topics) = released.recv() => self.drop_unused(&topics).await,
                 reason = connection_end(&mut connection) => {
                     connection = self.client.connect();
                     self.mark_stale(&reason);
@@ -180,6 +210,8 @@ impl SubscriptionManager {
                 _ = probe.tick() => self.check_probes(&mut probe).await,
                 _ = prune.tick() => self.prune_channels().await,
             }
+            self.channel_count
+                .store(self.channels.len(), Ordering::Relaxed);
         }
         if let Err(error) = self.client.quit().await {
             tracing::debug!(%error, "pub/sub connection already closed");
@@ -286,10 +318,21 @@ impl SubscriptionManager {
     async fn prune_channels(&mut self) {
         let is_subscribed = Arc::clone(&self.listener.is_subscribed);
         let idle = self.channels.idle(|topic| is_subscribed(topic));
-        if self.needs_resubscribe || idle.is_empty() {
+        self.remove_channels(idle).await;
+    }
+
+    async fn drop_unused(&mut self, topics: &[Topic]) {
+        let is_subscribed = Arc::clone(&self.listener.is_subscribed);
+        let unused = topics.iter().filter(|topic| !is_subscribed(topic));
+        let channels = self.channels.subscribed(&self.connections.keys, unused);
+        self.remove_channels(channels).await;
+    }
+
+    async fn remove_channels(&mut self, channels: Vec<String>) {
+        if self.needs_resubscribe || channels.is_empty() {
             return;
         }
-        if let Err(error) = self.channels.remove(&self.client, idle).await {
+        if let Err(error) = self.channels.remove(&self.client, channels).await {
             tracing::debug!(%error, "unsubscribe failed");
         }
     }

@@ -65,6 +65,23 @@ impl Channels {
             .collect()
     }
 
+    /// Returns the channels of `topics` that are subscribed.
+    pub(super) fn subscribed<'a>(
+        &self,
+        keys: &KeyNames,
+        topics: impl Iterator<Item = &'a Topic>,
+    ) -> Vec<String> {
+        topics
+            .flat_map(|topic| keys.channels(topic))
+            .filter(|channel| self.subscribed.contains_key(channel))
+            .collect()
+    }
+
+    /// Returns the number of subscribed channels, with the system channels.
+    pub(super) fn len(&self) -> usize {
+        self.subscribed.len()
+    }
+
     pub(super) async fn add(
         &mut self,
         client: &Client,
