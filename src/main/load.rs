@@ -9,7 +9,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use progress_hub::config::Config;
 use progress_hub_auth::jwt::Minter;
-use progress_hub_load::{Access, Arguments, Error, Hub, OWNER, Report, Tokens, UpdateMethod};
+use progress_hub_load::{
+    Access, Arguments, Error, Hub, OWNER, READER_SCOPE, Report, Tokens, UpdateMethod,
+};
 use secrecy::SecretString;
 
 use crate::arguments::ConfigArgs;
@@ -139,7 +141,7 @@ fn mint_tokens(config: &Config) -> anyhow::Result<Tokens> {
         minted.map(|minted| SecretString::from(minted.token))
     };
     Ok(Tokens::Minted {
-        reader: mint("jobs:read")?,
+        reader: mint(READER_SCOPE)?,
         worker: mint("jobs:publish")?,
     })
 }

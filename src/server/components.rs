@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::api::demo::Demo;
 use super::drain::Drain;
+use super::limits::ConnectionLimits;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
 use crate::background::breaker_sync::BreakerSync;
@@ -39,6 +40,7 @@ pub struct Components {
     pub links: Links,
     pub metrics: Arc<Metrics>,
     pub drain: Arc<Drain>,
+    pub limits: Arc<ConnectionLimits>,
     pub wakeups: WorkerWakeups,
     pub demo: Option<Demo>,
 }
@@ -85,6 +87,7 @@ impl Components {
             store: self.store.clone(),
             canceller: Arc::clone(&self.canceller),
             drain: Arc::clone(&self.drain),
+            limits: Arc::clone(&self.limits),
             metrics: Arc::clone(&self.metrics),
         })
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use actix_cors::Cors;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpResponse, Route, web};
 
 use super::api::health::StartedAt;
 use super::api::{
@@ -33,6 +33,7 @@ pub fn configure(
             .app_data(web::Data::from(components.minter))
             .app_data(web::Data::from(components.metrics))
             .app_data(web::Data::from(components.drain))
+            .app_data(web::Data::from(components.limits))
             .app_data(web::Data::new(components.links))
             .app_data(web::Data::new(components.wakeups))
             .app_data(web::Data::new(StartedAt(started_at)))
@@ -44,7 +45,7 @@ pub fn configure(
                 web::QueryConfig::default()
                     .error_handler(|error, _| Problem::invalid(error.to_string()).into()),
             );
-        let resources = [
+        let mut resources = vec![
             ("/v1/videos", vec![web::post().to(videos::submit)]),
             (
                 "/v1/jobs",
@@ -79,33 +80,76 @@ pub fn configure(
             ),
             ("/v1/events", vec![web::get().to(events::open)]),
             ("/v1/ws", vec![web::get().to(upgrade_required)]),
-            (
-                "/v1/health",
-                vec![web::get().to(health::check), web::head().to(health::check)],
-            ),
-            (
-                "/v1/health/live",
-                vec![web::get().to(health::live), web::head().to(health::live)],
-            ),
-            (
-                "/v1/health/ready",
-                vec![web::get().to(health::ready), web::head().to(health::ready)],
-            ),
-            ("/metrics", vec![web::get().to(health::metrics)]),
         ];
-        for (path, routes) in resources {
-            let mut resource = web::resource(path).default_service(web::to(method_not_allowed));
-            for route in routes {
-                resource = resource.route(route);
-            }
-            app.service(resource);
+        resources.extend(health_checks());
+        if components.config.server.admin_bind.is_none() {
+            resources.push(metrics());
         }
+        register(app, resources);
         if let Some(demo) = components.demo {
             app.app_data(web::Data::new(demo))
                 .route("/demo/session", web::get().to(demo::session));
         }
         app.default_service(web::to(static_files::file));
     }
+}
+
+/// Registers what the admin listener serves: health checks and metrics.
+pub fn configure_admin(
+    components: &Components,
+    started_at: Instant,
+) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
+    let components = components.clone();
+    move |app| {
+        app.app_data(web::Data::<dyn Store>::from(components.store))
+            .app_data(web::Data::from(components.hub))
+            .app_data(web::Data::from(components.providers))
+            .app_data(web::Data::from(components.metrics))
+            .app_data(web::Data::from(components.drain))
+            .app_data(web::Data::new(StartedAt(started_at)));
+        register(app, health_checks());
+        register(app, [metrics()]);
+        app.default_service(web::to(not_found));
+    }
+}
+
+/// The routes of a path.
+type Resource = (&'static str, Vec<Route>);
+
+fn health_checks() -> [Resource; 3] {
+    [
+        (
+            "/v1/health",
+            vec![web::get().to(health::check), web::head().to(health::check)],
+        ),
+        (
+            "/v1/health/live",
+            vec![web::get().to(health::live), web::head().to(health::live)],
+        ),
+        (
+            "/v1/health/ready",
+            vec![web::get().to(health::ready), web::head().to(health::ready)],
+        ),
+    ]
+}
+
+fn metrics() -> Resource {
+    ("/metrics", vec![web::get().to(health::metrics)])
+}
+
+fn register(app: &mut web::ServiceConfig, resources: impl IntoIterator<Item = Resource>) {
+    for (path, routes) in resources {
+        let mut resource = web::resource(path).default_service(web::to(method_not_allowed));
+        for route in routes {
+            resource = resource.route(route);
+        }
+        app.service(resource);
+    }
+}
+
+/// Response of the admin listener to any other path.
+async fn not_found() -> Result<HttpResponse, Problem> {
+    Err(Problem::not_found("resource"))
 }
 
 /// Response of an existing resource to another method.

@@ -5,6 +5,10 @@ use secrecy::SecretString;
 /// Owner of the jobs of a run.
 pub const OWNER: &str = "load";
 
+/// Scopes of the token that opens all sockets. The hub limits the connections and messages of a subject,
+/// but not those of an administrator.
+pub const READER_SCOPE: &str = "jobs:read admin";
+
 /// Credentials for the hub under test.
 pub struct Access {
     /// Bearer tokens.
@@ -17,7 +21,7 @@ pub struct Access {
 pub enum Tokens {
     /// Tokens minted by the caller with the secret of the hub.
     Minted {
-        /// Token with subject [`OWNER`] and scope `jobs:read`.
+        /// Token with subject [`OWNER`] and the scopes [`READER_SCOPE`].
         reader: SecretString,
         /// Token with scope `jobs:publish`.
         worker: SecretString,

@@ -40,7 +40,7 @@ mod updates;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-pub use self::access::{Access, OWNER, Tokens};
+pub use self::access::{Access, OWNER, READER_SCOPE, Tokens};
 pub use self::arguments::{ArgumentErrors, Arguments, UpdateMethod};
 pub use self::error::{Error, RequestError};
 pub use self::html_report::HtmlError;

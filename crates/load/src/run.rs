@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::access::{Access, OWNER, Tokens};
+use super::access::{Access, OWNER, READER_SCOPE, Tokens};
 use super::arguments::Arguments;
 use super::client::{HttpClient, retry_until, send};
 use super::error::{Error, RequestError};
@@ -69,7 +69,7 @@ impl Run {
         let (reader_token, worker_token) = match access.tokens {
             Tokens::Minted { reader, worker } => (reader, worker),
             Tokens::Admin(admin) => (
-                mint(&client, &admin, "jobs:read").await?,
+                mint(&client, &admin, READER_SCOPE).await?,
                 mint(&client, &admin, "jobs:publish").await?,
             ),
         };

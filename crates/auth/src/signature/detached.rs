@@ -125,8 +125,8 @@ impl Envelope {
         let (header_name, value) = self.signature_header(request.headers)?;
         let fields = self.fields(value);
         Ok(SignatureClaim {
-            content: self.signed.render(request, (header_name, &fields))?,
             signatures: self.signatures(header_name, value, &fields)?,
+            content: self.signed.render(request, (header_name, &fields))?,
             envelope: self,
             header_name,
             fields,
