@@ -368,11 +368,15 @@ pub enum CloseReason {
     OverCapacity,
     /// The client does not read from the connection.
     NotReading,
+    /// The client sends more messages or subscribes to more jobs per second than allowed.
+    RateLimited,
+    /// The client's address or subject has reached its maximum number of connections.
+    TooManyConnections,
 }
 
 impl CloseReason {
     /// Every reason, by code.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Normal,
         Self::GoingAway,
         Self::Protocol,
@@ -386,6 +390,8 @@ impl CloseReason {
         Self::MessageTooLarge,
         Self::OverCapacity,
         Self::NotReading,
+        Self::RateLimited,
+        Self::TooManyConnections,
     ];
 
     /// Returns the close code and the stable name of the reason.
@@ -405,6 +411,8 @@ impl CloseReason {
             Self::MessageTooLarge => (4009, "message_too_large"),
             Self::OverCapacity => (4100, "over_capacity"),
             Self::NotReading => (4101, "not_reading"),
+            Self::RateLimited => (4102, "rate_limited"),
+            Self::TooManyConnections => (4103, "too_many_connections"),
         }
     }
 

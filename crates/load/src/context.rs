@@ -27,6 +27,10 @@ use super::updates::signer;
 /// Owner of the jobs of a run.
 pub const OWNER: &str = "load";
 
+/// Scopes of the token that opens all sockets. The hub limits the connections and messages of a subject,
+/// but not those of an administrator.
+pub const READER_SCOPE: &str = "jobs:read admin";
+
 /// Lifetime of tokens that the run requests from the hub.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -45,7 +49,7 @@ pub struct Access {
 pub enum Tokens {
     /// Tokens minted by the caller with the secret of the hub.
     Minted {
-        /// Token with subject [`OWNER`] and scope `jobs:read`.
+        /// Token with subject [`OWNER`] and the scopes [`READER_SCOPE`].
         reader: SecretString,
         /// Token with scope `jobs:publish`.
         worker: SecretString,
@@ -94,7 +98,7 @@ impl Context {
         let (reader, worker) = match access.tokens {
             Tokens::Minted { reader, worker } => (reader, worker),
             Tokens::Admin(admin) => (
-                mint(&target, &admin, "jobs:read").await?,
+                mint(&target, &admin, READER_SCOPE).await?,
                 mint(&target, &admin, "jobs:publish").await?,
             ),
         };

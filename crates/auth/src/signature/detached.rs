@@ -200,11 +200,11 @@ impl Detached {
         }
         let (header_name, value) = self.signature_header(request)?;
         let fields = self.fields(value);
-        let content = self.signed.render(request, (header_name, &fields))?;
         let signatures = self.signatures(&fields);
         if signatures.is_empty() && !self.is_versioned {
             return Err(SignatureError::Malformed(header_name.into()));
         }
+        let content = self.signed.render(request, (header_name, &fields))?;
         let message_id = match self.id_header.as_deref() {
             Some(name) => match required(request.headers, name)? {
                 "" => return Err(SignatureError::Malformed(name.into())),
