@@ -1,7 +1,6 @@
-//! A dialect: the differences between provider APIs.
+//! The dialects of all providers, one file each.
 //!
-//! A dialect is a table of constants and functions without state. It maps requests to operations of a [`Call`], and writes
-//! responses and webhooks. Task progress, webhook retries and counts are the same for all dialects.
+//! The file of a provider maps its requests to operations of a [`Call`].
 
 mod atlas;
 mod fal;
@@ -11,116 +10,35 @@ mod replicate;
 mod runway;
 mod videos;
 
-use std::time::Duration;
-
-use actix_web::HttpResponse;
-use actix_web::http::StatusCode;
 use futures_util::future::LocalBoxFuture;
-use jiff::Timestamp;
-use serde_json::Value;
-use uuid::Uuid;
 
-use super::api_error::ApiError;
 use super::call::Call;
-use super::plan::{Plan, SubmitBehavior};
-use super::scenario::Scenario;
-use super::signing::{Headers, SigningKeys};
-use super::task::Task;
-use super::webhook::Message;
+use super::dialect::{Answer, Dialect};
 
-/// All dialects. The first one is also served without a prefix.
-pub(super) static DIALECTS: [&Dialect; 7] = [
-    &kling::KLING,
-    &fal::FAL,
-    &atlas::ATLAS,
-    &videos::VIDEOS,
-    &minimax::MINIMAX,
-    &runway::RUNWAY,
-    &replicate::REPLICATE,
+/// A dialect, and the function that answers its calls: with `NoSuchMethod` if the API has none with this method and path.
+pub(super) type Provider = (
+    &'static Dialect,
+    for<'a> fn(&'a Call<'a>) -> LocalBoxFuture<'a, Answer>,
+);
+
+/// All providers. The first one is also served without a prefix.
+pub(super) static PROVIDERS: [Provider; 7] = [
+    (&kling::KLING, |call| Box::pin(kling::answer(call))),
+    (&fal::FAL, |call| Box::pin(fal::answer(call))),
+    (&atlas::ATLAS, |call| Box::pin(atlas::answer(call))),
+    (&videos::VIDEOS, |call| Box::pin(videos::answer(call))),
+    (&minimax::MINIMAX, |call| Box::pin(minimax::answer(call))),
+    (&runway::RUNWAY, |call| Box::pin(runway::answer(call))),
+    (&replicate::REPLICATE, |call| {
+        Box::pin(replicate::answer(call))
+    }),
 ];
 
-/// Response to a call, or the reason for an error response.
-pub(super) type Answer = Result<HttpResponse, ApiError>;
-
-/// A provider API.
-pub(super) struct Dialect {
-    /// Path that the dialect is served under.
-    pub name: &'static str,
-    /// Prefix of the key in `Authorization`.
-    pub scheme: &'static str,
-    /// Header that every authenticated request must have, and its value.
-    pub required_header: Option<(&'static str, &'static str)>,
-    /// Whether a job waits in a queue if all slots are in use. Otherwise its submit is rejected.
-    pub has_queue: bool,
-    /// Scenarios that the dialect cannot play, and why.
-    pub unplayable: &'static [(&'static [Scenario], &'static str)],
-    /// Time for a receiver to echo the challenge that precedes webhooks. `None`: there is no challenge.
-    pub challenge_timeout: Option<Duration>,
-    /// Answers a call. It is `NoSuchMethod` if the API has none with this method and path.
-    pub answer: for<'a> fn(&'a Call<'a>) -> LocalBoxFuture<'a, Answer>,
-    /// Returns the id of the task with this number.
-    pub id: fn(u64) -> String,
-    /// Returns the response for an error.
-    pub error: fn(&ApiError) -> HttpResponse,
-    /// Returns the bodies of the webhooks for the current state of a task.
-    pub webhooks: fn(&Task) -> Vec<Value>,
-    /// Returns the signature headers of a webhook sent at a time in Unix seconds.
-    pub sign: fn(&SigningKeys, &Message, u64) -> Headers,
-}
-
-impl Dialect {
-    /// Returns the plan of a scenario, or why this dialect cannot play it.
-    pub fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
-        let is_meant = |(scenarios, _): &&(&[Scenario], _)| scenarios.contains(&scenario);
-        if let Some((_, why)) = self.unplayable.iter().find(is_meant) {
-            return Err(why);
-        }
-        let plan = scenario.plan();
-        if scenario == Scenario::ConcurrencyLimited && self.has_queue {
-            return Ok(Plan {
-                submit_behavior: SubmitBehavior::Accept,
-                ahead: 3,
-                ..plan
-            });
-        }
-        Ok(plan)
-    }
-}
-
-// Shared by several dialects.
-
-const NO_CANCEL: &str = "it has no way to cancel";
-const NO_REFUSAL: &str = "it declines no prompt at submit";
-
-/// Creates a JSON response.
-pub(super) fn respond(status: u16, headers: &[(&str, &str)], body: Value) -> HttpResponse {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = HttpResponse::build(status);
-    for header in headers {
-        response.insert_header(*header);
-    }
-    response.json(body)
-}
-
-fn ok(body: Value) -> HttpResponse {
-    respond(200, &[], body)
-}
-
-pub(super) fn uuid() -> String {
-    Uuid::now_v7().to_string()
-}
-
-/// Removes the keys of an object that are null.
-fn without_nulls(mut object: Value) -> Value {
-    if let Some(object) = object.as_object_mut() {
-        object.retain(|_, value| !value.is_null());
-    }
-    object
-}
-
-/// Formats a time as RFC 3339 with milliseconds.
-fn rfc3339(ms: u64) -> String {
-    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-    let time = Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX);
-    format!("{time:.3}")
+/// Returns the provider whose dialect is the first segment of a path, otherwise the first one.
+pub(super) fn find(path: &str) -> Provider {
+    let name = path.split('/').nth(1);
+    let mut providers = PROVIDERS.iter();
+    *providers
+        .find(|(dialect, _)| name == Some(dialect.name))
+        .unwrap_or(&PROVIDERS[0])
 }
