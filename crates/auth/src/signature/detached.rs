@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use url::Url;
 
+use super::header_name::HeaderName;
 use super::key::{BASE64, BASE64URL, Key, VerificationKey};
-use super::spec::HeaderName;
 use super::template::{Fields, Template, field};
 use super::{CannotSign, MAX_SIGNATURES, Request, SignatureError, check_fresh, required};
 
