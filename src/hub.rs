@@ -222,15 +222,12 @@ impl Hub {
     ///
     /// Repeated calls with the same state have no effect. The start of an outage does not change.
     pub fn set_health(&self, health: FeedHealth) {
-        {
-            let mut current = lock_ignoring_poison(self.health.lock());
-            match (*current, health) {
-                (FeedHealth::Healthy, FeedHealth::Healthy)
-                | (FeedHealth::Degraded(_), FeedHealth::Degraded(_)) => return,
-                (FeedHealth::Healthy, FeedHealth::Degraded(_))
-                | (FeedHealth::Degraded(_), FeedHealth::Healthy) => *current = health,
-            }
+        let mut current = lock_ignoring_poison(self.health.lock());
+        if current.is_same_state(health) {
+            return;
         }
+        *current = health;
+        // Sent under the lock, so that all shards receive changes in the same order.
         self.send_to_shards(u64::MAX, &ShardMessage::HealthChanged(health));
     }
 

@@ -153,7 +153,7 @@ impl Shard {
         for frame in frames {
             state.deliver(self, &frame);
         }
-        if let Some(health) = health.filter(|latest| *latest != state.health) {
+        if let Some(health) = health.filter(|latest| !latest.is_same_state(state.health)) {
             state.health = health;
             for (_, connection) in &state.connections {
                 connection.sink.health_changed(health);

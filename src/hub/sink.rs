@@ -12,6 +12,13 @@ pub enum FeedHealth {
     Degraded(Time),
 }
 
+impl FeedHealth {
+    /// Returns whether both are healthy or both are degraded, whenever the store became unavailable.
+    pub(super) fn is_same_state(self, other: Self) -> bool {
+        matches!(self, Self::Healthy) == matches!(other, Self::Healthy)
+    }
+}
+
 /// Destination for a connection's frames.
 ///
 /// The shard calls it while holding its own state, so an implementation must not call back into the

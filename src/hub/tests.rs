@@ -504,6 +504,21 @@ fn degraded_and_restored_are_sent_once_each() {
 }
 
 #[test]
+fn recovery_that_ends_before_it_is_sent_is_not_sent() {
+    run_on_worker(async {
+        let (hub, first) = (Hub::new(), job("alice"));
+        let (_connection, sink) = subscribe(&hub, &first);
+        let degraded = FeedHealth::Degraded(Time::from_millis(1));
+        hub.set_health(degraded);
+        process_queue().await;
+        hub.set_health(FeedHealth::Healthy);
+        hub.set_health(FeedHealth::Degraded(Time::from_millis(2)));
+        process_queue().await;
+        assert_eq!(*sink.health_changes.borrow(), [degraded]);
+    });
+}
+
+#[test]
 fn shard_opened_during_outage_sends_restored() {
     run_on_worker(async {
         let (hub, first) = (Hub::new(), job("alice"));

@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::inbound::{InboundDecoder, InboundEvent};
-use super::session::Session;
+use super::session::{Session, as_millis};
 use super::throttle::Throttle;
 use super::transport::{Transport, TransportEvent};
 use super::{SocketContext, Upgraded};
@@ -260,9 +260,4 @@ impl ConnectionTask {
         }
         paused.map(drop)
     }
-}
-
-/// Returns the duration in whole milliseconds.
-pub(super) fn as_millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

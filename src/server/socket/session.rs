@@ -13,7 +13,6 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::connection::as_millis;
 use super::throttle::MAX_PAUSE;
 use super::transport::Transport;
 use super::{SocketClient, SocketContext};
@@ -435,4 +434,9 @@ fn requested_ids(message: &ClientMessage) -> usize {
         | ClientMessage::Unsubscribe { .. }
         | ClientMessage::Ping { .. } => 0,
     }
+}
+
+/// Returns the duration in whole milliseconds.
+pub(super) fn as_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -16,8 +16,7 @@ use serde_json::json;
 
 use super::RedisStore;
 use super::scripts::{BUFFER_UPDATE, ENSURE_DURABLE, READ_JOBS};
-use super::unique_keys::UniqueKey;
-use super::update_buffer::decode_buffered;
+use super::unique_keys::{UniqueKey, decode_buffered};
 use crate::job::{Job, JobId, Update};
 use crate::store::codec::{EncodedJob, decode_job, skip_corrupt, to_json};
 use crate::store::{

@@ -14,9 +14,8 @@ use tokio::time::{Instant, sleep};
 
 use super::RedisStore;
 use super::scripts::{CLAIM_KEY, RELEASE_KEY, Script};
-use super::update_buffer::decode_buffered;
 use crate::job::{Job, JobId, Update};
-use crate::store::codec::{from_json, task_of};
+use crate::store::codec::{from_json, skip_corrupt, task_of};
 use crate::store::{Error, IdempotencyKey};
 
 /// How long a claim is valid without its job. Longer than any operation takes.
@@ -189,6 +188,14 @@ impl RedisStore {
         let job = job.filter(|job| task.is_backed_by(job));
         Ok(job.map(|job| job.id.clone()))
     }
+}
+
+/// Decodes a buffered update. The time it was received comes first, separated by a space.
+pub(super) fn decode_buffered(entry: &str) -> Result<Option<Update>, Error> {
+    let Some((_, update)) = entry.split_once(' ') else {
+        return Ok(None);
+    };
+    skip_corrupt(from_json(update), "buffered update")
 }
 
 #[cfg(test)]

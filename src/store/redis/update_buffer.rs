@@ -5,9 +5,7 @@ use fred::interfaces::ListInterface;
 use super::RedisStore;
 use super::scripts::DELETE_BUFFERED;
 use super::unique_keys::UniqueKey;
-use crate::job::Update;
 use crate::store::Error;
-use crate::store::codec::{from_json, skip_corrupt};
 use crate::time::Time;
 
 impl RedisStore {
@@ -44,12 +42,4 @@ impl RedisStore {
         let args = vec![task.into(), before.unwrap_or_default().into()];
         self.connections.run(&DELETE_BUFFERED, keys, args).await
     }
-}
-
-/// Decodes a buffered update. The time it was received comes first, separated by a space.
-pub(super) fn decode_buffered(entry: &str) -> Result<Option<Update>, Error> {
-    let Some((_, update)) = entry.split_once(' ') else {
-        return Ok(None);
-    };
-    skip_corrupt(from_json(update), "buffered update")
 }
