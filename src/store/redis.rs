@@ -85,7 +85,10 @@ impl RedisStore {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::Unavailable("no Tokio runtime".to_owned()));
         }
-        let endpoint = Endpoint::parse(&config.url, timeouts).map_err(Error::Unavailable)?;
+        let mut endpoint = Endpoint::parse(&config.url, timeouts).map_err(Error::Unavailable)?;
+        if let Some(password) = &config.password {
+            endpoint.set_password(password);
+        }
         let keys = KeyNames::new(&config.prefix, endpoint.is_clustered());
         let connections = Arc::new(Connections::open(&endpoint, keys, config.replicas)?);
         let subscriber = Subscriber::open(&endpoint, &connections, listener)?;
