@@ -4,6 +4,8 @@
 //! only within the process. A file of another program is rejected unmodified.
 
 use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +26,10 @@ const SCHEMA_VERSION: i64 = 1;
 
 /// How long to wait for locks of other processes, such as the `sqlite3` shell.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Permissions of the files: only their owner reads and writes them. SQLite creates the write-ahead log
+/// with the permissions of the database.
+const FILE_MODE: u32 = 0o600;
 
 /// Number of prepared statements that a connection caches. All statements fit.
 const STATEMENT_CACHE_CAPACITY: usize = 64;
@@ -69,6 +75,7 @@ impl Location {
             }
             Self::File(path) => {
                 let lock = self.lock(path)?;
+                self.check_mode(&self.open_for_writing(path)?);
                 let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
                     | OpenFlags::SQLITE_OPEN_CREATE
                     | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -97,18 +104,43 @@ impl Location {
     fn lock(&self, path: &Path) -> Result<File, Error> {
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
-        let lock = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock_path)
-            .map_err(|error| self.unavailable(&error))?;
+        let lock = self.open_for_writing(Path::new(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => Ok(lock),
             Err(TryLockError::WouldBlock) => {
                 Err(self.unavailable(&"database is in use by another process"))
             }
             Err(TryLockError::Error(error)) => Err(self.unavailable(&error)),
+        }
+    }
+
+    /// Opens a file, or creates it with [`FILE_MODE`].
+    fn open_for_writing(&self, path: &Path) -> Result<File, Error> {
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        let file = options.mode(FILE_MODE).open(path);
+        file.map_err(|error| self.open_error(path, &error))
+    }
+
+    fn open_error(&self, path: &Path, error: &io::Error) -> Error {
+        if error.kind() != io::ErrorKind::PermissionDenied {
+            return self.unavailable(error);
+        }
+        let parent = path.parent().unwrap_or(path);
+        let denied = if path.exists() { path } else { parent };
+        let uid = rustix::process::geteuid();
+        self.unavailable(&format!(
+            "{} is not writable by uid {uid}",
+            denied.display()
+        ))
+    }
+
+    /// Logs a warning if other users can access the database, which contains prompts and outputs.
+    fn check_mode(&self, file: &File) {
+        let mode = file.metadata().map_or(0, |it| it.permissions().mode());
+        if mode & 0o077 != 0 {
+            let mode = format!("{:o}", mode & 0o777);
+            tracing::warn!(store.path = %self, store.mode = mode, "database file is accessible to other users");
         }
     }
 
@@ -189,6 +221,25 @@ pub(super) fn probe_write(db: &Connection) -> rusqlite::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn permission_errors_name_the_place_and_the_user() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = directory.path().join("hub.db");
+        let location = Location::File(database.clone());
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = || location.open_error(&database, &denied).to_string();
+        let uid = rustix::process::geteuid();
+
+        let expected = format!(
+            "{} is not writable by uid {uid}",
+            directory.path().display()
+        );
+        assert!(error().ends_with(&expected), "{}", error());
+        File::create(&database).unwrap();
+        let expected = format!("{} is not writable by uid {uid}", database.display());
+        assert!(error().ends_with(&expected), "{}", error());
+    }
 
     #[test]
     fn migrate_applies_only_missing_migrations_and_keeps_rows() {
