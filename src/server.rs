@@ -14,6 +14,7 @@ mod routes;
 pub(crate) mod socket;
 mod static_files;
 mod subscribe;
+mod tls;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -28,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::AdmissionControl;
 use crate::background::change_feed::ChangeFeed;
 use crate::cancellation::CancelService;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, TlsFiles};
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
@@ -42,6 +43,7 @@ pub use api::demo::{Demo, DemoScenario};
 use components::Components;
 use drain::Drain;
 pub use error::ErrorCode;
+pub use tls::Certificate;
 
 /// Time between the latest deadline of an unfinished job and its removal from the store.
 const RETENTION_MARGIN: Duration = Duration::from_secs(600);
@@ -70,7 +72,7 @@ pub enum BindError {
 pub struct Server {
     address: SocketAddr,
     listener: TcpListener,
-    tls: Option<rustls::ServerConfig>,
+    tls: Option<(Arc<Certificate>, rustls::ServerConfig)>,
     drain_time: Duration,
     workers: usize,
     components: Components,
@@ -113,7 +115,7 @@ impl Server {
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
         let http = HttpClient::new()?;
         let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
-        let tls = config.server.tls().as_ref().map(listener::tls_config);
+        let tls = config.server.tls().map(load_certificate);
         let tls = tls.transpose().map_err(BindError::Tls)?;
         let bind = config.server.bind;
         let listener = listener::listen(bind).map_err(|error| BindError::Listen(bind, error))?;
@@ -136,7 +138,7 @@ impl Server {
         let callback_key = secret.and_then(|secret| CallbackKey::new(secret).ok());
         let public_url = config.server.public_url.clone().or_else(|| {
             demo.as_ref()
-                .and(url::Url::parse(&format!("http://{address}")).ok())
+                .and(url::Url::parse(&config.server.local_url(address)).ok())
         });
         let links = Links::new(public_url, callback_key, config.store.retain_final);
         let tracker = Arc::new(Tracker::new(
@@ -187,18 +189,25 @@ impl Server {
         self.address
     }
 
-    /// Returns the URL of the server.
+    /// Returns the URL at which this machine reaches the server.
     #[must_use]
     pub fn url(&self) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}", self.address)
+        self.components.config.server.local_url(self.address)
     }
 
-    /// Serves until `stop` is cancelled, then drains.
+    /// Returns the TLS certificate, or `None` for plain HTTP.
+    #[must_use]
+    pub fn certificate(&self) -> Option<Arc<Certificate>> {
+        let (certificate, _) = self.tls.as_ref()?;
+        Some(Arc::clone(certificate))
+    }
+
+    /// Connects the store, serves until `stop` is cancelled, then drains.
     ///
     /// # Errors
     /// The system's error if the server cannot continue.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
+        let (address, url) = (self.address, self.url());
         let Self {
             listener,
             tls,
@@ -209,9 +218,21 @@ impl Server {
         } = self;
         let background = TaskTracker::new();
         let stop_background = CancellationToken::new();
+        // Clients that connect in the meantime wait instead of being rejected.
+        tokio::select! {
+            () = components.store.wait_until_connected() => {}
+            () = stop.cancelled() => {}
+        }
         components.spawn_background_tasks(&background, &stop_background);
+        let tls = tls.map(|(certificate, tls)| {
+            background.spawn(certificate.watch(stop_background.clone()));
+            tls
+        });
 
         let server = listener::serve(&components, listener, tls, workers, drain_time)?;
+        let store = components.store.name();
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(url, %address, store, version, "listening");
         let handle = server.handle();
         let result = tokio::select! {
             result = server => result,
@@ -228,6 +249,13 @@ impl Server {
         components.store.close().await;
         result
     }
+}
+
+/// Loads the certificate, and creates the TLS configuration that presents it.
+fn load_certificate(files: TlsFiles) -> Result<(Arc<Certificate>, rustls::ServerConfig), String> {
+    let certificate = Arc::new(Certificate::load(files)?);
+    let config = tls::server_config(Arc::clone(&certificate))?;
+    Ok((certificate, config))
 }
 
 /// Waits for `stop`, then drains: readiness fails and WebSockets close while the listener still accepts

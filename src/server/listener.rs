@@ -17,13 +17,10 @@ use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::dev::{AppConfig, ServiceResponse};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, middleware};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::components::Components;
 use super::routes;
 use super::socket::{self, SocketContext};
-use crate::config::TlsFiles;
 
 /// Maximum number of connections that the kernel queues before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -59,19 +56,6 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-/// Reads the certificate and its key.
-pub fn tls_config(files: &TlsFiles) -> Result<rustls::ServerConfig, String> {
-    let chain = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect)
-        .map_err(|error| error.to_string())?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| error.to_string())?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| error.to_string())
 }
 
 /// Serves HTTP and WebSocket connections of the listener on `workers` threads.

@@ -118,6 +118,17 @@ impl Store for RedisStore {
         self.subscriber.check_health()
     }
 
+    async fn wait_until_connected(&self) {
+        let connected = async {
+            self.connections.wait_until_connected().await;
+            self.subscriber.wait_until_healthy().await;
+        };
+        let limit = self.connections.timeouts.probe;
+        if tokio::time::timeout(limit, connected).await.is_err() {
+            tracing::warn!("redis not connected yet; retrying in the background");
+        }
+    }
+
     async fn sweep(&self, now: Time) -> Result<usize, Error> {
         let _operation = self.connections.begin_operation()?;
         let mut count = 0;

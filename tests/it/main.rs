@@ -47,6 +47,7 @@ mod store;
 mod submit;
 mod subscribe;
 mod tampering_proxy;
+mod tls;
 mod wait;
 mod watchdog;
 mod webhook;

@@ -7,13 +7,19 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use url::Url;
 
 /// Maximum time for the hub to listen, and to exit.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Interval of the checks whether the hub listens.
+const LOG_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Log filter of the hub: warnings, and the event with its URL.
+const LOG_FILTER: &str = "warn,progress_hub::server=info";
 
 /// Prefix of environment variables with settings.
 const ENVIRONMENT_PREFIX: &str = "PROGRESS_HUB__";
@@ -43,7 +49,7 @@ impl Hub {
     /// Starts `program serve` with `settings`. Without `store.url`, the store is in a temporary directory.
     ///
     /// # Errors
-    /// [`StartError`] if the process cannot be started or does not print its URL.
+    /// [`StartError`] if the process cannot be started or does not log its URL.
     pub async fn start(program: &Path, settings: &[(String, String)]) -> Result<Self, StartError> {
         let directory = tempfile::Builder::new()
             .prefix("progress-hub-load-")
@@ -62,15 +68,16 @@ impl Hub {
             command.env(variable(key), value);
         }
         command
-            .args(["serve", "--log-level", "warn"])
+            .args(["serve", "--log", "json", "--log-level", LOG_FILTER])
+            .env_remove("RUST_LOG")
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)
             // Ctrl-C reaches only the load generator, which then stops the hub.
             .process_group(0)
             .kill_on_drop(true);
         let mut child = command.spawn()?;
-        let url = tokio::time::timeout(PROCESS_TIMEOUT, read_url(&mut child)).await;
+        let url = tokio::time::timeout(PROCESS_TIMEOUT, wait_for_url(&mut child, &log)).await;
         let url = url.ok().flatten().ok_or_else(|| {
             let log = std::fs::read_to_string(&log).unwrap_or_default();
             StartError::NotReady(log.trim().chars().take(MAX_LOG_EXCERPT_CHARS).collect())
@@ -101,18 +108,28 @@ impl Hub {
     }
 }
 
-/// Reads the URL from the first line of the standard output.
-async fn read_url(child: &mut Child) -> Option<Url> {
-    let line = BufReader::new(child.stdout.take()?)
-        .lines()
-        .next_line()
-        .await
-        .ok()??;
-    Url::parse(
-        line.split_whitespace()
-            .find(|word| word.starts_with("http://"))?,
-    )
-    .ok()
+/// Waits until the log contains the URL. Returns `None` if the process exits.
+async fn wait_for_url(child: &mut Child, log: &Path) -> Option<Url> {
+    loop {
+        let has_exited = !matches!(child.try_wait(), Ok(None));
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        if let Some(url) = log.lines().find_map(url_in_log) {
+            return Some(url);
+        }
+        if has_exited {
+            return None;
+        }
+        tokio::time::sleep(LOG_POLL_INTERVAL).await;
+    }
+}
+
+/// Returns the URL in the line that the hub logs when it listens.
+fn url_in_log(line: &str) -> Option<Url> {
+    let event: Value = serde_json::from_str(line).ok()?;
+    let url = event
+        .get("url")
+        .filter(|_| event["message"] == "listening")?;
+    Url::parse(url.as_str()?).ok()
 }
 
 /// Returns the environment variable of a setting.

@@ -12,6 +12,7 @@ use fred::error::{Error as RedisError, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::Options;
 use fred::types::{ClusterHash, CustomCommand, FromValue, Value};
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -195,6 +196,17 @@ impl Connections {
                 tracing::debug!(%error, "redis connection already closed");
             }
         }
+    }
+
+    /// Waits until every connection is up.
+    pub(super) async fn wait_until_connected(&self) {
+        let replicated = self.replicated_pool.iter().flat_map(|pool| &pool.clients);
+        let clients = self.pool.clients.iter().chain(replicated);
+        join_all(clients.map(async |client| {
+            // An error is the result of one attempt, and is followed by another attempt.
+            while client.wait_for_connect().await.is_err() {}
+        }))
+        .await;
     }
 
     /// Returns a connection for a single command.

@@ -115,6 +115,11 @@ impl Subscriber {
         outcome.await.unwrap_or_else(|_| Err(closed()))
     }
 
+    /// Waits until published messages reach this node.
+    pub(super) async fn wait_until_healthy(&self) {
+        self.receiver.wait_until_healthy().await;
+    }
+
     /// Checks that published messages reach this node.
     pub(super) fn check_health(&self) -> Result<(), Error> {
         if self.receiver.is_healthy() {

@@ -4,16 +4,16 @@
 //! its own probe, because the connection to each can fail alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fred::error::Error as RedisError;
 use fred::interfaces::PubsubInterface;
 use fred::types::Message;
 use futures_util::future::join_all;
-use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::store::codec::from_json;
@@ -28,7 +28,7 @@ pub(super) struct MessageReceiver {
     started_at: Instant,
     messages_lost: Notify,
     probe_received: Notify,
-    is_healthy: AtomicBool,
+    is_healthy: watch::Sender<bool>,
 }
 
 struct Probe {
@@ -49,7 +49,7 @@ impl MessageReceiver {
             started_at: Instant::now(),
             messages_lost: Notify::new(),
             probe_received: Notify::new(),
-            is_healthy: AtomicBool::new(false),
+            is_healthy: watch::Sender::new(false),
         }
     }
 
@@ -60,11 +60,17 @@ impl MessageReceiver {
     }
 
     pub(super) fn is_healthy(&self) -> bool {
-        self.is_healthy.load(Ordering::Acquire)
+        *self.is_healthy.borrow()
     }
 
     pub(super) fn set_healthy(&self, is_healthy: bool) {
-        self.is_healthy.store(is_healthy, Ordering::Release);
+        self.is_healthy.send_replace(is_healthy);
+    }
+
+    pub(super) async fn wait_until_healthy(&self) {
+        let mut is_healthy = self.is_healthy.subscribe();
+        // An error means that the sender was dropped, but `self` owns it.
+        let _ = is_healthy.wait_for(|is_healthy| *is_healthy).await;
     }
 
     /// Waits until messages are dropped because the receiving task is too slow.
