@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `token`, `check`, `load`, `simulator`.
+//! The command line: `serve`, `demo`, `token`, `check`, `health`, `load`, `simulator`.
 
 #[path = "main/arguments.rs"]
 mod arguments;
@@ -6,6 +6,8 @@ mod arguments;
 mod demo;
 #[path = "main/error.rs"]
 mod error;
+#[path = "main/health.rs"]
+mod health;
 #[path = "main/load.rs"]
 mod load;
 #[path = "main/simulator.rs"]
@@ -62,6 +64,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Token(args) => token::run(args),
         Command::Check(args) => print(&args.load()?.to_redacted_toml()),
+        Command::Health(args) => block_on(health::run(args)),
         Command::Load(args) => {
             init_logging(LogFormat::Pretty)?;
             block_on(load::run(*args))

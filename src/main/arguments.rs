@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use progress_hub::config::{Config, ConfigError};
+use progress_hub::config::{Config, ConfigError, ServerConfig};
 use progress_hub::provider::HttpClient;
 use progress_hub::server;
 use progress_hub::telemetry::LogFormat;
@@ -48,11 +48,13 @@ pub(crate) enum Command {
     /// PROGRESS_HUB__SERVER__BIND, then from --set; later sources override earlier ones. Every
     /// setting has a default except secrets and providers. If the configuration is invalid, all
     /// errors are reported and the exit code is 2. On SIGTERM or Ctrl-C, the hub drains: it tells
-    /// clients when to reconnect, and closes their connections.
+    /// clients when to reconnect, and closes their connections. On SIGHUP, it reads the TLS
+    /// certificate again.
     Serve(ConfigArgs),
-    /// Run a hub and a simulated provider on loopback, without configuration
+    /// Run a hub and a simulated provider, without configuration
     ///
-    /// Prints the URL of a dashboard that is already signed in. All data is deleted on exit.
+    /// Prints the URL of a dashboard that is already signed in. Listens on loopback unless --public
+    /// is given. All data is deleted on exit.
     Demo(DemoArgs),
     /// Create a token
     ///
@@ -61,6 +63,11 @@ pub(crate) enum Command {
     Token(TokenArgs),
     /// Validate a configuration and print the effective values, without secrets
     Check(ConfigArgs),
+    /// Check that a hub on this machine responds, such as for the health check of a container
+    ///
+    /// Reads server.bind from the same configuration as serve, and requests /v1/health/live. The
+    /// exit code is 0 if the hub is healthy and 1 if it is not.
+    Health(ConfigArgs),
     /// Load-test a hub and verify correctness
     ///
     /// Starts a hub with an embedded store for the run, or connects to the one at --url. The
@@ -79,7 +86,7 @@ pub(crate) enum Command {
 #[derive(Args)]
 pub(crate) struct ConfigArgs {
     /// Configuration file (TOML)
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", env = "PROGRESS_HUB_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// Set one key, such as `--set server.bind=0.0.0.0:80`; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
@@ -89,10 +96,8 @@ pub(crate) struct ConfigArgs {
 impl ConfigArgs {
     /// Loads and validates the configuration, including the provider definitions it uses. Returns all
     /// errors together.
-    pub(crate) fn load(self) -> anyhow::Result<Config> {
-        let environment = std::env::vars_os()
-            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        let (config, mut errors) = Config::read(self.config.as_deref(), environment, self.set);
+    pub(crate) fn load(&self) -> anyhow::Result<Config> {
+        let (config, mut errors) = self.read();
         let http = HttpClient::new().context("failed to create the HTTP client")?;
         let mut found = server::validate(&config, &http).err().unwrap_or_default();
         // An invalid setting was replaced by its default. Errors that follow from that are dropped.
@@ -100,11 +105,35 @@ impl ConfigArgs {
             |new: &ConfigError| errors.iter().any(|old| old.key.starts_with(&new.key));
         found.retain(|error| !is_consequence(error));
         errors.append(&mut found);
-        if errors.is_empty() {
-            Ok(config)
-        } else {
-            Err(UsageError::from(errors).into())
-        }
+        unless_invalid(config, errors)
+    }
+
+    /// Loads the settings of the HTTP server. Errors in other sections are ignored.
+    pub(crate) fn load_server(&self) -> anyhow::Result<ServerConfig> {
+        let (config, mut errors) = self.read();
+        let file = self
+            .config
+            .as_deref()
+            .map(|path| path.display().to_string());
+        errors.retain(|error| {
+            let is_in_file = |file| error.key.starts_with(file);
+            error.key.starts_with("server.") || file.as_deref().is_some_and(is_in_file)
+        });
+        unless_invalid(config.server, errors)
+    }
+
+    fn read(&self) -> (Config, Vec<ConfigError>) {
+        let environment = std::env::vars_os()
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        Config::read(self.config.as_deref(), environment, self.set.clone())
+    }
+}
+
+fn unless_invalid<T>(config: T, errors: Vec<ConfigError>) -> anyhow::Result<T> {
+    if errors.is_empty() {
+        Ok(config)
+    } else {
+        Err(UsageError::from(errors).into())
     }
 }
 

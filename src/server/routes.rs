@@ -101,7 +101,8 @@ pub fn configure(
             app.service(resource);
         }
         if let Some(demo) = components.demo {
-            app.app_data(web::Data::new(demo))
+            app.configure(demo.routes)
+                .app_data(web::Data::new(demo))
                 .route("/demo/session", web::get().to(demo::session));
         }
         app.default_service(web::to(static_files::file));

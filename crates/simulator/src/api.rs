@@ -28,6 +28,9 @@ use super::worker::Workers;
 /// Maximum size of a body in bytes. Images may be sent as base64.
 const MAX_BODY: usize = 16 * 1024 * 1024;
 
+/// Path of clips. All numbers have the same content.
+const CLIP_PATH: &str = "/clips/{number:[0-9]+}.mp4";
+
 /// State shared by all dialects.
 pub(super) struct ApiState {
     pub state: SimulatorState,
@@ -37,8 +40,10 @@ pub(super) struct ApiState {
     pub default_scenario: Scenario,
     /// URL for webhooks of dialects that have one per account.
     pub project: Option<Url>,
-    /// Base URL of clips for requests without a `Host` header.
+    /// Base URL for requests without a `Host` header.
     pub origin: String,
+    /// Base URL of clips, if they are not requested from the simulator.
+    pub clip_origin: Option<String>,
 }
 
 /// A dialect and the path that it is served under.
@@ -56,6 +61,15 @@ pub(super) fn inspector_routes(config: &mut ServiceConfig) {
         .route("/simulator/tasks", web::get().to(snapshot));
 }
 
+/// Adds the route of the clips to another server, for [`Simulator::with_clip_origin`](super::Simulator::with_clip_origin).
+pub fn clip_route(config: &mut ServiceConfig) {
+    let clip = |request: HttpRequest| async move { clip::serve(&request) };
+    let clip = web::resource(CLIP_PATH)
+        .route(web::get().to(clip))
+        .route(web::head().to(clip));
+    config.service(clip);
+}
+
 /// Adds all routes of a dialect under `prefix`.
 pub(super) fn routes(
     api: Data<ApiState>,
@@ -68,7 +82,7 @@ pub(super) fn routes(
         prefix,
     });
     move |config| {
-        let clip = web::resource("/clips/{number:[0-9]+}.mp4")
+        let clip = web::resource(CLIP_PATH)
             .route(web::get().to(clip))
             .route(web::head().to(clip));
         config
@@ -176,6 +190,7 @@ impl Mount {
             scenario,
             ahead: plan.ahead,
             steps: plan.steps,
+            clip_origin: api.clip_origin.clone().unwrap_or_else(|| self.origin(head)),
             origin: self.origin(head),
             notes: submit.notes,
         };

@@ -57,6 +57,7 @@ use self::state::SimulatorState;
 use self::webhook::WebhookSender;
 use self::worker::Workers;
 
+pub use self::api::clip_route;
 pub use self::inspector::{Counts, Inspector, Submits, TaskSnapshot};
 pub use self::scenario::{Scenario, UnknownScenario};
 pub use self::task::{Product, Status};
@@ -80,6 +81,7 @@ pub struct Simulator {
     address: SocketAddr,
     settings: Settings,
     project: Option<Url>,
+    clip_origin: Option<String>,
     keys: Arc<SigningKeys>,
     state: SimulatorState,
     webhooks: WebhookSender,
@@ -120,6 +122,7 @@ impl Simulator {
             address,
             settings,
             project: None,
+            clip_origin: None,
             keys,
             state,
             webhooks,
@@ -136,6 +139,14 @@ impl Simulator {
         let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "not an http address");
         self.project = Some(parsed.ok_or_else(wrong)?);
         Ok(self)
+    }
+
+    /// Sets the base URL of clips. The server at this URL must have [`clip_route`]. By default, clips have the address
+    /// that the API was called at.
+    #[must_use]
+    pub fn with_clip_origin(mut self, url: String) -> Self {
+        self.clip_origin = Some(url);
+        self
     }
 
     /// Returns the base URL, as `http://127.0.0.1:PORT`.
@@ -162,6 +173,7 @@ impl Simulator {
         let workers_end = workers_stop.clone().drop_guard();
         let api = Data::new(ApiState {
             origin: self.url(),
+            clip_origin: self.clip_origin,
             api_key: self.settings.api_key,
             default_scenario: self.settings.default_scenario,
             project: self.project,

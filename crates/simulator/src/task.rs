@@ -86,6 +86,8 @@ pub(super) struct NewTask {
     pub steps: u16,
     /// Base URL of the dialect as the client reaches it.
     pub origin: String,
+    /// Base URL of clips.
+    pub clip_origin: String,
     /// Data that the dialect needs for later responses.
     pub notes: Value,
 }
@@ -162,7 +164,7 @@ impl Task {
 
     /// Returns the URL of the clip.
     pub fn clip(&self) -> String {
-        format!("{}/clips/{}.mp4", self.request.origin, self.number + 1)
+        format!("{}/clips/{}.mp4", self.request.clip_origin, self.number + 1)
     }
 
     /// Returns the log of the task: a progress bar line for each step.
