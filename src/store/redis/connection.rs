@@ -12,7 +12,7 @@ use fred::error::{Error as RedisError, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::Options;
 use fred::types::{ClusterHash, CustomCommand, FromValue, Value};
-use futures_util::future::join_all;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -24,6 +24,9 @@ use crate::store::Error;
 
 /// Connections in a pool.
 const POOL_SIZE: usize = 4;
+
+/// Interval of the checks whether a connection is established.
+const CONNECT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Difference between the command timeout and the timeout of `WAIT`, so that its reply is in time.
 const WAIT_MARGIN: Duration = Duration::from_millis(100);
@@ -108,6 +111,10 @@ impl Pool {
                 ..Options::default()
             },
         })
+    }
+
+    fn is_connected(&self) -> bool {
+        self.clients.iter().any(Client::is_connected)
     }
 
     /// Returns the next connection that is up. After an outage, connections recover one by one.
@@ -198,15 +205,17 @@ impl Connections {
         }
     }
 
-    /// Waits until every connection is up.
+    /// Returns whether commands can be sent.
+    pub(super) fn is_connected(&self) -> bool {
+        self.pool.is_connected() && self.replicated_pool.as_ref().is_none_or(Pool::is_connected)
+    }
+
+    /// Waits until commands can be sent.
     pub(super) async fn wait_until_connected(&self) {
-        let replicated = self.replicated_pool.iter().flat_map(|pool| &pool.clients);
-        let clients = self.pool.clients.iter().chain(replicated);
-        join_all(clients.map(async |client| {
-            // An error is the result of one attempt, and is followed by another attempt.
-            while client.wait_for_connect().await.is_err() {}
-        }))
-        .await;
+        // The library's notification may be missed if it is sent while one starts to wait for it.
+        while !self.is_connected() {
+            sleep(CONNECT_POLL_INTERVAL).await;
+        }
     }
 
     /// Returns a connection for a single command.

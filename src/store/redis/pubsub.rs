@@ -259,7 +259,8 @@ impl SubscriptionManager {
         if self.started_at.elapsed() > self.connections.timeouts.probe {
             self.mark_stale("not connected");
         }
-        if !self.client.is_connected() {
+        // Without a connection for commands, the probes that confirm a resubscription cannot be sent.
+        if !self.client.is_connected() || !self.connections.is_connected() {
             return;
         }
         // The resubscription covers everything that was reported so far, once for each server.
