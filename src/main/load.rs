@@ -71,7 +71,7 @@ pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<()> {
     let shutdown = shutdown_signal()?;
     let report = match arguments.url.clone() {
         Some(url) => {
-            let access = access_to_running_hub(config, &arguments)?;
+            let access = access_to_running_hub(&config, &arguments)?;
             let pid = arguments.pid;
             progress_hub_load::run(arguments.clone(), url, pid, access, shutdown).await
         }
@@ -95,7 +95,7 @@ pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<()> {
 }
 
 /// Returns tokens and secrets for a hub that is running already.
-fn access_to_running_hub(config: ConfigArgs, arguments: &Arguments) -> anyhow::Result<Access> {
+fn access_to_running_hub(config: &ConfigArgs, arguments: &Arguments) -> anyhow::Result<Access> {
     let environment = |name: &str| {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty());
         value.map(SecretString::from)
