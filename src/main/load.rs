@@ -151,7 +151,7 @@ fn settings_of_started_hub(
     config: ConfigArgs,
 ) -> anyhow::Result<(Vec<(String, String)>, Access)> {
     if config.config.is_some() {
-        let message = "--config: requires --url; use --set for the hub that is started";
+        let message = "--config (or PROGRESS_HUB_CONFIG): requires --url; use --set for the hub that is started";
         return Err(UsageError(message.to_owned()).into());
     }
     let webhook_secret = format!("whsec_{}", random_secret());

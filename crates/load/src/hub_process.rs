@@ -24,6 +24,9 @@ const LOG_FILTER: &str = "warn,progress_hub::server=info";
 /// Prefix of environment variables with settings.
 const ENVIRONMENT_PREFIX: &str = "PROGRESS_HUB__";
 
+/// Environment variable that names a configuration file.
+const CONFIG_VARIABLE: &str = "PROGRESS_HUB_CONFIG";
+
 /// Maximum characters of the hub's log in an error.
 const MAX_LOG_EXCERPT_CHARS: usize = 1000;
 
@@ -58,8 +61,9 @@ impl Hub {
         let mut command = Command::new(program);
         // Variables of the caller may configure a hub of their own. They must not affect this one.
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with(ENVIRONMENT_PREFIX) {
-                command.env_remove(name);
+            let text = name.to_string_lossy();
+            if text.starts_with(ENVIRONMENT_PREFIX) || text == CONFIG_VARIABLE {
+                command.env_remove(&name);
             }
         }
         let store = format!("sqlite://{}", directory.path().join("hub.db").display());
