@@ -6,9 +6,15 @@
 mod api;
 mod caller;
 mod components;
+mod compression;
+mod content;
 mod drain;
 mod error;
+mod limits;
 mod listener;
+mod open_files;
+mod origin;
+mod parse_error;
 mod request;
 mod routes;
 pub(crate) mod socket;
@@ -43,6 +49,9 @@ pub use api::demo::{Demo, DemoScenario};
 use components::Components;
 use drain::Drain;
 pub use error::ErrorCode;
+use limits::ConnectionLimits;
+use listener::Listeners;
+use origin::OriginPolicy;
 pub use tls::Certificate;
 
 /// Time between the latest deadline of an unfinished job and its removal from the store.
@@ -71,8 +80,9 @@ pub enum BindError {
 /// A server that has bound its address and does not accept connections yet.
 pub struct Server {
     address: SocketAddr,
-    listener: TcpListener,
-    tls: Option<(Arc<Certificate>, rustls::ServerConfig)>,
+    admin_address: Option<SocketAddr>,
+    listeners: Listeners,
+    certificate: Option<Arc<Certificate>>,
     drain_time: Duration,
     workers: usize,
     components: Components,
@@ -94,14 +104,14 @@ pub fn validate(
             .map(|(key, message)| ConfigError { key, message })
             .collect()
     });
-    let engine = store::Engine::from_url(&config.store.url).map_err(|message| {
+    let store_url = store::check_url(&config.store.url).map_err(|message| {
         let key = "store.url".to_owned();
         vec![ConfigError { key, message }]
     });
-    match (Providers::load(config, http), verifier, engine) {
+    match (Providers::load(config, http), verifier, store_url) {
         (Ok(providers), Ok(verifier), Ok(_)) => Ok((providers, verifier)),
-        (providers, verifier, engine) => {
-            let errors = [providers.err(), verifier.err(), engine.err()];
+        (providers, verifier, store_url) => {
+            let errors = [providers.err(), verifier.err(), store_url.err()];
             Err(errors.into_iter().flatten().flatten().collect())
         }
     }
@@ -116,12 +126,24 @@ impl Server {
         let http = HttpClient::new()?;
         let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
         let tls = config.server.tls().map(load_certificate);
-        let tls = tls.transpose().map_err(BindError::Tls)?;
-        let bind = config.server.bind;
-        let listener = listener::listen(bind).map_err(|error| BindError::Listen(bind, error))?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| BindError::Listen(bind, error))?;
+        let (certificate, tls) = tls.transpose().map_err(BindError::Tls)?.unzip();
+        let (public, address) = bind_listener(config.server.bind)?;
+        let admin = config.server.admin_bind.map(bind_listener).transpose()?;
+        let (admin, admin_address) = admin.unzip();
+        let listeners = Listeners {
+            public,
+            admin,
+            tls,
+            open_files: open_files::raise_limit(),
+        };
+        let max_connections = config.server.max_connections;
+        if listeners.open_files < max_connections {
+            tracing::warn!(
+                open_files = listeners.open_files,
+                max_connections,
+                "limit of open files is below server.max_connections"
+            );
+        }
 
         let metrics = Arc::new(Metrics::new());
         let hub = Hub::new();
@@ -155,12 +177,16 @@ impl Server {
             metrics: Arc::clone(&metrics),
         });
         let drain_time = config.server.drain;
+        let drain = Arc::new(Drain::new(drain_time, max_connections));
+        let limits = ConnectionLimits::new(&config, Arc::clone(&drain), Arc::clone(&metrics));
         let components = Components {
             links,
+            origins: Arc::new(OriginPolicy::new(&config.server)),
             admission: Arc::new(AdmissionControl::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
-            drain: Arc::new(Drain::new(drain_time, config.server.max_connections)),
+            drain,
+            limits: Arc::new(limits),
             config: Arc::new(config),
             store,
             hub,
@@ -175,8 +201,9 @@ impl Server {
         let workers = std::thread::available_parallelism().map_or(2, usize::from);
         Ok(Self {
             address,
-            listener,
-            tls,
+            admin_address,
+            listeners,
+            certificate,
             drain_time,
             workers: workers.min(hub::MAX_SHARDS),
             components,
@@ -189,6 +216,12 @@ impl Server {
         self.address
     }
 
+    /// Returns the address of the admin listener, if there is one.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
     /// Returns the URL at which this machine reaches the server.
     #[must_use]
     pub fn url(&self) -> String {
@@ -198,8 +231,7 @@ impl Server {
     /// Returns the TLS certificate, or `None` for plain HTTP.
     #[must_use]
     pub fn certificate(&self) -> Option<Arc<Certificate>> {
-        let (certificate, _) = self.tls.as_ref()?;
-        Some(Arc::clone(certificate))
+        self.certificate.clone()
     }
 
     /// Connects the store, serves until `stop` is cancelled, then drains.
@@ -209,8 +241,8 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
         let (address, url) = (self.address, self.url());
         let Self {
-            listener,
-            tls,
+            listeners,
+            certificate,
             drain_time,
             workers,
             components,
@@ -224,12 +256,11 @@ impl Server {
             () = stop.cancelled() => {}
         }
         components.spawn_background_tasks(&background, &stop_background);
-        let tls = tls.map(|(certificate, tls)| {
+        if let Some(certificate) = certificate {
             background.spawn(certificate.watch(stop_background.clone()));
-            tls
-        });
+        }
 
-        let server = listener::serve(&components, listener, tls, workers, drain_time)?;
+        let server = listener::serve(&components, listeners, workers, drain_time)?;
         let store = components.store.name();
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!(url, %address, store, version, "listening");
@@ -256,6 +287,13 @@ fn load_certificate(files: TlsFiles) -> Result<(Arc<Certificate>, rustls::Server
     let certificate = Arc::new(Certificate::load(files)?);
     let config = tls::server_config(Arc::clone(&certificate))?;
     Ok((certificate, config))
+}
+
+fn bind_listener(address: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
+    let failed = |error| BindError::Listen(address, error);
+    let listener = listener::listen(address).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
 }
 
 /// Waits for `stop`, then drains: readiness fails and WebSockets close while the listener still accepts

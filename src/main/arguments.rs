@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use progress_hub::config::{Config, ConfigError, ServerConfig};
+use progress_hub::config::{AuthConfig, Config, ConfigError, ServerConfig};
 use progress_hub::provider::HttpClient;
 use progress_hub::server;
 use progress_hub::telemetry::LogFormat;
@@ -58,8 +58,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Create a token
     ///
-    /// The first of auth.hs256_secrets signs it. In production, your backend signs tokens itself or
-    /// requests them from the hub with `POST /v1/tokens`.
+    /// The first of auth.hs256_secrets signs it. Only the section [auth] is read. In production,
+    /// your backend signs tokens itself or requests them from the hub with `POST /v1/tokens`.
     Token(TokenArgs),
     /// Validate a configuration and print the effective values, without secrets
     Check(ConfigArgs),
@@ -108,18 +108,27 @@ impl ConfigArgs {
         unless_invalid(config, errors)
     }
 
-    /// Loads the settings of the HTTP server. Errors in other sections are ignored.
+    /// Loads the section `[auth]` only. Errors in other sections do not matter.
+    pub(crate) fn load_auth(&self) -> anyhow::Result<AuthConfig> {
+        Ok(self.load_section("auth")?.auth)
+    }
+
+    /// Loads the section `[server]` only. Errors in other sections do not matter.
     pub(crate) fn load_server(&self) -> anyhow::Result<ServerConfig> {
+        Ok(self.load_section("server")?.server)
+    }
+
+    fn load_section(&self, section: &str) -> anyhow::Result<Config> {
         let (config, mut errors) = self.read();
-        let file = self
-            .config
-            .as_deref()
-            .map(|path| path.display().to_string());
+        let file = self.config.as_ref().map(|path| path.to_string_lossy());
         errors.retain(|error| {
-            let is_in_file = |file| error.key.starts_with(file);
-            error.key.starts_with("server.") || file.as_deref().is_some_and(is_in_file)
+            let key = error.key.strip_prefix(section);
+            key.is_some_and(|key| key.is_empty() || key.starts_with('.'))
+                || file
+                    .as_deref()
+                    .is_some_and(|file| error.key.starts_with(file))
         });
-        unless_invalid(config.server, errors)
+        unless_invalid(config, errors)
     }
 
     fn read(&self) -> (Config, Vec<ConfigError>) {
@@ -129,7 +138,7 @@ impl ConfigArgs {
     }
 }
 
-fn unless_invalid<T>(config: T, errors: Vec<ConfigError>) -> anyhow::Result<T> {
+fn unless_invalid(config: Config, errors: Vec<ConfigError>) -> anyhow::Result<Config> {
     if errors.is_empty() {
         Ok(config)
     } else {

@@ -124,9 +124,11 @@ pub(super) fn server_config(certificate: Arc<Certificate>) -> Result<rustls::Ser
     let builder = rustls::ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    Ok(builder
+    let mut config = builder
         .with_no_client_auth()
-        .with_cert_resolver(certificate))
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 fn provider() -> Arc<CryptoProvider> {

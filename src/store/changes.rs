@@ -39,6 +39,8 @@ pub enum StoreEvent {
 }
 
 /// Delivery of committed changes to this node's [`ChangeListener`].
+///
+/// The default implementation is that of an engine that always passes every change on.
 #[async_trait]
 pub trait ChangeSource: Send + Sync + 'static {
     /// Subscribes this node to `topics`.
@@ -50,9 +52,23 @@ pub trait ChangeSource: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the subscription was not confirmed in time.
-    async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error>;
+    async fn subscribe(&self, _topics: &[Topic]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Ends the subscription to each of `topics` that has no subscribers, without waiting. Otherwise a
+    /// topic without subscribers stays subscribed for some seconds, for a client that reconnects.
+    fn release(&self, _topics: Vec<Topic>) {}
+
+    /// Returns the number of channels that this node is subscribed to, or `None` if every change
+    /// reaches the node without a subscription.
+    fn channels(&self) -> Option<usize> {
+        None
+    }
 
     /// Returns whether changes can be lost without a [`StoreEvent::Unavailable`]. If so, reading
     /// subscribed jobs periodically finds what was missed.
-    fn is_lossy(&self) -> bool;
+    fn is_lossy(&self) -> bool {
+        false
+    }
 }

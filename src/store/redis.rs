@@ -29,7 +29,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fred::interfaces::{ClientLike, HashesInterface};
+use fred::interfaces::HashesInterface;
 
 use self::connection::Connections;
 use self::endpoint::Endpoint;
@@ -58,25 +58,13 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// Opens a store with the default [`Timeouts`].
+    /// Opens a store.
     ///
     /// The connection is established in the background. Must be called within a Tokio runtime.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the URL is invalid or there is no runtime.
     pub fn open(
-        config: &StoreConfig,
-        retention: Retention,
-        listener: ChangeListener,
-    ) -> Result<Self, Error> {
-        Self::open_with_timeouts(config, retention, listener, Timeouts::default())
-    }
-
-    /// Opens a store like [`RedisStore::open`], with other timeouts.
-    ///
-    /// # Errors
-    /// As [`RedisStore::open`].
-    pub fn open_with_timeouts(
         config: &StoreConfig,
         retention: Retention,
         listener: ChangeListener,
@@ -98,9 +86,7 @@ impl RedisStore {
             retention,
         })
     }
-}
 
-impl RedisStore {
     fn partition_for(&self, name: &str) -> Partition<'_> {
         self.connections.keys.partition_for(name)
     }
@@ -114,7 +100,7 @@ impl Store for RedisStore {
 
     async fn ping(&self) -> Result<(), Error> {
         let _operation = self.connections.begin_operation()?;
-        let () = self.connections.client().ping(None).await?;
+        self.connections.check_writes().await?;
         self.subscriber.check_health()
     }
 
@@ -139,7 +125,6 @@ impl Store for RedisStore {
     }
 
     async fn close(&self) {
-        self.connections.drain().await;
         self.connections.close().await;
     }
 }
@@ -149,6 +134,14 @@ impl ChangeSource for RedisStore {
     async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error> {
         let _operation = self.connections.begin_operation()?;
         self.subscriber.subscribe(topics.to_vec()).await
+    }
+
+    fn release(&self, topics: Vec<Topic>) {
+        self.subscriber.release(topics);
+    }
+
+    fn channels(&self) -> Option<usize> {
+        Some(self.subscriber.channels())
     }
 
     fn is_lossy(&self) -> bool {
@@ -163,14 +156,12 @@ impl SharedState for RedisStore {
         let partition = self.connections.keys.partition(0);
         let keys = vec![partition.shared_state(), partition.shared_state_channel()];
         let args = vec![
-            self.connections.publish_command().into(),
+            self.connections.publish_command.into(),
             name.into(),
             value.into(),
             self.shared_key_ttl().into(),
         ];
-        self.connections
-            .run_script(&PUT_SHARED_STATE, keys, args)
-            .await
+        self.connections.run(&PUT_SHARED_STATE, keys, args).await
     }
 
     async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {

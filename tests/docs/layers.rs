@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 10] = [
     &["cancellation"],
     &["background"],
     &["server"],
-    &["main", "fuzz"],
+    &["main"],
 ];
 
 /// Returns the top-level module of a file: `store` for `src/store.rs` and for all files of `src/store/`.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use progress_hub_auth::jwt::{Jwks, JwksUnavailable};
-use progress_hub_auth::signature::{Key, Request, Scheme, SignatureError, Trust, Verified};
+use progress_hub_auth::signature::{
+    Key, KeySource, Request, Scheme, SignatureError, Trust, Verified,
+};
 
 use crate::config::{ConfigError, ProviderConfig};
 use crate::provider::client::http::{Fetcher, HttpClient};
@@ -107,7 +109,7 @@ impl WebhookVerifier {
                 report(format!("webhook_secrets[{index}]"), problem.to_owned());
             }
         }
-        if schemes.is_empty() && !spec.signature.iter().any(Scheme::needs_secret) {
+        if schemes.is_empty() && !spec.signature.iter().any(needs_secret) {
             let message = "required: the spec has no URL of the provider's public keys";
             report("jwks_url".to_owned(), message.to_owned());
         }
@@ -141,28 +143,50 @@ impl WebhookVerifier {
         request: &Request<'a>,
         now: Time,
     ) -> Result<Verified<'a>, WebhookVerifyError> {
-        let mut reported: Option<WebhookVerifyError> = None;
+        let mut reported = None;
         for scheme in &self.schemes {
             let error = match scheme.verify(request, now).await {
                 Ok(verified) if self.spec.webhook.accepts(request) => return Ok(verified),
                 Ok(_) => return Err(WebhookVerifyError::NotAccepted),
                 Err(error) => error,
             };
-            let is_more_informative = match &reported {
-                None => true,
-                // The sender must retry, because the keys may be available then.
-                Some(_) if matches!(error, WebhookVerifyError::KeysUnavailable { .. }) => true,
-                // A format error only shows that the webhook uses another scheme.
-                Some(WebhookVerifyError::Signature(reported)) => reported.is_format_error(),
-                Some(
-                    WebhookVerifyError::NotAccepted | WebhookVerifyError::KeysUnavailable { .. },
-                ) => false,
-            };
-            if is_more_informative {
-                reported = Some(error);
+            reported = Some(more_informative(reported, error));
+        }
+        Err(reported.unwrap_or(SignatureError::NoKeyConfigured.into()))
+    }
+
+    /// Checks the headers of a webhook whose body has not been read. `request` has an empty body.
+    ///
+    /// # Errors
+    /// Returns the most informative error of all schemes if none could accept any body.
+    pub(crate) fn check_headers(
+        &self,
+        request: &Request<'_>,
+        now: Time,
+    ) -> Result<(), WebhookVerifyError> {
+        let mut reported = None;
+        for scheme in &self.schemes {
+            match scheme.check_headers(request, now) {
+                Ok(()) => return Ok(()),
+                Err(error) => reported = Some(more_informative(reported, error.into())),
             }
         }
         Err(reported.unwrap_or(SignatureError::NoKeyConfigured.into()))
+    }
+}
+
+/// Returns the more informative of the errors of two schemes.
+fn more_informative(
+    reported: Option<WebhookVerifyError>,
+    error: WebhookVerifyError,
+) -> WebhookVerifyError {
+    match reported {
+        None => error,
+        // The sender must retry, because the keys may be available then.
+        Some(_) if matches!(error, WebhookVerifyError::KeysUnavailable { .. }) => error,
+        // A format error only shows that the webhook uses another scheme.
+        Some(WebhookVerifyError::Signature(reported)) if reported.is_format_error() => error,
+        Some(reported) => reported,
     }
 }
 
@@ -173,14 +197,20 @@ fn keys_for(
     settings: &ProviderConfig,
     http: &HttpClient,
 ) -> Option<SchemeKeys> {
-    if let Some(published) = scheme.published() {
-        let url = settings.jwks_url.as_ref().or(published.url)?;
-        let fetch = Arc::new(Fetcher::new(http.clone()));
-        let jwks = Jwks::new(url.clone(), fetch, published.read);
-        return Some(SchemeKeys::Published(Arc::new(jwks)));
+    match scheme.key_source() {
+        KeySource::Jwks(published_at) => {
+            let url = settings.jwks_url.as_ref().or(published_at)?;
+            let fetch = Arc::new(Fetcher::new(http.clone()));
+            let jwks = Jwks::new(url.clone(), fetch, Key::from_jwks);
+            Some(SchemeKeys::Published(Arc::new(jwks)))
+        }
+        KeySource::Secrets if secrets.is_empty() => None,
+        KeySource::Secrets | KeySource::None => Some(SchemeKeys::Configured(secrets.to_vec())),
     }
-    let has_keys = !secrets.is_empty() || !scheme.needs_secret();
-    has_keys.then(|| SchemeKeys::Configured(secrets.to_vec()))
+}
+
+fn needs_secret(scheme: &Scheme) -> bool {
+    scheme.key_source() == KeySource::Secrets
 }
 
 /// Returns why a secret can be used with none of the schemes, or `None` if one accepts it.
@@ -189,11 +219,25 @@ fn key_problem(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
     if schemes.iter().any(|scheme| problem(scheme).is_none()) {
         return None;
     }
-    let needs_secret = schemes.iter().find(|scheme| scheme.needs_secret());
+    let needs_secret = schemes.iter().find(|scheme| needs_secret(scheme));
     needs_secret.or(schemes.first()).and_then(problem)
 }
 
 impl KeyedScheme {
+    /// Checks a request with an empty body for errors that no body can correct.
+    fn check_headers(&self, request: &Request<'_>, now: Time) -> Result<(), SignatureError> {
+        let (keys, may_get_keys) = match &self.keys {
+            SchemeKeys::Configured(keys) => (keys.as_slice(), false),
+            SchemeKeys::Published(_) => (&[][..], true),
+        };
+        let covers_body = self.scheme.trust() == Trust::Signed;
+        match self.scheme.verify(request, keys, now.timestamp()) {
+            Ok(_) | Err(SignatureError::MissingValue(_)) => Ok(()),
+            Err(error) if error.is_key_error() && (covers_body || may_get_keys) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn verify<'a>(
         &self,
         request: &Request<'a>,

@@ -20,7 +20,8 @@ const APPLICATION_ID: i64 = 0x5048_7562;
 
 /// Statements that lead from one schema version to the next, starting with an empty database.
 /// `PRAGMA user_version` counts those that were applied. Never change a released migration.
-pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("0001_initial.sql")];
+pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
+    [include_str!("sql/0001_initial.sql")];
 
 const SCHEMA_VERSION: i64 = 1;
 
@@ -48,14 +49,13 @@ impl Location {
         if url == "sqlite::memory:" {
             return Ok(Self::Memory);
         }
-        let path = match url.strip_prefix("sqlite://") {
-            None | Some("") => {
-                return Err(Error::Unavailable(format!(
-                    "invalid SQLite URL '{url}': use sqlite://path or sqlite::memory:"
-                )));
-            }
-            Some(path) => path,
-        };
+        let path = url
+            .strip_prefix("sqlite://")
+            .filter(|path| !path.is_empty());
+        let path = path.ok_or_else(|| {
+            let usage = "use sqlite://path or sqlite::memory:";
+            Error::Unavailable(format!("invalid SQLite URL '{url}': {usage}"))
+        })?;
         std::fs::canonicalize(path)
             .or_else(|_| std::path::absolute(path))
             .map(Self::File)
@@ -66,26 +66,24 @@ impl Location {
     ///
     /// Returns the lock too. The caller must hold it while any connection is open.
     pub(super) fn open(&self) -> Result<(Connection, Option<File>), Error> {
-        match self {
+        let connect = || match self {
             Self::Memory => {
-                let db = Connection::open_in_memory();
-                let db = db.map_err(|error| self.unavailable(&error))?;
-                prepare(&db).map_err(|error| self.unavailable(&error))?;
+                let db = Connection::open_in_memory()?;
+                prepare(&db)?;
                 Ok((db, None))
             }
             Self::File(path) => {
-                let lock = self.lock(path)?;
-                self.check_mode(&self.open_for_writing(path)?);
-                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-                    | OpenFlags::SQLITE_OPEN_CREATE
-                    | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let db = Connection::open_with_flags(path, flags);
-                let db = db.map_err(|error| self.unavailable(&error))?;
-                self.check_schema(&db)?;
-                prepare(&db).map_err(|error| self.unavailable(&error))?;
+                let lock = lock(path)?;
+                check_mode(path, &open_for_writing(path)?);
+                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+                let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+                let db = Connection::open_with_flags(path, flags)?;
+                check_schema(&db)?;
+                prepare(&db)?;
                 Ok((db, Some(lock)))
             }
-        }
+        };
+        connect().map_err(|error| self.locate(error))
     }
 
     /// Opens a connection that reads beside the writer, or returns `None` for a database in
@@ -96,80 +94,77 @@ impl Location {
         };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags);
-        let db = db.map_err(|error| self.unavailable(&error))?;
-        configure(&db).map_err(|error| self.unavailable(&error))?;
-        Ok(Some(db))
+        let db = db.and_then(|db| configure(&db).map(|()| db));
+        db.map(Some).map_err(|error| self.locate(error.into()))
     }
 
-    fn lock(&self, path: &Path) -> Result<File, Error> {
-        let mut lock_path = path.as_os_str().to_owned();
-        lock_path.push(".lock");
-        let lock = self.open_for_writing(Path::new(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => {
-                Err(self.unavailable(&"database is in use by another process"))
-            }
-            Err(TryLockError::Error(error)) => Err(self.unavailable(&error)),
+    /// Adds the location to an error.
+    fn locate(&self, error: Error) -> Error {
+        match error {
+            Error::Unavailable(reason) => Error::Unavailable(format!("{self}: {reason}")),
+            Error::Corrupt(reason) => Error::Corrupt(format!("{self}: {reason}")),
+            Error::Overloaded => Error::Overloaded,
         }
     }
+}
 
-    /// Opens a file, or creates it with [`FILE_MODE`].
-    fn open_for_writing(&self, path: &Path) -> Result<File, Error> {
-        let mut options = File::options();
-        options.write(true).create(true).truncate(false);
-        let file = options.mode(FILE_MODE).open(path);
-        file.map_err(|error| self.open_error(path, &error))
-    }
-
-    fn open_error(&self, path: &Path, error: &io::Error) -> Error {
-        if error.kind() != io::ErrorKind::PermissionDenied {
-            return self.unavailable(error);
-        }
-        let parent = path.parent().unwrap_or(path);
-        let denied = if path.exists() { path } else { parent };
-        let uid = rustix::process::geteuid();
-        self.unavailable(&format!(
-            "{} is not writable by uid {uid}",
-            denied.display()
-        ))
-    }
-
-    /// Logs a warning if other users can access the database, which contains prompts and outputs.
-    fn check_mode(&self, file: &File) {
-        let mode = file.metadata().map_or(0, |it| it.permissions().mode());
-        if mode & 0o077 != 0 {
-            let mode = format!("{:o}", mode & 0o777);
-            tracing::warn!(store.path = %self, store.mode = mode, "database file is accessible to other users");
+fn lock(path: &Path) -> Result<File, Error> {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let lock = open_for_writing(Path::new(&lock_path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::Error(error)) => Err(Error::Unavailable(error.to_string())),
+        Err(TryLockError::WouldBlock) => {
+            let reason = "database is in use by another process";
+            Err(Error::Unavailable(reason.to_owned()))
         }
     }
+}
 
-    /// Accepts an empty database and one of this program with a supported schema.
-    fn check_schema(&self, db: &Connection) -> Result<(), Error> {
-        let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
-        let found = number("SELECT count(*) FROM sqlite_schema").and_then(|entries| {
-            let application_id = number("PRAGMA application_id")?;
-            Ok((entries, application_id, number("PRAGMA user_version")?))
-        });
-        match found {
-            Ok((0, 0, 0) | (_, APPLICATION_ID, 1..=SCHEMA_VERSION)) => Ok(()),
-            Ok((_, APPLICATION_ID, version)) => Err(self.corrupt(&format!(
-                "schema version {version} is not supported, the latest is {SCHEMA_VERSION}"
-            ))),
-            Ok(_) => Err(self.corrupt("not a progress-hub database")),
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-                Err(self.corrupt("not an SQLite database"))
-            }
-            Err(error) => Err(self.unavailable(&error)),
+/// Opens a file, or creates it with [`FILE_MODE`].
+fn open_for_writing(path: &Path) -> Result<File, Error> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false);
+    let file = options.mode(FILE_MODE).open(path);
+    file.map_err(|error| open_error(path, &error))
+}
+
+fn open_error(path: &Path, error: &io::Error) -> Error {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return Error::Unavailable(error.to_string());
+    }
+    let parent = path.parent().unwrap_or(path);
+    let denied = if path.exists() { path } else { parent }.display();
+    let uid = rustix::process::geteuid();
+    Error::Unavailable(format!("{denied} is not writable by uid {uid}"))
+}
+
+/// Logs a warning if other users can access the database, which contains prompts and outputs.
+fn check_mode(path: &Path, file: &File) {
+    let mode = file.metadata().map_or(0, |it| it.permissions().mode());
+    if mode & 0o077 != 0 {
+        let mode = format!("{:o}", mode & 0o777);
+        tracing::warn!(store.path = %path.display(), store.mode = mode, "database file is accessible to other users");
+    }
+}
+
+/// Accepts an empty database and one of this program with a supported schema.
+fn check_schema(db: &Connection) -> Result<(), Error> {
+    let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let entries = match number("SELECT count(*) FROM sqlite_schema") {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            return Err(Error::Corrupt("not an SQLite database".to_owned()));
         }
-    }
-
-    fn unavailable(&self, reason: &dyn std::fmt::Display) -> Error {
-        Error::Unavailable(format!("{self}: {reason}"))
-    }
-
-    fn corrupt(&self, reason: &str) -> Error {
-        Error::Corrupt(format!("{self}: {reason}"))
+        entries => entries?,
+    };
+    let application_id = number("PRAGMA application_id")?;
+    match (entries, application_id, number("PRAGMA user_version")?) {
+        (0, 0, 0) | (_, APPLICATION_ID, 1..=SCHEMA_VERSION) => Ok(()),
+        (_, APPLICATION_ID, version) => Err(Error::Corrupt(format!(
+            "schema version {version} is not supported, the latest is {SCHEMA_VERSION}"
+        ))),
+        _ => Err(Error::Corrupt("not a progress-hub database".to_owned())),
     }
 }
 
@@ -226,9 +221,8 @@ mod tests {
     fn permission_errors_name_the_place_and_the_user() {
         let directory = tempfile::tempdir().unwrap();
         let database = directory.path().join("hub.db");
-        let location = Location::File(database.clone());
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-        let error = || location.open_error(&database, &denied).to_string();
+        let error = || open_error(&database, &denied).to_string();
         let uid = rustix::process::geteuid();
 
         let expected = format!(
