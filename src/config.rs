@@ -1,7 +1,7 @@
 //! Configuration: typed settings, validated before the server starts.
 //!
 //! Settings come from built-in defaults, the TOML file, the environment and flags. Later sources
-//! override earlier ones. All errors are reported together, each with its key. Secrets appear neither
+//! override earlier ones. A variable of the environment contains a value or names a file that does. All errors are reported together, each with its key. Secrets appear neither
 //! in errors nor in [`Config::to_redacted_toml`] nor in `Debug` output.
 //!
 //! `sections` declares each setting once. Reading, printing and `docs/reference/configuration.md`
@@ -17,9 +17,10 @@ mod setting;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+pub(crate) use parse::is_redis_credential;
 pub use progress_hub_auth::jwt::AuthConfig;
 pub use sections::{
     Budgets, CallbackConfig, Defaults, ForwardedHeader, Limits, Price, ProviderConfig,
@@ -53,6 +54,8 @@ pub struct Config {
     /// `[providers.<name>]`: provider accounts by name, which appears in webhook URLs and in
     /// `job.provider`.
     pub providers: BTreeMap<String, ProviderConfig>,
+    /// Dotted keys of the file that the environment or a flag overrides.
+    pub overridden: BTreeSet<String>,
 }
 
 /// An error in the configuration. It contains no secret.
@@ -101,8 +104,10 @@ impl Config {
         }
         layers.add_environment(environment);
         layers.add_flags(flags);
+        let overridden = std::mem::take(&mut layers.overridden);
         let mut reader = Reader::new(layers);
-        let config = Self::read_sections(&mut reader);
+        let mut config = Self::read_sections(&mut reader);
+        config.overridden = overridden;
         cross_field::check(&config, &mut reader);
         (config, reader.finish())
     }
@@ -131,6 +136,7 @@ impl Config {
                     (name, provider)
                 })
                 .collect(),
+            overridden: BTreeSet::new(),
         }
     }
 

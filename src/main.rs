@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `token`, `check`, `load`, `simulator`.
+//! The command line: `serve`, `demo`, `token`, `check`, `health`, `load`, `simulator`.
 
 #[path = "main/arguments.rs"]
 mod arguments;
@@ -6,6 +6,8 @@ mod arguments;
 mod demo;
 #[path = "main/error.rs"]
 mod error;
+#[path = "main/health.rs"]
+mod health;
 #[path = "main/load.rs"]
 mod load;
 #[path = "main/simulator.rs"]
@@ -15,12 +17,13 @@ mod token;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use progress_hub::config::Config;
-use progress_hub::server::Server;
+use progress_hub::server::{Certificate, Server};
 use progress_hub::telemetry::{self, LogFormat};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -61,6 +64,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Token(args) => token::run(args),
         Command::Check(args) => print(&args.load()?.to_redacted_toml()),
+        Command::Health(args) => block_on(health::run(args)),
         Command::Load(args) => {
             init_logging(LogFormat::Pretty)?;
             block_on(load::run(*args))
@@ -73,8 +77,15 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
+    if !config.overridden.is_empty() {
+        let settings = Vec::from_iter(config.overridden.iter().map(String::as_str)).join(", ");
+        tracing::info!(
+            settings,
+            "configuration file overridden by environment or flags"
+        );
+    }
     let server = Server::bind(config, None).map_err(bind_error)?;
-    print(&format!("progress-hub is at {}/", server.url()))?;
+    reload_on_hangup(server.certificate())?;
     server
         .run(shutdown_signal()?)
         .await
@@ -103,6 +114,20 @@ fn shutdown_signal() -> anyhow::Result<CancellationToken> {
         cancel.cancel();
     });
     Ok(shutdown)
+}
+
+/// Reloads the certificate on SIGHUP. Without a certificate, the signal has no effect.
+fn reload_on_hangup(certificate: Option<Arc<Certificate>>) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("failed to install a signal handler")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match &certificate {
+                Some(certificate) => certificate.reload(),
+                None => tracing::info!("SIGHUP ignored; there is no TLS certificate to reload"),
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Prints a line to standard output. Unlike `println!`, returns an error if the reader has closed it.

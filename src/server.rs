@@ -20,6 +20,7 @@ mod routes;
 pub(crate) mod socket;
 mod static_files;
 mod subscribe;
+mod tls;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -34,7 +35,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::AdmissionControl;
 use crate::background::change_feed::ChangeFeed;
 use crate::cancellation::CancelService;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, TlsFiles};
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
@@ -51,6 +52,7 @@ pub use error::ErrorCode;
 use limits::ConnectionLimits;
 use listener::Listeners;
 use origin::OriginPolicy;
+pub use tls::Certificate;
 
 /// Time between the latest deadline of an unfinished job and its removal from the store.
 const RETENTION_MARGIN: Duration = Duration::from_secs(600);
@@ -80,6 +82,7 @@ pub struct Server {
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
     listeners: Listeners,
+    certificate: Option<Arc<Certificate>>,
     drain_time: Duration,
     workers: usize,
     components: Components,
@@ -122,8 +125,8 @@ impl Server {
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
         let http = HttpClient::new()?;
         let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
-        let tls = config.server.tls().as_ref().map(listener::tls_config);
-        let tls = tls.transpose().map_err(BindError::Tls)?;
+        let tls = config.server.tls().map(load_certificate);
+        let (certificate, tls) = tls.transpose().map_err(BindError::Tls)?.unzip();
         let (public, address) = bind_listener(config.server.bind)?;
         let admin = config.server.admin_bind.map(bind_listener).transpose()?;
         let (admin, admin_address) = admin.unzip();
@@ -157,7 +160,7 @@ impl Server {
         let callback_key = secret.and_then(|secret| CallbackKey::new(secret).ok());
         let public_url = config.server.public_url.clone().or_else(|| {
             demo.as_ref()
-                .and(url::Url::parse(&format!("http://{address}")).ok())
+                .and(url::Url::parse(&config.server.local_url(address)).ok())
         });
         let links = Links::new(public_url, callback_key, config.store.retain_final);
         let tracker = Arc::new(Tracker::new(
@@ -200,6 +203,7 @@ impl Server {
             address,
             admin_address,
             listeners,
+            certificate,
             drain_time,
             workers: workers.min(hub::MAX_SHARDS),
             components,
@@ -218,24 +222,27 @@ impl Server {
         self.admin_address
     }
 
-    /// Returns the URL of the server.
+    /// Returns the URL at which this machine reaches the server.
     #[must_use]
     pub fn url(&self) -> String {
-        let scheme = if self.listeners.tls.is_some() {
-            "https"
-        } else {
-            "http"
-        };
-        format!("{scheme}://{}", self.address)
+        self.components.config.server.local_url(self.address)
     }
 
-    /// Serves until `stop` is cancelled, then drains.
+    /// Returns the TLS certificate, or `None` for plain HTTP.
+    #[must_use]
+    pub fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.certificate.clone()
+    }
+
+    /// Connects the store, serves until `stop` is cancelled, then drains.
     ///
     /// # Errors
     /// The system's error if the server cannot continue.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
+        let (address, url) = (self.address, self.url());
         let Self {
             listeners,
+            certificate,
             drain_time,
             workers,
             components,
@@ -243,9 +250,20 @@ impl Server {
         } = self;
         let background = TaskTracker::new();
         let stop_background = CancellationToken::new();
+        // Clients that connect in the meantime wait instead of being rejected.
+        tokio::select! {
+            () = components.store.wait_until_connected() => {}
+            () = stop.cancelled() => {}
+        }
         components.spawn_background_tasks(&background, &stop_background);
+        if let Some(certificate) = certificate {
+            background.spawn(certificate.watch(stop_background.clone()));
+        }
 
         let server = listener::serve(&components, listeners, workers, drain_time)?;
+        let store = components.store.name();
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(url, %address, store, version, "listening");
         let handle = server.handle();
         let result = tokio::select! {
             result = server => result,
@@ -262,6 +280,13 @@ impl Server {
         components.store.close().await;
         result
     }
+}
+
+/// Loads the certificate, and creates the TLS configuration that presents it.
+fn load_certificate(files: TlsFiles) -> Result<(Arc<Certificate>, rustls::ServerConfig), String> {
+    let certificate = Arc::new(Certificate::load(files)?);
+    let config = tls::server_config(Arc::clone(&certificate))?;
+    Ok((certificate, config))
 }
 
 fn bind_listener(address: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {

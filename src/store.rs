@@ -44,6 +44,10 @@ pub trait Store: JobStore + WorkQueues + ChangeSource + BudgetStore + SharedStat
     /// [`Error::Unavailable`] if it can't.
     async fn ping(&self) -> Result<(), Error>;
 
+    /// Waits until the engine is connected, or until it counts as unavailable. An engine without a
+    /// connection returns at once.
+    async fn wait_until_connected(&self) {}
+
     /// Deletes expired data and returns the number of deleted items.
     ///
     /// Expired are jobs past their [`Retention`] with their idempotency keys and tasks, buffered

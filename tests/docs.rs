@@ -70,6 +70,31 @@ commands! {
 }
 
 #[test]
+fn container_build_has_the_version_and_the_files_of_the_workspace() {
+    let dockerfile = read("Dockerfile");
+    let version = format!("ARG VERSION={}", env!("CARGO_PKG_VERSION"));
+    assert!(dockerfile.lines().any(|line| line == version), "{version}");
+    let context = read(".dockerignore");
+    let included: BTreeSet<&str> = context
+        .lines()
+        .filter_map(|line| line.strip_prefix('!'))
+        .collect();
+    for path in [
+        "Cargo.lock",
+        "Cargo.toml",
+        "benches",
+        "crates",
+        "src",
+        "static",
+    ] {
+        assert!(included.contains(path), "{path}");
+    }
+    for path in included {
+        assert!(root().join(path).exists(), "{path}");
+    }
+}
+
+#[test]
 fn every_file_with_commands_has_a_test() {
     let mut all = files("docs", "md");
     all.push("README.md".to_owned());

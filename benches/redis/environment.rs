@@ -171,20 +171,29 @@ impl HubProcess {
             ("socket.heartbeat", "10m".to_owned()),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_progress-hub"));
-        command.args(["--log-level", "off", "serve"]);
+        command.args([
+            "--log",
+            "json",
+            "--log-level",
+            "progress_hub::server=info",
+            "serve",
+        ]);
         for (key, value) in &settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
-        let command = command.stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let command = command.env_remove("RUST_LOG").stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
-        let mut first_line = String::new();
-        let output = process.stdout.take().unwrap();
-        BufReader::new(output).read_line(&mut first_line).unwrap();
-        let address = first_line.trim().strip_prefix("progress-hub is at http://");
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let address = lines.find_map(|line| {
+            let event: Value = serde_json::from_str(&line.unwrap()).ok()?;
+            event["address"].as_str().map(str::to_owned)
+        });
+        // The process must not block on a full pipe.
+        std::thread::spawn(move || lines.for_each(drop));
         let settings = settings.map(|(key, value)| (key.to_owned(), value));
         let config = Config::load(None, std::iter::empty(), settings.to_vec()).unwrap();
         Self {
-            address: address.unwrap().trim_end_matches('/').to_owned(),
+            address: address.unwrap(),
             minter: Minter::new(&config.auth).unwrap(),
             process: Process(process),
         }

@@ -8,6 +8,7 @@ use super::{Config, parse};
 pub(super) fn check(config: &Config, reader: &mut Reader) {
     check_tls(config, reader);
     check_secrets(config, reader);
+    check_store_password(config, reader);
     check_providers(config, reader);
 }
 
@@ -40,6 +41,22 @@ fn check_secrets(config: &Config, reader: &mut Reader) {
     if has_callbacks && !has_secret {
         let message = "required because server.public_url and a provider are set";
         reader.push_error("callback.secret", message);
+    }
+}
+
+fn check_store_password(config: &Config, reader: &mut Reader) {
+    let store = &config.store;
+    if store.password.is_none() || reader.has_error_for("store.url") {
+        return;
+    }
+    let has_password = |url: &str| {
+        let (credentials, _) = url.split_once("://")?.1.rsplit_once('@')?;
+        Some(credentials.contains(':'))
+    };
+    if store.url.starts_with("sqlite:") {
+        reader.push_error("store.password", "SQLite has no password");
+    } else if has_password(&store.url).unwrap_or(false) {
+        reader.push_error("store.password", "store.url contains a password too");
     }
 }
 

@@ -71,6 +71,25 @@ pub(super) fn secret() -> Kind<SecretString> {
     Kind::new(parse, |_| Value::String(REDACTED.to_owned()))
 }
 
+/// A password for Redis.
+pub(super) fn redis_password() -> Kind<SecretString> {
+    const LIMITS: &str = "no white space, quotes or control characters";
+    let Kind {
+        parse: secret,
+        print,
+        ..
+    } = secret();
+    let parse = move |raw| {
+        let password = secret(raw)?;
+        if parse::is_redis_credential(password.expose_secret()) {
+            Ok(password)
+        } else {
+            invalid(format!("must have {LIMITS}"))
+        }
+    };
+    Kind::new(parse, print).limits(LIMITS)
+}
+
 /// A secret that is long enough to sign with HMAC-SHA-256.
 pub(super) fn signing_secret() -> Kind<SecretString> {
     let Kind { parse, print, .. } = secret();

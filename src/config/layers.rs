@@ -3,9 +3,9 @@
 //! The last non-empty value of a key wins. Empty values are kept as `None`, so that a misspelled key
 //! is reported even if its value is empty.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::{fs, io};
 
 use toml::{Table, Value};
 
@@ -13,6 +13,10 @@ use super::ConfigError;
 
 /// Prefix of the environment variables that contain settings.
 const ENVIRONMENT_PREFIX: &str = "PROGRESS_HUB__";
+
+/// Suffix of the environment variables that name a file with the value. No key of a setting ends with
+/// it.
+const FILE_SUFFIX: &str = "_file";
 
 /// A value that is not parsed yet.
 pub(super) enum RawValue {
@@ -39,13 +43,18 @@ impl RawValue {
     }
 }
 
+/// A value, or the reason why it could not be read.
+pub(super) type ReadValue = Result<RawValue, String>;
+
 /// The keys of a section and their values. An empty value is `None`.
-pub(super) type Keys = BTreeMap<String, Option<RawValue>>;
+pub(super) type Keys = BTreeMap<String, Option<ReadValue>>;
 
 /// All values by section (`server`, `providers.kling`, or an empty string for none) and key.
 #[derive(Default)]
 pub(super) struct Layers {
     pub(super) sections: BTreeMap<String, Keys>,
+    /// Dotted keys of the file that a later source overrides.
+    pub(super) overridden: BTreeSet<String>,
 }
 
 impl Layers {
@@ -83,7 +92,7 @@ impl Layers {
                     self.add_keys(&section, table);
                 }
             } else {
-                self.add("", section, RawValue::Toml(value));
+                self.add("", section, Ok(RawValue::Toml(value)));
             }
         }
     }
@@ -93,7 +102,7 @@ impl Layers {
             if let Value::Table(keys) = value {
                 self.add_keys(&format!("providers.{name}"), keys);
             } else {
-                self.add("providers", name, RawValue::Toml(value));
+                self.add("providers", name, Ok(RawValue::Toml(value)));
             }
         }
     }
@@ -101,24 +110,39 @@ impl Layers {
     fn add_keys(&mut self, section: &str, keys: Table) {
         self.sections.entry(section.to_owned()).or_default();
         for (key, value) in keys {
-            self.add(section, key, RawValue::Toml(value));
+            self.add(section, key, Ok(RawValue::Toml(value)));
         }
     }
 
     /// Adds environment variables of the form `PROGRESS_HUB__SECTION__KEY` or
-    /// `PROGRESS_HUB__PROVIDERS__NAME__KEY`. In the name of a provider `_` stands for `-`.
+    /// `PROGRESS_HUB__PROVIDERS__NAME__KEY`. In the name of a provider `_` stands for `-`. A variable
+    /// with the suffix `_FILE` names a file that contains the value.
     pub(super) fn add_environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
+        let mut seen = BTreeSet::new();
         for (name, value) in variables {
             let path = match name.strip_prefix(ENVIRONMENT_PREFIX) {
                 Some("") | None => continue,
                 Some(path) => path.to_lowercase(),
             };
-            let (section, key) = path.rsplit_once("__").unwrap_or(("", &path));
+            let file = path.strip_suffix(FILE_SUFFIX);
+            let path = file.unwrap_or(&path);
+            let value = if value.is_empty() {
+                Ok(value)
+            } else if !seen.insert(path.to_owned()) {
+                Err("set by more than one environment variable".to_owned())
+            } else if file.is_some() {
+                // The path is not in the error, because it may be a secret by mistake.
+                read_value(Path::new(&value))
+                    .map_err(|error| format!("failed to read the file in {name}: {error}"))
+            } else {
+                Ok(value)
+            };
+            let (section, key) = path.rsplit_once("__").unwrap_or(("", path));
             let section = match section.split_once("__") {
                 Some(("providers", name)) => format!("providers.{}", name.replace('_', "-")),
                 Some(_) | None => section.replace("__", "."),
             };
-            self.add(&section, key.to_owned(), RawValue::Text(value));
+            self.add(&section, key.to_owned(), value.map(RawValue::Text));
         }
     }
 
@@ -126,17 +150,30 @@ impl Layers {
     pub(super) fn add_flags(&mut self, flags: Vec<(String, String)>) {
         for (dotted, value) in flags {
             let (section, key) = dotted.rsplit_once('.').unwrap_or(("", &dotted));
-            self.add(section, key.to_owned(), RawValue::Text(value));
+            self.add(section, key.to_owned(), Ok(RawValue::Text(value)));
         }
     }
 
-    fn add(&mut self, section: &str, key: String, value: RawValue) {
+    fn add(&mut self, section: &str, key: String, value: ReadValue) {
         let keys = self.sections.entry(section.to_owned()).or_default();
-        if value.is_empty() {
+        if value.as_ref().is_ok_and(RawValue::is_empty) {
             keys.entry(key).or_insert(None);
         } else {
-            keys.insert(key, Some(value));
+            let dotted = format!("{section}.{key}");
+            let previous = keys.insert(key, Some(value));
+            if let Some(Some(Ok(RawValue::Toml(_)))) = previous {
+                self.overridden.insert(dotted);
+            }
         }
+    }
+}
+
+/// Reads a value from a file, without the line break at its end.
+fn read_value(path: &Path) -> io::Result<String> {
+    let text = fs::read_to_string(path)?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(io::Error::other("file is empty")),
+        value => Ok(value.to_owned()),
     }
 }
 

@@ -155,6 +155,13 @@ pub(super) fn store_url(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
+/// Returns whether a user name or password can be sent to Redis. The client library sends them in an
+/// inline command, which splits at white space and interprets quotes.
+pub(crate) fn is_redis_credential(text: &str) -> bool {
+    let is_special = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'');
+    !text.chars().any(is_special)
+}
+
 fn check_sqlite_path(rest: &str) -> Parsed<()> {
     let path = rest.strip_prefix("//").unwrap_or(rest);
     if path.is_empty() {

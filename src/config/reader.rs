@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ConfigError;
-use super::layers::{Keys, Layers, RawValue};
+use super::layers::{Keys, Layers, ReadValue};
 
 /// The values that are not read yet, and the errors so far.
 pub(super) struct Reader {
@@ -96,7 +96,7 @@ impl Reader {
 
 impl SectionReader<'_> {
     /// Takes the value of a key. Returns `None` if it is absent or empty.
-    pub(super) fn take(&mut self, key: &str) -> Option<RawValue> {
+    pub(super) fn take(&mut self, key: &str) -> Option<ReadValue> {
         let known = self.reader.known_keys.entry(self.name.to_owned());
         known.or_default().insert(key.to_owned());
         let keys = self.reader.unread.sections.get_mut(self.name)?;

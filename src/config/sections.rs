@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::kinds::{
-    amount, bytes, duration, file, list, number, parsed, prices, secret, signing_secret, store_url,
-    text,
+    amount, bytes, duration, file, list, number, parsed, prices, redis_password, secret,
+    signing_secret, store_url, text,
 };
 use super::parse;
 use super::reader::SectionReader;
@@ -54,7 +54,7 @@ section! {
         request_timeout: Duration = duration(100 * MILLISECOND..=5 * MINUTE).or(10 * SECOND),
         /// Time for open connections to close at shutdown.
         drain: Duration = duration(Duration::ZERO..=10 * MINUTE).or(20 * SECOND),
-        /// PEM file with the certificate chain. Enables TLS.
+        /// PEM file with the certificate chain. Enables TLS. Reloaded when it changes, and on SIGHUP.
         tls_cert: Option<PathBuf> = file().or_none(),
         /// PEM file with the private key of the certificate.
         tls_key: Option<PathBuf> = file().or_none(),
@@ -83,6 +83,8 @@ section! {
     pub struct StoreConfig {
         /// URL of the store. It may contain a password.
         url: String = store_url().or("sqlite://progress-hub.db".to_owned()),
+        /// Password for Redis, instead of one in the URL. It is not percent-encoded.
+        password: Option<SecretString> = redis_password().or_none(),
         /// Prefix of every Redis key and channel. SQLite ignores it.
         prefix: String = parsed(parse::prefix).limits("1 to 64 of `A-Z a-z 0-9 . _ : -`").or("ph".to_owned()),
         /// Number of Redis replicas that must confirm a write before it is acknowledged. SQLite
@@ -262,6 +264,23 @@ pub struct TlsFiles {
 }
 
 impl ServerConfig {
+    /// Returns the URL at which this machine reaches a server that listens on `address`.
+    #[must_use]
+    pub fn local_url(&self, mut address: SocketAddr) -> String {
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        let scheme = if self.tls_cert.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{address}")
+    }
+
     /// Returns the files for TLS, or `None` for plain HTTP.
     #[must_use]
     pub fn tls(&self) -> Option<TlsFiles> {

@@ -116,7 +116,8 @@ impl<T> Declaration<T> {
     /// Reads the setting. Returns the default if it is absent or invalid.
     pub(super) fn read(self, reader: &mut SectionReader<'_>, key: &str) -> T {
         let parsed = match (reader.take(key), self.required) {
-            (Some(raw), _) => (self.kind.parse)(raw),
+            (Some(Ok(raw)), _) => (self.kind.parse)(raw),
+            (Some(Err(message)), _) => invalid(message),
             (None, Some(message)) => invalid(message),
             (None, None) => return self.default,
         };

@@ -1,6 +1,7 @@
 //! Precedence of the sources, and reading and printing of every setting.
 
 mod errors;
+mod files;
 mod secrets;
 
 use std::fs;
@@ -40,7 +41,8 @@ audience = "hub"
 leeway = "1m"
 
 [store]
-url = "redis://hub:s3cret-password@redis.example.com:6379/1"
+url = "redis://hub@redis.example.com:6379/1"
+password = "s3cret-password"
 prefix = "videos"
 replicas = 2
 retain_final = "1h30m"
@@ -156,6 +158,7 @@ fn every_setting_is_printed_without_secrets() {
 
     [store]
     url = "redis://(set)@redis.example.com:6379/1"
+    password = "(set)"
     prefix = "videos"
     replicas = 2
     retain_final = "1h30m"
@@ -237,6 +240,7 @@ fn defaults_are_printed() {
 
     [store]
     url = "sqlite://progress-hub.db"
+    password = ""
     prefix = "ph"
     replicas = 0
     retain_final = "24h"

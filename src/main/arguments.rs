@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use progress_hub::config::{AuthConfig, Config, ConfigError};
+use progress_hub::config::{AuthConfig, Config, ConfigError, ServerConfig};
 use progress_hub::provider::HttpClient;
 use progress_hub::server;
 use progress_hub::telemetry::LogFormat;
@@ -48,11 +48,13 @@ pub(crate) enum Command {
     /// PROGRESS_HUB__SERVER__BIND, then from --set; later sources override earlier ones. Every
     /// setting has a default except secrets and providers. If the configuration is invalid, all
     /// errors are reported and the exit code is 2. On SIGTERM or Ctrl-C, the hub drains: it tells
-    /// clients when to reconnect, and closes their connections.
+    /// clients when to reconnect, and closes their connections. On SIGHUP, it reads the TLS
+    /// certificate again.
     Serve(ConfigArgs),
-    /// Run a hub and a simulated provider on loopback, without configuration
+    /// Run a hub and a simulated provider, without configuration
     ///
-    /// Prints the URL of a dashboard that is already signed in. All data is deleted on exit.
+    /// Prints the URL of a dashboard that is already signed in. Listens on loopback unless --public
+    /// is given. All data is deleted on exit.
     Demo(DemoArgs),
     /// Create a token
     ///
@@ -61,6 +63,11 @@ pub(crate) enum Command {
     Token(TokenArgs),
     /// Validate a configuration and print the effective values, without secrets
     Check(ConfigArgs),
+    /// Check that a hub on this machine responds, such as for the health check of a container
+    ///
+    /// Reads server.bind from the same configuration as serve, and requests /v1/health/live. The
+    /// exit code is 0 if the hub is healthy and 1 if it is not.
+    Health(ConfigArgs),
     /// Load-test a hub and verify correctness
     ///
     /// Starts a hub with an embedded store for the run, or connects to the one at --url. The
@@ -79,7 +86,7 @@ pub(crate) enum Command {
 #[derive(Args)]
 pub(crate) struct ConfigArgs {
     /// Configuration file (TOML)
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", env = "PROGRESS_HUB_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// Set one key, such as `--set server.bind=0.0.0.0:80`; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
@@ -89,8 +96,8 @@ pub(crate) struct ConfigArgs {
 impl ConfigArgs {
     /// Loads and validates the configuration, including the provider definitions it uses. Returns all
     /// errors together.
-    pub(crate) fn load(self) -> anyhow::Result<Config> {
-        let (config, mut errors) = Config::read(self.config.as_deref(), environment(), self.set);
+    pub(crate) fn load(&self) -> anyhow::Result<Config> {
+        let (config, mut errors) = self.read();
         let http = HttpClient::new().context("failed to create the HTTP client")?;
         let mut found = server::validate(&config, &http).err().unwrap_or_default();
         // An invalid setting was replaced by its default. Errors that follow from that are dropped.
@@ -98,35 +105,45 @@ impl ConfigArgs {
             |new: &ConfigError| errors.iter().any(|old| old.key.starts_with(&new.key));
         found.retain(|error| !is_consequence(error));
         errors.append(&mut found);
-        if errors.is_empty() {
-            Ok(config)
-        } else {
-            Err(UsageError::from(errors).into())
-        }
+        unless_invalid(config, errors)
     }
 
     /// Loads the section `[auth]` only. Errors in other sections do not matter.
-    pub(crate) fn load_auth(self) -> anyhow::Result<AuthConfig> {
-        let (config, mut errors) = Config::read(self.config.as_deref(), environment(), self.set);
-        let is_relevant = |error: &ConfigError| {
-            let of_file = |file: &PathBuf| error.key.starts_with(&*file.to_string_lossy());
-            error.key == "auth"
-                || error.key.starts_with("auth.")
-                || self.config.as_ref().is_some_and(of_file)
-        };
-        errors.retain(is_relevant);
-        if errors.is_empty() {
-            Ok(config.auth)
-        } else {
-            Err(UsageError::from(errors).into())
-        }
+    pub(crate) fn load_auth(&self) -> anyhow::Result<AuthConfig> {
+        Ok(self.load_section("auth")?.auth)
+    }
+
+    /// Loads the section `[server]` only. Errors in other sections do not matter.
+    pub(crate) fn load_server(&self) -> anyhow::Result<ServerConfig> {
+        Ok(self.load_section("server")?.server)
+    }
+
+    fn load_section(&self, section: &str) -> anyhow::Result<Config> {
+        let (config, mut errors) = self.read();
+        let file = self.config.as_ref().map(|path| path.to_string_lossy());
+        errors.retain(|error| {
+            let key = error.key.strip_prefix(section);
+            key.is_some_and(|key| key.is_empty() || key.starts_with('.'))
+                || file
+                    .as_deref()
+                    .is_some_and(|file| error.key.starts_with(file))
+        });
+        unless_invalid(config, errors)
+    }
+
+    fn read(&self) -> (Config, Vec<ConfigError>) {
+        let environment = std::env::vars_os()
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        Config::read(self.config.as_deref(), environment, self.set.clone())
     }
 }
 
-/// Returns the environment variables that are valid Unicode.
-fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os()
-        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+fn unless_invalid(config: Config, errors: Vec<ConfigError>) -> anyhow::Result<Config> {
+    if errors.is_empty() {
+        Ok(config)
+    } else {
+        Err(UsageError::from(errors).into())
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

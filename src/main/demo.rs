@@ -1,8 +1,11 @@
 //! The command `demo`: a hub and a simulated provider without configuration.
 //!
-//! Both listen on loopback only, because the dashboard signs every visitor in.
+//! Both listen on loopback, because the dashboard signs every visitor in. In a container, the hub
+//! listens on all interfaces, and the published port decides who can reach it.
 
+use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,19 +26,33 @@ const ALLOWED_ORIGINS: &str = "http://localhost:*, http://127.0.0.1:*, http://[:
 /// Name of the provider in the demo's configuration.
 const PROVIDER: &str = "simulated";
 
+/// Default port of the hub.
+const PORT: u16 = 8080;
+
 #[derive(Args)]
 pub(crate) struct DemoArgs {
     /// Address to listen on [default: 127.0.0.1:8080, or a free port if that one is in use]
     #[arg(long)]
     bind: Option<SocketAddr>,
+    /// Accept connections from other machines, as in a container [default address: 0.0.0.0:8080]
+    ///
+    /// Everyone who can reach the address can use the demo. The page signs in only browsers that
+    /// open it by a loopback address, such as a container's port that is published on 127.0.0.1.
+    #[arg(long, env = "PROGRESS_HUB_DEMO_PUBLIC")]
+    public: bool,
 }
 
 pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
-    let bind = args.bind.unwrap_or_else(default_address);
-    if !bind.ip().is_loopback() {
-        let message = "--bind: must be a loopback address, because the demo signs every visitor in";
-        return Err(UsageError(message.to_owned()).into());
-    }
+    let bind = match args.bind {
+        Some(bind) if args.public || bind.ip().is_loopback() => bind,
+        Some(_) => {
+            let message = "--bind: must be a loopback address unless --public is given, because \
+                           everyone who can reach the demo can use it";
+            return Err(UsageError(message.to_owned()).into());
+        }
+        None if args.public => SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
+        None => default_address(),
+    };
     let provider = Settings {
         api_key: random_secret(),
         webhook_secret: Some(format!("whsec_{}", random_secret())),
@@ -44,9 +61,15 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
     };
     let simulator = Simulator::bind("127.0.0.1:0", provider.clone())
         .context("failed to start the simulated provider")?;
-    let directory = tempfile::tempdir().context("failed to create a temporary directory")?;
+    let directory = tempfile::Builder::new()
+        .prefix("progress-hub-demo-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()
+        .context("failed to create a temporary directory")?;
     let config = config(bind, directory.path(), &simulator.url(), provider)?;
     let server = Server::bind(config, Some(dashboard())).map_err(bind_error)?;
+    // The browser may reach only the hub.
+    let simulator = simulator.with_clip_origin(server.url());
 
     let stop_simulator = CancellationToken::new();
     let simulator = tokio::spawn(simulator.run(stop_simulator.clone()));
@@ -117,12 +140,13 @@ fn dashboard() -> Demo {
         provider: PROVIDER.to_owned(),
         model: "kling-v3.0-pro".to_owned(),
         scenarios: scenarios.map(scenario).collect(),
+        routes: progress_hub_simulator::clip_route,
     }
 }
 
 /// Returns the default address, with port 0 if its port is in use.
 fn default_address() -> SocketAddr {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
     match TcpListener::bind(address) {
         Ok(_) => address,
         Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),

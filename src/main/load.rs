@@ -74,7 +74,7 @@ pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<()> {
         .map_err(|errors| UsageError(errors.to_string()))?;
     let shutdown = shutdown_signal()?;
     let (hub, url, pid, access) = if let Some(url) = arguments.url.clone() {
-        let access = access_to_running_hub(config, &arguments)?;
+        let access = access_to_running_hub(&config, &arguments)?;
         (None, url, arguments.pid, access)
     } else {
         let (settings, access) = settings_of_started_hub(&mut arguments, config)?;
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<()> {
 }
 
 /// Returns tokens and secrets for a hub that is running already.
-fn access_to_running_hub(config: ConfigArgs, arguments: &Arguments) -> anyhow::Result<Access> {
+fn access_to_running_hub(config: &ConfigArgs, arguments: &Arguments) -> anyhow::Result<Access> {
     let environment = |name: &str| {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty());
         value.map(SecretString::from)
@@ -155,7 +155,7 @@ fn settings_of_started_hub(
     config: ConfigArgs,
 ) -> anyhow::Result<(Vec<(String, String)>, Access)> {
     if config.config.is_some() {
-        let message = "--config: requires --url; use --set for the hub that is started";
+        let message = "--config (or PROGRESS_HUB_CONFIG): requires --url; use --set for the hub that is started";
         return Err(UsageError(message.to_owned()).into());
     }
     let webhook_secret = format!("whsec_{}", random_secret());

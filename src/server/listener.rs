@@ -24,8 +24,6 @@ use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, ServiceResponse};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, middleware};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use self::accept::Acceptor;
 pub use self::stream::{ClientConnection, ConnectionPermits, RequestStream, Stream};
@@ -33,7 +31,6 @@ use self::stream::{KEEP_ALIVE, UNREAD_BODY_TIMEOUT};
 use super::components::Components;
 use super::socket::{self, SocketContext};
 use super::{compression, open_files, origin, routes};
-use crate::config::TlsFiles;
 
 /// Maximum number of connections that the kernel queues before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -65,21 +62,6 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-/// Reads the certificate and its key.
-pub fn tls_config(files: &TlsFiles) -> Result<rustls::ServerConfig, String> {
-    let chain = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect)
-        .map_err(|error| error.to_string())?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| error.to_string())?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| error.to_string())?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
 }
 
 /// The bound addresses, and what the listeners need beside the components.

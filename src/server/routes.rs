@@ -70,7 +70,7 @@ pub fn configure(
         }
         register(app, resources);
         if let Some(demo) = components.demo {
-            app.app_data(web::Data::new(demo));
+            app.configure(demo.routes).app_data(web::Data::new(demo));
             Resource::new("/demo/session")
                 .get(demo::session)
                 .register(app);

@@ -73,7 +73,10 @@ impl RedisStore {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::Unavailable("no Tokio runtime".to_owned()));
         }
-        let endpoint = Endpoint::parse(&config.url, timeouts).map_err(Error::Unavailable)?;
+        let mut endpoint = Endpoint::parse(&config.url, timeouts).map_err(Error::Unavailable)?;
+        if let Some(password) = &config.password {
+            endpoint.set_password(password);
+        }
         let keys = KeyNames::new(&config.prefix, endpoint.is_clustered());
         let connections = Arc::new(Connections::open(&endpoint, keys, config.replicas)?);
         let subscriber = Subscriber::open(&endpoint, &connections, listener)?;
@@ -99,6 +102,17 @@ impl Store for RedisStore {
         let _operation = self.connections.begin_operation()?;
         self.connections.check_writes().await?;
         self.subscriber.check_health()
+    }
+
+    async fn wait_until_connected(&self) {
+        let connected = async {
+            self.connections.wait_until_connected().await;
+            self.subscriber.wait_until_healthy().await;
+        };
+        let limit = self.connections.timeouts.probe;
+        if tokio::time::timeout(limit, connected).await.is_err() {
+            tracing::warn!("redis not connected yet; retrying in the background");
+        }
     }
 
     async fn sweep(&self, now: Time) -> Result<usize, Error> {

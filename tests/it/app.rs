@@ -1,6 +1,6 @@
 //! Starts a real hub on a free port for a test, optionally with a simulated provider.
 
-use std::io::{BufRead, BufReader};
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::TestClient;
-use crate::wait::wait_until;
+use crate::wait::{wait_for, wait_until};
 
 /// HS256 secret for the tokens of all tests.
 pub const JWT_SECRET: &str = "a test secret that is long enough for HS256";
@@ -274,6 +274,15 @@ impl TestApp {
         self.data_dir.take().expect("a data directory")
     }
 
+    /// Sends a signal, such as `HUP`, to the process of [`TestAppBuilder::spawn_process`].
+    pub fn signal(&self, name: &str) {
+        let process = self.process.as_ref().expect("a process");
+        let sent = Command::new("kill")
+            .args(["-s", name, &process.id().to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
     /// Returns the log of the hub's process.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("hub.log")).expect("a log file")
@@ -374,26 +383,20 @@ impl TestAppBuilder {
         for (key, value) in settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
-        let mut process = command
-            .stdout(Stdio::piped())
+        let earlier = app.log().lines().count();
+        let process = command
+            .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .expect("start the hub's process");
-        let mut output = BufReader::new(process.stdout.take().unwrap());
         app.process = Some(process);
-        let first_line = tokio::task::spawn_blocking(move || {
-            let mut line = String::new();
-            output.read_line(&mut line).map(|_| line)
-        });
-        let first_line = tokio::time::timeout(TEST_TIMEOUT, first_line)
-            .await
-            .expect("timed out waiting for the hub to print its URL");
-        let first_line = first_line.unwrap().unwrap();
-        let url = first_line.trim().strip_prefix("progress-hub is at ");
-        app.url = url
-            .unwrap_or_else(|| panic!("unexpected output {first_line:?}; log: {}", app.log()))
-            .trim_end_matches('/')
-            .to_owned();
+        app.url = wait_for("the hub logs its URL", || {
+            let exited = app.process.as_mut().unwrap().try_wait().unwrap();
+            let log = app.log();
+            assert_eq!(exited, None, "the hub exited; log: {log}");
+            ready(log.lines().skip(earlier).find_map(url_in_log))
+        })
+        .await;
         app
     }
 
@@ -458,6 +461,13 @@ impl TestAppBuilder {
         };
         (config, settings, app)
     }
+}
+
+/// Returns the URL in the line that a hub logs when it listens, in either format.
+fn url_in_log(line: &str) -> Option<String> {
+    let (_, fields) = line.split_once("listening")?;
+    let url = fields.get(fields.find("http")?..)?;
+    url.split('"').next().map(str::to_owned)
 }
 
 /// Returns the settings of a provider named `simulated`, whose API is the simulator at `url`.

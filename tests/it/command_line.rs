@@ -62,7 +62,7 @@ fn file(folder: &Path, name: &str, text: &str) -> String {
 fn every_command_has_help() {
     let help = run(&["--help"]);
     assert!(help.status.success());
-    for command in ["serve", "demo", "token", "check", "load"] {
+    for command in ["serve", "demo", "token", "check", "health", "load"] {
         assert!(out(&help).contains(command), "{}", out(&help));
         let own = run(&[command, "--help"]);
         assert!(own.status.success());

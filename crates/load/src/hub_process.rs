@@ -8,16 +8,25 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use url::Url;
 
 /// Maximum time for the hub to listen, and to exit.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Interval of the checks whether the hub listens.
+const LOG_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Log filter of the hub: warnings, and the event with its URL.
+const LOG_FILTER: &str = "warn,progress_hub::server=info";
+
 /// Prefix of environment variables with settings.
 const ENVIRONMENT_PREFIX: &str = "PROGRESS_HUB__";
+
+/// Environment variable that names a configuration file.
+const CONFIG_VARIABLE: &str = "PROGRESS_HUB_CONFIG";
 
 /// Maximum characters of the hub's log in an error.
 const MAX_LOG_EXCERPT_CHARS: usize = 1000;
@@ -34,7 +43,7 @@ impl Hub {
     /// Starts `program serve` with `settings`. Without `store.url`, the store is in a temporary directory.
     ///
     /// # Errors
-    /// The process cannot be started, or does not print its URL. Contains its log.
+    /// The process cannot be started, or does not log its URL. Contains its log.
     pub async fn start(program: &Path, settings: &[(String, String)]) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("progress-hub-load-")
@@ -44,22 +53,22 @@ impl Hub {
         let mut command = Command::new(program);
         // Variables of the caller may configure a hub of their own. They must not affect this one.
         let variables = std::env::vars_os().map(|(name, _)| name);
-        for name in variables.filter(|name| name.to_string_lossy().starts_with(ENVIRONMENT_PREFIX))
-        {
+        for name in variables.filter(|name| is_setting(&name.to_string_lossy())) {
             command.env_remove(name);
         }
         command
             .env(variable("store.url"), store)
             .envs(settings.iter().map(|(key, value)| (variable(key), value)))
-            .args(["serve", "--log-level", "warn"])
+            .args(["serve", "--log", "json", "--log-level", LOG_FILTER])
+            .env_remove("RUST_LOG")
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)
             // Ctrl-C reaches only the load generator, which then stops the hub.
             .process_group(0)
             .kill_on_drop(true);
         let mut child = command.spawn().context("cannot start a hub")?;
-        let url = tokio::time::timeout(PROCESS_TIMEOUT, read_url(&mut child)).await;
+        let url = tokio::time::timeout(PROCESS_TIMEOUT, wait_for_url(&mut child, &log)).await;
         let Some(url) = url.ok().flatten() else {
             let log = std::fs::read_to_string(&log).unwrap_or_default();
             let log: String = log.trim().chars().take(MAX_LOG_EXCERPT_CHARS).collect();
@@ -85,14 +94,33 @@ impl Hub {
     }
 }
 
-/// Reads the URL from the first line of the standard output.
-async fn read_url(child: &mut Child) -> Option<Url> {
-    let mut lines = BufReader::new(child.stdout.take()?).lines();
-    let line = lines.next_line().await.ok()??;
-    let url = line
-        .split_whitespace()
-        .find(|word| word.starts_with("http://"));
-    Url::parse(url?).ok()
+/// Waits until the log contains the URL. Returns `None` if the process exits.
+async fn wait_for_url(child: &mut Child, log: &Path) -> Option<Url> {
+    loop {
+        let has_exited = !matches!(child.try_wait(), Ok(None));
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        if let Some(url) = log.lines().find_map(url_in_log) {
+            return Some(url);
+        }
+        if has_exited {
+            return None;
+        }
+        tokio::time::sleep(LOG_POLL_INTERVAL).await;
+    }
+}
+
+/// Returns the URL in the line that the hub logs when it listens.
+fn url_in_log(line: &str) -> Option<Url> {
+    let event: Value = serde_json::from_str(line).ok()?;
+    let url = event
+        .get("url")
+        .filter(|_| event["message"] == "listening")?;
+    Url::parse(url.as_str()?).ok()
+}
+
+/// Returns whether an environment variable configures a hub.
+fn is_setting(variable: &str) -> bool {
+    variable.starts_with(ENVIRONMENT_PREFIX) || variable == CONFIG_VARIABLE
 }
 
 /// Returns the environment variable of a setting.

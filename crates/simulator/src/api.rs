@@ -22,6 +22,15 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .default_service(web::to(answer));
 }
 
+/// Adds the route of the clips to another server, for [`Simulator::with_clip_origin`](super::Simulator::with_clip_origin).
+pub fn clip_route(config: &mut ServiceConfig) {
+    let clip = |request: HttpRequest| async move { clip::serve(&request) };
+    let clip = web::resource("/clips/{number:[0-9]+}.mp4")
+        .route(web::get().to(clip))
+        .route(web::head().to(clip));
+    config.service(clip);
+}
+
 async fn answer(request: HttpRequest, body: Bytes, context: Data<Context>) -> HttpResponse {
     let (dialect, answer) = providers::find(request.path());
     let call = Call::new(&context, dialect, &request, &body);

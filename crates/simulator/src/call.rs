@@ -151,4 +151,10 @@ impl<'a> Call<'a> {
         let (scheme, host) = (connection.scheme(), connection.host());
         format!("{scheme}://{host}{}", self.prefix)
     }
+
+    /// Returns the base URL of clips.
+    pub fn clip_origin(&self) -> String {
+        let other = self.context.clip_origin.clone();
+        other.unwrap_or_else(|| self.origin())
+    }
 }

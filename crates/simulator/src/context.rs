@@ -29,6 +29,8 @@ pub(super) struct Context {
     pub settings: Settings,
     /// URL for webhooks of dialects that have one per account.
     pub project: Option<Url>,
+    /// Base URL of clips, if they are not requested from the simulator.
+    pub clip_origin: Option<String>,
     pub keys: SigningKeys,
     /// Keys that receivers do not know.
     pub forged_keys: SigningKeys,

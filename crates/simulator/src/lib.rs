@@ -60,6 +60,7 @@ use self::providers::PROVIDERS;
 use self::signing::SigningKeys;
 use self::state::SimulatorState;
 
+pub use self::api::clip_route;
 pub use self::context::Settings;
 pub use self::inspector::Inspector;
 pub use self::scenario::{Scenario, UnknownScenario};
@@ -98,6 +99,7 @@ impl Simulator {
             forged_keys: SigningKeys::forged()?,
             settings,
             project: None,
+            clip_origin: None,
             client: worker::client()?,
             state: Arc::new(SimulatorState::new()),
             running: TaskTracker::new(),
@@ -120,6 +122,14 @@ impl Simulator {
         let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "not an http address");
         self.context.project = Some(submit::http_url(url).ok_or_else(wrong)?);
         Ok(self)
+    }
+
+    /// Sets the base URL of clips. The server at this URL must have [`clip_route`]. By default, clips have the address
+    /// that the API was called at.
+    #[must_use]
+    pub fn with_clip_origin(mut self, url: String) -> Self {
+        self.context.clip_origin = Some(url);
+        self
     }
 
     /// Returns the base URL, as `http://127.0.0.1:PORT`.

@@ -51,14 +51,13 @@ impl Submit {
     /// Creates the task with this number.
     fn into_task(
         self,
+        call: &Call<'_>,
         number: u64,
-        dialect: &Dialect,
         scenario: Scenario,
         plan: Plan,
         handle: String,
-        origin: String,
     ) -> Task {
-        let now = now_ms();
+        let (now, dialect) = (now_ms(), call.dialect);
         Task {
             id: (dialect.id)(number),
             dialect: dialect.name,
@@ -79,7 +78,8 @@ impl Submit {
             number,
             ahead: plan.ahead,
             plan,
-            origin,
+            origin: call.origin(),
+            clip_origin: call.clip_origin(),
             notes: self.notes,
             step: 0,
             created_ms: now,
@@ -160,8 +160,8 @@ impl Call<'_> {
         } else {
             submit.callback.clone()
         };
-        let (number, origin) = (state.next_number(), self.origin());
-        let task = submit.into_task(number, dialect, scenario, plan, handle, origin);
+        let number = state.next_number();
+        let task = submit.into_task(self, number, scenario, plan, handle);
         self.admit(task, callback, accepted).await
     }
 

@@ -80,6 +80,9 @@ pub struct Task {
     /// Base URL of the dialect as the client reaches it.
     #[serde(skip)]
     pub(super) origin: String,
+    /// Base URL of clips.
+    #[serde(skip)]
+    pub(super) clip_origin: String,
     /// Data that the dialect needs for later responses.
     #[serde(skip)]
     pub(super) notes: Value,
@@ -167,7 +170,7 @@ impl Task {
 
     /// Returns the URL of the clip.
     pub(super) fn clip(&self) -> String {
-        format!("{}/clips/{}.mp4", self.origin, self.number + 1)
+        format!("{}/clips/{}.mp4", self.clip_origin, self.number + 1)
     }
 
     /// Returns the log of the task: a progress bar line for each step.

@@ -1,5 +1,5 @@
-//! `GET /demo/session`: signs in the page of `progress-hub demo`. The resource exists only there; the
-//! demo listens on loopback only.
+//! `GET /demo/session`: signs in the page of `progress-hub demo`. The resource exists only
+//! there.
 
 use std::time::Duration;
 
@@ -27,6 +27,9 @@ pub struct Demo {
     pub model: String,
     /// The scenarios of the simulated provider.
     pub scenarios: Vec<DemoScenario>,
+    /// Adds the routes of the simulated outputs.
+    #[serde(skip)]
+    pub routes: fn(&mut web::ServiceConfig),
 }
 
 /// A scenario of the simulated provider.

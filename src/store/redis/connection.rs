@@ -11,6 +11,7 @@ use fred::interfaces::{ClientLike, KeysInterface};
 use fred::types::config::Options;
 use fred::types::{ClusterHash, CustomCommand, Expiration, FromValue, Value};
 use futures_util::future::try_join_all;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -23,6 +24,9 @@ use crate::store::Error;
 
 /// Connections in a pool.
 const POOL_SIZE: usize = 4;
+
+/// Interval of the checks whether a connection is established.
+const CONNECT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Difference between the command timeout and the timeout of `WAIT`, so that its reply is in time.
 const WAIT_MARGIN: Duration = Duration::from_millis(100);
@@ -103,6 +107,20 @@ impl Connections {
             if let Err(error) = client.quit().await {
                 tracing::debug!(%error, "redis connection already closed");
             }
+        }
+    }
+
+    /// Returns whether commands can be sent.
+    pub(super) fn is_connected(&self) -> bool {
+        let is_connected = |pool: &Pool| pool.clients().iter().any(Client::is_connected);
+        is_connected(&self.pool) && self.replicated_pool.as_ref().is_none_or(is_connected)
+    }
+
+    /// Waits until commands can be sent.
+    pub(super) async fn wait_until_connected(&self) {
+        // The library's notification may be missed if it is sent while one starts to wait for it.
+        while !self.is_connected() {
+            sleep(CONNECT_POLL_INTERVAL).await;
         }
     }
 

@@ -9,7 +9,10 @@ use fred::clients::{Client, Pool};
 use fred::prelude::{Builder, Config, ReconnectPolicy, ServerConfig, TlsConfig, TlsConnector};
 use fred::types::RespVersion;
 use fred::types::config::{ClusterDiscoveryPolicy, Options, Server, UnresponsiveConfig};
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
+
+use crate::config::is_redis_credential;
 
 /// Timeout for a TCP connection and the handshake on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -101,10 +104,17 @@ impl Endpoint {
         let tls = is_secure.then(TlsConnector::default_rustls).transpose();
         let tls = tls.map_err(|error| format!("TLS is not available: {}", error.details()))?;
         let (username, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+        let (username, password) = (percent_decode(username), percent_decode(password));
+        let is_valid = |text: &Option<String>| text.as_deref().is_none_or(is_redis_credential);
+        if !is_valid(&username) || !is_valid(&password) {
+            let message =
+                "user and password must have no white space, quotes or control characters";
+            return Err(message.to_owned());
+        }
         let config = Config {
             server,
-            username: percent_decode(username),
-            password: percent_decode(password),
+            username,
+            password,
             database,
             // With RESP3, a subscribed connection answers PING as well.
             version: RespVersion::RESP3,
@@ -114,6 +124,11 @@ impl Endpoint {
             ..Config::default()
         };
         Ok(Self { config, timeouts })
+    }
+
+    /// Replaces the password of the URL.
+    pub(super) fn set_password(&mut self, password: &SecretString) {
+        self.config.password = Some(password.expose_secret().to_owned());
     }
 
     pub(super) fn is_clustered(&self) -> bool {
@@ -238,7 +253,15 @@ mod tests {
 
     #[test]
     fn invalid_redis_urls_are_rejected() {
-        for url in ["redis", "http://host", "redis://", "redis-cluster://a,,b"] {
+        for url in [
+            "redis",
+            "http://host",
+            "redis://",
+            "redis-cluster://a,,b",
+            "redis://:two%20words@host",
+            "redis://a%22b@host",
+            "redis://:line%0Abreak@host",
+        ] {
             assert!(Endpoint::parse(url, Timeouts::default()).is_err(), "{url}");
         }
     }

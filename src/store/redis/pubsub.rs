@@ -157,6 +157,13 @@ impl Subscriber {
         self.channels.load(Ordering::Relaxed)
     }
 
+    /// Waits until published messages reach this node.
+    pub(super) async fn wait_until_healthy(&self) {
+        let mut state = self.state.clone();
+        // An error means that the store is closed.
+        let _ = state.wait_for(|state| *state == FeedState::Healthy).await;
+    }
+
     /// Checks that published messages reach this node.
     pub(super) fn check_health(&self) -> Result<(), Error> {
         match *self.state.borrow() {
@@ -288,7 +295,8 @@ impl SubscriptionManager {
         if self.started_at.elapsed() > self.connections.timeouts.probe {
             self.mark_stale("not connected");
         }
-        if !self.client.is_connected() {
+        // Without a connection for commands, the probes that confirm a resubscription cannot be sent.
+        if !self.client.is_connected() || !self.connections.is_connected() {
             return;
         }
         // The resubscription covers everything that was reported so far, once for each server.

@@ -4,6 +4,8 @@
 //! only within the process. A file of another program is rejected unmodified.
 
 use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +27,10 @@ const SCHEMA_VERSION: i64 = 1;
 
 /// How long to wait for locks of other processes, such as the `sqlite3` shell.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Permissions of the files: only their owner reads and writes them. SQLite creates the write-ahead log
+/// with the permissions of the database.
+const FILE_MODE: u32 = 0o600;
 
 /// Number of prepared statements that a connection caches. All statements fit.
 const STATEMENT_CACHE_CAPACITY: usize = 64;
@@ -68,6 +74,7 @@ impl Location {
             }
             Self::File(path) => {
                 let lock = lock(path)?;
+                check_mode(path, &open_for_writing(path)?);
                 let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
                 let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                 let db = Connection::open_with_flags(path, flags)?;
@@ -102,19 +109,43 @@ impl Location {
 }
 
 fn lock(path: &Path) -> Result<File, Error> {
-    let unavailable = |error: std::io::Error| Error::Unavailable(error.to_string());
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
-    let mut options = File::options();
-    options.write(true).create(true).truncate(false);
-    let lock = options.open(&lock_path).map_err(unavailable)?;
+    let lock = open_for_writing(Path::new(&lock_path))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::Error(error)) => Err(unavailable(error)),
+        Err(TryLockError::Error(error)) => Err(Error::Unavailable(error.to_string())),
         Err(TryLockError::WouldBlock) => {
             let reason = "database is in use by another process";
             Err(Error::Unavailable(reason.to_owned()))
         }
+    }
+}
+
+/// Opens a file, or creates it with [`FILE_MODE`].
+fn open_for_writing(path: &Path) -> Result<File, Error> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false);
+    let file = options.mode(FILE_MODE).open(path);
+    file.map_err(|error| open_error(path, &error))
+}
+
+fn open_error(path: &Path, error: &io::Error) -> Error {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return Error::Unavailable(error.to_string());
+    }
+    let parent = path.parent().unwrap_or(path);
+    let denied = if path.exists() { path } else { parent }.display();
+    let uid = rustix::process::geteuid();
+    Error::Unavailable(format!("{denied} is not writable by uid {uid}"))
+}
+
+/// Logs a warning if other users can access the database, which contains prompts and outputs.
+fn check_mode(path: &Path, file: &File) {
+    let mode = file.metadata().map_or(0, |it| it.permissions().mode());
+    if mode & 0o077 != 0 {
+        let mode = format!("{:o}", mode & 0o777);
+        tracing::warn!(store.path = %path.display(), store.mode = mode, "database file is accessible to other users");
     }
 }
 
@@ -185,6 +216,24 @@ pub(super) fn probe_write(db: &Connection) -> rusqlite::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn permission_errors_name_the_place_and_the_user() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = directory.path().join("hub.db");
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = || open_error(&database, &denied).to_string();
+        let uid = rustix::process::geteuid();
+
+        let expected = format!(
+            "{} is not writable by uid {uid}",
+            directory.path().display()
+        );
+        assert!(error().ends_with(&expected), "{}", error());
+        File::create(&database).unwrap();
+        let expected = format!("{} is not writable by uid {uid}", database.display());
+        assert!(error().ends_with(&expected), "{}", error());
+    }
 
     #[test]
     fn migrate_applies_only_missing_migrations_and_keeps_rows() {

@@ -8,7 +8,7 @@ use super::workload::Workload;
 use super::{HubCluster, wait_until_ready};
 use crate::app::{TestApp, TestResponse, send};
 use crate::proxy::{NetworkFault, Proxy};
-use crate::redis::RedisServer;
+use crate::redis::{RedisServer, send_command};
 use crate::webhook_signatures;
 
 /// Hubs that each reach the same Redis through a proxy of their own.
@@ -182,6 +182,33 @@ async fn rejected_request_has_no_later_effect() {
     assert_eq!(response.body, json!({ "applied": true, "version": 2 }));
     assert_eq!(watcher.next_job().await["progress"], 91.0);
     watcher.assert_no_messages().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_request_finds_the_store_connected() {
+    let redis = RedisServer::start().await;
+    let app = TestApp::builder()
+        .set("store.url", redis.url())
+        .spawn()
+        .await;
+    let readiness = app.request_without_token(Method::GET, "/v1/health/ready");
+    assert_eq!(send(readiness).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn password_of_its_own_setting_is_used_unencoded() {
+    let redis = RedisServer::start().await;
+    let password = "pa%40ss:@/#é+\\";
+    let rule = format!(">{password}");
+    let words = ["ACL", "SETUSER", "hub", "on", &rule, "~*", "&*", "+@all"];
+    let client = redis.connect().await;
+    send_command::<()>(&client, &words).await.unwrap();
+    let app = TestApp::builder()
+        .set("store.url", format!("redis://hub@{}", redis.address()))
+        .set("store.password", password)
+        .spawn()
+        .await;
+    wait_until_ready(&app).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

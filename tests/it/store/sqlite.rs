@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -34,6 +35,26 @@ fn temp_file() -> (TempDir, std::path::PathBuf) {
 fn open_error(path: &Path) -> String {
     let error = open(path).unwrap_err().to_string();
     error.replace(&path.display().to_string(), "hub.db")
+}
+
+#[tokio::test]
+async fn database_files_are_accessible_to_their_owner_only() {
+    let (dir, path) = temp_file();
+    let store = open(&path).unwrap();
+    let create = creation(job_of("ada"), Schedule::default(), None);
+    store.create(create).await.unwrap();
+    let mut modes: Vec<_> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|file| file.unwrap())
+        .map(|file| {
+            let mode = file.metadata().unwrap().permissions().mode();
+            format!("{} {:o}", file.file_name().display(), mode & 0o777)
+        })
+        .collect();
+    modes.sort();
+    let names = ["hub.db", "hub.db-shm", "hub.db-wal", "hub.db.lock"];
+    assert_eq!(modes, names.map(|name| format!("{name} 600")));
+    store.close().await;
 }
 
 #[tokio::test]
