@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Tier};
 use crate::job::{InternalState, Job, NewJob, VideoRequest};
-use crate::provider::Provider;
+use crate::provider::{Provider, Submission};
 use crate::store::{self, BudgetStore};
 use crate::telemetry::{AdmissionRejection, Metrics};
 use crate::time::Time;
@@ -116,10 +116,7 @@ impl AdmissionControl {
             Tier::Development | Tier::Staging => resolution::cap_to_tier(&mut request, self.tier)?,
             Tier::Production => {}
         }
-        if let Some(problem) = provider.validate_request(&request) {
-            return Err(AdmissionError::Parameters(problem.to_owned()));
-        }
-        let (reservation, budget_entries) = self.budget.reserve(owner, provider, &request, now)?;
+        self.check_input(provider, &request)?;
         request.provider = Some(provider.name().to_owned());
         let new = NewJob {
             owner: owner.to_owned(),
@@ -131,6 +128,12 @@ impl AdmissionControl {
             deadline: provider.poll_policy().deadline,
         };
         let mut job = Job::new(new, now);
+        let submission = provider
+            .render_submission(&job)
+            .map_err(AdmissionError::Parameters)?;
+        self.judge(provider, &submission)?;
+        let (reservation, budget_entries) =
+            self.budget.reserve(owner, provider, &submission, now)?;
         job.internal = Arc::new(InternalState {
             reservation,
             ..InternalState::clone(&job.internal)
@@ -139,6 +142,43 @@ impl AdmissionControl {
             job,
             budget_entries,
         })
+    }
+
+    /// Rejects keys of `input` that could change the price or the size behind the back of a budget or
+    /// a tier.
+    fn check_input(
+        &self,
+        provider: &Provider,
+        request: &VideoRequest,
+    ) -> Result<(), AdmissionError> {
+        let limit = match self.tier {
+            Tier::Development | Tier::Staging => Some("defaults.tier".to_owned()),
+            Tier::Production => self.budget.applicable(provider.name()),
+        };
+        match limit.zip(provider.unknown_input_key(request)) {
+            None => Ok(()),
+            Some((setting, key)) => Err(AdmissionError::Parameters(format!(
+                "{key}: not allowed by the provider definition while {setting} is set"
+            ))),
+        }
+    }
+
+    /// Checks the request that will be sent.
+    fn judge(&self, provider: &Provider, submission: &Submission) -> Result<(), AdmissionError> {
+        let is_limited = match self.tier {
+            Tier::Development | Tier::Staging => {
+                resolution::check_rendered(submission, self.tier)?;
+                true
+            }
+            Tier::Production => self.budget.applicable(provider.name()).is_some(),
+        };
+        if is_limited && let Err(problem) = submission.check_readable() {
+            return Err(AdmissionError::Parameters(problem.to_owned()));
+        }
+        match provider.validate(submission) {
+            Some(problem) => Err(AdmissionError::Parameters(problem.to_owned())),
+            None => Ok(()),
+        }
     }
 
     /// Returns the error for a job whose entry exceeds the limit of its budget window.

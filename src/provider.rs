@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use minijinja::Value;
 use progress_hub_auth::signature::{Headers, Request, Verified};
 use url::Url;
 
@@ -30,6 +31,7 @@ use client::ProviderClient;
 use client::base_url::BaseUrl;
 use client::download::Downloader;
 use spec::pricing::Prices;
+use spec::request_spec::RequestSpec;
 use spec::{Requirement, Spec};
 use webhook::WebhookVerifier;
 
@@ -39,6 +41,7 @@ pub use client::balance::Balance;
 pub use client::download::{Body, Download, DownloadError, IncompleteBody, RangeRequest};
 pub use client::error::{Rejection, RequestError, UnknownOutcome};
 pub use client::http::{ClientBuildError, Fetcher, HttpClient};
+pub use client::submission::Submission;
 pub use spec::task_mapping::TaskReport;
 pub use webhook::{PayloadError, WebhookContent, WebhookVerifyError};
 
@@ -200,18 +203,49 @@ impl Provider {
         self.spec.submit.is_some()
     }
 
+    /// Returns whether a submission tells the provider the callback URL of its job.
+    pub fn sends_callback_url(&self) -> bool {
+        let submit = self.spec.submit.as_ref();
+        submit.is_some_and(RequestSpec::uses_callback_url)
+    }
+
+    /// Returns whether unfinished jobs can be polled.
+    pub fn can_poll(&self) -> bool {
+        self.spec.poll.is_some()
+    }
+
+    /// Renders the submission of a job without sending it. [`submit`](Self::submit) sends the same
+    /// request.
+    ///
+    /// # Errors
+    /// Returns a description that begins with the key in the request or in the definition, for
+    /// example if `input` would replace a value that the hub sets.
+    pub fn render_submission(&self, job: &Job) -> Result<Submission, String> {
+        self.client.render_submission(job, None)
+    }
+
+    /// Returns the first key of `input` that may change the price or the size of the output, as far
+    /// as the definition knows.
+    pub fn unknown_input_key(&self, request: &VideoRequest) -> Option<String> {
+        let rules = &self.spec.submit.as_ref()?.input;
+        let key = rules.unknown_key(&request.input)?;
+        Some(format!("input.{key}"))
+    }
+
     /// Returns the error for a request that the provider is known to reject.
-    pub fn validate_request(&self, request: &VideoRequest) -> Option<&str> {
+    pub fn validate(&self, submission: &Submission) -> Option<&str> {
+        let variables = Value::from_serialize(submission.variables());
         let checks = self.spec.checks.iter();
-        checks.filter_map(|check| check.validate(request)).next()
+        checks.filter_map(|check| check.validate(&variables)).next()
     }
 
     /// Returns the price of a job in `budgets.unit`, or `None` if its model has no price.
     ///
     /// # Errors
     /// Returns an error that begins with the configuration key if the price expression fails.
-    pub fn price(&self, request: &VideoRequest) -> Result<Option<f64>, String> {
-        let price = self.prices.price(request);
+    pub fn price(&self, submission: &Submission) -> Result<Option<f64>, String> {
+        let variables = Value::from_serialize(submission.variables());
+        let price = self.prices.price(submission.model(), &variables);
         price.map_err(|error| format!("providers.{}.prices: {error}", self.name))
     }
 

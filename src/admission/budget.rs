@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::AdmissionError;
 use crate::config::{Budgets, Config};
-use crate::job::{BudgetWindow, Reservation, VideoRequest};
-use crate::provider::Provider;
+use crate::job::{BudgetWindow, Reservation};
+use crate::provider::{Provider, Submission};
 use crate::store::{self, BudgetEntry, BudgetStore};
 use crate::time::Time;
 
@@ -86,12 +86,31 @@ impl BudgetPolicy {
         }
     }
 
+    /// Returns the setting of the first budget that applies to jobs at `provider`.
+    pub(super) fn applicable(&self, provider: &str) -> Option<String> {
+        let settings = [
+            (self.budgets.per_job, "budgets.per_job".to_owned()),
+            (
+                self.budgets.per_owner_day,
+                "budgets.per_owner_day".to_owned(),
+            ),
+            (
+                self.per_provider_day.get(provider).copied(),
+                format!("providers.{provider}.budget_per_day"),
+            ),
+        ];
+        let mut applicable = settings
+            .into_iter()
+            .filter_map(|(budget, setting)| budget.map(|_| setting));
+        applicable.next()
+    }
+
     /// Returns the entries to charge, and the reservation that the job's final version settles.
     pub(super) fn reserve(
         &self,
         owner: &str,
         provider: &Provider,
-        request: &VideoRequest,
+        submission: &Submission,
         now: Time,
     ) -> Result<(Option<Reservation>, BudgetEntries), AdmissionError> {
         let mut entries = BudgetEntries::default();
@@ -104,7 +123,7 @@ impl BudgetPolicy {
             );
         }
         let name = provider.name();
-        let price = provider.price(request).map_err(AdmissionError::Price)?;
+        let price = provider.price(submission).map_err(AdmissionError::Price)?;
         let daily_budgets: Vec<_> = [
             (
                 self.budgets.per_owner_day,
@@ -121,15 +140,11 @@ impl BudgetPolicy {
         .filter_map(|(budget, setting, window)| Some((budget?, setting, window)))
         .collect();
         let Some(price) = price else {
-            let per_job = self.budgets.per_job.map(|_| "budgets.per_job");
-            let daily = daily_budgets
-                .first()
-                .map(|(_, setting, _)| setting.as_str());
-            return match per_job.or(daily) {
+            return match self.applicable(name) {
                 None => Ok((None, entries)),
                 Some(setting) => Err(AdmissionError::Price(format!(
                     "providers.{name}.prices: no price for model '{}', which {setting} requires",
-                    request.model
+                    submission.model()
                 ))),
             };
         };

@@ -11,6 +11,7 @@ pub(super) mod http;
 mod public_ip;
 mod request;
 mod retry_hints;
+pub(super) mod submission;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use self::download::{Download, DownloadError, Downloader, RangeRequest};
 use self::error::{Rejection, RequestError, UnknownOutcome};
 use self::http::{HttpClient, SendError};
 use self::request::{Context, RequestRenderer};
+use self::submission::Submission;
 use super::breaker::{CircuitBreaker, Permit, RequestResult};
 use super::spec::Spec;
 use super::spec::request_spec::{Method, RequestSpec};
@@ -94,23 +96,25 @@ impl ProviderClient {
         outcome
     }
 
+    /// Renders the submission of a job without sending it.
+    pub(super) fn render_submission(
+        &self,
+        job: &Job,
+        callback_url: Option<&Url>,
+    ) -> Result<Submission, String> {
+        let (Some(spec), Some(request)) = (&self.spec.submit, &job.internal.request) else {
+            return Err("this provider does not accept submissions from the hub".to_owned());
+        };
+        self.requests.submission(spec, job, request, callback_url)
+    }
+
     async fn send_submission(&self, job: &Job, callback_url: Option<&Url>) -> SubmitOutcome {
         let unknown = |cause: String| SubmitOutcome::Unknown(UnknownOutcome(cause));
-        let (Some(spec), Some(_)) = (&self.spec.submit, &job.internal.request) else {
-            return SubmitOutcome::Rejected(Rejection::unsupported(
-                "this provider does not accept submissions from the hub",
-            ));
-        };
-        let mut context = self.requests.job_context(job);
-        context.insert(
-            "callback_url".to_owned(),
-            callback_url.map(Url::as_str).into(),
-        );
-        let request = match self.requests.render(spec, Method::Post, &context) {
-            Ok(request) => request,
+        let submission = match self.render_submission(job, callback_url) {
+            Ok(submission) => submission,
             Err(error) => return SubmitOutcome::Rejected(Rejection::unsupported(error)),
         };
-        let response = match self.http.send_once(request).await {
+        let response = match self.http.send_once(submission.request).await {
             Ok(response) => response,
             Err(SendError::NotSent(cause)) => {
                 return SubmitOutcome::Rejected(Rejection::technical(cause));
@@ -121,7 +125,7 @@ impl ProviderClient {
         match Rejection::from_response(&self.spec, &response, &payload) {
             Some(rejection) if rejection.is_definitive => SubmitOutcome::Rejected(rejection),
             Some(rejection) => unknown(rejection.failure.message),
-            None => match self.accepted_task(spec, &payload, &context) {
+            None => match self.accepted_task(job, &payload) {
                 Some(report) => SubmitOutcome::Accepted(Box::new(report)),
                 None => unknown("response to the submission has no task id".to_owned()),
             },
@@ -130,14 +134,11 @@ impl ProviderClient {
 
     /// Reads the task from the response to a submission. A final status is ignored: only a webhook
     /// or a poll ends a job.
-    fn accepted_task(
-        &self,
-        spec: &RequestSpec,
-        payload: &Value,
-        context: &Context,
-    ) -> Option<StatusReport> {
+    fn accepted_task(&self, job: &Job, payload: &Value) -> Option<StatusReport> {
+        let spec = self.spec.submit.as_ref()?;
         let task = self.spec.read_task(&spec.items.evaluate(payload))?;
-        let names = context! { payload, ..Value::from_serialize(context) };
+        let context = Value::from_serialize(self.requests.job_context(job));
+        let names = context! { payload, ..context };
         let handle = spec
             .handle
             .as_ref()

@@ -5,6 +5,7 @@
 pub(super) mod error_rules;
 pub(super) mod expression;
 mod filters;
+pub(super) mod input_rules;
 pub(super) mod pricing;
 pub(super) mod request_spec;
 pub(super) mod task_mapping;

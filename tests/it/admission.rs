@@ -27,6 +27,7 @@ body = """{
   "name": reference, "seconds": duration, "ratio": aspect_ratio, "resolution": resolution,
   "width": width, "height": height, "input": input,
 }"""
+input = { allowed = ["a", "size"] }
 
 [poll]
 url = "{{ base_url }}/jobs/{{ task_id }}"

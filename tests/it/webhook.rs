@@ -365,9 +365,11 @@ async fn webhook_for_unknown_task_is_buffered_until_registration() {
 #[tokio::test(flavor = "multi_thread")]
 async fn webhook_matches_by_external_id() {
     let (provider, _answer) = delayed_kling("79").await;
-    let app = hub_with_kling(&provider.url).spawn().await;
+    // Without a public URL, the provider gets no callback URL.
+    let hub = hub_with_kling(&provider.url).unset("server.public_url");
+    let app = hub.spawn().await;
     let id = submit(&app).await;
-    callback_path(&provider).await;
+    provider.wait_for_requests(|all| !all.is_empty()).await;
     let body = json!({ "id": "79", "status": "processing", "external_id": id });
     assert_accepted(&post_kling(&app, "kling", &body).await, true, true);
     assert_eq!(app.get_job(&id, "alice").await["status"], "running");
@@ -376,6 +378,53 @@ async fn webhook_matches_by_external_id() {
     let body = json!({ "id": "80", "status": "failed", "external_id": id });
     assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
     assert_eq!(app.get_job(&id, "alice").await["status"], "running");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn external_id_alone_does_not_bind_a_task_where_callback_urls_are_given() {
+    let (provider, answer) = delayed_kling("79").await;
+    let app = hub_with_kling(&provider.url).spawn().await;
+    let id = submit(&app).await;
+    callback_path(&provider).await;
+    let mut body = succeeded("T1");
+    body["external_id"] = json!(id);
+    assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
+    let job = app.get_job(&id, "alice").await;
+    assert_eq!(
+        (&job["status"], &job["provider_task_id"]),
+        (&json!("accepted"), &Value::Null)
+    );
+    answer.notify_one();
+    let is_queued = |job: &Value| job["status"] == "queued";
+    let job = app.wait_for_job(&id, "alice", is_queued).await;
+    assert_eq!(job["provider_task_id"], "79");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn external_id_binds_no_task_to_a_job_that_waits_for_its_next_attempt() {
+    let busy = json!({ "code": 1302, "message": "busy" });
+    let provider = MockProvider::start(move |_| {
+        let response = MockResponse::json(429, &busy).with_header("retry-after", 3000);
+        async move { response }
+    })
+    .await;
+    for gives_callback_urls in [true, false] {
+        let mut hub = hub_with_kling(&provider.url);
+        if !gives_callback_urls {
+            hub = hub.unset("server.public_url");
+        }
+        let app = hub.set("providers.kling.deadline", "2h").spawn().await;
+        let id = submit(&app).await;
+        let has_retry = |job: &Value| !job["next_attempt_at"].is_null();
+        let waiting = app.wait_for_job(&id, "alice", has_retry).await;
+        let mut body = succeeded("T1");
+        body["external_id"] = json!(id);
+        assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
+        assert_eq!(app.get_job(&id, "alice").await, waiting);
+        // The update is kept for the task's own job.
+        let other = register_task(&app, "kling", "T1").await;
+        assert_eq!(other["status"], "succeeded");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
