@@ -33,7 +33,7 @@ use client::download::Downloader;
 use spec::pricing::Prices;
 use spec::request_spec::RequestSpec;
 use spec::{Requirement, Spec};
-use webhook::WebhookVerifier;
+use webhook::{PollLimit, WebhookVerifier};
 
 pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
 pub use client::SubmitOutcome;
@@ -64,6 +64,7 @@ pub struct Provider {
     spec: Arc<Spec>,
     client: ProviderClient,
     webhooks: WebhookVerifier,
+    unverified_polls: PollLimit,
     prices: Prices,
     poll_policy: PollPolicy,
     max_concurrent: usize,
@@ -163,6 +164,7 @@ impl Provider {
                 downloader,
             ),
             webhooks,
+            unverified_polls: PollLimit::new(settings.unverified_polls_per_minute, Time::now()),
             prices,
             spec,
         })
@@ -314,20 +316,21 @@ impl Provider {
         self.client.balance.last()
     }
 
-    /// Returns whether the balance is due to be read. If so, the caller must call
-    /// [`read_balance`](Self::read_balance). Other callers get `false` until the next read is due.
+    /// Returns whether the account is due to be checked. If so, the caller must call
+    /// [`check_account`](Self::check_account). Other callers get `false` until the next check is due.
     #[must_use]
-    pub fn claim_balance_read(&self, now: Time) -> bool {
-        self.client.claim_balance_read(now)
+    pub fn claim_account_check(&self, now: Time) -> bool {
+        self.client.claim_account_check(now)
     }
 
-    /// Reads the balance. If it is positive and submissions are blocked for lack of credit, one
-    /// submission is allowed at once.
+    /// Reads the balance, or sends the neutral request of a provider that reports none. The response
+    /// confirms or refutes that the provider rejects the account.
     ///
     /// # Errors
-    /// Returns [`RequestError`] if the balance cannot be read. The last balance is kept.
-    pub async fn read_balance(&self) -> Result<(), RequestError> {
-        self.client.read_balance().await
+    /// Returns [`RequestError`] if the provider rejects the request or does not answer. The last
+    /// balance is kept.
+    pub async fn check_account(&self) -> Result<(), RequestError> {
+        self.client.check_account().await
     }
 
     /// Verifies the signature of a webhook and the `accept` condition of the spec.
@@ -355,6 +358,12 @@ impl Provider {
         headers: &dyn Headers,
     ) -> Result<WebhookContent, PayloadError> {
         webhook::parse(&self.spec, verified, headers)
+    }
+
+    /// Returns whether a webhook that is not verified may trigger one more poll, and counts it.
+    #[must_use]
+    pub fn claim_unverified_poll(&self, now: Time) -> bool {
+        self.unverified_polls.try_acquire(now)
     }
 
     /// Records that a webhook for one of the provider's jobs has arrived.

@@ -241,6 +241,7 @@ impl Tracker {
         task_id: &str,
         update: Update,
     ) -> Result<TaskMatch, Error> {
+        let update = update.bounded();
         let id = match self.store.find_task(provider, task_id).await? {
             Some(id) => id,
             None => match self

@@ -162,6 +162,10 @@ section! {
         /// Minimum time between a poll and the next one that an unverified webhook may trigger, at
         /// most `poll_every`.
         cool_down: Option<Duration> = duration(Duration::ZERO..=24 * HOUR).or_definition(),
+        /// Number of polls per minute that webhooks without a verified signature and a callback token
+        /// may trigger, on each node. Where `server.public_url` is set and the provider is told the
+        /// callback URL of a job, such webhooks trigger none.
+        unverified_polls_per_minute: usize = number(0..=1_000_000).or(60),
         /// Time after which a job fails with `timeout`. At most `store.retain_active`, and less
         /// than the provider keeps its tasks.
         deadline: Option<Duration> = duration(SECOND..=YEAR).or_definition(),

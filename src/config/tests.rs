@@ -175,6 +175,7 @@ fn every_setting_is_printed_without_secrets() {
     poll_after = "50ms"
     poll_every = "2s"
     cool_down = "1s"
+    unverified_polls_per_minute = 60
     deadline = "36h"
     max_concurrent = 5
     prices = { "*" = "0.07 * duration", "kling-v3*" = 0.35 }

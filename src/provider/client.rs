@@ -26,7 +26,7 @@ use self::error::{Rejection, RequestError, UnknownOutcome};
 use self::http::{HttpClient, SendError};
 use self::request::{Context, RequestRenderer};
 use self::submission::Submission;
-use super::breaker::{CircuitBreaker, Permit, RequestResult};
+use super::breaker::{AccountVerdict, CircuitBreaker, Origin, Permit, RequestResult};
 use super::spec::Spec;
 use super::spec::request_spec::{Method, RequestSpec};
 use super::spec::value::{items, number};
@@ -71,11 +71,14 @@ impl ProviderClient {
         Self {
             provider: provider.to_owned(),
             requests: RequestRenderer::new(Arc::clone(&spec), base_url, settings),
-            spec,
             http,
             downloader,
-            breaker: CircuitBreaker::new(provider),
+            breaker: CircuitBreaker::new(
+                provider,
+                spec.balance.is_some() || spec.account.is_some(),
+            ),
             balance: BalanceCache::default(),
+            spec,
         }
     }
 
@@ -167,7 +170,8 @@ impl ProviderClient {
         let mut context = self.requests.job_context(first);
         context.insert("tasks".to_owned(), task_ids.collect());
         context.insert("references".to_owned(), references.collect());
-        let (_, payload) = self.call(poll, Method::Get, &context).await?;
+        let call = self.call(poll, Method::Get, &context, first);
+        let (_, payload) = call.await?;
         let mut reports = Vec::new();
         for item in items(&poll.items.evaluate(&payload)) {
             let Some(task) = self.spec.read_task(&item) else {
@@ -216,7 +220,7 @@ impl ProviderClient {
         if !spec.applies_to(&Value::from_serialize(&context)) {
             return Ok(report);
         }
-        match self.call(spec, Method::Get, &context).await {
+        match self.call(spec, Method::Get, &context, job).await {
             Ok((_, payload)) => {
                 let result = spec.items.evaluate_in(&context! { payload, task });
                 let result = self.spec.read_task(&result);
@@ -248,7 +252,8 @@ impl ProviderClient {
             )));
         };
         let context = self.requests.job_context(job);
-        let (http, payload) = self.call(spec, Method::Post, &context).await?;
+        let call = self.call(spec, Method::Post, &context, job);
+        let (http, payload) = call.await?;
         let task_id = job.provider_task_id.as_deref();
         let task = spec.items.evaluate_in(&context! { payload, http, task_id });
         let task = self.spec.read_task(&task).filter(|task| {
@@ -277,37 +282,57 @@ impl ProviderClient {
             .await
     }
 
-    /// Returns whether the caller should read the balance now.
-    pub(super) fn claim_balance_read(&self, now: Time) -> bool {
-        let out_of_credit_since = self.breaker.out_of_credit_since();
-        self.spec.balance.is_some() && self.balance.claim_read(out_of_credit_since, now)
+    /// Returns whether the caller should check the account now.
+    pub(super) fn claim_account_check(&self, now: Time) -> bool {
+        let is_wanted = self.breaker.wants_account_check(now);
+        let has_balance = self.spec.balance.is_some();
+        (is_wanted || has_balance) && self.balance.claim_read(is_wanted, now)
     }
 
-    /// Reads the balance. The result does not count for the circuit breaker, because it does not
-    /// show whether jobs can be submitted.
-    pub(super) async fn read_balance(&self) -> Result<(), RequestError> {
-        let Some(spec) = &self.spec.balance else {
-            return Ok(());
+    /// Reads the balance, or sends the neutral request of a provider without one, and reports to the
+    /// circuit breaker what the response shows about the account.
+    ///
+    /// Needs no permit, because it decides whether there are any.
+    pub(super) async fn check_account(&self) -> Result<(), RequestError> {
+        let result = self.account_verdict().await;
+        let verdict = match &result {
+            Ok(verdict) => Some(*verdict),
+            Err(RequestError::Rejected(rejection)) => rejection.account_verdict(),
+            Err(_) => None,
         };
+        if let Some(verdict) = verdict {
+            self.breaker.record_account_check(verdict, Time::now());
+        }
+        // A rejection that shows something is an answer.
+        if verdict.is_some() {
+            return Ok(());
+        }
+        result.map(|_| ())
+    }
+
+    async fn account_verdict(&self) -> Result<AccountVerdict, RequestError> {
         let context = self.requests.base_context();
-        let permit = self.breaker.acquire(PERMIT_TIMEOUT).await?;
-        let response = self.execute(&spec.request, Method::Get, &context).await;
-        drop(permit);
-        let (_, payload) = response?;
+        let Some(spec) = &self.spec.balance else {
+            if let Some(account) = &self.spec.account {
+                self.execute(account, Method::Get, &context).await?;
+            }
+            return Ok(AccountVerdict::Good);
+        };
+        let (_, payload) = self.execute(&spec.request, Method::Get, &context).await?;
         let amount = number(&spec.amount.evaluate(&payload))
             .ok_or_else(|| RequestError::InvalidSpec("balance.amount: not a number".to_owned()))?;
         let unit = spec.unit.as_ref();
         let unit = unit.and_then(|unit| unit.render(&context! { payload }).ok());
-        let at = Time::now();
         self.balance.set(Balance {
             amount,
             unit: unit.map(|unit| unit.to_lowercase()),
-            at,
+            at: Time::now(),
         });
-        if amount > 0.0 {
-            self.breaker.probe_after_top_up(at);
-        }
-        Ok(())
+        Ok(if amount > 0.0 {
+            AccountVerdict::Good
+        } else {
+            AccountVerdict::NoCredit
+        })
     }
 
     /// Sends a request that may be repeated when a permit is available, and reports the result to
@@ -317,8 +342,13 @@ impl ProviderClient {
         spec: &RequestSpec,
         default_method: Method,
         context: &Context,
+        job: &Job,
     ) -> Result<(u16, Value), RequestError> {
-        let permit = self.breaker.acquire(PERMIT_TIMEOUT).await?;
+        let mut permit = self.breaker.acquire(PERMIT_TIMEOUT).await?;
+        permit.attribute_to(Some(Origin {
+            owner: job.owner.clone(),
+            model: job.model.clone().unwrap_or_default(),
+        }));
         self.balance.mark_used(Time::now());
         let response = self.execute(spec, default_method, context).await;
         permit.complete(match &response {

@@ -76,6 +76,8 @@ pub(super) struct Spec {
     pub(super) result: Option<RequestSpec>,
     pub(super) cancel: Option<RequestSpec>,
     pub(super) balance: Option<BalanceSpec>,
+    /// A request that every valid key may make and that no job influences.
+    pub(super) account: Option<RequestSpec>,
     #[serde(default)]
     pub(super) webhook: WebhookSpec,
     /// Requests that the provider is known to reject. The first that matches is reported.

@@ -645,7 +645,9 @@ async fn unsigned_webhook_only_triggers_a_poll() {
         MockResponse::json(200, &json!({ "code": 0, "data": tasks }))
     });
     let provider = provider.await;
+    // Where Kling is told a callback URL, webhooks without its token trigger nothing.
     let app = TestApp::builder()
+        .unset("server.public_url")
         .set("providers.bare.spec", "kling")
         .set("providers.bare.base_url", &provider.url)
         .set("providers.bare.api_key", "a key")
@@ -664,6 +666,64 @@ async fn unsigned_webhook_only_triggers_a_poll() {
     let unknown = running("unknown").to_string();
     let response = post_webhook(&app, "bare", &Vec::new(), unknown.as_bytes()).await;
     assert_accepted(&response, false, false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn polls_triggered_by_unverified_webhooks_are_limited() {
+    for (gives_callback_urls, max_polls) in [(false, 3), (true, 0)] {
+        let provider = MockProvider::start(|_| async {
+            MockResponse::json(200, &json!({ "code": 0, "data": [] }))
+        });
+        let provider = provider.await;
+        let mut hub = TestApp::builder()
+            .set("providers.bare.spec", "kling")
+            .set("providers.bare.base_url", &provider.url)
+            .set("providers.bare.api_key", "a key")
+            .set("providers.bare.poll_after", "1h")
+            .set("providers.bare.poll_every", "1h")
+            .set("providers.bare.deadline", "2h")
+            .set("providers.bare.unverified_polls_per_minute", 3);
+        if !gives_callback_urls {
+            hub = hub.unset("server.public_url");
+        }
+        let app = hub.spawn().await;
+        for n in 0..10 {
+            let task = format!("task-{n}");
+            register_task(&app, "bare", &task).await;
+            let forged = succeeded(&task).to_string();
+            let response = post_webhook(&app, "bare", &Vec::new(), forged.as_bytes()).await;
+            assert_accepted(&response, !gives_callback_urls, false);
+        }
+        let suppressed = app
+            .metric("webhook_polls_suppressed_total{provider=\"bare\"}")
+            .await;
+        assert_eq!(suppressed, f64::from(10 - max_polls));
+        if max_polls > 0 {
+            provider.wait_for_requests(|all| !all.is_empty()).await;
+        }
+        let polled = provider.requests();
+        let polled = polled.iter().map(|it| it.path.matches("task-").count());
+        assert!(polled.sum::<usize>() <= max_polls as usize);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn document_is_bounded_whatever_a_webhook_reports() {
+    let app = start_hub().await;
+    let id = register_task(&app, "generic", "90").await["id"].clone();
+    let long = "x".repeat(900_000);
+    let body = json!({ "id": "90", "status": "running", "stage": long });
+    assert_accepted(&post_generic(&app, &body).await, true, true);
+    let job = app.get_job(id.as_str().unwrap(), "alice").await;
+    assert_eq!(job["stage"].as_str().unwrap().len(), 200);
+    let body = json!({ "id": "90", "status": "failed", "message": long, "error_code": long });
+    assert_accepted(&post_generic(&app, &body).await, true, true);
+    let job = app.get_job(id.as_str().unwrap(), "alice").await;
+    assert!(
+        job.to_string().len() < 4096,
+        "{} bytes",
+        job.to_string().len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::origin::Origin;
 use crate::time::{Time, exponential_backoff};
 
 /// Maximum number of requests in flight on a fully recovered circuit.
@@ -29,14 +30,23 @@ pub(super) enum TripCause {
     Auth,
 }
 
+/// Time for which a probe is left to the jobs of other owners and models than those whose requests
+/// opened the circuit.
+const PROBE_GRACE: Duration = Duration::from_secs(5);
+
+/// Maximum number of origins that an open circuit remembers.
+const MAX_ORIGINS: usize = 16;
+
 /// A rejection or failure that opens a circuit.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Trip {
     pub(super) cause: TripCause,
     /// Delay that the provider requested. It replaces the backoff of a rate limit and can only
     /// extend that of other causes.
     pub(super) hint: Option<Duration>,
     pub(super) at: Time,
+    /// Owners and models of the failed requests. Empty if no request can be the cause.
+    pub(super) origins: Vec<Origin>,
 }
 
 impl TripCause {
@@ -67,6 +77,8 @@ pub(super) struct OpenCircuit {
     pub(super) until: Time,
     /// Time at which the probe in flight is considered lost. `None` if no probe is in flight.
     half_open_probe: Option<Time>,
+    /// Owners and models whose requests opened the circuit or failed as a probe.
+    origins: Vec<Origin>,
 }
 
 /// Consecutive trips for one cause since the circuit last recovered fully.
@@ -159,6 +171,24 @@ impl Circuit {
         token.revision == self.revision && (token.is_probe || self.open.is_none())
     }
 
+    /// Returns until when a probe is left to others than `origin`, whose requests opened the circuit.
+    pub(super) fn defers_probe(
+        &self,
+        token: PermitToken,
+        origin: &Origin,
+        now: Time,
+    ) -> Option<Time> {
+        let open = self.open.as_ref()?;
+        let grace = open.until + PROBE_GRACE;
+        let is_deferred = token.is_probe && now < grace && open.origins.contains(origin);
+        is_deferred.then_some(grace)
+    }
+
+    /// Returns whether the circuit is as if it had never opened.
+    pub(super) fn has_recovered(&self) -> bool {
+        self.open.is_none() && self.streak.is_none()
+    }
+
     /// Records a success and returns whether it counted. Results from before the last trip do not.
     ///
     /// A successful probe closes the circuit. Each success on a closed circuit allows one more
@@ -205,16 +235,36 @@ impl Circuit {
         }
     }
 
-    /// Opens the circuit. Consecutive trips for the same cause keep it open longer each time.
-    pub(super) fn trip(&mut self, Trip { cause, hint, at }: Trip) {
+    /// Opens the circuit. Consecutive trips for the same cause keep it open longer each time, unless
+    /// they come from the same owners and models as before.
+    pub(super) fn trip(&mut self, trip: Trip) {
+        let Trip {
+            cause,
+            hint,
+            at,
+            origins: new,
+        } = trip;
+        let previous = self.open.take().filter(|open| open.cause == cause);
+        let mut origins = previous
+            .as_ref()
+            .map_or_else(Vec::new, |open| open.origins.clone());
+        let is_repetition = !new.is_empty() && new.iter().all(|origin| origins.contains(origin));
         let streak = self.streak.filter(|streak| streak.cause == cause);
-        let length = streak.map_or(1, |streak| streak.length.saturating_add(1));
-        let previous = self.open.as_ref().filter(|open| open.cause == cause);
+        let length = match streak {
+            None => 1,
+            Some(streak) if is_repetition => streak.length,
+            Some(streak) => streak.length.saturating_add(1),
+        };
+        let added = new.into_iter().filter(|origin| !origins.contains(origin));
+        let added: Vec<Origin> = added.collect();
+        origins.extend(added);
+        origins.truncate(MAX_ORIGINS);
         self.open = Some(OpenCircuit {
             cause,
             since: previous.map_or(at, |open| open.since),
             until: at + cause.open_duration(length, hint),
             half_open_probe: None,
+            origins,
         });
         self.streak = Some(TripStreak { cause, length });
         self.revision += 1;
@@ -275,6 +325,7 @@ mod tests {
             cause,
             hint: hint.map(Duration::from_secs),
             at: at(seconds),
+            origins: Vec::new(),
         }
     }
 
@@ -338,6 +389,55 @@ mod tests {
                 circuit.on_rejection(probe, trip(cause, now));
             }
         }
+    }
+
+    #[test]
+    fn repetition_by_the_same_origin_does_not_extend_the_wait() {
+        let origin = |owner: &str| Origin {
+            owner: owner.to_owned(),
+            model: "x".to_owned(),
+        };
+        let trip_by = |owner: &str, seconds| Trip {
+            origins: vec![origin(owner)],
+            ..trip(TripCause::Technical, seconds)
+        };
+        let mut circuit = Circuit::default();
+        circuit.trip(trip_by("alice", 0));
+        let mut now = 5;
+        for (owner, seconds) in [
+            ("alice", 5),
+            ("alice", 5),
+            ("bob", 10),
+            ("alice", 10),
+            ("bob", 10),
+        ] {
+            assert_eq!(until(&circuit), at(now), "{owner}");
+            let probe = admit(&mut circuit, 0, at(now));
+            circuit.on_rejection(probe, trip_by(owner, now));
+            now += seconds;
+        }
+        assert_eq!(until(&circuit), at(now));
+    }
+
+    #[test]
+    fn probe_is_left_to_others_for_a_grace_period() {
+        let alice = Origin {
+            owner: "alice".to_owned(),
+            model: "x".to_owned(),
+        };
+        let bob = Origin {
+            owner: "bob".to_owned(),
+            ..alice.clone()
+        };
+        let mut circuit = Circuit::default();
+        circuit.trip(Trip {
+            origins: vec![alice.clone()],
+            ..trip(TripCause::Technical, 0)
+        });
+        let probe = admit(&mut circuit, 0, at(5));
+        assert_eq!(circuit.defers_probe(probe, &alice, at(9)), Some(at(10)));
+        assert_eq!(circuit.defers_probe(probe, &bob, at(5)), None);
+        assert_eq!(circuit.defers_probe(probe, &alice, at(10)), None);
     }
 
     #[test]

@@ -308,6 +308,9 @@ impl WebhookHandler {
     /// Handles a report that no signature covers: it only requests a poll. A valid callback token is an
     /// exception, because only the provider knows it. It binds the task id to a job whose submit response
     /// was lost.
+    ///
+    /// Anybody can send a report without a callback token. The polls that it triggers are limited, and
+    /// there are none if the provider's own webhooks have a token.
     async fn poll_for_untrusted(
         &self,
         provider: &Provider,
@@ -315,16 +318,28 @@ impl WebhookHandler {
         report: TaskReport,
     ) -> Result<WebhookOutcome, Error> {
         let name = provider.name();
-        let job = match (job, report.task_id) {
-            (Some(id), Some(task_id)) => {
-                self.tracker.bind_task(name, &id, task_id).await?;
-                Some(id)
+        let id = match (job, report.task_id) {
+            (Some(id), task_id) => {
+                if let Some(task_id) = task_id {
+                    self.tracker.bind_task(name, &id, task_id).await?;
+                }
+                id
             }
-            (None, Some(task_id)) => self.tracker.find_job_by_task(name, &task_id).await?,
-            (job, None) => job,
-        };
-        let Some(id) = job else {
-            return Ok(WebhookOutcome::Unmatched);
+            (None, Some(task_id)) => {
+                if self.gives_callback_urls(provider) {
+                    self.metrics.webhook_poll_suppressed(name);
+                    return Ok(WebhookOutcome::Unmatched);
+                }
+                let Some(id) = self.tracker.find_job_by_task(name, &task_id).await? else {
+                    return Ok(WebhookOutcome::Unmatched);
+                };
+                if !provider.claim_unverified_poll(Time::now()) {
+                    self.metrics.webhook_poll_suppressed(name);
+                    return Ok(WebhookOutcome::Unchanged);
+                }
+                id
+            }
+            (None, None) => return Ok(WebhookOutcome::Unmatched),
         };
         self.tracker.request_poll(&id).await?;
         Ok(WebhookOutcome::Unchanged)
