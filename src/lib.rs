@@ -60,3 +60,7 @@ pub mod cancellation; // cancels jobs, at the provider if necessary
 pub mod background; // loops without a request
 
 pub mod server; // HTTP, WebSocket, server-sent events
+
+#[cfg(any(test, fuzzing))]
+#[path = "../tests/fuzz/invariants.rs"]
+pub mod fuzz;

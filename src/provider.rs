@@ -13,8 +13,8 @@
 
 mod breaker;
 mod client;
-mod spec;
-mod webhook;
+pub(crate) mod spec;
+pub(crate) mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -6,12 +6,16 @@
 mod api;
 mod caller;
 mod components;
+mod compression;
+mod content;
 mod drain;
 mod error;
 mod listener;
+mod origin;
+mod parse_error;
 mod request;
 mod routes;
-mod socket;
+pub(crate) mod socket;
 mod static_files;
 mod subscribe;
 
@@ -42,6 +46,7 @@ pub use api::demo::{Demo, DemoScenario};
 use components::Components;
 use drain::Drain;
 pub use error::ErrorCode;
+use origin::OriginPolicy;
 
 /// Time between the latest deadline of an unfinished job and its removal from the store.
 const RETENTION_MARGIN: Duration = Duration::from_secs(600);
@@ -92,14 +97,14 @@ pub fn validate(
             .map(|(key, message)| ConfigError { key, message })
             .collect()
     });
-    let engine = store::Engine::from_url(&config.store.url).map_err(|message| {
+    let store_url = store::check_url(&config.store.url).map_err(|message| {
         let key = "store.url".to_owned();
         vec![ConfigError { key, message }]
     });
-    match (Providers::load(config, http), verifier, engine) {
+    match (Providers::load(config, http), verifier, store_url) {
         (Ok(providers), Ok(verifier), Ok(_)) => Ok((providers, verifier)),
-        (providers, verifier, engine) => {
-            let errors = [providers.err(), verifier.err(), engine.err()];
+        (providers, verifier, store_url) => {
+            let errors = [providers.err(), verifier.err(), store_url.err()];
             Err(errors.into_iter().flatten().flatten().collect())
         }
     }
@@ -155,6 +160,7 @@ impl Server {
         let drain_time = config.server.drain;
         let components = Components {
             links,
+            origins: Arc::new(OriginPolicy::new(&config.server)),
             admission: Arc::new(AdmissionControl::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),

@@ -65,6 +65,7 @@ commands! {
     report_from_a_worker: "docs/how-to/report-from-a-worker.md",
     run_multiple_nodes: "docs/how-to/run-multiple-nodes.md",
     sse: "docs/reference/sse.md",
+    submit_without_duplicates: "docs/how-to/submit-without-duplicates.md",
     troubleshoot: "docs/how-to/troubleshoot.md",
 }
 

@@ -75,11 +75,20 @@ pub(super) fn web_url(text: &str) -> Parsed<Url> {
     }
 }
 
-/// Parses an origin into the form that browsers send, or `*`.
+/// Parses an origin into the form that browsers send, also with `*` as its port, or `*`.
 pub(super) fn origin(text: &str) -> Parsed<String> {
-    const FORM: &str = "must be scheme://host[:port] as browsers send it, or *";
+    const FORM: &str = "must be scheme://host[:port] as browsers send it, scheme://host:* or *";
     if text == "*" {
         return Ok(text.to_owned());
+    }
+    if let Some(any_port) = text.strip_suffix(":*") {
+        let origin = origin(any_port)?;
+        let has_port = Url::parse(&origin).is_ok_and(|url| url.port().is_some());
+        return if has_port {
+            Err(FORM)
+        } else {
+            Ok(format!("{origin}:*"))
+        };
     }
     let url = Url::parse(text).map_err(|_| FORM)?;
     let host = match url.host() {

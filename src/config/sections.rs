@@ -32,8 +32,8 @@ section! {
         /// URL at which providers and browsers reach the hub, including the path prefix of a proxy.
         /// Without it, providers receive no callback URL and the hub polls.
         public_url: Option<Url> = parsed(parse::base_url).or_none(),
-        /// Browser origins that may use the hub, such as `https://app.example.com`, or `*` for all.
-        /// Without any, only the hub's own host.
+        /// Browser origins that may use the hub beside its own, such as `https://app.example.com`.
+        /// `http://localhost:*` allows every port, `*` every origin.
         allowed_origins: Vec<String> = list(parsed(parse::origin)).or_empty(),
         /// Maximum number of WebSockets.
         max_connections: usize = number(1..=10_000_000).or(100_000),

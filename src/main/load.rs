@@ -5,11 +5,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use progress_hub::config::Config;
 use progress_hub_auth::jwt::Minter;
-use progress_hub_load::{Access, Arguments, Error, Hub, OWNER, Report, Tokens, UpdateMethod};
+use progress_hub_load::{
+    Access, ArgumentErrors, Arguments, Hub, OWNER, Report, Tokens, UpdateMethod,
+};
 use secrecy::SecretString;
 
 use crate::arguments::ConfigArgs;
@@ -55,10 +57,10 @@ pub(crate) struct LoadArgs {
     arguments: Arguments,
 }
 
-fn load_error(error: Error) -> anyhow::Error {
-    match error {
-        Error::Arguments(_) | Error::NoProcess(_) => UsageError(error.to_string()).into(),
-        Error::InvalidToken | Error::Request(..) | Error::Io(_) | Error::Stopped => error.into(),
+fn load_error(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<ArgumentErrors>() {
+        Ok(errors) => UsageError(errors.to_string()).into(),
+        Err(error) => error,
     }
 }
 
@@ -67,26 +69,28 @@ pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<()> {
         config,
         mut arguments,
     } = args;
-    progress_hub_load::check(&arguments).map_err(|errors| UsageError(errors.to_string()))?;
+    arguments
+        .check()
+        .map_err(|errors| UsageError(errors.to_string()))?;
     let shutdown = shutdown_signal()?;
-    let report = match arguments.url.clone() {
-        Some(url) => {
-            let access = access_to_running_hub(config, &arguments)?;
-            let pid = arguments.pid;
-            progress_hub_load::run(arguments.clone(), url, pid, access, shutdown).await
-        }
-        None => {
-            let (settings, access) = settings_of_started_hub(&mut arguments, config)?;
-            let program = std::env::current_exe().context("failed to find the executable")?;
-            let hub = Hub::start(&program, &settings).await?;
-            let (url, pid) = (hub.url().clone(), hub.pid());
-            let result =
-                progress_hub_load::run(arguments.clone(), url, pid, access, shutdown).await;
-            hub.stop().await;
-            result
-        }
+    let (hub, url, pid, access) = if let Some(url) = arguments.url.clone() {
+        let access = access_to_running_hub(config, &arguments)?;
+        (None, url, arguments.pid, access)
+    } else {
+        let (settings, access) = settings_of_started_hub(&mut arguments, config)?;
+        let program = std::env::current_exe().context("failed to find the executable")?;
+        let hub = Hub::start(&program, &settings).await?;
+        let (url, pid) = (hub.url.clone(), hub.pid());
+        (Some(hub), url, pid, access)
     };
-    let report = report.map_err(load_error)?;
+    let report = tokio::select! {
+        report = progress_hub_load::run(arguments.clone(), url, pid, access) => report.map_err(load_error),
+        () = shutdown.cancelled() => Err(anyhow!("run stopped before completion; no results")),
+    };
+    if let Some(hub) = hub {
+        hub.stop().await;
+    }
+    let report = report?;
     write_report(&report, &arguments)?;
     if report.ok {
         return Ok(());
@@ -207,5 +211,5 @@ fn write_report(report: &Report, arguments: &Arguments) -> anyhow::Result<()> {
         Some(path) => write(path, json()? + "\n")?,
         None => {}
     }
-    print(&report.table())
+    print(&report.table().context("failed to format the results")?)
 }

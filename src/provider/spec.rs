@@ -3,7 +3,7 @@
 //! Every template and expression of a loaded spec compiles. Errors name the key or the line.
 
 pub(super) mod error_rules;
-pub(super) mod expression;
+pub(crate) mod expression;
 mod filters;
 pub(super) mod input_rules;
 pub(super) mod pricing;
@@ -29,7 +29,7 @@ use self::webhook_spec::WebhookSpec;
 use crate::config::ConfigError;
 
 /// Built-in specs, by name.
-const BUILT_IN: [(&str, &str); 13] = [
+pub(crate) const BUILT_IN: [(&str, &str); 13] = [
     ("kling", include_str!("specs/kling.toml")),
     ("kling-legacy", include_str!("specs/kling-legacy.toml")),
     ("atlas", include_str!("specs/atlas.toml")),
@@ -58,7 +58,7 @@ pub(super) enum Requirement {
 /// A provider definition.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Spec {
+pub(crate) struct Spec {
     /// Display name.
     pub(super) title: String,
     pub(super) base_url: Option<String>,
@@ -67,7 +67,7 @@ pub(super) struct Spec {
     /// Sent with every request.
     #[serde(default)]
     pub(super) headers: BTreeMap<String, Template>,
-    pub(super) signature: Schemes,
+    pub(crate) signature: Schemes,
     #[serde(default)]
     pub(super) answer: ResponseSpec,
     pub(super) submit: Option<RequestSpec>,
@@ -134,7 +134,7 @@ impl Spec {
         Self::parse(&text).map_err(|message| error(format!("'{name}': {message}")))
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let spec: Self =
             toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
         for (key, duration) in [

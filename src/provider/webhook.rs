@@ -4,7 +4,7 @@ mod parsing;
 mod poll_limit;
 mod verifier;
 
-pub(super) use self::parsing::parse;
+pub(crate) use self::parsing::parse;
 pub use self::parsing::{PayloadError, WebhookContent};
 pub(super) use self::poll_limit::PollLimit;
 pub(super) use self::verifier::WebhookVerifier;

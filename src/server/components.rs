@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::api::demo::Demo;
 use super::drain::Drain;
+use super::origin::OriginPolicy;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
 use crate::background::breaker_sync::BreakerSync;
@@ -37,6 +38,7 @@ pub struct Components {
     pub verifier: Arc<Verifier>,
     pub minter: Arc<Option<Minter>>,
     pub links: Links,
+    pub origins: Arc<OriginPolicy>,
     pub metrics: Arc<Metrics>,
     pub drain: Arc<Drain>,
     pub wakeups: WorkerWakeups,
@@ -78,7 +80,7 @@ impl Components {
     /// Returns the components that WebSockets use.
     pub fn socket_context(&self) -> Arc<SocketContext> {
         Arc::new(SocketContext {
-            server: self.config.server.clone(),
+            origins: Arc::clone(&self.origins),
             settings: self.config.socket.clone(),
             verifier: Arc::clone(&self.verifier),
             hub: Arc::clone(&self.hub),

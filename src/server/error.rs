@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use serde_json::{Value, json};
 
@@ -138,6 +138,8 @@ error_codes! {
     Unauthorized: "unauthorized", Some(StatusCode::UNAUTHORIZED), websocket: true, retryable: false;
     /// The provider is not configured.
     UnknownProvider: "unknown_provider", Some(StatusCode::BAD_REQUEST), websocket: false, retryable: false;
+    /// The body is not JSON, or is compressed.
+    UnsupportedMediaType: "unsupported_media_type", Some(StatusCode::UNSUPPORTED_MEDIA_TYPE), websocket: false, retryable: false;
     /// The resource is a WebSocket, but the request has no upgrade.
     UpgradeRequired: "upgrade_required", Some(StatusCode::UPGRADE_REQUIRED), websocket: false, retryable: false;
 }
@@ -147,7 +149,7 @@ error_codes! {
 pub struct Problem {
     code: ErrorCode,
     detail: String,
-    retry_after: Option<Duration>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     job: Option<Value>,
 }
 
@@ -157,15 +159,20 @@ impl Problem {
         Self {
             code,
             detail: detail.into(),
-            retry_after: None,
+            headers: Vec::new(),
             job: None,
         }
     }
 
-    /// Sets the time after which the client should repeat the request.
-    pub fn with_retry_after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait);
+    /// Adds a header to the response.
+    pub fn with_header(mut self, name: HeaderName, value: impl Into<HeaderValue>) -> Self {
+        self.headers.push((name, value.into()));
         self
+    }
+
+    /// Sets the time after which the client should repeat the request.
+    pub fn with_retry_after(self, wait: Duration) -> Self {
+        self.with_header(header::RETRY_AFTER, wait.as_secs().max(1))
     }
 
     /// Adds the job that conflicts with the request.
@@ -177,6 +184,13 @@ impl Problem {
     /// `invalid_request`. `detail` begins with the name of the parameter or field.
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidRequest, detail)
+    }
+
+    /// `method_not_allowed`. `allowed` lists the methods that the resource supports.
+    pub fn method_not_allowed(allowed: &'static str) -> Self {
+        let detail = format!("this resource supports only {allowed}");
+        Self::new(ErrorCode::MethodNotAllowed, detail)
+            .with_header(header::ALLOW, HeaderValue::from_static(allowed))
     }
 
     /// `not_found`, for a missing resource and for one that the caller may not see.
@@ -225,14 +239,9 @@ impl Problem {
     }
 
     /// Returns the headers, except for the content type.
-    pub fn headers(&self) -> Vec<(header::HeaderName, HeaderValue)> {
+    pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         let mut headers = vec![(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-        if let Some(wait) = self.retry_after {
-            headers.push((
-                header::RETRY_AFTER,
-                HeaderValue::from(wait.as_secs().max(1)),
-            ));
-        }
+        headers.extend(self.headers.iter().cloned());
         if self.status() == StatusCode::UNAUTHORIZED {
             headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
         }

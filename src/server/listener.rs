@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_codec::{AsyncRead, AsyncWrite, Framed};
-use actix_http::body::{BoxBody, EitherBody};
+use actix_http::body::BoxBody;
 use actix_http::{HttpService, Request, h1};
 use actix_server::{GracefulShutdownSignal, Server, ServerBuilder};
 use actix_service::{Service, ServiceFactory, fn_factory, fn_service, map_config};
@@ -21,8 +21,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::components::Components;
-use super::routes;
 use super::socket::{self, SocketContext};
+use super::{compression, origin, routes};
 use crate::config::TlsFiles;
 
 /// Maximum number of connections that the kernel queues before they are accepted.
@@ -128,13 +128,13 @@ fn http_service<T>(
     impl ServiceFactory<
         Request,
         Config = (),
-        Response = ServiceResponse<EitherBody<BoxBody>>,
+        Response = ServiceResponse,
         Error = actix_web::Error,
         InitError = (),
         Service: Service<Request, Future: 'static>,
         Future: 'static,
     >,
-    EitherBody<BoxBody>,
+    BoxBody,
     h1::ExpectHandler,
     impl ServiceFactory<
         (Request, Framed<T, h1::Codec>),
@@ -155,7 +155,9 @@ where
         closing,
     } = context;
     let app = App::new()
-        .wrap(routes::cors(&components.config.server))
+        .wrap(middleware::from_fn(compression::compress_response))
+        .wrap(routes::cors(Arc::clone(&components.origins)))
+        .wrap(middleware::from_fn(origin::check_origin))
         .wrap(middleware::NormalizePath::trim())
         .configure(routes::configure(&components, started_at));
     let upgrade = move |(request, framed): (Request, Framed<T, h1::Codec>)| {

@@ -1,5 +1,6 @@
 //! Request bodies, and checks that several resources share.
 
+use std::future::{Ready, ready};
 use std::sync::Arc;
 
 use actix_web::dev::Payload;
@@ -9,14 +10,16 @@ use futures_util::future::LocalBoxFuture;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::content;
 use super::error::{ErrorCode, Problem};
+use super::parse_error;
 use crate::config::ServerConfig;
 use crate::job::MAX_METADATA_BYTES;
 use crate::provider::{Provider, Providers};
 use crate::store::IdempotencyKey;
 use progress_hub_auth::jwt::Principal;
 
-/// The bytes of a request body, at most `server.max_body_bytes`.
+/// The bytes of a request body without a content encoding, at most `server.max_body_bytes`.
 pub struct RawBody(pub web::Bytes);
 
 impl FromRequest for RawBody {
@@ -24,6 +27,7 @@ impl FromRequest for RawBody {
     type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let encoding = content::require_identity(request.headers());
         let limit = request
             .app_data::<web::Data<ServerConfig>>()
             .map_or(0, |server| server.max_body_bytes);
@@ -33,6 +37,7 @@ impl FromRequest for RawBody {
             .and_then(|length| length.to_str().ok()?.parse().ok());
         let mut payload = payload.take();
         Box::pin(async move {
+            encoding?;
             let too_large = || {
                 let detail = format!("the body is larger than the limit of {limit} bytes");
                 Problem::new(ErrorCode::PayloadTooLarge, detail)
@@ -65,57 +70,28 @@ impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
     type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let content_type = content::require_json(request.headers());
         let raw = RawBody::from_request(request, payload);
         Box::pin(async move {
+            content_type?;
             let RawBody(raw) = raw.await?;
-            let value = serde_json::from_slice(&raw)
-                .map_err(|error| Problem::invalid(describe_json_error::<T>(&raw, &error)))?;
+            let value = parse_error::parse_json(&raw).map_err(Problem::invalid)?;
             Ok(Self { value, raw })
         })
     }
 }
 
-/// Describes why a body is not a valid `T`. The text begins with the invalid field, if there is one.
-fn describe_json_error<T: DeserializeOwned>(raw: &[u8], error: &serde_json::Error) -> String {
-    let body: Value = match serde_json::from_slice(raw) {
-        Ok(body) => body,
-        Err(error) => return format!("the body is not valid JSON: {error}"),
-    };
-    if !body.is_object() {
-        return "the body must be a JSON object".to_owned();
-    }
-    match serde_path_to_error::deserialize::<_, T>(body) {
-        Err(error) => describe_field_error(&error.path().to_string(), &error.inner().to_string()),
-        // An error that parsing into a `Value` hides, such as a duplicate field.
-        Ok(_) => error.to_string(),
-    }
-}
+/// The parameters of the query string.
+pub struct Query<T>(pub T);
 
-/// Turns a message of serde about the field at `path` (`.` is the body itself) into one for API users.
-fn describe_field_error(path: &str, message: &str) -> String {
-    let quoted = message.split('`').nth(1).unwrap_or_default();
-    if message.starts_with("missing field ") {
-        return match path {
-            "." => format!("{quoted} is required"),
-            path => format!("{path}.{quoted} is required"),
-        };
+impl<T: DeserializeOwned> FromRequest for Query<T> {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let query = parse_error::parse_query(request.query_string());
+        ready(query.map(Self).map_err(Problem::invalid))
     }
-    let Some((problem, expected)) = message.rsplit_once(", expected ") else {
-        return format!("{path}: {message}");
-    };
-    if problem.starts_with("unknown field ") {
-        return format!("{path} is not a known field; expected {expected}");
-    }
-    let expected = match expected {
-        "a map" => "an object",
-        "a sequence" => "an array",
-        "string or map" => "a string",
-        "f64" => "a number",
-        "u32" | "u64" | "usize" => "a non-negative integer",
-        name if name.starts_with("struct ") => "an object",
-        other => other,
-    };
-    format!("{path} must be {expected}")
 }
 
 /// Returns the `Idempotency-Key` of a request, bound to the caller, the path and the body.
@@ -172,66 +148,4 @@ pub fn find_provider<'p>(
         let detail = format!("provider '{name}' is not configured; configured: {configured}");
         Problem::new(ErrorCode::UnknownProvider, detail)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use insta::assert_snapshot;
-
-    use super::*;
-    use crate::job::VideoRequest;
-
-    fn describe(body: &str) -> String {
-        let error = serde_json::from_str::<VideoRequest>(body).unwrap_err();
-        describe_json_error::<VideoRequest>(body.as_bytes(), &error)
-    }
-
-    #[test]
-    fn invalid_bodies_are_described_by_field() {
-        let bodies = [
-            r#"{"model":"m","duration":"5"}"#,
-            r#"{"model":"m","metadata":[]}"#,
-            r#"{"model":5}"#,
-            "{}",
-            r#"{"model":"m","promt":"a typo"}"#,
-            r#"{"model":"m","model":"n"}"#,
-            "[]",
-            "{",
-        ];
-        let described: Vec<String> = bodies.map(describe).into();
-        assert_snapshot!(described.join("\n"), @r"
-        duration must be a number
-        metadata must be an object
-        model must be a string
-        model is required
-        promt is not a known field; expected one of `provider`, `model`, `prompt`, `negative_prompt`, `image_url`, `duration`, `aspect_ratio`, `resolution`, `width`, `height`, `platform`, `input`, `metadata`
-        duplicate field `model` at line 1 column 20
-        the body must be a JSON object
-        the body is not valid JSON: EOF while parsing an object at line 1 column 1
-        ");
-    }
-
-    #[test]
-    fn errors_of_nested_fields_have_their_path() {
-        let described = [
-            describe_field_error("outputs[0]", "missing field `url`"),
-            describe_field_error("status", "unknown variant `x`, expected one of `a`, `b`"),
-            describe_field_error(
-                "queue_position",
-                "invalid value: integer `-1`, expected u32",
-            ),
-            describe_field_error(
-                "error",
-                r#"invalid type: string "no", expected struct Error"#,
-            ),
-            describe_field_error("error.kind", "any other message"),
-        ];
-        assert_snapshot!(described.join("\n"), @r"
-        outputs[0].url is required
-        status must be one of `a`, `b`
-        queue_position must be a non-negative integer
-        error must be an object
-        error.kind: any other message
-        ");
-    }
 }

@@ -4,7 +4,7 @@
 //! still answer with a problem.
 
 mod connection;
-mod inbound;
+pub(crate) mod inbound;
 mod session;
 mod transport;
 
@@ -14,16 +14,16 @@ use actix_codec::{AsyncRead, AsyncWrite, Framed};
 use actix_http::body::BodySize;
 use actix_http::{HttpMessage, Request, Response, h1, ws};
 use actix_web::http::Method;
-use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::web::BytesMut;
 use futures_util::SinkExt;
-use url::Url;
 
 use super::caller::bearer_token;
 use super::drain::Drain;
 use super::error::{ErrorCode, PROBLEM_JSON, Problem};
+use super::origin::OriginPolicy;
 use crate::cancellation::CancelService;
-use crate::config::{ServerConfig, SocketConfig};
+use crate::config::SocketConfig;
 use crate::hub::Hub;
 use crate::protocol::SUBPROTOCOL;
 use crate::store::Store;
@@ -35,8 +35,8 @@ const BEARER_PROTOCOL: &str = "bearer.";
 
 /// The components that all WebSockets share.
 pub struct SocketContext {
-    /// Allowed origins and the public URL.
-    pub server: ServerConfig,
+    /// Decides which pages may connect.
+    pub origins: Arc<OriginPolicy>,
     /// Timeouts and limits of a connection.
     pub settings: SocketConfig,
     /// Verifies tokens.
@@ -119,15 +119,11 @@ async fn authorize_upgrade(
         return Err(Problem::not_found("resource"));
     }
     if request.method() != Method::GET {
-        let detail = "a WebSocket upgrade requires GET";
-        return Err(Problem::new(ErrorCode::MethodNotAllowed, detail));
+        return Err(Problem::method_not_allowed("GET"));
     }
     ws::verify_handshake(request.head()).map_err(|error| Problem::invalid(error.to_string()))?;
     let headers = request.headers();
-    if !is_origin_allowed(headers, &context.server) {
-        let detail = "pages of this origin may not connect; add it to server.allowed_origins";
-        return Err(Problem::new(ErrorCode::OriginRefused, detail));
-    }
+    context.origins.check(headers)?;
     if context.drain.is_draining() {
         let problem = Problem::new(ErrorCode::Draining, "this node is shutting down");
         return Err(problem.with_retry_after(context.drain.retry_after()));
@@ -138,53 +134,25 @@ async fn authorize_upgrade(
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .collect();
-    let token = bearer_token(headers)?.or_else(|| {
-        let mut offered = offered.iter();
-        offered.find_map(|protocol| protocol.strip_prefix(BEARER_PROTOCOL))
-    });
+    let protocol = offered.contains(&SUBPROTOCOL).then_some(SUBPROTOCOL);
+    let mut bearer = offered.iter();
+    let bearer = bearer.find_map(|protocol| protocol.strip_prefix(BEARER_PROTOCOL));
+    if bearer.is_some() && protocol.is_none() {
+        // Browsers close a connection whose server selects none of the offered protocols.
+        let detail = format!(
+            "Sec-WebSocket-Protocol must offer {SUBPROTOCOL} beside {BEARER_PROTOCOL}<token>"
+        );
+        return Err(Problem::invalid(detail));
+    }
+    let token = bearer_token(headers)?.or(bearer);
     let principal = match token {
         Some(token) => Some(context.verifier.verify(token).await?),
         None => None,
     };
     Ok(UpgradeDecision {
         principal,
-        protocol: offered.contains(&SUBPROTOCOL).then_some(SUBPROTOCOL),
+        protocol,
     })
-}
-
-/// Returns whether pages of the request's origin may connect: those of `server.allowed_origins` or, if
-/// that is empty, those of this host. Clients other than browsers send no origin and may connect.
-fn is_origin_allowed(headers: &HeaderMap, server: &ServerConfig) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN) else {
-        return true;
-    };
-    let Ok(origin) = origin.to_str() else {
-        return false;
-    };
-    if !server.allowed_origins.is_empty() {
-        let mut allowed = server.allowed_origins.iter();
-        return allowed.any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin));
-    }
-    let Some(authority) = Url::parse(origin).ok().as_ref().and_then(authority_of) else {
-        return false;
-    };
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    let public_authority = server.public_url.as_ref().and_then(authority_of);
-    [host, public_authority.as_deref()]
-        .into_iter()
-        .flatten()
-        .any(|own| own.eq_ignore_ascii_case(&authority))
-}
-
-/// Returns the host of a URL, with the port if it is not the default one.
-fn authority_of(url: &Url) -> Option<String> {
-    let host = url.host_str()?;
-    match url.port() {
-        Some(port) => Some(format!("{host}:{port}")),
-        None => Some(host.to_owned()),
-    }
 }
 
 /// Sends a problem instead of the upgrade.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use progress_hub_simulator::{Inspector, Scenario, Settings, Simulator, TaskSnapshot, playable};
+use progress_hub_simulator::{Inspector, Scenario, Settings, Simulator, Task, playable};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -340,7 +340,7 @@ async fn every_scenario_reaches_its_expected_state_and_is_paid_once() {
             job["error"]["kind"].as_str(),
             !job["outputs"][0].is_null(),
         );
-        let is_own = |task: &&TaskSnapshot| task.dialect == *dialect && task.scenario == *scenario;
+        let is_own = |task: &&Task| task.dialect == *dialect && task.scenario == *scenario;
         let actual = (result, tasks.iter().filter(is_own).count());
         if actual != expected {
             failures.push(format!(

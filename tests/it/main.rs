@@ -24,6 +24,7 @@ mod custom_specs;
 mod drain;
 mod fan_out;
 mod heartbeat;
+mod http;
 mod issuer;
 mod limits;
 mod load;

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use serde::{Serialize, Serializer};
 use url::Url;
 
+use super::process::raise_open_file_limit;
 use super::target::{MAX_SOCKETS_PER_SOURCE, MAX_SOURCES};
 
 /// Maximum padding in the `metadata` of a job. The hub accepts 2 KiB of JSON.
@@ -20,7 +22,7 @@ const MAX_PUSH_STAGE_BYTES: usize = 150;
 const MAX_PADDING_BYTES: usize = 64 * 1024;
 
 /// Request by which updates are sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateMethod {
     /// `POST /v1/jobs/{id}/updates`, as a worker sends it
@@ -31,23 +33,22 @@ pub enum UpdateMethod {
     StandardWebhook,
 }
 
-/// Flags of `progress-hub load`.
-#[derive(Args, Clone, Debug)]
+/// Flags of `progress-hub load`. Serialized, they are the plan of a report.
+#[derive(Args, Clone, Debug, Serialize)]
 pub struct Arguments {
+    /// Whether the hub was started for the run. Set by the run.
+    #[arg(skip)]
+    pub(super) own_hub: bool,
     /// Hub to test, such as http://127.0.0.1:8080 [default: a hub that is started for the run]
     #[arg(long, value_name = "URL", help_heading = "The hub")]
     pub url: Option<Url>,
     /// Allow a hub that is not on a loopback address
     #[arg(long, help_heading = "The hub")]
+    #[serde(skip)]
     pub allow_remote: bool,
     /// Process id of the hub at --url, to report its CPU time and memory
-    #[arg(
-        long,
-        value_name = "PID",
-        requires = "url",
-        help_heading = "The hub",
-        value_parser = clap::value_parser!(u32).range(1..)
-    )]
+    #[arg(long, value_name = "PID", requires = "url", help_heading = "The hub", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip)]
     pub pid: Option<u32>,
 
     /// WebSockets to open
@@ -58,6 +59,7 @@ pub struct Arguments {
     pub subscriptions: u64,
     /// Time over which the sockets are opened
     #[arg(long, value_name = "TIME", default_value = "1s", help_heading = "Sockets", value_parser = duration)]
+    #[serde(rename = "ramp_seconds", serialize_with = "seconds")]
     pub ramp: Duration,
     /// Share of the sockets that disconnect and reconnect every second
     #[arg(long, value_name = "PERCENT", default_value = "0%", help_heading = "Sockets", value_parser = share)]
@@ -67,6 +69,7 @@ pub struct Arguments {
     pub slow: f64,
     /// Time for which a slow client does not read
     #[arg(long, value_name = "TIME", default_value = "2s", help_heading = "Sockets", value_parser = duration)]
+    #[serde(rename = "slow_read_pause_seconds", serialize_with = "seconds")]
     pub slow_read_pause: Duration,
     /// After the updates, close all sockets at once, change every job, and reconnect
     #[arg(long, help_heading = "Sockets")]
@@ -89,6 +92,7 @@ pub struct Arguments {
     pub rate: f64,
     /// Time for which updates are sent
     #[arg(long, short = 'd', value_name = "TIME", default_value = "10s", help_heading = "Updates", value_parser = duration)]
+    #[serde(rename = "duration_seconds", serialize_with = "seconds")]
     pub duration: Duration,
     /// Request by which updates are sent
     #[arg(
@@ -115,12 +119,15 @@ pub struct Arguments {
 
     /// Time that sockets may take to become current at the start, after a storm and at the end
     #[arg(long, value_name = "TIME", default_value = "30s", help_heading = "Results", value_parser = duration)]
+    #[serde(rename = "timeout_seconds", serialize_with = "seconds")]
     pub timeout: Duration,
     /// Write the results as JSON; `-` prints them instead of the table
     #[arg(long, value_name = "FILE|-", help_heading = "Results")]
+    #[serde(skip)]
     pub json: Option<PathBuf>,
     /// Write the results as an HTML page with charts
     #[arg(long, value_name = "FILE", help_heading = "Results")]
+    #[serde(skip)]
     pub html: Option<PathBuf>,
 }
 
@@ -157,31 +164,20 @@ impl Arguments {
         self.sources.unwrap_or(needed.clamp(1, MAX_SOURCES))
     }
 
-    /// Returns the number of open files that the run needs.
-    pub fn open_files(&self) -> u64 {
-        self.sockets + self.connections + 16 * self.threads + 64
-    }
-
     /// Returns the number of updates in the schedule.
     pub fn update_count(&self) -> u64 {
         ((self.rate * self.duration.as_secs_f64()) as u64).max(1)
     }
 
-    /// Validates combinations of flags.
+    /// Validates combinations of flags, and that the run may open as many files as it needs.
     ///
     /// # Errors
-    /// All invalid combinations.
+    /// All invalid combinations, or an open-file limit that is too low.
     pub fn check(&self) -> Result<(), ArgumentErrors> {
-        let Self {
-            subscriptions,
-            jobs,
-            padding,
-            sockets,
-            ..
-        } = self;
-        let stage = (*padding as usize).saturating_sub(MAX_METADATA_BYTES);
+        let (subscriptions, jobs) = (self.subscriptions, self.jobs);
+        let (padding, sockets, sources) = (self.padding, self.sockets, self.sources());
+        let stage = (padding as usize).saturating_sub(MAX_METADATA_BYTES);
         let max_push = MAX_METADATA_BYTES + MAX_PUSH_STAGE_BYTES;
-        let sources = self.sources();
         let mut errors = Vec::new();
         if subscriptions > jobs {
             errors.push(format!(
@@ -201,9 +197,17 @@ impl Arguments {
         if self.duration.is_zero() {
             errors.push("--duration: must be greater than 0".to_owned());
         }
-        if *sockets > sources * MAX_SOCKETS_PER_SOURCE {
+        if sockets > sources * MAX_SOCKETS_PER_SOURCE {
             errors.push(format!(
                 "--sources {sources}: {sockets} sockets need one per {MAX_SOCKETS_PER_SOURCE}"
+            ));
+        }
+        let files = sockets + self.connections + 16 * self.threads + 64;
+        if errors.is_empty()
+            && let Err(limit) = raise_open_file_limit(files)
+        {
+            errors.push(format!(
+                "--sockets {sockets}: needs {files} open files, but the limit is {limit}; raise it with 'ulimit -n'"
             ));
         }
         if errors.is_empty() {
@@ -212,6 +216,10 @@ impl Arguments {
             Err(ArgumentErrors(errors))
         }
     }
+}
+
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
 }
 
 fn integer(min: u64, max: u64) -> clap::builder::RangedU64ValueParser {

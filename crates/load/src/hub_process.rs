@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -23,45 +24,33 @@ const MAX_LOG_EXCERPT_CHARS: usize = 1000;
 
 /// A running hub. Dropping it kills the process.
 pub struct Hub {
+    /// URL that the hub listens on.
+    pub url: Url,
     child: Child,
-    url: Url,
     directory: TempDir,
-}
-
-/// The hub could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Operating system error.
-    #[error("cannot start a hub: {0}")]
-    Io(#[from] std::io::Error),
-    /// The process did not listen in time. Contains its log.
-    #[error("spawned hub did not become ready: {0}")]
-    NotReady(String),
 }
 
 impl Hub {
     /// Starts `program serve` with `settings`. Without `store.url`, the store is in a temporary directory.
     ///
     /// # Errors
-    /// [`StartError`] if the process cannot be started or does not print its URL.
-    pub async fn start(program: &Path, settings: &[(String, String)]) -> Result<Self, StartError> {
+    /// The process cannot be started, or does not print its URL. Contains its log.
+    pub async fn start(program: &Path, settings: &[(String, String)]) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("progress-hub-load-")
             .tempdir()?;
         let log = directory.path().join("hub.log");
+        let store = format!("sqlite://{}", directory.path().join("hub.db").display());
         let mut command = Command::new(program);
         // Variables of the caller may configure a hub of their own. They must not affect this one.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with(ENVIRONMENT_PREFIX) {
-                command.env_remove(name);
-            }
-        }
-        let store = format!("sqlite://{}", directory.path().join("hub.db").display());
-        command.env(variable("store.url"), store);
-        for (key, value) in settings {
-            command.env(variable(key), value);
+        let variables = std::env::vars_os().map(|(name, _)| name);
+        for name in variables.filter(|name| name.to_string_lossy().starts_with(ENVIRONMENT_PREFIX))
+        {
+            command.env_remove(name);
         }
         command
+            .env(variable("store.url"), store)
+            .envs(settings.iter().map(|(key, value)| (variable(key), value)))
             .args(["serve", "--log-level", "warn"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -69,22 +58,18 @@ impl Hub {
             // Ctrl-C reaches only the load generator, which then stops the hub.
             .process_group(0)
             .kill_on_drop(true);
-        let mut child = command.spawn()?;
+        let mut child = command.spawn().context("cannot start a hub")?;
         let url = tokio::time::timeout(PROCESS_TIMEOUT, read_url(&mut child)).await;
-        let url = url.ok().flatten().ok_or_else(|| {
+        let Some(url) = url.ok().flatten() else {
             let log = std::fs::read_to_string(&log).unwrap_or_default();
-            StartError::NotReady(log.trim().chars().take(MAX_LOG_EXCERPT_CHARS).collect())
-        })?;
+            let log: String = log.trim().chars().take(MAX_LOG_EXCERPT_CHARS).collect();
+            bail!("spawned hub did not become ready: {log}");
+        };
         Ok(Self {
             child,
             url,
             directory,
         })
-    }
-
-    /// Returns the URL that the hub listens on.
-    pub fn url(&self) -> &Url {
-        &self.url
     }
 
     /// Returns the process id, or `None` if the process has exited.
@@ -94,25 +79,20 @@ impl Hub {
 
     /// Kills the process and removes its files. The jobs are discarded, so there is nothing to drain.
     pub async fn stop(mut self) {
-        // Both fail only if the process has already exited.
-        let _ = self.child.start_kill();
-        let _ = tokio::time::timeout(PROCESS_TIMEOUT, self.child.wait()).await;
+        // Fails only if the process has already exited.
+        let _ = tokio::time::timeout(PROCESS_TIMEOUT, self.child.kill()).await;
         drop(self.directory);
     }
 }
 
 /// Reads the URL from the first line of the standard output.
 async fn read_url(child: &mut Child) -> Option<Url> {
-    let line = BufReader::new(child.stdout.take()?)
-        .lines()
-        .next_line()
-        .await
-        .ok()??;
-    Url::parse(
-        line.split_whitespace()
-            .find(|word| word.starts_with("http://"))?,
-    )
-    .ok()
+    let mut lines = BufReader::new(child.stdout.take()?).lines();
+    let line = lines.next_line().await.ok()??;
+    let url = line
+        .split_whitespace()
+        .find(|word| word.starts_with("http://"));
+    Url::parse(url?).ok()
 }
 
 /// Returns the environment variable of a setting.
@@ -133,9 +113,13 @@ mod tests {
 
     #[tokio::test]
     async fn starting_a_non_hub_program_fails_and_cleans_up() {
-        let result = Hub::start(Path::new("/bin/false"), &[]).await;
-        assert!(matches!(result, Err(StartError::NotReady(_))));
-        let result = Hub::start(Path::new("/nowhere/hub"), &[]).await;
-        assert!(matches!(result, Err(StartError::Io(_))));
+        for (program, expected) in [
+            ("/bin/false", "did not become ready"),
+            ("/nowhere/hub", "cannot start a hub"),
+        ] {
+            let result = Hub::start(Path::new(program), &[]).await;
+            let error = result.err().map(|error| error.to_string());
+            assert!(error.is_some_and(|error| error.contains(expected)));
+        }
     }
 }

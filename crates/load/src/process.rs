@@ -5,10 +5,6 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// A process on this machine.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Process(u32);
-
 /// Resource usage of a process up to one point in time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
@@ -19,34 +15,19 @@ pub(super) struct Usage {
     pub memory_bytes: u64,
 }
 
-impl Process {
-    /// Returns the process with this id, or `None` if its usage cannot be read.
-    pub fn open(pid: u32) -> Option<Self> {
-        let process = Self(pid);
-        process.usage().map(|_| process)
-    }
-
-    pub fn current() -> Self {
-        Self(std::process::id())
-    }
-
-    pub fn id(self) -> u32 {
-        self.0
-    }
-
-    pub fn usage(self) -> Option<Usage> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).ok()?;
+impl Usage {
+    /// Returns the usage of a process, or `None` if it cannot be read.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (ticks, pages) = parse_stat(&stat)?;
         let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
-        Some(Usage {
+        Some(Self {
             at: Instant::now(),
             cpu: Duration::from_secs_f64(ticks as f64 / ticks_per_second),
             memory_bytes: pages * rustix::param::page_size() as u64,
         })
     }
-}
 
-impl Usage {
     /// Returns the CPU time since `earlier`, and its share of the elapsed time. One core is 1.0.
     pub fn since(&self, earlier: &Self) -> (Duration, f64) {
         let cpu = self.cpu.saturating_sub(earlier.cpu);
@@ -93,8 +74,8 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn usage_of_missing_process_is_none() {
-        let usage = Process::current().usage().unwrap();
+        let usage = Usage::of(std::process::id()).unwrap();
         assert!(usage.memory_bytes > 100_000);
-        assert!(Process::open(u32::MAX).is_none());
+        assert!(Usage::of(u32::MAX).is_none());
     }
 }

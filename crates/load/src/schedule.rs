@@ -27,9 +27,6 @@ const STAGE_PREFIX: &str = "step ";
 /// Resolution of the clock. Updates that are due within one interval are released together.
 const CLOCK_RESOLUTION: Duration = Duration::from_micros(250);
 
-/// Maximum sleep of the clock thread, after which it checks whether it is still needed.
-const MAX_CLOCK_SLEEP: Duration = Duration::from_millis(100);
-
 /// Due times of the updates of a run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Schedule {
@@ -106,7 +103,7 @@ impl DueUpdates {
             .name("load-clock".to_owned())
             .spawn(move || {
                 let mut released = 0;
-                while Arc::strong_count(&clock) > 1 {
+                loop {
                     let now = Instant::now();
                     let due = schedule.due_count(now);
                     clock.due.add_permits((due - released) as usize);
@@ -116,7 +113,7 @@ impl DueUpdates {
                     }
                     let next = schedule.due(released).min(schedule.end());
                     let wait = next.saturating_duration_since(now);
-                    std::thread::sleep(wait.clamp(CLOCK_RESOLUTION, MAX_CLOCK_SLEEP));
+                    std::thread::sleep(wait.max(CLOCK_RESOLUTION));
                 }
                 clock.due.close();
             })?;

@@ -3,26 +3,23 @@
 //! Invariant: subscription state outlives connections. Like a browser, a socket reconnects with the versions it has.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use reqwest::header::HeaderValue;
+use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{Error, Message, error::ProtocolError};
 
-use super::arguments::Arguments;
-use super::client::{WebSocket, open_websocket};
-use super::error::RequestError;
-use super::jobs::JobIndex;
+use super::context::Context;
 use super::messages::{self, Document, ServerMessage};
 use super::schedule::Schedule;
-use super::stats::{SocketCounts, SocketStats};
+use super::stats::SocketStats;
 use super::subscription_state::{FinalState, FrameCheck, SubscriptionState};
-use super::target::Target;
+use super::target::WebSocket;
 
 /// Maximum jobs in one `subscribe` message. The hub accepts messages of up to 16 KiB.
 const MAX_JOBS_PER_SUBSCRIBE: usize = 128;
@@ -54,31 +51,9 @@ pub(super) enum Command {
 
 /// State shared by the sockets of one thread.
 pub(super) struct SocketGroup {
-    pub arguments: Arguments,
-    pub target: Target,
-    pub bearer: HeaderValue,
-    pub jobs: Arc<JobIndex>,
-    pub schedule: Arc<OnceLock<Schedule>>,
-    pub counts: Arc<SocketCounts>,
+    pub context: Arc<Context>,
     pub stats: Arc<Mutex<SocketStats>>,
-    pub handshakes: Arc<Semaphore>,
     pub commands: watch::Receiver<Command>,
-}
-
-impl SocketGroup {
-    fn stats(&self) -> MutexGuard<'_, SocketStats> {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until a new connection is due to be closed by churn.
-    async fn churn_delay(&self) {
-        if self.arguments.churn > 0.0 {
-            let seconds = rand::random_range(0.0..2.0) / self.arguments.churn;
-            sleep(Duration::from_secs_f64(seconds)).await;
-        } else {
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 /// One socket.
@@ -101,20 +76,18 @@ enum ConnectReason {
     Storm(Instant),
 }
 
-/// End of a connection.
-enum ConnectionEnd {
-    Command,
-    Churn,
-    /// Closed by the hub, with its close code.
-    Closed(u16),
-}
-
 impl Socket {
-    pub fn new(nth: u64, is_slow: bool, state: SubscriptionState, group: Rc<SocketGroup>) -> Self {
+    /// Creates socket number `nth`.
+    pub fn new(nth: u64, group: Rc<SocketGroup>) -> Self {
+        let arguments = &group.context.arguments;
+        let (subscriptions, jobs) = (arguments.subscriptions, arguments.jobs);
+        let first = (nth * subscriptions) % jobs;
+        // Slow clients are evenly distributed, so that every thread has its share.
+        let slow_before = |nth: u64| (nth as f64 * arguments.slow).floor();
         Self {
             nth,
-            is_slow,
-            state,
+            is_slow: slow_before(nth + 1) > slow_before(nth),
+            state: SubscriptionState::new(first as u32, subscriptions as u32, jobs as u32),
             group,
             reason: ConnectReason::First,
             connect_started: Instant::now(),
@@ -134,18 +107,15 @@ impl Socket {
             let command = commands.borrow_and_update().clone();
             match command {
                 Command::Verify(final_states) => {
-                    group
-                        .stats()
-                        .violations
-                        .add(&self.state.verify(&final_states));
+                    group.stats.lock().violations += self.state.verify(&final_states);
                     return;
                 }
                 Command::Disconnect => {
-                    group.counts.disconnected.fetch_add(1, Relaxed);
+                    group.stats.lock().disconnected += 1;
                     if commands.changed().await.is_err() {
                         return;
                     }
-                    group.counts.disconnected.fetch_sub(1, Relaxed);
+                    group.stats.lock().disconnected -= 1;
                     if let Command::Reconnect(since) = *commands.borrow() {
                         self.reason = ConnectReason::Storm(since);
                     }
@@ -156,21 +126,21 @@ impl Socket {
             // Boxed, so that idle sockets do not reserve memory for the state of a handshake.
             match Box::pin(self.connect()).await {
                 Ok(socket) => {
-                    group.counts.connected.fetch_add(1, Relaxed);
-                    let end = self.receive_until_end(socket, &mut commands).await;
-                    group.counts.connected.fetch_sub(1, Relaxed);
+                    group.stats.lock().connected += 1;
+                    let close_code = self.receive_until_end(socket, &mut commands).await;
+                    group.stats.lock().connected -= 1;
                     self.reason = ConnectReason::Resume;
                     // A handshake alone is not a success: a hub over its capacity closes the connection after it.
                     if std::mem::take(&mut self.is_current) {
-                        group.counts.current.fetch_sub(1, Relaxed);
+                        group.stats.lock().current -= 1;
                         failures = 0;
                     }
-                    let ConnectionEnd::Closed(code) = end else {
+                    let Some(code) = close_code else {
                         continue;
                     };
-                    *group.stats().closed.entry(code).or_default() += 1;
+                    group.stats.lock().connections.closed.record(code);
                 }
-                Err(error) => group.stats().record_failure(&error),
+                Err(error) => group.stats.lock().connections.failures.record(&error),
             }
             let delay = (INITIAL_RECONNECT_DELAY * (1 << failures.min(6))).min(MAX_RECONNECT_DELAY);
             failures += 1;
@@ -182,21 +152,21 @@ impl Socket {
     }
 
     /// Connects and subscribes with the known versions.
-    async fn connect(&mut self) -> Result<WebSocket, RequestError> {
+    async fn connect(&mut self) -> anyhow::Result<WebSocket> {
         let group = self.group.clone();
-        let _permit = group.handshakes.acquire().await;
+        let context = &group.context;
+        let _permit = context.handshakes.acquire().await;
         self.connect_started = Instant::now();
         let connect = async {
-            let mut socket =
-                open_websocket(&group.target, self.nth, self.is_slow, &group.bearer).await?;
-            group
-                .stats()
-                .handshake
-                .record(self.connect_started, Instant::now());
+            let (nth, is_slow) = (self.nth, self.is_slow);
+            let socket = context.target.open_websocket(nth, is_slow, &context.bearer);
+            let mut socket = socket.await?;
+            let (start, end) = (self.connect_started, Instant::now());
+            group.stats.lock().connections.handshake.record(start, end);
             self.state.reconnect();
             let known: Vec<(u32, u32)> = self.state.known_versions().collect();
             for (id, jobs) in known.chunks(MAX_JOBS_PER_SUBSCRIBE).enumerate() {
-                let job = |(job, version): &(u32, u32)| json!({ "job": group.jobs.id(*job), "version": version });
+                let job = |(job, version): &(u32, u32)| json!({ "job": context.job_id(*job), "version": version });
                 let jobs: Vec<_> = jobs.iter().map(job).collect();
                 let message = json!({ "type": "subscribe", "id": id, "jobs": jobs });
                 socket.feed(Message::text(message.to_string())).await?;
@@ -204,22 +174,24 @@ impl Socket {
             socket.flush().await?;
             Ok(socket)
         };
-        timeout(HANDSHAKE_TIMEOUT, connect)
-            .await
-            .unwrap_or(Err(RequestError::Timeout))
+        let connected = timeout(HANDSHAKE_TIMEOUT, connect).await;
+        connected.context("WebSocket handshake timed out")?
     }
 
+    /// Returns the close code if the hub closed the connection, and `None` if a command or churn ended it.
     async fn receive_until_end(
         &mut self,
         mut socket: WebSocket,
         commands: &mut watch::Receiver<Command>,
-    ) -> ConnectionEnd {
-        let group = self.group.clone();
+    ) -> Option<u16> {
+        let arguments = &self.group.clone().context.arguments;
         let mut is_quiesced = matches!(*commands.borrow(), Command::Quiesce);
-        let may_churn = matches!(*commands.borrow(), Command::Connect);
-        let mut paused_until = None;
-        let churn = group.churn_delay();
+        let may_churn = arguments.churn > 0.0 && matches!(*commands.borrow(), Command::Connect);
+        // Not finite without churn.
+        let churn_seconds = rand::random_range(0.0..2.0) / arguments.churn;
+        let churn = sleep(Duration::try_from_secs_f64(churn_seconds).unwrap_or_default());
         tokio::pin!(churn);
+        let mut paused_until = None;
         loop {
             tokio::select! {
                 biased;
@@ -227,25 +199,25 @@ impl Socket {
                     let mut message = Some(message);
                     while let Some(received) = message {
                         if let Err(code) = self.process(received) {
-                            return ConnectionEnd::Closed(code);
+                            return Some(code);
                         }
                         if !self.is_slow || is_quiesced || !self.is_current {
                             break;
                         }
                         // A slow client reads everything that is available, and then pauses.
                         message = socket.next().now_or_never();
-                        paused_until = Some(Instant::now() + group.arguments.slow_read_pause);
+                        paused_until = Some(Instant::now() + arguments.slow_read_pause);
                     }
                 }
                 changed = commands.changed() => match (changed, &*commands.borrow()) {
-                    (Err(_), _) | (_, Command::Disconnect | Command::Verify(_)) => return ConnectionEnd::Command,
+                    (Err(_), _) | (_, Command::Disconnect | Command::Verify(_)) => return None,
                     (_, Command::Quiesce) => (is_quiesced, paused_until) = (true, None),
                     (_, Command::Connect | Command::Reconnect(_)) => {}
                 },
                 () = sleep_until(paused_until.unwrap_or_else(Instant::now).into()), if paused_until.is_some() => {
                     paused_until = None;
                 }
-                () = &mut churn, if may_churn && !is_quiesced => return ConnectionEnd::Churn,
+                () = &mut churn, if may_churn && !is_quiesced => return None,
             }
         }
     }
@@ -254,31 +226,23 @@ impl Socket {
     fn process(&mut self, received: Option<Result<Message, Error>>) -> Result<(), u16> {
         let now = Instant::now();
         let group = self.group.clone();
-        let mut stats = group.stats();
-        let is_valid = match received {
+        let mut stats = group.stats.lock();
+        match received {
             Some(Ok(Message::Text(text))) => {
                 stats.bytes += text.len() as u64;
                 self.process_text(&text, now, &mut stats);
-                true
+                return Ok(());
             }
             // The library answers pings.
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => true,
-            Some(Ok(Message::Close(frame))) => {
-                return Err(frame.map_or(ABNORMAL_CLOSURE, |frame| frame.code.into()));
-            }
-            Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => {
-                return Err(ABNORMAL_CLOSURE);
-            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => return Ok(()),
+            Some(Ok(Message::Close(Some(frame)))) => return Err(frame.code.into()),
+            Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => {}
             Some(
                 Ok(Message::Binary(_))
                 | Err(Error::Protocol(_) | Error::Capacity(_) | Error::Utf8(_)),
-            ) => false,
-            None | Some(Err(_)) => return Err(ABNORMAL_CLOSURE),
-        };
-        if is_valid {
-            return Ok(());
+            ) => stats.violations.malformed += 1,
+            None | Some(Ok(Message::Close(None)) | Err(_)) => {}
         }
-        stats.violations.malformed += 1;
         Err(ABNORMAL_CLOSURE)
     }
 
@@ -288,11 +252,11 @@ impl Socket {
             Some(ServerMessage::Other) => {}
             Some(ServerMessage::Error(message)) => {
                 stats.violations.rejected += 1;
-                stats.reason.get_or_insert_with(|| message.into_owned());
+                stats.connections.failures.explain(&message);
             }
             Some(ServerMessage::Subscribed(jobs)) => {
                 for (id, outcome) in jobs {
-                    match (outcome.as_str(), self.group.jobs.number(&id)) {
+                    match (outcome.as_str(), self.group.context.job_number(&id)) {
                         ("current", Some(job)) => self.state.confirm_current(job),
                         ("sent", _) => {}
                         _ => stats.violations.rejected += 1,
@@ -305,23 +269,24 @@ impl Socket {
     }
 
     fn process_job(&mut self, document: &Document<'_>, now: Instant, stats: &mut SocketStats) {
+        let context = &self.group.context;
         stats.frames += 1;
-        let job = self.group.jobs.number(&document.id);
+        let job = context.job_number(&document.id);
         let check = job.map(|job| self.state.receive(job, document.version, document.is_final));
         match check {
             Some(FrameCheck::Live { skipped }) => {
                 stats.deliveries += 1;
                 stats.skipped += skipped;
-                let due = self.group.schedule.get().and_then(|schedule| {
-                    let update = schedule.update(document.stage.as_deref(), document.progress)?;
-                    Some(schedule.due(update))
-                });
                 let latencies = if self.is_slow {
                     &mut stats.slow_delivery
                 } else {
                     &mut stats.delivery
                 };
-                if let Some(due) = due {
+                let (stage, progress) = (document.stage.as_deref(), document.progress);
+                let schedule = context.schedule.get();
+                let due =
+                    |schedule: &Schedule| Some(schedule.due(schedule.update(stage, progress)?));
+                if let Some(due) = schedule.and_then(due) {
                     latencies.record(due, now);
                 }
             }
@@ -331,7 +296,7 @@ impl Socket {
         }
         if !self.is_done && self.state.is_done() {
             self.is_done = true;
-            self.group.counts.done.fetch_add(1, Relaxed);
+            stats.done += 1;
         }
     }
 
@@ -341,11 +306,12 @@ impl Socket {
             return;
         }
         self.is_current = true;
-        self.group.counts.current.fetch_add(1, Relaxed);
-        match self.reason {
-            ConnectReason::First => stats.initial_sync.record(self.connect_started, now),
-            ConnectReason::Resume => stats.resume.record(self.connect_started, now),
-            ConnectReason::Storm(since) => stats.storm_recovery.record(since, now),
-        }
+        stats.current += 1;
+        let (latencies, since) = match self.reason {
+            ConnectReason::First => (&mut stats.connections.initial_sync, self.connect_started),
+            ConnectReason::Resume => (&mut stats.connections.resume, self.connect_started),
+            ConnectReason::Storm(since) => (&mut stats.storm_recovery, since),
+        };
+        latencies.record(since, now);
     }
 }

@@ -3,29 +3,24 @@
 //! Threads share counters only. A socket stays on its thread.
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use reqwest::header::HeaderValue;
-use tokio::sync::{Semaphore, watch};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use super::arguments::Arguments;
-use super::jobs::JobIndex;
-use super::schedule::Schedule;
+use super::context::Context;
 use super::socket::{Command, Socket, SocketGroup};
-use super::stats::{SocketCounts, SocketStats};
-use super::subscription_state::SubscriptionState;
-use super::target::Target;
+use super::stats::SocketStats;
 
 /// Running sockets.
 pub(super) struct SocketPool {
-    counts: Arc<SocketCounts>,
-    schedule: Arc<OnceLock<Schedule>>,
     commands: watch::Sender<Command>,
     stats: Vec<Arc<Mutex<SocketStats>>>,
+    /// Sum of all statistics that were taken.
+    pub total: SocketStats,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -34,47 +29,32 @@ impl SocketPool {
     ///
     /// # Errors
     /// A thread or its runtime cannot be created.
-    pub fn start(
-        arguments: &Arguments,
-        target: &Target,
-        bearer: &HeaderValue,
-        jobs: &Arc<JobIndex>,
-    ) -> std::io::Result<Self> {
+    pub fn start(context: &Arc<Context>) -> std::io::Result<Self> {
         let mut pool = Self {
-            counts: Arc::default(),
-            schedule: Arc::default(),
             commands: watch::Sender::new(Command::Connect),
             stats: Vec::new(),
+            total: SocketStats::default(),
             threads: Vec::new(),
         };
-        let handshakes = Arc::new(Semaphore::new(arguments.handshakes as usize));
         let start = Instant::now();
-        for thread in 0..arguments.threads {
-            let stats = Arc::new(Mutex::new(SocketStats::default()));
-            pool.stats.push(stats.clone());
+        for thread in 0..context.arguments.threads {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
             let group = SocketGroup {
-                arguments: arguments.clone(),
-                target: target.clone(),
-                bearer: bearer.clone(),
-                jobs: jobs.clone(),
-                schedule: pool.schedule.clone(),
-                counts: pool.counts.clone(),
-                stats,
-                handshakes: handshakes.clone(),
+                context: context.clone(),
+                stats: Arc::default(),
                 commands: pool.commands.subscribe(),
             };
+            pool.stats.push(group.stats.clone());
             let run = move || {
                 let group = Rc::new(group);
-                let arguments = &group.arguments;
+                let arguments = &group.context.arguments;
+                let interval = arguments.ramp.div_f64(arguments.sockets as f64);
                 let sockets = LocalSet::new();
                 for nth in (thread..arguments.sockets).step_by(arguments.threads as usize) {
-                    let delay = arguments
-                        .ramp
-                        .mul_f64(nth as f64 / arguments.sockets as f64);
-                    sockets.spawn_local(socket(nth, group.clone()).run(start + delay));
+                    let start = start + interval.mul_f64(nth as f64);
+                    sockets.spawn_local(Socket::new(nth, group.clone()).run(start));
                 }
                 runtime.block_on(sockets);
             };
@@ -84,62 +64,29 @@ impl SocketPool {
         Ok(pool)
     }
 
-    /// Publishes the schedule, from which sockets look up the due times of updates.
-    pub fn set_schedule(&self, schedule: Schedule) {
-        self.schedule.get_or_init(|| schedule);
-    }
-
     /// Sends a command to every socket.
     pub fn send(&self, command: Command) {
         self.commands.send_replace(command);
     }
 
     /// Returns the statistics since the previous call.
-    pub fn take_stats(&self) -> SocketStats {
-        take_stats(&self.stats)
-    }
-
-    /// Returns the current value of a counter.
-    pub fn count(&self, counter: impl Fn(&SocketCounts) -> &AtomicU64) -> u64 {
-        counter(&self.counts).load(Ordering::Relaxed)
-    }
-
-    /// Waits for all threads, which end after [`Command::Verify`]. Returns the remaining statistics.
-    pub async fn join(self) -> SocketStats {
-        let Self {
-            threads,
-            stats,
-            commands,
-            ..
-        } = self;
-        let join = move || threads.into_iter().all(|thread| thread.join().is_ok());
-        let has_joined = tokio::task::spawn_blocking(join).await.unwrap_or(false);
-        // Sockets end as soon as the sender is dropped.
-        drop(commands);
-        let mut sum = take_stats(&stats);
-        // The sockets of a thread that panicked have not been verified.
-        sum.violations.not_final += u64::from(!has_joined);
+    pub fn take_stats(&mut self) -> SocketStats {
+        let mut sum = SocketStats::default();
+        for stats in &self.stats {
+            sum += std::mem::take(&mut *stats.lock());
+        }
+        self.total += sum.clone();
         sum
     }
-}
 
-fn take_stats(stats: &[Arc<Mutex<SocketStats>>]) -> SocketStats {
-    let mut sum = SocketStats::default();
-    for stats in stats {
-        sum.add(&std::mem::take(
-            &mut *stats.lock().unwrap_or_else(PoisonError::into_inner),
-        ));
+    /// Waits for all threads, which end after [`Command::Verify`]. Returns the statistics of the run.
+    pub async fn join(mut self) -> SocketStats {
+        let threads = std::mem::take(&mut self.threads);
+        let join = move || threads.into_iter().all(|thread| thread.join().is_ok());
+        let has_joined = tokio::task::spawn_blocking(join).await.unwrap_or(false);
+        self.take_stats();
+        // The sockets of a thread that panicked have not been verified.
+        self.total.violations.not_final += u64::from(!has_joined);
+        self.total
     }
-    sum
-}
-
-fn socket(nth: u64, group: Rc<SocketGroup>) -> Socket {
-    let arguments = &group.arguments;
-    let jobs = group.jobs.count();
-    let first = (nth * arguments.subscriptions) % u64::from(jobs);
-    let state = SubscriptionState::new(first as u32, arguments.subscriptions as u32, jobs);
-    // Slow clients are evenly distributed, so that every thread has its share.
-    let slow_before = |nth: u64| (nth as f64 * arguments.slow).floor();
-    let is_slow = slow_before(nth + 1) > slow_before(nth);
-    Socket::new(nth, is_slow, state, group)
 }

@@ -1,20 +1,22 @@
-//! Counters and histograms of a run.
+//! Counters and histograms of a run, in the form in which the report shows them.
 //!
 //! Each socket thread fills its own [`SocketStats`]. The run takes them at every sample and adds them up. Taking them
 //! resets them, so nothing is counted twice.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
+use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
+use derive_more::AddAssign;
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
 /// Longest duration that a histogram distinguishes from longer ones: one hour.
 const MAX_RECORDED_MICROS: u64 = 3_600_000_000;
 
 /// Durations in microseconds with three significant digits.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Latencies(Histogram<u64>);
 
 impl Default for Latencies {
@@ -37,11 +39,6 @@ impl Latencies {
         self.0.saturating_record(micros.max(1));
     }
 
-    pub fn add(&mut self, other: &Self) {
-        // Fails only for different bounds.
-        let _ = self.0.add(&other.0);
-    }
-
     pub fn count(&self) -> u64 {
         self.0.len()
     }
@@ -53,17 +50,78 @@ impl Latencies {
 
     /// Returns the maximum in milliseconds.
     pub fn max(&self) -> f64 {
-        self.0.max() as f64 / 1000.0
-    }
-
-    /// Returns the mean in milliseconds.
-    pub fn mean(&self) -> f64 {
-        self.0.mean() / 1000.0
+        self.quantile(1.0)
     }
 }
 
-/// Deliveries that break a guarantee of the protocol.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+impl AddAssign for Latencies {
+    fn add_assign(&mut self, other: Self) {
+        // Fails only for different bounds.
+        let _ = self.0.add(&other.0);
+    }
+}
+
+impl Serialize for Latencies {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("count", &self.count())?;
+        map.serialize_entry("mean_ms", &rounded(self.0.mean() / 1000.0))?;
+        map.serialize_entry("p50_ms", &self.quantile(0.5))?;
+        map.serialize_entry("p90_ms", &self.quantile(0.9))?;
+        map.serialize_entry("p99_ms", &self.quantile(0.99))?;
+        map.serialize_entry("p999_ms", &self.quantile(0.999))?;
+        map.serialize_entry("max_ms", &self.max())?;
+        map.end()
+    }
+}
+
+/// Failures, and the reason of the first.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Failures {
+    #[serde(rename = "failed")]
+    pub count: u64,
+    pub reason: Option<String>,
+}
+
+impl Failures {
+    pub fn record(&mut self, error: &anyhow::Error) {
+        self.count += 1;
+        self.explain(&format!("{error:#}"));
+    }
+
+    /// Sets the reason, as a single line, if there is none yet.
+    pub fn explain(&mut self, reason: &str) {
+        self.reason.get_or_insert_with(|| reason.replace('\n', " "));
+    }
+}
+
+impl AddAssign for Failures {
+    fn add_assign(&mut self, other: Self) {
+        self.count += other.count;
+        self.reason = self.reason.take().or(other.reason);
+    }
+}
+
+/// Connections closed by the hub, by close code. 1006 if there was no close frame.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct CloseCodes(BTreeMap<u16, u64>);
+
+impl CloseCodes {
+    pub fn record(&mut self, code: u16) {
+        *self.0.entry(code).or_default() += 1;
+    }
+}
+
+impl AddAssign for CloseCodes {
+    fn add_assign(&mut self, other: Self) {
+        for (code, count) in other.0 {
+            *self.0.entry(code).or_default() += count;
+        }
+    }
+}
+
+/// Deliveries that break a guarantee of the protocol. `rows.txt` describes each kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, AddAssign, Serialize)]
 pub(super) struct Violations {
     /// Frames whose version was not higher than the one the socket had.
     #[serde(rename = "backwards")]
@@ -88,52 +146,23 @@ pub(super) struct Violations {
 }
 
 impl Violations {
-    /// Returns each count with its description.
-    pub fn described(&self) -> [(u64, &'static str); 7] {
-        // The pattern names every field, so that a new one cannot be omitted.
-        let Self {
-            regressions,
-            unexpected,
-            malformed,
-            rejected,
-            behind,
-            sockets_behind: _,
-            ahead,
-            not_final,
-        } = self;
-        [
-            (*regressions, "frames whose version did not increase"),
-            (*unexpected, "frames of jobs that were not subscribed"),
-            (*malformed, "malformed messages"),
-            (*rejected, "rejected subscriptions or error messages"),
-            (*behind, "subscriptions without the last version"),
-            (
-                *ahead,
-                "subscriptions with a version that the hub never had",
-            ),
-            (*not_final, "missing or spurious final versions"),
-        ]
-    }
-
     pub fn sum(&self) -> u64 {
-        self.described().iter().map(|(count, _)| count).sum()
-    }
-
-    pub fn add(&mut self, other: &Self) {
-        self.regressions += other.regressions;
-        self.unexpected += other.unexpected;
-        self.malformed += other.malformed;
-        self.rejected += other.rejected;
-        self.behind += other.behind;
-        self.sockets_behind += other.sockets_behind;
-        self.ahead += other.ahead;
-        self.not_final += other.not_final;
+        let frames = self.regressions + self.unexpected + self.malformed + self.rejected;
+        frames + self.behind + self.ahead + self.not_final
     }
 }
 
 /// Observations of the sockets of one thread.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, AddAssign)]
 pub(super) struct SocketStats {
+    /// Connected sockets. The sum since the start of the run is the number at this moment, as for the next three.
+    pub connected: i64,
+    /// Sockets that are disconnected by [`Command::Disconnect`](super::socket::Command::Disconnect).
+    pub disconnected: i64,
+    /// Sockets that received the newest version of every subscribed job on this connection.
+    pub current: i64,
+    /// Sockets that received the final version of every subscribed job.
+    pub done: i64,
     /// Job frames received.
     pub frames: u64,
     /// Bytes of all messages received, without frame headers.
@@ -146,63 +175,43 @@ pub(super) struct SocketStats {
     pub delivery: Latencies,
     /// The same for slow clients.
     pub slow_delivery: Latencies,
-    /// From the first packet to the end of the WebSocket handshake.
-    pub handshake: Latencies,
-    /// From the first packet of the first connection until the socket is current.
-    pub initial_sync: Latencies,
-    /// The same for a reconnect with known versions.
-    pub resume: Latencies,
+    pub connections: ConnectionStats,
     /// From the start of a reconnect storm until the socket is current.
     pub storm_recovery: Latencies,
-    /// Failed connections, and the reason of the first failure or the message of the first `error`.
-    pub failed: u64,
-    pub reason: Option<String>,
-    /// Connections closed by the hub, by close code. 1006 if there was no close frame.
-    pub closed: BTreeMap<u16, u64>,
     pub violations: Violations,
 }
 
-impl SocketStats {
-    pub fn record_failure(&mut self, reason: &impl ToString) {
-        self.failed += 1;
-        self.reason.get_or_insert_with(|| reason.to_string());
-    }
-
-    pub fn add(&mut self, other: &Self) {
-        self.frames += other.frames;
-        self.bytes += other.bytes;
-        self.deliveries += other.deliveries;
-        self.skipped += other.skipped;
-        self.delivery.add(&other.delivery);
-        self.slow_delivery.add(&other.slow_delivery);
-        self.handshake.add(&other.handshake);
-        self.initial_sync.add(&other.initial_sync);
-        self.resume.add(&other.resume);
-        self.storm_recovery.add(&other.storm_recovery);
-        self.failed += other.failed;
-        if self.reason.is_none() {
-            self.reason.clone_from(&other.reason);
-        }
-        for (code, count) in &other.closed {
-            *self.closed.entry(*code).or_default() += count;
-        }
-        self.violations.add(&other.violations);
-    }
+/// Results of connecting.
+#[derive(Clone, Debug, Default, AddAssign, Serialize)]
+pub(super) struct ConnectionStats {
+    /// From the first packet to the end of the WebSocket handshake.
+    pub handshake: Latencies,
+    /// From the first packet of the first connection until the socket is current.
+    #[serde(rename = "first")]
+    pub initial_sync: Latencies,
+    /// The same for a reconnect with known versions, except in a reconnect storm.
+    pub resume: Latencies,
+    /// Failed connections. The reason may also be the message of the first `error`.
+    #[serde(flatten)]
+    pub failures: Failures,
+    pub closed: CloseCodes,
 }
 
 /// Results of the scheduled updates.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default, AddAssign, Serialize)]
 pub(super) struct UpdateStats {
     /// Updates that changed a job.
     pub applied: u64,
     /// Accepted updates that were superseded by a later one.
     pub unchanged: u64,
-    /// Updates that were rejected or received no response, and the reason of the first.
-    pub failed: u64,
-    pub reason: Option<String>,
+    /// Updates that were rejected or received no response.
+    #[serde(flatten)]
+    pub failures: Failures,
     /// From the due time to the time the request is sent.
+    #[serde(rename = "delay")]
     pub scheduling_delay: Latencies,
     /// From the due time to the response.
+    #[serde(rename = "answer")]
     pub response: Latencies,
 }
 
@@ -211,27 +220,11 @@ impl UpdateStats {
     pub fn answered(&self) -> u64 {
         self.applied + self.unchanged
     }
-
-    pub fn add(&mut self, other: Self) {
-        self.applied += other.applied;
-        self.unchanged += other.unchanged;
-        self.failed += other.failed;
-        self.reason = self.reason.take().or(other.reason);
-        self.scheduling_delay.add(&other.scheduling_delay);
-        self.response.add(&other.response);
-    }
 }
 
-/// Number of sockets per state, at this moment.
-#[derive(Default)]
-pub(super) struct SocketCounts {
-    pub connected: AtomicU64,
-    /// Disconnected by [`Command::Disconnect`](super::socket::Command::Disconnect).
-    pub disconnected: AtomicU64,
-    /// Received the newest version of every subscribed job on this connection.
-    pub current: AtomicU64,
-    /// Received the final version of every subscribed job.
-    pub done: AtomicU64,
+/// Rounds to three decimals.
+pub(super) fn rounded(number: f64) -> f64 {
+    (number * 1000.0).round() / 1000.0
 }
 
 #[cfg(test)]
@@ -243,7 +236,7 @@ mod tests {
         let (mut one, mut other) = (Latencies::default(), Latencies::default());
         one.record_duration(Duration::from_millis(1));
         other.record_duration(Duration::from_millis(100));
-        one.add(&other);
+        one += other;
         assert_eq!(one.count(), 2);
         assert!((one.quantile(0.5) - 1.0).abs() < 0.01);
         assert!((one.max() - 100.0).abs() < 0.1);
@@ -262,7 +255,7 @@ mod tests {
             not_final: 1,
         };
         let mut two = one.clone();
-        two.add(&one);
+        two += one.clone();
         assert_eq!((one.sum(), two.sum()), (7, 14));
     }
 }

@@ -138,10 +138,10 @@ impl SubscriptionState {
             let expected = final_states[job as usize];
             violations.behind += u64::from(version < expected.version);
             violations.ahead += u64::from(version > expected.version);
-            let is_spurious = subscription.is_final && !expected.is_final;
-            let is_missing =
-                version == expected.version && !subscription.is_final && expected.is_final;
-            violations.not_final += u64::from(is_spurious || is_missing);
+            // An older version may not be final yet.
+            let is_comparable = subscription.is_final || version == expected.version;
+            let is_mismatch = subscription.is_final != expected.is_final;
+            violations.not_final += u64::from(is_comparable && is_mismatch);
         }
         violations.sockets_behind = u64::from(violations.behind > 0);
         violations

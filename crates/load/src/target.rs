@@ -1,11 +1,20 @@
-//! The hub under test: its address, and the source addresses that sockets connect from.
+//! The hub under test: its address, requests to it, WebSockets, and the source addresses of these.
 //!
-//! Invariant: a hub that is not on loopback is only contacted with `--allow-remote`.
+//! Invariant: a hub that is not on loopback is only contacted with `--allow-remote`. Tokens are sent in `Authorization`
+//! only, and no error contains them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use anyhow::{Context as _, anyhow};
+use reqwest::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use reqwest::{Method, RequestBuilder, StatusCode, redirect};
+use serde::de::DeserializeOwned;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use url::Url;
 
 use super::arguments::ArgumentErrors;
@@ -17,17 +26,27 @@ pub(super) const MAX_SOCKETS_PER_SOURCE: u64 = 24_000;
 pub(super) const MAX_SOURCES: u64 = 250;
 
 /// Maximum time to establish a TCP connection.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Kernel receive buffer of a slow client. Everything beyond it waits in the hub.
 const SLOW_CLIENT_BUFFER_BYTES: u32 = 4096;
 
+/// An open WebSocket.
+pub(super) type WebSocket = WebSocketStream<TcpStream>;
+
+/// Read buffer of a socket, one page instead of the library's 128 KiB, because a run has thousands of sockets.
+const READ_BUFFER_BYTES: usize = 4096;
+
+/// Largest message that a socket accepts.
+const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
 /// A hub with a resolved address.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Target {
     url: Url,
     address: SocketAddr,
     sources: u64,
+    client: reqwest::Client,
 }
 
 impl Target {
@@ -35,22 +54,18 @@ impl Target {
     ///
     /// # Errors
     /// The URL is not a valid hub URL, the host is unknown, or it is not on loopback and `allow_remote` is false.
-    pub fn resolve(url: Url, sources: u64, allow_remote: bool) -> Result<Self, ArgumentErrors> {
-        let error = |text: &str| Err(ArgumentErrors::one(format!("--url {url}: {text}")));
+    pub fn resolve(url: Url, sources: u64, allow_remote: bool) -> anyhow::Result<Self> {
+        let error = |text: &str| Err(ArgumentErrors::one(format!("--url {url}: {text}")).into());
         if !url.username().is_empty() || url.password().is_some() {
             // The message omits the URL because it contains a password.
-            return Err(ArgumentErrors::one(
-                "--url: must not contain a user name or password",
-            ));
+            let message = "--url: must not contain a user name or password";
+            return Err(ArgumentErrors::one(message).into());
         }
         if url.scheme() != "http" || url.query().is_some() || url.fragment().is_some() {
             return error("must be http://HOST:PORT, without TLS and without a query");
         }
-        let addresses = url.socket_addrs(|| None);
-        let Some(address) = addresses
-            .ok()
-            .and_then(|addresses| addresses.first().copied())
-        else {
+        let addresses = url.socket_addrs(|| None).unwrap_or_default();
+        let Some(&address) = addresses.first() else {
             return error("unknown host");
         };
         let is_loopback = address.ip().is_loopback();
@@ -58,8 +73,16 @@ impl Target {
             return error("not a loopback address; to load a remote hub, pass --allow-remote");
         }
         let has_sources = is_loopback && address.is_ipv4();
+        let client = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(redirect::Policy::none())
+            .no_gzip()
+            .no_proxy()
+            // The address that was checked to be loopback is the one that is used.
+            .resolve(url.host_str().unwrap_or_default(), address);
         Ok(Self {
             sources: if has_sources { sources } else { 1 },
+            client: client.build().context("cannot create the HTTP client")?,
             url,
             address,
         })
@@ -71,16 +94,9 @@ impl Target {
         format!("{scheme}://{}{base}{path}", self.url.authority())
     }
 
-    pub fn url(&self) -> &Url {
-        &self.url
-    }
-
-    pub fn host(&self) -> &str {
-        self.url.host_str().unwrap_or_default()
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Creates a request without credentials.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, self.endpoint("http", path))
     }
 
     /// Returns whether the hub runs on this machine.
@@ -90,7 +106,7 @@ impl Target {
 
     /// Connects from the source address that belongs to socket number `nth`. A slow client gets a small kernel
     /// receive buffer.
-    pub async fn connect(&self, nth: u64, is_slow: bool) -> std::io::Result<TcpStream> {
+    async fn connect(&self, nth: u64, is_slow: bool) -> std::io::Result<TcpStream> {
         let socket = match self.address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -107,6 +123,77 @@ impl Target {
         stream.set_nodelay(true)?;
         Ok(stream)
     }
+
+    /// Opens a WebSocket over a new connection. See `connect` for `nth` and `is_slow`.
+    pub async fn open_websocket(
+        &self,
+        nth: u64,
+        is_slow: bool,
+        bearer: &HeaderValue,
+    ) -> anyhow::Result<WebSocket> {
+        let stream = self.connect(nth, is_slow).await;
+        let stream = stream.context("connection failed")?;
+        let mut request = self.endpoint("ws", "/v1/ws").into_client_request()?;
+        let headers = request.headers_mut();
+        headers.insert(AUTHORIZATION, bearer.clone());
+        let protocol = HeaderValue::from_static("progress-hub.v1");
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .max_message_size(Some(MAX_MESSAGE_BYTES));
+        match client_async_with_config(request, stream, Some(config)).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(Error::Http(response)) => {
+                let body = response.body().as_deref().unwrap_or_default();
+                Err(ErrorResponse::new(response.status(), body).into())
+            }
+            Err(error) => Err(error).context("WebSocket handshake failed"),
+        }
+    }
+}
+
+/// Response with an error status, and the `code` of its body, an RFC 9457 problem.
+#[derive(Debug, thiserror::Error)]
+#[error("HTTP {} {code}", status.as_u16())]
+pub(super) struct ErrorResponse {
+    status: StatusCode,
+    code: String,
+}
+
+impl ErrorResponse {
+    fn new(status: StatusCode, body: &[u8]) -> Self {
+        let problem: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let code = problem["code"].as_str().unwrap_or("without an error code");
+        let code = code.to_owned();
+        Self { status, code }
+    }
+
+    /// Returns whether `error` is a response with status 409.
+    pub fn is_conflict(error: &anyhow::Error) -> bool {
+        let response = error.downcast_ref::<Self>();
+        response.is_some_and(|response| response.status == StatusCode::CONFLICT)
+    }
+}
+
+/// Sends `request` and parses the JSON body of a successful response.
+pub(super) async fn send<T: DeserializeOwned>(request: RequestBuilder) -> anyhow::Result<T> {
+    let response = request.send().await.map_err(http_error)?;
+    let status = response.status();
+    let body = response.bytes().await.map_err(http_error)?;
+    if !status.is_success() {
+        return Err(ErrorResponse::new(status, &body).into());
+    }
+    serde_json::from_slice(&body).context("invalid response body")
+}
+
+fn http_error(error: reqwest::Error) -> anyhow::Error {
+    let failure = if error.is_connect() {
+        "connection failed"
+    } else {
+        "HTTP request failed"
+    };
+    // The outer errors only repeat the URL. The innermost one names the cause.
+    anyhow!("{failure}: {}", anyhow::Error::from(error).root_cause())
 }
 
 #[cfg(test)]
@@ -146,6 +233,6 @@ mod tests {
             target.endpoint("ws", "/v1/ws"),
             "ws://127.0.0.1:8080/hub/v1/ws"
         );
-        assert_eq!(target.host(), "127.0.0.1");
+        assert_eq!(target.url.host_str(), Some("127.0.0.1"));
     }
 }

@@ -1,39 +1,26 @@
-//! Updates of a run, sent as worker requests or as signed webhooks.
+//! Jobs and updates of a run, sent as worker requests or as signed webhooks.
 //!
 //! Invariant: every update method sends the same content, so their costs are comparable.
 
+use anyhow::Result;
 use jiff::Timestamp;
 use progress_hub_auth::signature::{Key, Scheme};
+use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::access::OWNER;
-use super::arguments::{ArgumentErrors, Arguments, MAX_METADATA_BYTES, UpdateMethod};
-use super::client::{HttpClient, send};
-use super::error::RequestError;
-use super::jobs::JobIndex;
+use super::arguments::{ArgumentErrors, MAX_METADATA_BYTES, UpdateMethod};
+use super::context::{Context, OWNER};
 use super::schedule::{STORM_PROGRESS, Schedule};
-
-/// Registers jobs and sends their updates.
-pub(super) struct UpdateSender {
-    client: HttpClient,
-    method: UpdateMethod,
-    provider: String,
-    /// Distinguishes the provider tasks of this run from those of other runs.
-    run_id: String,
-    signer: Option<(Scheme, Key)>,
-    worker_token: SecretString,
-    metadata: Value,
-    /// Text after the stage that pads a document to the requested size.
-    padding: String,
-}
+use super::target::send;
 
 /// Content of an update.
 #[derive(Clone, Copy)]
 pub(super) enum UpdateKind {
-    /// Update number `number` of the schedule.
+    /// Update number `number` of the schedule, with its progress.
     Scheduled { number: u64, progress: f64 },
     /// Change while all sockets are disconnected by a reconnect storm.
     Storm,
@@ -41,71 +28,28 @@ pub(super) enum UpdateKind {
     Final,
 }
 
-/// Result of an accepted update.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum UpdateResult {
-    Applied,
-    /// The hub already had this or a later state.
-    Unchanged,
-}
-
-impl UpdateSender {
-    /// # Errors
-    /// The webhook secret is missing or does not have the format that the update method requires.
-    pub fn new(
-        client: HttpClient,
-        arguments: &Arguments,
-        worker_token: SecretString,
-        webhook_secret: Option<SecretString>,
-    ) -> Result<Self, ArgumentErrors> {
-        let signer = scheme(arguments.by)
-            .map(|scheme| signer(scheme, webhook_secret))
-            .transpose()?;
-        let padding = arguments.padding as usize;
-        let in_metadata = padding.min(MAX_METADATA_BYTES);
-        Ok(Self {
-            client,
-            method: arguments.by,
-            provider: arguments.provider.clone(),
-            run_id: format!("{:016x}", rand::random::<u64>()),
-            signer,
-            worker_token,
-            metadata: if in_metadata == 0 {
-                json!({})
-            } else {
-                json!({ "padding": "x".repeat(in_metadata) })
-            },
-            padding: "x".repeat(padding - in_metadata),
-        })
-    }
-
-    fn task_id(&self, job: u32) -> String {
-        format!("load-{}-{job}", self.run_id)
-    }
-
+impl Context {
     /// Registers a job and returns its id.
-    pub async fn register(&self, job: u32) -> Result<String, RequestError> {
+    pub async fn register(&self, job: u32) -> Result<Box<str>> {
         #[derive(Deserialize)]
         struct Registered {
-            id: String,
+            id: Box<str>,
         }
-        let mut body = json!({ "owner": OWNER, "metadata": self.metadata });
+        let mut body = json!({ "owner": OWNER, "metadata": {} });
+        let padding = (self.arguments.padding as usize).min(MAX_METADATA_BYTES);
+        if padding > 0 {
+            body["metadata"]["padding"] = json!("x".repeat(padding));
+        }
         if self.signer.is_some() {
-            body["provider"] = json!(self.provider);
+            body["provider"] = json!(self.arguments.provider);
             body["provider_task_id"] = json!(self.task_id(job));
         }
-        let request = self.client.post("/v1/jobs", Some(&self.worker_token));
-        let registered: Registered = send(request.json(&body)).await?;
+        let registered: Registered = self.post("/v1/jobs", &body).await?;
         Ok(registered.id)
     }
 
-    /// Sends an update of a job.
-    pub async fn send(
-        &self,
-        jobs: &JobIndex,
-        job: u32,
-        kind: UpdateKind,
-    ) -> Result<UpdateResult, RequestError> {
+    /// Sends an update of a job. Returns whether it was applied. If not, the hub already had this or a later state.
+    pub async fn update(&self, job: u32, kind: UpdateKind) -> Result<bool> {
         #[derive(Deserialize)]
         struct Response {
             applied: bool,
@@ -120,65 +64,70 @@ impl UpdateSender {
                 "outputs": [{ "type": "video", "url": "https://cdn.example.com/clip.mp4" }],
             }),
         };
-        let request = if let Some((scheme, key)) = &self.signer {
+        let response: Response = if let Some((scheme, key)) = &self.signer {
             // `generic` reads the task id from `task_id`, `kling` from `id`.
             body["task_id"] = json!(self.task_id(job));
             body["id"] = body["task_id"].clone();
             let body = body.to_string();
             let message_id = format!("msg_{:032x}", rand::random::<u128>());
-            let headers = scheme.sign(key, &message_id, body.as_bytes(), Timestamp::now());
-            let headers = headers.map_err(|error| RequestError::Http(error.to_string()))?;
-            let path = format!("/v1/webhooks/{}", self.provider);
-            let request = self.client.post(&path, None);
+            let headers = scheme.sign(key, &message_id, body.as_bytes(), Timestamp::now())?;
+            let path = format!("/v1/webhooks/{}", self.arguments.provider);
+            let request = self.target.request(Method::POST, &path);
             let mut request = request.header(CONTENT_TYPE, "application/json");
             for (name, value) in headers {
                 request = request.header(name, value);
             }
-            request.body(body)
+            send(request.body(body)).await?
         } else {
-            let path = format!("/v1/jobs/{}/updates", jobs.id(job));
-            let request = self.client.post(&path, Some(&self.worker_token));
-            request.json(&body)
+            let path = format!("/v1/jobs/{}/updates", self.job_id(job));
+            self.post(&path, &body).await?
         };
-        let response: Response = send(request).await?;
-        Ok(if response.applied {
-            UpdateResult::Applied
-        } else {
-            UpdateResult::Unchanged
-        })
+        Ok(response.applied)
+    }
+
+    /// Sends a request with the token of a worker.
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T> {
+        let request = self.target.request(Method::POST, path).json(body);
+        send(request.bearer_auth(self.worker_token.expose_secret())).await
+    }
+
+    fn task_id(&self, job: u32) -> String {
+        format!("load-{}-{job}", self.run_id)
     }
 
     fn running(&self, progress: f64, stage: &str) -> Value {
-        let status = if self.method == UpdateMethod::Push {
-            "running"
-        } else {
+        let status = if self.signer.is_some() {
             "processing"
+        } else {
+            "running"
         };
-        let stage = format!("{stage} {}", self.padding);
+        // Padding that exceeds the metadata.
+        let padding = (self.arguments.padding as usize).saturating_sub(MAX_METADATA_BYTES);
+        let stage = format!("{stage} {}", "x".repeat(padding));
         json!({ "status": status, "progress": progress, "stage": stage.trim_end() })
     }
 }
 
-/// Returns the signature scheme of webhooks, or `None` for worker requests.
-fn scheme(method: UpdateMethod) -> Option<Value> {
-    match method {
-        UpdateMethod::Push => None,
-        UpdateMethod::Webhook => Some(
-            json!({ "scheme": "hmac", "header": "x-ai-signature", "encoding": "hex", "prefix": "sha256=" }),
-        ),
-        UpdateMethod::StandardWebhook => Some(json!({ "scheme": "standard_webhooks" })),
-    }
-}
-
-fn signer(scheme: Value, secret: Option<SecretString>) -> Result<(Scheme, Key), ArgumentErrors> {
-    let secret = secret.ok_or_else(|| ArgumentErrors::one("webhooks require a webhook secret"))?;
+/// Returns the signature scheme of webhooks and its key, or `None` for worker requests.
+pub(super) fn signer(
+    method: UpdateMethod,
+    secret: Option<SecretString>,
+) -> Result<Option<(Scheme, Key)>, ArgumentErrors> {
+    let scheme = match method {
+        UpdateMethod::Push => return Ok(None),
+        UpdateMethod::Webhook => {
+            json!({ "scheme": "hmac", "header": "x-ai-signature", "encoding": "hex", "prefix": "sha256=" })
+        }
+        UpdateMethod::StandardWebhook => json!({ "scheme": "standard_webhooks" }),
+    };
     let scheme: Scheme =
         serde_json::from_value(scheme).map_err(|error| ArgumentErrors::one(error.to_string()))?;
+    let secret = secret.ok_or_else(|| ArgumentErrors::one("webhooks require a webhook secret"))?;
     let key = Key::from(secret);
     if let Some(problem) = scheme.key_problem(&key) {
         return Err(ArgumentErrors::one(format!("webhook secret: {problem}")));
     }
-    Ok((scheme, key))
+    Ok(Some((scheme, key)))
 }
 
 #[cfg(test)]
@@ -186,8 +135,8 @@ mod tests {
     use super::*;
 
     fn sign(method: UpdateMethod, secret: &str) -> Result<Vec<(String, String)>, String> {
-        let (scheme, key) = signer(scheme(method).unwrap(), Some(secret.into()))
-            .map_err(|error| error.to_string())?;
+        let signer = signer(method, Some(secret.into())).map_err(|error| error.to_string())?;
+        let (scheme, key) = signer.unwrap();
         Ok(scheme
             .sign(
                 &key,

@@ -1,7 +1,7 @@
 //! Errors of the API, independent of a dialect. Each dialect has its own status, code and body for them.
 
 /// Reason for an error response.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ApiError {
     #[error("no credentials were sent")]
     NoKey,
@@ -17,19 +17,22 @@ pub(super) enum ApiError {
     Concurrency,
     #[error("internal server error")]
     Server,
-    /// The body does not have the expected format.
+    /// The request does not have the expected format.
     #[error("invalid request: {0}")]
     Malformed(String),
     /// A value is not allowed.
     #[error("invalid parameters: {0}")]
     Invalid(String),
-    /// The external id is in use.
-    #[error("the id is taken")]
-    Taken,
     #[error("no such method")]
     NoSuchMethod,
     #[error("no such model")]
     NoSuchModel,
     #[error("not found")]
     NoSuchTask,
+}
+
+impl From<serde_json::Error> for ApiError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
 }

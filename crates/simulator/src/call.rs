@@ -1,155 +1,150 @@
-//! Requests and responses, independent of a dialect.
+//! A request to a dialect, and the operations that all dialects share.
+//!
+//! Each operation counts the request, authenticates it, and then parses it.
 
-use std::collections::BTreeMap;
-
-use actix_web::http::StatusCode;
-use actix_web::http::header::HeaderMap;
+use actix_web::http::header::AUTHORIZATION;
+use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
-use serde_json::Value;
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 
-use super::task::{Product, Status, Task};
+use super::Context;
+use super::api_error::ApiError;
+use super::dialect::{DIALECTS, Dialect, respond};
+use super::inspector::Counts;
+use super::task::Task;
 
-/// The head of a request, with the prefix of the dialect removed.
-pub(super) struct RequestHead<'a> {
-    pub method: &'a str,
-    /// Path segments.
-    pub path: Vec<&'a str>,
-    pub query: BTreeMap<String, String>,
-    pub headers: &'a HeaderMap,
+/// A request to a dialect.
+pub(super) struct Call<'a> {
+    pub context: &'a Data<Context>,
+    pub dialect: &'static Dialect,
+    pub request: &'a HttpRequest,
+    pub body: &'a [u8],
+    /// Path segments, without the prefix of the dialect.
+    path: Vec<&'a str>,
+    /// Path of the dialect.
+    prefix: String,
 }
 
-/// The operation that a request requests.
-#[derive(Debug)]
-pub(super) enum Call {
-    Submit,
-    /// State of tasks by id. Unknown ids are skipped. A dialect with single queries returns an error for them.
-    Query(Vec<Name>),
-    /// State of tasks by filter.
-    List,
-    /// Result of a finished task, in dialects that need a second request for it.
-    Result(String),
-    Cancel(String),
-    /// Content of the output of a finished task, in dialects where it requires the key.
-    Content(String),
-    /// State of the account.
-    Account,
-    /// Public keys for webhooks. Needs no authentication.
-    Keys,
-}
-
-/// Identifies a task in a request.
-#[derive(Debug)]
-pub(super) enum Name {
-    Task(String),
-    /// External id, chosen by the client.
-    External(String),
-}
-
-/// Filter of a list of tasks, newest first.
-#[derive(Debug)]
-pub(super) struct Listing {
-    pub start_ms: Option<u64>,
-    pub end_ms: Option<u64>,
-    /// Only tasks with a smaller number.
-    pub cursor: u64,
-    pub limit: usize,
-    /// A task must match each of these sets.
-    pub statuses: Vec<Vec<Status>>,
-    pub products: Vec<Vec<Product>>,
-}
-
-/// Result of a cancel request.
-#[derive(Debug)]
-pub(super) enum Cancelled {
-    Unknown,
-    /// The task has already ended.
-    Ended,
-    /// The cancellation is recorded. The task may still end differently.
-    Agreed(Box<Task>),
-}
-
-/// A response of the provider.
-#[derive(Debug)]
-pub(super) struct ApiResponse {
-    pub status: u16,
-    pub headers: Vec<(&'static str, String)>,
-    /// `None`: no body.
-    pub body: Option<Value>,
-}
-
-impl<'a> RequestHead<'a> {
-    /// Parses a request. `prefix` is the path of the dialect.
-    pub fn of(request: &'a HttpRequest, prefix: &str) -> Self {
-        let path = request.path();
-        let path = path.strip_prefix(prefix).unwrap_or(path);
-        let query = url::form_urlencoded::parse(request.query_string().as_bytes());
+impl<'a> Call<'a> {
+    pub fn new(context: &'a Data<Context>, request: &'a HttpRequest, body: &'a [u8]) -> Self {
+        let mut path: Vec<_> = request.path().split('/').skip(1).collect();
+        let named = |dialect: &&&Dialect| path.first() == Some(&dialect.name);
+        let (dialect, prefix) = match DIALECTS.iter().find(named) {
+            Some(dialect) => (*dialect, format!("/{}", path.remove(0))),
+            None => (DIALECTS[0], String::new()),
+        };
         Self {
-            method: request.method().as_str(),
-            path: path.split('/').skip(1).collect(),
-            query: query.into_owned().collect(),
-            headers: request.headers(),
+            context,
+            dialect,
+            request,
+            body,
+            path,
+            prefix,
         }
+    }
+
+    /// Returns method and path segments.
+    pub fn route(&self) -> (&str, &[&str]) {
+        (self.request.method().as_str(), &self.path)
     }
 
     /// Returns a query parameter that is not empty.
-    pub fn query(&self, key: &str) -> Option<&str> {
-        let value = self.query.get(key)?;
-        (!value.is_empty()).then_some(value)
+    pub fn query(&self, key: &str) -> Option<String> {
+        let mut query = url::form_urlencoded::parse(self.request.query_string().as_bytes());
+        let (_, value) = query.find(|(name, value)| name == key && !value.is_empty())?;
+        Some(value.into_owned())
     }
-}
 
-impl Listing {
-    pub fn wants(&self, task: &Task) -> bool {
-        self.start_ms.is_none_or(|start| task.created_ms >= start)
-            && self.end_ms.is_none_or(|end| task.created_ms <= end)
-            && self
-                .statuses
-                .iter()
-                .all(|among| among.contains(&task.status))
-            && self
-                .products
-                .iter()
-                .all(|among| among.contains(&task.request.product))
+    pub fn count(&self, count: impl Fn(&mut Counts)) {
+        self.context.state.count(self.dialect.name, count);
     }
-}
 
-impl ApiResponse {
-    pub fn new(status: u16, body: Value) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: Some(body),
+    /// Counts the request, then checks its key and its required header.
+    pub fn authorize(&self, count: impl Fn(&mut Counts)) -> Result<(), ApiError> {
+        self.count(count);
+        let headers = self.request.headers();
+        let authorization = headers.get(AUTHORIZATION).ok_or(ApiError::NoKey)?;
+        let scheme = self.dialect.scheme.as_bytes();
+        let key = authorization.as_bytes().strip_prefix(scheme);
+        let key = key.ok_or(ApiError::BadKey)?;
+        verify_slices_are_equal(key, self.context.settings.api_key.as_bytes())
+            .map_err(|_| ApiError::BadKey)?;
+        match self.dialect.required_header {
+            Some((name, value)) if headers.get(name).is_none_or(|given| given != value) => {
+                Err(ApiError::Malformed(format!("{name} must be {value}")))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
-    pub fn ok(body: Value) -> Self {
-        Self::new(200, body)
+    /// Returns a task that has not been deleted.
+    pub fn find(&self, id: &str) -> Result<Task, ApiError> {
+        let records = self.context.state.read();
+        let task = records.find(self.dialect.name, id);
+        task.cloned().ok_or(ApiError::NoSuchTask)
     }
 
-    pub fn empty(status: u16) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: None,
-        }
+    /// Returns the task with this external id.
+    pub fn find_external(&self, id: &str) -> Result<Task, ApiError> {
+        let records = self.context.state.read();
+        let submits = records.submits(self.dialect.name, id);
+        let task =
+            submits.and_then(|submits| records.find(self.dialect.name, submits.task.as_deref()?));
+        task.cloned().ok_or(ApiError::NoSuchTask)
     }
 
-    pub fn with(mut self, header: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((header, value.into()));
-        self
+    /// Returns tasks with smaller numbers, newest first.
+    pub fn tasks_before(
+        &self,
+        number: u64,
+        limit: usize,
+        wants: impl Fn(&Task) -> bool,
+    ) -> Vec<Task> {
+        let records = self.context.state.read();
+        let tasks = records.tasks.range(..number).rev().map(|(_, task)| task);
+        let tasks = tasks.filter(|task| task.is_in(self.dialect.name) && wants(task));
+        tasks.take(limit).cloned().collect()
     }
-}
 
-impl From<ApiResponse> for HttpResponse {
-    fn from(response: ApiResponse) -> Self {
-        let status = StatusCode::from_u16(response.status);
-        let mut builder = Self::build(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
-        for header in response.headers {
-            builder.insert_header(header);
-        }
-        match response.body {
-            Some(body) => builder.json(body),
-            None => builder.finish(),
-        }
+    /// Queries one task.
+    pub fn queried(&self, id: &str) -> Result<Task, ApiError> {
+        self.authorize(|counts| {
+            counts.queries_received += 1;
+            counts.tasks_queried += 1;
+        })?;
+        self.find(id)
+    }
+
+    /// Fetches the result of a task.
+    pub fn result_of(&self, id: &str) -> Result<Task, ApiError> {
+        self.authorize(|counts| counts.results_fetched += 1)?;
+        self.find(id)
+    }
+
+    /// Cancels a task that has not ended. If `delete` is set, a finished task is deleted.
+    pub fn cancel(&self, id: &str, delete: bool) -> Result<Task, ApiError> {
+        self.authorize(|counts| counts.cancels_received += 1)?;
+        let task = self.context.state.cancel(self.dialect.name, id, delete);
+        task.ok_or(ApiError::NoSuchTask)
+    }
+
+    /// Returns whether the account has credit.
+    pub fn has_credit(&self) -> Result<bool, ApiError> {
+        self.authorize(|counts| counts.accounts_read += 1)?;
+        let records = self.context.state.read();
+        Ok(!records.without_credit.contains(self.dialect.name))
+    }
+
+    /// Returns the public keys for webhooks. Needs no authentication.
+    pub fn keys(&self) -> HttpResponse {
+        self.count(|counts| counts.keys_read += 1);
+        respond(200, &[], self.context.keys.jwks())
+    }
+
+    /// Returns the base URL of the dialect as the client reaches it.
+    pub fn origin(&self) -> String {
+        let connection = self.request.connection_info();
+        let (scheme, host) = (connection.scheme(), connection.host());
+        format!("{scheme}://{host}{}", self.prefix)
     }
 }

@@ -30,26 +30,20 @@ pub(super) const LENGTH: usize = include_bytes!("clip.mp4").len();
 /// Returns the requested part of the clip.
 pub(super) fn serve(request: &HttpRequest) -> HttpResponse {
     let length = CLIP.len() as u64;
-    let (mut response, range, body) = match requested_range(request) {
-        RequestedRange::Whole => (HttpResponse::Ok(), None, CLIP),
-        RequestedRange::Part(first, last) => {
-            let range = ContentRangeSpec::Bytes {
-                range: Some((first, last)),
-                instance_length: Some(length),
-            };
-            let body = CLIP.get(first as usize..=last as usize).unwrap_or_default();
-            (HttpResponse::PartialContent(), Some(range), body)
+    let range = requested_range(request).map(|range| range.to_satisfiable_range(length));
+    let (mut response, body) = match range {
+        None => (HttpResponse::Ok(), CLIP),
+        Some(Some((first, last))) => {
+            let part = CLIP.get(first as usize..=last as usize);
+            (HttpResponse::PartialContent(), part.unwrap_or_default())
         }
-        RequestedRange::Beyond => {
-            let range = ContentRangeSpec::Bytes {
-                range: None,
-                instance_length: Some(length),
-            };
-            (HttpResponse::RangeNotSatisfiable(), Some(range), &[][..])
-        }
+        Some(None) => (HttpResponse::RangeNotSatisfiable(), &[][..]),
     };
     if let Some(range) = range {
-        response.insert_header(ContentRange(range));
+        response.insert_header(ContentRange(ContentRangeSpec::Bytes {
+            range,
+            instance_length: Some(length),
+        }));
     }
     response
         .insert_header((header::CONTENT_TYPE, "video/mp4"))
@@ -64,32 +58,13 @@ pub(super) fn serve(request: &HttpRequest) -> HttpResponse {
         .body(Bytes::from_static(body))
 }
 
-/// The requested part of the clip.
-enum RequestedRange {
-    Whole,
-    /// First and last byte.
-    Part(u64, u64),
-    Beyond,
-}
-
 /// Parses the `Range` header. An invalid range, several ranges and `If-Range` select the whole clip.
-fn requested_range(request: &HttpRequest) -> RequestedRange {
-    let headers = request.headers();
-    if !headers.contains_key(header::RANGE) || headers.contains_key(IF_RANGE) {
-        return RequestedRange::Whole;
+fn requested_range(request: &HttpRequest) -> Option<ByteRangeSpec> {
+    if request.headers().contains_key(IF_RANGE) {
+        return None;
     }
-    match Range::parse(request) {
-        Ok(Range::Bytes(specs)) => match specs.as_slice() {
-            [spec] => satisfy(spec),
-            _ => RequestedRange::Whole,
-        },
-        Ok(Range::Unregistered(..)) | Err(_) => RequestedRange::Whole,
-    }
-}
-
-fn satisfy(spec: &ByteRangeSpec) -> RequestedRange {
-    match spec.to_satisfiable_range(CLIP.len() as u64) {
-        Some((first, last)) => RequestedRange::Part(first, last),
-        None => RequestedRange::Beyond,
+    match Range::parse(request).ok()? {
+        Range::Bytes(ranges) => <[_; 1]>::try_from(ranges).ok().map(|[range]| range),
+        Range::Unregistered(..) => None,
     }
 }

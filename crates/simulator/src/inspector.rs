@@ -2,16 +2,16 @@
 //!
 //! Waits end on the change that satisfies their condition. The caller adds a timeout if needed.
 
-use serde::Serialize;
-use tokio::sync::watch;
+use std::sync::Arc;
 
-use super::scenario::Scenario;
+use serde::Serialize;
+
 use super::state::SimulatorState;
-use super::task::{Product, Status};
+use super::task::Task;
 
 /// View of a running or stopped simulator. Cheap to clone.
 #[derive(Clone)]
-pub struct Inspector(SimulatorState);
+pub struct Inspector(pub(super) Arc<SimulatorState>);
 
 /// Number of requests and webhooks since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -44,26 +44,6 @@ pub struct Counts {
     pub callbacks_acknowledged: u64,
 }
 
-impl Counts {
-    pub(super) fn plus(self, other: Self) -> Self {
-        Self {
-            submits_received: self.submits_received + other.submits_received,
-            submits_accepted: self.submits_accepted + other.submits_accepted,
-            queries_received: self.queries_received + other.queries_received,
-            tasks_queried: self.tasks_queried + other.tasks_queried,
-            results_fetched: self.results_fetched + other.results_fetched,
-            cancels_received: self.cancels_received + other.cancels_received,
-            downloads: self.downloads + other.downloads,
-            accounts_read: self.accounts_read + other.accounts_read,
-            keys_read: self.keys_read + other.keys_read,
-            challenges_sent: self.challenges_sent + other.challenges_sent,
-            challenges_passed: self.challenges_passed + other.challenges_passed,
-            callbacks_sent: self.callbacks_sent + other.callbacks_sent,
-            callbacks_acknowledged: self.callbacks_acknowledged + other.callbacks_acknowledged,
-        }
-    }
-}
-
 /// Well-formed, authenticated submits of one job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Submits {
@@ -75,92 +55,57 @@ pub struct Submits {
     pub task: Option<String>,
 }
 
-/// True state of a task, independent of its webhooks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct TaskSnapshot {
-    /// The provider's id.
-    pub id: String,
-    /// Dialect of the submit.
-    pub dialect: &'static str,
-    /// Identity of the job: the external id, otherwise the webhook URL, otherwise a digest of the body.
-    pub handle: String,
-    /// External id, chosen by the client.
-    pub external_id: Option<String>,
-    /// Kind of output.
-    pub product: Product,
-    /// Model name in the submit.
-    pub model: String,
-    /// Scenario of the task.
-    pub scenario: Scenario,
-    /// Status of the task.
-    pub status: Status,
-    /// Percentage while processing.
-    pub progress: Option<u8>,
-    /// Webhook attempts, including retries.
-    pub callbacks_sent: u64,
-    /// Webhook attempts that were answered with 2xx.
-    pub callbacks_acknowledged: u64,
-    /// Whether the task has ended and all its webhooks are done.
-    pub is_settled: bool,
-}
-
 impl Inspector {
-    pub(super) fn of(state: SimulatorState) -> Self {
-        Self(state)
-    }
-
     /// Returns the counts of all dialects.
     pub fn calls(&self) -> Counts {
-        self.0.counts()
+        self.0.read().total
     }
 
     /// Returns the counts of one dialect.
     pub fn calls_in(&self, dialect: &str) -> Counts {
-        self.0.counts_of(dialect)
+        let records = self.0.read();
+        records.counts.get(dialect).copied().unwrap_or_default()
     }
 
     /// Returns all tasks, oldest first.
-    pub fn tasks(&self) -> Vec<TaskSnapshot> {
-        self.0.snapshots()
+    pub fn tasks(&self) -> Vec<Task> {
+        self.0.read().tasks.values().cloned().collect()
     }
 
     /// Returns a task by id.
-    pub fn task(&self, id: &str) -> Option<TaskSnapshot> {
-        self.0.snapshot(id)
+    pub fn task(&self, id: &str) -> Option<Task> {
+        self.0.read().task(id).cloned()
     }
 
-    /// Returns the id of the task of a job, identified by its [handle](TaskSnapshot::handle).
+    /// Returns the id of the task of a job, identified by its [handle](Task::handle).
     pub fn task_of(&self, handle: &str) -> Option<String> {
         self.submits_of(handle).task
     }
 
-    /// Returns the submits of a job. `accepted == 1` means that it was paid for once, `received == 1` that it was submitted once.
+    /// Returns the submits of a job in any dialect. `accepted == 1` means that it was paid for once, `received == 1` that
+    /// it was submitted once.
     pub fn submits_of(&self, handle: &str) -> Submits {
-        self.0.submits(handle)
-    }
-
-    /// Returns a receiver that is notified of every change.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.0.changes()
+        let records = self.0.read();
+        let mut dialects = records.counts.keys();
+        let submits = dialects.find_map(|dialect| records.submits(dialect, handle));
+        submits.cloned().unwrap_or_default()
     }
 
     /// Waits until `predicate` returns a value. It is called now and after every change.
     pub async fn until<T>(&self, mut predicate: impl FnMut(&Self) -> Option<T>) -> T {
-        let mut changes = self.changes();
+        let mut changes = self.0.changes();
         loop {
             changes.mark_unchanged();
             if let Some(response) = predicate(self) {
                 return response;
             }
-            if changes.changed().await.is_err() {
-                // The sender is part of the state that `self` holds, so it cannot be dropped.
-                std::future::pending::<()>().await;
-            }
+            // The sender is part of the state that `self` holds, so it cannot be dropped.
+            changes.changed().await.ok();
         }
     }
 
     /// Waits until the job with this handle has ended and all its webhooks are done.
-    pub async fn settled(&self, handle: &str) -> TaskSnapshot {
+    pub async fn settled(&self, handle: &str) -> Task {
         self.until(|inspector| {
             let task = inspector.task(&inspector.task_of(handle)?)?;
             task.is_settled.then_some(task)

@@ -20,6 +20,10 @@
 //! A submit may contain two keys that the real APIs do not have, at the top of the body or in `input`: `scenario`
 //! selects the behavior for this job ([`Scenario`]), and `steps` sets its number of progress steps. A scenario that a
 //! dialect cannot play is rejected with 400 and `{"simulator": reason}`.
+//!
+//! A request is a `Call`. Its `Dialect` maps it to one of the operations that all dialects share, and writes the response.
+//! A submit creates a [`Task`] with the `Plan` of its scenario. `Work` moves the task through the plan and delivers its
+//! webhooks. `SimulatorState` holds all tasks and counts, and an [`Inspector`] reads them.
 
 mod api;
 mod api_error;
@@ -31,7 +35,7 @@ mod plan;
 mod scenario;
 mod signing;
 mod state;
-mod submit_request;
+mod submit;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -43,23 +47,19 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::web::{self, Data};
+use actix_web::web::Data;
 use actix_web::{App, HttpServer};
-use reqwest::Url;
-use tokio::runtime::Handle;
+use reqwest::{Client, Url};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::api::ApiState;
 use self::dialect::DIALECTS;
-use self::signing::{Secret, SigningKeys};
+use self::signing::SigningKeys;
 use self::state::SimulatorState;
-use self::webhook::WebhookSender;
-use self::worker::Workers;
 
-pub use self::inspector::{Counts, Inspector, Submits, TaskSnapshot};
+pub use self::inspector::{Counts, Inspector, Submits};
 pub use self::scenario::{Scenario, UnknownScenario};
-pub use self::task::{Product, Status};
+pub use self::task::{Product, Status, Task};
 
 /// Settings of the simulator.
 #[derive(Clone)]
@@ -78,21 +78,34 @@ pub struct Settings {
 pub struct Simulator {
     listener: TcpListener,
     address: SocketAddr,
+    context: Context,
+}
+
+/// What all requests and tasks share.
+struct Context {
     settings: Settings,
+    /// URL for webhooks of dialects that have one per account.
     project: Option<Url>,
-    keys: Arc<SigningKeys>,
-    state: SimulatorState,
-    webhooks: WebhookSender,
+    keys: SigningKeys,
+    /// Keys that receivers do not know.
+    forged_keys: SigningKeys,
+    /// Sends webhooks.
+    client: Client,
+    state: Arc<SimulatorState>,
+    /// Tasks whose work is not done.
+    running: TaskTracker,
+    /// Ends the work on all tasks.
+    stop: CancellationToken,
 }
 
 /// Returns the names of all dialects. Each is served under the path of its name.
 pub fn dialects() -> impl Iterator<Item = &'static str> {
-    DIALECTS.iter().map(|dialect| dialect.name())
+    DIALECTS.iter().map(|dialect| dialect.name)
 }
 
 /// Returns the scenarios that a dialect can play, in display order.
 pub fn playable(dialect: &str) -> Vec<Scenario> {
-    let dialect = DIALECTS.iter().find(|known| known.name() == dialect);
+    let dialect = DIALECTS.iter().find(|known| known.name == dialect);
     let plays = |scenario: &Scenario| dialect.is_some_and(|known| known.plan(*scenario).is_ok());
     Scenario::ALL.iter().copied().filter(plays).collect()
 }
@@ -104,25 +117,22 @@ impl Simulator {
     /// Returns the error of the operating system if the address is in use, and `InvalidInput` if the webhook secret is
     /// malformed.
     pub fn bind(address: impl ToSocketAddrs, settings: Settings) -> io::Result<Self> {
-        let secret = settings
-            .webhook_secret
-            .as_deref()
-            .map(Secret::parse)
-            .transpose();
-        let secret = secret.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let keys = Arc::new(SigningKeys::new(secret).map_err(io::Error::other)?);
-        let state = SimulatorState::new();
-        let webhooks = WebhookSender::new(keys.clone(), settings.pace, state.clone())?;
+        let context = Context {
+            keys: SigningKeys::new(settings.webhook_secret.as_deref())?,
+            forged_keys: SigningKeys::forged()?,
+            settings,
+            project: None,
+            client: webhook::client()?,
+            state: Arc::new(SimulatorState::new()),
+            running: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         Ok(Self {
             listener,
             address,
-            settings,
-            project: None,
-            keys,
-            state,
-            webhooks,
+            context,
         })
     }
 
@@ -131,10 +141,8 @@ impl Simulator {
     /// # Errors
     /// Returns `InvalidInput` if `url` is not an http or https URL.
     pub fn with_project_webhook(mut self, url: &str) -> io::Result<Self> {
-        let parsed = Url::parse(url).ok();
-        let parsed = parsed.filter(|url| matches!(url.scheme(), "http" | "https"));
         let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "not an http address");
-        self.project = Some(parsed.ok_or_else(wrong)?);
+        self.context.project = Some(submit::http_url(url).ok_or_else(wrong)?);
         Ok(self)
     }
 
@@ -145,52 +153,28 @@ impl Simulator {
 
     /// Returns an inspector, which stays valid while the simulator runs and after it stops.
     pub fn inspector(&self) -> Inspector {
-        Inspector::of(self.state.clone())
+        Inspector(self.context.state.clone())
     }
 
     /// Serves until `stop` is cancelled, then closes all connections and leaves unfinished tasks as they are. When it
     /// returns, no task or thread is left. If the future is dropped, the tasks stop, but the threads of actix run on.
     ///
-    /// Must be called within a tokio runtime, which runs the tasks and their webhooks.
+    /// Must be called within a tokio runtime.
     ///
     /// # Errors
     /// Returns the I/O error that ended serving.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
-        let running = TaskTracker::new();
-        let workers_stop = stop.child_token();
-        // Stops the workers when this future ends or is dropped.
-        let workers_end = workers_stop.clone().drop_guard();
-        let api = Data::new(ApiState {
-            origin: self.url(),
-            api_key: self.settings.api_key,
-            default_scenario: self.settings.default_scenario,
-            project: self.project,
-            keys: self.keys,
-            state: self.state.clone(),
-            workers: Workers {
-                state: self.state,
-                webhooks: self.webhooks,
-                pace: self.settings.pace,
-                runtime: Handle::current(),
-                running: running.clone(),
-                stop: workers_stop,
-            },
-        });
+        let running = self.context.running.clone();
+        // Stops the work on tasks when this future ends or is dropped.
+        let work_end = self.context.stop.clone().drop_guard();
         // A forced stop of the server does not wait for its thread. This token is dropped with the last connection.
         let presence = running.token();
+        let context = Data::new(self.context);
         let app = move || {
-            let mut app = App::new()
-                .app_data(api.clone())
+            App::new()
+                .app_data(context.clone())
                 .app_data(presence.clone())
-                .configure(api::inspector_routes);
-            for dialect in DIALECTS {
-                let prefix = format!("/{}", dialect.name());
-                let scope = web::scope(&prefix);
-                let routes = api::routes(api.clone(), dialect, prefix);
-                app = app.service(scope.configure(routes));
-            }
-            let [first, ..] = DIALECTS;
-            app.configure(api::routes(api.clone(), first, String::new()))
+                .configure(api::routes)
         };
         let served = {
             let server = HttpServer::new(app)
@@ -205,7 +189,7 @@ impl Simulator {
                 () = stop.cancelled() => tokio::join!(handle.stop(false), server).1,
             }
         };
-        drop(workers_end);
+        drop(work_end);
         running.close();
         running.wait().await;
         served

@@ -1,10 +1,12 @@
 //! The plan of a scenario: how the simulator treats a submit and the resulting task, independent of a dialect.
+//!
+//! A new behavior is a field here, which the code that plays it reads, and a row in the table of scenarios. A behavior with
+//! a value that the caller chooses is a key of a submit, as `steps`, instead of a row.
 
 use super::api_error::ApiError;
-use super::scenario::Scenario;
 
 /// How the simulator treats a submit and the resulting task.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     pub submit_behavior: SubmitBehavior,
     /// Tasks ahead in the queue. Each takes one step.
@@ -12,18 +14,18 @@ pub(super) struct Plan {
     /// Progress steps between start and end.
     pub steps: u16,
     pub ending: FinalOutcome,
-    pub cancelling: CancelBehavior,
+    /// Whether an accepted cancellation ends the job with its next step.
+    pub honors_cancel: bool,
     pub schedule: Schedule,
     pub signature: SignatureMode,
 }
 
 /// Response to a submit.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SubmitBehavior {
     Accept,
-    Reject(ApiError),
-    /// Rejects the first submits of a job, then accepts it.
-    RejectFirst(u32, ApiError),
+    /// Rejects this number of submits of a job, then accepts it. `u32::MAX` rejects all.
+    Reject(u32, ApiError),
     /// Accepts the job and closes the connection without a response.
     CloseUnanswered,
     /// Accepts the job and responds after the first webhook is delivered.
@@ -31,7 +33,7 @@ pub(super) enum SubmitBehavior {
 }
 
 /// How an accepted job ends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FinalOutcome {
     Succeeds,
     /// Succeeds. The webhook has no outputs.
@@ -49,16 +51,8 @@ pub(super) enum Failure {
     Safety,
 }
 
-/// Effect of an accepted cancellation.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum CancelBehavior {
-    /// The job ends with its next step.
-    Honored,
-    Ignored,
-}
-
 /// When the webhooks of a job are delivered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Schedule {
     InTime,
     Twice,
@@ -69,114 +63,22 @@ pub(super) enum Schedule {
 }
 
 /// Signature of a webhook.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SignatureMode {
     Signed,
     Unsigned,
     Forged,
 }
 
-impl Scenario {
-    /// Returns the plan for dialects without a special case.
-    pub(super) fn plan(self) -> Plan {
-        let plan = Plan {
-            submit_behavior: SubmitBehavior::Accept,
-            ahead: 0,
-            steps: 4,
-            ending: FinalOutcome::Succeeds,
-            cancelling: CancelBehavior::Honored,
-            schedule: Schedule::InTime,
-            signature: SignatureMode::Signed,
-        };
-        match self {
-            Self::Normal => plan,
-            Self::Slow => Plan { steps: 24, ..plan },
-            Self::DuplicateWebhooks => Plan {
-                schedule: Schedule::Twice,
-                ..plan
-            },
-            Self::ReorderedWebhooks => Plan {
-                schedule: Schedule::Reversed,
-                ..plan
-            },
-            Self::LateWebhooks => Plan {
-                schedule: Schedule::Late(20),
-                ..plan
-            },
-            Self::LostWebhooks => Plan {
-                schedule: Schedule::Lost,
-                ..plan
-            },
-            Self::WebhookBeforeAnswer => Plan {
-                submit_behavior: SubmitBehavior::AnswerAfterWebhook,
-                ..plan
-            },
-            Self::RateLimited => Plan {
-                submit_behavior: SubmitBehavior::RejectFirst(2, ApiError::RateLimit),
-                ..plan
-            },
-            Self::ConcurrencyLimited => Plan {
-                submit_behavior: SubmitBehavior::RejectFirst(1, ApiError::Concurrency),
-                ..plan
-            },
-            Self::ServerErrors => Plan {
-                submit_behavior: SubmitBehavior::RejectFirst(2, ApiError::Server),
-                ..plan
-            },
-            Self::LostAnswer => Plan {
-                submit_behavior: SubmitBehavior::CloseUnanswered,
-                ..plan
-            },
-            Self::LostAnswerSilent => Plan {
-                submit_behavior: SubmitBehavior::CloseUnanswered,
-                schedule: Schedule::Lost,
-                ..plan
-            },
-            Self::Safety => Plan {
-                submit_behavior: SubmitBehavior::Reject(ApiError::Safety),
-                ..plan
-            },
-            Self::FailsAtEnd => Plan {
-                ending: FinalOutcome::Fails(Failure::Rendering),
-                ..plan
-            },
-            Self::SafetyAtEnd => Plan {
-                ending: FinalOutcome::Fails(Failure::Safety),
-                ..plan
-            },
-            Self::ThinSuccess => Plan {
-                ending: FinalOutcome::SucceedsThin,
-                ..plan
-            },
-            Self::ExpiredResult => Plan {
-                ending: FinalOutcome::SucceedsExpired,
-                ..plan
-            },
-            Self::Quota => Plan {
-                submit_behavior: SubmitBehavior::Reject(ApiError::Quota),
-                ..plan
-            },
-            Self::BadKey => Plan {
-                submit_behavior: SubmitBehavior::Reject(ApiError::BadKey),
-                ..plan
-            },
-            Self::Unsigned => Plan {
-                signature: SignatureMode::Unsigned,
-                ..plan
-            },
-            Self::Forged => Plan {
-                signature: SignatureMode::Forged,
-                ..plan
-            },
-            Self::CancelledLate => Plan {
-                cancelling: CancelBehavior::Ignored,
-                ..plan
-            },
-            Self::Silence => Plan {
-                ending: FinalOutcome::Never,
-                schedule: Schedule::Lost,
-                ..plan
-            },
-        }
-    }
+impl Plan {
+    /// The plan of [`Scenario::Normal`](super::Scenario::Normal).
+    pub const NORMAL: Self = Self {
+        submit_behavior: SubmitBehavior::Accept,
+        ahead: 0,
+        steps: 4,
+        ending: FinalOutcome::Succeeds,
+        honors_cancel: true,
+        schedule: Schedule::InTime,
+        signature: SignatureMode::Signed,
+    };
 }

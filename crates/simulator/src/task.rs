@@ -2,13 +2,14 @@
 //!
 //! Times never decrease, and each change has a later `updated_ms` than the one before. A finished task never changes.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::plan::{Failure, FinalOutcome};
+use super::dialect::Dialect;
+use super::plan::{Failure, FinalOutcome, Plan};
 use super::scenario::Scenario;
+use super::submit::Submit;
 
 /// Kind of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,58 +47,105 @@ impl Status {
     }
 }
 
-/// True state of a task.
-#[derive(Clone, Debug)]
-pub(super) struct Task {
-    /// Increases from task to task.
-    pub number: u64,
+/// True state of a task, independent of its webhooks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Task {
     /// The provider's id.
     pub id: String,
-    pub request: NewTask,
-    pub status: Status,
-    /// Tasks ahead in the queue.
-    pub ahead: u16,
-    /// Completed steps, of [`NewTask::steps`] + 1.
-    pub step: u16,
-    pub created_ms: u64,
-    pub started_ms: Option<u64>,
-    pub updated_ms: u64,
-    pub failure: Option<Failure>,
-    /// A cancellation was requested.
-    pub cancel_requested: bool,
-    /// Deleted by the client. No request finds it.
-    pub deleted: bool,
-    /// The final webhook has no outputs.
-    pub omits_outputs: bool,
-    /// Outputs exist.
-    pub has_outputs: bool,
-}
-
-/// Properties of a new task.
-#[derive(Clone, Debug)]
-pub(super) struct NewTask {
+    /// Dialect of the submit.
     pub dialect: &'static str,
+    /// Identity of the job: the external id, otherwise the webhook URL, otherwise a digest of the body.
     pub handle: String,
+    /// External id, chosen by the client.
     pub external_id: Option<String>,
+    /// Kind of output.
     pub product: Product,
+    /// Model name in the submit.
     pub model: String,
+    /// Scenario of the task.
     pub scenario: Scenario,
-    pub ahead: u16,
-    pub steps: u16,
+    /// Status of the task.
+    pub status: Status,
+    /// Percentage while processing.
+    pub progress: Option<u8>,
+    /// Webhook attempts, including retries.
+    pub callbacks_sent: u64,
+    /// Webhook attempts that were answered with 2xx.
+    pub callbacks_acknowledged: u64,
+    /// Whether the task has ended and all its webhooks are done.
+    pub is_settled: bool,
+    /// Increases from task to task.
+    #[serde(skip)]
+    pub(super) number: u64,
+    #[serde(skip)]
+    pub(super) plan: Plan,
     /// Base URL of the dialect as the client reaches it.
-    pub origin: String,
+    #[serde(skip)]
+    pub(super) origin: String,
     /// Data that the dialect needs for later responses.
-    pub notes: Value,
+    #[serde(skip)]
+    pub(super) notes: Value,
+    /// Tasks ahead in the queue.
+    #[serde(skip)]
+    pub(super) ahead: u16,
+    /// Completed steps, of [`Plan::steps`] + 1.
+    #[serde(skip)]
+    pub(super) step: u16,
+    #[serde(skip)]
+    pub(super) created_ms: u64,
+    #[serde(skip)]
+    pub(super) started_ms: Option<u64>,
+    #[serde(skip)]
+    pub(super) updated_ms: u64,
+    #[serde(skip)]
+    pub(super) failure: Option<Failure>,
+    /// A cancellation was requested.
+    #[serde(skip)]
+    pub(super) cancel_requested: bool,
+    /// Deleted by the client. No request finds it.
+    #[serde(skip)]
+    pub(super) deleted: bool,
+    /// The final webhook has no outputs.
+    #[serde(skip)]
+    pub(super) omits_outputs: bool,
+    /// Outputs exist.
+    #[serde(skip)]
+    pub(super) has_outputs: bool,
 }
 
 impl Task {
-    pub fn new(number: u64, id: String, request: NewTask) -> Self {
+    pub(super) fn new(
+        number: u64,
+        dialect: &Dialect,
+        scenario: Scenario,
+        plan: Plan,
+        handle: String,
+        origin: String,
+        submit: Submit,
+    ) -> Self {
         let now = now_ms();
         Self {
-            number,
-            id,
+            id: (dialect.id)(number),
+            dialect: dialect.name,
+            handle,
+            external_id: submit.external_id,
+            product: if submit.has_frame {
+                Product::ImageToVideo
+            } else {
+                Product::TextToVideo
+            },
+            model: submit.model,
+            scenario,
             status: Status::Submitted,
-            ahead: request.ahead,
+            progress: None,
+            callbacks_sent: 0,
+            callbacks_acknowledged: 0,
+            is_settled: false,
+            number,
+            ahead: plan.ahead,
+            plan,
+            origin,
+            notes: submit.notes,
             step: 0,
             created_ms: now,
             started_ms: None,
@@ -107,87 +155,84 @@ impl Task {
             deleted: false,
             omits_outputs: false,
             has_outputs: false,
-            request,
         }
     }
 
     /// Moves the task ahead by one in the queue.
-    pub fn advance(&mut self) {
+    pub(super) fn advance(&mut self) {
         self.ahead = self.ahead.saturating_sub(1);
         self.touch();
     }
 
-    pub fn proceed(&mut self, step: u16) {
+    pub(super) fn proceed(&mut self, step: u16) {
         self.status = Status::Processing;
         self.step = step;
+        self.progress = u8::try_from(self.percent(step)).ok();
         self.touch();
         self.started_ms.get_or_insert(self.updated_ms);
     }
 
-    pub fn end(&mut self, ending: FinalOutcome) {
-        match ending {
+    /// Ends the task as planned.
+    pub(super) fn end(&mut self) {
+        match self.plan.ending {
             FinalOutcome::Never => return,
             FinalOutcome::Succeeds => self.has_outputs = true,
             FinalOutcome::SucceedsThin => (self.has_outputs, self.omits_outputs) = (true, true),
             FinalOutcome::SucceedsExpired => self.omits_outputs = true,
             FinalOutcome::Fails(failure) => self.failure = Some(failure),
         }
-        self.status = match self.failure {
+        self.finish(match self.failure {
             None => Status::Succeeded,
             Some(_) => Status::Failed,
-        };
+        });
+    }
+
+    pub(super) fn finish(&mut self, status: Status) {
+        self.status = status;
+        self.progress = None;
         self.touch();
     }
 
-    pub fn cancel(&mut self) {
-        self.status = Status::Cancelled;
-        self.touch();
+    /// Returns whether requests to this dialect find the task.
+    pub(super) fn is_in(&self, dialect: &str) -> bool {
+        self.dialect == dialect && !self.deleted
     }
 
     fn touch(&mut self) {
         self.updated_ms = now_ms().max(self.updated_ms + 1);
     }
 
-    /// Returns the percentage while processing.
-    pub fn progress(&self) -> Option<u8> {
-        let percent = u32::from(self.step) * 100 / (u32::from(self.request.steps) + 1);
-        // Less than 100, because a step is less than the number of steps.
-        (self.status == Status::Processing).then(|| u8::try_from(percent).unwrap_or(100))
+    fn percent(&self, step: u16) -> u32 {
+        u32::from(step) * 100 / (u32::from(self.plan.steps) + 1)
     }
 
     /// Returns the time at which the task ended.
-    pub fn ended_ms(&self) -> Option<u64> {
+    pub(super) fn ended_ms(&self) -> Option<u64> {
         self.status.is_final().then_some(self.updated_ms)
     }
 
     /// Returns the URL of the clip.
-    pub fn clip(&self) -> String {
-        format!("{}/clips/{}.mp4", self.request.origin, self.number + 1)
+    pub(super) fn clip(&self) -> String {
+        format!("{}/clips/{}.mp4", self.origin, self.number + 1)
     }
 
     /// Returns the log of the task: a progress bar line for each step.
-    pub fn log(&self) -> Vec<String> {
-        let of = self.request.steps + 1;
+    pub(super) fn log(&self) -> Vec<String> {
+        let of = self.plan.steps + 1;
         let last = match self.status {
             Status::Submitted => return Vec::new(),
             Status::Processing | Status::Failed | Status::Cancelled => self.step,
             Status::Succeeded => of,
         };
         let line = |step: u16| {
-            let percent = u32::from(step) * 100 / u32::from(of);
-            let done = usize::from(step) * 10 / usize::from(of);
-            format!(
-                "{percent:3}%|{:<10}| {step}/{of} [00:00<00:00, 20.00it/s]",
-                "█".repeat(done)
-            )
+            let percent = self.percent(step);
+            let bar = "█".repeat(usize::from(step) * 10 / usize::from(of));
+            format!("{percent:3}%|{bar:<10}| {step}/{of} [00:00<00:00, 20.00it/s]")
         };
         (0..=last).map(line).collect()
     }
 }
 
 pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default()
 }

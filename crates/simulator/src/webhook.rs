@@ -4,19 +4,19 @@
 //! followed. Secrets and URLs are not logged.
 
 use std::io;
-use std::sync::Arc;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
-use reqwest::{Client, StatusCode, Url, redirect};
-use serde_json::Value;
-use tokio::time::sleep;
-use uuid::Uuid;
+use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+use tracing::field::display;
 
-use super::dialect::Dialect;
+use super::dialect::uuid;
+use super::inspector::Counts;
 use super::plan::SignatureMode;
-use super::signing::SigningKeys;
-use super::state::SimulatorState;
 use super::task::now_ms;
+use super::worker::Work;
 
 /// Attempts per message. The delay between them doubles, starting at one step.
 const ATTEMPTS: u32 = 5;
@@ -30,137 +30,94 @@ pub(super) struct Message {
     /// The provider's id of the task.
     pub task: String,
     pub body: Vec<u8>,
+    /// Earliest time of delivery.
+    pub due: Instant,
 }
 
-/// Destination and signature of the webhooks of a task.
-pub(super) struct Recipient {
-    /// Number of the task.
-    pub task: u64,
-    pub dialect: &'static dyn Dialect,
-    pub url: Url,
-    pub signature: SignatureMode,
+/// Creates the client that sends webhooks.
+pub(super) fn client() -> io::Result<Client> {
+    Client::builder()
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .timeout(WEBHOOK_TIMEOUT)
+        .build()
+        .map_err(io::Error::other)
 }
 
-/// Result of delivering a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Delivery {
-    Acknowledged,
-    Failed,
-    /// The receiver answered 410 and is sent nothing more.
-    Gone,
-}
-
-/// Delivers messages. Cheap to clone.
-#[derive(Clone)]
-pub(super) struct WebhookSender {
-    client: Client,
-    keys: Arc<SigningKeys>,
-    wrong_keys: Arc<SigningKeys>,
-    pace: Duration,
-    state: SimulatorState,
-}
-
-impl WebhookSender {
-    pub fn new(keys: Arc<SigningKeys>, pace: Duration, state: SimulatorState) -> io::Result<Self> {
-        let client = Client::builder()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .timeout(WEBHOOK_TIMEOUT)
-            .build()
-            .map_err(io::Error::other)?;
-        Ok(Self {
-            client,
-            keys,
-            wrong_keys: Arc::new(SigningKeys::forged().map_err(io::Error::other)?),
-            pace,
-            state,
-        })
-    }
-
-    /// Sends a message until a 2xx, a 410 or the last attempt. Any other status, including 3xx, is retried.
-    pub async fn deliver(&self, message: &Message, to: &Recipient) -> Delivery {
-        let mut wait = self.pace;
+impl Work {
+    /// Sends a message until a 2xx, a 410 or the last attempt. Any other status, including 3xx, is retried. Breaks if the
+    /// receiver answered 410 and must be sent nothing more.
+    pub async fn deliver(&self, url: &Url, message: &Message) -> ControlFlow<()> {
+        let (state, task) = (&self.context.state, self.task.number);
+        let mut wait = self.context.settings.pace;
         for attempt in 1..=ATTEMPTS {
-            self.state.callback_sent(to.dialect.name(), to.task);
-            match self.attempt(message, to).await {
+            state.change(task, |task| task.callbacks_sent += 1);
+            state.count(self.dialect.name, |counts| counts.callbacks_sent += 1);
+            let error = match self.attempt(url, message).await {
                 Ok(status) if status.is_success() => {
-                    self.state.callback_acknowledged(to.dialect.name(), to.task);
-                    return Delivery::Acknowledged;
+                    state.change(task, |task| task.callbacks_acknowledged += 1);
+                    let count = |counts: &mut Counts| counts.callbacks_acknowledged += 1;
+                    state.count(self.dialect.name, count);
+                    return ControlFlow::Continue(());
                 }
-                Ok(StatusCode::GONE) => return Delivery::Gone,
-                Ok(status) => {
-                    let status = status.as_u16();
-                    tracing::debug!(
-                        task.id = to.task,
-                        webhook.attempt = attempt,
-                        http.status = status,
-                        "webhook rejected"
-                    );
-                }
-                Err(error) => {
-                    let error = error.without_url();
-                    tracing::debug!(task.id = to.task, webhook.attempt = attempt, %error, "webhook not delivered");
-                }
-            }
+                Ok(StatusCode::GONE) => return ControlFlow::Break(()),
+                Ok(status) => status.to_string(),
+                Err(error) => error.without_url().to_string(),
+            };
+            tracing::debug!(task.id = task, webhook.attempt = attempt, %error, "webhook not delivered");
             if attempt < ATTEMPTS {
                 sleep(wait).await;
                 wait *= 2;
             }
         }
-        Delivery::Failed
+        ControlFlow::Continue(())
     }
 
-    async fn attempt(
-        &self,
-        message: &Message,
-        to: &Recipient,
-    ) -> Result<StatusCode, reqwest::Error> {
-        let mut request = self.post(to, message.body.clone());
-        let keys = match to.signature {
-            SignatureMode::Signed => Some(&self.keys),
+    async fn attempt(&self, url: &Url, message: &Message) -> Result<StatusCode, reqwest::Error> {
+        let mut request = self.post(url, message.body.clone());
+        let keys = match self.task.plan.signature {
+            SignatureMode::Signed => Some(&self.context.keys),
             SignatureMode::Unsigned => None,
-            SignatureMode::Forged => Some(&self.wrong_keys),
+            SignatureMode::Forged => Some(&self.context.forged_keys),
         };
         if let Some(keys) = keys {
-            for (name, value) in to.dialect.sign(keys, message, now_ms() / 1000) {
+            for (name, value) in (self.dialect.sign)(keys, message, now_ms() / 1000) {
                 request = request.header(name, value);
             }
         }
         Ok(request.send().await?.status())
     }
 
-    /// Sends the challenge of the dialect and returns whether the receiver echoed it.
-    pub async fn challenge_receiver(&self, to: &Recipient) -> bool {
-        let word = Uuid::now_v7().to_string();
-        let Some(challenge) = to.dialect.challenge(&word) else {
+    /// Sends a challenge if the dialect has one, and returns whether the receiver echoed it.
+    pub async fn passes_challenge(&self, url: &Url) -> bool {
+        let Some(timeout) = self.dialect.challenge_timeout else {
             return true;
         };
-        self.state.challenge_sent(to.dialect.name());
-        let body = challenge.body.to_string().into_bytes();
-        let response = async {
-            let response = self.post(to, body).timeout(challenge.timeout).send();
-            let response = response.await?.error_for_status()?;
-            response.json::<Value>().await
+        let (state, dialect) = (&self.context.state, self.dialect.name);
+        state.count(dialect, |counts| counts.challenges_sent += 1);
+        let challenge = json!({"challenge": uuid()});
+        let request = self.post(url, challenge.to_string().into_bytes());
+        let echo = async {
+            let response = request.timeout(timeout).send().await?;
+            response.error_for_status()?.json::<Value>().await
         };
-        match response.await {
-            Ok(response) if response == challenge.body => {
-                self.state.challenge_passed(to.dialect.name());
-                true
-            }
-            Ok(_) => {
-                tracing::debug!(task.id = to.task, "webhook challenge not echoed");
-                false
-            }
-            Err(error) => {
-                let error = error.without_url();
-                tracing::debug!(task.id = to.task, %error, "webhook challenge failed");
-                false
-            }
+        let echo = echo.await;
+        let is_echoed = echo.as_ref().is_ok_and(|echo| *echo == challenge);
+        if is_echoed {
+            state.count(dialect, |counts| counts.challenges_passed += 1);
+        } else {
+            let error = echo.err().map(|error| display(error.without_url()));
+            tracing::debug!(
+                task.id = self.task.number,
+                error,
+                "webhook challenge not echoed"
+            );
         }
+        is_echoed
     }
 
-    fn post(&self, to: &Recipient, body: Vec<u8>) -> reqwest::RequestBuilder {
-        let request = self.client.post(to.url.clone());
+    fn post(&self, url: &Url, body: Vec<u8>) -> RequestBuilder {
+        let request = self.context.client.post(url.clone());
         request
             .header("content-type", "application/json")
             .body(body)

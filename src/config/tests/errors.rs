@@ -78,10 +78,10 @@ fn all_config_errors_are_reported_together() {
     "#), @r#"
     server.bind: must be an IP address and a port, such as 127.0.0.1:8080
     server.public_url: must begin with http:// or https://
-    server.allowed_origins: item 1 must be scheme://host[:port] as browsers send it, or *
+    server.allowed_origins: item 1 must be scheme://host[:port] as browsers send it, scheme://host:* or *
     server.allowed_origins: item 2 must not be empty
     server.allowed_origins: item 3 must be text, found a whole number
-    server.allowed_origins: item 4 must be scheme://host[:port] as browsers send it, or *
+    server.allowed_origins: item 4 must be scheme://host[:port] as browsers send it, scheme://host:* or *
     server.max_connections: must be between 1 and 10000000, found 0
     server.max_body_bytes: must be a whole number, found text
     server.drain: must be between 0s and 10m, found 11m

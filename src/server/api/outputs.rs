@@ -14,6 +14,7 @@ use crate::links::Links;
 use crate::provider::{Body, Download, DownloadError, Providers, RangeRequest};
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::request::Query;
 use crate::server::subscribe::visible;
 use crate::store::Store;
 use crate::time::Time;
@@ -54,7 +55,7 @@ pub async fn fetch(
     links: web::Data<Links>,
     request: HttpRequest,
     path: web::Path<(String, String)>,
-    query: web::Query<GrantParam>,
+    Query(query): Query<GrantParam>,
 ) -> Result<HttpResponse, Problem> {
     let not_found = || Problem::not_found("output");
     let id = JobId::parse(&path.0).map_err(|_| not_found())?;

@@ -370,12 +370,24 @@ fn reject(provider: &Provider, error: &WebhookVerifyError) -> (WebhookOutcome, P
     }
 }
 
+/// Returns the name that Svix uses for a header of Standard Webhooks. The signature is the same; it covers
+/// id and timestamp, so headers of both names cannot be mixed.
+fn svix_name(name: &str) -> Option<&'static str> {
+    match name {
+        "webhook-id" => Some("svix-id"),
+        "webhook-timestamp" => Some("svix-timestamp"),
+        "webhook-signature" => Some("svix-signature"),
+        _ => None,
+    }
+}
+
 /// The headers of a request, for the signature schemes.
 struct RequestHeaders<'r>(&'r HeaderMap);
 
 impl Headers for RequestHeaders<'_> {
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name)?.to_str().ok()
+        let value = self.0.get(name).or_else(|| self.0.get(svix_name(name)?));
+        value?.to_str().ok()
     }
 
     fn pairs(&self) -> Vec<(&str, &str)> {

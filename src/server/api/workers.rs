@@ -14,6 +14,7 @@ use crate::job::{
     MAX_OUTPUT_TYPE_CHARS, MAX_OUTPUTS, MAX_OUTPUTS_BYTES, MAX_STAGE_CHARS, MAX_TASK_ID_BYTES,
     MAX_URL_BYTES, NewJob, Output, Source, Status, StatusReport,
 };
+use crate::links::Links;
 use crate::provider::Providers;
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
@@ -41,6 +42,7 @@ pub async fn register(
     tracker: web::Data<Tracker>,
     providers: web::Data<Providers>,
     settings: web::Data<StoreConfig>,
+    links: web::Data<Links>,
     request: HttpRequest,
     body: JsonBody<Registration>,
 ) -> Result<HttpResponse, Problem> {
@@ -95,7 +97,7 @@ pub async fn register(
         Time::now(),
     );
     let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
-    create_response(outcome, job, StatusCode::CREATED)
+    create_response(&links, outcome, job, StatusCode::CREATED)
 }
 
 #[derive(Deserialize)]

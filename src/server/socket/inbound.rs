@@ -15,7 +15,7 @@ use crate::protocol::CloseReason;
 const MAX_FRAGMENTS: usize = 64;
 
 /// Decoded input.
-pub(super) enum InboundEvent {
+pub(crate) enum InboundEvent {
     /// A complete text message.
     Text(Bytes),
     /// A ping that requires a pong.
@@ -27,7 +27,7 @@ pub(super) enum InboundEvent {
 }
 
 /// Decodes the frames of a connection.
-pub(super) struct InboundDecoder {
+pub(crate) struct InboundDecoder {
     buffer: BytesMut,
     codec: Codec,
     max_message_bytes: usize,
@@ -38,7 +38,7 @@ pub(super) struct InboundDecoder {
 impl InboundDecoder {
     /// Creates a decoder for messages of at most `max_message_bytes`. `buffer` has the bytes that were
     /// received already.
-    pub(super) fn new(max_message_bytes: usize, buffer: BytesMut) -> Self {
+    pub(crate) fn new(max_message_bytes: usize, buffer: BytesMut) -> Self {
         Self {
             buffer,
             codec: Codec::new().max_size(max_message_bytes),
@@ -49,7 +49,7 @@ impl InboundDecoder {
     }
 
     /// Returns the buffer that received bytes are appended to.
-    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
@@ -57,7 +57,7 @@ impl InboundDecoder {
     ///
     /// # Errors
     /// The reason to close the connection.
-    pub(super) fn next(&mut self) -> Result<Option<InboundEvent>, CloseReason> {
+    pub(crate) fn next(&mut self) -> Result<Option<InboundEvent>, CloseReason> {
         check_frame_header(&self.buffer, self.max_message_bytes)?;
         let frame = self.codec.decode(&mut self.buffer);
         let frame = frame.map_err(|error| close_reason_for(&error))?;
@@ -118,9 +118,10 @@ fn check_frame_header(buffer: &[u8], max_message_bytes: usize) -> Result<(), Clo
         return Ok(());
     };
     let (is_last, is_control) = (first & 0x80 != 0, first & 0x08 != 0);
+    let is_reserved = first & 0x70 != 0 || !matches!(first & 0x0F, 0..=2 | 8..=10);
     let is_masked = second & 0x80 != 0;
     let short = usize::from(second & 0x7F);
-    if !is_masked || (is_control && (!is_last || short > 125)) {
+    if is_reserved || !is_masked || (is_control && (!is_last || short > 125)) {
         return Err(CloseReason::Protocol);
     }
     let declared = match (short, rest) {
@@ -229,6 +230,11 @@ mod tests {
             decode(&frame(0x83, b"x")),
             Err(CloseReason::Protocol),
             "reserved opcode"
+        );
+        assert_eq!(
+            decode(&[0x83, 0xFF, 0, 0, 1, 0, 0, 0, 0, 0]),
+            Err(CloseReason::Protocol),
+            "reserved opcode and a size above the limit"
         );
         assert_eq!(
             decode(&[frame(0x01, b"x"), frame(0x81, b"y")].concat()),

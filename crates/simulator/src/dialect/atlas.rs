@@ -3,175 +3,68 @@
 //! Every response has a `code` beside its HTTP status. A failed prediction is HTTP 200 with code 200. There is one
 //! webhook, at the end, and no way to cancel.
 
+use actix_web::HttpResponse;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Dialect, rfc3339, single, uncancellable, without_nulls};
+use super::{Answer, Dialect, NO_CANCEL, NO_REFUSAL, ok, respond, rfc3339, uuid, without_nulls};
 use crate::api_error::ApiError;
-use crate::call::{ApiResponse, Call, Name, RequestHead};
-use crate::plan::{Failure, Plan};
+use crate::call::Call;
+use crate::plan::Failure;
 use crate::scenario::Scenario;
-use crate::signing::{KEY_ID, SigningKeys};
-use crate::submit_request::{SubmitRequest, callback, object, text};
-use crate::task::{Product, Status, Task};
+use crate::signing::{Headers, KEY_ID, SigningKeys};
+use crate::submit::{Submit, callback, text};
+use crate::task::{Status, Task};
 use crate::webhook::Message;
 
 const EVENT: &str = "video.task.terminal";
 /// Code of content moderation.
 const MODERATION: u16 = 1039;
 
-pub(super) struct Atlas;
+pub(super) static ATLAS: Dialect = Dialect {
+    name: "atlas",
+    scheme: "Bearer ",
+    required_header: None,
+    has_queue: false,
+    unplayable: &[
+        (&[Scenario::Safety], NO_REFUSAL),
+        (&[Scenario::CancelledLate], NO_CANCEL),
+    ],
+    challenge_timeout: None,
+    answer: |call| Box::pin(answer(call)),
+    id: |_| Uuid::now_v7().simple().to_string(),
+    error,
+    webhooks,
+    sign,
+};
 
-impl Dialect for Atlas {
-    fn name(&self) -> &'static str {
-        "atlas"
-    }
-
-    fn call(&self, head: &RequestHead) -> Option<Call> {
-        match (head.method, head.path.as_slice()) {
-            ("POST", ["api", "v1", "model", "generateVideo"]) => Some(Call::Submit),
-            ("GET", ["api", "v1", "model", "prediction", id]) => {
-                Some(Call::Query(vec![Name::Task((*id).to_owned())]))
-            }
-            ("GET", ["api", "v1", "webhooks", "jwks.json"]) => Some(Call::Keys),
-            ("GET", ["public", "v1", "balance"]) => Some(Call::Account),
-            _ => None,
-        }
-    }
-
-    fn submit(&self, _head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
-        let body = object(body)?;
-        text(&body, "prompt")?;
-        let model = text(&body, "model")?;
-        let product = match body.get("image") {
-            Some(_) => Product::ImageToVideo,
-            None => Product::TextToVideo,
-        };
-        Ok(SubmitRequest {
-            product,
-            callback: callback(body["webhook_url"].as_str())?,
-            ..SubmitRequest::new(model, &body)?
-        })
-    }
-
-    fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
-        if scenario == Scenario::Safety {
-            return Err("it declines no prompt at submit");
-        }
-        uncancellable(scenario)
-    }
-
-    fn id(&self, _number: u64) -> String {
-        Uuid::now_v7().simple().to_string()
-    }
-
-    fn accepted(&self, task: &Task) -> ApiResponse {
-        success(&prediction(task))
-    }
-
-    fn queried(&self, _head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
-        Ok(success(&prediction(single(tasks)?)))
-    }
-
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<ApiResponse, ApiError> {
-        let usd = |value: &str| json!({"value": value, "currency": "usd"});
-        let left = |value| usd(if has_credit { value } else { "0.000000" });
-        Ok(ApiResponse::ok(json!({
-            "object": "balance",
-            "scope": "account",
-            "account": {"id": "acc_1", "name": "simulated", "type": "personal"},
-            "available": left("125.500000"),
-            "cash": left("100.000000"),
-            "bonus": left("25.500000"),
-            "subscription_bonus": usd("0.000000"),
-            "frozen": usd("1.250000"),
-            "credit_grant": {
-                "status": "none",
-                "granted": usd("0.000000"),
-                "used": usd("0.000000"),
-                "remaining_overdraft": usd("0.000000"),
-                "overdrawn": false,
-            },
-            "request_id": Uuid::now_v7().to_string(),
-        })))
-    }
-
-    /// No `Retry-After` on any error, as documented.
-    fn error_response(&self, error: &ApiError) -> ApiResponse {
-        let message = error.to_string();
-        let (status, message) = match error {
-            // A wrong path returns unauthorized too.
-            ApiError::NoKey | ApiError::BadKey | ApiError::NoSuchMethod => {
-                (401, "unauthorized".to_owned())
-            }
-            ApiError::Quota => (402, message),
-            ApiError::RateLimit | ApiError::Concurrency => (429, message),
-            ApiError::Server => (500, message),
-            ApiError::Safety | ApiError::Malformed(_) | ApiError::Invalid(_) | ApiError::Taken => {
-                (400, message)
-            }
-            ApiError::NoSuchModel | ApiError::NoSuchTask => (404, message),
-        };
-        let request_id = Uuid::now_v7().to_string();
-        let body = json!({"code": status, "msg": message, "request_id": request_id, "data": null});
-        ApiResponse::new(status, body)
-    }
-
-    fn webhooks(&self, task: &Task) -> Vec<Value> {
-        let status = match task.status {
-            Status::Submitted | Status::Processing => return Vec::new(),
-            Status::Succeeded => "OK",
-            Status::Failed | Status::Cancelled => "ERROR",
-        };
-        let outputs = if task.omits_outputs {
-            json!([])
-        } else {
-            outputs(task)
-        };
-        let payload = without_nulls(json!({
-            "model": task.request.model,
-            "status": word(task),
-            "outputs": outputs,
-            "error_code": task.failure.and_then(code),
-        }));
-        vec![without_nulls(json!({
-            "session_id": task.id,
-            "event_type": EVENT,
-            "status": status,
-            "created_at": task.updated_ms,
-            "payload": payload,
-            "error": task.failure.map(message),
-        }))]
-    }
-
-    /// Signs timestamp, a dot and the body. The id in the header is not signed.
-    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
-        let signed = [format!("{at}.").as_bytes(), &message.body].concat();
-        let signature = URL_SAFE_NO_PAD.encode(keys.ed25519(&signed));
-        vec![
-            ("x-atlascloud-webhook-id", message.task.clone()),
-            ("x-atlascloud-webhook-event", EVENT.to_owned()),
-            ("x-atlascloud-webhook-timestamp", at.to_string()),
-            ("x-atlascloud-webhook-key-id", KEY_ID.to_owned()),
-            ("x-atlascloud-webhook-signature-ed25519", signature),
-        ]
+async fn answer(call: &Call<'_>) -> Answer {
+    match call.route() {
+        ("POST", ["api", "v1", "model", "generateVideo"]) => call.submit(submit, response).await,
+        ("GET", ["api", "v1", "model", "prediction", id]) => Ok(response(&call.queried(id)?)),
+        ("GET", ["api", "v1", "webhooks", "jwks.json"]) => Ok(call.keys()),
+        ("GET", ["public", "v1", "balance"]) => Ok(balance(call.has_credit()?)),
+        _ => Err(ApiError::NoSuchMethod),
     }
 }
 
-fn success(data: &Value) -> ApiResponse {
-    ApiResponse::ok(json!({"code": 200, "message": "success", "data": data}))
+fn submit(_: &Call, body: &Value) -> Result<Submit, ApiError> {
+    text(body, "prompt")?;
+    Ok(Submit {
+        has_frame: body.get("image").is_some(),
+        model: text(body, "model")?.to_owned(),
+        callback: callback(body["webhook_url"].as_str())?,
+        ..Submit::default()
+    })
 }
 
-fn prediction(task: &Task) -> Value {
-    let url = format!(
-        "{}/api/v1/model/prediction/{}",
-        task.request.origin, task.id
-    );
-    without_nulls(json!({
+fn response(task: &Task) -> HttpResponse {
+    let url = format!("{}/api/v1/model/prediction/{}", task.origin, task.id);
+    let prediction = without_nulls(json!({
         "id": task.id,
-        "model": task.request.model,
+        "model": task.model,
         "status": word(task),
         "outputs": outputs(task),
         "error": task.failure.map(message),
@@ -179,7 +72,88 @@ fn prediction(task: &Task) -> Value {
         "urls": {"get": url},
         "has_nsfw_contents": task.status.is_final().then(|| json!([false])),
         "created_at": rfc3339(task.created_ms),
+    }));
+    ok(json!({"code": 200, "message": "success", "data": prediction}))
+}
+
+fn balance(has_credit: bool) -> HttpResponse {
+    let usd = |value: &str| json!({"value": value, "currency": "usd"});
+    let left = |value| usd(if has_credit { value } else { "0.000000" });
+    ok(json!({
+        "object": "balance",
+        "scope": "account",
+        "account": {"id": "acc_1", "name": "simulated", "type": "personal"},
+        "available": left("125.500000"),
+        "cash": left("100.000000"),
+        "bonus": left("25.500000"),
+        "subscription_bonus": usd("0.000000"),
+        "frozen": usd("1.250000"),
+        "credit_grant": {
+            "status": "none",
+            "granted": usd("0.000000"),
+            "used": usd("0.000000"),
+            "remaining_overdraft": usd("0.000000"),
+            "overdrawn": false,
+        },
+        "request_id": uuid(),
     }))
+}
+
+/// No `Retry-After` on any error, as documented.
+fn error(error: &ApiError) -> HttpResponse {
+    let message = &*error.to_string();
+    let (status, message) = match error {
+        // A wrong path returns unauthorized too.
+        ApiError::NoKey | ApiError::BadKey | ApiError::NoSuchMethod => (401, "unauthorized"),
+        ApiError::Quota => (402, message),
+        ApiError::RateLimit | ApiError::Concurrency => (429, message),
+        ApiError::Server => (500, message),
+        ApiError::Safety | ApiError::Malformed(_) | ApiError::Invalid(_) => (400, message),
+        ApiError::NoSuchModel | ApiError::NoSuchTask => (404, message),
+    };
+    let request_id = uuid();
+    let body = json!({"code": status, "msg": message, "request_id": request_id, "data": null});
+    respond(status, &[], body)
+}
+
+fn webhooks(task: &Task) -> Vec<Value> {
+    let status = match task.status {
+        Status::Submitted | Status::Processing => return Vec::new(),
+        Status::Succeeded => "OK",
+        Status::Failed | Status::Cancelled => "ERROR",
+    };
+    let outputs = if task.omits_outputs {
+        json!([])
+    } else {
+        outputs(task)
+    };
+    let payload = without_nulls(json!({
+        "model": task.model,
+        "status": word(task),
+        "outputs": outputs,
+        "error_code": task.failure.and_then(code),
+    }));
+    vec![without_nulls(json!({
+        "session_id": task.id,
+        "event_type": EVENT,
+        "status": status,
+        "created_at": task.updated_ms,
+        "payload": payload,
+        "error": task.failure.map(message),
+    }))]
+}
+
+/// Signs timestamp, a dot and the body. The id in the header is not signed.
+fn sign(keys: &SigningKeys, message: &Message, at: u64) -> Headers {
+    let signed = [format!("{at}.").as_bytes(), &message.body].concat();
+    let signature = URL_SAFE_NO_PAD.encode(keys.ed25519(&signed));
+    vec![
+        ("x-atlascloud-webhook-id", message.task.clone()),
+        ("x-atlascloud-webhook-event", EVENT.to_owned()),
+        ("x-atlascloud-webhook-timestamp", at.to_string()),
+        ("x-atlascloud-webhook-key-id", KEY_ID.to_owned()),
+        ("x-atlascloud-webhook-signature-ed25519", signature),
+    ]
 }
 
 fn word(task: &Task) -> &'static str {

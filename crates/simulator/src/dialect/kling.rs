@@ -6,26 +6,69 @@
 
 mod submit;
 
+use actix_web::HttpResponse;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
-use super::{Dialect, uncancellable, without_nulls};
+use super::{Answer, Dialect, NO_CANCEL, ok, respond, uuid, without_nulls};
 use crate::api_error::ApiError;
-use crate::call::{ApiResponse, Call, Listing, Name, RequestHead};
-use crate::plan::{Failure, Plan};
+use crate::call::Call;
+use crate::plan::Failure;
 use crate::scenario::Scenario;
-use crate::signing::SigningKeys;
-use crate::submit_request::SubmitRequest;
 use crate::task::{Product, Status, Task};
-use crate::webhook::Message;
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 500;
 /// Duration of the clip in seconds. Kling writes it as a string.
 const CLIP_DURATION: &str = "5.041";
 
-pub(super) struct Kling;
+pub(super) static KLING: Dialect = Dialect {
+    name: "kling",
+    scheme: "Bearer ",
+    required_header: None,
+    has_queue: false,
+    unplayable: &[(&[Scenario::CancelledLate], NO_CANCEL)],
+    challenge_timeout: None,
+    answer: |call| Box::pin(answer(call)),
+    id: |number| number.to_string(),
+    error,
+    webhooks,
+    sign: |keys, message, at| keys.standard(&message.id, at, &message.body),
+};
+
+async fn answer(call: &Call<'_>) -> Answer {
+    match call.route() {
+        ("POST", ["text-to-video" | "image-to-video", _]) => {
+            call.submit(submit::parse, accepted).await
+        }
+        ("GET", ["tasks"]) => query(call),
+        ("POST", ["tasks"]) => list(call),
+        ("GET", ["account", "costs"]) => Ok(account(call.has_credit()?)),
+        _ => Err(ApiError::NoSuchMethod),
+    }
+}
+
+/// Returns the tasks with these ids or external ids. Unknown ids are skipped.
+fn query(call: &Call) -> Answer {
+    let (ids, external_ids) = (call.query("task_ids"), call.query("external_task_ids"));
+    let is_ambiguous = ids.is_some() == external_ids.is_some();
+    let find = match ids {
+        Some(_) => Call::find,
+        None => Call::find_external,
+    };
+    let ids = ids.or(external_ids).unwrap_or_default();
+    let ids = ids.split(',').map(str::trim).filter(|id| !id.is_empty());
+    call.authorize(|counts| {
+        counts.queries_received += 1;
+        counts.tasks_queried += ids.clone().count() as u64;
+    })?;
+    if is_ambiguous {
+        let why = "exactly one of task_ids and external_task_ids is required";
+        return Err(ApiError::Invalid(why.to_owned()));
+    }
+    let found = ids.filter_map(|id| find(call, id).ok());
+    Ok(success(found.map(|task| document(&task)).collect()))
+}
 
 /// Body of a list request.
 #[derive(Default, Deserialize)]
@@ -45,191 +88,119 @@ enum Filter {
     ProductType(Vec<Product>),
 }
 
-impl Dialect for Kling {
-    fn name(&self) -> &'static str {
-        "kling"
-    }
-
-    fn call(&self, head: &RequestHead) -> Option<Call> {
-        match (head.method, head.path.as_slice()) {
-            ("POST", ["text-to-video" | "image-to-video", _]) => Some(Call::Submit),
-            ("GET", ["tasks"]) => {
-                let ids = head.query("task_ids").map(|ids| names(ids, Name::Task));
-                let external = head.query("external_task_ids");
-                let external = external.map(|ids| names(ids, Name::External));
-                Some(Call::Query(ids.or(external).unwrap_or_default()))
-            }
-            ("POST", ["tasks"]) => Some(Call::List),
-            ("GET", ["account", "costs"]) => Some(Call::Account),
-            _ => None,
-        }
-    }
-
-    fn check(&self, head: &RequestHead) -> Result<(), ApiError> {
-        let given = ["task_ids", "external_task_ids"].map(|key| head.query(key).is_some());
-        match (head.method, head.path.as_slice(), given) {
-            ("GET", ["tasks"], [true, true] | [false, false]) => Err(ApiError::Invalid(
-                "exactly one of task_ids and external_task_ids is required".to_owned(),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    fn submit(&self, head: &RequestHead, body: &[u8]) -> Result<SubmitRequest, ApiError> {
-        let (product, model) = match head.path.as_slice() {
-            ["image-to-video", model] => (Product::ImageToVideo, *model),
-            [_, model] => (Product::TextToVideo, *model),
-            _ => return Err(ApiError::NoSuchMethod),
-        };
-        if !model.starts_with("kling-") {
-            return Err(ApiError::NoSuchModel);
-        }
-        submit::read(product, model, body)
-    }
-
-    fn listing(&self, body: &[u8]) -> Result<Listing, ApiError> {
-        let list: List =
-            serde_json::from_slice(body).map_err(|error| ApiError::Malformed(error.to_string()))?;
-        let limit = list.limit.unwrap_or(DEFAULT_PAGE);
-        if !(1..=MAX_PAGE).contains(&limit) {
-            let why = format!("limit must be between 1 and {MAX_PAGE}");
-            return Err(ApiError::Invalid(why));
-        }
-        let cursor = list.cursor.filter(|cursor| !cursor.is_empty());
-        let before = cursor.map_or(Ok(u64::MAX), |cursor| {
-            let unknown = |_| ApiError::Invalid("cursor is invalid".to_owned());
-            cursor.parse().map_err(unknown)
-        })?;
-        let (mut statuses, mut products) = (Vec::new(), Vec::new());
-        for filter in list.filters {
-            match filter {
-                Filter::Status(among) => statuses.push(among),
-                Filter::ProductType(among) => products.push(among),
-            }
-        }
-        Ok(Listing {
-            start_ms: list.start_time,
-            end_ms: list.end_time,
-            cursor: before,
-            limit,
-            statuses,
-            products,
-        })
-    }
-
-    fn plan(&self, scenario: Scenario) -> Result<Plan, &'static str> {
-        uncancellable(scenario)
-    }
-
-    fn id(&self, number: u64) -> String {
-        number.to_string()
-    }
-
-    fn accepted(&self, task: &Task) -> ApiResponse {
-        success(&without_nulls(json!({
-            "id": task.id,
-            "status": task.status,
-            "create_time": task.created_ms,
-            "update_time": task.updated_ms,
-            "external_id": task.request.external_id,
-        })))
-    }
-
-    fn queried(&self, _head: &RequestHead, tasks: &[Task]) -> Result<ApiResponse, ApiError> {
-        Ok(success(&tasks.iter().map(document).collect()))
-    }
-
-    fn listed(&self, tasks: &[Task], next: Option<u64>) -> Result<ApiResponse, ApiError> {
-        let mut response = success(&tasks.iter().map(document).collect());
-        if let (Some(next), Some(body)) = (next, &mut response.body) {
-            body["next_cursor"] = json!(next.to_string());
-        }
-        Ok(response)
-    }
-
-    fn account(&self, _keys: &SigningKeys, has_credit: bool) -> Result<ApiResponse, ApiError> {
-        let pack = json!({
-            "resource_pack_name": "Simulated videos",
-            "resource_pack_id": "509f3fd3d4ab4a3f9eec5db27aa44f27",
-            "resource_pack_type": "decreasing_total",
-            "total_quantity": 200.0,
-            "remaining_quantity": if has_credit { 118.0 } else { 0.0 },
-            "purchase_time": 1_726_124_664_368_u64,
-            "effective_time": 1_726_124_664_368_u64,
-            "invalid_time": 4_102_444_800_000_u64,
-            "status": "online",
-        });
-        Ok(success(&json!({
-            "code": 0,
-            "msg": "success",
-            "resource_pack_subscribe_infos": [pack],
-        })))
-    }
-
-    fn error_response(&self, error: &ApiError) -> ApiResponse {
-        let (status, code, message) = match error {
-            ApiError::NoKey => (401, 1001, "Authorization is empty".to_owned()),
-            ApiError::BadKey => (401, 1002, "Authorization is invalid".to_owned()),
-            ApiError::Quota => (429, 1102, "Resource pack depleted or expired".to_owned()),
-            ApiError::Malformed(why) => (400, 1200, format!("Invalid request parameters: {why}")),
-            ApiError::Invalid(why) => (400, 1201, format!("Invalid parameters: {why}")),
-            ApiError::Taken => (400, 1201, "external_task_id already exists".to_owned()),
-            ApiError::NoSuchMethod | ApiError::NoSuchTask => {
-                (404, 1202, "The requested method is invalid".to_owned())
-            }
-            ApiError::NoSuchModel => (404, 1203, "The requested model does not exist".to_owned()),
-            ApiError::Safety => {
-                let message = "The input content triggered the content safety policy";
-                (400, 1301, message.to_owned())
-            }
-            ApiError::RateLimit => (429, 1302, "API request over rate limit".to_owned()),
-            ApiError::Concurrency => {
-                let message = "parallel task over resource pack limit";
-                (429, 1303, message.to_owned())
-            }
-            ApiError::Server => (500, 5000, "Internal server error".to_owned()),
-        };
-        let response = ApiResponse::new(
-            status,
-            json!({"code": code, "message": message, "request_id": request_id()}),
-        );
-        // Allows tests to check that the sender obeys it.
-        if matches!(error, ApiError::RateLimit) {
-            return response.with("retry-after", "1");
-        }
-        response
-    }
-
-    fn webhooks(&self, task: &Task) -> Vec<Value> {
-        match task.status {
-            Status::Submitted | Status::Cancelled => Vec::new(),
-            // The format of the published test vector: no outputs, no billing, no external id.
-            Status::Succeeded if task.omits_outputs => vec![thin(task)],
-            Status::Processing | Status::Succeeded | Status::Failed => vec![document(task)],
-        }
-    }
-
-    fn sign(&self, keys: &SigningKeys, message: &Message, at: u64) -> Vec<(&'static str, String)> {
-        keys.standard(&message.id, at, &message.body)
+impl List {
+    fn wants(&self, task: &Task) -> bool {
+        self.start_time.is_none_or(|start| task.created_ms >= start)
+            && self.end_time.is_none_or(|end| task.created_ms <= end)
+            && self.filters.iter().all(|filter| match filter {
+                Filter::Status(among) => among.contains(&task.status),
+                Filter::ProductType(among) => among.contains(&task.product),
+            })
     }
 }
 
-fn names(ids: &str, name: fn(String) -> Name) -> Vec<Name> {
-    let ids = ids.split(',').map(str::trim).filter(|id| !id.is_empty());
-    ids.map(|id| name(id.to_owned())).collect()
+/// Returns a page of tasks, newest first. The cursor is the number of the last task of the page before.
+fn list(call: &Call) -> Answer {
+    call.authorize(|counts| counts.queries_received += 1)?;
+    let list: List = serde_json::from_slice(call.body)?;
+    let limit = list.limit.unwrap_or(DEFAULT_PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        let why = format!("limit must be between 1 and {MAX_PAGE}");
+        return Err(ApiError::Invalid(why));
+    }
+    let before = match list.cursor.as_deref().unwrap_or_default() {
+        "" => u64::MAX,
+        cursor => cursor
+            .parse()
+            .map_err(|_| ApiError::Invalid("cursor is invalid".to_owned()))?,
+    };
+    let mut tasks = call.tasks_before(before, limit + 1, |task| list.wants(task));
+    let has_more = tasks.len() > limit;
+    tasks.truncate(limit);
+    let last = tasks.last().filter(|_| has_more);
+    let mut body = envelope(tasks.iter().map(document).collect());
+    if let Some(last) = last {
+        body["next_cursor"] = json!(last.number.to_string());
+    }
+    Ok(ok(body))
 }
 
-fn request_id() -> String {
-    Uuid::now_v7().to_string()
-}
-
-fn success(data: &Value) -> ApiResponse {
-    ApiResponse::ok(json!({
+fn account(has_credit: bool) -> HttpResponse {
+    let pack = json!({
+        "resource_pack_name": "Simulated videos",
+        "resource_pack_id": "509f3fd3d4ab4a3f9eec5db27aa44f27",
+        "resource_pack_type": "decreasing_total",
+        "total_quantity": 200.0,
+        "remaining_quantity": if has_credit { 118.0 } else { 0.0 },
+        "purchase_time": 1_726_124_664_368_u64,
+        "effective_time": 1_726_124_664_368_u64,
+        "invalid_time": 4_102_444_800_000_u64,
+        "status": "online",
+    });
+    success(json!({
         "code": 0,
-        "message": "SUCCEED",
-        "request_id": request_id(),
-        "data": data,
+        "msg": "success",
+        "resource_pack_subscribe_infos": [pack],
     }))
+}
+
+fn accepted(task: &Task) -> HttpResponse {
+    success(without_nulls(json!({
+        "id": task.id,
+        "status": task.status,
+        "create_time": task.created_ms,
+        "update_time": task.updated_ms,
+        "external_id": task.external_id,
+    })))
+}
+
+fn error(error: &ApiError) -> HttpResponse {
+    let (status, code, message) = match error {
+        ApiError::NoKey => (401, 1001, "Authorization is empty"),
+        ApiError::BadKey => (401, 1002, "Authorization is invalid"),
+        ApiError::Quota => (429, 1102, "Resource pack depleted or expired"),
+        ApiError::Malformed(why) => (400, 1200, &*format!("Invalid request parameters: {why}")),
+        ApiError::Invalid(why) => (400, 1201, &*format!("Invalid parameters: {why}")),
+        ApiError::NoSuchMethod | ApiError::NoSuchTask => {
+            (404, 1202, "The requested method is invalid")
+        }
+        ApiError::NoSuchModel => (404, 1203, "The requested model does not exist"),
+        ApiError::Safety => (
+            400,
+            1301,
+            "The input content triggered the content safety policy",
+        ),
+        ApiError::RateLimit => (429, 1302, "API request over rate limit"),
+        ApiError::Concurrency => (429, 1303, "parallel task over resource pack limit"),
+        ApiError::Server => (500, 5000, "Internal server error"),
+    };
+    // Allows tests to check that the sender obeys it.
+    let headers: &[_] = if *error == ApiError::RateLimit {
+        &[("retry-after", "1")]
+    } else {
+        &[]
+    };
+    let body = json!({"code": code, "message": message, "request_id": uuid()});
+    respond(status, headers, body)
+}
+
+fn webhooks(task: &Task) -> Vec<Value> {
+    match task.status {
+        Status::Submitted | Status::Cancelled => Vec::new(),
+        // The format of the published test vector: no outputs, no billing, no external id.
+        Status::Succeeded if task.omits_outputs => vec![thin(task)],
+        Status::Processing | Status::Succeeded | Status::Failed => vec![document(task)],
+    }
+}
+
+fn envelope(data: Value) -> Value {
+    let mut body = json!({"code": 0, "message": "SUCCEED", "request_id": uuid()});
+    body["data"] = data;
+    body
+}
+
+fn success(data: Value) -> HttpResponse {
+    ok(envelope(data))
 }
 
 fn thin(task: &Task) -> Value {
@@ -245,8 +216,8 @@ fn thin(task: &Task) -> Value {
 /// Returns a task as in queries and callbacks.
 fn document(task: &Task) -> Value {
     let mut document = thin(task);
-    document["external_id"] = json!(task.request.external_id);
-    document["progress"] = json!(task.progress());
+    document["external_id"] = json!(task.external_id);
+    document["progress"] = json!(task.progress);
     document["outputs"] = outputs(task);
     document["billing"] = match task.status {
         Status::Submitted | Status::Processing | Status::Failed | Status::Cancelled => json!([]),
@@ -262,7 +233,7 @@ fn outputs(task: &Task) -> Value {
         return json!([]);
     }
     let url = task.clip();
-    let watermark = task.request.notes["watermark"] == true;
+    let watermark = task.notes["watermark"] == true;
     json!([without_nulls(json!({
         "type": "video",
         "id": (task.number + 1).to_string(),

@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::receiver::Receiver;
-use super::{Inspector, Scenario, Settings, Simulator, TaskSnapshot};
+use super::{Inspector, Scenario, Settings, Simulator, Task};
 
 const API_KEY: &str = "sim-key";
 const SECRET: &str = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI=";
@@ -100,7 +100,7 @@ impl Stage {
     }
 
     /// Submits a job that is accepted, and waits until it is settled.
-    async fn play(&self, scenario: Scenario) -> TaskSnapshot {
+    async fn play(&self, scenario: Scenario) -> Task {
         let (status, _) = self.submit(scenario, "job_1").await;
         assert_eq!(status, StatusCode::OK);
         in_time(self.inspector.settled("job_1")).await

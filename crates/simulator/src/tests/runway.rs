@@ -3,12 +3,12 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::super::{Scenario, Status, TaskSnapshot};
+use super::super::{Scenario, Status, Task};
 use super::dialects::{RUNWAY, fixture, keys};
 use super::{API_KEY, Stage, answer, in_time};
 
 /// Waits until the only task has this status.
-async fn reached(stage: &Stage, status: Status) -> TaskSnapshot {
+async fn reached(stage: &Stage, status: Status) -> Task {
     let reached = stage.inspector.until(|inspector| {
         let task = inspector.tasks().into_iter().next()?;
         (task.status == status).then_some(task)
@@ -16,7 +16,7 @@ async fn reached(stage: &Stage, status: Status) -> TaskSnapshot {
     in_time(reached).await
 }
 
-async fn delete(stage: &Stage, task: &TaskSnapshot) -> u16 {
+async fn delete(stage: &Stage, task: &Task) -> u16 {
     let path = format!("/v1/tasks/{}", task.id);
     let deleted = RUNWAY.request(stage, Method::DELETE, &path).send();
     in_time(deleted).await.unwrap().status().as_u16()

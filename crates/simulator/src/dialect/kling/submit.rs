@@ -3,11 +3,11 @@
 //! Unknown keys are ignored, as Kling ignores `scenario`. Limits are those of the text-to-video and image-to-video pages.
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
-use crate::submit_request::{SubmitRequest, callback, object};
-use crate::task::Product;
+use crate::call::Call;
+use crate::submit::{self, Submit};
 
 const MAX_PROMPT_CHARS: usize = 2500;
 const DURATIONS: std::ops::RangeInclusive<u64> = 3..=15;
@@ -30,14 +30,14 @@ struct Content {
     url: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Settings {
     resolution: Option<String>,
     aspect_ratio: Option<String>,
     duration: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Options {
     callback_url: Option<String>,
     external_task_id: Option<String>,
@@ -50,87 +50,63 @@ struct WatermarkInfo {
 }
 
 /// Parses the submit of a model.
-pub(super) fn read(product: Product, model: &str, bytes: &[u8]) -> Result<SubmitRequest, ApiError> {
-    let submit = SubmitRequest::new(model, &object(bytes)?)?;
-    let body: Body =
-        serde_json::from_slice(bytes).map_err(|error| ApiError::Malformed(error.to_string()))?;
-    check_prompt(product, &body)?;
-    if let Some(settings) = &body.settings {
-        check_settings(settings)?;
-    }
-    let submit = SubmitRequest { product, ..submit };
-    let Some(options) = body.options else {
-        return Ok(submit);
+pub(super) fn parse(call: &Call, body: &Value) -> Result<Submit, ApiError> {
+    let (needs_frame, model) = match call.route().1 {
+        [kind, model] if model.starts_with("kling-") => (*kind == "image-to-video", *model),
+        _ => return Err(ApiError::NoSuchModel),
     };
-    let watermark = options.watermark_info.is_some_and(|info| info.enabled);
-    Ok(SubmitRequest {
-        external_id: options.external_task_id.filter(|id| !id.is_empty()),
-        callback: callback(options.callback_url.as_deref())?,
-        notes: json!({ "watermark": watermark }),
-        ..submit
-    })
-}
-
-fn check_prompt(product: Product, body: &Body) -> Result<(), ApiError> {
-    let contents = body.contents.as_deref().unwrap_or_default();
-    let prompts = contents.iter().filter(|content| content.kind == "prompt");
-    let prompts = prompts
-        .filter_map(|content| content.text.as_deref())
-        .chain(body.prompt.as_deref());
-    let prompt: String = prompts.collect();
-    if prompt.trim().is_empty() {
-        return Err(invalid("prompt is required"));
-    }
-    if prompt.chars().count() > MAX_PROMPT_CHARS {
-        return Err(invalid(format!(
-            "prompt is longer than {MAX_PROMPT_CHARS} characters"
-        )));
-    }
-    match product {
-        Product::TextToVideo => Ok(()),
-        Product::ImageToVideo => {
-            let is_frame = |content: &Content| {
-                content.kind.ends_with("_frame")
-                    && content.url.as_ref().is_some_and(|url| !url.is_empty())
-            };
-            let has_frame = contents.iter().any(is_frame);
-            has_frame
-                .then_some(())
-                .ok_or_else(|| invalid("contents has no frame with a url"))
-        }
-    }
-}
-
-fn check_settings(settings: &Settings) -> Result<(), ApiError> {
-    if settings
-        .duration
-        .is_some_and(|seconds| !DURATIONS.contains(&seconds))
-    {
-        return Err(invalid(
-            "settings.duration is not a whole number from 3 to 15",
-        ));
-    }
+    let body = Body::deserialize(body)?;
+    let contents = body.contents.unwrap_or_default();
+    let texts = contents.iter().filter(|content| content.kind == "prompt");
+    let texts = texts.filter_map(|content| content.text.as_deref());
+    let prompt: String = texts.chain(body.prompt.as_deref()).collect();
+    let has_frame = contents.iter().any(|content| {
+        content.kind.ends_with("_frame") && content.url.as_ref().is_some_and(|url| !url.is_empty())
+    });
+    check(!prompt.trim().is_empty(), "prompt is required")?;
+    check(
+        prompt.chars().count() <= MAX_PROMPT_CHARS,
+        format!("prompt is longer than {MAX_PROMPT_CHARS} characters"),
+    )?;
+    check(
+        has_frame || !needs_frame,
+        "contents has no frame with a url",
+    )?;
+    let settings = body.settings.unwrap_or_default();
+    check(
+        settings
+            .duration
+            .is_none_or(|seconds| DURATIONS.contains(&seconds)),
+        "settings.duration is not a whole number from 3 to 15",
+    )?;
     check_choice(
-        "settings.aspect_ratio",
+        "aspect_ratio",
         settings.aspect_ratio.as_deref(),
         &ASPECT_RATIOS,
     )?;
-    check_choice(
-        "settings.resolution",
-        settings.resolution.as_deref(),
-        &RESOLUTIONS,
-    )
+    check_choice("resolution", settings.resolution.as_deref(), &RESOLUTIONS)?;
+    let options = body.options.unwrap_or_default();
+    let watermark = options.watermark_info.is_some_and(|info| info.enabled);
+    Ok(Submit {
+        has_frame: needs_frame,
+        model: model.to_owned(),
+        external_id: options.external_task_id.filter(|id| !id.is_empty()),
+        callback: submit::callback(options.callback_url.as_deref())?,
+        notes: json!({ "watermark": watermark }),
+        ..Submit::default()
+    })
 }
 
 fn check_choice(key: &str, value: Option<&str>, choices: &[&str]) -> Result<(), ApiError> {
-    match value {
-        Some(value) if !choices.contains(&value) => {
-            Err(invalid(format!("{key} is none of {}", choices.join(", "))))
-        }
-        Some(_) | None => Ok(()),
-    }
+    check(
+        value.is_none_or(|value| choices.contains(&value)),
+        format!("settings.{key} is none of {}", choices.join(", ")),
+    )
 }
 
-fn invalid(why: impl Into<String>) -> ApiError {
-    ApiError::Invalid(why.into())
+fn check(is_valid: bool, otherwise: impl Into<String>) -> Result<(), ApiError> {
+    if is_valid {
+        return Ok(());
+    }
+    Err(ApiError::Invalid(otherwise.into()))
 }
