@@ -53,6 +53,14 @@ pub enum AdmissionError {
     /// The job exceeds a budget.
     #[error("{0}")]
     Budget(String),
+    /// Too many jobs of the owner wait for submission, or too large ones.
+    #[error("{setting}: limit of {limit} for jobs that wait for submission reached")]
+    QueueFull {
+        /// Name of the setting.
+        setting: &'static str,
+        /// Value of the setting.
+        limit: i64,
+    },
     /// The owner exceeds the submission rate.
     #[error("limits.submits_per_minute: limit of {limit} submissions per minute exceeded")]
     Rate {
@@ -70,6 +78,7 @@ impl AdmissionError {
             Self::Inline(_) | Self::TooLarge(_) => AdmissionRejection::Payload,
             Self::Price(_) => AdmissionRejection::Price,
             Self::Budget(_) => AdmissionRejection::Budget,
+            Self::QueueFull { .. } => AdmissionRejection::Queue,
             Self::Rate { .. } => AdmissionRejection::Rate,
         }
     }
@@ -109,7 +118,7 @@ impl AdmissionControl {
         now: Time,
     ) -> Result<Admitted, AdmissionError> {
         let metadata = std::mem::take(&mut request.metadata);
-        payload::check(&request)?;
+        let bytes = payload::check(&request)?;
         parameters::check(&request)?;
         resolution::apply_platform_preset(&mut request)?;
         match self.tier {
@@ -132,10 +141,14 @@ impl AdmissionControl {
             .render_submission(&job)
             .map_err(AdmissionError::Parameters)?;
         self.judge(provider, &submission)?;
-        let (reservation, budget_entries) =
+        let (reservation, mut budget_entries) =
             self.budget.reserve(owner, provider, &submission, now)?;
+        let queue_charges = self
+            .budget
+            .charge_queue(owner, bytes, now, &mut budget_entries);
         job.internal = Arc::new(InternalState {
             reservation,
+            queue_charges,
             ..InternalState::clone(&job.internal)
         });
         Ok(Admitted {

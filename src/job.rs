@@ -26,7 +26,7 @@ pub use bounds::{
 };
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
-pub use internal::{BudgetWindow, InternalState, Reservation};
+pub use internal::{BudgetWindow, InternalState, QueueCharge, Reservation};
 pub use request::{Platform, VideoRequest};
 pub use topic::Topic;
 pub use update::{JobEvent, StatusReport, Update};

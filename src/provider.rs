@@ -30,6 +30,7 @@ use crate::time::Time;
 use client::ProviderClient;
 use client::base_url::BaseUrl;
 use client::download::Downloader;
+use spec::input_rules::KeyPath;
 use spec::pricing::Prices;
 use spec::request_spec::RequestSpec;
 use spec::{Requirement, Spec};
@@ -65,6 +66,8 @@ pub struct Provider {
     client: ProviderClient,
     webhooks: WebhookVerifier,
     unverified_polls: PollLimit,
+    /// Keys of `input` that the operator allows although a budget or a tier applies.
+    allowed_input: Vec<KeyPath>,
     prices: Prices,
     poll_policy: PollPolicy,
     max_concurrent: usize,
@@ -164,6 +167,11 @@ impl Provider {
                 downloader,
             ),
             webhooks,
+            allowed_input: settings
+                .allowed_input
+                .iter()
+                .map(|path| path.as_str().into())
+                .collect(),
             unverified_polls: PollLimit::new(settings.unverified_polls_per_minute, Time::now()),
             prices,
             spec,
@@ -230,7 +238,7 @@ impl Provider {
     /// as the definition knows.
     pub fn unknown_input_key(&self, request: &VideoRequest) -> Option<String> {
         let rules = &self.spec.submit.as_ref()?.input;
-        let key = rules.unknown_key(&request.input)?;
+        let key = rules.unknown_key(&request.input, &self.allowed_input)?;
         Some(format!("input.{key}"))
     }
 

@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::AdmissionControl;
 use crate::background::change_feed::ChangeFeed;
-use crate::cancellation::CancelService;
+use crate::cancellation::{CancelService, CancelsInProgress};
 use crate::config::{Config, ConfigError};
 use crate::hub::{self, Hub};
 use crate::links::Links;
@@ -156,6 +156,7 @@ impl Server {
             providers: Arc::clone(&providers),
             tracker: Arc::clone(&tracker),
             metrics: Arc::clone(&metrics),
+            in_progress: CancelsInProgress::default(),
         });
         let drain_time = config.server.drain;
         let components = Components {

@@ -200,7 +200,12 @@ impl Tracker {
                 expected_version: job.version,
                 schedule,
                 applied_buffered: buffered,
-                budget_entries: settlement.map(|it| it.entries).unwrap_or_default(),
+                budget_entries: settlement
+                    .map(|it| it.entries)
+                    .into_iter()
+                    .flatten()
+                    .chain(settlement::leave_queue(&job, &next))
+                    .collect(),
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => {

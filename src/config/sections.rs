@@ -120,11 +120,16 @@ section! {
 }
 
 section! {
-    /// `[limits]`: rate limits.
+    /// `[limits]`: limits of each owner.
     #[derive(Copy)]
     pub struct Limits {
         /// Number of jobs that one owner may submit per clock minute.
-        submits_per_minute: Option<usize> = number(1..=1_000_000).or_none(),
+        submits_per_minute: usize = number(1..=1_000_000).or(600),
+        /// Number of jobs of one owner that may wait for their first submission attempt, of those
+        /// submitted on the same UTC day.
+        queued_jobs: usize = number(1..=1_000_000).or(1000),
+        /// Size in bytes of the requests of these jobs.
+        queued_bytes: usize = bytes(64 << 10..=1 << 30).or(16 << 20),
     }
 }
 
@@ -175,6 +180,10 @@ section! {
         /// or an expression over the request's parameters, such as `"0.07 * duration"`. A name
         /// takes precedence over a pattern, and a longer pattern over a shorter one.
         prices: BTreeMap<String, Price> = prices().or_empty(),
+        /// Keys of a request's `input` that pass although a budget or a tier applies, such as
+        /// `settings.audio`, in addition to those that the provider definition allows. Prices must
+        /// take them into account.
+        allowed_input: Vec<String> = list(text()).or_empty(),
         /// Maximum cost of this provider's jobs per UTC day.
         budget_per_day: Option<f64> = amount().or_none(),
     }

@@ -159,6 +159,8 @@ fn every_setting_is_printed_without_secrets() {
 
     [limits]
     submits_per_minute = 30
+    queued_jobs = 1000
+    queued_bytes = 16777216
 
     [budgets]
     unit = "credits"
@@ -179,6 +181,7 @@ fn every_setting_is_printed_without_secrets() {
     deadline = "36h"
     max_concurrent = 5
     prices = { "*" = "0.07 * duration", "kling-v3*" = 0.35 }
+    allowed_input = []
     budget_per_day = 100.0
     "#);
 }
@@ -226,7 +229,9 @@ fn defaults_are_printed() {
     tier = "production"
 
     [limits]
-    submits_per_minute = ""
+    submits_per_minute = 600
+    queued_jobs = 1000
+    queued_bytes = 16777216
 
     [budgets]
     unit = "usd"

@@ -741,7 +741,8 @@ async fn document_is_bounded_whatever_a_webhook_reports() {
     assert_accepted(&post_generic(&app, &body).await, true, true);
     let job = app.get_job(id.as_str().unwrap(), "alice").await;
     assert_eq!(job["stage"].as_str().unwrap().len(), 200);
-    let body = json!({ "id": "90", "status": "failed", "message": long, "error_code": long });
+    let half = "x".repeat(400_000);
+    let body = json!({ "id": "90", "status": "failed", "message": half, "error_code": half });
     assert_accepted(&post_generic(&app, &body).await, true, true);
     let job = app.get_job(id.as_str().unwrap(), "alice").await;
     assert!(

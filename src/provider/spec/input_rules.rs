@@ -56,11 +56,34 @@ impl fmt::Display for KeyPath {
     }
 }
 
+impl From<&str> for KeyPath {
+    fn from(path: &str) -> Self {
+        Self(path.split('.').map(str::to_owned).collect())
+    }
+}
+
 impl<'de> Deserialize<'de> for KeyPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let path = String::deserialize(deserializer)?;
-        Ok(Self(path.split('.').map(str::to_owned).collect()))
+        String::deserialize(deserializer).map(|path| path.as_str().into())
     }
+}
+
+fn unknown_key_in(
+    fields: &Map<String, Json>,
+    allowed: &[&KeyPath],
+    path: &KeyPath,
+) -> Option<KeyPath> {
+    fields.iter().find_map(|(key, value)| {
+        let path = path.child(key);
+        if allowed.iter().any(|allowed| path.starts_with(allowed)) {
+            return None;
+        }
+        match value {
+            Json::Object(fields) => unknown_key_in(fields, allowed, &path),
+            Json::Null => None,
+            Json::Bool(_) | Json::Number(_) | Json::String(_) | Json::Array(_) => Some(path),
+        }
+    })
 }
 
 fn contains(input: &Map<String, Json>, path: &[String]) -> bool {
@@ -103,22 +126,15 @@ impl InputRules {
 
     /// Returns the first key of `input` that may change the price or the size, as far as the
     /// definition knows.
-    pub(crate) fn unknown_key(&self, input: &Map<String, Json>) -> Option<KeyPath> {
-        self.unknown_key_at(input, &KeyPath::default())
-    }
-
-    fn unknown_key_at(&self, fields: &Map<String, Json>, path: &KeyPath) -> Option<KeyPath> {
-        fields.iter().find_map(|(key, value)| {
-            let path = path.child(key);
-            if self.allowed.iter().any(|allowed| path.starts_with(allowed)) {
-                return None;
-            }
-            match value {
-                Json::Object(fields) => self.unknown_key_at(fields, &path),
-                Json::Null => None,
-                Json::Bool(_) | Json::Number(_) | Json::String(_) | Json::Array(_) => Some(path),
-            }
-        })
+    ///
+    /// `also_allowed` are the keys that the operator allows.
+    pub(crate) fn unknown_key(
+        &self,
+        input: &Map<String, Json>,
+        also_allowed: &[KeyPath],
+    ) -> Option<KeyPath> {
+        let allowed: Vec<&KeyPath> = self.allowed.iter().chain(also_allowed).collect();
+        unknown_key_in(input, &allowed, &KeyPath::default())
     }
 
     fn is_replaceable(&self, path: &KeyPath) -> bool {
@@ -274,9 +290,10 @@ mod tests {
             (json!({ "camera.move": 1 }), Some("camera.move")),
             (json!({ "Seed": 1 }), Some("Seed")),
             (json!({ "list": [] }), Some("list")),
+            (json!({ "operator": { "a": 1 } }), None),
         ] {
             let actual = rules
-                .unknown_key(&fields(&input))
+                .unknown_key(&fields(&input), &["operator".into()])
                 .map(|path| path.to_string());
             assert_eq!(actual.as_deref(), unknown, "{input}");
         }
