@@ -1,6 +1,7 @@
 //! Authentication of HTTP requests.
 
 use std::ops::Deref;
+use std::rc::Rc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap};
@@ -8,6 +9,7 @@ use actix_web::{FromRequest, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
 
 use super::error::{ErrorCode, Problem};
+use super::listener::ClientConnection;
 use progress_hub_auth::jwt::{Principal, TokenError, Verifier};
 
 /// The authenticated caller. A handler with this argument runs only for requests with a valid bearer
@@ -27,11 +29,16 @@ impl FromRequest for Caller {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let verifier = request.app_data::<web::Data<Verifier>>().cloned();
+        let client = request.conn_data::<Rc<ClientConnection>>().cloned();
         let token = bearer_token(request.headers()).map(|token| token.map(str::to_owned));
         Box::pin(async move {
             let verifier = verifier.ok_or(TokenError::Missing)?;
             let token = token?.ok_or(TokenError::Missing)?;
-            Ok(Self(verifier.verify(&token).await?))
+            let principal = verifier.verify(&token).await?;
+            if let Some(client) = client {
+                client.set_authenticated();
+            }
+            Ok(Self(principal))
         })
     }
 }

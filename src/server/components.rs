@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::api::demo::Demo;
 use super::drain::Drain;
+use super::limits::ConnectionLimits;
 use super::origin::OriginPolicy;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
@@ -41,6 +42,7 @@ pub struct Components {
     pub origins: Arc<OriginPolicy>,
     pub metrics: Arc<Metrics>,
     pub drain: Arc<Drain>,
+    pub limits: Arc<ConnectionLimits>,
     pub wakeups: WorkerWakeups,
     pub demo: Option<Demo>,
 }
@@ -87,6 +89,7 @@ impl Components {
             store: self.store.clone(),
             canceller: Arc::clone(&self.canceller),
             drain: Arc::clone(&self.drain),
+            limits: Arc::clone(&self.limits),
             metrics: Arc::clone(&self.metrics),
         })
     }

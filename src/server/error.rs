@@ -117,6 +117,8 @@ error_codes! {
     NotFound: "not_found", Some(StatusCode::NOT_FOUND), websocket: true, retryable: false;
     /// Pages of this origin may not open a WebSocket.
     OriginRefused: "origin_refused", Some(StatusCode::FORBIDDEN), websocket: false, retryable: false;
+    /// The node has reached its maximum number of connections or of unverified webhooks.
+    OverCapacity: "over_capacity", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: false, retryable: true;
     /// The provider no longer has the output.
     OutputGone: "output_gone", Some(StatusCode::GONE), websocket: false, retryable: false;
     /// The body of the request is too large.
@@ -125,20 +127,24 @@ error_codes! {
     ProviderError: "provider_error", Some(StatusCode::BAD_GATEWAY), websocket: true, retryable: true;
     /// Too many jobs of the owner wait for submission.
     QueueFull: "queue_full", Some(StatusCode::TOO_MANY_REQUESTS), websocket: false, retryable: true;
-    /// The owner has reached the limit of submissions per minute.
+    /// The owner, subject or address has reached a rate limit.
     RateLimited: "rate_limited", Some(StatusCode::TOO_MANY_REQUESTS), websocket: false, retryable: true;
+    /// The request took longer than `server.request_timeout` allows.
+    RequestTimeout: "request_timeout", Some(StatusCode::REQUEST_TIMEOUT), websocket: false, retryable: true;
     /// The store cannot be reached or is overloaded.
     StoreUnavailable: "store_unavailable", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: true, retryable: true;
     /// The new token has another subject.
     SubjectChanged: "subject_changed", None, websocket: true, retryable: false;
     /// The provider task belongs to another job.
     TaskKnown: "task_known", Some(StatusCode::CONFLICT), websocket: false, retryable: false;
-    /// The node has reached the limit of concurrent downloads.
+    /// The address or subject has reached its maximum number of connections.
+    TooManyConnections: "too_many_connections", Some(StatusCode::TOO_MANY_REQUESTS), websocket: false, retryable: true;
+    /// The node, owner or link has reached the limit of concurrent downloads.
     TooManyDownloads: "too_many_downloads", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: false, retryable: true;
     /// The connection has too many cancel requests in progress.
     TooManyRequests: "too_many_requests", None, websocket: true, retryable: true;
-    /// The connection has reached the limit of subscriptions by id.
-    TooManySubscriptions: "too_many_subscriptions", None, websocket: true, retryable: false;
+    /// The connection or subject has reached the limit of subscriptions by id.
+    TooManySubscriptions: "too_many_subscriptions", Some(StatusCode::TOO_MANY_REQUESTS), websocket: true, retryable: false;
     /// The token is missing or invalid, or has expired.
     Unauthorized: "unauthorized", Some(StatusCode::UNAUTHORIZED), websocket: true, retryable: false;
     /// The provider is not configured.
@@ -269,6 +275,10 @@ impl ResponseError for Problem {
         let mut response = HttpResponseBuilder::new(self.status());
         for header in self.headers() {
             response.insert_header(header);
+        }
+        if self.code == ErrorCode::RequestTimeout {
+            // The rest of the request may still come, at any rate.
+            response.force_close();
         }
         response.content_type(PROBLEM_JSON).body(self.body())
     }

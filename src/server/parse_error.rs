@@ -4,12 +4,21 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::protocol::is_json_object;
+
+const NOT_AN_OBJECT: &str = "the body must be a JSON object";
+
 /// Parses a JSON body.
 ///
 /// # Errors
 /// A text that begins with the invalid field, if there is one.
 pub fn parse_json<T: DeserializeOwned>(raw: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(raw).map_err(|error| describe_json::<T>(raw, &error))
+    let body = serde_json::from_slice(raw).map_err(|error| describe_json::<T>(raw, &error))?;
+    if is_json_object(raw) {
+        Ok(body)
+    } else {
+        Err(NOT_AN_OBJECT.to_owned())
+    }
 }
 
 /// Parses a query string.
@@ -62,7 +71,7 @@ fn describe_field(path: &str, message: &str) -> String {
         return format!("{path} {message}");
     }
     match expected_value(message) {
-        Some("an object") if path == "." => "the body must be a JSON object".to_owned(),
+        Some("an object") if path == "." => NOT_AN_OBJECT.to_owned(),
         // The body of an enum variant. All variants of the API are names.
         Some("unit") => {
             let field = path.rsplit_once('.').map_or(path, |(field, _)| field);
@@ -120,6 +129,14 @@ mod tests {
 
     fn describe<T: DeserializeOwned>(body: &str) -> Option<String> {
         parse_json::<T>(body.as_bytes()).err()
+    }
+
+    #[test]
+    fn fields_in_a_list_are_rejected() {
+        let body = r#"["alice"]"#;
+        assert_eq!(describe::<TokenRequest>(body).unwrap(), NOT_AN_OBJECT);
+        let body = r#"["alice",null,null,null]"#;
+        assert_eq!(describe::<TokenRequest>(body).unwrap(), NOT_AN_OBJECT);
     }
 
     #[test]

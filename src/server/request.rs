@@ -2,6 +2,7 @@
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::dev::Payload;
 use actix_web::{FromRequest, HttpRequest, web};
@@ -9,54 +10,132 @@ use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
 
 use super::content;
 use super::error::{ErrorCode, Problem};
+use super::limits::ConnectionLimits;
 use super::parse_error;
 use crate::config::ServerConfig;
 use crate::job::MAX_METADATA_BYTES;
 use crate::provider::{Provider, Providers};
 use crate::store::IdempotencyKey;
+use crate::telemetry::Limit;
 use progress_hub_auth::jwt::Principal;
 
-/// The bytes of a request body without a content encoding, at most `server.max_body_bytes`.
-pub struct RawBody(pub web::Bytes);
+/// Minimum average rate of a body, after `server.request_timeout`.
+const MIN_BODY_BYTES_PER_SECOND: u32 = 64 << 10;
 
-impl FromRequest for RawBody {
+/// A request body that has not been read. A handler with this argument decides first whether to read it.
+pub struct UnreadBody {
+    payload: Payload,
+    declared_length: Option<usize>,
+    max_bytes: usize,
+    timeout: Duration,
+    limits: web::Data<ConnectionLimits>,
+}
+
+impl FromRequest for UnreadBody {
     type Error = Problem;
-    type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
+    type Future = Ready<Result<Self, Problem>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let encoding = content::require_identity(request.headers());
-        let limit = request
-            .app_data::<web::Data<ServerConfig>>()
-            .map_or(0, |server| server.max_body_bytes);
-        let declared = request
-            .headers()
-            .get("content-length")
-            .and_then(|length| length.to_str().ok()?.parse().ok());
-        let mut payload = payload.take();
-        Box::pin(async move {
-            encoding?;
-            let too_large = || {
-                let detail = format!("the body is larger than the limit of {limit} bytes");
-                Problem::new(ErrorCode::PayloadTooLarge, detail)
-            };
-            if declared.is_some_and(|length: usize| length > limit) {
-                return Err(too_large());
-            }
-            let mut body = web::BytesMut::new();
-            while let Some(chunk) = payload.next().await {
-                let chunk = chunk.map_err(|_| Problem::invalid("the body is incomplete"))?;
-                if body.len() + chunk.len() > limit {
-                    return Err(too_large());
-                }
-                body.extend_from_slice(&chunk);
-            }
-            Ok(Self(body.freeze()))
-        })
+        if let Err(error) = content::require_identity(request.headers()) {
+            return ready(Err(error));
+        }
+        let mut body = || {
+            let server = request.app_data::<web::Data<ServerConfig>>()?;
+            let length = request.headers().get("content-length");
+            Some(Self {
+                payload: payload.take(),
+                declared_length: length.and_then(|length| length.to_str().ok()?.parse().ok()),
+                max_bytes: server.max_body_bytes,
+                timeout: server.request_timeout,
+                limits: request.app_data::<web::Data<ConnectionLimits>>()?.clone(),
+            })
+        };
+        ready(body().ok_or_else(|| Problem::not_found("resource")))
     }
 }
+
+impl UnreadBody {
+    /// Reads the body of an authenticated caller.
+    ///
+    /// # Errors
+    /// `payload_too_large`, `request_timeout`, or `invalid_request` if the body is incomplete.
+    pub async fn read(self) -> Result<web::Bytes, Problem> {
+        self.limit(None)?.read_chunks(|_| Ok(())).await
+    }
+
+    /// Reduces the maximum size, and checks the size that the head declares.
+    ///
+    /// # Errors
+    /// `payload_too_large`.
+    pub fn limit(self, max_bytes: Option<usize>) -> Result<Self, Problem> {
+        let max_bytes = max_bytes.unwrap_or(usize::MAX).min(self.max_bytes);
+        if self.declared_length.unwrap_or(0) > max_bytes {
+            return Err(too_large(max_bytes));
+        }
+        Ok(Self { max_bytes, ..self })
+    }
+
+    /// Reads the body of a sender that is not verified. Its memory counts for the node while the returned
+    /// permit exists.
+    ///
+    /// # Errors
+    /// As [`UnreadBody::read`], and `over_capacity`.
+    pub async fn read_unverified(self) -> Result<(web::Bytes, BodyPermit), Problem> {
+        let limits = self.limits.clone();
+        let mut permit = BodyPermit(None);
+        let reserve = |bytes| {
+            let more = limits.reserve_body(bytes)?;
+            match &mut permit.0 {
+                Some(permit) => permit.merge(more),
+                none => *none = Some(more),
+            }
+            Ok(())
+        };
+        let body = self.read_chunks(reserve).await?;
+        Ok((body, permit))
+    }
+
+    async fn read_chunks(
+        mut self,
+        mut reserve: impl FnMut(usize) -> Result<(), Problem>,
+    ) -> Result<web::Bytes, Problem> {
+        let started_at = Instant::now();
+        let mut body = web::BytesMut::new();
+        loop {
+            let received = u32::try_from(body.len()).unwrap_or(u32::MAX);
+            let earned = Duration::from_secs(received.into()) / MIN_BODY_BYTES_PER_SECOND;
+            let deadline = started_at + self.timeout + earned;
+            let Ok(chunk) = timeout_at(deadline, self.payload.next()).await else {
+                let reached = self
+                    .limits
+                    .reached(Limit::RequestTime, Duration::from_secs(1));
+                return Err(reached.into());
+            };
+            let Some(chunk) = chunk else {
+                return Ok(body.freeze());
+            };
+            let chunk = chunk.map_err(|_| Problem::invalid("the body is incomplete"))?;
+            if body.len() + chunk.len() > self.max_bytes {
+                return Err(too_large(self.max_bytes));
+            }
+            reserve(chunk.len())?;
+            body.extend_from_slice(&chunk);
+        }
+    }
+}
+
+fn too_large(max_bytes: usize) -> Problem {
+    let detail = format!("the body is larger than the limit of {max_bytes} bytes");
+    Problem::new(ErrorCode::PayloadTooLarge, detail)
+}
+
+/// The memory of an unverified body. Dropping it releases the memory for others.
+pub struct BodyPermit(Option<OwnedSemaphorePermit>);
 
 /// A JSON body with the bytes that it was parsed from.
 pub struct JsonBody<T> {
@@ -71,10 +150,10 @@ impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let content_type = content::require_json(request.headers());
-        let raw = RawBody::from_request(request, payload);
+        let unread = UnreadBody::from_request(request, payload);
         Box::pin(async move {
             content_type?;
-            let RawBody(raw) = raw.await?;
+            let raw = unread.await?.read().await?;
             let value = parse_error::parse_json(&raw).map_err(Problem::invalid)?;
             Ok(Self { value, raw })
         })

@@ -36,6 +36,7 @@ pub fn configure(
             .app_data(web::Data::from(components.minter))
             .app_data(web::Data::from(components.metrics))
             .app_data(web::Data::from(components.drain))
+            .app_data(web::Data::from(components.limits))
             .app_data(web::Data::from(components.origins))
             .app_data(web::Data::new(components.links))
             .app_data(web::Data::new(components.wakeups))
@@ -44,7 +45,7 @@ pub fn configure(
             .app_data(web::Data::new(components.config.store.clone()))
             .app_data(web::Data::new(components.config.socket.clone()))
             .app_data(web::Data::new(components.config.defaults.clone()));
-        let resources = [
+        let mut resources = vec![
             Resource::new("/v1/videos").post(videos::submit),
             Resource::new("/v1/jobs")
                 .get(jobs::list)
@@ -62,14 +63,12 @@ pub fn configure(
             Resource::new("/v1/providers/{name}/resume").post(providers::resume),
             Resource::new("/v1/events").get(events::open),
             Resource::new("/v1/ws").get(upgrade_required),
-            Resource::new("/v1/health").get(health::check),
-            Resource::new("/v1/health/live").get(health::live),
-            Resource::new("/v1/health/ready").get(health::ready),
-            Resource::new("/metrics").get(health::metrics),
         ];
-        for resource in resources {
-            resource.register(app);
+        resources.extend(health_checks());
+        if components.config.server.admin_bind.is_none() {
+            resources.push(metrics());
         }
+        register(app, resources);
         if let Some(demo) = components.demo {
             app.app_data(web::Data::new(demo));
             Resource::new("/demo/session")
@@ -77,6 +76,43 @@ pub fn configure(
                 .register(app);
         }
         app.default_service(web::to(static_files::file));
+    }
+}
+
+/// Registers what the admin listener serves: health checks and metrics.
+pub fn configure_admin(
+    components: &Components,
+    started_at: Instant,
+) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
+    let components = components.clone();
+    move |app| {
+        app.app_data(web::Data::<dyn Store>::from(components.store))
+            .app_data(web::Data::from(components.hub))
+            .app_data(web::Data::from(components.providers))
+            .app_data(web::Data::from(components.metrics))
+            .app_data(web::Data::from(components.drain))
+            .app_data(web::Data::new(StartedAt(started_at)));
+        register(app, health_checks());
+        register(app, [metrics()]);
+        app.default_service(web::to(not_found));
+    }
+}
+
+fn health_checks() -> [Resource; 3] {
+    [
+        Resource::new("/v1/health").get(health::check),
+        Resource::new("/v1/health/live").get(health::live),
+        Resource::new("/v1/health/ready").get(health::ready),
+    ]
+}
+
+fn metrics() -> Resource {
+    Resource::new("/metrics").get(health::metrics)
+}
+
+fn register(app: &mut web::ServiceConfig, resources: impl IntoIterator<Item = Resource>) {
+    for resource in resources {
+        resource.register(app);
     }
 }
 
@@ -131,6 +167,11 @@ impl Resource {
         }
         app.service(resource);
     }
+}
+
+/// Response of the admin listener to any other path.
+async fn not_found() -> Result<HttpResponse, Problem> {
+    Err(Problem::not_found("resource"))
 }
 
 /// `GET /v1/ws` without an upgrade.

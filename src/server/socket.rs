@@ -6,8 +6,10 @@
 mod connection;
 pub(crate) mod inbound;
 mod session;
+mod throttle;
 mod transport;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use actix_codec::{AsyncRead, AsyncWrite, Framed};
@@ -21,6 +23,8 @@ use futures_util::SinkExt;
 use super::caller::bearer_token;
 use super::drain::Drain;
 use super::error::{ErrorCode, PROBLEM_JSON, Problem};
+use super::limits::{AddressPermit, ConnectionLimits};
+use super::listener::{ConnectionPermits, RequestStream, Stream};
 use super::origin::OriginPolicy;
 use crate::cancellation::CancelService;
 use crate::config::SocketConfig;
@@ -47,18 +51,21 @@ pub struct SocketContext {
     pub store: Arc<dyn Store>,
     /// Cancels jobs.
     pub canceller: Arc<CancelService>,
-    /// Limits the number of WebSockets, and closes them when the node drains.
+    /// Closes WebSockets when the node drains.
     pub drain: Arc<Drain>,
+    /// Limits of what one client may use.
+    pub limits: Arc<ConnectionLimits>,
     /// Counts connections and deliveries.
     pub metrics: Arc<Metrics>,
 }
 
 /// Handles a request for an upgrade. The connection runs in a task of its own, so that an idle
 /// connection does not keep the memory of its HTTP request.
-pub async fn serve<T>(context: Arc<SocketContext>, request: Request, framed: Framed<T, h1::Codec>)
-where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+pub async fn serve(
+    context: Arc<SocketContext>,
+    request: Request,
+    framed: Framed<RequestStream, h1::Codec>,
+) {
     if let Some(upgraded) = upgrade(&context, request, framed).await {
         let drain = Arc::clone(&context.drain);
         drain.track(connection::open(context, upgraded));
@@ -66,22 +73,43 @@ where
 }
 
 /// A stream after the upgrade.
-struct Upgraded<T> {
-    io: T,
+struct Upgraded {
+    io: Stream,
+    client: SocketClient,
+    /// Whether the node has accepted the connection only to reject it.
+    is_over_capacity: bool,
+    /// The address that a trusted proxy names as its client.
+    forwarded: Option<IpAddr>,
     /// Bytes that the client sent directly after the request.
     initial_bytes: BytesMut,
     principal: Option<Principal>,
 }
 
+/// The client of a WebSocket, whose connection counts while this exists.
+struct SocketClient {
+    connection: Option<ConnectionPermits>,
+    /// Counts the client of a trusted proxy.
+    forwarded: Option<AddressPermit>,
+}
+
+impl SocketClient {
+    /// Records that the client has authenticated.
+    fn set_authenticated(&self) {
+        if let Some(permits) = &self.connection {
+            permits.set_authenticated();
+        }
+        if let Some(permit) = &self.forwarded {
+            permit.set_authenticated();
+        }
+    }
+}
+
 /// Sends the response. Returns `None` if the upgrade was rejected or the client disconnected.
-async fn upgrade<T>(
+async fn upgrade(
     context: &SocketContext,
     request: Request,
-    mut framed: Framed<T, h1::Codec>,
-) -> Option<Upgraded<T>>
-where
-    T: AsyncRead + AsyncWrite + Unpin,
-{
+    mut framed: Framed<RequestStream, h1::Codec>,
+) -> Option<Upgraded> {
     let decision = match authorize_upgrade(context, &request).await {
         Ok(decision) => decision,
         Err(problem) => {
@@ -97,8 +125,17 @@ where
     let head = h1::Message::Item((response, BodySize::None));
     framed.send(head).await.ok()?;
     let parts = framed.into_parts();
+    let is_over_capacity = parts.io.client().is_over_capacity();
+    let (io, connection) = parts.io.into_parts();
+    let peer = request.peer_addr().map(|address| address.ip());
     Some(Upgraded {
-        io: parts.io,
+        io,
+        client: SocketClient {
+            connection,
+            forwarded: None,
+        },
+        is_over_capacity,
+        forwarded: context.limits.forwarded_client(peer, request.headers()),
         // A copy, because the original buffer has the capacity for a whole request.
         initial_bytes: BytesMut::from(&parts.read_buf[..]),
         principal: decision.principal,

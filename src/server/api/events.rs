@@ -25,6 +25,7 @@ use crate::protocol::Frame;
 use crate::server::caller::Caller;
 use crate::server::drain::Drain;
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::{ConnectionLimits, StreamPermit};
 use crate::server::subscribe::{
     NotifySink, can_subscribe_owner, granted_job_ids, subscribe, subscribe_owner,
 };
@@ -55,17 +56,26 @@ struct StreamParams {
 impl StreamParams {
     fn parse(request: &HttpRequest, max_jobs: usize) -> Result<Self, Problem> {
         let mut params = Self::default();
+        let (mut occurrences, mut seen) = (0, HashSet::new());
         let last_event_id = request.headers().get("last-event-id");
         if let Some(ids) = last_event_id.and_then(|ids| ids.to_str().ok()) {
             params.add_known_versions(ids);
         }
         for (name, value) in url::form_urlencoded::parse(request.query_string().as_bytes()) {
             match (&*name, &*value) {
-                ("job", id) => match JobId::parse(id) {
-                    Ok(id) if params.jobs.contains(&id) => {}
-                    Ok(id) => params.jobs.push(id),
-                    Err(_) => params.invalid_jobs.push(id.to_owned()),
-                },
+                ("job", id) => {
+                    occurrences += 1;
+                    if occurrences > max_jobs {
+                        return Err(Problem::invalid(format!(
+                            "job must occur at most {max_jobs} times"
+                        )));
+                    }
+                    match JobId::parse(id) {
+                        Ok(id) if seen.insert(id.clone()) => params.jobs.push(id),
+                        Ok(_) => {}
+                        Err(_) => params.invalid_jobs.push(id.to_owned()),
+                    }
+                }
                 ("feed", "mine") => params.has_owner_feed = true,
                 ("feed", _) => return Err(Problem::invalid("feed must be 'mine'")),
                 ("last_event_id", ids) => params.add_known_versions(ids),
@@ -76,11 +86,6 @@ impl StreamParams {
             return Err(Problem::invalid(
                 "job or feed is required: use ?job=…&job=… or ?feed=mine",
             ));
-        }
-        if params.jobs.len() > max_jobs {
-            return Err(Problem::invalid(format!(
-                "job must occur at most {max_jobs} times"
-            )));
         }
         Ok(params)
     }
@@ -108,6 +113,7 @@ struct Stream {
     drain: web::Data<Drain>,
     metrics: web::Data<Metrics>,
     _open: OpenConnection,
+    _permit: StreamPermit,
     heartbeat: Duration,
     next_heartbeat: Instant,
     token_expires_at: Instant,
@@ -159,11 +165,16 @@ impl JobList {
 }
 
 /// Opens a stream.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the arguments list exactly what the handler uses"
+)]
 pub async fn open(
     caller: Caller,
     store: web::Data<dyn Store>,
     hub: web::Data<Hub>,
     drain: web::Data<Drain>,
+    limits: web::Data<ConnectionLimits>,
     metrics: web::Data<Metrics>,
     settings: web::Data<SocketConfig>,
     request: HttpRequest,
@@ -177,11 +188,13 @@ pub async fn open(
         params.jobs.sort_unstable();
         params.jobs.dedup();
     }
-
+    let jobs = params.jobs.len();
+    let mut permit = limits.open_stream(&request, &caller, jobs, params.has_owner_feed)?;
     let by_id = subscribe(&connection, &**store, &caller, &params.jobs).await?;
     if by_id.jobs().is_empty() && !params.has_owner_feed {
         return Err(Problem::not_found("job"));
     }
+    permit.settle_subscriptions(by_id.jobs().len());
     let found: HashSet<&JobId> = by_id.jobs().iter().map(|job| &job.id).collect();
     let missing = params.jobs.iter().filter(|id| !found.contains(id));
     let missing = missing.map(JobId::as_str);
@@ -207,6 +220,7 @@ pub async fn open(
         drain,
         _open: metrics.connection_opened(ConnectionKind::Sse),
         metrics,
+        _permit: permit,
         heartbeat: settings.heartbeat,
         next_heartbeat: now + settings.heartbeat,
         token_expires_at: now + token_lifetime,

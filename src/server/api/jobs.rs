@@ -17,6 +17,7 @@ use crate::links::Links;
 use crate::server::caller::Caller;
 use crate::server::drain::Drain;
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::ConnectionLimits;
 use crate::server::request::Query;
 use crate::server::subscribe::{NotifySink, granted_job_ids, subscribe, visible};
 use crate::store::{CreateOutcome, ListQuery, Store};
@@ -46,6 +47,7 @@ pub async fn show(
     store: web::Data<dyn Store>,
     hub: web::Data<Hub>,
     drain: web::Data<Drain>,
+    limits: web::Data<ConnectionLimits>,
     metrics: web::Data<Metrics>,
     request: HttpRequest,
     id: web::Path<String>,
@@ -68,6 +70,7 @@ pub async fn show(
         && wait > 0.0
         && !job.is_final()
     {
+        let _permit = limits.open_stream(&request, &caller, 1, false)?;
         let _open = metrics.connection_opened(ConnectionKind::Poll);
         let wait = Duration::from_secs_f64(wait.min(MAX_WAIT_SECONDS));
         tokio::select! {

@@ -1,9 +1,11 @@
 //! `/v1/webhooks`: webhooks from providers.
 //!
-//! The signature of the raw body is verified before the body is parsed. The response is 200 only after
-//! the update is stored; the sender repeats a webhook that received another response.
+//! The provider, the callback token and the headers are checked before the body is read. The signature of
+//! the raw body is verified before the body is parsed. The response is 200 only after the update is
+//! stored; the sender repeats a webhook that received another response.
 
 use std::future::{Ready, ready};
+use std::rc::Rc;
 use std::time::Instant;
 
 use actix_web::dev::Payload;
@@ -17,18 +19,19 @@ use crate::job::{JobId, Source, Status, StatusReport};
 use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
 use crate::server::error::{ErrorCode, Problem};
-use crate::server::request::RawBody;
+use crate::server::listener::ClientConnection;
+use crate::server::request::UnreadBody;
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};
-use progress_hub_auth::signature::{Headers, Request};
+use progress_hub_auth::signature::{Headers, Request, Trust};
 
 /// `POST /v1/webhooks/{provider}`: finds the job by the task id in the payload.
 pub async fn receive(
     handler: WebhookHandler,
     provider: web::Path<String>,
     request: HttpRequest,
-    body: Result<RawBody, Problem>,
+    body: UnreadBody,
 ) -> Result<HttpResponse, Problem> {
     handler.handle(&provider, None, &request, body).await
 }
@@ -38,7 +41,7 @@ pub async fn receive_with_token(
     handler: WebhookHandler,
     path: web::Path<(String, String)>,
     request: HttpRequest,
-    body: Result<RawBody, Problem>,
+    body: UnreadBody,
 ) -> Result<HttpResponse, Problem> {
     let (provider, token) = path.into_inner();
     handler
@@ -87,7 +90,7 @@ impl WebhookHandler {
         provider: &str,
         token: Option<&str>,
         request: &HttpRequest,
-        body: Result<RawBody, Problem>,
+        body: UnreadBody,
     ) -> Result<HttpResponse, Problem> {
         let started_at = Instant::now();
         let result = self.process(provider, token, request, body).await;
@@ -112,7 +115,7 @@ impl WebhookHandler {
         provider: &str,
         token: Option<&str>,
         request: &HttpRequest,
-        body: Result<RawBody, Problem>,
+        body: UnreadBody,
     ) -> Result<WebhookResult, (WebhookOutcome, Problem)> {
         let unknown = |resource| (WebhookOutcome::Unknown, Problem::not_found(resource));
         let provider = self.providers.get(provider);
@@ -122,20 +125,39 @@ impl WebhookHandler {
             job.ok_or_else(|| unknown("callback"))
         });
         let job = job.transpose()?;
-        let RawBody(body) = body.map_err(|problem| match problem.status() {
+        let body = body.limit(provider.max_webhook_bytes());
+        let body = body.map_err(|problem| (WebhookOutcome::TooLarge, problem))?;
+        let headers = &RequestHeaders(request.headers());
+        let url = &self.url(request);
+        let unsigned = Request {
+            headers,
+            body: &[],
+            url,
+        };
+        provider
+            .check_headers(&unsigned, Time::now())
+            .map_err(|error| reject(provider, &error))?;
+        let body = body.read_unverified().await;
+        let (body, permit) = body.map_err(|problem| match problem.status() {
             StatusCode::PAYLOAD_TOO_LARGE => (WebhookOutcome::TooLarge, problem),
+            StatusCode::SERVICE_UNAVAILABLE => (WebhookOutcome::Unavailable, problem),
             _ => (WebhookOutcome::Malformed, problem),
         })?;
-        let headers = &RequestHeaders(request.headers());
         let signed = Request {
             headers,
             body: &body,
-            url: &self.url(request),
+            url,
         };
         let verified = provider
             .verify(&signed, Time::now())
             .await
             .map_err(|error| reject(provider, &error))?;
+        if verified.trust() != Trust::Unsigned {
+            drop(permit);
+            if let Some(client) = request.conn_data::<Rc<ClientConnection>>() {
+                client.set_authenticated();
+            }
+        }
         let content = provider.parse(&verified, headers).map_err(|error| {
             let problem = Problem::new(ErrorCode::InvalidPayload, error.to_string());
             (WebhookOutcome::Malformed, problem)

@@ -13,16 +13,19 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::SocketContext;
 use super::connection::as_millis;
+use super::throttle::MAX_PAUSE;
 use super::transport::Transport;
+use super::{SocketClient, SocketContext};
 use crate::hub::{Connection, FeedHealth, Sink};
 use crate::job::JobId;
 use crate::protocol::{
     ClientMessage, CloseReason, FeedName, JobVersion, ServerMessage, SubscribeOutcome,
 };
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::{FEED_IDS, SubjectPermit};
 use crate::server::subscribe::{can_subscribe_owner, granted_job_ids, subscribe, subscribe_owner};
+use crate::telemetry::Limit;
 use crate::time::Time;
 use progress_hub_auth::jwt::{Principal, TokenError};
 
@@ -42,6 +45,8 @@ enum PeerState {
     /// The client has authenticated as `principal`.
     Authenticated {
         principal: Principal,
+        /// Counts the connection and its subscriptions for the subject.
+        permit: SubjectPermit,
         /// Time of the `token_expiring` message, until it is sent.
         notice_at: Option<Instant>,
         expires_at: Instant,
@@ -54,6 +59,7 @@ pub(super) struct Session<T> {
     id: Uuid,
     transport: Rc<Transport<T>>,
     connection: Connection,
+    client: SocketClient,
     peer: PeerState,
     bad_messages: u32,
     cancel_permits: Arc<Semaphore>,
@@ -61,13 +67,18 @@ pub(super) struct Session<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
     /// Starts the session of an unauthenticated client.
-    pub(super) fn new(context: &Arc<SocketContext>, transport: &Rc<Transport<T>>) -> Self {
+    pub(super) fn new(
+        context: &Arc<SocketContext>,
+        transport: &Rc<Transport<T>>,
+        client: SocketClient,
+    ) -> Self {
         let sink = Rc::clone(transport) as Rc<dyn Sink>;
         Self {
             context: Arc::clone(context),
             id: Uuid::now_v7(),
             transport: Rc::clone(transport),
             connection: Connection::open(&context.hub.shard(), sink),
+            client,
             peer: PeerState::Unauthenticated {
                 deadline: Instant::now() + context.settings.auth_timeout,
             },
@@ -125,19 +136,31 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         }
     }
 
-    /// Processes a text message.
+    /// Processes a text message. Returns the time until the client may send the next one, and the limit
+    /// that it results from.
     ///
     /// # Errors
     /// The reason to close the connection.
-    pub(super) async fn dispatch(&mut self, text: &[u8]) -> Result<(), CloseReason> {
-        let principal = match &self.peer {
-            PeerState::Unauthenticated { .. } => None,
-            PeerState::Authenticated { principal, .. } => Some(principal.clone()),
+    pub(super) async fn dispatch(&mut self, text: &[u8]) -> Result<(Limit, Duration), CloseReason> {
+        let message = ClientMessage::parse(text);
+        let (principal, throttled) = match &self.peer {
+            PeerState::Unauthenticated { .. } => (None, (Limit::Messages, Duration::ZERO)),
+            PeerState::Authenticated {
+                principal, permit, ..
+            } => {
+                let ids = message.as_ref().map_or(0, requested_ids);
+                let throttled = self.context.limits.charge_message(permit, ids);
+                if throttled.1 > MAX_PAUSE {
+                    self.context.metrics.limit_reached(throttled.0);
+                    return Err(CloseReason::RateLimited);
+                }
+                (Some(principal.clone()), throttled)
+            }
         };
-        match (serde_json::from_slice(text), principal) {
-            (Ok(ClientMessage::Auth { token }), _) => return self.authenticate(&token).await,
+        match (message, principal) {
+            (Ok(ClientMessage::Auth { token }), _) => self.authenticate(&token).await?,
             (_, None) => return Err(CloseReason::Unauthorized),
-            (Err(error), Some(_)) => return self.reject_message(text, &error),
+            (Err(error), Some(_)) => self.reject_message(text, &error)?,
             (Ok(ClientMessage::Subscribe { id, jobs, feed }), Some(principal)) => {
                 self.subscribe(&principal, &id, &jobs, feed).await;
             }
@@ -151,7 +174,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
                 self.reply(&ServerMessage::Pong { id: &id });
             }
         }
-        Ok(())
+        self.settle_subscriptions();
+        Ok(throttled)
+    }
+
+    /// Counts the subscriptions that the connection has now.
+    fn settle_subscriptions(&mut self) {
+        if let PeerState::Authenticated { permit, .. } = &mut self.peer {
+            permit.settle_subscriptions(self.connection.explicit_subscriptions());
+        }
     }
 
     fn reply(&self, message: &ServerMessage<'_>) {
@@ -169,10 +200,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         text: &[u8],
         error: &serde_json::Error,
     ) -> Result<(), CloseReason> {
-        self.bad_messages += 1;
-        if self.bad_messages >= MAX_BAD_MESSAGES {
-            return Err(CloseReason::TooManyBadMessages);
-        }
+        self.count_bad_message()?;
         let message: Value = serde_json::from_slice(text).unwrap_or_default();
         let id = message.get("id").unwrap_or(&Value::Null);
         let detail = format!("not a valid client message: {error}");
@@ -180,11 +208,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         Ok(())
     }
 
+    fn count_bad_message(&mut self) -> Result<(), CloseReason> {
+        self.bad_messages += 1;
+        if self.bad_messages >= MAX_BAD_MESSAGES {
+            return Err(CloseReason::TooManyBadMessages);
+        }
+        Ok(())
+    }
+
     /// Authenticates the client, or renews its token.
     async fn authenticate(&mut self, token: &str) -> Result<(), CloseReason> {
         let verified = self.context.verifier.verify(token).await;
         match (verified, &self.peer) {
-            (Ok(principal), PeerState::Unauthenticated { .. }) => self.set_principal(principal),
+            (Ok(principal), PeerState::Unauthenticated { .. }) => self.set_principal(principal)?,
             (Ok(renewed), PeerState::Authenticated { principal, .. })
                 if renewed.subject() == principal.subject() =>
             {
@@ -193,9 +229,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
                 }
                 self.connection
                     .retain_visible(|job, owner| renewed.may_see(job.as_str(), owner));
-                self.set_principal(renewed);
+                self.set_principal(renewed)?;
             }
             (Ok(_), PeerState::Authenticated { .. }) => {
+                self.count_bad_message()?;
                 let message = "the new token must have the same subject";
                 self.reply_error(&Value::Null, ErrorCode::SubjectChanged, message);
             }
@@ -204,6 +241,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
             }
             (Err(_), PeerState::Unauthenticated { .. }) => return Err(CloseReason::Unauthorized),
             (Err(error), PeerState::Authenticated { .. }) => {
+                self.count_bad_message()?;
                 self.reply_error(&Value::Null, ErrorCode::Unauthorized, &error.to_string());
             }
         }
@@ -211,13 +249,32 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
     }
 
     /// Sets the authenticated principal and sends `hello`.
-    pub(super) fn set_principal(&mut self, principal: Principal) {
+    ///
+    /// # Errors
+    /// The reason to close if the subject has reached its maximum number of connections.
+    pub(super) fn set_principal(&mut self, principal: Principal) -> Result<(), CloseReason> {
+        let unauthenticated = PeerState::Unauthenticated {
+            deadline: Instant::now(),
+        };
+        let (permit, is_first) = match std::mem::replace(&mut self.peer, unauthenticated) {
+            PeerState::Authenticated { permit, .. }
+                if permit.is_unlimited() == principal.is_admin() =>
+            {
+                (permit, false)
+            }
+            previous @ (PeerState::Authenticated { .. } | PeerState::Unauthenticated { .. }) => {
+                let permit = self.context.limits.acquire_subject(&principal);
+                let is_first = matches!(previous, PeerState::Unauthenticated { .. });
+                (permit.map_err(|reached| reached.close_reason())?, is_first)
+            }
+        };
+        self.client.set_authenticated();
         let (now, expires_at) = (Time::now(), Time::from(principal.expires_at()));
         let lifetime = expires_at.saturating_duration_since(now);
         let notice = EXPIRY_NOTICE.min(lifetime / 2);
-        let is_first = matches!(self.peer, PeerState::Unauthenticated { .. });
         self.peer = PeerState::Authenticated {
             principal,
+            permit,
             notice_at: Some(Instant::now() + lifetime.saturating_sub(notice)),
             expires_at: Instant::now() + lifetime,
         };
@@ -231,11 +288,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         if is_first && let FeedHealth::Degraded(since) = self.connection.health() {
             self.reply(&ServerMessage::Degraded { since });
         }
+        Ok(())
     }
 
     /// Subscribes to jobs, or to all jobs of the owner; `jobs` are then the versions that the client has.
     async fn subscribe(
-        &self,
+        &mut self,
         principal: &Principal,
         id: &Value,
         jobs: &[JobVersion],
@@ -263,7 +321,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
 
         let mut selected: Vec<JobId> = requested.iter().cloned().collect();
         if !has_owner_feed {
-            selected.retain(self.limit_subscriptions());
+            self.limit_subscriptions(&mut selected);
         }
         let (connection, store) = (&self.connection, &*self.context.store);
         let result = if has_owner_feed {
@@ -301,24 +359,33 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         paused.activate(known_version);
         if has_too_many {
             let limit = self.context.settings.max_subscriptions;
-            let message = format!("a connection may have at most {limit} subscriptions by id");
+            let message = format!(
+                "a connection may have at most {limit} subscriptions by id, and a subject at most \
+                 limits.subscriptions_per_subject"
+            );
             self.reply_error(id, ErrorCode::TooManySubscriptions, &message);
         }
     }
 
-    /// Returns a filter for the jobs that the connection may subscribe to, in the order of the calls.
-    /// A job that it has subscribed to already does not count again.
-    fn limit_subscriptions(&self) -> impl FnMut(&JobId) -> bool {
-        let limit = self.context.settings.max_subscriptions;
-        let mut count = self.connection.explicit_subscriptions();
-        move |job| {
-            if self.connection.is_subscribed(job) {
-                return true;
+    /// Removes the jobs that neither the connection nor its subject may subscribe to, beginning with the
+    /// last. A job that the connection has subscribed to already does not count again.
+    fn limit_subscriptions(&mut self, jobs: &mut Vec<JobId>) {
+        let connection = &self.connection;
+        let max = self.context.settings.max_subscriptions;
+        let room = max.saturating_sub(connection.explicit_subscriptions());
+        let new = jobs.iter().filter(|job| !connection.is_subscribed(job));
+        let wanted = new.count().min(room);
+        let mut granted = match &mut self.peer {
+            PeerState::Authenticated { permit, .. } => {
+                self.context.limits.reserve_subscriptions(permit, wanted)
             }
-            let has_room = count < limit;
-            count += usize::from(has_room);
-            has_room
-        }
+            PeerState::Unauthenticated { .. } => 0,
+        };
+        jobs.retain(|job| {
+            let is_granted = connection.is_subscribed(job) || granted > 0;
+            granted -= usize::from(is_granted && !connection.is_subscribed(job));
+            is_granted
+        });
     }
 
     fn unsubscribe(&self, id: &Value, jobs: &[String], feed: Option<FeedName>) {
@@ -354,5 +421,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
             transport.queue_reply(message.frame());
             drop(permit);
         });
+    }
+}
+
+/// Returns the number of ids that a message makes the hub look up.
+fn requested_ids(message: &ClientMessage) -> usize {
+    match message {
+        ClientMessage::Subscribe { jobs, feed, .. } => {
+            jobs.len() + if feed.is_some() { FEED_IDS } else { 0 }
+        }
+        ClientMessage::Cancel { .. } => 1,
+        ClientMessage::Auth { .. }
+        | ClientMessage::Unsubscribe { .. }
+        | ClientMessage::Ping { .. } => 0,
     }
 }
