@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Tier};
 use crate::job::{InternalState, Job, NewJob, VideoRequest};
-use crate::provider::Provider;
+use crate::provider::{Provider, Submission};
 use crate::store::{self, BudgetStore};
 use crate::telemetry::{AdmissionRejection, Metrics};
 use crate::time::Time;
@@ -53,6 +53,14 @@ pub enum AdmissionError {
     /// The job exceeds a budget.
     #[error("{0}")]
     Budget(String),
+    /// Too many jobs of the owner wait for submission, or too large ones.
+    #[error("{setting}: limit of {limit} for jobs that wait for submission reached")]
+    QueueFull {
+        /// Name of the setting.
+        setting: &'static str,
+        /// Value of the setting.
+        limit: i64,
+    },
     /// The owner exceeds the submission rate.
     #[error("limits.submits_per_minute: limit of {limit} submissions per minute exceeded")]
     Rate {
@@ -70,6 +78,7 @@ impl AdmissionError {
             Self::Inline(_) | Self::TooLarge(_) => AdmissionRejection::Payload,
             Self::Price(_) => AdmissionRejection::Price,
             Self::Budget(_) => AdmissionRejection::Budget,
+            Self::QueueFull { .. } => AdmissionRejection::Queue,
             Self::Rate { .. } => AdmissionRejection::Rate,
         }
     }
@@ -109,17 +118,14 @@ impl AdmissionControl {
         now: Time,
     ) -> Result<Admitted, AdmissionError> {
         let metadata = std::mem::take(&mut request.metadata);
-        payload::check(&request)?;
+        let bytes = payload::check(&request)?;
         parameters::check(&request)?;
         resolution::apply_platform_preset(&mut request)?;
         match self.tier {
             Tier::Development | Tier::Staging => resolution::cap_to_tier(&mut request, self.tier)?,
             Tier::Production => {}
         }
-        if let Some(problem) = provider.validate_request(&request) {
-            return Err(AdmissionError::Parameters(problem.to_owned()));
-        }
-        let (reservation, budget_entries) = self.budget.reserve(owner, provider, &request, now)?;
+        self.check_input(provider, &request)?;
         request.provider = Some(provider.name().to_owned());
         let new = NewJob {
             owner: owner.to_owned(),
@@ -131,14 +137,61 @@ impl AdmissionControl {
             deadline: provider.poll_policy().deadline,
         };
         let mut job = Job::new(new, now);
+        let submission = provider
+            .render_submission(&job)
+            .map_err(AdmissionError::Parameters)?;
+        self.judge(provider, &submission)?;
+        let (reservation, mut budget_entries) =
+            self.budget.reserve(owner, provider, &submission, now)?;
+        let queue_charges = self
+            .budget
+            .charge_queue(owner, bytes, now, &mut budget_entries);
         job.internal = Arc::new(InternalState {
             reservation,
+            queue_charges,
             ..InternalState::clone(&job.internal)
         });
         Ok(Admitted {
             job,
             budget_entries,
         })
+    }
+
+    /// Rejects keys of `input` that could change the price or the size behind the back of a budget or
+    /// a tier.
+    fn check_input(
+        &self,
+        provider: &Provider,
+        request: &VideoRequest,
+    ) -> Result<(), AdmissionError> {
+        let limit = match self.tier {
+            Tier::Development | Tier::Staging => Some("defaults.tier".to_owned()),
+            Tier::Production => self.budget.applicable(provider.name()),
+        };
+        match limit.zip(provider.unknown_input_key(request)) {
+            None => Ok(()),
+            Some((setting, key)) => Err(AdmissionError::Parameters(format!(
+                "{key}: not allowed by the provider definition while {setting} is set"
+            ))),
+        }
+    }
+
+    /// Checks the request that will be sent.
+    fn judge(&self, provider: &Provider, submission: &Submission) -> Result<(), AdmissionError> {
+        let is_limited = match self.tier {
+            Tier::Development | Tier::Staging => {
+                resolution::check_rendered(submission, self.tier)?;
+                true
+            }
+            Tier::Production => self.budget.applicable(provider.name()).is_some(),
+        };
+        if is_limited && let Err(problem) = submission.check_readable() {
+            return Err(AdmissionError::Parameters(problem.to_owned()));
+        }
+        match provider.validate(submission) {
+            Some(problem) => Err(AdmissionError::Parameters(problem.to_owned())),
+            None => Ok(()),
+        }
     }
 
     /// Returns the error for a job whose entry exceeds the limit of its budget window.

@@ -2,11 +2,14 @@
 //!
 //! A job that was not submitted is cancelled at once. Any other job is cancelled by its provider, and
 //! the provider's response or a poll reports the result. If a cancellation and another terminal status
-//! race, the first one that is committed wins and the other has no effect.
+//! race, the first one that is committed wins and the other has no effect. At most one request per job
+//! and node is in progress at a provider.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use progress_hub_auth::jwt::Principal;
+use tokio::sync::OnceCell;
 
 use crate::job::{
     FailureKind, Job, JobEvent, JobId, Source, Status, StatusReport, SubmissionState, Update,
@@ -26,10 +29,33 @@ pub struct CancelService {
     pub tracker: Arc<Tracker>,
     /// Counts the requests to providers.
     pub metrics: Arc<Metrics>,
+    /// The cancellations that a provider is asked for at the moment.
+    pub in_progress: CancelsInProgress,
+}
+
+/// The cancellations in progress at providers, by job. A further request for the same job waits for
+/// the one in progress and gets its result.
+#[derive(Default)]
+pub struct CancelsInProgress(Mutex<HashMap<JobId, Weak<CancelCell>>>);
+
+type CancelCell = OnceCell<Result<Arc<Job>, CancelError>>;
+
+impl CancelsInProgress {
+    /// Returns the cancellation of a job that is in progress, or a new one.
+    fn of(&self, id: &JobId) -> Arc<CancelCell> {
+        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cell) = cells.get(id).and_then(Weak::upgrade) {
+            return cell;
+        }
+        cells.retain(|_, cell| cell.strong_count() > 0);
+        let cell = Arc::new(OnceCell::new());
+        cells.insert(id.clone(), Arc::downgrade(&cell));
+        cell
+    }
 }
 
 /// The reason why a job was not cancelled.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum CancelError {
     /// The job does not exist or the principal may not see it.
     #[error("job not found")]
@@ -76,7 +102,11 @@ impl CancelService {
         let job = self.load_authorized(principal, id).await?;
         match self.target(&job)? {
             CancelTarget::Unsubmitted => self.cancel_unsubmitted(&job.id).await,
-            CancelTarget::AtProvider(provider) => self.cancel_at_provider(provider, job).await,
+            CancelTarget::AtProvider(provider) => {
+                let cancel = self.in_progress.of(&job.id);
+                let request = || self.cancel_at_provider(provider, job);
+                cancel.get_or_init(request).await.clone()
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! Invariant: the document is the message. Only [`Job::apply`] decides whether an update changes a
 //! job, and every change increments `version` by one.
 
+mod bounds;
 mod failure;
 mod id;
 mod internal;
@@ -19,9 +20,13 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+pub use bounds::{
+    MAX_ERROR_CODE_CHARS, MAX_ERROR_MESSAGE_CHARS, MAX_OUTPUT_TYPE_CHARS, MAX_OUTPUTS,
+    MAX_OUTPUTS_BYTES, MAX_STAGE_CHARS, MAX_TASK_ID_BYTES, MAX_URL_BYTES,
+};
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
-pub use internal::{BudgetWindow, InternalState, Reservation};
+pub use internal::{BudgetWindow, InternalState, QueueCharge, Reservation};
 pub use request::{Platform, VideoRequest};
 pub use topic::Topic;
 pub use update::{JobEvent, StatusReport, Update};

@@ -47,6 +47,12 @@ impl Links {
         join_public_url(url, &["v1", "webhooks", provider, &token])
     }
 
+    /// Returns whether [`callback_url`](Self::callback_url) returns URLs.
+    #[must_use]
+    pub fn has_callback_urls(&self) -> bool {
+        self.public_url.is_some() && self.key.is_some()
+    }
+
     /// Returns the job that a callback token of `provider` was issued for, or `None` if the token is
     /// invalid.
     #[must_use]

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use minijinja::Value;
 use progress_hub_auth::signature::{Headers, Request, Verified};
 use url::Url;
 
@@ -29,9 +30,11 @@ use crate::time::Time;
 use client::ProviderClient;
 use client::base_url::BaseUrl;
 use client::download::Downloader;
+use spec::input_rules::KeyPath;
 use spec::pricing::Prices;
+use spec::request_spec::RequestSpec;
 use spec::{Requirement, Spec};
-use webhook::WebhookVerifier;
+use webhook::{PollLimit, WebhookVerifier};
 
 pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
 pub use client::SubmitOutcome;
@@ -41,6 +44,7 @@ pub use client::download::{
 };
 pub use client::error::{Rejection, RequestError, UnknownOutcome};
 pub use client::http::{ClientBuildError, Fetcher, HttpClient};
+pub use client::submission::Submission;
 pub use spec::task_mapping::TaskReport;
 pub use webhook::{PayloadError, WebhookContent, WebhookVerifyError};
 
@@ -63,6 +67,9 @@ pub struct Provider {
     spec: Arc<Spec>,
     client: ProviderClient,
     webhooks: WebhookVerifier,
+    unverified_polls: PollLimit,
+    /// Keys of `input` that the operator allows although a budget or a tier applies.
+    allowed_input: Vec<KeyPath>,
     prices: Prices,
     poll_policy: PollPolicy,
     max_concurrent: usize,
@@ -162,6 +169,12 @@ impl Provider {
                 downloader,
             ),
             webhooks,
+            allowed_input: settings
+                .allowed_input
+                .iter()
+                .map(|path| path.as_str().into())
+                .collect(),
+            unverified_polls: PollLimit::new(settings.unverified_polls_per_minute, Time::now()),
             prices,
             spec,
         })
@@ -202,18 +215,49 @@ impl Provider {
         self.spec.submit.is_some()
     }
 
+    /// Returns whether a submission tells the provider the callback URL of its job.
+    pub fn sends_callback_url(&self) -> bool {
+        let submit = self.spec.submit.as_ref();
+        submit.is_some_and(RequestSpec::uses_callback_url)
+    }
+
+    /// Returns whether unfinished jobs can be polled.
+    pub fn can_poll(&self) -> bool {
+        self.spec.poll.is_some()
+    }
+
+    /// Renders the submission of a job without sending it. [`submit`](Self::submit) sends the same
+    /// request.
+    ///
+    /// # Errors
+    /// Returns a description that begins with the key in the request or in the definition, for
+    /// example if `input` would replace a value that the hub sets.
+    pub fn render_submission(&self, job: &Job) -> Result<Submission, String> {
+        self.client.render_submission(job, None)
+    }
+
+    /// Returns the first key of `input` that may change the price or the size of the output, as far
+    /// as the definition knows.
+    pub fn unknown_input_key(&self, request: &VideoRequest) -> Option<String> {
+        let rules = &self.spec.submit.as_ref()?.input;
+        let key = rules.unknown_key(&request.input, &self.allowed_input)?;
+        Some(format!("input.{key}"))
+    }
+
     /// Returns the error for a request that the provider is known to reject.
-    pub fn validate_request(&self, request: &VideoRequest) -> Option<&str> {
+    pub fn validate(&self, submission: &Submission) -> Option<&str> {
+        let variables = Value::from_serialize(submission.variables());
         let checks = self.spec.checks.iter();
-        checks.filter_map(|check| check.validate(request)).next()
+        checks.filter_map(|check| check.validate(&variables)).next()
     }
 
     /// Returns the price of a job in `budgets.unit`, or `None` if its model has no price.
     ///
     /// # Errors
     /// Returns an error that begins with the configuration key if the price expression fails.
-    pub fn price(&self, request: &VideoRequest) -> Result<Option<f64>, String> {
-        let price = self.prices.price(request);
+    pub fn price(&self, submission: &Submission) -> Result<Option<f64>, String> {
+        let variables = Value::from_serialize(submission.variables());
+        let price = self.prices.price(submission.model(), &variables);
         price.map_err(|error| format!("providers.{}.prices: {error}", self.name))
     }
 
@@ -282,20 +326,21 @@ impl Provider {
         self.client.balance.last()
     }
 
-    /// Returns whether the balance is due to be read. If so, the caller must call
-    /// [`read_balance`](Self::read_balance). Other callers get `false` until the next read is due.
+    /// Returns whether the account is due to be checked. If so, the caller must call
+    /// [`check_account`](Self::check_account). Other callers get `false` until the next check is due.
     #[must_use]
-    pub fn claim_balance_read(&self, now: Time) -> bool {
-        self.client.claim_balance_read(now)
+    pub fn claim_account_check(&self, now: Time) -> bool {
+        self.client.claim_account_check(now)
     }
 
-    /// Reads the balance. If it is positive and submissions are blocked for lack of credit, one
-    /// submission is allowed at once.
+    /// Reads the balance, or sends the neutral request of a provider that reports none. The response
+    /// confirms or refutes that the provider rejects the account.
     ///
     /// # Errors
-    /// Returns [`RequestError`] if the balance cannot be read. The last balance is kept.
-    pub async fn read_balance(&self) -> Result<(), RequestError> {
-        self.client.read_balance().await
+    /// Returns [`RequestError`] if the provider rejects the request or does not answer. The last
+    /// balance is kept.
+    pub async fn check_account(&self) -> Result<(), RequestError> {
+        self.client.check_account().await
     }
 
     /// Checks whether the headers of a webhook can be those of a signed one. `request` has an empty body,
@@ -341,6 +386,12 @@ impl Provider {
         headers: &dyn Headers,
     ) -> Result<WebhookContent, PayloadError> {
         webhook::parse(&self.spec, verified, headers)
+    }
+
+    /// Returns whether a webhook that is not verified may trigger one more poll, and counts it.
+    #[must_use]
+    pub fn claim_unverified_poll(&self, now: Time) -> bool {
+        self.unverified_polls.try_acquire(now)
     }
 
     /// Records that a webhook for one of the provider's jobs has arrived.

@@ -34,8 +34,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::AdmissionControl;
 use crate::background::change_feed::ChangeFeed;
+<<<<<<< HEAD
 use crate::cancellation::CancelService;
 use crate::config::{Config, ConfigError, TlsFiles};
+=======
+use crate::cancellation::{CancelService, CancelsInProgress};
+use crate::config::{Config, ConfigError};
+>>>>>>> s-provider
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
@@ -175,6 +180,7 @@ impl Server {
             providers: Arc::clone(&providers),
             tracker: Arc::clone(&tracker),
             metrics: Arc::clone(&metrics),
+            in_progress: CancelsInProgress::default(),
         });
         let drain_time = config.server.drain;
         let drain = Arc::new(Drain::new(drain_time, max_connections));

@@ -11,6 +11,7 @@ mod jobs;
 mod queues;
 pub mod redis;
 pub mod sqlite;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,8 @@ pub use self::changes::{
 };
 pub use self::jobs::{
     BUFFERED_UPDATE_TTL, BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome,
-    IdempotencyKey, JobStore, ListQuery, MAX_BUFFERED_UPDATES,
+    IdempotencyKey, JobStore, ListQuery, MAX_BUFFERED_BYTES, MAX_BUFFERED_TASKS,
+    MAX_BUFFERED_UPDATES,
 };
 pub use self::queues::{CLAIM_LEASE, Queue, Schedule, WorkQueues};
 use crate::config::StoreConfig;

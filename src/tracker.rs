@@ -200,7 +200,12 @@ impl Tracker {
                 expected_version: job.version,
                 schedule,
                 applied_buffered: buffered,
-                budget_entries: settlement.map(|it| it.entries).unwrap_or_default(),
+                budget_entries: settlement
+                    .map(|it| it.entries)
+                    .into_iter()
+                    .flatten()
+                    .chain(settlement::leave_queue(&job, &next))
+                    .collect(),
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => {
@@ -241,6 +246,7 @@ impl Tracker {
         task_id: &str,
         update: Update,
     ) -> Result<TaskMatch, Error> {
+        let update = update.bounded();
         let id = match self.store.find_task(provider, task_id).await? {
             Some(id) => id,
             None => match self

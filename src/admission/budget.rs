@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::AdmissionError;
-use crate::config::{Budgets, Config};
-use crate::job::{BudgetWindow, Reservation, VideoRequest};
-use crate::provider::Provider;
+use crate::config::{Budgets, Config, Limits};
+use crate::job::{BudgetWindow, QueueCharge, Reservation};
+use crate::provider::{Provider, Submission};
 use crate::store::{self, BudgetEntry, BudgetStore};
 use crate::time::Time;
 
@@ -24,7 +24,7 @@ pub(super) struct BudgetPolicy {
     budgets: Budgets,
     /// Daily budgets by provider name.
     per_provider_day: BTreeMap<String, f64>,
-    submits_per_minute: Option<i64>,
+    limits: Limits,
 }
 
 /// The budget entries of an admitted job.
@@ -40,6 +40,8 @@ struct LabeledEntry {
 enum LimitKind {
     /// The submission rate.
     SubmitRate,
+    /// Jobs that wait for submission, with the name of the setting.
+    Queue(&'static str),
     /// A budget, with the name of its setting.
     Budget(String),
 }
@@ -78,12 +80,30 @@ impl BudgetPolicy {
             let budget = settings.budget_per_day?;
             Some((name.clone(), budget))
         });
-        let submits_per_minute = config.limits.submits_per_minute;
         Self {
             budgets: config.budgets.clone(),
             per_provider_day: per_provider_day.collect(),
-            submits_per_minute: submits_per_minute.and_then(|limit| i64::try_from(limit).ok()),
+            limits: config.limits,
         }
+    }
+
+    /// Returns the setting of the first budget that applies to jobs at `provider`.
+    pub(super) fn applicable(&self, provider: &str) -> Option<String> {
+        let settings = [
+            (self.budgets.per_job, "budgets.per_job".to_owned()),
+            (
+                self.budgets.per_owner_day,
+                "budgets.per_owner_day".to_owned(),
+            ),
+            (
+                self.per_provider_day.get(provider).copied(),
+                format!("providers.{provider}.budget_per_day"),
+            ),
+        ];
+        let mut applicable = settings
+            .into_iter()
+            .filter_map(|(budget, setting)| budget.map(|_| setting));
+        applicable.next()
     }
 
     /// Returns the entries to charge, and the reservation that the job's final version settles.
@@ -91,20 +111,18 @@ impl BudgetPolicy {
         &self,
         owner: &str,
         provider: &Provider,
-        request: &VideoRequest,
+        submission: &Submission,
         now: Time,
     ) -> Result<(Option<Reservation>, BudgetEntries), AdmissionError> {
         let mut entries = BudgetEntries::default();
-        if let Some(limit) = self.submits_per_minute {
-            entries.add(
-                LimitKind::SubmitRate,
-                window("submits", owner, now, MINUTE),
-                ONE_SUBMIT_MICROS,
-                limit.saturating_mul(ONE_SUBMIT_MICROS),
-            );
-        }
+        entries.add(
+            LimitKind::SubmitRate,
+            window("submits", owner, now, MINUTE),
+            ONE_SUBMIT_MICROS,
+            integer(self.limits.submits_per_minute).saturating_mul(ONE_SUBMIT_MICROS),
+        );
         let name = provider.name();
-        let price = provider.price(request).map_err(AdmissionError::Price)?;
+        let price = provider.price(submission).map_err(AdmissionError::Price)?;
         let daily_budgets: Vec<_> = [
             (
                 self.budgets.per_owner_day,
@@ -121,15 +139,11 @@ impl BudgetPolicy {
         .filter_map(|(budget, setting, window)| Some((budget?, setting, window)))
         .collect();
         let Some(price) = price else {
-            let per_job = self.budgets.per_job.map(|_| "budgets.per_job");
-            let daily = daily_budgets
-                .first()
-                .map(|(_, setting, _)| setting.as_str());
-            return match per_job.or(daily) {
+            return match self.applicable(name) {
                 None => Ok((None, entries)),
                 Some(setting) => Err(AdmissionError::Price(format!(
                     "providers.{name}.prices: no price for model '{}', which {setting} requires",
-                    request.model
+                    submission.model()
                 ))),
             };
         };
@@ -161,6 +175,37 @@ impl BudgetPolicy {
         Ok((Some(reservation), entries))
     }
 
+    /// Charges a job to the queue of its owner. The commit that takes the job from the queue releases
+    /// the charges.
+    pub(super) fn charge_queue(
+        &self,
+        owner: &str,
+        bytes: usize,
+        now: Time,
+        entries: &mut BudgetEntries,
+    ) -> Vec<QueueCharge> {
+        let Limits {
+            queued_jobs,
+            queued_bytes,
+            ..
+        } = self.limits;
+        [
+            ("queued-jobs", "limits.queued_jobs", 1, queued_jobs),
+            ("queued-bytes", "limits.queued_bytes", bytes, queued_bytes),
+        ]
+        .map(|(kind, setting, amount, limit)| {
+            let (window, amount) = (window(kind, owner, now, DAY), integer(amount));
+            entries.add(
+                LimitKind::Queue(setting),
+                window.clone(),
+                amount,
+                integer(limit),
+            );
+            QueueCharge { window, amount }
+        })
+        .into()
+    }
+
     /// Returns the error for an entry that the store rejected, with the remaining balance of its
     /// window.
     pub(super) async fn limit_error(
@@ -182,6 +227,12 @@ impl BudgetPolicy {
                 return Ok(AdmissionError::Rate {
                     limit: labeled.limit_micros / ONE_SUBMIT_MICROS,
                     retry_after: ends_at.saturating_duration_since(now),
+                });
+            }
+            LimitKind::Queue(setting) => {
+                return Ok(AdmissionError::QueueFull {
+                    setting,
+                    limit: labeled.limit_micros,
                 });
             }
             LimitKind::Budget(setting) => setting,
@@ -206,6 +257,10 @@ fn window(kind: &str, subject: &str, now: Time, span: Duration) -> BudgetWindow 
         name: format!("{kind}/{subject}/{start}"),
         expires_at: start + span,
     }
+}
+
+fn integer(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Converts millionths to the unit.

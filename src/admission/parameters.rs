@@ -1,6 +1,6 @@
 //! Parameter checks that apply to every provider.
 //!
-//! Invariant: an accepted model name is safe as part of a URL path.
+//! Invariant: the parts of an accepted model name are segments of a URL path.
 
 use super::AdmissionError;
 use crate::job::VideoRequest;
@@ -24,10 +24,9 @@ fn parameter_problem(request: &VideoRequest) -> Option<String> {
     if model.is_empty()
         || model.len() > 128
         || !model.bytes().all(is_path_safe)
-        || model.contains("..")
-        || model.starts_with('/')
+        || model.split('/').any(|part| matches!(part, "" | "." | ".."))
     {
-        let problem = "model: must be 1 to 128 letters, digits, '.', '_', ':', '/' or '-'";
+        let problem = "model: must be 1 to 128 letters, digits, '.', '_', ':', '/' or '-', without '.', '..' or empty parts between slashes";
         return Some(problem.to_owned());
     }
     if request.prompt.is_empty() && request.image_url.is_none() && request.input.is_empty() {

@@ -11,7 +11,8 @@ pub(super) const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// A base64 text longer than this many bytes counts as an inline file.
 const MIN_INLINE_BASE64: usize = 8 << 10;
 
-pub(super) fn check(request: &VideoRequest) -> Result<(), AdmissionError> {
+/// Returns the size of the request in bytes of JSON.
+pub(super) fn check(request: &VideoRequest) -> Result<usize, AdmissionError> {
     let request = serde_json::to_value(request).unwrap_or_default();
     for (field, value) in request.as_object().into_iter().flatten() {
         if let Some(path) = find_inline_data(value, field) {
@@ -22,7 +23,7 @@ pub(super) fn check(request: &VideoRequest) -> Result<(), AdmissionError> {
     if bytes > MAX_REQUEST_BYTES {
         return Err(AdmissionError::TooLarge(bytes));
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Returns the path of the first inline file in `value`.

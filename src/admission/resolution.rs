@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::AdmissionError;
 use crate::config::Tier;
 use crate::job::VideoRequest;
+use crate::provider::Submission;
 
 /// Maximum length of the shorter side below the production tier, in pixels.
 const MAX_SHORT_SIDE: u32 = 720;
@@ -83,6 +84,11 @@ pub(super) fn cap_to_tier(request: &mut VideoRequest, tier: Tier) -> Result<(), 
         request.aspect_ratio = Some(format!("{width}:{height}"));
     }
     check_object(&request.input, "input", tier)
+}
+
+/// Checks that no size in the request that will be sent exceeds the limit of the tier.
+pub(super) fn check_rendered(submission: &Submission, tier: Tier) -> Result<(), AdmissionError> {
+    check_object(submission.variables(), "request", tier)
 }
 
 fn unknown_resolution(path: &str, value: &str, tier: Tier) -> AdmissionError {

@@ -80,7 +80,7 @@ impl Submitter {
             .iter()
             .filter(|provider| provider.can_submit())
         {
-            self.refresh_balance(provider, attempts);
+            self.check_account(provider, attempts);
             let permits = provider
                 .breaker()
                 .try_acquire_submits(CLAIM_BATCH, Time::now());
@@ -106,7 +106,7 @@ impl Submitter {
                 let (submitter, provider, stop) =
                     (self.clone(), Arc::clone(provider), stop.clone());
                 attempts.spawn(async move {
-                    submitter.attempt(permit, &provider, &job.id, &stop).await;
+                    submitter.attempt(permit, &provider, &job, &stop).await;
                 });
             }
             if let Ok(Some(due)) = self.store.next_due(queue).await {
@@ -120,17 +120,17 @@ impl Submitter {
         delay
     }
 
-    /// Reads the account balance in the background if it is due.
-    fn refresh_balance(&self, provider: &Arc<Provider>, tasks: &TaskTracker) {
-        if !provider.claim_balance_read(Time::now()) {
+    /// Checks the account in the background if it is due.
+    fn check_account(&self, provider: &Arc<Provider>, tasks: &TaskTracker) {
+        if !provider.claim_account_check(Time::now()) {
             return;
         }
         let (submitter, provider) = (self.clone(), Arc::clone(provider));
         tasks.spawn(async move {
-            let outcome = match provider.read_balance().await {
+            let outcome = match provider.check_account().await {
                 Ok(()) => CallOutcome::Ok,
                 Err(error) => {
-                    tracing::info!(provider.name = provider.name(), %error, "failed to read provider balance");
+                    tracing::info!(provider.name = provider.name(), %error, "failed to check provider account");
                     CallOutcome::NoResponse
                 }
             };
@@ -144,14 +144,20 @@ impl Submitter {
         &self,
         permit: Permit,
         provider: &Provider,
-        id: &JobId,
+        job: &Job,
         stop: &CancellationToken,
     ) {
+        let id = &job.id;
         let permit = tokio::select! {
             () = stop.cancelled() => return,
             permit = permit.revalidate(Time::now() + MAX_PERMIT_WAIT) => permit,
         };
         let Some(permit) = permit else { return };
+        let model = job.model.as_deref().unwrap_or_default();
+        let permit = match permit.for_job(&job.owner, model).await {
+            Ok(permit) => permit,
+            Err(at) => return self.postpone(id, at).await,
+        };
         let update = Update {
             source: Source::Submit,
             event: JobEvent::SubmissionStarted,
@@ -181,6 +187,17 @@ impl Submitter {
             .provider_request(provider.name(), ProviderOperation::Submit, outcome);
         self.record_until_stored(&job, update_for_outcome(&job, submitted), stop)
             .await;
+    }
+
+    /// Postpones a job whose owner and model are held, so that it occupies no concurrency slot.
+    async fn postpone(&self, id: &JobId, at: Time) {
+        let update = Update {
+            source: Source::Submit,
+            event: JobEvent::Postponed { at },
+        };
+        if let Err(error) = self.tracker.apply_update(id, update).await {
+            tracing::warn!(job.id = %id, %error, "failed to postpone submission");
+        }
     }
 
     /// Records the outcome of a paid request and retries until the store accepts it, because the

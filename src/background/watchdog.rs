@@ -185,8 +185,10 @@ fn may_be_caused_by_one_job(error: &RequestError) -> bool {
             | FailureKind::Timeout
             | FailureKind::SubmissionUnknown => false,
         },
-        RequestError::NoResponse(_)
-        | RequestError::InvalidSpec(_)
+        // A path cannot be built from the task id of one of them.
+        RequestError::InvalidSpec(_) => true,
+        RequestError::Unreachable(_)
+        | RequestError::NoResponse(_)
         | RequestError::CircuitOpen(_) => false,
     }
 }

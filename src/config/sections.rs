@@ -161,7 +161,12 @@ section! {
         /// Memory in bytes for the bodies of webhooks that are not verified yet.
         unverified_body_bytes: usize = bytes(1 << 10..=1 << 30).or(64 << 20),
         /// Number of jobs that one owner may submit per clock minute.
-        submits_per_minute: Option<usize> = number(1..=1_000_000).or_none(),
+        submits_per_minute: usize = number(1..=1_000_000).or(600),
+        /// Number of jobs of one owner that may wait for their first submission attempt, of those
+        /// submitted on the same UTC day.
+        queued_jobs: usize = number(1..=1_000_000).or(1000),
+        /// Size in bytes of the requests of these jobs.
+        queued_bytes: usize = bytes(64 << 10..=1 << 30).or(16 << 20),
     }
 }
 
@@ -199,6 +204,10 @@ section! {
         /// Minimum time between a poll and the next one that an unverified webhook may trigger, at
         /// most `poll_every`.
         cool_down: Option<Duration> = duration(Duration::ZERO..=24 * HOUR).or_definition(),
+        /// Number of polls per minute that webhooks without a verified signature and a callback token
+        /// may trigger, on each node. Where `server.public_url` is set and the provider is told the
+        /// callback URL of a job, such webhooks trigger none.
+        unverified_polls_per_minute: usize = number(0..=1_000_000).or(60),
         /// Time after which a job fails with `timeout`. At most `store.retain_active`, and less
         /// than the provider keeps its tasks.
         deadline: Option<Duration> = duration(SECOND..=YEAR).or_definition(),
@@ -208,6 +217,10 @@ section! {
         /// or an expression over the request's parameters, such as `"0.07 * duration"`. A name
         /// takes precedence over a pattern, and a longer pattern over a shorter one.
         prices: BTreeMap<String, Price> = prices().or_empty(),
+        /// Keys of a request's `input` that pass although a budget or a tier applies, such as
+        /// `settings.audio`, in addition to those that the provider definition allows. Prices must
+        /// take them into account.
+        allowed_input: Vec<String> = list(text()).or_empty(),
         /// Maximum cost of this provider's jobs per UTC day.
         budget_per_day: Option<f64> = amount().or_none(),
     }

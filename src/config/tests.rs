@@ -190,6 +190,8 @@ fn every_setting_is_printed_without_secrets() {
     downloads_per_link = 2
     unverified_body_bytes = 65536
     submits_per_minute = 30
+    queued_jobs = 1000
+    queued_bytes = 16777216
 
     [budgets]
     unit = "credits"
@@ -206,9 +208,11 @@ fn every_setting_is_printed_without_secrets() {
     poll_after = "50ms"
     poll_every = "2s"
     cool_down = "1s"
+    unverified_polls_per_minute = 60
     deadline = "36h"
     max_concurrent = 5
     prices = { "*" = "0.07 * duration", "kling-v3*" = 0.35 }
+    allowed_input = []
     budget_per_day = 100.0
     "#);
 }
@@ -271,7 +275,9 @@ fn defaults_are_printed() {
     downloads_per_owner = 16
     downloads_per_link = 8
     unverified_body_bytes = 67108864
-    submits_per_minute = ""
+    submits_per_minute = 600
+    queued_jobs = 1000
+    queued_bytes = 16777216
 
     [budgets]
     unit = "usd"

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use super::{
-    Failure, FailureKind, InternalState, Job, JobEvent, Source, Status, StatusReport,
-    SubmissionState, Update,
+    Failure, FailureKind, InternalState, Job, JobEvent, MAX_TASK_ID_BYTES, Source, Status,
+    StatusReport, SubmissionState, Update,
 };
 use crate::time::Time;
 
@@ -19,9 +19,11 @@ impl Job {
         if self.is_final() {
             return None;
         }
+        let update = update.bounded();
         let mut next = self.clone();
         match update.event {
             JobEvent::SubmissionStarted => next.start_attempt()?,
+            JobEvent::Postponed { at } => next.postpone(at)?,
             JobEvent::RetryScheduled { error, at } => next.schedule_retry(error, at)?,
             JobEvent::SubmissionOutcomeUnknown { error } => next.mark_submission_unknown(error)?,
             JobEvent::CancelledBeforeSubmission => next.cancel_unsubmitted()?,
@@ -77,6 +79,14 @@ impl Job {
         Some(())
     }
 
+    fn postpone(&mut self, at: Time) -> Option<()> {
+        let SubmissionState::Pending(due) = self.submission_state() else {
+            return None;
+        };
+        self.next_attempt_at = Some(at.max(due));
+        Some(())
+    }
+
     fn schedule_retry(&mut self, error: Failure, at: Time) -> Option<()> {
         let SubmissionState::InFlight = self.submission_state() else {
             return None;
@@ -109,7 +119,11 @@ impl Job {
     }
 
     fn apply_report(&mut self, report: StatusReport, source: Source, now: Time) -> Option<()> {
-        if self.is_about_other_task(&report) || report.needs_confirmation() {
+        let task_id = report.task_id.as_ref();
+        if task_id.is_some_and(|id| id.len() > MAX_TASK_ID_BYTES)
+            || self.is_about_other_task(&report)
+            || report.needs_confirmation()
+        {
             return None;
         }
         let implied = report.progress.map_or(self.status, |_| Status::Running);

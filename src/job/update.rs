@@ -21,6 +21,11 @@ pub struct Update {
 pub enum JobEvent {
     /// A submission attempt starts.
     SubmissionStarted,
+    /// The next attempt must wait, because the submissions of the job's owner and model are held.
+    Postponed {
+        /// Time of the next attempt.
+        at: Time,
+    },
     /// The attempt failed before the provider accepted the job, and another is scheduled.
     RetryScheduled {
         /// Error of the attempt.
@@ -46,6 +51,7 @@ impl JobEvent {
         match self {
             Self::Reported(report) => Some(report),
             Self::SubmissionStarted
+            | Self::Postponed { .. }
             | Self::RetryScheduled { .. }
             | Self::SubmissionOutcomeUnknown { .. }
             | Self::CancelledBeforeSubmission => None,

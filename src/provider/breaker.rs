@@ -5,6 +5,8 @@
 //! bounded.
 
 mod circuit;
+mod holds;
+mod origin;
 mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,16 +15,25 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use self::circuit::{Admission, PermitToken};
-use self::state::{BreakerState, RequestKind};
+use self::holds::HoldTokens;
+use self::state::{Admitted, BreakerState, RequestKind};
 use crate::job::FailureKind;
 use crate::telemetry::ProviderState;
 use crate::time::Time;
 
+pub(super) use self::origin::Origin;
 pub use self::state::ProviderHealth;
-pub(super) use self::state::RequestResult;
+pub(super) use self::state::{AccountVerdict, RequestResult};
 
 /// Maximum number of queries that wait for a permit. Further ones fail at once.
 const MAX_WAITERS: usize = 1024;
+
+/// Time that a submission waits for the neutral request that decides about its account. Longer than a
+/// provider usually needs to answer.
+const ACCOUNT_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Shortest time after which a held job is tried again.
+const MIN_HOLD: Duration = Duration::from_secs(10);
 
 /// Time for which webhooks are expected to keep arriving after one has arrived.
 const WEBHOOK_LIVENESS_WINDOW: Duration = Duration::from_secs(3600);
@@ -55,8 +66,7 @@ struct Inner {
 #[must_use = "the slot is released when the permit is dropped"]
 pub struct Permit {
     breaker: Arc<CircuitBreaker>,
-    kind: RequestKind,
-    token: PermitToken,
+    request: Admitted,
     result: RequestResult,
 }
 
@@ -66,10 +76,14 @@ pub struct Permit {
 pub struct CircuitOpen;
 
 impl CircuitBreaker {
-    pub(super) fn new(provider: &str) -> Arc<Self> {
+    /// Creates a closed circuit breaker. `has_account_check` says whether a neutral request can show
+    /// that the provider rejects the account.
+    pub(super) fn new(provider: &str, has_account_check: bool) -> Arc<Self> {
+        let mut inner = Inner::default();
+        inner.state.has_account_check = has_account_check;
         Arc::new(Self {
             provider: provider.to_owned(),
-            inner: Mutex::default(),
+            inner: Mutex::new(inner),
             changed: Notify::new(),
             snapshots: watch::Sender::new(None),
         })
@@ -150,14 +164,14 @@ impl CircuitBreaker {
         self.update(BreakerState::reset);
     }
 
-    /// Allows one submission at once if submissions are blocked for lack of credit.
-    pub(super) fn probe_after_top_up(&self, now: Time) {
-        self.update(|state| state.probe_after_top_up(now));
+    /// Returns whether a neutral request should show whether the provider rejects the account.
+    pub(super) fn wants_account_check(&self, now: Time) -> bool {
+        self.lock().state.wants_account_check(now)
     }
 
-    /// Returns the time since which submissions are blocked for lack of credit.
-    pub(super) fn out_of_credit_since(&self) -> Option<Time> {
-        self.lock().state.out_of_credit_since()
+    /// Records what a neutral request shows about the account.
+    pub(super) fn record_account_check(&self, verdict: AccountVerdict, now: Time) {
+        self.update(|state| state.on_account_checked(verdict, now));
     }
 
     /// Returns a receiver of snapshots to share with other nodes. Its value is `None` until the
@@ -219,8 +233,12 @@ impl CircuitBreaker {
     fn permit(self: &Arc<Self>, kind: RequestKind, token: PermitToken) -> Permit {
         Permit {
             breaker: Arc::clone(self),
-            kind,
-            token,
+            request: Admitted {
+                kind,
+                token,
+                origin: None,
+                holds: HoldTokens::default(),
+            },
             result: RequestResult::NotSent,
         }
     }
@@ -295,17 +313,72 @@ impl Permit {
         self.result = result;
     }
 
+    /// Returns this permit for the job of an owner and a model, or the time at which to try again if
+    /// their submissions are held.
+    ///
+    /// # Errors
+    /// Returns the time of the next attempt.
+    pub async fn for_job(mut self, owner: &str, model: &str) -> Result<Self, Time> {
+        let origin = Origin {
+            owner: owner.to_owned(),
+            model: model.to_owned(),
+        };
+        let deadline = Time::now() + ACCOUNT_CHECK_TIMEOUT;
+        loop {
+            let breaker = Arc::clone(&self.breaker);
+            let changed = breaker.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let now = Time::now();
+            let held_until = {
+                let mut inner = breaker.lock();
+                let state = &mut inner.state;
+                if !state
+                    .circuit(self.request.kind)
+                    .is_current(self.request.token)
+                {
+                    return Err(now + Duration::from_secs(1));
+                }
+                match state.admit_origin(self.request.token, &origin, now) {
+                    Ok(holds) => {
+                        self.request.origin = Some(origin);
+                        self.request.holds = holds;
+                        return Ok(self);
+                    }
+                    Err(until) if !state.is_account_suspect() || now >= deadline => Some(until),
+                    Err(_) => None,
+                }
+            };
+            if let Some(until) = held_until {
+                // A hold can end early, so a long one is looked at again halfway.
+                let half = until.saturating_duration_since(now) / 2;
+                return Err(until.min(now + half.max(MIN_HOLD)));
+            }
+            let rest = deadline.saturating_duration_since(now);
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep(rest.max(Duration::from_millis(1))) => {}
+            }
+        }
+    }
+
+    /// Attributes a query to the owner and the model of the job that it is about.
+    pub(super) fn attribute_to(&mut self, origin: Option<Origin>) {
+        self.request.origin = origin;
+    }
+
     /// Returns this permit if it is still valid. Otherwise waits for a new one until `deadline` and
     /// returns `None` if there is none by then.
     pub async fn revalidate(self, deadline: Time) -> Option<Self> {
         let is_current = {
             let inner = self.breaker.lock();
-            inner.state.circuit(self.kind).is_current(self.token)
+            let circuit = inner.state.circuit(self.request.kind);
+            circuit.is_current(self.request.token)
         };
         if is_current {
             return Some(self);
         }
-        let (breaker, kind) = (Arc::clone(&self.breaker), self.kind);
+        let (breaker, kind) = (Arc::clone(&self.breaker), self.request.kind);
         drop(self);
         breaker.wait_for_permit(kind, deadline).await.ok()
     }
@@ -315,12 +388,12 @@ impl Drop for Permit {
     fn drop(&mut self) {
         {
             let mut inner = self.breaker.lock();
-            let in_flight = inner.in_flight(self.kind);
+            let in_flight = inner.in_flight(self.request.kind);
             *in_flight = in_flight.saturating_sub(1);
         }
-        let (kind, token, result) = (self.kind, self.token, self.result);
+        let (request, result) = (&self.request, self.result);
         self.breaker
-            .update(|state| state.record(kind, token, result, Time::now()));
+            .update(|state| state.record(request, result, Time::now()));
     }
 }
 

@@ -11,6 +11,7 @@ pub(super) mod http;
 mod public_ip;
 mod request;
 mod retry_hints;
+pub(super) mod submission;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,8 @@ use self::download::{Download, DownloadError, Downloader, RangeRequest};
 use self::error::{Rejection, RequestError, UnknownOutcome};
 use self::http::{HttpClient, SendError};
 use self::request::{Context, RequestRenderer};
-use super::breaker::{CircuitBreaker, Permit, RequestResult};
+use self::submission::Submission;
+use super::breaker::{AccountVerdict, CircuitBreaker, Origin, Permit, RequestResult};
 use super::spec::Spec;
 use super::spec::request_spec::{Method, RequestSpec};
 use super::spec::value::{items, number};
@@ -69,11 +71,14 @@ impl ProviderClient {
         Self {
             provider: provider.to_owned(),
             requests: RequestRenderer::new(Arc::clone(&spec), base_url, settings),
-            spec,
             http,
             downloader,
-            breaker: CircuitBreaker::new(provider),
+            breaker: CircuitBreaker::new(
+                provider,
+                spec.balance.is_some() || spec.account.is_some(),
+            ),
             balance: BalanceCache::default(),
+            spec,
         }
     }
 
@@ -94,23 +99,25 @@ impl ProviderClient {
         outcome
     }
 
+    /// Renders the submission of a job without sending it.
+    pub(super) fn render_submission(
+        &self,
+        job: &Job,
+        callback_url: Option<&Url>,
+    ) -> Result<Submission, String> {
+        let (Some(spec), Some(request)) = (&self.spec.submit, &job.internal.request) else {
+            return Err("this provider does not accept submissions from the hub".to_owned());
+        };
+        self.requests.submission(spec, job, request, callback_url)
+    }
+
     async fn send_submission(&self, job: &Job, callback_url: Option<&Url>) -> SubmitOutcome {
         let unknown = |cause: String| SubmitOutcome::Unknown(UnknownOutcome(cause));
-        let (Some(spec), Some(_)) = (&self.spec.submit, &job.internal.request) else {
-            return SubmitOutcome::Rejected(Rejection::unsupported(
-                "this provider does not accept submissions from the hub",
-            ));
-        };
-        let mut context = self.requests.job_context(job);
-        context.insert(
-            "callback_url".to_owned(),
-            callback_url.map(Url::as_str).into(),
-        );
-        let request = match self.requests.render(spec, Method::Post, &context) {
-            Ok(request) => request,
+        let submission = match self.render_submission(job, callback_url) {
+            Ok(submission) => submission,
             Err(error) => return SubmitOutcome::Rejected(Rejection::unsupported(error)),
         };
-        let response = match self.http.send_once(request).await {
+        let response = match self.http.send_once(submission.request).await {
             Ok(response) => response,
             Err(SendError::NotSent(cause)) => {
                 return SubmitOutcome::Rejected(Rejection::technical(cause));
@@ -121,7 +128,7 @@ impl ProviderClient {
         match Rejection::from_response(&self.spec, &response, &payload) {
             Some(rejection) if rejection.is_definitive => SubmitOutcome::Rejected(rejection),
             Some(rejection) => unknown(rejection.failure.message),
-            None => match self.accepted_task(spec, &payload, &context) {
+            None => match self.accepted_task(job, &payload) {
                 Some(report) => SubmitOutcome::Accepted(Box::new(report)),
                 None => unknown("response to the submission has no task id".to_owned()),
             },
@@ -130,14 +137,11 @@ impl ProviderClient {
 
     /// Reads the task from the response to a submission. A final status is ignored: only a webhook
     /// or a poll ends a job.
-    fn accepted_task(
-        &self,
-        spec: &RequestSpec,
-        payload: &Value,
-        context: &Context,
-    ) -> Option<StatusReport> {
+    fn accepted_task(&self, job: &Job, payload: &Value) -> Option<StatusReport> {
+        let spec = self.spec.submit.as_ref()?;
         let task = self.spec.read_task(&spec.items.evaluate(payload))?;
-        let names = context! { payload, ..Value::from_serialize(context) };
+        let context = Value::from_serialize(self.requests.job_context(job));
+        let names = context! { payload, ..context };
         let handle = spec
             .handle
             .as_ref()
@@ -166,7 +170,8 @@ impl ProviderClient {
         let mut context = self.requests.job_context(first);
         context.insert("tasks".to_owned(), task_ids.collect());
         context.insert("references".to_owned(), references.collect());
-        let (_, payload) = self.call(poll, Method::Get, &context).await?;
+        let call = self.call(poll, Method::Get, &context, first);
+        let (_, payload) = call.await?;
         let mut reports = Vec::new();
         for item in items(&poll.items.evaluate(&payload)) {
             let Some(task) = self.spec.read_task(&item) else {
@@ -215,7 +220,7 @@ impl ProviderClient {
         if !spec.applies_to(&Value::from_serialize(&context)) {
             return Ok(report);
         }
-        match self.call(spec, Method::Get, &context).await {
+        match self.call(spec, Method::Get, &context, job).await {
             Ok((_, payload)) => {
                 let result = spec.items.evaluate_in(&context! { payload, task });
                 let result = self.spec.read_task(&result);
@@ -247,7 +252,8 @@ impl ProviderClient {
             )));
         };
         let context = self.requests.job_context(job);
-        let (http, payload) = self.call(spec, Method::Post, &context).await?;
+        let call = self.call(spec, Method::Post, &context, job);
+        let (http, payload) = call.await?;
         let task_id = job.provider_task_id.as_deref();
         let task = spec.items.evaluate_in(&context! { payload, http, task_id });
         let task = self.spec.read_task(&task).filter(|task| {
@@ -276,37 +282,57 @@ impl ProviderClient {
             .await
     }
 
-    /// Returns whether the caller should read the balance now.
-    pub(super) fn claim_balance_read(&self, now: Time) -> bool {
-        let out_of_credit_since = self.breaker.out_of_credit_since();
-        self.spec.balance.is_some() && self.balance.claim_read(out_of_credit_since, now)
+    /// Returns whether the caller should check the account now.
+    pub(super) fn claim_account_check(&self, now: Time) -> bool {
+        let is_wanted = self.breaker.wants_account_check(now);
+        let has_balance = self.spec.balance.is_some();
+        (is_wanted || has_balance) && self.balance.claim_read(is_wanted, now)
     }
 
-    /// Reads the balance. The result does not count for the circuit breaker, because it does not
-    /// show whether jobs can be submitted.
-    pub(super) async fn read_balance(&self) -> Result<(), RequestError> {
-        let Some(spec) = &self.spec.balance else {
-            return Ok(());
+    /// Reads the balance, or sends the neutral request of a provider without one, and reports to the
+    /// circuit breaker what the response shows about the account.
+    ///
+    /// Needs no permit, because it decides whether there are any.
+    pub(super) async fn check_account(&self) -> Result<(), RequestError> {
+        let result = self.account_verdict().await;
+        let verdict = match &result {
+            Ok(verdict) => Some(*verdict),
+            Err(RequestError::Rejected(rejection)) => rejection.account_verdict(),
+            Err(_) => None,
         };
+        if let Some(verdict) = verdict {
+            self.breaker.record_account_check(verdict, Time::now());
+        }
+        // A rejection that shows something is an answer.
+        if verdict.is_some() {
+            return Ok(());
+        }
+        result.map(|_| ())
+    }
+
+    async fn account_verdict(&self) -> Result<AccountVerdict, RequestError> {
         let context = self.requests.base_context();
-        let permit = self.breaker.acquire(PERMIT_TIMEOUT).await?;
-        let response = self.execute(&spec.request, Method::Get, &context).await;
-        drop(permit);
-        let (_, payload) = response?;
+        let Some(spec) = &self.spec.balance else {
+            if let Some(account) = &self.spec.account {
+                self.execute(account, Method::Get, &context).await?;
+            }
+            return Ok(AccountVerdict::Good);
+        };
+        let (_, payload) = self.execute(&spec.request, Method::Get, &context).await?;
         let amount = number(&spec.amount.evaluate(&payload))
             .ok_or_else(|| RequestError::InvalidSpec("balance.amount: not a number".to_owned()))?;
         let unit = spec.unit.as_ref();
         let unit = unit.and_then(|unit| unit.render(&context! { payload }).ok());
-        let at = Time::now();
         self.balance.set(Balance {
             amount,
             unit: unit.map(|unit| unit.to_lowercase()),
-            at,
+            at: Time::now(),
         });
-        if amount > 0.0 {
-            self.breaker.probe_after_top_up(at);
-        }
-        Ok(())
+        Ok(if amount > 0.0 {
+            AccountVerdict::Good
+        } else {
+            AccountVerdict::NoCredit
+        })
     }
 
     /// Sends a request that may be repeated when a permit is available, and reports the result to
@@ -316,8 +342,13 @@ impl ProviderClient {
         spec: &RequestSpec,
         default_method: Method,
         context: &Context,
+        job: &Job,
     ) -> Result<(u16, Value), RequestError> {
-        let permit = self.breaker.acquire(PERMIT_TIMEOUT).await?;
+        let mut permit = self.breaker.acquire(PERMIT_TIMEOUT).await?;
+        permit.attribute_to(Some(Origin {
+            owner: job.owner.clone(),
+            model: job.model.clone().unwrap_or_default(),
+        }));
         self.balance.mark_used(Time::now());
         let response = self.execute(spec, default_method, context).await;
         permit.complete(match &response {

@@ -5,6 +5,7 @@
 pub(super) mod error_rules;
 pub(crate) mod expression;
 mod filters;
+pub(super) mod input_rules;
 pub(super) mod pricing;
 pub(super) mod request_spec;
 pub(super) mod task_mapping;
@@ -75,6 +76,8 @@ pub(crate) struct Spec {
     pub(super) result: Option<RequestSpec>,
     pub(super) cancel: Option<RequestSpec>,
     pub(super) balance: Option<BalanceSpec>,
+    /// A request that every valid key may make and that no job influences.
+    pub(super) account: Option<RequestSpec>,
     #[serde(default)]
     pub(super) webhook: WebhookSpec,
     /// Requests that the provider is known to reject. The first that matches is reported.

@@ -22,6 +22,9 @@ use progress_hub_auth::jwt::TokenError;
 /// `Retry-After` of a response that failed because of the store.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(2);
 
+/// `Retry-After` of a submission while the queue of its owner is full.
+const QUEUE_RETRY_AFTER: Duration = Duration::from_secs(30);
+
 /// `Retry-After` of a download that exceeds the limit of concurrent downloads.
 const DOWNLOAD_RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -122,6 +125,8 @@ error_codes! {
     PayloadTooLarge: "payload_too_large", Some(StatusCode::PAYLOAD_TOO_LARGE), websocket: false, retryable: false;
     /// The provider failed or could not be reached.
     ProviderError: "provider_error", Some(StatusCode::BAD_GATEWAY), websocket: true, retryable: true;
+    /// Too many jobs of the owner wait for submission.
+    QueueFull: "queue_full", Some(StatusCode::TOO_MANY_REQUESTS), websocket: false, retryable: true;
     /// The owner, subject or address has reached a rate limit.
     RateLimited: "rate_limited", Some(StatusCode::TOO_MANY_REQUESTS), websocket: false, retryable: true;
     /// The request took longer than `server.request_timeout` allows.
@@ -311,6 +316,9 @@ impl From<AdmissionError> for Problem {
             | AdmissionError::Price(_) => Self::invalid(detail),
             AdmissionError::TooLarge(_) => Self::new(ErrorCode::PayloadTooLarge, detail),
             AdmissionError::Budget(_) => Self::new(ErrorCode::BudgetExceeded, detail),
+            AdmissionError::QueueFull { .. } => {
+                Self::new(ErrorCode::QueueFull, detail).with_retry_after(QUEUE_RETRY_AFTER)
+            }
             AdmissionError::Rate { retry_after, .. } => {
                 // Rounded up, so that a retry after exactly this many seconds is not too early.
                 let seconds = retry_after.as_millis().div_ceil(1000) as u64;

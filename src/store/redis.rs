@@ -37,6 +37,7 @@ pub use self::endpoint::Timeouts;
 use self::keys::{KeyNames, Partition};
 use self::pubsub::Subscriber;
 use self::scripts::PUT_SHARED_STATE;
+use super::turns::Turns;
 use super::{ChangeListener, ChangeSource, Error, Retention, SharedState, Store};
 use crate::config::StoreConfig;
 use crate::job::Topic;
@@ -55,6 +56,7 @@ pub struct RedisStore {
     connections: Arc<Connections>,
     subscriber: Subscriber,
     retention: Retention,
+    turns: Turns,
 }
 
 impl RedisStore {
@@ -84,6 +86,7 @@ impl RedisStore {
             connections,
             subscriber,
             retention,
+            turns: Turns::default(),
         })
     }
 

@@ -22,6 +22,7 @@ use rusqlite::Connection;
 
 use self::command_queue::{Changes, CommandQueue};
 use self::file::Location;
+use super::turns::Turns;
 use super::{ChangeSource, Error, EventHandler, Retention, SharedState, Store};
 use crate::time::Time;
 
@@ -36,6 +37,7 @@ pub struct SqliteStore {
     readers: Option<CommandQueue>,
     is_failing: Arc<AtomicBool>,
     retention: Retention,
+    turns: Arc<Turns>,
     /// The reader threads, followed by the writer thread.
     threads: tokio::sync::Mutex<Vec<JoinHandle<()>>>,
 }
@@ -81,6 +83,7 @@ impl SqliteStore {
             readers,
             is_failing,
             retention,
+            turns: Arc::default(),
             threads: tokio::sync::Mutex::new(threads),
         })
     }

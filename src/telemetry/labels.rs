@@ -98,6 +98,8 @@ labels! {
         Price = "price",
         /// A budget does not allow the job.
         Budget = "budget",
+        /// The owner has reached `limits.queued_jobs` or `limits.queued_bytes`.
+        Queue = "queue",
         /// The owner has reached `limits.submits_per_minute`.
         Rate = "rate",
     }

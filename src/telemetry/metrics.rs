@@ -58,6 +58,7 @@ pub struct Metrics {
     subscribed_channels: Gauge,
     deliveries: PerConnectionKind<Counter>,
     webhooks: Family<WebhookLabels, Counter>,
+    webhook_polls_suppressed: Family<ProviderLabels, Counter>,
     provider_requests: Family<RequestLabels, Counter>,
     provider_state: Family<StateLabels, Gauge>,
     provider_state_transitions: Family<StateLabels, Counter>,
@@ -132,6 +133,7 @@ impl Metrics {
         let subscribed_channels = register(r, "subscribed_channels", "Channels of Redis that the node is subscribed to");
         let deliveries = register(r, "deliveries", "Job documents delivered to connections");
         let webhooks = register(r, "webhooks", "Webhooks received");
+        let webhook_polls_suppressed = register(r, "webhook_polls_suppressed", "Polls that unverified webhooks did not trigger because of the limit");
         let provider_requests = register(r, "provider_requests", "Requests to providers");
         let provider_state = register(r, "provider_state", "Provider state (1 = current)");
         let provider_state_transitions = register(r, "provider_state_transitions", "Transitions of a provider to a state");
@@ -152,6 +154,7 @@ impl Metrics {
             subscribed_channels,
             deliveries: PerConnectionKind::new(&deliveries),
             webhooks,
+            webhook_polls_suppressed,
             provider_requests,
             provider_state,
             provider_state_transitions,
@@ -223,6 +226,14 @@ impl Metrics {
             outcome: outcome.as_str(),
         };
         self.webhooks.get_or_create(&labels).inc();
+    }
+
+    /// Counts a poll that an unverified webhook did not trigger because of the limit.
+    pub fn webhook_poll_suppressed(&self, provider: &str) {
+        let provider = provider.to_owned();
+        self.webhook_polls_suppressed
+            .get_or_create(&ProviderLabels { provider })
+            .inc();
     }
 
     /// Records the time from the arrival of a webhook to its response.
@@ -355,6 +366,7 @@ mod tests {
     fn metric_names_match_the_documentation() {
         let metrics = Metrics::new();
         metrics.webhook("kling", WebhookOutcome::Applied);
+        metrics.webhook_poll_suppressed("kling");
         metrics.provider_request("kling", ProviderOperation::Submit, CallOutcome::Ok);
         metrics.set_provider_state("kling", ProviderState::Available, |_| 0);
         metrics.set_provider_balance("kling", 1.0);
@@ -374,6 +386,7 @@ mod tests {
     progress_hub_subscribed_channels gauge
     progress_hub_deliveries counter
     progress_hub_webhooks counter
+    progress_hub_webhook_polls_suppressed counter
     progress_hub_provider_requests counter
     progress_hub_provider_state gauge
     progress_hub_provider_state_transitions counter

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::schedule::schedule_for;
-use super::{Error, MAX_CAS_ATTEMPTS, Tracker};
+use super::{Error, MAX_CAS_ATTEMPTS, Tracker, UpdateOutcome};
 use crate::job::{Job, JobId, Source, StatusReport, SubmissionState, Update};
 use crate::store::{self, CommitJob, CommitOutcome};
 use crate::time::Time;
@@ -23,8 +23,8 @@ impl Tracker {
         Ok(self.store.find_task(provider, task_id).await?)
     }
 
-    /// Binds `task_id` to a job whose submission outcome is unknown, so that the task can be polled.
-    /// Does nothing for any other job.
+    /// Binds `task_id` to a job of `provider` whose submission outcome is unknown, so that the task can
+    /// be polled. Does nothing for any other job.
     ///
     /// # Errors
     /// Returns the error of the store.
@@ -34,18 +34,55 @@ impl Tracker {
         id: &JobId,
         task_id: String,
     ) -> Result<(), Error> {
-        let job = self.store.get(id).await?;
-        if job.is_none_or(|job| job.submission_state() != SubmissionState::Unknown) {
-            return Ok(());
-        }
         let report = StatusReport {
             task_id: Some(task_id),
             ..StatusReport::default()
         };
+        let is_unknown = |job: &Job| {
+            job.submission_state() == SubmissionState::Unknown
+                && job.provider.as_deref() == Some(provider)
+        };
         let update = report.into_update(Source::Webhook);
-        match self.apply_provider_update(provider, id, update).await {
+        match self.apply_update_if(id, update, is_unknown).await {
             Ok(_) | Err(Error::NotFound) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Applies an update to a job of `provider` that waits for its task: its submission is in flight,
+    /// or the outcome is unknown. Returns `None` for any other job.
+    ///
+    /// # Errors
+    /// Returns the error of the store.
+    pub async fn apply_to_waiting_job(
+        &self,
+        provider: &str,
+        id: &JobId,
+        update: Update,
+    ) -> Result<Option<UpdateOutcome>, Error> {
+        let is_waiting = |job: &Job| {
+            let waits = match job.submission_state() {
+                SubmissionState::InFlight | SubmissionState::Unknown => true,
+                SubmissionState::Pending(_) | SubmissionState::Done => false,
+            };
+            waits && job.provider.as_deref() == Some(provider)
+        };
+        match self.apply_update_if(id, update, is_waiting).await {
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(Error::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Requests an immediate poll of a job of `provider`. Returns whether there is such a job.
+    ///
+    /// # Errors
+    /// Returns the error of the store.
+    pub async fn request_poll_of(&self, provider: &str, id: &JobId) -> Result<bool, Error> {
+        let job = self.store.get(id).await?;
+        match job.filter(|job| job.provider.as_deref() == Some(provider)) {
+            Some(job) => self.schedule_poll(&job).await.map(|()| true),
+            None => Ok(false),
         }
     }
 

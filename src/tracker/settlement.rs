@@ -36,6 +36,21 @@ pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
     })
 }
 
+/// Returns the entries that release the job's charges to the queue of its owner, if the transition
+/// from `before` to `next` takes it from the queue: by its first attempt, or by its end.
+pub(super) fn leave_queue(before: &Job, next: &Job) -> Vec<BudgetEntry> {
+    let leaves = before.attempt == 0 && (next.attempt > 0 || next.is_final());
+    let charges = before.internal.queue_charges.iter().filter(|_| leaves);
+    charges
+        .map(|charge| BudgetEntry {
+            window: charge.window.name.clone(),
+            amount_micros: -charge.amount,
+            limit_micros: None,
+            window_ends_at: charge.window.expires_at,
+        })
+        .collect()
+}
+
 /// Returns the amount spent on a finished job.
 ///
 /// A reported cost takes precedence. Without one, a success costs the reserved amount, and so does

@@ -27,6 +27,7 @@ body = """{
   "name": reference, "seconds": duration, "ratio": aspect_ratio, "resolution": resolution,
   "width": width, "height": height, "input": input,
 }"""
+input = { allowed = ["a", "size"] }
 
 [poll]
 url = "{{ base_url }}/jobs/{{ task_id }}"
@@ -552,4 +553,65 @@ async fn reservation_survives_a_crash_and_is_released_once() {
     app.wait_until_final(&first, "alice").await;
     assert_eq!(post(&app, "alice", &body).await.status, 202);
     assert_eq!(post(&app, "alice", &body).await.status, 402);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queue_of_an_owner_is_bounded_in_jobs_and_bytes() {
+    for (setting, limit, story) in [
+        ("limits.queued_jobs", "3", 1),
+        ("limits.queued_bytes", "100000", 4_300),
+    ] {
+        let hub = start(&[(setting, limit), ("providers.acme.max_concurrent", "1")]).await;
+        let body = request_body("m-1", json!({ "negative_prompt": "a word ".repeat(story) }));
+        // The first job takes the only slot and does not wait any longer.
+        let first = hub.submit_accepted("alice", &body).await;
+        let is_submitted = |job: &Value| job["attempt"] == 1;
+        hub.app.wait_for_job(&first, "alice", is_submitted).await;
+        let mut queued = Vec::new();
+        for _ in 0..3 {
+            queued.push(hub.submit_accepted("alice", &body).await);
+        }
+        hub.assert_rejected(&body, 429, "queue_full", setting).await;
+        let response = hub.post("alice", &body).await;
+        assert!(response.headers.contains_key("retry-after"));
+        let rejected = "submissions_rejected_total{reason=\"queue\"}";
+        assert_eq!(hub.app.metric(rejected).await, 2.0);
+        hub.submit_accepted("bob", &body).await;
+        // A job that ends before its submission leaves the queue, and so does one that is submitted.
+        let path = format!("/v1/jobs/{}/cancel", queued[2]);
+        let response = send(hub.app.request(Method::POST, &path, "alice")).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        hub.submit_accepted("alice", &body).await;
+        hub.assert_rejected(&body, 429, "queue_full", setting).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_take_turns_for_the_slots_of_a_provider() {
+    let hub = start(&[("providers.acme.max_concurrent", "1")]).await;
+    let body = request_body("m-1", json!({}));
+    let first = hub.submit_accepted("alice", &body).await;
+    let is_submitted = |job: &Value| job["attempt"] == 1;
+    hub.app.wait_for_job(&first, "alice", is_submitted).await;
+    for _ in 0..50 {
+        hub.submit_accepted("alice", &body).await;
+    }
+    let single = hub.submit_accepted("bob", &body).await;
+    hub.set_task(&first, json!({ "state": "broken" }));
+    // Bob's job gets the next slot, or the one after it.
+    let requests = hub.provider.wait_for_requests(|all| {
+        let sent = all
+            .iter()
+            .filter(|it| it.method == "POST" && it.path == "/jobs");
+        let names: Vec<_> = sent.map(|it| it.body["name"].as_str().unwrap()).collect();
+        if let Some(last) = names.last().filter(|name| **name != single) {
+            hub.set_task(last, json!({ "state": "broken" }));
+        }
+        names.contains(&single.as_str()) || names.len() > 5
+    });
+    let requests = requests.await;
+    let sent = requests.iter().filter(|it| it.method == "POST");
+    let names: Vec<_> = sent.map(|it| it.body["name"].as_str().unwrap()).collect();
+    let position = names.iter().position(|name| *name == single);
+    assert!(position.is_some_and(|at| at <= 2), "{position:?}");
 }

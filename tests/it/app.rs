@@ -327,6 +327,11 @@ impl TestAppBuilder {
         self
     }
 
+    /// Removes a key that a test app has by default.
+    pub fn unset(self, key: &str) -> Self {
+        self.set(key, "")
+    }
+
     /// Adds a simulated provider named `simulated`. Its jobs follow `scenario` unless they name another.
     pub fn with_simulator(mut self, scenario: Scenario) -> Self {
         self.scenario = Some(scenario);
@@ -435,6 +440,10 @@ impl TestAppBuilder {
         }
         // The last value of a key wins, so a test can override every default.
         settings.extend(self.settings);
+        let is_unset = |(_, value): &&(String, String)| value.is_empty();
+        let unset = settings.iter().filter(is_unset);
+        let unset: Vec<String> = unset.map(|(key, _)| key.clone()).collect();
+        settings.retain(|(key, _)| !unset.contains(key));
         for (key, value) in &mut settings {
             if key == "server.bind" && value == "127.0.0.1:0" {
                 *value = address.to_string();

@@ -17,6 +17,8 @@ use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 struct ScriptedProvider {
     provider: MockProvider,
     response: Arc<Mutex<MockResponse>>,
+    /// Response to the neutral request that shows the state of the account.
+    account: Arc<Mutex<MockResponse>>,
     /// Time of each submission.
     submissions: Arc<Mutex<Vec<Instant>>>,
 }
@@ -25,13 +27,17 @@ impl ScriptedProvider {
     async fn start(response: MockResponse) -> Self {
         let response = Arc::new(Mutex::new(response));
         let submissions: Arc<Mutex<Vec<Instant>>> = Arc::default();
+        let account = Arc::new(Mutex::new(balance(0)));
         let (current, times) = (Arc::clone(&response), Arc::clone(&submissions));
+        let neutral = Arc::clone(&account);
         let provider = MockProvider::start(move |request| {
             let response = if request.method == "POST" {
                 let mut times = times.lock().unwrap();
                 times.push(Instant::now());
                 let response: MockResponse = current.lock().unwrap().clone();
                 response.numbered(times.len())
+            } else if request.path.starts_with("/account/") {
+                neutral.lock().unwrap().clone()
             } else {
                 MockResponse::json(200, &json!({ "code": 0, "data": [] }))
             };
@@ -41,12 +47,17 @@ impl ScriptedProvider {
         Self {
             provider,
             response,
+            account,
             submissions,
         }
     }
 
     fn respond_with(&self, response: MockResponse) {
         *self.response.lock().unwrap() = response;
+    }
+
+    fn set_account(&self, response: MockResponse) {
+        *self.account.lock().unwrap() = response;
     }
 
     fn submission_count(&self) -> usize {
@@ -62,6 +73,13 @@ fn accepted() -> MockResponse {
 
 fn rejected(status: u16, code: u16) -> MockResponse {
     MockResponse::json(status, &json!({ "code": code, "message": "no" }))
+}
+
+/// Returns Kling's response to the read of the balance.
+fn balance(left: i64) -> MockResponse {
+    let pack = json!({ "status": "online", "remaining_quantity": left });
+    let data = json!({ "resource_pack_subscribe_infos": [pack] });
+    MockResponse::json(200, &json!({ "code": 0, "data": data }))
 }
 
 /// Configures a hub with two providers: `kling` at `url`, and `other`, which accepts every
@@ -80,8 +98,12 @@ async fn hub_with(url: &str) -> (TestAppBuilder, ScriptedProvider) {
 }
 
 async fn submit(app: &TestApp, provider: &str) -> String {
-    let body = json!({ "provider": provider, "model": "kling-v3", "prompt": "a lighthouse" });
-    let request = app.request(Method::POST, "/v1/videos", "alice");
+    submit_as(app, "alice", provider, "kling-v3").await
+}
+
+async fn submit_as(app: &TestApp, owner: &str, provider: &str, model: &str) -> String {
+    let body = json!({ "provider": provider, "model": model, "prompt": "a lighthouse" });
+    let request = app.request(Method::POST, "/v1/videos", owner);
     let response = send(request.json(&body)).await;
     assert_eq!(response.status, 202, "{}", response.body);
     response.body["id"].as_str().unwrap().to_owned()
@@ -192,7 +214,11 @@ async fn quota_or_auth_error_fails_one_job_and_suspends_the_provider() {
         (rejected(429, 1102), "quota"),
         (rejected(401, 1002), "auth"),
     ] {
-        let kling = ScriptedProvider::start(response).await;
+        let kling = ScriptedProvider::start(response.clone()).await;
+        // The balance shows that the account has no credit, or that the key is rejected.
+        if kind == "auth" {
+            kling.set_account(response);
+        }
         let (hub, _other) = hub_with(&kling.provider.url).await;
         let app = hub.spawn().await;
         let first = submit(&app, "kling").await;
@@ -201,6 +227,8 @@ async fn quota_or_auth_error_fails_one_job_and_suspends_the_provider() {
             (&job["error"]["kind"], &job["attempt"]),
             (&json!(kind), &json!(1))
         );
+        let suspended = "provider_state{provider=\"kling\",state=\"suspended\"}";
+        app.wait_for_metric(suspended, |value| value == 1.0).await;
         let waiting = submit_while_blocked(&app, 10).await;
         assert_state(&app, "suspended", json!(kind)).await;
         assert_eq!(kling.submission_count(), 1);
@@ -244,23 +272,165 @@ async fn polling_continues_without_credit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rejected_submission_that_no_neutral_request_confirms_affects_one_owner_and_model() {
+    for response in [
+        rejected(403, 1103),
+        rejected(401, 1002),
+        rejected(402, 1101),
+        rejected(429, 1102),
+    ] {
+        let kling = ScriptedProvider::start(response.clone()).await;
+        kling.set_account(balance(100));
+        let (hub, _other) = hub_with(&kling.provider.url).await;
+        let app = hub.spawn().await;
+        // A private model of somebody else, a model that is too dear, …
+        for n in 0..10 {
+            kling.respond_with(response.clone());
+            let id = submit_as(&app, "alice", "kling", &format!("private-{n}")).await;
+            app.wait_until_final(&id, "alice").await;
+            kling.respond_with(accepted());
+            let id = submit_as(&app, "bob", "kling", "private-0").await;
+            let is_queued = |job: &Value| job["status"] == "queued";
+            let job = app.wait_for_job(&id, "bob", is_queued).await;
+            assert_eq!(job["attempt"], 1, "{job}");
+            assert_state(&app, "available", Value::Null).await;
+        }
+        let other_model = submit_as(&app, "alice", "kling", "kling-v3").await;
+        assert_all_accepted_at_first_attempt(&app, &[other_model]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_key_holds_the_owner_and_model_and_the_job_waits() {
+    let kling = ScriptedProvider::start(rejected(403, 1103)).await;
+    kling.set_account(balance(100));
+    let (hub, _other) = hub_with(&kling.provider.url).await;
+    let app = hub.spawn().await;
+    let id = submit(&app, "kling").await;
+    app.wait_until_final(&id, "alice").await;
+    let held = submit(&app, "kling").await;
+    let is_postponed = |job: &Value| !job["next_attempt_at"].is_null();
+    let job = app.wait_for_job(&held, "alice", is_postponed).await;
+    let fields = (&job["status"], &job["attempt"], &job["error"]);
+    assert_eq!(fields, (&json!("accepted"), &json!(0), &Value::Null));
+    assert_eq!(kling.submission_count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_of_one_owner_do_not_open_the_circuit() {
+    let kling = ScriptedProvider::start(rejected(500, 5000)).await;
+    let (hub, _other) = hub_with(&kling.provider.url).await;
+    let app = hub.spawn().await;
+    for n in 0..8 {
+        let crash = rejected(500, 5000).with_header("x-should-retry", "false");
+        kling.respond_with(crash);
+        let id = submit_as(&app, "alice", "kling", &format!("model-{n}")).await;
+        app.wait_until_final(&id, "alice").await;
+        assert_state(&app, "available", Value::Null).await;
+    }
+    kling.respond_with(accepted());
+    let id = submit_as(&app, "bob", "kling", "model-0").await;
+    let is_queued = |job: &Value| job["status"] == "queued";
+    let job = app.wait_for_job(&id, "bob", is_queued).await;
+    assert_eq!(job["attempt"], 1, "{job}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rate_limited_polls_do_not_pause_submissions() {
+    let provider = MockProvider::start(|request: RecordedRequest| async move {
+        if request.path.starts_with("/tasks") {
+            rejected(429, 1302).with_header("retry-after", 600)
+        } else {
+            accepted()
+        }
+    })
+    .await;
+    let (hub, _other) = hub_with(&provider.url).await;
+    let app = hub.set("providers.kling.poll_after", "50ms").spawn().await;
+    let worker = app.token("worker", "jobs:publish");
+    let body = json!({ "provider": "kling", "provider_task_id": "7", "owner": "alice" });
+    let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
+    send(request.json(&body)).await;
+    let limited = "provider_state{provider=\"kling\",state=\"rate_limited\"}";
+    app.wait_for_metric(limited, |value| value == 1.0).await;
+    let id = submit_as(&app, "bob", "kling", "kling-v3").await;
+    let is_queued = |job: &Value| job["status"] == "queued";
+    let job = app.wait_for_job(&id, "bob", is_queued).await;
+    assert_eq!(job["attempt"], 1, "{job}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_repeats_the_request_does_not_concern_others() {
+    let body = json!({ "result": "no", "reason": "prompt 'please come back' is invalid" });
+    let definition = r#"
+title = "Echo"
+signature = { scheme = "none" }
+[answer]
+ok = "payload.result == 'ok'"
+message = "payload.reason"
+[submit]
+url = "{{ base_url }}/jobs"
+body = "{'prompt': prompt}"
+[poll]
+url = "{{ base_url }}/jobs/{{ tasks[0]|segment }}"
+[read]
+task_id = "payload.id"
+status = "payload.status"
+[read.statuses]
+queued = "queued"
+[[errors]]
+when = "message is containing(['come back'])"
+kind = "rate_limit"
+"#;
+    let directory = tempfile::tempdir().unwrap();
+    let spec = directory.path().join("echo.toml");
+    std::fs::write(&spec, definition).unwrap();
+    let echo = MockProvider::start(move |_| {
+        let response = MockResponse::json(400, &body).with_header("retry-after", 600);
+        async move { response }
+    })
+    .await;
+    let (hub, _other) = hub_with(&echo.url).await;
+    let app = hub
+        .set("providers.kling.spec", spec.display())
+        .spawn()
+        .await;
+    let id = submit(&app, "kling").await;
+    let has_retry = |job: &Value| !job["next_attempt_at"].is_null();
+    let job = app.wait_for_job(&id, "alice", has_retry).await;
+    assert_eq!(job["error"]["kind"], "rate_limit");
+    assert_state(&app, "available", Value::Null).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn repeated_failures_open_the_circuit() {
     let failure = rejected(503, 5001).with_header("retry-after-ms", 1);
     let kling = ScriptedProvider::start(failure).await;
     let (hub, _other) = hub_with(&kling.provider.url).await;
     let app = hub.spawn().await;
-    let first = submit(&app, "kling").await;
-    let job = app.wait_until_final(&first, "alice").await;
-    assert_eq!(
-        (&job["error"]["kind"], &job["attempt"]),
-        (&json!("technical"), &json!(5))
-    );
+    // Of one owner or model, three failures count. Without a retry, each job fails once.
+    kling.respond_with(rejected(503, 5001).with_header("x-should-retry", "false"));
+    for (owner, model) in [
+        ("alice", "kling-v3"),
+        ("alice", "kling-v2"),
+        ("bob", "kling-v2"),
+    ] {
+        let id = submit_as(&app, owner, "kling", model).await;
+        app.wait_until_final(&id, owner).await;
+        assert_state(&app, "available", Value::Null).await;
+    }
+    kling.respond_with(rejected(503, 5001).with_header("retry-after-ms", 1));
+    let first = submit_as(&app, "carol", "kling", "kling-v3").await;
+    let unavailable = "provider_state{provider=\"kling\",state=\"unavailable\"}";
+    app.wait_for_metric(unavailable, |value| value == 1.0).await;
     let waiting = submit_while_blocked(&app, 3).await;
     assert_state(&app, "unavailable", json!("technical")).await;
     assert_eq!(kling.submission_count(), 5);
     kling.respond_with(accepted());
     assert_all_accepted_at_first_attempt(&app, &waiting).await;
-    assert_eq!(kling.submission_count(), 8);
+    let is_queued = |job: &Value| job["status"] == "queued";
+    app.wait_for_job(&first, "carol", is_queued).await;
+    assert_eq!(kling.submission_count(), 9);
     assert_state(&app, "available", Value::Null).await;
 }
 

@@ -123,6 +123,7 @@ async fn crash_during_submit_never_pays_twice() {
                 ("cool_down", "100ms"),
                 ("deadline", "14s"),
                 ("prices", prices),
+                ("allowed_input", "scenario"),
             ] {
                 hub = hub.set(&format!("providers.{name}.{key}"), value);
             }

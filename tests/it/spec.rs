@@ -378,10 +378,11 @@ async fn body_that_fails_to_render_is_not_sent() {
         .set("providers.studio.webhook_secrets", SECRET)
         .spawn()
         .await;
-    let id = submit(&app).await;
-    let job = app.wait_until_final(&id, "alice").await;
-    assert_eq!(job["error"]["kind"], "invalid_input", "{job}");
-    let message = job["error"]["message"].as_str().unwrap();
-    assert!(message.starts_with("body: "), "{message}");
+    let body = json!({ "provider": "studio", "model": "big/one", "prompt": "a lighthouse" });
+    let response = send(app.request(Method::POST, "/v1/videos", "alice").json(&body)).await;
+    assert_eq!(response.status, 400, "{}", response.body);
+    assert_eq!(response.body["code"], "invalid_request");
+    let detail = response.body["detail"].as_str().unwrap();
+    assert!(detail.starts_with("body: "), "{detail}");
     assert_eq!(provider.requests().len(), 0);
 }

@@ -92,6 +92,7 @@ macro_rules! store_test_suite {
                 update_of_a_known_task_returns_its_job,
                 identical_updates_are_buffered_once,
                 full_buffer_keeps_the_newest_updates,
+                buffer_is_bounded_in_bytes_and_tasks,
                 commit_deletes_applied_buffered_updates,
                 commit_missing_a_buffered_update_conflicts,
                 commit_missing_an_update_in_a_full_buffer_conflicts,
@@ -100,6 +101,7 @@ macro_rules! store_test_suite {
             }
             queues::{
                 due_jobs_are_claimed_in_order_of_due_time,
+                owners_take_turns_for_submissions,
                 queues_are_independent,
                 submission_claim_is_exclusive_until_its_lease_expires,
                 polls_repeat_until_the_job_ends,

@@ -390,9 +390,11 @@ async fn webhook_for_unknown_task_is_buffered_until_registration() {
 #[tokio::test(flavor = "multi_thread")]
 async fn webhook_matches_by_external_id() {
     let (provider, _answer) = delayed_kling("79").await;
-    let app = hub_with_kling(&provider.url).spawn().await;
+    // Without a public URL, the provider gets no callback URL.
+    let hub = hub_with_kling(&provider.url).unset("server.public_url");
+    let app = hub.spawn().await;
     let id = submit(&app).await;
-    callback_path(&provider).await;
+    provider.wait_for_requests(|all| !all.is_empty()).await;
     let body = json!({ "id": "79", "status": "processing", "external_id": id });
     assert_accepted(&post_kling(&app, "kling", &body).await, true, true);
     assert_eq!(app.get_job(&id, "alice").await["status"], "running");
@@ -401,6 +403,53 @@ async fn webhook_matches_by_external_id() {
     let body = json!({ "id": "80", "status": "failed", "external_id": id });
     assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
     assert_eq!(app.get_job(&id, "alice").await["status"], "running");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn external_id_alone_does_not_bind_a_task_where_callback_urls_are_given() {
+    let (provider, answer) = delayed_kling("79").await;
+    let app = hub_with_kling(&provider.url).spawn().await;
+    let id = submit(&app).await;
+    callback_path(&provider).await;
+    let mut body = succeeded("T1");
+    body["external_id"] = json!(id);
+    assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
+    let job = app.get_job(&id, "alice").await;
+    assert_eq!(
+        (&job["status"], &job["provider_task_id"]),
+        (&json!("accepted"), &Value::Null)
+    );
+    answer.notify_one();
+    let is_queued = |job: &Value| job["status"] == "queued";
+    let job = app.wait_for_job(&id, "alice", is_queued).await;
+    assert_eq!(job["provider_task_id"], "79");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn external_id_binds_no_task_to_a_job_that_waits_for_its_next_attempt() {
+    let busy = json!({ "code": 1302, "message": "busy" });
+    let provider = MockProvider::start(move |_| {
+        let response = MockResponse::json(429, &busy).with_header("retry-after", 3000);
+        async move { response }
+    })
+    .await;
+    for gives_callback_urls in [true, false] {
+        let mut hub = hub_with_kling(&provider.url);
+        if !gives_callback_urls {
+            hub = hub.unset("server.public_url");
+        }
+        let app = hub.set("providers.kling.deadline", "2h").spawn().await;
+        let id = submit(&app).await;
+        let has_retry = |job: &Value| !job["next_attempt_at"].is_null();
+        let waiting = app.wait_for_job(&id, "alice", has_retry).await;
+        let mut body = succeeded("T1");
+        body["external_id"] = json!(id);
+        assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
+        assert_eq!(app.get_job(&id, "alice").await, waiting);
+        // The update is kept for the task's own job.
+        let other = register_task(&app, "kling", "T1").await;
+        assert_eq!(other["status"], "succeeded");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -621,7 +670,9 @@ async fn unsigned_webhook_only_triggers_a_poll() {
         MockResponse::json(200, &json!({ "code": 0, "data": tasks }))
     });
     let provider = provider.await;
+    // Where Kling is told a callback URL, webhooks without its token trigger nothing.
     let app = TestApp::builder()
+        .unset("server.public_url")
         .set("providers.bare.spec", "kling")
         .set("providers.bare.base_url", &provider.url)
         .set("providers.bare.api_key", "a key")
@@ -640,6 +691,65 @@ async fn unsigned_webhook_only_triggers_a_poll() {
     let unknown = running("unknown").to_string();
     let response = post_webhook(&app, "bare", &Vec::new(), unknown.as_bytes()).await;
     assert_accepted(&response, false, false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn polls_triggered_by_unverified_webhooks_are_limited() {
+    for (gives_callback_urls, max_polls) in [(false, 3), (true, 0)] {
+        let provider = MockProvider::start(|_| async {
+            MockResponse::json(200, &json!({ "code": 0, "data": [] }))
+        });
+        let provider = provider.await;
+        let mut hub = TestApp::builder()
+            .set("providers.bare.spec", "kling")
+            .set("providers.bare.base_url", &provider.url)
+            .set("providers.bare.api_key", "a key")
+            .set("providers.bare.poll_after", "1h")
+            .set("providers.bare.poll_every", "1h")
+            .set("providers.bare.deadline", "2h")
+            .set("providers.bare.unverified_polls_per_minute", 3);
+        if !gives_callback_urls {
+            hub = hub.unset("server.public_url");
+        }
+        let app = hub.spawn().await;
+        for n in 0..10 {
+            let task = format!("task-{n}");
+            register_task(&app, "bare", &task).await;
+            let forged = succeeded(&task).to_string();
+            let response = post_webhook(&app, "bare", &Vec::new(), forged.as_bytes()).await;
+            assert_accepted(&response, !gives_callback_urls, false);
+        }
+        let suppressed = app
+            .metric("webhook_polls_suppressed_total{provider=\"bare\"}")
+            .await;
+        assert_eq!(suppressed, f64::from(10 - max_polls));
+        if max_polls > 0 {
+            provider.wait_for_requests(|all| !all.is_empty()).await;
+        }
+        let polled = provider.requests();
+        let polled = polled.iter().map(|it| it.path.matches("task-").count());
+        assert!(polled.sum::<usize>() <= max_polls as usize);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn document_is_bounded_whatever_a_webhook_reports() {
+    let app = start_hub().await;
+    let id = register_task(&app, "generic", "90").await["id"].clone();
+    let long = "x".repeat(900_000);
+    let body = json!({ "id": "90", "status": "running", "stage": long });
+    assert_accepted(&post_generic(&app, &body).await, true, true);
+    let job = app.get_job(id.as_str().unwrap(), "alice").await;
+    assert_eq!(job["stage"].as_str().unwrap().len(), 200);
+    let half = "x".repeat(400_000);
+    let body = json!({ "id": "90", "status": "failed", "message": half, "error_code": half });
+    assert_accepted(&post_generic(&app, &body).await, true, true);
+    let job = app.get_job(id.as_str().unwrap(), "alice").await;
+    assert!(
+        job.to_string().len() < 4096,
+        "{} bytes",
+        job.to_string().len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

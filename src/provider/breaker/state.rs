@@ -1,19 +1,23 @@
-//! State of a circuit breaker: one circuit for submissions and one for queries.
+//! State of a circuit breaker: one circuit for submissions, one for queries, and the holds of single
+//! owners and models.
 //!
 //! Queries continue while only submissions are blocked, because running jobs must still reach their
-//! final state. Nodes exchange the state as JSON.
+//! final state. A rejection of the account by a single submission concerns only its owner and model
+//! until a neutral request confirms it. Nodes exchange the state as JSON.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::circuit::{Admission, Circuit, PermitToken, Trip, TripCause};
+use super::circuit::{Admission, Circuit, OpenCircuit, PermitToken, Trip, TripCause};
+use super::holds::{HoldTokens, Holds};
+use super::origin::{Evidence, FAILURE_THRESHOLD, Failures, Origin};
 use crate::job::FailureKind;
 use crate::telemetry::ProviderState;
 use crate::time::Time;
 
-/// Consecutive failures that open both circuits.
-const FAILURE_THRESHOLD: u32 = 5;
+/// Minimum time until a request is tried again while the neutral request decides.
+const ACCOUNT_CHECK_WAIT: Duration = Duration::from_secs(1);
 
 /// Purpose of a request. Each has its own circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +35,31 @@ pub(crate) enum RequestResult {
     Success,
     /// The request failed. The duration is the delay that the provider requested.
     Failure(FailureKind, Option<Duration>),
+    /// No connection could be made, which no request can cause.
+    Unreachable,
     /// The request was not sent.
     NotSent,
+}
+
+/// What a neutral request, which no job influences, shows about the account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AccountVerdict {
+    /// The key is valid, and there is credit as far as known.
+    Good,
+    /// The provider rejects the key.
+    KeyRejected,
+    /// The account has no credit.
+    NoCredit,
+}
+
+/// A request that was admitted.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) kind: RequestKind,
+    pub(super) token: PermitToken,
+    /// Owner and model of the job. `None` for a request about no job.
+    pub(super) origin: Option<Origin>,
+    pub(super) holds: HoldTokens,
 }
 
 /// Health of a provider.
@@ -48,14 +75,28 @@ pub struct ProviderHealth {
     pub until: Option<Time>,
 }
 
-/// Both circuits of a provider.
+/// The circuits and holds of a provider.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct BreakerState {
     submits: Circuit,
     queries: Circuit,
-    /// Failures of either kind since the last success. Counted by each node for itself.
+    holds: Holds,
+    /// Technical failures of either kind since the last success. Counted by each node for itself.
     #[serde(skip)]
-    consecutive_failures: u32,
+    failures: Failures,
+    /// Submissions that rejected the account since the last accepted one, for a provider without a
+    /// neutral request.
+    #[serde(skip)]
+    rejections: Failures,
+    /// Auth errors of queries since the last success.
+    #[serde(skip)]
+    query_auth_errors: u32,
+    /// Whether a neutral request can confirm that the account is rejected.
+    #[serde(skip)]
+    pub(super) has_account_check: bool,
+    /// Whether a rejection of the account waits for confirmation by this node.
+    #[serde(skip)]
+    is_account_suspect: bool,
 }
 
 impl BreakerState {
@@ -74,56 +115,133 @@ impl BreakerState {
     }
 
     /// Admits a request while `in_flight` requests of its kind are running.
+    ///
+    /// A circuit that is open because of the account is closed by the neutral request, so that no job
+    /// is sacrificed as a probe. A balance can be out of date for hours, so after the longest wait a job
+    /// is a probe nevertheless.
     pub(super) fn admit(&mut self, kind: RequestKind, in_flight: usize, now: Time) -> Admission {
+        if let Some(open) = self.circuit(kind).open_state()
+            && self.has_account_check
+            && is_account_cause(open.cause)
+            && !needs_probe(self.circuit(kind))
+        {
+            return Admission::Open(open.until.max(now + ACCOUNT_CHECK_WAIT));
+        }
         self.circuit_mut(kind).admit(in_flight, now)
     }
 
-    /// Records the result of a request.
-    pub(super) fn record(
+    /// Admits the submission of a job that has a permit, or returns when to try again.
+    pub(super) fn admit_origin(
         &mut self,
-        kind: RequestKind,
         token: PermitToken,
-        result: RequestResult,
+        origin: &Origin,
         now: Time,
-    ) {
+    ) -> Result<HoldTokens, Time> {
+        match self.submits.defers_probe(token, origin, now) {
+            Some(until) => Err(until),
+            None => self.holds.admit(origin, now),
+        }
+    }
+
+    /// Records the result of a request.
+    pub(super) fn record(&mut self, request: &Admitted, result: RequestResult, now: Time) {
+        let (kind, token) = (request.kind, request.token);
+        let trip = |cause, hint| Trip {
+            cause,
+            hint,
+            at: now,
+            origins: request.origin.iter().cloned().collect(),
+        };
         let (failure, hint) = match result {
-            RequestResult::NotSent => return self.circuit_mut(kind).discard_probe(token),
-            RequestResult::Success => return self.on_success(kind, token),
+            RequestResult::NotSent => {
+                self.holds.discard(&request.holds);
+                return self.circuit_mut(kind).discard_probe(token);
+            }
+            RequestResult::Success => return self.on_success(request),
+            RequestResult::Unreachable => {
+                self.holds.discard(&request.holds);
+                let trip = Trip {
+                    origins: Vec::new(),
+                    ..trip(TripCause::Technical, None)
+                };
+                return self.on_failure(kind, token, None, trip);
+            }
             RequestResult::Failure(failure, hint) => (failure, hint),
         };
         let Some(cause) = trip_cause(failure) else {
             // The request itself was at fault, so the provider works.
-            return self.on_success(kind, token);
+            return self.on_success(request);
         };
-        let at = now;
-        let trip = Trip { cause, hint, at };
+        let trip = trip(cause, hint);
         match (cause, kind) {
-            // A single task may be hidden from a valid key, so auth errors on queries count only
-            // when they repeat.
-            (TripCause::Technical, _) | (TripCause::Auth, RequestKind::Query) => {
-                self.on_failure(kind, token, trip);
+            (TripCause::Technical, _) => {
+                if let (Some(origin), RequestKind::Submit) = (&request.origin, kind) {
+                    let trip = Trip {
+                        origins: Vec::new(),
+                        ..trip.clone()
+                    };
+                    self.holds.on_failure(origin, &request.holds, &trip);
+                }
+                self.on_failure(kind, token, request.origin.as_ref(), trip);
             }
-            (TripCause::RateLimit | TripCause::Quota | TripCause::Auth, _) => {
-                self.on_rejection(kind, token, trip);
+            (TripCause::RateLimit, _) => {
+                self.holds.discard(&request.holds);
+                self.failures.clear();
+                let trip = Trip {
+                    origins: Vec::new(),
+                    ..trip
+                };
+                self.circuit_mut(kind).on_rejection(token, trip);
+            }
+            (TripCause::Quota | TripCause::Auth, RequestKind::Submit) => {
+                self.on_rejected_submission(request, trip);
+            }
+            // A single task may be hidden from a valid key, so auth errors of queries count only when
+            // they repeat.
+            (TripCause::Auth, RequestKind::Query) => {
+                if self.queries.open_state().is_some() {
+                    return self.queries.on_rejection(token, trip);
+                }
+                self.query_auth_errors += 1;
+                if self.query_auth_errors >= FAILURE_THRESHOLD {
+                    self.query_auth_errors = 0;
+                    self.suspect_account(trip);
+                }
+            }
+            // Missing credit blocks submissions only, whichever request reported it.
+            (TripCause::Quota, RequestKind::Query) => {
+                self.queries.on_success(token);
+                self.suspect_account(trip);
             }
         }
     }
 
-    /// Records a success. It also closes the other circuit if that was opened by technical
-    /// failures. A successful submission closes a query circuit opened by an auth error as well,
-    /// because submitting needs the stronger permission.
-    fn on_success(&mut self, kind: RequestKind, token: PermitToken) {
-        if !self.circuit_mut(kind).on_success(token) {
+    /// Records a success. It also closes the other circuit if that was opened by technical failures. A
+    /// successful submission closes a query circuit opened by an auth error as well, because
+    /// submitting needs the stronger permission.
+    fn on_success(&mut self, request: &Admitted) {
+        if let Some(origin) = &request.origin
+            && request.kind == RequestKind::Submit
+        {
+            self.holds.on_success(origin, &request.holds);
+        }
+        if !self.circuit_mut(request.kind).on_success(request.token) {
             return;
         }
-        self.consecutive_failures = 0;
-        let other = match kind {
-            RequestKind::Submit => &mut self.queries,
-            RequestKind::Query => &mut self.submits,
+        self.failures.clear();
+        let other = match request.kind {
+            RequestKind::Submit => {
+                self.rejections.clear();
+                &mut self.queries
+            }
+            RequestKind::Query => {
+                self.query_auth_errors = 0;
+                &mut self.submits
+            }
         };
         let is_resolved = match other.open_state().map(|open| open.cause) {
             Some(TripCause::Technical) => true,
-            Some(TripCause::Auth) => kind == RequestKind::Submit,
+            Some(TripCause::Auth) => request.kind == RequestKind::Submit,
             Some(TripCause::RateLimit | TripCause::Quota) | None => false,
         };
         if is_resolved {
@@ -131,83 +249,150 @@ impl BreakerState {
         }
     }
 
-    /// Records a failure that opens the circuits only when it repeats.
-    fn on_failure(&mut self, kind: RequestKind, token: PermitToken, trip: Trip) {
-        self.consecutive_failures = self.consecutive_failures.saturating_add(1);
+    /// Records a technical failure. It opens circuits only when it repeats for several owners.
+    fn on_failure(
+        &mut self,
+        kind: RequestKind,
+        token: PermitToken,
+        origin: Option<&Origin>,
+        trip: Trip,
+    ) {
         if self.circuit(kind).open_state().is_some() {
-            self.circuit_mut(kind).on_rejection(token, trip);
-        } else if self.consecutive_failures >= FAILURE_THRESHOLD {
-            for circuit in [&mut self.submits, &mut self.queries] {
-                if circuit.open_state().is_none() {
-                    circuit.trip(trip);
+            return self.circuit_mut(kind).on_rejection(token, trip);
+        }
+        match self.failures.record(origin) {
+            Evidence::None => {}
+            Evidence::Model(model) => self.holds.hold_model(model, trip),
+            Evidence::Provider(origins) => {
+                let trip = Trip { origins, ..trip };
+                for circuit in [&mut self.submits, &mut self.queries] {
+                    if circuit.open_state().is_none() {
+                        circuit.trip(trip.clone());
+                    }
                 }
             }
-            self.consecutive_failures = 0;
         }
     }
 
-    /// Records a failure that opens a circuit at once.
-    fn on_rejection(&mut self, kind: RequestKind, token: PermitToken, trip: Trip) {
-        self.consecutive_failures = 0;
-        let other = match (kind, trip.cause) {
-            // Missing credit blocks submissions only, whichever request reported it.
-            (RequestKind::Query, TripCause::Quota) => {
-                self.queries.on_success(token);
-                if self.submits.open_state().is_none() {
-                    self.submits.trip(trip);
+    /// Records that a submission was rejected for its key or for lack of credit. The request itself can
+    /// be the cause, for example a model that the account may not use.
+    fn on_rejected_submission(&mut self, request: &Admitted, trip: Trip) {
+        let open_cause = self.submits.open_state().map(|open| open.cause);
+        let is_suspended = open_cause.is_some_and(is_account_cause);
+        if let Some(origin) = &request.origin {
+            let trip = Trip {
+                origins: Vec::new(),
+                ..trip.clone()
+            };
+            self.holds
+                .on_account_rejection(origin, &request.holds, trip);
+        }
+        if is_suspended {
+            return self.submits.on_rejection(request.token, trip);
+        }
+        // Apart from the account, the provider works.
+        self.submits.on_success(request.token);
+        if self.has_account_check {
+            return self.suspect_account(trip);
+        }
+        if let Evidence::Provider(_) = self.rejections.record(request.origin.as_ref()) {
+            self.suspect_account(trip);
+        }
+    }
+
+    /// Requests a neutral check of the account. Without one, the rejection counts as confirmed.
+    fn suspect_account(&mut self, trip: Trip) {
+        if self.has_account_check {
+            self.is_account_suspect = true;
+            return;
+        }
+        self.open_for_account(Trip {
+            origins: Vec::new(),
+            ..trip
+        });
+    }
+
+    fn open_for_account(&mut self, trip: Trip) {
+        let queries = (trip.cause == TripCause::Auth).then_some(&mut self.queries);
+        for circuit in [Some(&mut self.submits), queries].into_iter().flatten() {
+            let is_due = |open: &OpenCircuit| {
+                open.cause < trip.cause || open.until <= trip.at && !needs_probe(circuit)
+            };
+            if circuit.open_state().is_none_or(is_due) {
+                circuit.trip(trip.clone());
+            }
+        }
+    }
+
+    /// Returns whether a neutral request should show whether the account is rejected.
+    pub(super) fn wants_account_check(&self, now: Time) -> bool {
+        let is_due = |circuit: &Circuit| {
+            let open = circuit.open_state();
+            open.is_some_and(|open| is_account_cause(open.cause) && open.until <= now)
+        };
+        self.has_account_check
+            && (self.is_account_suspect || is_due(&self.submits) || is_due(&self.queries))
+    }
+
+    /// Returns whether a rejection of the account waits for confirmation.
+    pub(super) fn is_account_suspect(&self) -> bool {
+        self.is_account_suspect
+    }
+
+    /// Records what a neutral request shows about the account.
+    ///
+    /// A balance of 0 can be out of date. It opens no circuit unless a rejection is to be confirmed.
+    pub(super) fn on_account_checked(&mut self, verdict: AccountVerdict, now: Time) {
+        let was_wanted = self.wants_account_check(now);
+        self.is_account_suspect = false;
+        let cause = match verdict {
+            AccountVerdict::Good => {
+                self.holds.probe_after_top_up(now);
+                for circuit in [&mut self.submits, &mut self.queries] {
+                    let cause = circuit.open_state().map(|open| open.cause);
+                    if cause.is_some_and(is_account_cause) {
+                        circuit.reset();
+                    }
                 }
                 return;
             }
-            (
-                RequestKind::Submit,
-                TripCause::Quota | TripCause::RateLimit | TripCause::Technical,
-            ) => None,
-            (RequestKind::Submit, TripCause::Auth) => Some(&mut self.queries),
-            (RequestKind::Query, TripCause::RateLimit | TripCause::Auth | TripCause::Technical) => {
-                Some(&mut self.submits)
-            }
+            AccountVerdict::KeyRejected | AccountVerdict::NoCredit if !was_wanted => return,
+            AccountVerdict::KeyRejected => TripCause::Auth,
+            AccountVerdict::NoCredit => TripCause::Quota,
         };
-        if let Some(other) = other
-            && other
-                .open_state()
-                .is_none_or(|open| open.cause < trip.cause)
-        {
-            other.trip(trip);
-        }
-        self.circuit_mut(kind).on_rejection(token, trip);
+        self.open_for_account(Trip {
+            cause,
+            hint: None,
+            at: now,
+            origins: Vec::new(),
+        });
     }
 
-    /// Closes both circuits and resets their backoff.
+    /// Closes both circuits, ends all holds and resets their backoff.
     pub(super) fn reset(&mut self) {
-        self.consecutive_failures = 0;
+        self.failures.clear();
+        self.rejections.clear();
+        self.query_auth_errors = 0;
+        self.is_account_suspect = false;
         for circuit in [&mut self.submits, &mut self.queries] {
             circuit.reset();
             circuit.clear_streak();
         }
+        self.holds.reset();
     }
 
-    /// Allows a submission at once if submissions are blocked for lack of credit.
-    pub(super) fn probe_after_top_up(&mut self, now: Time) {
-        if self.out_of_credit_since().is_some() {
-            self.submits.probe_now(now);
-        }
-    }
-
-    /// Adopts the circuits of another node's snapshot that are newer.
+    /// Adopts the circuits and holds of another node's snapshot that are newer.
     pub(super) fn merge(&mut self, other: &Self) {
         self.submits.merge(&other.submits);
         self.queries.merge(&other.queries);
+        self.holds.merge(&other.holds);
     }
 
     /// Returns whether neither snapshot is newer than the other.
     pub(super) fn is_equivalent(&self, other: &Self) -> bool {
-        self.submits.rank() == other.submits.rank() && self.queries.rank() == other.queries.rank()
-    }
-
-    /// Returns the time since which submissions are blocked for lack of credit.
-    pub(super) fn out_of_credit_since(&self) -> Option<Time> {
-        let open = self.submits.open_state()?;
-        (open.cause == TripCause::Quota).then_some(open.since)
+        self.submits.rank() == other.submits.rank()
+            && self.queries.rank() == other.queries.rank()
+            && self.holds.is_equivalent(&other.holds)
     }
 
     /// Returns the health by the more severe of the two circuits. An expired rate limit does not
@@ -225,6 +410,20 @@ impl BreakerState {
             until: worst.map(|open| open.until),
         }
     }
+}
+
+/// Returns whether only the operator of the account can remove the cause.
+fn is_account_cause(cause: TripCause) -> bool {
+    match cause {
+        TripCause::Quota | TripCause::Auth => true,
+        TripCause::Technical | TripCause::RateLimit => false,
+    }
+}
+
+/// Returns whether only a job can show that the account has credit again.
+fn needs_probe(circuit: &Circuit) -> bool {
+    let cause = circuit.open_state().map(|open| open.cause);
+    cause == Some(TripCause::Quota) && circuit.waits_longest()
 }
 
 fn provider_state(cause: TripCause) -> ProviderState {
@@ -260,151 +459,4 @@ fn trip_cause(kind: FailureKind) -> Option<TripCause> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use RequestKind::{Query, Submit};
-
-    fn at(seconds: i64) -> Time {
-        Time::from_millis(seconds * 1000)
-    }
-
-    fn is_allowed(state: &BreakerState, kind: RequestKind, now: Time) -> bool {
-        let admission = state.clone().admit(kind, 0, now);
-        matches!(admission, Admission::Allowed(_))
-    }
-
-    fn record(state: &mut BreakerState, kind: RequestKind, result: RequestResult, now: Time) {
-        let Admission::Allowed(token) = state.admit(kind, 0, now) else {
-            panic!("not admitted at {now}");
-        };
-        state.record(kind, token, result, now);
-    }
-
-    fn fail(state: &mut BreakerState, kind: RequestKind, failure: FailureKind, seconds: i64) {
-        record(
-            state,
-            kind,
-            RequestResult::Failure(failure, None),
-            at(seconds),
-        );
-    }
-
-    fn succeed(state: &mut BreakerState, kind: RequestKind, seconds: i64) {
-        record(state, kind, RequestResult::Success, at(seconds));
-    }
-
-    fn state_at(state: &BreakerState, seconds: i64) -> ProviderState {
-        state.health(at(seconds)).state
-    }
-
-    #[test]
-    fn trip_cause_and_request_kind_decide_which_circuits_open() {
-        use ProviderState::{Available, RateLimited, Suspended};
-        for (kind, failure, submits, queries, expected) in [
-            (Submit, FailureKind::RateLimit, false, true, RateLimited),
-            (Query, FailureKind::RateLimit, false, false, RateLimited),
-            (Submit, FailureKind::Quota, false, true, Suspended),
-            (Query, FailureKind::Quota, false, true, Suspended),
-            (Submit, FailureKind::Auth, false, false, Suspended),
-            (Query, FailureKind::Auth, true, true, Available),
-            (Submit, FailureKind::Safety, true, true, Available),
-            (Submit, FailureKind::InvalidInput, true, true, Available),
-            (Query, FailureKind::InvalidInput, true, true, Available),
-            (Submit, FailureKind::Technical, true, true, Available),
-        ] {
-            let mut state = BreakerState::default();
-            fail(&mut state, kind, failure, 0);
-            let allowed = [Submit, Query].map(|kind| is_allowed(&state, kind, at(0)));
-            assert_eq!(allowed, [submits, queries], "{kind:?} {failure:?}");
-            assert_eq!(state_at(&state, 0), expected, "{kind:?} {failure:?}");
-        }
-    }
-
-    #[test]
-    fn five_consecutive_failures_open_both_circuits_and_one_success_closes_them() {
-        let mut state = BreakerState::default();
-        for second in 0..4 {
-            fail(&mut state, Query, FailureKind::Technical, second);
-        }
-        fail(&mut state, Submit, FailureKind::Safety, 4);
-        for second in 5..9 {
-            fail(&mut state, Submit, FailureKind::Technical, second);
-        }
-        assert_eq!(state_at(&state, 9), ProviderState::Available);
-        fail(&mut state, Query, FailureKind::SubmissionUnknown, 10);
-        let health = state.health(at(10));
-        assert_eq!(health.state, ProviderState::Unavailable);
-        assert_eq!((health.since, health.until), (Some(at(10)), Some(at(15))));
-        assert!(!is_allowed(&state, Submit, at(14)));
-        fail(&mut state, Query, FailureKind::Technical, 15);
-        assert!(!is_allowed(&state, Query, at(24)));
-        succeed(&mut state, Query, 25);
-        assert_eq!(state_at(&state, 25), ProviderState::Available);
-        assert!(is_allowed(&state, Submit, at(25)));
-    }
-
-    #[test]
-    fn repeated_auth_errors_on_queries_suspend_the_provider() {
-        let mut state = BreakerState::default();
-        for second in 0..8 {
-            fail(&mut state, Query, FailureKind::Auth, second);
-            assert_eq!(state_at(&state, second), ProviderState::Available);
-            succeed(&mut state, Query, second);
-        }
-        for second in 8..13 {
-            fail(&mut state, Query, FailureKind::Auth, second);
-        }
-        let health = state.health(at(12));
-        assert_eq!(health.state, ProviderState::Suspended);
-        assert_eq!(health.reason, Some(FailureKind::Auth));
-        assert!(!is_allowed(&state, Submit, at(12)));
-    }
-
-    #[test]
-    fn successful_query_does_not_close_a_quota_or_auth_circuit() {
-        for failure in [FailureKind::Quota, FailureKind::Auth] {
-            let mut state = BreakerState::default();
-            fail(&mut state, Submit, failure, 0);
-            succeed(&mut state, Query, 60);
-            assert_eq!(state_at(&state, 60), ProviderState::Suspended);
-            assert_eq!(state.health(at(60)).reason, Some(failure));
-            succeed(&mut state, Submit, 60);
-            assert_eq!(state_at(&state, 60), ProviderState::Available);
-            assert!(is_allowed(&state, Query, at(60)));
-        }
-    }
-
-    #[test]
-    fn rate_limit_expires_but_suspension_lasts_until_a_successful_submit() {
-        let mut state = BreakerState::default();
-        fail(&mut state, Submit, FailureKind::RateLimit, 0);
-        assert_eq!(state_at(&state, 0), ProviderState::RateLimited);
-        assert_eq!(state_at(&state, 1), ProviderState::Available);
-        fail(&mut state, Submit, FailureKind::Quota, 1);
-        assert_eq!(state_at(&state, 9999), ProviderState::Suspended);
-    }
-
-    #[test]
-    fn manual_reset_clears_the_backoff_streak() {
-        let mut state = BreakerState::default();
-        fail(&mut state, Submit, FailureKind::Auth, 0);
-        fail(&mut state, Submit, FailureKind::Auth, 60);
-        state.reset();
-        assert_eq!(state_at(&state, 61), ProviderState::Available);
-        fail(&mut state, Submit, FailureKind::Auth, 61);
-        assert_eq!(state.health(at(61)).until, Some(at(121)));
-    }
-
-    #[test]
-    fn top_up_allows_an_immediate_probe() {
-        let mut state = BreakerState::default();
-        fail(&mut state, Submit, FailureKind::Auth, 0);
-        state.probe_after_top_up(at(1));
-        assert!(!is_allowed(&state, Submit, at(1)));
-        state.reset();
-        fail(&mut state, Submit, FailureKind::Quota, 2);
-        assert_eq!(state.out_of_credit_since(), Some(at(2)));
-        state.probe_after_top_up(at(3));
-        assert!(is_allowed(&state, Submit, at(3)));
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
-//! Balance of a provider account.
+//! Balance of a provider account, and when to check the account.
 //!
-//! The balance is informational. It is read from time to time while the provider is in use, and
-//! once when the credit runs out. A positive balance only makes the next submission happen sooner.
+//! The balance is read from time to time while the provider is in use. It is also the neutral request
+//! that shows whether a rejection concerns the account.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,9 @@ use crate::time::Time;
 
 /// Minimum time between two reads.
 const MIN_READ_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Minimum time between two checks that the circuit breaker wants.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Time between the first use of the provider and the read, so that the provider has charged for
 /// it.
@@ -41,15 +44,15 @@ struct BalanceState {
 }
 
 impl BalanceState {
-    fn is_due(&self, out_of_credit_since: Option<Time>, now: Time) -> bool {
-        let elapsed = |at| now.saturating_duration_since(at);
-        let is_old = self
-            .last_attempt_at
-            .is_none_or(|at| elapsed(at) >= MIN_READ_INTERVAL);
-        let is_used = self.used_at.is_some_and(|at| elapsed(at) >= READ_DELAY);
-        match out_of_credit_since {
-            Some(since) => is_old || self.last_attempt_at.is_none_or(|at| at < since),
-            None => is_old && is_used,
+    fn is_due(&self, is_wanted: bool, now: Time) -> bool {
+        let has_passed = |since: Option<Time>, interval| {
+            since.is_none_or(|at| now.saturating_duration_since(at) >= interval)
+        };
+        let is_used = self.used_at.is_some() && has_passed(self.used_at, READ_DELAY);
+        if is_wanted {
+            has_passed(self.last_attempt_at, MIN_CHECK_INTERVAL)
+        } else {
+            is_used && has_passed(self.last_attempt_at, MIN_READ_INTERVAL)
         }
     }
 }
@@ -70,11 +73,11 @@ impl BalanceCache {
         self.lock().balance = Some(balance);
     }
 
-    /// Returns whether the balance is due to be read, and records the attempt. The caller must read
+    /// Returns whether the account is due to be checked, and records the attempt. The caller must check
     /// it.
-    pub(super) fn claim_read(&self, out_of_credit_since: Option<Time>, now: Time) -> bool {
+    pub(super) fn claim_read(&self, is_wanted: bool, now: Time) -> bool {
         let mut state = self.lock();
-        let is_due = state.is_due(out_of_credit_since, now);
+        let is_due = state.is_due(is_wanted, now);
         if is_due {
             state.last_attempt_at = Some(now);
             state.used_at = None;
@@ -92,21 +95,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn balance_is_read_periodically_and_when_credit_runs_out() {
+    fn account_is_checked_periodically_and_when_it_is_suspect() {
         let at = |seconds: i64| Time::from_millis(seconds * 1000);
         let mut state = BalanceState::default();
-        assert!(!state.is_due(None, at(0)), "the provider is not in use");
+        assert!(!state.is_due(false, at(0)), "the provider is not in use");
         state.used_at = Some(at(0));
-        assert!(!state.is_due(None, at(4)));
-        assert!(state.is_due(None, at(5)));
+        assert!(!state.is_due(false, at(4)));
+        assert!(state.is_due(false, at(5)));
         state.last_attempt_at = Some(at(0));
-        assert!(!state.is_due(None, at(299)));
-        assert!(state.is_due(None, at(300)));
+        assert!(!state.is_due(false, at(299)));
+        assert!(state.is_due(false, at(300)));
         state.used_at = None;
-        assert!(!state.is_due(None, at(300)));
-        assert!(state.is_due(Some(at(10)), at(10)));
-        state.last_attempt_at = Some(at(11));
-        assert!(!state.is_due(Some(at(10)), at(100)));
-        assert!(state.is_due(Some(at(10)), at(311)));
+        assert!(!state.is_due(false, at(300)));
+        assert!(!state.is_due(true, at(9)));
+        assert!(state.is_due(true, at(10)));
+        state.last_attempt_at = None;
+        assert!(state.is_due(true, at(0)));
     }
 }

@@ -3,7 +3,8 @@
 //! The API key is sent only to the provider's own origin, or to a host that the spec names
 //! literally. It is never sent to other hosts that a response names.
 
-use url::Url;
+use percent_encoding::percent_decode_str;
+use url::{Position, Url};
 
 /// The base URL of a provider's API.
 #[derive(Clone, Debug, Default)]
@@ -53,13 +54,44 @@ impl BaseUrl {
 
     /// Resolves a URL of a template or a response: a relative one against the base URL, and one of
     /// the spec's origin to the configured base URL.
+    ///
+    /// Returns `None` if the text is not a URL, or if parsing changes its path, for example because
+    /// of a `..` segment, a backslash or a space, or if it has an empty segment or a fragment. The path that is requested is the one that was
+    /// written.
     pub(super) fn resolve(&self, text: &str) -> Option<Url> {
-        let base = Url::parse(&format!("{}/", self.text));
-        let url = match base {
-            Ok(base) => base.join(text).ok()?,
-            Err(_) => Url::parse(text).ok()?,
+        let (url, written) = match Url::parse(text) {
+            Ok(url) => {
+                let (_, rest) = text.split_once("://")?;
+                let path = rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]);
+                (url, path.to_owned())
+            }
+            Err(_) => {
+                let base = Url::parse(&format!("{}/", self.text)).ok()?;
+                let folder = if text.starts_with('/') {
+                    ""
+                } else {
+                    base.path()
+                };
+                (base.join(text).ok()?, format!("{folder}{text}"))
+            }
         };
-        Some(self.rewrite(&url).unwrap_or(url))
+        let root = if written.starts_with('/') { "" } else { "/" };
+        let is_unchanged = url[Position::BeforePath..] == format!("{root}{written}");
+        let is_plain = !url.path().contains("//") && url.fragment().is_none();
+        (is_unchanged && is_plain).then(|| self.rewrite(&url).unwrap_or(url))
+    }
+
+    /// Returns the decoded segments of the path below the base URL, and the query.
+    pub(super) fn split(&self, url: &Url) -> (Vec<String>, Option<String>) {
+        let base = self
+            .url
+            .as_ref()
+            .map_or("", Url::path)
+            .trim_end_matches('/');
+        let path = url.path().strip_prefix(base).unwrap_or(url.path());
+        let decode = |segment: &str| percent_decode_str(segment).decode_utf8_lossy().into_owned();
+        let segments = path.split('/').skip(1).map(decode);
+        (segments.collect(), url.query().map(str::to_owned))
     }
 
     fn rewrite(&self, url: &Url) -> Option<Url> {
@@ -120,6 +152,51 @@ mod tests {
         assert_eq!(plain.as_str(), "https://api.example/v1");
         let url = plain.resolve("https://api.example/v2/x").unwrap();
         assert_eq!(url.as_str(), "https://api.example/v2/x");
+    }
+
+    #[test]
+    fn url_whose_path_changes_by_parsing_is_invalid() {
+        let base_url = base_url(None, Some("https://api.example/v1"));
+        for text in [
+            "https://api.example/v1/tasks/../organization",
+            "https://api.example/v1/tasks/./1",
+            "https://api.example/v1/tasks/%2e%2e/organization",
+            "https://api.example/v1/tasks\\1",
+            "https://api.example/v1//tasks",
+            "https://api.example/v1/a b",
+            "https://api.example/v1/a\tb",
+            "https:api.example/v1/a",
+            "https://api.example/v1/a#b",
+            "../organization",
+            "tasks/../../organization",
+            "/v1/../organization",
+            "//evil.example/v1/tasks",
+        ] {
+            assert_eq!(base_url.resolve(text), None, "{text}");
+        }
+        for text in [
+            "https://api.example/v1/tasks/..%2Forganization",
+            "https://api.example/v1/tasks/1?a=../b&c=https://x//y",
+            "https://api.example?a=b",
+            "tasks/1?callback=https://x",
+            "/v1/tasks/",
+        ] {
+            assert!(base_url.resolve(text).is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn path_is_split_into_decoded_segments_below_the_base() {
+        let base_url = base_url(Some("https://gateway.example/up"), None);
+        let split = |url: &str| base_url.split(&Url::parse(url).unwrap());
+        assert_eq!(
+            split("https://gateway.example/up/a/b%2Fc?d=e"),
+            (
+                vec!["a".to_owned(), "b/c".to_owned()],
+                Some("d=e".to_owned())
+            )
+        );
+        assert_eq!(split("https://gateway.example/up"), (Vec::new(), None));
     }
 
     #[test]

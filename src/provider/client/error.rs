@@ -9,7 +9,7 @@ use minijinja::Value;
 use super::http::{Response, SendError};
 use super::retry_hints;
 use crate::job::{Failure, FailureKind};
-use crate::provider::breaker::{CircuitOpen, RequestResult};
+use crate::provider::breaker::{AccountVerdict, CircuitOpen, RequestResult};
 use crate::provider::spec::Spec;
 use crate::telemetry::CallOutcome;
 use crate::time::Time;
@@ -28,6 +28,9 @@ pub struct Rejection {
     pub provider_retryable: Option<bool>,
     /// Effective status of the response. `None` if there was no response.
     pub http_status: Option<u16>,
+    /// Kind by the codes of the response alone. Its text can repeat what the caller wrote, so the text
+    /// never decides about the requests of others.
+    pub kind_by_code: FailureKind,
 }
 
 /// It is unknown whether the provider accepted the job. The text describes the cause.
@@ -37,6 +40,9 @@ pub struct UnknownOutcome(pub String);
 /// A request failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RequestError {
+    /// No connection could be made.
+    #[error("no connection: {0}")]
+    Unreachable(String),
     /// No complete response.
     #[error("no response: {0}")]
     NoResponse(String),
@@ -53,7 +59,10 @@ pub enum RequestError {
 
 impl From<SendError> for RequestError {
     fn from(error: SendError) -> Self {
-        Self::NoResponse(error.to_string())
+        match error {
+            SendError::NotSent(cause) => Self::Unreachable(cause),
+            SendError::OutcomeUnknown(cause) => Self::NoResponse(cause),
+        }
     }
 }
 
@@ -66,7 +75,9 @@ impl RequestError {
                 Some(CallOutcome::RateLimited)
             }
             Self::Rejected(_) => Some(CallOutcome::Rejected),
-            Self::NoResponse(_) | Self::InvalidSpec(_) => Some(CallOutcome::NoResponse),
+            Self::Unreachable(_) | Self::NoResponse(_) | Self::InvalidSpec(_) => {
+                Some(CallOutcome::NoResponse)
+            }
             Self::CircuitOpen(_) => None,
         }
     }
@@ -75,6 +86,7 @@ impl RequestError {
     pub(super) fn breaker_result(&self) -> RequestResult {
         match self {
             Self::Rejected(rejection) => rejection.breaker_result(),
+            Self::Unreachable(_) => RequestResult::Unreachable,
             Self::NoResponse(_) => RequestResult::Failure(FailureKind::Technical, None),
             Self::InvalidSpec(_) | Self::CircuitOpen(_) => RequestResult::NotSent,
         }
@@ -101,6 +113,7 @@ impl Rejection {
             is_definitive: true,
             provider_retryable: None,
             http_status: None,
+            kind_by_code: kind,
         }
     }
 
@@ -114,6 +127,7 @@ impl Rejection {
         let status = answer.status(response.status, payload);
         let details = answer.error_details(response.status, &headers, payload);
         let has_code = details.code.is_some();
+        let kind_by_code = spec.errors.kind_by_code(&details);
         let (failure, matches_rule) = spec.errors.failure(details, payload);
         let mut rejection = Self {
             failure,
@@ -121,6 +135,7 @@ impl Rejection {
             is_definitive: matches_rule || has_code || is_definitive_status(status),
             provider_retryable: retry_hints::is_retryable(response),
             http_status: Some(status),
+            kind_by_code,
         };
         if rejection.provider_retryable.is_some() {
             rejection.failure.retryable = rejection.is_retryable();
@@ -169,10 +184,41 @@ impl Rejection {
     }
 
     /// Returns the result for the circuit breaker.
+    ///
+    /// The text of the response can make it the request's own failure, or one that a neutral request
+    /// must confirm. Only the codes can make it one that concerns others at once.
     pub(super) fn breaker_result(&self) -> RequestResult {
-        match (self.http_status, self.failure.kind) {
+        let kind = match self.failure.kind {
+            FailureKind::RateLimit | FailureKind::Technical => self.kind_by_code,
+            kind @ (FailureKind::Safety
+            | FailureKind::InvalidInput
+            | FailureKind::Quota
+            | FailureKind::Auth
+            | FailureKind::Timeout
+            | FailureKind::SubmissionUnknown
+            | FailureKind::ResultExpired) => kind,
+        };
+        match (self.http_status, kind) {
             (None, FailureKind::InvalidInput) => RequestResult::NotSent,
-            (None | Some(_), kind) => RequestResult::Failure(kind, self.retry_after),
+            (None, _) => RequestResult::Unreachable,
+            (Some(_), kind) => RequestResult::Failure(kind, self.retry_after),
+        }
+    }
+
+    /// Returns what the rejection of a neutral request shows about the account, or `None` if nothing.
+    /// A 403 shows nothing: a valid key may lack the permission for this request.
+    pub(super) fn account_verdict(&self) -> Option<AccountVerdict> {
+        match self.failure.kind {
+            FailureKind::Auth if self.http_status == Some(403) => None,
+            FailureKind::Auth => Some(AccountVerdict::KeyRejected),
+            FailureKind::Quota => Some(AccountVerdict::NoCredit),
+            // The provider knows the key and has no such task.
+            FailureKind::InvalidInput | FailureKind::ResultExpired => Some(AccountVerdict::Good),
+            FailureKind::Safety
+            | FailureKind::RateLimit
+            | FailureKind::Technical
+            | FailureKind::Timeout
+            | FailureKind::SubmissionUnknown => None,
         }
     }
 }

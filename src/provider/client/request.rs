@@ -93,7 +93,8 @@ impl RequestRenderer {
         let context = Value::from_serialize(context);
         let url = spec.url.render(&context);
         let url = url.map_err(|error| format!("url: {error}"))?;
-        let url = self.base_url.resolve(&url).ok_or("url: invalid URL")?;
+        let url = self.base_url.resolve(url.trim());
+        let url = url.ok_or("url: invalid, or its path contains '.', '..' or empty segments")?;
         if !spec.url.has_literal_host() && !self.base_url.is_same_origin(&url) {
             return Err("url: not of the provider's origin".to_owned());
         }

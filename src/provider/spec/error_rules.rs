@@ -100,6 +100,23 @@ pub(crate) struct ErrorDetails {
 }
 
 impl ErrorRules {
+    /// Returns the kind that an error has without its text, which can repeat what the caller wrote.
+    pub(crate) fn kind_by_code(&self, details: &ErrorDetails) -> FailureKind {
+        let context = context! {
+            code => details.code,
+            status => details.status,
+            http => details.http_status,
+        };
+        let by_status = details.http_status.map(kind_for_status);
+        let rule = self.find(&context).map(|rule| rule.kind);
+        rule.or(by_status).unwrap_or(FailureKind::Technical)
+    }
+
+    fn find(&self, context: &Value) -> Option<&ErrorRule> {
+        let mut rules = self.0.iter();
+        rules.find(|rule| rule.when.evaluate_in(context).is_true())
+    }
+
     /// Returns the failure that an error means, and whether a rule matched. Without a matching rule
     /// the kind follows from the HTTP status, and is `technical` for a failed task.
     pub(crate) fn failure(&self, details: ErrorDetails, payload: &Value) -> (Failure, bool) {
@@ -110,10 +127,7 @@ impl ErrorRules {
             message => details.message,
             http => details.http_status,
         };
-        let rule = self
-            .0
-            .iter()
-            .find(|rule| rule.when.evaluate_in(&context).is_true());
+        let rule = self.find(&context);
         let by_status = details.http_status.map(kind_for_status);
         let kind = rule.map(|rule| rule.kind).or(by_status);
         let message = details.message.as_deref();

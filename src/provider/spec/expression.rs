@@ -19,9 +19,9 @@ const MAX_EVALUATION_STEPS: u64 = 100_000;
 
 /// Names that templates and expressions can use. Any other name is an error when the spec is
 /// loaded.
-const NAMES: &str = "api_key aspect_ratio base_url callback_url code duration handle headers height http \
-    image_url input message model negative_prompt now payload prompt reference references resolution \
-    secret_key status task task_id tasks webhook_secret width";
+const NAMES: &str = "api_key aspect_ratio base_url body callback_url code count duration handle headers height \
+    http image_url input message model negative_prompt now path payload prompt query reference references \
+    resolution secret_key status task task_id tasks webhook_secret width";
 
 static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut language = Environment::new();
@@ -92,6 +92,13 @@ impl Expression {
         })
     }
 
+    /// Returns whether the expression uses the name `callback_url`.
+    pub(crate) fn uses_callback_url(&self) -> bool {
+        self.compiled
+            .undeclared_variables(false)
+            .contains("callback_url")
+    }
+
     /// Returns whether the expression uses the name `headers`.
     pub(crate) fn uses_headers(&self) -> bool {
         self.uses_headers
@@ -142,6 +149,12 @@ impl Template {
         let after_scheme = self.0.split_once("://").map_or("", |(_, rest)| rest);
         let host = after_scheme.split('/').next().unwrap_or_default();
         self.0.starts_with("http") && !host.is_empty() && !host.contains('{')
+    }
+
+    /// Returns whether the template uses the name `callback_url`.
+    pub(crate) fn uses_callback_url(&self) -> bool {
+        let template = LANGUAGE.template_from_str(&self.0);
+        template.is_ok_and(|it| it.undeclared_variables(false).contains("callback_url"))
     }
 
     /// Renders the template.

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use regex_lite::Regex;
 use serde_json::Value as Json;
 
-use super::value::items;
+use super::value::{items, text};
 
 /// `find_all` searches this many bytes at the end of a text: logs can be long, and their newest
 /// lines matter.
@@ -16,6 +17,15 @@ const MAX_SEARCHED_BYTES: usize = 64 << 10;
 
 /// Maximum number of compiled patterns that are kept. All specs together use a few.
 const MAX_CACHED_PATTERNS: usize = 256;
+
+/// Characters that are percent-encoded in a segment of a path.
+const SEGMENT_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b':')
+    .remove(b'@');
 
 /// Adds the filters and tests to an environment.
 pub(super) fn register(environment: &mut Environment<'_>) {
@@ -26,7 +36,10 @@ pub(super) fn register(environment: &mut Environment<'_>) {
     environment.add_filter("fromjson", from_json);
     environment.add_filter("jwt", jwt);
     environment.add_filter("media", media);
+    environment.add_filter("number", number);
     environment.add_filter("private", mark_private);
+    environment.add_filter("segment", segment);
+    environment.add_filter("segments", segments);
     environment.add_test("containing", is_containing);
 }
 
@@ -147,6 +160,52 @@ fn mark_private(list: &Value) -> Vec<Value> {
         merge(&item, &Value::from_iter([("private", true)]))
     };
     items(list).into_iter().map(mark).collect()
+}
+
+/// `value|number`: a number, or a text such as `5`, `5.0` or `5s` as a number. Undefined if the value
+/// is missing. Any other value is an error, so a value that prices depend on is never skipped.
+fn number(value: &Value) -> Result<Value, Error> {
+    if value.is_undefined() || value.is_none() {
+        return Ok(Value::UNDEFINED);
+    }
+    let text = matches!(value.kind(), ValueKind::Number | ValueKind::String)
+        .then(|| value.to_string())
+        .unwrap_or_default();
+    let digits = text.strip_suffix('s').unwrap_or(&text);
+    let is_plain = digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number: Option<f64> = digits.parse().ok().filter(|_| is_plain);
+    let invalid = || Error::new(ErrorKind::InvalidOperation, "number: value is not a number");
+    Ok(number.ok_or_else(invalid)?.into())
+}
+
+/// `value|segment`: one segment of a URL path. Every character with a meaning in URLs is
+/// percent-encoded.
+///
+/// Empty values and values with a `.` or `..` between slashes are errors: a server that decodes the
+/// segment would resolve them to another path.
+fn segment(value: &Value) -> Result<String, Error> {
+    let text = text(value).unwrap_or_default();
+    if text
+        .split(['/', '\\'])
+        .any(|part| matches!(part, "" | "." | ".."))
+    {
+        let message = "segment: value is empty or contains an empty, '.' or '..' part";
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    Ok(utf8_percent_encode(&text, SEGMENT_ESCAPES).to_string())
+}
+
+/// `value|segments`: a text with slashes as a path of [`segment`]s, for models and task ids that are
+/// paths themselves.
+fn segments(value: &Value) -> Result<String, Error> {
+    let text = text(value).unwrap_or_default();
+    let segments: Result<Vec<String>, Error> = text
+        .split('/')
+        .map(|part| segment(&Value::from(part)))
+        .collect();
+    Ok(segments?.join("/"))
 }
 
 /// `text|fromjson`: the parsed JSON, or undefined if the text is not JSON.

@@ -1,6 +1,6 @@
 //! Prices of jobs, and checks of requests before they are sent.
 //!
-//! Both see the same names as the templates of a submission.
+//! Both see the parameters as the rendered submission contains them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -11,7 +11,6 @@ use wildmatch::WildMatchPattern;
 
 use super::expression::Expression;
 use crate::config::{ConfigError, Price};
-use crate::job::VideoRequest;
 
 /// Maximum price of one job, in `budgets.unit`.
 const MAX_PRICE: f64 = 1e9;
@@ -27,15 +26,14 @@ pub(crate) struct RequestCheck {
 }
 
 impl RequestCheck {
-    /// Returns the error if the provider would reject the request.
-    pub(crate) fn validate(&self, request: &VideoRequest) -> Option<&str> {
-        let context = Value::from_serialize(request.template_params());
-        let is_rejected = self.when.evaluate_in(&context).is_true();
+    /// Returns the error if the provider would reject a request with these variables.
+    pub(crate) fn validate(&self, variables: &Value) -> Option<&str> {
+        let is_rejected = self.when.evaluate_in(variables).is_true();
         is_rejected.then_some(self.problem.as_str())
     }
 }
 
-/// A pattern in which only `*` is special.
+/// A pattern in which only `*` is special. Case is ignored, because a provider may ignore it.
 type ModelPattern = WildMatchPattern<'*', '\0'>;
 
 /// Prices by model: exact names first, then patterns from the longest to the shortest.
@@ -71,7 +69,9 @@ impl Prices {
             return Err(errors);
         }
         prices.sort_by_key(|(pattern, _)| (pattern.contains('*'), Reverse(pattern.len())));
-        let compile = |(pattern, formula): (&String, _)| (ModelPattern::new(pattern), formula);
+        let compile = |(pattern, formula): (&String, _)| {
+            (ModelPattern::new_case_insensitive(pattern), formula)
+        };
         Ok(Self(prices.into_iter().map(compile).collect()))
     }
 
@@ -79,22 +79,20 @@ impl Prices {
         self.0.iter().find(|(pattern, _)| pattern.matches(model))
     }
 
-    /// Returns the price of a job, or `None` if the model has no price.
+    /// Returns the price of a request, or `None` if the model has no price.
     ///
     /// # Errors
     /// Returns an error that names the pattern if its expression does not yield a valid price.
-    pub(crate) fn price(&self, request: &VideoRequest) -> Result<Option<f64>, String> {
-        let Some((pattern, formula)) = self.find(&request.model) else {
+    pub(crate) fn price(&self, model: &str, variables: &Value) -> Result<Option<f64>, String> {
+        let Some((pattern, formula)) = self.find(model) else {
             return Ok(None);
         };
         let amount = match formula {
             PriceFormula::Fixed(amount) => Ok(*amount),
-            PriceFormula::Expression(expression) => expression
-                .json(&Value::from_serialize(request.template_params()))
-                .and_then(|value| {
-                    let amount = value.as_f64();
-                    amount.ok_or_else(|| format!("{value} is not a number"))
-                }),
+            PriceFormula::Expression(expression) => expression.json(variables).and_then(|value| {
+                let amount = value.as_f64();
+                amount.ok_or_else(|| format!("{value} is not a number"))
+            }),
         };
         match amount {
             Ok(amount) if (0.0..=MAX_PRICE).contains(&amount) => Ok(Some(amount)),
@@ -131,6 +129,8 @@ mod tests {
             ("kling-v3-pro", 4.0),
             ("fal/é/video", 5.0),
             ("", 1.0),
+            ("KLING-V3-Pro", 4.0),
+            ("FAL/x/Video", 5.0),
         ] {
             let (_, formula) = prices.find(model).unwrap();
             assert!(

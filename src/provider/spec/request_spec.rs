@@ -7,6 +7,7 @@ use minijinja::Value;
 use serde::Deserialize;
 
 use super::expression::{Expression, Template};
+use super::input_rules::InputRules;
 
 /// HTTP method of a request.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -16,6 +17,35 @@ pub(crate) enum Method {
     Post,
     Put,
     Delete,
+}
+
+/// A value that can be read back from a rendered submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Parameter {
+    Model,
+    Duration,
+    AspectRatio,
+    Resolution,
+    Width,
+    Height,
+    /// Number of outputs.
+    Count,
+}
+
+impl Parameter {
+    /// Returns the name in expressions.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Duration => "duration",
+            Self::AspectRatio => "aspect_ratio",
+            Self::Resolution => "resolution",
+            Self::Width => "width",
+            Self::Height => "height",
+            Self::Count => "count",
+        }
+    }
 }
 
 /// A request, and where its response contains the tasks.
@@ -33,6 +63,12 @@ pub(crate) struct RequestSpec {
     pub(crate) items: Expression,
     /// Part of the response to a submission that later requests need.
     pub(crate) handle: Option<Expression>,
+    /// Keys that the caller's `input` may set in a submission.
+    #[serde(default)]
+    pub(crate) input: InputRules,
+    /// Values that prices, checks and tiers see, read back from a rendered submission.
+    #[serde(default)]
+    pub(crate) parameters: BTreeMap<Parameter, Expression>,
     /// Maximum number of tasks per poll.
     #[serde(default = "one")]
     pub(crate) batch: NonZeroUsize,
@@ -52,6 +88,12 @@ pub(super) fn whole_payload() -> Expression {
 }
 
 impl RequestSpec {
+    /// Returns whether the request contains the callback URL of the job.
+    pub(crate) fn uses_callback_url(&self) -> bool {
+        let body = self.body.as_ref();
+        self.url.uses_callback_url() || body.is_some_and(Expression::uses_callback_url)
+    }
+
     /// Returns whether the provider has this request for a job. It has none if the URL renders to
     /// an empty text.
     pub(crate) fn applies_to(&self, context: &Value) -> bool {
@@ -95,6 +137,8 @@ impl From<BalanceFields> for BalanceSpec {
                 body: fields.body,
                 items: whole_payload(),
                 handle: None,
+                input: InputRules::default(),
+                parameters: BTreeMap::new(),
                 batch: one(),
                 by_reference: false,
             },

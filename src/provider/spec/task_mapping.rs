@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::error_rules::{ErrorDetails, ErrorRules};
 use super::expression::Expression;
 use super::value::{boolean, integer, items, number, text, timestamp};
-use crate::job::{Cost, Job, Output, Status, StatusReport};
+use crate::job::{Cost, Job, MAX_TASK_ID_BYTES, Output, Status, StatusReport};
 use crate::time::Time;
 
 /// A task and its state at the provider.
@@ -74,7 +74,7 @@ impl TaskMapping {
     pub(super) fn read(&self, task: &Value, rules: &ErrorRules) -> Option<TaskReport> {
         let value = |expression: &Option<Expression>| Some(expression.as_ref()?.evaluate(task));
         let string = |expression| text(&value(expression)?);
-        let task_id = string(&self.task_id);
+        let task_id = string(&self.task_id).filter(|id| id.len() <= MAX_TASK_ID_BYTES);
         let reference = string(&self.reference);
         if task_id.is_none() && reference.is_none() {
             return None;

@@ -15,7 +15,7 @@ use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 
 use crate::config::ServerConfig;
-use crate::job::{JobId, Source};
+use crate::job::{JobId, Source, Status, StatusReport};
 use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
 use crate::server::error::{ErrorCode, Problem};
@@ -167,7 +167,7 @@ impl WebhookHandler {
             WebhookContent::Tasks(reports) => reports,
         };
         let outcome = self
-            .apply_all(provider, job, reports)
+            .apply_all(provider, job.as_ref(), reports)
             .await
             .map_err(|error| (WebhookOutcome::Unavailable, error.into()))?;
         if outcome != WebhookOutcome::Unmatched {
@@ -192,18 +192,20 @@ impl WebhookHandler {
     async fn apply_all(
         &self,
         provider: &Provider,
-        job: Option<JobId>,
+        token_job: Option<&JobId>,
         reports: Vec<TaskReport>,
     ) -> Result<WebhookOutcome, Error> {
-        // A callback token belongs to one job, so it identifies no job among several tasks.
-        let job = job.filter(|_| reports.len() == 1);
+        let is_single = reports.len() == 1;
         let mut total = WebhookOutcome::Unmatched;
         for report in reports {
-            let outcome = if report.is_trusted {
-                self.apply_trusted(provider, job.clone(), report).await?
-            } else {
-                self.poll_for_untrusted(provider, job.clone(), report)
-                    .await?
+            // A callback token belongs to one job, so among several tasks it confirms only the one that
+            // refers to this job.
+            let refers_to = |id: &&JobId| report.reference.as_deref() == Some(id.as_str());
+            let job = token_job.filter(|id| is_single || refers_to(id)).cloned();
+            let outcome = match (report.is_trusted, job) {
+                (true, Some(job)) => self.apply_with_token(provider, &job, report).await?,
+                (true, None) => self.apply_by_task(provider, report).await?,
+                (false, job) => self.poll_for_untrusted(provider, job, report).await?,
             };
             if total == WebhookOutcome::Unmatched || outcome == WebhookOutcome::Applied {
                 total = outcome;
@@ -212,51 +214,101 @@ impl WebhookHandler {
         Ok(total)
     }
 
-    /// Applies a report that the signature covers. The job is found by the callback token, by the hub's
-    /// reference in the payload, or by the provider's task id.
-    async fn apply_trusted(
+    /// Applies a report that the signature covers to the job of the callback token.
+    async fn apply_with_token(
         &self,
         provider: &Provider,
-        job: Option<JobId>,
+        job: &JobId,
         report: TaskReport,
     ) -> Result<WebhookOutcome, Error> {
+        let has_unknown_status = report.report.status.is_none();
+        let update = with_task_id(report.report, report.task_id.as_deref());
+        let update = update.into_update(Source::Webhook);
+        let applied = self
+            .tracker
+            .apply_provider_update(provider.name(), job, update)
+            .await;
+        match applied {
+            Ok(outcome) => self.outcome(&outcome, has_unknown_status).await,
+            Err(Error::NotFound) => Ok(WebhookOutcome::Unmatched),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Applies a report that the signature covers to the job of the provider's task. A task that no job
+    /// has can be bound by the hub's reference in the payload.
+    ///
+    /// Any client of the provider account can send any reference. It therefore binds a task only to a
+    /// job that waits for one, and only if the hub gives the provider no callback URLs. Otherwise the
+    /// job's own webhook has a callback token, and the reference only triggers a poll.
+    async fn apply_by_task(
+        &self,
+        provider: &Provider,
+        report: TaskReport,
+    ) -> Result<WebhookOutcome, Error> {
+        let name = provider.name();
         let TaskReport {
             task_id,
             reference,
-            mut report,
+            report,
             ..
         } = report;
+        let referred = reference.and_then(|id| JobId::parse(&id).ok());
+        let Some(task_id) = task_id else {
+            return self.poll_referred(provider, referred.as_ref()).await;
+        };
         let has_unknown_status = report.status.is_none();
-        let has_token = job.is_some();
-        let job = job.or_else(|| reference.and_then(|id| JobId::parse(&id).ok()));
-        report.task_id.clone_from(&task_id);
-        if let Some(id) = job {
-            let update = report.clone().into_update(Source::Webhook);
-            let applied = self
+        let report = with_task_id(report, Some(&task_id));
+        if let Some(id) = &referred
+            && !self.gives_callback_urls(provider)
+            && self
                 .tracker
-                .apply_provider_update(provider.name(), &id, update)
-                .await;
-            match applied {
-                Ok(outcome) => return self.outcome(&outcome, has_unknown_status).await,
-                Err(Error::NotFound) if has_token => return Ok(WebhookOutcome::Unmatched),
-                // The reference was chosen by another client of the provider account.
-                Err(Error::NotFound) => {}
-                Err(error) => return Err(error),
+                .find_job_by_task(name, &task_id)
+                .await?
+                .is_none()
+        {
+            let is_final = report.status.is_some_and(Status::is_final);
+            let needs_poll = is_final && provider.can_poll();
+            let bound = if needs_poll {
+                with_task_id(StatusReport::with_status(Status::Queued), Some(&task_id))
+            } else {
+                report.clone()
+            };
+            let update = bound.into_update(Source::Webhook);
+            let bound = self.tracker.apply_to_waiting_job(name, id, update).await?;
+            if let Some(outcome) = bound {
+                return self
+                    .outcome(&outcome, has_unknown_status || needs_poll)
+                    .await;
             }
         }
-        let Some(task_id) = task_id else {
-            return Ok(WebhookOutcome::Unmatched);
-        };
         let update = report.into_update(Source::Webhook);
-        let applied = self
-            .tracker
-            .apply_task_update(provider.name(), &task_id, update)
-            .await;
+        let applied = self.tracker.apply_task_update(name, &task_id, update).await;
         match applied {
             Ok(TaskMatch::Job(outcome)) => self.outcome(&outcome, has_unknown_status).await,
-            Ok(TaskMatch::Buffered) | Err(Error::NotFound) => Ok(WebhookOutcome::Unmatched),
+            Ok(TaskMatch::Buffered) => self.poll_referred(provider, referred.as_ref()).await,
+            Err(Error::NotFound) => Ok(WebhookOutcome::Unmatched),
             Err(error) => Err(error),
         }
+    }
+
+    /// Requests a poll of the job that a webhook refers to, if it is one of the provider.
+    async fn poll_referred(
+        &self,
+        provider: &Provider,
+        referred: Option<&JobId>,
+    ) -> Result<WebhookOutcome, Error> {
+        match referred {
+            Some(id) if self.tracker.request_poll_of(provider.name(), id).await? => {
+                Ok(WebhookOutcome::Unchanged)
+            }
+            Some(_) | None => Ok(WebhookOutcome::Unmatched),
+        }
+    }
+
+    /// Returns whether a webhook about a job of the hub has the job's callback token.
+    fn gives_callback_urls(&self, provider: &Provider) -> bool {
+        self.links.has_callback_urls() && provider.sends_callback_url()
     }
 
     /// Requests a poll if the provider definition does not know the status.
@@ -278,6 +330,9 @@ impl WebhookHandler {
     /// Handles a report that no signature covers: it only requests a poll. A valid callback token is an
     /// exception, because only the provider knows it. It binds the task id to a job whose submit response
     /// was lost.
+    ///
+    /// Anybody can send a report without a callback token. The polls that it triggers are limited, and
+    /// there are none if the provider's own webhooks have a token.
     async fn poll_for_untrusted(
         &self,
         provider: &Provider,
@@ -285,20 +340,37 @@ impl WebhookHandler {
         report: TaskReport,
     ) -> Result<WebhookOutcome, Error> {
         let name = provider.name();
-        let job = match (job, report.task_id) {
-            (Some(id), Some(task_id)) => {
-                self.tracker.bind_task(name, &id, task_id).await?;
-                Some(id)
+        let id = match (job, report.task_id) {
+            (Some(id), task_id) => {
+                if let Some(task_id) = task_id {
+                    self.tracker.bind_task(name, &id, task_id).await?;
+                }
+                id
             }
-            (None, Some(task_id)) => self.tracker.find_job_by_task(name, &task_id).await?,
-            (job, None) => job,
-        };
-        let Some(id) = job else {
-            return Ok(WebhookOutcome::Unmatched);
+            (None, Some(task_id)) => {
+                if self.gives_callback_urls(provider) {
+                    self.metrics.webhook_poll_suppressed(name);
+                    return Ok(WebhookOutcome::Unmatched);
+                }
+                let Some(id) = self.tracker.find_job_by_task(name, &task_id).await? else {
+                    return Ok(WebhookOutcome::Unmatched);
+                };
+                if !provider.claim_unverified_poll(Time::now()) {
+                    self.metrics.webhook_poll_suppressed(name);
+                    return Ok(WebhookOutcome::Unchanged);
+                }
+                id
+            }
+            (None, None) => return Ok(WebhookOutcome::Unmatched),
         };
         self.tracker.request_poll(&id).await?;
         Ok(WebhookOutcome::Unchanged)
     }
+}
+
+fn with_task_id(mut report: StatusReport, task_id: Option<&str>) -> StatusReport {
+    report.task_id = task_id.map(str::to_owned);
+    report
 }
 
 fn reject(provider: &Provider, error: &WebhookVerifyError) -> (WebhookOutcome, Problem) {

@@ -9,7 +9,11 @@ use serde_json::{Map, Value, json};
 
 use super::jobs::create_response;
 use crate::config::StoreConfig;
-use crate::job::{Failure, FailureKind, Job, JobId, NewJob, Output, Source, Status, StatusReport};
+use crate::job::{
+    Failure, FailureKind, Job, JobId, MAX_ERROR_CODE_CHARS, MAX_ERROR_MESSAGE_CHARS,
+    MAX_OUTPUT_TYPE_CHARS, MAX_OUTPUTS, MAX_OUTPUTS_BYTES, MAX_STAGE_CHARS, MAX_TASK_ID_BYTES,
+    MAX_URL_BYTES, NewJob, Output, Source, Status, StatusReport,
+};
 use crate::links::Links;
 use crate::provider::Providers;
 use crate::server::caller::Caller;
@@ -54,7 +58,7 @@ pub async fn register(
     }
     let provider = match (&new.provider, &new.provider_task_id) {
         (None, None) => None,
-        (Some(name), Some(task)) if !task.is_empty() && task.len() <= 512 => {
+        (Some(name), Some(task)) if !task.is_empty() && task.len() <= MAX_TASK_ID_BYTES => {
             Some(find_provider(&providers, name)?)
         }
         _ => {
@@ -129,7 +133,8 @@ impl UpdateRequest {
     fn into_report(self) -> Result<StatusReport, Problem> {
         let is_error_too_long = |error: &UpdateRequestError| {
             let code_length = error.provider_code.as_ref().map_or(0, String::len);
-            error.message.chars().count() > 1000 || code_length > 128
+            error.message.chars().count() > MAX_ERROR_MESSAGE_CHARS
+                || code_length > MAX_ERROR_CODE_CHARS
         };
         let checks = [
             (
@@ -145,7 +150,7 @@ impl UpdateRequest {
             (
                 self.stage
                     .as_ref()
-                    .is_some_and(|stage| stage.chars().count() > 200),
+                    .is_some_and(|stage| stage.chars().count() > MAX_STAGE_CHARS),
                 "stage must have at most 200 characters",
             ),
             (
@@ -153,9 +158,28 @@ impl UpdateRequest {
                 "outputs require the status succeeded",
             ),
             (
-                self.outputs.len() > 100
-                    || self.outputs.iter().any(|output| output.url.len() > 4096),
+                self.outputs.len() > MAX_OUTPUTS
+                    || self
+                        .outputs
+                        .iter()
+                        .flat_map(urls)
+                        .any(|url| url.len() > MAX_URL_BYTES),
                 "outputs must have at most 100 entries, and each url at most 4096 bytes",
+            ),
+            (
+                self.outputs
+                    .iter()
+                    .flat_map(urls)
+                    .map(String::len)
+                    .sum::<usize>()
+                    > MAX_OUTPUTS_BYTES,
+                "outputs must have at most 131072 bytes of URLs",
+            ),
+            (
+                self.outputs
+                    .iter()
+                    .any(|output| output.kind.chars().count() > MAX_OUTPUT_TYPE_CHARS),
+                "outputs: each type must have at most 32 characters",
             ),
             (
                 self.error.as_ref().is_some_and(is_error_too_long),
@@ -191,6 +215,10 @@ impl UpdateRequest {
             ..StatusReport::default()
         })
     }
+}
+
+fn urls(output: &Output) -> impl Iterator<Item = &String> {
+    std::iter::once(&output.url).chain(&output.watermark_url)
 }
 
 /// `POST /v1/jobs/{id}/updates`: applies an update by a worker.

@@ -21,7 +21,7 @@ use crate::job::{Job, JobId, Update};
 use crate::store::codec::{EncodedJob, decode_job, skip_corrupt, to_json};
 use crate::store::{
     BUFFERED_UPDATE_TTL, BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error,
-    JobStore, ListQuery, MAX_BUFFERED_UPDATES,
+    JobStore, ListQuery, MAX_BUFFERED_BYTES, MAX_BUFFERED_TASKS, MAX_BUFFERED_UPDATES,
 };
 use crate::time::Time;
 
@@ -77,6 +77,8 @@ impl JobStore for RedisStore {
     ) -> Result<BufferOutcome, Error> {
         let _operation = self.connections.begin_operation()?;
         let task = UniqueKey::task(provider, task_id);
+        let partitions = self.connections.keys.partitions().count();
+        let max_tasks = MAX_BUFFERED_TASKS.div_ceil(partitions);
         let index = self.partition_for(task.name()).buffered_tasks();
         let keys = vec![self.claim_key_of(&task), self.buffer_of(&task), index];
         let args = vec![
@@ -85,6 +87,9 @@ impl JobStore for RedisStore {
             MAX_BUFFERED_UPDATES.to_string().into(),
             millis(BUFFERED_UPDATE_TTL + TTL_MARGIN).into(),
             task.name().into(),
+            MAX_BUFFERED_BYTES.to_string().into(),
+            max_tasks.to_string().into(),
+            format!("{provider}/").into(),
         ];
         let outcome = self
             .run_unless_held(&BUFFER_UPDATE, &task, keys, args)

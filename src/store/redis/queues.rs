@@ -15,9 +15,10 @@ use futures_util::future::try_join_all;
 use super::RedisStore;
 use super::jobs::millis;
 use super::keys::Partition;
-use super::scripts::{CLAIM_POLLS, CLAIM_SUBMISSIONS, SCHEDULE_POLL, Script};
+use super::scripts::{CLAIM_POLLS, CLAIM_SUBMISSIONS, DUE_SUBMISSIONS, SCHEDULE_POLL, Script};
 use crate::job::{Job, JobId};
 use crate::store::codec::{decode_job, skip_corrupt};
+use crate::store::turns::MAX_DUE_JOBS;
 use crate::store::{CLAIM_LEASE, Error, Queue, WorkQueues};
 use crate::time::Time;
 
@@ -30,26 +31,33 @@ impl WorkQueues for RedisStore {
         limit: usize,
     ) -> Result<Vec<Arc<Job>>, Error> {
         let _operation = self.connections.begin_operation()?;
-        let due = self.due_jobs(queue, scores_up_to(now), limit).await?;
-        let mut ids: Vec<String> = due.into_iter().map(|(id, _)| id).take(limit).collect();
-        if let Queue::Submit {
-            provider,
-            max_concurrent,
-        } = queue
-        {
-            ids = self
-                .acquire_slots(provider, max_concurrent, &ids, now)
-                .await?;
-        }
+        let ids = match queue {
+            Queue::Poll => {
+                let due = self.due_jobs(queue, scores_up_to(now), limit).await?;
+                due.into_iter().map(|(id, _)| id).take(limit).collect()
+            }
+            Queue::Submit {
+                provider,
+                max_concurrent,
+            } => {
+                let due = self.due_submissions(provider, now).await?;
+                let ids = self.turns.order(provider, due, limit);
+                self.acquire_slots(provider, max_concurrent, &ids, now)
+                    .await?
+            }
+        };
         let groups = self.connections.keys.group(ids.iter().map(String::as_str));
         let claims = groups.into_iter().map(|(number, ids)| {
             let partition = self.connections.keys.partition(number);
             self.claim_in(partition, queue, now, ids)
         });
         let mut claimed = try_join_all(claims).await?.concat();
-        // Restore the order of due times across partitions.
+        // Restore the order across partitions.
         claimed.sort_by_key(|job| ids.iter().position(|id| id == job.id.as_str()));
         if let Queue::Submit { provider, .. } = queue {
+            for job in &claimed {
+                self.turns.record(provider, &job.owner);
+            }
             let is_claimed = |id: &str| claimed.iter().any(|job| job.id.as_str() == id);
             for id in ids.iter().filter(|id| !is_claimed(id)) {
                 self.release_slot(Some(provider), id).await?;
@@ -112,6 +120,28 @@ impl RedisStore {
             skip_corrupt(decode_job(document, internal), "claimed job").transpose()
         })
         .collect()
+    }
+
+    /// Returns the jobs of a provider that are due for submission, each with its owner, earliest first.
+    async fn due_submissions(
+        &self,
+        provider: &str,
+        now: Time,
+    ) -> Result<Vec<(String, String)>, Error> {
+        let reads = self.connections.keys.partitions().map(|partition| {
+            let keys = vec![partition.submit_queue(provider)];
+            let limit = i64::try_from(MAX_DUE_JOBS).unwrap_or(i64::MAX);
+            let args = vec![now.millis().into(), limit.into(), partition.job("").into()];
+            self.connections
+                .run::<Vec<String>>(&DUE_SUBMISSIONS, keys, args)
+        });
+        let due = try_join_all(reads).await?.concat();
+        let mut due: Vec<&[String; 3]> = due.as_chunks::<3>().0.iter().collect();
+        due.sort_by_cached_key(|[id, due_at, _]| (due_at.parse::<i64>().unwrap_or(0), id.clone()));
+        let due = due.into_iter().take(MAX_DUE_JOBS);
+        Ok(due
+            .map(|[id, _, owner]| (id.clone(), owner.clone()))
+            .collect())
     }
 
     /// Returns jobs and their due times up to `last`, earliest first, at most `limit` of each

@@ -45,6 +45,7 @@ scripts! {
     CLAIM_SUBMISSIONS = "claim_submissions.lua",
     DELETE_BUFFERED = "delete_buffered.lua",
     DELETE_JOB = "delete_job.lua",
+    DUE_SUBMISSIONS = "due_submissions.lua",
     PUT_SHARED_STATE = "put_shared_state.lua",
     READ_JOBS = "read_jobs.lua",
     REFRESH_SLOT = "refresh_slot.lua",

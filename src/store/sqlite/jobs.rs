@@ -16,7 +16,7 @@ use crate::store::codec::{
 };
 use crate::store::{
     BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, IdempotencyKey,
-    JobStore, ListQuery, MAX_BUFFERED_UPDATES,
+    JobStore, ListQuery, MAX_BUFFERED_BYTES, MAX_BUFFERED_TASKS, MAX_BUFFERED_UPDATES,
 };
 use crate::time::Time;
 
@@ -276,6 +276,18 @@ fn buffer_update(
              WHERE provider = ? AND task_id = ? ORDER BY seq DESC LIMIT -1 OFFSET ?)",
     )?
     .execute((task.0, task.1, sql_limit(MAX_BUFFERED_UPDATES)))?;
+    db.prepare_cached(
+        "DELETE FROM buffered_updates WHERE seq IN (SELECT seq FROM
+             (SELECT seq, sum(octet_length(payload)) OVER (ORDER BY seq DESC) AS bytes
+              FROM buffered_updates WHERE provider = ? AND task_id = ?) WHERE bytes > ?)",
+    )?
+    .execute((task.0, task.1, sql_limit(MAX_BUFFERED_BYTES)))?;
+    db.prepare_cached(
+        "DELETE FROM buffered_updates WHERE provider = ?1 AND task_id IN
+             (SELECT task_id FROM buffered_updates WHERE provider = ?1
+              GROUP BY task_id ORDER BY min(seq) DESC LIMIT -1 OFFSET ?2)",
+    )?
+    .execute((task.0, sql_limit(MAX_BUFFERED_TASKS)))?;
     Ok(BufferOutcome::Buffered)
 }
 

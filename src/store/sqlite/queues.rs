@@ -13,6 +13,7 @@ use rusqlite::{Connection, Row, ToSql, params, params_from_iter};
 use super::{SqliteStore, duration_millis, jobs, sql_limit};
 use crate::job::{Job, JobId};
 use crate::store::codec::skip_corrupt;
+use crate::store::turns::{MAX_DUE_JOBS, Turns};
 use crate::store::{CLAIM_LEASE, Error, Queue, WorkQueues};
 use crate::time::{Time, deterministic_jitter};
 
@@ -21,8 +22,10 @@ const COUNT_HELD_SLOTS: &str = "SELECT count(*) FROM jobs WHERE provider = ? AND
 const COUNT_CLAIMED: &str = "SELECT count(*) FROM jobs
     WHERE provider = ? AND submit_claimable_at <> submit_at AND submit_claimable_at > ?";
 
-const DUE_SUBMISSIONS: &str = "SELECT document, internal, id FROM jobs
+const DUE_SUBMISSIONS: &str = "SELECT rowid, owner FROM jobs
     WHERE provider = ? AND submit_claimable_at <= ? ORDER BY submit_claimable_at LIMIT ?";
+
+const CLAIMED_SUBMISSION: &str = "SELECT document, internal, id FROM jobs WHERE rowid = ?";
 
 const DUE_POLLS: &str = "SELECT document, internal, id, poll_interval_ms, deadline_at,
         poll_backoff, updated_at
@@ -48,10 +51,10 @@ impl WorkQueues for SqliteStore {
         else {
             return self.write(move |db, _| claim_polls(db, now, limit)).await;
         };
-        let provider = provider.to_owned();
+        let (provider, turns) = (provider.to_owned(), Arc::clone(&self.turns));
         self.write(move |db, _| {
             let limit = limit.min(free_slots(db, &provider, max_concurrent, now)?);
-            claim_submissions(db, &provider, now, limit)
+            claim_submissions(db, &provider, &turns, now, limit)
         })
         .await
     }
@@ -98,15 +101,31 @@ fn free_slots(
 fn claim_submissions(
     db: &Connection,
     provider: &str,
+    turns: &Turns,
     now: Time,
     limit: usize,
 ) -> Result<Vec<Arc<Job>>, Error> {
-    let values = params![provider, now.millis(), sql_limit(limit)];
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let mut due = db.prepare_cached(DUE_SUBMISSIONS)?;
+    let values = params![provider, now.millis(), sql_limit(MAX_DUE_JOBS)];
+    let due = due.query_map(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let due: Vec<(i64, String)> = due.collect::<rusqlite::Result<_>>()?;
     let mut lease = db.prepare_cached("UPDATE jobs SET submit_claimable_at = ? WHERE id = ?")?;
     let lease_end = |_: &Row<'_>| Ok(now + CLAIM_LEASE);
-    claim_due(db, DUE_SUBMISSIONS, values, lease_end, |id, next_at| {
-        lease.execute(params![next_at.millis(), id])
-    })
+    let mut claimed = Vec::new();
+    for row in turns.order(provider, due, limit) {
+        let values = params![row];
+        let jobs = claim_due(db, CLAIMED_SUBMISSION, values, lease_end, |id, next_at| {
+            lease.execute(params![next_at.millis(), id])
+        })?;
+        for job in &jobs {
+            turns.record(provider, &job.owner);
+        }
+        claimed.extend(jobs);
+    }
+    Ok(claimed)
 }
 
 fn claim_polls(db: &Connection, now: Time, limit: usize) -> Result<Vec<Arc<Job>>, Error> {
@@ -206,7 +225,7 @@ mod tests {
             ),
             (
                 DUE_SUBMISSIONS,
-                "USING INDEX jobs_to_submit (provider=? AND submit_claimable_at<?)",
+                "USING COVERING INDEX jobs_to_submit (provider=? AND submit_claimable_at<?)",
             ),
             (DUE_POLLS, "USING INDEX jobs_to_poll (poll_at<?)"),
             (

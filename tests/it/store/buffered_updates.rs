@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use progress_hub::job::{Job, JobId, Update};
 use progress_hub::store::{
-    BufferOutcome, CommitOutcome, CreateOutcome, MAX_BUFFERED_UPDATES, Schedule,
+    BufferOutcome, CommitOutcome, CreateOutcome, MAX_BUFFERED_BYTES, MAX_BUFFERED_TASKS,
+    MAX_BUFFERED_UPDATES, Schedule,
 };
 use tokio::task::JoinSet;
 
@@ -53,6 +54,41 @@ pub(crate) async fn full_buffer_keeps_the_newest_updates(fixture: StoreFixture) 
     }
     let latest = (3..MAX_BUFFERED_UPDATES + 3).map(|stage| update(&stage.to_string()));
     assert_eq!(buffered(&fixture).await, latest.collect::<Vec<_>>());
+}
+
+pub(crate) async fn buffer_is_bounded_in_bytes_and_tasks(fixture: StoreFixture) {
+    let third = MAX_BUFFERED_BYTES / 3;
+    for stage in ["a", "b", "c", "d"] {
+        buffer(&fixture, &stage.repeat(third)).await;
+    }
+    let kept = ["c", "d"].map(|stage| update(&stage.repeat(third)));
+    assert_eq!(buffered(&fixture).await, kept);
+    buffer(&fixture, &"e".repeat(MAX_BUFFERED_BYTES)).await;
+    assert!(buffered(&fixture).await.is_empty());
+
+    let put = async |provider: &str, task: usize| {
+        let (task, update) = (task.to_string(), update("a"));
+        let stored = fixture.store.buffer_update(provider, &task, &update, now());
+        stored.await.unwrap();
+    };
+    put("runway", 0).await;
+    for task in 0..2 * MAX_BUFFERED_TASKS {
+        put("kling", task).await;
+    }
+    let mut kept = 0;
+    for task in 0..2 * MAX_BUFFERED_TASKS {
+        let task = task.to_string();
+        let updates = fixture.store.buffered_updates("kling", &task);
+        kept += updates.await.unwrap().len();
+    }
+    // A cluster divides the number among its partitions.
+    assert!(
+        (MAX_BUFFERED_TASKS / 2..MAX_BUFFERED_TASKS + 16).contains(&kept),
+        "{kept}"
+    );
+    // The tasks of another provider are not replaced.
+    let other = fixture.store.buffered_updates("runway", "0").await.unwrap();
+    assert_eq!(other.len(), 1);
 }
 
 pub(crate) async fn commit_deletes_applied_buffered_updates(fixture: StoreFixture) {

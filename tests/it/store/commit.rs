@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use progress_hub::job::{BudgetWindow, InternalState, JobId, Reservation};
+use progress_hub::job::{BudgetWindow, InternalState, JobId, QueueCharge, Reservation};
 use progress_hub::store::{CommitOutcome, Schedule};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -84,6 +84,13 @@ pub(crate) async fn internal_state_is_stored_with_the_document(fixture: StoreFix
                 expires_at: now(),
             }],
         }),
+        queue_charges: vec![QueueCharge {
+            window: BudgetWindow {
+                name: "queue".to_owned(),
+                expires_at: job.created_at,
+            },
+            amount: 1,
+        }],
     });
     fixture.commit(&newer).await;
     let read = fixture.get(&job.id).await.unwrap();

@@ -66,6 +66,33 @@ pub(crate) async fn due_jobs_are_claimed_in_order_of_due_time(fixture: StoreFixt
     assert!(claim(&fixture, Queue::Poll, at(39)).await.is_empty());
 }
 
+pub(crate) async fn owners_take_turns_for_submissions(fixture: StoreFixture) {
+    let of = |owner: &str| Job {
+        owner: owner.to_owned(),
+        ..video("kling")
+    };
+    for seconds in 0..20 {
+        fixture.create_due(of("ada"), submit(at(seconds))).await;
+    }
+    for seconds in [30, 31] {
+        fixture.create_due(of("bob"), submit(at(seconds))).await;
+    }
+    let mut owners = Vec::new();
+    for limit in [1, 1, 2, 3] {
+        let claimed = fixture.store.claim(queue("kling"), at(40), limit).await;
+        owners.extend(claimed.unwrap().iter().map(|job| job.owner.clone()));
+    }
+    assert_eq!(owners, ["ada", "bob", "ada", "bob", "ada", "ada", "ada"]);
+    // A new owner's single job is the next.
+    fixture.create_due(of("carol"), submit(at(39))).await;
+    let claimed = fixture
+        .store
+        .claim(queue("kling"), at(40), 1)
+        .await
+        .unwrap();
+    assert_eq!(claimed[0].owner, "carol");
+}
+
 pub(crate) async fn queues_are_independent(fixture: StoreFixture) {
     let kling = fixture.create_due(video("kling"), submit(now())).await;
     let runway = fixture.create_due(video("runway"), submit(now())).await;

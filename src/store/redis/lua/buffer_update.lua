@@ -1,14 +1,17 @@
 -- Buffers an update for a provider task that no job has claimed.
 --
--- An identical update is stored once. When the buffer is full, the oldest update is dropped.
+-- An identical update is stored once. When the buffer of the task is full, the oldest update is
+-- dropped. When the provider has too many tasks, the oldest task is dropped.
 --
 -- KEYS: the claim of the task, the buffered updates, the index of tasks with buffered updates
 -- ARGV: expired claim to remove ('' for none), update, time received, maximum number of updates,
---       TTL of the keys, task
+--       TTL of the keys, task, maximum size of the buffer, maximum number of tasks, prefix of the
+--       provider's tasks
 -- Returns: {'buffered'} or {'held', claim, age of the claim in milliseconds}
 local claim_key, buffer, index = KEYS[1], KEYS[2], KEYS[3]
 local expired_claim, update, received_at = ARGV[1], ARGV[2], ARGV[3]
 local max_updates, ttl, task = ARGV[4], ARGV[5], ARGV[6]
+local max_bytes, max_tasks, provider = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 
 local claim = redis.call('GET', claim_key)
 if claim and claim ~= expired_claim then
@@ -30,7 +33,38 @@ end
 redis.call('RPUSH', buffer, received_at .. ' ' .. update)
 redis.call('LTRIM', buffer, -max_updates, -1)
 redis.call('PEXPIRE', buffer, ttl)
+
+local bytes = 0
+local entries = redis.call('LRANGE', buffer, 0, -1)
+for n = #entries, 1, -1 do
+  bytes = bytes + #entries[n]
+  if bytes > max_bytes then
+    -- An index after the last entry empties the list.
+    redis.call('LTRIM', buffer, n, -1)
+    break
+  end
+end
+
 local oldest = redis.call('LINDEX', buffer, 0)
+if not oldest then
+  redis.call('ZREM', index, task)
+  return { 'buffered' }
+end
 redis.call('ZADD', index, string.match(oldest, '^%-?%d+'), task)
 redis.call('PEXPIRE', index, ttl)
+
+if redis.call('ZCARD', index) > max_tasks then
+  local tasks = {}
+  for _, name in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+    if string.sub(name, 1, #provider) == provider then
+      tasks[#tasks + 1] = name
+    end
+  end
+  -- The buffers of all tasks of the partition have the same prefix.
+  local prefix = string.sub(buffer, 1, #buffer - #task)
+  for n = 1, #tasks - max_tasks do
+    redis.call('DEL', prefix .. tasks[n])
+    redis.call('ZREM', index, tasks[n])
+  end
+end
 return { 'buffered' }

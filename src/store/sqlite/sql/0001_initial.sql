@@ -24,7 +24,7 @@ CREATE TABLE jobs (
 
 CREATE UNIQUE INDEX jobs_by_task ON jobs (provider, task_id)
     WHERE provider IS NOT NULL AND task_id IS NOT NULL;
-CREATE INDEX jobs_to_submit ON jobs (provider, submit_claimable_at)
+CREATE INDEX jobs_to_submit ON jobs (provider, submit_claimable_at, owner)
     WHERE submit_claimable_at IS NOT NULL;
 CREATE INDEX jobs_claimed ON jobs (provider, submit_claimable_at)
     WHERE submit_claimable_at <> submit_at;

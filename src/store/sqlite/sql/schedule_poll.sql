@@ -1,4 +1,4 @@
--- Moves the next poll of an unfinished job forward.
+-- Moves the next poll of an unfinished job forward. Changes nothing if it is not later.
 --
 -- Parameters: job id, requested time, cool-down in milliseconds.
 UPDATE jobs SET
@@ -7,3 +7,5 @@ UPDATE jobs SET
 FROM (SELECT max(?2, ifnull(last_polled_at + ?3, ?2)) AS at FROM jobs WHERE id = ?1)
     AS requested
 WHERE id = ?1 AND finished_at IS NULL
+    AND (poll_at IS NULL OR poll_at > requested.at
+        OR poll_requested_at IS NULL OR poll_requested_at > requested.at)

@@ -1,0 +1,157 @@
+//! Whose request failed, and how much that says about the provider.
+//!
+//! Invariant: the requests of one owner alone never show that the provider fails for others.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Failures in a row that show a fault.
+pub(super) const FAILURE_THRESHOLD: u32 = 5;
+
+/// How many of [`FAILURE_THRESHOLD`] failures count per owner, and per model.
+const MAX_FAILURES_PER_SUBJECT: u32 = 3;
+
+/// Maximum number of origins that are remembered. Failures of further ones do not count.
+const MAX_ORIGINS: usize = 64;
+
+/// The owner and the model of a request.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    pub(crate) owner: String,
+    pub(crate) model: String,
+}
+
+/// What the failures in a row show.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Evidence {
+    /// Not enough to concern anybody but the owners of the failed requests.
+    None,
+    /// Requests of several owners for one model fail.
+    Model(String),
+    /// Requests of several owners for several models fail, or no connection can be made. The origins
+    /// are those of the failed requests.
+    Provider(Vec<Origin>),
+}
+
+/// Failures since the last success.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Failures {
+    by_origin: BTreeMap<Origin, u32>,
+    /// Failures that no request can cause, such as a refused connection.
+    unreachable: u32,
+}
+
+impl Failures {
+    /// Records a failure. `None` stands for one that no request can cause.
+    pub(super) fn record(&mut self, origin: Option<&Origin>) -> Evidence {
+        match origin {
+            None => self.unreachable += 1,
+            Some(origin)
+                if self.by_origin.len() < MAX_ORIGINS || self.by_origin.contains_key(origin) =>
+            {
+                *self.by_origin.entry(origin.clone()).or_default() += 1;
+            }
+            Some(_) => {}
+        }
+        let evidence = self.evidence();
+        if evidence != Evidence::None {
+            *self = Self::default();
+        }
+        evidence
+    }
+
+    /// Forgets all failures, after a success.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn evidence(&self) -> Evidence {
+        let is_shown = |subject: fn(&Origin) -> &str, model: Option<&str>| {
+            let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+            for (origin, count) in &self.by_origin {
+                if model.is_none_or(|model| origin.model == model) {
+                    *counts.entry(subject(origin)).or_default() += count;
+                }
+            }
+            let capped = counts
+                .values()
+                .map(|count| *count.min(&MAX_FAILURES_PER_SUBJECT));
+            capped.sum::<u32>() >= FAILURE_THRESHOLD
+        };
+        let is_provider =
+            is_shown(|origin| &origin.owner, None) && is_shown(|origin| &origin.model, None);
+        if self.unreachable >= FAILURE_THRESHOLD || is_provider {
+            return Evidence::Provider(self.by_origin.keys().cloned().collect());
+        }
+        let mut models = self.by_origin.keys().map(|origin| origin.model.as_str());
+        models
+            .find(|model| is_shown(|origin| &origin.owner, Some(model)))
+            .map_or(Evidence::None, |model| Evidence::Model(model.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(owner: &str, model: &str) -> Origin {
+        Origin {
+            owner: owner.to_owned(),
+            model: model.to_owned(),
+        }
+    }
+
+    /// Records failures, written as `owner/model`, and returns the evidence of the last one.
+    fn after(failures: &str) -> Evidence {
+        let mut counter = Failures::default();
+        let recorded = failures.split(' ').map(|failure| {
+            let origin = failure
+                .split_once('/')
+                .map(|(owner, model)| origin(owner, model));
+            counter.record(origin.as_ref())
+        });
+        recorded.last().unwrap()
+    }
+
+    #[test]
+    fn one_owner_alone_shows_nothing_about_the_provider() {
+        let mut counter = Failures::default();
+        for n in 0..1000 {
+            let failed = origin("alice", &format!("model-{n}"));
+            assert_eq!(counter.record(Some(&failed)), Evidence::None);
+        }
+        assert_eq!(counter.record(Some(&origin("bob", "x"))), Evidence::None);
+        assert!(counter.by_origin.len() <= MAX_ORIGINS);
+    }
+
+    #[test]
+    fn owners_and_models_decide_what_failures_show() {
+        for failures in [
+            "a/x a/x a/x a/x b/y",
+            "a/x a/y a/z a/x a/y",
+            "a/x b/y - - - -",
+            "a/x a/x b/x b/x",
+        ] {
+            assert_eq!(after(failures), Evidence::None, "{failures}");
+        }
+        for failures in [
+            "a/x a/x b/x b/x b/x",
+            "a/x b/x c/x d/x e/x",
+            "a/y a/x a/x a/x b/x b/x",
+        ] {
+            assert_eq!(
+                after(failures),
+                Evidence::Model("x".to_owned()),
+                "{failures}"
+            );
+        }
+        for failures in ["a/x a/x a/y b/y b/y", "a/x b/y c/z a/y b/x", "- - - - -"] {
+            let evidence = after(failures);
+            assert!(
+                matches!(evidence, Evidence::Provider(_)),
+                "{failures}: {evidence:?}"
+            );
+        }
+    }
+}
