@@ -52,21 +52,21 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(args) => {
             let config = args.load()?;
-            init_logging(LogFormat::Json)?;
+            let _log = init_logging(LogFormat::Json)?;
             block_on(serve(config))
         }
         Command::Demo(args) => {
-            init_logging(LogFormat::Pretty)?;
+            let _log = init_logging(LogFormat::Pretty)?;
             block_on(demo::run(args))
         }
         Command::Token(args) => token::run(args),
         Command::Check(args) => print(&args.load()?.to_redacted_toml()),
         Command::Load(args) => {
-            init_logging(LogFormat::Pretty)?;
+            let _log = init_logging(LogFormat::Pretty)?;
             block_on(load::run(*args))
         }
         Command::Simulator(args) => {
-            init_logging(LogFormat::Pretty)?;
+            let _log = init_logging(LogFormat::Pretty)?;
             block_on(simulator::run(args))
         }
     }
