@@ -92,14 +92,14 @@ pub fn validate(
             .map(|(key, message)| ConfigError { key, message })
             .collect()
     });
-    let engine = store::Engine::from_url(&config.store.url).map_err(|message| {
+    let store_url = store::check_url(&config.store.url).map_err(|message| {
         let key = "store.url".to_owned();
         vec![ConfigError { key, message }]
     });
-    match (Providers::load(config, http), verifier, engine) {
+    match (Providers::load(config, http), verifier, store_url) {
         (Ok(providers), Ok(verifier), Ok(_)) => Ok((providers, verifier)),
-        (providers, verifier, engine) => {
-            let errors = [providers.err(), verifier.err(), engine.err()];
+        (providers, verifier, store_url) => {
+            let errors = [providers.err(), verifier.err(), store_url.err()];
             Err(errors.into_iter().flatten().flatten().collect())
         }
     }

@@ -58,16 +58,20 @@ pub trait Store: JobStore + WorkQueues + ChangeSource + BudgetStore + SharedStat
 }
 
 /// Small named values that all nodes share, such as circuit breaker snapshots.
+///
+/// The default implementation is that of a single node, which has no other node to share with.
 #[async_trait]
 pub trait SharedState: Send + Sync + 'static {
     /// Stores `value` under `name`, replaces the previous value, and publishes
     /// [`StoreEvent::SharedStateChanged`] to every node.
-    ///
-    /// A single-node engine ignores the call, because no other node reads the value.
-    async fn put_shared_state(&self, name: &str, value: &str) -> Result<(), Error>;
+    async fn put_shared_state(&self, _name: &str, _value: &str) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Returns all stored values with their names, in no particular order.
-    async fn shared_states(&self) -> Result<Vec<(String, String)>, Error>;
+    async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {
+        Ok(Vec::new())
+    }
 }
 
 /// How long jobs are kept.
@@ -94,26 +98,16 @@ pub enum Error {
     Corrupt(String),
 }
 
-/// The available engines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
-    /// An embedded database in one file, for a single node.
-    Sqlite,
-    /// A Redis server or cluster that any number of nodes share.
-    Redis,
-}
-
-impl Engine {
-    /// Returns the engine that `url` selects.
-    ///
-    /// # Errors
-    /// A description of what is wrong with the URL. It contains no credentials.
-    pub fn from_url(url: &str) -> Result<Self, String> {
-        if url.starts_with("sqlite:") {
-            Ok(Self::Sqlite)
-        } else {
-            redis::check(url).map(|()| Self::Redis)
-        }
+/// Checks that a URL selects an engine: an embedded SQLite database in one file, for a single node,
+/// or a Redis server or cluster that any number of nodes share.
+///
+/// # Errors
+/// A description of what is wrong with the URL. It contains no credentials.
+pub fn check_url(url: &str) -> Result<(), String> {
+    if url.starts_with("sqlite:") {
+        Ok(())
+    } else {
+        redis::check(url)
     }
 }
 
@@ -130,13 +124,11 @@ pub fn open(
     retention: Retention,
     listener: ChangeListener,
 ) -> Result<Arc<dyn Store>, Error> {
-    match Engine::from_url(&config.url).map_err(Error::Unavailable)? {
-        Engine::Sqlite => {
-            let store = sqlite::SqliteStore::open(&config.url, retention, listener.on_event)?;
-            Ok(Arc::new(store))
-        }
-        Engine::Redis => Ok(Arc::new(redis::RedisStore::open(
-            config, retention, listener,
-        )?)),
+    if config.url.starts_with("sqlite:") {
+        let store = sqlite::SqliteStore::open(&config.url, retention, listener.on_event)?;
+        return Ok(Arc::new(store));
     }
+    let timeouts = redis::Timeouts::default();
+    let store = redis::RedisStore::open(config, retention, listener, timeouts)?;
+    Ok(Arc::new(store))
 }

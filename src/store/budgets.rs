@@ -1,12 +1,13 @@
 //! Balances of budget windows.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::time::Time;
 
 /// An amount to add to a budget window. A window needs no setup: its balance starts at zero.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetEntry {
     /// Name of the window.
     pub window: String,

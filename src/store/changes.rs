@@ -39,6 +39,8 @@ pub enum StoreEvent {
 }
 
 /// Delivery of committed changes to this node's [`ChangeListener`].
+///
+/// The default implementation is that of an engine that always passes every change on.
 #[async_trait]
 pub trait ChangeSource: Send + Sync + 'static {
     /// Subscribes this node to `topics`.
@@ -50,9 +52,13 @@ pub trait ChangeSource: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the subscription was not confirmed in time.
-    async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error>;
+    async fn subscribe(&self, _topics: &[Topic]) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Returns whether changes can be lost without a [`StoreEvent::Unavailable`]. If so, reading
     /// subscribed jobs periodically finds what was missed.
-    fn is_lossy(&self) -> bool;
+    fn is_lossy(&self) -> bool {
+        false
+    }
 }

@@ -5,22 +5,31 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Error, Schedule};
+use super::{Error, ListQuery, Schedule};
 use crate::job::Job;
 use crate::time::Time;
 
-/// A job as stored: the public document and the internal state, both as JSON.
+/// A job as stored: the public document and the internal state, both as JSON, and what is derived
+/// from them.
 #[derive(Debug)]
 pub(super) struct EncodedJob {
     pub(super) document: String,
     pub(super) internal: String,
+    /// A finished job is never due and holds no slot.
+    pub(super) schedule: Schedule,
+    /// When the job finished, or `None` if it has not.
+    pub(super) finished_at: Option<Time>,
 }
 
 impl EncodedJob {
-    pub(super) fn new(job: &Job) -> Result<Self, Error> {
+    pub(super) fn new(job: &Job, schedule: Schedule) -> Result<Self, Error> {
+        let finished_at = job.finished_at.unwrap_or(job.updated_at);
+        let finished_at = job.is_final().then_some(finished_at);
         Ok(Self {
             document: to_json(job)?,
             internal: to_json(&*job.internal)?,
+            schedule: finished_at.map_or(schedule, |_| Schedule::default()),
+            finished_at,
         })
     }
 }
@@ -58,17 +67,22 @@ pub(super) fn task_of(job: &Job) -> Option<(&str, &str)> {
     job.provider.as_deref().zip(job.provider_task_id.as_deref())
 }
 
-/// Returns the schedule to store for a job. A finished job is never due and holds no slot.
-pub(super) fn schedule_of(job: &Job, schedule: Schedule) -> Schedule {
-    if job.is_final() {
-        Schedule::default()
-    } else {
-        schedule
-    }
+/// The jobs of a list that are read together, from newest to oldest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ListGroup {
+    Active,
+    Finished,
+    All,
 }
 
-/// Returns when a job finished, or `None` if it has not.
-pub(super) fn finished_at(job: &Job) -> Option<Time> {
-    job.is_final()
-        .then(|| job.finished_at.unwrap_or(job.updated_at))
+impl ListQuery {
+    /// Returns the groups that the list consists of, in their order.
+    pub(super) fn groups(&self) -> &'static [ListGroup] {
+        match self.status {
+            Some(status) if status.is_final() => &[ListGroup::Finished],
+            Some(_) => &[ListGroup::Active],
+            None if self.active_first => &[ListGroup::Active, ListGroup::Finished],
+            None => &[ListGroup::All],
+        }
+    }
 }

@@ -58,25 +58,13 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// Opens a store with the default [`Timeouts`].
+    /// Opens a store.
     ///
     /// The connection is established in the background. Must be called within a Tokio runtime.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the URL is invalid or there is no runtime.
     pub fn open(
-        config: &StoreConfig,
-        retention: Retention,
-        listener: ChangeListener,
-    ) -> Result<Self, Error> {
-        Self::open_with_timeouts(config, retention, listener, Timeouts::default())
-    }
-
-    /// Opens a store like [`RedisStore::open`], with other timeouts.
-    ///
-    /// # Errors
-    /// As [`RedisStore::open`].
-    pub fn open_with_timeouts(
         config: &StoreConfig,
         retention: Retention,
         listener: ChangeListener,
@@ -95,9 +83,7 @@ impl RedisStore {
             retention,
         })
     }
-}
 
-impl RedisStore {
     fn partition_for(&self, name: &str) -> Partition<'_> {
         self.connections.keys.partition_for(name)
     }
@@ -125,7 +111,6 @@ impl Store for RedisStore {
     }
 
     async fn close(&self) {
-        self.connections.drain().await;
         self.connections.close().await;
     }
 }
@@ -149,14 +134,12 @@ impl SharedState for RedisStore {
         let partition = self.connections.keys.partition(0);
         let keys = vec![partition.shared_state(), partition.shared_state_channel()];
         let args = vec![
-            self.connections.publish_command().into(),
+            self.connections.publish_command.into(),
             name.into(),
             value.into(),
             self.shared_key_ttl().into(),
         ];
-        self.connections
-            .run_script(&PUT_SHARED_STATE, keys, args)
-            .await
+        self.connections.run(&PUT_SHARED_STATE, keys, args).await
     }
 
     async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {

@@ -20,16 +20,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::Connection;
 
-use self::command_queue::CommandQueue;
+use self::command_queue::{Changes, CommandQueue};
 use self::file::Location;
-use self::jobs::JobRecord;
-use self::queues::OwnedQueue;
-use super::{
-    BudgetStore, BufferOutcome, ChangeSource, CommitJob, CommitOutcome, CreateJob, CreateOutcome,
-    Error, EventHandler, JobStore, ListQuery, Queue, Retention, SharedState, Store, WorkQueues,
-    codec,
-};
-use crate::job::{Job, JobId, Topic, Update};
+use super::{ChangeSource, Error, EventHandler, Retention, SharedState, Store};
 use crate::time::Time;
 
 /// Number of threads that read a database file.
@@ -92,13 +85,20 @@ impl SqliteStore {
         })
     }
 
-    async fn read<T, F>(&self, operation: F) -> Result<T, Error>
-    where
-        T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
-    {
+    async fn read<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let queue = self.readers.as_ref().unwrap_or(&self.writer);
         queue.execute(move |db, _| operation(db)).await
+    }
+
+    /// Runs an operation in a transaction, and then publishes the changes that it adds.
+    async fn write<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Connection, &mut Changes) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.writer.execute(operation).await
     }
 }
 
@@ -109,131 +109,9 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
         .map_err(|error| Error::Unavailable(error.to_string()))
 }
 
-#[async_trait]
-impl JobStore for SqliteStore {
-    async fn create(&self, mut create: CreateJob) -> Result<CreateOutcome, Error> {
-        let key = create.idempotency.take();
-        let record = JobRecord::from_create(create)?;
-        self.writer
-            .execute(move |db, changes| jobs::create(db, &record, key.as_ref(), changes))
-            .await
-    }
+impl ChangeSource for SqliteStore {}
 
-    async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
-        let id = id.clone();
-        self.read(move |db| jobs::get(db, id.as_str())).await
-    }
-
-    async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
-        let ids = ids.to_vec();
-        self.read(move |db| jobs::get_many(db, &ids)).await
-    }
-
-    async fn list(&self, query: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
-        self.read(move |db| jobs::list(db, &query)).await
-    }
-
-    async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
-        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
-        self.read(move |db| jobs::find_task(db, &provider, &task_id))
-            .await
-    }
-
-    async fn commit(&self, commit: CommitJob) -> Result<CommitOutcome, Error> {
-        let expected = commit.expected_version;
-        let record = JobRecord::from_commit(commit)?;
-        self.writer
-            .execute(move |db, changes| jobs::commit(db, &record, expected, changes))
-            .await
-    }
-
-    /// Returns at once: a version that can be read is on disk.
-    async fn ensure_durable(&self, _: &Job) -> Result<CommitOutcome, Error> {
-        Ok(CommitOutcome::Committed)
-    }
-
-    async fn buffer_update(
-        &self,
-        provider: &str,
-        task_id: &str,
-        update: &Update,
-        now: Time,
-    ) -> Result<BufferOutcome, Error> {
-        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
-        let update = codec::to_json(update)?;
-        self.writer
-            .execute(move |db, _| jobs::buffer_update(db, &provider, &task_id, &update, now))
-            .await
-    }
-
-    async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
-        let (provider, task_id) = (provider.to_owned(), task_id.to_owned());
-        self.read(move |db| jobs::buffered_updates(db, &provider, &task_id))
-            .await
-    }
-}
-
-#[async_trait]
-impl WorkQueues for SqliteStore {
-    async fn claim(
-        &self,
-        queue: Queue<'_>,
-        now: Time,
-        limit: usize,
-    ) -> Result<Vec<Arc<Job>>, Error> {
-        let queue = OwnedQueue::from(queue);
-        self.writer
-            .execute(move |db, _| queues::claim(db, &queue, now, limit))
-            .await
-    }
-
-    async fn next_due(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
-        let queue = OwnedQueue::from(queue);
-        self.read(move |db| queues::next_due(db, &queue)).await
-    }
-
-    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
-        let id = id.clone();
-        self.writer
-            .execute(move |db, _| queues::schedule_poll(db, &id, at, cool_down))
-            .await
-    }
-}
-
-#[async_trait]
-impl ChangeSource for SqliteStore {
-    /// Does nothing: the node receives every change.
-    async fn subscribe(&self, _: &[Topic]) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn is_lossy(&self) -> bool {
-        false
-    }
-}
-
-#[async_trait]
-impl BudgetStore for SqliteStore {
-    async fn balances(&self, windows: &[String], now: Time) -> Result<Vec<i64>, Error> {
-        let windows = windows.to_vec();
-        self.read(move |db| {
-            let balances = windows.iter().map(|name| budgets::balance(db, name, now));
-            Ok(balances.collect::<rusqlite::Result<_>>()?)
-        })
-        .await
-    }
-}
-
-#[async_trait]
-impl SharedState for SqliteStore {
-    async fn put_shared_state(&self, _: &str, _: &str) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn shared_states(&self) -> Result<Vec<(String, String)>, Error> {
-        Ok(Vec::new())
-    }
-}
+impl SharedState for SqliteStore {}
 
 #[async_trait]
 impl Store for SqliteStore {
@@ -244,20 +122,16 @@ impl Store for SqliteStore {
     /// Checks that the writer responds. If its last transaction failed, performs a small write.
     async fn ping(&self) -> Result<(), Error> {
         let is_failing = self.is_failing.load(Ordering::Relaxed);
-        self.writer
-            .execute(move |db, _| {
-                if is_failing {
-                    file::probe_write(db)?;
-                }
-                Ok(())
-            })
-            .await
+        self.write(move |db, _| match is_failing {
+            true => Ok(file::probe_write(db)?),
+            false => Ok(()),
+        })
+        .await
     }
 
     async fn sweep(&self, now: Time) -> Result<usize, Error> {
         let retention = self.retention;
-        self.writer
-            .execute(move |db, _| sweep::sweep(db, now, retention))
+        self.write(move |db, _| sweep::sweep(db, now, retention))
             .await
     }
 

@@ -178,7 +178,6 @@ async fn simulate_page(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, steps: u
 async fn remaining_sockets_end_on_final_versions() {
     let app = Arc::new(TestApp::spawn().await);
     let seed: u64 = rand::rng().random();
-    println!("seed {seed}");
     let mut jobs = Vec::new();
     for _ in 0..5 {
         jobs.push(app.register_worker_job("alice").await);
@@ -198,7 +197,8 @@ async fn remaining_sockets_end_on_final_versions() {
         last.insert(job.clone(), app.get_job(job, "alice").await);
     }
     while let Some(received) = pages.join_next().await {
-        assert_eq!(received.unwrap().finished, last);
+        let received = received.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert_eq!(received.finished, last, "seed {seed}");
     }
     app.wait_until_no_connections().await;
 }

@@ -89,13 +89,19 @@ async fn webhooks_reduce_polling_by_90_percent() {
     );
 }
 
+/// Polls that overlap with one poll: one less than a hub sends at a time.
+const OVERLAP: usize = 7;
+
 /// A provider with Seedance's API, which does not sign webhooks. Tasks stay `running`.
 struct UnsignedProvider {
     provider: MockProvider,
     polls: watch::Receiver<usize>,
     max_concurrent_polls: Arc<AtomicUsize>,
-    /// Whether polls get no response in time.
+    /// Whether polls get no response.
     is_silent: Arc<AtomicBool>,
+    /// Number of polls that the test expects. Until then, a poll gets its response when the next
+    /// [`OVERLAP`] polls have started, so that polls overlap.
+    expected_polls: Arc<AtomicUsize>,
 }
 
 impl UnsignedProvider {
@@ -103,11 +109,13 @@ impl UnsignedProvider {
         let (sender, polls) = watch::channel(0);
         let max_concurrent_polls = Arc::<AtomicUsize>::default();
         let is_silent = Arc::<AtomicBool>::default();
+        let expected_polls = Arc::<AtomicUsize>::default();
         let (max, silent) = (max_concurrent_polls.clone(), is_silent.clone());
+        let expected_count = expected_polls.clone();
         let (running, tasks) = (Arc::<AtomicUsize>::default(), AtomicUsize::new(0));
         let provider = MockProvider::start(move |request: RecordedRequest| {
             let (max, running, silent) = (max.clone(), running.clone(), silent.clone());
-            let sender = sender.clone();
+            let (sender, expected) = (sender.clone(), expected_count.clone());
             let is_submission = request.method == "POST";
             let task = tasks.fetch_add(usize::from(is_submission), SeqCst);
             async move {
@@ -115,9 +123,17 @@ impl UnsignedProvider {
                     return MockResponse::json(200, &json!({ "id": format!("cgt-{task}") }));
                 }
                 max.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
-                sender.send_modify(|polls| *polls += 1);
-                let latency = if silent.load(SeqCst) { 60_000 } else { 20 };
-                tokio::time::sleep(Duration::from_millis(latency)).await;
+                let mut number = 0;
+                sender.send_modify(|polls| {
+                    *polls += 1;
+                    number = *polls;
+                });
+                if silent.load(SeqCst) {
+                    std::future::pending::<()>().await;
+                }
+                let next = expected.load(SeqCst).min(number + OVERLAP);
+                let mut polls = sender.subscribe();
+                drop(polls.wait_for(|polls| *polls >= next).await);
                 running.fetch_sub(1, SeqCst);
                 let id = request.path.rsplit('/').next().unwrap();
                 MockResponse::json(200, &json!({ "id": id, "status": "running" }))
@@ -129,6 +145,7 @@ impl UnsignedProvider {
             polls,
             max_concurrent_polls,
             is_silent,
+            expected_polls,
         }
     }
 
@@ -211,16 +228,17 @@ async fn untrusted_webhooks_cause_one_poll_per_cool_down() {
     let app = seedance.hub("500ms").spawn().await;
     let urls = seedance.submit_jobs(&app, 1).await;
     let started_at = Instant::now();
-    for _ in 0..50 {
+    let mut webhooks = 0;
+    while seedance.poll_count() < 2 {
         post_untrusted_webhooks(&http, &app, &vec![urls[0].clone(); 10]).await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        webhooks += 10;
+        assert!(started_at.elapsed() < TEST_TIMEOUT, "no second poll");
     }
-    seedance.wait_for_polls(2).await;
     let cool_downs = started_at.elapsed().as_millis() / COOL_DOWN.as_millis() + 1;
     let polls = seedance.poll_count();
     assert!(
         polls as u128 <= cool_downs,
-        "500 webhooks: {polls} polls in {cool_downs} cool-downs"
+        "{webhooks} webhooks: {polls} polls in {cool_downs} cool-downs"
     );
 }
 
@@ -231,6 +249,7 @@ async fn polls_from_untrusted_webhooks_are_jittered() {
     let app = seedance.hub("500ms").spawn().await;
     let urls = seedance.submit_jobs(&app, 200).await;
     assert_eq!(urls.len(), 200);
+    seedance.expected_polls.store(200, SeqCst);
     post_untrusted_webhooks(&http, &app, &urls).await;
     seedance.wait_for_polls(200).await;
     let max = seedance.max_concurrent_polls.load(SeqCst);
@@ -257,6 +276,7 @@ async fn polls_after_a_crash_are_jittered() {
     let data_dir = app.kill();
     seedance.is_silent.store(false, SeqCst);
     let before = seedance.poll_count();
+    seedance.expected_polls.store(before + 300, SeqCst);
     let app = seedance
         .hub("100ms")
         .data_dir(data_dir)

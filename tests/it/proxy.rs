@@ -51,6 +51,8 @@ struct Network {
     fault: watch::Sender<Option<NetworkFault>>,
     /// A request that contains this text causes [`NetworkFault::Muted`].
     mute_trigger: Mutex<Option<Vec<u8>>>,
+    /// Number of chunks that a fault has delayed or held back.
+    held_back: watch::Sender<usize>,
 }
 
 impl Proxy {
@@ -60,6 +62,7 @@ impl Proxy {
         let network = Arc::new(Network {
             fault: watch::Sender::new(None),
             mute_trigger: Mutex::new(None),
+            held_back: watch::Sender::new(0),
         });
         let stop = CancellationToken::new();
         let upstream = SocketAddr::from(([127, 0, 0, 1], port));
@@ -99,6 +102,14 @@ impl Proxy {
     /// Delivers requests up to one that contains `text`, and then no more responses.
     pub fn mute_after(&self, text: &str) {
         *self.network.mute_trigger.lock().unwrap() = Some(text.as_bytes().to_vec());
+    }
+
+    /// Waits until faults have delayed or held back this number of chunks.
+    async fn wait_until_held_back(&self, count: usize) {
+        let mut held_back = self.network.held_back.subscribe();
+        let reached = held_back.wait_for(|held| *held >= count);
+        let waited = timeout(TEST_TIMEOUT, reached).await;
+        assert!(waited.is_ok(), "nothing is held back");
     }
 
     /// Waits until a request has triggered [`Proxy::mute_after`].
@@ -197,6 +208,9 @@ async fn copy(
                     Duration::ZERO
                 }
             };
+            if !delay.is_zero() {
+                network.held_back.send_modify(|count| *count += 1);
+            }
             if chunks.send((Instant::now() + delay, chunk)).await.is_err() {
                 break;
             }
@@ -213,6 +227,9 @@ async fn copy(
                 Some(NetworkFault::Muted) => direction == Direction::Request,
                 Some(NetworkFault::Cut | NetworkFault::Stalled) => false,
             };
+            if !is_delivered(&fault.borrow()) {
+                network.held_back.send_modify(|count| *count += 1);
+            }
             if fault.wait_for(is_delivered).await.is_err() || to.write_all(&chunk).await.is_err() {
                 return;
             }
@@ -244,14 +261,10 @@ mod tests {
 
     use fred::clients::Client;
     use fred::error::Error;
-    use tokio::time::timeout;
 
     use super::{NetworkFault, Proxy};
     use crate::redis::{RedisServer, connect, send_command};
     use crate::wait::wait_until;
-
-    /// How long a test waits for a response that must not arrive.
-    const NO_RESPONSE: Duration = Duration::from_millis(200);
 
     async fn ping(client: &Client) -> Result<String, Error> {
         send_command(client, &["PING"]).await
@@ -292,9 +305,10 @@ mod tests {
         proxy.inject(NetworkFault::Stalled);
         let increment = send_command::<u64>(&client, &["INCR", "count"]);
         tokio::pin!(increment);
-        timeout(NO_RESPONSE, &mut increment)
-            .await
-            .expect_err("the request is held back");
+        tokio::select! {
+            _ = &mut increment => panic!("the request was delivered"),
+            () = proxy.wait_until_held_back(1) => {}
+        }
         assert_eq!(server.query::<Option<u64>>("GET count").await, None);
         proxy.heal();
         assert_eq!(increment.await.unwrap(), 1);
@@ -306,9 +320,10 @@ mod tests {
         proxy.mute_after("trigger");
         assert_eq!(ping(&client).await.unwrap(), "PONG");
         let set = send_command::<()>(&client, &["SET", "key", "trigger"]);
-        timeout(NO_RESPONSE, set)
-            .await
-            .expect_err("the response is held back");
+        tokio::select! {
+            _ = set => panic!("the response was delivered"),
+            () = proxy.wait_until_held_back(1) => {}
+        }
         proxy.wait_until_muted().await;
         assert_eq!(server.query::<String>("GET key").await, "trigger");
     }
@@ -320,11 +335,12 @@ mod tests {
         proxy.inject(NetworkFault::Slow(delay));
         for count in 1..=3 {
             let increment = send_command::<u64>(&client, &["INCR", "count"]);
-            tokio::pin!(increment);
-            timeout(delay, &mut increment)
-                .await
-                .expect_err("the request and the response are delayed");
             assert_eq!(increment.await.unwrap(), count);
+            let delayed = *proxy.network.held_back.borrow();
+            assert!(
+                delayed >= 2 * count as usize,
+                "requests and responses: {delayed}"
+            );
         }
     }
 }

@@ -44,7 +44,7 @@ pub fn open_store(
         health_check: TEST_TIMEOUT,
         probe: TEST_TIMEOUT,
     };
-    RedisStore::open_with_timeouts(&config, retention, listener, timeouts).expect("a store")
+    RedisStore::open(&config, retention, listener, timeouts).expect("a store")
 }
 
 pub async fn wait_until_store_ready(store: &dyn Store) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::app::{TestApp, TestAppBuilder, WEBHOOK_SECRET, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
@@ -315,13 +315,25 @@ async fn reported_success_without_readable_result_ends_as_result_expired() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_polls_are_bounded() {
+    const JOBS: usize = 60;
+    const MAX_POLLS: usize = 8;
     let (now, max_seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (under_way, seen) = (Arc::clone(&now), Arc::clone(&max_seen));
+    let started = watch::Sender::new(0);
     let provider = MockProvider::start(move |request: RecordedRequest| {
         let (now, max_seen) = (Arc::clone(&now), Arc::clone(&max_seen));
+        let started = started.clone();
         async move {
             max_seen.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            let mut number = 0;
+            started.send_modify(|started| {
+                *started += 1;
+                number = *started;
+            });
+            // The response waits for the next polls, so that as many as possible overlap.
+            let next = JOBS.min(number + MAX_POLLS - 1);
+            let mut polls = started.subscribe();
+            drop(polls.wait_for(|started| *started >= next).await);
             now.fetch_sub(1, Ordering::SeqCst);
             let id = request.path.rsplit('/').next().unwrap().to_owned();
             let output = json!(["https://cdn.example.com/a.mp4"]);
@@ -339,7 +351,7 @@ async fn concurrent_polls_are_bounded() {
         .set("providers.kling.poll_after", "1s")
         .spawn()
         .await;
-    let jobs = (0..60).map(|n| {
+    let jobs = (0..JOBS).map(|n| {
         let app = &app;
         async move { register(app, &n.to_string()).await }
     });
@@ -350,7 +362,7 @@ async fn concurrent_polls_are_bounded() {
         );
     }
     let max_seen = seen.load(Ordering::SeqCst);
-    assert!((2..=8).contains(&max_seen), "{max_seen}");
+    assert_eq!(max_seen, MAX_POLLS);
     assert_eq!(under_way.load(Ordering::SeqCst), 0);
 }
 

@@ -10,7 +10,6 @@ mod jwks;
 mod keys;
 mod minter;
 mod principal;
-mod provider_token;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -22,14 +21,14 @@ use jiff::Timestamp;
 
 use claims::Claims;
 
-pub use claims::ClaimRequirements;
+pub(crate) use claims::ClaimRequirements;
 pub use config::AuthConfig;
 pub use jwks::{Fetch, FetchError, Jwks, JwksUnavailable};
 pub use keys::VerifyingKey;
-pub use minter::{MintError, MintedToken, Minter};
-pub use principal::{Principal, Scope, UnknownScope};
-pub use provider_token::hs256;
-pub use token::{MAX_TOKEN_BYTES, UnverifiedToken};
+pub use minter::{MintError, MintedToken, Minter, hs256};
+pub use principal::{Principal, Scope};
+pub use token::MAX_TOKEN_BYTES;
+pub(crate) use token::UnverifiedToken;
 
 /// Reason for rejecting a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -158,7 +157,9 @@ impl Verifier {
         let Some(jwks) = jwks else {
             return Err(error);
         };
-        let current = jwks.current().await?;
+        let unavailable =
+            |JwksUnavailable { retry_after }| TokenError::KeysUnavailable { retry_after };
+        let current = jwks.current().await.map_err(unavailable)?;
         let error = match token.verify_signature(current.iter()) {
             Err(error) if token.may_verify_with_newer_keys(&error) => error,
             result => return result,
@@ -166,14 +167,6 @@ impl Verifier {
         match jwks.newer_than(&current).await {
             Some(newer) => token.verify_signature(newer.iter()),
             None => Err(error),
-        }
-    }
-}
-
-impl From<JwksUnavailable> for TokenError {
-    fn from(unavailable: JwksUnavailable) -> Self {
-        Self::KeysUnavailable {
-            retry_after: unavailable.retry_after,
         }
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use progress_hub_auth::jwt::{Jwks, JwksUnavailable};
-use progress_hub_auth::signature::{Key, Request, Scheme, SignatureError, Trust, Verified};
+use progress_hub_auth::signature::{
+    Key, KeySource, Request, Scheme, SignatureError, Trust, Verified,
+};
 
 use crate::config::{ConfigError, ProviderConfig};
 use crate::provider::client::http::{Fetcher, HttpClient};
@@ -107,7 +109,7 @@ impl WebhookVerifier {
                 report(format!("webhook_secrets[{index}]"), problem.to_owned());
             }
         }
-        if schemes.is_empty() && !spec.signature.iter().any(Scheme::needs_secret) {
+        if schemes.is_empty() && !spec.signature.iter().any(needs_secret) {
             let message = "required: the spec has no URL of the provider's public keys";
             report("jwks_url".to_owned(), message.to_owned());
         }
@@ -173,14 +175,20 @@ fn keys_for(
     settings: &ProviderConfig,
     http: &HttpClient,
 ) -> Option<SchemeKeys> {
-    if let Some(published) = scheme.published() {
-        let url = settings.jwks_url.as_ref().or(published.url)?;
-        let fetch = Arc::new(Fetcher::new(http.clone()));
-        let jwks = Jwks::new(url.clone(), fetch, published.read);
-        return Some(SchemeKeys::Published(Arc::new(jwks)));
+    match scheme.key_source() {
+        KeySource::Jwks(published_at) => {
+            let url = settings.jwks_url.as_ref().or(published_at)?;
+            let fetch = Arc::new(Fetcher::new(http.clone()));
+            let jwks = Jwks::new(url.clone(), fetch, Key::from_jwks);
+            Some(SchemeKeys::Published(Arc::new(jwks)))
+        }
+        KeySource::Secrets if secrets.is_empty() => None,
+        KeySource::Secrets | KeySource::None => Some(SchemeKeys::Configured(secrets.to_vec())),
     }
-    let has_keys = !secrets.is_empty() || !scheme.needs_secret();
-    has_keys.then(|| SchemeKeys::Configured(secrets.to_vec()))
+}
+
+fn needs_secret(scheme: &Scheme) -> bool {
+    scheme.key_source() == KeySource::Secrets
 }
 
 /// Returns why a secret can be used with none of the schemes, or `None` if one accepts it.
@@ -189,7 +197,7 @@ fn key_problem(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
     if schemes.iter().any(|scheme| problem(scheme).is_none()) {
         return None;
     }
-    let needs_secret = schemes.iter().find(|scheme| scheme.needs_secret());
+    let needs_secret = schemes.iter().find(|scheme| needs_secret(scheme));
     needs_secret.or(schemes.first()).and_then(problem)
 }
 

@@ -3,11 +3,9 @@
 //! Every call ends within the command timeout. A call that fails with [`Error::Unavailable`] may have
 //! been executed. Repeating it is safe, because every script compares before it writes.
 
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fred::clients::{Client, WithOptions};
+use fred::clients::{Client, Pool, WithOptions};
 use fred::error::{Error as RedisError, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::Options;
@@ -16,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::endpoint::{Endpoint, Timeouts};
+use super::endpoint::{Endpoint, Timeouts, fail_fast};
 use super::keys::KeyNames;
 use super::reconnect::maintain_connection;
+use super::scripts::Script;
 use crate::store::Error;
 
 /// Connections in a pool.
@@ -27,111 +26,21 @@ const POOL_SIZE: usize = 4;
 /// Difference between the command timeout and the timeout of `WAIT`, so that its reply is in time.
 const WAIT_MARGIN: Duration = Duration::from_millis(100);
 
-/// A Lua script and its SHA-1, by which a server caches it.
-pub(super) struct Script {
-    source: &'static str,
-    sha: LazyLock<String, Box<dyn FnOnce() -> String + Send + Sync>>,
-}
-
-impl Script {
-    pub(super) fn new(source: &'static str) -> Self {
-        Self {
-            source,
-            sha: LazyLock::new(Box::new(move || fred::util::sha1_hash(source))),
-        }
-    }
-}
-
-/// The two ways to call a script.
-#[derive(Clone, Copy)]
-enum ScriptCall<'a> {
-    Sha(&'a str),
-    Source(&'a str),
-}
-
-impl ScriptCall<'_> {
-    /// Sends the call on a connection, or queues it in a pipeline.
-    async fn send<R: FromValue>(
-        self,
-        client: &impl ClientLike,
-        keys: &[String],
-        args: &[Value],
-    ) -> Result<R, RedisError> {
-        let (command, script) = match self {
-            Self::Sha(sha) => ("EVALSHA", sha),
-            Self::Source(source) => ("EVAL", source),
-        };
-        let mut words: Vec<Value> = vec![script.into(), keys.len().to_string().into()];
-        words.extend(keys.iter().map(|key| Value::from(key.as_str())));
-        words.extend_from_slice(args);
-        let command = CustomCommand::new_static(command, hash_slot(keys), false);
-        client.custom(command, words).await
-    }
-}
-
-fn hash_slot(keys: &[String]) -> ClusterHash {
-    ClusterHash::Custom(fred::util::redis_keyslot(keys[0].as_bytes()))
-}
-
-/// Returns whether the server does not know the script yet.
-fn is_noscript(error: &RedisError) -> bool {
-    error.details().starts_with("NOSCRIPT")
-}
-
-/// Connections that are used in turn.
-struct Pool {
-    clients: Vec<Client>,
-    next: AtomicUsize,
-    options: Options,
-}
-
-impl Pool {
-    fn open(endpoint: &Endpoint, shutdown: &CancellationToken) -> Result<Self, Error> {
-        let timeouts = endpoint.timeouts;
-        let open = |_| {
-            let client = endpoint.client()?;
-            tokio::spawn(maintain_connection(
-                client.clone(),
-                timeouts,
-                shutdown.clone(),
-            ));
-            Ok(client)
-        };
-        Ok(Self {
-            clients: (0..POOL_SIZE).map(open).collect::<Result<_, Error>>()?,
-            next: AtomicUsize::new(0),
-            options: Options {
-                max_attempts: Some(1),
-                timeout: Some(timeouts.command),
-                fail_fast: true,
-                ..Options::default()
-            },
-        })
-    }
-
-    /// Returns the next connection that is up. After an outage, connections recover one by one.
-    fn client(&self) -> WithOptions<Client> {
-        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
-        let mut in_turn = self.clients[next..].iter().chain(&self.clients[..next]);
-        let connected = in_turn.find(|client| client.is_connected());
-        connected
-            .unwrap_or(&self.clients[next])
-            .with_options(&self.options)
-    }
-}
-
 /// The connections for commands.
 pub(super) struct Connections {
     pub(super) keys: KeyNames,
     pub(super) timeouts: Timeouts,
     /// Cancelled when the connections close.
     pub(super) shutdown: CancellationToken,
+    /// Timeout of a command.
+    options: Options,
     pool: Pool,
     /// Connections for writes that wait for replicas. `WAIT` blocks its connection.
     replicated_pool: Option<Pool>,
     /// Number of replicas that must acknowledge a write.
-    required_replicas: usize,
-    publish_command: &'static str,
+    pub(super) required_replicas: usize,
+    /// The command that publishes a message: `PUBLISH`, or `SPUBLISH` in a cluster.
+    pub(super) publish_command: &'static str,
     in_flight: TaskTracker,
 }
 
@@ -143,12 +52,21 @@ impl Connections {
         required_replicas: usize,
     ) -> Result<Self, Error> {
         let shutdown = CancellationToken::new();
-        let replicated_pool = (required_replicas > 0).then(|| Pool::open(endpoint, &shutdown));
+        let open_pool = || {
+            let pool = endpoint.pool(POOL_SIZE)?;
+            for client in pool.clients() {
+                let (client, timeouts) = (client.clone(), endpoint.timeouts);
+                tokio::spawn(maintain_connection(client, timeouts, shutdown.clone()));
+            }
+            Ok::<_, Error>(pool)
+        };
+        let replicated_pool = (required_replicas > 0).then(open_pool).transpose()?;
         Ok(Self {
             keys,
             timeouts: endpoint.timeouts,
-            pool: Pool::open(endpoint, &shutdown)?,
-            replicated_pool: replicated_pool.transpose()?,
+            options: fail_fast(endpoint.timeouts.command),
+            pool: open_pool()?,
+            replicated_pool,
             required_replicas,
             publish_command: if endpoint.is_clustered() {
                 "SPUBLISH"
@@ -160,17 +78,7 @@ impl Connections {
         })
     }
 
-    /// Returns whether replicas must acknowledge a write.
-    pub(super) fn requires_replicas(&self) -> bool {
-        self.replicated_pool.is_some()
-    }
-
-    /// Returns the command that publishes a message: `PUBLISH`, or `SPUBLISH` in a cluster.
-    pub(super) fn publish_command(&self) -> &'static str {
-        self.publish_command
-    }
-
-    /// Starts an operation. [`Connections::drain`] waits until the token is dropped.
+    /// Starts an operation. [`Connections::close`] waits until the token is dropped.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the store is closed.
@@ -181,101 +89,90 @@ impl Connections {
         Ok(self.in_flight.token())
     }
 
-    /// Rejects new operations and waits for those in progress.
-    pub(super) async fn drain(&self) {
+    /// Rejects new operations, waits for those in progress, and closes the connections.
+    pub(super) async fn close(&self) {
         self.in_flight.close();
         self.in_flight.wait().await;
-    }
-
-    pub(super) async fn close(&self) {
         self.shutdown.cancel();
-        let replicated = self.replicated_pool.iter().flat_map(|pool| &pool.clients);
-        for client in self.pool.clients.iter().chain(replicated) {
+        let replicated = self.replicated_pool.iter().flat_map(Pool::clients);
+        for client in self.pool.clients().iter().chain(replicated) {
             if let Err(error) = client.quit().await {
                 tracing::debug!(%error, "redis connection already closed");
             }
         }
     }
 
-    /// Returns a connection for a single command.
+    /// Returns a connection for a single command. After an outage, connections recover one by one.
     pub(super) fn client(&self) -> WithOptions<Client> {
-        self.pool.client()
+        self.pool.next_connected().with_options(&self.options)
     }
 
     /// Runs a script on the server that holds its first key.
-    pub(super) async fn run_script<R: FromValue>(
-        &self,
-        script: &Script,
-        keys: Vec<String>,
-        args: Vec<Value>,
-    ) -> Result<R, Error> {
-        let client = self.client();
-        let cached = ScriptCall::Sha(&script.sha);
-        match cached.send(&client, &keys, &args).await {
-            Err(error) if is_noscript(&error) => {
-                let uncached = ScriptCall::Source(script.source);
-                Ok(uncached.send(&client, &keys, &args).await?)
-            }
-            reply => Ok(reply?),
-        }
-    }
-
-    /// Runs a script and waits until the required number of replicas have acknowledged its writes.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if too few replicas acknowledge in time.
-    pub(super) async fn run_script_replicated<R: FromValue>(
+    /// [`Error::Unavailable`] if the script is replicated and too few replicas acknowledge in time.
+    pub(super) async fn run<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
         args: Vec<Value>,
     ) -> Result<R, Error> {
-        let Some(pool) = &self.replicated_pool else {
-            return self.run_script(script, keys, args).await;
-        };
-        let client = pool.client();
-        let cached = ScriptCall::Sha(&script.sha);
-        let replies = self.run_script_and_wait(&client, cached, &keys, &args);
-        let [reply, acknowledged] = match replies.await? {
-            [Err(error), _] if is_noscript(&error) => {
-                let uncached = ScriptCall::Source(script.source);
-                self.run_script_and_wait(&client, uncached, &keys, &args)
-                    .await?
+        let slot = ClusterHash::Custom(fred::util::redis_keyslot(keys[0].as_bytes()));
+        let mut words: Vec<Value> = vec![script.sha.as_str().into(), keys.len().to_string().into()];
+        words.extend(keys.into_iter().map(Value::from));
+        words.extend(args);
+        let evalsha = CustomCommand::new_static("EVALSHA", slot.clone(), false);
+        let reply = match self
+            .send(evalsha, words.clone(), script.is_replicated)
+            .await
+        {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                words[0] = script.source.into();
+                let eval = CustomCommand::new_static("EVAL", slot, false);
+                self.send(eval, words, script.is_replicated).await
             }
-            replies => replies,
+            reply => reply,
         };
-        let reply = reply?.convert()?;
-        let acknowledged: usize = acknowledged?.convert()?;
-        if acknowledged < self.required_replicas {
-            return Err(Error::Unavailable(format!(
-                "acknowledged by {acknowledged} of {} required replicas",
-                self.required_replicas
-            )));
-        }
-        Ok(reply)
+        Ok(reply?.convert()?)
     }
 
-    /// Sends a script and `WAIT` on the same connection, because `WAIT` covers the writes of its own
-    /// connection only.
-    async fn run_script_and_wait(
+    /// Sends a command, followed by `WAIT` if its writes must be replicated. `WAIT` covers the writes
+    /// of its own connection only.
+    async fn send(
         &self,
-        client: &WithOptions<Client>,
-        script: ScriptCall<'_>,
-        keys: &[String],
-        args: &[Value],
-    ) -> Result<[Result<Value, RedisError>; 2], Error> {
-        let wait = CustomCommand::new_static("WAIT", hash_slot(keys), false);
+        command: CustomCommand,
+        words: Vec<Value>,
+        is_replicated: bool,
+    ) -> Result<Value, RedisError> {
+        let Some(pool) = self.replicated_pool.as_ref().filter(|_| is_replicated) else {
+            return self.client().custom(command, words).await;
+        };
+        let wait = CustomCommand::new_static("WAIT", command.cluster_hash.clone(), false);
         let wait_timeout = self.timeouts.command.saturating_sub(WAIT_MARGIN);
         let wait_args = vec![
             self.required_replicas.to_string(),
             wait_timeout.as_millis().to_string(),
         ];
-        let pipeline = client.pipeline().with_options(client.options());
-        let () = script.send(&pipeline, keys, args).await?;
+        let client = pool.next_connected().with_options(&self.options);
+        let pipeline = client.pipeline().with_options(&self.options);
+        let () = pipeline.custom(command, words).await?;
         let () = pipeline.custom(wait, wait_args).await?;
-        let replies: Vec<Result<Value, RedisError>> = pipeline.try_all().await;
-        let incomplete = |_| Error::Unavailable("incomplete reply from redis".to_owned());
-        replies.try_into().map_err(incomplete)
+        let mut replies = pipeline.try_all::<Value>().await.into_iter();
+        let incomplete = || {
+            Err(RedisError::new(
+                ErrorKind::Protocol,
+                "incomplete reply from redis",
+            ))
+        };
+        let reply = replies.next().unwrap_or_else(incomplete)?;
+        let acknowledged: usize = replies.next().unwrap_or_else(incomplete)?.convert()?;
+        if acknowledged < self.required_replicas {
+            let required = self.required_replicas;
+            let shortage =
+                format!("acknowledged by {acknowledged} of {required} required replicas");
+            return Err(RedisError::new(ErrorKind::Unknown, shortage));
+        }
+        Ok(reply)
     }
 }
 

@@ -3,134 +3,108 @@
 //! Everything that refers to a job is written before the job itself, and released if the job is not
 //! created. A repeated request therefore finds the existing job, and is charged once.
 
+use std::time::Duration;
+
 use super::RedisStore;
-use super::budgets::Reservation;
-use super::jobs::immutable_fields;
+use super::jobs::{document_key, millis};
 use super::scripts::CREATE_JOB;
 use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::job::Job;
-use crate::store::codec::{EncodedJob, schedule_of, to_json};
+use crate::store::codec::EncodedJob;
 use crate::store::{CommitOutcome, CreateJob, CreateOutcome, Error};
+use crate::time::deterministic_jitter;
 
 impl RedisStore {
     pub(super) async fn create_job(&self, create: &CreateJob) -> Result<CreateOutcome, Error> {
-        let outcome = self.create_with_idempotency(create).await?;
-        if let CreateOutcome::Replayed(existing) | CreateOutcome::TaskConflict(existing) = &outcome
-        {
-            match self.ensure_replicated(existing).await? {
-                CommitOutcome::Committed => {}
-                CommitOutcome::Conflict | CommitOutcome::NotFound => return Err(Error::Overloaded),
+        let mut claimed = Vec::new();
+        // After an error the outcome is unknown, so the claims are kept. They expire unless the job
+        // exists.
+        let outcome = self.create_claiming(create, &mut claimed).await?;
+        for key in &claimed {
+            match &outcome {
+                CreateOutcome::Created => self.delete_buffered(key).await,
+                CreateOutcome::TaskConflict(_)
+                | CreateOutcome::LimitExceeded { .. }
+                | CreateOutcome::Conflict => self.release_key(key, create.job.id.as_str()).await,
+                CreateOutcome::Replayed(_) | CreateOutcome::IdempotencyKeyConflict => {}
             }
+        }
+        if let CreateOutcome::Replayed(existing) | CreateOutcome::TaskConflict(existing) = &outcome
+            && self.ensure_replicated(existing).await? != CommitOutcome::Committed
+        {
+            return Err(Error::Overloaded);
         }
         Ok(outcome)
     }
 
-    async fn create_with_idempotency(&self, create: &CreateJob) -> Result<CreateOutcome, Error> {
-        let Some(idempotency) = &create.idempotency else {
-            return self.create_with_task(create, None).await;
-        };
-        let (job, fingerprint) = (&create.job, &idempotency.fingerprint);
-        let key = UniqueKey::idempotency(idempotency);
-        match self.claim(&key, job, fingerprint, &[]).await? {
-            ClaimOutcome::Acquired => {
-                let outcome = self.create_with_task(create, Some(&key)).await;
-                self.release_unless_created(&outcome, &key, job).await;
-                outcome
-            }
-            ClaimOutcome::HeldBy {
-                job: existing,
-                fingerprint: existing_fingerprint,
-            } if existing_fingerprint == *fingerprint => Ok(CreateOutcome::Replayed(existing)),
-            ClaimOutcome::HeldBy { .. } => Ok(CreateOutcome::IdempotencyKeyConflict),
-            ClaimOutcome::UpdatesMissed => Err(Error::Overloaded),
-        }
-    }
-
-    async fn create_with_task(
+    /// Claims the unique keys of a job, and then creates it. Adds the keys to `claimed`.
+    async fn create_claiming(
         &self,
         create: &CreateJob,
-        idempotency: Option<&UniqueKey>,
+        claimed: &mut Vec<UniqueKey>,
     ) -> Result<CreateOutcome, Error> {
         let job = &create.job;
+        if let Some(idempotency) = &create.idempotency {
+            let key = UniqueKey::idempotency(idempotency);
+            let fingerprint = &idempotency.fingerprint;
+            match self.claim(&key, job, fingerprint, &[]).await? {
+                ClaimOutcome::Acquired => claimed.push(key),
+                ClaimOutcome::HeldBy(holder) if holder.fingerprint == *fingerprint => {
+                    return Ok(CreateOutcome::Replayed(holder.job));
+                }
+                ClaimOutcome::HeldBy(_) => return Ok(CreateOutcome::IdempotencyKeyConflict),
+                ClaimOutcome::UpdatesMissed => return Err(Error::Overloaded),
+            }
+        }
+        let idempotency = claimed.first().map(|key| key.name().to_owned());
         if let Some(existing) = self.read(&job.id).await? {
             return Ok(CreateOutcome::Replayed(existing));
         }
-        let Some(task) = UniqueKey::task_of(job) else {
-            return self.create_charged(create, idempotency).await;
-        };
-        match self.claim(&task, job, "", &create.applied_buffered).await? {
-            ClaimOutcome::Acquired => {}
-            ClaimOutcome::HeldBy { job: existing, .. } => {
-                return Ok(CreateOutcome::TaskConflict(existing));
+        if let Some(task) = UniqueKey::task_of(job) {
+            match self.claim(&task, job, "", &create.applied_buffered).await? {
+                ClaimOutcome::Acquired => claimed.push(task),
+                ClaimOutcome::HeldBy(holder) => {
+                    return Ok(CreateOutcome::TaskConflict(holder.job));
+                }
+                ClaimOutcome::UpdatesMissed => return Ok(CreateOutcome::Conflict),
             }
-            ClaimOutcome::UpdatesMissed => return Ok(CreateOutcome::Conflict),
         }
-        let outcome = self.create_charged(create, idempotency).await;
-        if let Ok(CreateOutcome::Created) = outcome {
-            self.delete_buffered(&task).await;
+        if let Some(window) = self.reserve_budget(job, &create.budget_entries).await? {
+            return Ok(CreateOutcome::LimitExceeded { window });
         }
-        self.release_unless_created(&outcome, &task, job).await;
-        outcome
-    }
-
-    /// Releases the claim for a job that was not created. After an error the outcome is unknown, so
-    /// the claim is kept. It expires unless the job exists.
-    async fn release_unless_created(
-        &self,
-        outcome: &Result<CreateOutcome, Error>,
-        key: &UniqueKey,
-        job: &Job,
-    ) {
-        let is_rejected = matches!(
-            outcome,
-            Ok(CreateOutcome::TaskConflict(_)
-                | CreateOutcome::LimitExceeded { .. }
-                | CreateOutcome::Conflict)
-        );
-        if is_rejected {
-            self.release_key(key, &job.id).await;
-        }
-    }
-
-    async fn create_charged(
-        &self,
-        create: &CreateJob,
-        idempotency: Option<&UniqueKey>,
-    ) -> Result<CreateOutcome, Error> {
-        let job = &create.job;
-        let reservation = match self.reserve_budget(job, &create.budget_entries).await? {
-            Reservation::NotNeeded => String::new(),
-            Reservation::Reserved { document_key } => document_key,
-            Reservation::LimitExceeded { window } => {
-                return Ok(CreateOutcome::LimitExceeded { window });
-            }
-        };
+        let encoded = EncodedJob::new(job, create.schedule)?;
         self.index_job(job).await?;
-        if schedule_of(job, create.schedule).holds_slot {
+        if encoded.schedule.holds_slot {
             self.record_slot(job).await?;
         }
-        let EncodedJob { document, internal } = EncodedJob::new(job)?;
-        let args = vec![
-            self.connections.publish_command().into(),
-            job.id.as_str().into(),
-            document.into(),
-            internal.into(),
-            to_json(&self.commit_fields(job, create.schedule))?.into(),
-            to_json(&immutable_fields(job, idempotency))?.into(),
-            reservation.into(),
-        ];
-        let outcome: String = self
-            .connections
-            .run_script_replicated(&CREATE_JOB, self.job_keys(job), args)
-            .await?;
-        match outcome.as_str() {
-            "created" => Ok(CreateOutcome::Created),
-            // A concurrent request, or an earlier attempt whose reply was lost, has created it.
-            "exists" => match self.read(&job.id).await? {
-                Some(existing) => Ok(CreateOutcome::Replayed(existing)),
-                None => Err(Error::Overloaded),
-            },
-            _ => Err(Error::Overloaded),
+        let immutable = immutable_fields(job, idempotency.unwrap_or_default());
+        let (keys, mut args) = self.job_script(job, &encoded, immutable);
+        let has_reservation = !create.budget_entries.is_empty();
+        let reservation = has_reservation.then(|| document_key(job));
+        args.push(reservation.unwrap_or_default().into());
+        let outcome: String = self.connections.run(&CREATE_JOB, keys, args).await?;
+        if outcome == "created" {
+            return Ok(CreateOutcome::Created);
         }
+        // A concurrent request, or an earlier attempt whose reply was lost, has created it. Otherwise
+        // the reservation was released.
+        let existing = self.read(&job.id).await?.filter(|_| outcome == "exists");
+        existing
+            .map(CreateOutcome::Replayed)
+            .ok_or(Error::Overloaded)
     }
+}
+
+/// Returns the fields of the hash that a commit does not change, except for the task.
+fn immutable_fields(job: &Job, idempotency: String) -> Vec<(&'static str, String)> {
+    // The script that claims polls scales the jitter to the interval, in steps of 1/1024.
+    let whole = Duration::from_millis(10 * 1024);
+    let jitter = deterministic_jitter(whole, job.id.as_str()) - whole;
+    vec![
+        ("owner", job.owner.clone()),
+        ("provider", job.provider.clone().unwrap_or_default()),
+        ("task", job.provider_task_id.clone().unwrap_or_default()),
+        ("idempotency", idempotency),
+        ("jitter", millis(jitter)),
+    ]
 }

@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use fred::clients::Client;
+use fred::clients::{Client, Pool};
 use fred::prelude::{Builder, Config, ReconnectPolicy, ServerConfig, TlsConfig, TlsConnector};
 use fred::types::RespVersion;
-use fred::types::config::{ClusterDiscoveryPolicy, Server, UnresponsiveConfig};
+use fred::types::config::{ClusterDiscoveryPolicy, Options, Server, UnresponsiveConfig};
 use url::Url;
 
 /// Timeout for a TCP connection and the handshake on it.
@@ -71,17 +71,11 @@ impl Endpoint {
         let (scheme, rest) = url.split_once("://").ok_or(INVALID)?;
         let (credentials, rest) = rest.rsplit_once('@').unwrap_or(("", rest));
         let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (kind, is_secure) = match scheme {
-            "redis" | "redis-cluster" | "redis-sentinel" => (scheme, false),
-            "rediss" => ("redis", true),
-            "rediss-cluster" => ("redis-cluster", true),
-            "rediss-sentinel" => ("redis-sentinel", true),
-            _ => return Err(INVALID.to_owned()),
-        };
-        let default_port = if kind == "redis-sentinel" {
-            26379
-        } else {
-            6379
+        let is_secure = scheme.starts_with("rediss");
+        let kind = scheme.strip_prefix(if is_secure { "rediss" } else { "redis" });
+        let default_port = match kind {
+            Some("-sentinel") => 26379,
+            _ => 6379,
         };
         let hosts = hosts
             .split(',')
@@ -89,20 +83,23 @@ impl Endpoint {
             .collect::<Result<Vec<_>, _>>()?;
         let mut database = None;
         let server = match kind {
-            "redis-cluster" => ServerConfig::Clustered {
+            Some("-cluster") => ServerConfig::Clustered {
                 hosts,
                 policy: ClusterDiscoveryPolicy::UseCache,
             },
-            "redis-sentinel" => ServerConfig::Sentinel {
+            Some("-sentinel") => ServerConfig::Sentinel {
                 hosts,
                 service_name: path.to_owned(),
             },
-            _ => {
+            Some("") => {
                 database = path.parse().ok();
                 let server = hosts.into_iter().next().ok_or(INVALID)?;
                 ServerConfig::Centralized { server }
             }
+            Some(_) | None => return Err(INVALID.to_owned()),
         };
+        let tls = is_secure.then(TlsConnector::default_rustls).transpose();
+        let tls = tls.map_err(|error| format!("TLS is not available: {}", error.details()))?;
         let (username, password) = credentials.split_once(':').unwrap_or((credentials, ""));
         let config = Config {
             server,
@@ -113,7 +110,7 @@ impl Endpoint {
             version: RespVersion::RESP3,
             // Keep trying to connect if the server is unavailable at startup.
             fail_fast: false,
-            tls: is_secure.then(tls_config).transpose()?,
+            tls: tls.map(TlsConfig::from),
             ..Config::default()
         };
         Ok(Self { config, timeouts })
@@ -123,19 +120,20 @@ impl Endpoint {
         self.config.server.is_clustered()
     }
 
-    /// Returns a client for commands. It is not connected yet, and reconnects after every loss.
-    pub(super) fn client(&self) -> Result<Client, fred::error::Error> {
-        self.build_client(COMMAND_CLIENT_BUFFER)
+    /// Returns clients for commands. They are not connected yet, and reconnect after every loss.
+    pub(super) fn pool(&self, size: usize) -> Result<Pool, fred::error::Error> {
+        self.builder(COMMAND_CLIENT_BUFFER).build_pool(size)
     }
 
-    /// Returns a client like [`Endpoint::client`], with a buffer for pub/sub messages.
+    /// Returns a client like those of [`Endpoint::pool`], with a buffer for pub/sub messages.
     pub(super) fn subscriber_client(&self) -> Result<Client, fred::error::Error> {
-        self.build_client(SUBSCRIBER_BUFFER)
+        self.builder(SUBSCRIBER_BUFFER).build()
     }
 
-    fn build_client(&self, message_buffer: usize) -> Result<Client, fred::error::Error> {
+    fn builder(&self, message_buffer: usize) -> Builder {
         let timeouts = self.timeouts;
-        Builder::from_config(self.config.clone())
+        let mut builder = Builder::from_config(self.config.clone());
+        builder
             .set_policy(ReconnectPolicy::new_exponential(
                 0,
                 MIN_RECONNECT_DELAY_MS,
@@ -157,8 +155,18 @@ impl Endpoint {
                 connection.internal_command_timeout = CONNECT_TIMEOUT;
                 connection.reconnect_on_auth_error = true;
                 connection.tcp.nodelay = Some(true);
-            })
-            .build()
+            });
+        builder
+    }
+}
+
+/// Returns the options of a command that is sent once, and not queued while the server is unavailable.
+pub(super) fn fail_fast(timeout: Duration) -> Options {
+    Options {
+        max_attempts: Some(1),
+        timeout: Some(timeout),
+        fail_fast: true,
+        ..Options::default()
     }
 }
 
@@ -180,12 +188,6 @@ fn percent_decode(text: &str) -> Option<String> {
     let query = format!("value={}", text.replace('+', "%2B"));
     let (_, value) = url::form_urlencoded::parse(query.as_bytes()).next()?;
     (!value.is_empty()).then(|| value.into_owned())
-}
-
-fn tls_config() -> Result<TlsConfig, String> {
-    TlsConnector::default_rustls()
-        .map(TlsConfig::from)
-        .map_err(|error| format!("TLS is not available: {}", error.details()))
 }
 
 #[cfg(test)]

@@ -10,19 +10,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fred::interfaces::HashesInterface;
+use fred::types::Value;
 use futures_util::future::try_join_all;
-use serde::Serialize;
+use serde_json::json;
 
 use super::RedisStore;
-use super::scripts::{ENSURE_DURABLE, READ_JOBS};
+use super::scripts::{BUFFER_UPDATE, ENSURE_DURABLE, READ_JOBS};
 use super::unique_keys::UniqueKey;
+use super::update_buffer::decode_buffered;
 use crate::job::{Job, JobId, Update};
-use crate::store::codec::{decode_job, finished_at, schedule_of, skip_corrupt};
+use crate::store::codec::{EncodedJob, decode_job, skip_corrupt, to_json};
 use crate::store::{
-    BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, JobStore, ListQuery,
-    Schedule,
+    BUFFERED_UPDATE_TTL, BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error,
+    JobStore, ListQuery, MAX_BUFFERED_UPDATES,
 };
-use crate::time::{Time, deterministic_jitter};
+use crate::time::Time;
 
 /// Jobs that one script reads. A longer script would delay other commands.
 const READ_BATCH: usize = 64;
@@ -75,78 +77,104 @@ impl JobStore for RedisStore {
         now: Time,
     ) -> Result<BufferOutcome, Error> {
         let _operation = self.connections.begin_operation()?;
-        self.append_buffered(&UniqueKey::task(provider, task_id), update, now)
-            .await
+        let task = UniqueKey::task(provider, task_id);
+        let index = self.partition_for(task.name()).buffered_tasks();
+        let keys = vec![self.claim_key_of(&task), self.buffer_of(&task), index];
+        let args = vec![
+            to_json(update)?.into(),
+            now.millis().into(),
+            MAX_BUFFERED_UPDATES.to_string().into(),
+            millis(BUFFERED_UPDATE_TTL + TTL_MARGIN).into(),
+            task.name().into(),
+        ];
+        let outcome = self
+            .run_unless_held(&BUFFER_UPDATE, &task, keys, args)
+            .await?;
+        Ok(match outcome {
+            Ok(_) => BufferOutcome::Buffered,
+            Err(holder) => BufferOutcome::TaskKnown(holder.job.id.clone()),
+        })
     }
 
     async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
         let _operation = self.connections.begin_operation()?;
-        self.read_buffered(&UniqueKey::task(provider, task_id))
-            .await
+        let task = UniqueKey::task(provider, task_id);
+        let buffered = self.read_raw_buffered(&task).await?;
+        let updates = buffered.iter().map(|entry| decode_buffered(entry));
+        updates.filter_map(Result::transpose).collect()
     }
 }
 
-/// What a create or commit changes besides the document, in the form that the scripts read.
-#[derive(Serialize)]
-pub(super) struct CommitFields {
-    /// Fields of the hash: alternating names and values.
-    fields: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    poll_at: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    submit_at: Option<String>,
-    expires_at: String,
-    /// TTL of the job in milliseconds.
-    ttl: String,
-    /// TTL of the queues and indexes in milliseconds.
-    shared_ttl: String,
-    r#final: bool,
-}
-
 impl RedisStore {
-    /// Returns the keys that the scripts for creating and committing a job access.
-    pub(super) fn job_keys(&self, job: &Job) -> Vec<String> {
+    /// Returns the keys and the first arguments of the scripts that create and commit a job.
+    ///
+    /// `extra` are further fields of the hash.
+    pub(super) fn job_script(
+        &self,
+        job: &Job,
+        encoded: &EncodedJob,
+        extra: Vec<(&str, String)>,
+    ) -> (Vec<String>, Vec<Value>) {
         let partition = self.partition_for(job.id.as_str());
-        vec![
+        let keys = vec![
             partition.job(&job.id),
             partition.poll_queue(),
             partition.submit_queue(job.provider.as_deref().unwrap_or_default()),
             partition.expiry_queue(),
-            partition.jobs(None),
-            partition.active_jobs(None),
+            partition.all_jobs(),
+            partition.all_active_jobs(),
             partition.budget_outbox(),
             partition.channel(&job.id),
             partition.owner_channel(&job.owner),
-        ]
+        ];
+        let args = vec![
+            self.connections.publish_command.into(),
+            job.id.as_str().into(),
+            encoded.document.as_str().into(),
+            encoded.internal.as_str().into(),
+            self.changes(job, encoded, extra).into(),
+        ];
+        (keys, args)
     }
 
-    pub(super) fn commit_fields(&self, job: &Job, schedule: Schedule) -> CommitFields {
-        let schedule = schedule_of(job, schedule);
-        let (retained_from, retention) = match finished_at(job) {
+    /// Returns what a script changes besides the document, as JSON. Times and spans are texts in
+    /// milliseconds, and absent times are empty.
+    fn changes(&self, job: &Job, encoded: &EncodedJob, extra: Vec<(&str, String)>) -> String {
+        let schedule = &encoded.schedule;
+        let (retained_from, retention) = match encoded.finished_at {
             Some(finished_at) => (finished_at, self.retention.terminal),
             None => (job.updated_at, self.retention.active),
         };
         let millis_of = |time: Time| time.millis().to_string();
+        let due = |time: Option<Time>| time.map(millis_of).unwrap_or_default();
         let flag = |is_set: bool| if is_set { "1" } else { "0" }.to_owned();
-        let submit_at = schedule.submit_at.map(millis_of);
-        CommitFields {
-            fields: flatten([
-                ("version", job.version.to_string()),
-                ("final", flag(job.is_final())),
-                ("slot", flag(schedule.holds_slot)),
-                ("submit_at", submit_at.clone().unwrap_or_default()),
-                ("poll_interval", millis(schedule.poll_interval)),
-                ("poll_backoff", flag(schedule.poll_backoff)),
-                ("deadline_at", millis_of(job.deadline_at)),
-                ("updated_at", millis_of(job.updated_at)),
-            ]),
-            poll_at: schedule.poll_at.map(millis_of),
-            submit_at,
-            expires_at: millis_of(retained_from + retention),
-            ttl: millis(retention + TTL_MARGIN),
-            shared_ttl: self.shared_key_ttl(),
-            r#final: job.is_final(),
-        }
+        let mut fields = vec![
+            ("version", job.version.to_string()),
+            ("final", flag(job.is_final())),
+            ("slot", flag(schedule.holds_slot)),
+            ("submit_at", due(schedule.submit_at)),
+            ("poll_interval", millis(schedule.poll_interval)),
+            ("poll_backoff", flag(schedule.poll_backoff)),
+            ("deadline_at", millis_of(job.deadline_at)),
+            ("updated_at", millis_of(job.updated_at)),
+        ];
+        fields.extend(extra);
+        // Alternating names and values.
+        let fields: Vec<_> = fields
+            .iter()
+            .flat_map(|(name, value)| [*name, value.as_str()])
+            .collect();
+        json!({
+            "fields": fields,
+            "poll_at": due(schedule.poll_at),
+            "submit_at": due(schedule.submit_at),
+            "expires_at": millis_of(retained_from + retention),
+            "ttl": millis(retention + TTL_MARGIN),
+            // Of the queues and indexes.
+            "shared_ttl": self.shared_key_ttl(),
+            "final": job.is_final(),
+        })
+        .to_string()
     }
 
     /// Returns the TTL in milliseconds of keys that belong to several jobs, counted from the last
@@ -159,18 +187,15 @@ impl RedisStore {
     ///
     /// During a failover, a version that was read may exist on the old primary only.
     pub(super) async fn ensure_replicated(&self, job: &Job) -> Result<CommitOutcome, Error> {
-        if !self.connections.requires_replicas() {
+        if self.connections.required_replicas == 0 {
             return Ok(CommitOutcome::Committed);
         }
-        let partition = self.partition_for(job.id.as_str());
+        let keys = vec![self.partition_for(job.id.as_str()).job(&job.id)];
         let args = vec![
             job.version.to_string().into(),
             job.updated_at.millis().to_string().into(),
         ];
-        let outcome: String = self
-            .connections
-            .run_script_replicated(&ENSURE_DURABLE, vec![partition.job(&job.id)], args)
-            .await?;
+        let outcome: String = self.connections.run(&ENSURE_DURABLE, keys, args).await?;
         Ok(match outcome.as_str() {
             "done" => CommitOutcome::Committed,
             "not_found" => CommitOutcome::NotFound,
@@ -197,11 +222,9 @@ impl RedisStore {
             ids.chunks(READ_BATCH).map(move |batch| (partition, batch))
         });
         let reads = batches.map(async |(partition, ids)| {
-            let job_keys = ids.iter().map(|id| partition.job(id)).collect();
-            let fields: Vec<Option<String>> = self
-                .connections
-                .run_script(&READ_JOBS, job_keys, Vec::new())
-                .await?;
+            let keys = ids.iter().map(|id| partition.job(id)).collect();
+            let fields: Vec<Option<String>> =
+                self.connections.run(&READ_JOBS, keys, Vec::new()).await?;
             let jobs = ids.iter().zip(fields.as_chunks().0);
             let jobs = jobs.filter_map(|(id, job)| match job {
                 [Some(document), Some(internal)] => {
@@ -213,32 +236,6 @@ impl RedisStore {
         });
         Ok(try_join_all(reads).await?.concat())
     }
-}
-
-/// Returns the fields of the hash that never change: alternating names and values.
-pub(super) fn immutable_fields(job: &Job, idempotency: Option<&UniqueKey>) -> Vec<String> {
-    // The script that claims polls scales the jitter to the interval, in steps of 1/1024.
-    let whole = Duration::from_millis(10 * 1024);
-    let jitter = deterministic_jitter(whole, job.id.as_str()) - whole;
-    let idempotency = idempotency.map(|key| key.name().to_owned());
-    flatten([
-        ("owner", job.owner.clone()),
-        ("provider", job.provider.clone().unwrap_or_default()),
-        ("task", task_field(job)),
-        ("idempotency", idempotency.unwrap_or_default()),
-        ("jitter", millis(jitter)),
-    ])
-}
-
-fn flatten<const N: usize>(fields: [(&str, String); N]) -> Vec<String> {
-    let fields = fields.into_iter();
-    fields
-        .flat_map(|(name, value)| [name.to_owned(), value])
-        .collect()
-}
-
-pub(super) fn task_field(job: &Job) -> String {
-    job.provider_task_id.clone().unwrap_or_default()
 }
 
 /// Returns the key under which the charges of one document are applied at most once.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use crate::job::{JobId, Topic};
+use crate::job::Topic;
 
 /// Partitions in a cluster, and so the maximum number of primaries that share the load.
 const PARTITIONS: u16 = 16;
@@ -87,124 +87,69 @@ impl KeyNames {
     }
 }
 
-impl Partition<'_> {
-    fn key(self, kind: &str, name: impl Display) -> String {
-        let Self { prefix, tag, .. } = self;
-        format!("{prefix}:{{{tag}}}:{kind}:{name}")
-    }
+/// Defines a method for each key and channel. All begin with the prefix and the hash tag.
+macro_rules! names {
+    ($($(#[$doc:meta])* $method:ident($($name:ident)?) = $format:literal;)*) => {
+        impl Partition<'_> {
+            $($(#[$doc])*
+            pub(super) fn $method(self $(, $name: impl Display)?) -> String {
+                self.key(format_args!($format))
+            })*
+        }
+    };
+}
 
+names! {
     /// Hash: a job's document, internal state and schedule.
-    pub(super) fn job(self, id: impl Display) -> String {
-        self.key("job", id)
-    }
-
+    job(id) = "job:{id}";
     /// Channel: changes of a job.
-    pub(super) fn channel(self, id: &JobId) -> String {
-        self.key("changed", id)
-    }
-
+    channel(id) = "changed:{id}";
     /// Channel: changes of an owner's jobs.
-    pub(super) fn owner_channel(self, owner: &str) -> String {
-        self.key("owner", owner)
-    }
-
+    owner_channel(owner) = "owner:{owner}";
     /// Channel: a node's probes of its own pub/sub connection.
-    pub(super) fn probe_channel(self, node: &str) -> String {
-        self.key("probe", node)
-    }
-
+    probe_channel(node) = "probe:{node}";
     /// Channel: changes of the shared state.
-    pub(super) fn shared_state_channel(self) -> String {
-        self.key("shared", "changed")
-    }
-
+    shared_state_channel() = "shared:changed";
     /// Hash: the values that all nodes share.
-    pub(super) fn shared_state(self) -> String {
-        self.key("shared", "state")
-    }
-
+    shared_state() = "shared:state";
     /// Sorted set: jobs by the time of their next poll.
-    pub(super) fn poll_queue(self) -> String {
-        self.key("queue", "poll")
-    }
-
+    poll_queue() = "queue:poll";
     /// Sorted set: a provider's jobs by the time of their next submission attempt.
-    pub(super) fn submit_queue(self, provider: &str) -> String {
-        self.key("submit", provider)
-    }
-
+    submit_queue(provider) = "submit:{provider}";
     /// Sorted set: jobs by the time their retention ends.
-    pub(super) fn expiry_queue(self) -> String {
-        self.key("queue", "expiry")
-    }
-
-    /// Sorted set: job ids of an owner, or of the partition.
-    pub(super) fn jobs(self, owner: Option<&str>) -> String {
-        match owner {
-            Some(owner) => self.key("jobs", owner),
-            None => self.key("all", "jobs"),
-        }
-    }
-
-    /// Sorted set: like [`Partition::jobs`], without finished jobs. It may contain some that
+    expiry_queue() = "queue:expiry";
+    /// Sorted set: ids of the jobs of an owner.
+    owner_jobs(owner) = "jobs:{owner}";
+    /// Sorted set: like [`Partition::owner_jobs`], without finished jobs. It may contain some that
     /// finished recently.
-    pub(super) fn active_jobs(self, owner: Option<&str>) -> String {
-        match owner {
-            Some(owner) => self.key("active", owner),
-            None => self.key("all", "active"),
-        }
-    }
-
+    owner_active_jobs(owner) = "active:{owner}";
+    /// Sorted set: ids of the jobs of the partition.
+    all_jobs() = "all:jobs";
+    /// Sorted set: like [`Partition::all_jobs`], without finished jobs.
+    all_active_jobs() = "all:active";
     /// Hash: budget charges that have not been applied yet, by document key.
-    pub(super) fn budget_outbox(self) -> String {
-        self.key("all", "budget_outbox")
-    }
-
+    budget_outbox() = "all:budget_outbox";
     /// String: the claim of a provider task.
-    pub(super) fn task(self, task: &str) -> String {
-        self.key("task", task)
-    }
-
+    task(task) = "task:{task}";
     /// List: updates buffered for a provider task.
-    pub(super) fn buffered_updates(self, task: &str) -> String {
-        self.key("buffered", task)
-    }
-
+    buffered_updates(task) = "buffered:{task}";
     /// Sorted set: tasks with buffered updates, by the time the oldest update was received.
-    pub(super) fn buffered_tasks(self) -> String {
-        self.key("all", "buffered")
-    }
-
+    buffered_tasks() = "all:buffered";
     /// String: the claim of an idempotency key.
-    pub(super) fn idempotency(self, name: &str) -> String {
-        self.key("idempotency", name)
-    }
-
+    idempotency(name) = "idempotency:{name}";
     /// Hash: the balance of a budget window and the documents charged to it.
-    pub(super) fn budget_window(self, name: &str) -> String {
-        self.key("budget", name)
-    }
-
+    budget_window(name) = "budget:{name}";
     /// Sorted set: budget windows by end time.
-    pub(super) fn budget_windows(self) -> String {
-        self.key("all", "budgets")
-    }
-
+    budget_windows() = "all:budgets";
     /// Sorted set: jobs that hold a concurrency slot of a provider, by the time until which the
     /// entry is valid without verification.
-    pub(super) fn slots(self, provider: &str) -> String {
-        self.key("slots", provider)
+    slots(provider) = "slots:{provider}";
+}
+
+impl Partition<'_> {
+    fn key(self, name: impl Display) -> String {
+        format!("{}:{{{}}}:{name}", self.prefix, self.tag)
     }
-}
-
-/// Returns the name of a provider task. Names of providers contain no slash.
-pub(super) fn task_name(provider: &str, task_id: &str) -> String {
-    format!("{provider}/{task_id}")
-}
-
-/// Returns the name of an idempotency key. The length prefix makes it unambiguous.
-pub(super) fn idempotency_name(caller: &str, key: &str) -> String {
-    format!("{}:{caller}:{key}", caller.len())
 }
 
 /// Returns a tag whose hash slot is in the partition's equal share of the slot range.
@@ -243,16 +188,10 @@ mod tests {
             partition.poll_queue(),
             partition.submit_queue("kling"),
             partition.owner_channel("{a}:{b}"),
-            partition.jobs(None),
+            partition.all_jobs(),
         ];
         let slots: std::collections::BTreeSet<u16> =
             names.iter().map(|name| slot_of(name)).collect();
         assert_eq!(slots.len(), 1, "{names:?}");
-    }
-
-    #[test]
-    fn similar_names_map_to_distinct_keys() {
-        assert_ne!(idempotency_name("a:1", "b"), idempotency_name("a", "1:b"));
-        assert_ne!(idempotency_name("1:a", "b"), idempotency_name("1", "a:b"));
     }
 }

@@ -11,20 +11,13 @@ use futures_util::future::try_join_all;
 use super::RedisStore;
 use super::scripts::INDEX_JOB;
 use crate::job::{Job, JobId};
+use crate::store::codec::ListGroup;
 use crate::store::{Error, ListQuery};
 
 /// Jobs that are read at once.
 const LIST_BATCH: usize = 128;
 
-/// Which jobs one scan of an index returns.
-#[derive(Clone, Copy)]
-enum ListScope {
-    Active,
-    Finished,
-    All,
-}
-
-impl ListScope {
+impl ListGroup {
     fn contains(self, job: &Job) -> bool {
         match self {
             Self::Active => !job.is_final(),
@@ -38,9 +31,9 @@ impl RedisStore {
     /// Adds a job that is about to be created to the indexes of its owner.
     pub(super) async fn index_job(&self, job: &Job) -> Result<(), Error> {
         let partition = self.partition_for(&job.owner);
-        let mut indexes = vec![partition.jobs(Some(&job.owner))];
+        let mut indexes = vec![partition.owner_jobs(&job.owner)];
         if !job.is_final() {
-            indexes.push(partition.active_jobs(Some(&job.owner)));
+            indexes.push(partition.owner_active_jobs(&job.owner));
         }
         // With equal scores, the order is that of the ids, which sort by time of creation.
         let args = vec![
@@ -48,9 +41,7 @@ impl RedisStore {
             0.into(),
             self.shared_key_ttl().into(),
         ];
-        self.connections
-            .run_script_replicated(&INDEX_JOB, indexes, args)
-            .await
+        self.connections.run(&INDEX_JOB, indexes, args).await
     }
 
     /// Removes a finished job from the active jobs of its owner.
@@ -59,21 +50,15 @@ impl RedisStore {
             return Ok(());
         }
         let partition = self.partition_for(&job.owner);
-        let index = partition.active_jobs(Some(&job.owner));
+        let index = partition.owner_active_jobs(&job.owner);
         let client = self.connections.client();
         Ok(client.zrem(index, job.id.as_str()).await?)
     }
 
     pub(super) async fn list_jobs(&self, query: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {
-        let scopes: &[ListScope] = match query.status {
-            Some(status) if status.is_final() => &[ListScope::Finished],
-            Some(_) => &[ListScope::Active],
-            None if query.active_first => &[ListScope::Active, ListScope::Finished],
-            None => &[ListScope::All],
-        };
         let mut jobs = Vec::new();
-        for scope in scopes {
-            self.scan(query, *scope, &mut jobs).await?;
+        for group in query.groups() {
+            self.scan(query, *group, &mut jobs).await?;
         }
         Ok(jobs)
     }
@@ -81,20 +66,20 @@ impl RedisStore {
     async fn scan(
         &self,
         query: &ListQuery,
-        scope: ListScope,
+        group: ListGroup,
         jobs: &mut Vec<Arc<Job>>,
     ) -> Result<(), Error> {
         let mut cursor = query.before.clone();
         while jobs.len() < query.limit {
             let ids = self
-                .indexed_ids(query.owner.as_deref(), scope, cursor.as_ref())
+                .indexed_ids(query.owner.as_deref(), group, cursor.as_ref())
                 .await?;
             let Some(last) = ids.last() else { break };
             cursor = Some(last.clone());
             let mut batch = self.read_many(&ids).await?;
             batch.sort_unstable_by(|a, b| b.id.cmp(&a.id));
             batch.retain(|job| {
-                scope.contains(job) && query.status.is_none_or(|status| job.status == status)
+                group.contains(job) && query.status.is_none_or(|status| job.status == status)
             });
             batch.truncate(query.limit - jobs.len());
             jobs.append(&mut batch);
@@ -106,7 +91,7 @@ impl RedisStore {
     async fn indexed_ids(
         &self,
         owner: Option<&str>,
-        scope: ListScope,
+        group: ListGroup,
         cursor: Option<&JobId>,
     ) -> Result<Vec<JobId>, Error> {
         let keys = &self.connections.keys;
@@ -117,9 +102,11 @@ impl RedisStore {
         let start = cursor.map_or("+".to_owned(), |id| format!("({id}"));
         let limit = Some((0, i64::try_from(LIST_BATCH).unwrap_or(i64::MAX)));
         let reads = partitions.into_iter().map(async |partition| {
-            let index = match scope {
-                ListScope::Active => partition.active_jobs(owner),
-                ListScope::Finished | ListScope::All => partition.jobs(owner),
+            let index = match (owner, group) {
+                (Some(owner), ListGroup::Active) => partition.owner_active_jobs(owner),
+                (Some(owner), _) => partition.owner_jobs(owner),
+                (None, ListGroup::Active) => partition.all_active_jobs(),
+                (None, _) => partition.all_jobs(),
             };
             let client = self.connections.client();
             let ids: Vec<String> = client

@@ -9,6 +9,7 @@
 mod channels;
 mod receiver;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +18,8 @@ use fred::error::Error as RedisError;
 use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::Server;
 use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use self::channels::Channels;
 use self::receiver::MessageReceiver;
@@ -42,22 +42,23 @@ const MAX_PENDING_REQUESTS: usize = 1024;
 /// A request to subscribe to topics.
 struct SubscribeRequest {
     topics: Vec<Topic>,
-    deadline: Instant,
     reply: oneshot::Sender<Result<(), Error>>,
-}
-
-impl SubscribeRequest {
-    fn finish(self, outcome: Result<(), Error>) {
-        // The caller may have been cancelled.
-        drop(self.reply.send(outcome));
-    }
 }
 
 /// Handle to the task that owns the subscriptions.
 pub(super) struct Subscriber {
     requests: mpsc::Sender<SubscribeRequest>,
-    receiver: Arc<MessageReceiver>,
+    state: watch::Receiver<FeedState>,
     request_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FeedState {
+    /// The first connection takes a moment, which is not an outage.
+    Starting,
+    Healthy,
+    /// Messages may have been missed. [`StoreEvent::Unavailable`] was reported.
+    Interrupted,
 }
 
 impl Subscriber {
@@ -77,19 +78,20 @@ impl Subscriber {
         ));
         let timeouts = connections.timeouts;
         let (requests, queue) = mpsc::channel(MAX_PENDING_REQUESTS);
+        let (state, observed_state) = watch::channel(FeedState::Starting);
         let manager = SubscriptionManager {
-            channels: Channels::new(
-                endpoint.is_clustered(),
-                timeouts.command,
-                receiver.system_channels(),
-            ),
+            channels: Channels {
+                keys: connections.keys.clone(),
+                is_sharded: endpoint.is_clustered(),
+                command_timeout: timeouts.command,
+                system_channels: receiver.system_channels(),
+                topics: HashMap::new(),
+            },
             connections: Arc::clone(connections),
             listener,
-            receiver: Arc::clone(&receiver),
+            receiver,
             started_at: Instant::now(),
-            reported_unavailable: false,
-            needs_resubscribe: true,
-            pending_requests: Vec::new(),
+            state,
             connection_errors: client.error_rx(),
             reconnects: client.reconnect_rx(),
             client,
@@ -97,30 +99,44 @@ impl Subscriber {
         tokio::spawn(manager.run(queue));
         Ok(Self {
             requests,
-            receiver,
+            state: observed_state,
             request_timeout: timeouts.command,
         })
     }
 
     /// Subscribes to topics. Changes that are published after this call returns are received.
+    ///
+    /// Waits while the feed is interrupted, because most gaps are short.
     pub(super) async fn subscribe(&self, topics: Vec<Topic>) -> Result<(), Error> {
         let closed = || Error::Unavailable("store is closed".to_owned());
-        let (reply, outcome) = oneshot::channel();
-        let request = SubscribeRequest {
-            topics,
-            deadline: Instant::now() + self.request_timeout,
-            reply,
-        };
-        self.requests.send(request).await.map_err(|_| closed())?;
-        outcome.await.unwrap_or_else(|_| Err(closed()))
+        let deadline = Instant::now() + self.request_timeout;
+        let mut state = self.state.clone();
+        loop {
+            let is_healthy = async {
+                let healthy = state.wait_for(|state| *state == FeedState::Healthy);
+                healthy.await.map(drop)
+            };
+            match timeout_at(deadline, is_healthy).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(closed()),
+                Err(_) => return Err(unhealthy()),
+            }
+            let (reply, outcome) = oneshot::channel();
+            let topics = topics.clone();
+            let request = SubscribeRequest { topics, reply };
+            self.requests.send(request).await.map_err(|_| closed())?;
+            let outcome = outcome.await.map_err(|_| closed())?;
+            if outcome.is_ok() || self.check_health().is_ok() {
+                return outcome;
+            }
+        }
     }
 
     /// Checks that published messages reach this node.
     pub(super) fn check_health(&self) -> Result<(), Error> {
-        if self.receiver.is_healthy() {
-            Ok(())
-        } else {
-            Err(unhealthy())
+        match *self.state.borrow() {
+            FeedState::Healthy => Ok(()),
+            FeedState::Starting | FeedState::Interrupted => Err(unhealthy()),
         }
     }
 }
@@ -137,12 +153,8 @@ struct SubscriptionManager {
     channels: Channels,
     receiver: Arc<MessageReceiver>,
     started_at: Instant,
-    /// Whether [`StoreEvent::Unavailable`] was reported without [`StoreEvent::Recovered`] since.
-    reported_unavailable: bool,
-    /// Whether messages may have been missed, so that all channels must be subscribed again.
-    needs_resubscribe: bool,
-    /// Requests that wait for a resubscription.
-    pending_requests: Vec<SubscribeRequest>,
+    /// Unless it is healthy, all channels must be subscribed again.
+    state: watch::Sender<FeedState>,
     connection_errors: Receiver<(RedisError, Option<Server>)>,
     reconnects: Receiver<Server>,
 }
@@ -150,6 +162,7 @@ struct SubscriptionManager {
 impl SubscriptionManager {
     async fn run(mut self, mut requests: mpsc::Receiver<SubscribeRequest>) {
         let mut connection = self.client.connect();
+        let mut batch = Vec::new();
         let mut probe = interval(PROBE_INTERVAL);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut prune = interval(PRUNE_INTERVAL);
@@ -157,11 +170,11 @@ impl SubscriptionManager {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                count = requests.recv_many(&mut self.pending_requests, MAX_PENDING_REQUESTS) => {
+                count = requests.recv_many(&mut batch, MAX_PENDING_REQUESTS) => {
                     if count == 0 {
                         break;
                     }
-                    self.process_requests().await;
+                    self.process(&mut batch).await;
                 }
                 reason = connection_end(&mut connection) => {
                     connection = self.client.connect();
@@ -186,54 +199,43 @@ impl SubscriptionManager {
         }
     }
 
-    /// Subscribes to the channels of the pending requests. During a gap, requests stay pending until
-    /// their deadline, because most gaps are short.
-    async fn process_requests(&mut self) {
-        if self.needs_resubscribe {
-            let now = Instant::now();
-            let is_expired = |request: &mut SubscribeRequest| request.deadline <= now;
-            for request in self.pending_requests.extract_if(.., is_expired) {
-                request.finish(Err(unhealthy()));
-            }
-            return;
-        }
-        let topics = self
-            .pending_requests
-            .iter()
-            .flat_map(|request| &request.topics);
-        let missing = self.channels.missing(&self.connections.keys, topics);
-        let outcome = if missing.is_empty() {
-            Ok(())
-        } else {
-            self.channels.add(&self.client, missing).await
+    /// Subscribes to the channels of all requests at once.
+    async fn process(&mut self, requests: &mut Vec<SubscribeRequest>) {
+        let topics = requests.iter().flat_map(|request| &request.topics);
+        let outcome = match self.is_healthy() {
+            true => self.channels.add(&self.client, topics).await,
+            false => Err(unhealthy()),
         };
         if let Err(error) = &outcome {
             tracing::debug!(%error, "subscribe failed");
         }
-        for request in self.pending_requests.drain(..) {
-            request.finish(outcome.clone());
+        for request in requests.drain(..) {
+            // The caller may have been cancelled.
+            drop(request.reply.send(outcome.clone()));
         }
     }
 
     /// Records that messages may have been missed.
     fn mark_stale(&mut self, reason: &str) {
-        if !self.needs_resubscribe {
+        let is_starting = match *self.state.borrow() {
+            FeedState::Starting => self.started_at.elapsed() <= self.connections.timeouts.probe,
+            FeedState::Healthy => false,
+            FeedState::Interrupted => return,
+        };
+        if !is_starting {
             tracing::warn!(reason, "pub/sub subscription lost");
-        }
-        self.needs_resubscribe = true;
-        // The first connection takes a moment, which is not an outage.
-        let is_starting = !self.receiver.is_healthy()
-            && self.started_at.elapsed() <= self.connections.timeouts.probe;
-        if !self.reported_unavailable && !is_starting {
-            self.reported_unavailable = true;
-            self.receiver.set_healthy(false);
+            self.state.send_replace(FeedState::Interrupted);
             (self.listener.on_event)(StoreEvent::Unavailable);
         }
     }
 
+    fn is_healthy(&self) -> bool {
+        *self.state.borrow() == FeedState::Healthy
+    }
+
     /// Sends a probe through every partition, and resubscribes if earlier probes are missing.
     async fn check_probes(&mut self, probe: &mut tokio::time::Interval) {
-        if !self.needs_resubscribe {
+        if self.is_healthy() {
             let stale = self
                 .receiver
                 .stale_partitions(self.connections.timeouts.probe);
@@ -241,9 +243,8 @@ impl SubscriptionManager {
                 self.mark_stale(&format!("probe timed out: partitions {}", stale.join(", ")));
             }
         }
-        if self.needs_resubscribe {
+        if !self.is_healthy() {
             self.resubscribe().await;
-            self.process_requests().await;
             probe.reset();
         }
         self.receiver.probe(&self.connections).await;
@@ -258,18 +259,15 @@ impl SubscriptionManager {
             return;
         }
         // The resubscription covers everything that was reported so far, once for each server.
-        discard_queued(&mut self.connection_errors);
-        discard_queued(&mut self.reconnects);
+        self.connection_errors = self.connection_errors.resubscribe();
+        self.reconnects = self.reconnects.resubscribe();
         let resubscribed = async {
             self.channels.resubscribe_all(&self.client).await?;
             self.receiver.await_probes(&self.connections).await
         };
         match resubscribed.await {
             Ok(()) => {
-                self.needs_resubscribe = false;
-                self.receiver.set_healthy(true);
-                if self.reported_unavailable {
-                    self.reported_unavailable = false;
+                if self.state.send_replace(FeedState::Healthy) == FeedState::Interrupted {
                     tracing::info!("pub/sub subscription restored");
                     (self.listener.on_event)(StoreEvent::Recovered);
                 }
@@ -284,20 +282,15 @@ impl SubscriptionManager {
     }
 
     async fn prune_channels(&mut self) {
-        let is_subscribed = Arc::clone(&self.listener.is_subscribed);
-        let idle = self.channels.idle(|topic| is_subscribed(topic));
-        if self.needs_resubscribe || idle.is_empty() {
+        if !self.is_healthy() {
             return;
         }
-        if let Err(error) = self.channels.remove(&self.client, idle).await {
+        let is_subscribed = Arc::clone(&self.listener.is_subscribed);
+        let pruned = self
+            .channels
+            .prune(&self.client, |topic| is_subscribed(topic));
+        if let Err(error) = pruned.await {
             tracing::debug!(%error, "unsubscribe failed");
         }
     }
-}
-
-fn discard_queued<T: Clone>(events: &mut Receiver<T>) {
-    while !matches!(
-        events.try_recv(),
-        Err(TryRecvError::Empty | TryRecvError::Closed)
-    ) {}
 }

@@ -13,10 +13,9 @@ use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
 use futures_util::future::try_join_all;
 
 use super::RedisStore;
-use super::connection::Script;
 use super::jobs::millis;
 use super::keys::Partition;
-use super::scripts::{CLAIM_POLLS, CLAIM_SUBMISSIONS, SCHEDULE_POLL};
+use super::scripts::{CLAIM_POLLS, CLAIM_SUBMISSIONS, SCHEDULE_POLL, Script};
 use crate::job::{Job, JobId};
 use crate::store::codec::{decode_job, skip_corrupt};
 use crate::store::{CLAIM_LEASE, Error, Queue, WorkQueues};
@@ -31,7 +30,32 @@ impl WorkQueues for RedisStore {
         limit: usize,
     ) -> Result<Vec<Arc<Job>>, Error> {
         let _operation = self.connections.begin_operation()?;
-        self.claim_due(queue, now, limit).await
+        let due = self.due_jobs(queue, scores_up_to(now), limit).await?;
+        let mut ids: Vec<String> = due.into_iter().map(|(id, _)| id).take(limit).collect();
+        if let Queue::Submit {
+            provider,
+            max_concurrent,
+        } = queue
+        {
+            ids = self
+                .acquire_slots(provider, max_concurrent, &ids, now)
+                .await?;
+        }
+        let groups = self.connections.keys.group(ids.iter().map(String::as_str));
+        let claims = groups.into_iter().map(|(number, ids)| {
+            let partition = self.connections.keys.partition(number);
+            self.claim_in(partition, queue, now, ids)
+        });
+        let mut claimed = try_join_all(claims).await?.concat();
+        // Restore the order of due times across partitions.
+        claimed.sort_by_key(|job| ids.iter().position(|id| id == job.id.as_str()));
+        if let Queue::Submit { provider, .. } = queue {
+            let is_claimed = |id: &str| claimed.iter().any(|job| job.id.as_str() == id);
+            for id in ids.iter().filter(|id| !is_claimed(id)) {
+                self.release_slot(Some(provider), id).await?;
+            }
+        }
+        Ok(claimed)
     }
 
     #[expect(
@@ -55,47 +79,11 @@ impl WorkQueues for RedisStore {
             millis(cool_down).into(),
             self.shared_key_ttl().into(),
         ];
-        self.connections
-            .run_script_replicated(&SCHEDULE_POLL, keys, args)
-            .await
+        self.connections.run(&SCHEDULE_POLL, keys, args).await
     }
 }
 
 impl RedisStore {
-    async fn claim_due(
-        &self,
-        queue: Queue<'_>,
-        now: Time,
-        limit: usize,
-    ) -> Result<Vec<Arc<Job>>, Error> {
-        let due = self.due_jobs(queue, scores_up_to(now), limit).await?;
-        let mut ids: Vec<String> = due.into_iter().map(|(id, _)| id).take(limit).collect();
-        if let Queue::Submit {
-            provider,
-            max_concurrent,
-        } = queue
-        {
-            ids = self
-                .acquire_slots(provider, max_concurrent, &ids, now)
-                .await?;
-        }
-        let groups = self.connections.keys.group(ids.iter().map(String::as_str));
-        let claims = groups.into_iter().map(|(number, ids)| {
-            let partition = self.connections.keys.partition(number);
-            self.claim_in(partition, queue, now, ids)
-        });
-        let mut claimed = try_join_all(claims).await?.concat();
-        // Restore the order of due times across partitions.
-        claimed.sort_by_key(|job| ids.iter().position(|id| id == job.id.as_str()));
-        if let Queue::Submit { provider, .. } = queue {
-            let is_claimed = |id: &str| claimed.iter().any(|job| job.id.as_str() == id);
-            for id in ids.iter().filter(|id| !is_claimed(id)) {
-                self.release_slot(provider, id).await?;
-            }
-        }
-        Ok(claimed)
-    }
-
     /// Claims jobs of one partition. A corrupt job is claimed but not returned, so that it does not
     /// block the queue.
     async fn claim_in(
@@ -118,7 +106,7 @@ impl RedisStore {
             keys.push(partition.job(id));
             args.push(id.into());
         }
-        let claimed: Vec<String> = self.connections.run_script(script, keys, args).await?;
+        let claimed: Vec<String> = self.connections.run(script, keys, args).await?;
         let jobs = claimed.as_chunks::<2>().0.iter();
         jobs.filter_map(|[document, internal]| {
             skip_corrupt(decode_job(document, internal), "claimed job").transpose()

@@ -15,11 +15,9 @@ use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::Timeouts;
+use super::endpoint::{Timeouts, fail_fast};
 
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-const NO_ARGS: Vec<Value> = Vec::new();
 
 /// Connects a client and keeps it connected until `shutdown` is cancelled.
 pub(super) async fn maintain_connection(
@@ -79,15 +77,14 @@ async fn is_unhealthy(client: &Client, limit: Duration) -> bool {
     };
     let checks = servers.into_iter().map(async |cluster_node| {
         let options = Options {
-            max_attempts: Some(1),
-            timeout: Some(limit),
-            fail_fast: true,
             cluster_node,
-            ..Options::default()
+            ..fail_fast(limit)
         };
         let role = CustomCommand::new_static("ROLE", ClusterHash::Random, false);
-        let reply: Result<Vec<Value>, RedisError> =
-            client.with_options(&options).custom(role, NO_ARGS).await;
+        let reply: Result<Vec<Value>, RedisError> = client
+            .with_options(&options)
+            .custom(role, Vec::<Value>::new())
+            .await;
         match reply {
             Ok(role) => role.first().and_then(Value::as_str).as_deref() != Some("master"),
             Err(error) => *error.kind() == ErrorKind::Timeout,

@@ -5,32 +5,49 @@
 
 use std::sync::LazyLock;
 
-use super::connection::Script;
+/// A Lua script.
+pub(super) struct Script {
+    pub(super) source: &'static str,
+    /// SHA-1 of the source, by which a server caches the script.
+    pub(super) sha: String,
+    /// Whether the call waits until the required number of replicas have acknowledged the writes.
+    pub(super) is_replicated: bool,
+}
 
 macro_rules! scripts {
-    ($($name:ident = $file:literal),* $(,)?) => {
-        $(pub(super) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(include_str!(concat!("lua/", $file))));)*
+    (is_replicated: $is_replicated:literal; $($name:ident = $file:literal),* $(,)?) => {
+        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
+            let source = include_str!(concat!("lua/", $file));
+            let sha = fred::util::sha1_hash(source);
+            Script { source, sha, is_replicated: $is_replicated }
+        });)*
     };
 }
 
+// What a caller may rely on after a success.
 scripts! {
-    ACQUIRE_SLOTS = "acquire_slots.lua",
+    is_replicated: true;
     BUFFER_UPDATE = "buffer_update.lua",
     CHARGE_WINDOW = "charge_window.lua",
     CLAIM_KEY = "claim_key.lua",
-    CLAIM_POLLS = "claim_polls.lua",
-    CLAIM_SUBMISSIONS = "claim_submissions.lua",
     COMMIT_JOB = "commit_job.lua",
     CREATE_JOB = "create_job.lua",
-    DELETE_BUFFERED = "delete_buffered.lua",
-    DELETE_JOB = "delete_job.lua",
     ENSURE_DURABLE = "ensure_durable.lua",
     INDEX_JOB = "index_job.lua",
+    SCHEDULE_POLL = "schedule_poll.lua",
+}
+
+// Reads, and writes that are repeated or expire if they are lost.
+scripts! {
+    is_replicated: false;
+    ACQUIRE_SLOTS = "acquire_slots.lua",
+    CLAIM_POLLS = "claim_polls.lua",
+    CLAIM_SUBMISSIONS = "claim_submissions.lua",
+    DELETE_BUFFERED = "delete_buffered.lua",
+    DELETE_JOB = "delete_job.lua",
     PUT_SHARED_STATE = "put_shared_state.lua",
     READ_JOBS = "read_jobs.lua",
     REFRESH_SLOT = "refresh_slot.lua",
+    RELEASE_CHARGE = "release_charge.lua",
     RELEASE_KEY = "release_key.lua",
-    RELEASE_RESERVATION = "release_reservation.lua",
-    SCHEDULE_POLL = "schedule_poll.lua",
 }

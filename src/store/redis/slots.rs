@@ -46,10 +46,7 @@ impl RedisStore {
             ];
             args.extend(ids.iter().map(|id| Value::from(id.as_str())));
             let keys = vec![self.slots_key(provider)];
-            let reply: Vec<String> = self
-                .connections
-                .run_script(&ACQUIRE_SLOTS, keys, args)
-                .await?;
+            let reply: Vec<String> = self.connections.run(&ACQUIRE_SLOTS, keys, args).await?;
             match reply.split_first() {
                 Some((outcome, expired)) if outcome == "verify" => {
                     for [id, score] in expired.as_chunks::<2>().0 {
@@ -88,7 +85,7 @@ impl RedisStore {
         };
         let args = vec![id.into(), score.into(), expires_at.into()];
         let keys = vec![self.slots_key(provider)];
-        self.connections.run_script(&REFRESH_SLOT, keys, args).await
+        self.connections.run(&REFRESH_SLOT, keys, args).await
     }
 
     /// Counts a job that was submitted without a claim.
@@ -102,18 +99,14 @@ impl RedisStore {
             self.shared_key_ttl().into(),
         ];
         let keys = vec![self.slots_key(provider)];
-        self.connections.run_script(&INDEX_JOB, keys, args).await
+        self.connections.run(&INDEX_JOB, keys, args).await
     }
 
     /// Releases the slot of a job, if it holds one.
-    pub(super) async fn release_slot_of(&self, job: &Job) -> Result<(), Error> {
-        match &job.provider {
-            Some(provider) => self.release_slot(provider, job.id.as_str()).await,
-            None => Ok(()),
-        }
-    }
-
-    pub(super) async fn release_slot(&self, provider: &str, id: &str) -> Result<(), Error> {
+    pub(super) async fn release_slot(&self, provider: Option<&str>, id: &str) -> Result<(), Error> {
+        let Some(provider) = provider else {
+            return Ok(());
+        };
         let key = self.slots_key(provider);
         Ok(self.connections.client().zrem(key, id).await?)
     }

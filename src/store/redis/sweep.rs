@@ -12,7 +12,6 @@ use super::keys::Partition;
 use super::queues::scores_up_to;
 use super::scripts::DELETE_JOB;
 use super::unique_keys::UniqueKey;
-use crate::job::JobId;
 use crate::store::{BUFFERED_UPDATE_TTL, Error};
 use crate::time::Time;
 
@@ -79,27 +78,25 @@ impl RedisStore {
             partition.poll_queue(),
             partition.submit_queue(&provider),
             partition.expiry_queue(),
-            partition.jobs(None),
-            partition.active_jobs(None),
+            partition.all_jobs(),
+            partition.all_active_jobs(),
         ];
         let args = vec![id.into(), now.millis().into()];
-        let deleted: usize = self.connections.run_script(&DELETE_JOB, keys, args).await?;
+        let deleted: usize = self.connections.run(&DELETE_JOB, keys, args).await?;
 
-        if let Ok(job) = JobId::parse(id) {
-            if !task.is_empty() {
-                let task = UniqueKey::task(&provider, &task);
-                self.release_key(&task, &job).await;
-            }
-            if !idempotency.is_empty() {
-                let key = UniqueKey::Idempotency(idempotency);
-                self.release_key(&key, &job).await;
-            }
+        if !task.is_empty() {
+            self.release_key(&UniqueKey::task(&provider, &task), id)
+                .await;
+        }
+        if !idempotency.is_empty() {
+            self.release_key(&UniqueKey::Idempotency(idempotency), id)
+                .await;
         }
         let owned = self.partition_for(&owner);
-        for index in [owned.jobs(Some(&owner)), owned.active_jobs(Some(&owner))] {
+        for index in [owned.owner_jobs(&owner), owned.owner_active_jobs(&owner)] {
             let () = client.zrem(index, id).await?;
         }
-        self.release_slot(&provider, id).await?;
+        self.release_slot(Some(&provider), id).await?;
         Ok(deleted)
     }
 }

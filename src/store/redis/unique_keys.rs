@@ -13,10 +13,10 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::RedisStore;
-use super::keys::{idempotency_name, task_name};
-use super::scripts::{CLAIM_KEY, RELEASE_KEY};
+use super::scripts::{CLAIM_KEY, RELEASE_KEY, Script};
+use super::update_buffer::decode_buffered;
 use crate::job::{Job, JobId, Update};
-use crate::store::codec::{from_json, skip_corrupt, task_of};
+use crate::store::codec::{from_json, task_of};
 use crate::store::{Error, IdempotencyKey};
 
 /// How long a claim is valid without its job. Longer than any operation takes.
@@ -31,8 +31,9 @@ pub(super) enum UniqueKey {
 }
 
 impl UniqueKey {
+    /// Names of providers contain no slash.
     pub(super) fn task(provider: &str, task_id: &str) -> Self {
-        Self::Task(task_name(provider, task_id))
+        Self::Task(format!("{provider}/{task_id}"))
     }
 
     /// Returns the provider task of a job, if it is known.
@@ -40,8 +41,9 @@ impl UniqueKey {
         task_of(job).map(|(provider, task_id)| Self::task(provider, task_id))
     }
 
-    pub(super) fn idempotency(key: &IdempotencyKey) -> Self {
-        Self::Idempotency(idempotency_name(&key.caller, &key.key))
+    /// The length prefix makes the name unambiguous.
+    pub(super) fn idempotency(IdempotencyKey { caller, key, .. }: &IdempotencyKey) -> Self {
+        Self::Idempotency(format!("{}:{caller}:{key}", caller.len()))
     }
 
     pub(super) fn name(&self) -> &str {
@@ -49,17 +51,28 @@ impl UniqueKey {
             Self::Task(name) | Self::Idempotency(name) => name,
         }
     }
+
+    /// Returns whether a job that a claim refers to confirms the claim.
+    fn is_backed_by(&self, job: &Job) -> bool {
+        match self {
+            Self::Idempotency(_) => true,
+            Self::Task(name) => Self::task_of(job).is_some_and(|task| task.name() == name),
+        }
+    }
 }
 
 /// Result of a claim.
 pub(super) enum ClaimOutcome {
     Acquired,
-    HeldBy {
-        job: Arc<Job>,
-        fingerprint: String,
-    },
+    HeldBy(Holder),
     /// The buffer contains updates that the job does not contain.
     UpdatesMissed,
+}
+
+/// The job that holds a key.
+pub(super) struct Holder {
+    pub(super) job: Arc<Job>,
+    pub(super) fingerprint: String,
 }
 
 /// A claim as stored in Redis.
@@ -67,34 +80,6 @@ pub(super) enum ClaimOutcome {
 struct ClaimRecord {
     job: JobId,
     fingerprint: String,
-}
-
-/// Whether a claim that another job holds is valid.
-enum ClaimStatus {
-    Valid {
-        job: Arc<Job>,
-        fingerprint: String,
-    },
-    /// The job was not created in time, so the claim may be replaced.
-    Expired,
-    /// The job may still be created.
-    Pending,
-}
-
-/// Claims that another job holds, as one operation meets them.
-pub(super) struct HeldClaim {
-    started_at: Instant,
-    /// The expired claim that the next attempt may replace, or an empty string.
-    pub(super) expired: String,
-}
-
-impl HeldClaim {
-    pub(super) fn new() -> Self {
-        Self {
-            started_at: Instant::now(),
-            expired: String::new(),
-        }
-    }
 }
 
 impl RedisStore {
@@ -109,8 +94,7 @@ impl RedisStore {
     /// Claims a key for a job. `applied` are the buffered updates that the job contains.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] if the job of another claim is not created within
-    /// [`Timeouts::claim`](super::Timeouts::claim).
+    /// As [`RedisStore::run_unless_held`].
     pub(super) async fn claim(
         &self,
         key: &UniqueKey,
@@ -127,76 +111,67 @@ impl RedisStore {
                 return Ok(ClaimOutcome::UpdatesMissed);
             }
         }
-        let mut held = HeldClaim::new();
-        loop {
-            let mut args: Vec<Value> = vec![
-                job.id.as_str().into(),
-                fingerprint.into(),
-                self.shared_key_ttl().into(),
-                held.expired.as_str().into(),
-            ];
-            args.extend(buffered.iter().map(|entry| Value::from(entry.as_str())));
-            let keys = vec![self.claim_key_of(key), self.buffer_of(key)];
-            let reply: Vec<String> = self
-                .connections
-                .run_script_replicated(&CLAIM_KEY, keys, args)
-                .await?;
-            match reply.as_slice() {
-                [outcome] if outcome == "acquired" => return Ok(ClaimOutcome::Acquired),
-                [_, record, age] => {
-                    if let Some((job, fingerprint)) =
-                        self.resolve_held(key, record, age, &mut held).await?
-                    {
-                        return Ok(ClaimOutcome::HeldBy { job, fingerprint });
-                    }
-                }
-                _ => return Ok(ClaimOutcome::UpdatesMissed),
-            }
-        }
-    }
-
-    /// Returns the job and fingerprint of a valid claim, or `None` if the caller should try again.
-    pub(super) async fn resolve_held(
-        &self,
-        key: &UniqueKey,
-        record: &str,
-        age: &str,
-        held: &mut HeldClaim,
-    ) -> Result<Option<(Arc<Job>, String)>, Error> {
-        match self.claim_status(key, record, age).await? {
-            ClaimStatus::Valid { job, fingerprint } => return Ok(Some((job, fingerprint))),
-            ClaimStatus::Expired => record.clone_into(&mut held.expired),
-            ClaimStatus::Pending if held.started_at.elapsed() > self.connections.timeouts.claim => {
-                return Err(Error::Overloaded);
-            }
-            ClaimStatus::Pending => sleep(CLAIM_CHECK_INTERVAL).await,
-        }
-        Ok(None)
-    }
-
-    async fn claim_status(
-        &self,
-        key: &UniqueKey,
-        record: &str,
-        age: &str,
-    ) -> Result<ClaimStatus, Error> {
-        let ClaimRecord { job, fingerprint } = from_json(record)?;
-        let job = self.read(&job).await?.filter(|job| is_backed_by(key, job));
-        let age = age.parse().map_or(Duration::MAX, Duration::from_millis);
-        Ok(match job {
-            Some(job) => ClaimStatus::Valid { job, fingerprint },
-            None if age >= KEY_CLAIM_LEASE => ClaimStatus::Expired,
-            None => ClaimStatus::Pending,
+        let mut args: Vec<Value> = vec![
+            job.id.as_str().into(),
+            fingerprint.into(),
+            self.shared_key_ttl().into(),
+        ];
+        args.extend(buffered.into_iter().map(Value::from));
+        let keys = vec![self.claim_key_of(key), self.buffer_of(key)];
+        let outcome = self.run_unless_held(&CLAIM_KEY, key, keys, args).await?;
+        Ok(match outcome {
+            Err(holder) => ClaimOutcome::HeldBy(holder),
+            Ok(outcome) if outcome == "acquired" => ClaimOutcome::Acquired,
+            Ok(_) => ClaimOutcome::UpdatesMissed,
         })
     }
 
+    /// Runs a script that has no effect while another job holds the key. Returns the outcome, or the
+    /// job that holds the key.
+    ///
+    /// The first argument of the script is an expired claim that it may replace, or an empty text.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] if the job of another claim is not created within
+    /// [`Timeouts::claim`](super::Timeouts::claim).
+    pub(super) async fn run_unless_held(
+        &self,
+        script: &Script,
+        key: &UniqueKey,
+        keys: Vec<String>,
+        mut args: Vec<Value>,
+    ) -> Result<Result<String, Holder>, Error> {
+        let started_at = Instant::now();
+        args.insert(0, "".into());
+        loop {
+            let reply: Vec<String> = self
+                .connections
+                .run(script, keys.clone(), args.clone())
+                .await?;
+            let [_, record, age] = reply.as_slice() else {
+                return Ok(Ok(reply.concat()));
+            };
+            let ClaimRecord { job, fingerprint } = from_json(record)?;
+            let job = self.read(&job).await?;
+            if let Some(job) = job.filter(|job| key.is_backed_by(job)) {
+                return Ok(Err(Holder { job, fingerprint }));
+            }
+            let age = age.parse().map_or(Duration::MAX, Duration::from_millis);
+            if age >= KEY_CLAIM_LEASE {
+                args[0] = record.as_str().into();
+            } else if started_at.elapsed() > self.connections.timeouts.claim {
+                return Err(Error::Overloaded);
+            } else {
+                // The job may still be created.
+                sleep(CLAIM_CHECK_INTERVAL).await;
+            }
+        }
+    }
+
     /// Releases a key that was claimed for a job.
-    pub(super) async fn release_key(&self, key: &UniqueKey, job: &JobId) {
-        let keys = vec![self.claim_key_of(key)];
-        let released: Result<i64, Error> = self
-            .connections
-            .run_script(&RELEASE_KEY, keys, vec![job.as_str().into()])
-            .await;
+    pub(super) async fn release_key(&self, key: &UniqueKey, job: &str) {
+        let (keys, args) = (vec![self.claim_key_of(key)], vec![job.into()]);
+        let released: Result<i64, Error> = self.connections.run(&RELEASE_KEY, keys, args).await;
         if let Err(error) = released {
             tracing::debug!(%error, "failed to release key claim; it will expire");
         }
@@ -211,23 +186,26 @@ impl RedisStore {
         };
         let record: ClaimRecord = from_json(&record)?;
         let job = self.read(&record.job).await?;
-        let job = job.filter(|job| is_backed_by(task, job));
+        let job = job.filter(|job| task.is_backed_by(job));
         Ok(job.map(|job| job.id.clone()))
     }
 }
 
-/// Returns whether a job that a claim refers to confirms the claim.
-fn is_backed_by(key: &UniqueKey, job: &Job) -> bool {
-    match key {
-        UniqueKey::Idempotency(_) => true,
-        UniqueKey::Task(name) => UniqueKey::task_of(job).is_some_and(|task| task.name() == name),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Decodes a buffered update. The time it was received comes first, separated by a space.
-pub(super) fn decode_buffered(entry: &str) -> Result<Option<Update>, Error> {
-    let Some((_, update)) = entry.split_once(' ') else {
-        return Ok(None);
-    };
-    skip_corrupt(from_json(update), "buffered update")
+    #[test]
+    fn similar_idempotency_keys_have_distinct_names() {
+        let name = |caller: &str, key: &str| {
+            let key = IdempotencyKey {
+                caller: caller.to_owned(),
+                key: key.to_owned(),
+                fingerprint: String::new(),
+            };
+            UniqueKey::idempotency(&key).name().to_owned()
+        };
+        assert_ne!(name("a:1", "b"), name("a", "1:b"));
+        assert_ne!(name("1:a", "b"), name("1", "a:b"));
+    }
 }

@@ -3,12 +3,11 @@
 use fred::interfaces::ListInterface;
 
 use super::RedisStore;
-use super::jobs::{TTL_MARGIN, millis};
-use super::scripts::{BUFFER_UPDATE, DELETE_BUFFERED};
-use super::unique_keys::{HeldClaim, UniqueKey, decode_buffered};
+use super::scripts::DELETE_BUFFERED;
+use super::unique_keys::UniqueKey;
 use crate::job::Update;
-use crate::store::codec::to_json;
-use crate::store::{BUFFERED_UPDATE_TTL, BufferOutcome, Error, MAX_BUFFERED_UPDATES};
+use crate::store::Error;
+use crate::store::codec::{from_json, skip_corrupt};
 use crate::time::Time;
 
 impl RedisStore {
@@ -17,56 +16,16 @@ impl RedisStore {
         partition.buffered_updates(key.name())
     }
 
-    /// Appends an update to the buffer of a task.
-    pub(super) async fn append_buffered(
-        &self,
-        task: &UniqueKey,
-        update: &Update,
-        now: Time,
-    ) -> Result<BufferOutcome, Error> {
-        let update = to_json(update)?;
-        let index = self.partition_for(task.name()).buffered_tasks();
-        let mut held = HeldClaim::new();
-        loop {
-            let keys = vec![self.claim_key_of(task), self.buffer_of(task), index.clone()];
-            let args = vec![
-                update.as_str().into(),
-                now.millis().into(),
-                MAX_BUFFERED_UPDATES.to_string().into(),
-                millis(BUFFERED_UPDATE_TTL + TTL_MARGIN).into(),
-                task.name().into(),
-                held.expired.as_str().into(),
-            ];
-            let reply: Vec<String> = self
-                .connections
-                .run_script_replicated(&BUFFER_UPDATE, keys, args)
-                .await?;
-            let [_, record, age] = reply.as_slice() else {
-                return Ok(BufferOutcome::Buffered);
-            };
-            if let Some((job, _)) = self.resolve_held(task, record, age, &mut held).await? {
-                return Ok(BufferOutcome::TaskKnown(job.id.clone()));
-            }
-        }
-    }
-
-    /// Returns the updates buffered for a task, oldest first. Skips corrupt updates.
-    pub(super) async fn read_buffered(&self, task: &UniqueKey) -> Result<Vec<Update>, Error> {
-        let buffered = self.read_raw_buffered(task).await?;
-        let updates = buffered.iter();
-        updates
-            .filter_map(|entry| decode_buffered(entry).transpose())
-            .collect()
-    }
-
     pub(super) async fn read_raw_buffered(&self, task: &UniqueKey) -> Result<Vec<String>, Error> {
         let buffer = self.buffer_of(task);
         Ok(self.connections.client().lrange(buffer, 0, -1).await?)
     }
 
-    /// Deletes the updates of a task that is bound to its job now.
+    /// Deletes the updates of a key that is bound to its job now. Idempotency keys have none.
     pub(super) async fn delete_buffered(&self, task: &UniqueKey) {
-        if let Err(error) = self.delete_buffered_before(task.name(), None).await {
+        if let UniqueKey::Task(_) = task
+            && let Err(error) = self.delete_buffered_before(task.name(), None).await
+        {
             tracing::debug!(%error, "failed to delete buffered updates; sweep will retry");
         }
     }
@@ -83,8 +42,14 @@ impl RedisStore {
         let keys = vec![partition.buffered_updates(task), partition.buffered_tasks()];
         let before = before.map(|before| before.millis().to_string());
         let args = vec![task.into(), before.unwrap_or_default().into()];
-        self.connections
-            .run_script(&DELETE_BUFFERED, keys, args)
-            .await
+        self.connections.run(&DELETE_BUFFERED, keys, args).await
     }
+}
+
+/// Decodes a buffered update. The time it was received comes first, separated by a space.
+pub(super) fn decode_buffered(entry: &str) -> Result<Option<Update>, Error> {
+    let Some((_, update)) = entry.split_once(' ') else {
+        return Ok(None);
+    };
+    skip_corrupt(from_json(update), "buffered update")
 }

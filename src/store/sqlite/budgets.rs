@@ -3,10 +3,24 @@
 //! Limits are checked and charges applied in the transaction that stores the job. Transactions run
 //! one after another, so concurrent jobs cannot exceed a limit together.
 
+use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::store::BudgetEntry;
+use super::SqliteStore;
+use crate::store::{BudgetEntry, BudgetStore, Error};
 use crate::time::Time;
+
+#[async_trait]
+impl BudgetStore for SqliteStore {
+    async fn balances(&self, windows: &[String], now: Time) -> Result<Vec<i64>, Error> {
+        let windows = windows.to_vec();
+        self.read(move |db| {
+            let balances = windows.iter().map(|name| balance(db, name, now));
+            Ok(balances.collect::<rusqlite::Result<_>>()?)
+        })
+        .await
+    }
+}
 
 /// Returns the window of the first entry that would exceed its limit.
 pub(super) fn exceeded_window<'a>(
@@ -36,16 +50,12 @@ pub(super) fn charge(db: &Connection, entries: &[BudgetEntry], now: Time) -> rus
     for entry in entries.iter().filter(|entry| entry.window_ends_at > now) {
         let balance = balance(db, &entry.window, now)?.saturating_add(entry.amount_micros);
         db.prepare_cached("INSERT OR REPLACE INTO budget_windows VALUES (?, ?, ?)")?
-            .execute(params![
-                entry.window,
-                balance,
-                entry.window_ends_at.millis()
-            ])?;
+            .execute((&entry.window, balance, entry.window_ends_at.millis()))?;
     }
     Ok(())
 }
 
-pub(super) fn balance(db: &Connection, window: &str, now: Time) -> rusqlite::Result<i64> {
+fn balance(db: &Connection, window: &str, now: Time) -> rusqlite::Result<i64> {
     let balance = db
         .prepare_cached("SELECT balance_micros FROM budget_windows WHERE name = ? AND ends_at > ?")?
         .query_row(params![window, now.millis()], |row| row.get(0))

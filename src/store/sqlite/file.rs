@@ -18,7 +18,8 @@ const APPLICATION_ID: i64 = 0x5048_7562;
 
 /// Statements that lead from one schema version to the next, starting with an empty database.
 /// `PRAGMA user_version` counts those that were applied. Never change a released migration.
-pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("0001_initial.sql")];
+pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
+    [include_str!("sql/0001_initial.sql")];
 
 const SCHEMA_VERSION: i64 = 1;
 
@@ -42,14 +43,13 @@ impl Location {
         if url == "sqlite::memory:" {
             return Ok(Self::Memory);
         }
-        let path = match url.strip_prefix("sqlite://") {
-            None | Some("") => {
-                return Err(Error::Unavailable(format!(
-                    "invalid SQLite URL '{url}': use sqlite://path or sqlite::memory:"
-                )));
-            }
-            Some(path) => path,
-        };
+        let path = url
+            .strip_prefix("sqlite://")
+            .filter(|path| !path.is_empty());
+        let path = path.ok_or_else(|| {
+            let usage = "use sqlite://path or sqlite::memory:";
+            Error::Unavailable(format!("invalid SQLite URL '{url}': {usage}"))
+        })?;
         std::fs::canonicalize(path)
             .or_else(|_| std::path::absolute(path))
             .map(Self::File)
@@ -60,25 +60,23 @@ impl Location {
     ///
     /// Returns the lock too. The caller must hold it while any connection is open.
     pub(super) fn open(&self) -> Result<(Connection, Option<File>), Error> {
-        match self {
+        let connect = || match self {
             Self::Memory => {
-                let db = Connection::open_in_memory();
-                let db = db.map_err(|error| self.unavailable(&error))?;
-                prepare(&db).map_err(|error| self.unavailable(&error))?;
+                let db = Connection::open_in_memory()?;
+                prepare(&db)?;
                 Ok((db, None))
             }
             Self::File(path) => {
-                let lock = self.lock(path)?;
-                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-                    | OpenFlags::SQLITE_OPEN_CREATE
-                    | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let db = Connection::open_with_flags(path, flags);
-                let db = db.map_err(|error| self.unavailable(&error))?;
-                self.check_schema(&db)?;
-                prepare(&db).map_err(|error| self.unavailable(&error))?;
+                let lock = lock(path)?;
+                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+                let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+                let db = Connection::open_with_flags(path, flags)?;
+                check_schema(&db)?;
+                prepare(&db)?;
                 Ok((db, Some(lock)))
             }
-        }
+        };
+        connect().map_err(|error| self.locate(error))
     }
 
     /// Opens a connection that reads beside the writer, or returns `None` for a database in
@@ -89,55 +87,53 @@ impl Location {
         };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags);
-        let db = db.map_err(|error| self.unavailable(&error))?;
-        configure(&db).map_err(|error| self.unavailable(&error))?;
-        Ok(Some(db))
+        let db = db.and_then(|db| configure(&db).map(|()| db));
+        db.map(Some).map_err(|error| self.locate(error.into()))
     }
 
-    fn lock(&self, path: &Path) -> Result<File, Error> {
-        let mut lock_path = path.as_os_str().to_owned();
-        lock_path.push(".lock");
-        let lock = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock_path)
-            .map_err(|error| self.unavailable(&error))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => {
-                Err(self.unavailable(&"database is in use by another process"))
-            }
-            Err(TryLockError::Error(error)) => Err(self.unavailable(&error)),
+    /// Adds the location to an error.
+    fn locate(&self, error: Error) -> Error {
+        match error {
+            Error::Unavailable(reason) => Error::Unavailable(format!("{self}: {reason}")),
+            Error::Corrupt(reason) => Error::Corrupt(format!("{self}: {reason}")),
+            Error::Overloaded => Error::Overloaded,
         }
     }
+}
 
-    /// Accepts an empty database and one of this program with a supported schema.
-    fn check_schema(&self, db: &Connection) -> Result<(), Error> {
-        let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
-        let found = number("SELECT count(*) FROM sqlite_schema").and_then(|entries| {
-            let application_id = number("PRAGMA application_id")?;
-            Ok((entries, application_id, number("PRAGMA user_version")?))
-        });
-        match found {
-            Ok((0, 0, 0) | (_, APPLICATION_ID, 1..=SCHEMA_VERSION)) => Ok(()),
-            Ok((_, APPLICATION_ID, version)) => Err(self.corrupt(&format!(
-                "schema version {version} is not supported, the latest is {SCHEMA_VERSION}"
-            ))),
-            Ok(_) => Err(self.corrupt("not a progress-hub database")),
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-                Err(self.corrupt("not an SQLite database"))
-            }
-            Err(error) => Err(self.unavailable(&error)),
+fn lock(path: &Path) -> Result<File, Error> {
+    let unavailable = |error: std::io::Error| Error::Unavailable(error.to_string());
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false);
+    let lock = options.open(&lock_path).map_err(unavailable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::Error(error)) => Err(unavailable(error)),
+        Err(TryLockError::WouldBlock) => {
+            let reason = "database is in use by another process";
+            Err(Error::Unavailable(reason.to_owned()))
         }
     }
+}
 
-    fn unavailable(&self, reason: &dyn std::fmt::Display) -> Error {
-        Error::Unavailable(format!("{self}: {reason}"))
-    }
-
-    fn corrupt(&self, reason: &str) -> Error {
-        Error::Corrupt(format!("{self}: {reason}"))
+/// Accepts an empty database and one of this program with a supported schema.
+fn check_schema(db: &Connection) -> Result<(), Error> {
+    let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let entries = match number("SELECT count(*) FROM sqlite_schema") {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            return Err(Error::Corrupt("not an SQLite database".to_owned()));
+        }
+        entries => entries?,
+    };
+    let application_id = number("PRAGMA application_id")?;
+    match (entries, application_id, number("PRAGMA user_version")?) {
+        (0, 0, 0) | (_, APPLICATION_ID, 1..=SCHEMA_VERSION) => Ok(()),
+        (_, APPLICATION_ID, version) => Err(Error::Corrupt(format!(
+            "schema version {version} is not supported, the latest is {SCHEMA_VERSION}"
+        ))),
+        _ => Err(Error::Corrupt("not a progress-hub database".to_owned())),
     }
 }
 

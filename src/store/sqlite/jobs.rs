@@ -5,74 +5,93 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Params, Row, named_params, params};
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Params, Row, named_params};
 
 use super::command_queue::Changes;
-use super::{budgets, duration_millis, sql_limit};
+use super::{SqliteStore, budgets, duration_millis, sql_limit};
 use crate::job::{Job, JobId, Status, Update};
 use crate::store::codec::{
-    EncodedJob, decode_job, finished_at, from_json, schedule_of, skip_corrupt, task_of,
+    EncodedJob, ListGroup, decode_job, from_json, skip_corrupt, task_of, to_json,
 };
 use crate::store::{
-    BudgetEntry, BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error,
-    IdempotencyKey, ListQuery, MAX_BUFFERED_UPDATES, Schedule,
+    BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error, IdempotencyKey,
+    JobStore, ListQuery, MAX_BUFFERED_UPDATES,
 };
 use crate::time::Time;
 
-/// A job to write. It is encoded on the caller's thread to keep the writer thread free.
-pub(super) struct JobRecord {
-    job: Arc<Job>,
-    encoded: EncodedJob,
-    schedule: Schedule,
-    finished_at: Option<i64>,
-    applied_buffered: Vec<Update>,
-    budget_entries: Vec<BudgetEntry>,
-}
+// Jobs and updates are encoded on the caller's thread, to keep the writer thread free.
+#[async_trait]
+impl JobStore for SqliteStore {
+    async fn create(&self, create: CreateJob) -> Result<CreateOutcome, Error> {
+        let encoded = EncodedJob::new(&create.job, create.schedule)?;
+        self.write(move |db, changes| create_job(db, &create, &encoded, changes))
+            .await
+    }
 
-impl JobRecord {
-    fn new(
-        job: Arc<Job>,
-        schedule: Schedule,
-        applied_buffered: Vec<Update>,
-        budget_entries: Vec<BudgetEntry>,
-    ) -> Result<Self, Error> {
-        Ok(Self {
-            encoded: EncodedJob::new(&job)?,
-            schedule: schedule_of(&job, schedule),
-            finished_at: finished_at(&job).map(Time::millis),
-            applied_buffered,
-            budget_entries,
-            job,
+    async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
+        let id = id.clone();
+        self.read(move |db| get(db, id.as_str())).await
+    }
+
+    async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
+        let ids = ids.to_vec();
+        self.read(move |db| {
+            let read = |id: &JobId| skip_corrupt(get(db, id.as_str()), id.as_str());
+            let jobs: Vec<_> = ids.iter().map(read).collect::<Result<_, _>>()?;
+            Ok(jobs.into_iter().flatten().flatten().collect())
         })
+        .await
     }
 
-    pub(super) fn from_create(create: CreateJob) -> Result<Self, Error> {
-        Self::new(
-            create.job,
-            create.schedule,
-            create.applied_buffered,
-            create.budget_entries,
-        )
+    async fn list(&self, query: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
+        self.read(move |db| list(db, &query)).await
     }
 
-    pub(super) fn from_commit(commit: CommitJob) -> Result<Self, Error> {
-        Self::new(
-            commit.job,
-            commit.schedule,
-            commit.applied_buffered,
-            commit.budget_entries,
-        )
+    async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
+        let task = (provider.to_owned(), task_id.to_owned());
+        self.read(move |db| find_task(db, (&task.0, &task.1))).await
+    }
+
+    async fn commit(&self, commit: CommitJob) -> Result<CommitOutcome, Error> {
+        let encoded = EncodedJob::new(&commit.job, commit.schedule)?;
+        self.write(move |db, changes| commit_job(db, &commit, &encoded, changes))
+            .await
+    }
+
+    /// Returns at once: a version that can be read is on disk.
+    async fn ensure_durable(&self, _: &Job) -> Result<CommitOutcome, Error> {
+        Ok(CommitOutcome::Committed)
+    }
+
+    async fn buffer_update(
+        &self,
+        provider: &str,
+        task_id: &str,
+        update: &Update,
+        now: Time,
+    ) -> Result<BufferOutcome, Error> {
+        let task = (provider.to_owned(), task_id.to_owned());
+        let update = to_json(update)?;
+        self.write(move |db, _| buffer_update(db, (&task.0, &task.1), &update, now))
+            .await
+    }
+
+    async fn buffered_updates(&self, provider: &str, task_id: &str) -> Result<Vec<Update>, Error> {
+        let task = (provider.to_owned(), task_id.to_owned());
+        self.read(move |db| buffered_updates(db, (&task.0, &task.1)))
+            .await
     }
 }
 
-pub(super) fn create(
+fn create_job(
     db: &Connection,
-    record: &JobRecord,
-    idempotency: Option<&IdempotencyKey>,
+    create: &CreateJob,
+    encoded: &EncodedJob,
     changes: &mut Changes,
 ) -> Result<CreateOutcome, Error> {
-    let job = &record.job;
-    if let Some(key) = idempotency
+    let job = &create.job;
+    if let Some(key) = &create.idempotency
         && let Some(outcome) = replay(db, key)?
     {
         return Ok(outcome);
@@ -81,24 +100,24 @@ pub(super) fn create(
         return Ok(CreateOutcome::Replayed(existing));
     }
     let task = task_of(job);
-    if let Some((provider, task_id)) = task {
+    if let Some(task) = task {
         let by_task = "SELECT document, internal FROM jobs WHERE provider = ? AND task_id = ?";
-        if let Some(holder) = query_job(db, by_task, [provider, task_id])? {
+        if let Some(holder) = query_job(db, by_task, task)? {
             return Ok(CreateOutcome::TaskConflict(holder));
         }
     }
-    if let Some(window) = budgets::exceeded_window(db, &record.budget_entries, job.updated_at)? {
+    if let Some(window) = budgets::exceeded_window(db, &create.budget_entries, job.updated_at)? {
         let window = window.to_owned();
         return Ok(CreateOutcome::LimitExceeded { window });
     }
-    if let Some((provider, task_id)) = task
-        && !delete_buffered(db, provider, task_id, &record.applied_buffered)?
+    if let Some(task) = task
+        && !delete_buffered(db, task, &create.applied_buffered)?
     {
         return Ok(CreateOutcome::Conflict);
     }
-    budgets::charge(db, &record.budget_entries, job.updated_at)?;
-    insert(db, record)?;
-    if let Some(key) = idempotency {
+    budgets::charge(db, &create.budget_entries, job.updated_at)?;
+    store_version(db, job, encoded)?;
+    if let Some(key) = &create.idempotency {
         db.prepare_cached("INSERT OR REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?)")?
             .execute([&key.caller, &key.key, &key.fingerprint, job.id.as_str()])?;
     }
@@ -108,168 +127,115 @@ pub(super) fn create(
 
 /// Returns the outcome of a request whose key was used before, unless that job was deleted.
 fn replay(db: &Connection, key: &IdempotencyKey) -> Result<Option<CreateOutcome>, Error> {
-    let used = db
-        .prepare_cached(
-            "SELECT fingerprint, job_id FROM idempotency_keys WHERE caller = ? AND key = ?",
-        )?
-        .query_row([&key.caller, &key.key], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
-        })
-        .optional()?;
-    match used {
-        Some((fingerprint, _)) if fingerprint != key.fingerprint => {
-            Ok(Some(CreateOutcome::IdempotencyKeyConflict))
-        }
-        Some((_, id)) => Ok(get(db, &id)?.map(CreateOutcome::Replayed)),
-        None => Ok(None),
+    let mut statement = db.prepare_cached(
+        "SELECT document, internal, fingerprint FROM idempotency_keys JOIN jobs ON id = job_id
+         WHERE caller = ? AND key = ?",
+    )?;
+    let mut rows = statement.query([&key.caller, &key.key])?;
+    let Some(row) = rows.next()? else {
+        return Ok(None);
+    };
+    if text(row, 2)? != key.fingerprint {
+        return Ok(Some(CreateOutcome::IdempotencyKeyConflict));
     }
+    Ok(Some(CreateOutcome::Replayed(decode_row(row)?)))
 }
 
-fn insert(db: &Connection, record: &JobRecord) -> rusqlite::Result<()> {
-    let JobRecord { job, schedule, .. } = record;
-    db.prepare_cached(
-        "INSERT INTO jobs (id, owner, status, version, provider, task_id, submit_at,
-             submit_claimable_at, poll_at, poll_interval_ms, poll_backoff, holds_slot,
-             deadline_at, updated_at, finished_at, document, internal)
-         VALUES (:id, :owner, :status, :version, :provider, :task_id, :submit_at,
-             :submit_at, :poll_at, :poll_interval_ms, :poll_backoff, :holds_slot,
-             :deadline_at, :updated_at, :finished_at, :document, :internal)",
-    )?
-    .execute(named_params! {
-        ":id": job.id.as_str(),
-        ":owner": job.owner,
-        ":status": job.status.as_str(),
-        ":version": job.version.cast_signed(),
-        ":provider": job.provider,
-        ":task_id": job.provider_task_id,
-        ":submit_at": schedule.submit_at.map(Time::millis),
-        ":poll_at": schedule.poll_at.map(Time::millis),
-        ":poll_interval_ms": duration_millis(schedule.poll_interval),
-        ":poll_backoff": schedule.poll_backoff,
-        ":holds_slot": schedule.holds_slot,
-        ":deadline_at": job.deadline_at.millis(),
-        ":updated_at": job.updated_at.millis(),
-        ":finished_at": record.finished_at,
-        ":document": record.encoded.document,
-        ":internal": record.encoded.internal,
-    })?;
+/// Inserts a job, or replaces its version.
+fn store_version(db: &Connection, job: &Job, encoded: &EncodedJob) -> rusqlite::Result<()> {
+    let schedule = &encoded.schedule;
+    db.prepare_cached(include_str!("sql/store_version.sql"))?
+        .execute(named_params! {
+            ":id": job.id.as_str(),
+            ":owner": job.owner,
+            ":status": job.status.as_str(),
+            ":version": job.version.cast_signed(),
+            ":provider": job.provider,
+            ":task_id": job.provider_task_id,
+            ":submit_at": schedule.submit_at.map(Time::millis),
+            ":poll_at": schedule.poll_at.map(Time::millis),
+            ":poll_interval_ms": duration_millis(schedule.poll_interval),
+            ":poll_backoff": schedule.poll_backoff,
+            ":holds_slot": schedule.holds_slot,
+            ":deadline_at": job.deadline_at.millis(),
+            ":updated_at": job.updated_at.millis(),
+            ":finished_at": encoded.finished_at.map(Time::millis),
+            ":document": encoded.document,
+            ":internal": encoded.internal,
+        })?;
     Ok(())
 }
 
-pub(super) fn commit(
+fn commit_job(
     db: &Connection,
-    record: &JobRecord,
-    expected_version: u64,
+    commit: &CommitJob,
+    encoded: &EncodedJob,
     changes: &mut Changes,
 ) -> Result<CommitOutcome, Error> {
-    let JobRecord { job, schedule, .. } = record;
-    let stored = db
-        .prepare_cached("SELECT rowid, version, task_id, holds_slot FROM jobs WHERE id = ?")?
-        .query_row([job.id.as_str()], |row| {
-            Ok((
-                row.get::<_, i64>(0)?,
-                row.get::<_, i64>(1)?,
-                row.get::<_, Option<String>>(2)?,
-                row.get::<_, bool>(3)?,
-            ))
-        })
+    let (job, id) = (&commit.job, commit.job.id.as_str());
+    let stored: Option<(i64, Option<String>, bool)> = db
+        .prepare_cached("SELECT version, task_id, holds_slot FROM jobs WHERE id = ?")?
+        .query_row([id], |row| row.try_into())
         .optional()?;
-    let Some((row, version, task_id, held_slot)) = stored else {
+    let Some((version, task_id, held_slot)) = stored else {
         return Ok(CommitOutcome::NotFound);
     };
-    if version.cast_unsigned() != expected_version {
+    if version.cast_unsigned() != commit.expected_version {
         return Ok(CommitOutcome::Conflict);
     }
     let is_new_task = task_id != job.provider_task_id;
-    if is_new_task && let Some((provider, task_id)) = task_of(job) {
-        let is_taken = find_task(db, provider, task_id)?.is_some();
-        if is_taken || !delete_buffered(db, provider, task_id, &record.applied_buffered)? {
+    if is_new_task && let Some(task) = task_of(job) {
+        let is_taken = find_task(db, task)?.is_some();
+        if is_taken || !delete_buffered(db, task, &commit.applied_buffered)? {
             return Ok(CommitOutcome::Conflict);
         }
     }
-    db.prepare_cached(
-        "UPDATE jobs SET status = :status, version = :version, submit_at = :submit_at,
-             submit_claimable_at = :submit_at,
-             poll_at = min(:poll_at, ifnull(poll_requested_at, :poll_at)),
-             poll_interval_ms = :poll_interval_ms, poll_backoff = :poll_backoff,
-             deadline_at = :deadline_at, updated_at = :updated_at,
-             document = :document, internal = :internal
-         WHERE rowid = :row",
-    )?
-    .execute(named_params! {
-        ":row": row,
-        ":status": job.status.as_str(),
-        ":version": job.version.cast_signed(),
-        ":submit_at": schedule.submit_at.map(Time::millis),
-        ":poll_at": schedule.poll_at.map(Time::millis),
-        ":poll_interval_ms": duration_millis(schedule.poll_interval),
-        ":poll_backoff": schedule.poll_backoff,
-        ":deadline_at": job.deadline_at.millis(),
-        ":updated_at": job.updated_at.millis(),
-        ":document": record.encoded.document,
-        ":internal": record.encoded.internal,
-    })?;
-    // These columns change once or twice in the life of a job. Separate statements avoid updating
-    // their indexes on every commit.
+    store_version(db, job, encoded)?;
     if is_new_task {
-        db.prepare_cached("UPDATE jobs SET task_id = ? WHERE rowid = ?")?
-            .execute(params![job.provider_task_id, row])?;
+        db.prepare_cached("UPDATE jobs SET task_id = ? WHERE id = ?")?
+            .execute((&job.provider_task_id, id))?;
     }
-    if schedule.holds_slot != held_slot {
-        db.prepare_cached("UPDATE jobs SET holds_slot = ? WHERE rowid = ?")?
-            .execute(params![schedule.holds_slot, row])?;
+    if encoded.schedule.holds_slot != held_slot {
+        db.prepare_cached("UPDATE jobs SET holds_slot = ? WHERE id = ?")?
+            .execute((encoded.schedule.holds_slot, id))?;
     }
-    if let Some(finished_at) = record.finished_at {
-        db.prepare_cached("UPDATE jobs SET finished_at = ? WHERE rowid = ?")?
-            .execute([finished_at, row])?;
+    if let Some(finished_at) = encoded.finished_at {
+        db.prepare_cached("UPDATE jobs SET finished_at = ? WHERE id = ?")?
+            .execute((finished_at.millis(), id))?;
     }
-    budgets::charge(db, &record.budget_entries, job.updated_at)?;
+    budgets::charge(db, &commit.budget_entries, job.updated_at)?;
     changes.push(Arc::clone(job));
     Ok(CommitOutcome::Committed)
 }
 
-pub(super) fn get(db: &Connection, id: &str) -> Result<Option<Arc<Job>>, Error> {
+fn get(db: &Connection, id: &str) -> Result<Option<Arc<Job>>, Error> {
     query_job(db, "SELECT document, internal FROM jobs WHERE id = ?", [id])
 }
 
-pub(super) fn get_many(db: &Connection, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
-    let mut jobs = Vec::with_capacity(ids.len());
-    for id in ids {
-        jobs.extend(skip_corrupt(get(db, id.as_str()), id.as_str())?.flatten());
-    }
-    Ok(jobs)
-}
-
-pub(super) fn find_task(
-    db: &Connection,
-    provider: &str,
-    task_id: &str,
-) -> Result<Option<JobId>, Error> {
+fn find_task(db: &Connection, task: (&str, &str)) -> Result<Option<JobId>, Error> {
     let id: Option<String> = db
         .prepare_cached("SELECT id FROM jobs WHERE provider = ? AND task_id = ?")?
-        .query_row([provider, task_id], |row| row.get(0))
+        .query_row(task, |row| row.get(0))
         .optional()?;
     id.map(|id| JobId::parse(&id).map_err(|error| Error::Corrupt(error.to_string())))
         .transpose()
 }
 
-pub(super) fn list(db: &Connection, query: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {
-    let active = " AND finished_at IS NULL";
-    let finished = " AND finished_at IS NOT NULL";
-    let groups: &[&str] = match query.status {
-        Some(status) if status.is_final() => &[""],
-        Some(_) => &[active],
-        None if query.active_first => &[active, finished],
-        None => &[""],
-    };
+fn list(db: &Connection, query: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {
     let filters = [
         (" AND owner = ?", query.owner.as_deref()),
         (" AND status = ?", query.status.map(Status::as_str)),
         (" AND id < ?", query.before.as_ref().map(JobId::as_str)),
     ];
     let mut jobs = Vec::new();
-    for group in groups {
-        let mut sql = format!("SELECT document, internal, id FROM jobs WHERE TRUE{group}");
+    for group in query.groups() {
+        let mut sql = "SELECT document, internal, id FROM jobs WHERE TRUE".to_owned();
+        sql.push_str(match group {
+            ListGroup::Active => " AND finished_at IS NULL",
+            // The status of a single group of finished jobs selects them, too.
+            ListGroup::Finished if query.status.is_none() => " AND finished_at IS NOT NULL",
+            ListGroup::Finished | ListGroup::All => "",
+        });
         let mut values: Vec<&str> = Vec::new();
         for (condition, value) in filters {
             if let Some(value) = value {
@@ -290,68 +256,51 @@ pub(super) fn list(db: &Connection, query: &ListQuery) -> Result<Vec<Arc<Job>>, 
 }
 
 /// Buffers `update`, which is JSON.
-pub(super) fn buffer_update(
+fn buffer_update(
     db: &Connection,
-    provider: &str,
-    task_id: &str,
+    task: (&str, &str),
     update: &str,
     now: Time,
 ) -> Result<BufferOutcome, Error> {
-    if let Some(id) = find_task(db, provider, task_id)? {
+    if let Some(id) = find_task(db, task)? {
         return Ok(BufferOutcome::TaskKnown(id));
-    }
-    let is_duplicate = db
-        .prepare_cached(
-            "SELECT 1 FROM buffered_updates WHERE provider = ? AND task_id = ? AND payload = ?",
-        )?
-        .exists([provider, task_id, update])?;
-    if is_duplicate {
-        return Ok(BufferOutcome::Buffered);
     }
     db.prepare_cached(
         "INSERT INTO buffered_updates (provider, task_id, payload, received_at)
-         VALUES (?, ?, ?, ?)",
+         SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM buffered_updates
+             WHERE provider = ?1 AND task_id = ?2 AND payload = ?3)",
     )?
-    .execute(params![provider, task_id, update, now.millis()])?;
+    .execute((task.0, task.1, update, now.millis()))?;
     db.prepare_cached(
         "DELETE FROM buffered_updates WHERE seq IN (SELECT seq FROM buffered_updates
              WHERE provider = ? AND task_id = ? ORDER BY seq DESC LIMIT -1 OFFSET ?)",
     )?
-    .execute(params![provider, task_id, sql_limit(MAX_BUFFERED_UPDATES)])?;
+    .execute((task.0, task.1, sql_limit(MAX_BUFFERED_UPDATES)))?;
     Ok(BufferOutcome::Buffered)
 }
 
-pub(super) fn buffered_updates(
-    db: &Connection,
-    provider: &str,
-    task_id: &str,
-) -> Result<Vec<Update>, Error> {
+fn buffered_updates(db: &Connection, task: (&str, &str)) -> Result<Vec<Update>, Error> {
     let mut statement = db.prepare_cached(
         "SELECT payload FROM buffered_updates WHERE provider = ? AND task_id = ? ORDER BY seq",
     )?;
-    let mut rows = statement.query([provider, task_id])?;
+    let mut rows = statement.query(task)?;
     let mut updates = Vec::new();
     while let Some(row) = rows.next()? {
         let update = text(row, 0).and_then(from_json);
-        updates.extend(skip_corrupt(update, task_id)?);
+        updates.extend(skip_corrupt(update, task.1)?);
     }
     Ok(updates)
 }
 
 /// Deletes the updates buffered for a task. Returns false, and deletes nothing, if one of them is
 /// not in `applied`.
-fn delete_buffered(
-    db: &Connection,
-    provider: &str,
-    task_id: &str,
-    applied: &[Update],
-) -> Result<bool, Error> {
-    let updates = buffered_updates(db, provider, task_id)?;
+fn delete_buffered(db: &Connection, task: (&str, &str), applied: &[Update]) -> Result<bool, Error> {
+    let updates = buffered_updates(db, task)?;
     if !updates.iter().all(|update| applied.contains(update)) {
         return Ok(false);
     }
     db.prepare_cached("DELETE FROM buffered_updates WHERE provider = ? AND task_id = ?")?
-        .execute([provider, task_id])?;
+        .execute(task)?;
     Ok(true)
 }
 

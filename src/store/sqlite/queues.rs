@@ -7,12 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, Row, ToSql, params};
+use async_trait::async_trait;
+use rusqlite::{Connection, Row, ToSql, params, params_from_iter};
 
-use super::{duration_millis, jobs, sql_limit};
+use super::{SqliteStore, duration_millis, jobs, sql_limit};
 use crate::job::{Job, JobId};
 use crate::store::codec::skip_corrupt;
-use crate::store::{CLAIM_LEASE, Error, Queue};
+use crate::store::{CLAIM_LEASE, Error, Queue, WorkQueues};
 use crate::time::{Time, deterministic_jitter};
 
 const COUNT_HELD_SLOTS: &str = "SELECT count(*) FROM jobs WHERE provider = ? AND holds_slot";
@@ -32,46 +33,50 @@ const NEXT_SUBMISSION: &str = "SELECT min(submit_claimable_at) FROM jobs
 
 const NEXT_POLL: &str = "SELECT min(poll_at) FROM jobs WHERE poll_at IS NOT NULL";
 
-/// An owned [`Queue`], to send it to another thread.
-#[derive(Clone, Debug)]
-pub(super) enum OwnedQueue {
-    Submit {
-        provider: String,
-        max_concurrent: usize,
-    },
-    Poll,
-}
-
-impl From<Queue<'_>> for OwnedQueue {
-    fn from(queue: Queue<'_>) -> Self {
-        match queue {
-            Queue::Submit {
-                provider,
-                max_concurrent,
-            } => Self::Submit {
-                provider: provider.to_owned(),
-                max_concurrent,
-            },
-            Queue::Poll => Self::Poll,
-        }
-    }
-}
-
-pub(super) fn claim(
-    db: &Connection,
-    queue: &OwnedQueue,
-    now: Time,
-    limit: usize,
-) -> Result<Vec<Arc<Job>>, Error> {
-    match queue {
-        OwnedQueue::Submit {
+#[async_trait]
+impl WorkQueues for SqliteStore {
+    async fn claim(
+        &self,
+        queue: Queue<'_>,
+        now: Time,
+        limit: usize,
+    ) -> Result<Vec<Arc<Job>>, Error> {
+        let Queue::Submit {
             provider,
             max_concurrent,
-        } => {
-            let limit = limit.min(free_slots(db, provider, *max_concurrent, now)?);
-            claim_submissions(db, provider, now, limit)
-        }
-        OwnedQueue::Poll => claim_polls(db, now, limit),
+        } = queue
+        else {
+            return self.write(move |db, _| claim_polls(db, now, limit)).await;
+        };
+        let provider = provider.to_owned();
+        self.write(move |db, _| {
+            let limit = limit.min(free_slots(db, &provider, max_concurrent, now)?);
+            claim_submissions(db, &provider, now, limit)
+        })
+        .await
+    }
+
+    async fn next_due(&self, queue: Queue<'_>) -> Result<Option<Time>, Error> {
+        let (sql, provider) = match queue {
+            Queue::Submit { provider, .. } => (NEXT_SUBMISSION, Some(provider.to_owned())),
+            Queue::Poll => (NEXT_POLL, None),
+        };
+        self.read(move |db| {
+            let mut statement = db.prepare_cached(sql)?;
+            let due = statement.query_row(params_from_iter(&provider), |row| row.get(0))?;
+            Ok(Option::map(due, Time::from_millis))
+        })
+        .await
+    }
+
+    async fn schedule_poll(&self, id: &JobId, at: Time, cool_down: Duration) -> Result<(), Error> {
+        let id = id.clone();
+        self.write(move |db, _| {
+            db.prepare_cached(include_str!("sql/schedule_poll.sql"))?
+                .execute((id.as_str(), at.millis(), duration_millis(cool_down)))?;
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -97,16 +102,16 @@ fn claim_submissions(
     limit: usize,
 ) -> Result<Vec<Arc<Job>>, Error> {
     let values = params![provider, now.millis(), sql_limit(limit)];
-    let due = select_due(db, DUE_SUBMISSIONS, values, |_| Ok(now + CLAIM_LEASE))?;
     let mut lease = db.prepare_cached("UPDATE jobs SET submit_claimable_at = ? WHERE id = ?")?;
-    reschedule(due, |id, next_at| {
+    let lease_end = |_: &Row<'_>| Ok(now + CLAIM_LEASE);
+    claim_due(db, DUE_SUBMISSIONS, values, lease_end, |id, next_at| {
         lease.execute(params![next_at.millis(), id])
     })
 }
 
 fn claim_polls(db: &Connection, now: Time, limit: usize) -> Result<Vec<Arc<Job>>, Error> {
     let values = params![now.millis(), sql_limit(limit)];
-    let due = select_due(db, DUE_POLLS, values, |row| {
+    let next_at = |row: &Row<'_>| {
         let id: String = row.get(2)?;
         let interval = Duration::from_millis(row.get(3).map(i64::cast_unsigned)?);
         let deadline = Time::from_millis(row.get(4)?);
@@ -122,11 +127,11 @@ fn claim_polls(db: &Connection, now: Time, limit: usize) -> Result<Vec<Arc<Job>>
             deterministic_jitter(interval, &id),
             deadline,
         ))
-    })?;
+    };
     let mut postpone = db.prepare_cached(
         "UPDATE jobs SET poll_at = ?, last_polled_at = ?, poll_requested_at = NULL WHERE id = ?",
     )?;
-    reschedule(due, |id, next_at| {
+    claim_due(db, DUE_POLLS, values, next_at, |id, next_at| {
         postpone.execute(params![next_at.millis(), now.millis(), id])
     })
 }
@@ -141,74 +146,26 @@ fn next_poll_at(now: Time, interval: Duration, deadline: Time) -> Time {
     }
 }
 
-/// A due job, and when it is due again once claimed.
-struct Due {
-    id: String,
-    job: Result<Arc<Job>, Error>,
-    next_at: Time,
-}
-
-fn select_due(
+/// Selects due jobs, and sets the time of `next_at` from which each can be claimed again. Returns
+/// those that can be decoded. Corrupt jobs are rescheduled too, so that they do not block the queue.
+fn claim_due(
     db: &Connection,
-    sql: &str,
+    select: &str,
     values: &[&dyn ToSql],
     next_at: impl Fn(&Row<'_>) -> rusqlite::Result<Time>,
-) -> rusqlite::Result<Vec<Due>> {
-    db.prepare_cached(sql)?
-        .query_map(values, |row| {
-            Ok(Due {
-                id: row.get(2)?,
-                job: jobs::decode_row(row),
-                next_at: next_at(row)?,
-            })
-        })?
-        .collect()
-}
-
-/// Reschedules all jobs and returns those that can be decoded. Corrupt jobs are rescheduled too,
-/// so that they do not block the queue.
-fn reschedule(
-    due: Vec<Due>,
     mut set_next_at: impl FnMut(&str, Time) -> rusqlite::Result<usize>,
 ) -> Result<Vec<Arc<Job>>, Error> {
+    let mut statement = db.prepare_cached(select)?;
+    let due = statement.query_map(values, |row| {
+        Ok((row.get(2)?, jobs::decode_row(row), next_at(row)?))
+    })?;
+    let due: Vec<(String, _, Time)> = due.collect::<rusqlite::Result<_>>()?;
     let mut claimed = Vec::with_capacity(due.len());
-    for Due { id, job, next_at } in due {
+    for (id, job, next_at) in due {
         set_next_at(&id, next_at)?;
         claimed.extend(skip_corrupt(job, &id)?);
     }
     Ok(claimed)
-}
-
-pub(super) fn next_due(db: &Connection, queue: &OwnedQueue) -> Result<Option<Time>, Error> {
-    let (sql, values): (_, &[&dyn ToSql]) = match queue {
-        OwnedQueue::Submit { provider, .. } => (NEXT_SUBMISSION, &[provider]),
-        OwnedQueue::Poll => (NEXT_POLL, &[]),
-    };
-    let due: Option<i64> = db
-        .prepare_cached(sql)?
-        .query_row(values, |row| row.get(0))?;
-    Ok(due.map(Time::from_millis))
-}
-
-pub(super) fn schedule_poll(
-    db: &Connection,
-    id: &JobId,
-    at: Time,
-    cool_down: Duration,
-) -> Result<(), Error> {
-    db.prepare_cached(
-        "UPDATE jobs SET poll_at = min(ifnull(poll_at, requested.at), requested.at),
-             poll_requested_at = min(ifnull(poll_requested_at, requested.at), requested.at)
-         FROM (SELECT max(?2, ifnull(last_polled_at + ?3, ?2)) AS at FROM jobs WHERE id = ?1)
-             AS requested
-         WHERE id = ?1 AND finished_at IS NULL",
-    )?
-    .execute(params![
-        id.as_str(),
-        at.millis(),
-        duration_millis(cool_down)
-    ])?;
-    Ok(())
 }
 
 /// Releases the claims of the previous process and schedules polls of its in-flight submissions.

@@ -1,6 +1,6 @@
 //! Deletion of expired data.
 
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 
 use super::sql_limit;
 use crate::store::{BUFFERED_UPDATE_TTL, Error, Retention};
@@ -23,21 +23,19 @@ pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> Result<
         delete_job.execute([id])?;
         delete_key.execute([id])?;
     }
+    let (updates_before, limit) = (now - BUFFERED_UPDATE_TTL, sql_limit(SWEEP_BATCH));
     let updates = db
         .prepare_cached(
             "DELETE FROM buffered_updates WHERE seq IN (SELECT seq FROM buffered_updates
                  WHERE received_at < ? ORDER BY received_at LIMIT ?)",
         )?
-        .execute(params![
-            (now - BUFFERED_UPDATE_TTL).millis(),
-            sql_limit(SWEEP_BATCH)
-        ])?;
+        .execute([updates_before.millis(), limit])?;
     let windows = db
         .prepare_cached(
             "DELETE FROM budget_windows WHERE name IN (SELECT name FROM budget_windows
                  WHERE ends_at <= ? ORDER BY ends_at LIMIT ?)",
         )?
-        .execute(params![now.millis(), sql_limit(SWEEP_BATCH)])?;
+        .execute([now.millis(), limit])?;
     Ok(ids.len() + updates + windows)
 }
 

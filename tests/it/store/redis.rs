@@ -2,6 +2,7 @@
 //! leaves behind is cleaned up.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use progress_hub::job::{Job, Status, Topic};
 use progress_hub::store::redis::RedisStore;
@@ -9,12 +10,13 @@ use progress_hub::store::{
     BudgetStore, ChangeListener, ChangeSource, CreateJob, CreateOutcome, IdempotencyKey, JobStore,
     Queue, Schedule, SharedState, Store, StoreEvent, WorkQueues,
 };
+use progress_hub::time::Time;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::budgets::entry;
-use super::{DAY, MINUTE, RETENTION, SECOND, creation, ended, job_of, next, now, task, video};
+use super::{MINUTE, RETENTION, SECOND, creation, ended, job_of, next, now, task, video};
 use crate::app::TEST_TIMEOUT;
 use crate::redis::{RedisServer, open_store, send_command, wait_until_store_ready};
 
@@ -189,13 +191,10 @@ async fn orphaned_reservation_is_released() {
     let id = create.job.id.clone();
     node.expect_created(create).await;
     server.run(&format!("DEL ph:{{0}}:job:{id}")).await;
-    let reserve = async |age: i64| {
+    let reserve = async |age: Duration| {
         let entry = json!({
-            "job": id, "is_reservation": true, "updated_at": now().millis(),
-            "created_at": progress_hub::time::Time::now().millis() - age,
-            "charges": [
-                { "window": "ada", "ends_at": (now() + DAY).millis(), "amounts": [[7, 10]] },
-            ],
+            "job": id, "document_key": format!("{id}:1"), "is_reservation": true,
+            "updated_at": now(), "created_at": Time::now() - age, "charges": [entry("ada", 7)],
         });
         let (field, entry) = (format!("{id}:1"), entry.to_string());
         write(
@@ -204,10 +203,10 @@ async fn orphaned_reservation_is_released() {
         )
         .await;
     };
-    reserve(1_000).await;
+    reserve(SECOND).await;
     node.store.sweep(now()).await.unwrap();
     assert_eq!(node.balance().await, 7, "the job may still be created");
-    reserve(60_000).await;
+    reserve(MINUTE).await;
     node.store.sweep(now()).await.unwrap();
     assert_eq!(node.balance().await, 0);
     node.store.sweep(now()).await.unwrap();
@@ -223,10 +222,8 @@ async fn budget_outbox_of_a_dead_node_is_applied_once() {
     let id = create.job.id.clone();
     node.expect_created(create).await;
     let entry = json!({
-        "job": id, "is_reservation": false, "updated_at": now().millis(), "created_at": 0,
-        "charges": [
-            { "window": "ada", "ends_at": (now() + DAY).millis(), "amounts": [[-4, null]] },
-        ],
+        "job": id, "document_key": format!("{id}:2"), "is_reservation": false,
+        "updated_at": now(), "created_at": Time::from_millis(0), "charges": [entry("ada", -4)],
     });
     let (field, entry) = (format!("{id}:2"), entry.to_string());
     for _ in 0..2 {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -315,38 +315,35 @@ async fn columns_match_the_document() {
 
 const CHILD_DATABASE: &str = "PROGRESS_HUB_TEST_CHILD_DATABASE";
 
-/// Runs itself as a child process and kills it. The child commits, and prints each version when it
-/// is published and when its commit is acknowledged.
+/// Runs itself as a child process and kills it. The child commits, and writes each version to its
+/// standard error when it is published and when its commit is acknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_commits_survive_sigkill() {
     if let Some(path) = std::env::var_os(CHILD_DATABASE) {
         return commit_until_killed(Path::new(&path)).await;
     }
     let (_dir, path) = temp_file();
-    let mut printed: HashMap<JobId, u64> = HashMap::new();
+    let mut written: HashMap<JobId, u64> = HashMap::new();
     for round in 0..5 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])
             .arg("store::sqlite::acknowledged_commits_survive_sigkill")
             .env(CHILD_DATABASE, &path)
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let kill_after = rand::random_range(50..1000);
         let mut count = 0;
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         for line in lines.map_while(Result::ok) {
-            let Some((id, version)) = line
-                .strip_prefix("version ")
-                .and_then(|rest| rest.strip_suffix('.'))
-                .and_then(|rest| rest.split_once(' '))
-            else {
-                continue;
+            let Some((id, version)) = line.split_once(' ') else {
+                panic!("the child failed: {line}");
             };
-            let newest = printed.entry(JobId::parse(id).unwrap()).or_default();
+            let newest = written.entry(JobId::parse(id).unwrap()).or_default();
             *newest = version.parse::<u64>().unwrap().max(*newest);
             count += 1;
-            // The loop goes on, to read what the child printed before it died.
+            // The loop goes on, to read what the child wrote before it died.
             if count == kill_after {
                 child.kill().unwrap();
             }
@@ -355,7 +352,7 @@ async fn acknowledged_commits_survive_sigkill() {
         assert!(count >= kill_after, "the child exited after {count} lines");
 
         let store = open(&path).unwrap();
-        for (id, version) in &printed {
+        for (id, version) in &written {
             let stored = store.get(id).await.unwrap().unwrap().version;
             assert!(stored >= *version, "round {round}: {id} {version} {stored}");
         }
@@ -364,10 +361,13 @@ async fn acknowledged_commits_survive_sigkill() {
 }
 
 async fn commit_until_killed(path: &Path) {
-    // The test harness does not end its own line before the test does.
-    let print = |id: &JobId, version| println!("\nversion {id} {version}.");
+    // One write for each line, so that the end of the process leaves no part of a line.
+    let report = |id: &JobId, version: u64| {
+        let line = format!("{id} {version}\n");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+    };
     let on_event: EventHandler = Arc::new(move |event| match event {
-        StoreEvent::JobChanged(job) => print(&job.id, job.version),
+        StoreEvent::JobChanged(job) => report(&job.id, job.version),
         StoreEvent::SharedStateChanged | StoreEvent::Unavailable | StoreEvent::Recovered => {}
     });
     let url = format!("sqlite://{}", path.display());
@@ -382,7 +382,7 @@ async fn commit_until_killed(path: &Path) {
                 .await
                 .unwrap();
             loop {
-                print(&job.id, job.version);
+                report(&job.id, job.version);
                 job = next(&job);
                 let commit = commit_job(&job, Schedule::default(), Vec::new());
                 assert_eq!(

@@ -47,34 +47,28 @@ impl AuthConfig {
     pub(super) fn verifying_keys(&self) -> Result<Vec<VerifyingKey>, Vec<(String, String)>> {
         let mut keys = Vec::new();
         let mut errors = Vec::new();
+        let mut report = |key: String, message: String| errors.push((key, message));
         for (at, secret) in self.hs256_secrets.iter().enumerate() {
             let secret = secret.expose_secret().as_bytes();
             if secret.len() < MIN_SECRET_BYTES {
-                errors.push((
-                    format!("auth.hs256_secrets[{at}]"),
-                    format!("must have at least {MIN_SECRET_BYTES} bytes"),
-                ));
-            } else {
-                keys.push(VerifyingKey::from_secret(secret));
+                let message = format!("must have at least {MIN_SECRET_BYTES} bytes");
+                report(format!("auth.hs256_secrets[{at}]"), message);
             }
+            keys.push(VerifyingKey::from_secret(secret));
         }
         for (at, entry) in self.public_keys.iter().enumerate() {
             match public_key(entry) {
                 Ok(key) => keys.push(key),
-                Err(message) => errors.push((format!("auth.public_keys[{at}]"), message)),
+                Err(message) => report(format!("auth.public_keys[{at}]"), message),
             }
         }
         if self.jwks_url.as_ref().is_some_and(|url| !is_safe(url)) {
-            errors.push((
-                "auth.jwks_url".to_owned(),
-                "must be https, or http on loopback".to_owned(),
-            ));
+            let message = "must be https, or http on loopback";
+            report("auth.jwks_url".to_owned(), message.to_owned());
         }
         if keys.is_empty() && errors.is_empty() && self.jwks_url.is_none() {
-            errors.push((
-                "auth".to_owned(),
-                "set one of hs256_secrets, public_keys, jwks_url".to_owned(),
-            ));
+            let message = "set one of hs256_secrets, public_keys, jwks_url";
+            errors.push(("auth".to_owned(), message.to_owned()));
         }
         if errors.is_empty() {
             Ok(keys)
@@ -85,14 +79,12 @@ impl AuthConfig {
 }
 
 fn public_key(entry: &str) -> Result<VerifyingKey, String> {
-    let key = if entry.contains("-----BEGIN") {
-        VerifyingKey::from_pem(entry)
-    } else {
-        let text = std::fs::read_to_string(entry)
-            .map_err(|error| format!("neither PEM text nor a readable file: {}", error.kind()))?;
-        VerifyingKey::from_pem(&text)
-    };
-    key.map_err(str::to_owned)
+    if entry.contains("-----BEGIN") {
+        return Ok(VerifyingKey::from_pem(entry)?);
+    }
+    let text = std::fs::read_to_string(entry)
+        .map_err(|error| format!("neither PEM text nor a readable file: {}", error.kind()))?;
+    Ok(VerifyingKey::from_pem(&text)?)
 }
 
 /// Returns whether keys may be fetched from `url`. An attacker who can modify the response can sign tokens, so it

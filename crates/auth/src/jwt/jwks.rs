@@ -135,18 +135,14 @@ impl<K: Send + Sync + 'static> Jwks<K> {
             time_remaining(fetched_at, MAX_AGE).is_none()
                 && time_remaining(state.tried_at, MIN_REFRESH_INTERVAL).is_none()
         };
-        if !due {
-            return;
-        }
         // A locked mutex means that a fetch is in progress.
-        let Ok(lock) = Arc::clone(&self.refresh_lock).try_lock_owned() else {
-            return;
-        };
-        let jwks = Arc::clone(self);
-        tokio::spawn(async move {
-            jwks.fetch_once().await;
-            drop(lock);
-        });
+        if due && let Ok(lock) = Arc::clone(&self.refresh_lock).try_lock_owned() {
+            let jwks = Arc::clone(self);
+            tokio::spawn(async move {
+                jwks.fetch_once().await;
+                drop(lock);
+            });
+        }
     }
 
     /// Fetches and parses the set. The caller holds `refresh_lock`.

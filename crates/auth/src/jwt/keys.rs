@@ -128,7 +128,15 @@ impl VerifyingKey {
     }
 
     /// Parses a public key of a JWKS. Returns `None` for a key that must not verify tokens.
-    fn from_jwk(jwk: Value) -> Option<Self> {
+    fn from_jwk(mut jwk: Value) -> Option<Self> {
+        // The name of EdDSA with this curve in RFC 9864.
+        if jwk["alg"] == "Ed25519" {
+            jwk["alg"] = "EdDSA".into();
+        }
+        // Some issuers pad the value, against RFC 7515, section 2.
+        if let Some(Value::String(x)) = jwk.get_mut("x") {
+            x.truncate(x.trim_end_matches('=').len());
+        }
         let jwk: Jwk = serde_json::from_value(jwk).ok()?;
         let common = &jwk.common;
         let signs = match &common.public_key_use {
@@ -164,7 +172,22 @@ impl VerifyingKey {
             return None;
         }
         let key = DecodingKey::from_jwk(&jwk).ok()?;
+        let is_curve_point = |key: &DecodingKey| key.try_get_as_bytes().is_ok_and(is_ed25519);
+        if algorithms == ED25519 && !is_curve_point(&key) {
+            return None;
+        }
         Some(Self::new(jwk.common.key_id, key, algorithms))
+    }
+
+    /// Returns the `kid` of a key of a JWKS.
+    pub(crate) fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// Returns the bytes of an Ed25519 public key, or `None` for a key of another type.
+    pub(crate) fn ed25519(&self) -> Option<[u8; 32]> {
+        let key = self.may_use(Algorithm::EdDSA).then_some(&self.key)?;
+        key.try_get_as_bytes().ok()?.try_into().ok()
     }
 
     /// Returns whether this key may verify tokens with this algorithm.
@@ -174,10 +197,8 @@ impl VerifyingKey {
 
     /// Returns whether a token with this `kid` may be signed by this key. A missing `kid` on either side matches.
     pub(super) fn matches_kid(&self, key_id: Option<&str>) -> bool {
-        match (&self.id, key_id) {
-            (Some(own), Some(requested)) => own == requested,
-            (None, _) | (_, None) => true,
-        }
+        let ids = self.id().zip(key_id);
+        ids.is_none_or(|(own, requested)| own == requested)
     }
 
     /// Verifies the signature and returns the claims, which are not yet validated.

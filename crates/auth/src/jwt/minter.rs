@@ -1,6 +1,6 @@
-//! Minting of tokens for browsers.
+//! Minting of tokens: for browsers, and for providers that require one.
 //!
-//! The verifier of the same configuration accepts every minted token.
+//! The verifier of the same configuration accepts every token for a browser.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use secrecy::ExposeSecret;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::config::MIN_SECRET_BYTES;
 use super::{AuthConfig, MAX_TOKEN_BYTES, Scope};
@@ -47,21 +48,6 @@ pub enum MintError {
     Encoding,
 }
 
-#[derive(Serialize)]
-struct Claims<'a> {
-    sub: &'a str,
-    iat: i64,
-    exp: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    iss: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    aud: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scope: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    jobs: Option<Vec<String>>,
-}
-
 impl Minter {
     /// Creates a minter. Returns `None` if no HS256 secret is configured, or if the first one is too short.
     pub fn new(config: &AuthConfig) -> Option<Self> {
@@ -90,7 +76,7 @@ impl Minter {
             return Err(MintError::EmptySubject);
         }
         let mut scopes = scope.unwrap_or_default().split_ascii_whitespace();
-        if let Some(unknown) = scopes.find(|scope| scope.parse::<Scope>().is_err()) {
+        if let Some(unknown) = scopes.find(|scope| Scope::from_name(scope).is_none()) {
             return Err(MintError::UnknownScope(unknown.to_owned()));
         }
         let ttl = SignedDuration::try_from(ttl).map_err(|_| MintError::Ttl)?;
@@ -99,15 +85,18 @@ impl Minter {
         if exp <= iat {
             return Err(MintError::Ttl);
         }
-        let claims = Claims {
-            sub,
-            iat,
-            exp,
-            iss: self.issuer.as_deref(),
-            aud: self.audience.as_deref(),
-            scope,
-            jobs,
-        };
+        let mut claims = json!({
+            "sub": sub,
+            "iat": iat,
+            "exp": exp,
+            "iss": self.issuer,
+            "aud": self.audience,
+            "scope": scope,
+            "jobs": jobs.map(Value::from),
+        });
+        if let Some(claims) = claims.as_object_mut() {
+            claims.retain(|_, claim| !claim.is_null());
+        }
         let token =
             encode(&Header::default(), &claims, &self.key).map_err(|_| MintError::Encoding)?;
         if token.len() > MAX_TOKEN_BYTES {
@@ -118,4 +107,15 @@ impl Minter {
             expires_at: Timestamp::from_second(exp).map_err(|_| MintError::Ttl)?,
         })
     }
+}
+
+/// Signs `claims` as an HS256 JWT with the header `{"typ":"JWT","alg":"HS256"}`. Returns `None` if the claims are not
+/// a JSON object. Kling's first API requires such a token (klingai.com/document-api: authentication).
+pub fn hs256<C: Serialize>(claims: &C, secret: &str) -> Option<String> {
+    encode(
+        &Header::default(),
+        claims,
+        &EncodingKey::from_secret(secret.as_bytes()),
+    )
+    .ok()
 }

@@ -3,7 +3,6 @@
 //! A `jobs` claim restricts every other permission of the token to exactly those jobs.
 
 use std::collections::BTreeSet;
-use std::str::FromStr;
 
 use jiff::Timestamp;
 
@@ -20,31 +19,23 @@ pub enum Scope {
     Admin,
 }
 
-/// The text is not a scope of the hub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("unknown scope")]
-pub struct UnknownScope;
-
-impl FromStr for Scope {
-    type Err = UnknownScope;
-
-    fn from_str(text: &str) -> Result<Self, UnknownScope> {
-        match text {
-            "jobs:read" => Ok(Self::Read),
-            "jobs:write" => Ok(Self::Write),
-            "jobs:publish" => Ok(Self::Publish),
-            "admin" => Ok(Self::Admin),
-            _ => Err(UnknownScope),
+impl Scope {
+    /// Returns the scope with this name, or `None` for a scope of another service.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "jobs:read" => Some(Self::Read),
+            "jobs:write" => Some(Self::Write),
+            "jobs:publish" => Some(Self::Publish),
+            "admin" => Some(Self::Admin),
+            _ => None,
         }
     }
-}
 
-impl Scope {
     /// Parses a space-separated list. Unknown values are ignored, because issuers put the scopes of other services
     /// into the same claim.
     pub(super) fn parse_list(list: &str) -> BTreeSet<Self> {
         list.split_ascii_whitespace()
-            .filter_map(|scope| scope.parse().ok())
+            .filter_map(Self::from_name)
             .collect()
     }
 }
@@ -52,27 +43,13 @@ impl Scope {
 /// An authenticated caller. Only [`Verifier`](super::Verifier) creates one.
 #[derive(Debug, Clone)]
 pub struct Principal {
-    subject: String,
-    scopes: BTreeSet<Scope>,
-    jobs: Option<BTreeSet<String>>,
-    expires_at: Timestamp,
+    pub(super) subject: String,
+    pub(super) scopes: BTreeSet<Scope>,
+    pub(super) jobs: Option<BTreeSet<String>>,
+    pub(super) expires_at: Timestamp,
 }
 
 impl Principal {
-    pub(super) fn new(
-        subject: String,
-        scopes: BTreeSet<Scope>,
-        jobs: Option<BTreeSet<String>>,
-        expires_at: Timestamp,
-    ) -> Self {
-        Self {
-            subject,
-            scopes,
-            jobs,
-            expires_at,
-        }
-    }
-
     /// Returns the `sub` claim, which becomes the owner of submitted jobs. Never empty.
     pub fn subject(&self) -> &str {
         &self.subject

@@ -6,19 +6,18 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, AlgorithmFamily};
 use serde_json::{Map, Value};
 
 use super::TokenError;
-use super::claims::{ClaimRequirements, Claims};
+use super::claims::Claims;
 use super::keys::VerifyingKey;
 
 /// Maximum length of a token in bytes.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// A JWT whose header is parsed and whose signature is not verified.
-pub struct UnverifiedToken<'t> {
+pub(crate) struct UnverifiedToken<'t> {
     text: &'t str,
     algorithm: Algorithm,
     key_id: Option<String>,
@@ -29,7 +28,7 @@ impl<'t> UnverifiedToken<'t> {
     ///
     /// # Errors
     /// Returns a [`TokenError`] if the text is not a JWT, or if no key could verify it.
-    pub fn read(text: &'t str) -> Result<Self, TokenError> {
+    pub(crate) fn read(text: &'t str) -> Result<Self, TokenError> {
         if text.is_empty() {
             return Err(TokenError::Missing);
         }
@@ -62,22 +61,8 @@ impl<'t> UnverifiedToken<'t> {
         })
     }
 
-    /// Verifies the signature with one of these published keys, and checks the claims.
-    ///
-    /// # Errors
-    /// Returns a [`TokenError`]. Newer keys [may verify it](Self::may_verify_with_newer_keys).
-    pub fn verify_with_published_keys<'k>(
-        &self,
-        keys: impl IntoIterator<Item = &'k VerifyingKey>,
-        expected: &ClaimRequirements,
-        now: Timestamp,
-    ) -> Result<(), TokenError> {
-        let claims = self.verify_signature(keys)?;
-        expected.check(&claims, now).map(|_| ())
-    }
-
     /// Verifies the signature with each matching key. Returns the claims, which are not yet validated.
-    pub(super) fn verify_signature<'k>(
+    pub(crate) fn verify_signature<'k>(
         &self,
         keys: impl IntoIterator<Item = &'k VerifyingKey>,
     ) -> Result<Claims, TokenError> {
@@ -101,28 +86,16 @@ impl<'t> UnverifiedToken<'t> {
     }
 
     /// Returns whether the token is signed with a shared secret, which no published key set contains.
-    #[must_use]
-    pub fn uses_shared_secret(&self) -> bool {
+    pub(crate) fn uses_shared_secret(&self) -> bool {
         self.algorithm.family() == AlgorithmFamily::Hmac
     }
 
     /// Returns whether a newer key set could verify the token after this error. A signature mismatch with a key that
     /// was selected by its id is permanent.
-    #[must_use]
-    pub fn may_verify_with_newer_keys(&self, error: &TokenError) -> bool {
-        match error {
-            TokenError::Algorithm | TokenError::UnknownKey => true,
-            TokenError::Signature => self.key_id.is_none(),
-            TokenError::Missing
-            | TokenError::TooLong
-            | TokenError::Malformed
-            | TokenError::UnsupportedCriticalHeader
-            | TokenError::MissingClaim(_)
-            | TokenError::Expired
-            | TokenError::NotYetValid
-            | TokenError::Issuer
-            | TokenError::Audience
-            | TokenError::KeysUnavailable { .. } => false,
+    pub(crate) fn may_verify_with_newer_keys(&self, error: &TokenError) -> bool {
+        match self.key_id {
+            None if *error == TokenError::Signature => true,
+            _ => matches!(error, TokenError::Algorithm | TokenError::UnknownKey),
         }
     }
 }

@@ -1,8 +1,10 @@
-//! Signatures in custom headers, described by the provider definition: header, encoding, signed content and key type.
+//! Signatures in headers, described by a table: header, encoding, signed content, algorithm and keys.
 //!
-//! The timestamp is read only after the signature that covers it is verified.
+//! A provider definition contains the table. [`STANDARD_WEBHOOKS`] is one for every provider that follows the
+//! specification. The timestamp is read only after the signature that covers it is verified.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -11,48 +13,51 @@ use serde::Deserialize;
 use url::Url;
 
 use super::key::{BASE64, BASE64URL, Key, VerificationKey};
-use super::spec::SchemeSpec;
+use super::spec::HeaderName;
 use super::template::{Fields, Template, field};
-use super::{
-    CannotSign, Headers, MAX_SIGNATURES, Request, SignatureError, Trust, check_fresh, required,
-};
+use super::{CannotSign, MAX_SIGNATURES, Request, SignatureError, check_fresh, required};
 
-/// An HMAC in a custom header.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "SchemeSpec")]
-pub struct Hmac {
-    pub(super) envelope: Envelope,
-    pub(super) digest: Digest,
-    pub(super) key: KeyEncoding,
-    pub(super) key_prefix: String,
-}
-
-/// An Ed25519 signature in a custom header.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "SchemeSpec")]
-pub struct Ed25519 {
-    pub(super) envelope: Envelope,
-    pub(super) key_id_header: Option<String>,
-    pub(super) jwks_url: Option<Url>,
-}
-
-/// The header of a signature and the content that it covers.
+/// The header of a signature, the content that it covers, and the keys that verify it.
 #[derive(Debug, Clone)]
-pub(super) struct Envelope {
+pub struct Detached {
     /// Header names. The first one present carries the signature.
-    pub(super) headers: Vec<String>,
+    pub(super) headers: Vec<HeaderName>,
     pub(super) encoding: Encoding,
-    pub(super) prefix: String,
     /// Name of the field with the signature, if the header is a list of fields (`t=…,v1=…`). It may occur repeatedly.
     pub(super) signature_field: Option<String>,
     pub(super) signed: Template,
     pub(super) timestamp: Option<TimestampSource>,
-    pub(super) id_header: Option<String>,
+    pub(super) id_header: Option<HeaderName>,
+    /// The kinds of signatures. Each is checked only with keys of its own kind.
+    pub(super) kinds: Vec<Kind>,
+    /// Whether a signature must have the prefix of its kind. Signatures of other kinds are ignored.
+    pub(super) is_versioned: bool,
+    pub(super) key_id_header: Option<HeaderName>,
+    pub(super) jwks_url: Option<Url>,
+}
+
+/// A kind of signatures.
+#[derive(Debug, Clone)]
+pub(super) struct Kind {
+    pub(super) prefix: String,
+    pub(super) algorithm: Algorithm,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Algorithm {
+    /// An HMAC with a secret, which may be written with the prefix.
+    Hmac {
+        digest: Digest,
+        key: KeyEncoding,
+        key_prefix: String,
+    },
+    /// Ed25519, with public keys that are published, or written as this prefix and base64.
+    Ed25519 { key_prefix: Option<&'static str> },
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum TimestampSource {
-    Header(String),
+    Header(HeaderName),
     Field(String),
 }
 
@@ -81,14 +86,39 @@ pub(super) enum KeyEncoding {
     Hex,
 }
 
-impl Digest {
-    fn algorithm(self) -> hmac::Algorithm {
-        match self {
-            Self::Sha256 => hmac::HMAC_SHA256,
-            Self::Sha512 => hmac::HMAC_SHA512,
-        }
+/// Standard Webhooks: `id.timestamp.body`, signed with HMAC-SHA256 (`v1`) or Ed25519 (`v1a`).
+/// Source: standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
+pub(super) static STANDARD_WEBHOOKS: LazyLock<Detached> = LazyLock::new(|| {
+    let id = HeaderName::from_static("webhook-id");
+    let timestamp = HeaderName::from_static("webhook-timestamp");
+    Detached {
+        headers: vec![HeaderName::from_static("webhook-signature")],
+        encoding: Encoding::Base64,
+        signature_field: None,
+        signed: Template::headers_and_body([&id, &timestamp]),
+        timestamp: Some(TimestampSource::Header(timestamp)),
+        id_header: Some(id),
+        kinds: vec![
+            Kind {
+                prefix: "v1,".to_owned(),
+                algorithm: Algorithm::Hmac {
+                    digest: Digest::Sha256,
+                    key: KeyEncoding::Base64,
+                    key_prefix: "whsec_".to_owned(),
+                },
+            },
+            Kind {
+                prefix: "v1a,".to_owned(),
+                algorithm: Algorithm::Ed25519 {
+                    key_prefix: Some("whpk_"),
+                },
+            },
+        ],
+        is_versioned: true,
+        key_id_header: None,
+        jwks_url: None,
     }
-}
+});
 
 impl Encoding {
     fn decode(self, text: &str) -> Option<Vec<u8>> {
@@ -108,144 +138,171 @@ impl Encoding {
     }
 }
 
-impl Envelope {
-    fn trust(&self) -> Trust {
-        if self.signed.covers_body() {
-            Trust::Signed
-        } else {
-            Trust::Unsigned
-        }
-    }
-
-    /// Extracts the signatures and the signed content. Verifies nothing.
-    fn claim<'s, 'r>(
-        &'s self,
-        request: &Request<'r>,
-    ) -> Result<SignatureClaim<'s, 'r>, SignatureError> {
-        let (header_name, value) = self.signature_header(request.headers)?;
-        let fields = self.fields(value);
-        Ok(SignatureClaim {
-            content: self.signed.render(request, (header_name, &fields))?,
-            signatures: self.signatures(header_name, value, &fields)?,
-            envelope: self,
-            header_name,
-            fields,
-        })
-    }
-
-    /// Returns the name and value of the header that carries the signature.
-    fn signature_header<'s, 'h>(
-        &'s self,
-        headers: &'h dyn Headers,
-    ) -> Result<(&'s str, &'h str), SignatureError> {
-        let mut present = self
-            .headers
-            .iter()
-            .filter_map(|name| headers.get(name).map(|value| (name.as_str(), value)));
-        present.next().ok_or_else(|| {
-            let first = self.headers.first().map_or("", String::as_str);
-            SignatureError::MissingHeader(first.into())
-        })
-    }
-
-    fn fields<'h>(&self, value: &'h str) -> Fields<'h> {
-        let pair = |part: &'h str| part.trim().split_once('=');
-        match self.signature_field {
-            Some(_) => value.split(',').filter_map(pair).collect(),
-            None => Vec::new(),
-        }
-    }
-
-    /// Decodes the signatures in the header. Skips those that cannot be decoded.
-    fn signatures(
-        &self,
-        header_name: &str,
-        value: &str,
-        fields: &Fields<'_>,
-    ) -> Result<Vec<Vec<u8>>, SignatureError> {
-        let encoded: Vec<&str> = match &self.signature_field {
-            Some(name) => fields
-                .iter()
-                .filter(|(key, _)| key == name)
-                .map(|(_, value)| *value)
-                .collect(),
-            None => value.split_ascii_whitespace().collect(),
-        };
-        let signatures: Vec<_> = encoded
-            .into_iter()
-            .filter_map(|text| {
-                let bare = text.strip_prefix(&self.prefix).unwrap_or(text);
-                self.encoding.decode(bare)
-            })
-            .take(MAX_SIGNATURES)
-            .collect();
-        if signatures.is_empty() {
-            return Err(SignatureError::Malformed(header_name.into()));
-        }
-        Ok(signatures)
-    }
-}
-
-/// The signatures of a request before verification.
-struct SignatureClaim<'s, 'r> {
-    envelope: &'s Envelope,
-    header_name: &'s str,
-    fields: Fields<'r>,
-    /// The content that must have been signed.
-    content: Cow<'r, [u8]>,
-    /// The decoded signatures. One of them must be valid.
-    signatures: Vec<Vec<u8>>,
-}
-
-impl SignatureClaim<'_, '_> {
-    /// Verifies the claim with any of `keys` and returns the signed message id.
-    fn verify(
-        &self,
-        headers: &dyn Headers,
-        keys: &[VerificationKey],
-        now: Timestamp,
-    ) -> Result<Option<String>, SignatureError> {
-        let is_valid =
-            |signature: &Vec<u8>| keys.iter().any(|key| key.verify(&self.content, signature));
-        if !self.signatures.iter().any(is_valid) {
-            return Err(SignatureError::Mismatch);
-        }
-        match &self.envelope.timestamp {
-            Some(TimestampSource::Header(name)) => {
-                check_fresh(required(headers, name)?, name, now)?;
+impl Kind {
+    /// Returns the key in the form that verifies signatures of this kind, or `None` if it is not usable for them.
+    fn verification_key(&self, key: &Key) -> Option<VerificationKey> {
+        match (&self.algorithm, key) {
+            (
+                Algorithm::Hmac {
+                    digest,
+                    key: encoding,
+                    key_prefix,
+                },
+                Key::Secret(_),
+            ) => {
+                let text = key.secret()?;
+                let bare = text.strip_prefix(key_prefix).unwrap_or(text);
+                let secret = match encoding {
+                    KeyEncoding::Raw => Cow::Borrowed(bare.as_bytes()),
+                    KeyEncoding::Base64 => Cow::Owned(BASE64.decode(bare).ok()?),
+                    KeyEncoding::Hex => Cow::Owned(hex::decode(bare).ok()?),
+                };
+                let algorithm = match digest {
+                    Digest::Sha256 => hmac::HMAC_SHA256,
+                    Digest::Sha512 => hmac::HMAC_SHA512,
+                };
+                VerificationKey::hmac(algorithm, &secret)
             }
-            Some(TimestampSource::Field(name)) => {
-                let timestamp = field(&self.fields, name).unwrap_or_default();
-                check_fresh(timestamp, self.header_name, now)?;
+            (Algorithm::Ed25519 { key_prefix }, Key::Secret(_)) => {
+                let public = key.secret()?.strip_prefix((*key_prefix)?)?;
+                let public = BASE64.decode(public).ok()?.try_into().ok()?;
+                Some(VerificationKey::Ed25519(public))
             }
-            None => {}
+            (Algorithm::Ed25519 { .. }, Key::Published(key)) => {
+                key.ed25519().map(VerificationKey::Ed25519)
+            }
+            (Algorithm::Hmac { .. }, Key::Published(_)) => None,
         }
-        let id = self.envelope.id_header.as_deref();
-        id.map(|name| required(headers, name).map(str::to_owned))
-            .transpose()
     }
 }
 
-impl Hmac {
-    pub(super) fn trust(&self) -> Trust {
-        self.envelope.trust()
-    }
+/// A key that is usable with a scheme.
+struct Candidate<'s> {
+    kind: &'s Kind,
+    /// `kid` of a published key.
+    id: Option<&'s str>,
+    key: VerificationKey,
+}
 
+impl Detached {
+    /// Verifies a request and returns the signed message id.
     pub(super) fn verify(
         &self,
         request: &Request<'_>,
         keys: &[Key],
         now: Timestamp,
     ) -> Result<Option<String>, SignatureError> {
-        let keys: Vec<VerificationKey> = keys
-            .iter()
-            .filter_map(|key| self.verification_key(key))
-            .collect();
+        let keys: Vec<_> = keys.iter().flat_map(|key| self.candidates(key)).collect();
+        let uses_secret = |kind: &Kind| matches!(kind.algorithm, Algorithm::Hmac { .. });
+        // A malformed request is rejected even if no published key is available.
+        if keys.is_empty() && self.kinds.iter().any(uses_secret) {
+            return Err(SignatureError::NoKeyConfigured);
+        }
+        let (header_name, value) = self.signature_header(request)?;
+        let fields = self.fields(value);
+        let content = self.signed.render(request, (header_name, &fields))?;
+        let signatures = self.signatures(&fields);
+        if signatures.is_empty() && !self.is_versioned {
+            return Err(SignatureError::Malformed(header_name.into()));
+        }
+        let message_id = match self.id_header.as_deref() {
+            Some(name) => match required(request.headers, name)? {
+                "" => return Err(SignatureError::Malformed(name.into())),
+                id => Some(id.to_owned()),
+            },
+            None => None,
+        };
         if keys.is_empty() {
             return Err(SignatureError::NoKeyConfigured);
         }
-        let claim = self.envelope.claim(request)?;
-        claim.verify(request.headers, &keys, now)
+        let key_id = self.key_id_header.as_deref();
+        let key_id = key_id.and_then(|name| request.headers.get(name));
+        let is_requested = |key: &Candidate<'_>| key_id.is_some() && key.id == key_id;
+        // A key without an id matches every request.
+        let matches = |key: &&Candidate<'_>| {
+            let ids = key.id.zip(key_id);
+            ids.is_none_or(|(own, requested)| own == requested)
+        };
+        let mut matching = keys.iter().filter(matches).peekable();
+        if matching.peek().is_none() {
+            return Err(SignatureError::UnknownKey);
+        }
+        let is_signed_with = |Candidate { kind, key, .. }: &Candidate<'_>| {
+            let mut own = signatures.iter().filter(|(of, _)| std::ptr::eq(*of, *kind));
+            own.any(|(_, tag)| key.verify(&content, tag))
+        };
+        if !matching.any(is_signed_with) {
+            return Err(if keys.iter().any(is_requested) {
+                SignatureError::Forged
+            } else {
+                SignatureError::Mismatch
+            });
+        }
+        match &self.timestamp {
+            Some(TimestampSource::Header(name)) => {
+                check_fresh(required(request.headers, name)?, name, now)?;
+            }
+            Some(TimestampSource::Field(name)) => {
+                let timestamp = field(&fields, name).unwrap_or_default();
+                check_fresh(timestamp, header_name, now)?;
+            }
+            None => {}
+        }
+        Ok(message_id)
+    }
+
+    fn candidates<'s>(&'s self, key: &'s Key) -> impl Iterator<Item = Candidate<'s>> {
+        self.kinds.iter().filter_map(|kind| {
+            Some(Candidate {
+                kind,
+                id: key.id(),
+                key: kind.verification_key(key)?,
+            })
+        })
+    }
+
+    fn signature_header<'s, 'r>(
+        &'s self,
+        request: &Request<'r>,
+    ) -> Result<(&'s str, &'r str), SignatureError> {
+        let mut present = self.headers.iter().filter_map(|name| {
+            let value = request.headers.get(name)?;
+            Some((&**name, value))
+        });
+        present.next().ok_or_else(|| {
+            let first = self.headers.first().map_or("", |name| name);
+            SignatureError::MissingHeader(first.into())
+        })
+    }
+
+    /// Splits the value of the signature header into fields. Without `signature_field`, it is a list of signatures,
+    /// which are fields without a name.
+    fn fields<'r>(&self, value: &'r str) -> Fields<'r> {
+        let pair = |part: &'r str| part.trim().split_once('=');
+        match self.signature_field {
+            Some(_) => value.split(',').filter_map(pair).collect(),
+            None => value
+                .split_ascii_whitespace()
+                .map(|text| ("", text))
+                .collect(),
+        }
+    }
+
+    /// Decodes the signatures. Skips those that cannot be decoded.
+    fn signatures(&self, fields: &Fields<'_>) -> Vec<(&Kind, Vec<u8>)> {
+        let name = self.signature_field.as_deref().unwrap_or_default();
+        let encoded = fields.iter().filter(|(key, _)| *key == name);
+        let of_each_kind = |(_, text)| self.kinds.iter().map(move |kind| (kind, text));
+        let decode = |(kind, text): (_, &str)| {
+            let kind: &Kind = kind;
+            match text.strip_prefix(&kind.prefix) {
+                Some(bare) => Some((kind, self.encoding.decode(bare)?)),
+                None if self.is_versioned => None,
+                None => Some((kind, self.encoding.decode(text)?)),
+            }
+        };
+        let decoded = encoded.copied().flat_map(of_each_kind).filter_map(decode);
+        decoded.take(MAX_SIGNATURES).collect()
     }
 
     pub(super) fn sign(
@@ -255,21 +312,22 @@ impl Hmac {
         body: &[u8],
         now: Timestamp,
     ) -> Result<Vec<(String, String)>, CannotSign> {
-        let Some(VerificationKey::Hmac(key)) = self.verification_key(key) else {
+        let (Some(kind), Some(header_name)) = (self.kinds.first(), self.headers.first()) else {
             return Err(CannotSign);
         };
-        let envelope = &self.envelope;
-        let header_name = envelope.headers.first().ok_or(CannotSign)?;
+        let Some(VerificationKey::Hmac(key)) = kind.verification_key(key) else {
+            return Err(CannotSign);
+        };
         let seconds = now.as_second().to_string();
         let mut sent = Vec::new();
         let mut fields: Fields<'_> = Vec::new();
-        match &envelope.timestamp {
-            Some(TimestampSource::Header(name)) => sent.push((name.clone(), seconds.clone())),
+        match &self.timestamp {
+            Some(TimestampSource::Header(name)) => sent.push((name.to_string(), seconds.clone())),
             Some(TimestampSource::Field(name)) => fields.push((name, &seconds)),
             None => {}
         }
-        if let Some(name) = &envelope.id_header {
-            sent.push((name.clone(), message_id.to_owned()));
+        if let Some(name) = &self.id_header {
+            sent.push((name.to_string(), message_id.to_owned()));
         }
         let tag = {
             let request = Request {
@@ -277,15 +335,11 @@ impl Hmac {
                 body,
                 url: "",
             };
-            let content = envelope.signed.render(&request, (header_name, &fields));
+            let content = self.signed.render(&request, (header_name, &fields));
             hmac::sign(&key, &content.map_err(|_| CannotSign)?)
         };
-        let encoded = format!(
-            "{}{}",
-            envelope.prefix,
-            envelope.encoding.encode(tag.as_ref())
-        );
-        let value = match &envelope.signature_field {
+        let encoded = format!("{}{}", kind.prefix, self.encoding.encode(tag.as_ref()));
+        let value = match &self.signature_field {
             Some(name) => {
                 fields.push((name, &encoded));
                 let pairs: Vec<_> = fields.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -293,75 +347,29 @@ impl Hmac {
             }
             None => encoded,
         };
-        sent.push((header_name.clone(), value));
+        sent.push((header_name.to_string(), value));
         Ok(sent)
     }
 
-    pub(super) fn key_problem(&self, key: &Key) -> Option<&'static str> {
-        if self.verification_key(key).is_some() {
+    /// Returns why a secret is not usable, or `None` if it is.
+    pub(super) fn secret_problem(&self, secret: &Key) -> Option<&'static str> {
+        if self.candidates(secret).next().is_some() {
             return None;
         }
-        Some(match (key, self.key) {
-            (Key::Ed25519 { .. } | Key::Token(_), _) => {
-                "this scheme uses a secret, not a public key"
+        Some(match &self.kinds[..] {
+            [
+                Kind {
+                    algorithm: Algorithm::Hmac { key, .. },
+                    ..
+                },
+            ] => match key {
+                KeyEncoding::Raw => "the secret is empty",
+                KeyEncoding::Base64 => "the secret is empty or not base64",
+                KeyEncoding::Hex => "the secret is empty or not hex",
+            },
+            _ => {
+                "not a Standard Webhooks secret; expected whsec_ and base64, or whpk_ and the base64 of 32 bytes"
             }
-            (Key::Secret(_), KeyEncoding::Raw) => "the secret is empty",
-            (Key::Secret(_), KeyEncoding::Base64) => "the secret is empty or not base64",
-            (Key::Secret(_), KeyEncoding::Hex) => "the secret is empty or not hex",
         })
-    }
-
-    fn verification_key(&self, key: &Key) -> Option<VerificationKey> {
-        let text = key.secret()?;
-        let bare = text.strip_prefix(&self.key_prefix).unwrap_or(text);
-        let secret = match self.key {
-            KeyEncoding::Raw => Cow::Borrowed(bare.as_bytes()),
-            KeyEncoding::Base64 => Cow::Owned(BASE64.decode(bare).ok()?),
-            KeyEncoding::Hex => Cow::Owned(hex::decode(bare).ok()?),
-        };
-        VerificationKey::hmac(self.digest.algorithm(), &secret)
-    }
-}
-
-impl Ed25519 {
-    pub(super) fn trust(&self) -> Trust {
-        self.envelope.trust()
-    }
-
-    pub(super) fn verify(
-        &self,
-        request: &Request<'_>,
-        keys: &[Key],
-        now: Timestamp,
-    ) -> Result<Option<String>, SignatureError> {
-        // A malformed request is rejected even if no key is available.
-        let claim = self.envelope.claim(request)?;
-        let key_id_header = self.key_id_header.as_deref();
-        let key_id = key_id_header.and_then(|name| request.headers.get(name));
-        let (mut has_key, mut has_requested_key) = (false, false);
-        let mut candidates = Vec::new();
-        for key in keys {
-            match key {
-                Key::Ed25519 { id, public } => {
-                    has_key = true;
-                    has_requested_key |= key_id.is_some() && id.as_deref() == key_id;
-                    // A key without an id matches every request.
-                    if key_id.is_none() || id.is_none() || id.as_deref() == key_id {
-                        candidates.push(VerificationKey::Ed25519(*public));
-                    }
-                }
-                Key::Secret(_) | Key::Token(_) => {}
-            }
-        }
-        if !has_key {
-            return Err(SignatureError::NoKeyConfigured);
-        }
-        if candidates.is_empty() {
-            return Err(SignatureError::UnknownKey);
-        }
-        match claim.verify(request.headers, &candidates, now) {
-            Err(SignatureError::Mismatch) if has_requested_key => Err(SignatureError::Forged),
-            result => result,
-        }
     }
 }

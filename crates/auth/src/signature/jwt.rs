@@ -44,7 +44,7 @@ impl Jwt {
         if token.uses_shared_secret() {
             return Err(malformed());
         }
-        let keys = || keys.iter().filter_map(Key::token);
+        let keys = || keys.iter().filter_map(Key::published);
         if keys().next().is_none() {
             return Err(SignatureError::NoKeyConfigured);
         }
@@ -53,8 +53,10 @@ impl Jwt {
             audience: Some(request.url.to_owned()),
             leeway: LEEWAY,
         };
-        token
-            .verify_with_published_keys(keys(), &expected, now)
+        let claims = token.verify_signature(keys());
+        claims
+            .and_then(|claims| expected.check(&claims, now))
+            .map(|_| ())
             .map_err(|error| match &error {
                 TokenError::Algorithm | TokenError::UnknownKey => SignatureError::UnknownKey,
                 TokenError::Signature if token.may_verify_with_newer_keys(&error) => {

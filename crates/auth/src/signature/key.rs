@@ -5,12 +5,9 @@
 use std::sync::Arc;
 
 use aws_lc_rs::{hmac, signature};
-use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
-use serde_json::Value;
 
 use crate::jwt::VerifyingKey;
 
@@ -30,15 +27,8 @@ pub(super) const BASE64URL: GeneralPurpose =
 pub enum Key {
     /// A secret shared with the provider, as shown in its console.
     Secret(SecretString),
-    /// An Ed25519 public key.
-    Ed25519 {
-        /// `kid` of the key.
-        id: Option<String>,
-        /// The 32 bytes of the key.
-        public: [u8; 32],
-    },
-    /// A public key that verifies JWTs.
-    Token(Arc<VerifyingKey>),
+    /// A public key of the provider's JWKS.
+    Published(Arc<VerifyingKey>),
 }
 
 impl From<SecretString> for Key {
@@ -48,62 +38,30 @@ impl From<SecretString> for Key {
 }
 
 impl Key {
-    /// Parses a JWKS and returns its Ed25519 signing keys. Skips other keys. Returns `None` if the document is not a
-    /// key set.
-    pub fn ed25519_of(document: &[u8]) -> Option<Vec<Self>> {
-        let set: KeySet = serde_json::from_slice(document).ok()?;
-        Some(set.keys.into_iter().filter_map(Self::from_jwk).collect())
-    }
-
-    /// Parses a JWKS and returns the keys that verify JWTs, or `None` if the document is not a key set.
-    pub fn tokens_of(document: &[u8]) -> Option<Vec<Self>> {
+    /// Parses a JWKS and returns its signing keys. Skips other keys. Returns `None` if the document is not a key set.
+    pub fn from_jwks(document: &[u8]) -> Option<Vec<Self>> {
         let keys = VerifyingKey::from_jwks(document)?;
-        Some(keys.into_iter().map(Arc::new).map(Self::Token).collect())
+        let keys = keys.into_iter().map(Arc::new);
+        Some(keys.map(Self::Published).collect())
     }
 
-    fn from_jwk(jwk: Value) -> Option<Self> {
-        let jwk: Jwk = serde_json::from_value(jwk).ok()?;
-        let signs = jwk.usage.is_none_or(|usage| usage == "sig")
-            && jwk.alg.is_none_or(|alg| alg == "EdDSA" || alg == "Ed25519");
-        if jwk.kty != "OKP" || jwk.crv != "Ed25519" || !signs {
-            return None;
-        }
-        let public = BASE64URL.decode(jwk.x).ok()?.try_into().ok()?;
-        Some(Self::Ed25519 {
-            id: jwk.kid,
-            public,
-        })
+    pub(super) fn id(&self) -> Option<&str> {
+        self.published()?.id()
     }
 
-    pub(super) fn token(&self) -> Option<&VerifyingKey> {
+    pub(super) fn published(&self) -> Option<&VerifyingKey> {
         match self {
-            Self::Token(key) => Some(key),
-            Self::Secret(_) | Self::Ed25519 { .. } => None,
+            Self::Published(key) => Some(key),
+            Self::Secret(_) => None,
         }
     }
 
     pub(super) fn secret(&self) -> Option<&str> {
         match self {
             Self::Secret(secret) => Some(secret.expose_secret()),
-            Self::Ed25519 { .. } | Self::Token(_) => None,
+            Self::Published(_) => None,
         }
     }
-}
-
-#[derive(Deserialize)]
-struct KeySet {
-    keys: Vec<Value>,
-}
-
-#[derive(Deserialize)]
-struct Jwk {
-    kty: String,
-    crv: String,
-    x: String,
-    kid: Option<String>,
-    #[serde(rename = "use")]
-    usage: Option<String>,
-    alg: Option<String>,
 }
 
 /// A decoded key that verifies signatures.

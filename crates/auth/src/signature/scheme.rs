@@ -4,11 +4,11 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use url::Url;
 
-use super::detached::{Ed25519, Hmac};
+use super::detached::{Detached, STANDARD_WEBHOOKS};
 use super::jwt::Jwt;
 use super::key::Key;
 use super::static_token::StaticToken;
-use super::{Request, SignatureError, Trust, Verified, standard};
+use super::{Request, SignatureError, Trust, Verified, spec};
 
 /// A signature scheme: a table of the provider definition, selected by the key `scheme`.
 #[derive(Debug, Clone, Deserialize)]
@@ -18,15 +18,28 @@ pub enum Scheme {
     /// secrets) or `v1a` (Ed25519, `whpk_` keys).
     StandardWebhooks {},
     /// An HMAC in a custom header.
-    Hmac(Hmac),
+    #[serde(deserialize_with = "spec::hmac")]
+    Hmac(Detached),
     /// An Ed25519 signature in a custom header, verified with the keys of a JWKS.
-    Ed25519(Ed25519),
+    #[serde(deserialize_with = "spec::ed25519")]
+    Ed25519(Detached),
     /// A JWT whose audience is the webhook URL, verified with the keys of a JWKS. [`Trust::Unsigned`].
     Jwt(Jwt),
     /// A shared token that the provider sends with each webhook. [`Trust::SenderOnly`].
     StaticToken(StaticToken),
     /// No signature. [`Trust::Unsigned`].
     None {},
+}
+
+/// Where the keys of a scheme come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeySource<'s> {
+    /// The configured secrets.
+    Secrets,
+    /// A published key set, with its URL if the provider definition contains it.
+    Jwks(Option<&'s Url>),
+    /// The scheme uses no keys.
+    None,
 }
 
 impl Scheme {
@@ -42,9 +55,8 @@ impl Scheme {
         now: Timestamp,
     ) -> Result<Verified<'a>, SignatureError> {
         let message_id = match self {
-            Self::StandardWebhooks {} => Some(standard::verify(request, keys, now)?),
-            Self::Hmac(hmac) => hmac.verify(request, keys, now)?,
-            Self::Ed25519(ed25519) => ed25519.verify(request, keys, now)?,
+            Self::StandardWebhooks {} => STANDARD_WEBHOOKS.verify(request, keys, now)?,
+            Self::Hmac(table) | Self::Ed25519(table) => table.verify(request, keys, now)?,
             Self::Jwt(jwt) => jwt.verify(request, keys, now).map(|()| None)?,
             Self::StaticToken(token) => token.verify(request, keys).map(|()| None)?,
             Self::None {} => None,
@@ -60,10 +72,9 @@ impl Scheme {
     pub fn trust(&self) -> Trust {
         match self {
             Self::StandardWebhooks {} => Trust::Signed,
-            Self::Hmac(hmac) => hmac.trust(),
-            Self::Ed25519(ed25519) => ed25519.trust(),
+            Self::Hmac(table) | Self::Ed25519(table) if table.signed.covers_body() => Trust::Signed,
             Self::StaticToken(_) => Trust::SenderOnly,
-            Self::Jwt(_) | Self::None {} => Trust::Unsigned,
+            Self::Hmac(_) | Self::Ed25519(_) | Self::Jwt(_) | Self::None {} => Trust::Unsigned,
         }
     }
 
@@ -80,8 +91,8 @@ impl Scheme {
         now: Timestamp,
     ) -> Result<Vec<(String, String)>, CannotSign> {
         match self {
-            Self::StandardWebhooks {} => standard::sign(key, message_id, body, now),
-            Self::Hmac(hmac) => hmac.sign(key, message_id, body, now),
+            Self::StandardWebhooks {} => STANDARD_WEBHOOKS.sign(key, message_id, body, now),
+            Self::Hmac(table) => table.sign(key, message_id, body, now),
             Self::StaticToken(token) => token.sign(key),
             Self::None {} => Ok(Vec::new()),
             Self::Ed25519(_) | Self::Jwt(_) => Err(CannotSign),
@@ -90,51 +101,31 @@ impl Scheme {
 
     /// Returns why `key` is not usable with this scheme, or `None` if it is.
     pub fn key_problem(&self, key: &Key) -> Option<&'static str> {
-        match self {
-            Self::StandardWebhooks {} => standard::key_problem(key),
-            Self::Hmac(hmac) => hmac.key_problem(key),
-            Self::StaticToken(_) => StaticToken::key_problem(key),
-            Self::Ed25519(_) | Self::Jwt(_) => match key {
-                Key::Ed25519 { .. } | Key::Token(_) => None,
-                Key::Secret(_) => Some("this scheme uses public keys from a JWKS, not a secret"),
-            },
-            Self::None {} => None,
-        }
-    }
-
-    /// Returns whether the scheme requires a configured secret.
-    pub fn needs_secret(&self) -> bool {
-        match self {
-            Self::StandardWebhooks {} | Self::Hmac(_) | Self::StaticToken(_) => true,
-            Self::Ed25519(_) | Self::Jwt(_) | Self::None {} => false,
-        }
-    }
-
-    /// Returns where the public keys of the scheme are published, or `None` if it uses no public keys.
-    pub fn published(&self) -> Option<Published<'_>> {
-        match self {
-            Self::Ed25519(ed25519) => Some(Published {
-                url: ed25519.jwks_url.as_ref(),
-                read: Key::ed25519_of,
-            }),
-            Self::Jwt(jwt) => Some(Published {
-                url: jwt.jwks_url.as_ref(),
-                read: Key::tokens_of,
-            }),
-            Self::StandardWebhooks {} | Self::Hmac(_) | Self::StaticToken(_) | Self::None {} => {
-                None
+        match (self.key_source(), key) {
+            (KeySource::Secrets, Key::Published(_)) => {
+                Some("this scheme uses a secret, not a public key")
             }
+            (KeySource::Jwks(_), Key::Secret(_)) => {
+                Some("this scheme uses public keys from a JWKS, not a secret")
+            }
+            (_, _) => match self {
+                Self::StandardWebhooks {} => STANDARD_WEBHOOKS.secret_problem(key),
+                Self::Hmac(table) => table.secret_problem(key),
+                Self::StaticToken(_) => StaticToken::secret_problem(key),
+                Self::Ed25519(_) | Self::Jwt(_) | Self::None {} => None,
+            },
         }
     }
-}
 
-/// The published key set of a scheme.
-#[derive(Clone, Copy)]
-pub struct Published<'s> {
-    /// JWKS URL from the provider definition.
-    pub url: Option<&'s Url>,
-    /// Parses a key set. Returns `None` if the document is not a key set.
-    pub read: fn(&[u8]) -> Option<Vec<Key>>,
+    /// Returns where the keys of the scheme come from.
+    pub fn key_source(&self) -> KeySource<'_> {
+        match self {
+            Self::StandardWebhooks {} | Self::Hmac(_) | Self::StaticToken(_) => KeySource::Secrets,
+            Self::Ed25519(table) => KeySource::Jwks(table.jwks_url.as_ref()),
+            Self::Jwt(jwt) => KeySource::Jwks(jwt.jwks_url.as_ref()),
+            Self::None {} => KeySource::None,
+        }
+    }
 }
 
 /// The scheme cannot sign with the given key.

@@ -5,10 +5,11 @@
 use std::ops::Deref;
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 use url::Url;
 
-use super::detached::{Digest, Ed25519, Encoding, Envelope, Hmac, KeyEncoding, TimestampSource};
-use super::template::{Template, is_token};
+use super::detached::{Algorithm, Detached, Digest, Encoding, KeyEncoding, Kind, TimestampSource};
+use super::template::{Part, Template, is_token};
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -20,7 +21,7 @@ enum HeaderNames {
 /// The keys of the table, for HMAC and Ed25519.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct SchemeSpec {
+struct Table {
     header: HeaderNames,
     encoding: Encoding,
     #[serde(default)]
@@ -28,13 +29,13 @@ pub(super) struct SchemeSpec {
     #[serde(default = "whole_body")]
     signed: String,
     signature_field: Option<String>,
-    timestamp_header: Option<String>,
+    timestamp_header: Option<HeaderName>,
     timestamp_field: Option<String>,
-    id_header: Option<String>,
+    id_header: Option<HeaderName>,
     digest: Option<Digest>,
     key: Option<KeyEncoding>,
     key_prefix: Option<String>,
-    key_id_header: Option<String>,
+    key_id_header: Option<HeaderName>,
     jwks_url: Option<Url>,
 }
 
@@ -42,92 +43,87 @@ fn whole_body() -> String {
     "{body}".to_owned()
 }
 
-impl TryFrom<SchemeSpec> for Hmac {
-    type Error = String;
-
-    fn try_from(mut spec: SchemeSpec) -> Result<Self, String> {
-        if spec.key_id_header.is_some() || spec.jwks_url.is_some() {
-            return Err("key_id_header and jwks_url require scheme = \"ed25519\"".to_owned());
-        }
-        Ok(Self {
-            digest: spec.digest.take().unwrap_or_default(),
-            key: spec.key.take().unwrap_or_default(),
-            key_prefix: spec.key_prefix.take().unwrap_or_default(),
-            envelope: Envelope::try_from(spec)?,
-        })
+/// Deserializes the table of an HMAC.
+pub(super) fn hmac<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Detached, D::Error> {
+    let mut table = Table::deserialize(deserializer)?;
+    if table.key_id_header.is_some() || table.jwks_url.is_some() {
+        let message = "key_id_header and jwks_url require scheme = \"ed25519\"";
+        return Err(D::Error::custom(message));
     }
+    let algorithm = Algorithm::Hmac {
+        digest: table.digest.unwrap_or_default(),
+        key: table.key.unwrap_or_default(),
+        key_prefix: table.key_prefix.take().unwrap_or_default(),
+    };
+    table.with(algorithm).map_err(D::Error::custom)
 }
 
-impl TryFrom<SchemeSpec> for Ed25519 {
-    type Error = String;
-
-    fn try_from(mut spec: SchemeSpec) -> Result<Self, String> {
-        if spec.digest.is_some() || spec.key.is_some() || spec.key_prefix.is_some() {
-            return Err("digest, key and key_prefix require scheme = \"hmac\"".to_owned());
-        }
-        Ok(Self {
-            key_id_header: spec
-                .key_id_header
-                .take()
-                .map(|name| header_name(&name))
-                .transpose()?,
-            jwks_url: spec.jwks_url.take(),
-            envelope: Envelope::try_from(spec)?,
-        })
+/// Deserializes the table of an Ed25519 signature.
+pub(super) fn ed25519<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Detached, D::Error> {
+    let table = Table::deserialize(deserializer)?;
+    if table.digest.is_some() || table.key.is_some() || table.key_prefix.is_some() {
+        let message = "digest, key and key_prefix require scheme = \"hmac\"";
+        return Err(D::Error::custom(message));
     }
+    let algorithm = Algorithm::Ed25519 { key_prefix: None };
+    table.with(algorithm).map_err(D::Error::custom)
 }
 
-impl TryFrom<SchemeSpec> for Envelope {
-    type Error = String;
-
-    fn try_from(spec: SchemeSpec) -> Result<Self, String> {
-        let signed = Template::parse(&spec.signed)?;
-        let headers = match spec.header {
+impl Table {
+    fn with(self, algorithm: Algorithm) -> Result<Detached, String> {
+        let signed = Template::parse(&self.signed)?;
+        let headers = match self.header {
             HeaderNames::One(name) => vec![name],
             HeaderNames::Many(names) => names,
         };
         if headers.is_empty() {
             return Err("header: at least one name is required".to_owned());
         }
-        if spec.signature_field.is_none() && (signed.has_fields() || spec.timestamp_field.is_some())
+        if self.signature_field.is_none() && (signed.has_fields() || self.timestamp_field.is_some())
         {
             return Err("signature_field is required if the header has fields".to_owned());
         }
-        let timestamp = match (spec.timestamp_header, spec.timestamp_field) {
+        let timestamp = match (self.timestamp_header, self.timestamp_field) {
             (Some(_), Some(_)) => {
                 return Err(
                     "timestamp_header and timestamp_field are mutually exclusive".to_owned(),
                 );
             }
-            (Some(name), None) => Some(TimestampSource::Header(header_name(&name)?)),
+            (Some(name), None) => Some(TimestampSource::Header(name)),
             (None, field) => field.map(TimestampSource::Field),
         };
         let is_covered = match &timestamp {
-            Some(TimestampSource::Header(name)) => signed.covers_header(name),
-            Some(TimestampSource::Field(name)) => signed.covers_field(name),
+            Some(TimestampSource::Header(name)) => signed.contains(&Part::Header(name.to_string())),
+            Some(TimestampSource::Field(name)) => signed.contains(&Part::Field(name.clone())),
             None => true,
         };
         if !is_covered {
             return Err("signed must include the timestamp".to_owned());
         }
-        let id_header = spec.id_header.map(|name| header_name(&name)).transpose()?;
-        if id_header
+        let id = self
+            .id_header
             .as_ref()
-            .is_some_and(|name| !signed.covers_header(name))
-        {
+            .map(|name| Part::Header(name.to_string()));
+        if id.is_some_and(|id| !signed.contains(&id)) {
             return Err("signed must include id_header".to_owned());
         }
-        Ok(Self {
+        Ok(Detached {
             headers: headers
-                .iter()
-                .map(|name| header_name(name))
+                .into_iter()
+                .map(HeaderName::try_from)
                 .collect::<Result<_, _>>()?,
-            encoding: spec.encoding,
-            prefix: spec.prefix,
-            signature_field: spec.signature_field,
+            encoding: self.encoding,
+            signature_field: self.signature_field,
             signed,
             timestamp,
-            id_header,
+            id_header: self.id_header,
+            kinds: vec![Kind {
+                prefix: self.prefix,
+                algorithm,
+            }],
+            is_versioned: false,
+            key_id_header: self.key_id_header,
+            jwks_url: self.jwks_url,
         })
     }
 }
@@ -137,11 +133,20 @@ impl TryFrom<SchemeSpec> for Envelope {
 #[serde(try_from = "String")]
 pub(super) struct HeaderName(String);
 
+impl HeaderName {
+    /// `name` must be a header name in lower case.
+    pub(super) fn from_static(name: &'static str) -> Self {
+        Self(name.to_owned())
+    }
+}
+
 impl TryFrom<String> for HeaderName {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, String> {
-        header_name(&name).map(Self)
+        is_token(&name)
+            .then(|| Self(name.to_ascii_lowercase()))
+            .ok_or_else(|| format!("{name:?} is not a header name"))
     }
 }
 
@@ -151,10 +156,4 @@ impl Deref for HeaderName {
     fn deref(&self) -> &str {
         &self.0
     }
-}
-
-fn header_name(name: &str) -> Result<String, String> {
-    is_token(name)
-        .then(|| name.to_ascii_lowercase())
-        .ok_or_else(|| format!("{name:?} is not a header name"))
 }

@@ -1,7 +1,6 @@
 //! A shared token that the provider sends with each webhook. It authenticates the sender and does not cover the body.
 
 use aws_lc_rs::constant_time;
-use secrecy::ExposeSecret;
 use serde::Deserialize;
 
 use super::key::Key;
@@ -37,24 +36,13 @@ impl StaticToken {
     }
 
     pub(super) fn sign(&self, key: &Key) -> Result<Vec<(String, String)>, CannotSign> {
-        match key {
-            Key::Secret(token) => {
-                let value = format!("{}{}", self.prefix, token.expose_secret());
-                Ok(vec![(self.header.to_string(), value)])
-            }
-            Key::Ed25519 { .. } | Key::Token(_) => Err(CannotSign),
-        }
+        let token = key.secret().ok_or(CannotSign)?;
+        let value = format!("{}{token}", self.prefix);
+        Ok(vec![(self.header.to_string(), value)])
     }
 
-    pub(super) fn key_problem(key: &Key) -> Option<&'static str> {
-        match key {
-            Key::Secret(token) => token
-                .expose_secret()
-                .is_empty()
-                .then_some("the token is empty"),
-            Key::Ed25519 { .. } | Key::Token(_) => {
-                Some("this scheme uses a token, not a public key")
-            }
-        }
+    pub(super) fn secret_problem(secret: &Key) -> Option<&'static str> {
+        let is_empty = secret.secret().is_none_or(str::is_empty);
+        is_empty.then_some("the token is empty")
     }
 }

@@ -16,7 +16,7 @@ use super::{Request, SignatureError, required};
 pub(super) struct Template(Vec<Part>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Text(String),
     Body,
     BodyDigest,
@@ -54,16 +54,19 @@ impl Template {
         Ok(Self(parts))
     }
 
+    /// Returns the template of two headers and the body, joined by dots.
+    pub(super) fn headers_and_body(names: [&str; 2]) -> Self {
+        let dotted = |name: &str| [Part::Header(name.to_owned()), Part::Text(".".to_owned())];
+        let headers = names.into_iter().flat_map(dotted);
+        Self(headers.chain([Part::Body]).collect())
+    }
+
     pub(super) fn covers_body(&self) -> bool {
-        self.has(&Part::Body) || self.has(&Part::BodyDigest)
+        self.contains(&Part::Body) || self.contains(&Part::BodyDigest)
     }
 
-    pub(super) fn covers_header(&self, name: &str) -> bool {
-        self.has(&Part::Header(name.to_owned()))
-    }
-
-    pub(super) fn covers_field(&self, name: &str) -> bool {
-        self.has(&Part::Field(name.to_owned()))
+    pub(super) fn contains(&self, part: &Part) -> bool {
+        self.0.contains(part)
     }
 
     pub(super) fn has_fields(&self) -> bool {
@@ -102,10 +105,6 @@ impl Template {
             }
         }
         Ok(Cow::Owned(content))
-    }
-
-    fn has(&self, part: &Part) -> bool {
-        self.0.contains(part)
     }
 }
 

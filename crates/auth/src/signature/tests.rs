@@ -115,7 +115,7 @@ fn vectors_verify_as_documented() {
         let scheme = &schemes[&vector.scheme];
         let mut keys: Vec<Key> = vector.secret.iter().map(|text| secret(text)).collect();
         if let Some(jwks) = &vector.jwks {
-            keys.extend(Key::ed25519_of(jwks.to_string().as_bytes()).expect("a key set"));
+            keys.extend(Key::from_jwks(jwks.to_string().as_bytes()).expect("a key set"));
         }
         assert!(keys.iter().all(|key| scheme.key_problem(key).is_none()));
         let (headers, body) = (vector.headers.into_iter().collect(), vector.body.as_bytes());
@@ -272,13 +272,15 @@ fn unknown_kid_and_signature_mismatch_are_distinct() {
         "scheme = 'ed25519'\nheader = 'x-sig'\nencoding = 'base64url'\nkey_id_header = 'x-key'\n\
          jwks_url = 'https://keys.example.com/jwks.json'",
     );
-    let published = scheme.published().and_then(|published| published.url);
-    assert_eq!(published.map(Url::path), Some("/jwks.json"));
+    let url = Url::parse("https://keys.example.com/jwks.json").expect("a URL");
+    assert_eq!(scheme.key_source(), KeySource::Jwks(Some(&url)));
     let pair = Ed25519KeyPair::generate().expect("a key pair");
-    let public = pair.public_key().as_ref().try_into().expect("32 bytes");
-    let key = |id: Option<&str>, public| Key::Ed25519 {
-        id: id.map(str::to_owned),
-        public,
+    let public = pair.public_key().as_ref();
+    let key = |id: Option<&str>, public: &[u8]| {
+        let x = super::key::BASE64URL.encode(public);
+        let key = serde_json::json!({ "kty": "OKP", "crv": "Ed25519", "kid": id, "x": x.trim_end_matches('=') });
+        let set = serde_json::json!({ "keys": [key] }).to_string();
+        Key::from_jwks(set.as_bytes()).expect("a key set").remove(0)
     };
     let sent: Pairs = vec![
         (
@@ -287,7 +289,8 @@ fn unknown_kid_and_signature_mismatch_are_distinct() {
         ),
         ("x-key".into(), "new".into()),
     ];
-    let other = [7; 32];
+    let other = Ed25519KeyPair::generate().expect("a key pair");
+    let other = other.public_key().as_ref();
     let check = |keys: &[Key]| verify(&scheme, &sent, b"x", keys, NOW).map(|_| ());
     assert_eq!(check(&[key(Some("new"), public)]), Ok(()));
     assert_eq!(check(&[key(None, other), key(None, public)]), Ok(()));
@@ -317,9 +320,9 @@ fn jwks_yields_only_ed25519_signing_keys() {
         okp(r#","kid":"c","alg":"HS256""#),
         r#"{"kty":"OKP","crv":"Ed25519","x":"AAAA","kid":"short"}"#,
     );
-    let keys = Key::ed25519_of(set.as_bytes()).expect("a key set");
-    assert!(matches!(&keys[..], [Key::Ed25519 { id: Some(id), .. }] if id == "a"));
-    assert!(Key::ed25519_of(b"[]").is_none());
+    let keys = Key::from_jwks(set.as_bytes()).expect("a key set");
+    assert_eq!(keys.iter().map(Key::id).collect::<Vec<_>>(), [Some("a")]);
+    assert!(Key::from_jwks(b"[]").is_none());
 }
 
 #[test]

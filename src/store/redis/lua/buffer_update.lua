@@ -3,12 +3,12 @@
 -- An identical update is stored once. When the buffer is full, the oldest update is dropped.
 --
 -- KEYS: the claim of the task, the buffered updates, the index of tasks with buffered updates
--- ARGV: update, time received, maximum number of updates, TTL of the keys, task,
---       expired claim to remove ('' for none)
+-- ARGV: expired claim to remove ('' for none), update, time received, maximum number of updates,
+--       TTL of the keys, task
 -- Returns: {'buffered'} or {'held', claim, age of the claim in milliseconds}
 local claim_key, buffer, index = KEYS[1], KEYS[2], KEYS[3]
-local update, received_at, max_updates, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local task, expired_claim = ARGV[5], ARGV[6]
+local expired_claim, update, received_at = ARGV[1], ARGV[2], ARGV[3]
+local max_updates, ttl, task = ARGV[4], ARGV[5], ARGV[6]
 
 local claim = redis.call('GET', claim_key)
 if claim and claim ~= expired_claim then

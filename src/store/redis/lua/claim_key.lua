@@ -3,11 +3,11 @@
 -- The claim fails if the buffer holds updates other than those that the job already contains.
 --
 -- KEYS: the unique key, the updates buffered for it
--- ARGV: job id, fingerprint, TTL of the claim, expired claim to replace ('' for none),
+-- ARGV: expired claim to replace ('' for none), job id, fingerprint, TTL of the claim,
 --       then the buffered updates that the job contains
 -- Returns: {'acquired'}, {'held', claim, age of the claim in milliseconds} or {'updates_missed'}
 local key, buffer = KEYS[1], KEYS[2]
-local job, fingerprint, ttl, expired_claim = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local expired_claim, job, fingerprint, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local first_update = 5
 
 local clock = redis.call('TIME')

@@ -2,7 +2,7 @@
 --
 -- KEYS: the job, the poll queue, the provider's submit queue, the expiry queue, all jobs,
 --       the active jobs, the budget outbox, the channel of the job, the channel of its owner
--- ARGV: PUBLISH or SPUBLISH, job id, document, internal state, changes (JSON, see `CommitFields`),
+-- ARGV: PUBLISH or SPUBLISH, job id, document, internal state, changes (JSON, see `RedisStore::changes`),
 --       expected version, provider task ('' if unknown), '1' if the task is claimed,
 --       document key of the outbox entry ('' for none), outbox entry
 -- Returns: {'not_found'}, {'conflict'}, {'task_not_claimed'} (claim the task first) or
@@ -32,7 +32,7 @@ local held_slot = slot == '1' or (submit_due_at and submit_due_at ~= submit_at)
 redis.call('HSET', job, 'document', document, 'internal', internal, 'task', task,
   unpack(changes.fields))
 redis.call('PEXPIRE', job, changes.ttl)
-if changes.poll_at then
+if changes.poll_at ~= '' then
   -- A requested poll that has not been claimed yet is not postponed.
   local poll_at = changes.poll_at
   if poll_requested_at and tonumber(poll_requested_at) < tonumber(poll_at) then
@@ -43,7 +43,7 @@ if changes.poll_at then
 else
   redis.call('ZREM', poll_queue, id)
 end
-if changes.submit_at then
+if changes.submit_at ~= '' then
   redis.call('ZADD', submit_queue, changes.submit_at, id)
   redis.call('PEXPIRE', submit_queue, changes.shared_ttl)
 elseif submit_due_at then

@@ -1,9 +1,9 @@
-//! The channels that a node is subscribed to.
+//! The topics that a node is subscribed to.
 //!
-//! A channel is in the list only after the server has confirmed the subscription: a `PING` on the same
+//! A topic is in the list only after the server has confirmed the subscription: a `PING` on the same
 //! connection is answered after the server has processed the `SUBSCRIBE`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use fred::clients::Client;
@@ -11,149 +11,124 @@ use fred::error::Error as RedisError;
 use fred::interfaces::{ClientLike, PubsubInterface};
 use fred::types::ClusterHash;
 use fred::types::config::Options;
+use fred::util::redis_keyslot;
 use futures_util::future::try_join_all;
 
 use crate::job::Topic;
 use crate::store::Error;
+use crate::store::redis::endpoint::fail_fast;
 use crate::store::redis::keys::KeyNames;
 
 /// Channels in one `SUBSCRIBE` command.
 const CHANNELS_PER_COMMAND: usize = 1000;
 
-/// Concurrent `SSUBSCRIBE` commands. Each takes a single channel.
+/// Concurrent `SSUBSCRIBE` commands.
 const MAX_CONCURRENT_COMMANDS: usize = 64;
 
-/// The subscribed channels. System channels have no state, and are never dropped.
+/// The subscribed topics, and the channels that are always subscribed.
 pub(super) struct Channels {
-    is_sharded: bool,
-    command_timeout: Duration,
-    subscribed: HashMap<String, Option<ChannelState>>,
-}
-
-struct ChannelState {
-    topic: Topic,
-    /// Whether the last check found no subscribers.
-    was_idle: bool,
+    pub(super) keys: KeyNames,
+    pub(super) is_sharded: bool,
+    pub(super) command_timeout: Duration,
+    pub(super) system_channels: Vec<String>,
+    /// Whether the last check found no subscribers, for each topic.
+    pub(super) topics: HashMap<Topic, bool>,
 }
 
 impl Channels {
-    pub(super) fn new(
-        is_sharded: bool,
-        command_timeout: Duration,
-        system_channels: Vec<String>,
-    ) -> Self {
-        let channels = system_channels.into_iter();
-        Self {
-            is_sharded,
-            command_timeout,
-            subscribed: channels.map(|channel| (channel, None)).collect(),
-        }
-    }
-
-    /// Returns the channels of `topics` that are not subscribed.
-    pub(super) fn missing<'a>(
-        &self,
-        keys: &KeyNames,
-        topics: impl Iterator<Item = &'a Topic>,
-    ) -> BTreeMap<String, Topic> {
-        topics
-            .flat_map(|topic| {
-                let channels = keys.channels(topic).into_iter();
-                channels.map(move |channel| (channel, topic.clone()))
-            })
-            .filter(|(channel, _)| !self.subscribed.contains_key(channel))
-            .collect()
-    }
-
+    /// Subscribes to those of `topics` that are not subscribed.
     pub(super) async fn add(
         &mut self,
         client: &Client,
-        channels: BTreeMap<String, Topic>,
+        topics: impl Iterator<Item = &Topic>,
     ) -> Result<(), Error> {
-        let names: Vec<&str> = channels.keys().map(String::as_str).collect();
-        self.subscribe(client, &names).await?;
-        let added = channels.into_iter().map(|(channel, topic)| {
-            let state = ChannelState {
-                topic,
-                was_idle: false,
-            };
-            (channel, Some(state))
-        });
-        self.subscribed.extend(added);
+        let missing = topics.filter(|topic| !self.topics.contains_key(topic));
+        let missing: HashSet<Topic> = missing.cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.subscribe(client, &self.names(&missing)).await?;
+        let added = missing.into_iter().map(|topic| (topic, false));
+        self.topics.extend(added);
         Ok(())
     }
 
     pub(super) async fn resubscribe_all(&self, client: &Client) -> Result<(), Error> {
-        let names: Vec<&str> = self.subscribed.keys().map(String::as_str).collect();
+        let mut names = self.names(self.topics.keys());
+        names.extend_from_slice(&self.system_channels);
         Ok(self.subscribe(client, &names).await?)
     }
 
-    /// Returns the channels that two checks in a row have found without subscribers.
-    pub(super) fn idle(&mut self, is_subscribed: impl Fn(&Topic) -> bool) -> Vec<String> {
-        let mut idle = Vec::new();
-        for (channel, state) in &mut self.subscribed {
-            let Some(state) = state else { continue };
-            let is_idle = !is_subscribed(&state.topic);
-            if is_idle && state.was_idle {
-                idle.push(channel.clone());
-            }
-            state.was_idle = is_idle;
-        }
-        idle
-    }
-
-    pub(super) async fn remove(
+    /// Ends the subscriptions to topics that two checks in a row have found without subscribers.
+    pub(super) async fn prune(
         &mut self,
         client: &Client,
-        channels: Vec<String>,
-    ) -> Result<(), Error> {
-        for channel in &channels {
-            self.subscribed.remove(channel);
-        }
-        if self.is_sharded {
-            for batch in channels.chunks(MAX_CONCURRENT_COMMANDS) {
-                let each = batch.iter().map(|name| client.sunsubscribe(name.as_str()));
-                try_join_all(each).await?;
+        is_subscribed: impl Fn(&Topic) -> bool,
+    ) -> Result<(), RedisError> {
+        let mut idle = Vec::new();
+        self.topics.retain(|topic, was_idle| {
+            let is_idle = !is_subscribed(topic);
+            let is_pruned = is_idle && *was_idle;
+            *was_idle = is_idle;
+            if is_pruned {
+                idle.push(topic.clone());
             }
-        } else {
-            for batch in channels.chunks(CHANNELS_PER_COMMAND) {
-                client.unsubscribe(batch.to_vec()).await?;
+            !is_pruned
+        });
+        let is_sharded = self.is_sharded;
+        self.send(&self.names(&idle), |names| async move {
+            match is_sharded {
+                true => client.sunsubscribe(names).await,
+                false => client.unsubscribe(names).await,
             }
-        }
-        Ok(())
+        })
+        .await
     }
 
-    /// Subscribes, and waits for the confirmation by a barrier: the client library only reports that
+    fn names<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> Vec<String> {
+        let topics = topics.into_iter();
+        topics.flat_map(|topic| self.keys.channels(topic)).collect()
+    }
+
+    /// Subscribes, and waits for the confirmation by barriers: the client library only reports that
     /// it has sent the command.
-    async fn subscribe(&self, client: &Client, channels: &[&str]) -> Result<(), RedisError> {
-        if !self.is_sharded {
-            for batch in channels.chunks(CHANNELS_PER_COMMAND) {
-                let names: Vec<String> = batch.iter().map(ToString::to_string).collect();
-                client.subscribe(names).await?;
+    async fn subscribe(&self, client: &Client, channels: &[String]) -> Result<(), RedisError> {
+        let is_sharded = self.is_sharded;
+        self.send(channels, |names| async move {
+            match is_sharded {
+                true => client.ssubscribe(names).await,
+                false => client.subscribe(names).await,
             }
-            return self.barrier(client, None).await;
-        }
-        // One channel for each command: the library mixes up the replies to several.
-        for batch in channels.chunks(MAX_CONCURRENT_COMMANDS) {
-            try_join_all(batch.iter().map(|name| client.ssubscribe(*name))).await?;
-        }
-        let slot = |name: &&str| fred::util::redis_keyslot(name.as_bytes());
-        let mut slots: Vec<u16> = channels.iter().map(slot).collect();
-        slots.sort_unstable();
-        slots.dedup();
-        let barriers = slots
-            .into_iter()
-            .map(|slot| self.barrier(client, Some(slot)));
+        })
+        .await?;
+        let slot = |name: &String| is_sharded.then(|| redis_keyslot(name.as_bytes()));
+        let slots: BTreeSet<Option<u16>> = channels.iter().map(slot).collect();
+        let barriers = slots.into_iter().map(|slot| self.barrier(client, slot));
         try_join_all(barriers).await.map(drop)
+    }
+
+    /// Sends a command for each batch of channels.
+    async fn send<F: Future<Output = Result<(), RedisError>>>(
+        &self,
+        channels: &[String],
+        command: impl Fn(Vec<String>) -> F,
+    ) -> Result<(), RedisError> {
+        let (batch, concurrency) = match self.is_sharded {
+            // The library mixes up the replies to a command with several sharded channels.
+            true => (1, MAX_CONCURRENT_COMMANDS),
+            false => (CHANNELS_PER_COMMAND, 1),
+        };
+        for channels in channels.chunks(batch * concurrency) {
+            let commands = channels.chunks(batch).map(|names| command(names.to_vec()));
+            try_join_all(commands).await?;
+        }
+        Ok(())
     }
 
     async fn barrier(&self, client: &Client, slot: Option<u16>) -> Result<(), RedisError> {
         let options = Options {
             cluster_hash: slot.map(ClusterHash::Custom),
-            timeout: Some(self.command_timeout),
-            max_attempts: Some(1),
-            fail_fast: true,
-            ..Options::default()
+            ..fail_fast(self.command_timeout)
         };
         client.with_options(&options).ping(None).await
     }

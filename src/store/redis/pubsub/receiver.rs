@@ -4,17 +4,16 @@
 //! its own probe, because the connection to each can fail alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fred::error::Error as RedisError;
 use fred::interfaces::PubsubInterface;
 use fred::types::Message;
 use futures_util::future::join_all;
-use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
 
 use crate::store::codec::from_json;
 use crate::store::redis::connection::Connections;
@@ -23,48 +22,30 @@ use crate::store::{ChangeListener, Error, StoreEvent};
 
 /// The state of the pub/sub connection, shared with the task that receives messages.
 pub(super) struct MessageReceiver {
-    probes: Vec<Probe>,
+    /// The channel of the probes of each partition.
+    probe_channels: Vec<String>,
+    /// When each partition delivered its last probe.
+    received_at: watch::Sender<Vec<Instant>>,
     shared_state_channel: String,
-    started_at: Instant,
     messages_lost: Notify,
-    probe_received: Notify,
-    is_healthy: AtomicBool,
-}
-
-struct Probe {
-    channel: String,
-    /// Time of the last probe received, in milliseconds since `started_at`.
-    received_at: AtomicU64,
 }
 
 impl MessageReceiver {
     pub(super) fn new(keys: &KeyNames, node: &str) -> Self {
-        let probes = keys.partitions().map(|partition| Probe {
-            channel: partition.probe_channel(node),
-            received_at: AtomicU64::new(0),
-        });
+        let partitions = keys.partitions();
+        let probe_channels: Vec<_> = partitions.map(|one| one.probe_channel(node)).collect();
         Self {
-            probes: probes.collect(),
+            received_at: watch::Sender::new(vec![Instant::now(); probe_channels.len()]),
+            probe_channels,
             shared_state_channel: keys.partition(0).shared_state_channel(),
-            started_at: Instant::now(),
             messages_lost: Notify::new(),
-            probe_received: Notify::new(),
-            is_healthy: AtomicBool::new(false),
         }
     }
 
     /// Returns the channels that a node is always subscribed to.
     pub(super) fn system_channels(&self) -> Vec<String> {
-        let probes = self.probes.iter().map(|probe| probe.channel.clone());
+        let probes = self.probe_channels.iter().cloned();
         probes.chain([self.shared_state_channel.clone()]).collect()
-    }
-
-    pub(super) fn is_healthy(&self) -> bool {
-        self.is_healthy.load(Ordering::Acquire)
-    }
-
-    pub(super) fn set_healthy(&self, is_healthy: bool) {
-        self.is_healthy.store(is_healthy, Ordering::Release);
     }
 
     /// Waits until messages are dropped because the receiving task is too slow.
@@ -74,23 +55,17 @@ impl MessageReceiver {
 
     /// Returns the numbers of the partitions whose last probe is older than `max_age`.
     pub(super) fn stale_partitions(&self, max_age: Duration) -> Vec<String> {
-        let now = self.now();
-        let is_stale = |probe: &Probe| {
-            let received_at = probe.received_at.load(Ordering::Acquire);
-            Duration::from_millis(now.saturating_sub(received_at)) > max_age
-        };
-        let probes = self.probes.iter().enumerate();
-        probes
-            .filter(|(_, probe)| is_stale(probe))
-            .map(|(number, _)| number.to_string())
-            .collect()
+        let received_at = self.received_at.borrow();
+        let partitions = received_at.iter().enumerate();
+        let stale = partitions.filter(|(_, received_at)| received_at.elapsed() > max_age);
+        stale.map(|(number, _)| number.to_string()).collect()
     }
 
     /// Publishes a probe in every partition.
     pub(super) async fn probe(&self, connections: &Connections) {
-        let is_sharded = connections.publish_command() == "SPUBLISH";
-        let probes = self.probes.iter().map(async |probe| {
-            let (client, channel) = (connections.client(), probe.channel.as_str());
+        let is_sharded = connections.publish_command == "SPUBLISH";
+        let probes = self.probe_channels.iter().map(async |channel| {
+            let (client, channel) = (connections.client(), channel.as_str());
             let published: Result<i64, RedisError> = if is_sharded {
                 client.spublish(channel, "").await
             } else {
@@ -105,36 +80,33 @@ impl MessageReceiver {
 
     /// Publishes probes, and waits until every partition has delivered one.
     pub(super) async fn await_probes(&self, connections: &Connections) -> Result<(), Error> {
-        // A probe received in the current millisecond may have been published earlier.
-        let published_at = self.now() + 1;
-        sleep(Duration::from_millis(1)).await;
-        let is_received = |probe: &Probe| probe.received_at.load(Ordering::Acquire) >= published_at;
+        let published_at = Instant::now();
+        let mut received_at = self.received_at.subscribe();
         let all_received = async {
-            loop {
-                let probe_received = self.probe_received.notified();
-                if self.probes.iter().all(is_received) {
-                    return;
-                }
-                probe_received.await;
-            }
+            let is_received = |at: &Instant| *at > published_at;
+            let received = received_at.wait_for(|all| all.iter().all(is_received));
+            received.await.is_ok()
         };
         let (received, ()) = tokio::join!(
             timeout(connections.timeouts.command, all_received),
             self.probe(connections)
         );
-        received.map_err(|_| Error::Unavailable("pub/sub probe timed out".to_owned()))
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX)
+        match received {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(Error::Unavailable("pub/sub probe timed out".to_owned())),
+        }
     }
 
     fn handle_message(&self, message: &Message, listener: &ChangeListener) {
         let channel: &str = &message.channel;
-        if let Some(probe) = self.probes.iter().find(|probe| probe.channel == channel) {
-            probe.received_at.store(self.now(), Ordering::Release);
-            self.probe_received.notify_waiters();
-            return;
+        if let Some(number) = self
+            .probe_channels
+            .iter()
+            .position(|probe| probe == channel)
+        {
+            return self
+                .received_at
+                .send_modify(|received_at| received_at[number] = Instant::now());
         }
         if channel == self.shared_state_channel {
             return (listener.on_event)(StoreEvent::SharedStateChanged);

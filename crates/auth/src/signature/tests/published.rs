@@ -66,10 +66,7 @@ impl Sender {
             { "kty": "EC", "crv": "P-256", "kid": id, "x": base64url(x), "y": base64url(y) },
         ] });
         let set = set.to_string().into_bytes();
-        let mut keys = Key::ed25519_of(&set).expect("a key set");
-        let tokens = Key::tokens_of(&set).expect("a key set");
-        keys.extend(tokens);
-        keys
+        Key::from_jwks(&set).expect("a key set")
     }
 
     fn sign(&self, form: Form, body: &[u8], now: i64) -> Pairs {
