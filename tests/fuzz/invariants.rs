@@ -211,11 +211,10 @@ static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     let mut keys = vec![Key::from(secrecy::SecretString::from(random()))];
     keys.push(Key::from(secrecy::SecretString::from(standard)));
     // The base point of the curve: a valid public key whose private key nobody uses.
-    let public = b"\x58fffffffffffffffffffffffffffffff";
-    keys.push(Key::Ed25519 {
-        id: None,
-        public: *public,
-    });
+    let jwks = br#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "WGZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmY"}]}"#;
+    let published = Key::from_jwks(jwks).unwrap();
+    assert_eq!(published.len(), 1);
+    keys.extend(published);
     keys
 });
 

@@ -118,9 +118,10 @@ fn check_frame_header(buffer: &[u8], max_message_bytes: usize) -> Result<(), Clo
         return Ok(());
     };
     let (is_last, is_control) = (first & 0x80 != 0, first & 0x08 != 0);
+    let is_reserved = first & 0x70 != 0 || !matches!(first & 0x0F, 0..=2 | 8..=10);
     let is_masked = second & 0x80 != 0;
     let short = usize::from(second & 0x7F);
-    if !is_masked || (is_control && (!is_last || short > 125)) {
+    if is_reserved || !is_masked || (is_control && (!is_last || short > 125)) {
         return Err(CloseReason::Protocol);
     }
     let declared = match (short, rest) {
@@ -229,6 +230,11 @@ mod tests {
             decode(&frame(0x83, b"x")),
             Err(CloseReason::Protocol),
             "reserved opcode"
+        );
+        assert_eq!(
+            decode(&[0x83, 0xFF, 0, 0, 1, 0, 0, 0, 0, 0]),
+            Err(CloseReason::Protocol),
+            "reserved opcode and a size above the limit"
         );
         assert_eq!(
             decode(&[frame(0x01, b"x"), frame(0x81, b"y")].concat()),
