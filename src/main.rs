@@ -60,7 +60,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             block_on(demo::run(args))
         }
         Command::Token(args) => token::run(args),
-        Command::Check(args) => print(&args.load()?.to_redacted_toml()),
+        Command::Check(args) => {
+            let (config, warnings) = args.load_with_warnings()?;
+            for warning in warnings {
+                eprintln!("warning: {warning}");
+            }
+            print(&config.to_redacted_toml())
+        }
         Command::Load(args) => {
             let _log = init_logging(LogFormat::Pretty)?;
             block_on(load::run(*args))

@@ -113,6 +113,13 @@ impl Server {
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
         let http = HttpClient::new()?;
         let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
+        for warning in config.warnings().into_iter().chain(providers.warnings()) {
+            tracing::warn!(
+                config.key = warning.key,
+                reason = warning.message,
+                "insecure setting"
+            );
+        }
         let tls = config.server.tls().as_ref().map(listener::tls_config);
         let tls = tls.transpose().map_err(BindError::Tls)?;
         let bind = config.server.bind;
@@ -133,7 +140,10 @@ impl Server {
         let wakeups = WorkerWakeups::default();
         let providers = Arc::new(providers);
         let secret = config.callback.secret.as_ref();
-        let callback_key = secret.and_then(|secret| CallbackKey::new(secret).ok());
+        let callback_key = secret.and_then(|secret| {
+            let key = CallbackKey::new(secret).ok()?;
+            key.with_previous(&config.callback.previous_secrets).ok()
+        });
         let public_url = config.server.public_url.clone().or_else(|| {
             demo.as_ref()
                 .and(url::Url::parse(&format!("http://{address}")).ok())

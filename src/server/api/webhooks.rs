@@ -287,7 +287,9 @@ fn reject(provider: &Provider, error: &WebhookVerifyError) -> (WebhookOutcome, P
     );
     let detail = error.to_string();
     match error {
-        WebhookVerifyError::Signature(_) | WebhookVerifyError::NotAccepted => (
+        WebhookVerifyError::Signature(_)
+        | WebhookVerifyError::NotAccepted
+        | WebhookVerifyError::OtherAccount => (
             WebhookOutcome::Unauthorized,
             Problem::new(ErrorCode::InvalidSignature, detail),
         ),

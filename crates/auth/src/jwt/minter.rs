@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::config::MIN_SECRET_BYTES;
+use super::config::secret_problem;
 use super::{AuthConfig, MAX_TOKEN_BYTES, Scope};
 
 /// Signs HS256 tokens with the first configured secret.
@@ -49,11 +49,11 @@ pub enum MintError {
 }
 
 impl Minter {
-    /// Creates a minter. Returns `None` if no HS256 secret is configured, or if the first one is too short.
+    /// Creates a minter. Returns `None` if no HS256 secret is configured, or if the first one is too weak.
     pub fn new(config: &AuthConfig) -> Option<Self> {
-        let secret = config.hs256_secrets.first()?.expose_secret().as_bytes();
-        (secret.len() >= MIN_SECRET_BYTES).then(|| Self {
-            key: EncodingKey::from_secret(secret),
+        let secret = config.hs256_secrets.first()?.expose_secret();
+        secret_problem(secret).is_none().then(|| Self {
+            key: EncodingKey::from_secret(secret.as_bytes()),
             issuer: config.issuer.clone(),
             audience: config.audience.clone(),
         })
