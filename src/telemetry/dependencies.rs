@@ -96,7 +96,7 @@ mod tests {
                 tracing::error!(target: "actix_http::h1", "stream error");
                 tracing::warn!(target: "actix_http::h1", "another place");
                 tracing::debug!(target: "actix_http::h1", "on request only");
-                tracing::warn!(target: "progress_hub::server", "own line");
+                tracing::warn!(target: "progress_hub_auth::jwt", "own line");
             }
         });
         assert_eq!(count.0.load(Ordering::Relaxed), 1 + 1 + 5 + 5);

@@ -33,7 +33,7 @@ struct State {
 
 impl LogBuffer {
     /// Starts the thread that writes to `output`. It calls `report` with the number of lines that were
-    /// dropped since the last call, after it has written others.
+    /// dropped since the last call, as soon as it has written all others.
     ///
     /// # Errors
     /// The system's error if it cannot start a thread.
@@ -54,7 +54,7 @@ impl LogBuffer {
                     continue;
                 }
                 let dropped = buffer.dropped();
-                if dropped > reported {
+                if dropped > reported && buffer.state().pending.is_empty() {
                     report(dropped - reported);
                     reported = dropped;
                 }
@@ -74,7 +74,10 @@ impl LogBuffer {
     /// Waits until all lines are written, at most for `timeout`.
     pub(super) fn flush(&self, timeout: Duration) {
         let is_busy = |state: &mut State| state.is_writing || !state.pending.is_empty();
-        let waited = self.0.changed.wait_timeout_while(self.state(), timeout, is_busy);
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(self.state(), timeout, is_busy);
         drop(waited);
     }
 
@@ -183,7 +186,10 @@ mod tests {
         assert_eq!(buffer.state().pending.len(), MAX_PENDING_BYTES);
 
         assert_eq!(reader.recv_timeout(TIMEOUT).unwrap(), b"second\n");
-        assert_eq!(reader.recv_timeout(TIMEOUT).unwrap().len(), MAX_PENDING_BYTES);
+        assert_eq!(
+            reader.recv_timeout(TIMEOUT).unwrap().len(),
+            MAX_PENDING_BYTES
+        );
         assert_eq!(reader.recv_timeout(TIMEOUT).unwrap(), b"dropped 7\n");
         buffer.append(b"last\n");
         assert_eq!(reader.recv_timeout(TIMEOUT).unwrap(), b"last\n");

@@ -131,10 +131,10 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let mut account_registry = Registry::with_prefix(PREFIX);
-        let a = &mut account_registry;
-        let provider_balance = register(a, "provider_balance", "Balance of the provider account when last read");
-        let budget_reserved = register(a, "budget_reserved", "Budget reserved for accepted jobs, in budgets.unit");
-        let budget_spent = register(a, "budget_spent", "Budget spent by finished jobs, in budgets.unit");
+        let r = &mut account_registry;
+        let provider_balance = register(r, "provider_balance", "Balance of the provider account when last read");
+        let budget_reserved = register(r, "budget_reserved", "Budget reserved for accepted jobs, in budgets.unit");
+        let budget_spent = register(r, "budget_spent", "Budget spent by finished jobs, in budgets.unit");
         let r = &mut registry;
         let connections = register(r, "connections", "Open connections");
         let subscribed_jobs = register(r, "subscribed_jobs", "Jobs that at least one connection subscribes to");
@@ -397,8 +397,9 @@ mod tests {
         assert!(text.ends_with("# EOF\n"));
         assert_eq!(text.matches("# EOF").count(), 1);
         let public = metrics.render_public();
-        for amount in ["balance", "budget"] {
-            assert!(text.contains(amount) && !public.contains(amount), "{amount}");
+        for amount in ["provider_balance", "budget_reserved", "budget_spent"] {
+            assert!(text.contains(amount), "{amount}");
+            assert!(!public.contains(amount), "{amount}");
         }
         assert!(public.ends_with("# EOF\n"));
     }
