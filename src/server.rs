@@ -11,6 +11,7 @@ mod error;
 mod listener;
 mod request;
 mod routes;
+mod security_log;
 pub(crate) mod socket;
 mod static_files;
 mod subscribe;
@@ -42,6 +43,7 @@ pub use api::demo::{Demo, DemoScenario};
 use components::Components;
 use drain::Drain;
 pub use error::ErrorCode;
+use security_log::SecurityLog;
 
 /// Time between the latest deadline of an unfinished job and its removal from the store.
 const RETENTION_MARGIN: Duration = Duration::from_secs(600);
@@ -169,6 +171,7 @@ impl Server {
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
             drain: Arc::new(Drain::new(drain_time, config.server.max_connections)),
+            security: Arc::new(SecurityLog::new(Arc::clone(&metrics))),
             config: Arc::new(config),
             store,
             hub,

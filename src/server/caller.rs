@@ -1,10 +1,11 @@
 //! Authentication of HTTP requests.
 
 use std::ops::Deref;
+use std::rc::Rc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap};
-use actix_web::{FromRequest, HttpRequest, web};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
 
 use super::error::{ErrorCode, Problem};
@@ -12,7 +13,7 @@ use progress_hub_auth::jwt::{Principal, TokenError, Verifier};
 
 /// The authenticated caller. A handler with this argument runs only for requests with a valid bearer
 /// token.
-pub struct Caller(Principal);
+pub struct Caller(Rc<Principal>);
 
 impl Deref for Caller {
     type Target = Principal;
@@ -28,10 +29,14 @@ impl FromRequest for Caller {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let verifier = request.app_data::<web::Data<Verifier>>().cloned();
         let token = bearer_token(request.headers()).map(|token| token.map(str::to_owned));
+        let request = request.clone();
         Box::pin(async move {
             let verifier = verifier.ok_or(TokenError::Missing)?;
             let token = token?.ok_or(TokenError::Missing)?;
-            Ok(Self(verifier.verify(&token).await?))
+            let principal = Rc::new(verifier.verify(&token).await?);
+            // The log names the caller of a request that is forbidden.
+            request.extensions_mut().insert(Rc::clone(&principal));
+            Ok(Self(principal))
         })
     }
 }

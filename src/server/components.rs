@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::api::demo::Demo;
 use super::drain::Drain;
+use super::security_log::SecurityLog;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
 use crate::background::breaker_sync::BreakerSync;
@@ -38,6 +39,7 @@ pub struct Components {
     pub minter: Arc<Option<Minter>>,
     pub links: Links,
     pub metrics: Arc<Metrics>,
+    pub security: Arc<SecurityLog>,
     pub drain: Arc<Drain>,
     pub wakeups: WorkerWakeups,
     pub demo: Option<Demo>,
@@ -86,6 +88,7 @@ impl Components {
             canceller: Arc::clone(&self.canceller),
             drain: Arc::clone(&self.drain),
             metrics: Arc::clone(&self.metrics),
+            security: Arc::clone(&self.security),
         })
     }
 }

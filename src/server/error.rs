@@ -149,6 +149,7 @@ pub struct Problem {
     detail: String,
     retry_after: Option<Duration>,
     job: Option<Value>,
+    reason: Option<&'static str>,
 }
 
 impl Problem {
@@ -159,7 +160,14 @@ impl Problem {
             detail: detail.into(),
             retry_after: None,
             job: None,
+            reason: None,
         }
+    }
+
+    /// Sets the stable code of the cause, for logs.
+    pub fn with_reason(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
     }
 
     /// Sets the time after which the client should repeat the request.
@@ -200,6 +208,11 @@ impl Problem {
     /// Returns the text for people.
     pub fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// Returns the stable code of the cause, or `None` if the problem's own code says it all.
+    pub fn reason(&self) -> Option<&'static str> {
+        self.reason
     }
 
     /// Returns the HTTP status.
@@ -349,7 +362,12 @@ impl From<TokenError> for Problem {
             let detail = "the keys that verify tokens are temporarily unavailable; try again";
             return Self::new(ErrorCode::KeysUnavailable, detail).with_retry_after(retry_after);
         }
-        Self::new(ErrorCode::Unauthorized, error.to_string())
+        let problem = Self::new(ErrorCode::Unauthorized, error.to_string());
+        match error {
+            // Nobody tried to authenticate.
+            TokenError::Missing => problem,
+            error => problem.with_reason(error.code()),
+        }
     }
 }
 

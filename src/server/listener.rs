@@ -21,8 +21,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::components::Components;
-use super::routes;
 use super::socket::{self, SocketContext};
+use super::{routes, security_log};
 use crate::config::TlsFiles;
 
 /// Maximum number of connections that the kernel queues before they are accepted.
@@ -155,8 +155,9 @@ where
         closing,
     } = context;
     let app = App::new()
+        .wrap(middleware::from_fn(security_log::record_problems))
         .wrap(routes::cors(&components.config.server))
-        .wrap(middleware::NormalizePath::trim())
+        .wrap(routes::security_headers(&components.config.server))
         .configure(routes::configure(&components, started_at));
     let upgrade = move |(request, framed): (Request, Framed<T, h1::Codec>)| {
         // Boxed, because every HTTP connection reserves space for this future.

@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use actix_cors::Cors;
+use actix_web::http::header;
+use actix_web::middleware::DefaultHeaders;
 use actix_web::{HttpResponse, web};
 
 use super::api::health::StartedAt;
@@ -32,6 +34,7 @@ pub fn configure(
             .app_data(web::Data::from(components.verifier))
             .app_data(web::Data::from(components.minter))
             .app_data(web::Data::from(components.metrics))
+            .app_data(web::Data::from(components.security))
             .app_data(web::Data::from(components.drain))
             .app_data(web::Data::new(components.links))
             .app_data(web::Data::new(components.wakeups))
@@ -120,6 +123,18 @@ async fn upgrade_required() -> Result<HttpResponse, Problem> {
     Err(Problem::new(ErrorCode::UpgradeRequired, detail))
 }
 
+/// Time for which a browser uses TLS only for the hub's host: a year.
+const STRICT_TRANSPORT: &str = "max-age=31536000";
+
+/// Returns the headers of every response. With TLS of the hub's own, browsers use no other connection.
+pub fn security_headers(server: &ServerConfig) -> DefaultHeaders {
+    let headers = DefaultHeaders::new().add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
+    match server.tls() {
+        Some(_) => headers.add((header::STRICT_TRANSPORT_SECURITY, STRICT_TRANSPORT)),
+        None => headers,
+    }
+}
+
 /// Returns the CORS policy: pages of the allowed origins may call the API with tokens, without cookies.
 pub fn cors(server: &ServerConfig) -> Cors {
     let mut cors = Cors::default()
@@ -142,4 +157,30 @@ pub fn cors(server: &ServerConfig) -> Cors {
         };
     }
     cors
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::{App, test};
+
+    use super::*;
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn hub_with_tls_of_its_own_requires_tls() {
+        for (file, expected) in [(None, None), (Some("Cargo.toml"), Some("max-age=31536000"))] {
+            let mut server = Config::defaults().server;
+            server.tls_cert = file.map(Into::into);
+            server.tls_key = file.map(Into::into);
+            let app = App::new()
+                .wrap(security_headers(&server))
+                .default_service(web::to(HttpResponse::Ok));
+            let app = test::init_service(app).await;
+            let response = test::call_service(&app, test::TestRequest::get().to_request()).await;
+            let sent = response.headers().get(header::STRICT_TRANSPORT_SECURITY);
+            assert_eq!(sent.map(|value| value.to_str().unwrap()), expected);
+            let sent = response.headers().get(header::X_CONTENT_TYPE_OPTIONS);
+            assert_eq!(sent.unwrap(), "nosniff");
+        }
+    }
 }

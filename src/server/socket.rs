@@ -8,6 +8,7 @@ pub(crate) mod inbound;
 mod session;
 mod transport;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use actix_codec::{AsyncRead, AsyncWrite, Framed};
@@ -22,6 +23,7 @@ use url::Url;
 use super::caller::bearer_token;
 use super::drain::Drain;
 use super::error::{ErrorCode, PROBLEM_JSON, Problem};
+use super::security_log::{RequestInfo, SecurityLog};
 use crate::cancellation::CancelService;
 use crate::config::{ServerConfig, SocketConfig};
 use crate::hub::Hub;
@@ -29,6 +31,9 @@ use crate::protocol::SUBPROTOCOL;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use progress_hub_auth::jwt::{Principal, Verifier};
+
+/// Path of the WebSocket.
+const PATH: &str = "/v1/ws";
 
 /// Prefix of a subprotocol that carries a token, because a browser cannot set headers.
 const BEARER_PROTOCOL: &str = "bearer.";
@@ -51,6 +56,8 @@ pub struct SocketContext {
     pub drain: Arc<Drain>,
     /// Counts connections and deliveries.
     pub metrics: Arc<Metrics>,
+    /// Logs rejected tokens.
+    pub security: Arc<SecurityLog>,
 }
 
 /// Handles a request for an upgrade. The connection runs in a task of its own, so that an idle
@@ -70,6 +77,7 @@ struct Upgraded<T> {
     io: T,
     /// Bytes that the client sent directly after the request.
     initial_bytes: BytesMut,
+    address: Option<SocketAddr>,
     principal: Option<Principal>,
 }
 
@@ -85,6 +93,13 @@ where
     let decision = match authorize_upgrade(context, &request).await {
         Ok(decision) => decision,
         Err(problem) => {
+            let rejected = RequestInfo {
+                method: request.method(),
+                route: PATH,
+                address: request.peer_addr(),
+                caller: None,
+            };
+            context.security.problem(&problem, &rejected);
             reject_upgrade(&mut framed, &problem).await;
             return None;
         }
@@ -101,6 +116,7 @@ where
         io: parts.io,
         // A copy, because the original buffer has the capacity for a whole request.
         initial_bytes: BytesMut::from(&parts.read_buf[..]),
+        address: request.peer_addr(),
         principal: decision.principal,
     })
 }
@@ -115,7 +131,7 @@ async fn authorize_upgrade(
     context: &SocketContext,
     request: &Request,
 ) -> Result<UpgradeDecision, Problem> {
-    if request.path() != "/v1/ws" {
+    if request.path() != PATH {
         return Err(Problem::not_found("resource"));
     }
     if request.method() != Method::GET {

@@ -33,6 +33,7 @@ pub struct TestAppBuilder {
     settings: Vec<(String, String)>,
     scenario: Option<Scenario>,
     data_dir: Option<TempDir>,
+    has_log_reader: bool,
 }
 
 /// A running hub, stopped on drop.
@@ -83,6 +84,7 @@ impl TestApp {
             settings,
             scenario: None,
             data_dir: None,
+            has_log_reader: true,
         }
     }
 
@@ -216,7 +218,8 @@ impl TestApp {
     /// Returns the value of a metric, or 0 if there is none. `name` has labels but not the prefix
     /// `progress_hub_`.
     pub async fn metric(&self, name: &str) -> f64 {
-        let response = send(self.request_without_token(Method::GET, "/metrics")).await;
+        let admin = self.token("operator", "admin");
+        let response = send(self.request_with_token(Method::GET, "/metrics", &admin)).await;
         let text = response.body.as_str().expect("/metrics returns text");
         let value = text
             .lines()
@@ -322,6 +325,12 @@ impl TestAppBuilder {
         self
     }
 
+    /// Gives the process a standard error that nobody reads.
+    pub fn without_log_reader(mut self) -> Self {
+        self.has_log_reader = false;
+        self
+    }
+
     /// Starts the hub in this process.
     pub async fn spawn(self) -> TestApp {
         let (config, _, mut app) = self.prepare();
@@ -336,6 +345,7 @@ impl TestAppBuilder {
 
     /// Starts the built binary in a process of its own, so that a test can kill it.
     pub async fn spawn_process(self, arguments: &[&str]) -> TestApp {
+        let has_log_reader = self.has_log_reader;
         let (_, settings, mut app) = self.prepare();
         let log = std::fs::File::options()
             .create(true)
@@ -349,7 +359,11 @@ impl TestAppBuilder {
         }
         let mut process = command
             .stdout(Stdio::piped())
-            .stderr(log)
+            .stderr(if has_log_reader {
+                log.into()
+            } else {
+                Stdio::piped()
+            })
             .spawn()
             .expect("start the hub's process");
         let mut output = BufReader::new(process.stdout.take().unwrap());

@@ -38,6 +38,7 @@ mod raw_websocket;
 mod redis;
 mod result_fetch;
 mod resume;
+mod security;
 mod signatures;
 mod smoke;
 mod spec;

@@ -8,12 +8,14 @@ use actix_web::http::{Method, StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::stream;
 use serde::Deserialize;
+use url::Url;
 
 use crate::job::{Job, JobId};
 use crate::links::Links;
 use crate::provider::{Body, Download, DownloadError, Providers, RangeRequest};
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::request::is_web_url;
 use crate::server::subscribe::visible;
 use crate::store::Store;
 use crate::time::Time;
@@ -98,11 +100,10 @@ fn link_invalid() -> Problem {
 
 /// Redirects to a public output.
 fn redirect_response(url: &str) -> Result<HttpResponse, Problem> {
-    if !url.starts_with("https://") && !url.starts_with("http://") {
-        return Err(Problem::not_found("output"));
-    }
+    let url = Url::parse(url).ok().filter(|_| is_web_url(url));
+    let url = url.ok_or_else(|| Problem::not_found("output"))?;
     Ok(HttpResponse::TemporaryRedirect()
-        .insert_header((header::LOCATION, url))
+        .insert_header((header::LOCATION, url.as_str()))
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .insert_header((header::REFERRER_POLICY, "no-referrer"))
         .finish())

@@ -61,5 +61,5 @@ pub async fn submit(
             .await?;
         return Err(error.into());
     }
-    create_response(outcome, job, StatusCode::ACCEPTED)
+    create_response(&caller, outcome, job, StatusCode::ACCEPTED)
 }

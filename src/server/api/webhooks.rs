@@ -18,6 +18,7 @@ use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
 use crate::server::error::{ErrorCode, Problem};
 use crate::server::request::RawBody;
+use crate::server::security_log::SecurityLog;
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};
@@ -53,6 +54,7 @@ pub struct WebhookHandler {
     links: web::Data<Links>,
     server: web::Data<ServerConfig>,
     metrics: web::Data<Metrics>,
+    security: web::Data<SecurityLog>,
 }
 
 impl FromRequest for WebhookHandler {
@@ -67,6 +69,7 @@ impl FromRequest for WebhookHandler {
                 links: request.app_data::<web::Data<Links>>()?.clone(),
                 server: request.app_data::<web::Data<ServerConfig>>()?.clone(),
                 metrics: request.app_data::<web::Data<Metrics>>()?.clone(),
+                security: request.app_data::<web::Data<SecurityLog>>()?.clone(),
             })
         };
         ready(handler().ok_or_else(|| Problem::not_found("resource")))
@@ -135,7 +138,11 @@ impl WebhookHandler {
         let verified = provider
             .verify(&signed, Time::now())
             .await
-            .map_err(|error| reject(provider, &error))?;
+            .map_err(|error| {
+                let security = &self.security;
+                security.webhook_rejected(provider.name(), error.code(), request.peer_addr());
+                rejection(&error)
+            })?;
         let content = provider.parse(&verified, headers).map_err(|error| {
             let problem = Problem::new(ErrorCode::InvalidPayload, error.to_string());
             (WebhookOutcome::Malformed, problem)
@@ -279,12 +286,7 @@ impl WebhookHandler {
     }
 }
 
-fn reject(provider: &Provider, error: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
-    tracing::warn!(
-        provider.name = provider.name(),
-        reason = error.code(),
-        "webhook rejected"
-    );
+fn rejection(error: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
     let detail = error.to_string();
     match error {
         WebhookVerifyError::Signature(_)

@@ -7,14 +7,14 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::jobs::create_response;
+use super::jobs::{conflict, create_response};
 use crate::config::StoreConfig;
 use crate::job::{Failure, FailureKind, Job, JobId, NewJob, Output, Source, Status, StatusReport};
 use crate::provider::Providers;
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
 use crate::server::request::{
-    JsonBody, find_provider, idempotency, validate_metadata, validate_owner,
+    JsonBody, find_provider, idempotency, is_web_url, validate_metadata, validate_owner,
 };
 use crate::time::Time;
 use crate::tracker::Tracker;
@@ -91,7 +91,7 @@ pub async fn register(
         Time::now(),
     );
     let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
-    create_response(outcome, job, StatusCode::CREATED)
+    create_response(&caller, outcome, job, StatusCode::CREATED)
 }
 
 #[derive(Deserialize)]
@@ -116,6 +116,11 @@ struct UpdateRequestError {
     message: String,
     provider_code: Option<String>,
     retryable: Option<bool>,
+}
+
+fn has_web_urls(output: &Output) -> bool {
+    let urls = [Some(&output.url), output.watermark_url.as_ref()];
+    urls.into_iter().flatten().all(|url| is_web_url(url))
 }
 
 fn default_kind() -> FailureKind {
@@ -154,6 +159,10 @@ impl UpdateRequest {
                 self.outputs.len() > 100
                     || self.outputs.iter().any(|output| output.url.len() > 4096),
                 "outputs must have at most 100 entries, and each url at most 4096 bytes",
+            ),
+            (
+                self.outputs.iter().any(|output| !has_web_urls(output)),
+                "outputs[].url and outputs[].watermark_url must be http or https URLs without control characters",
             ),
             (
                 self.error.as_ref().is_some_and(is_error_too_long),
@@ -207,8 +216,8 @@ pub async fn push(
         .apply_update(&id, report.into_update(Source::Push))
         .await?;
     if !outcome.applied && outcome.job.is_final() {
-        let problem = Problem::new(ErrorCode::JobFinal, "the job is final and cannot change");
-        return Err(problem.with_job(&outcome.job));
+        let detail = "the job is final and cannot change";
+        return Err(conflict(ErrorCode::JobFinal, detail, &caller, &outcome.job));
     }
     Ok(HttpResponse::Ok()
         .json(json!({ "applied": outcome.applied, "version": outcome.job.version })))

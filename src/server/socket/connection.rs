@@ -49,7 +49,7 @@ where
     let now = Instant::now();
     let permit = context.drain.try_acquire();
     let mut task = ConnectionTask {
-        session: Session::new(&context, &transport),
+        session: Session::new(&context, &transport, upgraded.address),
         inbound: InboundDecoder::new(settings.max_message_bytes, upgraded.initial_bytes),
         next_heartbeat: now + settings.heartbeat,
         last_received: now,
@@ -122,6 +122,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         let id = self.session.id();
         tracing::debug!(connection.id = %id, close.code = code, "websocket closed");
         self.context.metrics.socket_closed(code);
+        self.session.log_close(reason);
         self.transport.stop_job_frames();
         if reason != CloseReason::Normal {
             let should_return = matches!(reason, CloseReason::Restart | CloseReason::OverCapacity);

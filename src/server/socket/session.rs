@@ -3,6 +3,7 @@
 //! Every message has one reply. An error in one message, or in one job of a message, affects no other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,7 @@ enum PeerState {
 pub(super) struct Session<T> {
     context: Arc<SocketContext>,
     id: Uuid,
+    address: Option<SocketAddr>,
     transport: Rc<Transport<T>>,
     connection: Connection,
     peer: PeerState,
@@ -61,11 +63,16 @@ pub(super) struct Session<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
     /// Starts the session of an unauthenticated client.
-    pub(super) fn new(context: &Arc<SocketContext>, transport: &Rc<Transport<T>>) -> Self {
+    pub(super) fn new(
+        context: &Arc<SocketContext>,
+        transport: &Rc<Transport<T>>,
+        address: Option<SocketAddr>,
+    ) -> Self {
         let sink = Rc::clone(transport) as Rc<dyn Sink>;
         Self {
             context: Arc::clone(context),
             id: Uuid::now_v7(),
+            address,
             transport: Rc::clone(transport),
             connection: Connection::open(&context.hub.shard(), sink),
             peer: PeerState::Unauthenticated {
@@ -84,6 +91,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
     /// Returns the connection to the hub.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// Logs that the connection is closed, if its token is the cause.
+    pub(super) fn log_close(&self, reason: CloseReason) {
+        let caller = match &self.peer {
+            PeerState::Unauthenticated { .. } => None,
+            PeerState::Authenticated { principal, .. } => Some(principal),
+        };
+        let security = &self.context.security;
+        security.connection_closed(reason, caller, self.address);
     }
 
     /// Returns the time of the next call of [`Session::on_timer`].
@@ -183,6 +200,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
     /// Authenticates the client, or renews its token.
     async fn authenticate(&mut self, token: &str) -> Result<(), CloseReason> {
         let verified = self.context.verifier.verify(token).await;
+        if let Err(error) = &verified
+            && !matches!(error, TokenError::KeysUnavailable { .. })
+        {
+            let security = &self.context.security;
+            security.token_rejected(error.code(), self.address);
+        }
         match (verified, &self.peer) {
             (Ok(principal), PeerState::Unauthenticated { .. }) => self.set_principal(principal),
             (Ok(renewed), PeerState::Authenticated { principal, .. })

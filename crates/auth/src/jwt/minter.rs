@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use secrecy::ExposeSecret;
@@ -24,6 +26,8 @@ pub struct Minter {
 pub struct MintedToken {
     /// The bearer token. It is a secret.
     pub token: String,
+    /// Its `jti` claim, by which logs name it.
+    pub id: String,
     /// Its `exp` claim.
     pub expires_at: Timestamp,
 }
@@ -85,7 +89,9 @@ impl Minter {
         if exp <= iat {
             return Err(MintError::Ttl);
         }
+        let id = random_id().ok_or(MintError::Encoding)?;
         let mut claims = json!({
+            "jti": id,
             "sub": sub,
             "iat": iat,
             "exp": exp,
@@ -104,9 +110,17 @@ impl Minter {
         }
         Ok(MintedToken {
             token,
+            id,
             expires_at: Timestamp::from_second(exp).map_err(|_| MintError::Ttl)?,
         })
     }
+}
+
+/// Returns 128 random bits. Returns `None` if the system has none.
+fn random_id() -> Option<String> {
+    let mut id = [0; 16];
+    aws_lc_rs::rand::fill(&mut id).ok()?;
+    Some(URL_SAFE_NO_PAD.encode(id))
 }
 
 /// Signs `claims` as an HS256 JWT with the header `{"typ":"JWT","alg":"HS256"}`. Returns `None` if the claims are not
