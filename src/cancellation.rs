@@ -57,6 +57,13 @@ impl From<tracker::Error> for CancelError {
     }
 }
 
+/// Who cancels a job.
+enum CancelTarget<'p> {
+    /// The hub. No provider has the job.
+    Unsubmitted,
+    AtProvider(&'p Provider),
+}
+
 impl CancelService {
     /// Cancels the job `id` on behalf of `principal`.
     ///
@@ -66,6 +73,27 @@ impl CancelService {
     /// # Errors
     /// Returns a [`CancelError`] if the job was not cancelled.
     pub async fn cancel(&self, principal: &Principal, id: &str) -> Result<Arc<Job>, CancelError> {
+        let job = self.load_authorized(principal, id).await?;
+        match self.target(&job)? {
+            CancelTarget::Unsubmitted => self.cancel_unsubmitted(&job.id).await,
+            CancelTarget::AtProvider(provider) => self.cancel_at_provider(provider, job).await,
+        }
+    }
+
+    /// Checks whether `principal` can cancel the job `id` now. The provider can still reject it.
+    ///
+    /// # Errors
+    /// Returns the [`CancelError`] that [`CancelService::cancel`] would return without a request.
+    pub async fn check(&self, principal: &Principal, id: &str) -> Result<(), CancelError> {
+        let job = self.load_authorized(principal, id).await?;
+        self.target(&job).map(drop)
+    }
+
+    async fn load_authorized(
+        &self,
+        principal: &Principal,
+        id: &str,
+    ) -> Result<Arc<Job>, CancelError> {
         let id = JobId::parse(id).map_err(|_| CancelError::NotFound)?;
         let job = self
             .store
@@ -76,12 +104,17 @@ impl CancelService {
         if !principal.may_cancel(id.as_str(), &job.owner) {
             return Err(CancelError::Forbidden);
         }
+        Ok(job)
+    }
+
+    /// Returns who cancels the job.
+    fn target(&self, job: &Job) -> Result<CancelTarget<'_>, CancelError> {
         if job.is_final() {
             return Err(CancelError::NotCancellable("the job is already final"));
         }
         match (job.submission_state(), &job.provider) {
             (SubmissionState::Pending(_), _) | (SubmissionState::Done, None) => {
-                self.cancel_unsubmitted(&id).await
+                Ok(CancelTarget::Unsubmitted)
             }
             (SubmissionState::InFlight, _) => Err(CancelError::NotCancellable(
                 "the job is being submitted; retry after its provider has responded",
@@ -89,16 +122,14 @@ impl CancelService {
             (SubmissionState::Unknown, _) => Err(CancelError::NotCancellable(
                 "the submission outcome is unknown; retry when the provider task is known",
             )),
-            (SubmissionState::Done, Some(name)) => {
-                let provider = self
-                    .providers
-                    .get(name)
-                    .filter(|provider| provider.can_cancel(&job))
-                    .ok_or(CancelError::NotCancellable(
-                        "the provider does not support cancelling this job",
-                    ))?;
-                self.cancel_at_provider(provider, job).await
-            }
+            (SubmissionState::Done, Some(name)) => self
+                .providers
+                .get(name)
+                .filter(|provider| provider.can_cancel(job))
+                .map(|provider| CancelTarget::AtProvider(provider))
+                .ok_or(CancelError::NotCancellable(
+                    "the provider does not support cancelling this job",
+                )),
         }
     }
 

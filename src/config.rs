@@ -22,8 +22,8 @@ use std::path::Path;
 
 pub use progress_hub_auth::jwt::AuthConfig;
 pub use sections::{
-    Budgets, CallbackConfig, Defaults, Limits, Price, ProviderConfig, ServerConfig, SocketConfig,
-    StoreConfig, Tier, TlsFiles,
+    Budgets, CallbackConfig, Defaults, ForwardedHeader, Limits, Price, ProviderConfig,
+    ServerConfig, SocketConfig, StoreConfig, Tier, TlsFiles,
 };
 pub use setting::Setting;
 
@@ -46,7 +46,7 @@ pub struct Config {
     pub callback: CallbackConfig,
     /// `[defaults]`: values for submissions that do not set them.
     pub defaults: Defaults,
-    /// `[limits]`: rate limits.
+    /// `[limits]`: what one client may use.
     pub limits: Limits,
     /// `[budgets]`: limits of what submitted jobs may cost.
     pub budgets: Budgets,

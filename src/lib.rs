@@ -29,7 +29,8 @@
 //! 2. [`Connection::subscribe_paused`](hub::Connection::subscribe_paused) attaches the connection to
 //!    the topic without delivering anything.
 //! 3. The newest document is read, and the [`Principal`](progress_hub_auth::jwt::Principal) decides
-//!    whether the caller may see it.
+//!    whether the caller may see it. If the store needs a subscription for the job, it is made now, and
+//!    the document is read again.
 //! 4. [`Connection::activate`](hub::Connection::activate) delivers the document if it is newer than the
 //!    client's. A change that arrives between the steps is resolved by its version.
 //!

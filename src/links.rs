@@ -54,6 +54,13 @@ impl Links {
         JobId::parse(self.key.as_ref()?.verify_callback_token(provider, token)?).ok()
     }
 
+    /// Returns the path of `job`, with the path prefix of the public URL.
+    #[must_use]
+    pub fn job_path(&self, job: &JobId) -> String {
+        let prefix = self.public_url.as_ref().map_or("", |url| url.path());
+        format!("{}/v1/jobs/{job}", prefix.trim_end_matches('/'))
+    }
+
     /// Returns the URL of the `n`th output of `job`, counted from 0. Its grant is valid until `until`.
     ///
     /// Without a key the URL has no grant, so the request needs a token. Without a public URL the

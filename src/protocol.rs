@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de};
 use serde_json::Value;
 
 use crate::job::Job;
@@ -63,6 +63,26 @@ pub enum ClientMessage {
         #[serde(default)]
         id: Value,
     },
+}
+
+impl ClientMessage {
+    /// Parses a message.
+    ///
+    /// # Errors
+    /// Returns a description of what is not valid.
+    pub fn parse(text: &[u8]) -> Result<Self, serde_json::Error> {
+        let message = serde_json::from_slice(text)?;
+        if is_json_object(text) {
+            Ok(message)
+        } else {
+            Err(de::Error::custom("expected an object"))
+        }
+    }
+}
+
+/// Returns whether a JSON text is an object. Serde reads structs and tagged enums from lists as well.
+pub fn is_json_object(text: &[u8]) -> bool {
+    text.trim_ascii_start().starts_with(b"{")
 }
 
 /// A job and the newest version that the client has.
@@ -348,11 +368,15 @@ pub enum CloseReason {
     OverCapacity,
     /// The client does not read from the connection.
     NotReading,
+    /// The client sends more messages or subscribes to more jobs per second than allowed.
+    RateLimited,
+    /// The client's address or subject has reached its maximum number of connections.
+    TooManyConnections,
 }
 
 impl CloseReason {
     /// Every reason, by code.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Normal,
         Self::GoingAway,
         Self::Protocol,
@@ -366,6 +390,8 @@ impl CloseReason {
         Self::MessageTooLarge,
         Self::OverCapacity,
         Self::NotReading,
+        Self::RateLimited,
+        Self::TooManyConnections,
     ];
 
     /// Returns the close code and the stable name of the reason.
@@ -385,6 +411,8 @@ impl CloseReason {
             Self::MessageTooLarge => (4009, "message_too_large"),
             Self::OverCapacity => (4100, "over_capacity"),
             Self::NotReading => (4101, "not_reading"),
+            Self::RateLimited => (4102, "rate_limited"),
+            Self::TooManyConnections => (4103, "too_many_connections"),
         }
     }
 
@@ -425,6 +453,12 @@ mod tests {
             127 => &frame[10..],
             _ => &frame[2..],
         }
+    }
+
+    #[test]
+    fn message_in_a_list_is_rejected() {
+        assert!(ClientMessage::parse(br#" {"type":"ping"}"#).is_ok());
+        assert!(ClientMessage::parse(br#"["ping"]"#).is_err());
     }
 
     proptest! {

@@ -37,7 +37,9 @@ use webhook::WebhookVerifier;
 pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
 pub use client::SubmitOutcome;
 pub use client::balance::Balance;
-pub use client::download::{Body, Download, DownloadError, IncompleteBody, RangeRequest};
+pub use client::download::{
+    Body, Download, DownloadError, DownloadHead, IncompleteBody, RangeRequest,
+};
 pub use client::error::{Rejection, RequestError, UnknownOutcome};
 pub use client::http::{ClientBuildError, Fetcher, HttpClient};
 pub use spec::task_mapping::TaskReport;
@@ -308,6 +310,24 @@ impl Provider {
     /// Returns [`RequestError`] if the balance cannot be read. The last balance is kept.
     pub async fn read_balance(&self) -> Result<(), RequestError> {
         self.client.read_balance().await
+    }
+
+    /// Checks whether the headers of a webhook can be those of a signed one. `request` has an empty body,
+    /// because the body has not been read.
+    ///
+    /// # Errors
+    /// Returns [`WebhookVerifyError`] if no body could make the webhook valid.
+    pub fn check_headers(
+        &self,
+        request: &Request<'_>,
+        now: Time,
+    ) -> Result<(), WebhookVerifyError> {
+        self.webhooks.check_headers(request, now)
+    }
+
+    /// Returns the maximum size of a webhook's body in bytes, if the spec has one.
+    pub fn max_webhook_bytes(&self) -> Option<usize> {
+        self.spec.webhook.max_body_bytes
     }
 
     /// Verifies the signature of a webhook and the `accept` condition of the spec.

@@ -6,9 +6,15 @@
 mod api;
 mod caller;
 mod components;
+mod compression;
+mod content;
 mod drain;
 mod error;
+mod limits;
 mod listener;
+mod open_files;
+mod origin;
+mod parse_error;
 mod request;
 mod routes;
 mod security_log;
@@ -43,6 +49,9 @@ pub use api::demo::{Demo, DemoScenario};
 use components::Components;
 use drain::Drain;
 pub use error::ErrorCode;
+use limits::ConnectionLimits;
+use listener::Listeners;
+use origin::OriginPolicy;
 use security_log::SecurityLog;
 
 /// Time between the latest deadline of an unfinished job and its removal from the store.
@@ -71,8 +80,8 @@ pub enum BindError {
 /// A server that has bound its address and does not accept connections yet.
 pub struct Server {
     address: SocketAddr,
-    listener: TcpListener,
-    tls: Option<rustls::ServerConfig>,
+    admin_address: Option<SocketAddr>,
+    listeners: Listeners,
     drain_time: Duration,
     workers: usize,
     components: Components,
@@ -124,11 +133,23 @@ impl Server {
         }
         let tls = config.server.tls().as_ref().map(listener::tls_config);
         let tls = tls.transpose().map_err(BindError::Tls)?;
-        let bind = config.server.bind;
-        let listener = listener::listen(bind).map_err(|error| BindError::Listen(bind, error))?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| BindError::Listen(bind, error))?;
+        let (public, address) = bind_listener(config.server.bind)?;
+        let admin = config.server.admin_bind.map(bind_listener).transpose()?;
+        let (admin, admin_address) = admin.unzip();
+        let listeners = Listeners {
+            public,
+            admin,
+            tls,
+            open_files: open_files::raise_limit(),
+        };
+        let max_connections = config.server.max_connections;
+        if listeners.open_files < max_connections {
+            tracing::warn!(
+                open_files = listeners.open_files,
+                max_connections,
+                "limit of open files is below server.max_connections"
+            );
+        }
 
         let metrics = Arc::new(Metrics::new());
         let hub = Hub::new();
@@ -165,12 +186,16 @@ impl Server {
             metrics: Arc::clone(&metrics),
         });
         let drain_time = config.server.drain;
+        let drain = Arc::new(Drain::new(drain_time, max_connections));
+        let limits = ConnectionLimits::new(&config, Arc::clone(&drain), Arc::clone(&metrics));
         let components = Components {
             links,
+            origins: Arc::new(OriginPolicy::new(&config.server)),
             admission: Arc::new(AdmissionControl::new(&config, Arc::clone(&metrics))),
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
-            drain: Arc::new(Drain::new(drain_time, config.server.max_connections)),
+            drain,
+            limits: Arc::new(limits),
             security: Arc::new(SecurityLog::new(Arc::clone(&metrics))),
             config: Arc::new(config),
             store,
@@ -186,8 +211,8 @@ impl Server {
         let workers = std::thread::available_parallelism().map_or(2, usize::from);
         Ok(Self {
             address,
-            listener,
-            tls,
+            admin_address,
+            listeners,
             drain_time,
             workers: workers.min(hub::MAX_SHARDS),
             components,
@@ -200,10 +225,20 @@ impl Server {
         self.address
     }
 
+    /// Returns the address of the admin listener, if there is one.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
     /// Returns the URL of the server.
     #[must_use]
     pub fn url(&self) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.listeners.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         format!("{scheme}://{}", self.address)
     }
 
@@ -213,8 +248,7 @@ impl Server {
     /// The system's error if the server cannot continue.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
         let Self {
-            listener,
-            tls,
+            listeners,
             drain_time,
             workers,
             components,
@@ -224,7 +258,7 @@ impl Server {
         let stop_background = CancellationToken::new();
         components.spawn_background_tasks(&background, &stop_background);
 
-        let server = listener::serve(&components, listener, tls, workers, drain_time)?;
+        let server = listener::serve(&components, listeners, workers, drain_time)?;
         let handle = server.handle();
         let result = tokio::select! {
             result = server => result,
@@ -241,6 +275,13 @@ impl Server {
         components.store.close().await;
         result
     }
+}
+
+fn bind_listener(address: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
+    let failed = |error| BindError::Listen(address, error);
+    let listener = listener::listen(address).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
 }
 
 /// Waits for `stop`, then drains: readiness fails and WebSockets close while the listener still accepts

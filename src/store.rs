@@ -38,7 +38,7 @@ pub trait Store: JobStore + WorkQueues + ChangeSource + BudgetStore + SharedStat
     /// Returns the engine's name for health reports: `sqlite` or `redis`.
     fn name(&self) -> &'static str;
 
-    /// Checks that the engine can serve requests.
+    /// Checks that the engine can serve requests, and that a shared engine accepts writes.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if it can't.

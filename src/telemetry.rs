@@ -20,7 +20,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use labels::{
-    AdmissionRejection, CallOutcome, ConnectionKind, ProviderOperation, ProviderState,
+    AdmissionRejection, CallOutcome, ConnectionKind, Limit, ProviderOperation, ProviderState,
     WebhookOutcome,
 };
 pub use metrics::{METRICS_CONTENT_TYPE, Metrics, OpenConnection};

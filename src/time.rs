@@ -98,7 +98,9 @@ impl Serialize for Time {
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'_, str>::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
+        text.parse().map_err(|_| {
+            de::Error::custom("must be an RFC 3339 timestamp such as 2026-01-31T12:00:00Z")
+        })
     }
 }
 

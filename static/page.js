@@ -6,11 +6,13 @@
  * @module
  */
 
+import { Cancellable } from './page/cancellable.js';
 import { connectionText, showConnection, showHubInfo } from './page/connection.js';
 import { $ } from './page/dom.js';
 import { isPendingSubmission, jobErrorText, jobStatus, jobTitle } from './page/labels.js';
 import { JobList } from './page/list.js';
 import { LiveRegion } from './page/live-region.js';
+import { OlderJobs } from './page/older-jobs.js';
 import { PendingCancels } from './page/pending-cancels.js';
 import { Providers } from './page/providers.js';
 import { SelectedJob } from './page/selected-job.js';
@@ -37,18 +39,33 @@ const session = new Session({
     showHubInfo();
   },
   onSignedIn(owner, isOtherOwner) {
-    if (isOtherOwner) list.clear();
+    if (isOtherOwner) {
+      list.clear();
+      older.clear();
+    }
+    cancellable.clear();
     providers.clear();
     list.setLoaded(false);
     signIn.showSignedIn(owner, !session.demo);
     openLinkedJob();
   },
-  onSignedOut: () => list.clear(),
+  onSignedOut() {
+    list.clear();
+    older.clear();
+  },
   onState,
   onJob: job => list.show(job),
 });
 
 const cancels = new PendingCancels(async job => list.show(await hub().cancel(job.id)), id => list.refresh(id));
+
+const cancellable = new Cancellable(id => hub().cancellable(id), id => list.refresh(id));
+
+/** @type {OlderJobs} */
+const older = new OlderJobs(query => hub().jobs(query), {
+  onJob: job => list.show(job),
+  onState: state => list.setOlder(state),
+});
 
 /** @type {JobList} */
 const list = new JobList({
@@ -58,9 +75,11 @@ const list = new JobList({
   toggle: card => selectedJob.toggle(card),
   editAndResubmit: job => form.fill(job),
   cancels,
+  cancellable,
   stateOf: job => ({ limitedProvider: isPendingSubmission(job) ? providers.limited(job.provider) : null, isCancelling: cancels.isPending(job) }),
 }, {
   onCard: card => selectedJob.onCard(card),
+  onMore: () => older.more(),
   onChange(job, before) {
     if (before.status === job.status && before.error?.kind === job.error?.kind) return;
     if (SUSPENDING_ERRORS.has(job.error?.kind ?? '')) providers.refresh();
@@ -95,14 +114,21 @@ function onState(state, before) {
     providers.clear();
     return signIn.showForm(state.reason);
   }
+  // Without live updates, the jobs can still be read.
+  if (state.reason === 'refused' && before.reason !== 'refused') readJobs();
   if (state.name === before.name) return;
   if (state.name === 'live') {
     showHubInfo();
     providers.tick();
-    setTimeout(() => list.setLoaded(true), EMPTY_STATE_DELAY_MS);
+    readJobs();
   }
   if (before.name === 'live') liveRegion.announce('connection', `Connection: ${connectionText(state)}.`);
   else if (state.name === 'live' && before.name !== 'connecting') liveRegion.announce('connection', 'Connected again.');
+}
+
+function readJobs() {
+  older.reload();
+  setTimeout(() => list.setLoaded(true), EMPTY_STATE_DELAY_MS);
 }
 
 function openLinkedJob() {

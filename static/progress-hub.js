@@ -111,8 +111,10 @@ const MAX_BACKOFF_MS = 30_000;
 const STABLE_AFTER_MS = 10_000;
 /** Time limit from opening a socket to the hub's `hello`. */
 const HELLO_TIMEOUT_MS = 15_000;
-/** Time limit for any frame after a ping that checks a socket which outlived a suspended tab. */
+/** Time limit for any frame after a ping that checks whether a socket still works. */
 const PONG_TIMEOUT_MS = 5_000;
+/** A heartbeat that is this late counts as missing. */
+const HEARTBEAT_TOLERANCE_MS = 1_000;
 /** A timer that fires this late means that the tab was suspended. */
 const SUSPENSION_THRESHOLD_MS = 3_000;
 const RENEWAL_RETRY_MS = 5_000;
@@ -175,6 +177,7 @@ export class ProgressHub {
   /** Whether the hub set the time of the next attempt. A tab that wakes up must then not reconnect earlier. */
   #isRetryTimeFixed = false;
   #hasTriedFreshToken = false;
+  #hasWarnedOfOrigin = false;
   #isTerminated = false;
   #nextRequestId = 1;
   /** The hub's clock minus the local clock. */
@@ -217,6 +220,7 @@ export class ProgressHub {
     this.#token = token;
     this.#WebSocket = Socket;
     globalThis.addEventListener?.('online', this.#onWake);
+    globalThis.addEventListener?.('offline', this.#checkSocket);
     globalThis.addEventListener?.('pageshow', this.#onWake);
     globalThis.document?.addEventListener('visibilitychange', this.#onWake);
   }
@@ -341,6 +345,16 @@ export class ProgressHub {
   }
 
   /**
+   * Reads whether a job can be cancelled now. The provider can still reject the cancellation.
+   *
+   * @param {string} jobId
+   * @returns {Promise<{ cancellable: boolean, reason: string | null }>} `reason` says why it cannot be cancelled
+   */
+  async cancellable(jobId) {
+    return this.#request('GET', `v1/jobs/${encodeURIComponent(jobId)}/cancel`);
+  }
+
+  /**
    * Reads the newest document of a job once.
    *
    * @param {string} jobId
@@ -406,6 +420,7 @@ export class ProgressHub {
   /** Closes the connection for good. Calls every `onError` with `closed`, so that pending `finished` promises reject. */
   close() {
     globalThis.removeEventListener?.('online', this.#onWake);
+    globalThis.removeEventListener?.('offline', this.#checkSocket);
     globalThis.removeEventListener?.('pageshow', this.#onWake);
     globalThis.document?.removeEventListener('visibilitychange', this.#onWake);
     this.#terminate('closed', 'closed');
@@ -673,16 +688,23 @@ export class ProgressHub {
   async #probeFailedHandshake() {
     const generation = this.#generation;
     this.#setState('reconnecting', { attempt: this.#attempt || 1, retryAt: null, reason: 'connection_lost' });
-    let status = 0;
-    try {
-      const signal = AbortSignal.timeout(HELLO_TIMEOUT_MS);
-      ({ status } = await fetch(new URL('v1/jobs?limit=1', this.#baseUrl), { headers: { Authorization: `Bearer ${this.#cachedToken}` }, cache: 'no-store', signal }));
-    } catch {
-      // No response: the network or the hub is down, and the token may be valid.
-    }
+    const signal = AbortSignal.timeout(HELLO_TIMEOUT_MS);
+    const read = (/** @type {string} */ path, /** @type {RequestInit} */ init) =>
+      fetch(new URL(path, this.#baseUrl), { cache: 'no-store', signal, ...init }).then(response => response.status, () => 0);
+    const status = await read('v1/jobs?limit=1', { headers: { Authorization: `Bearer ${this.#cachedToken}` } });
+    // Without a readable response, the hub is down or does not allow this origin. Every origin may read this file.
+    const isOriginRefused = !status && (await read('progress-hub.js', { method: 'HEAD' })) === 200;
     if (generation !== this.#generation || this.#isTerminated) return;
     if (status === 401) return this.#refreshTokenOrSignOut('unauthorized');
-    this.#backOff(status ? 'refused' : 'unreachable');
+    if (isOriginRefused) this.#warnOfOrigin();
+    this.#backOff(status ? 'refused' : isOriginRefused ? 'origin_refused' : 'unreachable');
+  }
+
+  /** Names the setting that the developer has to change. Once is enough. */
+  #warnOfOrigin() {
+    if (this.#hasWarnedOfOrigin) return;
+    this.#hasWarnedOfOrigin = true;
+    console.warn(`progress-hub: ${this.#baseUrl.origin} does not allow pages of ${globalThis.location?.origin}. Add this origin to server.allowed_origins in the hub's configuration.`);
   }
 
   /** @param {string} reason */
@@ -757,16 +779,24 @@ export class ProgressHub {
 
   // ---- liveness
 
-  /** Disconnects after two heartbeat intervals without a frame. A dead TCP connection may not raise `close` for minutes. */
+  /** Checks the socket when a heartbeat is missing. A dead TCP connection may not raise `close` for minutes. */
   #scheduleLivenessCheck() {
-    const intervalMs = Math.max(250, this.#heartbeatMs / 2);
-    const dueAt = Date.now() + intervalMs;
+    const limitMs = this.#heartbeatMs + HEARTBEAT_TOLERANCE_MS;
+    const delayMs = this.#timers.pong === undefined ? Math.max(0, this.#lastFrameAt + limitMs - Date.now()) : limitMs;
+    const dueAt = Date.now() + delayMs;
     this.#timers.liveness = setTimeout(() => {
       if (Date.now() - dueAt > SUSPENSION_THRESHOLD_MS) this.#onWake();
-      else if (Date.now() - this.#lastFrameAt >= 2 * this.#heartbeatMs) return this.#onDisconnect(1006, 'silent');
+      else if (Date.now() - this.#lastFrameAt >= limitMs) this.#checkSocket();
       this.#scheduleLivenessCheck();
-    }, intervalMs);
+    }, delayMs);
   }
+
+  /** Sends a ping, and disconnects if no frame follows. */
+  #checkSocket = () => {
+    if (!this.#isConnected || this.#timers.pong !== undefined) return;
+    this.#send({ type: 'ping', id: this.#nextRequestId++ });
+    this.#timers.pong = setTimeout(() => this.#onDisconnect(1006, 'silent'), PONG_TIMEOUT_MS);
+  };
 
   /** Handles a tab or network that resumed. Timers did not run in the meantime, so overdue work is done here. */
   #onWake = () => {
@@ -774,9 +804,7 @@ export class ProgressHub {
     if (!this.#isRetryTimeFixed) this.reconnect();
     if (!this.#isConnected) return;
     if (this.#renewAt && Date.now() >= this.#renewAt) this.#renewToken();
-    if (this.#timers.pong !== undefined) return;
-    this.#send({ type: 'ping', id: this.#nextRequestId++ });
-    this.#timers.pong = setTimeout(() => this.#onDisconnect(1006, 'silent'), PONG_TIMEOUT_MS);
+    this.#checkSocket();
   };
 
   /** @param {string | undefined} now */

@@ -21,7 +21,7 @@ use progress_hub::config::Config;
 use progress_hub::protocol::CloseReason;
 use progress_hub::server::ErrorCode;
 use progress_hub::telemetry::{
-    AdmissionRejection, CallOutcome, ConnectionKind, ProviderOperation, ProviderState,
+    AdmissionRejection, CallOutcome, ConnectionKind, Limit, ProviderOperation, ProviderState,
     WebhookOutcome,
 };
 use regex_lite::Regex;
@@ -65,6 +65,7 @@ commands! {
     report_from_a_worker: "docs/how-to/report-from-a-worker.md",
     run_multiple_nodes: "docs/how-to/run-multiple-nodes.md",
     sse: "docs/reference/sse.md",
+    submit_without_duplicates: "docs/how-to/submit-without-duplicates.md",
     troubleshoot: "docs/how-to/troubleshoot.md",
 }
 
@@ -272,6 +273,7 @@ fn every_label_value_is_documented() {
             .map(AdmissionRejection::as_str)
             .to_vec(),
         ProviderState::ALL.map(ProviderState::as_str).to_vec(),
+        Limit::ALL.map(Limit::as_str).to_vec(),
     ];
     for value in values.concat() {
         assert!(

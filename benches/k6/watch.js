@@ -2,7 +2,7 @@
 //
 //   k6 run -e HUB=http://127.0.0.1:8080 -e READER=… -e WORKER=… benches/k6/watch.js
 //
-// READER is a token with the subject `load` and the scope jobs:read. WORKER is a token with the scope jobs:publish.
+// READER is a token with the subject `load` and the scopes jobs:read and admin. WORKER is a token with the scope jobs:publish.
 // benches/README.md shows how to create them. Optional variables: SOCKETS (default 100), JOBS (20), RATE (50 updates
 // per second) and SECONDS (30).
 //

@@ -41,20 +41,32 @@ pub struct ChangeFeed {
     shared_state_changed: Notify,
 }
 
-/// Subscribes to changes of `jobs` and then reads their newest versions.
+/// Subscribes to changes of those of `jobs` that exist and that `is_visible` accepts, and returns their
+/// newest versions.
 ///
-/// The caller must attach its connection to the jobs first. Then no change is lost between the read
-/// and the first announcement.
+/// The jobs are read before the store subscribes, so that an id that the caller made up costs no
+/// channel. They are read again afterwards, because a change between the two steps was not received.
+/// The caller must attach its connection to the jobs first. Then no change is lost between the last
+/// read and the first announcement.
 ///
 /// # Errors
 /// Returns the error of the store.
 pub async fn subscribe_and_read(
     store: &dyn Store,
     jobs: &[JobId],
+    is_visible: impl Fn(&Job) -> bool,
 ) -> Result<Vec<Arc<Job>>, store::Error> {
-    let topics: Vec<Topic> = jobs.iter().cloned().map(Topic::Job).collect();
+    let mut visible = store.get_many(jobs).await?;
+    visible.retain(|job| is_visible(job));
+    if visible.is_empty() || store.channels().is_none() {
+        return Ok(visible);
+    }
+    let ids: Vec<JobId> = visible.iter().map(|job| job.id.clone()).collect();
+    let topics: Vec<Topic> = ids.iter().cloned().map(Topic::Job).collect();
     store.subscribe(&topics).await?;
-    store.get_many(jobs).await
+    let mut newest = store.get_many(&ids).await?;
+    newest.retain(|job| is_visible(job));
+    Ok(newest)
 }
 
 /// Subscribes to changes of all jobs of `owner` and then lists its newest jobs, at most

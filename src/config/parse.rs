@@ -1,14 +1,15 @@
 //! Parsers of single values. An error never contains the text, because a URL may carry a password.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::fmt::friendly::{Spacing, SpanParser, SpanPrinter};
 use progress_hub_auth::jwt::is_encrypted_or_local;
 use toml::Value;
 use url::{Host, Url};
 
-use super::Tier;
+use super::{ForwardedHeader, Tier};
 
 type Parsed<T> = Result<T, &'static str>;
 
@@ -19,6 +20,23 @@ pub(super) const MAX_AMOUNT: usize = 1_000_000_000;
 pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
     text.parse()
         .map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080")
+}
+
+/// Parses an IP address, or a network such as `10.0.0.0/8`.
+pub(super) fn network(text: &str) -> Parsed<IpNet> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>()
+        .or_else(|_| address())
+        .map(|network| network.trunc())
+        .map_err(|_| "must be an IP address or a network, such as 10.0.0.0/8")
+}
+
+/// Parses the name of a header that carries the address of a client.
+pub(super) fn forwarded_header(text: &str) -> Parsed<ForwardedHeader> {
+    [ForwardedHeader::XForwardedFor, ForwardedHeader::Forwarded]
+        .into_iter()
+        .find(|header| header.as_str() == text)
+        .ok_or("must be x-forwarded-for or forwarded")
 }
 
 /// Parses the name of a tier.
@@ -94,11 +112,20 @@ fn secure(url: Url) -> Parsed<Url> {
     }
 }
 
-/// Parses an origin into the form that browsers send, or `*`.
+/// Parses an origin into the form that browsers send, also with `*` as its port, or `*`.
 pub(super) fn origin(text: &str) -> Parsed<String> {
-    const FORM: &str = "must be scheme://host[:port] as browsers send it, or *";
+    const FORM: &str = "must be scheme://host[:port] as browsers send it, scheme://host:* or *";
     if text == "*" {
         return Ok(text.to_owned());
+    }
+    if let Some(any_port) = text.strip_suffix(":*") {
+        let origin = origin(any_port)?;
+        let has_port = Url::parse(&origin).is_ok_and(|url| url.port().is_some());
+        return if has_port {
+            Err(FORM)
+        } else {
+            Ok(format!("{origin}:*"))
+        };
     }
     let url = Url::parse(text).map_err(|_| FORM)?;
     let host = match url.host() {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::ConfigError;
 use super::layers::{Keys, Layers, RawValue};
-use super::setting::Section;
 
 /// The values that are not read yet, and the errors so far.
 pub(super) struct Reader {
@@ -15,8 +14,8 @@ pub(super) struct Reader {
 
 /// One section of a [`Reader`].
 pub(super) struct SectionReader<'a> {
-    reader: &'a mut Reader,
-    name: &'a str,
+    pub(super) reader: &'a mut Reader,
+    pub(super) name: &'a str,
 }
 
 impl Reader {
@@ -26,12 +25,6 @@ impl Reader {
             known_keys: BTreeMap::new(),
             errors: Vec::new(),
         }
-    }
-
-    /// Reads a section. Settings that are absent or invalid have their default.
-    pub(super) fn section<S: Section>(&mut self, name: &str) -> S {
-        self.known_keys.entry(name.to_owned()).or_default();
-        S::read(&mut SectionReader { reader: self, name })
     }
 
     /// Returns `<name>` of every section `<parent>.<name>`.

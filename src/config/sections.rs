@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use progress_hub_auth::jwt::AuthConfig;
 use secrecy::SecretString;
 use url::Url;
@@ -32,13 +33,25 @@ section! {
         /// URL at which providers and browsers reach the hub, including the path prefix of a proxy.
         /// Without it, providers receive no callback URL and the hub polls.
         public_url: Option<Url> = parsed(parse::base_url).or_none(),
-        /// Browser origins that may use the hub, such as `https://app.example.com`, or `*` for all.
-        /// Without any, only the hub's own host.
+        /// Browser origins that may use the hub beside its own, such as `https://app.example.com`.
+        /// `http://localhost:*` allows every port, `*` every origin.
         allowed_origins: Vec<String> = list(parsed(parse::origin)).or_empty(),
-        /// Maximum number of WebSockets.
+        /// Address and port of a second listener, for health checks and metrics only. With it,
+        /// `bind` does not serve metrics.
+        admin_bind: Option<SocketAddr> = parsed(parse::address).or_none(),
+        /// Addresses and networks whose `forwarded_header` is believed, and that have no limits of
+        /// their own. By default loopback and the private networks.
+        trusted_proxies: Vec<IpNet> = list(parsed(parse::network)).or(private_networks()),
+        /// Header in which a trusted proxy passes the address of its client: `x-forwarded-for` or
+        /// `forwarded`.
+        forwarded_header: ForwardedHeader = parsed(parse::forwarded_header).or(ForwardedHeader::XForwardedFor),
+        /// Maximum number of WebSockets, event streams and long polls.
         max_connections: usize = number(1..=10_000_000).or(100_000),
         /// Maximum size of a request body in bytes.
         max_body_bytes: usize = bytes(1 << 10..=64 << 20).or(1 << 20),
+        /// Time for a client to send the head of a request. A body has the same time, and another
+        /// second for each 64 KiB received.
+        request_timeout: Duration = duration(100 * MILLISECOND..=5 * MINUTE).or(10 * SECOND),
         /// Time for open connections to close at shutdown.
         drain: Duration = duration(Duration::ZERO..=10 * MINUTE).or(20 * SECOND),
         /// PEM file with the certificate chain. Enables TLS.
@@ -123,9 +136,31 @@ section! {
 }
 
 section! {
-    /// `[limits]`: rate limits.
+    /// `[limits]`: what one client may use. A client is an address, or the subject of a token.
     #[derive(Copy)]
     pub struct Limits {
+        /// Open connections from one address. For IPv6, from one /56 network.
+        connections_per_address: usize = number(1..=10_000_000).or(1000),
+        /// Open connections from one address on which nobody has authenticated.
+        unauthenticated_per_address: usize = number(1..=10_000_000).or(256),
+        /// TLS handshakes per second from one address, with bursts of four seconds.
+        handshakes_per_second: usize = number(1..=1_000_000).or(100),
+        /// WebSockets, event streams and long polls of one subject.
+        connections_per_subject: usize = number(1..=10_000_000).or(1000),
+        /// Jobs that one subject subscribes to by id, on all its connections together.
+        subscriptions_per_subject: usize = number(1..=10_000_000).or(20_000),
+        /// WebSocket messages, event streams and long polls of one subject per second, with bursts of
+        /// four seconds.
+        messages_per_second: usize = number(1..=1_000_000).or(100),
+        /// Job ids in the subscriptions of one subject per second, with bursts of four seconds. A feed
+        /// counts as 64 ids.
+        ids_per_second: usize = number(1..=1_000_000).or(2000),
+        /// Outputs that the hub streams at the same time from the jobs of one owner.
+        downloads_per_owner: usize = number(1..=10_000).or(16),
+        /// Outputs that the hub streams at the same time through one link.
+        downloads_per_link: usize = number(1..=10_000).or(8),
+        /// Memory in bytes for the bodies of webhooks that are not verified yet.
+        unverified_body_bytes: usize = bytes(1 << 10..=1 << 30).or(64 << 20),
         /// Number of jobs that one owner may submit per clock minute.
         submits_per_minute: Option<usize> = number(1..=1_000_000).or_none(),
     }
@@ -180,6 +215,47 @@ section! {
         /// Maximum cost of this provider's jobs per UTC day.
         budget_per_day: Option<f64> = amount().or_none(),
     }
+}
+
+/// The header in which a proxy passes the address of its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+impl ForwardedHeader {
+    /// Returns the name of the header, which is also the value in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::XForwardedFor => "x-forwarded-for",
+            Self::Forwarded => "forwarded",
+        }
+    }
+}
+
+impl fmt::Display for ForwardedHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Loopback, the private networks (RFC 1918, RFC 4193) and the link-local ones.
+fn private_networks() -> Vec<IpNet> {
+    [
+        IpNet::new_assert([127, 0, 0, 0].into(), 8),
+        IpNet::new_assert([10, 0, 0, 0].into(), 8),
+        IpNet::new_assert([172, 16, 0, 0].into(), 12),
+        IpNet::new_assert([192, 168, 0, 0].into(), 16),
+        IpNet::new_assert([169, 254, 0, 0].into(), 16),
+        IpNet::new_assert(IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
+        IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0)), 7),
+        IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+    ]
+    .into()
 }
 
 /// PEM files for TLS.

@@ -3,7 +3,7 @@
 use toml::Value;
 
 use super::layers::RawValue;
-use super::reader::SectionReader;
+use super::reader::{Reader, SectionReader};
 
 /// A parsed value, or its errors. An error is a message and a suffix for the key, which is empty
 /// unless the error is about one entry of a table.
@@ -173,6 +173,13 @@ pub(super) trait Section {
 
     /// Returns every setting of the section, in the order of their declaration.
     fn settings(&self, section: &str) -> Vec<Setting>;
+}
+
+impl Reader {
+    /// Reads a section. Settings that are absent or invalid have their default.
+    pub(super) fn section<S: Section>(&mut self, name: &str) -> S {
+        S::read(&mut SectionReader { reader: self, name })
+    }
 }
 
 /// Declares the settings of a section. The name of a field is the key of its setting, and its doc

@@ -21,8 +21,12 @@ const ALL_SETTINGS: &str = r#"
 bind = "0.0.0.0:9000"
 public_url = "https://hub.example.com/progress"
 allowed_origins = ["https://app.example.com", "http://localhost:3000", "*"]
+admin_bind = "127.0.0.1:9001"
+trusted_proxies = ["10.1.0.0/16", "192.0.2.7"]
+forwarded_header = "forwarded"
 max_connections = 500
 max_body_bytes = 2048
+request_timeout = "3s"
 drain = "0s"
 tls_cert = "Cargo.toml"
 tls_key = "Cargo.lock"
@@ -58,6 +62,16 @@ provider = "kling-legacy"
 tier = "staging"
 
 [limits]
+connections_per_address = 10
+unauthenticated_per_address = 5
+handshakes_per_second = 6
+connections_per_subject = 7
+subscriptions_per_subject = 100
+messages_per_second = 8
+ids_per_second = 9
+downloads_per_owner = 3
+downloads_per_link = 2
+unverified_body_bytes = 65536
 submits_per_minute = 30
 
 [budgets]
@@ -120,8 +134,12 @@ fn every_setting_is_printed_without_secrets() {
     bind = "0.0.0.0:9000"
     public_url = "https://hub.example.com/progress"
     allowed_origins = ["https://app.example.com", "http://localhost:3000", "*"]
+    admin_bind = "127.0.0.1:9001"
+    trusted_proxies = ["10.1.0.0/16", "192.0.2.7/32"]
+    forwarded_header = "forwarded"
     max_connections = 500
     max_body_bytes = 2048
+    request_timeout = "3s"
     drain = "0s"
     tls_cert = "Cargo.toml"
     tls_key = "Cargo.lock"
@@ -161,6 +179,16 @@ fn every_setting_is_printed_without_secrets() {
     tier = "staging"
 
     [limits]
+    connections_per_address = 10
+    unauthenticated_per_address = 5
+    handshakes_per_second = 6
+    connections_per_subject = 7
+    subscriptions_per_subject = 100
+    messages_per_second = 8
+    ids_per_second = 9
+    downloads_per_owner = 3
+    downloads_per_link = 2
+    unverified_body_bytes = 65536
     submits_per_minute = 30
 
     [budgets]
@@ -193,8 +221,12 @@ fn defaults_are_printed() {
     bind = "127.0.0.1:8080"
     public_url = ""
     allowed_origins = []
+    admin_bind = ""
+    trusted_proxies = ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "::1/128", "fc00::/7", "fe80::/10"]
+    forwarded_header = "x-forwarded-for"
     max_connections = 100000
     max_body_bytes = 1048576
+    request_timeout = "10s"
     drain = "20s"
     tls_cert = ""
     tls_key = ""
@@ -230,6 +262,16 @@ fn defaults_are_printed() {
     tier = "production"
 
     [limits]
+    connections_per_address = 1000
+    unauthenticated_per_address = 256
+    handshakes_per_second = 100
+    connections_per_subject = 1000
+    subscriptions_per_subject = 20000
+    messages_per_second = 100
+    ids_per_second = 2000
+    downloads_per_owner = 16
+    downloads_per_link = 8
+    unverified_body_bytes = 67108864
     submits_per_minute = ""
 
     [budgets]

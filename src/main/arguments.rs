@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use progress_hub::config::{Config, ConfigError};
+use progress_hub::config::{AuthConfig, Config, ConfigError};
 use progress_hub::provider::HttpClient;
 use progress_hub::server;
 use progress_hub::telemetry::LogFormat;
@@ -56,8 +56,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Create a token
     ///
-    /// The first of auth.hs256_secrets signs it. In production, your backend signs tokens itself or
-    /// requests them from the hub with `POST /v1/tokens`.
+    /// The first of auth.hs256_secrets signs it. Only the section [auth] is read. In production,
+    /// your backend signs tokens itself or requests them from the hub with `POST /v1/tokens`.
     Token(TokenArgs),
     /// Validate a configuration and print the effective values, without secrets
     Check(ConfigArgs),
@@ -95,9 +95,7 @@ impl ConfigArgs {
 
     /// As [`ConfigArgs::load`], with the settings that are less safe than they could be.
     pub(crate) fn load_with_warnings(self) -> anyhow::Result<(Config, Vec<ConfigError>)> {
-        let environment = std::env::vars_os()
-            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        let (config, mut errors) = Config::read(self.config.as_deref(), environment, self.set);
+        let (config, mut errors) = Config::read(self.config.as_deref(), environment(), self.set);
         let http = HttpClient::new().context("failed to create the HTTP client")?;
         let validated = server::validate(&config, &http);
         let mut warnings = config.warnings();
@@ -119,6 +117,29 @@ impl ConfigArgs {
             Err(UsageError::from(errors).into())
         }
     }
+
+    /// Loads the section `[auth]` only. Errors in other sections do not matter.
+    pub(crate) fn load_auth(self) -> anyhow::Result<AuthConfig> {
+        let (config, mut errors) = Config::read(self.config.as_deref(), environment(), self.set);
+        let is_relevant = |error: &ConfigError| {
+            let of_file = |file: &PathBuf| error.key.starts_with(&*file.to_string_lossy());
+            error.key == "auth"
+                || error.key.starts_with("auth.")
+                || self.config.as_ref().is_some_and(of_file)
+        };
+        errors.retain(is_relevant);
+        if errors.is_empty() {
+            Ok(config.auth)
+        } else {
+            Err(UsageError::from(errors).into())
+        }
+    }
+}
+
+/// Returns the environment variables that are valid Unicode.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -16,6 +16,10 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{UsageError, bind_error};
 use crate::{print, random_secret, shutdown_signal};
 
+/// Pages that may use the demo beside its own: those of development servers on this machine.
+const ALLOWED_ORIGINS: &str = "http://localhost:*, http://127.0.0.1:*, http://[::1]:*, \
+                               https://localhost:*, https://127.0.0.1:*, https://[::1]:*";
+
 /// Name of the provider in the demo's configuration.
 const PROVIDER: &str = "simulated";
 
@@ -73,6 +77,10 @@ fn config(
     let settings = vec![
         ("server.bind".to_owned(), bind.to_string()),
         ("server.drain".to_owned(), "2s".to_owned()),
+        (
+            "server.allowed_origins".to_owned(),
+            ALLOWED_ORIGINS.to_owned(),
+        ),
         ("auth.hs256_secrets".to_owned(), random_secret()),
         ("callback.secret".to_owned(), random_secret()),
         (

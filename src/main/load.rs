@@ -10,7 +10,7 @@ use clap::Args;
 use progress_hub::config::Config;
 use progress_hub_auth::jwt::Minter;
 use progress_hub_load::{
-    Access, ArgumentErrors, Arguments, Hub, OWNER, Report, Tokens, UpdateMethod,
+    Access, ArgumentErrors, Arguments, Hub, OWNER, READER_SCOPE, Report, Tokens, UpdateMethod,
 };
 use secrecy::SecretString;
 
@@ -143,7 +143,7 @@ fn mint_tokens(config: &Config) -> anyhow::Result<Tokens> {
         minted.map(|minted| SecretString::from(minted.token))
     };
     Ok(Tokens::Minted {
-        reader: mint("jobs:read")?,
+        reader: mint(READER_SCOPE)?,
         worker: mint("jobs:publish")?,
     })
 }

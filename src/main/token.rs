@@ -28,9 +28,8 @@ pub(crate) struct TokenArgs {
 }
 
 pub(crate) fn run(args: TokenArgs) -> anyhow::Result<()> {
-    let config = args.config.load()?;
-    let minter =
-        Minter::new(&config.auth).context("auth.hs256_secrets is required to create a token")?;
+    let auth = args.config.load_auth()?;
+    let minter = Minter::new(&auth).context("auth.hs256_secrets is required to create a token")?;
     let jobs = Some(args.jobs).filter(|jobs| !jobs.is_empty());
     let now = jiff::Timestamp::now();
     let minted = minter

@@ -7,6 +7,8 @@ use tokio_util::task::TaskTracker;
 
 use super::api::demo::Demo;
 use super::drain::Drain;
+use super::limits::ConnectionLimits;
+use super::origin::OriginPolicy;
 use super::security_log::SecurityLog;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
@@ -38,9 +40,11 @@ pub struct Components {
     pub verifier: Arc<Verifier>,
     pub minter: Arc<Option<Minter>>,
     pub links: Links,
+    pub origins: Arc<OriginPolicy>,
     pub metrics: Arc<Metrics>,
     pub security: Arc<SecurityLog>,
     pub drain: Arc<Drain>,
+    pub limits: Arc<ConnectionLimits>,
     pub wakeups: WorkerWakeups,
     pub demo: Option<Demo>,
 }
@@ -80,13 +84,14 @@ impl Components {
     /// Returns the components that WebSockets use.
     pub fn socket_context(&self) -> Arc<SocketContext> {
         Arc::new(SocketContext {
-            server: self.config.server.clone(),
+            origins: Arc::clone(&self.origins),
             settings: self.config.socket.clone(),
             verifier: Arc::clone(&self.verifier),
             hub: Arc::clone(&self.hub),
             store: self.store.clone(),
             canceller: Arc::clone(&self.canceller),
             drain: Arc::clone(&self.drain),
+            limits: Arc::clone(&self.limits),
             metrics: Arc::clone(&self.metrics),
             security: Arc::clone(&self.security),
         })

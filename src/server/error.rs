@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use serde_json::{Value, json};
 
@@ -114,30 +114,38 @@ error_codes! {
     NotFound: "not_found", Some(StatusCode::NOT_FOUND), websocket: true, retryable: false;
     /// Pages of this origin may not open a WebSocket.
     OriginRefused: "origin_refused", Some(StatusCode::FORBIDDEN), websocket: false, retryable: false;
+    /// The node has reached its maximum number of connections or of unverified webhooks.
+    OverCapacity: "over_capacity", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: false, retryable: true;
     /// The provider no longer has the output.
     OutputGone: "output_gone", Some(StatusCode::GONE), websocket: false, retryable: false;
     /// The body of the request is too large.
     PayloadTooLarge: "payload_too_large", Some(StatusCode::PAYLOAD_TOO_LARGE), websocket: false, retryable: false;
     /// The provider failed or could not be reached.
     ProviderError: "provider_error", Some(StatusCode::BAD_GATEWAY), websocket: true, retryable: true;
-    /// The owner has reached the limit of submissions per minute.
+    /// The owner, subject or address has reached a rate limit.
     RateLimited: "rate_limited", Some(StatusCode::TOO_MANY_REQUESTS), websocket: false, retryable: true;
+    /// The request took longer than `server.request_timeout` allows.
+    RequestTimeout: "request_timeout", Some(StatusCode::REQUEST_TIMEOUT), websocket: false, retryable: true;
     /// The store cannot be reached or is overloaded.
     StoreUnavailable: "store_unavailable", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: true, retryable: true;
     /// The new token has another subject.
     SubjectChanged: "subject_changed", None, websocket: true, retryable: false;
     /// The provider task belongs to another job.
     TaskKnown: "task_known", Some(StatusCode::CONFLICT), websocket: false, retryable: false;
-    /// The node has reached the limit of concurrent downloads.
+    /// The address or subject has reached its maximum number of connections.
+    TooManyConnections: "too_many_connections", Some(StatusCode::TOO_MANY_REQUESTS), websocket: false, retryable: true;
+    /// The node, owner or link has reached the limit of concurrent downloads.
     TooManyDownloads: "too_many_downloads", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: false, retryable: true;
     /// The connection has too many cancel requests in progress.
     TooManyRequests: "too_many_requests", None, websocket: true, retryable: true;
-    /// The connection has reached the limit of subscriptions by id.
-    TooManySubscriptions: "too_many_subscriptions", None, websocket: true, retryable: false;
+    /// The connection or subject has reached the limit of subscriptions by id.
+    TooManySubscriptions: "too_many_subscriptions", Some(StatusCode::TOO_MANY_REQUESTS), websocket: true, retryable: false;
     /// The token is missing or invalid, or has expired.
     Unauthorized: "unauthorized", Some(StatusCode::UNAUTHORIZED), websocket: true, retryable: false;
     /// The provider is not configured.
     UnknownProvider: "unknown_provider", Some(StatusCode::BAD_REQUEST), websocket: false, retryable: false;
+    /// The body is not JSON, or is compressed.
+    UnsupportedMediaType: "unsupported_media_type", Some(StatusCode::UNSUPPORTED_MEDIA_TYPE), websocket: false, retryable: false;
     /// The resource is a WebSocket, but the request has no upgrade.
     UpgradeRequired: "upgrade_required", Some(StatusCode::UPGRADE_REQUIRED), websocket: false, retryable: false;
 }
@@ -147,7 +155,7 @@ error_codes! {
 pub struct Problem {
     code: ErrorCode,
     detail: String,
-    retry_after: Option<Duration>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     job: Option<Value>,
     reason: Option<&'static str>,
 }
@@ -158,7 +166,7 @@ impl Problem {
         Self {
             code,
             detail: detail.into(),
-            retry_after: None,
+            headers: Vec::new(),
             job: None,
             reason: None,
         }
@@ -170,10 +178,15 @@ impl Problem {
         self
     }
 
-    /// Sets the time after which the client should repeat the request.
-    pub fn with_retry_after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait);
+    /// Adds a header to the response.
+    pub fn with_header(mut self, name: HeaderName, value: impl Into<HeaderValue>) -> Self {
+        self.headers.push((name, value.into()));
         self
+    }
+
+    /// Sets the time after which the client should repeat the request.
+    pub fn with_retry_after(self, wait: Duration) -> Self {
+        self.with_header(header::RETRY_AFTER, wait.as_secs().max(1))
     }
 
     /// Adds the job that conflicts with the request.
@@ -185,6 +198,13 @@ impl Problem {
     /// `invalid_request`. `detail` begins with the name of the parameter or field.
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidRequest, detail)
+    }
+
+    /// `method_not_allowed`. `allowed` lists the methods that the resource supports.
+    pub fn method_not_allowed(allowed: &'static str) -> Self {
+        let detail = format!("this resource supports only {allowed}");
+        Self::new(ErrorCode::MethodNotAllowed, detail)
+            .with_header(header::ALLOW, HeaderValue::from_static(allowed))
     }
 
     /// `not_found`, for a missing resource and for one that the caller may not see.
@@ -238,14 +258,9 @@ impl Problem {
     }
 
     /// Returns the headers, except for the content type.
-    pub fn headers(&self) -> Vec<(header::HeaderName, HeaderValue)> {
+    pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         let mut headers = vec![(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-        if let Some(wait) = self.retry_after {
-            headers.push((
-                header::RETRY_AFTER,
-                HeaderValue::from(wait.as_secs().max(1)),
-            ));
-        }
+        headers.extend(self.headers.iter().cloned());
         if self.status() == StatusCode::UNAUTHORIZED {
             headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
         }
@@ -268,6 +283,10 @@ impl ResponseError for Problem {
         let mut response = HttpResponseBuilder::new(self.status());
         for header in self.headers() {
             response.insert_header(header);
+        }
+        if self.code == ErrorCode::RequestTimeout {
+            // The rest of the request may still come, at any rate.
+            response.force_close();
         }
         response.content_type(PROBLEM_JSON).body(self.body())
     }

@@ -1,28 +1,38 @@
-//! The listener, and the HTTP service of each thread.
+//! The listeners, and the HTTP services of each thread.
 //!
 //! A request for an upgrade leaves HTTP with its raw stream. All other requests go to the routes.
+
+mod accept;
+mod request;
+mod stream;
 
 use std::future::ready;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix_codec::{AsyncRead, AsyncWrite, Framed};
-use actix_http::body::{BoxBody, EitherBody};
+use actix_codec::Framed;
 use actix_http::{HttpService, Request, h1};
 use actix_server::{GracefulShutdownSignal, Server, ServerBuilder};
-use actix_service::{Service, ServiceFactory, fn_factory, fn_service, map_config};
-use actix_tls::accept::rustls_0_23::TlsStream;
+use actix_service::{
+    IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_factory, fn_service,
+    map_config,
+};
+use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, ServiceResponse};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, middleware};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use self::accept::Acceptor;
+pub use self::stream::{ClientConnection, ConnectionPermits, RequestStream, Stream};
+use self::stream::{KEEP_ALIVE, UNREAD_BODY_TIMEOUT};
 use super::components::Components;
 use super::socket::{self, SocketContext};
-use super::{routes, security_log};
+use super::{compression, open_files, origin, routes, security_log};
 use crate::config::TlsFiles;
 
 /// Maximum number of connections that the kernel queues before they are accepted.
@@ -34,15 +44,11 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Time after which the kernel closes a connection whose peer acknowledges nothing.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Maximum time for a client to send the head of a request.
-const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections for requests, beside those that WebSockets, event streams and long polls use.
+const REQUEST_CONNECTIONS: usize = 2048;
 
-/// Time during which the rest of a body is read and discarded after an early response. Closing the
-/// connection at once would reset it, and the client could lose the response.
-const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Time after which an idle connection is closed.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Connections of the admin listener.
+const ADMIN_CONNECTIONS: usize = 64;
 
 /// Binds the address. Accepted connections inherit the socket options.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -68,44 +74,66 @@ pub fn tls_config(files: &TlsFiles) -> Result<rustls::ServerConfig, String> {
         .map_err(|error| error.to_string())?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| error.to_string())?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
-/// Serves HTTP and WebSocket connections of the listener on `workers` threads.
+/// The bound addresses, and what the listeners need beside the components.
+pub struct Listeners {
+    pub public: TcpListener,
+    /// For health checks and metrics only.
+    pub admin: Option<TcpListener>,
+    pub tls: Option<rustls::ServerConfig>,
+    /// Maximum number of open files of the process.
+    pub open_files: usize,
+}
+
+/// Serves HTTP and WebSocket connections of the listeners on `workers` threads.
 pub fn serve(
     components: &Components,
-    listener: TcpListener,
-    tls: Option<rustls::ServerConfig>,
+    listeners: Listeners,
     workers: usize,
     drain_time: Duration,
 ) -> io::Result<Server> {
-    let connections = components.config.server.max_connections / workers + 1024;
+    let server = &components.config.server;
+    let max_open = server.max_connections + REQUEST_CONNECTIONS;
     let builder = ServerBuilder::new()
         .workers(workers)
-        .max_concurrent_connections(connections)
+        // The acceptor counts the connections. A thread that stops accepting would answer nobody.
+        .max_concurrent_connections(usize::MAX >> 1)
         .shutdown_timeout(drain_time.as_secs().max(1))
         .disable_signals();
+    let acceptor = Acceptor::public(
+        &components.limits,
+        &components.metrics,
+        server.request_timeout,
+        max_open.min(open_files::max_clients(listeners.open_files)),
+        listeners.tls,
+    );
+    let admin_acceptor = acceptor.admin(ADMIN_CONNECTIONS);
     let context = ServiceContext {
-        components: components.clone(),
         sockets: components.socket_context(),
+        components: components.clone(),
         started_at: Instant::now(),
         closing: builder.graceful_shutdown_signal(),
+        acceptor,
     };
-    let builder = match tls {
-        None => builder.listen("hub", listener, move || {
-            http_service::<TcpStream>(context.clone()).tcp()
-        })?,
-        Some(tls) => builder.listen("hub", listener, move || {
-            http_service::<TlsStream<TcpStream>>(context.clone()).rustls_0_23(tls.clone())
-        })?,
+    let admin_context = ServiceContext {
+        acceptor: admin_acceptor,
+        ..context.clone()
     };
+    let mut builder = builder.listen("hub", listeners.public, move || public_service(&context))?;
+    if let Some(admin) = listeners.admin {
+        builder = builder.listen("admin", admin, move || admin_service(&admin_context))?;
+    }
     Ok(builder.run())
 }
 
-/// What each thread creates its service from.
+/// What each thread creates its services from.
 #[derive(Clone)]
 struct ServiceContext {
     components: Components,
@@ -114,62 +142,70 @@ struct ServiceContext {
     /// Notified when the listener closes. Idle connections close then and not earlier, so that probes
     /// still learn that the node drains.
     closing: GracefulShutdownSignal,
+    acceptor: Arc<Acceptor>,
 }
 
-/// Creates the service for streams of the type `T`.
-#[expect(
-    clippy::type_complexity,
-    reason = "a generic return type cannot be a type alias"
-)]
-fn http_service<T>(
-    context: ServiceContext,
-) -> HttpService<
-    T,
-    impl ServiceFactory<
-        Request,
-        Config = (),
-        Response = ServiceResponse<EitherBody<BoxBody>>,
-        Error = actix_web::Error,
-        InitError = (),
-        Service: Service<Request, Future: 'static>,
-        Future: 'static,
-    >,
-    EitherBody<BoxBody>,
-    h1::ExpectHandler,
-    impl ServiceFactory<
-        (Request, Framed<T, h1::Codec>),
-        Config = (),
-        Response = (),
-        Error = actix_web::Error,
-        InitError = (),
-        Future: 'static,
-    >,
->
-where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
+/// Creates the service of the public listener.
+fn public_service(
+    context: &ServiceContext,
+) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = (), InitError = ()> + use<>
 {
-    let ServiceContext {
-        components,
-        sockets,
-        started_at,
-        closing,
-    } = context;
+    let components = &context.components;
+    let app = App::new()
+        .wrap(middleware::from_fn(compression::compress_response))
+        .wrap(routes::cors(Arc::clone(&components.origins)))
+        .wrap(middleware::from_fn(origin::check_origin))
+        .wrap(middleware::from_fn(security_log::record_problems))
+        .wrap(routes::security_headers(&components.config.server))
+        .configure(routes::configure(components, context.started_at));
+    http_service(context, app)
+}
+
+/// Creates the service of the admin listener.
+fn admin_service(
+    context: &ServiceContext,
+) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = (), InitError = ()> + use<>
+{
     let app = App::new()
         .wrap(middleware::from_fn(security_log::record_problems))
-        .wrap(routes::cors(&components.config.server))
-        .wrap(routes::security_headers(&components.config.server))
-        .configure(routes::configure(&components, started_at));
-    let upgrade = move |(request, framed): (Request, Framed<T, h1::Codec>)| {
+        .configure(routes::configure_admin(
+            &context.components,
+            context.started_at,
+        ));
+    http_service(context, app)
+}
+
+/// Creates the service that accepts connections and passes their requests to `app`.
+fn http_service<A, F, B>(
+    context: &ServiceContext,
+    app: A,
+) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = (), InitError = ()> + use<A, F, B>
+where
+    A: IntoServiceFactory<F, Request>,
+    F: ServiceFactory<
+            Request,
+            Config = AppConfig,
+            Response = ServiceResponse<B>,
+            Error = actix_web::Error,
+            InitError = (),
+            Future: 'static,
+        > + 'static,
+    F::Service: Service<Request, Future: 'static>,
+    B: MessageBody + Unpin + 'static,
+{
+    let (sockets, closing) = (Arc::clone(&context.sockets), context.closing.clone());
+    let upgrade = move |(request, framed): (Request, Framed<RequestStream, h1::Codec>)| {
         // Boxed, because every HTTP connection reserves space for this future.
         let upgrade = Box::pin(socket::serve(Arc::clone(&sockets), request, framed));
         async move {
             upgrade.await;
-            Ok(())
+            Ok::<_, actix_web::Error>(())
         }
     };
-    HttpService::build()
+    let http = HttpService::build()
         .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(REQUEST_HEAD_TIMEOUT)
+        // The stream limits the time of every head, not only of the first one.
+        .client_request_timeout(Duration::ZERO)
         .client_disconnect_timeout(UNREAD_BODY_TIMEOUT)
         // A stream or long poll ends when its client disconnects, not with its next write.
         .h1_allow_half_closed(false)
@@ -177,6 +213,13 @@ where
             let closing = closing.clone();
             async move { closing.notified().await }
         })
-        .upgrade(fn_factory(move || ready(Ok(fn_service(upgrade.clone())))))
-        .finish(map_config(app, |()| AppConfig::default()))
+        .on_connect_ext(|stream: &RequestStream, extensions| {
+            extensions.insert(Rc::clone(stream.client()));
+        })
+        .upgrade(fn_factory(move || {
+            ready(Ok::<_, ()>(fn_service(upgrade.clone())))
+        }))
+        .finish(request::track(map_config(app, |()| AppConfig::default())));
+    let acceptor = Arc::clone(&context.acceptor);
+    fn_service(move |io: TcpStream| Arc::clone(&acceptor).accept(io)).and_then(http.map_err(drop))
 }

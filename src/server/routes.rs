@@ -1,11 +1,13 @@
 //! The routes, and the data that their handlers use.
 
+use std::future::ready;
+use std::sync::Arc;
 use std::time::Instant;
 
 use actix_cors::Cors;
-use actix_web::http::header;
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::middleware::DefaultHeaders;
-use actix_web::{HttpResponse, web};
+use actix_web::{FromRequest, Handler, HttpResponse, Responder, Route, guard, web};
 
 use super::api::health::StartedAt;
 use super::api::{
@@ -13,6 +15,7 @@ use super::api::{
 };
 use super::components::Components;
 use super::error::{ErrorCode, Problem};
+use super::origin::OriginPolicy;
 use super::static_files;
 use crate::config::ServerConfig;
 use crate::store::Store;
@@ -36,91 +39,152 @@ pub fn configure(
             .app_data(web::Data::from(components.metrics))
             .app_data(web::Data::from(components.security))
             .app_data(web::Data::from(components.drain))
+            .app_data(web::Data::from(components.limits))
+            .app_data(web::Data::from(components.origins))
             .app_data(web::Data::new(components.links))
             .app_data(web::Data::new(components.wakeups))
             .app_data(web::Data::new(StartedAt(started_at)))
             .app_data(web::Data::new(components.config.server.clone()))
             .app_data(web::Data::new(components.config.store.clone()))
             .app_data(web::Data::new(components.config.socket.clone()))
-            .app_data(web::Data::new(components.config.defaults.clone()))
-            .app_data(
-                web::QueryConfig::default()
-                    .error_handler(|error, _| Problem::invalid(error.to_string()).into()),
-            );
-        let resources = [
-            ("/v1/videos", vec![web::post().to(videos::submit)]),
-            (
-                "/v1/jobs",
-                vec![web::get().to(jobs::list), web::post().to(workers::register)],
-            ),
-            (
-                "/v1/jobs/{id}",
-                vec![web::get().to(jobs::show), web::head().to(jobs::show)],
-            ),
-            ("/v1/jobs/{id}/updates", vec![web::post().to(workers::push)]),
-            ("/v1/jobs/{id}/cancel", vec![web::post().to(jobs::cancel)]),
-            (
-                "/v1/jobs/{id}/outputs/{n}",
-                vec![
-                    web::get().to(outputs::fetch),
-                    web::head().to(outputs::fetch),
-                ],
-            ),
-            ("/v1/tokens", vec![web::post().to(tokens::mint)]),
-            (
-                "/v1/webhooks/{provider}",
-                vec![web::post().to(webhooks::receive)],
-            ),
-            (
-                "/v1/webhooks/{provider}/{token}",
-                vec![web::post().to(webhooks::receive_with_token)],
-            ),
-            ("/v1/providers", vec![web::get().to(providers::list)]),
-            (
-                "/v1/providers/{name}/resume",
-                vec![web::post().to(providers::resume)],
-            ),
-            ("/v1/events", vec![web::get().to(events::open)]),
-            ("/v1/ws", vec![web::get().to(upgrade_required)]),
-            (
-                "/v1/health",
-                vec![web::get().to(health::check), web::head().to(health::check)],
-            ),
-            (
-                "/v1/health/live",
-                vec![web::get().to(health::live), web::head().to(health::live)],
-            ),
-            (
-                "/v1/health/ready",
-                vec![web::get().to(health::ready), web::head().to(health::ready)],
-            ),
-            ("/metrics", vec![web::get().to(health::metrics)]),
+            .app_data(web::Data::new(components.config.defaults.clone()));
+        let mut resources = vec![
+            Resource::new("/v1/videos").post(videos::submit),
+            Resource::new("/v1/jobs")
+                .get(jobs::list)
+                .post(workers::register),
+            Resource::new("/v1/jobs/{id}").get(jobs::show),
+            Resource::new("/v1/jobs/{id}/updates").post(workers::push),
+            Resource::new("/v1/jobs/{id}/cancel")
+                .get(jobs::cancellable)
+                .post(jobs::cancel),
+            Resource::new("/v1/jobs/{id}/outputs/{n}").get(outputs::fetch),
+            Resource::new("/v1/tokens").post(tokens::mint),
+            Resource::new("/v1/webhooks/{provider}").post(webhooks::receive),
+            Resource::new("/v1/webhooks/{provider}/{token}").post(webhooks::receive_with_token),
+            Resource::new("/v1/providers").get(providers::list),
+            Resource::new("/v1/providers/{name}/resume").post(providers::resume),
+            Resource::new("/v1/events").get(events::open),
+            Resource::new("/v1/ws").get(upgrade_required),
         ];
-        for (path, routes) in resources {
-            let mut resource = web::resource(path).default_service(web::to(method_not_allowed));
-            for route in routes {
-                resource = resource.route(route);
-            }
-            app.service(resource);
+        resources.extend(health_checks());
+        if components.config.server.admin_bind.is_none() {
+            resources.push(metrics());
         }
+        register(app, resources);
         if let Some(demo) = components.demo {
-            app.app_data(web::Data::new(demo))
-                .route("/demo/session", web::get().to(demo::session));
+            app.app_data(web::Data::new(demo));
+            Resource::new("/demo/session")
+                .get(demo::session)
+                .register(app);
         }
         app.default_service(web::to(static_files::file));
     }
 }
 
-/// Response of an existing resource to another method.
-async fn method_not_allowed() -> Result<HttpResponse, Problem> {
-    let detail = "this resource does not support the method";
-    Err(Problem::new(ErrorCode::MethodNotAllowed, detail))
+/// Registers what the admin listener serves: health checks and metrics. It verifies no tokens, so its metrics
+/// have all amounts.
+pub fn configure_admin(
+    components: &Components,
+    started_at: Instant,
+) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
+    let components = components.clone();
+    move |app| {
+        app.app_data(web::Data::<dyn Store>::from(components.store))
+            .app_data(web::Data::from(components.hub))
+            .app_data(web::Data::from(components.providers))
+            .app_data(web::Data::from(components.metrics))
+            .app_data(web::Data::from(components.security))
+            .app_data(web::Data::from(components.limits))
+            .app_data(web::Data::from(components.drain))
+            .app_data(web::Data::new(StartedAt(started_at)));
+        register(app, health_checks());
+        register(app, [metrics()]);
+        app.default_service(web::to(not_found));
+    }
+}
+
+fn health_checks() -> [Resource; 3] {
+    [
+        Resource::new("/v1/health").get(health::check),
+        Resource::new("/v1/health/live").get(health::live),
+        Resource::new("/v1/health/ready").get(health::ready),
+    ]
+}
+
+fn metrics() -> Resource {
+    Resource::new("/metrics").get(health::metrics)
+}
+
+fn register(app: &mut web::ServiceConfig, resources: impl IntoIterator<Item = Resource>) {
+    for resource in resources {
+        resource.register(app);
+    }
+}
+
+/// A path and the handlers of its methods. Another method is answered 405.
+struct Resource {
+    path: &'static str,
+    get: Option<Route>,
+    post: Option<Route>,
+}
+
+impl Resource {
+    fn new(path: &'static str) -> Self {
+        Self {
+            path,
+            get: None,
+            post: None,
+        }
+    }
+
+    /// Handles GET and HEAD. The server does not send the body of a response to HEAD.
+    fn get<F, Args>(mut self, handler: F) -> Self
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        let is_read = guard::Any(guard::Get()).or(guard::Head());
+        self.get = Some(web::route().guard(is_read).to(handler));
+        self
+    }
+
+    fn post<F, Args>(mut self, handler: F) -> Self
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.post = Some(web::post().to(handler));
+        self
+    }
+
+    fn register(self, app: &mut web::ServiceConfig) {
+        let allowed = match (&self.get, &self.post) {
+            (Some(_), Some(_)) => "GET, HEAD, POST",
+            (Some(_), None) => "GET, HEAD",
+            (None, _) => "POST",
+        };
+        let other = move || ready(Err::<HttpResponse, _>(Problem::method_not_allowed(allowed)));
+        let mut resource = web::resource(self.path).default_service(web::to(other));
+        for route in [self.get, self.post].into_iter().flatten() {
+            resource = resource.route(route);
+        }
+        app.service(resource);
+    }
+}
+
+/// Response of the admin listener to any other path.
+async fn not_found() -> Result<HttpResponse, Problem> {
+    Err(Problem::not_found("resource"))
 }
 
 /// `GET /v1/ws` without an upgrade.
 async fn upgrade_required() -> Result<HttpResponse, Problem> {
     let detail = "this resource is a WebSocket; send an upgrade request";
-    Err(Problem::new(ErrorCode::UpgradeRequired, detail))
+    Err(Problem::new(ErrorCode::UpgradeRequired, detail)
+        .with_header(header::UPGRADE, HeaderValue::from_static("websocket")))
 }
 
 /// Time for which a browser uses TLS only for the hub's host: a year.
@@ -136,8 +200,8 @@ pub fn security_headers(server: &ServerConfig) -> DefaultHeaders {
 }
 
 /// Returns the CORS policy: pages of the allowed origins may call the API with tokens, without cookies.
-pub fn cors(server: &ServerConfig) -> Cors {
-    let mut cors = Cors::default()
+pub fn cors(origins: Arc<OriginPolicy>) -> Cors {
+    let cors = Cors::default()
         .allow_any_method()
         .allow_any_header()
         .expose_headers([
@@ -150,13 +214,14 @@ pub fn cors(server: &ServerConfig) -> Cors {
         ])
         .max_age(3600)
         .block_on_origin_mismatch(false);
-    for origin in &server.allowed_origins {
-        cors = match origin.as_str() {
-            "*" => cors.allow_any_origin().send_wildcard(),
-            origin => cors.allowed_origin(origin),
-        };
+    if origins.allows_all() {
+        return cors.allow_any_origin().send_wildcard();
     }
-    cors
+    cors.allowed_origin_fn(move |origin, _| {
+        origin
+            .to_str()
+            .is_ok_and(|origin| origins.is_listed(origin))
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Anyone can repeat a request, so a line is written once a minute for each subject or provider and
 //! reason. It tells how many were suppressed before.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +16,7 @@ use actix_web::{Error, HttpMessage, web};
 use progress_hub_auth::jwt::{MintedToken, Principal};
 
 use super::error::{ErrorCode, Problem};
+use super::limits::ConnectionLimits;
 use crate::protocol::CloseReason;
 use crate::telemetry::{Metrics, Throttle};
 
@@ -30,7 +31,7 @@ pub struct RequestInfo<'r> {
     pub method: &'r Method,
     /// Pattern of the path, without ids and tokens.
     pub route: &'r str,
-    pub address: Option<SocketAddr>,
+    pub address: Option<IpAddr>,
     /// The caller, if it was authenticated.
     pub caller: Option<&'r Principal>,
 }
@@ -67,7 +68,7 @@ impl SecurityLog {
     }
 
     /// Logs a token that was forged, has expired or is otherwise invalid.
-    pub fn token_rejected(&self, reason: &'static str, address: Option<SocketAddr>) {
+    pub fn token_rejected(&self, reason: &'static str, address: Option<IpAddr>) {
         if let Some(suppressed) = self.admit("", reason) {
             tracing::info!(
                 reason,
@@ -79,12 +80,7 @@ impl SecurityLog {
     }
 
     /// Logs a webhook whose sender is not verified.
-    pub fn webhook_rejected(
-        &self,
-        provider: &str,
-        reason: &'static str,
-        address: Option<SocketAddr>,
-    ) {
+    pub fn webhook_rejected(&self, provider: &str, reason: &'static str, address: Option<IpAddr>) {
         if let Some(suppressed) = self.admit(provider, reason) {
             tracing::warn!(
                 provider.name = provider,
@@ -101,7 +97,7 @@ impl SecurityLog {
         &self,
         reason: CloseReason,
         caller: Option<&Principal>,
-        address: Option<SocketAddr>,
+        address: Option<IpAddr>,
     ) {
         let is_about_token = matches!(
             reason,
@@ -130,7 +126,7 @@ impl SecurityLog {
 /// Logs a token that was minted for `subject`. Only an admin causes this line, so it is always written.
 pub fn token_minted(
     caller: &Principal,
-    address: Option<SocketAddr>,
+    address: Option<IpAddr>,
     subject: &str,
     scope: Option<&str>,
     minted: &MintedToken,
@@ -150,6 +146,7 @@ pub fn token_minted(
 /// Middleware that passes every problem to the [`SecurityLog`].
 pub async fn record_problems(
     log: web::Data<SecurityLog>,
+    limits: web::Data<ConnectionLimits>,
     request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse, Error> {
@@ -165,7 +162,7 @@ pub async fn record_problems(
             &RequestInfo {
                 method: request.method(),
                 route: route.as_deref().unwrap_or("-"),
-                address: request.peer_addr(),
+                address: limits.client_address(request.peer_addr(), request.headers()),
                 caller: caller.map(Rc::as_ref),
             },
         );

@@ -6,26 +6,29 @@
 mod connection;
 pub(crate) mod inbound;
 mod session;
+mod throttle;
 mod transport;
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use actix_codec::{AsyncRead, AsyncWrite, Framed};
 use actix_http::body::BodySize;
 use actix_http::{HttpMessage, Request, Response, h1, ws};
 use actix_web::http::Method;
-use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::web::BytesMut;
 use futures_util::SinkExt;
-use url::Url;
 
 use super::caller::bearer_token;
 use super::drain::Drain;
 use super::error::{ErrorCode, PROBLEM_JSON, Problem};
+use super::limits::{AddressPermit, ConnectionLimits};
+use super::listener::{ConnectionPermits, RequestStream, Stream};
+use super::origin::OriginPolicy;
 use super::security_log::{RequestInfo, SecurityLog};
 use crate::cancellation::CancelService;
-use crate::config::{ServerConfig, SocketConfig};
+use crate::config::SocketConfig;
 use crate::hub::Hub;
 use crate::protocol::SUBPROTOCOL;
 use crate::store::Store;
@@ -40,8 +43,8 @@ const BEARER_PROTOCOL: &str = "bearer.";
 
 /// The components that all WebSockets share.
 pub struct SocketContext {
-    /// Allowed origins and the public URL.
-    pub server: ServerConfig,
+    /// Decides which pages may connect.
+    pub origins: Arc<OriginPolicy>,
     /// Timeouts and limits of a connection.
     pub settings: SocketConfig,
     /// Verifies tokens.
@@ -52,8 +55,10 @@ pub struct SocketContext {
     pub store: Arc<dyn Store>,
     /// Cancels jobs.
     pub canceller: Arc<CancelService>,
-    /// Limits the number of WebSockets, and closes them when the node drains.
+    /// Closes WebSockets when the node drains.
     pub drain: Arc<Drain>,
+    /// Limits of what one client may use.
+    pub limits: Arc<ConnectionLimits>,
     /// Counts connections and deliveries.
     pub metrics: Arc<Metrics>,
     /// Logs rejected tokens.
@@ -62,10 +67,11 @@ pub struct SocketContext {
 
 /// Handles a request for an upgrade. The connection runs in a task of its own, so that an idle
 /// connection does not keep the memory of its HTTP request.
-pub async fn serve<T>(context: Arc<SocketContext>, request: Request, framed: Framed<T, h1::Codec>)
-where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+pub async fn serve(
+    context: Arc<SocketContext>,
+    request: Request,
+    framed: Framed<RequestStream, h1::Codec>,
+) {
     if let Some(upgraded) = upgrade(&context, request, framed).await {
         let drain = Arc::clone(&context.drain);
         drain.track(connection::open(context, upgraded));
@@ -73,30 +79,55 @@ where
 }
 
 /// A stream after the upgrade.
-struct Upgraded<T> {
-    io: T,
+struct Upgraded {
+    io: Stream,
+    client: SocketClient,
+    /// Whether the node has accepted the connection only to reject it.
+    is_over_capacity: bool,
+    /// The address that a trusted proxy names as its client.
+    forwarded: Option<IpAddr>,
     /// Bytes that the client sent directly after the request.
     initial_bytes: BytesMut,
-    address: Option<SocketAddr>,
     principal: Option<Principal>,
 }
 
+/// The client of a WebSocket, whose connection counts while this exists.
+struct SocketClient {
+    /// The address in the log.
+    address: Option<IpAddr>,
+    connection: Option<ConnectionPermits>,
+    /// Counts the client of a trusted proxy.
+    forwarded: Option<AddressPermit>,
+}
+
+impl SocketClient {
+    /// Records that the client has authenticated.
+    fn set_authenticated(&self) {
+        if let Some(permits) = &self.connection {
+            permits.set_authenticated();
+        }
+        if let Some(permit) = &self.forwarded {
+            permit.set_authenticated();
+        }
+    }
+}
+
 /// Sends the response. Returns `None` if the upgrade was rejected or the client disconnected.
-async fn upgrade<T>(
+async fn upgrade(
     context: &SocketContext,
     request: Request,
-    mut framed: Framed<T, h1::Codec>,
-) -> Option<Upgraded<T>>
-where
-    T: AsyncRead + AsyncWrite + Unpin,
-{
+    mut framed: Framed<RequestStream, h1::Codec>,
+) -> Option<Upgraded> {
+    let address = context
+        .limits
+        .client_address(request.peer_addr(), request.headers());
     let decision = match authorize_upgrade(context, &request).await {
         Ok(decision) => decision,
         Err(problem) => {
             let rejected = RequestInfo {
                 method: request.method(),
                 route: PATH,
-                address: request.peer_addr(),
+                address,
                 caller: None,
             };
             context.security.problem(&problem, &rejected);
@@ -112,11 +143,20 @@ where
     let head = h1::Message::Item((response, BodySize::None));
     framed.send(head).await.ok()?;
     let parts = framed.into_parts();
+    let is_over_capacity = parts.io.client().is_over_capacity();
+    let (io, connection) = parts.io.into_parts();
+    let peer = request.peer_addr().map(|address| address.ip());
     Some(Upgraded {
-        io: parts.io,
+        io,
+        client: SocketClient {
+            address,
+            connection,
+            forwarded: None,
+        },
+        is_over_capacity,
+        forwarded: context.limits.forwarded_client(peer, request.headers()),
         // A copy, because the original buffer has the capacity for a whole request.
         initial_bytes: BytesMut::from(&parts.read_buf[..]),
-        address: request.peer_addr(),
         principal: decision.principal,
     })
 }
@@ -135,15 +175,11 @@ async fn authorize_upgrade(
         return Err(Problem::not_found("resource"));
     }
     if request.method() != Method::GET {
-        let detail = "a WebSocket upgrade requires GET";
-        return Err(Problem::new(ErrorCode::MethodNotAllowed, detail));
+        return Err(Problem::method_not_allowed("GET"));
     }
     ws::verify_handshake(request.head()).map_err(|error| Problem::invalid(error.to_string()))?;
     let headers = request.headers();
-    if !is_origin_allowed(headers, &context.server) {
-        let detail = "pages of this origin may not connect; add it to server.allowed_origins";
-        return Err(Problem::new(ErrorCode::OriginRefused, detail));
-    }
+    context.origins.check(headers)?;
     if context.drain.is_draining() {
         let problem = Problem::new(ErrorCode::Draining, "this node is shutting down");
         return Err(problem.with_retry_after(context.drain.retry_after()));
@@ -154,53 +190,25 @@ async fn authorize_upgrade(
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .collect();
-    let token = bearer_token(headers)?.or_else(|| {
-        let mut offered = offered.iter();
-        offered.find_map(|protocol| protocol.strip_prefix(BEARER_PROTOCOL))
-    });
+    let protocol = offered.contains(&SUBPROTOCOL).then_some(SUBPROTOCOL);
+    let mut bearer = offered.iter();
+    let bearer = bearer.find_map(|protocol| protocol.strip_prefix(BEARER_PROTOCOL));
+    if bearer.is_some() && protocol.is_none() {
+        // Browsers close a connection whose server selects none of the offered protocols.
+        let detail = format!(
+            "Sec-WebSocket-Protocol must offer {SUBPROTOCOL} beside {BEARER_PROTOCOL}<token>"
+        );
+        return Err(Problem::invalid(detail));
+    }
+    let token = bearer_token(headers)?.or(bearer);
     let principal = match token {
         Some(token) => Some(context.verifier.verify(token).await?),
         None => None,
     };
     Ok(UpgradeDecision {
         principal,
-        protocol: offered.contains(&SUBPROTOCOL).then_some(SUBPROTOCOL),
+        protocol,
     })
-}
-
-/// Returns whether pages of the request's origin may connect: those of `server.allowed_origins` or, if
-/// that is empty, those of this host. Clients other than browsers send no origin and may connect.
-fn is_origin_allowed(headers: &HeaderMap, server: &ServerConfig) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN) else {
-        return true;
-    };
-    let Ok(origin) = origin.to_str() else {
-        return false;
-    };
-    if !server.allowed_origins.is_empty() {
-        let mut allowed = server.allowed_origins.iter();
-        return allowed.any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin));
-    }
-    let Some(authority) = Url::parse(origin).ok().as_ref().and_then(authority_of) else {
-        return false;
-    };
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    let public_authority = server.public_url.as_ref().and_then(authority_of);
-    [host, public_authority.as_deref()]
-        .into_iter()
-        .flatten()
-        .any(|own| own.eq_ignore_ascii_case(&authority))
-}
-
-/// Returns the host of a URL, with the port if it is not the default one.
-fn authority_of(url: &Url) -> Option<String> {
-    let host = url.host_str()?;
-    match url.port() {
-        Some(port) => Some(format!("{host}:{port}")),
-        None => Some(host.to_owned()),
-    }
 }
 
 /// Sends a problem instead of the upgrade.

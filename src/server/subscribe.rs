@@ -1,8 +1,9 @@
 //! The subscribe path of WebSocket, server-sent events and long polling.
 //!
 //! The order of the steps guarantees that no version is lost: attach the connection without delivery,
-//! subscribe the store, read the newest documents, authorize the caller on each document, activate
-//! delivery. A change that arrives between two steps is resolved by its version.
+//! read the documents, authorize the caller on each document, subscribe the store to those that are
+//! visible, read them again, activate delivery. A change that arrives between two steps is resolved by
+//! its version.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 use super::error::Problem;
 use crate::background::change_feed;
 use crate::hub::{Connection, FeedHealth, Hub, Sink};
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, Topic};
 use crate::protocol::Frame;
 use crate::store::{self, Store};
 use progress_hub_auth::jwt::Principal;
@@ -62,13 +63,17 @@ pub async fn subscribe<'c>(
     for id in ids {
         connection.subscribe_paused(id);
     }
-    let mut read = with_timeout(change_feed::subscribe_and_read(store, ids)).await;
-    if let Ok(jobs) = &mut read {
-        jobs.retain(|job| is_visible(job, caller));
-    }
+    let is_visible = |job: &Job| is_visible(job, caller);
+    let read = with_timeout(change_feed::subscribe_and_read(store, ids, is_visible)).await;
     let visible: HashSet<&JobId> = read.iter().flatten().map(|job| &job.id).collect();
+    let mut rejected = Vec::new();
     for id in ids.iter().filter(|id| !visible.contains(id)) {
         connection.reject(id);
+        rejected.push(Topic::Job(id.clone()));
+    }
+    // Drops the channel of a job that was removed, or is no longer visible, since the first read.
+    if !rejected.is_empty() && store.channels().is_some() {
+        store.release(rejected);
     }
     Ok(PausedSubscription {
         connection,

@@ -56,6 +56,16 @@ pub trait ChangeSource: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Ends the subscription to each of `topics` that has no subscribers, without waiting. Otherwise a
+    /// topic without subscribers stays subscribed for some seconds, for a client that reconnects.
+    fn release(&self, _topics: Vec<Topic>) {}
+
+    /// Returns the number of channels that this node is subscribed to, or `None` if every change
+    /// reaches the node without a subscription.
+    fn channels(&self) -> Option<usize> {
+        None
+    }
+
     /// Returns whether changes can be lost without a [`StoreEvent::Unavailable`]. If so, reading
     /// subscribed jobs periodically finds what was missed.
     fn is_lossy(&self) -> bool {

@@ -29,7 +29,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fred::interfaces::{ClientLike, HashesInterface};
+use fred::interfaces::HashesInterface;
 
 use self::connection::Connections;
 use self::endpoint::Endpoint;
@@ -97,7 +97,7 @@ impl Store for RedisStore {
 
     async fn ping(&self) -> Result<(), Error> {
         let _operation = self.connections.begin_operation()?;
-        let () = self.connections.client().ping(None).await?;
+        self.connections.check_writes().await?;
         self.subscriber.check_health()
     }
 
@@ -120,6 +120,14 @@ impl ChangeSource for RedisStore {
     async fn subscribe(&self, topics: &[Topic]) -> Result<(), Error> {
         let _operation = self.connections.begin_operation()?;
         self.subscriber.subscribe(topics.to_vec()).await
+    }
+
+    fn release(&self, topics: Vec<Topic>) {
+        self.subscriber.release(topics);
+    }
+
+    fn channels(&self) -> Option<usize> {
+        Some(self.subscriber.channels())
     }
 
     fn is_lossy(&self) -> bool {

@@ -102,6 +102,38 @@ labels! {
         Rate = "rate",
     }
 
+    /// A limit that a client has reached.
+    pub enum Limit {
+        /// `server.max_connections`, or the TCP connections that the node accepts beside them.
+        NodeConnections = "node_connections",
+        /// `limits.connections_per_address`.
+        AddressConnections = "address_connections",
+        /// `limits.unauthenticated_per_address`.
+        UnauthenticatedConnections = "unauthenticated_connections",
+        /// `limits.handshakes_per_second`.
+        Handshakes = "handshakes",
+        /// `limits.connections_per_subject`.
+        SubjectConnections = "subject_connections",
+        /// `limits.subscriptions_per_subject`.
+        Subscriptions = "subscriptions",
+        /// `limits.messages_per_second`.
+        Messages = "messages",
+        /// `limits.ids_per_second`.
+        Ids = "ids",
+        /// `server.request_timeout`.
+        RequestTime = "request_time",
+        /// `limits.unverified_body_bytes`.
+        UnverifiedBodies = "unverified_bodies",
+        /// The downloads of the node.
+        NodeDownloads = "node_downloads",
+        /// `limits.downloads_per_owner`.
+        OwnerDownloads = "owner_downloads",
+        /// `limits.downloads_per_link`.
+        LinkDownloads = "link_downloads",
+        /// The minimum rate at which a client reads an output.
+        DownloadRate = "download_rate",
+    }
+
     /// State of a provider. The order is by severity.
     #[derive(PartialOrd, Ord, Serialize, Deserialize)]
     #[serde(rename_all = "snake_case")]
@@ -118,9 +150,9 @@ labels! {
 }
 
 /// Close codes of RFC 6455 and of the hub's protocol.
-const CLOSE_CODES: [u16; 19] = [
+const CLOSE_CODES: [u16; 21] = [
     1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 4001, 4002, 4003, 4008, 4009,
-    4100, 4101, 4200,
+    4100, 4101, 4102, 4103, 4200,
 ];
 
 /// Returns the label value of a WebSocket close code. Clients choose codes freely, so unknown codes

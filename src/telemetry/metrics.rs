@@ -15,7 +15,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::labels::{
-    self, AdmissionRejection, CallOutcome, ConnectionKind, ProviderOperation, ProviderState,
+    self, AdmissionRejection, CallOutcome, ConnectionKind, Limit, ProviderOperation, ProviderState,
     WebhookOutcome,
 };
 use crate::job::Source;
@@ -44,6 +44,7 @@ label_sets! {
     ProviderLabels { provider: String }
     ReasonLabels { reason: &'static str }
     SourceLabels { source: &'static str }
+    LimitLabels { limit: &'static str }
     CloseLabels { code: String }
     CodeLabels { code: &'static str }
 }
@@ -58,7 +59,9 @@ pub struct Metrics {
     /// Balances and spending, which not everybody may see.
     account_registry: Registry,
     connections: PerConnectionKind<Gauge>,
+    tcp_connections: Gauge,
     subscribed_jobs: Gauge,
+    subscribed_channels: Gauge,
     deliveries: PerConnectionKind<Counter>,
     webhooks: Family<WebhookLabels, Counter>,
     provider_requests: Family<RequestLabels, Counter>,
@@ -69,6 +72,7 @@ pub struct Metrics {
     submissions_rejected: Family<ReasonLabels, Counter>,
     budget_reserved: Family<ProviderLabels, AmountCounter>,
     budget_spent: Family<ProviderLabels, AmountCounter>,
+    limits_reached: Family<LimitLabels, Counter>,
     websocket_closes: Family<CloseLabels, Counter>,
     problems: Family<CodeLabels, Counter>,
     log_lines_dropped: Counter,
@@ -137,7 +141,9 @@ impl Metrics {
         let budget_spent = register(r, "budget_spent", "Budget spent by finished jobs, in budgets.unit");
         let r = &mut registry;
         let connections = register(r, "connections", "Open connections");
+        let tcp_connections = register(r, "tcp_connections", "Open TCP connections");
         let subscribed_jobs = register(r, "subscribed_jobs", "Jobs that at least one connection subscribes to");
+        let subscribed_channels = register(r, "subscribed_channels", "Channels of Redis that the node is subscribed to");
         let deliveries = register(r, "deliveries", "Job documents delivered to connections");
         let webhooks = register(r, "webhooks", "Webhooks received");
         let provider_requests = register(r, "provider_requests", "Requests to providers");
@@ -145,6 +151,7 @@ impl Metrics {
         let provider_state_transitions = register(r, "provider_state_transitions", "Transitions of a provider to a state");
         let job_updates = register(r, "job_updates", "Updates that changed a job");
         let submissions_rejected = register(r, "submissions_rejected", "Submissions rejected before the job was stored");
+        let limits_reached = register(r, "limits_reached", "Times that a client reached a limit");
         let websocket_closes = register(r, "websocket_closes", "Closed WebSockets, by close code");
         let problems = register(r, "problems", "Requests answered with a problem, by error code");
         let log_lines_dropped = register(r, "log_lines_dropped", "Log lines that the reader of standard error did not take in time");
@@ -155,7 +162,9 @@ impl Metrics {
             registry,
             account_registry,
             connections: PerConnectionKind::new(&connections),
+            tcp_connections,
             subscribed_jobs,
+            subscribed_channels,
             deliveries: PerConnectionKind::new(&deliveries),
             webhooks,
             provider_requests,
@@ -166,6 +175,7 @@ impl Metrics {
             submissions_rejected,
             budget_reserved,
             budget_spent,
+            limits_reached,
             websocket_closes,
             problems,
             log_lines_dropped,
@@ -174,6 +184,9 @@ impl Metrics {
         };
         for source in Source::ALL {
             metrics.job_update_counter(source);
+        }
+        for limit in Limit::ALL {
+            metrics.limit_counter(limit);
         }
         metrics
     }
@@ -185,10 +198,33 @@ impl Metrics {
         OpenConnection(gauge)
     }
 
+    /// Counts an open TCP connection until the returned guard is dropped.
+    pub fn tcp_connection_opened(&self) -> OpenConnection {
+        self.tcp_connections.inc();
+        OpenConnection(self.tcp_connections.clone())
+    }
+
+    /// Counts a client that reached a limit.
+    pub fn limit_reached(&self, limit: Limit) {
+        self.limit_counter(limit).inc();
+    }
+
+    fn limit_counter(&self, limit: Limit) -> Counter {
+        let limit = limit.as_str();
+        self.limits_reached
+            .get_or_create_owned(&LimitLabels { limit })
+    }
+
     /// Sets the number of jobs that at least one connection of this node subscribes to.
     pub fn set_subscribed_jobs(&self, jobs: usize) {
         self.subscribed_jobs
             .set(i64::try_from(jobs).unwrap_or(i64::MAX));
+    }
+
+    /// Sets the number of channels of the store that this node is subscribed to.
+    pub fn set_subscribed_channels(&self, channels: usize) {
+        self.subscribed_channels
+            .set(i64::try_from(channels).unwrap_or(i64::MAX));
     }
 
     /// Counts documents delivered to connections of this kind.
@@ -377,7 +413,9 @@ mod tests {
             .collect();
         assert_snapshot!(types.join("\n"), @r"
     progress_hub_connections gauge
+    progress_hub_tcp_connections gauge
     progress_hub_subscribed_jobs gauge
+    progress_hub_subscribed_channels gauge
     progress_hub_deliveries counter
     progress_hub_webhooks counter
     progress_hub_provider_requests counter
@@ -385,6 +423,7 @@ mod tests {
     progress_hub_provider_state_transitions counter
     progress_hub_job_updates counter
     progress_hub_submissions_rejected counter
+    progress_hub_limits_reached counter
     progress_hub_websocket_closes counter
     progress_hub_problems counter
     progress_hub_log_lines_dropped counter
@@ -440,6 +479,7 @@ mod tests {
             .flat_map(|name| samples(&metrics, name))
             .collect();
         assert_snapshot!(samples.join("\n"), @r#"
+    subscribed_channels 0
     subscribed_jobs 1
     deliveries_total{kind="poll"} 1
     deliveries_total{kind="sse"} 0

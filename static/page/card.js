@@ -19,6 +19,7 @@ import { STEPS, stepsFor } from './steps.js';
  * @property {(card: Card) => void} toggle opens or closes the card
  * @property {(job: Job) => void} editAndResubmit copies the job's request into the form
  * @property {import('./pending-cancels.js').PendingCancels} cancels
+ * @property {import('./cancellable.js').Cancellable} cancellable
  * @property {(job: Job) => import('./labels.js').JobState} stateOf
  */
 

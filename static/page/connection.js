@@ -1,5 +1,6 @@
 /** Connection state, the outage notice, and the facts about the hub in the header. */
 
+import { hubUrl } from './address.js';
 import { $, attr, text } from './dom.js';
 import { clock, seconds } from './format.js';
 
@@ -7,6 +8,8 @@ import { clock, seconds } from './format.js';
 
 /** A shorter interruption shows no notice. */
 const UNREACHABLE_NOTICE_DELAY_MS = 4_000;
+/** Shown while HTTP works and the WebSocket does not. */
+const REFUSED = "Live updates are refused. Check the proxy's WebSocket upgrade and Host header, and server.public_url.";
 
 /** @param {State} state */
 export function connectionText({ name, attempt, retryAt, since }) {
@@ -26,10 +29,10 @@ export function connectionText({ name, attempt, retryAt, since }) {
 /** @param {State} state @param {boolean} canReconnect whether to offer the button that reconnects at once */
 export function showConnection(state, canReconnect) {
   const label = connectionText(state);
-  const { name, since } = state;
+  const { name, since, reason } = state;
   const isUnreachable = name === 'reconnecting' && Date.now() - since > UNREACHABLE_NOTICE_DELAY_MS;
   const notice = isUnreachable
-    ? `Can't reach the server. Showing data as of ${clock(since)}; reconnecting…`
+    ? `${reason === 'refused' ? REFUSED : "Can't reach the server."} Showing data as of ${clock(since)}; reconnecting…`
     : name === 'degraded' ? `Storage unavailable. Showing data as of ${clock(since)}. Nothing is lost, but new jobs can't be submitted until storage recovers.`
       : name === 'closed' && canReconnect ? 'The server closed this connection. Reload the page.' : '';
   document.body.dataset.state = name;
@@ -42,7 +45,7 @@ export function showConnection(state, canReconnect) {
 
 export async function showHubInfo() {
   try {
-    const health = await (await fetch('/v1/health', { cache: 'no-store' })).json();
+    const health = await (await fetch(hubUrl('v1/health'), { cache: 'no-store' })).json();
     text($('#store'), String(health.store ?? '–'));
     text($('#version'), String(health.version ?? '–'));
     attr($('#hub-info'), 'hidden', null);

@@ -154,7 +154,9 @@ export class Detail {
     const cancel = this.#context.cancels.get(job);
     const button = $('.danger', this.element);
     const error = $('.cancel .error', this.element);
-    attr($('.cancel', this.element), 'hidden', job.final ? '' : null);
+    const isOffered = this.#context.cancellable.get(job) || cancel?.state === 'sending';
+    attr(button, 'hidden', isOffered ? null : '');
+    attr($('.cancel', this.element), 'hidden', isOffered || cancel?.error ? null : '');
     attr(button, 'aria-disabled', String(cancel?.state === 'sending'));
     text(button, cancel?.state === 'sending' ? 'Cancelling…' : cancel?.state === 'requested' ? 'Request cancellation again' : 'Cancel job');
     text(error, cancel?.error ?? '');

@@ -26,6 +26,7 @@ export class JobList {
   #animationFrame = 0;
   #maxCards = CARDS_PER_PAGE;
   #isLoaded = false;
+  /** State of the jobs that only the hub has. @type {{ hasMore: boolean, isLoading: boolean, hasFailed: boolean }} */ #older = { hasMore: false, isLoading: false, hasFailed: false };
   /** Id of the job to scroll to after it was rendered. @type {string | null} */ #revealId = null;
   #list = $('#list');
   #context;
@@ -33,12 +34,14 @@ export class JobList {
   /** Cards on the screen. Only these play videos and follow the clock. @type {Set<Card>} */ #visible = new Set();
   #visibilityObserver = new IntersectionObserver(entries => this.#onVisibility(entries), { rootMargin: VISIBILITY_MARGIN });
 
-  /** @param {import('./card.js').CardContext} context @param {{ onCard(card: Card): void, onChange(job: Job, before: Job): void }} events */
+  /** @param {import('./card.js').CardContext} context @param {{ onCard(card: Card): void, onChange(job: Job, before: Job): void, onMore(): void }} events `onMore`: the user asked for jobs that only the hub has */
   constructor(context, events) {
     this.#context = context;
     this.#events = events;
     $('#source-legend').replaceChildren(...SOURCES.map(source => h('div', {}, h('dt', {}, h('i', { class: 'source-icon', 'data-source': source }), source), h('dd', {}, SOURCE_LABELS[source]))));
     $('#more').addEventListener('click', () => {
+      if (this.#older.isLoading) return;
+      if (this.#ids.length <= this.#maxCards) this.#events.onMore();
       this.#maxCards += CARDS_PER_PAGE;
       for (const id of this.#ids.slice(0, this.#maxCards)) this.#dirty.add(id);
       this.#scheduleRender();
@@ -86,6 +89,12 @@ export class JobList {
   /** @param {boolean} isLoaded whether the hub had time to send the existing jobs; the empty state is shown only then */
   setLoaded(isLoaded) {
     this.#isLoaded = isLoaded;
+    this.#renderSummary();
+  }
+
+  /** Shows whether the hub has older jobs that are not in the list. @param {{ hasMore: boolean, isLoading: boolean, hasFailed: boolean }} state */
+  setOlder(state) {
+    this.#older = state;
     this.#renderSummary();
   }
 
@@ -184,12 +193,16 @@ export class JobList {
       [count(job => !job.final), 'active'], [count(job => job.status === 'succeeded'), 'succeeded'],
       [count(job => job.status === 'failed'), 'failed'], [count(job => job.status === 'cancelled'), 'cancelled'],
     ].flatMap(([number, label]) => (number ? [`${number} ${label}`] : []));
-    text($('#summary'), parts.join(', '));
+    // The hub does not count jobs, so the numbers are those of the list.
+    text($('#summary'), parts.join(', ') + (parts.length && this.#older.hasMore ? ', older jobs not counted' : ''));
     document.body.toggleAttribute('data-jobs', jobs.length > 0);
     attr($('#empty'), 'hidden', jobs.length || !this.#isLoaded ? '' : null);
     const hidden = this.#ids.length - this.#maxCards;
-    attr($('#more'), 'hidden', hidden > 0 ? null : '');
-    text($('#more'), `Show ${Math.min(hidden, CARDS_PER_PAGE)} older ${hidden === 1 ? 'job' : 'jobs'}`);
+    const { hasMore, isLoading, hasFailed } = this.#older;
+    attr($('#more'), 'hidden', hidden > 0 || hasMore ? null : '');
+    attr($('#more'), 'aria-disabled', String(isLoading && hidden <= 0));
+    text($('#more'), hidden > 0 ? `Show ${Math.min(hidden, CARDS_PER_PAGE)} older ${hidden === 1 ? 'job' : 'jobs'}`
+      : isLoading ? 'Loading…' : hasFailed ? 'Older jobs could not be loaded. Try again' : 'Show older jobs');
   }
 }
 

@@ -8,6 +8,7 @@
  */
 
 import { ProgressHub, claimsOf } from '../progress-hub.js';
+import { HUB_URL, hubUrl } from './address.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 /** @typedef {import('../progress-hub.js').State} State */
@@ -91,7 +92,7 @@ export class Session {
   /** @param {import('../progress-hub.js').Token} token @param {string} owner */
   #connect(token, owner) {
     this.hub?.close();
-    const hub = this.hub = new ProgressHub({ token });
+    const hub = this.hub = new ProgressHub({ url: HUB_URL.href, token });
     this.#events.onSignedIn(owner, owner !== this.#owner);
     this.#owner = owner;
     hub.on('state', state => {
@@ -111,7 +112,7 @@ export class Session {
 
 /** @returns {Promise<Demo | null>} null if this hub is not a demo; rejects if there is no valid response */
 async function readDemoSession() {
-  const response = await fetch('/demo/session', { cache: 'no-store' });
+  const response = await fetch(hubUrl('demo/session'), { cache: 'no-store' });
   if (response.status === 404) return null;
   if (!response.ok) throw new Error(`GET /demo/session: HTTP ${response.status}`);
   return response.json();

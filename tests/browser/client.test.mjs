@@ -48,6 +48,11 @@ async function advance(ms) {
   await flushTasks();
 }
 
+/** Advances in steps, because all timers of one step see the clock at its end. */
+async function advanceInSteps(ms) {
+  for (let passed = 0; passed < ms; passed += 500) await advance(500);
+}
+
 /** Suspends the tab: the clock advances, but timers do not fire. */
 function suspend(ms) {
   mock.timers.setTime(Date.now() + ms);
@@ -387,6 +392,29 @@ test('failed handshake is probed over HTTP and a 401 signs out', async () => {
   assert.deepEqual(requests, Array(2).fill(['https://hub.test/v1/jobs?limit=1', 'Bearer ']));
 });
 
+test('hub that hides its responses from this origin is distinguished from one that is down', async () => {
+  const warnings = [];
+  mock.method(console, 'warn', text => warnings.push(text));
+  let isUp = true;
+  globalThis.fetch = (url, { method, headers }) => {
+    // A browser hides responses without CORS headers. Only the client's file has them for every origin.
+    const isReadable = isUp && url.pathname === '/progress-hub.js' && method === 'HEAD' && !headers;
+    return isReadable ? Promise.resolve(new Response(null, { status: 200 })) : Promise.reject(new TypeError('Failed to fetch'));
+  };
+  const hub = createHub();
+  hub.watch('job_a', () => {});
+  for (const reason of ['origin_refused', 'origin_refused', 'unreachable']) {
+    isUp = reason !== 'unreachable';
+    await flushTasks();
+    FakeSocket.last.closeByServer(1006);
+    await flushTasks();
+    assert.deepEqual([hub.state.name, hub.state.reason], ['reconnecting', reason]);
+    await advance(30_000);
+  }
+  assert.equal(warnings.length, 1);
+  assert.match(warnings[0], /server\.allowed_origins/);
+});
+
 test('failing token function is retried and a null token signs out', async () => {
   let getToken = () => Promise.reject(new Error('token endpoint unavailable'));
   const hub = createHub(() => getToken());
@@ -455,17 +483,51 @@ test('socket that responds after a suspension is kept', async () => {
   assert.equal(hub.state.name, 'live');
 });
 
-test('two missed heartbeats end the connection', async () => {
+test('missing heartbeat is followed by a ping, and no answer ends the connection', async () => {
   const hub = createHub();
   hub.watch('job_a', () => {});
-  const socket = await accept(hub, { heartbeat_ms: 4_000 });
+  const socket = await accept(hub, { heartbeat_ms: 25_000 });
   for (let n = 0; n < 5; n++) {
-    await advance(4_000);
+    await advanceInSteps(25_000);
     socket.sendToClient({ type: 'heartbeat', now: new Date().toISOString() });
   }
-  assert.equal(hub.state.name, 'live');
-  for (let n = 0; n < 4; n++) await advance(2_000);
+  assert.deepEqual([hub.state.name, socket.sentOf('ping').length], ['live', 0]);
+  await advanceInSteps(26_000);
+  assert.deepEqual([hub.state.name, socket.sentOf('ping').length], ['live', 1]);
+  await advanceInSteps(5_000);
   assert.deepEqual([hub.state.name, hub.state.reason], ['reconnecting', 'silent']);
+});
+
+test('answered ping keeps a socket whose heartbeats are late', async () => {
+  const hub = createHub();
+  hub.watch('job_a', () => {});
+  const socket = await accept(hub, { heartbeat_ms: 25_000 });
+  for (let n = 1; n <= 3; n++) {
+    await advanceInSteps(26_000);
+    assert.equal(socket.sentOf('ping').length, n);
+    socket.sendToClient({ type: 'pong', id: socket.sentOf('ping').at(-1).id });
+  }
+  await advanceInSteps(5_000);
+  assert.equal(hub.state.name, 'live');
+});
+
+test('socket is checked at once when the browser goes offline', async () => {
+  const events = new EventTarget();
+  globalThis.addEventListener = events.addEventListener.bind(events);
+  globalThis.removeEventListener = events.removeEventListener.bind(events);
+  try {
+    const hub = createHub();
+    hub.watch('job_a', () => {});
+    const socket = await accept(hub);
+    events.dispatchEvent(new Event('offline'));
+    assert.equal(socket.sentOf('ping').length, 1);
+    await advance(5_000);
+    assert.deepEqual([hub.state.name, hub.state.reason], ['reconnecting', 'silent']);
+    hub.close();
+  } finally {
+    delete globalThis.addEventListener;
+    delete globalThis.removeEventListener;
+  }
 });
 
 test('socket without hello is closed after a timeout', async () => {

@@ -199,12 +199,16 @@ describe('outputs', () => {
 
 describe('cancellation', () => {
   const runningJob = () => jobDocument({ status: 'running', version: 3, progress: 42, attempt: 1, source: 'webhook' });
-  const mockNextCancel = response => tab.route('**/v1/jobs/*/cancel', route => route.fulfill(response), { times: 1 });
+  /** Mocks the response to cancellations. The job is cancellable. */
+  const mockNextCancel = response =>
+    tab.route('**/v1/jobs/*/cancel', route => route.fulfill(route.request().method() === 'POST' ? response : { json: { cancellable: true, reason: null } }));
   const pressCancel = () => tab.getByRole('button', { name: 'Cancel job' }).click();
 
   test('job waiting for submission is cancelled at once', async () => {
     await openPage(tab, url);
-    const id = await submitJob(tab, { scenario: 'rate-limited' });
+    // A suspended provider receives no job, so the next one waits until it is cancelled.
+    await waitForStatus(tab, await submitJob(tab, { scenario: 'quota' }), 'failed');
+    const id = await submitJob(tab, { scenario: 'normal' });
     await openDetails(tab, id);
     await card(tab, id).locator('.status', { hasText: /^(Waiting|Retrying)/ }).waitFor();
     await pressCancel();
@@ -212,14 +216,26 @@ describe('cancellation', () => {
     assert.equal(await card(tab, id).locator('.danger').isVisible(), false);
   });
 
+  test('cancel is offered only while the job can be cancelled', async () => {
+    await openPage(tab, url);
+    const id = await submitJob(tab, { scenario: 'rate-limited' });
+    await openDetails(tab, id);
+    const button = tab.getByRole('button', { name: 'Cancel job' });
+    await button.waitFor();
+    // The simulated provider, Kling, cancels nothing.
+    await waitForStatus(tab, id, 'running');
+    await button.waitFor({ state: 'hidden' });
+    assert.equal(await card(tab, id).locator('.cancel').isVisible(), false);
+  });
+
   test('requested cancellation is shown until the job is final, even after a reload', async () => {
     await openPage(tab, url);
     const id = await submitJob(tab, { scenario: 'slow' });
     await waitForStatus(tab, id, 'running');
-    await openDetails(tab, id);
     const { token } = await (await fetch(`${url}demo/session`)).json();
     const job = await (await fetch(`${url}v1/jobs/${id}`, { headers: { Authorization: `Bearer ${token}` } })).json();
     await mockNextCancel({ status: 202, json: job });
+    await openDetails(tab, id);
     await pressCancel();
     const status = card(tab, id).locator('.status');
     await status.filter({ hasText: 'Cancelling…' }).waitFor();
@@ -234,8 +250,8 @@ describe('cancellation', () => {
     await openPage(tab, url);
     const job = runningJob();
     const id = await submitMockedJob(tab, job);
-    await openDetails(tab, id);
     await mockNextCancel({ status: 202, json: { ...job, version: 4, status: 'cancelled', final: true, progress: null, source: 'poll', finished_at: timestampIn(0) } });
+    await openDetails(tab, id);
     await pressCancel();
     await waitForStatus(tab, id, 'cancelled');
     assert.equal(await card(tab, id).locator('.status').textContent(), 'Cancelled');
@@ -248,8 +264,8 @@ describe('cancellation', () => {
     test(`${code} is shown and the job continues`, async () => {
       await openPage(tab, url);
       const id = await submitMockedJob(tab, runningJob());
-      await openDetails(tab, id);
       await mockNextCancel(response);
+      await openDetails(tab, id);
       await pressCancel();
       const error = card(tab, id).locator('.cancel .error:not([hidden])');
       await error.waitFor();

@@ -2,12 +2,15 @@
 
 import { spawn, execFile } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { createServer as createHttpServer } from 'node:http';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 
 import { chromium } from 'playwright-core';
+
+import { startProxy } from './proxy.mjs';
 
 const BIN = process.env.PROGRESS_HUB_BIN;
 const STARTUP_TIMEOUT_MS = 20_000;
@@ -53,6 +56,15 @@ class Process {
     });
   }
 
+  /** Suspends the process: its connections stay open, but it does nothing. */
+  freeze() {
+    this.#child.kill('SIGSTOP');
+  }
+
+  thaw() {
+    this.#child.kill('SIGCONT');
+  }
+
   /** Stops the process. Sends SIGKILL if it does not exit in time. */
   async stop(signal = 'SIGTERM') {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
@@ -90,19 +102,26 @@ export class Harness {
     return { url, process: demo };
   }
 
-  /** Starts a configured hub with the simulator as its provider. @param {{ store?: string }} [options] `store`: store URL, by default a new SQLite file */
-  async startHub({ store } = {}) {
+  /**
+   * Starts a configured hub with the simulator as its provider.
+   * @param {{ store?: string, server?: string, socket?: string }} [options] `store`: store URL, by default a new SQLite file;
+   *   `server`, `socket`: further lines of these sections
+   */
+  async startHub({ store, server = '', socket = '' } = {}) {
     const folder = await mkdtemp(join(tmpdir(), 'progress-hub-'));
     this.#closers.push(() => rm(folder, { recursive: true, force: true }));
     const secret = 'whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=';
     const simulator = this.#register(new Process(BIN, ['simulator', '--bind', '127.0.0.1:0', '--api-key', 'simulator-api-key', '--webhook-secret', secret]));
     const [provider] = await simulator.waitForOutput(/http:\/\/127\.0\.0\.1:\d+/);
     const port = await freePort();
-    const config = join(folder, 'progress-hub.toml');
+    const config = join(folder, 'hub.toml');
     await writeFile(config, `
 [server]
 bind = "127.0.0.1:${port}"
-public_url = "http://127.0.0.1:${port}"
+${server.includes('public_url') ? '' : `public_url = "http://127.0.0.1:${port}"`}
+${server}
+[socket]
+${socket}
 [auth]
 hs256_secrets = ["browser-tests-signing-secret-0123456789abcdef"]
 [store]
@@ -143,6 +162,24 @@ poll_every = "1s"
     return tab;
   }
 
+  /** Starts a reverse proxy. @param {string} target @param {Parameters<typeof startProxy>[1]} [options] @returns {Promise<string>} its URL */
+  async startProxy(target, options) {
+    const proxy = await startProxy(target, options);
+    this.#closers.push(proxy.close);
+    return proxy.url;
+  }
+
+  /** Serves one HTML page on a loopback port of its own. @param {string} html @returns {Promise<string>} its URL */
+  async servePage(html) {
+    const server = createHttpServer((_, response) => response.writeHead(200, { 'Content-Type': 'text/html' }).end(html));
+    await new Promise(resolve => server.listen(0, '127.0.0.1', resolve));
+    this.#closers.push(() => new Promise(resolve => {
+      server.close(resolve);
+      server.closeAllConnections();
+    }));
+    return `http://127.0.0.1:${server.address().port}/`;
+  }
+
   async close() {
     for (const close of this.#closers.reverse()) await close();
   }
@@ -171,10 +208,33 @@ class HubProcess {
   }
 
   /** Creates a token for the subject `alice`. @returns {Promise<string>} */
-  async token(ttl = '15m') {
-    const args = ['token', '--config', this.config, '--sub', 'alice', '--scope', 'jobs:read jobs:write', '--ttl', ttl];
+  async token(ttl = '15m', scope = 'jobs:read jobs:write') {
+    const args = ['token', '--config', this.config, '--sub', 'alice', '--scope', scope, '--ttl', ttl];
     const { stdout } = await promisify(execFile)(BIN, args);
     return stdout.trim();
+  }
+
+  /** Runs a shell command in the folder of the configuration file. @param {string} command @param {Record<string, string>} [env] */
+  async runCommand(command, env = {}) {
+    const path = `${dirname(resolve(BIN))}:${process.env.PATH}`;
+    const { stdout } = await promisify(execFile)('sh', ['-c', command], { cwd: dirname(this.config), env: { ...process.env, PATH: path, ...env } });
+    return stdout.trim();
+  }
+
+  /** Registers worker jobs of `alice`, without a provider. @param {number} count @param {(n: number) => object} fields @returns {Promise<string[]>} ids */
+  async registerJobs(count, fields = () => ({})) {
+    const token = await this.token('15m', 'jobs:publish');
+    const ids = [];
+    for (let n = 0; n < count; n++) {
+      const response = await fetch(`${this.url}v1/jobs`, {
+        method: 'POST',
+        headers: { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' },
+        body: JSON.stringify({ owner: 'alice', ...fields(n) }),
+      });
+      if (response.status !== 201) throw new Error(`POST /v1/jobs: HTTP ${response.status} ${await response.text()}`);
+      ids.push((await response.json()).id);
+    }
+    return ids;
   }
 
   /** Submits a job over HTTP. @param {string} token @param {object} request */

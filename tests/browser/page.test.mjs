@@ -38,9 +38,9 @@ async function shownDocument(tab, id) {
 describe('demo', () => {
   test('page preloads every module', async () => {
     const { url } = await harness.startDemo();
-    const modules = (await readdir(new URL('../../static/page/', import.meta.url))).map(name => `/page/${name}`);
+    const modules = (await readdir(new URL('../../static/page/', import.meta.url))).map(name => `page/${name}`);
     const preloaded = [...(await (await fetch(url)).text()).matchAll(/rel="modulepreload" href="([^"]+)"/g)].map(([, path]) => path);
-    assert.deepEqual(preloaded.toSorted(), [...modules, '/progress-hub.js'].toSorted());
+    assert.deepEqual(preloaded.toSorted(), [...modules, 'progress-hub.js'].toSorted());
   });
 
   test('submitted job succeeds and its clip plays', async () => {
@@ -207,13 +207,117 @@ describe('demo', () => {
   });
 });
 
+describe('other origins and addresses', () => {
+  test('snippet of the demo works on a page of another loopback port', async () => {
+    const { url } = await harness.startDemo();
+    const tab = await harness.newTab();
+    await openPage(tab, url);
+    const id = await submitJob(tab);
+    await openDetails(tab, id);
+    await tab.getByRole('tab', { name: 'JavaScript' }).click();
+    const snippet = await card(tab, id).locator('.snippets code').textContent();
+    const other = await harness.newTab();
+    await other.goto(await harness.servePage(`<script type="module">${snippet}
+      document.title = finalJob.status;</script>`));
+    await other.waitForFunction(() => document.title === 'succeeded');
+    assert.deepEqual(other.consoleErrors.filter(error => !error.includes('favicon')), []);
+  });
+
+  test('own page works with allowed origins of others', async () => {
+    const hub = await harness.startHub({ server: 'allowed_origins = ["http://localhost:5173"]' });
+    await signedInTab(hub);
+  });
+
+  test('page works below the path prefix of a proxy', async () => {
+    const hub = await harness.startHub();
+    const url = await harness.startProxy(hub.url, { prefix: '/hub' });
+    const tab = await harness.newTab();
+    await tab.goto(url);
+    await tab.fill('#token', await hub.token());
+    await tab.keyboard.press('Enter');
+    await waitForState(tab, 'live');
+    await tab.fill('#model', 'kling-2.6');
+    const id = await submitJob(tab);
+    await waitForStatus(tab, id, 'succeeded');
+    await openDetails(tab, id);
+    await tab.getByRole('tab', { name: 'curl' }).click();
+    assert.ok((await card(tab, id).locator('.snippets code').textContent()).includes(`${url}v1/jobs/${id}`));
+    await tab.locator('#version', { hasText: /^\d/ }).waitFor();
+    assert.deepEqual(tab.consoleErrors.filter(error => !error.includes('demo/session')), []);
+  });
+
+  test('refused WebSocket is told apart from an unreachable hub', async () => {
+    const hub = await harness.startHub({ server: 'public_url = "https://hub.example.com"' });
+    const url = await harness.startProxy(hub.url, { changesHost: true });
+    const [id] = await hub.registerJobs(1);
+    const tab = await harness.newTab();
+    await tab.goto(url);
+    await tab.fill('#token', await hub.token());
+    await tab.keyboard.press('Enter');
+    await tab.locator('#notice', { hasText: 'Live updates are refused.' }).waitFor();
+    await card(tab, id).waitFor();
+  });
+});
+
 describe('configured hub', () => {
+  test('command on the sign-in page creates a token, whatever the other settings are', async () => {
+    const hub = await harness.startHub();
+    const tab = await harness.newTab();
+    await tab.goto(hub.url);
+    await waitForState(tab, 'signed_out');
+    const command = await tab.locator('.token-help code').textContent();
+    const token = await hub.runCommand(command, { PROGRESS_HUB__PROVIDERS__FAL__SPEC: 'fal', PROGRESS_HUB__SERVER__BIND: 'nonsense' });
+    await tab.fill('#token', token);
+    await tab.keyboard.press('Enter');
+    await waitForState(tab, 'live');
+  });
+
+  test('all jobs can be shown when there are more than the hub sends', async () => {
+    const hub = await harness.startHub();
+    const ids = await hub.registerJobs(500, n => ({ metadata: { prompt: `job number ${n}` } }));
+    const tab = await signedInTab(hub);
+    const more = tab.getByRole('button', { name: 'Show older jobs' });
+    await more.waitFor();
+    assert.match(await tab.locator('#summary').textContent(), /^\d+ active, older jobs not counted$/);
+    assert.equal(await card(tab, ids[0]).count(), 0);
+    // The first page of 200 is read without a click.
+    for (const count of [400, 500]) {
+      await more.click();
+      await tab.locator('#summary', { hasText: new RegExp(`^${count} active`) }).waitFor();
+    }
+    await card(tab, ids[0]).waitFor();
+    await tab.locator('#summary', { hasText: /^500 active$/ }).waitFor();
+    assert.equal(await tab.locator('#list > li').count(), 500);
+
+    // The oldest job ends while the page is disconnected. It is not among those that the hub sends again.
+    await hub.kill();
+    await waitForState(tab, 'reconnecting');
+    await hub.start();
+    const token = await hub.token('15m', 'jobs:publish');
+    const headers = { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' };
+    await fetch(`${hub.url}v1/jobs/${ids[0]}/updates`, { method: 'POST', headers, body: '{"status":"succeeded"}' });
+    await waitForState(tab, 'live');
+    await waitForStatus(tab, ids[0], 'succeeded');
+  });
+
+  test('frozen hub is not shown as live', async () => {
+    const hub = await harness.startHub({ socket: 'heartbeat = "1s"' });
+    const tab = await signedInTab(hub);
+    hub.process.freeze();
+    try {
+      await waitForState(tab, 'reconnecting');
+    } finally {
+      hub.process.thaw();
+    }
+    await waitForState(tab, 'live');
+  });
+
   test('sign-in rejects an invalid token, keeps a valid one over a reload, and sign-out removes it', async () => {
     const hub = await harness.startHub();
     const tab = await harness.newTab();
     await tab.goto(hub.url);
     await waitForState(tab, 'signed_out');
-    await tab.getByText('progress-hub token --sub alice').waitFor();
+    await tab.getByText('--config hub.toml --sub alice').waitFor();
     assert.equal(await tab.locator('#connection').textContent().then(label => label.trim()), 'Signed out');
 
     await tab.fill('#token', 'not a token');

@@ -70,7 +70,7 @@ fn decode(data: &[u8], step: usize) -> (Vec<Bytes>, Option<CloseReason>) {
 
 /// Parses a message of a client. An accepted message is a JSON object with a known `type`.
 pub fn client_message(data: &[u8]) {
-    let Ok(message) = serde_json::from_slice::<ClientMessage>(data) else {
+    let Ok(message) = ClientMessage::parse(data) else {
         return;
     };
     let json: serde_json::Value = serde_json::from_slice(data).unwrap();

@@ -34,6 +34,13 @@ pub struct TestAppBuilder {
     scenario: Option<Scenario>,
     data_dir: Option<TempDir>,
     has_log_reader: bool,
+    open_files: Option<OpenFiles>,
+}
+
+/// Limits of the open files of a process, as `ulimit` sets them.
+pub enum OpenFiles {
+    Soft(usize),
+    Hard(usize),
 }
 
 /// A running hub, stopped on drop.
@@ -85,6 +92,7 @@ impl TestApp {
             scenario: None,
             data_dir: None,
             has_log_reader: true,
+            open_files: None,
         }
     }
 
@@ -212,7 +220,7 @@ impl TestApp {
 
     /// Returns the host and port that the hub listens on.
     pub fn address(&self) -> &str {
-        self.url.trim_start_matches("http://")
+        self.url.split("://").nth(1).expect("a URL")
     }
 
     /// Returns the value of a metric, or 0 if there is none. `name` has labels but not the prefix
@@ -331,6 +339,12 @@ impl TestAppBuilder {
         self
     }
 
+    /// Limits the open files of [`TestAppBuilder::spawn_process`].
+    pub fn open_files(mut self, limit: OpenFiles) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
     /// Starts the hub in this process.
     pub async fn spawn(self) -> TestApp {
         let (config, _, mut app) = self.prepare();
@@ -346,13 +360,26 @@ impl TestAppBuilder {
     /// Starts the built binary in a process of its own, so that a test can kill it.
     pub async fn spawn_process(self, arguments: &[&str]) -> TestApp {
         let has_log_reader = self.has_log_reader;
+        let ulimit = self.open_files.as_ref().map(|limit| match limit {
+            OpenFiles::Soft(files) => format!("ulimit -Sn {files}"),
+            OpenFiles::Hard(files) => format!("ulimit -n {files}"),
+        });
         let (_, settings, mut app) = self.prepare();
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(app.path("hub.log"))
             .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_progress-hub"));
+        let hub = env!("CARGO_BIN_EXE_progress-hub");
+        let mut command = match ulimit {
+            None => Command::new(hub),
+            Some(ulimit) => {
+                let mut shell = Command::new("sh");
+                let script = format!("{ulimit} && exec \"$0\" \"$@\"");
+                shell.args(["-c", script.as_str(), hub]);
+                shell
+            }
+        };
         command.arg("serve").args(arguments);
         for (key, value) in settings {
             command.arg("--set").arg(format!("{key}={value}"));
@@ -430,7 +457,11 @@ impl TestAppBuilder {
         let app = TestApp {
             url: String::new(),
             simulator: inspector,
-            http: reqwest::Client::builder().no_proxy().build().unwrap(),
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .tls_danger_accept_invalid_certs(true)
+                .build()
+                .unwrap(),
             minter,
             shutdown: CancellationToken::new(),
             task: None,

@@ -173,11 +173,11 @@ async fn same_host_origin_is_allowed_foreign_origin_gets_403() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn configured_origins_replace_the_same_host_rule() {
+async fn configured_origins_are_allowed_beside_the_own_one() {
     let app = TestApp::builder()
         .set(
             "server.allowed_origins",
-            "https://a.example, https://b.example:8443",
+            "https://a.example, https://b.example:8443, http://localhost:*",
         )
         .spawn()
         .await;
@@ -186,14 +186,19 @@ async fn configured_origins_replace_the_same_host_rule() {
         let request = upgrade_request(&app.url, &[("authorization", &bearer), ("origin", origin)]);
         try_upgrade(request)
     };
-    for allowed in ["https://a.example", "https://b.example:8443"] {
+    for allowed in [
+        "https://a.example",
+        "https://b.example:8443",
+        "http://localhost:5173",
+        &app.url,
+    ] {
         assert!(connect(allowed).await.is_ok(), "{allowed}");
     }
     for foreign in [
         "http://a.example",
         "https://b.example",
         "https://c.example",
-        &app.url,
+        "https://localhost:5173",
     ] {
         assert_eq!(
             connect(foreign).await.expect_err(foreign).status(),
@@ -201,6 +206,29 @@ async fn configured_origins_replace_the_same_host_rule() {
             "{foreign}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bearer_subprotocol_without_the_protocol_itself_is_rejected() {
+    let app = TestApp::spawn().await;
+    let bearer = format!("bearer.{}", app.token("alice", "jobs:read"));
+    for offered in [bearer.clone(), format!("graphql-ws, {bearer}")] {
+        let response = rejected_upgrade(&app, &[("sec-websocket-protocol", &offered)]).await;
+        assert_eq!(
+            (response.status.as_u16(), &response.body["code"]),
+            (400, &json!("invalid_request"))
+        );
+        let detail = response.body["detail"].as_str().unwrap();
+        assert!(detail.contains("progress-hub.v1"), "{detail}");
+        assert!(!detail.contains(&bearer), "{detail}");
+    }
+    let both = format!("{bearer}, progress-hub.v1");
+    let request = upgrade_request(&app.url, &[("sec-websocket-protocol", &both)]);
+    let (_, response) = try_upgrade(request).await.unwrap();
+    assert_eq!(
+        response.headers()["sec-websocket-protocol"],
+        "progress-hub.v1"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -334,13 +362,8 @@ async fn sse_stream_ends_when_the_token_expires() {
     let token = app.token_for("alice", "jobs:read", None, SHORT_TTL);
     let request = app.request_with_token(Method::GET, "/v1/events?feed=mine", &token);
     let mut stream = SseClient::open_with(request).await;
-    assert!(
-        stream
-            .next_event()
-            .await
-            .is_some_and(|first| first.retry.is_some())
-    );
-    assert_eq!(stream.next_event().await, None);
+    assert_eq!(stream.next_line().await.as_deref(), Some("retry: 2000"));
+    assert_eq!(stream.next_line().await, None);
 }
 
 /// Returns whether a token grants access to a job. Asserts that HTTP, WebSocket and SSE agree.

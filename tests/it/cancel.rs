@@ -14,6 +14,13 @@ async fn cancel(app: &TestApp, id: &str, sub: &str) -> TestResponse {
     send(app.request(Method::POST, &format!("/v1/jobs/{id}/cancel"), sub)).await
 }
 
+/// Returns whether `sub` can cancel a job, and the reason if not.
+async fn cancellable(app: &TestApp, id: &str, sub: &str) -> Value {
+    let response = send(app.request(Method::GET, &format!("/v1/jobs/{id}/cancel"), sub)).await;
+    assert_eq!(response.status, 200, "{}", response.body);
+    response.body
+}
+
 #[track_caller]
 fn assert_problem(response: &TestResponse, status: u16, code: &str) {
     assert_eq!(response.status, status, "{}", response.body);
@@ -167,6 +174,39 @@ async fn uncancellable_job_returns_409_unchanged() {
         assert_eq!((&error["id"], &error["code"]), (&json!(what), &json!(code)));
     }
     assert_eq!(app.get_job(&id, "alice").await, job);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answer_whether_a_job_can_be_cancelled_agrees_with_the_cancellation() {
+    let (_provider, app) = start_with_one_slot().await;
+    let not = |reason: &str| json!({ "cancellable": false, "reason": reason });
+    let possible = json!({ "cancellable": true, "reason": null });
+    let submitted = submit(&app, "kling").await;
+    app.wait_for_job(&submitted, "alice", |job| job["status"] == "queued")
+        .await;
+    let unsupported = "the provider does not support cancelling this job";
+    assert_eq!(
+        cancellable(&app, &submitted, "alice").await,
+        not(unsupported)
+    );
+
+    let waiting = submit(&app, "kling").await;
+    assert_eq!(cancellable(&app, &waiting, "alice").await, possible);
+    let path = format!("/v1/jobs/{waiting}/cancel");
+    let reader = app.token("alice", "jobs:read");
+    let response = send(app.request_with_token(Method::GET, &path, &reader)).await;
+    let scope = "this request requires a token with the scope jobs:write";
+    assert_eq!(response.body, not(scope));
+    let response = send(app.request(Method::GET, &path, "bob")).await;
+    assert_problem(&response, 404, "not_found");
+    assert_eq!(cancel(&app, &waiting, "alice").await.status, 202);
+    assert_eq!(
+        cancellable(&app, &waiting, "alice").await,
+        not("the job is already final")
+    );
+
+    let of_worker = app.register_worker_job("alice").await;
+    assert_eq!(cancellable(&app, &of_worker, "alice").await, possible);
 }
 
 #[tokio::test(flavor = "multi_thread")]

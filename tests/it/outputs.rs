@@ -72,12 +72,15 @@ fn clip(request: &RecordedRequest) -> MockResponse {
         .with_header("set-cookie", "session=of-the-key")
 }
 
-async fn hub(provider: &MockProvider) -> (TestApp, TempDir) {
+async fn hub(provider: &MockProvider, settings: &[(&str, usize)]) -> (TestApp, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let spec = directory.path().join("vault.toml");
     std::fs::write(&spec, SPEC).unwrap();
     let base_url = format!("{}/api", provider.url);
-    let app = TestApp::builder()
+    let hub = settings
+        .iter()
+        .fold(TestApp::builder(), |hub, (key, value)| hub.set(key, value));
+    let app = hub
         .set("providers.vault.spec", spec.display())
         .set("providers.vault.base_url", base_url)
         .set("providers.vault.api_key", "the key")
@@ -102,8 +105,15 @@ async fn register(app: &TestApp, task: &str) -> Value {
 
 /// Runs a job with these outputs and returns its final document.
 async fn succeeded_job(files: Value) -> (MockProvider, TestApp, TempDir, Value) {
+    succeeded_job_with(&[], files).await
+}
+
+async fn succeeded_job_with(
+    settings: &[(&str, usize)],
+    files: Value,
+) -> (MockProvider, TestApp, TempDir, Value) {
     let provider = vault(files).await;
-    let (app, directory) = hub(&provider).await;
+    let (app, directory) = hub(&provider, settings).await;
     let job = register(&app, "t1").await;
     let job = app
         .wait_until_final(job["id"].as_str().unwrap(), "alice")
@@ -346,7 +356,7 @@ async fn html_output_is_inert_and_readable_from_allowed_origins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn buffered_webhook_produces_output_links() {
     let provider = vault(json!([])).await;
-    let (app, _directory) = hub(&provider).await;
+    let (app, _directory) = hub(&provider, &[]).await;
     let body = json!({ "id": "t9", "state": "done", "files": [private("files/clip")] }).to_string();
     let request = app.request_without_token(Method::POST, "/v1/webhooks/vault");
     let signature = webhook_signatures::hex(SECRET, body.as_bytes());
@@ -361,7 +371,7 @@ async fn buffered_webhook_produces_output_links() {
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_update_cannot_make_the_hub_fetch_outputs() {
     let provider = MockProvider::start(|_| async { MockResponse::text(500, "") }).await;
-    let (app, _directory) = hub(&provider).await;
+    let (app, _directory) = hub(&provider, &[]).await;
     let job = register(&app, "t1").await;
     let id = job["id"].as_str().unwrap();
     let outputs = json!([private("/api/files/clip"), private(&provider.url)]);
@@ -389,4 +399,31 @@ async fn worker_update_cannot_make_the_hub_fetch_outputs() {
     let requests = provider.requests();
     let is_fetch = |request: &RecordedRequest| !request.path.starts_with("/api/tasks/");
     assert!(!requests.iter().any(is_fetch), "{requests:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_link_and_one_owner_cannot_use_all_downloads() {
+    for (setting, other_output) in [
+        ("limits.downloads_per_link", 200),
+        ("limits.downloads_per_owner", 503),
+    ] {
+        let files = json!([private("files/long"), private("files/clip")]);
+        let (_provider, app, _spec, job) = succeeded_job_with(&[(setting, 1)], files).await;
+        let id = job["id"].as_str().unwrap();
+        let output =
+            |n: usize| app.request(Method::GET, &format!("/v1/jobs/{id}/outputs/{n}"), "alice");
+        // A client that does not read the rest.
+        let slow: Response = output(0).send().await.unwrap();
+        assert_eq!(slow.status(), 200);
+        let rejected = send(output(0)).await;
+        assert_eq!(rejected.status, 503, "{}", rejected.body);
+        assert_eq!(rejected.body["code"], "too_many_downloads");
+        assert!(rejected.headers.contains_key("retry-after"));
+        assert_eq!(send(output(1)).await.status, other_output, "{setting}");
+        drop(slow);
+        crate::wait::wait_until("the download has ended", async || {
+            send(output(0)).await.status == 200
+        })
+        .await;
+    }
 }

@@ -88,6 +88,14 @@ impl RawSocket {
         }
     }
 
+    /// Reads and discards `count` bytes.
+    pub async fn discard(&mut self, count: usize) {
+        while self.unread.len() < count {
+            assert!(self.read().await, "the connection ended");
+        }
+        self.unread.drain(..count);
+    }
+
     /// Reads the next frame. Returns `None` if the connection has ended.
     pub async fn read_frame(&mut self) -> Option<Frame> {
         loop {

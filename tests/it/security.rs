@@ -347,12 +347,7 @@ async fn security_events_are_logged_with_caller_and_address() {
         (&minted["caller.sub"], &minted["token.sub"]),
         (&json!("root"), &json!("guest"))
     );
-    assert!(
-        minted["client.address"]
-            .as_str()
-            .unwrap()
-            .starts_with("127.0.0.1:")
-    );
+    assert_eq!(minted["client.address"], "127.0.0.1");
     let [forbidden] = &lines_with(&log, "request forbidden")[..] else {
         panic!("{log:?}")
     };
@@ -372,6 +367,30 @@ async fn security_events_are_logged_with_caller_and_address() {
         .map(|line| line["reason"].clone())
         .collect();
     assert_eq!(reasons, ["token_expired", "token_malformed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn address_in_the_log_is_the_one_that_a_trusted_proxy_names() {
+    let app = TestApp::builder()
+        .set("server.trusted_proxies", "127.0.0.1")
+        .spawn_process(&[])
+        .await;
+    let forwarded = |method, path| {
+        let request = app.request_without_token(method, path);
+        request.header("x-forwarded-for", "203.0.113.7")
+    };
+    let forged = forwarded(Method::GET, "/v1/jobs").bearer_auth("a.forged.token");
+    assert_eq!(send(forged).await.status, 401);
+    let unsigned = forwarded(Method::POST, "/v1/webhooks/generic");
+    assert_eq!(send(unsigned.body("{}")).await.status, 401);
+
+    let log = log_with(&app, "webhook rejected").await;
+    for message in ["token rejected", "webhook rejected"] {
+        let [line] = &lines_with(&log, message)[..] else {
+            panic!("{log:?}")
+        };
+        assert_eq!(line["client.address"], "203.0.113.7", "{message}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, send};
-use crate::sse_client::{Event, SseClient};
+use crate::sse_client::SseClient;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stream_starts_with_retry_and_event_ids_have_the_version() {
@@ -14,25 +14,18 @@ async fn stream_starts_with_retry_and_event_ids_have_the_version() {
     let first = stream.next_event().await.unwrap();
     assert!(first.retry.is_some_and(|retry| retry > 0));
     assert_eq!(
-        first,
-        Event {
-            retry: first.retry,
-            ..Event::default()
-        }
+        (first.event.as_str(), first.id),
+        ("job", format!("{job}:1"))
     );
+    assert_eq!(first.data, app.get_job(&job, "alice").await);
+    app.push_update(&job, json!({ "progress": 5 })).await;
     let second = stream.next_event().await.unwrap();
     assert_eq!(
         (second.event.as_str(), second.id),
-        ("job", format!("{job}:1"))
-    );
-    assert_eq!(second.data, app.get_job(&job, "alice").await);
-    app.push_update(&job, json!({ "progress": 5 })).await;
-    let third = stream.next_event().await.unwrap();
-    assert_eq!(
-        (third.event.as_str(), third.id),
         ("job", format!("{job}:2"))
     );
-    assert_eq!(third.data, app.get_job(&job, "alice").await);
+    assert_eq!(second.retry, None);
+    assert_eq!(second.data, app.get_job(&job, "alice").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,37 +131,85 @@ async fn invalid_last_event_id_is_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stream_of_known_final_jobs_ends_at_once() {
+async fn client_that_has_every_final_version_is_answered_204() {
     let app = TestApp::spawn().await;
-    let job = app.register_worker_job("alice").await;
-    app.push_update(&job, json!({ "status": "succeeded" }))
-        .await;
-    let query = format!("job={job}&last_event_id={job}:2");
-    let mut stream = SseClient::open(&app, &query, "alice").await;
-    assert!(stream.next_event().await.unwrap().retry.is_some());
-    assert_eq!(stream.next_event().await.unwrap().event, "end");
+    let (a, b) = (
+        app.register_worker_job("alice").await,
+        app.register_worker_job("alice").await,
+    );
+    for job in [&a, &b] {
+        app.push_update(job, json!({ "status": "succeeded" })).await;
+    }
+    let path = format!("/v1/events?job={a}&job={b}&job=job_never_was");
+    let mut stream = SseClient::open_with(app.request(Method::GET, &path, "alice")).await;
+    let end = loop {
+        let event = stream.next_event().await.unwrap();
+        if event.event == "end" {
+            break event;
+        }
+    };
     assert_eq!(stream.next_event().await, None);
+    let mut versions: Vec<&str> = end.id.split(',').collect();
+    versions.sort_unstable();
+    assert_eq!(versions, [format!("{a}:2"), format!("{b}:2")]);
+
+    // EventSource sends the last id that it received, which is that of `end`.
+    let by_header = app
+        .request(Method::GET, &path, "alice")
+        .header("last-event-id", &end.id);
+    let by_query = format!("{path}&last_event_id={}", end.id);
+    for request in [by_header, app.request(Method::GET, &by_query, "alice")] {
+        let response = send(request).await;
+        assert_eq!(response.status, 204);
+        assert_eq!(response.headers["cache-control"], "no-store, no-transform");
+    }
+    app.wait_until_no_connections().await;
+
+    // An older version, or one job of two, is not enough.
+    for known in [format!("{a}:2"), format!("{a}:1,{b}:2")] {
+        let request = app
+            .request(Method::GET, &path, "alice")
+            .header("last-event-id", known);
+        let mut stream = SseClient::open_with(request).await;
+        loop {
+            let event = stream.next_event().await.unwrap();
+            if event.event == "end" {
+                let mut again: Vec<&str> = event.id.split(',').collect();
+                again.sort_unstable();
+                assert_eq!(again, versions);
+                break;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn heartbeat_sends_a_comment() {
+async fn stream_must_be_neither_stored_nor_transformed() {
+    let app = TestApp::spawn().await;
+    let request = app
+        .request(Method::GET, "/v1/events?feed=mine", "alice")
+        .header("accept-encoding", "gzip, br");
+    let response = request.send().await.unwrap();
+    let headers = response.headers();
+    assert_eq!(headers["content-type"], "text/event-stream");
+    assert_eq!(headers["cache-control"], "no-store, no-transform");
+    assert_eq!(headers["x-accel-buffering"], "no");
+    assert!(!headers.contains_key("content-encoding"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeat_is_a_comment_without_a_blank_line() {
     let app = TestApp::builder()
         .set("socket.heartbeat", "1s")
         .spawn()
         .await;
     let mut stream = SseClient::open(&app, "feed=mine", "alice").await;
-    assert!(stream.next_event().await.unwrap().retry.is_some());
+    assert_eq!(stream.next_line().await.unwrap(), "retry: 2000");
     for _ in 0..3 {
-        let comment = stream.next_event().await.unwrap();
-        assert_eq!(
-            comment,
-            Event {
-                comment: comment.comment.clone(),
-                ..Event::default()
-            }
-        );
-        assert!(comment.comment.is_some(), "{comment:?}");
+        assert_eq!(stream.next_line().await.unwrap(), ": heartbeat");
     }
+    let job = app.register_worker_job("alice").await;
+    assert_eq!(stream.next_job().await["id"], job);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,7 +221,6 @@ async fn invalid_job_does_not_affect_the_others() {
     );
     let query = format!("job={other}&job={job}&job=job_never_was&job=x%20y");
     let mut stream = SseClient::open(&app, &query, "alice").await;
-    stream.next_event().await.unwrap();
     let mut bad = Vec::new();
     loop {
         let event = stream.next_event().await.unwrap();
@@ -190,7 +230,7 @@ async fn invalid_job_does_not_affect_the_others() {
         }
         assert_eq!(
             (event.event.as_str(), &event.data["code"]),
-            ("error", &json!("not_found"))
+            ("problem", &json!("not_found"))
         );
         bad.push(event.data["job"].as_str().unwrap().to_owned());
     }

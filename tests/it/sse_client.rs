@@ -1,4 +1,6 @@
-//! A client for server-sent events that also returns comments. Every wait has a timeout.
+//! A client for server-sent events. It is stricter than the standard: a blank line that ends no event
+//! with data is an error, because common clients deliver an empty message for it. Every wait has a
+//! timeout.
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -12,14 +14,13 @@ pub struct SseClient {
     unread: String,
 }
 
-/// A block of the stream.
+/// An event. `retry` and comments before it are included.
 #[derive(Debug, Default, PartialEq)]
 pub struct Event {
     pub event: String,
     pub id: String,
     pub data: Value,
     pub retry: Option<u64>,
-    pub comment: Option<String>,
 }
 
 impl SseClient {
@@ -39,19 +40,19 @@ impl SseClient {
         }
     }
 
-    /// Returns the next block, or `None` at the regular end of the stream.
-    pub async fn next_event(&mut self) -> Option<Event> {
+    /// Returns the next line without its line feed, or `None` at the regular end of the stream.
+    pub async fn next_line(&mut self) -> Option<String> {
         loop {
-            if let Some((block, rest)) = self.unread.split_once("\n\n") {
-                let event = parse(block);
+            if let Some((line, rest)) = self.unread.split_once('\n') {
+                let line = line.to_owned();
                 self.unread = rest.to_owned();
-                return Some(event);
+                return Some(line);
             }
             let more = tokio::time::timeout(TEST_TIMEOUT, self.bytes.next())
                 .await
                 .expect("a chunk within the timeout");
             let Some(more) = more else {
-                assert_eq!(self.unread, "", "the stream ended within an event");
+                assert_eq!(self.unread, "", "the stream ended within a line");
                 return None;
             };
             let more = more.expect("a regular end of the stream");
@@ -59,29 +60,33 @@ impl SseClient {
         }
     }
 
-    /// Returns the next job. Skips comments and `retry`.
-    pub async fn next_job(&mut self) -> Value {
+    /// Returns the next event, or `None` at the regular end of the stream. Skips comments.
+    pub async fn next_event(&mut self) -> Option<Event> {
+        let mut event = Event::default();
         loop {
-            let event = self.next_event().await.expect("a job");
-            if event.event == "job" {
-                return event.data;
+            let line = self.next_line().await?;
+            if line.is_empty() {
+                assert!(
+                    !event.event.is_empty() && !event.data.is_null(),
+                    "a blank line without an event: {event:?}"
+                );
+                return Some(event);
             }
-            assert_eq!(event.event, "", "{event:?} instead of a job");
+            match line.split_once(": ").expect("a field") {
+                ("event", name) => name.clone_into(&mut event.event),
+                ("id", id) => id.clone_into(&mut event.id),
+                ("data", text) => event.data = serde_json::from_str(text).unwrap(),
+                ("retry", time) => event.retry = Some(time.parse().unwrap()),
+                ("", _comment) => {}
+                (other, _) => panic!("unknown field: {other}"),
+            }
         }
     }
-}
 
-fn parse(block: &str) -> Event {
-    let mut event = Event::default();
-    for line in block.lines() {
-        match line.split_once(": ").expect("a field") {
-            ("event", name) => name.clone_into(&mut event.event),
-            ("id", id) => id.clone_into(&mut event.id),
-            ("data", text) => event.data = serde_json::from_str(text).unwrap(),
-            ("retry", time) => event.retry = Some(time.parse().unwrap()),
-            ("", comment) => event.comment = Some(comment.to_owned()),
-            (other, _) => panic!("unknown field: {other}"),
-        }
+    /// Returns the next job.
+    pub async fn next_job(&mut self) -> Value {
+        let event = self.next_event().await.expect("a job");
+        assert_eq!(event.event, "job", "{event:?} instead of a job");
+        event.data
     }
-    event
 }

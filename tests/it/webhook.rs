@@ -177,6 +177,31 @@ async fn any_configured_secret_and_any_listed_signature_is_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn headers_with_the_names_of_svix_are_accepted() {
+    let app = start_hub().await;
+    register_task(&app, "kling", "73").await;
+    let body = running("73").to_string();
+    let now = webhook_signatures::now();
+    let names = ["svix-id", "svix-timestamp", "svix-signature"];
+    let sign = |secret| {
+        let headers = webhook_signatures::standard(secret, "a", now, body.as_bytes());
+        let values = headers.into_iter().map(|(_, value)| value);
+        names.into_iter().zip(values).collect::<Headers>()
+    };
+    let other_secret = "whsec_c3RyYW5nZXJzdHJhbmdlcnN0cmFuZ2Vyc3RyYW5nZXI=";
+    let response = post_webhook(&app, "kling", &sign(other_secret), body.as_bytes()).await;
+    assert_problem(&response, 401, "invalid_signature");
+    let response = post_webhook(&app, "kling", &sign(NEW_SECRET), body.as_bytes()).await;
+    assert_accepted(&response, true, true);
+
+    // A signature of one message is not valid with the id of another.
+    let mut headers = sign(NEW_SECRET);
+    headers.push(("webhook-id", "b".to_owned()));
+    let response = post_webhook(&app, "kling", &headers, body.as_bytes()).await;
+    assert_problem(&response, 401, "invalid_signature");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn timestamp_tolerance_is_five_minutes() {
     let app = start_hub().await;
     register_task(&app, "kling", "73").await;

@@ -62,7 +62,7 @@ impl Hub {
             process,
             address,
             worker_token: token(config, "worker", "jobs:publish")?,
-            reader_token: token(config, OWNER, "jobs:read")?,
+            reader_token: token(config, OWNER, "jobs:read admin")?,
         })
     }
 

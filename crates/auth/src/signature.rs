@@ -7,6 +7,7 @@
 
 mod callback;
 mod detached;
+mod header_name;
 mod jwt;
 mod key;
 mod scheme;

@@ -10,7 +10,12 @@ use serde::{Serialize, Serializer};
 use url::Url;
 
 use super::process::raise_open_file_limit;
-use super::target::{MAX_SOCKETS_PER_SOURCE, MAX_SOURCES};
+
+/// Maximum sockets per source address. Linux has 28,232 ephemeral ports by default.
+const MAX_SOCKETS_PER_SOURCE: u64 = 24_000;
+
+/// Maximum number of source addresses, all of them in 127.0.0.0/24.
+const MAX_SOURCES: u64 = 250;
 
 /// Maximum padding in the `metadata` of a job. The hub accepts 2 KiB of JSON.
 pub(super) const MAX_METADATA_BYTES: usize = 2000;

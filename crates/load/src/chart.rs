@@ -5,7 +5,8 @@ use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 use serde::Serialize;
 
-use super::report::{Report, Sample};
+use super::measure::Sample;
+use super::report::Report;
 use super::stats::rounded;
 
 const BLUE: RGBColor = RGBColor(0x25, 0x63, 0xC9);

@@ -12,20 +12,24 @@ use reqwest::Method;
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use url::Url;
 
-use super::arguments::{ArgumentErrors, Arguments};
+use super::arguments::{ArgumentErrors, Arguments, MAX_METADATA_BYTES, UpdateMethod};
 use super::process::Usage;
 use super::progress::Phase;
 use super::schedule::Schedule;
 use super::target::{Target, send};
-use super::updates::signer;
 
 /// Owner of the jobs of a run.
 pub const OWNER: &str = "load";
+
+/// Scopes of the token that opens all sockets. The hub limits the connections and messages of a subject,
+/// but not those of an administrator.
+pub const READER_SCOPE: &str = "jobs:read admin";
 
 /// Lifetime of tokens that the run requests from the hub.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -45,7 +49,7 @@ pub struct Access {
 pub enum Tokens {
     /// Tokens minted by the caller with the secret of the hub.
     Minted {
-        /// Token with subject [`OWNER`] and scope `jobs:read`.
+        /// Token with subject [`OWNER`] and the scopes [`READER_SCOPE`].
         reader: SecretString,
         /// Token with scope `jobs:publish`.
         worker: SecretString,
@@ -94,7 +98,7 @@ impl Context {
         let (reader, worker) = match access.tokens {
             Tokens::Minted { reader, worker } => (reader, worker),
             Tokens::Admin(admin) => (
-                mint(&target, &admin, "jobs:read").await?,
+                mint(&target, &admin, READER_SCOPE).await?,
                 mint(&target, &admin, "jobs:publish").await?,
             ),
         };
@@ -131,6 +135,36 @@ impl Context {
         let ids = ids.context("cannot register a job")?;
         phase.finish(format!("{jobs} registered"));
         Ok(ids.into_iter().collect())
+    }
+
+    /// Registers a job and returns its id.
+    async fn register(&self, job: u32) -> Result<Box<str>> {
+        #[derive(Deserialize)]
+        struct Registered {
+            id: Box<str>,
+        }
+        let mut body = json!({ "owner": OWNER, "metadata": {} });
+        let padding = (self.arguments.padding as usize).min(MAX_METADATA_BYTES);
+        if padding > 0 {
+            body["metadata"]["padding"] = json!("x".repeat(padding));
+        }
+        if self.signer.is_some() {
+            body["provider"] = json!(self.arguments.provider);
+            body["provider_task_id"] = json!(self.task_id(job));
+        }
+        let registered: Registered = self.post("/v1/jobs", &body).await?;
+        Ok(registered.id)
+    }
+
+    /// Sends a request with the token of a worker.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T> {
+        let request = self.target.request(Method::POST, path).json(body);
+        send(request.bearer_auth(self.worker_token.expose_secret())).await
+    }
+
+    /// Returns the id of a job at the provider.
+    pub fn task_id(&self, job: u32) -> String {
+        format!("load-{}-{job}", self.run_id)
     }
 
     /// Calls `send` for every job, with at most `--connections` calls at a time. Repeats a failed call until
@@ -181,4 +215,69 @@ async fn mint(target: &Target, admin: &SecretString, scope: &str) -> Result<Secr
         .await
         .context("cannot mint a token")?;
     Ok(minted.token)
+}
+
+/// Returns the signature scheme of webhooks and its key, or `None` for worker requests.
+fn signer(
+    method: UpdateMethod,
+    secret: Option<SecretString>,
+) -> Result<Option<(Scheme, Key)>, ArgumentErrors> {
+    let scheme = match method {
+        UpdateMethod::Push => return Ok(None),
+        UpdateMethod::Webhook => {
+            json!({ "scheme": "hmac", "header": "x-ai-signature", "encoding": "hex", "prefix": "sha256=" })
+        }
+        UpdateMethod::StandardWebhook => json!({ "scheme": "standard_webhooks" }),
+    };
+    let scheme: Scheme =
+        serde_json::from_value(scheme).map_err(|error| ArgumentErrors::one(error.to_string()))?;
+    let secret = secret.ok_or_else(|| ArgumentErrors::one("webhooks require a webhook secret"))?;
+    let key = Key::from(secret);
+    if let Some(problem) = scheme.key_problem(&key) {
+        return Err(ArgumentErrors::one(format!("webhook secret: {problem}")));
+    }
+    Ok(Some((scheme, key)))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn sign(method: UpdateMethod, secret: &str) -> Result<Vec<(String, String)>, String> {
+        let signer = signer(method, Some(secret.into())).map_err(|error| error.to_string())?;
+        let (scheme, key) = signer.unwrap();
+        Ok(scheme
+            .sign(
+                &key,
+                "msg_1",
+                b"what do ya want for nothing?",
+                Timestamp::now(),
+            )
+            .unwrap())
+    }
+
+    #[test]
+    fn hmac_signature_matches_rfc_4231() {
+        let tag = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        let headers = sign(UpdateMethod::Webhook, "Jefe").unwrap();
+        assert_eq!(
+            headers,
+            [("x-ai-signature".to_owned(), format!("sha256={tag}"))]
+        );
+    }
+
+    #[test]
+    fn standard_webhook_secret_must_be_base64_and_is_not_printed() {
+        assert!(
+            sign(
+                UpdateMethod::StandardWebhook,
+                "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+            )
+            .is_ok()
+        );
+        let error = sign(UpdateMethod::StandardWebhook, "whsec_hunter2!").unwrap_err();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
 }

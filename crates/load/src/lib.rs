@@ -36,7 +36,7 @@ mod target;
 mod updates;
 
 pub use self::arguments::{ArgumentErrors, Arguments, UpdateMethod};
-pub use self::context::{Access, OWNER, Tokens};
+pub use self::context::{Access, OWNER, READER_SCOPE, Tokens};
 pub use self::hub_process::Hub;
 pub use self::report::Report;
 pub use self::run::run;

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::context::Context;
 use super::process::Usage;
 use super::progress::Phase;
-use super::report::Sample;
 use super::schedule::{DueUpdates, Schedule};
 use super::socket_pool::SocketPool;
 use super::stats::{SocketStats, UpdateStats, rounded};
@@ -38,6 +38,38 @@ pub(super) struct Measurement {
     pub hub: Option<(Usage, Usage)>,
     /// Resource usage of this process at the start and at the end.
     pub client: Option<(Usage, Usage)>,
+}
+
+/// Results of one sampling interval.
+#[derive(Debug, Serialize)]
+pub(super) struct Sample {
+    /// Seconds since the first update was due.
+    pub at: f64,
+    pub updates_per_second: f64,
+    pub deliveries_per_second: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub max_ms: f64,
+    pub connected: u64,
+    pub cpu_percent: Option<f64>,
+    pub memory_bytes: Option<u64>,
+}
+
+impl Sample {
+    /// Returns the sample as one line of progress.
+    pub fn summary(&self) -> String {
+        let usage = self.cpu_percent.zip(self.memory_bytes);
+        let usage = usage
+            .map(|(cpu, memory)| format!("  hub {cpu:.0}% {:.0} MiB", memory as f64 / 1_048_576.0));
+        format!(
+            "{:.0} updates/s  {:.0} deliveries/s  p50 {:.2} ms  p99 {:.2} ms{}",
+            self.updates_per_second,
+            self.deliveries_per_second,
+            self.p50_ms,
+            self.p99_ms,
+            usage.unwrap_or_default()
+        )
+    }
 }
 
 /// Sends the updates of the schedule. Updates that no connection is free to send in time are omitted.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::arguments::Arguments;
 use super::context::Context;
-use super::measure::Measurement;
+use super::measure::{Measurement, Sample};
 use super::process::Usage;
 use super::stats::{ConnectionStats, Latencies, SocketStats, UpdateStats, Violations, rounded};
 
@@ -112,21 +112,6 @@ struct Checks {
     by_kind: Violations,
 }
 
-/// Results of one sampling interval.
-#[derive(Debug, Serialize)]
-pub(super) struct Sample {
-    /// Seconds since the first update was due.
-    pub at: f64,
-    pub updates_per_second: f64,
-    pub deliveries_per_second: f64,
-    pub p50_ms: f64,
-    pub p99_ms: f64,
-    pub max_ms: f64,
-    pub connected: u64,
-    pub cpu_percent: Option<f64>,
-    pub memory_bytes: Option<u64>,
-}
-
 impl Report {
     /// Creates the report from the measurement and from what the sockets observed in all phases.
     pub(super) fn new(
@@ -224,23 +209,6 @@ impl Server {
             memory_per_connection_bytes: per_connection.round(),
             memory_peak_bytes: samples.fold(idle.max(end.memory_bytes), u64::max),
         })
-    }
-}
-
-impl Sample {
-    /// Returns the sample as one line of progress.
-    pub fn summary(&self) -> String {
-        let usage = self.cpu_percent.zip(self.memory_bytes);
-        let usage = usage
-            .map(|(cpu, memory)| format!("  hub {cpu:.0}% {:.0} MiB", memory as f64 / 1_048_576.0));
-        format!(
-            "{:.0} updates/s  {:.0} deliveries/s  p50 {:.2} ms  p99 {:.2} ms{}",
-            self.updates_per_second,
-            self.deliveries_per_second,
-            self.p50_ms,
-            self.p99_ms,
-            usage.unwrap_or_default()
-        )
     }
 }
 

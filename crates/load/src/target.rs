@@ -19,12 +19,6 @@ use url::Url;
 
 use super::arguments::ArgumentErrors;
 
-/// Maximum sockets per source address. Linux has 28,232 ephemeral ports by default.
-pub(super) const MAX_SOCKETS_PER_SOURCE: u64 = 24_000;
-
-/// Maximum number of source addresses, all of them in 127.0.0.0/24.
-pub(super) const MAX_SOURCES: u64 = 250;
-
 /// Maximum time to establish a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 

@@ -3,11 +3,12 @@
 use actix_web::web::{self, Bytes, Data, Json, Path, PayloadConfig, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
 
-use super::Context;
 use super::call::Call;
-use super::clip;
-use super::inspector::{Counts, Inspector};
+use super::context::Context;
+use super::inspector::Inspector;
+use super::state::Counts;
 use super::task::Task;
+use super::{clip, providers};
 
 /// Maximum size of a body in bytes. Images may be sent as base64.
 const MAX_BODY: usize = 16 * 1024 * 1024;
@@ -22,15 +23,17 @@ pub(super) fn routes(config: &mut ServiceConfig) {
 }
 
 async fn answer(request: HttpRequest, body: Bytes, context: Data<Context>) -> HttpResponse {
-    let call = Call::new(&context, &request, &body);
+    let (dialect, answer) = providers::find(request.path());
+    let call = Call::new(&context, dialect, &request, &body);
     if let ("GET" | "HEAD", ["clips", name]) = call.route()
         && name.ends_with(".mp4")
     {
         call.count(|counts| counts.downloads += 1);
         return clip::serve(&request);
     }
-    let answer = (call.dialect.answer)(&call).await;
-    answer.unwrap_or_else(|error| (call.dialect.error)(&error))
+    answer(&call)
+        .await
+        .unwrap_or_else(|error| (dialect.error)(&error))
 }
 
 async fn counts(context: Data<Context>) -> Json<Counts> {

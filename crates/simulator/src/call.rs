@@ -7,10 +7,10 @@ use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 
-use super::Context;
 use super::api_error::ApiError;
-use super::dialect::{DIALECTS, Dialect, respond};
-use super::inspector::Counts;
+use super::context::Context;
+use super::dialect::{Dialect, respond};
+use super::state::Counts;
 use super::task::Task;
 
 /// A request to a dialect.
@@ -26,12 +26,16 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub fn new(context: &'a Data<Context>, request: &'a HttpRequest, body: &'a [u8]) -> Self {
+    pub fn new(
+        context: &'a Data<Context>,
+        dialect: &'static Dialect,
+        request: &'a HttpRequest,
+        body: &'a [u8],
+    ) -> Self {
         let mut path: Vec<_> = request.path().split('/').skip(1).collect();
-        let named = |dialect: &&&Dialect| path.first() == Some(&dialect.name);
-        let (dialect, prefix) = match DIALECTS.iter().find(named) {
-            Some(dialect) => (*dialect, format!("/{}", path.remove(0))),
-            None => (DIALECTS[0], String::new()),
+        let prefix = match path.first() {
+            Some(&first) if first == dialect.name => format!("/{}", path.remove(0)),
+            Some(_) | None => String::new(),
         };
         Self {
             context,

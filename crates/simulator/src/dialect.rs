@@ -1,43 +1,22 @@
 //! A dialect: the differences between provider APIs.
 //!
-//! A dialect is a table of constants and functions without state. It maps requests to operations of a [`Call`], and writes
-//! responses and webhooks. Task progress, webhook retries and counts are the same for all dialects.
-
-mod atlas;
-mod fal;
-mod kling;
-mod minimax;
-mod replicate;
-mod runway;
-mod videos;
+//! A dialect is a table of constants and functions without state, which write responses and webhooks. Task progress,
+//! webhook retries and counts are the same for all dialects.
 
 use std::time::Duration;
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
-use futures_util::future::LocalBoxFuture;
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::api_error::ApiError;
-use super::call::Call;
 use super::plan::{Plan, SubmitBehavior};
 use super::scenario::Scenario;
 use super::signing::{Headers, SigningKeys};
 use super::task::Task;
-use super::webhook::Message;
-
-/// All dialects. The first one is also served without a prefix.
-pub(super) static DIALECTS: [&Dialect; 7] = [
-    &kling::KLING,
-    &fal::FAL,
-    &atlas::ATLAS,
-    &videos::VIDEOS,
-    &minimax::MINIMAX,
-    &runway::RUNWAY,
-    &replicate::REPLICATE,
-];
 
 /// Response to a call, or the reason for an error response.
 pub(super) type Answer = Result<HttpResponse, ApiError>;
@@ -56,8 +35,6 @@ pub(super) struct Dialect {
     pub unplayable: &'static [(&'static [Scenario], &'static str)],
     /// Time for a receiver to echo the challenge that precedes webhooks. `None`: there is no challenge.
     pub challenge_timeout: Option<Duration>,
-    /// Answers a call. It is `NoSuchMethod` if the API has none with this method and path.
-    pub answer: for<'a> fn(&'a Call<'a>) -> LocalBoxFuture<'a, Answer>,
     /// Returns the id of the task with this number.
     pub id: fn(u64) -> String,
     /// Returns the response for an error.
@@ -66,6 +43,17 @@ pub(super) struct Dialect {
     pub webhooks: fn(&Task) -> Vec<Value>,
     /// Returns the signature headers of a webhook sent at a time in Unix seconds.
     pub sign: fn(&SigningKeys, &Message, u64) -> Headers,
+}
+
+/// A webhook: a body with an id.
+pub(super) struct Message {
+    /// Numeric id.
+    pub id: String,
+    /// The provider's id of the task.
+    pub task: String,
+    pub body: Vec<u8>,
+    /// Earliest time of delivery.
+    pub due: Instant,
 }
 
 impl Dialect {
@@ -89,8 +77,8 @@ impl Dialect {
 
 // Shared by several dialects.
 
-const NO_CANCEL: &str = "it has no way to cancel";
-const NO_REFUSAL: &str = "it declines no prompt at submit";
+pub(super) const NO_CANCEL: &str = "it has no way to cancel";
+pub(super) const NO_REFUSAL: &str = "it declines no prompt at submit";
 
 /// Creates a JSON response.
 pub(super) fn respond(status: u16, headers: &[(&str, &str)], body: Value) -> HttpResponse {
@@ -102,7 +90,7 @@ pub(super) fn respond(status: u16, headers: &[(&str, &str)], body: Value) -> Htt
     response.json(body)
 }
 
-fn ok(body: Value) -> HttpResponse {
+pub(super) fn ok(body: Value) -> HttpResponse {
     respond(200, &[], body)
 }
 
@@ -111,7 +99,7 @@ pub(super) fn uuid() -> String {
 }
 
 /// Removes the keys of an object that are null.
-fn without_nulls(mut object: Value) -> Value {
+pub(super) fn without_nulls(mut object: Value) -> Value {
     if let Some(object) = object.as_object_mut() {
         object.retain(|_, value| !value.is_null());
     }
@@ -119,7 +107,7 @@ fn without_nulls(mut object: Value) -> Value {
 }
 
 /// Formats a time as RFC 3339 with milliseconds.
-fn rfc3339(ms: u64) -> String {
+pub(super) fn rfc3339(ms: u64) -> String {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
     let time = Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX);
     format!("{time:.3}")

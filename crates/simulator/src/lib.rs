@@ -21,17 +21,22 @@
 //! selects the behavior for this job ([`Scenario`]), and `steps` sets its number of progress steps. A scenario that a
 //! dialect cannot play is rejected with 400 and `{"simulator": reason}`.
 //!
-//! A request is a `Call`. Its `Dialect` maps it to one of the operations that all dialects share, and writes the response.
-//! A submit creates a [`Task`] with the `Plan` of its scenario. `Work` moves the task through the plan and delivers its
-//! webhooks. `SimulatorState` holds all tasks and counts, and an [`Inspector`] reads them.
+//! A request is a `Call`. The file of its provider maps it to one of the operations that all dialects share, and its
+//! `Dialect` writes the response. A submit creates a [`Task`] with the `Plan` of its scenario. `Work` moves the task through
+//! the plan and delivers its webhooks. `SimulatorState` holds all tasks and counts, and an [`Inspector`] reads them.
+//!
+//! A file imports only from files below it. From the top: `api`, `providers`, `submit`, `worker` and `call`, `context`,
+//! `dialect`, `inspector`, `state`, `task`, `scenario`, `plan`.
 
 mod api;
 mod api_error;
 mod call;
 mod clip;
+mod context;
 mod dialect;
 mod inspector;
 mod plan;
+mod providers;
 mod scenario;
 mod signing;
 mod state;
@@ -39,40 +44,27 @@ mod submit;
 mod task;
 #[cfg(test)]
 mod tests;
-mod webhook;
 mod worker;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix_web::web::Data;
 use actix_web::{App, HttpServer};
-use reqwest::{Client, Url};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::dialect::DIALECTS;
+use self::context::Context;
+use self::providers::PROVIDERS;
 use self::signing::SigningKeys;
 use self::state::SimulatorState;
 
-pub use self::inspector::{Counts, Inspector, Submits};
+pub use self::context::Settings;
+pub use self::inspector::Inspector;
 pub use self::scenario::{Scenario, UnknownScenario};
+pub use self::state::{Counts, Submits};
 pub use self::task::{Product, Status, Task};
-
-/// Settings of the simulator.
-#[derive(Clone)]
-pub struct Settings {
-    /// API key that every request must carry.
-    pub api_key: String,
-    /// `whsec_` and the base64 key for Standard Webhooks. `None`: these webhooks are not signed.
-    pub webhook_secret: Option<String>,
-    /// Duration of one step of a task, and initial delay before a webhook is retried.
-    pub pace: Duration,
-    /// Scenario of submits that name none.
-    pub default_scenario: Scenario,
-}
 
 /// A simulator that is bound and not yet running.
 pub struct Simulator {
@@ -81,32 +73,16 @@ pub struct Simulator {
     context: Context,
 }
 
-/// What all requests and tasks share.
-struct Context {
-    settings: Settings,
-    /// URL for webhooks of dialects that have one per account.
-    project: Option<Url>,
-    keys: SigningKeys,
-    /// Keys that receivers do not know.
-    forged_keys: SigningKeys,
-    /// Sends webhooks.
-    client: Client,
-    state: Arc<SimulatorState>,
-    /// Tasks whose work is not done.
-    running: TaskTracker,
-    /// Ends the work on all tasks.
-    stop: CancellationToken,
-}
-
 /// Returns the names of all dialects. Each is served under the path of its name.
 pub fn dialects() -> impl Iterator<Item = &'static str> {
-    DIALECTS.iter().map(|dialect| dialect.name)
+    PROVIDERS.iter().map(|(dialect, _)| dialect.name)
 }
 
 /// Returns the scenarios that a dialect can play, in display order.
 pub fn playable(dialect: &str) -> Vec<Scenario> {
-    let dialect = DIALECTS.iter().find(|known| known.name == dialect);
-    let plays = |scenario: &Scenario| dialect.is_some_and(|known| known.plan(*scenario).is_ok());
+    let dialect = PROVIDERS.iter().find(|(known, _)| known.name == dialect);
+    let plays =
+        |scenario: &Scenario| dialect.is_some_and(|(known, _)| known.plan(*scenario).is_ok());
     Scenario::ALL.iter().copied().filter(plays).collect()
 }
 
@@ -122,7 +98,7 @@ impl Simulator {
             forged_keys: SigningKeys::forged()?,
             settings,
             project: None,
-            client: webhook::client()?,
+            client: worker::client()?,
             state: Arc::new(SimulatorState::new()),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),

@@ -7,12 +7,54 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rand::RngExt;
+use serde::Serialize;
 use tokio::sync::watch;
 
-use super::inspector::{Counts, Submits};
 use super::task::Task;
 
 const MAX_TASKS: usize = 100_000;
+
+/// Number of requests and webhooks since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Submits, including rejected ones.
+    pub submits_received: u64,
+    /// Submits that created a task, whether or not a response was sent.
+    pub submits_accepted: u64,
+    /// Queries by id or list. Each HTTP request counts once.
+    pub queries_received: u64,
+    /// Tasks queried by id.
+    pub tasks_queried: u64,
+    /// Requests for the result of a finished task.
+    pub results_fetched: u64,
+    /// Cancel requests.
+    pub cancels_received: u64,
+    /// Downloads of a clip, whole or partial.
+    pub downloads: u64,
+    /// Requests for the state of the account.
+    pub accounts_read: u64,
+    /// Requests for the public keys.
+    pub keys_read: u64,
+    /// Challenges sent to receivers.
+    pub challenges_sent: u64,
+    /// Challenges that were passed.
+    pub challenges_passed: u64,
+    /// Webhook attempts, including retries.
+    pub callbacks_sent: u64,
+    /// Webhook attempts that were answered with 2xx.
+    pub callbacks_acknowledged: u64,
+}
+
+/// Well-formed, authenticated submits of one job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Submits {
+    /// All submits.
+    pub received: u32,
+    /// Submits that created a task. At most one if the job has an external id.
+    pub accepted: u32,
+    /// Id of the last task.
+    pub task: Option<String>,
+}
 
 /// State shared by all dialects.
 pub(super) struct SimulatorState {

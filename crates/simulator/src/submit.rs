@@ -12,7 +12,7 @@ use super::call::Call;
 use super::dialect::{Answer, Dialect, respond};
 use super::plan::{Plan, SubmitBehavior};
 use super::scenario::Scenario;
-use super::task::Task;
+use super::task::{Product, Status, Task, now_ms};
 use super::worker::Work;
 
 /// Maximum number of progress steps.
@@ -46,6 +46,51 @@ impl Submit {
         let callback = self.callback.as_ref().map(Url::to_string);
         let handle = self.external_id.clone().or(callback);
         handle.unwrap_or_else(|| hex::encode(digest::digest(&digest::SHA256, body)))
+    }
+
+    /// Creates the task with this number.
+    fn into_task(
+        self,
+        number: u64,
+        dialect: &Dialect,
+        scenario: Scenario,
+        plan: Plan,
+        handle: String,
+        origin: String,
+    ) -> Task {
+        let now = now_ms();
+        Task {
+            id: (dialect.id)(number),
+            dialect: dialect.name,
+            handle,
+            external_id: self.external_id,
+            product: if self.has_frame {
+                Product::ImageToVideo
+            } else {
+                Product::TextToVideo
+            },
+            model: self.model,
+            scenario,
+            status: Status::Submitted,
+            progress: None,
+            callbacks_sent: 0,
+            callbacks_acknowledged: 0,
+            is_settled: false,
+            number,
+            ahead: plan.ahead,
+            plan,
+            origin,
+            notes: self.notes,
+            step: 0,
+            created_ms: now,
+            started_ms: None,
+            updated_ms: now,
+            failure: None,
+            cancel_requested: false,
+            deleted: false,
+            omits_outputs: false,
+            has_outputs: false,
+        }
     }
 }
 
@@ -116,7 +161,7 @@ impl Call<'_> {
             submit.callback.clone()
         };
         let (number, origin) = (state.next_number(), self.origin());
-        let task = Task::new(number, dialect, scenario, plan, handle, origin, submit);
+        let task = submit.into_task(number, dialect, scenario, plan, handle, origin);
         self.admit(task, callback, accepted).await
     }
 

@@ -6,10 +6,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::dialect::Dialect;
 use super::plan::{Failure, FinalOutcome, Plan};
 use super::scenario::Scenario;
-use super::submit::Submit;
 
 /// Kind of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,50 +112,6 @@ pub struct Task {
 }
 
 impl Task {
-    pub(super) fn new(
-        number: u64,
-        dialect: &Dialect,
-        scenario: Scenario,
-        plan: Plan,
-        handle: String,
-        origin: String,
-        submit: Submit,
-    ) -> Self {
-        let now = now_ms();
-        Self {
-            id: (dialect.id)(number),
-            dialect: dialect.name,
-            handle,
-            external_id: submit.external_id,
-            product: if submit.has_frame {
-                Product::ImageToVideo
-            } else {
-                Product::TextToVideo
-            },
-            model: submit.model,
-            scenario,
-            status: Status::Submitted,
-            progress: None,
-            callbacks_sent: 0,
-            callbacks_acknowledged: 0,
-            is_settled: false,
-            number,
-            ahead: plan.ahead,
-            plan,
-            origin,
-            notes: submit.notes,
-            step: 0,
-            created_ms: now,
-            started_ms: None,
-            updated_ms: now,
-            failure: None,
-            cancel_requested: false,
-            deleted: false,
-            omits_outputs: false,
-            has_outputs: false,
-        }
-    }
-
     /// Moves the task ahead by one in the queue.
     pub(super) fn advance(&mut self) {
         self.ahead = self.ahead.saturating_sub(1);

@@ -21,8 +21,12 @@ fn all_config_errors_are_reported_together() {
         bind = "localhost:8080"
         public_url = "ftp://hub.example.com"
         allowed_origins = ["https://a.example/path", "", 3, "https://*.example.com"]
+        admin_bind = "localhost:9001"
+        trusted_proxies = ["10.0.0.0/33"]
+        forwarded_header = "x-real-ip"
         max_connections = 0
         max_body_bytes = "big"
+        request_timeout = "1ms"
         drain = "11m"
         tls_cert = "no-such.pem"
 
@@ -68,6 +72,9 @@ fn all_config_errors_are_reported_together() {
 
         [limits]
         submits_per_minute = 0
+        connections_per_address = 0
+        messages_per_second = "many"
+        unverified_body_bytes = 1023
 
         [budgets]
         per_job = -0.5
@@ -78,12 +85,16 @@ fn all_config_errors_are_reported_together() {
     "#), @r#"
     server.bind: must be an IP address and a port, such as 127.0.0.1:8080
     server.public_url: must begin with http:// or https://
-    server.allowed_origins: item 1 must be scheme://host[:port] as browsers send it, or *
+    server.allowed_origins: item 1 must be scheme://host[:port] as browsers send it, scheme://host:* or *
     server.allowed_origins: item 2 must not be empty
     server.allowed_origins: item 3 must be text, found a whole number
-    server.allowed_origins: item 4 must be scheme://host[:port] as browsers send it, or *
+    server.allowed_origins: item 4 must be scheme://host[:port] as browsers send it, scheme://host:* or *
+    server.admin_bind: must be an IP address and a port, such as 127.0.0.1:8080
+    server.trusted_proxies: item 1 must be an IP address or a network, such as 10.0.0.0/8
+    server.forwarded_header: must be x-forwarded-for or forwarded
     server.max_connections: must be between 1 and 10000000, found 0
     server.max_body_bytes: must be a whole number, found text
+    server.request_timeout: must be between 100ms and 5m, found 1ms
     server.drain: must be between 0s and 10m, found 11m
     server.tls_cert: no-such.pem is not a file
     auth.hs256_secrets: item 1 must have at least 32 bytes, found 5
@@ -102,6 +113,9 @@ fn all_config_errors_are_reported_together() {
     socket.max_subscriptions: must be a whole number, found a fraction
     callback.secret: must have at least 32 bytes, found 31
     defaults.tier: must be development, staging or production
+    limits.connections_per_address: must be between 1 and 10000000, found 0
+    limits.messages_per_second: must be a whole number, found text
+    limits.unverified_body_bytes: must be between 1024 and 1073741824, found 1023
     limits.submits_per_minute: must be between 1 and 1000000, found 0
     budgets.per_job: must be a number between 0 and 1000000000
     budgets.per_owner_day: must be a number between 0 and 1000000000

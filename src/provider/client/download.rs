@@ -45,6 +45,14 @@ pub struct RangeRequest {
 
 /// An output, or the requested part of it.
 pub struct Download {
+    /// Everything but the body.
+    pub head: DownloadHead,
+    /// The body. Dropping it ends the download.
+    pub body: Body,
+}
+
+/// The status and headers of an output.
+pub struct DownloadHead {
     /// 200, 206 or 416.
     pub status: u16,
     /// `Content-Type` of the provider.
@@ -53,8 +61,6 @@ pub struct Download {
     pub length: Option<u64>,
     /// Forwarded headers, such as `ETag` and `Content-Range`.
     pub headers: Vec<(&'static str, Vec<u8>)>,
-    /// The body. Dropping it ends the download.
-    pub body: Body,
 }
 
 /// Streamed body of a download.
@@ -164,11 +170,14 @@ impl Downloader {
         });
         let content_type = headers.get(header::CONTENT_TYPE);
         let content_type = content_type.and_then(|value| value.to_str().ok());
-        Ok(Download {
+        let head = DownloadHead {
             status,
             content_type: content_type.map(str::to_owned),
             length: response.content_length(),
             headers: forwarded.collect(),
+        };
+        Ok(Download {
+            head,
             body: forward_body(response, self.stall_timeout, permit),
         })
     }

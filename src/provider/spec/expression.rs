@@ -76,6 +76,10 @@ impl Expression {
     /// # Errors
     /// Returns a description of the syntax error or the unknown name.
     pub(crate) fn new(source: &str) -> Result<Self, String> {
+        // MiniJinja panics on text after an unmatched `}}`.
+        if has_unmatched_brace(source) {
+            return Err("syntax error: unmatched `}`".to_owned());
+        }
         let compiled = LANGUAGE
             .compile_expression_owned(source.trim().to_owned())
             .map_err(|error| describe(&error))?;
@@ -161,6 +165,30 @@ impl<'de> Deserialize<'de> for Template {
             .map_err(de::Error::custom)?;
         Ok(Self(source))
     }
+}
+
+/// Returns whether an expression has a `}` without a `{` before it, outside of its strings.
+fn has_unmatched_brace(source: &str) -> bool {
+    let mut depth = 0_usize;
+    let mut characters = source.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' | '\'' => {
+                while let Some(inside) = characters.next()
+                    && inside != character
+                {
+                    if inside == '\\' {
+                        characters.next();
+                    }
+                }
+            }
+            '{' => depth += 1,
+            '}' if depth == 0 => return true,
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Returns the kind and detail of an error without the values of the evaluation, which may be
@@ -303,6 +331,21 @@ mod tests {
             let problem = Expression::new(unknown).err().unwrap();
             assert!(problem.contains("unknown"), "{problem}");
         }
+    }
+
+    #[test]
+    fn unmatched_brace_is_rejected_at_load() {
+        for source in [
+            "payload }} x",
+            "payload|m}}|list",
+            "{'a': 1}} y",
+            "'\\'' }} z",
+        ] {
+            let problem = Expression::new(source).err().unwrap();
+            assert!(problem.contains("unmatched"), "{problem}");
+        }
+        let nested = "{'a': {'b': '}}', 'c': \"it's }}\"}}.a.b";
+        assert_eq!(evaluate(nested, &json!(null)), json!("}}"));
     }
 
     #[test]

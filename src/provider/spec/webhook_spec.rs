@@ -26,6 +26,8 @@ pub(crate) struct WebhookSpec {
     reply: Option<Expression>,
     /// Condition that a webhook must meet in addition to the signature.
     accept: Option<Expression>,
+    /// Maximum size of a body in bytes, if it is less than `server.max_body_bytes`.
+    pub(crate) max_body_bytes: Option<usize>,
 }
 
 impl Default for WebhookSpec {
@@ -34,6 +36,7 @@ impl Default for WebhookSpec {
             items: whole_payload(),
             reply: None,
             accept: None,
+            max_body_bytes: None,
         }
     }
 }

@@ -10,7 +10,6 @@ use progress_hub_auth::jwt::{Jwks, JwksUnavailable, is_encrypted_or_local};
 use progress_hub_auth::signature::{
     Key, KeySource, Request, Scheme, SignatureError, Trust, Verified,
 };
-
 use url::Url;
 
 use crate::config::{ConfigError, ProviderConfig};
@@ -180,7 +179,7 @@ impl WebhookVerifier {
         request: &Request<'a>,
         now: Time,
     ) -> Result<Verified<'a>, WebhookVerifyError> {
-        let mut reported: Option<WebhookVerifyError> = None;
+        let mut reported = None;
         for scheme in &self.schemes {
             let error = match scheme.verify(request, now).await {
                 Ok(_) if !self.is_for_account(&scheme.scheme, request) => {
@@ -190,23 +189,43 @@ impl WebhookVerifier {
                 Ok(_) => return Err(WebhookVerifyError::NotAccepted),
                 Err(error) => error,
             };
-            let is_more_informative = match &reported {
-                None => true,
-                // The sender must retry, because the keys may be available then.
-                Some(_) if matches!(error, WebhookVerifyError::KeysUnavailable { .. }) => true,
-                // A format error only shows that the webhook uses another scheme.
-                Some(WebhookVerifyError::Signature(reported)) => reported.is_format_error(),
-                Some(
-                    WebhookVerifyError::NotAccepted
-                    | WebhookVerifyError::OtherAccount
-                    | WebhookVerifyError::KeysUnavailable { .. },
-                ) => false,
-            };
-            if is_more_informative {
-                reported = Some(error);
+            reported = Some(more_informative(reported, error));
+        }
+        Err(reported.unwrap_or(SignatureError::NoKeyConfigured.into()))
+    }
+
+    /// Checks the headers of a webhook whose body has not been read. `request` has an empty body.
+    ///
+    /// # Errors
+    /// Returns the most informative error of all schemes if none could accept any body.
+    pub(crate) fn check_headers(
+        &self,
+        request: &Request<'_>,
+        now: Time,
+    ) -> Result<(), WebhookVerifyError> {
+        let mut reported = None;
+        for scheme in &self.schemes {
+            match scheme.check_headers(request, now) {
+                Ok(()) => return Ok(()),
+                Err(error) => reported = Some(more_informative(reported, error.into())),
             }
         }
         Err(reported.unwrap_or(SignatureError::NoKeyConfigured.into()))
+    }
+}
+
+/// Returns the more informative of the errors of two schemes.
+fn more_informative(
+    reported: Option<WebhookVerifyError>,
+    error: WebhookVerifyError,
+) -> WebhookVerifyError {
+    match reported {
+        None => error,
+        // The sender must retry, because the keys may be available then.
+        Some(_) if matches!(error, WebhookVerifyError::KeysUnavailable { .. }) => error,
+        // A format error only shows that the webhook uses another scheme.
+        Some(WebhookVerifyError::Signature(reported)) if reported.is_format_error() => error,
+        Some(reported) => reported,
     }
 }
 
@@ -258,6 +277,20 @@ fn key_problem(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
 }
 
 impl KeyedScheme {
+    /// Checks a request with an empty body for errors that no body can correct.
+    fn check_headers(&self, request: &Request<'_>, now: Time) -> Result<(), SignatureError> {
+        let (keys, may_get_keys) = match &self.keys {
+            SchemeKeys::Configured(keys) => (keys.as_slice(), false),
+            SchemeKeys::Published(_) => (&[][..], true),
+        };
+        let covers_body = self.scheme.trust() == Trust::Signed;
+        match self.scheme.verify(request, keys, now.timestamp()) {
+            Ok(_) | Err(SignatureError::MissingValue(_)) => Ok(()),
+            Err(error) if error.is_key_error() && (covers_body || may_get_keys) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn verify<'a>(
         &self,
         request: &Request<'a>,

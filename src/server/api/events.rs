@@ -1,13 +1,17 @@
 //! `GET /v1/events`: jobs as server-sent events.
 //!
 //! A stream holds at most one pending version per job. A stream of listed jobs ends after the last one
-//! is final.
+//! is final. A client that has every final version is answered 204, which stops `EventSource`.
+//!
+//! Every blank line of a stream ends an event with data. Common clients deliver an empty message for a
+//! blank line after `retry` or after a comment.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::header;
+use actix_web::http::{Method, header};
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::stream;
@@ -16,11 +20,12 @@ use tokio::time::Instant;
 
 use crate::config::SocketConfig;
 use crate::hub::{Connection, FeedHealth, Hub};
-use crate::job::JobId;
+use crate::job::{Job, JobId};
 use crate::protocol::Frame;
 use crate::server::caller::Caller;
 use crate::server::drain::Drain;
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::{ConnectionLimits, StreamPermit};
 use crate::server::subscribe::{
     NotifySink, can_subscribe_owner, granted_job_ids, subscribe, subscribe_owner,
 };
@@ -29,7 +34,13 @@ use crate::telemetry::{ConnectionKind, Metrics, OpenConnection};
 use crate::time::Time;
 
 /// The first field of a stream: milliseconds after which a browser reconnects.
-const RETRY: &str = "retry: 2000\n\n";
+const RETRY: &str = "retry: 2000\n";
+
+/// Sent every `socket.heartbeat`.
+const HEARTBEAT: &[u8] = b": heartbeat\n";
+
+/// Keeps proxies from storing the stream, and from buffering it for compression.
+const CACHE_CONTROL: &str = "no-store, no-transform";
 
 /// The parameters of a stream.
 #[derive(Default)]
@@ -45,17 +56,26 @@ struct StreamParams {
 impl StreamParams {
     fn parse(request: &HttpRequest, max_jobs: usize) -> Result<Self, Problem> {
         let mut params = Self::default();
+        let (mut occurrences, mut seen) = (0, HashSet::new());
         let last_event_id = request.headers().get("last-event-id");
         if let Some(ids) = last_event_id.and_then(|ids| ids.to_str().ok()) {
             params.add_known_versions(ids);
         }
         for (name, value) in url::form_urlencoded::parse(request.query_string().as_bytes()) {
             match (&*name, &*value) {
-                ("job", id) => match JobId::parse(id) {
-                    Ok(id) if params.jobs.contains(&id) => {}
-                    Ok(id) => params.jobs.push(id),
-                    Err(_) => params.invalid_jobs.push(id.to_owned()),
-                },
+                ("job", id) => {
+                    occurrences += 1;
+                    if occurrences > max_jobs {
+                        return Err(Problem::invalid(format!(
+                            "job must occur at most {max_jobs} times"
+                        )));
+                    }
+                    match JobId::parse(id) {
+                        Ok(id) if seen.insert(id.clone()) => params.jobs.push(id),
+                        Ok(_) => {}
+                        Err(_) => params.invalid_jobs.push(id.to_owned()),
+                    }
+                }
                 ("feed", "mine") => params.has_owner_feed = true,
                 ("feed", _) => return Err(Problem::invalid("feed must be 'mine'")),
                 ("last_event_id", ids) => params.add_known_versions(ids),
@@ -66,11 +86,6 @@ impl StreamParams {
             return Err(Problem::invalid(
                 "job or feed is required: use ?job=…&job=… or ?feed=mine",
             ));
-        }
-        if params.jobs.len() > max_jobs {
-            return Err(Problem::invalid(format!(
-                "job must occur at most {max_jobs} times"
-            )));
         }
         Ok(params)
     }
@@ -98,21 +113,68 @@ struct Stream {
     drain: web::Data<Drain>,
     metrics: web::Data<Metrics>,
     _open: OpenConnection,
+    _permit: StreamPermit,
     heartbeat: Duration,
     next_heartbeat: Instant,
     token_expires_at: Instant,
-    /// The jobs whose final version was not sent yet. `None` for a feed, which has no last job.
-    unfinished: Option<HashSet<JobId>>,
+    /// The listed jobs. `None` for a feed, which has no last job.
+    list: Option<JobList>,
     preamble: Option<String>,
     has_ended: bool,
 }
 
+/// The jobs of a stream that ends.
+struct JobList {
+    /// The jobs whose final version was not sent yet.
+    unfinished: HashSet<JobId>,
+    /// The final versions that the client has, as `<job>:<version>`.
+    finished: Vec<String>,
+}
+
+impl JobList {
+    fn new(jobs: &[Arc<Job>], params: &StreamParams) -> Self {
+        let (finished, unfinished): (Vec<&Arc<Job>>, Vec<_>) = jobs
+            .iter()
+            .partition(|job| job.is_final() && job.version <= params.known_version(&job.id));
+        Self {
+            unfinished: unfinished.iter().map(|job| job.id.clone()).collect(),
+            finished: finished.iter().map(|job| event_id(job)).collect(),
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.unfinished.is_empty()
+    }
+
+    /// Records a version that is sent.
+    fn add(&mut self, job: &Job) {
+        if job.is_final() && self.unfinished.remove(&job.id) {
+            self.finished.push(event_id(job));
+        }
+    }
+
+    /// Returns the last event. `EventSource` reconnects after it and sends its id, which has every final
+    /// version.
+    fn end_event(&self) -> Bytes {
+        format!(
+            "event: end\nid: {}\ndata: {{}}\n\n",
+            self.finished.join(",")
+        )
+        .into()
+    }
+}
+
 /// Opens a stream.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the arguments list exactly what the handler uses"
+)]
 pub async fn open(
     caller: Caller,
     store: web::Data<dyn Store>,
     hub: web::Data<Hub>,
     drain: web::Data<Drain>,
+    limits: web::Data<ConnectionLimits>,
     metrics: web::Data<Metrics>,
     settings: web::Data<SocketConfig>,
     request: HttpRequest,
@@ -126,22 +188,24 @@ pub async fn open(
         params.jobs.sort_unstable();
         params.jobs.dedup();
     }
-
+    let jobs = params.jobs.len();
+    let mut permit = limits.open_stream(&request, &caller, jobs, params.has_owner_feed)?;
     let by_id = subscribe(&connection, &**store, &caller, &params.jobs).await?;
     if by_id.jobs().is_empty() && !params.has_owner_feed {
         return Err(Problem::not_found("job"));
     }
+    permit.settle_subscriptions(by_id.jobs().len());
     let found: HashSet<&JobId> = by_id.jobs().iter().map(|job| &job.id).collect();
     let missing = params.jobs.iter().filter(|id| !found.contains(id));
     let missing = missing.map(JobId::as_str);
     let invalid = params.invalid_jobs.iter().map(String::as_str);
     let preamble = preamble(missing.chain(invalid));
-    let unfinished = by_id
-        .jobs()
-        .iter()
-        .filter(|job| !job.is_final() || job.version > params.known_version(&job.id))
-        .map(|job| job.id.clone())
-        .collect();
+    let list = (!params.has_owner_feed).then(|| JobList::new(by_id.jobs(), &params));
+    if list.as_ref().is_some_and(JobList::is_finished) {
+        return Ok(HttpResponse::NoContent()
+            .insert_header((header::CACHE_CONTROL, CACHE_CONTROL))
+            .finish());
+    }
     by_id.activate(|id| params.known_version(id));
     if params.has_owner_feed && can_subscribe_owner(&caller) {
         let feed = subscribe_owner(&connection, &**store, &caller, &[]).await?;
@@ -156,29 +220,36 @@ pub async fn open(
         drain,
         _open: metrics.connection_opened(ConnectionKind::Sse),
         metrics,
+        _permit: permit,
         heartbeat: settings.heartbeat,
         next_heartbeat: now + settings.heartbeat,
         token_expires_at: now + token_lifetime,
-        unfinished: (!params.has_owner_feed).then_some(unfinished),
+        list,
         preamble: Some(preamble),
         has_ended: false,
     };
-    Ok(HttpResponse::Ok()
+    let mut response = HttpResponse::Ok();
+    response
         .content_type("text/event-stream")
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .insert_header(("x-accel-buffering", "no"))
-        .streaming(stream::unfold(stream, |mut stream| async move {
+        .insert_header((header::CACHE_CONTROL, CACHE_CONTROL))
+        .insert_header(("x-accel-buffering", "no"));
+    if request.method() == Method::HEAD {
+        return Ok(response.finish());
+    }
+    Ok(
+        response.streaming(stream::unfold(stream, |mut stream| async move {
             let chunk = stream.next().await?;
             Some((Ok::<_, std::convert::Infallible>(chunk), stream))
-        })))
+        })),
+    )
 }
 
-/// Returns the start of a stream: the retry time, and an `error` event for each job that was not found.
+/// Returns the start of a stream: the retry time, and a `problem` event for each job that was not found.
 fn preamble<'a>(not_found: impl Iterator<Item = &'a str>) -> String {
     let mut preamble = RETRY.to_owned();
     for job in not_found {
         let data = json!({ "code": ErrorCode::NotFound.as_str(), "job": job });
-        preamble.push_str(&format!("event: error\ndata: {data}\n\n"));
+        preamble.push_str(&format!("event: problem\ndata: {data}\n\n"));
     }
     preamble
 }
@@ -196,9 +267,9 @@ impl Stream {
             if let Some(frame) = self.connection.next_frame() {
                 return Some(self.job_event(&frame));
             }
-            if self.unfinished.as_ref().is_some_and(HashSet::is_empty) {
+            if let Some(list) = self.list.as_ref().filter(|list| list.is_finished()) {
                 self.has_ended = true;
-                return Some(Bytes::from_static(b"event: end\ndata: {}\n\n"));
+                return Some(list.end_event());
             }
             if let Some(health) = self.sink.take_health() {
                 return Some(health_event(health));
@@ -209,7 +280,7 @@ impl Stream {
                 () = tokio::time::sleep_until(self.token_expires_at) => return None,
                 () = tokio::time::sleep_until(self.next_heartbeat) => {
                     self.next_heartbeat += self.heartbeat;
-                    return Some(Bytes::from_static(b": heartbeat\n\n"));
+                    return Some(Bytes::from_static(HEARTBEAT));
                 }
             }
         }
@@ -217,19 +288,22 @@ impl Stream {
 
     fn job_event(&mut self, frame: &Frame) -> Bytes {
         let job = frame.job();
-        if job.is_final()
-            && let Some(unfinished) = &mut self.unfinished
-        {
-            unfinished.remove(&job.id);
+        if let Some(list) = &mut self.list {
+            list.add(job);
         }
         self.metrics.delivered(ConnectionKind::Sse, 1);
         let document = frame.document();
-        let mut event = format!("event: job\nid: {}:{}\ndata: ", job.id, job.version).into_bytes();
+        let mut event = format!("event: job\nid: {}\ndata: ", event_id(job)).into_bytes();
         event.reserve(document.len() + 2);
         event.extend_from_slice(document);
         event.extend_from_slice(b"\n\n");
         event.into()
     }
+}
+
+/// Returns the id of an event: the job and its version.
+fn event_id(job: &Job) -> String {
+    format!("{}:{}", job.id, job.version)
 }
 
 fn health_event(health: FeedHealth) -> Bytes {

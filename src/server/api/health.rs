@@ -63,7 +63,7 @@ pub async fn live() -> HttpResponse {
 }
 
 /// `GET /v1/health/ready`: the readiness probe. It fails while the node drains or the store is
-/// unavailable.
+/// unavailable or rejects writes.
 pub async fn ready(store: web::Data<dyn Store>, drain: web::Data<Drain>) -> HttpResponse {
     let (status, mut response) = if drain.is_draining() {
         ("draining", HttpResponse::ServiceUnavailable())
@@ -82,6 +82,7 @@ pub async fn metrics(
     verifier: Option<web::Data<Verifier>>,
     metrics: web::Data<Metrics>,
     hub: web::Data<Hub>,
+    store: web::Data<dyn Store>,
     providers: web::Data<Providers>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
@@ -95,6 +96,7 @@ pub async fn metrics(
         (Some(_), Err(_)) => false,
     };
     metrics.set_subscribed_jobs(hub.subscribed_jobs());
+    metrics.set_subscribed_channels(store.channels().unwrap_or(0));
     for provider in providers.iter() {
         let (name, gate) = (provider.name(), provider.breaker());
         metrics.set_provider_state(name, gate.health(Time::now()).state, |state| {

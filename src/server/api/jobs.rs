@@ -7,14 +7,18 @@ use std::time::Duration;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::admission::AdmissionError;
-use crate::cancellation::CancelService;
+use crate::cancellation::{CancelError, CancelService};
 use crate::hub::Hub;
 use crate::job::{Job, JobId, Status};
+use crate::links::Links;
 use crate::server::caller::Caller;
 use crate::server::drain::Drain;
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::ConnectionLimits;
+use crate::server::request::Query;
 use crate::server::subscribe::{NotifySink, granted_job_ids, subscribe, visible};
 use crate::store::{CreateOutcome, ListQuery, Store};
 use crate::telemetry::{ConnectionKind, Metrics};
@@ -44,10 +48,11 @@ pub async fn show(
     store: web::Data<dyn Store>,
     hub: web::Data<Hub>,
     drain: web::Data<Drain>,
+    limits: web::Data<ConnectionLimits>,
     metrics: web::Data<Metrics>,
     request: HttpRequest,
     id: web::Path<String>,
-    query: web::Query<LongPollQuery>,
+    Query(query): Query<LongPollQuery>,
 ) -> Result<HttpResponse, Problem> {
     let if_none_match = request.headers().get(header::IF_NONE_MATCH);
     let since = query.since.or_else(|| {
@@ -66,6 +71,7 @@ pub async fn show(
         && wait > 0.0
         && !job.is_final()
     {
+        let _permit = limits.open_stream(&request, &caller, 1, false)?;
         let token_lifetime = Time::from(caller.expires_at()).saturating_duration_since(Time::now());
         let _open = metrics.connection_opened(ConnectionKind::Poll);
         let wait = Duration::from_secs_f64(wait.min(MAX_WAIT_SECONDS));
@@ -86,8 +92,11 @@ pub async fn show(
         .json(job))
 }
 
-/// Returns the highest version among the tags of an `If-None-Match` header.
+/// Returns the highest version among the tags of an `If-None-Match` header. `*` matches every version.
 fn newest_etag_version(tags: &str) -> Option<u64> {
+    if tags.trim() == "*" {
+        return Some(u64::MAX);
+    }
     let version = |tag: &str| {
         let tag = tag.trim().trim_start_matches("W/");
         tag.trim_matches('"').parse().ok()
@@ -134,7 +143,7 @@ pub struct ListParams {
 pub async fn list(
     caller: Caller,
     store: web::Data<dyn Store>,
-    query: web::Query<ListParams>,
+    Query(query): Query<ListParams>,
 ) -> Result<HttpResponse, Problem> {
     let limit = query.limit.unwrap_or(DEFAULT_PAGE_SIZE);
     if !(1..=MAX_PAGE_SIZE).contains(&limit) {
@@ -201,6 +210,7 @@ pub fn conflict(code: ErrorCode, detail: &str, caller: &Principal, job: &Job) ->
 
 /// Returns the response to a request that creates a job.
 pub fn create_response(
+    links: &Links,
     caller: &Principal,
     outcome: CreateOutcome,
     job: Arc<Job>,
@@ -224,10 +234,28 @@ pub fn create_response(
             return Err(conflict(ErrorCode::TaskKnown, detail, caller, &job));
         }
     };
-    let location = (header::LOCATION, format!("/v1/jobs/{}", job.id));
+    let location = (header::LOCATION, links.job_path(&job.id));
     Ok(HttpResponse::build(status)
         .insert_header(location)
         .json(job))
+}
+
+/// `GET /v1/jobs/{id}/cancel`: whether the caller can cancel the job now.
+pub async fn cancellable(
+    caller: Caller,
+    canceller: web::Data<CancelService>,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let reason = match canceller.check(&caller, &id).await {
+        Ok(()) => None,
+        Err(error @ (CancelError::NotCancellable(_) | CancelError::Forbidden)) => {
+            Some(Problem::from(error).detail().to_owned())
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(json!({ "cancellable": reason.is_none(), "reason": reason })))
 }
 
 /// `POST /v1/jobs/{id}/cancel`: cancels a job that was not submitted, or requests it from the provider.

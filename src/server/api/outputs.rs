@@ -3,19 +3,24 @@
 //! The client sees neither the key nor the provider's URL. No content type makes a browser execute an
 //! output in the hub's origin.
 
+use std::time::Duration;
+
 use actix_web::body::SizedStream;
 use actix_web::http::{Method, StatusCode, header};
+use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::stream;
 use serde::Deserialize;
+use tokio::time::Instant;
 use url::Url;
 
 use crate::job::{Job, JobId};
 use crate::links::Links;
-use crate::provider::{Body, Download, DownloadError, Providers, RangeRequest};
+use crate::provider::{Body, DownloadError, DownloadHead, IncompleteBody, Providers, RangeRequest};
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
-use crate::server::request::is_web_url;
+use crate::server::limits::{ConnectionLimits, DownloadPermit};
+use crate::server::request::{Query, is_web_url};
 use crate::server::subscribe::visible;
 use crate::store::Store;
 use crate::time::Time;
@@ -23,6 +28,12 @@ use crate::time::Time;
 /// Policy that blocks scripts and requests, but lets the browser's own player show the output.
 const CONTENT_POLICY: &str =
     "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'";
+
+/// Minimum average rate at which a client must read an output, after [`READER_GRACE`].
+const MIN_BYTES_PER_SECOND: u32 = 16 << 10;
+
+/// Time in which a client may read slower than [`MIN_BYTES_PER_SECOND`].
+const READER_GRACE: Duration = Duration::from_secs(30);
 
 /// File extension for each content type.
 const EXTENSIONS: [(&str, &str); 14] = [
@@ -49,14 +60,19 @@ pub struct GrantParam {
 
 /// `GET /v1/jobs/{id}/outputs/{n}`: streams the output, or redirects to it if its URL is public. The
 /// caller needs a token or the grant of a signed link.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the arguments list exactly what the handler uses"
+)]
 pub async fn fetch(
     caller: Result<Caller, Problem>,
     store: web::Data<dyn Store>,
     providers: web::Data<Providers>,
     links: web::Data<Links>,
+    limits: web::Data<ConnectionLimits>,
     request: HttpRequest,
     path: web::Path<(String, String)>,
-    query: web::Query<GrantParam>,
+    Query(query): Query<GrantParam>,
 ) -> Result<HttpResponse, Problem> {
     let not_found = || Problem::not_found("output");
     let id = JobId::parse(&path.0).map_err(|_| not_found())?;
@@ -83,13 +99,21 @@ pub async fn fetch(
         range: header(header::RANGE),
         if_range: header(header::IF_RANGE),
     };
-    let download = provider.download(&job, source, &range).await?;
-    Ok(proxy_response(
-        &job,
-        n,
-        download,
-        request.method() == Method::HEAD,
-    ))
+    let permit = limits.open_download(&job.owner, &job.id, n)?;
+    let download = provider.download(&job, source, &range).await;
+    if matches!(download, Err(DownloadError::Busy)) {
+        return Err(limits.node_is_downloading().into());
+    }
+    let download = download?;
+    let reader = OutputReader {
+        body: download.body,
+        pace: ReaderPace::new(Instant::now()),
+        limits,
+        _permit: permit,
+    };
+    // Providers sign URLs for GET only, so HEAD is a GET whose body is not sent.
+    let reader = (request.method() != Method::HEAD).then_some(reader);
+    Ok(proxy_response(&job, n, download.head, reader))
 }
 
 fn link_invalid() -> Problem {
@@ -109,14 +133,71 @@ fn redirect_response(url: &str) -> Result<HttpResponse, Problem> {
         .finish())
 }
 
-fn proxy_response(job: &Job, n: usize, download: Download, is_head: bool) -> HttpResponse {
-    let Download {
+/// The body of an output, and what it counts for.
+struct OutputReader {
+    body: Body,
+    pace: ReaderPace,
+    limits: web::Data<ConnectionLimits>,
+    _permit: DownloadPermit,
+}
+
+impl OutputReader {
+    /// Returns the next chunk, or `None` at the end.
+    async fn next(&mut self) -> Option<Result<Bytes, IncompleteBody>> {
+        if self.pace.is_too_slow(Instant::now()) {
+            self.limits.reader_is_too_slow();
+            return Some(Err(IncompleteBody));
+        }
+        let chunk = self.body.next().await?;
+        if let Ok(chunk) = &chunk {
+            self.pace.chunk_taken(chunk.len(), Instant::now());
+        }
+        Some(chunk)
+    }
+}
+
+/// How fast a client reads. Only the time between two chunks counts, in which the client is slow and not
+/// the provider.
+struct ReaderPace {
+    bytes: u64,
+    reading: Duration,
+    last_taken: Instant,
+}
+
+impl ReaderPace {
+    fn new(now: Instant) -> Self {
+        Self {
+            bytes: 0,
+            reading: Duration::ZERO,
+            last_taken: now,
+        }
+    }
+
+    /// Ends the time that the client took for a chunk. Returns whether it took too long in total.
+    fn is_too_slow(&mut self, now: Instant) -> bool {
+        self.reading += now.saturating_duration_since(self.last_taken);
+        let earned = Duration::from_secs(self.bytes) / MIN_BYTES_PER_SECOND;
+        self.reading > READER_GRACE + earned
+    }
+
+    fn chunk_taken(&mut self, bytes: usize, now: Instant) {
+        self.bytes += bytes as u64;
+        self.last_taken = now;
+    }
+}
+
+fn proxy_response(
+    job: &Job,
+    n: usize,
+    head: DownloadHead,
+    reader: Option<OutputReader>,
+) -> HttpResponse {
+    let DownloadHead {
         status,
         content_type,
         length,
         headers,
-        body,
-    } = download;
+    } = head;
     let content_type = safe_content_type(content_type.as_deref());
     let extension = EXTENSIONS.iter().find(|(known, _)| *known == content_type);
     let extension = extension.map_or("", |(_, extension)| extension);
@@ -136,12 +217,10 @@ fn proxy_response(job: &Job, n: usize, download: Download, is_head: bool) -> Htt
     if status == StatusCode::RANGE_NOT_SATISFIABLE {
         return response.finish();
     }
-    // Providers sign URLs for GET only, so HEAD is a GET whose body is not sent.
-    let body = (!is_head).then_some(body);
-    let chunks = stream::unfold(body, |body: Option<Body>| async {
-        let mut body = body?;
-        match body.next().await? {
-            Ok(chunk) => Some((Ok(chunk), Some(body))),
+    let chunks = stream::unfold(reader, |reader: Option<OutputReader>| async {
+        let mut reader = reader?;
+        match reader.next().await? {
+            Ok(chunk) => Some((Ok(chunk), Some(reader))),
             Err(error) => Some((Err(error), None)),
         }
     });
@@ -169,6 +248,19 @@ fn safe_content_type(content_type: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn client_that_reads_slowly_is_cut_off_after_the_grace() {
+        let start = Instant::now();
+        let second = |n: u64| start + Duration::from_secs(n);
+        let mut pace = ReaderPace::new(start);
+        assert!(!pace.is_too_slow(second(30)));
+        // A chunk of 160 KiB allows another 10 seconds. The provider takes 1,000 seconds for the next.
+        pace.chunk_taken(160 << 10, second(1000));
+        assert!(!pace.is_too_slow(second(1010)));
+        pace.chunk_taken(0, second(1010));
+        assert!(pace.is_too_slow(second(1011)));
+    }
 
     #[test]
     fn non_media_content_types_become_octet_stream() {

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::job::JobId;
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::ConnectionLimits;
 use crate::server::request::{JsonBody, validate_owner};
 use crate::server::security_log::token_minted;
 use crate::time::Time;
@@ -35,6 +36,7 @@ pub struct TokenRequest {
 pub async fn mint(
     caller: Caller,
     minter: web::Data<Option<Minter>>,
+    limits: web::Data<ConnectionLimits>,
     request: HttpRequest,
     body: JsonBody<TokenRequest>,
 ) -> Result<HttpResponse, Problem> {
@@ -75,7 +77,8 @@ pub async fn mint(
     let minted = minter
         .mint(&new.sub, new.jobs, scope, ttl, now.timestamp())
         .map_err(|error| Problem::invalid(error.to_string()))?;
-    token_minted(&caller, request.peer_addr(), &new.sub, scope, &minted);
+    let address = limits.client_address(request.peer_addr(), request.headers());
+    token_minted(&caller, address, &new.sub, scope, &minted);
     Ok(HttpResponse::Created()
         .json(json!({ "token": minted.token, "expires_at": Time::from(minted.expires_at) })))
 }

@@ -7,6 +7,7 @@ use super::jobs::create_response;
 use crate::admission::{AdmissionControl, Admitted};
 use crate::config::Defaults;
 use crate::job::VideoRequest;
+use crate::links::Links;
 use crate::provider::Providers;
 use crate::server::caller::Caller;
 use crate::server::error::Problem;
@@ -27,6 +28,7 @@ pub async fn submit(
     admission: web::Data<AdmissionControl>,
     providers: web::Data<Providers>,
     defaults: web::Data<Defaults>,
+    links: web::Data<Links>,
     request: HttpRequest,
     body: JsonBody<VideoRequest>,
 ) -> Result<HttpResponse, Problem> {
@@ -61,5 +63,5 @@ pub async fn submit(
             .await?;
         return Err(error.into());
     }
-    create_response(&caller, outcome, job, StatusCode::ACCEPTED)
+    create_response(&links, &caller, outcome, job, StatusCode::ACCEPTED)
 }

@@ -1,9 +1,11 @@
 //! `/v1/webhooks`: webhooks from providers.
 //!
-//! The signature of the raw body is verified before the body is parsed. The response is 200 only after
-//! the update is stored; the sender repeats a webhook that received another response.
+//! The provider, the callback token and the headers are checked before the body is read. The signature of
+//! the raw body is verified before the body is parsed. The response is 200 only after the update is
+//! stored; the sender repeats a webhook that received another response.
 
 use std::future::{Ready, ready};
+use std::rc::Rc;
 use std::time::Instant;
 
 use actix_web::dev::Payload;
@@ -17,19 +19,21 @@ use crate::job::{JobId, Source};
 use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
 use crate::server::error::{ErrorCode, Problem};
-use crate::server::request::RawBody;
+use crate::server::limits::ConnectionLimits;
+use crate::server::listener::ClientConnection;
+use crate::server::request::UnreadBody;
 use crate::server::security_log::SecurityLog;
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};
-use progress_hub_auth::signature::{Headers, Request};
+use progress_hub_auth::signature::{Headers, Request, Trust};
 
 /// `POST /v1/webhooks/{provider}`: finds the job by the task id in the payload.
 pub async fn receive(
     handler: WebhookHandler,
     provider: web::Path<String>,
     request: HttpRequest,
-    body: Result<RawBody, Problem>,
+    body: UnreadBody,
 ) -> Result<HttpResponse, Problem> {
     handler.handle(&provider, None, &request, body).await
 }
@@ -39,7 +43,7 @@ pub async fn receive_with_token(
     handler: WebhookHandler,
     path: web::Path<(String, String)>,
     request: HttpRequest,
-    body: Result<RawBody, Problem>,
+    body: UnreadBody,
 ) -> Result<HttpResponse, Problem> {
     let (provider, token) = path.into_inner();
     handler
@@ -54,6 +58,7 @@ pub struct WebhookHandler {
     links: web::Data<Links>,
     server: web::Data<ServerConfig>,
     metrics: web::Data<Metrics>,
+    limits: web::Data<ConnectionLimits>,
     security: web::Data<SecurityLog>,
 }
 
@@ -69,6 +74,7 @@ impl FromRequest for WebhookHandler {
                 links: request.app_data::<web::Data<Links>>()?.clone(),
                 server: request.app_data::<web::Data<ServerConfig>>()?.clone(),
                 metrics: request.app_data::<web::Data<Metrics>>()?.clone(),
+                limits: request.app_data::<web::Data<ConnectionLimits>>()?.clone(),
                 security: request.app_data::<web::Data<SecurityLog>>()?.clone(),
             })
         };
@@ -90,7 +96,7 @@ impl WebhookHandler {
         provider: &str,
         token: Option<&str>,
         request: &HttpRequest,
-        body: Result<RawBody, Problem>,
+        body: UnreadBody,
     ) -> Result<HttpResponse, Problem> {
         let started_at = Instant::now();
         let result = self.process(provider, token, request, body).await;
@@ -115,7 +121,7 @@ impl WebhookHandler {
         provider: &str,
         token: Option<&str>,
         request: &HttpRequest,
-        body: Result<RawBody, Problem>,
+        body: UnreadBody,
     ) -> Result<WebhookResult, (WebhookOutcome, Problem)> {
         let unknown = |resource| (WebhookOutcome::Unknown, Problem::not_found(resource));
         let provider = self.providers.get(provider);
@@ -125,24 +131,39 @@ impl WebhookHandler {
             job.ok_or_else(|| unknown("callback"))
         });
         let job = job.transpose()?;
-        let RawBody(body) = body.map_err(|problem| match problem.status() {
+        let body = body.limit(provider.max_webhook_bytes());
+        let body = body.map_err(|problem| (WebhookOutcome::TooLarge, problem))?;
+        let headers = &RequestHeaders(request.headers());
+        let url = &self.url(request);
+        let unsigned = Request {
+            headers,
+            body: &[],
+            url,
+        };
+        provider
+            .check_headers(&unsigned, Time::now())
+            .map_err(|error| self.reject(provider, request, &error))?;
+        let body = body.read_unverified().await;
+        let (body, permit) = body.map_err(|problem| match problem.status() {
             StatusCode::PAYLOAD_TOO_LARGE => (WebhookOutcome::TooLarge, problem),
+            StatusCode::SERVICE_UNAVAILABLE => (WebhookOutcome::Unavailable, problem),
             _ => (WebhookOutcome::Malformed, problem),
         })?;
-        let headers = &RequestHeaders(request.headers());
         let signed = Request {
             headers,
             body: &body,
-            url: &self.url(request),
+            url,
         };
         let verified = provider
             .verify(&signed, Time::now())
             .await
-            .map_err(|error| {
-                let security = &self.security;
-                security.webhook_rejected(provider.name(), error.code(), request.peer_addr());
-                rejection(&error)
-            })?;
+            .map_err(|error| self.reject(provider, request, &error))?;
+        if verified.trust() != Trust::Unsigned {
+            drop(permit);
+            if let Some(client) = request.conn_data::<Rc<ClientConnection>>() {
+                client.set_authenticated();
+            }
+        }
         let content = provider.parse(&verified, headers).map_err(|error| {
             let problem = Problem::new(ErrorCode::InvalidPayload, error.to_string());
             (WebhookOutcome::Malformed, problem)
@@ -159,6 +180,20 @@ impl WebhookHandler {
             provider.record_webhook();
         }
         Ok(WebhookResult::Processed(outcome))
+    }
+
+    /// Logs a webhook whose sender is not verified, and returns the response.
+    fn reject(
+        &self,
+        provider: &Provider,
+        request: &HttpRequest,
+        error: &WebhookVerifyError,
+    ) -> (WebhookOutcome, Problem) {
+        let limits = &self.limits;
+        let address = limits.client_address(request.peer_addr(), request.headers());
+        self.security
+            .webhook_rejected(provider.name(), error.code(), address);
+        rejection(error)
     }
 
     /// Returns the URL of this webhook as its sender uses it; some signatures cover it.
@@ -302,12 +337,24 @@ fn rejection(error: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
     }
 }
 
+/// Returns the name that Svix uses for a header of Standard Webhooks. The signature is the same; it covers
+/// id and timestamp, so headers of both names cannot be mixed.
+fn svix_name(name: &str) -> Option<&'static str> {
+    match name {
+        "webhook-id" => Some("svix-id"),
+        "webhook-timestamp" => Some("svix-timestamp"),
+        "webhook-signature" => Some("svix-signature"),
+        _ => None,
+    }
+}
+
 /// The headers of a request, for the signature schemes.
 struct RequestHeaders<'r>(&'r HeaderMap);
 
 impl Headers for RequestHeaders<'_> {
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name)?.to_str().ok()
+        let value = self.0.get(name).or_else(|| self.0.get(svix_name(name)?));
+        value?.to_str().ok()
     }
 
     fn pairs(&self) -> Vec<(&str, &str)> {

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::jobs::{conflict, create_response};
 use crate::config::StoreConfig;
 use crate::job::{Failure, FailureKind, Job, JobId, NewJob, Output, Source, Status, StatusReport};
+use crate::links::Links;
 use crate::provider::Providers;
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
@@ -37,6 +38,7 @@ pub async fn register(
     tracker: web::Data<Tracker>,
     providers: web::Data<Providers>,
     settings: web::Data<StoreConfig>,
+    links: web::Data<Links>,
     request: HttpRequest,
     body: JsonBody<Registration>,
 ) -> Result<HttpResponse, Problem> {
@@ -91,7 +93,7 @@ pub async fn register(
         Time::now(),
     );
     let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
-    create_response(&caller, outcome, job, StatusCode::CREATED)
+    create_response(&links, &caller, outcome, job, StatusCode::CREATED)
 }
 
 #[derive(Deserialize)]

@@ -7,15 +7,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::inbound::{InboundDecoder, InboundEvent};
 use super::session::Session;
+use super::throttle::Throttle;
 use super::transport::{Transport, TransportEvent};
 use super::{SocketContext, Upgraded};
 use crate::protocol::{self, CloseReason, ServerMessage};
-use crate::telemetry::{ConnectionKind, OpenConnection};
+use crate::server::limits::Rate;
+use crate::server::listener::Stream;
+use crate::telemetry::{ConnectionKind, Limit, OpenConnection};
 use crate::time::Time;
 
 /// Maximum time for a client to read the close reason.
@@ -24,12 +27,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for a client that did not read before.
 const CLOSE_TIMEOUT_STALLED: Duration = Duration::from_secs(5);
 
+/// Minimum time after which a client that reached a limit should reconnect.
+const LIMIT_RETRY_AFTER: Duration = Duration::from_secs(10);
+
 /// A connection and everything that it owns.
-struct ConnectionTask<T> {
+struct ConnectionTask {
     context: Arc<SocketContext>,
-    session: Session<T>,
-    transport: Rc<Transport<T>>,
+    session: Session<Stream>,
+    transport: Rc<Transport<Stream>>,
     inbound: InboundDecoder,
+    frames: Rate,
+    throttle: Throttle,
     next_heartbeat: Instant,
     last_received: Instant,
     drain_close_at: Option<Instant>,
@@ -37,20 +45,19 @@ struct ConnectionTask<T> {
 }
 
 /// Returns the future that runs a connection until it is closed.
-pub(super) fn open<T>(
+pub(super) fn open(
     context: Arc<SocketContext>,
-    upgraded: Upgraded<T>,
-) -> impl Future<Output = ()> + 'static
-where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+    mut upgraded: Upgraded,
+) -> impl Future<Output = ()> + 'static {
+    let permit = admit(&context, &mut upgraded);
     let transport = Transport::new(upgraded.io);
     let settings = &context.settings;
     let now = Instant::now();
-    let permit = context.drain.try_acquire();
     let mut task = ConnectionTask {
-        session: Session::new(&context, &transport, upgraded.address),
+        session: Session::new(&context, &transport, upgraded.client),
         inbound: InboundDecoder::new(settings.max_message_bytes, upgraded.initial_bytes),
+        frames: Rate::default(),
+        throttle: Throttle::default(),
         next_heartbeat: now + settings.heartbeat,
         last_received: now,
         drain_close_at: None,
@@ -58,21 +65,39 @@ where
         _open: context.metrics.connection_opened(ConnectionKind::Websocket),
         context,
     };
-    if permit.is_some()
-        && let Some(principal) = upgraded.principal
-    {
-        task.session.set_principal(principal);
-    }
+    let admitted = permit.and_then(|permit| {
+        let principal = upgraded.principal;
+        let authenticated = principal.map(|principal| task.session.set_principal(principal));
+        authenticated.transpose().map(|_| permit)
+    });
     async move {
-        let reason = match permit {
-            Some(_) => task.run().await,
-            None => CloseReason::OverCapacity,
+        let reason = match admitted {
+            Ok(_permit) => task.run().await,
+            Err(reason) => reason,
         };
         task.close(reason).await;
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
+/// Counts the connection with the limits of the node and of the address.
+fn admit(
+    context: &SocketContext,
+    upgraded: &mut Upgraded,
+) -> Result<OwnedSemaphorePermit, CloseReason> {
+    let limits = &context.limits;
+    if upgraded.is_over_capacity {
+        return Err(CloseReason::OverCapacity);
+    }
+    let admitted = limits.acquire_node().and_then(|permit| {
+        let client = upgraded.forwarded;
+        let forwarded = client.map(|client| limits.accept_forwarded(client));
+        upgraded.client.forwarded = forwarded.transpose()?;
+        Ok(permit)
+    });
+    admitted.map_err(|reached| reached.close_reason())
+}
+
+impl ConnectionTask {
     /// Serves the client until there is a reason to close.
     async fn run(&mut self) -> CloseReason {
         let timer = tokio::time::sleep_until(self.next_heartbeat);
@@ -80,7 +105,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         let drain = Arc::clone(&self.context.drain);
         let transport = Rc::clone(&self.transport);
         loop {
-            while transport.can_queue_reply() {
+            while transport.can_queue_reply() && self.throttle.resume_at().is_none() {
                 match self.inbound.next() {
                     Ok(Some(event)) => {
                         if let Err(reason) = self.handle(event).await {
@@ -95,8 +120,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             if timer.deadline() != due {
                 timer.as_mut().reset(due);
             }
+            let is_paused = self.throttle.resume_at().is_some();
             tokio::select! {
-                event = transport.poll_io(self.session.connection(), self.inbound.buffer()) => {
+                event = transport.poll_io(
+                    self.session.connection(),
+                    (!is_paused).then(|| self.inbound.buffer()),
+                ) => {
                     match event {
                         TransportEvent::Read => self.last_received = Instant::now(),
                         TransportEvent::Idle => {}
@@ -125,8 +154,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
         self.session.log_close(reason);
         self.transport.stop_job_frames();
         if reason != CloseReason::Normal {
-            let should_return = matches!(reason, CloseReason::Restart | CloseReason::OverCapacity);
-            let retry_after = should_return.then(|| self.context.drain.retry_after());
+            let min_wait = match reason {
+                CloseReason::Restart | CloseReason::OverCapacity => Some(Duration::ZERO),
+                CloseReason::RateLimited | CloseReason::TooManyConnections => {
+                    Some(LIMIT_RETRY_AFTER)
+                }
+                CloseReason::Normal
+                | CloseReason::GoingAway
+                | CloseReason::Protocol
+                | CloseReason::Unsupported
+                | CloseReason::NotUtf8
+                | CloseReason::Unauthorized
+                | CloseReason::TokenExpired
+                | CloseReason::AuthTimeout
+                | CloseReason::TooManyBadMessages
+                | CloseReason::MessageTooLarge
+                | CloseReason::NotReading => None,
+            };
+            let retry_after = min_wait.map(|wait| wait + self.context.drain.retry_after());
             self.transport.queue_reply(
                 ServerMessage::Bye {
                     code,
@@ -154,6 +199,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             Some(self.session.next_timer()),
             self.write_deadline(),
             self.drain_close_at,
+            self.throttle.resume_at(),
         ];
         timers
             .into_iter()
@@ -176,10 +222,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
             return Err(CloseReason::NotReading);
         }
         self.session.on_timer(now)?;
+        if self.throttle.resume(now) {
+            // Nothing was read in the meantime.
+            self.last_received = now;
+        }
         if self.next_heartbeat <= now {
             let heartbeat = self.context.settings.heartbeat;
             self.next_heartbeat = now + heartbeat;
-            if now.duration_since(self.last_received) > heartbeat * 2 {
+            let is_paused = self.throttle.resume_at().is_some();
+            if !is_paused && now.duration_since(self.last_received) > heartbeat * 2 {
                 return Err(CloseReason::GoingAway);
             }
             if self.transport.can_queue_reply() {
@@ -192,16 +243,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ConnectionTask<T> {
     }
 
     async fn handle(&mut self, event: InboundEvent) -> Result<(), CloseReason> {
-        match event {
+        let by_frames = self.context.limits.charge_frame(&self.frames);
+        let (limit, by_message) = match event {
             // Boxed, so that an idle connection does not reserve space for this future.
-            InboundEvent::Text(text) => Box::pin(self.session.dispatch(&text)).await,
+            InboundEvent::Text(text) => Box::pin(self.session.dispatch(&text)).await?,
             InboundEvent::Ping(payload) => {
                 self.transport.queue_reply(protocol::pong(&payload));
-                Ok(())
+                (Limit::Messages, Duration::ZERO)
             }
-            InboundEvent::Activity => Ok(()),
-            InboundEvent::Close => Err(CloseReason::Normal),
+            InboundEvent::Activity => (Limit::Messages, Duration::ZERO),
+            InboundEvent::Close => return Err(CloseReason::Normal),
+        };
+        let wait = by_frames.max(by_message);
+        let paused = self.throttle.pause(wait, Instant::now());
+        if !matches!(paused, Ok(false)) {
+            self.context.metrics.limit_reached(limit);
         }
+        paused.map(drop)
     }
 }
 

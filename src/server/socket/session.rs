@@ -3,7 +3,6 @@
 //! Every message has one reply. An error in one message, or in one job of a message, affects no other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,16 +13,19 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::SocketContext;
 use super::connection::as_millis;
+use super::throttle::MAX_PAUSE;
 use super::transport::Transport;
+use super::{SocketClient, SocketContext};
 use crate::hub::{Connection, FeedHealth, Sink};
 use crate::job::JobId;
 use crate::protocol::{
     ClientMessage, CloseReason, FeedName, JobVersion, ServerMessage, SubscribeOutcome,
 };
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::{FEED_IDS, SubjectPermit};
 use crate::server::subscribe::{can_subscribe_owner, granted_job_ids, subscribe, subscribe_owner};
+use crate::telemetry::Limit;
 use crate::time::Time;
 use progress_hub_auth::jwt::{Principal, TokenError};
 
@@ -43,6 +45,8 @@ enum PeerState {
     /// The client has authenticated as `principal`.
     Authenticated {
         principal: Principal,
+        /// Counts the connection and its subscriptions for the subject.
+        permit: SubjectPermit,
         /// Time of the `token_expiring` message, until it is sent.
         notice_at: Option<Instant>,
         expires_at: Instant,
@@ -53,9 +57,9 @@ enum PeerState {
 pub(super) struct Session<T> {
     context: Arc<SocketContext>,
     id: Uuid,
-    address: Option<SocketAddr>,
     transport: Rc<Transport<T>>,
     connection: Connection,
+    client: SocketClient,
     peer: PeerState,
     bad_messages: u32,
     cancel_permits: Arc<Semaphore>,
@@ -66,15 +70,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
     pub(super) fn new(
         context: &Arc<SocketContext>,
         transport: &Rc<Transport<T>>,
-        address: Option<SocketAddr>,
+        client: SocketClient,
     ) -> Self {
         let sink = Rc::clone(transport) as Rc<dyn Sink>;
         Self {
             context: Arc::clone(context),
             id: Uuid::now_v7(),
-            address,
             transport: Rc::clone(transport),
             connection: Connection::open(&context.hub.shard(), sink),
+            client,
             peer: PeerState::Unauthenticated {
                 deadline: Instant::now() + context.settings.auth_timeout,
             },
@@ -100,7 +104,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
             PeerState::Authenticated { principal, .. } => Some(principal),
         };
         let security = &self.context.security;
-        security.connection_closed(reason, caller, self.address);
+        security.connection_closed(reason, caller, self.client.address);
     }
 
     /// Returns the time of the next call of [`Session::on_timer`].
@@ -142,19 +146,31 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         }
     }
 
-    /// Processes a text message.
+    /// Processes a text message. Returns the time until the client may send the next one, and the limit
+    /// that it results from.
     ///
     /// # Errors
     /// The reason to close the connection.
-    pub(super) async fn dispatch(&mut self, text: &[u8]) -> Result<(), CloseReason> {
-        let principal = match &self.peer {
-            PeerState::Unauthenticated { .. } => None,
-            PeerState::Authenticated { principal, .. } => Some(principal.clone()),
+    pub(super) async fn dispatch(&mut self, text: &[u8]) -> Result<(Limit, Duration), CloseReason> {
+        let message = ClientMessage::parse(text);
+        let (principal, throttled) = match &self.peer {
+            PeerState::Unauthenticated { .. } => (None, (Limit::Messages, Duration::ZERO)),
+            PeerState::Authenticated {
+                principal, permit, ..
+            } => {
+                let ids = message.as_ref().map_or(0, requested_ids);
+                let throttled = self.context.limits.charge_message(permit, ids);
+                if throttled.1 > MAX_PAUSE {
+                    self.context.metrics.limit_reached(throttled.0);
+                    return Err(CloseReason::RateLimited);
+                }
+                (Some(principal.clone()), throttled)
+            }
         };
-        match (serde_json::from_slice(text), principal) {
-            (Ok(ClientMessage::Auth { token }), _) => return self.authenticate(&token).await,
+        match (message, principal) {
+            (Ok(ClientMessage::Auth { token }), _) => self.authenticate(&token).await?,
             (_, None) => return Err(CloseReason::Unauthorized),
-            (Err(error), Some(_)) => return self.reject_message(text, &error),
+            (Err(error), Some(_)) => self.reject_message(text, &error)?,
             (Ok(ClientMessage::Subscribe { id, jobs, feed }), Some(principal)) => {
                 self.subscribe(&principal, &id, &jobs, feed).await;
             }
@@ -168,7 +184,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
                 self.reply(&ServerMessage::Pong { id: &id });
             }
         }
-        Ok(())
+        self.settle_subscriptions();
+        Ok(throttled)
+    }
+
+    /// Counts the subscriptions that the connection has now.
+    fn settle_subscriptions(&mut self) {
+        if let PeerState::Authenticated { permit, .. } = &mut self.peer {
+            permit.settle_subscriptions(self.connection.explicit_subscriptions());
+        }
     }
 
     fn reply(&self, message: &ServerMessage<'_>) {
@@ -186,14 +210,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         text: &[u8],
         error: &serde_json::Error,
     ) -> Result<(), CloseReason> {
-        self.bad_messages += 1;
-        if self.bad_messages >= MAX_BAD_MESSAGES {
-            return Err(CloseReason::TooManyBadMessages);
-        }
+        self.count_bad_message()?;
         let message: Value = serde_json::from_slice(text).unwrap_or_default();
         let id = message.get("id").unwrap_or(&Value::Null);
         let detail = format!("not a valid client message: {error}");
         self.reply_error(id, ErrorCode::BadMessage, &detail);
+        Ok(())
+    }
+
+    fn count_bad_message(&mut self) -> Result<(), CloseReason> {
+        self.bad_messages += 1;
+        if self.bad_messages >= MAX_BAD_MESSAGES {
+            return Err(CloseReason::TooManyBadMessages);
+        }
         Ok(())
     }
 
@@ -204,10 +233,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
             && !matches!(error, TokenError::KeysUnavailable { .. })
         {
             let security = &self.context.security;
-            security.token_rejected(error.code(), self.address);
+            security.token_rejected(error.code(), self.client.address);
         }
         match (verified, &self.peer) {
-            (Ok(principal), PeerState::Unauthenticated { .. }) => self.set_principal(principal),
+            (Ok(principal), PeerState::Unauthenticated { .. }) => self.set_principal(principal)?,
             (Ok(renewed), PeerState::Authenticated { principal, .. })
                 if renewed.subject() == principal.subject() =>
             {
@@ -216,9 +245,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
                 }
                 self.connection
                     .retain_visible(|job, owner| renewed.may_see(job.as_str(), owner));
-                self.set_principal(renewed);
+                self.set_principal(renewed)?;
             }
             (Ok(_), PeerState::Authenticated { .. }) => {
+                self.count_bad_message()?;
                 let message = "the new token must have the same subject";
                 self.reply_error(&Value::Null, ErrorCode::SubjectChanged, message);
             }
@@ -227,6 +257,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
             }
             (Err(_), PeerState::Unauthenticated { .. }) => return Err(CloseReason::Unauthorized),
             (Err(error), PeerState::Authenticated { .. }) => {
+                self.count_bad_message()?;
                 self.reply_error(&Value::Null, ErrorCode::Unauthorized, &error.to_string());
             }
         }
@@ -234,13 +265,32 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
     }
 
     /// Sets the authenticated principal and sends `hello`.
-    pub(super) fn set_principal(&mut self, principal: Principal) {
+    ///
+    /// # Errors
+    /// The reason to close if the subject has reached its maximum number of connections.
+    pub(super) fn set_principal(&mut self, principal: Principal) -> Result<(), CloseReason> {
+        let unauthenticated = PeerState::Unauthenticated {
+            deadline: Instant::now(),
+        };
+        let (permit, is_first) = match std::mem::replace(&mut self.peer, unauthenticated) {
+            PeerState::Authenticated { permit, .. }
+                if permit.is_unlimited() == principal.is_admin() =>
+            {
+                (permit, false)
+            }
+            previous @ (PeerState::Authenticated { .. } | PeerState::Unauthenticated { .. }) => {
+                let permit = self.context.limits.acquire_subject(&principal);
+                let is_first = matches!(previous, PeerState::Unauthenticated { .. });
+                (permit.map_err(|reached| reached.close_reason())?, is_first)
+            }
+        };
+        self.client.set_authenticated();
         let (now, expires_at) = (Time::now(), Time::from(principal.expires_at()));
         let lifetime = expires_at.saturating_duration_since(now);
         let notice = EXPIRY_NOTICE.min(lifetime / 2);
-        let is_first = matches!(self.peer, PeerState::Unauthenticated { .. });
         self.peer = PeerState::Authenticated {
             principal,
+            permit,
             notice_at: Some(Instant::now() + lifetime.saturating_sub(notice)),
             expires_at: Instant::now() + lifetime,
         };
@@ -254,11 +304,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         if is_first && let FeedHealth::Degraded(since) = self.connection.health() {
             self.reply(&ServerMessage::Degraded { since });
         }
+        Ok(())
     }
 
     /// Subscribes to jobs, or to all jobs of the owner; `jobs` are then the versions that the client has.
     async fn subscribe(
-        &self,
+        &mut self,
         principal: &Principal,
         id: &Value,
         jobs: &[JobVersion],
@@ -286,7 +337,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
 
         let mut selected: Vec<JobId> = requested.iter().cloned().collect();
         if !has_owner_feed {
-            selected.retain(self.limit_subscriptions());
+            self.limit_subscriptions(&mut selected);
         }
         let (connection, store) = (&self.connection, &*self.context.store);
         let result = if has_owner_feed {
@@ -324,24 +375,33 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         paused.activate(known_version);
         if has_too_many {
             let limit = self.context.settings.max_subscriptions;
-            let message = format!("a connection may have at most {limit} subscriptions by id");
+            let message = format!(
+                "a connection may have at most {limit} subscriptions by id, and a subject at most \
+                 limits.subscriptions_per_subject"
+            );
             self.reply_error(id, ErrorCode::TooManySubscriptions, &message);
         }
     }
 
-    /// Returns a filter for the jobs that the connection may subscribe to, in the order of the calls.
-    /// A job that it has subscribed to already does not count again.
-    fn limit_subscriptions(&self) -> impl FnMut(&JobId) -> bool {
-        let limit = self.context.settings.max_subscriptions;
-        let mut count = self.connection.explicit_subscriptions();
-        move |job| {
-            if self.connection.is_subscribed(job) {
-                return true;
+    /// Removes the jobs that neither the connection nor its subject may subscribe to, beginning with the
+    /// last. A job that the connection has subscribed to already does not count again.
+    fn limit_subscriptions(&mut self, jobs: &mut Vec<JobId>) {
+        let connection = &self.connection;
+        let max = self.context.settings.max_subscriptions;
+        let room = max.saturating_sub(connection.explicit_subscriptions());
+        let new = jobs.iter().filter(|job| !connection.is_subscribed(job));
+        let wanted = new.count().min(room);
+        let mut granted = match &mut self.peer {
+            PeerState::Authenticated { permit, .. } => {
+                self.context.limits.reserve_subscriptions(permit, wanted)
             }
-            let has_room = count < limit;
-            count += usize::from(has_room);
-            has_room
-        }
+            PeerState::Unauthenticated { .. } => 0,
+        };
+        jobs.retain(|job| {
+            let is_granted = connection.is_subscribed(job) || granted > 0;
+            granted -= usize::from(is_granted && !connection.is_subscribed(job));
+            is_granted
+        });
     }
 
     fn unsubscribe(&self, id: &Value, jobs: &[String], feed: Option<FeedName>) {
@@ -377,5 +437,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
             transport.queue_reply(message.frame());
             drop(permit);
         });
+    }
+}
+
+/// Returns the number of ids that a message makes the hub look up.
+fn requested_ids(message: &ClientMessage) -> usize {
+    match message {
+        ClientMessage::Subscribe { jobs, feed, .. } => {
+            jobs.len() + if feed.is_some() { FEED_IDS } else { 0 }
+        }
+        ClientMessage::Cancel { .. } => 1,
+        ClientMessage::Auth { .. }
+        | ClientMessage::Unsubscribe { .. }
+        | ClientMessage::Ping { .. } => 0,
     }
 }

@@ -181,12 +181,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         })
     }
 
-    /// Sends everything that is pending and reads while there is room for replies. Returns when the
-    /// connection has something to do, or when the client stops reading, so that its write timeout starts.
+    /// Sends everything that is pending and reads while there is room for replies, unless `into` is `None`.
+    /// Returns when the connection has something to do, or when the client stops reading, so that its
+    /// write timeout starts.
     pub(super) async fn poll_io(
         &self,
         connection: &Connection,
-        into: &mut BytesMut,
+        mut into: Option<&mut BytesMut>,
     ) -> TransportEvent {
         let was_full = !self.can_queue_reply();
         let was_blocked = self.blocked_since.get().is_some();
@@ -206,6 +207,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
                 (true, true) => return Poll::Ready(TransportEvent::Idle),
                 (false, true) => {}
             }
+            let Some(into) = &mut into else {
+                return Poll::Pending;
+            };
             match self.poll_read(into, cx) {
                 Poll::Ready(Ok(1..)) => Poll::Ready(TransportEvent::Read),
                 Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(TransportEvent::Closed),

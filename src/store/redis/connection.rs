@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use fred::clients::{Client, Pool, WithOptions};
 use fred::error::{Error as RedisError, ErrorKind};
-use fred::interfaces::ClientLike;
+use fred::interfaces::{ClientLike, KeysInterface};
 use fred::types::config::Options;
-use fred::types::{ClusterHash, CustomCommand, FromValue, Value};
+use fred::types::{ClusterHash, CustomCommand, Expiration, FromValue, Value};
+use futures_util::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -25,6 +26,9 @@ const POOL_SIZE: usize = 4;
 
 /// Difference between the command timeout and the timeout of `WAIT`, so that its reply is in time.
 const WAIT_MARGIN: Duration = Duration::from_millis(100);
+
+/// Time until the key of a write check expires.
+const WRITE_CHECK_TTL_MILLISECONDS: i64 = 60_000;
 
 /// The connections for commands.
 pub(super) struct Connections {
@@ -105,6 +109,20 @@ impl Connections {
     /// Returns a connection for a single command. After an outage, connections recover one by one.
     pub(super) fn client(&self) -> WithOptions<Client> {
         self.pool.next_connected().with_options(&self.options)
+    }
+
+    /// Checks that every partition accepts writes. A server that is full, or a replica, answers reads and
+    /// `PING` all the same.
+    pub(super) async fn check_writes(&self) -> Result<(), Error> {
+        let expiry = Some(Expiration::PX(WRITE_CHECK_TTL_MILLISECONDS));
+        let writes = self.keys.partitions().map(async |partition| {
+            let key = partition.write_check();
+            self.client()
+                .set::<(), _, _>(key, "", expiry.clone(), None, false)
+                .await
+        });
+        try_join_all(writes).await?;
+        Ok(())
     }
 
     /// Runs a script on the server that holds its first key.

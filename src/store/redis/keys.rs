@@ -127,6 +127,8 @@ names! {
     all_jobs() = "all:jobs";
     /// Sorted set: like [`Partition::all_jobs`], without finished jobs.
     all_active_jobs() = "all:active";
+    /// String: written and expired by [`Store::ping`](crate::store::Store::ping).
+    write_check() = "all:write_check";
     /// Hash: budget charges that have not been applied yet, by document key.
     budget_outbox() = "all:budget_outbox";
     /// String: the claim of a provider task.

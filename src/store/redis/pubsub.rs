@@ -11,6 +11,7 @@ mod receiver;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fred::clients::Client;
@@ -39,6 +40,9 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(10);
 /// Capacity of the request queue. Callers wait while it is full.
 const MAX_PENDING_REQUESTS: usize = 1024;
 
+/// Capacity of the queue of released topics. When it is full, the next check drops the topics.
+const MAX_PENDING_RELEASES: usize = 1024;
+
 /// A request to subscribe to topics.
 struct SubscribeRequest {
     topics: Vec<Topic>,
@@ -49,6 +53,9 @@ struct SubscribeRequest {
 pub(super) struct Subscriber {
     requests: mpsc::Sender<SubscribeRequest>,
     state: watch::Receiver<FeedState>,
+    releases: mpsc::Sender<Vec<Topic>>,
+    /// Number of subscribed channels.
+    channels: Arc<AtomicUsize>,
     request_timeout: Duration,
 }
 
@@ -79,6 +86,8 @@ impl Subscriber {
         let timeouts = connections.timeouts;
         let (requests, queue) = mpsc::channel(MAX_PENDING_REQUESTS);
         let (state, observed_state) = watch::channel(FeedState::Starting);
+        let (releases, released) = mpsc::channel(MAX_PENDING_RELEASES);
+        let channel_count = Arc::new(AtomicUsize::new(0));
         let manager = SubscriptionManager {
             channels: Channels {
                 keys: connections.keys.clone(),
@@ -86,20 +95,24 @@ impl Subscriber {
                 command_timeout: timeouts.command,
                 system_channels: receiver.system_channels(),
                 topics: HashMap::new(),
+                count: 0,
             },
             connections: Arc::clone(connections),
             listener,
             receiver,
             started_at: Instant::now(),
             state,
+            channel_count: Arc::clone(&channel_count),
             connection_errors: client.error_rx(),
             reconnects: client.reconnect_rx(),
             client,
         };
-        tokio::spawn(manager.run(queue));
+        tokio::spawn(manager.run(queue, released));
         Ok(Self {
             requests,
             state: observed_state,
+            releases,
+            channels: channel_count,
             request_timeout: timeouts.command,
         })
     }
@@ -132,6 +145,18 @@ impl Subscriber {
         }
     }
 
+    /// Ends the subscriptions of topics without subscribers.
+    pub(super) fn release(&self, topics: Vec<Topic>) {
+        if self.releases.try_send(topics).is_err() {
+            tracing::debug!("too many released topics; the next check drops their channels");
+        }
+    }
+
+    /// Returns the number of subscribed channels.
+    pub(super) fn channels(&self) -> usize {
+        self.channels.load(Ordering::Relaxed)
+    }
+
     /// Checks that published messages reach this node.
     pub(super) fn check_health(&self) -> Result<(), Error> {
         match *self.state.borrow() {
@@ -155,12 +180,17 @@ struct SubscriptionManager {
     started_at: Instant,
     /// Unless it is healthy, all channels must be subscribed again.
     state: watch::Sender<FeedState>,
+    channel_count: Arc<AtomicUsize>,
     connection_errors: Receiver<(RedisError, Option<Server>)>,
     reconnects: Receiver<Server>,
 }
 
 impl SubscriptionManager {
-    async fn run(mut self, mut requests: mpsc::Receiver<SubscribeRequest>) {
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<SubscribeRequest>,
+        mut released: mpsc::Receiver<Vec<Topic>>,
+    ) {
         let mut connection = self.client.connect();
         let mut batch = Vec::new();
         let mut probe = interval(PROBE_INTERVAL);
@@ -176,6 +206,7 @@ impl SubscriptionManager {
                     }
                     self.process(&mut batch).await;
                 }
+                Some(topics) = released.recv() => self.drop_unused(topics).await,
                 reason = connection_end(&mut connection) => {
                     connection = self.client.connect();
                     self.mark_stale(&reason);
@@ -193,6 +224,8 @@ impl SubscriptionManager {
                 _ = probe.tick() => self.check_probes(&mut probe).await,
                 _ = prune.tick() => self.prune_channels().await,
             }
+            self.channel_count
+                .store(self.channels.len(), Ordering::Relaxed);
         }
         if let Err(error) = self.client.quit().await {
             tracing::debug!(%error, "pub/sub connection already closed");
@@ -282,14 +315,22 @@ impl SubscriptionManager {
     }
 
     async fn prune_channels(&mut self) {
+        let is_subscribed = Arc::clone(&self.listener.is_subscribed);
+        let idle = self.channels.idle(|topic| is_subscribed(topic));
+        self.remove_topics(idle).await;
+    }
+
+    async fn drop_unused(&mut self, topics: Vec<Topic>) {
+        let is_subscribed = Arc::clone(&self.listener.is_subscribed);
+        let unused = topics.into_iter().filter(|topic| !is_subscribed(topic));
+        self.remove_topics(unused.collect()).await;
+    }
+
+    async fn remove_topics(&mut self, topics: Vec<Topic>) {
         if !self.is_healthy() {
             return;
         }
-        let is_subscribed = Arc::clone(&self.listener.is_subscribed);
-        let pruned = self
-            .channels
-            .prune(&self.client, |topic| is_subscribed(topic));
-        if let Err(error) = pruned.await {
+        if let Err(error) = self.channels.remove(&self.client, &topics).await {
             tracing::debug!(%error, "unsubscribe failed");
         }
     }

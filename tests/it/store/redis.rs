@@ -19,6 +19,7 @@ use super::budgets::entry;
 use super::{MINUTE, RETENTION, SECOND, creation, ended, job_of, next, now, task, video};
 use crate::app::TEST_TIMEOUT;
 use crate::redis::{RedisServer, open_store, send_command, wait_until_store_ready};
+use crate::wait::wait_until;
 
 /// One of several nodes on a server.
 struct Node {
@@ -119,6 +120,31 @@ async fn node_receives_only_subscribed_topics() {
     writer.create(&newer, Schedule::default()).await;
     assert_eq!(reader.next_change().await, (other.id.to_string(), 2));
     assert_eq!(reader.next_change().await, (newer.id.to_string(), 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn released_topic_without_subscribers_costs_no_channel() {
+    let server = RedisServer::start().await;
+    let (used, unused) = (job_of("ada"), job_of("ada"));
+    let used_topic = Topic::Job(used.id.clone());
+    let is_used = used_topic.clone();
+    let listener = ChangeListener {
+        on_event: Arc::new(drop),
+        is_subscribed: Arc::new(move |topic| *topic == is_used),
+    };
+    let store = open_store(&server.url(), None, RETENTION, listener);
+    wait_until_store_ready(&store).await;
+    let system_channels = store.channels().unwrap();
+    let topics = vec![used_topic, Topic::Job(unused.id)];
+    store.subscribe(&topics).await.unwrap();
+    store.release(topics);
+    wait_until("the unused channel is dropped", async || {
+        store.channels() == Some(system_channels + 1)
+    })
+    .await;
+    let channels: Vec<String> = server.query("PUBSUB CHANNELS *changed:job_*").await;
+    assert_eq!(channels.len(), 1);
+    assert!(channels[0].ends_with(&used.id.to_string()), "{channels:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use url::Url;
 
+use super::header_name::HeaderName;
 use super::key::{BASE64, BASE64URL, Key, VerificationKey};
-use super::spec::HeaderName;
 use super::template::{Fields, Template, field};
 use super::{CannotSign, MAX_SIGNATURES, Request, SignatureError, check_fresh, required};
 
@@ -203,11 +203,11 @@ impl Detached {
         }
         let (header_name, value) = self.signature_header(request)?;
         let fields = self.fields(value);
-        let content = self.signed.render(request, (header_name, &fields))?;
         let signatures = self.signatures(&fields);
         if signatures.is_empty() && !self.is_versioned {
             return Err(SignatureError::Malformed(header_name.into()));
         }
+        let content = self.signed.render(request, (header_name, &fields))?;
         let message_id = match self.id_header.as_deref() {
             Some(name) => match required(request.headers, name)? {
                 "" => return Err(SignatureError::Malformed(name.into())),

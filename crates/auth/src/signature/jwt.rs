@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use url::Url;
 
+use super::header_name::HeaderName;
 use super::key::Key;
-use super::spec::HeaderName;
 use super::{Request, SignatureError, required};
 use crate::jwt::{ClaimRequirements, TokenError, UnverifiedToken};
 

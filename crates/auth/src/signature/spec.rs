@@ -2,14 +2,13 @@
 //!
 //! A valid signature covers its own timestamp, message id and account.
 
-use std::ops::Deref;
-
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use url::Url;
 
 use super::detached::{Algorithm, Detached, Digest, Encoding, KeyEncoding, Kind, TimestampSource};
-use super::template::{Part, Template, is_token};
+use super::header_name::HeaderName;
+use super::template::{Part, Template};
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -129,35 +128,5 @@ impl Table {
             key_id_header: self.key_id_header,
             jwks_url: self.jwks_url,
         })
-    }
-}
-
-/// A header name in lower case.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct HeaderName(String);
-
-impl HeaderName {
-    /// `name` must be a header name in lower case.
-    pub(super) fn from_static(name: &'static str) -> Self {
-        Self(name.to_owned())
-    }
-}
-
-impl TryFrom<String> for HeaderName {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Self, String> {
-        is_token(&name)
-            .then(|| Self(name.to_ascii_lowercase()))
-            .ok_or_else(|| format!("{name:?} is not a header name"))
-    }
-}
-
-impl Deref for HeaderName {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        &self.0
     }
 }

@@ -3,8 +3,8 @@
 use aws_lc_rs::constant_time;
 use serde::Deserialize;
 
+use super::header_name::HeaderName;
 use super::key::Key;
-use super::spec::HeaderName;
 use super::{CannotSign, Request, SignatureError, required};
 
 /// The header that carries the token.

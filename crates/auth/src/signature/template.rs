@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use aws_lc_rs::digest;
 use serde_json::Value;
 
+use super::header_name::is_token;
 use super::{Request, SignatureError, required};
 
 /// A parsed template of the signed content.
@@ -145,9 +146,4 @@ fn json_value(pointers: &[String], body: &[u8]) -> Result<String, SignatureError
     found
         .next()
         .ok_or_else(|| SignatureError::MissingValue(pointers.join(" or ").into()))
-}
-
-pub(super) fn is_token(text: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    !text.is_empty() && text.bytes().all(fits)
 }

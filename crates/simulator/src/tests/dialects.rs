@@ -6,7 +6,7 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
 use super::super::plan::{Plan, SubmitBehavior};
-use super::super::{DIALECTS, Scenario, Status, Task, dialects, playable};
+use super::super::{PROVIDERS, Scenario, Status, Task, dialects, playable};
 use super::receiver::Callback;
 use super::{API_KEY, Stage, answer, in_time};
 
@@ -141,8 +141,10 @@ impl Client {
     }
 
     fn plan(&self, scenario: Scenario) -> Plan {
-        let dialect = DIALECTS.iter().find(|dialect| dialect.name == self.name);
-        dialect.unwrap().plan(scenario).unwrap()
+        let provider = PROVIDERS
+            .iter()
+            .find(|(dialect, _)| dialect.name == self.name);
+        provider.unwrap().0.plan(scenario).unwrap()
     }
 
     /// Queries a task.
@@ -210,7 +212,7 @@ fn sends_webhooks(client: Client) -> bool {
 fn every_dialect_has_a_test_client() {
     let clients: Vec<_> = ALL.iter().map(|client| client.name).collect();
     assert_eq!(clients, dialects().collect::<Vec<_>>());
-    assert_eq!(DIALECTS.len(), ALL.len());
+    assert_eq!(PROVIDERS.len(), ALL.len());
 }
 
 #[tokio::test]

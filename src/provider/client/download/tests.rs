@@ -148,8 +148,9 @@ async fn api_key_is_not_sent_after_a_cross_origin_redirect() {
     let download = fetch(&unrestricted_downloader(TEST_TIMEOUT, 1), &provider, "a")
         .await
         .unwrap();
-    assert_eq!((download.status, download.length), (200, Some(4)));
-    assert_eq!(download.content_type.as_deref(), Some("video/mp4"));
+    let head = &download.head;
+    assert_eq!((head.status, head.length), (200, Some(4)));
+    assert_eq!(head.content_type.as_deref(), Some("video/mp4"));
     assert_eq!(read(download.body).await.unwrap(), b"clip");
     let has_key: Vec<bool> = [provider.heads(), other.heads()]
         .concat()
@@ -293,7 +294,7 @@ async fn response_status_maps_to_download_result() {
             TestServer::with_response(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n"))
                 .await;
         let fetched = fetch(&downloader, &provider, "a").await;
-        let fetched = fetched.map(|download| download.status);
+        let fetched = fetched.map(|download| download.head.status);
         assert_eq!(fetched, expected, "{status}");
         wait_until(|| downloader.permits.available_permits() == 1).await;
     }

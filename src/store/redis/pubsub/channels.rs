@@ -33,6 +33,8 @@ pub(super) struct Channels {
     pub(super) system_channels: Vec<String>,
     /// Whether the last check found no subscribers, for each topic.
     pub(super) topics: HashMap<Topic, bool>,
+    /// Number of channels of `topics`.
+    pub(super) count: usize,
 }
 
 impl Channels {
@@ -47,7 +49,9 @@ impl Channels {
         if missing.is_empty() {
             return Ok(());
         }
-        self.subscribe(client, &self.names(&missing)).await?;
+        let names = self.names(&missing);
+        self.subscribe(client, &names).await?;
+        self.count += names.len();
         let added = missing.into_iter().map(|topic| (topic, false));
         self.topics.extend(added);
         Ok(())
@@ -59,30 +63,44 @@ impl Channels {
         Ok(self.subscribe(client, &names).await?)
     }
 
-    /// Ends the subscriptions to topics that two checks in a row have found without subscribers.
-    pub(super) async fn prune(
-        &mut self,
-        client: &Client,
-        is_subscribed: impl Fn(&Topic) -> bool,
-    ) -> Result<(), RedisError> {
+    /// Returns the topics that this check and the previous one found without subscribers.
+    pub(super) fn idle(&mut self, is_subscribed: impl Fn(&Topic) -> bool) -> Vec<Topic> {
         let mut idle = Vec::new();
-        self.topics.retain(|topic, was_idle| {
+        for (topic, was_idle) in &mut self.topics {
             let is_idle = !is_subscribed(topic);
-            let is_pruned = is_idle && *was_idle;
-            *was_idle = is_idle;
-            if is_pruned {
+            if is_idle && *was_idle {
                 idle.push(topic.clone());
             }
-            !is_pruned
-        });
+            *was_idle = is_idle;
+        }
+        idle
+    }
+
+    /// Ends the subscriptions to those of `topics` that are subscribed.
+    pub(super) async fn remove(
+        &mut self,
+        client: &Client,
+        topics: &[Topic],
+    ) -> Result<(), RedisError> {
+        let topics = topics.iter();
+        let removed: Vec<&Topic> = topics
+            .filter(|topic| self.topics.remove(topic).is_some())
+            .collect();
+        let names = self.names(removed);
+        self.count -= names.len();
         let is_sharded = self.is_sharded;
-        self.send(&self.names(&idle), |names| async move {
+        self.send(&names, |names| async move {
             match is_sharded {
                 true => client.sunsubscribe(names).await,
                 false => client.unsubscribe(names).await,
             }
         })
         .await
+    }
+
+    /// Returns the number of subscribed channels, with the system channels.
+    pub(super) fn len(&self) -> usize {
+        self.count + self.system_channels.len()
     }
 
     fn names<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> Vec<String> {

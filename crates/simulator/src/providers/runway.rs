@@ -6,9 +6,9 @@
 use actix_web::HttpResponse;
 use serde_json::{Value, json};
 
-use super::{Answer, Dialect, NO_REFUSAL, ok, respond, rfc3339, uuid, without_nulls};
 use crate::api_error::ApiError;
 use crate::call::Call;
+use crate::dialect::{Answer, Dialect, NO_REFUSAL, ok, respond, rfc3339, uuid, without_nulls};
 use crate::plan::Failure;
 use crate::scenario::Scenario;
 use crate::submit::{Submit, text};
@@ -38,14 +38,13 @@ pub(super) static RUNWAY: Dialect = Dialect {
         (&[Scenario::Safety], NO_REFUSAL),
     ],
     challenge_timeout: None,
-    answer: |call| Box::pin(answer(call)),
     id: |_| uuid(),
     error,
     webhooks: |_| Vec::new(),
     sign: |_, _, _| Vec::new(),
 };
 
-async fn answer(call: &Call<'_>) -> Answer {
+pub(super) async fn answer(call: &Call<'_>) -> Answer {
     match call.route() {
         ("POST", ["v1", "image_to_video" | "text_to_video"]) => call.submit(submit, accepted).await,
         ("GET", ["v1", "tasks", id]) => Ok(status(&call.queried(id)?)),

@@ -7,14 +7,13 @@ use actix_web::HttpResponse;
 use aws_lc_rs::digest;
 use serde_json::{Value, json};
 
-use super::{Answer, Dialect, ok, respond, rfc3339, uuid};
 use crate::api_error::ApiError;
 use crate::call::Call;
+use crate::dialect::{Answer, Dialect, Message, ok, respond, rfc3339, uuid};
 use crate::plan::Failure;
 use crate::signing::{Headers, SigningKeys};
 use crate::submit::{Submit, callback, text};
 use crate::task::{Status, Task};
-use crate::webhook::Message;
 
 /// User id in all webhooks.
 const USER: &str = "user_simulated";
@@ -26,14 +25,13 @@ pub(super) static FAL: Dialect = Dialect {
     has_queue: true,
     unplayable: &[],
     challenge_timeout: None,
-    answer: |call| Box::pin(answer(call)),
     id: |_| uuid(),
     error,
     webhooks,
     sign,
 };
 
-async fn answer(call: &Call<'_>) -> Answer {
+pub(super) async fn answer(call: &Call<'_>) -> Answer {
     match call.route() {
         ("GET", [".well-known", "jwks.json"]) => Ok(call.keys()),
         ("GET", [_, _, "requests", id, "status"]) => {

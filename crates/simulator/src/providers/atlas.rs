@@ -9,15 +9,16 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Answer, Dialect, NO_CANCEL, NO_REFUSAL, ok, respond, rfc3339, uuid, without_nulls};
 use crate::api_error::ApiError;
 use crate::call::Call;
+use crate::dialect::{
+    Answer, Dialect, Message, NO_CANCEL, NO_REFUSAL, ok, respond, rfc3339, uuid, without_nulls,
+};
 use crate::plan::Failure;
 use crate::scenario::Scenario;
 use crate::signing::{Headers, KEY_ID, SigningKeys};
 use crate::submit::{Submit, callback, text};
 use crate::task::{Status, Task};
-use crate::webhook::Message;
 
 const EVENT: &str = "video.task.terminal";
 /// Code of content moderation.
@@ -33,14 +34,13 @@ pub(super) static ATLAS: Dialect = Dialect {
         (&[Scenario::CancelledLate], NO_CANCEL),
     ],
     challenge_timeout: None,
-    answer: |call| Box::pin(answer(call)),
     id: |_| Uuid::now_v7().simple().to_string(),
     error,
     webhooks,
     sign,
 };
 
-async fn answer(call: &Call<'_>) -> Answer {
+pub(super) async fn answer(call: &Call<'_>) -> Answer {
     match call.route() {
         ("POST", ["api", "v1", "model", "generateVideo"]) => call.submit(submit, response).await,
         ("GET", ["api", "v1", "model", "prediction", id]) => Ok(response(&call.queried(id)?)),

@@ -6,10 +6,10 @@
 use actix_web::HttpResponse;
 use serde_json::{Value, json};
 
-use super::{Answer, Dialect, NO_CANCEL, ok, respond};
 use crate::api_error::ApiError;
 use crate::call::Call;
 use crate::clip;
+use crate::dialect::{Answer, Dialect, NO_CANCEL, ok, respond};
 use crate::plan::Failure;
 use crate::scenario::Scenario;
 use crate::submit::{Submit, text};
@@ -27,14 +27,13 @@ pub(super) static VIDEOS: Dialect = Dialect {
     has_queue: false,
     unplayable: &[(&[Scenario::CancelledLate], NO_CANCEL)],
     challenge_timeout: None,
-    answer: |call| Box::pin(answer(call)),
     id: |number| format!("video_{number:x}"),
     error,
     webhooks,
     sign: |keys, message, at| keys.standard(&format!("wh_{}", message.id), at, &message.body),
 };
 
-async fn answer(call: &Call<'_>) -> Answer {
+pub(super) async fn answer(call: &Call<'_>) -> Answer {
     let (method, path) = call.route();
     match (method, path.strip_prefix(&["v1"]).unwrap_or(path)) {
         ("POST", ["videos"]) => call.submit(submit, video).await,

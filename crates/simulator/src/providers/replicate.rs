@@ -8,9 +8,9 @@ use rand::RngExt;
 use rand::distr::Alphanumeric;
 use serde_json::{Value, json};
 
-use super::{Answer, Dialect, NO_REFUSAL, ok, respond, rfc3339};
 use crate::api_error::ApiError;
 use crate::call::Call;
+use crate::dialect::{Answer, Dialect, NO_REFUSAL, ok, respond, rfc3339};
 use crate::plan::Failure;
 use crate::scenario::Scenario;
 use crate::submit::{Submit, callback, text};
@@ -25,14 +25,13 @@ pub(super) static REPLICATE: Dialect = Dialect {
     has_queue: false,
     unplayable: &[(&[Scenario::Safety], NO_REFUSAL)],
     challenge_timeout: None,
-    answer: |call| Box::pin(answer(call)),
     id,
     error,
     webhooks,
     sign: |keys, message, at| keys.standard(&format!("msg_{}", message.id), at, &message.body),
 };
 
-async fn answer(call: &Call<'_>) -> Answer {
+pub(super) async fn answer(call: &Call<'_>) -> Answer {
     match call.route() {
         ("POST", ["v1", "predictions"] | ["v1", "models", _, _, "predictions"]) => {
             call.submit(submit, |task| response(201, task)).await

@@ -10,9 +10,9 @@ use actix_web::HttpResponse;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, Dialect, NO_CANCEL, ok, respond, uuid, without_nulls};
 use crate::api_error::ApiError;
 use crate::call::Call;
+use crate::dialect::{Answer, Dialect, NO_CANCEL, ok, respond, uuid, without_nulls};
 use crate::plan::Failure;
 use crate::scenario::Scenario;
 use crate::task::{Product, Status, Task};
@@ -29,14 +29,13 @@ pub(super) static KLING: Dialect = Dialect {
     has_queue: false,
     unplayable: &[(&[Scenario::CancelledLate], NO_CANCEL)],
     challenge_timeout: None,
-    answer: |call| Box::pin(answer(call)),
     id: |number| number.to_string(),
     error,
     webhooks,
     sign: |keys, message, at| keys.standard(&message.id, at, &message.body),
 };
 
-async fn answer(call: &Call<'_>) -> Answer {
+pub(super) async fn answer(call: &Call<'_>) -> Answer {
     match call.route() {
         ("POST", ["text-to-video" | "image-to-video", _]) => {
             call.submit(submit::parse, accepted).await

@@ -9,10 +9,10 @@ use std::time::Duration;
 use actix_web::HttpResponse;
 use serde_json::{Value, json};
 
-use super::{Answer, Dialect, NO_CANCEL, ok, without_nulls};
 use crate::api_error::ApiError;
 use crate::call::Call;
 use crate::clip;
+use crate::dialect::{Answer, Dialect, NO_CANCEL, ok, without_nulls};
 use crate::plan::Failure;
 use crate::scenario::Scenario;
 use crate::submit::{Submit, callback, text};
@@ -28,14 +28,13 @@ pub(super) static MINIMAX: Dialect = Dialect {
         (&[Scenario::CancelledLate], NO_CANCEL),
     ],
     challenge_timeout: Some(Duration::from_secs(3)),
-    answer: |call| Box::pin(answer(call)),
     id: |number| number.to_string(),
     error,
     webhooks,
     sign: |_, _, _| Vec::new(),
 };
 
-async fn answer(call: &Call<'_>) -> Answer {
+pub(super) async fn answer(call: &Call<'_>) -> Answer {
     match call.route() {
         ("POST", ["v1", "video_generation"]) => call.submit(submit, accepted).await,
         ("GET", ["v1", "query", "video_generation"]) => {

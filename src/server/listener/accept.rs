@@ -1,0 +1,208 @@
+//! Accepts TCP connections: counts them, and performs the TLS handshake.
+//!
+//! A full node still accepts some connections. They serve health checks, and answer every other request
+//! with 503.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use actix_http::Protocol;
+use actix_web::rt::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::stream::{ClientConnection, RequestStream, Stream};
+use crate::server::error::Problem;
+use crate::server::limits::{ConnectionLimits, LimitReached};
+use crate::telemetry::{Limit, Metrics, OpenConnection};
+
+/// Connections that a full node accepts.
+const OVER_CAPACITY_CONNECTIONS: usize = 64;
+
+/// Connections that are rejected at the same time with a response. Further ones are closed without.
+const MAX_REJECTIONS: usize = 64;
+
+/// Maximum time for the client of a rejected connection to read the response.
+const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection, as the HTTP service takes it.
+pub type Accepted = (RequestStream, Protocol, Option<SocketAddr>);
+
+/// Accepts the connections of one listener.
+pub struct Acceptor {
+    limits: Arc<ConnectionLimits>,
+    metrics: Arc<Metrics>,
+    /// Whether clients are counted by their address.
+    counts_addresses: bool,
+    tls: Option<TlsAcceptor>,
+    request_timeout: Duration,
+    max_open: usize,
+    open: Arc<AtomicUsize>,
+    rejections: AtomicUsize,
+}
+
+/// An open connection of a listener. Dropping it releases the connection.
+pub struct ConnectionSlot {
+    open: Arc<AtomicUsize>,
+    is_over_capacity: bool,
+    _metric: OpenConnection,
+}
+
+impl ConnectionSlot {
+    pub(super) fn is_over_capacity(&self) -> bool {
+        self.is_over_capacity
+    }
+}
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Acceptor {
+    /// Creates the acceptor of the public listener, for at most `max_open` connections.
+    pub fn public(
+        limits: &Arc<ConnectionLimits>,
+        metrics: &Arc<Metrics>,
+        request_timeout: Duration,
+        max_open: usize,
+        tls: Option<rustls::ServerConfig>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            limits: Arc::clone(limits),
+            metrics: Arc::clone(metrics),
+            counts_addresses: true,
+            tls: tls.map(|tls| TlsAcceptor::from(Arc::new(tls))),
+            request_timeout,
+            max_open,
+            open: Arc::default(),
+            rejections: AtomicUsize::new(0),
+        })
+    }
+
+    /// Creates the acceptor of the admin listener, which does not count addresses.
+    pub fn admin(&self, max_open: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limits: Arc::clone(&self.limits),
+            metrics: Arc::clone(&self.metrics),
+            counts_addresses: false,
+            tls: None,
+            request_timeout: self.request_timeout,
+            max_open,
+            open: Arc::default(),
+            rejections: AtomicUsize::new(0),
+        })
+    }
+
+    /// Returns the maximum time for the head of a request.
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    /// Counts a head that did not arrive in time, and returns the response.
+    pub(super) fn head_timed_out(&self) -> Vec<u8> {
+        let reached = self
+            .limits
+            .reached(Limit::RequestTime, Duration::from_secs(1));
+        self.response(&reached.into())
+    }
+
+    /// Accepts a connection. Returns an error if the connection is closed, which concerns no other one.
+    pub async fn accept(self: Arc<Self>, io: TcpStream) -> Result<Accepted, ()> {
+        let peer = io.peer_addr().map_err(drop)?;
+        let Some(slot) = self.acquire_slot() else {
+            let retry_after = Duration::from_secs(1);
+            let reached = self.limits.reached(Limit::NodeConnections, retry_after);
+            Box::pin(self.reject(io, reached)).await;
+            return Err(());
+        };
+        let address = if self.counts_addresses {
+            self.limits.accept(peer.ip(), self.tls.is_some())
+        } else {
+            Ok(None)
+        };
+        let address = match address {
+            Ok(address) => address,
+            Err(reached) => {
+                drop(slot);
+                Box::pin(self.reject(io, reached)).await;
+                return Err(());
+            }
+        };
+        let io = match &self.tls {
+            None => Stream::Plain(io),
+            Some(tls) => {
+                let handshake = Box::pin(tls.accept(io));
+                let handshake = timeout(self.request_timeout, handshake).await;
+                Stream::Tls(Box::new(handshake.map_err(drop)?.map_err(drop)?))
+            }
+        };
+        let client = ClientConnection::new(self, address, slot);
+        Ok((RequestStream::new(io, client), Protocol::Http1, Some(peer)))
+    }
+
+    /// Counts a problem that no handler responds with.
+    pub(super) fn count_problem(&self, problem: &Problem) {
+        self.metrics.problem(problem.code().as_str());
+    }
+
+    /// Counts a problem, and returns the response as it is sent.
+    fn response(&self, problem: &Problem) -> Vec<u8> {
+        self.count_problem(problem);
+        encode(problem)
+    }
+
+    /// Counts a connection. Returns `None` if not even a health check is accepted.
+    fn acquire_slot(&self) -> Option<ConnectionSlot> {
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        let slot = ConnectionSlot {
+            open: Arc::clone(&self.open),
+            is_over_capacity: before >= self.max_open,
+            _metric: self.metrics.tcp_connection_opened(),
+        };
+        (before < self.max_open + OVER_CAPACITY_CONNECTIONS).then_some(slot)
+    }
+
+    /// Responds to a connection that is not accepted, and closes it. Over TLS there is no response,
+    /// because the handshake would cost more than the request.
+    async fn reject(&self, mut io: TcpStream, reached: LimitReached) {
+        if self.tls.is_some() {
+            return;
+        }
+        if self.rejections.fetch_add(1, Ordering::Relaxed) < MAX_REJECTIONS {
+            let respond = async {
+                io.write_all(&self.response(&reached.into())).await?;
+                io.shutdown().await?;
+                // A close with unread bytes would reset the connection, and the client could lose the
+                // response.
+                let mut discarded = [0; 1024];
+                while io.read(&mut discarded).await? > 0 {}
+                std::io::Result::Ok(())
+            };
+            if !matches!(timeout(REJECTION_TIMEOUT, respond).await, Ok(Ok(()))) {
+                tracing::debug!("client did not read the rejection");
+            }
+        }
+        self.rejections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Returns a response that closes the connection, as it is sent.
+fn encode(problem: &Problem) -> Vec<u8> {
+    let (status, body) = (problem.status(), problem.body());
+    let mut head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n");
+    for (name, value) in problem.headers() {
+        let value = value.to_str().unwrap_or_default();
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    let length = body.len();
+    format!(
+        "{head}content-type: {}\r\ncontent-length: {length}\r\n\r\n{body}",
+        crate::server::error::PROBLEM_JSON
+    )
+    .into_bytes()
+}

@@ -1,0 +1,97 @@
+//! The requests of a connection: their begin and end, and the response of a full node.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use actix_http::{ConnectionType, Request, Response};
+use actix_service::{IntoServiceFactory, Service, ServiceFactory, apply_fn_factory};
+use actix_web::ResponseError;
+use actix_web::body::{BodySize, EitherBody, MessageBody};
+use actix_web::dev::ServiceResponse;
+use actix_web::web::Bytes;
+
+use super::stream::{ClientConnection, RequestInProgress};
+use crate::server::error::{ErrorCode, Problem};
+
+/// Time after which a client of a full node should try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Wraps a service so that its connections know when they handle a request. On a connection that a full
+/// node accepted, every request but a health check is answered with 503.
+pub(super) fn track<I, F, B>(
+    service: I,
+) -> impl ServiceFactory<
+    Request,
+    Config = F::Config,
+    Response = Response<TrackedBody<EitherBody<B>>>,
+    Error = F::Error,
+    InitError = F::InitError,
+    Service: Service<Request, Future: 'static>,
+    Future: 'static,
+>
+where
+    I: IntoServiceFactory<F, Request>,
+    F: ServiceFactory<Request, Response = ServiceResponse<B>, Future: 'static> + 'static,
+    F::Service: Service<Request, Future: 'static>,
+    B: MessageBody + 'static,
+{
+    apply_fn_factory(service, |request: Request, service: &F::Service| {
+        let client = request.conn_data::<Rc<ClientConnection>>().cloned();
+        let is_health_check = request.path().starts_with("/v1/health");
+        let rejecting = client
+            .as_ref()
+            .filter(|client| client.is_over_capacity() && !is_health_check);
+        let rejected = rejecting.map(|client| client.count_problem(over_capacity()));
+        let mut in_progress = client.map(ClientConnection::begin_request);
+        let call = rejected.map_or_else(|| Ok(service.call(request)), Err);
+        async move {
+            let response = match call {
+                Ok(call) => Response::from(call.await?).map_body(|_, body| EitherBody::left(body)),
+                Err(problem) => {
+                    let mut response = Response::from(problem.error_response());
+                    response
+                        .head_mut()
+                        .set_connection_type(ConnectionType::Close);
+                    response.map_body(|_, body| EitherBody::right(body))
+                }
+            };
+            if let Some(in_progress) = &mut in_progress
+                && response.head().connection_type() == ConnectionType::Close
+            {
+                in_progress.set_last();
+            }
+            Ok(response.map_body(|_, body| TrackedBody {
+                body,
+                _in_progress: in_progress,
+            }))
+        }
+    })
+}
+
+fn over_capacity() -> Problem {
+    let detail = "the node has reached its maximum number of connections; try again";
+    Problem::new(ErrorCode::OverCapacity, detail).with_retry_after(RETRY_AFTER)
+}
+
+/// The body of a response. The request ends when it is dropped.
+pub(super) struct TrackedBody<B> {
+    body: B,
+    _in_progress: Option<RequestInProgress>,
+}
+
+impl<B: MessageBody + Unpin> MessageBody for TrackedBody<B> {
+    type Error = B::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_next(cx)
+    }
+}

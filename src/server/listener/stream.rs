@@ -1,0 +1,313 @@
+//! The stream of a client, with a deadline for each request head.
+//!
+//! The HTTP library limits the time for the first head only. Here a deadline starts with the first byte
+//! of every head, and ends when the request is passed to its handler. Between two requests, the
+//! connection may be idle for a limited time.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use actix_web::rt::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_rustls::server::TlsStream;
+
+use super::accept::{Acceptor, ConnectionSlot};
+use crate::server::error::Problem;
+use crate::server::limits::AddressPermit;
+
+/// Time after which a connection without a request is closed.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// Time during which the rest of a body is read and discarded after an early response. Closing the
+/// connection at once would reset it, and the client could lose the response.
+pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes in plain text or over TLS.
+pub enum Stream {
+    Plain(TcpStream),
+    /// Boxed, because the state of TLS is much larger.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What a connection is doing.
+#[derive(Clone, Copy)]
+enum Phase {
+    /// No byte of the next request has arrived.
+    Idle { until: Instant },
+    /// The head of a request arrives.
+    Head { until: Instant },
+    /// A handler has the request. The handler limits its own time.
+    Handling,
+    /// The last response is complete, and the client may still send the body of its request.
+    Closing { until: Instant },
+}
+
+/// What an open connection counts for.
+pub struct ConnectionPermits {
+    address: Option<AddressPermit>,
+    _slot: ConnectionSlot,
+}
+
+impl ConnectionPermits {
+    /// Records that somebody has authenticated on the connection.
+    pub fn set_authenticated(&self) {
+        if let Some(address) = &self.address {
+            address.set_authenticated();
+        }
+    }
+}
+
+/// A connection of a client. Its requests share it.
+pub struct ClientConnection {
+    acceptor: Arc<Acceptor>,
+    /// `None` once another protocol has taken the stream over.
+    permits: RefCell<Option<ConnectionPermits>>,
+    is_over_capacity: bool,
+    phase: Cell<Phase>,
+    /// Wakes the task of the connection while a handler has the request.
+    waker: Cell<Option<Waker>>,
+}
+
+impl ClientConnection {
+    /// Creates a connection that waits for its first head.
+    pub(super) fn new(
+        acceptor: Arc<Acceptor>,
+        address: Option<AddressPermit>,
+        slot: ConnectionSlot,
+    ) -> Rc<Self> {
+        let until = Instant::now() + acceptor.request_timeout();
+        Rc::new(Self {
+            is_over_capacity: slot.is_over_capacity(),
+            acceptor,
+            permits: RefCell::new(Some(ConnectionPermits {
+                address,
+                _slot: slot,
+            })),
+            phase: Cell::new(Phase::Head { until }),
+            waker: Cell::new(None),
+        })
+    }
+
+    /// Returns whether the node is full. Such a connection serves health checks only.
+    pub fn is_over_capacity(&self) -> bool {
+        self.is_over_capacity
+    }
+
+    /// Counts a problem that no handler responds with.
+    pub(super) fn count_problem(&self, problem: Problem) -> Problem {
+        self.acceptor.count_problem(&problem);
+        problem
+    }
+
+    /// Records that somebody has authenticated on the connection.
+    pub fn set_authenticated(&self) {
+        if let Some(permits) = &*self.permits.borrow() {
+            permits.set_authenticated();
+        }
+    }
+
+    /// Records that a handler has a request until the returned guard is dropped.
+    pub(super) fn begin_request(self: Rc<Self>) -> RequestInProgress {
+        self.phase.set(Phase::Handling);
+        RequestInProgress {
+            client: self,
+            is_last: false,
+        }
+    }
+
+    fn bytes_received(&self) {
+        if matches!(self.phase.get(), Phase::Idle { .. }) {
+            let until = Instant::now() + self.acceptor.request_timeout();
+            self.phase.set(Phase::Head { until });
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.phase.get() {
+            Phase::Idle { until } | Phase::Head { until } | Phase::Closing { until } => Some(until),
+            Phase::Handling => None,
+        }
+    }
+}
+
+/// A request whose response is not complete.
+pub(super) struct RequestInProgress {
+    client: Rc<ClientConnection>,
+    is_last: bool,
+}
+
+impl RequestInProgress {
+    /// Records that the connection closes after the response.
+    pub(super) fn set_last(&mut self) {
+        self.is_last = true;
+    }
+}
+
+impl Drop for RequestInProgress {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.client.phase.set(if self.is_last {
+            let until = now + UNREAD_BODY_TIMEOUT;
+            Phase::Closing { until }
+        } else {
+            let until = now + KEEP_ALIVE;
+            Phase::Idle { until }
+        });
+        if self.is_last
+            && let Some(waker) = self.client.waker.take()
+        {
+            // Starts the timer, although the client may send nothing more.
+            waker.wake();
+        }
+    }
+}
+
+/// The stream of a connection that carries HTTP requests.
+pub struct RequestStream {
+    io: Stream,
+    client: Rc<ClientConnection>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl RequestStream {
+    pub(super) fn new(io: Stream, client: Rc<ClientConnection>) -> Self {
+        Self {
+            io,
+            client,
+            timer: None,
+        }
+    }
+
+    /// Returns the connection.
+    pub fn client(&self) -> &Rc<ClientConnection> {
+        &self.client
+    }
+
+    /// Returns the stream without its deadlines, for another protocol, and what it counts for.
+    pub fn into_parts(self) -> (Stream, Option<ConnectionPermits>) {
+        (self.io, self.client.permits.take())
+    }
+
+    /// Returns whether the deadline has passed. If not, the task is woken then.
+    ///
+    /// Without a deadline, the task is woken as well, but rarely: the HTTP library may not read again when
+    /// a handler has finished, and a part of the next head may have been read already.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> bool {
+        let deadline = self.client.deadline();
+        if deadline.is_none() {
+            self.client.waker.set(Some(cx.waker().clone()));
+        }
+        let wake_at = || deadline.unwrap_or_else(|| Instant::now() + KEEP_ALIVE);
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(wake_at())));
+        // A later deadline is not set at once, so that a busy connection does not move its timer with
+        // every request.
+        if deadline.is_some_and(|deadline| deadline < timer.deadline()) {
+            timer.as_mut().reset(wake_at());
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return true;
+            }
+            timer.as_mut().reset(wake_at());
+        }
+        false
+    }
+
+    /// Answers a head that did not arrive in time. Nothing else is being written then.
+    fn reject_late_head(&mut self, cx: &mut Context<'_>) {
+        if let Phase::Head { .. } = self.client.phase.get() {
+            let response = self.client.acceptor.head_timed_out();
+            // The client may not read. The connection is closed in any case.
+            let _ = Pin::new(&mut self.io).poll_write(cx, &response);
+            let _ = Pin::new(&mut self.io).poll_flush(cx);
+        }
+        self.client.phase.set(Phase::Handling);
+    }
+}
+
+impl AsyncRead for RequestStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            this.client.bytes_received();
+        }
+        if read.is_pending() && this.poll_deadline(cx) {
+            this.reject_late_head(cx);
+            // The end of the stream: the HTTP library closes the connection.
+            return Poll::Ready(Ok(()));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for RequestStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_read(cx, buffer),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_write(cx, bytes),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Pauses reading from a client that sends too much.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::protocol::CloseReason;
+
+/// Maximum time of a pause, and of several pauses without a message in between that needed none.
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(10);
+
+/// The pauses of a client. While one lasts, the client's messages wait in the network.
+#[derive(Debug, Default)]
+pub(super) struct Throttle {
+    resume_at: Option<Instant>,
+    /// Start of the first of several pauses.
+    since: Option<Instant>,
+}
+
+impl Throttle {
+    /// Pauses for `wait` after a message. Returns whether this is the first of several pauses.
+    ///
+    /// # Errors
+    /// [`CloseReason::RateLimited`] if the client has been paused for too long.
+    pub(super) fn pause(&mut self, wait: Duration, now: Instant) -> Result<bool, CloseReason> {
+        if wait.is_zero() {
+            self.since = None;
+            return Ok(false);
+        }
+        let is_first = self.since.is_none();
+        let since = *self.since.get_or_insert(now);
+        if wait > MAX_PAUSE || now.duration_since(since) > MAX_PAUSE {
+            return Err(CloseReason::RateLimited);
+        }
+        self.resume_at = Some(now + wait);
+        Ok(is_first)
+    }
+
+    /// Returns the end of the pause, or `None` if there is none.
+    pub(super) fn resume_at(&self) -> Option<Instant> {
+        self.resume_at
+    }
+
+    /// Ends a pause whose time has passed. Returns whether it did.
+    pub(super) fn resume(&mut self, now: Instant) -> bool {
+        self.resume_at.take_if(|at| *at <= now).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn client_is_paused_until_the_wait_is_over() {
+        let (mut throttle, now) = (Throttle::default(), Instant::now());
+        assert_eq!(throttle.pause(Duration::ZERO, now), Ok(false));
+        assert_eq!(throttle.resume_at(), None);
+        assert_eq!(throttle.pause(SECOND, now), Ok(true));
+        assert_eq!(throttle.resume_at(), Some(now + SECOND));
+        assert!(!throttle.resume(now));
+        assert!(throttle.resume(now + SECOND));
+        assert_eq!(throttle.pause(SECOND, now + SECOND), Ok(false));
+    }
+
+    #[test]
+    fn long_and_lasting_pauses_close_the_connection() {
+        let (mut throttle, now) = (Throttle::default(), Instant::now());
+        let limited = Err(CloseReason::RateLimited);
+        assert_eq!(throttle.pause(11 * SECOND, now), limited);
+
+        let mut throttle = Throttle::default();
+        for second in 0..=10 {
+            assert!(throttle.pause(SECOND, now + second * SECOND).is_ok());
+        }
+        assert_eq!(throttle.pause(SECOND, now + 11 * SECOND), limited);
+
+        // A message within the limit ends the series.
+        let mut throttle = Throttle::default();
+        throttle.pause(SECOND, now).unwrap();
+        throttle.pause(Duration::ZERO, now + 5 * SECOND).unwrap();
+        assert_eq!(throttle.pause(SECOND, now + 11 * SECOND), Ok(true));
+    }
+}
