@@ -382,11 +382,11 @@ impl From<TokenError> for Problem {
             return Self::new(ErrorCode::KeysUnavailable, detail).with_retry_after(retry_after);
         }
         let problem = Self::new(ErrorCode::Unauthorized, error.to_string());
-        match error {
+        if error == TokenError::Missing {
             // Nobody tried to authenticate.
-            TokenError::Missing => problem,
-            error => problem.with_reason(error.code()),
+            return problem;
         }
+        problem.with_reason(error.code())
     }
 }
 
