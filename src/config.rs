@@ -112,6 +112,12 @@ impl Config {
         (config, reader.finish())
     }
 
+    /// Returns settings that are valid but less safe than they could be, each with its key.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<ConfigError> {
+        cross_field::warnings(self)
+    }
+
     /// Returns the built-in defaults. They contain no key that could verify a token.
     #[must_use]
     pub fn defaults() -> Self {

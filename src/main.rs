@@ -55,22 +55,28 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(args) => {
             let config = args.load()?;
-            init_logging(LogFormat::Json)?;
+            let _log = init_logging(LogFormat::Json)?;
             block_on(serve(config))
         }
         Command::Demo(args) => {
-            init_logging(LogFormat::Pretty)?;
+            let _log = init_logging(LogFormat::Pretty)?;
             block_on(demo::run(args))
         }
         Command::Token(args) => token::run(args),
-        Command::Check(args) => print(&args.load()?.to_redacted_toml()),
+        Command::Check(args) => {
+            let (config, warnings) = args.load_with_warnings()?;
+            for warning in warnings {
+                eprintln!("warning: {warning}");
+            }
+            print(&config.to_redacted_toml())
+        }
         Command::Health(args) => block_on(health::run(args)),
         Command::Load(args) => {
-            init_logging(LogFormat::Pretty)?;
+            let _log = init_logging(LogFormat::Pretty)?;
             block_on(load::run(*args))
         }
         Command::Simulator(args) => {
-            init_logging(LogFormat::Pretty)?;
+            let _log = init_logging(LogFormat::Pretty)?;
             block_on(simulator::run(args))
         }
     }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use minijinja::Value;
+use progress_hub_auth::jwt::is_encrypted_or_local;
 use progress_hub_auth::signature::{Headers, Request, Verified};
 use url::Url;
 
@@ -112,6 +113,19 @@ impl Providers {
     /// Returns the provider with this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Provider>> {
         self.by_name.get(name)
+    }
+
+    /// Returns settings that are valid but less safe than they could be, each with its key.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<ConfigError> {
+        let accepting_any = self.iter().filter(|it| it.webhooks.accepts_any_account());
+        let warning = |provider: &Arc<Provider>| ConfigError {
+            key: format!("providers.{}.account", provider.name),
+            message:
+                "not set: webhooks that the provider signed for its other customers are accepted"
+                    .to_owned(),
+        };
+        accepting_any.map(warning).collect()
     }
 
     /// Returns the provider that accepts submissions, if it is the only one.
@@ -431,8 +445,16 @@ fn setting_errors(spec: &Spec, settings: &ProviderConfig, base_url: &BaseUrl) ->
             format!("must be less than {seconds}s, after which the provider deletes tasks");
         (key, message)
     });
+    let is_unencrypted = base_url
+        .url()
+        .is_some_and(|url| !is_encrypted_or_local(url));
+    let unencrypted = is_unencrypted.then(|| {
+        let message = "must be https, or http on loopback";
+        ("base_url", message.to_owned())
+    });
     missing
         .chain(too_long)
+        .chain(unencrypted)
         .map(|(key, message)| ConfigError {
             key: key.to_owned(),
             message,

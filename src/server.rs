@@ -17,6 +17,7 @@ mod origin;
 mod parse_error;
 mod request;
 mod routes;
+mod security_log;
 pub(crate) mod socket;
 mod static_files;
 mod subscribe;
@@ -34,13 +35,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::AdmissionControl;
 use crate::background::change_feed::ChangeFeed;
-<<<<<<< HEAD
-use crate::cancellation::CancelService;
-use crate::config::{Config, ConfigError, TlsFiles};
-=======
 use crate::cancellation::{CancelService, CancelsInProgress};
-use crate::config::{Config, ConfigError};
->>>>>>> s-provider
+use crate::config::{Config, ConfigError, TlsFiles};
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
@@ -57,6 +53,7 @@ pub use error::ErrorCode;
 use limits::ConnectionLimits;
 use listener::Listeners;
 use origin::OriginPolicy;
+use security_log::SecurityLog;
 pub use tls::Certificate;
 
 /// Time between the latest deadline of an unfinished job and its removal from the store.
@@ -130,6 +127,13 @@ impl Server {
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
         let http = HttpClient::new()?;
         let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
+        for warning in config.warnings().into_iter().chain(providers.warnings()) {
+            tracing::warn!(
+                config.key = warning.key,
+                reason = warning.message,
+                "insecure setting"
+            );
+        }
         let tls = config.server.tls().map(load_certificate);
         let (certificate, tls) = tls.transpose().map_err(BindError::Tls)?.unzip();
         let (public, address) = bind_listener(config.server.bind)?;
@@ -162,7 +166,10 @@ impl Server {
         let wakeups = WorkerWakeups::default();
         let providers = Arc::new(providers);
         let secret = config.callback.secret.as_ref();
-        let callback_key = secret.and_then(|secret| CallbackKey::new(secret).ok());
+        let callback_key = secret.and_then(|secret| {
+            let key = CallbackKey::new(secret).ok()?;
+            key.with_previous(&config.callback.previous_secrets).ok()
+        });
         let public_url = config.server.public_url.clone().or_else(|| {
             demo.as_ref()
                 .and(url::Url::parse(&config.server.local_url(address)).ok())
@@ -193,6 +200,7 @@ impl Server {
             verifier: Arc::new(verifier),
             drain,
             limits: Arc::new(limits),
+            security: Arc::new(SecurityLog::new(Arc::clone(&metrics))),
             config: Arc::new(config),
             store,
             hub,

@@ -1,11 +1,19 @@
 //! Logs on standard error, and metrics at `/metrics`.
 //!
-//! Standard output is reserved for the output of a command.
+//! Standard output is reserved for the output of a command. Logging never blocks a request: lines that
+//! the reader of standard error does not take in time are dropped and counted.
 
+mod dependencies;
 mod labels;
+mod log;
 mod metrics;
+mod throttle;
 
+use std::io;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -16,6 +24,21 @@ pub use labels::{
     WebhookOutcome,
 };
 pub use metrics::{METRICS_CONTENT_TYPE, Metrics, OpenConnection};
+pub use throttle::Throttle;
+
+use dependencies::DependencyThrottle;
+use log::LogBuffer;
+
+/// Maximum time at exit to write the remaining log lines.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The log of the process, once it is initialized.
+static LOG: OnceLock<Log> = OnceLock::new();
+
+struct Log {
+    buffer: LogBuffer,
+    suppressed: Arc<AtomicU64>,
+}
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +79,36 @@ pub enum InitError {
     /// The process has a logger already.
     #[error("logging is already initialized")]
     AlreadyInitialized(#[source] tracing_subscriber::util::TryInitError),
+    /// The thread that writes the log could not be started.
+    #[error("failed to start the log thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Writes the remaining log lines when it is dropped.
+#[must_use = "the last log lines are lost unless this is dropped at the end of the process"]
+pub struct LogGuard(LogBuffer);
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        self.0.flush(FLUSH_TIMEOUT);
+    }
+}
+
+/// Numbers of log lines that were not written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LostLines {
+    /// Lines that the reader of standard error did not take in time.
+    pub(crate) dropped: u64,
+    /// Repeated lines of other crates.
+    pub(crate) suppressed: u64,
+}
+
+/// Returns how many log lines of the process were not written.
+pub(crate) fn lost_lines() -> LostLines {
+    LOG.get().map_or_else(LostLines::default, |log| LostLines {
+        dropped: log.buffer.dropped(),
+        suppressed: log.suppressed.load(Ordering::Relaxed),
+    })
 }
 
 /// Initializes logging of the process, to standard error. `RUST_LOG` overrides `filter` if it is set
@@ -63,18 +116,20 @@ pub enum InitError {
 ///
 /// # Errors
 /// Returns [`InitError`] if the filter is invalid or logging is initialized already.
-pub fn init(format: LogFormat, filter: &str) -> Result<(), InitError> {
+pub fn init(format: LogFormat, filter: &str) -> Result<LogGuard, InitError> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(directives) if !directives.is_empty() => directives,
         Ok(_) | Err(std::env::VarError::NotPresent) => filter.to_owned(),
         Err(std::env::VarError::NotUnicode(_)) => return Err(InitError::NotUnicode),
     };
     let filter = EnvFilter::try_new(filter).map_err(InitError::InvalidFilter)?;
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let registry = tracing_subscriber::registry().with(filter);
+    let (buffer, throttle) = (LogBuffer::default(), DependencyThrottle::default());
+    let suppressed = throttle.suppressed();
+    let layer = tracing_subscriber::fmt::layer().with_writer(buffer.clone());
+    let registry = tracing_subscriber::registry().with(filter).with(throttle);
     let result = match format {
         LogFormat::Pretty => {
-            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
             registry.with(layer.with_ansi(is_terminal)).try_init()
         }
         LogFormat::Json => {
@@ -82,7 +137,16 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), InitError> {
             registry.with(layer).try_init()
         }
     };
-    result.map_err(InitError::AlreadyInitialized)
+    result.map_err(InitError::AlreadyInitialized)?;
+    let report = |lines| tracing::warn!(log.dropped = lines, "log lines dropped");
+    let started = buffer.start(io::stderr(), report);
+    started.map_err(InitError::Thread)?;
+    let log = Log {
+        buffer: buffer.clone(),
+        suppressed,
+    };
+    LOG.get_or_init(|| log);
+    Ok(LogGuard(buffer))
 }
 
 #[cfg(test)]
@@ -100,7 +164,7 @@ mod tests {
     fn init_logging_twice_fails() {
         // Another test of this process may have initialized logging already.
         let _ = init(LogFormat::Json, "error");
-        let again = init(LogFormat::Pretty, "error").unwrap_err();
+        let again = init(LogFormat::Pretty, "error").err().unwrap();
         assert_eq!(again.to_string(), "logging is already initialized");
     }
 }

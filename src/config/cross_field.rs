@@ -1,7 +1,7 @@
 //! Checks that concern more than one setting.
 
 use super::reader::{Reader, nearest};
-use super::{Config, parse};
+use super::{Config, ConfigError, parse};
 
 /// Adds errors about settings that do not fit together. Skips a check if one of its settings has an
 /// error already.
@@ -10,6 +10,24 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
     check_secrets(config, reader);
     check_store_password(config, reader);
     check_providers(config, reader);
+}
+
+/// Returns settings that are valid but less safe than they could be.
+pub(super) fn warnings(config: &Config) -> Vec<ConfigError> {
+    let auth = &config.auth;
+    if auth.jwks_url.is_none() || auth.audience.is_some() {
+        return Vec::new();
+    }
+    let issuers = match &auth.issuer {
+        Some(_) => "the issuer",
+        None => "any issuer that uses these keys",
+    };
+    vec![ConfigError {
+        key: "auth.audience".to_owned(),
+        message: format!(
+            "not set: tokens that {issuers} signed for other applications are accepted"
+        ),
+    }]
 }
 
 fn check_tls(config: &Config, reader: &mut Reader) {
@@ -38,6 +56,10 @@ fn check_secrets(config: &Config, reader: &mut Reader) {
     }
     let has_callbacks = config.server.public_url.is_some() && !config.providers.is_empty();
     let has_secret = config.callback.secret.is_some() || reader.has_error_for("callback.secret");
+    if !has_callbacks && !has_secret && !config.callback.previous_secrets.is_empty() {
+        let message = "required because previous_secrets is set";
+        reader.push_error("callback.secret", message);
+    }
     if has_callbacks && !has_secret {
         let message = "required because server.public_url and a provider are set";
         reader.push_error("callback.secret", message);

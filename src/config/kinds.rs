@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use progress_hub_auth::jwt::secret_problem;
 use secrecy::{ExposeSecret, SecretString};
 use toml::Value;
 
@@ -15,9 +16,6 @@ use super::parse;
 use super::setting::{Kind, Parsed, invalid};
 
 const KIB: usize = 1024;
-
-/// Minimum length of a key for HMAC-SHA-256 (RFC 7518, section 3.2).
-const MIN_SECRET_BYTES: usize = 32;
 
 /// Printed instead of a secret.
 const REDACTED: &str = "(set)";
@@ -95,14 +93,12 @@ pub(super) fn signing_secret() -> Kind<SecretString> {
     let Kind { parse, print, .. } = secret();
     let parse = move |raw| {
         let secret = parse(raw)?;
-        match secret.expose_secret().len() {
-            MIN_SECRET_BYTES.. => Ok(secret),
-            length => invalid(format!(
-                "must have at least {MIN_SECRET_BYTES} bytes, found {length}"
-            )),
+        match secret_problem(secret.expose_secret()) {
+            None => Ok(secret),
+            Some(problem) => invalid(problem),
         }
     };
-    Kind::new(parse, print).limits(format!("at least {MIN_SECRET_BYTES} bytes"))
+    Kind::new(parse, print).limits("at least 32 random bytes")
 }
 
 /// A list of texts: a TOML list, or in the environment and flags also texts separated by commas.

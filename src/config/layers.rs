@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::{fs, io};
 
+use secrecy::zeroize::Zeroizing;
 use toml::{Table, Value};
 
 use super::ConfigError;
@@ -67,6 +68,7 @@ impl Layers {
                 message: format!("failed to read the file: {error}"),
             }]
         })?;
+        let text = Zeroizing::new(text);
         let table = parse(&text).map_err(|mut errors| {
             errors.sort_by_key(|error| error.span().map(|span| span.start));
             let located = |error: &toml::de::Error| {

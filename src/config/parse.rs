@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::fmt::friendly::{Spacing, SpanParser, SpanPrinter};
+use progress_hub_auth::jwt::is_encrypted_or_local;
 use toml::Value;
 use url::{Host, Url};
 
@@ -90,6 +91,24 @@ pub(super) fn web_url(text: &str) -> Parsed<Url> {
         Err("must not have a #fragment")
     } else {
         Ok(url)
+    }
+}
+
+/// Parses a URL that keys are fetched from or sent to: https, or http on loopback.
+pub(super) fn secure_url(text: &str) -> Parsed<Url> {
+    secure(web_url(text)?)
+}
+
+/// As [`secure_url`], for a URL to which paths are appended.
+pub(super) fn secure_base_url(text: &str) -> Parsed<Url> {
+    secure(base_url(text)?)
+}
+
+fn secure(url: Url) -> Parsed<Url> {
+    if is_encrypted_or_local(&url) {
+        Ok(url)
+    } else {
+        Err("must be https, or http on loopback")
     }
 }
 

@@ -68,10 +68,11 @@ section! {
         /// RSA, EC (P-256, P-384) or Ed25519 public keys, as PEM text or path of a PEM file.
         public_keys = list(text()).or_empty(),
         /// URL of the issuer's key set: https, or http on loopback.
-        jwks_url = parsed(parse::web_url).or_none(),
+        jwks_url = parsed(parse::secure_url).or_none(),
         /// Required `iss` of every token.
         issuer = text().or_none(),
-        /// Required `aud` of every token.
+        /// Required `aud` of every token. Set it with `jwks_url`, because an issuer's keys also sign
+        /// the tokens of its other applications.
         audience = text().or_none(),
         /// Tolerated clock difference.
         leeway = duration(Duration::ZERO..=5 * MINUTE).or(5 * SECOND),
@@ -119,6 +120,8 @@ section! {
         /// Secret that signs the per-job tokens in callback URLs and the links to authenticated
         /// outputs. Required if `server.public_url` and a provider are set.
         secret: Option<SecretString> = signing_secret().or_none(),
+        /// Earlier values of `secret`. What they signed stays valid.
+        previous_secrets: Vec<SecretString> = list(signing_secret()).or_empty(),
     }
 }
 
@@ -187,16 +190,19 @@ section! {
     pub struct ProviderConfig {
         /// Name of a built-in provider, or path of a provider definition.
         spec: String = text().required("required: a built-in provider, or the path of a provider definition"),
-        /// Base URL of the provider's API.
-        base_url: Option<Url> = parsed(parse::base_url).or_definition(),
+        /// Base URL of the provider's API: https, or http on loopback.
+        base_url: Option<Url> = parsed(parse::secure_base_url).or_definition(),
         /// The API key, or the public half of a key pair.
         api_key: Option<SecretString> = secret().or_none(),
         /// The secret half of a key pair.
         secret_key: Option<SecretString> = secret().or_none(),
         /// Secrets that may sign webhooks. Several allow rotation.
         webhook_secrets: Vec<SecretString> = list(secret()).or_empty(),
-        /// URL of the public keys for webhooks.
-        jwks_url: Option<Url> = parsed(parse::web_url).or_definition(),
+        /// URL of the public keys for webhooks: https, or http on loopback.
+        jwks_url: Option<Url> = parsed(parse::secure_url).or_definition(),
+        /// Your account at the provider, if its webhooks name the account, as those of fal do. Webhooks
+        /// for another account are rejected.
+        account: Option<String> = text().or_none(),
         /// Time without an update after which the hub polls a job.
         poll_after: Option<Duration> = duration(50 * MILLISECOND..=24 * HOUR).or_definition(),
         /// Interval of further polls.

@@ -57,6 +57,7 @@ max_subscriptions = 16
 
 [callback]
 secret = "00112233445566778899aabbccddeeff"
+previous_secrets = ["ffeeddccbbaa99887766554433221100"]
 
 [defaults]
 provider = "kling-legacy"
@@ -87,6 +88,7 @@ api_key = "access-key-of-kling"
 secret_key = "secret-key-of-kling"
 webhook_secrets = ["old-webhook-secret", "new-webhook-secret"]
 jwks_url = "https://kling.example.com/jwks.json"
+account = "user-7"
 poll_after = "50ms"
 poll_every = "2s"
 cool_down = "1s"
@@ -173,6 +175,7 @@ fn every_setting_is_printed_without_secrets() {
 
     [callback]
     secret = "(set)"
+    previous_secrets = ["(set)"]
 
     [defaults]
     provider = "kling-legacy"
@@ -205,6 +208,7 @@ fn every_setting_is_printed_without_secrets() {
     secret_key = "(set)"
     webhook_secrets = ["(set)", "(set)"]
     jwks_url = "https://kling.example.com/jwks.json"
+    account = "user-7"
     poll_after = "50ms"
     poll_every = "2s"
     cool_down = "1s"
@@ -259,6 +263,7 @@ fn defaults_are_printed() {
 
     [callback]
     secret = ""
+    previous_secrets = []
 
     [defaults]
     provider = ""
@@ -292,6 +297,7 @@ fn secrets_are_read_unchanged() {
     let kling = &config.providers["kling-legacy"];
     let all = config.auth.hs256_secrets.iter().chain([
         config.callback.secret.as_ref().unwrap(),
+        &config.callback.previous_secrets[0],
         kling.api_key.as_ref().unwrap(),
         kling.secret_key.as_ref().unwrap(),
     ]);
@@ -305,6 +311,7 @@ fn secrets_are_read_unchanged() {
             SECRET,
             "fedcba9876543210fedcba9876543210",
             "00112233445566778899aabbccddeeff",
+            "ffeeddccbbaa99887766554433221100",
             "access-key-of-kling",
             "secret-key-of-kling",
             "old-webhook-secret",

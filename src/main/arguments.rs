@@ -97,15 +97,28 @@ impl ConfigArgs {
     /// Loads and validates the configuration, including the provider definitions it uses. Returns all
     /// errors together.
     pub(crate) fn load(&self) -> anyhow::Result<Config> {
+        self.load_with_warnings().map(|(config, _)| config)
+    }
+
+    /// As [`ConfigArgs::load`], with the settings that are less safe than they could be.
+    pub(crate) fn load_with_warnings(&self) -> anyhow::Result<(Config, Vec<ConfigError>)> {
         let (config, mut errors) = self.read();
         let http = HttpClient::new().context("failed to create the HTTP client")?;
-        let mut found = server::validate(&config, &http).err().unwrap_or_default();
+        let validated = server::validate(&config, &http);
+        let mut warnings = config.warnings();
+        let mut found = match validated {
+            Ok((providers, _)) => {
+                warnings.extend(providers.warnings());
+                Vec::new()
+            }
+            Err(found) => found,
+        };
         // An invalid setting was replaced by its default. Errors that follow from that are dropped.
         let is_consequence =
             |new: &ConfigError| errors.iter().any(|old| old.key.starts_with(&new.key));
         found.retain(|error| !is_consequence(error));
         errors.append(&mut found);
-        unless_invalid(config, errors)
+        unless_invalid(config, errors).map(|config| (config, warnings))
     }
 
     /// Loads the section `[auth]` only. Errors in other sections do not matter.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap};
-use actix_web::{FromRequest, HttpRequest, web};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
 
 use super::error::{ErrorCode, Problem};
@@ -14,7 +14,7 @@ use progress_hub_auth::jwt::{Principal, TokenError, Verifier};
 
 /// The authenticated caller. A handler with this argument runs only for requests with a valid bearer
 /// token.
-pub struct Caller(Principal);
+pub struct Caller(Rc<Principal>);
 
 impl Deref for Caller {
     type Target = Principal;
@@ -31,10 +31,13 @@ impl FromRequest for Caller {
         let verifier = request.app_data::<web::Data<Verifier>>().cloned();
         let client = request.conn_data::<Rc<ClientConnection>>().cloned();
         let token = bearer_token(request.headers()).map(|token| token.map(str::to_owned));
+        let request = request.clone();
         Box::pin(async move {
             let verifier = verifier.ok_or(TokenError::Missing)?;
             let token = token?.ok_or(TokenError::Missing)?;
-            let principal = verifier.verify(&token).await?;
+            let principal = Rc::new(verifier.verify(&token).await?);
+            // The log names the caller of a request that is forbidden.
+            request.extensions_mut().insert(Rc::clone(&principal));
             if let Some(client) = client {
                 client.set_authenticated();
             }

@@ -9,6 +9,7 @@ use super::api::demo::Demo;
 use super::drain::Drain;
 use super::limits::ConnectionLimits;
 use super::origin::OriginPolicy;
+use super::security_log::SecurityLog;
 use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
 use crate::background::breaker_sync::BreakerSync;
@@ -41,6 +42,7 @@ pub struct Components {
     pub links: Links,
     pub origins: Arc<OriginPolicy>,
     pub metrics: Arc<Metrics>,
+    pub security: Arc<SecurityLog>,
     pub drain: Arc<Drain>,
     pub limits: Arc<ConnectionLimits>,
     pub wakeups: WorkerWakeups,
@@ -91,6 +93,7 @@ impl Components {
             drain: Arc::clone(&self.drain),
             limits: Arc::clone(&self.limits),
             metrics: Arc::clone(&self.metrics),
+            security: Arc::clone(&self.security),
         })
     }
 }

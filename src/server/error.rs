@@ -162,6 +162,7 @@ pub struct Problem {
     detail: String,
     headers: Vec<(HeaderName, HeaderValue)>,
     job: Option<Value>,
+    reason: Option<&'static str>,
 }
 
 impl Problem {
@@ -172,7 +173,14 @@ impl Problem {
             detail: detail.into(),
             headers: Vec::new(),
             job: None,
+            reason: None,
         }
+    }
+
+    /// Sets the stable code of the cause, for logs.
+    pub fn with_reason(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
     }
 
     /// Adds a header to the response.
@@ -225,6 +233,11 @@ impl Problem {
     /// Returns the text for people.
     pub fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// Returns the stable code of the cause, or `None` if the problem's own code says it all.
+    pub fn reason(&self) -> Option<&'static str> {
+        self.reason
     }
 
     /// Returns the HTTP status.
@@ -376,7 +389,12 @@ impl From<TokenError> for Problem {
             let detail = "the keys that verify tokens are temporarily unavailable; try again";
             return Self::new(ErrorCode::KeysUnavailable, detail).with_retry_after(retry_after);
         }
-        Self::new(ErrorCode::Unauthorized, error.to_string())
+        let problem = Self::new(ErrorCode::Unauthorized, error.to_string());
+        if error == TokenError::Missing {
+            // Nobody tried to authenticate.
+            return problem;
+        }
+        problem.with_reason(error.code())
     }
 }
 

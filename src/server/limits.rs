@@ -11,7 +11,7 @@ mod rate;
 mod subject;
 mod table;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -223,6 +223,12 @@ impl ConnectionLimits {
     /// proxy, because its TCP connection is counted already.
     pub fn forwarded_client(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
         self.client_addresses.forwarded(peer?, headers)
+    }
+
+    /// Returns the address of a client for the log: the one that a trusted proxy names, else the peer's.
+    pub fn client_address(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Option<IpAddr> {
+        let peer = peer.map(|peer| peer.ip().to_canonical());
+        self.forwarded_client(peer, headers).or(peer)
     }
 
     /// Counts a WebSocket, event stream or long poll of a client behind a trusted proxy.

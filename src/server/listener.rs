@@ -30,7 +30,7 @@ pub use self::stream::{ClientConnection, ConnectionPermits, RequestStream, Strea
 use self::stream::{KEEP_ALIVE, UNREAD_BODY_TIMEOUT};
 use super::components::Components;
 use super::socket::{self, SocketContext};
-use super::{compression, open_files, origin, routes};
+use super::{compression, open_files, origin, routes, security_log};
 
 /// Maximum number of connections that the kernel queues before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -137,7 +137,8 @@ fn public_service(
         .wrap(middleware::from_fn(compression::compress_response))
         .wrap(routes::cors(Arc::clone(&components.origins)))
         .wrap(middleware::from_fn(origin::check_origin))
-        .wrap(middleware::NormalizePath::trim())
+        .wrap(middleware::from_fn(security_log::record_problems))
+        .wrap(routes::security_headers(&components.config.server))
         .configure(routes::configure(components, context.started_at));
     http_service(context, app)
 }
@@ -147,10 +148,12 @@ fn admin_service(
     context: &ServiceContext,
 ) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = (), InitError = ()> + use<>
 {
-    let app = App::new().configure(routes::configure_admin(
-        &context.components,
-        context.started_at,
-    ));
+    let app = App::new()
+        .wrap(middleware::from_fn(security_log::record_problems))
+        .configure(routes::configure_admin(
+            &context.components,
+            context.started_at,
+        ));
     http_service(context, app)
 }
 

@@ -3,27 +3,19 @@
 //! A browser hides the response from a page of a rejected origin, so the log is the only place that
 //! shows the cause.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderMap, HeaderName};
 use actix_web::middleware::Next;
-use actix_web::{Error, ResponseError, web};
+use actix_web::{Error, web};
 use url::Url;
 
 use super::error::{ErrorCode, Problem};
 use crate::config::ServerConfig;
-
-/// Interval of the warnings about one origin.
-const WARNING_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Maximum number of origins that warnings are logged about in one interval. A client can send any
-/// origin.
-const MAX_WARNED_ORIGINS: usize = 20;
+use crate::telemetry::Throttle;
 
 /// Maximum length of a header in the log.
 const MAX_LOGGED_BYTES: usize = 200;
@@ -32,7 +24,8 @@ const MAX_LOGGED_BYTES: usize = 200;
 pub struct OriginPolicy {
     allowed: Vec<String>,
     public_url: Option<Url>,
-    warnings: Warnings,
+    /// By origin and host.
+    warnings: Throttle<(String, String)>,
 }
 
 impl OriginPolicy {
@@ -41,7 +34,7 @@ impl OriginPolicy {
         Self {
             allowed: server.allowed_origins.clone(),
             public_url: server.public_url.clone(),
-            warnings: Warnings::default(),
+            warnings: Throttle::default(),
         }
     }
 
@@ -83,15 +76,22 @@ impl OriginPolicy {
         if self.is_listed(origin) || self.is_own(origin, host) {
             return Ok(());
         }
-        if self.warnings.is_due(origin, host, Instant::now()) {
+        if let Some(suppressed) = self.admit_warning(origin, host, Instant::now()) {
             tracing::warn!(
                 http.origin = shorten(origin),
                 http.host = shorten(host),
+                suppressed,
                 "origin rejected; add it to server.allowed_origins, or if it is the hub's own page behind a proxy, set server.public_url or pass on the Host header"
             );
         }
         let detail = "pages of this origin may not use the hub; add it to server.allowed_origins";
         Err(Problem::new(ErrorCode::OriginRefused, detail))
+    }
+
+    /// Returns how many warnings of this cause were suppressed, or `None` if this one is to be suppressed.
+    fn admit_warning(&self, origin: &str, host: &str, now: Instant) -> Option<u64> {
+        let cause = (shorten(origin).to_owned(), shorten(host).to_owned());
+        self.warnings.admit(cause, now)
     }
 
     /// Returns whether an origin is the host that the request was sent to, or that of the public URL.
@@ -136,31 +136,15 @@ pub async fn check_origin(
             .headers()
             .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     match checked {
-        Err(problem) if is_preflight => Ok(request.into_response(problem.error_response())),
+        Err(problem) if is_preflight => Ok(request.error_response(problem)),
         Ok(()) | Err(_) => Ok(next.call(request).await?.map_into_boxed_body()),
-    }
-}
-
-/// The warnings of the last interval, by origin and host.
-#[derive(Default)]
-struct Warnings(Mutex<HashMap<(String, String), Instant>>);
-
-impl Warnings {
-    /// Returns whether to log a warning now, and records it.
-    fn is_due(&self, origin: &str, host: &str, now: Instant) -> bool {
-        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        logged.retain(|_, at| now.duration_since(*at) < WARNING_INTERVAL);
-        let cause = (shorten(origin).to_owned(), shorten(host).to_owned());
-        if logged.len() >= MAX_WARNED_ORIGINS || logged.contains_key(&cause) {
-            return false;
-        }
-        logged.insert(cause, now);
-        true
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use actix_web::http::header::HeaderValue;
 
     use super::*;
@@ -232,17 +216,17 @@ mod tests {
 
     #[test]
     fn one_warning_a_minute_is_due_for_each_cause() {
-        let (warnings, start) = (Warnings::default(), Instant::now());
-        let is_due = |origin: &str, host, seconds| {
-            warnings.is_due(origin, host, start + Duration::from_secs(seconds))
+        let (policy, start) = (policy(&[]), Instant::now());
+        let admit = |origin: &str, host, seconds| {
+            policy.admit_warning(origin, host, start + Duration::from_secs(seconds))
         };
-        assert!(is_due("http://a", "hub", 0));
-        assert!(!is_due("http://a", "hub", 59));
-        assert!(is_due("http://a", "other", 59), "another host");
-        assert!(is_due("http://b", "hub", 59));
-        assert!(is_due("http://a", "hub", 60));
-        let flood = (0..1000).filter(|n| is_due(&format!("http://{n}"), "hub", 61));
-        assert_eq!(flood.count(), MAX_WARNED_ORIGINS - 3);
-        assert!(is_due("http://c", "hub", 130));
+        assert_eq!(admit("http://a", "hub", 0), Some(0));
+        assert_eq!(admit("http://a", "hub", 59), None);
+        assert_eq!(admit("http://a", "other", 59), Some(0), "another host");
+        assert_eq!(admit("http://b", "hub", 59), Some(0));
+        assert_eq!(admit("http://a", "hub", 60), Some(1));
+        let flood = (0..1000).filter(|n| admit(&format!("http://{n}"), "hub", 61).is_some());
+        assert!(flood.count() <= 100);
+        assert!(admit("http://c", "hub", 130).is_some());
     }
 }

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
+use url::Url;
 
 use super::content;
 use super::error::{ErrorCode, Problem};
@@ -214,6 +215,12 @@ pub fn validate_owner(field: &str, owner: &str) -> Result<(), Problem> {
         )));
     }
     Ok(())
+}
+
+/// Returns whether a text is an http(s) URL. A parser of URLs would remove tabs and newlines.
+pub fn is_web_url(text: &str) -> bool {
+    let is_http = |url: Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+    !text.contains(char::is_control) && Url::parse(text).is_ok_and(is_http)
 }
 
 /// Returns the provider with this name. The error lists the configured ones.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use actix_cors::Cors;
 use actix_web::http::header::{self, HeaderValue};
+use actix_web::middleware::DefaultHeaders;
 use actix_web::{FromRequest, Handler, HttpResponse, Responder, Route, guard, web};
 
 use super::api::health::StartedAt;
@@ -16,6 +17,7 @@ use super::components::Components;
 use super::error::{ErrorCode, Problem};
 use super::origin::OriginPolicy;
 use super::static_files;
+use crate::config::ServerConfig;
 use crate::store::Store;
 
 /// Registers every resource, and the components as application data. `started_at` is the start time of
@@ -35,6 +37,7 @@ pub fn configure(
             .app_data(web::Data::from(components.verifier))
             .app_data(web::Data::from(components.minter))
             .app_data(web::Data::from(components.metrics))
+            .app_data(web::Data::from(components.security))
             .app_data(web::Data::from(components.drain))
             .app_data(web::Data::from(components.limits))
             .app_data(web::Data::from(components.origins))
@@ -79,7 +82,8 @@ pub fn configure(
     }
 }
 
-/// Registers what the admin listener serves: health checks and metrics.
+/// Registers what the admin listener serves: health checks and metrics. It verifies no tokens, so its metrics
+/// have all amounts.
 pub fn configure_admin(
     components: &Components,
     started_at: Instant,
@@ -90,6 +94,8 @@ pub fn configure_admin(
             .app_data(web::Data::from(components.hub))
             .app_data(web::Data::from(components.providers))
             .app_data(web::Data::from(components.metrics))
+            .app_data(web::Data::from(components.security))
+            .app_data(web::Data::from(components.limits))
             .app_data(web::Data::from(components.drain))
             .app_data(web::Data::new(StartedAt(started_at)));
         register(app, health_checks());
@@ -181,6 +187,18 @@ async fn upgrade_required() -> Result<HttpResponse, Problem> {
         .with_header(header::UPGRADE, HeaderValue::from_static("websocket")))
 }
 
+/// Time for which a browser uses TLS only for the hub's host: a year.
+const STRICT_TRANSPORT: &str = "max-age=31536000";
+
+/// Returns the headers of every response. With TLS of the hub's own, browsers use no other connection.
+pub fn security_headers(server: &ServerConfig) -> DefaultHeaders {
+    let headers = DefaultHeaders::new().add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
+    match server.tls() {
+        Some(_) => headers.add((header::STRICT_TRANSPORT_SECURITY, STRICT_TRANSPORT)),
+        None => headers,
+    }
+}
+
 /// Returns the CORS policy: pages of the allowed origins may call the API with tokens, without cookies.
 pub fn cors(origins: Arc<OriginPolicy>) -> Cors {
     let cors = Cors::default()
@@ -204,4 +222,30 @@ pub fn cors(origins: Arc<OriginPolicy>) -> Cors {
             .to_str()
             .is_ok_and(|origin| origins.is_listed(origin))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::{App, test};
+
+    use super::*;
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn hub_with_tls_of_its_own_requires_tls() {
+        for (file, expected) in [(None, None), (Some("Cargo.toml"), Some("max-age=31536000"))] {
+            let mut server = Config::defaults().server;
+            server.tls_cert = file.map(Into::into);
+            server.tls_key = file.map(Into::into);
+            let app = App::new()
+                .wrap(security_headers(&server))
+                .default_service(web::to(HttpResponse::Ok));
+            let app = test::init_service(app).await;
+            let response = test::call_service(&app, test::TestRequest::get().to_request()).await;
+            let sent = response.headers().get(header::STRICT_TRANSPORT_SECURITY);
+            assert_eq!(sent.map(|value| value.to_str().unwrap()), expected);
+            let sent = response.headers().get(header::X_CONTENT_TYPE_OPTIONS);
+            assert_eq!(sent.unwrap(), "nosniff");
+        }
+    }
 }

@@ -26,6 +26,7 @@ use super::error::{ErrorCode, PROBLEM_JSON, Problem};
 use super::limits::{AddressPermit, ConnectionLimits};
 use super::listener::{ConnectionPermits, RequestStream, Stream};
 use super::origin::OriginPolicy;
+use super::security_log::{RequestInfo, SecurityLog};
 use crate::cancellation::CancelService;
 use crate::config::SocketConfig;
 use crate::hub::Hub;
@@ -33,6 +34,9 @@ use crate::protocol::SUBPROTOCOL;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use progress_hub_auth::jwt::{Principal, Verifier};
+
+/// Path of the WebSocket.
+const PATH: &str = "/v1/ws";
 
 /// Prefix of a subprotocol that carries a token, because a browser cannot set headers.
 const BEARER_PROTOCOL: &str = "bearer.";
@@ -57,6 +61,8 @@ pub struct SocketContext {
     pub limits: Arc<ConnectionLimits>,
     /// Counts connections and deliveries.
     pub metrics: Arc<Metrics>,
+    /// Logs rejected tokens.
+    pub security: Arc<SecurityLog>,
 }
 
 /// Handles a request for an upgrade. The connection runs in a task of its own, so that an idle
@@ -87,6 +93,8 @@ struct Upgraded {
 
 /// The client of a WebSocket, whose connection counts while this exists.
 struct SocketClient {
+    /// The address in the log.
+    address: Option<IpAddr>,
     connection: Option<ConnectionPermits>,
     /// Counts the client of a trusted proxy.
     forwarded: Option<AddressPermit>,
@@ -110,9 +118,19 @@ async fn upgrade(
     request: Request,
     mut framed: Framed<RequestStream, h1::Codec>,
 ) -> Option<Upgraded> {
+    let address = context
+        .limits
+        .client_address(request.peer_addr(), request.headers());
     let decision = match authorize_upgrade(context, &request).await {
         Ok(decision) => decision,
         Err(problem) => {
+            let rejected = RequestInfo {
+                method: request.method(),
+                route: PATH,
+                address,
+                caller: None,
+            };
+            context.security.problem(&problem, &rejected);
             reject_upgrade(&mut framed, &problem).await;
             return None;
         }
@@ -131,6 +149,7 @@ async fn upgrade(
     Some(Upgraded {
         io,
         client: SocketClient {
+            address,
             connection,
             forwarded: None,
         },
@@ -152,7 +171,7 @@ async fn authorize_upgrade(
     context: &SocketContext,
     request: &Request,
 ) -> Result<UpgradeDecision, Problem> {
-    if request.path() != "/v1/ws" {
+    if request.path() != PATH {
         return Err(Problem::not_found("resource"));
     }
     if request.method() != Method::GET {

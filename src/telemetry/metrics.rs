@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -22,6 +22,9 @@ use crate::job::Source;
 
 /// `Content-Type` of [`Metrics::render`].
 pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Prefix of the name of every metric.
+const PREFIX: &str = "progress_hub";
 
 /// Defines sets of labels.
 macro_rules! label_sets {
@@ -43,6 +46,7 @@ label_sets! {
     SourceLabels { source: &'static str }
     LimitLabels { limit: &'static str }
     CloseLabels { code: String }
+    CodeLabels { code: &'static str }
 }
 
 /// Counter of an amount of money.
@@ -52,6 +56,8 @@ type AmountCounter = Counter<f64, AtomicU64>;
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Balances and spending, which not everybody may see.
+    account_registry: Registry,
     connections: PerConnectionKind<Gauge>,
     tcp_connections: Gauge,
     subscribed_jobs: Gauge,
@@ -69,6 +75,9 @@ pub struct Metrics {
     budget_spent: Family<ProviderLabels, AmountCounter>,
     limits_reached: Family<LimitLabels, Counter>,
     websocket_closes: Family<CloseLabels, Counter>,
+    problems: Family<CodeLabels, Counter>,
+    log_lines_dropped: Counter,
+    log_lines_suppressed: Counter,
     webhook_duration: Histogram,
 }
 
@@ -125,7 +134,12 @@ impl Metrics {
     #[must_use]
     #[rustfmt::skip] // a metric a line
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("progress_hub");
+        let mut registry = Registry::with_prefix(PREFIX);
+        let mut account_registry = Registry::with_prefix(PREFIX);
+        let r = &mut account_registry;
+        let provider_balance = register(r, "provider_balance", "Balance of the provider account when last read");
+        let budget_reserved = register(r, "budget_reserved", "Budget reserved for accepted jobs, in budgets.unit");
+        let budget_spent = register(r, "budget_spent", "Budget spent by finished jobs, in budgets.unit");
         let r = &mut registry;
         let connections = register(r, "connections", "Open connections");
         let tcp_connections = register(r, "tcp_connections", "Open TCP connections");
@@ -137,17 +151,18 @@ impl Metrics {
         let provider_requests = register(r, "provider_requests", "Requests to providers");
         let provider_state = register(r, "provider_state", "Provider state (1 = current)");
         let provider_state_transitions = register(r, "provider_state_transitions", "Transitions of a provider to a state");
-        let provider_balance = register(r, "provider_balance", "Balance of the provider account when last read");
         let job_updates = register(r, "job_updates", "Updates that changed a job");
         let submissions_rejected = register(r, "submissions_rejected", "Submissions rejected before the job was stored");
-        let budget_reserved = register(r, "budget_reserved", "Budget reserved for accepted jobs, in budgets.unit");
-        let budget_spent = register(r, "budget_spent", "Budget spent by finished jobs, in budgets.unit");
         let limits_reached = register(r, "limits_reached", "Times that a client reached a limit");
         let websocket_closes = register(r, "websocket_closes", "Closed WebSockets, by close code");
+        let problems = register(r, "problems", "Requests answered with a problem, by error code");
+        let log_lines_dropped = register(r, "log_lines_dropped", "Log lines that the reader of standard error did not take in time");
+        let log_lines_suppressed = register(r, "log_lines_suppressed", "Repeated log lines of other crates that were not written");
         let webhook_duration = Histogram::new(exponential_buckets(0.000_5, 2.0, 15));
         r.register_with_unit("webhook_duration", "Time from the arrival of a webhook to its response", Unit::Seconds, webhook_duration.clone());
         let metrics = Self {
             registry,
+            account_registry,
             connections: PerConnectionKind::new(&connections),
             tcp_connections,
             subscribed_jobs,
@@ -165,6 +180,9 @@ impl Metrics {
             budget_spent,
             limits_reached,
             websocket_closes,
+            problems,
+            log_lines_dropped,
+            log_lines_suppressed,
             webhook_duration,
         };
         for source in Source::ALL {
@@ -311,6 +329,11 @@ impl Metrics {
         add(&self.budget_spent, provider, millionths);
     }
 
+    /// Counts a request that was answered with a problem of this code.
+    pub fn problem(&self, code: &'static str) {
+        self.problems.get_or_create(&CodeLabels { code }).inc();
+    }
+
     /// Counts a WebSocket that either side closed with this code.
     pub fn socket_closed(&self, code: u16) {
         let code = labels::close_code(code);
@@ -322,9 +345,29 @@ impl Metrics {
     /// Renders all metrics in the OpenMetrics text format, of type [`METRICS_CONTENT_TYPE`].
     #[must_use]
     pub fn render(&self) -> String {
+        self.render_registries(&[&self.registry, &self.account_registry])
+    }
+
+    /// As [`Metrics::render`], without balances and spending.
+    #[must_use]
+    pub fn render_public(&self) -> String {
+        self.render_registries(&[&self.registry])
+    }
+
+    fn render_registries(&self, registries: &[&Registry]) -> String {
+        let lost = super::lost_lines();
+        for (counter, lines) in [
+            (&self.log_lines_dropped, lost.dropped),
+            (&self.log_lines_suppressed, lost.suppressed),
+        ] {
+            counter.inner().store(lines, Ordering::Relaxed);
+        }
         let mut text = String::new();
         // Encoding fails only if the writer fails, and a String does not.
-        let encoded = encode(&mut text, &self.registry);
+        let mut encoded = registries
+            .iter()
+            .try_for_each(|registry| encode_registry(&mut text, registry));
+        encoded = encoded.and_then(|()| encode_eof(&mut text));
         debug_assert!(encoded.is_ok());
         text
     }
@@ -371,6 +414,7 @@ mod tests {
         metrics.set_provider_state("kling", ProviderState::Available, |_| 0);
         metrics.set_provider_balance("kling", 1.0);
         metrics.socket_closed(1000);
+        metrics.problem("not_found");
         metrics.submission_rejected(AdmissionRejection::Budget);
         metrics.reserved("kling", 1);
         metrics.spent("kling", 1);
@@ -390,16 +434,26 @@ mod tests {
     progress_hub_provider_requests counter
     progress_hub_provider_state gauge
     progress_hub_provider_state_transitions counter
-    progress_hub_provider_balance gauge
     progress_hub_job_updates counter
     progress_hub_submissions_rejected counter
-    progress_hub_budget_reserved counter
-    progress_hub_budget_spent counter
     progress_hub_limits_reached counter
     progress_hub_websocket_closes counter
+    progress_hub_problems counter
+    progress_hub_log_lines_dropped counter
+    progress_hub_log_lines_suppressed counter
     progress_hub_webhook_duration_seconds histogram
+    progress_hub_provider_balance gauge
+    progress_hub_budget_reserved counter
+    progress_hub_budget_spent counter
     ");
         assert!(text.ends_with("# EOF\n"));
+        assert_eq!(text.matches("# EOF").count(), 1);
+        let public = metrics.render_public();
+        for amount in ["provider_balance", "budget_reserved", "budget_spent"] {
+            assert!(text.contains(amount), "{amount}");
+            assert!(!public.contains(amount), "{amount}");
+        }
+        assert!(public.ends_with("# EOF\n"));
     }
 
     #[test]

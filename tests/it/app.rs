@@ -33,6 +33,7 @@ pub struct TestAppBuilder {
     settings: Vec<(String, String)>,
     scenario: Option<Scenario>,
     data_dir: Option<TempDir>,
+    has_log_reader: bool,
     open_files: Option<OpenFiles>,
 }
 
@@ -90,6 +91,7 @@ impl TestApp {
             settings,
             scenario: None,
             data_dir: None,
+            has_log_reader: true,
             open_files: None,
         }
     }
@@ -224,7 +226,8 @@ impl TestApp {
     /// Returns the value of a metric, or 0 if there is none. `name` has labels but not the prefix
     /// `progress_hub_`.
     pub async fn metric(&self, name: &str) -> f64 {
-        let response = send(self.request_without_token(Method::GET, "/metrics")).await;
+        let admin = self.token("operator", "admin");
+        let response = send(self.request_with_token(Method::GET, "/metrics", &admin)).await;
         let text = response.body.as_str().expect("/metrics returns text");
         let value = text
             .lines()
@@ -344,6 +347,12 @@ impl TestAppBuilder {
         self
     }
 
+    /// Gives the process a standard error that nobody reads.
+    pub fn without_log_reader(mut self) -> Self {
+        self.has_log_reader = false;
+        self
+    }
+
     /// Limits the open files of [`TestAppBuilder::spawn_process`].
     pub fn open_files(mut self, limit: OpenFiles) -> Self {
         self.open_files = Some(limit);
@@ -364,11 +373,13 @@ impl TestAppBuilder {
 
     /// Starts the built binary in a process of its own, so that a test can kill it.
     pub async fn spawn_process(self, arguments: &[&str]) -> TestApp {
+        let has_log_reader = self.has_log_reader;
         let ulimit = self.open_files.as_ref().map(|limit| match limit {
             OpenFiles::Soft(files) => format!("ulimit -Sn {files}"),
             OpenFiles::Hard(files) => format!("ulimit -n {files}"),
         });
         let (_, settings, mut app) = self.prepare();
+        let public_url = settings[0].1.clone();
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -391,10 +402,21 @@ impl TestAppBuilder {
         let earlier = app.log().lines().count();
         let process = command
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(if has_log_reader {
+                log.into()
+            } else {
+                Stdio::piped()
+            })
             .spawn()
             .expect("start the hub's process");
         app.process = Some(process);
+        if !has_log_reader {
+            let address = public_url.trim_start_matches("http://");
+            let connect = || ready(std::net::TcpStream::connect(address).ok());
+            wait_for("the hub listens", connect).await;
+            app.url = public_url;
+            return app;
+        }
         app.url = wait_for("the hub logs its URL", || {
             let exited = app.process.as_mut().unwrap().try_wait().unwrap();
             let log = app.log();

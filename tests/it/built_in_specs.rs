@@ -177,6 +177,31 @@ async fn job_succeeds_with_every_provider() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn webhooks_for_another_account_are_rejected() {
+    for (account, state) in [("user_simulated", "applied"), ("another", "unauthorized")] {
+        let setup = TestSetup::start_with("20s", |hub, _| {
+            hub.set("providers.fal.account", account)
+                .set("providers.fal.poll_after", "1s")
+        })
+        .await;
+        let job = setup.run("fal", "fal-ai/a-model", Scenario::Normal).await;
+        assert_eq!(job["status"], "succeeded", "{job}");
+        let webhooks = format!("webhooks_total{{provider=\"fal\",outcome=\"{state}\"}}");
+        setup
+            .app
+            .wait_for_metric(&webhooks, |count| count > 0.0)
+            .await;
+        let other = if state == "applied" {
+            "unauthorized"
+        } else {
+            "applied"
+        };
+        let webhooks = format!("webhooks_total{{provider=\"fal\",outcome=\"{other}\"}}");
+        assert_eq!(setup.app.metric(&webhooks).await, 0.0, "{account}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn polling_completes_jobs_with_lost_or_forged_webhooks() {
     let setup = TestSetup::start("100ms").await;
     for scenario in [

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use progress_hub_simulator::Scenario;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
@@ -433,8 +434,12 @@ async fn admin_listener_serves_health_checks_and_metrics_only() {
     let (_port, admin) = reserve_port();
     let app = TestApp::builder()
         .set("server.admin_bind", admin)
+        .with_simulator(Scenario::Normal)
+        .set("providers.simulated.prices", r#"{ "*" = 1 }"#)
+        .set("budgets.per_job", "10")
         .spawn()
         .await;
+    app.submit("alice", Scenario::Normal).await;
     for path in ["/v1/health", "/v1/health/live", "/v1/health/ready"] {
         assert_eq!(get_admin(admin, path).await.0, 200, "{path}");
     }
@@ -446,6 +451,13 @@ async fn admin_listener_serves_health_checks_and_metrics_only() {
     );
     for path in ["/", "/v1/jobs", "/v1/events", "/v1/ws", "/metrics/"] {
         assert_eq!(get_admin(admin, path).await.0, 404, "{path}");
+    }
+    let (_, metrics) = get_admin(admin, "/metrics").await;
+    for metric in [
+        "progress_hub_budget_reserved_total{",
+        "progress_hub_problems_total{code=\"not_found\"} 5",
+    ] {
+        assert!(metrics.contains(metric), "{metrics}");
     }
     let public = send(app.request_without_token(Method::GET, "/metrics")).await;
     assert_eq!(public.status, 404);

@@ -303,6 +303,102 @@ statuses = { done = "succeeded" }
     assert!(checked.status.success(), "{}", err(&checked));
 }
 
+#[test]
+fn check_warns_about_settings_that_accept_too_much() {
+    let secret = format!("auth.hs256_secrets={JWT_SECRET}");
+    let base = ["check", "--set", &secret, "--set", "providers.fal.spec=fal"];
+    let base = [&base[..], &["--set", "providers.fal.api_key=k"]].concat();
+    let jwks = ["--set", "auth.jwks_url=https://id.example.com/keys"];
+    let warned = run(&[&base[..], &jwks].concat());
+    assert!(warned.status.success(), "{}", err(&warned));
+    for key in ["auth.audience", "providers.fal.account"] {
+        assert!(
+            err(&warned).contains(&format!("warning: {key}: not set")),
+            "{}",
+            err(&warned)
+        );
+    }
+    let account = ["--set", "providers.fal.account=user-7"];
+    let checked = run(&[&base[..], &account].concat());
+    assert_eq!(
+        (checked.status.success(), err(&checked).as_str()),
+        (true, "")
+    );
+
+    let other = [
+        "--set",
+        "providers.kling.spec=kling",
+        "--set",
+        "providers.kling.api_key=k",
+    ];
+    let other = [
+        &base[..],
+        &account,
+        &other,
+        &["--set", "providers.kling.account=a"],
+    ]
+    .concat();
+    let rejected = run(&other);
+    assert_eq!(rejected.status.code(), Some(2));
+    assert!(
+        err(&rejected).contains("providers.kling.account"),
+        "{}",
+        err(&rejected)
+    );
+}
+
+#[test]
+fn definition_with_an_unencrypted_url_is_rejected() {
+    let folder = tempfile::tempdir().unwrap();
+    for (base_url, jwks_url, key) in [
+        (
+            "http://api.example.com",
+            "https://api.example.com/keys",
+            Some("base_url"),
+        ),
+        (
+            "https://api.example.com",
+            "http://api.example.com/keys",
+            Some("jwks_url"),
+        ),
+        (
+            "https://api.example.com",
+            "https://api.example.com/keys",
+            None,
+        ),
+    ] {
+        let spec = format!(
+            r#"
+title = "Mine"
+base_url = "{base_url}"
+[signature]
+scheme = "ed25519"
+header = "x-signature"
+encoding = "hex"
+jwks_url = "{jwks_url}"
+[poll]
+url = "/{{{{ task_id }}}}"
+[read]
+task_id = "payload.id"
+status = "payload.state"
+statuses = {{ done = "succeeded" }}
+"#
+        );
+        let spec = file(folder.path(), "mine.toml", &spec);
+        let secret = format!("auth.hs256_secrets={JWT_SECRET}");
+        let spec = format!("providers.mine.spec={spec}");
+        let checked = run(&["check", "--set", &secret, "--set", &spec]);
+        let output = err(&checked);
+        match key {
+            None => assert!(checked.status.success(), "{output}"),
+            Some(key) => {
+                let message = format!("providers.mine.{key}: must be https, or http on loopback");
+                assert!(output.contains(&message), "{output}");
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn token_command_mints_a_working_token() {
     let app = TestApp::spawn().await;

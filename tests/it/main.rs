@@ -45,6 +45,7 @@ mod redis_channels;
 mod rendered_request;
 mod result_fetch;
 mod resume;
+mod security;
 mod signatures;
 mod slow_requests;
 mod smoke;

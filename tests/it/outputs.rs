@@ -378,12 +378,24 @@ async fn worker_update_cannot_make_the_hub_fetch_outputs() {
     let push = json!({ "status": "succeeded", "outputs": outputs, "sources": ["/api/files/clip"] });
     assert_error(&app.push_update(id, push).await, 400, "invalid_request");
     let push = json!({ "status": "succeeded", "outputs": outputs });
+    assert_error(&app.push_update(id, push).await, 400, "invalid_request");
+    let push = json!({ "status": "succeeded", "outputs": [private(&provider.url)] });
     assert_eq!(app.push_update(id, push).await.status, 200);
     let job = app.get_job(id, "alice").await;
-    assert_eq!(job["outputs"][0]["url"], "/api/files/clip");
+    assert_eq!(job["outputs"][0]["url"], provider.url);
     let path = format!("/v1/jobs/{id}/outputs/0");
-    let response = send(app.request(Method::GET, &path, "alice")).await;
-    assert_error(&response, 404, "not_found");
+    let request = app.request(Method::GET, &path, "alice").build().unwrap();
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .unwrap();
+    let response = client.execute(request).await.unwrap();
+    assert_eq!(
+        response.status(),
+        307,
+        "the client fetches it, without the provider's key"
+    );
     let requests = provider.requests();
     let is_fetch = |request: &RecordedRequest| !request.path.starts_with("/api/tasks/");
     assert!(!requests.iter().any(is_fetch), "{requests:?}");

@@ -109,7 +109,8 @@ async fn worker_job_is_delivered_from_registration_to_outputs() {
     );
     assert!(ended["started_at"].is_string() && ended["finished_at"].is_string());
 
-    let late = push_as(&app, &worker, id, &json!({ "progress": 3 })).await;
+    let admin = app.token("root", "admin");
+    let late = push_as(&app, &admin, id, &json!({ "progress": 3 })).await;
     assert_error(&late, 409, "job_final");
     assert_eq!(late.body["job"], ended);
 }
@@ -185,7 +186,7 @@ async fn registration_and_updates_require_jobs_publish() {
 #[tokio::test(flavor = "multi_thread")]
 async fn registered_task_returns_409_with_its_job() {
     let app = TestApp::spawn().await;
-    let worker = app.token("worker", "jobs:publish");
+    let worker = app.token("worker", "admin");
     let body = json!({ "provider": "generic", "provider_task_id": "t", "owner": "alice" });
     let first = register_as(&app, &worker, &body).await;
     assert_eq!(first.status, 201, "{}", first.body);

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use claims::Claims;
 
 pub(crate) use claims::ClaimRequirements;
-pub use config::AuthConfig;
+pub use config::{AuthConfig, is_encrypted_or_local, secret_problem};
 pub use jwks::{Fetch, FetchError, Jwks, JwksUnavailable};
 pub use keys::VerifyingKey;
 pub use minter::{MintError, MintedToken, Minter, hs256};

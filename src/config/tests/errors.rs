@@ -303,3 +303,75 @@ fn missing_config_file_is_reported() {
     );
     assert_snapshot!(error_lines(loaded), @"no/such.toml: failed to read the file: No such file or directory (os error 2)");
 }
+
+#[test]
+fn keys_are_neither_fetched_nor_sent_unencrypted() {
+    let file = with_secret("[providers.a]\nspec = \"fal\"\n");
+    for key in [
+        "auth.jwks_url",
+        "providers.a.jwks_url",
+        "providers.a.base_url",
+    ] {
+        for url in [
+            "https://api.example.com/x",
+            "http://127.0.0.1:1/x",
+            "http://[::1]/x",
+            "http://localhost/x",
+        ] {
+            assert!(load(&file, &[], &[(key, url)]).is_ok(), "{key} {url}");
+        }
+        for url in [
+            "http://api.example.com",
+            "http://10.0.0.1",
+            "http://localhost.example.com",
+        ] {
+            let lines = error_lines(load(&file, &[], &[(key, url)]));
+            assert_eq!(
+                lines,
+                format!("{key}: must be https, or http on loopback\n"),
+                "{url}"
+            );
+        }
+    }
+}
+
+#[test]
+fn secrets_that_are_not_random_are_rejected() {
+    for secret in ["a".repeat(32), "0123".repeat(16)] {
+        let list = format!("[{secret:?}]");
+        let settings = [
+            ("auth.hs256_secrets", list.as_str(), "item 1 "),
+            ("callback.secret", secret.as_str(), ""),
+            ("callback.previous_secrets", list.as_str(), "item 1 "),
+        ];
+        for (key, value, item) in settings {
+            let base = [("callback.secret", SECRET), (key, value)];
+            let lines = error_lines(load(&with_secret(""), &[], &base));
+            let message = "must be random, such as the output of openssl rand -hex 32";
+            assert_eq!(lines, format!("{key}: {item}{message}\n"));
+        }
+    }
+}
+
+#[test]
+fn previous_secrets_require_a_secret() {
+    let previous = [("callback.previous_secrets", SECRET)];
+    assert_snapshot!(error_lines(load(&with_secret(""), &[], &previous)), @"callback.secret: required because previous_secrets is set");
+}
+
+#[test]
+fn key_set_without_audience_is_a_warning() {
+    let warnings = |flags: &[(&str, &str)]| {
+        let config = load(&with_secret(""), &[], flags).unwrap();
+        let warnings = config.warnings().into_iter();
+        warnings
+            .map(|warning| format!("{warning}\n"))
+            .collect::<String>()
+    };
+    let jwks = ("auth.jwks_url", "https://id.example.com/keys");
+    let issuer = ("auth.issuer", "https://id.example.com");
+    assert_eq!(warnings(&[]), "");
+    assert_eq!(warnings(&[jwks, ("auth.audience", "hub")]), "");
+    assert_snapshot!(warnings(&[jwks, issuer]), @"auth.audience: not set: tokens that the issuer signed for other applications are accepted");
+    assert_snapshot!(warnings(&[jwks]), @"auth.audience: not set: tokens that any issuer that uses these keys signed for other applications are accepted");
+}

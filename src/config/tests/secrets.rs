@@ -13,12 +13,13 @@ fn debug_output_contains_no_secret() {
     }
 }
 
-fn all_secrets() -> [&'static str; 8] {
+fn all_secrets() -> [&'static str; 9] {
     [
         SECRET,
         "fedcba9876543210fedcba9876543210",
         "s3cret-password",
         "00112233445566778899aabbccddeeff",
+        "ffeeddccbbaa99887766554433221100",
         "access-key-of-kling",
         "secret-key-of-kling",
         "old-webhook-secret",

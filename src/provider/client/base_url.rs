@@ -42,7 +42,7 @@ impl BaseUrl {
     }
 
     /// Returns the parsed base URL, or `None` if there is no valid one.
-    pub(super) fn url(&self) -> Option<&Url> {
+    pub(crate) fn url(&self) -> Option<&Url> {
         self.url.as_ref()
     }
 

@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use progress_hub_auth::jwt::{Jwks, JwksUnavailable};
+use progress_hub_auth::jwt::{Jwks, JwksUnavailable, is_encrypted_or_local};
 use progress_hub_auth::signature::{
     Key, KeySource, Request, Scheme, SignatureError, Trust, Verified,
 };
+use url::Url;
 
 use crate::config::{ConfigError, ProviderConfig};
 use crate::provider::client::http::{Fetcher, HttpClient};
@@ -21,6 +22,8 @@ pub(crate) struct WebhookVerifier {
     spec: Arc<Spec>,
     /// Schemes whose keys are configured or published, in the order of the spec.
     schemes: Vec<KeyedScheme>,
+    /// The account at the provider that webhooks must name.
+    account: Option<String>,
 }
 
 struct KeyedScheme {
@@ -42,6 +45,9 @@ pub enum WebhookVerifyError {
     /// The `accept` condition of the spec is false.
     #[error("webhook rejected by the spec's `accept` condition")]
     NotAccepted,
+    /// The webhook is signed for another account at the provider.
+    #[error("webhook is for another account at the provider")]
+    OtherAccount,
     /// The public keys of the sender cannot be fetched at the moment.
     #[error("provider signing keys are temporarily unavailable")]
     KeysUnavailable {
@@ -57,6 +63,7 @@ impl WebhookVerifyError {
         match self {
             Self::Signature(error) => error.code(),
             Self::NotAccepted => "signature_not_accepted",
+            Self::OtherAccount => "signature_other_account",
             Self::KeysUnavailable { .. } => "signature_keys_unavailable",
         }
     }
@@ -77,8 +84,8 @@ impl WebhookVerifier {
     /// as untrusted and triggers a poll.
     ///
     /// # Errors
-    /// Returns all errors: secrets that fit no scheme, a missing JWKS URL, and a spec with neither
-    /// signatures nor polling.
+    /// Returns all errors: secrets that fit no scheme, a missing or unencrypted JWKS URL, an account
+    /// that no webhook names, and a spec with neither signatures nor polling.
     pub(crate) fn new(
         spec: Arc<Spec>,
         settings: &ProviderConfig,
@@ -113,6 +120,18 @@ impl WebhookVerifier {
             let message = "required: the spec has no URL of the provider's public keys";
             report("jwks_url".to_owned(), message.to_owned());
         }
+        let unencrypted = spec.signature.iter().any(|scheme| {
+            let url = jwks_url(scheme, settings);
+            url.is_some_and(|url| !is_encrypted_or_local(url))
+        });
+        if unencrypted {
+            let message = "must be https, or http on loopback";
+            report("jwks_url".to_owned(), message.to_owned());
+        }
+        if settings.account.is_some() && !names_account(&spec.signature) {
+            let message = "the webhooks of this provider do not name an account";
+            report("account".to_owned(), message.to_owned());
+        }
         let is_unsigned = |scheme: &Scheme| scheme.trust() == Trust::Unsigned;
         if !can_poll && spec.signature.iter().all(is_unsigned) {
             let message = format!(
@@ -130,7 +149,24 @@ impl WebhookVerifier {
                 keys: SchemeKeys::Configured(Vec::new()),
             });
         }
-        Ok(Self { spec, schemes })
+        Ok(Self {
+            spec,
+            schemes,
+            account: settings.account.clone(),
+        })
+    }
+
+    /// Returns whether webhooks name the account at the provider and are accepted for any.
+    pub(crate) fn accepts_any_account(&self) -> bool {
+        self.account.is_none() && names_account(&self.spec.signature)
+    }
+
+    fn is_for_account(&self, scheme: &Scheme, request: &Request<'_>) -> bool {
+        match (&self.account, scheme.account_header()) {
+            // The signature covers the header.
+            (Some(account), Some(header)) => request.headers.get(header) == Some(account),
+            (Some(_), None) | (None, _) => true,
+        }
     }
 
     /// Verifies a webhook: one of the schemes must accept the signature, and the `accept` condition
@@ -146,6 +182,9 @@ impl WebhookVerifier {
         let mut reported = None;
         for scheme in &self.schemes {
             let error = match scheme.verify(request, now).await {
+                Ok(_) if !self.is_for_account(&scheme.scheme, request) => {
+                    return Err(WebhookVerifyError::OtherAccount);
+                }
                 Ok(verified) if self.spec.webhook.accepts(request) => return Ok(verified),
                 Ok(_) => return Err(WebhookVerifyError::NotAccepted),
                 Err(error) => error,
@@ -198,8 +237,8 @@ fn keys_for(
     http: &HttpClient,
 ) -> Option<SchemeKeys> {
     match scheme.key_source() {
-        KeySource::Jwks(published_at) => {
-            let url = settings.jwks_url.as_ref().or(published_at)?;
+        KeySource::Jwks(_) => {
+            let url = jwks_url(scheme, settings)?;
             let fetch = Arc::new(Fetcher::new(http.clone()));
             let jwks = Jwks::new(url.clone(), fetch, Key::from_jwks);
             Some(SchemeKeys::Published(Arc::new(jwks)))
@@ -207,6 +246,20 @@ fn keys_for(
         KeySource::Secrets if secrets.is_empty() => None,
         KeySource::Secrets | KeySource::None => Some(SchemeKeys::Configured(secrets.to_vec())),
     }
+}
+
+/// Returns the URL of the public keys of a scheme: the configured one, else that of the spec.
+fn jwks_url<'a>(scheme: &'a Scheme, settings: &'a ProviderConfig) -> Option<&'a Url> {
+    match scheme.key_source() {
+        KeySource::Jwks(published_at) => settings.jwks_url.as_ref().or(published_at),
+        KeySource::Secrets | KeySource::None => None,
+    }
+}
+
+fn names_account(schemes: &[Scheme]) -> bool {
+    schemes
+        .iter()
+        .any(|scheme| scheme.account_header().is_some())
 }
 
 fn needs_secret(scheme: &Scheme) -> bool {

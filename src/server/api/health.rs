@@ -3,16 +3,19 @@
 use std::time::{Duration, Instant};
 
 use actix_web::http::header;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;
 
 use super::providers::states;
 use crate::hub::{FeedHealth, Hub};
 use crate::provider::Providers;
+use crate::server::caller::Caller;
 use crate::server::drain::Drain;
+use crate::server::error::Problem;
 use crate::store::Store;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
 use crate::time::Time;
+use progress_hub_auth::jwt::Verifier;
 
 /// Start time of this node.
 pub struct StartedAt(pub Instant);
@@ -72,13 +75,26 @@ pub async fn ready(store: web::Data<dyn Store>, drain: web::Data<Drain>) -> Http
     response.json(json!({ "status": status }))
 }
 
-/// `GET /metrics`: metrics in the Prometheus text format.
+/// `GET /metrics`: metrics in the OpenMetrics text format. On a listener that can verify tokens, only an
+/// admin receives balances and spending.
 pub async fn metrics(
+    caller: Result<Caller, Problem>,
+    verifier: Option<web::Data<Verifier>>,
     metrics: web::Data<Metrics>,
     hub: web::Data<Hub>,
     store: web::Data<dyn Store>,
     providers: web::Data<Providers>,
-) -> HttpResponse {
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    let may_see_amounts = match (verifier, caller) {
+        (None, _) => true,
+        (Some(_), Ok(caller)) => caller.is_admin(),
+        // A scraper whose token has expired must notice that.
+        (Some(_), Err(problem)) if request.headers().contains_key(header::AUTHORIZATION) => {
+            return Err(problem);
+        }
+        (Some(_), Err(_)) => false,
+    };
     metrics.set_subscribed_jobs(hub.subscribed_jobs());
     metrics.set_subscribed_channels(store.channels().unwrap_or(0));
     for provider in providers.iter() {
@@ -90,7 +106,12 @@ pub async fn metrics(
             metrics.set_provider_balance(name, balance.amount);
         }
     }
-    HttpResponse::Ok()
+    let text = if may_see_amounts {
+        metrics.render()
+    } else {
+        metrics.render_public()
+    };
+    Ok(HttpResponse::Ok()
         .content_type(METRICS_CONTENT_TYPE)
-        .body(metrics.render())
+        .body(text))
 }

@@ -22,7 +22,8 @@ use crate::server::request::Query;
 use crate::server::subscribe::{NotifySink, granted_job_ids, subscribe, visible};
 use crate::store::{CreateOutcome, ListQuery, Store};
 use crate::telemetry::{ConnectionKind, Metrics};
-use progress_hub_auth::jwt::Principal;
+use crate::time::Time;
+use progress_hub_auth::jwt::{Principal, TokenError};
 
 /// Maximum time of a long poll. A longer `wait` is reduced to it.
 const MAX_WAIT_SECONDS: f64 = 60.0;
@@ -71,11 +72,13 @@ pub async fn show(
         && !job.is_final()
     {
         let _permit = limits.open_stream(&request, &caller, 1, false)?;
+        let token_lifetime = Time::from(caller.expires_at()).saturating_duration_since(Time::now());
         let _open = metrics.connection_opened(ConnectionKind::Poll);
         let wait = Duration::from_secs_f64(wait.min(MAX_WAIT_SECONDS));
         tokio::select! {
             newer = wait_for_newer(&hub, &**store, &caller, &job.id, since) => job = newer?,
             () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(token_lifetime) => return Err(TokenError::Expired.into()),
             () = drain.started() => {}
         }
     }
@@ -195,9 +198,20 @@ fn parse_status(name: &str) -> Result<Status, Problem> {
     })
 }
 
+/// Returns a conflict with a job. It carries the document if the caller may see it.
+pub fn conflict(code: ErrorCode, detail: &str, caller: &Principal, job: &Job) -> Problem {
+    let problem = Problem::new(code, detail);
+    if caller.may_see(job.id.as_str(), &job.owner) {
+        problem.with_job(job)
+    } else {
+        problem
+    }
+}
+
 /// Returns the response to a request that creates a job.
 pub fn create_response(
     links: &Links,
+    caller: &Principal,
     outcome: CreateOutcome,
     job: Arc<Job>,
     status: StatusCode,
@@ -217,7 +231,7 @@ pub fn create_response(
         }
         CreateOutcome::TaskConflict(job) => {
             let detail = "this provider task is already registered";
-            return Err(Problem::new(ErrorCode::TaskKnown, detail).with_job(&job));
+            return Err(conflict(ErrorCode::TaskKnown, detail, caller, &job));
         }
     };
     let location = (header::LOCATION, links.job_path(&job.id));

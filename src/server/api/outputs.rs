@@ -12,6 +12,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::time::Instant;
+use url::Url;
 
 use crate::job::{Job, JobId};
 use crate::links::Links;
@@ -19,7 +20,7 @@ use crate::provider::{Body, DownloadError, DownloadHead, IncompleteBody, Provide
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
 use crate::server::limits::{ConnectionLimits, DownloadPermit};
-use crate::server::request::Query;
+use crate::server::request::{Query, is_web_url};
 use crate::server::subscribe::visible;
 use crate::store::Store;
 use crate::time::Time;
@@ -123,11 +124,10 @@ fn link_invalid() -> Problem {
 
 /// Redirects to a public output.
 fn redirect_response(url: &str) -> Result<HttpResponse, Problem> {
-    if !url.starts_with("https://") && !url.starts_with("http://") {
-        return Err(Problem::not_found("output"));
-    }
+    let url = Url::parse(url).ok().filter(|_| is_web_url(url));
+    let url = url.ok_or_else(|| Problem::not_found("output"))?;
     Ok(HttpResponse::TemporaryRedirect()
-        .insert_header((header::LOCATION, url))
+        .insert_header((header::LOCATION, url.as_str()))
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .insert_header((header::REFERRER_POLICY, "no-referrer"))
         .finish())

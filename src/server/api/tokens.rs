@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::job::JobId;
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::ConnectionLimits;
 use crate::server::request::{JsonBody, validate_owner};
+use crate::server::security_log::token_minted;
 use crate::time::Time;
-use progress_hub_auth::jwt::Minter;
+use progress_hub_auth::jwt::{Minter, Scope, TokenError};
 
 /// Lifetime of a token, by default and at most.
 const DEFAULT_TTL_SECONDS: u64 = 15 * 60;
@@ -29,10 +31,13 @@ pub struct TokenRequest {
     ttl_seconds: Option<u64>,
 }
 
-/// Mints a token with the first configured HS256 secret.
+/// Mints a token with the first configured HS256 secret. A token with the scope `admin` expires no later
+/// than the caller's, so that an admin token cannot prolong itself.
 pub async fn mint(
     caller: Caller,
     minter: web::Data<Option<Minter>>,
+    limits: web::Data<ConnectionLimits>,
+    request: HttpRequest,
     body: JsonBody<TokenRequest>,
 ) -> Result<HttpResponse, Problem> {
     if !caller.is_admin() {
@@ -42,15 +47,15 @@ pub async fn mint(
         let detail = "minting tokens requires auth.hs256_secrets; this hub only verifies tokens";
         Problem::new(ErrorCode::MintingUnavailable, detail)
     })?;
-    let request = body.value;
-    validate_owner("sub", &request.sub)?;
-    let ttl = request.ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS);
+    let new = body.value;
+    validate_owner("sub", &new.sub)?;
+    let ttl = new.ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS);
     if !(1..=MAX_TTL_SECONDS).contains(&ttl) {
         return Err(Problem::invalid(format!(
             "ttl_seconds must be from 1 to {MAX_TTL_SECONDS}"
         )));
     }
-    if let Some(jobs) = &request.jobs {
+    if let Some(jobs) = &new.jobs {
         if jobs.len() > MAX_JOBS {
             return Err(Problem::invalid(format!(
                 "jobs must have at most {MAX_JOBS} ids"
@@ -60,15 +65,20 @@ pub async fn mint(
             return Err(Problem::invalid(format!("jobs[{index}] must be a job id")));
         }
     }
+    let (scope, now) = (new.scope.as_deref(), Time::now());
+    let mut ttl = Duration::from_secs(ttl);
+    if scope.is_some_and(|scope| Scope::parse_list(scope).contains(&Scope::Admin)) {
+        let remaining = Time::from(caller.expires_at()).saturating_duration_since(now);
+        if remaining < Duration::from_secs(1) {
+            return Err(TokenError::Expired.into());
+        }
+        ttl = ttl.min(remaining);
+    }
     let minted = minter
-        .mint(
-            &request.sub,
-            request.jobs,
-            request.scope.as_deref(),
-            Duration::from_secs(ttl),
-            Time::now().timestamp(),
-        )
+        .mint(&new.sub, new.jobs, scope, ttl, now.timestamp())
         .map_err(|error| Problem::invalid(error.to_string()))?;
+    let address = limits.client_address(request.peer_addr(), request.headers());
+    token_minted(&caller, address, &new.sub, scope, &minted);
     Ok(HttpResponse::Created()
         .json(json!({ "token": minted.token, "expires_at": Time::from(minted.expires_at) })))
 }

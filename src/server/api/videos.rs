@@ -63,5 +63,5 @@ pub async fn submit(
             .await?;
         return Err(error.into());
     }
-    create_response(&links, outcome, job, StatusCode::ACCEPTED)
+    create_response(&links, &caller, outcome, job, StatusCode::ACCEPTED)
 }

@@ -19,8 +19,10 @@ use crate::job::{JobId, Source, Status, StatusReport};
 use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::ConnectionLimits;
 use crate::server::listener::ClientConnection;
 use crate::server::request::UnreadBody;
+use crate::server::security_log::SecurityLog;
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
 use crate::tracker::{Error, TaskMatch, Tracker, UpdateOutcome};
@@ -56,6 +58,8 @@ pub struct WebhookHandler {
     links: web::Data<Links>,
     server: web::Data<ServerConfig>,
     metrics: web::Data<Metrics>,
+    limits: web::Data<ConnectionLimits>,
+    security: web::Data<SecurityLog>,
 }
 
 impl FromRequest for WebhookHandler {
@@ -70,6 +74,8 @@ impl FromRequest for WebhookHandler {
                 links: request.app_data::<web::Data<Links>>()?.clone(),
                 server: request.app_data::<web::Data<ServerConfig>>()?.clone(),
                 metrics: request.app_data::<web::Data<Metrics>>()?.clone(),
+                limits: request.app_data::<web::Data<ConnectionLimits>>()?.clone(),
+                security: request.app_data::<web::Data<SecurityLog>>()?.clone(),
             })
         };
         ready(handler().ok_or_else(|| Problem::not_found("resource")))
@@ -136,7 +142,7 @@ impl WebhookHandler {
         };
         provider
             .check_headers(&unsigned, Time::now())
-            .map_err(|error| reject(provider, &error))?;
+            .map_err(|error| self.reject(provider, request, &error))?;
         let body = body.read_unverified().await;
         let (body, permit) = body.map_err(|problem| match problem.status() {
             StatusCode::PAYLOAD_TOO_LARGE => (WebhookOutcome::TooLarge, problem),
@@ -151,7 +157,7 @@ impl WebhookHandler {
         let verified = provider
             .verify(&signed, Time::now())
             .await
-            .map_err(|error| reject(provider, &error))?;
+            .map_err(|error| self.reject(provider, request, &error))?;
         if verified.trust() != Trust::Unsigned {
             drop(permit);
             if let Some(client) = request.conn_data::<Rc<ClientConnection>>() {
@@ -174,6 +180,20 @@ impl WebhookHandler {
             provider.record_webhook();
         }
         Ok(WebhookResult::Processed(outcome))
+    }
+
+    /// Logs a webhook whose sender is not verified, and returns the response.
+    fn reject(
+        &self,
+        provider: &Provider,
+        request: &HttpRequest,
+        error: &WebhookVerifyError,
+    ) -> (WebhookOutcome, Problem) {
+        let limits = &self.limits;
+        let address = limits.client_address(request.peer_addr(), request.headers());
+        self.security
+            .webhook_rejected(provider.name(), error.code(), address);
+        rejection(error)
     }
 
     /// Returns the URL of this webhook as its sender uses it; some signatures cover it.
@@ -373,15 +393,12 @@ fn with_task_id(mut report: StatusReport, task_id: Option<&str>) -> StatusReport
     report
 }
 
-fn reject(provider: &Provider, error: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
-    tracing::warn!(
-        provider.name = provider.name(),
-        reason = error.code(),
-        "webhook rejected"
-    );
+fn rejection(error: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
     let detail = error.to_string();
     match error {
-        WebhookVerifyError::Signature(_) | WebhookVerifyError::NotAccepted => (
+        WebhookVerifyError::Signature(_)
+        | WebhookVerifyError::NotAccepted
+        | WebhookVerifyError::OtherAccount => (
             WebhookOutcome::Unauthorized,
             Problem::new(ErrorCode::InvalidSignature, detail),
         ),

@@ -7,7 +7,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::jobs::create_response;
+use super::jobs::{conflict, create_response};
 use crate::config::StoreConfig;
 use crate::job::{
     Failure, FailureKind, Job, JobId, MAX_ERROR_CODE_CHARS, MAX_ERROR_MESSAGE_CHARS,
@@ -19,7 +19,7 @@ use crate::provider::Providers;
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
 use crate::server::request::{
-    JsonBody, find_provider, idempotency, validate_metadata, validate_owner,
+    JsonBody, find_provider, idempotency, is_web_url, validate_metadata, validate_owner,
 };
 use crate::time::Time;
 use crate::tracker::Tracker;
@@ -97,7 +97,7 @@ pub async fn register(
         Time::now(),
     );
     let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
-    create_response(&links, outcome, job, StatusCode::CREATED)
+    create_response(&links, &caller, outcome, job, StatusCode::CREATED)
 }
 
 #[derive(Deserialize)]
@@ -122,6 +122,11 @@ struct UpdateRequestError {
     message: String,
     provider_code: Option<String>,
     retryable: Option<bool>,
+}
+
+fn has_web_urls(output: &Output) -> bool {
+    let urls = [Some(&output.url), output.watermark_url.as_ref()];
+    urls.into_iter().flatten().all(|url| is_web_url(url))
 }
 
 fn default_kind() -> FailureKind {
@@ -165,6 +170,10 @@ impl UpdateRequest {
                         .flat_map(urls)
                         .any(|url| url.len() > MAX_URL_BYTES),
                 "outputs must have at most 100 entries, and each url at most 4096 bytes",
+            ),
+            (
+                !self.outputs.iter().all(has_web_urls),
+                "outputs[].url and outputs[].watermark_url must be http or https URLs without control characters",
             ),
             (
                 self.outputs
@@ -237,8 +246,8 @@ pub async fn push(
         .apply_update(&id, report.into_update(Source::Push))
         .await?;
     if !outcome.applied && outcome.job.is_final() {
-        let problem = Problem::new(ErrorCode::JobFinal, "the job is final and cannot change");
-        return Err(problem.with_job(&outcome.job));
+        let detail = "the job is final and cannot change";
+        return Err(conflict(ErrorCode::JobFinal, detail, &caller, &outcome.job));
     }
     Ok(HttpResponse::Ok()
         .json(json!({ "applied": outcome.applied, "version": outcome.job.version })))

@@ -108,7 +108,7 @@ impl Acceptor {
         let reached = self
             .limits
             .reached(Limit::RequestTime, Duration::from_secs(1));
-        response(&reached.into())
+        self.response(&reached.into())
     }
 
     /// Accepts a connection. Returns an error if the connection is closed, which concerns no other one.
@@ -145,6 +145,17 @@ impl Acceptor {
         Ok((RequestStream::new(io, client), Protocol::Http1, Some(peer)))
     }
 
+    /// Counts a problem that no handler responds with.
+    pub(super) fn count_problem(&self, problem: &Problem) {
+        self.metrics.problem(problem.code().as_str());
+    }
+
+    /// Counts a problem, and returns the response as it is sent.
+    fn response(&self, problem: &Problem) -> Vec<u8> {
+        self.count_problem(problem);
+        encode(problem)
+    }
+
     /// Counts a connection. Returns `None` if not even a health check is accepted.
     fn acquire_slot(&self) -> Option<ConnectionSlot> {
         let before = self.open.fetch_add(1, Ordering::Relaxed);
@@ -164,7 +175,7 @@ impl Acceptor {
         }
         if self.rejections.fetch_add(1, Ordering::Relaxed) < MAX_REJECTIONS {
             let respond = async {
-                io.write_all(&response(&reached.into())).await?;
+                io.write_all(&self.response(&reached.into())).await?;
                 io.shutdown().await?;
                 // A close with unread bytes would reset the connection, and the client could lose the
                 // response.
@@ -181,7 +192,7 @@ impl Acceptor {
 }
 
 /// Returns a response that closes the connection, as it is sent.
-fn response(problem: &Problem) -> Vec<u8> {
+fn encode(problem: &Problem) -> Vec<u8> {
     let (status, body) = (problem.status(), problem.body());
     let mut head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n");
     for (name, value) in problem.headers() {

@@ -40,19 +40,17 @@ where
     apply_fn_factory(service, |request: Request, service: &F::Service| {
         let client = request.conn_data::<Rc<ClientConnection>>().cloned();
         let is_health_check = request.path().starts_with("/v1/health");
-        let is_rejected = !is_health_check
-            && client
-                .as_ref()
-                .is_some_and(|client| client.is_over_capacity());
+        let rejecting = client
+            .as_ref()
+            .filter(|client| client.is_over_capacity() && !is_health_check);
+        let rejected = rejecting.map(|client| client.count_problem(over_capacity()));
         let mut in_progress = client.map(ClientConnection::begin_request);
-        let call = (!is_rejected).then(|| service.call(request));
+        let call = rejected.map_or_else(|| Ok(service.call(request)), Err);
         async move {
             let response = match call {
-                Some(call) => {
-                    Response::from(call.await?).map_body(|_, body| EitherBody::left(body))
-                }
-                None => {
-                    let mut response = Response::from(over_capacity().error_response());
+                Ok(call) => Response::from(call.await?).map_body(|_, body| EitherBody::left(body)),
+                Err(problem) => {
+                    let mut response = Response::from(problem.error_response());
                     response
                         .head_mut()
                         .set_connection_type(ConnectionType::Close);

@@ -18,6 +18,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
 use super::accept::{Acceptor, ConnectionSlot};
+use crate::server::error::Problem;
 use crate::server::limits::AddressPermit;
 
 /// Time after which a connection without a request is closed.
@@ -96,6 +97,12 @@ impl ClientConnection {
     /// Returns whether the node is full. Such a connection serves health checks only.
     pub fn is_over_capacity(&self) -> bool {
         self.is_over_capacity
+    }
+
+    /// Counts a problem that no handler responds with.
+    pub(super) fn count_problem(&self, problem: Problem) -> Problem {
+        self.acceptor.count_problem(&problem);
+        problem
     }
 
     /// Records that somebody has authenticated on the connection.

@@ -151,6 +151,7 @@ impl ConnectionTask {
         let id = self.session.id();
         tracing::debug!(connection.id = %id, close.code = code, "websocket closed");
         self.context.metrics.socket_closed(code);
+        self.session.log_close(reason);
         self.transport.stop_job_frames();
         if reason != CloseReason::Normal {
             let min_wait = match reason {

@@ -96,6 +96,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         &self.connection
     }
 
+    /// Logs that the connection is closed, if its token is the cause.
+    pub(super) fn log_close(&self, reason: CloseReason) {
+        let caller = match &self.peer {
+            PeerState::Unauthenticated { .. } => None,
+            PeerState::Authenticated { principal, .. } => Some(principal),
+        };
+        let security = &self.context.security;
+        security.connection_closed(reason, caller, self.client.address);
+    }
+
     /// Returns the time of the next call of [`Session::on_timer`].
     pub(super) fn next_timer(&self) -> Instant {
         match &self.peer {
@@ -218,6 +228,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
     /// Authenticates the client, or renews its token.
     async fn authenticate(&mut self, token: &str) -> Result<(), CloseReason> {
         let verified = self.context.verifier.verify(token).await;
+        if let Err(error) = &verified
+            && !matches!(error, TokenError::KeysUnavailable { .. })
+        {
+            let security = &self.context.security;
+            security.token_rejected(error.code(), self.client.address);
+        }
         match (verified, &self.peer) {
             (Ok(principal), PeerState::Unauthenticated { .. }) => self.set_principal(principal)?,
             (Ok(renewed), PeerState::Authenticated { principal, .. })

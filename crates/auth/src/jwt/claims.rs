@@ -23,6 +23,8 @@ pub(crate) struct Claims {
     nbf: Option<Number>,
     iss: Option<Value>,
     aud: Option<Value>,
+    /// For logs only, so that a value that is not a string does no harm.
+    jti: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     scope: Option<String>,
     #[serde(default, deserialize_with = "present")]
@@ -62,8 +64,10 @@ impl ClaimRequirements {
             Some(list) => Scope::parse_list(list),
             None => BTreeSet::from([Scope::Read]),
         };
+        let token_id = claims.jti.as_ref().and_then(Value::as_str);
         Ok(Principal {
             subject,
+            token_id: token_id.map(str::to_owned),
             scopes,
             jobs: claims.jobs,
             expires_at,

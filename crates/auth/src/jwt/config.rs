@@ -1,7 +1,8 @@
 //! The `[auth]` section of the configuration.
 //!
-//! An unusable key, or a secret that is too short, is an error at startup.
+//! An unusable key, or a secret that is too weak, is an error at startup.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -11,6 +12,10 @@ use super::keys::VerifyingKey;
 
 /// Minimum length of an HS256 secret in bytes: the length of the hash (RFC 7518, section 3.2).
 pub(super) const MIN_SECRET_BYTES: usize = 32;
+
+/// Minimum number of different bytes in a secret. A random secret of 32 decimal digits has fewer with a probability
+/// below one in ten million.
+const MIN_DISTINCT_BYTES: usize = 6;
 
 /// The `[auth]` section. An empty string counts as unset.
 #[derive(Debug, Clone)]
@@ -49,12 +54,11 @@ impl AuthConfig {
         let mut errors = Vec::new();
         let mut report = |key: String, message: String| errors.push((key, message));
         for (at, secret) in self.hs256_secrets.iter().enumerate() {
-            let secret = secret.expose_secret().as_bytes();
-            if secret.len() < MIN_SECRET_BYTES {
-                let message = format!("must have at least {MIN_SECRET_BYTES} bytes");
-                report(format!("auth.hs256_secrets[{at}]"), message);
+            let secret = secret.expose_secret();
+            if let Some(problem) = secret_problem(secret) {
+                report(format!("auth.hs256_secrets[{at}]"), problem);
             }
-            keys.push(VerifyingKey::from_secret(secret));
+            keys.push(VerifyingKey::from_secret(secret.as_bytes()));
         }
         for (at, entry) in self.public_keys.iter().enumerate() {
             match public_key(entry) {
@@ -62,7 +66,8 @@ impl AuthConfig {
                 Err(message) => report(format!("auth.public_keys[{at}]"), message),
             }
         }
-        if self.jwks_url.as_ref().is_some_and(|url| !is_safe(url)) {
+        let jwks_url = self.jwks_url.as_ref();
+        if jwks_url.is_some_and(|url| !is_encrypted_or_local(url)) {
             let message = "must be https, or http on loopback";
             report("auth.jwks_url".to_owned(), message.to_owned());
         }
@@ -87,9 +92,25 @@ fn public_key(entry: &str) -> Result<VerifyingKey, String> {
     Ok(VerifyingKey::from_pem(&text)?)
 }
 
-/// Returns whether keys may be fetched from `url`. An attacker who can modify the response can sign tokens, so it
-/// must be encrypted or local.
-fn is_safe(url: &Url) -> bool {
+/// Returns why a secret is too weak to sign with HMAC-SHA-256, or `None` if it is strong enough.
+#[must_use]
+pub fn secret_problem(secret: &str) -> Option<String> {
+    let (length, distinct) = (secret.len(), secret.bytes().collect::<BTreeSet<u8>>());
+    if length < MIN_SECRET_BYTES {
+        Some(format!(
+            "must have at least {MIN_SECRET_BYTES} bytes, found {length}"
+        ))
+    } else if distinct.len() < MIN_DISTINCT_BYTES {
+        Some("must be random, such as the output of openssl rand -hex 32".to_owned())
+    } else {
+        None
+    }
+}
+
+/// Returns whether a connection to `url` is encrypted or stays on this host. Only then can nobody else modify the keys
+/// that are fetched from it, or read the key that is sent to it.
+#[must_use]
+pub fn is_encrypted_or_local(url: &Url) -> bool {
     let loopback = match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback(),

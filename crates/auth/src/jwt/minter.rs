@@ -4,13 +4,15 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::config::MIN_SECRET_BYTES;
+use super::config::secret_problem;
 use super::{AuthConfig, MAX_TOKEN_BYTES, Scope};
 
 /// Signs HS256 tokens with the first configured secret.
@@ -24,6 +26,8 @@ pub struct Minter {
 pub struct MintedToken {
     /// The bearer token. It is a secret.
     pub token: String,
+    /// Its `jti` claim, by which logs name it.
+    pub id: String,
     /// Its `exp` claim.
     pub expires_at: Timestamp,
 }
@@ -49,11 +53,11 @@ pub enum MintError {
 }
 
 impl Minter {
-    /// Creates a minter. Returns `None` if no HS256 secret is configured, or if the first one is too short.
+    /// Creates a minter. Returns `None` if no HS256 secret is configured, or if the first one is too weak.
     pub fn new(config: &AuthConfig) -> Option<Self> {
-        let secret = config.hs256_secrets.first()?.expose_secret().as_bytes();
-        (secret.len() >= MIN_SECRET_BYTES).then(|| Self {
-            key: EncodingKey::from_secret(secret),
+        let secret = config.hs256_secrets.first()?.expose_secret();
+        secret_problem(secret).is_none().then(|| Self {
+            key: EncodingKey::from_secret(secret.as_bytes()),
             issuer: config.issuer.clone(),
             audience: config.audience.clone(),
         })
@@ -85,7 +89,9 @@ impl Minter {
         if exp <= iat {
             return Err(MintError::Ttl);
         }
+        let id = random_id().ok_or(MintError::Encoding)?;
         let mut claims = json!({
+            "jti": id,
             "sub": sub,
             "iat": iat,
             "exp": exp,
@@ -104,9 +110,17 @@ impl Minter {
         }
         Ok(MintedToken {
             token,
+            id,
             expires_at: Timestamp::from_second(exp).map_err(|_| MintError::Ttl)?,
         })
     }
+}
+
+/// Returns 128 random bits. Returns `None` if the system has none.
+fn random_id() -> Option<String> {
+    let mut id = [0; 16];
+    aws_lc_rs::rand::fill(&mut id).ok()?;
+    Some(URL_SAFE_NO_PAD.encode(id))
 }
 
 /// Signs `claims` as an HS256 JWT with the header `{"typ":"JWT","alg":"HS256"}`. Returns `None` if the claims are not

@@ -33,7 +33,7 @@ impl Scope {
 
     /// Parses a space-separated list. Unknown values are ignored, because issuers put the scopes of other services
     /// into the same claim.
-    pub(super) fn parse_list(list: &str) -> BTreeSet<Self> {
+    pub fn parse_list(list: &str) -> BTreeSet<Self> {
         list.split_ascii_whitespace()
             .filter_map(Self::from_name)
             .collect()
@@ -44,6 +44,7 @@ impl Scope {
 #[derive(Debug, Clone)]
 pub struct Principal {
     pub(super) subject: String,
+    pub(super) token_id: Option<String>,
     pub(super) scopes: BTreeSet<Scope>,
     pub(super) jobs: Option<BTreeSet<String>>,
     pub(super) expires_at: Timestamp,
@@ -53,6 +54,11 @@ impl Principal {
     /// Returns the `sub` claim, which becomes the owner of submitted jobs. Never empty.
     pub fn subject(&self) -> &str {
         &self.subject
+    }
+
+    /// Returns the `jti` claim, by which logs name the token.
+    pub fn token_id(&self) -> Option<&str> {
+        self.token_id.as_deref()
     }
 
     /// Returns the `exp` claim, without leeway. Connections that the token opened end at this time.

@@ -13,9 +13,13 @@ const DOMAIN: &[u8] = b"progress-hub callback key v1";
 
 const JOB_CALLBACK: &str = "job-callback";
 
-/// Signs callback tokens and grants. All nodes of a cluster must have the same secret.
+/// Signs callback tokens and grants. All nodes of a cluster must have the same secrets.
 #[derive(Clone)]
-pub struct CallbackKey(hmac::Key);
+pub struct CallbackKey {
+    current: hmac::Key,
+    /// Keys of earlier secrets, which verify only.
+    previous: Vec<hmac::Key>,
+}
 
 /// The configured callback secret is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,13 +32,19 @@ impl CallbackKey {
     /// # Errors
     /// Returns [`EmptySecret`] if the secret is empty.
     pub fn new(secret: &SecretString) -> Result<Self, EmptySecret> {
-        let secret = secret.expose_secret().as_bytes();
-        if secret.is_empty() {
-            return Err(EmptySecret);
-        }
-        let root = hmac::Key::new(hmac::HMAC_SHA256, secret);
-        let derived = hmac::sign(&root, DOMAIN);
-        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref())))
+        Ok(Self {
+            current: derive(secret)?,
+            previous: Vec::new(),
+        })
+    }
+
+    /// Also accepts what these earlier secrets have signed, so that the secret can be rotated.
+    ///
+    /// # Errors
+    /// Returns [`EmptySecret`] if one of the secrets is empty.
+    pub fn with_previous(mut self, secrets: &[SecretString]) -> Result<Self, EmptySecret> {
+        self.previous = secrets.iter().map(derive).collect::<Result<_, _>>()?;
+        Ok(self)
     }
 
     /// Returns the last segment of a job's callback URL: `<job id>.<256-bit MAC, url-safe base64>`. The token is valid
@@ -79,17 +89,30 @@ impl CallbackKey {
 
     /// Returns the MAC of `message` for `purpose`, in url-safe base64.
     pub fn mac(&self, purpose: &'static str, message: &str) -> String {
-        let tag = hmac::sign(&self.0, &content(purpose, message));
+        let tag = hmac::sign(&self.current, &content(purpose, message));
         URL_SAFE_NO_PAD.encode(tag)
     }
 
-    /// Returns whether `mac` is the [`mac`](Self::mac) of the same purpose and message, in constant time.
+    /// Returns whether `mac` is the [`mac`](Self::mac) of the same purpose and message with the current or a previous
+    /// secret, in constant time.
     pub fn verify_mac(&self, purpose: &'static str, message: &str, mac: &str) -> bool {
         let Ok(tag) = URL_SAFE_NO_PAD.decode(mac) else {
             return false;
         };
-        hmac::verify(&self.0, &content(purpose, message), &tag).is_ok()
+        let content = content(purpose, message);
+        let mut keys = std::iter::once(&self.current).chain(&self.previous);
+        keys.any(|key| hmac::verify(key, &content, &tag).is_ok())
     }
+}
+
+fn derive(secret: &SecretString) -> Result<hmac::Key, EmptySecret> {
+    let secret = secret.expose_secret().as_bytes();
+    if secret.is_empty() {
+        return Err(EmptySecret);
+    }
+    let root = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let derived = hmac::sign(&root, DOMAIN);
+    Ok(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
 }
 
 fn callback_message(provider: &str, job_id: &str) -> String {

@@ -28,6 +28,8 @@ pub struct Detached {
     pub(super) signed: Template,
     pub(super) timestamp: Option<TimestampSource>,
     pub(super) id_header: Option<HeaderName>,
+    /// The header that names the account at the provider. `signed` includes it.
+    pub(super) account_header: Option<HeaderName>,
     /// The kinds of signatures. Each is checked only with keys of its own kind.
     pub(super) kinds: Vec<Kind>,
     /// Whether a signature must have the prefix of its kind. Signatures of other kinds are ignored.
@@ -98,6 +100,7 @@ pub(super) static STANDARD_WEBHOOKS: LazyLock<Detached> = LazyLock::new(|| {
         signed: Template::headers_and_body([&id, &timestamp]),
         timestamp: Some(TimestampSource::Header(timestamp)),
         id_header: Some(id),
+        account_header: None,
         kinds: vec![
             Kind {
                 prefix: "v1,".to_owned(),

@@ -117,6 +117,15 @@ impl Scheme {
         }
     }
 
+    /// Returns the signed header that names the account at the provider. Keys that a provider publishes sign for all
+    /// of its accounts.
+    pub fn account_header(&self) -> Option<&str> {
+        match self {
+            Self::Hmac(table) | Self::Ed25519(table) => table.account_header.as_deref(),
+            Self::StandardWebhooks {} | Self::StaticToken(_) | Self::Jwt(_) | Self::None {} => None,
+        }
+    }
+
     /// Returns where the keys of the scheme come from.
     pub fn key_source(&self) -> KeySource<'_> {
         match self {

@@ -1,6 +1,6 @@
 //! Parsing and validation of the table that describes a signature in a custom header.
 //!
-//! A valid signature covers its own timestamp and message id.
+//! A valid signature covers its own timestamp, message id and account.
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
@@ -31,6 +31,7 @@ struct Table {
     timestamp_header: Option<HeaderName>,
     timestamp_field: Option<String>,
     id_header: Option<HeaderName>,
+    account_header: Option<HeaderName>,
     digest: Option<Digest>,
     key: Option<KeyEncoding>,
     key_prefix: Option<String>,
@@ -99,12 +100,14 @@ impl Table {
         if !is_covered {
             return Err("signed must include the timestamp".to_owned());
         }
-        let id = self
-            .id_header
-            .as_ref()
-            .map(|name| Part::Header(name.to_string()));
-        if id.is_some_and(|id| !signed.contains(&id)) {
-            return Err("signed must include id_header".to_owned());
+        for (key, header) in [
+            ("id_header", &self.id_header),
+            ("account_header", &self.account_header),
+        ] {
+            let part = header.as_ref().map(|name| Part::Header(name.to_string()));
+            if part.is_some_and(|part| !signed.contains(&part)) {
+                return Err(format!("signed must include {key}"));
+            }
         }
         Ok(Detached {
             headers: headers
@@ -116,6 +119,7 @@ impl Table {
             signed,
             timestamp,
             id_header: self.id_header,
+            account_header: self.account_header,
             kinds: vec![Kind {
                 prefix: self.prefix,
                 algorithm,

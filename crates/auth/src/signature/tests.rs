@@ -430,6 +430,10 @@ fn schemes_with_unsigned_claims_are_rejected() {
         ),
         ("id_header = 'x-id'", "signed must include id_header"),
         (
+            "account_header = 'x-account'",
+            "signed must include account_header",
+        ),
+        (
             "signed = '{t},{body}'",
             "signature_field is required if the header has fields",
         ),

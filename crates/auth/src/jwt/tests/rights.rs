@@ -69,8 +69,11 @@ async fn minted_tokens_pass_the_verifier_of_the_same_configuration() {
     let caller = check(&config, &minted.token).await.expect("verified");
     assert_eq!(caller.subject(), "bob");
     assert_eq!(caller.expires_at(), minted.expires_at);
+    assert_eq!(caller.token_id(), Some(minted.id.as_str()));
+    assert_eq!(minted.id.len(), 22, "128 bits in base64");
     assert!(caller.may_see("job_g", "alice") && !caller.may_see("job_b", "bob"));
     let plain = minter.mint("bob", None, None, ttl, now()).expect("minted");
+    assert_ne!(plain.id, minted.id);
     let caller = check(&config, &plain.token).await.expect("verified");
     assert!(caller.may_see("job_b", "bob") && !caller.may_submit());
 

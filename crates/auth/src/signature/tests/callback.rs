@@ -43,6 +43,31 @@ fn grant_is_valid_for_its_purpose_subject_and_time_only() {
     assert_ne!(key.mac("ab", "c"), key.mac("a", "bc"));
 }
 
+#[test]
+fn tokens_and_grants_of_a_previous_secret_stay_valid() {
+    let key = |secret: &str| CallbackKey::new(&secret.into()).expect("a key");
+    let old = key("an old secret");
+    let token = old.callback_token("kling", "job_01");
+    let grant = old.sign_grant("output", "job_01/0", at(NOW));
+    let rotated = key("a new secret")
+        .with_previous(&["another".into(), "an old secret".into()])
+        .expect("keys");
+    assert_eq!(
+        rotated.verify_callback_token("kling", &token),
+        Some("job_01")
+    );
+    assert!(rotated.verify_grant("output", "job_01/0", &grant, at(NOW - 1)));
+    assert!(!rotated.verify_grant("output", "job_01/0", &grant, at(NOW)));
+    // The current secret signs.
+    let token = rotated.callback_token("kling", "job_01");
+    assert_eq!(
+        key("a new secret").verify_callback_token("kling", &token),
+        Some("job_01")
+    );
+    assert_eq!(old.verify_callback_token("kling", &token), None);
+    assert!(key("a").with_previous(&["".into()]).is_err());
+}
+
 proptest! {
     #[test]
     fn changed_callback_token_character_is_rejected(

@@ -1,0 +1,171 @@
+//! Counts the requests that were answered with a problem, and logs those that concern security.
+//!
+//! Anyone can repeat a request, so a line is written once a minute for each subject or provider and
+//! reason. It tells how many were suppressed before.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix_web::body::BoxBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Method;
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpMessage, web};
+use progress_hub_auth::jwt::{MintedToken, Principal};
+
+use super::error::{ErrorCode, Problem};
+use super::limits::ConnectionLimits;
+use crate::protocol::CloseReason;
+use crate::telemetry::{Metrics, Throttle};
+
+/// Writes the log lines that concern security.
+pub struct SecurityLog {
+    metrics: Arc<Metrics>,
+    lines: Throttle<(String, &'static str)>,
+}
+
+/// A request, as far as the log shows it.
+pub struct RequestInfo<'r> {
+    pub method: &'r Method,
+    /// Pattern of the path, without ids and tokens.
+    pub route: &'r str,
+    pub address: Option<IpAddr>,
+    /// The caller, if it was authenticated.
+    pub caller: Option<&'r Principal>,
+}
+
+impl SecurityLog {
+    /// Creates the log. Problems are counted in `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            lines: Throttle::default(),
+        }
+    }
+
+    /// Counts a problem. Logs a token that was rejected, and a request that the token does not allow.
+    pub fn problem(&self, problem: &Problem, request: &RequestInfo<'_>) {
+        self.metrics.problem(problem.code().as_str());
+        if let (ErrorCode::Unauthorized, Some(reason)) = (problem.code(), problem.reason()) {
+            self.token_rejected(reason, request.address);
+        }
+        if let (ErrorCode::Forbidden, Some(caller)) = (problem.code(), request.caller)
+            && let Some(suppressed) = self.admit(caller.subject(), "forbidden")
+        {
+            tracing::info!(
+                caller.sub = caller.subject(),
+                caller.jti = caller.token_id(),
+                client.address = request.address.map(tracing::field::display),
+                http.method = request.method.as_str(),
+                http.route = request.route,
+                reason = problem.detail(),
+                suppressed,
+                "request forbidden"
+            );
+        }
+    }
+
+    /// Logs a token that was forged, has expired or is otherwise invalid.
+    pub fn token_rejected(&self, reason: &'static str, address: Option<IpAddr>) {
+        if let Some(suppressed) = self.admit("", reason) {
+            tracing::info!(
+                reason,
+                client.address = address.map(tracing::field::display),
+                suppressed,
+                "token rejected"
+            );
+        }
+    }
+
+    /// Logs a webhook whose sender is not verified.
+    pub fn webhook_rejected(&self, provider: &str, reason: &'static str, address: Option<IpAddr>) {
+        if let Some(suppressed) = self.admit(provider, reason) {
+            tracing::warn!(
+                provider.name = provider,
+                reason,
+                client.address = address.map(tracing::field::display),
+                suppressed,
+                "webhook rejected"
+            );
+        }
+    }
+
+    /// Logs a WebSocket that is closed because of its token.
+    pub fn connection_closed(
+        &self,
+        reason: CloseReason,
+        caller: Option<&Principal>,
+        address: Option<IpAddr>,
+    ) {
+        let is_about_token = matches!(
+            reason,
+            CloseReason::Unauthorized | CloseReason::TokenExpired | CloseReason::AuthTimeout
+        );
+        let (code, name) = reason.code_and_reason();
+        let subject = caller.map(Principal::subject);
+        if is_about_token && let Some(suppressed) = self.admit(subject.unwrap_or_default(), name) {
+            tracing::info!(
+                caller.sub = subject,
+                caller.jti = caller.and_then(Principal::token_id),
+                client.address = address.map(tracing::field::display),
+                close.code = code,
+                reason = name,
+                suppressed,
+                "websocket closed for its token"
+            );
+        }
+    }
+
+    fn admit(&self, who: &str, reason: &'static str) -> Option<u64> {
+        self.lines.admit((who.to_owned(), reason), Instant::now())
+    }
+}
+
+/// Logs a token that was minted for `subject`. Only an admin causes this line, so it is always written.
+pub fn token_minted(
+    caller: &Principal,
+    address: Option<IpAddr>,
+    subject: &str,
+    scope: Option<&str>,
+    minted: &MintedToken,
+) {
+    tracing::info!(
+        caller.sub = caller.subject(),
+        caller.jti = caller.token_id(),
+        client.address = address.map(tracing::field::display),
+        token.sub = subject,
+        token.jti = minted.id,
+        token.scope = scope,
+        token.expires_at = %minted.expires_at,
+        "token minted"
+    );
+}
+
+/// Middleware that passes every problem to the [`SecurityLog`].
+pub async fn record_problems(
+    log: web::Data<SecurityLog>,
+    limits: web::Data<ConnectionLimits>,
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse, Error> {
+    let response = next.call(request).await?;
+    let error = response.response().error();
+    if let Some(problem) = error.and_then(|error| error.as_error::<Problem>()) {
+        let request = response.request();
+        let route = request.match_pattern();
+        let extensions = request.extensions();
+        let caller = extensions.get::<Rc<Principal>>();
+        log.problem(
+            problem,
+            &RequestInfo {
+                method: request.method(),
+                route: route.as_deref().unwrap_or("-"),
+                address: limits.client_address(request.peer_addr(), request.headers()),
+                caller: caller.map(Rc::as_ref),
+            },
+        );
+    }
+    Ok(response)
+}
