@@ -9,7 +9,7 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
 
 use super::error::{ErrorCode, Problem};
-use super::listener::ClientConnection;
+use super::limits::ClientAddress;
 use progress_hub_auth::jwt::{Principal, TokenError, Verifier};
 
 /// The authenticated caller. A handler with this argument runs only for requests with a valid bearer
@@ -29,7 +29,7 @@ impl FromRequest for Caller {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let verifier = request.app_data::<web::Data<Verifier>>().cloned();
-        let client = request.conn_data::<Rc<ClientConnection>>().cloned();
+        let address = request.conn_data::<ClientAddress>().cloned();
         let token = bearer_token(request.headers()).map(|token| token.map(str::to_owned));
         let request = request.clone();
         Box::pin(async move {
@@ -38,8 +38,8 @@ impl FromRequest for Caller {
             let principal = Rc::new(verifier.verify(&token).await?);
             // The log names the caller of a request that is forbidden.
             request.extensions_mut().insert(Rc::clone(&principal));
-            if let Some(client) = client {
-                client.set_authenticated();
+            if let Some(address) = address {
+                address.set_authenticated();
             }
             Ok(Self(principal))
         })

@@ -10,7 +10,6 @@ use super::drain::Drain;
 use super::limits::ConnectionLimits;
 use super::origin::OriginPolicy;
 use super::security_log::SecurityLog;
-use super::socket::SocketContext;
 use crate::admission::AdmissionControl;
 use crate::background::breaker_sync::BreakerSync;
 use crate::background::change_feed::ChangeFeed;
@@ -79,21 +78,5 @@ impl Components {
         background.spawn(watchdog.run(stop.clone()));
         background.spawn(breaker_sync.run(stop.clone()));
         background.spawn(feed);
-    }
-
-    /// Returns the components that WebSockets use.
-    pub fn socket_context(&self) -> Arc<SocketContext> {
-        Arc::new(SocketContext {
-            origins: Arc::clone(&self.origins),
-            settings: self.config.socket.clone(),
-            verifier: Arc::clone(&self.verifier),
-            hub: Arc::clone(&self.hub),
-            store: self.store.clone(),
-            canceller: Arc::clone(&self.canceller),
-            drain: Arc::clone(&self.drain),
-            limits: Arc::clone(&self.limits),
-            metrics: Arc::clone(&self.metrics),
-            security: Arc::clone(&self.security),
-        })
     }
 }

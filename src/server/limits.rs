@@ -21,8 +21,8 @@ use actix_web::http::header::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-pub use self::address::AddressPermit;
 use self::address::{AddressLimit, AddressUsage, ClientAddresses, client_network};
+pub use self::address::{AddressPermit, ClientAddress};
 pub use self::download::DownloadPermit;
 use self::download::OutputUsage;
 pub use self::rate::{Rate, RateLimit};

@@ -3,6 +3,7 @@
 //! A request for an upgrade leaves HTTP with its raw stream. All other requests go to the routes.
 
 mod accept;
+mod byte_stream;
 mod request;
 mod stream;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_codec::Framed;
-use actix_http::{HttpService, Request, h1};
+use actix_http::{HttpService, Protocol, Request, h1};
 use actix_server::{GracefulShutdownSignal, Server, ServerBuilder};
 use actix_service::{
     IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_factory, fn_service,
@@ -26,7 +27,8 @@ use actix_web::rt::net::TcpStream;
 use actix_web::{App, middleware};
 
 use self::accept::Acceptor;
-pub use self::stream::{ClientConnection, ConnectionPermits, RequestStream, Stream};
+pub use self::byte_stream::Stream;
+pub use self::stream::{ConnectionPermits, RequestStream};
 use self::stream::{KEEP_ALIVE, UNREAD_BODY_TIMEOUT};
 use super::components::Components;
 use super::socket::{self, SocketContext};
@@ -98,7 +100,7 @@ pub fn serve(
     );
     let admin_acceptor = acceptor.admin(ADMIN_CONNECTIONS);
     let context = ServiceContext {
-        sockets: components.socket_context(),
+        sockets: SocketContext::new(components),
         components: components.clone(),
         started_at: Instant::now(),
         closing: builder.graceful_shutdown_signal(),
@@ -197,11 +199,24 @@ where
         })
         .on_connect_ext(|stream: &RequestStream, extensions| {
             extensions.insert(Rc::clone(stream.client()));
+            // Handlers record on it that their caller has authenticated.
+            if let Some(address) = stream.client().address() {
+                extensions.insert(address);
+            }
         })
         .upgrade(fn_factory(move || {
             ready(Ok::<_, ()>(fn_service(upgrade.clone())))
         }))
         .finish(request::track(map_config(app, |()| AppConfig::default())));
     let acceptor = Arc::clone(&context.acceptor);
-    fn_service(move |io: TcpStream| Arc::clone(&acceptor).accept(io)).and_then(http.map_err(drop))
+    let accept = move |io: TcpStream| {
+        let acceptor = Arc::clone(&acceptor);
+        async move {
+            let peer = io.peer_addr().ok();
+            let connection = acceptor.accept(io).await?;
+            let stream = RequestStream::new(acceptor, connection);
+            Ok::<_, ()>((stream, Protocol::Http1, peer))
+        }
+    };
+    fn_service(accept).and_then(http.map_err(drop))
 }

@@ -21,6 +21,7 @@ use actix_web::web::BytesMut;
 use futures_util::SinkExt;
 
 use super::caller::bearer_token;
+use super::components::Components;
 use super::drain::Drain;
 use super::error::{ErrorCode, PROBLEM_JSON, Problem};
 use super::limits::{AddressPermit, ConnectionLimits};
@@ -65,6 +66,24 @@ pub struct SocketContext {
     pub security: Arc<SecurityLog>,
 }
 
+impl SocketContext {
+    /// Creates the context of all WebSockets of the node.
+    pub fn new(components: &Components) -> Arc<Self> {
+        Arc::new(Self {
+            origins: Arc::clone(&components.origins),
+            settings: components.config.socket.clone(),
+            verifier: Arc::clone(&components.verifier),
+            hub: Arc::clone(&components.hub),
+            store: components.store.clone(),
+            canceller: Arc::clone(&components.canceller),
+            drain: Arc::clone(&components.drain),
+            limits: Arc::clone(&components.limits),
+            metrics: Arc::clone(&components.metrics),
+            security: Arc::clone(&components.security),
+        })
+    }
+}
+
 /// Handles a request for an upgrade. The connection runs in a task of its own, so that an idle
 /// connection does not keep the memory of its HTTP request.
 pub async fn serve(
@@ -104,7 +123,7 @@ impl SocketClient {
     /// Records that the client has authenticated.
     fn set_authenticated(&self) {
         if let Some(permits) = &self.connection {
-            permits.set_authenticated();
+            permits.address.set_authenticated();
         }
         if let Some(permit) = &self.forwarded {
             permit.set_authenticated();

@@ -5,7 +5,6 @@
 //! stored; the sender repeats a webhook that received another response.
 
 use std::future::{Ready, ready};
-use std::rc::Rc;
 use std::time::Instant;
 
 use actix_web::dev::Payload;
@@ -19,8 +18,8 @@ use crate::job::{JobId, Source, Status, StatusReport};
 use crate::links::Links;
 use crate::provider::{Provider, Providers, TaskReport, WebhookContent, WebhookVerifyError};
 use crate::server::error::{ErrorCode, Problem};
+use crate::server::limits::ClientAddress;
 use crate::server::limits::ConnectionLimits;
-use crate::server::listener::ClientConnection;
 use crate::server::request::UnreadBody;
 use crate::server::security_log::SecurityLog;
 use crate::telemetry::{Metrics, WebhookOutcome};
@@ -160,8 +159,8 @@ impl WebhookHandler {
             .map_err(|error| self.reject(provider, request, &error))?;
         if verified.trust() != Trust::Unsigned {
             drop(permit);
-            if let Some(client) = request.conn_data::<Rc<ClientConnection>>() {
-                client.set_authenticated();
+            if let Some(address) = request.conn_data::<ClientAddress>() {
+                address.set_authenticated();
             }
         }
         let content = provider.parse(&verified, headers).map_err(|error| {

@@ -76,6 +76,24 @@ impl Drop for AddressPermit {
     }
 }
 
+/// The counted address of a connection, which its requests share. Empty if addresses are not counted.
+#[derive(Clone, Debug)]
+pub struct ClientAddress(Option<Arc<AddressPermit>>);
+
+impl ClientAddress {
+    /// Shares the permit. The connection is released when the last copy is dropped.
+    pub fn new(permit: Option<AddressPermit>) -> Self {
+        Self(permit.map(Arc::new))
+    }
+
+    /// Records that somebody has authenticated on the connection.
+    pub fn set_authenticated(&self) {
+        if let Some(permit) = &self.0 {
+            permit.set_authenticated();
+        }
+    }
+}
+
 /// Finds the address of a client behind trusted proxies.
 #[derive(Debug)]
 pub(super) struct ClientAddresses {

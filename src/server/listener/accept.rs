@@ -3,20 +3,18 @@
 //! A full node still accepts some connections. They serve health checks, and answer every other request
 //! with 503.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use actix_http::Protocol;
 use actix_web::rt::net::TcpStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::stream::{ClientConnection, RequestStream, Stream};
+use super::byte_stream::Stream;
 use crate::server::error::Problem;
-use crate::server::limits::{ConnectionLimits, LimitReached};
+use crate::server::limits::{ClientAddress, ConnectionLimits, LimitReached};
 use crate::telemetry::{Limit, Metrics, OpenConnection};
 
 /// Connections that a full node accepts.
@@ -28,8 +26,12 @@ const MAX_REJECTIONS: usize = 64;
 /// Maximum time for the client of a rejected connection to read the response.
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection, as the HTTP service takes it.
-pub type Accepted = (RequestStream, Protocol, Option<SocketAddr>);
+/// A connection after the handshake, and what it counts for.
+pub struct AcceptedConnection {
+    pub(super) io: Stream,
+    pub(super) address: ClientAddress,
+    pub(super) slot: ConnectionSlot,
+}
 
 /// Accepts the connections of one listener.
 pub struct Acceptor {
@@ -112,7 +114,7 @@ impl Acceptor {
     }
 
     /// Accepts a connection. Returns an error if the connection is closed, which concerns no other one.
-    pub async fn accept(self: Arc<Self>, io: TcpStream) -> Result<Accepted, ()> {
+    pub async fn accept(&self, io: TcpStream) -> Result<AcceptedConnection, ()> {
         let peer = io.peer_addr().map_err(drop)?;
         let Some(slot) = self.acquire_slot() else {
             let retry_after = Duration::from_secs(1);
@@ -141,8 +143,11 @@ impl Acceptor {
                 Stream::Tls(Box::new(handshake.map_err(drop)?.map_err(drop)?))
             }
         };
-        let client = ClientConnection::new(self, address, slot);
-        Ok((RequestStream::new(io, client), Protocol::Http1, Some(peer)))
+        Ok(AcceptedConnection {
+            io,
+            address: ClientAddress::new(address),
+            slot,
+        })
     }
 
     /// Counts a problem that no handler responds with.

@@ -12,14 +12,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use actix_web::rt::net::TcpStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_rustls::server::TlsStream;
 
-use super::accept::{Acceptor, ConnectionSlot};
+use super::accept::{AcceptedConnection, Acceptor, ConnectionSlot};
+use super::byte_stream::Stream;
 use crate::server::error::Problem;
-use crate::server::limits::AddressPermit;
+use crate::server::limits::ClientAddress;
 
 /// Time after which a connection without a request is closed.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -27,13 +26,6 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Time during which the rest of a body is read and discarded after an early response. Closing the
 /// connection at once would reset it, and the client could lose the response.
 pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Bytes in plain text or over TLS.
-pub enum Stream {
-    Plain(TcpStream),
-    /// Boxed, because the state of TLS is much larger.
-    Tls(Box<TlsStream<TcpStream>>),
-}
 
 /// What a connection is doing.
 #[derive(Clone, Copy)]
@@ -50,17 +42,9 @@ enum Phase {
 
 /// What an open connection counts for.
 pub struct ConnectionPermits {
-    address: Option<AddressPermit>,
+    /// The address of the client.
+    pub address: ClientAddress,
     _slot: ConnectionSlot,
-}
-
-impl ConnectionPermits {
-    /// Records that somebody has authenticated on the connection.
-    pub fn set_authenticated(&self) {
-        if let Some(address) = &self.address {
-            address.set_authenticated();
-        }
-    }
 }
 
 /// A connection of a client. Its requests share it.
@@ -76,11 +60,7 @@ pub struct ClientConnection {
 
 impl ClientConnection {
     /// Creates a connection that waits for its first head.
-    pub(super) fn new(
-        acceptor: Arc<Acceptor>,
-        address: Option<AddressPermit>,
-        slot: ConnectionSlot,
-    ) -> Rc<Self> {
+    fn new(acceptor: Arc<Acceptor>, address: ClientAddress, slot: ConnectionSlot) -> Rc<Self> {
         let until = Instant::now() + acceptor.request_timeout();
         Rc::new(Self {
             is_over_capacity: slot.is_over_capacity(),
@@ -105,11 +85,10 @@ impl ClientConnection {
         problem
     }
 
-    /// Records that somebody has authenticated on the connection.
-    pub fn set_authenticated(&self) {
-        if let Some(permits) = &*self.permits.borrow() {
-            permits.set_authenticated();
-        }
+    /// Returns the address of the client, or `None` once another protocol has taken the stream over.
+    pub fn address(&self) -> Option<ClientAddress> {
+        let permits = self.permits.borrow();
+        permits.as_ref().map(|permits| permits.address.clone())
     }
 
     /// Records that a handler has a request until the returned guard is dropped.
@@ -176,10 +155,12 @@ pub struct RequestStream {
 }
 
 impl RequestStream {
-    pub(super) fn new(io: Stream, client: Rc<ClientConnection>) -> Self {
+    /// Creates the stream of a connection that `acceptor` has accepted.
+    pub(super) fn new(acceptor: Arc<Acceptor>, connection: AcceptedConnection) -> Self {
+        let AcceptedConnection { io, address, slot } = connection;
         Self {
             io,
-            client,
+            client: ClientConnection::new(acceptor, address, slot),
             timer: None,
         }
     }
@@ -269,45 +250,5 @@ impl AsyncWrite for RequestStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_read(cx, buffer),
-            Self::Tls(io) => Pin::new(io).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write(cx, bytes),
-            Self::Tls(io) => Pin::new(io).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
-        }
     }
 }
