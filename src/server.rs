@@ -7,6 +7,7 @@ mod api;
 mod caller;
 mod components;
 mod compression;
+mod connection;
 mod content;
 mod drain;
 mod error;

@@ -2,11 +2,6 @@
 //!
 //! A request for an upgrade leaves HTTP with its raw stream. All other requests go to the routes.
 
-mod accept;
-mod byte_stream;
-mod request;
-mod stream;
-
 use std::future::ready;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -26,11 +21,8 @@ use actix_web::dev::{AppConfig, ServiceResponse};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, middleware};
 
-use self::accept::Acceptor;
-pub use self::byte_stream::Stream;
-pub use self::stream::{ConnectionPermits, RequestStream};
-use self::stream::{KEEP_ALIVE, UNREAD_BODY_TIMEOUT};
 use super::components::Components;
+use super::connection::{Acceptor, KEEP_ALIVE, RequestStream, UNREAD_BODY_TIMEOUT, track};
 use super::socket::{self, SocketContext};
 use super::{compression, open_files, origin, routes, security_log};
 
@@ -207,7 +199,7 @@ where
         .upgrade(fn_factory(move || {
             ready(Ok::<_, ()>(fn_service(upgrade.clone())))
         }))
-        .finish(request::track(map_config(app, |()| AppConfig::default())));
+        .finish(track(map_config(app, |()| AppConfig::default())));
     let acceptor = Arc::clone(&context.acceptor);
     let accept = move |io: TcpStream| {
         let acceptor = Arc::clone(&acceptor);

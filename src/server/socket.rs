@@ -22,10 +22,10 @@ use futures_util::SinkExt;
 
 use super::caller::bearer_token;
 use super::components::Components;
+use super::connection::{ConnectionPermits, RequestStream, Stream};
 use super::drain::Drain;
 use super::error::{ErrorCode, PROBLEM_JSON, Problem};
 use super::limits::{AddressPermit, ConnectionLimits};
-use super::listener::{ConnectionPermits, RequestStream, Stream};
 use super::origin::OriginPolicy;
 use super::security_log::{RequestInfo, SecurityLog};
 use crate::cancellation::CancelService;

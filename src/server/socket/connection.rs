@@ -16,8 +16,8 @@ use super::throttle::Throttle;
 use super::transport::{Transport, TransportEvent};
 use super::{SocketContext, Upgraded};
 use crate::protocol::{self, CloseReason, ServerMessage};
+use crate::server::connection::Stream;
 use crate::server::limits::Rate;
-use crate::server::listener::Stream;
 use crate::telemetry::{ConnectionKind, Limit, OpenConnection};
 use crate::time::Time;
 

@@ -156,7 +156,7 @@ pub struct RequestStream {
 
 impl RequestStream {
     /// Creates the stream of a connection that `acceptor` has accepted.
-    pub(super) fn new(acceptor: Arc<Acceptor>, connection: AcceptedConnection) -> Self {
+    pub fn new(acceptor: Arc<Acceptor>, connection: AcceptedConnection) -> Self {
         let AcceptedConnection { io, address, slot } = connection;
         Self {
             io,

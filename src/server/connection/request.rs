@@ -20,7 +20,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Wraps a service so that its connections know when they handle a request. On a connection that a full
 /// node accepted, every request but a health check is answered with 503.
-pub(super) fn track<I, F, B>(
+pub fn track<I, F, B>(
     service: I,
 ) -> impl ServiceFactory<
     Request,
@@ -76,7 +76,7 @@ fn over_capacity() -> Problem {
 }
 
 /// The body of a response. The request ends when it is dropped.
-pub(super) struct TrackedBody<B> {
+pub struct TrackedBody<B> {
     body: B,
     _in_progress: Option<RequestInProgress>,
 }
