@@ -178,7 +178,7 @@ impl BreakerState {
                 if let (Some(origin), RequestKind::Submit) = (&request.origin, kind) {
                     let trip = Trip {
                         origins: Vec::new(),
-                        ..trip.clone()
+                        ..trip
                     };
                     self.holds.on_failure(origin, &request.holds, &trip);
                 }
@@ -205,13 +205,13 @@ impl BreakerState {
                 self.query_auth_errors += 1;
                 if self.query_auth_errors >= FAILURE_THRESHOLD {
                     self.query_auth_errors = 0;
-                    self.suspect_account(trip);
+                    self.suspect_account(&trip);
                 }
             }
             // Missing credit blocks submissions only, whichever request reported it.
             (TripCause::Quota, RequestKind::Query) => {
                 self.queries.on_success(token);
-                self.suspect_account(trip);
+                self.suspect_account(&trip);
             }
         }
     }
@@ -282,7 +282,7 @@ impl BreakerState {
         if let Some(origin) = &request.origin {
             let trip = Trip {
                 origins: Vec::new(),
-                ..trip.clone()
+                ..trip
             };
             self.holds
                 .on_account_rejection(origin, &request.holds, trip);
@@ -293,33 +293,34 @@ impl BreakerState {
         // Apart from the account, the provider works.
         self.submits.on_success(request.token);
         if self.has_account_check {
-            return self.suspect_account(trip);
+            return self.suspect_account(&trip);
         }
         if let Evidence::Provider(_) = self.rejections.record(request.origin.as_ref()) {
-            self.suspect_account(trip);
+            self.suspect_account(&trip);
         }
     }
 
     /// Requests a neutral check of the account. Without one, the rejection counts as confirmed.
-    fn suspect_account(&mut self, trip: Trip) {
+    fn suspect_account(&mut self, trip: &Trip) {
         if self.has_account_check {
             self.is_account_suspect = true;
             return;
         }
-        self.open_for_account(Trip {
-            origins: Vec::new(),
-            ..trip
-        });
+        self.open_for_account(trip);
     }
 
-    fn open_for_account(&mut self, trip: Trip) {
+    /// Opens the submission circuit, and after an auth error the query circuit. No request is the cause.
+    fn open_for_account(&mut self, trip: &Trip) {
         let queries = (trip.cause == TripCause::Auth).then_some(&mut self.queries);
         for circuit in [Some(&mut self.submits), queries].into_iter().flatten() {
             let is_due = |open: &OpenCircuit| {
                 open.cause < trip.cause || open.until <= trip.at && !needs_probe(circuit)
             };
             if circuit.open_state().is_none_or(is_due) {
-                circuit.trip(trip.clone());
+                circuit.trip(Trip {
+                    origins: Vec::new(),
+                    ..*trip
+                });
             }
         }
     }
@@ -360,7 +361,7 @@ impl BreakerState {
             AccountVerdict::KeyRejected => TripCause::Auth,
             AccountVerdict::NoCredit => TripCause::Quota,
         };
-        self.open_for_account(Trip {
+        self.open_for_account(&Trip {
             cause,
             hint: None,
             at: now,
