@@ -42,6 +42,8 @@ async fn run_jobs(scenario: Scenario) -> Counts {
         .set("providers.kling.poll_every", "1s")
         .set("providers.kling.cool_down", "1s")
         .set("providers.kling.max_concurrent", JOBS)
+        .set("limits.submits_per_minute", 1_000_000)
+        .set("limits.queued_jobs", 1_000_000)
         .spawn()
         .await;
     let stop = CancellationToken::new();

@@ -306,12 +306,10 @@ impl BreakerState {
             self.is_account_suspect = true;
             return;
         }
-        self.open_for_account(&Trip {
-            origins: Vec::new(),
-            ..*trip
-        });
+        self.open_for_account(trip);
     }
 
+    /// Opens the submission circuit, and after an auth error the query circuit. No request is the cause.
     fn open_for_account(&mut self, trip: &Trip) {
         let queries = (trip.cause == TripCause::Auth).then_some(&mut self.queries);
         for circuit in [Some(&mut self.submits), queries].into_iter().flatten() {
@@ -319,7 +317,10 @@ impl BreakerState {
                 open.cause < trip.cause || open.until <= trip.at && !needs_probe(circuit)
             };
             if circuit.open_state().is_none_or(is_due) {
-                circuit.trip(trip.clone());
+                circuit.trip(Trip {
+                    origins: Vec::new(),
+                    ..*trip
+                });
             }
         }
     }

@@ -26,8 +26,11 @@ pub struct TaskReport {
     pub report: StatusReport,
     /// Whether the task has a status, known or unknown.
     pub(crate) has_status: bool,
-    /// Whether the sender is verified. An untrusted report may only trigger a poll.
+    /// Whether a signature covers the report. An untrusted report may only trigger a poll.
     pub is_trusted: bool,
+    /// Whether the sender is verified, even if the signature does not cover the report. Anybody can
+    /// send other reports.
+    pub is_sender_verified: bool,
 }
 
 impl TaskReport {
@@ -115,6 +118,7 @@ impl TaskMapping {
             report,
             has_status,
             is_trusted: false,
+            is_sender_verified: false,
         })
     }
 

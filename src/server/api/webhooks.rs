@@ -350,8 +350,8 @@ impl WebhookHandler {
     /// exception, because only the provider knows it. It binds the task id to a job whose submit response
     /// was lost.
     ///
-    /// Anybody can send a report without a callback token. The polls that it triggers are limited, and
-    /// there are none if the provider's own webhooks have a token.
+    /// Anybody can send a report without a verified sender and a callback token. The polls that it
+    /// triggers are limited, and there are none if the provider's own webhooks have a token.
     async fn poll_for_untrusted(
         &self,
         provider: &Provider,
@@ -367,14 +367,15 @@ impl WebhookHandler {
                 id
             }
             (None, Some(task_id)) => {
-                if self.gives_callback_urls(provider) {
+                let is_anonymous = !report.is_sender_verified;
+                if is_anonymous && self.gives_callback_urls(provider) {
                     self.metrics.webhook_poll_suppressed(name);
                     return Ok(WebhookOutcome::Unmatched);
                 }
                 let Some(id) = self.tracker.find_job_by_task(name, &task_id).await? else {
                     return Ok(WebhookOutcome::Unmatched);
                 };
-                if !provider.claim_unverified_poll(Time::now()) {
+                if is_anonymous && !provider.claim_unverified_poll(Time::now()) {
                     self.metrics.webhook_poll_suppressed(name);
                     return Ok(WebhookOutcome::Unchanged);
                 }
