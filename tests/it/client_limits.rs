@@ -436,6 +436,7 @@ async fn admin_listener_serves_health_checks_and_metrics_only() {
         .set("server.admin_bind", admin)
         .with_simulator(Scenario::Normal)
         .set("providers.simulated.prices", r#"{ "*" = 1 }"#)
+        .set("providers.simulated.allowed_input", "scenario")
         .set("budgets.per_job", "10")
         .spawn()
         .await;

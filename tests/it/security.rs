@@ -44,6 +44,7 @@ async fn amounts_in_metrics_require_an_admin_token() {
     let app = TestApp::builder()
         .with_simulator(Scenario::Normal)
         .set("providers.simulated.prices", r#"{ "*" = 1 }"#)
+        .set("providers.simulated.allowed_input", "scenario")
         .set("budgets.per_job", "10")
         .spawn()
         .await;
