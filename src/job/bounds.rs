@@ -28,7 +28,7 @@ pub const MAX_URL_BYTES: usize = 4096;
 pub const MAX_OUTPUT_TYPE_CHARS: usize = 32;
 
 /// Maximum size of all outputs, in bytes of URLs. Data URLs count, and only this bounds them.
-pub const MAX_OUTPUTS_BYTES: usize = 128 << 10;
+pub const MAX_OUTPUTS_BYTES: usize = 512 << 10;
 
 /// Maximum number of moderation remarks.
 const MAX_REMARKS: usize = 16;
@@ -204,7 +204,7 @@ mod tests {
                 };
                 let job = applied(report, source);
                 let size = serde_json::to_string(&job).unwrap().len();
-                assert!(size < 200 << 10, "{source:?} {status:?}: {size} bytes");
+                assert!(size < 600 << 10, "{source:?} {status:?}: {size} bytes");
                 assert_eq!(job.internal.handle, Value::Null);
                 assert_eq!(job.eta_seconds, None);
             }

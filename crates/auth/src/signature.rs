@@ -90,6 +90,7 @@ pub struct Verified<'a> {
     body: &'a [u8],
     message_id: Option<String>,
     trust: Trust,
+    is_sender_known: bool,
 }
 
 impl Verified<'_> {
@@ -106,6 +107,11 @@ impl Verified<'_> {
     /// Returns how far the body can be trusted.
     pub fn trust(&self) -> Trust {
         self.trust
+    }
+
+    /// Returns whether a key proves who sent the request, even if nothing authenticates its body.
+    pub fn is_sender_known(&self) -> bool {
+        self.is_sender_known
     }
 }
 

@@ -77,7 +77,7 @@ pub(crate) fn parse(
     for task in &mut reports {
         task.report.is_authoritative = !can_poll;
         task.is_trusted = is_trusted;
-        task.is_sender_verified = verified.trust() != Trust::Unsigned;
+        task.is_sender_verified = verified.is_sender_known();
     }
     Ok(WebhookContent::Tasks(reports))
 }

@@ -182,7 +182,7 @@ impl UpdateRequest {
                     .map(String::len)
                     .sum::<usize>()
                     > MAX_OUTPUTS_BYTES,
-                "outputs must have at most 131072 bytes of URLs",
+                "outputs must have at most 524288 bytes of URLs",
             ),
             (
                 self.outputs

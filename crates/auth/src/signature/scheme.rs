@@ -65,6 +65,7 @@ impl Scheme {
             body: request.body,
             message_id,
             trust: self.trust(),
+            is_sender_known: !matches!(self, Self::None {}),
         })
     }
 
