@@ -81,7 +81,10 @@ const PRICES: &str = r#"{
 
 fn config(url: &str) -> Config {
     let mut settings = vec![
-        ("auth.hs256_secrets".to_owned(), crate::app::JWT_SECRET.to_owned()),
+        (
+            "auth.hs256_secrets".to_owned(),
+            crate::app::JWT_SECRET.to_owned(),
+        ),
         ("budgets.per_job".to_owned(), "1000000".to_owned()),
     ];
     for (name, _, _) in SPECS {

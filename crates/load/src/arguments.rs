@@ -20,11 +20,11 @@ const MAX_SOURCES: u64 = 250;
 /// Maximum padding in the `metadata` of a job. The hub accepts 2 KiB of JSON.
 pub(super) const MAX_METADATA_BYTES: usize = 2000;
 
-/// Maximum padding in the `stage` of a worker's update. The hub accepts 200 bytes, including the update's number.
-const MAX_PUSH_STAGE_BYTES: usize = 150;
+/// Maximum padding in the `stage` of an update. The hub keeps 200 characters, including the update's number.
+const MAX_STAGE_BYTES: usize = 150;
 
 /// Maximum padding. What exceeds `metadata` is sent in `stage`.
-const MAX_PADDING_BYTES: usize = 64 * 1024;
+const MAX_PADDING_BYTES: usize = MAX_METADATA_BYTES + MAX_STAGE_BYTES;
 
 /// Request by which updates are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -119,7 +119,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Updates", value_parser = integer(1, 10_000))]
     pub connections: u64,
     /// Padding of each job document: up to 2000 bytes in metadata, the rest in stage
-    #[arg(long, value_name = "BYTES", default_value_t = 0, help_heading = "Updates", value_parser = integer(0, MAX_PADDING_BYTES as u64))]
+    #[arg(long, value_name = "BYTES", default_value_t = 0, help_heading = "Updates", value_parser = integer(0, u32::MAX.into()))]
     pub padding: u64,
 
     /// Time that sockets may take to become current at the start, after a storm and at the end
@@ -182,19 +182,15 @@ impl Arguments {
         let (subscriptions, jobs) = (self.subscriptions, self.jobs);
         let (padding, sockets, sources) = (self.padding, self.sockets, self.sources());
         let stage = (padding as usize).saturating_sub(MAX_METADATA_BYTES);
-        let max_push = MAX_METADATA_BYTES + MAX_PUSH_STAGE_BYTES;
         let mut errors = Vec::new();
         if subscriptions > jobs {
             errors.push(format!(
                 "--subscriptions {subscriptions}: must not exceed --jobs {jobs}"
             ));
         }
-        if stage > MAX_PUSH_STAGE_BYTES && self.by == UpdateMethod::Push {
-            errors.push(format!(
-                "--padding {padding}: at most {max_push} with --by push; use --by webhook"
-            ));
-        }
-        if stage > 0 && self.by == UpdateMethod::StandardWebhook {
+        if stage > MAX_STAGE_BYTES {
+            errors.push(format!("--padding {padding}: at most {MAX_PADDING_BYTES}"));
+        } else if stage > 0 && self.by == UpdateMethod::StandardWebhook {
             errors.push(format!(
                 "--padding {padding}: at most {MAX_METADATA_BYTES} with --by standard-webhook"
             ));
