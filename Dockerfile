@@ -11,7 +11,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     cargo install --locked --version 0.7.7 cargo-auditable
 WORKDIR /src
 
-# Keeps the manifests and replaces the sources by empty ones, so that the layer with the compiled
+# Keeps the manifests and replaces the sources with empty ones, so that the layer with the compiled
 # dependencies below depends on the manifests only.
 FROM tools AS manifests
 COPY . .
@@ -21,7 +21,8 @@ RUN find . -type f ! -name 'Cargo.*' ! -name lib.rs ! -name main.rs ! -path './b
 
 FROM tools AS build
 COPY --from=manifests /src .
-# Forgets the empty crates. Cargo compares modification times, and those of the sources may be older.
+# Deletes the fingerprints of the empty crates. Cargo compares modification times, and the sources may be
+# older than this build.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     cargo auditable build --profile dist --locked --bin progress-hub \
     && rm -r target/dist/.fingerprint/progress-hub*

@@ -53,7 +53,7 @@ pub enum AdmissionError {
     /// The job exceeds a budget.
     #[error("{0}")]
     Budget(String),
-    /// Too many jobs of the owner wait for submission, or too large ones.
+    /// The owner's jobs that wait for submission exceed a limit on their number or total size.
     #[error("{setting}: limit of {limit} for jobs that wait for submission reached")]
     QueueFull {
         /// Name of the setting.
@@ -157,8 +157,8 @@ impl AdmissionControl {
         })
     }
 
-    /// Rejects keys of `input` that could change the price or the size behind the back of a budget or
-    /// a tier.
+    /// Rejects keys of `input` that are not allowed while a budget or a tier applies, because they
+    /// may change the price or the size of the output.
     fn check_input(
         &self,
         provider: &Provider,
@@ -176,7 +176,7 @@ impl AdmissionControl {
         }
     }
 
-    /// Checks the request that will be sent.
+    /// Checks the rendered request against the tier, the definition's parameters and its checks.
     fn judge(&self, provider: &Provider, submission: &Submission) -> Result<(), AdmissionError> {
         let is_limited = match self.tier {
             Tier::Development | Tier::Staging => {

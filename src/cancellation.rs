@@ -1,9 +1,9 @@
 //! Cancellation of jobs, for the HTTP API and for WebSockets.
 //!
-//! A job that was not submitted is cancelled at once. Any other job is cancelled by its provider, and
-//! the provider's response or a poll reports the result. If a cancellation and another terminal status
-//! race, the first one that is committed wins and the other has no effect. At most one request per job
-//! and node is in progress at a provider.
+//! A job that was not submitted is cancelled at once. Any other job is cancelled by its provider,
+//! and the provider's response or a poll reports the result. If a cancellation and another terminal
+//! status race, the first one that is committed wins and the other has no effect. At most one
+//! request per job and node is in progress at a provider.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -29,19 +29,19 @@ pub struct CancelService {
     pub tracker: Arc<Tracker>,
     /// Counts the requests to providers.
     pub metrics: Arc<Metrics>,
-    /// The cancellations that a provider is asked for at the moment.
+    /// The cancel requests in progress at providers.
     pub in_progress: CancelsInProgress,
 }
 
-/// The cancellations in progress at providers, by job. A further request for the same job waits for
-/// the one in progress and gets its result.
+/// The cancel requests in progress at providers, by job. A further request for the same job waits
+/// for the one in progress and gets its result.
 #[derive(Default)]
 pub struct CancelsInProgress(Mutex<HashMap<JobId, Weak<CancelCell>>>);
 
 type CancelCell = OnceCell<Result<Arc<Job>, CancelError>>;
 
 impl CancelsInProgress {
-    /// Returns the cancellation of a job that is in progress, or a new one.
+    /// Returns the cell of the request in progress for a job, or a new one.
     fn of(&self, id: &JobId) -> Arc<CancelCell> {
         let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cell) = cells.get(id).and_then(Weak::upgrade) {
@@ -83,10 +83,11 @@ impl From<tracker::Error> for CancelError {
     }
 }
 
-/// Who cancels a job.
+/// How a job is cancelled.
 enum CancelTarget<'p> {
-    /// The hub. No provider has the job.
+    /// By the hub itself, because no provider has the job.
     Unsubmitted,
+    /// By a request to the provider.
     AtProvider(&'p Provider),
 }
 
@@ -110,10 +111,11 @@ impl CancelService {
         }
     }
 
-    /// Checks whether `principal` can cancel the job `id` now. The provider can still reject it.
+    /// Checks whether `principal` can cancel the job `id` now. Sends no request, so the provider
+    /// can still reject the cancellation.
     ///
     /// # Errors
-    /// Returns the [`CancelError`] that [`CancelService::cancel`] would return without a request.
+    /// Returns the error that [`CancelService::cancel`] would return before a request.
     pub async fn check(&self, principal: &Principal, id: &str) -> Result<(), CancelError> {
         let job = self.load_authorized(principal, id).await?;
         self.target(&job).map(drop)
@@ -137,7 +139,10 @@ impl CancelService {
         Ok(job)
     }
 
-    /// Returns who cancels the job.
+    /// Returns how the job can be cancelled.
+    ///
+    /// # Errors
+    /// Returns [`CancelError::NotCancellable`] if it cannot be cancelled in its current state.
     fn target(&self, job: &Job) -> Result<CancelTarget<'_>, CancelError> {
         if job.is_final() {
             return Err(CancelError::NotCancellable("the job is already final"));
@@ -270,8 +275,8 @@ fn check_outcome(job: Arc<Job>) -> Result<Arc<Job>, CancelError> {
     }
 }
 
-/// Returns whether the provider rejected the cancellation of this task for good. Errors that concern
-/// the API key, the request rate or the provider itself do not count.
+/// Returns whether the provider rejected the cancellation of this task for good. Errors that
+/// concern the API key, the request rate or the provider itself do not count.
 fn is_task_rejection(error: &Rejection) -> bool {
     let concerns_account = matches!(
         error.failure.kind,

@@ -1,8 +1,9 @@
 //! Configuration: typed settings, validated before the server starts.
 //!
 //! Settings come from built-in defaults, the TOML file, the environment and flags. Later sources
-//! override earlier ones. A variable of the environment contains a value or names a file that does. All errors are reported together, each with its key. Secrets appear neither
-//! in errors nor in [`Config::to_redacted_toml`] nor in `Debug` output.
+//! override earlier ones. An environment variable contains the value, or names a file that contains
+//! it. All errors are reported together, each with its key. Secrets appear neither in errors nor in
+//! [`Config::to_redacted_toml`] nor in `Debug` output.
 //!
 //! `sections` declares each setting once. Reading, printing and `docs/reference/configuration.md`
 //! follow from the declaration.
@@ -47,14 +48,14 @@ pub struct Config {
     pub callback: CallbackConfig,
     /// `[defaults]`: values for submissions that do not set them.
     pub defaults: Defaults,
-    /// `[limits]`: what one client may use.
+    /// `[limits]`: limits on the resources of one client.
     pub limits: Limits,
     /// `[budgets]`: limits of what submitted jobs may cost.
     pub budgets: Budgets,
     /// `[providers.<name>]`: provider accounts by name, which appears in webhook URLs and in
     /// `job.provider`.
     pub providers: BTreeMap<String, ProviderConfig>,
-    /// Dotted keys of the file that the environment or a flag overrides.
+    /// Dotted keys of the file whose values the environment or a flag overrides.
     pub overridden: BTreeSet<String>,
 }
 
@@ -112,7 +113,7 @@ impl Config {
         (config, reader.finish())
     }
 
-    /// Returns settings that are valid but less safe than they could be, each with its key.
+    /// Returns a warning for each valid setting that weakens security, with the key of the setting.
     #[must_use]
     pub fn warnings(&self) -> Vec<ConfigError> {
         cross_field::warnings(self)

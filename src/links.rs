@@ -38,8 +38,8 @@ impl Links {
         }
     }
 
-    /// Returns the URL for a provider's webhooks about `job`, including the job's callback token, or
-    /// `None` without a public URL or a key.
+    /// Returns the URL for a provider's webhooks about `job`, including the job's callback token,
+    /// or `None` without a public URL or a key.
     #[must_use]
     pub fn callback_url(&self, provider: &str, job: &JobId) -> Option<Url> {
         let (url, key) = (self.public_url.clone()?, self.key.as_ref()?);
@@ -47,27 +47,28 @@ impl Links {
         join_public_url(url, &["v1", "webhooks", provider, &token])
     }
 
-    /// Returns whether [`callback_url`](Self::callback_url) returns URLs.
+    /// Returns whether jobs have callback URLs: a public URL and a key are configured.
     #[must_use]
     pub fn has_callback_urls(&self) -> bool {
         self.public_url.is_some() && self.key.is_some()
     }
 
-    /// Returns the job that a callback token of `provider` was issued for, or `None` if the token is
-    /// invalid.
+    /// Returns the job that a callback token of `provider` was issued for, or `None` if the token
+    /// is invalid.
     #[must_use]
     pub fn verify_callback_token(&self, provider: &str, token: &str) -> Option<JobId> {
         JobId::parse(self.key.as_ref()?.verify_callback_token(provider, token)?).ok()
     }
 
-    /// Returns the path of `job`, with the path prefix of the public URL.
+    /// Returns the URL path of `job`, including the path prefix of the public URL.
     #[must_use]
     pub fn job_path(&self, job: &JobId) -> String {
         let prefix = self.public_url.as_ref().map_or("", |url| url.path());
         format!("{}/v1/jobs/{job}", prefix.trim_end_matches('/'))
     }
 
-    /// Returns the URL of the `n`th output of `job`, counted from 0. Its grant is valid until `until`.
+    /// Returns the URL of the `n`th output of `job`, counted from 0. Its grant is valid until
+    /// `until`.
     ///
     /// Without a key the URL has no grant, so the request needs a token. Without a public URL the
     /// result is a path.

@@ -69,7 +69,7 @@ impl ClientMessage {
     /// Parses a message.
     ///
     /// # Errors
-    /// Returns a description of what is not valid.
+    /// Returns the position and the cause of the first error.
     pub fn parse(text: &[u8]) -> Result<Self, serde_json::Error> {
         let message = serde_json::from_slice(text)?;
         if is_json_object(text) {
@@ -80,7 +80,8 @@ impl ClientMessage {
     }
 }
 
-/// Returns whether a JSON text is an object. Serde reads structs and tagged enums from lists as well.
+/// Returns whether a JSON text is an object. Serde also deserializes structs and tagged enums from
+/// arrays.
 pub fn is_json_object(text: &[u8]) -> bool {
     text.trim_ascii_start().starts_with(b"{")
 }

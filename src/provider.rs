@@ -69,7 +69,7 @@ pub struct Provider {
     client: ProviderClient,
     webhooks: WebhookVerifier,
     unverified_polls: PollLimit,
-    /// Keys of `input` that the operator allows although a budget or a tier applies.
+    /// Keys of `input` that the operator allows while a budget or a tier applies.
     allowed_input: Vec<KeyPath>,
     prices: Prices,
     poll_policy: PollPolicy,
@@ -115,7 +115,7 @@ impl Providers {
         self.by_name.get(name)
     }
 
-    /// Returns settings that are valid but less safe than they could be, each with its key.
+    /// Returns a warning for each valid but insecure setting, with its configuration key.
     #[must_use]
     pub fn warnings(&self) -> Vec<ConfigError> {
         let accepting_any = self.iter().filter(|it| it.webhooks.accepts_any_account());
@@ -229,7 +229,7 @@ impl Provider {
         self.spec.submit.is_some()
     }
 
-    /// Returns whether a submission tells the provider the callback URL of its job.
+    /// Returns whether submissions contain the callback URL of their job.
     pub fn sends_callback_url(&self) -> bool {
         let submit = self.spec.submit.as_ref();
         submit.is_some_and(RequestSpec::uses_callback_url)
@@ -241,7 +241,7 @@ impl Provider {
     }
 
     /// Renders the submission of a job without sending it. [`submit`](Self::submit) sends the same
-    /// request.
+    /// request with the callback URL of the job.
     ///
     /// # Errors
     /// Returns a description that begins with the key in the request or in the definition, for
@@ -250,8 +250,8 @@ impl Provider {
         self.client.render_submission(job, None)
     }
 
-    /// Returns the first key of `input` that may change the price or the size of the output, as far
-    /// as the definition knows.
+    /// Returns the first key of `input` that neither the definition nor the operator allows while a
+    /// budget or a tier applies. Such a key may change the price or the size of the output.
     pub fn unknown_input_key(&self, request: &VideoRequest) -> Option<String> {
         let rules = &self.spec.submit.as_ref()?.input;
         let key = rules.unknown_key(&request.input, &self.allowed_input)?;
@@ -341,27 +341,27 @@ impl Provider {
     }
 
     /// Returns whether the account is due to be checked. If so, the caller must call
-    /// [`check_account`](Self::check_account). Other callers get `false` until the next check is due.
+    /// [`check_account`](Self::check_account). Other callers get `false` until the next check is
+    /// due.
     #[must_use]
     pub fn claim_account_check(&self, now: Time) -> bool {
         self.client.claim_account_check(now)
     }
 
-    /// Reads the balance, or sends the neutral request of a provider that reports none. The response
-    /// confirms or refutes that the provider rejects the account.
+    /// Sends the account check: the request of `[balance]`, or of `[account]` if the definition has
+    /// no balance. Reports the result to the circuit breaker.
     ///
     /// # Errors
-    /// Returns [`RequestError`] if the provider rejects the request or does not answer. The last
+    /// Returns [`RequestError`] if the response does not show the state of the account. The last
     /// balance is kept.
     pub async fn check_account(&self) -> Result<(), RequestError> {
         self.client.check_account().await
     }
 
-    /// Checks whether the headers of a webhook can be those of a signed one. `request` has an empty body,
-    /// because the body has not been read.
+    /// Checks the headers of a webhook before its body is read. `request` has an empty body.
     ///
     /// # Errors
-    /// Returns [`WebhookVerifyError`] if no body could make the webhook valid.
+    /// Returns [`WebhookVerifyError`] if the webhook is invalid regardless of its body.
     pub fn check_headers(
         &self,
         request: &Request<'_>,
@@ -402,7 +402,8 @@ impl Provider {
         webhook::parse(&self.spec, verified, headers)
     }
 
-    /// Returns whether a webhook that is not verified may trigger one more poll, and counts it.
+    /// Takes one poll from the limit for unverified webhooks. Returns `false` if the limit is
+    /// reached.
     #[must_use]
     pub fn claim_unverified_poll(&self, now: Time) -> bool {
         self.unverified_polls.try_acquire(now)

@@ -147,7 +147,7 @@ impl Server {
             open_files: open_files::raise_limit(),
         };
         let max_connections = config.server.max_connections;
-        if listeners.open_files < max_connections {
+        if open_files::max_clients(listeners.open_files) < max_connections {
             tracing::warn!(
                 open_files = listeners.open_files,
                 max_connections,
@@ -249,7 +249,7 @@ impl Server {
         self.certificate.clone()
     }
 
-    /// Connects the store, serves until `stop` is cancelled, then drains.
+    /// Waits for the connection to the store, serves until `stop` is cancelled, then drains.
     ///
     /// # Errors
     /// The system's error if the server cannot continue.
@@ -265,7 +265,7 @@ impl Server {
         } = self;
         let background = TaskTracker::new();
         let stop_background = CancellationToken::new();
-        // Clients that connect in the meantime wait instead of being rejected.
+        // The listener is bound already, so clients that connect before wait and are not rejected.
         tokio::select! {
             () = components.store.wait_until_connected() => {}
             () = stop.cancelled() => {}

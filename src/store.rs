@@ -65,7 +65,7 @@ pub trait Store: JobStore + WorkQueues + ChangeSource + BudgetStore + SharedStat
 
 /// Small named values that all nodes share, such as circuit breaker snapshots.
 ///
-/// The default implementation is that of a single node, which has no other node to share with.
+/// The default implementation is for single-node engines. It stores and returns nothing.
 #[async_trait]
 pub trait SharedState: Send + Sync + 'static {
     /// Stores `value` under `name`, replaces the previous value, and publishes

@@ -1,7 +1,7 @@
 //! Logs on standard error, and metrics at `/metrics`.
 //!
-//! Standard output is reserved for the output of a command. Logging never blocks a request: lines that
-//! the reader of standard error does not take in time are dropped and counted.
+//! Standard output is reserved for the output of a command. Logging never blocks a request. Lines
+//! are dropped and counted while the buffer of standard error is full.
 
 mod dependencies;
 mod labels;
@@ -32,7 +32,7 @@ use log::LogBuffer;
 /// Maximum time at exit to write the remaining log lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The log of the process, once it is initialized.
+/// The log of the process. Empty before logging is initialized.
 static LOG: OnceLock<Log> = OnceLock::new();
 
 struct Log {
@@ -84,7 +84,7 @@ pub enum InitError {
     Thread(#[source] io::Error),
 }
 
-/// Writes the remaining log lines when it is dropped.
+/// Guard that writes the remaining log lines when it is dropped.
 #[must_use = "the last log lines are lost unless this is dropped at the end of the process"]
 pub struct LogGuard(LogBuffer);
 
@@ -97,13 +97,13 @@ impl Drop for LogGuard {
 /// Numbers of log lines that were not written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LostLines {
-    /// Lines that the reader of standard error did not take in time.
+    /// Lines that were dropped because the buffer was full or the write failed.
     pub(crate) dropped: u64,
     /// Repeated lines of other crates.
     pub(crate) suppressed: u64,
 }
 
-/// Returns how many log lines of the process were not written.
+/// Returns the numbers of log lines of the process that were not written.
 pub(crate) fn lost_lines() -> LostLines {
     LOG.get().map_or_else(LostLines::default, |log| LostLines {
         dropped: log.buffer.dropped(),

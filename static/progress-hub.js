@@ -692,7 +692,7 @@ export class ProgressHub {
     const read = (/** @type {string} */ path, /** @type {RequestInit} */ init) =>
       fetch(new URL(path, this.#baseUrl), { cache: 'no-store', signal, ...init }).then(response => response.status, () => 0);
     const status = await read('v1/jobs?limit=1', { headers: { Authorization: `Bearer ${this.#cachedToken}` } });
-    // Without a readable response, the hub is down or does not allow this origin. Every origin may read this file.
+    // Without a readable response, the hub is down or does not allow this origin. Every origin may read progress-hub.js.
     const isOriginRefused = !status && (await read('progress-hub.js', { method: 'HEAD' })) === 200;
     if (generation !== this.#generation || this.#isTerminated) return;
     if (status === 401) return this.#refreshTokenOrSignOut('unauthorized');
@@ -700,7 +700,7 @@ export class ProgressHub {
     this.#backOff(status ? 'refused' : isOriginRefused ? 'origin_refused' : 'unreachable');
   }
 
-  /** Names the setting that the developer has to change. Once is enough. */
+  /** Logs the setting that allows this origin, once per client. */
   #warnOfOrigin() {
     if (this.#hasWarnedOfOrigin) return;
     this.#hasWarnedOfOrigin = true;

@@ -1,7 +1,7 @@
 //! Budgets and submission rate: what a submission is charged when its job is created.
 //!
-//! Invariants: if a budget applies, a request is rejected unless its price is known. The store checks
-//! the limits in the same atomic step that creates the job.
+//! Invariants: if a budget applies, a request is rejected unless its price is known. The store
+//! checks the limits in the same atomic step that creates the job.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -175,8 +175,8 @@ impl BudgetPolicy {
         Ok((Some(reservation), entries))
     }
 
-    /// Charges a job to the queue of its owner. The commit that takes the job from the queue releases
-    /// the charges.
+    /// Adds to `entries` the charges for a job that waits for submission, and returns them. The
+    /// first submission attempt or a terminal status releases them.
     pub(super) fn charge_queue(
         &self,
         owner: &str,

@@ -1,6 +1,7 @@
 //! Parameter checks that apply to every provider.
 //!
-//! Invariant: the parts of an accepted model name are segments of a URL path.
+//! Invariant: every part of an accepted model name between slashes is a valid segment of a URL
+//! path.
 
 use super::AdmissionError;
 use crate::job::VideoRequest;

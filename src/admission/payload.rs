@@ -11,7 +11,7 @@ pub(super) const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// A base64 text longer than this many bytes counts as an inline file.
 const MIN_INLINE_BASE64: usize = 8 << 10;
 
-/// Returns the size of the request in bytes of JSON.
+/// Checks a request for inline files and for its size. Returns the size in bytes of JSON.
 pub(super) fn check(request: &VideoRequest) -> Result<usize, AdmissionError> {
     let request = serde_json::to_value(request).unwrap_or_default();
     for (field, value) in request.as_object().into_iter().flatten() {

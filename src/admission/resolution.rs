@@ -86,7 +86,7 @@ pub(super) fn cap_to_tier(request: &mut VideoRequest, tier: Tier) -> Result<(), 
     check_object(&request.input, "input", tier)
 }
 
-/// Checks that no size in the request that will be sent exceeds the limit of the tier.
+/// Checks that no frame size in the rendered request exceeds the limit of the tier.
 pub(super) fn check_rendered(submission: &Submission, tier: Tier) -> Result<(), AdmissionError> {
     check_object(submission.variables(), "request", tier)
 }
@@ -98,8 +98,8 @@ fn unknown_resolution(path: &str, value: &str, tier: Tier) -> AdmissionError {
     ))
 }
 
-/// Scales both sides so that the shorter one has `to` pixels. Changed sides are rounded down to even
-/// numbers, which video encoders require.
+/// Scales both sides so that the shorter one has `to` pixels. Changed sides are rounded down to
+/// even numbers, which video encoders require.
 fn scaled(width: u32, height: u32, to: u32) -> (u32, u32) {
     let short = width.min(height);
     if short == to {

@@ -1,8 +1,8 @@
 //! Delivers changes from the store to the hub.
 //!
-//! Announced changes go to the hub immediately. Changes that may have been missed are read again: after
-//! a shard lagged, after the store was unavailable, and periodically in case a message was lost. The
-//! version of a document decides whether it is delivered.
+//! Announced changes go to the hub immediately. Changes that may have been missed are read again:
+//! after a shard lagged, after the store was unavailable, and periodically in case a message was
+//! lost. The version of a document decides whether it is delivered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,13 +41,13 @@ pub struct ChangeFeed {
     shared_state_changed: Notify,
 }
 
-/// Subscribes to changes of those of `jobs` that exist and that `is_visible` accepts, and returns their
-/// newest versions.
+/// Subscribes to changes of the existing jobs among `jobs` that `is_visible` accepts, and returns
+/// their newest versions.
 ///
-/// The jobs are read before the store subscribes, so that an id that the caller made up costs no
-/// channel. They are read again afterwards, because a change between the two steps was not received.
-/// The caller must attach its connection to the jobs first. Then no change is lost between the last
-/// read and the first announcement.
+/// The jobs are read before the store subscribes, so that no channel is used for an id that does
+/// not exist. They are read again afterwards, because a change between the two steps was not
+/// received. The caller must attach its connection to the jobs first. Then no change is lost
+/// between the last read and the first announcement.
 ///
 /// # Errors
 /// Returns the error of the store.
@@ -251,9 +251,9 @@ impl Resynchronizer {
 
     /// Republishes the jobs that regressed behind a delivered version.
     ///
-    /// After a failover to a replica that lacks the last writes, the store can hold a different document
-    /// under a version that was already delivered, or a lower version. Clients would ignore it, so it is
-    /// stored again with a higher version.
+    /// After a failover to a replica that lacks the last writes, the store can hold a different
+    /// document under a version that was already delivered, or a lower version. Clients would
+    /// ignore it, so it is stored again with a higher version.
     async fn republish_regressed(&self, jobs: Vec<Arc<Job>>) -> Vec<Arc<Job>> {
         let mut current = Vec::with_capacity(jobs.len());
         for job in jobs {
@@ -279,8 +279,8 @@ impl Resynchronizer {
     }
 }
 
-/// Returns whether the store lost the delivered version: it holds a lower one, or another document with
-/// the same version.
+/// Returns whether the store lost the delivered version: it holds a lower one, or another document
+/// with the same version.
 fn is_regressed(job: &Job, delivered: &DeliveredVersion) -> bool {
     delivered.version > job.version
         || delivered.version == job.version && delivered.updated_at != job.updated_at

@@ -1,8 +1,8 @@
 //! Polls silent jobs and fails jobs that reach their deadline.
 //!
-//! Invariant: every unfinished job is scheduled in the store for a check at its deadline or earlier, so
-//! every job reaches a terminal state regardless of restarts. The circuit breaker of each provider
-//! limits the number of concurrent polls.
+//! Invariant: every unfinished job is scheduled in the store for a check at its deadline or
+//! earlier, so every job reaches a terminal state regardless of restarts. The circuit breaker of
+//! each provider limits the number of concurrent polls.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -185,7 +185,7 @@ fn may_be_caused_by_one_job(error: &RequestError) -> bool {
             | FailureKind::Timeout
             | FailureKind::SubmissionUnknown => false,
         },
-        // A path cannot be built from the task id of one of them.
+        // The task id of one of the jobs can make the URL invalid.
         RequestError::InvalidSpec(_) => true,
         RequestError::Unreachable(_)
         | RequestError::NoResponse(_)
@@ -198,8 +198,8 @@ fn is_task_not_found(error: &RequestError) -> bool {
     matches!(error, RequestError::Rejected(rejection) if rejection.is_task_not_found())
 }
 
-/// Returns whether the provider reported a success at least one poll interval ago. A more recent success
-/// may not be readable yet.
+/// Returns whether the provider reported a success at least one poll interval ago. A more recent
+/// success may not be readable yet.
 fn success_was_reported(provider: &Provider, job: &Job, now: Time) -> bool {
     job.internal
         .success_reported_at

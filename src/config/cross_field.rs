@@ -12,7 +12,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
     check_providers(config, reader);
 }
 
-/// Returns settings that are valid but less safe than they could be.
+/// Returns a warning for each valid setting that weakens security.
 pub(super) fn warnings(config: &Config) -> Vec<ConfigError> {
     let auth = &config.auth;
     if auth.jwks_url.is_none() || auth.audience.is_some() {

@@ -117,7 +117,7 @@ impl Layers {
     }
 
     /// Adds environment variables of the form `PROGRESS_HUB__SECTION__KEY` or
-    /// `PROGRESS_HUB__PROVIDERS__NAME__KEY`. In the name of a provider `_` stands for `-`. A variable
+    /// `PROGRESS_HUB__PROVIDERS__NAME__KEY`. In the name of a provider, `_` represents `-`. A variable
     /// with the suffix `_FILE` names a file that contains the value.
     pub(super) fn add_environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
         let mut seen = BTreeSet::new();
@@ -133,7 +133,7 @@ impl Layers {
             } else if !seen.insert(path.to_owned()) {
                 Err("set by more than one environment variable".to_owned())
             } else if file.is_some() {
-                // The path is not in the error, because it may be a secret by mistake.
+                // The error omits the path, because the variable may contain the secret by mistake.
                 read_value(Path::new(&value))
                     .map_err(|error| format!("failed to read the file in {name}: {error}"))
             } else {

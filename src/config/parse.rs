@@ -94,7 +94,7 @@ pub(super) fn web_url(text: &str) -> Parsed<Url> {
     }
 }
 
-/// Parses a URL that keys are fetched from or sent to: https, or http on loopback.
+/// Parses the URL of a server that publishes or receives keys: https, or http on loopback.
 pub(super) fn secure_url(text: &str) -> Parsed<Url> {
     secure(web_url(text)?)
 }
@@ -112,7 +112,7 @@ fn secure(url: Url) -> Parsed<Url> {
     }
 }
 
-/// Parses an origin into the form that browsers send, also with `*` as its port, or `*`.
+/// Parses `*`, or an origin into the form that browsers send. The port may be `*`.
 pub(super) fn origin(text: &str) -> Parsed<String> {
     const FORM: &str = "must be scheme://host[:port] as browsers send it, scheme://host:* or *";
     if text == "*" {

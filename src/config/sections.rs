@@ -33,14 +33,14 @@ section! {
         /// URL at which providers and browsers reach the hub, including the path prefix of a proxy.
         /// Without it, providers receive no callback URL and the hub polls.
         public_url: Option<Url> = parsed(parse::base_url).or_none(),
-        /// Browser origins that may use the hub beside its own, such as `https://app.example.com`.
-        /// `http://localhost:*` allows every port, `*` every origin.
+        /// Browser origins that may use the hub in addition to its own, such as
+        /// `https://app.example.com`. `http://localhost:*` allows every port, `*` every origin.
         allowed_origins: Vec<String> = list(parsed(parse::origin)).or_empty(),
         /// Address and port of a second listener, for health checks and metrics only. With it,
         /// `bind` does not serve metrics.
         admin_bind: Option<SocketAddr> = parsed(parse::address).or_none(),
-        /// Addresses and networks whose `forwarded_header` is believed, and that have no limits of
-        /// their own. By default loopback and the private networks.
+        /// Addresses and networks of proxies. The hub trusts their `forwarded_header`, and does not
+        /// apply limits per address to them. By default loopback, private and link-local networks.
         trusted_proxies: Vec<IpNet> = list(parsed(parse::network)).or(private_networks()),
         /// Header in which a trusted proxy passes the address of its client: `x-forwarded-for` or
         /// `forwarded`.
@@ -49,8 +49,8 @@ section! {
         max_connections: usize = number(1..=10_000_000).or(100_000),
         /// Maximum size of a request body in bytes.
         max_body_bytes: usize = bytes(1 << 10..=64 << 20).or(1 << 20),
-        /// Time for a client to send the head of a request. A body has the same time, and another
-        /// second for each 64 KiB received.
+        /// Time limit for receiving the head of a request. The body has the same limit, extended by
+        /// one second for each 64 KiB received.
         request_timeout: Duration = duration(100 * MILLISECOND..=5 * MINUTE).or(10 * SECOND),
         /// Time for open connections to close at shutdown.
         drain: Duration = duration(Duration::ZERO..=10 * MINUTE).or(20 * SECOND),
@@ -120,7 +120,7 @@ section! {
         /// Secret that signs the per-job tokens in callback URLs and the links to authenticated
         /// outputs. Required if `server.public_url` and a provider are set.
         secret: Option<SecretString> = signing_secret().or_none(),
-        /// Earlier values of `secret`. What they signed stays valid.
+        /// Earlier values of `secret`. Tokens and links that they signed stay valid.
         previous_secrets: Vec<SecretString> = list(signing_secret()).or_empty(),
     }
 }
@@ -138,12 +138,13 @@ section! {
 }
 
 section! {
-    /// `[limits]`: what one client may use. A client is an address, or the subject of a token.
+    /// `[limits]`: limits on the resources of one client, which is an address or the subject of a
+    /// token.
     #[derive(Copy)]
     pub struct Limits {
         /// Open connections from one address. For IPv6, from one /56 network.
         connections_per_address: usize = number(1..=10_000_000).or(1000),
-        /// Open connections from one address on which nobody has authenticated.
+        /// Open connections from one address that are not authenticated.
         unauthenticated_per_address: usize = number(1..=10_000_000).or(256),
         /// TLS handshakes per second from one address, with bursts of four seconds.
         handshakes_per_second: usize = number(1..=1_000_000).or(100),
@@ -165,10 +166,10 @@ section! {
         unverified_body_bytes: usize = bytes(1 << 10..=1 << 30).or(64 << 20),
         /// Number of jobs that one owner may submit per clock minute.
         submits_per_minute: usize = number(1..=1_000_000).or(600),
-        /// Number of jobs of one owner that may wait for their first submission attempt, of those
-        /// submitted on the same UTC day.
+        /// Number of jobs of one owner, submitted on the same UTC day, that may wait for their first
+        /// submission attempt.
         queued_jobs: usize = number(1..=1_000_000).or(1000),
-        /// Size in bytes of the requests of these jobs.
+        /// Total size in bytes of the requests of these jobs.
         queued_bytes: usize = bytes(64 << 10..=1 << 30).or(16 << 20),
     }
 }
@@ -210,9 +211,9 @@ section! {
         /// Minimum time between a poll and the next one that an unverified webhook may trigger, at
         /// most `poll_every`.
         cool_down: Option<Duration> = duration(Duration::ZERO..=24 * HOUR).or_definition(),
-        /// Number of polls per minute that webhooks without a verified signature and a callback token
-        /// may trigger, on each node. Where `server.public_url` is set and the provider is told the
-        /// callback URL of a job, such webhooks trigger none.
+        /// Number of polls per minute and node that webhooks with neither a verified signature nor a
+        /// callback token may trigger. If `server.public_url` is set and the provider accepts a
+        /// callback URL for each job, such webhooks trigger none.
         unverified_polls_per_minute: usize = number(0..=1_000_000).or(60),
         /// Time after which a job fails with `timeout`. At most `store.retain_active`, and less
         /// than the provider keeps its tasks.
@@ -223,7 +224,7 @@ section! {
         /// or an expression over the request's parameters, such as `"0.07 * duration"`. A name
         /// takes precedence over a pattern, and a longer pattern over a shorter one.
         prices: BTreeMap<String, Price> = prices().or_empty(),
-        /// Keys of a request's `input` that pass although a budget or a tier applies, such as
+        /// Keys of a request's `input` that are accepted when a budget or a tier applies, such as
         /// `settings.audio`, in addition to those that the provider definition allows. Prices must
         /// take them into account.
         allowed_input: Vec<String> = list(text()).or_empty(),
@@ -258,7 +259,7 @@ impl fmt::Display for ForwardedHeader {
     }
 }
 
-/// Loopback, the private networks (RFC 1918, RFC 4193) and the link-local ones.
+/// Returns the loopback, private (RFC 1918, RFC 4193) and link-local networks.
 fn private_networks() -> Vec<IpNet> {
     [
         IpNet::new_assert([127, 0, 0, 0].into(), 8),

@@ -17,86 +17,7 @@ use super::*;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 /// Every setting, each with a value other than its default.
-const ALL_SETTINGS: &str = r#"
-[server]
-bind = "0.0.0.0:9000"
-public_url = "https://hub.example.com/progress"
-allowed_origins = ["https://app.example.com", "http://localhost:3000", "*"]
-admin_bind = "127.0.0.1:9001"
-trusted_proxies = ["10.1.0.0/16", "192.0.2.7"]
-forwarded_header = "forwarded"
-max_connections = 500
-max_body_bytes = 2048
-request_timeout = "3s"
-drain = "0s"
-tls_cert = "Cargo.toml"
-tls_key = "Cargo.lock"
-
-[auth]
-hs256_secrets = ["0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"]
-public_keys = ["-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----\n"]
-jwks_url = "https://id.example.com/keys?v=2"
-issuer = "https://id.example.com"
-audience = "hub"
-leeway = "1m"
-
-[store]
-url = "redis://hub@redis.example.com:6379/1"
-password = "s3cret-password"
-prefix = "videos"
-replicas = 2
-retain_final = "1h30m"
-retain_active = "48h"
-
-[socket]
-heartbeat = "5s"
-auth_timeout = "500ms"
-write_timeout = "3s"
-max_message_bytes = 4096
-max_subscriptions = 16
-
-[callback]
-secret = "00112233445566778899aabbccddeeff"
-previous_secrets = ["ffeeddccbbaa99887766554433221100"]
-
-[defaults]
-provider = "kling-legacy"
-tier = "staging"
-
-[limits]
-connections_per_address = 10
-unauthenticated_per_address = 5
-handshakes_per_second = 6
-connections_per_subject = 7
-subscriptions_per_subject = 100
-messages_per_second = 8
-ids_per_second = 9
-downloads_per_owner = 3
-downloads_per_link = 2
-unverified_body_bytes = 65536
-submits_per_minute = 30
-
-[budgets]
-unit = "credits"
-per_job = 2
-per_owner_day = 12.5
-
-[providers.kling-legacy]
-spec = "specs/mine.toml"
-base_url = "http://127.0.0.1:4000/api"
-api_key = "access-key-of-kling"
-secret_key = "secret-key-of-kling"
-webhook_secrets = ["old-webhook-secret", "new-webhook-secret"]
-jwks_url = "https://kling.example.com/jwks.json"
-account = "user-7"
-poll_after = "50ms"
-poll_every = "2s"
-cool_down = "1s"
-deadline = "36h"
-max_concurrent = 5
-prices = { "kling-v3*" = 0.35, "*" = "0.07 * duration" }
-budget_per_day = 100
-"#;
+const ALL_SETTINGS: &str = include_str!("../../tests/fuzz/seeds/configuration/all_settings.toml");
 
 fn load(
     file: &str,
@@ -193,8 +114,8 @@ fn every_setting_is_printed_without_secrets() {
     downloads_per_link = 2
     unverified_body_bytes = 65536
     submits_per_minute = 30
-    queued_jobs = 1000
-    queued_bytes = 16777216
+    queued_jobs = 40
+    queued_bytes = 131072
 
     [budgets]
     unit = "credits"
@@ -212,11 +133,11 @@ fn every_setting_is_printed_without_secrets() {
     poll_after = "50ms"
     poll_every = "2s"
     cool_down = "1s"
-    unverified_polls_per_minute = 60
+    unverified_polls_per_minute = 20
     deadline = "36h"
     max_concurrent = 5
     prices = { "*" = "0.07 * duration", "kling-v3*" = 0.35 }
-    allowed_input = []
+    allowed_input = ["settings.audio", "seed"]
     budget_per_day = 100.0
     "#);
 }

@@ -1,8 +1,8 @@
-//! Bounds of the fields that providers and workers fill in.
+//! Bounds of the fields that providers and workers report.
 //!
-//! Invariant: [`Job::apply`](super::Job::apply) bounds every update, and so does whatever stores an
-//! update for later. A document has at most [`MAX_OUTPUTS_BYTES`] of outputs and a few kilobytes of
-//! other reported fields, whatever was reported.
+//! Invariant: an update is bounded before it is applied by [`Job::apply`](super::Job::apply) and
+//! before it is buffered. A document has at most [`MAX_OUTPUTS_BYTES`] of outputs and a few
+//! kilobytes of other reported fields, regardless of the size of the report.
 
 use super::{Cost, Failure, JobEvent, Output, StatusReport, Update};
 
@@ -27,7 +27,7 @@ pub const MAX_URL_BYTES: usize = 4096;
 /// Maximum length of the type of an output, in characters.
 pub const MAX_OUTPUT_TYPE_CHARS: usize = 32;
 
-/// Maximum size of all outputs, in bytes of URLs. Data URLs count, and only this bounds them.
+/// Maximum size of all outputs, in bytes of URLs. Includes `data:` URLs, which have no other limit.
 pub const MAX_OUTPUTS_BYTES: usize = 512 << 10;
 
 /// Maximum number of moderation remarks.
@@ -46,8 +46,8 @@ const MAX_HANDLE_BYTES: usize = 8 << 10;
 const MAX_ETA_SECONDS: f64 = 1e9;
 
 impl Update {
-    /// Returns the update with every field within its bounds. Texts are truncated, outputs beyond the
-    /// bounds are dropped, and numbers that are not finite are ignored.
+    /// Returns the update with every field within its bounds. Texts are truncated, outputs beyond
+    /// the bounds are dropped, and numbers that are not finite are ignored.
     #[must_use]
     pub fn bounded(mut self) -> Self {
         match &mut self.event {
@@ -96,7 +96,7 @@ fn bounded_cost(mut cost: Cost) -> Option<Cost> {
     cost.amount.is_finite().then_some(cost)
 }
 
-/// Drops outputs beyond the bounds, and with each the entry of `private_urls` that belongs to it.
+/// Drops outputs beyond the bounds together with their entries of `private_urls`.
 fn bound_outputs(report: &mut StatusReport) {
     let has_private_urls = !report.private_urls.is_empty();
     report.private_urls.resize(report.outputs.len(), None);

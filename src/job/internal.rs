@@ -26,17 +26,18 @@ pub struct InternalState {
     /// The reserved budget, or `None` if the price is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservation: Option<Reservation>,
-    /// What the job counts in the queue of its owner until its first submission attempt.
+    /// Charges to the limits on the owner's jobs that wait for submission. They are released by the
+    /// first submission attempt or by a terminal status.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queue_charges: Vec<QueueCharge>,
 }
 
-/// A charge to a limit of jobs that wait for submission.
+/// A charge to a limit on jobs that wait for submission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueCharge {
     /// The window that was charged.
     pub window: BudgetWindow,
-    /// Number of jobs or bytes.
+    /// Number of jobs or of bytes, depending on the window.
     pub amount: i64,
 }
 

@@ -21,7 +21,7 @@ pub struct Update {
 pub enum JobEvent {
     /// A submission attempt starts.
     SubmissionStarted,
-    /// The next attempt must wait, because the submissions of the job's owner and model are held.
+    /// The next attempt is postponed, because submissions of the job's owner and model are held.
     Postponed {
         /// Time of the next attempt.
         at: Time,

@@ -47,9 +47,9 @@ pub(crate) enum Command {
     /// Settings come from the configuration file, then from environment variables such as
     /// PROGRESS_HUB__SERVER__BIND, then from --set; later sources override earlier ones. Every
     /// setting has a default except secrets and providers. If the configuration is invalid, all
-    /// errors are reported and the exit code is 2. On SIGTERM or Ctrl-C, the hub drains: it tells
-    /// clients when to reconnect, and closes their connections. On SIGHUP, it reads the TLS
-    /// certificate again.
+    /// errors are reported and the exit code is 2. On SIGTERM or Ctrl-C, the hub drains: it sends
+    /// each client a time to reconnect, and closes the connection. On SIGHUP, it reloads the TLS
+    /// certificate.
     Serve(ConfigArgs),
     /// Run a hub and a simulated provider, without configuration
     ///
@@ -63,7 +63,7 @@ pub(crate) enum Command {
     Token(TokenArgs),
     /// Validate a configuration and print the effective values, without secrets
     Check(ConfigArgs),
-    /// Check that a hub on this machine responds, such as for the health check of a container
+    /// Check that a hub on this machine responds, for example as the health check of a container
     ///
     /// Reads server.bind from the same configuration as serve, and requests /v1/health/live. The
     /// exit code is 0 if the hub is healthy and 1 if it is not.
@@ -100,7 +100,7 @@ impl ConfigArgs {
         self.load_with_warnings().map(|(config, _)| config)
     }
 
-    /// As [`ConfigArgs::load`], with the settings that are less safe than they could be.
+    /// As [`ConfigArgs::load`], and also returns warnings about settings that weaken security.
     pub(crate) fn load_with_warnings(&self) -> anyhow::Result<(Config, Vec<ConfigError>)> {
         let (config, mut errors) = self.read();
         let http = HttpClient::new().context("failed to create the HTTP client")?;
@@ -121,12 +121,12 @@ impl ConfigArgs {
         unless_invalid(config, errors).map(|config| (config, warnings))
     }
 
-    /// Loads the section `[auth]` only. Errors in other sections do not matter.
+    /// Loads the section `[auth]`. Ignores errors in other sections.
     pub(crate) fn load_auth(&self) -> anyhow::Result<AuthConfig> {
         Ok(self.load_section("auth")?.auth)
     }
 
-    /// Loads the section `[server]` only. Errors in other sections do not matter.
+    /// Loads the section `[server]`. Ignores errors in other sections.
     pub(crate) fn load_server(&self) -> anyhow::Result<ServerConfig> {
         Ok(self.load_section("server")?.server)
     }

@@ -1,7 +1,7 @@
 //! The command `demo`: a hub and a simulated provider without configuration.
 //!
-//! Both listen on loopback, because the dashboard signs every visitor in. In a container, the hub
-//! listens on all interfaces, and the published port decides who can reach it.
+//! Both listen on loopback, because the dashboard signs in every visitor. In a container, the hub
+//! listens on all interfaces, and the published port restricts access.
 
 use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{UsageError, bind_error};
 use crate::{print, random_secret, shutdown_signal};
 
-/// Pages that may use the demo beside its own: those of development servers on this machine.
+/// Origins that may use the demo in addition to its own: development servers on this machine.
 const ALLOWED_ORIGINS: &str = "http://localhost:*, http://127.0.0.1:*, http://[::1]:*, \
                                https://localhost:*, https://127.0.0.1:*, https://[::1]:*";
 
@@ -37,7 +37,7 @@ pub(crate) struct DemoArgs {
     /// Accept connections from other machines, as in a container [default address: 0.0.0.0:8080]
     ///
     /// Everyone who can reach the address can use the demo. The page signs in only browsers that
-    /// open it by a loopback address, such as a container's port that is published on 127.0.0.1.
+    /// open it at a loopback address, for example a container port published on 127.0.0.1.
     #[arg(long, env = "PROGRESS_HUB_DEMO_PUBLIC")]
     public: bool,
 }
@@ -68,7 +68,7 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
         .context("failed to create a temporary directory")?;
     let config = config(bind, directory.path(), &simulator.url(), provider)?;
     let server = Server::bind(config, Some(dashboard())).map_err(bind_error)?;
-    // The browser may reach only the hub.
+    // The browser may be able to reach only the hub.
     let simulator = simulator.with_clip_origin(server.url());
 
     let stop_simulator = CancellationToken::new();

@@ -23,16 +23,15 @@ use crate::time::Time;
 
 pub(super) use self::origin::Origin;
 pub use self::state::ProviderHealth;
-pub(super) use self::state::{AccountVerdict, RequestResult};
+pub(super) use self::state::{AccountCheck, AccountVerdict, RequestResult};
 
 /// Maximum number of queries that wait for a permit. Further ones fail at once.
 const MAX_WAITERS: usize = 1024;
 
-/// Time that a submission waits for the neutral request that decides about its account. Longer than a
-/// provider usually needs to answer.
+/// Maximum time that a submission with a permit waits for the result of a pending account check.
 const ACCOUNT_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Shortest time after which a held job is tried again.
+/// Minimum delay before a held job is retried, unless its hold ends earlier.
 const MIN_HOLD: Duration = Duration::from_secs(10);
 
 /// Time for which webhooks are expected to keep arriving after one has arrived.
@@ -60,8 +59,7 @@ struct Inner {
 
 /// Permission to send one request. Occupies a slot until it is dropped.
 ///
-/// A permit that is dropped before completion counts as a request that was not
-/// sent.
+/// A permit that is dropped before completion counts as a request that was not sent.
 #[derive(Debug)]
 #[must_use = "the slot is released when the permit is dropped"]
 pub struct Permit {
@@ -76,11 +74,10 @@ pub struct Permit {
 pub struct CircuitOpen;
 
 impl CircuitBreaker {
-    /// Creates a closed circuit breaker. `has_account_check` says whether a neutral request can show
-    /// that the provider rejects the account.
-    pub(super) fn new(provider: &str, has_account_check: bool) -> Arc<Self> {
+    /// Creates a closed circuit breaker. `account_check` is the account check of the provider definition.
+    pub(super) fn new(provider: &str, account_check: AccountCheck) -> Arc<Self> {
         let mut inner = Inner::default();
-        inner.state.has_account_check = has_account_check;
+        inner.state.account_check = account_check;
         Arc::new(Self {
             provider: provider.to_owned(),
             inner: Mutex::new(inner),
@@ -159,17 +156,17 @@ impl CircuitBreaker {
         self.lock().transitions[state as usize]
     }
 
-    /// Closes both circuits. For operators who have fixed the cause.
+    /// Closes both circuits and ends all holds. For operators who have fixed the cause.
     pub fn reset(&self) {
         self.update(BreakerState::reset);
     }
 
-    /// Returns whether a neutral request should show whether the provider rejects the account.
+    /// Returns whether an account check is pending or due.
     pub(super) fn wants_account_check(&self, now: Time) -> bool {
         self.lock().state.wants_account_check(now)
     }
 
-    /// Records what a neutral request shows about the account.
+    /// Records the result of an account check.
     pub(super) fn record_account_check(&self, verdict: AccountVerdict, now: Time) {
         self.update(|state| state.on_account_checked(verdict, now));
     }
@@ -313,11 +310,12 @@ impl Permit {
         self.result = result;
     }
 
-    /// Returns this permit for the job of an owner and a model, or the time at which to try again if
-    /// their submissions are held.
+    /// Assigns the permit to a submission of `owner` for `model`. While an account check is
+    /// pending, waits up to 2 seconds for its result.
     ///
     /// # Errors
-    /// Returns the time of the next attempt.
+    /// Returns the time of the next attempt if submissions of this owner and model are held, or if
+    /// the permit is no longer valid.
     pub async fn for_job(mut self, owner: &str, model: &str) -> Result<Self, Time> {
         let origin = Origin {
             owner: owner.to_owned(),
@@ -350,7 +348,7 @@ impl Permit {
                 }
             };
             if let Some(until) = held_until {
-                // A hold can end early, so a long one is looked at again halfway.
+                // A hold can end early, so the job is retried after half of the remaining time.
                 let half = until.saturating_duration_since(now) / 2;
                 return Err(until.min(now + half.max(MIN_HOLD)));
             }
@@ -362,7 +360,7 @@ impl Permit {
         }
     }
 
-    /// Attributes a query to the owner and the model of the job that it is about.
+    /// Attributes a query to the owner and the model of its job.
     pub(super) fn attribute_to(&mut self, origin: Option<Origin>) {
         self.request.origin = origin;
     }

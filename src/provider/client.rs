@@ -26,7 +26,7 @@ use self::error::{Rejection, RequestError, UnknownOutcome};
 use self::http::{HttpClient, SendError};
 use self::request::{Context, RequestRenderer};
 use self::submission::Submission;
-use super::breaker::{AccountVerdict, CircuitBreaker, Origin, Permit, RequestResult};
+use super::breaker::{AccountCheck, AccountVerdict, CircuitBreaker, Origin, Permit, RequestResult};
 use super::spec::Spec;
 use super::spec::request_spec::{Method, RequestSpec};
 use super::spec::value::{items, number};
@@ -68,15 +68,17 @@ impl ProviderClient {
         http: HttpClient,
         downloader: Downloader,
     ) -> Self {
+        let account_check = match (&spec.balance, &spec.account) {
+            (Some(_), _) => AccountCheck::KeyAndCredit,
+            (None, Some(_)) => AccountCheck::Key,
+            (None, None) => AccountCheck::None,
+        };
         Self {
             provider: provider.to_owned(),
             requests: RequestRenderer::new(Arc::clone(&spec), base_url, settings),
             http,
             downloader,
-            breaker: CircuitBreaker::new(
-                provider,
-                spec.balance.is_some() || spec.account.is_some(),
-            ),
+            breaker: CircuitBreaker::new(provider, account_check),
             balance: BalanceCache::default(),
             spec,
         }
@@ -289,10 +291,9 @@ impl ProviderClient {
         (is_wanted || has_balance) && self.balance.claim_read(is_wanted, now)
     }
 
-    /// Reads the balance, or sends the neutral request of a provider without one, and reports to the
-    /// circuit breaker what the response shows about the account.
+    /// Sends the account check and reports its result to the circuit breaker.
     ///
-    /// Needs no permit, because it decides whether there are any.
+    /// The request needs no permit, because its result decides whether permits are available.
     pub(super) async fn check_account(&self) -> Result<(), RequestError> {
         let result = self.account_verdict().await;
         let verdict = match &result {
@@ -303,7 +304,7 @@ impl ProviderClient {
         if let Some(verdict) = verdict {
             self.breaker.record_account_check(verdict, Time::now());
         }
-        // A rejection that shows something is an answer.
+        // A rejection that shows the state of the account is a valid result.
         if verdict.is_some() {
             return Ok(());
         }
@@ -316,7 +317,7 @@ impl ProviderClient {
             if let Some(account) = &self.spec.account {
                 self.execute(account, Method::Get, &context).await?;
             }
-            return Ok(AccountVerdict::Good);
+            return Ok(AccountVerdict::KeyValid);
         };
         let (_, payload) = self.execute(&spec.request, Method::Get, &context).await?;
         let amount = number(&spec.amount.evaluate(&payload))

@@ -76,7 +76,8 @@ pub(crate) struct Spec {
     pub(super) result: Option<RequestSpec>,
     pub(super) cancel: Option<RequestSpec>,
     pub(super) balance: Option<BalanceSpec>,
-    /// A request that every valid key may make and that no job influences.
+    /// The account check of a provider without a balance: a request that every valid key may send
+    /// and that does not depend on any job.
     pub(super) account: Option<RequestSpec>,
     #[serde(default)]
     pub(super) webhook: WebhookSpec,

@@ -36,7 +36,7 @@ impl FromRequest for Caller {
             let verifier = verifier.ok_or(TokenError::Missing)?;
             let token = token?.ok_or(TokenError::Missing)?;
             let principal = Rc::new(verifier.verify(&token).await?);
-            // The log names the caller of a request that is forbidden.
+            // The security log reads the caller of a forbidden request from the extensions.
             request.extensions_mut().insert(Rc::clone(&principal));
             if let Some(address) = address {
                 address.set_authenticated();

@@ -1,7 +1,7 @@
 //! Compression of responses with gzip or Brotli.
 //!
-//! Only complete bodies of text and JSON are compressed, never streams: a proxy or a client could not
-//! read an event before the compressor emits it.
+//! Only complete bodies of text and JSON are compressed. Streams are not, because the compressor
+//! would delay their events.
 
 use std::io::{self, Write};
 
@@ -13,15 +13,15 @@ use actix_web::middleware::Next;
 use actix_web::web::Bytes;
 use actix_web::{Error, HttpMessage};
 
-/// Size from which compression saves more than it costs: one network packet.
+/// Minimum size of a compressed body, in bytes. A smaller response fits in one network packet.
 const MIN_COMPRESSED_BYTES: usize = 1024;
 
-/// How much time to spend on a smaller result.
+/// Trade-off between the time of compression and the size of the result.
 #[derive(Clone, Copy)]
 pub enum Effort {
-    /// For a body that is sent once.
+    /// For a body that is compressed for each response.
     Low,
-    /// For a body that is kept.
+    /// For a body that is compressed once and cached.
     High,
 }
 
@@ -35,7 +35,8 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// Returns the encoding that the client accepts, Brotli before gzip, or `None` for neither.
+    /// Returns Brotli if the client accepts it, otherwise gzip if the client accepts it, otherwise
+    /// `None`.
     pub fn negotiate(request: &impl HttpMessage) -> Option<Self> {
         let accepted: AcceptEncoding = request.get_header()?;
         let is_accepted = |encoding: &Self| {
@@ -59,7 +60,7 @@ impl Encoding {
     /// Compresses a body.
     ///
     /// # Errors
-    /// None that are known: the result is written to memory.
+    /// The error of the encoder. Writing to memory does not fail.
     pub fn compress(self, body: &[u8], effort: Effort) -> io::Result<Bytes> {
         let mut compressed = Vec::with_capacity(body.len() / 2);
         match (self, effort) {
@@ -70,7 +71,7 @@ impl Encoding {
                 };
                 let mut writer = brotli::CompressorWriter::new(&mut compressed, 4096, quality, 22);
                 writer.write_all(body)?;
-                writer.flush()?;
+                writer.into_inner();
             }
             (Self::Gzip, effort) => {
                 let level = match effort {
@@ -86,7 +87,7 @@ impl Encoding {
     }
 }
 
-/// Returns whether a body of this type and size is worth compressing.
+/// Returns whether bodies of this type and this length in bytes are compressed.
 pub fn is_compressible(content_type: &str, length: usize) -> bool {
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     let is_text = media_type.starts_with("text/")
@@ -132,7 +133,7 @@ pub async fn compress_response(
     }))
 }
 
-/// Tells caches that the response depends on `Accept-Encoding`.
+/// Adds `Vary: Accept-Encoding`, so that caches store one response per encoding.
 fn vary_by_encoding(headers: &mut HeaderMap) {
     headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
 }

@@ -1,4 +1,4 @@
-//! Connections of clients: accepted, counted, and limited in the time of each request.
+//! Client connections: acceptance, counting, and time limits of requests.
 
 mod accept;
 mod byte_stream;

@@ -1,10 +1,10 @@
-//! The types and encodings of request bodies that the API accepts.
+//! Checks of the content type and the content encoding of request bodies.
 
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::error::{ErrorCode, Problem};
 
-/// Checks that a body has no content encoding: signatures cover the bytes as they are sent.
+/// Checks that a body has no content encoding. Webhook signatures cover the bytes that were sent.
 ///
 /// # Errors
 /// `unsupported_media_type`.
@@ -22,7 +22,8 @@ pub fn require_identity(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Checks that the declared type of a body is JSON. A body without a declared type is taken as JSON.
+/// Checks that the declared type of a body is JSON. A body without a declared type is treated as
+/// JSON.
 ///
 /// # Errors
 /// `unsupported_media_type`.
@@ -44,7 +45,8 @@ pub fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     ))
 }
 
-/// `header` tells the client what the API accepts (RFC 9110, section 15.5.16).
+/// Returns `unsupported_media_type`. The header states what the API accepts (RFC 9110, section
+/// 15.5.16).
 fn unsupported(detail: String, header: HeaderName, accepted: &'static str) -> Problem {
     Problem::new(ErrorCode::UnsupportedMediaType, detail)
         .with_header(header, HeaderValue::from_static(accepted))

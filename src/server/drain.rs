@@ -66,7 +66,8 @@ impl Drain {
         self.tasks.wait().await;
     }
 
-    /// Returns a permit for an open WebSocket, or `None` if the maximum is open.
+    /// Returns a permit for an open WebSocket, event stream or long poll, or `None` if the maximum is
+    /// open.
     pub fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.sockets).try_acquire_owned().ok()
     }

@@ -115,7 +115,7 @@ error_codes! {
     NotCancellable: "not_cancellable", Some(StatusCode::CONFLICT), websocket: true, retryable: false;
     /// The resource does not exist, or the caller may not see it.
     NotFound: "not_found", Some(StatusCode::NOT_FOUND), websocket: true, retryable: false;
-    /// Pages of this origin may not open a WebSocket.
+    /// Pages of this origin may not use the hub.
     OriginRefused: "origin_refused", Some(StatusCode::FORBIDDEN), websocket: false, retryable: false;
     /// The node has reached its maximum number of connections or of unverified webhooks.
     OverCapacity: "over_capacity", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: false, retryable: true;
@@ -235,7 +235,8 @@ impl Problem {
         &self.detail
     }
 
-    /// Returns the stable code of the cause, or `None` if the problem's own code says it all.
+    /// Returns the stable code of the cause, or `None` if the code of the problem identifies the
+    /// cause.
     pub fn reason(&self) -> Option<&'static str> {
         self.reason
     }
@@ -290,7 +291,7 @@ impl ResponseError for Problem {
             response.insert_header(header);
         }
         if self.code == ErrorCode::RequestTimeout {
-            // The rest of the request may still come, at any rate.
+            // The rest of the request can still arrive on the connection.
             response.force_close();
         }
         response.content_type(PROBLEM_JSON).body(self.body())
@@ -391,7 +392,7 @@ impl From<TokenError> for Problem {
         }
         let problem = Self::new(ErrorCode::Unauthorized, error.to_string());
         if error == TokenError::Missing {
-            // Nobody tried to authenticate.
+            // A request without a token is not logged as a rejected token.
             return problem;
         }
         problem.with_reason(error.code())

@@ -1,9 +1,9 @@
-//! Limits of what one client may use: per address, per subject, and for the node.
+//! Limits per client address, per subject, per output and per node.
 //!
-//! An address counts from the moment its TCP connection is accepted, a subject from the moment its
-//! token is verified. WebSockets, event streams and long polls share the limits of their subject. A
-//! limit that is reached is counted in the metrics and answered with 429 or 503, or with a close code
-//! from 4100 to 4199.
+//! A connection counts for its address when it is accepted, and for its subject when the token is
+//! verified. WebSockets, event streams and long polls share the limits of their subject. Each limit
+//! that a client reaches is counted in the metrics. The response is 408, 429 or 503, or a close
+//! code from 4100 to 4199.
 
 mod address;
 mod download;
@@ -37,7 +37,7 @@ use crate::protocol::CloseReason;
 use crate::telemetry::{Limit, Metrics};
 use progress_hub_auth::jwt::Principal;
 
-/// Ids that a feed counts as. The store reads up to 256 jobs for it in one query.
+/// Number of ids that a feed counts as. The store reads up to 256 jobs of a feed in one query.
 pub const FEED_IDS: usize = 64;
 
 /// Time after which a client that reached a limit of connections should try again.
@@ -46,7 +46,7 @@ const CONNECTION_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Time after which a client should try a download again.
 const DOWNLOAD_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Adds `count` to `used` unless the sum exceeds `max`.
+/// Adds `count` to `used` unless the sum exceeds `max`. Returns whether it was added.
 fn try_acquire(used: &AtomicUsize, count: usize, max: usize) -> bool {
     let add = |used: usize| used.checked_add(count).filter(|sum| *sum <= max);
     let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
@@ -127,7 +127,7 @@ impl From<LimitReached> for Problem {
             ),
             Limit::UnverifiedBodies => (
                 ErrorCode::OverCapacity,
-                "the node receives too many webhooks that are not verified yet; try again",
+                "the node has reached limits.unverified_body_bytes; try again",
             ),
             Limit::NodeDownloads
             | Limit::OwnerDownloads
@@ -141,7 +141,7 @@ impl From<LimitReached> for Problem {
     }
 }
 
-/// A counted event stream or long poll. Dropping it releases all that it counts.
+/// The permits of an event stream or long poll. Dropping them releases the stream.
 #[derive(Debug)]
 pub struct StreamPermit {
     _node: OwnedSemaphorePermit,
@@ -150,13 +150,13 @@ pub struct StreamPermit {
 }
 
 impl StreamPermit {
-    /// Corrects the number of subscriptions by id, once it is known which jobs exist.
+    /// Reduces the reserved subscriptions by id to the number of jobs that exist.
     pub fn settle_subscriptions(&mut self, actual: usize) {
         self.subject.settle_subscriptions(actual);
     }
 }
 
-/// The limits of a node, and what each client uses.
+/// The limits of a node, and the usage of each client.
 pub struct ConnectionLimits {
     settings: Limits,
     messages: RateLimit,
@@ -172,7 +172,7 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Creates the limits of a configuration, with nothing in use.
+    /// Creates the limits of a configuration.
     pub fn new(config: &Config, drain: Arc<Drain>, metrics: Arc<Metrics>) -> Self {
         let settings = config.limits;
         let bytes = settings.unverified_body_bytes.min(Semaphore::MAX_PERMITS);
@@ -197,8 +197,8 @@ impl ConnectionLimits {
         LimitReached { limit, retry_after }
     }
 
-    /// Counts an accepted TCP connection. Returns `None` for a trusted proxy, whose clients are counted
-    /// instead.
+    /// Counts an accepted TCP connection. Returns `None` for a trusted proxy. The hub counts the
+    /// clients of a trusted proxy instead, with [`Self::accept_forwarded`].
     ///
     /// # Errors
     /// The limit that the address has reached.
@@ -219,13 +219,14 @@ impl ConnectionLimits {
         self.acquire_address(usage).map(Some)
     }
 
-    /// Returns the address that a trusted proxy names as its client. `None` if the peer is no trusted
-    /// proxy, because its TCP connection is counted already.
+    /// Returns the client address that a trusted proxy forwards, or `None` if the peer is not a
+    /// trusted proxy or forwards no valid address.
     pub fn forwarded_client(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
         self.client_addresses.forwarded(peer?, headers)
     }
 
-    /// Returns the address of a client for the log: the one that a trusted proxy names, else the peer's.
+    /// Returns the address of a client for the log: the address that a trusted proxy forwards, or
+    /// the address of the peer.
     pub fn client_address(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Option<IpAddr> {
         let peer = peer.map(|peer| peer.ip().to_canonical());
         self.forwarded_client(peer, headers).or(peer)
@@ -264,7 +265,12 @@ impl ConnectionLimits {
     /// `server.max_connections` is reached.
     pub fn acquire_node(&self) -> Result<OwnedSemaphorePermit, LimitReached> {
         let permit = self.drain.try_acquire();
-        permit.ok_or_else(|| self.reached(Limit::NodeConnections, self.drain.retry_after()))
+        permit.ok_or_else(|| self.node_is_full())
+    }
+
+    /// Counts a connection that is rejected because the node is full.
+    pub fn node_is_full(&self) -> LimitReached {
+        self.reached(Limit::NodeConnections, self.drain.retry_after())
     }
 
     /// Counts a connection of a subject. Administrators have no limits.
@@ -287,7 +293,8 @@ impl ConnectionLimits {
         Ok(permit)
     }
 
-    /// Counts an event stream or a long poll with all limits that apply, before anything is read.
+    /// Counts an event stream or long poll for all limits that apply. It is called before the store
+    /// is read.
     ///
     /// # Errors
     /// The first limit that is reached.
@@ -325,8 +332,8 @@ impl ConnectionLimits {
         })
     }
 
-    /// Counts a message of a WebSocket and the ids in it. Returns the time until the subject may send the
-    /// next one.
+    /// Counts a message of a WebSocket and the ids in it. Returns the time until the subject may
+    /// send the next message, and the limit that determines this time.
     pub fn charge_message(&self, subject: &SubjectPermit, ids: usize) -> (Limit, Duration) {
         let Some(usage) = &subject.usage else {
             return (Limit::Messages, Duration::ZERO);
@@ -346,8 +353,8 @@ impl ConnectionLimits {
         frames.charge(self.messages, 1, Instant::now())
     }
 
-    /// Reserves up to `wanted` further subscriptions by id for a connection. Returns how many its subject
-    /// may have.
+    /// Reserves up to `wanted` further subscriptions by id for a connection. Returns the number of
+    /// reserved subscriptions.
     pub fn reserve_subscriptions(&self, subject: &mut SubjectPermit, wanted: usize) -> usize {
         subject.reserve_up_to(wanted, self.settings.subscriptions_per_subject)
     }
@@ -373,7 +380,8 @@ impl ConnectionLimits {
         permit.map_err(|limit| self.reached(limit, DOWNLOAD_RETRY_AFTER))
     }
 
-    /// Counts a download that the node does not start, because it has too many.
+    /// Counts a download that the node rejects because it has reached its maximum number of
+    /// downloads.
     pub fn node_is_downloading(&self) -> LimitReached {
         self.reached(Limit::NodeDownloads, DOWNLOAD_RETRY_AFTER)
     }

@@ -35,10 +35,10 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Time after which the kernel closes a connection whose peer acknowledges nothing.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Connections for requests, beside those that WebSockets, event streams and long polls use.
+/// Maximum number of connections for other requests than WebSockets, event streams and long polls.
 const REQUEST_CONNECTIONS: usize = 2048;
 
-/// Connections of the admin listener.
+/// Maximum number of connections of the admin listener.
 const ADMIN_CONNECTIONS: usize = 64;
 
 /// Binds the address. Accepted connections inherit the socket options.
@@ -58,7 +58,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// The bound addresses, and what the listeners need beside the components.
+/// The bound listeners, with their TLS configuration and the limit of open files.
 pub struct Listeners {
     pub public: TcpListener,
     /// For health checks and metrics only.
@@ -79,7 +79,8 @@ pub fn serve(
     let max_open = server.max_connections + REQUEST_CONNECTIONS;
     let builder = ServerBuilder::new()
         .workers(workers)
-        // The acceptor counts the connections. A thread that stops accepting would answer nobody.
+        // The acceptor limits the connections. A limit here would stop a thread from accepting, and
+        // health checks on it would time out.
         .max_concurrent_connections(usize::MAX >> 1)
         .shutdown_timeout(drain_time.as_secs().max(1))
         .disable_signals();
@@ -109,7 +110,7 @@ pub fn serve(
     Ok(builder.run())
 }
 
-/// What each thread creates its services from.
+/// The components from which each thread creates its services.
 #[derive(Clone)]
 struct ServiceContext {
     components: Components,
@@ -191,7 +192,7 @@ where
         })
         .on_connect_ext(|stream: &RequestStream, extensions| {
             extensions.insert(Rc::clone(stream.client()));
-            // Handlers record on it that their caller has authenticated.
+            // The extractor of the caller records on the address that the client has authenticated.
             if let Some(address) = stream.client().address() {
                 extensions.insert(address);
             }

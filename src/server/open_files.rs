@@ -2,12 +2,12 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors for everything but clients: the store, providers, listeners, health checks and responses
-/// to connections that the node does not accept.
+/// Number of descriptors that are reserved for the store, providers, listeners, health checks and
+/// rejected connections.
 const RESERVED_DESCRIPTORS: usize = 256;
 
-/// Raises the soft limit of open files to the hard limit, as the soft one is often 1024 for programs that
-/// use `select`. Returns the limit that applies now.
+/// Raises the soft limit of open files to the hard limit, and returns the resulting limit. The
+/// default soft limit is often 1024, for programs that use `select`.
 pub fn raise_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -26,7 +26,7 @@ pub fn raise_limit() -> usize {
     })
 }
 
-/// Returns how many clients may be connected with this limit of open files.
+/// Returns the maximum number of client connections for a limit of open files.
 pub fn max_clients(open_files: usize) -> usize {
     open_files - RESERVED_DESCRIPTORS.min(open_files / 4)
 }

@@ -1,7 +1,7 @@
-//! The browser pages that may use the hub, and the log of those that may not.
+//! Checks the origin of requests from browser pages, and logs rejected origins.
 //!
-//! A browser hides the response from a page of a rejected origin, so the log is the only place that
-//! shows the cause.
+//! A browser does not show the response to a page of a rejected origin. The log therefore contains
+//! the cause.
 
 use std::time::Instant;
 
@@ -17,14 +17,14 @@ use super::error::{ErrorCode, Problem};
 use crate::config::ServerConfig;
 use crate::telemetry::Throttle;
 
-/// Maximum length of a header in the log.
+/// Maximum length of a header value in the log, in bytes.
 const MAX_LOGGED_BYTES: usize = 200;
 
 /// Decides which origins may use the hub: those of `server.allowed_origins`, and the hub's own.
 pub struct OriginPolicy {
     allowed: Vec<String>,
     public_url: Option<Url>,
-    /// By origin and host.
+    /// Limits the warnings by origin and host.
     warnings: Throttle<(String, String)>,
 }
 
@@ -43,8 +43,8 @@ impl OriginPolicy {
         self.allowed.iter().any(|allowed| allowed == "*")
     }
 
-    /// Returns whether `server.allowed_origins` has this origin. An entry that ends with `:*` allows every
-    /// port.
+    /// Returns whether `server.allowed_origins` contains this origin. An entry that ends with `:*`
+    /// allows every port.
     pub fn is_listed(&self, origin: &str) -> bool {
         self.allows_all()
             || self.allowed.iter().any(|allowed| {
@@ -81,20 +81,21 @@ impl OriginPolicy {
                 http.origin = shorten(origin),
                 http.host = shorten(host),
                 suppressed,
-                "origin rejected; add it to server.allowed_origins, or if it is the hub's own page behind a proxy, set server.public_url or pass on the Host header"
+                "origin rejected; check server.allowed_origins, server.public_url and Host header"
             );
         }
         let detail = "pages of this origin may not use the hub; add it to server.allowed_origins";
         Err(Problem::new(ErrorCode::OriginRefused, detail))
     }
 
-    /// Returns how many warnings of this cause were suppressed, or `None` if this one is to be suppressed.
+    /// Returns the number of suppressed warnings with this origin and host, or `None` to suppress
+    /// this one too.
     fn admit_warning(&self, origin: &str, host: &str, now: Instant) -> Option<u64> {
         let cause = (shorten(origin).to_owned(), shorten(host).to_owned());
         self.warnings.admit(cause, now)
     }
 
-    /// Returns whether an origin is the host that the request was sent to, or that of the public URL.
+    /// Returns whether the origin has the host and port of the request or of the public URL.
     fn is_own(&self, origin: &str, host: &str) -> bool {
         let Ok(origin) = Url::parse(origin) else {
             return false;

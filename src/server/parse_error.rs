@@ -72,7 +72,7 @@ fn describe_field(path: &str, message: &str) -> String {
     }
     match expected_value(message) {
         Some("an object") if path == "." => NOT_AN_OBJECT.to_owned(),
-        // The body of an enum variant. All variants of the API are names.
+        // The content of an enum variant. All variants of the API are strings.
         Some("unit") => {
             let field = path.rsplit_once('.').map_or(path, |(field, _)| field);
             format!("{field} must be a string")
@@ -82,7 +82,8 @@ fn describe_field(path: &str, message: &str) -> String {
     }
 }
 
-/// Returns what the field must be, or `None` if the message has its own text.
+/// Returns the expected type or value of the field, or `None` if the form of the message is
+/// unknown.
 fn expected_value(message: &str) -> Option<&str> {
     let of_serde = [
         "invalid type: ",
@@ -93,7 +94,7 @@ fn expected_value(message: &str) -> Option<&str> {
     let expected = if of_serde.iter().any(|start| message.starts_with(start)) {
         message.rsplit_once(", expected ")?.1
     } else if message.contains("float literal") || message.contains("parse float") {
-        // Messages of the standard library about a parameter.
+        // Messages of the standard library about a query parameter.
         "f64"
     } else if message.contains("invalid digit")
         || message.contains("parse integer")

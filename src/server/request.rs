@@ -25,10 +25,11 @@ use crate::store::IdempotencyKey;
 use crate::telemetry::Limit;
 use progress_hub_auth::jwt::Principal;
 
-/// Minimum average rate of a body, after `server.request_timeout`.
+/// Minimum average rate at which a body must arrive after `server.request_timeout`.
 const MIN_BODY_BYTES_PER_SECOND: u32 = 64 << 10;
 
-/// A request body that has not been read. A handler with this argument decides first whether to read it.
+/// A request body that has not been read. A handler with this argument can reject the request
+/// before it reads the body.
 pub struct UnreadBody {
     payload: Payload,
     declared_length: Option<usize>,
@@ -81,8 +82,8 @@ impl UnreadBody {
         Ok(Self { max_bytes, ..self })
     }
 
-    /// Reads the body of a sender that is not verified. Its memory counts for the node while the returned
-    /// permit exists.
+    /// Reads the body of a sender that is not verified. Its bytes count for
+    /// `limits.unverified_body_bytes` until the returned permit is dropped.
     ///
     /// # Errors
     /// As [`UnreadBody::read`], and `over_capacity`.
@@ -135,7 +136,7 @@ fn too_large(max_bytes: usize) -> Problem {
     Problem::new(ErrorCode::PayloadTooLarge, detail)
 }
 
-/// The memory of an unverified body. Dropping it releases the memory for others.
+/// Permit for the bytes of an unverified body. Dropping it releases them.
 pub struct BodyPermit(Option<OwnedSemaphorePermit>);
 
 /// A JSON body with the bytes that it was parsed from.
@@ -217,7 +218,8 @@ pub fn validate_owner(field: &str, owner: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Returns whether a text is an http(s) URL. A parser of URLs would remove tabs and newlines.
+/// Returns whether a text is an http or https URL without control characters. [`Url::parse`] would
+/// remove tabs and newlines instead of rejecting them.
 pub fn is_web_url(text: &str) -> bool {
     let is_http = |url: Url| matches!(url.scheme(), "http" | "https") && url.has_host();
     !text.contains(char::is_control) && Url::parse(text).is_ok_and(is_http)

@@ -9,7 +9,7 @@ use actix_web::http::header::{self, HeaderValue};
 use actix_web::middleware::DefaultHeaders;
 use actix_web::{FromRequest, Handler, HttpResponse, Responder, Route, guard, web};
 
-use super::api::health::StartedAt;
+use super::api::health::{AdminListener, StartedAt};
 use super::api::{
     demo, events, health, jobs, outputs, providers, tokens, videos, webhooks, workers,
 };
@@ -82,8 +82,8 @@ pub fn configure(
     }
 }
 
-/// Registers what the admin listener serves: health checks and metrics. It verifies no tokens, so its metrics
-/// have all amounts.
+/// Registers the resources of the admin listener: health checks and metrics. The listener verifies
+/// no tokens, and its metrics include all balances and spending.
 pub fn configure_admin(
     components: &Components,
     started_at: Instant,
@@ -97,6 +97,7 @@ pub fn configure_admin(
             .app_data(web::Data::from(components.security))
             .app_data(web::Data::from(components.limits))
             .app_data(web::Data::from(components.drain))
+            .app_data(web::Data::new(AdminListener))
             .app_data(web::Data::new(StartedAt(started_at)));
         register(app, health_checks());
         register(app, [metrics()]);
@@ -122,7 +123,7 @@ fn register(app: &mut web::ServiceConfig, resources: impl IntoIterator<Item = Re
     }
 }
 
-/// A path and the handlers of its methods. Another method is answered 405.
+/// A path and the handlers of its methods. The response to any other method is 405.
 struct Resource {
     path: &'static str,
     get: Option<Route>,
@@ -187,10 +188,11 @@ async fn upgrade_required() -> Result<HttpResponse, Problem> {
         .with_header(header::UPGRADE, HeaderValue::from_static("websocket")))
 }
 
-/// Time for which a browser uses TLS only for the hub's host: a year.
+/// `Strict-Transport-Security`: browsers use only TLS for this host for one year.
 const STRICT_TRANSPORT: &str = "max-age=31536000";
 
-/// Returns the headers of every response. With TLS of the hub's own, browsers use no other connection.
+/// Returns the headers of every response. If the hub terminates TLS, they include
+/// `Strict-Transport-Security`.
 pub fn security_headers(server: &ServerConfig) -> DefaultHeaders {
     let headers = DefaultHeaders::new().add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
     match server.tls() {

@@ -1,7 +1,7 @@
 //! Counts the requests that were answered with a problem, and logs those that concern security.
 //!
-//! Anyone can repeat a request, so a line is written once a minute for each subject or provider and
-//! reason. It tells how many were suppressed before.
+//! Clients can repeat requests, so a line is written once a minute for each subject or provider and
+//! reason. Its field `suppressed` is the number of lines that were suppressed before it.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -26,7 +26,7 @@ pub struct SecurityLog {
     lines: Throttle<(String, &'static str)>,
 }
 
-/// A request, as far as the log shows it.
+/// The logged fields of a request.
 pub struct RequestInfo<'r> {
     pub method: &'r Method,
     /// Pattern of the path, without ids and tokens.
@@ -45,7 +45,7 @@ impl SecurityLog {
         }
     }
 
-    /// Counts a problem. Logs a token that was rejected, and a request that the token does not allow.
+    /// Counts a problem. Logs rejected tokens and forbidden requests.
     pub fn problem(&self, problem: &Problem, request: &RequestInfo<'_>) {
         self.metrics.problem(problem.code().as_str());
         if let (ErrorCode::Unauthorized, Some(reason)) = (problem.code(), problem.reason()) {
@@ -67,7 +67,7 @@ impl SecurityLog {
         }
     }
 
-    /// Logs a token that was forged, has expired or is otherwise invalid.
+    /// Logs a token that failed verification.
     pub fn token_rejected(&self, reason: &'static str, address: Option<IpAddr>) {
         if let Some(suppressed) = self.admit("", reason) {
             tracing::info!(
@@ -79,7 +79,7 @@ impl SecurityLog {
         }
     }
 
-    /// Logs a webhook whose sender is not verified.
+    /// Logs a webhook that failed verification.
     pub fn webhook_rejected(&self, provider: &str, reason: &'static str, address: Option<IpAddr>) {
         if let Some(suppressed) = self.admit(provider, reason) {
             tracing::warn!(
@@ -113,7 +113,7 @@ impl SecurityLog {
                 close.code = code,
                 reason = name,
                 suppressed,
-                "websocket closed for its token"
+                "websocket closed without valid token"
             );
         }
     }
@@ -123,7 +123,8 @@ impl SecurityLog {
     }
 }
 
-/// Logs a token that was minted for `subject`. Only an admin causes this line, so it is always written.
+/// Logs a token that was minted for `subject`. Only admins mint tokens, so lines are not
+/// suppressed.
 pub fn token_minted(
     caller: &Principal,
     address: Option<IpAddr>,

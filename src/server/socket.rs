@@ -58,7 +58,7 @@ pub struct SocketContext {
     pub canceller: Arc<CancelService>,
     /// Closes WebSockets when the node drains.
     pub drain: Arc<Drain>,
-    /// Limits of what one client may use.
+    /// Limits per address, per subject and per node.
     pub limits: Arc<ConnectionLimits>,
     /// Counts connections and deliveries.
     pub metrics: Arc<Metrics>,
@@ -101,16 +101,17 @@ pub async fn serve(
 struct Upgraded {
     io: Stream,
     client: SocketClient,
-    /// Whether the node has accepted the connection only to reject it.
+    /// Whether the connection exceeds the limit of its listener. It is then closed after the
+    /// upgrade.
     is_over_capacity: bool,
-    /// The address that a trusted proxy names as its client.
+    /// The client address that a trusted proxy forwards.
     forwarded: Option<IpAddr>,
     /// Bytes that the client sent directly after the request.
     initial_bytes: BytesMut,
     principal: Option<Principal>,
 }
 
-/// The client of a WebSocket, whose connection counts while this exists.
+/// The client of a WebSocket, with the permits of its connection.
 struct SocketClient {
     /// The address in the log.
     address: Option<IpAddr>,

@@ -71,8 +71,8 @@ pub async fn subscribe<'c>(
         connection.reject(id);
         rejected.push(Topic::Job(id.clone()));
     }
-    // Drops the channel of a job that was removed, or is no longer visible, since the first read.
-    if !rejected.is_empty() && store.channels().is_some() {
+    // Releases the channels of jobs that were removed or became invisible after the first read.
+    if !rejected.is_empty() {
         store.release(rejected);
     }
     Ok(PausedSubscription {

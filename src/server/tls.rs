@@ -1,4 +1,4 @@
-//! The TLS certificate, which is replaced while the server runs.
+//! The TLS certificate, which can be replaced while the server runs.
 //!
 //! A new certificate applies to new handshakes. Open connections are not affected.
 
@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::TlsFiles;
 
-/// Interval of the checks for changed files. Polling also notices a directory that is replaced, as
-/// Kubernetes does with secrets.
+/// Interval of the checks for changed files. Polling also detects a replaced directory, which is
+/// how Kubernetes updates secrets.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The certificate of the server and its key.
@@ -37,7 +37,7 @@ struct Loaded {
     state: FilesState,
 }
 
-/// What changes with the content of the certificate file and the key file.
+/// State of the certificate file and the key file. `None` for a file that cannot be read.
 type FilesState = [Option<FileState>; 2];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,11 +138,12 @@ fn provider() -> Arc<CryptoProvider> {
 fn read(files: &TlsFiles) -> Result<Arc<CertifiedKey>, String> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(&files.cert)
         .and_then(Iterator::collect)
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| format!("{}: {error}", files.cert.display()))?;
     if chain.is_empty() {
-        return Err("file contains no certificate".to_owned());
+        return Err(format!("{}: no certificate found", files.cert.display()));
     }
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| error.to_string())?;
+    let key = PrivateKeyDer::from_pem_file(&files.key)
+        .map_err(|error| format!("{}: {error}", files.key.display()))?;
     let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| error.to_string())?;
     Ok(Arc::new(key))
 }

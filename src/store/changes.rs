@@ -40,7 +40,7 @@ pub enum StoreEvent {
 
 /// Delivery of committed changes to this node's [`ChangeListener`].
 ///
-/// The default implementation is that of an engine that always passes every change on.
+/// The default implementation is for engines that deliver every change without a subscription.
 #[async_trait]
 pub trait ChangeSource: Send + Sync + 'static {
     /// Subscribes this node to `topics`.
@@ -56,8 +56,10 @@ pub trait ChangeSource: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Ends the subscription to each of `topics` that has no subscribers, without waiting. Otherwise a
-    /// topic without subscribers stays subscribed for some seconds, for a client that reconnects.
+    /// Ends the subscriptions to those of `topics` that have no subscribers, without waiting.
+    ///
+    /// Without this call, a topic stays subscribed for some seconds after its last subscriber has
+    /// left, in case a client reconnects.
     fn release(&self, _topics: Vec<Topic>) {}
 
     /// Returns the number of channels that this node is subscribed to, or `None` if every change

@@ -15,7 +15,7 @@ use crate::time::Time;
 pub(super) struct EncodedJob {
     pub(super) document: String,
     pub(super) internal: String,
-    /// A finished job is never due and holds no slot.
+    /// Schedule to store. That of a finished job is empty: the job is never due and holds no slot.
     pub(super) schedule: Schedule,
     /// When the job finished, or `None` if it has not.
     pub(super) finished_at: Option<Time>,

@@ -12,12 +12,12 @@ use crate::time::Time;
 /// Maximum number of updates buffered for one task. Further updates replace the oldest.
 pub const MAX_BUFFERED_UPDATES: usize = 32;
 
-/// Maximum size of the updates buffered for one task, in bytes of JSON. The oldest are dropped, and
-/// an update that is larger by itself is not buffered.
+/// Maximum total size of the updates buffered for one task, in bytes of JSON. The oldest updates
+/// that exceed it are dropped. A single larger update is not buffered.
 pub const MAX_BUFFERED_BYTES: usize = 32 << 10;
 
-/// Maximum number of tasks of one provider with buffered updates. A further task replaces the one
-/// whose oldest update is the oldest. A Redis cluster divides the number among its partitions.
+/// Maximum number of tasks of one provider with buffered updates. A further task replaces the task
+/// with the oldest update. A Redis cluster divides the number among its partitions.
 pub const MAX_BUFFERED_TASKS: usize = 1000;
 
 /// How long an update is buffered for a task that no job has.
@@ -175,9 +175,11 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// Buffers a verified update for a task that belongs to no job yet.
     ///
-    /// Identical updates are stored once. At most [`MAX_BUFFERED_UPDATES`] are kept per task, the
-    /// newest, for [`BUFFERED_UPDATE_TTL`], within [`MAX_BUFFERED_BYTES`] and [`MAX_BUFFERED_TASKS`]. An update is either buffered or the task is known,
-    /// never both, so no update is missed when a commit sets the task id.
+    /// Identical updates are stored once. The newest updates of a task are kept, at most
+    /// [`MAX_BUFFERED_UPDATES`] and [`MAX_BUFFERED_BYTES`], for [`BUFFERED_UPDATE_TTL`]. At most
+    /// [`MAX_BUFFERED_TASKS`] tasks of a provider have buffered updates. An update is either
+    /// buffered or the task is known, never both, so no update is missed when a commit sets the
+    /// task id.
     async fn buffer_update(
         &self,
         provider: &str,

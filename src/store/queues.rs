@@ -50,8 +50,8 @@ pub enum Queue<'a> {
 /// Claims on due jobs. Finished jobs are in no queue.
 #[async_trait]
 pub trait WorkQueues: Send + Sync + 'static {
-    /// Claims up to `limit` jobs of `queue` that are due at `now`: polls in the order of their due
-    /// times, and submissions of each owner in turn.
+    /// Claims up to `limit` jobs of `queue` that are due at `now`. Polls are claimed in the order of
+    /// their due times. Submissions are claimed in turn from each owner.
     ///
     /// Claims are atomic. No other claim on any node returns a claimed job before the job's next
     /// commit or, without one, before [`CLAIM_LEASE`] ([`Queue::Submit`]) or the poll interval

@@ -1,7 +1,7 @@
 //! Fair order of submissions: the owners of due jobs take turns.
 //!
-//! An owner with many jobs therefore does not hold back another owner's single job. Each node keeps
-//! its own turns, so a job waits for at most one turn of each other owner and node.
+//! An owner with many jobs therefore does not delay the single job of another owner. Each node keeps
+//! its own turns.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,15 +16,15 @@ pub(super) struct Turns(Mutex<BTreeMap<String, OwnerTurns>>);
 /// The last turn of each owner that had a due job at the last claim.
 #[derive(Debug, Default)]
 struct OwnerTurns {
-    /// Number of turns so far.
-    count: u64,
+    /// Number of the latest turn. Turns have even numbers, so that a new owner fits between two.
+    latest: u64,
     last: HashMap<String, u64>,
 }
 
 impl Turns {
-    /// Returns up to `limit` of the due jobs, in the order in which to claim them: one of each owner in
-    /// turn, first the owner whose last turn is longest ago. `due` has the earliest job first, each with
-    /// its owner.
+    /// Returns up to `limit` of the due jobs in the order of their claims: one job of each owner in
+    /// turn, starting with the owner whose last turn is the longest ago. `due` contains each job with
+    /// its owner, earliest first.
     pub(super) fn order<J>(&self, provider: &str, due: Vec<(J, String)>, limit: usize) -> Vec<J> {
         let mut state = self.lock();
         let turns = state.entry(provider.to_owned()).or_default();
@@ -36,11 +36,14 @@ impl Turns {
                 .push_back((position, job));
         }
         turns.last.retain(|owner, _| by_owner.contains_key(owner));
-        let last_turn = |owner: &String| turns.last.get(owner).copied().unwrap_or(0);
-        let mut owners: Vec<_> = by_owner
-            .into_iter()
-            .map(|(owner, jobs)| (last_turn(&owner), jobs.front().map(|(at, _)| *at), jobs))
-            .collect();
+        // A new owner precedes the owner of the latest turn only. Otherwise, owners that alternate in
+        // being due could delay the others without limit.
+        let joined = turns.latest.saturating_sub(1);
+        let mut owners = Vec::with_capacity(by_owner.len());
+        for (owner, jobs) in by_owner {
+            let last = *turns.last.entry(owner).or_insert(joined);
+            owners.push((last, jobs.front().map(|(at, _)| *at), jobs));
+        }
         owners.sort_by_key(|(last, first, _)| (*last, *first));
         let mut ordered = Vec::new();
         while ordered.len() < limit && !owners.is_empty() {
@@ -64,8 +67,8 @@ impl Turns {
     pub(super) fn record(&self, provider: &str, owner: &str) {
         let mut state = self.lock();
         let turns = state.entry(provider.to_owned()).or_default();
-        turns.count += 1;
-        turns.last.insert(owner.to_owned(), turns.count);
+        turns.latest += 2;
+        turns.last.insert(owner.to_owned(), turns.latest);
     }
 }
 
@@ -93,12 +96,24 @@ mod tests {
     }
 
     #[test]
+    fn owners_that_alternate_do_not_delay_a_waiting_owner() {
+        let turns = Turns::default();
+        turns.record("p", "b");
+        let mut claimed = Vec::new();
+        for due in ["a1 b2", "b2 c1", "a1 b2", "b2 c1"] {
+            claimed.push(order(&turns, due, 1));
+            turns.record("p", &claimed.last().unwrap()[..1]);
+        }
+        assert!(claimed.contains(&"b2".to_owned()), "{claimed:?}");
+    }
+
+    #[test]
     fn turns_of_owners_without_due_jobs_are_forgotten() {
         let turns = Turns::default();
         for n in 0..100 {
             turns.record("p", &n.to_string());
         }
         order(&turns, "a1", 1);
-        assert_eq!(turns.lock()["p"].last.len(), 0);
+        assert_eq!(turns.lock()["p"].last.len(), 1);
     }
 }

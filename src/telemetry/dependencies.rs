@@ -12,14 +12,15 @@ use tracing_subscriber::layer::Context;
 
 use super::Throttle;
 
-/// Start of the targets of the hub's own crates, whose lines are limited where they are written.
+/// Prefix of the targets of the hub's own crates. They limit their lines where they write them.
 const OWN_TARGETS: &str = "progress_hub";
 
-/// Target of the events that come from the `log` crate. The field `log.target` has the module.
+/// Target of the events that come from the `log` crate. Their field `log.target` contains the
+/// module.
 const LOG_TARGET: &str = "log";
 
-/// Suppresses repeated lines of other crates, above the level `debug`. Two lines are equal if they come
-/// from the same place in the code.
+/// Suppresses repeated lines of other crates at the level `info` and above. Lines with the same
+/// callsite and module are repetitions.
 #[derive(Default)]
 pub(super) struct DependencyThrottle {
     lines: Throttle<(Identifier, Option<String>)>,

@@ -106,7 +106,7 @@ labels! {
 
     /// A limit that a client has reached.
     pub enum Limit {
-        /// `server.max_connections`, or the TCP connections that the node accepts beside them.
+        /// `server.max_connections`, or the maximum number of TCP connections.
         NodeConnections = "node_connections",
         /// `limits.connections_per_address`.
         AddressConnections = "address_connections",
@@ -126,7 +126,7 @@ labels! {
         RequestTime = "request_time",
         /// `limits.unverified_body_bytes`.
         UnverifiedBodies = "unverified_bodies",
-        /// The downloads of the node.
+        /// The maximum number of concurrent downloads of the node.
         NodeDownloads = "node_downloads",
         /// `limits.downloads_per_owner`.
         OwnerDownloads = "owner_downloads",

@@ -1,7 +1,7 @@
-//! Writes log lines to standard error in a thread of its own.
+//! Writes log lines to standard error in a separate thread.
 //!
-//! A caller never waits for the reader of the log. Lines that find the buffer full are dropped and
-//! counted, and one line reports their number when the reader has caught up.
+//! A caller never waits for the output. Lines are dropped and counted while the buffer is full.
+//! When all buffered lines are written, one line reports the number of dropped lines.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Maximum size of the lines that wait for the writer.
+/// Maximum total size of pending lines, in bytes.
 const MAX_PENDING_BYTES: usize = 1 << 20;
 
-/// Lines that wait to be written.
+/// Buffer of pending log lines.
 #[derive(Clone, Default)]
 pub(super) struct LogBuffer(Arc<Shared>);
 
@@ -32,8 +32,8 @@ struct State {
 }
 
 impl LogBuffer {
-    /// Starts the thread that writes to `output`. It calls `report` with the number of lines that were
-    /// dropped since the last call, as soon as it has written all others.
+    /// Starts the thread that writes to `output`. When all pending lines are written, it calls
+    /// `report` with the number of lines that were dropped since the last call.
     ///
     /// # Errors
     /// The system's error if it cannot start a thread.
@@ -92,7 +92,7 @@ impl LogBuffer {
         self.0.changed.notify_all();
     }
 
-    /// Waits for lines and takes all of them. The previous batch is written then.
+    /// Waits for lines and moves all of them to `batch`. The caller has written the previous batch.
     fn next_batch(&self, batch: &mut Vec<u8>) {
         let mut state = self.state();
         state.is_writing = false;
@@ -172,7 +172,7 @@ mod tests {
         let (buffer, reader) = start();
         buffer.append(b"first\n");
         assert_eq!(reader.recv_timeout(TIMEOUT).unwrap(), b"first\n");
-        // The writer blocks on this line, because nobody reads it.
+        // The writer blocks on this line until the test reads it.
         buffer.append(b"second\n");
         while !buffer.state().is_writing || !buffer.state().pending.is_empty() {
             thread::yield_now();

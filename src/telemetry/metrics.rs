@@ -56,7 +56,7 @@ type AmountCounter = Counter<f64, AtomicU64>;
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Balances and spending, which not everybody may see.
+    /// Balances and spending, which the public listener returns only to admins.
     account_registry: Registry,
     connections: PerConnectionKind<Gauge>,
     tcp_connections: Gauge,
@@ -144,10 +144,10 @@ impl Metrics {
         let connections = register(r, "connections", "Open connections");
         let tcp_connections = register(r, "tcp_connections", "Open TCP connections");
         let subscribed_jobs = register(r, "subscribed_jobs", "Jobs that at least one connection subscribes to");
-        let subscribed_channels = register(r, "subscribed_channels", "Channels of Redis that the node is subscribed to");
+        let subscribed_channels = register(r, "subscribed_channels", "Redis channels that the node subscribes to");
         let deliveries = register(r, "deliveries", "Job documents delivered to connections");
         let webhooks = register(r, "webhooks", "Webhooks received");
-        let webhook_polls_suppressed = register(r, "webhook_polls_suppressed", "Polls that unverified webhooks did not trigger because of the limit");
+        let webhook_polls_suppressed = register(r, "webhook_polls_suppressed", "Polls for unverified webhooks that were suppressed");
         let provider_requests = register(r, "provider_requests", "Requests to providers");
         let provider_state = register(r, "provider_state", "Provider state (1 = current)");
         let provider_state_transitions = register(r, "provider_state_transitions", "Transitions of a provider to a state");
@@ -156,7 +156,7 @@ impl Metrics {
         let limits_reached = register(r, "limits_reached", "Times that a client reached a limit");
         let websocket_closes = register(r, "websocket_closes", "Closed WebSockets, by close code");
         let problems = register(r, "problems", "Requests answered with a problem, by error code");
-        let log_lines_dropped = register(r, "log_lines_dropped", "Log lines that the reader of standard error did not take in time");
+        let log_lines_dropped = register(r, "log_lines_dropped", "Log lines dropped because the buffer was full or the write failed");
         let log_lines_suppressed = register(r, "log_lines_suppressed", "Repeated log lines of other crates that were not written");
         let webhook_duration = Histogram::new(exponential_buckets(0.000_5, 2.0, 15));
         r.register_with_unit("webhook_duration", "Time from the arrival of a webhook to its response", Unit::Seconds, webhook_duration.clone());
@@ -246,7 +246,7 @@ impl Metrics {
         self.webhooks.get_or_create(&labels).inc();
     }
 
-    /// Counts a poll that an unverified webhook did not trigger because of the limit.
+    /// Counts a poll for an unverified webhook that was suppressed.
     pub fn webhook_poll_suppressed(&self, provider: &str) {
         let provider = provider.to_owned();
         self.webhook_polls_suppressed
@@ -348,7 +348,7 @@ impl Metrics {
         self.render_registries(&[&self.registry, &self.account_registry])
     }
 
-    /// As [`Metrics::render`], without balances and spending.
+    /// Renders the same format as [`Metrics::render`], without balances and spending.
     #[must_use]
     pub fn render_public(&self) -> String {
         self.render_registries(&[&self.registry])

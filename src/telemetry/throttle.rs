@@ -5,10 +5,11 @@ use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Interval of the lines with the same key.
+/// Minimum interval between two lines with the same key.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Maximum number of keys with a line in one interval. Clients choose parts of some keys.
+/// Maximum number of keys with a line in one interval. Clients control parts of some keys, so their
+/// number must be bounded.
 const MAX_KEYS: usize = 100;
 
 /// Admits one log line per key and minute, for at most 100 keys per minute.
@@ -28,8 +29,8 @@ impl<K> Default for Throttle<K> {
 }
 
 impl<K: Eq + Hash> Throttle<K> {
-    /// Returns how many lines with this key were suppressed since the last one, or `None` if this one is
-    /// to be suppressed.
+    /// Returns the number of lines with this key that were suppressed since the last admitted one,
+    /// or `None` if the caller must suppress this line.
     pub fn admit(&self, key: K, now: Instant) -> Option<u64> {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_recent = |line: &LastLine| now.duration_since(line.at) < INTERVAL;
@@ -81,6 +82,6 @@ mod tests {
         };
         assert_eq!((0..1000).filter(|key| admit(*key, 0)).count(), MAX_KEYS);
         assert!(!admit(1000, 59));
-        assert!(admit(1000, 60), "older lines make room");
+        assert!(admit(1000, 60), "expired keys are removed");
     }
 }

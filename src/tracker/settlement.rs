@@ -36,8 +36,8 @@ pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
     })
 }
 
-/// Returns the entries that release the job's charges to the queue of its owner, if the transition
-/// from `before` to `next` takes it from the queue: by its first attempt, or by its end.
+/// Returns the entries that release the charges of a job that waits for submission. Empty unless
+/// the transition from `before` to `next` is its first attempt, or ends the job before it.
 pub(super) fn leave_queue(before: &Job, next: &Job) -> Vec<BudgetEntry> {
     let leaves = before.attempt == 0 && (next.attempt > 0 || next.is_final());
     let charges = before.internal.queue_charges.iter().filter(|_| leaves);

@@ -1,9 +1,9 @@
-/** Whether jobs can be cancelled, by the hub's answer. Invariant: asked once for each state of a job in which it can differ. */
+/** Caches whether jobs can be cancelled. Invariant: one successful request for each job state that can change the response. */
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 
 export class Cancellable {
-  /** By job id: the state that the answer is about, and the answer. @type {Map<string, { state: string, isCancellable: boolean }>} */ #answers = new Map();
+  /** By job id: the response of the hub, and the job state that it applies to. @type {Map<string, { state: string, isCancellable: boolean }>} */ #answers = new Map();
   #ask;
   #onAnswer;
 
@@ -13,7 +13,7 @@ export class Cancellable {
     this.#onAnswer = onAnswer;
   }
 
-  /** Returns whether the job is known to be cancellable. Asks the hub if it is not known. @param {Job} job */
+  /** Returns whether the job is known to be cancellable. Sends a request if the cache has no response for its state. @param {Job} job */
   get(job) {
     if (job.final) return false;
     const state = [job.status, job.attempt, job.provider_task_id, job.next_attempt_at].join();
@@ -26,7 +26,7 @@ export class Cancellable {
     this.#answers.clear();
   }
 
-  /** @param {string} id @param {string} state @param {boolean} last the answer until the new one arrives */
+  /** @param {string} id @param {string} state @param {boolean} last the value until the response arrives */
   async #request(id, state, last) {
     const request = { state, isCancellable: last };
     this.#answers.set(id, request);
@@ -34,7 +34,7 @@ export class Cancellable {
       const { cancellable } = await this.#ask(id);
       request.isCancellable = cancellable;
     } catch {
-      // Asked again with the next version of the job.
+      // The next call of `get` sends a new request.
       if (this.#answers.get(id) === request) this.#answers.delete(id);
       return;
     }

@@ -8,7 +8,7 @@ import { clock, seconds } from './format.js';
 
 /** A shorter interruption shows no notice. */
 const UNREACHABLE_NOTICE_DELAY_MS = 4_000;
-/** Shown while HTTP works and the WebSocket does not. */
+/** Notice while HTTP requests succeed and the WebSocket handshake fails. */
 const REFUSED = "Live updates are refused. Check the proxy's WebSocket upgrade and Host header, and server.public_url.";
 
 /** @param {State} state */

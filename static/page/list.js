@@ -26,7 +26,7 @@ export class JobList {
   #animationFrame = 0;
   #maxCards = CARDS_PER_PAGE;
   #isLoaded = false;
-  /** State of the jobs that only the hub has. @type {{ hasMore: boolean, isLoading: boolean, hasFailed: boolean }} */ #older = { hasMore: false, isLoading: false, hasFailed: false };
+  /** State of the older jobs that are not loaded. @type {{ hasMore: boolean, isLoading: boolean, hasFailed: boolean }} */ #older = { hasMore: false, isLoading: false, hasFailed: false };
   /** Id of the job to scroll to after it was rendered. @type {string | null} */ #revealId = null;
   #list = $('#list');
   #context;
@@ -34,7 +34,7 @@ export class JobList {
   /** Cards on the screen. Only these play videos and follow the clock. @type {Set<Card>} */ #visible = new Set();
   #visibilityObserver = new IntersectionObserver(entries => this.#onVisibility(entries), { rootMargin: VISIBILITY_MARGIN });
 
-  /** @param {import('./card.js').CardContext} context @param {{ onCard(card: Card): void, onChange(job: Job, before: Job): void, onMore(): void }} events `onMore`: the user asked for jobs that only the hub has */
+  /** @param {import('./card.js').CardContext} context @param {{ onCard(card: Card): void, onChange(job: Job, before: Job): void, onMore(): void }} events `onMore`: the user requests older jobs that are not loaded */
   constructor(context, events) {
     this.#context = context;
     this.#events = events;
@@ -193,7 +193,7 @@ export class JobList {
       [count(job => !job.final), 'active'], [count(job => job.status === 'succeeded'), 'succeeded'],
       [count(job => job.status === 'failed'), 'failed'], [count(job => job.status === 'cancelled'), 'cancelled'],
     ].flatMap(([number, label]) => (number ? [`${number} ${label}`] : []));
-    // The hub does not count jobs, so the numbers are those of the list.
+    // The hub reports no totals, so only the loaded jobs are counted.
     text($('#summary'), parts.join(', ') + (parts.length && this.#older.hasMore ? ', older jobs not counted' : ''));
     document.body.toggleAttribute('data-jobs', jobs.length > 0);
     attr($('#empty'), 'hidden', jobs.length || !this.#isLoaded ? '' : null);

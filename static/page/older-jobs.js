@@ -1,7 +1,7 @@
 /**
- * Jobs that the hub does not send on its own, because there are too many: read page by page, newest first.
+ * Loads the older jobs that the hub does not push, page by page, newest first.
  *
- * Invariant: after a reconnect, every page that was shown is read again, so that no shown job stays out of date.
+ * Invariant: after a reconnect, every loaded page is read again, so that no shown job stays out of date.
  *
  * @module
  */
@@ -28,7 +28,7 @@ export class OlderJobs {
     this.#events = events;
   }
 
-  /** Forgets the pages of another user. */
+  /** Discards the pages of the previous user. */
   clear() {
     this.#generation += 1;
     this.#pages = 1;
@@ -48,7 +48,9 @@ export class OlderJobs {
   /** Reads one more page. */
   async more() {
     const generation = ++this.#generation;
-    if (await this.#readPage(generation)) this.#pages += 1;
+    // Without a cursor, the first page is read again after a failure.
+    const isFurther = this.#cursor !== null;
+    if ((await this.#readPage(generation)) && isFurther) this.#pages += 1;
   }
 
   /** @param {number} generation @returns {Promise<boolean>} whether the page was read and is current */

@@ -222,7 +222,7 @@ describe('cancellation', () => {
     await openDetails(tab, id);
     const button = tab.getByRole('button', { name: 'Cancel job' });
     await button.waitFor();
-    // The simulated provider, Kling, cancels nothing.
+    // The simulated provider, Kling, does not support cancellation.
     await waitForStatus(tab, id, 'running');
     await button.waitFor({ state: 'hidden' });
     assert.equal(await card(tab, id).locator('.cancel').isVisible(), false);

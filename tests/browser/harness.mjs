@@ -56,7 +56,7 @@ class Process {
     });
   }
 
-  /** Suspends the process: its connections stay open, but it does nothing. */
+  /** Suspends the process with SIGSTOP. Its connections stay open. */
   freeze() {
     this.#child.kill('SIGSTOP');
   }

@@ -246,7 +246,7 @@ describe('other origins and addresses', () => {
     assert.deepEqual(tab.consoleErrors.filter(error => !error.includes('demo/session')), []);
   });
 
-  test('refused WebSocket is told apart from an unreachable hub', async () => {
+  test('refused WebSocket is distinguished from an unreachable hub', async () => {
     const hub = await harness.startHub({ server: 'public_url = "https://hub.example.com"' });
     const url = await harness.startProxy(hub.url, { changesHost: true });
     const [id] = await hub.registerJobs(1);
@@ -260,7 +260,7 @@ describe('other origins and addresses', () => {
 });
 
 describe('configured hub', () => {
-  test('command on the sign-in page creates a token, whatever the other settings are', async () => {
+  test('command on the sign-in page creates a token even if other settings are invalid', async () => {
     const hub = await harness.startHub();
     const tab = await harness.newTab();
     await tab.goto(hub.url);
@@ -289,7 +289,7 @@ describe('configured hub', () => {
     await tab.locator('#summary', { hasText: /^500 active$/ }).waitFor();
     assert.equal(await tab.locator('#list > li').count(), 500);
 
-    // The oldest job ends while the page is disconnected. It is not among those that the hub sends again.
+    // The oldest job ends while the page is disconnected. The hub does not send it after the reconnect.
     await hub.kill();
     await waitForState(tab, 'reconnecting');
     await hub.start();

@@ -1,4 +1,4 @@
-/** A reverse proxy for one hub. It passes on requests and WebSocket upgrades. */
+/** A reverse proxy for one hub. It forwards requests and WebSocket upgrades. */
 
 import { createServer, request } from 'node:http';
 

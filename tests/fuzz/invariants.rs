@@ -1,7 +1,7 @@
-//! Invariants of everything that parses input from outside. Compiled for tests and for `cargo fuzz`.
+//! Invariants of the parsers of untrusted input. Compiled for tests and for `cargo fuzz`.
 //!
 //! Each function takes arbitrary bytes and panics if an invariant does not hold. `tests/fuzz` runs
-//! them under libFuzzer; the tests of this module run them on seeds and on mutations of seeds, so that
+//! them under libFuzzer. The tests of this module run them on seeds and on mutations of seeds, so that
 //! the stable toolchain and CI check them as well.
 
 #![expect(
@@ -142,10 +142,10 @@ fn job() -> Job {
 }
 
 /// Verifies a webhook whose headers and body are arbitrary, with every scheme of the built-in
-/// definitions and keys that the sender does not know. No signature may pass.
+/// definitions and random keys. No signature may verify.
 ///
 /// The input is a list of header lines, an empty line, and the body. The header `authorization` with
-/// a bearer token is verified as a token of a caller, too.
+/// a bearer token is also verified as a token of a caller.
 pub fn signature_headers(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (head, body) = text.split_once("\n\n").unwrap_or((&text, ""));
@@ -180,7 +180,7 @@ pub fn signature_headers(data: &[u8]) {
     }
 }
 
-/// What a scheme signs, it verifies; the same signature does not pass for another body.
+/// Signs a body and verifies the signature with the same scheme. It must not verify for another body.
 fn round_trip(scheme: &Scheme, body: &[u8]) {
     for key in KEYS.iter() {
         let Ok(headers) = scheme.sign(key, "msg_1", body, timestamp()) else {
@@ -204,13 +204,13 @@ fn timestamp() -> Timestamp {
     Time::from_millis(NOW).timestamp()
 }
 
-/// Keys that no input contains.
+/// Keys for which an input cannot contain a valid signature.
 static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     let random = || uuid::Uuid::now_v7().simple().to_string();
     let standard = format!("whsec_{}", random());
     let mut keys = vec![Key::from(secrecy::SecretString::from(random()))];
     keys.push(Key::from(secrecy::SecretString::from(standard)));
-    // The base point of the curve: a valid public key whose private key nobody uses.
+    // The base point of the curve: a valid public key with which no test signs.
     let jwks = br#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "WGZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmY"}]}"#;
     let published = Key::from_jwks(jwks).unwrap();
     assert_eq!(published.len(), 1);
@@ -230,7 +230,7 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
         .unwrap()
 });
 
-/// No key set is configured, so nothing is fetched.
+/// A fetcher that panics. The configuration has no key set to fetch.
 struct NoKeys;
 
 #[async_trait::async_trait]
@@ -256,8 +256,8 @@ pub fn spec_expression(data: &[u8]) {
     let _ = Spec::parse(text);
 }
 
-/// Reads a configuration file. The printed form contains no secret and, if none was set, reads back to
-/// the same configuration.
+/// Reads a configuration file. The printed form contains no secret. If no secret is set, it reads back
+/// to the same configuration.
 pub fn configuration(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -266,7 +266,7 @@ pub fn configuration(data: &[u8]) {
     let printed = config.to_redacted_toml();
     let debug = format!("{config:?}");
     for secret in secrets(&config) {
-        // A value that occurs twice can be the value of a public setting, too.
+        // A value that occurs twice can also be the value of a public setting.
         let is_unique = secret.len() >= 12 && text.matches(secret).count() == 1;
         let is_shown = printed.contains(secret) || debug.contains(secret);
         assert!(!(is_unique && is_shown), "a secret is printed");
@@ -290,7 +290,9 @@ fn secrets(config: &Config) -> impl Iterator<Item = &str> {
         .auth
         .hs256_secrets
         .iter()
-        .chain(&config.callback.secret);
+        .chain(&config.callback.secret)
+        .chain(&config.callback.previous_secrets)
+        .chain(&config.store.password);
     all.chain(of_providers).map(|secret| secret.expose_secret())
 }
 
@@ -313,7 +315,7 @@ mod tests {
 
     use super::*;
 
-    /// Every file of these folders, below `tests/`.
+    /// Returns the contents of all files in these folders, which are relative to `tests/`.
     fn seeds(folders: &[&str]) -> Vec<Vec<u8>> {
         let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
         let files = folders
@@ -326,7 +328,7 @@ mod tests {
         seeds
     }
 
-    /// A change of a seed: at this place, this number of bytes are replaced.
+    /// An edit of a seed: its position, the number of bytes to remove, and the bytes to insert.
     type Edit = (Index, usize, Vec<u8>);
 
     fn edits() -> impl Strategy<Value = Vec<Edit>> {
@@ -360,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_decoded_alike_however_they_arrive() {
+    fn frames_decode_equally_in_any_chunks() {
         check(&["fuzz/seeds/frames"], frames);
     }
 

@@ -563,7 +563,7 @@ async fn queue_of_an_owner_is_bounded_in_jobs_and_bytes() {
     ] {
         let hub = start(&[(setting, limit), ("providers.acme.max_concurrent", "1")]).await;
         let body = request_body("m-1", json!({ "negative_prompt": "a word ".repeat(story) }));
-        // The first job takes the only slot and does not wait any longer.
+        // The first job takes the only slot, so it is no longer queued.
         let first = hub.submit_accepted("alice", &body).await;
         let is_submitted = |job: &Value| job["attempt"] == 1;
         hub.app.wait_for_job(&first, "alice", is_submitted).await;
@@ -577,7 +577,7 @@ async fn queue_of_an_owner_is_bounded_in_jobs_and_bytes() {
         let rejected = "submissions_rejected_total{reason=\"queue\"}";
         assert_eq!(hub.app.metric(rejected).await, 2.0);
         hub.submit_accepted("bob", &body).await;
-        // A job that ends before its submission leaves the queue, and so does one that is submitted.
+        // A job that is cancelled before its submission leaves the queue.
         let path = format!("/v1/jobs/{}/cancel", queued[2]);
         let response = send(hub.app.request(Method::POST, &path, "alice")).await;
         assert_eq!(response.status, 202, "{}", response.body);

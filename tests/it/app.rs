@@ -37,7 +37,7 @@ pub struct TestAppBuilder {
     open_files: Option<OpenFiles>,
 }
 
-/// Limits of the open files of a process, as `ulimit` sets them.
+/// Limit on the open files of a process, as set by `ulimit`.
 pub enum OpenFiles {
     Soft(usize),
     Hard(usize),
@@ -347,7 +347,7 @@ impl TestAppBuilder {
         self
     }
 
-    /// Gives the process a standard error that nobody reads.
+    /// Connects the standard error of the process to a pipe that is never read.
     pub fn without_log_reader(mut self) -> Self {
         self.has_log_reader = false;
         self
@@ -494,7 +494,7 @@ impl TestAppBuilder {
     }
 }
 
-/// Returns the URL in the line that a hub logs when it listens, in either format.
+/// Returns the URL in the `listening` line of a hub's log. Accepts both log formats.
 fn url_in_log(line: &str) -> Option<String> {
     let (_, fields) = line.split_once("listening")?;
     let url = fields.get(fields.find("http")?..)?;

@@ -15,7 +15,7 @@ use crate::wait::wait_until;
 const PROTOCOLS: &str = "sec-websocket-protocol";
 
 /// Lifetime of a token that expires during a test. Long enough to connect on a busy machine.
-const SHORT_TTL: Duration = Duration::from_secs(6);
+pub const SHORT_TTL: Duration = Duration::from_secs(6);
 
 /// Sends an upgrade request that the hub rejects, and returns the response.
 async fn rejected_upgrade(app: &TestApp, headers: &[(&str, &str)]) -> TestResponse {

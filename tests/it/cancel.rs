@@ -561,7 +561,7 @@ async fn concurrent_cancels_produce_one_cancellation() {
     assert_eq!(job["version"], before + 1);
     assert!(responses.iter().any(|response| response.status == 202));
     for response in responses {
-        // A request that comes after the end finds a final job.
+        // A request that arrives after the cancellation finds a final job.
         match response.status.as_u16() {
             202 => assert_eq!(response.body, job),
             _ => assert_problem(&response, 409, "not_cancellable"),

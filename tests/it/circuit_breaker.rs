@@ -17,7 +17,7 @@ use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 struct ScriptedProvider {
     provider: MockProvider,
     response: Arc<Mutex<MockResponse>>,
-    /// Response to the neutral request that shows the state of the account.
+    /// Response to the account check.
     account: Arc<Mutex<MockResponse>>,
     /// Time of each submission.
     submissions: Arc<Mutex<Vec<Instant>>>,
@@ -29,7 +29,7 @@ impl ScriptedProvider {
         let submissions: Arc<Mutex<Vec<Instant>>> = Arc::default();
         let account = Arc::new(Mutex::new(balance(0)));
         let (current, times) = (Arc::clone(&response), Arc::clone(&submissions));
-        let neutral = Arc::clone(&account);
+        let account_check = Arc::clone(&account);
         let provider = MockProvider::start(move |request| {
             let response = if request.method == "POST" {
                 let mut times = times.lock().unwrap();
@@ -37,7 +37,7 @@ impl ScriptedProvider {
                 let response: MockResponse = current.lock().unwrap().clone();
                 response.numbered(times.len())
             } else if request.path.starts_with("/account/") {
-                neutral.lock().unwrap().clone()
+                account_check.lock().unwrap().clone()
             } else {
                 MockResponse::json(200, &json!({ "code": 0, "data": [] }))
             };
@@ -263,7 +263,10 @@ async fn polling_continues_without_credit() {
     let body = json!({ "provider": "kling", "provider_task_id": "7", "owner": "alice" });
     let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
     send(request.json(&body)).await;
-    let is_poll = |request: &&RecordedRequest| request.method == "GET";
+    let suspended = "provider_state{provider=\"kling\",state=\"suspended\"}";
+    app.wait_for_metric(suspended, |value| value == 1.0).await;
+    let is_poll =
+        |request: &&RecordedRequest| request.method == "GET" && request.path.starts_with("/tasks");
     kling
         .provider
         .wait_for_requests(|requests| requests.iter().filter(is_poll).count() > 2)
@@ -272,7 +275,7 @@ async fn polling_continues_without_credit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rejected_submission_that_no_neutral_request_confirms_affects_one_owner_and_model() {
+async fn rejected_submission_that_no_account_check_confirms_affects_one_owner_and_model() {
     for response in [
         rejected(403, 1103),
         rejected(401, 1002),
@@ -283,7 +286,7 @@ async fn rejected_submission_that_no_neutral_request_confirms_affects_one_owner_
         kling.set_account(balance(100));
         let (hub, _other) = hub_with(&kling.provider.url).await;
         let app = hub.spawn().await;
-        // A private model of somebody else, a model that is too dear, …
+        // Examples: a private model of another account, a model that costs more than the credit left.
         for n in 0..10 {
             kling.respond_with(response.clone());
             let id = submit_as(&app, "alice", "kling", &format!("private-{n}")).await;
@@ -360,7 +363,7 @@ async fn rate_limited_polls_do_not_pause_submissions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn text_that_repeats_the_request_does_not_concern_others() {
+async fn error_text_echoing_the_request_does_not_open_the_circuit() {
     let body = json!({ "result": "no", "reason": "prompt 'please come back' is invalid" });
     let definition = r#"
 title = "Echo"
@@ -408,7 +411,7 @@ async fn repeated_failures_open_the_circuit() {
     let kling = ScriptedProvider::start(failure).await;
     let (hub, _other) = hub_with(&kling.provider.url).await;
     let app = hub.spawn().await;
-    // Of one owner or model, three failures count. Without a retry, each job fails once.
+    // At most three failures of one owner or model count. Without retries, each job fails once.
     kling.respond_with(rejected(503, 5001).with_header("x-should-retry", "false"));
     for (owner, model) in [
         ("alice", "kling-v3"),
@@ -533,7 +536,7 @@ async fn oversized_response_is_aborted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn top_up_resumes_submissions_if_the_provider_reports_its_balance() {
+async fn positive_balance_keeps_submissions_allowed_after_a_quota_rejection() {
     let directory = tempfile::tempdir().unwrap();
     let spec = directory.path().join("kling.toml");
     let kling = include_str!("../../src/provider/specs/kling.toml");

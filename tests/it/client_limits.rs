@@ -1,5 +1,5 @@
-//! Limits per address, per subject and for the node. Each is reached with a small configured value, and
-//! affects no other client.
+//! Limits per address, per subject and per node. Each test configures a small limit, reaches it, and
+//! checks that other clients are not affected.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -13,15 +13,16 @@ use crate::app::{OpenFiles, TestApp, TestAppBuilder, TestResponse, reserve_port,
 use crate::client::TestClient;
 use crate::raw_websocket::{PING, PONG, RawSocket, frame, text};
 use crate::sse_client::SseClient;
+use crate::tls::CertificateFiles;
 use crate::wait::wait_until;
 
-/// A hub whose clients on loopback are no trusted proxies, so that they have limits of their own.
+/// Configures a hub that does not trust loopback as a proxy, so that limits per address apply to it.
 fn hub_without_proxies() -> TestAppBuilder {
-    patient_hub().set("server.trusted_proxies", "192.0.2.1")
+    hub_with_long_request_timeout().set("server.trusted_proxies", "192.0.2.1")
 }
 
-/// A hub on which silent connections stay open for the whole test.
-fn patient_hub() -> TestAppBuilder {
+/// Configures a request timeout longer than a test, so that silent connections stay open.
+fn hub_with_long_request_timeout() -> TestAppBuilder {
     TestApp::builder().set("server.request_timeout", "5m")
 }
 
@@ -109,7 +110,7 @@ async fn unauthenticated_connections_have_their_own_limit() {
         .spawn()
         .await;
     let token = app.token("alice", "jobs:read");
-    // A connection that authenticates makes room for the next one, over HTTP and over a WebSocket.
+    // Authentication over HTTP or a WebSocket frees the slot for the next connection.
     let mut authenticated = Vec::new();
     for _ in 0..3 {
         let mut raw = RawSocket::connect(&app).await;
@@ -117,10 +118,10 @@ async fn unauthenticated_connections_have_their_own_limit() {
         authenticated.push(raw);
         authenticated.push(RawSocket::connect_upgraded(&app, "alice").await);
     }
-    let mut stranger = RawSocket::connect(&app).await;
+    let mut unauthenticated = RawSocket::connect(&app).await;
     let request = "HEAD /v1/health/live HTTP/1.1\r\nHost: hub\r\n\r\n";
-    stranger.write(request.as_bytes()).await;
-    stranger.read_head().await;
+    unauthenticated.write(request.as_bytes()).await;
+    unauthenticated.read_head().await;
     let mut socket = TestClient::connect_unauthenticated(&app.url).await;
     let mut rejected = RawSocket::connect(&app).await;
     let head = rejected.read_head().await;
@@ -128,7 +129,7 @@ async fn unauthenticated_connections_have_their_own_limit() {
 
     socket.authenticate(&token).await;
     let accepted = TestClient::connect_unauthenticated(&app.url).await;
-    drop((stranger, accepted));
+    drop((unauthenticated, accepted));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,7 +141,7 @@ async fn clients_behind_a_proxy_are_counted_by_their_own_address() {
     let job = app.register_worker_job("alice").await;
     let from = |address: &str| {
         let request = stream(&app, &job, "alice");
-        // The client wrote the first address.
+        // The client sets the first address, and the proxy appends the second.
         request.header("x-forwarded-for", format!("198.51.100.9, {address}"))
     };
     let _first = SseClient::open_with(from("203.0.113.7")).await;
@@ -264,7 +265,7 @@ async fn excess_of_ids_closes_the_socket_and_rejects_streams() {
         assert_eq!(bye["reason"], "rate_limited");
         assert!(bye["retry_after_ms"].as_u64().unwrap() >= 10_000, "{bye}");
         assert_eq!(socket.expect_close().await, Some(4102));
-        // The limit is that of the subject: a new connection does not help.
+        // The limit applies to the subject, so a new connection is limited too.
         let response = send(stream(&app, "job_1", sub)).await;
         assert_limited(&response, 429, "rate_limited");
     }
@@ -324,7 +325,7 @@ async fn connections_share_the_subscriptions_of_a_subject() {
     jobs.sort_unstable();
     let known: Vec<(&str, u64)> = jobs.iter().map(|job| (job.as_str(), 1)).collect();
     let mut first = app.connect("alice").await;
-    // Jobs that are not found do not count, and repetitions count once.
+    // Jobs that are not found do not count. A repeated subscription counts once.
     for _ in 0..2 {
         let outcome = first
             .subscribe(&[known[0], ("job_none", 0), known[1]])
@@ -353,7 +354,7 @@ async fn connections_share_the_subscriptions_of_a_subject() {
 async fn full_node_answers_health_checks_only() {
     const OPEN_FILES: usize = 512;
     let (_admin_port, admin) = reserve_port();
-    let app = patient_hub()
+    let app = hub_with_long_request_timeout()
         .open_files(OpenFiles::Hard(OPEN_FILES))
         .set("server.admin_bind", admin)
         .spawn_process(&[])
@@ -362,7 +363,7 @@ async fn full_node_answers_health_checks_only() {
         app.log()
             .contains("limit of open files is below server.max_connections")
     );
-    // A quarter of the files is reserved.
+    // The hub reserves a quarter of the open files for other purposes.
     let idle = RefCell::new(Vec::new());
     let connect_idle = async || {
         let raw = RawSocket::connect(&app).await;
@@ -390,7 +391,7 @@ async fn full_node_answers_health_checks_only() {
     let mut socket = TestClient::connect_unauthenticated(&app.url).await;
     assert_eq!(socket.expect_message("bye").await["code"], 4100);
 
-    // Not even health checks are accepted any more, except by the admin listener.
+    // Beyond the reserve, only the admin listener accepts connections.
     let rejected = RefCell::new(Vec::new());
     wait_until("a connection is rejected unread", async || {
         let mut raw = RawSocket::connect(&app).await;
@@ -466,48 +467,29 @@ async fn admin_listener_serves_health_checks_and_metrics_only() {
     assert_eq!(live.status, 200);
 }
 
-/// Creates a certificate for loopback, and returns its directory.
-fn certificate() -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    let status = std::process::Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"])
-        .args(["-pkeyopt", "ec_paramgen_curve:prime256v1"])
-        .args(["-subj", "/CN=localhost", "-addext"])
-        .args(["subjectAltName=IP:127.0.0.1", "-keyout", "key.pem"])
-        .args(["-out", "cert.pem"])
-        .current_dir(directory.path())
-        .stderr(std::process::Stdio::null())
-        .status();
-    assert!(status.expect("openssl is installed").success());
-    directory
-}
-
-fn with_tls(hub: TestAppBuilder, certificate: &tempfile::TempDir) -> TestAppBuilder {
-    let path = |name: &str| certificate.path().join(name).display().to_string();
-    hub.set("server.tls_cert", path("cert.pem"))
-        .set("server.tls_key", path("key.pem"))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_tls_handshakes_do_not_delay_others() {
-    let certificate = certificate();
-    let app = with_tls(patient_hub(), &certificate).spawn().await;
-    // More than the TLS library performs at the same time by default, on two threads.
+    let certificate = CertificateFiles::new();
+    let app = certificate
+        .configure(hub_with_long_request_timeout())
+        .spawn()
+        .await;
+    // More than actix-tls performs concurrently on two threads by default.
     let mut silent = Vec::new();
     for _ in 0..600 {
         silent.push(RawSocket::connect(&app).await);
     }
     let live = send(app.request_without_token(Method::GET, "/v1/health/live")).await;
     assert_eq!(live.status, 200);
-    // Their handshakes are all in progress still.
+    // All 600 handshakes are still in progress.
     assert!(app.metric("tcp_connections").await > 600.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn address_has_a_rate_of_tls_handshakes() {
-    let certificate = certificate();
+    let certificate = CertificateFiles::new();
     let hub = hub_without_proxies().set("limits.handshakes_per_second", 1);
-    let app = with_tls(hub, &certificate).spawn().await;
+    let app = certificate.configure(hub).spawn().await;
     let live = send(app.request_without_token(Method::GET, "/v1/health/live")).await;
     assert_eq!(live.status, 200);
     let silent = RefCell::new(Vec::new());

@@ -515,7 +515,7 @@ async fn check_submit_response(fixture: &Fixture) {
     let requests = setup.provider.requests();
     let submits = requests.iter().filter(|request| request.method == "POST");
     let submits = submits.count() as u64;
-    // A retry may have been due in the meantime. Each attempt is stored before it is sent.
+    // A retry may be due before this check. The hub stores each attempt before it sends it.
     let attempts = setup.app.get_job(&id, "alice").await["attempt"].as_u64();
     assert!(
         (1..=attempts.unwrap()).contains(&submits),

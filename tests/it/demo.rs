@@ -1,9 +1,9 @@
-//! The demo: who can reach it, and the permissions of its files.
+//! The demo: access from other machines, sign-in and file permissions.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use reqwest::Client;
 use reqwest::header::{CONTENT_TYPE, HOST};
@@ -14,11 +14,13 @@ use crate::app::{TEST_TIMEOUT, reserve_port};
 use crate::command_line::{err, run};
 use crate::wait::wait_for;
 
-/// A running demo that listens on all interfaces. Dropping it stops it.
+/// A running demo that listens on all interfaces, stopped on drop.
 struct Demo {
     url: String,
     process: Child,
     temporary_directory: TempDir,
+    /// Kept open, because the demo exits when it cannot write its output.
+    _output: Lines<BufReader<ChildStdout>>,
 }
 
 impl Demo {
@@ -43,6 +45,7 @@ impl Demo {
             url: url.expect("a URL"),
             process,
             temporary_directory,
+            _output: output,
         }
     }
 

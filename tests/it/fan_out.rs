@@ -176,7 +176,7 @@ async fn simulate_page(app: Arc<TestApp>, jobs: Vec<String>, seed: u64, steps: u
 
 #[tokio::test(flavor = "multi_thread")]
 async fn remaining_sockets_end_on_final_versions() {
-    // All pages have one subject, and act faster than any person.
+    // All pages share one subject and exceed the default limits per subject.
     let app = TestApp::builder()
         .set("limits.messages_per_second", 100_000)
         .set("limits.ids_per_second", 100_000);

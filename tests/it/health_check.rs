@@ -3,8 +3,8 @@
 use crate::app::{TestApp, reserve_port};
 use crate::command_line::{err, out, run_with};
 
-/// Runs `health` for a hub at `bind`. Settings without which `serve` would not start are missing, as in
-/// the container of a demo.
+/// Runs `health` for a hub at `bind`. Omits the settings that only `serve` requires, as the container
+/// of a demo does.
 fn health(bind: &str, more: &[(&str, &str)]) -> (Option<i32>, String) {
     let settings = [("PROGRESS_HUB__SERVER__BIND", bind)];
     let output = run_with(&["health"], &[&settings, more].concat());

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::app::{TestApp, TestResponse, send};
 
-/// Every path, with the methods that it supports.
+/// Paths and their supported methods, as in the `Allow` header.
 const RESOURCES: [(&str, &str); 17] = [
     ("/v1/videos", "POST"),
     ("/v1/jobs", "GET, HEAD, POST"),

@@ -412,7 +412,7 @@ async fn one_link_and_one_owner_cannot_use_all_downloads() {
         let id = job["id"].as_str().unwrap();
         let output =
             |n: usize| app.request(Method::GET, &format!("/v1/jobs/{id}/outputs/{n}"), "alice");
-        // A client that does not read the rest.
+        // The client does not read the rest of the body, so the download stays in progress.
         let slow: Response = output(0).send().await.unwrap();
         assert_eq!(slow.status(), 200);
         let rejected = send(output(0)).await;

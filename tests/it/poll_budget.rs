@@ -91,7 +91,7 @@ async fn webhooks_reduce_polling_by_90_percent() {
     );
 }
 
-/// Polls that overlap with one poll: one less than a hub sends at a time.
+/// Number of polls that overlap with one poll: the concurrency limit of the hub minus one.
 const OVERLAP: usize = 7;
 
 /// A provider with Seedance's API, which does not sign webhooks. Tasks stay `running`.

@@ -208,9 +208,6 @@ async fn copy(
                     Duration::ZERO
                 }
             };
-            if !delay.is_zero() {
-                network.held_back.send_modify(|count| *count += 1);
-            }
             if chunks.send((Instant::now() + delay, chunk)).await.is_err() {
                 break;
             }
@@ -221,7 +218,10 @@ async fn copy(
     };
     let write = async {
         while let Some((due_at, chunk)) = in_transit.recv().await {
-            tokio::time::sleep_until(due_at).await;
+            if due_at > Instant::now() {
+                tokio::time::sleep_until(due_at).await;
+                network.held_back.send_modify(|count| *count += 1);
+            }
             let is_delivered = |fault: &Option<NetworkFault>| match fault {
                 None | Some(NetworkFault::Slow(_)) => true,
                 Some(NetworkFault::Muted) => direction == Direction::Request,

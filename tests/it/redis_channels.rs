@@ -1,4 +1,4 @@
-//! What clients can make the hub do in Redis, and how the hub reports a Redis that rejects writes.
+//! Redis channels that subscriptions of clients use, and readiness while Redis rejects writes.
 
 use reqwest::Method;
 use serde_json::json;
@@ -18,7 +18,7 @@ async fn start_hub(redis: &RedisServer) -> TestApp {
     app
 }
 
-/// Returns the ids of the jobs that any node is subscribed to.
+/// Returns the ids of the jobs with a subscribed channel on any node.
 async fn subscribed_jobs(redis: &RedisServer) -> Vec<String> {
     let channels: Vec<String> = redis.query("PUBSUB CHANNELS *:changed:*").await;
     let ids = channels.iter().filter_map(|name| name.rsplit(':').next());
@@ -47,7 +47,7 @@ async fn only_visible_jobs_cost_a_channel() {
     let long_poll = send(app.request(Method::GET, &path, "alice")).await;
     assert_eq!(long_poll.status, 404);
     assert_eq!(subscribed_jobs(&redis).await, [own.as_str()]);
-    // Beside the channel of the job: probe and shared state.
+    // The channels of the job, the probe and the shared state.
     app.wait_for_metric("subscribed_channels", |channels| channels == 3.0)
         .await;
 

@@ -1,5 +1,5 @@
-//! What is judged is what is sent: prices, tiers and checks see the rendered request, and nothing of
-//! the caller's `input` or task ids replaces what the hub sets.
+//! Prices, tiers and validation apply to the rendered request, which is the request that the hub sends.
+//! The caller's `input` and task ids cannot replace values that the hub sets.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::app::{TestApp, TestAppBuilder, TestResponse, send};
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
-/// A provider with the APIs of all specs: accepts every submission and runs every task for ever.
+/// Starts a provider with the APIs of all specs. It accepts every submission, and its tasks never end.
 async fn accepting_provider() -> MockProvider {
     MockProvider::start(|_| async {
         let task = json!({ "id": "T1", "task_id": "T1", "request_id": "T1", "name": "T1", "status": "processing" });
@@ -110,7 +110,7 @@ async fn input_never_replaces_what_the_hub_or_the_definition_sets() {
         ("fal", json!({ "model": "fal-ai/x/." }), "model"),
     ] {
         let provider = accepting_provider().await;
-        // Without a public URL, the definition sets no callback key, and the caller must not either.
+        // Without a public URL, the definition sets no callback key. The caller must not set one either.
         let app = hub_with(&provider, spec)
             .unset("server.public_url")
             .spawn()
@@ -234,6 +234,8 @@ async fn task_id_is_one_segment_of_the_path() {
                     || !path.contains(['%'])
             };
             let requests = provider.requests();
+            let is_rejected = matches!(task, "." | "..");
+            assert_eq!(requests.is_empty(), is_rejected, "{spec} {task}");
             let escaped: Vec<_> = requests.iter().filter(|it| escaped(it)).collect();
             assert!(escaped.is_empty(), "{spec} {task}: {escaped:?}");
         }

@@ -1,4 +1,4 @@
-//! What strangers and callers with few rights can learn or cause: metrics, tokens, the log, pushed URLs.
+//! Restrictions of unprivileged callers: metrics, tokens, pushed URLs. Events in the security log.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::app::{TestApp, TestResponse, send};
+use crate::auth::SHORT_TTL;
 use crate::client::TestClient;
 use crate::wait::{wait_for, wait_until};
 use crate::webhook_signatures;
@@ -80,7 +81,7 @@ async fn every_response_forbids_content_sniffing() {
             response.headers["x-content-type-options"], "nosniff",
             "{path}"
         );
-        // Only a hub with TLS of its own knows that it is reached by TLS.
+        // The hub sends HSTS only if it terminates TLS itself.
         assert!(!response.headers.contains_key("strict-transport-security"));
     }
 }
@@ -129,7 +130,7 @@ async fn conflict_has_the_job_only_for_callers_who_may_see_it() {
 async fn long_poll_ends_when_its_token_expires() {
     let app = TestApp::builder().set("auth.leeway", "0s").spawn().await;
     let job = app.register_worker_job("alice").await;
-    let token = app.token_for("alice", "jobs:read", None, Duration::from_secs(2));
+    let token = app.token_for("alice", "jobs:read", None, SHORT_TTL);
     let path = format!("/v1/jobs/{job}?wait=60&since=1");
     let response = send(app.request_with_token(Method::GET, &path, &token)).await;
     assert_eq!(response.status, 401, "{}", response.body);
@@ -269,13 +270,13 @@ async fn repeated_rejections_are_counted_and_logged_once() {
         assert_eq!(send(request.body("{}")).await.status, 401);
         let forged = app.request_with_token(Method::GET, "/v1/jobs", "a.forged.token");
         assert_eq!(send(forged).await.status, 401);
-        let mut stranger = tokio::net::TcpStream::connect(app.address()).await.unwrap();
-        stranger
+        let mut unauthenticated = tokio::net::TcpStream::connect(app.address()).await.unwrap();
+        unauthenticated
             .write_all(b"not HTTP at all\r\n\r\n")
             .await
             .unwrap();
         let mut response = Vec::new();
-        stranger.read_to_end(&mut response).await.unwrap();
+        unauthenticated.read_to_end(&mut response).await.unwrap();
     }
     assert_eq!(
         app.metric("problems_total{code=\"invalid_signature\"}")
@@ -311,7 +312,8 @@ async fn security_events_are_logged_with_caller_and_address() {
         .await;
     let admin = app.token("root", "admin");
     let request = app.request_with_token(Method::POST, "/v1/tokens", &admin);
-    let minted = send(request.json(&json!({ "sub": "guest", "ttl_seconds": 2 }))).await;
+    let minted =
+        send(request.json(&json!({ "sub": "guest", "ttl_seconds": SHORT_TTL.as_secs() }))).await;
     assert_eq!(minted.status, 201, "{}", minted.body);
     let token = minted.body["token"].as_str().unwrap();
 
@@ -324,15 +326,15 @@ async fn security_events_are_logged_with_caller_and_address() {
     assert_eq!(socket.expect_close().await, Some(4002));
     let expired = app.request_with_token(Method::GET, "/v1/jobs", token);
     assert_eq!(send(expired).await.status, 401);
-    let mut stranger = TestClient::connect_unauthenticated(&app.url).await;
-    stranger
+    let mut unauthenticated = TestClient::connect_unauthenticated(&app.url).await;
+    unauthenticated
         .send_json(json!({ "type": "auth", "token": "a.forged.token" }))
         .await;
-    assert_eq!(stranger.expect_close().await, Some(4001));
+    assert_eq!(unauthenticated.expect_close().await, Some(4001));
 
     let log = wait_for("the log has all lines", async || {
         let log = log_with(&app, "token minted").await;
-        let closed = lines_with(&log, "websocket closed for its token");
+        let closed = lines_with(&log, "websocket closed without valid token");
         (closed.len() == 2 && lines_with(&log, "token rejected").len() == 2).then_some(log)
     })
     .await;
@@ -357,7 +359,7 @@ async fn security_events_are_logged_with_caller_and_address() {
         (&forbidden["caller.jti"], &forbidden["http.route"]),
         (id, &json!("/v1/tokens"))
     );
-    let closed = lines_with(&log, "websocket closed for its token");
+    let closed = lines_with(&log, "websocket closed without valid token");
     assert_eq!(
         (&closed[0]["caller.jti"], &closed[0]["reason"]),
         (id, &json!("token_expired"))
@@ -395,7 +397,7 @@ async fn address_in_the_log_is_the_one_that_a_trusted_proxy_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hub_keeps_answering_if_nobody_reads_its_log() {
+async fn hub_responds_while_log_output_is_blocked() {
     let app = TestApp::builder()
         .without_log_reader()
         .spawn_process(&["--log-level", "trace"])

@@ -1,4 +1,4 @@
-//! Clients that send a request slowly or not at all, and webhooks that are rejected before their body.
+//! Requests that arrive slowly or incompletely, and webhooks that are rejected before their body.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::webhook_signatures;
 /// Time between two bytes of a slow client.
 const PAUSE: Duration = Duration::from_millis(20);
 
-async fn impatient_hub() -> TestApp {
+async fn hub_with_short_request_timeout() -> TestApp {
     TestApp::builder()
-        .set("server.request_timeout", "400ms")
+        .set("server.request_timeout", "2s")
         .spawn()
         .await
 }
 
-/// Returns the head of a request as `alice` with a body of `length` bytes.
+/// Returns the head of a request as `alice`. `length` is the header that frames the body.
 fn post(app: &TestApp, length: &str) -> String {
     let token = app.token("alice", "jobs:read jobs:write jobs:publish");
     format!(
@@ -29,7 +29,7 @@ fn post(app: &TestApp, length: &str) -> String {
     )
 }
 
-/// Sends the byte again and again until the hub responds or closes the connection.
+/// Sends `bytes` repeatedly until the hub responds or closes the connection.
 async fn trickle(raw: &mut RawSocket, bytes: &[u8]) {
     loop {
         let response = tokio::time::timeout(PAUSE, raw.stream.readable()).await;
@@ -41,7 +41,7 @@ async fn trickle(raw: &mut RawSocket, bytes: &[u8]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn late_head_is_answered_with_408() {
-    let app = impatient_hub().await;
+    let app = hub_with_short_request_timeout().await;
     let first = "GET /v1/health/live HTTP/1.1\r\nHost: hub\r\n\r\n";
     let half = "GET /v1/health/live HTTP/1.1\r\nX-Half: ";
     // The head of a first and of a later request.
@@ -74,15 +74,15 @@ async fn late_head_is_answered_with_408() {
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connection_outlives_the_timeout_of_a_head() {
     let app = TestApp::builder()
-        .set("server.request_timeout", "100ms")
+        .set("server.request_timeout", "2s")
         .spawn()
         .await;
     let job = app.register_worker_job("alice").await;
     let token = app.token("alice", "jobs:read");
     let mut raw = RawSocket::connect(&app).await;
-    // The long poll takes longer than the head may.
+    // The long poll lasts longer than `server.request_timeout`.
     let request = format!(
-        "GET /v1/jobs/{job}?wait=0.4&since=1 HTTP/1.1\r\nHost: hub\r\n\
+        "GET /v1/jobs/{job}?wait=3&since=1 HTTP/1.1\r\nHost: hub\r\n\
          Authorization: Bearer {token}\r\n\r\n"
     );
     for _ in 0..2 {
@@ -94,8 +94,8 @@ async fn idle_connection_outlives_the_timeout_of_a_head() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn late_body_is_answered_with_408() {
-    let app = impatient_hub().await;
-    let fixed = post(&app, "Content-Length: 100");
+    let app = hub_with_short_request_timeout().await;
+    let fixed = post(&app, "Content-Length: 10000");
     let chunked = post(&app, "Transfer-Encoding: chunked");
     for (head, begin, more) in [
         (&fixed, "{\"owner\"", "x"),

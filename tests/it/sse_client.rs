@@ -1,6 +1,6 @@
-//! A client for server-sent events. It is stricter than the standard: a blank line that ends no event
-//! with data is an error, because common clients deliver an empty message for it. Every wait has a
-//! timeout.
+//! A client for server-sent events. It is stricter than the standard: a blank line without an event
+//! that has data is an error, because common clients deliver an empty message for it. Every wait has
+//! a timeout.
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;

@@ -446,7 +446,7 @@ async fn external_id_binds_no_task_to_a_job_that_waits_for_its_next_attempt() {
         body["external_id"] = json!(id);
         assert_accepted(&post_kling(&app, "kling", &body).await, true, false);
         assert_eq!(app.get_job(&id, "alice").await, waiting);
-        // The update is kept for the task's own job.
+        // The update is buffered until a job with this task is registered.
         let other = register_task(&app, "kling", "T1").await;
         assert_eq!(other["status"], "succeeded");
     }
@@ -670,7 +670,7 @@ async fn unsigned_webhook_only_triggers_a_poll() {
         MockResponse::json(200, &json!({ "code": 0, "data": tasks }))
     });
     let provider = provider.await;
-    // Where Kling is told a callback URL, webhooks without its token trigger nothing.
+    // If the hub gives the provider a callback URL, webhooks without its token trigger no poll.
     let app = TestApp::builder()
         .unset("server.public_url")
         .set("providers.bare.spec", "kling")
@@ -733,7 +733,7 @@ async fn polls_triggered_by_unverified_webhooks_are_limited() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn document_is_bounded_whatever_a_webhook_reports() {
+async fn oversized_webhook_report_is_truncated() {
     let app = start_hub().await;
     let id = register_task(&app, "generic", "90").await["id"].clone();
     let long = "x".repeat(900_000);

@@ -109,7 +109,7 @@ impl Verified<'_> {
         self.trust
     }
 
-    /// Returns whether a key proves who sent the request, even if nothing authenticates its body.
+    /// Returns whether a key authenticates the sender, even if no signature covers the body.
     pub fn is_sender_known(&self) -> bool {
         self.is_sender_known
     }

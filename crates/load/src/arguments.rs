@@ -174,7 +174,7 @@ impl Arguments {
         ((self.rate * self.duration.as_secs_f64()) as u64).max(1)
     }
 
-    /// Validates combinations of flags, and that the run may open as many files as it needs.
+    /// Validates combinations of flags, and raises the open-file limit to the number that the run needs.
     ///
     /// # Errors
     /// All invalid combinations, or an open-file limit that is too low.

@@ -65,7 +65,7 @@ mod tests {
     fn every_kind_of_violation_is_described() {
         let mut kinds = serde_json::to_value(Violations::default()).unwrap();
         let kinds = kinds.as_object_mut().unwrap();
-        // Not a violation of its own.
+        // A number of sockets, not a kind of violation.
         kinds.remove("sockets_behind").unwrap();
         for kind in kinds.keys() {
             let row = format!("[\"{kind}\", ");

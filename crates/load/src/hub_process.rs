@@ -16,7 +16,7 @@ use url::Url;
 /// Maximum time for the hub to listen, and to exit.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Interval of the checks whether the hub listens.
+/// Interval between reads of the log until it contains the URL.
 const LOG_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Log filter of the hub: warnings, and the event with its URL.
@@ -43,7 +43,7 @@ impl Hub {
     /// Starts `program serve` with `settings`. Without `store.url`, the store is in a temporary directory.
     ///
     /// # Errors
-    /// The process cannot be started, or does not log its URL. Contains its log.
+    /// The process cannot be started, or does not log its URL. The error contains an excerpt of the log.
     pub async fn start(program: &Path, settings: &[(String, String)]) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("progress-hub-load-")

@@ -6,7 +6,7 @@
 //!
 //! Modules in reading order:
 //! - `arguments`: command-line flags.
-//! - `run` executes the phases of a run, `measure` the scheduled updates. `context` is what they share.
+//! - `run` executes the phases of a run, `measure` the scheduled updates. `context` holds their shared state.
 //! - `target`: the hub under test. `hub_process`: a hub started for the run.
 //! - `schedule`: due times of updates. `updates` sends them.
 //! - `socket_pool` holds the sockets, `socket` is one of them, `messages` parses what it receives and

@@ -1,4 +1,4 @@
-//! Counters and histograms of a run, in the form in which the report shows them.
+//! Counters and histograms of a run, serialized as in the report.
 //!
 //! Each socket thread fills its own [`SocketStats`]. The run takes them at every sample and adds them up. Taking them
 //! resets them, so nothing is counted twice.
@@ -155,7 +155,8 @@ impl Violations {
 /// Observations of the sockets of one thread.
 #[derive(Clone, Default, AddAssign)]
 pub(super) struct SocketStats {
-    /// Connected sockets. The sum since the start of the run is the number at this moment, as for the next three.
+    /// Change in the number of connected sockets. The sum since the start of the run is the current number. The same
+    /// applies to the next three fields.
     pub connected: i64,
     /// Sockets that are disconnected by [`Command::Disconnect`](super::socket::Command::Disconnect).
     pub disconnected: i64,

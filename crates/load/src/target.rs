@@ -1,4 +1,4 @@
-//! The hub under test: its address, requests to it, WebSockets, and the source addresses of these.
+//! The hub under test: its address, requests and WebSockets to it, and their source addresses.
 //!
 //! Invariant: a hub that is not on loopback is only contacted with `--allow-remote`. Tokens are sent in `Authorization`
 //! only, and no error contains them.

@@ -1,4 +1,4 @@
-//! What all requests and tasks share.
+//! Settings and state that all requests and tasks share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +20,11 @@ pub struct Settings {
     pub webhook_secret: Option<String>,
     /// Duration of one step of a task, and initial delay before a webhook is retried.
     pub pace: Duration,
-    /// Scenario of submits that name none.
+    /// Scenario of submits that do not select one.
     pub default_scenario: Scenario,
 }
 
-/// What all requests and tasks share.
+/// Settings and state that all requests and tasks share.
 pub(super) struct Context {
     pub settings: Settings,
     /// URL for webhooks of dialects that have one per account.
@@ -32,7 +32,7 @@ pub(super) struct Context {
     /// Base URL of clips, if they are not requested from the simulator.
     pub clip_origin: Option<String>,
     pub keys: SigningKeys,
-    /// Keys that receivers do not know.
+    /// Keys for forged signatures, which receivers do not have.
     pub forged_keys: SigningKeys,
     /// Sends webhooks.
     pub client: Client,

@@ -31,7 +31,7 @@ pub(super) struct Dialect {
     pub required_header: Option<(&'static str, &'static str)>,
     /// Whether a job waits in a queue if all slots are in use. Otherwise its submit is rejected.
     pub has_queue: bool,
-    /// Scenarios that the dialect cannot play, and why.
+    /// Scenarios that the dialect does not support, with the reason.
     pub unplayable: &'static [(&'static [Scenario], &'static str)],
     /// Time for a receiver to echo the challenge that precedes webhooks. `None`: there is no challenge.
     pub challenge_timeout: Option<Duration>,

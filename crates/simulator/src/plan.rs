@@ -1,7 +1,7 @@
 //! The plan of a scenario: how the simulator treats a submit and the resulting task, independent of a dialect.
 //!
-//! A new behavior is a field here, which the code that plays it reads, and a row in the table of scenarios. A behavior with
-//! a value that the caller chooses is a key of a submit, as `steps`, instead of a row.
+//! To add a behavior, add a field to [`Plan`] and a row to the table of scenarios. A behavior with a value that the caller
+//! chooses, such as `steps`, is a key of the submit instead of a row.
 
 use super::api_error::ApiError;
 

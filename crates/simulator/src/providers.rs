@@ -15,7 +15,8 @@ use futures_util::future::LocalBoxFuture;
 use super::call::Call;
 use super::dialect::{Answer, Dialect};
 
-/// A dialect, and the function that answers its calls: with `NoSuchMethod` if the API has none with this method and path.
+/// A dialect, and the function that handles its calls. The function returns `NoSuchMethod` for an unknown method or
+/// path.
 pub(super) type Provider = (
     &'static Dialect,
     for<'a> fn(&'a Call<'a>) -> LocalBoxFuture<'a, Answer>,

@@ -18,25 +18,25 @@ use super::worker::Work;
 /// Maximum number of progress steps.
 const MAX_STEPS: u16 = 10_000;
 
-/// What a dialect reads from a valid submit.
+/// Content of a valid submit, as parsed by a dialect.
 #[derive(Default)]
 pub(super) struct Submit {
     pub model: String,
-    /// The job has a frame beside the prompt.
+    /// The job has a frame in addition to the prompt.
     pub has_frame: bool,
     /// External id, chosen by the client. Unique per account.
     pub external_id: Option<String>,
     pub callback: Option<Url>,
-    /// Webhooks go to the URL of the account instead.
+    /// Webhooks are sent to the URL of the account instead.
     pub uses_project_webhook: bool,
     /// Data that the dialect needs for later responses.
     pub notes: Value,
 }
 
-/// What the simulator reads from a submit in every dialect, at the top of the body or in its `input`.
+/// Options of the simulator, which every dialect accepts at the top of the body or in its `input`.
 struct Options {
     scenario: Scenario,
-    /// Number of progress steps, instead of that of the scenario.
+    /// Number of progress steps. Replaces that of the scenario.
     steps: Option<u16>,
 }
 

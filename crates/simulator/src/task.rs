@@ -45,7 +45,7 @@ impl Status {
     }
 }
 
-/// True state of a task, independent of its webhooks.
+/// Actual state of a task, independent of its webhooks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Task {
     /// The provider's id.

@@ -1,4 +1,4 @@
-//! The work on a task: its way through its plan, and the delivery of its webhooks.
+//! Execution of a task: the steps of its plan, and the delivery of its webhooks.
 //!
 //! A task advances on schedule, independent of its receiver. Its webhooks are delivered one after the other. A message
 //! keeps its id and body across attempts. Each attempt has its own timestamp and signature. Redirects are not followed.
@@ -122,7 +122,7 @@ impl Work {
         }
     }
 
-    /// Delivers the webhooks of the task. Breaks if the receiver must be sent nothing more.
+    /// Delivers the webhooks of the task. Breaks if no further webhook may be sent.
     async fn notify(
         &self,
         mut inbox: mpsc::UnboundedReceiver<Message>,
@@ -156,8 +156,8 @@ impl Work {
         ControlFlow::Continue(())
     }
 
-    /// Sends a message until a 2xx, a 410 or the last attempt. Any other status, including 3xx, is retried. Breaks if the
-    /// receiver answered 410 and must be sent nothing more.
+    /// Sends a message until a 2xx, a 410 or the last attempt. Any other status, including 3xx, is retried. Breaks after
+    /// a 410, because no further webhook may be sent.
     async fn deliver(&self, url: &Url, message: &Message) -> ControlFlow<()> {
         let (state, task) = (&self.context.state, self.task.number);
         let mut wait = self.context.settings.pace;

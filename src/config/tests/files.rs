@@ -1,4 +1,5 @@
-//! Values in files that the environment names, and values that override those of the configuration file.
+//! Values read from files that environment variables name, and overridden keys of the configuration
+//! file.
 
 use super::*;
 

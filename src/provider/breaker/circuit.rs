@@ -30,11 +30,11 @@ pub(super) enum TripCause {
     Auth,
 }
 
-/// Time for which a probe is left to the jobs of other owners and models than those whose requests
-/// opened the circuit.
+/// Period after the end of the open state in which jobs of the owners and models that opened the
+/// circuit are not sent as a probe.
 const PROBE_GRACE: Duration = Duration::from_secs(5);
 
-/// Maximum number of origins that an open circuit remembers.
+/// Maximum number of origins that an open circuit stores. Further ones are dropped.
 const MAX_ORIGINS: usize = 16;
 
 /// A rejection or failure that opens a circuit.
@@ -45,7 +45,8 @@ pub(super) struct Trip {
     /// extend that of other causes.
     pub(super) hint: Option<Duration>,
     pub(super) at: Time,
-    /// Owners and models of the failed requests. Empty if no request can be the cause.
+    /// Owners and models of the failed requests. Empty if the failure does not depend on the
+    /// request.
     pub(super) origins: Vec<Origin>,
 }
 
@@ -77,7 +78,7 @@ pub(super) struct OpenCircuit {
     pub(super) until: Time,
     /// Time at which the probe in flight is considered lost. `None` if no probe is in flight.
     half_open_probe: Option<Time>,
-    /// Owners and models whose requests opened the circuit or failed as a probe.
+    /// Owners and models of the requests that opened the circuit or failed as a probe.
     origins: Vec<Origin>,
 }
 
@@ -171,7 +172,8 @@ impl Circuit {
         token.revision == self.revision && (token.is_probe || self.open.is_none())
     }
 
-    /// Returns until when a probe is left to others than `origin`, whose requests opened the circuit.
+    /// Returns the time before which a job of `origin` must not be sent as a probe, because
+    /// requests of `origin` opened the circuit. Returns `None` if it may be sent.
     pub(super) fn defers_probe(
         &self,
         token: PermitToken,
@@ -184,14 +186,14 @@ impl Circuit {
         is_deferred.then_some(grace)
     }
 
-    /// Returns whether further trips for the same cause would not keep the circuit open any longer.
+    /// Returns whether the backoff has reached its maximum.
     pub(super) fn waits_longest(&self) -> bool {
         self.streak.is_some_and(|TripStreak { cause, length }| {
             cause.open_duration(length, None) == cause.open_duration(u32::MAX, None)
         })
     }
 
-    /// Returns whether the circuit is as if it had never opened.
+    /// Returns whether the circuit is closed and its backoff is reset.
     pub(super) fn has_recovered(&self) -> bool {
         self.open.is_none() && self.streak.is_none()
     }
@@ -242,8 +244,8 @@ impl Circuit {
         }
     }
 
-    /// Opens the circuit. Consecutive trips for the same cause keep it open longer each time, unless
-    /// they come from the same owners and models as before.
+    /// Opens the circuit. Each consecutive trip for the same cause extends the open duration,
+    /// unless all its origins have already contributed to the open state.
     pub(super) fn trip(&mut self, trip: Trip) {
         let Trip {
             cause,

@@ -1,7 +1,7 @@
-//! Holds: circuits for the requests of one owner and model, or for one model.
+//! Holds: circuits for the submissions of one owner and model, or of one model for all owners.
 //!
-//! A hold delays submissions while those of other owners and models continue. Nodes exchange holds
-//! with the rest of the breaker's state.
+//! A hold delays these submissions while those of other owners and models continue. Nodes exchange
+//! holds together with the rest of the breaker's state.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,13 +9,13 @@ use super::circuit::{Admission, Circuit, PermitToken, Trip, TripCause};
 use super::origin::{FAILURE_THRESHOLD, Origin};
 use crate::time::Time;
 
-/// Maximum number of holds. A new one replaces the one that ends first.
+/// Maximum number of holds. A new one replaces a closed one, or else the one that ends first.
 const MAX_HOLDS: usize = 256;
 
-/// Time after which a job is tried again if another job of the hold is being submitted as a probe.
+/// Delay before a job is retried while another job of the same hold is in flight as a probe.
 const PROBE_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// What a hold applies to.
+/// Submissions that a hold applies to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Scope {
     /// `None` for all owners.
@@ -27,7 +27,7 @@ struct Scope {
 struct Hold {
     scope: Scope,
     circuit: Circuit,
-    /// Technical failures in a row. Counted by each node for itself.
+    /// Consecutive technical failures. Each node counts its own.
     #[serde(skip)]
     failures: u32,
 }
@@ -37,12 +37,15 @@ struct Hold {
 #[serde(transparent)]
 pub(super) struct Holds(Vec<Hold>);
 
-/// The holds that admitted a submission. Its result is reported to them.
+/// Permits of a submission in the holds that apply to it. Its result is recorded in each of them.
 #[derive(Debug, Default)]
 pub(super) struct HoldTokens(Vec<(Scope, PermitToken)>);
 
 impl Holds {
-    /// Admits a submission, or returns when to try again.
+    /// Admits a submission.
+    ///
+    /// # Errors
+    /// Returns the time of the next attempt if the submission is held.
     pub(super) fn admit(&mut self, origin: &Origin, now: Time) -> Result<HoldTokens, Time> {
         let mut tokens = HoldTokens::default();
         for scope in scopes_of(origin) {
@@ -72,7 +75,7 @@ impl Holds {
         }
     }
 
-    /// Records a success. Holds that have recovered are forgotten.
+    /// Records a success, and removes holds that have fully recovered.
     pub(super) fn on_success(&mut self, origin: &Origin, tokens: &HoldTokens) {
         for (scope, token) in &tokens.0 {
             if let Some(hold) = self.find(scope) {
@@ -88,7 +91,7 @@ impl Holds {
             .retain(|hold| !hold.circuit.has_recovered() || hold.failures > 0);
     }
 
-    /// Records a technical failure of the owner's model. Repeated failures begin a hold.
+    /// Records a technical failure. Repeated failures begin a hold of the owner and model.
     pub(super) fn on_failure(&mut self, origin: &Origin, tokens: &HoldTokens, trip: &Trip) {
         for (scope, token) in &tokens.0 {
             if let Some(hold) = self.find(scope)
@@ -107,7 +110,7 @@ impl Holds {
         }
     }
 
-    /// Begins or extends the hold of an owner's model after the provider rejected the account.
+    /// Begins or extends the hold of an owner and model after an auth or quota error.
     pub(super) fn on_account_rejection(
         &mut self,
         origin: &Origin,
@@ -134,7 +137,7 @@ impl Holds {
         }
     }
 
-    /// Allows a submission at once in holds for lack of credit, because the account has some.
+    /// Allows an immediate probe in every hold that a quota error caused.
     pub(super) fn probe_after_top_up(&mut self, now: Time) {
         for hold in &mut self.0 {
             let cause = hold.circuit.open_state().map(|open| open.cause);
@@ -162,8 +165,8 @@ impl Holds {
         }
     }
 
-    /// Returns whether neither snapshot has a newer hold. Counts of failures are not part of a
-    /// snapshot.
+    /// Returns whether neither snapshot has a newer hold. Failure counts are not compared, because
+    /// they are not shared.
     pub(super) fn is_equivalent(&self, other: &Self) -> bool {
         let includes = |all: &Self, part: &Self| {
             part.0.iter().all(|hold| {

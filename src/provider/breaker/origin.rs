@@ -1,18 +1,20 @@
-//! Whose request failed, and how much that says about the provider.
+//! Attribution of failures to owners and models.
 //!
-//! Invariant: the requests of one owner alone never show that the provider fails for others.
+//! Invariant: failures that are counted here and come from a single owner never indicate a fault
+//! that blocks other owners.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Failures in a row that show a fault.
+/// Number of consecutive failures that begins a hold or opens circuits.
 pub(super) const FAILURE_THRESHOLD: u32 = 5;
 
-/// How many of [`FAILURE_THRESHOLD`] failures count per owner, and per model.
+/// Maximum number of failures of one owner, and of one model, that count toward
+/// [`FAILURE_THRESHOLD`].
 const MAX_FAILURES_PER_SUBJECT: u32 = 3;
 
-/// Maximum number of origins that are remembered. Failures of further ones do not count.
+/// Maximum number of origins whose failures are counted. Failures of further ones are ignored.
 const MAX_ORIGINS: usize = 64;
 
 /// The owner and the model of a request.
@@ -22,15 +24,15 @@ pub(crate) struct Origin {
     pub(crate) model: String,
 }
 
-/// What the failures in a row show.
+/// Scope of the fault that consecutive failures indicate.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Evidence {
-    /// Not enough to concern anybody but the owners of the failed requests.
+    /// No fault beyond the failed requests and their owners.
     None,
     /// Requests of several owners for one model fail.
     Model(String),
-    /// Requests of several owners for several models fail, or no connection can be made. The origins
-    /// are those of the failed requests.
+    /// Requests of several owners for several models fail, or no connection can be established.
+    /// Contains the origins of the failed requests.
     Provider(Vec<Origin>),
 }
 
@@ -38,12 +40,13 @@ pub(super) enum Evidence {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Failures {
     by_origin: BTreeMap<Origin, u32>,
-    /// Failures that no request can cause, such as a refused connection.
+    /// Failures that do not depend on the request, such as a refused connection.
     unreachable: u32,
 }
 
 impl Failures {
-    /// Records a failure. `None` stands for one that no request can cause.
+    /// Records a failure and returns the fault that the failures so far indicate. `None` is a
+    /// failure that does not depend on the request. A fault resets the counts.
     pub(super) fn record(&mut self, origin: Option<&Origin>) -> Evidence {
         match origin {
             None => self.unreachable += 1,
@@ -61,7 +64,7 @@ impl Failures {
         evidence
     }
 
-    /// Forgets all failures, after a success.
+    /// Resets the counts, after a success.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

@@ -1,9 +1,9 @@
-//! State of a circuit breaker: one circuit for submissions, one for queries, and the holds of single
-//! owners and models.
+//! State of a circuit breaker: one circuit for submissions, one for queries, and the holds of
+//! single owners and models.
 //!
 //! Queries continue while only submissions are blocked, because running jobs must still reach their
-//! final state. A rejection of the account by a single submission concerns only its owner and model
-//! until a neutral request confirms it. Nodes exchange the state as JSON.
+//! final state. An auth or quota error of a submission holds only its owner and model until an
+//! account check confirms that the provider rejects the account. Nodes exchange the state as JSON.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::job::FailureKind;
 use crate::telemetry::ProviderState;
 use crate::time::Time;
 
-/// Minimum time until a request is tried again while the neutral request decides.
+/// Minimum delay before a request is retried while an account check is due.
 const ACCOUNT_CHECK_WAIT: Duration = Duration::from_secs(1);
 
 /// Purpose of a request. Each has its own circuit.
@@ -35,16 +35,41 @@ pub(crate) enum RequestResult {
     Success,
     /// The request failed. The duration is the delay that the provider requested.
     Failure(FailureKind, Option<Duration>),
-    /// No connection could be made, which no request can cause.
+    /// No connection could be established. The failure does not depend on the request.
     Unreachable,
     /// The request was not sent.
     NotSent,
 }
 
-/// What a neutral request, which no job influences, shows about the account.
+/// What the account check of a provider shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum AccountCheck {
+    /// The provider definition has no account check.
+    #[default]
+    None,
+    /// Whether the key is valid.
+    Key,
+    /// Whether the key is valid and the account has credit.
+    KeyAndCredit,
+}
+
+impl AccountCheck {
+    /// Returns whether the check confirms or refutes errors of this cause.
+    fn covers(self, cause: TripCause) -> bool {
+        match self {
+            Self::None => false,
+            Self::Key => cause == TripCause::Auth,
+            Self::KeyAndCredit => is_account_cause(cause),
+        }
+    }
+}
+
+/// Result of an account check, a request that does not depend on any job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AccountVerdict {
-    /// The key is valid, and there is credit as far as known.
+    /// The key is valid. The credit is unknown.
+    KeyValid,
+    /// The key is valid, and the balance is positive.
     Good,
     /// The provider rejects the key.
     KeyRejected,
@@ -57,7 +82,7 @@ pub(crate) enum AccountVerdict {
 pub(super) struct Admitted {
     pub(super) kind: RequestKind,
     pub(super) token: PermitToken,
-    /// Owner and model of the job. `None` for a request about no job.
+    /// Owner and model of the job. `None` if the request belongs to no job.
     pub(super) origin: Option<Origin>,
     pub(super) holds: HoldTokens,
 }
@@ -81,20 +106,21 @@ pub(super) struct BreakerState {
     submits: Circuit,
     queries: Circuit,
     holds: Holds,
-    /// Technical failures of either kind since the last success. Counted by each node for itself.
+    /// Technical failures of either kind of request since the last success. Each node counts its
+    /// own.
     #[serde(skip)]
     failures: Failures,
-    /// Submissions that rejected the account since the last accepted one, for a provider without a
-    /// neutral request.
+    /// Auth and quota errors of submissions since the last accepted one. Used only for causes that
+    /// no account check covers.
     #[serde(skip)]
     rejections: Failures,
     /// Auth errors of queries since the last success.
     #[serde(skip)]
     query_auth_errors: u32,
-    /// Whether a neutral request can confirm that the account is rejected.
+    /// The account check of the provider definition.
     #[serde(skip)]
-    pub(super) has_account_check: bool,
-    /// Whether a rejection of the account waits for confirmation by this node.
+    pub(super) account_check: AccountCheck,
+    /// Whether an auth or quota error waits for confirmation by an account check of this node.
     #[serde(skip)]
     is_account_suspect: bool,
 }
@@ -116,13 +142,12 @@ impl BreakerState {
 
     /// Admits a request while `in_flight` requests of its kind are running.
     ///
-    /// A circuit that is open because of the account is closed by the neutral request, so that no job
-    /// is sacrificed as a probe. A balance can be out of date for hours, so after the longest wait a job
-    /// is a probe nevertheless.
+    /// A circuit that is open because of the account is closed by an account check, so that no job
+    /// fails as a probe. A balance can be hours out of date, so when the backoff of a quota error
+    /// has reached its maximum, a job is admitted as a probe.
     pub(super) fn admit(&mut self, kind: RequestKind, in_flight: usize, now: Time) -> Admission {
         if let Some(open) = self.circuit(kind).open_state()
-            && self.has_account_check
-            && is_account_cause(open.cause)
+            && self.account_check.covers(open.cause)
             && !needs_probe(self.circuit(kind))
         {
             return Admission::Open(open.until.max(now + ACCOUNT_CHECK_WAIT));
@@ -130,7 +155,10 @@ impl BreakerState {
         self.circuit_mut(kind).admit(in_flight, now)
     }
 
-    /// Admits the submission of a job that has a permit, or returns when to try again.
+    /// Admits the submission of a job that has a permit.
+    ///
+    /// # Errors
+    /// Returns the time of the next attempt if the submission is held or must not be the probe.
     pub(super) fn admit_origin(
         &mut self,
         token: PermitToken,
@@ -196,8 +224,8 @@ impl BreakerState {
             (TripCause::Quota | TripCause::Auth, RequestKind::Submit) => {
                 self.on_rejected_submission(request, trip);
             }
-            // A single task may be hidden from a valid key, so auth errors of queries count only when
-            // they repeat.
+            // A single task may be hidden from a valid key, so auth errors of queries count only
+            // when they repeat.
             (TripCause::Auth, RequestKind::Query) => {
                 if self.queries.open_state().is_some() {
                     return self.queries.on_rejection(token, trip);
@@ -216,9 +244,9 @@ impl BreakerState {
         }
     }
 
-    /// Records a success. It also closes the other circuit if that was opened by technical failures. A
-    /// successful submission closes a query circuit opened by an auth error as well, because
-    /// submitting needs the stronger permission.
+    /// Records a success. It also closes the other circuit if that was opened by technical
+    /// failures. A successful submission closes a query circuit opened by an auth error as well,
+    /// because submitting needs the stronger permission.
     fn on_success(&mut self, request: &Admitted) {
         if let Some(origin) = &request.origin
             && request.kind == RequestKind::Submit
@@ -274,8 +302,8 @@ impl BreakerState {
         }
     }
 
-    /// Records that a submission was rejected for its key or for lack of credit. The request itself can
-    /// be the cause, for example a model that the account may not use.
+    /// Records an auth or quota error of a submission. The request itself can be the cause, for
+    /// example a model that the account is not allowed to use.
     fn on_rejected_submission(&mut self, request: &Admitted, trip: Trip) {
         let open_cause = self.submits.open_state().map(|open| open.cause);
         let is_suspended = open_cause.is_some_and(is_account_cause);
@@ -290,9 +318,9 @@ impl BreakerState {
         if is_suspended {
             return self.submits.on_rejection(request.token, trip);
         }
-        // Apart from the account, the provider works.
+        // The provider responds, so the error is no technical failure.
         self.submits.on_success(request.token);
-        if self.has_account_check {
+        if self.account_check.covers(trip.cause) {
             return self.suspect_account(&trip);
         }
         if let Evidence::Provider(_) = self.rejections.record(request.origin.as_ref()) {
@@ -300,16 +328,16 @@ impl BreakerState {
         }
     }
 
-    /// Requests a neutral check of the account. Without one, the rejection counts as confirmed.
+    /// Requests an account check. If the definition has none, the error counts as confirmed.
     fn suspect_account(&mut self, trip: &Trip) {
-        if self.has_account_check {
+        if self.account_check.covers(trip.cause) {
             self.is_account_suspect = true;
             return;
         }
         self.open_for_account(trip);
     }
 
-    /// Opens the submission circuit, and after an auth error the query circuit. No request is the cause.
+    /// Opens the submission circuit, and after an auth error the query circuit, without origins.
     fn open_for_account(&mut self, trip: &Trip) {
         let queries = (trip.cause == TripCause::Auth).then_some(&mut self.queries);
         for circuit in [Some(&mut self.submits), queries].into_iter().flatten() {
@@ -325,37 +353,31 @@ impl BreakerState {
         }
     }
 
-    /// Returns whether a neutral request should show whether the account is rejected.
+    /// Returns whether an account check is pending or due.
     pub(super) fn wants_account_check(&self, now: Time) -> bool {
         let is_due = |circuit: &Circuit| {
             let open = circuit.open_state();
-            open.is_some_and(|open| is_account_cause(open.cause) && open.until <= now)
+            open.is_some_and(|open| self.account_check.covers(open.cause) && open.until <= now)
         };
-        self.has_account_check
-            && (self.is_account_suspect || is_due(&self.submits) || is_due(&self.queries))
+        self.is_account_suspect || is_due(&self.submits) || is_due(&self.queries)
     }
 
-    /// Returns whether a rejection of the account waits for confirmation.
+    /// Returns whether an auth or quota error waits for confirmation by an account check.
     pub(super) fn is_account_suspect(&self) -> bool {
         self.is_account_suspect
     }
 
-    /// Records what a neutral request shows about the account.
+    /// Records the result of an account check.
     ///
-    /// A balance of 0 can be out of date. It opens no circuit unless a rejection is to be confirmed.
+    /// A balance of 0 can be out of date, so it opens a circuit only if a check was pending or due.
     pub(super) fn on_account_checked(&mut self, verdict: AccountVerdict, now: Time) {
         let was_wanted = self.wants_account_check(now);
         self.is_account_suspect = false;
         let cause = match verdict {
+            AccountVerdict::KeyValid => return self.reset_circuits(AccountCheck::Key),
             AccountVerdict::Good => {
                 self.holds.probe_after_top_up(now);
-                for circuit in [&mut self.submits, &mut self.queries] {
-                    let cause = circuit.open_state().map(|open| open.cause);
-                    if cause.is_some_and(is_account_cause) {
-                        circuit.reset();
-                    }
-                }
-                return;
+                return self.reset_circuits(AccountCheck::KeyAndCredit);
             }
             AccountVerdict::KeyRejected | AccountVerdict::NoCredit if !was_wanted => return,
             AccountVerdict::KeyRejected => TripCause::Auth,
@@ -367,6 +389,16 @@ impl BreakerState {
             at: now,
             origins: Vec::new(),
         });
+    }
+
+    /// Closes the circuits that are open for a cause that the passed check covers.
+    fn reset_circuits(&mut self, passed: AccountCheck) {
+        for circuit in [&mut self.submits, &mut self.queries] {
+            let cause = circuit.open_state().map(|open| open.cause);
+            if cause.is_some_and(|cause| passed.covers(cause)) {
+                circuit.reset();
+            }
+        }
     }
 
     /// Closes both circuits, ends all holds and resets their backoff.
@@ -413,7 +445,7 @@ impl BreakerState {
     }
 }
 
-/// Returns whether only the operator of the account can remove the cause.
+/// Returns whether the cause is the account, which only its operator can change.
 fn is_account_cause(cause: TripCause) -> bool {
     match cause {
         TripCause::Quota | TripCause::Auth => true,
@@ -421,7 +453,7 @@ fn is_account_cause(cause: TripCause) -> bool {
     }
 }
 
-/// Returns whether only a job can show that the account has credit again.
+/// Returns whether the circuit admits a job as a probe because a balance may be out of date.
 fn needs_probe(circuit: &Circuit) -> bool {
     let cause = circuit.open_state().map(|open| open.cause);
     cause == Some(TripCause::Quota) && circuit.waits_longest()

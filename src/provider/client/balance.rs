@@ -1,7 +1,7 @@
-//! Balance of a provider account, and when to check the account.
+//! Balance of a provider account, and the schedule of account checks.
 //!
-//! The balance is read from time to time while the provider is in use. It is also the neutral request
-//! that shows whether a rejection concerns the account.
+//! The balance is read periodically while the provider is in use. Reading it is also the account
+//! check that shows whether an auth or quota error concerns the account.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::time::Time;
 /// Minimum time between two reads.
 const MIN_READ_INTERVAL: Duration = Duration::from_secs(300);
 
-/// Minimum time between two checks that the circuit breaker wants.
+/// Minimum time between two checks that the circuit breaker requests.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Time between the first use of the provider and the read, so that the provider has charged for
@@ -73,8 +73,8 @@ impl BalanceCache {
         self.lock().balance = Some(balance);
     }
 
-    /// Returns whether the account is due to be checked, and records the attempt. The caller must check
-    /// it.
+    /// Returns whether the account is due to be checked, and records the attempt. The caller must
+    /// check it.
     pub(super) fn claim_read(&self, is_wanted: bool, now: Time) -> bool {
         let mut state = self.lock();
         let is_due = state.is_due(is_wanted, now);

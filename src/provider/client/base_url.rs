@@ -55,9 +55,9 @@ impl BaseUrl {
     /// Resolves a URL of a template or a response: a relative one against the base URL, and one of
     /// the spec's origin to the configured base URL.
     ///
-    /// Returns `None` if the text is not a URL, or if parsing changes its path, for example because
-    /// of a `..` segment, a backslash or a space, or if it has an empty segment or a fragment. The path that is requested is the one that was
-    /// written.
+    /// Returns `None` if the text is not a URL, if it has an empty segment or a fragment, or if
+    /// parsing changes its path, for example because of a `..` segment, a backslash or a space. The
+    /// path of the result is therefore the path in the text.
     pub(super) fn resolve(&self, text: &str) -> Option<Url> {
         let (url, written) = match Url::parse(text) {
             Ok(url) => {

@@ -28,8 +28,8 @@ pub struct Rejection {
     pub provider_retryable: Option<bool>,
     /// Effective status of the response. `None` if there was no response.
     pub http_status: Option<u16>,
-    /// Kind by the codes of the response alone. Its text can repeat what the caller wrote, so the text
-    /// never decides about the requests of others.
+    /// Kind by the codes and the status of the response. The text of a response can contain input
+    /// of the caller, so it must not affect requests of other owners.
     pub kind_by_code: FailureKind,
 }
 
@@ -40,7 +40,7 @@ pub struct UnknownOutcome(pub String);
 /// A request failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RequestError {
-    /// No connection could be made.
+    /// No connection could be established.
     #[error("no connection: {0}")]
     Unreachable(String),
     /// No complete response.
@@ -185,8 +185,8 @@ impl Rejection {
 
     /// Returns the result for the circuit breaker.
     ///
-    /// The text of the response can make it the request's own failure, or one that a neutral request
-    /// must confirm. Only the codes can make it one that concerns others at once.
+    /// Rate limits and technical failures affect other owners without confirmation, so they are
+    /// determined by codes only. All other kinds may also follow from the text of the response.
     pub(super) fn breaker_result(&self) -> RequestResult {
         let kind = match self.failure.kind {
             FailureKind::RateLimit | FailureKind::Technical => self.kind_by_code,
@@ -205,15 +205,18 @@ impl Rejection {
         }
     }
 
-    /// Returns what the rejection of a neutral request shows about the account, or `None` if nothing.
-    /// A 403 shows nothing: a valid key may lack the permission for this request.
+    /// Returns the result of an account check that the provider rejected, or `None` if the
+    /// rejection does not show the state of the account. A 403 does not: a valid key may lack the
+    /// permission for this request.
     pub(super) fn account_verdict(&self) -> Option<AccountVerdict> {
         match self.failure.kind {
             FailureKind::Auth if self.http_status == Some(403) => None,
             FailureKind::Auth => Some(AccountVerdict::KeyRejected),
             FailureKind::Quota => Some(AccountVerdict::NoCredit),
-            // The provider knows the key and has no such task.
-            FailureKind::InvalidInput | FailureKind::ResultExpired => Some(AccountVerdict::Good),
+            // The provider accepts the key but has no such task.
+            FailureKind::InvalidInput | FailureKind::ResultExpired => {
+                Some(AccountVerdict::KeyValid)
+            }
             FailureKind::Safety
             | FailureKind::RateLimit
             | FailureKind::Technical

@@ -1,7 +1,8 @@
-//! A rendered submission, and the values that prices, checks and tiers read from it.
+//! A rendered submission, and the variables of prices, checks and tiers.
 //!
-//! Invariant: what is judged is what is sent. Admission and the client render with the same function,
-//! and the values come from the rendered URL and body where the definition says how to read them.
+//! Invariant: admission checks the request that is sent. Admission and the client render it with
+//! the same function, and the variables are read from the rendered URL and body if the definition
+//! has expressions for them. Admission renders without a callback URL.
 
 use minijinja::context;
 use serde_json::{Map, Value as Json};
@@ -12,7 +13,7 @@ use super::request::RequestRenderer;
 use crate::job::{Job, VideoRequest};
 use crate::provider::spec::request_spec::{Method, Parameter, RequestSpec};
 
-/// Stands for the callback URL of the job when a request is only judged.
+/// Placeholder for the callback URL of a job that has none.
 const ANY_CALLBACK_URL: &str = "https://callback.invalid/";
 
 /// A rendered submission.
@@ -20,7 +21,7 @@ pub struct Submission {
     pub(super) request: Request,
     /// Variables of prices, checks and tiers.
     variables: Map<String, Json>,
-    /// The parameter that the definition could not read, with the reason.
+    /// Name of the first parameter whose expression failed, with the reason.
     unreadable: Option<String>,
 }
 
@@ -39,19 +40,19 @@ impl Submission {
         model.and_then(Json::as_str).unwrap_or_default()
     }
 
-    /// Returns an error if a parameter has a value that the definition cannot read, such as a
-    /// duration that is not a number.
+    /// Checks that every parameter could be read from the request.
     ///
     /// # Errors
-    /// A text that begins with the name of the parameter.
+    /// Returns a description that begins with the name of the parameter, for example if the
+    /// duration is not a number.
     pub fn check_readable(&self) -> Result<(), &str> {
         self.unreadable.as_deref().map_or(Ok(()), Err)
     }
 }
 
 impl RequestRenderer {
-    /// Renders the submission of a job. Without a callback URL, a placeholder is used to find keys
-    /// of `input` that the hub would set.
+    /// Renders the submission of a job. Keys of `input` are checked against the request with a
+    /// callback URL, for which a placeholder is used if there is none.
     ///
     /// # Errors
     /// Returns a description that begins with the key in the request or in the definition.
@@ -86,8 +87,9 @@ impl RequestRenderer {
         })
     }
 
-    /// Returns the parameters of `request`, replaced by those that the definition reads from the
-    /// rendered request, and the first that it could not read.
+    /// Returns the variables of a rendered request, and the first parameter that could not be read
+    /// with the reason. Parameters without an expression in the definition have their value in
+    /// `request`.
     fn read_back(
         &self,
         spec: &RequestSpec,

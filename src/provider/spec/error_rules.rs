@@ -100,7 +100,8 @@ pub(crate) struct ErrorDetails {
 }
 
 impl ErrorRules {
-    /// Returns the kind that an error has without its text, which can repeat what the caller wrote.
+    /// Returns the kind of an error by its codes and status. Its message and the payload are
+    /// ignored, because they can contain input of the caller.
     pub(crate) fn kind_by_code(&self, details: &ErrorDetails) -> FailureKind {
         let context = context! {
             code => details.code,

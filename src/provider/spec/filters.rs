@@ -162,8 +162,8 @@ fn mark_private(list: &Value) -> Vec<Value> {
     items(list).into_iter().map(mark).collect()
 }
 
-/// `value|number`: a number, or a text such as `5`, `5.0` or `5s` as a number. Undefined if the value
-/// is missing. Any other value is an error, so a value that prices depend on is never skipped.
+/// `value|number`: a non-negative number, or a text such as `5`, `5.0` or `5s` as a number.
+/// Undefined if the value is missing. Any other value is an error, because prices can depend on it.
 fn number(value: &Value) -> Result<Value, Error> {
     if value.is_undefined() || value.is_none() {
         return Ok(Value::UNDEFINED);
@@ -180,11 +180,11 @@ fn number(value: &Value) -> Result<Value, Error> {
     Ok(number.ok_or_else(invalid)?.into())
 }
 
-/// `value|segment`: one segment of a URL path. Every character with a meaning in URLs is
-/// percent-encoded.
+/// `value|segment`: one segment of a URL path. All characters except letters, digits and `-._~:@`
+/// are percent-encoded.
 ///
-/// Empty values and values with a `.` or `..` between slashes are errors: a server that decodes the
-/// segment would resolve them to another path.
+/// Empty values and values with an empty, `.` or `..` part between slashes are errors: a server
+/// that decodes the segment would resolve them to another path.
 fn segment(value: &Value) -> Result<String, Error> {
     let text = text(value).unwrap_or_default();
     if text
@@ -197,8 +197,8 @@ fn segment(value: &Value) -> Result<String, Error> {
     Ok(utf8_percent_encode(&text, SEGMENT_ESCAPES).to_string())
 }
 
-/// `value|segments`: a text with slashes as a path of [`segment`]s, for models and task ids that are
-/// paths themselves.
+/// `value|segments`: a text with slashes as several [`segment`]s, for models and task ids that are
+/// paths.
 fn segments(value: &Value) -> Result<String, Error> {
     let text = text(value).unwrap_or_default();
     let segments: Result<Vec<String>, Error> = text

@@ -1,18 +1,18 @@
-//! What the caller's `input` may contribute to the body of a submission.
+//! Rules for the caller's `input` in the body of a submission.
 //!
-//! Invariant: `input` adds to the body and never replaces what the definition or the hub sets, unless
-//! the definition lists the key as replaceable.
+//! Invariant: `input` adds keys to the body. It never replaces a value that the definition or the
+//! hub sets, unless the definition lists the key as replaceable.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value as Json};
 
-/// Prefixes of keys that only the hub sets, in lower case without separators. They name the address
-/// that receives the results.
+/// Prefixes of keys that only the hub sets, in lower case without separators. Providers use them
+/// for the URL that receives the results.
 const HUB_KEY_PREFIXES: [&str; 2] = ["callback", "webhook"];
 
-/// Keys that only the hub sets: a provider's name for the reference to the job.
+/// Keys that only the hub sets. Providers use them for the reference to the job.
 const HUB_KEYS: [&str; 2] = ["externalid", "externaltaskid"];
 
 /// The `input` table of `[submit]`. Its paths are those in the caller's `input`, with dots between
@@ -20,9 +20,10 @@ const HUB_KEYS: [&str; 2] = ["externalid", "externaltaskid"];
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct InputRules {
-    /// Keys that do not change the price or the size. Only these pass if a budget or a tier applies.
+    /// Keys that change neither the price nor the size of the output. Only these are accepted while
+    /// a budget or a tier applies.
     allowed: Vec<KeyPath>,
-    /// Keys that may replace what the definition sets.
+    /// Keys that may replace values of the definition.
     replaceable: Vec<KeyPath>,
 }
 
@@ -41,8 +42,8 @@ impl KeyPath {
         self.0.starts_with(&prefix.0)
     }
 
-    /// Returns the longest end of this path in the body that exists in `input`: the key that the
-    /// caller wrote. A definition may merge `input` at any depth.
+    /// Returns the longest suffix of this path of the body that is a path in `input`. A definition
+    /// may merge `input` at any depth.
     fn in_input(&self, input: &Map<String, Json>) -> Option<Self> {
         let ends = (0..self.0.len()).map(|start| &self.0[start..]);
         let mut known = ends.filter(|end| contains(input, end));
@@ -98,10 +99,12 @@ fn contains(input: &Map<String, Json>, path: &[String]) -> bool {
 }
 
 impl InputRules {
-    /// Returns an error if `input` contains a key that only the hub sets, or replaced something that
-    /// the definition sets.
+    /// Checks the effect of `input` on a body. `own` is the body without `input`, `merged` the body
+    /// with it.
     ///
-    /// `own` is the body without any `input`, `merged` the body with it.
+    /// # Errors
+    /// Returns a description if `input` contains a key that only the hub sets, or replaces a value
+    /// that the definition sets.
     pub(crate) fn check_merge(
         &self,
         input: &Map<String, Json>,
@@ -124,10 +127,9 @@ impl InputRules {
         }
     }
 
-    /// Returns the first key of `input` that may change the price or the size, as far as the
-    /// definition knows.
-    ///
-    /// `also_allowed` are the keys that the operator allows.
+    /// Returns the first key of `input` that neither the definition nor `also_allowed`, the keys
+    /// that the operator allows, contains. Such a key may change the price or the size of the
+    /// output.
     pub(crate) fn unknown_key(
         &self,
         input: &Map<String, Json>,
@@ -167,8 +169,9 @@ impl InputRules {
         }
     }
 
-    /// Returns the first path at which `merged` lacks or changes a value of `own`, or adds a key that
-    /// differs from one of `own` only in its spelling. Some servers treat such keys as equal.
+    /// Returns the first path at which `merged` lacks or changes a value of `own`, or adds a key
+    /// that differs from one of `own` only in case or separators. Some servers treat such keys as
+    /// equal.
     fn replaced_key(
         &self,
         input: &Map<String, Json>,

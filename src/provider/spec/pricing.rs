@@ -1,6 +1,6 @@
 //! Prices of jobs, and checks of requests before they are sent.
 //!
-//! Both see the parameters as the rendered submission contains them.
+//! Both are evaluated over the variables of the rendered submission.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -33,7 +33,8 @@ impl RequestCheck {
     }
 }
 
-/// A pattern in which only `*` is special. Case is ignored, because a provider may ignore it.
+/// A case-insensitive pattern in which only `*` is special. A provider may ignore the case of a
+/// model.
 type ModelPattern = WildMatchPattern<'*', '\0'>;
 
 /// Prices by model: exact names first, then patterns from the longest to the shortest.

@@ -19,7 +19,7 @@ pub(crate) enum Method {
     Delete,
 }
 
-/// A value that can be read back from a rendered submission.
+/// A parameter that a definition can read from a rendered submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Parameter {
@@ -63,10 +63,10 @@ pub(crate) struct RequestSpec {
     pub(crate) items: Expression,
     /// Part of the response to a submission that later requests need.
     pub(crate) handle: Option<Expression>,
-    /// Keys that the caller's `input` may set in a submission.
+    /// Rules for the caller's `input` in a submission.
     #[serde(default)]
     pub(crate) input: InputRules,
-    /// Values that prices, checks and tiers see, read back from a rendered submission.
+    /// Expressions that read the variables of prices, checks and tiers from a rendered submission.
     #[serde(default)]
     pub(crate) parameters: BTreeMap<Parameter, Expression>,
     /// Maximum number of tasks per poll.

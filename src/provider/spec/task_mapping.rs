@@ -28,8 +28,8 @@ pub struct TaskReport {
     pub(crate) has_status: bool,
     /// Whether a signature covers the report. An untrusted report may only trigger a poll.
     pub is_trusted: bool,
-    /// Whether the sender is verified, even if the signature does not cover the report. Anybody can
-    /// send other reports.
+    /// Whether the sender is verified, even if the signature does not cover the report. If not, the
+    /// report can be forged.
     pub is_sender_verified: bool,
 }
 

@@ -1,6 +1,6 @@
-//! Limit of the polls that unverified webhooks trigger.
+//! Rate limit of the polls that unverified webhooks trigger.
 //!
-//! Anybody can send such a webhook, and every poll costs a request of the provider account.
+//! Such a webhook can be forged, and every poll is a request on the provider account.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,20 +8,20 @@ use crate::time::Time;
 
 const MILLIS_PER_MINUTE: u64 = 60_000;
 
-/// A token bucket. It holds the polls of one minute and starts full.
+/// A token bucket with the capacity of one minute. It is full at first.
 pub(crate) struct PollLimit {
     per_minute: u64,
     state: Mutex<Bucket>,
 }
 
 struct Bucket {
-    /// Available polls, in units of one poll per minute and millisecond.
+    /// Available polls, in units of 1/60,000 poll.
     available: u64,
     updated_at: Time,
 }
 
 impl PollLimit {
-    /// Creates a limit. With zero, no poll is allowed.
+    /// Creates a limit of `per_minute` polls. With zero, no poll is allowed.
     pub(crate) fn new(per_minute: usize, now: Time) -> Self {
         let per_minute = u64::try_from(per_minute).unwrap_or(u64::MAX / MILLIS_PER_MINUTE);
         Self {
@@ -33,7 +33,7 @@ impl PollLimit {
         }
     }
 
-    /// Returns whether one more poll is allowed, and counts it.
+    /// Takes one poll. Returns `false` if none is available.
     pub(crate) fn try_acquire(&self, now: Time) -> bool {
         let mut bucket = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = now.saturating_duration_since(bucket.updated_at).as_millis();

@@ -22,7 +22,7 @@ pub(crate) struct WebhookVerifier {
     spec: Arc<Spec>,
     /// Schemes whose keys are configured or published, in the order of the spec.
     schemes: Vec<KeyedScheme>,
-    /// The account at the provider that webhooks must name.
+    /// The account that the account header of a webhook must contain.
     account: Option<String>,
 }
 
@@ -84,8 +84,9 @@ impl WebhookVerifier {
     /// as untrusted and triggers a poll.
     ///
     /// # Errors
-    /// Returns all errors: secrets that fit no scheme, a missing or unencrypted JWKS URL, an account
-    /// that no webhook names, and a spec with neither signatures nor polling.
+    /// Returns all errors: secrets that fit no scheme, a missing or unencrypted JWKS URL, an
+    /// account although no scheme has an account header, and a spec with neither signatures nor
+    /// polling.
     pub(crate) fn new(
         spec: Arc<Spec>,
         settings: &ProviderConfig,
@@ -156,7 +157,7 @@ impl WebhookVerifier {
         })
     }
 
-    /// Returns whether webhooks name the account at the provider and are accepted for any.
+    /// Returns whether webhooks have an account header and no account is configured.
     pub(crate) fn accepts_any_account(&self) -> bool {
         self.account.is_none() && names_account(&self.spec.signature)
     }
@@ -194,10 +195,10 @@ impl WebhookVerifier {
         Err(reported.unwrap_or(SignatureError::NoKeyConfigured.into()))
     }
 
-    /// Checks the headers of a webhook whose body has not been read. `request` has an empty body.
+    /// Checks the headers of a webhook before its body is read. `request` has an empty body.
     ///
     /// # Errors
-    /// Returns the most informative error of all schemes if none could accept any body.
+    /// Returns the most informative error of all schemes if each rejects the headers.
     pub(crate) fn check_headers(
         &self,
         request: &Request<'_>,
@@ -277,7 +278,7 @@ fn key_problem(schemes: &[Scheme], secret: &Key) -> Option<&'static str> {
 }
 
 impl KeyedScheme {
-    /// Checks a request with an empty body for errors that no body can correct.
+    /// Checks a request with an empty body for errors that do not depend on the body.
     fn check_headers(&self, request: &Request<'_>, now: Time) -> Result<(), SignatureError> {
         let (keys, may_get_keys) = match &self.keys {
             SchemeKeys::Configured(keys) => (keys.as_slice(), false),

@@ -1,5 +1,5 @@
-//! `GET /demo/session`: signs in the page of `progress-hub demo`. The resource exists only
-//! there.
+//! `GET /demo/session`: signs in the page of `progress-hub demo`. Other hubs do not have this
+//! resource.
 
 use std::time::Duration;
 

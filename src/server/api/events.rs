@@ -1,10 +1,11 @@
 //! `GET /v1/events`: jobs as server-sent events.
 //!
 //! A stream holds at most one pending version per job. A stream of listed jobs ends after the last one
-//! is final. A client that has every final version is answered 204, which stops `EventSource`.
+//! is final. The response is 204 if the client has every final version, and `EventSource` then
+//! stops reconnecting.
 //!
-//! Every blank line of a stream ends an event with data. Common clients deliver an empty message for a
-//! blank line after `retry` or after a comment.
+//! A blank line follows only an event with data, because common clients deliver an empty message
+//! for a blank line after `retry` or after a comment.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -39,7 +40,7 @@ const RETRY: &str = "retry: 2000\n";
 /// Sent every `socket.heartbeat`.
 const HEARTBEAT: &[u8] = b": heartbeat\n";
 
-/// Keeps proxies from storing the stream, and from buffering it for compression.
+/// Prevents proxies from storing the stream, and from compressing it, which would delay events.
 const CACHE_CONTROL: &str = "no-store, no-transform";
 
 /// The parameters of a stream.
@@ -123,11 +124,11 @@ struct Stream {
     has_ended: bool,
 }
 
-/// The jobs of a stream that ends.
+/// The jobs of a stream that ends when all of them are final.
 struct JobList {
     /// The jobs whose final version was not sent yet.
     unfinished: HashSet<JobId>,
-    /// The final versions that the client has, as `<job>:<version>`.
+    /// Event ids of the final versions that the client has, as `<job>:<version>`.
     finished: Vec<String>,
 }
 
@@ -146,15 +147,15 @@ impl JobList {
         self.unfinished.is_empty()
     }
 
-    /// Records a version that is sent.
+    /// Records a sent version.
     fn add(&mut self, job: &Job) {
         if job.is_final() && self.unfinished.remove(&job.id) {
             self.finished.push(event_id(job));
         }
     }
 
-    /// Returns the last event. `EventSource` reconnects after it and sends its id, which has every final
-    /// version.
+    /// Returns the `end` event. Its id contains every final version, and `EventSource` sends the id
+    /// when it reconnects.
     fn end_event(&self) -> Bytes {
         format!(
             "event: end\nid: {}\ndata: {{}}\n\n",
@@ -301,7 +302,7 @@ impl Stream {
     }
 }
 
-/// Returns the id of an event: the job and its version.
+/// Returns the id of an event, as `<job>:<version>`.
 fn event_id(job: &Job) -> String {
     format!("{}:{}", job.id, job.version)
 }

@@ -15,7 +15,6 @@ use crate::server::error::Problem;
 use crate::store::Store;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Metrics};
 use crate::time::Time;
-use progress_hub_auth::jwt::Verifier;
 
 /// Start time of this node.
 pub struct StartedAt(pub Instant);
@@ -75,25 +74,28 @@ pub async fn ready(store: web::Data<dyn Store>, drain: web::Data<Drain>) -> Http
     response.json(json!({ "status": status }))
 }
 
-/// `GET /metrics`: metrics in the OpenMetrics text format. On a listener that can verify tokens, only an
-/// admin receives balances and spending.
+/// Marks the admin listener, whose clients may see all metrics.
+pub struct AdminListener;
+
+/// `GET /metrics`: metrics in the OpenMetrics text format. The public listener returns balances and
+/// spending only to an admin. The admin listener verifies no tokens and always returns them.
 pub async fn metrics(
     caller: Result<Caller, Problem>,
-    verifier: Option<web::Data<Verifier>>,
+    admin_listener: Option<web::Data<AdminListener>>,
     metrics: web::Data<Metrics>,
     hub: web::Data<Hub>,
     store: web::Data<dyn Store>,
     providers: web::Data<Providers>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let may_see_amounts = match (verifier, caller) {
-        (None, _) => true,
-        (Some(_), Ok(caller)) => caller.is_admin(),
-        // A scraper whose token has expired must notice that.
-        (Some(_), Err(problem)) if request.headers().contains_key(header::AUTHORIZATION) => {
+    let may_see_amounts = match (admin_listener, caller) {
+        (Some(_), _) => true,
+        (None, Ok(caller)) => caller.is_admin(),
+        // Without this error, a scraper whose token has expired would lose metrics unnoticed.
+        (None, Err(problem)) if request.headers().contains_key(header::AUTHORIZATION) => {
             return Err(problem);
         }
-        (Some(_), Err(_)) => false,
+        (None, Err(_)) => false,
     };
     metrics.set_subscribed_jobs(hub.subscribed_jobs());
     metrics.set_subscribed_channels(store.channels().unwrap_or(0));

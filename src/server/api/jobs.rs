@@ -198,7 +198,8 @@ fn parse_status(name: &str) -> Result<Status, Problem> {
     })
 }
 
-/// Returns a conflict with a job. It carries the document if the caller may see it.
+/// Returns a problem about a conflict with `job`. It includes the document if the caller may see
+/// the job.
 pub fn conflict(code: ErrorCode, detail: &str, caller: &Principal, job: &Job) -> Problem {
     let problem = Problem::new(code, detail);
     if caller.may_see(job.id.as_str(), &job.owner) {

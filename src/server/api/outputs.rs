@@ -32,7 +32,7 @@ const CONTENT_POLICY: &str =
 /// Minimum average rate at which a client must read an output, after [`READER_GRACE`].
 const MIN_BYTES_PER_SECOND: u32 = 16 << 10;
 
-/// Time in which a client may read slower than [`MIN_BYTES_PER_SECOND`].
+/// Time during which a client may read more slowly than [`MIN_BYTES_PER_SECOND`].
 const READER_GRACE: Duration = Duration::from_secs(30);
 
 /// File extension for each content type.
@@ -133,7 +133,7 @@ fn redirect_response(url: &str) -> Result<HttpResponse, Problem> {
         .finish())
 }
 
-/// The body of an output, and what it counts for.
+/// The body of an output, with the permit of its download.
 struct OutputReader {
     body: Body,
     pace: ReaderPace,
@@ -156,8 +156,8 @@ impl OutputReader {
     }
 }
 
-/// How fast a client reads. Only the time between two chunks counts, in which the client is slow and not
-/// the provider.
+/// Read rate of a client. It includes only the time from the delivery of a chunk to the request for
+/// the next one, not the time in which the provider sends a chunk.
 struct ReaderPace {
     bytes: u64,
     reading: Duration,
@@ -173,13 +173,14 @@ impl ReaderPace {
         }
     }
 
-    /// Ends the time that the client took for a chunk. Returns whether it took too long in total.
+    /// Adds the time since the last chunk. Returns whether the client reads below the minimum rate.
     fn is_too_slow(&mut self, now: Instant) -> bool {
         self.reading += now.saturating_duration_since(self.last_taken);
         let earned = Duration::from_secs(self.bytes) / MIN_BYTES_PER_SECOND;
         self.reading > READER_GRACE + earned
     }
 
+    /// Adds a chunk that is delivered to the client.
     fn chunk_taken(&mut self, bytes: usize, now: Instant) {
         self.bytes += bytes as u64;
         self.last_taken = now;

@@ -31,8 +31,8 @@ pub struct TokenRequest {
     ttl_seconds: Option<u64>,
 }
 
-/// Mints a token with the first configured HS256 secret. A token with the scope `admin` expires no later
-/// than the caller's, so that an admin token cannot prolong itself.
+/// Mints a token with the first configured HS256 secret. A token with the scope `admin` expires no
+/// later than the caller's token, so that minting cannot extend the lifetime of an admin token.
 pub async fn mint(
     caller: Caller,
     minter: web::Data<Option<Minter>>,

@@ -181,7 +181,7 @@ impl WebhookHandler {
         Ok(WebhookResult::Processed(outcome))
     }
 
-    /// Logs a webhook whose sender is not verified, and returns the response.
+    /// Logs a webhook that failed verification, and returns its outcome and the response.
     fn reject(
         &self,
         provider: &Provider,
@@ -217,8 +217,8 @@ impl WebhookHandler {
         let is_single = reports.len() == 1;
         let mut total = WebhookOutcome::Unmatched;
         for report in reports {
-            // A callback token belongs to one job, so among several tasks it confirms only the one that
-            // refers to this job.
+            // A callback token belongs to one job. Of several tasks, it applies only to the one
+            // whose reference is this job.
             let refers_to = |id: &&JobId| report.reference.as_deref() == Some(id.as_str());
             let job = token_job.filter(|id| is_single || refers_to(id)).cloned();
             let outcome = match (report.is_trusted, job) {
@@ -233,7 +233,7 @@ impl WebhookHandler {
         Ok(total)
     }
 
-    /// Applies a report that the signature covers to the job of the callback token.
+    /// Applies a signed report to the job of the callback token.
     async fn apply_with_token(
         &self,
         provider: &Provider,
@@ -254,12 +254,13 @@ impl WebhookHandler {
         }
     }
 
-    /// Applies a report that the signature covers to the job of the provider's task. A task that no job
-    /// has can be bound by the hub's reference in the payload.
+    /// Applies a signed report to the job of the provider's task. If no job has the task, the
+    /// reference in the payload can bind the task to a job.
     ///
-    /// Any client of the provider account can send any reference. It therefore binds a task only to a
-    /// job that waits for one, and only if the hub gives the provider no callback URLs. Otherwise the
-    /// job's own webhook has a callback token, and the reference only triggers a poll.
+    /// Any client of the provider account can choose any reference. A reference therefore binds a
+    /// task only to a job that waits for a task, and only if the hub sends the provider no callback
+    /// URLs. With callback URLs, the job's own webhook has a callback token, and a reference only
+    /// requests a poll.
     async fn apply_by_task(
         &self,
         provider: &Provider,
@@ -311,7 +312,7 @@ impl WebhookHandler {
         }
     }
 
-    /// Requests a poll of the job that a webhook refers to, if it is one of the provider.
+    /// Requests a poll of the job that a webhook refers to, if the job belongs to the provider.
     async fn poll_referred(
         &self,
         provider: &Provider,
@@ -325,7 +326,8 @@ impl WebhookHandler {
         }
     }
 
-    /// Returns whether a webhook about a job of the hub has the job's callback token.
+    /// Returns whether the hub sends the provider callback URLs. Webhooks about its jobs then have
+    /// a callback token.
     fn gives_callback_urls(&self, provider: &Provider) -> bool {
         self.links.has_callback_urls() && provider.sends_callback_url()
     }
@@ -346,12 +348,12 @@ impl WebhookHandler {
         }
     }
 
-    /// Handles a report that no signature covers: it only requests a poll. A valid callback token is an
-    /// exception, because only the provider knows it. It binds the task id to a job whose submit response
-    /// was lost.
+    /// Requests a poll for a report that no signature covers. With a valid callback token, which
+    /// only the provider knows, also binds the task id to a job whose submit response was lost.
     ///
-    /// Anybody can send a report without a verified sender and a callback token. The polls that it
-    /// triggers are limited, and there are none if the provider's own webhooks have a token.
+    /// Any client can send a report without a verified sender and without a callback token. The
+    /// polls for such reports are rate limited. There are none if the provider receives callback
+    /// URLs, because its own webhooks then have a token.
     async fn poll_for_untrusted(
         &self,
         provider: &Provider,
@@ -409,8 +411,9 @@ fn rejection(error: &WebhookVerifyError) -> (WebhookOutcome, Problem) {
     }
 }
 
-/// Returns the name that Svix uses for a header of Standard Webhooks. The signature is the same; it covers
-/// id and timestamp, so headers of both names cannot be mixed.
+/// Returns the name that Svix uses for a header of Standard Webhooks. The signature scheme is the
+/// same. The signature covers the id and the timestamp, so a mix of headers from two webhooks is
+/// rejected.
 fn svix_name(name: &str) -> Option<&'static str> {
     match name {
         "webhook-id" => Some("svix-id"),

@@ -124,11 +124,6 @@ struct UpdateRequestError {
     retryable: Option<bool>,
 }
 
-fn has_web_urls(output: &Output) -> bool {
-    let urls = [Some(&output.url), output.watermark_url.as_ref()];
-    urls.into_iter().flatten().all(|url| is_web_url(url))
-}
-
 fn default_kind() -> FailureKind {
     FailureKind::Technical
 }
@@ -172,7 +167,11 @@ impl UpdateRequest {
                 "outputs must have at most 100 entries, and each url at most 4096 bytes",
             ),
             (
-                !self.outputs.iter().all(has_web_urls),
+                !self
+                    .outputs
+                    .iter()
+                    .flat_map(urls)
+                    .all(|url| is_web_url(url)),
                 "outputs[].url and outputs[].watermark_url must be http or https URLs without control characters",
             ),
             (

@@ -1,7 +1,7 @@
 //! Accepts TCP connections: counts them, and performs the TLS handshake.
 //!
-//! A full node still accepts some connections. They serve health checks, and answer every other request
-//! with 503.
+//! A listener that has reached its limit accepts a few more connections. They serve health checks.
+//! Every other request on them is answered with 503.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,16 +17,17 @@ use crate::server::error::Problem;
 use crate::server::limits::{ClientAddress, ConnectionLimits, LimitReached};
 use crate::telemetry::{Limit, Metrics, OpenConnection};
 
-/// Connections that a full node accepts.
+/// Maximum number of connections beyond the limit of a listener.
 const OVER_CAPACITY_CONNECTIONS: usize = 64;
 
-/// Connections that are rejected at the same time with a response. Further ones are closed without.
+/// Maximum number of concurrent rejections with a response. Further connections are closed without
+/// one.
 const MAX_REJECTIONS: usize = 64;
 
 /// Maximum time for the client of a rejected connection to read the response.
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection after the handshake, and what it counts for.
+/// A connection after the TLS handshake, with its permits.
 pub struct AcceptedConnection {
     pub(super) io: Stream,
     pub(super) address: ClientAddress,
@@ -46,7 +47,7 @@ pub struct Acceptor {
     rejections: AtomicUsize,
 }
 
-/// An open connection of a listener. Dropping it releases the connection.
+/// Counts an open connection of a listener until it is dropped.
 pub struct ConnectionSlot {
     open: Arc<AtomicUsize>,
     is_over_capacity: bool,
@@ -105,7 +106,7 @@ impl Acceptor {
         self.request_timeout
     }
 
-    /// Counts a head that did not arrive in time, and returns the response.
+    /// Counts a request head that did not arrive in time, and returns the encoded response.
     pub(super) fn head_timed_out(&self) -> Vec<u8> {
         let reached = self
             .limits
@@ -113,12 +114,14 @@ impl Acceptor {
         self.response(&reached.into())
     }
 
-    /// Accepts a connection. Returns an error if the connection is closed, which concerns no other one.
+    /// Counts a connection and performs the TLS handshake.
+    ///
+    /// # Errors
+    /// The connection was rejected or its handshake failed. It is closed.
     pub async fn accept(&self, io: TcpStream) -> Result<AcceptedConnection, ()> {
         let peer = io.peer_addr().map_err(drop)?;
         let Some(slot) = self.acquire_slot() else {
-            let retry_after = Duration::from_secs(1);
-            let reached = self.limits.reached(Limit::NodeConnections, retry_after);
+            let reached = self.limits.node_is_full();
             Box::pin(self.reject(io, reached)).await;
             return Err(());
         };
@@ -150,18 +153,26 @@ impl Acceptor {
         })
     }
 
+    /// Counts a request that is rejected because the node is full, and returns the problem.
+    pub(super) fn over_capacity(&self) -> Problem {
+        let problem = self.limits.node_is_full().into();
+        self.count_problem(&problem);
+        problem
+    }
+
     /// Counts a problem that no handler responds with.
-    pub(super) fn count_problem(&self, problem: &Problem) {
+    fn count_problem(&self, problem: &Problem) {
         self.metrics.problem(problem.code().as_str());
     }
 
-    /// Counts a problem, and returns the response as it is sent.
+    /// Counts a problem, and returns the encoded response.
     fn response(&self, problem: &Problem) -> Vec<u8> {
         self.count_problem(problem);
         encode(problem)
     }
 
-    /// Counts a connection. Returns `None` if not even a health check is accepted.
+    /// Counts a connection. Returns `None` if [`OVER_CAPACITY_CONNECTIONS`] are open beyond the
+    /// limit.
     fn acquire_slot(&self) -> Option<ConnectionSlot> {
         let before = self.open.fetch_add(1, Ordering::Relaxed);
         let slot = ConnectionSlot {
@@ -172,8 +183,8 @@ impl Acceptor {
         (before < self.max_open + OVER_CAPACITY_CONNECTIONS).then_some(slot)
     }
 
-    /// Responds to a connection that is not accepted, and closes it. Over TLS there is no response,
-    /// because the handshake would cost more than the request.
+    /// Sends a response on a rejected connection, and closes it. With TLS, the connection is closed
+    /// without a handshake, and therefore without a response.
     async fn reject(&self, mut io: TcpStream, reached: LimitReached) {
         if self.tls.is_some() {
             return;
@@ -189,14 +200,14 @@ impl Acceptor {
                 std::io::Result::Ok(())
             };
             if !matches!(timeout(REJECTION_TIMEOUT, respond).await, Ok(Ok(()))) {
-                tracing::debug!("client did not read the rejection");
+                tracing::debug!("failed to send rejection");
             }
         }
         self.rejections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Returns a response that closes the connection, as it is sent.
+/// Encodes a problem as an HTTP/1.1 response that closes the connection.
 fn encode(problem: &Problem) -> Vec<u8> {
     let (status, body) = (problem.status(), problem.body());
     let mut head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n");

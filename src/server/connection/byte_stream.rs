@@ -1,4 +1,4 @@
-//! The bytes of a connection, in plain text or over TLS.
+//! The byte stream of a connection, with or without TLS.
 
 use std::io;
 use std::pin::Pin;
@@ -8,10 +8,10 @@ use actix_web::rt::net::TcpStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
 
-/// Bytes in plain text or over TLS.
+/// A TCP stream, with or without TLS.
 pub enum Stream {
     Plain(TcpStream),
-    /// Boxed, because the state of TLS is much larger.
+    /// Boxed, because the TLS state is much larger than a TCP stream.
     Tls(Box<TlsStream<TcpStream>>),
 }
 

@@ -1,9 +1,8 @@
-//! The requests of a connection: their begin and end, and the response of a full node.
+//! Records the start and end of each request of a connection, and rejects requests over capacity.
 
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use actix_http::{ConnectionType, Request, Response};
 use actix_service::{IntoServiceFactory, Service, ServiceFactory, apply_fn_factory};
@@ -13,13 +12,9 @@ use actix_web::dev::ServiceResponse;
 use actix_web::web::Bytes;
 
 use super::stream::{ClientConnection, RequestInProgress};
-use crate::server::error::{ErrorCode, Problem};
 
-/// Time after which a client of a full node should try again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// Wraps a service so that its connections know when they handle a request. On a connection that a full
-/// node accepted, every request but a health check is answered with 503.
+/// Wraps a service so that each connection records the start and end of its requests. On a
+/// connection over capacity, every request except a health check is answered with 503.
 pub fn track<I, F, B>(
     service: I,
 ) -> impl ServiceFactory<
@@ -43,7 +38,7 @@ where
         let rejecting = client
             .as_ref()
             .filter(|client| client.is_over_capacity() && !is_health_check);
-        let rejected = rejecting.map(|client| client.count_problem(over_capacity()));
+        let rejected = rejecting.map(|client| client.over_capacity());
         let mut in_progress = client.map(ClientConnection::begin_request);
         let call = rejected.map_or_else(|| Ok(service.call(request)), Err);
         async move {
@@ -68,11 +63,6 @@ where
             }))
         }
     })
-}
-
-fn over_capacity() -> Problem {
-    let detail = "the node has reached its maximum number of connections; try again";
-    Problem::new(ErrorCode::OverCapacity, detail).with_retry_after(RETRY_AFTER)
 }
 
 /// The body of a response. The request ends when it is dropped.

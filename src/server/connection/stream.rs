@@ -1,8 +1,8 @@
-//! The stream of a client, with a deadline for each request head.
+//! The byte stream of a client connection, with a deadline for each request head.
 //!
-//! The HTTP library limits the time for the first head only. Here a deadline starts with the first byte
-//! of every head, and ends when the request is passed to its handler. Between two requests, the
-//! connection may be idle for a limited time.
+//! The HTTP library limits the time for the first head only. This stream sets a deadline at the
+//! first byte of every head, and removes it when the request is passed to its handler. A connection
+//! that is idle between two requests is closed after [`KEEP_ALIVE`].
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -27,34 +27,34 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// connection at once would reset it, and the client could lose the response.
 pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a connection is doing.
+/// State of a connection.
 #[derive(Clone, Copy)]
 enum Phase {
     /// No byte of the next request has arrived.
     Idle { until: Instant },
-    /// The head of a request arrives.
+    /// The head of a request is being received.
     Head { until: Instant },
-    /// A handler has the request. The handler limits its own time.
+    /// A handler processes the request and enforces its own time limits.
     Handling,
     /// The last response is complete, and the client may still send the body of its request.
     Closing { until: Instant },
 }
 
-/// What an open connection counts for.
+/// The permits of an open connection. Dropping them releases the connection.
 pub struct ConnectionPermits {
     /// The address of the client.
     pub address: ClientAddress,
     _slot: ConnectionSlot,
 }
 
-/// A connection of a client. Its requests share it.
+/// State of a client connection, which its requests share.
 pub struct ClientConnection {
     acceptor: Arc<Acceptor>,
-    /// `None` once another protocol has taken the stream over.
+    /// `None` after an upgrade to another protocol.
     permits: RefCell<Option<ConnectionPermits>>,
     is_over_capacity: bool,
     phase: Cell<Phase>,
-    /// Wakes the task of the connection while a handler has the request.
+    /// Wakes the task of the connection while a handler processes the request.
     waker: Cell<Option<Waker>>,
 }
 
@@ -74,24 +74,24 @@ impl ClientConnection {
         })
     }
 
-    /// Returns whether the node is full. Such a connection serves health checks only.
+    /// Returns whether the connection exceeds the limit of its listener. It then serves health
+    /// checks only.
     pub fn is_over_capacity(&self) -> bool {
         self.is_over_capacity
     }
 
-    /// Counts a problem that no handler responds with.
-    pub(super) fn count_problem(&self, problem: Problem) -> Problem {
-        self.acceptor.count_problem(&problem);
-        problem
+    /// Counts a request that is rejected because the node is full, and returns the problem.
+    pub(super) fn over_capacity(&self) -> Problem {
+        self.acceptor.over_capacity()
     }
 
-    /// Returns the address of the client, or `None` once another protocol has taken the stream over.
+    /// Returns the address of the client, or `None` after an upgrade to another protocol.
     pub fn address(&self) -> Option<ClientAddress> {
         let permits = self.permits.borrow();
         permits.as_ref().map(|permits| permits.address.clone())
     }
 
-    /// Records that a handler has a request until the returned guard is dropped.
+    /// Records that a request is in progress until the returned guard is dropped.
     pub(super) fn begin_request(self: Rc<Self>) -> RequestInProgress {
         self.phase.set(Phase::Handling);
         RequestInProgress {
@@ -141,7 +141,7 @@ impl Drop for RequestInProgress {
         if self.is_last
             && let Some(waker) = self.client.waker.take()
         {
-            // Starts the timer, although the client may send nothing more.
+            // Polls the stream to start the timer, because the client may send nothing more.
             waker.wake();
         }
     }
@@ -170,15 +170,16 @@ impl RequestStream {
         &self.client
     }
 
-    /// Returns the stream without its deadlines, for another protocol, and what it counts for.
+    /// Returns the stream without deadlines, and the permits of the connection, for an upgrade.
     pub fn into_parts(self) -> (Stream, Option<ConnectionPermits>) {
         (self.io, self.client.permits.take())
     }
 
-    /// Returns whether the deadline has passed. If not, the task is woken then.
+    /// Returns whether the deadline has passed. If not, registers the task to be woken at the
+    /// deadline.
     ///
-    /// Without a deadline, the task is woken as well, but rarely: the HTTP library may not read again when
-    /// a handler has finished, and a part of the next head may have been read already.
+    /// Without a deadline, the task is woken every [`KEEP_ALIVE`]. The HTTP library may not read
+    /// again after a handler has finished, although it has already read a part of the next head.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> bool {
         let deadline = self.client.deadline();
         if deadline.is_none() {
@@ -188,8 +189,8 @@ impl RequestStream {
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(sleep_until(wake_at())));
-        // A later deadline is not set at once, so that a busy connection does not move its timer with
-        // every request.
+        // A later deadline is set only when the timer fires, so that a busy connection does not
+        // reset its timer with every request.
         if deadline.is_some_and(|deadline| deadline < timer.deadline()) {
             timer.as_mut().reset(wake_at());
         }
@@ -202,11 +203,12 @@ impl RequestStream {
         false
     }
 
-    /// Answers a head that did not arrive in time. Nothing else is being written then.
+    /// Sends the response to a head that did not arrive in time. No handler writes to the stream in
+    /// this phase.
     fn reject_late_head(&mut self, cx: &mut Context<'_>) {
         if let Phase::Head { .. } = self.client.phase.get() {
             let response = self.client.acceptor.head_timed_out();
-            // The client may not read. The connection is closed in any case.
+            // A failed or partial write is ignored, because the connection is closed in any case.
             let _ = Pin::new(&mut self.io).poll_write(cx, &response);
             let _ = Pin::new(&mut self.io).poll_flush(cx);
         }
@@ -228,7 +230,7 @@ impl AsyncRead for RequestStream {
         }
         if read.is_pending() && this.poll_deadline(cx) {
             this.reject_late_head(cx);
-            // The end of the stream: the HTTP library closes the connection.
+            // Reports the end of the stream, so that the HTTP library closes the connection.
             return Poll::Ready(Ok(()));
         }
         read

@@ -1,4 +1,4 @@
-//! The address of a client, and what it uses.
+//! The address of a client and its usage.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::table::Usage;
 use super::{release, try_acquire};
 use crate::config::{ForwardedHeader, ServerConfig};
 
-/// What one address uses.
+/// Usage of one address.
 #[derive(Debug, Default)]
 pub(super) struct AddressUsage {
     connections: AtomicUsize,
@@ -42,7 +42,7 @@ pub struct AddressPermit {
 }
 
 impl AddressPermit {
-    /// Counts a connection on which nobody has authenticated yet.
+    /// Counts a connection as unauthenticated.
     pub(super) fn acquire(
         usage: Arc<AddressUsage>,
         max_connections: usize,
@@ -61,7 +61,7 @@ impl AddressPermit {
         })
     }
 
-    /// Records that somebody has authenticated on the connection.
+    /// Records that the client has authenticated.
     pub fn set_authenticated(&self) {
         if !self.is_authenticated.swap(true, Ordering::Relaxed) {
             release(&self.usage.unauthenticated, 1);
@@ -76,17 +76,18 @@ impl Drop for AddressPermit {
     }
 }
 
-/// The counted address of a connection, which its requests share. Empty if addresses are not counted.
+/// The address permit of a connection, which its requests share. `None` if addresses are not
+/// counted.
 #[derive(Clone, Debug)]
 pub struct ClientAddress(Option<Arc<AddressPermit>>);
 
 impl ClientAddress {
-    /// Shares the permit. The connection is released when the last copy is dropped.
+    /// Creates a shared permit. The connection is released when the last clone is dropped.
     pub fn new(permit: Option<AddressPermit>) -> Self {
         Self(permit.map(Arc::new))
     }
 
-    /// Records that somebody has authenticated on the connection.
+    /// Records that the client has authenticated.
     pub fn set_authenticated(&self) {
         if let Some(permit) = &self.0 {
             permit.set_authenticated();
@@ -116,10 +117,11 @@ impl ClientAddresses {
             .any(|network| network.contains(&address))
     }
 
-    /// Returns the address that trusted proxies name as their client, if `peer` is one of them.
+    /// Returns the client address that trusted proxies forward, or `None` if `peer` is not a
+    /// trusted proxy or the header has no valid client address.
     ///
-    /// Each proxy appends the address of its own client to the header, and a client can write anything
-    /// before. So the last address that is not a trusted proxy is the client.
+    /// Each proxy appends the address of its own client to the header. The client controls the
+    /// values before the appended ones. The last address that is not a trusted proxy is therefore the client.
     pub(super) fn forwarded(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         if !self.is_trusted(peer) {
             return None;
@@ -164,8 +166,8 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
     parse_address(value.trim().trim_matches('"'))
 }
 
-/// Returns the network that counts as one client: an IPv4 address, or the /56 network of an IPv6 address,
-/// which is what a provider commonly assigns to a customer.
+/// Returns the network that counts as one client: an IPv4 address, or the /56 network of an IPv6
+/// address. Internet providers commonly assign a /56 network to a customer.
 pub(super) fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
@@ -207,7 +209,7 @@ mod tests {
         let x = |peer, values: &[&str]| client(ForwardedHeader::XForwardedFor, peer, values);
         let is = |address: &str| Some(address.to_owned());
         assert_eq!(x("127.0.0.1", &["203.0.113.7"]), is("203.0.113.7"));
-        // The client wrote the first address, the outer proxy the second.
+        // The client sets the first address, and the outer proxy appends the second.
         let forged = ["198.51.100.1, 203.0.113.7, 10.0.0.2"];
         assert_eq!(x("10.0.0.1", &forged), is("203.0.113.7"));
         let repeated = ["198.51.100.1", "203.0.113.7", "10.0.0.2"];

@@ -1,4 +1,4 @@
-//! The downloads of an owner's outputs, and of one output.
+//! Limits of concurrent downloads, per owner and per output.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -10,7 +10,7 @@ use super::table::Usage;
 use super::{release, try_acquire};
 use crate::telemetry::Limit;
 
-/// What one output uses.
+/// Usage of one output.
 #[derive(Debug, Default)]
 pub(super) struct OutputUsage {
     downloads: AtomicUsize,
@@ -30,7 +30,11 @@ pub struct DownloadPermit {
 }
 
 impl DownloadPermit {
-    /// Counts a download. `max_owner` and `max_link` are the maximum numbers.
+    /// Counts a download. `max_owner` and `max_link` are the maximum numbers of concurrent
+    /// downloads.
+    ///
+    /// # Errors
+    /// The limit that is reached.
     pub(super) fn acquire(
         owner: Arc<SubjectUsage>,
         link: Arc<OutputUsage>,

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Duration whose units may be used at once.
+/// Duration of a burst. The units of this duration may be used at once.
 const BURST: Duration = Duration::from_secs(4);
 
-/// The instant that all rates count from. It precedes every use of a limit.
+/// Reference instant of all rates. It precedes every use of a limit.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// A number of units per second, with bursts of four seconds.
@@ -32,13 +32,13 @@ impl RateLimit {
 /// The units that one client has used.
 #[derive(Debug, Default)]
 pub struct Rate {
-    /// Time in nanoseconds since [`EPOCH`] at which all units are paid off.
+    /// Theoretical arrival time of the algorithm, in nanoseconds since [`EPOCH`].
     paid_at: AtomicU64,
 }
 
 impl Rate {
-    /// Uses `units`, also if the limit does not allow them. Returns the time until it does, which is
-    /// zero within a burst.
+    /// Uses `units`, even if they exceed the limit. Returns the time until they are within the
+    /// limit, which is zero within a burst.
     pub fn charge(&self, limit: RateLimit, units: usize, now: Instant) -> Duration {
         let now = nanoseconds(now);
         let units = u64::try_from(units).unwrap_or(u64::MAX);
@@ -54,7 +54,7 @@ impl Rate {
     /// Uses `units` if earlier uses are within the limit.
     ///
     /// # Errors
-    /// Returns the time until they are. Nothing was used.
+    /// Returns the time until earlier uses are within the limit. No units are used.
     pub fn try_charge(&self, limit: RateLimit, units: usize, now: Instant) -> Result<(), Duration> {
         let wait = excess(self.paid_at.load(Ordering::Relaxed), nanoseconds(now));
         if wait.is_zero() {
@@ -65,7 +65,7 @@ impl Rate {
         }
     }
 
-    /// Returns whether the rate is the same as a new one.
+    /// Returns whether no earlier use counts any more, so that the rate equals a new one.
     pub fn is_idle(&self, now: Instant) -> bool {
         self.paid_at.load(Ordering::Relaxed) <= nanoseconds(now)
     }

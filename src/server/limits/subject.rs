@@ -1,4 +1,4 @@
-//! What one subject uses on all its connections.
+//! The usage of a subject across all its connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use super::rate::Rate;
 use super::release;
 use super::table::Usage;
 
-/// What one subject uses.
+/// Usage of one subject.
 #[derive(Debug, Default)]
 pub(super) struct SubjectUsage {
     pub(super) connections: AtomicUsize,
@@ -30,7 +30,7 @@ impl Usage for SubjectUsage {
 pub struct SubjectPermit {
     /// `None` for a subject without limits.
     pub(super) usage: Option<Arc<SubjectUsage>>,
-    /// Subscriptions by id that this connection counts.
+    /// Number of subscriptions by id that are reserved for this connection.
     pub(super) subscriptions: usize,
 }
 
@@ -40,7 +40,7 @@ impl SubjectPermit {
         self.usage.is_none()
     }
 
-    /// Reserves up to `wanted` further subscriptions by id. Returns how many the subject may have.
+    /// Reserves up to `wanted` further subscriptions by id. Returns the number of reserved ones.
     pub(super) fn reserve_up_to(&mut self, wanted: usize, max: usize) -> usize {
         let Some(usage) = &self.usage else {
             return wanted;
@@ -57,14 +57,13 @@ impl SubjectPermit {
         granted
     }
 
-    /// Corrects the number of subscriptions that the connection counts. It is at most what was reserved.
+    /// Sets the reserved subscriptions to `actual`, also beyond the limit: subscriptions of an
+    /// administrator stay when the token is renewed without that scope.
     pub fn settle_subscriptions(&mut self, actual: usize) {
         if let Some(usage) = &self.usage {
-            release(
-                &usage.subscriptions,
-                self.subscriptions.saturating_sub(actual),
-            );
-            self.subscriptions = self.subscriptions.min(actual);
+            usage.subscriptions.fetch_add(actual, Ordering::Relaxed);
+            release(&usage.subscriptions, self.subscriptions);
+            self.subscriptions = actual;
         }
     }
 }

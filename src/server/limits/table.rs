@@ -1,7 +1,7 @@
-//! What each client uses, by address or subject.
+//! Usage of each client, by address, subject or output.
 //!
-//! An entry exists while a connection holds it or a rate remembers it. The table is locked when a
-//! connection opens, and never for a message.
+//! An entry is retained while a connection holds it or one of its rates is not idle. The table is
+//! locked when a connection or a download starts, not for each message.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-/// Number of entries below which unused ones are not looked for.
+/// Minimum number of entries at which unused ones are removed.
 const MIN_SWEEP: usize = 1024;
 
-/// What one client uses.
+/// Usage of one client.
 pub(super) trait Usage: Default {
-    /// Returns whether the usage is the same as a new one, if no connection holds it.
+    /// Returns whether a usage that no connection holds equals a new one.
     fn is_idle(&self, now: Instant) -> bool;
 }
 

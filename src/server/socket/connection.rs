@@ -79,14 +79,17 @@ pub(super) fn open(
     }
 }
 
-/// Counts the connection with the limits of the node and of the address.
+/// Counts the connection for the limits of the node and of the forwarded address.
+///
+/// # Errors
+/// The reason to close the connection if a limit is reached.
 fn admit(
     context: &SocketContext,
     upgraded: &mut Upgraded,
 ) -> Result<OwnedSemaphorePermit, CloseReason> {
     let limits = &context.limits;
     if upgraded.is_over_capacity {
-        return Err(CloseReason::OverCapacity);
+        return Err(limits.node_is_full().close_reason());
     }
     let admitted = limits.acquire_node().and_then(|permit| {
         let client = upgraded.forwarded;
@@ -223,7 +226,7 @@ impl ConnectionTask {
         }
         self.session.on_timer(now)?;
         if self.throttle.resume(now) {
-            // Nothing was read in the meantime.
+            // Nothing was read during the pause.
             self.last_received = now;
         }
         if self.next_heartbeat <= now {

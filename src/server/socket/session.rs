@@ -145,8 +145,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         }
     }
 
-    /// Processes a text message. Returns the time until the client may send the next one, and the limit
-    /// that it results from.
+    /// Processes a text message. Returns the time until the client may send the next message, and
+    /// the limit that determines this time.
     ///
     /// # Errors
     /// The reason to close the connection.
@@ -187,7 +187,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         Ok(throttled)
     }
 
-    /// Counts the subscriptions that the connection has now.
+    /// Sets the reserved subscriptions to the number that the connection has.
     fn settle_subscriptions(&mut self) {
         if let PeerState::Authenticated { permit, .. } = &mut self.peer {
             permit.settle_subscriptions(self.connection.explicit_subscriptions());
@@ -293,6 +293,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
             notice_at: Some(Instant::now() + lifetime.saturating_sub(notice)),
             expires_at: Instant::now() + lifetime,
         };
+        self.settle_subscriptions();
         self.reply(&ServerMessage::Hello {
             protocol: 1,
             connection: self.id().encode_lower(&mut Uuid::encode_buffer()),
@@ -382,8 +383,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
         }
     }
 
-    /// Removes the jobs that neither the connection nor its subject may subscribe to, beginning with the
-    /// last. A job that the connection has subscribed to already does not count again.
+    /// Removes jobs from the end of the list that exceed the limit of the connection or of its
+    /// subject. A job that the connection has subscribed to already does not count again.
     fn limit_subscriptions(&mut self, jobs: &mut Vec<JobId>) {
         let connection = &self.connection;
         let max = self.context.settings.max_subscriptions;
@@ -439,7 +440,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Session<T> {
     }
 }
 
-/// Returns the number of ids that a message makes the hub look up.
+/// Returns the number of ids that the hub looks up for a message.
 fn requested_ids(message: &ClientMessage) -> usize {
     match message {
         ClientMessage::Subscribe { jobs, feed, .. } => {

@@ -1,4 +1,4 @@
-//! Pauses reading from a client that sends too much.
+//! Pauses reading from a client that exceeds a rate limit.
 
 use std::time::Duration;
 
@@ -6,22 +6,24 @@ use tokio::time::Instant;
 
 use crate::protocol::CloseReason;
 
-/// Maximum time of a pause, and of several pauses without a message in between that needed none.
+/// Maximum duration of one pause, and of a series of pauses. A message within the limit ends a
+/// series.
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(10);
 
-/// The pauses of a client. While one lasts, the client's messages wait in the network.
+/// The pauses of a client. The connection is not read during a pause, so TCP flow control stops the
+/// client.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
     resume_at: Option<Instant>,
-    /// Start of the first of several pauses.
+    /// Start of the current series of pauses.
     since: Option<Instant>,
 }
 
 impl Throttle {
-    /// Pauses for `wait` after a message. Returns whether this is the first of several pauses.
+    /// Pauses for `wait` after a message. Returns whether a series of pauses begins.
     ///
     /// # Errors
-    /// [`CloseReason::RateLimited`] if the client has been paused for too long.
+    /// [`CloseReason::RateLimited`] if the pause or the series exceeds [`MAX_PAUSE`].
     pub(super) fn pause(&mut self, wait: Duration, now: Instant) -> Result<bool, CloseReason> {
         if wait.is_zero() {
             self.since = None;
@@ -41,7 +43,7 @@ impl Throttle {
         self.resume_at
     }
 
-    /// Ends a pause whose time has passed. Returns whether it did.
+    /// Ends the pause if its time has passed. Returns whether a pause ended.
     pub(super) fn resume(&mut self, now: Instant) -> bool {
         self.resume_at.take_if(|at| *at <= now).is_some()
     }

@@ -11,7 +11,8 @@ use fred::interfaces::{ClientLike, KeysInterface};
 use fred::types::config::Options;
 use fred::types::{ClusterHash, CustomCommand, Expiration, FromValue, Value};
 use futures_util::future::try_join_all;
-use tokio::time::sleep;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -25,11 +26,14 @@ use crate::store::Error;
 /// Connections in a pool.
 const POOL_SIZE: usize = 4;
 
-/// Interval of the checks whether a connection is established.
+/// Interval between checks for an established connection.
 const CONNECT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Difference between the command timeout and the timeout of `WAIT`, so that its reply is in time.
 const WAIT_MARGIN: Duration = Duration::from_millis(100);
+
+/// Minimum time between two write checks.
+const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time until the key of a write check expires.
 const WRITE_CHECK_TTL_MILLISECONDS: i64 = 60_000;
@@ -40,7 +44,7 @@ pub(super) struct Connections {
     pub(super) timeouts: Timeouts,
     /// Cancelled when the connections close.
     pub(super) shutdown: CancellationToken,
-    /// Timeout of a command.
+    /// Options of every command: its timeout, and a single attempt.
     options: Options,
     pool: Pool,
     /// Connections for writes that wait for replicas. `WAIT` blocks its connection.
@@ -50,6 +54,7 @@ pub(super) struct Connections {
     /// The command that publishes a message: `PUBLISH`, or `SPUBLISH` in a cluster.
     pub(super) publish_command: &'static str,
     in_flight: TaskTracker,
+    last_write_check: Mutex<Option<(Instant, Result<(), Error>)>>,
 }
 
 impl Connections {
@@ -82,6 +87,7 @@ impl Connections {
                 "PUBLISH"
             },
             in_flight: TaskTracker::new(),
+            last_write_check: Mutex::default(),
             shutdown,
         })
     }
@@ -118,7 +124,7 @@ impl Connections {
 
     /// Waits until commands can be sent.
     pub(super) async fn wait_until_connected(&self) {
-        // The library's notification may be missed if it is sent while one starts to wait for it.
+        // A notification of the library can be missed if it is sent just before the wait begins.
         while !self.is_connected() {
             sleep(CONNECT_POLL_INTERVAL).await;
         }
@@ -129,9 +135,24 @@ impl Connections {
         self.pool.next_connected().with_options(&self.options)
     }
 
-    /// Checks that every partition accepts writes. A server that is full, or a replica, answers reads and
-    /// `PING` all the same.
+    /// Checks that every partition accepts writes. A replica, and a server at its memory limit, reject
+    /// writes but respond to reads and `PING`.
+    ///
+    /// Callers share the result of a check for [`WRITE_CHECK_INTERVAL`], because health checks need no
+    /// token.
     pub(super) async fn check_writes(&self) -> Result<(), Error> {
+        let mut last = self.last_write_check.lock().await;
+        if let Some((checked_at, result)) = &*last
+            && checked_at.elapsed() < WRITE_CHECK_INTERVAL
+        {
+            return result.clone();
+        }
+        let result = self.write_to_all_partitions().await;
+        *last = Some((Instant::now(), result.clone()));
+        result
+    }
+
+    async fn write_to_all_partitions(&self) -> Result<(), Error> {
         let expiry = Some(Expiration::PX(WRITE_CHECK_TTL_MILLISECONDS));
         let writes = self.keys.partitions().map(async |partition| {
             let key = partition.write_check();

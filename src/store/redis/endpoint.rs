@@ -37,7 +37,7 @@ const MAX_RECONNECT_DELAY_MS: u32 = 1_500;
 pub struct Timeouts {
     /// Maximum duration of a command, of the wait for replicas, and of a subscription.
     pub command: Duration,
-    /// How long to wait for the job for which another operation has claimed a unique key.
+    /// Maximum wait for the job of another operation that has claimed the same unique key.
     pub claim: Duration,
     /// Maximum duration of a health check. A connection that takes longer is replaced.
     pub health_check: Duration,
@@ -175,7 +175,8 @@ impl Endpoint {
     }
 }
 
-/// Returns the options of a command that is sent once, and not queued while the server is unavailable.
+/// Returns the options of a command that is sent once, and is not queued while the server is
+/// unavailable.
 pub(super) fn fail_fast(timeout: Duration) -> Options {
     Options {
         max_attempts: Some(1),

@@ -174,7 +174,7 @@ impl RedisStore {
             "submit_at": due(schedule.submit_at),
             "expires_at": millis_of(retained_from + retention),
             "ttl": millis(retention + TTL_MARGIN),
-            // Of the queues and indexes.
+            // TTL of the queues and indexes.
             "shared_ttl": self.shared_key_ttl(),
             "final": job.is_final(),
         })

@@ -40,7 +40,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(10);
 /// Capacity of the request queue. Callers wait while it is full.
 const MAX_PENDING_REQUESTS: usize = 1024;
 
-/// Capacity of the queue of released topics. When it is full, the next check drops the topics.
+/// Capacity of the queue of released topics. If it is full, a later check ends the subscriptions.
 const MAX_PENDING_RELEASES: usize = 1024;
 
 /// A request to subscribe to topics.
@@ -61,7 +61,7 @@ pub(super) struct Subscriber {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FeedState {
-    /// The first connection takes a moment, which is not an outage.
+    /// The first connection is not established yet. Not reported as an outage.
     Starting,
     Healthy,
     /// Messages may have been missed. [`StoreEvent::Unavailable`] was reported.
@@ -119,7 +119,7 @@ impl Subscriber {
 
     /// Subscribes to topics. Changes that are published after this call returns are received.
     ///
-    /// Waits while the feed is interrupted, because most gaps are short.
+    /// Waits while the feed is interrupted, because most interruptions are short.
     pub(super) async fn subscribe(&self, topics: Vec<Topic>) -> Result<(), Error> {
         let closed = || Error::Unavailable("store is closed".to_owned());
         let deadline = Instant::now() + self.request_timeout;
@@ -148,7 +148,7 @@ impl Subscriber {
     /// Ends the subscriptions of topics without subscribers.
     pub(super) fn release(&self, topics: Vec<Topic>) {
         if self.releases.try_send(topics).is_err() {
-            tracing::debug!("too many released topics; the next check drops their channels");
+            tracing::debug!("queue of released topics full; subscriptions end with the next check");
         }
     }
 
@@ -185,7 +185,7 @@ struct SubscriptionManager {
     channels: Channels,
     receiver: Arc<MessageReceiver>,
     started_at: Instant,
-    /// Unless it is healthy, all channels must be subscribed again.
+    /// In every state except `Healthy`, all channels must be subscribed again.
     state: watch::Sender<FeedState>,
     channel_count: Arc<AtomicUsize>,
     connection_errors: Receiver<(RedisError, Option<Server>)>,

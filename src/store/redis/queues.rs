@@ -122,7 +122,8 @@ impl RedisStore {
         .collect()
     }
 
-    /// Returns the jobs of a provider that are due for submission, each with its owner, earliest first.
+    /// Returns the jobs of a provider that are due for submission, each with its owner, earliest
+    /// first.
     async fn due_submissions(
         &self,
         provider: &str,

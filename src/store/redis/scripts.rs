@@ -24,7 +24,7 @@ macro_rules! scripts {
     };
 }
 
-// What a caller may rely on after a success.
+// Writes that a caller relies on after a successful call.
 scripts! {
     is_replicated: true;
     BUFFER_UPDATE = "buffer_update.lua",
@@ -37,7 +37,7 @@ scripts! {
     SCHEDULE_POLL = "schedule_poll.lua",
 }
 
-// Reads, and writes that are repeated or expire if they are lost.
+// Reads, and writes whose loss is harmless, because they are repeated or expire.
 scripts! {
     is_replicated: false;
     ACQUIRE_SLOTS = "acquire_slots.lua",

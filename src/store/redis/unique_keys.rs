@@ -30,7 +30,8 @@ pub(super) enum UniqueKey {
 }
 
 impl UniqueKey {
-    /// Names of providers contain no slash.
+    /// Returns the key of a provider task. Its name is unambiguous, because names of providers contain
+    /// no slash.
     pub(super) fn task(provider: &str, task_id: &str) -> Self {
         Self::Task(format!("{provider}/{task_id}"))
     }
@@ -40,7 +41,7 @@ impl UniqueKey {
         task_of(job).map(|(provider, task_id)| Self::task(provider, task_id))
     }
 
-    /// The length prefix makes the name unambiguous.
+    /// Returns the key of an idempotency key. The length prefix makes its name unambiguous.
     pub(super) fn idempotency(IdempotencyKey { caller, key, .. }: &IdempotencyKey) -> Self {
         Self::Idempotency(format!("{}:{caller}:{key}", caller.len()))
     }
@@ -51,7 +52,7 @@ impl UniqueKey {
         }
     }
 
-    /// Returns whether a job that a claim refers to confirms the claim.
+    /// Returns whether `job`, to which a claim of this key refers, holds the key.
     fn is_backed_by(&self, job: &Job) -> bool {
         match self {
             Self::Idempotency(_) => true,

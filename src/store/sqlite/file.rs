@@ -28,8 +28,8 @@ const SCHEMA_VERSION: i64 = 1;
 /// How long to wait for locks of other processes, such as the `sqlite3` shell.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Permissions of the files: only their owner reads and writes them. SQLite creates the write-ahead log
-/// with the permissions of the database.
+/// Permissions of the files: read and write for the owner only. SQLite creates the write-ahead log with
+/// the permissions of the database.
 const FILE_MODE: u32 = 0o600;
 
 /// Number of prepared statements that a connection caches. All statements fit.

@@ -232,7 +232,7 @@ fn list(db: &Connection, query: &ListQuery) -> Result<Vec<Arc<Job>>, Error> {
         let mut sql = "SELECT document, internal, id FROM jobs WHERE TRUE".to_owned();
         sql.push_str(match group {
             ListGroup::Active => " AND finished_at IS NULL",
-            // The status of a single group of finished jobs selects them, too.
+            // A filter by a final status already excludes active jobs.
             ListGroup::Finished if query.status.is_none() => " AND finished_at IS NOT NULL",
             ListGroup::Finished | ListGroup::All => "",
         });
@@ -282,6 +282,13 @@ fn buffer_update(
               FROM buffered_updates WHERE provider = ? AND task_id = ?) WHERE bytes > ?)",
     )?
     .execute((task.0, task.1, sql_limit(MAX_BUFFERED_BYTES)))?;
+    let stored: i64 = db
+        .prepare_cached("SELECT count(*) FROM buffered_updates WHERE provider = ? AND task_id = ?")?
+        .query_row(task, |row| row.get(0))?;
+    if stored != 1 {
+        // Only the first update of a task adds a task.
+        return Ok(BufferOutcome::Buffered);
+    }
     db.prepare_cached(
         "DELETE FROM buffered_updates WHERE provider = ?1 AND task_id IN
              (SELECT task_id FROM buffered_updates WHERE provider = ?1

@@ -165,8 +165,8 @@ fn next_poll_at(now: Time, interval: Duration, deadline: Time) -> Time {
     }
 }
 
-/// Selects due jobs, and sets the time of `next_at` from which each can be claimed again. Returns
-/// those that can be decoded. Corrupt jobs are rescheduled too, so that they do not block the queue.
+/// Selects due jobs, and reschedules each to the time that `next_at` returns. Returns the jobs that can
+/// be decoded. Corrupt jobs are rescheduled too, so that they do not block the queue.
 fn claim_due(
     db: &Connection,
     select: &str,

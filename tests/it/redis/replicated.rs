@@ -13,8 +13,8 @@ const SENTINELS: usize = 3;
 /// Name of the primary in the Sentinels' configuration.
 const PRIMARY_NAME: &str = "jobs";
 
-/// Time without a response after which Sentinels consider a server failed. While no failover is
-/// expected, it is longer than any delay on a busy machine.
+/// Time without a response after which Sentinels consider a server failed. It is long while a test
+/// expects no failover, so that a busy machine does not cause one.
 const LONG_DOWN_AFTER: Duration = Duration::from_secs(300);
 const SHORT_DOWN_AFTER: Duration = Duration::from_secs(1);
 

@@ -81,7 +81,7 @@ pub(crate) async fn buffer_is_bounded_in_bytes_and_tasks(fixture: StoreFixture) 
         let updates = fixture.store.buffered_updates("kling", &task);
         kept += updates.await.unwrap().len();
     }
-    // A cluster divides the number among its partitions.
+    // A cluster divides the maximum among its partitions.
     assert!(
         (MAX_BUFFERED_TASKS / 2..MAX_BUFFERED_TASKS + 16).contains(&kept),
         "{kept}"

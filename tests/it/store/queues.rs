@@ -83,7 +83,7 @@ pub(crate) async fn owners_take_turns_for_submissions(fixture: StoreFixture) {
         owners.extend(claimed.unwrap().iter().map(|job| job.owner.clone()));
     }
     assert_eq!(owners, ["ada", "bob", "ada", "bob", "ada", "ada", "ada"]);
-    // A new owner's single job is the next.
+    // The single job of a new owner is claimed next.
     fixture.create_due(of("carol"), submit(at(39))).await;
     let claimed = fixture
         .store

@@ -382,7 +382,7 @@ async fn acknowledged_commits_survive_sigkill() {
 }
 
 async fn commit_until_killed(path: &Path) {
-    // One write for each line, so that the end of the process leaves no part of a line.
+    // Writes each line with one call, so that a killed process leaves no partial line.
     let report = |id: &JobId, version: u64| {
         let line = format!("{id} {version}\n");
         std::io::stderr().write_all(line.as_bytes()).unwrap();

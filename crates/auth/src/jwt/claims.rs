@@ -23,7 +23,7 @@ pub(crate) struct Claims {
     nbf: Option<Number>,
     iss: Option<Value>,
     aud: Option<Value>,
-    /// For logs only, so that a value that is not a string does no harm.
+    /// Used in logs only. A value that is not a string is ignored.
     jti: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     scope: Option<String>,

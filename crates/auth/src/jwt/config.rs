@@ -107,8 +107,8 @@ pub fn secret_problem(secret: &str) -> Option<String> {
     }
 }
 
-/// Returns whether a connection to `url` is encrypted or stays on this host. Only then can nobody else modify the keys
-/// that are fetched from it, or read the key that is sent to it.
+/// Returns whether a connection to `url` is encrypted or stays on this host. Otherwise an attacker on the network could
+/// modify the keys that are fetched from it, or read the key that is sent to it.
 #[must_use]
 pub fn is_encrypted_or_local(url: &Url) -> bool {
     let loopback = match url.host() {

@@ -129,11 +129,11 @@ impl VerifyingKey {
 
     /// Parses a public key of a JWKS. Returns `None` for a key that must not verify tokens.
     fn from_jwk(mut jwk: Value) -> Option<Self> {
-        // The name of EdDSA with this curve in RFC 9864.
+        // RFC 9864 names EdDSA with this curve `Ed25519`.
         if jwk["alg"] == "Ed25519" {
             jwk["alg"] = "EdDSA".into();
         }
-        // Some issuers pad the value, against RFC 7515, section 2.
+        // Some issuers pad the value, which RFC 7515, section 2, does not allow.
         if let Some(Value::String(x)) = jwk.get_mut("x") {
             x.truncate(x.trim_end_matches('=').len());
         }

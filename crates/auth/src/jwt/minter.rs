@@ -26,7 +26,7 @@ pub struct Minter {
 pub struct MintedToken {
     /// The bearer token. It is a secret.
     pub token: String,
-    /// Its `jti` claim, by which logs name it.
+    /// Its `jti` claim, which identifies the token in logs.
     pub id: String,
     /// Its `exp` claim.
     pub expires_at: Timestamp,

@@ -56,7 +56,7 @@ impl Principal {
         &self.subject
     }
 
-    /// Returns the `jti` claim, by which logs name the token.
+    /// Returns the `jti` claim, which identifies the token in logs.
     pub fn token_id(&self) -> Option<&str> {
         self.token_id.as_deref()
     }

@@ -38,7 +38,7 @@ impl CallbackKey {
         })
     }
 
-    /// Also accepts what these earlier secrets have signed, so that the secret can be rotated.
+    /// Also accepts tokens and grants that these earlier secrets have signed, so that the secret can be rotated.
     ///
     /// # Errors
     /// Returns [`EmptySecret`] if one of the secrets is empty.

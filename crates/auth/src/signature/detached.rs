@@ -1,6 +1,6 @@
 //! Signatures in headers, described by a table: header, encoding, signed content, algorithm and keys.
 //!
-//! A provider definition contains the table. [`STANDARD_WEBHOOKS`] is one for every provider that follows the
+//! A provider definition contains the table. [`STANDARD_WEBHOOKS`] is the table of every provider that follows that
 //! specification. The timestamp is read only after the signature that covers it is verified.
 
 use std::borrow::Cow;
@@ -30,7 +30,7 @@ pub struct Detached {
     pub(super) id_header: Option<HeaderName>,
     /// The header that names the account at the provider. `signed` includes it.
     pub(super) account_header: Option<HeaderName>,
-    /// The kinds of signatures. Each is checked only with keys of its own kind.
+    /// The accepted kinds of signatures. Each is verified only with keys of the same kind.
     pub(super) kinds: Vec<Kind>,
     /// Whether a signature must have the prefix of its kind. Signatures of other kinds are ignored.
     pub(super) is_versioned: bool,
@@ -47,13 +47,13 @@ pub(super) struct Kind {
 
 #[derive(Debug, Clone)]
 pub(super) enum Algorithm {
-    /// An HMAC with a secret, which may be written with the prefix.
+    /// An HMAC with a secret. The configured secret may have the prefix.
     Hmac {
         digest: Digest,
         key: KeyEncoding,
         key_prefix: String,
     },
-    /// Ed25519, with public keys that are published, or written as this prefix and base64.
+    /// Ed25519. Public keys are published, or configured as this prefix followed by base64.
     Ed25519 { key_prefix: Option<&'static str> },
 }
 

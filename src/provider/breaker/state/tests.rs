@@ -1,4 +1,4 @@
-//! Which failures open which circuits, and for whom.
+//! Failures that open circuits, and the owners and models that they affect.
 
 use super::*;
 use RequestKind::{Query, Submit};
@@ -9,7 +9,7 @@ fn at(seconds: i64) -> Time {
 
 fn with_account_check() -> BreakerState {
     BreakerState {
-        has_account_check: true,
+        account_check: AccountCheck::KeyAndCredit,
         ..BreakerState::default()
     }
 }
@@ -38,7 +38,7 @@ fn origin(owner: &str, model: &str) -> Origin {
     }
 }
 
-/// Records the result of a request of an owner and a model, written as `owner/model`.
+/// Records the result of a request. `of` is `owner/model`, or `-` for a request without an origin.
 fn record(
     state: &mut BreakerState,
     kind: RequestKind,
@@ -80,9 +80,9 @@ fn succeed(state: &mut BreakerState, kind: RequestKind, of: &str, seconds: i64) 
     record(state, kind, of, RequestResult::Success, seconds);
 }
 
-/// Suspends the provider as a rejected submission and a neutral request do.
+/// Suspends the provider: records a rejection, which the account check confirms.
 fn suspend(state: &mut BreakerState, verdict: AccountVerdict, seconds: i64) {
-    state.has_account_check = true;
+    state.account_check = AccountCheck::KeyAndCredit;
     if !state.wants_account_check(at(seconds)) {
         fail(state, Query, "-", FailureKind::Quota, seconds);
     }
@@ -120,7 +120,7 @@ fn one_failure_blocks_others_only_if_no_request_can_be_the_cause() {
 }
 
 #[test]
-fn rejected_account_holds_one_owner_and_model_until_a_neutral_request_confirms_it() {
+fn rejected_account_holds_one_owner_and_model_until_an_account_check_confirms_it() {
     for (failure, verdict, blocks_queries) in [
         (FailureKind::Auth, AccountVerdict::KeyRejected, true),
         (FailureKind::Quota, AccountVerdict::NoCredit, false),
@@ -136,7 +136,7 @@ fn rejected_account_holds_one_owner_and_model_until_a_neutral_request_confirms_i
         refuted.on_account_checked(AccountVerdict::Good, at(0));
         assert!(!refuted.wants_account_check(at(0)));
         assert!(is_sent(&refuted, "bob", "private", 0));
-        // A held owner without credit may try again at once.
+        // A hold for lack of credit allows a probe at once.
         let may_retry = failure == FailureKind::Quota;
         assert_eq!(is_sent(&refuted, "alice", "private", 0), may_retry);
 
@@ -145,7 +145,7 @@ fn rejected_account_holds_one_owner_and_model_until_a_neutral_request_confirms_i
         assert_eq!(state.health(at(1)).reason, Some(failure));
         assert!(!is_sent(&state, "bob", "x", 1));
         assert_eq!(is_allowed(&state, Query, at(1)), !blocks_queries);
-        // No job is a probe: the neutral request decides again.
+        // The account check is the probe, so no job is one.
         assert!(!state.wants_account_check(at(60)) && state.wants_account_check(at(61)));
         assert!(!is_sent(&state, "bob", "x", 61));
         state.on_account_checked(verdict, at(61));
@@ -157,7 +157,7 @@ fn rejected_account_holds_one_owner_and_model_until_a_neutral_request_confirms_i
 }
 
 #[test]
-fn balance_of_zero_alone_suspends_nobody() {
+fn zero_balance_without_rejection_does_not_suspend() {
     let mut state = with_account_check();
     state.on_account_checked(AccountVerdict::NoCredit, at(0));
     assert_eq!(state_at(&state, 0), ProviderState::Available);
@@ -182,14 +182,14 @@ fn job_is_a_probe_after_the_longest_wait_for_credit() {
 
 #[test]
 fn one_owner_can_hold_back_only_itself() {
-    for has_account_check in [true, false] {
+    for account_check in [AccountCheck::KeyAndCredit, AccountCheck::None] {
         for failure in [
             FailureKind::Auth,
             FailureKind::Quota,
             FailureKind::Technical,
         ] {
             let mut state = BreakerState {
-                has_account_check,
+                account_check,
                 ..BreakerState::default()
             };
             for n in 0..200 {
@@ -201,7 +201,7 @@ fn one_owner_can_hold_back_only_itself() {
 }
 
 #[test]
-fn several_owners_confirm_a_rejected_account_without_a_neutral_request() {
+fn several_owners_confirm_a_rejected_account_without_an_account_check() {
     let mut state = BreakerState::default();
     for (second, of) in ["a/x", "b/y", "a/z", "b/x", "c/x"].into_iter().enumerate() {
         assert_eq!(state_at(&state, 0), ProviderState::Available);
@@ -271,14 +271,47 @@ fn failures_that_no_request_can_cause_open_both_circuits() {
     }
     assert_eq!(state_at(&state, 4), ProviderState::Unavailable);
     assert!(!is_allowed(&state, Query, at(4)));
-    assert!(is_sent(&state, "a", "x", 9), "anybody's job is a probe");
+    assert!(
+        is_sent(&state, "a", "x", 9),
+        "a job of any owner is a probe"
+    );
+}
+
+#[test]
+fn valid_key_refutes_auth_errors_only() {
+    let mut state = BreakerState {
+        account_check: AccountCheck::Key,
+        ..BreakerState::default()
+    };
+    for owner in ["alice", "bob", "carol"].iter().cycle().take(9) {
+        fail(
+            &mut state,
+            Submit,
+            &format!("{owner}/x"),
+            FailureKind::Quota,
+            0,
+        );
+    }
+    assert_eq!(state_at(&state, 0), ProviderState::Suspended);
+    assert!(
+        !state.wants_account_check(at(60)),
+        "the check shows no credit"
+    );
+    state.on_account_checked(AccountVerdict::KeyValid, at(1));
+    assert_eq!(state_at(&state, 1), ProviderState::Suspended);
+
+    state.reset();
+    fail(&mut state, Submit, "alice/x", FailureKind::Auth, 2);
+    assert!(state.wants_account_check(at(2)));
+    state.on_account_checked(AccountVerdict::KeyValid, at(2));
+    assert_eq!(state_at(&state, 2), ProviderState::Available);
 }
 
 #[test]
 fn repeated_auth_errors_on_queries_suspend_the_provider() {
-    for has_account_check in [true, false] {
+    for account_check in [AccountCheck::KeyAndCredit, AccountCheck::None] {
         let mut state = BreakerState {
-            has_account_check,
+            account_check,
             ..BreakerState::default()
         };
         for second in 0..8 {
@@ -289,6 +322,7 @@ fn repeated_auth_errors_on_queries_suspend_the_provider() {
         for second in 8..13 {
             fail(&mut state, Query, "a/x", FailureKind::Auth, second);
         }
+        let has_account_check = account_check != AccountCheck::None;
         assert_eq!(state.wants_account_check(at(12)), has_account_check);
         if has_account_check {
             state.on_account_checked(AccountVerdict::KeyRejected, at(12));
@@ -308,7 +342,7 @@ fn successful_query_does_not_close_a_quota_or_auth_circuit() {
     ] {
         let mut state = BreakerState::default();
         suspend(&mut state, verdict, 0);
-        state.has_account_check = false;
+        state.account_check = AccountCheck::None;
         succeed(&mut state, Query, "a/x", 60);
         assert_eq!(state_at(&state, 60), ProviderState::Suspended);
         assert_eq!(state.health(at(60)).reason, Some(failure));

@@ -1,4 +1,5 @@
--- Moves the next poll of an unfinished job forward. Changes nothing if it is not later.
+-- Moves the next poll of an unfinished job to an earlier time. Changes nothing if it is not later than
+-- the requested time.
 --
 -- Parameters: job id, requested time, cool-down in milliseconds.
 UPDATE jobs SET

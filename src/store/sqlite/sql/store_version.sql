@@ -1,7 +1,7 @@
 -- Inserts a job, or replaces its version. A requested poll is not postponed.
 --
--- A commit rarely changes the task, the slot and the end of a job, and their indexes are expensive to
--- update. `commit_job` replaces them if they have changed.
+-- A commit rarely changes `task_id`, `holds_slot` and `finished_at`, and updating their indexes is
+-- expensive. `commit_job` updates these columns only if they have changed.
 INSERT INTO jobs (id, owner, status, version, provider, task_id, submit_at,
     submit_claimable_at, poll_at, poll_interval_ms, poll_backoff, holds_slot,
     deadline_at, updated_at, finished_at, document, internal)

@@ -1,7 +1,8 @@
-//! A search for requests that cost more than their reservation, over all built-in definitions.
+//! Property test of budget reservations: no accepted request costs more than its reservation, for every
+//! built-in definition.
 //!
-//! The price of a request is computed here from the bytes that a recording provider receives, as
-//! leniently as a server could read them: keys in any case, numbers as text, parameters in the prompt.
+//! The test computes the price of a request from the bytes that a mock provider receives. It parses
+//! them as leniently as a provider could: keys in any case, numbers as text, parameters in the prompt.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 use crate::mock_provider::{MockProvider, MockResponse, RecordedRequest};
 
-/// Definitions, and where their requests have the model and the other parameters.
+/// Built-in definitions, with the location of the model and of the other parameters in their requests.
 const SPECS: [(&str, ModelIn, &[&str]); 12] = [
     (
         "kling",
@@ -73,7 +74,7 @@ enum ModelIn {
     Replicate,
 }
 
-/// Dear models cost 100 times as much. The resolution 1080p doubles the price.
+/// Models with `dear` in their name cost 100 times as much. The resolution 1080p doubles the price.
 const PRICES: &str = r#"{
     "*dear*" = "100 * (duration or 5) * (2 if resolution and '1080' in resolution else 1) * (count or 1)",
     "*" = "1 * (duration or 5) * (2 if resolution and '1080' in resolution else 1) * (count or 1)"
@@ -102,8 +103,8 @@ fn config(url: &str) -> Config {
     Config::load(None, std::iter::empty(), settings).unwrap()
 }
 
-/// Values of keys that match `names` in any case and spelling, in the mapping at `place` and at the
-/// top.
+/// Returns the values of the keys that match `names`, at the top level and in the objects at `place`.
+/// Ignores case, `_` and `-` in keys.
 fn values<'a>(body: &'a Value, place: &[&str], names: &[&str]) -> Vec<&'a Value> {
     let normalize = |key: &str| key.to_lowercase().replace(['_', '-'], "");
     let mut maps: Vec<&Value> = vec![body];
@@ -122,7 +123,7 @@ fn values<'a>(body: &'a Value, place: &[&str], names: &[&str]) -> Vec<&'a Value>
         .collect()
 }
 
-/// The largest number that a lenient server could read from a value.
+/// Returns the largest number that a lenient server could parse from a value.
 fn number(value: &Value) -> f64 {
     match value {
         Value::Number(number) => number.as_f64().unwrap(),
@@ -139,7 +140,7 @@ fn number(value: &Value) -> f64 {
     }
 }
 
-/// Texts of a prompt anywhere in the body.
+/// Appends every string in the body to `found`, separated by spaces.
 fn prompts(value: &Value, found: &mut String) {
     match value {
         Value::String(text) => {
@@ -152,7 +153,7 @@ fn prompts(value: &Value, found: &mut String) {
     }
 }
 
-/// The price of the request that the provider received.
+/// Returns the price of a request that the provider received.
 fn price(spec: &str, model_in: ModelIn, place: &[&str], sent: &RecordedRequest) -> f64 {
     let body = &sent.body;
     // A server resolves dots and merges slashes.
