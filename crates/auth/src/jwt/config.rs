@@ -96,11 +96,18 @@ fn public_key(entry: &str) -> Result<VerifyingKey, String> {
 #[must_use]
 pub fn secret_problem(secret: &str) -> Option<String> {
     let (length, distinct) = (secret.len(), secret.bytes().collect::<BTreeSet<u8>>());
+    // A secret with a period repeats a shorter text.
+    let has_period = |period| {
+        secret
+            .bytes()
+            .zip(secret.bytes().skip(period))
+            .all(|(a, b)| a == b)
+    };
     if length < MIN_SECRET_BYTES {
         Some(format!(
             "must have at least {MIN_SECRET_BYTES} bytes, found {length}"
         ))
-    } else if distinct.len() < MIN_DISTINCT_BYTES {
+    } else if distinct.len() < MIN_DISTINCT_BYTES || (1..MIN_SECRET_BYTES).any(has_period) {
         Some("must be random, such as the output of openssl rand -hex 32".to_owned())
     } else {
         None
