@@ -12,6 +12,8 @@ mod jobs;
 mod queues;
 mod readers;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::sync::Arc;
@@ -56,6 +58,15 @@ impl SqliteStore {
     /// by another process. [`Error::Corrupt`] if the file is not an SQLite database, belongs to
     /// another program, or has a newer schema.
     pub fn open(url: &str, retention: Retention, on_event: EventHandler) -> Result<Self, Error> {
+        Self::open_with_cache(url, retention, on_event, DocumentCache::default())
+    }
+
+    fn open_with_cache(
+        url: &str,
+        retention: Retention,
+        on_event: EventHandler,
+        cache: DocumentCache,
+    ) -> Result<Self, Error> {
         let location = Location::parse(url)?;
         let connection = location.open()?;
         let (mut readers, mut threads, mut checkpointer) = (None, Vec::new(), None);
@@ -66,7 +77,7 @@ impl SqliteStore {
             threads = reader_threads;
             checkpointer = Some(location.connect(path, Access::ReadWrite)?);
         }
-        let cache = Arc::new(DocumentCache::default());
+        let cache = Arc::new(cache);
         let (writer, writer_thread) = Writer::start(
             connection,
             checkpointer,

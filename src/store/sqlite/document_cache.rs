@@ -42,7 +42,7 @@ impl Default for DocumentCache {
 }
 
 impl DocumentCache {
-    fn bounded(max_jobs: usize, max_bytes: usize) -> Self {
+    pub(super) fn bounded(max_jobs: usize, max_bytes: usize) -> Self {
         Self(Mutex::new(State {
             jobs: LruCache::new_unbounded(),
             by_task: HashMap::new(),

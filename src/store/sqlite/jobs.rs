@@ -282,11 +282,11 @@ fn change(job: &Arc<Job>, encoded: &EncodedJob) -> Change {
     }
 }
 
-fn get(db: &Connection, id: &str) -> Result<Option<Arc<Job>>, Error> {
+pub(super) fn get(db: &Connection, id: &str) -> Result<Option<Arc<Job>>, Error> {
     query_job(db, "SELECT document, internal FROM jobs WHERE id = ?", [id])
 }
 
-fn find_task(db: &Connection, task: (&str, &str)) -> Result<Option<JobId>, Error> {
+pub(super) fn find_task(db: &Connection, task: (&str, &str)) -> Result<Option<JobId>, Error> {
     let id: Option<String> = db
         .prepare_cached("SELECT id FROM jobs WHERE provider = ? AND task_id = ?")?
         .query_row(task, |row| row.get(0))
