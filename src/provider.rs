@@ -240,14 +240,19 @@ impl Provider {
         self.spec.poll.is_some()
     }
 
-    /// Renders the submission of a job without sending it. [`submit`](Self::submit) sends the same
-    /// request with the callback URL of the job.
+    /// Renders the submission of a job without sending it. [`submit`](Self::submit) renders it again
+    /// and sends it. If the callback URL is the same, the requests differ only in values that the
+    /// definition computes from the current time, such as a signed token in a header.
     ///
     /// # Errors
     /// Returns a description that begins with the key in the request or in the definition, for
     /// example if `input` would replace a value that the hub sets.
-    pub fn render_submission(&self, job: &Job) -> Result<Submission, String> {
-        self.client.render_submission(job, None)
+    pub fn render_submission(
+        &self,
+        job: &Job,
+        callback_url: Option<&Url>,
+    ) -> Result<Submission, String> {
+        self.client.render_submission(job, callback_url)
     }
 
     /// Returns the first key of `input` that neither the definition nor the operator allows while a
