@@ -166,8 +166,7 @@ section! {
         unverified_body_bytes: usize = bytes(1 << 10..=1 << 30).or(64 << 20),
         /// Number of jobs that one owner may submit per clock minute.
         submits_per_minute: usize = number(1..=1_000_000).or(600),
-        /// Number of jobs of one owner, submitted on the same UTC day, that may wait for their first
-        /// submission attempt.
+        /// Number of jobs of one owner that may wait for their first submission attempt.
         queued_jobs: usize = number(1..=1_000_000).or(1000),
         /// Total size in bytes of the requests of these jobs.
         queued_bytes: usize = bytes(64 << 10..=1 << 30).or(16 << 20),

@@ -86,6 +86,8 @@ macro_rules! store_test_suite {
                 concurrent_final_commits_are_charged_once,
                 balance_of_an_ended_window_is_zero,
                 sweep_deletes_ended_windows,
+                queued_jobs_count_across_midnight,
+                earlier_windows_count_toward_the_limit,
             }
             buffered_updates::{
                 updates_of_an_unknown_task_are_buffered_in_order,
