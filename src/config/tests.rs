@@ -108,6 +108,7 @@ fn every_setting_is_printed_without_secrets() {
     handshakes_per_second = 6
     connections_per_subject = 7
     subscriptions_per_subject = 100
+    requests_per_second = 10
     messages_per_second = 8
     ids_per_second = 9
     downloads_per_owner = 3
@@ -196,6 +197,7 @@ fn defaults_are_printed() {
     handshakes_per_second = 100
     connections_per_subject = 1000
     subscriptions_per_subject = 20000
+    requests_per_second = 1000
     messages_per_second = 100
     ids_per_second = 2000
     downloads_per_owner = 16

@@ -17,7 +17,7 @@ use super::transport::{Transport, TransportEvent};
 use super::{SocketContext, Upgraded};
 use crate::protocol::{self, CloseReason, ServerMessage};
 use crate::server::connection::Stream;
-use crate::server::limits::Rate;
+use crate::rate_limit::Rate;
 use crate::telemetry::{ConnectionKind, Limit, OpenConnection};
 use crate::time::Time;
 
