@@ -228,7 +228,7 @@ async fn large_json_and_files_are_compressed() {
         app.register_worker_job("alice").await;
     }
     let worker = app.token("worker", "jobs:publish");
-    let large = json!({ "owner": "alice", "metadata": { "text": "a".repeat(4000) } });
+    let large = json!({ "owner": "alice", "metadata": { "text": "a".repeat(1900) } });
     let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
     let large = send(request.json(&large)).await.body["id"].clone();
     let large = format!("/v1/jobs/{}", large.as_str().unwrap());
