@@ -16,7 +16,7 @@ WORKDIR /src
 # dependency.
 FROM tools AS manifests
 COPY . .
-RUN find . -type f ! -name 'Cargo.*' ! -name lib.rs ! -name main.rs ! -path './benches/*.rs' \
+RUN find . -type f ! -path './.cargo/*' ! -name 'Cargo.*' ! -name lib.rs ! -name main.rs ! -path './benches/*.rs' \
         ! -path './crates/redis-protocol/*' -delete \
     && find . -name '*.rs' ! -path './crates/redis-protocol/*' | while read -r file; do echo 'fn main() {}' >"$file"; done \
     && find . -type d -empty -delete
