@@ -87,6 +87,9 @@ impl Encoding {
     }
 }
 
+/// Value of `Vary` of a response that exists in more than one encoding.
+pub const ACCEPT_ENCODING: &str = "Accept-Encoding";
+
 /// Returns whether bodies of this type and this length in bytes are compressed.
 pub fn is_compressible(content_type: &str, length: usize) -> bool {
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
@@ -98,7 +101,7 @@ pub fn is_compressible(content_type: &str, length: usize) -> bool {
     is_text && length >= MIN_COMPRESSED_BYTES
 }
 
-/// Middleware that compresses complete responses that are not compressed already.
+/// Middleware that compresses complete responses whose handler has not negotiated an encoding.
 pub async fn compress_response(
     request: ServiceRequest,
     next: Next<BoxBody>,
@@ -106,6 +109,7 @@ pub async fn compress_response(
     let response = next.call(request).await?;
     if response.status() == StatusCode::PARTIAL_CONTENT
         || response.headers().contains_key(header::CONTENT_ENCODING)
+        || varies_by_encoding(response.headers())
     {
         return Ok(response);
     }
@@ -126,6 +130,7 @@ pub async fn compress_response(
             Some((encoding, Ok(compressed))) => {
                 let name = HeaderValue::from_static(encoding.as_str());
                 head.headers_mut().insert(header::CONTENT_ENCODING, name);
+                weaken_etag(head.headers_mut());
                 BoxBody::new(compressed)
             }
             Some((_, Err(_))) | None => BoxBody::new(body),
@@ -135,7 +140,23 @@ pub async fn compress_response(
 
 /// Adds `Vary: Accept-Encoding`, so that caches store one response per encoding.
 fn vary_by_encoding(headers: &mut HeaderMap) {
-    headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    headers.append(header::VARY, HeaderValue::from_static(ACCEPT_ENCODING));
+}
+
+fn varies_by_encoding(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::VARY);
+    values.any(|value| value == ACCEPT_ENCODING)
+}
+
+/// Makes a strong `ETag` weak. A strong one identifies the bytes of the body, and the compressed ones
+/// differ.
+fn weaken_etag(headers: &mut HeaderMap) {
+    let tag = headers.get(header::ETAG).map(HeaderValue::as_bytes);
+    let strong = tag.filter(|tag| tag.starts_with(b"\""));
+    let weak = strong.map(|tag| HeaderValue::from_bytes(&[b"W/", tag].concat()));
+    if let Some(Ok(weak)) = weak {
+        headers.insert(header::ETAG, weak);
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@
 
 mod address;
 mod download;
-mod rate;
 mod subject;
 mod table;
 
@@ -25,7 +24,6 @@ use self::address::{AddressLimit, AddressUsage, ClientAddresses, client_network}
 pub use self::address::{AddressPermit, ClientAddress};
 pub use self::download::DownloadPermit;
 use self::download::OutputUsage;
-pub use self::rate::{Rate, RateLimit};
 pub use self::subject::SubjectPermit;
 use self::subject::SubjectUsage;
 use self::table::UsageTable;
@@ -34,6 +32,7 @@ use super::error::{ErrorCode, Problem};
 use crate::config::{Config, Limits};
 use crate::job::JobId;
 use crate::protocol::CloseReason;
+use crate::rate_limit::{Rate, RateLimit};
 use crate::telemetry::{Limit, Metrics};
 use progress_hub_auth::jwt::Principal;
 
@@ -73,6 +72,7 @@ impl LimitReached {
             | Limit::UnauthenticatedConnections
             | Limit::SubjectConnections => CloseReason::TooManyConnections,
             Limit::Handshakes
+            | Limit::Requests
             | Limit::Messages
             | Limit::Ids
             | Limit::Subscriptions
@@ -108,6 +108,10 @@ impl From<LimitReached> for Problem {
             Limit::Handshakes => (
                 ErrorCode::RateLimited,
                 "the address has reached limits.handshakes_per_second",
+            ),
+            Limit::Requests => (
+                ErrorCode::RateLimited,
+                "the subject has reached limits.requests_per_second",
             ),
             Limit::Messages => (
                 ErrorCode::RateLimited,
@@ -159,6 +163,7 @@ impl StreamPermit {
 /// The limits of a node, and the usage of each client.
 pub struct ConnectionLimits {
     settings: Limits,
+    requests: RateLimit,
     messages: RateLimit,
     ids: RateLimit,
     handshakes: RateLimit,
@@ -177,6 +182,7 @@ impl ConnectionLimits {
         let settings = config.limits;
         let bytes = settings.unverified_body_bytes.min(Semaphore::MAX_PERMITS);
         Self {
+            requests: RateLimit::per_second(settings.requests_per_second),
             messages: RateLimit::per_second(settings.messages_per_second),
             ids: RateLimit::per_second(settings.ids_per_second),
             handshakes: RateLimit::per_second(settings.handshakes_per_second),
@@ -293,6 +299,21 @@ impl ConnectionLimits {
         Ok(permit)
     }
 
+    /// Counts an HTTP request of a subject. Administrators have no limits, and workers report updates
+    /// at the rate of their jobs.
+    ///
+    /// # Errors
+    /// The subject has reached `limits.requests_per_second`.
+    pub fn charge_request(&self, principal: &Principal) -> Result<(), LimitReached> {
+        if principal.is_admin() || principal.may_publish() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let usage = self.by_subject.get(principal.subject(), now);
+        let charged = usage.requests.try_charge(self.requests, 1, now);
+        charged.map_err(|wait| self.reached(Limit::Requests, wait))
+    }
+
     /// Counts an event stream or long poll for all limits that apply. It is called before the store
     /// is read.
     ///
@@ -382,8 +403,8 @@ impl ConnectionLimits {
 
     /// Counts a download that the node rejects because it has reached its maximum number of
     /// downloads.
-    pub fn node_is_downloading(&self) -> LimitReached {
-        self.reached(Limit::NodeDownloads, DOWNLOAD_RETRY_AFTER)
+    pub fn node_is_downloading(&self) {
+        self.metrics.limit_reached(Limit::NodeDownloads);
     }
 
     /// Counts a download that ends because its client reads too slowly.
