@@ -3,16 +3,23 @@
 //! The script is the commit. The steps after it remove references that are no longer needed. If one
 //! fails, the sweep or the next reader completes it.
 
+use std::sync::Arc;
+
 use fred::types::Value;
 
 use super::RedisStore;
 use super::budgets::BudgetOutboxEntry;
-use super::jobs::document_key;
-use super::scripts::COMMIT_JOB;
+use super::jobs::{TTL_MARGIN, document_key, millis, millis_of};
+use super::pubsub::message_head;
+use super::scripts::{COMMIT_JOB, UPDATE_JOB};
 use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::job::{Job, JobId};
 use crate::store::codec::{EncodedJob, decode_job, skip_corrupt, to_json};
-use crate::store::{CommitJob, CommitOutcome, Error, RecentJob, Revision};
+use crate::store::{CommitJob, CommitOutcome, Error, RecentJob, Revision, Schedule};
+use crate::time::Time;
+
+/// Updates extend the TTL of a job once in this period, which is much shorter than [`TTL_MARGIN`].
+const TTL_EXTENSION_PERIOD_MILLISECONDS: i64 = 3_600_000;
 
 /// One run of the commit script.
 struct CommitAttempt<'a> {
@@ -26,8 +33,9 @@ struct CommitAttempt<'a> {
 /// The outcome of the commit script.
 enum CommitReply {
     Committed {
-        /// Whether the job held a slot before.
-        held_slot: bool,
+        /// Whether the job held a slot before. `None` after an update, which changes nothing outside
+        /// the partition of the job.
+        held_slot: Option<bool>,
     },
     Conflict {
         /// The stored version with its size, unless it is corrupt.
@@ -42,8 +50,9 @@ impl CommitReply {
     fn parse(id: &JobId, reply: &[Option<String>]) -> Result<Self, Error> {
         let words: Vec<&str> = reply.iter().map_while(Option::as_deref).collect();
         Ok(match words.as_slice() {
+            ["committed"] => Self::Committed { held_slot: None },
             ["committed", held_slot] => Self::Committed {
-                held_slot: *held_slot == "1",
+                held_slot: Some(*held_slot == "1"),
             },
             ["not_found"] => Self::NotFound,
             ["task_not_claimed"] => Self::TaskNotClaimed,
@@ -67,7 +76,7 @@ impl RedisStore {
         let encoded = EncodedJob::new(job, commit.schedule)?;
         let charges = (!commit.budget_entries.is_empty())
             .then(|| BudgetOutboxEntry::new(&commit.budget_entries, job));
-        let revision = self.recent.begin(job, encoded.size());
+        let revision = self.recent.begin(job, &encoded);
         let mut attempt = CommitAttempt {
             commit,
             encoded: &encoded,
@@ -75,7 +84,10 @@ impl RedisStore {
             charges: charges.as_ref(),
             is_task_claimed: false,
         };
-        let mut reply = self.try_commit(&attempt).await?;
+        let mut reply = match self.base_of_update(&attempt) {
+            Some((base, schedule)) => self.try_update(&attempt, &base, schedule).await?,
+            None => self.try_commit(&attempt).await?,
+        };
         let mut claimed_task = None;
         if matches!(reply, CommitReply::TaskNotClaimed)
             && let Some(task) = UniqueKey::task_of(job)
@@ -94,8 +106,10 @@ impl RedisStore {
         let outcome = match reply {
             CommitReply::Committed { held_slot } => {
                 self.recent.confirm(job, revision);
-                self.apply_side_effects(job, &encoded, held_slot, charges.as_ref())
-                    .await;
+                if let Some(held_slot) = held_slot {
+                    self.apply_side_effects(job, &encoded, held_slot, charges.as_ref())
+                        .await;
+                }
                 CommitOutcome::Committed
             }
             CommitReply::Conflict { current } => {
@@ -120,6 +134,69 @@ impl RedisStore {
         Ok(outcome)
     }
 
+    /// Returns the version on which a commit is based and its schedule, if only the document and the
+    /// time of the next poll change.
+    fn base_of_update(&self, attempt: &CommitAttempt<'_>) -> Option<(Arc<Job>, Schedule)> {
+        let (job, encoded) = (&attempt.commit.job, attempt.encoded);
+        let revision = attempt.commit.expected_revision?;
+        let (base, schedule) = self.recent.stored_by_this_node(&job.id, revision)?;
+        let without_poll = |schedule: Schedule| Schedule {
+            poll_at: None,
+            ..schedule
+        };
+        let is_update = encoded.finished_at.is_none()
+            && attempt.charges.is_none()
+            && encoded.schedule.submit_at.is_none()
+            && encoded.schedule.poll_at.is_some()
+            && without_poll(encoded.schedule) == without_poll(schedule)
+            && job.deadline_at == base.deadline_at
+            && job.provider_task_id == base.provider_task_id;
+        is_update.then_some((base, schedule))
+    }
+
+    /// Runs the script for updates.
+    async fn try_update(
+        &self,
+        attempt: &CommitAttempt<'_>,
+        base: &Job,
+        base_schedule: Schedule,
+    ) -> Result<CommitReply, Error> {
+        let (commit, job, encoded) = (attempt.commit, &attempt.commit.job, attempt.encoded);
+        let partition = self.partition_for(job.id.as_str());
+        let keys = vec![
+            partition.job(&job.id),
+            partition.poll_queue(),
+            partition.channel(&job.id),
+            partition.owner_channel(&job.owner),
+        ];
+        let period = |time: Time| time.millis().div_euclid(TTL_EXTENSION_PERIOD_MILLISECONDS);
+        let extends_ttl = period(job.updated_at) != period(base.updated_at);
+        let ttl = extends_ttl.then(|| millis(self.retention.active + TTL_MARGIN));
+        let poll_at = encoded.schedule.poll_at;
+        let poll_at = poll_at.filter(|_| poll_at != base_schedule.poll_at);
+        let expected_revision = commit.expected_revision.map(|it| it.to_string());
+        let mut args: Vec<Value> = vec![
+            Value::from_static_str(self.connections.publish_command),
+            job.id.as_str().into(),
+            message_head(attempt.revision, &job.id).into(),
+            expected_revision.unwrap_or_default().into(),
+            ttl.unwrap_or_default().into(),
+            poll_at.map(millis_of).unwrap_or_default().into(),
+            self.shared_key_ttl().into(),
+        ];
+        let mut set = |name, value| args.extend([Value::from_static_str(name), value]);
+        set("document", encoded.document.as_str().into());
+        set("revision", attempt.revision.to_string().into());
+        set("version", job.version.to_string().into());
+        set("updated_at", millis_of(job.updated_at).into());
+        if !Arc::ptr_eq(&job.internal, &base.internal) {
+            set("internal", encoded.internal.as_str().into());
+        }
+        let reply: Vec<Option<String>> = self.connections.run(&UPDATE_JOB, keys, args).await?;
+        CommitReply::parse(&job.id, &reply)
+    }
+
+    /// Runs the script for any commit.
     async fn try_commit(&self, attempt: &CommitAttempt<'_>) -> Result<CommitReply, Error> {
         let (commit, job) = (attempt.commit, &attempt.commit.job);
         let outbox_field = attempt.charges.map(|_| document_key(job));

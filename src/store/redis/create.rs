@@ -81,9 +81,8 @@ impl RedisStore {
         let has_reservation = !create.budget_entries.is_empty();
         let reservation = has_reservation.then(|| document_key(job));
         let reservation = reservation.unwrap_or_default().into();
-        let revision = self.recent.begin(job, encoded.size());
-        let (mut keys, args) =
-            self.job_script(job, &encoded, revision, [reservation], immutable);
+        let revision = self.recent.begin(job, &encoded);
+        let (mut keys, args) = self.job_script(job, &encoded, revision, [reservation], immutable);
         keys.push(self.partition_for(job.id.as_str()).all_jobs());
         let outcome: String = self.connections.run(&CREATE_JOB, keys, args).await?;
         if outcome == "created" {

@@ -142,7 +142,6 @@ impl RedisStore {
             Some(finished_at) => (finished_at, self.retention.terminal),
             None => (job.updated_at, self.retention.active),
         };
-        let millis_of = |time: Time| time.millis().to_string();
         let due = |time: Option<Time>| time.map(millis_of).unwrap_or_default();
         let flag = |is_set: bool| Value::from_static_str(if is_set { "1" } else { "0" });
         let mut args = vec![
@@ -165,7 +164,6 @@ impl RedisStore {
             ("final", flag(job.is_final())),
             ("slot", flag(schedule.holds_slot)),
             ("submit_at", due(schedule.submit_at).into()),
-            ("poll_at", due(schedule.poll_at).into()),
             ("poll_interval", millis(schedule.poll_interval).into()),
             ("poll_backoff", flag(schedule.poll_backoff)),
             ("deadline_at", millis_of(job.deadline_at).into()),
@@ -246,6 +244,10 @@ impl RedisStore {
 /// Returns the key under which the charges of one document are applied at most once.
 pub(super) fn document_key(job: &Job) -> String {
     format!("{}:{}", job.id, job.version)
+}
+
+pub(super) fn millis_of(time: Time) -> String {
+    time.millis().to_string()
 }
 
 pub(super) fn millis(span: Duration) -> String {

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hashlink::LruCache;
 
 use crate::job::{Job, JobId};
-use crate::store::{RecentJob, Revision};
+use crate::store::codec::EncodedJob;
+use crate::store::{RecentJob, Revision, Schedule};
 
 /// Maximum number of jobs in memory. The least recently used ones are dropped.
 const MAX_JOBS: usize = 50_000;
@@ -44,6 +45,8 @@ struct Entry {
 
 struct Known {
     recent: RecentJob,
+    /// The schedule that was stored with the version, if this node has stored it.
+    schedule: Option<Schedule>,
     bytes: usize,
 }
 
@@ -51,10 +54,6 @@ impl Entry {
     fn bytes(&self) -> usize {
         let known = self.stored.iter().chain(&self.sent);
         known.map(|known| known.bytes).sum()
-    }
-
-    fn stored_revision(&self) -> Option<Revision> {
-        self.stored.as_ref().map(|known| known.recent.revision)
     }
 }
 
@@ -85,17 +84,35 @@ impl RecentJobs {
         Some(stored.recent.clone())
     }
 
-    /// Returns the revision of a write that is about to be sent. `bytes` is the size of the job.
+    /// Returns a version that this node has stored, with the schedule that was stored with it.
+    pub(super) fn stored_by_this_node(
+        &self,
+        id: &JobId,
+        revision: Revision,
+    ) -> Option<(Arc<Job>, Schedule)> {
+        let jobs = self.jobs();
+        let known = jobs.entries.peek(id)?.stored.as_ref()?;
+        let job = (known.recent.revision == revision).then(|| Arc::clone(&known.recent.job));
+        job.zip(known.schedule)
+    }
+
+    /// Returns the revision of a write that is about to be sent.
     ///
     /// The node's own message about the write may arrive before the reply, so the job is kept for
     /// [`RecentJobs::sent_by_this_node`].
-    pub(super) fn begin(&self, job: &Arc<Job>, bytes: usize) -> Revision {
+    pub(super) fn begin(&self, job: &Arc<Job>, encoded: &EncodedJob) -> Revision {
         let number = self.sent.fetch_add(1, Ordering::Relaxed);
         let revision = Revision(u128::from(self.node) << 64 | u128::from(number));
         if !job.is_final() {
-            let sent = Known::new(Arc::clone(job), revision, bytes);
-            self.jobs()
-                .change(&job.id, |entry| entry.sent = Some(sent));
+            let sent = Known {
+                recent: RecentJob {
+                    job: Arc::clone(job),
+                    revision,
+                },
+                schedule: Some(encoded.schedule),
+                bytes: encoded.size(),
+            };
+            self.jobs().change(&job.id, |entry| entry.sent = Some(sent));
         }
         revision
     }
@@ -124,7 +141,11 @@ impl RecentJobs {
         tried: Option<Revision>,
         current: Option<(RecentJob, usize)>,
     ) {
-        let current = current.map(|(recent, bytes)| Known { recent, bytes });
+        let current = current.map(|(recent, bytes)| Known {
+            recent,
+            schedule: None,
+            bytes,
+        });
         self.jobs().change(id, |entry| {
             let is_wrong = match (&entry.stored, tried) {
                 (None, _) => true,
@@ -177,13 +198,6 @@ impl RecentJobs {
     }
 }
 
-impl Known {
-    fn new(job: Arc<Job>, revision: Revision, bytes: usize) -> Self {
-        let recent = RecentJob { job, revision };
-        Self { recent, bytes }
-    }
-}
-
 impl Jobs {
     /// Changes the entry of a job, and keeps the limits.
     fn change(&mut self, id: &JobId, change: impl FnOnce(&mut Entry)) {
@@ -212,3 +226,6 @@ impl Jobs {
         entry
     }
 }
+
+#[cfg(test)]
+mod tests;

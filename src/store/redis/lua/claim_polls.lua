@@ -24,7 +24,7 @@ for n = 2, #KEYS do
       end
       redis.call('ZADD', queue, string.format('%.0f', next_at), id)
       redis.call('HSET', key, 'last_polled_at', ARGV[1])
-      redis.call('HDEL', key, 'poll_requested_at', 'poll_at')
+      redis.call('HDEL', key, 'poll_requested_at')
       claimed[#claimed + 1] = job[1]
       claimed[#claimed + 1] = job[2]
     else

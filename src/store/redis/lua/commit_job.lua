@@ -24,10 +24,10 @@ local outbox_field, outbox_entry = ARGV[14], ARGV[15]
 local first_field = 16
 local document = ARGV[first_field + 1]
 
-local before = redis.call('HMGET', job, 'version', 'revision', 'task', 'slot', 'submit_at', 'poll_at',
+local before = redis.call('HMGET', job, 'version', 'revision', 'task', 'slot', 'submit_at',
   'poll_requested_at')
 local version, revision, bound_task, slot = before[1], before[2], before[3], before[4]
-local submit_at_before, poll_at_before, poll_requested_at = before[5], before[6], before[7]
+local submit_at_before, poll_requested_at = before[5], before[6]
 if not version then
   return { 'not_found' }
 end
@@ -45,7 +45,7 @@ redis.call('HSET', job, unpack(ARGV, first_field))
 redis.call('PEXPIRE', job, ttl)
 if poll_at == '' then
   redis.call('ZREM', poll_queue, id)
-elseif poll_at ~= poll_at_before or poll_requested_at then
+else
   -- A requested poll that has not been claimed yet is not postponed.
   if poll_requested_at and tonumber(poll_requested_at) < tonumber(poll_at) then
     poll_at = poll_requested_at
