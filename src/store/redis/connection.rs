@@ -3,9 +3,6 @@
 //! Every call ends within the command timeout. A call that fails with [`Error::Unavailable`] may have
 //! been executed. Repeating it is safe, because every script compares before it writes.
 
-use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex as SyncMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fred::clients::{Client, Pool, WithOptions};
@@ -14,9 +11,7 @@ use fred::interfaces::{ClientLike, KeysInterface};
 use fred::types::config::Options;
 use fred::types::{ClusterHash, CustomCommand, Expiration, FromValue, Value};
 use futures_util::future::try_join_all;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,32 +38,8 @@ const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time until the key of a write check expires.
 const WRITE_CHECK_TTL_MILLISECONDS: i64 = 60_000;
 
-/// Number of stores that this process has opened.
-static STORES: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    /// The connections that belong to this thread.
-    static THREAD_CLIENTS: RefCell<Vec<ThreadClient>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A connection that belongs to a thread with its own runtime, such as a worker of the HTTP server.
-///
-/// Its commands and replies never wait for another thread, and the commands of all requests that the
-/// thread processes in one turn are sent at once.
-struct ThreadClient {
-    store: u64,
-    client: Client,
-    /// Ends with the runtime of the thread.
-    task: JoinHandle<()>,
-}
-
 /// The connections for commands.
 pub(super) struct Connections {
-    /// Distinguishes the stores of one process.
-    store: u64,
-    endpoint: Endpoint,
-    /// The connections of all threads.
-    thread_clients: SyncMutex<Vec<Client>>,
     pub(super) keys: KeyNames,
     pub(super) timeouts: Timeouts,
     /// Cancelled when the connections close.
@@ -104,9 +75,6 @@ impl Connections {
         };
         let replicated_pool = (required_replicas > 0).then(open_pool).transpose()?;
         Ok(Self {
-            store: STORES.fetch_add(1, Ordering::Relaxed),
-            endpoint: endpoint.clone(),
-            thread_clients: SyncMutex::default(),
             keys,
             timeouts: endpoint.timeouts,
             options: fail_fast(endpoint.timeouts.command),
@@ -141,8 +109,7 @@ impl Connections {
         self.in_flight.wait().await;
         self.shutdown.cancel();
         let replicated = self.replicated_pool.iter().flat_map(Pool::clients);
-        let pools = self.pool.clients().iter().chain(replicated);
-        for client in pools.chain(&self.take_thread_clients()) {
+        for client in self.pool.clients().iter().chain(replicated) {
             if let Err(error) = client.quit().await {
                 tracing::debug!(%error, "redis connection already closed");
             }
@@ -165,46 +132,7 @@ impl Connections {
 
     /// Returns a connection for a single command. After an outage, connections recover one by one.
     pub(super) fn client(&self) -> WithOptions<Client> {
-        match self.thread_client() {
-            Some(client) if client.is_connected() => client.with_options(&self.options),
-            Some(_) | None => self.pool.next_connected().with_options(&self.options),
-        }
-    }
-
-    /// Returns the connection of this thread, and opens it at the first call. `None` if the runtime
-    /// has several threads.
-    fn thread_client(&self) -> Option<Client> {
-        let runtime = Handle::try_current().ok()?;
-        if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
-            return None;
-        }
-        THREAD_CLIENTS.with_borrow_mut(|clients| {
-            let is_usable = |it: &&ThreadClient| it.store == self.store && !it.task.is_finished();
-            if let Some(it) = clients.iter().find(is_usable) {
-                return Some(it.client.clone());
-            }
-            clients.retain(|it| !it.task.is_finished());
-            let client = self.endpoint.command_client().ok()?;
-            let shutdown = self.shutdown.clone();
-            let connection = maintain_connection(client.clone(), self.timeouts, shutdown);
-            clients.push(ThreadClient {
-                store: self.store,
-                client: client.clone(),
-                task: tokio::spawn(connection),
-            });
-            self.thread_clients().push(client.clone());
-            Some(client)
-        })
-    }
-
-    fn thread_clients(&self) -> MutexGuard<'_, Vec<Client>> {
-        self.thread_clients
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_thread_clients(&self) -> Vec<Client> {
-        std::mem::take(&mut self.thread_clients())
+        self.pool.next_connected().with_options(&self.options)
     }
 
     /// Checks that every partition accepts writes. A replica, and a server at its memory limit, reject

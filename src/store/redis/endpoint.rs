@@ -57,7 +57,6 @@ impl Default for Timeouts {
 }
 
 /// A single server, a primary behind Sentinels, or a cluster.
-#[derive(Clone)]
 pub(super) struct Endpoint {
     config: Config,
     pub(super) timeouts: Timeouts,
@@ -139,11 +138,6 @@ impl Endpoint {
     /// Returns clients for commands. They are not connected yet, and reconnect after every loss.
     pub(super) fn pool(&self, size: usize) -> Result<Pool, fred::error::Error> {
         self.builder(COMMAND_CLIENT_BUFFER).build_pool(size)
-    }
-
-    /// Returns a single client like those of [`Endpoint::pool`].
-    pub(super) fn command_client(&self) -> Result<Client, fred::error::Error> {
-        self.builder(COMMAND_CLIENT_BUFFER).build()
     }
 
     /// Returns a client like those of [`Endpoint::pool`], with a buffer for pub/sub messages.
