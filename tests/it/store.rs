@@ -361,6 +361,7 @@ pub(crate) fn commit_job(next: &Job, schedule: Schedule, applied: Vec<Update>) -
     CommitJob {
         job: Arc::new(next.clone()),
         expected_version: next.version - 1,
+        expected_revision: None,
         schedule,
         applied_buffered: applied,
         budget_entries: Vec::new(),
