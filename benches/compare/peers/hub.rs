@@ -3,6 +3,7 @@
 //! Nothing is disabled: the hub verifies tokens, commits each update to disk before it delivers it, and logs at the
 //! default level.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,8 +11,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
+use super::webhooks::{PROVIDER, Signer, WEBHOOK_SECRET, task_id};
 use super::{MAX_CONCURRENT_HANDSHAKES, RunningServer, StartContext};
 use crate::clients::{Endpoint, Subscription};
 use crate::http_connection::{HttpConnection, post};
@@ -23,8 +26,27 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_progress-hub");
 /// Secret that signs tokens. The hub requires at least 32 bytes.
 const TOKEN_SECRET: &str = "a token secret for a single benchmark run";
 
-/// Secret that signs webhooks of the provider `studio`.
-pub const WEBHOOK_SECRET: &str = "a webhook secret for a single benchmark run";
+/// Concurrent registrations of jobs.
+const REGISTRATIONS: usize = 32;
+
+/// Where the hub stores jobs.
+#[derive(Clone, Copy)]
+pub enum Store {
+    Sqlite,
+    /// A Redis for this number of nodes. Sockets are distributed over them, and the first receives all updates.
+    Redis {
+        nodes: usize,
+    },
+}
+
+/// How updates are reported to the hub.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reports {
+    /// By a worker with a token.
+    Pushes,
+    /// By signed webhooks of a provider.
+    Webhooks,
+}
 
 /// A running hub.
 pub struct Hub {
@@ -50,7 +72,7 @@ impl Hub {
             "[server]\nbind = '{address}'\ndrain = '2s'\n\
              [auth]\nhs256_secrets = ['{TOKEN_SECRET}']\n\
              [store]\nurl = '{store}'\n\
-             [providers.studio]\nspec = 'generic'\nwebhook_secrets = ['{WEBHOOK_SECRET}']\n"
+             [providers.{PROVIDER}]\nspec = 'generic'\nwebhook_secrets = ['{WEBHOOK_SECRET}']\n"
         );
         let path = dir.join(format!("{name}.toml"));
         fs::write(&path, config)?;
@@ -80,13 +102,49 @@ impl Hub {
 
     /// Registers `count` jobs without a provider.
     pub async fn jobs(&self, count: usize, padding: usize) -> anyhow::Result<Vec<String>> {
-        let mut connection = HttpConnection::new(self.address);
-        let body = json!({"owner": OWNER, "metadata": metadata(padding), "deadline_seconds": 1800});
-        let mut jobs = Vec::with_capacity(count);
-        for _ in 0..count {
-            jobs.push(self.register(&mut connection, &body).await?);
-        }
-        Ok(jobs)
+        self.register_all(
+            count,
+            &|_| json!({"owner": OWNER, "metadata": metadata(padding), "deadline_seconds": 1800}),
+        )
+        .await
+    }
+
+    /// Registers `count` jobs of the provider `studio`, with [`task_id`] of their number.
+    pub async fn provider_jobs(&self, count: usize, padding: usize) -> anyhow::Result<Vec<String>> {
+        self.register_all(count, &|nth| {
+            json!({
+                "owner": OWNER,
+                "provider": PROVIDER,
+                "provider_task_id": task_id(nth),
+                "metadata": metadata(padding),
+                "deadline_seconds": 1800,
+            })
+        })
+        .await
+    }
+
+    async fn register_all(
+        &self,
+        count: usize,
+        body: &impl Fn(usize) -> Value,
+    ) -> anyhow::Result<Vec<String>> {
+        let next = Cell::new(0);
+        let (next, count) = (&next, count);
+        let register = || async move {
+            let mut connection = HttpConnection::new(self.address);
+            let mut jobs = Vec::new();
+            loop {
+                let nth = next.replace(next.get() + 1);
+                if nth >= count {
+                    return anyhow::Ok(jobs);
+                }
+                jobs.push((nth, self.register(&mut connection, &body(nth)).await?));
+            }
+        };
+        let registered = try_join_all((0..REGISTRATIONS).map(|_| register())).await?;
+        let mut jobs = registered.concat();
+        jobs.sort_unstable();
+        Ok(jobs.into_iter().map(|(_, job)| job).collect())
     }
 
     /// Returns the request of a worker that reports an update.
@@ -110,45 +168,6 @@ impl Hub {
             headers: format!("Authorization: {}\r\n", self.reader_token),
             message: Some(json!({"type": "subscribe", "id": 1, "jobs": jobs}).to_string()),
         }
-    }
-
-    /// Starts `nodes` hubs on one Redis. Sockets are distributed over them, and the first receives all updates.
-    pub async fn start_cluster(
-        context: &StartContext<'_>,
-        nodes: usize,
-    ) -> anyhow::Result<RunningServer> {
-        let (redis, port) = super::redis::start(context)?;
-        let store = format!("redis://127.0.0.1:{port}");
-        let hubs = (0..nodes).map(|node| {
-            let name = format!("hub-{node}");
-            Self::start_with_store(&store, &name, context.dir, context.cores)
-        });
-        let hubs = hubs.collect::<anyhow::Result<Vec<Self>>>()?;
-        for hub in &hubs {
-            hub.wait_until_ready().await?;
-        }
-        let first = hubs.first().context("the cluster has no nodes")?;
-        let jobs = first.jobs(context.channels, context.padding).await?;
-        let subscriptions = jobs
-            .iter()
-            .map(|job| first.subscription(&[(job, 0)]))
-            .collect();
-        let (worker_token, publish_address) = (first.worker_token.clone(), first.address);
-        let addresses = hubs.iter().map(|hub| hub.address).collect();
-        let mut processes = vec![redis];
-        processes.extend(hubs.into_iter().map(|hub| hub.process));
-        Ok(RunningServer {
-            endpoint: Endpoint {
-                addresses,
-                subscriptions,
-                max_handshakes: MAX_CONCURRENT_HANDSHAKES,
-            },
-            publish_address,
-            processes,
-            publish: Box::new(move |channel, stamp| {
-                Self::update(&worker_token, &jobs[channel], stamp)
-            }),
-        })
     }
 
     /// Waits until the readiness check succeeds.
@@ -185,7 +204,7 @@ impl Hub {
             processes: vec![hub.process],
             publish: Box::new(move |_, stamp| {
                 let job = next.replace((next.get() + 1) % jobs.len());
-                Self::update(&worker_token, &jobs[job], stamp)
+                Ok(Self::update(&worker_token, &jobs[job], stamp))
             }),
         })
     }
@@ -215,22 +234,63 @@ fn token(config: &str, sub: &str, scope: &str) -> anyhow::Result<String> {
     ))
 }
 
-pub(super) async fn start(context: &StartContext<'_>) -> anyhow::Result<RunningServer> {
-    let hub = Hub::start(context.dir, context.cores)?;
-    let jobs = hub.jobs(context.channels, context.padding).await?;
-    let subscriptions = jobs
-        .iter()
-        .map(|job| hub.subscription(&[(job, 0)]))
-        .collect();
-    let worker_token = hub.worker_token;
+/// Starts a hub, and Redis if it is the store. Every channel is a job.
+pub async fn start(
+    context: &StartContext<'_>,
+    store: Store,
+    reports: Reports,
+) -> anyhow::Result<RunningServer> {
+    let mut processes = Vec::new();
+    let hubs = match store {
+        Store::Sqlite => vec![Hub::start(context.dir, context.cores)?],
+        Store::Redis { nodes } => {
+            let (redis, port) = super::redis::start(context)?;
+            processes.push(redis);
+            let store = format!("redis://127.0.0.1:{port}");
+            let hubs = (0..nodes).map(|node| {
+                let name = format!("hub-{node}");
+                Hub::start_with_store(&store, &name, context.dir, context.cores)
+            });
+            hubs.collect::<anyhow::Result<_>>()?
+        }
+    };
+    for hub in &hubs {
+        hub.wait_until_ready().await?;
+    }
+    let first = hubs.first().context("no nodes")?;
+    let jobs = match reports {
+        Reports::Pushes => first.jobs(context.channels, context.padding).await?,
+        Reports::Webhooks => {
+            first
+                .provider_jobs(context.channels, context.padding)
+                .await?
+        }
+    };
+    let subscriptions = jobs.iter().map(|job| first.subscription(&[(job, 0)]));
+    let endpoint = Endpoint {
+        addresses: hubs.iter().map(|hub| hub.address).collect(),
+        subscriptions: subscriptions.collect(),
+        max_handshakes: MAX_CONCURRENT_HANDSHAKES,
+    };
+    let publish_address = first.address;
+    let publish: super::Publish = match reports {
+        Reports::Pushes => {
+            let worker_token = first.worker_token.clone();
+            Box::new(move |channel, stamp| Ok(Hub::update(&worker_token, &jobs[channel], stamp)))
+        }
+        Reports::Webhooks => {
+            let signer = Signer::new()?;
+            Box::new(move |channel, stamp| {
+                let (task, stage) = (task_id(channel), stamp.text());
+                signer.request(&json!({"task_id": task, "status": "running", "stage": stage}))
+            })
+        }
+    };
+    processes.extend(hubs.into_iter().map(|hub| hub.process));
     Ok(RunningServer {
-        endpoint: Endpoint {
-            addresses: vec![hub.address],
-            subscriptions,
-            max_handshakes: MAX_CONCURRENT_HANDSHAKES,
-        },
-        publish_address: hub.address,
-        processes: vec![hub.process],
-        publish: Box::new(move |channel, stamp| Hub::update(&worker_token, &jobs[channel], stamp)),
+        endpoint,
+        publish_address,
+        processes,
+        publish,
     })
 }
