@@ -17,6 +17,7 @@ const ROUNDS: usize = 5;
 
 /// Options of the measurements of deliveries.
 #[derive(clap::Args)]
+#[group(skip)]
 pub struct Options {
     /// Sockets that receive each update
     #[arg(long, default_value_t = 1000)]

@@ -11,12 +11,15 @@ mod http_connection;
 mod hub_only;
 mod measurements;
 mod message;
+mod mixed;
 mod peers;
 mod plot;
 mod process;
 mod scaling;
+mod stack;
 mod table;
 mod updates;
+mod with_sqlite;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
@@ -27,6 +30,7 @@ use process::Cores;
 
 /// Compares the hub and other servers with a bare epoll writer, the floor.
 #[derive(Parser)]
+#[group(skip)]
 #[command(name = "compare", bin_name = "cargo bench --bench compare --")]
 struct Options {
     #[command(subcommand)]
@@ -42,6 +46,8 @@ struct Options {
 enum Command {
     /// Measures the cost of an update to one of many jobs with one socket each
     Updates(updates::Options),
+    /// Measures how updates to many jobs are delayed by a job with many sockets
+    Mixed(mixed::Options),
 }
 
 /// Options of all measurements.
@@ -50,7 +56,7 @@ struct Common {
     /// Servers to measure [default: all]. The floor is always measured
     #[arg(long, value_enum, value_delimiter = ',', global = true)]
     only: Vec<Peer>,
-    /// Rounds of the CPU measurement [default: 5, or 3 for updates]
+    /// Rounds of the CPU measurement [default: 5, or 3 with a command]
     #[arg(long, global = true)]
     rounds: Option<usize>,
     /// Core of the server
@@ -98,6 +104,7 @@ fn main() -> anyhow::Result<()> {
         match &options.command {
             None => deliveries::run(&options.deliveries, &options.common).await,
             Some(Command::Updates(updates)) => updates::run(updates, &options.common).await,
+            Some(Command::Mixed(mixed)) => mixed::run(mixed, &options.common).await,
         }
     })
 }

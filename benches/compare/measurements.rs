@@ -6,21 +6,20 @@
 mod load;
 mod system_calls;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use tokio::task::JoinSet;
 
-use crate::clients::Clients;
-use crate::http_connection::HttpConnection;
+use crate::clients::{Clients, Endpoint};
+use crate::http_connection::{HttpConnection, send_all};
 use crate::message::{Clock, Stamp, Template};
 use crate::peers::{Peer, RunningServer, StartContext};
 use crate::process::Cores;
 
-pub use load::{Load, UpdateCost};
+pub use load::{Load, Outcome, UpdateCost};
 
 /// Maximum time for all sockets to become current.
 const MEASUREMENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -51,9 +50,10 @@ impl Size {
     }
 }
 
-/// A server and its sockets, all of which are current.
+/// A server and sockets of some of its channels, all of which are current.
 pub struct Scenario {
-    server: RunningServer,
+    server: Rc<RunningServer>,
+    first_channel: usize,
     clients: Clients,
     connection: HttpConnection,
     clock: Clock,
@@ -70,10 +70,25 @@ impl Scenario {
 
     /// Opens the sockets of a running server.
     pub async fn with_server(server: RunningServer, size: Size) -> anyhow::Result<Self> {
-        let clients = Clients::open(&server.endpoint, size.sockets, 0).await?;
+        Self::on_channels(Rc::new(server), 0, size).await
+    }
+
+    /// Opens sockets of the channels of a running server from `first_channel`.
+    pub async fn on_channels(
+        server: Rc<RunningServer>,
+        first_channel: usize,
+        size: Size,
+    ) -> anyhow::Result<Self> {
+        let channels = first_channel..first_channel + size.channels;
+        let endpoint = Endpoint {
+            subscriptions: server.endpoint.subscriptions[channels].to_vec(),
+            ..server.endpoint.clone()
+        };
+        let clients = Clients::open(&endpoint, size.sockets, 0).await?;
         let connection = HttpConnection::new(server.publish_address);
         let mut scenario = Self {
             server,
+            first_channel,
             clients,
             connection,
             clock: Clock::start(),
@@ -116,11 +131,15 @@ impl Scenario {
         (channel, Stamp { number, due })
     }
 
+    fn update(&self, channel: usize, stamp: Stamp) -> anyhow::Result<Vec<u8>> {
+        self.server.update(self.first_channel + channel, stamp)
+    }
+
     /// Returns the request of the next update, for which all sockets of its channel are now behind.
     fn expected_update(&self) -> anyhow::Result<Vec<u8>> {
         let (channel, stamp) = self.next(self.clock.now());
         self.clients.observations.expect(channel, stamp.number);
-        self.server.update(channel, stamp)
+        self.update(channel, stamp)
     }
 
     async fn post(&mut self) -> anyhow::Result<()> {
@@ -216,28 +235,14 @@ impl Scenario {
     fn updates(&self, count: usize) -> anyhow::Result<Vec<Vec<u8>>> {
         let requests = (0..count).map(|_| {
             let (channel, stamp) = self.next(self.clock.now());
-            self.server.update(channel, stamp)
+            self.update(channel, stamp)
         });
         requests.collect()
     }
 
     /// Sends the requests as fast as the server responds.
     async fn send_concurrently(&self, requests: Vec<Vec<u8>>) -> anyhow::Result<()> {
-        let requests = Rc::new(RefCell::new(requests.into_iter()));
-        let mut senders = JoinSet::new();
-        for _ in 0..CONNECTIONS {
-            let requests = Rc::clone(&requests);
-            let mut connection = HttpConnection::new(self.server.publish_address);
-            senders.spawn_local(async move {
-                while let Some(request) = next(&requests) {
-                    connection.send(&request).await?;
-                }
-                anyhow::Ok(())
-            });
-        }
-        while let Some(done) = senders.join_next().await {
-            done??;
-        }
+        send_all(self.server.publish_address, CONNECTIONS, requests).await?;
         Ok(())
     }
 
@@ -246,11 +251,6 @@ impl Scenario {
         self.clients.observations.regressions.set(0);
         self.clients.verify()
     }
-}
-
-/// Removes the next request. The queue is not borrowed while the request is sent.
-fn next(requests: &RefCell<std::vec::IntoIter<Vec<u8>>>) -> Option<Vec<u8>> {
-    requests.borrow_mut().next()
 }
 
 /// Cost and rate of deliveries.
@@ -286,7 +286,13 @@ pub async fn memory(peer: Peer, cores: Cores, dir: &Path, size: Size) -> anyhow:
     Ok(per_socket)
 }
 
-async fn start(peer: Peer, cores: Cores, dir: &Path, size: Size) -> anyhow::Result<RunningServer> {
+/// Starts a server with the channels of a scenario.
+pub async fn start(
+    peer: Peer,
+    cores: Cores,
+    dir: &Path,
+    size: Size,
+) -> anyhow::Result<RunningServer> {
     let unpadded = Template::new(0)?.length();
     let context = StartContext {
         dir,

@@ -3,6 +3,8 @@
 //! Every server is configured as its documentation recommends for this work, with one process where that is
 //! configurable. Configuration and data are temporary.
 
+mod centrifugo;
+mod durable_streams;
 mod express;
 pub mod hub;
 mod nchan;
@@ -18,10 +20,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::clients::{Endpoint, Subscription};
+use crate::clients::{Endpoint, Protocol, Subscription};
 use crate::message::{Stamp, Template};
 use crate::process::{Cores, Process, Usage};
+use crate::stack::Step;
 
+use centrifugo::Kept;
 use hub::{Reports, Store};
 
 pub use own::serve;
@@ -63,6 +67,30 @@ pub enum Peer {
     ActixWs,
     /// Express with ws and Redis
     Express,
+    /// The libraries of the hub, which store and deliver what is posted
+    Stack,
+    /// The same, with JSON
+    StackJson,
+    /// The same, with tokens
+    StackToken,
+    /// The same, with versions of a document
+    StackVersions,
+    /// The same, with indexes
+    StackIndexes,
+    /// The same, with feeds of changes
+    StackFeeds,
+    /// The same, with metrics
+    StackMetrics,
+    /// actix-ws with SQLite as it is commonly written
+    ActixSqlite,
+    /// Durable Streams' server in Rust
+    DurableStreams,
+    /// Centrifugo without history
+    Centrifugo,
+    /// Centrifugo with history and recovery
+    CentrifugoHistory,
+    /// Centrifugo with history and recovery on Redis
+    CentrifugoRedis,
 }
 
 impl Peer {
@@ -84,6 +112,30 @@ impl Peer {
         Self::HubWebhooks,
         Self::HubRedis,
         Self::HubRedisWebhooks,
+        Self::Stack,
+        Self::StackJson,
+        Self::StackToken,
+        Self::StackVersions,
+        Self::StackIndexes,
+        Self::StackFeeds,
+        Self::StackMetrics,
+        Self::ActixSqlite,
+        Self::DurableStreams,
+        Self::Centrifugo,
+        Self::CentrifugoHistory,
+        Self::CentrifugoRedis,
+        Self::Nchan,
+        Self::Express,
+    ];
+
+    /// The servers of the measurement of a mixed load. The first is the one that the others are compared with.
+    pub const OF_MIXED_LOAD: &[Self] = &[
+        Self::DurableFloor,
+        Self::Hub,
+        Self::HubRedis,
+        Self::DurableStreams,
+        Self::Centrifugo,
+        Self::CentrifugoRedis,
         Self::Nchan,
         Self::Express,
     ];
@@ -119,19 +171,45 @@ impl Peer {
             Self::Pushpin => "Pushpin",
             Self::ActixWs => "actix-ws broadcast",
             Self::Express => "Express + ws + Redis",
+            Self::Stack => "bare stack: actix-web, actix-ws, SQLite",
+            Self::StackJson => "+ JSON",
+            Self::StackToken => "+ token",
+            Self::StackVersions => "+ versions",
+            Self::StackIndexes => "+ indexes",
+            Self::StackFeeds => "+ feeds",
+            Self::StackMetrics => "+ metrics",
+            Self::ActixSqlite => "actix-ws + SQLite, as commonly written",
+            Self::DurableStreams => "Durable Streams (SSE)",
+            Self::Centrifugo => "Centrifugo",
+            Self::CentrifugoHistory => "Centrifugo, history and recovery",
+            Self::CentrifugoRedis => "Centrifugo on Redis, history and recovery",
         }
     }
 
     /// Returns the command that installs the server, or `None` if it is installed.
     fn missing(self) -> Option<String> {
         match self {
-            Self::Floor | Self::DurableFloor | Self::Hub | Self::HubWebhooks | Self::ActixWs => {
-                None
-            }
+            Self::Floor
+            | Self::DurableFloor
+            | Self::Hub
+            | Self::HubWebhooks
+            | Self::ActixWs
+            | Self::Stack
+            | Self::StackJson
+            | Self::StackToken
+            | Self::StackVersions
+            | Self::StackIndexes
+            | Self::StackFeeds
+            | Self::StackMetrics
+            | Self::ActixSqlite => None,
             Self::HubRedis | Self::HubRedisWebhooks | Self::Cluster => redis::missing(),
             Self::Nchan => nchan::missing(),
             Self::Pushpin => pushpin::missing(),
             Self::Express => express::missing(),
+            Self::DurableStreams => durable_streams::missing(),
+            Self::Centrifugo => centrifugo::missing(Kept::Nothing),
+            Self::CentrifugoHistory => centrifugo::missing(Kept::InMemory),
+            Self::CentrifugoRedis => centrifugo::missing(Kept::OnRedis),
         }
     }
 
@@ -151,6 +229,18 @@ impl Peer {
             Self::Pushpin => pushpin::start(context),
             Self::ActixWs => own::start(context, own::BROADCAST),
             Self::Express => express::start(context),
+            Self::Stack => own::start(context, own::stack(Step::Plain)),
+            Self::StackJson => own::start(context, own::stack(Step::Json)),
+            Self::StackToken => own::start(context, own::stack(Step::Token)),
+            Self::StackVersions => own::start(context, own::stack(Step::Versions)),
+            Self::StackIndexes => own::start(context, own::stack(Step::Indexes)),
+            Self::StackFeeds => own::start(context, own::stack(Step::Feeds)),
+            Self::StackMetrics => own::start(context, own::stack(Step::Metrics)),
+            Self::ActixSqlite => own::start(context, own::WITH_SQLITE),
+            Self::DurableStreams => durable_streams::start(context).await,
+            Self::Centrifugo => centrifugo::start(context, Kept::Nothing),
+            Self::CentrifugoHistory => centrifugo::start(context, Kept::InMemory),
+            Self::CentrifugoRedis => centrifugo::start(context, Kept::OnRedis),
         };
         server.with_context(|| format!("{} did not start", self.name()))
     }
@@ -207,6 +297,7 @@ pub const MAX_CONCURRENT_HANDSHAKES: usize = 1024;
 /// Returns the endpoint of a server whose path contains the channel.
 fn by_path(address: SocketAddr, channels: usize) -> Endpoint {
     let subscription = |channel| Subscription {
+        protocol: Protocol::WebSocket,
         path: format!("/ws/{channel}"),
         headers: String::new(),
         message: None,

@@ -17,6 +17,7 @@ const ROUNDS: usize = 3;
 
 /// Options of the measurement.
 #[derive(clap::Args)]
+#[group(skip)]
 pub struct Options {
     /// Numbers of jobs. Each is a measurement of its own
     #[arg(long, value_delimiter = ',', default_values_t = [1000, 10_000])]

@@ -26,15 +26,15 @@ pub enum Load {
 }
 
 /// What happened during a load.
-struct Outcome {
+pub struct Outcome {
     /// Updates that the server accepted.
-    updates: u64,
+    pub updates: u64,
     /// Messages that the sockets received.
-    deliveries: u64,
-    elapsed: Duration,
-    usage: Usage,
+    pub deliveries: u64,
+    pub elapsed: Duration,
+    pub usage: Usage,
     /// Microseconds from the due time of each update, or from its request under full load, until a socket has it.
-    latencies: Histogram<u64>,
+    pub latencies: Histogram<u64>,
 }
 
 /// Cost of an update under a load.
@@ -93,7 +93,7 @@ impl Scenario {
     }
 
     /// Runs a load until every socket has the last update of its channel.
-    async fn run(&mut self, load: Load, duration: Duration) -> anyhow::Result<Outcome> {
+    pub async fn run(&mut self, load: Load, duration: Duration) -> anyhow::Result<Outcome> {
         let observations = Rc::clone(&self.clients.observations);
         let received = observations.received.get();
         let (start, before) = (Instant::now(), self.server.usage()?);
@@ -130,7 +130,7 @@ impl Scenario {
             let due = start + nth * interval_nanos;
             self.clock.wait_until(due).await;
             let (channel, stamp) = self.next(due);
-            let request = self.server.update(channel, stamp)?;
+            let request = self.update(channel, stamp)?;
             self.clients.observations.expect(channel, stamp.number);
             let connection = Rc::clone(connection);
             requests.spawn_local(async move {

@@ -3,7 +3,6 @@
 //! Nothing is disabled: the hub verifies tokens, commits each update to disk before it delivers it, and logs at the
 //! default level.
 
-use std::cell::Cell;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,13 +10,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
 use super::webhooks::{PROVIDER, Signer, WEBHOOK_SECRET, task_id};
 use super::{MAX_CONCURRENT_HANDSHAKES, RunningServer, StartContext};
-use crate::clients::{Endpoint, Subscription};
-use crate::http_connection::{HttpConnection, post};
+use crate::clients::{Endpoint, Protocol, Subscription};
+use crate::http_connection::{HttpConnection, post, send_all};
 use crate::message::{OWNER, Stamp, metadata};
 use crate::process::{Cores, Process, free_address};
 
@@ -88,30 +86,16 @@ impl Hub {
         })
     }
 
-    /// Registers a job and returns its id.
-    pub async fn register(
-        &self,
-        connection: &mut HttpConnection,
-        body: &Value,
-    ) -> anyhow::Result<String> {
-        let request = post("/v1/jobs", &self.headers(), &body.to_string());
-        let job: Value = serde_json::from_slice(connection.send(&request).await?)?;
-        let id = job["id"].as_str().context("the job has no id")?;
-        Ok(id.to_owned())
-    }
-
     /// Registers `count` jobs without a provider.
     pub async fn jobs(&self, count: usize, padding: usize) -> anyhow::Result<Vec<String>> {
-        self.register_all(
-            count,
-            &|_| json!({"owner": OWNER, "metadata": metadata(padding), "deadline_seconds": 1800}),
-        )
-        .await
+        let job =
+            |_| json!({"owner": OWNER, "metadata": metadata(padding), "deadline_seconds": 1800});
+        self.register((0..count).map(job)).await
     }
 
-    /// Registers `count` jobs of the provider `studio`, with [`task_id`] of their number.
+    /// Registers `count` jobs of the provider `studio`, each with the [`task_id`] of its number.
     pub async fn provider_jobs(&self, count: usize, padding: usize) -> anyhow::Result<Vec<String>> {
-        self.register_all(count, &|nth| {
+        let job = |nth| {
             json!({
                 "owner": OWNER,
                 "provider": PROVIDER,
@@ -119,32 +103,23 @@ impl Hub {
                 "metadata": metadata(padding),
                 "deadline_seconds": 1800,
             })
-        })
-        .await
+        };
+        self.register((0..count).map(job)).await
     }
 
-    async fn register_all(
-        &self,
-        count: usize,
-        body: &impl Fn(usize) -> Value,
-    ) -> anyhow::Result<Vec<String>> {
-        let next = Cell::new(0);
-        let (next, count) = (&next, count);
-        let register = || async move {
-            let mut connection = HttpConnection::new(self.address);
-            let mut jobs = Vec::new();
-            loop {
-                let nth = next.replace(next.get() + 1);
-                if nth >= count {
-                    return anyhow::Ok(jobs);
-                }
-                jobs.push((nth, self.register(&mut connection, &body(nth)).await?));
-            }
+    /// Registers jobs and returns their ids.
+    async fn register(&self, jobs: impl Iterator<Item = Value>) -> anyhow::Result<Vec<String>> {
+        let headers = [
+            ("Authorization", &*self.worker_token),
+            ("Content-Type", "application/json"),
+        ];
+        let requests = jobs.map(|job| post("/v1/jobs", &headers, &job.to_string()));
+        let jobs = send_all(self.address, REGISTRATIONS, requests.collect()).await?;
+        let id = |job: Vec<u8>| {
+            let job: Value = serde_json::from_slice(&job)?;
+            Ok(job["id"].as_str().context("the job has no id")?.to_owned())
         };
-        let registered = try_join_all((0..REGISTRATIONS).map(|_| register())).await?;
-        let mut jobs = registered.concat();
-        jobs.sort_unstable();
-        Ok(jobs.into_iter().map(|(_, job)| job).collect())
+        jobs.into_iter().map(id).collect()
     }
 
     /// Returns the request of a worker that reports an update.
@@ -164,6 +139,7 @@ impl Hub {
             .map(|(job, version)| json!({"job": job, "version": version}));
         let jobs: Vec<Value> = jobs.collect();
         Subscription {
+            protocol: Protocol::WebSocket,
             path: "/v1/ws".to_owned(),
             headers: format!("Authorization: {}\r\n", self.reader_token),
             message: Some(json!({"type": "subscribe", "id": 1, "jobs": jobs}).to_string()),
@@ -207,13 +183,6 @@ impl Hub {
                 Ok(Self::update(&worker_token, &jobs[job], stamp))
             }),
         })
-    }
-
-    fn headers(&self) -> [(&str, &str); 2] {
-        [
-            ("Authorization", &self.worker_token),
-            ("Content-Type", "application/json"),
-        ]
     }
 }
 
