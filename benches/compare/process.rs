@@ -81,6 +81,8 @@ impl Process {
         }
         let child = start
             .args(command)
+            // The end of the log is shown if the server fails.
+            .env("RUST_BACKTRACE", "0")
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)

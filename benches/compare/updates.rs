@@ -31,7 +31,7 @@ pub struct Options {
     /// Seconds of each measurement. The same time is spent to warm up and to count system calls
     #[arg(long, default_value_t = 4)]
     seconds: u64,
-    /// Measure one round of one second with the first number of jobs, to see that everything runs
+    /// Measure one round of half a second with the first number of jobs, to see that everything runs
     #[arg(long)]
     quick: bool,
 }
@@ -55,7 +55,7 @@ struct PeerResults {
 pub async fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let start = Instant::now();
     let (rounds, jobs, duration) = if options.quick {
-        (1, &options.jobs[..1], Duration::from_secs(1))
+        (1, &options.jobs[..1], Duration::from_millis(500))
     } else {
         let rounds = common.rounds.unwrap_or(ROUNDS);
         (rounds, &*options.jobs, Duration::from_secs(options.seconds))
@@ -74,7 +74,7 @@ pub async fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         today(),
         machine(),
         command_line(),
-        duration.as_secs(),
+        duration.as_secs_f64(),
         Template::new(0)?.length()
     );
     let mut failures = 0;

@@ -10,7 +10,7 @@ use super::{Change, Step};
 
 /// Indexes of the hub whose columns change with an update, or that are read to find a job.
 const INDEXES: &str = "
-    CREATE INDEX jobs_by_owner ON jobs (owner, id);
+    CREATE INDEX jobs_by_owner ON jobs (owner);
     CREATE INDEX jobs_by_updated_at ON jobs (updated_at);
     CREATE INDEX jobs_to_poll ON jobs (poll_at);
 ";
