@@ -15,7 +15,7 @@ WORKDIR /src
 # dependencies below depends on the manifests only.
 FROM tools AS manifests
 COPY . .
-RUN find . -type f ! -name 'Cargo.*' ! -name lib.rs ! -name main.rs ! -path './benches/*.rs' -delete \
+RUN find . -type f ! -path './.cargo/*' ! -name 'Cargo.*' ! -name lib.rs ! -name main.rs ! -path './benches/*.rs' -delete \
     && find . -name '*.rs' | while read -r file; do echo 'fn main() {}' >"$file"; done \
     && find . -type d -empty -delete
 

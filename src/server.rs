@@ -17,6 +17,7 @@ mod open_files;
 mod origin;
 mod parse_error;
 mod request;
+mod router;
 mod routes;
 mod security_log;
 pub(crate) mod socket;

@@ -1,13 +1,12 @@
 //! The routes, and the data that their handlers use.
 
-use std::future::ready;
 use std::sync::Arc;
 use std::time::Instant;
 
 use actix_cors::Cors;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::middleware::DefaultHeaders;
-use actix_web::{FromRequest, Handler, HttpResponse, Responder, Route, guard, web};
+use actix_web::{HttpResponse, web};
 
 use super::api::health::{AdminListener, StartedAt};
 use super::api::{
@@ -16,6 +15,7 @@ use super::api::{
 use super::components::Components;
 use super::error::{ErrorCode, Problem};
 use super::origin::OriginPolicy;
+use super::router::{Resource, Router};
 use super::static_files;
 use crate::config::ServerConfig;
 use crate::store::Store;
@@ -49,19 +49,19 @@ pub fn configure(
             .app_data(web::Data::new(components.config.socket.clone()))
             .app_data(web::Data::new(components.config.defaults.clone()));
         let mut resources = vec![
+            Resource::new("/v1/jobs/{id}/updates").post(workers::push),
+            Resource::new("/v1/webhooks/{provider}/{token}").post(webhooks::receive_with_token),
+            Resource::new("/v1/webhooks/{provider}").post(webhooks::receive),
+            Resource::new("/v1/jobs/{id}").get(jobs::show),
             Resource::new("/v1/videos").post(videos::submit),
             Resource::new("/v1/jobs")
                 .get(jobs::list)
                 .post(workers::register),
-            Resource::new("/v1/jobs/{id}").get(jobs::show),
-            Resource::new("/v1/jobs/{id}/updates").post(workers::push),
             Resource::new("/v1/jobs/{id}/cancel")
                 .get(jobs::cancellable)
                 .post(jobs::cancel),
             Resource::new("/v1/jobs/{id}/outputs/{n}").get(outputs::fetch),
             Resource::new("/v1/tokens").post(tokens::mint),
-            Resource::new("/v1/webhooks/{provider}").post(webhooks::receive),
-            Resource::new("/v1/webhooks/{provider}/{token}").post(webhooks::receive_with_token),
             Resource::new("/v1/providers").get(providers::list),
             Resource::new("/v1/providers/{name}/resume").post(providers::resume),
             Resource::new("/v1/events").get(events::open),
@@ -71,14 +71,11 @@ pub fn configure(
         if components.config.server.admin_bind.is_none() {
             resources.push(metrics());
         }
-        register(app, resources);
         if let Some(demo) = components.demo {
             app.configure(demo.routes).app_data(web::Data::new(demo));
-            Resource::new("/demo/session")
-                .get(demo::session)
-                .register(app);
+            resources.push(Resource::new("/demo/session").get(demo::session));
         }
-        app.default_service(web::to(static_files::file));
+        app.default_service(Router::new(resources, web::to(static_files::file)));
     }
 }
 
@@ -99,9 +96,8 @@ pub fn configure_admin(
             .app_data(web::Data::from(components.drain))
             .app_data(web::Data::new(AdminListener))
             .app_data(web::Data::new(StartedAt(started_at)));
-        register(app, health_checks());
-        register(app, [metrics()]);
-        app.default_service(web::to(not_found));
+        let resources = health_checks().into_iter().chain([metrics()]);
+        app.default_service(Router::new(resources.collect(), web::to(not_found)));
     }
 }
 
@@ -115,65 +111,6 @@ fn health_checks() -> [Resource; 3] {
 
 fn metrics() -> Resource {
     Resource::new("/metrics").get(health::metrics)
-}
-
-fn register(app: &mut web::ServiceConfig, resources: impl IntoIterator<Item = Resource>) {
-    for resource in resources {
-        resource.register(app);
-    }
-}
-
-/// A path and the handlers of its methods. The response to any other method is 405.
-struct Resource {
-    path: &'static str,
-    get: Option<Route>,
-    post: Option<Route>,
-}
-
-impl Resource {
-    fn new(path: &'static str) -> Self {
-        Self {
-            path,
-            get: None,
-            post: None,
-        }
-    }
-
-    /// Handles GET and HEAD. The server does not send the body of a response to HEAD.
-    fn get<F, Args>(mut self, handler: F) -> Self
-    where
-        F: Handler<Args>,
-        Args: FromRequest + 'static,
-        F::Output: Responder + 'static,
-    {
-        let is_read = guard::Any(guard::Get()).or(guard::Head());
-        self.get = Some(web::route().guard(is_read).to(handler));
-        self
-    }
-
-    fn post<F, Args>(mut self, handler: F) -> Self
-    where
-        F: Handler<Args>,
-        Args: FromRequest + 'static,
-        F::Output: Responder + 'static,
-    {
-        self.post = Some(web::post().to(handler));
-        self
-    }
-
-    fn register(self, app: &mut web::ServiceConfig) {
-        let allowed = match (&self.get, &self.post) {
-            (Some(_), Some(_)) => "GET, HEAD, POST",
-            (Some(_), None) => "GET, HEAD",
-            (None, _) => "POST",
-        };
-        let other = move || ready(Err::<HttpResponse, _>(Problem::method_not_allowed(allowed)));
-        let mut resource = web::resource(self.path).default_service(web::to(other));
-        for route in [self.get, self.post].into_iter().flatten() {
-            resource = resource.route(route);
-        }
-        app.service(resource);
-    }
 }
 
 /// Response of the admin listener to any other path.

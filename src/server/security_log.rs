@@ -17,6 +17,7 @@ use progress_hub_auth::jwt::{MintedToken, Principal};
 
 use super::error::{ErrorCode, Problem};
 use super::limits::ConnectionLimits;
+use super::router::MatchedPattern;
 use crate::protocol::CloseReason;
 use crate::telemetry::{Metrics, Throttle};
 
@@ -155,14 +156,14 @@ pub async fn record_problems(
     let error = response.response().error();
     if let Some(problem) = error.and_then(|error| error.as_error::<Problem>()) {
         let request = response.request();
-        let route = request.match_pattern();
         let extensions = request.extensions();
+        let route = extensions.get::<MatchedPattern>();
         let caller = extensions.get::<Rc<Principal>>();
         log.problem(
             problem,
             &RequestInfo {
                 method: request.method(),
-                route: route.as_deref().unwrap_or("-"),
+                route: route.map_or("-", |route| route.0),
                 address: limits.client_address(request.peer_addr(), request.headers()),
                 caller: caller.map(Rc::as_ref),
             },

@@ -1,44 +1,49 @@
 //! The embedded engine: jobs in an SQLite database, for a single node.
 //!
-//! One thread performs all writes, in transactions that several callers share. Commits are
-//! therefore serialized, and changes are published in commit order. Other threads read. No async
-//! thread blocks on the database.
+//! One connection performs all writes, in transactions that several callers share. Commits are
+//! therefore serialized, and changes are published in commit order. Unfinished jobs are read from
+//! memory, and everything else by separate threads.
 
 mod budgets;
-mod command_queue;
+mod command;
+mod document_cache;
 mod file;
 mod jobs;
 mod queues;
+mod readers;
 mod sweep;
-mod threads;
+#[cfg(test)]
+mod tests;
+mod writer;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::Connection;
 
-use self::command_queue::{Changes, CommandQueue};
-use self::file::Location;
+use self::command::Changes;
+use self::document_cache::DocumentCache;
+use self::file::{Access, Location};
+use self::readers::Readers;
+use self::writer::Writer;
 use super::turns::Turns;
 use super::{ChangeSource, Error, EventHandler, Retention, SharedState, Store};
 use crate::time::Time;
 
-/// Number of threads that read a database file.
-const READER_THREADS: usize = 4;
+/// How long an operation waits for a place in a queue.
+const ENQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Jobs in an SQLite database, in a file or in memory.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: CommandQueue,
+    writer: Arc<Writer>,
     /// `None` for a database in memory: the writer reads as well.
-    readers: Option<CommandQueue>,
-    is_failing: Arc<AtomicBool>,
+    readers: Option<Readers>,
+    cache: Arc<DocumentCache>,
     retention: Retention,
     turns: Arc<Turns>,
-    /// The reader threads, followed by the writer thread.
     threads: tokio::sync::Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -53,35 +58,38 @@ impl SqliteStore {
     /// by another process. [`Error::Corrupt`] if the file is not an SQLite database, belongs to
     /// another program, or has a newer schema.
     pub fn open(url: &str, retention: Retention, on_event: EventHandler) -> Result<Self, Error> {
+        Self::open_with_cache(url, retention, on_event, DocumentCache::default())
+    }
+
+    fn open_with_cache(
+        url: &str,
+        retention: Retention,
+        on_event: EventHandler,
+        cache: DocumentCache,
+    ) -> Result<Self, Error> {
         let location = Location::parse(url)?;
-        let (db, lock) = location.open()?;
-        let is_failing = Arc::new(AtomicBool::new(false));
-        let mut threads = Vec::new();
-
-        let (readers, receiver) = CommandQueue::new();
-        let receiver = Arc::new(Mutex::new(receiver));
-        for _ in 0..READER_THREADS {
-            let Some(db) = location.open_reader()? else {
-                break;
-            };
-            let receiver = Arc::clone(&receiver);
-            threads.push(spawn("store-reader", move || {
-                threads::run_reader(&db, &receiver);
-            })?);
+        let connection = location.open()?;
+        let (mut readers, mut threads, mut checkpointer) = (None, Vec::new(), None);
+        if let Some(path) = location.path() {
+            let open = || location.connect(path, Access::ReadOnly);
+            let (started, reader_threads) = Readers::start(open, ENQUEUE_TIMEOUT)?;
+            readers = Some(started);
+            threads = reader_threads;
+            checkpointer = Some(location.connect(path, Access::ReadWrite)?);
         }
-        let readers = (!threads.is_empty()).then_some(readers);
-
-        let (writer, receiver) = CommandQueue::new();
-        let failing = Arc::clone(&is_failing);
-        threads.push(spawn("store-writer", move || {
-            threads::run_writer(&db, receiver, &on_event, &failing);
-            drop(db);
-            drop(lock);
-        })?);
+        let cache = Arc::new(cache);
+        let (writer, writer_thread) = Writer::start(
+            connection,
+            checkpointer,
+            Arc::clone(&cache),
+            on_event,
+            ENQUEUE_TIMEOUT,
+        )?;
+        threads.push(writer_thread);
         Ok(Self {
             writer,
             readers,
-            is_failing,
+            cache,
             retention,
             turns: Arc::default(),
             threads: tokio::sync::Mutex::new(threads),
@@ -92,8 +100,10 @@ impl SqliteStore {
         &self,
         operation: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let queue = self.readers.as_ref().unwrap_or(&self.writer);
-        queue.execute(move |db, _| operation(db)).await
+        match &self.readers {
+            Some(readers) => readers.execute(operation).await,
+            None => self.writer.execute(move |db, _| operation(db)).await,
+        }
     }
 
     /// Runs an operation in a transaction, and then publishes the changes that it adds.
@@ -124,7 +134,7 @@ impl Store for SqliteStore {
 
     /// Checks that the writer responds. If its last transaction failed, performs a small write.
     async fn ping(&self) -> Result<(), Error> {
-        let is_failing = self.is_failing.load(Ordering::Relaxed);
+        let is_failing = self.writer.is_failing();
         self.write(move |db, _| match is_failing {
             true => Ok(file::probe_write(db)?),
             false => Ok(()),
@@ -134,25 +144,24 @@ impl Store for SqliteStore {
 
     async fn sweep(&self, now: Time) -> Result<usize, Error> {
         let retention = self.retention;
-        self.write(move |db, _| sweep::sweep(db, now, retention))
+        self.write(move |db, changes| sweep::sweep(db, now, retention, changes))
             .await
     }
 
     async fn close(&self) {
-        let writer = self.writer.close();
-        drop(self.readers.as_ref().and_then(CommandQueue::close));
+        self.writer.close();
+        if let Some(readers) = &self.readers {
+            readers.close();
+        }
         let mut threads = self.threads.lock().await;
-        let mut readers = std::mem::take(&mut *threads);
-        let writer_thread = readers.pop();
+        let (threads, writer) = (std::mem::take(&mut *threads), Arc::clone(&self.writer));
         let joined = tokio::task::spawn_blocking(move || {
             let mut is_clean = true;
-            for reader in readers {
-                is_clean &= reader.join().is_ok();
+            for thread in threads {
+                is_clean &= thread.join().is_ok();
             }
-            // Dropping the sender ends the writer. Its connection must be the last to close, so
-            // that it can remove the write-ahead log.
-            drop(writer);
-            is_clean & writer_thread.is_none_or(|thread| thread.join().is_ok())
+            writer.finish();
+            is_clean
         });
         if !joined.await.unwrap_or(false) {
             tracing::error!("store thread panicked");

@@ -13,13 +13,12 @@ mod principal;
 #[cfg(test)]
 mod tests;
 mod token;
+mod verified;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-
-use claims::Claims;
 
 pub(crate) use claims::ClaimRequirements;
 pub use config::{AuthConfig, is_encrypted_or_local, secret_problem};
@@ -29,6 +28,7 @@ pub use minter::{MintError, MintedToken, Minter, hs256};
 pub use principal::{Principal, Scope};
 pub use token::MAX_TOKEN_BYTES;
 pub(crate) use token::UnverifiedToken;
+use verified::{TokenDigest, VerifiedClaims, VerifiedTokens};
 
 /// Reason for rejecting a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,6 +103,7 @@ pub struct Verifier {
     keys: Vec<VerifyingKey>,
     jwks: Option<Arc<Jwks<VerifyingKey>>>,
     expected: ClaimRequirements,
+    verified: VerifiedTokens,
 }
 
 impl Verifier {
@@ -121,6 +122,7 @@ impl Verifier {
                 audience: config.audience.clone(),
                 leeway: config.leeway,
             },
+            verified: VerifiedTokens::default(),
         })
     }
 
@@ -137,13 +139,45 @@ impl Verifier {
     /// # Errors
     /// As [`verify`](Self::verify).
     pub async fn verify_at(&self, token: &str, now: Timestamp) -> Result<Principal, TokenError> {
+        let digest = TokenDigest::of(token);
+        let verified = match self.verified_before(&digest).await? {
+            Some(verified) => verified,
+            None => {
+                let verified = self.verify_signature(token).await?;
+                self.verified.insert(digest, verified.clone());
+                verified
+            }
+        };
+        self.expected.principal(&verified.claims, now)
+    }
+
+    /// Returns the claims of a token whose signature was verified before, unless the key set has changed
+    /// since.
+    async fn verified_before(
+        &self,
+        digest: &TokenDigest,
+    ) -> Result<Option<VerifiedClaims>, TokenError> {
+        let Some(verified) = self.verified.get(digest) else {
+            return Ok(None);
+        };
+        let is_current = match (&verified.key_set, &self.jwks) {
+            (None, _) => true,
+            (Some(keys), Some(jwks)) => Arc::ptr_eq(keys, &current_keys(jwks).await?),
+            (Some(_), None) => false,
+        };
+        Ok(is_current.then_some(verified))
+    }
+
+    async fn verify_signature(&self, token: &str) -> Result<VerifiedClaims, TokenError> {
         let token = UnverifiedToken::read(token)?;
-        let claims = match token.verify_signature(&self.keys) {
+        match token.verify_signature(&self.keys) {
             Err(TokenError::Malformed) => Err(TokenError::Malformed),
             Err(error) => self.verify_with_jwks(&token, error).await,
-            Ok(claims) => Ok(claims),
-        }?;
-        self.expected.principal(claims, now)
+            Ok(claims) => Ok(VerifiedClaims {
+                claims: Arc::new(claims),
+                key_set: None,
+            }),
+        }
     }
 
     /// Verifies a token with the key set, after the configured keys have rejected it with `error`.
@@ -151,22 +185,30 @@ impl Verifier {
         &self,
         token: &UnverifiedToken<'_>,
         error: TokenError,
-    ) -> Result<Claims, TokenError> {
+    ) -> Result<VerifiedClaims, TokenError> {
         // A key set contains public keys only, so an HMAC token must not cause a fetch.
         let jwks = self.jwks.as_ref().filter(|_| !token.uses_shared_secret());
         let Some(jwks) = jwks else {
             return Err(error);
         };
-        let unavailable =
-            |JwksUnavailable { retry_after }| TokenError::KeysUnavailable { retry_after };
-        let current = jwks.current().await.map_err(unavailable)?;
-        let error = match token.verify_signature(current.iter()) {
+        let verify = |keys: Arc<[VerifyingKey]>| {
+            let claims = Arc::new(token.verify_signature(keys.iter())?);
+            let key_set = Some(keys);
+            Ok(VerifiedClaims { claims, key_set })
+        };
+        let current = current_keys(jwks).await?;
+        let error = match verify(Arc::clone(&current)) {
             Err(error) if token.may_verify_with_newer_keys(&error) => error,
             result => return result,
         };
         match jwks.newer_than(&current).await {
-            Some(newer) => token.verify_signature(newer.iter()),
+            Some(newer) => verify(newer),
             None => Err(error),
         }
     }
+}
+
+async fn current_keys(jwks: &Arc<Jwks<VerifyingKey>>) -> Result<Arc<[VerifyingKey]>, TokenError> {
+    let unavailable = |JwksUnavailable { retry_after }| TokenError::KeysUnavailable { retry_after };
+    jwks.current().await.map_err(unavailable)
 }

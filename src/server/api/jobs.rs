@@ -19,6 +19,7 @@ use crate::server::drain::Drain;
 use crate::server::error::{ErrorCode, Problem};
 use crate::server::limits::ConnectionLimits;
 use crate::server::request::Query;
+use crate::server::router::Segment;
 use crate::server::subscribe::{NotifySink, granted_job_ids, subscribe, visible};
 use crate::store::{CreateOutcome, ListQuery, Store};
 use crate::telemetry::{ConnectionKind, Metrics};
@@ -51,7 +52,7 @@ pub async fn show(
     limits: web::Data<ConnectionLimits>,
     metrics: web::Data<Metrics>,
     request: HttpRequest,
-    id: web::Path<String>,
+    Segment(id): Segment<2>,
     Query(query): Query<LongPollQuery>,
 ) -> Result<HttpResponse, Problem> {
     let if_none_match = request.headers().get(header::IF_NONE_MATCH);
@@ -245,7 +246,7 @@ pub fn create_response(
 pub async fn cancellable(
     caller: Caller,
     canceller: web::Data<CancelService>,
-    id: web::Path<String>,
+    Segment(id): Segment<2>,
 ) -> Result<HttpResponse, Problem> {
     let reason = match canceller.check(&caller, &id).await {
         Ok(()) => None,
@@ -263,7 +264,7 @@ pub async fn cancellable(
 pub async fn cancel(
     caller: Caller,
     canceller: web::Data<CancelService>,
-    id: web::Path<String>,
+    Segment(id): Segment<2>,
 ) -> Result<HttpResponse, Problem> {
     let job = canceller.cancel(&caller, &id).await?;
     Ok(HttpResponse::Accepted().json(job))

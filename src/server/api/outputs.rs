@@ -21,6 +21,7 @@ use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
 use crate::server::limits::{ConnectionLimits, DownloadPermit};
 use crate::server::request::{Query, is_web_url};
+use crate::server::router::Segment;
 use crate::server::subscribe::visible;
 use crate::store::Store;
 use crate::time::Time;
@@ -71,12 +72,13 @@ pub async fn fetch(
     links: web::Data<Links>,
     limits: web::Data<ConnectionLimits>,
     request: HttpRequest,
-    path: web::Path<(String, String)>,
+    Segment(id): Segment<2>,
+    Segment(n): Segment<4>,
     Query(query): Query<GrantParam>,
 ) -> Result<HttpResponse, Problem> {
     let not_found = || Problem::not_found("output");
-    let id = JobId::parse(&path.0).map_err(|_| not_found())?;
-    let n: usize = path.1.parse().map_err(|_| not_found())?;
+    let id = JobId::parse(&id).map_err(|_| not_found())?;
+    let n: usize = n.parse().map_err(|_| not_found())?;
     let is_valid = |grant: &str| links.verify_output_link(&id, n, grant, Time::now());
     let job = match (caller, query.grant.as_deref()) {
         (_, Some(grant)) if is_valid(grant) => store.get(&id).await?.ok_or_else(not_found)?,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::provider::{Provider, Providers};
 use crate::server::caller::Caller;
 use crate::server::error::Problem;
+use crate::server::router::Segment;
 use crate::time::Time;
 use crate::tracker::WorkerWakeups;
 
@@ -27,7 +28,7 @@ pub async fn resume(
     caller: Caller,
     providers: web::Data<Providers>,
     wakeups: web::Data<WorkerWakeups>,
-    name: web::Path<String>,
+    Segment(name): Segment<2>,
 ) -> Result<HttpResponse, Problem> {
     if !caller.is_admin() {
         return Err(Problem::forbidden("admin"));

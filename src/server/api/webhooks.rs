@@ -21,6 +21,7 @@ use crate::server::error::{ErrorCode, Problem};
 use crate::server::limits::ClientAddress;
 use crate::server::limits::ConnectionLimits;
 use crate::server::request::UnreadBody;
+use crate::server::router::Segment;
 use crate::server::security_log::SecurityLog;
 use crate::telemetry::{Metrics, WebhookOutcome};
 use crate::time::Time;
@@ -30,7 +31,7 @@ use progress_hub_auth::signature::{Headers, Request, Trust};
 /// `POST /v1/webhooks/{provider}`: finds the job by the task id in the payload.
 pub async fn receive(
     handler: WebhookHandler,
-    provider: web::Path<String>,
+    Segment(provider): Segment<2>,
     request: HttpRequest,
     body: UnreadBody,
 ) -> Result<HttpResponse, Problem> {
@@ -40,11 +41,11 @@ pub async fn receive(
 /// `POST /v1/webhooks/{provider}/{callback_token}`: finds the job by its callback token.
 pub async fn receive_with_token(
     handler: WebhookHandler,
-    path: web::Path<(String, String)>,
+    Segment(provider): Segment<2>,
+    Segment(token): Segment<3>,
     request: HttpRequest,
     body: UnreadBody,
 ) -> Result<HttpResponse, Problem> {
-    let (provider, token) = path.into_inner();
     handler
         .handle(&provider, Some(&token), &request, body)
         .await

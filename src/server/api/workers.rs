@@ -21,6 +21,7 @@ use crate::server::error::{ErrorCode, Problem};
 use crate::server::request::{
     JsonBody, find_provider, idempotency, is_web_url, validate_metadata, validate_owner,
 };
+use crate::server::router::Segment;
 use crate::time::Time;
 use crate::tracker::Tracker;
 
@@ -233,7 +234,7 @@ fn urls(output: &Output) -> impl Iterator<Item = &String> {
 pub async fn push(
     caller: Caller,
     tracker: web::Data<Tracker>,
-    id: web::Path<String>,
+    Segment(id): Segment<2>,
     body: JsonBody<UpdateRequest>,
 ) -> Result<HttpResponse, Problem> {
     let id = JobId::parse(&id).map_err(|_| Problem::not_found("job"))?;

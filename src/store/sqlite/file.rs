@@ -26,7 +26,11 @@ pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
 const SCHEMA_VERSION: i64 = 1;
 
 /// How long to wait for locks of other processes, such as the `sqlite3` shell.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Maximum size of the page cache of the connection that writes, in KiB. It should hold the pages of
+/// the jobs that change.
+const PAGE_CACHE_KIB: i64 = 32 << 10;
 
 /// Permissions of the files: read and write for the owner only. SQLite creates the write-ahead log with
 /// the permissions of the database.
@@ -40,6 +44,13 @@ const STATEMENT_CACHE_CAPACITY: usize = 64;
 pub(super) enum Location {
     Memory,
     File(PathBuf),
+}
+
+/// What a connection may do.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Access {
+    ReadOnly,
+    ReadWrite,
 }
 
 impl Location {
@@ -86,16 +97,23 @@ impl Location {
         connect().map_err(|error| self.locate(error))
     }
 
-    /// Opens a connection that reads beside the writer, or returns `None` for a database in
-    /// memory, which has one connection.
-    pub(super) fn open_reader(&self) -> Result<Option<Connection>, Error> {
-        let Self::File(path) = self else {
-            return Ok(None);
+    /// Returns the path of the file, or `None` for a database in memory, which has one connection.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Memory => None,
+            Self::File(path) => Some(path),
+        }
+    }
+
+    /// Opens a further connection to the file at `path`.
+    pub(super) fn connect(&self, path: &Path, access: Access) -> Result<Connection, Error> {
+        let access = match access {
+            Access::ReadOnly => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            Access::ReadWrite => OpenFlags::SQLITE_OPEN_READ_WRITE,
         };
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(path, flags);
+        let db = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX);
         let db = db.and_then(|db| configure(&db).map(|()| db));
-        db.map(Some).map_err(|error| self.locate(error.into()))
+        db.map_err(|error| self.locate(error.into()))
     }
 
     /// Adds the location to an error.
@@ -187,6 +205,7 @@ fn prepare(db: &Connection) -> rusqlite::Result<()> {
     configure(db)?;
     // FULL makes each transaction durable before it is acknowledged.
     db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
+    db.pragma_update(None, "cache_size", -PAGE_CACHE_KIB)?;
     let transaction = db.unchecked_transaction()?;
     migrate(&transaction, &MIGRATIONS)?;
     queues::recover_after_restart(&transaction, Time::now())?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Params, Row, named_params};
 
-use super::command_queue::Changes;
+use super::command::{Change, Changes};
 use super::{SqliteStore, budgets, duration_millis, sql_limit};
 use crate::job::{Job, JobId, Status, Update};
 use crate::store::codec::{
@@ -30,18 +30,31 @@ impl JobStore for SqliteStore {
     }
 
     async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
+        if let Some(job) = self.cache.get(id) {
+            return Ok(Some(job));
+        }
         let id = id.clone();
         self.read(move |db| get(db, id.as_str())).await
     }
 
     async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
-        let ids = ids.to_vec();
-        self.read(move |db| {
+        let mut jobs = Vec::with_capacity(ids.len());
+        let mut missing = Vec::new();
+        for id in ids {
+            match self.cache.get(id) {
+                Some(job) => jobs.push(job),
+                None => missing.push(id.clone()),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(jobs);
+        }
+        let read = self.read(move |db| {
             let read = |id: &JobId| skip_corrupt(get(db, id.as_str()), id.as_str());
-            let jobs: Vec<_> = ids.iter().map(read).collect::<Result<_, _>>()?;
-            Ok(jobs.into_iter().flatten().flatten().collect())
-        })
-        .await
+            missing.iter().map(read).collect::<Result<Vec<_>, _>>()
+        });
+        jobs.extend(read.await?.into_iter().flatten().flatten());
+        Ok(jobs)
     }
 
     async fn list(&self, query: ListQuery) -> Result<Vec<Arc<Job>>, Error> {
@@ -49,14 +62,25 @@ impl JobStore for SqliteStore {
     }
 
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
+        if let Some(id) = self.cache.find_task(provider, task_id) {
+            return Ok(Some(id));
+        }
         let task = (provider.to_owned(), task_id.to_owned());
         self.read(move |db| find_task(db, (&task.0, &task.1))).await
     }
 
     async fn commit(&self, commit: CommitJob) -> Result<CommitOutcome, Error> {
         let encoded = EncodedJob::new(&commit.job, commit.schedule)?;
-        self.write(move |db, changes| commit_job(db, &commit, &encoded, changes))
-            .await
+        let keeps_schedule = encoded.finished_at.is_none()
+            && self.cache.schedule_of(&commit.job.id) == Some(encoded.schedule);
+        self.write(move |db, changes| {
+            if keeps_schedule && update_document(db, &commit, &encoded)? {
+                complete(db, &commit, &encoded, changes)?;
+                return Ok(CommitOutcome::Committed);
+            }
+            commit_job(db, &commit, &encoded, changes)
+        })
+        .await
     }
 
     /// Returns at once: a version that can be read is on disk.
@@ -121,7 +145,7 @@ fn create_job(
         db.prepare_cached("INSERT OR REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?)")?
             .execute([&key.caller, &key.key, &key.fingerprint, job.id.as_str()])?;
     }
-    changes.push(Arc::clone(job));
+    changes.stored.push(change(job, encoded));
     Ok(CreateOutcome::Created)
 }
 
@@ -158,6 +182,7 @@ fn store_version(db: &Connection, job: &Job, encoded: &EncodedJob) -> rusqlite::
             ":poll_backoff": schedule.poll_backoff,
             ":holds_slot": schedule.holds_slot,
             ":deadline_at": job.deadline_at.millis(),
+            ":created_at": job.created_at.millis(),
             ":updated_at": job.updated_at.millis(),
             ":finished_at": encoded.finished_at.map(Time::millis),
             ":document": encoded.document,
@@ -203,16 +228,65 @@ fn commit_job(
         db.prepare_cached("UPDATE jobs SET finished_at = ? WHERE id = ?")?
             .execute((finished_at.millis(), id))?;
     }
-    budgets::charge(db, &commit.budget_entries, job.updated_at)?;
-    changes.push(Arc::clone(job));
+    complete(db, commit, encoded, changes)?;
     Ok(CommitOutcome::Committed)
 }
 
-fn get(db: &Connection, id: &str) -> Result<Option<Arc<Job>>, Error> {
+/// Replaces a version whose schedule and task do not change. Returns whether it did.
+///
+/// This is the most frequent write. It reads the row once and changes no index.
+fn update_document(
+    db: &Connection,
+    commit: &CommitJob,
+    encoded: &EncodedJob,
+) -> rusqlite::Result<bool> {
+    let (job, schedule) = (&commit.job, &encoded.schedule);
+    let changed = db
+        .prepare_cached(include_str!("sql/update_document.sql"))?
+        .execute(named_params! {
+            ":id": job.id.as_str(),
+            ":expected_version": commit.expected_version.cast_signed(),
+            ":status": job.status.as_str(),
+            ":version": job.version.cast_signed(),
+            ":task_id": job.provider_task_id,
+            ":submit_at": schedule.submit_at.map(Time::millis),
+            ":poll_at": schedule.poll_at.map(Time::millis),
+            ":poll_interval_ms": duration_millis(schedule.poll_interval),
+            ":poll_backoff": schedule.poll_backoff,
+            ":holds_slot": schedule.holds_slot,
+            ":deadline_at": job.deadline_at.millis(),
+            ":updated_at": job.updated_at.millis(),
+            ":document": encoded.document,
+            ":internal": encoded.internal,
+        })?;
+    Ok(changed == 1)
+}
+
+/// Charges the budget windows of a commit, and adds its version to `changes`.
+fn complete(
+    db: &Connection,
+    commit: &CommitJob,
+    encoded: &EncodedJob,
+    changes: &mut Changes,
+) -> rusqlite::Result<()> {
+    budgets::charge(db, &commit.budget_entries, commit.job.updated_at)?;
+    changes.stored.push(change(&commit.job, encoded));
+    Ok(())
+}
+
+fn change(job: &Arc<Job>, encoded: &EncodedJob) -> Change {
+    Change {
+        job: Arc::clone(job),
+        schedule: encoded.schedule,
+        bytes: encoded.document.len() + encoded.internal.len(),
+    }
+}
+
+pub(super) fn get(db: &Connection, id: &str) -> Result<Option<Arc<Job>>, Error> {
     query_job(db, "SELECT document, internal FROM jobs WHERE id = ?", [id])
 }
 
-fn find_task(db: &Connection, task: (&str, &str)) -> Result<Option<JobId>, Error> {
+pub(super) fn find_task(db: &Connection, task: (&str, &str)) -> Result<Option<JobId>, Error> {
     let id: Option<String> = db
         .prepare_cached("SELECT id FROM jobs WHERE provider = ? AND task_id = ?")?
         .query_row(task, |row| row.get(0))

@@ -2,21 +2,31 @@
 
 use rusqlite::Connection;
 
+use super::command::Changes;
 use super::sql_limit;
 use crate::store::{BUFFERED_UPDATE_TTL, Error, Retention};
 use crate::time::Time;
 
 /// Maximum number of jobs, buffered updates and budget windows, each, that one sweep deletes. It
 /// bounds how long a sweep delays other writes.
-const SWEEP_BATCH: usize = 250;
+const SWEEP_BATCH: usize = 100;
 
-pub(super) fn sweep(db: &Connection, now: Time, retention: Retention) -> Result<usize, Error> {
+pub(super) fn sweep(
+    db: &Connection,
+    now: Time,
+    retention: Retention,
+    changes: &mut Changes,
+) -> Result<usize, Error> {
     let finished = "SELECT id FROM jobs WHERE finished_at < ? ORDER BY finished_at LIMIT ?";
-    let active = "SELECT id FROM jobs WHERE finished_at IS NULL AND updated_at < ?
-                  ORDER BY updated_at LIMIT ?";
+    // A job is never updated before it is created. The index of creation times therefore limits the
+    // search, and updates of jobs do not change it.
+    let active = "SELECT id FROM jobs
+                  WHERE finished_at IS NULL AND created_at < ?1 AND updated_at < ?1 LIMIT ?2";
     let mut ids = expired_jobs(db, finished, now - retention.terminal, SWEEP_BATCH)?;
     let remaining = SWEEP_BATCH - ids.len();
-    ids.extend(expired_jobs(db, active, now - retention.active, remaining)?);
+    let unfinished = expired_jobs(db, active, now - retention.active, remaining)?;
+    changes.deletes_unfinished |= !unfinished.is_empty();
+    ids.extend(unfinished);
     let mut delete_job = db.prepare_cached("DELETE FROM jobs WHERE id = ?")?;
     let mut delete_key = db.prepare_cached("DELETE FROM idempotency_keys WHERE job_id = ?")?;
     for id in &ids {

@@ -271,6 +271,7 @@ async fn corrupt_job_does_not_hide_other_jobs() {
             .await
             .unwrap();
     }
+    store.close().await;
     let shell = rusqlite::Connection::open(&path).unwrap();
     shell
         .execute(
@@ -278,7 +279,9 @@ async fn corrupt_job_does_not_hide_other_jobs() {
             [bad.id.as_str()],
         )
         .unwrap();
+    drop(shell);
 
+    let store = open(&path).unwrap();
     assert!(matches!(store.get(&bad.id).await, Err(Error::Corrupt(_))));
     let ids = [bad.id.clone(), good.id.clone()];
     let query = ListQuery {

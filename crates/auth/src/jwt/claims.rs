@@ -54,22 +54,22 @@ impl ClaimRequirements {
     /// Checks the claims and returns the caller that they describe.
     pub(super) fn principal(
         &self,
-        mut claims: Claims,
+        claims: &Claims,
         now: Timestamp,
     ) -> Result<Principal, TokenError> {
-        let subject = claims.sub.take().filter(|subject| !subject.is_empty());
+        let subject = claims.sub.as_ref().filter(|subject| !subject.is_empty());
         let subject = subject.ok_or(TokenError::MissingClaim("sub"))?;
-        let expires_at = self.check(&claims, now)?;
+        let expires_at = self.check(claims, now)?;
         let scopes = match &claims.scope {
             Some(list) => Scope::parse_list(list),
             None => BTreeSet::from([Scope::Read]),
         };
         let token_id = claims.jti.as_ref().and_then(Value::as_str);
         Ok(Principal {
-            subject,
+            subject: subject.clone(),
             token_id: token_id.map(str::to_owned),
             scopes,
-            jobs: claims.jobs,
+            jobs: claims.jobs.clone(),
             expires_at,
         })
     }

@@ -265,6 +265,24 @@ async fn verify_uses_the_system_clock() {
 }
 
 #[tokio::test]
+async fn claims_of_a_token_are_checked_every_time() {
+    let signer = shared();
+    let verifier = verifier(&trusting(&signer));
+    let token = signer.sign(&json!({"sub": "a", "exp": now().as_second() + 60}));
+    for (after_seconds, expected) in [
+        (0, None),
+        (59, None),
+        (600, Some(TokenError::Expired)),
+        (59, None),
+    ] {
+        let at = now() + Duration::from_secs(after_seconds);
+        assert_eq!(verifier.verify_at(&token, at).await.err(), expected);
+    }
+    let tampered = format!("{token}x");
+    assert!(verifier.verify_at(&tampered, now()).await.is_err());
+}
+
+#[tokio::test]
 async fn missing_or_mistyped_required_claims_are_rejected() {
     let signer = shared();
     let config = trusting(&signer);

@@ -16,6 +16,7 @@ CREATE TABLE jobs (
     poll_requested_at   INTEGER,           -- requested poll; commits do not postpone it
     holds_slot          INTEGER NOT NULL,
     deadline_at         INTEGER NOT NULL,
+    created_at          INTEGER NOT NULL,
     updated_at          INTEGER NOT NULL,
     finished_at         INTEGER,           -- null: unfinished
     document            TEXT NOT NULL,     -- JSON, exactly the public document
@@ -34,7 +35,7 @@ CREATE INDEX jobs_by_owner ON jobs (owner, id);
 CREATE INDEX jobs_active ON jobs (id) WHERE finished_at IS NULL;
 CREATE INDEX jobs_active_by_owner ON jobs (owner, id) WHERE finished_at IS NULL;
 CREATE INDEX jobs_by_finished_at ON jobs (finished_at) WHERE finished_at IS NOT NULL;
-CREATE INDEX jobs_by_updated_at ON jobs (updated_at) WHERE finished_at IS NULL;
+CREATE INDEX jobs_active_by_created_at ON jobs (created_at) WHERE finished_at IS NULL;
 
 CREATE TABLE idempotency_keys (
     caller      TEXT NOT NULL,

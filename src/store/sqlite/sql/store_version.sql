@@ -4,10 +4,10 @@
 -- expensive. `commit_job` updates these columns only if they have changed.
 INSERT INTO jobs (id, owner, status, version, provider, task_id, submit_at,
     submit_claimable_at, poll_at, poll_interval_ms, poll_backoff, holds_slot,
-    deadline_at, updated_at, finished_at, document, internal)
+    deadline_at, created_at, updated_at, finished_at, document, internal)
 VALUES (:id, :owner, :status, :version, :provider, :task_id, :submit_at,
     :submit_at, :poll_at, :poll_interval_ms, :poll_backoff, :holds_slot,
-    :deadline_at, :updated_at, :finished_at, :document, :internal)
+    :deadline_at, :created_at, :updated_at, :finished_at, :document, :internal)
 ON CONFLICT (id) DO UPDATE SET status = :status, version = :version,
     submit_at = :submit_at, submit_claimable_at = :submit_at,
     poll_at = min(:poll_at, ifnull(poll_requested_at, :poll_at)),
