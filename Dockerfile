@@ -12,11 +12,13 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 WORKDIR /src
 
 # Keeps the manifests and replaces the sources with empty ones, so that the layer with the compiled
-# dependencies below depends on the manifests only.
+# dependencies below depends on the manifests only. The crate redis-protocol is itself part of a
+# dependency.
 FROM tools AS manifests
 COPY . .
-RUN find . -type f ! -path './.cargo/*' ! -name 'Cargo.*' ! -name lib.rs ! -name main.rs ! -path './benches/*.rs' -delete \
-    && find . -name '*.rs' | while read -r file; do echo 'fn main() {}' >"$file"; done \
+RUN find . -type f ! -path './.cargo/*' ! -name 'Cargo.*' ! -name lib.rs ! -name main.rs ! -path './benches/*.rs' \
+        ! -path './crates/redis-protocol/*' -delete \
+    && find . -name '*.rs' ! -path './crates/redis-protocol/*' | while read -r file; do echo 'fn main() {}' >"$file"; done \
     && find . -type d -empty -delete
 
 FROM tools AS build

@@ -1,7 +1,8 @@
 //! Checks before a submission: presets, tiers, prices, budgets and rate limits.
 //!
-//! Invariants: the admitted request is stored and sent unchanged. A rejected request has no effect
-//! other than a metric.
+//! Invariants: the admitted request is stored and sent unchanged. Prices, tiers and the definition's
+//! checks read the request as it is sent, with the callback URL of the job. A rejected request has no
+//! effect other than a metric.
 
 mod budget;
 mod parameters;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Tier};
 use crate::job::{InternalState, Job, NewJob, VideoRequest};
+use crate::links::Links;
 use crate::provider::{Provider, Submission};
 use crate::store::{self, BudgetStore};
 use crate::telemetry::{AdmissionRejection, Metrics};
@@ -24,6 +26,7 @@ use budget::BudgetPolicy;
 pub struct AdmissionControl {
     tier: Tier,
     budget: BudgetPolicy,
+    links: Links,
     metrics: Arc<Metrics>,
 }
 
@@ -85,12 +88,14 @@ impl AdmissionError {
 }
 
 impl AdmissionControl {
-    /// Creates an admission control with the tier, budgets and limits of `config`.
+    /// Creates an admission control with the tier, budgets and limits of `config`. `links` creates the
+    /// callback URLs.
     #[must_use]
-    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
+    pub fn new(config: &Config, links: Links, metrics: Arc<Metrics>) -> Self {
         Self {
             tier: config.defaults.tier,
             budget: BudgetPolicy::new(config),
+            links,
             metrics,
         }
     }
@@ -137,10 +142,8 @@ impl AdmissionControl {
             deadline: provider.poll_policy().deadline,
         };
         let mut job = Job::new(new, now);
-        let submission = provider
-            .render_submission(&job)
-            .map_err(AdmissionError::Parameters)?;
-        self.judge(provider, &submission)?;
+        let submission = self.render(provider, &job)?;
+        self.check_submission(provider, &submission)?;
         let (reservation, mut budget_entries) =
             self.budget.reserve(owner, provider, &submission, now)?;
         let queue_charges = self
@@ -155,6 +158,18 @@ impl AdmissionControl {
             job,
             budget_entries,
         })
+    }
+
+    /// Renders the submission of a job as it will be sent.
+    ///
+    /// # Errors
+    /// Returns [`AdmissionError::Parameters`] if the definition cannot render the request, for example
+    /// because `input` would replace a value that the hub sets.
+    pub fn render(&self, provider: &Provider, job: &Job) -> Result<Submission, AdmissionError> {
+        let callback_url = self.links.callback_url(provider.name(), &job.id);
+        provider
+            .render_submission(job, callback_url.as_ref())
+            .map_err(AdmissionError::Parameters)
     }
 
     /// Rejects keys of `input` that are not allowed while a budget or a tier applies, because they
@@ -177,7 +192,11 @@ impl AdmissionControl {
     }
 
     /// Checks the rendered request against the tier, the definition's parameters and its checks.
-    fn judge(&self, provider: &Provider, submission: &Submission) -> Result<(), AdmissionError> {
+    fn check_submission(
+        &self,
+        provider: &Provider,
+        submission: &Submission,
+    ) -> Result<(), AdmissionError> {
         let is_limited = match self.tier {
             Tier::Development | Tier::Staging => {
                 resolution::check_rendered(submission, self.tier)?;

@@ -70,6 +70,20 @@ pub struct ConfigError {
     pub message: String,
 }
 
+impl ConfigError {
+    /// Returns whether the error is about a key, or about a key of a section.
+    pub fn is_about(&self, name: &str) -> bool {
+        let rest = self.key.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    }
+
+    /// Returns whether the error is about a file, which was not read or has a syntax error.
+    pub fn is_about_file(&self, path: &str) -> bool {
+        let rest = self.key.strip_prefix(path);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+    }
+}
+
 impl Config {
     /// Loads the configuration from the defaults, `file`, `environment` and `flags` (dotted key and
     /// value). Ignores environment variables that do not start with `PROGRESS_HUB__`.

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 pub use bounds::{
-    MAX_ERROR_CODE_CHARS, MAX_ERROR_MESSAGE_CHARS, MAX_OUTPUT_TYPE_CHARS, MAX_OUTPUTS,
-    MAX_OUTPUTS_BYTES, MAX_STAGE_CHARS, MAX_TASK_ID_BYTES, MAX_URL_BYTES,
+    MAX_ERROR_CODE_CHARS, MAX_ERROR_MESSAGE_CHARS, MAX_MODEL_BYTES, MAX_OUTPUT_TYPE_CHARS,
+    MAX_OUTPUTS, MAX_OUTPUTS_BYTES, MAX_STAGE_CHARS, MAX_TASK_ID_BYTES, MAX_URL_BYTES,
 };
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};

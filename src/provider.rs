@@ -23,10 +23,12 @@ use std::time::Duration;
 use minijinja::Value;
 use progress_hub_auth::jwt::is_encrypted_or_local;
 use progress_hub_auth::signature::{Headers, Request, Verified};
+use tokio::time::Instant;
 use url::Url;
 
 use crate::config::{Config, ConfigError, ProviderConfig};
 use crate::job::{Job, JobId, StatusReport, VideoRequest};
+use crate::rate_limit::{Rate, RateLimit};
 use crate::time::Time;
 use client::ProviderClient;
 use client::base_url::BaseUrl;
@@ -35,7 +37,7 @@ use spec::input_rules::KeyPath;
 use spec::pricing::Prices;
 use spec::request_spec::RequestSpec;
 use spec::{Requirement, Spec};
-use webhook::{PollLimit, WebhookVerifier};
+use webhook::WebhookVerifier;
 
 pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
 pub use client::SubmitOutcome;
@@ -68,7 +70,10 @@ pub struct Provider {
     spec: Arc<Spec>,
     client: ProviderClient,
     webhooks: WebhookVerifier,
-    unverified_polls: PollLimit,
+    /// Limit of the polls that unverified webhooks trigger, or `None` if they trigger none. Such a
+    /// webhook can be forged, and every poll is a request on the provider account.
+    unverified_poll_limit: Option<RateLimit>,
+    unverified_polls: Rate,
     /// Keys of `input` that the operator allows while a budget or a tier applies.
     allowed_input: Vec<KeyPath>,
     prices: Prices,
@@ -188,7 +193,11 @@ impl Provider {
                 .iter()
                 .map(|path| path.as_str().into())
                 .collect(),
-            unverified_polls: PollLimit::new(settings.unverified_polls_per_minute, Time::now()),
+            unverified_poll_limit: match settings.unverified_polls_per_minute {
+                0 => None,
+                polls => Some(RateLimit::per_minute(polls)),
+            },
+            unverified_polls: Rate::default(),
             prices,
             spec,
         })
@@ -240,14 +249,19 @@ impl Provider {
         self.spec.poll.is_some()
     }
 
-    /// Renders the submission of a job without sending it. [`submit`](Self::submit) sends the same
-    /// request with the callback URL of the job.
+    /// Renders the submission of a job without sending it. [`submit`](Self::submit) renders it again
+    /// and sends it. If the callback URL is the same, the requests differ only in values that the
+    /// definition computes from the current time, such as a signed token in a header.
     ///
     /// # Errors
     /// Returns a description that begins with the key in the request or in the definition, for
     /// example if `input` would replace a value that the hub sets.
-    pub fn render_submission(&self, job: &Job) -> Result<Submission, String> {
-        self.client.render_submission(job, None)
+    pub fn render_submission(
+        &self,
+        job: &Job,
+        callback_url: Option<&Url>,
+    ) -> Result<Submission, String> {
+        self.client.render_submission(job, callback_url)
     }
 
     /// Returns the first key of `input` that neither the definition nor the operator allows while a
@@ -405,8 +419,13 @@ impl Provider {
     /// Takes one poll from the limit for unverified webhooks. Returns `false` if the limit is
     /// reached.
     #[must_use]
-    pub fn claim_unverified_poll(&self, now: Time) -> bool {
-        self.unverified_polls.try_acquire(now)
+    pub fn claim_unverified_poll(&self) -> bool {
+        let charge = |limit| {
+            self.unverified_polls
+                .try_charge(limit, 1, Instant::now())
+                .is_ok()
+        };
+        self.unverified_poll_limit.is_some_and(charge)
     }
 
     /// Records that a webhook for one of the provider's jobs has arrived.

@@ -195,9 +195,13 @@ impl Server {
         let drain = Arc::new(Drain::new(drain_time, max_connections));
         let limits = ConnectionLimits::new(&config, Arc::clone(&drain), Arc::clone(&metrics));
         let components = Components {
-            links,
             origins: Arc::new(OriginPolicy::new(&config.server)),
-            admission: Arc::new(AdmissionControl::new(&config, Arc::clone(&metrics))),
+            admission: Arc::new(AdmissionControl::new(
+                &config,
+                links.clone(),
+                Arc::clone(&metrics),
+            )),
+            links,
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
             drain,

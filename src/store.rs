@@ -25,7 +25,7 @@ pub use self::changes::{
 pub use self::jobs::{
     BUFFERED_UPDATE_TTL, BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome,
     IdempotencyKey, JobStore, ListQuery, MAX_BUFFERED_BYTES, MAX_BUFFERED_TASKS,
-    MAX_BUFFERED_UPDATES,
+    MAX_BUFFERED_UPDATES, RecentJob, Revision,
 };
 pub use self::queues::{CLAIM_LEASE, Queue, Schedule, WorkQueues};
 use crate::config::StoreConfig;

@@ -5,9 +5,9 @@
 
 mod dependencies;
 mod labels;
+mod line_limit;
 mod log;
 mod metrics;
-mod throttle;
 
 use std::io;
 use std::str::FromStr;
@@ -23,8 +23,8 @@ pub use labels::{
     AdmissionRejection, CallOutcome, ConnectionKind, Limit, ProviderOperation, ProviderState,
     WebhookOutcome,
 };
+pub use line_limit::LineLimit;
 pub use metrics::{METRICS_CONTENT_TYPE, Metrics, OpenConnection};
-pub use throttle::Throttle;
 
 use dependencies::DependencyThrottle;
 use log::LogBuffer;

@@ -1,7 +1,8 @@
 //! The single writer of jobs.
 //!
 //! Invariant: every change reads the job, applies the update with [`Job::apply`] and commits with a
-//! compare-and-swap on the version. A conflict repeats the sequence from the read.
+//! compare-and-swap on the version. A conflict repeats the sequence from the read. A recent version
+//! in memory replaces the read if it leads to a commit. Any other result requires the read.
 
 mod confirmation;
 mod schedule;
@@ -162,14 +163,26 @@ impl Tracker {
         update: Update,
         is_eligible: impl Fn(&Job) -> bool,
     ) -> Result<UpdateOutcome, Error> {
+        let mut may_guess = true;
         for _ in 0..MAX_CAS_ATTEMPTS {
-            let job = self
-                .store
-                .get(id)
-                .await?
-                .filter(|job| is_eligible(job))
-                .ok_or(Error::NotFound)?;
+            // A recent version saves the read if it is the stored one, which only a commit finds out.
+            let recent = may_guess.then(|| self.store.recent(id)).flatten();
+            let recent = recent.filter(|recent| is_eligible(&recent.job));
+            let expected_revision = recent.as_ref().map(|recent| recent.revision);
+            let job = match recent {
+                Some(recent) => recent.job,
+                None => self
+                    .store
+                    .get(id)
+                    .await?
+                    .filter(|job| is_eligible(job))
+                    .ok_or(Error::NotFound)?,
+            };
             let Some(next) = self.next_version(&job, &update, Time::now()) else {
+                if expected_revision.is_some() {
+                    may_guess = false;
+                    continue;
+                }
                 if needs_confirmation(&job, &update) {
                     self.record_unconfirmed_success(&job, &update).await?;
                     self.schedule_poll(&job).await?;
@@ -198,6 +211,7 @@ impl Tracker {
             let commit = CommitJob {
                 job: Arc::clone(&next),
                 expected_version: job.version,
+                expected_revision,
                 schedule,
                 applied_buffered: buffered,
                 budget_entries: settlement
@@ -219,6 +233,10 @@ impl Tracker {
                         job: next,
                         applied: true,
                     });
+                }
+                // The cause may be the task instead of the version.
+                CommitOutcome::Conflict if is_new_task && expected_revision.is_some() => {
+                    may_guess = false;
                 }
                 CommitOutcome::Conflict
                     if is_new_task && self.task_belongs_to_other_job(&next).await? =>

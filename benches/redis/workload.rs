@@ -92,6 +92,7 @@ pub async fn commit_next(store: &dyn Store, job: &mut Job) {
     let commit = CommitJob {
         job: Arc::new(job.clone()),
         expected_version,
+        expected_revision: None,
         schedule: schedule(),
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),

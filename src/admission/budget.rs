@@ -16,15 +16,14 @@ use crate::time::Time;
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The amount that one submission adds to the rate window, in millionths.
-const ONE_SUBMIT_MICROS: i64 = 1_000_000;
-
 /// The configured budgets and the submission rate.
 pub(super) struct BudgetPolicy {
     budgets: Budgets,
     /// Daily budgets by provider name.
     per_provider_day: BTreeMap<String, f64>,
     limits: Limits,
+    /// Maximum deadline of a job, and so the longest time that it waits for submission.
+    max_deadline: Duration,
 }
 
 /// The budget entries of an admitted job.
@@ -33,7 +32,7 @@ pub struct BudgetEntries(Vec<LabeledEntry>);
 
 struct LabeledEntry {
     entry: BudgetEntry,
-    limit_micros: i64,
+    limit: i64,
     kind: LimitKind,
 }
 
@@ -53,24 +52,27 @@ impl BudgetEntries {
         self.0.iter().map(|labeled| labeled.entry.clone()).collect()
     }
 
-    fn add(
+    fn add(&mut self, kind: LimitKind, window: BudgetWindow, amount: i64, limit: i64) {
+        self.add_after(Vec::new(), kind, window, amount, limit);
+    }
+
+    /// Adds an entry whose limit includes the balances of `earlier_windows`.
+    fn add_after(
         &mut self,
+        earlier_windows: Vec<String>,
         kind: LimitKind,
         window: BudgetWindow,
-        amount_micros: i64,
-        limit_micros: i64,
+        amount: i64,
+        limit: i64,
     ) {
         let entry = BudgetEntry {
             window: window.name,
-            amount_micros,
-            limit_micros: Some(limit_micros),
+            amount,
+            limit: Some(limit),
+            earlier_windows,
             window_ends_at: window.expires_at,
         };
-        self.0.push(LabeledEntry {
-            entry,
-            limit_micros,
-            kind,
-        });
+        self.0.push(LabeledEntry { entry, limit, kind });
     }
 }
 
@@ -84,6 +86,7 @@ impl BudgetPolicy {
             budgets: config.budgets.clone(),
             per_provider_day: per_provider_day.collect(),
             limits: config.limits,
+            max_deadline: config.store.retain_active,
         }
     }
 
@@ -118,8 +121,8 @@ impl BudgetPolicy {
         entries.add(
             LimitKind::SubmitRate,
             window("submits", owner, now, MINUTE),
-            ONE_SUBMIT_MICROS,
-            integer(self.limits.submits_per_minute).saturating_mul(ONE_SUBMIT_MICROS),
+            1,
+            integer(self.limits.submits_per_minute),
         );
         let name = provider.name();
         let price = provider.price(submission).map_err(AdmissionError::Price)?;
@@ -164,13 +167,8 @@ impl BudgetPolicy {
         };
         for (budget, setting, window) in daily_budgets {
             reservation.windows.push(window.clone());
-            let limit_micros = Reservation::to_micros(budget);
-            entries.add(
-                LimitKind::Budget(setting),
-                window,
-                amount_micros,
-                limit_micros,
-            );
+            let limit = Reservation::to_micros(budget);
+            entries.add(LimitKind::Budget(setting), window, amount_micros, limit);
         }
         Ok((Some(reservation), entries))
     }
@@ -194,8 +192,10 @@ impl BudgetPolicy {
             ("queued-bytes", "limits.queued_bytes", bytes, queued_bytes),
         ]
         .map(|(kind, setting, amount, limit)| {
-            let (window, amount) = (window(kind, owner, now, DAY), integer(amount));
-            entries.add(
+            let (window, earlier) = queue_windows(kind, owner, now, self.max_deadline);
+            let amount = integer(amount);
+            entries.add_after(
+                earlier,
                 LimitKind::Queue(setting),
                 window.clone(),
                 amount,
@@ -225,22 +225,22 @@ impl BudgetPolicy {
         let setting = match &labeled.kind {
             LimitKind::SubmitRate => {
                 return Ok(AdmissionError::Rate {
-                    limit: labeled.limit_micros / ONE_SUBMIT_MICROS,
+                    limit: labeled.limit,
                     retry_after: ends_at.saturating_duration_since(now),
                 });
             }
             LimitKind::Queue(setting) => {
                 return Ok(AdmissionError::QueueFull {
                     setting,
-                    limit: labeled.limit_micros,
+                    limit: labeled.limit,
                 });
             }
             LimitKind::Budget(setting) => setting,
         };
         let balances = store.balances(&[window_name.to_owned()], now).await?;
         let spent_micros = balances.first().copied().unwrap_or_default();
-        let left = from_micros(labeled.limit_micros.saturating_sub(spent_micros).max(0));
-        let cost = from_micros(labeled.entry.amount_micros);
+        let left = from_micros(labeled.limit.saturating_sub(spent_micros).max(0));
+        let cost = from_micros(labeled.entry.amount);
         let unit = &self.budgets.unit;
         Ok(AdmissionError::Budget(format!(
             "{setting}: {left} {unit} left until {ends_at}; this job would cost {cost} {unit}"
@@ -259,6 +259,29 @@ fn window(kind: &str, subject: &str, now: Time, span: Duration) -> BudgetWindow 
     }
 }
 
+/// Returns the window of the jobs that are queued on the day of `now`, and the names of the windows
+/// of the earlier days whose jobs may still wait, for `max_deadline` at most. A window ends when all
+/// of its jobs have reached their deadlines, so every job counts until it leaves the queue.
+///
+/// One window without an end would not do: until its end, a window keeps a record of every charge,
+/// so that none is applied twice.
+fn queue_windows(
+    kind: &str,
+    owner: &str,
+    now: Time,
+    max_deadline: Duration,
+) -> (BudgetWindow, Vec<String>) {
+    let mut today = window(kind, owner, now, DAY);
+    let mut earlier = Vec::new();
+    let mut earlier_end = today.expires_at - DAY;
+    while earlier_end > now - max_deadline {
+        earlier_end = earlier_end - DAY;
+        earlier.push(window(kind, owner, earlier_end, DAY).name);
+    }
+    today.expires_at = today.expires_at + max_deadline;
+    (today, earlier)
+}
+
 fn integer(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -275,6 +298,27 @@ fn from_micros(micros: i64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn queue_windows_are_counted_until_their_jobs_are_past_the_deadline() {
+        let hour = Duration::from_secs(3600);
+        let midnight = Time::from_millis(20_000 * 86_400_000);
+        let name = |days: u32| window("queued-jobs", "ada", midnight - DAY * days, DAY).name;
+        for (max_deadline, now, days) in [
+            (hour, midnight, 1),
+            (hour, midnight + hour / 2, 1),
+            (hour, midnight + hour, 0),
+            (DAY, midnight, 1),
+            (DAY, midnight + DAY - hour, 1),
+            (DAY * 3, midnight + hour, 3),
+        ] {
+            let (today, earlier) = queue_windows("queued-jobs", "ada", now, max_deadline);
+            assert_eq!(today.name, name(0));
+            assert_eq!(today.expires_at, midnight + DAY + max_deadline);
+            let expected: Vec<String> = (1..=days).map(name).collect();
+            assert_eq!(earlier, expected, "{max_deadline:?} {now}");
+        }
+    }
 
     #[test]
     fn budget_windows_are_per_owner_and_contiguous() {

@@ -4,7 +4,7 @@
 //! path.
 
 use super::AdmissionError;
-use crate::job::VideoRequest;
+use crate::job::{MAX_MODEL_BYTES, VideoRequest};
 
 /// Maximum length of a prompt, in characters. Providers enforce lower limits themselves.
 const MAX_PROMPT_CHARS: usize = 20_000;
@@ -23,12 +23,13 @@ fn parameter_problem(request: &VideoRequest) -> Option<String> {
     let is_path_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte);
     let model = &request.model;
     if model.is_empty()
-        || model.len() > 128
+        || model.len() > MAX_MODEL_BYTES
         || !model.bytes().all(is_path_safe)
         || model.split('/').any(|part| matches!(part, "" | "." | ".."))
     {
-        let problem = "model: must be 1 to 128 letters, digits, '.', '_', ':', '/' or '-', without '.', '..' or empty parts between slashes";
-        return Some(problem.to_owned());
+        return Some(format!(
+            "model: must be 1 to {MAX_MODEL_BYTES} letters, digits, '.', '_', ':', '/' or '-', without '.', '..' or empty parts between slashes"
+        ));
     }
     if request.prompt.is_empty() && request.image_url.is_none() && request.input.is_empty() {
         return Some("prompt: is required without image_url or input".to_owned());

@@ -154,7 +154,7 @@ impl Submitter {
         };
         let Some(permit) = permit else { return };
         let model = job.model.as_deref().unwrap_or_default();
-        let permit = match permit.for_job(&job.owner, model).await {
+        let permit = match permit.assign_to(&job.owner, model).await {
             Ok(permit) => permit,
             Err(at) => return self.postpone(id, at).await,
         };

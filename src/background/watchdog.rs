@@ -177,10 +177,10 @@ impl Watchdog {
 fn may_be_caused_by_one_job(error: &RequestError) -> bool {
     match error {
         RequestError::Rejected(rejection) => match rejection.failure.kind {
+            // The account may not be allowed to read one of the tasks.
+            FailureKind::Auth | FailureKind::Quota => true,
             FailureKind::InvalidInput | FailureKind::Safety | FailureKind::ResultExpired => true,
-            FailureKind::Quota
-            | FailureKind::RateLimit
-            | FailureKind::Auth
+            FailureKind::RateLimit
             | FailureKind::Technical
             | FailureKind::Timeout
             | FailureKind::SubmissionUnknown => false,

@@ -16,8 +16,8 @@ use super::ConfigError;
 const ENVIRONMENT_PREFIX: &str = "PROGRESS_HUB__";
 
 /// Suffix of the environment variables that name a file with the value. No key of a setting ends with
-/// it.
-const FILE_SUFFIX: &str = "_file";
+/// it, as a test checks.
+pub(super) const FILE_SUFFIX: &str = "_file";
 
 /// A value that is not parsed yet.
 pub(super) enum RawValue {

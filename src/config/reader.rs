@@ -44,10 +44,9 @@ impl Reader {
         });
     }
 
-    /// Returns whether there is an error about a key that starts with `prefix`.
-    pub(super) fn has_error_for(&self, prefix: &str) -> bool {
-        let mut errors = self.errors.iter();
-        errors.any(|error| error.key.starts_with(prefix))
+    /// Returns whether there is an error about a key, or about a key of a section.
+    pub(super) fn has_error_for(&self, name: &str) -> bool {
+        self.errors.iter().any(|error| error.is_about(name))
     }
 
     /// Returns all errors. Those about unknown keys are last.

@@ -152,6 +152,8 @@ section! {
         connections_per_subject: usize = number(1..=10_000_000).or(1000),
         /// Jobs that one subject subscribes to by id, on all its connections together.
         subscriptions_per_subject: usize = number(1..=10_000_000).or(20_000),
+        /// HTTP requests of one subject per second, with bursts of four seconds, except those of workers.
+        requests_per_second: usize = number(1..=1_000_000).or(1000),
         /// WebSocket messages, event streams and long polls of one subject per second, with bursts of
         /// four seconds.
         messages_per_second: usize = number(1..=1_000_000).or(100),
@@ -166,8 +168,7 @@ section! {
         unverified_body_bytes: usize = bytes(1 << 10..=1 << 30).or(64 << 20),
         /// Number of jobs that one owner may submit per clock minute.
         submits_per_minute: usize = number(1..=1_000_000).or(600),
-        /// Number of jobs of one owner, submitted on the same UTC day, that may wait for their first
-        /// submission attempt.
+        /// Number of jobs of one owner that may wait for their first submission attempt.
         queued_jobs: usize = number(1..=1_000_000).or(1000),
         /// Total size in bytes of the requests of these jobs.
         queued_bytes: usize = bytes(64 << 10..=1 << 30).or(16 << 20),

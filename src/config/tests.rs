@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
+use super::layers::FILE_SUFFIX;
 use super::*;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -108,6 +109,7 @@ fn every_setting_is_printed_without_secrets() {
     handshakes_per_second = 6
     connections_per_subject = 7
     subscriptions_per_subject = 100
+    requests_per_second = 10
     messages_per_second = 8
     ids_per_second = 9
     downloads_per_owner = 3
@@ -196,6 +198,7 @@ fn defaults_are_printed() {
     handshakes_per_second = 100
     connections_per_subject = 1000
     subscriptions_per_subject = 20000
+    requests_per_second = 1000
     messages_per_second = 100
     ids_per_second = 2000
     downloads_per_owner = 16
@@ -406,4 +409,40 @@ proptest! {
         prop_assert_eq!(format!("{again:?}"), format!("{config:?}"));
         prop_assert_eq!(again.to_redacted_toml(), config.to_redacted_toml());
     }
+}
+
+#[test]
+fn errors_are_about_a_key_a_section_or_a_file() {
+    let error = |key: &str| ConfigError {
+        key: key.to_owned(),
+        message: String::new(),
+    };
+    for (key, name) in [
+        ("providers.a.spec", "providers.a"),
+        ("auth", "auth"),
+        ("auth.public_keys[0]", "auth.public_keys"),
+    ] {
+        assert!(error(key).is_about(name), "{key}");
+    }
+    for (key, name) in [
+        ("providers.ab.spec", "providers.a"),
+        ("server.tls_key", "serv"),
+    ] {
+        assert!(!error(key).is_about(name), "{key}");
+    }
+    assert!(error("hub.toml").is_about_file("hub.toml"));
+    assert!(error("hub.toml:3:7").is_about_file("hub.toml"));
+    for key in ["budgets.per_job", "hub.toml.old:3:7"] {
+        for file in ["b", "budgets", "hub.toml"] {
+            assert!(!error(key).is_about_file(file), "{file}: {key}");
+        }
+    }
+}
+
+/// An environment variable with this suffix names a file with the value of another key.
+#[test]
+fn no_key_ends_with_the_suffix_of_files() {
+    let keys = Config::reference().into_iter().map(|setting| setting.key);
+    let ambiguous = keys.filter(|key| key.ends_with(FILE_SUFFIX));
+    assert_eq!(ambiguous.collect::<Vec<_>>(), [""; 0]);
 }

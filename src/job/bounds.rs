@@ -9,6 +9,9 @@ use super::{Cost, Failure, JobEvent, Output, StatusReport, Update};
 /// Maximum length of a provider's task id, in bytes. A report with a longer one is ignored.
 pub const MAX_TASK_ID_BYTES: usize = 512;
 
+/// Maximum length of a model name, in bytes.
+pub const MAX_MODEL_BYTES: usize = 128;
+
 /// Maximum length of `stage`, in characters.
 pub const MAX_STAGE_CHARS: usize = 200;
 

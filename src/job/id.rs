@@ -3,6 +3,7 @@
 //! Invariant: a `JobId` is `job_` followed by 1 to 64 characters of `A–Z a–z 0–9 _ -`, so it needs
 //! no escaping in URLs, store keys and log lines.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -49,6 +50,12 @@ impl JobId {
     /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for JobId {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

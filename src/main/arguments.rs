@@ -114,8 +114,7 @@ impl ConfigArgs {
             Err(found) => found,
         };
         // An invalid setting was replaced by its default. Errors that follow from that are dropped.
-        let is_consequence =
-            |new: &ConfigError| errors.iter().any(|old| old.key.starts_with(&new.key));
+        let is_consequence = |new: &ConfigError| errors.iter().any(|old| old.is_about(&new.key));
         found.retain(|error| !is_consequence(error));
         errors.append(&mut found);
         unless_invalid(config, errors).map(|config| (config, warnings))
@@ -134,13 +133,11 @@ impl ConfigArgs {
     fn load_section(&self, section: &str) -> anyhow::Result<Config> {
         let (config, mut errors) = self.read();
         let file = self.config.as_ref().map(|path| path.to_string_lossy());
-        errors.retain(|error| {
-            let key = error.key.strip_prefix(section);
-            key.is_some_and(|key| key.is_empty() || key.starts_with('.'))
-                || file
-                    .as_deref()
-                    .is_some_and(|file| error.key.starts_with(file))
-        });
+        let is_about_file = |error: &ConfigError| {
+            let file = file.as_deref();
+            file.is_some_and(|file| error.is_about_file(file))
+        };
+        errors.retain(|error| error.is_about(section) || is_about_file(error));
         unless_invalid(config, errors)
     }
 

@@ -162,8 +162,8 @@ impl CircuitBreaker {
     }
 
     /// Returns whether an account check is pending or due.
-    pub(super) fn wants_account_check(&self, now: Time) -> bool {
-        self.lock().state.wants_account_check(now)
+    pub(super) fn is_account_check_due(&self, now: Time) -> bool {
+        self.lock().state.is_account_check_due(now)
     }
 
     /// Records the result of an account check.
@@ -183,9 +183,9 @@ impl CircuitBreaker {
     /// Returns an error if the snapshot is invalid.
     pub fn merge_snapshot(&self, snapshot: &str) -> serde_json::Result<()> {
         let remote: BreakerState = serde_json::from_str(snapshot)?;
-        self.update(|state| state.merge(&remote));
+        self.update(|state| state.merge(&remote, Time::now()));
         let inner = self.lock();
-        if !inner.state.is_equivalent(&remote) {
+        if inner.state.is_newer_than(&remote) {
             self.publish_snapshot(&inner);
         }
         Ok(())
@@ -216,11 +216,7 @@ impl CircuitBreaker {
     fn admit(&self, kind: RequestKind, now: Time) -> Admission {
         let mut inner = self.lock();
         let in_flight = *inner.in_flight(kind);
-        let before = inner.state.circuit(kind).rank();
-        let admission = inner.state.admit(kind, in_flight, now);
-        if inner.state.circuit(kind).rank() != before {
-            self.publish_snapshot(&inner);
-        }
+        let admission = self.change(&mut inner, |state| state.admit(kind, in_flight, now));
         if let Admission::Allowed(_) = admission {
             *inner.in_flight(kind) += 1;
         }
@@ -234,10 +230,21 @@ impl CircuitBreaker {
                 kind,
                 token,
                 origin: None,
+                is_shared: false,
                 holds: HoldTokens::default(),
             },
             result: RequestResult::NotSent,
         }
+    }
+
+    /// Applies a change and publishes the snapshot if it is newer.
+    fn change<T>(&self, inner: &mut Inner, change: impl FnOnce(&mut BreakerState) -> T) -> T {
+        let previous = inner.state.clone();
+        let result = change(&mut inner.state);
+        if inner.state.is_newer_than(&previous) {
+            self.publish_snapshot(inner);
+        }
+        result
     }
 
     /// Applies a change, publishes the snapshot, logs a transition and wakes the waiters.
@@ -246,12 +253,9 @@ impl CircuitBreaker {
         // At the epoch no rate limit has expired, so a rate limit ends only when the circuit
         // closes.
         let health = |state: &BreakerState| state.health(Time::from_millis(0));
-        let previous = inner.state.clone();
-        change(&mut inner.state);
-        if !inner.state.is_equivalent(&previous) {
-            self.publish_snapshot(&inner);
-        }
-        let (before, after) = (health(&previous), health(&inner.state));
+        let before = health(&inner.state);
+        self.change(&mut inner, change);
+        let after = health(&inner.state);
         let is_transition = (before.state, before.reason) != (after.state, after.reason);
         if is_transition {
             inner.transitions[after.state as usize] += 1;
@@ -316,7 +320,7 @@ impl Permit {
     /// # Errors
     /// Returns the time of the next attempt if submissions of this owner and model are held, or if
     /// the permit is no longer valid.
-    pub async fn for_job(mut self, owner: &str, model: &str) -> Result<Self, Time> {
+    pub async fn assign_to(mut self, owner: &str, model: &str) -> Result<Self, Time> {
         let origin = Origin {
             owner: owner.to_owned(),
             model: model.to_owned(),
@@ -330,20 +334,22 @@ impl Permit {
             let now = Time::now();
             let held_until = {
                 let mut inner = breaker.lock();
-                let state = &mut inner.state;
-                if !state
-                    .circuit(self.request.kind)
-                    .is_current(self.request.token)
-                {
+                let (kind, token) = (self.request.kind, self.request.token);
+                if !inner.state.circuit(kind).is_current(token) {
                     return Err(now + Duration::from_secs(1));
                 }
-                match state.admit_origin(self.request.token, &origin, now) {
+                // The job can be the probe of a hold. Other nodes must not send another one.
+                let admission =
+                    breaker.change(&mut inner, |state| state.admit_origin(token, &origin, now));
+                match admission {
                     Ok(holds) => {
                         self.request.origin = Some(origin);
                         self.request.holds = holds;
                         return Ok(self);
                     }
-                    Err(until) if !state.is_account_suspect() || now >= deadline => Some(until),
+                    Err(until) if !inner.state.is_account_suspect() || now >= deadline => {
+                        Some(until)
+                    }
                     Err(_) => None,
                 }
             };
@@ -360,9 +366,12 @@ impl Permit {
         }
     }
 
-    /// Attributes a query to the owner and the model of its job.
-    pub(super) fn attribute_to(&mut self, origin: Option<Origin>) {
-        self.request.origin = origin;
+    /// Attributes a query to the owner and the model of its job. `is_shared` is true if the query
+    /// also concerns jobs of others. Such a query must be repeated for single jobs after an auth or
+    /// quota error, which is not attributed to anyone.
+    pub(super) fn attribute_to(&mut self, origin: Origin, is_shared: bool) {
+        self.request.origin = Some(origin);
+        self.request.is_shared = is_shared;
     }
 
     /// Returns this permit if it is still valid. Otherwise waits for a new one until `deadline` and
@@ -414,3 +423,6 @@ impl Drop for WaiterGuard<'_> {
         self.0.lock().waiters -= 1;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -172,7 +172,8 @@ impl ProviderClient {
         let mut context = self.requests.job_context(first);
         context.insert("tasks".to_owned(), task_ids.collect());
         context.insert("references".to_owned(), references.collect());
-        let call = self.call(poll, Method::Get, &context, first);
+        let is_shared = jobs.iter().any(|job| origin(job) != origin(first));
+        let call = self.call(poll, Method::Get, &context, first, is_shared);
         let (_, payload) = call.await?;
         let mut reports = Vec::new();
         for item in items(&poll.items.evaluate(&payload)) {
@@ -222,7 +223,7 @@ impl ProviderClient {
         if !spec.applies_to(&Value::from_serialize(&context)) {
             return Ok(report);
         }
-        match self.call(spec, Method::Get, &context, job).await {
+        match self.call(spec, Method::Get, &context, job, false).await {
             Ok((_, payload)) => {
                 let result = spec.items.evaluate_in(&context! { payload, task });
                 let result = self.spec.read_task(&result);
@@ -254,7 +255,7 @@ impl ProviderClient {
             )));
         };
         let context = self.requests.job_context(job);
-        let call = self.call(spec, Method::Post, &context, job);
+        let call = self.call(spec, Method::Post, &context, job, false);
         let (http, payload) = call.await?;
         let task_id = job.provider_task_id.as_deref();
         let task = spec.items.evaluate_in(&context! { payload, http, task_id });
@@ -286,7 +287,7 @@ impl ProviderClient {
 
     /// Returns whether the caller should check the account now.
     pub(super) fn claim_account_check(&self, now: Time) -> bool {
-        let is_wanted = self.breaker.wants_account_check(now);
+        let is_wanted = self.breaker.is_account_check_due(now);
         let has_balance = self.spec.balance.is_some();
         (is_wanted || has_balance) && self.balance.claim_read(is_wanted, now)
     }
@@ -337,19 +338,18 @@ impl ProviderClient {
     }
 
     /// Sends a request that may be repeated when a permit is available, and reports the result to
-    /// the circuit breaker. Returns the status and the body of a success.
+    /// the circuit breaker. `is_shared` is true if it concerns jobs of other owners or models than
+    /// `job`. Returns the status and the body of a success.
     async fn call(
         &self,
         spec: &RequestSpec,
         default_method: Method,
         context: &Context,
         job: &Job,
+        is_shared: bool,
     ) -> Result<(u16, Value), RequestError> {
         let mut permit = self.breaker.acquire(PERMIT_TIMEOUT).await?;
-        permit.attribute_to(Some(Origin {
-            owner: job.owner.clone(),
-            model: job.model.clone().unwrap_or_default(),
-        }));
+        permit.attribute_to(origin(job), is_shared);
         self.balance.mark_used(Time::now());
         let response = self.execute(spec, default_method, context).await;
         permit.complete(match &response {
@@ -373,5 +373,12 @@ impl ProviderClient {
             Some(rejection) => Err(RequestError::Rejected(rejection)),
             None => Ok((response.status, payload)),
         }
+    }
+}
+
+fn origin(job: &Job) -> Origin {
+    Origin {
+        owner: job.owner.clone(),
+        model: job.model.clone().unwrap_or_default(),
     }
 }

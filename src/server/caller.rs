@@ -9,11 +9,11 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
 
 use super::error::{ErrorCode, Problem};
-use super::limits::ClientAddress;
+use super::limits::{ClientAddress, ConnectionLimits};
 use progress_hub_auth::jwt::{Principal, TokenError, Verifier};
 
 /// The authenticated caller. A handler with this argument runs only for requests with a valid bearer
-/// token.
+/// token, and within `limits.requests_per_second` of its subject.
 pub struct Caller(Rc<Principal>);
 
 impl Deref for Caller {
@@ -40,6 +40,9 @@ impl FromRequest for Caller {
             request.extensions_mut().insert(Rc::clone(&principal));
             if let Some(address) = address {
                 address.set_authenticated();
+            }
+            if let Some(limits) = request.app_data::<web::Data<ConnectionLimits>>() {
+                limits.charge_request(&principal)?;
             }
             Ok(Self(principal))
         })

@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 
-use actix_web::body::{BoxBody, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, AcceptEncoding, HeaderMap, HeaderValue};
@@ -87,6 +87,9 @@ impl Encoding {
     }
 }
 
+/// Value of `Vary` of a response that exists in more than one encoding.
+pub const ACCEPT_ENCODING: &str = "Accept-Encoding";
+
 /// Returns whether bodies of this type and this length in bytes are compressed.
 pub fn is_compressible(content_type: &str, length: usize) -> bool {
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
@@ -98,14 +101,20 @@ pub fn is_compressible(content_type: &str, length: usize) -> bool {
     is_text && length >= MIN_COMPRESSED_BYTES
 }
 
-/// Middleware that compresses complete responses that are not compressed already.
+/// Middleware that compresses complete responses whose handler has not negotiated an encoding.
 pub async fn compress_response(
     request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let response = next.call(request).await?;
+    let size = response.response().body().size();
+    let is_small = matches!(size, BodySize::Sized(bytes) if bytes < MIN_COMPRESSED_BYTES as u64);
+    if is_small || size == BodySize::None {
+        return Ok(response);
+    }
     if response.status() == StatusCode::PARTIAL_CONTENT
         || response.headers().contains_key(header::CONTENT_ENCODING)
+        || varies_by_encoding(response.headers())
     {
         return Ok(response);
     }
@@ -126,6 +135,7 @@ pub async fn compress_response(
             Some((encoding, Ok(compressed))) => {
                 let name = HeaderValue::from_static(encoding.as_str());
                 head.headers_mut().insert(header::CONTENT_ENCODING, name);
+                weaken_etag(head.headers_mut());
                 BoxBody::new(compressed)
             }
             Some((_, Err(_))) | None => BoxBody::new(body),
@@ -135,7 +145,23 @@ pub async fn compress_response(
 
 /// Adds `Vary: Accept-Encoding`, so that caches store one response per encoding.
 fn vary_by_encoding(headers: &mut HeaderMap) {
-    headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    headers.append(header::VARY, HeaderValue::from_static(ACCEPT_ENCODING));
+}
+
+fn varies_by_encoding(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::VARY);
+    values.any(|value| value == ACCEPT_ENCODING)
+}
+
+/// Makes a strong `ETag` weak. A strong one identifies the bytes of the body, and the compressed ones
+/// differ.
+fn weaken_etag(headers: &mut HeaderMap) {
+    let tag = headers.get(header::ETAG).map(HeaderValue::as_bytes);
+    let strong = tag.filter(|tag| tag.starts_with(b"\""));
+    let weak = strong.map(|tag| HeaderValue::from_bytes(&[b"W/", tag].concat()));
+    if let Some(Ok(weak)) = weak {
+        headers.insert(header::ETAG, weak);
+    }
 }
 
 #[cfg(test)]

@@ -12,29 +12,31 @@ use tokio_util::task::TaskTracker;
 
 use crate::time::random_jitter;
 
-/// Average time between two closed WebSockets, if the drain time allows it.
-const CLOSE_INTERVAL_PER_SOCKET: Duration = Duration::from_millis(1);
+/// Average time between two clients that reconnect, if the drain time allows it.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Minimum time before a client reconnects; the next process needs it to start.
 const MIN_RETRY_AFTER: Duration = Duration::from_millis(300);
 
-/// The drain state of this node, and the WebSockets that are open.
+/// The drain state of this node, and its open connections: WebSockets, event streams and long polls.
+///
+/// The clients of all of them reconnect, so all of them determine the time in which WebSockets close.
 pub struct Drain {
     started: CancellationToken,
-    sockets: Arc<Semaphore>,
-    max_sockets: usize,
+    connections: Arc<Semaphore>,
+    max_connections: usize,
     tasks: TaskTracker,
     max_close_window: Duration,
 }
 
 impl Drain {
-    /// Creates the state for at most `max_sockets` open WebSockets, which close within half of `time`.
-    pub fn new(time: Duration, max_sockets: usize) -> Self {
-        let max_sockets = max_sockets.min(Semaphore::MAX_PERMITS);
+    /// Creates the state for at most `max_connections`. WebSockets close within half of `time`.
+    pub fn new(time: Duration, max_connections: usize) -> Self {
+        let max_connections = max_connections.min(Semaphore::MAX_PERMITS);
         Self {
             started: CancellationToken::new(),
-            sockets: Arc::new(Semaphore::new(max_sockets)),
-            max_sockets,
+            connections: Arc::new(Semaphore::new(max_connections)),
+            max_connections,
             tasks: TaskTracker::new(),
             max_close_window: time / 2,
         }
@@ -66,17 +68,16 @@ impl Drain {
         self.tasks.wait().await;
     }
 
-    /// Returns a permit for an open WebSocket, event stream or long poll, or `None` if the maximum is
-    /// open.
+    /// Returns a permit for an open connection, or `None` if the maximum is open.
     pub fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.sockets).try_acquire_owned().ok()
+        Arc::clone(&self.connections).try_acquire_owned().ok()
     }
 
-    /// Returns the time in which all open WebSockets close.
+    /// Returns the time in which all WebSockets close.
     fn close_window(&self) -> Duration {
-        let open = self.max_sockets - self.sockets.available_permits();
+        let open = self.max_connections - self.connections.available_permits();
         let open = u32::try_from(open).unwrap_or(u32::MAX);
-        (CLOSE_INTERVAL_PER_SOCKET.saturating_mul(open)).min(self.max_close_window)
+        (RECONNECT_INTERVAL.saturating_mul(open)).min(self.max_close_window)
     }
 
     /// Returns the random time after which a WebSocket closes.
@@ -85,7 +86,7 @@ impl Drain {
     }
 
     /// Returns the random time after which a client should reconnect: about one second, or longer with
-    /// many open WebSockets.
+    /// many open connections.
     pub fn retry_after(&self) -> Duration {
         let range = self.close_window().max(Duration::from_secs(1));
         MIN_RETRY_AFTER + random_jitter(range, 0.0..1.0)

@@ -8,7 +8,6 @@
 mod address;
 mod body;
 mod download;
-mod rate;
 mod subject;
 mod table;
 
@@ -28,7 +27,6 @@ use self::body::BodyMemory;
 pub use self::body::BodyPermit;
 pub use self::download::DownloadPermit;
 use self::download::OutputUsage;
-pub use self::rate::{Rate, RateLimit};
 pub use self::subject::SubjectPermit;
 use self::subject::SubjectUsage;
 use self::table::UsageTable;
@@ -37,6 +35,7 @@ use super::error::{ErrorCode, Problem};
 use crate::config::{Config, Limits};
 use crate::job::JobId;
 use crate::protocol::CloseReason;
+use crate::rate_limit::{Rate, RateLimit};
 use crate::telemetry::{Limit, Metrics};
 use progress_hub_auth::jwt::Principal;
 
@@ -79,6 +78,7 @@ impl LimitReached {
             | Limit::UnauthenticatedConnections
             | Limit::SubjectConnections => CloseReason::TooManyConnections,
             Limit::Handshakes
+            | Limit::Requests
             | Limit::Messages
             | Limit::Ids
             | Limit::Subscriptions
@@ -115,6 +115,10 @@ impl From<LimitReached> for Problem {
             Limit::Handshakes => (
                 ErrorCode::RateLimited,
                 "the address has reached limits.handshakes_per_second",
+            ),
+            Limit::Requests => (
+                ErrorCode::RateLimited,
+                "the subject has reached limits.requests_per_second",
             ),
             Limit::Messages => (
                 ErrorCode::RateLimited,
@@ -170,6 +174,7 @@ impl StreamPermit {
 /// The limits of a node, and the usage of each client.
 pub struct ConnectionLimits {
     settings: Limits,
+    requests: RateLimit,
     messages: RateLimit,
     ids: RateLimit,
     handshakes: RateLimit,
@@ -189,6 +194,7 @@ impl ConnectionLimits {
         let settings = config.limits;
         let max_body_bytes = config.server.max_body_bytes;
         Self {
+            requests: RateLimit::per_second(settings.requests_per_second),
             messages: RateLimit::per_second(settings.messages_per_second),
             ids: RateLimit::per_second(settings.ids_per_second),
             handshakes: RateLimit::per_second(settings.handshakes_per_second),
@@ -309,6 +315,21 @@ impl ConnectionLimits {
         Ok(permit)
     }
 
+    /// Counts an HTTP request of a subject. Administrators have no limits, and workers report updates
+    /// at the rate of their jobs.
+    ///
+    /// # Errors
+    /// The subject has reached `limits.requests_per_second`.
+    pub fn charge_request(&self, principal: &Principal) -> Result<(), LimitReached> {
+        if principal.is_admin() || principal.may_publish() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let usage = self.by_subject.get(principal.subject(), now);
+        let charged = usage.requests.try_charge(self.requests, 1, now);
+        charged.map_err(|wait| self.reached(Limit::Requests, wait))
+    }
+
     /// Counts an event stream or long poll for all limits that apply. It is called before the store
     /// is read.
     ///
@@ -398,8 +419,8 @@ impl ConnectionLimits {
 
     /// Counts a download that the node rejects because it has reached its maximum number of
     /// downloads.
-    pub fn node_is_downloading(&self) -> LimitReached {
-        self.reached(Limit::NodeDownloads, DOWNLOAD_RETRY_AFTER)
+    pub fn node_is_downloading(&self) {
+        self.metrics.limit_reached(Limit::NodeDownloads);
     }
 
     /// Counts a download that ends because its client reads too slowly.

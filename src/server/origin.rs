@@ -15,7 +15,7 @@ use url::Url;
 
 use super::error::{ErrorCode, Problem};
 use crate::config::ServerConfig;
-use crate::telemetry::Throttle;
+use crate::telemetry::LineLimit;
 
 /// Maximum length of a header value in the log, in bytes.
 const MAX_LOGGED_BYTES: usize = 200;
@@ -25,7 +25,7 @@ pub struct OriginPolicy {
     allowed: Vec<String>,
     public_url: Option<Url>,
     /// Limits the warnings by origin and host.
-    warnings: Throttle<(String, String)>,
+    warnings: LineLimit<(String, String)>,
 }
 
 impl OriginPolicy {
@@ -34,7 +34,7 @@ impl OriginPolicy {
         Self {
             allowed: server.allowed_origins.clone(),
             public_url: server.public_url.clone(),
-            warnings: Throttle::default(),
+            warnings: LineLimit::default(),
         }
     }
 

@@ -19,12 +19,12 @@ use super::error::{ErrorCode, Problem};
 use super::limits::ConnectionLimits;
 use super::router::MatchedPattern;
 use crate::protocol::CloseReason;
-use crate::telemetry::{Metrics, Throttle};
+use crate::telemetry::{LineLimit, Metrics};
 
 /// Writes the log lines that concern security.
 pub struct SecurityLog {
     metrics: Arc<Metrics>,
-    lines: Throttle<(String, &'static str)>,
+    lines: LineLimit<(String, &'static str)>,
 }
 
 /// The logged fields of a request.
@@ -42,7 +42,7 @@ impl SecurityLog {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
-            lines: Throttle::default(),
+            lines: LineLimit::default(),
         }
     }
 

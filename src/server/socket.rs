@@ -5,8 +5,8 @@
 
 mod connection;
 pub(crate) mod inbound;
+mod read_pause;
 mod session;
-mod throttle;
 mod transport;
 
 use std::net::IpAddr;

@@ -8,7 +8,7 @@ use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse};
 use rust_embed::{EmbeddedFile, RustEmbed};
 
-use super::compression::{Effort, Encoding, is_compressible};
+use super::compression::{ACCEPT_ENCODING, Effort, Encoding, is_compressible};
 use super::error::Problem;
 
 #[derive(RustEmbed)]
@@ -48,7 +48,7 @@ pub async fn file(request: HttpRequest) -> Result<HttpResponse, Problem> {
         .insert_header((header::CACHE_CONTROL, "no-cache"))
         .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
     if is_compressible {
-        response.insert_header((header::VARY, "Accept-Encoding"));
+        response.insert_header((header::VARY, ACCEPT_ENCODING));
     }
     match path {
         "index.html" => {

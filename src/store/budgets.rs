@@ -11,11 +11,16 @@ use crate::time::Time;
 pub struct BudgetEntry {
     /// Name of the window.
     pub window: String,
-    /// Amount to add, in millionths of the budget unit. A negative amount is a refund.
-    pub amount_micros: i64,
+    /// Amount to add, in the unit of the window: millionths of the budget unit, jobs or bytes. A
+    /// negative amount is a refund.
+    pub amount: i64,
     /// Highest balance that [`create`](super::JobStore::create) allows, or `None` for no limit.
     /// [`commit`](super::JobStore::commit) ignores it.
-    pub limit_micros: Option<i64>,
+    pub limit: Option<i64>,
+    /// Earlier windows whose balances count toward the limit. They may be refunded, but not charged
+    /// any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_windows: Vec<String>,
     /// End of the window. After it the balance is zero and further amounts are discarded.
     pub window_ends_at: Time,
 }
@@ -23,7 +28,8 @@ pub struct BudgetEntry {
 /// Read access to budget windows. [`JobStore`](super::JobStore) charges them together with a job.
 #[async_trait]
 pub trait BudgetStore: Send + Sync + 'static {
-    /// Returns the balances of `windows` at `now`, in millionths and in the order given.
+    /// Returns the balances of `windows` at `now`, each in the unit of its window and in the order
+    /// given.
     ///
     /// Each balance is read on its own, so the result is not a consistent snapshot.
     async fn balances(&self, windows: &[String], now: Time) -> Result<Vec<i64>, Error>;

@@ -32,6 +32,11 @@ impl EncodedJob {
             finished_at,
         })
     }
+
+    /// Returns the size of the job in bytes of JSON.
+    pub(super) fn size(&self) -> usize {
+        self.document.len() + self.internal.len()
+    }
 }
 
 pub(super) fn decode_job(document: &str, internal: &str) -> Result<Arc<Job>, Error> {

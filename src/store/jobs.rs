@@ -1,5 +1,6 @@
 //! Jobs, and the updates that wait for theirs.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +79,9 @@ pub struct CommitJob {
     pub job: Arc<Job>,
     /// The version from which `job` was derived.
     pub expected_version: u64,
+    /// The revision of that version, if [`JobStore::recent`] returned it. The commit then requires
+    /// this very revision.
+    pub expected_revision: Option<Revision>,
     /// When the job is due next.
     pub schedule: Schedule,
     /// Buffered updates of the job's task that `job` already includes, as
@@ -90,13 +94,42 @@ pub struct CommitJob {
     pub budget_entries: Vec<BudgetEntry>,
 }
 
+/// Identifies one write of a job.
+///
+/// Unlike the version, it differs between two documents that have the same version, which can exist
+/// after a failover of the store, and between two internal states of one version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revision(pub(super) u128);
+
+impl Revision {
+    /// Parses the text that [`Display`](fmt::Display) writes.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        u128::from_str_radix(text, 16).ok().map(Self)
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// A version of a job that was current when this node saw it. It may no longer be the stored one.
+#[derive(Clone, Debug)]
+pub struct RecentJob {
+    /// The version.
+    pub job: Arc<Job>,
+    /// The write that stored it. See [`CommitJob::expected_revision`].
+    pub revision: Revision,
+}
+
 /// The result of [`JobStore::commit`] and [`JobStore::ensure_durable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitOutcome {
     /// The version is durable and published.
     Committed,
     /// The stored version differs, the task belongs to another job, or further updates are
-    /// buffered. Read again and retry.
+    /// buffered. Read again, or take what [`JobStore::recent`] returns now, and retry.
     Conflict,
     /// The job does not exist.
     NotFound,
@@ -143,6 +176,15 @@ pub trait JobStore: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Corrupt`] if the job can't be decoded.
     async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error>;
+
+    /// Returns the version of an unfinished job that this node saw last, if it is in memory.
+    ///
+    /// It saves the read before a commit, which fails if the version is not the stored one. After a
+    /// conflict, a wrong version is not returned again. It must not be used for anything else: the
+    /// job may have changed or been deleted. The default implementation returns `None`.
+    fn recent(&self, _id: &JobId) -> Option<RecentJob> {
+        None
+    }
 
     /// Returns the current versions of those jobs that exist, in no particular order.
     ///

@@ -1,6 +1,7 @@
 //! The shared engine: jobs in Redis, for any number of nodes. Requires Redis 7.
 //!
-//! No state of a job is kept in a node. The hash of a job is authoritative. One script compares its
+//! The hash of a job is authoritative. What a node keeps of a job in memory is only a guess, which is
+//! checked before it counts. One script compares its
 //! version, stores the next document, schedules the job and publishes the change. A node that crashes
 //! between two steps leaves only references, budget charges and slots behind, which are verified before
 //! they count.
@@ -18,6 +19,7 @@ mod keys;
 mod list;
 mod pubsub;
 mod queues;
+mod recent;
 mod reconnect;
 mod scripts;
 mod slots;
@@ -36,6 +38,7 @@ use self::endpoint::Endpoint;
 pub use self::endpoint::Timeouts;
 use self::keys::{KeyNames, Partition};
 use self::pubsub::Subscriber;
+use self::recent::RecentJobs;
 use self::scripts::PUT_SHARED_STATE;
 use super::turns::Turns;
 use super::{ChangeListener, ChangeSource, Error, Retention, SharedState, Store};
@@ -57,6 +60,7 @@ pub struct RedisStore {
     subscriber: Subscriber,
     retention: Retention,
     turns: Turns,
+    recent: Arc<RecentJobs>,
 }
 
 impl RedisStore {
@@ -81,12 +85,14 @@ impl RedisStore {
         }
         let keys = KeyNames::new(&config.prefix, endpoint.is_clustered());
         let connections = Arc::new(Connections::open(&endpoint, keys, config.replicas)?);
-        let subscriber = Subscriber::open(&endpoint, &connections, listener)?;
+        let recent = Arc::new(RecentJobs::default());
+        let subscriber = Subscriber::open(&endpoint, &connections, &recent, listener)?;
         Ok(Self {
             connections,
             subscriber,
             retention,
             turns: Turns::default(),
+            recent,
         })
     }
 

@@ -10,7 +10,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::Throttle;
+use super::LineLimit;
 
 /// Prefix of the targets of the hub's own crates. They limit their lines where they write them.
 const OWN_TARGETS: &str = "progress_hub";
@@ -23,7 +23,7 @@ const LOG_TARGET: &str = "log";
 /// callsite and module are repetitions.
 #[derive(Default)]
 pub(super) struct DependencyThrottle {
-    lines: Throttle<(Identifier, Option<String>)>,
+    lines: LineLimit<(Identifier, Option<String>)>,
     suppressed: Arc<AtomicU64>,
 }
 

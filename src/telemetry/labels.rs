@@ -118,6 +118,8 @@ labels! {
         SubjectConnections = "subject_connections",
         /// `limits.subscriptions_per_subject`.
         Subscriptions = "subscriptions",
+        /// `limits.requests_per_second`.
+        Requests = "requests",
         /// `limits.messages_per_second`.
         Messages = "messages",
         /// `limits.ids_per_second`.

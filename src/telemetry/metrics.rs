@@ -68,6 +68,7 @@ pub struct Metrics {
     provider_requests: Family<RequestLabels, Counter>,
     provider_state: Family<StateLabels, Gauge>,
     provider_state_transitions: Family<StateLabels, Counter>,
+    provider_holds: Family<ProviderLabels, Gauge>,
     provider_balance: Family<ProviderLabels, Gauge<f64, AtomicU64>>,
     job_updates: Family<SourceLabels, Counter>,
     submissions_rejected: Family<ReasonLabels, Counter>,
@@ -151,6 +152,7 @@ impl Metrics {
         let provider_requests = register(r, "provider_requests", "Requests to providers");
         let provider_state = register(r, "provider_state", "Provider state (1 = current)");
         let provider_state_transitions = register(r, "provider_state_transitions", "Transitions of a provider to a state");
+        let provider_holds = register(r, "provider_holds", "Owners and models whose submissions are held");
         let job_updates = register(r, "job_updates", "Updates that changed a job");
         let submissions_rejected = register(r, "submissions_rejected", "Submissions rejected before the job was stored");
         let limits_reached = register(r, "limits_reached", "Times that a client reached a limit");
@@ -173,6 +175,7 @@ impl Metrics {
             provider_requests,
             provider_state,
             provider_state_transitions,
+            provider_holds,
             provider_balance,
             job_updates,
             submissions_rejected,
@@ -291,6 +294,14 @@ impl Metrics {
             let counter = self.provider_state_transitions.get_or_create(&labels);
             counter.inner().store(transitions(state), Ordering::Relaxed);
         }
+    }
+
+    /// Sets the number of owners and models whose submissions to a configured provider are held.
+    pub fn set_provider_holds(&self, provider: &str, holds: usize) {
+        let provider = provider.to_owned();
+        self.provider_holds
+            .get_or_create(&ProviderLabels { provider })
+            .set(i64::try_from(holds).unwrap_or(i64::MAX));
     }
 
     /// Sets the balance of a provider account.
@@ -514,9 +525,11 @@ mod tests {
         let transitions = |state| u64::from(state == ProviderState::Suspended) * 2;
         metrics.set_provider_state("fal", ProviderState::Available, transitions);
         metrics.set_provider_state("fal", ProviderState::Suspended, transitions);
+        metrics.set_provider_holds("fal", 3);
         metrics.set_provider_balance("fal", 12.5);
         assert_snapshot!(samples(&metrics, "provider").join("\n"), @r#"
     provider_balance{provider="fal"} 12.5
+    provider_holds{provider="fal"} 3
     provider_state_transitions_total{provider="fal",state="available"} 0
     provider_state_transitions_total{provider="fal",state="rate_limited"} 0
     provider_state_transitions_total{provider="fal",state="suspended"} 2

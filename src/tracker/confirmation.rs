@@ -158,6 +158,7 @@ impl Tracker {
             schedule: schedule_for(self.provider_of(&job), &job, Time::now()),
             job,
             expected_version,
+            expected_revision: None,
             applied_buffered: Vec::new(),
             budget_entries: Vec::new(),
         }

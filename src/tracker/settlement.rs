@@ -26,8 +26,9 @@ pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
     let correction = spent_micros.saturating_sub(reservation.amount_micros);
     let entries = reservation.windows.iter().map(|window| BudgetEntry {
         window: window.name.clone(),
-        amount_micros: correction,
-        limit_micros: None,
+        amount: correction,
+        limit: None,
+        earlier_windows: Vec::new(),
         window_ends_at: window.expires_at,
     });
     Some(Settlement {
@@ -44,8 +45,9 @@ pub(super) fn leave_queue(before: &Job, next: &Job) -> Vec<BudgetEntry> {
     charges
         .map(|charge| BudgetEntry {
             window: charge.window.name.clone(),
-            amount_micros: -charge.amount,
-            limit_micros: None,
+            amount: -charge.amount,
+            limit: None,
+            earlier_windows: Vec::new(),
             window_ends_at: charge.window.expires_at,
         })
         .collect()
@@ -151,11 +153,7 @@ mod tests {
 
     fn settled_micros(before: &Job, next: &Job) -> i64 {
         let settlement = settle(before, next).unwrap();
-        let corrected: i64 = settlement
-            .entries
-            .iter()
-            .map(|entry| entry.amount_micros)
-            .sum();
+        let corrected: i64 = settlement.entries.iter().map(|entry| entry.amount).sum();
         assert_eq!(corrected, settlement.spent_micros - 700_000);
         settlement.spent_micros
     }

@@ -6,7 +6,7 @@ use regex_lite::Regex;
 
 /// The modules, lowest layer first.
 const LAYERS: [&[&str]; 10] = [
-    &["time"],
+    &["time", "rate_limit"],
     &["job"],
     &["protocol", "telemetry"],
     &["config", "links"],

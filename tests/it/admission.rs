@@ -555,6 +555,43 @@ async fn reservation_survives_a_crash_and_is_released_once() {
     assert_eq!(post(&app, "alice", &body).await.status, 402);
 }
 
+/// A budget is a setting, so a hub that is restarted with a larger one admits further jobs.
+#[tokio::test(flavor = "multi_thread")]
+async fn raised_budget_admits_further_jobs_and_keeps_what_was_spent() {
+    for budget in ["budgets.per_owner_day", "providers.acme.budget_per_day"] {
+        let hub = start(&[(budget, "0.5"), PRICES]).await;
+        let body = request_body("m-1", json!({}));
+        for _ in 0..2 {
+            hub.submit_accepted("alice", &body).await;
+        }
+        let cost = ": 0 usd left";
+        hub.assert_rejected(&body, 402, "budget_exceeded", cost)
+            .await;
+        let Fixture {
+            app,
+            provider,
+            _folder,
+            ..
+        } = hub;
+        let spec = _folder.path().join("acme.toml");
+        let app = TestApp::builder()
+            .data_dir(app.shut_down().await.unwrap())
+            .set("providers.acme.spec", spec.display())
+            .set("providers.acme.base_url", &provider.url)
+            .set(PRICES.0, PRICES.1)
+            .set(budget, "0.75")
+            .spawn()
+            .await;
+        assert_eq!(post(&app, "alice", &body).await.status, 202);
+        let response = post(&app, "alice", &body).await;
+        assert_eq!(
+            response.body["code"], "budget_exceeded",
+            "{}",
+            response.body
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn queue_of_an_owner_is_bounded_in_jobs_and_bytes() {
     for (setting, limit, story) in [

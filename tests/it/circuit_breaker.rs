@@ -181,6 +181,13 @@ async fn assert_state(app: &TestApp, state: &str, reason: Value) {
     }
 }
 
+/// Asserts that the provider list and the metrics agree on the number of holds.
+async fn assert_holds(app: &TestApp, holds: u32) {
+    assert_eq!(public_state(app).await["holds"], holds);
+    let metric = app.metric("provider_holds{provider=\"kling\"}").await;
+    assert_eq!(metric, f64::from(holds));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rate_limit_pauses_all_jobs_without_using_attempts() {
     let rate_limited = rejected(429, 1302).with_header("retry-after", 2);
@@ -317,6 +324,70 @@ async fn rejected_key_holds_the_owner_and_model_and_the_job_waits() {
     let fields = (&job["status"], &job["attempt"], &job["error"]);
     assert_eq!(fields, (&json!("accepted"), &json!(0), &Value::Null));
     assert_eq!(kling.submission_count(), 1);
+    assert_holds(&app, 1).await;
+    resume(&app, &app.token("root", "admin")).await;
+    assert_holds(&app, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_poll_affects_one_owner_and_model() {
+    let provider = MockProvider::start(|request: RecordedRequest| {
+        let tasks = request.path.split_once("task_ids=").map(|(_, ids)| ids);
+        let response = match (request.method.as_str(), tasks) {
+            ("POST", _) => {
+                let id = request.body["options"]["external_task_id"].as_str();
+                let id = format!(
+                    "{}-{}",
+                    request.body["prompt"].as_str().unwrap(),
+                    id.unwrap()
+                );
+                let task = json!({ "id": id, "status": "submitted" });
+                MockResponse::json(200, &json!({ "code": 0, "data": task }))
+            }
+            (_, Some(tasks)) if tasks.contains("hidden") => rejected(403, 1103),
+            (_, Some(id)) => {
+                let task = json!({ "id": id, "status": "processing" });
+                MockResponse::json(200, &json!({ "code": 0, "data": [task] }))
+            }
+            (_, None) => balance(100),
+        };
+        async move { response }
+    })
+    .await;
+    let (hub, _other) = hub_with(&provider.url).await;
+    let app = hub
+        .set("providers.kling.poll_after", "100ms")
+        .set("providers.kling.poll_every", "100ms")
+        .spawn()
+        .await;
+    let submit = async |owner: &str, prompt: &str| {
+        let body = json!({ "provider": "kling", "model": "private", "prompt": prompt });
+        let request = app.request(Method::POST, "/v1/videos", owner);
+        let response = send(request.json(&body)).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        response.body["id"].as_str().unwrap().to_owned()
+    };
+    submit("alice", "hidden").await;
+    app.wait_for_metric("provider_holds{provider=\"kling\"}", |holds| holds == 1.0)
+        .await;
+    let held = submit("alice", "plain").await;
+    let is_postponed = |job: &Value| !job["next_attempt_at"].is_null();
+    let job = app.wait_for_job(&held, "alice", is_postponed).await;
+    assert_eq!(job["attempt"], 0);
+    let id = submit("bob", "plain").await;
+    let is_polled = |job: &Value| job["status"] == "running";
+    let job = app.wait_for_job(&id, "bob", is_polled).await;
+    assert_eq!(job["attempt"], 1);
+    // A poll of both tasks is rejected, and is repeated for each.
+    let names = |request: &RecordedRequest, task: &str| request.path.contains(task);
+    let is_repeated = |requests: &[RecordedRequest]| {
+        let mut requests = requests.iter();
+        requests.any(|it| names(it, "hidden-") && names(it, "plain-"))
+            && requests.any(|it| !names(it, "hidden-") && names(it, "plain-"))
+    };
+    provider.wait_for_requests(|all| is_repeated(all)).await;
+    assert_state(&app, "available", Value::Null).await;
+    assert_holds(&app, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

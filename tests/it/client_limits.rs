@@ -221,6 +221,55 @@ async fn streams_and_long_polls_count_as_connections_of_the_node() {
     app.connect("alice").await.assert_no_messages().await;
 }
 
+/// Repeats a request until its subject has reached a limit. Returns the response.
+async fn send_until_limited(app: &TestApp, path: &str, token: &str) -> TestResponse {
+    loop {
+        let response = send(app.request_with_token(Method::GET, path, token)).await;
+        if response.status == 429 {
+            return response;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn excess_of_requests_is_rejected_for_one_subject_only() {
+    let app = TestApp::builder()
+        .set("limits.requests_per_second", 1)
+        .spawn()
+        .await;
+    let job = app.register_worker_job("alice").await;
+    let token = app.token("alice", "jobs:read");
+    let paths = [
+        format!("/v1/jobs/{job}"),
+        format!("/v1/jobs/{job}/cancel"),
+        format!("/v1/jobs/{job}/outputs/0"),
+        format!("/v1/jobs/{job}/outputs/0?grant=invalid"),
+        format!("/v1/events?job={job}&since=1"),
+        "/v1/jobs".to_owned(),
+        "/v1/providers".to_owned(),
+        "/metrics".to_owned(),
+    ];
+    for path in &paths {
+        let response = send_until_limited(&app, path, &token).await;
+        assert_limited(&response, 429, "rate_limited");
+        let detail = "the subject has reached limits.requests_per_second";
+        assert_eq!(response.body["detail"], detail, "{path}");
+    }
+    assert!(limit_count(&app, "requests").await >= 8.0);
+    // More than the burst of four.
+    for token in [
+        app.token("operator", "admin"),
+        app.token("worker", "jobs:publish jobs:read"),
+    ] {
+        for _ in 0..10 {
+            let request = app.request_with_token(Method::GET, "/v1/providers", &token);
+            assert_eq!(send(request).await.status, 200);
+        }
+    }
+    let response = send(app.request(Method::GET, "/v1/jobs", "bob")).await;
+    assert_eq!(response.status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn flood_of_messages_is_slowed_down_and_answered() {
     let app = TestApp::builder()

@@ -41,6 +41,7 @@ mod proxy;
 mod raw_websocket;
 mod redis;
 mod redis_channels;
+mod redis_replies;
 mod rendered_request;
 mod reservation_bounds;
 mod result_fetch;

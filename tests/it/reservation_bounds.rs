@@ -1,17 +1,20 @@
-//! Property test of budget reservations: no accepted request costs more than its reservation, for every
-//! built-in definition.
+//! Budget reservations of every built-in definition: prices are read from the bytes that are sent, and
+//! no accepted request costs more than its reservation.
 //!
-//! The test computes the price of a request from the bytes that a mock provider receives. It parses
+//! The property test computes the price of a request from the bytes that a mock provider receives. It parses
 //! them as leniently as a provider could: keys in any case, numbers as text, parameters in the prompt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use progress_hub::admission::AdmissionControl;
 use progress_hub::config::Config;
 use progress_hub::job::VideoRequest;
+use progress_hub::links::Links;
 use progress_hub::provider::{HttpClient, Providers};
 use progress_hub::telemetry::Metrics;
 use progress_hub::time::Time;
+use progress_hub_auth::signature::CallbackKey;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as TestConfig, TestCaseError, TestRunner};
@@ -101,6 +104,14 @@ fn config(url: &str) -> Config {
     let key = "providers.kling-legacy.secret_key".to_owned();
     settings.push((key, "another key".to_owned()));
     Config::load(None, std::iter::empty(), settings).unwrap()
+}
+
+/// Links of a hub with a public URL, so that every job has a callback URL.
+fn links() -> Links {
+    let public_url = "https://hub.example".parse().unwrap();
+    let secret = "a callback secret that is long enough too";
+    let key = CallbackKey::new(&secret.into()).unwrap();
+    Links::new(Some(public_url), Some(key), Duration::from_secs(3600))
 }
 
 /// Returns the values of the keys that match `names`, at the top level and in the objects at `place`.
@@ -352,7 +363,8 @@ async fn no_accepted_request_costs_more_than_it_reserved() {
     let providers = Providers::load(&config, &HttpClient::new().unwrap())
         .ok()
         .unwrap();
-    let admission = AdmissionControl::new(&config, Arc::new(Metrics::new()));
+    let links = links();
+    let admission = AdmissionControl::new(&config, links.clone(), Arc::new(Metrics::new()));
     let runtime = tokio::runtime::Handle::current();
     let hunt = move || {
         let settings = TestConfig {
@@ -377,8 +389,8 @@ async fn no_accepted_request_costs_more_than_it_reserved() {
                 .try_acquire_submits(1, Time::now())
                 .pop()
                 .unwrap();
-            let callback = "https://hub.example/v1/webhooks/x/token".parse().unwrap();
-            runtime.block_on(to.submit(permit, &admitted.job, Some(&callback)));
+            let callback = links.callback_url(name, &admitted.job.id);
+            runtime.block_on(to.submit(permit, &admitted.job, callback.as_ref()));
             let sent = provider.requests();
             let Some(sent) = sent.get(before) else {
                 return Err(TestCaseError::fail("accepted, but not sent"));
@@ -403,4 +415,64 @@ async fn no_accepted_request_costs_more_than_it_reserved() {
         panic!("{error}");
     }
     assert!(accepted > 50, "only {accepted} requests were accepted");
+}
+
+/// A definition can also put the current time into a request (`now`). No built-in one does so in the
+/// URL or the body.
+#[tokio::test(flavor = "multi_thread")]
+async fn admission_reads_the_url_and_the_body_that_are_sent() {
+    let definitions = std::fs::read_dir("src/provider/specs").unwrap();
+    let mut definitions: Vec<String> = definitions
+        .map(|file| file.unwrap().path().file_stem().unwrap().to_owned())
+        .map(|name| name.into_string().unwrap())
+        .filter(|name| name != "generic")
+        .collect();
+    definitions.sort();
+    let mut tested: Vec<&str> = SPECS.iter().map(|(name, _, _)| *name).collect();
+    tested.sort_unstable();
+    assert_eq!(definitions, tested);
+
+    let provider = MockProvider::start(|_| async { MockResponse::json(400, &json!({})) }).await;
+    let config = config(&provider.url);
+    let providers = Providers::load(&config, &HttpClient::new().unwrap())
+        .ok()
+        .unwrap();
+    let links = links();
+    let admission = AdmissionControl::new(&config, links.clone(), Arc::new(Metrics::new()));
+    for (name, _, _) in SPECS {
+        let to = providers.get(name).unwrap();
+        let request = VideoRequest {
+            model: "own/cheap".to_owned(),
+            prompt: "a boat".to_owned(),
+            duration: Some(5.0),
+            resolution: Some("720p".to_owned()),
+            ..VideoRequest::default()
+        };
+        let admitted = admission.admit("alice", to, request, Time::now()).unwrap();
+        let read = admission.render(to, &admitted.job).unwrap();
+        let read = read.variables();
+        let permit = to.breaker().try_acquire_submits(1, Time::now()).pop();
+        let callback = links.callback_url(name, &admitted.job.id).unwrap();
+        to.submit(permit.unwrap(), &admitted.job, Some(&callback))
+            .await;
+        let sent = provider.requests().pop().unwrap();
+        assert_eq!(sent.body, read["body"], "{name}");
+        let (path, query) = match sent.path.split_once('?') {
+            None => (sent.path.as_str(), None),
+            Some((path, query)) => (path, Some(query)),
+        };
+        let segments = path.split('/').skip(1);
+        let path: Vec<String> = segments.map(|part| part.replace("%2F", "/")).collect();
+        assert_eq!(
+            (json!(path), json!(query)),
+            (read["path"].clone(), read["query"].clone()),
+            "{name}"
+        );
+        // Some providers have no callback URLs for single jobs.
+        if to.sends_callback_url() {
+            let token = callback.path_segments().unwrap().next_back().unwrap();
+            let request = format!("{} {}", sent.path, sent.body);
+            assert!(request.contains(token), "{name}: {request}");
+        }
+    }
 }

@@ -86,6 +86,8 @@ macro_rules! store_test_suite {
                 concurrent_final_commits_are_charged_once,
                 balance_of_an_ended_window_is_zero,
                 sweep_deletes_ended_windows,
+                queued_jobs_count_across_midnight,
+                earlier_windows_count_toward_the_limit,
             }
             buffered_updates::{
                 updates_of_an_unknown_task_are_buffered_in_order,
@@ -252,7 +254,9 @@ impl StoreFixture {
         let published = watch::Sender::new(Vec::new());
         let sender = published.clone();
         let on_event: EventHandler = Arc::new(move |event| match event {
-            StoreEvent::JobChanged(job) => sender.send_modify(|published| published.push(job)),
+            StoreEvent::JobChanged(frame) => {
+                sender.send_modify(|published| published.push(Arc::clone(frame.job())));
+            }
             StoreEvent::SharedStateChanged => {}
             StoreEvent::Unavailable | StoreEvent::Recovered => {
                 assert!(location == Location::Remote, "no interruption in process");
@@ -359,6 +363,7 @@ pub(crate) fn commit_job(next: &Job, schedule: Schedule, applied: Vec<Update>) -
     CommitJob {
         job: Arc::new(next.clone()),
         expected_version: next.version - 1,
+        expected_revision: None,
         schedule,
         applied_buffered: applied,
         budget_entries: Vec::new(),

@@ -31,6 +31,8 @@ pub(super) struct Dialect {
     pub required_header: Option<(&'static str, &'static str)>,
     /// Whether a job waits in a queue if all slots are in use. Otherwise its submit is rejected.
     pub has_queue: bool,
+    /// Whether a submit may be `multipart/form-data` instead of JSON.
+    pub accepts_forms: bool,
     /// Scenarios that the dialect does not support, with the reason.
     pub unplayable: &'static [(&'static [Scenario], &'static str)],
     /// Time for a receiver to echo the challenge that precedes webhooks. `None`: there is no challenge.

@@ -26,7 +26,7 @@
 //! the plan and delivers its webhooks. `SimulatorState` holds all tasks and counts, and an [`Inspector`] reads them.
 //!
 //! A file imports only from files below it. From the top: `api`, `providers`, `submit`, `worker` and `call`, `context`,
-//! `dialect`, `inspector`, `state`, `task`, `scenario`, `plan`.
+//! `dialect`, `form`, `inspector`, `state`, `task`, `scenario`, `plan`.
 
 mod api;
 mod api_error;
@@ -34,6 +34,7 @@ mod call;
 mod clip;
 mod context;
 mod dialect;
+mod form;
 mod inspector;
 mod plan;
 mod providers;

@@ -1,5 +1,7 @@
 //! The submit of a job, independent of a dialect.
 
+use std::borrow::Cow;
+
 use actix_web::HttpResponse;
 use actix_web::web::Bytes;
 use aws_lc_rs::digest;
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 use super::api_error::ApiError;
 use super::call::Call;
 use super::dialect::{Answer, Dialect, respond};
+use super::form;
 use super::plan::{Plan, SubmitBehavior};
 use super::scenario::Scenario;
 use super::task::{Product, Status, Task, now_ms};
@@ -41,11 +44,11 @@ struct Options {
 }
 
 impl Submit {
-    /// Returns the identity of the job: the external id, otherwise the webhook URL, otherwise a digest of the body.
-    fn handle(&self, body: &[u8]) -> String {
+    /// Returns the identity of the job: the external id, otherwise the webhook URL, otherwise a digest of the content.
+    fn handle(&self, content: &[u8]) -> String {
         let callback = self.callback.as_ref().map(Url::to_string);
         let handle = self.external_id.clone().or(callback);
-        handle.unwrap_or_else(|| hex::encode(digest::digest(&digest::SHA256, body)))
+        handle.unwrap_or_else(|| hex::encode(digest::digest(&digest::SHA256, content)))
     }
 
     /// Creates the task with this number.
@@ -100,7 +103,9 @@ impl Options {
         let scenario = option("scenario").map(|name| name.as_str().unwrap_or_default().parse());
         let scenario = scenario.unwrap_or(Ok(default_scenario));
         let steps = option("steps").map(|steps| {
-            let steps = steps.as_u64().and_then(|steps| u16::try_from(steps).ok());
+            // The fields of a form are texts.
+            let number = steps.as_u64().or_else(|| steps.as_str()?.parse().ok());
+            let steps = number.and_then(|number| u16::try_from(number).ok());
             steps.filter(|steps| *steps <= MAX_STEPS).ok_or_else(|| {
                 ApiError::Invalid(format!("steps must be an integer of at most {MAX_STEPS}"))
             })
@@ -130,7 +135,16 @@ impl Call<'_> {
     ) -> Answer {
         let (state, dialect) = (&self.context.state, self.dialect);
         self.authorize(|counts| counts.submits_received += 1)?;
-        let body: Value = serde_json::from_slice(self.body)?;
+        let form = if dialect.accepts_forms {
+            form::read(self.request, self.body).await?
+        } else {
+            None
+        };
+        let (body, identity) = match form {
+            // The boundary of a form differs in each request.
+            Some(fields) => (fields.clone(), Cow::Owned(fields.to_string().into_bytes())),
+            None => (serde_json::from_slice(self.body)?, Cow::Borrowed(self.body)),
+        };
         if !body.is_object() {
             let why = "the body is not an object".to_owned();
             return Err(ApiError::Malformed(why));
@@ -145,7 +159,7 @@ impl Call<'_> {
                 return Ok(respond(400, &[], json!({"simulator": reason})));
             }
         };
-        let handle = submit.handle(self.body);
+        let handle = submit.handle(&identity);
         let earlier = state.record_submit(dialect.name, &handle);
         if let SubmitBehavior::Reject(times, error) = &plan.submit_behavior
             && earlier < *times

@@ -138,9 +138,11 @@ impl Circuit {
     }
 
     /// Returns the rank of this snapshot among snapshots of the same circuit. Of two with the same
-    /// revision, the one that stays open longer ranks higher.
-    pub(super) fn rank(&self) -> (u64, Option<Time>) {
-        (self.revision, self.open.as_ref().map(|open| open.until))
+    /// revision, the one that stays open longer ranks higher, and then the one with the later probe.
+    pub(super) fn rank(&self) -> impl Ord + use<> {
+        let open = self.open.as_ref();
+        let open = open.map(|open| (open.until, open.half_open_probe));
+        (self.revision, open)
     }
 
     /// Admits one more request while `in_flight` requests are running.
@@ -191,11 +193,6 @@ impl Circuit {
         self.streak.is_some_and(|TripStreak { cause, length }| {
             cause.open_duration(length, None) == cause.open_duration(u32::MAX, None)
         })
-    }
-
-    /// Returns whether the circuit is closed and its backoff is reset.
-    pub(super) fn has_recovered(&self) -> bool {
-        self.open.is_none() && self.streak.is_none()
     }
 
     /// Records a success and returns whether it counted. Results from before the last trip do not.

@@ -2,6 +2,15 @@
 //!
 //! A hold delays these submissions while those of other owners and models continue. Nodes exchange
 //! holds together with the rest of the breaker's state.
+//!
+//! Invariants: nodes that merge each other's snapshots have the same holds, in whatever order they
+//! merge them, and an old snapshot changes nothing. Of two copies of a hold, the one whose circuit
+//! ranks higher is kept. A hold that has ended is kept with its closed circuit, which replaces older
+//! copies. A newer copy never expires earlier than an older one, so a copy that is left over when
+//! the hold is dropped has expired too.
+
+use std::cmp::Reverse;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,14 +18,19 @@ use super::circuit::{Admission, Circuit, PermitToken, Trip, TripCause};
 use super::origin::{FAILURE_THRESHOLD, Origin};
 use crate::time::Time;
 
-/// Maximum number of holds. A new one replaces a closed one, or else the one that ends first.
+/// Maximum number of holds, and of owners and models whose failures are counted. Of more holds, the
+/// ones that expire first are dropped.
 const MAX_HOLDS: usize = 256;
 
+/// Time that a hold is kept after it allows a probe. Until then it keeps its backoff, and other
+/// nodes can learn that it has ended.
+const HOLD_RETENTION: Duration = Duration::from_secs(15 * 60);
+
 /// Delay before a job is retried while another job of the same hold is in flight as a probe.
-const PROBE_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
+const PROBE_WAIT: Duration = Duration::from_secs(5);
 
 /// Submissions that a hold applies to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Scope {
     /// `None` for all owners.
     owner: Option<String>,
@@ -27,19 +41,39 @@ struct Scope {
 struct Hold {
     scope: Scope,
     circuit: Circuit,
-    /// Consecutive technical failures. Each node counts its own.
-    #[serde(skip)]
-    failures: u32,
+    /// Time from which the hold has no effect and is dropped. It never decreases.
+    expires_at: Time,
 }
 
 /// The holds of a provider.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Holds(Vec<Hold>);
+pub(super) struct Holds {
+    holds: Vec<Hold>,
+    /// Consecutive technical failures of owners and models without an open hold. Each node counts
+    /// its own.
+    #[serde(skip)]
+    failures: Vec<(Scope, u32)>,
+}
 
 /// Permits of a submission in the holds that apply to it. Its result is recorded in each of them.
 #[derive(Debug, Default)]
 pub(super) struct HoldTokens(Vec<(Scope, PermitToken)>);
+
+impl Hold {
+    /// Returns whether submissions wait, for the end of the hold or for the result of a probe.
+    fn is_open(&self) -> bool {
+        self.circuit.open_state().is_some()
+    }
+
+    /// Changes the circuit, and keeps the hold for [`HOLD_RETENTION`] after its end.
+    fn update(&mut self, change: impl FnOnce(&mut Circuit)) {
+        change(&mut self.circuit);
+        if let Some(open) = self.circuit.open_state() {
+            self.expires_at = self.expires_at.max(open.until + HOLD_RETENTION);
+        }
+    }
+}
 
 impl Holds {
     /// Admits a submission.
@@ -47,6 +81,7 @@ impl Holds {
     /// # Errors
     /// Returns the time of the next attempt if the submission is held.
     pub(super) fn admit(&mut self, origin: &Origin, now: Time) -> Result<HoldTokens, Time> {
+        self.drop_expired(now);
         let mut tokens = HoldTokens::default();
         for scope in scopes_of(origin) {
             let Some(hold) = self.find(&scope) else {
@@ -75,38 +110,33 @@ impl Holds {
         }
     }
 
-    /// Records a success, and removes holds that have fully recovered.
+    /// Records a success. A successful probe ends its hold.
     pub(super) fn on_success(&mut self, origin: &Origin, tokens: &HoldTokens) {
         for (scope, token) in &tokens.0 {
             if let Some(hold) = self.find(scope) {
                 hold.circuit.on_success(*token);
             }
         }
-        for scope in scopes_of(origin) {
-            if let Some(hold) = self.find(&scope) {
-                hold.failures = 0;
-            }
-        }
-        self.0
-            .retain(|hold| !hold.circuit.has_recovered() || hold.failures > 0);
+        let scope = scope_of(origin);
+        self.failures.retain(|(failed, _)| *failed != scope);
     }
 
     /// Records a technical failure. Repeated failures begin a hold of the owner and model.
     pub(super) fn on_failure(&mut self, origin: &Origin, tokens: &HoldTokens, trip: &Trip) {
+        self.drop_expired(trip.at);
         for (scope, token) in &tokens.0 {
             if let Some(hold) = self.find(scope)
-                && hold.circuit.open_state().is_some()
+                && hold.is_open()
             {
-                hold.circuit.on_rejection(*token, trip.clone());
+                hold.update(|circuit| circuit.on_rejection(*token, trip.clone()));
             }
         }
-        let hold = self.find_or_add(scope_of(origin));
-        hold.failures += 1;
-        if hold.failures >= FAILURE_THRESHOLD && hold.circuit.open_state().is_none() {
-            hold.circuit.trip(trip.clone());
+        let scope = scope_of(origin);
+        if !self.is_held(&scope) && self.count_failure(&scope) >= FAILURE_THRESHOLD {
+            self.hold(&scope, trip);
         }
-        if hold.circuit.open_state().is_some() {
-            hold.failures = 0;
+        if self.is_held(&scope) {
+            self.failures.retain(|(failed, _)| *failed != scope);
         }
     }
 
@@ -115,31 +145,34 @@ impl Holds {
         &mut self,
         origin: &Origin,
         tokens: &HoldTokens,
-        trip: Trip,
+        trip: &Trip,
     ) {
+        self.drop_expired(trip.at);
         let scope = scope_of(origin);
         let token = tokens.0.iter().find(|(of, _)| *of == scope);
-        let token = token.map(|(_, token)| *token);
-        let hold = self.find_or_add(scope);
-        match token {
-            Some(token) => hold.circuit.on_rejection(token, trip),
-            // Submissions that were in flight when the hold began do not extend it.
-            None if hold.circuit.open_state().is_some() => {}
-            None => hold.circuit.trip(trip),
+        if let Some((_, token)) = token
+            && let Some(hold) = self.find(&scope)
+        {
+            hold.update(|circuit| circuit.on_rejection(*token, trip.clone()));
+        }
+        // Requests that were in flight when the hold began do not extend it.
+        if !self.is_held(&scope) {
+            self.hold(&scope, trip);
         }
     }
 
     /// Holds a model for all owners.
-    pub(super) fn hold_model(&mut self, model: String, trip: Trip) {
-        let hold = self.find_or_add(Scope { owner: None, model });
-        if hold.circuit.open_state().is_none() {
-            hold.circuit.trip(trip);
+    pub(super) fn hold_model(&mut self, model: String, trip: &Trip) {
+        let scope = Scope { owner: None, model };
+        self.drop_expired(trip.at);
+        if !self.is_held(&scope) {
+            self.hold(&scope, trip);
         }
     }
 
     /// Allows an immediate probe in every hold that a quota error caused.
     pub(super) fn probe_after_top_up(&mut self, now: Time) {
-        for hold in &mut self.0 {
+        for hold in &mut self.holds {
             let cause = hold.circuit.open_state().map(|open| open.cause);
             if cause == Some(TripCause::Quota) {
                 hold.circuit.probe_now(now);
@@ -149,61 +182,95 @@ impl Holds {
 
     /// Ends all holds.
     pub(super) fn reset(&mut self) {
-        for hold in &mut self.0 {
-            hold.failures = 0;
+        self.failures.clear();
+        for hold in &mut self.holds {
             hold.circuit.reset();
             hold.circuit.clear_streak();
         }
     }
 
-    /// Adopts the holds of another node's snapshot that are newer.
-    pub(super) fn merge(&mut self, other: &Self) {
-        for theirs in &other.0 {
-            self.find_or_add(theirs.scope.clone())
-                .circuit
-                .merge(&theirs.circuit);
-        }
+    /// Returns the number of owners and models, and of models of all owners, that are held.
+    pub(super) fn held(&self, now: Time) -> usize {
+        let held = self.holds.iter();
+        held.filter(|hold| hold.is_open() && now < hold.expires_at)
+            .count()
     }
 
-    /// Returns whether neither snapshot has a newer hold. Failure counts are not compared, because
-    /// they are not shared.
-    pub(super) fn is_equivalent(&self, other: &Self) -> bool {
-        let includes = |all: &Self, part: &Self| {
-            part.0.iter().all(|hold| {
-                let known = all.0.iter().find(|known| known.scope == hold.scope);
-                let default = Circuit::default();
-                let known = known.map_or(&default, |known| &known.circuit);
-                known.rank() == hold.circuit.rank()
+    /// Adopts the holds of another node's snapshot that are newer. Expired ones are ignored.
+    pub(super) fn merge(&mut self, other: &Self, now: Time) {
+        self.drop_expired(now);
+        for theirs in other.holds.iter().filter(|hold| now < hold.expires_at) {
+            match self.find(&theirs.scope) {
+                Some(ours) => {
+                    ours.circuit.merge(&theirs.circuit);
+                    ours.expires_at = ours.expires_at.max(theirs.expires_at);
+                }
+                None => self.holds.push(theirs.clone()),
+            }
+        }
+        self.drop_excess();
+    }
+
+    /// Returns whether a node with the snapshot `other` would change by merging this one. Failure
+    /// counts are not compared, because they are not shared.
+    pub(super) fn is_newer_than(&self, other: &Self) -> bool {
+        self.holds.iter().any(|ours| {
+            let theirs = other.holds.iter().find(|hold| hold.scope == ours.scope);
+            theirs.is_none_or(|theirs| {
+                ours.circuit.rank() > theirs.circuit.rank() || ours.expires_at > theirs.expires_at
             })
-        };
-        includes(self, other) && includes(other, self)
+        })
     }
 
     fn find(&mut self, scope: &Scope) -> Option<&mut Hold> {
-        self.0.iter_mut().find(|hold| hold.scope == *scope)
+        self.holds.iter_mut().find(|hold| hold.scope == *scope)
     }
 
-    fn find_or_add(&mut self, scope: Scope) -> &mut Hold {
-        let index = self.0.iter().position(|hold| hold.scope == scope);
-        let index = index.unwrap_or_else(|| {
-            if self.0.len() >= MAX_HOLDS {
-                let until = |hold: &Hold| hold.circuit.open_state().map(|open| open.until);
-                let first = self
-                    .0
-                    .iter()
-                    .enumerate()
-                    .min_by_key(|(_, hold)| until(hold));
-                let first = first.map_or(0, |(index, _)| index);
-                self.0.remove(first);
-            }
-            self.0.push(Hold {
-                scope,
+    fn is_held(&self, scope: &Scope) -> bool {
+        let mut holds = self.holds.iter();
+        holds.any(|hold| hold.scope == *scope && hold.is_open())
+    }
+
+    /// Begins a hold.
+    fn hold(&mut self, scope: &Scope, trip: &Trip) {
+        if self.find(scope).is_none() {
+            self.holds.push(Hold {
+                scope: scope.clone(),
                 circuit: Circuit::default(),
-                failures: 0,
+                expires_at: trip.at,
             });
-            self.0.len() - 1
-        });
-        &mut self.0[index]
+        }
+        if let Some(hold) = self.find(scope) {
+            hold.update(|circuit| circuit.trip(trip.clone()));
+        }
+        self.drop_excess();
+    }
+
+    /// Counts a technical failure and returns the number of consecutive ones.
+    fn count_failure(&mut self, scope: &Scope) -> u32 {
+        if let Some((_, count)) = self.failures.iter_mut().find(|(of, _)| of == scope) {
+            *count += 1;
+            return *count;
+        }
+        if self.failures.len() >= MAX_HOLDS {
+            self.failures.remove(0);
+        }
+        self.failures.push((scope.clone(), 1));
+        1
+    }
+
+    fn drop_expired(&mut self, now: Time) {
+        self.holds.retain(|hold| now < hold.expires_at);
+    }
+
+    /// Drops the holds that expire first. All nodes choose the same ones, and a hold that was
+    /// dropped expires before all that replaced it, so it does not return.
+    fn drop_excess(&mut self) {
+        if self.holds.len() > MAX_HOLDS {
+            let expiry = |hold: &Hold| Reverse((hold.expires_at, hold.scope.clone()));
+            self.holds.sort_by_cached_key(expiry);
+            self.holds.truncate(MAX_HOLDS);
+        }
     }
 }
 
@@ -221,81 +288,4 @@ fn scopes_of(origin: &Origin) -> [Scope; 2] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: i64) -> Time {
-        Time::from_millis(seconds * 1000)
-    }
-
-    fn origin(owner: &str, model: &str) -> Origin {
-        Origin {
-            owner: owner.to_owned(),
-            model: model.to_owned(),
-        }
-    }
-
-    fn trip(cause: TripCause, seconds: i64) -> Trip {
-        Trip {
-            cause,
-            hint: None,
-            at: at(seconds),
-            origins: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn account_rejection_holds_one_owner_and_model() {
-        let mut holds = Holds::default();
-        let alice = origin("alice", "x");
-        let mut now = 0;
-        for seconds in [60, 120, 240] {
-            let tokens = holds.admit(&alice, at(now)).unwrap();
-            holds.on_account_rejection(&alice, &tokens, trip(TripCause::Auth, now));
-            now += seconds;
-            assert_eq!(holds.admit(&alice, at(now - 1)).unwrap_err(), at(now));
-            for other in [origin("bob", "x"), origin("alice", "y")] {
-                assert!(holds.admit(&other, at(now - 1)).is_ok(), "{other:?}");
-            }
-        }
-        let probe = holds.admit(&alice, at(now)).unwrap();
-        assert!(holds.admit(&alice, at(now)).is_err(), "one probe at a time");
-        holds.discard(&probe);
-        let probe = holds.admit(&alice, at(now)).unwrap();
-        holds.on_success(&alice, &probe);
-        assert!(holds.admit(&alice, at(now)).is_ok());
-    }
-
-    #[test]
-    fn repeated_failures_hold_one_owner_and_model() {
-        let mut holds = Holds::default();
-        let alice = origin("alice", "x");
-        for second in 0..5 {
-            let tokens = holds.admit(&alice, at(second)).unwrap();
-            holds.on_failure(&alice, &tokens, &trip(TripCause::Technical, second));
-        }
-        assert_eq!(holds.admit(&alice, at(5)).unwrap_err(), at(9));
-        let tokens = holds.admit(&alice, at(9)).unwrap();
-        holds.on_failure(&alice, &tokens, &trip(TripCause::Technical, 9));
-        assert_eq!(holds.admit(&alice, at(10)).unwrap_err(), at(19));
-        assert!(holds.admit(&origin("bob", "x"), at(10)).is_ok());
-    }
-
-    #[test]
-    fn number_of_holds_is_bounded_and_snapshots_merge() {
-        let mut holds = Holds::default();
-        for n in 0..2 * i64::try_from(MAX_HOLDS).unwrap() {
-            let alice = origin("alice", &n.to_string());
-            holds.on_account_rejection(&alice, &HoldTokens::default(), trip(TripCause::Auth, n));
-        }
-        assert_eq!(holds.0.len(), MAX_HOLDS);
-        let mut other = Holds::default();
-        assert!(!other.is_equivalent(&holds));
-        other.merge(&holds);
-        assert!(other.is_equivalent(&holds));
-        let last = origin("alice", &(2 * MAX_HOLDS - 1).to_string());
-        assert!(other.admit(&last, at(500)).is_err());
-        let text = serde_json::to_string(&holds).unwrap();
-        assert_eq!(serde_json::from_str::<Holds>(&text).unwrap(), holds);
-    }
-}
+mod tests;

@@ -26,7 +26,7 @@ pub(crate) struct Origin {
 
 /// Scope of the fault that consecutive failures indicate.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Evidence {
+pub(super) enum FaultScope {
     /// No fault beyond the failed requests and their owners.
     None,
     /// Requests of several owners for one model fail.
@@ -47,7 +47,7 @@ pub(super) struct Failures {
 impl Failures {
     /// Records a failure and returns the fault that the failures so far indicate. `None` is a
     /// failure that does not depend on the request. A fault resets the counts.
-    pub(super) fn record(&mut self, origin: Option<&Origin>) -> Evidence {
+    pub(super) fn record(&mut self, origin: Option<&Origin>) -> FaultScope {
         match origin {
             None => self.unreachable += 1,
             Some(origin)
@@ -57,11 +57,11 @@ impl Failures {
             }
             Some(_) => {}
         }
-        let evidence = self.evidence();
-        if evidence != Evidence::None {
+        let scope = self.fault_scope();
+        if scope != FaultScope::None {
             *self = Self::default();
         }
-        evidence
+        scope
     }
 
     /// Resets the counts, after a success.
@@ -69,8 +69,8 @@ impl Failures {
         *self = Self::default();
     }
 
-    fn evidence(&self) -> Evidence {
-        let is_shown = |subject: fn(&Origin) -> &str, model: Option<&str>| {
+    fn fault_scope(&self) -> FaultScope {
+        let reaches_threshold = |subject: fn(&Origin) -> &str, model: Option<&str>| {
             let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
             for (origin, count) in &self.by_origin {
                 if model.is_none_or(|model| origin.model == model) {
@@ -82,15 +82,17 @@ impl Failures {
                 .map(|count| *count.min(&MAX_FAILURES_PER_SUBJECT));
             capped.sum::<u32>() >= FAILURE_THRESHOLD
         };
-        let is_provider =
-            is_shown(|origin| &origin.owner, None) && is_shown(|origin| &origin.model, None);
+        let is_provider = reaches_threshold(|origin| &origin.owner, None)
+            && reaches_threshold(|origin| &origin.model, None);
         if self.unreachable >= FAILURE_THRESHOLD || is_provider {
-            return Evidence::Provider(self.by_origin.keys().cloned().collect());
+            return FaultScope::Provider(self.by_origin.keys().cloned().collect());
         }
         let mut models = self.by_origin.keys().map(|origin| origin.model.as_str());
         models
-            .find(|model| is_shown(|origin| &origin.owner, Some(model)))
-            .map_or(Evidence::None, |model| Evidence::Model(model.to_owned()))
+            .find(|model| reaches_threshold(|origin| &origin.owner, Some(model)))
+            .map_or(FaultScope::None, |model| {
+                FaultScope::Model(model.to_owned())
+            })
     }
 }
 
@@ -105,8 +107,8 @@ mod tests {
         }
     }
 
-    /// Records failures, written as `owner/model`, and returns the evidence of the last one.
-    fn after(failures: &str) -> Evidence {
+    /// Records failures, written as `owner/model`, and returns the scope of the fault after the last one.
+    fn after(failures: &str) -> FaultScope {
         let mut counter = Failures::default();
         let recorded = failures.split(' ').map(|failure| {
             let origin = failure
@@ -122,9 +124,9 @@ mod tests {
         let mut counter = Failures::default();
         for n in 0..1000 {
             let failed = origin("alice", &format!("model-{n}"));
-            assert_eq!(counter.record(Some(&failed)), Evidence::None);
+            assert_eq!(counter.record(Some(&failed)), FaultScope::None);
         }
-        assert_eq!(counter.record(Some(&origin("bob", "x"))), Evidence::None);
+        assert_eq!(counter.record(Some(&origin("bob", "x"))), FaultScope::None);
         assert!(counter.by_origin.len() <= MAX_ORIGINS);
     }
 
@@ -136,7 +138,7 @@ mod tests {
             "a/x b/y - - - -",
             "a/x a/x b/x b/x",
         ] {
-            assert_eq!(after(failures), Evidence::None, "{failures}");
+            assert_eq!(after(failures), FaultScope::None, "{failures}");
         }
         for failures in [
             "a/x a/x b/x b/x b/x",
@@ -145,15 +147,15 @@ mod tests {
         ] {
             assert_eq!(
                 after(failures),
-                Evidence::Model("x".to_owned()),
+                FaultScope::Model("x".to_owned()),
                 "{failures}"
             );
         }
         for failures in ["a/x a/x a/y b/y b/y", "a/x b/y c/z a/y b/x", "- - - - -"] {
-            let evidence = after(failures);
+            let scope = after(failures);
             assert!(
-                matches!(evidence, Evidence::Provider(_)),
-                "{failures}: {evidence:?}"
+                matches!(scope, FaultScope::Provider(_)),
+                "{failures}: {scope:?}"
             );
         }
     }

@@ -2,8 +2,9 @@
 //! single owners and models.
 //!
 //! Queries continue while only submissions are blocked, because running jobs must still reach their
-//! final state. An auth or quota error of a submission holds only its owner and model until an
-//! account check confirms that the provider rejects the account. Nodes exchange the state as JSON.
+//! final state. An auth or quota error holds only the submissions of the owner and model of its job,
+//! until an account check or the errors of several owners and models confirm that the provider
+//! rejects the account. Nodes exchange the state as JSON.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::circuit::{Admission, Circuit, OpenCircuit, PermitToken, Trip, TripCause};
 use super::holds::{HoldTokens, Holds};
-use super::origin::{Evidence, FAILURE_THRESHOLD, Failures, Origin};
+use super::origin::{Failures, FaultScope, Origin};
 use crate::job::FailureKind;
 use crate::telemetry::ProviderState;
 use crate::time::Time;
@@ -84,6 +85,8 @@ pub(super) struct Admitted {
     pub(super) token: PermitToken,
     /// Owner and model of the job. `None` if the request belongs to no job.
     pub(super) origin: Option<Origin>,
+    /// Whether the request also concerns jobs of other owners or models.
+    pub(super) is_shared: bool,
     pub(super) holds: HoldTokens,
 }
 
@@ -98,6 +101,8 @@ pub struct ProviderHealth {
     pub since: Option<Time>,
     /// Time of the next probe. `None` while the provider is available.
     pub until: Option<Time>,
+    /// Number of owners and models, and of models of all owners, whose submissions are held.
+    pub holds: usize,
 }
 
 /// The circuits and holds of a provider.
@@ -110,13 +115,14 @@ pub(super) struct BreakerState {
     /// own.
     #[serde(skip)]
     failures: Failures,
-    /// Auth and quota errors of submissions since the last accepted one. Used only for causes that
-    /// no account check covers.
+    /// Auth errors of submissions, and quota errors of either kind of request, since the last
+    /// accepted submission. Used only for causes that no account check covers.
     #[serde(skip)]
     rejections: Failures,
-    /// Auth errors of queries since the last success.
+    /// Auth errors of queries since the last success of either kind of request. Used like
+    /// `rejections`.
     #[serde(skip)]
-    query_auth_errors: u32,
+    query_rejections: Failures,
     /// The account check of the provider definition.
     #[serde(skip)]
     pub(super) account_check: AccountCheck,
@@ -201,8 +207,8 @@ impl BreakerState {
             return self.on_success(request);
         };
         let trip = trip(cause, hint);
-        match (cause, kind) {
-            (TripCause::Technical, _) => {
+        match cause {
+            TripCause::Technical => {
                 if let (Some(origin), RequestKind::Submit) = (&request.origin, kind) {
                     let trip = Trip {
                         origins: Vec::new(),
@@ -212,7 +218,7 @@ impl BreakerState {
                 }
                 self.on_failure(kind, token, request.origin.as_ref(), trip);
             }
-            (TripCause::RateLimit, _) => {
+            TripCause::RateLimit => {
                 self.holds.discard(&request.holds);
                 self.failures.clear();
                 let trip = Trip {
@@ -221,26 +227,7 @@ impl BreakerState {
                 };
                 self.circuit_mut(kind).on_rejection(token, trip);
             }
-            (TripCause::Quota | TripCause::Auth, RequestKind::Submit) => {
-                self.on_rejected_submission(request, trip);
-            }
-            // A single task may be hidden from a valid key, so auth errors of queries count only
-            // when they repeat.
-            (TripCause::Auth, RequestKind::Query) => {
-                if self.queries.open_state().is_some() {
-                    return self.queries.on_rejection(token, trip);
-                }
-                self.query_auth_errors += 1;
-                if self.query_auth_errors >= FAILURE_THRESHOLD {
-                    self.query_auth_errors = 0;
-                    self.suspect_account(&trip);
-                }
-            }
-            // Missing credit blocks submissions only, whichever request reported it.
-            (TripCause::Quota, RequestKind::Query) => {
-                self.queries.on_success(token);
-                self.suspect_account(&trip);
-            }
+            TripCause::Quota | TripCause::Auth => self.on_account_rejection(request, trip),
         }
     }
 
@@ -257,15 +244,13 @@ impl BreakerState {
             return;
         }
         self.failures.clear();
+        self.query_rejections.clear();
         let other = match request.kind {
             RequestKind::Submit => {
                 self.rejections.clear();
                 &mut self.queries
             }
-            RequestKind::Query => {
-                self.query_auth_errors = 0;
-                &mut self.submits
-            }
+            RequestKind::Query => &mut self.submits,
         };
         let is_resolved = match other.open_state().map(|open| open.cause) {
             Some(TripCause::Technical) => true,
@@ -289,9 +274,9 @@ impl BreakerState {
             return self.circuit_mut(kind).on_rejection(token, trip);
         }
         match self.failures.record(origin) {
-            Evidence::None => {}
-            Evidence::Model(model) => self.holds.hold_model(model, trip),
-            Evidence::Provider(origins) => {
+            FaultScope::None => {}
+            FaultScope::Model(model) => self.holds.hold_model(model, &trip),
+            FaultScope::Provider(origins) => {
                 let trip = Trip { origins, ..trip };
                 for circuit in [&mut self.submits, &mut self.queries] {
                     if circuit.open_state().is_none() {
@@ -302,28 +287,40 @@ impl BreakerState {
         }
     }
 
-    /// Records an auth or quota error of a submission. The request itself can be the cause, for
-    /// example a model that the account is not allowed to use.
-    fn on_rejected_submission(&mut self, request: &Admitted, trip: Trip) {
-        let open_cause = self.submits.open_state().map(|open| open.cause);
-        let is_suspended = open_cause.is_some_and(is_account_cause);
+    /// Records an auth or quota error. The request itself can be the cause, for example a model or a
+    /// task that the account is not allowed to use.
+    fn on_account_rejection(&mut self, request: &Admitted, trip: Trip) {
+        if request.is_shared {
+            // Each of the jobs can be the cause. The caller repeats the request for each of them.
+            self.circuit_mut(request.kind).discard_probe(request.token);
+            self.is_account_suspect |= self.account_check.covers(trip.cause);
+            return;
+        }
         if let Some(origin) = &request.origin {
             let trip = Trip {
                 origins: Vec::new(),
                 ..trip
             };
             self.holds
-                .on_account_rejection(origin, &request.holds, trip);
+                .on_account_rejection(origin, &request.holds, &trip);
         }
-        if is_suspended {
-            return self.submits.on_rejection(request.token, trip);
+        // Missing credit blocks submissions only, whichever request reported it.
+        let blocks_request = trip.cause == TripCause::Auth || request.kind == RequestKind::Submit;
+        let circuit = self.circuit_mut(request.kind);
+        let open_cause = circuit.open_state().map(|open| open.cause);
+        if blocks_request && open_cause.is_some_and(is_account_cause) {
+            return circuit.on_rejection(request.token, trip);
         }
         // The provider responds, so the error is no technical failure.
-        self.submits.on_success(request.token);
+        circuit.on_success(request.token);
         if self.account_check.covers(trip.cause) {
             return self.suspect_account(&trip);
         }
-        if let Evidence::Provider(_) = self.rejections.record(request.origin.as_ref()) {
+        let rejections = match request.kind {
+            RequestKind::Query if blocks_request => &mut self.query_rejections,
+            RequestKind::Query | RequestKind::Submit => &mut self.rejections,
+        };
+        if let FaultScope::Provider(_) = rejections.record(request.origin.as_ref()) {
             self.suspect_account(&trip);
         }
     }
@@ -354,7 +351,7 @@ impl BreakerState {
     }
 
     /// Returns whether an account check is pending or due.
-    pub(super) fn wants_account_check(&self, now: Time) -> bool {
+    pub(super) fn is_account_check_due(&self, now: Time) -> bool {
         let is_due = |circuit: &Circuit| {
             let open = circuit.open_state();
             open.is_some_and(|open| self.account_check.covers(open.cause) && open.until <= now)
@@ -371,7 +368,7 @@ impl BreakerState {
     ///
     /// A balance of 0 can be out of date, so it opens a circuit only if a check was pending or due.
     pub(super) fn on_account_checked(&mut self, verdict: AccountVerdict, now: Time) {
-        let was_wanted = self.wants_account_check(now);
+        let was_wanted = self.is_account_check_due(now);
         self.is_account_suspect = false;
         let cause = match verdict {
             AccountVerdict::KeyValid => return self.reset_circuits(AccountCheck::Key),
@@ -405,7 +402,7 @@ impl BreakerState {
     pub(super) fn reset(&mut self) {
         self.failures.clear();
         self.rejections.clear();
-        self.query_auth_errors = 0;
+        self.query_rejections.clear();
         self.is_account_suspect = false;
         for circuit in [&mut self.submits, &mut self.queries] {
             circuit.reset();
@@ -415,17 +412,17 @@ impl BreakerState {
     }
 
     /// Adopts the circuits and holds of another node's snapshot that are newer.
-    pub(super) fn merge(&mut self, other: &Self) {
+    pub(super) fn merge(&mut self, other: &Self, now: Time) {
         self.submits.merge(&other.submits);
         self.queries.merge(&other.queries);
-        self.holds.merge(&other.holds);
+        self.holds.merge(&other.holds, now);
     }
 
-    /// Returns whether neither snapshot is newer than the other.
-    pub(super) fn is_equivalent(&self, other: &Self) -> bool {
-        self.submits.rank() == other.submits.rank()
-            && self.queries.rank() == other.queries.rank()
-            && self.holds.is_equivalent(&other.holds)
+    /// Returns whether a node with the snapshot `other` would change by merging this one.
+    pub(super) fn is_newer_than(&self, other: &Self) -> bool {
+        self.submits.rank() > other.submits.rank()
+            || self.queries.rank() > other.queries.rank()
+            || self.holds.is_newer_than(&other.holds)
     }
 
     /// Returns the health by the more severe of the two circuits. An expired rate limit does not
@@ -441,6 +438,7 @@ impl BreakerState {
             reason: worst.map(|open| failure_kind(open.cause)),
             since: worst.map(|open| open.since),
             until: worst.map(|open| open.until),
+            holds: self.holds.held(now),
         }
     }
 }

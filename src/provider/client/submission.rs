@@ -1,8 +1,8 @@
 //! A rendered submission, and the variables of prices, checks and tiers.
 //!
 //! Invariant: admission checks the request that is sent. Admission and the client render it with
-//! the same function, and the variables are read from the rendered URL and body if the definition
-//! has expressions for them. Admission renders without a callback URL.
+//! the same function and the same callback URL. The variables are read from the rendered URL and
+//! body if the definition has expressions for them.
 
 use minijinja::context;
 use serde_json::{Map, Value as Json};

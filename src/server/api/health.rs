@@ -100,10 +100,10 @@ pub async fn metrics(
     metrics.set_subscribed_jobs(hub.subscribed_jobs());
     metrics.set_subscribed_channels(store.channels().unwrap_or(0));
     for provider in providers.iter() {
-        let (name, gate) = (provider.name(), provider.breaker());
-        metrics.set_provider_state(name, gate.health(Time::now()).state, |state| {
-            gate.transitions(state)
-        });
+        let (name, breaker) = (provider.name(), provider.breaker());
+        let health = breaker.health(Time::now());
+        metrics.set_provider_state(name, health.state, |state| breaker.transitions(state));
+        metrics.set_provider_holds(name, health.holds);
         if let Some(balance) = provider.balance() {
             metrics.set_provider_balance(name, balance.amount);
         }

@@ -83,8 +83,10 @@ pub async fn fetch(
     let job = match (caller, query.grant.as_deref()) {
         (_, Some(grant)) if is_valid(grant) => store.get(&id).await?.ok_or_else(not_found)?,
         (Ok(caller), _) => visible(&**store, &caller, id.as_str()).await?,
-        (Err(_), Some(_)) => return Err(link_invalid()),
-        (Err(unauthorized), None) => return Err(unauthorized),
+        (Err(problem), Some(_)) if problem.code() == ErrorCode::Unauthorized => {
+            return Err(link_invalid());
+        }
+        (Err(problem), _) => return Err(problem),
     };
     let output = job.outputs.get(n).ok_or_else(not_found)?;
     let Some(Some(source)) = job.internal.private_urls.get(n) else {
@@ -104,7 +106,7 @@ pub async fn fetch(
     let permit = limits.open_download(&job.owner, &job.id, n)?;
     let download = provider.download(&job, source, &range).await;
     if matches!(download, Err(DownloadError::Busy)) {
-        return Err(limits.node_is_downloading().into());
+        limits.node_is_downloading();
     }
     let download = download?;
     let reader = OutputReader {

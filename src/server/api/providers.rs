@@ -50,6 +50,7 @@ fn entry(provider: &Provider, has_balance: bool, now: Time) -> Value {
         "reason": health.reason,
         "since": health.since,
         "until": health.until,
+        "holds": health.holds,
         "max_concurrent": provider.max_concurrent(),
     });
     if has_balance {

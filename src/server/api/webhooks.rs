@@ -378,7 +378,7 @@ impl WebhookHandler {
                 let Some(id) = self.tracker.find_job_by_task(name, &task_id).await? else {
                     return Ok(WebhookOutcome::Unmatched);
                 };
-                if is_anonymous && !provider.claim_unverified_poll(Time::now()) {
+                if is_anonymous && !provider.claim_unverified_poll() {
                     self.metrics.webhook_poll_suppressed(name);
                     return Ok(WebhookOutcome::Unchanged);
                 }

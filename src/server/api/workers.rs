@@ -11,8 +11,8 @@ use super::jobs::{conflict, create_response};
 use crate::config::StoreConfig;
 use crate::job::{
     Failure, FailureKind, Job, JobId, MAX_ERROR_CODE_CHARS, MAX_ERROR_MESSAGE_CHARS,
-    MAX_OUTPUT_TYPE_CHARS, MAX_OUTPUTS, MAX_OUTPUTS_BYTES, MAX_STAGE_CHARS, MAX_TASK_ID_BYTES,
-    MAX_URL_BYTES, NewJob, Output, Source, Status, StatusReport,
+    MAX_MODEL_BYTES, MAX_OUTPUT_TYPE_CHARS, MAX_OUTPUTS, MAX_OUTPUTS_BYTES, MAX_STAGE_CHARS,
+    MAX_TASK_ID_BYTES, MAX_URL_BYTES, NewJob, Output, Source, Status, StatusReport,
 };
 use crate::links::Links;
 use crate::provider::Providers;
@@ -54,9 +54,10 @@ pub async fn register(
     let new = body.value;
     validate_owner("owner", &new.owner)?;
     validate_metadata(&new.metadata)?;
-    if new.model.as_ref().is_some_and(|model| model.len() > 128) {
-        return Err(Problem::invalid("model must have at most 128 bytes"));
-    }
+    let model = new.model.as_deref().unwrap_or_default();
+    require(model.len() <= MAX_MODEL_BYTES, || {
+        format!("model must have at most {MAX_MODEL_BYTES} bytes")
+    })?;
     let provider = match (&new.provider, &new.provider_task_id) {
         (None, None) => None,
         (Some(name), Some(task)) if !task.is_empty() && task.len() <= MAX_TASK_ID_BYTES => {
@@ -129,79 +130,34 @@ fn default_kind() -> FailureKind {
     FailureKind::Technical
 }
 
+/// Returns a problem with this detail unless the condition holds.
+fn require<D: Into<String>>(is_valid: bool, detail: impl FnOnce() -> D) -> Result<(), Problem> {
+    if is_valid {
+        Ok(())
+    } else {
+        Err(Problem::invalid(detail()))
+    }
+}
+
 impl UpdateRequest {
     /// Checks the limits of each field.
     fn into_report(self) -> Result<StatusReport, Problem> {
-        let is_error_too_long = |error: &UpdateRequestError| {
-            let code_length = error.provider_code.as_ref().map_or(0, String::len);
-            error.message.chars().count() > MAX_ERROR_MESSAGE_CHARS
-                || code_length > MAX_ERROR_CODE_CHARS
-        };
-        let checks = [
-            (
-                self.progress
-                    .is_some_and(|percent| !(0.0..=100.0).contains(&percent)),
-                "progress must be from 0 to 100",
-            ),
-            (
-                self.eta_seconds
-                    .is_some_and(|seconds| !seconds.is_finite() || seconds < 0.0),
-                "eta_seconds must be 0 or greater",
-            ),
-            (
-                self.stage
-                    .as_ref()
-                    .is_some_and(|stage| stage.chars().count() > MAX_STAGE_CHARS),
-                "stage must have at most 200 characters",
-            ),
-            (
-                !self.outputs.is_empty() && self.status != Some(Status::Succeeded),
-                "outputs require the status succeeded",
-            ),
-            (
-                self.outputs.len() > MAX_OUTPUTS
-                    || self
-                        .outputs
-                        .iter()
-                        .flat_map(urls)
-                        .any(|url| url.len() > MAX_URL_BYTES),
-                "outputs must have at most 100 entries, and each url at most 4096 bytes",
-            ),
-            (
-                !self
-                    .outputs
-                    .iter()
-                    .flat_map(urls)
-                    .all(|url| is_web_url(url)),
-                "outputs[].url and outputs[].watermark_url must be http or https URLs without control characters",
-            ),
-            (
-                self.outputs
-                    .iter()
-                    .flat_map(urls)
-                    .map(String::len)
-                    .sum::<usize>()
-                    > MAX_OUTPUTS_BYTES,
-                "outputs must have at most 524288 bytes of URLs",
-            ),
-            (
-                self.outputs
-                    .iter()
-                    .any(|output| output.kind.chars().count() > MAX_OUTPUT_TYPE_CHARS),
-                "outputs: each type must have at most 32 characters",
-            ),
-            (
-                self.error.as_ref().is_some_and(is_error_too_long),
-                "error.message must have at most 1000 characters, error.provider_code at most 128 bytes",
-            ),
-            (
-                self.error.is_some() && !matches!(self.status, Some(Status::Failed) | None),
-                "error requires the status failed",
-            ),
-        ];
-        if let Some((_, detail)) = checks.into_iter().find(|(is_violated, _)| *is_violated) {
-            return Err(Problem::invalid(detail));
-        }
+        let is_percentage = |percent| (0.0..=100.0).contains(&percent);
+        require(
+            self.progress.is_none_or(is_percentage),
+            || "progress must be from 0 to 100",
+        )?;
+        let is_duration = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
+        require(
+            self.eta_seconds.is_none_or(is_duration),
+            || "eta_seconds must be 0 or greater",
+        )?;
+        let stage = self.stage.as_deref().unwrap_or_default();
+        require(stage.chars().count() <= MAX_STAGE_CHARS, || {
+            format!("stage must have at most {MAX_STAGE_CHARS} characters")
+        })?;
+        self.check_outputs()?;
+        self.check_error()?;
         // An error without a status is a failure.
         let status = self.status.or(self.error.as_ref().map(|_| Status::Failed));
         let error = self.error.map(|error| {
@@ -224,10 +180,59 @@ impl UpdateRequest {
             ..StatusReport::default()
         })
     }
+
+    fn check_outputs(&self) -> Result<(), Problem> {
+        let outputs = &self.outputs;
+        let all_urls = || outputs.iter().flat_map(urls);
+        require(
+            outputs.is_empty() || self.status == Some(Status::Succeeded),
+            || "outputs require the status succeeded",
+        )?;
+        let is_short = |url: &str| url.len() <= MAX_URL_BYTES;
+        require(
+            outputs.len() <= MAX_OUTPUTS && all_urls().all(is_short),
+            || {
+                format!(
+                    "outputs must have at most {MAX_OUTPUTS} entries, and each url at most {MAX_URL_BYTES} bytes"
+                )
+            },
+        )?;
+        require(
+            all_urls().all(is_web_url),
+            || "outputs[].url and outputs[].watermark_url must be http or https URLs without control characters",
+        )?;
+        let bytes: usize = all_urls().map(str::len).sum();
+        require(bytes <= MAX_OUTPUTS_BYTES, || {
+            format!("outputs must have at most {MAX_OUTPUTS_BYTES} bytes of URLs")
+        })?;
+        let is_type = |output: &Output| output.kind.chars().count() <= MAX_OUTPUT_TYPE_CHARS;
+        require(outputs.iter().all(is_type), || {
+            format!("outputs: each type must have at most {MAX_OUTPUT_TYPE_CHARS} characters")
+        })
+    }
+
+    fn check_error(&self) -> Result<(), Problem> {
+        let Some(error) = &self.error else {
+            return Ok(());
+        };
+        let code = error.provider_code.as_deref().unwrap_or_default();
+        let is_short = error.message.chars().count() <= MAX_ERROR_MESSAGE_CHARS
+            && code.chars().count() <= MAX_ERROR_CODE_CHARS;
+        require(is_short, || {
+            format!(
+                "error.message must have at most {MAX_ERROR_MESSAGE_CHARS} characters, error.provider_code at most {MAX_ERROR_CODE_CHARS}"
+            )
+        })?;
+        require(
+            matches!(self.status, Some(Status::Failed) | None),
+            || "error requires the status failed",
+        )
+    }
 }
 
-fn urls(output: &Output) -> impl Iterator<Item = &String> {
-    std::iter::once(&output.url).chain(&output.watermark_url)
+fn urls(output: &Output) -> impl Iterator<Item = &str> {
+    let urls = std::iter::once(&output.url).chain(&output.watermark_url);
+    urls.map(String::as_str)
 }
 
 /// `POST /v1/jobs/{id}/updates`: applies an update by a worker.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use actix_web::rt::net::TcpStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -49,7 +50,7 @@ pub struct Acceptor {
     request_timeout: Duration,
     max_open: usize,
     open: Arc<AtomicUsize>,
-    rejections: AtomicUsize,
+    rejections: Semaphore,
 }
 
 /// Counts an open connection of a listener until it is dropped.
@@ -88,7 +89,7 @@ impl Acceptor {
             request_timeout,
             max_open,
             open: Arc::default(),
-            rejections: AtomicUsize::new(0),
+            rejections: Semaphore::new(MAX_REJECTIONS),
         })
     }
 
@@ -102,7 +103,7 @@ impl Acceptor {
             request_timeout: self.request_timeout,
             max_open,
             open: Arc::default(),
-            rejections: AtomicUsize::new(0),
+            rejections: Semaphore::new(MAX_REJECTIONS),
         })
     }
 
@@ -199,7 +200,7 @@ impl Acceptor {
         if self.tls.is_some() {
             return;
         }
-        if self.rejections.fetch_add(1, Ordering::Relaxed) < MAX_REJECTIONS {
+        if let Ok(_permit) = self.rejections.try_acquire() {
             let respond = async {
                 io.write_all(&self.response(&reached.into())).await?;
                 io.shutdown().await?;
@@ -213,7 +214,6 @@ impl Acceptor {
                 tracing::debug!("failed to send rejection");
             }
         }
-        self.rejections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -231,4 +231,33 @@ fn encode(problem: &Problem) -> Vec<u8> {
         crate::server::error::PROBLEM_JSON
     )
     .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::server::drain::Drain;
+
+    #[tokio::test]
+    async fn cancelled_rejection_does_not_count_any_more() {
+        let metrics = Arc::new(Metrics::default());
+        let drain = Arc::new(Drain::new(Duration::ZERO, 1));
+        let limits = ConnectionLimits::new(&Config::defaults(), drain, Arc::clone(&metrics));
+        let timeout = Duration::from_secs(10);
+        let acceptor = Acceptor::public(&Arc::new(limits), &metrics, timeout, 1, None);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (io, _) = listener.accept().await.unwrap();
+        let mut rejection = Box::pin(acceptor.reject(io, acceptor.limits.node_is_full()));
+        // The client does not close the connection.
+        assert!(futures_util::poll!(&mut rejection).is_pending());
+        assert_eq!(acceptor.rejections.available_permits(), MAX_REJECTIONS - 1);
+        drop(rejection);
+        assert_eq!(acceptor.rejections.available_permits(), MAX_REJECTIONS);
+    }
 }

@@ -8,10 +8,10 @@ use actix_web::http::header::HeaderMap;
 use ipnet::IpNet;
 use tokio::time::Instant;
 
-use super::rate::Rate;
 use super::table::Usage;
 use super::{release, try_acquire};
 use crate::config::{ForwardedHeader, ServerConfig};
+use crate::rate_limit::Rate;
 
 /// Usage of one address.
 #[derive(Debug, Default)]

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::time::Instant;
 
-use super::rate::Rate;
 use super::release;
 use super::table::Usage;
+use crate::rate_limit::Rate;
 
 /// Usage of one subject.
 #[derive(Debug, Default)]
@@ -17,11 +17,12 @@ pub(super) struct SubjectUsage {
     pub(super) downloads: AtomicUsize,
     pub(super) messages: Rate,
     pub(super) ids: Rate,
+    pub(super) requests: Rate,
 }
 
 impl Usage for SubjectUsage {
     fn is_idle(&self, now: Instant) -> bool {
-        self.messages.is_idle(now) && self.ids.is_idle(now)
+        self.messages.is_idle(now) && self.ids.is_idle(now) && self.requests.is_idle(now)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Usage of each client, by address, subject or output.
 //!
 //! An entry is retained while a connection holds it or one of its rates is not idle. The table is
-//! locked when a connection or a download starts, not for each message.
+//! locked when a connection, a request or a download starts, not for each message.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;

@@ -11,13 +11,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::inbound::{InboundDecoder, InboundEvent};
+use super::read_pause::ReadPause;
 use super::session::{Session, as_millis};
-use super::throttle::Throttle;
 use super::transport::{Transport, TransportEvent};
 use super::{SocketContext, Upgraded};
 use crate::protocol::{self, CloseReason, ServerMessage};
+use crate::rate_limit::Rate;
 use crate::server::connection::Stream;
-use crate::server::limits::Rate;
 use crate::telemetry::{ConnectionKind, Limit, OpenConnection};
 use crate::time::Time;
 
@@ -37,7 +37,7 @@ struct ConnectionTask {
     transport: Rc<Transport<Stream>>,
     inbound: InboundDecoder,
     frames: Rate,
-    throttle: Throttle,
+    read_pause: ReadPause,
     next_heartbeat: Instant,
     last_received: Instant,
     drain_close_at: Option<Instant>,
@@ -57,7 +57,7 @@ pub(super) fn open(
         session: Session::new(&context, &transport, upgraded.client),
         inbound: InboundDecoder::new(settings.max_message_bytes, upgraded.initial_bytes),
         frames: Rate::default(),
-        throttle: Throttle::default(),
+        read_pause: ReadPause::default(),
         next_heartbeat: now + settings.heartbeat,
         last_received: now,
         drain_close_at: None,
@@ -108,7 +108,7 @@ impl ConnectionTask {
         let drain = Arc::clone(&self.context.drain);
         let transport = Rc::clone(&self.transport);
         loop {
-            while transport.can_queue_reply() && self.throttle.resume_at().is_none() {
+            while transport.can_queue_reply() && self.read_pause.resume_at().is_none() {
                 match self.inbound.next() {
                     Ok(Some(event)) => {
                         if let Err(reason) = self.handle(event).await {
@@ -123,7 +123,7 @@ impl ConnectionTask {
             if timer.deadline() != due {
                 timer.as_mut().reset(due);
             }
-            let is_paused = self.throttle.resume_at().is_some();
+            let is_paused = self.read_pause.resume_at().is_some();
             tokio::select! {
                 event = transport.poll_io(
                     self.session.connection(),
@@ -202,7 +202,7 @@ impl ConnectionTask {
             Some(self.session.next_timer()),
             self.write_deadline(),
             self.drain_close_at,
-            self.throttle.resume_at(),
+            self.read_pause.resume_at(),
         ];
         timers
             .into_iter()
@@ -225,14 +225,14 @@ impl ConnectionTask {
             return Err(CloseReason::NotReading);
         }
         self.session.on_timer(now)?;
-        if self.throttle.resume(now) {
+        if self.read_pause.resume(now) {
             // Nothing was read during the pause.
             self.last_received = now;
         }
         if self.next_heartbeat <= now {
             let heartbeat = self.context.settings.heartbeat;
             self.next_heartbeat = now + heartbeat;
-            let is_paused = self.throttle.resume_at().is_some();
+            let is_paused = self.read_pause.resume_at().is_some();
             if !is_paused && now.duration_since(self.last_received) > heartbeat * 2 {
                 return Err(CloseReason::GoingAway);
             }
@@ -258,7 +258,7 @@ impl ConnectionTask {
             InboundEvent::Close => return Err(CloseReason::Normal),
         };
         let wait = by_frames.max(by_message);
-        let paused = self.throttle.pause(wait, Instant::now());
+        let paused = self.read_pause.pause(wait, Instant::now());
         if !matches!(paused, Ok(false)) {
             self.context.metrics.limit_reached(limit);
         }

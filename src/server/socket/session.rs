@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::throttle::MAX_PAUSE;
+use super::read_pause::MAX_PAUSE;
 use super::transport::Transport;
 use super::{SocketClient, SocketContext};
 use crate::hub::{Connection, FeedHealth, Sink};

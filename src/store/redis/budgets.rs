@@ -97,7 +97,7 @@ impl RedisStore {
         let client = self.connections.client();
         let () = client.hset(partition.budget_outbox(), field).await?;
         for (key, charge) in entry.keyed_charges() {
-            let limit = charge.limit_micros;
+            let limit = self.remaining_limit(charge, job.updated_at).await?;
             if !self.charge_window(&entry, &key, charge, limit).await? {
                 self.release_reservation(&entry, true).await?;
                 self.delete_outbox_entry(&entry).await?;
@@ -105,6 +105,18 @@ impl RedisStore {
             }
         }
         Ok(None)
+    }
+
+    /// Returns the limit of a charge less the balances of its earlier windows, which are in other
+    /// partitions. New jobs are not charged to these, so the balances only decrease until the charge
+    /// is applied. The exception is a job that another node is creating at the end of a window.
+    async fn remaining_limit(&self, charge: &BudgetEntry, now: Time) -> Result<Option<i64>, Error> {
+        let Some(limit) = charge.limit else {
+            return Ok(None);
+        };
+        let earlier = charge.earlier_windows.iter();
+        let balances = try_join_all(earlier.map(|window| self.balance(window, now))).await?;
+        Ok(Some(balances.into_iter().fold(limit, i64::saturating_sub)))
     }
 
     /// Applies the charges of a stored document.
@@ -130,7 +142,7 @@ impl RedisStore {
             entry.window_ttl(charge).into(),
             charge.window.as_str().into(),
             key.into(),
-            charge.amount_micros.to_string().into(),
+            charge.amount.to_string().into(),
             limit.unwrap_or_default().into(),
         ];
         let partition = self.partition_for(&charge.window);

@@ -78,12 +78,15 @@ impl RedisStore {
             self.record_slot(job).await?;
         }
         let immutable = immutable_fields(job, idempotency.unwrap_or_default());
-        let (keys, mut args) = self.job_script(job, &encoded, immutable);
         let has_reservation = !create.budget_entries.is_empty();
         let reservation = has_reservation.then(|| document_key(job));
-        args.push(reservation.unwrap_or_default().into());
+        let reservation = reservation.unwrap_or_default().into();
+        let revision = self.recent.begin(job, &encoded);
+        let (mut keys, args) = self.job_script(job, &encoded, revision, [reservation], immutable);
+        keys.push(self.partition_for(job.id.as_str()).all_jobs());
         let outcome: String = self.connections.run(&CREATE_JOB, keys, args).await?;
         if outcome == "created" {
+            self.recent.confirm(job, revision);
             return Ok(CreateOutcome::Created);
         }
         // A concurrent request, or an earlier attempt whose reply was lost, has created it. Otherwise

@@ -12,16 +12,17 @@ use async_trait::async_trait;
 use fred::interfaces::HashesInterface;
 use fred::types::Value;
 use futures_util::future::try_join_all;
-use serde_json::json;
 
 use super::RedisStore;
+use super::pubsub::message_head;
 use super::scripts::{BUFFER_UPDATE, ENSURE_DURABLE, READ_JOBS};
 use super::unique_keys::{UniqueKey, decode_buffered};
 use crate::job::{Job, JobId, Update};
 use crate::store::codec::{EncodedJob, decode_job, skip_corrupt, to_json};
 use crate::store::{
     BUFFERED_UPDATE_TTL, BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome, Error,
-    JobStore, ListQuery, MAX_BUFFERED_BYTES, MAX_BUFFERED_TASKS, MAX_BUFFERED_UPDATES,
+    JobStore, ListQuery, MAX_BUFFERED_BYTES, MAX_BUFFERED_TASKS, MAX_BUFFERED_UPDATES, RecentJob,
+    Revision,
 };
 use crate::time::Time;
 
@@ -41,6 +42,10 @@ impl JobStore for RedisStore {
     async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error> {
         let _operation = self.connections.begin_operation()?;
         self.read(id).await
+    }
+
+    fn recent(&self, id: &JobId) -> Option<RecentJob> {
+        self.recent.get(id)
     }
 
     async fn get_many(&self, ids: &[JobId]) -> Result<Vec<Arc<Job>>, Error> {
@@ -110,14 +115,16 @@ impl JobStore for RedisStore {
 }
 
 impl RedisStore {
-    /// Returns the keys and the first arguments of the scripts that create and commit a job.
+    /// Returns the keys and arguments of the scripts that create and commit a job.
     ///
-    /// `extra` are further fields of the hash.
+    /// `arguments` are those of the one script, and `extra` further fields of the hash.
     pub(super) fn job_script(
         &self,
         job: &Job,
         encoded: &EncodedJob,
-        extra: Vec<(&str, String)>,
+        revision: Revision,
+        arguments: impl IntoIterator<Item = Value>,
+        extra: impl IntoIterator<Item = (&'static str, String)>,
     ) -> (Vec<String>, Vec<Value>) {
         let partition = self.partition_for(job.id.as_str());
         let keys = vec![
@@ -125,66 +132,58 @@ impl RedisStore {
             partition.poll_queue(),
             partition.submit_queue(job.provider.as_deref().unwrap_or_default()),
             partition.expiry_queue(),
-            partition.all_jobs(),
             partition.all_active_jobs(),
             partition.budget_outbox(),
             partition.channel(&job.id),
             partition.owner_channel(&job.owner),
         ];
-        let args = vec![
-            self.connections.publish_command.into(),
-            job.id.as_str().into(),
-            encoded.document.as_str().into(),
-            encoded.internal.as_str().into(),
-            self.changes(job, encoded, extra).into(),
-        ];
-        (keys, args)
-    }
-
-    /// Returns what a script changes besides the document, as JSON. Times and spans are texts in
-    /// milliseconds, and absent times are empty.
-    fn changes(&self, job: &Job, encoded: &EncodedJob, extra: Vec<(&str, String)>) -> String {
         let schedule = &encoded.schedule;
         let (retained_from, retention) = match encoded.finished_at {
             Some(finished_at) => (finished_at, self.retention.terminal),
             None => (job.updated_at, self.retention.active),
         };
-        let millis_of = |time: Time| time.millis().to_string();
         let due = |time: Option<Time>| time.map(millis_of).unwrap_or_default();
-        let flag = |is_set: bool| if is_set { "1" } else { "0" }.to_owned();
-        let mut fields = vec![
-            ("version", job.version.to_string()),
+        let flag = |is_set: bool| Value::from_static_str(if is_set { "1" } else { "0" });
+        let mut args = vec![
+            Value::from_static_str(self.connections.publish_command),
+            job.id.as_str().into(),
+            message_head(revision, &job.id).into(),
+            due(schedule.poll_at).into(),
+            due(schedule.submit_at).into(),
+            millis_of(retained_from + retention).into(),
+            millis(retention + TTL_MARGIN).into(),
+            self.shared_key_ttl().into(),
+            flag(job.is_final()),
+        ];
+        args.extend(arguments);
+        let fields = [
+            ("document", encoded.document.as_str().into()),
+            ("internal", encoded.internal.as_str().into()),
+            ("revision", revision.to_string().into()),
+            ("version", job.version.to_string().into()),
             ("final", flag(job.is_final())),
             ("slot", flag(schedule.holds_slot)),
-            ("submit_at", due(schedule.submit_at)),
-            ("poll_interval", millis(schedule.poll_interval)),
+            ("submit_at", due(schedule.submit_at).into()),
+            ("poll_interval", millis(schedule.poll_interval).into()),
             ("poll_backoff", flag(schedule.poll_backoff)),
-            ("deadline_at", millis_of(job.deadline_at)),
-            ("updated_at", millis_of(job.updated_at)),
+            ("deadline_at", millis_of(job.deadline_at).into()),
+            ("updated_at", millis_of(job.updated_at).into()),
         ];
-        fields.extend(extra);
-        // Alternating names and values.
-        let fields: Vec<_> = fields
-            .iter()
-            .flat_map(|(name, value)| [*name, value.as_str()])
-            .collect();
-        json!({
-            "fields": fields,
-            "poll_at": due(schedule.poll_at),
-            "submit_at": due(schedule.submit_at),
-            "expires_at": millis_of(retained_from + retention),
-            "ttl": millis(retention + TTL_MARGIN),
-            // TTL of the queues and indexes.
-            "shared_ttl": self.shared_key_ttl(),
-            "final": job.is_final(),
-        })
-        .to_string()
+        let extra = extra.into_iter().map(|(name, value)| (name, value.into()));
+        for (name, value) in fields.into_iter().chain(extra) {
+            args.extend([Value::from_static_str(name), value]);
+        }
+        (keys, args)
     }
 
     /// Returns the TTL in milliseconds of keys that belong to several jobs, counted from the last
     /// write.
     pub(super) fn shared_key_ttl(&self) -> String {
-        millis(self.retention.terminal.max(self.retention.active) + TTL_MARGIN)
+        millis(self.shared_key_lifetime())
+    }
+
+    pub(super) fn shared_key_lifetime(&self) -> Duration {
+        self.retention.terminal.max(self.retention.active) + TTL_MARGIN
     }
 
     /// Waits until the required number of replicas has this version of the job.
@@ -245,6 +244,10 @@ impl RedisStore {
 /// Returns the key under which the charges of one document are applied at most once.
 pub(super) fn document_key(job: &Job) -> String {
     format!("{}:{}", job.id, job.version)
+}
+
+pub(super) fn millis_of(time: Time) -> String {
+    time.millis().to_string()
 }
 
 pub(super) fn millis(span: Duration) -> String {

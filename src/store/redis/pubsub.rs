@@ -24,8 +24,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use self::channels::Channels;
 use self::receiver::MessageReceiver;
+pub(super) use self::receiver::message_head;
 use super::connection::Connections;
 use super::endpoint::Endpoint;
+use super::recent::RecentJobs;
 use super::reconnect::{connection_end, force_reconnect};
 use crate::job::Topic;
 use crate::store::{ChangeListener, Error, StoreEvent};
@@ -73,11 +75,12 @@ impl Subscriber {
     pub(super) fn open(
         endpoint: &Endpoint,
         connections: &Arc<Connections>,
+        recent: &Arc<RecentJobs>,
         listener: ChangeListener,
     ) -> Result<Self, Error> {
         let client = endpoint.subscriber_client()?;
         let node = uuid::Uuid::now_v7().simple().to_string();
-        let receiver = Arc::new(MessageReceiver::new(&connections.keys, &node));
+        let receiver = Arc::new(MessageReceiver::new(&connections.keys, &node, recent));
         tokio::spawn(receiver::run(
             Arc::clone(&receiver),
             client.message_rx(),

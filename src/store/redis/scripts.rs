@@ -35,6 +35,7 @@ scripts! {
     ENSURE_DURABLE = "ensure_durable.lua",
     INDEX_JOB = "index_job.lua",
     SCHEDULE_POLL = "schedule_poll.lua",
+    UPDATE_JOB = "update_job.lua",
 }
 
 // Reads, and writes whose loss is harmless, because they are repeated or expire.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use fred::interfaces::{HashesInterface, KeysInterface, SortedSetsInterface};
 
 use super::RedisStore;
+use super::jobs::millis;
 use super::keys::Partition;
 use super::queues::scores_up_to;
 use super::scripts::DELETE_JOB;
@@ -29,11 +30,17 @@ impl RedisStore {
     ) -> Result<usize, Error> {
         let mut count = 0;
         self.recover_outbox(partition).await?;
-        for id in self
-            .expired(partition.expiry_queue(), now - ONE_MILLISECOND)
-            .await?
-        {
-            count += self.delete_job(partition, &id, now).await?;
+        self.refresh_ttls(partition).await?;
+        loop {
+            let expired = partition.expiry_queue();
+            let expired = self.expired(expired, now - ONE_MILLISECOND).await?;
+            for id in &expired {
+                count += self.delete_job(partition, id, now).await?;
+            }
+            // Jobs that were updated are not deleted. Others may follow them.
+            if count > 0 || expired.is_empty() {
+                break;
+            }
         }
         let before = now - BUFFERED_UPDATE_TTL;
         for task in self
@@ -49,6 +56,21 @@ impl RedisStore {
             count += deleted;
         }
         Ok(count)
+    }
+
+    /// Extends the TTL of queues and indexes whose entries last longer than the writes to them.
+    async fn refresh_ttls(&self, partition: Partition<'_>) -> Result<(), Error> {
+        let client = self.connections.client();
+        let ttl = i64::try_from(self.shared_key_lifetime().as_millis()).unwrap_or(i64::MAX);
+        for key in [
+            partition.poll_queue(),
+            partition.expiry_queue(),
+            partition.all_jobs(),
+            partition.all_active_jobs(),
+        ] {
+            let () = client.pexpire(key, ttl, None).await?;
+        }
+        Ok(())
     }
 
     /// Returns the members of a sorted set with scores up to `last`, lowest first.
@@ -81,9 +103,15 @@ impl RedisStore {
             partition.all_jobs(),
             partition.all_active_jobs(),
         ];
-        let args = vec![id.into(), now.millis().into()];
+        let args = vec![
+            id.into(),
+            now.millis().into(),
+            millis(self.retention.active).into(),
+        ];
         let deleted: usize = self.connections.run(&DELETE_JOB, keys, args).await?;
-
+        if deleted == 0 {
+            return Ok(0);
+        }
         if !task.is_empty() {
             self.release_key(&UniqueKey::task(&provider, &task), id)
                 .await;

@@ -29,15 +29,17 @@ pub(super) fn exceeded_window<'a>(
     now: Time,
 ) -> rusqlite::Result<Option<&'a str>> {
     for (index, entry) in entries.iter().enumerate() {
-        let Some(limit) = entry.limit_micros else {
+        let Some(limit) = entry.limit else {
             continue;
         };
-        let charged = entries[..=index]
+        let mut charged = balance(db, &entry.window, now)?;
+        for window in &entry.earlier_windows {
+            charged = charged.saturating_add(balance(db, window, now)?);
+        }
+        let same_window = entries[..=index]
             .iter()
-            .filter(|other| other.window == entry.window)
-            .fold(balance(db, &entry.window, now)?, |sum, other| {
-                sum.saturating_add(other.amount_micros)
-            });
+            .filter(|other| other.window == entry.window);
+        let charged = same_window.fold(charged, |sum, other| sum.saturating_add(other.amount));
         if charged > limit {
             return Ok(Some(&entry.window));
         }
@@ -48,7 +50,7 @@ pub(super) fn exceeded_window<'a>(
 /// Adds the amounts regardless of limits. Entries of windows that have ended are discarded.
 pub(super) fn charge(db: &Connection, entries: &[BudgetEntry], now: Time) -> rusqlite::Result<()> {
     for entry in entries.iter().filter(|entry| entry.window_ends_at > now) {
-        let balance = balance(db, &entry.window, now)?.saturating_add(entry.amount_micros);
+        let balance = balance(db, &entry.window, now)?.saturating_add(entry.amount);
         db.prepare_cached("INSERT OR REPLACE INTO budget_windows VALUES (?, ?, ?)")?
             .execute((&entry.window, balance, entry.window_ends_at.millis()))?;
     }
@@ -57,7 +59,7 @@ pub(super) fn charge(db: &Connection, entries: &[BudgetEntry], now: Time) -> rus
 
 fn balance(db: &Connection, window: &str, now: Time) -> rusqlite::Result<i64> {
     let balance = db
-        .prepare_cached("SELECT balance_micros FROM budget_windows WHERE name = ? AND ends_at > ?")?
+        .prepare_cached("SELECT balance FROM budget_windows WHERE name = ? AND ends_at > ?")?
         .query_row(params![window, now.millis()], |row| row.get(0))
         .optional()?;
     Ok(balance.unwrap_or(0))

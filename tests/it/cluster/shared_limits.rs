@@ -1,5 +1,6 @@
 //! Limits of a provider, shared by several hubs, and takeover of a failed hub's work.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -214,6 +215,93 @@ async fn rate_limit_pause_is_shared_across_nodes() {
     let is_early = |at: &&Instant| at.duration_since(submits[0]) < PAUSE;
     let early = submits[1..].iter().filter(is_early).count();
     assert_eq!(early, 0, "submissions during the pause");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hold_of_an_owner_begins_and_ends_on_all_nodes() {
+    let is_failing = Arc::new(AtomicBool::new(true));
+    let failing = Arc::clone(&is_failing);
+    let provider = MockProvider::start(move |request: RecordedRequest| {
+        let failing = failing.load(Ordering::SeqCst);
+        let of_alice = request.body["prompt"] == "alice";
+        let response = if request.method == "POST" && of_alice && failing {
+            MockResponse::json(500, &json!({ "code": 5000, "message": "failed" }))
+                .with_header("x-should-retry", false)
+        } else {
+            let id = request.body["options"]["external_task_id"].clone();
+            let task = json!({ "id": id, "status": "submitted" });
+            MockResponse::json(200, &json!({ "code": 0, "data": task }))
+        };
+        async move { response }
+    })
+    .await;
+    let redis = RedisServer::start().await;
+    let urls = [redis.url(), redis.url()];
+    let cluster = HubCluster::start(&urls, with_provider(&provider.url)).await;
+    let submit = async |node: usize, owner: &str| {
+        let app = cluster.node(node);
+        let video = json!({ "provider": "simulated", "model": "kling-v3", "prompt": owner });
+        let response = send(app.request(Method::POST, "/v1/videos", owner).json(&video)).await;
+        assert_eq!(response.status, 202, "{}", response.body);
+        job_id(&response).to_owned()
+    };
+    let holds = "provider_holds{provider=\"simulated\"}";
+    let is_held = async || {
+        let nodes = cluster.running().map(|app| app.metric(holds));
+        join_all(nodes).await.contains(&1.0)
+    };
+    // Each node counts the failures of its own submissions.
+    while !is_held().await {
+        let id = submit(0, "alice").await;
+        let is_failed_or_held =
+            |job: &Value| job["final"] == true || !job["next_attempt_at"].is_null();
+        let app = cluster.node(0);
+        app.wait_for_job(&id, "alice", is_failed_or_held).await;
+    }
+    for app in cluster.running() {
+        app.wait_for_metric(holds, |value| value == 1.0).await;
+    }
+    let submissions = || {
+        let requests = provider.requests().into_iter();
+        let of_alice = |it: &RecordedRequest| it.method == "POST" && it.body["prompt"] == "alice";
+        requests.filter(of_alice).count()
+    };
+    let before = submissions();
+    let mut held = Vec::new();
+    for node in 0..2 {
+        let id = submit(node, "alice").await;
+        let is_postponed = |job: &Value| !job["next_attempt_at"].is_null();
+        let app = cluster.node(node);
+        let job = app.wait_for_job(&id, "alice", is_postponed).await;
+        assert_eq!(
+            (&job["status"], &job["attempt"]),
+            (&json!("accepted"), &json!(0))
+        );
+        held.push(id);
+    }
+    let is_submitted = |job: &Value| job["status"] == "queued";
+    let other = submit(1, "bob").await;
+    cluster
+        .node(1)
+        .wait_for_job(&other, "bob", is_submitted)
+        .await;
+    assert_eq!(submissions(), before, "no node submits for the held owner");
+
+    // The job that is sent as the probe ends the hold on both nodes.
+    is_failing.store(false, Ordering::SeqCst);
+    for app in cluster.running() {
+        app.wait_for_metric(holds, |value| value == 0.0).await;
+    }
+    for node in 0..2 {
+        held.push(submit(node, "alice").await);
+    }
+    for id in &held {
+        let job = cluster
+            .node(0)
+            .wait_for_job(id, "alice", is_submitted)
+            .await;
+        assert_eq!(job["attempt"], 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

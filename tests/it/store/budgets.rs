@@ -1,13 +1,21 @@
 //! Budget windows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use progress_hub::job::{Job, Status};
+use progress_hub::admission::{AdmissionControl, Admitted};
+use progress_hub::config::Config;
+use progress_hub::job::{Job, Status, VideoRequest};
+use progress_hub::links::Links;
+use progress_hub::provider::{HttpClient, Providers};
 use progress_hub::store::{
     BudgetEntry, CommitJob, CommitOutcome, CreateOutcome, IdempotencyKey, Schedule,
 };
+use progress_hub::telemetry::Metrics;
 use progress_hub::time::Time;
 use tokio::task::JoinSet;
+
+use crate::app::JWT_SECRET;
 
 use super::{
     DAY, MINUTE, SECOND, StoreFixture, commit_job, creation, ended, job_of, next, now, task,
@@ -17,8 +25,9 @@ use super::{
 pub(crate) fn entry(window: &str, amount: i64) -> BudgetEntry {
     BudgetEntry {
         window: window.into(),
-        amount_micros: amount,
-        limit_micros: Some(10),
+        amount,
+        limit: Some(10),
+        earlier_windows: Vec::new(),
         window_ends_at: now() + DAY,
     }
 }
@@ -74,7 +83,7 @@ pub(crate) async fn create_charges_budgets_up_to_the_limit(fixture: StoreFixture
     );
     assert_eq!(balance(&fixture, "ada").await, 10);
     let unlimited = BudgetEntry {
-        limit_micros: None,
+        limit: None,
         ..entry("ada", i64::MAX)
     };
     let created = charge(&fixture, &job_of("ada"), &[unlimited]).await;
@@ -250,4 +259,92 @@ pub(crate) async fn sweep_deletes_ended_windows(fixture: StoreFixture) {
     assert_eq!(sweep(now() + MINUTE).await, 0);
     assert_eq!(balance(&fixture, "ada").await, 0);
     assert_eq!(balance(&fixture, "kling").await, 1);
+}
+
+pub(crate) async fn earlier_windows_count_toward_the_limit(fixture: StoreFixture) {
+    let job = job_of("ada");
+    charge(&fixture, &job, &[entry("monday", 3), entry("tuesday", 4)]).await;
+    let on_wednesday = |amount| BudgetEntry {
+        earlier_windows: vec!["monday".into(), "tuesday".into(), "unused".into()],
+        ..entry("wednesday", amount)
+    };
+    let rejected = charge(&fixture, &job_of("ada"), &[on_wednesday(4)]).await;
+    assert_eq!(rejected, exceeded("wednesday"));
+    let created = charge(&fixture, &job_of("ada"), &[on_wednesday(3)]).await;
+    assert_eq!(created, CreateOutcome::Created);
+    let rejected = charge(&fixture, &job_of("ada"), &[on_wednesday(1)]).await;
+    assert_eq!(rejected, exceeded("wednesday"));
+    assert_eq!(balance(&fixture, "wednesday").await, 3);
+    assert_eq!(balance(&fixture, "tuesday").await, 4, "not charged");
+
+    let refund = settlement(&next(&job), &[entry("tuesday", -1)]);
+    fixture.store.commit(refund).await.unwrap();
+    let created = charge(&fixture, &job_of("ada"), &[on_wednesday(1)]).await;
+    assert_eq!(created, CreateOutcome::Created);
+}
+
+pub(crate) async fn queued_jobs_count_across_midnight(fixture: StoreFixture) {
+    let settings = [
+        ("auth.hs256_secrets", JWT_SECRET),
+        ("limits.queued_jobs", "2"),
+        ("providers.acme.spec", "atlas"),
+        ("providers.acme.api_key", "a key"),
+    ];
+    let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let config = Config::load(None, std::iter::empty(), settings.into()).unwrap();
+    let providers = Providers::load(&config, &HttpClient::new().unwrap()).ok();
+    let providers = providers.unwrap();
+    let links = Links::new(None, None, Duration::ZERO);
+    let admission = AdmissionControl::new(&config, links, Arc::new(Metrics::new()));
+    let submit = async |at: Time| {
+        let request = VideoRequest {
+            model: "m".into(),
+            prompt: "a lighthouse".into(),
+            ..VideoRequest::default()
+        };
+        let provider = providers.get("acme").unwrap();
+        let admitted = admission.admit("ada", provider, request, at);
+        let Admitted {
+            job,
+            budget_entries,
+        } = admitted.unwrap();
+        let outcome = charge(&fixture, &job, &budget_entries.entries()).await;
+        (job, outcome == CreateOutcome::Created)
+    };
+    let leave_queue = async |job: &Job, at: Time| {
+        let charges = job.internal.queue_charges.iter();
+        let releases = charges.map(|charge| BudgetEntry {
+            window_ends_at: charge.window.expires_at,
+            ..entry(&charge.window.name, -charge.amount)
+        });
+        let submitted = Job {
+            updated_at: at,
+            ..next(job)
+        };
+        let releases: Vec<_> = releases.collect();
+        let outcome = fixture
+            .store
+            .commit(settlement(&submitted, &releases))
+            .await;
+        assert_eq!(outcome.unwrap(), CommitOutcome::Committed);
+    };
+    let days = DAY.as_millis() as i64;
+    let midnight = Time::from_millis((now().millis() / days + 1) * days);
+    let (before, after) = (midnight - SECOND, midnight + SECOND);
+
+    let (first, is_created) = submit(before).await;
+    assert!(is_created);
+    let (second, is_created) = submit(after).await;
+    assert!(is_created);
+    assert!(!submit(after).await.1, "the first job still waits");
+    leave_queue(&first, after).await;
+    let (third, is_created) = submit(after).await;
+    assert!(is_created);
+    assert!(!submit(midnight + DAY - SECOND).await.1);
+    leave_queue(&second, after + SECOND).await;
+    leave_queue(&third, after + SECOND).await;
+    for _ in 0..2 {
+        assert!(submit(midnight + DAY).await.1);
+    }
+    assert!(!submit(midnight + DAY).await.1);
 }

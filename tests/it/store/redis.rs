@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use progress_hub::job::{Job, Status, Topic};
+use progress_hub::job::{Job, JobId, Status, Topic};
 use progress_hub::store::redis::RedisStore;
 use progress_hub::store::{
-    BudgetStore, ChangeListener, ChangeSource, CreateJob, CreateOutcome, IdempotencyKey, JobStore,
-    Queue, Schedule, SharedState, Store, StoreEvent, WorkQueues,
+    BudgetStore, ChangeListener, ChangeSource, CommitJob, CommitOutcome, CreateJob, CreateOutcome,
+    IdempotencyKey, JobStore, Queue, Schedule, SharedState, Store, StoreEvent, WorkQueues,
 };
 use progress_hub::time::Time;
 use serde_json::json;
@@ -47,7 +47,7 @@ impl Node {
     /// Returns the id and version of the next change.
     async fn next_change(&mut self) -> (String, u64) {
         match self.next_event().await {
-            StoreEvent::JobChanged(job) => (job.id.to_string(), job.version),
+            StoreEvent::JobChanged(frame) => (frame.job().id.to_string(), frame.job().version),
             other @ (StoreEvent::Unavailable
             | StoreEvent::Recovered
             | StoreEvent::SharedStateChanged) => panic!("{other:?}"),
@@ -69,10 +69,38 @@ impl Node {
         self.store.commit(commit).await.unwrap();
     }
 
+    /// Returns the version that the node has in memory.
+    fn recent(&self, id: &JobId) -> Option<u64> {
+        self.store.recent(id).map(|recent| recent.job.version)
+    }
+
+    /// Commits the version after the one that the node has in memory.
+    async fn update(&self, id: &JobId, updated_at: Time) -> CommitOutcome {
+        let recent = self.store.recent(id).unwrap();
+        let job = Job {
+            updated_at,
+            ..next(&recent.job)
+        };
+        let commit = CommitJob {
+            expected_revision: Some(recent.revision),
+            ..super::commit_job(&job, polled(), Vec::new())
+        };
+        self.store.commit(commit).await.unwrap()
+    }
+
     /// Returns the balance of the window `ada`.
     async fn balance(&self) -> i64 {
         let windows = ["ada".to_owned()];
         self.store.balances(&windows, now()).await.unwrap()[0]
+    }
+}
+
+/// Returns the schedule of a job that is polled in ten minutes.
+fn polled() -> Schedule {
+    Schedule {
+        poll_at: Some(now() + 10 * MINUTE),
+        poll_interval: MINUTE,
+        ..Schedule::default()
     }
 }
 
@@ -321,4 +349,111 @@ async fn repeated_create_is_charged_once() {
         "{repeated:?}"
     );
     assert_eq!(node.balance().await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn version_in_memory_is_replaced_when_another_node_updates_the_job() {
+    let server = RedisServer::start().await;
+    let (mut a, b) = (Node::start(&server).await, Node::start(&server).await);
+    let job = job_of("ada");
+    let topic = Topic::Job(job.id.clone());
+    a.store.subscribe(&[topic]).await.unwrap();
+    a.create(&job, polled()).await;
+    assert_eq!(a.update(&job.id, now()).await, CommitOutcome::Committed);
+    for version in [1, 2] {
+        assert_eq!(a.next_change().await, (job.id.to_string(), version));
+    }
+    assert_eq!((a.recent(&job.id), b.recent(&job.id)), (Some(2), None));
+
+    b.commit(&next(&next(&job)), polled()).await;
+    assert_eq!(a.next_change().await, (job.id.to_string(), 3));
+    assert_eq!((a.recent(&job.id), b.recent(&job.id)), (None, Some(3)));
+    a.commit(&next(&next(&next(&job))), polled()).await;
+    assert_eq!(b.update(&job.id, now()).await, CommitOutcome::Conflict);
+    assert_eq!(b.recent(&job.id), Some(4));
+    assert_eq!(b.update(&job.id, now()).await, CommitOutcome::Committed);
+    for version in [4, 5] {
+        assert_eq!(a.next_change().await, (job.id.to_string(), version));
+    }
+
+    let stored = a.store.get(&job.id).await.unwrap().unwrap();
+    b.commit(&ended(&stored, Status::Succeeded, now()), polled())
+        .await;
+    assert_eq!(b.recent(&job.id), None);
+}
+
+/// After a failover, the server has an older version, and then another one with the same number.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn version_in_memory_that_the_server_lost_is_not_restored() {
+    let server = RedisServer::start().await;
+    let (a, b) = (Node::start(&server).await, Node::start(&server).await);
+    let job = job_of("ada");
+    a.create(&job, polled()).await;
+    let key = format!("ph:{{0}}:job:{}", job.id);
+    write(&server, &["COPY", &key, "replica"]).await;
+    assert_eq!(a.update(&job.id, now()).await, CommitOutcome::Committed);
+
+    write(&server, &["COPY", "replica", &key, "REPLACE"]).await;
+    assert_eq!(a.update(&job.id, now()).await, CommitOutcome::Conflict);
+    assert_eq!(a.recent(&job.id), Some(1));
+    assert_eq!(a.update(&job.id, now()).await, CommitOutcome::Committed);
+
+    write(&server, &["COPY", "replica", &key, "REPLACE"]).await;
+    let other = Job {
+        stage: Some("other".into()),
+        ..next(&job)
+    };
+    b.commit(&other, polled()).await;
+    assert_eq!(a.update(&job.id, now()).await, CommitOutcome::Conflict);
+    assert_eq!(a.update(&job.id, now()).await, CommitOutcome::Committed);
+    let stored = a.store.get(&job.id).await.unwrap().unwrap();
+    assert_eq!(
+        (stored.version, stored.stage.as_deref()),
+        (3, Some("other"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn updated_job_is_kept_until_its_retention_ends() {
+    let server = RedisServer::start().await;
+    let node = Node::start(&server).await;
+    let job = job_of("ada");
+    node.create(&job, polled()).await;
+    let updated = node.update(&job.id, now() + MINUTE).await;
+    assert_eq!(updated, CommitOutcome::Committed);
+
+    let expiry = now() + RETENTION.active;
+    for (at, deleted) in [(expiry + SECOND, 0), (expiry + MINUTE, 0)] {
+        assert_eq!(node.store.sweep(at).await.unwrap(), deleted);
+        assert!(node.store.get(&job.id).await.unwrap().is_some());
+    }
+    let late = expiry + MINUTE + SECOND;
+    assert_eq!(node.store.sweep(late).await.unwrap(), 1);
+    assert_eq!(node.update(&job.id, now()).await, CommitOutcome::NotFound);
+    assert_eq!(node.recent(&job.id), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_does_not_postpone_a_requested_poll() {
+    let server = RedisServer::start().await;
+    let node = Node::start(&server).await;
+    let job = job_of("ada");
+    node.create(&job, polled()).await;
+    let requested_at = now() + SECOND;
+    node.store
+        .schedule_poll(&job.id, requested_at, Duration::ZERO)
+        .await
+        .unwrap();
+    let recent = node.store.recent(&job.id).unwrap();
+    let later = Schedule {
+        poll_at: Some(now() + MINUTE),
+        ..polled()
+    };
+    let commit = CommitJob {
+        expected_revision: Some(recent.revision),
+        ..super::commit_job(&next(&job), later, Vec::new())
+    };
+    node.store.commit(commit).await.unwrap();
+    let due = node.store.next_due(Queue::Poll).await.unwrap();
+    assert_eq!(due, Some(requested_at));
 }

@@ -29,6 +29,7 @@ pub(super) static ATLAS: Dialect = Dialect {
     scheme: "Bearer ",
     required_header: None,
     has_queue: false,
+    accepts_forms: false,
     unplayable: &[
         (&[Scenario::Safety], NO_REFUSAL),
         (&[Scenario::CancelledLate], NO_CANCEL),

@@ -23,6 +23,7 @@ pub(super) static FAL: Dialect = Dialect {
     scheme: "Key ",
     required_header: None,
     has_queue: true,
+    accepts_forms: false,
     unplayable: &[],
     challenge_timeout: None,
     id: |_| uuid(),

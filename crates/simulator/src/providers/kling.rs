@@ -27,6 +27,7 @@ pub(super) static KLING: Dialect = Dialect {
     scheme: "Bearer ",
     required_header: None,
     has_queue: false,
+    accepts_forms: false,
     unplayable: &[(&[Scenario::CancelledLate], NO_CANCEL)],
     challenge_timeout: None,
     id: |number| number.to_string(),

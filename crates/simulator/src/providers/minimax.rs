@@ -23,6 +23,7 @@ pub(super) static MINIMAX: Dialect = Dialect {
     scheme: "Bearer ",
     required_header: None,
     has_queue: false,
+    accepts_forms: false,
     unplayable: &[
         (&[Scenario::Forged], "it signs nothing"),
         (&[Scenario::CancelledLate], NO_CANCEL),

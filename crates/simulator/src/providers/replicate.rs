@@ -23,6 +23,7 @@ pub(super) static REPLICATE: Dialect = Dialect {
     scheme: "Bearer ",
     required_header: None,
     has_queue: false,
+    accepts_forms: false,
     unplayable: &[(&[Scenario::Safety], NO_REFUSAL)],
     challenge_timeout: None,
     id,

@@ -32,6 +32,7 @@ pub(super) static RUNWAY: Dialect = Dialect {
     scheme: "Bearer ",
     required_header: Some(("X-Runway-Version", "2024-11-06")),
     has_queue: true,
+    accepts_forms: false,
     // Prompts are declined after acceptance.
     unplayable: &[
         (WEBHOOK_SCENARIOS, "it sends no webhooks"),

@@ -1,7 +1,7 @@
 //! The `/v1/videos` API of OpenAI (openai-openapi 2.3.0: videos, webhooks), which gateways offer too.
 //!
 //! The content of a video requires the key. A webhook goes to the one URL of the account and contains only the id of the
-//! video. `/v1` in the path is optional.
+//! video. `/v1` in the path is optional. A submit is `multipart/form-data`, as the SDKs of OpenAI send it, or JSON.
 
 use actix_web::HttpResponse;
 use serde_json::{Value, json};
@@ -25,6 +25,7 @@ pub(super) static VIDEOS: Dialect = Dialect {
     scheme: "Bearer ",
     required_header: None,
     has_queue: false,
+    accepts_forms: true,
     unplayable: &[(&[Scenario::CancelledLate], NO_CANCEL)],
     challenge_timeout: None,
     id: |number| format!("video_{number:x}"),

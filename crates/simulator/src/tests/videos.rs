@@ -1,10 +1,11 @@
 //! The `/v1/videos` API against OpenAI's published documentation.
 
 use reqwest::Method;
-use reqwest::header::RANGE;
-use serde_json::json;
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_TYPE, RANGE};
+use serde_json::{Value, json};
 
-use super::super::{Scenario, Settings, Simulator, Status};
+use super::super::{Product, Scenario, Settings, Simulator, Status};
 use super::dialects::{VIDEOS, fixture, keys};
 use super::receiver::Callback;
 use super::{API_KEY, Stage, in_time};
@@ -152,4 +153,93 @@ fn project_webhook_must_be_an_http_url() {
         .err()
         .unwrap();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+/// Returns the body of a form. Values with a file name are files.
+fn form(boundary: &str, fields: &[(&str, Option<&str>, &[u8])]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (name, file_name, value) in fields {
+        let file_name = file_name.map(|name| format!("; filename=\"{name}\""));
+        let head = format!(
+            "--{boundary}\r\ncontent-disposition: form-data; name=\"{name}\"{}\r\n\r\n",
+            file_name.unwrap_or_default()
+        );
+        body.extend([head.as_bytes(), *value, b"\r\n"].concat());
+    }
+    body.extend(format!("--{boundary}--\r\n").bytes());
+    body
+}
+
+async fn submit_form(stage: &Stage, boundary: &str, body: Vec<u8>) -> (StatusCode, Value) {
+    let content_type = format!("multipart/form-data; boundary={boundary}");
+    let request = VIDEOS.request(stage, Method::POST, "/v1/videos");
+    let request = request.header(CONTENT_TYPE, content_type).body(body);
+    let response = in_time(request.send()).await.unwrap();
+    (response.status(), response.json().await.unwrap())
+}
+
+#[tokio::test]
+async fn submit_accepts_a_form_with_a_file() {
+    let stage = Stage::set().await;
+    let picture: &[u8] = b"\x89PNG\r\n\r\n--not-a-boundary\xff";
+    let fields: [(&str, Option<&str>, &[u8]); 6] = [
+        ("model", None, b"sora-2"),
+        ("prompt", None, "A caf\u{e9} at night".as_bytes()),
+        ("seconds", None, b"4"),
+        ("size", None, b"720x1280"),
+        ("steps", None, b"1"),
+        ("input_reference", Some("frame.png"), picture),
+    ];
+    let (status, video) = submit_form(&stage, "aaaa", form("aaaa", &fields)).await;
+    assert_eq!(status, 200, "{video}");
+    assert_eq!(
+        [
+            &video["model"],
+            &video["prompt"],
+            &video["seconds"],
+            &video["size"]
+        ],
+        ["sora-2", "A caf\u{e9} at night", "4", "720x1280"]
+    );
+    // A repeated submit has another boundary and is recognized.
+    submit_form(&stage, "bbbb", form("bbbb", &fields)).await;
+    let tasks = stage.inspector.tasks();
+    assert!(
+        tasks
+            .iter()
+            .all(|task| task.product == Product::ImageToVideo)
+    );
+    assert_eq!(tasks[0].handle, tasks[1].handle);
+
+    let (status, _) = submit_form(&stage, "aaaa", form("aaaa", &fields[..5])).await;
+    assert_eq!(status, 200);
+    let tasks = stage.inspector.tasks();
+    let of_text = tasks
+        .iter()
+        .filter(|task| task.product == Product::TextToVideo);
+    assert_eq!(of_text.count(), 1);
+}
+
+#[tokio::test]
+async fn invalid_forms_are_rejected() {
+    let stage = Stage::set().await;
+    let model: (&str, Option<&str>, &[u8]) = ("model", None, b"sora-2");
+    let prompt: (&str, Option<&str>, &[u8]) = ("prompt", None, b"a");
+    let complete = form("aaaa", &[model, prompt]);
+    for (body, reason) in [
+        (form("aaaa", &[model]), "prompt is required"),
+        (
+            form("aaaa", &[model, prompt, prompt]),
+            "duplicate field prompt",
+        ),
+        (form("aaaa", &[model, ("prompt", None, b"\xff")]), "UTF-8"),
+        (complete[..complete.len() - 10].to_vec(), "invalid request"),
+        (form("bbbb", &[model, prompt]), "invalid request"),
+    ] {
+        let (status, body) = submit_form(&stage, "aaaa", body).await;
+        assert_eq!(status, 400, "{reason}");
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.contains(reason), "{message}");
+    }
+    assert!(stage.inspector.tasks().is_empty());
 }

@@ -61,6 +61,7 @@ fn record(
         kind,
         token,
         origin,
+        is_shared: false,
         holds,
     };
     state.record(&request, result, now);
@@ -83,7 +84,7 @@ fn succeed(state: &mut BreakerState, kind: RequestKind, of: &str, seconds: i64) 
 /// Suspends the provider: records a rejection, which the account check confirms.
 fn suspend(state: &mut BreakerState, verdict: AccountVerdict, seconds: i64) {
     state.account_check = AccountCheck::KeyAndCredit;
-    if !state.wants_account_check(at(seconds)) {
+    if !state.is_account_check_due(at(seconds)) {
         fail(state, Query, "-", FailureKind::Quota, seconds);
     }
     state.on_account_checked(verdict, at(seconds));
@@ -126,15 +127,15 @@ fn rejected_account_holds_one_owner_and_model_until_an_account_check_confirms_it
         (FailureKind::Quota, AccountVerdict::NoCredit, false),
     ] {
         let mut state = with_account_check();
-        assert!(!state.wants_account_check(at(0)));
+        assert!(!state.is_account_check_due(at(0)));
         fail(&mut state, Submit, "alice/private", failure, 0);
-        assert!(state.wants_account_check(at(0)));
+        assert!(state.is_account_check_due(at(0)));
         assert!(!is_sent(&state, "alice", "private", 0));
         assert!(is_sent(&state, "alice", "x", 0) && is_sent(&state, "bob", "private", 0));
 
         let mut refuted = state.clone();
         refuted.on_account_checked(AccountVerdict::Good, at(0));
-        assert!(!refuted.wants_account_check(at(0)));
+        assert!(!refuted.is_account_check_due(at(0)));
         assert!(is_sent(&refuted, "bob", "private", 0));
         // A hold for lack of credit allows a probe at once.
         let may_retry = failure == FailureKind::Quota;
@@ -146,7 +147,7 @@ fn rejected_account_holds_one_owner_and_model_until_an_account_check_confirms_it
         assert!(!is_sent(&state, "bob", "x", 1));
         assert_eq!(is_allowed(&state, Query, at(1)), !blocks_queries);
         // The account check is the probe, so no job is one.
-        assert!(!state.wants_account_check(at(60)) && state.wants_account_check(at(61)));
+        assert!(!state.is_account_check_due(at(60)) && state.is_account_check_due(at(61)));
         assert!(!is_sent(&state, "bob", "x", 61));
         state.on_account_checked(verdict, at(61));
         assert_eq!(state.health(at(61)).until, Some(at(181)));
@@ -193,8 +194,10 @@ fn one_owner_can_hold_back_only_itself() {
                 ..BreakerState::default()
             };
             for n in 0..200 {
-                fail(&mut state, Submit, &format!("alice/model-{n}"), failure, n);
-                assert!(is_sent(&state, "bob", "x", n), "{failure:?}");
+                for kind in [Submit, Query] {
+                    fail(&mut state, kind, &format!("alice/model-{n}"), failure, n);
+                    assert!(is_sent(&state, "bob", "x", n), "{kind:?} {failure:?}");
+                }
             }
         }
     }
@@ -283,18 +286,12 @@ fn valid_key_refutes_auth_errors_only() {
         account_check: AccountCheck::Key,
         ..BreakerState::default()
     };
-    for owner in ["alice", "bob", "carol"].iter().cycle().take(9) {
-        fail(
-            &mut state,
-            Submit,
-            &format!("{owner}/x"),
-            FailureKind::Quota,
-            0,
-        );
+    for of in ["a/x", "b/y", "a/z", "b/x", "c/x"] {
+        fail(&mut state, Submit, of, FailureKind::Quota, 0);
     }
     assert_eq!(state_at(&state, 0), ProviderState::Suspended);
     assert!(
-        !state.wants_account_check(at(60)),
+        !state.is_account_check_due(at(60)),
         "the check shows no credit"
     );
     state.on_account_checked(AccountVerdict::KeyValid, at(1));
@@ -302,36 +299,112 @@ fn valid_key_refutes_auth_errors_only() {
 
     state.reset();
     fail(&mut state, Submit, "alice/x", FailureKind::Auth, 2);
-    assert!(state.wants_account_check(at(2)));
+    assert!(state.is_account_check_due(at(2)));
     state.on_account_checked(AccountVerdict::KeyValid, at(2));
     assert_eq!(state_at(&state, 2), ProviderState::Available);
 }
 
 #[test]
-fn repeated_auth_errors_on_queries_suspend_the_provider() {
-    for account_check in [AccountCheck::KeyAndCredit, AccountCheck::None] {
+fn rejected_query_holds_the_submissions_of_its_owner_and_model() {
+    for (account_check, failure) in [
+        (AccountCheck::None, FailureKind::Auth),
+        (AccountCheck::None, FailureKind::Quota),
+        (AccountCheck::Key, FailureKind::Auth),
+        (AccountCheck::Key, FailureKind::Quota),
+        (AccountCheck::KeyAndCredit, FailureKind::Auth),
+        (AccountCheck::KeyAndCredit, FailureKind::Quota),
+    ] {
         let mut state = BreakerState {
             account_check,
             ..BreakerState::default()
         };
-        for second in 0..8 {
-            fail(&mut state, Query, "a/x", FailureKind::Auth, second);
-            assert_eq!(state_at(&state, second), ProviderState::Available);
-            succeed(&mut state, Query, "a/x", second);
+        for second in 0..50 {
+            fail(&mut state, Query, "alice/x", failure, second);
+            assert!(!is_sent(&state, "alice", "x", second));
+            assert!(is_sent(&state, "alice", "y", second) && is_sent(&state, "bob", "x", second));
+            assert!(is_allowed(&state, Query, at(second)));
         }
-        for second in 8..13 {
-            fail(&mut state, Query, "a/x", FailureKind::Auth, second);
-        }
-        let has_account_check = account_check != AccountCheck::None;
-        assert_eq!(state.wants_account_check(at(12)), has_account_check);
-        if has_account_check {
-            state.on_account_checked(AccountVerdict::KeyRejected, at(12));
-        }
-        let health = state.health(at(12));
-        assert_eq!(health.state, ProviderState::Suspended);
-        assert_eq!(health.reason, Some(FailureKind::Auth));
-        assert!(!is_allowed(&state, Submit, at(12)));
+        assert_eq!(state_at(&state, 49), ProviderState::Available);
+        assert_eq!(state.health(at(49)).holds, 1);
+        assert!(is_sent(&state, "alice", "x", 60), "one probe");
     }
+}
+
+#[test]
+fn rejected_queries_suspend_the_provider_once_they_are_confirmed() {
+    for (failure, verdict, blocks_queries) in [
+        (FailureKind::Auth, AccountVerdict::KeyRejected, true),
+        (FailureKind::Quota, AccountVerdict::NoCredit, false),
+    ] {
+        let mut state = with_account_check();
+        fail(&mut state, Query, "alice/x", failure, 0);
+        assert!(state.is_account_check_due(at(0)));
+        state.on_account_checked(verdict, at(0));
+        assert_eq!(state.health(at(0)).reason, Some(failure));
+        assert!(!is_sent(&state, "bob", "y", 0));
+        assert_eq!(is_allowed(&state, Query, at(0)), !blocks_queries);
+
+        let mut state = BreakerState::default();
+        for (second, of) in (0..).zip(["a/x", "b/y", "a/z", "b/x", "c/x"]) {
+            assert_eq!(state_at(&state, second), ProviderState::Available);
+            fail(&mut state, Query, of, failure, second);
+        }
+        assert_eq!(state.health(at(4)).reason, Some(failure));
+        assert!(!is_sent(&state, "d", "d", 4));
+        assert_eq!(is_allowed(&state, Query, at(4)), !blocks_queries);
+    }
+}
+
+#[test]
+fn successful_query_refutes_auth_errors_of_queries() {
+    let mut state = BreakerState::default();
+    for (second, of) in (0..40).zip(["a/x", "b/y", "a/z", "b/x"].iter().cycle()) {
+        fail(&mut state, Query, of, FailureKind::Auth, second);
+        if second % 4 == 3 {
+            succeed(&mut state, Query, "c/x", second);
+        }
+        assert_eq!(state_at(&state, second), ProviderState::Available);
+    }
+}
+
+#[test]
+fn rejected_query_for_several_owners_is_attributed_to_none() {
+    for account_check in [AccountCheck::None, AccountCheck::Key] {
+        let mut state = BreakerState {
+            account_check,
+            ..BreakerState::default()
+        };
+        for second in 0..50 {
+            let Admission::Allowed(token) = state.admit(Query, 0, at(second)) else {
+                panic!("not admitted at {second}");
+            };
+            let request = Admitted {
+                kind: Query,
+                token,
+                origin: Some(origin("alice", "x")),
+                is_shared: true,
+                holds: HoldTokens::default(),
+            };
+            let rejected = RequestResult::Failure(FailureKind::Auth, None);
+            state.record(&request, rejected, at(second));
+            assert_eq!(state_at(&state, second), ProviderState::Available);
+            assert!(is_sent(&state, "alice", "x", second));
+        }
+        let is_checked = account_check == AccountCheck::Key;
+        assert_eq!(state.is_account_check_due(at(50)), is_checked);
+    }
+}
+
+#[test]
+fn rejected_query_of_one_owner_does_not_replace_the_cause_of_an_open_circuit() {
+    let mut state = BreakerState::default();
+    for second in 0..5 {
+        record(&mut state, Query, "a/x", RequestResult::Unreachable, second);
+    }
+    assert_eq!(state_at(&state, 4), ProviderState::Unavailable);
+    fail(&mut state, Query, "a/x", FailureKind::Auth, 9);
+    assert_ne!(state_at(&state, 9), ProviderState::Suspended);
+    assert!(is_allowed(&state, Query, at(9)), "the provider responds");
 }
 
 #[test]

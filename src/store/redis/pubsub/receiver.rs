@@ -8,17 +8,20 @@ use std::time::Duration;
 
 use fred::error::Error as RedisError;
 use fred::interfaces::PubsubInterface;
-use fred::types::Message;
+use fred::types::{Message, Value};
 use futures_util::future::join_all;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
+use crate::job::{Job, JobId};
+use crate::protocol::Frame;
 use crate::store::codec::from_json;
 use crate::store::redis::connection::Connections;
 use crate::store::redis::keys::KeyNames;
-use crate::store::{ChangeListener, Error, StoreEvent};
+use crate::store::redis::recent::RecentJobs;
+use crate::store::{ChangeListener, Error, Revision, StoreEvent};
 
 /// The state of the pub/sub connection, shared with the task that receives messages.
 pub(super) struct MessageReceiver {
@@ -28,10 +31,11 @@ pub(super) struct MessageReceiver {
     received_at: watch::Sender<Vec<Instant>>,
     shared_state_channel: String,
     messages_lost: Notify,
+    recent: Arc<RecentJobs>,
 }
 
 impl MessageReceiver {
-    pub(super) fn new(keys: &KeyNames, node: &str) -> Self {
+    pub(super) fn new(keys: &KeyNames, node: &str, recent: &Arc<RecentJobs>) -> Self {
         let partitions = keys.partitions();
         let probe_channels: Vec<_> = partitions.map(|one| one.probe_channel(node)).collect();
         Self {
@@ -39,6 +43,7 @@ impl MessageReceiver {
             probe_channels,
             shared_state_channel: keys.partition(0).shared_state_channel(),
             messages_lost: Notify::new(),
+            recent: Arc::clone(recent),
         }
     }
 
@@ -111,14 +116,40 @@ impl MessageReceiver {
         if channel == self.shared_state_channel {
             return (listener.on_event)(StoreEvent::SharedStateChanged);
         }
-        let Some(document) = message.value.as_str() else {
-            return;
-        };
-        match from_json(&document) {
-            Ok(job) => (listener.on_event)(StoreEvent::JobChanged(Arc::new(job))),
+        match self.changed_job(&message.value) {
+            Ok(frame) => (listener.on_event)(StoreEvent::JobChanged(frame)),
             Err(error) => tracing::error!(%error, "invalid pub/sub message"),
         }
     }
+
+    /// Returns the version of a message. The document of a message of this node is not decoded if the
+    /// job is in memory.
+    fn changed_job(&self, message: &Value) -> Result<Arc<Frame>, Error> {
+        let text = message.as_str().unwrap_or_default();
+        let (revision, id, document) = parse_message(&text)
+            .ok_or_else(|| Error::Corrupt("message without head".to_owned()))?;
+        let job = match self.recent.sent_by_this_node(id, revision) {
+            Some(job) => job,
+            None => {
+                let job: Arc<Job> = Arc::new(from_json(document)?);
+                self.recent.observe(&job, revision);
+                job
+            }
+        };
+        Ok(Arc::new(Frame::with_document(job, document)))
+    }
+}
+
+/// Returns the head of the message that publishes a write of a job. The document follows.
+pub(in crate::store::redis) fn message_head(revision: Revision, id: &JobId) -> String {
+    format!("{revision} {id}\n")
+}
+
+/// Splits a message into the revision, the job id and the document.
+fn parse_message(message: &str) -> Option<(Revision, &str, &str)> {
+    let (head, document) = message.split_once('\n')?;
+    let (revision, id) = head.split_once(' ')?;
+    Some((Revision::parse(revision)?, id, document))
 }
 
 /// Passes messages to the listener until the connection closes.

@@ -59,9 +59,9 @@ CREATE INDEX buffered_updates_by_task ON buffered_updates (provider, task_id);
 CREATE INDEX buffered_updates_by_received_at ON buffered_updates (received_at);
 
 CREATE TABLE budget_windows (
-    name           TEXT NOT NULL PRIMARY KEY,
-    balance_micros INTEGER NOT NULL,
-    ends_at        INTEGER NOT NULL        -- the balance is zero from then on
+    name    TEXT NOT NULL PRIMARY KEY,
+    balance INTEGER NOT NULL,
+    ends_at INTEGER NOT NULL               -- the balance is zero from then on
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX budget_windows_by_ends_at ON budget_windows (ends_at);

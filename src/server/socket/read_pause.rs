@@ -13,13 +13,13 @@ pub(super) const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// The pauses of a client. The connection is not read during a pause, so TCP flow control stops the
 /// client.
 #[derive(Debug, Default)]
-pub(super) struct Throttle {
+pub(super) struct ReadPause {
     resume_at: Option<Instant>,
     /// Start of the current series of pauses.
     since: Option<Instant>,
 }
 
-impl Throttle {
+impl ReadPause {
     /// Pauses for `wait` after a message. Returns whether a series of pauses begins.
     ///
     /// # Errors
@@ -57,32 +57,32 @@ mod tests {
 
     #[test]
     fn client_is_paused_until_the_wait_is_over() {
-        let (mut throttle, now) = (Throttle::default(), Instant::now());
-        assert_eq!(throttle.pause(Duration::ZERO, now), Ok(false));
-        assert_eq!(throttle.resume_at(), None);
-        assert_eq!(throttle.pause(SECOND, now), Ok(true));
-        assert_eq!(throttle.resume_at(), Some(now + SECOND));
-        assert!(!throttle.resume(now));
-        assert!(throttle.resume(now + SECOND));
-        assert_eq!(throttle.pause(SECOND, now + SECOND), Ok(false));
+        let (mut pause, now) = (ReadPause::default(), Instant::now());
+        assert_eq!(pause.pause(Duration::ZERO, now), Ok(false));
+        assert_eq!(pause.resume_at(), None);
+        assert_eq!(pause.pause(SECOND, now), Ok(true));
+        assert_eq!(pause.resume_at(), Some(now + SECOND));
+        assert!(!pause.resume(now));
+        assert!(pause.resume(now + SECOND));
+        assert_eq!(pause.pause(SECOND, now + SECOND), Ok(false));
     }
 
     #[test]
     fn long_and_lasting_pauses_close_the_connection() {
-        let (mut throttle, now) = (Throttle::default(), Instant::now());
+        let (mut pause, now) = (ReadPause::default(), Instant::now());
         let limited = Err(CloseReason::RateLimited);
-        assert_eq!(throttle.pause(11 * SECOND, now), limited);
+        assert_eq!(pause.pause(11 * SECOND, now), limited);
 
-        let mut throttle = Throttle::default();
+        let mut pause = ReadPause::default();
         for second in 0..=10 {
-            assert!(throttle.pause(SECOND, now + second * SECOND).is_ok());
+            assert!(pause.pause(SECOND, now + second * SECOND).is_ok());
         }
-        assert_eq!(throttle.pause(SECOND, now + 11 * SECOND), limited);
+        assert_eq!(pause.pause(SECOND, now + 11 * SECOND), limited);
 
         // A message within the limit ends the series.
-        let mut throttle = Throttle::default();
-        throttle.pause(SECOND, now).unwrap();
-        throttle.pause(Duration::ZERO, now + 5 * SECOND).unwrap();
-        assert_eq!(throttle.pause(SECOND, now + 11 * SECOND), Ok(true));
+        let mut pause = ReadPause::default();
+        pause.pause(SECOND, now).unwrap();
+        pause.pause(Duration::ZERO, now + 5 * SECOND).unwrap();
+        assert_eq!(pause.pause(SECOND, now + 11 * SECOND), Ok(true));
     }
 }

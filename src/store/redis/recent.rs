@@ -1,0 +1,231 @@
+//! The unfinished jobs that this node saw last, so that a commit needs no read before it.
+//!
+//! A version in memory is only a guess at the stored one. It is used as the basis of a commit, which
+//! requires the revision of the guess: a wrong guess fails, returns the stored version, and is
+//! replaced. So nothing depends on whether messages of other nodes arrive, jobs are deleted, or a
+//! failover loses writes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hashlink::LruCache;
+
+use crate::job::{Job, JobId};
+use crate::store::codec::EncodedJob;
+use crate::store::{RecentJob, Revision, Schedule};
+
+/// Maximum number of jobs in memory. The least recently used ones are dropped.
+const MAX_JOBS: usize = 50_000;
+
+/// Maximum total size of the jobs in memory, in bytes of JSON.
+const MAX_BYTES: usize = 64 << 20;
+
+/// The jobs of a node.
+pub(super) struct RecentJobs {
+    /// The upper half of every revision of this node: random, so that no two nodes share revisions.
+    node: u64,
+    sent: AtomicU64,
+    jobs: Mutex<Jobs>,
+}
+
+struct Jobs {
+    entries: LruCache<JobId, Entry>,
+    bytes: usize,
+    max_jobs: usize,
+    max_bytes: usize,
+}
+
+#[derive(Default)]
+struct Entry {
+    /// The version that was stored when this node last heard of the job.
+    stored: Option<Known>,
+    /// The version that this node sent last, until the outcome is known.
+    sent: Option<Known>,
+}
+
+struct Known {
+    recent: RecentJob,
+    /// The schedule that was stored with the version, if this node has stored it.
+    schedule: Option<Schedule>,
+    bytes: usize,
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        let known = self.stored.iter().chain(&self.sent);
+        known.map(|known| known.bytes).sum()
+    }
+}
+
+impl Default for RecentJobs {
+    fn default() -> Self {
+        Self::new(MAX_JOBS, MAX_BYTES)
+    }
+}
+
+impl RecentJobs {
+    fn new(max_jobs: usize, max_bytes: usize) -> Self {
+        Self {
+            node: rand::random(),
+            sent: AtomicU64::new(0),
+            jobs: Mutex::new(Jobs {
+                entries: LruCache::new_unbounded(),
+                bytes: 0,
+                max_jobs,
+                max_bytes,
+            }),
+        }
+    }
+
+    /// Returns the version that was stored when this node last heard of the job.
+    pub(super) fn get(&self, id: &JobId) -> Option<RecentJob> {
+        let mut jobs = self.jobs();
+        let stored = jobs.entries.get(id)?.stored.as_ref()?;
+        Some(stored.recent.clone())
+    }
+
+    /// Returns a version that this node has stored, with the schedule that was stored with it.
+    pub(super) fn stored_by_this_node(
+        &self,
+        id: &JobId,
+        revision: Revision,
+    ) -> Option<(Arc<Job>, Schedule)> {
+        let jobs = self.jobs();
+        let known = jobs.entries.peek(id)?.stored.as_ref()?;
+        let job = (known.recent.revision == revision).then(|| Arc::clone(&known.recent.job));
+        job.zip(known.schedule)
+    }
+
+    /// Returns the revision of a write that is about to be sent.
+    ///
+    /// The node's own message about the write may arrive before the reply, so the job is kept for
+    /// [`RecentJobs::sent_by_this_node`].
+    pub(super) fn begin(&self, job: &Arc<Job>, encoded: &EncodedJob) -> Revision {
+        let number = self.sent.fetch_add(1, Ordering::Relaxed);
+        let revision = Revision(u128::from(self.node) << 64 | u128::from(number));
+        if !job.is_final() {
+            let sent = Known {
+                recent: RecentJob {
+                    job: Arc::clone(job),
+                    revision,
+                },
+                schedule: Some(encoded.schedule),
+                bytes: encoded.size(),
+            };
+            self.jobs().change(&job.id, |entry| entry.sent = Some(sent));
+        }
+        revision
+    }
+
+    /// Records that a write is stored.
+    pub(super) fn confirm(&self, job: &Job, revision: Revision) {
+        let mut jobs = self.jobs();
+        if job.is_final() {
+            return jobs.remove(&job.id);
+        }
+        jobs.change(&job.id, |entry| {
+            let is_same = |sent: &mut Known| sent.recent.revision == revision;
+            if let Some(sent) = entry.sent.take_if(is_same) {
+                entry.stored = Some(sent);
+            }
+        });
+    }
+
+    /// Replaces a version that a commit found not to be the stored one.
+    ///
+    /// `tried` is the revision that the commit required, if it required one, and `current` the stored
+    /// version with its size. The stored version may be older than the one in memory after a failover.
+    pub(super) fn correct(
+        &self,
+        id: &JobId,
+        tried: Option<Revision>,
+        current: Option<(RecentJob, usize)>,
+    ) {
+        let current = current.map(|(recent, bytes)| Known {
+            recent,
+            schedule: None,
+            bytes,
+        });
+        self.jobs().change(id, |entry| {
+            let is_wrong = match (&entry.stored, tried) {
+                (None, _) => true,
+                (Some(known), Some(tried)) => known.recent.revision == tried,
+                (Some(known), None) => current
+                    .as_ref()
+                    .is_none_or(|it| it.recent.job.version > known.recent.job.version),
+            };
+            if is_wrong {
+                entry.stored = current.filter(|it| !it.recent.job.is_final());
+            }
+        });
+    }
+
+    /// Forgets a job that does not exist.
+    pub(super) fn forget(&self, id: &JobId) {
+        self.jobs().remove(id);
+    }
+
+    /// Returns the job that this node sent as this revision, if it is still in memory.
+    pub(super) fn sent_by_this_node(&self, id: &str, revision: Revision) -> Option<Arc<Job>> {
+        if !self.is_own(revision) {
+            return None;
+        }
+        let jobs = self.jobs();
+        let entry = jobs.entries.peek(id)?;
+        let known = entry.stored.iter().chain(&entry.sent);
+        let mut sent = known.filter(|known| known.recent.revision == revision);
+        sent.next().map(|known| Arc::clone(&known.recent.job))
+    }
+
+    /// Drops the version in memory if another node has published the same or a later one.
+    pub(super) fn observe(&self, job: &Job, revision: Revision) {
+        if self.is_own(revision) {
+            return;
+        }
+        self.jobs().change(&job.id, |entry| {
+            entry.stored.take_if(|known| {
+                known.recent.job.version <= job.version && known.recent.revision != revision
+            });
+        });
+    }
+
+    fn is_own(&self, revision: Revision) -> bool {
+        revision.0 >> 64 == u128::from(self.node)
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Jobs {
+    /// Changes the entry of a job, and keeps the limits.
+    fn change(&mut self, id: &JobId, change: impl FnOnce(&mut Entry)) {
+        let mut entry = self.take(id);
+        change(&mut entry);
+        if entry.stored.is_none() && entry.sent.is_none() {
+            return;
+        }
+        self.bytes += entry.bytes();
+        self.entries.insert(id.clone(), entry);
+        while self.bytes > self.max_bytes || self.entries.len() > self.max_jobs {
+            let Some((_, dropped)) = self.entries.remove_lru() else {
+                return;
+            };
+            self.bytes -= dropped.bytes();
+        }
+    }
+
+    fn remove(&mut self, id: &JobId) {
+        self.take(id);
+    }
+
+    fn take(&mut self, id: &JobId) -> Entry {
+        let entry = self.entries.remove(id).unwrap_or_default();
+        self.bytes -= entry.bytes();
+        entry
+    }
+}
+
+#[cfg(test)]
+mod tests;
