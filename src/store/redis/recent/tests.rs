@@ -280,7 +280,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2048))]
+    #![proptest_config(ProptestConfig::with_cases(512))]
 
     /// A commit on a version in memory never undoes an update that the store has.
     #[test]
