@@ -445,7 +445,8 @@ async fn full_node_answers_health_checks_only() {
     let silent = RefCell::new(Vec::new());
     wait_until("a connection is rejected unread", async || {
         for _ in 0..HEALTH_CHECK_CONNECTIONS {
-            silent.borrow_mut().push(RawSocket::connect(&app).await);
+            let socket = RawSocket::connect(&app).await;
+            silent.borrow_mut().push(socket);
         }
         let mut raw = RawSocket::connect(&app).await;
         let read = raw.stream.readable();
