@@ -13,6 +13,7 @@ mod drain;
 mod error;
 mod limits;
 mod listener;
+mod middleware;
 mod open_files;
 mod origin;
 mod parse_error;

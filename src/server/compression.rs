@@ -5,13 +5,12 @@
 
 use std::io::{self, Write};
 
+use actix_web::HttpMessage;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
-use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::dev::ServiceResponse;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, AcceptEncoding, HeaderMap, HeaderValue};
-use actix_web::middleware::Next;
 use actix_web::web::Bytes;
-use actix_web::{Error, HttpMessage};
 
 /// Minimum size of a compressed body, in bytes. A smaller response fits in one network packet.
 const MIN_COMPRESSED_BYTES: usize = 1024;
@@ -101,25 +100,21 @@ pub fn is_compressible(content_type: &str, length: usize) -> bool {
     is_text && length >= MIN_COMPRESSED_BYTES
 }
 
-/// Middleware that compresses complete responses whose handler has not negotiated an encoding.
-pub async fn compress_response(
-    request: ServiceRequest,
-    next: Next<BoxBody>,
-) -> Result<ServiceResponse<BoxBody>, Error> {
-    let response = next.call(request).await?;
+/// Compresses a complete response whose handler has not negotiated an encoding.
+pub fn compress(response: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
     let size = response.response().body().size();
     let is_small = matches!(size, BodySize::Sized(bytes) if bytes < MIN_COMPRESSED_BYTES as u64);
     if is_small || size == BodySize::None {
-        return Ok(response);
+        return response;
     }
     if response.status() == StatusCode::PARTIAL_CONTENT
         || response.headers().contains_key(header::CONTENT_ENCODING)
         || varies_by_encoding(response.headers())
     {
-        return Ok(response);
+        return response;
     }
     let request = response.request().clone();
-    Ok(response.map_body(|head, body| {
+    response.map_body(|head, body| {
         let body = match body.try_into_bytes() {
             Ok(body) => body,
             Err(stream) => return stream,
@@ -140,7 +135,7 @@ pub async fn compress_response(
             }
             Some((_, Err(_))) | None => BoxBody::new(body),
         }
-    }))
+    })
 }
 
 /// Adds `Vary: Accept-Encoding`, so that caches store one response per encoding.

@@ -16,15 +16,16 @@ use actix_service::{
     IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_factory, fn_service,
     map_config,
 };
+use actix_web::App;
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, ServiceResponse};
+use actix_web::middleware::from_fn;
 use actix_web::rt::net::TcpStream;
-use actix_web::{App, middleware};
 
 use super::components::Components;
 use super::connection::{Acceptor, KEEP_ALIVE, RequestStream, UNREAD_BODY_TIMEOUT, track};
 use super::socket::{self, SocketContext};
-use super::{compression, open_files, origin, routes, security_log};
+use super::{middleware, open_files, routes};
 
 /// Maximum number of connections that the kernel queues before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -129,10 +130,8 @@ fn public_service(
 {
     let components = &context.components;
     let app = App::new()
-        .wrap(middleware::from_fn(compression::compress_response))
         .wrap(routes::cors(Arc::clone(&components.origins)))
-        .wrap(middleware::from_fn(origin::check_origin))
-        .wrap(middleware::from_fn(security_log::record_problems))
+        .wrap(from_fn(middleware::public))
         .wrap(routes::security_headers(&components.config.server))
         .configure(routes::configure(components, context.started_at));
     http_service(context, app)
@@ -144,7 +143,7 @@ fn admin_service(
 ) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = (), InitError = ()> + use<>
 {
     let app = App::new()
-        .wrap(middleware::from_fn(security_log::record_problems))
+        .wrap(from_fn(middleware::admin))
         .configure(routes::configure_admin(
             &context.components,
             context.started_at,

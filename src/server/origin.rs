@@ -5,12 +5,9 @@
 
 use std::time::Instant;
 
-use actix_web::body::{BoxBody, MessageBody};
-use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::dev::ServiceRequest;
 use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderMap, HeaderName};
-use actix_web::middleware::Next;
-use actix_web::{Error, web};
 use url::Url;
 
 use super::error::{ErrorCode, Problem};
@@ -120,13 +117,12 @@ fn shorten(value: &str) -> &str {
     value.get(..MAX_LOGGED_BYTES).unwrap_or(value)
 }
 
-/// Middleware that rejects preflight requests of origins that may not use the API. The browser itself
-/// rejects the responses to all other requests of such an origin, because they have no CORS headers.
-pub async fn check_origin(
-    policy: web::Data<OriginPolicy>,
-    request: ServiceRequest,
-    next: Next<impl MessageBody + 'static>,
-) -> Result<ServiceResponse<BoxBody>, Error> {
+/// Rejects preflight requests of origins that may not use the API. The browser itself rejects the
+/// responses to all other requests of such an origin, because they have no CORS headers.
+///
+/// # Errors
+/// `origin_refused`.
+pub fn check_preflight(policy: &OriginPolicy, request: &ServiceRequest) -> Result<(), Problem> {
     // Every page may import the client.
     let checked = match request.path() {
         "/progress-hub.js" => Ok(()),
@@ -137,8 +133,8 @@ pub async fn check_origin(
             .headers()
             .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     match checked {
-        Err(problem) if is_preflight => Ok(request.error_response(problem)),
-        Ok(()) | Err(_) => Ok(next.call(request).await?.map_into_boxed_body()),
+        Err(problem) if is_preflight => Err(problem),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

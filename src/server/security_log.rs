@@ -8,11 +8,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use actix_web::body::BoxBody;
-use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::HttpMessage;
+use actix_web::dev::ServiceResponse;
 use actix_web::http::Method;
-use actix_web::middleware::Next;
-use actix_web::{Error, HttpMessage, web};
 use progress_hub_auth::jwt::{MintedToken, Principal};
 
 use super::error::{ErrorCode, Problem};
@@ -38,6 +36,27 @@ pub struct RequestInfo<'r> {
 }
 
 impl SecurityLog {
+    /// Counts and logs the problem of a response, if it is one.
+    pub fn record(&self, limits: &ConnectionLimits, response: &ServiceResponse) {
+        let error = response.response().error();
+        let Some(problem) = error.and_then(|error| error.as_error::<Problem>()) else {
+            return;
+        };
+        let request = response.request();
+        let extensions = request.extensions();
+        let route = extensions.get::<MatchedPattern>();
+        let caller = extensions.get::<Rc<Principal>>();
+        self.problem(
+            problem,
+            &RequestInfo {
+                method: request.method(),
+                route: route.map_or("-", |route| route.0),
+                address: limits.client_address(request.peer_addr(), request.headers()),
+                caller: caller.map(Rc::as_ref),
+            },
+        );
+    }
+
     /// Creates the log. Problems are counted in `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
@@ -143,31 +162,4 @@ pub fn token_minted(
         token.expires_at = %minted.expires_at,
         "token minted"
     );
-}
-
-/// Middleware that passes every problem to the [`SecurityLog`].
-pub async fn record_problems(
-    log: web::Data<SecurityLog>,
-    limits: web::Data<ConnectionLimits>,
-    request: ServiceRequest,
-    next: Next<BoxBody>,
-) -> Result<ServiceResponse, Error> {
-    let response = next.call(request).await?;
-    let error = response.response().error();
-    if let Some(problem) = error.and_then(|error| error.as_error::<Problem>()) {
-        let request = response.request();
-        let extensions = request.extensions();
-        let route = extensions.get::<MatchedPattern>();
-        let caller = extensions.get::<Rc<Principal>>();
-        log.problem(
-            problem,
-            &RequestInfo {
-                method: request.method(),
-                route: route.map_or("-", |route| route.0),
-                address: limits.client_address(request.peer_addr(), request.headers()),
-                caller: caller.map(Rc::as_ref),
-            },
-        );
-    }
-    Ok(response)
 }

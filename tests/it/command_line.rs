@@ -204,7 +204,7 @@ fn check_prints_the_effective_configuration_without_secrets() {
         drain = "7s"
         max_body_bytes = 4096
         [auth]
-        hs256_secrets = ["hunter hunter hunter hunter hunter hunter"]
+        hs256_secrets = ["hunter one, hunter two, hunter three, hunter four"]
         [providers.kling]
         spec = "kling"
         api_key = "hunter-key"

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::jobs::{conflict, create_response};
 use crate::config::StoreConfig;
@@ -235,6 +235,13 @@ fn urls(output: &Output) -> impl Iterator<Item = &str> {
     urls.map(String::as_str)
 }
 
+/// The response to an update.
+#[derive(Serialize)]
+struct UpdateResponse {
+    applied: bool,
+    version: u64,
+}
+
 /// `POST /v1/jobs/{id}/updates`: applies an update by a worker.
 pub async fn push(
     caller: Caller,
@@ -254,6 +261,8 @@ pub async fn push(
         let detail = "the job is final and cannot change";
         return Err(conflict(ErrorCode::JobFinal, detail, &caller, &outcome.job));
     }
-    Ok(HttpResponse::Ok()
-        .json(json!({ "applied": outcome.applied, "version": outcome.job.version })))
+    Ok(HttpResponse::Ok().json(UpdateResponse {
+        applied: outcome.applied,
+        version: outcome.job.version,
+    }))
 }

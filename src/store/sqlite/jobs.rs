@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, Params, Row, named_params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, named_params, params};
 
 use super::command::{Change, Changes};
 use super::{SqliteStore, budgets, duration_millis, sql_limit};
@@ -244,22 +244,22 @@ fn update_document(
     let (job, schedule) = (&commit.job, &encoded.schedule);
     let changed = db
         .prepare_cached(include_str!("sql/update_document.sql"))?
-        .execute(named_params! {
-            ":id": job.id.as_str(),
-            ":expected_version": commit.expected_version.cast_signed(),
-            ":status": job.status.as_str(),
-            ":version": job.version.cast_signed(),
-            ":task_id": job.provider_task_id,
-            ":submit_at": schedule.submit_at.map(Time::millis),
-            ":poll_at": schedule.poll_at.map(Time::millis),
-            ":poll_interval_ms": duration_millis(schedule.poll_interval),
-            ":poll_backoff": schedule.poll_backoff,
-            ":holds_slot": schedule.holds_slot,
-            ":deadline_at": job.deadline_at.millis(),
-            ":updated_at": job.updated_at.millis(),
-            ":document": encoded.document,
-            ":internal": encoded.internal,
-        })?;
+        .execute(params![
+            job.id.as_str(),
+            commit.expected_version.cast_signed(),
+            job.status.as_str(),
+            job.version.cast_signed(),
+            job.updated_at.millis(),
+            encoded.document,
+            encoded.internal,
+            job.provider_task_id,
+            schedule.submit_at.map(Time::millis),
+            schedule.poll_at.map(Time::millis),
+            duration_millis(schedule.poll_interval),
+            schedule.poll_backoff,
+            schedule.holds_slot,
+            job.deadline_at.millis(),
+        ])?;
     Ok(changed == 1)
 }
 

@@ -1,10 +1,13 @@
 -- Replaces the version of a job whose schedule and task do not change. Updates no index.
 --
 -- Changes no row if anything else would have to change. `commit_job` then takes the general path.
-UPDATE jobs SET status = :status, version = :version, updated_at = :updated_at,
-    document = :document, internal = :internal
-WHERE id = :id AND version = :expected_version AND finished_at IS NULL
-    AND task_id IS :task_id AND submit_at IS :submit_at AND submit_claimable_at IS :submit_at
-    AND poll_at IS :poll_at AND poll_requested_at IS NULL
-    AND poll_interval_ms = :poll_interval_ms AND poll_backoff = :poll_backoff
-    AND holds_slot = :holds_slot AND deadline_at = :deadline_at
+--
+-- Parameters: id, expected version, new status, version, time of the update, document and internal
+-- state; then the task id, the schedule and the deadline, which do not change. They are numbered,
+-- because SQLite finds named ones by comparing their names.
+UPDATE jobs SET status = ?3, version = ?4, updated_at = ?5, document = ?6, internal = ?7
+WHERE id = ?1 AND version = ?2 AND finished_at IS NULL
+    AND task_id IS ?8 AND submit_at IS ?9 AND submit_claimable_at IS ?9
+    AND poll_at IS ?10 AND poll_requested_at IS NULL
+    AND poll_interval_ms = ?11 AND poll_backoff = ?12
+    AND holds_slot = ?13 AND deadline_at = ?14
