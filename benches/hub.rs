@@ -102,7 +102,7 @@ async fn measure_delivery(count: usize, iterations: u64) -> Duration {
         job.version += 1;
         let next = Arc::new(job.clone());
         let start = Instant::now();
-        hub.deliver(next);
+        hub.deliver(Arc::new(Frame::new(next)));
         while delivered.get() < count {
             tokio::task::yield_now().await;
         }
@@ -127,7 +127,7 @@ async fn measure_drain(jobs: usize, iterations: u64) -> Duration {
     for _ in 0..iterations {
         for job in &mut jobs {
             job.version += 1;
-            hub.deliver(Arc::new(job.clone()));
+            hub.deliver(Arc::new(Frame::new(Arc::new(job.clone()))));
         }
         while !sink.is_notified.take() {
             tokio::task::yield_now().await;

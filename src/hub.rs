@@ -103,12 +103,12 @@ impl Hub {
     }
 
     /// Sends a change to every shard with a subscriber of the job or its owner. Never blocks.
-    pub fn deliver(&self, job: Arc<Job>) {
+    pub fn deliver(&self, frame: Arc<Frame>) {
         // A shard that subscribes after the version is recorded still receives it.
-        self.subscriptions.record_delivered(&job);
-        let mask = self.subscriptions.shards_for(&job);
+        self.subscriptions.record_delivered(frame.job());
+        let mask = self.subscriptions.shards_for(frame.job());
         if mask != 0 {
-            self.send_to_shards(mask, &ShardMessage::JobChanged(Arc::new(Frame::new(job))));
+            self.send_to_shards(mask, &ShardMessage::JobChanged(frame));
         }
     }
 

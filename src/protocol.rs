@@ -274,9 +274,7 @@ pub fn close(code: u16, reason: &str) -> Bytes {
 const JOB_MESSAGE_PREFIX: &[u8] = br#"{"type":"job","job":"#;
 const JOB_MESSAGE_SUFFIX: &[u8] = b"}";
 
-/// One version of a job, encoded for delivery on first use.
-///
-/// A version that is superseded before any connection sends it is never encoded.
+/// One version of a job, encoded for delivery on first use, unless its document is already encoded.
 #[derive(Debug)]
 pub struct Frame {
     job: Arc<Job>,
@@ -299,6 +297,15 @@ impl Frame {
         }
     }
 
+    /// Creates a frame for this version, whose document is already encoded as JSON.
+    #[must_use]
+    pub fn with_document(job: Arc<Job>, document: &str) -> Self {
+        Self {
+            job,
+            encoded: OnceLock::from(Encoded::new(document.as_bytes())),
+        }
+    }
+
     /// Returns the job.
     #[must_use]
     pub fn job(&self) -> &Arc<Job> {
@@ -318,22 +325,26 @@ impl Frame {
     }
 
     fn encoded(&self) -> &Encoded {
-        self.encoded.get_or_init(|| {
-            let document = serde_json::to_vec(&*self.job).unwrap_or_default();
-            let length = JOB_MESSAGE_PREFIX.len() + document.len() + JOB_MESSAGE_SUFFIX.len();
-            let mut frame = BytesMut::with_capacity(length + MAX_HEADER);
-            put_header(&mut frame, TEXT, length);
-            frame.extend_from_slice(JOB_MESSAGE_PREFIX);
-            let start = frame.len();
-            frame.extend_from_slice(&document);
-            let end = frame.len();
-            frame.extend_from_slice(JOB_MESSAGE_SUFFIX);
-            let websocket = frame.freeze();
-            Encoded {
-                document: websocket.slice(start..end),
-                websocket,
-            }
-        })
+        self.encoded
+            .get_or_init(|| Encoded::new(&serde_json::to_vec(&*self.job).unwrap_or_default()))
+    }
+}
+
+impl Encoded {
+    fn new(document: &[u8]) -> Self {
+        let length = JOB_MESSAGE_PREFIX.len() + document.len() + JOB_MESSAGE_SUFFIX.len();
+        let mut frame = BytesMut::with_capacity(length + MAX_HEADER);
+        put_header(&mut frame, TEXT, length);
+        frame.extend_from_slice(JOB_MESSAGE_PREFIX);
+        let start = frame.len();
+        frame.extend_from_slice(document);
+        let end = frame.len();
+        frame.extend_from_slice(JOB_MESSAGE_SUFFIX);
+        let websocket = frame.freeze();
+        Self {
+            document: websocket.slice(start..end),
+            websocket,
+        }
     }
 }
 

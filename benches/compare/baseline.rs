@@ -1,11 +1,14 @@
-//! The floor: one thread, one epoll, and one `write` per delivery.
+//! The floors: one thread, one epoll, and one `write` per delivery.
 //!
-//! It does only what every server must: no store and no tokens, only a list of sockets per channel. Data that the kernel
-//! does not accept waits in memory without a bound.
+//! A floor does only what every server must: no tokens and no versions, only a list of sockets per channel. The durable
+//! floor also appends the messages of each turn of its loop to a file and calls `fdatasync` once, before it delivers or
+//! answers them. Data that the kernel does not accept waits in memory without a bound.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -14,6 +17,9 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 const LISTENER: Token = Token(usize::MAX);
+
+/// Response to a publisher.
+static ACCEPTED: Bytes = Bytes::from_static(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n");
 
 struct Client {
     stream: TcpStream,
@@ -29,8 +35,17 @@ enum Request {
     Publish { channel: String, message: Bytes },
 }
 
-/// Serves until the process is killed.
-pub fn serve(address: SocketAddr) -> anyhow::Result<()> {
+/// A published message and its publisher. It is delivered and answered at the end of the turn.
+struct Publication {
+    publisher: usize,
+    channel: String,
+    message: Bytes,
+}
+
+/// Serves until the process is killed. With a log, messages are on disk before they are delivered.
+pub fn serve(address: SocketAddr, log: Option<&Path>) -> anyhow::Result<()> {
+    let log = log.map(|path| File::options().create(true).append(true).open(path));
+    let mut log = log.transpose()?;
     let mut poll = Poll::new()?;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -45,6 +60,7 @@ pub fn serve(address: SocketAddr) -> anyhow::Result<()> {
     let mut channels: HashMap<String, Vec<usize>> = HashMap::new();
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; 64 * 1024];
+    let mut turn = Vec::new();
     loop {
         poll.poll(&mut events, None)?;
         for event in &events {
@@ -53,7 +69,7 @@ pub fn serve(address: SocketAddr) -> anyhow::Result<()> {
                 continue;
             }
             let id = event.token().0;
-            let result = serve_client(id, &mut clients, &mut channels, &mut buffer);
+            let result = serve_client(id, &mut clients, &mut channels, &mut buffer, &mut turn);
             if result.is_err() {
                 let client = clients.try_remove(id);
                 if let Some(members) = client.and_then(|client| channels.get_mut(&client.channel?))
@@ -61,6 +77,43 @@ pub fn serve(address: SocketAddr) -> anyhow::Result<()> {
                     members.retain(|member| *member != id);
                 }
             }
+        }
+        if let Some(log) = &mut log {
+            append(log, &turn)?;
+        }
+        for publication in turn.drain(..) {
+            deliver(&publication, &mut clients, &channels);
+        }
+    }
+}
+
+/// Writes the messages of a turn to disk.
+fn append(log: &mut File, turn: &[Publication]) -> io::Result<()> {
+    if turn.is_empty() {
+        return Ok(());
+    }
+    let messages: Vec<&[u8]> = turn
+        .iter()
+        .map(|publication| &*publication.message)
+        .collect();
+    log.write_all(&messages.concat())?;
+    log.sync_data()
+}
+
+/// Sends a message to the sockets of its channel, and then the response to the publisher.
+fn deliver(
+    publication: &Publication,
+    clients: &mut Slab<Client>,
+    channels: &HashMap<String, Vec<usize>>,
+) {
+    let members = channels.get(&publication.channel).into_iter().flatten();
+    let messages = members.map(|&member| (member, &publication.message));
+    for (id, bytes) in messages.chain([(publication.publisher, &ACCEPTED)]) {
+        // The event of the closed socket removes it.
+        if let Some(client) = clients.get_mut(id)
+            && client.send(bytes).is_err()
+        {
+            client.waiting.clear();
         }
     }
 }
@@ -90,6 +143,7 @@ fn serve_client(
     clients: &mut Slab<Client>,
     channels: &mut HashMap<String, Vec<usize>>,
     buffer: &mut [u8],
+    turn: &mut Vec<Publication>,
 ) -> anyhow::Result<()> {
     let client = clients.get_mut(id).context("client was removed")?;
     client.flush()?;
@@ -113,17 +167,11 @@ fn serve_client(
                 clients[id].received = Vec::new();
                 return Ok(());
             }
-            Request::Publish { channel, message } => {
-                for &member in channels.get(&channel).into_iter().flatten() {
-                    // The event of the closed socket removes it.
-                    if clients[member].send(&message).is_err() {
-                        clients[member].waiting.clear();
-                    }
-                }
-                clients[id].send(&Bytes::from_static(
-                    b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n",
-                ))?;
-            }
+            Request::Publish { channel, message } => turn.push(Publication {
+                publisher: id,
+                channel,
+                message,
+            }),
         }
     }
     Ok(())

@@ -1,35 +1,25 @@
-//! WebSocket clients of the load generator: thousands on one thread.
-//!
-//! The clients are written by hand, with one read buffer per thread and without masking. The generator has one core, and
-//! a library that costs more per frame than the floor would limit what the benchmark can measure.
+//! WebSocket and SSE clients of the load generator: thousands on one thread.
 //!
 //! Invariant: every frame is read in order. For every socket the benchmark knows its newest update, whether updates
 //! decreased, and whether the connection was lost.
 
+mod socket;
+
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use hdrhistogram::Histogram;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::message::{Clock, Stamp};
+use socket::Socket;
 
 /// Maximum time of a handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-
-const READ_BUFFER_BYTES: usize = 64 * 1024;
-
-thread_local! {
-    static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BUFFER_BYTES]);
-}
 
 /// Address of a server and parameters of its sockets.
 #[derive(Clone)]
@@ -42,10 +32,18 @@ pub struct Endpoint {
     pub max_handshakes: usize,
 }
 
+/// Protocol of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    WebSocket,
+    EventStream,
+}
+
 /// Request that opens a socket and subscribes it to a channel.
 #[derive(Clone)]
 pub struct Subscription {
-    /// Path of the WebSocket.
+    pub protocol: Protocol,
+    /// Path of the socket.
     pub path: String,
     /// Additional header lines, each with its CRLF.
     pub headers: String,
@@ -167,6 +165,12 @@ impl Observations {
         self.is_paused.set(true);
     }
 
+    async fn until_resumed(&self) {
+        while self.is_paused.get() {
+            self.resumed.notified().await;
+        }
+    }
+
     /// Resumes reading.
     pub fn resume(&self) {
         self.is_paused.set(false);
@@ -215,22 +219,26 @@ impl Clients {
                 let _permit = permits.acquire().await?;
                 let opened =
                     tokio::time::timeout(CONNECT_TIMEOUT, Socket::open(address, &subscription));
-                let mut socket = opened.await.context("handshake timed out")??;
-                socket.channel = channel;
-                anyhow::Ok(socket)
+                let socket = opened.await.context("handshake timed out")??;
+                anyhow::Ok((channel, socket))
             });
         }
         while let Some(opened) = opening.join_next().await {
-            clients.add(opened??);
+            let (channel, socket) = opened??;
+            clients.add(channel, socket);
         }
         Ok(clients)
     }
 
-    fn add(&mut self, socket: Socket) {
-        self.observations.channels.borrow_mut()[socket.channel].sockets += 1;
+    fn add(&mut self, channel: usize, socket: Socket) {
+        self.observations.channels.borrow_mut()[channel].sockets += 1;
         let observations = Rc::clone(&self.observations);
         self.sockets.spawn_local(async move {
-            if socket.read(&observations).await.is_err() {
+            let mut newest = 0;
+            let record = |stamp| observations.record(channel, &mut newest, stamp);
+            let pause = || observations.until_resumed();
+            // Returns when the connection is closed.
+            if socket.read(pause, record).await.is_err() {
                 observations.lost.set(observations.lost.get() + 1);
             }
         });
@@ -253,166 +261,4 @@ impl Clients {
         );
         Ok(())
     }
-}
-
-struct Socket {
-    stream: TcpStream,
-    channel: usize,
-    /// Start of a frame that has not been received completely.
-    rest: Vec<u8>,
-}
-
-impl Socket {
-    async fn open(address: SocketAddr, subscription: &Subscription) -> anyhow::Result<Self> {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_nodelay(true)?;
-        let mut stream = socket.connect(address).await?;
-        let mut request = format!(
-            "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{}\r\n",
-            subscription.path, subscription.headers
-        )
-        .into_bytes();
-        if let Some(text) = &subscription.message {
-            request.extend(masked(0x81, text.as_bytes()));
-        }
-        stream.write_all(&request).await?;
-        let mut response = Vec::with_capacity(512);
-        let head = loop {
-            let read = stream.read_buf(&mut response).await?;
-            ensure!(read > 0, "connection closed during the handshake");
-            if let Some(at) = response.windows(4).position(|window| window == b"\r\n\r\n") {
-                break at + 4;
-            }
-        };
-        ensure!(
-            response.starts_with(b"HTTP/1.1 101"),
-            "handshake rejected: {}",
-            String::from_utf8_lossy(&response)
-        );
-        Ok(Self {
-            stream,
-            channel: 0,
-            rest: response.split_off(head),
-        })
-    }
-
-    /// Reads until the connection is closed.
-    async fn read(mut self, observations: &Observations) -> anyhow::Result<()> {
-        let mut newest = 0;
-        let received = std::mem::take(&mut self.rest);
-        self.process(observations, &mut newest, &received)?;
-        loop {
-            while observations.is_paused.get() {
-                observations.resumed.notified().await;
-            }
-            let read = poll_fn(|cx| {
-                READ_BUFFER.with_borrow_mut(|buffer| {
-                    let mut buffer = ReadBuf::new(buffer);
-                    std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
-                    let bytes = buffer.filled();
-                    if bytes.is_empty() {
-                        return std::task::Poll::Ready(Err(anyhow::anyhow!("closed")));
-                    }
-                    std::task::Poll::Ready(process(
-                        &mut self.rest,
-                        bytes,
-                        &self.stream,
-                        |message| {
-                            if let Some(stamp) = Stamp::find(message) {
-                                observations.record(self.channel, &mut newest, stamp);
-                            }
-                        },
-                    ))
-                })
-            });
-            read.await?;
-        }
-    }
-
-    fn process(
-        &mut self,
-        observations: &Observations,
-        newest: &mut u64,
-        bytes: &[u8],
-    ) -> anyhow::Result<()> {
-        let channel = self.channel;
-        process(&mut self.rest, bytes, &self.stream, |message| {
-            if let Some(stamp) = Stamp::find(message) {
-                observations.record(channel, newest, stamp);
-            }
-        })
-    }
-}
-
-/// Calls `message` for every complete text frame and answers pings. Keeps an incomplete frame in `rest`.
-fn process(
-    rest: &mut Vec<u8>,
-    bytes: &[u8],
-    stream: &TcpStream,
-    mut message: impl FnMut(&[u8]),
-) -> anyhow::Result<()> {
-    let joined;
-    let mut left = if rest.is_empty() {
-        bytes
-    } else {
-        rest.extend_from_slice(bytes);
-        joined = std::mem::take(rest);
-        &joined
-    };
-    while let Some((opcode, payload, end)) = frame(left) {
-        match opcode {
-            0x1 => message(payload),
-            0x8 => bail!("closed with {payload:?}"),
-            0x9 => {
-                // If the send buffer is full, the next ping is answered.
-                if let Err(error) = stream.try_write(&masked(0x8A, payload)) {
-                    ensure!(error.kind() == std::io::ErrorKind::WouldBlock, "{error}");
-                }
-            }
-            _ => {}
-        }
-        left = &left[end..];
-    }
-    if !left.is_empty() {
-        *rest = left.to_vec();
-    }
-    Ok(())
-}
-
-/// Returns the opcode, payload and length of the first frame, or `None` if it is incomplete.
-fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
-    let (&first, &second) = (bytes.first()?, bytes.get(1)?);
-    let (start, length) = match second {
-        126 => {
-            let length = bytes.get(2..4)?;
-            (4, usize::from(u16::from_be_bytes([length[0], length[1]])))
-        }
-        127 => {
-            let length: [u8; 8] = bytes.get(2..10)?.try_into().ok()?;
-            (10, usize::try_from(u64::from_be_bytes(length)).ok()?)
-        }
-        short => (2, usize::from(short)),
-    };
-    let payload = bytes.get(start..start + length)?;
-    Some((first & 0x0F, payload, start + length))
-}
-
-/// Returns a client frame. Its mask is zero, which leaves the payload unchanged.
-fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![first];
-    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
-        (Ok(short), _) if short < 126 => frame.push(0x80 | short),
-        (_, Ok(medium)) => {
-            frame.push(0x80 | 126);
-            frame.extend(medium.to_be_bytes());
-        }
-        (_, Err(_)) => {
-            frame.push(0x80 | 127);
-            frame.extend((payload.len() as u64).to_be_bytes());
-        }
-    }
-    frame.extend([0; 4]);
-    frame.extend_from_slice(payload);
-    frame
 }

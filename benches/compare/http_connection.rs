@@ -3,11 +3,13 @@
 //! It sends requests that are prepared as bytes, one at a time. A full client would cost the generator's core more than
 //! the floor costs the server's.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use futures_util::future::try_join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -104,9 +106,42 @@ fn parse(received: &[u8]) -> io::Result<Option<(u16, std::ops::Range<usize>, boo
     Ok((received.len() >= end).then_some((status, head..end, closes)))
 }
 
+/// Sends the requests over `connections` connections, and returns the bodies of the responses in the same order.
+pub async fn send_all(
+    address: SocketAddr,
+    connections: usize,
+    requests: Vec<Vec<u8>>,
+) -> anyhow::Result<Vec<Vec<u8>>> {
+    let requests = RefCell::new(requests.into_iter().enumerate());
+    let responses = RefCell::new(Vec::new());
+    let sender = || async {
+        let mut connection = HttpConnection::new(address);
+        loop {
+            let next = requests.borrow_mut().next();
+            let Some((nth, request)) = next else {
+                return anyhow::Ok(());
+            };
+            let response = connection.send(&request).await?.to_vec();
+            responses.borrow_mut().push((nth, response));
+        }
+    };
+    try_join_all((0..connections).map(|_| sender())).await?;
+    let mut responses = responses.into_inner();
+    responses.sort_unstable_by_key(|(nth, _)| *nth);
+    Ok(responses
+        .into_iter()
+        .map(|(_, response)| response)
+        .collect())
+}
+
 /// Returns the bytes of a POST request.
 pub fn post(path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
-    let mut request = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n");
+    request("POST", path, headers, body)
+}
+
+/// Returns the bytes of a request with a body.
+pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -8,17 +8,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
-use progress_hub::time::Time;
-use progress_hub_auth::signature::{Key, Scheme};
-use secrecy::SecretString;
 use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::clients::{Clients, Endpoint};
-use crate::http_connection::{HttpConnection, post};
-use crate::message::{Clock, OWNER, Stamp};
-use crate::peers::{Hub, MAX_CONCURRENT_HANDSHAKES, WEBHOOK_SECRET};
+use crate::http_connection::HttpConnection;
+use crate::message::{Clock, Stamp};
+use crate::peers::MAX_CONCURRENT_HANDSHAKES;
+use crate::peers::hub::Hub;
+use crate::peers::webhooks::{Signer, task_id};
 use crate::process::Cores;
 
 const STORM_SOCKETS: usize = 10_000;
@@ -101,29 +100,13 @@ async fn storm() -> anyhow::Result<Duration> {
 async fn webhooks(cores: Cores) -> anyhow::Result<f64> {
     let dir = crate::temp_dir()?;
     let hub = Hub::start(dir.path(), cores)?;
-    let mut connection = HttpConnection::new(hub.address);
-    for task in 0..WEBHOOK_JOBS {
-        let task = format!("task-{task}");
-        let body = json!({"owner": OWNER, "provider": "studio", "provider_task_id": task});
-        hub.register(&mut connection, &body).await?;
-    }
-    let scheme: Scheme = toml::from_str(
-        "scheme = 'hmac'\nheader = 'x-ai-signature'\nencoding = 'hex'\nprefix = 'sha256='",
-    )?;
-    let key = Key::from(SecretString::from(WEBHOOK_SECRET));
-    let now = Time::now().timestamp();
+    hub.provider_jobs(WEBHOOK_JOBS, 0).await?;
+    let signer = Signer::new()?;
     let mut requests = Vec::with_capacity(WEBHOOKS);
     for nth in 0..WEBHOOKS {
-        let (task, percent) = (nth % WEBHOOK_JOBS, 1 + nth / WEBHOOK_JOBS);
-        let body =
-            json!({"task_id": format!("task-{task}"), "status": "running", "progress": percent});
-        let body = body.to_string();
-        let signed = scheme.sign(&key, "", body.as_bytes(), now)?;
-        let headers: Vec<(&str, &str)> = signed
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
-        requests.push(post("/v1/webhooks/studio", &headers, &body));
+        let (task, percent) = (task_id(nth % WEBHOOK_JOBS), 1 + nth / WEBHOOK_JOBS);
+        let body = json!({"task_id": task, "status": "running", "progress": percent});
+        requests.push(signer.request(&body)?);
     }
     let requests = Rc::new(requests);
     let next = Rc::new(std::cell::Cell::new(0));

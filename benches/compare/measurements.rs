@@ -3,21 +3,23 @@
 //! Invariant: a result counts only if every socket has the last update of its channel and none was lost. If updates were
 //! sent one at a time, they must also have increased on every socket.
 
+mod load;
+mod system_calls;
+
 use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use hdrhistogram::Histogram;
-use tokio::sync::Mutex;
-use tokio::task::JoinSet;
 
-use crate::clients::Clients;
-use crate::http_connection::HttpConnection;
+use crate::clients::{Clients, Endpoint};
+use crate::http_connection::{HttpConnection, send_all};
 use crate::message::{Clock, Stamp, Template};
 use crate::peers::{Peer, RunningServer, StartContext};
 use crate::process::Cores;
+
+pub use load::{Load, Outcome, UpdateCost};
 
 /// Maximum time for all sockets to become current.
 const MEASUREMENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -48,9 +50,10 @@ impl Size {
     }
 }
 
-/// A server and its sockets, all of which are current.
+/// A server and sockets of some of its channels, all of which are current.
 pub struct Scenario {
-    server: RunningServer,
+    server: Rc<RunningServer>,
+    first_channel: usize,
     clients: Clients,
     connection: HttpConnection,
     clock: Clock,
@@ -67,10 +70,25 @@ impl Scenario {
 
     /// Opens the sockets of a running server.
     pub async fn with_server(server: RunningServer, size: Size) -> anyhow::Result<Self> {
-        let clients = Clients::open(&server.endpoint, size.sockets, 0).await?;
+        Self::on_channels(Rc::new(server), 0, size).await
+    }
+
+    /// Opens sockets of the channels of a running server from `first_channel`.
+    pub async fn on_channels(
+        server: Rc<RunningServer>,
+        first_channel: usize,
+        size: Size,
+    ) -> anyhow::Result<Self> {
+        let channels = first_channel..first_channel + size.channels;
+        let endpoint = Endpoint {
+            subscriptions: server.endpoint.subscriptions[channels].to_vec(),
+            ..server.endpoint.clone()
+        };
+        let clients = Clients::open(&endpoint, size.sockets, 0).await?;
         let connection = HttpConnection::new(server.publish_address);
         let mut scenario = Self {
             server,
+            first_channel,
             clients,
             connection,
             clock: Clock::start(),
@@ -83,9 +101,9 @@ impl Scenario {
 
     async fn warm_up(&mut self) -> anyhow::Result<()> {
         for _ in 0..5 {
-            for channel in 0..self.size.channels {
-                self.post(channel).await?;
-            }
+            let requests = (0..self.size.channels).map(|_| self.expected_update());
+            let requests = requests.collect::<anyhow::Result<_>>()?;
+            self.send_concurrently(requests).await?;
             if self
                 .clients
                 .observations
@@ -103,20 +121,38 @@ impl Scenario {
             .context("not all sockets received the first update")
     }
 
-    fn next(&self, due: u64) -> Stamp {
-        self.number.set(self.number.get() + 1);
-        Stamp {
-            number: self.number.get(),
-            due,
-        }
+    /// Returns the channel and the stamp of the next update. Updates go to the channels in turn.
+    fn next(&self, due: u64) -> (usize, Stamp) {
+        let number = self.number.get() + 1;
+        self.number.set(number);
+        let channels = self.size.channels as u64;
+        #[expect(clippy::cast_possible_truncation, reason = "less than the channels")]
+        let channel = (number % channels) as usize;
+        (channel, Stamp { number, due })
     }
 
-    async fn post(&mut self, channel: usize) -> anyhow::Result<()> {
-        let stamp = self.next(self.clock.now());
+    fn update(&self, channel: usize, stamp: Stamp) -> anyhow::Result<Vec<u8>> {
+        self.server.update(self.first_channel + channel, stamp)
+    }
+
+    /// Returns the request of the next update, for which all sockets of its channel are now behind.
+    fn expected_update(&self) -> anyhow::Result<Vec<u8>> {
+        let (channel, stamp) = self.next(self.clock.now());
         self.clients.observations.expect(channel, stamp.number);
-        self.connection
-            .send(&self.server.update(channel, stamp))
-            .await?;
+        self.update(channel, stamp)
+    }
+
+    async fn post(&mut self) -> anyhow::Result<()> {
+        let request = self.expected_update()?;
+        self.connection.send(&request).await?;
+        Ok(())
+    }
+
+    /// Posts one update to each channel.
+    async fn post_to_all(&mut self) -> anyhow::Result<()> {
+        for _ in 0..self.size.channels {
+            self.post().await?;
+        }
         Ok(())
     }
 
@@ -125,8 +161,8 @@ impl Scenario {
     pub async fn sequential(&mut self, updates: usize) -> anyhow::Result<Cost> {
         let (start, before) = (Instant::now(), self.server.cpu()?);
         let received = self.clients.observations.received.get();
-        for nth in 0..updates {
-            self.post(nth % self.size.channels).await?;
+        for _ in 0..updates {
+            self.post().await?;
             self.clients
                 .observations
                 .wait_until_current(MEASUREMENT_TIMEOUT)
@@ -146,10 +182,8 @@ impl Scenario {
     /// subscribed socket, whether or not the update was superseded before its delivery.
     pub async fn concurrent(&mut self, updates: usize) -> anyhow::Result<Cost> {
         let (start, before) = (Instant::now(), self.server.cpu()?);
-        self.send_concurrently(updates).await?;
-        for channel in 0..self.size.channels {
-            self.post(channel).await?;
-        }
+        self.send_concurrently(self.updates(updates)?).await?;
+        self.post_to_all().await?;
         self.clients
             .observations
             .wait_until_current(MEASUREMENT_TIMEOUT)
@@ -169,12 +203,10 @@ impl Scenario {
     pub async fn unread(&mut self, updates: usize) -> anyhow::Result<Option<Cost>> {
         let (start, before) = (Instant::now(), self.server.cpu()?);
         self.clients.observations.pause();
-        let sent = self.send_concurrently(updates).await;
+        let sent = self.send_concurrently(self.updates(updates)?).await;
         self.clients.observations.resume();
         sent?;
-        for channel in 0..self.size.channels {
-            self.post(channel).await?;
-        }
+        self.post_to_all().await?;
         if self
             .clients
             .observations
@@ -199,30 +231,18 @@ impl Scenario {
         ((updates + self.size.channels) * sockets_per_channel) as u64
     }
 
-    async fn send_concurrently(&self, updates: usize) -> anyhow::Result<()> {
-        let left = Rc::new(Cell::new(updates));
-        let mut senders = JoinSet::new();
-        let requests: Vec<Vec<u8>> = (0..updates)
-            .map(|nth| {
-                self.server
-                    .update(nth % self.size.channels, self.next(self.clock.now()))
-            })
-            .collect();
-        let requests = Rc::new(requests);
-        for _ in 0..CONNECTIONS {
-            let (left, requests) = (Rc::clone(&left), Rc::clone(&requests));
-            let mut connection = HttpConnection::new(self.server.publish_address);
-            senders.spawn_local(async move {
-                while let Some(next) = left.get().checked_sub(1) {
-                    left.set(next);
-                    connection.send(&requests[updates - 1 - next]).await?;
-                }
-                anyhow::Ok(())
-            });
-        }
-        while let Some(done) = senders.join_next().await {
-            done??;
-        }
+    /// Returns the requests of `count` updates.
+    fn updates(&self, count: usize) -> anyhow::Result<Vec<Vec<u8>>> {
+        let requests = (0..count).map(|_| {
+            let (channel, stamp) = self.next(self.clock.now());
+            self.update(channel, stamp)
+        });
+        requests.collect()
+    }
+
+    /// Sends the requests as fast as the server responds.
+    async fn send_concurrently(&self, requests: Vec<Vec<u8>>) -> anyhow::Result<()> {
+        send_all(self.server.publish_address, CONNECTIONS, requests).await?;
         Ok(())
     }
 
@@ -230,47 +250,6 @@ impl Scenario {
     fn verify_unordered(&self) -> anyhow::Result<()> {
         self.clients.observations.regressions.set(0);
         self.clients.verify()
-    }
-
-    /// Sends `rate` updates per second to the channels in turn, on a schedule that does not wait for responses. Returns
-    /// latencies from the due time of each update, in microseconds.
-    pub async fn at_rate(
-        &mut self,
-        rate: u32,
-        duration: Duration,
-    ) -> anyhow::Result<Histogram<u64>> {
-        let connections: Vec<_> = (0..CONNECTIONS)
-            .map(|_| Rc::new(Mutex::new(HttpConnection::new(self.server.publish_address))))
-            .collect();
-        self.clients.observations.start_latencies(self.clock);
-        let start = self.clock.now();
-        let interval_nanos = 1_000_000_000 / u64::from(rate);
-        let updates = u64::from(rate) * duration.as_secs();
-        let mut requests = JoinSet::new();
-        for nth in 0..updates {
-            let due = start + nth * interval_nanos;
-            self.clock.wait_until(due).await;
-            let nth = usize::try_from(nth)?;
-            let stamp = self.next(due);
-            let channel = nth % self.size.channels;
-            let request = self.server.update(channel, stamp);
-            self.clients.observations.expect(channel, stamp.number);
-            let connection = Rc::clone(&connections[nth % CONNECTIONS]);
-            requests.spawn_local(async move {
-                connection.lock().await.send(&request).await?;
-                anyhow::Ok(())
-            });
-        }
-        while let Some(done) = requests.join_next().await {
-            done??;
-        }
-        self.clients
-            .observations
-            .wait_until_current(MEASUREMENT_TIMEOUT)
-            .await?;
-        let latencies = self.clients.observations.finish_latencies();
-        self.verify_unordered()?;
-        Ok(latencies)
     }
 }
 
@@ -307,7 +286,13 @@ pub async fn memory(peer: Peer, cores: Cores, dir: &Path, size: Size) -> anyhow:
     Ok(per_socket)
 }
 
-async fn start(peer: Peer, cores: Cores, dir: &Path, size: Size) -> anyhow::Result<RunningServer> {
+/// Starts a server with the channels of a scenario.
+pub async fn start(
+    peer: Peer,
+    cores: Cores,
+    dir: &Path,
+    size: Size,
+) -> anyhow::Result<RunningServer> {
     let unpadded = Template::new(0)?.length();
     let context = StartContext {
         dir,

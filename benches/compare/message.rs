@@ -33,18 +33,28 @@ impl Stamp {
         format!("{:020}.{:020}", self.number, self.due)
     }
 
-    /// Finds the stamp in a message.
-    pub fn find(message: &[u8]) -> Option<Self> {
+    /// Returns the stamps of all documents in a message. Some servers send several documents in one message.
+    pub fn all(mut message: &[u8]) -> impl Iterator<Item = Self> {
+        std::iter::from_fn(move || {
+            let (stamp, rest) = Self::first(message)?;
+            message = rest;
+            Some(stamp)
+        })
+    }
+
+    /// Returns the first stamp in a message, and the rest of the message.
+    fn first(message: &[u8]) -> Option<(Self, &[u8])> {
         let first = STAMP_PREFIX[0];
         let start = message
             .windows(STAMP_PREFIX.len())
             .position(|window| window[0] == first && window == STAMP_PREFIX)?;
-        let text =
-            message.get(start + STAMP_PREFIX.len()..start + STAMP_PREFIX.len() + STAMP_BYTES)?;
-        Some(Self {
+        let text = &message[start + STAMP_PREFIX.len()..];
+        let (text, rest) = text.split_at_checked(STAMP_BYTES)?;
+        let stamp = Self {
             number: parse_number(&text[..NUMBER_DIGITS])?,
             due: parse_number(&text[NUMBER_DIGITS + 1..])?,
-        })
+        };
+        Some((stamp, rest))
     }
 }
 

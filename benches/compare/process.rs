@@ -1,10 +1,13 @@
-//! Server processes: started on one core, with CPU time and memory from the kernel.
+//! Server processes: started on one core, with CPU time, context switches and memory from the kernel.
 //!
 //! Invariant: values cover the whole process tree, and no process outlives the run.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Add;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,10 +29,44 @@ pub enum Cores {
     All,
 }
 
+/// What a server has used since its start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// CPU time of all threads, as the scheduler counts it.
+    pub cpu: Duration,
+    /// Voluntary and involuntary context switches of all threads.
+    pub context_switches: u64,
+}
+
+impl Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            cpu: self.cpu + other.cpu,
+            context_switches: self.context_switches + other.context_switches,
+        }
+    }
+}
+
+impl Usage {
+    /// Returns the usage since an earlier reading.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_sub(before.cpu),
+            context_switches: self
+                .context_switches
+                .saturating_sub(before.context_switches),
+        }
+    }
+}
+
 /// A running server. Dropping it stops the process tree.
 pub struct Process {
     child: Child,
     log: PathBuf,
+    /// Last known usage of each thread. Threads that have exited keep theirs.
+    threads: RefCell<HashMap<PathBuf, Usage>>,
 }
 
 impl Process {
@@ -44,6 +81,8 @@ impl Process {
         }
         let child = start
             .args(command)
+            // The end of the log is shown if the server fails.
+            .env("RUST_BACKTRACE", "0")
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
@@ -51,7 +90,11 @@ impl Process {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", command[0]))?;
-        Ok(Self { child, log })
+        Ok(Self {
+            child,
+            log,
+            threads: RefCell::default(),
+        })
     }
 
     /// Waits until the server accepts connections.
@@ -75,30 +118,33 @@ impl Process {
         lines[lines.len().saturating_sub(12)..].join("\n")
     }
 
-    /// Returns the CPU time of all threads since their start, as the scheduler counts it.
-    pub fn cpu(&self) -> anyhow::Result<Duration> {
-        let mut nanos = 0u64;
-        for process in process_tree(self.child.id())? {
+    /// Returns the usage of all threads.
+    pub fn usage(&self) -> anyhow::Result<Usage> {
+        let mut known = self.threads.borrow_mut();
+        for process in self.ids()? {
             // The process may have exited in the meantime.
             let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else {
                 continue;
             };
             for thread in threads {
-                let count = fs::read_to_string(thread?.path().join("schedstat"));
-                let on_cpu = count.ok().and_then(|text| {
-                    let first = text.split_whitespace().next()?;
-                    first.parse::<u64>().ok()
-                });
-                nanos += on_cpu.unwrap_or(0);
+                let thread = thread?.path();
+                if let Some(usage) = thread_usage(&thread) {
+                    known.insert(thread, usage);
+                }
             }
         }
-        Ok(Duration::from_nanos(nanos))
+        Ok(known.values().copied().fold(Usage::default(), Usage::add))
+    }
+
+    /// Returns the ids of the process and its descendants.
+    pub fn ids(&self) -> io::Result<Vec<u32>> {
+        process_tree(self.child.id())
     }
 
     /// Returns the proportional set size in bytes.
     pub fn memory(&self) -> anyhow::Result<u64> {
         let mut kib = 0;
-        for process in process_tree(self.child.id())? {
+        for process in self.ids()? {
             let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"));
             let share = text.ok().and_then(|text| {
                 let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
@@ -133,6 +179,21 @@ impl Drop for Process {
             eprintln!("a server did not exit: {error}");
         }
     }
+}
+
+/// Returns the usage of a thread from its directory in `/proc`, or `None` if it has exited.
+fn thread_usage(thread: &Path) -> Option<Usage> {
+    let schedstat = fs::read_to_string(thread.join("schedstat")).ok()?;
+    let nanos = schedstat.split_whitespace().next()?.parse().ok()?;
+    let status = fs::read_to_string(thread.join("status")).ok()?;
+    let switches = status
+        .lines()
+        .filter_map(|line| line.split_once("ctxt_switches:"))
+        .filter_map(|(_, count)| count.trim().parse::<u64>().ok());
+    Some(Usage {
+        cpu: Duration::from_nanos(nanos),
+        context_switches: switches.sum(),
+    })
 }
 
 /// Returns a process and all its descendants.

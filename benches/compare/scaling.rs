@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::measurements::{Scenario, Size};
-use crate::peers::{Hub, Peer, StartContext};
+use crate::peers::hub::{self, Hub, Reports, Store};
+use crate::peers::{Peer, StartContext};
 use crate::plot::Plot;
 use crate::process::Cores;
 use crate::table::{machine, today};
@@ -55,7 +56,12 @@ pub async fn draw(core: usize, directory: &Path) -> anyhow::Result<()> {
     let mut nodes = Vec::new();
     for count in NODES {
         let dir = crate::temp_dir()?;
-        let server = Hub::start_cluster(&context(dir.path(), cores)?, count).await?;
+        let server = hub::start(
+            &context(dir.path(), cores)?,
+            Store::Redis { nodes: count },
+            Reports::Pushes,
+        )
+        .await?;
         let scenario = Scenario::with_server(server, size(CLUSTER_SOCKETS, 1, 0)).await?;
         nodes.push((count, cost(scenario, CLUSTER_SOCKETS).await?));
     }

@@ -45,6 +45,17 @@ pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Returns a dash for a value that was not measured.
+pub fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "–".to_owned())
+}
+
+/// Formats microseconds as milliseconds.
+#[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
+pub fn millis(micros: u64) -> String {
+    format!("{:.2} ms", micros as f64 / 1000.0)
+}
+
 /// Returns the processor and kernel of this machine.
 pub fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

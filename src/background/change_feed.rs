@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hub::{DeliveredVersion, FeedHealth, Hub};
 use crate::job::{Job, JobId, Topic};
+use crate::protocol::Frame;
 use crate::store::{self, ChangeListener, ListQuery, Store, StoreEvent};
 use crate::time::{Time, stable_hash};
 use crate::tracker::Tracker;
@@ -119,7 +120,7 @@ impl ChangeFeed {
 
     fn handle_event(&self, event: StoreEvent) {
         match event {
-            StoreEvent::JobChanged(job) => self.hub.deliver(job),
+            StoreEvent::JobChanged(frame) => self.hub.deliver(frame),
             StoreEvent::Unavailable => {
                 self.is_store_unavailable.store(true, Ordering::Release);
                 self.hub.set_health(FeedHealth::Degraded(Time::now()));
@@ -245,7 +246,7 @@ impl Resynchronizer {
             .last_delivered(&job.id)
             .is_none_or(|delivered| delivered.version < job.version)
         {
-            hub.deliver(job);
+            hub.deliver(Arc::new(Frame::new(job)));
         }
     }
 

@@ -23,6 +23,10 @@ struct RecordingSink {
     health_changes: RefCell<Vec<FeedHealth>>,
 }
 
+fn frame(job: &Arc<Job>) -> Arc<Frame> {
+    Arc::new(Frame::new(Arc::clone(job)))
+}
+
 impl RecordingSink {
     fn record(&self, frame: &Frame) {
         let job = frame.job();
@@ -204,14 +208,14 @@ impl Model {
             Step::Drop(c) => self.clients[c] = None,
             Step::Deliver(j) => {
                 self.store[j] = at_version(&store[j], store[j].version + 1);
-                self.hub.deliver(Arc::clone(&self.store[j]));
+                self.hub.deliver(frame(&self.store[j]));
             }
             Step::Redeliver(j) => {
                 if store[j].version > 1 {
-                    self.hub
-                        .deliver(at_version(&store[j], store[j].version - 1));
+                    let previous = at_version(&store[j], store[j].version - 1);
+                    self.hub.deliver(frame(&previous));
                 }
-                self.hub.deliver(Arc::clone(&store[j]));
+                self.hub.deliver(frame(&store[j]));
             }
             Step::ProcessQueue => process_queue().await,
             Step::SubscribePaused(c, j) => self.with(c, |client| {
@@ -443,7 +447,7 @@ fn burst_is_conflated_to_the_newest_version() {
         let (hub, first) = (Hub::new(), job("alice"));
         let (_connection, sink) = subscribe(&hub, &first);
         for version in 2..100 {
-            hub.deliver(at_version(&first, version));
+            hub.deliver(frame(&at_version(&first, version)));
         }
         process_queue().await;
         assert_eq!(*sink.received.borrow(), [(first.id.clone(), 99)]);
@@ -457,7 +461,7 @@ fn full_shard_queue_marks_the_shard_lagging_until_resync() {
         let (_connection, sink) = subscribe(&hub, &first);
         let last = SHARD_QUEUE_CAPACITY as u64 + 100;
         for version in 2..=last {
-            hub.deliver(at_version(&first, version));
+            hub.deliver(frame(&at_version(&first, version)));
         }
         assert_eq!(hub.lagging().await, [0]);
         process_queue().await;
@@ -554,7 +558,7 @@ fn owner_subscription_drops_finished_jobs_explicit_subscription_keeps_them() {
             ..finished
         };
         let finished = first.apply(finished.into_update(Source::Push), Time::now());
-        hub.deliver(Arc::new(finished.unwrap()));
+        hub.deliver(frame(&Arc::new(finished.unwrap())));
         process_queue().await;
         drop(explicit);
         assert_eq!(hub.subscribed_jobs(), 1);
@@ -576,10 +580,10 @@ fn owner_subscriber_receives_updates_after_failed_read() {
         let follower = Connection::open(&hub.shard(), Rc::clone(&sink) as Rc<dyn Sink>);
         follower.subscribe_owner("alice");
         follower.subscribe_paused(&first.id);
-        hub.deliver(at_version(&first, 2));
+        hub.deliver(frame(&at_version(&first, 2)));
         process_queue().await;
         follower.reject(&first.id);
-        hub.deliver(at_version(&first, 3));
+        hub.deliver(frame(&at_version(&first, 3)));
         process_queue().await;
         assert_eq!(*sink.received.borrow(), [(first.id.clone(), 3)]);
     });

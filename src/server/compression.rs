@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 
-use actix_web::body::{BoxBody, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, AcceptEncoding, HeaderMap, HeaderValue};
@@ -107,6 +107,11 @@ pub async fn compress_response(
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let response = next.call(request).await?;
+    let size = response.response().body().size();
+    let is_small = matches!(size, BodySize::Sized(bytes) if bytes < MIN_COMPRESSED_BYTES as u64);
+    if is_small || size == BodySize::None {
+        return Ok(response);
+    }
     if response.status() == StatusCode::PARTIAL_CONTENT
         || response.headers().contains_key(header::CONTENT_ENCODING)
         || varies_by_encoding(response.headers())

@@ -6,6 +6,7 @@
 //! code from 4100 to 4199.
 
 mod address;
+mod body;
 mod download;
 mod subject;
 mod table;
@@ -17,11 +18,13 @@ use std::time::Duration;
 
 use actix_web::HttpRequest;
 use actix_web::http::header::HeaderMap;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use self::address::{AddressLimit, AddressUsage, ClientAddresses, client_network};
 pub use self::address::{AddressPermit, ClientAddress};
+use self::body::BodyMemory;
+pub use self::body::BodyPermit;
 pub use self::download::DownloadPermit;
 use self::download::OutputUsage;
 pub use self::subject::SubjectPermit;
@@ -38,6 +41,9 @@ use progress_hub_auth::jwt::Principal;
 
 /// Number of ids that a feed counts as. The store reads up to 256 jobs of a feed in one query.
 pub const FEED_IDS: usize = 64;
+
+/// Maximum total size of the bodies of callers with a token that a node holds in memory.
+const AUTHENTICATED_BODY_BYTES: usize = 64 << 20;
 
 /// Time after which a client that reached a limit of connections should try again.
 const CONNECTION_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -77,6 +83,7 @@ impl LimitReached {
             | Limit::Ids
             | Limit::Subscriptions
             | Limit::RequestTime
+            | Limit::AuthenticatedBodies
             | Limit::UnverifiedBodies
             | Limit::NodeDownloads
             | Limit::OwnerDownloads
@@ -129,9 +136,13 @@ impl From<LimitReached> for Problem {
                 ErrorCode::RequestTimeout,
                 "the request did not arrive within server.request_timeout",
             ),
+            Limit::AuthenticatedBodies => (
+                ErrorCode::OverCapacity,
+                "the address or the node receives too many request bodies; try again",
+            ),
             Limit::UnverifiedBodies => (
                 ErrorCode::OverCapacity,
-                "the node has reached limits.unverified_body_bytes; try again",
+                "the address or the node has reached limits.unverified_body_bytes; try again",
             ),
             Limit::NodeDownloads
             | Limit::OwnerDownloads
@@ -171,7 +182,8 @@ pub struct ConnectionLimits {
     by_address: UsageTable<IpAddr, AddressUsage>,
     by_subject: UsageTable<String, SubjectUsage>,
     by_output: UsageTable<String, OutputUsage>,
-    unverified_bodies: Arc<Semaphore>,
+    authenticated_bodies: BodyMemory,
+    unverified_bodies: BodyMemory,
     drain: Arc<Drain>,
     metrics: Arc<Metrics>,
 }
@@ -180,7 +192,7 @@ impl ConnectionLimits {
     /// Creates the limits of a configuration.
     pub fn new(config: &Config, drain: Arc<Drain>, metrics: Arc<Metrics>) -> Self {
         let settings = config.limits;
-        let bytes = settings.unverified_body_bytes.min(Semaphore::MAX_PERMITS);
+        let max_body_bytes = config.server.max_body_bytes;
         Self {
             requests: RateLimit::per_second(settings.requests_per_second),
             messages: RateLimit::per_second(settings.messages_per_second),
@@ -191,7 +203,11 @@ impl ConnectionLimits {
             by_address: UsageTable::default(),
             by_subject: UsageTable::default(),
             by_output: UsageTable::default(),
-            unverified_bodies: Arc::new(Semaphore::new(bytes)),
+            authenticated_bodies: BodyMemory::new(
+                AUTHENTICATED_BODY_BYTES.max(max_body_bytes),
+                max_body_bytes,
+            ),
+            unverified_bodies: BodyMemory::new(settings.unverified_body_bytes, max_body_bytes),
             drain,
             metrics,
         }
@@ -412,13 +428,19 @@ impl ConnectionLimits {
         self.metrics.limit_reached(Limit::DownloadRate);
     }
 
-    /// Reserves memory for `bytes` of a body whose sender is not verified.
+    /// Reserves memory for `bytes` of a body.
     ///
     /// # Errors
-    /// `limits.unverified_body_bytes` is reached.
-    pub fn reserve_body(&self, bytes: usize) -> Result<OwnedSemaphorePermit, LimitReached> {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.unverified_bodies).try_acquire_many_owned(bytes);
-        permit.map_err(|_| self.reached(Limit::UnverifiedBodies, Duration::from_secs(1)))
+    /// The node or the address has reached its limit.
+    pub fn reserve_body(&self, permit: &mut BodyPermit, bytes: usize) -> Result<(), LimitReached> {
+        let (memory, limit) = if permit.is_authenticated {
+            (&self.authenticated_bodies, Limit::AuthenticatedBodies)
+        } else {
+            (&self.unverified_bodies, Limit::UnverifiedBodies)
+        };
+        if memory.try_reserve(permit, bytes) {
+            return Ok(());
+        }
+        Err(self.reached(limit, Duration::from_secs(1)))
     }
 }

@@ -10,13 +10,12 @@ use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::content;
 use super::error::{ErrorCode, Problem};
-use super::limits::ConnectionLimits;
+use super::limits::{BodyPermit, ClientAddress, ConnectionLimits};
 use super::parse_error;
 use crate::config::ServerConfig;
 use crate::job::MAX_METADATA_BYTES;
@@ -35,6 +34,7 @@ pub struct UnreadBody {
     declared_length: Option<usize>,
     max_bytes: usize,
     timeout: Duration,
+    address: ClientAddress,
     limits: web::Data<ConnectionLimits>,
 }
 
@@ -54,6 +54,7 @@ impl FromRequest for UnreadBody {
                 declared_length: length.and_then(|length| length.to_str().ok()?.parse().ok()),
                 max_bytes: server.max_body_bytes,
                 timeout: server.request_timeout,
+                address: request.conn_data::<ClientAddress>().cloned()?,
                 limits: request.app_data::<web::Data<ConnectionLimits>>()?.clone(),
             })
         };
@@ -62,12 +63,15 @@ impl FromRequest for UnreadBody {
 }
 
 impl UnreadBody {
-    /// Reads the body of an authenticated caller.
+    /// Reads the body of an authenticated caller. Its bytes count for the memory of the node and of
+    /// the address until the returned permit is dropped.
     ///
     /// # Errors
-    /// `payload_too_large`, `request_timeout`, or `invalid_request` if the body is incomplete.
-    pub async fn read(self) -> Result<web::Bytes, Problem> {
-        self.limit(None)?.read_chunks(|_| Ok(())).await
+    /// `payload_too_large`, `request_timeout`, `over_capacity`, or `invalid_request` if the body is
+    /// incomplete.
+    pub async fn read(self) -> Result<(web::Bytes, BodyPermit), Problem> {
+        let permit = BodyPermit::new(self.address.clone(), true);
+        self.limit(None)?.read_chunks(permit).await
     }
 
     /// Reduces the maximum size, and checks the size that the head declares.
@@ -86,26 +90,16 @@ impl UnreadBody {
     /// `limits.unverified_body_bytes` until the returned permit is dropped.
     ///
     /// # Errors
-    /// As [`UnreadBody::read`], and `over_capacity`.
+    /// As [`UnreadBody::read`].
     pub async fn read_unverified(self) -> Result<(web::Bytes, BodyPermit), Problem> {
-        let limits = self.limits.clone();
-        let mut permit = BodyPermit(None);
-        let reserve = |bytes| {
-            let more = limits.reserve_body(bytes)?;
-            match &mut permit.0 {
-                Some(permit) => permit.merge(more),
-                none => *none = Some(more),
-            }
-            Ok(())
-        };
-        let body = self.read_chunks(reserve).await?;
-        Ok((body, permit))
+        let permit = BodyPermit::new(self.address.clone(), false);
+        self.read_chunks(permit).await
     }
 
     async fn read_chunks(
         mut self,
-        mut reserve: impl FnMut(usize) -> Result<(), Problem>,
-    ) -> Result<web::Bytes, Problem> {
+        mut permit: BodyPermit,
+    ) -> Result<(web::Bytes, BodyPermit), Problem> {
         let started_at = Instant::now();
         let mut body = web::BytesMut::new();
         loop {
@@ -119,13 +113,13 @@ impl UnreadBody {
                 return Err(reached.into());
             };
             let Some(chunk) = chunk else {
-                return Ok(body.freeze());
+                return Ok((body.freeze(), permit));
             };
             let chunk = chunk.map_err(|_| Problem::invalid("the body is incomplete"))?;
             if body.len() + chunk.len() > self.max_bytes {
                 return Err(too_large(self.max_bytes));
             }
-            reserve(chunk.len())?;
+            self.limits.reserve_body(&mut permit, chunk.len())?;
             body.extend_from_slice(&chunk);
         }
     }
@@ -136,14 +130,12 @@ fn too_large(max_bytes: usize) -> Problem {
     Problem::new(ErrorCode::PayloadTooLarge, detail)
 }
 
-/// Permit for the bytes of an unverified body. Dropping it releases them.
-pub struct BodyPermit(Option<OwnedSemaphorePermit>);
-
 /// A JSON body with the bytes that it was parsed from.
 pub struct JsonBody<T> {
     /// The parsed body.
     pub value: T,
     raw: web::Bytes,
+    _memory: BodyPermit,
 }
 
 impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
@@ -155,9 +147,13 @@ impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
         let unread = UnreadBody::from_request(request, payload);
         Box::pin(async move {
             content_type?;
-            let raw = unread.await?.read().await?;
+            let (raw, memory) = unread.await?.read().await?;
             let value = parse_error::parse_json(&raw).map_err(Problem::invalid)?;
-            Ok(Self { value, raw })
+            Ok(Self {
+                value,
+                raw,
+                _memory: memory,
+            })
         })
     }
 }

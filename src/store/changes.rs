@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::Error;
-use crate::job::{Job, Topic};
+use crate::job::Topic;
+use crate::protocol::Frame;
 
 /// Callback for store events. It must not block.
 ///
@@ -28,7 +29,7 @@ pub struct ChangeListener {
 #[derive(Clone, Debug)]
 pub enum StoreEvent {
     /// A job has a new version.
-    JobChanged(Arc<Job>),
+    JobChanged(Arc<Frame>),
     /// The change feed is interrupted. Changes may be missed from now on.
     Unavailable,
     /// The change feed works again. Subscribed jobs must be read again.

@@ -126,6 +126,8 @@ labels! {
         Ids = "ids",
         /// `server.request_timeout`.
         RequestTime = "request_time",
+        /// The memory for bodies of requests with a token.
+        AuthenticatedBodies = "authenticated_bodies",
         /// `limits.unverified_body_bytes`.
         UnverifiedBodies = "unverified_bodies",
         /// The maximum number of concurrent downloads of the node.

@@ -402,6 +402,7 @@ async fn connections_share_the_subscriptions_of_a_subject() {
 #[tokio::test(flavor = "multi_thread")]
 async fn full_node_answers_health_checks_only() {
     const OPEN_FILES: usize = 512;
+    const HEALTH_CHECK_CONNECTIONS: usize = 64;
     let (_admin_port, admin) = reserve_port();
     let app = hub_with_long_request_timeout()
         .open_files(OpenFiles::Hard(OPEN_FILES))
@@ -441,8 +442,12 @@ async fn full_node_answers_health_checks_only() {
     assert_eq!(socket.expect_message("bye").await["code"], 4100);
 
     // Beyond the reserve, only the admin listener accepts connections.
-    let rejected = RefCell::new(Vec::new());
+    let silent = RefCell::new(Vec::new());
     wait_until("a connection is rejected unread", async || {
+        for _ in 0..HEALTH_CHECK_CONNECTIONS {
+            let socket = RawSocket::connect(&app).await;
+            silent.borrow_mut().push(socket);
+        }
         let mut raw = RawSocket::connect(&app).await;
         let read = raw.stream.readable();
         let is_rejected = tokio::time::timeout(Duration::from_millis(50), read).await;
@@ -450,13 +455,26 @@ async fn full_node_answers_health_checks_only() {
             let head = raw.read_head().await;
             assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
         }
-        rejected.borrow_mut().push(raw);
         is_rejected.is_ok()
     })
     .await;
     assert_eq!(get_admin(admin, "/v1/health/live").await.0, 200);
 
-    drop((idle, rejected));
+    // Silent connections leave the reserve.
+    wait_until("health checks are answered", async || {
+        let mut raw = RawSocket::connect(&app).await;
+        raw.write(b"GET /v1/health/live HTTP/1.1\r\nHost: hub\r\n\r\n")
+            .await;
+        let head = raw.try_read_head().await.unwrap_or_default();
+        let is_answered = head.starts_with("HTTP/1.1 200 ");
+        if is_answered {
+            raw.wait_until_closed().await;
+        }
+        is_answered
+    })
+    .await;
+
+    drop((idle, silent));
     wait_until("the node serves again", async || {
         let response = app.request_with_token(Method::GET, "/v1/jobs", &token);
         response

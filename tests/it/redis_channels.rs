@@ -78,3 +78,21 @@ async fn hub_is_not_ready_while_redis_rejects_writes() {
         wait_until_ready(&app).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hub_is_not_ready_when_redis_has_no_memory_for_a_job() {
+    let redis = RedisServer::start_with(&["--maxmemory", "3mb"]).await;
+    let app = start_hub(&redis).await;
+    let worker = app.token("worker", "jobs:publish");
+    let create = async || {
+        let job = json!({ "owner": "alice", "metadata": { "text": "x".repeat(1900) } });
+        let request = app.request_with_token(Method::POST, "/v1/jobs", &worker);
+        send(request.json(&job)).await.status
+    };
+    wait_until("Redis rejects a job", async || create().await == 503).await;
+    wait_until("the hub is not ready", async || {
+        let ready = send(app.request_without_token(Method::GET, "/v1/health/ready")).await;
+        ready.status == 503
+    })
+    .await;
+}

@@ -20,6 +20,15 @@ async fn hub_with_short_request_timeout() -> TestApp {
         .await
 }
 
+/// Returns a request from a loopback address, on a connection of its own.
+fn post_from(address: [u8; 4], app: &TestApp, path: &str) -> reqwest::RequestBuilder {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .local_address(Some(address.into()))
+        .build();
+    client.unwrap().post(format!("{}{path}", app.url))
+}
+
 /// Returns the head of a request as `alice`. `length` is the header that frames the body.
 fn post(app: &TestApp, length: &str) -> String {
     let token = app.token("alice", "jobs:read jobs:write jobs:publish");
@@ -186,4 +195,74 @@ async fn unverified_webhooks_share_the_memory_of_the_node() {
     .await;
     drop(waiting);
     crate::wait::wait_until("the memory is free", async || webhook().await.status == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_cannot_use_all_memory_for_unverified_webhooks() {
+    let app = TestApp::builder()
+        .set("server.trusted_proxies", "192.0.2.1")
+        .set("server.max_body_bytes", 1024)
+        .set("limits.unverified_body_bytes", 8192)
+        .spawn()
+        .await;
+    let signature = "a".repeat(64);
+    let mut waiting = RawSocket::connect(&app).await;
+    let head = format!(
+        "POST /v1/webhooks/generic HTTP/1.1\r\nHost: hub\r\nx-ai-signature: {signature}\r\n\
+         Content-Length: 1024\r\n\r\n{}",
+        "x".repeat(1023)
+    );
+    waiting.write(head.as_bytes()).await;
+
+    let body = json!({ "task_id": "t1", "status": "running" }).to_string();
+    let signature = webhook_signatures::hex("hub_test_secret", body.as_bytes());
+    let webhook_from = async |address: [u8; 4]| {
+        let request = post_from(address, &app, "/v1/webhooks/generic")
+            .header("x-ai-signature", &signature)
+            .body(body.clone());
+        send(request).await.status
+    };
+    crate::wait::wait_until("the share of the address is used", async || {
+        webhook_from([127, 0, 0, 1]).await == 503
+    })
+    .await;
+    assert_eq!(webhook_from([127, 0, 0, 2]).await, 200);
+    drop(waiting);
+    crate::wait::wait_until("the share is free", async || {
+        webhook_from([127, 0, 0, 1]).await == 200
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_cannot_use_all_memory_for_bodies() {
+    const MAX_BODY_BYTES: usize = 1 << 20;
+    const SHARE: usize = 8 * MAX_BODY_BYTES;
+    let app = TestApp::builder()
+        .set("server.trusted_proxies", "192.0.2.1")
+        .set("server.max_body_bytes", MAX_BODY_BYTES)
+        .spawn()
+        .await;
+    let unfinished = format!(
+        "{}{}",
+        post(&app, &format!("Content-Length: {MAX_BODY_BYTES}")),
+        " ".repeat(MAX_BODY_BYTES - 1)
+    );
+    let mut waiting = Vec::new();
+    for _ in 0..SHARE / MAX_BODY_BYTES {
+        let mut raw = RawSocket::connect(&app).await;
+        raw.write(unfinished.as_bytes()).await;
+        waiting.push(raw);
+    }
+    let submit_from = async |address: [u8; 4]| {
+        let token = app.token("alice", "jobs:write");
+        let request = post_from(address, &app, "/v1/videos").bearer_auth(token);
+        send(request.json(&json!({ "model": "m" }))).await
+    };
+    crate::wait::wait_until("the share of the address is used", async || {
+        submit_from([127, 0, 0, 1]).await.body["code"] == "over_capacity"
+    })
+    .await;
+    let other = submit_from([127, 0, 0, 2]).await;
+    assert_ne!(other.body["code"], "over_capacity");
 }

@@ -254,7 +254,9 @@ impl StoreFixture {
         let published = watch::Sender::new(Vec::new());
         let sender = published.clone();
         let on_event: EventHandler = Arc::new(move |event| match event {
-            StoreEvent::JobChanged(job) => sender.send_modify(|published| published.push(job)),
+            StoreEvent::JobChanged(frame) => {
+                sender.send_modify(|published| published.push(Arc::clone(frame.job())));
+            }
             StoreEvent::SharedStateChanged => {}
             StoreEvent::Unavailable | StoreEvent::Recovered => {
                 assert!(location == Location::Remote, "no interruption in process");

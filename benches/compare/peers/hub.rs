@@ -12,9 +12,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
+use super::webhooks::{PROVIDER, Signer, WEBHOOK_SECRET, task_id};
 use super::{MAX_CONCURRENT_HANDSHAKES, RunningServer, StartContext};
-use crate::clients::{Endpoint, Subscription};
-use crate::http_connection::{HttpConnection, post};
+use crate::clients::{Endpoint, Protocol, Subscription};
+use crate::http_connection::{HttpConnection, post, send_all};
 use crate::message::{OWNER, Stamp, metadata};
 use crate::process::{Cores, Process, free_address};
 
@@ -23,8 +24,27 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_progress-hub");
 /// Secret that signs tokens. The hub requires at least 32 bytes.
 const TOKEN_SECRET: &str = "a token secret for a single benchmark run";
 
-/// Secret that signs webhooks of the provider `studio`.
-pub const WEBHOOK_SECRET: &str = "a webhook secret for a single benchmark run";
+/// Concurrent registrations of jobs.
+const REGISTRATIONS: usize = 32;
+
+/// Where the hub stores jobs.
+#[derive(Clone, Copy)]
+pub enum Store {
+    Sqlite,
+    /// A Redis for this number of nodes. Sockets are distributed over them, and the first receives all updates.
+    Redis {
+        nodes: usize,
+    },
+}
+
+/// How updates are reported to the hub.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reports {
+    /// By a worker with a token.
+    Pushes,
+    /// By signed webhooks of a provider.
+    Webhooks,
+}
 
 /// A running hub.
 pub struct Hub {
@@ -50,7 +70,7 @@ impl Hub {
             "[server]\nbind = '{address}'\ndrain = '2s'\n\
              [auth]\nhs256_secrets = ['{TOKEN_SECRET}']\n\
              [store]\nurl = '{store}'\n\
-             [providers.studio]\nspec = 'generic'\nwebhook_secrets = ['{WEBHOOK_SECRET}']\n"
+             [providers.{PROVIDER}]\nspec = 'generic'\nwebhook_secrets = ['{WEBHOOK_SECRET}']\n"
         );
         let path = dir.join(format!("{name}.toml"));
         fs::write(&path, config)?;
@@ -66,27 +86,40 @@ impl Hub {
         })
     }
 
-    /// Registers a job and returns its id.
-    pub async fn register(
-        &self,
-        connection: &mut HttpConnection,
-        body: &Value,
-    ) -> anyhow::Result<String> {
-        let request = post("/v1/jobs", &self.headers(), &body.to_string());
-        let job: Value = serde_json::from_slice(connection.send(&request).await?)?;
-        let id = job["id"].as_str().context("the job has no id")?;
-        Ok(id.to_owned())
-    }
-
     /// Registers `count` jobs without a provider.
     pub async fn jobs(&self, count: usize, padding: usize) -> anyhow::Result<Vec<String>> {
-        let mut connection = HttpConnection::new(self.address);
-        let body = json!({"owner": OWNER, "metadata": metadata(padding), "deadline_seconds": 1800});
-        let mut jobs = Vec::with_capacity(count);
-        for _ in 0..count {
-            jobs.push(self.register(&mut connection, &body).await?);
-        }
-        Ok(jobs)
+        let job =
+            |_| json!({"owner": OWNER, "metadata": metadata(padding), "deadline_seconds": 1800});
+        self.register((0..count).map(job)).await
+    }
+
+    /// Registers `count` jobs of the provider `studio`, each with the [`task_id`] of its number.
+    pub async fn provider_jobs(&self, count: usize, padding: usize) -> anyhow::Result<Vec<String>> {
+        let job = |nth| {
+            json!({
+                "owner": OWNER,
+                "provider": PROVIDER,
+                "provider_task_id": task_id(nth),
+                "metadata": metadata(padding),
+                "deadline_seconds": 1800,
+            })
+        };
+        self.register((0..count).map(job)).await
+    }
+
+    /// Registers jobs and returns their ids.
+    async fn register(&self, jobs: impl Iterator<Item = Value>) -> anyhow::Result<Vec<String>> {
+        let headers = [
+            ("Authorization", &*self.worker_token),
+            ("Content-Type", "application/json"),
+        ];
+        let requests = jobs.map(|job| post("/v1/jobs", &headers, &job.to_string()));
+        let jobs = send_all(self.address, REGISTRATIONS, requests.collect()).await?;
+        let id = |job: Vec<u8>| {
+            let job: Value = serde_json::from_slice(&job)?;
+            Ok(job["id"].as_str().context("the job has no id")?.to_owned())
+        };
+        jobs.into_iter().map(id).collect()
     }
 
     /// Returns the request of a worker that reports an update.
@@ -106,49 +139,11 @@ impl Hub {
             .map(|(job, version)| json!({"job": job, "version": version}));
         let jobs: Vec<Value> = jobs.collect();
         Subscription {
+            protocol: Protocol::WebSocket,
             path: "/v1/ws".to_owned(),
             headers: format!("Authorization: {}\r\n", self.reader_token),
             message: Some(json!({"type": "subscribe", "id": 1, "jobs": jobs}).to_string()),
         }
-    }
-
-    /// Starts `nodes` hubs on one Redis. Sockets are distributed over them, and the first receives all updates.
-    pub async fn start_cluster(
-        context: &StartContext<'_>,
-        nodes: usize,
-    ) -> anyhow::Result<RunningServer> {
-        let (redis, port) = super::redis::start(context)?;
-        let store = format!("redis://127.0.0.1:{port}");
-        let hubs = (0..nodes).map(|node| {
-            let name = format!("hub-{node}");
-            Self::start_with_store(&store, &name, context.dir, context.cores)
-        });
-        let hubs = hubs.collect::<anyhow::Result<Vec<Self>>>()?;
-        for hub in &hubs {
-            hub.wait_until_ready().await?;
-        }
-        let first = hubs.first().context("the cluster has no nodes")?;
-        let jobs = first.jobs(context.channels, context.padding).await?;
-        let subscriptions = jobs
-            .iter()
-            .map(|job| first.subscription(&[(job, 0)]))
-            .collect();
-        let (worker_token, publish_address) = (first.worker_token.clone(), first.address);
-        let addresses = hubs.iter().map(|hub| hub.address).collect();
-        let mut processes = vec![redis];
-        processes.extend(hubs.into_iter().map(|hub| hub.process));
-        Ok(RunningServer {
-            endpoint: Endpoint {
-                addresses,
-                subscriptions,
-                max_handshakes: MAX_CONCURRENT_HANDSHAKES,
-            },
-            publish_address,
-            processes,
-            publish: Box::new(move |channel, stamp| {
-                Self::update(&worker_token, &jobs[channel], stamp)
-            }),
-        })
     }
 
     /// Waits until the readiness check succeeds.
@@ -185,16 +180,9 @@ impl Hub {
             processes: vec![hub.process],
             publish: Box::new(move |_, stamp| {
                 let job = next.replace((next.get() + 1) % jobs.len());
-                Self::update(&worker_token, &jobs[job], stamp)
+                Ok(Self::update(&worker_token, &jobs[job], stamp))
             }),
         })
-    }
-
-    fn headers(&self) -> [(&str, &str); 2] {
-        [
-            ("Authorization", &self.worker_token),
-            ("Content-Type", "application/json"),
-        ]
     }
 }
 
@@ -215,22 +203,63 @@ fn token(config: &str, sub: &str, scope: &str) -> anyhow::Result<String> {
     ))
 }
 
-pub(super) async fn start(context: &StartContext<'_>) -> anyhow::Result<RunningServer> {
-    let hub = Hub::start(context.dir, context.cores)?;
-    let jobs = hub.jobs(context.channels, context.padding).await?;
-    let subscriptions = jobs
-        .iter()
-        .map(|job| hub.subscription(&[(job, 0)]))
-        .collect();
-    let worker_token = hub.worker_token;
+/// Starts a hub, and Redis if it is the store. Every channel is a job.
+pub async fn start(
+    context: &StartContext<'_>,
+    store: Store,
+    reports: Reports,
+) -> anyhow::Result<RunningServer> {
+    let mut processes = Vec::new();
+    let hubs = match store {
+        Store::Sqlite => vec![Hub::start(context.dir, context.cores)?],
+        Store::Redis { nodes } => {
+            let (redis, port) = super::redis::start(context)?;
+            processes.push(redis);
+            let store = format!("redis://127.0.0.1:{port}");
+            let hubs = (0..nodes).map(|node| {
+                let name = format!("hub-{node}");
+                Hub::start_with_store(&store, &name, context.dir, context.cores)
+            });
+            hubs.collect::<anyhow::Result<_>>()?
+        }
+    };
+    for hub in &hubs {
+        hub.wait_until_ready().await?;
+    }
+    let first = hubs.first().context("no nodes")?;
+    let jobs = match reports {
+        Reports::Pushes => first.jobs(context.channels, context.padding).await?,
+        Reports::Webhooks => {
+            first
+                .provider_jobs(context.channels, context.padding)
+                .await?
+        }
+    };
+    let subscriptions = jobs.iter().map(|job| first.subscription(&[(job, 0)]));
+    let endpoint = Endpoint {
+        addresses: hubs.iter().map(|hub| hub.address).collect(),
+        subscriptions: subscriptions.collect(),
+        max_handshakes: MAX_CONCURRENT_HANDSHAKES,
+    };
+    let publish_address = first.address;
+    let publish: super::Publish = match reports {
+        Reports::Pushes => {
+            let worker_token = first.worker_token.clone();
+            Box::new(move |channel, stamp| Ok(Hub::update(&worker_token, &jobs[channel], stamp)))
+        }
+        Reports::Webhooks => {
+            let signer = Signer::new()?;
+            Box::new(move |channel, stamp| {
+                let (task, stage) = (task_id(channel), stamp.text());
+                signer.request(&json!({"task_id": task, "status": "running", "stage": stage}))
+            })
+        }
+    };
+    processes.extend(hubs.into_iter().map(|hub| hub.process));
     Ok(RunningServer {
-        endpoint: Endpoint {
-            addresses: vec![hub.address],
-            subscriptions,
-            max_handshakes: MAX_CONCURRENT_HANDSHAKES,
-        },
-        publish_address: hub.address,
-        processes: vec![hub.process],
-        publish: Box::new(move |channel, stamp| Hub::update(&worker_token, &jobs[channel], stamp)),
+        endpoint,
+        publish_address,
+        processes,
+        publish,
     })
 }

@@ -96,7 +96,8 @@ subscription_linger=60
             "formats": {"ws-message": {"content": content}},
         });
         let body = serde_json::json!({ "items": [item] }).to_string();
-        crate::http_connection::post("/publish/", &[("Content-Type", "application/json")], &body)
+        let headers = [("Content-Type", "application/json")];
+        Ok(crate::http_connection::post("/publish/", &headers, &body))
     };
     Ok(RunningServer {
         processes: vec![process],

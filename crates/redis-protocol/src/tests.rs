@@ -160,14 +160,14 @@ proptest! {
 
     #[test]
     fn decoders_agree_about_any_bytes(bytes in "([*$%~>|!=;_#,(.:+-]([?0-9-]{1,2})?(\r\n)?[a-z]{0,3}(\r\n)?){0,12}") {
-        let buffer = BytesMut::from(bytes.as_bytes());
+        let mut buffer = BytesMut::from(bytes.as_bytes());
         prop_assert_eq!(
             crate::resp2::decode::decode_bytes_mut(&mut buffer.clone()).is_err(),
             resp2::decode::decode_bytes_mut(&mut buffer.clone()).is_err()
         );
         prop_assert_eq!(
             crate::resp3::decode::streaming::decode_bytes_mut(&mut buffer.clone()).is_err(),
-            resp3::decode::streaming::decode_bytes_mut(&mut buffer.clone()).is_err()
+            resp3::decode::streaming::decode_bytes_mut(&mut buffer).is_err()
         );
     }
 }
@@ -175,10 +175,10 @@ proptest! {
 /// Decodes with both protocols on a thread with the stack of a Tokio worker.
 fn decode(bytes: Vec<u8>) -> (bool, bool) {
     let decode = move || {
-        let buffer = BytesMut::from(bytes.as_slice());
+        let mut buffer = BytesMut::from(bytes.as_slice());
         (
             crate::resp2::decode::decode_bytes_mut(&mut buffer.clone()).is_ok(),
-            crate::resp3::decode::streaming::decode_bytes_mut(&mut buffer.clone()).is_ok(),
+            crate::resp3::decode::streaming::decode_bytes_mut(&mut buffer).is_ok(),
         )
     };
     let thread = std::thread::Builder::new().stack_size(2 << 20);

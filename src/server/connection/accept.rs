@@ -1,7 +1,7 @@
 //! Accepts TCP connections: counts them, and performs the TLS handshake.
 //!
-//! A listener that has reached its limit accepts a few more connections. They serve health checks.
-//! Every other request on them is answered with 503.
+//! A listener that has reached its limit accepts a few more connections. They serve one health check
+//! each. Every other request on them is answered with 503.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +20,11 @@ use crate::telemetry::{Limit, Metrics, OpenConnection};
 
 /// Maximum number of connections beyond the limit of a listener.
 const OVER_CAPACITY_CONNECTIONS: usize = 64;
+
+/// Maximum time for the TLS handshake, and for the head of a request, on a connection beyond the limit
+/// of a listener. A health check sends its request at once, and silent clients must not keep these
+/// connections.
+const OVER_CAPACITY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum number of concurrent rejections with a response. Further connections are closed without
 /// one.
@@ -102,9 +107,13 @@ impl Acceptor {
         })
     }
 
-    /// Returns the maximum time for the head of a request.
-    pub(super) fn request_timeout(&self) -> Duration {
-        self.request_timeout
+    /// Returns the maximum time for the TLS handshake, and for the head of a request.
+    pub(super) fn request_timeout(&self, is_over_capacity: bool) -> Duration {
+        if is_over_capacity {
+            self.request_timeout.min(OVER_CAPACITY_TIMEOUT)
+        } else {
+            self.request_timeout
+        }
     }
 
     /// Counts a request head that did not arrive in time, and returns the encoded response.
@@ -143,7 +152,8 @@ impl Acceptor {
             None => Stream::Plain(io),
             Some(tls) => {
                 let handshake = Box::pin(tls.accept(io));
-                let handshake = timeout(self.request_timeout, handshake).await;
+                let limit = self.request_timeout(slot.is_over_capacity());
+                let handshake = timeout(limit, handshake).await;
                 Stream::Tls(Box::new(handshake.map_err(drop)?.map_err(drop)?))
             }
         };

@@ -13,8 +13,8 @@ use actix_web::web::Bytes;
 
 use super::stream::{ClientConnection, RequestInProgress};
 
-/// Wraps a service so that each connection records the start and end of its requests. On a
-/// connection over capacity, every request except a health check is answered with 503.
+/// Wraps a service so that each connection records the start and end of its requests. A connection
+/// over capacity answers every request except a health check with 503, and closes after the first one.
 pub fn track<I, F, B>(
     service: I,
 ) -> impl ServiceFactory<
@@ -35,23 +35,23 @@ where
     apply_fn_factory(service, |request: Request, service: &F::Service| {
         let client = request.conn_data::<Rc<ClientConnection>>().cloned();
         let is_health_check = request.path().starts_with("/v1/health");
-        let rejecting = client
-            .as_ref()
-            .filter(|client| client.is_over_capacity() && !is_health_check);
+        let over_capacity = client.as_ref().filter(|client| client.is_over_capacity());
+        let is_over_capacity = over_capacity.is_some();
+        let rejecting = over_capacity.filter(|_| !is_health_check);
         let rejected = rejecting.map(|client| client.over_capacity());
         let mut in_progress = client.map(ClientConnection::begin_request);
         let call = rejected.map_or_else(|| Ok(service.call(request)), Err);
         async move {
-            let response = match call {
+            let mut response = match call {
                 Ok(call) => Response::from(call.await?).map_body(|_, body| EitherBody::left(body)),
-                Err(problem) => {
-                    let mut response = Response::from(problem.error_response());
-                    response
-                        .head_mut()
-                        .set_connection_type(ConnectionType::Close);
-                    response.map_body(|_, body| EitherBody::right(body))
-                }
+                Err(problem) => Response::from(problem.error_response())
+                    .map_body(|_, body| EitherBody::right(body)),
             };
+            if is_over_capacity {
+                response
+                    .head_mut()
+                    .set_connection_type(ConnectionType::Close);
+            }
             if let Some(in_progress) = &mut in_progress
                 && response.head().connection_type() == ConnectionType::Close
             {

@@ -27,6 +27,10 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// connection at once would reset it, and the client could lose the response.
 pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Number of bytes after which the HTTP library processes what it has read. Without a limit, the library
+/// buffers 128 KiB for each connection whose client sends fast.
+const MAX_UNPROCESSED_BYTES: usize = 16 << 10;
+
 /// State of a connection.
 #[derive(Clone, Copy)]
 enum Phase {
@@ -61,9 +65,10 @@ pub struct ClientConnection {
 impl ClientConnection {
     /// Creates a connection that waits for its first head.
     fn new(acceptor: Arc<Acceptor>, address: ClientAddress, slot: ConnectionSlot) -> Rc<Self> {
-        let until = Instant::now() + acceptor.request_timeout();
+        let is_over_capacity = slot.is_over_capacity();
+        let until = Instant::now() + acceptor.request_timeout(is_over_capacity);
         Rc::new(Self {
-            is_over_capacity: slot.is_over_capacity(),
+            is_over_capacity,
             acceptor,
             permits: RefCell::new(Some(ConnectionPermits {
                 address,
@@ -74,8 +79,8 @@ impl ClientConnection {
         })
     }
 
-    /// Returns whether the connection exceeds the limit of its listener. It then serves health
-    /// checks only.
+    /// Returns whether the connection exceeds the limit of its listener. It then serves one health
+    /// check only.
     pub fn is_over_capacity(&self) -> bool {
         self.is_over_capacity
     }
@@ -102,7 +107,7 @@ impl ClientConnection {
 
     fn bytes_received(&self) {
         if matches!(self.phase.get(), Phase::Idle { .. }) {
-            let until = Instant::now() + self.acceptor.request_timeout();
+            let until = Instant::now() + self.acceptor.request_timeout(self.is_over_capacity);
             self.phase.set(Phase::Head { until });
         }
     }
@@ -152,6 +157,8 @@ pub struct RequestStream {
     io: Stream,
     client: Rc<ClientConnection>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Bytes that were read since the last time that the stream returned [`Poll::Pending`].
+    unprocessed: usize,
 }
 
 impl RequestStream {
@@ -162,6 +169,7 @@ impl RequestStream {
             io,
             client: ClientConnection::new(acceptor, address, slot),
             timer: None,
+            unprocessed: 0,
         }
     }
 
@@ -223,10 +231,20 @@ impl AsyncRead for RequestStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.unprocessed >= MAX_UNPROCESSED_BYTES {
+            this.unprocessed = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.io).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
+        let received = buffer.filled().len() - before;
+        this.unprocessed += received;
+        if received > 0 {
             this.client.bytes_received();
+        }
+        if read.is_pending() {
+            this.unprocessed = 0;
         }
         if read.is_pending() && this.poll_deadline(cx) {
             this.reject_late_head(cx);

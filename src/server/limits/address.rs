@@ -18,6 +18,8 @@ use crate::rate_limit::Rate;
 pub(super) struct AddressUsage {
     connections: AtomicUsize,
     unauthenticated: AtomicUsize,
+    /// Bytes of request bodies in memory.
+    body_bytes: AtomicUsize,
     pub(super) handshakes: Rate,
 }
 
@@ -91,6 +93,21 @@ impl ClientAddress {
     pub fn set_authenticated(&self) {
         if let Some(permit) = &self.0 {
             permit.set_authenticated();
+        }
+    }
+
+    /// Counts bytes of a request body, unless the address would have more than `max` of them.
+    /// Returns whether they were counted.
+    pub(super) fn try_reserve_body(&self, bytes: usize, max: usize) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|permit| try_acquire(&permit.usage.body_bytes, bytes, max))
+    }
+
+    /// Releases bytes that [`Self::try_reserve_body`] has counted.
+    pub(super) fn release_body(&self, bytes: usize) {
+        if let Some(permit) = &self.0 {
+            release(&permit.usage.body_bytes, bytes);
         }
     }
 }

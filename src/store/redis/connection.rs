@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use fred::clients::{Client, Pool, WithOptions};
 use fred::error::{Error as RedisError, ErrorKind};
 use fred::interfaces::{ClientLike, KeysInterface};
@@ -34,6 +35,10 @@ const WAIT_MARGIN: Duration = Duration::from_millis(100);
 
 /// Minimum time between two write checks.
 const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Size of the value of a write check. A server near its memory limit accepts a small value although
+/// it rejects a job.
+const WRITE_CHECK_BYTES: usize = 16 << 10;
 
 /// Time until the key of a write check expires.
 const WRITE_CHECK_TTL_MILLISECONDS: i64 = 60_000;
@@ -135,8 +140,8 @@ impl Connections {
         self.pool.next_connected().with_options(&self.options)
     }
 
-    /// Checks that every partition accepts writes. A replica, and a server at its memory limit, reject
-    /// writes but respond to reads and `PING`.
+    /// Checks that every partition accepts writes of the size of a job. A replica, and a server at its
+    /// memory limit, reject writes but respond to reads and `PING`.
     ///
     /// Callers share the result of a check for [`WRITE_CHECK_INTERVAL`], because health checks need no
     /// token.
@@ -154,10 +159,11 @@ impl Connections {
 
     async fn write_to_all_partitions(&self) -> Result<(), Error> {
         let expiry = Some(Expiration::PX(WRITE_CHECK_TTL_MILLISECONDS));
+        let value = Bytes::from_static(&[0; WRITE_CHECK_BYTES]);
         let writes = self.keys.partitions().map(async |partition| {
             let key = partition.write_check();
             self.client()
-                .set::<(), _, _>(key, "", expiry.clone(), None, false)
+                .set::<(), _, _>(key, value.clone(), expiry.clone(), None, false)
                 .await
         });
         try_join_all(writes).await?;

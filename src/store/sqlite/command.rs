@@ -5,13 +5,13 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use crate::job::Job;
+use crate::protocol::Frame;
 use crate::store::{Error, Schedule};
 
 /// A job version that a transaction stores, with its schedule.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
-    pub(super) job: Arc<Job>,
+    pub(super) frame: Arc<Frame>,
     pub(super) schedule: Schedule,
     /// Size of the stored JSON, in bytes.
     pub(super) bytes: usize,

@@ -27,12 +27,19 @@ pub(super) struct DocumentCache(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    jobs: LruCache<JobId, Change>,
+    jobs: LruCache<JobId, Entry>,
     /// The cached jobs by provider and task id.
     by_task: HashMap<(String, String), JobId>,
     bytes: usize,
     max_jobs: usize,
     max_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    job: Arc<Job>,
+    schedule: Schedule,
+    bytes: usize,
 }
 
 impl Default for DocumentCache {
@@ -70,19 +77,24 @@ impl DocumentCache {
     }
 
     /// Stores a durable version. The version of a finished job removes the job.
-    pub(super) fn store(&self, change: Change) {
+    pub(super) fn store(&self, change: &Change) {
+        let job = change.frame.job();
         let mut state = self.lock();
-        state.remove(&change.job.id);
-        if change.job.is_final() {
+        state.remove(&job.id);
+        if job.is_final() {
             return;
         }
-        state.bytes += change.bytes;
-        if let Some((provider, task_id)) = task_of(&change.job) {
+        if let Some((provider, task_id)) = task_of(job) {
             let task = (provider.to_owned(), task_id.to_owned());
-            let id = change.job.id.clone();
-            state.by_task.insert(task, id);
+            state.by_task.insert(task, job.id.clone());
         }
-        state.jobs.insert(change.job.id.clone(), change);
+        state.bytes += change.bytes;
+        let entry = Entry {
+            job: Arc::clone(job),
+            schedule: change.schedule,
+            bytes: change.bytes,
+        };
+        state.jobs.insert(job.id.clone(), entry);
         while state.jobs.len() > state.max_jobs || state.bytes > state.max_bytes {
             let Some(oldest) = state.jobs.iter().next().map(|(id, _)| id.clone()) else {
                 return;
@@ -123,6 +135,7 @@ mod tests {
 
     use super::*;
     use crate::job::{NewJob, Status};
+    use crate::protocol::Frame;
     use crate::time::Time;
 
     fn change(task_id: Option<&str>, bytes: usize) -> Change {
@@ -136,18 +149,18 @@ mod tests {
             deadline: Duration::from_secs(60),
         };
         Change {
-            job: Arc::new(Job::new(new, Time::from_millis(0))),
+            frame: Arc::new(Frame::new(Arc::new(Job::new(new, Time::from_millis(0))))),
             schedule: Schedule::default(),
             bytes,
         }
     }
 
     fn next(change: &Change, edit: impl FnOnce(&mut Job)) -> Change {
-        let mut job = Job::clone(&change.job);
+        let mut job = Job::clone(change.frame.job());
         job.version += 1;
         edit(&mut job);
         Change {
-            job: Arc::new(job),
+            frame: Arc::new(Frame::new(Arc::new(job))),
             ..change.clone()
         }
     }
@@ -156,14 +169,17 @@ mod tests {
     fn newest_version_of_an_unfinished_job_is_cached() {
         let cache = DocumentCache::default();
         let first = change(None, 10);
-        assert_eq!(cache.get(&first.job.id), None);
-        cache.store(first.clone());
+        assert_eq!(cache.get(&first.frame.job().id), None);
+        cache.store(&first);
         let second = next(&first, |job| job.progress = Some(50.0));
-        cache.store(second.clone());
-        assert_eq!(cache.get(&first.job.id), Some(Arc::clone(&second.job)));
+        cache.store(&second);
+        assert_eq!(
+            cache.get(&first.frame.job().id),
+            Some(Arc::clone(second.frame.job()))
+        );
 
-        cache.store(next(&second, |job| job.status = Status::Succeeded));
-        assert_eq!(cache.get(&first.job.id), None);
+        cache.store(&next(&second, |job| job.status = Status::Succeeded));
+        assert_eq!(cache.get(&first.frame.job().id), None);
         assert_eq!(cache.lock().bytes, 0);
     }
 
@@ -172,16 +188,16 @@ mod tests {
         let cache = DocumentCache::bounded(3, 100);
         let changes = [1, 2, 3].map(|_| change(None, 10));
         for change in &changes {
-            cache.store(change.clone());
+            cache.store(change);
         }
-        assert!(cache.get(&changes[0].job.id).is_some());
+        assert!(cache.get(&changes[0].frame.job().id).is_some());
         let large = change(None, 85);
-        cache.store(large.clone());
-        let cached = changes.map(|change| cache.get(&change.job.id).is_some());
+        cache.store(&large);
+        let cached = changes.map(|change| cache.get(&change.frame.job().id).is_some());
         assert_eq!(cached, [true, false, false]);
-        assert!(cache.get(&large.job.id).is_some());
+        assert!(cache.get(&large.frame.job().id).is_some());
 
-        cache.store(change(None, 101));
+        cache.store(&change(None, 101));
         assert_eq!(cache.lock().jobs.len(), 0, "larger than the cache");
     }
 
@@ -189,16 +205,22 @@ mod tests {
     fn task_is_found_while_its_job_is_cached() {
         let cache = DocumentCache::bounded(1, 100);
         let job = change(Some("1"), 10);
-        cache.store(job.clone());
-        assert_eq!(cache.find_task("kling", "1"), Some(job.job.id.clone()));
+        cache.store(&job);
+        assert_eq!(
+            cache.find_task("kling", "1"),
+            Some(job.frame.job().id.clone())
+        );
         assert_eq!(cache.find_task("other", "1"), None);
 
         let rebound = next(&job, |job| job.provider_task_id = Some("2".to_owned()));
-        cache.store(rebound);
+        cache.store(&rebound);
         assert_eq!(cache.find_task("kling", "1"), None);
-        assert_eq!(cache.find_task("kling", "2"), Some(job.job.id.clone()));
+        assert_eq!(
+            cache.find_task("kling", "2"),
+            Some(job.frame.job().id.clone())
+        );
 
-        cache.store(change(None, 10));
+        cache.store(&change(None, 10));
         assert_eq!(cache.find_task("kling", "2"), None);
         cache.clear();
         assert!(cache.lock().by_task.is_empty() && cache.lock().jobs.is_empty());

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Params, Row, named_params};
 use super::command::{Change, Changes};
 use super::{SqliteStore, budgets, duration_millis, sql_limit};
 use crate::job::{Job, JobId, Status, Update};
+use crate::protocol::Frame;
 use crate::store::codec::{
     EncodedJob, ListGroup, decode_job, from_json, skip_corrupt, task_of, to_json,
 };
@@ -276,9 +277,9 @@ fn complete(
 
 fn change(job: &Arc<Job>, encoded: &EncodedJob) -> Change {
     Change {
-        job: Arc::clone(job),
+        frame: Arc::new(Frame::with_document(Arc::clone(job), &encoded.document)),
         schedule: encoded.schedule,
-        bytes: encoded.document.len() + encoded.internal.len(),
+        bytes: encoded.size(),
     }
 }
 

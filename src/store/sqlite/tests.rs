@@ -165,6 +165,7 @@ impl Model {
                     schedule: self.schedule(&next, offset),
                     job: Arc::clone(&next),
                     expected_version: current.version - u64::from(is_stale),
+                    expected_revision: None,
                     applied_buffered: Vec::new(),
                     budget_entries: Vec::new(),
                 };

@@ -76,13 +76,6 @@ struct WriteConnection {
     changes: Changes,
 }
 
-/// What happened to a group.
-enum GroupOutcome {
-    Done,
-    /// Another process has locked the database. The commands are queued again.
-    Locked,
-}
-
 impl Writer {
     /// Starts the writer thread. `checkpointer` is another connection to the same file, or `None`
     /// for a database in memory.
@@ -176,20 +169,16 @@ impl Writer {
     /// Commits the queued commands on this thread. Commands that arrive in the meantime are left to
     /// the writer thread, because the tasks of this thread must run.
     fn run_inline(&self) {
-        let outcome = match self.connection.try_lock() {
-            Ok(mut connection) => self.run_group(connection.as_mut(), Duration::ZERO),
+        match self.connection.try_lock() {
+            Ok(mut connection) => self.run_group(&mut connection, Duration::ZERO),
             Err(TryLockError::Poisoned(poisoned)) => {
-                self.run_group(poisoned.into_inner().as_mut(), Duration::ZERO)
+                self.run_group(&mut poisoned.into_inner(), Duration::ZERO);
             }
             // The thread that holds the connection checks the queue after it releases it.
             Err(TryLockError::WouldBlock) => return,
-        };
-        let needs_thread = match outcome {
-            GroupOutcome::Locked => true,
-            // Checked after the connection is released, for callers that could not lock it.
-            GroupOutcome::Done => self.has_commands() || self.needs_checkpoint(),
-        };
-        if needs_thread {
+        }
+        // Checked after the connection is released, for callers that could not lock it.
+        if self.has_commands() || self.needs_checkpoint() {
             self.wake_thread();
         }
     }
@@ -197,7 +186,7 @@ impl Writer {
     fn run_on_thread(&self, checkpointer: Option<&Connection>) {
         loop {
             let mut connection = lock(&self.connection);
-            drop(self.run_group(connection.as_mut(), BUSY_TIMEOUT));
+            self.run_group(&mut connection, BUSY_TIMEOUT);
             drop(connection);
             if self.needs_checkpoint() {
                 self.checkpoint(checkpointer);
@@ -237,16 +226,12 @@ impl Writer {
 
     /// Runs the queued commands in one transaction. Waits up to `busy_timeout` for locks of other
     /// processes; with zero, the commands stay queued.
-    fn run_group(
-        &self,
-        connection: Option<&mut WriteConnection>,
-        busy_timeout: Duration,
-    ) -> GroupOutcome {
+    fn run_group(&self, connection: &mut Option<WriteConnection>, busy_timeout: Duration) {
         let Some(WriteConnection {
             db, group, changes, ..
         }) = connection
         else {
-            return GroupOutcome::Done;
+            return;
         };
         {
             let mut queue = lock(&self.queue);
@@ -254,7 +239,7 @@ impl Writer {
             group.extend(queue.commands.drain(..count));
         }
         if group.is_empty() {
-            return GroupOutcome::Done;
+            return;
         }
         let started = Instant::now();
         let outcome = match begin(db, busy_timeout) {
@@ -264,7 +249,7 @@ impl Writer {
                     && error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) =>
             {
                 lock(&self.queue).commands.splice(..0, group.drain(..));
-                return GroupOutcome::Locked;
+                return;
             }
             Err(error) => Err(error.into()),
         };
@@ -288,7 +273,6 @@ impl Writer {
         for command in group.drain(..) {
             command.reply(outcome.clone());
         }
-        GroupOutcome::Done
     }
 
     /// Publishes the changes of a durable transaction. The caller holds the connection, so changes
@@ -298,9 +282,8 @@ impl Writer {
             self.cache.clear();
         }
         for change in changes.stored.drain(..) {
-            let job = Arc::clone(&change.job);
-            self.cache.store(change);
-            (self.on_event)(StoreEvent::JobChanged(job));
+            self.cache.store(&change);
+            (self.on_event)(StoreEvent::JobChanged(change.frame));
         }
     }
 
@@ -315,7 +298,7 @@ impl Writer {
     pub(super) fn finish(&self) {
         let mut connection = lock(&self.connection);
         while connection.is_some() && self.has_commands() {
-            drop(self.run_group(connection.as_mut(), BUSY_TIMEOUT));
+            self.run_group(&mut connection, BUSY_TIMEOUT);
         }
         let Some(WriteConnection { db, .. }) = connection.as_ref() else {
             return;
@@ -384,6 +367,7 @@ mod tests {
 
     use super::*;
     use crate::job::{Job, NewJob};
+    use crate::protocol::Frame;
     use crate::store::Schedule;
     use crate::store::sqlite::command::Change;
     use crate::time::Time;
@@ -404,7 +388,7 @@ mod tests {
     fn insert(db: &Connection, changes: &mut Changes) -> Result<(), Error> {
         db.execute("INSERT INTO notes VALUES ('note')", [])?;
         changes.stored.push(Change {
-            job: job(),
+            frame: Arc::new(Frame::new(job())),
             schedule: Schedule::default(),
             bytes: 0,
         });
@@ -513,12 +497,21 @@ mod tests {
     #[tokio::test]
     async fn command_waits_for_the_thread_that_holds_the_connection() {
         let test = TestWriter::start("CREATE TABLE notes (note)");
-        let connection = lock(&test.writer.connection);
+        let (locked, is_locked) = std::sync::mpsc::channel();
+        let (release, is_released) = std::sync::mpsc::channel::<()>();
+        let writer = Arc::clone(&test.writer);
+        let holder = std::thread::spawn(move || {
+            let _connection = lock(&writer.connection);
+            locked.send(()).unwrap();
+            is_released.recv().unwrap_err();
+        });
+        is_locked.recv().unwrap();
         let mut waiting = Box::pin(test.writer.execute(insert));
         assert!(futures_util::poll!(&mut waiting).is_pending());
         tokio::task::yield_now().await;
         assert!(futures_util::poll!(&mut waiting).is_pending());
-        drop(connection);
+        drop(release);
+        holder.join().unwrap();
         test.writer.wake_thread();
         waiting.await.unwrap();
         assert_eq!(test.published(), 1);

@@ -47,7 +47,7 @@ impl Node {
     /// Returns the id and version of the next change.
     async fn next_change(&mut self) -> (String, u64) {
         match self.next_event().await {
-            StoreEvent::JobChanged(job) => (job.id.to_string(), job.version),
+            StoreEvent::JobChanged(frame) => (frame.job().id.to_string(), frame.job().version),
             other @ (StoreEvent::Unavailable
             | StoreEvent::Recovered
             | StoreEvent::SharedStateChanged) => panic!("{other:?}"),

@@ -391,7 +391,7 @@ async fn commit_until_killed(path: &Path) {
         std::io::stderr().write_all(line.as_bytes()).unwrap();
     };
     let on_event: EventHandler = Arc::new(move |event| match event {
-        StoreEvent::JobChanged(job) => report(&job.id, job.version),
+        StoreEvent::JobChanged(frame) => report(&frame.job().id, frame.job().version),
         StoreEvent::SharedStateChanged | StoreEvent::Unavailable | StoreEvent::Recovered => {}
     });
     let url = format!("sqlite://{}", path.display());

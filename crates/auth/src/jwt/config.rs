@@ -17,6 +17,9 @@ pub(super) const MIN_SECRET_BYTES: usize = 32;
 /// below one in ten million.
 const MIN_DISTINCT_BYTES: usize = 6;
 
+/// Maximum length of a word that a secret must not repeat, in bytes.
+const MAX_WORD_BYTES: usize = 8;
+
 /// The `[auth]` section. An empty string counts as unset.
 #[derive(Debug, Clone)]
 pub struct AuthConfig {
@@ -96,11 +99,18 @@ fn public_key(entry: &str) -> Result<VerifyingKey, String> {
 #[must_use]
 pub fn secret_problem(secret: &str) -> Option<String> {
     let (length, distinct) = (secret.len(), secret.bytes().collect::<BTreeSet<u8>>());
+    // A secret with a short period is a repeated word.
+    let has_period = |period| {
+        secret
+            .bytes()
+            .zip(secret.bytes().skip(period))
+            .all(|(a, b)| a == b)
+    };
     if length < MIN_SECRET_BYTES {
         Some(format!(
             "must have at least {MIN_SECRET_BYTES} bytes, found {length}"
         ))
-    } else if distinct.len() < MIN_DISTINCT_BYTES {
+    } else if distinct.len() < MIN_DISTINCT_BYTES || (1..=MAX_WORD_BYTES).any(has_period) {
         Some("must be random, such as the output of openssl rand -hex 32".to_owned())
     } else {
         None

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::job::{Job, JobId};
+use crate::protocol::Frame;
 use crate::store::codec::from_json;
 use crate::store::redis::connection::Connections;
 use crate::store::redis::keys::KeyNames;
@@ -116,22 +117,26 @@ impl MessageReceiver {
             return (listener.on_event)(StoreEvent::SharedStateChanged);
         }
         match self.changed_job(&message.value) {
-            Ok(job) => (listener.on_event)(StoreEvent::JobChanged(job)),
+            Ok(frame) => (listener.on_event)(StoreEvent::JobChanged(frame)),
             Err(error) => tracing::error!(%error, "invalid pub/sub message"),
         }
     }
 
-    /// Returns the job of a message. A message of this node is not decoded if the job is in memory.
-    fn changed_job(&self, message: &Value) -> Result<Arc<Job>, Error> {
+    /// Returns the version of a message. The document of a message of this node is not decoded if the
+    /// job is in memory.
+    fn changed_job(&self, message: &Value) -> Result<Arc<Frame>, Error> {
         let text = message.as_str().unwrap_or_default();
         let (revision, id, document) = parse_message(&text)
             .ok_or_else(|| Error::Corrupt("message without head".to_owned()))?;
-        if let Some(job) = self.recent.sent_by_this_node(id, revision) {
-            return Ok(job);
-        }
-        let job: Arc<Job> = Arc::new(from_json(document)?);
-        self.recent.observe(&job, revision);
-        Ok(job)
+        let job = match self.recent.sent_by_this_node(id, revision) {
+            Some(job) => job,
+            None => {
+                let job: Arc<Job> = Arc::new(from_json(document)?);
+                self.recent.observe(&job, revision);
+                job
+            }
+        };
+        Ok(Arc::new(Frame::with_document(job, document)))
     }
 }
 

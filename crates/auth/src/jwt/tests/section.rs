@@ -17,6 +17,7 @@ fn all_invalid_keys_are_reported_with_their_config_key() {
             signers::SECRET.into(),
             "x".repeat(31).into(),
             "ab".repeat(32).into(),
+            "password".repeat(8).into(),
         ],
         jwks_url: Some("http://keys.example/jwks".parse().expect("a url")),
         ..AuthConfig::default()
@@ -39,6 +40,7 @@ fn all_invalid_keys_are_reported_with_their_config_key() {
     insta::assert_snapshot!(lines.join("\n"), @"
     auth.hs256_secrets[1] must have at least 32 bytes, found 31
     auth.hs256_secrets[2] must be random, such as the output of openssl rand -hex 32
+    auth.hs256_secrets[3] must be random, such as the output of openssl rand -hex 32
     auth.public_keys[0] is a private key; use the public key (openssl pkey -pubout)
     auth.public_keys[1] is a certificate; use its public key (openssl x509 -pubkey -noout)
     auth.public_keys[2] is not an Ed25519, EC (P-256, P-384) or RSA (2048 to 8192 bits) public key in PEM

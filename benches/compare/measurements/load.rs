@@ -1,0 +1,161 @@
+//! Loads of updates to many jobs, and what an update costs the server under them.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use hdrhistogram::Histogram;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use super::system_calls::Counter;
+use super::{MEASUREMENT_TIMEOUT, Scenario};
+use crate::http_connection::HttpConnection;
+use crate::process::Usage;
+
+/// Connections of the load generator. Each has at most one request in flight.
+const CONNECTIONS: usize = 32;
+
+/// How updates are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Updates per second, on a schedule that does not wait for responses.
+    Rate(u32),
+    /// As many updates as the server accepts from connections that each wait for the response.
+    Full,
+}
+
+/// What happened during a load.
+pub struct Outcome {
+    /// Updates that the server accepted.
+    pub updates: u64,
+    /// Messages that the sockets received.
+    pub deliveries: u64,
+    pub elapsed: Duration,
+    pub usage: Usage,
+    /// Microseconds from the due time of each update, or from its request under full load, until a socket has it.
+    pub latencies: Histogram<u64>,
+}
+
+/// Cost of an update under a load.
+#[derive(Clone, Debug)]
+pub struct UpdateCost {
+    /// CPU time of the server in microseconds.
+    pub cpu_micros: f64,
+    pub context_switches: f64,
+    /// `None` if `perf` is not available.
+    pub system_calls: Option<f64>,
+    /// Memory of the server after the load, in bytes.
+    pub memory: u64,
+    pub updates_per_second: f64,
+    /// Deliveries per accepted update.
+    pub delivered: f64,
+    /// Latencies in microseconds.
+    pub latencies: Histogram<u64>,
+}
+
+impl Scenario {
+    /// Returns the cost of an update while the load runs for `duration`, after a warm-up of half that time. System calls
+    /// are counted in another half, because counting them costs CPU time.
+    pub async fn update_cost(
+        &mut self,
+        load: Load,
+        duration: Duration,
+    ) -> anyhow::Result<UpdateCost> {
+        self.run(load, duration / 2).await?;
+        let outcome = self.run(load, duration).await?;
+        let counter = Counter::start(&self.server.process_ids()?).await;
+        let counted = self.run(load, duration / 2).await?;
+        let system_calls = counter.and_then(Counter::finish);
+        #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
+        let [updates, counted_updates] =
+            [outcome.updates, counted.updates].map(|updates| updates as f64);
+        #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
+        let cost = UpdateCost {
+            cpu_micros: outcome.usage.cpu.as_secs_f64() * 1e6 / updates,
+            context_switches: outcome.usage.context_switches as f64 / updates,
+            system_calls: system_calls.map(|calls| calls as f64 / counted_updates),
+            memory: self.server.memory()?,
+            updates_per_second: updates / outcome.elapsed.as_secs_f64(),
+            delivered: outcome.deliveries as f64 / updates,
+            latencies: outcome.latencies,
+        };
+        Ok(cost)
+    }
+
+    /// Sends `rate` updates per second for `duration`, and returns their latencies in microseconds.
+    pub async fn latencies_at_rate(
+        &mut self,
+        rate: u32,
+        duration: Duration,
+    ) -> anyhow::Result<Histogram<u64>> {
+        Ok(self.run(Load::Rate(rate), duration).await?.latencies)
+    }
+
+    /// Runs a load until every socket has the last update of its channel.
+    pub async fn run(&mut self, load: Load, duration: Duration) -> anyhow::Result<Outcome> {
+        let observations = Rc::clone(&self.clients.observations);
+        let received = observations.received.get();
+        let (start, before) = (Instant::now(), self.server.usage()?);
+        observations.start_latencies(self.clock);
+        let updates = match load {
+            Load::Rate(rate) => self.at_rate(rate, duration).await?,
+            Load::Full => self.as_fast_as_accepted(duration).await?,
+        };
+        observations
+            .wait_until_current(MEASUREMENT_TIMEOUT)
+            .await
+            .with_context(|| format!("after {updates} updates"))?;
+        let outcome = Outcome {
+            updates,
+            deliveries: observations.received.get() - received,
+            elapsed: start.elapsed(),
+            usage: self.server.usage()?.since(before),
+            latencies: observations.finish_latencies(),
+        };
+        self.verify_unordered()?;
+        Ok(outcome)
+    }
+
+    /// Returns the number of updates.
+    async fn at_rate(&self, rate: u32, duration: Duration) -> anyhow::Result<u64> {
+        let connections: Vec<_> = (0..CONNECTIONS)
+            .map(|_| Rc::new(Mutex::new(HttpConnection::new(self.server.publish_address))))
+            .collect();
+        let start = self.clock.now();
+        let interval_nanos = 1_000_000_000 / u64::from(rate);
+        let updates = u64::from(rate) * u64::try_from(duration.as_millis())? / 1000;
+        let mut requests = JoinSet::new();
+        for (nth, connection) in (0..updates).zip(connections.iter().cycle()) {
+            let due = start + nth * interval_nanos;
+            self.clock.wait_until(due).await;
+            let (channel, stamp) = self.next(due);
+            let request = self.update(channel, stamp)?;
+            self.clients.observations.expect(channel, stamp.number);
+            let connection = Rc::clone(connection);
+            requests.spawn_local(async move {
+                connection.lock().await.send(&request).await?;
+                anyhow::Ok(())
+            });
+        }
+        while let Some(done) = requests.join_next().await {
+            done??;
+        }
+        Ok(updates)
+    }
+
+    /// Returns the number of updates.
+    async fn as_fast_as_accepted(&self, duration: Duration) -> anyhow::Result<u64> {
+        let first = self.number.get();
+        let end = Instant::now() + duration;
+        let sender = || async {
+            let mut connection = HttpConnection::new(self.server.publish_address);
+            while Instant::now() < end {
+                connection.send(&self.expected_update()?).await?;
+            }
+            anyhow::Ok(())
+        };
+        futures_util::future::try_join_all((0..CONNECTIONS).map(|_| sender())).await?;
+        Ok(self.number.get() - first)
+    }
+}
