@@ -99,8 +99,8 @@ fn wrap(value: Value, kind: u8) -> Value {
     let key = Value::Line("+key".to_owned());
     match kind {
         b'%' => Value::Aggregate(kind, vec![key, value]),
-        // Attributes must not describe attributes.
-        b'|' if !matches!(value, Value::Attributes(..)) => {
+        // Attributes must not describe attributes or null.
+        b'|' if !matches!(value, Value::Attributes(..) | Value::Null(_)) => {
             Value::Attributes(vec![key.clone(), key], Box::new(value))
         }
         b'|' => Value::Attributes(vec![key.clone(), value], Box::new(key)),

@@ -48,14 +48,20 @@ pub(super) async fn read(request: &HttpRequest, body: &[u8]) -> Result<Option<Va
 
 async fn value(field: Field<'_>) -> Result<Value, ApiError> {
     let file_name = field.file_name().map(str::to_owned);
+    let is_steps = field.name() == Some("steps");
     let content = field.bytes().await.map_err(malformed)?;
     if let Some(file_name) = file_name {
         let digest = hex::encode(digest::digest(&digest::SHA256, &content));
         return Ok(json!({"filename": file_name, "bytes": content.len(), "sha256": digest}));
     }
     let text = String::from_utf8(content.to_vec());
-    text.map(Value::String)
-        .map_err(|_| ApiError::Malformed("a field of the form is not UTF-8".to_owned()))
+    let text =
+        text.map_err(|_| ApiError::Malformed("a field of the form is not UTF-8".to_owned()))?;
+    // The fields of a form are texts. `steps` is a number in JSON.
+    Ok(match text.parse::<u64>() {
+        Ok(steps) if is_steps => json!(steps),
+        Ok(_) | Err(_) => Value::String(text),
+    })
 }
 
 fn malformed(error: impl std::fmt::Display) -> ApiError {

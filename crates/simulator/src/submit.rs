@@ -103,9 +103,7 @@ impl Options {
         let scenario = option("scenario").map(|name| name.as_str().unwrap_or_default().parse());
         let scenario = scenario.unwrap_or(Ok(default_scenario));
         let steps = option("steps").map(|steps| {
-            // The fields of a form are texts.
-            let number = steps.as_u64().or_else(|| steps.as_str()?.parse().ok());
-            let steps = number.and_then(|number| u16::try_from(number).ok());
+            let steps = steps.as_u64().and_then(|steps| u16::try_from(steps).ok());
             steps.filter(|steps| *steps <= MAX_STEPS).ok_or_else(|| {
                 ApiError::Invalid(format!("steps must be an integer of at most {MAX_STEPS}"))
             })
