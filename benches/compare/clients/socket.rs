@@ -44,15 +44,11 @@ impl Socket {
             ),
             Protocol::EventStream => ("Accept: text/event-stream\r\n", "HTTP/1.1 200"),
         };
-        let mut request = format!(
+        let request = format!(
             "GET {} HTTP/1.1\r\nHost: localhost\r\n{protocol_headers}{}\r\n",
             subscription.path, subscription.headers
-        )
-        .into_bytes();
-        if let Some(text) = &subscription.message {
-            request.extend(masked(0x81, text.as_bytes()));
-        }
-        stream.write_all(&request).await?;
+        );
+        stream.write_all(request.as_bytes()).await?;
         let mut response = Vec::with_capacity(512);
         let head = loop {
             let read = stream.read_buf(&mut response).await?;
@@ -66,6 +62,10 @@ impl Socket {
             "handshake rejected: {}",
             String::from_utf8_lossy(&response)
         );
+        // Centrifugo rejects clients that send a frame before the end of the handshake.
+        if let Some(text) = &subscription.message {
+            stream.write_all(&masked(0x81, text.as_bytes())).await?;
+        }
         Ok(Self {
             stream,
             protocol: subscription.protocol,
