@@ -1,9 +1,9 @@
 //! The unfinished jobs that this node saw last, so that a commit needs no read before it.
 //!
-//! A version in memory is only a guess at the stored one. It is used as the basis of a commit, which
-//! requires the revision of the guess: a wrong guess fails, returns the stored version, and is
-//! replaced. So nothing depends on whether messages of other nodes arrive, jobs are deleted, or a
-//! failover loses writes.
+//! A version in memory may no longer be the stored one. It is used only as the basis of a commit, which
+//! requires its revision. If another revision is stored, the commit fails and returns the stored
+//! version, which replaces the one in memory. Correctness therefore does not depend on whether
+//! messages of other nodes arrive, jobs are deleted, or a failover loses writes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,7 +37,7 @@ struct Jobs {
 
 #[derive(Default)]
 struct Entry {
-    /// The version that was stored when this node last heard of the job.
+    /// The newest version that this node knows to have been stored.
     stored: Option<Known>,
     /// The version that this node sent last, until the outcome is known.
     sent: Option<Known>,
@@ -77,7 +77,7 @@ impl RecentJobs {
         }
     }
 
-    /// Returns the version that was stored when this node last heard of the job.
+    /// Returns the newest version that this node knows to have been stored.
     pub(super) fn get(&self, id: &JobId) -> Option<RecentJob> {
         let mut jobs = self.jobs();
         let stored = jobs.entries.get(id)?.stored.as_ref()?;
