@@ -144,8 +144,11 @@ fn vary_by_encoding(headers: &mut HeaderMap) {
 }
 
 fn varies_by_encoding(headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all(header::VARY);
-    values.any(|value| value == ACCEPT_ENCODING)
+    let values = headers.get_all(header::VARY);
+    let mut names = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    names.any(|name| name.trim().eq_ignore_ascii_case(ACCEPT_ENCODING))
 }
 
 /// Makes a strong `ETag` weak. A strong one identifies the bytes of the body, and the compressed ones
