@@ -115,7 +115,7 @@ impl CancelService {
     /// can still reject the cancellation.
     ///
     /// # Errors
-    /// Returns the error that [`CancelService::cancel`] would return before a request.
+    /// Returns the error that [`CancelService::cancel`] would return before it sends a request.
     pub async fn check(&self, principal: &Principal, id: &str) -> Result<(), CancelError> {
         let job = self.load_authorized(principal, id).await?;
         self.target(&job).map(drop)

@@ -274,7 +274,8 @@ pub fn close(code: u16, reason: &str) -> Bytes {
 const JOB_MESSAGE_PREFIX: &[u8] = br#"{"type":"job","job":"#;
 const JOB_MESSAGE_SUFFIX: &[u8] = b"}";
 
-/// One version of a job, encoded for delivery on first use, unless its document is already encoded.
+/// One version of a job. It is encoded for delivery on first use, unless its document was already
+/// encoded when the frame was created.
 #[derive(Debug)]
 pub struct Frame {
     job: Arc<Job>,
@@ -297,7 +298,7 @@ impl Frame {
         }
     }
 
-    /// Creates a frame for this version, whose document is already encoded as JSON.
+    /// Creates a frame from a job and its document, which is already encoded as JSON.
     #[must_use]
     pub fn with_document(job: Arc<Job>, document: &str) -> Self {
         Self {

@@ -1,8 +1,9 @@
 //! The single writer of jobs.
 //!
 //! Invariant: every change reads the job, applies the update with [`Job::apply`] and commits with a
-//! compare-and-swap on the version. A conflict repeats the sequence from the read. A recent version
-//! in memory replaces the read if it leads to a commit. Any other result requires the read.
+//! compare-and-swap on the version. A conflict repeats the sequence from the read. A version in
+//! memory (`JobStore::recent`) may replace the read, because the commit fails if it is not the
+//! stored version. If it leads to no commit, the sequence is repeated with a read.
 
 mod confirmation;
 mod schedule;
@@ -165,7 +166,7 @@ impl Tracker {
     ) -> Result<UpdateOutcome, Error> {
         let mut may_guess = true;
         for _ in 0..MAX_CAS_ATTEMPTS {
-            // A recent version saves the read if it is the stored one, which only a commit finds out.
+            // A version in memory saves the read. The commit fails if it is not the stored version.
             let recent = may_guess.then(|| self.store.recent(id)).flatten();
             let recent = recent.filter(|recent| is_eligible(&recent.job));
             let expected_revision = recent.as_ref().map(|recent| recent.revision);
@@ -234,7 +235,8 @@ impl Tracker {
                         applied: true,
                     });
                 }
-                // The cause may be the task instead of the version.
+                // The conflict may concern the task instead of the version, so the next attempt
+                // reads.
                 CommitOutcome::Conflict if is_new_task && expected_revision.is_some() => {
                     may_guess = false;
                 }

@@ -1,8 +1,9 @@
-//! The floors: one thread, one epoll, and one `write` per delivery.
+//! The floors, which are the baselines of the benchmark: one thread, one epoll, and one `write` per delivery.
 //!
-//! A floor does only what every server must: no tokens and no versions, only a list of sockets per channel. The durable
-//! floor also appends the messages of each turn of its loop to a file and calls `fdatasync` once, before it delivers or
-//! answers them. Data that the kernel does not accept waits in memory without a bound.
+//! A floor keeps a list of sockets per channel and has neither tokens nor versions. The durable floor collects the
+//! messages of one iteration of its event loop, appends them to a file and calls `fdatasync` once. Only then does it
+//! deliver the messages and respond to the publishers. Data that the kernel does not accept is buffered in memory
+//! without a limit.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -35,7 +36,7 @@ enum Request {
     Publish { channel: String, message: Bytes },
 }
 
-/// A published message and its publisher. It is delivered and answered at the end of the turn.
+/// A published message and the key of its publisher. The message is delivered at the end of the event loop iteration.
 struct Publication {
     publisher: usize,
     channel: String,
@@ -87,7 +88,7 @@ pub fn serve(address: SocketAddr, log: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// Writes the messages of a turn to disk.
+/// Appends the messages to the log and syncs it to disk.
 fn append(log: &mut File, turn: &[Publication]) -> io::Result<()> {
     if turn.is_empty() {
         return Ok(());
@@ -109,7 +110,7 @@ fn deliver(
     let members = channels.get(&publication.channel).into_iter().flatten();
     let messages = members.map(|&member| (member, &publication.message));
     for (id, bytes) in messages.chain([(publication.publisher, &ACCEPTED)]) {
-        // The event of the closed socket removes it.
+        // The event loop removes the socket when epoll reports that it is closed.
         if let Some(client) = clients.get_mut(id)
             && client.send(bytes).is_err()
         {

@@ -34,7 +34,7 @@ pub struct Options {
     /// Measurements to run [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     parts: Vec<Part>,
-    /// Measure only how the cost of an update grows, and write charts to this directory
+    /// Measure only how the cost of an update scales, and write charts to this directory
     #[arg(long)]
     curves: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! Compares the hub with other servers and with a floor in one run.
+//! Compares the hub with other servers and with a baseline, the floor, in one run.
 //!
 //! The benchmark starts and stops all servers itself, on free loopback ports. Servers that are not installed are
 //! skipped.
@@ -41,7 +41,7 @@ struct Options {
     common: Common,
 }
 
-/// What to measure. Without a command: deliveries to many sockets.
+/// Measurement to run. Without a command, the benchmark measures deliveries to many sockets.
 #[derive(clap::Subcommand)]
 enum Command {
     /// Measures the cost of an update to one of many jobs with one socket each

@@ -1,7 +1,7 @@
 //! Measurements, each on a newly started server.
 //!
-//! Invariant: a result counts only if every socket has the last update of its channel and none was lost. If updates were
-//! sent one at a time, they must also have increased on every socket.
+//! Invariant: a result counts only if every socket has received the last update of its channel and no update was lost.
+//! If updates were sent one at a time, every socket must also have received them in order.
 
 mod load;
 mod system_calls;
@@ -21,23 +21,23 @@ use crate::process::Cores;
 
 pub use load::{Load, Outcome, UpdateCost};
 
-/// Maximum time for all sockets to become current.
+/// Maximum time until every socket has received the last update of its channel.
 const MEASUREMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Time after which the first update is repeated, for sockets that were not yet subscribed.
+/// Time after which the first updates are sent again, because sockets may not have been subscribed yet.
 const WARM_UP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Maximum time for sockets to become current after a pause.
+/// Maximum time until every socket has received the last update of its channel after a pause.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Concurrent requests if updates do not wait for each other.
+/// Connections on which concurrent updates are sent.
 const CONNECTIONS: usize = 8;
 
 /// Size of a scenario.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     pub sockets: usize,
-    /// Channels that the sockets are distributed over.
+    /// Number of channels. The sockets are distributed evenly over them.
     pub channels: usize,
     /// Minimum bytes of a message. A document of the hub without padding may already be longer.
     pub bytes: usize,
@@ -50,7 +50,7 @@ impl Size {
     }
 }
 
-/// A server and sockets of some of its channels, all of which are current.
+/// A server, and sockets that are subscribed to some of its channels and have received their last updates.
 pub struct Scenario {
     server: Rc<RunningServer>,
     first_channel: usize,
@@ -73,7 +73,7 @@ impl Scenario {
         Self::on_channels(Rc::new(server), 0, size).await
     }
 
-    /// Opens sockets of the channels of a running server from `first_channel`.
+    /// Opens the sockets of `size.channels` channels of a running server, starting with `first_channel`.
     pub async fn on_channels(
         server: Rc<RunningServer>,
         first_channel: usize,
@@ -135,7 +135,7 @@ impl Scenario {
         self.server.update(self.first_channel + channel, stamp)
     }
 
-    /// Returns the request of the next update, for which all sockets of its channel are now behind.
+    /// Returns the request of the next update, and records that all sockets of its channel must receive it.
     fn expected_update(&self) -> anyhow::Result<Vec<u8>> {
         let (channel, stamp) = self.next(self.clock.now());
         self.clients.observations.expect(channel, stamp.number);
@@ -156,8 +156,8 @@ impl Scenario {
         Ok(())
     }
 
-    /// Sends updates one at a time, each after every socket has received the previous one. Returns the cost per
-    /// delivery, of which each is one write.
+    /// Sends updates one at a time: each one after every socket has received the previous one. Returns the cost per
+    /// delivery. Every delivery is one write.
     pub async fn sequential(&mut self, updates: usize) -> anyhow::Result<Cost> {
         let (start, before) = (Instant::now(), self.server.cpu()?);
         let received = self.clients.observations.received.get();
@@ -178,8 +178,8 @@ impl Scenario {
         Ok(cost)
     }
 
-    /// Sends updates as fast as the server responds, without waiting for deliveries. Returns the cost per update and
-    /// subscribed socket, whether or not the update was superseded before its delivery.
+    /// Sends updates as fast as the server responds, without waiting for deliveries. Returns the CPU time divided by
+    /// updates × sockets, even if superseded updates were not delivered.
     pub async fn concurrent(&mut self, updates: usize) -> anyhow::Result<Cost> {
         let (start, before) = (Instant::now(), self.server.cpu()?);
         self.send_concurrently(self.updates(updates)?).await?;
@@ -225,7 +225,7 @@ impl Scenario {
         Ok(Some(cost))
     }
 
-    /// Returns the deliveries of `updates` updates and one more per channel, without conflation.
+    /// Returns the number of deliveries of `updates` updates and one more per channel, without conflation.
     fn expected_deliveries(&self, updates: usize) -> u64 {
         let sockets_per_channel = self.size.sockets / self.size.channels;
         ((updates + self.size.channels) * sockets_per_channel) as u64

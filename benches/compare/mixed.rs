@@ -1,5 +1,5 @@
-//! A mixed load: one job with many sockets, and many jobs with one socket each. Shows whether the updates of the many
-//! jobs wait for the fan-out of the one.
+//! A mixed load: one watched job with many sockets, and many other jobs with one socket each. Shows whether updates
+//! of the other jobs are delayed by the fan-out of the watched job.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -19,27 +19,27 @@ const ROUNDS: usize = 3;
 #[derive(clap::Args)]
 #[group(skip)]
 pub struct Options {
-    /// Sockets of the one job
+    /// Sockets of the watched job
     #[arg(long, default_value_t = 10_000)]
     watchers: usize,
-    /// Updates per second of the one job
+    /// Updates per second of the watched job
     #[arg(long, default_value_t = 20)]
     watched_rate: u32,
-    /// Jobs with one socket each
+    /// Number of other jobs, with one socket each
     #[arg(long, default_value_t = 1000)]
     jobs: usize,
-    /// Updates per second of those jobs
+    /// Updates per second of the other jobs, in total
     #[arg(long, default_value_t = 1000)]
     rate: u32,
     /// Seconds of each round, after a warm-up of half that time
     #[arg(long, default_value_t = 6)]
     seconds: u64,
-    /// Measure one round of one second, to see that everything runs
+    /// Measure one round of one second, to check that every server works
     #[arg(long)]
     quick: bool,
 }
 
-/// What happened to the one job and to the others.
+/// Results of one round for the watched job and for the other jobs.
 struct Round {
     watched: Outcome,
     others: Outcome,

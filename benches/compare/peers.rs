@@ -47,7 +47,7 @@ pub struct StartContext<'a> {
 pub enum Peer {
     /// Bare epoll writer: the minimum cost of one write per delivery
     Floor,
-    /// The same, with each update on disk before it is delivered
+    /// Bare epoll writer that syncs each update to disk before it delivers it
     DurableFloor,
     /// The hub on SQLite
     Hub,
@@ -67,23 +67,23 @@ pub enum Peer {
     ActixWs,
     /// Express with ws and Redis
     Express,
-    /// The libraries of the hub, which store and deliver what is posted
+    /// Bare stack: stores and delivers messages with the libraries of the hub
     Stack,
-    /// The same, with JSON
+    /// Like `stack`, and decodes reports and encodes documents as JSON
     StackJson,
-    /// The same, with tokens
+    /// Like `stack-json`, and verifies tokens
     StackToken,
-    /// The same, with versions of a document
+    /// Like `stack-token`, and applies each report to the stored document
     StackVersions,
-    /// The same, with indexes
+    /// Like `stack-versions`, and maintains indexes
     StackIndexes,
-    /// The same, with feeds of changes
+    /// Like `stack-indexes`, and delivers through change feeds
     StackFeeds,
-    /// The same, with metrics
+    /// Like `stack-feeds`, and records metrics
     StackMetrics,
-    /// actix-ws with SQLite as it is commonly written
+    /// actix-ws with SQLite, one transaction per update
     ActixSqlite,
-    /// Durable Streams' server in Rust
+    /// The Rust server of Durable Streams
     DurableStreams,
     /// Centrifugo without history
     Centrifugo,
@@ -94,7 +94,7 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// The servers of the measurements of deliveries. The first is the one that the others are compared with.
+    /// Servers of the measurements of deliveries. All others are compared with the first.
     pub const OF_DELIVERIES: &[Self] = &[
         Self::Floor,
         Self::Hub,
@@ -105,7 +105,7 @@ impl Peer {
         Self::Express,
     ];
 
-    /// The servers of the measurements of updates. The first is the one that the others are compared with.
+    /// Servers of the measurements of updates. All others are compared with the first.
     pub const OF_UPDATES: &[Self] = &[
         Self::DurableFloor,
         Self::Hub,
@@ -128,7 +128,7 @@ impl Peer {
         Self::Express,
     ];
 
-    /// The servers of the measurement of a mixed load. The first is the one that the others are compared with.
+    /// Servers of the measurement of a mixed load. The first is measured in every run.
     pub const OF_MIXED_LOAD: &[Self] = &[
         Self::DurableFloor,
         Self::Hub,
@@ -140,8 +140,8 @@ impl Peer {
         Self::Express,
     ];
 
-    /// Returns those of `candidates` that are requested and installed, and prints how to install the others. An empty
-    /// request means all. The first candidate is always requested.
+    /// Returns the `candidates` that are requested and installed. Prints how to install the requested ones that are
+    /// missing. If `requested` is empty, all candidates are requested. The first candidate always is.
     pub fn choose(candidates: &[Self], requested: &[Self]) -> Vec<Self> {
         let is_requested = |peer: &Self| {
             requested.is_empty() || requested.contains(peer) || candidates.first() == Some(peer)

@@ -1,4 +1,4 @@
-//! Server processes: started on one core, with CPU time, context switches and memory from the kernel.
+//! Server processes: starts them on one core or on all, and reads their CPU time, context switches and memory.
 //!
 //! Invariant: values cover the whole process tree, and no process outlives the run.
 
@@ -29,10 +29,10 @@ pub enum Cores {
     All,
 }
 
-/// What a server has used since its start.
+/// Resource usage of a server since its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// CPU time of all threads, as the scheduler counts it.
+    /// CPU time of all threads, from `/proc/<pid>/task/*/schedstat`.
     pub cpu: Duration,
     /// Voluntary and involuntary context switches of all threads.
     pub context_switches: u64,
@@ -65,7 +65,7 @@ impl Usage {
 pub struct Process {
     child: Child,
     log: PathBuf,
-    /// Last known usage of each thread. Threads that have exited keep theirs.
+    /// Last known usage of each thread, including threads that have exited.
     threads: RefCell<HashMap<PathBuf, Usage>>,
 }
 
@@ -81,7 +81,7 @@ impl Process {
         }
         let child = start
             .args(command)
-            // The end of the log is shown if the server fails.
+            // A backtrace would displace the error in the log excerpt.
             .env("RUST_BACKTRACE", "0")
             .current_dir(dir)
             .stdin(Stdio::null())

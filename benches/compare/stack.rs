@@ -1,8 +1,8 @@
-//! The bare stack: the libraries of the hub, to which the work of the hub is added step by step.
+//! The bare stack: a minimal server with the libraries of the hub. Each [`Step`] adds one kind of work of the hub.
 //!
-//! One worker of actix-web accepts updates and serves WebSockets with actix-ws. What arrives in one turn of its event loop
-//! is committed to SQLite in one transaction, before any of it is delivered or answered. The difference between two steps
-//! is what the added work costs.
+//! One worker of actix-web accepts updates and serves WebSockets with actix-ws. The updates of one turn of its event
+//! loop are committed to SQLite in one transaction, before the server delivers them or responds. The difference
+//! between two steps is the cost of the added work.
 
 pub mod document;
 mod feeds;
@@ -28,10 +28,10 @@ use metrics::Metrics;
 use store::Store;
 use token::Verifier;
 
-/// Work that the stack does. Each step includes those before it.
+/// Work of the stack. Each step includes all earlier steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
-    /// Stores and delivers what is posted
+    /// Stores and delivers messages without decoding them
     Plain,
     /// Decodes a report and encodes a document
     Json,
@@ -41,9 +41,9 @@ pub enum Step {
     Versions,
     /// Maintains the indexes that the hub needs to find jobs
     Indexes,
-    /// Delivers through a feed per job, from which each socket takes the newest version, and a feed per owner
+    /// Publishes to a feed per job, from which sockets send the newest version, and to a feed per owner
     Feeds,
-    /// Counts and times requests
+    /// Records the number and the duration of requests
     Metrics,
 }
 
@@ -147,7 +147,7 @@ async fn publish(
     Ok(HttpResponse::Accepted().finish())
 }
 
-/// Returns the message of the update once it is on disk.
+/// Commits a change together with the other changes of this turn. Returns the message for the sockets.
 async fn commit(
     stack: &web::Data<Stack>,
     channel: String,
@@ -165,7 +165,7 @@ async fn commit(
     if is_first {
         let stack = stack.clone();
         actix_web::rt::spawn(async move {
-            // The requests that have already arrived join this turn.
+            // Requests that have already arrived add their changes before the commit.
             tokio::task::yield_now().await;
             let turn = TURN.take();
             // If this fails, the senders are dropped and all updates of the turn fail.

@@ -1,6 +1,6 @@
-//! Updates to many jobs with one socket each: what an update costs each server, and when it reaches the socket.
+//! Updates to many jobs with one socket each: the cost and the latency of an update on each server.
 //!
-//! This is the usual work of the hub: many jobs change, and each has one viewer. Every update goes to another job.
+//! This is the typical load of the hub: many jobs that change, with one viewer each. Updates go to the jobs in turn.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ const ROUNDS: usize = 3;
 #[derive(clap::Args)]
 #[group(skip)]
 pub struct Options {
-    /// Numbers of jobs. Each is a measurement of its own
+    /// Numbers of jobs. Each number is measured separately
     #[arg(long, value_delimiter = ',', default_values_t = [1000, 10_000])]
     jobs: Vec<usize>,
     /// How updates are sent [default: all]
@@ -28,10 +28,10 @@ pub struct Options {
     /// Updates per second under the calm load
     #[arg(long, default_value_t = 1000)]
     rate: u32,
-    /// Seconds of each measurement. The same time is spent to warm up and to count system calls
+    /// Seconds of each measurement. The warm-up and the count of system calls take the same time in total
     #[arg(long, default_value_t = 4)]
     seconds: u64,
-    /// Measure one round of half a second with the first number of jobs, to see that everything runs
+    /// Measure one round of half a second with the first number of jobs, to check that every server works
     #[arg(long)]
     quick: bool,
 }
@@ -47,7 +47,7 @@ enum LoadName {
 /// Results of one server. Failed rounds are `None`.
 struct PeerResults {
     peer: Peer,
-    /// Costs of each round, under each load.
+    /// Costs by round, and in each round by load.
     rounds: Vec<Option<Vec<UpdateCost>>>,
 }
 
@@ -204,7 +204,8 @@ fn millis(micros: f64) -> String {
     format!("{:.2} ms", micros / 1000.0)
 }
 
-/// Returns the table of one load. Each cell has the median of the rounds, and its ratio to the floor of the same round.
+/// Returns the table of one load. Each cell contains the median of the rounds, and the ratio to the floor in the same
+/// round.
 fn comparison(results: &[PeerResults], load: usize) -> String {
     let Some(floor) = results.first() else {
         return String::new();

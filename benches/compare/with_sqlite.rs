@@ -1,5 +1,5 @@
-//! actix-ws with SQLite as it is commonly written: each update is a transaction of its own on the blocking pool, and
-//! each socket has a task that forwards what a broadcast channel sends.
+//! A typical server with actix-ws and SQLite: each update is a separate transaction on the blocking pool, and each
+//! socket has a task that forwards the messages of a broadcast channel.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tokio::sync::broadcast;
 use crate::stack::document::{Document, Report};
 use crate::stack::token::Verifier;
 
-/// Messages that a slow socket may miss.
+/// Number of messages that a channel buffers for its slowest socket.
 const CHANNEL_CAPACITY: usize = 16;
 
 struct State {
@@ -123,7 +123,7 @@ async fn publish(
     let (blocking, id) = (Arc::clone(&state), channel.clone());
     let message = web::block(move || blocking.update(&id, &report)).await?;
     let message = message.map_err(ErrorInternalServerError)?;
-    // Fails if nobody is subscribed.
+    // Fails if the channel has no subscribers.
     let _ = state.channel(&channel).send(message);
     Ok(HttpResponse::Accepted().finish())
 }

@@ -259,12 +259,12 @@ fn window(kind: &str, subject: &str, now: Time, span: Duration) -> BudgetWindow 
     }
 }
 
-/// Returns the window of the jobs that are queued on the day of `now`, and the names of the windows
-/// of the earlier days whose jobs may still wait, for `max_deadline` at most. A window ends when all
-/// of its jobs have reached their deadlines, so every job counts until it leaves the queue.
+/// Returns the window for jobs that are queued on the day of `now`, and the names of the windows of
+/// earlier days whose jobs can still be queued. A job is queued for at most `max_deadline`, and a
+/// window expires when all of its jobs have reached their deadlines.
 ///
-/// One window without an end would not do: until its end, a window keeps a record of every charge,
-/// so that none is applied twice.
+/// There is one window per day because the store records every charge of a window until the window
+/// expires. The record prevents a charge from being applied twice.
 fn queue_windows(
     kind: &str,
     owner: &str,

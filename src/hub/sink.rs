@@ -13,7 +13,7 @@ pub enum FeedHealth {
 }
 
 impl FeedHealth {
-    /// Returns whether both are healthy or both are degraded. Ignores the start of an outage.
+    /// Returns whether both are healthy or both are degraded. Ignores the start time of an outage.
     pub(super) fn is_same_state(self, other: Self) -> bool {
         matches!(self, Self::Healthy) == matches!(other, Self::Healthy)
     }

@@ -1,4 +1,4 @@
-//! Bounds of the fields that providers and workers report.
+//! Limits on the fields that providers and workers report.
 //!
 //! Invariant: an update is bounded before it is applied by [`Job::apply`](super::Job::apply) and
 //! before it is buffered. A document has at most [`MAX_OUTPUTS_BYTES`] of outputs and a few

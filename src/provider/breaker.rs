@@ -74,7 +74,8 @@ pub struct Permit {
 pub struct CircuitOpen;
 
 impl CircuitBreaker {
-    /// Creates a closed circuit breaker. `account_check` is the account check of the provider definition.
+    /// Creates a closed circuit breaker. `account_check` is the account check of the provider
+    /// definition.
     pub(super) fn new(provider: &str, account_check: AccountCheck) -> Arc<Self> {
         let mut inner = Inner::default();
         inner.state.account_check = account_check;
@@ -177,7 +178,8 @@ impl CircuitBreaker {
         self.snapshots.subscribe()
     }
 
-    /// Merges a snapshot of another node. Publishes its own again if that is newer.
+    /// Merges a snapshot of another node. Publishes the merged state if it is newer than the
+    /// snapshot.
     ///
     /// # Errors
     /// Returns an error if the snapshot is invalid.
@@ -250,8 +252,8 @@ impl CircuitBreaker {
     /// Applies a change, publishes the snapshot, logs a transition and wakes the waiters.
     fn update(&self, change: impl FnOnce(&mut BreakerState)) {
         let mut inner = self.lock();
-        // At the epoch no rate limit has expired, so a rate limit ends only when the circuit
-        // closes.
+        // Health at the epoch, when no rate limit has expired. A transition from `RateLimited` is
+        // therefore recorded when the circuit closes.
         let health = |state: &BreakerState| state.health(Time::from_millis(0));
         let before = health(&inner.state);
         self.change(&mut inner, change);
@@ -338,7 +340,8 @@ impl Permit {
                 if !inner.state.circuit(kind).is_current(token) {
                     return Err(now + Duration::from_secs(1));
                 }
-                // The job can be the probe of a hold. Other nodes must not send another one.
+                // If the job is the probe of a hold, `change` publishes it, so that other nodes
+                // send no second probe.
                 let admission =
                     breaker.change(&mut inner, |state| state.admit_origin(token, &origin, now));
                 match admission {
@@ -367,8 +370,8 @@ impl Permit {
     }
 
     /// Attributes a query to the owner and the model of its job. `is_shared` is true if the query
-    /// also concerns jobs of others. Such a query must be repeated for single jobs after an auth or
-    /// quota error, which is not attributed to anyone.
+    /// also concerns jobs of other owners or models. An auth or quota error of a shared query is
+    /// not attributed, so the caller must repeat the query for single jobs.
     pub(super) fn attribute_to(&mut self, origin: Origin, is_shared: bool) {
         self.request.origin = Some(origin);
         self.request.is_shared = is_shared;

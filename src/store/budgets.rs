@@ -17,8 +17,8 @@ pub struct BudgetEntry {
     /// Highest balance that [`create`](super::JobStore::create) allows, or `None` for no limit.
     /// [`commit`](super::JobStore::commit) ignores it.
     pub limit: Option<i64>,
-    /// Earlier windows whose balances count toward the limit. They may be refunded, but not charged
-    /// any more.
+    /// Earlier windows whose balances count toward the limit. They can still be refunded, but
+    /// are no longer charged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_windows: Vec<String>,
     /// End of the window. After it the balance is zero and further amounts are discarded.

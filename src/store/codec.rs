@@ -15,7 +15,7 @@ use crate::time::Time;
 pub(super) struct EncodedJob {
     pub(super) document: String,
     pub(super) internal: String,
-    /// Schedule to store. That of a finished job is empty: the job is never due and holds no slot.
+    /// Schedule to store. It is empty for a finished job, which is never due and holds no slot.
     pub(super) schedule: Schedule,
     /// When the job finished, or `None` if it has not.
     pub(super) finished_at: Option<Time>,
@@ -33,7 +33,7 @@ impl EncodedJob {
         })
     }
 
-    /// Returns the size of the job in bytes of JSON.
+    /// Returns the total size of the document and the internal state, in bytes.
     pub(super) fn size(&self) -> usize {
         self.document.len() + self.internal.len()
     }

@@ -1,4 +1,4 @@
-//! Jobs, and the updates that wait for theirs.
+//! Jobs, and updates that are buffered until their job is known.
 
 use std::fmt;
 use std::sync::Arc;
@@ -79,8 +79,8 @@ pub struct CommitJob {
     pub job: Arc<Job>,
     /// The version from which `job` was derived.
     pub expected_version: u64,
-    /// The revision of that version, if [`JobStore::recent`] returned it. The commit then requires
-    /// this very revision.
+    /// The revision of that version, if [`JobStore::recent`] returned it. The commit then succeeds
+    /// only if the store holds this revision.
     pub expected_revision: Option<Revision>,
     /// When the job is due next.
     pub schedule: Schedule,
@@ -96,8 +96,8 @@ pub struct CommitJob {
 
 /// Identifies one write of a job.
 ///
-/// Unlike the version, it differs between two documents that have the same version, which can exist
-/// after a failover of the store, and between two internal states of one version.
+/// Two writes can store the same version: different documents, after a failover of the store, or
+/// different internal states. Their revisions differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Revision(pub(super) u128);
 
@@ -114,12 +114,13 @@ impl fmt::Display for Revision {
     }
 }
 
-/// A version of a job that was current when this node saw it. It may no longer be the stored one.
+/// A version of a job that this node knows to have been stored. The store may hold another version
+/// now.
 #[derive(Clone, Debug)]
 pub struct RecentJob {
     /// The version.
     pub job: Arc<Job>,
-    /// The write that stored it. See [`CommitJob::expected_revision`].
+    /// The write that stored it, for [`CommitJob::expected_revision`].
     pub revision: Revision,
 }
 
@@ -129,7 +130,7 @@ pub enum CommitOutcome {
     /// The version is durable and published.
     Committed,
     /// The stored version differs, the task belongs to another job, or further updates are
-    /// buffered. Read again, or take what [`JobStore::recent`] returns now, and retry.
+    /// buffered. Retry with the version that [`JobStore::recent`] returns now, or read the job.
     Conflict,
     /// The job does not exist.
     NotFound,
@@ -177,11 +178,13 @@ pub trait JobStore: Send + Sync + 'static {
     /// [`Error::Corrupt`] if the job can't be decoded.
     async fn get(&self, id: &JobId) -> Result<Option<Arc<Job>>, Error>;
 
-    /// Returns the version of an unfinished job that this node saw last, if it is in memory.
+    /// Returns the last version of an unfinished job that this node knows to have been stored, if
+    /// it is in memory.
     ///
-    /// It saves the read before a commit, which fails if the version is not the stored one. After a
-    /// conflict, a wrong version is not returned again. It must not be used for anything else: the
-    /// job may have changed or been deleted. The default implementation returns `None`.
+    /// The version may only be used as the basis of a [`commit`](Self::commit) with its revision,
+    /// to save the read: the job may have changed or been deleted. If the store holds another
+    /// revision, the commit returns a conflict, and the outdated version is not returned again. The
+    /// default implementation returns `None`.
     fn recent(&self, _id: &JobId) -> Option<RecentJob> {
         None
     }

@@ -1,10 +1,10 @@
 //! The shared engine: jobs in Redis, for any number of nodes. Requires Redis 7.
 //!
-//! The hash of a job is authoritative. What a node keeps of a job in memory is only a guess, which is
-//! checked before it counts. One script compares its
-//! version, stores the next document, schedules the job and publishes the change. A node that crashes
-//! between two steps leaves only references, budget charges and slots behind, which are verified before
-//! they count.
+//! The hash of a job is authoritative. A node also keeps recent versions in memory, but uses them
+//! only as the basis of commits. A commit is one script: it compares the version, stores the next
+//! document, schedules the job and publishes the change. It stores nothing if the hash contains
+//! another version. A node that crashes between two steps leaves only references, budget charges
+//! and slots behind, which are verified before they are used.
 //!
 //! Pub/sub may lose messages. A message is therefore only a hint that a newer version exists, and a
 //! node reads what it may have missed.

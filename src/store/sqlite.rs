@@ -32,7 +32,7 @@ use super::turns::Turns;
 use super::{ChangeSource, Error, EventHandler, Retention, SharedState, Store};
 use crate::time::Time;
 
-/// How long an operation waits for a place in a queue.
+/// Maximum time that an operation waits for a place in a queue.
 const ENQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Jobs in an SQLite database, in a file or in memory.

@@ -37,8 +37,8 @@ pub(super) fn settle(before: &Job, next: &Job) -> Option<Settlement> {
     })
 }
 
-/// Returns the entries that release the charges of a job that waits for submission. Empty unless
-/// the transition from `before` to `next` is its first attempt, or ends the job before it.
+/// Returns the budget entries that refund the queue charges of a job. Returns none unless the
+/// transition from `before` to `next` starts the first attempt, or ends the job before it.
 pub(super) fn leave_queue(before: &Job, next: &Job) -> Vec<BudgetEntry> {
     let leaves = before.attempt == 0 && (next.attempt > 0 || next.is_final());
     let charges = before.internal.queue_charges.iter().filter(|_| leaves);

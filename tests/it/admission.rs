@@ -555,7 +555,8 @@ async fn reservation_survives_a_crash_and_is_released_once() {
     assert_eq!(post(&app, "alice", &body).await.status, 402);
 }
 
-/// A budget is a setting, so a hub that is restarted with a larger one admits further jobs.
+/// Budgets are read from the configuration, so a hub that restarts with a larger budget admits
+/// further jobs.
 #[tokio::test(flavor = "multi_thread")]
 async fn raised_budget_admits_further_jobs_and_keeps_what_was_spent() {
     for budget in ["budgets.per_owner_day", "providers.acme.budget_per_day"] {

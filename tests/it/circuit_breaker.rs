@@ -293,7 +293,8 @@ async fn rejected_submission_that_no_account_check_confirms_affects_one_owner_an
         kling.set_account(balance(100));
         let (hub, _other) = hub_with(&kling.provider.url).await;
         let app = hub.spawn().await;
-        // Examples: a private model of another account, a model that costs more than the credit left.
+        // Examples: a private model of another account, or a model that costs more than the
+        // balance.
         for n in 0..10 {
             kling.respond_with(response.clone());
             let id = submit_as(&app, "alice", "kling", &format!("private-{n}")).await;

@@ -413,7 +413,7 @@ async fn full_node_answers_health_checks_only() {
         app.log()
             .contains("limit of open files is below server.max_connections")
     );
-    // The hub reserves a quarter of the open files for other purposes.
+    // The hub reserves a quarter of the open files for purposes other than client connections.
     let idle = RefCell::new(Vec::new());
     let connect_idle = async || {
         let raw = RawSocket::connect(&app).await;
@@ -460,7 +460,7 @@ async fn full_node_answers_health_checks_only() {
     .await;
     assert_eq!(get_admin(admin, "/v1/health/live").await.0, 200);
 
-    // Silent connections leave the reserve.
+    // The hub closes silent connections, so it accepts clients again.
     wait_until("health checks are answered", async || {
         let mut raw = RawSocket::connect(&app).await;
         raw.write(b"GET /v1/health/live HTTP/1.1\r\nHost: hub\r\n\r\n")

@@ -1,4 +1,4 @@
-//! Invalid replies of a server in the place of Redis.
+//! Invalid replies of a server that stands in for Redis.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -34,7 +34,7 @@ fn start_server(reply: String) -> (String, Arc<AtomicUsize>) {
     (url, replies)
 }
 
-/// A crash would end the process, so the hub has its own.
+/// The hub runs in a separate process, because a crash would end the process of the test.
 #[tokio::test(flavor = "multi_thread")]
 async fn deeply_nested_replies_make_the_store_unavailable() {
     let (url, replies) = start_server("*1\r\n".repeat(1_000_000));

@@ -234,7 +234,7 @@ async fn task_id_is_one_segment_of_the_path() {
                     || !path.contains(['%'])
             };
             let requests = provider.requests();
-            // Nothing is sent for an id that is not one segment.
+            // The hub sends no request if the task id is not a single path segment.
             let is_rejected = task.contains(['/', '\\']) || matches!(task, "." | "..");
             assert_eq!(requests.is_empty(), is_rejected, "{spec} {task}");
             let escaped: Vec<_> = requests.iter().filter(|it| escaped(it)).collect();

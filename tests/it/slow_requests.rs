@@ -20,7 +20,7 @@ async fn hub_with_short_request_timeout() -> TestApp {
         .await
 }
 
-/// Returns a request from a loopback address, on a connection of its own.
+/// Returns a request from a loopback address, on a new connection.
 fn post_from(address: [u8; 4], app: &TestApp, path: &str) -> reqwest::RequestBuilder {
     let client = reqwest::Client::builder()
         .no_proxy()

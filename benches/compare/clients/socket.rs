@@ -1,7 +1,7 @@
 //! One socket of the load generator.
 //!
-//! It is written by hand, with one read buffer per thread and without masking. The generator has one core, and a library
-//! that costs more per frame than the floor would limit what the benchmark can measure.
+//! A custom implementation with one read buffer per thread and a masking key of zero. The load generator has only one
+//! core, so a client library that costs more per frame than the floor would limit the measured rates.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -26,12 +26,12 @@ thread_local! {
 pub struct Socket {
     stream: TcpStream,
     protocol: Protocol,
-    /// Start of a frame that has not been received completely.
+    /// Bytes of a frame or an event that has not been received completely.
     rest: Vec<u8>,
 }
 
 impl Socket {
-    /// Opens a socket and subscribes it.
+    /// Connects to `address`, performs the handshake and sends the subscription.
     pub async fn open(address: SocketAddr, subscription: &Subscription) -> anyhow::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_nodelay(true)?;
@@ -62,7 +62,7 @@ impl Socket {
             "handshake rejected: {}",
             String::from_utf8_lossy(&response)
         );
-        // Centrifugo rejects clients that send a frame before the end of the handshake.
+        // Centrifugo rejects clients that send a frame before the handshake is complete.
         if let Some(text) = &subscription.message {
             stream.write_all(&masked(0x81, text.as_bytes())).await?;
         }
@@ -98,7 +98,7 @@ impl Socket {
         }
     }
 
-    /// Records the stamps of all complete messages. Keeps an incomplete one in `rest`.
+    /// Records the stamps of all complete messages. Keeps the bytes of an incomplete message in `rest`.
     fn process(&mut self, bytes: &[u8], mut record: impl FnMut(Stamp)) -> anyhow::Result<()> {
         let joined;
         let received = if self.rest.is_empty() {
@@ -128,7 +128,7 @@ fn frames<'a>(
 ) -> anyhow::Result<&'a [u8]> {
     while let Some((opcode, payload, end)) = frame(left) {
         match opcode {
-            // Centrifugo pings with an empty object and expects one.
+            // Centrifugo sends an empty object as a ping and expects an empty object in response.
             0x1 if payload == b"{}" => answer(stream, &masked(0x81, payload))?,
             0x1 => message(payload),
             0x8 => bail!("closed with {payload:?}"),
@@ -140,7 +140,7 @@ fn frames<'a>(
     Ok(left)
 }
 
-/// Answers a ping. If the send buffer is full, the next ping is answered.
+/// Sends the response to a ping. Skips it if the send buffer is full.
 fn answer(stream: &TcpStream, frame: &[u8]) -> anyhow::Result<()> {
     if let Err(error) = stream.try_write(frame) {
         ensure!(error.kind() == std::io::ErrorKind::WouldBlock, "{error}");
@@ -148,8 +148,8 @@ fn answer(stream: &TcpStream, frame: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Calls `message` for every complete event of an event stream, with the lines of the chunked encoding around it. Returns
-/// the incomplete event at the end.
+/// Calls `message` for every complete event of an event stream. The bytes can include lines of the chunked encoding.
+/// Returns the incomplete event at the end.
 fn events(mut left: &[u8], mut message: impl FnMut(&[u8])) -> &[u8] {
     while let Some(end) = left.windows(2).position(|window| window == b"\n\n") {
         message(&left[..end]);

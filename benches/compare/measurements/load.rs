@@ -1,4 +1,4 @@
-//! Loads of updates to many jobs, and what an update costs the server under them.
+//! Loads of updates to many jobs, and the cost of an update under each load.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -19,13 +19,13 @@ const CONNECTIONS: usize = 32;
 /// How updates are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// Updates per second, on a schedule that does not wait for responses.
+    /// A fixed number of updates per second, sent on a schedule that does not wait for responses.
     Rate(u32),
-    /// As many updates as the server accepts from connections that each wait for the response.
+    /// Every connection sends its next update when it has the response to the previous one.
     Full,
 }
 
-/// What happened during a load.
+/// Measured values of one load.
 pub struct Outcome {
     /// Updates that the server accepted.
     pub updates: u64,
@@ -33,7 +33,7 @@ pub struct Outcome {
     pub deliveries: u64,
     pub elapsed: Duration,
     pub usage: Usage,
-    /// Microseconds from the due time of each update, or from its request under full load, until a socket has it.
+    /// Microseconds until a socket has received an update, from its due time, or from its request under full load.
     pub latencies: Histogram<u64>,
 }
 
@@ -55,8 +55,8 @@ pub struct UpdateCost {
 }
 
 impl Scenario {
-    /// Returns the cost of an update while the load runs for `duration`, after a warm-up of half that time. System calls
-    /// are counted in another half, because counting them costs CPU time.
+    /// Runs a load for `duration` after a warm-up of half that time, and returns the cost of an update. System calls
+    /// are counted in a separate run of half that time, because counting them costs CPU time.
     pub async fn update_cost(
         &mut self,
         load: Load,
@@ -117,7 +117,7 @@ impl Scenario {
         Ok(outcome)
     }
 
-    /// Returns the number of updates.
+    /// Sends `rate` updates per second for `duration`. Returns the number of updates.
     async fn at_rate(&self, rate: u32, duration: Duration) -> anyhow::Result<u64> {
         let connections: Vec<_> = (0..CONNECTIONS)
             .map(|_| Rc::new(Mutex::new(HttpConnection::new(self.server.publish_address))))
@@ -144,7 +144,7 @@ impl Scenario {
         Ok(updates)
     }
 
-    /// Returns the number of updates.
+    /// Sends updates on all connections for `duration`, as fast as the server responds. Returns their number.
     async fn as_fast_as_accepted(&self, duration: Duration) -> anyhow::Result<u64> {
         let first = self.number.get();
         let end = Instant::now() + duration;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-/// Time until `perf` counts.
+/// Time that `perf` needs to attach to the processes.
 const START_DELAY: Duration = Duration::from_millis(300);
 
 /// Counts the system calls of running processes, including threads and processes that they start later.
@@ -15,7 +15,7 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Starts to count. Returns `None` if `perf` is missing or may not count.
+    /// Starts counting. Returns `None` if `perf` is not installed or lacks the permission to count.
     pub async fn start(processes: &[u32]) -> Option<Self> {
         let processes: Vec<String> = processes.iter().map(u32::to_string).collect();
         let output = NamedTempFile::new().ok()?;
@@ -34,7 +34,7 @@ impl Counter {
         is_running.then_some(Self { perf, output })
     }
 
-    /// Stops and returns the count.
+    /// Stops counting and returns the number of system calls.
     pub fn finish(mut self) -> Option<u64> {
         let id = self.perf.id().to_string();
         Command::new("kill").args(["-INT", &id]).output().ok()?;
@@ -47,7 +47,7 @@ impl Counter {
 
 impl Drop for Counter {
     fn drop(&mut self) {
-        // Fails if it has exited.
+        // Fails if `perf` has already exited.
         let _ = self.perf.kill();
         let _ = self.perf.wait();
     }

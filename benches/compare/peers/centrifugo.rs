@@ -1,4 +1,4 @@
-//! Centrifugo: clients have a JWT, and updates are published with its HTTP API.
+//! Centrifugo: clients authenticate with a JWT, and updates are published through the HTTP API.
 
 use std::fs;
 
@@ -16,13 +16,13 @@ const TOKEN_SECRET: &str = "a token secret for a single benchmark run";
 const TOKEN_LIFETIME_SECONDS: i64 = 3600;
 const API_KEY: &str = "an API key for a single benchmark run";
 
-/// What Centrifugo keeps of a channel.
+/// History that Centrifugo keeps for each channel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     Nothing,
-    /// The newest message in memory, which is sent to clients that recover.
+    /// The newest message, in memory. Clients that reconnect can recover it.
     InMemory,
-    /// The same on Redis.
+    /// The newest message, on Redis.
     OnRedis,
 }
 

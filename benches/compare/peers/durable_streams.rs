@@ -1,6 +1,7 @@
-//! Durable Streams: the server in Rust, with SSE readers.
+//! Durable Streams: the Rust server, with SSE readers.
 //!
-//! It has the guarantee of the hub: an append is on disk before the response. A stream keeps all messages.
+//! The server gives the same guarantee as the hub: a message is on disk before the response to its publisher. A stream
+//! keeps all messages.
 
 use super::{MAX_CONCURRENT_HANDSHAKES, RunningServer, StartContext};
 use crate::clients::{Endpoint, Protocol, Subscription};

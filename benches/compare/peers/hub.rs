@@ -27,11 +27,12 @@ const TOKEN_SECRET: &str = "a token secret for a single benchmark run";
 /// Concurrent registrations of jobs.
 const REGISTRATIONS: usize = 32;
 
-/// Where the hub stores jobs.
+/// Store of the hub.
 #[derive(Clone, Copy)]
 pub enum Store {
     Sqlite,
-    /// A Redis for this number of nodes. Sockets are distributed over them, and the first receives all updates.
+    /// One Redis server for all nodes. The sockets are distributed over the nodes, and the first node receives all
+    /// updates.
     Redis {
         nodes: usize,
     },
@@ -40,9 +41,9 @@ pub enum Store {
 /// How updates are reported to the hub.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Reports {
-    /// By a worker with a token.
+    /// A worker with a token pushes them.
     Pushes,
-    /// By signed webhooks of a provider.
+    /// A provider sends signed webhooks.
     Webhooks,
 }
 
@@ -203,7 +204,7 @@ fn token(config: &str, sub: &str, scope: &str) -> anyhow::Result<String> {
     ))
 }
 
-/// Starts a hub, and Redis if it is the store. Every channel is a job.
+/// Starts a hub with one job per channel, and Redis if the store requires it.
 pub async fn start(
     context: &StartContext<'_>,
     store: Store,

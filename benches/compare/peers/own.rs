@@ -1,6 +1,6 @@
-//! The servers of the benchmark itself: the floors, the bare stack and the ordinary uses of actix-ws.
+//! Servers that are part of the benchmark: the floors, the bare stack and two typical uses of actix-ws.
 //!
-//! They run in a process of their own, from the same executable as the load generator.
+//! Each server runs in a separate process of the executable that contains the load generator.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,8 +11,8 @@ use crate::process::{Process, free_address};
 use crate::stack::{self, Step, token};
 use crate::{baseline, broadcast, with_sqlite};
 
-/// A server of the benchmark. Its argument is the first of the command that starts it. The address and the directory
-/// for its files follow.
+/// A server of the benchmark. The command that starts it is the executable with `argument`, the address and the
+/// directory for the files of the server.
 #[derive(Clone, Copy)]
 pub struct OwnServer {
     argument: &'static str,
@@ -20,7 +20,7 @@ pub struct OwnServer {
     takes: Takes,
 }
 
-/// What is posted to a server.
+/// Body of the requests that a server accepts.
 #[derive(Clone, Copy)]
 enum Takes {
     /// The message to deliver.
@@ -50,14 +50,14 @@ pub(super) const BROADCAST: OwnServer = OwnServer {
     takes: Takes::Messages,
 };
 
-/// actix-ws with SQLite as it is commonly written.
+/// actix-ws with SQLite, one transaction per update.
 pub(super) const WITH_SQLITE: OwnServer = OwnServer {
     argument: "serve-with-sqlite",
     serve: with_sqlite::serve,
     takes: Takes::Reports,
 };
 
-/// Returns the bare stack with the work up to `step`.
+/// Returns the bare stack with the work of `step` and of all earlier steps.
 pub(super) const fn stack(step: Step) -> OwnServer {
     match step {
         Step::Plain => OwnServer {
@@ -112,7 +112,7 @@ const SERVERS: [OwnServer; 11] = [
     stack(Step::Metrics),
 ];
 
-/// Serves if the arguments of this process are those of a server, or returns `None`.
+/// Runs the server that the arguments of this process select. Returns `None` if they select none.
 pub fn serve(arguments: &[String]) -> Option<anyhow::Result<()>> {
     let [_, argument, address, dir] = arguments else {
         return None;
@@ -147,7 +147,7 @@ pub(super) fn start(
     })
 }
 
-/// Returns requests that post a report to a path with the channel.
+/// Returns a function that creates requests to report an update. The path contains the channel.
 fn by_report() -> anyhow::Result<Publish> {
     let token = token::worker()?;
     Ok(Box::new(move |channel, stamp| {

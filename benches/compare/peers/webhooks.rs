@@ -14,7 +14,7 @@ pub const PROVIDER: &str = "studio";
 /// Secret that signs the webhooks.
 pub const WEBHOOK_SECRET: &str = "a webhook secret for a single benchmark run";
 
-/// Signs webhooks as the provider does.
+/// Signs webhooks with the scheme of the provider.
 pub struct Signer {
     scheme: Scheme,
     key: Key,
@@ -44,7 +44,7 @@ impl Signer {
     }
 }
 
-/// Returns the provider's id of a job.
+/// Returns the task id of a job at the provider.
 pub fn task_id(nth: usize) -> String {
     format!("task-{nth}")
 }

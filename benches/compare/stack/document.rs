@@ -1,5 +1,5 @@
-//! The document of a job and the report that changes it. The document has the fields of the hub's, so that it has the
-//! same size.
+//! The document of a job and the report that changes it. The document has the same fields as a document of the hub, so
+//! that the sizes are equal.
 
 use bytestring::ByteString;
 use jiff::{Timestamp, ToSpan};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::message::{OWNER, metadata};
 
-/// What a worker posts.
+/// Report of a worker.
 #[derive(Deserialize)]
 pub struct Report {
     status: String,
@@ -46,7 +46,7 @@ pub struct Document {
 }
 
 impl Document {
-    /// Creates a job that nothing has been reported of.
+    /// Creates the document of a job without reports.
     pub fn new(channel: &str) -> Self {
         let now = now();
         Self {
@@ -103,7 +103,7 @@ impl Document {
     }
 }
 
-/// Returns the time in milliseconds, like the documents of the hub.
+/// Returns the current time with the precision of the hub's documents, milliseconds.
 fn now() -> Timestamp {
     Timestamp::from_millisecond(Timestamp::now().as_millisecond()).unwrap_or_default()
 }

@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::message::OWNER;
 
-/// Versions that the feed of an owner keeps for slow readers.
+/// Number of versions that the feed of an owner keeps for slow readers.
 const OWNER_FEED_VERSIONS: usize = 256;
 
 /// Subscriptions of the worker.
@@ -21,17 +21,17 @@ pub struct Feeds {
 }
 
 impl Feeds {
-    /// Adds a socket that is written to directly.
+    /// Adds a socket that receives messages without a feed.
     pub fn add(&mut self, channel: String, session: Session) {
         self.sessions.entry(channel).or_default().push(session);
     }
 
-    /// Returns the sockets that are written to directly.
+    /// Returns the sockets of a channel that receive messages without a feed.
     pub fn sessions(&self, channel: &str) -> Vec<Session> {
         self.sessions.get(channel).cloned().unwrap_or_default()
     }
 
-    /// Subscribes to the newest version.
+    /// Subscribes to the newest version of a channel.
     pub fn follow(&mut self, channel: String) -> watch::Receiver<ByteString> {
         self.channels.entry(channel).or_default().subscribe()
     }
@@ -44,7 +44,7 @@ impl Feeds {
             .send_replace(message.clone());
         let new_feed = || broadcast::channel(OWNER_FEED_VERSIONS).0;
         let owner = self.owners.entry(OWNER.to_owned()).or_insert_with(new_feed);
-        // Fails if nobody follows the owner.
+        // Fails if the feed has no subscribers.
         let _ = owner.send(message.clone());
     }
 }

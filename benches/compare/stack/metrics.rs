@@ -1,4 +1,4 @@
-//! Metrics of requests, as the hub has them.
+//! Request metrics like those of the hub.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! SQLite with one transaction per turn, on the thread that serves requests.
+//! SQLite store: one transaction per turn of the event loop, on the thread that serves requests.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::document::Document;
 use super::{Change, Step};
 
-/// Indexes of the hub whose columns change with an update, or that are read to find a job.
+/// Indexes like those of the hub on columns that an update changes or that queries for jobs use.
 const INDEXES: &str = "
     CREATE INDEX jobs_by_owner ON jobs (owner);
     CREATE INDEX jobs_by_updated_at ON jobs (updated_at);
@@ -43,7 +43,7 @@ impl Store {
         Ok(Self { connection, step })
     }
 
-    /// Commits the changes of a turn and returns their messages.
+    /// Commits the changes in one transaction and returns their messages in the same order.
     pub fn commit<'a>(
         &mut self,
         changes: impl Iterator<Item = (&'a str, &'a Change)>,

@@ -151,8 +151,8 @@ impl Verifier {
         self.expected.principal(&verified.claims, now)
     }
 
-    /// Returns the claims of a token whose signature was verified before, unless the key set has changed
-    /// since.
+    /// Returns the cached claims of a token. Returns `None` if its signature has not been verified
+    /// yet, or if the key set that verified it has changed.
     async fn verified_before(
         &self,
         digest: &TokenDigest,

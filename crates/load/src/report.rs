@@ -33,7 +33,7 @@ pub struct Report {
     storm: Option<Storm>,
     /// Absent if the process of the hub is unknown.
     server: Option<Server>,
-    /// CPU time of the load generator. Close to 100% per thread, the load generator limits the results.
+    /// CPU time of the load generator. At close to 100% per thread, the load generator limits the results.
     client: CpuUsage,
     checks: Checks,
     /// Quantiles of `latency`, each with its value in milliseconds.

@@ -2,15 +2,15 @@
 
 use published::error::{RedisProtocolError, RedisProtocolErrorKind};
 
-/// Maximum number of aggregates (arrays, maps, sets, pushes and attributes) around a value. Replies of
-/// Redis have fewer than ten.
+/// Maximum number of aggregates (arrays, maps, sets, pushes and attributes) that enclose a value.
+/// Replies of Redis commands have fewer than ten levels.
 pub const MAX_DEPTH: usize = 32;
 
 /// Checks the nesting depth of the first frame of a buffer, which may be incomplete.
 ///
-/// Accepts the union of RESP2 and RESP3, so that both decoders reach at most the depth that is checked
-/// here. It ends at the first byte that neither of them accepts and leaves the error to the decoder.
-/// It reads each byte at most once, and not the contents of blobs.
+/// Parses the union of RESP2 and RESP3, so neither decoder reaches a depth that this function does
+/// not check. Stops at the first byte that neither protocol allows; the decoder then returns the
+/// error. Reads each byte at most once and skips the contents of blobs.
 ///
 /// # Errors
 /// The frame is nested deeper than [`MAX_DEPTH`].
@@ -25,7 +25,7 @@ pub fn check_depth(buffer: &[u8]) -> Result<(), RedisProtocolError> {
             depth += 1;
             continue;
         }
-        // A value is complete, and with it each aggregate that it is the last item of.
+        // A value is complete. It also completes each aggregate of which it is the last item.
         loop {
             let Some(level) = depth.checked_sub(1) else {
                 return Ok(());
@@ -47,8 +47,9 @@ fn too_deep() -> RedisProtocolError {
     )
 }
 
-/// Reads one value, or the first line of an aggregate. Returns the number of items that belong to it,
-/// or `None` if it is incomplete or invalid.
+/// Reads a scalar, or the first line of an aggregate, and advances `rest` past it. Returns the
+/// number of items that follow, which is zero for a scalar, or `None` if the input is incomplete or
+/// invalid.
 fn next_header(rest: &mut &[u8]) -> Option<usize> {
     let (kind, after_kind) = rest.split_first()?;
     let end = after_kind.windows(2).position(|pair| pair == b"\r\n")?;

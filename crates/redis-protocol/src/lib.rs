@@ -1,9 +1,10 @@
-//! The published crate `redis-protocol`, with a limit of the nesting depth of decoded replies.
+//! The published crate `redis-protocol`, with a limit on the nesting depth of decoded replies.
 //!
-//! The decoders of the published crate call themselves for each nested aggregate without a limit, so
-//! a server can overflow the stack of the client, which ends the process. `fred` has no option for it
-//! either. This crate exports everything of the published crate. It replaces the two functions that
-//! `fred` calls: they first check the depth of the reply without recursion, with [`check_depth`].
+//! The decoders of the published crate recurse into nested aggregates without a limit. A server can
+//! therefore overflow the stack of the client, which aborts the process. `fred` has no option that
+//! limits the depth. This crate re-exports the published crate and replaces the two functions that
+//! `fred` calls. The replacements first check the depth of the reply with [`check_depth`], which
+//! does not recurse.
 
 mod depth;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A body in the format `multipart/form-data`.
+//! Parser of `multipart/form-data` bodies.
 
 use std::convert::Infallible;
 

@@ -139,7 +139,7 @@ impl Call<'_> {
             None
         };
         let (body, identity) = match form {
-            // The boundary of a form differs in each request.
+            // A digest of the body would differ, because each request has another boundary.
             Some(fields) => (fields.clone(), Cow::Owned(fields.to_string().into_bytes())),
             None => (serde_json::from_slice(self.body)?, Cow::Borrowed(self.body)),
         };

@@ -137,8 +137,8 @@ impl Circuit {
         self.open.as_ref()
     }
 
-    /// Returns the rank of this snapshot among snapshots of the same circuit. Of two with the same
-    /// revision, the one that stays open longer ranks higher, and then the one with the later probe.
+    /// Returns the rank of this snapshot among snapshots of the same circuit. Snapshots are ordered
+    /// by revision, then by the end of the open state, then by the timeout of the probe.
     pub(super) fn rank(&self) -> impl Ord + use<> {
         let open = self.open.as_ref();
         let open = open.map(|open| (open.until, open.half_open_probe));

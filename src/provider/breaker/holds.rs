@@ -3,11 +3,11 @@
 //! A hold delays these submissions while those of other owners and models continue. Nodes exchange
 //! holds together with the rest of the breaker's state.
 //!
-//! Invariants: nodes that merge each other's snapshots have the same holds, in whatever order they
-//! merge them, and an old snapshot changes nothing. Of two copies of a hold, the one whose circuit
-//! ranks higher is kept. A hold that has ended is kept with its closed circuit, which replaces older
-//! copies. A newer copy never expires earlier than an older one, so a copy that is left over when
-//! the hold is dropped has expired too.
+//! Invariants: the order in which snapshots are merged does not matter, and merging an old snapshot
+//! changes nothing. Of two copies of a hold, a merge keeps the copy whose circuit ranks higher. A
+//! hold that has ended stays in the state with a closed circuit, which replaces older copies on
+//! other nodes. A newer copy never expires before an older copy. When the newest copy of a hold
+//! expires, all others have expired.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use super::circuit::{Admission, Circuit, PermitToken, Trip, TripCause};
 use super::origin::{FAILURE_THRESHOLD, Origin};
 use crate::time::Time;
 
-/// Maximum number of holds, and of owners and models whose failures are counted. Of more holds, the
-/// ones that expire first are dropped.
+/// Maximum number of holds, and of pairs of owner and model whose failures are counted. Beyond it,
+/// the holds that expire first are dropped.
 const MAX_HOLDS: usize = 256;
 
 /// Time that a hold is kept after it allows a probe. Until then it keeps its backoff, and other
@@ -41,7 +41,7 @@ struct Scope {
 struct Hold {
     scope: Scope,
     circuit: Circuit,
-    /// Time from which the hold has no effect and is dropped. It never decreases.
+    /// Time at which the hold is dropped. Never decreases.
     expires_at: Time,
 }
 
@@ -56,12 +56,13 @@ pub(super) struct Holds {
     failures: Vec<(Scope, u32)>,
 }
 
-/// Permits of a submission in the holds that apply to it. Its result is recorded in each of them.
+/// Permits of a submission, one for each hold that applies to it. The result of the submission is
+/// recorded in each of these holds.
 #[derive(Debug, Default)]
 pub(super) struct HoldTokens(Vec<(Scope, PermitToken)>);
 
 impl Hold {
-    /// Returns whether submissions wait, for the end of the hold or for the result of a probe.
+    /// Returns whether the hold blocks submissions, except for a probe.
     fn is_open(&self) -> bool {
         self.circuit.open_state().is_some()
     }
@@ -263,8 +264,9 @@ impl Holds {
         self.holds.retain(|hold| now < hold.expires_at);
     }
 
-    /// Drops the holds that expire first. All nodes choose the same ones, and a hold that was
-    /// dropped expires before all that replaced it, so it does not return.
+    /// Drops the holds that expire first if there are more than [`MAX_HOLDS`]. The choice depends
+    /// only on the holds, so all nodes drop the same ones. A dropped hold expires before all that
+    /// remain, so a merge does not restore it.
     fn drop_excess(&mut self) {
         if self.holds.len() > MAX_HOLDS {
             let expiry = |hold: &Hold| Reverse((hold.expires_at, hold.scope.clone()));

@@ -1,7 +1,6 @@
 //! Attribution of failures to owners and models.
 //!
-//! Invariant: failures that are counted here and come from a single owner never indicate a fault
-//! that blocks other owners.
+//! Invariant: counted failures of a single owner never indicate a fault that blocks other owners.
 
 use std::collections::BTreeMap;
 
@@ -107,7 +106,8 @@ mod tests {
         }
     }
 
-    /// Records failures, written as `owner/model`, and returns the scope of the fault after the last one.
+    /// Records failures, written as `owner/model`, and returns the scope of the fault after the
+    /// last one. A failure without a slash does not depend on the request.
     fn after(failures: &str) -> FaultScope {
         let mut counter = Failures::default();
         let recorded = failures.split(' ').map(|failure| {

@@ -29,10 +29,10 @@ pub(super) enum RequestKind {
     Query,
 }
 
-/// Result of a request, as far as it concerns the health of the provider.
+/// Result of a request for the circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RequestResult {
-    /// The provider answered as it should.
+    /// The provider responded without an error.
     Success,
     /// The request failed. The duration is the delay that the provider requested.
     Failure(FailureKind, Option<Duration>),
@@ -42,15 +42,15 @@ pub(crate) enum RequestResult {
     NotSent,
 }
 
-/// What the account check of a provider shows.
+/// Account check of a provider definition, by the information that it returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum AccountCheck {
     /// The provider definition has no account check.
     #[default]
     None,
-    /// Whether the key is valid.
+    /// Shows whether the key is valid.
     Key,
-    /// Whether the key is valid and the account has credit.
+    /// Shows whether the key is valid and whether the account has credit.
     KeyAndCredit,
 }
 
@@ -203,7 +203,7 @@ impl BreakerState {
             RequestResult::Failure(failure, hint) => (failure, hint),
         };
         let Some(cause) = trip_cause(failure) else {
-            // The request itself was at fault, so the provider works.
+            // The request is invalid, so the response shows that the provider works.
             return self.on_success(request);
         };
         let trip = trip(cause, hint);
@@ -231,9 +231,9 @@ impl BreakerState {
         }
     }
 
-    /// Records a success. It also closes the other circuit if that was opened by technical
-    /// failures. A successful submission closes a query circuit opened by an auth error as well,
-    /// because submitting needs the stronger permission.
+    /// Records a success. It also closes the other circuit if technical failures opened it. A
+    /// successful submission also closes a query circuit that an auth error opened, because a
+    /// submission requires the stronger permission.
     fn on_success(&mut self, request: &Admitted) {
         if let Some(origin) = &request.origin
             && request.kind == RequestKind::Submit
@@ -425,8 +425,8 @@ impl BreakerState {
             || self.holds.is_newer_than(&other.holds)
     }
 
-    /// Returns the health by the more severe of the two circuits. An expired rate limit does not
-    /// count.
+    /// Returns the health of the provider. The circuit with the more severe cause determines it. An
+    /// expired rate limit is ignored.
     pub(super) fn health(&self, now: Time) -> ProviderHealth {
         let worst = [&self.submits, &self.queries]
             .into_iter()

@@ -18,7 +18,7 @@ async fn other_nodes_send_no_second_probe_of_a_hold() {
     assign(&one).await.unwrap().complete(rejected);
     synchronize();
     assert_eq!(two.health(Time::now()).holds, 1);
-    // The account has credit, so that a probe is allowed.
+    // The balance is positive, so the hold allows a probe.
     one.record_account_check(AccountVerdict::Good, Time::now());
     let probe = assign(&one).await.unwrap();
     synchronize();

@@ -107,9 +107,13 @@ impl RedisStore {
         Ok(None)
     }
 
-    /// Returns the limit of a charge less the balances of its earlier windows, which are in other
-    /// partitions. New jobs are not charged to these, so the balances only decrease until the charge
-    /// is applied. The exception is a job that another node is creating at the end of a window.
+    /// Returns the limit of a charge minus the balances of its earlier windows, or `None` for no
+    /// limit.
+    ///
+    /// The earlier windows are in other partitions, so their balances are read before the charge is
+    /// applied. The balances only decrease in between, because new jobs are charged to newer
+    /// windows. The limit can be exceeded only by jobs that another node creates at the end of a
+    /// window.
     async fn remaining_limit(&self, charge: &BudgetEntry, now: Time) -> Result<Option<i64>, Error> {
         let Some(limit) = charge.limit else {
             return Ok(None);

@@ -21,7 +21,7 @@ use crate::time::Time;
 /// Updates extend the TTL of a job once in this period, which is much shorter than [`TTL_MARGIN`].
 const TTL_EXTENSION_PERIOD_MILLISECONDS: i64 = 3_600_000;
 
-/// One run of the commit script.
+/// The parameters of one run of the commit script or the update script.
 struct CommitAttempt<'a> {
     commit: &'a CommitJob,
     encoded: &'a EncodedJob,
@@ -30,7 +30,7 @@ struct CommitAttempt<'a> {
     is_task_claimed: bool,
 }
 
-/// The outcome of the commit script.
+/// The reply of the commit script or the update script.
 enum CommitReply {
     Committed {
         /// Whether the job held a slot before. `None` after an update, which changes nothing outside
@@ -38,7 +38,7 @@ enum CommitReply {
         held_slot: Option<bool>,
     },
     Conflict {
-        /// The stored version with its size, unless it is corrupt.
+        /// The stored version with its size in bytes, or `None` if it is corrupt.
         current: Option<(RecentJob, usize)>,
     },
     TaskNotClaimed,
@@ -46,7 +46,7 @@ enum CommitReply {
 }
 
 impl CommitReply {
-    /// Parses the reply as documented in the script.
+    /// Parses a reply. The scripts document its format.
     fn parse(id: &JobId, reply: &[Option<String>]) -> Result<Self, Error> {
         let words: Vec<&str> = reply.iter().map_while(Option::as_deref).collect();
         Ok(match words.as_slice() {
@@ -134,8 +134,9 @@ impl RedisStore {
         Ok(outcome)
     }
 
-    /// Returns the version on which a commit is based and its schedule, if only the document and the
-    /// time of the next poll change.
+    /// Returns the version that a commit replaces, with its schedule, if the update script can
+    /// store the commit. The commit must change only the document, the internal state and the next
+    /// poll.
     fn base_of_update(&self, attempt: &CommitAttempt<'_>) -> Option<(Arc<Job>, Schedule)> {
         let (job, encoded) = (&attempt.commit.job, attempt.encoded);
         let revision = attempt.commit.expected_revision?;
@@ -154,7 +155,7 @@ impl RedisStore {
         is_update.then_some((base, schedule))
     }
 
-    /// Runs the script for updates.
+    /// Runs the update script.
     async fn try_update(
         &self,
         attempt: &CommitAttempt<'_>,
@@ -196,7 +197,7 @@ impl RedisStore {
         CommitReply::parse(&job.id, &reply)
     }
 
-    /// Runs the script for any commit.
+    /// Runs the commit script, which can store any commit.
     async fn try_commit(&self, attempt: &CommitAttempt<'_>) -> Result<CommitReply, Error> {
         let (commit, job) = (attempt.commit, &attempt.commit.job);
         let outbox_field = attempt.charges.map(|_| document_key(job));

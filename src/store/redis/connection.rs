@@ -36,8 +36,8 @@ const WAIT_MARGIN: Duration = Duration::from_millis(100);
 /// Minimum time between two write checks.
 const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Size of the value of a write check. A server near its memory limit accepts a small value although
-/// it rejects a job.
+/// Size of the value of a write check, in bytes. A server near its memory limit may accept a
+/// smaller value but reject a job.
 const WRITE_CHECK_BYTES: usize = 16 << 10;
 
 /// Time until the key of a write check expires.
@@ -143,8 +143,8 @@ impl Connections {
     /// Checks that every partition accepts writes of the size of a job. A replica, and a server at its
     /// memory limit, reject writes but respond to reads and `PING`.
     ///
-    /// Callers share the result of a check for [`WRITE_CHECK_INTERVAL`], because health checks need no
-    /// token.
+    /// Callers share the result of a check for [`WRITE_CHECK_INTERVAL`]. This limits the number of
+    /// writes that clients without a token can cause through health checks.
     pub(super) async fn check_writes(&self) -> Result<(), Error> {
         let mut last = self.last_write_check.lock().await;
         if let Some((checked_at, result)) = &*last

@@ -117,7 +117,8 @@ impl JobStore for RedisStore {
 impl RedisStore {
     /// Returns the keys and arguments of the scripts that create and commit a job.
     ///
-    /// `arguments` are those of the one script, and `extra` further fields of the hash.
+    /// `arguments` are the arguments that only the called script has. `extra` are additional fields
+    /// of the hash.
     pub(super) fn job_script(
         &self,
         job: &Job,
@@ -176,12 +177,12 @@ impl RedisStore {
         (keys, args)
     }
 
-    /// Returns the TTL in milliseconds of keys that belong to several jobs, counted from the last
-    /// write.
+    /// Returns [`Self::shared_key_lifetime`] in milliseconds.
     pub(super) fn shared_key_ttl(&self) -> String {
         millis(self.shared_key_lifetime())
     }
 
+    /// Returns the TTL of keys that contain entries of several jobs.
     pub(super) fn shared_key_lifetime(&self) -> Duration {
         self.retention.terminal.max(self.retention.active) + TTL_MARGIN
     }

@@ -1,4 +1,4 @@
-//! The unfinished jobs that this node saw last, so that a commit needs no read before it.
+//! Recent versions of unfinished jobs, kept in memory so that a commit needs no read before it.
 //!
 //! A version in memory may no longer be the stored one. It is used only as the basis of a commit, which
 //! requires its revision. If another revision is stored, the commit fails and returns the stored
@@ -20,10 +20,12 @@ const MAX_JOBS: usize = 50_000;
 /// Maximum total size of the jobs in memory, in bytes of JSON.
 const MAX_BYTES: usize = 64 << 20;
 
-/// The jobs of a node.
+/// A bounded cache of the versions that this node knows to have been stored.
 pub(super) struct RecentJobs {
-    /// The upper half of every revision of this node: random, so that no two nodes share revisions.
+    /// Upper half of every revision that this node assigns. It is random, so that two nodes do not
+    /// assign the same revision.
     node: u64,
+    /// Number of revisions that this node has assigned.
     sent: AtomicU64,
     jobs: Mutex<Jobs>,
 }
@@ -84,7 +86,7 @@ impl RecentJobs {
         Some(stored.recent.clone())
     }
 
-    /// Returns a version that this node has stored, with the schedule that was stored with it.
+    /// Returns the version with this revision and its schedule, if this node has stored it.
     pub(super) fn stored_by_this_node(
         &self,
         id: &JobId,
@@ -96,9 +98,9 @@ impl RecentJobs {
         job.zip(known.schedule)
     }
 
-    /// Returns the revision of a write that is about to be sent.
+    /// Assigns a revision to a write, before the write is sent.
     ///
-    /// The node's own message about the write may arrive before the reply, so the job is kept for
+    /// The pub/sub message about the write may arrive before the reply, so the job is kept for
     /// [`RecentJobs::sent_by_this_node`].
     pub(super) fn begin(&self, job: &Arc<Job>, encoded: &EncodedJob) -> Revision {
         let number = self.sent.fetch_add(1, Ordering::Relaxed);
@@ -131,10 +133,10 @@ impl RecentJobs {
         });
     }
 
-    /// Replaces a version that a commit found not to be the stored one.
+    /// Replaces the version in memory after a commit returned a conflict.
     ///
-    /// `tried` is the revision that the commit required, if it required one, and `current` the stored
-    /// version with its size. The stored version may be older than the one in memory after a failover.
+    /// `tried` is the revision that the commit required, if any. `current` is the stored version
+    /// with its size in bytes. After a failover, it may be older than the version in memory.
     pub(super) fn correct(
         &self,
         id: &JobId,
@@ -177,7 +179,8 @@ impl RecentJobs {
         sent.next().map(|known| Arc::clone(&known.recent.job))
     }
 
-    /// Drops the version in memory if another node has published the same or a later one.
+    /// Drops the version in memory if another node has published a write of the same or a later
+    /// version.
     pub(super) fn observe(&self, job: &Job, revision: Revision) {
         if self.is_own(revision) {
             return;
@@ -199,7 +202,7 @@ impl RecentJobs {
 }
 
 impl Jobs {
-    /// Changes the entry of a job, and keeps the limits.
+    /// Changes the entry of a job, then evicts the least recently used jobs beyond the limits.
     fn change(&mut self, id: &JobId, change: impl FnOnce(&mut Entry)) {
         let mut entry = self.take(id);
         change(&mut entry);

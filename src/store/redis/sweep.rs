@@ -37,7 +37,7 @@ impl RedisStore {
             for id in &expired {
                 count += self.delete_job(partition, id, now).await?;
             }
-            // Jobs that were updated are not deleted. Others may follow them.
+            // A batch may contain only updated jobs, which are kept. Expired jobs may follow them.
             if count > 0 || expired.is_empty() {
                 break;
             }
@@ -58,7 +58,8 @@ impl RedisStore {
         Ok(count)
     }
 
-    /// Extends the TTL of queues and indexes whose entries last longer than the writes to them.
+    /// Extends the TTL of queues and indexes. Updates of a job do not extend it, but the entries of
+    /// the job must not expire before the job.
     async fn refresh_ttls(&self, partition: Partition<'_>) -> Result<(), Error> {
         let client = self.connections.client();
         let ttl = i64::try_from(self.shared_key_lifetime().as_millis()).unwrap_or(i64::MAX);

@@ -52,7 +52,7 @@ impl UniqueKey {
         }
     }
 
-    /// Returns whether `job`, to which a claim of this key refers, holds the key.
+    /// Returns whether `job` holds this key. `job` is the job that a claim of the key names.
     fn is_backed_by(&self, job: &Job) -> bool {
         match self {
             Self::Idempotency(_) => true,

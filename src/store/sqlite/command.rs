@@ -1,4 +1,4 @@
-//! Operations on the database, with the callers that wait for their results.
+//! Database operations whose callers wait for the result.
 
 use std::sync::Arc;
 
@@ -26,13 +26,6 @@ pub(super) struct Changes {
     pub(super) deletes_unfinished: bool,
 }
 
-impl Changes {
-    pub(super) fn clear(&mut self) {
-        self.stored.clear();
-        self.deletes_unfinished = false;
-    }
-}
-
 /// An operation on a connection, with the caller that waits for its result.
 pub(super) trait Command: Send {
     /// Runs the operation and keeps its result for [`Command::reply`].
@@ -46,7 +39,7 @@ pub(super) trait Command: Send {
     fn reply(self: Box<Self>, transaction: Result<(), Error>);
 }
 
-/// The result of a command, for its caller.
+/// Receives the result of a command.
 pub(super) type CommandResult<T> = oneshot::Receiver<Result<T, Error>>;
 
 /// Returns a command that runs `operation`, and its future result.

@@ -76,7 +76,7 @@ impl DocumentCache {
         self.lock().by_task.get(&task).cloned()
     }
 
-    /// Stores a durable version. The version of a finished job removes the job.
+    /// Stores a durable version, or removes the job if this version is final.
     pub(super) fn store(&self, change: &Change) {
         let job = change.frame.job();
         let mut state = self.lock();

@@ -46,7 +46,7 @@ pub(super) enum Location {
     File(PathBuf),
 }
 
-/// What a connection may do.
+/// The access mode of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Access {
     ReadOnly,

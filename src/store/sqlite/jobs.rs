@@ -233,7 +233,8 @@ fn commit_job(
     Ok(CommitOutcome::Committed)
 }
 
-/// Replaces a version whose schedule and task do not change. Returns whether it did.
+/// Replaces the version of a job if its schedule and task do not change. Returns whether it was
+/// replaced.
 ///
 /// This is the most frequent write. It reads the row once and changes no index.
 fn update_document(

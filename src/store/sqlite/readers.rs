@@ -33,7 +33,7 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// Starts the threads. `open` returns the connection of each.
+    /// Starts the threads. `open` is called once for each thread and returns its connection.
     pub(super) fn start(
         open: impl Fn() -> Result<Connection, Error>,
         enqueue_timeout: Duration,

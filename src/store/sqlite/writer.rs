@@ -39,8 +39,8 @@ const MAX_WAITING_COMMANDS: usize = 1024;
 /// disk does not delay the sockets of a worker thread.
 const MAX_INLINE_COMMIT: Duration = Duration::from_millis(4);
 
-/// Number of pages in the write-ahead log, of 4 KiB each, from which it is moved into the database
-/// file. A page that changes often is moved once.
+/// Size of the write-ahead log, in pages of 4 KiB, from which a checkpoint moves it into the
+/// database file. A page that changes several times between two checkpoints is moved once.
 const CHECKPOINT_PAGES: i32 = 4096;
 
 /// The connection that writes, and the commands that wait for it.
@@ -71,9 +71,6 @@ struct WriteConnection {
     db: Connection,
     /// Lock of the database file, released after the connection is closed.
     _lock: Option<File>,
-    /// Reused by every group.
-    group: Vec<Box<dyn Command>>,
-    changes: Changes,
 }
 
 impl Writer {
@@ -101,8 +98,6 @@ impl Writer {
             connection: Mutex::new(Some(WriteConnection {
                 db,
                 _lock: file_lock,
-                group: Vec::new(),
-                changes: Changes::default(),
             })),
             thread,
             is_failing: AtomicBool::new(false),
@@ -166,8 +161,8 @@ impl Writer {
         self.is_failing.load(Ordering::Relaxed)
     }
 
-    /// Commits the queued commands on this thread. Commands that arrive in the meantime are left to
-    /// the writer thread, because the tasks of this thread must run.
+    /// Commits the queued commands on this thread. The writer thread commits the commands that
+    /// arrive in the meantime, so that the other tasks of this thread can run.
     fn run_inline(&self) {
         match self.connection.try_lock() {
             Ok(mut connection) => self.run_group(&mut connection, Duration::ZERO),
@@ -197,12 +192,14 @@ impl Writer {
         }
     }
 
-    /// Moves the write-ahead log into the database file. Most of it moves while commits go on.
+    /// Moves the write-ahead log into the database file, mostly while commits continue.
     fn checkpoint(&self, checkpointer: Option<&Connection>) {
         let run = |db: &Connection| db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
         let mut result = checkpointer.map_or(Ok(()), run);
         if let Some(connection) = lock(&self.connection).as_ref() {
-            // The rest moves without concurrent commits, so that the log starts from its beginning.
+            // No commit runs while the connection is locked. This checkpoint therefore moves the
+            // rest, and the next commit writes to the beginning of the log unless a reader still
+            // uses the log.
             result = result.and_then(|()| run(&connection.db));
             self.wal_pages.store(0, Ordering::Relaxed);
         }
@@ -224,31 +221,34 @@ impl Writer {
         let _ = self.thread.try_send(());
     }
 
+    /// Removes the commands of the next transaction from the queue.
+    fn take_group(&self) -> Vec<Box<dyn Command>> {
+        let mut queue = lock(&self.queue);
+        let count = queue.commands.len().min(MAX_GROUP_COMMIT);
+        queue.commands.drain(..count).collect()
+    }
+
     /// Runs the queued commands in one transaction. Waits up to `busy_timeout` for locks of other
-    /// processes; with zero, the commands stay queued.
+    /// processes. If it is zero and the database is locked, the commands stay queued.
     fn run_group(&self, connection: &mut Option<WriteConnection>, busy_timeout: Duration) {
-        let Some(WriteConnection {
-            db, group, changes, ..
-        }) = connection
-        else {
+        let Some(WriteConnection { db, .. }) = connection else {
             return;
         };
-        {
-            let mut queue = lock(&self.queue);
-            let count = queue.commands.len().min(MAX_GROUP_COMMIT);
-            group.extend(queue.commands.drain(..count));
-        }
+        // Both are dropped if a command panics: the transaction is rolled back, so none of its
+        // changes may be published, and the callers receive an error.
+        let mut group = self.take_group();
+        let mut changes = Changes::default();
         if group.is_empty() {
             return;
         }
         let started = Instant::now();
         let outcome = match begin(db, busy_timeout) {
-            Ok(transaction) => run(transaction, group, changes),
+            Ok(transaction) => run(transaction, &mut group, &mut changes),
             Err(error)
                 if busy_timeout.is_zero()
                     && error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) =>
             {
-                lock(&self.queue).commands.splice(..0, group.drain(..));
+                lock(&self.queue).commands.splice(..0, group);
                 return;
             }
             Err(error) => Err(error.into()),
@@ -267,21 +267,20 @@ impl Writer {
                 if !was_failing {
                     tracing::error!(%error, "sqlite write failed");
                 }
-                changes.clear();
             }
         }
-        for command in group.drain(..) {
+        for command in group {
             command.reply(outcome.clone());
         }
     }
 
     /// Publishes the changes of a durable transaction. The caller holds the connection, so changes
     /// are published in commit order.
-    fn publish(&self, changes: &mut Changes) {
-        if std::mem::take(&mut changes.deletes_unfinished) {
+    fn publish(&self, changes: Changes) {
+        if changes.deletes_unfinished {
             self.cache.clear();
         }
-        for change in changes.stored.drain(..) {
+        for change in changes.stored {
             self.cache.store(&change);
             (self.on_event)(StoreEvent::JobChanged(change.frame));
         }

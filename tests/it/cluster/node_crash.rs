@@ -28,8 +28,8 @@ async fn change_is_delivered_when_the_committing_node_dies_before_its_reply() {
     let job = cluster.node(1).register_worker_job("alice").await;
     let mut watcher = cluster.node(1).connect("alice").await;
     watcher.subscribe(&[(&job, 1)]).await;
-    // Loads the scripts of a commit after a read and of an update, so that the next update is a single
-    // request.
+    // The first update runs the commit script and the second the update script. Redis has then
+    // loaded both, so the next update is a single request.
     let writer = cluster.node(0);
     for stage in ["first", "second"] {
         writer.push_update(&job, json!({ "stage": stage })).await;

@@ -17,7 +17,7 @@ pub(super) const MIN_SECRET_BYTES: usize = 32;
 /// below one in ten million.
 const MIN_DISTINCT_BYTES: usize = 6;
 
-/// Maximum length of a word that a secret must not repeat, in bytes.
+/// Maximum length, in bytes, of a word whose repetition is rejected as a secret.
 const MAX_WORD_BYTES: usize = 8;
 
 /// The `[auth]` section. An empty string counts as unset.
@@ -99,7 +99,7 @@ fn public_key(entry: &str) -> Result<VerifyingKey, String> {
 #[must_use]
 pub fn secret_problem(secret: &str) -> Option<String> {
     let (length, distinct) = (secret.len(), secret.bytes().collect::<BTreeSet<u8>>());
-    // A secret with a short period is a repeated word.
+    // A secret with a short period repeats a word.
     let has_period = |period| {
         secret
             .bytes()

@@ -1,8 +1,8 @@
-//! Tokens whose signature was verified before.
+//! Cache of tokens with a verified signature.
 //!
-//! Signatures cost more than everything else in a small request, and callers send the same token with
-//! every request. A token is remembered by its SHA-256 digest, with its claims. The claims are checked
-//! again for every request, so a remembered token expires like any other.
+//! Callers send the same token with every request, and verifying a signature is expensive. The
+//! cache maps the SHA-256 digest of a token to its claims. The claims are checked again for every
+//! request, so a cached token expires like any other.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use hashlink::LruCache;
 use super::claims::Claims;
 use super::keys::VerifyingKey;
 
-/// Maximum number of remembered tokens. The least recently used one is forgotten.
+/// Maximum number of cached tokens. The least recently used token is evicted.
 const MAX_TOKENS: usize = 4096;
 
 /// The SHA-256 digest of a token.
@@ -28,7 +28,7 @@ impl TokenDigest {
     }
 }
 
-/// Claims with a verified signature.
+/// Claims of a token with a verified signature.
 #[derive(Clone)]
 pub(super) struct VerifiedClaims {
     pub(super) claims: Arc<Claims>,
@@ -36,7 +36,7 @@ pub(super) struct VerifiedClaims {
     pub(super) key_set: Option<Arc<[VerifyingKey]>>,
 }
 
-/// The remembered tokens.
+/// A bounded cache of verified tokens.
 pub(super) struct VerifiedTokens(Mutex<LruCache<TokenDigest, VerifiedClaims>>);
 
 impl Default for VerifiedTokens {
@@ -46,13 +46,13 @@ impl Default for VerifiedTokens {
 }
 
 impl VerifiedTokens {
-    /// Returns the claims of a token. The caller checks that their key set is current.
+    /// Returns the cached claims of a token. The caller checks that their key set is current.
     pub(super) fn get(&self, token: &TokenDigest) -> Option<VerifiedClaims> {
         let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tokens.get(token).cloned()
     }
 
-    /// Remembers a token.
+    /// Caches the claims of a token.
     pub(super) fn insert(&self, token: TokenDigest, claims: VerifiedClaims) {
         let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tokens.insert(token, claims);

@@ -1,7 +1,8 @@
 //! Signatures in headers, described by a table: header, encoding, signed content, algorithm and keys.
 //!
-//! A provider definition contains the table. [`STANDARD_WEBHOOKS`] is the table of every provider that follows that
-//! specification. The timestamp is read only after the signature that covers it is verified.
+//! A provider definition contains the table. [`STANDARD_WEBHOOKS`] is the table for the providers
+//! that follow the Standard Webhooks specification. The timestamp is read only after the signature
+//! that covers it is verified.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;

@@ -201,7 +201,7 @@ async fn submit_accepts_a_form_with_a_file() {
         ],
         ["sora-2", "A caf\u{e9} at night", "4", "720x1280"]
     );
-    // A repeated submit has another boundary and is recognized.
+    // A repeated submit has a different boundary but is recognized as the same job.
     submit_form(&stage, "bbbb", form("bbbb", &fields)).await;
     let tasks = stage.inspector.tasks();
     assert!(

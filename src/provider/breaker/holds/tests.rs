@@ -1,4 +1,4 @@
-//! Holds of one node, and the convergence of several.
+//! Holds of one node, and convergence of the holds of several nodes.
 
 use proptest::prelude::*;
 
@@ -143,7 +143,7 @@ enum Event {
     Reset(usize),
     TopUp(usize),
     Exchange(usize, usize),
-    /// The snapshot of a node is kept, and arrives at all nodes in the end.
+    /// The snapshot of a node is delayed. All nodes receive it at the end.
     Delay(usize),
 }
 

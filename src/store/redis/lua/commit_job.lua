@@ -1,7 +1,7 @@
 -- Stores the next version of a job, updates its queues and publishes it, as one atomic step.
 --
--- The expiry queue is written when the job ends. Until then, the sweep finds out that the job was
--- updated.
+-- The score of the job in the expiry queue changes only when the job ends. For an unfinished job,
+-- the delete script also checks the time of the last update.
 --
 -- KEYS: the job, the poll queue, the provider's submit queue, the expiry queue, the active jobs,
 --       the budget outbox, the channel of the job, the channel of its owner

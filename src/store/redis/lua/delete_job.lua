@@ -1,11 +1,11 @@
 -- Deletes an expired job and its entries in the queues and indexes of its partition.
 --
--- An update does not move an unfinished job in the expiry queue. The script moves it if it was updated
--- later than its entry says.
+-- Updates do not change the score of an unfinished job in the expiry queue. If the job was updated
+-- within its retention, the script sets the score to the end of the retention and keeps the job.
 --
 -- KEYS: the job, the poll queue, the provider's submit queue, the expiry queue, all jobs,
 --       the active jobs
--- ARGV: job id, current time, retention of unfinished jobs after their last update
+-- ARGV: job id, current time, retention of unfinished jobs after their last update (ms)
 -- Returns: 1 if the job was deleted, 0 if it has not expired
 local job, expiry_queue = KEYS[1], KEYS[4]
 local id, now, active_retention = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])

@@ -1,7 +1,8 @@
 -- Stores the next version of an unfinished job and publishes it, as one atomic step.
 --
--- Does what the commit script does if only the document and the time of the next poll change. This is
--- the case of almost every commit. The revision proves that the other fields are what the caller knows.
+-- Has the effect of the commit script for a commit that changes only the document, the internal
+-- state and the time of the next poll. Most commits are of this kind. The expected revision
+-- guarantees that the other fields have the values that the caller knows.
 --
 -- KEYS: the job, the poll queue, the channel of the job, the channel of its owner
 -- ARGV: PUBLISH or SPUBLISH, job id, head of the message, expected revision, TTL of the job ('' if

@@ -122,12 +122,12 @@ impl MessageReceiver {
         }
     }
 
-    /// Returns the version of a message. The document of a message of this node is not decoded if the
-    /// job is in memory.
+    /// Returns the job version that a message announces. A document that this node wrote is not
+    /// decoded if the job is still in memory.
     fn changed_job(&self, message: &Value) -> Result<Arc<Frame>, Error> {
         let text = message.as_str().unwrap_or_default();
         let (revision, id, document) = parse_message(&text)
-            .ok_or_else(|| Error::Corrupt("message without head".to_owned()))?;
+            .ok_or_else(|| Error::Corrupt("pub/sub message without revision and id".to_owned()))?;
         let job = match self.recent.sent_by_this_node(id, revision) {
             Some(job) => job,
             None => {
@@ -140,7 +140,7 @@ impl MessageReceiver {
     }
 }
 
-/// Returns the head of the message that publishes a write of a job. The document follows.
+/// Returns the first line of the message that announces a write of a job. The document follows it.
 pub(in crate::store::redis) fn message_head(revision: Revision, id: &JobId) -> String {
     format!("{revision} {id}\n")
 }

@@ -259,7 +259,7 @@ impl Model {
         }
     }
 
-    /// Completes what was sent, and then updates the job through a node.
+    /// Completes the pending commits of a node, then updates the job through it.
     fn update_in_the_end(&mut self, node: usize) {
         while !self.nodes[node].sent.is_empty() || !self.nodes[node].replies.is_empty() {
             self.execute(node);

@@ -1,5 +1,5 @@
--- Moves the next poll of an unfinished job to an earlier time. Changes nothing if it is not later than
--- the requested time.
+-- Moves the next poll of an unfinished job to an earlier time. Changes nothing if the next poll is
+-- not later than the requested time.
 --
 -- Parameters: job id, requested time, cool-down in milliseconds.
 UPDATE jobs SET

@@ -45,7 +45,10 @@ struct TestWriter {
 
 impl TestWriter {
     fn start(setup: &str) -> Self {
-        let db = Connection::open_in_memory().unwrap();
+        Self::start_with(Connection::open_in_memory().unwrap(), setup)
+    }
+
+    fn start_with(db: Connection, setup: &str) -> Self {
         db.execute_batch(setup).unwrap();
         let published = Arc::new(Mutex::new(0));
         let count = Arc::clone(&published);
@@ -166,4 +169,41 @@ async fn closed_writer_runs_queued_commands_and_rejects_further_ones() {
     test.writer.finish();
     queued.await.unwrap();
     assert_eq!(test.published(), 1);
+}
+
+#[tokio::test]
+async fn panic_of_a_command_rolls_back_and_publishes_nothing() {
+    let test = TestWriter::start("CREATE TABLE notes (note)");
+    let writer = Arc::clone(&test.writer);
+    let failed = tokio::spawn(async move {
+        let panicking = |db: &Connection, changes: &mut Changes| -> Result<(), Error> {
+            insert(db, changes)?;
+            panic!("test failure");
+        };
+        writer.execute(panicking).await
+    });
+    failed.await.unwrap_err();
+    assert_eq!(test.writer.execute(count).await.unwrap(), 0);
+    test.writer.execute(insert).await.unwrap();
+    assert_eq!(test.writer.execute(count).await.unwrap(), 1);
+    assert_eq!(test.published(), 1);
+    test.close();
+}
+
+#[tokio::test]
+async fn commit_waits_for_another_process_that_has_locked_the_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("test.db");
+    let setup = "PRAGMA journal_mode = WAL; CREATE TABLE notes (note);";
+    let test = TestWriter::start_with(Connection::open(&path).unwrap(), setup);
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut waiting = Box::pin(test.writer.execute(insert));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    tokio::task::yield_now().await;
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    other.execute_batch("COMMIT").unwrap();
+    waiting.await.unwrap();
+    assert_eq!(test.published(), 1);
+    test.close();
 }
