@@ -12,8 +12,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 WORKDIR /src
 
 # Keeps the manifests and replaces the sources with empty ones, so that the layer with the compiled
-# dependencies below depends on the manifests only. The crate redis-protocol is itself part of a
-# dependency.
+# dependencies below depends on the manifests only. The crate redis-protocol keeps its sources, because
+# the dependency fred uses it.
 FROM tools AS manifests
 COPY . .
 RUN find . -type f ! -path './.cargo/*' ! -name 'Cargo.*' ! -name lib.rs ! -name main.rs ! -path './benches/*.rs' \

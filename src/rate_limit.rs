@@ -1,4 +1,4 @@
-//! A rate limit: the generic cell rate algorithm, in one atomic word per client.
+//! A rate limiter: the generic cell rate algorithm, with one atomic integer per client.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Duration of a burst of a limit per second.
+/// Time for which a limit per second accumulates unused units.
 const BURST: Duration = Duration::from_secs(4);
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -18,7 +18,7 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 #[derive(Clone, Copy, Debug)]
 pub struct RateLimit {
     nanoseconds_per_unit: u64,
-    /// Duration whose units may be used in advance.
+    /// Time for which unused units accumulate.
     burst: Duration,
 }
 
@@ -34,7 +34,7 @@ impl RateLimit {
         Self::new(units, MINUTE, |unit| MINUTE.saturating_sub(unit))
     }
 
-    /// `burst` receives the duration of a unit.
+    /// Creates a limit. `burst` computes the burst from the duration of one unit.
     fn new(units: usize, period: Duration, burst: impl FnOnce(Duration) -> Duration) -> Self {
         LazyLock::force(&EPOCH);
         let units = u128::try_from(units).unwrap_or(u128::MAX).max(1);
@@ -51,7 +51,7 @@ impl RateLimit {
         self.nanoseconds_per_unit.saturating_mul(units)
     }
 
-    /// Returns the time until `paid_at` is within a burst.
+    /// Returns the time until `paid_at` is ahead of the clock by at most a burst.
     fn excess(self, paid_at: u64, now: u64) -> Duration {
         Duration::from_nanos(paid_at.saturating_sub(now)).saturating_sub(self.burst)
     }
@@ -91,7 +91,7 @@ impl Rate {
         paid.map(drop).map_err(|paid_at| limit.excess(paid_at, now))
     }
 
-    /// Returns whether no earlier use counts any more, so that the rate equals a new one.
+    /// Returns whether earlier uses no longer affect the limit, so that the rate equals a new one.
     pub fn is_idle(&self, now: Instant) -> bool {
         self.paid_at.load(Ordering::Relaxed) <= nanoseconds(now)
     }

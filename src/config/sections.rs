@@ -152,7 +152,8 @@ section! {
         connections_per_subject: usize = number(1..=10_000_000).or(1000),
         /// Jobs that one subject subscribes to by id, on all its connections together.
         subscriptions_per_subject: usize = number(1..=10_000_000).or(20_000),
-        /// HTTP requests of one subject per second, with bursts of four seconds, except those of workers.
+        /// HTTP requests of one subject per second, with bursts of four seconds. Tokens of workers
+        /// have no limit.
         requests_per_second: usize = number(1..=1_000_000).or(1000),
         /// WebSocket messages, event streams and long polls of one subject per second, with bursts of
         /// four seconds.

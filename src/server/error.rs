@@ -117,7 +117,7 @@ error_codes! {
     NotFound: "not_found", Some(StatusCode::NOT_FOUND), websocket: true, retryable: false;
     /// Pages of this origin may not use the hub.
     OriginRefused: "origin_refused", Some(StatusCode::FORBIDDEN), websocket: false, retryable: false;
-    /// The node has reached its maximum number of connections or of unverified webhooks.
+    /// The node has reached its maximum number of connections or memory for request bodies.
     OverCapacity: "over_capacity", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: false, retryable: true;
     /// The provider no longer has the output.
     OutputGone: "output_gone", Some(StatusCode::GONE), websocket: false, retryable: false;

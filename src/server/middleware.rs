@@ -1,5 +1,5 @@
-//! The steps around every handler, in one middleware: each middleware of actix-web costs several
-//! allocations per request.
+//! Middleware around every handler. One function per listener performs all steps, because each
+//! middleware of actix-web makes several allocations per request.
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};

@@ -1,7 +1,7 @@
-//! Finds the resource of a request by the segments of its path.
+//! Routes requests to resources by comparing the segments of their paths.
 //!
-//! The router of actix-web matches paths that have parameters with regular expressions. For a small
-//! request, these cost as much as its JSON.
+//! The router of actix-web matches paths with parameters by regular expressions. For a small
+//! request, this takes as much CPU time as parsing its JSON.
 
 use std::future::{Ready, ready};
 
@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 
 use super::error::Problem;
 
-/// A path and the handlers of its methods. The response to any other method is 405.
+/// A path pattern with a handler for each allowed method. The response to any other method is 405.
 pub struct Resource {
     /// Segments in braces are parameters, which match any segment that is not empty.
     pattern: &'static str,
@@ -169,7 +169,7 @@ impl Service<ServiceRequest> for RouterService {
     }
 }
 
-/// Returns whether a path has the segments of a pattern.
+/// Returns whether the segments of a path match those of a pattern.
 fn matches(pattern: &str, path: &str) -> bool {
     let mut segments = path.split('/');
     let is_match = |expected: &str| {
@@ -182,9 +182,9 @@ fn matches(pattern: &str, path: &str) -> bool {
     pattern.split('/').all(is_match) && segments.next().is_none()
 }
 
-/// Segment of the path of a request, decoded. The first one has the index 0.
+/// Percent-decoded segment of a request path, by its index from 0.
 ///
-/// A path without this segment, or with invalid UTF-8 in it, is not found.
+/// The response is `not_found` if the path has no such segment, or if the segment is not UTF-8.
 pub struct Segment<const INDEX: usize>(pub String);
 
 impl<const INDEX: usize> FromRequest for Segment<INDEX> {

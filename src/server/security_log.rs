@@ -1,4 +1,4 @@
-//! Counts the requests that were answered with a problem, and logs those that concern security.
+//! Counts responses with a problem, and logs those that concern security.
 //!
 //! Clients can repeat requests, so a line is written once a minute for each subject or provider and
 //! reason. Its field `suppressed` is the number of lines that were suppressed before it.

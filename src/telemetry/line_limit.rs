@@ -39,8 +39,9 @@ impl<K> Default for LineLimit<K> {
 }
 
 impl<K: Eq + Hash> LineLimit<K> {
-    /// Returns the number of lines with this key, or with a key that has no entry, that were
-    /// suppressed and not returned yet. Returns `None` if the caller must suppress this line.
+    /// Returns the number of suppressed lines that no earlier call has returned: the lines with
+    /// this key, and those with keys that have no entry. Returns `None` if the caller must
+    /// suppress this line.
     pub fn admit(&self, key: K, now: Instant) -> Option<u64> {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Lines { by_key, suppressed } = &mut *lines;

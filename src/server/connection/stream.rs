@@ -27,8 +27,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// connection at once would reset it, and the client could lose the response.
 pub const UNREAD_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Number of bytes after which the HTTP library processes what it has read. Without a limit, the library
-/// buffers 128 KiB for each connection whose client sends fast.
+/// Maximum number of bytes that the stream returns before it yields, so that the HTTP library
+/// processes them. Without this limit, the library buffers 128 KiB for each connection whose client
+/// sends fast.
 const MAX_UNPROCESSED_BYTES: usize = 16 << 10;
 
 /// State of a connection.
@@ -157,7 +158,7 @@ pub struct RequestStream {
     io: Stream,
     client: Rc<ClientConnection>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Bytes that were read since the last time that the stream returned [`Poll::Pending`].
+    /// Number of bytes read since the stream last returned [`Poll::Pending`].
     unprocessed: usize,
 }
 

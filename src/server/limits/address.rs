@@ -138,7 +138,8 @@ impl ClientAddresses {
     /// trusted proxy or the header has no valid client address.
     ///
     /// Each proxy appends the address of its own client to the header. The client controls the
-    /// values before the appended ones. The last address that is not a trusted proxy is therefore the client.
+    /// values before the appended ones. The last address that is not a trusted proxy is therefore
+    /// the client.
     pub(super) fn forwarded(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         if !self.is_trusted(peer) {
             return None;

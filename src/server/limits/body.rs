@@ -1,7 +1,8 @@
-//! Memory for request bodies.
+//! Limits on the memory for request bodies.
 //!
-//! Bodies of callers with a token and bodies of webhooks that are not verified yet have a maximum total
-//! size per node, and the bodies from one address may use a part of it.
+//! A node has one limit for the bodies of requests with a token, and one for the bodies of webhooks
+//! that are not verified yet. Each address may use a part of it. Clients behind a trusted proxy have
+//! no limit per address.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::address::ClientAddress;
 /// Fraction of the memory of a node that the bodies from one address may use.
 const ADDRESS_SHARE: usize = 8;
 
-/// The memory of a node for one kind of bodies.
+/// The memory of a node for one kind of body.
 #[derive(Debug)]
 pub(super) struct BodyMemory {
     node: Arc<Semaphore>,
@@ -20,7 +21,7 @@ pub(super) struct BodyMemory {
 }
 
 impl BodyMemory {
-    /// Creates the memory. An address may use enough of it for one body of `max_body_bytes`.
+    /// Creates a limit of `max_bytes` per node. The limit per address is at least `max_body_bytes`.
     pub(super) fn new(max_bytes: usize, max_body_bytes: usize) -> Self {
         let max_bytes = max_bytes.min(Semaphore::MAX_PERMITS);
         Self {

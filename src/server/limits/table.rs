@@ -15,7 +15,7 @@ const MIN_SWEEP: usize = 1024;
 
 /// Usage of one client.
 pub(super) trait Usage: Default {
-    /// Returns whether a usage that no connection holds equals a new one.
+    /// Returns whether the usage equals a new one, if no connection holds it.
     fn is_idle(&self, now: Instant) -> bool;
 }
 

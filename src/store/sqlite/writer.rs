@@ -13,6 +13,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -234,8 +235,6 @@ impl Writer {
         let Some(WriteConnection { db, .. }) = connection else {
             return;
         };
-        // Both are dropped if a command panics: the transaction is rolled back, so none of its
-        // changes may be published, and the callers receive an error.
         let mut group = self.take_group();
         let mut changes = Changes::default();
         if group.is_empty() {
@@ -350,9 +349,14 @@ fn run(
     group: &mut [Box<dyn Command>],
     changes: &mut Changes,
 ) -> Result<(), Error> {
-    for command in group {
-        command.run(&transaction, changes)?;
-    }
+    // A panic must not stop the caller that commits for others, or the writer thread.
+    let run_all = || {
+        group
+            .iter_mut()
+            .try_for_each(|command| command.run(&transaction, changes))
+    };
+    catch_unwind(AssertUnwindSafe(run_all))
+        .unwrap_or_else(|_| Err(unavailable("operation panicked")))?;
     Ok(transaction.commit()?)
 }
 

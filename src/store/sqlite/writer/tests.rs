@@ -174,19 +174,26 @@ async fn closed_writer_runs_queued_commands_and_rejects_further_ones() {
 #[tokio::test]
 async fn panic_of_a_command_rolls_back_and_publishes_nothing() {
     let test = TestWriter::start("CREATE TABLE notes (note)");
-    let writer = Arc::clone(&test.writer);
-    let failed = tokio::spawn(async move {
-        let panicking = |db: &Connection, changes: &mut Changes| -> Result<(), Error> {
-            insert(db, changes)?;
-            panic!("test failure");
-        };
-        writer.execute(panicking).await
-    });
-    failed.await.unwrap_err();
+    let panicking = |db: &Connection, changes: &mut Changes| -> Result<(), Error> {
+        insert(db, changes)?;
+        panic!("test failure");
+    };
+    let (before, failed) =
+        tokio::join!(test.writer.execute(insert), test.writer.execute(panicking));
+    for error in [before.unwrap_err(), failed.unwrap_err()] {
+        assert_eq!(error.to_string(), "store unavailable: operation panicked");
+    }
     assert_eq!(test.writer.execute(count).await.unwrap(), 0);
+    // The same on the writer thread.
+    let mut cancelled = Box::pin(test.writer.execute(panicking));
+    assert!(futures_util::poll!(&mut cancelled).is_pending());
+    drop(cancelled);
+    test.writer.execute(insert).await.ok();
+    let published = test.published();
+    let stored = test.writer.execute(count).await.unwrap();
+    assert_eq!(usize::try_from(stored).unwrap(), published);
     test.writer.execute(insert).await.unwrap();
-    assert_eq!(test.writer.execute(count).await.unwrap(), 1);
-    assert_eq!(test.published(), 1);
+    assert_eq!(test.published(), published + 1);
     test.close();
 }
 
