@@ -11,7 +11,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use bytestring::ByteString;
 use futures_util::StreamExt;
 use rusqlite::{Connection, OptionalExtension};
-use tokio::sync::broadcast;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::stack::document::{Document, Report};
 use crate::stack::token::Verifier;
@@ -95,11 +95,16 @@ async fn subscribe(
     actix_web::rt::spawn(async move {
         loop {
             tokio::select! {
-                Ok(update) = updates.recv() => {
-                    if session.text(update).await.is_err() {
-                        return;
+                update = updates.recv() => match update {
+                    Ok(update) => {
+                        if session.text(update).await.is_err() {
+                            return;
+                        }
                     }
-                }
+                    // The socket continues with the next update.
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
+                },
                 message = messages.next() => {
                     if !matches!(message, Some(Ok(_))) {
                         return;

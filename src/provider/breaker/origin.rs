@@ -16,6 +16,9 @@ const MAX_FAILURES_PER_SUBJECT: u32 = 3;
 /// Maximum number of origins whose failures are counted. Failures of further ones are ignored.
 const MAX_ORIGINS: usize = 64;
 
+/// Maximum number of origins of one owner among them, so that one owner cannot use all of them.
+const MAX_ORIGINS_PER_OWNER: usize = 8;
+
 /// The owner and the model of a request.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Origin {
@@ -49,9 +52,7 @@ impl Failures {
     pub(super) fn record(&mut self, origin: Option<&Origin>) -> FaultScope {
         match origin {
             None => self.unreachable += 1,
-            Some(origin)
-                if self.by_origin.len() < MAX_ORIGINS || self.by_origin.contains_key(origin) =>
-            {
+            Some(origin) if self.is_counted(origin) => {
                 *self.by_origin.entry(origin.clone()).or_default() += 1;
             }
             Some(_) => {}
@@ -61,6 +62,13 @@ impl Failures {
             *self = Self::default();
         }
         scope
+    }
+
+    /// Returns whether failures of this origin are counted.
+    fn is_counted(&self, origin: &Origin) -> bool {
+        let of_owner = self.by_origin.keys().filter(|it| it.owner == origin.owner);
+        self.by_origin.contains_key(origin)
+            || self.by_origin.len() < MAX_ORIGINS && of_owner.count() < MAX_ORIGINS_PER_OWNER
     }
 
     /// Resets the counts, after a success.
@@ -128,6 +136,9 @@ mod tests {
         }
         assert_eq!(counter.record(Some(&origin("bob", "x"))), FaultScope::None);
         assert!(counter.by_origin.len() <= MAX_ORIGINS);
+        // The failures of others still count.
+        let scope = counter.record(Some(&origin("carol", "y")));
+        assert!(matches!(scope, FaultScope::Provider(_)), "{scope:?}");
     }
 
     #[test]

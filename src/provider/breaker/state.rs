@@ -378,7 +378,11 @@ impl BreakerState {
             }
             AccountVerdict::KeyRejected | AccountVerdict::NoCredit if !was_wanted => return,
             AccountVerdict::KeyRejected => TripCause::Auth,
-            AccountVerdict::NoCredit => TripCause::Quota,
+            AccountVerdict::NoCredit => {
+                // The provider accepted the key, so queries are allowed again.
+                self.reset_circuits(AccountCheck::Key);
+                TripCause::Quota
+            }
         };
         self.open_for_account(&Trip {
             cause,

@@ -40,8 +40,8 @@ const MAX_WAITING_COMMANDS: usize = 1024;
 /// disk does not delay the sockets of a worker thread.
 const MAX_INLINE_COMMIT: Duration = Duration::from_millis(4);
 
-/// Size of the write-ahead log, in pages of 4 KiB, from which a checkpoint moves it into the
-/// database file. A page that changes several times between two checkpoints is moved once.
+/// Number of pages, of 4 KiB each, written to the write-ahead log before a checkpoint moves them into
+/// the database file. A page that changes several times between two checkpoints is moved once.
 const CHECKPOINT_PAGES: i32 = 4096;
 
 /// The connection that writes, and the commands that wait for it.
@@ -57,6 +57,7 @@ pub(super) struct Writer {
     is_failing: AtomicBool,
     /// Whether the latest transaction took longer than [`MAX_INLINE_COMMIT`].
     is_slow: AtomicBool,
+    /// Number of pages written to the write-ahead log since the last checkpoint.
     wal_pages: Arc<AtomicI32>,
     cache: Arc<DocumentCache>,
     on_event: EventHandler,
@@ -88,8 +89,12 @@ impl Writer {
         let wal_pages = Arc::new(AtomicI32::new(0));
         let pages = Arc::clone(&wal_pages);
         // Replaces SQLite's own checkpoints, which run within a commit.
-        db.wal_hook(Some(move |_: &mut _, count| {
-            pages.store(count, Ordering::Relaxed);
+        let mut length = 0;
+        db.wal_hook(Some(move |_: &mut _, new_length| {
+            // A log that is shorter than before was started from its beginning.
+            let written = new_length - if new_length < length { 0 } else { length };
+            length = new_length;
+            pages.fetch_add(written, Ordering::Relaxed);
             Ok(())
         }))?;
         let writer = Arc::new(Self {

@@ -251,7 +251,10 @@ async fn hold_of_an_owner_begins_and_ends_on_all_nodes() {
         join_all(nodes).await.contains(&1.0)
     };
     // Each node counts the failures of its own submissions.
+    let mut failed = 0;
     while !is_held().await {
+        failed += 1;
+        assert!(failed < 100, "no hold begins");
         let id = submit(0, "alice").await;
         let is_failed_or_held =
             |job: &Value| job["final"] == true || !job["next_attempt_at"].is_null();

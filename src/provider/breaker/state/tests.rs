@@ -281,6 +281,17 @@ fn failures_that_no_request_can_cause_open_both_circuits() {
 }
 
 #[test]
+fn missing_credit_proves_that_the_key_is_valid() {
+    let mut state = BreakerState::default();
+    suspend(&mut state, AccountVerdict::KeyRejected, 0);
+    assert!(!is_allowed(&state, Query, at(1)));
+    state.is_account_suspect = true;
+    state.on_account_checked(AccountVerdict::NoCredit, at(2));
+    assert!(is_allowed(&state, Query, at(2)));
+    assert!(!is_allowed(&state, Submit, at(2)));
+}
+
+#[test]
 fn valid_key_refutes_auth_errors_only() {
     let mut state = BreakerState {
         account_check: AccountCheck::Key,
