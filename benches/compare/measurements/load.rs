@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::system_calls::Counter;
 use super::{MEASUREMENT_TIMEOUT, Scenario};
 use crate::http_connection::HttpConnection;
+use crate::message::Clock;
 use crate::process::Usage;
 
 /// Connections of the load generator. Each has at most one request in flight.
@@ -21,6 +22,9 @@ const CONNECTIONS: usize = 32;
 pub enum Load {
     /// A fixed number of updates per second, sent on a schedule that does not wait for responses.
     Rate(u32),
+    /// Like `Rate`, but without polling the clock, so that the core is free for other threads. The delay of a timer, up
+    /// to 2 ms, counts as latency.
+    CoarseRate(u32),
     /// Every connection sends its next update when it has the response to the previous one.
     Full,
 }
@@ -99,7 +103,8 @@ impl Scenario {
         let (start, before) = (Instant::now(), self.server.usage()?);
         observations.start_latencies(self.clock);
         let updates = match load {
-            Load::Rate(rate) => self.at_rate(rate, duration).await?,
+            Load::Rate(rate) => self.at_rate(rate, Clock::wait_until, duration).await?,
+            Load::CoarseRate(rate) => self.at_rate(rate, Clock::sleep_until, duration).await?,
             Load::Full => self.as_fast_as_accepted(duration).await?,
         };
         observations
@@ -117,8 +122,14 @@ impl Scenario {
         Ok(outcome)
     }
 
-    /// Sends `rate` updates per second for `duration`. Returns the number of updates.
-    async fn at_rate(&self, rate: u32, duration: Duration) -> anyhow::Result<u64> {
+    /// Sends `rate` updates per second for `duration`, and waits with `wait` until each is due. Returns the number of
+    /// updates.
+    async fn at_rate(
+        &self,
+        rate: u32,
+        wait: impl AsyncFn(Clock, u64),
+        duration: Duration,
+    ) -> anyhow::Result<u64> {
         let connections: Vec<_> = (0..CONNECTIONS)
             .map(|_| Rc::new(Mutex::new(HttpConnection::new(self.server.publish_address))))
             .collect();
@@ -128,7 +139,7 @@ impl Scenario {
         let mut requests = JoinSet::new();
         for (nth, connection) in (0..updates).zip(connections.iter().cycle()) {
             let due = start + nth * interval_nanos;
-            self.clock.wait_until(due).await;
+            wait(self.clock, due).await;
             let (channel, stamp) = self.next(due);
             let request = self.update(channel, stamp)?;
             self.clients.observations.expect(channel, stamp.number);
