@@ -29,7 +29,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use arguments::{Cli, Command};
+
 use error::{UsageError, bind_error};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Time for background tasks to finish after a command.
 const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
