@@ -40,7 +40,8 @@ impl<E: CachedJob> JobCache<E> {
 
     /// Returns the entry of a job, and counts this as a use.
     pub(super) fn get(&mut self, id: &JobId) -> Option<&E> {
-        self.entries.get(id).map(|entry| &*entry)
+        let entry = self.entries.get(id)?;
+        Some(entry)
     }
 
     /// Returns the entry of a job.

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::system_calls::Counter;
-use super::{MEASUREMENT_TIMEOUT, Scenario};
+use super::{Cost, MEASUREMENT_TIMEOUT, Scenario};
 use crate::http_connection::HttpConnection;
 use crate::message::Clock;
 use crate::process::Usage;
@@ -130,9 +130,7 @@ impl Scenario {
         wait: impl AsyncFn(Clock, u64),
         duration: Duration,
     ) -> anyhow::Result<u64> {
-        let connections: Vec<_> = (0..CONNECTIONS)
-            .map(|_| Rc::new(Mutex::new(HttpConnection::new(self.server.publish_address))))
-            .collect();
+        let connections = self.connections();
         let start = self.clock.now();
         let interval_nanos = 1_000_000_000 / u64::from(rate);
         let updates = u64::from(rate) * u64::try_from(duration.as_millis())? / 1000;
@@ -143,16 +141,46 @@ impl Scenario {
             let (channel, stamp) = self.next(due);
             let request = self.update(channel, stamp)?;
             self.clients.observations.expect(channel, stamp.number);
-            let connection = Rc::clone(connection);
-            requests.spawn_local(async move {
-                connection.lock().await.send(&request).await?;
-                anyhow::Ok(())
-            });
+            requests.spawn_local(send(Rc::clone(connection), request));
         }
         while let Some(done) = requests.join_next().await {
             done??;
         }
         Ok(updates)
+    }
+
+    /// Updates all channels at once, repeatedly: each time after every socket has received the previous update. Returns
+    /// the cost per delivery.
+    pub async fn bursts(&self, count: usize) -> anyhow::Result<Cost> {
+        let observations = &self.clients.observations;
+        let connections = self.connections();
+        let (start, before) = (Instant::now(), self.server.cpu()?);
+        let received = observations.received.get();
+        for _ in 0..count {
+            let mut requests = JoinSet::new();
+            for (_, connection) in (0..self.size.channels).zip(connections.iter().cycle()) {
+                requests.spawn_local(send(Rc::clone(connection), self.expected_update()?));
+            }
+            while let Some(done) = requests.join_next().await {
+                done??;
+            }
+            let current = observations.wait_until_current(MEASUREMENT_TIMEOUT).await;
+            current.context("updates of all channels at once")?;
+        }
+        let cpu = self.server.cpu()?.saturating_sub(before);
+        self.clients.verify()?;
+        Ok(Cost::new(
+            cpu,
+            start.elapsed(),
+            observations.received.get() - received,
+        ))
+    }
+
+    fn connections(&self) -> Vec<Rc<Mutex<HttpConnection>>> {
+        let connection = || Rc::new(Mutex::new(HttpConnection::new(self.server.publish_address)));
+        std::iter::repeat_with(connection)
+            .take(CONNECTIONS)
+            .collect()
     }
 
     /// Sends updates on all connections for `duration`, as fast as the server responds. Returns their number.
@@ -169,4 +197,10 @@ impl Scenario {
         futures_util::future::try_join_all((0..CONNECTIONS).map(|_| sender())).await?;
         Ok(self.number.get() - first)
     }
+}
+
+/// Sends a request when the connection has the responses to the previous ones.
+async fn send(connection: Rc<Mutex<HttpConnection>>, request: Vec<u8>) -> anyhow::Result<()> {
+    connection.lock().await.send(&request).await?;
+    Ok(())
 }
