@@ -40,6 +40,7 @@ use crate::admission::AdmissionControl;
 use crate::background::change_feed::ChangeFeed;
 use crate::cancellation::{CancelService, CancelsInProgress};
 use crate::config::{Config, ConfigError, TlsFiles};
+use crate::destinations::Destinations;
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
@@ -181,6 +182,7 @@ impl Server {
         let tracker = Arc::new(Tracker::new(
             Arc::clone(&store),
             Arc::clone(&providers),
+            Arc::new(Destinations::default()),
             links.clone(),
             Arc::clone(&metrics),
             wakeups.clone(),

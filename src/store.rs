@@ -8,6 +8,7 @@ mod budgets;
 mod changes;
 mod codec;
 mod jobs;
+mod outbox;
 mod queues;
 pub mod redis;
 pub mod sqlite;
@@ -26,6 +27,10 @@ pub use self::jobs::{
     BUFFERED_UPDATE_TTL, BufferOutcome, CommitJob, CommitOutcome, CreateJob, CreateOutcome,
     IdempotencyKey, JobStore, ListQuery, MAX_BUFFERED_BYTES, MAX_BUFFERED_TASKS,
     MAX_BUFFERED_UPDATES, RecentJob, Revision,
+};
+pub use self::outbox::{
+    DeliveryCursor, DeliveryQuery, DeliveryStateFilter, Outbox, StoredDestination,
+    WAITING_RETENTION,
 };
 pub use self::queues::{CLAIM_LEASE, Queue, Schedule, WorkQueues};
 use crate::config::StoreConfig;

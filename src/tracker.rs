@@ -12,6 +12,7 @@ mod wakeup;
 
 use std::sync::Arc;
 
+use crate::destinations::Destinations;
 use crate::job::{Job, JobId, Source, StatusReport, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
@@ -34,6 +35,7 @@ const MAX_CAS_ATTEMPTS: usize = 64;
 pub struct Tracker {
     store: Arc<dyn Store>,
     providers: Arc<Providers>,
+    destinations: Arc<Destinations>,
     links: Links,
     metrics: Arc<Metrics>,
     wakeups: WorkerWakeups,
@@ -69,11 +71,13 @@ pub enum Error {
 }
 
 impl Tracker {
-    /// Creates a tracker. The poll policies of `providers` determine the schedules of jobs.
+    /// Creates a tracker. The poll policies of `providers` determine the schedules of jobs, and
+    /// `destinations` the deliveries.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         providers: Arc<Providers>,
+        destinations: Arc<Destinations>,
         links: Links,
         metrics: Arc<Metrics>,
         wakeups: WorkerWakeups,
@@ -81,6 +85,7 @@ impl Tracker {
         Self {
             store,
             providers,
+            destinations,
             links,
             metrics,
             wakeups,
@@ -107,6 +112,7 @@ impl Tracker {
                 idempotency: idempotency.clone(),
                 applied_buffered: buffered,
                 budget_entries: entries.clone(),
+                deliveries: self.destinations.deliveries(&job, true),
             };
             let created = self.store.create(create).await?;
             if created == CreateOutcome::Created
@@ -221,6 +227,7 @@ impl Tracker {
                     .flatten()
                     .chain(settlement::leave_queue(&job, &next))
                     .collect(),
+                deliveries: self.destinations.deliveries(&next, false),
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => {

@@ -8,9 +8,9 @@ use regex_lite::Regex;
 const LAYERS: [&[&str]; 10] = [
     &["time", "rate_limit"],
     &["job"],
-    &["protocol", "telemetry"],
+    &["protocol", "telemetry", "outbox"],
     &["config", "links"],
-    &["hub", "store", "provider"],
+    &["hub", "store", "provider", "destinations"],
     &["tracker", "admission"],
     &["cancellation"],
     &["background"],

@@ -356,6 +356,7 @@ pub(crate) fn creation(
         idempotency,
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),
+        deliveries: Vec::new(),
     }
 }
 
@@ -367,6 +368,7 @@ pub(crate) fn commit_job(next: &Job, schedule: Schedule, applied: Vec<Update>) -
         schedule,
         applied_buffered: applied,
         budget_entries: Vec::new(),
+        deliveries: Vec::new(),
     }
 }
 

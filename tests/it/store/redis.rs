@@ -114,6 +114,7 @@ async fn write(server: &RedisServer, words: &[&str]) {
 fn charged(amount: i64) -> CreateJob {
     CreateJob {
         budget_entries: vec![entry("ada", amount)],
+        deliveries: Vec::new(),
         ..creation(job_of("ada"), Schedule::default(), None)
     }
 }
