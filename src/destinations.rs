@@ -1,72 +1,48 @@
 //! Destinations outside the hub that are told about jobs: webhook endpoints, e-mail and the archive.
 
+pub mod template;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
 use wildmatch::WildMatch;
 
-use crate::job::{Job, Status};
-use crate::outbox::{Delivery, NewDelivery};
+use crate::job::{BudgetWindow, Job};
+use crate::outbox::{Delivery, Event, NewDelivery};
 
-/// What happened to a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The job was created.
-    Created,
-    /// The job has a new version that is not final.
-    Updated,
-    /// The job succeeded.
-    Succeeded,
-    /// The job failed.
-    Failed,
-    /// The job was cancelled.
-    Cancelled,
-}
-
-impl Event {
-    /// Every event.
-    pub const ALL: [Self; 5] = [
-        Self::Created,
-        Self::Updated,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Cancelled,
-    ];
-
-    /// Returns the event of a new version. `is_new` tells whether it is the job's first.
-    #[must_use]
-    pub fn of(job: &Job, is_new: bool) -> Self {
-        match job.status {
-            Status::Succeeded => Self::Succeeded,
-            Status::Failed => Self::Failed,
-            Status::Cancelled => Self::Cancelled,
-            Status::Accepted | Status::Queued | Status::Running if is_new => Self::Created,
-            Status::Accepted | Status::Queued | Status::Running => Self::Updated,
-        }
-    }
-
-    /// Returns the name in the configuration and in deliveries.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "job.created",
-            Self::Updated => "job.updated",
-            Self::Succeeded => "job.succeeded",
-            Self::Failed => "job.failed",
-            Self::Cancelled => "job.cancelled",
-        }
-    }
-}
-
-/// Performs the deliveries to one destination.
+/// Selects and performs the deliveries to one destination.
 #[async_trait]
 pub trait Channel: Send + Sync + 'static {
+    /// Returns the deliveries that follow from a new version of a job. `event` is the event of the
+    /// version.
+    fn deliveries(&self, job: &Job, event: Event) -> Vec<NewDelivery>;
+
+    /// Returns the quota that a delivery uses up before its first attempt, if there is one.
+    fn quota(&self, _delivery: &Delivery) -> Option<Quota> {
+        None
+    }
+
     /// Returns the maximum number of attempts at the same time.
     fn max_in_flight(&self) -> usize;
 
     /// Performs one attempt. Its duration is bounded.
     async fn deliver(&self, delivery: &Delivery) -> Outcome;
+
+    /// Checks whether the destination accepts deliveries, by sending it a test. Returns `None` if
+    /// that is not possible without a job. The duration is bounded.
+    async fn test(&self) -> Option<Outcome>;
+}
+
+/// A limit on the number of deliveries in a window of time. A delivery beyond it is rejected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// The setting that limits the number.
+    pub setting: &'static str,
+    /// The window in which deliveries are counted.
+    pub window: BudgetWindow,
+    /// Maximum number of deliveries in the window.
+    pub limit: usize,
 }
 
 /// The result of an attempt.

@@ -40,6 +40,7 @@
 //! `docs/explanation/architecture.md` describes each module.
 
 pub mod rate_limit; // units per time and client
+pub mod template; // MiniJinja with a limit of steps
 pub mod time; // timestamps and deterministic jitter
 
 pub mod job; // the document, its updates and the transition rules

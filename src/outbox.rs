@@ -3,6 +3,8 @@
 //! A delivery is written to the store in the same step as the version that causes it. A destination
 //! has at most one waiting webhook or e-mail per job, which is always the newest.
 
+mod event;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use serde_json::Value;
 
 use crate::job::{Job, JobId};
 use crate::time::Time;
+
+pub use event::Event;
 
 /// Maximum number of attempts that [`Progress::attempts`] describes. Older ones are dropped.
 pub const MAX_LOGGED_ATTEMPTS: usize = 16;
