@@ -3,6 +3,7 @@
 //! A [`Channel`] selects the deliveries to its destination and performs them. When they are performed
 //! is decided by `background::delivery`.
 
+pub mod template;
 mod webhook;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 use wildmatch::WildMatch;
 
 use crate::config::{Config, ConfigError};
-use crate::job::Job;
+use crate::job::{BudgetWindow, Job};
 use crate::outbox::{Delivery, NewDelivery};
 use crate::telemetry::{AttemptOutcome, DestinationKind};
 
@@ -29,6 +30,11 @@ pub trait Channel: Send + Sync + 'static {
     /// version.
     fn deliveries(&self, job: &Job, event: Event) -> Vec<NewDelivery>;
 
+    /// Returns the quota that a delivery uses up before its first attempt, if there is one.
+    fn quota(&self, _delivery: &Delivery) -> Option<Quota> {
+        None
+    }
+
     /// Returns the maximum number of attempts at the same time.
     fn max_in_flight(&self) -> usize;
 
@@ -38,6 +44,17 @@ pub trait Channel: Send + Sync + 'static {
     /// Checks whether the destination accepts deliveries, by sending it a test. Returns `None` if
     /// that is not possible without a job. The duration is bounded.
     async fn test(&self) -> Option<Outcome>;
+}
+
+/// A limit on the number of deliveries in a window of time. A delivery beyond it is rejected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// The setting that limits the number.
+    pub setting: &'static str,
+    /// The window in which deliveries are counted.
+    pub window: BudgetWindow,
+    /// Maximum number of deliveries in the window.
+    pub limit: usize,
 }
 
 /// The result of an attempt.

@@ -16,6 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use url::Url;
 
+use super::template::{Kind, Template};
 use super::{Channel, Destination, Event, Outcome, Route, Verdict};
 use crate::config::{Config, ConfigError, WebhookConfig, WebhookDefaults};
 use crate::egress::{AddressPolicy, HostAndPort, masked};
@@ -159,6 +160,8 @@ struct Endpoint {
     name: String,
     url: Url,
     route: Route,
+    /// The body, if it is not that of Standard Webhooks.
+    body: Option<Template>,
     sender: Sender,
 }
 
@@ -183,16 +186,35 @@ impl Endpoint {
             value.set_sensitive(true);
             headers.insert(name, value);
         }
+        let kind = template_kind(&headers);
+        let body = settings.body.as_deref();
+        let body = body.map(|source| Template::parse(source, kind)).transpose();
         Ok(Self {
             name: name.to_owned(),
             url,
             route: Route::new(&settings.events, &settings.owners),
+            body: body.map_err(|problem| error("body", &problem.to_string()))?,
             sender: Sender {
                 client,
                 secrets: signing_secrets(settings.secrets.iter()).into(),
                 headers,
             },
         })
+    }
+}
+
+/// Returns the format of a templated body: JSON, unless the operator sets another content type.
+fn template_kind(headers: &HeaderMap) -> Kind {
+    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let is_json = |value: &[u8]| {
+        value
+            .windows(4)
+            .any(|part| part.eq_ignore_ascii_case(b"json"))
+    };
+    if content_type.is_none_or(is_json) {
+        Kind::Json
+    } else {
+        Kind::Text
     }
 }
 
@@ -215,10 +237,17 @@ impl Channel for Endpoint {
     }
 
     async fn deliver(&self, delivery: &Delivery) -> Outcome {
-        let id = delivery.id.to_string();
-        self.sender
-            .send(&self.url, &id, message::body(delivery))
-            .await
+        let body = match &self.body {
+            Some(template) => template.render(&delivery.document, &delivery.id.event),
+            None => Ok(message::body(delivery)),
+        };
+        match body {
+            Ok(body) => {
+                let id = delivery.id.to_string();
+                self.sender.send(&self.url, &id, body).await
+            }
+            Err(error) => rejected(format!("body: {error}")),
+        }
     }
 
     async fn test(&self) -> Option<Outcome> {
