@@ -32,7 +32,9 @@ fn main() {
     for _ in 0..RUNS {
         let elapsed = runtime.block_on(run()).as_secs_f64();
         let rate = DELIVERIES as f64 / elapsed;
-        let text = format!("{DELIVERIES} deliveries to {ENDPOINTS} endpoints: {elapsed:.2} s, {rate:.0}/s");
+        let text = format!(
+            "{DELIVERIES} deliveries to {ENDPOINTS} endpoints: {elapsed:.2} s, {rate:.0}/s"
+        );
         writeln!(out, "{text}").unwrap();
     }
 }
@@ -48,8 +50,14 @@ async fn run() -> Duration {
             "store.url".to_owned(),
             format!("sqlite://{}/hub.db", folder.path().display()),
         ),
-        ("limits.requests_per_second".to_owned(), "1000000".to_owned()),
-        ("webhook_defaults.allow".to_owned(), "127.0.0.0/8".to_owned()),
+        (
+            "limits.requests_per_second".to_owned(),
+            "1000000".to_owned(),
+        ),
+        (
+            "webhook_defaults.allow".to_owned(),
+            "127.0.0.0/8".to_owned(),
+        ),
     ];
     for n in 0..ENDPOINTS {
         let url = start_endpoint(Arc::clone(&received)).await;
@@ -84,7 +92,11 @@ async fn run() -> Duration {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let elapsed = started.elapsed();
-    assert_eq!(received.load(Ordering::Relaxed), DELIVERIES, "no repetition");
+    assert_eq!(
+        received.load(Ordering::Relaxed),
+        DELIVERIES,
+        "no repetition"
+    );
     stop.cancel();
     running.await.unwrap().unwrap();
     elapsed
@@ -165,7 +177,12 @@ fn request_length(buffer: &[u8]) -> Option<usize> {
         .headers
         .iter()
         .find(|header| header.name.eq_ignore_ascii_case("content-length"))
-        .and_then(|header| std::str::from_utf8(header.value).ok()?.parse::<usize>().ok())
+        .and_then(|header| {
+            std::str::from_utf8(header.value)
+                .ok()?
+                .parse::<usize>()
+                .ok()
+        })
         .unwrap_or(0);
     (buffer.len() >= head + body).then_some(head + body)
 }

@@ -302,7 +302,9 @@ fn every_label_value_is_documented() {
         Limit::ALL.map(Limit::as_str).to_vec(),
         DestinationKind::ALL.map(DestinationKind::as_str).to_vec(),
         AttemptOutcome::ALL.map(AttemptOutcome::as_str).to_vec(),
-        DestinationStatus::ALL.map(DestinationStatus::as_str).to_vec(),
+        DestinationStatus::ALL
+            .map(DestinationStatus::as_str)
+            .to_vec(),
     ];
     for value in values.concat() {
         assert!(

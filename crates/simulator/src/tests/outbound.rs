@@ -70,13 +70,25 @@ async fn receiver_verifies_signature_and_timestamp() {
     let forged = SigningKeys::forged().unwrap();
     for response in [
         endpoint.send_signed_by(&forged, "/receiver", now).await,
-        endpoint.send_signed_by(&endpoint.keys, "/receiver", now - 600).await,
-        in_time(endpoint.client.post(format!("{}/receiver", endpoint.url)).send()).await.unwrap(),
+        endpoint
+            .send_signed_by(&endpoint.keys, "/receiver", now - 600)
+            .await,
+        in_time(
+            endpoint
+                .client
+                .post(format!("{}/receiver", endpoint.url))
+                .send(),
+        )
+        .await
+        .unwrap(),
     ] {
         assert_eq!(response.status(), 401);
     }
     let received = endpoint.received().await;
-    let verified: Vec<&Value> = received.iter().map(|webhook| &webhook["verified"]).collect();
+    let verified: Vec<&Value> = received
+        .iter()
+        .map(|webhook| &webhook["verified"])
+        .collect();
     assert_eq!(verified, [true, false, false, false]);
     assert_eq!(received[0]["id"], "job_1.2.job-succeeded.app");
     assert_eq!(received[0]["body"], json!({ "type": "job.succeeded" }));
