@@ -39,17 +39,21 @@
 //! In reading order. A module imports only from the groups above its own; `tests/docs.rs` checks this.
 //! `docs/explanation/architecture.md` describes each module.
 
+pub mod egress; // outgoing HTTP: clients and the addresses they may reach
 pub mod rate_limit; // units per time and client
+pub mod template; // MiniJinja with a limit of steps
 pub mod time; // timestamps and deterministic jitter
 
 pub mod job; // the document, its updates and the transition rules
 
+pub mod outbox; // deliveries to destinations outside the hub
 pub mod protocol; // messages, frames and close codes
 pub mod telemetry; // logs and metrics
 
 pub mod config; // settings: read, validated, printed
 pub mod links; // callback and output URLs
 
+pub mod destinations; // webhook endpoints, e-mail and the archive of outputs
 pub mod hub; // fan-out from one change to every connection
 pub mod provider; // provider definitions, requests, circuit breaker, webhooks
 pub mod store; // job storage: SQLite and Redis

@@ -12,6 +12,7 @@ mod wakeup;
 
 use std::sync::Arc;
 
+use crate::destinations::Destinations;
 use crate::job::{Job, JobId, Source, StatusReport, Update};
 use crate::links::Links;
 use crate::provider::{Provider, Providers};
@@ -34,6 +35,7 @@ const MAX_CAS_ATTEMPTS: usize = 64;
 pub struct Tracker {
     store: Arc<dyn Store>,
     providers: Arc<Providers>,
+    destinations: Arc<Destinations>,
     links: Links,
     metrics: Arc<Metrics>,
     wakeups: WorkerWakeups,
@@ -69,11 +71,13 @@ pub enum Error {
 }
 
 impl Tracker {
-    /// Creates a tracker. The poll policies of `providers` determine the schedules of jobs.
+    /// Creates a tracker. The poll policies of `providers` determine the schedules of jobs, and
+    /// `destinations` the deliveries.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         providers: Arc<Providers>,
+        destinations: Arc<Destinations>,
         links: Links,
         metrics: Arc<Metrics>,
         wakeups: WorkerWakeups,
@@ -81,6 +85,7 @@ impl Tracker {
         Self {
             store,
             providers,
+            destinations,
             links,
             metrics,
             wakeups,
@@ -101,12 +106,14 @@ impl Tracker {
     ) -> Result<(CreateOutcome, Arc<Job>), Error> {
         for _ in 0..MAX_CAS_ATTEMPTS {
             let (job, schedule, buffered) = self.apply_buffered_updates(job.clone()).await?;
+            let deliveries = self.destinations.deliveries(&job, true);
             let create = CreateJob {
                 job: Arc::clone(&job),
                 schedule,
                 idempotency: idempotency.clone(),
                 applied_buffered: buffered,
                 budget_entries: entries.clone(),
+                deliveries: deliveries.clone(),
             };
             let created = self.store.create(create).await?;
             if created == CreateOutcome::Created
@@ -117,6 +124,7 @@ impl Tracker {
             }
             if created != CreateOutcome::Conflict {
                 self.wakeups.notify_for(&schedule, &job);
+                self.destinations.notify(&deliveries);
                 return Ok((created, job));
             }
         }
@@ -209,6 +217,7 @@ impl Tracker {
             };
             let settlement = settlement::settle(&job, &next);
             let spent_micros = settlement.as_ref().map(|it| it.spent_micros);
+            let deliveries = self.destinations.deliveries(&next, false);
             let commit = CommitJob {
                 job: Arc::clone(&next),
                 expected_version: job.version,
@@ -221,6 +230,7 @@ impl Tracker {
                     .flatten()
                     .chain(settlement::leave_queue(&job, &next))
                     .collect(),
+                deliveries: deliveries.clone(),
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => {
@@ -230,6 +240,7 @@ impl Tracker {
                     }
                     log_update(&next);
                     self.wakeups.notify_for(&schedule, &next);
+                    self.destinations.notify(&deliveries);
                     return Ok(UpdateOutcome {
                         job: next,
                         applied: true,

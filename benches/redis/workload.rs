@@ -74,6 +74,7 @@ pub async fn create(store: &dyn Store, owner: &str) -> Job {
         idempotency: None,
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),
+        deliveries: Vec::new(),
     };
     assert_eq!(store.create(create).await.unwrap(), CreateOutcome::Created);
     job
@@ -96,6 +97,7 @@ pub async fn commit_next(store: &dyn Store, job: &mut Job) {
         schedule: schedule(),
         applied_buffered: Vec::new(),
         budget_entries: Vec::new(),
+        deliveries: Vec::new(),
     };
     assert_eq!(
         store.commit(commit).await.unwrap(),

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 
 use super::{BudgetEntry, Error, Schedule};
 use crate::job::{Job, JobId, Status, Update};
+use crate::outbox::NewDelivery;
 use crate::time::Time;
 
 /// Maximum number of updates buffered for one task. Further updates replace the oldest.
@@ -49,6 +50,8 @@ pub struct CreateJob {
     pub applied_buffered: Vec<Update>,
     /// Charges that apply if the job is created.
     pub budget_entries: Vec<BudgetEntry>,
+    /// Deliveries that are added to the outbox if the job is created.
+    pub deliveries: Vec<NewDelivery>,
 }
 
 /// The result of [`JobStore::create`].
@@ -92,6 +95,8 @@ pub struct CommitJob {
     pub applied_buffered: Vec<Update>,
     /// Charges that apply with this commit. Their limits are ignored.
     pub budget_entries: Vec<BudgetEntry>,
+    /// Deliveries that this commit adds to the outbox.
+    pub deliveries: Vec<NewDelivery>,
 }
 
 /// Identifies one write of a job.

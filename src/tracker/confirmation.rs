@@ -161,6 +161,7 @@ impl Tracker {
             expected_revision: None,
             applied_buffered: Vec::new(),
             budget_entries: Vec::new(),
+            deliveries: Vec::new(),
         }
     }
 

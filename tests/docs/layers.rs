@@ -6,11 +6,11 @@ use regex_lite::Regex;
 
 /// The modules, lowest layer first.
 const LAYERS: [&[&str]; 10] = [
-    &["time", "rate_limit"],
+    &["time", "rate_limit", "egress", "template"],
     &["job"],
-    &["protocol", "telemetry"],
+    &["protocol", "telemetry", "outbox"],
     &["config", "links"],
-    &["hub", "store", "provider"],
+    &["hub", "store", "provider", "destinations"],
     &["tracker", "admission"],
     &["cancellation"],
     &["background"],

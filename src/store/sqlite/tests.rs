@@ -146,6 +146,7 @@ impl Model {
                     idempotency: None,
                     applied_buffered: Vec::new(),
                     budget_entries: Vec::new(),
+                    deliveries: Vec::new(),
                 };
                 let created = self.store.create(create).await;
                 (created.ok()? == CreateOutcome::Created).then_some(job)
@@ -168,6 +169,7 @@ impl Model {
                     expected_revision: None,
                     applied_buffered: Vec::new(),
                     budget_entries: Vec::new(),
+                    deliveries: Vec::new(),
                 };
                 let committed = self.store.commit(commit).await;
                 assert!(!(is_stale && matches!(committed, Ok(CommitOutcome::Committed))));

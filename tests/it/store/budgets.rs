@@ -41,6 +41,7 @@ async fn charge(fixture: &StoreFixture, job: &Job, entries: &[BudgetEntry]) -> C
 fn settlement(next: &Job, entries: &[BudgetEntry]) -> CommitJob {
     CommitJob {
         budget_entries: entries.to_vec(),
+        deliveries: Vec::new(),
         ..commit_job(next, Schedule::default(), Vec::new())
     }
 }

@@ -91,6 +91,7 @@ pub(crate) async fn internal_state_is_stored_with_the_document(fixture: StoreFix
             },
             amount: 1,
         }],
+        webhook_url: "https://app.example.com/hook".parse().ok(),
     });
     fixture.commit(&newer).await;
     let read = fixture.get(&job.id).await.unwrap();
