@@ -15,6 +15,7 @@ mod parse;
 mod reader;
 mod sections;
 mod setting;
+mod smtp;
 #[cfg(test)]
 mod tests;
 
@@ -24,10 +25,11 @@ use std::path::Path;
 pub(crate) use parse::is_redis_credential;
 pub use progress_hub_auth::jwt::AuthConfig;
 pub use sections::{
-    Budgets, CallbackConfig, Defaults, ForwardedHeader, Limits, Price, ProviderConfig,
+    Budgets, CallbackConfig, Defaults, EmailConfig, ForwardedHeader, Limits, Price, ProviderConfig,
     ServerConfig, SocketConfig, StoreConfig, Tier, TlsFiles,
 };
 pub use setting::Setting;
+pub use smtp::{Encryption, MailServer};
 
 use layers::Layers;
 use reader::Reader;
@@ -52,6 +54,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[budgets]`: limits of what submitted jobs may cost.
     pub budgets: Budgets,
+    /// `[email]`: mails about jobs.
+    pub email: EmailConfig,
     /// `[providers.<name>]`: provider accounts by name, which appears in webhook URLs and in
     /// `job.provider`.
     pub providers: BTreeMap<String, ProviderConfig>,
@@ -149,6 +153,7 @@ impl Config {
             defaults: reader.section("defaults"),
             limits: reader.section("limits"),
             budgets: reader.section("budgets"),
+            email: reader.section("email"),
             providers: reader
                 .names_in("providers")
                 .into_iter()
@@ -163,7 +168,7 @@ impl Config {
 
     /// Returns the settings by section.
     fn sections(&self) -> Vec<(String, Vec<Setting>)> {
-        let sections: [(&str, &dyn Section); 8] = [
+        let sections: [(&str, &dyn Section); 9] = [
             ("server", &self.server),
             ("auth", &self.auth),
             ("store", &self.store),
@@ -172,6 +177,7 @@ impl Config {
             ("defaults", &self.defaults),
             ("limits", &self.limits),
             ("budgets", &self.budgets),
+            ("email", &self.email),
         ];
         let providers = self
             .providers

@@ -1,5 +1,6 @@
 //! Destinations outside the hub that are told about jobs: webhook endpoints, e-mail and the archive.
 
+pub mod email;
 pub mod template;
 
 use std::time::Duration;

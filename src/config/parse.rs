@@ -10,6 +10,7 @@ use toml::Value;
 use url::{Host, Url};
 
 use super::{ForwardedHeader, Tier};
+use crate::outbox::Event;
 
 type Parsed<T> = Result<T, &'static str>;
 
@@ -109,6 +110,30 @@ fn secure(url: Url) -> Parsed<Url> {
         Ok(url)
     } else {
         Err("must be https, or http on loopback")
+    }
+}
+
+/// Parses the name of an event.
+pub(super) fn event(text: &str) -> Parsed<Event> {
+    let mut events = Event::ALL.into_iter();
+    events
+        .find(|event| event.as_str() == text)
+        .ok_or("must be job.created, job.updated, job.succeeded, job.failed or job.cancelled")
+}
+
+/// Parses the name of an event that a job has only once.
+pub(super) fn mail_event(text: &str) -> Parsed<Event> {
+    match event(text) {
+        Ok(event) if event != Event::Updated => Ok(event),
+        Ok(_) | Err(_) => Err("must be job.created, job.succeeded, job.failed or job.cancelled"),
+    }
+}
+
+/// Parses the domain of mail addresses into lower case.
+pub(super) fn domain(text: &str) -> Parsed<String> {
+    match Host::parse(text) {
+        Ok(Host::Domain(domain)) if !domain.ends_with('.') => Ok(domain),
+        Ok(_) | Err(_) => Err("must be a domain, such as example.com"),
     }
 }
 

@@ -47,6 +47,9 @@ pub struct VideoRequest {
     /// Arbitrary data that is copied to the job document.
     #[serde(default)]
     pub metadata: Map<String, Value>,
+    /// Mail address of the owner. It is not part of the stored request.
+    #[serde(default, skip_serializing)]
+    pub owner_email: Option<String>,
 }
 
 /// A preset for the platform on which the video is published.

@@ -10,7 +10,9 @@ use progress_hub::provider::HttpClient;
 use progress_hub::server;
 use progress_hub::telemetry::LogFormat;
 
+use crate::deliveries::DeliveriesArgs;
 use crate::demo::DemoArgs;
+use crate::destinations::DestinationsArgs;
 use crate::error::UsageError;
 use crate::load::{self, LoadArgs};
 use crate::simulator::SimulatorArgs;
@@ -68,6 +70,10 @@ pub(crate) enum Command {
     /// Reads server.bind from the same configuration as serve, and requests /v1/health/live. The
     /// exit code is 0 if the hub is healthy and 1 if it is not.
     Health(ConfigArgs),
+    /// List, show and repeat the deliveries of a running hub: webhooks, mails and archive copies
+    Deliveries(DeliveriesArgs),
+    /// List, test, enable and disable the destinations of a running hub
+    Destinations(DestinationsArgs),
     /// Load-test a hub and verify correctness
     ///
     /// Starts a hub with an embedded store for the run, or connects to the one at --url. The

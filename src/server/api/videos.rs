@@ -11,7 +11,9 @@ use crate::links::Links;
 use crate::provider::Providers;
 use crate::server::caller::Caller;
 use crate::server::error::Problem;
-use crate::server::request::{JsonBody, find_provider, idempotency, validate_metadata};
+use crate::server::request::{
+    JsonBody, find_provider, idempotency, owner_email, validate_metadata,
+};
 use crate::store::{CreateOutcome, Store};
 use crate::time::Time;
 use crate::tracker::Tracker;
@@ -36,8 +38,9 @@ pub async fn submit(
         return Err(Problem::forbidden("jobs:write"));
     }
     let idempotency = idempotency(&request, &caller, &body)?;
-    let video = body.value;
+    let mut video = body.value;
     validate_metadata(&video.metadata)?;
+    let owner_email = owner_email(&caller, caller.subject(), video.owner_email.take())?;
     let provider = match video.provider.as_ref().or(defaults.provider.as_ref()) {
         Some(name) => find_provider(&providers, name)?,
         None => providers.single().ok_or_else(|| {
@@ -55,6 +58,7 @@ pub async fn submit(
         job,
         budget_entries,
     } = admission.admit(caller.subject(), provider, video, now)?;
+    let job = job.with_owner_email(owner_email);
     let entries = budget_entries.entries();
     let (outcome, job) = tracker.create(job, idempotency, entries).await?;
     if let CreateOutcome::LimitExceeded { window } = &outcome {

@@ -19,7 +19,8 @@ use crate::provider::Providers;
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
 use crate::server::request::{
-    JsonBody, find_provider, idempotency, is_web_url, validate_metadata, validate_owner,
+    JsonBody, find_provider, idempotency, is_web_url, owner_email, validate_metadata,
+    validate_owner,
 };
 use crate::server::router::Segment;
 use crate::time::Time;
@@ -35,6 +36,7 @@ pub struct Registration {
     #[serde(default)]
     metadata: Map<String, Value>,
     deadline_seconds: Option<f64>,
+    owner_email: Option<String>,
 }
 
 /// `POST /v1/jobs`: registers a worker's job, or a job that another program submitted to a provider.
@@ -54,6 +56,7 @@ pub async fn register(
     let new = body.value;
     validate_owner("owner", &new.owner)?;
     validate_metadata(&new.metadata)?;
+    let owner_email = owner_email(&caller, &new.owner, new.owner_email)?;
     let model = new.model.as_deref().unwrap_or_default();
     require(model.len() <= MAX_MODEL_BYTES, || {
         format!("model must have at most {MAX_MODEL_BYTES} bytes")
@@ -98,6 +101,7 @@ pub async fn register(
         },
         Time::now(),
     );
+    let job = job.with_owner_email(owner_email);
     let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
     create_response(&links, &caller, outcome, job, StatusCode::CREATED)
 }
